@@ -1,0 +1,92 @@
+"""Structured key=value lines on stderr, one event per line, friendly to the journal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+_QUOTE = frozenset(' "=\\')
+_PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+
+def field(value: object) -> str:
+    """One value as it stands in a log line: quoted only where it must be, never with a line break."""
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    if text and not any(c in _QUOTE or not c.isprintable() for c in text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in escaped) + '"'
+
+
+class EventLogger:
+    """Writes events: a name and its fields. ``bind`` adds fields to every event of the copy."""
+
+    def __init__(self, logger: logging.Logger, bound: dict[str, object] | None = None) -> None:
+        self._logger = logger
+        self._bound = bound or {}
+
+    def bind(self, **fields: object) -> EventLogger:
+        return EventLogger(self._logger, {**self._bound, **fields})
+
+    def _write(self, level: int, event: str, fields: dict[str, object], *, trace: bool = False) -> None:
+        if self._logger.isEnabledFor(level):
+            pairs = (f"{key}={field(value)}" for key, value in {**self._bound, **fields}.items())
+            self._logger.log(level, "%s", " ".join([f"event={field(event)}", *pairs]), exc_info=trace)
+
+    def debug(self, event: str, **fields: object) -> None:
+        self._write(logging.DEBUG, event, fields)
+
+    def info(self, event: str, **fields: object) -> None:
+        self._write(logging.INFO, event, fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        self._write(logging.WARNING, event, fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        self._write(logging.ERROR, event, fields)
+
+    def exception(self, event: str, **fields: object) -> None:
+        """An error with the traceback of the exception being handled."""
+        self._write(logging.ERROR, event, fields, trace=True)
+
+
+class _Formatter(logging.Formatter):
+    """``time=… level=… logger=… event=… key=value``; under systemd the journal's own priority prefix."""
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        message = record.getMessage()
+        if record.exc_info:
+            trace = self.formatException(record.exc_info)
+            message += " trace=" + field(trace)
+        if not message.startswith("event="):
+            message = "event=message text=" + field(message)
+        name = record.name.removeprefix("obatchd.")
+        if self._journal:
+            return f"<{_PRIORITY.get(record.levelname, 6)}>level={record.levelname.lower()} logger={name} {message}"
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        return f"time={stamp}.{int(record.msecs):03d}Z level={record.levelname.lower()} logger={name} {message}"
+
+
+def get(name: str) -> EventLogger:
+    """The event logger of a module; pass ``__name__``."""
+    return EventLogger(logging.getLogger(name))
+
+
+def configure(level: str, *, journal: bool = False) -> None:
+    """Send every event to stderr.
+
+    Args:
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+        journal: stderr is the systemd journal, which stamps the time itself.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter(journal=journal))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("obatchd").setLevel(level.upper())

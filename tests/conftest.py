@@ -1,0 +1,45 @@
+"""Fixtures of all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon_support import Daemon
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("root"):
+                item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture
+def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
+    """Makes daemons that are not started yet: ``make_daemon(config, simulator=…)``; see :class:`Daemon`."""
+    made: list[Daemon] = []
+
+    def make(config: dict[str, Any] | str | None = None, **arguments: Any) -> Daemon:
+        made.append(Daemon(tmp_path / f"d{len(made)}", config, **arguments))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        daemon.clean()
+    for daemon in made:
+        defects = [line for line in daemon.log().splitlines() if "Traceback" in line or "was never" in line]
+        assert not defects, "the daemon logged a defect:\n" + "\n".join(defects)
+
+
+@pytest.fixture
+def daemon(make_daemon: Callable[..., Daemon]) -> Callable[..., Daemon]:
+    """Starts daemons with every server READY."""
+
+    def start(config: dict[str, Any] | str | None = None, **arguments: Any) -> Daemon:
+        return make_daemon(config, **arguments).start().ready()
+
+    return start
