@@ -1,0 +1,1 @@
+"""Stand-ins for Ollama servers and GPUs, shared by demo, tests and benchmarks."""

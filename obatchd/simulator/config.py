@@ -1,0 +1,170 @@
+"""How the stand-in server behaves, and which faults it has.
+
+The file named by ``OBATCHD_SIMULATOR_CONFIG`` (JSON or TOML) comes first, the JSON text in ``OBATCHD_SIMULATOR``
+overrides it key by key. ``POST /simulator/faults`` replaces the faults of a running server.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from obatchd.errors import ConfigError
+
+VERSION = "0.24.0-simulated"
+
+FaultKind = Literal[
+    "crash",  # serve ends as by a Go panic; its runner stays
+    "runner_crash",  # the runner is killed: everything in flight fails together
+    "load_failure",  # the runner ends while it loads the model
+    "hang",  # no more tokens: for `seconds`, or for ever with the slot kept even when the client goes away
+    "status",  # answers `status` with the error `message`
+    "busy",  # 503, as if too many requests waited for a load
+    "slow",  # takes `factor` times as long
+    "cut",  # the stream ends without its last line
+    "not_done",  # the last line says done:false and has no reason
+    "no_reason",  # the last line is done without a reason
+    "empty",  # no text at all, done_reason length
+    "leak",  # the slot is never free again, although the answer is whole
+    "cpu",  # the model is loaded beside the VRAM and answers `factor` times as slowly
+]
+
+
+class Fault(msgspec.Struct, forbid_unknown_fields=True):
+    """One fault and when it strikes. Every condition that is given must hold.
+
+    Requests are counted from 1, per fault, among those that match ``marker`` and ``model``; loads are counted for
+    ``load_failure`` and ``cpu``.
+    """
+
+    kind: FaultKind
+    marker: str | None = None  # only prompts that contain this text
+    model: str | None = None  # only requests for this model
+    at: int | None = None  # only the at-th matching request
+    every: int | None = None  # every k-th matching request
+    probability: float | None = None
+    count: int | None = None  # at most this often
+    after_tokens: int = 0  # tokens of the answer sent before it strikes
+    seconds: float | None = None
+    factor: float = 10.0
+    status: int = 500
+    message: str = "simulated fault"
+
+
+class FaultBox:
+    """The faults of one server, with their counters."""
+
+    def __init__(self, faults: list[Fault], seed: int = 0) -> None:
+        self.faults = faults
+        self.fired: dict[str, int] = {}
+        self._seen = [0] * len(faults)
+        self._struck = [0] * len(faults)
+        self._random = random.Random(seed)
+
+    def strike(self, kinds: frozenset[str], model: str, prompt: str = "") -> Fault | None:
+        """The first fault of ``kinds`` that strikes this request or load, counted."""
+        chosen: Fault | None = None
+        for place, fault in enumerate(self.faults):
+            if fault.kind in kinds and self._strikes(place, fault, model, prompt) and chosen is None:
+                chosen = fault
+                self._struck[place] += 1
+                self.fired[fault.kind] = self.fired.get(fault.kind, 0) + 1
+        return chosen
+
+    def _strikes(self, place: int, fault: Fault, model: str, prompt: str) -> bool:
+        if fault.model not in (None, model, model.removesuffix(":latest")):
+            return False
+        if fault.marker is not None and fault.marker not in prompt:
+            return False
+        self._seen[place] += 1
+        return (
+            (fault.count is None or self._struck[place] < fault.count)
+            and (fault.at is None or self._seen[place] == fault.at)
+            and (fault.every is None or self._seen[place] % fault.every == 0)
+            and (fault.probability is None or self._random.random() < fault.probability)
+        )
+
+
+class Distribution(msgspec.Struct, forbid_unknown_fields=True):
+    """Tokens or seconds, drawn per prompt: the same prompt draws the same value wherever it runs."""
+
+    kind: Literal["fixed", "uniform", "lognormal"] = "fixed"
+    value: float = 0.0  # fixed
+    low: float = 0.0  # uniform
+    high: float = 0.0
+    mean: float = 0.0  # lognormal: the mean itself, not of the logarithm
+    sigma: float = 0.5  # lognormal: standard deviation of the logarithm
+    tokens: float | None = None  # another name of `value`, for answers
+
+    def draw(self, seed: str) -> float:
+        if self.kind == "fixed":
+            return self.value if self.tokens is None else self.tokens
+        source = random.Random(seed)
+        if self.kind == "uniform":
+            return source.uniform(self.low, self.high)
+        # The mean of a lognormal is exp(mu + sigma² / 2); normalvariate is drawn at mu = 0 so that mean may be 0.
+        return self.mean * source.lognormvariate(-(self.sigma**2) / 2, self.sigma)
+
+
+class ModelSpec(msgspec.Struct, forbid_unknown_fields=True):
+    """A model of the stand-in. Without a ``digest`` it is the digest of the name."""
+
+    name: str
+    digest: str = ""
+    size_bytes: int = 1_000_000
+    family: str = "llama"
+    parameter_size: str = "484K"
+    quantization: str = "F16"
+    capabilities: list[str] = msgspec.field(default_factory=lambda: ["completion"])
+    context_length: int = 131072  # tokens the model was trained for
+    vram_bytes: int = 2 * 1024**3  # weights alone
+    kv_bytes_per_token: int = 32 * 1024  # of every slot's context
+    template: str = "{{ .Prompt }}"
+    system: str = ""
+    parameters: dict[str, Any] = {}
+    parent_model: str = ""
+    modified_at: str = "2026-01-01T00:00:00.000000Z"
+
+
+class Config(msgspec.Struct, forbid_unknown_fields=True):
+    """Everything that can be chosen. Rates and times of 0 mean "at once"."""
+
+    load_s: float = 0.0
+    tokens_per_s: float = 0.0  # of every slot, however many are busy
+    prompt_tokens_per_s: float = 0.0
+    chunk_s: float = 0.05  # least time between two pieces of a stream
+    answer: Distribution = msgspec.field(default_factory=lambda: Distribution(tokens=20))
+    service_s: Distribution | None = None  # whole time in a slot; then the rates above do not count
+    thinking_tokens: int = 8
+    models: list[ModelSpec] = msgspec.field(default_factory=lambda: [ModelSpec("tiny"), ModelSpec("simulated")])
+    missing: str = "missing*"  # names that cannot be pulled
+    pull_s: float = 0.0
+    pull_bytes: int = 1_000_000
+    gpu_memory_bytes: int = 80 * 1024**3
+    gpu_found: bool = True  # false: discovery finds no GPU, whatever CUDA_VISIBLE_DEVICES says
+    discovery_s: float = 0.0  # connections are accepted, nothing is answered
+    start_failure: str = ""  # serve ends at once with this error and exit status 1
+    faults: list[Fault] = []
+    seed: int = 0  # of the faults' probabilities
+
+
+def load(environment: Mapping[str, str]) -> Config:
+    """The configuration that ``environment`` asks for.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is not known.
+    """
+    merged: dict[str, Any] = {}
+    try:
+        if name := environment.get("OBATCHD_SIMULATOR_CONFIG"):
+            data = Path(name).read_bytes()
+            merged.update(msgspec.toml.decode(data) if name.endswith(".toml") else msgspec.json.decode(data))
+        if text := environment.get("OBATCHD_SIMULATOR"):
+            merged.update(msgspec.json.decode(text))
+        return msgspec.convert(merged, Config)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The simulator cannot be configured: {error}. Correct OBATCHD_SIMULATOR*.") from error

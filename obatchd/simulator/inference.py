@@ -1,0 +1,243 @@
+"""Generate and chat: from the request's fields to the last line of the answer."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import Any, Protocol
+
+import msgspec
+
+from obatchd.simulator import answers, golog
+from obatchd.simulator.ask import Ask
+from obatchd.simulator.config import Fault
+from obatchd.simulator.engine import Engine, Loaded, ServeError
+from obatchd.simulator.runner import RunnerGone
+
+_UNEXPECTED_EOF = "an error was encountered while running the model: unexpected EOF"
+_AT_ARRIVAL = frozenset({"status", "busy"})
+_IN_SLOT = frozenset({"crash", "runner_crash", "hang", "slow", "cut", "not_done", "no_reason", "empty", "leak"})
+_BUSY_TEXT = "server busy, please try again.  maximum pending requests exceeded"
+
+
+class CutStream(Exception):
+    """The connection ends here, without a last line."""
+
+
+class Output(Protocol):
+    """Where an answer goes."""
+
+    async def text(self, piece: str, thinking: bool) -> None: ...
+
+    async def finish(self, fields: dict[str, Any]) -> None: ...
+
+
+async def answer(engine: Engine, ask: Ask, output: Output) -> None:
+    """Answer ``ask`` into ``output``.
+
+    Raises:
+        ServeError: an error for the client, also after the first piece.
+        CutStream: the connection is to end.
+    """
+    engine.statistics.requests += 1
+    if (fault := engine.faults.strike(_AT_ARRIVAL, ask.spec.name, ask.prompt)) is not None:
+        busy = fault.kind == "busy"
+        raise ServeError(503 if busy else fault.status, _BUSY_TEXT if busy else fault.message)
+    loaded = await engine.acquire(ask.spec, ask.load_options(), ask.keep_alive_s)
+    try:
+        load_duration_s = time.monotonic() - ask.arrived_s
+        slot = await engine.take_slot(loaded)
+        leaks = False
+        try:
+            answering = Answering(engine, ask, loaded, output, load_duration_s)
+            leaks = answering.leaks
+            await answering.run()
+            engine.statistics.served += 1
+            engine.statistics.served_by_slot[slot] += 1
+        except RunnerGone:
+            golog.slog("ERROR", "server.go:1724", "simulated runner died", model=ask.spec.name)
+            raise ServeError(500, _UNEXPECTED_EOF) from None
+        finally:
+            engine.leave_slot(loaded, slot, leaks=leaks)
+    finally:
+        engine.release(loaded)
+
+
+class Answering:
+    """One request in its slot."""
+
+    def __init__(self, engine: Engine, ask: Ask, loaded: Loaded, output: Output, load_duration_s: float) -> None:
+        self._engine = engine
+        self._ask = ask
+        self._runner = loaded.runner
+        self._num_ctx = loaded.num_ctx
+        self._output = output
+        self._load_duration_s = load_duration_s
+        self._fault = engine.faults.strike(_IN_SLOT, ask.spec.name, ask.prompt)
+        self._slowness = loaded.slowness
+        if self._fault is not None and self._fault.kind == "slow":
+            self._slowness *= self._fault.factor
+        self.leaks = self._fault is not None and self._fault.kind == "leak"
+
+    async def run(self) -> None:
+        ask, config = self._ask, self._engine.config
+        prompt_tokens = self._checked_prompt()
+        pieces, thinking, done_reason = self._pieces(prompt_tokens)
+        prompt_s = 0.0
+        rate = config.tokens_per_s / self._slowness
+        if config.service_s is not None:
+            rate = len(pieces) / max(1e-9, config.service_s.draw(answers.digest(ask.prompt)) * self._slowness)
+        elif config.prompt_tokens_per_s:
+            prompt_s = prompt_tokens / config.prompt_tokens_per_s * self._slowness
+        self._engine.producing(1)
+        try:
+            start_s = time.monotonic()
+            await self._runner.pause(prompt_s)
+            first_s = time.monotonic()
+            await self._send(pieces, thinking, rate, first_s)
+            end_s = time.monotonic()
+        finally:
+            self._engine.producing(-1)
+        await self._finish(len(pieces), prompt_tokens, done_reason, (start_s, first_s, end_s))
+
+    def _checked_prompt(self) -> int:
+        """Prompt tokens that are processed."""
+        ask = self._ask
+        format_ok = ask.format in (None, "", "json") or isinstance(ask.format, dict)
+        if not format_ok:
+            shown = msgspec.json.encode(ask.format).decode().replace('"', '\\"')
+            raise ServeError(500, f'invalid format: "{shown}"; expected "json" or a valid JSON Schema object')
+        if isinstance(ask.format, dict) and not answers.valid_schema(ask.format):
+            raise ServeError(500, "invalid JSON schema in format")
+        if ask.prompt_tokens <= self._num_ctx:
+            return ask.prompt_tokens
+        if not ask.truncate:
+            message = "the input length exceeds the context length"
+            golog.slog("INFO", "server.go:1664", f"llm predict error: {message}")
+            raise ServeError(400, message)
+        golog.slog("WARN", "runner.go:153", "truncating input prompt", limit=self._num_ctx, prompt=ask.prompt_tokens)
+        return self._num_ctx
+
+    def _pieces(self, prompt_tokens: int) -> tuple[list[str], int, str]:
+        """All tokens, how many of the first are reasoning, and why they end."""
+        ask, config = self._ask, self._engine.config
+        prompt_digest = answers.digest(ask.prompt)
+        self._engine.statistics.recent.append(
+            {
+                "at_s": time.time(),
+                "model": ask.spec.name,
+                "digest": prompt_digest,
+                "prompt": ask.prompt[:200],
+                "prompt_tokens": prompt_tokens,
+                "num_ctx": self._num_ctx,
+            }
+        )
+        if self._fault is not None and self._fault.kind == "empty":
+            return [], 0, "length"
+        thinking: list[str] = []
+        if ask.think:
+            thinking = [f"{word} " for word in answers.filler(f"think/{prompt_digest}", config.thinking_tokens)]
+        text = answers.tokens(prompt_digest, ask.options.get("seed", -1), config.answer, ask.format or None)
+        pieces = thinking + text
+        limit = ask.options.get("num_predict", -1)
+        limits = [limit] if limit > 0 else []
+        if not ask.shift:
+            limits.append(max(1, self._num_ctx - prompt_tokens))
+        most = min(limits, default=len(pieces) + 1)
+        return pieces[:most], len(thinking), "length" if most <= len(pieces) else "stop"
+
+    async def _send(self, pieces: list[str], thinking: int, rate: float, start_s: float) -> None:
+        """Send the tokens at ``rate`` per second (0: at once), in pieces of at least ``chunk_s``."""
+        step = max(1, math.ceil(rate * self._engine.config.chunk_s)) if rate else max(1, len(pieces))
+        sent = 0
+        while sent < len(pieces):
+            end = min(sent + step, len(pieces))
+            if sent < thinking:
+                end = min(end, thinking)
+            if (fault := self._fault) is not None and sent >= fault.after_tokens:
+                start_s += await self._strike(fault)
+            elif fault is not None:
+                end = min(end, fault.after_tokens)
+            await self._runner.pause(start_s + end / rate - time.monotonic() if rate else 0)
+            await self._output.text("".join(pieces[sent:end]), sent < thinking)
+            sent = end
+        if self._fault is not None:
+            await self._strike(self._fault)
+
+    async def _strike(self, fault: Fault) -> float:
+        """Let the fault happen.
+
+        Returns:
+            Seconds lost by it, where the answer goes on.
+        """
+        if fault.kind in ("not_done", "no_reason", "empty"):
+            return 0.0  # they show in the last line
+        self._fault = None
+        if fault.kind == "crash":
+            golog.slog("ERROR", "simulated", "fatal error: concurrent map iteration and map write")
+            os._exit(2)
+        if fault.kind == "cut":
+            raise CutStream
+        if fault.kind == "runner_crash":
+            self._runner.kill()
+            await self._runner.pause(None)
+        if fault.kind == "hang":
+            await self._hang(fault)
+            return fault.seconds or 0.0
+        return 0.0
+
+    async def _hang(self, fault: Fault) -> None:
+        if fault.seconds is None:
+            self._runner.wedged = True  # nothing on this runner goes on, until it is killed
+        self._engine.producing(-1)
+        try:
+            await self._runner.pause(fault.seconds)
+        finally:
+            self._engine.producing(1)
+
+    async def _finish(self, count: int, prompt_tokens: int, reason: str, times_s: tuple[float, float, float]) -> None:
+        start_s, first_s, end_s = times_s
+        kind = None if self._fault is None else self._fault.kind
+        if kind == "not_done":
+            await self._output.finish({"done": False})
+            return
+        fields: dict[str, Any] = {"done": True}
+        if kind != "no_reason":
+            fields["done_reason"] = reason
+        if not self._ask.chat and not self._ask.raw:
+            fields["context"] = [*range(min(count, 16))]
+        await self._output.finish(
+            {
+                **fields,
+                "total_duration": _nanos(time.monotonic() - self._ask.arrived_s),
+                "load_duration": _nanos(self._load_duration_s),
+                "prompt_eval_count": prompt_tokens,
+                "prompt_eval_duration": _nanos(first_s - start_s),
+                "eval_count": max(1, count),
+                "eval_duration": _nanos(end_s - first_s),
+            }
+        )
+
+
+def _nanos(seconds: float) -> int:
+    return max(1, round(seconds * 1e9))
+
+
+def load_answer(ask: Ask, reason: str) -> dict[str, Any]:
+    """What a request without a prompt gets."""
+    text: dict[str, Any] = {"message": {"role": "assistant", "content": ""}} if ask.chat else {"response": ""}
+    return {"model": ask.model, "created_at": golog.now_text(), **text, "done": True, "done_reason": reason}
+
+
+async def load(engine: Engine, ask: Ask) -> dict[str, Any]:
+    """Load or unload the model, for a request without a prompt.
+
+    Raises:
+        ServeError: it cannot be loaded.
+    """
+    if ask.keep_alive_s == 0:
+        engine.unload(ask.spec)
+        return load_answer(ask, "unload")
+    engine.release(await engine.acquire(ask.spec, ask.load_options(), ask.keep_alive_s))
+    return load_answer(ask, "load")
