@@ -1,0 +1,1 @@
+"""One Ollama per GPU: environment, process, state machine, fleet, models."""

@@ -1,0 +1,13 @@
+"""What servers remember across restarts of the daemon: their ports, and how many slots fit."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Facts(Protocol):
+    """A small persistent store of strings."""
+
+    def get(self, key: str) -> str | None: ...
+
+    def set(self, key: str, value: str) -> None: ...

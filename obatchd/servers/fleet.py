@@ -1,0 +1,242 @@
+"""All servers of one daemon: which there are, started one after another, ended together, and who else is around."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+import psutil
+
+import obatchd.log
+from obatchd.errors import ConfigError, GpuError, ServerError
+from obatchd.gpus.model import Gpu, GpuProcess, Reading
+from obatchd.gpus.probe import Probe
+from obatchd.gpus.selection import PlannedServer, choose
+from obatchd.servers.api import OllamaApi
+from obatchd.servers.facts import Facts
+from obatchd.servers.managed import Host, ManagedServer, free_port, port_is_free
+from obatchd.servers.process import find_binary
+from obatchd.servers.remote import RemoteServer
+from obatchd.servers.server import OnChange, Server
+from obatchd.servers.sweep import is_marked, sweep
+from obatchd.settings import Settings
+
+__all__ = ["Facts", "Fleet"]
+
+log = obatchd.log.get(__name__)
+
+FOREIGN_URL = "http://127.0.0.1:11434"  # where an Ollama installed as a service listens; it takes every GPU
+_LOOK_S = 30.0
+_FOREIGN_TIMEOUT_S = 1.0
+
+
+class Fleet:
+    """Plans, starts and ends the servers.
+
+    Args:
+        work: directory for logs, homes of the servers and what stand-ins share.
+        instance: uuid of the spool; marks every process we start.
+        on_change: called as ``(server, old, new, reason)`` after each change of state, in the event loop.
+
+    Attributes:
+        servers: by id, in order.
+        foreign_ollama: what is known of an Ollama that is not ours, in plain words; empty when there is none.
+    """
+
+    def __init__(
+        self, settings: Settings, work: Path, instance: str, probe: Probe, facts: Facts, on_change: OnChange
+    ) -> None:
+        self.servers: dict[str, Server] = {}
+        self.foreign_ollama = ""
+        self._settings = settings
+        self._work = work
+        self._instance = instance
+        self._probe = probe
+        self._facts = facts
+        self._on_change = on_change
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the managed servers are stand-ins."""
+        use = self._settings.gpus.use
+        return self._settings.servers.ollama == "simulator" or (isinstance(use, str) and use.startswith("simulated:"))
+
+    async def start(self) -> None:
+        """End orphans of an earlier daemon, decide on the servers, and start them in the background.
+
+        Raises:
+            ConfigError: the settings name GPUs that are not there, or leave no server at all.
+            GpuError: there is a driver, but it does not tell which GPUs there are.
+            ServerError: ``no_ollama`` or ``bad_address``.
+        """
+        planned = self._plan()
+        killed = await asyncio.to_thread(sweep, self._instance)
+        if killed:
+            log.info("orphans_swept", count=len(killed))
+        # No kept-alive connections: one to a server that has been restarted would fail the next call.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False
+        )
+        try:
+            self._make(planned, self._session)
+        except BaseException:
+            await self._session.close()
+            raise
+        self._warn_about_listen()
+        self._tasks = [
+            asyncio.create_task(self._start_all(), name="fleet-start"),
+            asyncio.create_task(self._look_around(), name="fleet-look"),
+        ]
+
+    async def stop(self) -> None:
+        """End every server that was started here, all at once; remote servers are only left."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await asyncio.gather(*(server.stop() for server in self.servers.values()))
+        if self._session is not None:
+            await self._session.close()
+
+    # --- planning ---------------------------------------------------------------------------------------------------
+
+    def _plan(self) -> list[PlannedServer]:
+        settings, probe = self._settings, self._probe
+        wants_gpus = settings.gpus.use != "none"
+        hidden = probe.state == "unknown" or (probe.state == "absent" and probe.code not in ("no_driver", "no_gpu"))
+        if wants_gpus and not probe.gpus and hidden:
+            raise GpuError(f'{probe.message} To go on without GPUs, set gpus = "none".', code=probe.code)
+        planned = choose(probe.gpus, settings.gpus, settings.servers.group)
+        if planned or settings.ollama_instances:
+            return planned
+        count = settings.servers.cpu_servers
+        if count == 0:
+            raise ConfigError("There is no GPU to use, no [ollama_instances], and servers.cpu_servers is 0: no server.")
+        reason = probe.message if wants_gpus and not probe.gpus else "The settings choose no GPU."
+        log.warning("cpu_only", cpu_servers=count, reason=f"{reason} No remote server either: the CPU does the work.")
+        return [PlannedServer(f"cpu{number}", ()) for number in range(count)]
+
+    def _make(self, planned: list[PlannedServer], session: aiohttp.ClientSession) -> None:
+        if planned and not self.simulated:
+            find_binary(self._settings.servers.ollama)
+        host = Host(
+            settings=self._settings,
+            work=self._work.absolute(),
+            instance=self._instance,
+            facts=self._facts,
+            session=session,
+            base=dict(os.environ),
+            simulated=self.simulated,
+            cpu_servers=sum(not plan.gpus for plan in planned),
+        )
+        for number, (plan, port) in enumerate(zip(planned, self._ports(planned), strict=True)):
+            log.info("server_planned", number=number, server=plan.id, gpus=[gpu.uuid for gpu in plan.gpus], port=port)
+            self._add(ManagedServer(plan.id, plan.gpus, port, host))
+        for address, index in self._settings.ollama_instances.items():
+            server = RemoteServer(address, self._settings, session)
+            gpu = next((gpu for gpu in self._probe.gpus if gpu.index == index and gpu.parent_uuid is None), None)
+            if gpu is not None and _is_local(urlsplit(server.base_url).hostname or ""):
+                server.gpu, server.gpu_label = gpu, gpu.uuid
+            self._add(server)
+
+    def _add(self, server: Server) -> None:
+        if server.id in self.servers:
+            raise ConfigError(f"ollama_instances: {server.base_url} is there twice; remove one.")
+        server.on_change = self._on_change
+        self.servers[server.id] = server
+
+    def _ports(self, planned: list[PlannedServer]) -> list[int]:
+        """A port for each: counted from base_port, else the one it had last time, else a free one."""
+        settings = self._settings.servers
+        if settings.base_port:
+            return [settings.base_port + number for number in range(len(planned))]
+        ports: list[int] = []
+        for plan in planned:
+            kept = self._facts.get(f"port/{plan.id}") or ""
+            port = int(kept) if kept.isdecimal() else 0
+            if not port or port in ports or not port_is_free(settings.listen, port):
+                while (port := free_port(settings.listen)) in ports:
+                    pass
+                self._facts.set(f"port/{plan.id}", str(port))
+            ports.append(port)
+        return ports
+
+    def _warn_about_listen(self) -> None:
+        listen = self._settings.servers.listen
+        if not _is_loopback(listen) and any(server.kind == "managed" for server in self.servers.values()):
+            log.warning(
+                "servers_exposed",
+                listen=listen,
+                reason="Ollama has no authentication: whoever reaches these ports can use, change and delete models.",
+            )
+
+    # --- in the background ------------------------------------------------------------------------------------------
+
+    async def _start_all(self) -> None:
+        for server in self.servers.values():
+            server.begin()
+            if server.kind == "managed":
+                await asyncio.sleep(self._settings.servers.stagger_s)
+
+    async def _look_around(self) -> None:
+        while True:
+            await self._look_for_ollama()
+            readings = dict(self._probe.readings)
+            for server in self.servers.values():
+                if isinstance(server, ManagedServer) and server.gpus:
+                    foreign = await asyncio.to_thread(_foreign, server.gpus, readings, self._instance)
+                    if {process.pid for process in foreign} - {process.pid for process in server.foreign}:
+                        pids = ",".join(str(process.pid) for process in foreign)
+                        log.warning("gpu_shared", server=server.id, gpu=server.gpu_label, pids=pids,
+                                    reason="other processes hold memory on this GPU; they are left alone")  # fmt: skip
+                    server.foreign = foreign
+            await asyncio.sleep(_LOOK_S)
+
+    async def _look_for_ollama(self) -> None:
+        if self._session is None or any(server.base_url == FOREIGN_URL for server in self.servers.values()):
+            return
+        api = OllamaApi(self._session, FOREIGN_URL)
+        found = ""
+        with contextlib.suppress(ServerError):
+            version = await api.version(_FOREIGN_TIMEOUT_S)
+            found = f"Ollama {version} at {FOREIGN_URL} is not ours and may load models on our GPUs."
+            if models := [entry.name for entry in await api.loaded(_FOREIGN_TIMEOUT_S) if entry.size_vram]:
+                found = f"Ollama {version} at {FOREIGN_URL} is not ours and has {', '.join(models)} in VRAM."
+        if found and found != self.foreign_ollama:
+            log.warning("foreign_ollama", reason=found, remedy="systemctl stop ollama, if it is not needed")
+        self.foreign_ollama = found
+
+
+def _foreign(gpus: Iterable[Gpu], readings: dict[str, Reading], instance: str) -> list[GpuProcess]:
+    """Processes on these GPUs that are not ours. In a container NVML shows the host's pids: those unknown here cannot
+    be told from our own and are left out."""
+    found = []
+    for gpu in gpus:
+        reading = readings.get(gpu.uuid)
+        for process in reading.processes if reading else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                owner = psutil.Process(process.pid)
+                # A zombie holds nothing any more: an orphan that was swept a moment ago.
+                if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance):
+                    found.append(process)
+    return found
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _is_local(host: str) -> bool:
+    """Whether ``host`` is this machine, as far as its address shows it."""
+    own = {address.address.partition("%")[0] for found in psutil.net_if_addrs().values() for address in found}
+    return _is_loopback(host) or host in own

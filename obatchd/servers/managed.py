@@ -1,0 +1,300 @@
+"""A server that we start ourselves, on a GPU, a slice, a group of GPUs or the CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import psutil
+
+import obatchd.log
+from obatchd.errors import ModelError, ServerError
+from obatchd.gpus.model import Gpu
+from obatchd.jobs.model import Profile, round_context
+from obatchd.servers import environment
+from obatchd.servers.api import LoadedModel, canonical
+from obatchd.servers.facts import Facts
+from obatchd.servers.process import ServerProcess, find_binary
+from obatchd.servers.server import Server
+from obatchd.servers.states import ServerState
+from obatchd.settings import Settings
+
+log = obatchd.log.get(__name__)
+
+AUTO_SLOTS = 8  # of a GPU server; halved until a model is wholly in VRAM
+CPU_SLOTS = 4  # a CPU gains nothing by more
+_ANSWER_TIMEOUT_S = 2.0
+_ASK_AGAIN_S = 0.05
+_LOG_LAG_S = 2.0  # the log line that names the GPU is written before the server answers
+_PS_TIMEOUT_S = 15.0
+
+
+class Host(msgspec.Struct, frozen=True):
+    """What the managed servers of one daemon share."""
+
+    settings: Settings
+    work: Path
+    instance: str
+    facts: Facts
+    session: aiohttp.ClientSession
+    base: Mapping[str, str]  # the daemon's own environment
+    simulated: bool
+    cpu_servers: int  # how many share the cores
+
+
+def cpu_threads(cores: int, servers: int) -> int:
+    """Threads of each of ``servers`` CPU servers: never more in all than there are cores.
+
+    Ollama's threads spin while they wait for each other: two servers with two threads each on two cores were measured
+    200 times slower than with one thread each. A server alone leaves one core to the rest of the machine.
+    """
+    return max(1, cores - 1) if servers == 1 else max(1, cores // servers)
+
+
+def usable_cores() -> int:
+    """Cores this process may use, hyperthreads not counted twice."""
+    allowed = len(os.sched_getaffinity(0))
+    return min(allowed, psutil.cpu_count(logical=False) or allowed)
+
+
+class ManagedServer(Server):
+    """One ``ollama serve`` of ours."""
+
+    kind = "managed"
+
+    def __init__(self, server_id: str, gpus: Sequence[Gpu], port: int, host: Host) -> None:
+        super().__init__(server_id, "", host.settings, host.session)
+        self.gpus = tuple(gpus)
+        self.gpu = gpus[0] if len(gpus) == 1 else None
+        self.gpu_label = ",".join(gpu.uuid for gpu in gpus) or "cpu"
+        self.port = port
+        self.base_url = self._url()
+        self._host = host
+        auto = AUTO_SLOTS if gpus else CPU_SLOTS
+        self._auto = self._settings.slots == "auto"
+        self.slots = auto if self._settings.slots == "auto" else self._settings.slots
+        self._parallel = self.slots  # what the process is told; a model may allow it less
+        self._proven: bool | None = None  # whether it is known to compute on its GPUs
+        self._process = ServerProcess(server_id, host.work / "logs" / f"{server_id}.log", self._ended)
+
+    def _url(self) -> str:
+        address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.listen, self._settings.listen)
+        return f"http://[{address}]:{self.port}" if ":" in address else f"http://{address}:{self.port}"
+
+    @property
+    def models_dir(self) -> Path:
+        """The model store all managed servers share. A stand-in never writes to a real one."""
+        if self._host.simulated and not self._settings.models_dir:
+            return self._host.work / "simulator" / "models"
+        return environment.models_dir(self._settings, self._host.base)
+
+    @property
+    def log_lines(self) -> list[str]:
+        """The latest lines it wrote, oldest first."""
+        return list(self._process.log.lines)
+
+    # --- process ----------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        command, variables = self._prepare()
+        await self._process.start(command, variables, self._host.work)
+        self.pid = self._process.pid
+        while True:
+            if self._ending is not None and self._ending.done():
+                raise ServerError(self._ending.result().reason)
+            try:
+                await self._check_version(_ANSWER_TIMEOUT_S)
+                break
+            except ServerError as error:
+                if error.code not in ("server_unreachable", "timeout"):
+                    raise
+                await asyncio.sleep(_ASK_AGAIN_S)
+        if self.gpus:
+            self._proven = await self._process.sees([gpu.uuid for gpu in self.gpus], _LOG_LAG_S)
+            if self._proven is False:
+                raise ServerError(
+                    f"{self.id} does not see GPU {self.gpu_label} and would compute on the CPU. Look at nvidia-smi and "
+                    f"at logs/{self.id}.log in the work directory.",
+                    code="cpu_fallback",
+                )
+
+    def _prepare(self) -> tuple[list[str], dict[str, str]]:
+        host, settings = self._host, self._settings
+        self._take_port()
+        home = host.work / "home" / self.id
+        home.mkdir(parents=True, exist_ok=True)
+        child = environment.Child(
+            server=self.id,
+            instance=host.instance,
+            host=settings.listen,
+            port=self.port,
+            slots=self._parallel,
+            context_length=round_context(host.settings.context_length),
+            home=home,
+            models_dir=self.models_dir,
+            gpus=self.gpus,
+            simulator_dir=host.work / "simulator" if host.simulated else None,
+        )
+        binary = "" if host.simulated else find_binary(settings.ollama)
+        return environment.command(binary, simulated=host.simulated), environment.build(host.base, settings, child)
+
+    def _take_port(self) -> None:
+        """Make sure of a port: the configured one, else the one kept from last time, else a free one."""
+        listen, base_port = self._settings.listen, self._settings.base_port
+        if self.port and port_is_free(listen, self.port):
+            return
+        if base_port:
+            raise ServerError(
+                f"Port {self.port} at {listen} is in use by another process: stop that (ss -tlnp shows it), or set "
+                "servers.base_port to other ports or to 0.",
+                code="port_in_use",
+            )
+        self.port = free_port(listen)
+        self._host.facts.set(f"port/{self.id}", str(self.port))
+        self.base_url = self._url()
+
+    def _ended(self) -> None:
+        code = self._process.returncode or 0
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
+        self._end(f"its process {how}; see logs/{self.id}.log in the work directory", planned=False)
+
+    async def _close(self) -> None:
+        await self._process.stop(self._settings.stop_grace_s)
+        self.pid = None
+
+    # --- looking closer ---------------------------------------------------------------------------------------------
+
+    @property
+    def starting_runner(self) -> bool:
+        since_s = self._process.loading_since_s
+        return since_s is not None and time.monotonic() - since_s < self._settings.load_timeout_s
+
+    async def fallen_back(self) -> str:
+        if not self.gpus or self.loaded is None:
+            return ""
+        found = _entry(await self.api.loaded(_PS_TIMEOUT_S), self.loaded.model)
+        if found is None or found.size_vram >= found.size:
+            return ""
+        return f"only {found.size_vram / 2**30:.1f} of {found.size / 2**30:.1f} GiB of the model are in VRAM"
+
+    # --- profiles ---------------------------------------------------------------------------------------------------
+
+    def load_options(self, profile: Profile) -> dict[str, Any]:
+        options: dict[str, Any] = {"num_ctx": profile.context_length}
+        if not self.gpus:
+            options["num_thread"] = cpu_threads(usable_cores(), self._host.cpu_servers)
+        return options
+
+    async def _load(self, profile: Profile) -> None:
+        slots = self._first_slots(profile)
+        while True:
+            if slots != self._parallel:
+                await self._change_slots(slots)
+            if reason := await self._try(profile):
+                if not self._auto or slots == 1:
+                    raise ModelError(
+                        f"{profile.model} with a context of {profile.context_length} tokens and {slots} slots does not "
+                        f"fit {self.id} ({self._memory()}): {reason} Use a smaller model, quantization, context_length"
+                        f"{'' if slots == 1 else ' or servers.slots'}, or a [[servers.group]] of GPUs.",
+                        code="does_not_fit",
+                    )
+                log.info("slots_halved", server=self.id, model=profile.model, slots=slots // 2, reason=reason)
+                slots //= 2
+                continue
+            self.slots = 1 if self._process.one_slot else slots
+            if self._auto and not self.foreign:  # what fits beside somebody else's process says nothing about later
+                self._host.facts.set(self._slots_key(profile), str(slots))
+            return
+
+    def _slots_key(self, profile: Profile) -> str:
+        device = self.gpu.name if self.gpu else f"{len(self.gpus)} x {self.gpus[0].name}" if self.gpus else "cpu"
+        return f"slots/{device}/{profile.model}/{profile.context_length}"
+
+    def _first_slots(self, profile: Profile) -> int:
+        if not self._auto:
+            return self._parallel
+        known = self._host.facts.get(self._slots_key(profile)) or ""
+        return int(known) if known.isdecimal() and int(known) > 0 else (AUTO_SLOTS if self.gpus else CPU_SLOTS)
+
+    async def _change_slots(self, slots: int) -> None:
+        """Start the process again with other slots: Ollama takes them from its environment only."""
+        self._parallel = self.slots = slots
+        await self.restart(f"{slots} slots for the next model")
+        await self.until(set(ServerState) - {ServerState.STARTING, ServerState.STOPPING})
+        if self.state not in (ServerState.READY, ServerState.DRAINING):
+            raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")
+
+    async def _try(self, profile: Profile) -> str:
+        """Load once. Empty when all is well, else why the profile does not fit."""
+        self._process.one_slot = False
+        began_s = time.monotonic()
+        try:
+            await self.api.load(profile.model, self.load_options(profile), self._settings.load_timeout_s, pin=True)
+        except ModelError as error:
+            if error.code != "does_not_fit":
+                raise
+            return error.message
+        self.load_s = time.monotonic() - began_s
+        return await self._not_in_vram(profile) if self.gpus else ""
+
+    async def _not_in_vram(self, profile: Profile) -> str:
+        """Ollama puts what does not fit on the CPU without a word; only ``/api/ps`` shows it."""
+        models = await self.api.loaded(_PS_TIMEOUT_S)
+        found = _entry(models, profile.model)
+        if found is None:
+            raise ServerError(f"{self.id} does not show {profile.model} after loading it.", code="load_failed")
+        if found.size_vram >= found.size:
+            self._proven = True
+            return ""
+        if found.size_vram == 0 and not self._proven:
+            self._end(f"computes on the CPU instead of GPU {self.gpu_label}", planned=False)
+            raise ServerError(f"{self.id} computes on the CPU instead of its GPU.", code="cpu_fallback")
+        await self.api.unload(profile.model, self._settings.load_timeout_s)
+        return f"only {found.size_vram / 2**30:.1f} of {found.size / 2**30:.1f} GiB are in VRAM."
+
+    def _memory(self) -> str:
+        known = [gpu.memory_bytes for gpu in self.gpus if gpu.memory_bytes]
+        return f"{sum(known) / 2**30:.0f} GiB" if known else "CPU"
+
+
+def _entry(models: list[LoadedModel], name: str) -> LoadedModel | None:
+    wanted = canonical(name)
+    return next((entry for entry in models if wanted in (canonical(entry.name), canonical(entry.model))), None)
+
+
+def _bind(address: str, port: int) -> int:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+        return int(probe.getsockname()[1])
+
+
+def port_is_free(address: str, port: int) -> bool:
+    try:
+        _bind(address, port)
+    except OSError:
+        return False
+    return True
+
+
+def free_port(address: str) -> int:
+    """A port nobody has now.
+
+    Raises:
+        ServerError: ``bad_address``: this host does not have the address.
+    """
+    try:
+        return _bind(address, 0)
+    except OSError as error:
+        raise ServerError(
+            f"servers.listen = {address!r} cannot be used: {error.strerror}. Name an address of this host.",
+            code="bad_address",
+        ) from error

@@ -1,0 +1,65 @@
+"""What is known of a model in a store, and of a download."""
+
+from __future__ import annotations
+
+import msgspec
+import ollama
+
+from obatchd.errors import ModelError
+from obatchd.servers.server import Server
+
+LOCAL = "local"  # the store of the managed servers; the others are called like their server
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What is known of a model in a store. Texts are empty and numbers 0 where Ollama does not tell."""
+
+    name: str
+    digest: str
+    quantization: str
+    parameter_size: str
+    context_length: int  # tokens it was trained for
+    capabilities: list[str]  # completion, vision, tools, thinking, embedding, insert
+    size_bytes: int
+    store: str = LOCAL
+
+
+class PullProgress(msgspec.Struct):
+    """A download in progress."""
+
+    model: str
+    server: str
+    status: str = "starting"
+    completed_bytes: int = 0
+    total_bytes: int = 0  # of the layers heard of so far
+    done: bool = False
+
+
+def describe(name: str, store: str, entry: ollama.ListResponse.Model, show: ollama.ShowResponse | None) -> ModelInfo:
+    details = entry.details
+    facts = (show.modelinfo if show else None) or {}
+    context = next((value for key, value in facts.items() if key.endswith(".context_length")), 0)
+    return ModelInfo(
+        name=name,
+        digest=entry.digest or "",
+        quantization=(details.quantization_level if details else "") or "",
+        parameter_size=(details.parameter_size if details else "") or "",
+        context_length=int(context or 0),
+        capabilities=list((show.capabilities if show else None) or []),
+        size_bytes=int(entry.size or 0),
+        store=store,
+    )
+
+
+def pull_error(model: str, server: Server, words: str) -> ModelError:
+    if "file does not exist" in words or "not found" in words:
+        return ModelError(
+            f"There is no model {model} in the registry ({server.id}: {words}). Check the name.",
+            code="model_not_found",
+        )
+    if "no space left" in words:
+        return ModelError(f"No space to pull {model} on {server.id}: {words}.", code="no_space")
+    return ModelError(
+        f"Pulling {model} through {server.id} failed: {words}. Check the network and the proxy (servers.environment).",
+        code="pull_failed",
+    )

@@ -1,0 +1,341 @@
+"""The models in the stores: found, pulled when allowed, listed and removed.
+
+All managed servers share one store, every remote server has its own. A download is made through one server only:
+two servers that pull the same model into one store overwrite each other's parts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import shutil
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import ollama
+
+import obatchd.log
+from obatchd.errors import ModelError, ServerError
+from obatchd.servers.api import canonical
+from obatchd.servers.fleet import Fleet
+from obatchd.servers.managed import ManagedServer
+from obatchd.servers.model_info import LOCAL, ModelInfo, PullProgress, describe, pull_error
+from obatchd.servers.server import Server
+from obatchd.servers.states import ServerState
+from obatchd.settings import ModelSettings
+
+__all__ = ["LOCAL", "ModelInfo", "ModelKeeper", "PullProgress", "store_of"]
+
+log = obatchd.log.get(__name__)
+
+_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+# Silence while a layer of hundreds of gigabytes is verified is no failure.
+_PULL_TIMEOUT = httpx.Timeout(1800.0, connect=5.0)
+_T = TypeVar("_T")
+_UP = frozenset({ServerState.READY, ServerState.DRAINING})
+_UNREACHABLE = (httpx.TransportError, ConnectionError)
+
+
+class ModelKeeper:
+    """Makes sure of models, once per store.
+
+    Attributes:
+        pulls: downloads in progress by model name; of a remote server, with its id behind it.
+    """
+
+    def __init__(
+        self, settings: ModelSettings, fleet: Fleet, *, free_bytes: Callable[[Path], int] | None = None
+    ) -> None:
+        self.pulls: dict[str, PullProgress] = {}
+        self._settings = settings
+        self._fleet = fleet
+        self._free_bytes = free_bytes or _free_bytes
+        self._known: dict[tuple[str, str], ModelInfo] = {}
+        self._running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = {}
+        self._clients: dict[str, ollama.AsyncClient] = {}
+        self._hosts: dict[str, asyncio.Lock] = {}
+
+    def apply(self, settings: ModelSettings) -> None:
+        """Use changed settings from now on."""
+        self._settings = settings
+
+    async def close(self) -> None:
+        """Give up downloads and close connections."""
+        tasks = list(self._running.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(client.close() for client in self._clients.values()))  # type: ignore[no-untyped-call]
+        self._clients.clear()
+
+    def has(self, server: Server, model: str) -> bool:
+        """Whether the model is known to be in the server's store."""
+        return (store_of(server), canonical(model)) in self._known
+
+    def info(self, model: str) -> ModelInfo | None:
+        """What is known of a model that was made sure of before."""
+        return next((info for (_, name), info in self._known.items() if name == canonical(model)), None)
+
+    def forget(self, model: str) -> None:
+        """Look again next time: a server said that it does not have the model."""
+        for key in [key for key in self._known if key[1] == canonical(model)]:
+            del self._known[key]
+
+    async def ensure(self, model: str, *, by_admin: bool = False) -> ModelInfo:
+        """Make sure that at least one store has the model, and every reachable one that may have it.
+
+        Raises:
+            ModelError: ``model_forbidden``, ``model_not_found``, ``pull_failed`` or ``no_space``.
+            ServerError: ``no_server``: no server can be asked now.
+        """
+        self._check_allowed(model, by_admin)
+        stores = self._stores()
+        if not stores:
+            raise ServerError(f"No server is up to look for {model}: obatchctl status shows why.", code="no_server")
+        outcomes = await asyncio.gather(
+            *(self._ensure_in(store, model, by_admin) for store in stores), return_exceptions=True
+        )
+        found = [outcome for outcome in outcomes if isinstance(outcome, ModelInfo)]
+        failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if not found:
+            # A store that could not be asked may have it: that is no reason to fail a job for good.
+            raise next((error for error in failed if not isinstance(error, ModelError)), failed[0])
+        for error in failed:
+            log.info("model_not_everywhere", model=model, reason=error)
+        return found[0]
+
+    async def ensure_on(self, server: Server, model: str) -> ModelInfo:
+        """Make sure that one server's store has the model, e.g. of a remote server that came up later.
+
+        Raises:
+            ModelError, ServerError: as :meth:`ensure`.
+        """
+        self._check_allowed(model, by_admin=False)
+        return await self._ensure_in(store_of(server), model, by_admin=False)
+
+    def _check_allowed(self, model: str, by_admin: bool) -> None:
+        names = {model, canonical(model)}
+        if by_admin or any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in self._settings.allow):
+            return
+        patterns = ", ".join(self._settings.allow) or "none"
+        raise ModelError(
+            f"Model {model} may not be used here. Allowed are: {patterns} (setting models.allow).",
+            code="model_forbidden",
+        )
+
+    def _stores(self) -> list[str]:
+        return list(dict.fromkeys(store_of(server) for server in self._fleet.servers.values() if server.state in _UP))
+
+    def _servers(self, store: str) -> list[Server]:
+        return [server for server in self._fleet.servers.values() if store_of(server) == store and server.state in _UP]
+
+    async def _ensure_in(self, store: str, model: str, by_admin: bool) -> ModelInfo:
+        key = (store, canonical(model))
+        if key in self._known:
+            return self._known[key]
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.create_task(self._find_or_pull(store, model, by_admin), name=f"ensure-{model}")
+            self._running[key] = task
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+        # Shielded: whoever waits may give up without ending it for the others.
+        return await asyncio.shield(task)
+
+    async def _find_or_pull(self, store: str, model: str, by_admin: bool) -> ModelInfo:
+        info = await self._look_up(store, model)
+        if info is None:
+            policy = self._settings.pull
+            if not by_admin and policy != "allowed":
+                raise ModelError(
+                    f'Model {model} is not in the store ({store}), and models.pull = "{policy}" keeps jobs from '
+                    f"pulling it. An administrator can: obatchctl models pull {model}.",
+                    code="model_not_found",
+                )
+            async with self._alone_on_host(store):
+                info = await self._look_up(store, model)
+                if info is None:
+                    async with aclosing(self._pull(store, model)) as progress:
+                        async for _ in progress:
+                            pass
+                    info = await self._look_up(store, model)
+        if info is None:
+            raise ModelError(f"Model {model} was pulled but is not in the store ({store}).", code="pull_failed")
+        self._known[store, canonical(model)] = info
+        return info
+
+    def _alone_on_host(self, store: str) -> asyncio.Lock:
+        """Remote servers of one host may share a store without our knowing: there one pulls after the other."""
+        host = next((urlsplit(server.base_url).hostname or "" for server in self._servers(store)), "")
+        return self._hosts.setdefault(LOCAL if store == LOCAL else host, asyncio.Lock())
+
+    async def _look_up(self, store: str, model: str) -> ModelInfo | None:
+        async def ask(client: ollama.AsyncClient) -> ModelInfo | None:
+            listed = (await client.list()).models
+            entry = next((entry for entry in listed if canonical(entry.model or "") == canonical(model)), None)
+            return None if entry is None else describe(model, store, entry, await client.show(model))
+
+        return await self._ask(store, f"look for {model}", ask)
+
+    async def _ask(self, store: str, what: str, ask: Callable[[ollama.AsyncClient], Awaitable[_T]]) -> _T:
+        """Ask the servers of a store one after another until one can be reached."""
+        reason = "none is up"
+        for server in self._servers(store):
+            try:
+                return await ask(self._client(server))
+            except _UNREACHABLE as error:
+                reason = f"{server.id}: {error or type(error).__name__}"
+            except ollama.ResponseError as error:
+                raise ServerError(f"{server.id} cannot {what}: {error.error}", code="server_error") from error
+        raise ServerError(f"No server of the store ({store}) can {what}: {reason}.", code="no_server")
+
+    # --- pulling ----------------------------------------------------------------------------------------------------
+
+    async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
+        """Pull or update a model in the managed servers' store, else in every remote one; yields the progress.
+
+        Raises:
+            ModelError: ``model_forbidden`` when pulls are switched off, else as :meth:`ensure`.
+        """
+        stores = self._stores()
+        if not stores:
+            raise ServerError(f"No server is up to pull {name}: obatchctl status shows why.", code="no_server")
+        for store in [LOCAL] if LOCAL in stores else stores:
+            async with aclosing(self._pull(store, name)) as progress:
+                async for step in progress:
+                    yield step
+            info = await self._look_up(store, name)
+            if info is not None:
+                self._known[store, canonical(name)] = info
+
+    async def _pull(self, store: str, model: str) -> AsyncGenerator[PullProgress, None]:
+        if self._settings.pull == "never":
+            raise ModelError(
+                f'Model {model} is not here and models.pull = "never". Put it into the store or change the setting.',
+                code="model_forbidden",
+            )
+        key = model if store == LOCAL else f"{model} on {store}"
+        if key in self.pulls:
+            raise ModelError(f"Model {model} is being pulled already: obatchctl models list.", code="pull_failed")
+        servers = self._servers(store)
+        if not servers:
+            raise ServerError(f"No server of the store ({store}) is up to pull {model}.", code="no_server")
+        state = self.pulls[key] = PullProgress(model, servers[0].id)
+        log.info("pull_started", model=model, server=state.server, store=store)
+        try:
+            self._check_space(servers[0], model, 0)
+            for attempt, server in enumerate(servers[:2]):
+                state.server = server.id
+                try:
+                    async for step in self._pull_through(server, state):
+                        yield step
+                    break
+                except _UNREACHABLE as error:
+                    # Parts stay in the store, so another server of it goes on where this one was lost.
+                    if attempt == len(servers[:2]) - 1:
+                        words = f"{server.id} was lost: {error or type(error).__name__}"
+                        raise ModelError(f"Pulling {model} failed: {words}.", code="pull_failed") from error
+            state.done = True
+            log.info("pull_done", model=model, server=state.server, size_bytes=state.total_bytes)
+        finally:
+            del self.pulls[key]
+        yield state
+
+    async def _pull_through(self, server: Server, state: PullProgress) -> AsyncGenerator[PullProgress, None]:
+        layers: dict[str, tuple[int, int]] = {}
+        try:
+            stream = await self._client(server, pulling=True).pull(state.model, stream=True)
+            async for step in stream:
+                state.status = step.status or ""
+                if step.digest and step.total:
+                    layers[step.digest] = (step.completed or 0, step.total)
+                    state.completed_bytes = sum(completed for completed, _ in layers.values())
+                    state.total_bytes = sum(total for _, total in layers.values())
+                    self._check_space(server, state.model, state.total_bytes - state.completed_bytes)
+                yield state
+        except ollama.ResponseError as error:
+            raise pull_error(state.model, server, error.error) from error
+
+    def _check_space(self, server: Server, model: str, missing_bytes: int) -> None:
+        """Remote stores are on disks we cannot see; there the server itself says what is wrong."""
+        if not isinstance(server, ManagedServer):
+            return
+        free_bytes = self._free_bytes(server.models_dir)
+        if free_bytes - missing_bytes < self._settings.pull_margin_bytes:
+            raise ModelError(
+                f"No space to pull {model}: {missing_bytes / 1e9:.1f} GB are missing, {server.models_dir} has "
+                f"{free_bytes / 1e9:.1f} GB free, and {self._settings.pull_margin_bytes / 1e9:.1f} GB must remain "
+                "(models.pull_margin_bytes). Remove a model (obatchctl models rm) or set servers.models_dir elsewhere.",
+                code="no_space",
+            )
+
+    # --- listing and removing ---------------------------------------------------------------------------------------
+
+    async def list_models(self) -> list[ModelInfo]:
+        """Every model of every store that can be asked; ``capabilities`` and ``context_length`` are left out."""
+        found: list[ModelInfo] = []
+        for store in self._stores():
+            try:
+                listed = await self._ask(store, "list its models", lambda client: client.list())
+            except ServerError as error:
+                log.warning("models_not_listed", store=store, reason=error.message)
+                continue
+            found += [describe(entry.model or "", store, entry, None) for entry in listed.models]
+        return found
+
+    async def remove(self, name: str) -> None:
+        """Delete a model from the managed servers' store. Remote stores are never touched.
+
+        Raises:
+            ModelError: ``model_not_found``, or ``model_in_use`` while a server has it loaded.
+        """
+        users = [s.id for s in self._servers(LOCAL) for p in (s.loaded, s.loading) if p and _same(p.model, name)]
+        if users:
+            raise ModelError(f"Model {name} is loaded on {', '.join(users)}; drain them first.", code="model_in_use")
+        if await self._look_up(LOCAL, name) is None:
+            raise ModelError(f"There is no model {name} in the store: obatchctl models list.", code="model_not_found")
+        await self._ask(LOCAL, f"remove {name}", lambda client: client.delete(name))
+        self._known.pop((LOCAL, canonical(name)), None)
+        log.info("model_removed", model=name)
+
+    # --- clients ----------------------------------------------------------------------------------------------------
+
+    def _client(self, server: Server, *, pulling: bool = False) -> ollama.AsyncClient:
+        timeout = _PULL_TIMEOUT if pulling else _TIMEOUT
+        key = f"{server.base_url} {pulling}"
+        if key not in self._clients:
+            self._clients[key] = ollama.AsyncClient(
+                server.base_url, timeout=timeout, trust_env=False, auth=_authorisation(server.token)
+            )
+        return self._clients[key]
+
+
+def store_of(server: Server) -> str:
+    """The name of a server's model store."""
+    return LOCAL if server.kind == "managed" else server.id
+
+
+def _authorisation(token: str) -> Callable[[httpx.Request], httpx.Request]:
+    """Sends our token or nothing. The client by itself would send OLLAMA_API_KEY, the user's key for the cloud, to
+    whatever server it talks to."""
+
+    def apply(request: httpx.Request) -> httpx.Request:
+        request.headers.pop("authorization", None)
+        if token:
+            request.headers["authorization"] = f"Bearer {token}"
+        return request
+
+    return apply
+
+
+def _same(one: str, other: str) -> bool:
+    return canonical(one) == canonical(other)
+
+
+def _free_bytes(path: Path) -> int:
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,201 @@
+"""One server process with its runners: a session and process group of its own, started and ended as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+import obatchd.log
+from obatchd.errors import ServerError
+from obatchd.servers.logs import LogDrain
+
+log = obatchd.log.get(__name__)
+
+SUPPORTED = ((0, 20), (0, 33))  # first and last minor version this was written against and tried with
+_POLL_S = 0.02
+_LEFTOVER_S = 5.0  # how long SIGKILLed runners may take to give their memory back
+# A runner that serves as a probe of the GPUs has no model. Ollama's words of v0.24, and since v0.30 (llm/server.go).
+_RUNNER_STARTS = re.compile(r"starting (runner|llama-server)\b.*--model")
+_RUNNER_STARTED = re.compile(r"(runner|llama-server) (started in|terminated|process no longer running)")
+_NO_PARALLEL = "does not currently support parallel requests"
+
+
+def find_binary(name: str) -> str:
+    """The path of the ollama binary.
+
+    Raises:
+        ServerError: ``no_ollama``.
+    """
+    path = shutil.which(os.path.expanduser(name))
+    if path is None:
+        raise ServerError(
+            f"There is no {name!r} to start servers with. Install Ollama (https://ollama.com/download), or set "
+            'servers.ollama to the path of the binary; with gpus = "none" only the [ollama_instances] are used.',
+            code="no_ollama",
+        )
+    return os.path.abspath(path)
+
+
+def version_warning(version: str) -> str | None:
+    """What to say about a server's version, or None when it is a supported one."""
+    low, high = SUPPORTED
+    match = re.match(r"v?(\d+)\.(\d+)", version)
+    if match and low <= (int(match[1]), int(match[2])) <= high:
+        return None
+    supported = f"{low[0]}.{low[1]} to {high[0]}.{high[1]}"
+    return f"Ollama {version or 'of unknown version'} is tried, but only {supported} are known to work."
+
+
+class ServerProcess:
+    """Starts and ends ``ollama serve``.
+
+    Args:
+        server: id, for the log.
+        log_path: where its output is kept.
+        on_end: called when the process has ended, asked or not.
+
+    Attributes:
+        pid: of the serving process, None when none runs.
+        ended: set when the process has ended and been reaped with its whole group.
+        returncode: of the latest process; negative for a signal.
+        loading_since_s: monotonic time since when it loads a model, as its log tells; None while it does not.
+        one_slot: in its log the server said that the loaded model cannot use more than one slot.
+    """
+
+    def __init__(self, server: str, log_path: Path, on_end: Callable[[], None]) -> None:
+        self.pid: int | None = None
+        self.returncode: int | None = None
+        self.ended = asyncio.Event()
+        self.loading_since_s: float | None = None
+        self.one_slot = False
+        self._server = server
+        self._on_end = on_end
+        self._devices: list[str] = []
+        self._device_seen = asyncio.Event()
+        self.log = LogDrain(server, log_path, self._line)
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._pidfd = -1
+        self._transport: asyncio.ReadTransport | None = None
+
+    async def start(self, command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> None:
+        """Start the process.
+
+        Raises:
+            ServerError: ``start_failed``: the program cannot be executed.
+        """
+        self._devices.clear()
+        self._device_seen.clear()
+        self.loading_since_s = None
+        self.one_slot = False
+        self.returncode = None
+        self.ended = asyncio.Event()
+        read_fd, write_fd = os.pipe()
+        try:
+            self._popen = subprocess.Popen(
+                command, env=dict(environment), cwd=cwd, start_new_session=True,
+                stdin=subprocess.DEVNULL, stdout=write_fd, stderr=write_fd,
+            )  # fmt: skip
+        except OSError as error:
+            os.close(read_fd)
+            raise ServerError(f"{command[0]} cannot be started: {error.strerror}.", code="start_failed") from error
+        finally:
+            os.close(write_fd)
+        self.pid = self._popen.pid
+        loop = asyncio.get_running_loop()
+        self._pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(self._pidfd, self._exited)
+        transport, _ = await loop.connect_read_pipe(lambda: self.log, os.fdopen(read_fd, "rb", buffering=0))
+        self._transport = transport
+
+    def _exited(self) -> None:
+        """The process is a zombie now. Until it is reaped its group id cannot belong to anybody else: the moment to
+        kill its runners, which outlive it and hold the memory of the GPU."""
+        assert self._popen is not None
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        self._signal_group(signal.SIGKILL)
+        self.returncode = self._popen.wait()
+        self.ended.set()
+        self._on_end()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        assert self.pid is not None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    async def stop(self, grace_s: float) -> None:
+        """SIGTERM to the group, SIGKILL after ``grace_s``; returns when the whole group is gone. Idempotent."""
+        if self.pid is None:
+            return
+        if not self.ended.is_set():
+            self._signal_group(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(grace_s):
+                    await self.ended.wait()
+            except TimeoutError:
+                log.warning("server_killed", server=self._server, pid=self.pid, grace_s=grace_s)
+                self._signal_group(signal.SIGKILL)
+        await self._await_group()
+        if self._transport is not None:
+            self._transport.close()
+            self._transport = None
+        self.pid = None
+
+    async def _await_group(self) -> None:
+        """Wait for the process and its runners, but not for ever: one may be stuck in the kernel."""
+        assert self.pid is not None
+        deadline_s = time.monotonic() + _LEFTOVER_S
+        while not self.ended.is_set() or (left := await asyncio.to_thread(_members, self.pid)):
+            if time.monotonic() > deadline_s:
+                left = [self.pid] if not self.ended.is_set() else left
+                log.error("server_stuck", server=self._server, pids=left, remedy="look at dmesg, reboot the host")
+                return
+            await asyncio.sleep(_POLL_S)
+
+    def _line(self, line: str) -> None:
+        if "inference compute" in line:
+            self._devices.append(line)
+            self._device_seen.set()
+        elif _NO_PARALLEL in line:
+            self.one_slot = True
+        elif _RUNNER_STARTS.search(line):
+            self.loading_since_s = time.monotonic()
+        elif _RUNNER_STARTED.search(line):
+            self.loading_since_s = None
+
+    async def sees(self, uuids: Iterable[str], timeout_s: float) -> bool | None:
+        """Whether the server said in its log that it computes on these GPUs; call it after the server answers.
+
+        Returns:
+            True: it named every UUID beside the CUDA library. False: it found no GPU at all and would silently compute
+            on the CPU until it is restarted. None: it used words we do not know.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._device_seen.wait()
+        text = "\n".join(line for line in self._devices if "library=CUDA" in line)
+        if text and all(uuid in text for uuid in uuids):
+            return True
+        if self._devices and all("library=cpu" in line for line in self._devices):
+            return False
+        return None
+
+
+def _members(group: int) -> list[int]:
+    """Living processes of a process group; zombies hold no memory and may wait for a reaper for ever."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getpgid(pid) == group and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                found.append(pid)
+    return found

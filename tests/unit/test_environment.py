@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from obatchd.errors import ConfigError
+from obatchd.gpus.model import Gpu
+from obatchd.servers.environment import Child, build, command, models_dir
+from obatchd.settings import ServerSettings
+
+GPU = Gpu("GPU-aa", "Test", 0, "00000000:01:00.0", 2**30, "1.0")
+
+
+def child(**fields: object) -> Child:
+    defaults: dict[str, object] = {
+        "server": "gpu0",
+        "instance": "spool-uuid",
+        "host": "127.0.0.1",
+        "port": 11500,
+        "slots": 8,
+        "context_length": 8192,
+        "home": Path("/spool/work/home/gpu0"),
+        "models_dir": Path("/models"),
+    }
+    return Child(**{**defaults, **fields})  # type: ignore[arg-type]
+
+
+def test_nothing_stray_gets_in() -> None:
+    base = {
+        "PATH": "/bin",
+        "LC_ALL": "C",
+        "OLLAMA_DEBUG": "2",
+        "OLLAMA_HOST": "0.0.0.0",
+        "CUDA_VISIBLE_DEVICES": "3",
+        "LLAMA_ARG_CTX_SIZE": "1",
+        "SECRET": "x",
+        "OBATCHD_SIMULATOR": "{}",
+    }
+    environment = build(base, ServerSettings(), child(gpus=[GPU]))
+    assert environment.keys().isdisjoint({"OLLAMA_DEBUG", "LLAMA_ARG_CTX_SIZE", "SECRET", "OBATCHD_SIMULATOR"})
+    assert environment["PATH"] == "/bin" and environment["LC_ALL"] == "C"
+    expected = {
+        "OLLAMA_HOST": "127.0.0.1:11500",
+        "CUDA_VISIBLE_DEVICES": "GPU-aa",
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "OLLAMA_VULKAN": "0",
+        "OLLAMA_MODELS": "/models",
+        "OLLAMA_NOPRUNE": "1",
+        "OLLAMA_NUM_PARALLEL": "8",
+        "OLLAMA_CONTEXT_LENGTH": "8192",
+        "OLLAMA_MAX_LOADED_MODELS": "1",
+        "OLLAMA_KEEP_ALIVE": "-1",
+        "HOME": "/spool/work/home/gpu0",
+        "OBATCH_INSTANCE": "spool-uuid",
+        "OBATCH_SERVER": "gpu0",
+    }
+    assert expected.items() <= environment.items()
+
+
+def test_a_group_sees_its_gpus_and_a_cpu_server_none() -> None:
+    other = Gpu("GPU-bb", "Test", 1, "00000000:02:00.0", 2**30, "1.0")
+    assert build({}, ServerSettings(), child(gpus=[GPU, other]))["CUDA_VISIBLE_DEVICES"] == "GPU-aa,GPU-bb"
+    assert build({}, ServerSettings(), child())["CUDA_VISIBLE_DEVICES"] == "-1"
+
+
+def test_proxies_pass_for_pulls_but_never_for_loopback() -> None:
+    settings = ServerSettings(environment={"HTTPS_PROXY": "http://proxy:1"})
+    base = {"HTTPS_PROXY": "http://other:2", "no_proxy": "example.org", "SSL_CERT_FILE": "/ca.pem"}
+    environment = build(base, settings, child(host="192.0.2.1"))
+    assert environment["HTTPS_PROXY"] == "http://proxy:1" and environment["SSL_CERT_FILE"] == "/ca.pem"
+    assert environment["NO_PROXY"] == "example.org,127.0.0.1,localhost,192.0.2.1"
+
+
+def test_the_configured_environment_cannot_undo_what_obatchd_needs() -> None:
+    assert build({}, ServerSettings(environment={"OLLAMA_LLM_LIBRARY": "cuda_v13"}), child())["OLLAMA_LLM_LIBRARY"]
+    with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
+        build({}, ServerSettings(environment={"CUDA_VISIBLE_DEVICES": "1"}), child())
+
+
+def test_the_simulator_gets_its_own_variables() -> None:
+    environment = build({"OBATCHD_SIMULATOR": "{}"}, ServerSettings(), child(simulator_dir=Path("/sim")))
+    assert environment["OBATCHD_SIMULATOR"] == "{}" and environment["OBATCHD_SIMULATOR_GPU_DIR"] == "/sim"
+    assert command("", simulated=True)[1:] == ["-m", "obatchd.simulator.ollama", "serve"]
+    assert command("/bin/ollama", simulated=False) == ["/bin/ollama", "serve"]
+
+
+def test_ipv6_addresses_are_bracketed() -> None:
+    assert build({}, ServerSettings(), child(host="::1"))["OLLAMA_HOST"] == "[::1]:11500"
+
+
+def test_model_store() -> None:
+    assert models_dir(ServerSettings(models_dir="/m"), {"OLLAMA_MODELS": "/o"}) == Path("/m")
+    assert models_dir(ServerSettings(), {"OLLAMA_MODELS": "/o"}) == Path("/o")
+    assert models_dir(ServerSettings(), {}) == Path("~/.ollama/models").expanduser()

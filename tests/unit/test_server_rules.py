@@ -1,0 +1,60 @@
+"""The pure rules of servers: states, versions, names, threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from obatchd.errors import ServerError
+from obatchd.servers.api import canonical
+from obatchd.servers.managed import cpu_threads
+from obatchd.servers.process import find_binary, version_warning
+from obatchd.servers.states import DESCRIPTIONS, TRANSITIONS, ServerState, check
+
+
+def test_every_state_is_described_and_can_be_left_and_reached() -> None:
+    reached = set().union(*TRANSITIONS.values())
+    assert set(DESCRIPTIONS) == set(TRANSITIONS) == reached == set(ServerState)
+    assert all(TRANSITIONS.values())
+
+
+def test_a_change_that_is_not_in_the_table_is_a_bug() -> None:
+    check(ServerState.STARTING, ServerState.READY)
+    with pytest.raises(AssertionError, match="from stopped to ready"):
+        check(ServerState.STOPPED, ServerState.READY)
+
+
+@pytest.mark.parametrize(("cores", "servers"), [(1, 1), (2, 1), (2, 2), (8, 1), (8, 3), (4, 9)])
+def test_threads_never_exceed_the_cores(cores: int, servers: int) -> None:
+    threads = cpu_threads(cores, servers)
+    assert threads >= 1
+    assert threads * servers <= max(cores, servers)
+
+
+def test_a_cpu_server_alone_leaves_a_core_to_the_others() -> None:
+    assert [cpu_threads(cores, 1) for cores in (1, 2, 8)] == [1, 1, 7]
+
+
+@pytest.mark.parametrize("version", ["0.20.0", "0.24.0", "v0.33.1-rc2", "0.24.0-simulated"])
+def test_supported_versions(version: str) -> None:
+    assert version_warning(version) is None
+
+
+@pytest.mark.parametrize("version", ["0.19.9", "0.34.0", "1.24.0", "0.0.0", "", "dev"])
+def test_other_versions_are_tried_with_a_warning(version: str) -> None:
+    assert "0.20 to 0.33" in (version_warning(version) or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "full"),
+    [("a", "a:latest"), ("a:7b", "a:7b"), ("host:5000/a", "host:5000/a:latest"), ("host:5000/a:x", "host:5000/a:x")],
+)
+def test_canonical_names(name: str, full: str) -> None:
+    assert canonical(name) == full
+
+
+def test_a_missing_binary_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ServerError, match="Install Ollama") as caught:
+        find_binary(str(tmp_path / "nothing"))
+    assert caught.value.code == "no_ollama"
