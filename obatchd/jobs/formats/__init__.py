@@ -1,0 +1,92 @@
+"""The formats a drop may have, and the stream of entries in each, in constant memory.
+
+Plain JSONL is indexed where it lies. Everything else — gzip, one JSON object, an array, a folder — is unpacked beside
+the input into ``requests.jsonl`` while it is read, and entries refer to that. Unpacking is deterministic, so a reading
+that a crash interrupted starts over and writes the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from obatchd.errors import DropRefused
+from obatchd.jobs.formats.folder import folder_settings
+from obatchd.jobs.formats.lines import index_line, refused
+from obatchd.jobs.formats.recognise import Format, recognise
+from obatchd.jobs.formats.request import Request, parse_request
+from obatchd.jobs.formats.source import is_packed, open_source
+from obatchd.jobs.formats.split import split_lines
+from obatchd.jobs.formats.unpack import Unpacked, Unpacking
+from obatchd.jobs.model import Entry
+from obatchd.settings import InboxSettings
+
+__all__ = ["Format", "Request", "folder_settings", "parse_request", "read_entries", "recognise", "request_file"]
+
+_REQUESTS = "requests.jsonl"
+
+
+def request_file(input_path: Path) -> Path:
+    """The file that the entries of a drop refer to. Settled once for each drop, when the reading begins."""
+    unpacked = input_path.with_name(_REQUESTS)
+    return unpacked if unpacked.exists() else input_path
+
+
+def read_entries(
+    input_path: Path,
+    name: str,
+    limits: InboxSettings,
+    *,
+    check_space: Callable[[int], None] | None = None,
+    size_bytes: int | None = None,
+) -> Iterator[Entry]:
+    """Every request of a drop, and every line that cannot be one.
+
+    ``check_space`` is called with the number of bytes about to be unpacked, again and again, and raises to stop it.
+    ``size_bytes`` is how much of a plain file counts: what somebody appended since it was taken does not.
+
+    Raises:
+        DropRefused: the drop is none of our formats, or there is no request in it at all.
+    """
+    form = recognise(input_path, name)
+    found = False
+    for entry in _limited(_entries(form, input_path, name, limits, check_space, size_bytes), limits.max_requests):
+        found = True
+        yield entry
+    if not found:
+        raise DropRefused(f"{name} holds no request", code="no_requests")
+
+
+def _entries(
+    form: Format,
+    input_path: Path,
+    name: str,
+    limits: InboxSettings,
+    check_space: Callable[[int], None] | None,
+    size_bytes: int | None,
+) -> Iterator[Entry]:
+    if form is Format.LINES and not is_packed(name) and request_file(input_path) == input_path:
+        yield from _in_place(input_path, limits.max_line_bytes, size_bytes)
+        return
+    with Unpacked(input_path.with_name(_REQUESTS), limits, check_space) as target:
+        unpacking = Unpacking(target)
+        yield from unpacking.folder(input_path) if form is Format.FOLDER else unpacking.file(input_path, name, form)
+
+
+def _in_place(input_path: Path, max_line_bytes: int, size_bytes: int | None) -> Iterator[Entry]:
+    with open_source(input_path, packed=False, size_bytes=size_bytes) as source:
+        for number, offset, raw, length in split_lines(source, max_line_bytes):
+            if raw is not None:
+                yield index_line(number, offset, raw)
+            else:
+                reason = f"the line has {length} bytes, more than max_line_bytes ({max_line_bytes})"
+                yield refused(number, offset, length, "line_too_long", reason)
+
+
+def _limited(entries: Iterator[Entry], max_requests: int) -> Iterator[Entry]:
+    for count, entry in enumerate(entries):
+        if count >= max_requests:
+            reason = f"the drop has more than max_requests ({max_requests}) requests; this one and the rest are not run"
+            yield refused(entry.line, entry.offset, entry.length, "too_many_requests", reason)
+            return
+        yield entry

@@ -1,0 +1,85 @@
+"""The quick look that indexes one request: enough to queue it, or to say why it cannot be run."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import msgspec
+
+from obatchd.jobs.formats.request import Known, label_of
+from obatchd.jobs.model import PRIORITY_CLASS, Entry, Refusal
+
+_known = msgspec.json.Decoder(Known)
+_CONTEXT_LIMIT = 2**24  # tokens; no model comes near
+
+
+def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
+    """The entry of one request whose surrounding white space is removed.
+
+    ``offset`` is that of ``raw`` in the request file; ``where`` says where its author finds it, if not there.
+    """
+    problem: tuple[str, str] | None
+    try:
+        known = _known.decode(raw)
+        # What is skipped is not checked by msgspec, and would fail in the worker.
+        problem = _problem(known) if raw.isascii() else (_not_utf8(raw) or _problem(known))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        problem = _not_utf8(raw) or _explain(error)
+    checksum = zlib.crc32(raw)
+    if problem is not None:
+        return Entry(number, offset, len(raw), checksum, refusal=_refusal(number, offset, where, *problem))
+    context = known.context_length
+    if context is None and known.options is not None:
+        context = known.options.get("num_ctx")
+    return Entry(number, offset, len(raw), checksum, label_of(known), known.model, context, known.priority)
+
+
+def refused(number: int, offset: int, length: int, code: str, reason: str, where: str = "") -> Entry:
+    """The entry of something that is refused without a look at its content."""
+    return Entry(number, offset, length, 0, refusal=_refusal(number, offset, where, code, reason))
+
+
+def _refusal(number: int, offset: int, where: str, code: str, reason: str) -> Refusal:
+    return Refusal(code, f"{where or f'line {number}, byte offset {offset}'}: {reason}")
+
+
+def _problem(known: Known) -> tuple[str, str] | None:
+    text = known.prompt or known.content
+    if not text and not known.messages:
+        return "missing_prompt", 'there is no prompt: give "prompt", "content" or "messages" some text'
+    if text and text.isspace():
+        return "missing_prompt", "the prompt is nothing but white space"
+    if text and known.messages:
+        return "wrong_type", 'it has a prompt and "messages"; give one of them'
+    for message in known.messages or ():
+        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
+            return "wrong_type", 'every message needs a "role" and a "content", both strings'
+    if known.priority is not None and known.priority not in PRIORITY_CLASS:
+        return "wrong_type", f"priority {known.priority!r} is not one of low, normal, high"
+    context = known.context_length if known.context_length is not None else (known.options or {}).get("num_ctx")
+    if not _is_count(context, _CONTEXT_LIMIT):
+        return "wrong_type", f"context_length {context!r} is not a number of tokens"
+    if not _is_count(known.max_response_tokens, _CONTEXT_LIMIT):
+        return "wrong_type", f"max_response_tokens {known.max_response_tokens!r} is not a number of tokens"
+    return None
+
+
+def _is_count(value: Any, limit: int) -> bool:
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < limit)
+
+
+def _not_utf8(raw: bytes) -> tuple[str, str] | None:
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return "invalid_utf8", f"its byte {error.start} is not UTF-8"
+    return None
+
+
+def _explain(error: Exception) -> tuple[str, str]:
+    if isinstance(error, msgspec.ValidationError):
+        return "wrong_type", str(error)
+    if isinstance(error, RecursionError):
+        return "bad_json", "it is nested too deeply"
+    return "bad_json", str(error)

@@ -1,0 +1,106 @@
+"""What a drop holds, by its content and, where that leaves a doubt, its name."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+from obatchd.errors import DropRefused
+from obatchd.jobs.formats.source import Source, Unreadable, is_packed, open_source
+from obatchd.jobs.formats.split import UTF8_BOM
+
+_HEAD_BYTES = 65536
+_FIRST_LINE_BYTES = 16 * 1024**2
+_WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class Format(Enum):
+    """What a drop holds."""
+
+    LINES = "JSON Lines"
+    OBJECT = "one JSON object"
+    ARRAY = "a JSON array"
+    FOLDER = "a folder of JSON files"
+
+
+def recognise(path: Path, name: str) -> Format:
+    """The format of a drop, or of a file in a folder.
+
+    Raises:
+        DropRefused: it is none of our formats (``format``), not UTF-8 (``encoding``) or empty (``empty``).
+        OSError: the system is at fault.
+    """
+    if path.is_dir():
+        return Format.FOLDER
+    try:
+        with open_source(path, packed=is_packed(name)) as source:
+            return _by_content(source, name)
+    except Unreadable as error:
+        raise DropRefused(f"{name} cannot be read: {error}", code="format") from error
+
+
+def _by_content(source: Source, name: str) -> Format:
+    head = _head(source)
+    if head.startswith(_WIDE_BOMS):
+        raise DropRefused(f"{name} is UTF-16 or UTF-32; save it as UTF-8", code="encoding")
+    if head.startswith(_GZIP_MAGIC):
+        raise DropRefused(f"{name} is packed with gzip; drop it with a name that ends in .gz", code="format")
+    text = head.removeprefix(UTF8_BOM).lstrip()
+    if not text and len(head) < _HEAD_BYTES:
+        raise DropRefused(f"{name} is empty: there is no request in it", code="empty")
+    if name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        if not text or text.startswith(b"{") or (not _opens_array(text) and _has_object_line(text)):
+            return Format.LINES
+    elif text.startswith(b"{"):
+        return Format.LINES if _is_lines(text, source) else Format.OBJECT
+    if text.startswith(b"["):
+        return Format.ARRAY
+    raise DropRefused(
+        f"{name} begins neither with {{ nor with [: it is no JSON. Drop JSON Lines (.jsonl), one object or an array "
+        "(.json), or a folder of .json files",
+        code="format",
+    )
+
+
+def _head(source: Source) -> bytes:
+    """The first bytes, or all there are; what is read before damage counts."""
+    head = b""
+    while len(head) < _HEAD_BYTES:
+        try:
+            block = source.read(_HEAD_BYTES)
+        except Unreadable:
+            if not head:
+                raise
+            break
+        if not block:
+            break
+        head += block
+    return head
+
+
+def _opens_array(text: bytes) -> bool:
+    """Whether what is called JSON Lines begins like an array laid out over lines, or is nothing but one."""
+    first, _, rest = text.partition(b"\n")
+    first = first.rstrip()
+    return first.startswith(b"[") and (first == b"[" or first.endswith(b",") or not rest.strip())
+
+
+def _has_object_line(text: bytes) -> bool:
+    return any(line.lstrip().startswith(b"{") for line in text.split(b"\n"))
+
+
+def _is_lines(text: bytes, source: Source) -> bool:
+    """Whether what begins with an object goes on with another one on a line of its own."""
+    while len(text) <= _FIRST_LINE_BYTES:
+        first, newline, rest = text.partition(b"\n")
+        if newline and rest.lstrip():
+            return rest.lstrip().startswith(b"{") and not first.rstrip().endswith((b":", b"[", b","))
+        try:
+            block = source.read(_FIRST_LINE_BYTES)
+        except Unreadable:
+            return False
+        if not block:
+            return False
+        text += block
+    return False

@@ -1,0 +1,106 @@
+"""One request as its author wrote it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Known(msgspec.Struct):
+    """The fields that are ours, as they stand."""
+
+    id: str | int | float | bool | None = None
+    custom_id: str | int | float | bool | None = None
+    prompt: str | None = None
+    content: str | None = None
+    role: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    system: str | None = None
+    model: str | None = None
+    priority: str | None = None
+    context_length: int | None = None
+    max_response_tokens: int | None = None
+    options: dict[str, Any] | None = None
+
+
+class _Whole(Known):
+    format: Any = None
+    think: Any = None
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A parsed request. ``input`` holds the fields that are not ours, as JSON; they come back in the result."""
+
+    id: str | None = None
+    prompt: str = ""
+    role: str = "user"
+    system: str | None = None
+    messages: list[dict[str, Any]] = []
+    model: str | None = None
+    options: dict[str, Any] = {}
+    priority: str | None = None
+    context_length: int | None = None
+    max_response_tokens: int | None = None
+    format: Any = None
+    think: Any = None
+    input: dict[str, msgspec.Raw] = {}
+
+
+_OURS = frozenset(_Whole.__struct_fields__)
+_whole = msgspec.json.Decoder(_Whole)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def label_of(known: Known) -> str | None:
+    """What its author calls a request; None when it is not called anything."""
+    given = known.id if known.id is not None else known.custom_id
+    return None if given is None else str(given) or None
+
+
+class _Label(msgspec.Struct):
+    id: Any = None
+    custom_id: Any = None
+
+
+_label = msgspec.json.Decoder(_Label)
+
+
+def request_id(raw: bytes) -> str | None:
+    """The id in one line of a request file, None where there is none or the line is no request."""
+    try:
+        found = _label.decode(raw)
+    except ValueError:
+        return None
+    label = found.id if found.id is not None else found.custom_id
+    return str(label) if label is not None else None
+
+
+def parse_request(raw: bytes) -> Request:
+    """The request in one line of a request file: the full parse, done by the worker process.
+
+    Fields that are not ours are passed on byte for byte: a number too large for us comes back as it was.
+
+    Raises:
+        ValueError: the line is not a request (msgspec.DecodeError is one).
+    """
+    whole = _whole.decode(raw)
+    messages = whole.messages or []
+    prompt = whole.prompt or whole.content
+    if prompt is None:
+        prompt = next((m.get("content", "") for m in reversed(messages) if m.get("role") == "user"), "")
+    return Request(
+        id=label_of(whole),
+        prompt=prompt or "",
+        role=whole.role or "user",
+        system=whole.system,
+        messages=messages,
+        model=whole.model,
+        options=whole.options or {},
+        priority=whole.priority,
+        context_length=whole.context_length,
+        max_response_tokens=whole.max_response_tokens,
+        format=whole.format,
+        think=whole.think,
+        input={name: value for name, value in _fields.decode(raw).items() if name not in _OURS},
+    )

@@ -1,0 +1,109 @@
+"""Reading a drop's bytes, packed or not."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import io
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# What opening says of this one file; anything else (no descriptors left, a failing disk) may be over in a moment.
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENXIO})
+_DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError)
+
+
+class Unreadable(Exception):
+    """The content cannot be read, or not further; in plain words."""
+
+
+class TooMuch(Exception):
+    """The drop unpacks to more than it may."""
+
+
+class Budget:
+    """How much may still be read, over all files of a drop."""
+
+    def __init__(self, left_bytes: int) -> None:
+        self.left_bytes = left_bytes
+
+
+class Source:
+    """The content of one file.
+
+    ``budget`` bounds what is read, not what is packed: a few kilobytes of gzip can hold terabytes.
+    """
+
+    def __init__(self, file: io.BufferedIOBase, budget: Budget | None = None) -> None:
+        self._file = file
+        self._budget = budget
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes, as soon as there are any; none at the end.
+
+        Raises:
+            Unreadable: it is damaged; everything before the damage was read.
+            TooMuch: there is more than the budget.
+        """
+        budget = self._budget
+        try:
+            if budget is None:
+                return self._file.read1(size)
+            block = self._file.read1(min(size, budget.left_bytes) or 1)
+        except _DAMAGED as error:
+            raise Unreadable(f"the gzip file is damaged or was cut off: {error}") from error
+        if block and not budget.left_bytes:
+            raise TooMuch
+        budget.left_bytes -= len(block)
+        return block
+
+
+class _Beginning(Source):
+    """The first bytes of a file, however much is appended to it meanwhile."""
+
+    def __init__(self, file: io.BufferedIOBase, size_bytes: int) -> None:
+        super().__init__(file)
+        self._left_bytes = size_bytes
+
+    def read(self, size: int) -> bytes:
+        block = super().read(min(size, self._left_bytes))
+        self._left_bytes -= len(block)
+        return block
+
+
+@contextmanager
+def open_source(
+    path: Path, *, packed: bool, budget: Budget | None = None, size_bytes: int | None = None
+) -> Iterator[Source]:
+    """``path`` opened for reading; of a plain file only ``size_bytes``, if given.
+
+    Raises:
+        Unreadable: it is not there, not for us, or not a regular file; links are not followed, because the owner of a
+            folder may still swap its files.
+        OSError: the system is at fault.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NOT_OURS:
+            raise Unreadable(error.strerror) from error
+        raise
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Unreadable("it is not a regular file")
+        if packed:
+            with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
+                yield Source(unpacked, budget)
+        elif size_bytes is not None:
+            yield _Beginning(file, size_bytes)
+        else:
+            yield Source(file, budget)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a file of this name is taken for gzip."""
+    return name.lower().endswith(".gz")

@@ -1,0 +1,141 @@
+"""Splitting a drop's bytes into requests in constant memory: the lines of JSONL, the elements of an array.
+
+Lines end at ``\\n`` alone: ``str.splitlines`` would also split at U+2028 and others that are legal inside JSON strings.
+Elements are cut out, not parsed: they keep their bytes, and a bad one does not hide those after it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from obatchd.jobs.formats.source import Source, Unreadable
+
+_BLOCK_BYTES = 1024**2
+UTF8_BOM = b"\xef\xbb\xbf"
+_BLANK = b" \t\r\n"
+_IN_STRING = re.compile(rb'["\\]')
+_OUTSIDE = re.compile(rb'["\[\]{},]')
+
+
+class Piece(NamedTuple):
+    """One line or element without the white space around it: its number from 1, its offset in bytes, and its bytes, or
+    None where it is longer than allowed."""
+
+    number: int
+    offset: int
+    raw: bytes | None
+    length: int
+
+
+def _piece(number: int, offset: int, raw: bytes) -> Piece:
+    stripped = raw.strip(_BLANK)
+    return Piece(number, offset + raw.find(stripped), stripped, len(stripped))
+
+
+def split_lines(source: Source, max_line_bytes: int) -> Iterator[Piece]:
+    """The lines that are not blank; blank ones are counted. One byte order mark at the start is passed over.
+
+    Raises:
+        Unreadable, TooMuch: from the source, after the lines before.
+    """
+    number, offset, rest, skipped = 0, 0, bytearray(), 0
+    while True:
+        block = source.read(_BLOCK_BYTES)
+        if block and b"\n" not in block:
+            rest += block
+        else:
+            *lines, last = (bytes(rest) + (block or b"\n")).split(b"\n")
+            rest = bytearray(last)
+            for raw in lines:
+                number += 1
+                if number == 1 and raw.startswith(UTF8_BOM):
+                    raw, offset = raw[len(UTF8_BOM) :], len(UTF8_BOM)
+                length = len(raw) + skipped
+                if length > max_line_bytes:
+                    yield Piece(number, offset, None, length)
+                elif raw and not raw.isspace():
+                    yield _piece(number, offset, raw)
+                offset += length + 1
+                skipped = 0
+        if not block:
+            return
+        if len(rest) > max_line_bytes:
+            # Too long to be kept: only its length goes on being counted.
+            skipped += len(rest)
+            rest.clear()
+
+
+class _Element:
+    """The bytes of an element so far, while there are not too many."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._bytes = bytearray()
+        self.length = 0
+
+    def add(self, part: bytes) -> None:
+        self.length += len(part)
+        if self.length <= self._max_bytes:
+            self._bytes += part
+        else:
+            self._bytes.clear()
+
+    def piece(self, number: int, offset: int) -> Piece:
+        if self.length > self._max_bytes:
+            return Piece(number, offset, None, self.length)
+        return _piece(number, offset, bytes(self._bytes))
+
+
+def split_array(source: Source, max_element_bytes: int) -> Iterator[Piece]:
+    """The elements of a JSON array, as they stand in the file. A comma before the closing bracket is passed over.
+
+    Raises:
+        Unreadable, TooMuch: from the source; or the array has no end, or it is not the end of the file.
+    """
+    number, offset, begun = 0, 0, 0
+    depth, in_string, skip = 0, False, 0
+    element = _Element(max_element_bytes)
+    while block := source.read(_BLOCK_BYTES):
+        kept, position = 0, skip
+        while found := (_IN_STRING if in_string else _OUTSIDE).search(block, position):
+            position = found.end()
+            match found[0]:
+                case b'"':
+                    in_string = not in_string
+                case b"\\":
+                    position += 1  # whatever is escaped, it does not end the string
+                case b"[" | b"{":
+                    depth += 1
+                    if depth == 1:
+                        kept, begun = position, offset + position
+                case b"]" | b"}":
+                    depth -= 1
+                case _ if depth > 1:
+                    continue
+            if depth == 0 or (depth == 1 and found[0] == b","):
+                element.add(block[kept : found.start()])
+                piece = element.piece(number + 1, begun)
+                if piece.length or depth:
+                    number += 1
+                    yield piece
+                if depth == 0:
+                    _require_end(source, block[position:], offset + position)
+                    return
+                element = _Element(max_element_bytes)
+                kept, begun = position, offset + position
+        element.add(block[kept:])
+        skip = max(0, position - len(block))
+        offset += len(block)
+    inside = f" inside element {number + 1}" if element.piece(1, 0).length else ""
+    raise Unreadable(f"the file ends{inside} before the array is closed; it may have been cut off")
+
+
+def _require_end(source: Source, rest: bytes, offset: int) -> None:
+    while not rest.strip(_BLANK):
+        offset += len(rest)
+        if not (rest := source.read(_BLOCK_BYTES)):
+            return
+    offset += len(rest) - len(rest.lstrip(_BLANK))
+    raise Unreadable(f"there is more behind the end of the array, at byte offset {offset}")

@@ -1,0 +1,138 @@
+"""The words of the engine as types. See docs/architecture.md for their meaning."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+class Outcome(StrEnum):
+    """The one recorded outcome of a request."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class JobState(StrEnum):
+    """Where an accepted drop stands. ``paused`` is a flag beside it, not a state."""
+
+    RUNNING = "running"  # accepted; requests are indexed, dispatched and answered
+    PUBLISHING = "publishing"  # every request has its result; the outbox is being completed
+    DONE = "done"  # summary.json is in place
+    REFUSED = "refused"  # could not become a job; it lies in failed/
+
+
+PRIORITY_CLASS = {"low": 0, "normal": 1, "high": 2}
+
+
+class Profile(msgspec.Struct, frozen=True, order=True):
+    """What a server must have loaded for a request. ``slots`` belong to the server."""
+
+    model: str
+    context_length: int  # tokens, already rounded up by round_context
+
+
+class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A job's own settings: between a request's fields and the daemon's settings. ``None`` means not given."""
+
+    model: str | None = None
+    system_message: str | None = None
+    options: dict[str, Any] = {}
+    context_length: int | None = None
+    max_response_tokens: int | None = None
+    priority: str | None = None
+    deadline: float | str | None = None  # seconds after acceptance (0: none), or an ISO 8601 time in UTC
+
+    def expires_s(self, accepted_s: float, default: float | str) -> float | None:
+        """Wall-clock time at which the job's deadline passes, or None. ``default`` holds where it names none."""
+        deadline = default if self.deadline is None else self.deadline
+        if isinstance(deadline, str):
+            return datetime.fromisoformat(deadline).timestamp()
+        return accepted_s + deadline if deadline else None
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why one line of a drop cannot be run."""
+
+    code: str  # bad_json, invalid_utf8, missing_prompt, duplicate_id, line_too_long, wrong_type, too_many_requests …
+    message: str  # plain words with line number and byte offset
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One indexed line of a drop.
+
+    ``offset`` and ``length`` are bytes in the request file (surrounding white space left out), ``checksum`` is
+    ``zlib.crc32`` of exactly those bytes. ``line`` counts from 1: the physical line of a JSONL file, the element of
+    an array, the position in name order in a folder.
+    """
+
+    line: int
+    offset: int
+    length: int
+    checksum: int
+    id: str | None = None
+    model: str | None = None
+    context_length: int | None = None  # tokens, as asked (options.num_ctx or context_length), not rounded
+    priority: str | None = None
+    refusal: Refusal | None = None
+
+
+def round_context(tokens: int) -> int:
+    """``tokens`` rounded up to 4096, 8192, 16384 …, so that few profiles exist."""
+    size = 4096
+    while size < tokens:
+        size *= 2
+    return size
+
+
+def default_id(line: int) -> str:
+    """What a request without an id is called: its zero-padded line number."""
+    return f"{line:07d}"
+
+
+class JobIds:
+    """Makes job ids: ``YYYYMMDD-HHMMSS-xxxx``, unique in one process, sortable by time even if the clock steps back."""
+
+    def __init__(self, last: str = "") -> None:
+        self._last_ticks = 0
+        self._last = last
+        self._lock = threading.Lock()
+
+    def new(self) -> str:
+        with self._lock:
+            ticks = max(time.time_ns() // 1000, self._last_ticks + 1)
+            while (job := self._format(ticks)) <= self._last:
+                ticks = max(ticks + 1, self._ticks_after(self._last))
+            self._last_ticks, self._last = ticks, job
+            return job
+
+    @staticmethod
+    def _format(ticks: int) -> str:
+        seconds, micros = divmod(ticks, 1_000_000)
+        digits = "".join(_BASE32[(micros >> shift) & 31] for shift in (15, 10, 5, 0))
+        return time.strftime("%Y%m%d-%H%M%S-", time.gmtime(seconds)) + digits
+
+    @staticmethod
+    def _ticks_after(job: str) -> int:
+        import calendar
+
+        seconds = calendar.timegm(time.strptime(job[:15], "%Y%m%d-%H%M%S"))
+        micros = 0
+        for digit in job[16:20]:
+            micros = micros * 32 + _BASE32.index(digit)
+        return seconds * 1_000_000 + micros + 1
+
+
+def process_owner() -> int:
+    """The uid that owns jobs submitted without another identity."""
+    return os.getuid()

@@ -1,0 +1,349 @@
+"""Which request a server gets next.
+
+Fair share between owners in slot-seconds, then priority class within one owner (one class up per hour of waiting),
+then the order of acceptance. Only a window of each lane is in memory: requests further on stay in the store until
+the lane's turn comes near. Runs in the main loop; nothing here blocks or does input or output.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from obatchd.jobs.model import PRIORITY_CLASS, Profile
+
+WINDOW_LOW = 256  # requests in memory below which a lane wants more
+WINDOW_FETCH = 1024
+WINDOW_BYTES = 4 * 1024**2  # the same where requests are long
+_AGEING_S = 3600.0
+_LOOK_AHEAD_LANES = 8
+_LOOK_AHEAD_REQUESTS = 8
+_FIRST_ESTIMATE_S = 1.0
+
+
+class Pending(msgspec.Struct, array_like=True):
+    """A request ready to be offered. ``servers`` are those of its earlier attempts, which took ``spent_s``."""
+
+    line: int
+    raw: bytes
+    attempt: int = 1
+    servers: list[str] = []
+    spent_s: float = 0.0
+
+
+class Lane:
+    """Requests of one job for one profile and priority class, in input order."""
+
+    __slots__ = (
+        "accepted_s", "cursor", "fetching", "job", "number", "order", "owner", "priority", "profile", "unread",
+        "window",
+    )  # fmt: skip
+
+    def __init__(self, job: int, number: int, owner: int, profile: Profile, priority: str, accepted_s: float) -> None:
+        self.job = job
+        self.number = number
+        self.owner = owner
+        self.profile = profile
+        self.priority = PRIORITY_CLASS[priority]
+        self.accepted_s = accepted_s
+        self.order = (job, number)
+        self.window: deque[Pending] = deque()
+        self.cursor = 0  # greatest line that was ever put into the window
+        self.unread = 0  # requests without a result that are only in the store
+        self.fetching = False
+
+    @property
+    def waiting(self) -> int:
+        return len(self.window) + self.unread
+
+    @property
+    def wants_fetch(self) -> bool:
+        if self.unread <= 0 or self.fetching or len(self.window) >= WINDOW_LOW:
+            return False
+        return sum(len(pending.raw) for pending in self.window) < WINDOW_BYTES
+
+    def priority_class(self, now_s: float) -> int:
+        """The lane's class, one more per hour since its job was accepted."""
+        return self.priority + int((now_s - self.accepted_s) / _AGEING_S)
+
+
+class Taken(msgspec.Struct, array_like=True):
+    """A request on its way to a server. ``charge_s`` was charged to its owner in advance."""
+
+    lane: Lane
+    pending: Pending
+    charge_s: float
+
+
+class _Share:
+    """One owner's use of the servers, in slot-seconds."""
+
+    __slots__ = ("mean_s", "used_s")
+
+    def __init__(self, used_s: float) -> None:
+        self.used_s = used_s
+        self.mean_s = _FIRST_ESTIMATE_S
+
+
+class JobQueue:
+    """All lanes with waiting requests. ``on_fetch`` is called with lanes whose window runs low."""
+
+    def __init__(self, on_fetch: Callable[[Lane], None], *, clock: Callable[[], float] = time.time) -> None:
+        self._lanes: dict[int, dict[int, Lane]] = {}  # by job, then number
+        # Waiting lanes by profile and owner, per base class, each list by order of acceptance.
+        self._waiting: dict[Profile, dict[int, tuple[list[Lane], list[Lane], list[Lane]]]] = {}
+        self._shares: dict[int, _Share] = {}
+        self._paused: set[int] = set()
+        # Requests that were in flight in several crashes: each waits for a server of its own.
+        self._suspects: dict[Profile, deque[Taken]] = {}
+        self._on_fetch = on_fetch
+        self._clock = clock
+
+    # Filling.
+
+    def add_lane(self, lane: Lane) -> Lane:
+        """Register ``lane``, or find the one registered under its job and number."""
+        return self._lanes.setdefault(lane.job, {}).setdefault(lane.number, lane)
+
+    def extend(self, lane: Lane, stored: int, pending: Sequence[Pending] = ()) -> None:
+        """``stored`` more requests of ``lane`` are in the store; ``pending`` is given where they are at hand.
+
+        Requests at hand go straight into the window, but only while nothing before them is still in the store alone.
+        """
+        if pending and len(pending) == stored and lane.unread == 0 and not lane.fetching:
+            lane.window.extend(pending)
+            lane.cursor = max(lane.cursor, pending[-1].line)
+        else:
+            lane.unread += stored
+        self._enlist(lane)
+
+    def fetched(self, lane: Lane, pending: Sequence[Pending], gone: int = 0, *, phantom: int = 0) -> None:
+        """Requests read from the store for ``lane``; ``gone`` were finished without being offered.
+
+        ``phantom`` of the unread are not in the store: a reading found nothing where so many were expected.
+        """
+        lane.fetching = False
+        if not self._known(lane):
+            return
+        lane.window.extend(pending)
+        lane.unread = max(0, lane.unread - len(pending) - gone - phantom)
+        self._enlist(lane)
+
+    def give_back(self, taken: Taken) -> None:
+        """Put a request back in front of its lane and take its charge off its owner."""
+        self._share(taken.lane.owner).used_s -= taken.charge_s
+        lane = taken.lane
+        if self._known(lane):
+            lane.window.appendleft(taken.pending)
+            self._enlist(lane)
+
+    def set_aside(self, taken: Taken) -> None:
+        """Keep a request that is suspected of crashing servers until one can be had for it alone."""
+        self._share(taken.lane.owner).used_s -= taken.charge_s
+        if self._known(taken.lane):
+            self._suspects.setdefault(taken.lane.profile, deque()).append(Taken(taken.lane, taken.pending, 0.0))
+
+    def take_suspect(self, profile: Profile) -> Taken | None:
+        """The next request to be tried alone."""
+        suspects = self._suspects.get(profile, deque())
+        taken = next((taken for taken in suspects if taken.lane.job not in self._paused), None)
+        if taken is not None:
+            suspects.remove(taken)
+            if not suspects:
+                del self._suspects[profile]
+        return taken
+
+    def has_suspects(self, profile: Profile) -> bool:
+        return any(taken.lane.job not in self._paused for taken in self._suspects.get(profile, ()))
+
+    def remove_job(self, job: int) -> None:
+        """Forget everything of a job that is over or cancelled."""
+        self._clear_suspects(lambda lane: lane.job == job)
+        for lane in self._lanes.pop(job, {}).values():
+            self._unlist(lane)
+        self._paused.discard(job)
+
+    def remove_lanes(self, lanes: Iterable[Lane]) -> None:
+        gone = list(lanes)
+        self._clear_suspects(lambda lane: any(lane is other for other in gone))
+        for lane in gone:
+            self._lanes.get(lane.job, {}).pop(lane.number, None)
+            self._unlist(lane)
+
+    def _clear_suspects(self, is_gone: Callable[[Lane], bool]) -> None:
+        for profile, suspects in list(self._suspects.items()):
+            kept = deque(taken for taken in suspects if not is_gone(taken.lane))
+            if kept:
+                self._suspects[profile] = kept
+            else:
+                del self._suspects[profile]
+
+    def pause(self, job: int) -> None:
+        self._paused.add(job)
+        for lane in self._lanes_of(job):
+            self._unlist(lane)
+
+    def resume(self, job: int) -> None:
+        self._paused.discard(job)
+        for lane in self._lanes_of(job):
+            self._enlist(lane)
+
+    # Taking.
+
+    def take(self, profile: Profile, count: int, server: str = "", *, avoid: bool = False) -> list[Taken]:
+        """Up to ``count`` requests for ``profile``, charged to their owners.
+
+        With ``avoid`` a request whose last attempt was on ``server`` is left for another one.
+        """
+        taken: list[Taken] = []
+        owners = self._waiting.get(profile)
+        passed: set[int] = set()
+        while owners and len(taken) < count:
+            candidates = [owner for owner in owners if owner not in passed]
+            if not candidates:
+                break
+            owner = min(candidates, key=lambda o: self._share(o).used_s)
+            burst = count - len(taken) if len(candidates) == 1 else 1
+            got = self._take_from(owners[owner], owner, burst, server if avoid else "")
+            if not got:
+                passed.add(owner)
+            taken.extend(got)
+            owners = self._waiting.get(profile)
+        return taken
+
+    def _take_from(
+        self, classes: tuple[list[Lane], list[Lane], list[Lane]], owner: int, count: int, avoid: str
+    ) -> list[Taken]:
+        share = self._share(owner)
+        taken: list[Taken] = []
+        for lane in self._in_order(classes):
+            if lane.wants_fetch:
+                lane.fetching = True
+                self._on_fetch(lane)
+            while len(taken) < count and (pending := _pop(lane.window, avoid)) is not None:
+                taken.append(Taken(lane, pending, share.mean_s))
+                share.used_s += share.mean_s
+            if not lane.waiting:
+                self._unlist(lane)
+            if len(taken) >= count:
+                break
+        return taken
+
+    def _in_order(self, classes: tuple[list[Lane], list[Lane], list[Lane]]) -> Iterator[Lane]:
+        """The first lanes to look at: by present class, then by acceptance."""
+        now_s = self._clock()
+        heads = [lane for lanes in classes for lane in lanes[:_LOOK_AHEAD_LANES]]
+        heads.sort(key=lambda lane: (-lane.priority_class(now_s), lane.order))
+        yield from heads
+
+    def charge(self, taken: Taken, used_s: float) -> None:
+        """The slot time a request really used replaces what was charged in advance."""
+        share = self._share(taken.lane.owner)
+        share.used_s += used_s - taken.charge_s
+        share.mean_s += 0.1 * (used_s - share.mean_s)
+
+    # Looking.
+
+    def waiting(self, profile: Profile) -> int:
+        """Requests that wait for ``profile``, in memory or in the store."""
+        owners = self._waiting.get(profile, {})
+        return sum(lane.waiting for classes in owners.values() for lanes in classes for lane in lanes)
+
+    def more_than(self, profile: Profile, count: int) -> bool:
+        """Whether more than ``count`` requests wait for ``profile``; looks no further than it must."""
+        for classes in self._waiting.get(profile, {}).values():
+            for lanes in classes:
+                for lane in lanes:
+                    count -= lane.waiting
+                    if count < 0:
+                        return True
+        return False
+
+    def profiles(self) -> list[Profile]:
+        """Profiles that requests wait for, the one that should be served first in front."""
+        return sorted({*self._waiting, *filter(self.has_suspects, self._suspects)}, key=self.claim)
+
+    def claim(self, profile: Profile) -> tuple[float, int, tuple[int, int]]:
+        """How strong the claim of ``profile`` is (less is stronger): use of its least served owner, class, order."""
+        owners = self._waiting.get(profile)
+        if not owners:
+            return (float("inf"), 0, (0, 0))  # only suspects wait
+        now_s = self._clock()
+        owner = min(owners, key=lambda o: self._share(o).used_s)
+        heads = [lanes[0] for lanes in owners[owner] if lanes]
+        first = min(heads, key=lambda lane: (-lane.priority_class(now_s), lane.order))
+        return (self._share(owner).used_s, -first.priority_class(now_s), first.order)
+
+    def lanes_of_profile(self, profile: Profile) -> list[Lane]:
+        """Every registered lane whose requests need ``profile``."""
+        return [lane for lane in self._all() if lane.profile == profile]
+
+    def total(self) -> int:
+        """All waiting requests, those of paused jobs included."""
+        suspects = sum(len(taken) for taken in self._suspects.values())
+        return suspects + sum(lane.waiting for lane in self._all())
+
+    def _lanes_of(self, job: int) -> list[Lane]:
+        return list(self._lanes.get(job, {}).values())
+
+    def _all(self) -> Iterator[Lane]:
+        for lanes in self._lanes.values():
+            yield from lanes.values()
+
+    def _known(self, lane: Lane) -> bool:
+        return self._lanes.get(lane.job, {}).get(lane.number) is lane
+
+    def _share(self, owner: int) -> _Share:
+        share = self._shares.get(owner)
+        if share is None:
+            share = self._shares[owner] = _Share(min((s.used_s for s in self._shares.values()), default=0.0))
+        return share
+
+    def _enlist(self, lane: Lane) -> None:
+        if not lane.waiting or lane.job in self._paused:
+            return
+        owners = self._waiting.setdefault(lane.profile, {})
+        if lane.owner not in owners:
+            self._join(lane.owner)
+            owners[lane.owner] = ([], [], [])
+        lanes = owners[lane.owner][lane.priority]
+        at = bisect.bisect_left(lanes, lane.order, key=lambda other: other.order)
+        if at == len(lanes) or lanes[at] is not lane:
+            lanes.insert(at, lane)
+
+    def _join(self, owner: int) -> None:
+        """An owner who comes back does not collect on the time he was away."""
+        active = {o for owners in self._waiting.values() for o in owners if o != owner}
+        if active and not any(owner in owners for owners in self._waiting.values()):
+            share = self._share(owner)
+            share.used_s = max(share.used_s, min(self._share(o).used_s for o in active))
+
+    def _unlist(self, lane: Lane) -> None:
+        owners = self._waiting.get(lane.profile, {})
+        classes = owners.get(lane.owner)
+        if classes is None:
+            return
+        lanes = classes[lane.priority]
+        at = bisect.bisect_left(lanes, lane.order, key=lambda other: other.order)
+        if at < len(lanes) and lanes[at] is lane:
+            del lanes[at]
+        if not any(classes):
+            del owners[lane.owner]
+            if not owners:
+                del self._waiting[lane.profile]
+
+
+def _pop(window: deque[Pending], avoid: str) -> Pending | None:
+    """The first request of ``window`` whose last attempt was not on ``avoid``."""
+    if not avoid:
+        return window.popleft() if window else None
+    for position in range(min(len(window), _LOOK_AHEAD_REQUESTS)):
+        pending = window[position]
+        if not pending.servers or pending.servers[-1] != avoid:
+            del window[position]
+            return pending
+    return None

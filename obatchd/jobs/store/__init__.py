@@ -1,0 +1,27 @@
+"""What is accepted, tried and answered, in SQLite: one index that outlives jobs, and segments with their requests."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from obatchd.errors import StoreError
+from obatchd.jobs.store.segment import AttemptRow, LaneRow, PendingRow, ResultRow, Segment
+from obatchd.jobs.store.state import Facts, JobRow, StateStore
+from obatchd.jobs.store.store import IndexBatch, Store
+
+# What a full, failing or read-only disk raises here. All of it passes: the same is tried again.
+DISK_ERRORS = (OSError, sqlite3.OperationalError, StoreError)
+
+__all__ = [
+    "DISK_ERRORS",
+    "AttemptRow",
+    "Facts",
+    "IndexBatch",
+    "JobRow",
+    "LaneRow",
+    "PendingRow",
+    "ResultRow",
+    "Segment",
+    "StateStore",
+    "Store",
+]

@@ -1,0 +1,72 @@
+"""Opening SQLite files the one way we use them: WAL, synchronous=FULL, explicit transactions.
+
+WAL with synchronous=FULL flushes the log at every commit, so what a commit reported survives a power cut
+(sqlite.org/wal.html, "Checkpointing and durability"). A checkpoint every 4,096 pages (16 MiB) keeps its flushes rare.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from obatchd.errors import StoreError
+
+_CHECKPOINT_PAGES = 4096
+# A full or failing disk is none of these: such a file is as good as it was when the disk is.
+_CORRUPT = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def is_corrupt(error: BaseException) -> bool:
+    """Whether ``error`` says that the file itself is damaged."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in _CORRUPT  # the low byte is the primary code (sqlite.org/rescode.html)
+
+
+def open_database(path: Path, schema: str) -> sqlite3.Connection:
+    """The database at ``path``, created with ``schema`` where it is new.
+
+    Raises:
+        StoreError: the file is damaged (``store_corrupt``), or the disk refuses (``store_unusable``).
+    """
+    connection = None
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+        connection.execute("PRAGMA cache_size=-4096")
+        connection.executescript(schema)
+    except sqlite3.DatabaseError as error:
+        if connection is not None:
+            connection.close()
+        if is_corrupt(error):
+            raise StoreError(f"{path} is damaged: {error}", code="store_corrupt") from error
+        raise StoreError(
+            f"{path} cannot be used: {error}. Look at the disk: is it full, failing or mounted read-only?",
+            code="store_unusable",
+        ) from error
+    return connection
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A second, read-only view of ``path`` that does not wait for its writer."""
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA cache_size=-1024")
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
+    """Everything inside commits together or not at all, also where the disk refuses the commit itself."""
+    cursor = connection.cursor()
+    cursor.execute("BEGIN IMMEDIATE")
+    try:
+        yield cursor
+        cursor.execute("COMMIT")
+    finally:
+        # SQLite ends the transaction by itself after some errors and leaves it open after others.
+        if connection.in_transaction:
+            connection.rollback()
+        cursor.close()

@@ -1,0 +1,114 @@
+"""Damaged store files: when to look for them, and setting them aside.
+
+SQLite's files survive SIGKILL and, where the disk tells the truth, a power cut. A whole file is therefore read only
+after the machine went down under the daemon, or after damage was met; not after a mere kill, because a gigabyte takes
+seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+
+from obatchd import log
+from obatchd.jobs.store.database import is_corrupt
+
+_log = log.get(__name__)
+_FILES = ("", "-wal", "-shm")  # what SQLite keeps of one database
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_DAMAGED = "damaged"
+
+
+def boot_id() -> str:
+    """What tells this boot of the machine from all others; empty where the kernel does not say (proc(5))."""
+    with suppress(OSError):
+        return _BOOT_ID.read_text("ascii").strip()
+    return ""
+
+
+class Session:
+    """A file that is there from the start of a daemon to its orderly end.
+
+    Attributes:
+        suspicious: whether the store's files should be looked at before they are trusted.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        boot = boot_id()
+        try:
+            found: str | None = path.read_text("ascii").strip()
+        except FileNotFoundError:
+            found = None
+        self.suspicious = found is not None and found != boot
+        self._write(boot)
+
+    def end(self, *, damaged: bool) -> None:
+        """The store is closed; ``damaged`` when it has to be looked at before it is used again."""
+        if damaged:
+            self._write(_DAMAGED)
+        else:
+            self._path.unlink(missing_ok=True)
+
+    def _write(self, text: str) -> None:
+        try:
+            with open(self._path, "w", encoding="ascii") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # a full disk must not stop the daemon, which is there to say so
+            _log.warning("session_not_recorded", path=self._path, reason=str(error))
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a look at every page of an existing file finds damage; reads all of it.
+
+    Raises:
+        sqlite3.OperationalError: the disk refuses.
+    """
+    if not path.exists():
+        return False
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            [verdict] = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        if is_corrupt(error):
+            return True
+        raise
+    return bool(verdict != "ok")
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged database to ``<name>.corrupt-<time>``, for whoever wants to look at it.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    target = Path(f"{path}.corrupt-{stamp}")
+    for suffix in _FILES:
+        with suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{target}{suffix}")
+    _log.error("store_set_aside", path=path, kept_as=target, remedy="what it held is found again or done again")
+    return target
+
+
+def delete_set_aside(work: Path, before_s: float) -> None:
+    """Remove damaged files that were set aside before this wall-clock time."""
+    for path in (*work.glob("*.corrupt-*"), *work.glob("segments/*.corrupt-*")):
+        if path.stat().st_ctime < before_s:  # when it was renamed
+            path.unlink(missing_ok=True)
+
+
+def delete_database(path: Path) -> None:
+    """Remove a closed database."""
+    for suffix in _FILES:
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes of a database with its log."""
+    return sum(p.stat().st_size for suffix in _FILES[:2] if (p := Path(f"{path}{suffix}")).exists())

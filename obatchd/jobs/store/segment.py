@@ -1,0 +1,403 @@
+"""One segment: the requests, attempts and results of the jobs that share a file.
+
+A request's row id is ``job key << 32 | line``: one integer key gives input order, range scans per job and the last
+line of defence against a second result at once.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from obatchd.jobs.model import Entry, Outcome, Refusal, default_id
+from obatchd.jobs.store.database import open_database, open_reader, transaction
+from obatchd.jobs.store.integrity import delete_database, size_bytes
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    job INTEGER PRIMARY KEY, name TEXT NOT NULL, indexed_line INTEGER NOT NULL DEFAULT 0,
+    indexed INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE IF NOT EXISTS lanes (
+    job INTEGER, lane INTEGER, model TEXT, context_length INTEGER, priority TEXT, requests INTEGER NOT NULL,
+    PRIMARY KEY (job, lane)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS requests (
+    request INTEGER PRIMARY KEY, offset INTEGER NOT NULL, length INTEGER NOT NULL, checksum INTEGER NOT NULL,
+    lane INTEGER NOT NULL, id TEXT
+);
+CREATE TABLE IF NOT EXISTS labels (job INTEGER, id TEXT, line INTEGER, PRIMARY KEY (job, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS attempts (
+    request INTEGER, attempt INTEGER, server TEXT NOT NULL, started_s REAL NOT NULL, fault TEXT NOT NULL DEFAULT '',
+    spent_s REAL NOT NULL DEFAULT 0, PRIMARY KEY (request, attempt)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS results (request INTEGER PRIMARY KEY, outcome TEXT NOT NULL, record BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS tallies (
+    job INTEGER, lane INTEGER, outcome TEXT, requests INTEGER NOT NULL, PRIMARY KEY (job, lane, outcome)
+) WITHOUT ROWID;
+"""
+_LINE_BITS = 32
+_LINE_MASK = (1 << _LINE_BITS) - 1
+REFUSED_LANE = -1  # requests refused while indexing belong to no lane
+
+
+class LaneRow(msgspec.Struct):
+    """Requests of one job that ask for the same model, context and priority."""
+
+    job: int
+    lane: int
+    model: str | None
+    context_length: int | None  # tokens as asked; None: the job's or daemon's
+    priority: str | None
+    requests: int
+    finished: int = 0
+
+
+class PendingRow(msgspec.Struct, array_like=True):
+    """Where the bytes of a request without a result lie."""
+
+    line: int
+    offset: int
+    length: int
+    checksum: int
+    id: str | None
+
+
+class ResultRow(msgspec.Struct, array_like=True):
+    job: int
+    line: int
+    lane: int
+    outcome: Outcome
+    record: bytes
+
+
+class AttemptRow(msgspec.Struct, array_like=True):
+    """An attempt that ended in a fault or outlived a commit; ``fault`` is empty while it runs."""
+
+    job: int
+    line: int
+    attempt: int
+    server: str
+    started_s: float
+    fault: str = ""
+    spent_s: float = 0.0
+
+
+class IndexedChunk(msgspec.Struct):
+    """What one call of :meth:`Segment.write_index` added for a job."""
+
+    job: int
+    lanes: list[LaneRow]  # of this chunk's requests, ``requests`` counts the chunk's own
+    lane_of: list[int]  # lane of every entry given; REFUSED_LANE where it was refused
+    refused: int
+
+
+def _request(job: int, line: int) -> int:
+    return job << _LINE_BITS | line
+
+
+def _span(job: int) -> tuple[int, int]:
+    return job << _LINE_BITS, (job + 1) << _LINE_BITS
+
+
+def refusal_record(entry: Entry, refusal: Refusal) -> bytes:
+    """The result object of a line that could not become a request."""
+    return msgspec.json.encode(
+        {
+            "id": entry.id or default_id(entry.line),
+            "line": entry.line,
+            "outcome": Outcome.FAILED,
+            "code": refusal.code,
+            "message": refusal.message,
+            "attempts": 0,
+            "servers": [],
+        }
+    )
+
+
+class Segment:
+    """One SQLite file. Every write is one flushed transaction; safe to use from several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database = open_database(path, _SCHEMA)
+        self._reader: sqlite3.Connection | None = None
+        self._lock = threading.Lock()
+        self._read_lock = threading.Lock()
+        self._lanes: dict[int, dict[tuple[str | None, int | None, str | None], int]] = {}
+
+    def close(self) -> None:
+        with self._lock, self._read_lock:
+            self._database.close()
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
+
+    def delete(self) -> None:
+        """Close and remove the file; only after everything in it is published and flushed."""
+        self.close()
+        delete_database(self.path)
+
+    def size_bytes(self) -> int:
+        return size_bytes(self.path)
+
+    # Indexing.
+
+    def write_index(self, batches: Iterable[tuple[int, str, Sequence[Entry], bool]]) -> list[IndexedChunk]:
+        """Add entries of jobs: (job key, job id, entries, whether the drop is read to its end).
+
+        A second use of an id becomes a refused entry. Entries up to the last indexed line are skipped, so that an
+        interrupted reading may start over.
+        """
+        with self._lock, transaction(self._database) as cursor:
+            return [self._index_job(cursor, *batch) for batch in batches]
+
+    def _index_job(
+        self, cursor: sqlite3.Cursor, job: int, name: str, entries: Sequence[Entry], final: bool
+    ) -> IndexedChunk:
+        cursor.execute("INSERT OR IGNORE INTO jobs (job, name) VALUES (?, ?)", (job, name))
+        (reached,) = cursor.execute("SELECT indexed_line FROM jobs WHERE job = ?", (job,)).fetchone()
+        refusals = {e.line: e.refusal for e in entries if e.refusal is not None}
+        refusals.update(self._repeated_ids(cursor, job, [e for e in entries if e.refusal is None and e.line > reached]))
+        lanes = self._lanes_of(cursor, job)
+        counts: Counter[int] = Counter()
+        lane_of, rows = [], []
+        for entry in entries:
+            lane = REFUSED_LANE
+            if entry.line not in refusals:
+                asked = (entry.model, entry.context_length, entry.priority)
+                lane = lanes.setdefault(asked, len(lanes))
+            lane_of.append(lane)
+            if entry.line > reached:
+                counts[lane] += 1
+                rows.append((_request(job, entry.line), entry.offset, entry.length, entry.checksum, lane, entry.id))
+        cursor.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)", rows)
+        refused = [
+            ResultRow(job, e.line, REFUSED_LANE, Outcome.FAILED, refusal_record(e, refusals[e.line]))
+            for e in entries
+            if e.line in refusals and e.line > reached
+        ]
+        _write_results(cursor, refused)
+        chunk = self._write_lanes(cursor, job, lanes, counts)
+        last = entries[-1].line if entries else reached
+        cursor.execute(
+            "UPDATE jobs SET indexed_line = max(indexed_line, ?), indexed = ? WHERE job = ?", (last, final, job)
+        )
+        return IndexedChunk(job, chunk, lane_of, len(refused))
+
+    def _lanes_of(self, cursor: sqlite3.Cursor, job: int) -> dict[tuple[str | None, int | None, str | None], int]:
+        known = self._lanes.get(job)
+        if known is None:
+            rows = cursor.execute("SELECT model, context_length, priority, lane FROM lanes WHERE job = ?", (job,))
+            known = self._lanes[job] = {(model, context, priority): lane for model, context, priority, lane in rows}
+        return known
+
+    def _write_lanes(
+        self,
+        cursor: sqlite3.Cursor,
+        job: int,
+        lanes: dict[tuple[str | None, int | None, str | None], int],
+        counts: Counter[int],
+    ) -> list[LaneRow]:
+        rows = [LaneRow(job, lane, *asked, counts[lane]) for asked, lane in lanes.items() if counts[lane]]
+        cursor.executemany(
+            "INSERT INTO lanes VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET requests = requests + excluded.requests",
+            [(r.job, r.lane, r.model, r.context_length, r.priority, r.requests) for r in rows],
+        )
+        return rows
+
+    @staticmethod
+    def _repeated_ids(cursor: sqlite3.Cursor, job: int, entries: Sequence[Entry]) -> dict[int, Refusal]:
+        labelled = [(job, e.id, e.line) for e in entries if e.id is not None]
+        if not labelled:
+            return {}
+        cursor.executemany("INSERT OR IGNORE INTO labels VALUES (?, ?, ?)", labelled)
+        if cursor.rowcount == len(labelled):
+            return {}
+        repeated = {}
+        for _, label, line in labelled:
+            (first,) = cursor.execute("SELECT line FROM labels WHERE job = ? AND id = ?", (job, label)).fetchone()
+            if first != line:
+                message = (
+                    f"line {line}: the id {label!r} was used by line {first} already; give every request its own id"
+                )
+                repeated[line] = Refusal("duplicate_id", message)
+        return repeated
+
+    # Results.
+
+    def write_results(self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow]) -> set[tuple[int, int]]:
+        """Record outcomes and attempts; a request that has a result keeps it.
+
+        Returns:
+            (job, line) of the requests that have another result than the one given.
+        """
+        with self._lock, transaction(self._database) as cursor:
+            cursor.executemany(
+                "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
+                " SET fault = excluded.fault, spent_s = excluded.spent_s WHERE excluded.fault <> ''",
+                [(_request(a.job, a.line), a.attempt, a.server, a.started_s, a.fault, a.spent_s) for a in attempts],
+            )
+            return _write_results(cursor, results)
+
+    def end_pending(
+        self, job: int, lane: int | None, outcome: Outcome, code: str, message: str, limit: int, after_line: int = 0
+    ) -> list[int]:
+        """Give up to ``limit`` requests without a result this outcome, of one lane or of all, in input order.
+
+        Returns:
+            their lines; with the last as ``after_line`` the next call need not look at what is ended again.
+        """
+        low, high = _request(job, after_line), _span(job)[1]
+        with self._lock, transaction(self._database) as cursor:
+            rows = cursor.execute(
+                "SELECT request, lane, id FROM requests WHERE request > ? AND request < ? AND (? IS NULL OR lane = ?)"
+                " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request)"
+                " ORDER BY request LIMIT ?",
+                (low, high, lane, lane, limit),
+            ).fetchall()
+            tried: dict[int, list[str]] = {}
+            if rows:
+                span = (rows[0][0], rows[-1][0])
+                for request, server in cursor.execute(
+                    "SELECT request, server FROM attempts WHERE request BETWEEN ? AND ? ORDER BY request, attempt", span
+                ):
+                    tried.setdefault(request, []).append(server)
+            results = []
+            for request, number, label in rows:
+                line, servers = request & _LINE_MASK, tried.get(request, [])
+                record = {"id": label or default_id(line), "line": line, "outcome": outcome, "code": code}
+                record |= {"message": message, "attempts": len(servers), "servers": servers}
+                results.append(ResultRow(job, line, number, outcome, msgspec.json.encode(record)))
+            _write_results(cursor, results)
+        return [result.line for result in results]
+
+    # Reading.
+
+    def jobs(self) -> list[tuple[int, str]]:
+        """Key and id of every job that was ever indexed into this segment."""
+        with self._lock:
+            return self._database.execute("SELECT job, name FROM jobs ORDER BY job").fetchall()
+
+    def job_progress(self, job: int) -> tuple[int, bool]:
+        """The last indexed line and whether the drop was read to its end."""
+        with self._lock:
+            row = self._database.execute("SELECT indexed_line, indexed FROM jobs WHERE job = ?", (job,)).fetchone()
+        return (row[0], bool(row[1])) if row else (0, False)
+
+    def lanes(self, job: int) -> list[LaneRow]:
+        """All lanes of a job with the number of finished requests in each."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT job, lane, model, context_length, priority, requests, (SELECT coalesce(sum(t.requests), 0)"
+                " FROM tallies t WHERE t.job = lanes.job AND t.lane = lanes.lane) FROM lanes WHERE job = ?",
+                (job,),
+            ).fetchall()
+        return [LaneRow(*row) for row in rows]
+
+    def tallies(self, job: int) -> Counter[str]:
+        """Finished requests of a job by outcome."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT outcome, sum(requests) FROM tallies WHERE job = ? GROUP BY outcome", (job,)
+            ).fetchall()
+        return Counter(dict(rows))
+
+    def pending(self, job: int, lane: int, after_line: int, limit: int) -> list[PendingRow]:
+        """The next requests of a lane without a result, in input order."""
+        low, high = _span(job)
+        with self._read_lock:
+            rows = (
+                self._reading()
+                .execute(
+                    "SELECT request, offset, length, checksum, id FROM requests"
+                    " WHERE request > ? AND request < ? AND lane = ?"
+                    " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) LIMIT ?",
+                    (max(low, _request(job, after_line)), high, lane, limit),
+                )
+                .fetchall()
+            )
+        return [PendingRow(row[0] & _LINE_MASK, *row[1:]) for row in rows]
+
+    def attempts(self, job: int) -> list[AttemptRow]:
+        """Recorded attempts of requests that have no result yet."""
+        low, high = _span(job)
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT request, attempt, server, started_s, fault, spent_s FROM attempts"
+                " WHERE request > ? AND request < ?"
+                " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = attempts.request)",
+                (low, high),
+            ).fetchall()
+        return [AttemptRow(job, row[0] & _LINE_MASK, *row[1:]) for row in rows]
+
+    def results(self, job: int) -> Iterator[tuple[int, Outcome, bytes]]:
+        """(line, outcome, record) of every finished request, in input order, in constant memory."""
+        low, high = _span(job)
+        reader = open_reader(self.path)
+        try:
+            rows = reader.execute(
+                "SELECT request, outcome, record FROM results WHERE request > ? AND request < ? ORDER BY request",
+                (low, high),
+            )
+            for request, outcome, record in rows:
+                yield request & _LINE_MASK, Outcome(outcome), record
+        finally:
+            reader.close()
+
+    def failed_requests(self, job: int) -> list[PendingRow]:
+        """Where the bytes of the requests that ran and did not succeed lie, in input order, without refused lines."""
+        low, high = _span(job)
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT r.request, offset, length, checksum, id FROM requests r JOIN results USING (request)"
+                " WHERE r.request > ? AND r.request < ? AND lane >= 0 AND outcome <> 'succeeded' ORDER BY r.request",
+                (low, high),
+            ).fetchall()
+        return [PendingRow(row[0] & _LINE_MASK, *row[1:]) for row in rows]
+
+    def forget_lanes(self, job: int) -> None:
+        """Drop what is remembered of a finished job."""
+        self._lanes.pop(job, None)
+
+    def _reading(self) -> sqlite3.Connection:
+        if self._reader is None:
+            self._reader = open_reader(self.path)
+        return self._reader
+
+
+_INSERT_RESULT = "INSERT OR IGNORE INTO results VALUES (?, ?, ?)"
+
+
+def _write_results(cursor: sqlite3.Cursor, results: Sequence[ResultRow]) -> set[tuple[int, int]]:
+    if not results:
+        return set()
+    rows = [(_request(r.job, r.line), r.outcome.value, r.record) for r in results]
+    stored: Sequence[ResultRow] = results
+    other: set[tuple[int, int]] = set()
+    cursor.execute("SAVEPOINT results")
+    cursor.executemany(_INSERT_RESULT, rows)
+    if cursor.rowcount != len(rows):
+        # A request that has a result already: find out which, so that only what is stored now is counted.
+        cursor.execute("ROLLBACK TO results")
+        stored = [r for r, row in zip(results, rows, strict=True) if cursor.execute(_INSERT_RESULT, row).rowcount]
+        # The same result again is a commit tried again after it failed half-way: that is no other result.
+        other = {(r.job, r.line) for r, row in zip(results, rows, strict=True) if not _has_result(cursor, row)}
+    cursor.execute("RELEASE results")
+    tally = Counter((r.job, r.lane, r.outcome.value) for r in stored)
+    cursor.executemany(
+        "INSERT INTO tallies VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests",
+        [(*key, count) for key, count in tally.items()],
+    )
+    return other
+
+
+def _has_result(cursor: sqlite3.Cursor, row: tuple[int, str, bytes]) -> bool:
+    found = cursor.execute("SELECT request, outcome, record FROM results WHERE request = ?", row[:1]).fetchone()
+    return bool(found == row)

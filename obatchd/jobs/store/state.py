@@ -1,0 +1,290 @@
+"""``state.db``: what outlives jobs — claim intents, the job index, and facts such as ports and measured slots."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from obatchd import log
+from obatchd.jobs.model import JobSettings, JobState
+from obatchd.jobs.store.database import open_database, open_reader, transaction
+from obatchd.spool.ledger import Intent
+
+_log = log.get(__name__)
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS intents (job TEXT PRIMARY KEY, intent BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS jobs (
+    key INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL UNIQUE, name BLOB NOT NULL, owner INTEGER NOT NULL,
+    kind TEXT NOT NULL, size INTEGER NOT NULL, state TEXT NOT NULL, segment TEXT NOT NULL, accepted_s REAL NOT NULL,
+    finished_s REAL, paused INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
+    settings BLOB NOT NULL DEFAULT '{}', notes BLOB NOT NULL DEFAULT '[]', digest TEXT, retry_of TEXT,
+    summary BLOB, released INTEGER NOT NULL DEFAULT 0, kept_bytes INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, key);
+CREATE INDEX IF NOT EXISTS jobs_by_segment ON jobs (segment) WHERE released = 0;
+CREATE INDEX IF NOT EXISTS jobs_by_segment ON jobs (segment) WHERE released = 0;
+CREATE INDEX IF NOT EXISTS jobs_by_digest ON jobs (digest) WHERE digest IS NOT NULL;
+"""
+_COLUMNS = (
+    "key, job, name, owner, kind, size, state, segment, accepted_s, finished_s, paused, cancelled, settings, notes,"
+    " digest, retry_of, summary"
+)
+_COMPLETE = "index_complete"
+_settings_decoder = msgspec.json.Decoder(JobSettings)
+
+
+class JobRow(msgspec.Struct):
+    """One accepted drop in the index. ``summary`` holds the final counts of a finished job as JSON."""
+
+    key: int
+    job: str
+    name: bytes
+    owner: int
+    kind: str
+    size: int  # bytes
+    state: JobState
+    segment: str
+    accepted_s: float
+    finished_s: float | None
+    paused: bool
+    cancelled: bool
+    settings: JobSettings
+    notes: list[str]
+    digest: str | None
+    retry_of: str | None
+    summary: dict[str, Any] | None
+
+    @property
+    def label(self) -> str:
+        """The drop's name as text."""
+        return self.name.decode("utf-8", "backslashreplace")
+
+
+def _job(row: tuple[Any, ...]) -> JobRow:
+    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
+    values["state"] = JobState(values["state"])
+    values["paused"], values["cancelled"] = bool(values["paused"]), bool(values["cancelled"])
+    values["settings"] = _settings_decoder.decode(values["settings"])
+    values["notes"] = msgspec.json.decode(values["notes"])
+    values["summary"] = msgspec.json.decode(values["summary"]) if values["summary"] else None
+    return JobRow(**values)
+
+
+class Facts:
+    """Facts that only spare work: one that the disk does not take is found out again."""
+
+    def __init__(self, state: StateStore) -> None:
+        self._state = state
+
+    def get(self, key: str) -> str | None:
+        return self._state.get(key)
+
+    def set(self, key: str, value: str) -> None:
+        try:
+            self._state.set(key, value)
+        except sqlite3.OperationalError as error:
+            _log.warning("fact_not_kept", key=key, reason=str(error))
+
+
+def _plain(row: JobRow) -> list[Any]:
+    """The columns of a row as they are stored."""
+    return [_column(name, getattr(row, name)) for name in _COLUMNS.split(", ")]
+
+
+def _column(name: str, value: Any) -> Any:
+    if name in ("settings", "notes", "summary") and value is not None:
+        return msgspec.json.encode(value)
+    return value
+
+
+class StateStore:
+    """Safe to use from several threads; every write is one flushed transaction. Is a spool ``Ledger`` and ``Facts``."""
+
+    def __init__(self, path: Path, choose_segment: Callable[[Intent], str]) -> None:
+        """``choose_segment(intent)`` names the segment that is to hold an accepted drop's requests."""
+        self._database = open_database(path, _SCHEMA)
+        self._lock = threading.RLock()
+        # What people ask for is read beside the writer: a look must not wait behind a flush.
+        self._reader = open_reader(path)
+        self._read_lock = threading.Lock()
+        self._choose_segment = choose_segment
+
+    def close(self) -> None:
+        with self._lock, self._read_lock:
+            self._reader.close()
+            self._database.close()
+
+    # Ledger: the claim protocol's durable steps.
+
+    def add_intents(self, intents: Sequence[Intent]) -> None:
+        rows = [(intent.job, msgspec.msgpack.encode(intent)) for intent in intents]
+        with self._lock, transaction(self._database) as cursor:
+            cursor.executemany("INSERT INTO intents VALUES (?, ?)", rows)
+
+    def forget(self, jobs: Sequence[str]) -> None:
+        with self._lock, transaction(self._database) as cursor:
+            cursor.executemany("DELETE FROM intents WHERE job = ?", [(job,) for job in jobs])
+
+    def accept(self, intents: Sequence[Intent]) -> None:
+        with self._lock:
+            rows = [
+                (i.job, i.name, i.owner, i.kind, i.size, JobState.RUNNING, self._choose_segment(i), time.time())
+                for i in intents
+            ]
+            with transaction(self._database) as cursor:
+                cursor.executemany(
+                    "INSERT OR IGNORE INTO jobs (job, name, owner, kind, size, state, segment, accepted_s)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    rows,
+                )
+                cursor.executemany("DELETE FROM intents WHERE job = ?", [(i.job,) for i in intents])
+
+    def intents(self) -> list[Intent]:
+        with self._lock:
+            rows = self._database.execute("SELECT intent FROM intents ORDER BY job").fetchall()
+        return [msgspec.msgpack.decode(row[0], type=Intent) for row in rows]
+
+    def jobs(self) -> set[str]:
+        with self._lock:
+            return {row[0] for row in self._database.execute("SELECT job FROM jobs")}
+
+    # Rebuilding.
+
+    @property
+    def is_complete(self) -> bool:
+        """False when this file was begun anew and does not know yet what came before it."""
+        return self.get(_COMPLETE) is not None
+
+    def restore(self, rows: Sequence[tuple[JobRow, bool]], last_key: int) -> None:
+        """Enter jobs that an earlier file knew, all or none; a row of key 0 gets a key above ``last_key``.
+
+        Each comes with whether its input and store were given up already. Jobs known here stay as they are.
+        """
+        marks = ", ".join("?" * (_COLUMNS.count(",") + 2))
+        with self._lock, transaction(self._database) as cursor:
+            cursor.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
+            cursor.execute(
+                "INSERT INTO sqlite_sequence VALUES ('jobs', max(?, (SELECT coalesce(max(key), 0) FROM jobs)))",
+                (last_key,),
+            )
+            cursor.executemany(
+                f"INSERT OR IGNORE INTO jobs ({_COLUMNS}, released) VALUES ({marks})",
+                [(row.key or None, *_plain(row)[1:], released) for row, released in rows],
+            )
+            cursor.execute("INSERT OR IGNORE INTO facts VALUES (?, '1')", (_COMPLETE,))
+
+    # Facts.
+
+    def get(self, key: str) -> str | None:
+        with self._lock:
+            row = self._database.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def set(self, key: str, value: str) -> None:
+        with self._lock, transaction(self._database) as cursor:
+            cursor.execute(
+                "INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value)
+            )
+
+    # The job index.
+
+    def last_job(self) -> str:
+        """The greatest job id ever given, or ``""``."""
+        with self._lock:
+            row = self._database.execute("SELECT max(job) FROM jobs").fetchone()
+        return row[0] or ""
+
+    def find(self, jobs: Sequence[str]) -> list[JobRow]:
+        """The rows of these job ids, in the order asked, unknown ones left out."""
+        found = []
+        with self._read_lock:
+            for job in jobs:
+                row = self._reader.execute(f"SELECT {_COLUMNS} FROM jobs WHERE job = ?", (job,)).fetchone()
+                if row:
+                    found.append(_job(row))
+        return found
+
+    def find_prefix(self, prefix: str) -> list[JobRow]:
+        """Up to two jobs whose id begins with ``prefix``, newest first."""
+        with self._read_lock:
+            rows = self._reader.execute(
+                f"SELECT {_COLUMNS} FROM jobs WHERE job >= ? AND job < ? ORDER BY job DESC LIMIT 2",
+                (prefix, prefix + "\x7f"),
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def list_jobs(self, states: Iterable[JobState], *, limit: int = -1, newest_first: bool = False) -> list[JobRow]:
+        """Jobs in any of ``states``, by acceptance."""
+        names = list(states)
+        marks = ",".join("?" * len(names))
+        order = "DESC" if newest_first else "ASC"
+        with self._read_lock:
+            rows = self._reader.execute(
+                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ({marks}) ORDER BY key {order} LIMIT ?", (*names, limit)
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def duplicate_of(self, digest: str, job: str) -> str | None:
+        """An earlier job whose drop had the same content."""
+        with self._lock:
+            row = self._database.execute(
+                "SELECT job FROM jobs WHERE digest = ? AND job <> ? ORDER BY key LIMIT 1", (digest, job)
+            ).fetchone()
+        return row[0] if row else None
+
+    def update(self, key: int, **values: Any) -> None:
+        """Change columns of one job; JSON values are given as objects."""
+        self.update_many([(key, values)])
+
+    def update_many(self, changes: Sequence[tuple[int, dict[str, Any]]]) -> None:
+        """Change columns of several jobs in one transaction."""
+        with self._lock, transaction(self._database) as cursor:
+            for key, values in changes:
+                plain = [_column(name, value) for name, value in values.items()]
+                assignments = ", ".join(f"{name} = ?" for name in values)
+                cursor.execute(f"UPDATE jobs SET {assignments} WHERE key = ?", (*plain, key))
+
+    def finished_before(self, when_s: float, limit: int) -> list[JobRow]:
+        """Jobs done before ``when_s`` whose input and store are still kept."""
+        with self._lock:
+            rows = self._database.execute(
+                f"SELECT {_COLUMNS} FROM jobs WHERE state = 'done' AND released = 0 AND finished_s < ?"
+                " ORDER BY key LIMIT ?",
+                (when_s, limit),
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def finished_beyond(self, kept_bytes: int, limit: int) -> list[JobRow]:
+        """The oldest finished jobs, without which what is still kept of the others is at most ``kept_bytes``."""
+        with self._lock:
+            rows = self._database.execute(
+                f"SELECT {_COLUMNS} FROM (SELECT *, sum(kept_bytes) OVER (ORDER BY key DESC) AS with_newer FROM jobs"
+                " WHERE state = 'done' AND released = 0) WHERE with_newer > ? ORDER BY key LIMIT ?",
+                (kept_bytes, limit),
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def forget_released(self, when_s: float, limit: int) -> int:
+        """Delete rows of jobs finished before ``when_s`` of which nothing is kept; how many."""
+        with self._lock, transaction(self._database) as cursor:
+            cursor.execute(
+                "DELETE FROM jobs WHERE key IN (SELECT key FROM jobs WHERE released = 1"
+                " AND coalesce(finished_s, accepted_s) < ? LIMIT ?)",
+                (when_s, limit),
+            )
+            return cursor.rowcount
+
+    def unreleased_in(self, segment: str) -> int:
+        """How many jobs still need ``segment``."""
+        with self._lock:
+            row = self._database.execute(
+                "SELECT count(*) FROM jobs WHERE segment = ? AND released = 0", (segment,)
+            ).fetchone()
+        return int(row[0])

@@ -1,0 +1,167 @@
+"""The store as the engine sees it: ``state.db`` plus the segments, each job found in its own."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from obatchd.errors import StoreError
+from obatchd.jobs.model import Entry, Outcome
+from obatchd.jobs.store.integrity import Session, delete_database, is_damaged, set_aside
+from obatchd.jobs.store.segment import AttemptRow, IndexedChunk, ResultRow, Segment
+from obatchd.jobs.store.state import JobRow, StateStore
+from obatchd.spool.ledger import Intent
+
+# A drop above this size gets a segment of its own, so that its store goes away with it.
+_OWN_SEGMENT_BYTES = 4 * 1024**2
+_SEGMENT_JOBS = 10_000
+_SEGMENT_BYTES = 64 * 1024**2
+_OPEN_SEGMENTS = 64
+_Opened = TypeVar("_Opened")
+
+
+class IndexBatch(msgspec.Struct):
+    """Entries of one job to be indexed; ``final`` when the drop is read to its end."""
+
+    job: JobRow
+    entries: list[Entry]
+    final: bool
+
+
+class Store:
+    """Synchronous and safe to use from several threads; the engine calls it from its own store threads.
+
+    A damaged file is set aside and begun anew: the jobs of a segment are indexed again from their inputs, the index of
+    jobs is rebuilt (``state.is_complete``).
+
+    Raises:
+        StoreError: a file cannot be opened.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self._session = Session(work / "session")
+        self._looked_at: set[Path] = set()
+        self._damaged = False
+        self._directory = work / "segments"
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        self._segments: dict[str, Segment] = {}
+        self._lock = threading.Lock()
+        self._shared_name = ""
+        self._shared_jobs = 0
+        self.state = self._sound(work / "state.db", lambda path: StateStore(path, self._choose_segment))
+
+    def distrust(self) -> None:
+        """Damage was met: the next start reads every file before it trusts it."""
+        self._damaged = True
+
+    def close(self) -> None:
+        with self._lock:
+            for segment in self._segments.values():
+                segment.close()
+            self._segments.clear()
+        self.state.close()
+        self._session.end(damaged=self._damaged)
+
+    def _sound(self, path: Path, open_it: Callable[[Path], _Opened]) -> _Opened:
+        """What ``open_it`` makes of ``path``, or of an empty file in its place where it is damaged."""
+        if self._session.suspicious and path not in self._looked_at:
+            if is_damaged(path):
+                set_aside(path)
+            self._looked_at.add(path)
+        try:
+            return open_it(path)
+        except StoreError as error:
+            if error.code != "store_corrupt":
+                raise
+            set_aside(path)
+            return open_it(path)
+
+    def _choose_segment(self, intent: Intent) -> str:
+        if intent.kind == "folder" or intent.size > _OWN_SEGMENT_BYTES:
+            return intent.job
+        shared = self._segments.get(self._shared_name)
+        full = self._shared_jobs >= _SEGMENT_JOBS or (shared is not None and shared.size_bytes() > _SEGMENT_BYTES)
+        if not self._shared_name or full:
+            self._shared_name, self._shared_jobs = f"shared-{intent.job}", 0
+        self._shared_jobs += 1
+        return self._shared_name
+
+    def segment(self, name: str) -> Segment:
+        """The open segment ``name``; created where it is new."""
+        with self._lock:
+            segment = self._segments.get(name)
+            if segment is None:
+                segment = self._segments[name] = self._sound(self._directory / f"{name}.db", Segment)
+            return segment
+
+    def jobs_in_segments(self) -> dict[str, tuple[int, str]]:
+        """Key and segment of every job that any segment knows, by job id."""
+        found: dict[str, tuple[int, str]] = {}
+        for path in sorted(self._directory.glob("*.db")):
+            found.update({job: (key, path.stem) for key, job in self.segment(path.stem).jobs()})
+            self.trim({path.stem})
+        return found
+
+    def of(self, job: JobRow) -> Segment:
+        """The segment that holds ``job``."""
+        return self.segment(job.segment)
+
+    def write_index(self, batches: Sequence[IndexBatch]) -> list[IndexedChunk]:
+        """Index entries of several jobs with one commit per segment; the answer is in the order given."""
+        by_segment: dict[str, list[int]] = defaultdict(list)
+        for position, batch in enumerate(batches):
+            by_segment[batch.job.segment].append(position)
+        chunks: dict[int, IndexedChunk] = {}
+        for name, positions in by_segment.items():
+            rows = [(b.job.key, b.job.job, b.entries, b.final) for p in positions if (b := batches[p])]
+            chunks.update(zip(positions, self.segment(name).write_index(rows), strict=True))
+        return [chunks[position] for position in range(len(batches))]
+
+    def write_results(
+        self, results: Sequence[tuple[str, ResultRow]], attempts: Sequence[tuple[str, AttemptRow]]
+    ) -> set[tuple[int, int]]:
+        """Record outcomes and attempts, given with the name of their segment; one commit per segment.
+
+        Returns:
+            (job, line) of the requests that have another result than the one given.
+        """
+        grouped: dict[str, tuple[list[ResultRow], list[AttemptRow]]] = defaultdict(lambda: ([], []))
+        for name, result in results:
+            grouped[name][0].append(result)
+        for name, attempt in attempts:
+            grouped[name][1].append(attempt)
+        other: set[tuple[int, int]] = set()
+        for name, (result_rows, attempt_rows) in grouped.items():
+            other |= self.segment(name).write_results(result_rows, attempt_rows)
+        return other
+
+    def results(self, job: JobRow) -> Iterator[tuple[int, Outcome, bytes]]:
+        """(line, outcome, record) of every finished request of ``job``, in input order."""
+        return self.of(job).results(job.key)
+
+    def release(self, job: JobRow) -> None:
+        """Give up a finished job's requests; its segment goes when no other job needs it."""
+        self.state.update(job.key, released=1)
+        if job.segment != self._shared_name and self.state.unreleased_in(job.segment) == 0:
+            self.segment(job.segment).delete()
+            with self._lock:
+                self._segments.pop(job.segment, None)
+
+    def remove_unused(self) -> None:
+        """Delete segments that no job needs any more: a crash came between giving up a job and deleting its file."""
+        for path in self._directory.glob("*.db"):
+            name = path.stem
+            if name not in self._segments and name != self._shared_name and not self.state.unreleased_in(name):
+                delete_database(path)
+
+    def trim(self, in_use: set[str]) -> None:
+        """Close segments that no live job uses, so that open files stay few."""
+        with self._lock:
+            idle = [n for n in self._segments if n not in in_use and n != self._shared_name]
+            for name in idle[: max(0, len(self._segments) - _OPEN_SEGMENTS)]:
+                self._segments.pop(name).close()
