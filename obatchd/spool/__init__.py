@@ -1,0 +1,1 @@
+"""Files in, files out: layout, inbox, claim, outbox."""

@@ -1,0 +1,358 @@
+"""Claiming drops so that a crash at any instant neither loses nor doubles one.
+
+Order: intents committed → renamed into work → inode compared → flushed → accepted. After a crash an intent whose inode
+is in work is adopted, one still in the inbox is forgotten, an input without intent is adopted as recovered. A claimed
+drop is never put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from obatchd import crash_points, log
+from obatchd.errors import ControlError, DropRefused, ObatchError
+from obatchd.jobs.model import JobIds
+from obatchd.spool.flush import sync_filesystem, sync_paths, tree
+from obatchd.spool.inbox import Drop
+from obatchd.spool.layout import Layout, safe_name
+from obatchd.spool.ledger import Intent, Ledger
+
+_log = log.get(__name__)
+_COPY_BYTES = 1024**2
+# Up to this many files their own fsyncs are cheaper than one flush of the whole file system.
+_FEW_DROPS = 4
+_NAME_FILE = "name"
+_INCOMING = "incoming"
+
+
+class ClaimReport(msgspec.Struct):
+    """The intents that became jobs."""
+
+    accepted: list[Intent] = []
+
+
+def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) -> ClaimReport:
+    """Take everything that is ready, in the order given, and what an earlier call that failed has left.
+
+    A drop that is not what the scan saw is left where it is: the next scan looks at it again.
+
+    Raises:
+        OSError: the spool's file system refused; the next call, or :func:`recover`, settles what was begun.
+    """
+    accepted = settle(ledger.intents(), layout, ledger)
+    wanted = [(drop, intent) for drop in drops if (intent := _intend(drop, ids)) is not None]
+    if not wanted:
+        return ClaimReport(accepted)
+    ledger.add_intents([intent for _, intent in wanted])
+    crash_points.reach("claim.after_intents")
+    taken: list[Intent] = []
+    lost: list[str] = []
+    for drop, intent in wanted:
+        arrived = _take(drop, intent, layout)
+        if arrived is None:
+            lost.append(intent.job)
+        else:
+            taken.append(arrived)
+        crash_points.reach("claim.after_rename")
+    _conclude(taken, lost, layout, ledger)
+    return ClaimReport([*accepted, *taken])
+
+
+def _conclude(taken: Sequence[Intent], lost: Sequence[str], layout: Layout, ledger: Ledger) -> None:
+    _flush(taken, layout)
+    crash_points.reach("claim.after_flush")
+    if lost:
+        ledger.forget(lost)
+    if taken:
+        ledger.accept(taken)
+    crash_points.reach("claim.after_accept")
+
+
+def _intend(drop: Drop, ids: JobIds) -> Intent | None:
+    """The intent to take ``drop``; None when it was withdrawn, swapped or changed since the scan."""
+    try:
+        descriptor = os.open(drop.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+        finally:
+            os.close(descriptor)
+        size = _folder_bytes(drop.path) if drop.kind == "folder" else status.st_size
+    except OSError:
+        return None
+    if (status.st_dev, status.st_ino, status.st_mtime_ns) != (drop.device, drop.inode, drop.mtime_ns):
+        return None
+    if drop.kind == "file" and size != drop.size:
+        return None
+    return Intent(
+        ids.new(), drop.name, status.st_uid, status.st_dev, status.st_ino, size, drop.kind, time.time()
+    )  # fmt: skip
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+
+
+def _take(drop: Drop, intent: Intent, layout: Layout) -> Intent | None:
+    """Rename one drop into its own new directory; None when nothing that can be a job arrived there."""
+    directory = layout.job_dir(intent.job)
+    directory.mkdir(mode=0o700)
+    crash_points.reach("claim.after_mkdir")
+    try:
+        os.rename(drop.path, directory / "input")
+    except OSError as error:
+        directory.rmdir()
+        _log.warning("drop_not_taken", drop=drop.label, reason=str(error))
+        return None
+    return _arrived(intent, layout)
+
+
+def _arrived(intent: Intent, layout: Layout) -> Intent | None:
+    """The intent as it turned out, once its drop is in work; None when it is not there or is no file.
+
+    The name may have been given to something else between the look and the rename. What arrived is then run as what it
+    is, for its own owner; it is never put back.
+    """
+    directory = layout.job_dir(intent.job)
+    status = _lstat(directory / "input")
+    if status is None:
+        return None
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        refusal = DropRefused("it was swapped for something that is no file", code="not_a_file")
+        refuse_claimed(intent.job, intent.name, status.st_uid, layout, refusal)
+        return None
+    _write_name(directory, intent.name)
+    if (status.st_dev, status.st_ino) != (intent.device, intent.inode):
+        # A file of our own is the copy that an earlier call made of a drop with other names.
+        owner = intent.owner if status.st_uid == os.geteuid() else status.st_uid
+        _log.warning("input_is_another_file", drop=os.fsdecode(intent.name), job=intent.job, owner=owner)
+        intent = msgspec.structs.replace(_found(directory, status), name=intent.name, owner=owner, at_s=intent.at_s)
+    if intent.kind == "file" and status.st_nlink > 1:
+        _own_copy(directory / "input")
+        _log.info("drop_copied", job=intent.job, reason="the file has other names, under which it could be changed")
+    return intent
+
+
+def _own_copy(target: Path) -> None:
+    """Somebody else still holds a name for the inode and could change it: run a copy."""
+    temporary = target.with_name("input.copy")
+    shutil.copyfile(target, temporary, follow_symlinks=False)
+    os.replace(temporary, target)
+
+
+def _write_name(directory: Path, name: bytes) -> None:
+    """Beside the input, so that a drop can be named even when the index is lost."""
+    with open(directory / _NAME_FILE, "wb") as file:
+        file.write(name)
+
+
+def _flush(intents: Sequence[Intent], layout: Layout) -> None:
+    if not intents:
+        return
+    if len(intents) > _FEW_DROPS or any(intent.kind == "folder" for intent in intents):
+        # A folder may hold what cannot be opened for fsync: files of mode 0, FIFOs.
+        sync_filesystem(layout.jobs)
+        return
+    for intent in intents:
+        sync_paths(tree(layout.job_dir(intent.job)))
+    sync_paths([layout.jobs, layout.inbox])
+
+
+def settle(intents: Sequence[Intent], layout: Layout, ledger: Ledger) -> list[Intent]:
+    """End claims that were cut short: adopt what is in work, forget what is still in the inbox."""
+    adopted: list[Intent] = []
+    forgotten: list[str] = []
+    for intent in intents:
+        arrived = _arrived(intent, layout)
+        if arrived is None:
+            forgotten.append(intent.job)
+            shutil.rmtree(layout.job_dir(intent.job), ignore_errors=True)
+        else:
+            adopted.append(arrived)
+            _log.warning(
+                "drop_adopted", job=intent.job, drop=os.fsdecode(intent.name), reason="its claim was cut short"
+            )
+    if intents:
+        _conclude(adopted, forgotten, layout, ledger)
+    return adopted
+
+
+def recover(layout: Layout, ledger: Ledger) -> list[Intent]:
+    """Settle what a crash left between inbox and acceptance; returns what was adopted. Only at the start."""
+    adopted = settle(ledger.intents(), layout, ledger)
+    known = ledger.jobs()
+    found: list[Intent] = []
+    for directory in sorted(layout.jobs.iterdir()):
+        if directory.name in known:
+            complete_submission(directory)
+        if directory.name in known or not directory.is_dir():
+            continue
+        if not os.path.lexists(directory / "input"):
+            shutil.rmtree(directory, ignore_errors=True)  # a submission or claim that never came to anything
+        elif (intent := identify(directory)) is not None:
+            found.append(intent)
+            _log.warning("drop_adopted", job=directory.name, reason="an input without an intent; the index was lost")
+    if found:
+        _conclude(found, [], layout, ledger)
+    return [*adopted, *found]
+
+
+def identify(directory: Path) -> Intent | None:
+    """What the input in a job's directory must have been, where nothing else is known; None where there is none."""
+    status = _lstat(directory / "input")
+    if status is None or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        return None
+    return _found(directory, status)
+
+
+def _found(directory: Path, status: os.stat_result) -> Intent:
+    name = b"recovered.jsonl"
+    with contextlib.suppress(OSError):
+        name = (directory / _NAME_FILE).read_bytes() or name
+    folder = stat.S_ISDIR(status.st_mode)
+    size = _folder_bytes(directory / "input") if folder else status.st_size
+    kind = "folder" if folder else "file"
+    return Intent(directory.name, name, status.st_uid, status.st_dev, status.st_ino, size, kind, status.st_mtime)
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None
+
+
+# Submissions: drops that come through obatchctl submit.
+
+
+class Incoming:
+    """A submission being written into work. Not accepted before :func:`commit_submission`."""
+
+    def __init__(self, job: str, name: bytes, owner: int, kind: str, directory: Path) -> None:
+        self.job = job
+        self.name = name
+        self.owner = owner
+        self.kind = kind
+        self.directory = directory
+        self.input = directory / _INCOMING
+
+    def add(self, name: str, source: IO[bytes], limit_bytes: int) -> None:
+        """Copy one file; for a folder ``name`` is what it is called inside.
+
+        Raises:
+            ControlError: the name leads out of the folder, is there already, or the file is too large.
+        """
+        target = self.input
+        if self.kind == "folder":
+            if "/" in name or name in ("", ".", "..") or "\0" in name:
+                raise ControlError(f"{name!r} cannot be a file name in a submitted folder", code="bad_name")
+            target = self.input / name
+        if os.path.lexists(target):
+            raise ControlError(f"{name} is there twice in the submission", code="bad_name")
+        with open(target, "xb") as file:
+            copied = 0
+            while block := source.read(_COPY_BYTES):
+                copied += len(block)
+                if copied > limit_bytes:
+                    raise ControlError(f"{name} is larger than max_unpacked_bytes ({limit_bytes})", code="too_large")
+                file.write(block)
+
+    def abandon(self) -> None:
+        """Remove what was written; nothing was accepted."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def begin_submission(layout: Layout, ids: JobIds, name: bytes, owner: int, kind: str) -> Incoming:
+    """Make room for a submission of ``kind`` ``file`` or ``folder``."""
+    job = ids.new()
+    directory = layout.job_dir(job)
+    directory.mkdir(mode=0o700)
+    _write_name(directory, name)
+    if kind == "folder":
+        (directory / _INCOMING).mkdir(mode=0o700)
+    return Incoming(job, name, owner, kind, directory)
+
+
+def commit_submission(incoming: Incoming, layout: Layout, ledger: Ledger) -> Intent:
+    """Make a submission durable and accept it.
+
+    Raises:
+        ControlError: it is empty.
+    """
+    status = _lstat(incoming.input)
+    if status is None or (incoming.kind == "file" and not status.st_size):
+        raise ControlError(f"{os.fsdecode(incoming.name)} is empty: there is no request in it", code="empty")
+    size = status.st_size if incoming.kind == "file" else _folder_bytes(incoming.input)
+    intent = Intent(
+        incoming.job, incoming.name, incoming.owner, status.st_dev, status.st_ino, size, incoming.kind, time.time()
+    )
+    _flush([intent], layout)
+    # Accepted before it gets its final name: a crash before this forgets it, one after it completes the rename.
+    ledger.accept([intent])
+    crash_points.reach("submit.after_accept")
+    complete_submission(incoming.directory)
+    return intent
+
+
+def complete_submission(directory: Path) -> None:
+    """Give an accepted submission its final name, where that was not done yet."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(directory / _INCOMING, directory / "input")
+    except OSError as error:
+        _log.error("submission_not_renamed", job=directory.name, reason=str(error), remedy="it is tried again")
+
+
+# Refusing.
+
+
+def refuse(drop: Drop, layout: Layout, error: ObatchError) -> None:
+    """Move a drop from the inbox to ``failed/``, its error file written first."""
+    directory = _explain(f"refused-{time.time_ns():x}", drop.name, drop.owner, layout, error)
+    try:
+        os.rename(drop.path, directory / _failed_name(drop.name))
+    except OSError as problem:
+        shutil.rmtree(directory, ignore_errors=True)
+        if not isinstance(problem, FileNotFoundError):
+            _log.error("drop_not_moved", drop=drop.label, reason=str(problem))
+        return
+    sync_paths([directory, layout.inbox])
+
+
+def refuse_claimed(job: str, name: bytes, owner: int, layout: Layout, error: ObatchError) -> None:
+    """Move a claimed drop to ``failed/``, its error file written first. Does nothing the second time."""
+    source = layout.job_dir(job) / "input"
+    directory = layout.failed_dir(job, name, owner)
+    if os.path.lexists(source) or not directory.exists():  # else it lies there with its reason already
+        _explain(job, name, owner, layout, error)
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(source, directory / _failed_name(name))
+    sync_paths([directory])
+    shutil.rmtree(layout.job_dir(job), ignore_errors=True)
+
+
+def _failed_name(name: bytes) -> str:
+    return safe_name(os.fsdecode(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))[0]
+
+
+def _explain(job: str, name: bytes, owner: int, layout: Layout, error: ObatchError) -> Path:
+    directory = layout.failed_dir(job, name, owner)
+    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+    path = directory / f"{_failed_name(name)}.error.txt"
+    label = name.decode("utf-8", "backslashreplace")
+    text = f"{label} could not become a job.\n\nReason ({error.code}): {error.message}\n\nMend it and drop it again.\n"
+    if not path.exists():  # the second time, the first reason stands
+        temporary = path.with_name(".error.tmp")
+        temporary.write_text(text, "utf-8")
+        sync_paths([temporary])
+        temporary.replace(path)
+    sync_paths([directory, directory.parent, layout.failed])
+    return directory

@@ -1,0 +1,234 @@
+"""The directories of a spool, and the one way user data gets into a path."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import stat
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from obatchd.errors import SpoolError
+from obatchd.jobs.model import default_id
+
+_NAME_BYTES = 100
+_FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]")
+# Ids that could meet the number of another line, or another request's altered id with its line appended: only a name
+# with "_" can be an altered one.
+_AMBIGUOUS_ID = re.compile(r"\d{7,}|(\d{7,}|.*_.*)\.[1-9]\d*")
+_SUFFIXES = (".gz", ".jsonl", ".ndjson", ".json")
+# File systems on which inotify sees nothing of what other hosts do (inotify(7), "Limitations and caveats").
+_REMOTE_KINDS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"})
+
+
+def safe_name(label: str) -> tuple[str, bool]:
+    """``label`` as a file name, and whether it had to be altered.
+
+    Only ``[A-Za-z0-9._-]``, no leading dot, 1 to 100 bytes. This is the only way user data enters a path.
+    """
+    name = _FORBIDDEN.sub("_", label)[:_NAME_BYTES]
+    if not name or name.startswith("."):
+        name = ("_" + name.lstrip("."))[:_NAME_BYTES]
+    return name, name != label
+
+
+def file_stem(label: str | None, line: int) -> str:
+    """What a response file is called: the request's id, made unique where ids could meet.
+
+    An altered id, and one that looks like what another request could be called, gets ``.<line>`` appended.
+    """
+    implied = default_id(line)
+    if label is None or label == implied:
+        return implied
+    name, altered = safe_name(label)
+    return f"{name}.{line}" if altered or _AMBIGUOUS_ID.fullmatch(name) else name
+
+
+def drop_stem(name: bytes) -> str:
+    """A drop's name without the endings of our formats, safe in a path."""
+    text = os.fsdecode(name)
+    for suffix in _SUFFIXES:
+        if text.lower().endswith(suffix):
+            text = text[: -len(suffix)]
+    return safe_name(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))[0]
+
+
+class FreeSpace(NamedTuple):
+    bytes: int
+    inodes: int  # -1 where the file system does not count them
+    read_only: bool = False
+
+
+class Layout:
+    """A spool whose directories exist, lie on one file system and can be written. Made by :meth:`open`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.inbox = root / "inbox"
+        self.work = root / "work"
+        self.outbox = root / "outbox"
+        self.failed = root / "failed"
+        self.jobs = self.work / "jobs"
+        self.uuid = ""
+
+    @classmethod
+    def open(cls, root: Path) -> Layout:
+        """The spool at ``root``; what is missing is created.
+
+        Raises:
+            SpoolError: it cannot be used, with what to do.
+        """
+        layout = cls(root.resolve())
+        modes = {layout.root: 0o755, layout.inbox: 0o700, layout.work: 0o700, layout.outbox: 0o700}
+        modes |= {layout.failed: 0o700, layout.jobs: 0o700}
+        for path, mode in modes.items():
+            _directory(path, mode)
+        device, mount = layout.work.stat().st_dev, _mount(layout.work).point
+        for path in (layout.inbox, layout.outbox, layout.failed):
+            # rename(2) fails between two mounts even of the same file system (bind mounts).
+            if path.stat().st_dev != device or _mount(path).point != mount:
+                raise SpoolError(
+                    f"{path} is on another file system than {layout.work}: a drop could not be renamed into work. "
+                    f"Put the whole spool on one file system, or point --spool at one that is.",
+                    code="two_filesystems",
+                )
+        layout.uuid = layout._identity()
+        return layout
+
+    def _identity(self) -> str:
+        path = self.work / "uuid"
+        with contextlib.suppress(FileNotFoundError):
+            if known := path.read_text("ascii").strip():
+                return known
+        fresh = str(uuid.uuid4())
+        temporary = path.with_suffix(".new")
+        temporary.write_text(fresh + "\n", "ascii")
+        temporary.replace(path)
+        return fresh
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the spool for one daemon.
+
+        Raises:
+            SpoolError: another daemon has it (``locked``).
+        """
+        descriptor = os.open(self.work / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+                raise SpoolError(
+                    f"another obatchd (pid {holder}) works on {self.root}. One daemon per spool: look at it with "
+                    f"obatchctl --spool {self.root} status, or use another --spool.",
+                    code="locked",
+                ) from None
+            except OSError as error:
+                raise SpoolError(
+                    f"{self.work} cannot be locked ({error.strerror}): it must lie on a local disk. "
+                    "Use another --spool.",
+                    code="spool",
+                ) from error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def job_dir(self, job: str) -> Path:
+        """Where a job's input lies."""
+        return self.jobs / job
+
+    def outbox_dir(self, job: str, name: bytes) -> Path:
+        """Where a job's results go."""
+        return self.outbox / f"{drop_stem(name)}.{job}"
+
+    def failed_dir(self, job: str, name: bytes, owner: int) -> Path:
+        """Where a drop goes that could not become a job."""
+        return self.failed / str(owner) / f"{drop_stem(name)}.{job}"
+
+    def free(self) -> FreeSpace:
+        """What is left of the spool's file system for us.
+
+        Raises:
+            OSError: the disk does not say.
+        """
+        status = os.statvfs(self.root)
+        read_only = bool(status.f_flag & os.ST_RDONLY)  # also after the kernel remounted it because of an error
+        return FreeSpace(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else -1, read_only)
+
+    def filesystem_kind(self) -> str:
+        """The type of the inbox's file system as the kernel names it, or ``unknown``."""
+        return _mount(self.inbox).kind
+
+    def is_remote(self) -> bool:
+        """Whether changes in the inbox may come without events, so that only rescans find them."""
+        kind = self.filesystem_kind()
+        return kind in _REMOTE_KINDS or kind.startswith("fuse")
+
+
+class _Mount(NamedTuple):
+    point: bytes
+    kind: str
+
+
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+
+def _mount(path: Path) -> _Mount:
+    """The mount that ``path`` lies on, after proc_pid_mountinfo(5); the last one listed hides the others."""
+    wanted, found = os.fsencode(path), _Mount(b"", "unknown")
+    with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as mounts:
+        for mount in mounts:
+            head, _, tail = mount.partition(b" - ")
+            point = _OCTAL.sub(lambda code: bytes([int(code[1], 8)]), head.split(b" ")[4])
+            inside = wanted == point or wanted.startswith(point.rstrip(b"/") + b"/")
+            if inside and len(point) >= len(found.point):
+                found = _Mount(point, tail.split(b" ")[0].decode())
+    return found
+
+
+def size_bytes(directory: Path) -> int:
+    """What the files below ``directory`` hold; 0 where there is none."""
+    if not directory.is_dir():
+        return 0
+    with os.scandir(directory) as entries:
+        return sum(
+            size_bytes(Path(entry.path)) if entry.is_dir(follow_symlinks=False)
+            else entry.stat(follow_symlinks=False).st_size
+            for entry in entries
+        )  # fmt: skip
+
+
+def _directory(path: Path, mode: int) -> None:
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        if not stat.S_ISDIR(path.lstat().st_mode):
+            raise SpoolError(f"{path} is not a directory of its own (a link?); replace it by one", code="not_directory")
+    except FileExistsError:
+        raise SpoolError(f"{path} is not a directory; move it away and start again", code="not_directory") from None
+    except PermissionError:
+        raise SpoolError(
+            f"{path} cannot be created: permission denied. Give the daemon's user the spool (chown), or use another "
+            "--spool DIR.",
+            code="permission",
+        ) from None
+    except OSError as error:
+        raise SpoolError(
+            f"{path} cannot be created: {error.strerror}. Choose another place with --spool DIR.", code="spool"
+        ) from None
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK) or _read_only(path):
+        raise SpoolError(
+            f"{path} cannot be read and written by uid {os.geteuid()}: check its owner and mode, and that its file "
+            "system is not mounted read-only.",
+            code="permission",
+        )
+
+
+def _read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
