@@ -1,0 +1,200 @@
+"""What follows from the end of an attempt: an outcome, another attempt, a strike, a suspicion."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from obatchd import log
+from obatchd.dispatch import faults, records
+from obatchd.dispatch.link import Link, Offered
+from obatchd.dispatch.protocol import ResultItem
+from obatchd.dispatch.watchdog import Sample
+from obatchd.jobs.queue import JobQueue, Pending, Taken
+from obatchd.settings import DispatchSettings
+
+_log = log.get(__name__)
+_ONE_CRASH_S = 1.0  # failures this close together are one crash
+_SUSPECT_CRASHES = 2
+LEAST_LIMIT_S = 0.1  # an attempt with less time left than this is not worth a try
+_POISON_CRASHES_ALONE = 2
+INTERRUPTED = "interrupted"  # recorded for an attempt that the end of the daemon cut short
+
+
+class Finished(msgspec.Struct, array_like=True):
+    """The recorded end of a request: what the committer stores and the job counts."""
+
+    job: int
+    line: int
+    lane: int
+    succeeded: bool
+    record: bytes
+    duration_s: float
+
+
+class Failed(msgspec.Struct, array_like=True):
+    """An attempt that ended in a fault and is not the last one."""
+
+    job: int
+    line: int
+    attempt: int
+    server: str
+    started_s: float
+    fault: str
+    spent_s: float = 0.0
+
+
+class Suspicion(msgspec.Struct):
+    """How often a request was in flight when its server crashed, and how often it was alone then."""
+
+    crashes: int = 0
+    alone: int = 0
+
+
+class Consequences:
+    """Draws the consequences for the request and for the server.
+
+    Args:
+        on_finished: a request has its outcome.
+        on_failed: an attempt failed and another one follows.
+        on_model_missing: a server says that it does not have a model.
+        hold: a server is to get nothing for a moment.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        settings: DispatchSettings,
+        *,
+        on_finished: Callable[[Finished], None],
+        on_failed: Callable[[Failed], None],
+        on_model_missing: Callable[[str], None],
+        hold: Callable[[Link], None],
+    ) -> None:
+        self.settings = settings
+        self.suspicion: dict[tuple[int, int], Suspicion] = {}
+        self._queue = queue
+        self._on_finished = on_finished
+        self._on_failed = on_failed
+        self._on_model_missing = on_model_missing
+        self._hold = hold
+
+    def result(self, link: Link, item: ResultItem) -> None:
+        """A worker has the result of an attempt."""
+        key = (item.job, item.line)
+        offered = link.offers.get(key)
+        if offered is None or offered.taken.pending.attempt != item.attempt:
+            return  # a late answer of an attempt that was given up
+        del link.offers[key]
+        self._queue.charge(offered.taken, item.duration_s)
+        if item.succeeded:
+            link.note(item.duration_s, item.response_tokens)
+            link.watch.answered(
+                Sample(
+                    link.token_s, link.server.loaded, link.server.slots, item.active, item.duration_s, item.wait_s,
+                    item.response_tokens, item.eval_s,
+                )
+            )  # fmt: skip
+            link.server.progress()
+            self._finish(offered.taken, item.record, item.duration_s, succeeded=True)
+            return
+        fault = faults.Fault(item.fault, item.code, item.message)
+        _log.info(
+            "attempt_failed", job=item.job, line=item.line, attempt=item.attempt, server=link.server.id,
+            gpu=link.server.gpu_label, fault=fault.kind, code=fault.code, reason=fault.message[:300],
+        )  # fmt: skip
+        self._failed_attempt(link, key, offered, fault, item.record, item.duration_s)
+
+    def worker_lost(self, link: Link, reason: str) -> None:
+        """A worker is gone: what had a slot has failed, what waited goes back."""
+        server = link.server.id
+        offers, link.offers = link.offers, {}
+        for key, offered in offers.items():
+            if offered.started_s:
+                fault = faults.Fault(faults.SERVER, "worker_lost", f"the worker of {server} ended: {reason}")
+                pending = offered.taken.pending
+                record = records.lost(pending.raw, pending.line, pending.attempt, [*pending.servers, server], fault)
+                spent_s = max(0.0, time.time() - offered.started_s)
+                self._failed_attempt(link, key, offered, fault, record, spent_s)
+            else:
+                self.requeue(offered.taken)
+        link.counted()
+
+    def interrupted(self, link: Link) -> None:
+        """The daemon ends: without this the next start would count a crash against what it cuts short."""
+        for (job, line), offered in link.offers.items():
+            if offered.recorded:
+                attempt = offered.taken.pending.attempt
+                self._on_failed(Failed(job, line, attempt, link.server.id, offered.started_s, INTERRUPTED))
+
+    def requeue(self, taken: Taken) -> None:
+        """Put a request back: in front of its lane, or among the suspects that are tried alone."""
+        suspicion = self.suspicion.get((taken.lane.job, taken.pending.line))
+        if suspicion is not None and suspicion.crashes >= _SUSPECT_CRASHES:
+            self._queue.set_aside(taken)
+        else:
+            self._queue.give_back(taken)
+
+    def _failed_attempt(
+        self, link: Link, key: tuple[int, int], offered: Offered, fault: faults.Fault, record: bytes, took_s: float
+    ) -> None:
+        taken, pending = offered.taken, offered.taken.pending
+        if fault.kind == faults.REQUEST:
+            link.server.progress()
+            self._finish(taken, record, 0.0, succeeded=False)
+            return
+        if fault.kind == faults.NOBODY:
+            self._hold(link)
+            self.requeue(Taken(taken.lane, pending, 0.0))
+            return
+        if fault.code == "connection_lost":
+            # The process may be dead without our knowing it yet: what went there now would be lost as well, and a
+            # suspect that is tried alone would be blamed for a crash that was over before it came.
+            self._hold(link)
+        alone = fault.kind == faults.CRASH and link.alone
+        self._strike(link, taken, fault)
+        kind = "crash_alone" if alone else fault.kind
+        self._on_failed(Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s))
+        suspicion = self._suspect(key, fault, alone=alone)
+        if suspicion.alone >= _POISON_CRASHES_ALONE:
+            record = records.poisoned(record, suspicion.crashes, suspicion.alone)
+            self._finish(taken, record, 0.0, succeeded=False)
+        elif (spent_s := pending.spent_s + took_s) + LEAST_LIMIT_S > self.settings.request_total_s:
+            self._finish(taken, records.out_of_time(record, spent_s), 0.0, succeeded=False)
+        elif pending.attempt >= self.settings.max_attempts:
+            self._finish(taken, record, 0.0, succeeded=False)
+        else:
+            servers = [*pending.servers, link.server.id]
+            again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s)
+            self.requeue(Taken(taken.lane, again, 0.0))
+
+    def _strike(self, link: Link, taken: Taken, fault: faults.Fault) -> None:
+        """One strike for what befell a server, however many of its requests it took along."""
+        now_s = time.monotonic()
+        together = fault.kind == faults.CRASH and now_s - link.crashed_s < _ONE_CRASH_S
+        if fault.kind == faults.CRASH:
+            link.crashed_s = now_s
+        if fault.kind == faults.LOAD:
+            link.server.loaded = None  # make sure of the model again before anything else is offered
+            if fault.code == "model_not_found":
+                self._on_model_missing(taken.lane.profile.model)
+        if fault.code not in ("worker_lost", "server_hung") and fault.kind != faults.ANSWER and not together:
+            link.server.fault(f"{fault.code}: {fault.message[:200]}")
+
+    def _suspect(self, key: tuple[int, int], fault: faults.Fault, *, alone: bool) -> Suspicion:
+        suspicion = self.suspicion.get(key)
+        if suspicion is None:
+            suspicion = Suspicion()
+            if fault.kind == faults.CRASH:
+                self.suspicion[key] = suspicion
+        if fault.kind == faults.CRASH:
+            suspicion.crashes += 1
+            suspicion.alone += alone
+        return suspicion
+
+    def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool) -> None:
+        lane = taken.lane
+        self.suspicion.pop((lane.job, taken.pending.line), None)
+        self._on_finished(Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s))

@@ -1,0 +1,233 @@
+"""Keeps every slot of every server busy: what the rest of the daemon says to dispatch, and what the workers say."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from multiprocessing.context import ForkServerContext
+
+from obatchd import log
+from obatchd.dispatch import faults, protocol
+from obatchd.dispatch.consequences import INTERRUPTED, Consequences, Failed, Finished, Suspicion
+from obatchd.dispatch.keeper import WorkerKeeper
+from obatchd.dispatch.link import Link, ServerPort
+from obatchd.dispatch.offering import Offering
+from obatchd.dispatch.switching import ProfileSwitcher
+from obatchd.jobs.queue import JobQueue
+from obatchd.settings import DispatchSettings
+
+__all__ = ["INTERRUPTED", "Dispatcher", "Failed", "Finished", "Suspicion"]
+_log = log.get(__name__)
+_HOLD_S = 0.5
+
+
+class Dispatcher:
+    """Matches the queue to the servers.
+
+    Args:
+        context_of: the shared part of a job's requests, by job key.
+        on_finished: a request has its outcome.
+        on_failed: an attempt failed and another one follows.
+        on_model_missing: a server says that it does not have a model.
+        switcher: decides what each server has loaded.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        settings: DispatchSettings,
+        context: ForkServerContext,
+        *,
+        context_of: Callable[[int], protocol.JobContext],
+        on_finished: Callable[[Finished], None],
+        on_failed: Callable[[Failed], None],
+        on_model_missing: Callable[[str], None],
+        switcher: ProfileSwitcher,
+    ) -> None:
+        self.links: dict[str, Link] = {}
+        self._consequences = Consequences(
+            queue,
+            settings,
+            on_finished=on_finished,
+            on_failed=on_failed,
+            on_model_missing=on_model_missing,
+            hold=self._hold_link,
+        )
+        self.suspicion = self._consequences.suspicion
+        self._offering = Offering(queue, self.links, settings, context_of)
+        self._keeper = WorkerKeeper(
+            self.links, context, on_message=self._handle, on_lost=self._consequences.worker_lost, wake=self.wake
+        )
+        self._switcher = switcher
+        self._holds: set[str] = set()
+        self._pumping = False
+        self._closing = False
+        self._given_up = asyncio.Event()
+
+    async def start(self, servers: Iterable[ServerPort]) -> None:
+        """Start a worker for each server."""
+        for server in servers:
+            self.links[server.id] = Link(server)
+        self._switcher.attach(self.links, self.wake)
+        await self._keeper.start()
+
+    async def stop(self) -> None:
+        """End every worker; what they still hold stays pending in the store."""
+        self._closing = True
+        await self._keeper.stop()
+        await self._switcher.stop()
+        for link in self.links.values():
+            self._consequences.interrupted(link)
+
+    def apply(self, settings: DispatchSettings) -> None:
+        """Use changed settings from the next offer on."""
+        self._offering.settings = self._consequences.settings = settings
+
+    # Control.
+
+    def hold(self, reason: str) -> None:
+        """Offer nothing new while any reason holds; what is in flight ends."""
+        if reason not in self._holds:
+            self._holds.add(reason)
+            _log.info("dispatch_held", reason=reason)
+            for link in self.links.values():
+                link.recall(len(link.offers))
+
+    def unhold(self, reason: str) -> None:
+        if reason in self._holds:
+            self._holds.discard(reason)
+            _log.info("dispatch_resumed", reason=reason)
+            self.wake()
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """Why nothing new is offered; empty while dispatch runs."""
+        return frozenset(self._holds)
+
+    def server_changed(self, server: ServerPort) -> None:
+        """A server became ready or stopped being so."""
+        link = self.links.get(server.id)
+        if link is not None and not server.ready:
+            link.recall(len(link.offers))
+        self.wake()
+
+    def cancel_job(self, job: int) -> None:
+        """Abandon what is at the workers; the caller has taken the job out of the queue."""
+        for link in self.links.values():
+            if link.worker is not None and job in link.contexts:
+                link.worker.send(protocol.Cancel(job))
+
+    def give_up(self, link: Link, fault: faults.Fault, hold_s: float) -> None:
+        """End what a server is working on, as it does not; it gets nothing new for ``hold_s`` or until ``release``."""
+        link.hold(hold_s)  # ends by release, or by the tick
+        if link.worker is not None:
+            link.worker.send(protocol.GiveUp(*fault))
+
+    async def empty(self, link: Link, timeout_s: float) -> bool:
+        """Give a server nothing new until ``release``; whether it was done with what it had within ``timeout_s``."""
+        link.hold(float("inf"))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await link.server.idle.wait()
+        return link.server.idle.is_set()
+
+    def release(self, link: Link) -> None:
+        """Offer to a server again that was held."""
+        link.held_until_s = 0.0
+        self.wake()
+
+    def forget_job(self, job: int) -> None:
+        """The job is over."""
+        for link in self.links.values():
+            if job in link.contexts:
+                link.contexts.discard(job)
+                if link.worker is not None:
+                    link.worker.send(protocol.Forget(job))
+
+    def in_flight(self) -> dict[int, int]:
+        """Requests at workers, by job key."""
+        counts: dict[int, int] = {}
+        for link in self.links.values():
+            for job, _ in link.offers:
+                counts[job] = counts.get(job, 0) + 1
+        return counts
+
+    def busy(self) -> bool:
+        return any(link.offers for link in self.links.values())
+
+    async def until_idle(self, timeout_s: float) -> None:
+        """Wait until nothing is at a worker, for ``timeout_s`` at most or until ``give_up_waiting``."""
+
+        async def idle() -> None:
+            for link in self.links.values():
+                await link.server.idle.wait()
+
+        waits = [asyncio.create_task(idle()), asyncio.ensure_future(self._given_up.wait())]
+        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+    def give_up_waiting(self) -> None:
+        self._given_up.set()
+
+    def unrecorded_starts(self) -> list[Failed]:
+        """Attempts that run and that the store does not know of yet; each is given once."""
+        starts = []
+        for link in self.links.values():
+            for (job, line), offered in link.offers.items():
+                if offered.started_s and not offered.recorded:
+                    offered.recorded = True
+                    attempt = offered.taken.pending.attempt
+                    starts.append(Failed(job, line, attempt, link.server.id, offered.started_s, ""))
+        return starts
+
+    def wake(self) -> None:
+        """Look for something to offer, once, at the end of this turn of the loop."""
+        if not self._pumping and not self._closing:
+            self._pumping = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pumping = False
+        if not self._holds and not self._closing:
+            self._switcher.look()
+            self._offering.fill()
+
+    def _hold_link(self, link: Link) -> None:
+        """Offer nothing to a server for a moment."""
+        link.hold(_HOLD_S)
+        asyncio.get_running_loop().call_later(_HOLD_S, self.wake)
+
+    # What workers say.
+
+    def _handle(self, link: Link, message: protocol.ToMain) -> None:
+        link.unheard_ticks = 0
+        match message:
+            case protocol.Results():
+                link.token_s = time.monotonic()
+                result = self._consequences.result
+                for item in message.items:
+                    result(link, item)
+                link.counted()
+                self.wake()
+            case protocol.Started():
+                now_s = time.time()
+                for key in message.keys:
+                    if (offered := link.offers.get(key)) is not None:
+                        offered.started_s = now_s
+            case protocol.Returned():
+                link.recalling = 0
+                for key in message.keys:
+                    if (offered := link.offers.pop(key, None)) is not None:
+                        self._consequences.requeue(offered.taken)
+                link.counted()
+                self.wake()
+            case protocol.Progress():
+                if message.tokens:
+                    link.token_s = time.monotonic()
+                    link.server.progress()
+            case protocol.Hello():
+                self._offering.configure(link)

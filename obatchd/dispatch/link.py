@@ -1,0 +1,174 @@
+"""What the dispatcher knows of one server: its worker, the requests offered to it, and how it has been doing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Set
+from typing import Any, NamedTuple, Protocol
+
+from obatchd.dispatch import protocol
+from obatchd.dispatch.pool import WorkerHandle
+from obatchd.dispatch.watchdog import ServerWatch
+from obatchd.errors import ObatchError
+from obatchd.jobs.model import Profile
+from obatchd.jobs.queue import Taken
+from obatchd.rate import RateMeter
+
+# Answers faster than this would leave a slot empty while the next request travels: such servers get more credit.
+_FAST_ANSWER_S = 0.010
+_FAST_CREDIT = 4  # times the slots
+_RATE_WINDOW_S = 10
+
+
+class ServerPort(Protocol):
+    """The part of a server that dispatch uses; :class:`obatchd.servers.server.Server` has it."""
+
+    id: str
+    base_url: str
+    gpu_label: str
+    token: str
+    slots: int
+    loaded: Profile | None
+    loading: Profile | None
+    load_s: float | None
+    in_flight: int
+    idle: asyncio.Event
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def out_of_use(self) -> bool: ...
+    @property
+    def starting_runner(self) -> bool: ...
+    def load_options(self, profile: Profile) -> dict[str, Any]: ...
+    async def load(self, profile: Profile) -> None: ...
+    async def unload(self) -> None: ...
+    async def drain(self, reason: str) -> bool: ...
+    async def restart(self, reason: str) -> None: ...
+    async def one_token(self, timeout_s: float) -> None: ...
+    async def fallen_back(self) -> str: ...
+    def progress(self) -> None: ...
+    def fault(self, reason: str) -> None: ...
+    def broken(self, reason: str) -> None: ...
+
+
+class Refused(NamedTuple):
+    """Why a server cannot have a profile, and until when (monotonic) it is not asked again."""
+
+    error: ObatchError
+    until_s: float
+
+
+class Offered:
+    """One request at a worker. ``started_s`` is set when it has a slot; ``recorded`` when the store knows of that."""
+
+    __slots__ = ("recorded", "started_s", "taken")
+
+    def __init__(self, taken: Taken) -> None:
+        self.taken = taken
+        self.started_s = 0.0
+        self.recorded = False
+
+
+class Link:
+    """One server and its worker."""
+
+    def __init__(self, server: ServerPort) -> None:
+        self.server = server
+        self.worker: WorkerHandle | None = None
+        self.configured: protocol.Configure | None = None
+        self.offers: dict[tuple[int, int], Offered] = {}
+        self.contexts: set[int] = set()
+        self.recalling = 0  # requests asked back, until the worker has answered
+        self.worker_since_s = float("-inf")  # monotonic
+        self.unheard_ticks = 0  # since the worker said anything, while it holds requests
+        self.isolating = False  # being emptied for a suspect request, or given to one
+        self.alone = False  # a suspect request has this server for itself
+        self.switching_to: Profile | None = None
+        self.loading: asyncio.Task[None] | None = None
+        self.held_until_s = 0.0  # monotonic; no offers before, after a refused connection
+        self.crashed_s = float("-inf")  # monotonic
+        self.mean_s = 1.0
+        self.requests_done = 0
+        self.refused: dict[Profile, Refused] = {}
+        self.preparing: dict[Profile, asyncio.Task[None]] = {}  # models being made sure of, while it goes on working
+        self.prepared: dict[Profile, float] = {}  # until when (monotonic) that holds
+        self.token_s = time.monotonic()  # of the latest token or end of an attempt; at first of its own beginning
+        self.watch = ServerWatch()
+        self.findings: Counter[str] = Counter()  # of the watchdog, by name
+        self._tokens = RateMeter(_RATE_WINDOW_S)
+
+    @property
+    def usable(self) -> bool:
+        """Whether offers may be sent now."""
+        return (
+            self.server.ready
+            and self.worker is not None
+            and self.loading is None
+            and self.switching_to is None
+            and not self.isolating
+            and time.monotonic() >= self.held_until_s
+        )
+
+    @property
+    def credit(self) -> int:
+        """How many requests the worker may hold."""
+        slots = self.server.slots
+        return _FAST_CREDIT * slots if self.fast else slots + 1
+
+    @property
+    def fast(self) -> bool:
+        """Whether answers take so little time that the way to and from the worker counts."""
+        return self.mean_s < _FAST_ANSWER_S
+
+    @property
+    def started(self) -> int:
+        """Requests that occupy a slot."""
+        return sum(1 for offered in self.offers.values() if offered.started_s)
+
+    def waits_to_avoid(self, servers: Set[str]) -> bool:
+        """Whether a request waits here because its last attempt was on one of ``servers``: it would come back."""
+        waiting = [offered.taken.pending.servers for offered in self.offers.values() if not offered.started_s]
+        return any(earlier and earlier[-1] in servers for earlier in waiting)
+
+    def configure(self, timeouts: tuple[float, float, float]) -> None:
+        """Tell the worker what it drives; does nothing when it knows already."""
+        server = self.server
+        message = protocol.Configure(
+            server.id, server.gpu_label, server.base_url, server.token, server.slots, *timeouts
+        )
+        if self.worker is not None and message != self.configured:
+            self.configured = message
+            self.worker.send(message)
+
+    def recall(self, count: int) -> None:
+        """Ask for up to ``count`` requests back that have no slot yet."""
+        if count > self.recalling and self.worker is not None:
+            self.recalling = count
+            self.worker.send(protocol.Recall(count))
+
+    def hold(self, hold_s: float) -> None:
+        """Be offered nothing for ``hold_s``, and give back what has not begun."""
+        self.held_until_s = max(self.held_until_s, time.monotonic() + hold_s)
+        self.recall(len(self.offers))
+
+    def counted(self) -> None:
+        """Let the server know how many requests it has."""
+        self.server.in_flight = len(self.offers)
+        if self.offers:
+            self.server.idle.clear()
+        else:
+            self.isolating = self.alone = False
+            self.server.idle.set()
+
+    def note(self, duration_s: float, tokens: int) -> None:
+        """Account for a finished attempt."""
+        self.mean_s += 0.1 * (duration_s - self.mean_s)
+        self.requests_done += 1
+        self._tokens.add(tokens)
+
+    def tokens_per_s(self) -> float:
+        """Answer tokens per second over the last ten seconds."""
+        return self._tokens.per_s()

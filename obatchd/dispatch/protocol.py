@@ -1,0 +1,180 @@
+"""Main process ↔ worker: length-prefixed msgpack frames over a socket pair, many requests per frame.
+
+Nothing here assumes that both ends share a machine or a spool: an offer carries the request's own bytes, a result
+carries the finished record. Keys are always (job key, line); the attempt number tells a late answer of an abandoned
+attempt from the current one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+_HEADER = struct.Struct("<I")
+MAX_FRAME_BYTES = 512 * 1024**2
+
+
+class Configure(msgspec.Struct, tag="configure", frozen=True):
+    """First frame to a worker, and again whenever one of these changes."""
+
+    server: str
+    gpu: str
+    base_url: str
+    token: str
+    slots: int
+    connect_timeout_s: float
+    stall_s: float
+    request_timeout_s: float
+
+
+class JobContext(msgspec.Struct, tag="job", frozen=True):
+    """What all requests of a job share; sent to a worker before its first offer of that job."""
+
+    job: int
+    name: str
+    system_message: str
+    options: dict[str, Any]
+    max_response_tokens: int
+
+
+class OfferItem(msgspec.Struct, array_like=True, frozen=True):
+    """One request to be answered. ``servers`` are those of earlier attempts."""
+
+    job: int
+    line: int
+    attempt: int
+    raw: bytes
+    servers: list[str] = []
+    limit_s: float | None = None  # what is left of the request's total time, where that is less than an attempt's
+
+
+class Offer(msgspec.Struct, tag="offer", frozen=True):
+    """Requests for the profile that the server has loaded. ``load_options`` go into every body unchanged."""
+
+    model: str
+    load_options: dict[str, Any]
+    items: list[OfferItem]
+
+
+class Recall(msgspec.Struct, tag="recall", frozen=True):
+    """Give back up to ``count`` requests that were offered and not started, the last offered first."""
+
+    count: int
+
+
+class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+    """Abandon everything of a job, started or not; nothing is answered for it."""
+
+    job: int
+
+
+class Forget(msgspec.Struct, tag="forget", frozen=True):
+    """The job is over; its context is no longer needed."""
+
+    job: int
+
+
+class GiveUp(msgspec.Struct, tag="give_up", frozen=True):
+    """End every attempt that has a slot with this fault: the server does not do its work."""
+
+    fault: str
+    code: str
+    message: str
+
+
+class Ping(msgspec.Struct, tag="ping", frozen=True):
+    """Answered by a Progress frame at once."""
+
+
+class Hello(msgspec.Struct, tag="hello", frozen=True):
+    """First frame of a worker."""
+
+    pid: int
+
+
+class Started(msgspec.Struct, tag="started", frozen=True):
+    """Requests that now occupy a slot."""
+
+    keys: list[tuple[int, int]]
+
+
+class ResultItem(msgspec.Struct, array_like=True, frozen=True):
+    """The end of one attempt.
+
+    ``record`` is the finished result object as JSON, valid for the outbox as it is. ``fault`` is empty for a success;
+    else the kind of :mod:`obatchd.dispatch.faults`, and ``record`` says what to publish if no other attempt follows.
+    """
+
+    job: int
+    line: int
+    attempt: int
+    succeeded: bool
+    record: bytes
+    duration_s: float
+    prompt_tokens: int
+    response_tokens: int
+    fault: str = ""
+    code: str = ""
+    message: str = ""
+    eval_s: float = 0.0  # generating
+    wait_s: float = 0.0  # inside the server, for a slot; 0 where it cannot be told
+    active: int = 0  # the least number of requests in a slot at its start and its end
+
+
+class Results(msgspec.Struct, tag="results", frozen=True):
+    items: list[ResultItem]
+
+
+class Returned(msgspec.Struct, tag="returned", frozen=True):
+    """Answer to Recall and Cancel: requests the worker no longer holds and has not answered."""
+
+    keys: list[tuple[int, int]]
+
+
+class Progress(msgspec.Struct, tag="progress", frozen=True):
+    """Sign of life, every second: tokens received since the last one, requests in a slot, seconds since any token."""
+
+    tokens: int
+    active: int
+    silent_s: float
+
+
+ToWorker = Configure | JobContext | Offer | Recall | Cancel | Forget | GiveUp | Ping
+ToMain = Hello | Started | Results | Returned | Progress
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_to_main = msgspec.msgpack.Decoder(ToMain)
+
+
+def frame(message: ToWorker | ToMain) -> bytes:
+    """``message`` as it goes over the wire."""
+    body = _encoder.encode(message)
+    return _HEADER.pack(len(body)) + body
+
+
+async def _bodies(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            (length,) = _HEADER.unpack(await reader.readexactly(_HEADER.size))
+            if length > MAX_FRAME_BYTES:
+                raise ConnectionError(f"frame of {length} bytes")
+            yield await reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            return
+
+
+async def from_main(reader: asyncio.StreamReader) -> AsyncIterator[ToWorker]:
+    """Messages for a worker, until the other end closes."""
+    async for body in _bodies(reader):
+        yield _to_worker.decode(body)
+
+
+async def from_worker(reader: asyncio.StreamReader) -> AsyncIterator[ToMain]:
+    """Messages of a worker, until it ends."""
+    async for body in _bodies(reader):
+        yield _to_main.decode(body)

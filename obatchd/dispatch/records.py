@@ -1,0 +1,95 @@
+"""What is recorded of an attempt: by its worker with the answer, by the main process when it gives the request up."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from obatchd.dispatch.client import Answer
+from obatchd.dispatch.faults import Fault
+from obatchd.dispatch.protocol import Configure, OfferItem
+from obatchd.jobs.formats.request import Request, request_id
+from obatchd.jobs.model import Outcome, default_id
+
+_encode = msgspec.json.Encoder().encode
+
+
+def attempt(
+    server: Configure,
+    model: str,
+    item: OfferItem,
+    request: Request,
+    answer: Answer,
+    started_s: float,
+    duration_s: float,
+) -> bytes:
+    """The record of an attempt that ended, well or not, at the worker; it began at ``started_s`` (epoch)."""
+    record: dict[str, Any] = {
+        "id": request.id or default_id(item.line),
+        "line": item.line,
+        "outcome": Outcome.FAILED if answer.fault else Outcome.SUCCEEDED,
+    }
+    if answer.fault:
+        record |= {"code": answer.fault.code, "message": answer.fault.message}
+    record |= {"prompt": request.prompt, "response": answer.text}
+    if answer.think:
+        record["think"] = answer.think
+    record |= {
+        "model": model,
+        "server": server.server,
+        "gpu": server.gpu,
+        "attempts": item.attempt,
+        "servers": [*item.servers, server.server],
+        "started_at": _instant(started_s),
+        "finished_at": _instant(started_s + duration_s),
+        "duration_s": round(duration_s, 6),
+        "prompt_tokens": answer.prompt_tokens,
+        "response_tokens": answer.response_tokens,
+        "tokens_per_s": round(answer.response_tokens / answer.eval_s, 3) if answer.eval_s else None,
+        "done_reason": answer.done_reason,
+        "truncated": answer.done_reason == "length",
+    }
+    if request.input:
+        record["input"] = request.input
+    return _encode(record)
+
+
+def lost(raw: bytes, line: int, number: int, servers: list[str], fault: Fault) -> bytes:
+    """The record of attempt ``number``, whose worker ended with it; its server is the last of ``servers``."""
+    return _encode(
+        {
+            "id": request_id(raw) or default_id(line),
+            "line": line,
+            "outcome": Outcome.FAILED,
+            "code": fault.code,
+            "message": fault.message,
+            "attempts": number,
+            "servers": servers,
+        }
+    )
+
+
+def poisoned(record: bytes, crashes: int, alone: int) -> bytes:
+    """The failure of a request that crashes servers, with the evidence."""
+    return _reworded(
+        record,
+        "poison",
+        f"the request was in flight in {crashes} crashes, {alone} of them while it was alone on the server",
+    )
+
+
+def out_of_time(record: bytes, spent_s: float) -> bytes:
+    """The failure of a request that took too long over all its attempts."""
+    return _reworded(record, "timeout", f"the attempts took {spent_s:.0f} s in all, more than dispatch.request_total_s")
+
+
+def _reworded(record: bytes, code: str, message: str) -> bytes:
+    document = msgspec.json.decode(record)
+    last = f"; the last one, on {document['servers'][-1]}: {document.get('message', '')}"
+    return _encode(document | {"code": code, "message": message + last})
+
+
+def _instant(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,213 @@
+"""Looks at every server each second, and does something about what the watchdog finds.
+
+=================  ==============================================================================
+``stalled``        what is in flight is given up; one token is asked for; a restart if none comes
+``gpu_idle``       one token is asked for; a restart if none comes
+``slots_leaking``  the server is emptied, then restarted
+``slow``           the model is unloaded and loaded again; then a restart; then it is taken as it is
+``cpu_fallback``   a restart
+=================  ==============================================================================
+
+A server that was restarted ``repeats`` times for one of the reasons that may be its GPU's fault gets no more work,
+but only while another one does the same work well: a prompt or a model that hangs everywhere condemns no hardware.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from obatchd import log
+from obatchd.dispatch import faults
+from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.dispatch.link import Link
+from obatchd.dispatch.watchdog import Finding, Observation
+from obatchd.errors import ObatchError, ServerError
+from obatchd.settings import Settings
+
+_log = log.get(__name__)
+_PERIOD_S = 1.0
+_MARGIN_S = 5.0
+_NO_ANSWER = frozenset({"timeout", "server_unreachable", "server_error"})
+_HARDWARE = frozenset({Finding.STALLED, Finding.GPU_IDLE, Finding.CPU_FALLBACK})
+
+
+class Watchdog:
+    """The watch over all servers of a dispatcher.
+
+    Args:
+        utilisation: of a server's GPUs in percent, by server id; None where nobody knows it.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, settings: Settings, utilisation: Callable[[str], int | None]) -> None:
+        self._dispatcher = dispatcher
+        self._utilisation = utilisation
+        self._remedies: dict[str, asyncio.Task[None]] = {}
+        self._restarts: dict[str, deque[tuple[float, Finding]]] = {}
+        self._looked_s: dict[str, float] = {}  # at the VRAM
+        self._task: asyncio.Task[None] | None = None
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Use changed settings from now on."""
+        self._settings = settings.watchdog
+        self._stall_s = settings.dispatch.stall_s
+        self._drain_s = settings.servers.drain_s
+        for link in self._dispatcher.links.values():
+            link.watch.settings = settings.watchdog
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="watchdog")
+
+    async def stop(self) -> None:
+        """Stop looking, and give up remedies in progress."""
+        tasks = [*self._remedies.values(), *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            for link in self._dispatcher.links.values():
+                if link.server.id not in self._remedies:
+                    self._look(link)
+
+    def _look(self, link: Link) -> None:
+        server, now_s = link.server, time.monotonic()
+        computes = server.loaded is not None and not (server.loading or link.loading or server.starting_runner)
+        seen = Observation(now_s, computes, link.started, link.token_s, self._utilisation(server.id))
+        if (finding := link.watch.look(seen, self._stall_s)) is not None:
+            self._begin(link, self._remedy(link, finding))
+        elif not computes:
+            self._looked_s[server.id] = now_s
+        elif now_s - self._looked_s.setdefault(server.id, now_s) >= self._settings.vram_s:
+            self._looked_s[server.id] = now_s
+            self._begin(link, self._look_at_vram(link))
+
+    def _begin(self, link: Link, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except ObatchError as error:
+                _log.warning("watchdog_hindered", server=link.server.id, code=error.code, reason=error.message)
+            except Exception:  # noqa: BLE001 - logged; a defect in one remedy must not end the watch over the others
+                _log.exception("watchdog_failed", server=link.server.id)
+            finally:
+                del self._remedies[link.server.id]
+
+        self._remedies[link.server.id] = asyncio.create_task(run(), name=f"watchdog-{link.server.id}")
+
+    def _found(self, link: Link, finding: Finding, reason: str, remedy: str) -> None:
+        link.findings[finding] += 1
+        _log.warning(
+            f"watchdog_{finding}", server=link.server.id, gpu=link.server.gpu_label, in_flight=link.started,
+            model=link.server.loaded.model if link.server.loaded else None, reason=reason, remedy=remedy,
+        )  # fmt: skip
+
+    # Remedies.
+
+    async def _remedy(self, link: Link, finding: Finding) -> None:
+        match finding:
+            case Finding.STALLED:
+                reason = f"no token from any of its slots for {self._stall_s:g} s or more"
+                self._found(link, finding, reason, "give up what is in flight, ask for one token")
+                self._dispatcher.give_up(link, faults.hung(reason), self._settings.probe_s + _MARGIN_S)
+                await self._restart_unless_it_answers(link, finding, reason)
+            case Finding.GPU_IDLE:
+                reason = f"requests in flight, no token and an idle GPU for {self._settings.idle_gpu_s:g} s"
+                self._found(link, finding, reason, "ask for one token")
+                await self._restart_unless_it_answers(link, finding, reason)
+            case Finding.SLOTS_LEAKING:
+                reason = (
+                    f"answers wait for a slot although it has {link.server.slots} for them: some do not become free"
+                )
+                self._found(link, finding, reason, "restart when idle")
+                await self._restart_when_idle(link, reason)
+            case Finding.SLOW:
+                await self._speed_up(link)
+
+    async def _restart_unless_it_answers(self, link: Link, finding: Finding, reason: str) -> None:
+        try:
+            await link.server.one_token(self._settings.probe_s)
+        except ServerError as error:
+            if error.code in _NO_ANSWER:
+                await self._restart(link, finding, f"{reason}, and one token does not come: {error.message}")
+                return
+        _log.info("watchdog_passed", server=link.server.id, finding=finding)
+        self._dispatcher.release(link)
+
+    async def _restart(self, link: Link, finding: Finding, reason: str) -> None:
+        link.findings["restart"] += 1
+        repeated = self._repeated(link, finding)
+        _log.warning("watchdog_restart", server=link.server.id, finding=finding, repeated=repeated, reason=reason)
+        condemn = repeated and self._others_do_well(link)
+        self._dispatcher.give_up(link, faults.hung(reason), _MARGIN_S)
+        link.server.broken(reason)
+        link.watch.begin_again()
+        if condemn:
+            link.findings["drained"] += 1
+            words = f"restarted {self._settings.repeats} times because it was {finding}; look at it, then resume it"
+            _log.error("watchdog_drained", server=link.server.id, finding=finding, reason=words)
+            await link.server.drain(words)
+        await asyncio.sleep(_PERIOD_S)  # by now its state keeps work away until it is READY again
+        self._dispatcher.release(link)
+
+    def _repeated(self, link: Link, finding: Finding) -> bool:
+        now_s = time.monotonic()
+        restarts = self._restarts.setdefault(link.server.id, deque())
+        restarts.append((now_s, finding))
+        while restarts[0][0] < now_s - self._settings.window_s:
+            restarts.popleft()
+        return sum(kind in _HARDWARE for _, kind in restarts) >= self._settings.repeats
+
+    def _others_do_well(self, link: Link) -> bool:
+        """Whether a server that needed no restart lately has the same profile."""
+        since_s = time.monotonic() - self._settings.window_s
+        return any(
+            other.server.ready
+            and other.server.loaded == link.server.loaded
+            and all(at_s < since_s for at_s, _ in self._restarts.get(other.server.id, ()))
+            for other in self._dispatcher.links.values()
+            if other is not link
+        )
+
+    async def _restart_when_idle(self, link: Link, reason: str) -> None:
+        try:
+            await self._dispatcher.empty(link, self._drain_s)
+            link.findings["restart"] += 1
+            await link.server.restart(reason)
+            link.watch.begin_again()
+        finally:
+            self._dispatcher.release(link)
+
+    async def _speed_up(self, link: Link) -> None:
+        watch, server = link.watch, link.server
+        watch.slow_remedies += 1
+        reason = (
+            f"below {self._settings.slow_factor:g} of its own best tokens per second for {self._settings.slow_s:g} s"
+        )
+        remedy = {1: "load the model again", 2: "restart when idle"}.get(watch.slow_remedies, "none: take it as it is")
+        self._found(link, Finding.SLOW, reason, remedy)
+        if watch.slow_remedies == 1:
+            try:
+                profile = server.loaded
+                if profile is not None and await self._dispatcher.empty(link, self._drain_s):
+                    await server.unload()
+                    await server.load(profile)
+                watch.begin_again()
+            finally:
+                self._dispatcher.release(link)
+        elif watch.slow_remedies == 2:
+            await self._restart_when_idle(link, reason)
+        else:
+            watch.slow_remedies = 0
+            watch.begin_again(forget_speed=True)
+
+    async def _look_at_vram(self, link: Link) -> None:
+        if reason := await link.server.fallen_back():
+            self._found(link, Finding.CPU_FALLBACK, reason, "restart")
+            await self._restart(link, Finding.CPU_FALLBACK, reason)

@@ -1,0 +1,193 @@
+"""Which profile a server has loaded, and when it changes.
+
+A server keeps its profile until nothing that may run needs it, or until another profile whose owners have had less
+of the servers has waited ``max(switch_after_s, 10 × load time)``. So two models never fight for one server, and
+nobody starves (docs/architecture.md, "Profiles").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from obatchd import log
+from obatchd.dispatch.link import Link, Refused
+from obatchd.errors import ModelError, ObatchError
+from obatchd.jobs.model import Profile
+from obatchd.jobs.queue import JobQueue
+
+_log = log.get(__name__)
+_LOAD_TIMES_TO_WAIT = 10.0
+_RETRY_S = 2.0
+_REFUSED_S = 600.0  # a server that refused a profile is asked again after this: memory or disk may be free by then
+_PREPARED_S = 60.0
+
+
+class ProfileSwitcher:
+    """Decides and carries out loads.
+
+    Args:
+        prepare: makes sure the model is in the server's store; raises ModelError.
+        on_unservable: no server can serve the profile; its requests are to fail with the reason.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        switch_after_s: float,
+        prepare: Callable[[str, str], Awaitable[object]],
+        on_unservable: Callable[[Profile, ObatchError], None],
+    ) -> None:
+        self._queue = queue
+        self.switch_after_s = switch_after_s
+        self._prepare = prepare
+        self._on_unservable = on_unservable
+        self._links: dict[str, Link] = {}
+        self._wake: Callable[[], None] = lambda: None
+        self._unserved_since_s: dict[Profile, float] = {}
+
+    def attach(self, links: dict[str, Link], wake: Callable[[], None]) -> None:
+        """The links to look after, and what to call when one has changed."""
+        self._links, self._wake = links, wake
+
+    async def stop(self) -> None:
+        """Give up loads in progress."""
+        tasks = [link.loading for link in self._links.values() if link.loading]
+        tasks += [task for link in self._links.values() for task in link.preparing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def look(self) -> None:
+        """Start what should change now."""
+        for link in self._links.values():
+            if link.loading is None and not link.server.ready:
+                link.switching_to = None  # another server may have to do it
+        waiting = self._queue.profiles()
+        self._fail_unservable(waiting)
+        self._age(waiting)
+        for link in self._links.values():
+            if not link.server.ready or link.loading is not None or time.monotonic() < link.held_until_s:
+                continue
+            if link.switching_to is None and (wanted := self._wanted(link, waiting)) is not None:
+                self._switch(link, wanted)
+            if link.switching_to is not None and not link.offers:
+                link.loading = asyncio.create_task(self._load(link, link.switching_to), name=f"load-{link.server.id}")
+
+    def _switch(self, link: Link, profile: Profile) -> None:
+        """Empty a server for ``profile``; but only when its model is there, because a pull may take an hour."""
+        if link.prepared.pop(profile, 0.0) < time.monotonic():
+            task = asyncio.create_task(self._make_sure(link, profile), name=f"prepare-{link.server.id}")
+            link.preparing[profile] = task
+            return
+        link.switching_to = profile
+        _log.info(
+            "profile_switch", server=link.server.id, old=link.server.loaded, new=profile, in_flight=len(link.offers)
+        )
+
+    def _age(self, waiting: list[Profile]) -> None:
+        """Remember since when a profile waits that no server has or loads."""
+        now_s = time.monotonic()
+        served = {link.server.loaded for link in self._links.values() if link.server.ready and not link.switching_to}
+        served |= {link.switching_to for link in self._links.values()}
+        for profile in list(self._unserved_since_s):
+            if profile in served or profile not in waiting:
+                del self._unserved_since_s[profile]
+        for profile in waiting:
+            if profile not in served:
+                self._unserved_since_s.setdefault(profile, now_s)
+
+    def _wanted(self, link: Link, waiting: list[Profile]) -> Profile | None:
+        """The profile to load instead of the present one, or None to stay."""
+        loaded = link.server.loaded
+        candidates = [p for p in waiting if p not in link.refused and p not in link.preparing and p != loaded]
+        if not candidates:
+            return None
+        if loaded is not None and (self._queue.more_than(loaded, 0) or self._queue.has_suspects(loaded)):
+            return self._contender(link, loaded, candidates)
+        if link.offers:
+            return None
+        for profile in candidates:
+            if self._worth_another_server(link, profile):
+                return profile
+        return None
+
+    def _contender(self, link: Link, loaded: Profile, candidates: list[Profile]) -> Profile | None:
+        """A profile with a stronger claim that has waited long enough."""
+        patience_s = max(self.switch_after_s, _LOAD_TIMES_TO_WAIT * (link.server.load_s or 0.0))
+        claim = self._queue.claim(loaded)
+        for profile in candidates:
+            since_s = self._unserved_since_s.get(profile)
+            if since_s is None or time.monotonic() - since_s < patience_s:
+                continue
+            if self._queue.claim(profile)[:2] < claim[:2]:
+                return profile
+        return None
+
+    def _worth_another_server(self, link: Link, profile: Profile) -> bool:
+        """Whether an idle server should load what others serve already: only if they need longer than a load."""
+        serving = [
+            other
+            for other in self._links.values()
+            if other is not link
+            and (other.switching_to == profile or (other.server.ready and other.server.loaded == profile))
+        ]
+        if not serving:
+            return True
+        slots = sum(other.server.slots for other in serving)
+        if any(other.loading is not None for other in serving):
+            return self._queue.more_than(profile, slots)
+        mean_s = sum(other.mean_s for other in serving) / len(serving)
+        return self._queue.more_than(profile, int(slots * max(1.0, (link.server.load_s or 1.0) / max(mean_s, 1e-3))))
+
+    async def _make_sure(self, link: Link, profile: Profile) -> None:
+        async with self._attempt(link, profile):
+            await self._prepare(link.server.id, profile.model)
+            link.prepared[profile] = time.monotonic() + _PREPARED_S
+        link.preparing.pop(profile, None)
+        self._wake()
+
+    async def _load(self, link: Link, profile: Profile) -> None:
+        server = link.server
+        async with self._attempt(link, profile):
+            await server.load(profile)
+            _log.info("profile_loaded", server=server.id, model=profile.model, context_length=profile.context_length,
+                      slots=server.slots, load_s=server.load_s)  # fmt: skip
+        link.loading = link.switching_to = None
+        self._wake()
+
+    @contextlib.asynccontextmanager
+    async def _attempt(self, link: Link, profile: Profile) -> AsyncIterator[None]:
+        """What follows when a server cannot be given a profile."""
+        server = link.server
+        try:
+            yield
+        except ModelError as error:
+            _log.warning(
+                "profile_refused", server=server.id, model=profile.model, code=error.code, reason=error.message
+            )
+            link.refused[profile] = Refused(error, time.monotonic() + _REFUSED_S)
+        except ObatchError as error:
+            # The server is restarting or gone: the fleet deals with it, the profile is tried again.
+            _log.warning("load_failed", server=server.id, model=profile.model, code=error.code, reason=error.message)
+            await asyncio.sleep(_RETRY_S)
+        except Exception as error:  # noqa: BLE001 - a defect in one load must not stop the others
+            _log.exception("load_failed", server=server.id, model=profile.model)
+            server.fault(f"load failed: {error}")
+            await asyncio.sleep(_RETRY_S)
+
+    def _fail_unservable(self, waiting: list[Profile]) -> None:
+        """Fail what no server can have. A server that is out of use is not waited for, one that restarts is."""
+        now_s = time.monotonic()
+        for link in self._links.values():
+            for profile in [p for p, refused in link.refused.items() if refused.until_s < now_s]:
+                del link.refused[profile]
+        for profile in {profile for link in self._links.values() for profile in link.refused}.intersection(waiting):
+            if any(profile not in link.refused and not link.server.out_of_use for link in self._links.values()):
+                continue
+            # The next job may try again: the model may have been pulled by then.
+            refused = [link.refused.pop(profile) for link in self._links.values() if profile in link.refused]
+            waiting.remove(profile)
+            self._on_unservable(profile, refused[-1].error)

@@ -1,0 +1,256 @@
+"""Servers and workers for tests of dispatch: objects that remember what they were told, no processes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from multiprocessing import get_context
+from typing import Any, ClassVar
+
+import msgspec
+import pytest
+
+from obatchd.dispatch import faults, protocol
+from obatchd.dispatch import keeper as keeper_module
+from obatchd.dispatch.dispatcher import Dispatcher, Failed, Finished
+from obatchd.dispatch.faults import Fault
+from obatchd.dispatch.link import Link
+from obatchd.dispatch.protocol import OfferItem, ResultItem
+from obatchd.dispatch.switching import ProfileSwitcher
+from obatchd.errors import ObatchError
+from obatchd.jobs.model import Profile
+from obatchd.jobs.queue import JobQueue, Lane, Pending
+from obatchd.settings import DispatchSettings
+
+SMALL, LARGE = Profile("small", 4096), Profile("large", 8192)
+Key = tuple[int, int]
+
+
+class Port:
+    """A server that is READY and loads what it is asked for, when it is allowed to."""
+
+    def __init__(self, server_id: str, slots: int = 2, loaded: Profile | None = None) -> None:
+        self.id = server_id
+        self.base_url = "http://127.0.0.1:1"
+        self.gpu_label = f"GPU-{server_id}"
+        self.token = ""
+        self.slots = slots
+        self.loaded = loaded
+        self.loading: Profile | None = None
+        self.load_s: float | None = 0.1
+        self.in_flight = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.is_ready = True
+        self.out_of_use = False
+        self.strikes: list[str] = []
+        self.loads: list[Profile] = []
+        self.refuse: dict[Profile, ObatchError] = {}
+        self.may_load = asyncio.Event()
+        self.may_load.set()
+
+    @property
+    def ready(self) -> bool:
+        return self.is_ready
+
+    @property
+    def starting_runner(self) -> bool:
+        return False
+
+    def load_options(self, profile: Profile) -> dict[str, Any]:
+        return {"num_ctx": profile.context_length}
+
+    async def load(self, profile: Profile) -> None:
+        self.loaded, self.loading = None, profile
+        try:
+            await self.may_load.wait()
+            self.loads.append(profile)
+            if profile in self.refuse:
+                raise self.refuse[profile]
+            self.loaded = profile
+        finally:
+            self.loading = None
+
+    async def unload(self) -> None:
+        self.loaded = None
+
+    async def drain(self, reason: str) -> bool:
+        return self.idle.is_set()
+
+    async def restart(self, reason: str) -> None:
+        self.loaded = None
+
+    async def one_token(self, timeout_s: float) -> None:
+        pass
+
+    async def fallen_back(self) -> str:
+        return ""
+
+    def progress(self) -> None:
+        pass
+
+    def fault(self, reason: str) -> None:
+        self.strikes.append(reason)
+
+    def broken(self, reason: str) -> None:
+        self.strikes.append(reason)
+
+
+class FakeWorker:
+    """In place of a WorkerHandle: holds offers until the test says what becomes of them."""
+
+    unstartable = 0  # this many starts fail
+    made: ClassVar[list[FakeWorker]] = []
+
+    def __init__(
+        self, context: Any, name: str, on_message: Callable[[protocol.ToMain], None], on_exit: Callable[[str], None]
+    ) -> None:
+        self.name = name
+        self.tell = on_message
+        self.exit = on_exit
+        self.sent: list[protocol.ToWorker] = []
+        self.held: dict[Key, OfferItem] = {}
+        self.started: list[Key] = []
+        self.recalls = 0
+        self.answers_recalls = True
+        self.killed = False
+        self.pid = 4711
+
+    async def start(self) -> None:
+        if FakeWorker.unstartable:
+            FakeWorker.unstartable -= 1
+            raise OSError("no more processes")
+        FakeWorker.made.append(self)
+        self.tell(protocol.Hello(self.pid))
+
+    def send(self, message: protocol.ToWorker) -> None:
+        self.sent.append(message)
+        match message:
+            case protocol.Offer():
+                self.held |= {(item.job, item.line): item for item in message.items}
+            case protocol.Recall():
+                self.recalls += 1
+                if self.answers_recalls:
+                    self.give_back(message.count)
+            case protocol.Cancel():
+                gone = [key for key in self.held if key[0] == message.job]
+                for key in gone:
+                    del self.held[key]
+                asyncio.get_running_loop().call_soon(self.tell, protocol.Returned(gone))
+
+    def give_back(self, count: int) -> None:
+        waiting = [key for key in self.held if key not in self.started][::-1][:count]
+        for key in waiting:
+            del self.held[key]
+        asyncio.get_running_loop().call_soon(self.tell, protocol.Returned(waiting))
+
+    def begin(self, *keys: Key) -> None:
+        """These have a slot now."""
+        self.started += keys
+        self.tell(protocol.Started(list(keys)))
+
+    def end(self, key: Key, fault: Fault | None = None, *, attempt: int | None = None, took_s: float = 1.0) -> None:
+        """The attempt has ended, well or with ``fault``."""
+        self.end_all([key], fault, attempt=attempt, took_s=took_s)
+
+    def end_all(
+        self, keys: list[Key], fault: Fault | None = None, *, attempt: int | None = None, took_s: float = 1.0
+    ) -> None:
+        items = []
+        for key in keys:
+            item = self.held.pop(key)
+            if key in self.started:
+                self.started.remove(key)
+            code = {"code": fault.code} if fault else {}
+            servers = [*item.servers, self.name]
+            record = msgspec.json.encode({"id": str(key[1]), "line": key[1], "servers": servers, **code})
+            items.append(
+                ResultItem(*key, attempt or item.attempt, fault is None, record, took_s, 1, 1, *(fault or ("", "", "")))
+            )
+        self.tell(protocol.Results(items))
+
+    def die(self, reason: str = "its socket closed") -> None:
+        self.exit(reason)
+
+    def kill(self) -> None:
+        self.killed = True
+
+    async def close(self) -> None:
+        pass
+
+
+async def settle() -> None:
+    """Let everything that is due happen."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+class Rig:
+    """A dispatcher with its queue, servers and workers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ports: Port, switch_after_s: float = 0.0, **settings: Any):
+        monkeypatch.setattr(keeper_module, "WorkerHandle", FakeWorker)
+        FakeWorker.unstartable, FakeWorker.made = 0, []
+        self.ports = {port.id: port for port in ports}
+        self.finished: list[Finished] = []
+        self.failed: list[Failed] = []
+        self.unservable: list[tuple[Profile, str]] = []
+        self.prepared: list[tuple[str, str]] = []
+        self.missing: dict[str, ObatchError] = {}
+        self.may_prepare = asyncio.Event()
+        self.may_prepare.set()
+        self.fetches: list[Lane] = []
+        self.queue = JobQueue(self.fetches.append)
+        self.switcher = ProfileSwitcher(self.queue, switch_after_s, self._prepare, self._unservable)
+        self.dispatcher = Dispatcher(
+            self.queue,
+            DispatchSettings(**settings),
+            get_context("forkserver"),
+            context_of=lambda job: protocol.JobContext(job, str(job), "", {}, 100),
+            on_finished=self.finished.append,
+            on_failed=self.failed.append,
+            on_model_missing=lambda model: None,
+            switcher=self.switcher,
+        )
+
+    async def _prepare(self, server: str, model: str) -> None:
+        self.prepared.append((server, model))
+        await self.may_prepare.wait()
+        if model in self.missing:
+            raise self.missing[model]
+
+    def _unservable(self, profile: Profile, error: ObatchError) -> None:
+        self.unservable.append((profile, error.code))
+        self.queue.remove_lanes(self.queue.lanes_of_profile(profile))
+
+    async def start(self) -> Rig:
+        await self.dispatcher.start(self.ports.values())
+        await settle()
+        return self
+
+    def link(self, server: str) -> Link:
+        return self.dispatcher.links[server]
+
+    def worker(self, server: str) -> FakeWorker:
+        """The latest worker of a server."""
+        return next(worker for worker in reversed(FakeWorker.made) if worker.name == server)
+
+    async def add(
+        self, job: int, lines: int, profile: Profile = SMALL, *, owner: int = 1, priority: str = "normal"
+    ) -> Lane:
+        lane = self.queue.add_lane(Lane(job, 0, owner, profile, priority, 1000.0))
+        first = 1 + lane.cursor
+        pending = [Pending(line, b'{"id":"x"}') for line in range(first, first + lines)]
+        self.queue.extend(lane, lines, pending)
+        self.dispatcher.wake()
+        await settle()
+        return lane
+
+    def lines(self) -> list[tuple[int, bool]]:
+        return [(finished.line, finished.succeeded) for finished in self.finished]
+
+
+CRASH = Fault(faults.CRASH, "runner_crash", "the runner died")
+REFUSED = Fault(faults.NOBODY, "unreachable", "connection refused")
+SERVER = Fault(faults.SERVER, "server_error", "it failed")
+BAD_REQUEST = Fault(faults.REQUEST, "bad_request", "no")

@@ -1,0 +1,189 @@
+"""The client against a server that misbehaves in every way we know of."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from obatchd.dispatch.client import Answer, OllamaClient
+from obatchd.dispatch.faults import ANSWER, CRASH, NOBODY, REQUEST, SERVER
+
+BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "why?"}]}
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Ask = Callable[..., Awaitable[Answer]]
+
+
+def line(content: str = "", *, thinking: str = "", **fields: Any) -> bytes:
+    message = {"role": "assistant", "content": content} | ({"thinking": thinking} if thinking else {})
+    return json.dumps({"model": "tiny", "message": message, "done": False, **fields}).encode() + b"\n"
+
+
+DONE = line(
+    done=True, done_reason="stop", prompt_eval_count=7, eval_count=3, total_duration=9_000_000_000,
+    load_duration=1_000_000_000, prompt_eval_duration=1_000_000_000, eval_duration=2_000_000_000,
+)  # fmt: skip
+
+
+def streaming(*pieces: bytes, cut: bool = False, hang: bool = False) -> Handler:
+    """A handler that sends these pieces one by one, then ends, cuts the connection or says nothing more."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+            await asyncio.sleep(0.001)
+        while hang and request.transport is not None and not request.transport.is_closing():
+            await asyncio.sleep(0.005)
+        if cut:
+            assert request.transport is not None
+            request.transport.abort()
+        return response
+
+    return handle
+
+
+def failing(status: int, body: bytes) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        return web.Response(status=status, body=body)
+
+    return handle
+
+
+@pytest.fixture
+async def ask() -> AsyncIterator[Ask]:
+    runners: list[web.AppRunner] = []
+    clients: list[OllamaClient] = []
+
+    async def run(
+        handler: Handler, *, token: str = "", on_token: Callable[[], None] = lambda: None, limit_s: float = 5
+    ) -> Answer:
+        app = web.Application()
+        app.router.add_post("/api/chat", handler)
+        runners.append(web.AppRunner(app, shutdown_timeout=0))
+        await runners[-1].setup()
+        await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
+        url = f"http://127.0.0.1:{runners[-1].addresses[0][1]}"
+        clients.append(OllamaClient(url, token, connect_timeout_s=1, request_timeout_s=limit_s))
+        return await clients[-1].chat(BODY, on_token)
+
+    yield run
+    for client in clients:
+        await client.close()
+    for runner in runners:
+        await runner.cleanup()
+
+
+def blame(answer: Answer) -> tuple[str, str]:
+    assert answer.fault is not None
+    return answer.fault.kind, answer.fault.code
+
+
+async def test_a_whole_answer(ask: Ask) -> None:
+    tokens = []
+    pieces = [line(thinking="hm"), line("be"), line("cause"), DONE]
+    answer = await ask(streaming(*pieces), on_token=lambda: tokens.append(1))
+    assert answer.fault is None
+    assert (answer.text, answer.think, answer.done_reason) == ("because", "hm", "stop")
+    assert (answer.prompt_tokens, answer.response_tokens, answer.eval_s) == (7, 3, 2.0)
+    assert answer.wait_s == 5.0
+    assert tokens
+
+
+async def test_lines_may_be_cut_anywhere_between_two_packets(ask: Ask) -> None:
+    whole = line("Grüße, ") + line("世界") + DONE.rstrip(b"\n")
+    pieces = [whole[at : at + 7] for at in range(0, len(whole), 7)]
+    answer = await ask(streaming(*pieces))
+    assert (answer.text, answer.fault) == ("Grüße, 世界", None)
+
+
+async def test_what_the_server_is_sent(ask: Ask) -> None:
+    seen: list[web.Request] = []
+    bodies: list[Any] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        seen.append(request)
+        bodies.append(await request.json())
+        return web.Response(body=line("yes") + DONE)
+
+    await ask(handle, token="secret")
+    assert bodies == [BODY]
+    assert seen[0].headers["Authorization"] == "Bearer secret"
+    assert seen[0].headers["Content-Type"] == "application/json"
+
+
+async def test_a_stream_that_just_ends_is_no_answer(ask: Ask) -> None:
+    assert blame(await ask(streaming(line("be"), line("cau")))) == (ANSWER, "incomplete")
+
+
+async def test_an_empty_body_is_no_answer(ask: Ask) -> None:
+    assert blame(await ask(streaming())) == (ANSWER, "incomplete")
+
+
+async def test_a_stream_that_is_cut_is_a_crash(ask: Ask) -> None:
+    assert blame(await ask(streaming(line("be"), cut=True))) == (CRASH, "connection_lost")
+
+
+async def test_a_connection_closed_before_the_answer_is_a_crash(ask: Ask) -> None:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        await request.read()
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    assert blame(await ask(handle)) == (CRASH, "connection_lost")
+
+
+async def test_an_error_line_after_200_is_that_error(ask: Ask) -> None:
+    error = b'{"error":"an error was encountered while running the model: unexpected EOF"}\n'
+    assert blame(await ask(streaming(line("be"), error))) == (CRASH, "runner_crash")
+    assert blame(await ask(streaming(line("be"), error.rstrip(b"\n")))) == (CRASH, "runner_crash")
+
+
+async def test_the_text_of_an_error_status_decides(ask: Ask) -> None:
+    answer = await ask(failing(500, b'{"error":"invalid JSON schema in format"}'))
+    assert blame(answer) == (REQUEST, "invalid_format")
+    assert answer.fault is not None
+    assert answer.fault.message == "invalid JSON schema in format"
+
+
+async def test_an_error_page_that_is_not_json_is_quoted(ask: Ask) -> None:
+    answer = await ask(failing(502, b"<html>Bad Gateway</html>" + b"x" * 10_000))
+    assert blame(answer) == (SERVER, "server_error")
+    assert answer.fault is not None
+    assert answer.fault.message.startswith("<html>Bad Gateway</html>")
+    assert len(answer.fault.message) <= 500
+
+
+@pytest.mark.parametrize("garbage", [b"<html>hello</html>\n", b"{]\n", b"\xff\xfe\n", b'{"message": 5}\n', b"[1]\n"])
+async def test_an_answer_that_is_not_ollamas_is_the_servers_fault(ask: Ask, garbage: bytes) -> None:
+    kind, _ = blame(await ask(streaming(line("be"), garbage, DONE)))
+    assert kind == SERVER
+
+
+async def test_fields_of_a_later_version_are_passed_over(ask: Ask) -> None:
+    answer = await ask(streaming(line("yes", logprobs=[{"token": "yes"}], novelty={"a": 1}), DONE))
+    assert (answer.text, answer.fault) == ("yes", None)
+
+
+async def test_an_answer_without_end_runs_into_its_limit(ask: Ask) -> None:
+    assert blame(await ask(streaming(line("be"), hang=True), limit_s=0.2)) == (SERVER, "timeout")
+
+
+async def test_nobody_listening_is_nobodys_fault(unused_tcp_port: int) -> None:
+    client = OllamaClient(f"http://127.0.0.1:{unused_tcp_port}", "", connect_timeout_s=1, request_timeout_s=5)
+    assert blame(await client.chat(BODY, lambda: None)) == (NOBODY, "unreachable")
+    await client.close()
+
+
+async def test_the_proxies_of_the_environment_are_not_used(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    assert (await ask(streaming(line("yes"), DONE))).fault is None

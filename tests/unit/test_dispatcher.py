@@ -1,0 +1,299 @@
+"""What the dispatcher offers, takes back, retries and gives up, with workers that do as the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from dispatch_support import BAD_REQUEST, CRASH, REFUSED, SERVER, SMALL, FakeWorker, Port, Rig, settle
+
+from obatchd.dispatch import consequences as consequences_module
+from obatchd.dispatch import keeper as keeper_module
+from obatchd.dispatch import link as link_module
+from obatchd.dispatch import protocol
+from obatchd.dispatch.dispatcher import INTERRUPTED
+
+Make = Callable[..., Awaitable[Rig]]
+
+
+@pytest.fixture
+async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    made: list[Rig] = []
+    monkeypatch.setattr(keeper_module, "_WORKER_PAUSE_S", 0.0)
+
+    async def rig(servers: int = 1, slots: int = 2, **settings: Any) -> Rig:
+        ports = [Port(f"gpu{i}", slots, SMALL) for i in range(servers)]
+        made.append(await Rig(monkeypatch, *ports, **settings).start())
+        return made[-1]
+
+    yield rig
+    for each in made:
+        await each.dispatcher.stop()
+
+
+async def test_each_server_holds_its_slots_and_one_more(make: Make) -> None:
+    rig = await make(servers=2)
+    await rig.add(1, 10)
+    assert {name: len(link.offers) for name, link in rig.dispatcher.links.items()} == {"gpu0": 3, "gpu1": 3}
+    assert rig.ports["gpu0"].in_flight == 3
+    rig.worker("gpu0").end((1, 1))
+    await settle()
+    assert len(rig.link("gpu0").offers) == 3
+
+
+async def test_few_requests_are_spread(make: Make) -> None:
+    rig = await make(servers=3)
+    await rig.add(1, 3)
+    assert [len(link.offers) for link in rig.dispatcher.links.values()] == [1, 1, 1]
+
+
+async def test_what_waits_behind_a_busy_server_goes_to_a_free_one(make: Make) -> None:
+    rig = await make(servers=2, slots=1)
+    await rig.add(1, 4)
+    busy, free = rig.worker("gpu0"), rig.worker("gpu1")
+    busy.begin(next(iter(busy.held)))
+    for key in list(free.held):
+        free.begin(key)
+        free.end(key)
+        await settle()
+    assert [len(busy.held), len(free.held)] == [1, 1]
+    assert len(rig.finished) == 2
+
+
+async def test_a_request_is_not_passed_back_and_forth_to_avoid_the_server_it_failed_on(make: Make) -> None:
+    rig = await make(servers=2, slots=1)
+    await rig.add(1, 1)
+    [first] = [worker for worker in FakeWorker.made if worker.held]
+    other = rig.worker("gpu1" if first.name == "gpu0" else "gpu0")
+    rig.ports[first.name].is_ready = False
+    await rig.add(1, 1)
+    other.begin((1, 2))
+    first.begin((1, 1))
+    first.end((1, 1), SERVER)
+    rig.ports[first.name].is_ready = True
+    rig.dispatcher.wake()
+    await settle()
+    # It waits at the busy server, because its last attempt was on the idle one.
+    assert list(other.held) == [(1, 2), (1, 1)]
+    assert other.recalls == 0
+    for _ in range(5):
+        rig.dispatcher.wake()
+        await settle()
+    assert other.recalls == 0
+
+
+async def test_a_hold_takes_back_everything_also_while_a_smaller_recall_is_under_way(make: Make) -> None:
+    rig = await make(slots=2)
+    rig.link("gpu0").mean_s = 0.001  # fast: many are offered
+    await rig.add(1, 8)
+    worker = rig.worker("gpu0")
+    worker.begin((1, 1), (1, 2))
+    worker.answers_recalls = False
+    rig.link("gpu0").recall(1)
+    rig.dispatcher.hold("paused")
+    assert [message.count for message in worker.sent if isinstance(message, protocol.Recall)] == [1, 8]
+    worker.give_back(1)
+    worker.give_back(8)
+    await settle()
+    assert sorted(worker.held) == [(1, 1), (1, 2)]
+    rig.dispatcher.unhold("paused")
+    await settle()
+    assert len(worker.held) == 8
+
+
+async def test_a_lost_worker_costs_what_had_a_slot_an_attempt_and_the_rest_nothing(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 3)
+    lost = rig.worker("gpu0")
+    lost.begin((1, 1), (1, 2))
+    lost.die()
+    await settle()
+    again = rig.worker("gpu0")
+    assert again is not lost
+    assert {key: item.attempt for key, item in again.held.items()} == {(1, 1): 2, (1, 2): 2, (1, 3): 1}
+    assert rig.ports["gpu0"].strikes == []
+
+
+async def test_a_worker_that_cannot_be_started_is_tried_again(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    FakeWorker.unstartable = 3
+    rig.worker("gpu0").die()
+    await settle()
+    assert list(rig.worker("gpu0").held) == [(1, 1)]
+
+
+async def test_a_worker_that_says_nothing_is_asked_and_then_killed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "_TICK_S", 0.001)
+    rig = await make()
+    worker = rig.worker("gpu0")
+    await rig.add(1, 1)
+    async with asyncio.timeout(5):
+        while not worker.killed:
+            await asyncio.sleep(0.001)
+    assert protocol.Ping() in worker.sent
+
+
+async def test_a_request_that_fails_everywhere_ends_after_its_attempts(make: Make) -> None:
+    rig = await make(servers=2, max_attempts=3)
+    await rig.add(1, 1)
+    servers = []
+    while not rig.finished:
+        [worker] = [worker for worker in FakeWorker.made if worker.held]
+        servers.append(worker.name)
+        worker.end((1, 1), SERVER)
+        await settle()
+    assert len(servers) == 3
+    assert servers[0] != servers[1] != servers[2]
+    assert rig.lines() == [(1, False)]
+    assert len(rig.failed) == 3
+
+
+async def test_a_request_at_fault_is_not_tried_again(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    rig.worker("gpu0").end((1, 1), BAD_REQUEST)
+    assert rig.lines() == [(1, False)]
+    assert rig.ports["gpu0"].strikes == []
+
+
+async def test_a_refused_connection_is_no_attempt_and_no_strike(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    for _ in range(10):
+        rig.worker("gpu0").end((1, 1), REFUSED)
+        await settle()
+        assert rig.worker("gpu0").held == {}
+        rig.dispatcher.release(rig.link("gpu0"))
+        await settle()
+    assert rig.worker("gpu0").held[1, 1].attempt == 1
+    assert rig.ports["gpu0"].strikes == []
+    assert rig.failed == []
+
+
+async def test_a_late_result_of_an_abandoned_attempt_is_dropped(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    worker = rig.worker("gpu0")
+    item = worker.held[1, 1]
+    worker.end((1, 1), attempt=7)
+    assert rig.finished == []
+    worker.held[1, 1] = item
+    worker.end((1, 1))
+    worker.held[1, 1] = item
+    worker.end((1, 1))
+    assert rig.lines() == [(1, True)]
+
+
+async def crash(rig: Rig, keys: list[tuple[int, int]]) -> None:
+    """The server crashes with these in flight."""
+    worker = rig.worker("gpu0")
+    worker.begin(*keys)
+    worker.end_all(keys, CRASH)
+    await settle()
+
+
+async def test_suspects_are_tried_alone_and_two_crashes_then_are_poison(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consequences_module, "_ONE_CRASH_S", 0.0)
+    rig = await make(slots=2)
+    await rig.add(1, 3)
+    await crash(rig, [(1, 1), (1, 2)])
+    await crash(rig, [(1, 1), (1, 2)])
+    worker = rig.worker("gpu0")
+    [innocent] = worker.held  # alone, although there are two slots and all three wait
+    worker.end(innocent)
+    await settle()
+    [guilty] = worker.held
+    await crash(rig, [guilty])
+    assert list(worker.held) == [guilty]
+    await crash(rig, [guilty])
+    [last] = worker.held
+    worker.end(last)
+    assert sorted([innocent, guilty, last]) == [(1, 1), (1, 2), (1, 3)]
+    outcomes = {finished.line: json.loads(finished.record).get("code") for finished in rig.finished}
+    assert outcomes == {innocent[1]: None, guilty[1]: "poison", last[1]: None}
+
+
+async def test_a_suspect_that_is_recalled_or_refused_stays_one(make: Make) -> None:
+    rig = await make(slots=2)
+    await rig.add(1, 1)
+    await crash(rig, [(1, 1)])
+    await crash(rig, [(1, 1)])
+    worker = rig.worker("gpu0")
+    assert list(worker.held) == [(1, 1)]
+    rig.dispatcher.hold("paused")
+    await settle()
+    assert rig.queue.has_suspects(SMALL)
+    rig.dispatcher.unhold("paused")
+    await rig.add(2, 2)
+    assert list(worker.held) == [(1, 1)]
+    worker.end((1, 1), REFUSED)
+    assert rig.queue.has_suspects(SMALL)
+
+
+async def test_a_suspect_of_a_cancelled_job_blocks_no_server(make: Make) -> None:
+    rig = await make(slots=2)
+    await rig.add(1, 1)
+    await crash(rig, [(1, 1)])
+    worker = rig.worker("gpu0")
+    worker.begin((1, 1))
+    rig.queue.remove_job(1)
+    worker.end((1, 1), CRASH)
+    await rig.add(2, 2)
+    assert sorted(worker.held) == [(2, 1), (2, 2)]
+
+
+async def test_cancelling_empties_the_workers(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 3)
+    await rig.add(2, 1)
+    rig.queue.remove_job(1)
+    rig.dispatcher.cancel_job(1)
+    await settle()
+    assert list(rig.worker("gpu0").held) == [(2, 1)]
+    assert rig.dispatcher.in_flight() == {2: 1}
+
+
+async def test_an_attempt_cut_short_by_the_end_of_the_daemon_is_no_crash(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 2)
+    rig.worker("gpu0").begin((1, 1))
+    assert [failed.fault for failed in rig.dispatcher.unrecorded_starts()] == [""]
+    await rig.dispatcher.stop()
+    assert [(failed.line, failed.fault) for failed in rig.failed] == [(1, INTERRUPTED)]
+
+
+async def test_a_server_that_is_not_ready_gets_nothing_and_gives_back_what_waits(make: Make) -> None:
+    rig = await make(servers=2)
+    await rig.add(1, 6)
+    worker = rig.worker("gpu0")
+    worker.begin(next(iter(worker.held)))
+    rig.ports["gpu0"].is_ready = False
+    rig.dispatcher.server_changed(rig.ports["gpu0"])
+    await settle()
+    assert len(worker.held) == 1
+    assert rig.queue.total() == 2
+
+
+async def test_waiting_for_idle_ends_with_the_last_result_or_when_nobody_waits_any_more(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    rig.dispatcher.hold("stopping")
+    rig.worker("gpu0").begin((1, 1))
+    waiting = asyncio.create_task(rig.dispatcher.until_idle(60))
+    await settle()
+    assert waiting.done() is not rig.dispatcher.busy()
+    rig.dispatcher.give_up_waiting()
+    await asyncio.wait_for(waiting, 5)
+
+
+async def test_a_fast_server_is_offered_more(make: Make) -> None:
+    rig = await make()
+    rig.link("gpu0").mean_s = link_module._FAST_ANSWER_S / 2
+    await rig.add(1, 100)
+    assert len(rig.link("gpu0").offers) == link_module._FAST_CREDIT * 2

@@ -1,0 +1,160 @@
+"""The worker against a server that does as it is told, without processes: frames in, frames out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from obatchd.dispatch import faults, protocol
+from obatchd.dispatch.protocol import Cancel, Configure, GiveUp, JobContext, Offer, OfferItem, Recall, ToMain
+from obatchd.dispatch.worker import Worker
+
+CONTEXT = JobContext(1, "job", "", {}, 100)
+ANSWER = json.dumps({"message": {"content": "yes"}, "done": True, "done_reason": "stop"}).encode() + b"\n"
+
+
+class Wire:
+    """Both ends of a worker's socket in one."""
+
+    def __init__(self) -> None:
+        self.sent: list[ToMain] = []
+        self.reader = asyncio.StreamReader()
+
+    def write(self, data: bytes) -> None:
+        self.sent.append(protocol._to_main.decode(data[4:]))
+
+    def is_closing(self) -> bool:
+        return False
+
+    def feed(self, *messages: protocol.ToWorker) -> None:
+        self.reader.feed_data(b"".join(protocol.frame(message) for message in messages))
+
+    async def until(self, found: Callable[[], Any]) -> Any:
+        async with asyncio.timeout(5):
+            while not (value := found()):
+                await asyncio.sleep(0.005)
+        return value
+
+    def results(self) -> dict[tuple[int, int], protocol.ResultItem]:
+        frames = [message for message in self.sent if isinstance(message, protocol.Results)]
+        return {(item.job, item.line): item for frame in frames for item in frame.items}
+
+    def started(self) -> list[tuple[int, int]]:
+        return [key for message in self.sent if isinstance(message, protocol.Started) for key in message.keys]
+
+
+class Server:
+    """An ``/api/chat`` whose answers wait until ``go`` is set."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.asked = 0
+        self.url = ""
+
+    async def chat(self, request: web.Request) -> web.Response:
+        await request.read()
+        self.asked += 1
+        await self.go.wait()
+        return web.Response(body=ANSWER)
+
+
+@asynccontextmanager
+async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_post("/api/chat", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    made = Server()
+    async with serving(made.chat) as made.url:
+        yield made
+        made.go.set()
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[Wire]:
+    wire = Wire()
+    worker = Worker(wire)  # type: ignore[arg-type]
+    task = asyncio.create_task(worker.run(wire.reader))
+    yield wire
+    wire.reader.feed_eof()
+    await task
+    if worker._client is not None:
+        await worker._client.close()
+
+
+def configure(url: str, *, slots: int = 2, request_timeout_s: float = 30.0) -> Configure:
+    return Configure("gpu0", "GPU-0", url, "", slots, 1.0, 60.0, request_timeout_s)
+
+
+def offer(job: int, *lines: int, raw: bytes = b'{"id": "a", "prompt": "why?"}') -> Offer:
+    return Offer("tiny", {"num_ctx": 4096}, [OfferItem(job, line, 1, raw) for line in lines])
+
+
+async def test_a_request_cancelled_in_the_moment_it_is_offered_gives_its_slot_back(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure(server.url), CONTEXT, offer(1, 1, 2), Cancel(1))
+    wire.feed(JobContext(2, "next", "", {}, 100), offer(2, 1, 2, 3))
+    await wire.until(lambda: len(wire.results()) == 3)
+    assert {key[0] for key in wire.results()} == {2}
+
+
+async def test_what_is_given_up_before_its_first_step_still_ends(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url), CONTEXT, offer(1, 1), GiveUp(faults.CRASH, "server_hung", "no token"))
+    result = (await wire.until(wire.results))[1, 1]
+    assert (result.fault, result.code, result.succeeded) == (faults.CRASH, "server_hung", False)
+    assert json.loads(result.record)["id"] == "a"
+
+
+async def test_a_defect_costs_one_attempt_and_neither_the_slot_nor_the_request(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure(server.url, slots=1), CONTEXT)
+    wire.feed(offer(9, 1), offer(1, 2))  # job 9 was never described
+    await wire.until(lambda: len(wire.results()) == 2)
+    odd = wire.results()[9, 1]
+    assert (odd.fault, odd.code) == (faults.ANSWER, "worker_defect")
+    assert json.loads(odd.record)["id"] == "a"
+    assert wire.results()[1, 2].succeeded
+
+
+async def test_new_timeouts_do_not_end_what_runs(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url), CONTEXT, offer(1, 1))
+    await wire.until(lambda: server.asked)
+    wire.feed(configure(server.url, request_timeout_s=99.0), offer(1, 2))
+    await wire.until(lambda: server.asked == 2)
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 2)
+    assert all(result.succeeded for result in wire.results().values())
+
+
+async def test_a_recall_gives_back_what_has_no_slot(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url), CONTEXT, offer(1, 1, 2, 3, 4), Recall(9))
+    returned = await wire.until(lambda: [m for m in wire.sent if isinstance(m, protocol.Returned)])
+    assert sorted(returned[0].keys) == [(1, 3), (1, 4)]
+    assert wire.started() == [(1, 1), (1, 2)]
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 2)
+
+
+async def test_more_slots_are_filled_at_once(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1, 2, 3))
+    await wire.until(lambda: server.asked == 1)
+    wire.feed(configure(server.url, slots=3))
+    await wire.until(lambda: server.asked == 3)
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 3)
