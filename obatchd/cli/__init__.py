@@ -1,0 +1,1 @@
+"""The commands obatchd and obatchctl."""

@@ -1,0 +1,103 @@
+"""What every ``obatchctl`` command shares: the spool, ``--json``, errors as text or JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from obatchd.cli import exit_codes
+from obatchd.errors import ConfigError, DaemonDownError, ObatchError
+
+if TYPE_CHECKING:
+    from obatchd.control.client import Client
+
+Document = dict[str, Any]
+
+
+class Invocation:
+    """One call of ``obatchctl``: what the user asked for, and how it is answered."""
+
+    def __init__(self, spool: Path) -> None:
+        self.spool = spool
+        self.json = False
+
+    def client(self) -> Client:
+        """A client of the spool's daemon."""
+        from obatchd.control.client import Client
+
+        return Client(self.spool)
+
+    def answer(self, document: Document, view: Callable[[], None]) -> None:
+        """The one JSON document with ``--json``, else the view for people."""
+        if self.json:
+            print_json(document)
+        else:
+            view()
+
+
+pass_invocation = click.make_pass_decorator(Invocation)
+
+
+class Command(click.Command):
+    """A command with ``--json``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(_json_option())
+
+
+class Group(click.Group):
+    """A group of such commands."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(_json_option())
+
+
+class RootGroup(click.Group):
+    """Reports obatchd's errors of every command below it in plain words, or as JSON, with their exit codes."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ObatchError as error:
+            invocation = ctx.find_object(Invocation)
+            if invocation is not None and invocation.json:
+                print_json({"error": {"code": error.code, "message": error.message}})
+            else:
+                click.echo(clean(error.message, keep="\n"), err=True)
+            sys.exit(_exit_code(error))
+
+
+def _json_option() -> click.Option:
+    return click.Option(
+        ["--json"], is_flag=True, expose_value=False, callback=_remember_json, help="Answer with one JSON document."
+    )
+
+
+def _remember_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.ensure_object(Invocation).json = True
+
+
+def _exit_code(error: ObatchError) -> int:
+    if isinstance(error, DaemonDownError):
+        return exit_codes.UNKNOWN if error.code == "permission" else exit_codes.NOT_RUNNING
+    return exit_codes.CONFIG if error.code == ConfigError.code else exit_codes.FAILED
+
+
+def print_json(document: Document) -> None:
+    """One document on one line, with the schema number first."""
+    click.echo(json.dumps({"schema": 1, **document}))
+
+
+def clean(value: object, keep: str = "") -> str:
+    """Text without control characters, which a drop's name may carry to deceive a terminal."""
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in str(value))

@@ -1,0 +1,90 @@
+"""The checks of ``obatchctl doctor`` on one spool."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from obatchd.cli.finding import Finding, bad, ok, warn
+from obatchd.cli.text import size
+from obatchd.control.client import Client
+from obatchd.errors import DaemonDownError, ObatchError
+from obatchd.settings import Settings
+
+_DIRECTORIES = ("inbox", "work", "outbox", "failed")
+
+
+def daemon_runs(spool: Path) -> bool:
+    """Whether a daemon answers on the spool."""
+    try:
+        Client(spool).get("ping")
+    except ObatchError:
+        return False
+    return True
+
+
+def daemon(spool: Path) -> Iterator[Finding]:
+    """Whether the daemon answers, and is content."""
+    try:
+        status = Client(spool).get("status")
+    except DaemonDownError as error:
+        yield warn("daemon", error.message, f"obatchd --spool {spool}")
+    except ObatchError as error:
+        yield bad("daemon", error.message, f"obatchctl --spool {spool} status")
+    else:
+        if status["state"] == "degraded":
+            yield bad("daemon", "; ".join(status["reasons"]), f"obatchctl --spool {spool} status")
+        else:
+            yield ok("daemon", f"{status['state']}, pid {status['pid']}, version {status['version']}")
+
+
+def directories(spool: Path) -> Iterator[Finding]:
+    """The spool's directories: there, usable and on one filesystem (a rename is atomic only within one)."""
+    if not spool.exists():
+        yield _missing(spool)
+        return
+    devices = {}
+    for name in _DIRECTORIES:
+        path = spool / name
+        try:
+            devices[path] = path.stat().st_dev
+        except FileNotFoundError:
+            continue  # made at the daemon's start
+        except OSError as error:
+            yield bad("spool", f"{path}: {error.strerror}", f"ls -ld {spool} {path}")
+            continue
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            yield warn("spool", f"{path} is not yours to read and write; it must be the daemon's", f"ls -ld {path}")
+    if len(set(devices.values())) > 1:
+        yield bad("spool", f"the directories in {spool} are on several filesystems", f"df {spool}/*")
+    elif not os.access(spool, os.W_OK):
+        yield warn("spool", f"{spool} is not yours to write; it must be the daemon's", f"ls -ld {spool}")
+    else:
+        yield ok("spool", f"{spool}: writable, one filesystem")
+
+
+def _missing(spool: Path) -> Finding:
+    parent = next(directory for directory in spool.parents if directory.exists())
+    if os.access(parent, os.W_OK):
+        return warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
+    return bad(
+        "spool",
+        f"{spool} does not exist and {parent} is not yours to write",
+        f"sudo install -d -o {os.geteuid()} {spool}",
+    )
+
+
+def disk(spool: Path, settings: Settings) -> Iterator[Finding]:
+    """Free bytes and inodes where the spool is."""
+    place = next(directory for directory in (spool, *spool.parents) if directory.exists())
+    found = os.statvfs(place)
+    free_bytes = found.f_bavail * found.f_frsize
+    text = f"{size(free_bytes)} free"
+    if found.f_files:  # some filesystems, e.g. btrfs, have no fixed number of inodes and report 0
+        text += f", {found.f_favail} inodes free"
+    low_inodes = bool(found.f_files) and found.f_favail < settings.disk.min_free_inodes
+    if free_bytes < settings.disk.min_free_bytes or low_inodes:
+        yield bad("disk", f"{text}: too little, dispatch pauses", f"df -h {place}; df -i {place}")
+    else:
+        yield ok("disk", text)

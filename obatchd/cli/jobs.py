@@ -1,0 +1,93 @@
+"""``obatchctl jobs``, ``job``, ``cancel``, ``retry``, ``pause`` and ``resume``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from obatchd.cli.command import Command, Invocation, clean, pass_invocation
+
+
+@click.command("jobs", cls=Command)
+@click.option("--state", type=click.Choice(["running", "publishing", "done", "refused"]), help="Only those.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
+@pass_invocation
+def jobs_command(invocation: Invocation, state: str | None, limit: int) -> None:
+    """List jobs, newest first."""
+    document = invocation.client().get("jobs", state=state, limit=limit)
+    invocation.answer(document, lambda: _print_jobs(document["jobs"]))
+
+
+def _print_jobs(jobs: list[dict[str, Any]]) -> None:
+    if not jobs:
+        click.echo("No jobs.")
+        return
+    from obatchd.cli.status_view import job_table
+
+    click.echo("\n".join(job_table(jobs)))
+
+
+@click.command("job", cls=Command)
+@click.argument("job_id", metavar="JOB")
+@pass_invocation
+def job_command(invocation: Invocation, job_id: str) -> None:
+    """Everything about one job. JOB is an id or its beginning."""
+    job = _job(invocation, job_id)
+    invocation.answer(job, lambda: _print_job(job))
+
+
+def _print_job(job: dict[str, Any]) -> None:
+    for key, value in job.items():
+        if key not in ("schema", "notes") and value is not None:
+            click.echo(f"{key:<16} {clean(value)}")
+    for note in job["notes"] or []:
+        click.echo(f"note: {clean(note)}")
+
+
+def _job(invocation: Invocation, job_id: str) -> dict[str, Any]:
+    from obatchd.control.client import quoted
+
+    return invocation.client().get(f"jobs/{quoted(job_id)}")
+
+
+def _act(invocation: Invocation, job_id: str | None, action: str) -> dict[str, Any]:
+    from obatchd.control.client import quoted
+
+    return invocation.client().post(f"jobs/{quoted(job_id)}/{action}" if job_id else action)
+
+
+@click.command("cancel", cls=Command)
+@click.argument("job_id", metavar="JOB")
+@pass_invocation
+def cancel_command(invocation: Invocation, job_id: str) -> None:
+    """Cancel what is not finished of a job; what is finished stays in its outbox."""
+    job = _act(invocation, job_id, "cancel")
+    invocation.answer(job, lambda: click.echo(f"{job['job']} cancelled; results: {clean(job['outbox'])}"))
+
+
+@click.command("retry", cls=Command)
+@click.argument("job_id", metavar="JOB")
+@pass_invocation
+def retry_command(invocation: Invocation, job_id: str) -> None:
+    """Make a new job from the requests of JOB that did not succeed."""
+    job = _act(invocation, job_id, "retry")
+    invocation.answer(job, lambda: click.echo(f"{job['job']} tries again what failed in {clean(job_id)}"))
+
+
+@click.command("pause", cls=Command)
+@click.argument("job_id", metavar="[JOB]", required=False)
+@pass_invocation
+def pause_command(invocation: Invocation, job_id: str | None) -> None:
+    """Send no more requests of JOB, or of any job; what is in flight finishes."""
+    document = _act(invocation, job_id, "pause")
+    invocation.answer(document, lambda: click.echo(f"{clean(job_id or 'All jobs')} paused."))
+
+
+@click.command("resume", cls=Command)
+@click.argument("job_id", metavar="[JOB]", required=False)
+@pass_invocation
+def resume_command(invocation: Invocation, job_id: str | None) -> None:
+    """Go on after pause."""
+    document = _act(invocation, job_id, "resume")
+    invocation.answer(document, lambda: click.echo(f"{clean(job_id or 'All jobs')} resumed."))

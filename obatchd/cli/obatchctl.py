@@ -1,0 +1,62 @@
+"""``obatchctl``: the operator's command line. Each command's module is imported only when it is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import click
+
+from obatchd import __version__
+from obatchd.cli.command import Invocation, RootGroup
+
+# Command to module; the module's attribute has the command's name, with _command behind it.
+_COMMANDS = {
+    "status": "status",
+    "jobs": "jobs",
+    "job": "jobs",
+    "submit": "submit",
+    "cancel": "jobs",
+    "retry": "jobs",
+    "pause": "jobs",
+    "resume": "jobs",
+    "servers": "servers",
+    "drain": "host",
+    "undrain": "host",
+    "reload": "host",
+    "models": "models",
+    "config": "config",
+    "doctor": "doctor",
+    "completion": "completion",
+}
+
+
+class _Commands(RootGroup):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        module = _COMMANDS.get(cmd_name)
+        if module is None:
+            return None
+        command: click.Command = getattr(import_module(f"obatchd.cli.{module}"), f"{cmd_name}_command")
+        return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--spool",
+    envvar=["OBATCH_SPOOL", "OBATCHD_SPOOL"],
+    default="/var/spool/obatch",
+    show_default=True,
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Spool of the daemon to talk to; also OBATCH_SPOOL.",
+)
+@click.version_option(__version__, prog_name="obatchctl")
+@click.pass_context
+def main(ctx: click.Context, spool: Path) -> None:
+    """Talk to obatchd: see what it does, give it work, take servers out and back.
+
+    Exit codes: 0 good, 1 failed or degraded, 2 usage, 3 the daemon is not running, 4 no permission, 78 configuration.
+    """
+    ctx.obj = Invocation(spool.expanduser().absolute())

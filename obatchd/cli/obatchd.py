@@ -1,0 +1,41 @@
+"""``obatchd``: the daemon's command line. Heavy modules are imported only once it is clear that it starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from obatchd import __version__
+from obatchd.cli import exit_codes
+from obatchd.errors import ConfigError, ObatchError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Configuration file (TOML).")
+@click.option("--spool", type=click.Path(file_okay=False), help="Directory of inbox and outbox; made when missing.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level logged.")
+@click.version_option(__version__, prog_name="obatchd")
+def main(config: Path | None, spool: str | None, log_level: str | None) -> None:
+    """Keep an Ollama server on every GPU and answer every prompt dropped into the inbox, exactly once.
+
+    Stays in the foreground. SIGTERM or Ctrl-C lets what is in flight finish, a second one stops at once; SIGHUP reads
+    the configuration again.
+    """
+    flags = {"spool": spool, "log_level": log_level}
+    try:
+        from obatchd import settings_io
+
+        settings = settings_io.load(config, environ=os.environ, flags=flags)
+
+        from obatchd.daemon import run
+
+        sys.exit(run(settings, config, flags))
+    except ConfigError as error:
+        click.echo(f"obatchd: the configuration cannot be used:\n{error.message}", err=True)
+        sys.exit(exit_codes.CONFIG)
+    except ObatchError as error:
+        click.echo(f"obatchd: {error.message}", err=True)
+        sys.exit(exit_codes.FAILED)

@@ -1,0 +1,116 @@
+"""``obatchctl status`` for people: the status document as a page of tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from obatchd.cli.command import clean
+from obatchd.cli.text import NOTHING, age_s, bar, duration, number, size, styled, table
+
+Document = dict[str, Any]
+
+_READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", ">TEMP", ">POWER")
+_SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", ">RESTARTS")
+_JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", ">BUSY", ">PER S", ">ETA")
+
+
+def render(status: Document) -> list[str]:
+    """The whole page, as lines."""
+    lines = [_headline(status), *(_alarm(f"  ! {reason}") for reason in status["reasons"])]
+    lines += ["", *server_table(status["servers"])]
+    if status["gpus"]["state"] != "ok":
+        lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
+    lines += ["", *map(clean, _lines(status)), *(clean(_pull(pull)) for pull in status["pulls"])]
+    if status["jobs"]:
+        lines += ["", *job_table(status["jobs"])]
+    return lines
+
+
+def _headline(status: Document) -> str:
+    up = duration(age_s(status["started_at"]))
+    rest = f"obatchd {status['version']} · up {up} · pid {status['pid']} · {status['spool']}"
+    return f"{styled(clean(status['state']))} · {clean(rest)}"
+
+
+def _alarm(text: str) -> str:
+    return click.style(clean(text), fg="red")
+
+
+def server_table(servers: list[Document]) -> list[str]:
+    """The servers of the status document as a table, and below it why a server is as it is."""
+    if not servers:
+        return ["no servers"]
+    notes = [
+        f"  {server['id']}: {server['reason']}" for server in servers if server["reason"] and server["state"] != "ready"
+    ]
+    return [*table(_SERVER_HEADINGS, map(_server_row, servers)), *map(clean, notes)]
+
+
+def _server_row(server: Document) -> list[object]:
+    gpu = server["gpu"]
+    readings = [NOTHING] * len(_READINGS)
+    if gpu is not None:
+        readings = [
+            f"{gpu['index']} {str(gpu['name']).removeprefix('NVIDIA ')}",
+            number(gpu["utilisation_percent"], " %"),
+            _memory(gpu["memory_used_bytes"], gpu["memory_total_bytes"]),
+            number(gpu["temp_c"], " °C"),
+            number(gpu["power_w"], " W"),
+        ]
+    busy = f"{server['in_flight']}/{server['slots'] if server['slots'] is not None else '?'}"
+    speed = number(server["tokens_per_s"], digits=1)
+    return [server["id"], server["state"], _loaded(server), *readings, busy, speed, server["restarts"]]
+
+
+def _memory(used_bytes: int | None, total_bytes: int | None) -> str:
+    used, total = (NOTHING if value is None else f"{value / 1024**3:.1f}" for value in (used_bytes, total_bytes))
+    return f"{used}/{total}"
+
+
+def _loaded(server: Document) -> str:
+    if loading := server["loading"]:
+        return f"loading {loading.get('model', '')}".rstrip()
+    if loaded := server["loaded"]:
+        return f"{loaded['model']} ({loaded['context_length']})"
+    return NOTHING
+
+
+def _lines(status: Document) -> list[str]:
+    queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
+    waiting = f"{inbox['settling']} settling, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
+    lines = [f"queue  {queue['requests']} requests in {queue['jobs']} jobs", f"inbox  {waiting}"]
+    if inbox["problem"]:
+        lines.append(f"       ! {inbox['problem']}")
+    lines += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
+    low = "  ! low: dispatch pauses until there is room" if disk["low"] else ""
+    return [*lines, f"disk   {size(disk['free_bytes'])} free{low}"]
+
+
+def _pull(pull: Document) -> str:
+    amount = f"{size(pull['completed_bytes'])} / {size(pull['total_bytes'])}"
+    return (
+        f"pull   {pull['model']}  {bar(pull['completed_bytes'] or 0, pull['total_bytes'])}  {amount}  {pull['status']}"
+    )
+
+
+def finished(job: Document) -> int:
+    """How many requests of a job have their result."""
+    return sum(job[outcome] or 0 for outcome in ("succeeded", "failed", "cancelled", "expired"))
+
+
+def job_table(jobs: list[Document]) -> list[str]:
+    """Job summaries as a table."""
+    return table(_JOB_HEADINGS, map(_job_row, jobs))
+
+
+def _job_row(job: Document) -> list[object]:
+    total = job["requests"]
+    done = finished(job)
+    of = total if total is not None else f"{job['indexed']}+"
+    state = f"{'paused ' if job['paused'] else ''}{job['state']}"
+    failed = job["failed"] or ""
+    rate, eta = number(job["requests_per_s"], digits=1), duration(job["eta_s"])
+    progress = bar(done, total)
+    return [job["job"], state, job["name"], progress, f"{done}/{of}", failed, job["in_flight"], rate, eta]

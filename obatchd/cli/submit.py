@@ -1,0 +1,173 @@
+"""``obatchctl submit``: hand files over, wait for the answers, fetch them."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from obatchd.cli import exit_codes
+from obatchd.cli.command import Command, Invocation, clean, pass_invocation
+from obatchd.errors import ControlError, DaemonDownError, ObatchError
+
+Document = dict[str, Any]
+
+_POLL_S = 0.5
+_OVER = ("done", "refused")
+
+
+@click.command("submit", cls=Command)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="job.toml: job settings.")
+@click.option("--model", help="Model of requests that name none.")
+@click.option("--system-message", help="System message of requests that bring none.")
+@click.option("--context-length", type=click.IntRange(1), help="Context in tokens.")
+@click.option("--max-response-tokens", type=click.IntRange(1), help="Token limit of an answer.")
+@click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Priority among your own jobs.")
+@click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
+@click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
+@click.option(
+    "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
+)
+@pass_invocation
+def submit_command(
+    invocation: Invocation,
+    /,
+    paths: tuple[Path, ...],
+    config: Path | None,
+    wait: bool,
+    output_dir: Path | None,
+    **given: str | int | None,
+) -> None:
+    """Make a job of each PATH, a file or a folder. Returns when the daemon holds it safely on disk."""
+    jobs, refused = _hand_over(invocation, paths, _settings(config, given))
+    if jobs and (wait or output_dir is not None):
+        jobs = _wait(invocation, [job["job"] for job in jobs])
+        if output_dir is not None:
+            jobs = [_fetch(job, output_dir) if job["state"] == "done" else job for job in jobs]
+        if not invocation.json:
+            _report(jobs)
+    invocation.answer({"jobs": jobs, "refused": refused}, lambda: None)
+    sys.exit(exit_codes.FAILED if refused or not all(map(_good, jobs)) else exit_codes.OK)
+
+
+def _hand_over(
+    invocation: Invocation, paths: tuple[Path, ...], settings: Document
+) -> tuple[list[Document], list[Document]]:
+    """Submit each path; one that is refused does not keep back the others."""
+    client = invocation.client()
+    jobs, refused = [], []
+    for path in paths:
+        try:
+            job = client.submit(path, settings)
+        except DaemonDownError:
+            raise
+        except ObatchError as error:
+            refused.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
+            if not invocation.json:
+                click.echo(f"{clean(path)} was not accepted: {clean(error.message)}", err=True)
+            continue
+        jobs.append(job)
+        if not invocation.json:
+            click.echo(f"{job['job']}  {clean(path)}  results: {clean(job['outbox'])}")
+    return jobs, refused
+
+
+def _settings(config: Path | None, given: dict[str, str | int | None]) -> Document:
+    settings: Document = {}
+    if config is not None:
+        from obatchd.settings_io import parse_job_settings, read_toml
+
+        settings = read_toml(config)
+        parsed, notes = parse_job_settings(settings, str(config))  # wrong ones are explained before anything is sent
+        if parsed.deadline is not None:
+            settings["deadline"] = parsed.deadline  # TOML has times, JSON has not
+        settings.pop("ollama_instances", None)
+        for note in notes:
+            click.echo(clean(note), err=True)
+    return settings | {key: value for key, value in given.items() if value is not None}
+
+
+def _good(job: Document) -> bool:
+    return job.get("state") != "refused" and not any(job.get(name) for name in ("failed", "expired", "cancelled"))
+
+
+def _wait(invocation: Invocation, job_ids: list[str]) -> list[Document]:
+    """The jobs' last summaries, once all are over."""
+    client = invocation.client()
+
+    def look() -> list[Document]:
+        return [client.get(f"jobs/{job_id}") for job_id in job_ids]
+
+    try:
+        if invocation.json or not sys.stderr.isatty():
+            return _until_over(look, lambda jobs: None)
+        return _with_progress(look)
+    except KeyboardInterrupt:
+        click.echo(f"The work goes on; see  obatchctl job {job_ids[0]}", err=True)
+        sys.exit(exit_codes.INTERRUPTED)
+
+
+def _until_over(look: Callable[[], list[Document]], show: Callable[[list[Document]], None]) -> list[Document]:
+    while True:
+        jobs = look()
+        show(jobs)
+        if all(job["state"] in _OVER for job in jobs):
+            return jobs
+        time.sleep(_POLL_S)
+
+
+def _with_progress(look: Callable[[], list[Document]]) -> list[Document]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from obatchd.cli.status_view import finished
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {job["job"]: progress.add_task(clean(job["name"]), total=None) for job in look()}
+
+        def show(jobs: list[Document]) -> None:
+            for job in jobs:
+                progress.update(tasks[job["job"]], completed=finished(job), total=job["requests"])
+
+        return _until_over(look, show)
+
+
+def _fetch(job: Document, directory: Path) -> Document:
+    """Copy a job's results, as the caller's own files; a copy that is there is complete."""
+    source = Path(job["outbox"])
+    target = directory / source.name
+    if target.exists():
+        raise ControlError(f"{target} is there already; give another --output-dir", code="exists")
+    temporary = directory / f".{source.name}.part"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        # copyfile, not copy: modes of the outbox are the daemon's, the copy is the user's.
+        shutil.copytree(source, temporary, copy_function=shutil.copyfile)
+        temporary.replace(target)
+    except (OSError, shutil.Error) as error:
+        raise ControlError(f"the results in {source} cannot be copied to {directory}: {error}", code="copy") from None
+    return {**job, "copied_to": str(target)}
+
+
+def _report(jobs: list[Document]) -> None:
+    for job in jobs:
+        counts = ", ".join(
+            f"{job[name]} {name}" for name in ("succeeded", "failed", "cancelled", "expired") if job[name]
+        )
+        place = job.get("copied_to") or job["outbox"]
+        click.echo(f"{job['job']}  {job['state']}  {counts or 'no requests'}  {clean(place)}")
+        for note in job["notes"] or []:
+            click.echo(f"  note: {clean(note)}")

@@ -1,0 +1,1 @@
+"""The control API over a Unix socket and its client."""

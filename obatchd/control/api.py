@@ -1,0 +1,232 @@
+"""The control API: HTTP and JSON over ``<runtime>/control.sock``, under ``/v1``."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from aiohttp import web
+
+from obatchd import __version__, errors, log
+from obatchd.control import auth
+from obatchd.control.engine import Document, Engine, ServerAction
+from obatchd.control.runtime import CONTROL_SOCKET
+
+_log = log.get(__name__)
+_ENGINE = web.AppKey("engine", Engine)
+_BODY_LIMIT_BYTES = 1024**2
+_SHUTDOWN_S = 1.0
+_JOBS_LIMIT = 10_000
+
+# The first match counts, so the leaves of the error tree come first.
+_HTTP_STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
+    (errors.NotFoundError, 404),
+    (errors.ForbiddenError, 403),
+    (errors.DropRefused, 422),
+    (errors.ConfigError, 400),
+    (errors.ControlError, 409),
+    (errors.ServerError, 502),
+    (errors.SpoolError, 507),
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def listen(path: Path) -> socket.socket:
+    """A listening Unix socket for the daemon's user alone; replaces a stale one of an earlier run."""
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(str(path))
+        os.chmod(path, 0o600)
+        listener.listen(128)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+class ControlServer:
+    """Serves the API while it runs.
+
+    Args:
+        engine: what the requests are passed to.
+        runtime_dir: directory of the socket; see :mod:`obatchd.control.runtime`.
+    """
+
+    def __init__(self, engine: Engine, runtime_dir: Path) -> None:
+        self._path = runtime_dir / CONTROL_SOCKET
+        self._runner = web.AppRunner(
+            application(engine), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
+        )
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            SpoolError: the socket cannot be made.
+        """
+        await self._runner.setup()
+        try:
+            await web.SockSite(self._runner, listen(self._path)).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
+        _log.info("control_listening", path=self._path)
+
+    async def stop(self) -> None:
+        """Stop listening and end what is still connected."""
+        await self._runner.cleanup()
+        self._path.unlink(missing_ok=True)
+
+
+def application(engine: Engine) -> web.Application:
+    """The API as an aiohttp application."""
+    app = web.Application(middlewares=[_errors_as_json, _owner_only], client_max_size=_BODY_LIMIT_BYTES)
+    app[_ENGINE] = engine
+    app.add_routes(
+        [
+            web.get("/v1/ping", _ping),
+            web.get("/v1/status", _status),
+            web.get("/v1/servers", _servers),
+            web.post(r"/v1/servers/{server}/{action:drain|resume|restart}", _server_action),
+            web.get("/v1/jobs", _jobs),
+            web.get("/v1/jobs/{job}", _job),
+            web.post(r"/v1/jobs/{job}/{action:cancel|retry|pause|resume}", _job_action),
+            web.post(r"/v1/{action:pause|resume|drain|undrain|reload}", _host_action),
+            web.get("/v1/models", _models),
+            web.post("/v1/models/pull", _pull),
+            web.delete("/v1/models/{model:.+}", _remove_model),
+            web.get("/healthz", _healthz),
+            web.get("/readyz", _readyz),
+        ]
+    )
+    return app
+
+
+def error_document(error: errors.ObatchError) -> Document:
+    """How an error looks in JSON."""
+    return {"error": {"code": error.code, "message": error.message}}
+
+
+def _json(document: Mapping[str, Any], status: int = 200) -> web.Response:
+    return web.json_response({"schema": 1, **document}, status=status)
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except errors.ObatchError as error:
+        return _json(error_document(error), _status_of(error))
+    except web.HTTPException as error:
+        reason = f"{request.method} {request.path}: {error.reason}"
+        return _json({"error": {"code": "http", "message": reason}}, error.status)
+    except Exception:  # noqa: BLE001 - one faulty request must not close the API; the traceback is in the log
+        _log.exception("control_request_failed", method=request.method, path=request.path)
+        return _json({"error": {"code": "internal", "message": "internal error; the daemon's log has it"}}, 500)
+
+
+def _status_of(error: errors.ObatchError) -> int:
+    return next((status for kind, status in _HTTP_STATUS if isinstance(error, kind)), 500)
+
+
+@web.middleware
+async def _owner_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    connection = request.get_extra_info("socket")
+    if connection is None:  # the client has gone already
+        raise errors.ForbiddenError("the caller cannot be identified")
+    auth.require_owner(auth.peer_of(connection.fileno()))
+    return await handler(request)
+
+
+async def _ping(request: web.Request) -> web.Response:
+    return _json({"version": __version__, "pid": os.getpid()})
+
+
+async def _status(request: web.Request) -> web.Response:
+    return _json(request.app[_ENGINE].status())
+
+
+async def _servers(request: web.Request) -> web.Response:
+    return _json({"servers": request.app[_ENGINE].status()["servers"]})
+
+
+async def _server_action(request: web.Request) -> web.Response:
+    action = cast(ServerAction, request.match_info["action"])
+    return _json(await request.app[_ENGINE].server_action(request.match_info["server"], action))
+
+
+async def _jobs(request: web.Request) -> web.Response:
+    limit = request.query.get("limit", "100")
+    if not limit.isdecimal() or not 0 < int(limit) <= _JOBS_LIMIT:
+        raise errors.ConfigError(f"limit must be a number from 1 to {_JOBS_LIMIT}", code="bad_request")
+    return _json({"jobs": request.app[_ENGINE].jobs(request.query.get("state"), int(limit))})
+
+
+async def _job(request: web.Request) -> web.Response:
+    return _json(request.app[_ENGINE].job(request.match_info["job"]))
+
+
+async def _job_action(request: web.Request) -> web.Response:
+    engine = request.app[_ENGINE]
+    actions = {"cancel": engine.cancel, "retry": engine.retry, "pause": engine.pause, "resume": engine.resume}
+    return _json(await actions[request.match_info["action"]](request.match_info["job"]))
+
+
+async def _host_action(request: web.Request) -> web.Response:
+    engine = request.app[_ENGINE]
+    match request.match_info["action"]:
+        case "pause":
+            return _json(await engine.pause(None))
+        case "resume":
+            return _json(await engine.resume(None))
+        case "drain":
+            return _json(await engine.drain())
+        case "undrain":
+            return _json(await engine.undrain())
+        case _:
+            return _json(await engine.reload())
+
+
+async def _models(request: web.Request) -> web.Response:
+    return _json({"models": await request.app[_ENGINE].models()})
+
+
+async def _remove_model(request: web.Request) -> web.Response:
+    return _json(await request.app[_ENGINE].remove_model(request.match_info["model"]))
+
+
+async def _pull(request: web.Request) -> web.StreamResponse:
+    """One JSON document per line while the pull goes on; an error is the last line."""
+    try:
+        body = await request.json()
+        name = body["model"]
+    except (ValueError, KeyError, TypeError):
+        name = None
+    if not isinstance(name, str) or not name:
+        raise errors.ConfigError('the body must be {"model": "name"}', code="bad_request")
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    try:
+        async for progress in request.app[_ENGINE].pull_model(name):
+            await response.write(json.dumps({"schema": 1, **progress}).encode() + b"\n")
+    except errors.ObatchError as error:
+        await response.write(json.dumps({"schema": 1, **error_document(error)}).encode() + b"\n")
+    except ConnectionError:
+        pass  # the client has gone; whether the pull goes on is the engine's business
+    return response
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    return _json({"alive": True})
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    status = request.app[_ENGINE].status()
+    ready = any(server["state"] == "ready" for server in status["servers"]) and not status["disk"]["low"]
+    return _json({"ready": ready}, 200 if ready else 503)

@@ -1,0 +1,121 @@
+"""What the control API can ask of the daemon: the interface between ``control`` and the composition root."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Document = dict[str, Any]  # plain data, ready for JSON; times are ISO-8601 UTC
+ServerAction = Literal["drain", "resume", "restart"]
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A drop handed over through ``submit.sock``.
+
+    ``files`` yields each file's name (in a folder: its name there; else the drop's own) and an open descriptor of a
+    regular file at offset 0. It blocks, so it belongs in a thread; it can be used once; each descriptor is
+    closed when the next one is asked for. It raises ControlError when the client goes away or breaks the protocol:
+    then nothing may be accepted.
+    """
+
+    name: str
+    kind: Literal["file", "folder"]
+    owner: int  # uid
+    settings: Document  # a job.toml's content, not checked yet; see settings_io.parse_job_settings
+    files: Iterator[tuple[str, int]]
+
+
+class Engine(Protocol):
+    """The daemon as its operators see it. Job ids may be given as a unique beginning.
+
+    Every method may raise NotFoundError, and ControlError where the present state forbids the action.
+    """
+
+    def status(self) -> Document:
+        """The status document.
+
+        ``{"schema": 1, "version", "spool", "pid", "started_at",
+        "state": "running|paused|draining|drained|degraded", "reasons": [str],
+        "servers": [{"id", "kind", "state", "reason", "url", "gpu": {"uuid", "index", "name", "utilisation_percent",
+        "memory_used_bytes", "memory_total_bytes", "temp_c", "power_w"} | null, "loaded": {"model",
+        "context_length"} | null, "loading": {...} | null, "in_flight", "slots", "tokens_per_s", "requests_done",
+        "restarts", "pid"}],
+        "gpus": {"state": "ok|absent|unknown", "message"}, "queue": {"requests", "jobs"},
+        "inbox": {"settling", "blocked": [{"name", "reason"}], "refused", "problem"},
+        "disk": {"free_bytes", "free_inodes", "low"},
+        "pulls": [{"model", "completed_bytes", "total_bytes", "status"}], "jobs": [job summary of each job in work]}``.
+        ``degraded`` means that something listed in ``reasons`` needs somebody's attention.
+        """
+        ...
+
+    def jobs(self, state: str | None, limit: int) -> list[Document]:
+        """Job summaries, newest first.
+
+        ``{"job", "name", "owner", "state", "paused", "model", "priority", "accepted_at", "finished_at", "requests",
+        "indexed", "succeeded", "failed", "cancelled", "expired", "in_flight", "requests_per_s", "eta_s", "outbox",
+        "notes"}``; ``requests`` is null until the drop is wholly read, ``indexed`` counts those read so far.
+        """
+        ...
+
+    def job(self, job_id: str) -> Document:
+        """One job's summary."""
+        ...
+
+    async def submit(self, submission: Submission) -> Document:
+        """Take a drop; returns ``{"job", "outbox", …}`` once it is durably accepted.
+
+        Raises:
+            DropRefused: it cannot become a job.
+            ConfigError: its settings are wrong; no file has been asked for.
+        """
+        ...
+
+    async def cancel(self, job_id: str) -> Document:
+        """Cancel what is not finished of a job; returns its summary."""
+        ...
+
+    async def retry(self, job_id: str) -> Document:
+        """A new job from the requests of a finished one that did not succeed; returns its summary."""
+        ...
+
+    async def pause(self, job_id: str | None) -> Document:
+        """Dispatch nothing more of a job, or of all."""
+        ...
+
+    async def resume(self, job_id: str | None) -> Document:
+        """End ``pause``."""
+        ...
+
+    async def server_action(self, server_id: str, action: ServerAction) -> Document:
+        """Drain, resume or restart one server; returns its entry of the status document."""
+        ...
+
+    async def drain(self) -> Document:
+        """Dispatch nothing new on the whole host; the state goes draining, then drained. Returns at once."""
+        ...
+
+    async def undrain(self) -> Document:
+        """End ``drain``."""
+        ...
+
+    async def models(self) -> list[Document]:
+        """The models present: ``{"model", "size_bytes", "digest", "quantization", "parameters"}``."""
+        ...
+
+    def pull_model(self, name: str) -> AsyncIterator[Document]:
+        """Pull a model; yields ``{"model", "completed_bytes", "total_bytes", "status"}`` until it is there."""
+        ...
+
+    async def remove_model(self, name: str) -> Document:
+        """Delete a model from the store."""
+        ...
+
+    async def reload(self) -> Document:
+        """Read the settings again: ``{"changed": [keys applied], "needs_restart": [keys]}``.
+
+        Raises:
+            ConfigError: they are wrong; the old ones stay in force.
+        """
+        ...

@@ -1,0 +1,144 @@
+"""The runtime directory: where the daemon of one spool has its sockets.
+
+A Unix socket path has at most 107 bytes, so sockets cannot lie in a spool with a long path. They lie in a short
+directory keyed by the spool's uuid, and ``<spool>/obatchd.json`` says which. This module is imported by
+``obatchctl`` and stays light.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from obatchd import __version__
+from obatchd.errors import DaemonDownError, SpoolError
+
+CONTROL_SOCKET = "control.sock"
+SUBMIT_SOCKET = "submit.sock"
+RECORD = "obatchd.json"
+_SOCKET_PATH_BYTES = 107  # sizeof(sun_path) - 1, unix(7)
+
+
+class Record(NamedTuple):
+    """What ``<spool>/obatchd.json`` says about the running daemon."""
+
+    runtime_dir: Path
+    pid: int
+    version: str
+    uuid: str
+
+
+def create(spool: Path, uuid: str, *, environ: Mapping[str, str] = os.environ) -> Path:
+    """Make the runtime directory of a spool and record it there. The caller holds the spool's lock.
+
+    Raises:
+        SpoolError: no candidate directory can be used, or the spool cannot be written.
+    """
+    problems = []
+    for parent in _parents(environ):
+        directory = parent / uuid
+        if len(os.fsencode(directory / CONTROL_SOCKET)) > _SOCKET_PATH_BYTES:
+            problems.append(f"{directory} is too long for a socket")
+            continue
+        try:
+            _own_directory(parent)
+            _own_directory(directory)
+        except OSError as error:
+            problems.append(f"{error.filename or directory}: {error.strerror or error}")
+            continue
+        _record(spool, Record(directory, os.getpid(), __version__, uuid))
+        return directory
+    raise SpoolError(
+        "no directory for the control sockets can be used: " + "; ".join(problems) + ". Set XDG_RUNTIME_DIR to a "
+        "short, private directory."
+    )
+
+
+def remove(spool: Path, runtime_dir: Path) -> None:
+    """Take the record and the sockets away again, on a clean stop."""
+    for path in (spool / RECORD, runtime_dir / CONTROL_SOCKET, runtime_dir / SUBMIT_SOCKET):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else may lie in it
+        runtime_dir.rmdir()
+
+
+def read_record(spool: Path) -> Record:
+    """What the spool says about its daemon.
+
+    Raises:
+        DaemonDownError: with code ``no_spool``, ``daemon_down`` or ``permission``.
+    """
+    try:
+        document = json.loads((spool / RECORD).read_bytes())
+        return Record(Path(document["runtime_dir"]), document["pid"], document["version"], document["uuid"])
+    except PermissionError:
+        raise permission_denied(spool) from None
+    except FileNotFoundError:
+        if not spool.is_dir():
+            raise DaemonDownError(
+                f"There is no spool at {spool}. Name the right one with --spool DIR or OBATCH_SPOOL, or start a "
+                f"daemon there: obatchd --spool {spool}",
+                code="no_spool",
+            ) from None
+        raise daemon_down(spool) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DaemonDownError(f"{spool / RECORD} cannot be read ({error}); restart obatchd on this spool.") from None
+
+
+def daemon_down(spool: Path) -> DaemonDownError:
+    """The error that says: nobody works on this spool."""
+    return DaemonDownError(
+        f"obatchd is not running on {spool}. Start it with: obatchd --spool {spool}  (as a system service: "
+        "systemctl start obatchd). Drops in the inbox wait; nothing is lost."
+    )
+
+
+def permission_denied(spool: Path) -> DaemonDownError:
+    """The error that says: the caller may not talk to this daemon."""
+    return DaemonDownError(
+        f"You may not talk to the daemon of {spool}: it answers only its own user and root. Run obatchctl as that "
+        "user, or with sudo.",
+        code="permission",
+    )
+
+
+def _parents(environ: Mapping[str, str]) -> list[Path]:
+    candidates = []
+    if user_runtime := environ.get("XDG_RUNTIME_DIR"):
+        candidates.append(Path(user_runtime) / "obatchd")
+    run = Path("/run/obatchd")
+    if os.access(run if run.exists() else run.parent, os.W_OK | os.X_OK):
+        candidates.append(run)
+    name = f"obatchd-{os.geteuid()}"
+    return [*candidates, *(Path(base) / name for base in (environ.get("TMPDIR"), "/tmp") if base)]
+
+
+def _own_directory(path: Path) -> None:
+    """Make ``path``, or make sure that nobody else could have put something there.
+
+    Raises:
+        OSError: it cannot be made, is not a directory, belongs to somebody else or is writable for others.
+    """
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise NotADirectoryError(20, "is not a directory", str(path))
+    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+        raise PermissionError(1, "belongs to somebody else or is writable for others", str(path))
+
+
+def _record(spool: Path, record: Record) -> None:
+    temporary = spool / f".{RECORD}.{os.getpid()}"
+    document = {**record._asdict(), "runtime_dir": str(record.runtime_dir)}
+    try:
+        temporary.write_text(json.dumps(document) + "\n", "utf-8")
+        temporary.replace(spool / RECORD)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise SpoolError(f"{spool / RECORD} cannot be written: {error.strerror}. Check the spool's owner.") from None

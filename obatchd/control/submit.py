@@ -1,0 +1,188 @@
+"""Takes submissions over ``<runtime>/submit.sock``: drops handed over as open descriptors.
+
+So any file that its user can read can be submitted, whatever the rights of the inbox. A client that lies, stalls or
+goes away costs one thread for at most a frame's timeout, and its submission.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from obatchd import errors, log
+from obatchd.control import auth
+from obatchd.control.api import error_document, listen
+from obatchd.control.engine import Document, Engine, Submission
+from obatchd.control.handover import BATCH, close_all, receive_frame, send_frame
+from obatchd.control.runtime import SUBMIT_SOCKET
+
+_log = log.get(__name__)
+_SIMULTANEOUS = 4  # submissions at once, each holds a thread; further clients wait to be accepted
+_FRAME_TIMEOUT_S = 30.0
+_STOP_GRACE_S = 5.0
+_NAME_LIMIT_BYTES = 255  # NAME_MAX
+_FILES_LIMIT = 1_000_000
+
+
+class SubmitServer:
+    """Accepts submissions while it runs.
+
+    Args:
+        engine: gets each :class:`Submission`.
+        runtime_dir: directory of the socket.
+        frame_timeout_s: longest wait for a client's next frame.
+    """
+
+    def __init__(self, engine: Engine, runtime_dir: Path, *, frame_timeout_s: float = _FRAME_TIMEOUT_S) -> None:
+        self._engine = engine
+        self._path = runtime_dir / SUBMIT_SOCKET
+        self._frame_timeout_s = frame_timeout_s
+        self._threads = ThreadPoolExecutor(_SIMULTANEOUS, thread_name_prefix="submit")
+        self._free = asyncio.Semaphore(_SIMULTANEOUS)
+        self._tasks: dict[asyncio.Task[None], socket.socket] = {}
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            SpoolError: the socket cannot be made.
+        """
+        try:
+            self._listener = listen(self._path)
+        except OSError as error:
+            raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
+        self._accepting = asyncio.create_task(self._accept(self._listener), name="submit-accept")
+
+    async def stop(self) -> None:
+        """Accept no more; what is under way has a moment to end before its client is cut off."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.gather(self._accepting, return_exceptions=True)
+        if self._listener is not None:
+            self._listener.close()
+            self._path.unlink(missing_ok=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_STOP_GRACE_S)
+        for connection in self._tasks.values():
+            with contextlib.suppress(OSError):  # the client may have gone already
+                connection.shutdown(socket.SHUT_RDWR)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._free.acquire()
+            try:
+                connection, _ = await loop.sock_accept(listener)
+            except OSError as error:  # e.g. no descriptors left: try again later
+                self._free.release()
+                _log.warning("submit_accept_failed", error=error)
+                await asyncio.sleep(1)
+                continue
+            except asyncio.CancelledError:
+                self._free.release()
+                raise
+            task = asyncio.create_task(self._serve(connection))
+            self._tasks[task] = connection
+            task.add_done_callback(self._tasks.pop)
+
+    async def _serve(self, connection: socket.socket) -> None:
+        connection.setblocking(True)
+        try:
+            with connection:
+                answer = await self._answer(connection)
+                await self._in_thread(_reply, connection, answer)
+        finally:
+            self._free.release()
+
+    async def _answer(self, connection: socket.socket) -> Document:
+        files = received_files(connection, self._frame_timeout_s)
+        try:
+            peer = auth.peer_of(connection.fileno())
+            auth.require_owner(peer)
+            header, descriptors = await self._in_thread(receive_frame, connection, self._frame_timeout_s)
+            close_all(descriptors)
+            return {"job": await self._engine.submit(_submission(header, peer, files))}
+        except errors.ObatchError as error:
+            _log.info("submission_refused", code=error.code, reason=error.message)
+            return error_document(error)
+        except Exception:  # noqa: BLE001 - one faulty submission must not end the server; the traceback is in the log
+            _log.exception("submission_failed")
+            return {"error": {"code": "internal", "message": "internal error; the daemon's log has it"}}
+        finally:
+            files.close()  # descriptors that the engine left
+
+    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+def _reply(connection: socket.socket, answer: Document) -> None:
+    connection.settimeout(_FRAME_TIMEOUT_S)
+    try:
+        send_frame(connection, answer)
+    except OSError as error:
+        _log.info("submitter_gone", error=error)
+
+
+def _submission(header: Document, peer: auth.Peer, files: Iterator[tuple[str, int]]) -> Submission:
+    wanted = header.get("submit")
+    if not isinstance(wanted, dict):
+        raise errors.ControlError('the first frame must be {"submit": {…}}', code="bad_frame")
+    name, kind, settings = wanted.get("name"), wanted.get("kind"), wanted.get("settings", {})
+    if kind not in ("file", "folder") or not isinstance(settings, dict):
+        raise errors.ControlError("kind must be file or folder, settings a table", code="bad_frame")
+    if not _is_file_name(name):
+        raise errors.ControlError("name must be a file name", code="bad_frame")
+    return Submission(name, kind, peer.uid, settings, files)
+
+
+def received_files(connection: socket.socket, timeout_s: float) -> Generator[tuple[str, int], None, None]:
+    """The files of a submission as they come; see :class:`Submission`."""
+    count = 0
+    while True:
+        try:
+            send_frame(connection, {"next": True})
+        except OSError as error:
+            raise errors.ControlError(f"the client went away: {error}", code="handover_broken") from error
+        frame, descriptors = receive_frame(connection, timeout_s)
+        try:
+            if frame.get("end") is True:
+                return
+            names = _checked_names(frame.get("files"), descriptors)
+            count += len(names)
+            if count > _FILES_LIMIT:
+                raise errors.ControlError(f"more than {_FILES_LIMIT} files in one submission", code="too_many_files")
+            yield from zip(names, descriptors, strict=True)
+        finally:
+            close_all(descriptors)
+
+
+def _checked_names(names: Any, descriptors: list[int]) -> list[str]:
+    if not isinstance(names, list) or not 0 < len(names) <= BATCH or len(names) != len(descriptors):
+        raise errors.ControlError("names and descriptors do not match", code="bad_frame")
+    for name, descriptor in zip(names, descriptors, strict=True):
+        if not _is_file_name(name):
+            raise errors.ControlError("a file's name is no plain name", code="bad_frame")
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise errors.ControlError(f"{name} is not a regular file", code="not_a_file")
+    return names
+
+
+def _is_file_name(name: Any) -> TypeGuard[str]:
+    """One path component that the filesystem can hold."""
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+        return False
+    try:
+        return len(os.fsencode(name)) <= _NAME_LIMIT_BYTES
+    except UnicodeEncodeError:
+        return False

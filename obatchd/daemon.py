@@ -1,0 +1,270 @@
+"""The composition root: builds everything, connects it, runs it until a signal says stop.
+
+Order of start: lock, store, probe, servers, engine, control sockets; READY is said when the sockets are open and the
+inbox was scanned once. Stopping is the reverse, with a drain in between; a second signal skips the drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from obatchd import __version__, log, settings_io
+from obatchd.control import notify, runtime
+from obatchd.control.api import ControlServer
+from obatchd.control.submit import SubmitServer
+from obatchd.dispatch.pool import forkserver_context
+from obatchd.dispatch.remedies import Watchdog
+from obatchd.engine.engine import Engine
+from obatchd.engine.facade import Facade
+from obatchd.engine.housekeeping import Housekeeping
+from obatchd.errors import ConfigError, ObatchError
+from obatchd.gpus.probe import Probe
+from obatchd.jobs.store import Facts, Store
+from obatchd.servers.fleet import Fleet
+from obatchd.servers.models import ModelKeeper
+from obatchd.servers.server import Server
+from obatchd.servers.states import ServerState
+from obatchd.settings import Settings
+from obatchd.spool.layout import Layout
+
+_log = log.get(__name__)
+_STATUS_S = 5.0
+_FRESH_READING_S = 15.0
+EXIT_OK, EXIT_FAILED = 0, 1
+
+
+class Daemon:
+    """One daemon on one spool."""
+
+    def __init__(self, settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> None:
+        self._settings = settings
+        self._config_file = config_file
+        self._flags = flags
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._reload_asked = asyncio.Event()
+        self._reloading = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._exit_code = EXIT_OK
+
+    async def run(self) -> int:
+        """Run until told to stop; returns the exit code.
+
+        Raises:
+            ObatchError: the daemon cannot start, with what to do.
+        """
+        self._listen_to_signals()
+        layout = await asyncio.to_thread(Layout.open, self._settings.spool_path)
+        with layout.lock():
+            store = await asyncio.to_thread(Store, layout.work)
+            try:
+                await self._run_locked(layout, store)
+            finally:
+                await asyncio.to_thread(store.close)
+        _log.info("stopped", exit_code=self._exit_code)
+        return self._exit_code
+
+    async def _run_locked(self, layout: Layout, store: Store) -> None:
+        settings = self._settings
+        _log.info("starting", version=__version__, spool=layout.root, pid=os.getpid())
+        context = forkserver_context()
+        self._probe = Probe(settings.gpus, layout.work / "simulator")
+        await self._probe.start()
+        self._fleet = Fleet(settings, layout.work, layout.uuid, self._probe, Facts(store.state), self._server_changed)
+        self._models = ModelKeeper(settings.models, self._fleet)
+        self.engine = Engine(
+            settings, layout, store, context,
+            ensure_model=self._ensure_model, forget_model=self._models.forget, model_facts=self._model_facts,
+            server_version=self._server_version, on_defect=self._defect,
+        )  # fmt: skip
+        await self._fleet.start()
+        try:
+            # Servers planned but not started yet are handed over too: dispatch waits until they are READY.
+            await self.engine.dispatcher.start(self._fleet.servers.values())
+            await self._serve(layout, store)
+        finally:
+            await self._models.close()
+            await self._fleet.stop()
+            await self._probe.stop()
+
+    async def _serve(self, layout: Layout, store: Store) -> None:
+        facade = Facade(self.engine, self._fleet, self._models, self._probe, self._reload)
+        directory = runtime.create(layout.root, layout.uuid)
+        control, submit = ControlServer(facade, directory), SubmitServer(facade, directory)
+        housekeeping = Housekeeping(self.engine, self.engine.vital)
+        self._watchdog = Watchdog(self.engine.dispatcher, self._settings, self._utilisation)
+        if store.state.get("paused"):
+            self.engine.dispatcher.hold("paused")
+        await self.engine.start()
+        try:
+            await control.start()
+            await submit.start()
+            housekeeping.start()
+            self._watchdog.start()
+            await self._until_stopped(facade)
+        finally:
+            notify.stopping("stopping")
+            await submit.stop()
+            await control.stop()
+            await housekeeping.stop()
+            await self._drain()
+            await self._watchdog.stop()
+            runtime.remove(layout.root, directory)
+
+    async def _until_stopped(self, facade: Facade) -> None:
+        stopping = asyncio.create_task(self._stopping.wait())
+        scanned = asyncio.create_task(self.engine.intake.scanned.wait())
+        await asyncio.wait([stopping, scanned], return_when=asyncio.FIRST_COMPLETED)
+        scanned.cancel()
+        if not stopping.done():
+            notify.ready("watching the inbox")
+            _log.info("ready", servers=len(self._fleet.servers), jobs=len(self.engine.jobs))
+            self._tasks.append(asyncio.create_task(self._reload_when_asked(), name="reload"))
+        self._tasks.append(asyncio.create_task(self._tell_systemd(facade), name="notify"))
+        await stopping
+        for task in self._tasks:
+            task.cancel()
+
+    async def _drain(self) -> None:
+        """Stop the engine after in-flight requests ended, or at once when a second signal comes."""
+        stop = asyncio.create_task(self.engine.stop(self._settings.drain_s))
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([stop, hurry], return_when=asyncio.FIRST_COMPLETED)
+        if not stop.done():
+            _log.warning("drain_skipped", reason="a second signal")
+            self.engine.hurry()
+        await stop
+        hurry.cancel()
+
+    # Signals.
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number.name)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+
+    def _stop(self, name: str) -> None:
+        if self._stopping.is_set():
+            self._hurry.set()
+            return
+        _log.info("stop_asked", signal=name, drain_s=self._settings.drain_s)
+        self._stopping.set()
+
+    def _defect(self, reason: str) -> None:
+        """A part of the engine is gone: stop, so that the service manager starts a whole daemon again."""
+        self._exit_code = EXIT_FAILED
+        self._stopping.set()
+
+    def _hang_up(self) -> None:
+        self._reload_asked.set()
+
+    async def _reload_when_asked(self) -> None:
+        """SIGHUP: one reload after the other, none before the daemon is ready; what came earlier is done then."""
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            notify.reloading()
+            try:
+                await self._reload()
+            except ConfigError as error:
+                _log.error("reload_refused", reason=error.message)
+            except Exception:  # noqa: BLE001 - a defect in reloading must not end the reloading of the next
+                _log.exception("reload_failed")
+            notify.ready("watching the inbox")
+
+    async def _reload(self) -> dict[str, Any]:
+        async with self._reloading:
+            return await self._read_again()
+
+    async def _read_again(self) -> dict[str, Any]:
+        """Read the configuration again; live keys take effect, the others are named.
+
+        Raises:
+            ConfigError: it cannot be used; the old one stays.
+        """
+        new = await asyncio.to_thread(settings_io.load, self._config_file, environ=os.environ, flags=self._flags)
+        changed = settings_io.changed_keys(self._settings, new)
+        live = [key for key in changed if settings_io.is_live(key)]
+        stuck = [key for key in changed if not settings_io.is_live(key)]
+        sections = {key.partition(".")[0] for key in live} - {key.partition(".")[0] for key in stuck}
+        merged = self._settings.model_copy(update={name: getattr(new, name) for name in sections})
+        self._apply(merged)
+        _log.info("reloaded", changed=",".join(live) or "nothing", needs_restart=",".join(stuck) or "nothing")
+        return {"changed": live, "needs_restart": stuck}
+
+    def _apply(self, settings: Settings) -> None:
+        self._settings = settings
+        log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
+        self._models.apply(settings.models)
+        self._watchdog.apply(settings)
+        self.engine.apply(settings)
+
+    # Connections between parts that must not know each other.
+
+    def _server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
+        self.engine.dispatcher.server_changed(server)
+
+    async def _ensure_model(self, server_id: str, model: str) -> None:
+        await self._models.ensure_on(self._fleet.servers[server_id], model)
+
+    def _model_facts(self, model: str) -> dict[str, Any]:
+        info = self._models.info(model)
+        facts: dict[str, Any] = msgspec.to_builtins(info) if info else {}
+        return {name: facts.get(name) for name in ("digest", "quantization", "parameter_size", "context_length")}
+
+    def _utilisation(self, server_id: str) -> int | None:
+        """Of the busiest GPU of a server in percent; None where it is unknown or told too long ago."""
+        readings, limit_s = self._probe.readings, max(_FRESH_READING_S, 3 * self._settings.gpus.poll_s)
+        found = [readings.get(uuid) for uuid in self._fleet.servers[server_id].gpu_label.split(",")]
+        fresh = [r.utilisation_percent for r in found if r and time.time() - r.at_s < limit_s]
+        known = [percent for percent in fresh if percent is not None]
+        return max(known) if len(known) == len(found) else None
+
+    def _server_version(self, server_id: str) -> str | None:
+        server = self._fleet.servers.get(server_id)
+        return server.version or None if server else None
+
+    async def _tell_systemd(self, facade: Facade) -> None:
+        """STATUS for ``systemctl status``, and WATCHDOG while this loop turns."""
+        interval_s = notify.watchdog_interval_s()
+        period_s = min(interval_s / 2 if interval_s else _STATUS_S, _STATUS_S)
+        told_s = float("-inf")
+        while True:
+            notify.watchdog()
+            if time.monotonic() - told_s >= _STATUS_S:
+                told_s = time.monotonic()
+                notify.status(_status_line(facade))
+            await asyncio.sleep(period_s)
+
+
+def _status_line(facade: Facade) -> str:
+    document = facade.status()
+    ready = sum(1 for server in document["servers"] if server["state"] == ServerState.READY)
+    return (
+        f"{document['state']}: {ready} of {len(document['servers'])} servers ready, "
+        f"{document['queue']['requests']} requests of {document['queue']['jobs']} jobs waiting"
+    )
+
+
+def run(settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> int:
+    """Run the daemon in the foreground; returns its exit code.
+
+    Raises:
+        ObatchError: it cannot start.
+    """
+    log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
+    work: Callable[[], Any] = Daemon(settings, config_file, flags).run
+    return int(uvloop.run(work()))
+
+
+__all__ = ["Daemon", "ObatchError", "run"]

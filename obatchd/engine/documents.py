@@ -1,0 +1,132 @@
+"""The JSON documents about a job: its status while it runs, its summary at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from obatchd import __version__
+from obatchd.engine.live import LiveJob
+from obatchd.jobs.model import JobState, Outcome
+from obatchd.jobs.store import JobRow
+from obatchd.spool.outbox import Totals
+
+SCHEMA = 1
+
+
+def instant(at_s: float | None) -> str | None:
+    """Wall-clock seconds as ISO 8601 in UTC."""
+    if at_s is None:
+        return None
+    return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def job_document(live: LiveJob, in_flight: int, position: int | None = None) -> dict[str, Any]:
+    """A job in progress, as ``status.json`` and the control API show it."""
+    rate = live.requests_per_s()
+    left = live.requests - live.finished
+    state = "cancelling" if live.cancelled else live.state().value
+    return {
+        **_head(live.row, state, live.model, live.priority),
+        "paused": live.paused,
+        "requests": live.requests if live.indexed else None,
+        "indexed": live.requests,
+        **{outcome.value: live.counts[outcome.value] for outcome in Outcome},
+        "in_flight": in_flight,
+        "requests_per_s": round(rate, 2),
+        "eta_s": round(left / rate, 1) if rate and live.indexed else None,
+        "position": position,
+        "expires_at": instant(live.expires_s),
+        "outbox": str(live.outbox),
+    }
+
+
+def last_status(live: LiveJob, summary: dict[str, Any]) -> dict[str, Any]:
+    """The last ``status.json`` of a job. It is written before the summary, so that no crash leaves an older one."""
+    return {**job_document(live, 0), "state": summary["state"], "finished_at": summary["finished_at"], "eta_s": None}
+
+
+def finished_document(row: JobRow, outbox: str, model: str, priority: str) -> dict[str, Any]:
+    """A job that is over."""
+    summary = row.summary or {}
+    return {
+        **_head(row, row.state.value, row.settings.model or model, row.settings.priority or priority),
+        "paused": False,
+        "requests": summary.get("requests", 0),
+        "indexed": summary.get("requests", 0),
+        **{outcome.value: summary.get(outcome.value, 0) for outcome in Outcome},
+        "in_flight": 0,
+        "requests_per_s": None,
+        "eta_s": None,
+        "position": None,
+        "expires_at": None,
+        "outbox": outbox,
+    }
+
+
+def _head(row: JobRow, state: str, model: str, priority: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "job": row.job,
+        "name": row.label,
+        "owner": row.owner,
+        "state": state,
+        "model": model or None,
+        "priority": priority,
+        "accepted_at": instant(row.accepted_s),
+        "finished_at": instant(row.finished_s),
+        "notes": row.notes,
+        "retry_of": row.retry_of,
+    }
+
+
+def summary_details(
+    live: LiveJob, totals: Totals, model_facts: Callable[[str], dict[str, Any]], versions: Callable[[str], str | None]
+) -> dict[str, Any]:
+    """``summary.json``: counts, failures, time, speed, and what a methods section needs.
+
+    ``serial_s`` is the sum of all durations, ``speedup`` how many times shorter the wall time was.
+    """
+    row, context = live.row, live.context()
+    finished_s = time.time()
+    wall_s = max(finished_s - row.accepted_s, 1e-6)
+    counts = {outcome.value: totals.outcomes.get(outcome.value, 0) for outcome in Outcome}
+    servers = {name: {**use, "ollama_version": versions(name)} for name, use in totals.servers.items()}
+    return {
+        "schema": SCHEMA,
+        "job": row.job,
+        "name": row.label,
+        "owner": row.owner,
+        "state": JobState.DONE.value,
+        "cancelled_by_user": live.cancelled,
+        "requests": sum(counts.values()),
+        **counts,
+        "truncated": totals.truncated,
+        "failures": totals.failures,
+        "accepted_at": instant(row.accepted_s),
+        "finished_at": instant(finished_s),
+        "wall_s": round(wall_s, 3),
+        "serial_s": round(totals.serial_s, 3),
+        "speedup": round(totals.serial_s / wall_s, 2),
+        "prompt_tokens": totals.prompt_tokens,
+        "response_tokens": totals.response_tokens,
+        "tokens_per_s": round(totals.response_tokens / wall_s, 2),
+        "servers": servers,
+        "models": {name: model_facts(name) for name in totals.models},
+        "drop": {"sha256": row.digest, "size_bytes": row.size},
+        "settings": {
+            "model": live.model or None,
+            "context_length": sorted({lane.profile.context_length for lane in live.lanes.values()}),
+            "options": context.options,
+            "max_response_tokens": context.max_response_tokens,
+            "system_message_sha256": hashlib.sha256(context.system_message.encode()).hexdigest()
+            if context.system_message
+            else None,
+        },
+        "notes": row.notes,
+        "retry_of": row.retry_of,
+        "obatchd_version": __version__,
+    }

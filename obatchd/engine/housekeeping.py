@@ -1,0 +1,109 @@
+"""What is done now and then: releasing what finished jobs no longer need, and publishing again after a reboot."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+
+from obatchd import log
+from obatchd.engine.engine import Engine
+from obatchd.engine.vital import Vital
+from obatchd.jobs.model import JobState
+from obatchd.jobs.store import DISK_ERRORS, JobRow
+from obatchd.jobs.store.integrity import boot_id, delete_set_aside
+from obatchd.spool.outbox import JobOutbox
+from obatchd.spool.prune import prune
+
+_log = log.get(__name__)
+_PERIOD_S = 60.0
+_PRUNE_S = 600.0
+_TOGETHER = 500
+_YEAR_S = 365 * 86400.0
+
+
+def _is_torn(box: JobOutbox) -> bool:
+    return box.directory.is_dir() and box.valid_summary() is None
+
+
+class Housekeeping:
+    """Runs beside the engine and never in its way. What the disk refuses is tried again a minute later."""
+
+    def __init__(self, engine: Engine, vital: Vital) -> None:
+        self._engine = engine
+        self._vital = vital
+        self._task: asyncio.Task[None] | None = None
+        self._booted = False
+        self._pruned_s = float("-inf")
+
+    def start(self) -> None:
+        self._task = self._vital.start(self._run(), "housekeeping")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                if not self._booted:
+                    await self._after_boot()
+                    await asyncio.to_thread(self._engine.store.remove_unused)
+                    self._booted = True
+                await self._keep_bounds()
+            except DISK_ERRORS as error:
+                _log.error("housekeeping_failed", reason=str(error))
+            await asyncio.sleep(_PERIOD_S)
+
+    async def _after_boot(self) -> None:
+        """After a reboot, a summary that was renamed but not flushed may be empty: publish such jobs again.
+
+        A job without any directory in the outbox was taken away by its owner.
+        """
+        state, boot = self._engine.store.state, boot_id()
+        if state.get("boot_id") == boot:
+            return
+        for row in await asyncio.to_thread(state.finished_before, float("inf"), -1):
+            box = self._engine.outbox_of(row)
+            if await asyncio.to_thread(_is_torn, box):
+                await self._again(row)
+        await asyncio.to_thread(state.set, "boot_id", boot)
+
+    async def _again(self, row: JobRow) -> None:
+        engine = self._engine
+        segment = await asyncio.to_thread(engine.store.of, row)
+        _, indexed = await asyncio.to_thread(segment.job_progress, row.key)
+        _log.warning("job_published_again", job=row.job, from_store=indexed, reason="its summary.json was torn")
+        if indexed:
+            engine.republish(row)
+            return
+        # Its segment was damaged too: only the input is left.
+        row.state, row.finished_s, row.summary = JobState.RUNNING, None, None
+        await asyncio.to_thread(engine.store.state.update, row.key, state=JobState.RUNNING, finished_s=None)
+        await engine.intake.begin([row])
+
+    async def _keep_bounds(self) -> None:
+        engine, disk = self._engine, self._engine.settings.disk
+        while await asyncio.to_thread(self._release):
+            continue
+        in_use = {live.row.segment for live in engine.jobs.values()}
+        await asyncio.to_thread(engine.store.trim, in_use)
+        await asyncio.to_thread(delete_set_aside, engine.layout.work, time.time() - disk.keep_done_s)
+        while await asyncio.to_thread(engine.store.state.forget_released, time.time() - _YEAR_S, _TOGETHER):
+            continue
+        if disk.prune_outbox_s and time.monotonic() - self._pruned_s > _PRUNE_S:
+            await asyncio.to_thread(prune, engine.layout, time.time() - disk.prune_outbox_s)
+            self._pruned_s = time.monotonic()
+
+    def _release(self) -> bool:
+        """Give up the input and store of jobs done long enough ago or too large together; whether there is more."""
+        engine, disk = self._engine, self._engine.settings.disk
+        state = engine.store.state
+        rows = state.finished_before(time.time() - disk.keep_done_s, _TOGETHER)
+        rows = rows or state.finished_beyond(disk.keep_done_bytes, _TOGETHER)
+        for row in rows:
+            shutil.rmtree(engine.layout.job_dir(row.job), ignore_errors=True)
+            engine.store.release(row)
+            _log.info("job_released", job=row.job)
+        return len(rows) > 0

@@ -1,0 +1,229 @@
+"""Reading a claimed drop into the store, chunk by chunk. Synchronous: the intake calls it from its threads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from obatchd.engine.feeder import read_requests
+from obatchd.errors import ConfigError, DropRefused
+from obatchd.jobs.formats import folder_settings, read_entries, request_file
+from obatchd.jobs.formats.lines import refused
+from obatchd.jobs.formats.source import Unreadable, open_source
+from obatchd.jobs.model import Entry, JobSettings
+from obatchd.jobs.queue import Pending
+from obatchd.jobs.store import IndexBatch, JobRow, PendingRow, Store
+from obatchd.jobs.store.segment import REFUSED_LANE, IndexedChunk
+from obatchd.settings import Settings
+from obatchd.settings_io import parse_job_settings
+from obatchd.spool.flush import sync_filesystem, sync_paths
+from obatchd.spool.layout import Layout
+
+# The first chunk is small, so that a server gets a request of a huge drop as soon as of a tiny one.
+FIRST_CHUNK = 256
+NEXT_CHUNK = 4096
+# Up to this many readings their own fsyncs are cheaper than one flush of the whole file system.
+_FEW_READINGS = 4
+_AT_HAND_BYTES = 16 * 1024
+_INLINE_DIGEST_BYTES = 1024**2
+_READ_BYTES = 1024**2
+_SETTINGS_FILE = "settings.json"
+
+
+class SubmittedSettings(msgspec.Struct):
+    """What a submission brings beside its prompts; kept in the job's directory until it is indexed."""
+
+    settings: JobSettings = msgspec.field(default_factory=JobSettings)
+    notes: list[str] = []
+    retry_of: str | None = None
+
+    def write(self, directory: Path) -> None:
+        """Put it into the job's directory, durably: before the job is accepted."""
+        with open(directory / _SETTINGS_FILE, "wb") as file:
+            file.write(msgspec.json.encode(self))
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def read(cls, directory: Path) -> SubmittedSettings:
+        try:
+            return msgspec.json.decode((directory / _SETTINGS_FILE).read_bytes(), type=cls)
+        except FileNotFoundError:
+            return cls()
+
+
+class Chunk(msgspec.Struct):
+    """What a reading added: the store's account of it, and the requests at hand where they are few and small."""
+
+    indexed: IndexedChunk
+    pending: dict[int, list[Pending]]  # by lane; empty when the bytes are left in the input
+    final: bool
+
+
+class Reading:
+    """One drop being read. Start over after a crash: the store skips what it has."""
+
+    def __init__(self, row: JobRow, layout: Layout, settings: Settings, check_space: Callable[[int], None]) -> None:
+        self.row = row
+        self.directory = layout.job_dir(row.job)
+        self.input = self.directory / "input"
+        self.notes: list[str] = []
+        self._settings = settings
+        self._check_space = check_space
+        self._entries: Iterator[Entry] | None = None
+        self._hashed = False
+
+    @property
+    def request_file(self) -> Path:
+        """The file that entries refer to."""
+        return request_file(self.input)
+
+    def prepare(self, store: Store) -> dict[str, Any]:
+        """Settings, digest and refusals that need no full reading; returns the columns of the job's row to change.
+
+        Raises:
+            DropRefused: the drop cannot become a job.
+        """
+        changes = self.own_columns()
+        if self._settings.inbox.dedupe == "reject" or self.row.size <= _INLINE_DIGEST_BYTES:
+            changes["digest"] = self._digest(store)
+        if self._settings.inbox.on_invalid == "fail_file":
+            self._require_all_valid()
+        changes["notes"] = self.notes
+        for name in ("settings", "retry_of", "digest", "notes"):
+            if name in changes:
+                setattr(self.row, name, changes[name])
+        return changes
+
+    def own_columns(self) -> dict[str, Any]:
+        """What the drop brings beside its prompts, as columns of the job's row.
+
+        Raises:
+            DropRefused: its settings cannot be used.
+        """
+        submitted = SubmittedSettings.read(self.directory)
+        own = self._folder_settings()
+        given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
+        merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
+        self.notes = [*self.notes, *submitted.notes]
+        return {"settings": merged, "retry_of": submitted.retry_of, "notes": self.notes}
+
+    def finish_digest(self, store: Store) -> dict[str, Any]:
+        """The digest of a drop too large to be hashed before its first request runs."""
+        if self._hashed or self.row.digest:
+            return {}
+        self.row.digest = self._digest(store)
+        self.row.notes = self.notes
+        return {"digest": self.row.digest, "notes": self.notes}
+
+    def batch(self, size: int) -> IndexBatch:
+        """The next ``size`` entries.
+
+        Raises:
+            DropRefused: the drop is not one of our formats or holds no request.
+        """
+        if self._entries is None:
+            self._entries = self._read()
+        entries = list(islice(self._entries, size))
+        return IndexBatch(self.row, entries, final=len(entries) < size)
+
+    def broken_off(self, store: Store, reason: str) -> IndexBatch:
+        """The end of a reading that cannot go on: one failed request that stands for the rest."""
+        last, _ = store.of(self.row).job_progress(self.row.key)
+        message = f"the drop was changed while it was read, and cannot be read on: {reason}"
+        return IndexBatch(self.row, [refused(last + 1, 0, 0, "input_changed", message, "the rest")], final=True)
+
+    def chunk(self, batch: IndexBatch, indexed: IndexedChunk) -> Chunk:
+        """``indexed`` with the requests' bytes where they are few and small."""
+        pending: dict[int, list[Pending]] = {}
+        if sum(entry.length for entry in batch.entries) <= _AT_HAND_BYTES:
+            rows = [PendingRow(e.line, e.offset, e.length, e.checksum, e.id) for e in batch.entries]
+            lanes = dict(zip((e.line for e in batch.entries), indexed.lane_of, strict=True))
+            # What cannot be read now is read when its turn comes; the index has it already.
+            with contextlib.suppress(OSError):
+                for request in read_requests(self.request_file, rows, {})[0]:
+                    if (lane := lanes[request.line]) != REFUSED_LANE:
+                        pending.setdefault(lane, []).append(request)
+        return Chunk(indexed, pending, batch.final)
+
+    def _read(self) -> Iterator[Entry]:
+        limits, size_bytes = self._settings.inbox, self.row.size
+        return read_entries(self.input, self.row.label, limits, check_space=self._check_space, size_bytes=size_bytes)
+
+    def _folder_settings(self) -> JobSettings:
+        found = folder_settings(self.input) if self.row.kind == "folder" else None
+        if found is None:
+            return JobSettings()
+        mapping, source = found
+        try:
+            settings, notes = parse_job_settings(mapping, source)
+        except ConfigError as error:
+            raise DropRefused(error.message, code="job_settings") from error
+        self.notes += notes
+        return settings
+
+    def _digest(self, store: Store) -> str:
+        self._hashed = True
+        digest = content_digest(self.input)
+        earlier = store.state.duplicate_of(digest, self.row.job)
+        if earlier is not None:
+            if self._settings.inbox.dedupe == "reject":
+                raise DropRefused(
+                    f'job {earlier} had exactly this content; drop it again with dedupe = "allow" in [inbox]',
+                    code="duplicate",
+                )
+            self.notes.append(f"duplicate_of {earlier}: an earlier drop had exactly this content")
+        return digest
+
+    def _require_all_valid(self) -> None:
+        refusals = [entry.refusal.message for entry in self._read() if entry.refusal is not None]
+        if refusals:
+            more = f" (and {len(refusals) - 5} more)" if len(refusals) > 5 else ""
+            raise DropRefused("; ".join(refusals[:5]) + more, code="invalid_lines")
+
+
+def flush_unpacked(readings: Sequence[Reading]) -> None:
+    """Make durable what was unpacked: the index, which is written next, must not outlive the bytes it refers to."""
+    unpacked = [reading for reading in readings if reading.request_file != reading.input]
+    if len(unpacked) > _FEW_READINGS:
+        sync_filesystem(unpacked[0].directory)
+    else:
+        sync_paths(path for reading in unpacked for path in (reading.request_file, reading.directory))
+
+
+def late_note(row: JobRow, layout: Layout) -> list[str]:
+    """What to say when somebody wrote on into a drop after it was taken."""
+    with contextlib.suppress(OSError):
+        late_bytes = (layout.job_dir(row.job) / "input").stat().st_size - row.size
+        if row.kind == "file" and late_bytes > 0:
+            return [f"{late_bytes} bytes were appended after the drop was taken; they were not run: drop files by mv"]
+    return []
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of the names and bytes of a folder's files in name order.
+
+    A file in a folder that cannot be read counts by its name.
+    """
+    digest = hashlib.sha256()
+    if not path.is_dir():
+        with open(path, "rb") as file:
+            _hash(digest, file.read)
+        return digest.hexdigest()
+    for inside in sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink()):
+        digest.update(os.fsencode(inside.relative_to(path)) + b"\0")
+        with contextlib.suppress(Unreadable), open_source(inside, packed=False) as source:
+            _hash(digest, source.read)
+    return digest.hexdigest()
+
+
+def _hash(digest: hashlib._Hash, read: Callable[[int], bytes]) -> None:
+    while block := read(_READ_BYTES):
+        digest.update(block)

@@ -1,0 +1,111 @@
+"""Jobs that are not done yet, as the main loop sees them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from obatchd.dispatch.protocol import JobContext
+from obatchd.jobs.model import JobState, Outcome, Profile, round_context
+from obatchd.jobs.queue import Lane
+from obatchd.jobs.store import JobRow, LaneRow
+from obatchd.rate import RateMeter
+from obatchd.settings import Settings
+
+_RATE_WINDOW_S = 30
+
+
+class Ending(NamedTuple):
+    """Why a job is over before all its requests are answered: what becomes of the others."""
+
+    outcome: Outcome
+    code: str
+    message: str
+
+
+CANCELLED = Ending(Outcome.CANCELLED, "cancelled", "the job was cancelled")
+
+
+class LiveJob:
+    """One job between acceptance and ``summary.json``. Only the main loop changes it."""
+
+    def __init__(self, row: JobRow, outbox: Path, settings: Settings) -> None:
+        self.row = row
+        self.outbox = outbox
+        self.lanes: dict[int, Lane] = {}
+        self.requests = 0  # indexed so far
+        self.indexed = False
+        self.counts: Counter[str] = Counter()
+        self.paused = row.paused
+        self.ending = CANCELLED if row.cancelled else None
+        self.resumed = False  # taken up again after a restart: response files may be missing
+        self.publishing = False
+        self.status_written: tuple[Any, ...] = ()
+        self.settings = settings
+        self._rate = RateMeter(_RATE_WINDOW_S)
+
+    @property
+    def key(self) -> int:
+        return self.row.key
+
+    @property
+    def cancelled(self) -> bool:
+        return self.ending is CANCELLED
+
+    @property
+    def expires_s(self) -> float | None:
+        """Wall-clock time at which the job's deadline passes, or None."""
+        return self.row.settings.expires_s(self.row.accepted_s, self.settings.deadline)
+
+    @property
+    def model(self) -> str:
+        """The model of requests that name none."""
+        return self.row.settings.model or self.settings.model
+
+    @property
+    def priority(self) -> str:
+        return self.row.settings.priority or self.settings.priority
+
+    @property
+    def finished(self) -> int:
+        return self.counts.total()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every request has its result."""
+        return self.indexed and self.finished >= self.requests
+
+    def profile_of(self, lane: LaneRow) -> Profile:
+        """What the lane's requests need: their own fields over the job's over the daemon's."""
+        asked = lane.context_length or self.row.settings.context_length or self.settings.context_length
+        return Profile(lane.model or self.model, round_context(asked))
+
+    def priority_of(self, lane: LaneRow) -> str:
+        return lane.priority or self.priority
+
+    def context(self) -> JobContext:
+        """What a worker must know of the job, once."""
+        own = self.row.settings
+        system = own.system_message if own.system_message is not None else self.settings.system_message
+        limit = own.max_response_tokens or self.settings.max_response_tokens
+        return JobContext(self.key, self.row.job, system, self.settings.options | own.options, limit)
+
+    def count(self, outcome: Outcome, requests: int = 1) -> None:
+        """``requests`` more have this outcome."""
+        self.counts[outcome.value] += requests
+        self._rate.add(requests)
+
+    def requests_per_s(self) -> float:
+        """Results per second over the last thirty seconds."""
+        return self._rate.per_s()
+
+    def state(self) -> JobState:
+        return JobState.PUBLISHING if self.publishing else self.row.state
+
+    def response_files(self) -> bool:
+        """Whether each response gets a file of its own."""
+        outbox = self.settings.outbox
+        if outbox.response_files == "auto":
+            return self.requests <= outbox.response_files_limit
+        return outbox.response_files == "always"

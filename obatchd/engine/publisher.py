@@ -1,0 +1,172 @@
+"""Completes the outbox of jobs: response files as results come, the whole at the end, ``summary.json`` last.
+
+A response file is written after its result is committed and before its job's whole.
+Jobs that end together share their flushes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from obatchd import crash_points, log
+from obatchd.engine.responses import ResponseWriter
+from obatchd.engine.vital import Vital
+from obatchd.jobs.model import JobState, Outcome
+from obatchd.jobs.store import DISK_ERRORS, JobRow, Store
+from obatchd.spool.layout import size_bytes
+from obatchd.spool.outbox import JobOutbox, Totals, flush_outboxes
+
+_log = log.get(__name__)
+_TOGETHER = 500
+_RETRY_S = 2.0
+
+
+class Publication(msgspec.Struct):
+    """A job whose requests all have results. ``details`` are the parts of the summary that only the engine knows."""
+
+    row: JobRow
+    outbox: Path
+    directory: Path  # of its input
+    files: bool  # each response gets a file of its own
+    write_responses: bool  # write every response file again, from the store
+    details: Callable[[Totals], dict[str, Any]]
+    status: Callable[[dict[str, Any]], dict[str, Any]]  # the last status.json, from the summary
+
+
+class Publisher:
+    """``on_done`` is told of each job whose ``summary.json`` is durable; ``on_trouble`` of a disk that refuses."""
+
+    def __init__(
+        self,
+        store: Store,
+        responses: ResponseWriter,
+        *,
+        on_done: Callable[[JobRow, dict[str, Any]], None],
+        on_trouble: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self.responses = responses
+        self._on_done = on_done
+        self._on_trouble = on_trouble
+        self._queue: deque[Publication] = deque()
+        self._event = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="publisher")
+        # Its own thread: a status must not wait behind the whole of a large job.
+        self._status_thread = ThreadPoolExecutor(1, thread_name_prefix="status")
+        self._alone = 0  # jobs at the head of the queue to be published one by one
+
+    async def start(self, vital: Vital) -> None:
+        await self.responses.start()
+        self._task = vital.start(self._run(), "publisher")
+
+    async def stop(self) -> None:
+        """Finish what was begun; jobs not yet published are published at the next start."""
+        if self._task is not None:
+            self._task.cancel()
+        await self.responses.stop()
+        await asyncio.to_thread(self._thread.shutdown)
+        await asyncio.to_thread(self._status_thread.shutdown)
+
+    def publish(self, publication: Publication) -> None:
+        self._queue.append(publication)
+        self._event.set()
+
+    def write_status(self, outbox: Path, document: dict[str, Any]) -> None:
+        """Replace a job's ``status.json`` in the background; the next one makes up for a failure."""
+        future = asyncio.get_running_loop().run_in_executor(
+            self._status_thread, JobOutbox(outbox).write_status, document
+        )
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._event.wait()
+            self._event.clear()
+            while self._queue:
+                size = 1 if self._alone else min(_TOGETHER, len(self._queue))
+                batch = [self._queue.popleft() for _ in range(size)]
+                self._alone = max(0, self._alone - size)
+                await self.responses.settle(publication.outbox for publication in batch)
+                try:
+                    summaries = await loop.run_in_executor(self._thread, self._publish, batch)
+                except DISK_ERRORS as error:
+                    # A full or failing disk: the store keeps everything, and the same jobs are tried again. After a
+                    # failed flush the kernel takes what it could not write for clean, so every file is written again.
+                    self.responses.incomplete.update(publication.outbox for publication in batch if publication.files)
+                    self._queue.extendleft(reversed(batch))
+                    _log.error("publish_failed", jobs=len(batch), reason=str(error))
+                    self._on_trouble(f"results cannot be published: {error}")
+                    await asyncio.sleep(_RETRY_S)
+                    continue
+                except Exception:  # noqa: BLE001 - logged; one job that cannot be published must not hold up the others
+                    self._set_apart(batch)
+                    continue
+                self._on_trouble("")
+                for publication, summary in zip(batch, summaries, strict=True):
+                    self._on_done(publication.row, summary)
+
+    def _set_apart(self, batch: list[Publication]) -> None:
+        """After a defect: try the jobs one by one, and leave the one that is to blame for a later start."""
+        if len(batch) > 1:
+            self._queue.extendleft(reversed(batch))
+            self._alone = len(batch)
+        else:
+            _log.exception("job_not_published", job=batch[0].row.job, remedy="its results are safe in the store")
+
+    def _publish(self, batch: list[Publication]) -> list[dict[str, Any]]:
+        boxes = [JobOutbox(publication.outbox) for publication in batch]
+        summaries, unfinished = [], []
+        for publication, box in zip(batch, boxes, strict=True):
+            if (published := box.valid_summary()) is not None:
+                # All else was flushed before it was written; a crash came before the index knew of it.
+                summaries.append(published)
+                continue
+            box.create()
+            responses = publication.write_responses or publication.outbox in self.responses.incomplete
+            totals = box.write_whole(self._store.results(publication.row), responses=responses)
+            self.responses.incomplete.discard(publication.outbox)
+            summary = publication.details(totals)
+            box.write_status(publication.status(summary))
+            summaries.append(summary)
+            unfinished.append((box, summary))
+        crash_points.reach("publish.after_whole")
+        flush_outboxes(boxes)
+        crash_points.reach("publish.after_flush")
+        for box, summary in unfinished:
+            box.write_summary(summary)
+        crash_points.reach("publish.after_summary")
+        flush_outboxes(boxes)
+        finished_s = time.time()
+        kept = ("requests", "succeeded", "failed", "cancelled", "expired", "wall_s")
+        self._store.state.update_many(
+            [
+                (
+                    publication.row.key,
+                    {
+                        "state": JobState.DONE,
+                        "finished_s": finished_s,
+                        "summary": {name: summary[name] for name in kept},
+                        # What the store holds of it is what it wrote.
+                        "kept_bytes": size_bytes(publication.directory) + box.whole_bytes(),
+                    },
+                )
+                for publication, box, summary in zip(batch, boxes, summaries, strict=True)
+            ]
+        )
+        return summaries
+
+
+def outcome_counts(totals: Totals) -> dict[str, int]:
+    """Counts by outcome with every outcome named; they add up to ``requests``."""
+    counts = {outcome.value: totals.outcomes.get(outcome.value, 0) for outcome in Outcome}
+    return {"requests": sum(counts.values()), **counts}

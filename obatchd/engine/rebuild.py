@@ -1,0 +1,91 @@
+"""Rebuilding a lost index of jobs from what lies in the spool.
+
+Segments know the key and id of each job, so results found there are still its results; a valid ``summary.json`` says
+that a job is done. What neither knows is adopted afterwards like any input without an intent. Lost for good is only
+what no file repeats: whether a job was paused or being cancelled, and measured facts, which are measured again.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from obatchd import log
+from obatchd.engine.indexing import Reading
+from obatchd.errors import DropRefused
+from obatchd.jobs.model import JobSettings, JobState
+from obatchd.jobs.store import JobRow, Store
+from obatchd.settings import Settings
+from obatchd.spool import claim
+from obatchd.spool.layout import Layout
+from obatchd.spool.outbox import JobOutbox
+
+_log = log.get(__name__)
+_COUNTS = ("requests", "succeeded", "failed", "cancelled", "expired", "wall_s")
+
+
+def rebuild(store: Store, layout: Layout, settings: Settings) -> None:
+    """Enter every job that segments or the outbox know into the index, all or none.
+
+    Raises:
+        OSError: the disk refuses, or sqlite3.OperationalError does.
+    """
+    known = store.jobs_in_segments()
+    outboxes = {path.name.rpartition(".")[2]: path for path in layout.outbox.iterdir() if path.is_dir()}
+    rows: list[tuple[JobRow, bool]] = []
+    for job in sorted({*known, *outboxes}):
+        row = _row(job, known.get(job, (0, job)), layout, outboxes.get(job))
+        if row is None or (row.state is JobState.RUNNING and job not in known):
+            continue
+        if row.state is JobState.RUNNING:
+            _add_settings(row, layout, settings)
+        rows.append((row, not layout.job_dir(job).exists()))
+    store.state.restore(rows, max((key for key, _ in known.values()), default=0))
+    if rows:
+        done = sum(row.state is JobState.DONE for row, _ in rows)
+        _log.warning("index_rebuilt", jobs=len(rows), done=done)
+
+
+def _row(job: str, place: tuple[int, str], layout: Layout, outbox: Path | None) -> JobRow | None:
+    """The row of a job; None where nothing says what it was."""
+    box = JobOutbox(outbox) if outbox is not None else None
+    summary = box.valid_summary() if box is not None else None
+    told = summary or (box.last_status() if box is not None else None) or {}
+    intent = claim.identify(layout.job_dir(job))
+    if intent is None and summary is None:
+        return None
+    drop: dict[str, Any] = told.get("drop") or {}
+    key, segment = place
+    return JobRow(
+        key=key,
+        job=job,
+        name=intent.name if intent is not None else str(told.get("name", job)).encode(),
+        owner=told.get("owner", intent.owner if intent is not None else 0),
+        kind=intent.kind if intent is not None else "file",
+        size=intent.size if intent is not None else drop.get("size_bytes", 0),
+        state=JobState.DONE if summary is not None else JobState.RUNNING,
+        segment=segment,
+        accepted_s=_seconds(told.get("accepted_at")) or (intent.at_s if intent is not None else 0.0),
+        finished_s=_seconds(summary.get("finished_at")) if summary is not None else None,
+        paused=False,
+        cancelled=False,
+        settings=JobSettings(),
+        notes=told.get("notes", []),
+        digest=drop.get("sha256"),
+        retry_of=told.get("retry_of"),
+        summary={name: summary.get(name, 0) for name in _COUNTS} if summary is not None else None,
+    )
+
+
+def _seconds(instant: str | None) -> float | None:
+    return datetime.fromisoformat(instant).timestamp() if instant else None
+
+
+def _add_settings(row: JobRow, layout: Layout, settings: Settings) -> None:
+    try:
+        columns = Reading(row, layout, settings, lambda size_bytes: None).own_columns()
+    except DropRefused as refusal:
+        columns = {"notes": [*row.notes, f"the job's own settings were lost: {refusal.message}"]}
+    for name, value in columns.items():
+        setattr(row, name, value)

@@ -1,0 +1,177 @@
+"""Results become durable in groups, are told of once, and are never counted for a request that ended otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obatchd.dispatch.dispatcher import Failed, Finished
+from obatchd.engine import committer as committer_module
+from obatchd.engine.committer import Committer
+from obatchd.engine.vital import Vital
+from obatchd.jobs.model import Entry, Outcome
+from obatchd.jobs.store import IndexBatch, JobRow, Store
+from obatchd.spool.ledger import Intent
+
+
+class Rig:
+    """A committer on a real store with one indexed job."""
+
+    def __init__(self, directory: Path) -> None:
+        self.store = Store(directory)
+        self.jobs = [self.accept("a"), self.accept("b", size=50 * 1024**2)]
+        self.committed: list[Finished] = []
+        self.batches = 0
+        self.troubles: list[str] = []
+        self.running: list[Failed] = []
+        segments = {job.key: job.segment for job in self.jobs}
+        self.committer = Committer(
+            self.store,
+            0.001,
+            segment_of=segments.get,
+            unrecorded_starts=self.starts,
+            on_committed=self.on_committed,
+            on_trouble=self.troubles.append,
+        )
+
+    def accept(self, name: str, size: int = 10) -> JobRow:
+        intents = [Intent(name, b"drop.jsonl", 1000, 1, 2, size, "file", 0.0)]
+        self.store.state.add_intents(intents)
+        self.store.state.accept(intents)
+        [job] = self.store.state.find([name])
+        self.store.write_index([IndexBatch(job, [Entry(line, 0, 1, 0) for line in range(1, 11)], True)])
+        return job
+
+    def starts(self) -> list[Failed]:
+        running, self.running = self.running, []
+        return running
+
+    def on_committed(self, batch: Sequence[Finished]) -> None:
+        self.committed += batch
+        self.batches += 1
+
+    def finished(self, line: int, job: int = 0, *, succeeded: bool = True) -> Finished:
+        return Finished(self.jobs[job].key, line, 0, succeeded, b'{"line":%d}' % line, 1.0)
+
+    def stored(self, job: int = 0) -> list[int]:
+        return [line for line, _, _ in self.store.results(self.jobs[job])]
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(committer_module, "_RETRY_S", 0.001)
+    defects: list[str] = []
+    rig = Rig(tmp_path)
+    rig.committer.start(Vital(defects.append, lambda: None))
+    yield rig
+    await rig.committer.stop()
+    rig.store.close()
+    assert defects == []
+
+
+async def test_what_was_given_is_durable_when_it_has_settled(rig: Rig) -> None:
+    for line in (1, 2, 3):
+        rig.committer.finish(rig.finished(line, succeeded=line != 2))
+    await rig.committer.settle(5)
+    assert rig.stored() == [1, 2, 3]
+    assert rig.store.of(rig.jobs[0]).tallies(rig.jobs[0].key) == {"succeeded": 2, "failed": 1}
+    assert [finished.line for finished in rig.committed] == [1, 2, 3]
+    assert rig.committer.backlog == 0
+
+
+async def test_settling_waits_for_what_was_given_and_not_for_what_still_comes(rig: Rig) -> None:
+    stop = asyncio.Event()
+
+    async def never_idle() -> None:
+        line = 1
+        while not stop.is_set():
+            rig.committer.finish(rig.finished(line := line % 10 + 1))
+            await asyncio.sleep(0)
+
+    busy = asyncio.create_task(never_idle())
+    await asyncio.sleep(0.01)
+    began_s = time.monotonic()
+    await rig.committer.settle(5)
+    assert time.monotonic() - began_s < 2
+    stop.set()
+    await busy
+
+
+async def test_attempts_that_run_and_that_failed_ride_along(rig: Rig) -> None:
+    key = rig.jobs[0].key
+    rig.running = [Failed(key, 4, 1, "gpu0", 1.0, "")]
+    rig.committer.fail(Failed(key, 5, 1, "gpu1", 1.0, "crash"))
+    await rig.committer.settle(5)
+    attempts = rig.store.of(rig.jobs[0]).attempts(key)
+    assert [(attempt.line, attempt.server, attempt.fault) for attempt in attempts] == [
+        (4, "gpu0", ""),
+        (5, "gpu1", "crash"),
+    ]
+
+
+async def test_a_request_that_was_ended_meanwhile_is_not_counted_twice(rig: Rig) -> None:
+    job = rig.jobs[0]
+    rig.store.of(job).end_pending(job.key, None, Outcome.CANCELLED, "cancelled", "asked", 3)
+    for line in (2, 3, 4):
+        rig.committer.finish(rig.finished(line))
+    await rig.committer.settle(5)
+    assert [finished.line for finished in rig.committed] == [4]
+    assert rig.store.of(job).tallies(job.key) == {"cancelled": 3, "succeeded": 1}
+
+
+async def test_a_disk_that_refuses_half_of_a_commit_loses_and_doubles_nothing(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = rig.store.of(rig.jobs[1])
+    real, failures = large.write_results, [1, 2]
+
+    def refuse(*arguments: Any) -> Any:
+        if failures:
+            failures.pop()
+            raise sqlite3.OperationalError("database or disk is full")
+        return real(*arguments)
+
+    monkeypatch.setattr(large, "write_results", refuse)
+    rig.committer.finish(rig.finished(1, 0))
+    rig.committer.finish(rig.finished(1, 1))
+    await rig.committer.settle(5)
+    assert sorted(finished.job for finished in rig.committed) == [rig.jobs[0].key, rig.jobs[1].key]
+    assert (rig.stored(0), rig.stored(1)) == ([1], [1])
+    assert rig.store.of(rig.jobs[0]).tallies(rig.jobs[0].key) == {"succeeded": 1}
+    assert rig.troubles[-1] == ""
+    assert rig.troubles[0].startswith("results cannot be written")
+
+
+async def test_what_comes_during_a_commit_goes_together_into_the_next(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, real = threading.Event(), rig.store.write_results
+
+    def slow(*arguments: Any) -> Any:
+        assert go.wait(5)
+        return real(*arguments)
+
+    monkeypatch.setattr(rig.store, "write_results", slow)
+    rig.committer.finish(rig.finished(1))
+    while rig.committer.backlog:
+        await asyncio.sleep(0)
+    for line in range(2, 11):
+        rig.committer.finish(rig.finished(line))
+    go.set()
+    await rig.committer.settle(5)
+    assert rig.stored() == list(range(1, 11))
+    assert rig.batches <= 3
+
+
+async def test_results_of_a_job_that_is_gone_are_dropped(rig: Rig) -> None:
+    rig.committer.finish(Finished(999, 1, 0, True, b"{}", 1.0))
+    rig.committer.finish(rig.finished(1))
+    await rig.committer.settle(5)
+    assert rig.stored() == [1]

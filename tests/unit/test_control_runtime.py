@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from obatchd.control import runtime
+from obatchd.errors import DaemonDownError, SpoolError
+
+
+def test_private_recorded_and_removed(tmp_path: Path) -> None:
+    directory = runtime.create(tmp_path, "u1", environ={"TMPDIR": str(tmp_path)})
+    record = runtime.read_record(tmp_path)
+    assert record.runtime_dir == directory
+    assert (record.pid, record.uuid) == (os.getpid(), "u1")
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [runtime.RECORD]
+    runtime.remove(tmp_path, directory)
+    assert not directory.exists()
+    with pytest.raises(DaemonDownError) as caught:
+        runtime.read_record(tmp_path)
+    assert caught.value.code == "daemon_down"
+
+
+def test_the_users_runtime_directory_comes_first(tmp_path: Path) -> None:
+    environ = {"XDG_RUNTIME_DIR": str(tmp_path)}
+    if len(str(tmp_path)) < 70:
+        assert runtime.create(tmp_path, "u", environ=environ) == tmp_path / "obatchd" / "u"
+
+
+def test_a_long_path_is_passed_over(tmp_path: Path) -> None:
+    spool = tmp_path / ("s" * 150)
+    spool.mkdir()
+    directory = runtime.create(spool, f"test-{os.getpid()}-{tmp_path.name}", environ={"XDG_RUNTIME_DIR": str(spool)})
+    assert len(os.fsencode(directory / runtime.CONTROL_SOCKET)) <= 107
+    assert runtime.read_record(spool).runtime_dir == directory
+    runtime.remove(spool, directory)
+
+
+def test_a_directory_that_others_may_write_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "obatchd").mkdir()
+    (tmp_path / "obatchd").chmod(0o777)
+    monkeypatch.setattr(runtime, "_parents", lambda environ: [tmp_path / "obatchd"])
+    with pytest.raises(SpoolError, match="XDG_RUNTIME_DIR"):
+        runtime.create(tmp_path, "u")
+
+
+def test_a_missing_spool_is_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(DaemonDownError) as caught:
+        runtime.read_record(tmp_path / "nowhere")
+    assert caught.value.code == "no_spool"
+
+
+def test_a_damaged_record_is_explained(tmp_path: Path) -> None:
+    (tmp_path / runtime.RECORD).write_text("{")
+    with pytest.raises(DaemonDownError, match="restart obatchd"):
+        runtime.read_record(tmp_path)

@@ -1,0 +1,158 @@
+"""Requests come from store and input into their lane, each once, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from obatchd.dispatch.dispatcher import INTERRUPTED, Finished, Suspicion
+from obatchd.engine import feeder as feeder_module
+from obatchd.engine.feeder import Feeder, histories
+from obatchd.engine.vital import Vital
+from obatchd.jobs.model import Entry, Profile
+from obatchd.jobs.queue import JobQueue, Lane
+from obatchd.jobs.store import AttemptRow, Segment
+
+SMALL = Profile("small", 4096)
+
+
+class Rig:
+    """A feeder with a real segment and input of one job."""
+
+    def __init__(self, directory: Path) -> None:
+        self.input = directory / "input"
+        self.input.write_bytes(b"")
+        self.segment = Segment(directory / "segment.db")
+        self.queue = JobQueue(lambda lane: self.feeder.fetch(lane))
+        self.finished: list[Finished] = []
+        self.troubles: list[str] = []
+        self.defects: list[str] = []
+        self.suspicion: dict[tuple[int, int], Suspicion] = {}
+        self.woken = asyncio.Event()
+        self.feeder = Feeder(
+            self.queue,
+            lambda job: (lambda: self.segment, self.input),
+            self.finished.append,
+            self.suspicion,
+            self.woken.set,
+            lambda job, reason: self.troubles.append(reason),
+            Vital(self.defects.append, lambda: None),
+        )
+        self.lane = self.queue.add_lane(Lane(1, 0, 1, SMALL, "normal", 0.0))
+        self.lines = 0
+
+    def index(self, count: int) -> int:
+        """``count`` more requests are in input and store; the queue is not told yet."""
+        entries = []
+        with open(self.input, "ab") as file:
+            for line in range(self.lines + 1, self.lines + count + 1):
+                raw = b'{"prompt":"%d"}' % line
+                entries.append(Entry(line, file.tell(), len(raw), zlib.crc32(raw)))
+                file.write(raw + b"\n")
+        self.segment.write_index([(1, "job", entries, False)])
+        self.lines += count
+        return count
+
+    async def take_all(self, expected: int) -> list[int]:
+        """Lines in the order they are taken, until there are as many as expected."""
+        taken: list[int] = []
+        async with asyncio.timeout(10):
+            while len(taken) < expected:
+                self.woken.clear()
+                got = self.queue.take(SMALL, 100)
+                taken += [each.pending.line for each in got]
+                if not got:
+                    await self.woken.wait()
+        return taken
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
+    monkeypatch.setattr(feeder_module, "_RETRY_S", 0.001)
+    rig = Rig(tmp_path)
+    yield rig
+    await rig.feeder.stop()
+    rig.segment.close()
+    assert rig.defects == []
+
+
+async def test_every_request_comes_once_and_in_order(rig: Rig) -> None:
+    rig.queue.extend(rig.lane, rig.index(5000))
+    assert await rig.take_all(5000) == list(range(1, 5001))
+    assert rig.queue.total() == 0
+
+
+async def test_requests_indexed_during_a_reading_are_neither_lost_nor_doubled(rig: Rig) -> None:
+    rig.queue.extend(rig.lane, rig.index(10))
+    told, taken = 10, 0
+    async with asyncio.timeout(10):
+        while taken < 3000:
+            late = rig.index(100) if rig.lines < 3000 else 0  # in the store, and the queue hears of it later
+            got = rig.queue.take(SMALL, 70)
+            assert [each.pending.line for each in got] == list(range(taken + 1, taken + 1 + len(got)))
+            taken += len(got)
+            await asyncio.sleep(0)
+            if late or told < rig.lines:
+                rig.queue.extend(rig.lane, min(100, rig.lines - told))
+                told += min(100, rig.lines - told)
+    while rig.queue.total():  # what the store had too early was counted twice: found out when nothing is left
+        assert rig.queue.take(SMALL, 1) == []
+        await asyncio.sleep(0.001)
+
+
+async def test_bytes_that_changed_fail_and_the_others_run(rig: Rig) -> None:
+    rig.queue.extend(rig.lane, rig.index(5))
+    content = bytearray(rig.input.read_bytes())
+    content[content.index(b'"3"') + 1] = ord("9")
+    rig.input.write_bytes(content)
+    assert await rig.take_all(4) == [1, 2, 4, 5]
+    assert [(finished.line, finished.succeeded) for finished in rig.finished] == [(3, False)]
+    assert b"input_changed" in rig.finished[0].record
+
+
+async def test_an_input_that_cannot_be_read_is_tried_again(rig: Rig) -> None:
+    rig.queue.extend(rig.lane, rig.index(3))
+    away = rig.input.with_name("away")
+    rig.input.rename(away)
+    rig.queue.take(SMALL, 1)
+    async with asyncio.timeout(5):
+        await rig.woken.wait()
+    assert rig.troubles[0].startswith("its input cannot be read")
+    away.rename(rig.input)
+    assert await rig.take_all(3) == [1, 2, 3]
+    assert rig.troubles[-1] == ""
+
+
+async def test_earlier_attempts_are_remembered(rig: Rig) -> None:
+    rig.index(2)
+    known = histories([AttemptRow(1, 2, 1, "gpu0", 0.0, "crash", 2.0), AttemptRow(1, 2, 2, "gpu1", 0.0, "server", 3.0)])
+    rig.feeder.remember(1, known)
+    rig.queue.extend(rig.lane, 2)
+    rig.queue.take(SMALL, 1)
+    async with asyncio.timeout(5):
+        await rig.woken.wait()
+    first, second = [taken.pending for taken in rig.queue.take(SMALL, 2)]
+    assert (first.attempt, first.servers) == (1, [])
+    assert (second.attempt, second.servers, second.spent_s) == (3, ["gpu0", "gpu1"], 5.0)
+    assert rig.suspicion[1, 2] == Suspicion(1, 0)
+    rig.feeder.forget(1)
+    assert rig.suspicion == {}
+
+
+@pytest.mark.parametrize(
+    ("faults", "attempts", "crashes", "alone"),
+    [
+        (["server"], 1, 0, 0),
+        (["crash", "crash_alone"], 2, 2, 1),
+        ([""], 0, 1, 0),  # the daemon was killed meanwhile: perhaps because of it
+        ([INTERRUPTED], 0, 0, 0),  # the daemon was stopped in good order
+    ],
+)
+def test_what_an_attempt_counts_for(faults: list[str], attempts: int, crashes: int, alone: int) -> None:
+    rows = [AttemptRow(1, 5, number, "gpu0", 0.0, fault) for number, fault in enumerate(faults, 1)]
+    history = histories(rows)[5]
+    assert (history.attempts, history.suspicion) == (attempts, Suspicion(crashes, alone))

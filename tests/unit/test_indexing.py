@@ -1,0 +1,285 @@
+"""Reading a claimed drop into the store: in chunks, again after a crash, and when somebody changes it meanwhile."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from obatchd.engine.feeder import read_requests
+from obatchd.engine.indexing import Reading, SubmittedSettings, content_digest, flush_unpacked, late_note
+from obatchd.errors import DropRefused
+from obatchd.jobs.formats import request_file
+from obatchd.jobs.model import JobSettings
+from obatchd.jobs.store import IndexBatch, JobRow, PendingRow, Store
+from obatchd.settings import Settings
+from obatchd.spool.layout import Layout
+from obatchd.spool.ledger import Intent
+
+Accept = Callable[..., JobRow]
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return Layout.open(tmp_path / "spool")
+
+
+@pytest.fixture
+def store(layout: Layout) -> Iterator[Store]:
+    store = Store(layout.work)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def accept(layout: Layout, store: Store) -> Accept:
+    """An accepted drop: of one file's content, or of a folder's files."""
+
+    def accepting(name: str, content: bytes | dict[str, bytes]) -> JobRow:
+        job = f"job-{len(store.state.jobs())}"
+        target = layout.job_dir(job) / "input"
+        target.parent.mkdir()
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        else:
+            target.mkdir()
+            for file, inside in content.items():
+                (target / file).write_bytes(inside)
+        kind, size = ("file", len(content)) if isinstance(content, bytes) else ("folder", 0)
+        store.state.accept([Intent(job, name.encode(), 1000, 1, 2, size, kind, 0.0)])
+        [row] = store.state.find([job])
+        return row
+
+    return accepting
+
+
+def reading(row: JobRow, layout: Layout, check_space: Callable[[int], None] = lambda _: None, **inbox: Any) -> Reading:
+    return Reading(row, layout, Settings.model_validate({"inbox": inbox}), check_space)
+
+
+def prompts(count: int, begin: int = 0) -> list[dict[str, Any]]:
+    return [{"id": f"r{number}", "prompt": f"prompt {number}"} for number in range(begin, begin + count)]
+
+
+def jsonl(requests: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(request).encode() + b"\n" for request in requests)
+
+
+def array_gz(requests: list[dict[str, Any]]) -> bytes:
+    return gzip.compress(json.dumps(requests).encode())
+
+
+def index(store: Store, what: Reading, size: int) -> list[IndexBatch]:
+    """Read to the end in chunks of ``size``."""
+    batches = [what.batch(size)]
+    store.write_index(batches)
+    while not batches[-1].final:
+        batches.append(what.batch(size))
+        store.write_index(batches[-1:])
+    return batches
+
+
+def pending(store: Store, row: JobRow) -> list[PendingRow]:
+    return store.of(row).pending(row.key, 0, 0, 10_000)
+
+
+def input_of(layout: Layout, row: JobRow) -> Path:
+    return layout.job_dir(row.job) / "input"
+
+
+CONTENTS: list[tuple[str, bytes | dict[str, bytes]]] = [
+    ("d.jsonl", jsonl(prompts(50))),
+    ("d.json.gz", array_gz(prompts(50))),
+    ("d", {f"{number:02}.json": json.dumps({"prompt": f"prompt {number}"}).encode() for number in range(50)}),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), CONTENTS)
+def test_chunks_are_whole_and_in_order(
+    store: Store, layout: Layout, accept: Accept, name: str, content: bytes | dict[str, bytes]
+) -> None:
+    row = accept(name, content)
+    batches = index(store, reading(row, layout), 16)
+    assert [len(batch.entries) for batch in batches] == [16, 16, 16, 2]
+    rows = pending(store, row)
+    found, changed = read_requests(request_file(input_of(layout, row)), rows, {})
+    assert [json.loads(request.raw)["prompt"] for request in found] == [f"prompt {number}" for number in range(50)]
+    assert not changed
+
+
+@pytest.mark.parametrize(("name", "content"), CONTENTS)
+def test_a_reading_that_starts_over_adds_nothing_twice(
+    store: Store, layout: Layout, accept: Accept, name: str, content: bytes | dict[str, bytes]
+) -> None:
+    row = accept(name, content)
+    interrupted = reading(row, layout)
+    store.write_index([interrupted.batch(16)])
+    flush_unpacked([interrupted])
+    first = pending(store, row)
+    index(store, reading(row, layout), 20)
+    rows = pending(store, row)
+    assert rows[:16] == first
+    assert [found.line for found in rows] == list(range(1, 51))
+
+
+def test_small_requests_are_at_hand_and_large_ones_stay_in_the_input(
+    store: Store, layout: Layout, accept: Accept
+) -> None:
+    row = accept("d.jsonl", jsonl(prompts(3)))
+    small = reading(row, layout)
+    batch = small.batch(10)
+    [indexed] = store.write_index([batch])
+    assert [request.line for request in small.chunk(batch, indexed).pending[0]] == [1, 2, 3]
+    row = accept("e.jsonl", jsonl([{"prompt": "x" * 20_000}]))
+    large = reading(row, layout)
+    batch = large.batch(10)
+    [indexed] = store.write_index([batch])
+    assert large.chunk(batch, indexed).pending == {}
+
+
+# Somebody writes on.
+
+
+def test_bytes_appended_after_acceptance_are_reported_and_not_run(store: Store, layout: Layout, accept: Accept) -> None:
+    row = accept("d.jsonl", jsonl(prompts(5)))
+    late = jsonl(prompts(2, begin=5))
+    with input_of(layout, row).open("ab") as file:
+        file.write(late)
+    index(store, reading(row, layout), 100)
+    assert [found.id for found in pending(store, row)] == [f"r{number}" for number in range(5)]
+    [note] = late_note(row, layout)
+    assert note.startswith(f"{len(late)} bytes were appended")
+
+
+def test_nothing_is_noted_of_a_drop_left_alone(layout: Layout, accept: Accept) -> None:
+    assert late_note(accept("d.jsonl", jsonl(prompts(5))), layout) == []
+    assert late_note(accept("d", {"a.json": b'{"prompt": "x"}'}), layout) == []
+
+
+def test_requests_whose_bytes_changed_are_found_out(store: Store, layout: Layout, accept: Accept) -> None:
+    row = accept("d.jsonl", jsonl(prompts(5)))
+    index(store, reading(row, layout), 100)
+    path = input_of(layout, row)
+    path.write_bytes(path.read_bytes().replace(b"prompt 2", b"PROMPT 2")[: -len(jsonl(prompts(1)))])
+    found, changed = read_requests(request_file(path), pending(store, row), {})
+    assert [request.line for request in found] == [1, 2, 4]
+    assert [request.line for request in changed] == [3, 5]
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json"])
+def test_a_drop_changed_beyond_recognition_ends_with_what_was_read(
+    store: Store, layout: Layout, accept: Accept, name: str
+) -> None:
+    requests = prompts(50)
+    row = accept(name, jsonl(requests) if name == "d.jsonl" else json.dumps(requests).encode())
+    store.write_index([reading(row, layout).batch(16)])
+    input_of(layout, row).write_bytes(b"")
+    again = reading(row, layout)
+    with pytest.raises(DropRefused) as refused:
+        again.batch(16)
+    rest = again.broken_off(store, refused.value.message)
+    [indexed] = store.write_index([rest])
+    assert (indexed.refused, rest.final) == (1, True)
+    [result] = [json.loads(record) for _, _, record in store.results(row)]
+    assert (result["line"], result["code"]) == (17, "input_changed")
+    assert "is empty" in result["message"]
+    assert len(pending(store, row)) == 16
+
+
+def test_what_is_packed_stays_so_when_the_input_changes(store: Store, layout: Layout, accept: Accept) -> None:
+    """Requests already indexed lie in the unpacked file; a new look at the input must not send anybody elsewhere."""
+    row = accept("d.json", json.dumps(prompts(50)).encode())
+    store.write_index([reading(row, layout).batch(16)])
+    input_of(layout, row).write_bytes(jsonl(prompts(50)))
+    index(store, reading(row, layout), 16)
+    path = request_file(input_of(layout, row))
+    assert path.name == "requests.jsonl"
+    found, changed = read_requests(path, pending(store, row), {})
+    assert [json.loads(request.raw)["id"] for request in found] == [f"r{number}" for number in range(50)]
+    assert not changed
+
+
+# Before the first request.
+
+
+def test_a_full_disk_is_not_blamed_on_the_drop(store: Store, layout: Layout, accept: Accept) -> None:
+    def full(size_bytes: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    row = accept("d.json.gz", array_gz(prompts(50)))
+    with pytest.raises(OSError, match="No space"):
+        reading(row, layout, full).batch(16)
+    index(store, reading(row, layout), 100)
+    assert len(pending(store, row)) == 50
+
+
+def test_a_bad_line_refuses_the_whole_where_that_is_wanted(store: Store, layout: Layout, accept: Accept) -> None:
+    bad = jsonl(prompts(2)) + b"{bad\n" + jsonl(prompts(1, begin=2))
+    with pytest.raises(DropRefused, match="line 3, byte offset") as refused:
+        reading(accept("d.jsonl", bad), layout, on_invalid="fail_file").prepare(store)
+    assert refused.value.code == "invalid_lines"
+    row = accept("e.jsonl", jsonl(prompts(2)))
+    good = reading(row, layout, on_invalid="fail_file")
+    good.prepare(store)
+    index(store, good, 100)
+    assert len(pending(store, row)) == 2
+
+
+def test_the_same_content_is_noted_or_refused(store: Store, layout: Layout, accept: Accept) -> None:
+    first = accept("d.jsonl", jsonl(prompts(2)))
+    store.state.update(first.key, **reading(first, layout).prepare(store))
+    second = accept("other name.jsonl", jsonl(prompts(2)))
+    assert reading(second, layout).prepare(store)["notes"] == [
+        f"duplicate_of {first.job}: an earlier drop had exactly this content"
+    ]
+    with pytest.raises(DropRefused, match=first.job) as refused:
+        reading(second, layout, dedupe="reject").prepare(store)
+    assert refused.value.code == "duplicate"
+
+
+def test_submitted_settings_win_over_those_of_the_folder(store: Store, layout: Layout, accept: Accept) -> None:
+    toml = b'model = "folder"\nsystem_message = "s"\n[ollama_instances]\n"h:1" = 0\n'
+    row = accept("d", {"a.json": b'{"prompt": "x"}', "config.toml": toml})
+    SubmittedSettings(JobSettings(model="submitted"), ["a note"], "old-job").write(layout.job_dir(row.job))
+    changes = reading(row, layout).prepare(store)
+    assert changes["settings"] == JobSettings(model="submitted", system_message="s")
+    assert changes["retry_of"] == "old-job"
+    assert changes["notes"][-1] == "a note"
+    assert any("ollama_instances" in note for note in changes["notes"])
+
+
+@pytest.mark.parametrize("toml", [b"model = ", b'mdoel = "x"'])
+def test_wrong_settings_of_a_folder_refuse_it(store: Store, layout: Layout, accept: Accept, toml: bytes) -> None:
+    row = accept("d", {"a.json": b'{"prompt": "x"}', "job.toml": toml})
+    with pytest.raises(DropRefused, match=r"job\.toml") as refused:
+        reading(row, layout).prepare(store)
+    assert refused.value.code == "job_settings"
+
+
+# The digest.
+
+
+def test_the_digest_of_a_folder_follows_names_and_contents(tmp_path: Path) -> None:
+    def digest(**files: bytes) -> str:
+        folder = tmp_path / f"f{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        return content_digest(folder)
+
+    assert digest(a=b"1", b=b"2") == digest(b=b"2", a=b"1")
+    assert len({digest(a=b"1", b=b"2"), digest(a=b"1"), digest(a=b"2", b=b"1"), digest(a=b"1", c=b"2")}) == 4
+
+
+def test_the_digest_hangs_on_nothing_a_folder_may_hold(tmp_path: Path) -> None:
+    (tmp_path / "f").mkdir()
+    os.mkfifo(tmp_path / "f" / "pipe")
+    (tmp_path / "f" / "link").symlink_to("/dev/zero")
+    (tmp_path / "f" / "closed").write_bytes(b"x")
+    (tmp_path / "f" / "closed").chmod(0)
+    assert len(content_digest(tmp_path / "f")) == 64
