@@ -1,0 +1,238 @@
+"""A stand-in engine behind the real control sockets, for tests of the API and the commands."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from obatchd.control import runtime
+from obatchd.control.api import ControlServer
+from obatchd.control.engine import Submission
+from obatchd.control.submit import SubmitServer
+from obatchd.errors import ConfigError, ControlError, DropRefused, ModelError, NotFoundError
+from obatchd.settings_io import parse_job_settings
+
+OBATCHCTL = Path(sys.executable).with_name("obatchctl")
+
+
+def server(**changes: Any) -> dict[str, Any]:
+    gpu = {
+        "uuid": "GPU-1",
+        "index": 0,
+        "name": "NVIDIA L40S",
+        "utilisation_percent": 97,
+        "memory_used_bytes": 30 * 1024**3,
+        "memory_total_bytes": 48 * 1024**3,
+        "temp_c": 61,
+        "power_w": 301.4,
+    }
+    return {
+        "id": "gpu0",
+        "kind": "managed",
+        "state": "ready",
+        "reason": "",
+        "url": "http://127.0.0.1:1",
+        "gpu": gpu,
+        "loaded": {"model": "llama3", "context_length": 8192},
+        "loading": None,
+        "in_flight": 3,
+        "slots": 4,
+        "tokens_per_s": 123.45,
+        "requests_done": 77,
+        "restarts": 1,
+        "pid": 4711,
+        **changes,
+    }
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    return {
+        "job": "20261122-101112-abcd",
+        "name": "prompts.jsonl",
+        "owner": 0,
+        "state": "running",
+        "paused": False,
+        "model": "llama3",
+        "priority": "normal",
+        "accepted_at": "2026-11-22T10:11:12Z",
+        "finished_at": None,
+        "requests": 10,
+        "indexed": 10,
+        "succeeded": 4,
+        "failed": 1,
+        "cancelled": 0,
+        "expired": 0,
+        "in_flight": 3,
+        "requests_per_s": 2.5,
+        "eta_s": 125.0,
+        "outbox": "/nowhere",
+        "notes": [],
+        **changes,
+    }
+
+
+@dataclass
+class FakeEngine:
+    """Remembers what it was asked, and answers from its attributes."""
+
+    state: str = "running"
+    reasons: list[str] = field(default_factory=list)
+    servers: list[dict[str, Any]] = field(default_factory=lambda: [server()])
+    known: dict[str, dict[str, Any]] = field(default_factory=lambda: {job()["job"]: job()})
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    submitted: list[tuple[Submission, dict[str, bytes]]] = field(default_factory=list)
+    directory: Path = Path()
+    finished_state: str = "done"
+    looked: int = 0  # how often somebody asked for one job
+
+    def status(self) -> dict[str, Any]:
+        return {
+            "schema": 1,
+            "version": "0.1.0",
+            "spool": "/s",
+            "pid": os.getpid(),
+            "started_at": "2026-11-22T10:00:00Z",
+            "state": self.state,
+            "reasons": self.reasons,
+            "servers": self.servers,
+            "gpus": {"state": "ok", "message": ""},
+            "queue": {"requests": 5, "jobs": 1},
+            "inbox": {
+                "settling": 1,
+                "blocked": [{"name": "a\x1b[31m", "reason": "EACCES"}],
+                "refused": 2,
+                "problem": "",
+            },
+            "disk": {"free_bytes": 5 * 1024**3, "free_inodes": 10, "low": False},
+            "pulls": [{"model": "m", "completed_bytes": 1, "total_bytes": 2, "status": "pulling"}],
+            "jobs": list(self.known.values()),
+        }
+
+    def jobs(self, state: str | None, limit: int) -> list[dict[str, Any]]:
+        return [one for one in self.known.values() if state in (None, one["state"])][:limit]
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        self.looked += 1
+        for known, summary in self.known.items():
+            if known.startswith(job_id):
+                return summary
+        raise NotFoundError(f"no job {job_id}")
+
+    async def submit(self, submission: Submission) -> dict[str, Any]:
+        parse_job_settings(submission.settings, "settings")
+        if submission.name == "refuse.json":
+            raise DropRefused("not one of our formats")
+        if submission.name == "crash.json":
+            raise RuntimeError("unexpected")
+        content = await asyncio.to_thread(read_all, submission)
+        self.submitted.append((submission, content))
+        job_id = f"job{len(self.submitted)}"
+        outbox = self.directory / "outbox" / f"{submission.name}.{job_id}"
+        (outbox / "responses").mkdir(parents=True, mode=0o700)
+        (outbox / "responses" / "1.txt").write_text("answer")
+        (outbox / "summary.json").write_text("{}")
+        failed = 1 if submission.name.startswith("bad") else 0
+        over = {"state": self.finished_state, "succeeded": 10 - failed, "failed": failed}
+        self.known[job_id] = job(job=job_id, name=submission.name, outbox=str(outbox), **over)
+        return {"job": job_id, "outbox": str(outbox)}
+
+    async def cancel(self, job_id: str) -> dict[str, Any]:
+        self.calls.append(("cancel", job_id))
+        return self.job(job_id)
+
+    async def retry(self, job_id: str) -> dict[str, Any]:
+        self.calls.append(("retry", job_id))
+        return {**self.job(job_id), "job": "new"}
+
+    async def pause(self, job_id: str | None) -> dict[str, Any]:
+        self.calls.append(("pause", job_id))
+        return {"paused": True}
+
+    async def resume(self, job_id: str | None) -> dict[str, Any]:
+        self.calls.append(("resume", job_id))
+        return {"paused": False}
+
+    async def server_action(self, server_id: str, action: str) -> dict[str, Any]:
+        self.calls.append((action, server_id))
+        return server(id=server_id, state="draining")
+
+    async def drain(self) -> dict[str, Any]:
+        self.calls.append(("drain",))
+        self.state = "draining"
+        asyncio.get_running_loop().call_later(0.2, setattr, self, "state", "drained")
+        return {"state": "draining"}
+
+    async def undrain(self) -> dict[str, Any]:
+        self.state = "running"
+        return {"state": "running"}
+
+    async def models(self) -> list[dict[str, Any]]:
+        return [{"model": "llama3:8b", "size_bytes": 5 * 1024**3, "digest": "sha256:abcdef0123456789"}]
+
+    async def pull_model(self, name: str) -> AsyncIterator[dict[str, Any]]:
+        for done in (1, 2):
+            yield {"model": name, "completed_bytes": done, "total_bytes": 2, "status": "pulling"}
+        if name == "missing":
+            raise ModelError("there is no model missing")
+
+    async def remove_model(self, name: str) -> dict[str, Any]:
+        self.calls.append(("rm", name))
+        return {"model": name}
+
+    async def reload(self) -> dict[str, Any]:
+        if self.state == "degraded":
+            raise ConfigError("obatchd.toml: modle: no such setting")
+        return {"changed": ["model"], "needs_restart": ["servers.slots"]}
+
+
+def read_all(submission: Submission) -> dict[str, bytes]:
+    content: dict[str, bytes] = {}
+    for name, descriptor in submission.files:
+        if name in content:
+            raise ControlError(f"{name} comes twice")
+        with open(descriptor, "rb", closefd=False) as file:
+            content[name] = file.read()
+    return content
+
+
+@contextlib.asynccontextmanager
+async def serving(tmp_path: Path, *, frame_timeout_s: float = 10.0) -> AsyncIterator[tuple[FakeEngine, Path]]:
+    """The control sockets of a stand-in engine, and its spool."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    engine = FakeEngine(directory=tmp_path)
+    directory = runtime.create(spool, uuid.uuid4().hex)
+    control = ControlServer(engine, directory)
+    submit = SubmitServer(engine, directory, frame_timeout_s=frame_timeout_s)
+    await control.start()
+    await submit.start()
+    try:
+        yield engine, spool
+    finally:
+        await submit.stop()
+        await control.stop()
+        runtime.remove(spool, directory)
+
+
+async def obatchctl(spool: Path, *arguments: str | Path, stderr: bool = False) -> tuple[int, str]:
+    """Run the console script; returns its exit code and what it printed."""
+    process = await asyncio.create_subprocess_exec(
+        OBATCHCTL,
+        *map(str, arguments),
+        env={"PATH": os.environ["PATH"], "OBATCH_SPOOL": str(spool), "PYTHONWARNINGS": "error"},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    printed, complaints = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    if "Traceback" in complaints.decode():
+        raise AssertionError(complaints.decode())
+    return process.returncode, (complaints if stderr else printed).decode()

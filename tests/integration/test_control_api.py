@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from control_support import FakeEngine, serving
+
+from obatchd import errors
+from obatchd.control import auth, handover, runtime
+from obatchd.control.client import Client
+
+T = TypeVar("T")
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[tuple[FakeEngine, Path]]:
+    async with serving(tmp_path, frame_timeout_s=5) as both:
+        yield both
+
+
+async def call(function: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+    """The client is synchronous: in a thread, as the server runs in this loop."""
+    return await asyncio.wait_for(asyncio.to_thread(function, *arguments, **keywords), 30)
+
+
+def raw(spool: Path, request: bytes) -> tuple[int, dict[str, Any]]:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(runtime.read_record(spool).runtime_dir / runtime.CONTROL_SOCKET))
+        connection.sendall(request)
+        with http.client.HTTPResponse(connection) as response:
+            response.begin()
+            return response.status, json.loads(response.read())
+
+
+async def test_every_route_reaches_the_engine(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    client = Client(spool)
+    assert (await call(client.get, "ping"))["pid"] == os.getpid()
+    assert (await call(client.get, "status"))["state"] == "running"
+    assert [one["id"] for one in (await call(client.get, "servers"))["servers"]] == ["gpu0"]
+    assert (await call(client.get, "jobs", state="done", limit=5))["jobs"] == []
+    assert (await call(client.get, "jobs/2026"))["name"] == "prompts.jsonl"
+    for path in ("jobs/2026/cancel", "jobs/2026/retry", "jobs/2026/pause", "jobs/2026/resume", "pause", "resume"):
+        await call(client.post, path)
+    for action in ("drain", "resume", "restart"):
+        await call(client.post, f"servers/gpu0/{action}")
+    await call(client.delete, "models/user%2Fmodel:7b")
+    assert engine.calls == [
+        ("cancel", "2026"),
+        ("retry", "2026"),
+        ("pause", "2026"),
+        ("resume", "2026"),
+        ("pause", None),
+        ("resume", None),
+        ("drain", "gpu0"),
+        ("resume", "gpu0"),
+        ("restart", "gpu0"),
+        ("rm", "user/model:7b"),
+    ]
+    assert (await call(client.post, "drain"))["state"] == "draining"
+    assert (await call(client.post, "undrain"))["state"] == "running"
+    assert (await call(client.post, "reload"))["needs_restart"] == ["servers.slots"]
+    assert (await call(client.get, "models"))["models"][0]["model"] == "llama3:8b"
+
+
+async def test_errors_have_code_message_and_status(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    client = Client(spool)
+    with pytest.raises(errors.NotFoundError, match="no job zzz"):
+        await call(client.get, "jobs/zzz")
+    with pytest.raises(errors.ControlError) as caught:
+        await call(client.get, "nothing")
+    assert caught.value.code == "http"
+    engine.state = "degraded"
+    with pytest.raises(errors.ConfigError, match="modle"):
+        await call(client.post, "reload")
+    status, document = await call(raw, spool, b"GET /v1/jobs?limit=x HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, document["error"]["code"]) == (400, "bad_request")
+    status, document = await call(raw, spool, b"PUT /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, document["error"]["code"]) == (405, "http")
+
+
+async def test_a_fault_in_the_engine_is_one_answer(
+    served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, spool = served
+
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr(engine, "status", fail)
+    status, document = await call(raw, spool, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (status, document["error"]["code"]) == (500, "internal")
+    assert "secret" not in document["error"]["message"]
+    assert await call(Client(spool).get, "ping")
+
+
+async def test_health_and_readiness(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    assert (await call(raw, spool, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
+    assert (await call(raw, spool, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
+    engine.servers.clear()
+    assert (await call(raw, spool, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 503
+
+
+async def test_pull_streams_progress_and_ends_with_its_error(served: tuple[FakeEngine, Path]) -> None:
+    _, spool = served
+    client = Client(spool)
+    progress = await call(lambda: list(client.pull("m")))
+    assert [one["completed_bytes"] for one in progress] == [1, 2]
+    with pytest.raises(errors.ControlError, match="no model missing"):
+        await call(lambda: list(client.pull("missing")))
+
+
+async def test_only_the_owner_and_root(served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, spool = served
+    somebody = auth.Peer(1, os.geteuid() + 4321, 1)
+    monkeypatch.setattr(auth, "peer_of", lambda descriptor: somebody)
+    with pytest.raises(errors.ForbiddenError):
+        await call(Client(spool).get, "status")
+    with pytest.raises(errors.ControlError, match="may not use this daemon"):
+        await call(Client(spool).submit, Path(__file__), {})
+    auth.require_owner(auth.Peer(1, 0, 0))
+
+
+async def test_the_sockets_are_private(served: tuple[FakeEngine, Path]) -> None:
+    _, spool = served
+    directory = runtime.read_record(spool).runtime_dir
+    for name in (runtime.CONTROL_SOCKET, runtime.SUBMIT_SOCKET):
+        assert (directory / name).stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_peer_is_known_by_the_kernels_word() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert auth.peer_of(one.fileno()) == (os.getpid(), os.geteuid(), os.getegid())
+
+
+async def test_a_stale_socket_of_a_killed_daemon(tmp_path: Path) -> None:
+    directory = runtime.create(tmp_path, f"stale-{tmp_path.name}")
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(directory / runtime.CONTROL_SOCKET))
+    with pytest.raises(errors.DaemonDownError, match="is not running") as caught:
+        await call(Client(tmp_path).get, "status")
+    assert caught.value.code == "daemon_down"
+    runtime.remove(tmp_path, directory)
+
+
+async def test_a_file_is_submitted_with_its_content_and_settings(
+    served: tuple[FakeEngine, Path], tmp_path: Path
+) -> None:
+    engine, spool = served
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b"x" * 3_000_000)
+    file.chmod(0o600)
+    answer = await call(Client(spool).submit, file, {"model": "m", "options": {"seed": 1}})
+    assert answer["job"] == "job1"
+    submission, content = engine.submitted[0]
+    assert (submission.name, submission.kind, submission.owner) == ("prompts.jsonl", "file", os.geteuid())
+    assert submission.settings == {"model": "m", "options": {"seed": 1}}
+    assert content == {"prompts.jsonl": b"x" * 3_000_000}
+
+
+async def test_a_folder_of_more_files_than_one_batch(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+    engine, spool = served
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    names = [f"{number:04d}.json" for number in range(300)]
+    for name in names:
+        (folder / name).write_text(name)
+    (folder / os.fsdecode(b"caf\xe9.json")).write_text("odd")
+    (folder / ".hidden").write_text("left out")
+    open_before = len(os.listdir("/proc/self/fd"))
+    await call(Client(spool).submit, folder, {})
+    _, content = engine.submitted[0]
+    assert list(content)[:300] == names
+    assert content[os.fsdecode(b"caf\xe9.json")] == b"odd"
+    assert len(content) == 301
+    assert len(os.listdir("/proc/self/fd")) <= open_before
+
+
+async def test_refusals_reach_the_submitter(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+    engine, spool = served
+    client = Client(spool)
+    for name, settings, expected in (
+        ("refuse.json", {}, "not one of our formats"),
+        ("good.json", {"modle": "m"}, "did you mean model"),
+        ("crash.json", {}, "internal error"),
+    ):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(errors.ControlError, match=expected):
+            await call(client.submit, tmp_path / name, settings)
+    assert not engine.submitted
+    assert (await call(client.submit, tmp_path / "good.json", {}))["job"] == "job1"
+
+
+async def test_only_regular_readable_files_are_sent(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+    engine, spool = served
+    folder = tmp_path / "pipes"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.json")
+    with pytest.raises(errors.ControlError, match="not a regular file"):
+        await call(Client(spool).submit, folder, {})
+    (tmp_path / "nested" / "inner").mkdir(parents=True)
+    with pytest.raises(errors.ControlError, match="folder inside the folder"):
+        await call(Client(spool).submit, tmp_path / "nested", {})
+    with pytest.raises(errors.ControlError, match="cannot be read"):
+        await call(Client(spool).submit, tmp_path / "nowhere.json", {})
+    assert not engine.submitted
+
+
+def broken_clients(tmp_path: Path) -> dict[str, Callable[[socket.socket], None]]:
+    """Ways to break the protocol."""
+    header = {"submit": {"name": "a.json", "kind": "file", "settings": {}}}
+    with open(tmp_path / "a.json", "w") as file:
+        file.write("{}")
+
+    def with_header(then: Callable[[socket.socket], None], **changes: Any) -> Callable[[socket.socket], None]:
+        def talk(connection: socket.socket) -> None:
+            handover.send_frame(connection, {"submit": {**header["submit"], **changes}})
+            then(connection)
+
+        return talk
+
+    def files(*names: str, path: Path = tmp_path / "a.json", count: int = 1) -> Callable[[socket.socket], None]:
+        def send(connection: socket.socket) -> None:
+            descriptors = [os.open(path, os.O_RDONLY) for _ in range(count)]
+            try:
+                handover.send_frame(connection, {"files": list(names)}, descriptors)
+            finally:
+                handover.close_all(descriptors)
+
+        return send
+
+    def nothing(connection: socket.socket) -> None:
+        pass
+
+    return {
+        "silence": nothing,
+        "rubbish": lambda connection: connection.sendall(b"GET / HTTP/1.1\r\n\r\n"),
+        "not JSON": lambda connection: connection.sendall(struct.pack("!I", 3) + b"{{{"),
+        "deep JSON": lambda connection: connection.sendall(struct.pack("!I", 100_000) + b"[" * 100_000),
+        "a list": lambda connection: connection.sendall(struct.pack("!I", 2) + b"[]"),
+        "too long": lambda connection: connection.sendall(struct.pack("!I", 2**31) + b"x"),
+        "half a frame": lambda connection: connection.sendall(struct.pack("!I", 100) + b"{"),
+        "another request": lambda connection: handover.send_frame(connection, {"cancel": 1}),
+        "bad kind": with_header(nothing, kind="device"),
+        "bad name": with_header(nothing, name="../a"),
+        "surrogate name": with_header(nothing, name="\ud800"),
+        "bad settings": with_header(nothing, settings=[1]),
+        "gone after the header": with_header(nothing),
+        "no descriptor": with_header(lambda connection: handover.send_frame(connection, {"files": ["a"]})),
+        "too many descriptors": with_header(files("a", count=2)),
+        "a directory": with_header(files("a", path=tmp_path)),
+        "a device": with_header(files("a", path=Path("/dev/zero"))),
+        "an absolute name": with_header(files("/etc/passwd"), kind="folder"),
+        "a name outside": with_header(files("a/../../b"), kind="folder"),
+        "the same name twice": with_header(files("a", "a", count=2), kind="folder"),
+        "a file in a folder": with_header(files("a/b"), kind="folder"),
+        "gone after the first file": with_header(files("a"), kind="folder"),
+    }
+
+
+def misbehave(spool: Path, talk: Callable[[socket.socket], None]) -> dict[str, Any]:
+    """Break the protocol, say no more, and return the daemon's last frame."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(runtime.read_record(spool).runtime_dir / runtime.SUBMIT_SOCKET))
+        talk(connection)
+        connection.shutdown(socket.SHUT_WR)
+        while True:
+            document, _ = handover.receive_frame(connection, 10)
+            if "next" not in document:
+                return document
+
+
+async def test_a_broken_client_harms_nobody(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+    engine, spool = served
+    open_before = len(os.listdir("/proc/self/fd"))
+    for name, talk in broken_clients(tmp_path).items():
+        answer = await call(misbehave, spool, talk)
+        assert answer["error"]["code"] != "internal", name
+    assert not engine.submitted
+    assert (await call(Client(spool).submit, tmp_path / "a.json", {}))["job"] == "job1"
+    assert len(os.listdir("/proc/self/fd")) <= open_before + 1
+
+
+async def test_a_silent_client_is_given_up(tmp_path: Path) -> None:
+    async with serving(tmp_path, frame_timeout_s=0.1) as (_, spool):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(runtime.read_record(spool).runtime_dir / runtime.SUBMIT_SOCKET))
+            answer, _ = await call(handover.receive_frame, connection, 10)
+    assert answer["error"]["code"] == "handover_broken"
+
+
+async def test_a_spool_with_a_long_path(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 150)
+    deep.mkdir()
+    async with serving(deep) as (_, spool):
+        assert (await call(Client(spool).get, "status"))["state"] == "running"

@@ -1,0 +1,362 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from control_support import OBATCHCTL, FakeEngine, obatchctl, serving
+
+OBATCHD = OBATCHCTL.with_name("obatchd")
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[tuple[FakeEngine, Path]]:
+    async with serving(tmp_path) as both:
+        yield both
+
+
+async def as_json(spool: Path, *arguments: str | Path, code: int = 0) -> dict[str, Any]:
+    """The one document a command prints with --json."""
+    exit_code, printed = await obatchctl(spool, *arguments, "--json")
+    assert exit_code == code, printed
+    document: dict[str, Any] = json.loads(printed)
+    assert document["schema"] == 1
+    return document
+
+
+async def test_status_shows_everything_without_colour_when_piped(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    engine.servers.append({**engine.servers[0], "id": "cpu0", "gpu": None, "loaded": None, "slots": None})
+    code, page = await obatchctl(spool, "status")
+    assert code == 0
+    for expected in (
+        "running · obatchd 0.1.0",
+        "0 L40S",
+        "97 %",
+        "30.0/48.0",
+        "61 °C",
+        "301 W",
+        "3/4",
+        "3/?",
+        "123.5",
+        "llama3 (8192)",
+        "5 requests in 1 jobs",
+        "1 settling, 1 blocked, 2 refused",
+        "5.0 GiB free",
+        "pulling",
+        "20261122-101112-abcd",
+        "50 %",
+        "2 min 5 s",
+    ):
+        assert expected in page, expected
+    assert "\x1b" not in page
+
+
+async def test_status_as_json_is_the_engines_document(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    assert await as_json(spool, "status") == engine.status()
+
+
+async def test_status_tells_degraded_by_its_exit_code(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    engine.state, engine.reasons = "degraded", ["server gpu0 is failed: no memory"]
+    code, page = await obatchctl(spool, "status")
+    assert code == 1
+    assert "server gpu0 is failed: no memory" in page
+    await as_json(spool, "status", code=1)
+
+
+async def test_a_daemon_that_is_down_is_one_plain_sentence(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    code, text = await obatchctl(spool, "status", stderr=True)
+    assert code == 3
+    assert f"There is no spool at {spool}" in text
+    spool.mkdir()
+    for command in (["status"], ["jobs"], ["servers"], ["drain"], ["models"], ["submit", __file__]):
+        code, text = await obatchctl(spool, *command, stderr=True)
+        assert code == 3, command
+        assert text.startswith(f"obatchd is not running on {spool}. Start it with: obatchd --spool {spool}")
+        assert text.count("\n") == 1
+    document = await as_json(spool, "status", code=3)
+    assert document["error"]["code"] == "daemon_down"
+
+
+async def test_no_permission_is_exit_code_4(served: tuple[FakeEngine, Path]) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may do everything")
+    _, spool = served
+    (spool / "obatchd.json").chmod(0)
+    assert (await obatchctl(spool, "status"))[0] == 4
+
+
+async def test_usage_errors_are_exit_code_2(tmp_path: Path) -> None:
+    for arguments in (["nothing"], ["job"], ["jobs", "--limit", "0"], ["submit", "/nowhere"], ["--nothing"]):
+        assert (await obatchctl(tmp_path, *arguments))[0] == 2, arguments
+
+
+async def test_watch_prints_again_and_again_until_interrupted(served: tuple[FakeEngine, Path]) -> None:
+    _, spool = served
+    process = await asyncio.create_subprocess_exec(
+        OBATCHCTL, "--spool", spool, "status", "--watch", "--interval", "0.1", "--json", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    for _ in range(3):
+        line = await asyncio.wait_for(process.stdout.readline(), 30)
+        assert json.loads(line)["state"] == "running"
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+
+
+async def test_jobs_and_one_job(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    assert len((await as_json(spool, "jobs"))["jobs"]) == 1
+    assert (await as_json(spool, "jobs", "--state", "done"))["jobs"] == []
+    assert "No jobs." in (await obatchctl(spool, "jobs", "--state", "done"))[1]
+    assert "prompts.jsonl" in (await obatchctl(spool, "jobs"))[1]
+    next(iter(engine.known.values()))["notes"] = ["model \x1b[2Jtaken"]
+    code, text = await obatchctl(spool, "job", "2026")
+    assert code == 0
+    assert "note: model" in text
+    assert "\x1b" not in text
+    code, text = await obatchctl(spool, "job", "zzz", stderr=True)
+    assert (code, text) == (1, "no job zzz\n")
+    assert (await as_json(spool, "job", "zzz", code=1))["error"] == {"code": "not_found", "message": "no job zzz"}
+
+
+async def test_commands_reach_the_engine(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    for arguments in (
+        ["cancel", "2026"],
+        ["retry", "2026"],
+        ["pause"],
+        ["pause", "2026"],
+        ["resume", "2026"],
+        ["resume"],
+        ["servers", "drain", "gpu0"],
+        ["servers", "resume", "gpu0"],
+        ["servers", "restart", "gpu0"],
+        ["models", "rm", "user/model:7b"],
+    ):
+        assert (await obatchctl(spool, *arguments))[0] == 0, arguments
+    assert engine.calls == [
+        ("cancel", "2026"),
+        ("retry", "2026"),
+        ("pause", None),
+        ("pause", "2026"),
+        ("resume", "2026"),
+        ("resume", None),
+        ("drain", "gpu0"),
+        ("resume", "gpu0"),
+        ("restart", "gpu0"),
+        ("rm", "user/model:7b"),
+    ]
+
+
+async def test_servers_and_models(served: tuple[FakeEngine, Path]) -> None:
+    _, spool = served
+    for arguments in (["servers"], ["servers", "list"]):
+        assert "gpu0" in (await obatchctl(spool, *arguments))[1]
+        assert (await as_json(spool, *arguments))["servers"][0]["id"] == "gpu0"
+    for arguments in (["models"], ["models", "list"]):
+        assert "llama3:8b" in (await obatchctl(spool, *arguments))[1]
+    assert (await as_json(spool, "models", "pull", "m"))["completed_bytes"] == 2
+    code, text = await obatchctl(spool, "models", "pull", "missing", stderr=True)
+    assert (code, text) == (1, "there is no model missing\n")
+
+
+async def test_drain_waits_until_it_is_safe_to_reboot(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    assert (await obatchctl(spool, "drain", "--wait")) == (0, "Drained: safe to reboot.\n")
+    assert engine.state == "drained"
+    assert (await obatchctl(spool, "undrain"))[0] == 0
+    assert engine.state == "running"
+
+
+async def test_reload_tells_what_needs_a_restart(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    code, text = await obatchctl(spool, "reload")
+    assert code == 0
+    assert "Changed: model" in text
+    assert "Needs a restart of the daemon: servers.slots" in text
+    engine.state = "degraded"
+    assert (await obatchctl(spool, "reload", stderr=True)) == (78, "obatchd.toml: modle: no such setting\n")
+
+
+async def test_submit_wait_and_fetch(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+    engine, spool = served
+    for name in ("one.jsonl", "two.jsonl"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "job.toml").write_text('model = "m"\npriority = "low"\n[ollama_instances]\n"h:1" = 0\n')
+    arguments = ["--config", tmp_path / "job.toml", "--model", "n", "--output-dir", tmp_path / "results"]
+    code, text = await obatchctl(spool, "submit", tmp_path / "one.jsonl", tmp_path / "two.jsonl", *arguments)
+    assert code == 0, text
+    assert text.startswith("job1  ")
+    assert [content for _, content in engine.submitted] == [
+        {"one.jsonl": b"one.jsonl"},
+        {"two.jsonl": b"two.jsonl"},
+    ]
+    assert engine.submitted[0][0].settings == {"model": "n", "priority": "low"}
+    fetched = tmp_path / "results" / "one.jsonl.job1"
+    assert (fetched / "responses" / "1.txt").read_text() == "answer"
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["one.jsonl.job1", "two.jsonl.job2"]
+
+
+async def test_submit_answers_with_one_document(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text("x")
+    document = await as_json(served[1], "submit", tmp_path / "one.jsonl")
+    assert [job["job"] for job in document["jobs"]] == ["job1"]
+    document = await as_json(served[1], "submit", tmp_path / "one.jsonl", "--output-dir", tmp_path / "r")
+    assert Path(document["jobs"][0]["copied_to"]) == tmp_path / "r" / "one.jsonl.job2"
+
+
+async def test_a_failed_request_or_a_refused_drop_is_exit_code_1(
+    served: tuple[FakeEngine, Path], tmp_path: Path
+) -> None:
+    for name in ("bad.jsonl", "refuse.json", "good.jsonl"):
+        (tmp_path / name).write_text("x")
+    assert (await obatchctl(served[1], "submit", tmp_path / "bad.jsonl", "--wait"))[0] == 1
+    document = await as_json(served[1], "submit", tmp_path / "refuse.json", tmp_path / "good.jsonl", code=1)
+    assert [job["job"] for job in document["jobs"]] == ["job2"]
+    assert document["refused"][0]["error"]["message"] == "not one of our formats"
+    code, text = await obatchctl(served[1], "submit", tmp_path / "refuse.json", stderr=True)
+    assert (code, text) == (1, f"{tmp_path / 'refuse.json'} was not accepted: not one of our formats\n")
+
+
+async def test_wrong_job_settings_stop_before_anything_is_sent(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+    (tmp_path / "job.toml").write_text('modle = "m"\n')
+    code, text = await obatchctl(served[1], "submit", __file__, "--config", tmp_path / "job.toml", stderr=True)
+    assert code == 78
+    assert "did you mean model?" in text
+    assert not served[0].submitted
+
+
+async def test_an_interrupted_wait_says_that_the_work_goes_on(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+    engine, spool = served
+    engine.finished_state = "running"
+    process = await asyncio.create_subprocess_exec(
+        OBATCHCTL, "--spool", spool, "submit", "--wait", __file__,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    await asyncio.wait_for(process.stdout.readline(), 30)
+    await until(lambda: engine.looked > 0)
+    process.send_signal(signal.SIGINT)
+    _, complaints = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 130
+    assert b"The work goes on" in complaints
+
+
+async def until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_config_check_show_and_init(tmp_path: Path) -> None:
+    good, wrong = tmp_path / "good.toml", tmp_path / "wrong.toml"
+    assert (await obatchctl(tmp_path, "config", "init", good))[0] == 0
+    assert (await obatchctl(tmp_path, "config", "init", good, stderr=True))[0] == 1
+    assert (await obatchctl(tmp_path, "config", "check", good)) == (0, f"{good}: good\n")
+    assert "[inbox]" in (await obatchctl(tmp_path, "config", "init"))[1]
+    wrong.write_text("[inbox]\nsettle = 3\n")
+    code, text = await obatchctl(tmp_path, "config", "check", wrong, stderr=True)
+    assert (code, text) == (78, f"{wrong}: inbox.settle: no such setting; did you mean inbox.settle_s?\n")
+    wrong.write_text("[inbox]\nsettle_s = 3\n")
+    document = await as_json(tmp_path, "config", "show", wrong)
+    assert document["settings"]["inbox.settle_s"] == 3
+    assert document["origin"] == {"inbox.settle_s": str(wrong)}
+    assert tomllib.loads((await obatchctl(tmp_path, "config", "show", wrong))[1])["inbox"]["settle_s"] == 3
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+async def test_completion(tmp_path: Path, shell: str) -> None:
+    code, text = await obatchctl(tmp_path, "completion", shell)
+    assert code == 0
+    assert "_OBATCHCTL_COMPLETE" in text
+
+
+async def test_every_command_has_help_and_json(tmp_path: Path) -> None:
+    _, text = await obatchctl(tmp_path, "--help")
+    commands = [line.split()[0] for line in text.partition("Commands:")[2].splitlines() if line.strip()]
+    assert len(commands) == 16
+    for command in commands:
+        code, text = await obatchctl(tmp_path, command, "--help")
+        assert code == 0
+        assert "--json" in text, command
+
+
+async def test_status_fits_a_terminal_and_has_colours_there(served: tuple[FakeEngine, Path]) -> None:
+    _, spool = served
+    leader, follower = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": "100"}
+    process = await asyncio.create_subprocess_exec(
+        OBATCHCTL, "--spool", spool, "status", stdout=follower, stderr=follower, env=environment
+    )
+    os.close(follower)
+    printed = await asyncio.to_thread(read_terminal, leader)
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+    assert "\x1b[" in printed
+    assert "gpu0" in printed
+
+
+def read_terminal(descriptor: int) -> str:
+    data = b""
+    try:
+        while part := os.read(descriptor, 65536):
+            data += part
+    except OSError:  # EIO: the other end is closed
+        pass
+    os.close(descriptor)
+    return data.decode()
+
+
+async def test_status_starts_quickly_and_imports_nothing_heavy(served: tuple[FakeEngine, Path]) -> None:
+    """The wall time is measured, not judged, where cores are shared; what it depends on is judged."""
+    _, spool = served
+    program = (
+        "import sys\nfrom obatchd.cli.obatchctl import main\n"
+        "try:\n    main(['status'])\nfinally:\n    print(*sorted(sys.modules), file=sys.stderr)\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, env={"PATH": "", "OBATCH_SPOOL": str(spool)},
+        stdout=subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, modules = await asyncio.wait_for(process.communicate(), 30)
+    heavy = {
+        "aiohttp",
+        "pydantic",
+        "ollama",
+        "asyncio",
+        "msgspec",
+        "uvloop",
+        "httpx",
+        "pynvml",
+        "psutil",
+        "typing_extensions",
+    }
+    assert heavy & set(modules.decode().split()) == set()
+
+
+async def test_obatchd_refuses_a_wrong_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "obatchd.toml"
+    file.write_text('modle = "x"\n[servers]\nslots = 0\n')
+    process = await asyncio.create_subprocess_exec(
+        OBATCHD, "--config", file, "--spool", tmp_path / "spool", stderr=asyncio.subprocess.PIPE
+    )
+    _, complaints = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 78
+    assert f"{file}: modle: no such setting; did you mean model?" in complaints.decode()
+    assert 'servers.slots: must be "auto" or an integer from 1 to 64' in complaints.decode()
+    assert not (tmp_path / "spool").exists()

@@ -1,0 +1,274 @@
+"""Signals, kills and restarts of the running daemon: nothing is lost, nothing is done twice, nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from daemon_support import BIN, Daemon, alive, ask_server, free_ports, kill_server, prompts, wait_for
+
+Start = Callable[..., Daemon]
+STEADY: dict[str, Any] = {"service_s": {"kind": "fixed", "value": 0.1}}
+
+
+def under_way(d: Daemon, name: str, at_least: int = 4) -> None:
+    """Wait until some requests of a job are answered and others are not."""
+    job = d.job(name)
+    wait_for(lambda: sum(s["requests_done"] for s in d.servers()) >= at_least, 10, "some answers")
+    assert not (job.directory / "summary.json").exists()
+
+
+def gone(parts: list[psutil.Process], within_s: float = 2.0) -> None:
+    """Every one of these processes ends soon."""
+    _, left = psutil.wait_procs(parts, timeout=within_s)
+    assert not [part for part in left if alive(part.pid)], left
+
+
+def test_a_killed_server_comes_back_and_nothing_is_lost(daemon: Start) -> None:
+    d = daemon(simulator=STEADY)
+    asked = prompts(100)
+    d.drop("job.jsonl", asked)
+    under_way(d, "job.jsonl")
+    victim = d.servers()[0]
+    [runner] = ask_server(victim["url"], "/simulator/state")["runners"]
+    kill_server(victim)
+    wait_for(lambda: not alive(victim["pid"]) and not alive(runner), 3, "serve and its runner are gone")
+    summary = d.done("job.jsonl").check(asked)
+    wait_for(lambda: d.servers()[0]["state"] == "ready", 10, "the server is back")
+    back = d.servers()[0]
+    assert (back["restarts"], back["pid"] != victim["pid"]) == (1, True)
+    assert set(summary["servers"]) == {"gpu0", "gpu1"}
+
+
+def test_a_killed_runner_costs_nothing_but_a_reload(daemon: Start) -> None:
+    d = daemon(simulator=STEADY)
+    asked = prompts(80)
+    d.drop("job.jsonl", asked)
+    under_way(d, "job.jsonl")
+    [runner] = d.seen()[1]["runners"]
+    os.kill(runner, signal.SIGKILL)
+    d.done("job.jsonl").check(asked)
+    assert len(d.seen()[1]["loads"]) == 2
+
+
+def test_a_killed_worker_comes_back_and_nothing_is_lost(daemon: Start) -> None:
+    d = daemon(simulator=STEADY)
+    asked = prompts(100)
+    d.drop("job.jsonl", asked)
+    under_way(d, "job.jsonl")
+    victim = d.servers()[0]
+    os.kill(victim["worker_pid"], signal.SIGKILL)
+    d.done("job.jsonl").check(asked)
+    now = d.servers()[0]
+    assert now["worker_pid"] not in (None, victim["worker_pid"])
+    assert (now["pid"], now["restarts"]) == (victim["pid"], 0)
+
+
+def test_sigterm_in_the_middle_of_a_job_and_on_again(daemon: Start) -> None:
+    d = daemon(simulator=STEADY)
+    asked = prompts(80)
+    d.drop("job.jsonl", asked)
+    under_way(d, "job.jsonl")
+    parts = d.parts()
+    assert d.stop() == 0
+    gone(parts, 0.5)
+    assert not list(d.outbox.glob("*/summary.json"))
+    log = d.log()
+    assert "attempt_failed" not in log  # what was in flight was answered
+    d.drop("meanwhile.jsonl", prompts(3))
+    d.start()
+    d.done("job.jsonl").check(asked)
+    d.done("meanwhile.jsonl").check()
+    assert all(r["attempts"] == 1 for r in d.job("job.jsonl").results)
+
+
+def test_ctrl_c_reaches_the_whole_group_and_drains(daemon: Start) -> None:
+    d = daemon(simulator={"service_s": {"kind": "fixed", "value": 0.6}})
+    d.drop("job.jsonl", prompts(40))
+    wait_for(lambda: all(s["in_flight"] == 4 for s in d.servers()), 10, "every slot is in use")
+    before = sum(s["served"] for s in d.seen())
+    parts = d.parts()
+    os.killpg(d.pid, signal.SIGINT)
+    assert d.process is not None
+    assert d.process.wait(10) == 0
+    gone(parts, 0.5)
+    assert "attempt_failed" not in d.log()
+    assert d.servers_alive() == []
+    d.start()
+    # What was in flight when Ctrl-C came was answered then and is not asked again.
+    wait_for(lambda: d.client.get("jobs")["jobs"][0]["succeeded"] >= before + 8, 10, "answers before Ctrl-C count")
+    d.done("job.jsonl").check()
+    assert all(r["attempts"] == 1 for r in d.job("job.jsonl").results)
+
+
+def test_a_second_sigterm_does_not_wait(daemon: Start) -> None:
+    d = daemon({"drain_s": 60}, simulator={"service_s": {"kind": "fixed", "value": 30}})
+    d.drop("job.jsonl", prompts(8))
+    wait_for(lambda: sum(s["in_flight"] for s in d.servers()) == 8, 10, "all in flight")
+    assert d.process is not None
+    d.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: d.events("stop_asked"), 5, "the daemon drains")
+    assert d.process.poll() is None
+    begun_s = time.monotonic()
+    assert d.stop() == 0
+    assert time.monotonic() - begun_s < 5
+    assert d.servers_alive() == []
+    d.simulator = {}
+    d.start()
+    d.done("job.jsonl").check()
+
+
+def test_a_killed_daemon_leaves_only_servers_and_the_next_finishes(daemon: Start) -> None:
+    d = daemon(simulator=STEADY)
+    asked, folder = prompts(60), {f"f{i:02}.json": json.dumps({"prompt": f"file {i}"}).encode() for i in range(20)}
+    d.drop_all({"job.jsonl": b"".join(json.dumps(r).encode() + b"\n" for r in asked), "folder": folder})
+    under_way(d, "job.jsonl")
+    parts = d.kill()
+    assert len(parts) >= 5  # probe, forkserver, resource tracker, workers
+    gone(parts)
+    orphans = d.servers_alive()
+    assert orphans  # runners; a server ends when it writes to its log, which nobody reads any more
+    down = d.control("status")
+    assert down.returncode == 3
+    d.start()
+    wait_for(lambda: not any(alive(orphan.pid) for orphan in orphans), 5, "orphans are swept")
+    d.done("job.jsonl").check(asked)
+    d.done("folder").check({f"f{i:02}": f"file {i}" for i in range(20)})
+    assert d.stop() == 0
+    assert d.servers_alive() == []
+
+
+def test_a_second_daemon_on_the_same_spool_is_turned_away(daemon: Start) -> None:
+    d = daemon()
+    command = [BIN / "obatchd", "--config", d.config_file, "--spool", d.spool]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert second.returncode == 1
+    assert f"pid {d.pid}" in second.stderr
+    assert "status" in second.stderr
+    d.drop("job.jsonl", prompts(3))
+    d.done("job.jsonl").check()
+
+
+def test_a_spool_with_a_path_of_150_characters(make_daemon: Start, tmp_path: Path) -> None:
+    spool = tmp_path
+    while len(str(spool)) < 130:
+        spool /= "long-directory-name"[: max(1, 149 - len(str(spool)))]
+    spool /= "x" * (149 - len(str(spool)))
+    assert len(str(spool)) >= 150
+    spool.parent.mkdir(parents=True)
+    d = make_daemon(spool=spool).start().ready()
+    d.drop("job.jsonl", prompts(3))
+    d.done("job.jsonl").check()
+    assert d.control("status").returncode == 0
+
+
+def test_a_port_in_use_is_named_and_the_other_server_works(make_daemon: Start) -> None:
+    first = free_ports(2)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", first))
+        holder.listen()
+        d = make_daemon({"servers": {"base_port": first}}).start()
+        d.drop("job.jsonl", prompts(6))
+        d.done("job.jsonl").check()
+        status = d.status()
+        assert status["state"] == "degraded"
+        assert any(str(first) in reason and "base_port" in reason for reason in status["reasons"])
+        assert d.control("status").returncode == 1
+    wait_for(lambda: d.servers()[0]["state"] == "ready", 10, "the port is free, the server comes")
+
+
+def run(d: Daemon, **variables: str) -> tuple[int, str]:
+    """Start a daemon that should refuse; its exit code and what it said."""
+    process = d.launch(**variables)
+    return process.wait(20), d.log()
+
+
+def test_a_wrong_key_is_explained(make_daemon: Start) -> None:
+    d = make_daemon('modle = "tiny"\n[servers]\nslots = "many"\n')
+    code, said = run(d)
+    assert code == 78
+    assert str(d.config_file) in said
+    assert "modle" in said
+    assert "model" in said
+    assert "servers.slots" in said
+
+
+def test_no_ollama_binary_is_explained(make_daemon: Start) -> None:
+    d = make_daemon('model = "tiny"\n[gpus]\nuse = "all"\n[servers]\nollama = "no-such-ollama"\n')
+    code, said = run(d)
+    assert code == 1
+    assert "no-such-ollama" in said
+    assert "servers.ollama" in said
+
+
+def test_a_spool_that_is_no_directory_is_explained(make_daemon: Start) -> None:
+    d = make_daemon()
+    d.spool.mkdir()
+    d.inbox.write_text("")
+    code, said = run(d)
+    assert code == 1
+    assert str(d.inbox) in said
+
+
+def test_an_inbox_that_goes_away_is_told_and_may_come_back(daemon: Start) -> None:
+    d = daemon()
+    os.rename(d.inbox, d.spool / "moved")
+    wait_for(lambda: str(d.inbox) in d.status()["inbox"]["problem"], 5, "the problem is shown")
+    assert d.status()["state"] == "degraded"
+    os.rename(d.spool / "moved", d.inbox)
+    wait_for(lambda: not d.status()["inbox"]["problem"], 5, "the problem is over")
+    d.drop("job.jsonl", prompts(3))
+    d.done("job.jsonl").check()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("options", ["size=1m", "size=1m,ro"])
+def test_an_inbox_on_another_file_system_is_explained(make_daemon: Start, options: str) -> None:
+    d = make_daemon()
+    d.inbox.mkdir(parents=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", d.inbox], capture_output=True, check=False)
+    if mount.returncode:
+        pytest.skip("may not mount")
+    try:
+        code, said = run(d)
+    finally:
+        subprocess.run(["umount", d.inbox], check=True)
+    assert code == 1
+    assert str(d.inbox) in said
+    assert ("read-only" if "ro" in options else "file system") in said
+
+
+def test_a_sighup_during_the_start_is_kept_for_later(make_daemon: Callable[..., Daemon]) -> None:
+    d = make_daemon().start()
+    wait_for(lambda: d.events("starting"), 10, "starting")
+    assert d.process is not None
+    d.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: d.events("reloaded"), 20, "reloaded")
+    assert d.log().index("event=ready") < d.log().index("event=reloaded")
+
+
+def test_sighup_reloads_what_can_be_reloaded(daemon: Start) -> None:
+    d = daemon()
+    d.configure({"model": "simulated", "servers": {"slots": 2}})
+    assert d.process is not None
+    d.process.send_signal(signal.SIGHUP)
+    [line] = wait_for(lambda: d.events("reloaded"), 5, "reloaded")
+    assert "changed=model" in line
+    assert "needs_restart=servers.slots" in line
+    d.drop("job.jsonl", prompts(3))
+    job = d.done("job.jsonl")
+    job.check()
+    assert {r["model"] for r in job.results} == {"simulated"}
+    d.config_file.write_text("modle = 3\n")
+    d.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: d.events("reload_refused"), 5, "the wrong file is refused")
+    assert d.status()["state"] == "running"
