@@ -1,0 +1,58 @@
+"""What it costs to do nothing, and how long ``obatchctl status`` takes.
+
+    python bench/idle.py [--seconds 30]
+
+Eight simulated GPUs are watched and nothing is dropped: CPU time of main, forkserver, workers, probe and response
+writer together, as a share of one core. ``obatchctl status``: median wall time of twenty calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+
+import psutil
+from harness import BIN, Daemon, finish, table, workplace
+
+from obatchd.servers.environment import SERVER_MARK
+
+
+def ours(main: psutil.Process) -> list[psutil.Process]:
+    """Main and everything below it that is not a server."""
+    return [main, *(p for p in main.children(recursive=True) if SERVER_MARK not in p.environ())]
+
+
+def cpu_s(processes: list[psutil.Process]) -> float:
+    times = [process.cpu_times() for process in processes]
+    return sum(t.user + t.system for t in times)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=30)
+    arguments = parser.parse_args()
+    config = {"model": "tiny", "gpus": {"use": "simulated:8"}, "servers": {"slots": 4, "stagger_s": 0}}
+    with workplace() as directory, Daemon(directory, {**config, "log_level": "warning"}) as daemon:
+        daemon.start()
+        time.sleep(3)  # what follows is a measurement over time: start-up must be over
+        processes = ours(daemon.main)
+        before_s, begun_s = cpu_s(processes), time.perf_counter()
+        time.sleep(arguments.seconds)
+        idle_percent = 100 * (cpu_s(processes) - before_s) / (time.perf_counter() - begun_s)
+        walls_ms = []
+        for _ in range(20):
+            at_s = time.perf_counter()
+            subprocess.run(
+                [BIN / "obatchctl", "--spool", daemon.spool, "status"], check=True, stdout=subprocess.DEVNULL
+            )
+            walls_ms.append((time.perf_counter() - at_s) * 1000)
+    figures = {"idle_percent_of_a_core": idle_percent, "status_ms": statistics.median(walls_ms)}
+    table("nothing to do, 8 simulated GPUs", [(name, f"{value:.2f}") for name, value in figures.items()])
+    return finish("idle", figures, {"idle_percent_of_a_core": ("<=", 1.0), "status_ms": ("<=", 150.0)})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""How much of the servers' slot time is used while anything waits, and how the makespan compares with the best order.
+
+    python bench/occupancy.py [--prompts 2000] [--mean-s 1.0 0.05]
+
+8 stand-in servers × 4 slots; service times are log-normal with sigma 1.5. Measured from the servers' side. Busy slot
+time ÷ (slots × time) counts from the first dispatch until the last request has got a slot. The makespan is compared
+with an ideal greedy scheduler on the same service times in the same order. Also with one server three times slower, and
+with one that dies in the middle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import os
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from harness import Daemon, finish, table, wait_for, workplace
+
+from obatchd.simulator.answers import digest
+from obatchd.simulator.config import Distribution
+
+SERVERS, SLOTS, SLOW_FACTOR = 8, 4, 3.0
+
+
+def ideal_makespan_s(services_s: list[float], factors: list[float]) -> float:
+    """Each request in order goes to the slot that is free first; ``factors`` is one per slot."""
+    free = [(0.0, index) for index in range(len(factors))]
+    heapq.heapify(free)
+    end_s = 0.0
+    for service_s in services_s:
+        at_s, index = heapq.heappop(free)
+        done_s = at_s + service_s * factors[index]
+        end_s = max(end_s, done_s)
+        heapq.heappush(free, (done_s, index))
+    return end_s
+
+
+def ask(url: str, path: str, body: Any = None) -> Any:
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url + path, data), timeout=10) as response:
+        return json.load(response)
+
+
+def run(directory: Path, mean_s: float, count: int, trouble: str = "") -> dict[str, float]:
+    """One run; ``trouble`` is empty, ``slow`` or ``dies``."""
+    directory.mkdir()
+    service = {"kind": "lognormal", "mean": mean_s, "sigma": 1.5}
+    drawn = Distribution("lognormal", mean=mean_s, sigma=1.5)
+    prompts = [f"occupancy {mean_s} prompt {i}" for i in range(count)]
+    services_s = [drawn.draw(digest(prompt)) for prompt in prompts]
+    config = {
+        "model": "tiny",
+        "gpus": {"use": f"simulated:{SERVERS}", "poll_s": 5},
+        "servers": {"slots": SLOTS, "stagger_s": 0, "backoff_max_s": 1},
+        "log_level": "warning",
+    }
+    with Daemon(directory, config, {"service_s": service}) as daemon:
+        daemon.start()
+        warm = directory / "warm.jsonl"
+        warm.write_text("".join(json.dumps({"prompt": f"warm {i}"}) + "\n" for i in range(SERVERS * SLOTS * 4)))
+        os.rename(warm, daemon.inbox / "warm.jsonl")
+        wait_for(lambda: list(daemon.outbox.glob("warm.*/summary.json")), 120, "the servers are warm", 0.05)
+        urls = [server["url"] for server in daemon.status()["servers"]]
+        if trouble == "slow":
+            ask(urls[0], "/simulator/faults", [{"kind": "slow", "factor": SLOW_FACTOR}])
+        if trouble == "dies":
+            ask(urls[0], "/simulator/faults", [{"kind": "crash", "at": count // SERVERS // 2}])
+        drop = directory / "job.jsonl"
+        drop.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+        os.rename(drop, daemon.inbox / "job.jsonl")
+        wait_for(lambda: list(daemon.outbox.glob("job.*/summary.json")), 900, "the job is done", 0.05)
+        [summary] = daemon.outbox.glob("job.*/summary.json")
+        if json.loads(summary.read_bytes())["succeeded"] != count:
+            raise SystemExit("not every request succeeded")
+        seen = [ask(url, "/simulator/requests")["requests"] for url in urls]
+    return measure(seen, prompts, services_s, trouble)
+
+
+def measure(seen: list[Any], prompts: list[str], services_s: list[float], trouble: str) -> dict[str, float]:
+    """Occupancy and makespan ratio from what the servers recorded."""
+    time_of = {digest(prompt): service_s for prompt, service_s in zip(prompts, services_s, strict=True)}
+    spans = []
+    for index, requests in enumerate(seen):
+        factor = SLOW_FACTOR if trouble == "slow" and index == 0 else 1.0
+        spans += [(r["at_s"], r["at_s"] + time_of[r["digest"]] * factor) for r in requests if r["digest"] in time_of]
+    begun_s = min(start for start, _ in spans)
+    empty_s = max(start for start, _ in spans)
+    end_s = max(end for _, end in spans)
+    busy_s = sum(min(end, empty_s) - start for start, end in spans)
+    factors = [SLOW_FACTOR if trouble == "slow" and i < SLOTS else 1.0 for i in range(SERVERS * SLOTS)]
+    return {
+        "occupancy": busy_s / (SERVERS * SLOTS * (empty_s - begun_s)),
+        "makespan_ratio": (end_s - begun_s) / ideal_makespan_s(services_s, factors),
+        "makespan_s": end_s - begun_s,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--prompts", type=int, default=2000)
+    parser.add_argument("--mean-s", type=float, nargs="+", default=[1.0, 0.05])
+    parser.add_argument("--no-trouble", action="store_true", help="leave out the slow and the dying server")
+    arguments = parser.parse_args()
+    figures: dict[str, float] = {}
+    goals: dict[str, tuple[str, float]] = {}
+    with workplace() as directory:
+        for mean_s in arguments.mean_s:
+            name = f"{mean_s:g}s"
+            result = run(directory / name, mean_s, arguments.prompts)
+            figures |= {f"occupancy_{name}": result["occupancy"], f"makespan_ratio_{name}": result["makespan_ratio"]}
+            goals[f"occupancy_{name}"] = (">=", 0.99 if mean_s >= 1 else 0.97)
+            goals[f"makespan_ratio_{name}"] = ("<=", 1.02)
+        for trouble in () if arguments.no_trouble else ("slow", "dies"):
+            result = run(directory / trouble, 0.2, arguments.prompts, trouble)
+            figures |= {
+                f"occupancy_{trouble}": result["occupancy"],
+                f"makespan_ratio_{trouble}": result["makespan_ratio"],
+            }
+    rows = [(name, f"{value:.3f}") for name, value in figures.items()]
+    table(f"{arguments.prompts} prompts, {SERVERS} servers × {SLOTS} slots, log-normal service times", rows)
+    return finish("occupancy", figures, goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
