@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from obatchd.jobs.template import template_problem
+
 Priority = Literal["low", "normal", "high"]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
@@ -190,6 +192,27 @@ class DiskSettings(Section):
     prune_outbox_s: float = Field(
         0, ge=0, description="Delete results in the outbox and drops in failed/ after this long; 0 never does."
     )
+
+
+class RecordSettings(Section):
+    """How a job's records become prompts. Only a job has these, and none is given where lines are requests already."""
+
+    template: str | None = Field(None, description="The prompt, with fields of the record in braces: {note}.")
+    text_column: str | None = Field(None, min_length=1, description="The field or column that is the prompt.")
+    id_column: str | None = Field(None, min_length=1, description="The field or column that is the id.")
+
+    @field_validator("template")
+    @classmethod
+    def _has_a_field(cls, value: str | None) -> str | None:
+        if value is not None and (problem := template_problem(value)):
+            raise ValueError(problem)
+        return value
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> RecordSettings:
+        if self.template is not None and self.text_column is not None:
+            raise ValueError("template and text_column both say what the prompt is; give one of them")
+        return self
 
 
 class Settings(Section):

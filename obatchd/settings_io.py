@@ -10,7 +10,7 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 from annotated_types import Ge, Gt, Le, MinLen
@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from obatchd.errors import ConfigError
 from obatchd.jobs.model import JobSettings
-from obatchd.settings import Settings
+from obatchd.settings import RecordSettings, Section, Settings
 
 JOB_KEYS = tuple(field.name for field in msgspec.structs.fields(JobSettings))
 # Options that make Ollama load a model anew: they belong to the server's profile, not to one request.
@@ -40,7 +40,9 @@ LOAD_TIME_OPTIONS = frozenset(
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
 _LIVE_SECTIONS = frozenset(("models", "inbox", "outbox", "dispatch", "watchdog", "disk"))
-_LIVE_KEYS = frozenset(("log_level", "drain_s", *JOB_KEYS))
+_RECORD_KEYS = frozenset(RecordSettings.model_fields)
+_LIVE_KEYS = frozenset(("log_level", "drain_s", *JOB_KEYS)) - _RECORD_KEYS
+_Model = TypeVar("_Model", bound=Section)
 
 
 class Leaf(NamedTuple):
@@ -163,7 +165,7 @@ def load_with_origin(
     for key, value in flags.items():
         if value is not None and _put(data, by_key[key], value):
             origin[key] = "--" + key.replace("_", "-").replace(".", "-")
-    settings, wrong = _validate(data, origin, str(file) if file else "defaults")
+    settings, wrong = _validate(data, origin, str(file) if file else "defaults", Settings)
     problems += wrong
     if settings is None or problems:
         raise _config_error(problems)
@@ -192,10 +194,12 @@ def parse_job_settings(mapping: Mapping[str, Any], source: str) -> tuple[JobSett
     known = {key: value for key, value in data.items() if key in JOB_KEYS}
     if isinstance(options := known.get("options"), dict):
         notes += _move_load_time_options(known, options, source)
-    settings, wrong = _validate(known, {}, source)
-    if settings is None or unknown:
-        raise _config_error(problems + wrong)
-    return JobSettings(**{key: getattr(settings, key) for key in known}), notes
+    of_records = {key: value for key, value in known.items() if key in _RECORD_KEYS}
+    settings, wrong = _validate({k: v for k, v in known.items() if k not in of_records}, {}, source, Settings)
+    rules, more_wrong = _validate(of_records, {}, source, RecordSettings)
+    if settings is None or rules is None or unknown:
+        raise _config_error(problems + wrong + more_wrong)
+    return JobSettings(**{key: getattr(rules if key in of_records else settings, key) for key in known}), notes
 
 
 def _move_load_time_options(known: dict[str, Any], options: dict[str, Any], source: str) -> list[str]:
@@ -262,13 +266,15 @@ def _environment_value(leaf: Leaf, text: str) -> Any:
     return document["value"] if len(document) == 1 else text
 
 
-def _validate(data: dict[str, Any], origin: Mapping[str, str], source: str) -> tuple[Settings | None, list[str]]:
+def _validate(
+    data: dict[str, Any], origin: Mapping[str, str], source: str, model: type[_Model]
+) -> tuple[_Model | None, list[str]]:
     try:
-        return Settings.model_validate(data), []
+        return model.model_validate(data), []
     except ValidationError as error:
         found: dict[str, str] = {}
         for detail in error.errors(include_url=False, include_input=False, include_context=False):
-            key, reason = _explain(detail["loc"], detail["type"], detail["msg"])
+            key, reason = _explain(detail["loc"], detail["type"], detail["msg"], model)
             found.setdefault(key, reason)
         return None, [f"{_source_of(key, origin) or source}: {key}: {reason}" for key, reason in found.items()]
 
@@ -281,9 +287,12 @@ def _source_of(key: str, origin: Mapping[str, str]) -> str | None:
     return None
 
 
-def _explain(location: tuple[int | str, ...], kind: str, message: str) -> tuple[str, str]:
+def _explain(
+    location: tuple[int | str, ...], kind: str, message: str, model: type[BaseModel] = Settings
+) -> tuple[str, str]:
     """The dotted key and the reason of one pydantic error; the members of a union collapse into their setting."""
-    model: type[BaseModel] = Settings
+    if not location:
+        return ", ".join(model.model_fields), message.removeprefix("Value error, ")
     for depth, part in enumerate(location):
         key = ".".join(map(str, location[: depth + 1]))
         field = model.model_fields.get(str(part))

@@ -28,6 +28,9 @@ _OVER = ("done", "refused")
 @click.option("--system-message", help="System message of requests that bring none.")
 @click.option("--context-length", type=click.IntRange(1), help="Context in tokens.")
 @click.option("--max-response-tokens", type=click.IntRange(1), help="Token limit of an answer.")
+@click.option("--template", metavar="TEXT|@FILE", help="The prompt, with fields of each record in braces: {note}.")
+@click.option("--text-column", metavar="NAME", help="The column or field of each record that is the prompt.")
+@click.option("--id-column", metavar="NAME", help="The column or field of each record that is its id.")
 @click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Priority among your own jobs.")
 @click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
 @click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
@@ -90,7 +93,17 @@ def _settings(config: Path | None, given: dict[str, str | int | None]) -> Docume
         settings.pop("ollama_instances", None)
         for note in notes:
             click.echo(clean(note), err=True)
+    template = given.get("template")
+    if isinstance(template, str) and template.startswith("@"):
+        given = {**given, "template": _text_of(Path(template[1:]))}
     return settings | {key: value for key, value in given.items() if value is not None}
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{clean(path)} cannot be read: {clean(error)}") from None
 
 
 def _good(job: Document) -> bool:

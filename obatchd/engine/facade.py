@@ -22,7 +22,7 @@ from obatchd.engine.live import LiveJob
 from obatchd.errors import ControlError, DropRefused, NotFoundError, SpoolError
 from obatchd.gpus.probe import Probe
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.model import JobState
+from obatchd.jobs.model import FILE_ENDINGS, JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
@@ -256,7 +256,8 @@ class Facade:
             count = await asyncio.to_thread(self._copy_failed, row, begun.input)
             if not count:
                 raise ControlError(f"job {row.job} has no failed request that could be tried again", code="nothing")
-            settings = row.settings
+            # Records have been made into requests already.
+            settings = msgspec.structs.replace(row.settings, template=None, text_column=None, id_column=None)
             if isinstance(settings.deadline, str):  # a time of the first job; it may be over
                 settings = msgspec.structs.replace(settings, deadline=None)
             await asyncio.to_thread(SubmittedSettings(settings, [], row.job).write, begun.directory)
@@ -367,6 +368,6 @@ def _profile(profile: Any) -> dict[str, Any] | None:
 
 def _retry_name(row: JobRow) -> bytes:
     stem = row.name
-    for suffix in (b".gz", b".jsonl", b".ndjson", b".json"):
-        stem = stem.removesuffix(suffix)
+    for ending in (".gz", *FILE_ENDINGS):
+        stem = stem.removesuffix(ending.encode())
     return stem + b".retry.jsonl"

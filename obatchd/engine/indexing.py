@@ -14,7 +14,7 @@ import msgspec
 
 from obatchd.engine.feeder import read_requests
 from obatchd.errors import ConfigError, DropRefused
-from obatchd.jobs.formats import folder_settings, read_entries, request_file
+from obatchd.jobs.formats import RecordRules, folder_settings, read_entries, request_file
 from obatchd.jobs.formats.lines import refused
 from obatchd.jobs.formats.source import Unreadable, open_source
 from obatchd.jobs.model import Entry, JobSettings
@@ -92,6 +92,7 @@ class Reading:
             DropRefused: the drop cannot become a job.
         """
         changes = self.own_columns()
+        self.row.settings = changes["settings"]  # they say how the drop is read
         if self._settings.inbox.dedupe == "reject" or self.row.size <= _INLINE_DIGEST_BYTES:
             changes["digest"] = self._digest(store)
         if self._settings.inbox.on_invalid == "fail_file":
@@ -155,7 +156,15 @@ class Reading:
 
     def _read(self) -> Iterator[Entry]:
         limits, size_bytes = self._settings.inbox, self.row.size
-        return read_entries(self.input, self.row.label, limits, check_space=self._check_space, size_bytes=size_bytes)
+        own = self.row.settings
+        return read_entries(
+            self.input,
+            self.row.label,
+            limits,
+            rules=RecordRules(own.template, own.text_column, own.id_column),
+            check_space=self._check_space,
+            size_bytes=size_bytes,
+        )
 
     def _folder_settings(self) -> JobSettings:
         found = folder_settings(self.input) if self.row.kind == "folder" else None

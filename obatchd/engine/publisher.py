@@ -17,8 +17,10 @@ from typing import Any
 import msgspec
 
 from obatchd import crash_points, log
+from obatchd.engine.passing_on import with_input
 from obatchd.engine.responses import ResponseWriter
 from obatchd.engine.vital import Vital
+from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import JobState, Outcome
 from obatchd.jobs.store import DISK_ERRORS, JobRow, Store
 from obatchd.spool.layout import size_bytes
@@ -133,7 +135,11 @@ class Publisher:
                 continue
             box.create()
             responses = publication.write_responses or publication.outbox in self.responses.incomplete
-            totals = box.write_whole(self._store.results(publication.row), responses=responses)
+            row = publication.row
+            rows = with_input(
+                self._store.results(row), self._store.of(row), row.key, request_file(publication.directory / "input")
+            )
+            totals = box.write_whole(rows, responses=responses)
             self.responses.incomplete.discard(publication.outbox)
             summary = publication.details(totals)
             box.write_status(publication.status(summary))

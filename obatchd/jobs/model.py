@@ -11,6 +11,11 @@ from typing import Any
 
 import msgspec
 
+# What the name of a dropped file ends in, in small letters.
+TABLE_ENDINGS = (".csv", ".tsv")
+TEXT_ENDINGS = (".txt", ".md")
+_PLAIN_ENDINGS = (".json", ".jsonl", ".ndjson", *TABLE_ENDINGS, *TEXT_ENDINGS)
+FILE_ENDINGS = (*_PLAIN_ENDINGS, *(f"{ending}.gz" for ending in _PLAIN_ENDINGS))
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -52,6 +57,9 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     max_response_tokens: int | None = None
     priority: str | None = None
     deadline: float | str | None = None  # seconds after acceptance (0: none), or an ISO 8601 time in UTC
+    template: str | None = None  # these three: how records become prompts
+    text_column: str | None = None
+    id_column: str | None = None
 
     def expires_s(self, accepted_s: float, default: float | str) -> float | None:
         """Wall-clock time at which the job's deadline passes, or None. ``default`` holds where it names none."""

@@ -35,6 +35,7 @@ from watchdog.observers.inotify_c import InotifyConstants, Mask
 
 from obatchd import log
 from obatchd.errors import DropRefused
+from obatchd.jobs.model import FILE_ENDINGS
 from obatchd.settings import InboxSettings
 from obatchd.spool.layout import Layout
 
@@ -46,9 +47,11 @@ _MASK = (
     | InotifyConstants.IN_ATTRIB
     | InotifyConstants.IN_DELETE_SELF
 )
-_ENDINGS = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
 _TEMPORARY = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
-_NO_FORMAT = "{} is none of our formats: drop .jsonl, .ndjson or .json (each also .gz), or a folder of .json"
+_NO_FORMAT = (
+    "{} is none of our formats: drop JSON (.jsonl, .ndjson, .json), a table (.csv, .tsv) or text (.txt, .md), each "
+    "also .gz, or a folder of them"
+)
 _SLOW_S = 60.0
 _WATCH_AGAIN_S = 5.0
 # Looking at everything takes at most a tenth of the time, where events tell of what is new.
@@ -299,7 +302,7 @@ class Inbox:
 
     def _settled(self, drop: Drop, report: ScanReport) -> None:
         """Refused or ready. It stays known until it is gone, so that nothing settles twice when it is not taken yet."""
-        if drop.kind == "file" and not drop.label.lower().endswith(_ENDINGS):
+        if drop.kind == "file" and not drop.label.lower().endswith(FILE_ENDINGS):
             report.refused.append((drop, DropRefused(_NO_FORMAT.format(drop.label), code="format")))
         elif drop.kind == "file" and not drop.size:
             report.refused.append((drop, DropRefused("the file is empty: there is no request in it", code="empty")))

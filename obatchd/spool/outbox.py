@@ -20,6 +20,7 @@ _WRITE_BYTES = 1024**2
 _ADVICE = {
     "bad_file": "mend the file the message names, and drop it again",
     "bad_json": "mend the line and drop it again",
+    "bad_row": "mend the row and drop it again",
     "cancelled": "nothing: the job was cancelled",
     "context_exceeded": "give the request a larger context_length, or shorten the prompt",
     "does_not_fit": "use a smaller model, a smaller context_length, or a [[servers.group]] of several GPUs",
@@ -29,6 +30,7 @@ _ADVICE = {
     "input_changed": "drop files by mv, not by writing into them",
     "invalid_utf8": "save the file as UTF-8",
     "line_too_long": "shorten the prompt, or raise max_line_bytes in [inbox]",
+    "missing_field": "give every record the fields that the template names",
     "missing_prompt": 'give the request a "prompt"',
     "model_forbidden": "ask an administrator to pull the model or to allow its name in [models]",
     "model_not_found": "check the model's name, or pull it with: obatchctl models pull NAME",

@@ -261,13 +261,13 @@ def test_bad_lines_fail_alone_and_bad_drops_go_to_failed(daemon: Start) -> None:
     lines = b'{"id": "a", "prompt": "one"}\n{broken\n{"id": "a", "prompt": "again"}\n{"id": "b"}\n\xff\xfe\n'
     d.drop("mixed.jsonl", lines)
     d.drop("empty.json", b"[]")
-    d.drop("notes.txt", b"hello")
+    d.drop("notes.docx", b"hello")
     job = d.done("mixed.jsonl")
     job.check(failed=4)
     assert job.codes() == {"bad_json": 1, "duplicate_id": 1, "missing_prompt": 1, "invalid_utf8": 1}
     assert "line 2" in next(e["message"] for e in job.errors if e["code"] == "bad_json")
     errors = wait_for(lambda: e if len(e := list((d.spool / "failed").rglob("*.error.txt"))) == 2 else [], 5)
-    assert {path.name for path in errors} == {"empty.json.error.txt", "notes.txt.error.txt"}
+    assert {path.name for path in errors} == {"empty.json.error.txt", "notes.docx.error.txt"}
 
 
 def test_a_large_job_streams(daemon: Start) -> None:

@@ -94,7 +94,7 @@ def test_what_cannot_be_read_fails_alone_and_by_its_name(folder: Path, tmp_path:
     (folder / "b_folder").mkdir()
     put(folder / "b_folder", "inside.json", "never")
     os.mkfifo(folder / "c_pipe.json")
-    (folder / "d_text.txt").write_text("hello")
+    (folder / "d_text.docx").write_text("hello")
     (folder / "e_empty.json").write_text("")
     (folder / "f_wide.json").write_bytes('{"prompt": "x"}'.encode("utf-16"))
     (folder / "g_none.json.gz").write_bytes(b"{}")
@@ -109,7 +109,7 @@ def test_what_cannot_be_read_fails_alone_and_by_its_name(folder: Path, tmp_path:
         1: "a_link.json: it is a link",
         2: "b_folder: it is a folder inside",
         3: "c_pipe.json: it is not a regular file",
-        4: "d_text.txt: it is not a .json",
+        4: "d_text.docx: it is not a .json",
         5: "e_empty.json: is empty",
         6: "f_wide.json: is UTF-16",
         7: "g_none.json.gz: cannot be read",

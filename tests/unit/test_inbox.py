@@ -151,9 +151,9 @@ def test_another_ending_is_refused_only_when_it_settled(bench: Bench) -> None:
     path = bench.put("upload.part1")
     assert bench.refused() == {}
     path.rename(bench.path / "a.json")  # by a program that does not know our temporary names
-    bench.put("notes.txt")
+    bench.put("notes.docx")
     assert bench.refused(2.0) == {}
-    assert bench.refused(2.0) == {"notes.txt": "format"}
+    assert bench.refused(2.0) == {"notes.docx": "format"}
 
 
 def test_an_empty_file_is_given_time_to_be_filled(bench: Bench) -> None:

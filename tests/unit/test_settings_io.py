@@ -157,10 +157,12 @@ def test_job_settings_of_every_kind() -> None:
         "max_response_tokens": 5,
         "priority": "high",
         "deadline": 3600,
+        "text_column": "note",
+        "id_column": "mrn",
     }
     settings, notes = settings_io.parse_job_settings(given, "job.toml")
     assert not notes
-    assert {key: getattr(settings, key) for key in settings_io.JOB_KEYS} == given
+    assert {key: getattr(settings, key) for key in settings_io.JOB_KEYS} == {**given, "template": None}
 
 
 def test_a_deadline_is_seconds_or_any_way_to_write_a_time() -> None:

@@ -1,7 +1,8 @@
 """The formats a drop may have, and the stream of entries in each, in constant memory.
 
-Plain JSONL is indexed where it lies. Everything else — gzip, one JSON object, an array, a folder — is unpacked beside
-the input into ``requests.jsonl`` while it is read, and entries refer to that. Unpacking is deterministic, so a reading
+Plain JSONL of requests is indexed where it lies. Everything else — gzip, one JSON object, an array, a table, text, a
+folder, records to be made into requests — is unpacked beside the input into ``requests.jsonl`` while it is read, and
+entries refer to that. Unpacking is deterministic, so a reading
 that a crash interrupted starts over and writes the same bytes.
 """
 
@@ -14,6 +15,7 @@ from obatchd.errors import DropRefused
 from obatchd.jobs.formats.folder import folder_settings
 from obatchd.jobs.formats.lines import index_line, refused
 from obatchd.jobs.formats.recognise import Format, recognise
+from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import Request, parse_request
 from obatchd.jobs.formats.source import is_packed, open_source
 from obatchd.jobs.formats.split import split_lines
@@ -21,9 +23,19 @@ from obatchd.jobs.formats.unpack import Unpacked, Unpacking
 from obatchd.jobs.model import Entry
 from obatchd.settings import InboxSettings
 
-__all__ = ["Format", "Request", "folder_settings", "parse_request", "read_entries", "recognise", "request_file"]
+__all__ = [
+    "Format",
+    "RecordRules",
+    "Request",
+    "folder_settings",
+    "parse_request",
+    "read_entries",
+    "recognise",
+    "request_file",
+]
 
 _REQUESTS = "requests.jsonl"
+_NO_RULES = RecordRules()
 
 
 def request_file(input_path: Path) -> Path:
@@ -37,11 +49,13 @@ def read_entries(
     name: str,
     limits: InboxSettings,
     *,
+    rules: RecordRules = _NO_RULES,
     check_space: Callable[[int], None] | None = None,
     size_bytes: int | None = None,
 ) -> Iterator[Entry]:
     """Every request of a drop, and every line that cannot be one.
 
+    ``rules`` say how records become requests.
     ``check_space`` is called with the number of bytes about to be unpacked, again and again, and raises to stop it.
     ``size_bytes`` is how much of a plain file counts: what somebody appended since it was taken does not.
 
@@ -50,7 +64,9 @@ def read_entries(
     """
     form = recognise(input_path, name)
     found = False
-    for entry in _limited(_entries(form, input_path, name, limits, check_space, size_bytes), limits.max_requests):
+    for entry in _limited(
+        _entries(form, input_path, name, limits, rules, check_space, size_bytes), limits.max_requests
+    ):
         found = True
         yield entry
     if not found:
@@ -62,14 +78,16 @@ def _entries(
     input_path: Path,
     name: str,
     limits: InboxSettings,
+    rules: RecordRules,
     check_space: Callable[[int], None] | None,
     size_bytes: int | None,
 ) -> Iterator[Entry]:
-    if form is Format.LINES and not is_packed(name) and request_file(input_path) == input_path:
+    plain = form is Format.LINES and not is_packed(name) and not rules.given
+    if plain and request_file(input_path) == input_path:
         yield from _in_place(input_path, limits.max_line_bytes, size_bytes)
         return
     with Unpacked(input_path.with_name(_REQUESTS), limits, check_space) as target:
-        unpacking = Unpacking(target)
+        unpacking = Unpacking(target, rules)
         yield from unpacking.folder(input_path) if form is Format.FOLDER else unpacking.file(input_path, name, form)
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.source import Unreadable, open_source
+from obatchd.jobs.model import FILE_ENDINGS
 
 SETTINGS_FILES = ("job.toml", "config.toml")
 _SETTINGS_BYTES = 1024**2
 _IGNORED_SUFFIXES = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
-_ENDINGS = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
 
 
 def shown_name(path: Path) -> str:
@@ -38,8 +38,8 @@ def folder_files(folder: Path) -> Iterator[tuple[Path, str | None]]:
             yield path, "it is a folder inside the folder; put the files directly into the dropped one"
         elif not stat.S_ISREG(mode):
             yield path, "it is not a regular file"
-        elif not path.name.lower().endswith(_ENDINGS):
-            yield path, "it is not a .json or .jsonl file"
+        elif not path.name.lower().endswith(FILE_ENDINGS):
+            yield path, "it is not a .json, .jsonl, .csv, .txt or .md file"
         else:
             yield path, None
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 
+import msgspec
+
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.source import Source, Unreadable, is_packed, open_source
 from obatchd.jobs.formats.split import UTF8_BOM
+from obatchd.jobs.model import TABLE_ENDINGS, TEXT_ENDINGS
 
 _HEAD_BYTES = 65536
 _FIRST_LINE_BYTES = 16 * 1024**2
@@ -21,7 +24,9 @@ class Format(Enum):
     LINES = "JSON Lines"
     OBJECT = "one JSON object"
     ARRAY = "a JSON array"
-    FOLDER = "a folder of JSON files"
+    TABLE = "a table of comma-separated values"
+    TEXT = "text"
+    FOLDER = "a folder of files"
 
 
 def recognise(path: Path, name: str) -> Format:
@@ -49,7 +54,12 @@ def _by_content(source: Source, name: str) -> Format:
     text = head.removeprefix(UTF8_BOM).lstrip()
     if not text and len(head) < _HEAD_BYTES:
         raise DropRefused(f"{name} is empty: there is no request in it", code="empty")
-    if name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+    plain_name = name.lower().removesuffix(".gz")
+    if plain_name.endswith(TABLE_ENDINGS):
+        return Format.TABLE
+    if plain_name.endswith(TEXT_ENDINGS) and not _begins_with_json(text):
+        return Format.TEXT
+    if plain_name.endswith((".jsonl", ".ndjson")):
         if not text or text.startswith(b"{") or (not _opens_array(text) and _has_object_line(text)):
             return Format.LINES
     elif text.startswith(b"{"):
@@ -58,7 +68,7 @@ def _by_content(source: Source, name: str) -> Format:
         return Format.ARRAY
     raise DropRefused(
         f"{name} begins neither with {{ nor with [: it is no JSON. Drop JSON Lines (.jsonl), one object or an array "
-        "(.json), or a folder of .json files",
+        "(.json), a table (.csv, .tsv), text (.txt, .md), or a folder of such files",
         code="format",
     )
 
@@ -77,6 +87,15 @@ def _head(source: Source) -> bytes:
             break
         head += block
     return head
+
+
+def _begins_with_json(text: bytes) -> bool:
+    """Whether text is called so by mistake: its first line is a JSON object."""
+    try:
+        msgspec.json.decode(text.partition(b"\n")[0], type=dict[str, msgspec.Raw])
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _opens_array(text: bytes) -> bool:

@@ -6,6 +6,9 @@ from typing import Any
 
 import msgspec
 
+# An object that comes back under ``input`` as it is, whatever its names are: how records are passed on.
+PASSED_ON = "input_fields"
+
 
 class Known(msgspec.Struct):
     """The fields that are ours, as they stand."""
@@ -102,5 +105,23 @@ def parse_request(raw: bytes) -> Request:
         max_response_tokens=whole.max_response_tokens,
         format=whole.format,
         think=whole.think,
-        input={name: value for name, value in _fields.decode(raw).items() if name not in _OURS},
+        input=_input(raw),
     )
+
+
+def _input(raw: bytes) -> dict[str, msgspec.Raw]:
+    fields = {name: value for name, value in _fields.decode(raw).items() if name not in _OURS}
+    passed_on = fields.get(PASSED_ON)
+    if passed_on is not None and bytes(passed_on).startswith(b"{"):
+        del fields[PASSED_ON]
+        fields |= _fields.decode(passed_on)
+    return fields
+
+
+def unused_fields(raw: bytes) -> dict[str, msgspec.Raw]:
+    """What of a line comes back in its result; nothing where it is no JSON object."""
+    try:
+        raw.decode("utf-8")
+        return _input(raw)
+    except (ValueError, RecursionError):
+        return {}

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import msgspec
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.folder import folder_files, shown_name
+from obatchd.jobs.formats.found import Found, find
 from obatchd.jobs.formats.lines import index_line, refused
 from obatchd.jobs.formats.recognise import Format, recognise
-from obatchd.jobs.formats.source import Budget, Source, TooMuch, Unreadable, is_packed, open_source
-from obatchd.jobs.formats.split import UTF8_BOM, split_array, split_lines
-from obatchd.jobs.model import Entry
+from obatchd.jobs.formats.records import RecordRules
+from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, open_source
+from obatchd.jobs.model import TEXT_ENDINGS, Entry
 from obatchd.settings import InboxSettings
 
 _SPACE_CHECK_BYTES = 8 * 1024**2
+_ALONE = frozenset({Format.OBJECT, Format.TEXT})
 _encode = msgspec.json.Encoder().encode
 
 
@@ -50,54 +54,38 @@ class Unpacked:
 
     def add(self, number: int, raw: bytes, where: str, label: str | None = None) -> Entry:
         """Append one request and index it. ``label`` becomes its id where it has none."""
-        if self._check_space is not None and self.offset >= self._checked:
-            self._check_space(_SPACE_CHECK_BYTES)
-            self._checked = self.offset + _SPACE_CHECK_BYTES
-        # Outside of strings line breaks are white space; inside they are not JSON, and still are not.
-        raw = raw.replace(b"\n", b" ").replace(b"\r", b" ")
+        raw = _on_one_line(raw)
         entry = index_line(number, self.offset, raw, where)
         if label is not None and entry.id is None and entry.refusal is None:
             raw = raw[:-1] + b',"id":' + _encode(label) + b"}"  # of two values of a name the last one counts
             entry = index_line(number, self.offset, raw, where)
+        self._write(raw)
+        return entry
+
+    def add_refused(self, number: int, raw: bytes, code: str, reason: str, where: str) -> Entry:
+        """Append what comes back with the failure of something that cannot be a request."""
+        raw = _on_one_line(raw)
+        entry = refused(number, self.offset, len(raw), code, reason, where)
+        self._write(raw)
+        return msgspec.structs.replace(entry, checksum=zlib.crc32(raw))
+
+    def _write(self, raw: bytes) -> None:
+        if self._check_space is not None and self.offset >= self._checked:
+            self._check_space(_SPACE_CHECK_BYTES)
+            self._checked = self.offset + _SPACE_CHECK_BYTES
         self._file.write(raw + b"\n")
         # Dispatch reads this file while it grows.
         self._file.flush()
         self.offset += len(raw) + 1
-        return entry
 
 
-class _Found(NamedTuple):
-    """A piece of a drop, and how its author finds it."""
-
-    number: int
-    raw: bytes | None
-    length: int
-    where: str
-
-
-def _in_lines(source: Source, limit: int) -> Iterator[_Found]:
-    for number, offset, raw, length in split_lines(source, limit):
-        yield _Found(number, raw, length, f"line {number}, byte offset {offset}")
-
-
-def _in_array(source: Source, limit: int) -> Iterator[_Found]:
-    for number, offset, raw, length in split_array(source, limit):
-        yield _Found(number, raw, length, f"element {number}, byte offset {offset}")
-
-
-def _in_object(source: Source, limit: int) -> Iterator[_Found]:
-    content = b""
-    while (block := source.read(limit + 1)) and len(content) <= limit:
-        content += block
-    content = content.removeprefix(UTF8_BOM).strip(b" \t\r\n")
-    yield _Found(1, content if len(content) <= limit else None, len(content), "the object")
-
-
-_FINDERS = {Format.LINES: _in_lines, Format.ARRAY: _in_array, Format.OBJECT: _in_object}
+def _on_one_line(raw: bytes) -> bytes:
+    """Outside of strings line breaks are white space; inside they are not JSON, and still are not."""
+    return raw.replace(b"\n", b" ").replace(b"\r", b" ")
 
 
 def _stem(name: str) -> str:
-    for ending in (".gz", ".json"):
+    for ending in (".gz", ".json", *TEXT_ENDINGS):
         if name.lower().endswith(ending):
             name = name[: -len(ending)]
     return name
@@ -106,17 +94,15 @@ def _stem(name: str) -> str:
 def _readable(path: Path, name: str, problem: str | None) -> Format:
     if problem is not None:
         raise Unreadable(problem)
-    try:
-        return recognise(path, name)
-    except DropRefused as error:
-        raise Unreadable(error.message.removeprefix(f"{name} ")) from error
+    return recognise(path, name)
 
 
 class Unpacking:
     """The requests of a drop, unpacked one after the other."""
 
-    def __init__(self, target: Unpacked) -> None:
+    def __init__(self, target: Unpacked, rules: RecordRules) -> None:
         self._target = target
+        self._rules = rules
         self._limits = target.limits
         self._budget = Budget(target.limits.max_unpacked_bytes)
 
@@ -133,29 +119,36 @@ class Unpacking:
     def folder(self, folder: Path) -> Iterator[Entry]:
         """Those of a folder's files, numbered in name order.
 
-        One that is alone in its file and has no id is called by the file's stem.
+        One that is alone in its file and has no id is called by the file's stem, or by its whole name where files
+        share a stem.
         """
         number = 0
-        for path, problem in folder_files(folder):
+        files = list(folder_files(folder))
+        stems = Counter(_stem(shown_name(path)) for path, _ in files)
+        for path, problem in files:
             name = shown_name(path)
+            stem = _stem(name)
             try:
                 form = _readable(path, name, problem)
-                label = _stem(name) if form is Format.OBJECT else None
+                label = (stem if stems[stem] == 1 else name) if form in _ALONE else None
                 for found in self._found(path, name, form):
                     number += 1
                     yield self._entry(number, found, f"{name}, {found.where}", label)
-            except Unreadable as error:
+            except (Unreadable, DropRefused) as error:
                 number += 1
-                yield self._refused(number, "bad_file", str(error), name)
+                reason = str(error).removeprefix(name).lstrip(": ")
+                yield self._refused(number, "bad_file", reason, name)
             except TooMuch as error:
                 yield self._rest(number + 1, name, error)
                 return
 
-    def _found(self, path: Path, name: str, form: Format) -> Iterator[_Found]:
+    def _found(self, path: Path, name: str, form: Format) -> Iterator[Found]:
         with open_source(path, packed=is_packed(name), budget=self._budget) as source:
-            yield from _FINDERS[form](source, self._limits.max_line_bytes)
+            yield from find(source, name, form, self._limits.max_line_bytes, self._rules)
 
-    def _entry(self, number: int, found: _Found, where: str, label: str | None = None) -> Entry:
+    def _entry(self, number: int, found: Found, where: str, label: str | None = None) -> Entry:
+        if found.refusal is not None:
+            return self._target.add_refused(number, found.raw or b"", *found.refusal, where)
         if found.raw is not None:
             return self._target.add(number, found.raw, where, label)
         reason = f"the request has {found.length} bytes, more than max_line_bytes ({self._limits.max_line_bytes})"

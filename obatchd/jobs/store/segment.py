@@ -351,6 +351,19 @@ class Segment:
         finally:
             reader.close()
 
+    def place(self, job: int, line: int) -> PendingRow | None:
+        """Where the bytes of one request lie."""
+        with self._read_lock:
+            row = (
+                self._reading()
+                .execute(
+                    "SELECT request, offset, length, checksum, id FROM requests WHERE request = ?",
+                    (_request(job, line),),
+                )
+                .fetchone()
+            )
+        return PendingRow(line, *row[1:]) if row else None
+
     def failed_requests(self, job: int) -> list[PendingRow]:
         """Where the bytes of the requests that ran and did not succeed lie, in input order, without refused lines."""
         low, high = _span(job)

@@ -1,0 +1,156 @@
+"""What one file of a drop holds, piece by piece: lines, elements, an object, rows of a table, a text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from obatchd.errors import ConfigError, DropRefused
+from obatchd.jobs.formats.recognise import Format
+from obatchd.jobs.formats.records import Record, RecordMaker, RecordRefused, RecordRules, passed_on_alone
+from obatchd.jobs.formats.source import Source
+from obatchd.jobs.formats.split import UTF8_BOM, split_array, split_lines
+from obatchd.jobs.formats.table import Row, split_rows
+
+
+class Found(NamedTuple):
+    """A piece of a drop, and how its author finds it.
+
+    ``raw`` is the request as a line of a request file, or, with a ``refusal`` (code and reason), what is to come back
+    with that; None where the piece is too long to be kept.
+    """
+
+    number: int
+    raw: bytes | None
+    length: int
+    where: str
+    refusal: tuple[str, str] | None = None
+
+
+def find(source: Source, name: str, form: Format, limit_bytes: int, rules: RecordRules) -> Iterator[Found]:
+    """The pieces of the file ``name``; its records made into requests by ``rules``.
+
+    Raises:
+        DropRefused: a table has no column that the rules need.
+        Unreadable, TooMuch: from the source, after the pieces before.
+    """
+    if form is Format.TABLE:
+        return _rows(source, name, limit_bytes, rules)
+    if form is Format.TEXT:
+        return _text(source, name, limit_bytes, rules)
+    pieces = _FINDERS[form](source, limit_bytes)
+    return _made(pieces, RecordMaker(rules, limit_bytes)) if rules.given else pieces
+
+
+def _in_lines(source: Source, limit: int) -> Iterator[Found]:
+    for number, offset, raw, length in split_lines(source, limit):
+        yield Found(number, raw, length, f"line {number}, byte offset {offset}")
+
+
+def _in_array(source: Source, limit: int) -> Iterator[Found]:
+    for number, offset, raw, length in split_array(source, limit):
+        yield Found(number, raw, length, f"element {number}, byte offset {offset}")
+
+
+def _in_object(source: Source, limit: int) -> Iterator[Found]:
+    content = _whole(source, limit).strip(b" \t\r\n")
+    yield Found(1, content if len(content) <= limit else None, len(content), "the object")
+
+
+_FINDERS = {Format.LINES: _in_lines, Format.ARRAY: _in_array, Format.OBJECT: _in_object}
+
+
+def _whole(source: Source, limit: int) -> bytes:
+    """All of it, or more than ``limit`` bytes of it."""
+    content = b""
+    while (block := source.read(limit + 1)) and len(content) <= limit:
+        content += block
+    return content.removeprefix(UTF8_BOM)
+
+
+def _made(pieces: Iterator[Found], maker: RecordMaker) -> Iterator[Found]:
+    for piece in pieces:
+        if piece.raw is None:
+            yield piece
+            continue
+        try:
+            yield piece._replace(raw=maker.of_json(piece.raw))
+        except RecordRefused as refused:
+            raw = passed_on_alone(msgspec.Raw(piece.raw))
+            yield piece._replace(raw=raw, refusal=(refused.code, refused.reason))
+
+
+def _text(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
+    content = _whole(source, limit)
+    if len(content) > limit:
+        yield Found(1, None, len(content), "the text")
+        return
+    passed_on = {"file": name}
+    refusal, raw = None, passed_on_alone(passed_on)
+    try:
+        record = {**passed_on, "text": content.decode("utf-8")}
+        wanted = rules if rules.given else RecordRules(text_column="text")
+        raw = RecordMaker(wanted, limit).request(record, passed_on)
+    except UnicodeDecodeError as error:
+        refusal = ("invalid_utf8", f"its byte {error.start} is not UTF-8; save it as UTF-8")
+    except RecordRefused as refused:
+        refusal = (refused.code, refused.reason)
+    yield Found(1, raw, len(content), "the text", refusal)
+
+
+def _rows(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
+    delimiter = b"\t" if name.lower().removesuffix(".gz").endswith(".tsv") else None
+    rows = split_rows(source, limit, delimiter)
+    header = next(rows, None)
+    if header is None or header.cells is None:
+        reason = header.problem if header else "there is none"
+        raise DropRefused(f"{name} has no header that could be read: {reason}", code="columns")
+    columns = _columns(header.cells, name)
+    try:
+        maker = RecordMaker(rules, limit, columns)
+    except ConfigError as error:
+        raise DropRefused(f"{name}: {error.message}", code=error.code) from None
+    for row in rows:
+        yield _of_row(row, columns, maker)
+
+
+def _columns(cells: list[bytes], name: str) -> list[str]:
+    """Every column with a name of its own."""
+    columns: list[str] = []
+    for number, cell in enumerate(cells, 1):
+        try:
+            column = given = cell.decode("utf-8").strip() or f"column_{number}"
+        except UnicodeDecodeError:
+            raise DropRefused(f"{name}: its header is not UTF-8; save it as UTF-8", code="encoding") from None
+        count = 1
+        while column in columns:
+            count += 1
+            column = f"{given}_{count}"
+        columns.append(column)
+    return columns
+
+
+def _of_row(row: Row, columns: list[str], maker: RecordMaker) -> Found:
+    where = f"line {row.number}, byte offset {row.offset}"
+
+    def refused(code: str, reason: str, record: Record) -> Found:
+        return Found(row.number, passed_on_alone(record), row.length, where, (code, reason))
+
+    if row.cells is None:
+        return refused("bad_row", row.problem, {})
+    texts = [cell.decode("utf-8", "replace") for cell in row.cells]
+    record = dict(zip(columns, texts, strict=False))
+    if len(texts) != len(columns):
+        reason = f"the row has {len(texts)} cells, the header has {len(columns)}"
+        return refused("bad_row", f"{reason}; put quotation marks around cells that hold the delimiter", record)
+    for column, cell in zip(columns, row.cells, strict=True):
+        try:
+            cell.decode("utf-8")
+        except UnicodeDecodeError as error:
+            return refused("invalid_utf8", f'byte {error.start} of its cell "{column}" is not UTF-8', record)
+    try:
+        return Found(row.number, maker.request(record, record), row.length, where)
+    except RecordRefused as problem:
+        return refused(problem.code, problem.reason, record)

@@ -1,0 +1,170 @@
+"""Records that are no requests of ours, made into requests: by a template, or by naming the field that is the prompt.
+
+A record is data: none of its fields is taken for a setting, whatever it is called, and all come back with the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from obatchd.errors import ConfigError
+from obatchd.jobs.formats.request import PASSED_ON
+from obatchd.jobs.template import template_parts
+
+_TEXT_FIELDS = ("prompt", "text", "content")
+_ID_FIELDS = ("id", "custom_id")
+_NAMES_SHOWN = 12
+_encode = msgspec.json.Encoder().encode
+_record = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text = msgspec.json.Decoder(str)
+
+Record = Mapping[str, str | msgspec.Raw]
+
+
+class RecordRules(msgspec.Struct, frozen=True):
+    """How a job's records become requests; none of them given, lines are requests of ours."""
+
+    template: str | None = None
+    text_column: str | None = None
+    id_column: str | None = None
+
+    @property
+    def given(self) -> bool:
+        return self != RecordRules()
+
+
+class RecordRefused(Exception):
+    """One record cannot become a request.
+
+    Args:
+        code: slug for the result.
+        reason: in plain words.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+class RecordMaker:
+    """Makes the requests of one drop.
+
+    Args:
+        rules: the job's.
+        max_bytes: longest request; a template may repeat a field.
+        columns: what every record has, where that is known from the start.
+
+    Raises:
+        ConfigError: the rules name a field that is not among the columns, or no column can be taken for the prompt.
+    """
+
+    def __init__(self, rules: RecordRules, max_bytes: int, columns: Sequence[str] | None = None) -> None:
+        self._max_bytes = max_bytes
+        self._id_fields = (rules.id_column,) if rules.id_column else _ID_FIELDS
+        self._fixed = rules.text_column
+        self._parts = template_parts(rules.template) if rules.template else []
+        if columns is not None:
+            self._check(rules, columns)
+
+    def _check(self, rules: RecordRules, columns: Sequence[str]) -> None:
+        wanted = {field for _, field in self._parts if field} | {rules.text_column, rules.id_column} - {None}
+        if missing := sorted(name for name in wanted if name and name not in columns):
+            raise ConfigError(f"it has no column {_quoted(missing)}; it has {_quoted(columns)}", code="columns")
+        if not self._parts and not self._fixed:
+            self._fixed = _text_column(columns)
+
+    def of_json(self, raw: bytes) -> bytes:
+        """The request made of one JSON object.
+
+        Raises:
+            RecordRefused: it is none, or lacks what is needed.
+        """
+        try:
+            raw.decode("utf-8")  # what is passed on unread is not checked otherwise
+            record = _record.decode(raw)
+        except UnicodeDecodeError as error:
+            raise RecordRefused("invalid_utf8", f"its byte {error.start} is not UTF-8") from None
+        except msgspec.ValidationError:
+            raise RecordRefused("wrong_type", "it is not a JSON object") from None
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise RecordRefused("bad_json", str(error)) from None
+        return self.request(record, record)
+
+    def request(self, record: Record, passed_on: Record) -> bytes:
+        """The request made of ``record``, as a line of a request file; ``passed_on`` comes back with the result.
+
+        Raises:
+            RecordRefused: it lacks what is needed.
+        """
+        request: dict[str, Any] = {"prompt": self._prompt(record), PASSED_ON: passed_on}
+        label = next((label for name in self._id_fields if (label := _label(record.get(name)))), None)
+        if label is not None:
+            request["id"] = label
+        return _encode(request)
+
+    def _prompt(self, record: Record) -> str:
+        if not self._parts:
+            return self._value(record, self._fixed or next((f for f in _TEXT_FIELDS if f in record), _TEXT_FIELDS[0]))
+        pieces, size = [], 0
+        for literal, field in self._parts:
+            piece = literal if field is None else self._value(record, field)
+            size += len(piece)
+            if size > self._max_bytes:
+                raise RecordRefused("line_too_long", f"the prompt is longer than max_line_bytes ({self._max_bytes})")
+            pieces.append(piece)
+        return "".join(pieces)
+
+    def _value(self, record: Record, field: str) -> str:
+        value = record.get(field)
+        if value is None:
+            raise RecordRefused("missing_field", f'there is no field "{field}" in it; it has {_quoted(list(record))}')
+        if isinstance(value, str):
+            return value
+        text = bytes(value)
+        if text == b"null":
+            raise RecordRefused("missing_field", f'the field "{field}" is null')
+        try:
+            return _text.decode(text) if text.startswith(b'"') else text.decode()
+        except msgspec.DecodeError as error:
+            raise RecordRefused("bad_json", f'the field "{field}": {error}') from None
+
+
+def passed_on_alone(record: Record | msgspec.Raw) -> bytes:
+    """A line of a request file for a record that is refused: what comes back with the failure."""
+    return _encode({PASSED_ON: record})
+
+
+def _text_column(columns: Sequence[str]) -> str:
+    by_name = {name.lower(): name for name in reversed(columns)}
+    for wanted in _TEXT_FIELDS:
+        if wanted in by_name:
+            return by_name[wanted]
+    if len(columns) == 1:
+        return columns[0]
+    raise ConfigError(
+        f"it has the columns {_quoted(columns)}: say which one is the prompt with --text-column, or text_column or "
+        "template in job.toml",
+        code="columns",
+    )
+
+
+def _label(value: str | msgspec.Raw | None) -> str:
+    """An id as text; empty where there is none, or no plain one."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    text = bytes(value)
+    if text.startswith((b"{", b"[")) or text == b"null":
+        return ""
+    try:
+        return _text.decode(text) if text.startswith(b'"') else text.decode()
+    except msgspec.DecodeError:
+        return ""
+
+
+def _quoted(names: Sequence[str]) -> str:
+    shown = ", ".join(f'"{name}"' for name in names[:_NAMES_SHOWN])
+    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "") if names else "none"
