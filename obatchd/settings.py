@@ -11,19 +11,14 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from obatchd.jobs.template import template_problem
+from obatchd.settings_base import PositiveSeconds, Section
+from obatchd.settings_gpu_health import GpuHealthSettings
 
 Priority = Literal["low", "normal", "high"]
-PositiveSeconds = Annotated[float, Field(gt=0)]
 _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
-
-
-class Section(BaseModel):
-    """A table of the configuration: unknown keys are errors, values are not changed after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, validate_default=True)
 
 
 class GpuSettings(Section):
@@ -235,6 +230,7 @@ class Settings(Section):
     drain_s: float = Field(60, ge=0, description="On SIGTERM, longest wait for in-flight requests.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     gpus: GpuSettings = Field(GpuSettings())
+    gpu_health: GpuHealthSettings = Field(GpuHealthSettings())
     servers: ServerSettings = Field(ServerSettings())
     models: ModelSettings = Field(ModelSettings())
     inbox: InboxSettings = Field(InboxSettings())

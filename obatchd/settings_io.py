@@ -19,7 +19,8 @@ from pydantic.fields import FieldInfo
 
 from obatchd.errors import ConfigError
 from obatchd.jobs.model import JobSettings
-from obatchd.settings import RecordSettings, Section, Settings
+from obatchd.settings import RecordSettings, Settings
+from obatchd.settings_base import Section
 
 JOB_KEYS = tuple(field.name for field in msgspec.structs.fields(JobSettings))
 # Options that make Ollama load a model anew: they belong to the server's profile, not to one request.
@@ -39,7 +40,7 @@ LOAD_TIME_OPTIONS = frozenset(
 
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
-_LIVE_SECTIONS = frozenset(("models", "inbox", "outbox", "dispatch", "watchdog", "disk"))
+_LIVE_SECTIONS = frozenset(("models", "inbox", "outbox", "dispatch", "watchdog", "disk", "gpu_health"))
 _RECORD_KEYS = frozenset(RecordSettings.model_fields)
 _LIVE_KEYS = frozenset(("log_level", "drain_s", *JOB_KEYS)) - _RECORD_KEYS
 _Model = TypeVar("_Model", bound=Section)

@@ -25,7 +25,7 @@ MODULES = {
     if path.name != "__init__.py"
 }
 
-COMMON = {"errors", "log", "settings", "crash_points", "rate", "__version__"}
+COMMON = {"errors", "log", "settings", "settings_base", "settings_gpu_health", "crash_points", "rate", "__version__"}
 # What the modules of each package may import besides their own package and COMMON: a package or one module of it.
 MAY_IMPORT = {
     "jobs": {"spool.ledger"},

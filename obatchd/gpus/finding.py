@@ -1,0 +1,100 @@
+"""The judgement about a GPU as types, and what somebody should do next, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import msgspec
+
+from obatchd.gpus.model import Identity
+
+Level = Literal["ok", "warn", "quarantine"]
+Consequence = Literal["ok", "warn", "fail"]  # for the verdict of a burn-in
+_LEVELS: tuple[Level, ...] = ("ok", "warn", "quarantine")
+_CONSEQUENCES: tuple[Consequence, ...] = ("ok", "warn", "fail")
+
+Remedy = Literal[
+    "watch", "application", "settings", "cooling", "power", "seating", "reset", "reboot", "diagnose", "rma"
+]
+_EVIDENCE = "Collect evidence first, while the driver is still loaded: `sudo nvidia-bug-report.sh`."
+# In the order in which they are done; {uuid}, {slot} and {serial} are filled in.
+_STEPS: dict[Remedy, str] = {
+    "watch": "Go on and watch whether it grows.",
+    "application": "Look at the server's log and the model: this is usually software; a hardware fault would stay with "
+    "this GPU whatever model it runs.",
+    "settings": "Mend the setting that is named.",
+    "cooling": "Check air flow, fans, dust and the temperature of the room.",
+    "power": "Check the power cables and connectors of the card and the power supply; on a consumer card also try "
+    "lower clocks (`sudo nvidia-smi -i {uuid} -lgc 0,1800`).",
+    "seating": "Seat the card{slot} again, or swap it with another: see whether the error follows the card or stays "
+    "with the slot.",
+    "reset": "Stop everything that uses the GPU and reset it: `sudo nvidia-smi --gpu-reset -i {uuid}`.",
+    "reboot": "Reboot the host, with the power taken away if the GPU does not come back.",
+    "diagnose": "Run the vendor's field diagnostic: `dcgmi diag -r 3 -j`, or the one the vendor asks for.",
+    "rma": "If it comes again after that, have the card replaced (RMA); its serial number is {serial}.",
+}
+_NEEDS_EVIDENCE = frozenset({"power", "seating", "reset", "reboot", "diagnose", "rma"})
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One rule that does not call the GPU good.
+
+    Attributes:
+        signal: slug of the rule, e.g. ``ecc_uncorrected``.
+        level: what it means while work goes on.
+        burn_in: what it means for a burn-in's verdict.
+        text: what is wrong, in plain words.
+        value, limit: what was seen, and what is allowed.
+        since_s: from when on it was so, epoch seconds.
+        remedies: what to do.
+        urgent: the load must go at once; waiting for answers in flight could hurt the hardware.
+    """
+
+    signal: str
+    level: Level
+    burn_in: Consequence
+    text: str
+    value: str | float | int | None = None
+    limit: str | float | int | None = None
+    since_s: float = 0.0
+    remedies: tuple[Remedy, ...] = ()
+    urgent: bool = False
+
+
+class Assessment(msgspec.Struct, frozen=True):
+    """All findings about one card, worst first."""
+
+    uuid: str
+    level: Level
+    burn_in: Consequence
+    findings: tuple[Finding, ...]
+    action: str  # the next action in words; empty when there is nothing to do
+
+    @property
+    def reason(self) -> str:
+        """The worst finding in words."""
+        return self.findings[0].text if self.findings else ""
+
+
+def summarise(identity: Identity, findings: Iterable[Finding]) -> Assessment:
+    """Sort findings and say what to do next."""
+    found = sorted(findings, key=lambda f: (-_LEVELS.index(f.level), -_CONSEQUENCES.index(f.burn_in), f.since_s))
+    level: Level = max([f.level for f in found], key=_LEVELS.index) if found else "ok"
+    burn_in: Consequence = max([f.burn_in for f in found], key=_CONSEQUENCES.index) if found else "ok"
+    serious = [f for f in found if f.level == "quarantine" or f.burn_in == "fail"] or found
+    remedies = {remedy for finding in serious for remedy in finding.remedies}
+    return Assessment(identity.uuid, level, burn_in, tuple(found), next_action(identity, remedies))
+
+
+def next_action(identity: Identity, remedies: Iterable[Remedy]) -> str:
+    """What to do, in the order in which it is done; evidence before anything that would destroy it."""
+    wanted = set(remedies)
+    steps = [text for remedy, text in _STEPS.items() if remedy in wanted]
+    if wanted & _NEEDS_EVIDENCE:
+        steps.insert(0, _EVIDENCE)
+    return " ".join(steps).format(
+        uuid=identity.uuid,
+        slot=f" in slot {identity.slot}" if identity.slot else f" at {identity.pci_bus_id}",
+        serial=identity.serial or "on its label",
+    )
