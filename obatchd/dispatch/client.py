@@ -1,19 +1,14 @@
-"""One request to one Ollama server, over aiohttp.
-
-The official client costs ten times as much per call and cannot send ``truncate`` and ``shift``, without which a
-prompt that is too long is cut in silence (docs/architecture.md, "Libraries").
-"""
+"""One request to one Ollama server, and what its answer amounts to."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import aiohttp
 import msgspec
 
 from obatchd.dispatch import faults
+from obatchd.dispatch.connections import Broken, Connections, Unreachable
 from obatchd.dispatch.faults import Fault
 
 
@@ -55,96 +50,102 @@ class Answer(NamedTuple):
 _chunk = msgspec.json.Decoder(_Chunk)
 _error = msgspec.json.Decoder(_Error)
 _encode = msgspec.json.Encoder().encode
+_NOTHING = _Chunk()
+_ERROR_BYTES = 64 * 1024
 
 
-def _failed(fault: Fault, text: str = "", think: str = "") -> Answer:
-    return Answer(text, think, "", 0, 0, 0.0, fault)
+def _failed(fault: Fault) -> Answer:
+    return Answer("", "", "", 0, 0, 0.0, fault)
+
+
+class _Stream:
+    """The lines of an answer as they arrive."""
+
+    __slots__ = ("_on_token", "_rest", "error", "last", "status", "texts", "thoughts")
+
+    def __init__(self, on_token: Callable[[], None]) -> None:
+        self.status = 0
+        self.texts: list[str] = []
+        self.thoughts: list[str] = []
+        self.last = _NOTHING
+        self.error: str | None = None  # of an error line; what follows it is passed over
+        self._on_token = on_token
+        self._rest = b""
+
+    def begin(self, status: int) -> None:
+        self.status = status
+
+    def data(self, data: bytes) -> None:
+        if self.status != 200:
+            self._rest += data[:_ERROR_BYTES]
+            return
+        *lines, self._rest = (self._rest + data if self._rest else data).split(b"\n")
+        for line in lines:
+            if line:
+                self._take(line)
+        self._on_token()
+
+    def answer(self) -> Answer:
+        """What it all amounts to, when there is no more."""
+        if self.status != 200:
+            return _failed(faults.from_response(self.status, _error_text(self._rest)))
+        if self._rest.strip():
+            self._take(self._rest)
+        if self.error is not None:
+            return _failed(faults.from_response(200, self.error))
+        return _finish(self.last, "".join(self.texts), "".join(self.thoughts))
+
+    def _take(self, line: bytes) -> None:
+        if self.error is not None:
+            return
+        try:
+            chunk = self.last = _chunk.decode(line)
+        except msgspec.DecodeError as error:
+            self.error = f"unexpected server status: the answer is not JSON ({error})"
+            return
+        if chunk.error:
+            self.error = chunk.error
+        if chunk.message is not None:
+            if chunk.message.content:
+                self.texts.append(chunk.message.content)
+            if chunk.message.thinking:
+                self.thoughts.append(chunk.message.thinking)
 
 
 class OllamaClient:
-    """Keeps connections to one server. Proxies of the environment are never used.
+    """Asks one server, over connections that are kept. Proxies of the environment are never used.
 
     Args:
         base_url: e.g. ``http://127.0.0.1:11500``.
         token: bearer token, or empty.
-        connect_timeout_s, request_timeout_s: limits on connecting and on the whole attempt. Silence has no limit here:
-            a request may wait behind others or have a long prompt, so it counts per server (dispatch.watchdog).
+        connect_timeout_s: limit on connecting. How long an attempt may take is for the worker, and silence has no limit
+            here: a request may wait behind others or have a long prompt, so it counts per server (dispatch.watchdog).
     """
 
-    def __init__(self, base_url: str, token: str, *, connect_timeout_s: float, request_timeout_s: float) -> None:
+    def __init__(self, base_url: str, token: str, *, connect_timeout_s: float) -> None:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        self._url = base_url.rstrip("/") + "/api/chat"
-        self._connect_timeout_s = connect_timeout_s
-        self._request_timeout_s = request_timeout_s
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300, keepalive_timeout=60),
-            headers=headers,
-            trust_env=False,
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept-Encoding", "Accept"),
-        )
-
-    def _timeout(self, total_s: float) -> aiohttp.ClientTimeout:
-        return aiohttp.ClientTimeout(total=total_s, sock_connect=self._connect_timeout_s, ceil_threshold=60)
+        self._connections = Connections(base_url, headers, connect_timeout_s)
 
     async def close(self) -> None:
-        await self._session.close()
+        """Close the connections when the last request that uses them has ended."""
+        await self._connections.close()
 
-    async def chat(self, body: dict[str, Any], on_token: Callable[[], None], limit_s: float | None = None) -> Answer:
+    async def chat(self, body: dict[str, Any], on_token: Callable[[], None]) -> Answer:
         """Send ``body`` to ``/api/chat`` and read the stream to its end; never raises for what a server may do.
 
-        ``on_token`` is called for each piece of text that arrives; ``limit_s`` is shorter than the limit of attempts.
+        ``on_token`` is called for each piece of text that arrives.
         """
-        limit_s = limit_s or self._request_timeout_s
+        stream = _Stream(on_token)
         try:
-            async with self._session.post(self._url, data=_encode(body), timeout=self._timeout(limit_s)) as response:
-                if response.status != 200:
-                    return _failed(faults.from_response(response.status, _error_text(await response.read())))
-                return await self._read(response, on_token)
-        except aiohttp.ClientConnectorError as error:
+            await self._connections.post("/api/chat", _encode(body), stream)
+        except Unreachable as error:
             return _failed(faults.connection_refused(str(error)))
-        except aiohttp.ConnectionTimeoutError as error:
-            return _failed(faults.connection_refused(str(error)))
-        except TimeoutError:
-            return _failed(faults.out_of_time(limit_s))
-        except (aiohttp.ClientError, ConnectionError, OSError, asyncio.IncompleteReadError) as error:
-            return _failed(faults.connection_lost(str(error) or type(error).__name__))
-
-    async def _read(self, response: aiohttp.ClientResponse, on_token: Callable[[], None]) -> Answer:
-        texts: list[str] = []
-        thoughts: list[str] = []
-        last: _Chunk | None = None
-        rest = b""
-        async for data in response.content.iter_any():
-            *lines, rest = (rest + data if rest else data).split(b"\n")
-            for line in lines:
-                if line:
-                    last = _take(line, texts, thoughts)
-                    if last.error:
-                        return _failed(faults.from_response(200, last.error))
-            on_token()
-        if rest.strip():
-            last = _take(rest, texts, thoughts)
-            if last.error:
-                return _failed(faults.from_response(200, last.error))
-        return _finish(last, "".join(texts), "".join(thoughts))
+        except Broken as error:
+            return _failed(faults.connection_lost(str(error)))
+        return stream.answer()
 
 
-def _take(line: bytes, texts: list[str], thoughts: list[str]) -> _Chunk:
-    try:
-        chunk = _chunk.decode(line)
-    except msgspec.DecodeError as error:
-        return _Chunk(error=f"unexpected server status: the answer is not JSON ({error})")
-    if chunk.message is not None:
-        if chunk.message.content:
-            texts.append(chunk.message.content)
-        if chunk.message.thinking:
-            thoughts.append(chunk.message.thinking)
-    return chunk
-
-
-def _finish(last: _Chunk | None, text: str, think: str) -> Answer:
-    last = last or _Chunk()
+def _finish(last: _Chunk, text: str, think: str) -> Answer:
     fault = faults.incomplete(last.done, last.done_reason, text)
     counts = (last.prompt_eval_count, last.eval_count, last.eval_duration / 1e9)
     # load_duration ends when the runner is handed over; the wait for a slot comes after it (ollama server/routes.go).

@@ -16,11 +16,9 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, Never
 
-import aiohttp  # noqa: F401 - preloaded into the forkserver
 import msgspec
 import uvloop
 
@@ -36,9 +34,9 @@ _GATHER_S = 0.005
 
 
 class _Held:
-    """A request the worker holds; ``task`` is set when it has a slot."""
+    """A request the worker holds; ``task`` is that of its slot while it has one."""
 
-    __slots__ = ("active", "fault", "item", "load_options", "model", "task", "token_s")
+    __slots__ = ("active", "began_s", "fault", "item", "load_options", "model", "task", "token_s")
 
     def __init__(self, item: OfferItem, model: str, load_options: dict[str, Any]) -> None:
         self.item = item
@@ -46,6 +44,7 @@ class _Held:
         self.load_options = load_options
         self.task: asyncio.Task[None] | None = None
         self.active = 0  # requests in a slot when it got one, itself included
+        self.began_s = 0.0  # monotonic; when it got its slot
         self.token_s = 0.0  # monotonic; of the latest token, 0 before the first
         self.fault: Fault | None = None  # why its attempt was ended from outside
 
@@ -58,7 +57,8 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._held: dict[tuple[int, int], _Held] = {}
         self._queue: deque[tuple[int, int]] = deque()
-        self._active = 0
+        self._active = 0  # slots in use
+        self._slots: set[asyncio.Task[None]] = set()
         self._jobs: dict[int, JobContext] = {}
         self._configure: protocol.Configure | None = None
         self._client: OllamaClient | None = None
@@ -106,40 +106,49 @@ class Worker:
         old, self._configure = self._configure, message
         if self._client is None or old is None or msgspec.structs.replace(old, slots=message.slots) != message:
             if self._client is not None:
-                running = [held.task for held in self._held.values() if held.task is not None]
-                closing = self._loop.create_task(_close_after(self._client, running))
+                closing = self._loop.create_task(self._client.close())
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
-            self._client = OllamaClient(
-                message.base_url,
-                message.token,
-                connect_timeout_s=message.connect_timeout_s,
-                request_timeout_s=message.request_timeout_s,
-            )
+            self._client = OllamaClient(message.base_url, message.token, connect_timeout_s=message.connect_timeout_s)
         self._fill()
 
     def _fill(self) -> None:
+        """Open a slot for each request that may begin; a slot goes on with the next request by itself."""
         slots = self._configure.slots if self._configure else 0
-        while self._queue and self._active < slots:
-            key = self._queue.popleft()
-            held = self._held.get(key)
-            if held is None:
-                continue
+        for _ in range(min(len(self._queue), slots - self._active)):
             if self._active == 0:
                 self._last_token_s = time.monotonic()
             self._active += 1
-            held.active = self._active
-            self._started.append(key)
-            held.task = self._loop.create_task(self._answer(key, held))
-            # Not in the task itself: one that is cancelled before its first step never runs a line of its code.
-            held.task.add_done_callback(partial(self._ended, key, held))
-            self._flush_soon()
+            slot = self._loop.create_task(self._slot())
+            self._slots.add(slot)
+            slot.add_done_callback(self._slots.discard)
 
-    def _ended(self, key: tuple[int, int], held: _Held, task: asyncio.Task[None]) -> None:
+    async def _slot(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        while (held := self._next()) is not None:
+            held.task = task
+            try:
+                await self._answer((held.item.job, held.item.line), held)
+            except asyncio.CancelledError:
+                task.uncancel()  # the attempt was cancelled, not its slot
+            finally:
+                held.task = None
         self._active -= 1
-        if task.cancelled() and held.fault is not None:
-            self._result(key, held, self._without_answer(held, held.fault))
-        self._fill()
+
+    def _next(self) -> _Held | None:
+        """The request that begins now; None when there is none, or when slots became fewer."""
+        slots = self._configure.slots if self._configure else 0
+        while self._queue and self._active <= slots:
+            key = self._queue.popleft()
+            held = self._held.get(key)
+            if held is not None:
+                held.active = self._active
+                held.began_s = time.monotonic()
+                self._started.append(key)
+                self._flush_soon()
+                return held
+        return None
 
     def _result(self, key: tuple[int, int], held: _Held, result: ResultItem) -> None:
         if self._held.get(key) is held:
@@ -174,14 +183,22 @@ class Worker:
         self._tokens += 1
         self._last_token_s = held.token_s = time.monotonic()
 
-    def _give_up_stuck(self) -> None:
+    def _give_up_stuck(self, settings: protocol.Configure) -> None:
         """An answer that began and stopped while others go on is stuck; one that did not begin may have to wait."""
-        now_s, limit_s = time.monotonic(), self._configure.stall_s if self._configure else 0.0
+        now_s, limit_s = time.monotonic(), settings.stall_s
         if now_s - self._last_token_s >= limit_s / 2:
             return  # nothing moves on this server: the main process knows whether its GPU is busy
         for held in self._held.values():
             if held.token_s and now_s - held.token_s >= limit_s:
                 self._give_up(held, faults.stalled(limit_s))
+
+    def _give_up_late(self, settings: protocol.Configure) -> None:
+        """End attempts whose time is up. One look a second for all of them costs less than a timer for each."""
+        now_s = time.monotonic()
+        for held in self._held.values():
+            limit_s = held.item.limit_s or settings.request_timeout_s
+            if held.task is not None and now_s - held.began_s >= limit_s:
+                self._give_up(held, faults.out_of_time(limit_s))
 
     async def _answer(self, key: tuple[int, int], held: _Held) -> None:
         try:
@@ -227,10 +244,11 @@ class Worker:
     async def _ask(self, held: _Held, body: dict[str, Any]) -> Answer:
         assert self._client is not None
         try:
-            return await self._client.chat(body, partial(self._on_token, held), held.item.limit_s)
+            return await self._client.chat(body, partial(self._on_token, held))
         except asyncio.CancelledError:
-            if held.fault is None:
+            if held.fault is None or held.task is None:
                 raise
+            held.task.uncancel()  # only the attempt ends here
             return Answer("", "", "", 0, 0, 0.0, held.fault)
 
     def _record(self, held: _Held, request: Request, answer: Answer, started_s: float, duration_s: float) -> bytes:
@@ -263,7 +281,8 @@ class Worker:
             self._send(protocol.Results(self._results))
             self._results = []
         if self._started:
-            self._send(protocol.Started(self._started))
+            if going := [key for key in self._started if key in self._held]:
+                self._send(protocol.Started(going))
             self._started = []
 
     def _send(self, message: protocol.ToMain) -> None:
@@ -279,16 +298,10 @@ class Worker:
         # Nothing to say while idle: an idle worker costs no wake-up of the main process.
         while True:
             await asyncio.sleep(_PROGRESS_S)
-            if self._active or self._tokens:
+            if self._configure is not None and (self._active or self._tokens):
                 self._report_progress()
-                self._give_up_stuck()
-
-
-async def _close_after(client: OllamaClient, running: Sequence[asyncio.Task[None]]) -> None:
-    """Close a client that was replaced, when the requests that still use it have ended."""
-    if running:
-        await asyncio.wait(running)
-    await client.close()
+                self._give_up_stuck(self._configure)
+                self._give_up_late(self._configure)
 
 
 def main(connection: socket.socket) -> Never:

@@ -62,16 +62,14 @@ async def ask() -> AsyncIterator[Ask]:
     runners: list[web.AppRunner] = []
     clients: list[OllamaClient] = []
 
-    async def run(
-        handler: Handler, *, token: str = "", on_token: Callable[[], None] = lambda: None, limit_s: float = 5
-    ) -> Answer:
+    async def run(handler: Handler, *, token: str = "", on_token: Callable[[], None] = lambda: None) -> Answer:
         app = web.Application()
         app.router.add_post("/api/chat", handler)
         runners.append(web.AppRunner(app, shutdown_timeout=0))
         await runners[-1].setup()
         await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runners[-1].addresses[0][1]}"
-        clients.append(OllamaClient(url, token, connect_timeout_s=1, request_timeout_s=limit_s))
+        clients.append(OllamaClient(url, token, connect_timeout_s=1))
         return await clients[-1].chat(BODY, on_token)
 
     yield run
@@ -173,12 +171,8 @@ async def test_fields_of_a_later_version_are_passed_over(ask: Ask) -> None:
     assert (answer.text, answer.fault) == ("yes", None)
 
 
-async def test_an_answer_without_end_runs_into_its_limit(ask: Ask) -> None:
-    assert blame(await ask(streaming(line("be"), hang=True), limit_s=0.2)) == (SERVER, "timeout")
-
-
 async def test_nobody_listening_is_nobodys_fault(unused_tcp_port: int) -> None:
-    client = OllamaClient(f"http://127.0.0.1:{unused_tcp_port}", "", connect_timeout_s=1, request_timeout_s=5)
+    client = OllamaClient(f"http://127.0.0.1:{unused_tcp_port}", "", connect_timeout_s=1)
     assert blame(await client.chat(BODY, lambda: None)) == (NOBODY, "unreachable")
     await client.close()
 

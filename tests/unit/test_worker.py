@@ -114,11 +114,33 @@ async def test_a_request_cancelled_in_the_moment_it_is_offered_gives_its_slot_ba
     assert {key[0] for key in wire.results()} == {2}
 
 
-async def test_what_is_given_up_before_its_first_step_still_ends(server: Server, wire: Wire) -> None:
-    wire.feed(configure(server.url), CONTEXT, offer(1, 1), GiveUp(faults.CRASH, "server_hung", "no token"))
+async def test_what_is_given_up_ends_and_its_slot_goes_on(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1))
+    await wire.until(lambda: server.asked)
+    wire.feed(GiveUp(faults.CRASH, "server_hung", "no token"))
     result = (await wire.until(wire.results))[1, 1]
     assert (result.fault, result.code, result.succeeded) == (faults.CRASH, "server_hung", False)
     assert json.loads(result.record)["id"] == "a"
+    server.go.set()
+    wire.feed(offer(1, 2))
+    await wire.until(lambda: (1, 2) in wire.results())
+    assert wire.results()[1, 2].succeeded
+
+
+async def test_an_attempt_without_end_runs_into_its_limit(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1, request_timeout_s=0.2), CONTEXT, offer(1, 1, 2))
+    await wire.until(lambda: len(wire.results()) == 2)
+    assert {(result.fault, result.code) for result in wire.results().values()} == {(faults.SERVER, "timeout")}
+
+
+async def test_cancelled_in_the_middle_a_slot_goes_on_with_the_next(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1))
+    await wire.until(lambda: server.asked)
+    wire.feed(Cancel(1), JobContext(2, "next", "", {}, 100), offer(2, 1))
+    await wire.until(lambda: server.asked == 2)
+    server.go.set()
+    await wire.until(lambda: (2, 1) in wire.results())
+    assert (1, 1) not in wire.results()
 
 
 async def test_a_defect_costs_one_attempt_and_neither_the_slot_nor_the_request(server: Server, wire: Wire) -> None:
@@ -143,7 +165,9 @@ async def test_new_timeouts_do_not_end_what_runs(server: Server, wire: Wire) -> 
 
 
 async def test_a_recall_gives_back_what_has_no_slot(server: Server, wire: Wire) -> None:
-    wire.feed(configure(server.url), CONTEXT, offer(1, 1, 2, 3, 4), Recall(9))
+    wire.feed(configure(server.url), CONTEXT, offer(1, 1, 2, 3, 4))
+    await wire.until(lambda: server.asked == 2)
+    wire.feed(Recall(9))
     returned = await wire.until(lambda: [m for m in wire.sent if isinstance(m, protocol.Returned)])
     assert sorted(returned[0].keys) == [(1, 3), (1, 4)]
     assert wire.started() == [(1, 1), (1, 2)]

@@ -1,0 +1,204 @@
+"""HTTP/1.1 to one server over connections that are kept: what a prompt costs on its way out and back.
+
+The parser is httptools (llhttp, the one of Node.js). What a general client does beside it - sessions, cookies,
+redirects, a timer for each request - is half of what a worker would spend on a prompt (bench/README.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Protocol, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+# Ollama keeps idle connections for ever, but what stands in front of a remote one may close them after a few seconds
+# (75 s in nginx, 5 s in uvicorn), and a request sent at that moment would look like one that crashed its server.
+_KEPT_S = 4.0
+
+
+class Unreachable(Exception):
+    """No connection could be made; nothing was sent."""
+
+
+class Broken(Exception):
+    """The connection ended before the response did, or what came is not HTTP."""
+
+
+class Sink(Protocol):
+    """Where a response goes: its status first, then its body piece by piece as it arrives."""
+
+    def begin(self, status: int) -> None: ...
+    def data(self, data: bytes) -> None: ...
+
+
+class _Connection(asyncio.Protocol):
+    """One connection; at most one request at a time."""
+
+    def __init__(self, on_free: Callable[[_Connection], None], on_lost: Callable[[_Connection], None]) -> None:
+        self._on_free = on_free
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._sink: Sink | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._began = self._sized = False
+        self.free_since_s = 0.0  # of the loop's clock
+
+    def ask(self, request: bytes, sink: Sink) -> asyncio.Future[None]:
+        """Send ``request``; the future ends with the response."""
+        assert self._transport is not None
+        self._sink = sink
+        self._began = self._sized = False
+        self._done = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return self._done
+
+    def abort(self) -> None:
+        """Close at once. Ollama ends a generation whose connection closes."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(f"not HTTP: {error}")
+            self.abort()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._on_lost(self)
+        if self._began and not self._sized and error is None:
+            self._finish()  # without a length, the end of the connection is the end of the body (RFC 9112 §6.3)
+        else:
+            self._fail(str(error) if error else "it was closed")
+
+    # What the parser calls.
+
+    def on_header(self, name: bytes, _value: bytes) -> None:
+        if name.lower() in (b"content-length", b"transfer-encoding"):
+            self._sized = True
+
+    def on_headers_complete(self) -> None:
+        self._began = True
+        if self._sink is not None:
+            self._sink.begin(self._parser.get_status_code())
+
+    def on_body(self, data: bytes) -> None:
+        if self._sink is not None:
+            self._sink.data(data)
+
+    def on_message_complete(self) -> None:
+        if self._parser.should_keep_alive():
+            self.free_since_s = asyncio.get_running_loop().time()
+            self._on_free(self)
+        else:
+            self.abort()
+        self._finish()
+
+    def _finish(self) -> None:
+        done, self._done, self._sink = self._done, None, None
+        if done is not None and not done.done():
+            done.set_result(None)
+
+    def _fail(self, reason: str) -> None:
+        done, self._done, self._sink = self._done, None, None
+        if done is not None and not done.done():
+            done.set_exception(Broken(reason))
+
+
+class Connections:
+    """The connections to one server. Proxies of the environment are never used, redirects are not followed.
+
+    Args:
+        base_url: e.g. ``http://127.0.0.1:11500``.
+        headers: sent with every request.
+        connect_timeout_s: limit on making a connection.
+    """
+
+    def __init__(self, base_url: str, headers: dict[str, str], connect_timeout_s: float) -> None:
+        url = urlsplit(base_url)
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self._host = url.hostname or ""
+        self._port = url.port or (443 if self._tls else 80)
+        self._prefix = url.path.rstrip("/")
+        self._connect_timeout_s = connect_timeout_s
+        lines = [f"{name}: {value}\r\n" for name, value in {"Host": url.netloc, **headers}.items()]
+        self._headers = "".join(lines)
+        self._heads: dict[str, bytes] = {}  # by path
+        self._kept: list[_Connection] = []
+        self._busy = 0
+        self._unused: asyncio.Event | None = None
+
+    async def post(self, path: str, body: bytes, sink: Sink) -> None:
+        """Send ``body`` to ``path`` and give ``sink`` the response. Cancelled, it closes the connection.
+
+        Raises:
+            Unreachable: no connection could be made.
+            Broken: the connection ended in the middle of the response.
+        """
+        self._busy += 1
+        try:
+            connection = self._take() or await self._connect()
+            head = self._heads.get(path) or self._head(path)
+            try:
+                await connection.ask(b"%b%d\r\n\r\n%b" % (head, len(body), body), sink)
+            except asyncio.CancelledError:
+                connection.abort()
+                raise
+        finally:
+            self._busy -= 1
+            if self._unused is not None and not self._busy:
+                self._unused.set()
+
+    async def close(self) -> None:
+        """Close every connection when the last request has ended."""
+        if self._busy:
+            self._unused = asyncio.Event()
+            await self._unused.wait()
+        for connection in self._kept:
+            connection.abort()
+        self._kept.clear()
+
+    def _take(self) -> _Connection | None:
+        """The connection that was used last, unless it has been idle for so long that its end may be on the way."""
+        if not self._kept:
+            return None
+        connection = self._kept.pop()
+        if asyncio.get_running_loop().time() - connection.free_since_s < _KEPT_S:
+            return connection
+        for old in (connection, *self._kept):
+            old.abort()
+        self._kept.clear()
+        return None
+
+    def _head(self, path: str) -> bytes:
+        head = f"POST {self._prefix}{path} HTTP/1.1\r\n{self._headers}Content-Length: ".encode()
+        self._heads[path] = head
+        return head
+
+    async def _connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self._kept.append, self._lost), self._host, self._port, ssl=self._tls
+                )
+        except TimeoutError as error:
+            raise Unreachable(f"no connection within {self._connect_timeout_s:g} s") from error
+        except OSError as error:
+            raise Unreachable(str(error)) from error
+        return connection
+
+    def _lost(self, connection: _Connection) -> None:
+        with contextlib.suppress(ValueError):
+            self._kept.remove(connection)
