@@ -20,6 +20,7 @@ import uvloop
 from obatchd import __version__, log, settings_io
 from obatchd.control import notify, runtime
 from obatchd.control.api import ControlServer
+from obatchd.control.auth import Access, daemon_itself, group_id
 from obatchd.control.submit import SubmitServer
 from obatchd.dispatch.pool import forkserver_context
 from obatchd.dispatch.remedies import Watchdog
@@ -33,8 +34,9 @@ from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
-from obatchd.settings import Settings
+from obatchd.settings import AccessSettings, Settings
 from obatchd.spool.layout import Layout
+from obatchd.spool.owners import OwnerDirectories
 
 _log = log.get(__name__)
 _STATUS_S = 5.0
@@ -63,7 +65,7 @@ class Daemon:
             ObatchError: the daemon cannot start, with what to do.
         """
         self._listen_to_signals()
-        layout = await asyncio.to_thread(Layout.open, self._settings.spool_path)
+        layout = await asyncio.to_thread(Layout.open, self._settings.spool_path, _owners(self._settings.access))
         with layout.lock():
             store = await asyncio.to_thread(Store, layout.work)
             try:
@@ -98,8 +100,9 @@ class Daemon:
 
     async def _serve(self, layout: Layout, store: Store) -> None:
         facade = Facade(self.engine, self._fleet, self._models, self._probe, self._reload)
-        directory = runtime.create(layout.root, layout.uuid)
-        control, submit = ControlServer(facade, directory), SubmitServer(facade, directory)
+        access = Access(self._settings.access)
+        directory = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
+        control, submit = ControlServer(facade, directory, access), SubmitServer(facade, directory, access)
         housekeeping = Housekeeping(self.engine, self.engine.vital)
         self._watchdog = Watchdog(self.engine.dispatcher, self._settings, self._utilisation)
         if store.state.get("paused"):
@@ -247,8 +250,18 @@ class Daemon:
             await asyncio.sleep(period_s)
 
 
+def _owners(access: AccessSettings) -> OwnerDirectories | None:
+    """Directories of their own for the users of a service; a service without its groups serves administrators."""
+    if access.mode == "personal":
+        return None
+    for name in (access.submit_group, access.admin_group):
+        if group_id(name) is None:
+            _log.warning("group_missing", group=name, remedy=f"groupadd --system {name}, or name another in [access]")
+    return OwnerDirectories(group_id(access.admin_group))
+
+
 def _status_line(facade: Facade) -> str:
-    document = facade.status()
+    document = facade.status(daemon_itself())
     ready = sum(1 for server in document["servers"] if server["state"] == ServerState.READY)
     return (
         f"{document['state']}: {ready} of {len(document['servers'])} servers ready, "

@@ -210,6 +210,28 @@ class RecordSettings(Section):
         return self
 
 
+class AccessSettings(Section):
+    """Who may use the daemon. The system service is started with mode = "service"."""
+
+    mode: Literal["personal", "service"] = Field(
+        "personal",
+        description='"personal": only the daemon\'s own user and root. "service": members of submit_group, each of '
+        "whom sees only what is theirs; outbox and failed have a directory per owner.",
+    )
+    submit_group: str = Field("obatch-submit", description="Group whose members may drop and submit.", min_length=1)
+    admin_group: str = Field(
+        "obatch-admin", description="Group whose members see everything and may do everything.", min_length=1
+    )
+
+
+class LimitSettings(Section):
+    """What one owner may have open. Further drops of that owner wait in the inbox; 0: no limit."""
+
+    open_jobs: int = Field(0, ge=0, description="Jobs that are not done.")
+    open_bytes: int = Field(0, ge=0, description="Bytes of their drops.")
+    open_requests: int = Field(0, ge=0, description="Requests of theirs without a result when another drop is taken.")
+
+
 class Settings(Section):
     """The whole configuration."""
 
@@ -238,6 +260,8 @@ class Settings(Section):
     dispatch: DispatchSettings = Field(DispatchSettings())
     watchdog: WatchdogSettings = Field(WatchdogSettings())
     disk: DiskSettings = Field(DiskSettings())
+    access: AccessSettings = Field(AccessSettings())
+    limits: LimitSettings = Field(LimitSettings())
     ollama_instances: dict[str, int] = Field(
         {},
         description='Remote servers, as in the original project: "host:port" = index of the GPU whose readings belong '

@@ -40,7 +40,7 @@ LOAD_TIME_OPTIONS = frozenset(
 
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
-_LIVE_SECTIONS = frozenset(("models", "inbox", "outbox", "dispatch", "watchdog", "disk", "gpu_health"))
+_LIVE_SECTIONS = frozenset(("models", "inbox", "outbox", "dispatch", "watchdog", "disk", "limits", "gpu_health"))
 _RECORD_KEYS = frozenset(RecordSettings.model_fields)
 _LIVE_KEYS = frozenset(("log_level", "drain_s", *JOB_KEYS)) - _RECORD_KEYS
 _Model = TypeVar("_Model", bound=Section)

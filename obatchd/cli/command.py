@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.errors import ConfigError, DaemonDownError, ObatchError
+from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchError
 
 if TYPE_CHECKING:
     from obatchd.control.client import Client
@@ -90,6 +90,8 @@ def _remember_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def _exit_code(error: ObatchError) -> int:
     if isinstance(error, DaemonDownError):
         return exit_codes.UNKNOWN if error.code == "permission" else exit_codes.NOT_RUNNING
+    if isinstance(error, ForbiddenError):
+        return exit_codes.UNKNOWN
     return exit_codes.CONFIG if error.code == ConfigError.code else exit_codes.FAILED
 
 

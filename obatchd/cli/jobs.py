@@ -11,11 +11,13 @@ from obatchd.cli.command import Command, Invocation, clean, pass_invocation
 
 @click.command("jobs", cls=Command)
 @click.option("--state", type=click.Choice(["running", "publishing", "done", "refused"]), help="Only those.")
+@click.option("--mine", "owner", flag_value="mine", help="Only your own.")
+@click.option("--all", "owner", flag_value="all", help="Those of every owner; for administrators.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
 @pass_invocation
-def jobs_command(invocation: Invocation, state: str | None, limit: int) -> None:
-    """List jobs, newest first."""
-    document = invocation.client().get("jobs", state=state, limit=limit)
+def jobs_command(invocation: Invocation, state: str | None, owner: str | None, limit: int) -> None:
+    """List jobs, newest first: an administrator's list has everybody's, any other has your own."""
+    document = invocation.client().get("jobs", state=state, owner=owner, limit=limit)
     invocation.answer(document, lambda: _print_jobs(document["jobs"]))
 
 

@@ -13,11 +13,14 @@ from aiohttp import web
 
 from obatchd import __version__, errors, log
 from obatchd.control import auth
+from obatchd.control.auth import Access, Caller
 from obatchd.control.engine import Document, Engine, ServerAction
 from obatchd.control.runtime import CONTROL_SOCKET
 
 _log = log.get(__name__)
 _ENGINE = web.AppKey("engine", Engine)
+_ACCESS = web.AppKey("access", Access)
+_CALLER = web.RequestKey("caller", Caller)
 _BODY_LIMIT_BYTES = 1024**2
 _SHUTDOWN_S = 1.0
 _JOBS_LIMIT = 10_000
@@ -36,13 +39,16 @@ _HTTP_STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def listen(path: Path) -> socket.socket:
-    """A listening Unix socket for the daemon's user alone; replaces a stale one of an earlier run."""
+def listen(path: Path, *, shared: bool) -> socket.socket:
+    """A listening Unix socket, for everybody or for the daemon's user alone; replaces a stale one of an earlier run.
+
+    Who is answered is decided by who connects, never by the socket's mode alone.
+    """
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.bind(str(path))
-        os.chmod(path, 0o600)
+        os.chmod(path, 0o666 if shared else 0o600)
         listener.listen(128)
     except OSError:
         listener.close()
@@ -56,12 +62,14 @@ class ControlServer:
     Args:
         engine: what the requests are passed to.
         runtime_dir: directory of the socket; see :mod:`obatchd.control.runtime`.
+        access: who is answered.
     """
 
-    def __init__(self, engine: Engine, runtime_dir: Path) -> None:
+    def __init__(self, engine: Engine, runtime_dir: Path, access: Access) -> None:
         self._path = runtime_dir / CONTROL_SOCKET
+        self._shared = access.is_shared
         self._runner = web.AppRunner(
-            application(engine), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
+            application(engine, access), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
         )
 
     async def start(self) -> None:
@@ -72,7 +80,7 @@ class ControlServer:
         """
         await self._runner.setup()
         try:
-            await web.SockSite(self._runner, listen(self._path)).start()
+            await web.SockSite(self._runner, listen(self._path, shared=self._shared)).start()
         except OSError as error:
             await self._runner.cleanup()
             raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
@@ -84,10 +92,11 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
 
-def application(engine: Engine) -> web.Application:
+def application(engine: Engine, access: Access) -> web.Application:
     """The API as an aiohttp application."""
-    app = web.Application(middlewares=[_errors_as_json, _owner_only], client_max_size=_BODY_LIMIT_BYTES)
+    app = web.Application(middlewares=[_errors_as_json, _identify], client_max_size=_BODY_LIMIT_BYTES)
     app[_ENGINE] = engine
+    app[_ACCESS] = access
     app.add_routes(
         [
             web.get("/v1/ping", _ping),
@@ -136,12 +145,20 @@ def _status_of(error: errors.ObatchError) -> int:
 
 
 @web.middleware
-async def _owner_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _identify(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Only known callers are answered, and only administrators where nothing says that the others may."""
     connection = request.get_extra_info("socket")
     if connection is None:  # the client has gone already
         raise errors.ForbiddenError("the caller cannot be identified")
-    auth.require_owner(auth.peer_of(connection.fileno()))
+    caller = await request.app[_ACCESS].caller(auth.peer_of(connection.fileno()))
+    if not caller.is_administrator and request.match_info.handler not in _FOR_EVERY_CALLER:
+        raise errors.ForbiddenError("only administrators of obatchd may do this (root, and the administrators' group)")
+    request[_CALLER] = caller
     return await handler(request)
+
+
+def _caller(request: web.Request) -> Caller:
+    return request[_CALLER]
 
 
 async def _ping(request: web.Request) -> web.Response:
@@ -149,11 +166,11 @@ async def _ping(request: web.Request) -> web.Response:
 
 
 async def _status(request: web.Request) -> web.Response:
-    return _json(request.app[_ENGINE].status())
+    return _json(request.app[_ENGINE].status(_caller(request)))
 
 
 async def _servers(request: web.Request) -> web.Response:
-    return _json({"servers": request.app[_ENGINE].status()["servers"]})
+    return _json({"servers": request.app[_ENGINE].status(_caller(request))["servers"]})
 
 
 async def _server_action(request: web.Request) -> web.Response:
@@ -165,26 +182,32 @@ async def _jobs(request: web.Request) -> web.Response:
     limit = request.query.get("limit", "100")
     if not limit.isdecimal() or not 0 < int(limit) <= _JOBS_LIMIT:
         raise errors.ConfigError(f"limit must be a number from 1 to {_JOBS_LIMIT}", code="bad_request")
-    return _json({"jobs": request.app[_ENGINE].jobs(request.query.get("state"), int(limit))})
+    caller, owner = _caller(request), request.query.get("owner")
+    if owner == "all" and not caller.is_administrator:
+        raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
+    if owner not in (None, "all", "mine"):
+        raise errors.ConfigError("owner must be mine or all", code="bad_request")
+    jobs = request.app[_ENGINE].jobs(caller, request.query.get("state"), int(limit), mine=owner == "mine")
+    return _json({"jobs": jobs})
 
 
 async def _job(request: web.Request) -> web.Response:
-    return _json(request.app[_ENGINE].job(request.match_info["job"]))
+    return _json(request.app[_ENGINE].job(_caller(request), request.match_info["job"]))
 
 
 async def _job_action(request: web.Request) -> web.Response:
     engine = request.app[_ENGINE]
     actions = {"cancel": engine.cancel, "retry": engine.retry, "pause": engine.pause, "resume": engine.resume}
-    return _json(await actions[request.match_info["action"]](request.match_info["job"]))
+    return _json(await actions[request.match_info["action"]](_caller(request), request.match_info["job"]))
 
 
 async def _host_action(request: web.Request) -> web.Response:
     engine = request.app[_ENGINE]
     match request.match_info["action"]:
         case "pause":
-            return _json(await engine.pause(None))
+            return _json(await engine.pause(_caller(request), None))
         case "resume":
-            return _json(await engine.resume(None))
+            return _json(await engine.resume(_caller(request), None))
         case "drain":
             return _json(await engine.drain())
         case "undrain":
@@ -227,6 +250,10 @@ async def _healthz(request: web.Request) -> web.Response:
 
 
 async def _readyz(request: web.Request) -> web.Response:
-    status = request.app[_ENGINE].status()
+    status = request.app[_ENGINE].status(_caller(request))
     ready = any(server["state"] == "ready" for server in status["servers"]) and not status["disk"]["low"]
     return _json({"ready": ready}, 200 if ready else 503)
+
+
+# What callers may do who are no administrators. The engine shows and changes only what is theirs.
+_FOR_EVERY_CALLER = frozenset({_ping, _status, _servers, _jobs, _job, _job_action, _models, _healthz, _readyz})

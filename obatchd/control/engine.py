@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from obatchd.control.auth import Caller
+
 Document = dict[str, Any]  # plain data, ready for JSON; times are ISO-8601 UTC
 ServerAction = Literal["drain", "resume", "restart"]
 
@@ -30,11 +32,12 @@ class Submission:
 class Engine(Protocol):
     """The daemon as its operators see it. Job ids may be given as a unique beginning.
 
-    Every method may raise NotFoundError, and ControlError where the present state forbids the action.
+    Every method may raise NotFoundError, and ControlError where the present state forbids the action. A job that the
+    caller may not see is not found.
     """
 
-    def status(self) -> Document:
-        """The status document.
+    def status(self, caller: Caller) -> Document:
+        """The status document, of jobs and drops only those that the caller may see.
 
         ``{"schema": 1, "version", "spool", "pid", "started_at",
         "state": "running|paused|draining|drained|degraded", "reasons": [str],
@@ -50,8 +53,8 @@ class Engine(Protocol):
         """
         ...
 
-    def jobs(self, state: str | None, limit: int) -> list[Document]:
-        """Job summaries, newest first.
+    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[Document]:
+        """Job summaries, newest first; with ``mine`` an administrator gets only their own, too.
 
         ``{"job", "name", "owner", "state", "paused", "model", "priority", "accepted_at", "finished_at", "requests",
         "indexed", "succeeded", "failed", "cancelled", "expired", "in_flight", "requests_per_s", "eta_s", "outbox",
@@ -59,7 +62,7 @@ class Engine(Protocol):
         """
         ...
 
-    def job(self, job_id: str) -> Document:
+    def job(self, caller: Caller, job_id: str) -> Document:
         """One job's summary."""
         ...
 
@@ -72,19 +75,19 @@ class Engine(Protocol):
         """
         ...
 
-    async def cancel(self, job_id: str) -> Document:
+    async def cancel(self, caller: Caller, job_id: str) -> Document:
         """Cancel what is not finished of a job; returns its summary."""
         ...
 
-    async def retry(self, job_id: str) -> Document:
+    async def retry(self, caller: Caller, job_id: str) -> Document:
         """A new job from the requests of a finished one that did not succeed; returns its summary."""
         ...
 
-    async def pause(self, job_id: str | None) -> Document:
-        """Dispatch nothing more of a job, or of all."""
+    async def pause(self, caller: Caller, job_id: str | None) -> Document:
+        """Dispatch nothing more of a job, or of all (``None``, for administrators)."""
         ...
 
-    async def resume(self, job_id: str | None) -> Document:
+    async def resume(self, caller: Caller, job_id: str | None) -> Document:
         """End ``pause``."""
         ...
 

@@ -33,8 +33,10 @@ class Record(NamedTuple):
     uuid: str
 
 
-def create(spool: Path, uuid: str, *, environ: Mapping[str, str] = os.environ) -> Path:
+def create(spool: Path, uuid: str, *, shared: bool = False, environ: Mapping[str, str] = os.environ) -> Path:
     """Make the runtime directory of a spool and record it there. The caller holds the spool's lock.
+
+    With ``shared`` every user can find the sockets and connect.
 
     Raises:
         SpoolError: no candidate directory can be used, or the spool cannot be written.
@@ -46,12 +48,14 @@ def create(spool: Path, uuid: str, *, environ: Mapping[str, str] = os.environ) -
             problems.append(f"{directory} is too long for a socket")
             continue
         try:
-            _own_directory(parent)
-            _own_directory(directory)
+            for path in (parent, directory):
+                _own_directory(path)
+                if shared and path.stat().st_uid == os.geteuid():
+                    path.chmod(0o711)
         except OSError as error:
             problems.append(f"{error.filename or directory}: {error.strerror or error}")
             continue
-        _record(spool, Record(directory, os.getpid(), __version__, uuid))
+        _record(spool, Record(directory, os.getpid(), __version__, uuid), 0o644 if shared else 0o600)
         return directory
     raise SpoolError(
         "no directory for the control sockets can be used: " + "; ".join(problems) + ". Set XDG_RUNTIME_DIR to a "
@@ -102,7 +106,7 @@ def permission_denied(spool: Path) -> DaemonDownError:
     """The error that says: the caller may not talk to this daemon."""
     return DaemonDownError(
         f"You may not talk to the daemon of {spool}: it answers only its own user and root. Run obatchctl as that "
-        "user, or with sudo.",
+        "user, or with sudo; on a host for several users it has to be the system service.",
         code="permission",
     )
 
@@ -133,11 +137,12 @@ def _own_directory(path: Path) -> None:
         raise PermissionError(1, "belongs to somebody else or is writable for others", str(path))
 
 
-def _record(spool: Path, record: Record) -> None:
+def _record(spool: Path, record: Record, mode: int) -> None:
     temporary = spool / f".{RECORD}.{os.getpid()}"
     document = {**record._asdict(), "runtime_dir": str(record.runtime_dir)}
     try:
         temporary.write_text(json.dumps(document) + "\n", "utf-8")
+        temporary.chmod(mode)
         temporary.replace(spool / RECORD)
     except OSError as error:
         temporary.unlink(missing_ok=True)

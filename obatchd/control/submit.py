@@ -19,6 +19,7 @@ from typing import Any, TypeGuard
 from obatchd import errors, log
 from obatchd.control import auth
 from obatchd.control.api import error_document, listen
+from obatchd.control.auth import Access
 from obatchd.control.engine import Document, Engine, Submission
 from obatchd.control.handover import BATCH, close_all, receive_frame, send_frame
 from obatchd.control.runtime import SUBMIT_SOCKET
@@ -37,11 +38,15 @@ class SubmitServer:
     Args:
         engine: gets each :class:`Submission`.
         runtime_dir: directory of the socket.
+        access: who may submit.
         frame_timeout_s: longest wait for a client's next frame.
     """
 
-    def __init__(self, engine: Engine, runtime_dir: Path, *, frame_timeout_s: float = _FRAME_TIMEOUT_S) -> None:
+    def __init__(
+        self, engine: Engine, runtime_dir: Path, access: Access, *, frame_timeout_s: float = _FRAME_TIMEOUT_S
+    ) -> None:
         self._engine = engine
+        self._access = access
         self._path = runtime_dir / SUBMIT_SOCKET
         self._frame_timeout_s = frame_timeout_s
         self._threads = ThreadPoolExecutor(_SIMULTANEOUS, thread_name_prefix="submit")
@@ -57,7 +62,7 @@ class SubmitServer:
             SpoolError: the socket cannot be made.
         """
         try:
-            self._listener = listen(self._path)
+            self._listener = listen(self._path, shared=self._access.is_shared)
         except OSError as error:
             raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
         self._accepting = asyncio.create_task(self._accept(self._listener), name="submit-accept")
@@ -109,7 +114,7 @@ class SubmitServer:
         files = received_files(connection, self._frame_timeout_s)
         try:
             peer = auth.peer_of(connection.fileno())
-            auth.require_owner(peer)
+            await self._access.caller(peer)
             header, descriptors = await self._in_thread(receive_frame, connection, self._frame_timeout_s)
             close_all(descriptors)
             return {"job": await self._engine.submit(_submission(header, peer, files))}

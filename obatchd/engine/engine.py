@@ -19,6 +19,7 @@ from obatchd.engine.documents import instant, job_document, last_status, summary
 from obatchd.engine.feeder import Feeder, histories
 from obatchd.engine.indexing import Chunk, Reading, late_note
 from obatchd.engine.intake import Intake
+from obatchd.engine.limits import OwnerLimits
 from obatchd.engine.live import CANCELLED, Ending, LiveJob
 from obatchd.engine.publisher import Publication, Publisher
 from obatchd.engine.rebuild import rebuild
@@ -121,6 +122,7 @@ class Engine:
             lambda: self.settings,
             vital=self.vital,
             may_claim=lambda: not self.troubles.keys() - {_INTAKE},
+            limits=self.limits,
             on_job=self._accepted,
             on_chunk=self._indexed,
             on_refused=self._refused,
@@ -193,6 +195,7 @@ class Engine:
         for row in rows:
             if row.key in self.jobs:
                 continue  # taken up by an earlier try that the disk cut short
+            await asyncio.to_thread(self.layout.make_owner, row.owner)
             segment = await asyncio.to_thread(self.store.of, row)
             line, indexed = segment.job_progress(row.key)
             if line == 0 and not indexed:
@@ -232,7 +235,7 @@ class Engine:
     # Acceptance.
 
     def _add(self, row: JobRow) -> LiveJob:
-        outbox = self.layout.outbox_dir(row.job, row.name)
+        outbox = self.layout.outbox_dir(row.job, row.name, row.owner)
         live = self.jobs[row.key] = LiveJob(row, outbox, self.settings)
         if row.paused:
             self.queue.pause(row.key)
@@ -486,5 +489,9 @@ class Engine:
         reason = disk_trouble(self.free, self.settings.disk, low_already="disk" in self.troubles)
         self.trouble("disk", f"{self.layout.root}: {reason}" if reason else "")
 
+    def limits(self) -> OwnerLimits:
+        """What every owner has open, and may have."""
+        return OwnerLimits(self.settings.limits, self.jobs.values())
+
     def outbox_of(self, row: JobRow) -> JobOutbox:
-        return JobOutbox(self.layout.outbox_dir(row.job, row.name))
+        return JobOutbox(self.layout.outbox_dir(row.job, row.name, row.owner))

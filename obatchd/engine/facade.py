@@ -8,12 +8,14 @@ import functools
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from itertools import islice
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
 from obatchd import __version__
+from obatchd.control.auth import Caller, daemon_itself
 from obatchd.control.engine import Submission
 from obatchd.engine.documents import SCHEMA, finished_document, instant, job_document
 from obatchd.engine.engine import Engine
@@ -35,6 +37,7 @@ _OPERATOR = "paused"
 _DRAIN = "draining"
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_STATUS_JOBS = 50
 _ACTION_S = 5.0  # longest wait for a drain or restart before the answer says how far it is
 
 
@@ -72,11 +75,11 @@ class Facade:
 
     # Looking.
 
-    def status(self) -> dict[str, Any]:
-        """The whole state of the daemon in one document."""
+    def status(self, caller: Caller) -> dict[str, Any]:
+        """The whole state of the daemon in one document, of jobs and drops what the caller may see."""
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
-        state, reasons = self._state()
+        state, reasons = self._state(caller)
         free_bytes, free_inodes, _ = engine.free
         report = engine.intake.report
         return {
@@ -92,7 +95,7 @@ class Facade:
             "queue": {"requests": engine.queue.total(), "jobs": len(engine.jobs)},
             "inbox": {
                 "settling": report.settling,
-                "blocked": [{"name": b.name, "reason": b.reason} for b in report.blocked],
+                "blocked": [{"name": b.name, "reason": b.reason} for b in report.blocked if caller.may_see(b.owner)],
                 "refused": engine.intake.refused,
                 "problem": report.problem,
             },
@@ -108,13 +111,22 @@ class Facade:
             ],
             "jobs": [
                 job_document(live, in_flight.get(live.key, 0), position)
-                for position, live in enumerate(list(engine.jobs.values())[:50], start=1)
+                for position, live in islice(
+                    (
+                        (n, live)
+                        for n, live in enumerate(engine.jobs.values(), start=1)
+                        if caller.may_see(live.row.owner)
+                    ),
+                    _STATUS_JOBS,
+                )
             ],
         }
 
-    def _state(self) -> tuple[str, list[str]]:
+    def _state(self, caller: Caller) -> tuple[str, list[str]]:
         holds = self._engine.dispatcher.holds
-        reasons = [*self._engine.troubles.values(), *self._engine.job_troubles.values()]
+        jobs = self._engine.jobs
+        hindered = [key for key in self._engine.job_troubles if key in jobs and caller.may_see(jobs[key].row.owner)]
+        reasons = [*self._engine.troubles.values(), *(self._engine.job_troubles[key] for key in hindered)]
         servers = list(self._fleet.servers.values())
         down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
         reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
@@ -163,14 +175,15 @@ class Facade:
             "worker_pid": link.worker.pid if link and link.worker else None,
         }
 
-    def jobs(self, state: str | None, limit: int) -> list[dict[str, Any]]:
+    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[dict[str, Any]]:
         """Jobs, newest first; ``state`` is ``running``, ``done``, ``refused`` … or None for all."""
         try:
             states = [JobState(state)] if state else list(JobState)
         except ValueError:
             known = ", ".join(s.value for s in JobState)
             raise ControlError(f"no such job state: {state}; use one of {known}", code="usage") from None
-        rows = self._engine.store.state.list_jobs(states, limit=limit, newest_first=True)
+        owner = caller.uid if mine or not caller.is_administrator else None
+        rows = self._engine.store.state.list_jobs(states, limit=limit, newest_first=True, owner=owner)
         in_flight = self._engine.dispatcher.in_flight()
         return [self._job_document(row, in_flight) for row in rows]
 
@@ -179,23 +192,26 @@ class Facade:
         if live is not None:
             return job_document(live, in_flight.get(row.key, 0))
         settings = self._engine.settings
-        outbox = str(self._engine.layout.outbox_dir(row.job, row.name))
+        outbox = str(self._engine.layout.outbox_dir(row.job, row.name, row.owner))
         return finished_document(row, outbox, settings.model, settings.priority)
 
-    def job(self, job_id: str) -> dict[str, Any]:
+    def job(self, caller: Caller, job_id: str) -> dict[str, Any]:
         """One job, by its id or the beginning of it."""
-        return self._job_document(self._find(job_id), self._engine.dispatcher.in_flight())
+        return self._job_document(self._find(caller, job_id), self._engine.dispatcher.in_flight())
 
-    def _find(self, job_id: str) -> JobRow:
-        rows = self._engine.store.state.find([job_id]) or self._engine.store.state.find_prefix(job_id)
+    def _find(self, caller: Caller, job_id: str) -> JobRow:
+        """The job; one that the caller may not see is not found, so that nobody can try out ids."""
+        owner = None if caller.is_administrator else caller.uid
+        state = self._engine.store.state
+        rows = [row for row in state.find([job_id]) if caller.may_see(row.owner)] or state.find_prefix(job_id, owner)
         if not rows:
             raise NotFoundError(f"no job {job_id}; obatchctl jobs lists them")
         if len(rows) > 1:
             raise ControlError(f"{job_id} is the beginning of several job ids; give more of it", code="ambiguous")
         return rows[0]
 
-    def _live(self, job_id: str) -> LiveJob:
-        row = self._find(job_id)
+    def _live(self, caller: Caller, job_id: str) -> LiveJob:
+        row = self._find(caller, job_id)
         live = self._engine.jobs.get(row.key)
         if live is None or live.publishing:
             raise ControlError(f"job {row.job} is over already ({row.state.value})", code="job_over")
@@ -206,7 +222,7 @@ class Facade:
     @_told
     async def submit(self, submission: Submission) -> dict[str, Any]:
         """Take a submission; answers when it would survive a power cut."""
-        self._may_submit()
+        self._may_submit(submission.owner)
         settings, notes = parse_job_settings(submission.settings, "the submission's settings")
         engine = self._engine
         begun = await asyncio.to_thread(
@@ -222,32 +238,34 @@ class Facade:
             raise
         return await self._begin(claimed.job)
 
-    def _may_submit(self) -> None:
+    def _may_submit(self, owner: int) -> None:
         if self._engine.troubles:
             raise ControlError("; ".join(self._engine.troubles.values()), code="trouble")
+        if reason := self._engine.limits().room(owner, 0):
+            raise ControlError(reason, code="over_limit")
 
     async def _begin(self, job: str) -> dict[str, Any]:
         rows = self._engine.store.state.find([job])
         await self._engine.intake.begin(rows)
-        row = self._find(job)
+        [row] = self._engine.store.state.find([job])
         if row.state is JobState.REFUSED:
             raise DropRefused(f"{row.label}: {'; '.join(row.notes)}")
         return self._job_document(row, {})
 
     @_told
-    async def cancel(self, job_id: str) -> dict[str, Any]:
+    async def cancel(self, caller: Caller, job_id: str) -> dict[str, Any]:
         """End a job; what is answered stays."""
-        live = self._live(job_id)
+        live = self._live(caller, job_id)
         await self._engine.cancel(live)
         return job_document(live, 0)
 
     @_told
-    async def retry(self, job_id: str) -> dict[str, Any]:
+    async def retry(self, caller: Caller, job_id: str) -> dict[str, Any]:
         """A new job from the requests of a finished one that did not succeed."""
-        row = self._find(job_id)
+        row = self._find(caller, job_id)
         if row.key in self._engine.jobs:
             raise ControlError(f"job {row.job} is not over yet; retry it when it is", code="job_running")
-        self._may_submit()
+        self._may_submit(row.owner)
         engine = self._engine
         begun = await asyncio.to_thread(
             claim.begin_submission, engine.layout, engine.intake.ids, _retry_name(row), row.owner, "file"
@@ -279,24 +297,24 @@ class Facade:
         return len(rows)
 
     @_told
-    async def pause(self, job_id: str | None) -> dict[str, Any]:
+    async def pause(self, caller: Caller, job_id: str | None) -> dict[str, Any]:
         """Offer nothing new, of one job or of all."""
         if job_id is None:
             await asyncio.to_thread(self._engine.store.state.set, "paused", "1")
             self._engine.dispatcher.hold(_OPERATOR)
             return {"paused": True}
-        live = self._live(job_id)
+        live = self._live(caller, job_id)
         await self._engine.pause(live, True)
         return job_document(live, 0)
 
     @_told
-    async def resume(self, job_id: str | None) -> dict[str, Any]:
+    async def resume(self, caller: Caller, job_id: str | None) -> dict[str, Any]:
         """Go on."""
         if job_id is None:
             await asyncio.to_thread(self._engine.store.state.set, "paused", "")
             self._engine.dispatcher.unhold(_OPERATOR)
             return {"paused": False}
-        live = self._live(job_id)
+        live = self._live(caller, job_id)
         await self._engine.pause(live, False)
         return job_document(live, 0)
 
@@ -322,12 +340,12 @@ class Facade:
     async def drain(self) -> dict[str, Any]:
         """Offer nothing new on this host; returns at once, ``status`` says when all has ended."""
         self._engine.dispatcher.hold(_DRAIN)
-        return {"state": self._state()[0]}
+        return {"state": self._state(daemon_itself())[0]}
 
     async def undrain(self) -> dict[str, Any]:
         """Take work again."""
         self._engine.dispatcher.unhold(_DRAIN)
-        return {"state": self._state()[0]}
+        return {"state": self._state(daemon_itself())[0]}
 
     async def models(self) -> list[dict[str, Any]]:
         """The models in the servers' stores."""

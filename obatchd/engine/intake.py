@@ -11,6 +11,7 @@ from typing import Any
 
 from obatchd import log
 from obatchd.engine.indexing import FIRST_CHUNK, NEXT_CHUNK, Chunk, Reading, flush_unpacked
+from obatchd.engine.limits import OwnerLimits
 from obatchd.engine.vital import Vital
 from obatchd.errors import DropRefused, SpoolError
 from obatchd.jobs.model import JobIds, JobState
@@ -30,6 +31,7 @@ class Intake:
     Args:
         vital: starts the tasks without which nothing is taken.
         may_claim: False while the disk is too full to take more.
+        limits: how much more each owner may have open, as things stand.
         on_job: a job is accepted and its settings are known, before any of its chunks.
         on_chunk: more of a job is indexed.
         on_refused: an accepted drop turned out not to be a job.
@@ -46,6 +48,7 @@ class Intake:
         *,
         vital: Vital,
         may_claim: Callable[[], bool],
+        limits: Callable[[], OwnerLimits],
         on_job: Callable[[JobRow, Reading], None],
         on_chunk: Callable[[int, Chunk], None],
         on_refused: Callable[[JobRow, DropRefused], None],
@@ -57,6 +60,7 @@ class Intake:
         self.ids = ids
         self._settings = settings
         self._may_claim = may_claim
+        self._limits = limits
         self._on_job = on_job
         self._on_chunk = on_chunk
         self._on_refused = on_refused
@@ -125,7 +129,10 @@ class Intake:
     async def _look(self) -> bool:
         """One scan and claim; whether another should follow at once."""
         loop = asyncio.get_running_loop()
-        self.report = await loop.run_in_executor(self._claim_thread, self.inbox.scan)
+        limits = self._limits()
+        self.report = await loop.run_in_executor(
+            self._claim_thread, self.inbox.scan, lambda drop: limits.room(drop.owner, drop.size)
+        )
         if not self._may_claim():
             return False
         for drop, refusal in self.report.refused:

@@ -32,7 +32,7 @@ def rebuild(store: Store, layout: Layout, settings: Settings) -> None:
         OSError: the disk refuses, or sqlite3.OperationalError does.
     """
     known = store.jobs_in_segments()
-    outboxes = {path.name.rpartition(".")[2]: path for path in layout.outbox.iterdir() if path.is_dir()}
+    outboxes = {path.name.rpartition(".")[2]: path for path in layout.outbox_dirs()}
     rows: list[tuple[JobRow, bool]] = []
     for job in sorted({*known, *outboxes}):
         row = _row(job, known.get(job, (0, job)), layout, outboxes.get(job))

@@ -73,6 +73,8 @@ def _conclude(taken: Sequence[Intent], lost: Sequence[str], layout: Layout, ledg
     if lost:
         ledger.forget(lost)
     if taken:
+        for owner in {intent.owner for intent in taken}:
+            layout.make_owner(owner)
         ledger.accept(taken)
     crash_points.reach("claim.after_accept")
 
@@ -295,6 +297,7 @@ def commit_submission(incoming: Incoming, layout: Layout, ledger: Ledger) -> Int
         incoming.job, incoming.name, incoming.owner, status.st_dev, status.st_ino, size, incoming.kind, time.time()
     )
     _flush([intent], layout)
+    layout.make_owner(incoming.owner)
     # Accepted before it gets its final name: a crash before this forgets it, one after it completes the rename.
     ledger.accept([intent])
     crash_points.reach("submit.after_accept")
@@ -345,6 +348,7 @@ def _failed_name(name: bytes) -> str:
 
 def _explain(job: str, name: bytes, owner: int, layout: Layout, error: ObatchError) -> Path:
     directory = layout.failed_dir(job, name, owner)
+    layout.make_owner(owner)
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
     path = directory / f"{_failed_name(name)}.error.txt"
     label = name.decode("utf-8", "backslashreplace")

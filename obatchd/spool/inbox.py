@@ -18,7 +18,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Collection
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -80,6 +79,7 @@ class Blocked(msgspec.Struct, frozen=True):
 
     name: str
     reason: str
+    owner: int  # uid
 
 
 class ScanReport(msgspec.Struct):
@@ -217,8 +217,11 @@ class Inbox:
 
     # Scanning.
 
-    def scan(self) -> ScanReport:
-        """Find what is ready, at most ``claim_batch`` drops, first come first served; what is more comes next time."""
+    def scan(self, hindrance: Callable[[Drop], str] = lambda drop: "") -> ScanReport:
+        """Find what is ready, at most ``claim_batch`` drops, first come first served; what is more comes next time.
+
+        ``hindrance`` says of each why it has to wait, though it is ready; empty: it is taken.
+        """
         with self._lock:
             named, self._named = self._named, set()
             renamed, self._renamed = self._renamed, set()
@@ -240,13 +243,26 @@ class Inbox:
             self._whole_took_s = self._clock() - now_s
         if len(self._ready) > known:
             self._ready = dict(sorted(self._ready.items(), key=lambda item: (item[1].mtime_ns, item[0])))
-        report.ready = list(islice(self._ready.values(), self.settings.claim_batch))
+        report.ready, held = self._choose(hindrance)
         for drop in report.ready:
             del self._ready[drop.name]
         left_s = [left for waiting in self._waiting.values() if (left := waiting.left_s(now_s)) > 0]
         report.settling, report.next_s = len(left_s), min(left_s, default=None)
-        report.blocked = list(self._blocked.values())
+        report.blocked = [*self._blocked.values(), *held]
         return report
+
+    def _choose(self, hindrance: Callable[[Drop], str]) -> tuple[list[Drop], list[Blocked]]:
+        """What is taken now, and what is ready and has to wait: that keeps nobody else's drop back."""
+        chosen: list[Drop] = []
+        held: list[Blocked] = []
+        for drop in self._ready.values():
+            if len(chosen) == self.settings.claim_batch:
+                break
+            if reason := hindrance(drop):
+                held.append(Blocked(drop.label, reason, drop.owner))
+            else:
+                chosen.append(drop)
+        return chosen, held
 
     def _names(self, named: set[bytes], now_s: float) -> Collection[bytes]:
         """What to look at: everything when that is due or nobody tells us of events, else what may have changed."""
@@ -325,7 +341,7 @@ class Inbox:
         self._waiting.pop(drop.name, None)
         self._ready.pop(drop.name, None)
         told = self._blocked.get(drop.name)
-        self._blocked[drop.name] = Blocked(drop.label, reason)
+        self._blocked[drop.name] = Blocked(drop.label, reason, drop.owner)
         if told is None or told.reason != reason:
             _log.warning("drop_blocked", drop=drop.label, owner=drop.owner, reason=reason)
 

@@ -8,12 +8,13 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from obatchd.errors import SpoolError
 from obatchd.jobs.model import default_id
+from obatchd.spool.owners import OwnerDirectories
 
 _NAME_BYTES = 100
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]")
@@ -66,8 +67,9 @@ class FreeSpace(NamedTuple):
 class Layout:
     """A spool whose directories exist, lie on one file system and can be written. Made by :meth:`open`."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, owners: OwnerDirectories | None = None) -> None:
         self.root = root
+        self._owners = owners
         self.inbox = root / "inbox"
         self.work = root / "work"
         self.outbox = root / "outbox"
@@ -76,13 +78,13 @@ class Layout:
         self.uuid = ""
 
     @classmethod
-    def open(cls, root: Path) -> Layout:
-        """The spool at ``root``; what is missing is created.
+    def open(cls, root: Path, owners: OwnerDirectories | None = None) -> Layout:
+        """The spool at ``root``; what is missing is created. With ``owners`` each has a directory of their own.
 
         Raises:
             SpoolError: it cannot be used, with what to do.
         """
-        layout = cls(root.resolve())
+        layout = cls(root.resolve(), owners)
         modes = {layout.root: 0o755, layout.inbox: 0o700, layout.work: 0o700, layout.outbox: 0o700}
         modes |= {layout.failed: 0o700, layout.jobs: 0o700}
         for path, mode in modes.items():
@@ -96,6 +98,9 @@ class Layout:
                     f"Put the whole spool on one file system, or point --spool at one that is.",
                     code="two_filesystems",
                 )
+        if owners is not None:
+            for path in (layout.outbox, layout.failed):
+                owners.prepare(path)
         layout.uuid = layout._identity()
         return layout
 
@@ -144,9 +149,28 @@ class Layout:
         """Where a job's input lies."""
         return self.jobs / job
 
-    def outbox_dir(self, job: str, name: bytes) -> Path:
+    def outbox_dir(self, job: str, name: bytes, owner: int) -> Path:
         """Where a job's results go."""
-        return self.outbox / f"{drop_stem(name)}.{job}"
+        parent = self.outbox if self._owners is None else self.outbox / str(owner)
+        return parent / f"{drop_stem(name)}.{job}"
+
+    def outbox_dirs(self) -> Iterator[Path]:
+        """The directories of all jobs in the outbox."""
+        parents: Iterable[Path] = [self.outbox]
+        if self._owners is not None:
+            parents = [path for path in self.outbox.iterdir() if path.name.isdigit() and path.is_dir()]
+        for parent in parents:
+            yield from (path for path in parent.iterdir() if path.is_dir())
+
+    def make_owner(self, owner: int) -> None:
+        """Make sure that an owner's own directories are there, where owners have some.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if self._owners is not None:
+            for parent in (self.outbox, self.failed):
+                self._owners.make(parent, owner)
 
     def failed_dir(self, job: str, name: bytes, owner: int) -> Path:
         """Where a drop goes that could not become a job."""

@@ -32,11 +32,13 @@ def prune(layout: Layout, before_s: float) -> None:
 
 
 def _old(layout: Layout, before_s: float) -> Iterator[Path]:
-    for path in list(layout.outbox.iterdir()):
+    for path in list(layout.outbox_dirs()):
         if _changed_s(path / "summary.json", before_s) < before_s:
             yield path
     for owner in list(layout.failed.iterdir()):
-        for path in list(owner.iterdir()) if owner.is_dir() else []:
+        if owner.is_symlink() or not owner.is_dir():
+            continue
+        for path in list(owner.iterdir()):
             if path.is_dir() and _changed_s(path, before_s) < before_s:
                 yield path
 

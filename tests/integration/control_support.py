@@ -14,9 +14,11 @@ from typing import Any
 
 from obatchd.control import runtime
 from obatchd.control.api import ControlServer
+from obatchd.control.auth import Access, Caller
 from obatchd.control.engine import Submission
 from obatchd.control.submit import SubmitServer
 from obatchd.errors import ConfigError, ControlError, DropRefused, ModelError, NotFoundError
+from obatchd.settings import AccessSettings
 from obatchd.settings_io import parse_job_settings
 
 OBATCHCTL = Path(sys.executable).with_name("obatchctl")
@@ -92,7 +94,7 @@ class FakeEngine:
     finished_state: str = "done"
     looked: int = 0  # how often somebody asked for one job
 
-    def status(self) -> dict[str, Any]:
+    def status(self, caller: Caller) -> dict[str, Any]:
         return {
             "schema": 1,
             "version": "0.1.0",
@@ -115,10 +117,10 @@ class FakeEngine:
             "jobs": list(self.known.values()),
         }
 
-    def jobs(self, state: str | None, limit: int) -> list[dict[str, Any]]:
+    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[dict[str, Any]]:
         return [one for one in self.known.values() if state in (None, one["state"])][:limit]
 
-    def job(self, job_id: str) -> dict[str, Any]:
+    def job(self, caller: Caller, job_id: str) -> dict[str, Any]:
         self.looked += 1
         for known, summary in self.known.items():
             if known.startswith(job_id):
@@ -143,19 +145,19 @@ class FakeEngine:
         self.known[job_id] = job(job=job_id, name=submission.name, outbox=str(outbox), **over)
         return {"job": job_id, "outbox": str(outbox)}
 
-    async def cancel(self, job_id: str) -> dict[str, Any]:
+    async def cancel(self, caller: Caller, job_id: str) -> dict[str, Any]:
         self.calls.append(("cancel", job_id))
-        return self.job(job_id)
+        return self.job(caller, job_id)
 
-    async def retry(self, job_id: str) -> dict[str, Any]:
+    async def retry(self, caller: Caller, job_id: str) -> dict[str, Any]:
         self.calls.append(("retry", job_id))
-        return {**self.job(job_id), "job": "new"}
+        return {**self.job(caller, job_id), "job": "new"}
 
-    async def pause(self, job_id: str | None) -> dict[str, Any]:
+    async def pause(self, caller: Caller, job_id: str | None) -> dict[str, Any]:
         self.calls.append(("pause", job_id))
         return {"paused": True}
 
-    async def resume(self, job_id: str | None) -> dict[str, Any]:
+    async def resume(self, caller: Caller, job_id: str | None) -> dict[str, Any]:
         self.calls.append(("resume", job_id))
         return {"paused": False}
 
@@ -209,8 +211,9 @@ async def serving(tmp_path: Path, *, frame_timeout_s: float = 10.0) -> AsyncIter
     spool.mkdir()
     engine = FakeEngine(directory=tmp_path)
     directory = runtime.create(spool, uuid.uuid4().hex)
-    control = ControlServer(engine, directory)
-    submit = SubmitServer(engine, directory, frame_timeout_s=frame_timeout_s)
+    access = Access(AccessSettings())
+    control = ControlServer(engine, directory, access)
+    submit = SubmitServer(engine, directory, access, frame_timeout_s=frame_timeout_s)
     await control.start()
     await submit.start()
     try:

@@ -16,6 +16,7 @@ from control_support import FakeEngine, serving
 from obatchd import errors
 from obatchd.control import auth, handover, runtime
 from obatchd.control.client import Client
+from obatchd.settings import AccessSettings
 
 T = TypeVar("T")
 
@@ -129,7 +130,35 @@ async def test_only_the_owner_and_root(served: tuple[FakeEngine, Path], monkeypa
         await call(Client(spool).get, "status")
     with pytest.raises(errors.ControlError, match="may not use this daemon"):
         await call(Client(spool).submit, Path(__file__), {})
-    auth.require_owner(auth.Peer(1, 0, 0))
+    assert (await auth.Access(AccessSettings()).caller(auth.Peer(1, 0, 0))).is_administrator
+
+
+async def test_a_service_answers_members_and_tells_others_what_to_do(
+    served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, spool = served
+    service = AccessSettings(mode="service", submit_group="submitters", admin_group="admins")
+    monkeypatch.setattr(auth, "group_id", {"submitters": 77001, "admins": 77002}.get)
+    access, uid = auth.Access(service), os.geteuid() + 4321
+    assert await access.caller(auth.Peer(1, uid, 77001)) == auth.Caller(uid, is_administrator=False)
+    assert await access.caller(auth.Peer(1, uid, 77002)) == auth.Caller(uid, is_administrator=True)
+    with pytest.raises(errors.ForbiddenError, match=r"usermod -aG submitters .*log out and in again"):
+        await access.caller(auth.Peer(1, uid, 77003))
+
+    async def member(self: auth.Access, peer: auth.Peer) -> auth.Caller:
+        return auth.Caller(uid, is_administrator=False)
+
+    monkeypatch.setattr(auth.Access, "caller", member)
+    client = Client(spool)
+    assert await call(client.get, "jobs/2026")
+    for method, path in (
+        (client.post, "drain"), (client.post, "pause"), (client.post, "reload"), (client.post, "servers/gpu0/restart"),
+        (client.delete, "models/m"), (client.get, "unknown"),
+    ):  # fmt: skip
+        with pytest.raises(errors.ForbiddenError, match="only administrators"):
+            await call(method, path)
+    with pytest.raises(errors.ForbiddenError, match="--mine"):
+        await call(client.get, "jobs", owner="all")
 
 
 async def test_the_sockets_are_private(served: tuple[FakeEngine, Path]) -> None:

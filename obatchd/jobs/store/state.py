@@ -211,23 +211,28 @@ class StateStore:
                     found.append(_job(row))
         return found
 
-    def find_prefix(self, prefix: str) -> list[JobRow]:
-        """Up to two jobs whose id begins with ``prefix``, newest first."""
+    def find_prefix(self, prefix: str, owner: int | None = None) -> list[JobRow]:
+        """Up to two jobs, of one owner or of all, whose id begins with ``prefix``, newest first."""
         with self._read_lock:
             rows = self._reader.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE job >= ? AND job < ? ORDER BY job DESC LIMIT 2",
-                (prefix, prefix + "\x7f"),
+                f"SELECT {_COLUMNS} FROM jobs WHERE job >= ? AND job < ? AND (? IS NULL OR owner = ?)"
+                " ORDER BY job DESC LIMIT 2",
+                (prefix, prefix + "\x7f", owner, owner),
             ).fetchall()
         return [_job(row) for row in rows]
 
-    def list_jobs(self, states: Iterable[JobState], *, limit: int = -1, newest_first: bool = False) -> list[JobRow]:
-        """Jobs in any of ``states``, by acceptance."""
+    def list_jobs(
+        self, states: Iterable[JobState], *, limit: int = -1, newest_first: bool = False, owner: int | None = None
+    ) -> list[JobRow]:
+        """Jobs in any of ``states``, of one owner or of all, by acceptance."""
         names = list(states)
         marks = ",".join("?" * len(names))
         order = "DESC" if newest_first else "ASC"
         with self._read_lock:
             rows = self._reader.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ({marks}) ORDER BY key {order} LIMIT ?", (*names, limit)
+                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ({marks}) AND (? IS NULL OR owner = ?)"
+                f" ORDER BY key {order} LIMIT ?",
+                (*names, owner, owner, limit),
             ).fetchall()
         return [_job(row) for row in rows]
 

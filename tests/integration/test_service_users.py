@@ -1,0 +1,131 @@
+"""A system service and its users: real uids on one daemon, each seeing only what is theirs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import shutil
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from daemon_support import Daemon, Job, jsonl, prompts, wait_for
+
+from obatchd.control.client import Client
+from obatchd.errors import ForbiddenError, NotFoundError, ObatchError
+
+pytestmark = pytest.mark.root
+T = TypeVar("T")
+SUBMIT, ADMIN, NOBODYS = 100, 60, 65530  # gids of Debian's "users" and "games", and of no group
+ALICE, BOB, EVE, ROSE = (30_001, SUBMIT), (30_002, SUBMIT), (30_003, NOBODYS), (30_004, ADMIN)
+SERVICE = {"mode": "service", "submit_group": "users", "admin_group": "games"}
+
+
+def as_user(user: tuple[int, int], work: Callable[[], T]) -> T:
+    """What ``work`` returns or raises in a process of another user."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            os.setgroups([])
+            os.setresgid(user[1], user[1], user[1])
+            os.setresuid(user[0], user[0], user[0])
+            answer: object = ("value", work())
+        except (OSError, ObatchError) as error:
+            answer = ("error", error)
+        except BaseException:  # noqa: BLE001 - handed to the test with its traceback
+            answer = ("error", AssertionError(traceback.format_exc()))
+        with contextlib.suppress(BaseException), open(writing, "wb") as pipe:
+            pickle.dump(answer, pipe)
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        kind, result = pickle.load(pipe)
+    os.waitpid(child, 0)
+    if kind == "error":
+        raise result
+    value: T = result
+    return value
+
+
+@pytest.fixture
+def service(make_daemon: Callable[..., Daemon]) -> Iterator[Daemon]:
+    """A daemon in service mode, on a spool that everybody can reach."""
+    spool = Path(tempfile.mkdtemp(prefix="obatch-users-"))
+    spool.chmod(0o755)
+    yield make_daemon({"access": SERVICE, "limits": {"open_jobs": 3}}, spool=spool).start().ready()
+    shutil.rmtree(spool, ignore_errors=True)
+
+
+def submit(d: Daemon, user: tuple[int, int], name: str) -> Job:
+    """A file that only its owner can read, in a directory that only they can enter."""
+    home = Path(tempfile.mkdtemp(dir=d.spool, prefix=".home-"))
+    path = home / name
+    path.write_bytes(jsonl(prompts(3, name)))
+    for each in (home, path):
+        os.chown(each, *user)
+        each.chmod(0o700 if each is home else 0o600)
+    document = as_user(user, lambda: Client(d.spool).submit(path, {}))
+    return Job(Path(document["outbox"]))
+
+
+def test_users_of_a_service_are_kept_apart(service: Daemon) -> None:
+    d, client = service, Client(service.spool)
+    mine, dropped = submit(d, ALICE, "alices-secret.jsonl"), d.drop("bobs.jsonl", prompts(2, "bob"), BOB[0])
+    wait_for((mine.directory / "summary.json").exists, 20)
+    [bobs] = wait_for(lambda: list((d.outbox / str(BOB[0])).glob("bobs.*/summary.json")))
+    assert dropped
+
+    # The owner reads, and sees only what is theirs.
+    assert as_user(ALICE, lambda: len(mine.results)) == 3
+    assert as_user(BOB, bobs.read_bytes)
+    assert [job["name"] for job in as_user(ALICE, lambda: client.get("jobs"))["jobs"]] == ["alices-secret.jsonl"]
+    assert as_user(ALICE, lambda: client.get("status"))["servers"]
+
+    # Others do not, by file or socket, even when they know every name.
+    for path in (mine.directory, mine.directory / "summary.json", mine.directory.parent, d.spool / "work"):
+        with pytest.raises(PermissionError):
+            as_user(BOB, lambda path=path: os.listdir(path) if path.suffix != ".json" else path.read_bytes())
+    with pytest.raises(PermissionError):
+        as_user(BOB, lambda: os.listdir(d.outbox))
+    with pytest.raises(PermissionError):
+        as_user(ALICE, lambda: (mine.directory / "new").write_text("x"))
+    for action in ("", "/cancel", "/retry", "/pause", "/resume"):
+        call = client.post if action else client.get
+        with pytest.raises(NotFoundError):
+            as_user(BOB, lambda call=call, action=action: call(f"jobs/{mine.id}{action}"))
+        with pytest.raises(NotFoundError):
+            as_user(BOB, lambda call=call, action=action: call(f"jobs/{mine.id[:9]}0{action}"))
+    assert mine.id not in str(as_user(BOB, lambda: client.get("jobs")))
+    for forbidden in ("drain", "pause", "reload", "servers/gpu0/restart"):
+        with pytest.raises(ForbiddenError):
+            as_user(BOB, lambda forbidden=forbidden: client.post(forbidden))
+
+    # Somebody in neither group is told which, an administrator sees everything.
+    with pytest.raises(ForbiddenError, match="group users"):
+        as_user(EVE, lambda: client.get("status"))
+    assert len(as_user(ROSE, lambda: client.get("jobs"))["jobs"]) == 2
+    assert len(as_user(ROSE, lambda: client.get("jobs", owner="mine"))["jobs"]) == 0
+    assert as_user(ROSE, lambda: len(mine.results)) == 3
+    assert as_user(ROSE, lambda: client.post("pause"))["paused"]
+
+    # Limits hold up one owner and not the other; only the owner hears of what waits.
+    d.drop_all({f"alice-{n}.jsonl": prompts(1, f"a{n}") for n in range(5)}, ALICE[0])
+    waiting = wait_for(lambda: as_user(ALICE, lambda: client.get("status"))["inbox"]["blocked"])
+    assert {entry["name"] for entry in waiting} <= {f"alice-{n}.jsonl" for n in range(5)} and len(waiting) == 2
+    assert "open_jobs" in waiting[0]["reason"]
+    d.drop("bob-2.jsonl", prompts(1, "b2"), BOB[0])
+    wait_for(lambda: len(as_user(BOB, lambda: client.get("jobs", state="running"))["jobs"]) == 1)
+    assert as_user(BOB, lambda: client.get("status"))["inbox"]["blocked"] == []
+    as_user(ROSE, lambda: client.post("resume"))
+    wait_for(lambda: len(list((d.outbox / str(ALICE[0])).glob("alice-?.*/summary.json"))) == 5, 30)
+
+    # What is refused can be read by its owner alone.
+    d.drop("wrong.jsonl", b"\xff\xfe\x00", ALICE[0])
+    [why] = wait_for(lambda: list((d.spool / "failed" / str(ALICE[0])).glob("wrong.*/*.error.txt")))
+    assert "could not become a job" in as_user(ALICE, why.read_text)
+    with pytest.raises(PermissionError):
+        as_user(BOB, why.read_text)
