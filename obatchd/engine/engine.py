@@ -326,7 +326,8 @@ class Engine:
             if finished.succeeded and live.response_files():
                 responses.setdefault(live.key, []).append((finished.line, finished.record))
         for key, records in responses.items():
-            self.publisher.responses.write(self.jobs[key].outbox, records)
+            live = self.jobs[key]
+            self.publisher.responses.write(live.outbox, records, live.text_suffix)
         for live in touched.values():
             self._check_complete(live)
         self._watch_backlog()
@@ -344,6 +345,7 @@ class Engine:
                 live.outbox,
                 self.layout.job_dir(live.row.job),
                 files,
+                live.text_suffix,
                 live.resumed and files,
                 lambda totals: summary_details(live, totals, self._model_facts, self._server_version),
                 lambda summary: last_status(live, summary),

@@ -103,8 +103,13 @@ class LiveJob:
     def state(self) -> JobState:
         return JobState.PUBLISHING if self.publishing else self.row.state
 
+    @property
+    def text_suffix(self) -> str:
+        """The ending of the responses' text files."""
+        return f".{self.settings.outbox.response_text}"
+
     def response_files(self) -> bool:
-        """Whether each response gets a file of its own."""
+        """Whether each response gets files of its own."""
         outbox = self.settings.outbox
         if outbox.response_files == "auto":
             return self.requests <= outbox.response_files_limit
