@@ -32,6 +32,7 @@ class Finished(msgspec.Struct, array_like=True):
     succeeded: bool
     record: bytes
     duration_s: float
+    response_tokens: int = 0
 
 
 class Failed(msgspec.Struct, array_like=True):
@@ -98,7 +99,8 @@ class Consequences:
                 )
             )  # fmt: skip
             link.server.progress()
-            self._finish(offered.taken, item.record, item.duration_s, succeeded=True)
+            tokens = item.response_tokens
+            self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=tokens)
             return
         fault = faults.Fault(item.fault, item.code, item.message)
         _log.info(
@@ -194,7 +196,7 @@ class Consequences:
             suspicion.alone += alone
         return suspicion
 
-    def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool) -> None:
+    def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
         lane = taken.lane
         self.suspicion.pop((lane.job, taken.pending.line), None)
-        self._on_finished(Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s))
+        self._on_finished(Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s, tokens))

@@ -321,7 +321,8 @@ class Engine:
             live = self.jobs.get(finished.job)
             if live is None:
                 continue
-            live.count(Outcome.SUCCEEDED if finished.succeeded else Outcome.FAILED)
+            outcome = Outcome.SUCCEEDED if finished.succeeded else Outcome.FAILED
+            live.count(outcome, tokens=finished.response_tokens)
             touched[live.key] = live
             if finished.succeeded and live.response_files():
                 responses.setdefault(live.key, []).append((finished.line, finished.record))
