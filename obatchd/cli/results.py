@@ -75,13 +75,19 @@ def _outbox_of(invocation: Invocation, job: str) -> Path:
     try:
         return Path(invocation.client().get(f"jobs/{quoted(job)}")["outbox"])
     except DaemonDownError:
-        with contextlib.suppress(OSError):
-            found = [path for path in (invocation.spool / "outbox").iterdir() if _job_of(path).startswith(job)]
-            if len(found) == 1:
-                return found[0]
-        raise
+        found = [path for path in _outboxes(invocation.spool / "outbox") if _job_of(path).startswith(job)]
+        if len(found) != 1:
+            raise
+        return found[0]
     except NotFoundError:
         raise NotFoundError(f"{job} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
+
+
+def _outboxes(directory: Path) -> Iterator[Path]:
+    """Those in a personal spool, and in a system service's directory of the user."""
+    for parent in (directory, directory / str(os.getuid())):
+        with contextlib.suppress(OSError):
+            yield from (path for path in parent.iterdir() if "." in path.name)
 
 
 def _job_of(outbox: Path) -> str:

@@ -137,7 +137,7 @@ async def test_jobs_are_watched_with_speed_and_failures(served: tuple[FakeEngine
 async def test_waiting_shows_a_bar_with_speed_failures_and_the_rest_of_the_time(
     served: tuple[FakeEngine, Path], tmp_path: Path
 ) -> None:
-    engine, spool = served
+    _, spool = served
     drop = tmp_path / "drop.jsonl"
     drop.write_text('{"prompt": "a"}\n')
     leader, follower = pty.openpty()
