@@ -121,9 +121,6 @@ class OutboxSettings(Section):
     response_files: Literal["auto", "always", "never"] = Field(
         "auto", description='One file per response. "auto": for jobs of at most response_files_limit requests.'
     )
-    response_text: Literal["txt", "md"] = Field(
-        "txt", description="Ending of the file with a response's text. The text is the model's Markdown either way."
-    )
     response_files_limit: int = Field(100_000, ge=0, description='Most requests of a job for "auto".')
 
 
@@ -131,6 +128,9 @@ class DispatchSettings(Section):
     """How requests go to servers."""
 
     max_attempts: int = Field(5, ge=1, description="Tries of one request before it fails.")
+    poison_crashes: int = Field(
+        2, ge=1, description="Crashes of a server that a request had to itself before it fails as poison."
+    )
     request_timeout_s: PositiveSeconds = Field(3600, description="Longest time of one attempt.")
     request_total_s: PositiveSeconds = Field(
         14400, description="Longest time of one request over all its attempts; waiting between them does not count."

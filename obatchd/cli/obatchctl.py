@@ -16,7 +16,6 @@ _COMMANDS = {
     "jobs": "jobs",
     "job": "jobs",
     "submit": "submit",
-    "results": "results",
     "cancel": "jobs",
     "retry": "jobs",
     "pause": "jobs",

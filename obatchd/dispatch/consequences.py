@@ -19,7 +19,6 @@ _log = log.get(__name__)
 _ONE_CRASH_S = 1.0  # failures this close together are one crash
 _SUSPECT_CRASHES = 2
 LEAST_LIMIT_S = 0.1  # an attempt with less time left than this is not worth a try
-_POISON_CRASHES_ALONE = 2
 INTERRUPTED = "interrupted"  # recorded for an attempt that the end of the daemon cut short
 
 
@@ -32,7 +31,6 @@ class Finished(msgspec.Struct, array_like=True):
     succeeded: bool
     record: bytes
     duration_s: float
-    response_tokens: int = 0
 
 
 class Failed(msgspec.Struct, array_like=True):
@@ -99,8 +97,7 @@ class Consequences:
                 )
             )  # fmt: skip
             link.server.progress()
-            tokens = item.response_tokens
-            self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=tokens)
+            self._finish(offered.taken, item.record, item.duration_s, succeeded=True)
             return
         fault = faults.Fault(item.fault, item.code, item.message)
         _log.info(
@@ -160,7 +157,7 @@ class Consequences:
         kind = "crash_alone" if alone else fault.kind
         self._on_failed(Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s))
         suspicion = self._suspect(key, fault, alone=alone)
-        if suspicion.alone >= _POISON_CRASHES_ALONE:
+        if suspicion.alone >= self.settings.poison_crashes:
             record = records.poisoned(record, suspicion.crashes, suspicion.alone)
             self._finish(taken, record, 0.0, succeeded=False)
         elif (spent_s := pending.spent_s + took_s) + LEAST_LIMIT_S > self.settings.request_total_s:
@@ -196,7 +193,7 @@ class Consequences:
             suspicion.alone += alone
         return suspicion
 
-    def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
+    def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool) -> None:
         lane = taken.lane
         self.suspicion.pop((lane.job, taken.pending.line), None)
-        self._on_finished(Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s, tokens))
+        self._on_finished(Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s))

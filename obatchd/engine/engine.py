@@ -321,14 +321,12 @@ class Engine:
             live = self.jobs.get(finished.job)
             if live is None:
                 continue
-            outcome = Outcome.SUCCEEDED if finished.succeeded else Outcome.FAILED
-            live.count(outcome, tokens=finished.response_tokens)
+            live.count(Outcome.SUCCEEDED if finished.succeeded else Outcome.FAILED)
             touched[live.key] = live
             if finished.succeeded and live.response_files():
                 responses.setdefault(live.key, []).append((finished.line, finished.record))
         for key, records in responses.items():
-            live = self.jobs[key]
-            self.publisher.responses.write(live.outbox, records, live.text_suffix)
+            self.publisher.responses.write(self.jobs[key].outbox, records)
         for live in touched.values():
             self._check_complete(live)
         self._watch_backlog()
@@ -346,7 +344,6 @@ class Engine:
                 live.outbox,
                 self.layout.job_dir(live.row.job),
                 files,
-                live.text_suffix,
                 live.resumed and files,
                 lambda totals: summary_details(live, totals, self._model_facts, self._server_version),
                 lambda summary: last_status(live, summary),

@@ -91,7 +91,7 @@ class Facade:
             "state": state,
             "reasons": reasons,
             "servers": [self._server(server) for server in self._fleet.servers.values()],
-            "gpus": {"state": self._probe.state, "message": self._probe.message},
+            "gpus": {"state": self._probe.state, "message": self._probe.message, "pid": self._probe.pid},
             "queue": {"requests": engine.queue.total(), "jobs": len(engine.jobs)},
             "inbox": {
                 "settling": report.settling,

@@ -36,8 +36,7 @@ MAY_IMPORT = {
     "control": set(),
     "engine": {"jobs", "spool", "dispatch", "settings_io"},
     "simulator": {"gpus"},
-    "results": set(),
-    "cli": {"control", "results", "settings_io", "settings_text", "daemon"},
+    "cli": {"control", "settings_io", "settings_text", "daemon"},
 }
 ALSO = {"engine.facade": {"control", "servers", "gpus"}}
 
