@@ -77,6 +77,13 @@ def get(name: str) -> EventLogger:
     return EventLogger(logging.getLogger(name))
 
 
+def reason(error: BaseException) -> str:
+    """An error in words that name no file: drops are named by users, and the journal is read by others."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} (errno {error.errno})"
+    return str(error)
+
+
 def configure(level: str, *, journal: bool = False) -> None:
     """Send every event to stderr.
 

@@ -81,6 +81,14 @@ class ServerSettings(Section):
     idle_unload_s: float = Field(0, ge=0, description="Unload an idle model after this long; 0 keeps it.")
     health_s: PositiveSeconds = Field(5, description="Seconds between two health checks; three misses restart.")
 
+    @field_validator("environment")
+    @classmethod
+    def _keeps_prompts_to_itself(cls, value: dict[str, str]) -> dict[str, str]:
+        # Ollama's envconfig/config.go: from level 2 (trace) on prompts are logged, and every body to a file.
+        if value.get("OLLAMA_DEBUG", "") not in ("", "0", "1", "false", "true") or "OLLAMA_DEBUG_LOG_REQUESTS" in value:
+            raise ValueError("OLLAMA_DEBUG above 1 and OLLAMA_DEBUG_LOG_REQUESTS write prompts into logs; remove them")
+        return value
+
 
 class ModelSettings(Section):
     """Which models may be used and pulled."""
@@ -186,6 +194,12 @@ class DiskSettings(Section):
     keep_done_s: float = Field(7 * 86400, ge=0, description="How long a finished job's input and store are kept.")
     keep_done_bytes: int = Field(
         10 * 1024**3, ge=0, description="Most bytes of them; the oldest finished jobs are released first."
+    )
+    retention_days: float = Field(
+        0,
+        ge=0,
+        description="Days after its end when everything of a job is erased, results, prompts and its row in the "
+        "index; 0: never. obatchctl rm does it at once.",
     )
     prune_outbox_s: float = Field(
         0, ge=0, description="Delete results in the outbox and drops in failed/ after this long; 0 never does."

@@ -1,4 +1,4 @@
-"""``obatchctl jobs``, ``job``, ``cancel``, ``retry``, ``pause`` and ``resume``."""
+"""``obatchctl jobs``, ``job``, ``cancel``, ``retry``, ``rm``, ``pause`` and ``resume``."""
 
 from __future__ import annotations
 
@@ -75,6 +75,18 @@ def retry_command(invocation: Invocation, job_id: str) -> None:
     """Make a new job from the requests of JOB that did not succeed."""
     job = _act(invocation, job_id, "retry")
     invocation.answer(job, lambda: click.echo(f"{job['job']} tries again what failed in {clean(job_id)}"))
+
+
+@click.command("rm", cls=Command)
+@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True)
+@pass_invocation
+def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
+    """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone."""
+    from obatchd.control.client import quoted
+
+    client = invocation.client()
+    removed = [client.delete(f"jobs/{quoted(job_id)}")["removed"] for job_id in job_ids]
+    invocation.answer({"removed": removed}, lambda: click.echo("\n".join(f"{job} erased" for job in removed)))
 
 
 @click.command("pause", cls=Command)

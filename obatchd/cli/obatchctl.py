@@ -18,6 +18,7 @@ _COMMANDS = {
     "submit": "submit",
     "cancel": "jobs",
     "retry": "jobs",
+    "rm": "jobs",
     "pause": "jobs",
     "resume": "jobs",
     "servers": "servers",

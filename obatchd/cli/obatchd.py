@@ -10,7 +10,7 @@ import click
 
 from obatchd import __version__
 from obatchd.cli import exit_codes
-from obatchd.errors import ConfigError, ObatchError
+from obatchd.errors import ConfigError, ObatchError, StoreError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,4 +38,5 @@ def main(config: Path | None, spool: str | None, log_level: str | None) -> None:
         sys.exit(exit_codes.CONFIG)
     except ObatchError as error:
         click.echo(f"obatchd: {error.message}", err=True)
-        sys.exit(exit_codes.FAILED)
+        newer = isinstance(error, StoreError) and error.code == "store_newer"  # starting again would not help
+        sys.exit(exit_codes.CONFIG if newer else exit_codes.FAILED)

@@ -105,6 +105,7 @@ def application(engine: Engine, access: Access) -> web.Application:
             web.post(r"/v1/servers/{server}/{action:drain|resume|restart}", _server_action),
             web.get("/v1/jobs", _jobs),
             web.get("/v1/jobs/{job}", _job),
+            web.delete("/v1/jobs/{job}", _remove_job),
             web.post(r"/v1/jobs/{job}/{action:cancel|retry|pause|resume}", _job_action),
             web.post(r"/v1/{action:pause|resume|drain|undrain|reload}", _host_action),
             web.get("/v1/models", _models),
@@ -201,6 +202,10 @@ async def _job_action(request: web.Request) -> web.Response:
     return _json(await actions[request.match_info["action"]](_caller(request), request.match_info["job"]))
 
 
+async def _remove_job(request: web.Request) -> web.Response:
+    return _json(await request.app[_ENGINE].remove_job(_caller(request), request.match_info["job"]))
+
+
 async def _host_action(request: web.Request) -> web.Response:
     engine = request.app[_ENGINE]
     match request.match_info["action"]:
@@ -256,4 +261,6 @@ async def _readyz(request: web.Request) -> web.Response:
 
 
 # What callers may do who are no administrators. The engine shows and changes only what is theirs.
-_FOR_EVERY_CALLER = frozenset({_ping, _status, _servers, _jobs, _job, _job_action, _models, _healthz, _readyz})
+_FOR_EVERY_CALLER = frozenset(
+    {_ping, _status, _servers, _jobs, _job, _remove_job, _job_action, _models, _healthz, _readyz}
+)

@@ -83,6 +83,10 @@ class Engine(Protocol):
         """A new job from the requests of a finished one that did not succeed; returns its summary."""
         ...
 
+    async def remove_job(self, caller: Caller, job_id: str) -> Document:
+        """Erase a job that is over: results, prompts, and every trace in the store; returns ``{"removed": id}``."""
+        ...
+
     async def pause(self, caller: Caller, job_id: str | None) -> Document:
         """Dispatch nothing more of a job, or of all (``None``, for administrators)."""
         ...

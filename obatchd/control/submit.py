@@ -112,6 +112,7 @@ class SubmitServer:
 
     async def _answer(self, connection: socket.socket) -> Document:
         files = received_files(connection, self._frame_timeout_s)
+        peer: auth.Peer | None = None
         try:
             peer = auth.peer_of(connection.fileno())
             await self._access.caller(peer)
@@ -119,7 +120,7 @@ class SubmitServer:
             close_all(descriptors)
             return {"job": await self._engine.submit(_submission(header, peer, files))}
         except errors.ObatchError as error:
-            _log.info("submission_refused", code=error.code, reason=error.message)
+            _log.info("submission_refused", owner=peer.uid if peer else None, code=error.code)
             return error_document(error)
         except Exception:  # noqa: BLE001 - one faulty submission must not end the server; the traceback is in the log
             _log.exception("submission_failed")

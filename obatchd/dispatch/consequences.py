@@ -100,9 +100,11 @@ class Consequences:
             self._finish(offered.taken, item.record, item.duration_s, succeeded=True)
             return
         fault = faults.Fault(item.fault, item.code, item.message)
+        # What is wrong with a request or an answer may quote it: its owner reads that in errors.jsonl.
+        quotes = fault.kind in (faults.REQUEST, faults.ANSWER)
         _log.info(
             "attempt_failed", job=item.job, line=item.line, attempt=item.attempt, server=link.server.id,
-            gpu=link.server.gpu_label, fault=fault.kind, code=fault.code, reason=fault.message[:300],
+            gpu=link.server.gpu_label, fault=fault.kind, code=fault.code, reason="" if quotes else fault.message[:300],
         )  # fmt: skip
         self._failed_attempt(link, key, offered, fault, item.record, item.duration_s)
 

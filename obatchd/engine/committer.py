@@ -120,8 +120,8 @@ class Committer:
                 break
             except DISK_ERRORS as error:
                 # A full or failing disk: nothing is lost while the results stay here, and dispatch pauses.
-                _log.error("commit_failed", results=len(results), reason=str(error))
-                self._on_trouble(f"results cannot be written: {error}")
+                _log.error("commit_failed", results=len(results), reason=log.reason(error))
+                self._on_trouble(f"results cannot be written: {log.reason(error)}")
                 troubled = True
                 await asyncio.sleep(_RETRY_S)
         if troubled:

@@ -150,7 +150,7 @@ class Engine:
             await asyncio.to_thread(claim.recover, self.layout, self.store.state)
             await self._recover()
         except DISK_ERRORS as error:
-            self.trouble("start", f"earlier jobs cannot be taken up: {error}")
+            self.trouble("start", f"earlier jobs cannot be taken up: {log.reason(error)}")
             return False
         self.trouble("start", "")
         self.intake.start()
@@ -244,7 +244,7 @@ class Engine:
     def _accepted(self, row: JobRow, reading: Reading) -> None:
         live = self._add(row)
         self._expire(live)
-        _log.info("job_accepted", job=row.job, drop=row.label, owner=row.owner, size=row.size)
+        _log.info("job_accepted", job=row.job, owner=row.owner, size=row.size)
         self.publisher.write_status(live.outbox, job_document(live, 0))
 
     def _indexed(self, key: int, chunk: Chunk) -> None:
@@ -403,7 +403,7 @@ class Engine:
                     segment.end_pending, live.key, lane, outcome, code, message, _FAIL_TOGETHER, reached
                 )
             except DISK_ERRORS as error:
-                self.job_trouble(live.key, f"job {live.row.job} cannot be ended: {error}")
+                self.job_trouble(live.key, f"job {live.row.job} cannot be ended: {log.reason(error)}")
                 await asyncio.sleep(_RETRY_S)
                 continue
             self.job_trouble(live.key, "")

@@ -19,6 +19,7 @@ from obatchd.control.auth import Caller, daemon_itself
 from obatchd.control.engine import Submission
 from obatchd.engine.documents import SCHEMA, finished_document, instant, job_document
 from obatchd.engine.engine import Engine
+from obatchd.engine.erasure import erase
 from obatchd.engine.indexing import SubmittedSettings
 from obatchd.engine.live import LiveJob
 from obatchd.errors import ControlError, DropRefused, NotFoundError, SpoolError
@@ -317,6 +318,15 @@ class Facade:
         live = self._live(caller, job_id)
         await self._engine.pause(live, False)
         return job_document(live, 0)
+
+    @_told
+    async def remove_job(self, caller: Caller, job_id: str) -> dict[str, Any]:
+        """Erase a job that is over."""
+        row, engine = self._find(caller, job_id), self._engine
+        if row.key in engine.jobs:
+            raise ControlError(f"job {row.job} is not over; first: obatchctl cancel {row.job}", code="job_running")
+        await asyncio.to_thread(erase, engine.layout, engine.store, [row])
+        return {"removed": row.job}
 
     # Servers and models.
 

@@ -155,8 +155,8 @@ class Feeder:
         try:
             pending, changed, found = await asyncio.get_running_loop().run_in_executor(self._thread, read)
         except DISK_ERRORS as error:
-            _log.error("input_unreadable", job=lane.job, path=path, reason=str(error))
-            self._on_trouble(lane.job, f"its input cannot be read: {error}")
+            _log.error("input_unreadable", job=lane.job, path=path, reason=log.reason(error))
+            self._on_trouble(lane.job, f"its input cannot be read: {log.reason(error)}")
             await asyncio.sleep(_RETRY_S)
             self._queue.fetched(lane, [])
             self._wake()

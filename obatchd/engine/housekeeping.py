@@ -8,18 +8,20 @@ import time
 
 from obatchd import log
 from obatchd.engine.engine import Engine
+from obatchd.engine.erasure import erase
 from obatchd.engine.vital import Vital
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.jobs.store.integrity import boot_id, delete_set_aside
 from obatchd.spool.outbox import JobOutbox
-from obatchd.spool.prune import prune
+from obatchd.spool.prune import empty_trash, prune, prune_refused
 
 _log = log.get(__name__)
 _PERIOD_S = 60.0
 _PRUNE_S = 600.0
 _TOGETHER = 500
-_YEAR_S = 365 * 86400.0
+_DAY_S = 86400.0
+_YEAR_S = 365 * _DAY_S
 
 
 def _is_torn(box: JobOutbox) -> bool:
@@ -50,10 +52,11 @@ class Housekeeping:
                 if not self._booted:
                     await self._after_boot()
                     await asyncio.to_thread(self._engine.store.remove_unused)
+                    await asyncio.to_thread(empty_trash, self._engine.layout)
                     self._booted = True
                 await self._keep_bounds()
             except DISK_ERRORS as error:
-                _log.error("housekeeping_failed", reason=str(error))
+                _log.error("housekeeping_failed", reason=log.reason(error))
             await asyncio.sleep(_PERIOD_S)
 
     async def _after_boot(self) -> None:
@@ -92,9 +95,17 @@ class Housekeeping:
         await asyncio.to_thread(delete_set_aside, engine.layout.work, time.time() - disk.keep_done_s)
         while await asyncio.to_thread(engine.store.state.forget_released, time.time() - _YEAR_S, _TOGETHER):
             continue
+        if disk.retention_days:
+            await asyncio.to_thread(self._erase_old, time.time() - disk.retention_days * _DAY_S)
         if disk.prune_outbox_s and time.monotonic() - self._pruned_s > _PRUNE_S:
             await asyncio.to_thread(prune, engine.layout, time.time() - disk.prune_outbox_s)
             self._pruned_s = time.monotonic()
+
+    def _erase_old(self, before_s: float) -> None:
+        engine = self._engine
+        while rows := engine.store.state.ended_before(before_s, _TOGETHER):
+            erase(engine.layout, engine.store, rows)
+        prune_refused(engine.layout, before_s)
 
     def _release(self) -> bool:
         """Give up the input and store of jobs done long enough ago or too large together; whether there is more."""

@@ -116,8 +116,8 @@ class Intake:
                 if self.report.next_s is not None:
                     delay_s = min(delay_s, self.report.next_s)
             except (*DISK_ERRORS, SpoolError) as error:
-                _log.error("intake_failed", reason=str(error))
-                self._on_trouble(f"drops cannot be taken: {error}")
+                _log.error("intake_failed", reason=log.reason(error))
+                self._on_trouble(f"drops cannot be taken: {log.reason(error)}")
                 delay_s = _RETRY_S
             self.scanned.set()
             try:
@@ -138,7 +138,7 @@ class Intake:
         for drop, refusal in self.report.refused:
             await loop.run_in_executor(self._claim_thread, claim.refuse, drop, self._layout, refusal)
             self.refused += 1
-            _log.warning("drop_refused", drop=drop.label, code=refusal.code, reason=refusal.message)
+            _log.warning("drop_refused", owner=drop.owner, inode=drop.inode, code=refusal.code)
         if not self.report.ready and not self._claim_failed:
             return False
         self._claim_failed = True
@@ -162,8 +162,8 @@ class Intake:
         try:
             begun = await loop.run_in_executor(self._claim_thread, self._first_chunks, readings)
         except DISK_ERRORS as error:
-            _log.error("index_failed", jobs=len(rows), reason=str(error))
-            self._keep(self._vital.start(self._begin_later(rows, str(error)), "begin-later"))
+            _log.error("index_failed", jobs=len(rows), reason=log.reason(error))
+            self._keep(self._vital.start(self._begin_later(rows, log.reason(error)), "begin-later"))
             return
         for reading, chunk, refusal in begun:
             self._on_job_trouble(reading.row.key, "")
@@ -223,8 +223,8 @@ class Intake:
                 chunk = await loop.run_in_executor(self._index_threads, self._next_chunk, reading)
             except DISK_ERRORS as error:
                 # Start the reading over when the disk is well again: the store skips what it has.
-                _log.error("index_failed", job=row.job, reason=str(error))
-                self._on_job_trouble(row.key, f"job {row.job} cannot be read on: {error}")
+                _log.error("index_failed", job=row.job, reason=log.reason(error))
+                self._on_job_trouble(row.key, f"job {row.job} cannot be read on: {log.reason(error)}")
                 await asyncio.sleep(_RETRY_S)
                 reading = Reading(row, self._layout, self._settings(), self._check_space)
                 continue
@@ -252,7 +252,7 @@ class Intake:
         notes = [refusal.message]
         self._store.state.update(row.key, state=JobState.REFUSED, finished_s=time.time(), notes=notes, released=1)
         self.refused += 1
-        _log.warning("drop_refused", job=row.job, drop=row.label, code=refusal.code, reason=refusal.message)
+        _log.warning("drop_refused", job=row.job, owner=row.owner, code=refusal.code)
 
     def _check_space(self, size_bytes: int) -> None:
         """Wait rather than refuse: space comes back, and requests of this drop may be answered already."""

@@ -106,8 +106,8 @@ class Publisher:
                     # failed flush the kernel takes what it could not write for clean, so every file is written again.
                     self.responses.incomplete.update(publication.outbox for publication in batch if publication.files)
                     self._queue.extendleft(reversed(batch))
-                    _log.error("publish_failed", jobs=len(batch), reason=str(error))
-                    self._on_trouble(f"results cannot be published: {error}")
+                    _log.error("publish_failed", jobs=len(batch), reason=log.reason(error))
+                    self._on_trouble(f"results cannot be published: {log.reason(error)}")
                     await asyncio.sleep(_RETRY_S)
                     continue
                 except Exception:  # noqa: BLE001 - logged; one job that cannot be published must not hold up the others

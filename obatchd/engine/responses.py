@@ -82,7 +82,12 @@ class ResponseWriter:
                 outbox, count = self._waiting.popleft()
                 if answer.error:
                     self.incomplete.add(outbox)
-                    _log.error("responses_not_written", outbox=outbox, responses=count, reason=answer.error)
+                    _log.error(
+                        "responses_not_written",
+                        job=outbox.name.rpartition(".")[2],
+                        responses=count,
+                        reason=answer.error,
+                    )
                 await self._done(outbox, count)
         self._writer = None
         while self._waiting:

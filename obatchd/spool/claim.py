@@ -112,7 +112,7 @@ def _take(drop: Drop, intent: Intent, layout: Layout) -> Intent | None:
         os.rename(drop.path, directory / "input")
     except OSError as error:
         directory.rmdir()
-        _log.warning("drop_not_taken", drop=drop.label, reason=str(error))
+        _log.warning("drop_not_taken", job=intent.job, owner=drop.owner, reason=log.reason(error))
         return None
     return _arrived(intent, layout)
 
@@ -135,7 +135,7 @@ def _arrived(intent: Intent, layout: Layout) -> Intent | None:
     if (status.st_dev, status.st_ino) != (intent.device, intent.inode):
         # A file of our own is the copy that an earlier call made of a drop with other names.
         owner = intent.owner if status.st_uid == os.geteuid() else status.st_uid
-        _log.warning("input_is_another_file", drop=os.fsdecode(intent.name), job=intent.job, owner=owner)
+        _log.warning("input_is_another_file", job=intent.job, owner=owner)
         intent = msgspec.structs.replace(_found(directory, status), name=intent.name, owner=owner, at_s=intent.at_s)
     if intent.kind == "file" and status.st_nlink > 1:
         _own_copy(directory / "input")
@@ -179,9 +179,7 @@ def settle(intents: Sequence[Intent], layout: Layout, ledger: Ledger) -> list[In
             shutil.rmtree(layout.job_dir(intent.job), ignore_errors=True)
         else:
             adopted.append(arrived)
-            _log.warning(
-                "drop_adopted", job=intent.job, drop=os.fsdecode(intent.name), reason="its claim was cut short"
-            )
+            _log.warning("drop_adopted", job=intent.job, owner=intent.owner, reason="its claim was cut short")
     if intents:
         _conclude(adopted, forgotten, layout, ledger)
     return adopted
@@ -311,7 +309,7 @@ def complete_submission(directory: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.rename(directory / _INCOMING, directory / "input")
     except OSError as error:
-        _log.error("submission_not_renamed", job=directory.name, reason=str(error), remedy="it is tried again")
+        _log.error("submission_not_renamed", job=directory.name, reason=log.reason(error), remedy="it is tried again")
 
 
 # Refusing.
@@ -325,7 +323,7 @@ def refuse(drop: Drop, layout: Layout, error: ObatchError) -> None:
     except OSError as problem:
         shutil.rmtree(directory, ignore_errors=True)
         if not isinstance(problem, FileNotFoundError):
-            _log.error("drop_not_moved", drop=drop.label, reason=str(problem))
+            _log.error("drop_not_moved", owner=drop.owner, inode=drop.inode, reason=log.reason(problem))
         return
     sync_paths([directory, layout.inbox])
 

@@ -314,7 +314,7 @@ class Inbox:
         self._ready.pop(name, None)
         if now_s - waiting.first_s > _SLOW_S and not waiting.told and drop.size:
             waiting.told = True
-            _log.info("drop_still_growing", drop=drop.label, size=drop.size)
+            _log.info("drop_still_growing", owner=drop.owner, inode=drop.inode, size=drop.size)
 
     def _settled(self, drop: Drop, report: ScanReport) -> None:
         """Refused or ready. It stays known until it is gone, so that nothing settles twice when it is not taken yet."""
@@ -343,7 +343,7 @@ class Inbox:
         told = self._blocked.get(drop.name)
         self._blocked[drop.name] = Blocked(drop.label, reason, drop.owner)
         if told is None or told.reason != reason:
-            _log.warning("drop_blocked", drop=drop.label, owner=drop.owner, reason=reason)
+            _log.warning("drop_blocked", owner=drop.owner, inode=drop.inode, reason=reason)
 
 
 def is_temporary(name: bytes) -> bool:

@@ -1,9 +1,10 @@
-"""Deleting old results and refused drops, where the administrator asked for it."""
+"""Deleting results and refused drops: old ones where the administrator asked for it, those of a job on demand."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,19 +23,53 @@ def prune(layout: Layout, before_s: float) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    trash = layout.work / "trash"
-    shutil.rmtree(trash, ignore_errors=True)  # of a run that was cut short
-    for path in _old(layout, before_s):
-        trash.mkdir(mode=0o700, exist_ok=True)
-        os.rename(path, trash / path.name)
-        shutil.rmtree(trash / path.name, ignore_errors=True)
-        _log.info("pruned", path=path)
+    for path in (*_old_results(layout, before_s), *_old_refusals(layout, before_s)):
+        discard(layout, path)
 
 
-def _old(layout: Layout, before_s: float) -> Iterator[Path]:
+def prune_refused(layout: Layout, before_s: float) -> None:
+    """Delete drops refused before this wall-clock time, also those that never were a job.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    for path in _old_refusals(layout, before_s):
+        discard(layout, path)
+
+
+def discard(layout: Layout, path: Path) -> None:
+    """Delete a directory whole; nothing happens where there is none.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    trash = _trash(layout)
+    trash.mkdir(mode=0o700, exist_ok=True)
+    target = trash / f"{path.name}.{time.monotonic_ns()}"
+    try:
+        os.rename(path, target)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(target)
+    _log.info("deleted", job=path.name.rpartition(".")[2])
+
+
+def empty_trash(layout: Layout) -> None:
+    """Delete what a daemon that was killed had begun to delete."""
+    shutil.rmtree(_trash(layout), ignore_errors=True)
+
+
+def _trash(layout: Layout) -> Path:
+    return layout.work / "trash"
+
+
+def _old_results(layout: Layout, before_s: float) -> Iterator[Path]:
     for path in list(layout.outbox_dirs()):
         if _changed_s(path / "summary.json", before_s) < before_s:
             yield path
+
+
+def _old_refusals(layout: Layout, before_s: float) -> Iterator[Path]:
     for owner in list(layout.failed.iterdir()):
         if owner.is_symlink() or not owner.is_dir():
             continue

@@ -17,6 +17,7 @@ from typing import Never
 
 import msgspec
 
+from obatchd import log
 from obatchd.spool.outbox import JobOutbox
 
 HEADER = struct.Struct("<I")
@@ -58,5 +59,5 @@ def _write(batch: Batch) -> str:
             for line, record in batch.records:
                 write(line, record)
     except OSError as error:
-        return str(error)
+        return log.reason(error)
     return ""

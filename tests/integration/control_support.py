@@ -153,6 +153,10 @@ class FakeEngine:
         self.calls.append(("retry", job_id))
         return {**self.job(caller, job_id), "job": "new"}
 
+    async def remove_job(self, caller: Caller, job_id: str) -> dict[str, Any]:
+        self.calls.append(("rm", job_id))
+        return {"removed": self.job(caller, job_id)["job"]}
+
     async def pause(self, caller: Caller, job_id: str | None) -> dict[str, Any]:
         self.calls.append(("pause", job_id))
         return {"paused": True}

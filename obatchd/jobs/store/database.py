@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from obatchd.errors import StoreError
+from obatchd.jobs.store.schema import Schema, bring_up
 
 _CHECKPOINT_PAGES = 4096
 # A full or failing disk is none of these: such a file is as good as it was when the disk is.
@@ -24,11 +25,12 @@ def is_corrupt(error: BaseException) -> bool:
     return code is not None and code & 0xFF in _CORRUPT  # the low byte is the primary code (sqlite.org/rescode.html)
 
 
-def open_database(path: Path, schema: str) -> sqlite3.Connection:
-    """The database at ``path``, created with ``schema`` where it is new.
+def open_database(path: Path, schema: Schema) -> sqlite3.Connection:
+    """The database at ``path``, created with ``schema`` where it is new, brought up to it where it is older.
 
     Raises:
-        StoreError: the file is damaged (``store_corrupt``), or the disk refuses (``store_unusable``).
+        StoreError: the file is damaged (``store_corrupt``), written by a newer obatchd (``store_newer``), or the disk
+            refuses (``store_unusable``).
     """
     connection = None
     try:
@@ -37,7 +39,11 @@ def open_database(path: Path, schema: str) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
         connection.execute("PRAGMA cache_size=-4096")
-        connection.executescript(schema)
+        bring_up(connection, path, schema)
+    except StoreError:
+        assert connection is not None
+        connection.close()
+        raise
     except sqlite3.DatabaseError as error:
         if connection is not None:
             connection.close()
@@ -55,6 +61,19 @@ def open_reader(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA cache_size=-1024")
     return connection
+
+
+def rewrite(connection: sqlite3.Connection, path: Path) -> None:
+    """Write the file anew, so that nothing deleted is left in free pages, in the log or in a temporary file.
+
+    Raises:
+        sqlite3.OperationalError: the disk refuses, or somebody reads the file for so long.
+    """
+    connection.execute("PRAGMA temp_store=MEMORY")
+    connection.execute("VACUUM")
+    busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    if busy:
+        raise sqlite3.OperationalError(f"{path.name} is being read; its log could not be emptied")
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from pathlib import Path
 import msgspec
 
 from obatchd.jobs.model import Entry, Outcome, Refusal, default_id
-from obatchd.jobs.store.database import open_database, open_reader, transaction
+from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction
 from obatchd.jobs.store.integrity import delete_database, size_bytes
+from obatchd.jobs.store.schema import Schema
 
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY, name TEXT NOT NULL, indexed_line INTEGER NOT NULL DEFAULT 0,
     indexed INTEGER NOT NULL DEFAULT 0
@@ -41,6 +42,7 @@ CREATE TABLE IF NOT EXISTS tallies (
     job INTEGER, lane INTEGER, outcome TEXT, requests INTEGER NOT NULL, PRIMARY KEY (job, lane, outcome)
 ) WITHOUT ROWID;
 """
+_SCHEMA = Schema(1, _TABLES, {1: ""})
 _LINE_BITS = 32
 _LINE_MASK = (1 << _LINE_BITS) - 1
 REFUSED_LANE = -1  # requests refused while indexing belong to no lane
@@ -142,6 +144,19 @@ class Segment:
         """Close and remove the file; only after everything in it is published and flushed."""
         self.close()
         delete_database(self.path)
+
+    def erase(self, jobs: Iterable[int]) -> None:
+        """Delete everything of finished jobs so that nothing of it is left in the file."""
+        with self._lock:
+            with transaction(self._database) as cursor:
+                for job in jobs:
+                    low, high = _span(job)
+                    for table in ("requests", "attempts", "results"):
+                        cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
+                    for table in ("labels", "lanes", "tallies", "jobs"):
+                        cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
+                    self._lanes.pop(job, None)
+            rewrite(self._database, self.path)
 
     def size_bytes(self) -> int:
         return size_bytes(self.path)

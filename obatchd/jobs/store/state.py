@@ -13,11 +13,12 @@ import msgspec
 
 from obatchd import log
 from obatchd.jobs.model import JobSettings, JobState
-from obatchd.jobs.store.database import open_database, open_reader, transaction
+from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction
+from obatchd.jobs.store.schema import Schema
 from obatchd.spool.ledger import Intent
 
 _log = log.get(__name__)
-_SCHEMA = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS intents (job TEXT PRIMARY KEY, intent BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS jobs (
@@ -29,9 +30,10 @@ CREATE TABLE IF NOT EXISTS jobs (
 );
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, key);
 CREATE INDEX IF NOT EXISTS jobs_by_segment ON jobs (segment) WHERE released = 0;
-CREATE INDEX IF NOT EXISTS jobs_by_segment ON jobs (segment) WHERE released = 0;
 CREATE INDEX IF NOT EXISTS jobs_by_digest ON jobs (digest) WHERE digest IS NOT NULL;
+CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);
 """
+_SCHEMA = Schema(1, _TABLES, {1: "CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);"})
 _COLUMNS = (
     "key, job, name, owner, kind, size, state, segment, accepted_s, finished_s, paused, cancelled, settings, notes,"
     " digest, retry_of, summary"
@@ -109,6 +111,7 @@ class StateStore:
 
     def __init__(self, path: Path, choose_segment: Callable[[Intent], str]) -> None:
         """``choose_segment(intent)`` names the segment that is to hold an accepted drop's requests."""
+        self._path = path
         self._database = open_database(path, _SCHEMA)
         self._lock = threading.RLock()
         # What people ask for is read beside the writer: a look must not wait behind a flush.
@@ -285,6 +288,23 @@ class StateStore:
                 (when_s, limit),
             )
             return cursor.rowcount
+
+    def ended_before(self, when_s: float, limit: int) -> list[JobRow]:
+        """Jobs done or refused before ``when_s``, the oldest first."""
+        with self._lock:
+            rows = self._database.execute(
+                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('done', 'refused') AND finished_s < ?"
+                " ORDER BY key LIMIT ?",
+                (when_s, limit),
+            ).fetchall()
+        return [_job(row) for row in rows]
+
+    def erase(self, keys: Sequence[int]) -> None:
+        """Delete rows of jobs so that nothing of them is left in the file."""
+        with self._lock:
+            with transaction(self._database) as cursor:
+                cursor.executemany("DELETE FROM jobs WHERE key = ?", [(key,) for key in keys])
+            rewrite(self._database, self._path)
 
     def unreleased_in(self, segment: str) -> int:
         """How many jobs still need ``segment``."""

@@ -12,7 +12,8 @@ import msgspec
 
 from obatchd.errors import StoreError
 from obatchd.jobs.model import Entry, Outcome
-from obatchd.jobs.store.integrity import Session, delete_database, is_damaged, set_aside
+from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside
+from obatchd.jobs.store.schema import delete_backups
 from obatchd.jobs.store.segment import AttemptRow, IndexedChunk, ResultRow, Segment
 from obatchd.jobs.store.state import JobRow, StateStore
 from obatchd.spool.ledger import Intent
@@ -148,9 +149,33 @@ class Store:
         """Give up a finished job's requests; its segment goes when no other job needs it."""
         self.state.update(job.key, released=1)
         if job.segment != self._shared_name and self.state.unreleased_in(job.segment) == 0:
-            self.segment(job.segment).delete()
-            with self._lock:
-                self._segments.pop(job.segment, None)
+            self._delete_segment(job.segment)
+
+    def erase(self, jobs: Sequence[JobRow]) -> None:
+        """Delete all that the store knows of jobs that are over, copies made before upgrades included.
+
+        Files set aside as damaged go too: what they hold cannot be told apart.
+
+        Raises:
+            sqlite3.OperationalError: the disk refuses, or a result is being read; may be asked again.
+        """
+        by_segment: dict[str, list[int]] = defaultdict(list)
+        for job in jobs:
+            self.state.update(job.key, released=1)
+            by_segment[job.segment].append(job.key)
+        for name, keys in by_segment.items():
+            if name != self._shared_name and self.state.unreleased_in(name) == 0:
+                self._delete_segment(name)
+            elif (self._directory / f"{name}.db").exists():
+                self.segment(name).erase(keys)
+        self.state.erase([job.key for job in jobs])
+        delete_backups(self._directory.parent)
+        delete_set_aside(self._directory.parent, float("inf"))
+
+    def _delete_segment(self, name: str) -> None:
+        self.segment(name).delete()
+        with self._lock:
+            self._segments.pop(name, None)
 
     def remove_unused(self) -> None:
         """Delete segments that no job needs any more: a crash came between giving up a job and deleting its file."""
