@@ -8,6 +8,7 @@ ObatchError                 root; ``code`` is the slug used in JSON output, logs
 ├── ServerError             an Ollama server cannot be started, reached or used
 │   └── ModelError          a model is missing, forbidden or cannot be pulled or loaded
 ├── GpuError                NVML or a GPU cannot be used
+├── ResultsError            results cannot be read or exported
 └── ControlError            a control request cannot be carried out
     ├── NotFoundError       no such job, server or model
     ├── ForbiddenError      the caller may not do this
@@ -77,6 +78,12 @@ class GpuError(ObatchError):
     """NVML or a GPU cannot be used."""
 
     code = "gpu"
+
+
+class ResultsError(ObatchError):
+    """Results cannot be read or exported."""
+
+    code = "results"
 
 
 class ControlError(ObatchError):

@@ -14,20 +14,30 @@ from obatchd.cli.command import Command, Invocation, clean, pass_invocation
 @click.option("--mine", "owner", flag_value="mine", help="Only your own.")
 @click.option("--all", "owner", flag_value="all", help="Those of every owner; for administrators.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
+@click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
+@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Seconds, for --watch.")
 @pass_invocation
-def jobs_command(invocation: Invocation, state: str | None, owner: str | None, limit: int) -> None:
-    """List jobs, newest first: an administrator's list has everybody's, any other has your own."""
-    document = invocation.client().get("jobs", state=state, owner=owner, limit=limit)
-    invocation.answer(document, lambda: _print_jobs(document["jobs"]))
+def jobs_command(
+    invocation: Invocation, state: str | None, owner: str | None, limit: int, watch: bool, interval: float
+) -> None:
+    """List jobs with progress, speed and failures, newest first: an administrator's list has everybody's."""
 
+    def look() -> dict[str, Any]:
+        return invocation.client().get("jobs", state=state, owner=owner, limit=limit)
 
-def _print_jobs(jobs: list[dict[str, Any]]) -> None:
-    if not jobs:
-        click.echo("No jobs.")
+    if watch:
+        from obatchd.cli import watching
+
+        watching.watch(invocation, interval, look, _lines)
         return
+    document = look()
+    invocation.answer(document, lambda: click.echo("\n".join(_lines(document))))
+
+
+def _lines(document: dict[str, Any]) -> list[str]:
     from obatchd.cli.status_view import job_table
 
-    click.echo("\n".join(job_table(jobs)))
+    return job_table(document["jobs"]) if document["jobs"] else ["No jobs."]
 
 
 @click.command("job", cls=Command)

@@ -16,6 +16,7 @@ _COMMANDS = {
     "jobs": "jobs",
     "job": "jobs",
     "submit": "submit",
+    "results": "results",
     "cancel": "jobs",
     "retry": "jobs",
     "rm": "jobs",

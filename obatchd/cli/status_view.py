@@ -13,7 +13,7 @@ Document = dict[str, Any]
 
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", ">TEMP", ">POWER")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", ">RESTARTS")
-_JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", ">BUSY", ">PER S", ">ETA")
+_JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", ">BUSY", ">PER S", ">TOKENS/S", ">ETA")
 
 
 def render(status: Document) -> list[str]:
@@ -112,5 +112,6 @@ def _job_row(job: Document) -> list[object]:
     state = f"{'paused ' if job['paused'] else ''}{job['state']}"
     failed = job["failed"] or ""
     rate, eta = number(job["requests_per_s"], digits=1), duration(job["eta_s"])
+    tokens = number(job["tokens_per_s"], digits=1)
     progress = bar(done, total)
-    return [job["job"], state, job["name"], progress, f"{done}/{of}", failed, job["in_flight"], rate, eta]
+    return [job["job"], state, job["name"], progress, f"{done}/{of}", failed, job["in_flight"], rate, tokens, eta]

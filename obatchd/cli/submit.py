@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,6 @@ from obatchd.cli.command import Command, Invocation, clean, pass_invocation
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 
 Document = dict[str, Any]
-
-_POLL_S = 0.5
-_OVER = ("done", "refused")
 
 
 @click.command("submit", cls=Command)
@@ -111,50 +106,19 @@ def _good(job: Document) -> bool:
 
 
 def _wait(invocation: Invocation, job_ids: list[str]) -> list[Document]:
-    """The jobs' last summaries, once all are over."""
+    """The jobs' last documents, once all are over."""
+    from obatchd.cli import waiting
+
     client = invocation.client()
 
     def look() -> list[Document]:
         return [client.get(f"jobs/{job_id}") for job_id in job_ids]
 
     try:
-        if invocation.json or not sys.stderr.isatty():
-            return _until_over(look, lambda jobs: None)
-        return _with_progress(look)
+        return waiting.wait(look, quiet=invocation.json)
     except KeyboardInterrupt:
         click.echo(f"The work goes on; see  obatchctl job {job_ids[0]}", err=True)
         sys.exit(exit_codes.INTERRUPTED)
-
-
-def _until_over(look: Callable[[], list[Document]], show: Callable[[list[Document]], None]) -> list[Document]:
-    while True:
-        jobs = look()
-        show(jobs)
-        if all(job["state"] in _OVER for job in jobs):
-            return jobs
-        time.sleep(_POLL_S)
-
-
-def _with_progress(look: Callable[[], list[Document]]) -> list[Document]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from obatchd.cli.status_view import finished
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks = {job["job"]: progress.add_task(clean(job["name"]), total=None) for job in look()}
-
-        def show(jobs: list[Document]) -> None:
-            for job in jobs:
-                progress.update(tasks[job["job"]], completed=finished(job), total=job["requests"])
-
-        return _until_over(look, show)
 
 
 def _fetch(job: Document, directory: Path) -> Document:

@@ -57,8 +57,9 @@ class Engine(Protocol):
         """Job summaries, newest first; with ``mine`` an administrator gets only their own, too.
 
         ``{"job", "name", "owner", "state", "paused", "model", "priority", "accepted_at", "finished_at", "requests",
-        "indexed", "succeeded", "failed", "cancelled", "expired", "in_flight", "requests_per_s", "eta_s", "outbox",
-        "notes"}``; ``requests`` is null until the drop is wholly read, ``indexed`` counts those read so far.
+        "indexed", "succeeded", "failed", "cancelled", "expired", "in_flight", "requests_per_s", "tokens_per_s",
+        "eta_s", "outbox", "notes"}``; ``requests`` is null until the drop is wholly read, ``indexed`` counts those read
+        so far.
         """
         ...
 

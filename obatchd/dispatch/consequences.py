@@ -31,6 +31,7 @@ class Finished(msgspec.Struct, array_like=True):
     succeeded: bool
     record: bytes
     duration_s: float
+    response_tokens: int = 0
 
 
 class Failed(msgspec.Struct, array_like=True):
@@ -97,7 +98,8 @@ class Consequences:
                 )
             )  # fmt: skip
             link.server.progress()
-            self._finish(offered.taken, item.record, item.duration_s, succeeded=True)
+            tokens = item.response_tokens
+            self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=tokens)
             return
         fault = faults.Fault(item.fault, item.code, item.message)
         # What is wrong with a request or an answer may quote it: its owner reads that in errors.jsonl.
@@ -195,7 +197,7 @@ class Consequences:
             suspicion.alone += alone
         return suspicion
 
-    def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool) -> None:
+    def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
         lane = taken.lane
         self.suspicion.pop((lane.job, taken.pending.line), None)
-        self._on_finished(Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s))
+        self._on_finished(Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s, tokens))

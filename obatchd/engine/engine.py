@@ -321,12 +321,14 @@ class Engine:
             live = self.jobs.get(finished.job)
             if live is None:
                 continue
-            live.count(Outcome.SUCCEEDED if finished.succeeded else Outcome.FAILED)
+            outcome = Outcome.SUCCEEDED if finished.succeeded else Outcome.FAILED
+            live.count(outcome, tokens=finished.response_tokens)
             touched[live.key] = live
             if finished.succeeded and live.response_files():
                 responses.setdefault(live.key, []).append((finished.line, finished.record))
         for key, records in responses.items():
-            self.publisher.responses.write(self.jobs[key].outbox, records)
+            live = self.jobs[key]
+            self.publisher.responses.write(live.outbox, records, live.text_suffix)
         for live in touched.values():
             self._check_complete(live)
         self._watch_backlog()
@@ -344,6 +346,7 @@ class Engine:
                 live.outbox,
                 self.layout.job_dir(live.row.job),
                 files,
+                live.text_suffix,
                 live.resumed and files,
                 lambda totals: summary_details(live, totals, self._model_facts, self._server_version),
                 lambda summary: last_status(live, summary),

@@ -44,6 +44,7 @@ class LiveJob:
         self.status_written: tuple[Any, ...] = ()
         self.settings = settings
         self._rate = RateMeter(_RATE_WINDOW_S)
+        self._token_rate = RateMeter(_RATE_WINDOW_S)
 
     @property
     def key(self) -> int:
@@ -91,20 +92,31 @@ class LiveJob:
         limit = own.max_response_tokens or self.settings.max_response_tokens
         return JobContext(self.key, self.row.job, system, self.settings.options | own.options, limit)
 
-    def count(self, outcome: Outcome, requests: int = 1) -> None:
-        """``requests`` more have this outcome."""
+    def count(self, outcome: Outcome, requests: int = 1, tokens: int = 0) -> None:
+        """``requests`` more have this outcome, with so many tokens in their answers."""
         self.counts[outcome.value] += requests
         self._rate.add(requests)
+        if tokens:
+            self._token_rate.add(tokens)
 
     def requests_per_s(self) -> float:
         """Results per second over the last thirty seconds."""
         return self._rate.per_s()
 
+    def tokens_per_s(self) -> float:
+        """Tokens of finished answers per second over the last thirty seconds."""
+        return self._token_rate.per_s()
+
     def state(self) -> JobState:
         return JobState.PUBLISHING if self.publishing else self.row.state
 
+    @property
+    def text_suffix(self) -> str:
+        """The ending of the responses' text files."""
+        return f".{self.settings.outbox.response_text}"
+
     def response_files(self) -> bool:
-        """Whether each response gets a file of its own."""
+        """Whether each response gets files of its own."""
         outbox = self.settings.outbox
         if outbox.response_files == "auto":
             return self.requests <= outbox.response_files_limit

@@ -37,7 +37,8 @@ class Publication(msgspec.Struct):
     row: JobRow
     outbox: Path
     directory: Path  # of its input
-    files: bool  # each response gets a file of its own
+    files: bool  # each response gets files of its own
+    text_suffix: str  # of its text
     write_responses: bool  # write every response file again, from the store
     details: Callable[[Totals], dict[str, Any]]
     status: Callable[[dict[str, Any]], dict[str, Any]]  # the last status.json, from the summary
@@ -126,7 +127,7 @@ class Publisher:
             _log.exception("job_not_published", job=batch[0].row.job, remedy="its results are safe in the store")
 
     def _publish(self, batch: list[Publication]) -> list[dict[str, Any]]:
-        boxes = [JobOutbox(publication.outbox) for publication in batch]
+        boxes = [JobOutbox(publication.outbox, publication.text_suffix) for publication in batch]
         summaries, unfinished = [], []
         for publication, box in zip(batch, boxes, strict=True):
             if (published := box.valid_summary()) is not None:

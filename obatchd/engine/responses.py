@@ -57,15 +57,15 @@ class ResponseWriter:
         if self._listener is not None:
             await self._listener
 
-    def write(self, outbox: Path, records: list[tuple[int, bytes]]) -> None:
-        """Write one file per success, given as (line, record)."""
+    def write(self, outbox: Path, records: list[tuple[int, bytes]], text_suffix: str) -> None:
+        """Write two files per success, given as (line, record): the record, and its text with ``text_suffix``."""
         if self._writer is None or self._writer.is_closing():
             self.incomplete.add(outbox)
             return
         self._waiting.append((outbox, len(records)))
         self.backlog += len(records)
         self._pending[outbox] += 1
-        body = response_process.encode(Batch(str(outbox), records))
+        body = response_process.encode(Batch(str(outbox), records, text_suffix))
         self._writer.write(HEADER.pack(len(body)) + body)
 
     async def settle(self, outboxes: Iterable[Path]) -> None:

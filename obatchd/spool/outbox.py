@@ -14,6 +14,7 @@ import msgspec
 from obatchd.jobs.model import Outcome
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import file_stem
+from obatchd.spool.text import clean_text
 
 _WRITE_BYTES = 1024**2
 # Codes without a line here are explained by their own message.
@@ -112,10 +113,11 @@ class Totals:
 
 
 class JobOutbox:
-    """The results of one job."""
+    """The results of one job; ``text_suffix`` is the ending of its responses' text files."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, text_suffix: str = ".txt") -> None:
         self.directory = directory
+        self._text_suffix = text_suffix
         self.responses = directory / "responses"
 
     def create(self) -> None:
@@ -129,7 +131,7 @@ class JobOutbox:
 
     @contextlib.contextmanager
     def response_files(self) -> Iterator[Callable[[int, bytes], None]]:
-        """A function that writes one success, given as (line, record): ``responses/<stem>.json``, its text as ``.txt``.
+        """A function that writes one success, given as (line, record): ``responses/<stem>.json``, its text beside it.
 
         Names are relative to one open directory: that and plain system calls make it nine times faster than paths.
         """
@@ -140,7 +142,7 @@ class JobOutbox:
             response = _response.decode(record)
             stem = file_stem(response.id, line)
             _replace_in(directory, f"{stem}.json", record + b"\n")
-            _replace_in(directory, f"{stem}.txt", response.response.encode() + b"\n")
+            _replace_in(directory, stem + self._text_suffix, clean_text(response.response).encode() + b"\n")
 
         try:
             yield write

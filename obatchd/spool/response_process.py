@@ -28,6 +28,7 @@ class Batch(msgspec.Struct, array_like=True):
 
     outbox: str
     records: list[tuple[int, bytes]]
+    text_suffix: str
 
 
 class Written(msgspec.Struct, array_like=True):
@@ -55,7 +56,7 @@ def main(connection: socket.socket) -> Never:
 
 def _write(batch: Batch) -> str:
     try:
-        with JobOutbox(Path(batch.outbox)).response_files() as write:
+        with JobOutbox(Path(batch.outbox), batch.text_suffix).response_files() as write:
             for line, record in batch.records:
                 write(line, record)
     except OSError as error:

@@ -73,6 +73,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "expired": 0,
         "in_flight": 3,
         "requests_per_s": 2.5,
+        "tokens_per_s": 120.0,
         "eta_s": 125.0,
         "outbox": "/nowhere",
         "notes": [],

@@ -118,6 +118,41 @@ async def test_watch_prints_again_and_again_until_interrupted(served: tuple[Fake
     assert process.returncode == 0
 
 
+async def test_jobs_are_watched_with_speed_and_failures(served: tuple[FakeEngine, Path]) -> None:
+    engine, spool = served
+    next(iter(engine.known.values()))["failed"] = 3
+    process = await asyncio.create_subprocess_exec(
+        OBATCHCTL, "--spool", spool, "jobs", "--watch", "--interval", "0.1", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    printed = [(await asyncio.wait_for(process.stdout.readline(), 30)).decode() for _ in range(4)]
+    assert printed[:2] == printed[2:]
+    assert "TOKENS/S" in printed[0]
+    assert "2.5" in printed[1] and "120.0" in printed[1] and " 3 " in printed[1]
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 0
+
+
+async def test_waiting_shows_a_bar_with_speed_failures_and_the_rest_of_the_time(
+    served: tuple[FakeEngine, Path], tmp_path: Path
+) -> None:
+    _, spool = served
+    drop = tmp_path / "drop.jsonl"
+    drop.write_text('{"prompt": "a"}\n')
+    leader, follower = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": "140"}
+    process = await asyncio.create_subprocess_exec(
+        OBATCHCTL, "--spool", spool, "submit", drop, "--wait", stdout=follower, stderr=follower, env=environment
+    )
+    os.close(follower)
+    reading = asyncio.create_task(asyncio.to_thread(read_terminal, leader))
+    printed = await reading
+    await asyncio.wait_for(process.wait(), 30)
+    assert "drop.jsonl" in printed
+    assert "2.5/s, 120 tokens/s" in printed
+
+
 async def test_jobs_and_one_job(served: tuple[FakeEngine, Path]) -> None:
     engine, spool = served
     assert len((await as_json(spool, "jobs"))["jobs"]) == 1
@@ -290,7 +325,7 @@ async def test_completion(tmp_path: Path, shell: str) -> None:
 async def test_every_command_has_help_and_json(tmp_path: Path) -> None:
     _, text = await obatchctl(tmp_path, "--help")
     commands = [line.split()[0] for line in text.partition("Commands:")[2].splitlines() if line.strip()]
-    assert len(commands) == 16
+    assert len(commands) == 17
     for command in commands:
         code, text = await obatchctl(tmp_path, command, "--help")
         assert code == 0

@@ -36,7 +36,8 @@ MAY_IMPORT = {
     "control": set(),
     "engine": {"jobs", "spool", "dispatch", "settings_io"},
     "simulator": {"gpus"},
-    "cli": {"control", "settings_io", "settings_text", "daemon"},
+    "results": set(),
+    "cli": {"control", "results", "settings_io", "settings_text", "daemon"},
 }
 ALSO = {"engine.facade": {"control", "servers", "gpus"}}
 

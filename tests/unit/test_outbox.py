@@ -74,6 +74,28 @@ def test_a_response_is_a_record_and_a_text(box: JobOutbox) -> None:
     assert sorted(path.name for path in box.responses.iterdir()) == ["__b.2.json", "__b.2.txt", "a.json", "a.txt"]
 
 
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ("plain *text*", "plain *text*"),
+        ("\n\n  one\r\ntwo \n\n", "  one\ntwo"),
+        ("```markdown\n# Title\n\nText\n```", "# Title\n\nText"),
+        ("```python\nprint()\n```", "```python\nprint()\n```"),
+        ("```md\na\n```\nand\n```md\nb\n```", "```md\na\n```\nand\n```md\nb\n```"),
+        ("Yes.<|im_end|>\n<|im_start|>", "Yes."),
+        ("a < b and <b>bold</b>", "a < b and <b>bold</b>"),
+        ("bell\x07 and\ttab", "bell and\ttab"),
+    ],
+)
+def test_the_text_of_a_response_has_no_artefacts(tmp_path: Path, response: str, text: str) -> None:
+    box = JobOutbox(tmp_path / "o", ".md")
+    with box.response_files() as write:
+        write(1, success("a", response=response))
+    assert (box.responses / "a.md").read_text() == f"{text}\n"
+    assert json.loads((box.responses / "a.json").read_bytes())["response"] == response
+    assert not (box.responses / "a.txt").exists()
+
+
 def test_publishing_again_overwrites_what_was_half_done(box: JobOutbox) -> None:
     (box.directory / "results.jsonl").write_text('{"id": "torn')
     (box.directory / ".results.jsonl.tmp").write_text("left over")

@@ -1,0 +1,56 @@
+"""The data in an answer: JSON as it is, in a code fence, or with words around it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple, NoReturn
+
+_THINK = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
+
+
+class Parsed(NamedTuple):
+    """What an answer holds; ``problem`` says in plain words why there is no data, and is empty where there is."""
+
+    data: Any = None
+    problem: str = ""
+
+    @property
+    def found(self) -> bool:
+        return not self.problem
+
+
+def parse_answer(text: str) -> Parsed:
+    """The object or array that ``text`` is, has in its one JSON code block, or has between words.
+
+    A bare number, word or string is prose here, although it is valid JSON. Numbers that JSON does not know (NaN,
+    Infinity) are no JSON.
+    """
+    text = _THINK.sub("", text).strip()
+    if not text:
+        return Parsed(problem="it is empty")
+    whole = _parse(text)
+    if whole.found:
+        return whole
+    fenced = [parsed.data for block in _FENCE.findall(text) if (parsed := _parse(block)).found]
+    if len(fenced) == 1:
+        return Parsed(fenced[0])
+    if fenced:
+        return Parsed(problem=f"it has {len(fenced)} JSON blocks")
+    between = _parse(text[text.find("{") : text.rfind("}") + 1])
+    return between if between.found and isinstance(between.data, dict) else whole
+
+
+def _parse(text: str) -> Parsed:
+    try:
+        data = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        return Parsed(problem="it is nested too deeply")
+    except ValueError as error:
+        return Parsed(problem=f"it is not JSON: {error}")
+    return Parsed(data) if isinstance(data, dict | list) else Parsed(problem="it is a bare value, no object or array")
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no JSON number")

@@ -1,0 +1,160 @@
+"""Writes rows as text, JSON, JSON Lines, CSV or Parquet, in constant memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
+
+from obatchd.errors import ResultsError
+from obatchd.results.answers import Parsed, parse_answer
+from obatchd.results.rows import Row, Source
+from obatchd.results.table import Column, TableShape, as_text, cells
+from obatchd.results.tally import Tally
+
+if TYPE_CHECKING:
+    import pyarrow
+
+Format = Literal["text", "json", "jsonl", "csv", "parquet"]
+FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet")
+_PARQUET_ROWS = 5000
+
+
+def data_of(row: Row) -> Parsed | None:
+    """The data of a success: what the daemon checked and recorded, else what can be parsed; None where none is due."""
+    if not row.succeeded:
+        return None
+    if "data" in row.record:
+        return Parsed(row.record["data"])
+    response = row.record.get("response")
+    return parse_answer(response) if isinstance(response, str) else None
+
+
+def export(source: Source, form: Format, target: BinaryIO, *, data_only: bool = False) -> Tally:
+    """Write all rows of ``source`` to ``target``; returns their count.
+
+    Args:
+        data_only: for json and jsonl: of each success only its data; what is no JSON is only in the tally.
+
+    Raises:
+        ResultsError: Parquet is asked for and its library is not installed.
+    """
+    tally = Tally()
+    rows = _counted(source, tally)
+    if form == "parquet":
+        _write_parquet(rows, _shape(source), target)
+        return tally
+    text = io.TextIOWrapper(target, encoding="utf-8", errors="backslashreplace", newline="")
+    writers: dict[str, Callable[[], None]] = {
+        "text": lambda: _write_text(rows, text),
+        "json": lambda: _write_json(_documents(rows, data_only), text),
+        "jsonl": lambda: text.writelines(f"{_json(document)}\n" for document in _documents(rows, data_only)),
+        "csv": lambda: _write_csv(rows, _shape(source), text),
+    }
+    try:
+        writers[form]()
+        text.flush()
+    finally:
+        text.detach()  # the target is the caller's to close
+    return tally
+
+
+def _counted(source: Source, tally: Tally) -> Iterator[tuple[Row, Parsed | None]]:
+    for row in source.rows():
+        parsed = data_of(row)
+        tally.add(row, None if parsed is None else parsed.problem)
+        yield row, parsed
+
+
+def _documents(rows: Iterator[tuple[Row, Parsed | None]], data_only: bool) -> Iterator[Any]:
+    for row, parsed in rows:
+        found = parsed is not None and parsed.found
+        if data_only:
+            if parsed is not None and found:
+                yield parsed.data
+            continue
+        document = {"file": row.file, **row.record} if row.file else dict(row.record)
+        if parsed is not None and found:
+            document["data"] = parsed.data
+        yield document
+
+
+def _json(document: Any) -> str:
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _write_json(documents: Iterator[Any], target: TextIO) -> None:
+    """One array, an element a line."""
+    opening = "[\n"
+    for document in documents:
+        target.write(opening + _json(document))
+        opening = ",\n"
+    target.write("[]\n" if opening == "[\n" else "\n]\n")
+
+
+def _write_text(rows: Iterator[tuple[Row, Parsed | None]], target: TextIO) -> None:
+    for row, _ in rows:
+        record = row.record
+        target.write(f"{'─' * 72}\n{row.name}{f'  ({row.file})' if row.file and row.file != row.name else ''}\n\n")
+        if record.get("prompt"):
+            target.write(f"Prompt: {record['prompt']}\n\n")
+        if row.succeeded:
+            answer = record.get("response")
+            target.write(f"{answer if isinstance(answer, str) else _json(record.get('data'))}\n\n")
+        else:
+            target.write(f"{str(record['outcome']).upper()} {record.get('code', '')}: {record.get('message', '')}\n\n")
+
+
+def _shape(source: Source) -> list[Column]:
+    shape = TableShape()
+    for row in source.rows():
+        parsed = data_of(row)
+        shape.learn(row, parsed.data if parsed is not None else None)
+    return shape.columns()
+
+
+def _write_csv(rows: Iterator[tuple[Row, Parsed | None]], columns: list[Column], target: TextIO) -> None:
+    writer = csv.writer(target)
+    writer.writerow(column.heading for column in columns)
+    for row, parsed in rows:
+        writer.writerow(map(as_text, cells(row, parsed.data if parsed is not None else None, columns)))
+
+
+def _write_parquet(rows: Iterator[tuple[Row, Parsed | None]], columns: list[Column], target: BinaryIO) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ResultsError(
+            "Parquet needs the library pyarrow; install it with: pip install 'obatchd[parquet]'", code="no_pyarrow"
+        ) from None
+    schema = pyarrow.schema([(column.heading, _arrow_type(column)) for column in columns])
+    with pyarrow.parquet.ParquetWriter(target, schema) as writer:
+        while batch := list(islice(rows, _PARQUET_ROWS)):
+            table = [cells(row, parsed.data if parsed is not None else None, columns) for row, parsed in batch]
+            arrays = [
+                pyarrow.array([_arrow_value(cell, column) for cell in values], type=field.type)
+                for values, column, field in zip(zip(*table, strict=True), columns, schema, strict=True)
+            ]
+            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
+
+
+def _arrow_type(column: Column) -> pyarrow.DataType:
+    import pyarrow
+
+    types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}
+    types["numbers"] = pyarrow.list_(pyarrow.float64())
+    return types.get(column.kind, pyarrow.string())
+
+
+def _arrow_value(value: Any, column: Column) -> Any:
+    if value is None or column.kind in ("bool", "int"):
+        return value
+    if column.kind == "float":
+        return float(value)
+    if column.kind == "numbers":
+        return [float(number) for number in value]
+    return as_text(value).encode("utf-8", "replace").decode()  # lone surrogates have no place in Parquet

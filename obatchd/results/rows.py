@@ -1,0 +1,214 @@
+"""Rows of results: from the outbox of a job, from a file, or from a directory of response files made by anything."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from obatchd.errors import NotFoundError, ResultsError
+
+Record = dict[str, Any]
+
+_OUTBOX_FILES = ("summary.json", "status.json")
+_WHOLE_FILES = ("results.jsonl", "errors.jsonl")
+_ANSWER_KEYS = ("response", "message", "choices", "error", "code", "data", "embedding", "embeddings")
+_FILE_LIMIT_BYTES = 256 * 1024**2  # of one response file; the lines of a .jsonl are read one by one
+
+
+class Row(NamedTuple):
+    """One result. ``record`` has the names of our ``results.jsonl``, whatever the source calls them."""
+
+    record: Record
+    file: str = ""  # the name it was read from, in a directory that is no outbox
+
+    @property
+    def succeeded(self) -> bool:
+        return bool(self.record["outcome"] == "succeeded")
+
+    @property
+    def name(self) -> str:
+        """What to call the row in a list."""
+        return str(self.record.get("id") or self.file or self.record.get("line"))
+
+
+class Source:
+    """Results that can be read more than once.
+
+    Attributes:
+        path: directory or file.
+        job: id of the job, where it is an outbox.
+        asked: requests of the job, where that is known; else None, and the rows are all there is.
+        complete: whether the job is over.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises: NotFoundError: there is nothing at ``path``. ResultsError: it cannot be read."""
+        self.path = path
+        self.job = ""
+        self.asked: int | None = None
+        self.complete = True
+        if not path.exists():
+            raise NotFoundError(f"{path}: there is no such file or directory")
+        if path.is_dir() and path.name == "responses" and _is_outbox(path.parent):
+            self.path = path.parent
+        self._outbox = self.path.is_dir() and _is_outbox(self.path)
+        if self._outbox:
+            self._read_state()
+
+    def _read_state(self) -> None:
+        summary, status = (_object(self.path / name) for name in _OUTBOX_FILES)
+        known = summary or status
+        self.job = str(known.get("job") or "")
+        self.complete = bool(summary)
+        asked = known.get("requests")
+        self.asked = asked if isinstance(asked, int) else None
+
+    def rows(self) -> Iterator[Row]:
+        """Every row: of a job in the order of its requests, of a directory in the order of its file names."""
+        if not self.path.is_dir():
+            yield from _file_rows(self.path)
+        elif self._outbox and any((self.path / name).exists() for name in _WHOLE_FILES):
+            streams = [_lines(self.path / name) for name in _WHOLE_FILES if (self.path / name).exists()]
+            for row in heapq.merge(*streams, key=lambda row: _number(row.record.get("line"))):
+                yield row._replace(file="")
+        elif self._outbox:
+            yield from self._partial()
+        else:
+            yield from self._directory(self.path)
+
+    def _partial(self) -> Iterator[Row]:
+        """What a job that is still running has answered so far."""
+        responses = self.path / "responses"
+        if responses.is_dir():
+            found = [row for row in self._directory(responses) if row.file.endswith(".json")]
+            yield from (row._replace(file="") for row in sorted(found, key=lambda r: _number(r.record.get("line"))))
+
+    def _directory(self, directory: Path) -> Iterator[Row]:
+        try:
+            files = [file for file in directory.iterdir() if not file.name.startswith(".") and file.is_file()]
+        except OSError as error:
+            raise ResultsError(f"{directory}: cannot be read: {error.strerror}") from None
+        told = {file.stem for file in files if file.suffix.lower() in (".json", ".jsonl")}
+        for file in sorted(files, key=lambda file: _natural(file.name)):
+            if file.suffix.lower() in (".txt", ".md") and file.stem in told:
+                continue  # the text of a response that is there as JSON
+            if file.suffix.lower() in (".json", ".jsonl", ".ndjson", ".txt", ".md"):
+                yield from _file_rows(file)
+
+
+def _is_outbox(directory: Path) -> bool:
+    return any("job" in _object(directory / name) for name in _OUTBOX_FILES if (directory / name).is_file())
+
+
+def _object(path: Path) -> Record:
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    parts = re.split(r"([0-9]{1,18})", name)
+    return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)]
+
+
+def _number(line: Any) -> int:
+    return line if isinstance(line, int) else 0
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".ndjson"):
+        yield from _lines(path)
+        return
+    try:
+        if path.stat().st_size > _FILE_LIMIT_BYTES:
+            yield _broken(path, "too_large", f"it has more than {_FILE_LIMIT_BYTES} bytes")
+            return
+        content = path.read_bytes()
+    except OSError as error:
+        yield _broken(path, "unreadable", f"it cannot be read: {error.strerror}")
+        return
+    if suffix in (".txt", ".md"):
+        yield Row({"id": path.stem, "outcome": "succeeded", "response": content.decode("utf-8", "replace")}, path.name)
+        return
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        yield _broken(path, "bad_json", f"it is not JSON: {error}")
+        return
+    for position, element in enumerate(document if isinstance(document, list) else [document], start=1):
+        yield _row(element, path, path.stem if not isinstance(document, list) else f"{path.stem}#{position}")
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield _row(json.loads(line), path, f"{path.stem}#{number}")
+                except (ValueError, RecursionError) as error:
+                    yield _broken(path, "bad_json", f"line {number} is not JSON: {error}", f"{path.stem}#{number}")
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _broken(path: Path, code: str, message: str, name: str = "") -> Row:
+    record = {"id": name or path.stem, "outcome": "failed", "code": code, "message": f"{path.name}: {message}"}
+    return Row(record, path.name)
+
+
+def _row(element: Any, path: Path, name: str) -> Row:
+    if not isinstance(element, dict) or not any(key in element for key in _ANSWER_KEYS):
+        return _broken(path, "no_response", 'there is no "response" in it', name)
+    if "outcome" in element:
+        return Row(element, path.name)
+    if "custom_id" in element:
+        return Row(_of_batch_line(element), path.name)
+    record: Record = {"id": name, "outcome": "succeeded", **element}
+    if "response" not in element:
+        record |= _of_api(element)
+    elif not isinstance(element["response"], str):  # somebody has parsed it already
+        record |= {"data": element["response"], "response": json.dumps(element["response"], ensure_ascii=False)}
+    return Row(record, path.name)
+
+
+def _of_batch_line(line: Record) -> Record:
+    """A line of an output or error file of OpenAI's batch API."""
+    response = line.get("response") if isinstance(line.get("response"), dict) else {}
+    body = response.get("body") if isinstance(response, dict) and isinstance(response.get("body"), dict) else {}
+    record: Record = {"id": str(line["custom_id"]), **_of_api(body if isinstance(body, dict) else {})}
+    error = line.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    if isinstance(error, dict):
+        code = str(error.get("code") or error.get("type") or "failed")
+        record |= {"outcome": "failed", "code": code, "message": str(error.get("message", ""))}
+    return record
+
+
+def _of_api(body: Record) -> Record:
+    """The answer in a response body of Ollama's or OpenAI's API."""
+    record: Record = {"outcome": "succeeded"}
+    if isinstance(body.get("error"), str):
+        return {"outcome": "failed", "code": "error", "message": body["error"]}
+    message = body.get("message")
+    choices = body.get("choices")
+    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        message = choices[0].get("message") or {"content": choices[0].get("text")}
+    if isinstance(message, dict):
+        record["response"] = str(message.get("content") or "")
+        thinking = message.get("thinking") or message.get("reasoning")
+        if thinking:
+            record["think"] = thinking
+    data = body.get("data")
+    if isinstance(data, list) and data and isinstance(data[0], dict) and "embedding" in data[0]:
+        record["embeddings"] = [vector.get("embedding") for vector in data if isinstance(vector, dict)]
+    if isinstance(body.get("model"), str):
+        record["model"] = body["model"]
+    return record

@@ -1,0 +1,91 @@
+"""What every export ends with: the sum, the failures by cause, the answers that are not JSON."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from obatchd.results.rows import Row, Source
+
+_EXAMPLE_CHARACTERS = 160
+_OUTCOMES = ("failed", "cancelled", "expired")
+
+
+class Tally:
+    """Counts rows as they go by.
+
+    Attributes:
+        outcomes: rows by outcome.
+        failures: by code: how many, and the message of the first.
+        not_json: (name, why) of each success whose answer is no JSON.
+        json: successes whose answer is JSON.
+    """
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.failures: dict[str, tuple[int, str]] = {}
+        self.not_json: list[tuple[str, str]] = []
+        self.json = 0
+
+    def add(self, row: Row, problem: str | None) -> None:
+        """Count one row; ``problem`` says why its answer is no JSON, "" that it is, None that nobody looked."""
+        outcome = str(row.record["outcome"])
+        self.outcomes[outcome] += 1
+        if not row.succeeded:
+            code = str(row.record.get("code") or outcome)
+            count, example = self.failures.get(code, (0, str(row.record.get("message") or "")))
+            self.failures[code] = (count + 1, example)
+        elif problem:
+            self.not_json.append((row.name, problem))
+        elif problem is not None:
+            self.json += 1
+
+    def unanswered(self, source: Source) -> int:
+        """Requests of a running job that have no result yet."""
+        return max(0, (source.asked or 0) - self.outcomes.total()) if not source.complete else 0
+
+    def document(self, source: Source) -> dict[str, Any]:
+        """The same as JSON."""
+        return {
+            "job": source.job or None,
+            "in": self.outcomes.total() + self.unanswered(source),
+            "succeeded": self.outcomes["succeeded"],
+            **{outcome: self.outcomes[outcome] for outcome in _OUTCOMES},
+            "unanswered": self.unanswered(source),
+            "json": self.json,
+            "not_json": [{"id": name, "reason": problem} for name, problem in self.not_json],
+            "failures": {code: {"requests": n, "example": example} for code, (n, example) in self.failures.items()},
+            "retry": retry_command(source) if self.failures else None,
+        }
+
+    def lines(self, source: Source) -> list[str]:
+        """The end of an export, for people."""
+        lines = []
+        if self.not_json and self.json:
+            lines.append(f"{len(self.not_json):,} answers are not JSON; their text is in the column response:")
+            lines += [f"  {name}: {problem}" for name, problem in self.not_json]
+        elif self.not_json:
+            lines.append(f"No answer is JSON ({len(self.not_json):,} are text).")
+        lines.append(self._sum(source))
+        for code, (count, example) in sorted(self.failures.items(), key=lambda item: -item[1][0]):
+            lines.append(f"  {count:,} {code}: {_short(example)}")
+        if self.failures and (command := retry_command(source)):
+            lines.append(f"  try these again:  {command}")
+        return lines
+
+    def _sum(self, source: Source) -> str:
+        waiting = self.unanswered(source)
+        parts = [f"{self.outcomes['succeeded']:,}"]
+        parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]
+        parts += [f"{waiting:,} not answered yet"] if waiting else []
+        return f"{self.outcomes.total() + waiting:,} in = {' + '.join(parts)}"
+
+
+def retry_command(source: Source) -> str | None:
+    """What tries again the failed requests of a job that is over."""
+    return f"obatchctl retry {source.job}" if source.job and source.complete else None
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _EXAMPLE_CHARACTERS else line[: _EXAMPLE_CHARACTERS - 1] + "…"

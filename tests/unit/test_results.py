@@ -1,0 +1,258 @@
+"""Results read, exported and summed up: from an outbox, and from directories made by anything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from obatchd.cli.obatchctl import main
+from obatchd.errors import NotFoundError
+from obatchd.results.answers import parse_answer
+from obatchd.results.export import Format, export
+from obatchd.results.rows import Source
+from obatchd.results.tally import Tally
+
+Document = dict[str, Any]
+
+
+def outbox(directory: Path, rows: list[Document], summary: Document | None = None, **status: Any) -> Path:
+    """An outbox as the daemon leaves it; without ``summary`` the job still runs."""
+    (directory / "responses").mkdir(parents=True)
+    (directory / "status.json").write_text(json.dumps({"job": "20261123-133648-darg", "requests": len(rows), **status}))
+    if summary is None:
+        for row in rows:
+            (directory / "responses" / f"{row['id']}.json").write_text(json.dumps(row))
+            (directory / "responses" / f"{row['id']}.txt").write_text("not read")
+        return directory
+    for name, good in (("results.jsonl", True), ("errors.jsonl", False)):
+        wanted = [row for row in rows if (row["outcome"] == "succeeded") is good]
+        (directory / name).write_text("".join(json.dumps(row) + "\n" for row in wanted))
+    (directory / "summary.json").write_text(json.dumps({"job": "20261123-133648-darg", **summary}))
+    return directory
+
+
+def success(line: int, response: str, **more: Any) -> Document:
+    return {
+        "id": f"n{line}",
+        "line": line,
+        "outcome": "succeeded",
+        "prompt": f"note {line}",
+        "response": response,
+        **more,
+    }
+
+
+def failure(line: int, code: str = "context_exceeded", **more: Any) -> Document:
+    return {"id": f"n{line}", "line": line, "outcome": "failed", "code": code, "message": "too\nlong", **more}
+
+
+NOTES = [
+    success(1, '{"mrn": "17", "age": 40}', input={"ward": "A", "mrn": "0017"}),
+    failure(2, input={"ward": "B"}),
+    success(3, 'Here it is:\n```json\n{"mrn": "18", "age": 40.5, "drugs": ["x"]}\n```\n', input={"ward": "C"}),
+    success(4, "I cannot do that."),
+]
+
+
+def exported(path: Path, form: Format, **options: Any) -> tuple[bytes, Tally]:
+    target = io.BytesIO()
+    tally = export(Source(path), form, target, **options)
+    return target.getvalue(), tally
+
+
+@pytest.mark.parametrize(
+    ("text", "data"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        (' [1, "two"]\n', [1, "two"]),
+        ('```json\n{"a": 1}\n```', {"a": 1}),
+        ('```\n{"a": 1}\n```', {"a": 1}),
+        ('Sure!\n\n```JSON\n{"a": "```"}\n```\nAnything else?', {"a": "```"}),
+        ('The data: {"a": {"b": 2}}. Done.', {"a": {"b": 2}}),
+        ('<think>maybe {"a": 0}?</think>\n{"a": 1}', {"a": 1}),
+    ],
+)
+def test_data_is_found_in_an_answer(text: str, data: Any) -> None:
+    assert parse_answer(text) == (data, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "empty"),
+        ("42", "bare value"),
+        ('"word"', "bare value"),
+        ("Paris, as [1] says", "not JSON"),
+        ('{"a": 1', "not JSON"),
+        ('{"a": NaN}', "NaN"),
+        ('```json\n{"a": 1}\n```\nor\n```json\n{"a": 2}\n```', "2 JSON blocks"),
+        ("[" * 200_000, "deep"),
+        ("9" * 5000, "not JSON"),
+    ],
+)
+def test_an_answer_that_is_no_json_says_why(text: str, why: str) -> None:
+    parsed = parse_answer(text)
+    assert not parsed.found
+    assert why in parsed.problem
+
+
+def test_csv_has_a_row_per_request_in_order_and_every_column_of_the_input(tmp_path: Path) -> None:
+    written, tally = exported(outbox(tmp_path / "o", NOTES, {"requests": 4}), "csv")
+    rows = list(csv.DictReader(io.StringIO(written.decode(), newline="")))
+    assert [row["id"] for row in rows] == ["n1", "n2", "n3", "n4"]
+    assert [row["ward"] for row in rows] == ["A", "B", "C", ""]
+    assert [row["age"] for row in rows] == ["40", "", "40.5", ""]
+    assert (rows[0]["mrn"], rows[0]["data.mrn"]) == ("0017", "17")
+    assert rows[2]["drugs"] == '["x"]'
+    assert rows[3]["response"] == "I cannot do that."
+    assert (rows[1]["outcome"], rows[1]["code"]) == ("failed", "context_exceeded")
+    assert tally.not_json == [("n4", "it is not JSON: Expecting value: line 1 column 1 (char 0)")]
+
+
+def test_json_is_one_array_of_all_rows_or_of_their_data(tmp_path: Path) -> None:
+    path = outbox(tmp_path / "o", NOTES, {})
+    rows = json.loads(exported(path, "json")[0])
+    assert [row["line"] for row in rows] == [1, 2, 3, 4]
+    assert rows[2]["data"] == {"mrn": "18", "age": 40.5, "drugs": ["x"]}
+    assert rows[2]["input"] == {"ward": "C"}
+    assert "data" not in rows[3]
+    merged, tally = exported(path, "json", data_only=True)
+    assert json.loads(merged) == [{"mrn": "17", "age": 40}, rows[2]["data"]]
+    assert [name for name, _ in tally.not_json] == ["n4"]
+    assert [json.loads(line) for line in exported(path, "jsonl")[0].splitlines()] == rows
+
+
+def test_parquet_has_types_and_the_same_rows(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
+    rows = [*NOTES, success(5, "vector", embeddings=[0.5, 1]), success(6, '{"n": true}')]
+    written, _ = exported(outbox(tmp_path / "o", rows, {}), "parquet")
+    table = parquet.read_table(io.BytesIO(written))
+    assert table.column("line").to_pylist() == [1, 2, 3, 4, 5, 6]
+    assert table.column("age").to_pylist() == [40.0, None, 40.5, None, None, None]
+    assert table.column("embeddings").to_pylist()[4] == [0.5, 1.0]
+    assert table.column("n").to_pylist()[5] is True
+    assert table.column("ward").to_pylist()[:3] == ["A", "B", "C"]
+
+
+def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
+    rows = [success(line, "words") for line in range(1, 4931)]
+    rows += [failure(line, "timeout" if line % 7 else "bad_json") for line in range(4931, 5001)]
+    source = Source(outbox(tmp_path / "o", rows, {}))
+    lines = export(source, "jsonl", io.BytesIO()).lines(source)
+    assert lines == [
+        "No answer is JSON (4,930 are text).",
+        "5,000 in = 4,930 + 70 failed",
+        "  60 timeout: too long",
+        "  10 bad_json: too long",
+        "  try these again:  obatchctl retry 20261123-133648-darg",
+    ]
+
+
+def test_a_running_job_shows_what_it_has(tmp_path: Path) -> None:
+    source = Source(outbox(tmp_path / "o", [NOTES[2], NOTES[0]], requests=10))
+    assert [row.name for row in source.rows()] == ["n1", "n3"]
+    assert Source(tmp_path / "o" / "responses").job == source.job
+    assert export(source, "json", io.BytesIO()).lines(source) == ["10 in = 2 + 0 failed + 8 not answered yet"]
+
+
+def test_a_directory_made_by_anything(tmp_path: Path) -> None:
+    files = {
+        "10.json": {"prompt": "p10", "response": '{"a": 1}'},
+        "9.json": {"prompt": "p9", "response": "x", "extra": 1},
+        "ollama.json": {"model": "m", "message": {"content": "native", "thinking": "hm"}, "done": True},
+        "openai.json": {"choices": [{"message": {"content": "chat"}}]},
+        "several.json": [{"response": {"b": 2}}, {"response": "two"}],
+        "none.json": {"prompt": "p"},
+    }
+    for name, document in files.items():
+        (tmp_path / name).write_text(json.dumps(document))
+    (tmp_path / "torn.json").write_text('{"prompt": "p", "resp')
+    (tmp_path / "9.txt").write_text("x")
+    (tmp_path / "alone.md").write_text("only text")
+    (tmp_path / ".hidden.json").write_text("{}")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    batch = {"custom_id": "c1", "response": {"status_code": 200, "body": {"choices": [{"message": {"content": "ok"}}]}}}
+    bad = {"custom_id": "c2", "response": None, "error": {"code": "batch_expired", "message": "late"}}
+    (tmp_path / "batch.jsonl").write_text(f"{json.dumps(batch)}\n\n{json.dumps(bad)}\nnot json\n")
+    source = Source(tmp_path)
+    rows = {row.name: row for row in source.rows()}
+    assert list(rows) == [
+        "9", "10", "alone", "c1", "c2", "batch#4", "none", "ollama", "openai", "several#1", "several#2", "torn",
+    ]  # fmt: skip
+    assert rows["ollama"].record["response"] == "native"
+    assert rows["ollama"].record["think"] == "hm"
+    assert rows["openai"].record["response"] == "chat"
+    assert rows["several#1"].record["data"] == {"b": 2}
+    assert rows["c1"].record["response"] == "ok"
+    failed = {name: row.record["code"] for name, row in rows.items() if not row.succeeded}
+    assert failed == {"c2": "batch_expired", "batch#4": "bad_json", "none": "no_response", "torn": "bad_json"}
+    tally = export(source, "csv", io.BytesIO())
+    assert "12 in = 8 + 4 failed" in tally.lines(source)
+    assert not any("retry" in line for line in tally.lines(source))
+
+
+def test_nothing_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no such file"):
+        Source(tmp_path / "nowhere")
+
+
+def obatchctl(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, ["results", *map(str, arguments)])
+
+
+def test_the_command_prints_writes_and_sums_up(tmp_path: Path) -> None:
+    path = outbox(tmp_path / "notes.20261123-133648-darg", NOTES, {})
+    printed = obatchctl(path)
+    assert printed.exit_code == 0
+    assert "Prompt: note 1\n" in printed.stdout
+    assert "FAILED context_exceeded" in printed.stdout
+    assert "4 in = 3 + 1 failed\n" in printed.stderr
+    assert "  n4: it is not JSON" in printed.stderr
+    table = tmp_path / "table.csv"
+    assert "4 in = 3 + 1 failed\n" in obatchctl(path, "-o", table).stdout
+    headings = "id,line,ward,mrn,outcome,prompt,response,data.mrn,age,drugs,code,message"
+    assert table.read_bytes().splitlines()[0].decode() == headings
+    document = json.loads(obatchctl(path, "-o", table, "--json").stdout)
+    assert (document["in"], document["succeeded"], document["failed"]) == (4, 3, 1)
+    assert document["retry"] == "obatchctl retry 20261123-133648-darg"
+    by_id = CliRunner().invoke(main, ["--spool", str(tmp_path), "results", "20261123"])
+    assert by_id.exit_code == 3  # no daemon and no outbox there
+    (tmp_path / "outbox").mkdir()
+    path.rename(tmp_path / "outbox" / path.name)
+    by_id = CliRunner().invoke(main, ["--spool", str(tmp_path), "results", "20261123"])
+    assert by_id.exit_code == 0, by_id.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--json"], ["-o", "x.odd"], ["--format", "csv", "--data-only"], ["--format", "xml"]]
+)
+def test_wrong_usage_is_explained(tmp_path: Path, arguments: list[str]) -> None:
+    assert obatchctl(outbox(tmp_path / "o", NOTES, {}), *arguments).exit_code == 2
+
+
+def test_the_review_page_shows_source_and_data_side_by_side(tmp_path: Path) -> None:
+    text = "Patient <b>Jane</b>, MRN 4711, age 3"
+    rows = [
+        success(1, '{"mrn": "4711", "name": "John", "drugs": ["x", {"dose": 5}], "fit": true}') | {"prompt": text},
+        success(2, "no data & no JSON"),
+        failure(3),
+    ]
+    page = tmp_path / "page.html"
+    result = obatchctl(outbox(tmp_path / "o", rows, {}), "--review", "50", "-o", page)
+    assert result.exit_code == 0, result.output
+    shown = page.read_text()
+    assert "2 of 2 answers" in shown
+    assert "&lt;b&gt;Jane&lt;/b&gt;" in shown and "<b>Jane" not in shown
+    assert "<mark>4711</mark>" in shown
+    assert '<span class="missing">John</span>' in shown
+    assert "<td>drugs[2].dose</td>" in shown
+    assert "no data &amp; no JSON" in shown
+    one = [obatchctl(tmp_path / "o", "--review", "1", "--seed", "7", "-o", page) and page.read_text() for _ in range(2)]
+    assert one[0] == one[1]
+    assert "1 of 2 answers" in one[0]
