@@ -230,6 +230,12 @@ class RecordSettings(Section):
         return self
 
 
+class SelectionSettings(Section):
+    """Which requests of a drop are run. Only a job has these."""
+
+    sample: int | None = Field(None, ge=1, le=10_000, description="Run only so many requests, chosen at random.")
+
+
 class AccessSettings(Section):
     """Who may use the daemon. The system service is started with mode = "service"."""
 

@@ -19,10 +19,11 @@ from pydantic.fields import FieldInfo
 
 from obatchd.errors import ConfigError
 from obatchd.jobs.model import JobSettings
-from obatchd.settings import RecordSettings, Settings
+from obatchd.settings import RecordSettings, SelectionSettings, Settings
 from obatchd.settings_base import Section
 
-JOB_KEYS = tuple(field.name for field in msgspec.structs.fields(JobSettings))
+_FOUND = ("sample_of",)  # found while a job is read, never given
+JOB_KEYS = tuple(field.name for field in msgspec.structs.fields(JobSettings) if field.name not in _FOUND)
 # Options that make Ollama load a model anew: they belong to the server's profile, not to one request.
 LOAD_TIME_OPTIONS = frozenset(
     (
@@ -41,8 +42,9 @@ LOAD_TIME_OPTIONS = frozenset(
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
 _LIVE_SECTIONS = frozenset(("models", "inbox", "outbox", "dispatch", "watchdog", "disk", "limits", "gpu_health"))
-_RECORD_KEYS = frozenset(RecordSettings.model_fields)
-_LIVE_KEYS = frozenset(("log_level", "drain_s", *JOB_KEYS)) - _RECORD_KEYS
+_OF_JOBS_ALONE: tuple[type[Section], ...] = (RecordSettings, SelectionSettings)
+_KEYS_OF_JOBS_ALONE = frozenset(key for section in _OF_JOBS_ALONE for key in section.model_fields)
+_LIVE_KEYS = frozenset(("log_level", "drain_s", *JOB_KEYS)) - _KEYS_OF_JOBS_ALONE
 _Model = TypeVar("_Model", bound=Section)
 
 
@@ -195,12 +197,20 @@ def parse_job_settings(mapping: Mapping[str, Any], source: str) -> tuple[JobSett
     known = {key: value for key, value in data.items() if key in JOB_KEYS}
     if isinstance(options := known.get("options"), dict):
         notes += _move_load_time_options(known, options, source)
-    of_records = {key: value for key, value in known.items() if key in _RECORD_KEYS}
-    settings, wrong = _validate({k: v for k, v in known.items() if k not in of_records}, {}, source, Settings)
-    rules, more_wrong = _validate(of_records, {}, source, RecordSettings)
-    if settings is None or rules is None or unknown:
-        raise _config_error(problems + wrong + more_wrong)
-    return JobSettings(**{key: getattr(rules if key in of_records else settings, key) for key in known}), notes
+    values: dict[str, Any] = {}
+    sections: tuple[type[Section], ...] = (Settings, *_OF_JOBS_ALONE)
+    for section in sections:
+        own = {key: value for key, value in known.items() if _section_of(key) is section}
+        settings, wrong = _validate(own, {}, source, section)
+        problems += wrong
+        values |= {key: getattr(settings, key) for key in own} if settings is not None else {}
+    if problems:
+        raise _config_error(problems)
+    return JobSettings(**values), notes
+
+
+def _section_of(key: str) -> type[Section]:
+    return next((section for section in _OF_JOBS_ALONE if key in section.model_fields), Settings)
 
 
 def _move_load_time_options(known: dict[str, Any], options: dict[str, Any], source: str) -> list[str]:

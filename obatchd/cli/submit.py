@@ -28,6 +28,8 @@ Document = dict[str, Any]
 @click.option("--id-column", metavar="NAME", help="The column or field of each record that is its id.")
 @click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Priority among your own jobs.")
 @click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
+@click.option("--sample", type=click.IntRange(1, 10_000), metavar="N", help="Run N random requests first, and ask.")
+@click.option("--yes", is_flag=True, help="Do not ask after the sample.")
 @click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
 @click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
@@ -38,12 +40,17 @@ def submit_command(
     /,
     paths: tuple[Path, ...],
     config: Path | None,
+    sample: int | None,
+    yes: bool,
     wait: bool,
     output_dir: Path | None,
     **given: str | int | None,
 ) -> None:
     """Make a job of each PATH, a file or a folder. Returns when the daemon holds it safely on disk."""
-    jobs, refused = _hand_over(invocation, paths, _settings(config, given))
+    settings = _settings(config, given)
+    if sample is not None and not _try_first(invocation, paths, settings | {"sample": sample}, ask=not yes):
+        return
+    jobs, refused = _hand_over(invocation, paths, settings)
     if jobs and (wait or output_dir is not None):
         jobs = _wait(invocation, [job["job"] for job in jobs])
         if output_dir is not None:
@@ -54,8 +61,35 @@ def submit_command(
     sys.exit(exit_codes.FAILED if refused or not all(map(_good, jobs)) else exit_codes.OK)
 
 
+def _try_first(invocation: Invocation, paths: tuple[Path, ...], settings: Document, *, ask: bool) -> bool:
+    """Run a sample of each PATH and show it; whether the whole is to follow."""
+    from obatchd.cli import sampling
+    from obatchd.results.rows import Source
+
+    jobs, refused = _hand_over(invocation, paths, settings, "a sample; results:")
+    jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
+    sources = [Source(Path(job["outbox"])) for job in jobs]
+    if refused:
+        invocation.answer({"jobs": jobs, "refused": refused}, lambda: None)
+        sys.exit(exit_codes.FAILED)
+    expected = sampling.estimate(jobs, sources, invocation.client().get("status"))
+    if invocation.json:
+        if ask:
+            rows = [sampling.document(row) for source in sources for row in source.rows()]
+            estimate = {"requests": expected.requests, "estimate_s": expected.seconds}
+            invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate}, lambda: None)
+        return not ask
+    for source in sources:
+        sampling.show(source)
+    click.echo(sampling.sentence(expected))
+    if ask and not click.confirm("Run it?", default=False):
+        click.echo("The whole was not submitted.")
+        return False
+    return True
+
+
 def _hand_over(
-    invocation: Invocation, paths: tuple[Path, ...], settings: Document
+    invocation: Invocation, paths: tuple[Path, ...], settings: Document, what: str = "results:"
 ) -> tuple[list[Document], list[Document]]:
     """Submit each path; one that is refused does not keep back the others."""
     client = invocation.client()
@@ -72,7 +106,7 @@ def _hand_over(
             continue
         jobs.append(job)
         if not invocation.json:
-            click.echo(f"{job['job']}  {clean(path)}  results: {clean(job['outbox'])}")
+            click.echo(f"{job['job']}  {clean(path)}  {what} {clean(job['outbox'])}")
     return jobs, refused
 
 

@@ -82,6 +82,7 @@ def _head(row: JobRow, state: str, model: str, priority: str) -> dict[str, Any]:
         "finished_at": instant(row.finished_s),
         "notes": row.notes,
         "retry_of": row.retry_of,
+        "sample_of": row.settings.sample_of,
     }
 
 

@@ -277,6 +277,7 @@ class Facade:
                 raise ControlError(f"job {row.job} has no failed request that could be tried again", code="nothing")
             # Records have been made into requests already.
             settings = msgspec.structs.replace(row.settings, template=None, text_column=None, id_column=None)
+            settings = msgspec.structs.replace(settings, sample=None, sample_of=None)
             if isinstance(settings.deadline, str):  # a time of the first job; it may be over
                 settings = msgspec.structs.replace(settings, deadline=None)
             await asyncio.to_thread(SubmittedSettings(settings, [], row.job).write, begun.directory)

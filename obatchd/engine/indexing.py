@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from obatchd.engine.feeder import read_requests
+from obatchd.engine.sample import Sample
 from obatchd.errors import ConfigError, DropRefused
 from obatchd.jobs.formats import RecordRules, folder_settings, read_entries, request_file
 from obatchd.jobs.formats.lines import refused
@@ -79,6 +80,7 @@ class Reading:
         self._check_space = check_space
         self._entries: Iterator[Entry] | None = None
         self._hashed = False
+        self._sampled: list[Entry] | None = None
 
     @property
     def request_file(self) -> Path:
@@ -93,7 +95,10 @@ class Reading:
         """
         changes = self.own_columns()
         self.row.settings = changes["settings"]  # they say how the drop is read
-        if self._settings.inbox.dedupe == "reject" or self.row.size <= _INLINE_DIGEST_BYTES:
+        if self.row.settings.sample:
+            self._sample()
+            changes["settings"] = self.row.settings
+        elif self._settings.inbox.dedupe == "reject" or self.row.size <= _INLINE_DIGEST_BYTES:
             changes["digest"] = self._digest(store)
         if self._settings.inbox.on_invalid == "fail_file":
             self._require_all_valid()
@@ -118,8 +123,8 @@ class Reading:
 
     def finish_digest(self, store: Store) -> dict[str, Any]:
         """The digest of a drop too large to be hashed before its first request runs."""
-        if self._hashed or self.row.digest:
-            return {}
+        if self._hashed or self.row.digest or self.row.settings.sample:
+            return {}  # a sample is no earlier drop of the same content
         self.row.digest = self._digest(store)
         self.row.notes = self.notes
         return {"digest": self.row.digest, "notes": self.notes}
@@ -131,7 +136,7 @@ class Reading:
             DropRefused: the drop is not one of our formats or holds no request.
         """
         if self._entries is None:
-            self._entries = self._read()
+            self._entries = iter(self._sample()) if self.row.settings.sample else self._read()
         entries = list(islice(self._entries, size))
         return IndexBatch(self.row, entries, final=len(entries) < size)
 
@@ -165,6 +170,22 @@ class Reading:
             check_space=self._check_space,
             size_bytes=size_bytes,
         )
+
+    def _sample(self) -> list[Entry]:
+        """The chosen requests in their order, bad lines passed over; the same ones whenever the drop is read again."""
+        if self._sampled is None:
+            chosen = Sample(self.row.settings.sample or 0, self.row.job)
+            bad = 0
+            for entry in self._read():
+                if entry.refusal is None:
+                    chosen.offer(entry)
+                else:
+                    bad += 1
+            self._sampled = chosen.entries()
+            self.row.settings = msgspec.structs.replace(self.row.settings, sample_of=chosen.seen)
+            note = f"sample: {len(self._sampled)} of {chosen.seen} requests, chosen at random"
+            self.notes.append(note + (f"; {bad} more cannot be run" if bad else ""))
+        return self._sampled
 
     def _folder_settings(self) -> JobSettings:
         found = folder_settings(self.input) if self.row.kind == "folder" else None

@@ -60,6 +60,8 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     template: str | None = None  # these three: how records become prompts
     text_column: str | None = None
     id_column: str | None = None
+    sample: int | None = None  # run only so many requests of the drop, chosen at random
+    sample_of: int | None = None  # of how many; found when the drop is read, not given
 
     def expires_s(self, accepted_s: float, default: float | str) -> float | None:
         """Wall-clock time at which the job's deadline passes, or None. ``default`` holds where it names none."""

@@ -74,6 +74,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "in_flight": 3,
         "requests_per_s": 2.5,
         "tokens_per_s": 120.0,
+        "sample_of": None,
         "eta_s": 125.0,
         "outbox": "/nowhere",
         "notes": [],

@@ -159,10 +159,16 @@ def test_job_settings_of_every_kind() -> None:
         "deadline": 3600,
         "text_column": "note",
         "id_column": "mrn",
+        "sample": 20,
     }
     settings, notes = settings_io.parse_job_settings(given, "job.toml")
     assert not notes
     assert {key: getattr(settings, key) for key in settings_io.JOB_KEYS} == {**given, "template": None}
+
+
+def test_what_is_found_in_a_drop_cannot_be_given() -> None:
+    with pytest.raises(ConfigError, match="sample_of: no such job setting"):
+        settings_io.parse_job_settings({"sample_of": 5}, "job.toml")
 
 
 def test_a_deadline_is_seconds_or_any_way_to_write_a_time() -> None:
