@@ -199,8 +199,9 @@ class Intake:
         for reading in readings:
             claim.complete_submission(reading.directory)
             try:
-                changes.append((reading.row.key, reading.prepare(self._store)))
+                changed = reading.prepare(self._store)
                 batches.append((reading, reading.batch(FIRST_CHUNK)))
+                changes.append((reading.row.key, changed))  # not of a refused one: its row says why
             except (DropRefused, FileNotFoundError) as error:
                 # Not found: a crash came between moving the drop to failed/ and saying so in the store.
                 gone = DropRefused("it had been moved to failed/ before", code="drop_refused")
