@@ -86,7 +86,7 @@ class Daemon:
         self.engine = Engine(
             settings, layout, store, context,
             ensure_model=self._ensure_model, forget_model=self._models.forget, model_facts=self._model_facts,
-            server_version=self._server_version, model_digest=self._model_digest, on_defect=self._defect,
+            server_version=self._server_version, on_defect=self._defect,
         )  # fmt: skip
         await self._fleet.start()
         try:
@@ -217,18 +217,13 @@ class Daemon:
     def _server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
         self.engine.dispatcher.server_changed(server)
 
-    async def _ensure_model(self, server_id: str, model: str) -> None:
-        await self._models.ensure_on(self._fleet.servers[server_id], model)
+    async def _ensure_model(self, server_id: str, model: str) -> list[str]:
+        return (await self._models.ensure_on(self._fleet.servers[server_id], model)).capabilities
 
     def _model_facts(self, model: str) -> dict[str, Any]:
         info = self._models.info(model)
         facts: dict[str, Any] = msgspec.to_builtins(info) if info else {}
         return {name: facts.get(name) for name in ("digest", "quantization", "parameter_size", "context_length")}
-
-    async def _model_digest(self, model: str) -> str | None:
-        if (digest := self._model_facts(model)["digest"]) is None:
-            digest = await self._models.digest(model)
-        return str(digest) if digest else None
 
     def _utilisation(self, server_id: str) -> int | None:
         """Of the busiest GPU of a server in percent; None where it is unknown or told too long ago."""

@@ -234,9 +234,6 @@ class SelectionSettings(Section):
     """Which requests of a drop are run. Only a job has these."""
 
     sample: int | None = Field(None, ge=1, le=10_000, description="Run only so many requests, chosen at random.")
-    skip_done: bool | str | None = Field(
-        None, description="Copy the answers that the same requests got in earlier jobs, or in the one with this id."
-    )
 
 
 class AccessSettings(Section):
@@ -278,6 +275,17 @@ class Settings(Section):
         '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
     )
     options: dict[str, Any] = Field({}, description="Ollama run-time options of every request, e.g. temperature.")
+    format: Literal["", "json"] | dict[str, Any] = Field(
+        "", description='What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.'
+    )
+    in_source: list[str] = Field(
+        [], description="Fields of JSON answers whose values must occur in the prompt; others are listed as ungrounded."
+    )
+    think: Literal["auto", "low", "medium", "high", "max"] | bool = Field(
+        "auto",
+        description='Whether models that can reason do so, which costs tokens: true, false, a level, or "auto", which '
+        "leaves it to the model.",
+    )
     drain_s: float = Field(60, ge=0, description="On SIGTERM, longest wait for in-flight requests.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     gpus: GpuSettings = Field(GpuSettings())
@@ -324,6 +332,18 @@ class Settings(Section):
             return datetime.fromisoformat(text).astimezone(UTC).isoformat()
         except (ValueError, OverflowError):
             raise ValueError("must be a number of seconds or a time such as 2026-12-31T18:00:00+01:00") from None
+
+    @field_validator("format")
+    @classmethod
+    def _usable_schema(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        if value:
+            from obatchd.prompts.structured import FormatError, answer_format
+
+            try:
+                answer_format(value)
+            except FormatError as error:
+                raise ValueError(str(error)) from None
+        return value
 
     @field_validator("ollama_instances")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -23,6 +24,11 @@ Document = dict[str, Any]
 @click.option("--system-message", help="System message of requests that bring none.")
 @click.option("--context-length", type=click.IntRange(1), help="Context in tokens.")
 @click.option("--max-response-tokens", type=click.IntRange(1), help="Token limit of an answer.")
+@click.option("--format", metavar="json|FILE", help="Answers must be JSON, or fit the JSON Schema in FILE.")
+@click.option(
+    "--in-source", metavar="FIELD", multiple=True, help="Values of FIELD must occur in the prompt; repeatable."
+)
+@click.option("--think", metavar="VALUE", help="Whether models reason: true, false, auto, low, medium, high, max.")
 @click.option("--template", metavar="TEXT|@FILE", help="The prompt, with fields of each record in braces: {note}.")
 @click.option("--text-column", metavar="NAME", help="The column or field of each record that is the prompt.")
 @click.option("--id-column", metavar="NAME", help="The column or field of each record that is its id.")
@@ -30,7 +36,6 @@ Document = dict[str, Any]
 @click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
 @click.option("--sample", type=click.IntRange(1, 10_000), metavar="N", help="Run N random requests first, and ask.")
 @click.option("--yes", is_flag=True, help="Do not ask after the sample.")
-@click.option("--skip-done", is_flag=True, help="Copy what the same requests were answered in your earlier jobs.")
 @click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
 @click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
@@ -43,21 +48,15 @@ def submit_command(
     config: Path | None,
     sample: int | None,
     yes: bool,
-    skip_done: bool,
     wait: bool,
     output_dir: Path | None,
-    **given: str | int | None,
+    **given: Any,
 ) -> None:
     """Make a job of each PATH, a file or a folder. Returns when the daemon holds it safely on disk."""
     settings = _settings(config, given)
-    drops = {path: settings | {"skip_done": True} if skip_done else settings for path in paths}
-    if sample is not None:
-        samples = _try_first(invocation, {path: settings | {"sample": sample} for path in paths}, ask=not yes)
-        if samples is None:
-            return
-        # What was answered for the sample is not asked again.
-        drops = {path: {"skip_done": samples[path], **own} for path, own in drops.items()}
-    jobs, refused = _hand_over(invocation, drops)
+    if sample is not None and not _try_first(invocation, paths, settings | {"sample": sample}, ask=not yes):
+        return
+    jobs, refused = _hand_over(invocation, paths, settings)
     if jobs and (wait or output_dir is not None):
         jobs = _wait(invocation, [job["job"] for job in jobs])
         if output_dir is not None:
@@ -68,13 +67,12 @@ def submit_command(
     sys.exit(exit_codes.FAILED if refused or not all(map(_good, jobs)) else exit_codes.OK)
 
 
-def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool) -> dict[Path, str] | None:
-    """Run a sample of each drop and show it; the jobs of the samples, or None when the whole is not wanted."""
+def _try_first(invocation: Invocation, paths: tuple[Path, ...], settings: Document, *, ask: bool) -> bool:
+    """Run a sample of each PATH and show it; whether the whole is to follow."""
     from obatchd.cli import sampling
     from obatchd.results.rows import Source
 
-    jobs, refused = _hand_over(invocation, drops, "a sample; results:")
-    samples = {path: job["job"] for path, job in zip(drops, jobs, strict=False)}
+    jobs, refused = _hand_over(invocation, paths, settings, "a sample; results:")
     jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
     sources = [Source(Path(job["outbox"])) for job in jobs]
     if refused:
@@ -86,23 +84,23 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
             rows = [sampling.document(row) for source in sources for row in source.rows()]
             estimate = {"requests": expected.requests, "estimate_s": expected.seconds}
             invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate}, lambda: None)
-        return None if ask else samples
+        return not ask
     for source in sources:
         sampling.show(source)
     click.echo(sampling.sentence(expected))
     if ask and not click.confirm("Run it?", default=False):
         click.echo("The whole was not submitted.")
-        return None
-    return samples
+        return False
+    return True
 
 
 def _hand_over(
-    invocation: Invocation, drops: dict[Path, Document], what: str = "results:"
+    invocation: Invocation, paths: tuple[Path, ...], settings: Document, what: str = "results:"
 ) -> tuple[list[Document], list[Document]]:
-    """Submit each path with its settings; one that is refused does not keep back the others."""
+    """Submit each path; one that is refused does not keep back the others."""
     client = invocation.client()
     jobs, refused = [], []
-    for path, settings in drops.items():
+    for path in paths:
         try:
             job = client.submit(path, settings)
         except DaemonDownError:
@@ -118,7 +116,7 @@ def _hand_over(
     return jobs, refused
 
 
-def _settings(config: Path | None, given: dict[str, str | int | None]) -> Document:
+def _settings(config: Path | None, given: dict[str, Any]) -> Document:
     settings: Document = {}
     if config is not None:
         from obatchd.settings_io import parse_job_settings, read_toml
@@ -130,10 +128,21 @@ def _settings(config: Path | None, given: dict[str, str | int | None]) -> Docume
         settings.pop("ollama_instances", None)
         for note in notes:
             click.echo(clean(note), err=True)
-    template = given.get("template")
-    if isinstance(template, str) and template.startswith("@"):
-        given = {**given, "template": _text_of(Path(template[1:]))}
-    return settings | {key: value for key, value in given.items() if value is not None}
+    return settings | {key: _meaning(key, value) for key, value in given.items() if value not in (None, ())}
+
+
+def _meaning(key: str, value: Any) -> Any:
+    """What the daemon is told for an option: the content of a file, or a truth value."""
+    if key == "template" and value.startswith("@"):
+        return _text_of(Path(value[1:]))
+    if key == "format" and value != "json":
+        try:
+            return json.loads(_text_of(Path(value)))
+        except ValueError as error:
+            raise click.BadParameter(f"{clean(value)} is not JSON: {error}") from None
+    if key == "think":
+        return {"true": True, "false": False}.get(value, value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _text_of(path: Path) -> str:

@@ -10,6 +10,7 @@ import msgspec
 from obatchd.dispatch import faults
 from obatchd.dispatch.connections import Broken, Connections, Unreachable
 from obatchd.dispatch.faults import Fault
+from obatchd.prompts.reasoning import split_reasoning
 
 
 class _Message(msgspec.Struct):
@@ -146,6 +147,7 @@ class OllamaClient:
 
 
 def _finish(last: _Chunk, text: str, think: str) -> Answer:
+    text, think = split_reasoning(text, think)
     fault = faults.incomplete(last.done, last.done_reason, text)
     counts = (last.prompt_eval_count, last.eval_count, last.eval_duration / 1e9)
     # load_duration ends when the runner is handed over; the wait for a slot comes after it (ollama server/routes.go).

@@ -87,6 +87,21 @@ def out_of_time(limit_s: float) -> Fault:
     return Fault(SERVER, "timeout", f"the attempt took longer than {limit_s:.0f} s")
 
 
+def invalid_format(reason: str) -> Fault:
+    """What the request wants as ``format`` cannot be used."""
+    return Fault(REQUEST, "invalid_format", reason)
+
+
+def format_mismatch(reason: str, tries: int) -> Fault:
+    """The answer is not what ``format`` asked for; the model was shown why and tried again where that could help."""
+    return Fault(REQUEST, "format_mismatch", f"the answer does not fit the format after {tries} tries: {reason}")
+
+
+def no_vision(model: str) -> Fault:
+    """The request has images and its model would not see them: Ollama ignores them without a word."""
+    return Fault(REQUEST, "not_supported", f"the model {model} cannot see images; use one with the capability vision")
+
+
 def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:
     """An answer with status 200 that is not a whole answer, or None if it is.
 

@@ -94,6 +94,7 @@ class Link:
         self.requests_done = 0
         self.refused: dict[Profile, Refused] = {}
         self.preparing: dict[Profile, asyncio.Task[None]] = {}  # models being made sure of, while it goes on working
+        self.capabilities: dict[str, list[str]] = {}  # of the models made sure of, by name
         self.prepared: dict[Profile, float] = {}  # until when (monotonic) that holds
         self.token_s = time.monotonic()  # of the latest token or end of an attempt; at first of its own beginning
         self.watch = ServerWatch()

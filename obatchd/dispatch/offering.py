@@ -126,5 +126,6 @@ class Offering:
             left_s = settings.request_total_s - pending.spent_s
             limit_s = max(left_s, LEAST_LIMIT_S) if left_s < settings.request_timeout_s else None
             items.append(OfferItem(lane.job, pending.line, pending.attempt, pending.raw, pending.servers, limit_s))
-        link.worker.send(protocol.Offer(profile.model, link.server.load_options(profile), items))
+        capabilities = link.capabilities.get(profile.model, [])
+        link.worker.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
         link.counted()

@@ -39,6 +39,9 @@ class JobContext(msgspec.Struct, tag="job", frozen=True):
     system_message: str
     options: dict[str, Any]
     max_response_tokens: int
+    format: str | dict[str, Any] = ""  # empty: text
+    in_source: list[str] = []
+    think: bool | str = "auto"  # auto: the model's own way
 
 
 class OfferItem(msgspec.Struct, array_like=True, frozen=True):
@@ -53,11 +56,15 @@ class OfferItem(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Offer(msgspec.Struct, tag="offer", frozen=True):
-    """Requests for the profile that the server has loaded. ``load_options`` go into every body unchanged."""
+    """Requests for the profile that the server has loaded. ``load_options`` go into every body unchanged.
+
+    ``capabilities`` are those of the model as Ollama names them (vision, thinking …); none where they are not known.
+    """
 
     model: str
     load_options: dict[str, Any]
     items: list[OfferItem]
+    capabilities: list[str] = []
 
 
 class Recall(msgspec.Struct, tag="recall", frozen=True):

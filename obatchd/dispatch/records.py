@@ -25,8 +25,12 @@ def attempt(
     answer: Answer,
     started_s: float,
     duration_s: float,
+    extra: dict[str, Any] | None = None,
 ) -> bytes:
-    """The record of an attempt that ended, well or not, at the worker; it began at ``started_s`` (epoch)."""
+    """The record of an attempt that ended, well or not, at the worker; it began at ``started_s`` (epoch).
+
+    ``extra`` are more fields for it: parsed data, notes.
+    """
     record: dict[str, Any] = {
         "id": request.id or default_id(item.line),
         "line": item.line,
@@ -37,6 +41,8 @@ def attempt(
     record |= {"prompt": request.prompt, "response": answer.text}
     if answer.think:
         record["think"] = answer.think
+    if extra:
+        record |= extra
     record |= {
         "model": model,
         "server": server.server,

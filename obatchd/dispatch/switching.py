@@ -29,7 +29,7 @@ class ProfileSwitcher:
     """Decides and carries out loads.
 
     Args:
-        prepare: makes sure the model is in the server's store; raises ModelError.
+        prepare: makes sure the model is in the server's store and tells its capabilities; raises ModelError.
         on_unservable: no server can serve the profile; its requests are to fail with the reason.
     """
 
@@ -37,7 +37,7 @@ class ProfileSwitcher:
         self,
         queue: JobQueue,
         switch_after_s: float,
-        prepare: Callable[[str, str], Awaitable[object]],
+        prepare: Callable[[str, str], Awaitable[list[str]]],
         on_unservable: Callable[[Profile, ObatchError], None],
     ) -> None:
         self._queue = queue
@@ -144,7 +144,7 @@ class ProfileSwitcher:
 
     async def _make_sure(self, link: Link, profile: Profile) -> None:
         async with self._attempt(link, profile):
-            await self._prepare(link.server.id, profile.model)
+            link.capabilities[profile.model] = await self._prepare(link.server.id, profile.model)
             link.prepared[profile] = time.monotonic() + _PREPARED_S
         link.preparing.pop(profile, None)
         self._wake()

@@ -23,7 +23,8 @@ import msgspec
 import uvloop
 
 from obatchd.dispatch import faults, protocol, records
-from obatchd.dispatch.body import request_body
+from obatchd.dispatch.answering import structured_answer
+from obatchd.dispatch.body import has_images, left_out, request_body
 from obatchd.dispatch.client import Answer, OllamaClient
 from obatchd.dispatch.faults import Fault
 from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
@@ -36,12 +37,11 @@ _GATHER_S = 0.005
 class _Held:
     """A request the worker holds; ``task`` is that of its slot while it has one."""
 
-    __slots__ = ("active", "began_s", "fault", "item", "load_options", "model", "task", "token_s")
+    __slots__ = ("active", "began_s", "fault", "item", "offer", "task", "token_s")
 
-    def __init__(self, item: OfferItem, model: str, load_options: dict[str, Any]) -> None:
+    def __init__(self, item: OfferItem, offer: protocol.Offer) -> None:
         self.item = item
-        self.model = model
-        self.load_options = load_options
+        self.offer = offer
         self.task: asyncio.Task[None] | None = None
         self.active = 0  # requests in a slot when it got one, itself included
         self.began_s = 0.0  # monotonic; when it got its slot
@@ -83,7 +83,7 @@ class Worker:
             case protocol.Offer():
                 for item in message.items:
                     key = (item.job, item.line)
-                    self._held[key] = _Held(item, message.model, message.load_options)
+                    self._held[key] = _Held(item, message)
                     self._queue.append(key)
                 self._fill()
             case protocol.JobContext():
@@ -211,7 +211,7 @@ class Worker:
 
     def _without_answer(self, held: _Held, fault: Fault) -> ResultItem:
         item = held.item
-        answer = Answer("", "", "", 0, 0, 0.0, fault)
+        answer = _failed(fault)
         record = self._record(held, Request(id=request_id(item.raw)), answer, time.time(), 0.0)
         return ResultItem(item.job, item.line, item.attempt, False, record, 0.0, 0, 0, *fault)
 
@@ -223,37 +223,62 @@ class Worker:
             request = parse_request(item.raw)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
             fault = Fault(faults.REQUEST, "bad_json", f"line {item.line}: {error}")
-            answer = Answer("", "", "", 0, 0, 0.0, fault)
-            request = Request()
+            answer, extra, request = _failed(fault), None, Request()
         else:
-            body = request_body(request, self._jobs[item.job], held.model, held.load_options)
-            answer = await self._ask(held, body)
+            answer, extra = await self._fulfil(held, request)
         duration_s = time.perf_counter() - clock
-        record = self._record(held, request, answer, started_s, duration_s)
+        record = self._record(held, request, answer, started_s, duration_s, extra)
         fault = answer.fault or Fault("", "", "")
         tokens = (answer.prompt_tokens, answer.response_tokens)
         succeeded = answer.fault is None
         # A constrained answer of a model that thinks takes a slot twice and reports the second time only; images are
         # decoded before the clock of the prompt starts. Neither is a wait (ollama server/routes.go, llama/runner).
-        plain = not (answer.think and request.format) and not any("images" in message for message in request.messages)
+        plain = not (extra and "data" in extra) and not has_images(request)
         return ResultItem(
             item.job, item.line, item.attempt, succeeded, record, duration_s, *tokens, *fault,
             eval_s=answer.eval_s, wait_s=answer.wait_s if plain else 0.0, active=min(held.active, self._active),
         )  # fmt: skip
 
+    async def _fulfil(self, held: _Held, request: Request) -> tuple[Answer, dict[str, Any] | None]:
+        """The answer to a request, and what its record gets beside it."""
+        offer, context = held.offer, self._jobs[held.item.job]
+        if offer.capabilities and "vision" not in offer.capabilities and has_images(request):
+            return _failed(faults.no_vision(offer.model)), None
+        body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
+        extra: dict[str, Any] | None = None
+        if "format" in body:
+            in_source = request.in_source if request.in_source is not None else context.in_source
+            answer, extra = await structured_answer(partial(self._ask, held), body, in_source)
+        else:
+            answer = await self._ask(held, body)
+        if notes := left_out(request, offer.capabilities):
+            extra = {**(extra or {}), "notes": notes}
+        return answer, extra
+
     async def _ask(self, held: _Held, body: dict[str, Any]) -> Answer:
         assert self._client is not None
+        held.token_s = 0.0
         try:
             return await self._client.chat(body, partial(self._on_token, held))
         except asyncio.CancelledError:
             if held.fault is None or held.task is None:
                 raise
             held.task.uncancel()  # only the attempt ends here
-            return Answer("", "", "", 0, 0, 0.0, held.fault)
+            return _failed(held.fault)
 
-    def _record(self, held: _Held, request: Request, answer: Answer, started_s: float, duration_s: float) -> bytes:
+    def _record(
+        self,
+        held: _Held,
+        request: Request,
+        answer: Answer,
+        started_s: float,
+        duration_s: float,
+        extra: dict[str, Any] | None = None,
+    ) -> bytes:
         assert self._configure is not None
-        return records.attempt(self._configure, held.model, held.item, request, answer, started_s, duration_s)
+        return records.attempt(
+            self._configure, held.offer.model, held.item, request, answer, started_s, duration_s, extra
+        )
 
     # Sending: everything of one turn of the loop goes out in as few frames as possible.
 
@@ -302,6 +327,10 @@ class Worker:
                 self._report_progress()
                 self._give_up_stuck(self._configure)
                 self._give_up_late(self._configure)
+
+
+def _failed(fault: Fault) -> Answer:
+    return Answer("", "", "", 0, 0, 0.0, fault)
 
 
 def main(connection: socket.socket) -> Never:

@@ -10,7 +10,6 @@ from typing import Any
 
 from obatchd import __version__
 from obatchd.engine.live import LiveJob
-from obatchd.engine.reuse import context_sha256
 from obatchd.jobs.model import JobState, Outcome
 from obatchd.jobs.store import JobRow
 from obatchd.spool.outbox import Totals
@@ -109,7 +108,7 @@ def summary_details(
         "requests": sum(counts.values()),
         **counts,
         "truncated": totals.truncated,
-        "copied": totals.copied,
+        "ungrounded": totals.ungrounded,
         "failures": totals.failures,
         "accepted_at": instant(row.accepted_s),
         "finished_at": instant(finished_s),
@@ -127,7 +126,9 @@ def summary_details(
             "context_length": sorted({lane.profile.context_length for lane in live.lanes.values()}),
             "options": context.options,
             "max_response_tokens": context.max_response_tokens,
-            "context_sha256": context_sha256(context),
+            "format": context.format,
+            "in_source": context.in_source,
+            "think": context.think,
             "system_message_sha256": hashlib.sha256(context.system_message.encode()).hexdigest()
             if context.system_message
             else None,

@@ -41,7 +41,6 @@ class LiveJob:
         self.ending = CANCELLED if row.cancelled else None
         self.resumed = False  # taken up again after a restart: response files may be missing
         self.publishing = False
-        self.looking_back = bool(row.settings.skip_done)  # earlier answers are looked for: nothing is offered yet
         self.status_written: tuple[Any, ...] = ()
         self.settings = settings
         self._rate = RateMeter(_RATE_WINDOW_S)
@@ -88,10 +87,17 @@ class LiveJob:
 
     def context(self) -> JobContext:
         """What a worker must know of the job, once."""
-        own = self.row.settings
-        system = own.system_message if own.system_message is not None else self.settings.system_message
-        limit = own.max_response_tokens or self.settings.max_response_tokens
-        return JobContext(self.key, self.row.job, system, self.settings.options | own.options, limit)
+        own, ours = self.row.settings, self.settings
+        return JobContext(
+            self.key,
+            self.row.job,
+            own.system_message if own.system_message is not None else ours.system_message,
+            ours.options | own.options,
+            own.max_response_tokens or ours.max_response_tokens,
+            own.format if own.format is not None else ours.format,
+            own.in_source if own.in_source is not None else ours.in_source,
+            own.think if own.think is not None else ours.think,
+        )
 
     def count(self, outcome: Outcome, requests: int = 1, tokens: int = 0) -> None:
         """``requests`` more have this outcome, with so many tokens in their answers."""

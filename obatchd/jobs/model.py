@@ -14,6 +14,7 @@ import msgspec
 # What the name of a dropped file ends in, in small letters.
 TABLE_ENDINGS = (".csv", ".tsv")
 TEXT_ENDINGS = (".txt", ".md")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # in a folder, for requests that name them
 _PLAIN_ENDINGS = (".json", ".jsonl", ".ndjson", *TABLE_ENDINGS, *TEXT_ENDINGS)
 FILE_ENDINGS = (*_PLAIN_ENDINGS, *(f"{ending}.gz" for ending in _PLAIN_ENDINGS))
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -57,12 +58,14 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     max_response_tokens: int | None = None
     priority: str | None = None
     deadline: float | str | None = None  # seconds after acceptance (0: none), or an ISO 8601 time in UTC
+    format: str | dict[str, Any] | None = None  # "" (text), "json" or a JSON Schema
+    in_source: list[str] | None = None
+    think: bool | str | None = None
     template: str | None = None  # these three: how records become prompts
     text_column: str | None = None
     id_column: str | None = None
     sample: int | None = None  # run only so many requests of the drop, chosen at random
     sample_of: int | None = None  # of how many; found when the drop is read, not given
-    skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
 
     def expires_s(self, accepted_s: float, default: float | str) -> float | None:
         """Wall-clock time at which the job's deadline passes, or None. ``default`` holds where it names none."""

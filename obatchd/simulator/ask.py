@@ -27,6 +27,7 @@ class Ask:
     options: dict[str, Any]
     format: Any
     think: bool
+    images: int
     truncate: bool
     shift: bool
     raw: bool
@@ -63,6 +64,8 @@ def read_ask(asked: dict[str, Any], spec: ModelSpec, default_context: int, *, ch
         options=options,
         format=asked.get("format"),
         think=think,
+        images=len(asked.get("images") or [])
+        + sum(len(m.get("images") or []) for m in messages if isinstance(m, dict)),
         truncate=asked.get("truncate", True),
         shift=asked.get("shift", True),
         raw=asked.get("raw", False),

@@ -29,6 +29,9 @@ FaultKind = Literal[
     "not_done",  # the last line says done:false and has no reason
     "no_reason",  # the last line is done without a reason
     "empty",  # no text at all, done_reason length
+    "no_format",  # answers in text although JSON was asked for
+    "think_tags",  # reasons in tags in its text
+    "think_open",  # reasons in its text and never closes the tag
     "leak",  # the slot is never free again, although the answer is whole
     "cpu",  # the model is loaded beside the VRAM and answers `factor` times as slowly
 ]

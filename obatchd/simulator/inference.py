@@ -17,7 +17,22 @@ from obatchd.simulator.runner import RunnerGone
 
 _UNEXPECTED_EOF = "an error was encountered while running the model: unexpected EOF"
 _AT_ARRIVAL = frozenset({"status", "busy"})
-_IN_SLOT = frozenset({"crash", "runner_crash", "hang", "slow", "cut", "not_done", "no_reason", "empty", "leak"})
+_IN_SLOT = frozenset(
+    {
+        "crash",
+        "runner_crash",
+        "hang",
+        "slow",
+        "cut",
+        "not_done",
+        "no_reason",
+        "empty",
+        "leak",
+        "no_format",
+        "think_tags",
+        "think_open",
+    }
+)
 _BUSY_TEXT = "server busy, please try again.  maximum pending requests exceeded"
 
 
@@ -131,6 +146,8 @@ class Answering:
                 "prompt": ask.prompt[:200],
                 "prompt_tokens": prompt_tokens,
                 "num_ctx": self._num_ctx,
+                "images": ask.images,
+                "think": ask.think,
             }
         )
         if self._fault is not None and self._fault.kind == "empty":
@@ -138,7 +155,13 @@ class Answering:
         thinking: list[str] = []
         if ask.think:
             thinking = [f"{word} " for word in answers.filler(f"think/{prompt_digest}", config.thinking_tokens)]
-        text = answers.tokens(prompt_digest, ask.options.get("seed", -1), config.answer, ask.format or None)
+        kind = "" if self._fault is None else self._fault.kind
+        format_ = None if kind == "no_format" else ask.format or None
+        text = answers.tokens(prompt_digest, ask.options.get("seed", -1), config.answer, format_)
+        if kind == "think_tags":
+            text = ["<think>\n", "well, ", "</think>\n\n", *text]
+        elif kind == "think_open":
+            text = [*text, " <think>", "well, "]
         pieces = thinking + text
         limit = ask.options.get("num_predict", -1)
         limits = [limit] if limit > 0 else []

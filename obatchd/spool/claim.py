@@ -35,10 +35,9 @@ _INCOMING = "incoming"
 
 
 class ClaimReport(msgspec.Struct):
-    """The intents that became jobs, and the drops that could not be renamed away, with why."""
+    """The intents that became jobs."""
 
     accepted: list[Intent] = []
-    not_taken: list[tuple[Drop, OSError]] = []
 
 
 def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) -> ClaimReport:
@@ -57,16 +56,15 @@ def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) ->
     crash_points.reach("claim.after_intents")
     taken: list[Intent] = []
     lost: list[str] = []
-    not_taken: list[tuple[Drop, OSError]] = []
     for drop, intent in wanted:
-        arrived = _take(drop, intent, layout, not_taken)
+        arrived = _take(drop, intent, layout)
         if arrived is None:
             lost.append(intent.job)
         else:
             taken.append(arrived)
         crash_points.reach("claim.after_rename")
     _conclude(taken, lost, layout, ledger)
-    return ClaimReport([*accepted, *taken], not_taken)
+    return ClaimReport([*accepted, *taken])
 
 
 def _conclude(taken: Sequence[Intent], lost: Sequence[str], layout: Layout, ledger: Ledger) -> None:
@@ -105,7 +103,7 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.iterdir() if path.is_file() and not path.is_symlink())
 
 
-def _take(drop: Drop, intent: Intent, layout: Layout, not_taken: list[tuple[Drop, OSError]]) -> Intent | None:
+def _take(drop: Drop, intent: Intent, layout: Layout) -> Intent | None:
     """Rename one drop into its own new directory; None when nothing that can be a job arrived there."""
     directory = layout.job_dir(intent.job)
     directory.mkdir(mode=0o700)
@@ -114,8 +112,7 @@ def _take(drop: Drop, intent: Intent, layout: Layout, not_taken: list[tuple[Drop
         os.rename(drop.path, directory / "input")
     except OSError as error:
         directory.rmdir()
-        if not isinstance(error, FileNotFoundError):  # else it was withdrawn in the last instant
-            not_taken.append((drop, error))
+        _log.warning("drop_not_taken", job=intent.job, owner=drop.owner, reason=log.reason(error))
         return None
     return _arrived(intent, layout)
 
@@ -318,16 +315,17 @@ def complete_submission(directory: Path) -> None:
 # Refusing.
 
 
-def refuse(drop: Drop, layout: Layout, error: ObatchError) -> OSError | None:
-    """Move a drop from the inbox to ``failed/``, its error file written first; returns why it could not be moved."""
+def refuse(drop: Drop, layout: Layout, error: ObatchError) -> None:
+    """Move a drop from the inbox to ``failed/``, its error file written first."""
     directory = _explain(f"refused-{time.time_ns():x}", drop.name, drop.owner, layout, error)
     try:
         os.rename(drop.path, directory / _failed_name(drop.name))
     except OSError as problem:
         shutil.rmtree(directory, ignore_errors=True)
-        return None if isinstance(problem, FileNotFoundError) else problem
+        if not isinstance(problem, FileNotFoundError):
+            _log.error("drop_not_moved", owner=drop.owner, inode=drop.inode, reason=log.reason(problem))
+        return
     sync_paths([directory, layout.inbox])
-    return None
 
 
 def refuse_claimed(job: str, name: bytes, owner: int, layout: Layout, error: ObatchError) -> None:

@@ -20,6 +20,7 @@ _WRITE_BYTES = 1024**2
 # Codes without a line here are explained by their own message.
 _ADVICE = {
     "bad_file": "mend the file the message names, and drop it again",
+    "bad_image": "give images as base64, or put the files into the dropped folder",
     "bad_json": "mend the line and drop it again",
     "bad_row": "mend the row and drop it again",
     "cancelled": "nothing: the job was cancelled",
@@ -28,7 +29,9 @@ _ADVICE = {
     "duplicate_id": "give every request of a drop its own id",
     "empty_response": "raise max_response_tokens, or look at the prompt",
     "expired": "drop it again with a later deadline, or with priority high",
+    "format_mismatch": "look at the answer in errors.jsonl: simplify the schema or the task, or use a larger model",
     "input_changed": "drop files by mv, not by writing into them",
+    "invalid_format": "mend the JSON Schema as the message says, and drop it again",
     "invalid_utf8": "save the file as UTF-8",
     "line_too_long": "shorten the prompt, or raise max_line_bytes in [inbox]",
     "missing_field": "give every record the fields that the template names",
@@ -37,6 +40,7 @@ _ADVICE = {
     "model_not_found": "check the model's name, or pull it with: obatchctl models pull NAME",
     "no_model": "name a model in the request, in job.toml or in the configuration",
     "poison": "this request crashes servers: look at the prompt; do not retry it unchanged",
+    "not_supported": "use a model with the capability that the message names",
     "pull_failed": "pull the model with: obatchctl models pull NAME, then retry the job",
     "stalled": "look at the servers with: obatchctl status, then retry the job",
     "server_hung": "look at the servers with: obatchctl status, then retry the job",
@@ -60,7 +64,7 @@ class _Record(msgspec.Struct):
     prompt_tokens: int = 0
     response_tokens: int = 0
     truncated: bool = False
-    copied_from: str = ""
+    ungrounded: list[msgspec.Raw] = []
 
 
 class _Response(msgspec.Struct):
@@ -80,7 +84,7 @@ class Totals:
         failures: by code: how many, an example, what to do.
         servers: by id: requests, response tokens, seconds of slot time.
         serial_s: the sum of all durations.
-        copied: answers of earlier jobs; they count for no server, time or token.
+        ungrounded: answers with a value that does not occur in their prompt.
     """
 
     def __init__(self) -> None:
@@ -92,21 +96,19 @@ class Totals:
         self.prompt_tokens = 0
         self.response_tokens = 0
         self.truncated = 0
-        self.copied = 0
+        self.ungrounded = 0
 
     def add(self, outcome: Outcome, raw: bytes) -> None:
         """Count one result."""
         record = _record.decode(raw)
         self.outcomes[outcome.value] += 1
-        if record.model:
-            self.models.add(record.model)
-        if record.copied_from:
-            self.copied += 1
-            return
         self.serial_s += record.duration_s
         self.prompt_tokens += record.prompt_tokens
         self.response_tokens += record.response_tokens
         self.truncated += record.truncated
+        self.ungrounded += bool(record.ungrounded)
+        if record.model:
+            self.models.add(record.model)
         if outcome is not Outcome.SUCCEEDED:
             advice = _ADVICE.get(record.code, _RETRY)
             group = self.failures.setdefault(record.code, {"requests": 0, "example": record.message, "advice": advice})

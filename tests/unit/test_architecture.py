@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "spool": {"jobs.model"},
     "gpus": {"simulator.gpus"},
     "servers": {"gpus", "jobs.model"},
-    "dispatch": {"jobs"},
+    "prompts": set(),
+    "dispatch": {"jobs", "prompts"},
     "control": set(),
     "engine": {"jobs", "spool", "dispatch", "settings_io"},
     "simulator": {"gpus"},
@@ -84,7 +85,7 @@ def test_imports_stay_within_the_borders(package: str) -> None:
 
 
 def test_settings_and_errors_know_nothing_of_what_uses_them() -> None:
-    allowed = COMMON | {"jobs.model", "jobs.template", "settings_io"}
+    allowed = COMMON | {"jobs.model", "jobs.template", "prompts.structured", "settings_io"}
     for module in ("errors", "log", "rate", "crash_points", "settings", "settings_io", "settings_text"):
         assert [name for name in imported(MODULES[module]) if not within(name, allowed)] == []
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import msgspec
 
+from obatchd.jobs.formats.images import image_problem
 from obatchd.jobs.formats.request import Known, label_of
 from obatchd.jobs.model import PRIORITY_CLASS, Entry, Refusal
 
 _known = msgspec.json.Decoder(Known)
+THINK_LEVELS = ("auto", "low", "medium", "high", "max")
 _CONTEXT_LIMIT = 2**24  # tokens; no model comes near
 
 
@@ -62,7 +64,26 @@ def _problem(known: Known) -> tuple[str, str] | None:
         return "wrong_type", f"context_length {context!r} is not a number of tokens"
     if not _is_count(known.max_response_tokens, _CONTEXT_LIMIT):
         return "wrong_type", f"max_response_tokens {known.max_response_tokens!r} is not a number of tokens"
+    return _problem_of_answer(known) or _problem_of_images(known)
+
+
+def _problem_of_answer(known: Known) -> tuple[str, str] | None:
+    if isinstance(known.format, str) and known.format not in ("", "json"):
+        return "wrong_type", f'format {known.format!r} is neither "json" nor a JSON Schema'
+    if isinstance(known.think, str) and known.think not in THINK_LEVELS:
+        return "wrong_type", f"think {known.think!r} is not true, false or one of {', '.join(THINK_LEVELS)}"
     return None
+
+
+def _problem_of_images(known: Known) -> tuple[str, str] | None:
+    images: list[Any] = list(known.images or ())
+    if images and known.messages:
+        return "wrong_type", 'it has "images" and "messages"; put the images into a message'
+    for message in known.messages or ():
+        if (more := message.get("images")) is not None:
+            images += more if isinstance(more, list) else [more]
+    problem = image_problem(images)
+    return ("bad_image", problem) if problem else None
 
 
 def _is_count(value: Any, limit: int) -> bool:

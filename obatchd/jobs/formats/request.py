@@ -25,11 +25,11 @@ class Known(msgspec.Struct):
     context_length: int | None = None
     max_response_tokens: int | None = None
     options: dict[str, Any] | None = None
-
-
-class _Whole(Known):
-    format: Any = None
-    think: Any = None
+    images: list[str] | None = None
+    format: str | dict[str, Any] | None = None
+    in_source: list[str] | None = None
+    think: bool | str | None = None
+    keep_alive: Any = None
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -45,13 +45,16 @@ class Request(msgspec.Struct, frozen=True):
     priority: str | None = None
     context_length: int | None = None
     max_response_tokens: int | None = None
-    format: Any = None
-    think: Any = None
+    images: list[str] = []
+    format: str | dict[str, Any] | None = None
+    in_source: list[str] | None = None
+    think: bool | str | None = None
+    keep_alive: Any = None  # of no effect; its author is told so
     input: dict[str, msgspec.Raw] = {}
 
 
-_OURS = frozenset(_Whole.__struct_fields__)
-_whole = msgspec.json.Decoder(_Whole)
+_OURS = frozenset(Known.__struct_fields__)
+_whole = msgspec.json.Decoder(Known)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -103,8 +106,11 @@ def parse_request(raw: bytes) -> Request:
         priority=whole.priority,
         context_length=whole.context_length,
         max_response_tokens=whole.max_response_tokens,
+        images=whole.images or [],
         format=whole.format,
+        in_source=whole.in_source,
         think=whole.think,
+        keep_alive=whole.keep_alive,
         input=_input(raw),
     )
 

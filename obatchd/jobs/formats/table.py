@@ -118,11 +118,12 @@ class _Reader:
                 yield self._first_line_alone()
                 return
         row = Row(self._number, self._offset + self._at, end - self._at, cells)
+        blank = len(cells) == 1 and not self._bytes[self._at : end].strip(b" \r")
         self._number += max(1, self._bytes.count(b"\n", self._at, end + 1))
         self._at = end + 1
         if row.length > self._max_bytes:
             yield row._replace(cells=None, problem=self._too_long(row.length))
-        elif len(cells) > 1 or cells[0].strip():
+        elif not blank:
             yield row
 
     def _first_line_alone(self) -> Row:

@@ -15,6 +15,7 @@ import msgspec
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.folder import folder_files, shown_name
 from obatchd.jobs.formats.found import Found, find
+from obatchd.jobs.formats.images import BadImage, with_images
 from obatchd.jobs.formats.lines import index_line, refused
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
@@ -133,7 +134,7 @@ class Unpacking:
                 label = (stem if stems[stem] == 1 else name) if form in _ALONE else None
                 for found in self._found(path, name, form):
                     number += 1
-                    yield self._entry(number, found, f"{name}, {found.where}", label)
+                    yield self._entry(number, self._with_images(found, folder), f"{name}, {found.where}", label)
             except (Unreadable, DropRefused) as error:
                 number += 1
                 reason = str(error).removeprefix(name).lstrip(": ")
@@ -145,6 +146,14 @@ class Unpacking:
     def _found(self, path: Path, name: str, form: Format) -> Iterator[Found]:
         with open_source(path, packed=is_packed(name), budget=self._budget) as source:
             yield from find(source, name, form, self._limits.max_line_bytes, self._rules)
+
+    def _with_images(self, found: Found, folder: Path) -> Found:
+        if found.raw is None or found.refusal is not None:
+            return found
+        try:
+            return found._replace(raw=with_images(found.raw, folder, self._budget, self._limits.max_line_bytes))
+        except BadImage as error:
+            return found._replace(refusal=("bad_image", str(error)))
 
     def _entry(self, number: int, found: Found, where: str, label: str | None = None) -> Entry:
         if found.refusal is not None:

@@ -1,0 +1,87 @@
+"""Answers that must have a form: asked for, checked, asked for once more, and compared with their source."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from obatchd.dispatch import faults
+from obatchd.dispatch.client import Answer
+from obatchd.prompts.structured import AnswerFormat, FormatError, Mismatch, Parsed, answer_format, ungrounded
+
+Body = dict[str, Any]
+_TRIES = 2
+_SOURCE_ROLES = ("user", "tool")
+
+
+async def structured_answer(
+    ask: Callable[[Body], Awaitable[Answer]], body: Body, in_source: Sequence[str]
+) -> tuple[Answer, dict[str, Any]]:
+    """The answer to ``body``, whose ``format`` it fits or else has the fault, and what its record gets beside it.
+
+    A model whose answer does not fit is shown the answer and the reason, once. An answer that its token limit cut would
+    be cut again, so there is no second try.
+    """
+    try:
+        wanted = answer_format(body["format"])
+        answer, parsed, tries = await _asked(ask, body, wanted)
+    except FormatError as error:
+        return Answer("", "", "", 0, 0, 0.0, faults.invalid_format(str(error))), {}
+    extra: dict[str, Any] = {"format_tries": tries} if tries > 1 else {}
+    if parsed is not None:
+        extra["data"] = parsed.raw
+        if in_source:
+            extra["ungrounded"] = ungrounded(parsed.data, in_source, _source(body))
+    return answer, extra
+
+
+async def _asked(
+    ask: Callable[[Body], Awaitable[Answer]], body: Body, wanted: AnswerFormat
+) -> tuple[Answer, Parsed | None, int]:
+    earlier: Answer | None = None
+    reason = ""
+    for tries in range(1, _TRIES + 1):
+        answer = await ask(body)
+        if answer.fault is not None:
+            if earlier is None or answer.fault.kind != faults.REQUEST:
+                return answer, None, tries
+            # The conversation with the error in it does not fit, say: the first answer is what there is to report.
+            break
+        answer = _together(earlier, answer)
+        try:
+            return answer, wanted.parse(answer.text), tries
+        except Mismatch as mismatch:
+            reason = str(mismatch)
+        if answer.done_reason == "length":
+            reason = f"it was cut by its token limit, raise max_response_tokens ({reason})"
+            earlier = answer
+            break
+        earlier, body = answer, _with_reason(body, answer.text, reason)
+    assert earlier is not None
+    return earlier._replace(fault=faults.format_mismatch(reason, tries)), None, tries
+
+
+def _with_reason(body: Body, text: str, reason: str) -> Body:
+    said = {"role": "assistant", "content": text}
+    wish = {
+        "role": "user",
+        "content": f"That does not fit the required format: {reason}. Answer again, with JSON only.",
+    }
+    return {**body, "messages": [*body["messages"], said, wish]}
+
+
+def _together(earlier: Answer | None, answer: Answer) -> Answer:
+    """The later answer with the cost of both."""
+    if earlier is None:
+        return answer
+    return answer._replace(
+        prompt_tokens=earlier.prompt_tokens + answer.prompt_tokens,
+        response_tokens=earlier.response_tokens + answer.response_tokens,
+        eval_s=earlier.eval_s + answer.eval_s,
+    )
+
+
+def _source(body: Body) -> str:
+    """What the answer may draw on: not the system message, which may hold examples."""
+    messages = body["messages"]
+    return "\n".join(str(m.get("content", "")) for m in messages if m.get("role") in _SOURCE_ROLES)

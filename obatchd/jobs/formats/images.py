@@ -1,0 +1,124 @@
+"""Pictures in requests: base64 as Ollama takes it, and files of a dropped folder made into that."""
+
+from __future__ import annotations
+
+import binascii
+import difflib
+from base64 import b64encode
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from obatchd.jobs.formats.source import Budget, Unreadable, open_source
+from obatchd.jobs.model import IMAGE_ENDINGS
+
+# How the formats begin that Ollama's runners decode.
+_BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM")
+_NAMES = "image_files"
+_encode = msgspec.json.Encoder().encode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_images = msgspec.json.Decoder(list[str])
+_messages = msgspec.json.Decoder(list[dict[str, Any]])
+
+
+class BadImage(Exception):
+    """A picture cannot be used; in plain words."""
+
+
+def bare_base64(image: str) -> str:
+    """What Ollama takes: without the beginning of a data URL."""
+    return image.partition(",")[2] if image.startswith("data:") else image
+
+
+def image_problem(images: Iterable[Any]) -> str:
+    """Why one of the images cannot be sent; empty when all can."""
+    for image in images:
+        if not isinstance(image, str):
+            return "images must be texts: base64, or names of files of the dropped folder"
+        try:
+            content = binascii.a2b_base64(bare_base64(image), strict_mode=True)
+        except (ValueError, binascii.Error):
+            if len(image) < 256:
+                return f"the image {image!r} is no base64; files can be named only in a dropped folder that holds them"
+            return "an image is no valid base64"
+        if not _is_image(content):
+            return "an image is not PNG, JPEG, GIF, BMP or WebP"
+    return ""
+
+
+def _is_image(content: bytes) -> bool:
+    return content.startswith(_BEGINNINGS) or (content[:4] == b"RIFF" and content[8:12] == b"WEBP")
+
+
+def with_images(raw: bytes, folder: Path, budget: Budget, limit_bytes: int) -> bytes:
+    """A request of a folder with the files that it names as images in it; their names come back with the result.
+
+    Raises:
+        BadImage: a file cannot be read, is no image or makes the request too long.
+        TooMuch: the drop unpacks to more than it may.
+    """
+    if b'"images"' not in raw:
+        return raw
+    try:
+        fields = _fields.decode(raw)
+        own = _images.decode(fields["images"]) if fields.get("images", b"null") != b"null" else []
+        messages = _messages.decode(fields["messages"]) if fields.get("messages", b"null") != b"null" else []
+    except (ValueError, RecursionError):
+        return raw  # indexing says what is wrong with it
+    reader = _Reader(folder, budget, limit_bytes)
+    added: dict[str, Any] = {}
+    if own:
+        added["images"] = [reader.image(image) for image in own]
+    if any(isinstance(message.get("images"), list) for message in messages):
+        added["messages"] = [
+            message | {"images": [reader.image(image) for image in message["images"]]}
+            if isinstance(message.get("images"), list)
+            else message
+            for message in messages
+        ]
+    if not reader.names:
+        return raw
+    added[_NAMES] = reader.names
+    return raw.rstrip()[:-1] + b"," + _encode(added)[1:]  # of two values of a name the last one counts
+
+
+class _Reader:
+    """Reads the files that one request names."""
+
+    def __init__(self, folder: Path, budget: Budget, limit_bytes: int) -> None:
+        self.names: list[str] = []
+        self._folder = folder
+        self._budget = budget
+        self._left_bytes = limit_bytes
+
+    def image(self, image: Any) -> Any:
+        """Base64 of the file that ``image`` names; anything that names none stays as it is."""
+        if not isinstance(image, str) or not image.lower().endswith(IMAGE_ENDINGS):
+            return image
+        if "/" in image or "\0" in image:
+            raise BadImage(f"the image {image!r} is no file directly in the folder")
+        content = self._read(image)
+        if not _is_image(content):
+            raise BadImage(f"{image} is not PNG, JPEG, GIF, BMP or WebP")
+        self.names.append(image)
+        return b64encode(content).decode()
+
+    def _read(self, name: str) -> bytes:
+        content = b""
+        try:
+            with open_source(self._folder / name, packed=False, budget=self._budget) as source:
+                while block := source.read(1024**2):
+                    content += block
+                    if (len(content) + 2) // 3 * 4 > self._left_bytes:
+                        raise BadImage(f"with {name} the request is longer than max_line_bytes")
+        except Unreadable as error:
+            raise BadImage(f"the image {name} cannot be read: {error}{self._nearest(name)}") from None
+        self._left_bytes -= (len(content) + 2) // 3 * 4
+        return content
+
+    def _nearest(self, name: str) -> str:
+        there = [path.name for path in self._folder.iterdir() if path.name.lower().endswith(IMAGE_ENDINGS)]
+        close = difflib.get_close_matches(name, there, 1)
+        return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,1 @@
+"""What happens to a prompt and its answer: reasoning, structured output."""

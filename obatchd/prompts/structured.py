@@ -1,0 +1,181 @@
+"""Answers that were asked for as JSON: checked by us whatever the server did, and against the source.
+
+Some servers drop the grammar for some models in combination with reasoning (ollama #14645, #15260, mended in 0.31.2),
+and an answer cut by its token limit is half a document: so only what validates here counts as an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+if TYPE_CHECKING:
+    from jsonschema.protocols import Validator
+
+_FENCE = re.compile(r"\A\s*```[\w-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```\s*\Z", re.DOTALL)
+_SCHEMAS_KEPT = 64
+_REASON_CHARACTERS = 500
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+class FormatError(Exception):
+    """What was asked for as ``format`` is neither "json" nor a JSON Schema that can be used."""
+
+
+class Mismatch(Exception):
+    """The text is not what was asked for; says where and why."""
+
+
+class Parsed(NamedTuple):
+    """An answer that fits: its JSON as it stands in the text, and as values."""
+
+    raw: msgspec.Raw
+    data: Any
+
+
+class AnswerFormat:
+    """What an answer must look like.
+
+    Args:
+        wanted: ``"json"`` (any object or array) or a JSON Schema, of the draft that its ``$schema`` names, else of
+            draft 2020-12.
+
+    Raises:
+        FormatError: it is neither.
+    """
+
+    def __init__(self, wanted: str | dict[str, Any]) -> None:
+        self._validator: Validator | None = None
+        if wanted == "json":
+            return
+        if not isinstance(wanted, dict):
+            raise FormatError(f'format must be "json" or a JSON Schema, not {type(wanted).__name__}')
+        self._validator = _validator(wanted)
+
+    def parse(self, text: str) -> Parsed:
+        """The JSON in ``text``, which may stand in a fenced block.
+
+        Raises:
+            Mismatch: there is none, or it does not fit.
+            FormatError: the schema turns out to be unusable: it refers to what is not in it.
+        """
+        fenced = _FENCE.match(text)
+        raw = (fenced[1] if fenced else text).strip().encode("utf-8", "surrogatepass")
+        try:
+            data = msgspec.json.decode(raw)
+        except (ValueError, RecursionError) as error:
+            raise Mismatch(f"it is not JSON: {error}") from None
+        if self._validator is None:
+            if not isinstance(data, dict | list):
+                raise Mismatch("it is neither a JSON object nor an array")
+        elif (reason := self._first_problem(data)) is not None:
+            raise Mismatch(reason)
+        return Parsed(msgspec.Raw(raw), data)
+
+    def _first_problem(self, data: Any) -> str | None:
+        from jsonschema.exceptions import best_match
+        from referencing.exceptions import Unresolvable
+
+        assert self._validator is not None
+        try:
+            problem = best_match(self._validator.iter_errors(data))
+        except Unresolvable as error:
+            raise FormatError(f"the schema refers to {error.ref}, which is not in it") from None
+        except re.error as error:
+            raise FormatError(f"a pattern of the schema is no regular expression: {error}") from None
+        except RecursionError:
+            raise Mismatch("it is nested too deeply to be checked") from None
+        if problem is None:
+            return None
+        return f"at {problem.json_path}: {problem.message[:_REASON_CHARACTERS]}"
+
+
+def answer_format(wanted: str | dict[str, Any]) -> AnswerFormat:
+    """An :class:`AnswerFormat`, made once for each schema.
+
+    Raises:
+        FormatError: as there.
+    """
+    return _kept(_encode(wanted))
+
+
+@lru_cache(_SCHEMAS_KEPT)
+def _kept(wanted: bytes) -> AnswerFormat:
+    return AnswerFormat(msgspec.json.decode(wanted))
+
+
+def _validator(schema: dict[str, Any]) -> Validator:
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+    from jsonschema_specifications import REGISTRY
+
+    kind = validator_for(schema, default=Draft202012Validator)
+    try:
+        kind.check_schema(schema)
+    except (SchemaError, RecursionError) as error:
+        reason = getattr(error, "message", "it is nested too deeply")
+        raise FormatError(f"it is no valid JSON Schema: {reason[:_REASON_CHARACTERS]}") from None
+    # A registry of our own: without one the library would fetch whatever a stranger's $ref names.
+    made: Validator = kind(schema, registry=REGISTRY)
+    return made
+
+
+# Values that must come from the source.
+
+
+def ungrounded(data: Any, fields: Sequence[str], source: str) -> list[dict[str, Any]]:
+    """The values of ``fields`` in ``data``, at any depth, that do not occur in ``source``: as field and value.
+
+    A field is a name, or several joined by dots that must follow each other (``patient.mrn``). Capitals and the amount
+    of white space do not count; a value is not found inside a longer word or number; null and "" need no source.
+    """
+    haystack = _normal(source)
+    wanted = [(field, tuple(field.split("."))) for field in fields]
+    return [
+        {"field": field, "value": value}
+        for path, value in _leaves(data)
+        for field, names in wanted
+        if path[-len(names) :] == names and not _occurs(value, haystack)
+    ]
+
+
+def _leaves(data: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every plain value in the order of the document, with the names that lead to it. Deep ones must not overflow."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), data)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [((*path, name), inner) for name, inner in reversed(value.items())]
+        elif isinstance(value, list):
+            waiting += [(path, inner) for inner in reversed(value)]
+        else:
+            yield path, value
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _occurs(value: Any, haystack: str) -> bool:
+    if value is None or isinstance(value, bool):
+        return True
+    spellings = {str(value)}
+    if isinstance(value, float) and value.is_integer():
+        spellings.add(str(int(value)))
+    return any(_stands_in(_normal(spelling), haystack) for spelling in spellings)
+
+
+def _stands_in(needle: str, haystack: str) -> bool:
+    if not needle:
+        return True
+    at = haystack.find(needle)
+    while at >= 0:
+        before, after = haystack[at - 1 : at], haystack[at + len(needle) : at + len(needle) + 1]
+        if not (before.isalnum() and needle[0].isalnum()) and not (after.isalnum() and needle[-1].isalnum()):
+            return True
+        at = haystack.find(needle, at + 1)
+    return False

@@ -1,0 +1,69 @@
+"""Prompts and answers with a real Ollama: its text is gibberish, so forms and counts are what is checked."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+from daemon_support import Daemon
+
+Start = Callable[..., Daemon]
+pytestmark = [pytest.mark.real_ollama, pytest.mark.timeout(180)]
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "maximum": 120}},
+    "required": ["name", "age"],
+}
+
+
+@pytest.fixture
+def real(make_daemon: Start) -> Iterator[Callable[..., Daemon]]:
+    """Starts a daemon on one real CPU server."""
+    program, models = os.environ.get("OBATCHD_TEST_OLLAMA"), os.environ.get("OBATCHD_TEST_MODELS")
+    if not program or not models:
+        pytest.skip("no real Ollama here: scripts/real-ollama says what is missing")
+
+    def start(**config: Any) -> Daemon:
+        own = {"ollama": program, "models_dir": models, "cpu_servers": 1, "slots": 4}
+        return (
+            make_daemon({"gpus": {"use": "none"}, "max_response_tokens": 200, "servers": own, **config}).start().ready()
+        )
+
+    yield start
+
+
+def test_tables_chats_schemas_and_images(real: Start) -> None:
+    d = real()
+    table = b"mrn,note\n" + b"".join(b"M%d,person %d\n" % (i, i) for i in range(40))
+    settings = b'template = "Who is it? {note}"\nid_column = "mrn"\nin_source = ["name"]\n[format]\n'
+    settings += (
+        b'type = "object"\nrequired = ["name", "age"]\n[format.properties.name]\ntype = "string"\nmaxLength = 20\n'
+    )
+    settings += b'[format.properties.age]\ntype = "integer"\nmaximum = 120\n'
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    picture = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    requests = [
+        {"id": "chat", "messages": chat, "max_response_tokens": 8},
+        {"id": "think", "prompt": "why?", "think": True, "max_response_tokens": 8, "options": {"num_thread": 7}},
+        {"id": "picture", "prompt": "what is it?", "images": [picture]},
+        {"id": "schema", "prompt": "x", "format": {"type": "strange"}},
+    ]
+    d.drop_all({"notes": {"t.csv": table, "job.toml": settings}, "mixed.jsonl": requests})
+    notes, mixed = d.done("notes", 90), d.done("mixed.jsonl", 90)
+    records = sorted(notes.results + notes.errors, key=lambda record: record["line"])
+    assert [record["input"] for record in records] == [{"mrn": f"M{i}", "note": f"person {i}"} for i in range(40)]
+    for record in notes.results:
+        jsonschema.validate(record["data"], SCHEMA)
+        assert json.loads(record["response"]) == record["data"]
+        assert record["response_tokens"] > 0
+        assert {found["field"] for found in record["ungrounded"]} <= {"name"}
+    assert set(notes.codes()) <= {"format_mismatch"}
+    assert len(notes.results) > 20, notes.codes()
+    found = {record["id"]: record for record in mixed.results}
+    assert set(found) == {"chat", "think"}
+    assert [note.partition(" is left out")[0] for note in found["think"]["notes"]] == ["options.num_thread", "think"]
+    assert {e["id"]: e["code"] for e in mixed.errors} == {"picture": "not_supported", "schema": "invalid_format"}

@@ -1,0 +1,187 @@
+"""Whatever bytes somebody drops: no parser crashes, no line is lost or counted twice, and memory stays bounded."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import tempfile
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from obatchd.errors import DropRefused
+from obatchd.jobs.formats import RecordRules, parse_request, read_entries, request_file
+from obatchd.jobs.formats.source import Source
+from obatchd.jobs.formats.split import split_array, split_lines
+from obatchd.jobs.formats.table import split_rows
+from obatchd.jobs.model import Entry
+from obatchd.jobs.template import template_parts
+from obatchd.settings import InboxSettings
+
+pytestmark = pytest.mark.filterwarnings("error")
+SOME = settings(max_examples=80, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+LIMITS = InboxSettings(max_line_bytes=1024, max_unpacked_bytes=1 << 20)
+NAMES = ["d.jsonl", "d.json", "d.csv", "d.tsv", "d.txt", "d.md", "d.jsonl.gz", "d.csv.gz", "d.json.gz"]
+RULES = [RecordRules(), RecordRules("{a} and {prompt}"), RecordRules(None, "a", "id")]
+
+# Bytes that mean something to one of the parsers, beside any others.
+TOKENS = st.sampled_from(
+    [b'"', b'""', b"\n", b"\r\n", b",", b";", b"\t", b"{", b"}", b"[", b"]", b":", b"\\", b'{"prompt":"x"}',
+     b"a,prompt", b'{"images":["a.png"],"prompt":"x"}', b'{"prompt":"x","messages":[]}',
+     b'{"prompt":"x","images":["",1]}',
+     b'{"a":', b"null", b"\xef\xbb\xbf", b"\xff", b"\x00", b"1e999",
+     b'{"custom_id":"c","method":"POST","url":"/v1/completions","body":{}}']
+)  # fmt: skip
+BYTES = st.one_of(st.binary(max_size=300), st.lists(TOKENS, max_size=60).map(b"".join))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+class Trickle(io.BytesIO):
+    """Gives what it has in pieces of a few bytes, as a slow disk or a network may."""
+
+    def __init__(self, content: bytes, size: int) -> None:
+        super().__init__(content)
+        self._size = size
+
+    def read1(self, size: int | None = -1) -> bytes:
+        return super().read1(self._size if size is None or size < 0 else min(size, self._size))
+
+
+def entries(content: bytes, name: str, rules: RecordRules) -> tuple[list[Entry], bytes]:
+    """What becomes of a drop, and the file that its entries refer to."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "input"
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        found = list(read_entries(path, name, LIMITS, rules=rules))
+        return found, request_file(path).read_bytes()
+
+
+@SOME
+@given(BYTES, st.sampled_from(NAMES), st.sampled_from(RULES))
+def test_any_bytes_become_requests_or_reasons(content: bytes, name: str, rules: RecordRules) -> None:
+    try:
+        found, requests = entries(content, name, rules)
+    except DropRefused as refused:
+        assert refused.message
+        return
+    assert found
+    assert [entry.line for entry in found] == sorted({entry.line for entry in found})
+    for entry in found:
+        raw = requests[entry.offset : entry.offset + entry.length]
+        if entry.refusal is None:
+            assert parse_request(raw).id == entry.id  # the worker understands what was indexed
+        else:
+            assert entry.refusal.code
+            assert entry.refusal.message
+
+
+@SOME
+@given(BYTES, st.integers(1, 7))
+def test_no_line_is_lost(content: bytes, size: int) -> None:
+    pieces = list(split_lines(Source(Trickle(content, size)), 64))
+    wanted = {
+        number: line.strip(b" \t\r\n")
+        for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
+        if line.strip()
+    }
+    assert {piece.number for piece in pieces} == set(wanted)
+    for piece in pieces:
+        assert piece.raw is None or (piece.raw == wanted[piece.number] == content[piece.offset :][: piece.length])
+        assert (piece.raw is None) == (len(wanted[piece.number]) > 64) or piece.raw is None
+
+
+@SOME
+@given(BYTES, st.integers(1, 7), st.sampled_from([b",", b"\t", None]))
+def test_no_line_of_a_table_is_lost(content: bytes, size: int, delimiter: bytes | None) -> None:
+    rows = list(split_rows(Source(Trickle(content, size)), 64, delimiter))
+    again = list(split_rows(Source(io.BytesIO(content)), 64, delimiter))
+    assert rows == again  # however the bytes come
+    begin = len(b"\xef\xbb\xbf") if content.startswith(b"\xef\xbb\xbf") else 0
+    for row in rows:
+        between = content[begin : row.offset]
+        assert not between.strip(b" \r\n")  # nothing but blank lines is passed over
+        assert row.number == 1 + content.count(b"\n", 0, row.offset)
+        begin = row.offset + row.length
+        assert content[begin : begin + 1] in (b"", b"\n")
+        assert row.cells is not None or row.problem
+    assert not content[begin:].strip(b" \r\n")
+
+
+@SOME
+@given(
+    st.lists(st.lists(st.text(max_size=12), min_size=2, max_size=2), min_size=1, max_size=8),
+    st.sampled_from([",", ";", "\t"]),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_what_a_spreadsheet_writes_is_read_as_it_was(rows: list[list[str]], delimiter: str, end: str) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL).writerows(rows)
+    source = Source(Trickle(text.getvalue().encode("utf-8", "replace"), 5))
+    read = [row.cells for row in split_rows(source, 4096, delimiter.encode())]
+    assert read == [[cell.encode("utf-8", "replace") for cell in row] for row in rows]
+
+
+@SOME
+@given(st.lists(JSON, max_size=8), st.integers(1, 9), st.sampled_from([None, 1]))
+def test_no_element_of_an_array_is_lost(values: list[Any], size: int, indent: int | None) -> None:
+    content = json.dumps(values, indent=indent).encode()
+    pieces = list(split_array(Source(Trickle(content, size)), 4096))
+    assert [json.loads(piece.raw or b"") for piece in pieces] == values
+    assert [piece.number for piece in pieces] == list(range(1, len(values) + 1))
+
+
+@SOME
+@given(st.dictionaries(st.text(min_size=1, max_size=8), JSON, max_size=5), st.sampled_from(RULES))
+def test_every_field_of_a_record_comes_back_as_it_was(record: dict[str, Any], rules: RecordRules) -> None:
+    content = json.dumps({"prompt": "p", "a": "b", **record}).encode()
+    try:
+        [entry], requests = entries(content + b"\n", "d.jsonl.gz", rules)
+    except DropRefused as refused:
+        assert refused.code
+        return
+    if entry.refusal is None and rules.given:
+        request = parse_request(requests[entry.offset : entry.offset + entry.length])
+        assert {name: json.loads(bytes(value)) for name, value in request.input.items()} == json.loads(content)
+
+
+@SOME
+@given(st.text(alphabet='{}" a:\n', max_size=60))
+def test_a_template_is_its_parts(template: str) -> None:
+    parts = template_parts(template)
+    assert all(literal == "" or field is None for literal, field in parts)
+    if not any(field for _, field in parts) and "{{" not in template:
+        assert "".join(literal for literal, _ in parts) == template
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("d.jsonl", b'{"prompt":"x"}\n'),
+        ("d.csv", b'1,"x\n'),
+        ("d.csv", b'"""\n'),
+        ("d.csv", b"a,b\n"),
+        ("d.txt", b"x\n"),
+    ],
+)
+def test_memory_does_not_grow_with_the_drop(tmp_path: Path, name: str, line: bytes) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(b"id,prompt\n" * (name == "d.csv") + line * (3 * 1024**2 // len(line)))
+    limits = InboxSettings(max_line_bytes=64 * 1024)
+    tracemalloc.start()
+    try:
+        for count, _entry in enumerate(read_entries(path, name, limits)):
+            if count > 5_000:
+                break
+        assert tracemalloc.get_traced_memory()[1] < 6 * 1024**2
+    finally:
+        tracemalloc.stop()
