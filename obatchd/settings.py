@@ -30,6 +30,17 @@ class GpuSettings(Section):
     )
     exclude: list[str | int] = Field([], description="UUIDs or indices of GPUs to leave alone.")
     poll_s: PositiveSeconds = Field(2.0, description="Seconds between two readings of utilisation, memory, power.")
+    slow_poll_s: PositiveSeconds = Field(
+        30, description="Seconds between two readings of what changes slowly: ECC counters, remapped rows, PCIe."
+    )
+    silent_warn_s: PositiveSeconds = Field(
+        10, description="The driver is silent for this long: the health of the GPUs is unknown."
+    )
+    silent_s: PositiveSeconds = Field(
+        60,
+        description="Silent for this long: the process that asks it is given up and replaced. A driver in trouble may "
+        "take 45 s for one call.",
+    )
 
     @field_validator("use")
     @classmethod

@@ -18,17 +18,33 @@ import msgspec
 
 import obatchd.log
 from obatchd.gpus import probe_child
-from obatchd.gpus.model import Gpu, Reading
-from obatchd.gpus.nvml import GpuSource
+from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.source import GpuSource
 from obatchd.settings import GpuSettings
 
 log = obatchd.log.get(__name__)
 
-SILENT_S = 15.0  # a probe that says nothing for so long is given up
 START_TIMEOUT_S = 10.0
 REPLACEMENTS = 3
+RETRY_S = 60.0  # after a probe that ended because the driver cannot be used now
 
 State = Literal["ok", "absent", "unknown"]
+
+
+class Listener:
+    """What somebody may want to hear from the probe, in the event loop; does nothing by itself."""
+
+    def identities(self, identities: list[Identity]) -> None:
+        """Who the cards are."""
+
+    def readings(self, readings: list[Reading]) -> None:
+        """What was read just now."""
+
+    def slow_readings(self, readings: list[SlowReading]) -> None:
+        """What changes slowly."""
+
+    def xids(self, events: list[XidEvent]) -> None:
+        """Errors that NVML reported."""
 
 
 class Probe:
@@ -36,7 +52,9 @@ class Probe:
 
     Attributes:
         gpus: GPUs of the latest listing.
-        readings: latest reading by GPU UUID; empty again once the state is unknown.
+        readings: latest reading by GPU UUID; empty again once the probe is gone.
+        host_trouble: slug and words of what is wrong with the driver of the whole host, while readings go on.
+        listener: hears what was read.
         state: ``ok``; ``absent``: no driver here; ``unknown``: the probe hangs or dies, which is not healthy.
         message: the state in plain words, with what to do.
         code: slug of the state when it is not ``ok``: ``no_driver``, ``driver_mismatch``, ``probe_silent`` …
@@ -48,7 +66,7 @@ class Probe:
         simulated_dir: Path | None = None,
         *,
         open_source: Callable[[], GpuSource] | None = None,
-        silent_s: float = SILENT_S,
+        silent_s: float | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         self.gpus: list[Gpu] = []
@@ -58,10 +76,15 @@ class Probe:
         self.code = "starting"
         self.replacements = 0
         self.pid: int | None = None
-        self._poll_s = settings.poll_s
-        self._silent_s = silent_s
+        self.host_trouble = ("", "")
+        self.listener = Listener()
+        self._settings = settings
+        self._silent_s = silent_s or settings.silent_s
+        self._warn_s = min(settings.silent_warn_s, self._silent_s)
         self._start_timeout_s = start_timeout_s
         self._open_source = open_source or _source_of(settings, simulated_dir)
+        self._unusable = False
+        self._late: tuple[State, str, str] | None = None
         self._listed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -88,6 +111,9 @@ class Probe:
             if self.state == "absent":
                 return
             self.readings.clear()
+            if self._unusable:  # it said why and ended: nothing hangs, so it may be asked again and again
+                await asyncio.sleep(RETRY_S)
+                continue
             advice = f"Look at nvidia-smi and dmesg; replacement {self.replacements + 1} of {REPLACEMENTS} starts."
             if self.replacements >= REPLACEMENTS:
                 advice = "It was replaced too often and is given up: look at nvidia-smi and dmesg, then restart."
@@ -101,7 +127,7 @@ class Probe:
         """One probe process, from its start to its end or abandonment; says how it ended."""
         ours, theirs = socket.socketpair()
         try:
-            pid = await asyncio.to_thread(_spawn, theirs, self._open_source, self._poll_s)
+            pid = await asyncio.to_thread(_spawn, theirs, self._open_source, self._settings)
         except BaseException:
             ours.close()
             raise
@@ -111,10 +137,7 @@ class Probe:
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         try:
             while True:
-                async with asyncio.timeout(self._silent_s):
-                    size = int.from_bytes(await reader.readexactly(probe_child.HEADER_BYTES), "big")
-                    body = await reader.readexactly(size)
-                self._take(probe_child.decoder.decode(body))
+                self._take(await self._next(reader))
         except TimeoutError:
             # Its socket is open, so the pid is still its own. A process stuck in the kernel stays; nobody waits for it.
             with contextlib.suppress(ProcessLookupError):
@@ -127,22 +150,55 @@ class Probe:
             self.pid = None
             writer.close()
 
+    async def _next(self, reader: asyncio.StreamReader) -> probe_child.Frame:
+        """The next frame; raises TimeoutError when the driver has been silent for too long."""
+        read = asyncio.create_task(_frame(reader))
+        try:
+            done, _ = await asyncio.wait({read}, timeout=self._warn_s)
+            if not done:
+                self._late = (self.state, self.code, self.message)
+                words = f"The GPU driver has said nothing for {self._warn_s:g} s: the health of the GPUs is unknown."
+                self._set("unknown", "probe_late", words)
+                done, _ = await asyncio.wait({read}, timeout=self._silent_s - self._warn_s)
+            if not done:
+                raise TimeoutError
+            if self._late and read.exception() is None:
+                self._set(*self._late)
+            self._late = None
+            return read.result()
+        finally:
+            read.cancel()
+
     def _take(self, frame: probe_child.Frame) -> None:
         match frame:
             case probe_child.Listing(gpus, problems):
-                self.gpus = gpus
+                self._unusable = False
+                self.gpus = gpus or self.gpus
                 for problem in problems:
                     log.warning("gpu_unusable", problem=problem)
                 if gpus or problems:
                     self._set("ok", "ok", " ".join([f"{len(gpus)} GPUs.", *problems]))
+                elif self.gpus:
+                    self._set("unknown", "no_gpu", "The NVIDIA driver shows no GPU any more: look at dmesg.")
                 else:
                     self._set("absent", "no_gpu", "The NVIDIA driver is there but shows no GPU.")
                 self._listed.set()
             case probe_child.Absent(code, message):
+                self._unusable = True
                 self._set("unknown" if self.gpus else "absent", code, message)  # a driver that goes away is no absence
                 self._listed.set()
-            case probe_child.Readings(readings):
+            case probe_child.Readings(readings, xids):
                 self.readings = {reading.uuid: reading for reading in readings}
+                self.listener.readings(readings)
+                if xids:
+                    self.listener.xids(xids)
+            case probe_child.Identities(identities):
+                self.listener.identities(identities)
+            case probe_child.SlowReadings(slow, code, message):
+                if (code, message) != self.host_trouble:
+                    log.warning("gpu_host_trouble", code=code, message=message or "none any more")
+                self.host_trouble = (code, message)
+                self.listener.slow_readings(slow)
             case probe_child.Beat():
                 pass
 
@@ -161,9 +217,16 @@ def _source_of(settings: GpuSettings, simulated_dir: Path | None) -> Callable[[]
     return probe_child.open_nvml
 
 
-def _spawn(channel: socket.socket, open_source: Callable[[], GpuSource], poll_s: float) -> int:
+async def _frame(reader: asyncio.StreamReader) -> probe_child.Frame:
+    size = int.from_bytes(await reader.readexactly(probe_child.HEADER_BYTES), "big")
+    frame: probe_child.Frame = probe_child.decoder.decode(await reader.readexactly(size))
+    return frame
+
+
+def _spawn(channel: socket.socket, open_source: Callable[[], GpuSource], settings: GpuSettings) -> int:
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=probe_child.main, args=(channel, open_source, poll_s), name="probe", daemon=True)
+    work = (channel, open_source, settings.poll_s, settings.slow_poll_s)
+    process = context.Process(target=probe_child.main, args=work, name="probe", daemon=True)
     process.start()
     # multiprocessing joins its children when the interpreter ends, and a probe stuck in the driver would hold us there.
     multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]

@@ -19,9 +19,10 @@ from pathlib import Path
 import msgspec
 
 from obatchd.errors import GpuError
-from obatchd.gpus.model import Gpu, Reading
-from obatchd.gpus.nvml import GpuSource
+from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.source import GpuSource
 
+IDENTITY_EVERY = 60  # slow readings; settings of a card may change
 BEAT_S = 2.0  # longest silence of a healthy probe
 HEADER_BYTES = 4
 
@@ -41,14 +42,31 @@ class Absent(msgspec.Struct, tag="absent", frozen=True):
 
 
 class Readings(msgspec.Struct, tag="readings", frozen=True):
+    """What is read at every poll."""
+
     readings: list[Reading]
+    xids: list[XidEvent]
+
+
+class Identities(msgspec.Struct, tag="identities", frozen=True):
+    """Who the cards are; at first, and from time to time."""
+
+    identities: list[Identity]
+
+
+class SlowReadings(msgspec.Struct, tag="slow_readings", frozen=True):
+    """What changes slowly, and what is wrong with the host's driver: slug and words, empty when nothing is."""
+
+    readings: list[SlowReading]
+    host_code: str
+    host_message: str
 
 
 class Beat(msgspec.Struct, tag="beat", frozen=True):
     """Alive, nothing new."""
 
 
-Frame = Listing | Absent | Readings | Beat
+Frame = Listing | Absent | Readings | Identities | SlowReadings | Beat
 decoder = msgspec.msgpack.Decoder(Frame)
 
 
@@ -64,14 +82,14 @@ def open_simulated(directory: Path, count: int) -> GpuSource:
     return SimulatedGpus(directory, count)
 
 
-def main(channel: socket.socket, open_source: Callable[[], GpuSource], poll_s: float) -> None:
+def main(channel: socket.socket, open_source: Callable[[], GpuSource], poll_s: float, slow_poll_s: float) -> None:
     """Body of the process. Never returns."""
     # Ctrl-C in a terminal reaches this process too, before the daemon has drained.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, args=(channel,), daemon=True).start()
     with contextlib.suppress(OSError):  # the parent is gone
-        _serve(channel, open_source, poll_s)
+        _serve(channel, open_source, poll_s, slow_poll_s)
     os._exit(0)
 
 
@@ -82,7 +100,7 @@ def _end_with_parent(channel: socket.socket) -> None:
     os._exit(0)
 
 
-def _serve(channel: socket.socket, open_source: Callable[[], GpuSource], poll_s: float) -> None:
+def _serve(channel: socket.socket, open_source: Callable[[], GpuSource], poll_s: float, slow_poll_s: float) -> None:
     try:
         source = open_source()
         gpus = source.gpus()
@@ -90,8 +108,14 @@ def _serve(channel: socket.socket, open_source: Callable[[], GpuSource], poll_s:
         _send(channel, Absent(error.code, error.message))
         return
     _send(channel, Listing(gpus, list(getattr(source, "problems", []))))
+    slow_s, slow_count = 0.0, 0
     while True:
-        _send(channel, Readings(list(source.readings())))
+        _send(channel, Readings(source.readings(), list(source.xids())))
+        if time.monotonic() >= slow_s:
+            if slow_count % IDENTITY_EVERY == 0:
+                _send(channel, Identities(list(source.identities())))
+            _send(channel, SlowReadings(list(source.slow_readings()), *source.host_trouble()))
+            slow_s, slow_count = time.monotonic() + slow_poll_s, slow_count + 1
         until_s = time.monotonic() + poll_s
         while (left_s := until_s - time.monotonic()) > 0:
             time.sleep(min(left_s, BEAT_S))

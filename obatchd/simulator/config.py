@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from obatchd.errors import ConfigError
+from obatchd.simulator.timeline import Script
 
 VERSION = "0.24.0-simulated"
 
@@ -152,6 +153,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     discovery_s: float = 0.0  # connections are accepted, nothing is answered
     start_failure: str = ""  # serve ends at once with this error and exit status 1
     faults: list[Fault] = []
+    gpus: Script = {}  # what happens to the stand-in GPUs, by index; read by the probe, not by servers
     seed: int = 0  # of the faults' probabilities
 
 

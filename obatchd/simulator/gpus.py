@@ -13,10 +13,15 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from obatchd.gpus.model import Gpu, GpuProcess, Reading
+from obatchd.errors import GpuError
+from obatchd.gpus.model import ClockReason, Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.source import GpuSource
+from obatchd.simulator import config
+from obatchd.simulator.timeline import EventKind, GpuEvent, Timeline
 
 MEMORY_BYTES = 80 * 1024**3
 DRIVER = "000.00-simulated"
@@ -28,6 +33,12 @@ _POWER_TAU_S = 2.0
 _TEMP_TAU_S = 20.0
 _IDLE_TEMP_C, _BUSY_TEMP_C = 35, 75
 _IDLE_POWER_W, _BUSY_POWER_W = 60.0, 300.0
+_CLOCK_MHZ, _MEMORY_CLOCK_MHZ = 1980, 2619
+_MEMORY_WARMER_C = 8
+_SLOWDOWN_C = 92
+_HANG_LOOK_S = 0.1
+_MISMATCH = "The NVIDIA driver was updated under the running kernel module: reboot the host."
+KERNEL_LOG = "kernel.log"  # in the directory of the stand-ins, in the records of /dev/kmsg
 _FULL_PERCENT = 98  # what all slots busy looks like; a real GPU seldom shows 100
 
 
@@ -122,42 +133,154 @@ class LoadReporter:
                 temporary.replace(path)
 
 
-class SimulatedGpus:
+class SimulatedGpus(GpuSource):
     """The stand-in of :class:`obatchd.gpus.nvml.Nvml`.
 
     Args:
-        directory: where the servers write their load (``OBATCHD_SIMULATOR_GPU_DIR``).
+        directory: where the servers write their load (``OBATCHD_SIMULATOR_GPU_DIR``), and where the timeline is.
         count: how many GPUs there are.
     """
 
     def __init__(self, directory: Path, count: int) -> None:
         self._directory = directory
         self._gpus = simulated_gpus(count)
+        self._timeline = Timeline(directory, config.load(os.environ).gpus)
+        self._began_s = time.monotonic()
+        if self._timeline.active(0, "mismatch"):
+            raise GpuError(_MISMATCH, code="driver_mismatch")
 
     def gpus(self) -> list[Gpu]:
-        return list(self._gpus)
+        self._hang()
+        return [gpu for gpu in self._gpus if not self._timeline.active(gpu.index, "lost")]
 
     def readings(self) -> list[Reading]:
+        self._hang()
         return [self._reading(gpu) for gpu in self._gpus]
 
+    def identities(self) -> list[Identity]:
+        return [self._identity(gpu) for gpu in self._gpus if not self._timeline.active(gpu.index, "lost")]
+
+    def slow_readings(self) -> list[SlowReading]:
+        return [self._slow_reading(gpu) for gpu in self._gpus]
+
+    def xids(self) -> list[XidEvent]:
+        """Half of them come through NVML, all through the kernel log, as it is in life."""
+        found = []
+        for gpu in self._gpus:
+            for event in self._timeline.due_xids(gpu.index):
+                self._to_kernel_log(gpu, event)
+                if event.xid % 2:
+                    found.append(XidEvent(event.xid, time.time(), gpu.uuid, source="nvml"))
+        return found
+
+    def host_trouble(self) -> tuple[str, str]:
+        return ("driver_mismatch", _MISMATCH) if self._timeline.active(0, "mismatch") else ("", "")
+
+    def _hang(self) -> None:
+        while any(self._timeline.active(gpu.index, "hang") for gpu in self._gpus):
+            time.sleep(_HANG_LOOK_S)
+
+    def _to_kernel_log(self, gpu: Gpu, event: GpuEvent) -> None:
+        address = gpu.pci_bus_id[4:].lower().partition(".")[0]
+        text = event.line or "pid=4242, name=runner, a stand-in's error"
+        record = f"4,1,{time.monotonic() * 1e6:.0f},-;NVRM: Xid (PCI:{address}): {event.xid}, {text}\n"
+        with open(self._directory / KERNEL_LOG, "a", encoding="utf-8") as file:
+            file.write(record)
+
     def _reading(self, gpu: Gpu) -> Reading:
+        if self._timeline.active(gpu.index, "lost"):
+            return Reading(gpu.uuid, time.time(), errors={"handle": "GPU is lost"}, trouble="lost")
         load = _read(self._directory / f"{gpu.uuid}.json")
         load = Load(0, 1, 0, 0, Averages(), time.monotonic()) if load is None else _present(load)
         processes = []
         if load.vram_bytes and load.runner_pid is not None and _alive(load.runner_pid):
             processes = [GpuProcess(load.runner_pid, load.vram_bytes)]
+        foreign = self._timeline.active(gpu.index, "foreign")
+        processes += [GpuProcess(event.pid, event.memory_bytes) for event in foreign if _alive(event.pid)]
         averages = load.averages
-        return Reading(
+        reasons = sum({event.reasons for event in self._timeline.active(gpu.index, "throttle")})
+        reading = Reading(
             uuid=gpu.uuid,
             at_s=time.time(),
             utilisation_percent=round(_FULL_PERCENT * averages.utilisation),
-            memory_used_bytes=load.vram_bytes if processes else 0,
+            memory_utilisation_percent=round(_FULL_PERCENT / 2 * averages.utilisation),
+            memory_used_bytes=sum(process.memory_bytes or 0 for process in processes),
             memory_total_bytes=gpu.memory_bytes,
-            temp_c=round(_IDLE_TEMP_C + (_BUSY_TEMP_C - _IDLE_TEMP_C) * averages.temp),
+            temp_c=self._temp_c(gpu, averages.temp),
+            memory_temp_c=self._temp_c(gpu, averages.temp) + _MEMORY_WARMER_C,
             power_w=round(_IDLE_POWER_W + (_BUSY_POWER_W - _IDLE_POWER_W) * averages.power, 1),
             power_limit_w=POWER_LIMIT_W,
+            clock_mhz=_CLOCK_MHZ // 2 if reasons else _CLOCK_MHZ,
+            memory_clock_mhz=_MEMORY_CLOCK_MHZ,
+            clock_reasons=reasons,
+            performance_state=0,
+            margin_c=max(1, _SLOWDOWN_C - self._temp_c(gpu, averages.temp)),
             processes=processes,
         )
+        return self._changed(gpu, reading)
+
+    def _temp_c(self, gpu: Gpu, share: float) -> int:
+        temp_c = _IDLE_TEMP_C + (_BUSY_TEMP_C - _IDLE_TEMP_C) * share
+        for event in self._timeline.active(gpu.index, "heat"):
+            part = min(1.0, event.lasted_s(self._timeline.now_s) / event.ramp_s) if event.ramp_s else 1.0
+            temp_c += (event.temp_c - temp_c) * part
+        return round(temp_c)
+
+    def _slow_reading(self, gpu: Gpu) -> SlowReading:
+        if self._timeline.active(gpu.index, "lost"):
+            return SlowReading(gpu.uuid, time.time(), errors={"handle": "GPU is lost"}, trouble="lost")
+        reading = msgspec.structs.replace(_CLEAN, uuid=gpu.uuid, at_s=time.time())
+        counters: dict[str, float] = {}
+        for event in self._timeline.events(gpu.index):
+            lasted_s = event.lasted_s(self._timeline.now_s)
+            rates = event.per_s if event.kind == "grow" else {}
+            if event.kind == "throttle":
+                rates = {"hw_power_brake_s" if event.reasons & ClockReason.HW_POWER_BRAKE else "hw_thermal_s": 1.0}
+            for name, per_s in rates.items():
+                counters[name] = counters.get(name, 0.0) + per_s * lasted_s
+        whole = {name: value if name.endswith(("_s", "_j")) else int(value) for name, value in counters.items()}
+        return self._changed(gpu, msgspec.structs.replace(reading, **whole))
+
+    def _identity(self, gpu: Gpu) -> Identity:
+        card = Identity(
+            uuid=gpu.uuid, name=gpu.name, index=gpu.index, pci_bus_id=gpu.pci_bus_id, slot=str(gpu.index + 1),
+            serial=f"SIM{gpu.index:010d}", board_part_number="900-SIM", vbios="00.00.00", inforom="SIM.1",
+            driver=DRIVER, cuda="13.0", memory_bytes=gpu.memory_bytes, ecc=True, ecc_pending=True, mig=False,
+            persistence=True, power_default_w=POWER_LIMIT_W, temp_max_c=87, temp_slowdown_c=_SLOWDOWN_C,
+            temp_shutdown_c=97, memory_temp_max_c=95, clock_max_mhz=_CLOCK_MHZ, pcie_gen_max=4, pcie_width_max=16,
+        )  # fmt: skip
+        return self._changed(gpu, card)
+
+    def _changed(self, gpu: Gpu, reading: _T) -> _T:
+        """A reading with what the timeline sets and takes away."""
+        names = set(reading.__struct_fields__)
+        changes: dict[str, object] = {}
+        kinds: tuple[EventKind, ...] = ("no_data_centre", "old_driver")
+        for kind in kinds:
+            if self._timeline.active(gpu.index, kind):
+                changes |= dict.fromkeys(names & _ABSENT[kind])
+        for event in self._timeline.active(gpu.index, "set"):
+            changes |= {name: value for name, value in event.values.items() if name in names}
+        return msgspec.structs.replace(reading, **changes) if changes else reading
+
+
+_T = TypeVar("_T", Reading, SlowReading, Identity)
+_CLEAN = SlowReading(
+    "", 0.0, ecc_corrected=0, ecc_uncorrected=0, ecc_corrected_aggregate=0, ecc_uncorrected_aggregate=0,
+    sram_uncorrected=0, sram_uncorrected_aggregate=0, sram_threshold_exceeded=False, remapped_corrected=0,
+    remapped_uncorrected=0, remap_pending=False, remap_failed=False, banks_without_spares=0, hw_thermal_s=0.0,
+    hw_power_brake_s=0.0, sw_thermal_s=0.0, sw_power_cap_s=0.0, pcie_gen=4, pcie_width=16, pcie_replays=0,
+    pcie_correctable=0, pcie_non_fatal=0, pcie_fatal=0, energy_j=0.0, recovery_action=0, inforom_valid=True,
+)  # fmt: skip
+_GROWING = {"hw_thermal_s", "hw_power_brake_s", "sw_thermal_s", "sw_power_cap_s"}
+_ABSENT = {
+    "no_data_centre": {
+        name for name in SlowReading.__struct_fields__ if name.startswith(("ecc", "sram", "remap", "bank"))
+    }
+    | _GROWING
+    | {"memory_temp_c", "ecc", "ecc_pending", "recovery_action", "pcie_fatal", "pcie_non_fatal", "pcie_correctable"},
+    "old_driver": {"margin_c", "recovery_action", "sram_threshold_exceeded"} | _GROWING,
+}
 
 
 def _read(path: Path) -> Load | None:

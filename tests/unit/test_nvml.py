@@ -69,7 +69,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
         "nvmlDeviceGetMaxMigDeviceCount": lambda handle: 3,
         "nvmlDeviceGetMigDeviceHandleByIndex": driver.slice,
         "nvmlDeviceGetMemoryInfo": driver.memory,
-        "nvmlDeviceGetUtilizationRates": lambda h: driver.call("utilisation", h, SimpleNamespace(gpu=0)),
+        "nvmlDeviceGetUtilizationRates": lambda h: driver.call("utilisation", h, SimpleNamespace(gpu=0, memory=0)),
         "nvmlDeviceGetTemperatureV": driver.temperature_v,
         "nvmlDeviceGetTemperature": lambda h, sensor: driver.call("temperature", h, 44),
         "nvmlDeviceGetPowerUsage": lambda h: driver.call("power", h, 61_500),
@@ -78,6 +78,11 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
             "processes", h, [SimpleNamespace(pid=7, usedGpuMemory=None)]
         ),
     }
+
+    def old_driver(name: str) -> Any:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer", old_driver)
     for name, replacement in replacements.items():
         monkeypatch.setattr(pynvml, name, replacement)
     return driver

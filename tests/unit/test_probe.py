@@ -9,15 +9,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from obatchd.errors import GpuError
-from obatchd.gpus.model import Gpu, Reading
-from obatchd.gpus.probe import REPLACEMENTS, Probe
+from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.probe import REPLACEMENTS, Listener, Probe
+from obatchd.gpus.source import GpuSource
 from obatchd.settings import GpuSettings
+from obatchd.simulator.timeline import GpuEvent, write_script
 
 GPU = Gpu("GPU-1", "Test", 0, "00000000:01:00.0", 2**30, "1.0")
 
 
-class Scripted:
+class Scripted(GpuSource):
     """Lists one GPU and does what its script says at the n-th reading of its process."""
 
     def __init__(self, script: Callable[[int], None]) -> None:
@@ -122,6 +126,81 @@ async def test_a_probe_that_dies_is_replaced() -> None:
     await probe.start()
     await wait_for(lambda: "given up" in probe.message)
     assert probe.replacements == REPLACEMENTS and "died" in probe.message
+    await probe.stop()
+
+
+def pause_at_second(count: int) -> None:
+    if count == 2:
+        time.sleep(1.0)
+
+
+async def test_a_driver_that_is_slow_to_answer_is_unknown_meanwhile() -> None:
+    probe = Probe(GpuSettings(poll_s=0.02, silent_warn_s=0.2), open_source=partial(scripted, pause_at_second))
+    await probe.start()
+    await wait_for(lambda: probe.code == "probe_late")
+    assert probe.state == "unknown"
+    await wait_for(lambda: probe.state == "ok")
+    assert probe.replacements == 0
+    await probe.stop()
+
+
+class Heard(Listener):
+    def __init__(self) -> None:
+        self.cards: list[Identity] = []
+        self.slow: list[SlowReading] = []
+        self.events: list[XidEvent] = []
+
+    def identities(self, identities: list[Identity]) -> None:
+        self.cards = identities
+
+    def slow_readings(self, readings: list[SlowReading]) -> None:
+        self.slow = readings
+
+    def xids(self, events: list[XidEvent]) -> None:
+        self.events += events
+
+
+async def test_a_listener_hears_everything(tmp_path: Path) -> None:
+    settings = GpuSettings(use="simulated:2", poll_s=0.05, slow_poll_s=0.1)
+    probe, heard = Probe(settings, tmp_path), Heard()
+    probe.listener = heard
+    await probe.start()
+    await wait_for(lambda: len(heard.cards) == 2)
+    write_script(tmp_path, {"1": [GpuEvent("xid"), GpuEvent("lost")]})
+    await wait_for(lambda: heard.events and heard.slow and heard.slow[1].trouble == "lost")
+    assert [card.serial for card in heard.cards] == ["SIM0000000000", "SIM0000000001"]
+    assert [(event.xid, event.uuid) for event in heard.events] == [(79, probe.gpus[1].uuid)]
+    assert probe.readings[probe.gpus[1].uuid].trouble == "lost"
+    await probe.stop()
+
+
+async def test_a_driver_updated_underneath_is_told_while_readings_go_on(tmp_path: Path) -> None:
+    probe = Probe(GpuSettings(use="simulated:1", poll_s=0.05, slow_poll_s=0.1), tmp_path)
+    await probe.start()
+    write_script(tmp_path, {"0": [GpuEvent("mismatch")]})
+    await wait_for(lambda: probe.host_trouble[0] == "driver_mismatch")
+    assert probe.state == "ok" and "reboot" in probe.host_trouble[1]
+    await probe.stop()
+
+
+class Gone(Scripted):
+    """A driver that is unloaded after its first use, and loaded again later."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(die_at_second)
+        starts = len(list(directory.iterdir()))
+        (directory / str(starts)).touch()
+        if starts == 1:
+            raise GpuError("unloaded", code="no_driver")
+
+
+async def test_a_driver_that_goes_away_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obatchd.gpus.probe.RETRY_S", 0.3)
+    probe = Probe(settings(), open_source=partial(Gone, tmp_path))
+    await probe.start()
+    await wait_for(lambda: probe.code == "no_driver")
+    assert (probe.state, probe.gpus) == ("unknown", [GPU])
+    await wait_for(lambda: probe.state == "ok")
     await probe.stop()
 
 

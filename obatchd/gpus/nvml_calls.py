@@ -1,0 +1,114 @@
+"""How NVML is called: per-field errors, the newest call before the older one, and what an error says about the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import pynvml
+
+from obatchd.gpus.model import Trouble
+
+T = TypeVar("T")
+ABSENT = frozenset({pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND})
+# The process lists raise the second, which is no NVMLError; a name that is no UTF-8, as under WSL, the third.
+ERRORS = (pynvml.NVMLError, pynvml.NVMLLibraryMismatchError, UnicodeDecodeError)
+_OLD_CALL = frozenset({*ABSENT, pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH, pynvml.NVML_ERROR_INVALID_ARGUMENT})
+# An unknown field number is an invalid argument to an older driver.
+_ABSENT_FIELD = frozenset({*ABSENT, pynvml.NVML_ERROR_INVALID_ARGUMENT, pynvml.NVML_ERROR_NO_DATA})
+_TROUBLES: dict[int, Trouble] = {
+    pynvml.NVML_ERROR_GPU_IS_LOST: "lost",
+    pynvml.NVML_ERROR_GPU_NOT_FOUND: "lost",
+    pynvml.NVML_ERROR_RESET_REQUIRED: "reset_required",
+    pynvml.NVML_ERROR_IRQ_ISSUE: "irq",
+    pynvml.NVML_ERROR_CORRUPTED_INFOROM: "inforom_corrupted",
+}
+_WORST: tuple[Trouble, ...] = ("", "inforom_corrupted", "irq", "unknown", "reset_required", "lost")
+_VALUES = {
+    pynvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
+    pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
+    pynvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
+}
+_NOT_AVAILABLE = frozenset({0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF})
+
+
+class Asking:
+    """Asks one card for fields, and keeps what went wrong apart for each."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, str] = {}
+        self.trouble: Trouble = ""
+        self.answers = 0
+
+    def field(self, name: str, read: Callable[[], T]) -> T | None:
+        """The value; None when the card or driver does not tell, or when it failed, which is then in ``errors``."""
+        try:
+            value = read()
+        except ERRORS as error:
+            self.failed(name, error)
+            return None
+        self.answers += 1
+        return value
+
+    def failed(self, name: str, error: Exception) -> None:
+        """Note an error of one field. "Not supported" is none."""
+        code = getattr(error, "value", None)  # never compared as a whole: NVMLError's == fails on other types
+        if code in ABSENT:
+            return
+        self.errors[name] = words(error)
+        trouble = _TROUBLES.get(code, "") if code is not None else ""
+        self.trouble = max(self.trouble, trouble, key=_WORST.index)
+
+    def gone(self, error: Exception) -> None:
+        """The device itself is not found under its UUID, although it was there."""
+        self.errors["handle"] = words(error)
+        known = _TROUBLES.get(getattr(error, "value", -1), "")
+        found = getattr(error, "value", None) == pynvml.NVML_ERROR_NOT_FOUND
+        self.trouble = max(known or ("lost" if found else "unknown"), self.trouble, key=_WORST.index)
+
+
+def newest(*calls: Callable[[], T]) -> T:
+    """The first call that this driver knows, newest first; raises what the last one raises."""
+    for call in calls[:-1]:
+        try:
+            return call()
+        except pynvml.NVMLError as error:
+            if error.value not in _OLD_CALL:
+                raise
+    return calls[-1]()
+
+
+def field_values(handle: Any, numbers: Sequence[int], asking: Asking, prefix: str) -> dict[int, float]:
+    """Values by field number, in one call. A bad number fails for itself only; each has a return code of its own."""
+    values = asking.field(prefix, lambda: pynvml.nvmlDeviceGetFieldValues(handle, list(numbers)))
+    found: dict[int, float] = {}
+    for number, entry in zip(numbers, values or (), strict=False):
+        if entry.nvmlReturn == pynvml.NVML_SUCCESS:
+            if (kind := _VALUES.get(entry.valueType)) and (value := getattr(entry.value, kind)) not in _NOT_AVAILABLE:
+                found[number] = value
+        elif entry.nvmlReturn not in _ABSENT_FIELD:
+            asking.failed(f"{prefix}.{number}", pynvml.NVMLError(entry.nvmlReturn))
+    return found
+
+
+def or_none(read: Callable[[], T]) -> T | None:
+    """The value, or None where it is not supported; other errors are raised."""
+    try:
+        return read()
+    except pynvml.NVMLError as error:
+        if error.value not in ABSENT:
+            raise
+        return None
+
+
+def text(value: str | bytes) -> str:
+    """Old bindings give bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def words(error: Exception) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,36 @@
+"""Where GPUs and readings come from: NVML, or the stand-in of :mod:`obatchd.simulator.gpus`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
+
+
+class GpuSource(Protocol):
+    """Asked in the probe's own process; every call may block for ever."""
+
+    def gpus(self) -> list[Gpu]:
+        """Every GPU that can carry a server, in index order."""
+        ...
+
+    def readings(self) -> list[Reading]:
+        """One reading per listed GPU."""
+        ...
+
+    def identities(self) -> Sequence[Identity]:
+        """Who the cards are; none where nobody tells."""
+        return ()
+
+    def slow_readings(self) -> Sequence[SlowReading]:
+        """One slow reading per card."""
+        return ()
+
+    def xids(self) -> Sequence[XidEvent]:
+        """Errors reported since the last call; never waits."""
+        return ()
+
+    def host_trouble(self) -> tuple[str, str]:
+        """Slug and words of what is wrong with the driver of the whole host, no GPU's fault; empty: nothing."""
+        return "", ""
