@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
+_WANTS_JSON = f"{__name__}.wants_json"
+
 
 class Invocation:
     """One call of ``obatchctl``: what the user asked for, and how it is answered."""
@@ -64,16 +66,30 @@ class Group(click.Group):
 class RootGroup(click.Group):
     """Reports obatchd's errors of every command below it in plain words, or as JSON, with their exit codes."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Wrong usage ends the parsing before --json is reached.
+        ctx.meta[_WANTS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            if not ctx.meta[_WANTS_JSON]:
+                raise
+            _print_error("usage", error.format_message())
+            sys.exit(exit_codes.USAGE)
         except ObatchError as error:
             invocation = ctx.find_object(Invocation)
             if invocation is not None and invocation.json:
-                print_json({"error": {"code": error.code, "message": error.message}})
+                _print_error(error.code, error.message)
             else:
                 click.echo(clean(error.message, keep="\n"), err=True)
             sys.exit(_exit_code(error))
+
+
+def _print_error(code: str, message: str) -> None:
+    print_json({"error": {"code": code, "message": message}})
 
 
 def _json_option() -> click.Option:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.cli.completion import model_names
 
 
 @click.group("models", cls=Group, invoke_without_command=True)
@@ -46,7 +47,7 @@ def _print(models: list[dict[str, Any]]) -> None:
 
 
 @models_command.command("pull")
-@click.argument("name")
+@click.argument("name", shell_complete=model_names)
 @pass_invocation
 def pull_command(invocation: Invocation, name: str) -> None:
     """Get a model into the store."""
@@ -70,7 +71,7 @@ def _show(progress: dict[str, Any]) -> None:
 
 
 @models_command.command("rm")
-@click.argument("name")
+@click.argument("name", shell_complete=model_names)
 @pass_invocation
 def rm_command(invocation: Invocation, name: str) -> None:
     """Delete a model from the store."""

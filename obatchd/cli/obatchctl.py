@@ -54,11 +54,13 @@ class _Commands(RootGroup):
     type=click.Path(file_okay=False, path_type=Path),
     help="Spool of the daemon to talk to; also OBATCH_SPOOL.",
 )
+@click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document; also behind every command.")
 @click.version_option(__version__, prog_name="obatchctl")
 @click.pass_context
-def main(ctx: click.Context, spool: Path) -> None:
+def main(ctx: click.Context, spool: Path, as_json: bool) -> None:
     """Talk to obatchd: see what it does, give it work, take servers out and back.
 
     Exit codes: 0 good, 1 failed or degraded, 2 usage, 3 the daemon is not running, 4 no permission, 78 configuration.
     """
     ctx.obj = Invocation(spool.expanduser().absolute())
+    ctx.obj.json = as_json

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.cli.completion import server_ids
 
 
 @click.group("servers", cls=Group, invoke_without_command=True)
@@ -39,7 +40,7 @@ def _act(invocation: Invocation, server_id: str, action: str) -> None:
 
 
 @servers_command.command("drain")
-@click.argument("server_id", metavar="SERVER")
+@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
 @pass_invocation
 def drain_command(invocation: Invocation, server_id: str) -> None:
     """Give a server no more work; what is in flight finishes."""
@@ -47,7 +48,7 @@ def drain_command(invocation: Invocation, server_id: str) -> None:
 
 
 @servers_command.command("resume")
-@click.argument("server_id", metavar="SERVER")
+@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
 @pass_invocation
 def resume_command(invocation: Invocation, server_id: str) -> None:
     """Take a drained or failed server into service again."""
@@ -55,7 +56,7 @@ def resume_command(invocation: Invocation, server_id: str) -> None:
 
 
 @servers_command.command("restart")
-@click.argument("server_id", metavar="SERVER")
+@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
 @pass_invocation
 def restart_command(invocation: Invocation, server_id: str) -> None:
     """Drain a server, stop it and start it anew."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ _JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", ">BUSY
 def render(status: Document) -> list[str]:
     """The whole page, as lines."""
     lines = [_headline(status), *(_alarm(f"  ! {reason}") for reason in status["reasons"])]
-    lines += ["", *server_table(status["servers"])]
+    lines += ["", *server_table(status["servers"], told=status["reasons"])]
     if status["gpus"]["state"] != "ok":
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
     lines += ["", *map(clean, _lines(status)), *(clean(_pull(pull)) for pull in status["pulls"])]
@@ -38,12 +39,14 @@ def _alarm(text: str) -> str:
     return click.style(clean(text), fg="red")
 
 
-def server_table(servers: list[Document]) -> list[str]:
-    """The servers of the status document as a table, and below it why a server is as it is."""
+def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]:
+    """The servers of the status document as a table, and below it why a server is as it is, unless that was told."""
     if not servers:
         return ["no servers"]
     notes = [
-        f"  {server['id']}: {server['reason']}" for server in servers if server["reason"] and server["state"] != "ready"
+        f"  {server['id']}: {server['reason']}"
+        for server in servers
+        if server["reason"] and server["state"] != "ready" and not any(server["reason"] in reason for reason in told)
     ]
     return [*table(_SERVER_HEADINGS, map(_server_row, servers)), *map(clean, notes)]
 

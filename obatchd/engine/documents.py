@@ -97,7 +97,7 @@ def summary_details(
     finished_s = time.time()
     wall_s = max(finished_s - row.accepted_s, 1e-6)
     counts = {outcome.value: totals.outcomes.get(outcome.value, 0) for outcome in Outcome}
-    servers = {name: {**use, "ollama_version": versions(name)} for name, use in totals.servers.items()}
+    servers = {name: {**use.document(), "ollama_version": versions(name)} for name, use in totals.servers.items()}
     return {
         "schema": SCHEMA,
         "job": row.job,

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -60,6 +61,8 @@ class _Record(msgspec.Struct):
     message: str = ""
     model: str = ""
     server: str = ""
+    started_at: str = ""  # ISO 8601 in UTC, of one width: the text sorts by time
+    finished_at: str = ""
     duration_s: float = 0.0
     prompt_tokens: int = 0
     response_tokens: int = 0
@@ -76,13 +79,41 @@ _record = msgspec.json.Decoder(_Record)
 _response = msgspec.json.Decoder(_Response)
 
 
+class ServerUse:
+    """What one server did for a job."""
+
+    def __init__(self, first: str, last: str) -> None:
+        self.requests = 0
+        self.response_tokens = 0
+        self.busy_s = 0.0  # slot time
+        self._first, self._last = first, last
+
+    def add(self, record: _Record) -> None:
+        self.requests += 1
+        self.response_tokens += record.response_tokens
+        self.busy_s += record.duration_s
+        self._first, self._last = min(self._first, record.started_at), max(self._last, record.finished_at)
+
+    def document(self) -> dict[str, Any]:
+        """As ``summary.json`` shows it. ``tokens_per_s`` is over all slots, from the first start to the last end."""
+        span_s = 0.0
+        if self._first and self._last:
+            span_s = (datetime.fromisoformat(self._last) - datetime.fromisoformat(self._first)).total_seconds()
+        return {
+            "requests": self.requests,
+            "response_tokens": self.response_tokens,
+            "busy_s": round(self.busy_s, 6),
+            "tokens_per_s": round(self.response_tokens / span_s, 2) if span_s > 0 else None,
+        }
+
+
 class Totals:
     """What a job's results add up to.
 
     Attributes:
         outcomes: requests by outcome.
         failures: by code: how many, an example, what to do.
-        servers: by id: requests, response tokens, seconds of slot time.
+        servers: by id: requests, response tokens, seconds of slot time, when it began and ended to work on the job.
         serial_s: the sum of all durations.
         ungrounded: answers with a value that does not occur in their prompt.
     """
@@ -90,7 +121,7 @@ class Totals:
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
         self.failures: dict[str, dict[str, Any]] = {}
-        self.servers: dict[str, dict[str, Any]] = {}
+        self.servers: dict[str, ServerUse] = {}
         self.models: set[str] = set()
         self.serial_s = 0.0
         self.prompt_tokens = 0
@@ -114,10 +145,10 @@ class Totals:
             group = self.failures.setdefault(record.code, {"requests": 0, "example": record.message, "advice": advice})
             group["requests"] += 1
         elif record.server:
-            use = self.servers.setdefault(record.server, {"requests": 0, "response_tokens": 0, "busy_s": 0.0})
-            use["requests"] += 1
-            use["response_tokens"] += record.response_tokens
-            use["busy_s"] = round(use["busy_s"] + record.duration_s, 6)
+            use = self.servers.get(record.server)
+            if use is None:
+                use = self.servers[record.server] = ServerUse(record.started_at, record.finished_at)
+            use.add(record)
 
 
 class JobOutbox:

@@ -230,12 +230,12 @@ async def serving(tmp_path: Path, *, frame_timeout_s: float = 10.0) -> AsyncIter
         runtime.remove(spool, directory)
 
 
-async def obatchctl(spool: Path, *arguments: str | Path, stderr: bool = False) -> tuple[int, str]:
+async def obatchctl(spool: Path, *arguments: str | Path, stderr: bool = False, **environ: str) -> tuple[int, str]:
     """Run the console script; returns its exit code and what it printed."""
     process = await asyncio.create_subprocess_exec(
         OBATCHCTL,
         *map(str, arguments),
-        env={"PATH": os.environ["PATH"], "OBATCH_SPOOL": str(spool), "PYTHONWARNINGS": "error"},
+        env={"PATH": os.environ["PATH"], "OBATCH_SPOOL": str(spool), "PYTHONWARNINGS": "error", **environ},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

