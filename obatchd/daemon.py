@@ -86,7 +86,7 @@ class Daemon:
         self.engine = Engine(
             settings, layout, store, context,
             ensure_model=self._ensure_model, forget_model=self._models.forget, model_facts=self._model_facts,
-            server_version=self._server_version, on_defect=self._defect,
+            server_version=self._server_version, model_digest=self._model_digest, on_defect=self._defect,
         )  # fmt: skip
         await self._fleet.start()
         try:
@@ -224,6 +224,11 @@ class Daemon:
         info = self._models.info(model)
         facts: dict[str, Any] = msgspec.to_builtins(info) if info else {}
         return {name: facts.get(name) for name in ("digest", "quantization", "parameter_size", "context_length")}
+
+    async def _model_digest(self, model: str) -> str | None:
+        if (digest := self._model_facts(model)["digest"]) is None:
+            digest = await self._models.digest(model)
+        return str(digest) if digest else None
 
     def _utilisation(self, server_id: str) -> int | None:
         """Of the busiest GPU of a server in percent; None where it is unknown or told too long ago."""

@@ -245,6 +245,9 @@ class SelectionSettings(Section):
     """Which requests of a drop are run. Only a job has these."""
 
     sample: int | None = Field(None, ge=1, le=10_000, description="Run only so many requests, chosen at random.")
+    skip_done: bool | str | None = Field(
+        None, description="Copy the answers that the same requests got in earlier jobs, or in the one with this id."
+    )
 
 
 class AccessSettings(Section):

@@ -36,6 +36,7 @@ Document = dict[str, Any]
 @click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
 @click.option("--sample", type=click.IntRange(1, 10_000), metavar="N", help="Run N random requests first, and ask.")
 @click.option("--yes", is_flag=True, help="Do not ask after the sample.")
+@click.option("--skip-done", is_flag=True, help="Copy what the same requests were answered in your earlier jobs.")
 @click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
 @click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
@@ -48,15 +49,21 @@ def submit_command(
     config: Path | None,
     sample: int | None,
     yes: bool,
+    skip_done: bool,
     wait: bool,
     output_dir: Path | None,
     **given: Any,
 ) -> None:
     """Make a job of each PATH, a file or a folder. Returns when the daemon holds it safely on disk."""
     settings = _settings(config, given)
-    if sample is not None and not _try_first(invocation, paths, settings | {"sample": sample}, ask=not yes):
-        return
-    jobs, refused = _hand_over(invocation, paths, settings)
+    drops = {path: settings | {"skip_done": True} if skip_done else settings for path in paths}
+    if sample is not None:
+        samples = _try_first(invocation, {path: settings | {"sample": sample} for path in paths}, ask=not yes)
+        if samples is None:
+            return
+        # What was answered for the sample is not asked again.
+        drops = {path: {"skip_done": samples[path], **own} for path, own in drops.items()}
+    jobs, refused = _hand_over(invocation, drops)
     if jobs and (wait or output_dir is not None):
         jobs = _wait(invocation, [job["job"] for job in jobs])
         if output_dir is not None:
@@ -67,12 +74,13 @@ def submit_command(
     sys.exit(exit_codes.FAILED if refused or not all(map(_good, jobs)) else exit_codes.OK)
 
 
-def _try_first(invocation: Invocation, paths: tuple[Path, ...], settings: Document, *, ask: bool) -> bool:
-    """Run a sample of each PATH and show it; whether the whole is to follow."""
+def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool) -> dict[Path, str] | None:
+    """Run a sample of each drop and show it; the jobs of the samples, or None when the whole is not wanted."""
     from obatchd.cli import sampling
     from obatchd.results.rows import Source
 
-    jobs, refused = _hand_over(invocation, paths, settings, "a sample; results:")
+    jobs, refused = _hand_over(invocation, drops, "a sample; results:")
+    samples = {path: job["job"] for path, job in zip(drops, jobs, strict=False)}
     jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
     sources = [Source(Path(job["outbox"])) for job in jobs]
     if refused:
@@ -84,23 +92,23 @@ def _try_first(invocation: Invocation, paths: tuple[Path, ...], settings: Docume
             rows = [sampling.document(row) for source in sources for row in source.rows()]
             estimate = {"requests": expected.requests, "estimate_s": expected.seconds}
             invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate}, lambda: None)
-        return not ask
+        return None if ask else samples
     for source in sources:
         sampling.show(source)
     click.echo(sampling.sentence(expected))
     if ask and not click.confirm("Run it?", default=False):
         click.echo("The whole was not submitted.")
-        return False
-    return True
+        return None
+    return samples
 
 
 def _hand_over(
-    invocation: Invocation, paths: tuple[Path, ...], settings: Document, what: str = "results:"
+    invocation: Invocation, drops: dict[Path, Document], what: str = "results:"
 ) -> tuple[list[Document], list[Document]]:
-    """Submit each path; one that is refused does not keep back the others."""
+    """Submit each path with its settings; one that is refused does not keep back the others."""
     client = invocation.client()
     jobs, refused = [], []
-    for path in paths:
+    for path, settings in drops.items():
         try:
             job = client.submit(path, settings)
         except DaemonDownError:

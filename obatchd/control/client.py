@@ -80,7 +80,7 @@ class Client:
         kind = "folder" if path.is_dir() else "file"
         files = folder_files(path) if kind == "folder" else iter([(path.name, path)])
         with self._connect(SUBMIT_SOCKET, _SUBMIT_TIMEOUT_S) as connection:
-            name = path.resolve().name
+            name = os.path.basename(os.path.abspath(path))  # of a link, its own; of "." the directory's
             try:
                 handover.send_frame(connection, {"submit": {"name": name, "kind": kind, "settings": settings}})
                 return self._hand_over(connection, files)

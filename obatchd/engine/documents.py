@@ -10,6 +10,7 @@ from typing import Any
 
 from obatchd import __version__
 from obatchd.engine.live import LiveJob
+from obatchd.engine.reuse import context_sha256
 from obatchd.jobs.model import JobState, Outcome
 from obatchd.jobs.store import JobRow
 from obatchd.spool.outbox import Totals
@@ -108,6 +109,7 @@ def summary_details(
         "requests": sum(counts.values()),
         **counts,
         "truncated": totals.truncated,
+        "copied": totals.copied,
         "ungrounded": totals.ungrounded,
         "failures": totals.failures,
         "accepted_at": instant(row.accepted_s),
@@ -126,6 +128,7 @@ def summary_details(
             "context_length": sorted({lane.profile.context_length for lane in live.lanes.values()}),
             "options": context.options,
             "max_response_tokens": context.max_response_tokens,
+            "context_sha256": context_sha256(context),
             "format": context.format,
             "in_source": context.in_source,
             "think": context.think,

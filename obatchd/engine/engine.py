@@ -24,6 +24,7 @@ from obatchd.engine.live import CANCELLED, Ending, LiveJob
 from obatchd.engine.publisher import Publication, Publisher
 from obatchd.engine.rebuild import rebuild
 from obatchd.engine.responses import ResponseWriter
+from obatchd.engine.reuse import Reuse
 from obatchd.engine.vital import Vital
 from obatchd.errors import DropRefused, ObatchError
 from obatchd.jobs.formats import request_file
@@ -53,6 +54,7 @@ class Engine:
         forget_model: what was known of a model no longer holds.
         model_facts: what is known of a model for the summary, by name.
         server_version: the Ollama version of a server, by id.
+        model_digest: the digest of a model by name, as soon as a server can tell it; None where no server has it.
         on_defect: a part of the engine ended by an exception; the daemon cannot go on.
     """
 
@@ -67,6 +69,7 @@ class Engine:
         forget_model: Callable[[str], None],
         model_facts: Callable[[str], dict[str, Any]],
         server_version: Callable[[str], str | None],
+        model_digest: Callable[[str], Awaitable[str | None]],
         on_defect: Callable[[str], None],
     ) -> None:
         self.settings = settings
@@ -80,6 +83,7 @@ class Engine:
         self._model_facts = model_facts
         self._server_version = server_version
         self.vital = Vital(on_defect, store.distrust)
+        self._reuse = Reuse(store, layout, model_digest)
         self.queue = JobQueue(self._fetch)
         switcher = ProfileSwitcher(self.queue, settings.dispatch.switch_after_s, ensure_model, self._unservable)
         self.switcher = switcher
@@ -217,6 +221,8 @@ class Engine:
                 self.intake.go_on(Reading(row, self.layout, self.settings, lambda size: None))
             if live.ending:
                 self._spawn(self._end_pending(live, *live.ending))
+            elif live.looking_back and indexed:
+                self._spawn(self._look_back(live))
             self._check_complete(live)
         if rows:
             _log.info("jobs_resumed", jobs=len(rows), fresh=len(fresh))
@@ -263,11 +269,29 @@ class Engine:
             _log.info("job_indexed", job=live.row.job, requests=live.requests)
             if live.ending:
                 self._spawn(self._end_pending(live, *live.ending))
+            elif live.looking_back:
+                self._spawn(self._look_back(live))
             self._check_complete(live)
         self.dispatcher.wake()
 
+    async def _look_back(self, live: LiveJob) -> None:
+        """Copy earlier answers, then let the rest be asked."""
+        copied = 0
+        async for batch in self._reuse.answers(live):
+            for finished in batch:
+                self._finished(finished)
+            copied += len(batch)
+            await self.committer.settle(timeout_s=60)
+        _log.info("earlier_answers_copied", job=live.row.job, requests=copied)
+        live.looking_back = False
+        for row in await asyncio.to_thread(lambda: self.store.of(live.row).lanes(live.key)):
+            if row.requests > row.finished:
+                self._extend(live, row, row.requests - row.finished)
+        self._check_complete(live)
+        self.dispatcher.wake()
+
     def _extend(self, live: LiveJob, row: LaneRow, stored: int, pending: Sequence[Any] = ()) -> None:
-        if live.ending:
+        if live.ending or live.looking_back:
             return
         lane = live.lanes.get(row.lane)
         if lane is None:

@@ -129,16 +129,15 @@ class Intake:
     async def _look(self) -> bool:
         """One scan and claim; whether another should follow at once."""
         loop = asyncio.get_running_loop()
-        limits = self._limits()
+        limits, known_problem = self._limits(), self.report.problem
         self.report = await loop.run_in_executor(
             self._claim_thread, self.inbox.scan, lambda drop: limits.room(drop.owner, drop.size)
         )
+        if self.report.problem not in ("", known_problem):
+            _log.warning("inbox_problem", reason=self.report.problem)
         if not self._may_claim():
             return False
-        for drop, refusal in self.report.refused:
-            await loop.run_in_executor(self._claim_thread, claim.refuse, drop, self._layout, refusal)
-            self.refused += 1
-            _log.warning("drop_refused", owner=drop.owner, inode=drop.inode, code=refusal.code)
+        await loop.run_in_executor(self._claim_thread, self._refuse_found, self.report)
         if not self.report.ready and not self._claim_failed:
             return False
         self._claim_failed = True
@@ -147,8 +146,21 @@ class Intake:
         await self.begin(rows)
         return len(self.report.ready) >= self._settings().inbox.claim_batch
 
+    def _refuse_found(self, report: ScanReport) -> None:
+        for drop, refusal in report.refused:
+            if (error := claim.refuse(drop, self._layout, refusal)) is not None:
+                self.inbox.not_taken(drop, error)
+                continue
+            self.inbox.taken(drop)
+            self.refused += 1
+            _log.warning("drop_refused", owner=drop.owner, inode=drop.inode, code=refusal.code)
+
     def _claim(self, report: ScanReport) -> list[JobRow]:
         result = claim.claim(report.ready, self._layout, self._store.state, self.ids)
+        for drop in report.ready:
+            self.inbox.taken(drop)
+        for drop, error in result.not_taken:
+            self.inbox.not_taken(drop, error)
         self._unlisted += [accepted.job for accepted in result.accepted]
         rows = self._store.state.find(self._unlisted)
         self._unlisted = []
@@ -199,8 +211,9 @@ class Intake:
         for reading in readings:
             claim.complete_submission(reading.directory)
             try:
-                changes.append((reading.row.key, reading.prepare(self._store)))
+                changed = reading.prepare(self._store)
                 batches.append((reading, reading.batch(FIRST_CHUNK)))
+                changes.append((reading.row.key, changed))  # not of a refused one: its row says why
             except (DropRefused, FileNotFoundError) as error:
                 # Not found: a crash came between moving the drop to failed/ and saying so in the store.
                 gone = DropRefused("it had been moved to failed/ before", code="drop_refused")

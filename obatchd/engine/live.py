@@ -41,6 +41,7 @@ class LiveJob:
         self.ending = CANCELLED if row.cancelled else None
         self.resumed = False  # taken up again after a restart: response files may be missing
         self.publishing = False
+        self.looking_back = bool(row.settings.skip_done)  # earlier answers are looked for: nothing is offered yet
         self.status_written: tuple[Any, ...] = ()
         self.settings = settings
         self._rate = RateMeter(_RATE_WINDOW_S)

@@ -66,6 +66,7 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     id_column: str | None = None
     sample: int | None = None  # run only so many requests of the drop, chosen at random
     sample_of: int | None = None  # of how many; found when the drop is read, not given
+    skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
 
     def expires_s(self, accepted_s: float, default: float | str) -> float | None:
         """Wall-clock time at which the job's deadline passes, or None. ``default`` holds where it names none."""

@@ -37,6 +37,7 @@ _TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 # Silence while a layer of hundreds of gigabytes is verified is no failure.
 _PULL_TIMEOUT = httpx.Timeout(1800.0, connect=5.0)
 _T = TypeVar("_T")
+_FIRST_SERVER_S = 0.5  # between two looks whether a server is up
 _UP = frozenset({ServerState.READY, ServerState.DRAINING})
 _UNREACHABLE = (httpx.TransportError, ConnectionError)
 
@@ -287,6 +288,13 @@ class ModelKeeper:
                 continue
             found += [describe(entry.model or "", store, entry, None) for entry in listed.models]
         return found
+
+    async def digest(self, model: str) -> str | None:
+        """The digest of a model in the first store that has it, None where none has; waits for the first server."""
+        while not self._stores():
+            await asyncio.sleep(_FIRST_SERVER_S)
+        found = (info.digest for info in await self.list_models() if canonical(info.name) == canonical(model))
+        return next(found, None)
 
     async def remove(self, name: str) -> None:
         """Delete a model from the managed servers' store. Remote stores are never touched.

@@ -35,9 +35,10 @@ _INCOMING = "incoming"
 
 
 class ClaimReport(msgspec.Struct):
-    """The intents that became jobs."""
+    """The intents that became jobs, and the drops that could not be renamed away, with why."""
 
     accepted: list[Intent] = []
+    not_taken: list[tuple[Drop, OSError]] = []
 
 
 def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) -> ClaimReport:
@@ -56,15 +57,16 @@ def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) ->
     crash_points.reach("claim.after_intents")
     taken: list[Intent] = []
     lost: list[str] = []
+    not_taken: list[tuple[Drop, OSError]] = []
     for drop, intent in wanted:
-        arrived = _take(drop, intent, layout)
+        arrived = _take(drop, intent, layout, not_taken)
         if arrived is None:
             lost.append(intent.job)
         else:
             taken.append(arrived)
         crash_points.reach("claim.after_rename")
     _conclude(taken, lost, layout, ledger)
-    return ClaimReport([*accepted, *taken])
+    return ClaimReport([*accepted, *taken], not_taken)
 
 
 def _conclude(taken: Sequence[Intent], lost: Sequence[str], layout: Layout, ledger: Ledger) -> None:
@@ -103,7 +105,7 @@ def _folder_bytes(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.iterdir() if path.is_file() and not path.is_symlink())
 
 
-def _take(drop: Drop, intent: Intent, layout: Layout) -> Intent | None:
+def _take(drop: Drop, intent: Intent, layout: Layout, not_taken: list[tuple[Drop, OSError]]) -> Intent | None:
     """Rename one drop into its own new directory; None when nothing that can be a job arrived there."""
     directory = layout.job_dir(intent.job)
     directory.mkdir(mode=0o700)
@@ -112,7 +114,8 @@ def _take(drop: Drop, intent: Intent, layout: Layout) -> Intent | None:
         os.rename(drop.path, directory / "input")
     except OSError as error:
         directory.rmdir()
-        _log.warning("drop_not_taken", job=intent.job, owner=drop.owner, reason=log.reason(error))
+        if not isinstance(error, FileNotFoundError):  # else it was withdrawn in the last instant
+            not_taken.append((drop, error))
         return None
     return _arrived(intent, layout)
 
@@ -315,17 +318,16 @@ def complete_submission(directory: Path) -> None:
 # Refusing.
 
 
-def refuse(drop: Drop, layout: Layout, error: ObatchError) -> None:
-    """Move a drop from the inbox to ``failed/``, its error file written first."""
+def refuse(drop: Drop, layout: Layout, error: ObatchError) -> OSError | None:
+    """Move a drop from the inbox to ``failed/``, its error file written first; returns why it could not be moved."""
     directory = _explain(f"refused-{time.time_ns():x}", drop.name, drop.owner, layout, error)
     try:
         os.rename(drop.path, directory / _failed_name(drop.name))
     except OSError as problem:
         shutil.rmtree(directory, ignore_errors=True)
-        if not isinstance(problem, FileNotFoundError):
-            _log.error("drop_not_moved", owner=drop.owner, inode=drop.inode, reason=log.reason(problem))
-        return
+        return None if isinstance(problem, FileNotFoundError) else problem
     sync_paths([directory, layout.inbox])
+    return None
 
 
 def refuse_claimed(job: str, name: bytes, owner: int, layout: Layout, error: ObatchError) -> None:

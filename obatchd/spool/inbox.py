@@ -80,6 +80,7 @@ class Blocked(msgspec.Struct, frozen=True):
     name: str
     reason: str
     owner: int  # uid
+    tried: bool = False  # all looked well, but it could not be renamed away
 
 
 class ScanReport(msgspec.Struct):
@@ -146,6 +147,7 @@ class Inbox:
         self._watch_tried_s = float("-inf")
         self._whole_s = float("-inf")
         self._whole_took_s = 0.0
+        self._problem = ""
         self._remote = False
         self._wake: Callable[[], None] | None = None  # None: not started, or stopped
 
@@ -239,11 +241,13 @@ class Inbox:
         known = len(self._ready)
         for name in names:
             self._look(name, name in renamed, now_s, report)
+        if self._problem:  # everything waits where it is
+            report.problem, report.refused = self._problem, []
         if self._whole_s == now_s:
             self._whole_took_s = self._clock() - now_s
         if len(self._ready) > known:
             self._ready = dict(sorted(self._ready.items(), key=lambda item: (item[1].mtime_ns, item[0])))
-        report.ready, held = self._choose(hindrance)
+        report.ready, held = ([], []) if self._problem else self._choose(hindrance)
         for drop in report.ready:
             del self._ready[drop.name]
         left_s = [left for waiting in self._waiting.values() if (left := waiting.left_s(now_s)) > 0]
@@ -272,6 +276,7 @@ class Inbox:
         if told and now_s - self._whole_s < max(self.settings.rescan_s, _WHOLE_SHARE * self._whole_took_s):
             due = {name for name, waiting in self._waiting.items() if waiting.left_s(now_s) <= 0}
             return named | (due - self._ready.keys())
+        self._problem = self._layout.inbox_problem()
         with os.scandir(os.fsencode(self._layout.inbox)) as entries:
             names = {entry.name for entry in entries if not is_temporary(entry.name)}
         self._whole_s = now_s
@@ -297,7 +302,8 @@ class Inbox:
             if (reason := _blocked(drop)) is not None:
                 self._block(drop, reason)
                 return
-            self._blocked.pop(name, None)
+            if (blocked := self._blocked.get(name)) is not None and not blocked.tried:
+                del self._blocked[name]
             settle_s, signature = self._signature(drop, status)
         except FileNotFoundError:
             self._forget(name)  # taken away again
@@ -337,13 +343,27 @@ class Inbox:
             (status.st_ino, status.st_mtime_ns, status.st_size),
         )
 
+    def taken(self, drop: Drop) -> None:
+        """A drop of the latest scan is not in the inbox any more."""
+        self._blocked.pop(drop.name, None)
+
+    def not_taken(self, drop: Drop, error: OSError) -> None:
+        """A drop of the latest scan could not be renamed away: it is shown as blocked, and offered again."""
+        reason = f"it cannot be renamed out of the inbox: {error.strerror}"
+        if isinstance(error, PermissionError):
+            reason += "; mind the sticky bit and the owner of the inbox, or use obatchctl submit"
+        self._set_blocked(drop, Blocked(drop.label, reason, drop.owner, tried=True))
+
     def _block(self, drop: Drop, reason: str) -> None:
         self._waiting.pop(drop.name, None)
         self._ready.pop(drop.name, None)
+        self._set_blocked(drop, Blocked(drop.label, reason, drop.owner))
+
+    def _set_blocked(self, drop: Drop, blocked: Blocked) -> None:
         told = self._blocked.get(drop.name)
-        self._blocked[drop.name] = Blocked(drop.label, reason, drop.owner)
-        if told is None or told.reason != reason:
-            _log.warning("drop_blocked", owner=drop.owner, inode=drop.inode, reason=reason)
+        self._blocked[drop.name] = blocked
+        if told is None or told.reason != blocked.reason:
+            _log.warning("drop_blocked", owner=drop.owner, inode=drop.inode, reason=blocked.reason)
 
 
 def is_temporary(name: bytes) -> bool:

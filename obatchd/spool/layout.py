@@ -89,20 +89,32 @@ class Layout:
         modes |= {layout.failed: 0o700, layout.jobs: 0o700}
         for path, mode in modes.items():
             _directory(path, mode)
-        device, mount = layout.work.stat().st_dev, _mount(layout.work).point
         for path in (layout.inbox, layout.outbox, layout.failed):
-            # rename(2) fails between two mounts even of the same file system (bind mounts).
-            if path.stat().st_dev != device or _mount(path).point != mount:
-                raise SpoolError(
-                    f"{path} is on another file system than {layout.work}: a drop could not be renamed into work. "
-                    f"Put the whole spool on one file system, or point --spool at one that is.",
-                    code="two_filesystems",
-                )
+            if problem := layout._elsewhere(path):
+                remedy = "Put the whole spool on one file system, or point --spool at one that is."
+                raise SpoolError(f"{problem}. {remedy}", code="two_filesystems")
         if owners is not None:
             for path in (layout.outbox, layout.failed):
                 owners.prepare(path)
         layout.uuid = layout._identity()
         return layout
+
+    def _elsewhere(self, path: Path) -> str:
+        # rename(2) fails between two mounts even of the same file system (bind mounts).
+        if path.stat().st_dev == self.work.stat().st_dev and _mount(path).point == _mount(self.work).point:
+            return ""
+        return f"{path} is on another file system than {self.work}: a drop could not be renamed into work"
+
+    def inbox_problem(self) -> str:
+        """Why no drop can be taken from the inbox as it is now, which somebody may have changed; empty when one can.
+
+        Raises:
+            OSError: it is not there.
+        """
+        if problem := _closed(self.inbox):
+            return problem
+        elsewhere = self._elsewhere(self.inbox)
+        return f"{elsewhere}. Unmount what was mounted there" if elsewhere else ""
 
     def _identity(self) -> str:
         path = self.work / "uuid"
@@ -246,12 +258,17 @@ def _directory(path: Path, mode: int) -> None:
         raise SpoolError(
             f"{path} cannot be created: {error.strerror}. Choose another place with --spool DIR.", code="spool"
         ) from None
-    if not os.access(path, os.R_OK | os.W_OK | os.X_OK) or _read_only(path):
-        raise SpoolError(
-            f"{path} cannot be read and written by uid {os.geteuid()}: check its owner and mode, and that its file "
-            "system is not mounted read-only.",
-            code="permission",
-        )
+    if problem := _closed(path):
+        raise SpoolError(problem, code="permission")
+
+
+def _closed(path: Path) -> str:
+    if os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True) and not _read_only(path):
+        return ""
+    return (
+        f"{path} cannot be read and written by uid {os.geteuid()}: check its owner and mode, and that its file "
+        "system is not mounted read-only."
+    )
 
 
 def _read_only(path: Path) -> bool:

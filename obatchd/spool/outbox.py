@@ -67,6 +67,7 @@ class _Record(msgspec.Struct):
     prompt_tokens: int = 0
     response_tokens: int = 0
     truncated: bool = False
+    copied_from: str = ""
     ungrounded: list[msgspec.Raw] = []
 
 
@@ -115,6 +116,7 @@ class Totals:
         failures: by code: how many, an example, what to do.
         servers: by id: requests, response tokens, seconds of slot time, when it began and ended to work on the job.
         serial_s: the sum of all durations.
+        copied: answers of earlier jobs; they count for no server, time or token.
         ungrounded: answers with a value that does not occur in their prompt.
     """
 
@@ -127,19 +129,23 @@ class Totals:
         self.prompt_tokens = 0
         self.response_tokens = 0
         self.truncated = 0
+        self.copied = 0
         self.ungrounded = 0
 
     def add(self, outcome: Outcome, raw: bytes) -> None:
         """Count one result."""
         record = _record.decode(raw)
         self.outcomes[outcome.value] += 1
+        if record.model:
+            self.models.add(record.model)
+        if record.copied_from:
+            self.copied += 1
+            return
         self.serial_s += record.duration_s
         self.prompt_tokens += record.prompt_tokens
         self.response_tokens += record.response_tokens
         self.truncated += record.truncated
         self.ungrounded += bool(record.ungrounded)
-        if record.model:
-            self.models.add(record.model)
         if outcome is not Outcome.SUCCEEDED:
             advice = _ADVICE.get(record.code, _RETRY)
             group = self.failures.setdefault(record.code, {"requests": 0, "example": record.message, "advice": advice})

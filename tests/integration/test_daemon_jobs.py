@@ -187,6 +187,17 @@ def test_an_original_configuration_in_a_folder_counts_except_where_to_send(daemo
     assert len(d.servers()) == 2
 
 
+def test_a_submission_that_is_refused_says_why_and_keeps_its_own_name(daemon: Start, tmp_path: Path) -> None:
+    d = daemon()
+    (tmp_path / "target.json").write_text("[]")
+    (tmp_path / "linked.json").symlink_to(tmp_path / "target.json")
+    said = d.control("submit", tmp_path / "linked.json")
+    assert said.returncode == 1
+    assert said.stderr.endswith("was not accepted: linked.json: linked.json holds no request\n")
+    [job] = d.client.get("jobs")["jobs"]
+    assert (job["state"], job["notes"]) == ("refused", ["linked.json holds no request"])
+
+
 def test_submit_with_settings_waits_and_copies_the_results(daemon: Start, tmp_path: Path) -> None:
     d = daemon()
     asked = prompts(12, "sub")

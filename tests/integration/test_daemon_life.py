@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from daemon_support import BIN, Daemon, alive, ask_server, free_ports, kill_server, prompts, wait_for
+from daemon_support import BIN, Daemon, alive, ask_server, free_ports, jsonl, kill_server, prompts, wait_for
 
 Start = Callable[..., Daemon]
 STEADY: dict[str, Any] = {"service_s": {"kind": "fixed", "value": 0.1}}
@@ -245,6 +245,30 @@ def test_an_inbox_on_another_file_system_is_explained(make_daemon: Start, option
     assert code == 1
     assert str(d.inbox) in said
     assert ("read-only" if "ro" in options else "file system") in said
+
+
+@pytest.mark.root
+def test_an_inbox_that_becomes_unusable_is_told_and_works_again(daemon: Start) -> None:
+    d = daemon()
+    asked = prompts(3)
+
+    def problem(words: str) -> None:
+        wait_for(lambda: words in (said := d.status()["inbox"]["problem"]) and str(d.inbox) in said, 10, words)
+        assert d.status()["state"] == "degraded"
+        assert words in d.events("inbox_problem")[-1]
+
+    if subprocess.run(["mount", "--bind", d.inbox, d.inbox], capture_output=True, check=False).returncode:
+        pytest.skip("may not mount")
+    try:
+        (d.inbox / "job.jsonl").write_bytes(jsonl(asked))
+        problem("another file system")
+        subprocess.run(["mount", "-o", "remount,ro,bind", d.inbox], check=True)
+        problem("read-only")
+    finally:
+        subprocess.run(["umount", "-l", d.inbox], check=True)
+    d.done("job.jsonl").check(asked)
+    assert d.status()["state"] == "running"
+    assert len(d.events("inbox_problem")) == 2  # not again with every scan
 
 
 def test_a_sighup_during_the_start_is_kept_for_later(make_daemon: Callable[..., Daemon]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 from daemon_support import Daemon, digest
 
@@ -26,6 +27,8 @@ def test_a_sample_is_shown_and_the_whole_follows_when_it_is_wanted(daemon: Start
     assert (sample["sample_of"], sample["succeeded"], sample["failed"]) == (300, 20, 0)
     assert sample["notes"] == ["sample: 20 of 300 requests, chosen at random; 1 more cannot be run"]
     assert jobs[301]["sample_of"] is None
+    summary = json.loads((Path(whole["jobs"][0]["outbox"]) / "summary.json").read_text())
+    assert (summary["succeeded"], summary["failed"], summary["copied"]) == (300, 1, 20)  # nothing is asked twice
     assert jobs[301]["notes"] == []  # a sample does not make the whole a second drop of the same content
 
     results = [

@@ -113,8 +113,10 @@ def test_one_that_cannot_be_renamed_does_not_hold_up_the_others(
         rename(source, target)
 
     monkeypatch.setattr(claims.os, "rename", refusing)
-    accepted = claim([stuck, free], layout, store.state, JobIds()).accepted
+    report = claim([stuck, free], layout, store.state, JobIds())
+    accepted = report.accepted
     assert [intent.name for intent in accepted] == [b"free.jsonl"]
+    assert [(drop, error.errno) for drop, error in report.not_taken] == [(stuck, 1)]
     assert store.state.intents() == []
     assert [path.name for path in layout.jobs.iterdir()] == [accepted[0].job]
 
@@ -281,6 +283,21 @@ def test_a_refused_drop_that_was_withdrawn_leaves_nothing(layout: Layout) -> Non
     drop = put(layout, "gone.txt")
     drop.path.unlink()
     refuse(drop, layout, DropRefused("whatever"))
+    assert failed(layout) == {}
+
+
+def test_a_refused_drop_that_cannot_be_moved_stays_and_says_why(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = put(layout, "notes.txt")
+
+    def refusing(source: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(claims.os, "rename", refusing)
+    error = refuse(drop, layout, DropRefused("whatever"))
+    assert error is not None and error.errno == 1
+    assert drop.path.exists()
     assert failed(layout) == {}
 
 

@@ -199,6 +199,38 @@ def test_an_unreadable_file_is_blocked_until_it_can_be_read(bench: Bench) -> Non
     assert bench.ready(2.0) == ["a.json"]
 
 
+def test_a_drop_that_cannot_be_renamed_away_is_blocked_and_offered_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.put("a.jsonl")
+    bench.scan()
+    for _ in range(3):
+        [drop] = bench.scan(2).ready
+        bench.inbox.not_taken(drop, PermissionError(1, "Operation not permitted"))
+    report = bench.scan(2)
+    [blocked] = report.blocked
+    assert blocked.name == "a.jsonl" and "Operation not permitted; mind the sticky bit" in blocked.reason
+    assert caplog.text.count("drop_blocked") == 1
+    [drop] = report.ready
+    bench.inbox.taken(drop)
+    assert bench.scan().blocked == []
+
+
+def test_nothing_is_taken_or_refused_while_the_inbox_has_a_problem(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.put("a.jsonl")
+    bench.put("b.docx")
+    bench.scan()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.layout, "inbox_problem", lambda: "it is on the moon")
+        report = bench.scan(2)
+        assert (report.ready, report.refused, report.problem) == ([], [], "it is on the moon")
+    report = bench.scan(2)
+    assert ([drop.label for drop in report.ready], report.problem) == (["a.jsonl"], "")
+    assert [drop.label for drop, _ in report.refused] == ["b.docx"]
+
+
 def test_a_folder_settles_with_all_it_contains(bench: Bench) -> None:
     folder = bench.path / "folder"
     (folder / "deep").mkdir(parents=True)

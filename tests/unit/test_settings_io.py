@@ -160,6 +160,7 @@ def test_job_settings_of_every_kind() -> None:
         "text_column": "note",
         "id_column": "mrn",
         "sample": 20,
+        "skip_done": True,
         "format": {"type": "object"},
         "in_source": ["mrn"],
         "think": "high",
