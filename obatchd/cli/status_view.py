@@ -23,6 +23,7 @@ def render(status: Document) -> list[str]:
     lines += ["", *server_table(status["servers"], told=status["reasons"])]
     if status["gpus"]["state"] != "ok":
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
+    lines += [clean(f"note: {notice}") for notice in status["notices"]]
     lines += ["", *map(clean, _lines(status)), *(clean(_pull(pull)) for pull in status["pulls"])]
     if status["jobs"]:
         lines += ["", *job_table(status["jobs"])]

@@ -169,6 +169,8 @@ class Dispatcher:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+        if left := sum(len(link.offers) for link in self.links.values()):
+            _log.warning("drain_ended", in_flight=left, reason="they are asked again at the next start")
 
     def give_up_waiting(self) -> None:
         self._given_up.set()

@@ -93,6 +93,7 @@ class Facade:
             "reasons": reasons,
             "servers": [self._server(server) for server in self._fleet.servers.values()],
             "gpus": {"state": self._probe.state, "message": self._probe.message, "pid": self._probe.pid},
+            "notices": self._fleet.notices,
             "queue": {"requests": engine.queue.total(), "jobs": len(engine.jobs)},
             "inbox": {
                 "settling": report.settling,

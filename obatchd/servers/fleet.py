@@ -32,6 +32,7 @@ __all__ = ["Facts", "Fleet"]
 log = obatchd.log.get(__name__)
 
 FOREIGN_URL = "http://127.0.0.1:11434"  # where an Ollama installed as a service listens; it takes every GPU
+_EXPOSED = "Ollama has no authentication: whoever reaches these ports can use, change and delete models."
 _LOOK_S = 30.0
 _FOREIGN_TIMEOUT_S = 1.0
 
@@ -169,14 +170,26 @@ class Fleet:
             ports.append(port)
         return ports
 
+    @property
+    def _is_exposed(self) -> bool:
+        managed = any(server.kind == "managed" for server in self.servers.values())
+        return managed and not _is_loopback(self._settings.servers.listen)
+
     def _warn_about_listen(self) -> None:
-        listen = self._settings.servers.listen
-        if not _is_loopback(listen) and any(server.kind == "managed" for server in self.servers.values()):
-            log.warning(
-                "servers_exposed",
-                listen=listen,
-                reason="Ollama has no authentication: whoever reaches these ports can use, change and delete models.",
-            )
+        if self._is_exposed:
+            log.warning("servers_exposed", listen=self._settings.servers.listen, reason=_EXPOSED)
+
+    @property
+    def notices(self) -> list[str]:
+        """What an operator should know although everything works: exposed ports, and who shares our GPUs."""
+        found = [f"The servers listen on {self._settings.servers.listen}. {_EXPOSED}"] if self._is_exposed else []
+        if self.foreign_ollama:
+            found.append(self.foreign_ollama)
+        for server in self.servers.values():
+            if server.foreign:
+                held = ", ".join(map(_process_words, server.foreign))
+                found.append(f"Others hold memory on the GPU of {server.id}: {held}. They are left alone.")
+        return found
 
     # --- in the background ------------------------------------------------------------------------------------------
 
@@ -228,6 +241,11 @@ def _foreign(gpus: Iterable[Gpu], readings: dict[str, Reading], instance: str) -
                 if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance):
                     found.append(process)
     return found
+
+
+def _process_words(process: GpuProcess) -> str:
+    memory = "" if process.memory_bytes is None else f" ({process.memory_bytes / 2**30:.1f} GiB)"
+    return f"pid {process.pid}{memory}"
 
 
 def _is_loopback(host: str) -> bool:

@@ -107,6 +107,7 @@ class FakeEngine:
             "reasons": self.reasons,
             "servers": self.servers,
             "gpus": {"state": "ok", "message": ""},
+            "notices": ["another Ollama runs here"],
             "queue": {"requests": 5, "jobs": 1},
             "inbox": {
                 "settling": 1,

@@ -121,6 +121,7 @@ def test_a_second_sigterm_does_not_wait(daemon: Start) -> None:
     begun_s = time.monotonic()
     assert d.stop() == 0
     assert time.monotonic() - begun_s < 5
+    assert "in_flight=8" in d.events("drain_ended")[0]
     assert d.servers_alive() == []
     d.simulator = {}
     d.start()

@@ -338,6 +338,11 @@ async def test_a_fleet_that_cannot_be(
             pass
 
 
+async def test_servers_that_others_can_reach_are_a_notice(tmp_path: Path) -> None:
+    async with running(settings(servers={"listen": "0.0.0.0"}), tmp_path) as open_to_all:
+        assert any("0.0.0.0" in words and "no authentication" in words for words in open_to_all.fleet.notices)
+
+
 async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,4 +356,6 @@ async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(
             (server,) = await ours.ready()
             await wait_for(lambda: server.foreign)
             assert alive(server.foreign[0].pid)
+            [notice] = [words for words in ours.fleet.notices if "GPU of gpu0" in words]
+            assert f"pid {server.foreign[0].pid} (" in notice
         assert alive(other.pid or 0)

@@ -25,7 +25,12 @@ def test_inline_text_overrides_the_file(tmp_path: Path) -> None:
     path.write_text('load_s = 2.0\ntokens_per_s = 30\n[[faults]]\nkind = "crash"\nat = 3\n')
     config = load({"OBATCHD_SIMULATOR_CONFIG": str(path), "OBATCHD_SIMULATOR": '{"load_s": 1}'})
     assert (config.load_s, config.tokens_per_s, config.faults) == (1.0, 30.0, [Fault("crash", at=3)])
-    assert load({}) == Config()
+    assert load({"OBATCHD_SIMULATOR": "{}"}) == Config()
+
+
+def test_without_a_configuration_it_takes_the_time_of_a_gpu() -> None:
+    assert load({}).tokens_per_s == 40
+    assert load({}).load_s > 0
 
 
 @pytest.mark.parametrize("text", ['{"laod_s": 1}', "{", '{"faults": [{"kind": "nonsense"}]}'])
