@@ -34,7 +34,7 @@ from obatchd.jobs.store import DISK_ERRORS, JobRow, LaneRow, Segment, Store
 from obatchd.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.layout import FreeSpace, Layout
-from obatchd.spool.outbox import JobOutbox
+from obatchd.spool.outbox import JobOutbox, Totals
 
 _log = log.get(__name__)
 _STATUS_S = 1.0
@@ -252,7 +252,6 @@ class Engine:
         live = self._add(row)
         self._expire(live)
         _log.info("job_accepted", job=row.job, owner=row.owner, size=row.size)
-        self.publisher.write_status(live.outbox, job_document(live, 0))
 
     def _indexed(self, key: int, chunk: Chunk) -> None:
         live = self.jobs.get(key)
@@ -362,7 +361,6 @@ class Engine:
         if not live.complete or live.publishing:
             return
         live.publishing = True
-        live.row.notes = [*live.row.notes, *late_note(live.row, self.layout)]
         self.queue.remove_job(live.key)
         files = live.response_files()
         self.publisher.publish(
@@ -372,11 +370,17 @@ class Engine:
                 self.layout.job_dir(live.row.job),
                 files,
                 live.text_suffix,
-                live.resumed and files,
-                lambda totals: summary_details(live, totals, self._model_facts, self._server_version),
+                live.resumed,
+                lambda totals: self._details(live, totals),
                 lambda summary: last_status(live, summary),
             )
         )
+
+    def _details(self, live: LiveJob, totals: Totals) -> dict[str, Any]:
+        """Called in the publisher's thread: looks at the input's size."""
+        known = live.row.notes
+        live.row.notes = [*known, *(note for note in late_note(live.row, self.layout) if note not in known)]
+        return summary_details(live, totals, self._model_facts, self._server_version)
 
     def republish(self, row: JobRow) -> None:
         """Write the outbox of a finished job again from the store."""
@@ -495,18 +499,22 @@ class Engine:
             self.job_troubles.pop(job, None)
 
     async def _write_statuses(self) -> None:
+        """The status of every job that has changed; one that is done within the second never needs its first."""
         while True:
             await asyncio.sleep(_STATUS_S)
             self._check_disk()
             self._watch_backlog()
             in_flight = self.dispatcher.in_flight()
+            changed = []
             for live in self.jobs.values():
                 if self._expire(live) and live.ending:
                     self._spawn(self._end(live, live.ending))
                 stamp = (live.finished, live.requests, live.paused, live.publishing, in_flight.get(live.key, 0))
                 if stamp != live.status_written and not live.publishing:
                     live.status_written = stamp
-                    self.publisher.write_status(live.outbox, job_document(live, in_flight.get(live.key, 0)))
+                    changed.append((live.outbox, job_document(live, in_flight.get(live.key, 0))))
+            if changed:
+                self.publisher.write_statuses(changed)
 
     def _check_disk(self) -> None:
         try:

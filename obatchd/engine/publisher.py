@@ -7,6 +7,7 @@ Jobs that end together share their flushes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
@@ -39,7 +40,7 @@ class Publication(msgspec.Struct):
     directory: Path  # of its input
     files: bool  # each response gets files of its own
     text_suffix: str  # of its text
-    write_responses: bool  # write every response file again, from the store
+    resumed: bool  # what an earlier run wrote may stand there, and response files may be missing
     details: Callable[[Totals], dict[str, Any]]
     status: Callable[[dict[str, Any]], dict[str, Any]]  # the last status.json, from the summary
 
@@ -83,12 +84,15 @@ class Publisher:
         self._queue.append(publication)
         self._event.set()
 
-    def write_status(self, outbox: Path, document: dict[str, Any]) -> None:
-        """Replace a job's ``status.json`` in the background; the next one makes up for a failure."""
-        future = asyncio.get_running_loop().run_in_executor(
-            self._status_thread, JobOutbox(outbox).write_status, document
-        )
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    def write_statuses(self, statuses: list[tuple[Path, dict[str, Any]]]) -> None:
+        """Replace ``status.json`` of jobs, given by outbox, in the background; the next one makes up for a failure."""
+
+        def write() -> None:
+            for outbox, document in statuses:
+                with contextlib.suppress(OSError):
+                    JobOutbox(outbox).write_status(document)
+
+        asyncio.get_running_loop().run_in_executor(self._status_thread, write)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -130,12 +134,13 @@ class Publisher:
         boxes = [JobOutbox(publication.outbox, publication.text_suffix) for publication in batch]
         summaries, unfinished = [], []
         for publication, box in zip(batch, boxes, strict=True):
-            if (published := box.valid_summary()) is not None:
+            if publication.resumed and (published := box.valid_summary()) is not None:
                 # All else was flushed before it was written; a crash came before the index knew of it.
                 summaries.append(published)
                 continue
             box.create()
-            responses = publication.write_responses or publication.outbox in self.responses.incomplete
+            again = publication.resumed or publication.outbox in self.responses.incomplete
+            responses = publication.files and again
             row = publication.row
             rows = with_input(
                 self._store.results(row), self._store.of(row), row.key, request_file(publication.directory / "input")

@@ -261,15 +261,12 @@ def _pretty(document: dict[str, Any]) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
-
-
 def _replace(path: Path, content: bytes) -> None:
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _replace_in(directory, path.name, content)
+    finally:
+        os.close(directory)
 
 
 def _replace_in(directory: int, name: str, content: bytes) -> None:
@@ -287,7 +284,7 @@ def _replace_in(directory: int, name: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    temporary = _temporary(path)
+    temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "wb", buffering=_WRITE_BYTES) as file:
         yield file
     os.replace(temporary, path)

@@ -129,16 +129,19 @@ class Segment:
         self.path = path
         self._database = open_database(path, _SCHEMA)
         self._reader: sqlite3.Connection | None = None
+        self._idle_reader: sqlite3.Connection | None = None
+        self._closed = False
         self._lock = threading.Lock()
         self._read_lock = threading.Lock()
         self._lanes: dict[int, dict[tuple[str | None, int | None, str | None], int]] = {}
 
     def close(self) -> None:
         with self._lock, self._read_lock:
-            self._database.close()
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
+            self._closed = True
+            for connection in (self._database, self._reader, self._idle_reader):
+                if connection is not None:
+                    connection.close()
+            self._reader = self._idle_reader = None
 
     def delete(self) -> None:
         """Close and remove the file; only after everything in it is published and flushed."""
@@ -355,16 +358,23 @@ class Segment:
     def results(self, job: int) -> Iterator[tuple[int, Outcome, bytes]]:
         """(line, outcome, record) of every finished request, in input order, in constant memory."""
         low, high = _span(job)
-        reader = open_reader(self.path)
+        # Not the shared reader: whoever reads a large job is long about it. One is kept, for opening one takes longer
+        # than reading a small job.
+        reader, self._idle_reader = self._idle_reader or open_reader(self.path), None
+        cursor = reader.cursor()
         try:
-            rows = reader.execute(
+            cursor.execute(
                 "SELECT request, outcome, record FROM results WHERE request > ? AND request < ? ORDER BY request",
                 (low, high),
             )
-            for request, outcome, record in rows:
+            for request, outcome, record in cursor:
                 yield request & _LINE_MASK, Outcome(outcome), record
         finally:
-            reader.close()
+            cursor.close()  # an open one would hold up checkpoints
+            if self._closed or self._idle_reader is not None:
+                reader.close()
+            else:
+                self._idle_reader = reader
 
     def place(self, job: int, line: int) -> PendingRow | None:
         """Where the bytes of one request lie."""
