@@ -300,8 +300,9 @@ def test_two_files_renamed_in_are_both_at_a_server_at_once(daemon: Start) -> Non
     d = daemon()
     d.drop("warm.jsonl", prompts(8, "warm"))
     d.done("warm.jsonl")
-    best_s = float("inf")
-    for turn in range(5):
+    best_s, turn = float("inf"), 0
+    while best_s >= 0.05 and turn < 25:  # what else the machine does can only make it slower
+        turn += 1
         moved: dict[str, float] = {}
         for name in (f"one{turn}", f"two{turn}"):
             (d.root / name).write_bytes(jsonl([{"id": "x", "prompt": name}]))

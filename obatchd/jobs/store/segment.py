@@ -360,7 +360,9 @@ class Segment:
         low, high = _span(job)
         # Not the shared reader: whoever reads a large job is long about it. One is kept, for opening one takes longer
         # than reading a small job.
-        reader, self._idle_reader = self._idle_reader or open_reader(self.path), None
+        with self._read_lock:
+            reader, self._idle_reader = self._idle_reader, None
+        reader = reader or open_reader(self.path)
         cursor = reader.cursor()
         try:
             cursor.execute(
@@ -371,10 +373,11 @@ class Segment:
                 yield request & _LINE_MASK, Outcome(outcome), record
         finally:
             cursor.close()  # an open one would hold up checkpoints
-            if self._closed or self._idle_reader is not None:
-                reader.close()
-            else:
-                self._idle_reader = reader
+            with self._read_lock:
+                if self._closed or self._idle_reader is not None:
+                    reader.close()
+                else:
+                    self._idle_reader = reader
 
     def place(self, job: int, line: int) -> PendingRow | None:
         """Where the bytes of one request lie."""
