@@ -314,8 +314,11 @@ def _explain(
         elif kind == "value_error":
             return key, message.removeprefix("Value error, ")
         elif depth + 1 < len(location) and get_origin(field.annotation) in (list, dict):
-            reason = "no such setting" if kind == "extra_forbidden" else message[:1].lower() + message[1:]
-            return ".".join(map(str, location)), reason
+            key = ".".join(map(str, location))
+            table = get_args(field.annotation)[-1]
+            if kind == "extra_forbidden" and issubclass(table, BaseModel):
+                return key, "no such setting" + _nearest_setting(key, list(table.model_fields))
+            return key, message[:1].lower() + message[1:]
         else:
             return key, "must be " + type_text(field.annotation, field.metadata)
     key = ".".join(map(str, location))

@@ -53,19 +53,31 @@ def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]
 
 
 def _server_row(server: Document) -> list[object]:
-    gpu = server["gpu"]
-    readings = [NOTHING] * len(_READINGS)
-    if gpu is not None:
-        readings = [
-            f"{gpu['index']} {str(gpu['name']).removeprefix('NVIDIA ')}",
-            number(gpu["utilisation_percent"], " %"),
-            _memory(gpu["memory_used_bytes"], gpu["memory_total_bytes"]),
-            number(gpu["temp_c"], " °C"),
-            number(gpu["power_w"], " W"),
-        ]
+    readings = _readings(server["gpus"]) if server["gpus"] else [NOTHING] * len(_READINGS)
     busy = f"{server['in_flight']}/{server['slots'] if server['slots'] is not None else '?'}"
     speed = number(server["tokens_per_s"], digits=1)
     return [server["id"], server["state"], _loaded(server), *readings, busy, speed, server["restarts"]]
+
+
+def _readings(gpus: list[Document]) -> list[str]:
+    """Of one GPU, or of a group: its memory and power in all, its mean utilisation, its hottest GPU."""
+
+    def known(name: str) -> list[Any]:
+        values = [gpu[name] for gpu in gpus]
+        return [] if None in values else values
+
+    def in_all(name: str) -> Any:
+        return sum(values) if (values := known(name)) else None
+
+    busy = known("utilisation_percent")
+    names = dict.fromkeys(str(gpu["name"]).removeprefix("NVIDIA ") for gpu in gpus)
+    return [
+        f"{','.join(str(gpu['index']) for gpu in gpus)} {', '.join(names)}",
+        number(sum(busy) / len(busy) if busy else None, " %"),
+        _memory(in_all("memory_used_bytes"), in_all("memory_total_bytes")),
+        number(max(known("temp_c"), default=None), " °C"),
+        number(in_all("power_w"), " W"),
+    ]
 
 
 def _memory(used_bytes: int | None, total_bytes: int | None) -> str:

@@ -23,6 +23,7 @@ from obatchd.engine.erasure import erase
 from obatchd.engine.indexing import SubmittedSettings
 from obatchd.engine.live import LiveJob
 from obatchd.errors import ControlError, DropRefused, NotFoundError, SpoolError
+from obatchd.gpus.model import Gpu
 from obatchd.gpus.probe import Probe
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import FILE_ENDINGS, JobState
@@ -144,26 +145,14 @@ class Facade:
 
     def _server(self, server: Server) -> dict[str, Any]:
         link = self._engine.dispatcher.links.get(server.id)
-        gpu = server.gpu
-        reading = self._probe.readings.get(gpu.uuid) if gpu else None
         return {
             "id": server.id,
             "kind": server.kind,
             "state": server.state.value,
             "reason": server.reason,
             "url": server.base_url,
-            "gpu": {
-                "uuid": gpu.uuid,
-                "index": gpu.index,
-                "name": gpu.name,
-                "utilisation_percent": reading.utilisation_percent if reading else None,
-                "memory_used_bytes": reading.memory_used_bytes if reading else None,
-                "memory_total_bytes": reading.memory_total_bytes if reading else gpu.memory_bytes,
-                "temp_c": reading.temp_c if reading else None,
-                "power_w": reading.power_w if reading else None,
-            }
-            if gpu
-            else None,
+            "gpu": self._gpu(server.gpu) if server.gpu else None,
+            "gpus": [self._gpu(gpu) for gpu in server.gpus],
             "loaded": _profile(server.loaded),
             "loading": _profile(server.loading),
             "in_flight": link.started if link else 0,
@@ -175,6 +164,19 @@ class Facade:
             "watchdog": dict(link.findings) if link else {},
             "pid": server.pid,
             "worker_pid": link.worker.pid if link and link.worker else None,
+        }
+
+    def _gpu(self, gpu: Gpu) -> dict[str, Any]:
+        reading = self._probe.readings.get(gpu.uuid)
+        return {
+            "uuid": gpu.uuid,
+            "index": gpu.index,
+            "name": gpu.name,
+            "utilisation_percent": reading.utilisation_percent if reading else None,
+            "memory_used_bytes": reading.memory_used_bytes if reading else None,
+            "memory_total_bytes": reading.memory_total_bytes if reading else gpu.memory_bytes,
+            "temp_c": reading.temp_c if reading else None,
+            "power_w": reading.power_w if reading else None,
         }
 
     def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[dict[str, Any]]:

@@ -50,9 +50,7 @@ def build(base: Mapping[str, str], settings: ServerSettings, child: Child) -> di
     Raises:
         ConfigError: ``servers.environment`` sets a variable that obatchd itself has to set.
     """
-    pinned = _pinned(child)
-    if clash := sorted(pinned.keys() & settings.environment.keys()):
-        raise ConfigError(f"servers.environment: {', '.join(clash)} is set by obatchd for every server; remove it.")
+    check(settings)
     environment = {name: value for name, value in base.items() if name in _PASS or name.startswith("LC_")}
     environment |= {
         "OLLAMA_VULKAN": "0",  # since 0.30 Vulkan ignores CUDA_VISIBLE_DEVICES and brings back the other GPUs
@@ -72,7 +70,18 @@ def build(base: Mapping[str, str], settings: ServerSettings, child: Child) -> di
     environment |= settings.environment
     bypass = [environment.get("NO_PROXY") or base.get("NO_PROXY") or base.get("no_proxy") or "", "127.0.0.1,localhost"]
     environment["NO_PROXY"] = ",".join(part for part in [*bypass, child.host] if part)
-    return environment | pinned
+    return environment | _pinned(child)
+
+
+def check(settings: ServerSettings) -> None:
+    """Make sure that the settings leave alone what obatchd itself has to set for every server.
+
+    Raises:
+        ConfigError: ``servers.environment`` names such a variable.
+    """
+    anyone = Child("", "", "", 0, 1, 1, Path(), Path())
+    if clash := sorted(_pinned(anyone).keys() & settings.environment.keys()):
+        raise ConfigError(f"servers.environment: {', '.join(clash)} is set by obatchd for every server; remove it.")
 
 
 def _pinned(child: Child) -> dict[str, str]:

@@ -18,6 +18,7 @@ from obatchd.errors import ConfigError, GpuError, ServerError
 from obatchd.gpus.model import Gpu, GpuProcess, Reading
 from obatchd.gpus.probe import Probe
 from obatchd.gpus.selection import PlannedServer, choose
+from obatchd.servers import environment
 from obatchd.servers.api import OllamaApi
 from obatchd.servers.facts import Facts
 from obatchd.servers.managed import Host, ManagedServer, free_port, port_is_free
@@ -128,6 +129,7 @@ class Fleet:
     def _make(self, planned: list[PlannedServer], session: aiohttp.ClientSession) -> None:
         if planned and not self.simulated:
             find_binary(self._settings.servers.ollama)
+        environment.check(self._settings.servers)
         host = Host(
             settings=self._settings,
             work=self._work.absolute(),
@@ -145,7 +147,7 @@ class Fleet:
             server = RemoteServer(address, self._settings, session)
             gpu = next((gpu for gpu in self._probe.gpus if gpu.index == index and gpu.parent_uuid is None), None)
             if gpu is not None and _is_local(urlsplit(server.base_url).hostname or ""):
-                server.gpu, server.gpu_label = gpu, gpu.uuid
+                server.gpus, server.gpu_label = (gpu,), gpu.uuid
             self._add(server)
 
     def _add(self, server: Server) -> None:

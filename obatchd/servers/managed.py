@@ -72,7 +72,6 @@ class ManagedServer(Server):
     def __init__(self, server_id: str, gpus: Sequence[Gpu], port: int, host: Host) -> None:
         super().__init__(server_id, "", host.settings, host.session)
         self.gpus = tuple(gpus)
-        self.gpu = gpus[0] if len(gpus) == 1 else None
         self.gpu_label = ",".join(gpu.uuid for gpu in gpus) or "cpu"
         self.port = port
         self.base_url = self._url()

@@ -52,7 +52,7 @@ class Server(abc.ABC):
 
     Attributes:
         id: ``gpu0``, ``gpu0.mig1``, ``group0``, ``cpu0``, ``remote-<host>-<port>``.
-        gpu: of a server with one GPU, else None.
+        gpus: what it computes on, as far as we can see it; none for the CPU.
         gpu_label: GPU UUID (comma-separated for a group), ``cpu``, or empty when unknown.
         reason: of the latest change of state.
         slots: requests it works on at a time.
@@ -69,7 +69,7 @@ class Server(abc.ABC):
     def __init__(self, server_id: str, base_url: str, settings: Settings, session: aiohttp.ClientSession) -> None:
         self.id = server_id
         self.base_url = base_url
-        self.gpu: Gpu | None = None
+        self.gpus: tuple[Gpu, ...] = ()
         self.gpu_label = ""
         self.state = ServerState.STOPPED
         self.reason = "not started yet"
@@ -104,6 +104,11 @@ class Server(abc.ABC):
     @property
     def api(self) -> OllamaApi:
         return OllamaApi(self._session, self.base_url, self.token)
+
+    @property
+    def gpu(self) -> Gpu | None:
+        """Of a server with one GPU, else None."""
+        return self.gpus[0] if len(self.gpus) == 1 else None
 
     @property
     def ready(self) -> bool:

@@ -42,6 +42,7 @@ def server(**changes: Any) -> dict[str, Any]:
         "reason": "",
         "url": "http://127.0.0.1:1",
         "gpu": gpu,
+        "gpus": [gpu],
         "loaded": {"model": "llama3", "context_length": 8192},
         "loading": None,
         "in_flight": 3,

@@ -38,7 +38,10 @@ async def as_json(spool: Path, *arguments: str | Path, code: int = 0) -> dict[st
 
 async def test_status_shows_everything_without_colour_when_piped(served: tuple[FakeEngine, Path]) -> None:
     engine, spool = served
-    engine.servers.append({**engine.servers[0], "id": "cpu0", "gpu": None, "loaded": None, "slots": None})
+    engine.servers.append({**engine.servers[0], "id": "cpu0", "gpu": None, "gpus": [], "loaded": None, "slots": None})
+    gpu = engine.servers[0]["gpu"]
+    pair = [gpu, {**gpu, "index": 1, "utilisation_percent": 90, "temp_c": 72}]
+    engine.servers.append({**engine.servers[0], "id": "group0", "gpu": None, "gpus": pair})
     code, page = await obatchctl(spool, "status")
     assert code == 0
     for expected in (
@@ -47,6 +50,11 @@ async def test_status_shows_everything_without_colour_when_piped(served: tuple[F
         "97 %",
         "30.0/48.0",
         "61 °C",
+        "0,1 L40S",
+        "94 %",
+        "60.0/96.0",
+        "72 °C",
+        "601 W",
         "301 W",
         "3/4",
         "3/?",

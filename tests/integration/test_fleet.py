@@ -328,6 +328,7 @@ async def test_a_remote_server_that_cannot_be_reached_waits(tmp_path: Path) -> N
         ({"use": "none", "servers": {"cpu_servers": 0}}, ConfigError, "no server"),
         ({"servers": {"listen": "192.0.2.1"}}, ServerError, "servers.listen"),
         ({"servers": {"group": [{"gpus": [0, 7]}]}}, ConfigError, "no GPU '7'"),
+        ({"servers": {"environment": {"OLLAMA_HOST": "0.0.0.0"}}}, ConfigError, "OLLAMA_HOST"),
     ],
 )
 async def test_a_fleet_that_cannot_be(

@@ -103,7 +103,10 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
         ("inbox = 3", "inbox: must be a table, written as [inbox]"),
         ('gpus = "some"', 'gpus.use: must be "all", "none"'),
         ("[[servers.group]]\ngpus = [1]", "servers.group.0.gpus: list should have at least 2 items"),
-        ("[[servers.group]]\ngpus = [1, 2]\ngpu = 1", "servers.group.0.gpu: no such setting"),
+        (
+            "[[servers.group]]\ngpus = [1, 2]\ngpu = 1",
+            "servers.group.0.gpu: no such setting; did you mean servers.group.0.gpus?",
+        ),
         ('[ollama_instances]\n"a b" = 1', "ollama_instances: "),
         ("model = ", "is not valid TOML"),
     ],
