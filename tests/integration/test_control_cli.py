@@ -54,7 +54,7 @@ async def test_status_shows_everything_without_colour_when_piped(served: tuple[F
         "94 %",
         "60.0/96.0",
         "72 °C",
-        "601 W",
+        "603 W",
         "301 W",
         "3/4",
         "3/?",
