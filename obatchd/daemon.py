@@ -147,6 +147,8 @@ class Daemon:
             self.engine.hurry()
         await stop
         hurry.cancel()
+        if self.engine.committer.backlog:
+            self._exit_code = EXIT_FAILED  # answers that the disk did not take; they are asked for again
 
     # Signals.
 

@@ -100,7 +100,7 @@ def _lines(status: Document) -> list[str]:
     if inbox["problem"]:
         lines.append(f"       ! {inbox['problem']}")
     lines += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
-    low = "  ! low: dispatch pauses until there is room" if disk["low"] else ""
+    low = "  ! dispatch pauses: see above" if disk["low"] else ""
     return [*lines, f"disk   {size(disk['free_bytes'])} free{low}"]
 
 

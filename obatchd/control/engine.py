@@ -45,7 +45,7 @@ class Engine(Protocol):
         "memory_used_bytes", "memory_total_bytes", "temp_c", "power_w"} | null, "loaded": {"model",
         "context_length"} | null, "loading": {...} | null, "in_flight", "slots", "tokens_per_s", "requests_done",
         "restarts", "pid"}],
-        "gpus": {"state": "ok|absent|unknown", "message"}, "queue": {"requests", "jobs"},
+        "gpus": {"state": "ok|absent|unknown", "message", "pid"}, "queue": {"requests", "jobs"},
         "inbox": {"settling", "blocked": [{"name", "reason"}], "refused", "problem"},
         "disk": {"free_bytes", "free_inodes", "low"},
         "pulls": [{"model", "completed_bytes", "total_bytes", "status"}], "jobs": [job summary of each job in work]}``.

@@ -66,7 +66,8 @@ def create(spool: Path, uuid: str, *, shared: bool = False, environ: Mapping[str
 def remove(spool: Path, runtime_dir: Path) -> None:
     """Take the record and the sockets away again, on a clean stop."""
     for path in (spool / RECORD, runtime_dir / CONTROL_SOCKET, runtime_dir / SUBMIT_SOCKET):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a disk that refuses, they stay as after a kill
+            path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else may lie in it
         runtime_dir.rmdir()
 

@@ -106,12 +106,14 @@ def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:
     """An answer with status 200 that is not a whole answer, or None if it is.
 
     ``done`` false is what Ollama sends when it aborts after 30 equal tokens in a row; an empty ``done_reason`` means
-    the generation was aborted; ``load`` means there was no prompt; no text at all is no answer.
+    the generation was aborted; ``load`` and ``unload`` mean that only the model was loaded or unloaded; no text
+    at all is no answer.
     """
     if not done:
         return Fault(ANSWER, "incomplete", "the server ended the answer without finishing it (done is false)")
     if done_reason in ("load", "unload"):
-        return Fault(REQUEST, "empty_prompt", "the server found no prompt in the request")
+        # A request without a prompt is refused before it gets here, so this is not the request's doing.
+        return Fault(ANSWER, "unloaded", f"the server {done_reason}ed the model instead of answering")
     if done_reason not in ("stop", "length"):
         return Fault(ANSWER, "incomplete", f"the server ended the answer with done_reason {done_reason!r}")
     if not text.strip():

@@ -44,6 +44,7 @@ class Committer:
         self._on_trouble = on_trouble
         self._finished: list[Finished] = []
         self._failed: list[Failed] = []
+        self._committing = 0  # results that a commit in progress has in hand
         self._event = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
@@ -70,12 +71,12 @@ class Committer:
             async with asyncio.timeout(timeout_s):
                 await waiter
         except TimeoutError:
-            _log.error("results_not_committed", results=len(self._finished))
+            _log.error("results_not_committed", results=self.backlog)
 
     @property
     def backlog(self) -> int:
         """Results that are only in memory."""
-        return len(self._finished)
+        return len(self._finished) + self._committing
 
     def finish(self, result: Finished) -> None:
         self._finished.append(result)
@@ -93,7 +94,9 @@ class Committer:
             finished, self._finished = self._finished, []
             failed, self._failed = self._failed, []
             waiters, self._waiters = self._waiters, []
+            self._committing = len(finished)
             await self._commit(finished, failed)
+            self._committing = 0
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)

@@ -143,7 +143,7 @@ class Engine:
         """Take up what an earlier run left, then watch the inbox; on a disk that refuses, as soon as it does not."""
         self.committer.start(self.vital)
         await self.publisher.start(self.vital)
-        self._check_disk()
+        await self._check_disk()
         self._status_task = self.vital.start(self._write_statuses(), "job-status")
         if not await self._take_up():
             self._spawn(self._take_up_later())
@@ -502,7 +502,7 @@ class Engine:
         """The status of every job that has changed; one that is done within the second never needs its first."""
         while True:
             await asyncio.sleep(_STATUS_S)
-            self._check_disk()
+            await self._check_disk()
             self._watch_backlog()
             in_flight = self.dispatcher.in_flight()
             changed = []
@@ -516,9 +516,9 @@ class Engine:
             if changed:
                 self.publisher.write_statuses(changed)
 
-    def _check_disk(self) -> None:
+    async def _check_disk(self) -> None:
         try:
-            self.free = self.layout.free()
+            self.free = await asyncio.to_thread(self.layout.free, doubtful=bool(self.troubles))
         except OSError as error:
             self.trouble("disk", f"{self.layout.root}: {error.strerror}")
             return

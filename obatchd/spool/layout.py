@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -188,14 +189,17 @@ class Layout:
         """Where a drop goes that could not become a job."""
         return self.failed / str(owner) / f"{drop_stem(name)}.{job}"
 
-    def free(self) -> FreeSpace:
+    def free(self, *, doubtful: bool = False) -> FreeSpace:
         """What is left of the spool's file system for us.
+
+        Args:
+            doubtful: something could not be written; find out whether anything can.
 
         Raises:
             OSError: the disk does not say.
         """
         status = os.statvfs(self.root)
-        read_only = bool(status.f_flag & os.ST_RDONLY)  # also after the kernel remounted it because of an error
+        read_only = bool(status.f_flag & os.ST_RDONLY) or (doubtful and _takes_no_file(self.work))
         return FreeSpace(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else -1, read_only)
 
     def filesystem_kind(self) -> str:
@@ -273,3 +277,16 @@ def _closed(path: Path) -> str:
 
 def _read_only(path: Path) -> bool:
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def _takes_no_file(path: Path) -> bool:
+    """Whether the file system is read-only although its flags do not say so.
+
+    From Linux 6.15 on ext4 stops writing after an error (errors=remount-ro) without changing the flags that statvfs(2)
+    shows; only the mount option ``emergency_ro`` and the errors tell (fs/ext4/super.c).
+    """
+    try:
+        os.close(os.open(path, os.O_TMPFILE | os.O_WRONLY, 0o600))  # it never has a name
+    except OSError as error:
+        return error.errno == errno.EROFS
+    return False

@@ -152,16 +152,17 @@ async def test_a_disk_that_refuses_half_of_a_commit_loses_and_doubles_nothing(
 async def test_what_comes_during_a_commit_goes_together_into_the_next(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, real = threading.Event(), rig.store.write_results
+    began, go, real = threading.Event(), threading.Event(), rig.store.write_results
 
     def slow(*arguments: Any) -> Any:
+        began.set()
         assert go.wait(5)
         return real(*arguments)
 
     monkeypatch.setattr(rig.store, "write_results", slow)
     rig.committer.finish(rig.finished(1))
-    while rig.committer.backlog:
-        await asyncio.sleep(0)
+    assert await asyncio.to_thread(began.wait, 5)
+    assert rig.committer.backlog == 1, "what a commit has in hand is only in memory, too"
     for line in range(2, 11):
         rig.committer.finish(rig.finished(line))
     go.set()

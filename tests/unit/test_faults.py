@@ -84,8 +84,8 @@ def test_an_error_line_after_200_means_what_it_means_as_500(status: int, text: s
         (False, "stop", "an answer", (ANSWER, "incomplete")),
         (True, "", "an answer", (ANSWER, "incomplete")),
         (True, "something new", "an answer", (ANSWER, "incomplete")),
-        (True, "load", "", (REQUEST, "empty_prompt")),
-        (True, "unload", "", (REQUEST, "empty_prompt")),
+        (True, "load", "", (ANSWER, "unloaded")),
+        (True, "unload", "", (ANSWER, "unloaded")),
         (True, "stop", "", (ANSWER, "empty_response")),
         (True, "stop", " \n\t", (ANSWER, "empty_response")),
         (True, "length", "", (REQUEST, "empty_response")),  # all of it spent on thinking

@@ -50,8 +50,11 @@ class Session:
         """The store is closed; ``damaged`` when it has to be looked at before it is used again."""
         if damaged:
             self._write(_DAMAGED)
-        else:
+            return
+        try:
             self._path.unlink(missing_ok=True)
+        except OSError as error:  # the next start after a reboot reads everything first, which is as well
+            _log.warning("session_not_recorded", path=self._path, reason=str(error))
 
     def _write(self, text: str) -> None:
         try:
