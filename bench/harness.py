@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,19 +98,27 @@ def workplace() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def nginx(directory: Path, count: int) -> Iterator[list[int]]:
-    """``count`` addresses that answer everything at once with canned bodies; yields their ports."""
+def nginx(directory: Path, count: int, chat_log: Path | None = None) -> Iterator[list[int]]:
+    """``count`` addresses that answer everything at once with canned bodies; yields their ports.
+
+    ``chat_log`` gets a line for each prompt, beginning with the time of its answer in seconds (epoch).
+    """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         raise SystemExit("this benchmark needs nginx: apt-get install nginx-light")
     ports = [free_port() for _ in range(count)]
-    places = "".join(f"location = {path} {{ return 200 '{json.dumps(body)}\\n'; }}\n" for path, body in _CANNED.items())
+    logged = f"access_log {chat_log} seconds;" if chat_log else ""
+    places = "".join(
+        f"location = {path} {{ {logged if path == '/api/chat' else ''} return 200 '{json.dumps(body)}\\n'; }}\n"
+        for path, body in _CANNED.items()
+    )
     listen = " ".join(f"listen 127.0.0.1:{port};" for port in ports)
     config = directory / "nginx.conf"
     config.write_text(
         f"worker_processes 1; daemon off; pid {directory}/nginx.pid; error_log {directory}/nginx.err;\n"
         "events { worker_connections 4096; }\n"
-        f"http {{ access_log off; keepalive_requests 1000000000; client_body_temp_path {directory}/body;\n"
+        f"http {{ log_format seconds $msec; access_log off; keepalive_requests 1000000000;\n"
+        f"client_body_temp_path {directory}/body;\n"
         f"default_type application/json; server {{ {listen}\n{places} }} }}\n"
     )
     process = subprocess.Popen([program, "-e", f"{directory}/nginx.err", "-c", config], stderr=subprocess.DEVNULL)
@@ -119,6 +128,13 @@ def nginx(directory: Path, count: int) -> Iterator[list[int]]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def ask(url: str, path: str, body: Any = None) -> Any:
+    """The JSON answer of a server; ``body`` is posted."""
+    data = None if body is None else json.dumps(body).encode()
+    with urllib.request.urlopen(urllib.request.Request(url + path, data), timeout=10) as response:
+        return json.load(response)
 
 
 def _connects(port: int) -> bool:

@@ -15,11 +15,10 @@ import heapq
 import json
 import os
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-from harness import Daemon, finish, table, wait_for, workplace
+from harness import Daemon, ask, finish, table, wait_for, workplace
 
 from obatchd.simulator.answers import digest
 from obatchd.simulator.config import Distribution
@@ -38,12 +37,6 @@ def ideal_makespan_s(services_s: list[float], factors: list[float]) -> float:
         end_s = max(end_s, done_s)
         heapq.heappush(free, (done_s, index))
     return end_s
-
-
-def ask(url: str, path: str, body: Any = None) -> Any:
-    data = None if body is None else json.dumps(body).encode()
-    with urllib.request.urlopen(urllib.request.Request(url + path, data), timeout=10) as response:
-        return json.load(response)
 
 
 def run(directory: Path, mean_s: float, count: int, trouble: str = "") -> dict[str, float]:
