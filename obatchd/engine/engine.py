@@ -217,6 +217,8 @@ class Engine:
             for lane_row in lanes:
                 if lane_row.requests > lane_row.finished:
                     self._extend(live, lane_row, lane_row.requests - lane_row.finished)
+                    if lane_row.lane in live.lanes:
+                        live.lanes[lane_row.lane].begin_after(segment.last_finished(row.key, lane_row.lane))
             if not indexed:
                 self.intake.go_on(Reading(row, self.layout, self.settings, lambda size: None))
             if live.ending:

@@ -150,6 +150,8 @@ class Feeder:
 
         def read() -> tuple[list[Pending], list[PendingRow], int]:
             rows = open_segment().pending(lane.job, lane.number, lane.cursor, WINDOW_FETCH)
+            if not rows and lane.gaps[1]:
+                rows = open_segment().pending(lane.job, lane.number, lane.gaps[0], WINDOW_FETCH, lane.gaps[1])
             return (*read_requests(path, rows, known), len(rows))
 
         try:
@@ -163,8 +165,10 @@ class Feeder:
             return
         self._on_trouble(lane.job, "")
         lines = [p.line for p in pending] + [row.line for row in changed]
-        if lines:
-            lane.cursor = max(lane.cursor, *lines)
+        if lines and min(lines) > lane.cursor:
+            lane.cursor = max(lines)
+        elif lines:
+            lane.gaps = (max(lines), lane.gaps[1])
         for row in changed:
             self._on_finished(Finished(lane.job, row.line, lane.number, False, changed_record(row), 0.0))
         self._queue.fetched(lane, pending, len(changed), phantom=0 if found else expected)

@@ -13,9 +13,9 @@ from obatchd.dispatch.dispatcher import INTERRUPTED, Finished, Suspicion
 from obatchd.engine import feeder as feeder_module
 from obatchd.engine.feeder import Feeder, histories
 from obatchd.engine.vital import Vital
-from obatchd.jobs.model import Entry, Profile
+from obatchd.jobs.model import Entry, Outcome, Profile
 from obatchd.jobs.queue import JobQueue, Lane
-from obatchd.jobs.store import AttemptRow, Segment
+from obatchd.jobs.store import AttemptRow, ResultRow, Segment
 
 SMALL = Profile("small", 4096)
 
@@ -156,3 +156,14 @@ def test_what_an_attempt_counts_for(faults: list[str], attempts: int, crashes: i
     rows = [AttemptRow(1, 5, number, "gpu0", 0.0, fault) for number, fault in enumerate(faults, 1)]
     history = histories(rows)[5]
     assert (history.attempts, history.suspicion) == (attempts, Suspicion(crashes, alone))
+
+
+async def test_what_an_earlier_run_left_behind_comes_last(rig: Rig) -> None:
+    rig.index(10)
+    rig.segment.write_results([ResultRow(1, n, 0, Outcome.SUCCEEDED, b"{}") for n in (1, 2, 4, 6, 7)], [])
+    rig.queue.extend(rig.lane, 5)
+    rig.lane.begin_after(rig.segment.last_finished(1, 0))
+    assert await rig.take_all(3) == [8, 9, 10]
+    rig.queue.extend(rig.lane, rig.index(2))
+    assert sorted(await rig.take_all(4)) == [3, 5, 11, 12]
+    assert rig.lane.waiting == 0

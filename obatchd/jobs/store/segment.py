@@ -327,9 +327,24 @@ class Segment:
             ).fetchall()
         return Counter(dict(rows))
 
-    def pending(self, job: int, lane: int, after_line: int, limit: int) -> list[PendingRow]:
-        """The next requests of a lane without a result, in input order."""
+    def last_finished(self, job: int, lane: int) -> int:
+        """The greatest line of a lane that has a result; 0 where none has."""
         low, high = _span(job)
+        with self._read_lock:
+            row = (
+                self._reading()
+                .execute(
+                    "SELECT r.request FROM results r JOIN requests q USING (request)"
+                    " WHERE r.request > ? AND r.request < ? AND q.lane = ? ORDER BY r.request DESC LIMIT 1",
+                    (low, high, lane),
+                )
+                .fetchone()
+            )
+        return row[0] & _LINE_MASK if row else 0
+
+    def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = _LINE_MASK) -> list[PendingRow]:
+        """The next requests of a lane without a result, in input order; of those up to ``to_line``."""
+        low, high = _span(job)[0], _request(job, to_line) + 1
         with self._read_lock:
             rows = (
                 self._reading()
