@@ -138,7 +138,8 @@ class Segment:
     def close(self) -> None:
         with self._lock, self._read_lock:
             self._closed = True
-            for connection in (self._database, self._reader, self._idle_reader):
+            # The writer last: the one that is closed last empties the log into the file, and readers may not.
+            for connection in (self._reader, self._idle_reader, self._database):
                 if connection is not None:
                     connection.close()
             self._reader = self._idle_reader = None
