@@ -297,14 +297,17 @@ class ModelKeeper:
         return next(found, None)
 
     async def remove(self, name: str) -> None:
-        """Delete a model from the managed servers' store. Remote stores are never touched.
+        """Delete a model from the managed servers' store; idle servers unload it. Remote stores are never touched.
 
         Raises:
-            ModelError: ``model_not_found``, or ``model_in_use`` while a server has it loaded.
+            ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it.
         """
-        users = [s.id for s in self._servers(LOCAL) for p in (s.loaded, s.loading) if p and _same(p.model, name)]
-        if users:
-            raise ModelError(f"Model {name} is loaded on {', '.join(users)}; drain them first.", code="model_in_use")
+        users = [s for s in self._servers(LOCAL) for p in (s.loaded, s.loading) if p and _same(p.model, name)]
+        if busy := [server.id for server in users if server.loading or server.in_flight]:
+            words = f"Model {name} is at work on {', '.join(busy)}. Wait for its jobs, or cancel them: obatchctl jobs."
+            raise ModelError(words, code="model_in_use")
+        for server in users:
+            await server.unload()
         if await self._look_up(LOCAL, name) is None:
             raise ModelError(f"There is no model {name} in the store: obatchctl models list.", code="model_not_found")
         await self._ask(LOCAL, f"remove {name}", lambda client: client.delete(name))

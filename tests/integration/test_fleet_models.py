@@ -107,10 +107,12 @@ async def test_remove(tmp_path: Path) -> None:
         (server,) = await bench.ready()
         await keeper.ensure("tiny")
         await server.load(Profile("tiny", 4096))
-        with pytest.raises(ModelError, match="loaded on gpu0"):
+        server.in_flight = 1
+        with pytest.raises(ModelError, match="at work on gpu0"):
             await keeper.remove("tiny:latest")
-        await server.unload()
+        server.in_flight = 0
         await keeper.remove("tiny")
+        assert server.loaded is None
         assert not keeper.has(server, "tiny")
         with pytest.raises(ModelError) as caught:
             await keeper.remove("tiny")
