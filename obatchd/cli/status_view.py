@@ -12,9 +12,9 @@ from obatchd.cli.text import NOTHING, age_s, bar, duration, number, size, styled
 
 Document = dict[str, Any]
 
-_READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", ">TEMP", ">POWER")
-_SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", ">RESTARTS")
-_JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", ">BUSY", ">PER S", ">TOKENS/S", ">ETA")
+_READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
+_SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
+_JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
 
 
 def render(status: Document) -> list[str]:

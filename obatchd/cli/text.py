@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import click
@@ -16,6 +16,7 @@ from obatchd.cli.command import clean
 
 NOTHING = "–"
 _PIPED_WIDTH = 10_000  # a pipe has no edge
+_MARKS = ">~?"
 _LEAST_WIDTH = 6  # of a column that gives way
 _COLOURS = {
     "green": ("ready", "running", "done", "ok", "drained"),
@@ -34,43 +35,44 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
     """Rows as lines that fit the terminal.
 
     Args:
-        headings: a leading ``>`` aligns the column to the right; a leading ``~`` lets it give way where the terminal is
-            narrow; the column ``STATE`` is coloured.
+        headings: before the name ``>`` aligns the column to the right; where the terminal is narrow ``~`` lets it give
+            way, and ``?`` leaves it out, the last one first. The column ``STATE`` is coloured.
         rows: cells; ``None`` is shown as a dash.
     """
-    names = [heading.lstrip(">~") for heading in headings]
+    names = [heading.lstrip(_MARKS) for heading in headings]
     cells = [[clean(NOTHING if cell is None else cell) for cell in row] for row in rows]
-    widths = [max(len(row[column]) for row in [names, *cells]) for column in range(len(names))]
-    _fit(widths, [column for column, heading in enumerate(headings) if heading.startswith("~")])
-    gap = _fit(widths, [column for column, heading in enumerate(headings) if heading.startswith("~")])
-    lines = [click.style(gap.join(_padded(headings, names, widths)).rstrip(), bold=True)]
-    for row in cells:
-        padded = _padded(headings, row, widths)
-        shown = [styled(cell) if name == "STATE" else cell for name, cell in zip(names, padded, strict=True)]
-        lines.append(gap.join(shown).rstrip())
-    return lines
+    widths = {column: max(len(row[column]) for row in [names, *cells]) for column in range(len(names))}
+    spare = [column for column, heading in enumerate(headings) if "?" in heading]
+    flexible = [column for column, heading in enumerate(headings) if "~" in heading]
+    while (fitted := _fitted(widths, flexible)) is None and spare:
+        del widths[spare.pop()]
+    shown, gap = fitted or ({column: _LEAST_WIDTH if column in flexible else widths[column] for column in widths}, " ")
+
+    def line(row: Sequence[str], style: Callable[[str, str], str]) -> str:
+        parts = []
+        for column, width in shown.items():
+            cell = row[column] if len(row[column]) <= width else row[column][: width - 1] + "…"
+            padded = cell.rjust(width) if ">" in headings[column] else cell.ljust(width)
+            parts.append(style(names[column], padded))
+        return gap.join(parts).rstrip()
+
+    coloured = [line(row, lambda name, cell: styled(cell) if name == "STATE" else cell) for row in cells]
+    return [click.style(line(names, lambda _, cell: cell), bold=True), *coloured]
 
 
-def _fit(widths: list[int], flexible: list[int]) -> str:
-    """Narrow the flexible columns, the widest first, until a line fits or they are at their least; returns the gap."""
+def _fitted(widths: Mapping[int, int], flexible: Sequence[int]) -> tuple[dict[int, int], str] | None:
+    """Widths with the flexible columns narrowed, the widest first, and the gap; None when a line does not fit."""
     for gap in ("  ", " "):
-        room = _width() - len(gap) * (len(widths) - 1)
-        while sum(widths) > room:
-            widest = max(flexible, key=lambda column: widths[column], default=None)
-            if widest is None or widths[widest] <= _LEAST_WIDTH:
+        fitted = dict(widths)
+        room = _width() - len(gap) * (len(fitted) - 1)
+        while sum(fitted.values()) > room:
+            widest = max(flexible, key=lambda column: fitted[column], default=None)
+            if widest is None or fitted[widest] <= _LEAST_WIDTH:
                 break
-            widths[widest] -= 1
+            fitted[widest] -= 1
         else:
-            return gap
-    return " "
-
-
-def _padded(headings: Sequence[str], row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    padded = []
-    for heading, cell, width in zip(headings, row, widths, strict=True):
-        cut = cell if len(cell) <= width else cell[: width - 1] + "…"
-        padded.append(cut.rjust(width) if heading.startswith(">") else cut.ljust(width))
-    return padded
+            return fitted, gap
+    return None
 
 
 def _width() -> int:

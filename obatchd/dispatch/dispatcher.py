@@ -147,11 +147,12 @@ class Dispatcher:
                     link.worker.send(protocol.Forget(job))
 
     def in_flight(self) -> dict[int, int]:
-        """Requests at workers, by job key."""
+        """Requests that have a slot, by job key."""
         counts: dict[int, int] = {}
         for link in self.links.values():
-            for job, _ in link.offers:
-                counts[job] = counts.get(job, 0) + 1
+            for (job, _), offered in link.offers.items():
+                if offered.started_s:
+                    counts[job] = counts.get(job, 0) + 1
         return counts
 
     def busy(self) -> bool:
@@ -169,7 +170,7 @@ class Dispatcher:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
-        if left := sum(len(link.offers) for link in self.links.values()):
+        if left := sum(link.started for link in self.links.values()):
             _log.warning("drain_ended", in_flight=left, reason="they are asked again at the next start")
 
     def give_up_waiting(self) -> None:

@@ -54,6 +54,17 @@ def test_a_table_fits_a_narrow_terminal_and_cuts_only_what_may_give_way(monkeypa
     assert max(len(click.unstyle(line)) for line in text.table(headings, rows)) <= 26
 
 
+def test_a_table_leaves_out_what_it_may_before_it_breaks_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["a-name-of-some-length", "12.5", "99"]]
+    monkeypatch.setattr(text, "_width", lambda: 14)
+    assert [click.unstyle(line) for line in text.table(("~NAME", "?>PER S", ">DONE"), rows)] == [
+        "NAME      DONE",
+        "a-name-…    99",
+    ]
+    monkeypatch.setattr(text, "_width", lambda: 5)
+    assert len(text.table(("~NAME", "?>PER S", ">DONE"), rows)) == 2
+
+
 def test_states_have_colours() -> None:
     assert text.styled("ready  ") == click.style("ready  ", fg="green")
     assert click.unstyle(text.styled("unheard of")) == "unheard of"

@@ -256,7 +256,16 @@ async def test_cancelling_empties_the_workers(make: Make) -> None:
     rig.dispatcher.cancel_job(1)
     await settle()
     assert list(rig.worker("gpu0").held) == [(2, 1)]
-    assert rig.dispatcher.in_flight() == {2: 1}
+
+
+async def test_in_flight_is_what_has_a_slot_and_not_what_waits_behind_it(make: Make) -> None:
+    rig = await make(slots=2)
+    await rig.add(1, 3)
+    worker = rig.worker("gpu0")
+    assert len(worker.held) == 3
+    worker.begin((1, 1), (1, 2))
+    await settle()
+    assert rig.dispatcher.in_flight() == {1: 2}
 
 
 async def test_an_attempt_cut_short_by_the_end_of_the_daemon_is_no_crash(make: Make) -> None:
