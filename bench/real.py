@@ -2,8 +2,8 @@
 
     eval "export $(scripts/real-ollama | tr '\\n' ' ')"; python bench/real.py [--prompts 600]
 
-Two CPU servers × 4 slots, the tiny model, answers of at most 64 tokens. The bare client uses the daemon's own servers,
-one run before and one after it.
+Two CPU servers × 4 slots, a model that never ends by itself, so that every answer has 64 tokens. The bare client uses
+the daemon's own servers, one run before and one after it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ async def bare(urls: list[str], prompts: list[str], options: dict[str, int]) -> 
     async def slot(session: aiohttp.ClientSession, url: str) -> None:
         for prompt in work:
             body = {
-                "model": "tiny",
+                "model": "endless",
                 "messages": [{"role": "user", "content": prompt}],
                 "options": options,
                 "keep_alive": -1,
@@ -52,7 +52,7 @@ def main() -> int:
     if not program or not models:
         raise SystemExit("name a real Ollama first: see scripts/real-ollama")
     config = {
-        "model": "tiny",
+        "model": "endless",
         "max_response_tokens": 64,
         "log_level": "warning",
         "gpus": "none",

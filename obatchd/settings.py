@@ -163,7 +163,7 @@ class DispatchSettings(Section):
         "long while its GPU is busy, because a long prompt may take that.",
     )
     connect_timeout_s: PositiveSeconds = Field(5, description="Longest wait for a connection to a server.")
-    commit_interval_ms: int = Field(50, ge=1, le=100, description="Longest wait before results are committed.")
+    commit_interval_ms: int = Field(100, ge=1, le=100, description="Longest wait before results are committed.")
     switch_after_s: PositiveSeconds = Field(
         60, description="A waiting profile with less share takes a server after this."
     )
