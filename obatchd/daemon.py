@@ -117,10 +117,11 @@ class Daemon:
         finally:
             notify.stopping("stopping")
             await submit.stop()
-            await control.stop()
+            control.only_looks()
             await housekeeping.stop()
             await self._drain()
             await self._watchdog.stop()
+            await control.stop()
             runtime.remove(layout.root, directory)
 
     async def _until_stopped(self, facade: Facade) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -20,6 +21,7 @@ from obatchd.control.runtime import CONTROL_SOCKET
 _log = log.get(__name__)
 _ENGINE = web.AppKey("engine", Engine)
 _ACCESS = web.AppKey("access", Access)
+_STOPPING = web.AppKey("stopping", asyncio.Event)
 _CALLER = web.RequestKey("caller", Caller)
 _BODY_LIMIT_BYTES = 1024**2
 _SHUTDOWN_S = 1.0
@@ -86,6 +88,10 @@ class ControlServer:
             raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
         _log.info("control_listening", path=self._path)
 
+    def only_looks(self) -> None:
+        """From now on show what is asked for and refuse to change anything: the daemon is stopping."""
+        self._runner.app[_STOPPING].set()
+
     async def stop(self) -> None:
         """Stop listening and end what is still connected."""
         await self._runner.cleanup()
@@ -97,6 +103,7 @@ def application(engine: Engine, access: Access) -> web.Application:
     app = web.Application(middlewares=[_errors_as_json, _identify], client_max_size=_BODY_LIMIT_BYTES)
     app[_ENGINE] = engine
     app[_ACCESS] = access
+    app[_STOPPING] = asyncio.Event()
     app.add_routes(
         [
             web.get("/v1/ping", _ping),
@@ -154,6 +161,8 @@ async def _identify(request: web.Request, handler: Handler) -> web.StreamRespons
     caller = await request.app[_ACCESS].caller(auth.peer_of(connection.fileno()))
     if not caller.is_administrator and request.match_info.handler not in _FOR_EVERY_CALLER:
         raise errors.ForbiddenError("only administrators of obatchd may do this (root, and the administrators' group)")
+    if request.app[_STOPPING].is_set() and request.method != "GET":
+        raise errors.ControlError("obatchd is stopping and takes no commands; start it again first", code="stopping")
     request[_CALLER] = caller
     return await handler(request)
 
@@ -256,7 +265,8 @@ async def _healthz(request: web.Request) -> web.Response:
 
 async def _readyz(request: web.Request) -> web.Response:
     status = request.app[_ENGINE].status(_caller(request))
-    ready = any(server["state"] == "ready" for server in status["servers"]) and not status["disk"]["low"]
+    up = any(server["state"] == "ready" for server in status["servers"])
+    ready = up and not status["disk"]["low"] and status["state"] != "stopping"
     return _json({"ready": ready}, 200 if ready else 503)
 
 

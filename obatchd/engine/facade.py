@@ -37,6 +37,7 @@ from obatchd.spool import claim
 
 _OPERATOR = "paused"
 _DRAIN = "draining"
+_STOPPING = "stopping"
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _STATUS_JOBS = 50
@@ -137,6 +138,8 @@ class Facade:
             reasons.append(self._engine.intake.report.problem)
         if not servers:
             reasons.append("there is no server")
+        if _STOPPING in holds:
+            return "stopping", reasons
         if _DRAIN in holds:
             return ("draining" if self._engine.dispatcher.busy() else "drained"), reasons
         if _OPERATOR in holds:

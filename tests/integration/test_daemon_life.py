@@ -117,6 +117,10 @@ def test_a_second_sigterm_does_not_wait(daemon: Start) -> None:
     assert d.process is not None
     d.process.send_signal(signal.SIGTERM)
     wait_for(lambda: d.events("stop_asked"), 5, "the daemon drains")
+    wait_for(lambda: d.status()["state"] == "stopping", 5, "the status says so")
+    assert d.control("status").returncode == 0
+    refused = d.control("pause")
+    assert (refused.returncode, "is stopping" in refused.stderr) == (1, True)
     assert d.process.poll() is None
     begun_s = time.monotonic()
     assert d.stop() == 0
