@@ -130,6 +130,12 @@ def nginx(directory: Path, count: int, chat_log: Path | None = None) -> Iterator
         process.wait(10)
 
 
+def cpu_s(processes: list[psutil.Process]) -> float:
+    """Seconds of processor time that these processes have used."""
+    times = [process.cpu_times() for process in processes]
+    return sum(t.user + t.system for t in times)
+
+
 def ask(url: str, path: str, body: Any = None) -> Any:
     """The JSON answer of a server; ``body`` is posted."""
     data = None if body is None else json.dumps(body).encode()

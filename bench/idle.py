@@ -15,7 +15,7 @@ import sys
 import time
 
 import psutil
-from harness import BIN, Daemon, finish, table, workplace
+from harness import BIN, Daemon, cpu_s, finish, table, workplace
 
 from obatchd.servers.environment import SERVER_MARK
 
@@ -23,11 +23,6 @@ from obatchd.servers.environment import SERVER_MARK
 def ours(main: psutil.Process) -> list[psutil.Process]:
     """Main and everything below it that is not a server."""
     return [main, *(p for p in main.children(recursive=True) if SERVER_MARK not in p.environ())]
-
-
-def cpu_s(processes: list[psutil.Process]) -> float:
-    times = [process.cpu_times() for process in processes]
-    return sum(t.user + t.system for t in times)
 
 
 def main() -> int:
