@@ -22,7 +22,7 @@ from obatchd.jobs.model import JobSettings
 from obatchd.settings import RecordSettings, SelectionSettings, Settings
 from obatchd.settings_base import Section
 
-_FOUND = ("sample_of",)  # found while a job is read, never given
+_FOUND = ("openai_batch", "sample_of")  # found while a job is read, never given
 JOB_KEYS = tuple(field.name for field in msgspec.structs.fields(JobSettings) if field.name not in _FOUND)
 # Options that make Ollama load a model anew: they belong to the server's profile, not to one request.
 LOAD_TIME_OPTIONS = frozenset(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from obatchd.dispatch import faults
-from obatchd.dispatch.connections import Broken, Connections, Unreachable
+from obatchd.dispatch.connections import Broken, Connections, Sink, Unreachable
 from obatchd.dispatch.faults import Fault
 from obatchd.prompts.reasoning import split_reasoning
 
@@ -137,13 +137,65 @@ class OllamaClient:
         ``on_token`` is called for each piece of text that arrives.
         """
         stream = _Stream(on_token)
+        fault = await self._post("/api/chat", body, stream)
+        return _failed(fault) if fault is not None else stream.answer()
+
+    async def embed(self, body: dict[str, Any]) -> Embedded:
+        """Send ``body``, whose ``input`` is a list of texts, to ``/api/embed``; as little raised as by ``chat``."""
+        response = _Body()
+        fault = await self._post("/api/embed", body, response)
+        return Embedded([], 0, fault) if fault is not None else response.embedded(len(body["input"]))
+
+    async def _post(self, path: str, body: dict[str, Any], sink: Sink) -> Fault | None:
         try:
-            await self._connections.post("/api/chat", _encode(body), stream)
+            await self._connections.post(path, _encode(body), sink)
         except Unreachable as error:
-            return _failed(faults.connection_refused(str(error)))
+            return faults.connection_refused(str(error))
         except Broken as error:
-            return _failed(faults.connection_lost(str(error)))
-        return stream.answer()
+            return faults.connection_lost(str(error))
+        return None
+
+
+class _Vectors(msgspec.Struct):
+    embeddings: list[msgspec.Raw] = []
+    prompt_eval_count: int = 0
+
+
+class Embedded(NamedTuple):
+    """Vectors as JSON arrays of numbers, one for each text, or the fault that prevented them."""
+
+    vectors: list[msgspec.Raw]
+    prompt_tokens: int
+    fault: Fault | None
+
+
+_vectors = msgspec.json.Decoder(_Vectors)
+
+
+class _Body:
+    """A response that is read as a whole."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.parts: list[bytes] = []
+
+    def begin(self, status: int) -> None:
+        self.status = status
+
+    def data(self, data: bytes) -> None:
+        self.parts.append(data)
+
+    def embedded(self, texts: int) -> Embedded:
+        body = b"".join(self.parts)
+        if self.status != 200:
+            return Embedded([], 0, faults.from_response(self.status, _error_text(body)))
+        try:
+            answer = _vectors.decode(body)
+        except msgspec.DecodeError as error:
+            return Embedded([], 0, faults.from_response(200, f"unexpected server status: {error}"))
+        if len(answer.embeddings) != texts:
+            return Embedded([], 0, faults.wrong_count(texts, len(answer.embeddings)))
+        return Embedded(answer.embeddings, answer.prompt_eval_count, None)
 
 
 def _finish(last: _Chunk, text: str, think: str) -> Answer:

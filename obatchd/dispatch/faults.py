@@ -102,6 +102,11 @@ def no_vision(model: str) -> Fault:
     return Fault(REQUEST, "not_supported", f"the model {model} cannot see images; use one with the capability vision")
 
 
+def wrong_count(texts: int, vectors: int) -> Fault:
+    """Another number of vectors than of texts: nobody can tell which is whose."""
+    return Fault(ANSWER, "incomplete", f"the server made {vectors} vectors of {texts} texts")
+
+
 def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:
     """An answer with status 200 that is not a whole answer, or None if it is.
 

@@ -38,7 +38,11 @@ def attempt(
     }
     if answer.fault:
         record |= {"code": answer.fault.code, "message": answer.fault.message}
-    record |= {"prompt": request.prompt, "response": answer.text}
+    record["prompt"] = request.prompt
+    if request.embed is None:
+        record["response"] = answer.text
+    if request.url:
+        record["url"] = request.url
     if answer.think:
         record["think"] = answer.think
     if extra:

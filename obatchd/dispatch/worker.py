@@ -17,36 +17,21 @@ import time
 import traceback
 from collections import deque
 from functools import partial
-from typing import Any, Never
+from typing import Never
 
 import msgspec
 import uvloop
 
-from obatchd.dispatch import faults, protocol, records
-from obatchd.dispatch.answering import structured_answer
-from obatchd.dispatch.body import has_images, left_out, request_body
-from obatchd.dispatch.client import Answer, OllamaClient
+from obatchd.dispatch import faults, protocol
+from obatchd.dispatch.attempts import Attempts, Held
+from obatchd.dispatch.client import OllamaClient
+from obatchd.dispatch.embedding import TOGETHER, may_join, texts_of
 from obatchd.dispatch.faults import Fault
-from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
-from obatchd.jobs.formats.request import Request, parse_request, request_id
+from obatchd.dispatch.protocol import ResultItem
+from obatchd.jobs.formats.request import Request, parse_request
 
 _PROGRESS_S = 1.0
 _GATHER_S = 0.005
-
-
-class _Held:
-    """A request the worker holds; ``task`` is that of its slot while it has one."""
-
-    __slots__ = ("active", "began_s", "fault", "item", "offer", "task", "token_s")
-
-    def __init__(self, item: OfferItem, offer: protocol.Offer) -> None:
-        self.item = item
-        self.offer = offer
-        self.task: asyncio.Task[None] | None = None
-        self.active = 0  # requests in a slot when it got one, itself included
-        self.began_s = 0.0  # monotonic; when it got its slot
-        self.token_s = 0.0  # monotonic; of the latest token, 0 before the first
-        self.fault: Fault | None = None  # why its attempt was ended from outside
 
 
 class Worker:
@@ -55,13 +40,10 @@ class Worker:
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self._loop = asyncio.get_running_loop()
-        self._held: dict[tuple[int, int], _Held] = {}
+        self._held: dict[tuple[int, int], Held] = {}
         self._queue: deque[tuple[int, int]] = deque()
-        self._active = 0  # slots in use
         self._slots: set[asyncio.Task[None]] = set()
-        self._jobs: dict[int, JobContext] = {}
-        self._configure: protocol.Configure | None = None
-        self._client: OllamaClient | None = None
+        self._attempts = Attempts(self._on_token)
         self._closing: set[asyncio.Task[None]] = set()
         self._started: list[tuple[int, int]] = []
         self._results: list[ResultItem] = []
@@ -83,11 +65,11 @@ class Worker:
             case protocol.Offer():
                 for item in message.items:
                     key = (item.job, item.line)
-                    self._held[key] = _Held(item, message)
+                    self._held[key] = Held(item, message)
                     self._queue.append(key)
                 self._fill()
             case protocol.JobContext():
-                self._jobs[message.job] = message
+                self._attempts.jobs[message.job] = message
             case protocol.Configure():
                 self._reconfigure(message)
             case protocol.Recall():
@@ -95,7 +77,7 @@ class Worker:
             case protocol.Cancel():
                 self._cancel(message.job)
             case protocol.Forget():
-                self._jobs.pop(message.job, None)
+                self._attempts.jobs.pop(message.job, None)
             case protocol.GiveUp():
                 for held in self._held.values():
                     self._give_up(held, Fault(message.fault, message.code, message.message))
@@ -103,22 +85,24 @@ class Worker:
                 self._report_progress()
 
     def _reconfigure(self, message: protocol.Configure) -> None:
-        old, self._configure = self._configure, message
-        if self._client is None or old is None or msgspec.structs.replace(old, slots=message.slots) != message:
-            if self._client is not None:
-                closing = self._loop.create_task(self._client.close())
+        old, self._attempts.server = self._attempts.server, message
+        if self._attempts.client is None or old is None or msgspec.structs.replace(old, slots=message.slots) != message:
+            if self._attempts.client is not None:
+                closing = self._loop.create_task(self._attempts.client.close())
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
-            self._client = OllamaClient(message.base_url, message.token, connect_timeout_s=message.connect_timeout_s)
+            self._attempts.client = OllamaClient(
+                message.base_url, message.token, connect_timeout_s=message.connect_timeout_s
+            )
         self._fill()
 
     def _fill(self) -> None:
         """Open a slot for each request that may begin; a slot goes on with the next request by itself."""
-        slots = self._configure.slots if self._configure else 0
-        for _ in range(min(len(self._queue), slots - self._active)):
-            if self._active == 0:
+        slots = self._attempts.server.slots if self._attempts.server else 0
+        for _ in range(min(len(self._queue), slots - self._attempts.active)):
+            if self._attempts.active == 0:
                 self._last_token_s = time.monotonic()
-            self._active += 1
+            self._attempts.active += 1
             slot = self._loop.create_task(self._slot())
             self._slots.add(slot)
             slot.add_done_callback(self._slots.discard)
@@ -129,28 +113,29 @@ class Worker:
         while (held := self._next()) is not None:
             held.task = task
             try:
-                await self._answer((held.item.job, held.item.line), held)
+                await self._answer(held)
             except asyncio.CancelledError:
                 task.uncancel()  # the attempt was cancelled, not its slot
             finally:
                 held.task = None
-        self._active -= 1
+        self._attempts.active -= 1
 
-    def _next(self) -> _Held | None:
+    def _next(self) -> Held | None:
         """The request that begins now; None when there is none, or when slots became fewer."""
-        slots = self._configure.slots if self._configure else 0
-        while self._queue and self._active <= slots:
+        slots = self._attempts.server.slots if self._attempts.server else 0
+        while self._queue and self._attempts.active <= slots:
             key = self._queue.popleft()
             held = self._held.get(key)
             if held is not None:
-                held.active = self._active
+                held.active = self._attempts.active
                 held.began_s = time.monotonic()
                 self._started.append(key)
                 self._flush_soon()
                 return held
         return None
 
-    def _result(self, key: tuple[int, int], held: _Held, result: ResultItem) -> None:
+    def _result(self, held: Held, result: ResultItem) -> None:
+        key = (held.item.job, held.item.line)
         if self._held.get(key) is held:
             del self._held[key]
             self._results.append(result)
@@ -174,12 +159,12 @@ class Worker:
         self._flush()
         self._send(protocol.Returned(keys))
 
-    def _give_up(self, held: _Held, fault: Fault) -> None:
+    def _give_up(self, held: Held, fault: Fault) -> None:
         if held.task is not None and held.fault is None:
             held.fault = fault
             held.task.cancel()
 
-    def _on_token(self, held: _Held) -> None:
+    def _on_token(self, held: Held) -> None:
         self._tokens += 1
         self._last_token_s = held.token_s = time.monotonic()
 
@@ -200,91 +185,49 @@ class Worker:
             if held.task is not None and now_s - held.began_s >= limit_s:
                 self._give_up(held, faults.out_of_time(limit_s))
 
-    async def _answer(self, key: tuple[int, int], held: _Held) -> None:
+    async def _answer(self, held: Held) -> None:
+        joined: list[Held] = []
         try:
-            result = await self._attempt(held)
+            results = await self._attempts.run(held, partial(self._joining, joined))
         except Exception as error:  # noqa: BLE001 - a defect must cost one attempt, not the slot and the request
             traceback.print_exc()
             fault = Fault(faults.ANSWER, "worker_defect", f"line {held.item.line}: {type(error).__name__}: {error}")
-            result = self._without_answer(held, fault)
-        self._result(key, held, result)
+            results = [(one, self._attempts.without_answer(one, fault)) for one in (held, *joined)]
+        for one, result in results:
+            self._result(one, result)
 
-    def _without_answer(self, held: _Held, fault: Fault) -> ResultItem:
-        item = held.item
-        answer = _failed(fault)
-        record = self._record(held, Request(id=request_id(item.raw)), answer, time.time(), 0.0)
-        return ResultItem(item.job, item.line, item.attempt, False, record, 0.0, 0, 0, *fault)
+    def _joining(self, joined: list[Held], first: Held, request: Request) -> list[tuple[Held, Request]]:
+        """Requests from the front of the queue that can share a call; half of it stays for the next one.
 
-    async def _attempt(self, held: _Held) -> ResultItem:
-        started_s, clock = time.time(), time.perf_counter()
-        item = held.item
-        assert self._client is not None and self._configure is not None
-        try:
-            request = parse_request(item.raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-            fault = Fault(faults.REQUEST, "bad_json", f"line {item.line}: {error}")
-            answer, extra, request = _failed(fault), None, Request()
-        else:
-            answer, extra = await self._fulfil(held, request)
-        duration_s = time.perf_counter() - clock
-        record = self._record(held, request, answer, started_s, duration_s, extra)
-        fault = answer.fault or Fault("", "", "")
-        tokens = (answer.prompt_tokens, answer.response_tokens)
-        succeeded = answer.fault is None
-        # A constrained answer of a model that thinks takes a slot twice and reports the second time only; images are
-        # decoded before the clock of the prompt starts. Neither is a wait (ollama server/routes.go, llama/runner).
-        plain = not (extra and "data" in extra) and not has_images(request)
-        return ResultItem(
-            item.job, item.line, item.attempt, succeeded, record, duration_s, *tokens, *fault,
-            eval_s=answer.eval_s, wait_s=answer.wait_s if plain else 0.0, active=min(held.active, self._active),
-        )  # fmt: skip
-
-    async def _fulfil(self, held: _Held, request: Request) -> tuple[Answer, dict[str, Any] | None]:
-        """The answer to a request, and what its record gets beside it."""
-        offer, context = held.offer, self._jobs[held.item.job]
-        if offer.capabilities and "vision" not in offer.capabilities and has_images(request):
-            return _failed(faults.no_vision(offer.model)), None
-        body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
-        extra: dict[str, Any] | None = None
-        if "format" in body:
-            in_source = request.in_source if request.in_source is not None else context.in_source
-            answer, extra = await structured_answer(partial(self._ask, held), body, in_source)
-        else:
-            answer = await self._ask(held, body)
-        if notes := left_out(request, offer.capabilities):
-            extra = {**(extra or {}), "notes": notes}
-        return answer, extra
-
-    async def _ask(self, held: _Held, body: dict[str, Any]) -> Answer:
-        assert self._client is not None
-        held.token_s = 0.0
-        try:
-            return await self._client.chat(body, partial(self._on_token, held))
-        except asyncio.CancelledError:
-            if held.fault is None or held.task is None:
-                raise
-            held.task.uncancel()  # only the attempt ends here
-            return _failed(held.fault)
-
-    def _record(
-        self,
-        held: _Held,
-        request: Request,
-        answer: Answer,
-        started_s: float,
-        duration_s: float,
-        extra: dict[str, Any] | None = None,
-    ) -> bytes:
-        assert self._configure is not None
-        return records.attempt(
-            self._configure, held.offer.model, held.item, request, answer, started_s, duration_s, extra
-        )
+        They are never reported as begun, and end with the first one's attempt.
+        """
+        found: list[tuple[Held, Request]] = []
+        texts, room = len(texts_of(request)), min(TOGETHER, len(self._queue) // 2)
+        while room > 0 and self._queue:
+            key = self._queue[0]
+            held = self._held.get(key)
+            if held is not None:
+                if key[0] != first.item.job or held.offer.model != first.offer.model:
+                    break
+                try:
+                    more = parse_request(held.item.raw)
+                except ValueError:
+                    break  # it fails when its own turn comes
+                if not may_join(request, texts, more):
+                    break
+                held.active, held.began_s = first.active, first.began_s
+                found.append((held, more))
+                joined.append(held)
+                texts += len(texts_of(more))
+                room -= 1
+            self._queue.popleft()
+        return found
 
     # Sending: everything of one turn of the loop goes out in as few frames as possible.
 
     def _flush_soon(self) -> None:
         """While there is enough to do, what is to be said may gather for a moment; before it runs out, it may not."""
-        slots = self._configure.slots if self._configure else 0
+        slots = self._attempts.server.slots if self._attempts.server else 0
         if len(self._queue) <= slots:
             if self._flushing is None or self._gathering:
                 self._stop_gathering()
@@ -315,22 +258,18 @@ class Worker:
             self._writer.write(protocol.frame(message))
 
     def _report_progress(self) -> None:
-        silent_s = time.monotonic() - self._last_token_s if self._active else 0.0
-        self._send(protocol.Progress(self._tokens, self._active, silent_s))
+        silent_s = time.monotonic() - self._last_token_s if self._attempts.active else 0.0
+        self._send(protocol.Progress(self._tokens, self._attempts.active, silent_s))
         self._tokens = 0
 
     async def _tick(self) -> None:
         # Nothing to say while idle: an idle worker costs no wake-up of the main process.
         while True:
             await asyncio.sleep(_PROGRESS_S)
-            if self._configure is not None and (self._active or self._tokens):
+            if self._attempts.server is not None and (self._attempts.active or self._tokens):
                 self._report_progress()
-                self._give_up_stuck(self._configure)
-                self._give_up_late(self._configure)
-
-
-def _failed(fault: Fault) -> Answer:
-    return Answer("", "", "", 0, 0, 0.0, fault)
+                self._give_up_stuck(self._attempts.server)
+                self._give_up_late(self._attempts.server)
 
 
 def main(connection: socket.socket) -> Never:

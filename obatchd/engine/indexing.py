@@ -15,7 +15,7 @@ import msgspec
 from obatchd.engine.feeder import read_requests
 from obatchd.engine.sample import Sample
 from obatchd.errors import ConfigError, DropRefused
-from obatchd.jobs.formats import RecordRules, folder_settings, read_entries, request_file
+from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entries, recognise, request_file
 from obatchd.jobs.formats.lines import refused
 from obatchd.jobs.formats.source import Unreadable, open_source
 from obatchd.jobs.model import Entry, JobSettings
@@ -79,6 +79,7 @@ class Reading:
         self._settings = settings
         self._check_space = check_space
         self._entries: Iterator[Entry] | None = None
+        self._form: Format | None = None
         self._hashed = False
         self._sampled: list[Entry] | None = None
 
@@ -118,8 +119,16 @@ class Reading:
         own = self._folder_settings()
         given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
         merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
+        if self._recognised() is Format.BATCH and not _rules(merged).given:
+            merged = msgspec.structs.replace(merged, openai_batch=True)
         self.notes = [*self.notes, *submitted.notes]
         return {"settings": merged, "retry_of": submitted.retry_of, "notes": self.notes}
+
+    def _recognised(self) -> Format | None:
+        """What the drop holds; None where that cannot be told: reading it says why."""
+        with contextlib.suppress(DropRefused, OSError):
+            self._form = recognise(self.input, self.row.label)
+        return self._form
 
     def finish_digest(self, store: Store) -> dict[str, Any]:
         """The digest of a drop too large to be hashed before its first request runs."""
@@ -161,12 +170,12 @@ class Reading:
 
     def _read(self) -> Iterator[Entry]:
         limits, size_bytes = self._settings.inbox, self.row.size
-        own = self.row.settings
         return read_entries(
             self.input,
             self.row.label,
             limits,
-            rules=RecordRules(own.template, own.text_column, own.id_column),
+            form=self._form,
+            rules=_rules(self.row.settings),
             check_space=self._check_space,
             size_bytes=size_bytes,
         )
@@ -217,6 +226,10 @@ class Reading:
         if refusals:
             more = f" (and {len(refusals) - 5} more)" if len(refusals) > 5 else ""
             raise DropRefused("; ".join(refusals[:5]) + more, code="invalid_lines")
+
+
+def _rules(settings: JobSettings) -> RecordRules:
+    return RecordRules(settings.template, settings.text_column, settings.id_column)
 
 
 def flush_unpacked(readings: Sequence[Reading]) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from obatchd.engine.vital import Vital
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import JobState, Outcome
 from obatchd.jobs.store import DISK_ERRORS, JobRow, Store
+from obatchd.spool.batch_lines import batch_line
 from obatchd.spool.layout import size_bytes
 from obatchd.spool.outbox import JobOutbox, Totals, flush_outboxes
 
@@ -145,7 +147,8 @@ class Publisher:
             rows = with_input(
                 self._store.results(row), self._store.of(row), row.key, request_file(publication.directory / "input")
             )
-            totals = box.write_whole(rows, responses=responses)
+            line_of = partial(batch_line, row.job) if row.settings.openai_batch else None
+            totals = box.write_whole(rows, responses=responses, line_of=line_of)
             self.responses.incomplete.discard(publication.outbox)
             summary = publication.details(totals)
             box.write_status(publication.status(summary))

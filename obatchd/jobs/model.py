@@ -65,6 +65,7 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     text_column: str | None = None
     id_column: str | None = None
     sample: int | None = None  # run only so many requests of the drop, chosen at random
+    openai_batch: bool = False  # the drop is a batch file of that API; found when it is read, not given
     sample_of: int | None = None  # of how many; found when the drop is read, not given
     skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
 

@@ -83,7 +83,12 @@ class OllamaApi:
             ModelError: ``model_not_found``, or ``does_not_fit`` for want of memory.
         """
         body = {"model": model, "options": options, "stream": False} | ({"keep_alive": -1} if pin else {})
-        await self._call("POST", "/api/generate", timeout_s, body)
+        try:
+            await self._call("POST", "/api/generate", timeout_s, body)
+        except ModelError as error:
+            if error.code != "not_supported":
+                raise
+            await self._call("POST", "/api/embed", timeout_s, {**body, "input": []})  # it makes vectors and no text
 
     async def unload(self, model: str, timeout_s: float) -> None:
         await self._call("POST", "/api/generate", timeout_s, {"model": model, "keep_alive": 0, "stream": False})
@@ -92,7 +97,12 @@ class OllamaApi:
         """Have one token generated: the least that shows whether a server works."""
         options = {**options, "num_predict": 1}
         body = {"model": model, "messages": [{"role": "user", "content": "1"}], "options": options, "stream": False}
-        await self._call("POST", "/api/chat", timeout_s, body | ({"keep_alive": -1} if pin else {}))
+        try:
+            await self._call("POST", "/api/chat", timeout_s, body | ({"keep_alive": -1} if pin else {}))
+        except ModelError as error:
+            if error.code != "not_supported":
+                raise
+            await self._call("POST", "/api/embed", timeout_s, {"model": model, "input": "1", "options": options})
 
     async def _call(self, method: str, path: str, timeout_s: float, body: dict[str, Any] | None = None) -> bytes:
         timeout = aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=timeout_s + 1)

@@ -167,7 +167,17 @@ class ModelsApi:
         load_options = {key: options[key] for key in LOAD_OPTIONS if key in options}
         loaded = await self._engine.acquire(spec, load_options, keep_alive_s(asked.get("keep_alive")))
         self._engine.release(loaded)
-        fields: dict[str, Any] = {"model": name, "embeddings": [_embedding(text) for text in texts]}
+        if not asked.get("truncate", True) and any(len(text.split()) > options["num_ctx"] for text in texts):
+            raise ServeError(400, "the input length exceeds the context length")
+        if texts:
+            self._engine.statistics.requests += 1
+            self._engine.statistics.recent.append(
+                {"at_s": time.time(), "model": spec.name, "prompt": texts[0][:200], "texts": len(texts)}
+            )
+        fields: dict[str, Any] = {
+            "model": name,
+            "embeddings": [_embedding(text)[: asked.get("dimensions")] for text in texts],
+        }
         if texts:
             nanos = max(1, round((time.monotonic() - start_s) * 1e9))
             count = sum(len(text.split()) for text in texts)

@@ -33,12 +33,16 @@ _ADVICE = {
     "format_mismatch": "look at the answer in errors.jsonl: simplify the schema or the task, or use a larger model",
     "input_changed": "drop files by mv, not by writing into them",
     "invalid_format": "mend the JSON Schema as the message says, and drop it again",
+    "invalid_json_line": "mend the line and drop it again",
+    "invalid_request": "mend the request as the message says, and drop it again",
     "invalid_utf8": "save the file as UTF-8",
     "line_too_long": "shorten the prompt, or raise max_line_bytes in [inbox]",
     "missing_field": "give every record the fields that the template names",
+    "missing_required_parameter": "give the line what the message names",
     "missing_prompt": 'give the request a "prompt"',
     "model_forbidden": "ask an administrator to pull the model or to allow its name in [models]",
     "model_not_found": "check the model's name, or pull it with: obatchctl models pull NAME",
+    "model_mismatch": "drop the lines of each model as a file of their own",
     "no_model": "name a model in the request, in job.toml or in the configuration",
     "poison": "this request crashes servers: look at the prompt; do not retry it unchanged",
     "not_supported": "use a model with the capability that the message names",
@@ -47,7 +51,9 @@ _ADVICE = {
     "server_hung": "look at the servers with: obatchctl status, then retry the job",
     "too_many_requests": "split the drop, or raise max_requests in [inbox]",
     "unpacked_too_large": "split the drop, or raise max_unpacked_bytes in [inbox]",
+    "unsupported_parameter": "leave out what the message names",
     "unreadable": "the file was cut off or damaged on its way: drop what is missing again",
+    "url_mismatch": "use one of the endpoints that the message names",
     "wrong_type": "mend the request as the message says, and drop it again",
     "timeout": "raise request_timeout_s or request_total_s in [dispatch] or lower max_response_tokens, then retry",
 }
@@ -73,7 +79,7 @@ class _Record(msgspec.Struct):
 
 class _Response(msgspec.Struct):
     id: str
-    response: str = ""
+    response: str | None = None
 
 
 _record = msgspec.json.Decoder(_Record)
@@ -187,15 +193,25 @@ class JobOutbox:
             response = _response.decode(record)
             stem = file_stem(response.id, line)
             _replace_in(directory, f"{stem}.json", record + b"\n")
-            _replace_in(directory, stem + self._text_suffix, clean_text(response.response).encode() + b"\n")
+            if response.response is not None:  # a vector has no text
+                _replace_in(directory, stem + self._text_suffix, clean_text(response.response).encode() + b"\n")
 
         try:
             yield write
         finally:
             os.close(directory)
 
-    def write_whole(self, rows: Iterable[tuple[int, Outcome, bytes]], *, responses: bool) -> Totals:
-        """Write ``results.jsonl`` and ``errors.jsonl`` from rows in input order; with ``responses`` those files too."""
+    def write_whole(
+        self,
+        rows: Iterable[tuple[int, Outcome, bytes]],
+        *,
+        responses: bool,
+        line_of: Callable[[Outcome, bytes], bytes] | None = None,
+    ) -> Totals:
+        """Write ``results.jsonl`` and ``errors.jsonl`` from rows in input order; with ``responses`` those files too.
+
+        ``line_of`` makes the line of a record, where that is not the record itself.
+        """
         totals = Totals()
         with contextlib.ExitStack() as stack:
             good = stack.enter_context(_replacing(self.directory / "results.jsonl"))
@@ -203,7 +219,8 @@ class JobOutbox:
             write_response = stack.enter_context(self.response_files()) if responses else None
             for line, outcome, record in rows:
                 totals.add(outcome, record)
-                (good if outcome is Outcome.SUCCEEDED else bad).write(record + b"\n")
+                text = record if line_of is None else line_of(outcome, record)
+                (good if outcome is Outcome.SUCCEEDED else bad).write(text + b"\n")
                 if write_response is not None and outcome is Outcome.SUCCEEDED:
                     write_response(line, record)
         return totals

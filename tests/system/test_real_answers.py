@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 from daemon_support import Daemon
+from openai_shapes import ERROR_LINE, OUTPUT_LINE
 
 Start = Callable[..., Daemon]
 pytestmark = [pytest.mark.real_ollama, pytest.mark.timeout(180)]
@@ -67,3 +68,34 @@ def test_tables_chats_schemas_and_images(real: Start) -> None:
     assert set(found) == {"chat", "think"}
     assert [note.partition(" is left out")[0] for note in found["think"]["notes"]] == ["options.num_thread", "think"]
     assert {e["id"]: e["code"] for e in mixed.errors} == {"picture": "not_supported", "schema": "invalid_format"}
+
+
+def test_a_batch_file_and_vectors(real: Start) -> None:
+    d = real(max_response_tokens=16)
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 1}
+    lines = [
+        {"custom_id": f"c{i}", "method": "POST", "url": "/v1/chat/completions", "body": chat} for i in range(20)
+    ] + [
+        {"custom_id": "t", "method": "POST", "url": "/v1/completions", "body": {"model": "tiny", "prompt": "say"}},
+        {"custom_id": "e", "method": "POST", "url": "/v1/embeddings", "body": {"model": "tiny", "input": ["a b", "c"]}},
+        {"custom_id": "s", "method": "POST", "url": "/v1/chat/completions", "body": {**chat, "stream": True}},
+    ]
+    vectors = [{"id": f"v{i}", "input": f"text number {i % 10}"} for i in range(60)]
+    vectors.append({"id": "long", "input": "word " * 20_000})
+    d.drop_all({"batch.jsonl": lines, "vectors.jsonl": vectors})
+    batch, found = d.done("batch.jsonl", 90), d.done("vectors.jsonl", 90)
+    for line in batch.results:
+        jsonschema.validate(line, OUTPUT_LINE)
+    bodies = {line["custom_id"]: line["response"]["body"] for line in batch.results}
+    assert set(bodies) == {*(f"c{i}" for i in range(20)), "t", "e"}
+    assert all(0 < body["usage"]["completion_tokens"] <= 16 for name, body in bodies.items() if name != "e")
+    assert [len(entry["embedding"]) for entry in bodies["e"]["data"]] == [64, 64]
+    [error] = batch.errors
+    jsonschema.validate(error, ERROR_LINE)
+    by_id = {record["id"]: record for record in found.results}
+    assert {e["id"]: e["code"] for e in found.errors} == {"long": "context_exceeded"}
+    for i in range(60):
+        assert len(by_id[f"v{i}"]["embedding"]) == 64
+        near = zip(by_id[f"v{i}"]["embedding"], by_id[f"v{i % 10}"]["embedding"], strict=True)
+        assert all(abs(one - other) < 0.01 for one, other in near)
+    assert max(record.get("together", 1) for record in found.results) > 1

@@ -58,9 +58,11 @@ class Server:
         self.url = ""
 
     async def chat(self, request: web.Request) -> web.Response:
-        await request.read()
+        body = json.loads(await request.read())
         self.asked += 1
         await self.go.wait()
+        if request.path == "/api/embed":
+            return web.json_response({"embeddings": [[1.5] for _ in body["input"]], "prompt_eval_count": 1})
         return web.Response(body=ANSWER)
 
 
@@ -68,6 +70,7 @@ class Server:
 async def serving(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> AsyncIterator[str]:
     app = web.Application()
     app.router.add_post("/api/chat", handler)
+    app.router.add_post("/api/embed", handler)
     runner = web.AppRunner(app, shutdown_timeout=0)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -94,8 +97,8 @@ async def wire() -> AsyncIterator[Wire]:
     yield wire
     wire.reader.feed_eof()
     await task
-    if worker._client is not None:
-        await worker._client.close()
+    if worker._attempts.client is not None:
+        await worker._attempts.client.close()
 
 
 def configure(url: str, *, slots: int = 2, request_timeout_s: float = 30.0) -> Configure:
@@ -182,3 +185,45 @@ async def test_more_slots_are_filled_at_once(server: Server, wire: Wire) -> None
     await wire.until(lambda: server.asked == 3)
     server.go.set()
     await wire.until(lambda: len(wire.results()) == 3)
+
+
+VECTOR = b'{"input": "text"}'
+
+
+async def test_requests_for_vectors_share_a_call_and_half_of_what_waits_stays(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, *range(1, 10), raw=VECTOR), offer(1, 10))
+    await wire.until(lambda: server.asked == 1)
+    wire.feed(Recall(99))
+    returned = await wire.until(lambda: [m for m in wire.sent if isinstance(m, protocol.Returned)])
+    assert sorted(line for _, line in returned[0].keys) == [6, 7, 8, 9, 10]
+    assert wire.started() == [(1, 1)]
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 5)
+    assert all(json.loads(result.record)["embedding"] == [1.5] for result in wire.results().values())
+    assert server.asked == 1
+
+
+async def test_a_call_for_vectors_that_is_given_up_ends_for_all_in_it(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1, 2, 3, raw=VECTOR))
+    await wire.until(lambda: server.asked == 1)
+    wire.feed(GiveUp(faults.CRASH, "server_hung", "no token"))
+    await wire.until(lambda: len(wire.results()) == 2)
+    assert {result.code for result in wire.results().values()} == {"server_hung"}
+    server.go.set()
+    await wire.until(lambda: (1, 3) in wire.results())
+    assert wire.results()[1, 3].succeeded
+
+
+async def test_a_job_that_is_cancelled_ends_its_call_for_vectors(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1, 2, 3, raw=VECTOR))
+    await wire.until(lambda: server.asked == 1)
+    wire.feed(Cancel(1), JobContext(2, "next", "", {}, 100), offer(2, 1, raw=VECTOR))
+    server.go.set()
+    await wire.until(lambda: (2, 1) in wire.results())
+    assert {job for job, _ in wire.results()} == {2}
+
+
+async def test_a_defect_in_a_call_for_vectors_loses_none_of_its_requests(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), offer(9, 1, 2, 3, raw=VECTOR))  # job 9 was never described
+    await wire.until(lambda: len(wire.results()) == 3)
+    assert {result.code for result in wire.results().values()} == {"worker_defect"}

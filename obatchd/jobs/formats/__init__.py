@@ -13,7 +13,7 @@ from pathlib import Path
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.folder import folder_settings
-from obatchd.jobs.formats.lines import index_line, refused
+from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import Request, parse_request
@@ -49,20 +49,21 @@ def read_entries(
     name: str,
     limits: InboxSettings,
     *,
+    form: Format | None = None,
     rules: RecordRules = _NO_RULES,
     check_space: Callable[[int], None] | None = None,
     size_bytes: int | None = None,
 ) -> Iterator[Entry]:
     """Every request of a drop, and every line that cannot be one.
 
-    ``rules`` say how records become requests.
+    ``form`` is what :func:`recognise` found, where that is known. ``rules`` say how records become requests.
     ``check_space`` is called with the number of bytes about to be unpacked, again and again, and raises to stop it.
     ``size_bytes`` is how much of a plain file counts: what somebody appended since it was taken does not.
 
     Raises:
         DropRefused: the drop is none of our formats, or there is no request in it at all.
     """
-    form = recognise(input_path, name)
+    form = form or recognise(input_path, name)
     found = False
     for entry in _limited(
         _entries(form, input_path, name, limits, rules, check_space, size_bytes), limits.max_requests
@@ -82,20 +83,23 @@ def _entries(
     check_space: Callable[[int], None] | None,
     size_bytes: int | None,
 ) -> Iterator[Entry]:
-    plain = form is Format.LINES and not is_packed(name) and not rules.given
+    plain = form in (Format.LINES, Format.BATCH) and not is_packed(name) and not rules.given
     if plain and request_file(input_path) == input_path:
-        yield from _in_place(input_path, limits.max_line_bytes, size_bytes)
+        index = BatchIndexer() if form is Format.BATCH else index_line
+        yield from _in_place(input_path, limits.max_line_bytes, size_bytes, index)
         return
     with Unpacked(input_path.with_name(_REQUESTS), limits, check_space) as target:
         unpacking = Unpacking(target, rules)
         yield from unpacking.folder(input_path) if form is Format.FOLDER else unpacking.file(input_path, name, form)
 
 
-def _in_place(input_path: Path, max_line_bytes: int, size_bytes: int | None) -> Iterator[Entry]:
+def _in_place(
+    input_path: Path, max_line_bytes: int, size_bytes: int | None, index: Callable[[int, int, bytes], Entry]
+) -> Iterator[Entry]:
     with open_source(input_path, packed=False, size_bytes=size_bytes) as source:
         for number, offset, raw, length in split_lines(source, max_line_bytes):
             if raw is not None:
-                yield index_line(number, offset, raw)
+                yield index(number, offset, raw)
             else:
                 reason = f"the line has {length} bytes, more than max_line_bytes ({max_line_bytes})"
                 yield refused(number, offset, length, "line_too_long", reason)

@@ -59,7 +59,7 @@ def _in_object(source: Source, limit: int) -> Iterator[Found]:
     yield Found(1, content if len(content) <= limit else None, len(content), "the object")
 
 
-_FINDERS = {Format.LINES: _in_lines, Format.ARRAY: _in_array, Format.OBJECT: _in_object}
+_FINDERS = {Format.LINES: _in_lines, Format.BATCH: _in_lines, Format.ARRAY: _in_array, Format.OBJECT: _in_object}
 
 
 def _whole(source: Source, limit: int) -> bytes:

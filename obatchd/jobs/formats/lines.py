@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 
 from obatchd.jobs.formats.images import image_problem
-from obatchd.jobs.formats.request import Known, label_of
+from obatchd.jobs.formats.openai import BatchError, label_in
+from obatchd.jobs.formats.request import Known, Request, embed_texts, label_of, parse_batch_request
 from obatchd.jobs.model import PRIORITY_CLASS, Entry, Refusal
 
 _known = msgspec.json.Decoder(Known)
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 THINK_LEVELS = ("auto", "low", "medium", "high", "max")
 _CONTEXT_LIMIT = 2**24  # tokens; no model comes near
 
@@ -25,7 +27,7 @@ def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
     try:
         known = _known.decode(raw)
         # What is skipped is not checked by msgspec, and would fail in the worker.
-        problem = _problem(known) if raw.isascii() else (_not_utf8(raw) or _problem(known))
+        problem = _problem(known, raw) if raw.isascii() else (_not_utf8(raw) or _problem(known, raw))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         problem = _not_utf8(raw) or _explain(error)
     checksum = zlib.crc32(raw)
@@ -37,6 +39,45 @@ def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
     return Entry(number, offset, len(raw), checksum, label_of(known), known.model, context, known.priority)
 
 
+class BatchIndexer:
+    """Indexes the lines of one OpenAI batch file, which has one model. Called as :func:`index_line`."""
+
+    def __init__(self) -> None:
+        self._model: str | None = None
+        self._first = 0
+
+    def __call__(self, number: int, offset: int, raw: bytes, where: str = "") -> Entry:
+        checksum = zlib.crc32(raw)
+        model: str | None = None
+        problem = _not_utf8(raw)
+        label = label_in(raw)
+        if problem is None:
+            try:
+                request = parse_batch_request(raw)
+                label, model = request.id, request.model
+                problem = self._problem(request, number)
+            except BatchError as error:
+                problem = (error.code, error.reason)
+        if problem is not None:
+            refusal = _refusal(number, offset, where, *problem)
+            return Entry(number, offset, len(raw), checksum, label, refusal=refusal)
+        return Entry(number, offset, len(raw), checksum, label, model)
+
+    def _problem(self, request: Request, number: int) -> tuple[str, str] | None:
+        images = [image for message in request.messages for image in message.get("images", ())]
+        if problem := image_problem(images):
+            return "invalid_request", problem
+        texts = [request.prompt, *(message["content"] for message in request.messages)]
+        if request.embed is None and not any(text.strip() for text in texts):
+            return "invalid_request", "there is no text in it"
+        if not self._first:
+            self._first, self._model = number, request.model
+        elif request.model != self._model:
+            other = f"{request.model or 'no model'}, line {self._first} for {self._model or 'no model'}"
+            return "model_mismatch", f"it asks for {other}; a batch has one model"
+        return None
+
+
 def refused(number: int, offset: int, length: int, code: str, reason: str, where: str = "") -> Entry:
     """The entry of something that is refused without a look at its content."""
     return Entry(number, offset, length, 0, refusal=_refusal(number, offset, where, code, reason))
@@ -46,10 +87,10 @@ def _refusal(number: int, offset: int, where: str, code: str, reason: str) -> Re
     return Refusal(code, f"{where or f'line {number}, byte offset {offset}'}: {reason}")
 
 
-def _problem(known: Known) -> tuple[str, str] | None:
+def _problem(known: Known, raw: bytes) -> tuple[str, str] | None:
     text = known.prompt or known.content
     if not text and not known.messages:
-        return "missing_prompt", 'there is no prompt: give "prompt", "content" or "messages" some text'
+        return _problem_without_prompt(raw)
     if text and text.isspace():
         return "missing_prompt", "the prompt is nothing but white space"
     if text and known.messages:
@@ -65,6 +106,16 @@ def _problem(known: Known) -> tuple[str, str] | None:
     if not _is_count(known.max_response_tokens, _CONTEXT_LIMIT):
         return "wrong_type", f"max_response_tokens {known.max_response_tokens!r} is not a number of tokens"
     return _problem_of_answer(known) or _problem_of_images(known)
+
+
+def _problem_without_prompt(raw: bytes) -> tuple[str, str] | None:
+    """What is wrong with what may be a request for vectors."""
+    try:
+        if embed_texts(_fields.decode(raw)) is not None:
+            return None
+    except ValueError as error:
+        return "wrong_type", str(error)
+    return "missing_prompt", 'there is no prompt: give "prompt", "content" or "messages" some text, or "input" to embed'
 
 
 def _problem_of_answer(known: Known) -> tuple[str, str] | None:

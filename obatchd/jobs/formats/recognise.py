@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from obatchd.errors import DropRefused
+from obatchd.jobs.formats.openai import looks_like_batch
 from obatchd.jobs.formats.source import Source, Unreadable, is_packed, open_source
 from obatchd.jobs.formats.split import UTF8_BOM
 from obatchd.jobs.model import TABLE_ENDINGS, TEXT_ENDINGS
@@ -24,6 +25,7 @@ class Format(Enum):
     LINES = "JSON Lines"
     OBJECT = "one JSON object"
     ARRAY = "a JSON array"
+    BATCH = "an OpenAI batch file"
     TABLE = "a table of comma-separated values"
     TEXT = "text"
     FOLDER = "a folder of files"
@@ -61,8 +63,10 @@ def _by_content(source: Source, name: str) -> Format:
         return Format.TEXT
     if plain_name.endswith((".jsonl", ".ndjson")):
         if not text or text.startswith(b"{") or (not _opens_array(text) and _has_object_line(text)):
-            return Format.LINES
+            return Format.BATCH if looks_like_batch(text) else Format.LINES
     elif text.startswith(b"{"):
+        if looks_like_batch(text):
+            return Format.BATCH
         return Format.LINES if _is_lines(text, source) else Format.OBJECT
     if text.startswith(b"["):
         return Format.ARRAY

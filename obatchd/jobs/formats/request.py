@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from obatchd.jobs.formats.openai import batch_fields, embed_problem, is_batch_line
+
 # An object that comes back under ``input`` as it is, whatever its names are: how records are passed on.
 PASSED_ON = "input_fields"
 
@@ -50,10 +52,15 @@ class Request(msgspec.Struct, frozen=True):
     in_source: list[str] | None = None
     think: bool | str | None = None
     keep_alive: Any = None  # of no effect; its author is told so
+    embed: str | list[str] | None = None  # texts to be made into vectors instead of answered
+    dimensions: int | None = None  # of the vectors
+    encoding: str = ""  # of vectors in the lines of a batch file: float or base64
+    url: str = ""  # of a line of an OpenAI batch file
     input: dict[str, msgspec.Raw] = {}
 
 
 _OURS = frozenset(Known.__struct_fields__)
+_EMBEDDED = _OURS | {"input"}
 _whole = msgspec.json.Decoder(Known)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -93,8 +100,14 @@ def parse_request(raw: bytes) -> Request:
     whole = _whole.decode(raw)
     messages = whole.messages or []
     prompt = whole.prompt or whole.content
+    embed: str | list[str] | None = None
     if prompt is None:
-        prompt = next((m.get("content", "") for m in reversed(messages) if m.get("role") == "user"), "")
+        if not messages:
+            fields = _fields.decode(raw)
+            if is_batch_line(fields):
+                return parse_batch_request(raw)
+            embed = embed_texts(fields)
+        prompt = embed if isinstance(embed, str) else _last_said(messages)
     return Request(
         id=label_of(whole),
         prompt=prompt or "",
@@ -111,12 +124,44 @@ def parse_request(raw: bytes) -> Request:
         in_source=whole.in_source,
         think=whole.think,
         keep_alive=whole.keep_alive,
-        input=_input(raw),
+        embed=embed,
+        input=_input(raw, _EMBEDDED if embed is not None else _OURS),
     )
 
 
-def _input(raw: bytes) -> dict[str, msgspec.Raw]:
-    fields = {name: value for name, value in _fields.decode(raw).items() if name not in _OURS}
+def _last_said(messages: list[dict[str, Any]]) -> str:
+    return next((str(m.get("content", "")) for m in reversed(messages) if m.get("role") == "user"), "")
+
+
+def parse_batch_request(raw: bytes) -> Request:
+    """The request in one line of an OpenAI batch file.
+
+    Raises:
+        BatchError: it is none.
+    """
+    given = {name: value for name, value in batch_fields(raw).items() if value is not None}
+    text = given.get("embed")
+    prompt = text if isinstance(text, str) else _last_said(given.get("messages", []))
+    return Request(**{"prompt": prompt, **given})
+
+
+def embed_texts(fields: dict[str, msgspec.Raw]) -> str | list[str] | None:
+    """The texts of a request for vectors, ``{"input": …}``; None where it is none.
+
+    Raises:
+        ValueError: it is one, and they cannot be embedded.
+    """
+    if "input" not in fields:
+        return None
+    texts = msgspec.json.decode(fields["input"])
+    if problem := embed_problem(texts):
+        raise ValueError(problem)
+    found: str | list[str] = texts
+    return found
+
+
+def _input(raw: bytes, ours: frozenset[str] = _OURS) -> dict[str, msgspec.Raw]:
+    fields = {name: value for name, value in _fields.decode(raw).items() if name not in ours}
     passed_on = fields.get(PASSED_ON)
     if passed_on is not None and bytes(passed_on).startswith(b"{"):
         del fields[PASSED_ON]

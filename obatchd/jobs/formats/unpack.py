@@ -16,13 +16,14 @@ from obatchd.errors import DropRefused
 from obatchd.jobs.formats.folder import folder_files, shown_name
 from obatchd.jobs.formats.found import Found, find
 from obatchd.jobs.formats.images import BadImage, with_images
-from obatchd.jobs.formats.lines import index_line, refused
+from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, open_source
 from obatchd.jobs.model import TEXT_ENDINGS, Entry
 from obatchd.settings import InboxSettings
 
+Index = Callable[[int, int, bytes, str], Entry]
 _SPACE_CHECK_BYTES = 8 * 1024**2
 _ALONE = frozenset({Format.OBJECT, Format.TEXT})
 _encode = msgspec.json.Encoder().encode
@@ -53,13 +54,13 @@ class Unpacked:
             if kind is None:
                 file.truncate(self.offset)
 
-    def add(self, number: int, raw: bytes, where: str, label: str | None = None) -> Entry:
+    def add(self, number: int, raw: bytes, where: str, label: str | None = None, index: Index = index_line) -> Entry:
         """Append one request and index it. ``label`` becomes its id where it has none."""
         raw = _on_one_line(raw)
-        entry = index_line(number, self.offset, raw, where)
+        entry = index(number, self.offset, raw, where)
         if label is not None and entry.id is None and entry.refusal is None:
             raw = raw[:-1] + b',"id":' + _encode(label) + b"}"  # of two values of a name the last one counts
-            entry = index_line(number, self.offset, raw, where)
+            entry = index(number, self.offset, raw, where)
         self._write(raw)
         return entry
 
@@ -109,11 +110,11 @@ class Unpacking:
 
     def file(self, path: Path, name: str, form: Format) -> Iterator[Entry]:
         """Those of one file, numbered as they stand in it."""
-        number = 0
+        number, index = 0, self._index_of(form)
         try:
             for found in self._found(path, name, form):
                 number = found.number
-                yield self._entry(number, found, found.where)
+                yield self._entry(number, found, found.where, index=index)
         except (TooMuch, Unreadable) as error:
             yield self._rest(number + 1, "the drop", error)
 
@@ -132,9 +133,11 @@ class Unpacking:
             try:
                 form = _readable(path, name, problem)
                 label = (stem if stems[stem] == 1 else name) if form in _ALONE else None
+                index = self._index_of(form)
                 for found in self._found(path, name, form):
                     number += 1
-                    yield self._entry(number, self._with_images(found, folder), f"{name}, {found.where}", label)
+                    found = self._with_images(found, folder)
+                    yield self._entry(number, found, f"{name}, {found.where}", label, index)
             except (Unreadable, DropRefused) as error:
                 number += 1
                 reason = str(error).removeprefix(name).lstrip(": ")
@@ -147,6 +150,9 @@ class Unpacking:
         with open_source(path, packed=is_packed(name), budget=self._budget) as source:
             yield from find(source, name, form, self._limits.max_line_bytes, self._rules)
 
+    def _index_of(self, form: Format) -> Index:
+        return BatchIndexer() if form is Format.BATCH and not self._rules.given else index_line
+
     def _with_images(self, found: Found, folder: Path) -> Found:
         if found.raw is None or found.refusal is not None:
             return found
@@ -155,11 +161,13 @@ class Unpacking:
         except BadImage as error:
             return found._replace(refusal=("bad_image", str(error)))
 
-    def _entry(self, number: int, found: Found, where: str, label: str | None = None) -> Entry:
+    def _entry(
+        self, number: int, found: Found, where: str, label: str | None = None, index: Index = index_line
+    ) -> Entry:
         if found.refusal is not None:
             return self._target.add_refused(number, found.raw or b"", *found.refusal, where)
         if found.raw is not None:
-            return self._target.add(number, found.raw, where, label)
+            return self._target.add(number, found.raw, where, label, index)
         reason = f"the request has {found.length} bytes, more than max_line_bytes ({self._limits.max_line_bytes})"
         return self._refused(number, "line_too_long", reason, where)
 

@@ -1,0 +1,146 @@
+"""One attempt of a request at the worker's server: from its bytes to the finished record."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from obatchd.dispatch import faults, protocol, records
+from obatchd.dispatch.answering import structured_answer
+from obatchd.dispatch.body import has_images, left_out, request_body
+from obatchd.dispatch.client import Answer, OllamaClient
+from obatchd.dispatch.embedding import Vectors, embed
+from obatchd.dispatch.faults import Fault
+from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
+from obatchd.jobs.formats.request import Request, parse_request, request_id
+
+
+class Held:
+    """A request the worker holds; ``task`` is that of its slot while it has one."""
+
+    __slots__ = ("active", "began_s", "fault", "item", "offer", "task", "token_s")
+
+    def __init__(self, item: OfferItem, offer: protocol.Offer) -> None:
+        self.item = item
+        self.offer = offer
+        self.task: asyncio.Task[None] | None = None
+        self.active = 0  # requests in a slot when it got one, itself included
+        self.began_s = 0.0  # monotonic; when it got its slot
+        self.token_s = 0.0  # monotonic; of the latest token, 0 before the first
+        self.fault: Fault | None = None  # why its attempt was ended from outside
+
+
+class Attempts:
+    """What a worker knows of its server and its jobs, and how it makes results with that.
+
+    Attributes:
+        server: as the main process configured it.
+        client: asks it.
+        jobs: what the requests of a job share, by job key.
+        active: slots in use.
+    """
+
+    def __init__(self, on_token: Callable[[Held], None]) -> None:
+        self.server: protocol.Configure | None = None
+        self.client: OllamaClient | None = None
+        self.jobs: dict[int, JobContext] = {}
+        self.active = 0
+        self._on_token = on_token
+
+    async def run(
+        self, held: Held, joining: Callable[[Held, Request], Sequence[tuple[Held, Request]]]
+    ) -> list[tuple[Held, ResultItem]]:
+        """The results of one attempt: of ``held``, and of what ``joining`` lets share a call for vectors with it."""
+        started_s, clock = time.time(), time.perf_counter()
+        try:
+            request = parse_request(held.item.raw)
+        except ValueError as error:  # of msgspec and of decoding, too
+            fault = Fault(faults.REQUEST, "bad_json", f"line {held.item.line}: {error}")
+            return [(held, self.without_answer(held, fault))]
+        if request.embed is not None:
+            return await self._embed([(held, request), *joining(held, request)])
+        answer, extra = await self._fulfil(held, request)
+        duration_s = time.perf_counter() - clock
+        return [(held, self._result(held, request, answer, extra, started_s, duration_s))]
+
+    def without_answer(self, held: Held, fault: Fault) -> ResultItem:
+        """The result of an attempt that a fault outside the server ended."""
+        request = Request(id=request_id(held.item.raw))
+        return self._result(held, request, _failed(fault), None, time.time(), 0.0)
+
+    def _result(
+        self,
+        held: Held,
+        request: Request,
+        answer: Answer,
+        extra: dict[str, Any] | None,
+        started_s: float,
+        duration_s: float,
+    ) -> ResultItem:
+        assert self.server is not None
+        item = held.item
+        record = records.attempt(self.server, held.offer.model, item, request, answer, started_s, duration_s, extra)
+        fault = answer.fault or Fault("", "", "")
+        tokens = (answer.prompt_tokens, answer.response_tokens)
+        # A constrained answer of a model that thinks takes a slot twice and reports the second time only; images are
+        # decoded before the clock of the prompt starts. Neither is a wait (ollama server/routes.go, llama/runner).
+        plain = not (extra and "data" in extra) and not has_images(request)
+        return ResultItem(
+            item.job, item.line, item.attempt, answer.fault is None, record, duration_s, *tokens, *fault,
+            eval_s=answer.eval_s, wait_s=answer.wait_s if plain else 0.0, active=min(held.active, self.active),
+        )  # fmt: skip
+
+    async def _fulfil(self, held: Held, request: Request) -> tuple[Answer, dict[str, Any] | None]:
+        """The answer to a request, and what its record gets beside it."""
+        offer, context = held.offer, self.jobs[held.item.job]
+        if offer.capabilities and "vision" not in offer.capabilities and has_images(request):
+            return _failed(faults.no_vision(offer.model)), None
+        body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
+        extra: dict[str, Any] | None = None
+        if "format" in body:
+            in_source = request.in_source if request.in_source is not None else context.in_source
+            answer, extra = await structured_answer(partial(self._ask, held), body, in_source)
+        else:
+            answer = await self._ask(held, body)
+        if notes := left_out(request, offer.capabilities):
+            extra = {**(extra or {}), "notes": notes}
+        return answer, extra
+
+    async def _ask(self, held: Held, body: dict[str, Any]) -> Answer:
+        assert self.client is not None
+        held.token_s = 0.0
+        try:
+            return await self.client.chat(body, partial(self._on_token, held))
+        except asyncio.CancelledError:
+            return _failed(_given_up(held))
+
+    async def _embed(self, together: Sequence[tuple[Held, Request]]) -> list[tuple[Held, ResultItem]]:
+        assert self.client is not None
+        started_s, clock = time.time(), time.perf_counter()
+        held = together[0][0]
+        requests = [request for _, request in together]
+        try:
+            found = await embed(self.client.embed, requests, self.jobs[held.item.job], held.offer)
+        except asyncio.CancelledError:
+            found = [Vectors(_failed(_given_up(held)), {})] * len(together)
+        self._on_token(held)
+        duration_s = (time.perf_counter() - clock) / len(together)
+        return [
+            (one, self._result(one, request, vectors.answer, vectors.extra, started_s, duration_s))
+            for (one, request), vectors in zip(together, found, strict=True)
+        ]
+
+
+def _given_up(held: Held) -> Fault:
+    """Why an attempt was ended; called while its cancellation is handled, which goes on where its job is over."""
+    if held.fault is None or held.task is None:
+        raise asyncio.CancelledError
+    held.task.uncancel()  # only the attempt ends here
+    return held.fault
+
+
+def _failed(fault: Fault) -> Answer:
+    return Answer("", "", "", 0, 0, 0.0, fault)

@@ -1,0 +1,86 @@
+"""Requests for vectors: many of them in one call, because a call costs more than the vector of a short text."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from obatchd.dispatch import faults
+from obatchd.dispatch.body import LOAD_OPTIONS
+from obatchd.dispatch.client import Answer, Embedded
+from obatchd.dispatch.protocol import JobContext, Offer
+from obatchd.jobs.formats.request import Request
+
+TOGETHER = 32  # requests in one call
+_TOGETHER_TEXTS = 512
+Ask = Callable[[dict[str, Any]], Awaitable[Embedded]]
+
+
+class Vectors(NamedTuple):
+    """What became of one request, and what its record gets."""
+
+    answer: Answer
+    extra: dict[str, Any]
+
+
+def texts_of(request: Request) -> list[str]:
+    return [request.embed] if isinstance(request.embed, str) else list(request.embed or ())
+
+
+def may_join(first: Request, texts: int, request: Request) -> bool:
+    """Whether ``request`` can be answered in the same call as ``first``, which has ``texts`` texts so far.
+
+    The lines of a batch file are asked one by one: each is owed its own count of tokens.
+    """
+    same = request.embed is not None and request.options == first.options and request.dimensions == first.dimensions
+    return same and not first.url and not request.url and texts + len(texts_of(request)) <= _TOGETHER_TEXTS
+
+
+async def embed(ask: Ask, requests: Sequence[Request], context: JobContext, offer: Offer) -> list[Vectors]:
+    """The vectors of ``requests``, asked for in one call; where one of them spoils it, one by one."""
+    answered = await ask(_body(requests, context, offer))
+    if answered.fault is not None:
+        if len(requests) > 1 and answered.fault.kind == faults.REQUEST:
+            return [(await embed(ask, [request], context, offer))[0] for request in requests]
+        failed = Answer("", "", "", 0, 0, 0.0, answered.fault)
+        return [Vectors(failed, {}) for _ in requests]
+    return _shared(requests, answered)
+
+
+def _body(requests: Sequence[Request], context: JobContext, offer: Offer) -> dict[str, Any]:
+    first = requests[0]
+    options = {name: value for name, value in (context.options | first.options).items() if name not in LOAD_OPTIONS}
+    body: dict[str, Any] = {
+        "model": offer.model,
+        "input": [text for request in requests for text in texts_of(request)],
+        "truncate": False,
+        "options": options | offer.load_options,
+    }
+    return body | ({"dimensions": first.dimensions} if first.dimensions else {})
+
+
+def _shared(requests: Sequence[Request], answered: Embedded) -> list[Vectors]:
+    """Each request's vectors, and its share of the tokens by length: Ollama counts those of a call together."""
+    lengths = [sum(map(len, texts_of(request))) for request in requests]
+    total, begin, counted, length = sum(lengths), 0, 0, 0
+    found = []
+    for request, own in zip(requests, lengths, strict=True):
+        count = len(texts_of(request))
+        vectors = answered.vectors[begin : begin + count]
+        begin, length = begin + count, length + own
+        until = answered.prompt_tokens * length // max(1, total)
+        extra = _extra(request, vectors, len(requests))
+        found.append(Vectors(Answer("", "", "stop", until - counted, 0, 0.0, None), extra))
+        counted = until
+    return found
+
+
+def _extra(request: Request, vectors: list[msgspec.Raw], together: int) -> dict[str, Any]:
+    extra: dict[str, Any] = {"embedding": vectors[0]} if isinstance(request.embed, str) else {"embeddings": vectors}
+    if together > 1:
+        extra["together"] = together
+    if request.encoding:
+        extra["encoding"] = request.encoding
+    return extra

@@ -1,0 +1,235 @@
+"""Lines of OpenAI's Batch API: ``custom_id``, ``method``, ``url`` and ``body``, read as requests of ours.
+
+What that API and vLLM's run-batch accept is accepted; what Ollama cannot do is refused line by line with that API's
+words, never left out. Format: https://platform.openai.com/docs/api-reference/batch/request-input; codes as in
+https://learn.microsoft.com/azure/ai-services/openai/how-to/batch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+# Run-time options that the two APIs share, by their name there; the last ones are vLLM's.
+_OPTIONS = {
+    "temperature": "temperature", "top_p": "top_p", "seed": "seed", "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty", "top_k": "top_k", "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+}  # fmt: skip
+_LEVELS: dict[str, bool | str] = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high"}
+_ROLES = {"developer": "system", "function": "tool"}
+_NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
+_UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "logprobs", "top_logprobs", "suffix", "echo")
+_ID = re.compile(rb'"custom_id"\s*:\s*"((?:[^"\\]|\\.){1,200})"')
+_LOOKED_AT_LINES = 20
+_document = msgspec.json.Decoder()
+_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_string = msgspec.json.Decoder(str)
+
+
+class BatchError(ValueError):
+    """A line cannot be run.
+
+    Args:
+        code: as that API has it, e.g. ``invalid_request``.
+        reason: in plain words.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+def looks_like_batch(head: bytes) -> bool:
+    """Whether what begins so is a batch file: its first line that is JSON decides; one too long for a look counts."""
+    if not all(name in head for name in (b'"custom_id"', b'"url"', b'"body"')):
+        return False
+    *lines, rest = head.split(b"\n")
+    for line in (lines or [rest])[:_LOOKED_AT_LINES]:
+        try:
+            return is_batch_line(_keys.decode(line))
+        except (ValueError, RecursionError):
+            continue
+    return len(lines) <= 1
+
+
+def is_batch_line(fields: dict[str, msgspec.Raw]) -> bool:
+    return fields.keys() >= {"custom_id", "url", "body"} and not fields.keys() & {"prompt", "content", "messages"}
+
+
+def label_in(raw: bytes) -> str | None:
+    """The id in a line that is no JSON, as far as it can be made out."""
+    match = _ID.search(raw)
+    try:
+        return _string.decode(b'"' + match[1] + b'"') if match else None
+    except ValueError:
+        return None
+
+
+def batch_fields(raw: bytes) -> dict[str, Any]:
+    """The fields of our request that a line amounts to.
+
+    Raises:
+        BatchError: it is no such line, or asks for what cannot be had.
+    """
+    line = _line(raw)
+    read = _ENDPOINTS.get(line["url"])
+    if read is None:
+        raise BatchError("url_mismatch", f"the url {line['url']!r} is none of {', '.join(_ENDPOINTS)}")
+    body: dict[str, Any] = line["body"]
+    _require_supported(body)
+    model = body.get("model")
+    if model is not None and not isinstance(model, str):
+        raise BatchError("invalid_request", "model must be a text")
+    return {"id": line["custom_id"], "url": line["url"], "model": model, **read(body)}
+
+
+def _line(raw: bytes) -> dict[str, Any]:
+    try:
+        line = _document.decode(raw)
+    except (ValueError, RecursionError) as error:
+        raise BatchError("invalid_json_line", str(error)) from None
+    if not isinstance(line, dict):
+        raise BatchError("invalid_json_line", "it is not a JSON object")
+    for name, kind in (("custom_id", str), ("method", str), ("url", str), ("body", dict)):
+        if name not in line:
+            raise BatchError("missing_required_parameter", f"there is no {name}")
+        if not isinstance(line[name], kind) or not line[name]:
+            raise BatchError("invalid_request", f"{name} must be {'a text' if kind is str else 'an object'}")
+    if line["method"] != "POST":
+        raise BatchError("invalid_request", f"the method {line['method']!r} is not POST")
+    return line
+
+
+def _require_supported(body: dict[str, Any]) -> None:
+    if body.get("stream"):
+        raise BatchError("unsupported_parameter", "a batch has no stream: leave stream out")
+    for name in _UNSUPPORTED:
+        if body.get(name) not in _NOTHING:
+            raise BatchError("unsupported_parameter", f"{name} is not supported")
+    for name in ("n", "best_of"):
+        if body.get(name) not in (None, 1):
+            raise BatchError("unsupported_parameter", f"{name} must be 1")
+
+
+def _generation(body: dict[str, Any]) -> dict[str, Any]:
+    options = {ours: body[name] for name, ours in _OPTIONS.items() if body.get(name) is not None}
+    if bad := [
+        name for name, value in options.items() if isinstance(value, bool) or not isinstance(value, int | float)
+    ]:
+        raise BatchError("invalid_request", f"{bad[0]} must be a number")
+    stop = body.get("stop")
+    if stop not in _NOTHING:
+        options["stop"] = [stop] if isinstance(stop, str) else stop
+        if not isinstance(options["stop"], list) or not all(isinstance(text, str) for text in options["stop"]):
+            raise BatchError("invalid_request", "stop must be a text or a list of texts")
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise BatchError("invalid_request", "the token limit must be a number of tokens")
+    return {"options": options, "max_response_tokens": limit, "format": _format(body.get("response_format"))}
+
+
+def _format(wanted: Any) -> str | dict[str, Any] | None:
+    if wanted is None:
+        return None
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind == "text":
+        return ""
+    if kind == "json_object":
+        return "json"
+    schema = wanted.get("json_schema", {}) if kind == "json_schema" else None
+    if isinstance(schema, dict) and isinstance(schema.get("schema"), dict):
+        found: dict[str, Any] = schema["schema"]
+        return found
+    raise BatchError("invalid_request", "response_format must be of type text, json_object or json_schema")
+
+
+def _chat(body: dict[str, Any]) -> dict[str, Any]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise BatchError("missing_required_parameter", "there are no messages in the body")
+    effort = body.get("reasoning_effort")
+    if effort is not None and effort not in _LEVELS:
+        raise BatchError("invalid_request", f"reasoning_effort {effort!r} is none of {', '.join(_LEVELS)}")
+    return {
+        **_generation(body),
+        "messages": [_message(message) for message in messages],
+        "think": None if effort is None else _LEVELS[effort],
+    }
+
+
+def _message(message: Any) -> dict[str, Any]:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str):
+        raise BatchError("invalid_request", "every message needs a role")
+    texts, images = _content(message.get("content"))
+    plain: dict[str, Any] = {"role": _ROLES.get(role, role), "content": "\n".join(texts)}
+    return plain | {"images": images} if images else plain
+
+
+def _content(content: Any) -> tuple[list[str], list[str]]:
+    if content is None or isinstance(content, str):
+        return [content or ""], []
+    texts: list[str] = []
+    images: list[str] = []
+    for part in content if isinstance(content, list) else [content]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        value = part.get(kind) if isinstance(kind, str) else None
+        if kind == "image_url" and isinstance(value, dict):
+            value = value.get("url")
+        if not isinstance(value, str) or kind not in ("text", "refusal", "image_url"):
+            raise BatchError(
+                "invalid_request", "the content of a message must be a text, or a list of texts and images"
+            )
+        if kind != "image_url":
+            texts.append(value)
+        elif value.startswith("data:"):
+            images.append(value)
+        else:
+            raise BatchError("unsupported_parameter", "images must be data URLs; addresses are not fetched")
+    return texts, images
+
+
+def _completion(body: dict[str, Any]) -> dict[str, Any]:
+    prompt = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if prompt is None:
+        raise BatchError("missing_required_parameter", "there is no prompt in the body")
+    if not isinstance(prompt, str):
+        raise BatchError("unsupported_parameter", "prompt must be one text; give each prompt a line of its own")
+    return {**_generation(body), "prompt": prompt}
+
+
+def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
+    if "input" not in body:
+        raise BatchError("missing_required_parameter", "there is no input in the body")
+    if problem := embed_problem(body["input"], body.get("dimensions")):
+        raise BatchError("invalid_request", problem)
+    if body.get("encoding_format") not in (None, "float", "base64"):
+        raise BatchError("invalid_request", "encoding_format must be float or base64")
+    return {
+        "embed": body["input"], "dimensions": body.get("dimensions"), "encoding": body.get("encoding_format") or "",
+    }  # fmt: skip
+
+
+def embed_problem(texts: Any, dimensions: Any = None) -> str:
+    """Why something cannot be embedded; empty when it can."""
+    given = [texts] if isinstance(texts, str) else texts
+    if not isinstance(given, list) or not given or not all(isinstance(text, str) for text in given):
+        return "input must be a text or a list of texts; tokens are not supported"
+    if not all(text.strip() for text in given):
+        return "a text of input is empty"
+    if dimensions is not None and (isinstance(dimensions, bool) or not isinstance(dimensions, int) or dimensions < 1):
+        return "dimensions must be a number"
+    return ""
+
+
+_ENDPOINTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    CHAT: _chat, COMPLETIONS: _completion, EMBEDDINGS: _embeddings,
+}  # fmt: skip

@@ -1,0 +1,117 @@
+"""Results of an OpenAI batch file, as the lines that API writes into its output and error files.
+
+What a server answered, good or bad, stands in ``response`` with a status; what never got to one stands in ``error``.
+Format: https://platform.openai.com/docs/api-reference/batch/request-output and the response objects of the endpoints.
+"""
+
+from __future__ import annotations
+
+import struct
+from base64 import b64encode
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from obatchd.jobs.model import Outcome
+
+# How that API calls what we call otherwise.
+_CODES = {
+    "bad_json": "invalid_json_line", "invalid_utf8": "invalid_json_line", "duplicate_id": "duplicate_custom_id",
+    "too_many_requests": "too_many_tasks", "context_exceeded": "context_length_exceeded",
+    "cancelled": "batch_cancelled", "expired": "batch_expired",
+}  # fmt: skip
+# Failures of an attempt whose cause is the request, by the status that API answers them with.
+_STATUS = {
+    "context_exceeded": 400, "invalid_format": 400, "format_mismatch": 400, "invalid_option": 400, "bad_request": 400,
+    "not_supported": 400, "empty_prompt": 400, "empty_response": 400, "model_not_found": 404, "forbidden": 403,
+    "timeout": 504,
+}  # fmt: skip
+_encode = msgspec.json.Encoder().encode
+
+
+class _Record(msgspec.Struct):
+    """The parts of a result that a line is made of."""
+
+    id: str
+    line: int
+    code: str = ""
+    message: str = ""
+    url: str = ""
+    model: str = ""
+    response: str = ""
+    think: str = ""
+    done_reason: str = ""
+    attempts: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    finished_at: str = "1970-01-01T00:00:00Z"
+    embedding: list[float] | None = None
+    embeddings: list[list[float]] | None = None
+    encoding: str = ""
+
+
+_record = msgspec.json.Decoder(_Record)
+
+
+def batch_line(job: str, outcome: Outcome, raw: bytes) -> bytes:
+    """The line of a result ``raw``, for the output file if it succeeded, else for the error file."""
+    record = _record.decode(raw)
+    key = f"{job}-{record.line}"
+    line: dict[str, Any] = {"id": f"batch_req_{key}", "custom_id": record.id, "response": None, "error": None}
+    error = {"code": _CODES.get(record.code, record.code), "message": record.message}
+    if outcome is Outcome.SUCCEEDED:
+        line["response"] = {"status_code": 200, "request_id": f"req_{key}", "body": _body(key, record)}
+    elif outcome is Outcome.FAILED and record.attempts:
+        status = _STATUS.get(record.code, 500)
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        body = {"error": {**error, "type": kind, "param": None}}
+        line["response"] = {"status_code": status, "request_id": f"req_{key}", "body": body}
+    else:
+        line["error"] = error
+    return _encode(line)
+
+
+def _body(key: str, record: _Record) -> dict[str, Any]:
+    if record.embedding is not None or record.embeddings is not None:
+        return _embeddings(record)
+    choice: dict[str, Any] = {
+        "index": 0, "logprobs": None, "finish_reason": "length" if record.done_reason == "length" else "stop",
+    }  # fmt: skip
+    chat = record.url.endswith("/chat/completions")
+    if chat:
+        message: dict[str, Any] = {"role": "assistant", "content": record.response, "refusal": None}
+        choice["message"] = message | ({"reasoning": record.think} if record.think else {})
+    else:
+        choice["text"] = record.response
+    return {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{key}",
+        "object": "chat.completion" if chat else "text_completion",
+        "created": int(datetime.fromisoformat(record.finished_at).timestamp()),
+        "model": record.model,
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.response_tokens,
+            "total_tokens": record.prompt_tokens + record.response_tokens,
+        },
+    }
+
+
+def _embeddings(record: _Record) -> dict[str, Any]:
+    vectors = record.embeddings if record.embeddings is not None else [record.embedding or []]
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": _base64(v) if record.encoding == "base64" else v}
+            for index, v in enumerate(vectors)
+        ],
+        "model": record.model,
+        "usage": {"prompt_tokens": record.prompt_tokens, "total_tokens": record.prompt_tokens},
+    }
+
+
+def _base64(vector: Sequence[float]) -> str:
+    """32-bit floats, lowest byte first, as that API packs them."""
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

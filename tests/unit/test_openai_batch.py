@@ -1,0 +1,241 @@
+"""OpenAI batch files: recognised by content, read line by line, and answered in that API's lines."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from openai_shapes import CHAT, COMPLETION, EMBEDDINGS, ERROR_LINE, OUTPUT_LINE
+
+from obatchd.jobs.formats import Format, Request, parse_request, read_entries, recognise, request_file
+from obatchd.jobs.formats.openai import BatchError, batch_fields
+from obatchd.jobs.model import Entry, Outcome
+from obatchd.settings import InboxSettings
+from obatchd.spool.batch_lines import batch_line
+
+PNG = (
+    "data:image/png;base64,"
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def line(custom_id: Any = "a", url: Any = "/v1/chat/completions", method: Any = "POST", **body: Any) -> bytes:
+    if url == "/v1/chat/completions":
+        body.setdefault("messages", [{"role": "user", "content": "hello"}])
+    body.setdefault("model", "tiny")
+    return json.dumps({"custom_id": custom_id, "method": method, "url": url, "body": body}).encode()
+
+
+def parsed(**body: Any) -> Request:
+    return parse_request(line(**body))
+
+
+def read(tmp_path: Path, name: str, content: bytes) -> list[Entry]:
+    path = tmp_path / "input"
+    path.write_bytes(content)
+    return list(read_entries(path, name, InboxSettings()))
+
+
+# Recognised.
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "form"),
+    [
+        ("b.jsonl", line() + b"\n" + line("b"), Format.BATCH),
+        ("b.json", line() + b"\n" + line("b") + b"\n", Format.BATCH),
+        ("b.json", line(), Format.BATCH),
+        ("b.jsonl", b"{broken\n\n" + line() + b"\n", Format.BATCH),
+        ("b.jsonl", line(messages=[{"role": "user", "content": "x" * 100_000}]) + b"\n" + line("b"), Format.BATCH),
+        ("b.jsonl", b'{"prompt": "x"}\n' + line() + b"\n", Format.LINES),
+        ("b.jsonl", b'{"prompt": "x", "custom_id": "1", "url": "u", "body": {}}\n', Format.LINES),
+        ("b.jsonl", b'{"custom_id": "1", "prompt": "about url and body"}\n', Format.LINES),
+    ],
+)
+def test_a_batch_file_is_recognised_by_its_content(tmp_path: Path, name: str, content: bytes, form: Format) -> None:
+    (tmp_path / "input").write_bytes(content)
+    assert recognise(tmp_path / "input", name) is form
+
+
+# Read.
+
+
+def test_what_a_chat_asks_for_is_kept() -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "what"}, {"type": "text", "text": "is it?"},
+                                     {"type": "image_url", "image_url": {"url": PNG, "detail": "low"}}]},
+        {"role": "assistant", "content": None},
+    ]  # fmt: skip
+    schema = {"type": "object"}
+    request = parsed(
+        messages=messages, max_tokens=7, temperature=0, top_p=0.5, seed=3, stop="END", frequency_penalty=1, top_k=5,
+        response_format={"type": "json_schema", "json_schema": {"name": "n", "strict": True, "schema": schema}},
+        reasoning_effort="none", user="u", store=True, metadata={"a": "b"}, n=1, logprobs=False, tools=[],
+    )  # fmt: skip
+    assert request.id == "a"
+    assert request.messages == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "what\nis it?", "images": [PNG]},
+        {"role": "assistant", "content": ""},
+    ]
+    assert request.options == {
+        "temperature": 0, "top_p": 0.5, "seed": 3, "stop": ["END"], "frequency_penalty": 1, "top_k": 5
+    }  # fmt: skip
+    assert (request.max_response_tokens, request.format, request.think) == (7, schema, False)
+    assert (request.prompt, request.url, request.input) == ("what\nis it?", "/v1/chat/completions", {})
+    assert parsed(max_completion_tokens=5, max_tokens=9).max_response_tokens == 5
+    assert parsed(response_format={"type": "json_object"}).format == "json"
+    assert parsed(response_format={"type": "text"}).format == ""
+
+
+def test_completions_and_embeddings_are_read() -> None:
+    request = parse_request(line(url="/v1/completions", prompt=["say"], max_tokens=3))
+    assert (request.prompt, request.max_response_tokens, request.embed) == ("say", 3, None)
+    request = parse_request(line(url="/v1/embeddings", input=["a", "b"], dimensions=8, encoding_format="base64"))
+    assert (request.embed, request.dimensions, request.encoding) == (["a", "b"], 8, "base64")
+    assert parse_request(line(url="/v1/embeddings", input="a")).prompt == "a"
+
+
+BAD: list[tuple[bytes, str, str]] = [
+    (b"{", "invalid_json_line", "truncated"),
+    (b"[1]", "invalid_json_line", "not a JSON object"),
+    (b'{"method": "POST", "url": "/v1/completions", "body": {}}', "missing_required_parameter", "no custom_id"),
+    (b'{"custom_id": "a", "method": "POST", "url": "/v1/completions"}', "missing_required_parameter", "no body"),
+    (line(custom_id=5), "invalid_request", "custom_id must be a text"),
+    (line(method="GET"), "invalid_request", "'GET' is not POST"),
+    (line(url="/v1/audio/speech"), "url_mismatch", "/v1/audio/speech"),
+    (line(stream=True), "unsupported_parameter", "stream"),
+    (line(n=2), "unsupported_parameter", "n must be 1"),
+    (line(tools=[{"type": "function"}]), "unsupported_parameter", "tools"),
+    (line(logprobs=True), "unsupported_parameter", "logprobs"),
+    (line(messages=[]), "missing_required_parameter", "no messages"),
+    (line(messages=["hello"]), "invalid_request", "needs a role"),
+    (line(messages=[{"role": "user", "content": [{"type": "input_audio"}]}]), "invalid_request", "list of texts"),
+    (
+        line(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]),
+        "unsupported_parameter",
+        "not fetched",
+    ),
+    (line(model=5), "invalid_request", "model"),
+    (line(max_tokens=0), "invalid_request", "token limit"),
+    (line(max_tokens=-1), "invalid_request", "token limit"),
+    (line(temperature="hot"), "invalid_request", "temperature must be a number"),
+    (line(stop=[1]), "invalid_request", "stop"),
+    (line(response_format="json"), "invalid_request", "response_format"),
+    (line(reasoning_effort="huge"), "invalid_request", "reasoning_effort"),
+    (line(url="/v1/completions"), "missing_required_parameter", "no prompt"),
+    (line(url="/v1/completions", prompt=["a", "b"]), "unsupported_parameter", "one text"),
+    (line(url="/v1/completions", prompt="a", echo=True), "unsupported_parameter", "echo"),
+    (line(url="/v1/embeddings"), "missing_required_parameter", "no input"),
+    (line(url="/v1/embeddings", input=[1, 2]), "invalid_request", "tokens are not supported"),
+    (line(url="/v1/embeddings", input="a", encoding_format="int8"), "invalid_request", "encoding_format"),
+]
+
+
+@pytest.mark.parametrize(("raw", "code", "words"), BAD)
+def test_what_cannot_be_run_is_refused_in_the_apis_words(raw: bytes, code: str, words: str) -> None:
+    with pytest.raises(BatchError, match=words) as refused:
+        batch_fields(raw)
+    assert refused.value.code == code
+
+
+def test_bad_lines_fail_alone_with_line_offset_and_what_can_be_made_out_of_the_id(tmp_path: Path) -> None:
+    rows = [
+        line("a"),
+        b'{"custom_id": "broken \\"1\\"", "method": "POST", ',
+        b"\xff",
+        line("c", model="other"),
+        line("d", messages=[{"role": "user", "content": "  "}]),
+        line("e", url="/v1/completions", prompt="mixed endpoints are fine, as in vLLM"),
+        b'{"prompt": "one of ours"}',
+    ]
+    entries = read(tmp_path, "b.jsonl", b"\n".join(rows) + b"\n")
+    assert [entry.id for entry in entries] == ["a", 'broken "1"', None, "c", "d", "e", None]
+    codes = {entry.line: entry.refusal.code for entry in entries if entry.refusal}
+    assert codes == {
+        2: "invalid_json_line", 3: "invalid_utf8", 4: "model_mismatch", 5: "invalid_request",
+        7: "missing_required_parameter",
+    }  # fmt: skip
+    refusal = entries[3].refusal
+    assert refusal is not None
+    assert refusal.message.startswith(f"line 4, byte offset {entries[3].offset}: it asks for other, line 1 for tiny")
+
+
+def test_a_batch_file_in_a_folder_or_packed_is_read_as_one(tmp_path: Path) -> None:
+    folder = tmp_path / "input"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(line("a") + b"\n" + line("b", stream=True) + b"\n")
+    (folder / "b.jsonl").write_bytes(b'{"prompt": "ours"}\n')
+    entries = list(read_entries(folder, "f", InboxSettings()))
+    assert [entry.refusal.code if entry.refusal else "" for entry in entries] == ["", "unsupported_parameter", ""]
+    content = request_file(folder).read_bytes()
+    assert parse_request(content[: entries[0].length]).url == "/v1/chat/completions"
+
+
+# Answered.
+
+
+def record(**fields: Any) -> bytes:
+    whole = {
+        "id": "a", "line": 3, "outcome": "succeeded", "prompt": "p", "response": "yes", "model": "tiny", "attempts": 1,
+        "finished_at": "2026-11-23T13:36:48.965Z", "prompt_tokens": 4, "response_tokens": 5, "done_reason": "stop",
+    }  # fmt: skip
+    return json.dumps(whole | fields).encode()
+
+
+def test_answers_have_the_published_shape() -> None:
+    chat = json.loads(batch_line("job", Outcome.SUCCEEDED, record(url="/v1/chat/completions", think="hm")))
+    jsonschema.validate(chat, OUTPUT_LINE)
+    jsonschema.validate(chat["response"]["body"], CHAT)
+    body = chat["response"]["body"]
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "yes", "refusal": None, "reasoning": "hm"}
+    assert body["created"] == 1795441008
+    assert body["usage"] == {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9}
+    cut = json.loads(batch_line("job", Outcome.SUCCEEDED, record(url="/v1/completions", done_reason="length")))
+    jsonschema.validate(cut["response"]["body"], COMPLETION)
+    assert cut["response"]["body"]["choices"][0] == {
+        "index": 0, "logprobs": None, "finish_reason": "length", "text": "yes"
+    }  # fmt: skip
+
+
+def test_vectors_have_the_published_shape() -> None:
+    many = json.loads(batch_line("job", Outcome.SUCCEEDED, record(url="/v1/embeddings", embeddings=[[1.5], [2.5]])))
+    jsonschema.validate(many["response"]["body"], EMBEDDINGS)
+    assert [entry["embedding"] for entry in many["response"]["body"]["data"]] == [[1.5], [2.5]]
+    packed = json.loads(
+        batch_line("job", Outcome.SUCCEEDED, record(url="/v1/embeddings", embedding=[1.5, -2], encoding="base64"))
+    )
+    jsonschema.validate(packed["response"]["body"], EMBEDDINGS)
+    text = packed["response"]["body"]["data"][0]["embedding"]
+    assert struct.unpack("<2f", base64.b64decode(text)) == (1.5, -2.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "outcome", "status", "code"),
+    [
+        ({"code": "context_exceeded", "attempts": 1}, Outcome.FAILED, 400, "context_length_exceeded"),
+        ({"code": "stalled", "attempts": 5}, Outcome.FAILED, 500, "stalled"),
+        ({"code": "model_not_found", "attempts": 1}, Outcome.FAILED, 404, "model_not_found"),
+        ({"code": "bad_json", "attempts": 0}, Outcome.FAILED, None, "invalid_json_line"),
+        ({"code": "duplicate_id", "attempts": 0}, Outcome.FAILED, None, "duplicate_custom_id"),
+        ({"code": "cancelled", "attempts": 2}, Outcome.CANCELLED, None, "batch_cancelled"),
+        ({"code": "expired", "attempts": 0}, Outcome.EXPIRED, None, "batch_expired"),
+    ],
+)
+def test_failures_have_the_published_shape(
+    fields: dict[str, Any], outcome: Outcome, status: int | None, code: str
+) -> None:
+    found = json.loads(batch_line("job", outcome, record(message="why", **fields)))
+    jsonschema.validate(found, ERROR_LINE)
+    if status is None:
+        assert (found["response"], found["error"]) == (None, {"code": code, "message": "why"})
+    else:
+        assert found["error"] is None
+        assert found["response"]["status_code"] == status
+        assert found["response"]["body"]["error"]["code"] == code
