@@ -14,14 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import uvloop
 
-from obatchd import __version__, log, settings_io
+from obatchd import __version__, daemon_burnin, log, settings_io
+from obatchd.burnin.manager import Burnin
 from obatchd.control import notify, runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, daemon_itself, group_id
 from obatchd.control.submit import SubmitServer
+from obatchd.daemon_burnin import BurninHost, Hearing
 from obatchd.dispatch.pool import forkserver_context
 from obatchd.dispatch.remedies import Watchdog
 from obatchd.engine.engine import Engine
@@ -80,6 +83,7 @@ class Daemon:
         _log.info("starting", version=__version__, spool=layout.root, pid=os.getpid())
         context = forkserver_context()
         self._probe = Probe(settings.gpus, layout.work / "simulator")
+        self._hearing = Hearing(self._probe)
         await self._probe.start()
         self._fleet = Fleet(settings, layout.work, layout.uuid, self._probe, Facts(store.state), self._server_changed)
         self._models = ModelKeeper(settings.models, self._fleet)
@@ -101,8 +105,23 @@ class Daemon:
     async def _serve(self, layout: Layout, store: Store) -> None:
         facade = Facade(self.engine, self._fleet, self._models, self._probe, self._reload)
         access = Access(self._settings.access)
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False
+        ) as session:
+            await self._serve_with(session, layout, store, facade, access)
+
+    async def _serve_with(
+        self, session: aiohttp.ClientSession, layout: Layout, store: Store, facade: Facade, access: Access
+    ) -> None:
+        host = BurninHost(
+            self._fleet, self._probe, self._hearing, self._models, self.engine.dispatcher, lambda: self._settings
+        )
+        self._burnin = Burnin(
+            layout.work / "burnin", host.surroundings(session), daemon_burnin.defaults(self._settings)
+        )  # fmt: skip
         directory = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
-        control, submit = ControlServer(facade, directory, access), SubmitServer(facade, directory, access)
+        control = ControlServer(facade, directory, access, self._burnin)
+        submit = SubmitServer(facade, directory, access)
         housekeeping = Housekeeping(self.engine, self.engine.vital)
         self._watchdog = Watchdog(self.engine.dispatcher, self._settings, self._utilisation)
         if store.state.get("paused"):
@@ -113,12 +132,14 @@ class Daemon:
             await submit.start()
             housekeeping.start()
             self._watchdog.start()
+            await self._burnin.resume()
             await self._until_stopped(facade)
         finally:
             notify.stopping("stopping")
             await submit.stop()
             control.only_looks()
             await housekeeping.stop()
+            await self._burnin.close()
             await self._drain()
             await self._watchdog.stop()
             await control.stop()
@@ -213,6 +234,7 @@ class Daemon:
         log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
         self._models.apply(settings.models)
         self._watchdog.apply(settings)
+        self._burnin.defaults = daemon_burnin.defaults(settings)
         self.engine.apply(settings)
 
     # Connections between parts that must not know each other.

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from obatchd.jobs.template import template_problem
 from obatchd.settings_base import PositiveSeconds, Section
+from obatchd.settings_burnin import BurninSettings
 from obatchd.settings_gpu_health import GpuHealthSettings
 
 Priority = Literal["low", "normal", "high"]
@@ -304,6 +305,7 @@ class Settings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
     gpus: GpuSettings = Field(GpuSettings())
     gpu_health: GpuHealthSettings = Field(GpuHealthSettings())
+    burnin: BurninSettings = Field(BurninSettings())
     servers: ServerSettings = Field(ServerSettings())
     models: ModelSettings = Field(ModelSettings())
     inbox: InboxSettings = Field(InboxSettings())

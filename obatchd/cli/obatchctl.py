@@ -27,6 +27,7 @@ _COMMANDS = {
     "undrain": "host",
     "reload": "host",
     "models": "models",
+    "burnin": "burnin",
     "config": "config",
     "doctor": "doctor",
     "completion": "completion",

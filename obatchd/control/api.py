@@ -13,8 +13,9 @@ from typing import Any, cast
 from aiohttp import web
 
 from obatchd import __version__, errors, log
-from obatchd.control import auth
+from obatchd.control import auth, burnin
 from obatchd.control.auth import Access, Caller
+from obatchd.control.burnin import BURNIN, Burnin
 from obatchd.control.engine import Document, Engine, ServerAction
 from obatchd.control.runtime import CONTROL_SOCKET
 
@@ -65,13 +66,17 @@ class ControlServer:
         engine: what the requests are passed to.
         runtime_dir: directory of the socket; see :mod:`obatchd.control.runtime`.
         access: who is answered.
+        burnin_runs: the same for what is about burn-in runs.
     """
 
-    def __init__(self, engine: Engine, runtime_dir: Path, access: Access) -> None:
+    def __init__(self, engine: Engine, runtime_dir: Path, access: Access, burnin_runs: Burnin) -> None:
         self._path = runtime_dir / CONTROL_SOCKET
         self._shared = access.is_shared
         self._runner = web.AppRunner(
-            application(engine, access), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
+            application(engine, access, burnin_runs),
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=_SHUTDOWN_S,
         )
 
     async def start(self) -> None:
@@ -98,12 +103,13 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
 
-def application(engine: Engine, access: Access) -> web.Application:
+def application(engine: Engine, access: Access, burnin_runs: Burnin) -> web.Application:
     """The API as an aiohttp application."""
     app = web.Application(middlewares=[_errors_as_json, _identify], client_max_size=_BODY_LIMIT_BYTES)
     app[_ENGINE] = engine
     app[_ACCESS] = access
     app[_STOPPING] = asyncio.Event()
+    app[BURNIN] = burnin_runs
     app.add_routes(
         [
             web.get("/v1/ping", _ping),
@@ -120,6 +126,7 @@ def application(engine: Engine, access: Access) -> web.Application:
             web.delete("/v1/models/{model:.+}", _remove_model),
             web.get("/healthz", _healthz),
             web.get("/readyz", _readyz),
+            *burnin.routes(),
         ]
     )
     return app

@@ -50,9 +50,9 @@ class Client:
         given = {name: value for name, value in query.items() if value is not None}
         return self._call("GET", path + ("?" + urlencode(given) if given else ""))
 
-    def post(self, path: str) -> Document:
-        """``POST /v1/<path>``."""
-        return self._call("POST", path)
+    def post(self, path: str, body: Document | None = None) -> Document:
+        """``POST /v1/<path>``, with a JSON body where there is one."""
+        return self._call("POST", path, None if body is None else json.dumps(body).encode())
 
     def delete(self, path: str) -> Document:
         """``DELETE /v1/<path>``."""
@@ -110,9 +110,9 @@ class Client:
             finally:
                 handover.close_all(descriptors)
 
-    def _call(self, method: str, path: str) -> Document:
+    def _call(self, method: str, path: str, body: bytes | None = None) -> Document:
         connection = self._connect(CONTROL_SOCKET, _TIMEOUT_S)
-        with connection, self._send(connection, method, path, None) as response:
+        with connection, self._send(connection, method, path, body) as response:
             document = _document(response.read())
             if response.status >= 400:
                 _raise(document, response.status)

@@ -92,6 +92,7 @@ class Link:
         self.crashed_s = float("-inf")  # monotonic
         self.mean_s = 1.0
         self.requests_done = 0
+        self.tokens_done = 0
         self.refused: dict[Profile, Refused] = {}
         self.preparing: dict[Profile, asyncio.Task[None]] = {}  # models being made sure of, while it goes on working
         self.capabilities: dict[str, list[str]] = {}  # of the models made sure of, by name
@@ -168,6 +169,7 @@ class Link:
         """Account for a finished attempt."""
         self.mean_s += 0.1 * (duration_s - self.mean_s)
         self.requests_done += 1
+        self.tokens_done += tokens
         self._tokens.add(tokens)
 
     def tokens_per_s(self) -> float:

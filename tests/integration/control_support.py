@@ -212,6 +212,25 @@ def read_all(submission: Submission) -> dict[str, bytes]:
     return content
 
 
+class FakeBurnin:
+    """Burn-in runs of a daemon that has none."""
+
+    async def start(self, asked: dict[str, Any]) -> dict[str, Any]:
+        return {"run": "20261124-180000", "asked": asked}
+
+    async def stop(self, who: str) -> dict[str, Any]:
+        raise ControlError("no burn-in is running", code="not_running")
+
+    async def status(self) -> dict[str, Any]:
+        raise NotFoundError("no burn-in has been run here")
+
+    async def report(self, run: str) -> dict[str, Any]:
+        return {"run": run}
+
+    async def runs(self) -> list[dict[str, Any]]:
+        return []
+
+
 @contextlib.asynccontextmanager
 async def serving(tmp_path: Path, *, frame_timeout_s: float = 10.0) -> AsyncIterator[tuple[FakeEngine, Path]]:
     """The control sockets of a stand-in engine, and its spool."""
@@ -220,7 +239,7 @@ async def serving(tmp_path: Path, *, frame_timeout_s: float = 10.0) -> AsyncIter
     engine = FakeEngine(directory=tmp_path)
     directory = runtime.create(spool, uuid.uuid4().hex)
     access = Access(AccessSettings())
-    control = ControlServer(engine, directory, access)
+    control = ControlServer(engine, directory, access, FakeBurnin())
     submit = SubmitServer(engine, directory, access, frame_timeout_s=frame_timeout_s)
     await control.start()
     await submit.start()

@@ -153,7 +153,7 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
     assert await call(client.get, "jobs/2026")
     for method, path in (
         (client.post, "drain"), (client.post, "pause"), (client.post, "reload"), (client.post, "servers/gpu0/restart"),
-        (client.delete, "models/m"), (client.get, "unknown"),
+        (client.delete, "models/m"), (client.get, "burnin/status"), (client.post, "burnin"), (client.get, "unknown"),
     ):  # fmt: skip
         with pytest.raises(errors.ForbiddenError, match="only administrators"):
             await call(method, path)

@@ -25,7 +25,17 @@ MODULES = {
     if path.name != "__init__.py"
 }
 
-COMMON = {"errors", "log", "settings", "settings_base", "settings_gpu_health", "crash_points", "rate", "__version__"}
+COMMON = {
+    "errors",
+    "log",
+    "settings",
+    "settings_base",
+    "settings_gpu_health",
+    "settings_burnin",
+    "crash_points",
+    "rate",
+    "__version__",
+}
 # What the modules of each package may import besides their own package and COMMON: a package or one module of it.
 MAY_IMPORT = {
     "jobs": {"spool.ledger"},
@@ -35,10 +45,11 @@ MAY_IMPORT = {
     "prompts": set(),
     "dispatch": {"jobs", "prompts"},
     "control": set(),
+    "burnin": {"gpus", "jobs.model", "servers.states"},
     "engine": {"jobs", "spool", "dispatch", "settings_io"},
     "simulator": {"gpus"},
     "results": set(),
-    "cli": {"control", "results", "settings_io", "settings_text", "daemon"},
+    "cli": {"control", "results", "burnin", "settings_io", "settings_text", "daemon"},
 }
 ALSO = {"engine.facade": {"control", "servers", "gpus"}}
 

@@ -1,0 +1,52 @@
+"""Which machine this is, for the report and the vendor: what the firmware and the kernel tell, nothing about people."""
+
+from __future__ import annotations
+
+import platform
+import socket
+from pathlib import Path
+from typing import Any
+
+_DMI = Path("/sys/class/dmi/id")
+_DRIVER = Path("/proc/driver/nvidia/version")
+_FIELDS = {
+    "vendor": "sys_vendor",
+    "product": "product_name",
+    "serial": "product_serial",
+    "asset_tag": "chassis_asset_tag",
+    "chassis_serial": "chassis_serial",
+    "bios": "bios_version",
+    "bios_date": "bios_date",
+    "board": "board_name",
+}
+_PLACEHOLDERS = frozenset(
+    {"", "none", "default string", "to be filled by o.e.m.", "not specified", "system serial number"}
+)
+
+
+def describe(dmi: Path = _DMI) -> dict[str, Any]:
+    """Host name, machine, BIOS, kernel and driver, as far as they are told; serial numbers only root may read."""
+    told = {name: text for name, file in _FIELDS.items() if (text := _text(dmi / file)).lower() not in _PLACEHOLDERS}
+    machine = " ".join(told[name] for name in ("vendor", "product") if name in told)
+    return {
+        "hostname": socket.gethostname(),
+        "machine": machine,
+        "dmi": told,
+        "kernel": platform.release(),
+        "system": _os_name(),
+        "driver_module": _text(_DRIVER).partition("\n")[0],
+    }
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""

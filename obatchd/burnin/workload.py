@@ -1,0 +1,109 @@
+"""The prompts of a burn-in: long reading and long writing mixed, the same sequence for every GPU.
+
+A prompt of many tokens keeps the arithmetic units busy (prefill), a long answer the memory (decode); a mixture loads a
+GPU as production does. Sizes follow what a model really needs: tokens per word, and tokens per second, are learned from
+its answers, so that no request takes much longer than the limits below: slots have to be emptied for an output check.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal, NamedTuple
+
+_MOST_S, _LEAST_S = 30.0, 3.0  # longest time that reading a prompt, or writing an answer, is meant to take
+_RUN_SHARE = 1 / 60  # of a run that a request may take: the slots of a short run must be emptied quickly
+_LEAST_PROMPT, _LEAST_ANSWER = 64, 16  # tokens
+_FIRST_PROMPT, _FIRST_ANSWER = 256, 48  # tokens, while nothing is known of the model
+_MOST_ANSWER = 2048  # tokens
+_CONTEXT_SHARE = 0.9  # of the context that a request may fill; words are not tokens
+_FIRST_TOKENS_PER_WORD = 2.0
+_WEIGHT = 0.2  # of a new observation
+_TOO_LONG = 1.3  # a prompt did not fit after all: words have more tokens than was thought
+
+_TEXT = (
+    "river stone market letter winter garden engine signal copper valley number circle silver window forest history "
+    "machine island pattern village season harbour mirror measure journey weather kitchen library question picture "
+    "mountain paper music bridge station corner summer evening doctor farmer captain teacher morning answer country"
+)
+_WORDS = _TEXT.split()
+
+Kind = Literal["read", "write", "both"]
+_KINDS: tuple[tuple[Kind, float], ...] = (("read", 0.3), ("write", 0.5), ("both", 0.2))
+
+
+class Work(NamedTuple):
+    """One request: the prompt and the most tokens of its answer."""
+
+    kind: Kind
+    prompt: str
+    words: int
+    answer_tokens: int
+
+
+class Shape:
+    """What is known of how a model works on one kind of GPU; shared by all servers that are to be compared.
+
+    Args:
+        context_length: tokens of one slot.
+        duration_s: of the run.
+    """
+
+    def __init__(self, context_length: int, duration_s: float) -> None:
+        self.context_length = context_length
+        self._most_s = min(_MOST_S, max(_LEAST_S, duration_s * _RUN_SHARE))
+        self._tokens_per_word = _FIRST_TOKENS_PER_WORD
+        self._read_per_s = _FIRST_PROMPT / self._most_s
+        self._write_per_s = _FIRST_ANSWER / self._most_s
+
+    def work(self, number: int) -> Work:
+        """The ``number``-th request of every server; each begins differently, so that no cached prompt is reused."""
+        draw = random.Random(number)
+        kind: Kind = draw.choices([kind for kind, _ in _KINDS], [weight for _, weight in _KINDS])[0]
+        answer = self._answer_tokens(kind, draw)
+        words = max(8, int(self._prompt_tokens(kind, draw, answer) / self._tokens_per_word))
+        text = " ".join(draw.choices(_WORDS, k=words - 6))
+        return Work(kind, f"{number} {draw.getrandbits(32):08x} {text}\nContinue the text above.", words, answer)
+
+    def _answer_tokens(self, kind: Kind, draw: random.Random) -> int:
+        most = min(_MOST_ANSWER, self.context_length // 3, max(_LEAST_ANSWER, int(self._write_per_s * self._most_s)))
+        share = {"read": 0.08, "write": draw.uniform(0.5, 1.0), "both": draw.uniform(0.1, 0.3)}[kind]
+        return max(_LEAST_ANSWER, int(most * share))
+
+    def _prompt_tokens(self, kind: Kind, draw: random.Random, answer: int) -> int:
+        room = int(self.context_length * _CONTEXT_SHARE) - answer
+        most = min(room, max(_LEAST_PROMPT, int(self._read_per_s * self._most_s)))
+        share = {"read": draw.uniform(0.5, 1.0), "write": 0.02, "both": draw.uniform(0.1, 0.4)}[kind]
+        return max(_LEAST_PROMPT, int(most * share))
+
+    def learn(self, work: Work, prompt_tokens: int, read_s: float, answer_tokens: int, write_s: float) -> None:
+        """Learn from an answer; a prompt that the server knew already says nothing about reading."""
+        if prompt_tokens > 0:
+            self._tokens_per_word += _WEIGHT * (prompt_tokens / work.words - self._tokens_per_word)
+        if read_s > 0 and prompt_tokens >= _LEAST_PROMPT // 2:
+            self._read_per_s += _WEIGHT * (prompt_tokens / read_s - self._read_per_s)
+        if write_s > 0 and answer_tokens > 1:
+            self._write_per_s += _WEIGHT * (answer_tokens / write_s - self._write_per_s)
+
+    def too_long(self) -> None:
+        """A prompt did not fit its context."""
+        self._tokens_per_word *= _TOO_LONG
+
+
+def context_for(target_bytes: float, small: tuple[int, float], large: tuple[int, float], most_tokens: int) -> int:
+    """The context with which a model fills memory up to a target.
+
+    What a model needs grows evenly with its context, so two measurements show it.
+
+    Args:
+        target_bytes: memory to be in use.
+        small, large: two contexts in tokens, and the memory in use with each.
+        most_tokens: what the model can have.
+
+    Returns:
+        Tokens, a multiple of 256; the larger of the two where memory does not grow with the context.
+    """
+    per_token = (large[1] - small[1]) / (large[0] - small[0])
+    if per_token <= 0:
+        return large[0]
+    wanted = small[0] + (target_bytes - small[1]) / per_token
+    return max(small[0], int(min(wanted, most_tokens)) // 256 * 256)

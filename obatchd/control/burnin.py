@@ -1,0 +1,79 @@
+"""The part of the control API that is about burn-in runs, under ``/v1/burnin``. For administrators."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from obatchd.control.engine import Document
+from obatchd.errors import ConfigError
+
+
+class Burnin(Protocol):
+    """What can be asked about burn-in runs; ``docs/burnin.md`` describes the documents."""
+
+    async def start(self, asked: Document) -> Document:
+        """Begin a run; raises ConfigError or ControlError."""
+        ...
+
+    async def stop(self, who: str) -> Document:
+        """End the run in progress."""
+        ...
+
+    async def status(self) -> Document:
+        """The run in progress or the latest one."""
+        ...
+
+    async def report(self, run: str) -> Document:
+        """A whole report."""
+        ...
+
+    async def runs(self) -> list[Document]:
+        """All runs, newest first."""
+        ...
+
+
+BURNIN = web.AppKey("burnin", Burnin)
+
+
+def routes() -> list[web.RouteDef]:
+    return [
+        web.get("/v1/burnin", _list),
+        web.post("/v1/burnin", _start),
+        web.get("/v1/burnin/status", _status),
+        web.post("/v1/burnin/stop", _stop),
+        web.get("/v1/burnin/reports/{run}", _report),
+    ]
+
+
+def _json(document: Mapping[str, Any]) -> web.Response:
+    return web.json_response({"schema": 1, **document})
+
+
+async def _list(request: web.Request) -> web.Response:
+    return _json({"runs": await request.app[BURNIN].runs()})
+
+
+async def _start(request: web.Request) -> web.Response:
+    try:
+        asked = json.loads(await request.read() or b"{}")
+    except ValueError:
+        asked = None
+    if not isinstance(asked, dict):
+        raise ConfigError("the body must be a JSON object", code="bad_request")
+    return _json(await request.app[BURNIN].start(asked))
+
+
+async def _status(request: web.Request) -> web.Response:
+    return _json(await request.app[BURNIN].status())
+
+
+async def _stop(request: web.Request) -> web.Response:
+    return _json(await request.app[BURNIN].stop("by an administrator"))
+
+
+async def _report(request: web.Request) -> web.Response:
+    return _json(await request.app[BURNIN].report(request.match_info["run"]))

@@ -1,0 +1,106 @@
+"""Burn-in runs in a whole daemon, with stand-in servers and GPUs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from daemon_support import Daemon, prompts, wait_for
+
+from obatchd.burnin.report import read_file
+from obatchd.simulator.timeline import GpuEvent, write_script
+
+Start = Callable[..., Daemon]
+SIMULATOR: dict[str, Any] = {
+    "tokens_per_s": 400.0,
+    "prompt_tokens_per_s": 40_000.0,
+    "answer": {"kind": "uniform", "low": 40, "high": 80},
+}
+CONFIG: dict[str, Any] = {
+    "burnin": {"canary_runs": 3, "canary_s": 3},
+    "gpus": {"use": "simulated:3", "poll_s": 0.2, "slow_poll_s": 0.5},
+}
+
+
+def started(d: Daemon, *arguments: str) -> str:
+    answer = d.control("burnin", "start", "--json", *arguments)
+    assert answer.returncode == 0, answer.stderr + answer.stdout
+    return str(json.loads(answer.stdout)["run"])
+
+
+def status(d: Daemon) -> dict[str, Any]:
+    return d.client.get("burnin/status")
+
+
+def loading(d: Daemon) -> bool:
+    return bool(status(d)["state"] == "loading" and status(d)["elapsed_s"] >= 3)
+
+
+def test_a_run_over_a_kill_with_batch_work_elsewhere(daemon: Start, tmp_path: Path) -> None:
+    d = daemon(CONFIG, simulator=SIMULATOR)
+    run = started(d, "--gpus", "0,1", "--duration", "16s")
+    assert d.control("burnin", "start").returncode == 1
+    d.drop("job.jsonl", prompts(60))
+    wait_for(lambda: loading(d), 20, "the load has begun")
+    answered = {record["server"] for record in d.done("job.jsonl", 20).results}
+    assert answered == {"gpu2"}
+    before = status(d)["elapsed_s"]
+    d.kill()
+    d.start()
+    faults = [GpuEvent("set", values={"ecc_uncorrected": 2}), GpuEvent("xid", xid=63)]
+    write_script(d.spool / "work" / "simulator", {"1": faults})
+    wait_for(lambda: not status(d)["active"], 40, "the run is over")
+    page, whole = tmp_path / "page.html", tmp_path / "report.json"
+    answer = d.control("burnin", "report", run[:8], "--html", page)
+    assert answer.returncode == 1, answer.stderr
+    whole.write_text(d.control("burnin", "report", "--json").stdout)
+    report = read_file(whole)
+    assert (report["run"], report["state"], report["verdict"]) == (run, "completed", "FAIL")
+    assert [gap["reason"] for gap in report["gaps"]] == ["obatchd was not running"]
+    assert report["elapsed_s"] >= 16 > before
+    first, second = report["gpus"]
+    assert second["verdict"] == "FAIL"
+    assert {"ecc_uncorrected", "xid_63"} <= {reason["signal"] for reason in second["reasons"]}
+    assert first["verdict"] == "PASS_LOW_STRESS", first["reasons"]
+    for gpu in report["gpus"]:
+        assert gpu["stress"]["slots_busy_percent"] >= 95
+        assert gpu["work"]["tokens"] > 1000 and gpu["work"]["failed"] <= 20
+        assert gpu["canary"]["state"] == "on" and gpu["canary"]["mismatches"] == 0
+        assert gpu["identity"]["serial"].startswith("SIM")
+    assert "obatchd was not running" in page.read_text()
+    assert d.control("burnin", "report", whole).returncode == 1
+    listed = json.loads(d.control("burnin", "list", "--json").stdout)["runs"]
+    assert [(row["run"], row["state"], row["verdict"]) for row in listed] == [(run, "completed", "FAIL")]
+    d.drop("after.jsonl", prompts(60, "after"))
+    assert len({record["server"] for record in d.done("after.jsonl", 20).results}) == 3
+
+
+def test_batch_work_as_the_load_and_a_stop(daemon: Start) -> None:
+    d = daemon(CONFIG, simulator=SIMULATOR)
+    d.drop("job.jsonl", prompts(4000))
+    started(d, "--gpus", "1", "--duration", "1h", "--with-jobs")
+    wait_for(lambda: status(d)["gpus"][0]["work"]["tokens"] > 500, 20, "batch work is counted")
+    assert d.control("burnin", "stop").returncode == 0
+    wait_for(lambda: not status(d)["active"], 10, "it is stopped")
+    answer = d.control("burnin", "report")
+    assert answer.returncode == 2
+    assert "stopped" in answer.stdout and "INCONCLUSIVE" in answer.stdout
+    assert all(server["state"] == "ready" for server in d.servers())
+
+
+def test_what_cannot_be_started_says_why(daemon: Start) -> None:
+    d = daemon(CONFIG)
+    assert d.control("burnin", "report").returncode == 1
+    for arguments, words in (
+        (["--gpus", "7"], "no GPU '7'"),
+        (["--duration", "soon"], "no duration"),
+        (["--exclusive", "--with-jobs"], "choose one"),
+    ):
+        answer = d.control("burnin", "start", *arguments)
+        assert answer.returncode == 1
+        assert words in answer.stderr
+    d.control("servers", "drain", "gpu1")
+    answer = d.control("burnin", "start", "--gpus", "1")
+    assert "gpu1 is draining" in answer.stderr
