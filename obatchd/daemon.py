@@ -7,6 +7,7 @@ inbox was scanned once. Stopping is the reverse, with a drain in between; a seco
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -44,6 +45,7 @@ from obatchd.spool.owners import OwnerDirectories
 _log = log.get(__name__)
 _STATUS_S = 5.0
 _FRESH_READING_S = 15.0
+_GARBAGE_THRESHOLD = 20_000  # new objects between two small collections; Python begins with 700
 EXIT_OK, EXIT_FAILED = 0, 1
 
 
@@ -305,6 +307,10 @@ def run(settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> 
     Raises:
         ObatchError: it cannot start.
     """
+    # A full collection looks at everything that lives, in the main loop: what was imported never dies, and a flood of
+    # jobs makes hundreds of thousands of objects that all live for a while.
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_THRESHOLD)
     log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
     work: Callable[[], Any] = Daemon(settings, config_file, flags).run
     return int(uvloop.run(work()))

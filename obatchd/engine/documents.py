@@ -11,7 +11,7 @@ from typing import Any
 from obatchd import __version__
 from obatchd.engine.live import LiveJob
 from obatchd.engine.reuse import context_sha256
-from obatchd.jobs.model import JobState, Outcome
+from obatchd.jobs.model import JobState, by_outcome
 from obatchd.jobs.store import JobRow
 from obatchd.spool.outbox import Totals
 
@@ -35,7 +35,7 @@ def job_document(live: LiveJob, in_flight: int, position: int | None = None) -> 
         "paused": live.paused,
         "requests": live.requests if live.indexed else None,
         "indexed": live.requests,
-        **{outcome.value: live.counts[outcome.value] for outcome in Outcome},
+        **by_outcome(live.counts),
         "in_flight": in_flight,
         "requests_per_s": round(rate, 2),
         "tokens_per_s": round(live.tokens_per_s(), 1),
@@ -59,7 +59,7 @@ def finished_document(row: JobRow, outbox: str, model: str, priority: str) -> di
         "paused": False,
         "requests": summary.get("requests", 0),
         "indexed": summary.get("requests", 0),
-        **{outcome.value: summary.get(outcome.value, 0) for outcome in Outcome},
+        **by_outcome(summary),
         "in_flight": 0,
         "requests_per_s": None,
         "tokens_per_s": None,
@@ -97,7 +97,7 @@ def summary_details(
     row, context = live.row, live.context()
     finished_s = time.time()
     wall_s = max(finished_s - row.accepted_s, 1e-6)
-    counts = {outcome.value: totals.outcomes.get(outcome.value, 0) for outcome in Outcome}
+    counts = by_outcome(totals.outcomes)
     servers = {name: {**use.document(), "ollama_version": versions(name)} for name, use in totals.servers.items()}
     return {
         "schema": SCHEMA,

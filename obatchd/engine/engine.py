@@ -352,9 +352,9 @@ class Engine:
             touched[live.key] = live
             if finished.succeeded and live.response_files():
                 responses.setdefault(live.key, []).append((finished.line, finished.record))
-        for key, records in responses.items():
-            live = self.jobs[key]
-            self.publisher.responses.write(live.outbox, records, live.text_suffix)
+        if responses:
+            given = [(self.jobs[key], records) for key, records in responses.items()]
+            self.publisher.responses.write([(live.outbox, records, live.text_suffix) for live, records in given])
         for live in touched.values():
             self._check_complete(live)
         self._watch_backlog()

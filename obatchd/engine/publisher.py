@@ -23,7 +23,7 @@ from obatchd.engine.passing_on import with_input
 from obatchd.engine.responses import ResponseWriter
 from obatchd.engine.vital import Vital
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.model import JobState, Outcome
+from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow, Store
 from obatchd.spool.batch_lines import batch_line
 from obatchd.spool.layout import size_bytes
@@ -179,9 +179,3 @@ class Publisher:
             ]
         )
         return summaries
-
-
-def outcome_counts(totals: Totals) -> dict[str, int]:
-    """Counts by outcome with every outcome named; they add up to ``requests``."""
-    counts = {outcome.value: totals.outcomes.get(outcome.value, 0) for outcome in Outcome}
-    return {"requests": sum(counts.values()), **counts}

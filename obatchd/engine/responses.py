@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -28,7 +28,7 @@ class ResponseWriter:
         self.incomplete: set[Path] = set()
         self.backlog = 0  # responses given and not written yet
         self._context = context
-        self._waiting: deque[tuple[Path, int]] = deque()
+        self._waiting: deque[list[tuple[Path, int]]] = deque()
         self._writer: asyncio.StreamWriter | None = None
         self._listener: asyncio.Task[None] | None = None
         self._pending: Counter[Path] = Counter()
@@ -57,51 +57,57 @@ class ResponseWriter:
         if self._listener is not None:
             await self._listener
 
-    def write(self, outbox: Path, records: list[tuple[int, bytes]], text_suffix: str) -> None:
-        """Write two files per success, given as (line, record): the record, and its text with ``text_suffix``."""
+    def write(self, given: Sequence[tuple[Path, list[tuple[int, bytes]], str]]) -> None:
+        """Write two files per success: the record, and its text.
+
+        Args:
+            given: by job, its outbox, its successes as (line, record), and the suffix of its texts.
+        """
         if self._writer is None or self._writer.is_closing():
-            self.incomplete.add(outbox)
+            self.incomplete.update(outbox for outbox, *_ in given)
             return
-        self._waiting.append((outbox, len(records)))
-        self.backlog += len(records)
-        self._pending[outbox] += 1
-        body = response_process.encode(Batch(str(outbox), records, text_suffix))
+        self._waiting.append([(outbox, len(records)) for outbox, records, _ in given])
+        for outbox, records, _ in given:
+            self.backlog += len(records)
+            self._pending[outbox] += 1
+        body = response_process.encode([Batch(str(outbox), records, suffix) for outbox, records, suffix in given])
         self._writer.write(HEADER.pack(len(body)) + body)
 
     async def settle(self, outboxes: Iterable[Path]) -> None:
         """Wait until everything given for these jobs is written or known to be incomplete."""
-        wanted = [outbox for outbox in outboxes if outbox in self._pending]
+        wanted = self._pending.keys() & set(outboxes)
         async with self._progress:
-            await self._progress.wait_for(lambda: not any(outbox in self._pending for outbox in wanted))
+            await self._progress.wait_for(lambda: self._pending.keys().isdisjoint(wanted))
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                answer = response_process.written.decode(await reader.readexactly(length))
-                outbox, count = self._waiting.popleft()
-                if answer.error:
-                    self.incomplete.add(outbox)
-                    _log.error(
-                        "responses_not_written",
-                        job=outbox.name.rpartition(".")[2],
-                        responses=count,
-                        reason=answer.error,
-                    )
-                await self._done(outbox, count)
+                errors = response_process.errors.decode(await reader.readexactly(length))
+                done = self._waiting.popleft()
+                for (outbox, count), error in zip(done, errors, strict=True):
+                    if error:
+                        self._failed(outbox, count, error)
+                await self._done(done)
         self._writer = None
         while self._waiting:
-            outbox, count = self._waiting.popleft()
-            self.incomplete.add(outbox)
-            await self._done(outbox, count)
+            lost = self._waiting.popleft()
+            self.incomplete.update(outbox for outbox, _ in lost)
+            await self._done(lost)
         if not self._closing:
             _log.warning("response_writer_lost", remedy="a new one is started; its files are written again")
             await self.start()
 
-    async def _done(self, outbox: Path, count: int) -> None:
-        self.backlog -= count
-        self._pending[outbox] -= 1
-        if not self._pending[outbox]:
-            del self._pending[outbox]
-            async with self._progress:
-                self._progress.notify_all()
+    def _failed(self, outbox: Path, count: int, reason: str) -> None:
+        self.incomplete.add(outbox)
+        job = outbox.name.rpartition(".")[2]
+        _log.error("responses_not_written", job=job, responses=count, reason=reason)
+
+    async def _done(self, written: Sequence[tuple[Path, int]]) -> None:
+        for outbox, count in written:
+            self.backlog -= count
+            self._pending[outbox] -= 1
+            if not self._pending[outbox]:
+                del self._pending[outbox]
+        async with self._progress:
+            self._progress.notify_all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -27,6 +28,14 @@ class Outcome(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
+
+
+_OUTCOMES = tuple(outcome.value for outcome in Outcome)
+
+
+def by_outcome(counts: Mapping[str, int]) -> dict[str, int]:
+    """``counts`` with every outcome named."""
+    return {outcome: counts.get(outcome, 0) for outcome in _OUTCOMES}
 
 
 class JobState(StrEnum):

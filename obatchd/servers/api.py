@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
 
 from obatchd.errors import ModelError, ServerError
 
+_T = TypeVar("_T")
 _UNFIT = (
     "requires more system memory",
     "unable to load full model on gpu",
@@ -27,6 +28,31 @@ class LoadedModel(msgspec.Struct):
     size: int = 0  # bytes
     size_vram: int = 0  # bytes
     context_length: int = 0  # tokens
+
+
+class ModelDetails(msgspec.Struct):
+    quantization_level: str = ""
+    parameter_size: str = ""
+
+
+class StoredModel(msgspec.Struct):
+    """One entry of ``/api/tags``."""
+
+    model: str = ""
+    digest: str = ""
+    size: int = 0  # bytes
+    details: ModelDetails = msgspec.field(default_factory=ModelDetails)
+
+
+class ShownModel(msgspec.Struct):
+    """What ``/api/show`` tells of a model."""
+
+    model_info: dict[str, Any] = {}
+    capabilities: list[str] = []
+
+
+class _Stored(msgspec.Struct):
+    models: list[StoredModel] | None = None
 
 
 class _Version(msgspec.Struct):
@@ -68,13 +94,22 @@ class OllamaApi:
             ) from None
 
     async def loaded(self, timeout_s: float) -> list[LoadedModel]:
-        body = await self._call("GET", "/api/ps", timeout_s)
-        try:
-            return msgspec.json.decode(body, type=_Loaded).models or []
-        except msgspec.DecodeError as error:
-            raise ServerError(
-                f"{self._base_url}/api/ps answered what is not JSON: {error}", code="not_ollama"
-            ) from None
+        return self._decode(_Loaded, "/api/ps", await self._call("GET", "/api/ps", timeout_s)).models or []
+
+    async def stored(self, timeout_s: float) -> list[StoredModel]:
+        """The models in the server's store."""
+        return self._decode(_Stored, "/api/tags", await self._call("GET", "/api/tags", timeout_s)).models or []
+
+    async def show(self, model: str, timeout_s: float) -> ShownModel:
+        """
+        Raises:
+            ModelError: ``model_not_found``.
+        """
+        return self._decode(ShownModel, "/api/show", await self._call("POST", "/api/show", timeout_s, {"model": model}))
+
+    async def delete(self, model: str, timeout_s: float) -> None:
+        """Remove a model from the server's store."""
+        await self._call("DELETE", "/api/delete", timeout_s, {"model": model})
 
     async def load(self, model: str, options: dict[str, Any], timeout_s: float, *, pin: bool) -> None:
         """Load a model. The request must live as long as the load takes: hanging up aborts the load.
@@ -103,6 +138,14 @@ class OllamaApi:
             if error.code != "not_supported":
                 raise
             await self._call("POST", "/api/embed", timeout_s, {"model": model, "input": "1", "options": options})
+
+    def _decode(self, kind: type[_T], path: str, body: bytes) -> _T:
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.DecodeError as error:
+            raise ServerError(
+                f"{self._base_url}{path} answered what Ollama does not: {error}", code="not_ollama"
+            ) from None
 
     async def _call(self, method: str, path: str, timeout_s: float, body: dict[str, Any] | None = None) -> bytes:
         timeout = aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=timeout_s + 1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-import ollama
 
 from obatchd.errors import ModelError
+from obatchd.servers.api import ShownModel, StoredModel
 from obatchd.servers.server import Server
 
 LOCAL = "local"  # the store of the managed servers; the others are called like their server
@@ -35,18 +35,17 @@ class PullProgress(msgspec.Struct):
     done: bool = False
 
 
-def describe(name: str, store: str, entry: ollama.ListResponse.Model, show: ollama.ShowResponse | None) -> ModelInfo:
-    details = entry.details
-    facts = (show.modelinfo if show else None) or {}
+def describe(name: str, store: str, entry: StoredModel, show: ShownModel | None) -> ModelInfo:
+    facts = show.model_info if show else {}
     context = next((value for key, value in facts.items() if key.endswith(".context_length")), 0)
     return ModelInfo(
         name=name,
-        digest=entry.digest or "",
-        quantization=(details.quantization_level if details else "") or "",
-        parameter_size=(details.parameter_size if details else "") or "",
+        digest=entry.digest,
+        quantization=entry.details.quantization_level,
+        parameter_size=entry.details.parameter_size,
         context_length=int(context or 0),
-        capabilities=list((show.capabilities if show else None) or []),
-        size_bytes=int(entry.size or 0),
+        capabilities=show.capabilities if show else [],
+        size_bytes=entry.size,
         store=store,
     )
 

@@ -9,22 +9,18 @@ from __future__ import annotations
 import asyncio
 import fnmatch
 import shutil
-import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-import httpx
-import ollama
-
 import obatchd.log
 from obatchd.errors import ModelError, ServerError
-from obatchd.servers.api import canonical
+from obatchd.servers.api import OllamaApi, canonical
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
-from obatchd.servers.model_info import LOCAL, ModelInfo, PullProgress, describe, pull_error
+from obatchd.servers.model_info import LOCAL, ModelInfo, PullProgress, describe
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.settings import ModelSettings
@@ -33,13 +29,10 @@ __all__ = ["LOCAL", "ModelInfo", "ModelKeeper", "PullProgress", "store_of"]
 
 log = obatchd.log.get(__name__)
 
-_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-# Silence while a layer of hundreds of gigabytes is verified is no failure.
-_PULL_TIMEOUT = httpx.Timeout(1800.0, connect=5.0)
+_TIMEOUT_S = 60.0
 _T = TypeVar("_T")
 _FIRST_SERVER_S = 0.5  # between two looks whether a server is up
 _UP = frozenset({ServerState.READY, ServerState.DRAINING})
-_UNREACHABLE = (httpx.TransportError, ConnectionError)
 
 
 class ModelKeeper:
@@ -58,8 +51,6 @@ class ModelKeeper:
         self._free_bytes = free_bytes or _free_bytes
         self._known: dict[tuple[str, str], ModelInfo] = {}
         self._running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = {}
-        self._clients: dict[str, ollama.AsyncClient] = {}
-        self._tls = ssl.create_default_context()  # shared: reading all authorities takes 18 ms, for each client anew
         self._hosts: dict[str, asyncio.Lock] = {}
 
     def apply(self, settings: ModelSettings) -> None:
@@ -67,13 +58,11 @@ class ModelKeeper:
         self._settings = settings
 
     async def close(self) -> None:
-        """Give up downloads and close connections."""
+        """Give up downloads."""
         tasks = list(self._running.values())
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(client.close() for client in self._clients.values()))  # type: ignore[no-untyped-call]
-        self._clients.clear()
 
     def has(self, server: Server, model: str) -> bool:
         """Whether the model is known to be in the server's store."""
@@ -176,23 +165,23 @@ class ModelKeeper:
         return self._hosts.setdefault(LOCAL if store == LOCAL else host, asyncio.Lock())
 
     async def _look_up(self, store: str, model: str) -> ModelInfo | None:
-        async def ask(client: ollama.AsyncClient) -> ModelInfo | None:
-            listed = (await client.list()).models
-            entry = next((entry for entry in listed if canonical(entry.model or "") == canonical(model)), None)
-            return None if entry is None else describe(model, store, entry, await client.show(model))
+        async def ask(api: OllamaApi) -> ModelInfo | None:
+            listed = await api.stored(_TIMEOUT_S)
+            entry = next((entry for entry in listed if canonical(entry.model) == canonical(model)), None)
+            return None if entry is None else describe(model, store, entry, await api.show(model, _TIMEOUT_S))
 
         return await self._ask(store, f"look for {model}", ask)
 
-    async def _ask(self, store: str, what: str, ask: Callable[[ollama.AsyncClient], Awaitable[_T]]) -> _T:
+    async def _ask(self, store: str, what: str, ask: Callable[[OllamaApi], Awaitable[_T]]) -> _T:
         """Ask the servers of a store one after another until one can be reached."""
         reason = "none is up"
         for server in self._servers(store):
             try:
-                return await ask(self._client(server))
-            except _UNREACHABLE as error:
-                reason = f"{server.id}: {error or type(error).__name__}"
-            except ollama.ResponseError as error:
-                raise ServerError(f"{server.id} cannot {what}: {error.error}", code="server_error") from error
+                return await ask(server.api)
+            except ServerError as error:
+                if error.code not in ("server_unreachable", "timeout"):
+                    raise
+                reason = f"{server.id}: {error.message}"
         raise ServerError(f"No server of the store ({store}) can {what}: {reason}.", code="no_server")
 
     # --- pulling ----------------------------------------------------------------------------------------------------
@@ -220,6 +209,9 @@ class ModelKeeper:
                 f'Model {model} is not here and models.pull = "never". Put it into the store or change the setting.',
                 code="model_forbidden",
             )
+        # Imported when needed: with its HTTP client it takes a fifth of the time that the daemon needs to start.
+        from obatchd.servers.pulling import ServerLost, pull_through
+
         key = model if store == LOCAL else f"{model} on {store}"
         if key in self.pulls:
             raise ModelError(f"Model {model} is being pulled already: obatchctl models list.", code="pull_failed")
@@ -233,34 +225,20 @@ class ModelKeeper:
             for attempt, server in enumerate(servers[:2]):
                 state.server = server.id
                 try:
-                    async for step in self._pull_through(server, state):
-                        yield step
+                    async with aclosing(pull_through(server, state)) as steps:
+                        async for missing_bytes in steps:
+                            self._check_space(server, model, missing_bytes)
+                            yield state
                     break
-                except _UNREACHABLE as error:
+                except ServerLost as error:
                     # Parts stay in the store, so another server of it goes on where this one was lost.
                     if attempt == len(servers[:2]) - 1:
-                        words = f"{server.id} was lost: {error or type(error).__name__}"
-                        raise ModelError(f"Pulling {model} failed: {words}.", code="pull_failed") from error
+                        raise ModelError(f"Pulling {model} failed: {error}.", code="pull_failed") from error
             state.done = True
             log.info("pull_done", model=model, server=state.server, size_bytes=state.total_bytes)
         finally:
             del self.pulls[key]
         yield state
-
-    async def _pull_through(self, server: Server, state: PullProgress) -> AsyncGenerator[PullProgress, None]:
-        layers: dict[str, tuple[int, int]] = {}
-        try:
-            stream = await self._client(server, pulling=True).pull(state.model, stream=True)
-            async for step in stream:
-                state.status = step.status or ""
-                if step.digest and step.total:
-                    layers[step.digest] = (step.completed or 0, step.total)
-                    state.completed_bytes = sum(completed for completed, _ in layers.values())
-                    state.total_bytes = sum(total for _, total in layers.values())
-                    self._check_space(server, state.model, state.total_bytes - state.completed_bytes)
-                yield state
-        except ollama.ResponseError as error:
-            raise pull_error(state.model, server, error.error) from error
 
     def _check_space(self, server: Server, model: str, missing_bytes: int) -> None:
         """Remote stores are on disks we cannot see; there the server itself says what is wrong."""
@@ -282,11 +260,11 @@ class ModelKeeper:
         found: list[ModelInfo] = []
         for store in self._stores():
             try:
-                listed = await self._ask(store, "list its models", lambda client: client.list())
+                listed = await self._ask(store, "list its models", lambda api: api.stored(_TIMEOUT_S))
             except ServerError as error:
                 log.warning("models_not_listed", store=store, reason=error.message)
                 continue
-            found += [describe(entry.model or "", store, entry, None) for entry in listed.models]
+            found += [describe(entry.model, store, entry, None) for entry in listed]
         return found
 
     async def digest(self, model: str) -> str | None:
@@ -310,42 +288,14 @@ class ModelKeeper:
             await server.unload()
         if await self._look_up(LOCAL, name) is None:
             raise ModelError(f"There is no model {name} in the store: obatchctl models list.", code="model_not_found")
-        await self._ask(LOCAL, f"remove {name}", lambda client: client.delete(name))
+        await self._ask(LOCAL, f"remove {name}", lambda api: api.delete(name, _TIMEOUT_S))
         self._known.pop((LOCAL, canonical(name)), None)
         log.info("model_removed", model=name)
-
-    # --- clients ----------------------------------------------------------------------------------------------------
-
-    def _client(self, server: Server, *, pulling: bool = False) -> ollama.AsyncClient:
-        timeout = _PULL_TIMEOUT if pulling else _TIMEOUT
-        key = f"{server.base_url} {pulling}"
-        if key not in self._clients:
-            self._clients[key] = ollama.AsyncClient(
-                server.base_url,
-                timeout=timeout,
-                trust_env=False,
-                verify=self._tls,
-                auth=_authorisation(server.token),
-            )
-        return self._clients[key]
 
 
 def store_of(server: Server) -> str:
     """The name of a server's model store."""
     return LOCAL if server.kind == "managed" else server.id
-
-
-def _authorisation(token: str) -> Callable[[httpx.Request], httpx.Request]:
-    """Sends our token or nothing. The client by itself would send OLLAMA_API_KEY, the user's key for the cloud, to
-    whatever server it talks to."""
-
-    def apply(request: httpx.Request) -> httpx.Request:
-        request.headers.pop("authorization", None)
-        if token:
-            request.headers["authorization"] = f"Bearer {token}"
-        return request
-
-    return apply
 
 
 def _same(one: str, other: str) -> bool:

@@ -31,14 +31,8 @@ class Batch(msgspec.Struct, array_like=True):
     text_suffix: str
 
 
-class Written(msgspec.Struct, array_like=True):
-    """The answer to one batch: empty, or why it could not be written."""
-
-    error: str
-
-
-_batch = msgspec.msgpack.Decoder(Batch)
-written = msgspec.msgpack.Decoder(Written)
+_batches = msgspec.msgpack.Decoder(list[Batch])
+errors = msgspec.msgpack.Decoder(list[str])  # the answer: for each batch nothing, or why it could not be written
 encode = msgspec.msgpack.Encoder().encode
 
 
@@ -49,7 +43,7 @@ def main(connection: socket.socket) -> Never:
     with contextlib.suppress(OSError), connection.makefile("rb") as stream:
         while header := stream.read(HEADER.size):
             body = stream.read(HEADER.unpack(header)[0])
-            answer = encode(Written(_write(_batch.decode(body))))
+            answer = encode([_write(batch) for batch in _batches.decode(body)])
             connection.sendall(HEADER.pack(len(answer)) + answer)
     os._exit(0)
 

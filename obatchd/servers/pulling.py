@@ -1,0 +1,62 @@
+"""One download of a model through one server, by the official client, which speaks its stream."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, Callable
+
+import httpx
+import ollama
+
+from obatchd.servers.model_info import PullProgress, pull_error
+from obatchd.servers.server import Server
+
+# Silence while a layer of hundreds of gigabytes is verified is no failure.
+_TIMEOUT = httpx.Timeout(1800.0, connect=5.0)
+
+
+class ServerLost(Exception):
+    """The server went away; what was downloaded stays in the store."""
+
+
+async def pull_through(server: Server, state: PullProgress) -> AsyncGenerator[int, None]:
+    """Pull ``state.model``, whose progress is kept in ``state``; yields the bytes known to be missing at each step.
+
+    Raises:
+        ModelError: the server or the registry refuses.
+        ServerLost: the server cannot be reached any more.
+    """
+    client = ollama.AsyncClient(
+        server.base_url,
+        timeout=_TIMEOUT,
+        trust_env=False,
+        verify=ssl.create_default_context(),
+        auth=_authorisation(server.token),
+    )
+    layers: dict[str, tuple[int, int]] = {}
+    try:
+        async with client:
+            async for step in await client.pull(state.model, stream=True):
+                state.status = step.status or ""
+                if step.digest and step.total:
+                    layers[step.digest] = (step.completed or 0, step.total)
+                    state.completed_bytes = sum(completed for completed, _ in layers.values())
+                    state.total_bytes = sum(total for _, total in layers.values())
+                yield state.total_bytes - state.completed_bytes
+    except ollama.ResponseError as error:
+        raise pull_error(state.model, server, error.error) from error
+    except (httpx.TransportError, ConnectionError) as error:
+        raise ServerLost(f"{server.id} was lost: {error or type(error).__name__}") from error
+
+
+def _authorisation(token: str) -> Callable[[httpx.Request], httpx.Request]:
+    """Sends our token or nothing. The client by itself would send OLLAMA_API_KEY, the user's key for the cloud, to
+    whatever server it talks to."""
+
+    def apply(request: httpx.Request) -> httpx.Request:
+        request.headers.pop("authorization", None)
+        if token:
+            request.headers["authorization"] = f"Bearer {token}"
+        return request
+
+    return apply
