@@ -18,6 +18,9 @@ from obatchd.settings_base import PositiveSeconds, Section
 from obatchd.settings_burnin import BurninSettings
 from obatchd.settings_gpu_health import GpuHealthSettings
 
+# Below the kernel's range for outgoing connections (32768 and up, ip(7)).
+SERVICE_BASE_PORT = 11500
+SERVICE_PORTS = 64
 Priority = Literal["low", "normal", "high"]
 _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
 
@@ -67,7 +70,11 @@ class ServerSettings(Section):
         "authentication, so anybody who reaches the port can use, change and delete models.",
     )
     base_port: int = Field(
-        0, ge=0, le=65000, description="First port; server i gets base_port + i. 0 picks free ports and keeps them."
+        0,
+        ge=0,
+        le=65000,
+        description="First port; server i gets base_port + i. 0 picks free ports and keeps them; as a system service 0 "
+        f"means {SERVICE_BASE_PORT}, because the {SERVICE_PORTS} ports from there are shut to other users of the host.",
     )
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = Field(
         "auto", description='Requests in flight per server: a number, or "auto" (the most of 8/4/2/1 wholly in VRAM).'
@@ -330,6 +337,10 @@ class Settings(Section):
         gpus = data.get("gpus")
         if isinstance(gpus, str | list):
             data["gpus"] = {"use": gpus}
+        access, servers = data.get("access"), data.get("servers", {})
+        service = isinstance(access, dict) and access.get("mode") == "service"
+        if service and isinstance(servers, dict) and not servers.get("base_port"):
+            data["servers"] = {**servers, "base_port": SERVICE_BASE_PORT}
         if data.get("ollama_instances") and "use" not in (data.get("gpus") or {}):
             data["gpus"] = {**(data.get("gpus") or {}), "use": "none"}
         return data

@@ -101,6 +101,11 @@ def _comment(text: str) -> Iterator[str]:
     return (f"# {line}" for line in textwrap.wrap(text, _WIDTH, break_long_words=False))
 
 
+def default_text(leaf: Leaf) -> str:
+    """The default of a setting as it is written in the file."""
+    return _inline(_default(leaf))
+
+
 def _default(leaf: Leaf) -> Any:
     return _plain(leaf.field.get_default(call_default_factory=True))
 

@@ -10,7 +10,7 @@ import click
 from obatchd.cli.command import Group, Invocation, clean, pass_invocation
 from obatchd.errors import ControlError
 
-SYSTEM_FILE = Path("/etc/obatchd/obatchd.toml")
+SYSTEM_FILE = Path("/etc/obatch/obatchd.toml")
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 

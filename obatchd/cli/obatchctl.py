@@ -9,6 +9,7 @@ import click
 
 from obatchd import __version__
 from obatchd.cli.command import Invocation, RootGroup
+from obatchd.control.runtime import default_spool
 
 # Command to module; the module's attribute has the command's name, with _command behind it.
 _COMMANDS = {
@@ -50,8 +51,8 @@ class _Commands(RootGroup):
 @click.option(
     "--spool",
     envvar=["OBATCH_SPOOL", "OBATCHD_SPOOL"],
-    default="/var/spool/obatch",
-    show_default=True,
+    default=default_spool,
+    show_default="your own daemon's, else /var/spool/obatch",
     type=click.Path(file_okay=False, path_type=Path),
     help="Spool of the daemon to talk to; also OBATCH_SPOOL.",
 )

@@ -21,6 +21,9 @@ from obatchd.errors import DaemonDownError, SpoolError
 CONTROL_SOCKET = "control.sock"
 SUBMIT_SOCKET = "submit.sock"
 RECORD = "obatchd.json"
+SYSTEM_SPOOL = Path("/var/spool/obatch")
+# Written as root by the system service's unit when the servers' ports are shut to other users of the host.
+PORT_GUARD = Path("/run/obatchd.ports")
 _SOCKET_PATH_BYTES = 107  # sizeof(sun_path) - 1, unix(7)
 
 
@@ -31,6 +34,29 @@ class Record(NamedTuple):
     pid: int
     version: str
     uuid: str
+
+
+def guarded_ports(record: Path = PORT_GUARD) -> range:
+    """The ports of this host that other users cannot reach; empty where nobody shut any."""
+    try:
+        document = json.loads(record.read_bytes())
+        return range(document["first"], document["last"] + 1)
+    except (OSError, ValueError, KeyError, TypeError):
+        return range(0)
+
+
+def personal_spool(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where a user's own daemon has its spool (``systemd/user``)."""
+    state = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return Path(state) / "obatch"
+
+
+def default_spool() -> Path:
+    """The user's own spool where it is in use or the only one, else the system's."""
+    own = personal_spool()
+    if (own / RECORD).exists() or (own.is_dir() and not SYSTEM_SPOOL.is_dir()):
+        return own
+    return SYSTEM_SPOOL
 
 
 def create(spool: Path, uuid: str, *, shared: bool = False, environ: Mapping[str, str] = os.environ) -> Path:
