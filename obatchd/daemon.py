@@ -295,10 +295,15 @@ def _owners(access: AccessSettings) -> OwnerDirectories | None:
 def _status_line(facade: Facade) -> str:
     document = facade.status(daemon_itself())
     ready = sum(1 for server in document["servers"] if server["state"] == ServerState.READY)
-    return (
-        f"{document['state']}: {ready} of {len(document['servers'])} servers ready, "
-        f"{document['queue']['requests']} requests of {document['queue']['jobs']} jobs waiting"
+    queue = document["queue"]
+    line = (
+        f"{document['state']}: {ready} of {len(document['servers'])} servers ready, {queue['jobs']} jobs, "
+        f"{queue['finished']:,} of {queue['total']:,} requests"
     )
+    if not (left := queue["total"] - queue["finished"]) or not queue["requests_per_s"]:
+        return line
+    ends_s = time.time() + left / queue["requests_per_s"]
+    return f"{line}, ETA {time.strftime('%a %H:%M', time.localtime(ends_s))}"
 
 
 def run(settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> int:

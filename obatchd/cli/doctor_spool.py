@@ -36,6 +36,8 @@ def daemon(spool: Path) -> Iterator[Finding]:
         if status["state"] == "degraded":
             yield bad("daemon", "; ".join(status["reasons"]), f"obatchctl --spool {spool} status")
         else:
+            for notice in status["notices"]:
+                yield warn("daemon", notice, f"obatchctl --spool {spool} status")
             yield ok("daemon", f"{status['state']}, pid {status['pid']}, version {status['version']}")
 
 

@@ -45,7 +45,8 @@ class Engine(Protocol):
         "memory_used_bytes", "memory_total_bytes", "temp_c", "power_w"} | null, "loaded": {"model",
         "context_length"} | null, "loading": {...} | null, "in_flight", "slots", "tokens_per_s", "requests_done",
         "restarts", "pid"}],
-        "gpus": {"state": "ok|absent|unknown", "message", "pid"}, "queue": {"requests", "jobs"},
+        "gpus": {"state": "ok|absent|unknown", "message", "pid"},
+        "queue": {"requests", "jobs", "finished", "total", "requests_per_s"},
         "inbox": {"settling", "blocked": [{"name", "reason"}], "refused", "problem"},
         "disk": {"free_bytes", "free_inodes", "low"},
         "pulls": [{"model", "completed_bytes", "total_bytes", "status"}], "jobs": [job summary of each job in work]}``.
@@ -58,8 +59,8 @@ class Engine(Protocol):
 
         ``{"job", "name", "owner", "state", "paused", "model", "priority", "accepted_at", "finished_at", "requests",
         "indexed", "succeeded", "failed", "cancelled", "expired", "in_flight", "requests_per_s", "tokens_per_s",
-        "eta_s", "outbox", "notes"}``; ``requests`` is null until the drop is wholly read, ``indexed`` counts those read
-        so far.
+        "eta_s", "position", "expected_start_at", "outbox", "notes"}``; ``requests`` is null until the drop is wholly
+        read, ``indexed`` counts those read so far.
         """
         ...
 

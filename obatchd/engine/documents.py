@@ -25,7 +25,7 @@ def instant(at_s: float | None) -> str | None:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def job_document(live: LiveJob, in_flight: int, position: int | None = None) -> dict[str, Any]:
+def job_document(live: LiveJob, in_flight: int) -> dict[str, Any]:
     """A job in progress, as ``status.json`` and the control API show it."""
     rate = live.requests_per_s()
     left = live.requests - live.finished
@@ -40,7 +40,8 @@ def job_document(live: LiveJob, in_flight: int, position: int | None = None) -> 
         "requests_per_s": round(rate, 2),
         "tokens_per_s": round(live.tokens_per_s(), 1),
         "eta_s": round(left / rate, 1) if rate and live.indexed else None,
-        "position": position,
+        "position": live.turn.position if live.turn else None,
+        "expected_start_at": instant(live.turn.starts_s) if live.turn else None,
         "expires_at": instant(live.expires_s),
         "outbox": str(live.outbox),
     }
@@ -65,6 +66,7 @@ def finished_document(row: JobRow, outbox: str, model: str, priority: str) -> di
         "tokens_per_s": None,
         "eta_s": None,
         "position": None,
+        "expected_start_at": None,
         "expires_at": None,
         "outbox": outbox,
     }

@@ -17,6 +17,7 @@ from obatchd.engine.committer import Committer
 from obatchd.engine.disk import disk_trouble
 from obatchd.engine.documents import instant, job_document, last_status, summary_details
 from obatchd.engine.feeder import Feeder, histories
+from obatchd.engine.forecast import forecast
 from obatchd.engine.indexing import Chunk, Reading, late_note
 from obatchd.engine.intake import Intake
 from obatchd.engine.limits import OwnerLimits
@@ -38,6 +39,7 @@ from obatchd.spool.outbox import JobOutbox, Totals
 
 _log = log.get(__name__)
 _STATUS_S = 1.0
+_FORECAST_JOBS = 2000  # of more nobody waits for the turn, and counting costs a moment of the main loop
 _RETRY_S = 2.0
 _INTAKE = "intake"  # its own trouble must not keep the intake from finding out that it is over
 _FAIL_TOGETHER = 5000
@@ -508,10 +510,13 @@ class Engine:
             self._watch_backlog()
             in_flight = self.dispatcher.in_flight()
             changed = []
+            if len(self.jobs) <= _FORECAST_JOBS:
+                forecast(self.jobs.values(), in_flight)
             for live in self.jobs.values():
                 if self._expire(live) and live.ending:
                     self._spawn(self._end(live, live.ending))
-                stamp = (live.finished, live.requests, live.paused, live.publishing, in_flight.get(live.key, 0))
+                stamp = (live.finished, live.requests, live.paused, live.publishing, in_flight.get(live.key, 0),
+                         live.turn and live.turn.position)  # fmt: skip
                 if stamp != live.status_written and not live.publishing:
                     live.status_written = stamp
                     changed.append((live.outbox, job_document(live, in_flight.get(live.key, 0))))

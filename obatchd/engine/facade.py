@@ -17,6 +17,7 @@ import msgspec
 from obatchd import __version__
 from obatchd.control.auth import Caller, daemon_itself
 from obatchd.control.engine import Submission
+from obatchd.control.runtime import guarded_ports
 from obatchd.engine.documents import SCHEMA, finished_document, instant, job_document
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
@@ -29,6 +30,7 @@ from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import FILE_ENDINGS, JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.servers.fleet import Fleet
+from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
@@ -95,8 +97,14 @@ class Facade:
             "reasons": reasons,
             "servers": [self._server(server) for server in self._fleet.servers.values()],
             "gpus": {"state": self._probe.state, "message": self._probe.message, "pid": self._probe.pid},
-            "notices": self._fleet.notices,
-            "queue": {"requests": engine.queue.total(), "jobs": len(engine.jobs)},
+            "notices": [*self._fleet.notices, *self._open_ports()],
+            "queue": {
+                "requests": engine.queue.total(),
+                "jobs": len(engine.jobs),
+                "finished": sum(live.finished for live in engine.jobs.values()),
+                "total": sum(live.requests for live in engine.jobs.values()),
+                "requests_per_s": round(sum(live.requests_per_s() for live in engine.jobs.values()), 2),
+            },
             "inbox": {
                 "settling": report.settling,
                 "blocked": [{"name": b.name, "reason": b.reason} for b in report.blocked if caller.may_see(b.owner)],
@@ -114,14 +122,9 @@ class Facade:
                 for name, pull in self._models.pulls.items()
             ],
             "jobs": [
-                job_document(live, in_flight.get(live.key, 0), position)
-                for position, live in islice(
-                    (
-                        (n, live)
-                        for n, live in enumerate(engine.jobs.values(), start=1)
-                        if caller.may_see(live.row.owner)
-                    ),
-                    _STATUS_JOBS,
+                job_document(live, in_flight.get(live.key, 0))
+                for live in islice(
+                    (live for live in engine.jobs.values() if caller.may_see(live.row.owner)), _STATUS_JOBS
                 )
             ],
         }
@@ -145,6 +148,16 @@ class Facade:
         if _OPERATOR in holds:
             return "paused", reasons
         return ("degraded" if reasons else "running"), reasons
+
+    def _open_ports(self) -> list[str]:
+        """A notice where, on a host for several users, the servers' ports are open to all of them."""
+        if self._engine.settings.access.mode != "service":
+            return []
+        shut = guarded_ports()
+        managed = [server for server in self._fleet.servers.values() if isinstance(server, ManagedServer)]
+        if all(server.port in shut for server in managed):
+            return []
+        return ["every user of this host can reach the servers' ports (install nftables, then restart obatchd)"]
 
     def _server(self, server: Server) -> dict[str, Any]:
         link = self._engine.dispatcher.links.get(server.id)

@@ -27,6 +27,13 @@ class Ending(NamedTuple):
 CANCELLED = Ending(Outcome.CANCELLED, "cancelled", "the job was cancelled")
 
 
+class Turn(NamedTuple):
+    """Where a job stands that has not begun."""
+
+    position: int  # 1: the next to get a slot
+    starts_s: float | None  # wall clock; None while nothing tells how fast it goes
+
+
 class LiveJob:
     """One job between acceptance and ``summary.json``. Only the main loop changes it."""
 
@@ -42,6 +49,7 @@ class LiveJob:
         self.resumed = False  # taken up again after a restart: response files may be missing
         self.publishing = False
         self.looking_back = bool(row.settings.skip_done)  # earlier answers are looked for: nothing is offered yet
+        self.turn: Turn | None = None  # None once it has begun
         self.status_written: tuple[Any, ...] = ()
         self.settings = settings
         self._rate = RateMeter(_RATE_WINDOW_S)

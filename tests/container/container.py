@@ -1,0 +1,134 @@
+"""A booted Debian in a container, on a small disk image of its own that can be filled up. For scripts/test-system."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_DISK_BYTES = 3 * 1024**3
+_BOOT_S = 90
+
+
+def wait_for(look: Callable[[], T], timeout_s: float = 30, what: str = "") -> T:
+    """The first true value of ``look``."""
+    deadline_s = time.monotonic() + timeout_s
+    while not (value := look()):
+        if time.monotonic() > deadline_s:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        time.sleep(0.1)
+    return value
+
+
+class Container:
+    """``base`` stays as it is: what the container writes goes to an image below ``work``. It has no network but lo."""
+
+    def __init__(self, base: Path, work: Path) -> None:
+        self.work = work
+        self.root = work / "root"
+        self._image, self._disk = work / "disk.img", work / "disk"
+        for directory in (self.root, self._disk):
+            directory.mkdir()
+        with open(self._image, "wb") as image:
+            image.truncate(_DISK_BYTES)
+        _run("mkfs.ext4", "-q", "-m", "0", self._image)
+        _run("mount", "-o", "loop", self._image, self._disk)
+        for name in ("upper", "work"):
+            (self._disk / name).mkdir()
+        layers = f"lowerdir={base},upperdir={self._disk / 'upper'},workdir={self._disk / 'work'}"
+        _run("mount", "-t", "overlay", "overlay", "-o", layers, self.root)
+        self._nspawn: subprocess.Popen[bytes] | None = None
+
+    # Life.
+
+    def boot(self) -> None:
+        """Start it and wait until systemd says that it is up."""
+        log = open(self.work / "console.log", "ab")  # noqa: SIM115 - the process keeps it
+        command = ["systemd-nspawn", "--register=no", "--keep-unit", "--boot", "--quiet", "--private-network"]
+        self._nspawn = subprocess.Popen(
+            [*command, "--console=pipe", "-D", self.root], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+        wait_for(self.leader, _BOOT_S, "the container's first process")
+
+        def state() -> bool:
+            done = self.run("systemctl is-system-running", check=False)
+            return done.stdout.strip() in ("running", "degraded")
+
+        wait_for(state, _BOOT_S, "the container is booted")
+
+    def reboot(self) -> None:
+        """Reboot it as its administrator would."""
+        assert self._nspawn is not None
+        self.run("systemctl reboot", check=False)
+        self._nspawn.wait(_BOOT_S)  # with --keep-unit it leaves the second boot to whoever started it
+        self.boot()
+
+    def leader(self) -> int:
+        """The container's first process, by its number here; 0 while there is none."""
+        assert self._nspawn is not None
+        children = Path(f"/proc/{self._nspawn.pid}/task/{self._nspawn.pid}/children").read_text().split()
+        return int(children[0]) if children else 0
+
+    def close(self) -> None:
+        """End it and take its mounts away."""
+        if self._nspawn is not None and self._nspawn.poll() is None:
+            self._nspawn.send_signal(signal.SIGTERM)  # an orderly power-off
+            try:
+                self._nspawn.wait(30)
+            except subprocess.TimeoutExpired:
+                self._nspawn.kill()
+                self._nspawn.wait()
+        for mount in (self.root, self._disk):
+            subprocess.run(["umount", "-l", mount], check=False)
+
+    # Commands.
+
+    def run(
+        self, command: str, user: str = "root", *, check: bool = True, stdin: str = "", timeout_s: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a shell command inside, as a user with the groups the user database gives."""
+        enter = ["nsenter", "-t", str(self.leader()), "--all", "--"]
+        clean = ["env", "-i", "PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin", "LANG=C.UTF-8", "TERM=dumb"]
+        who = (
+            ["HOME=/root", "sh", "-c"] if user == "root" else ["runuser", "-u", user, "--", "env", f"HOME=/home/{user}"]
+        )
+        shell = [] if user == "root" else ["sh", "-c"]
+        done = subprocess.run(
+            [*enter, *clean, *who, *shell, command], input=stdin, capture_output=True, text=True, timeout=timeout_s,
+            check=False,
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"{user}$ {command}\n→ {done.returncode}: {done.stdout[-800:]}{done.stderr[-1500:]}")
+        return done
+
+    def out(self, command: str, user: str = "root", **more: Any) -> str:
+        """What a command prints."""
+        return self.run(command, user, **more).stdout.strip()
+
+    def ctl(self, arguments: str, user: str = "root") -> dict[str, Any]:
+        """The JSON answer of obatchctl."""
+        done = self.run(f"obatchctl {arguments} --json", user, check=False)
+        assert done.stdout, done.stderr
+        document: dict[str, Any] = json.loads(done.stdout)
+        assert "error" not in document, document
+        return document
+
+    def put(self, path: str, content: str | bytes, owner: str = "root", mode: int = 0o644) -> None:
+        """Write a file inside."""
+        target = self.root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content.encode() if isinstance(content, str) else content)
+        target.chmod(mode)
+        if owner != "root":
+            self.run(f"chown {owner}: {shlex.quote(path)}")
+
+
+def _run(*command: str | os.PathLike[str]) -> None:
+    subprocess.run(command, check=True)
