@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
-from daemon_support import Document, alive, digest
+from daemon_support import Document, digest
 from storm import Sample, Storm
 from storm_plan import Drop
 
+_END_S = 3.0  # a killed process may take that long to be gone
 _GROWTH_LIMIT_BYTES = 16 * 1024**2
 _GROWTH_LIMIT_DESCRIPTORS = 6
 _CODE = re.compile(r" event=attempt_failed .*? code=(\w+) ")
@@ -135,13 +138,24 @@ def _spool(storm: Storm) -> Iterator[str]:
 
 def _left(storm: Storm) -> Iterator[str]:
     yield from (f"process {process.pid} of a server is left" for process in storm.d.servers_alive())
-    _, left = psutil.wait_procs(storm.seen, timeout=3)
-    yield from (f"process {process.pid} is left" for process in left if alive(process.pid))
+    deadline_s = time.monotonic() + _END_S
+    left = [process for process in storm.seen if _lives(process)]
+    while left and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+        left = [process for process in left if _lives(process)]
+    yield from (f"process {process.pid} is left" for process in left)
     for port in sorted(storm.ports):
         with socket.socket() as probe:
             probe.settimeout(1)
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 yield f"port {port} is still served"
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it still runs; its number may have gone to another process."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _flat(samples: list[Sample]) -> Iterator[str]:

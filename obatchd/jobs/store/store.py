@@ -83,7 +83,7 @@ class Store:
             return open_it(path)
 
     def _choose_segment(self, intent: Intent) -> str:
-        if intent.kind == "folder" or intent.size > _OWN_SEGMENT_BYTES:
+        if intent.size > _OWN_SEGMENT_BYTES:
             return intent.job
         shared = self._segments.get(self._shared_name)
         full = self._shared_jobs >= _SEGMENT_JOBS or (shared is not None and shared.size_bytes() > _SEGMENT_BYTES)
