@@ -276,20 +276,19 @@ def main(connection: socket.socket) -> Never:
     """Entry of the process; never returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    status = 1
     try:
-        with contextlib.suppress(ConnectionError, BrokenPipeError):
-            uvloop.run(_serve(connection))
-        status = 0
+        uvloop.run(_serve(connection))
     except Exception:  # noqa: BLE001 - the last chance to say why it ends; a new worker follows
         traceback.print_exc()
     finally:
         # Without os._exit the interpreter would wait for whatever the last requests left behind.
         sys.stderr.flush()
-        os._exit(status)
+        os._exit(1)
 
 
-async def _serve(connection: socket.socket) -> None:
+async def _serve(connection: socket.socket) -> Never:
     reader, writer = await asyncio.open_connection(sock=connection, limit=2**20)
-    await Worker(writer).run(reader)
+    with contextlib.suppress(ConnectionError):  # it was being written to when the main process died
+        await Worker(writer).run(reader)
+    # Here and not after the loop is closed: what still runs in its threads would report to a closed loop.
     os._exit(0)
