@@ -42,7 +42,7 @@ _TEXTS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"option \".*\" must be of type", REQUEST, "invalid_option"),
         (r"no input provided|template:", REQUEST, "bad_request"),
         (r"does not support", REQUEST, "not_supported"),
-        (r"model ['\"].*['\"] not found|try pulling it first", LOAD, "model_not_found"),
+        (r"model ['\"].*['\"] not found", LOAD, "model_not_found"),
         (r"no slots available|unexpected server status", SERVER, "no_slot"),
     )
 )

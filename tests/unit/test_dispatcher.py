@@ -11,10 +11,11 @@ import pytest
 from dispatch_support import BAD_REQUEST, CRASH, REFUSED, SERVER, SMALL, FakeWorker, Port, Rig, settle
 
 from obatchd.dispatch import consequences as consequences_module
+from obatchd.dispatch import faults, protocol
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import link as link_module
-from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import INTERRUPTED
+from obatchd.jobs.model import Profile
 
 Make = Callable[..., Awaitable[Rig]]
 
@@ -172,6 +173,51 @@ async def test_a_refused_connection_is_no_attempt_and_no_strike(make: Make) -> N
     assert rig.worker("gpu0").held[1, 1].attempt == 1
     assert rig.ports["gpu0"].strikes == []
     assert rig.failed == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "strikes", "loaded"),
+    [
+        (SERVER, 1, SMALL),
+        (CRASH, 1, SMALL),
+        (faults.from_response(500, "unable to load full model on GPU"), 1, None),
+        (faults.hung("no token"), 0, SMALL),  # the watchdog, whose finding it is, restarts the server itself
+        (faults.incomplete(False, "", "yes yes yes"), 0, SMALL),
+        (faults.incomplete(True, "unload", ""), 0, SMALL),
+    ],
+    ids=lambda value: value.code if isinstance(value, faults.Fault) else "",
+)
+async def test_who_gets_a_strike(make: Make, fault: faults.Fault, strikes: int, loaded: Profile | None) -> None:
+    rig = await make(slots=2)
+    await rig.add(1, 2)
+    port, worker = rig.ports["gpu0"], rig.worker("gpu0")
+    port.may_load.clear()
+    worker.begin((1, 1), (1, 2))
+    worker.end((1, 1), fault)
+    assert len(port.strikes) == strikes
+    assert port.loaded == loaded
+    assert [(failed.line, failed.attempt) for failed in rig.failed] == [(1, 1)]
+    assert rig.finished == []
+
+
+async def test_whatever_was_in_flight_in_a_crash_is_one_strike(make: Make) -> None:
+    rig = await make(slots=4)
+    await rig.add(1, 4)
+    await crash(rig, [(1, 1), (1, 2), (1, 3), (1, 4)])
+    assert len(rig.failed) == 4
+    assert len(rig.ports["gpu0"].strikes) == 1
+
+
+async def test_a_server_that_closed_the_connection_gets_nothing_for_a_moment(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    worker = rig.worker("gpu0")
+    worker.end((1, 1), faults.connection_lost("reset"))
+    await settle()
+    assert worker.held == {}
+    rig.dispatcher.release(rig.link("gpu0"))
+    await settle()
+    assert worker.held[1, 1].attempt == 2
 
 
 async def test_a_late_result_of_an_abandoned_attempt_is_dropped(make: Make) -> None:
