@@ -26,6 +26,7 @@ from obatchd.control.runtime import read_record
 from obatchd.errors import DaemonDownError
 from obatchd.servers.environment import SERVER_MARK
 from obatchd.servers.sweep import marked, sweep
+from obatchd.spool.layout import drop_stem
 
 T = TypeVar("T")
 Document = dict[str, Any]
@@ -354,10 +355,10 @@ class Daemon:
 
     def job(self, name: str, timeout_s: float = 10) -> Job:
         """The job of a drop, once it is in the outbox."""
-        stem = name.partition(".")[0]
+        shape = f"{drop_stem(os.fsencode(name))}.????????-??????-????"  # not of a retry, which is called r.retry.ID
 
         def find() -> Path | None:
-            return next((path for path in self.outbox.glob(f"{stem}.*") if (path / "status.json").exists()), None)
+            return next((path for path in self.outbox.glob(shape) if (path / "status.json").exists()), None)
 
         found = wait_for(find, timeout_s, f"{name} is a job")
         assert found is not None

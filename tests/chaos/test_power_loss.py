@@ -121,7 +121,7 @@ def test_the_order_of_system_calls(make_daemon: Start) -> None:
     response = trace.first(RENAME, "/responses>", '"q.json"')
     assert committed.end < response.begin, "the result is durable before anybody sees it"
 
-    summary = trace.first(RENAME, '/summary.json"')
+    summary = trace.first(RENAME, '"summary.json"')
     for path in ("results.jsonl", "responses/q.json", "/responses", f"job.{name}"):
         assert trace.flushed(path, response.end, summary.begin), f"{path} is durable before the job is complete"
     done = trace.first(FLUSH, "state.db-wal>", after=summary.end)
