@@ -8,6 +8,7 @@ ObatchError                 root; ``code`` is the slug used in JSON output, logs
 ├── ServerError             an Ollama server cannot be started, reached or used
 │   └── ModelError          a model is missing, forbidden or cannot be pulled or loaded
 ├── GpuError                NVML or a GPU cannot be used
+├── SourceError             a source that a request names cannot be fetched or read
 ├── ResultsError            results cannot be read or exported
 └── ControlError            a control request cannot be carried out
     ├── NotFoundError       no such job, server or model
@@ -78,6 +79,12 @@ class GpuError(ObatchError):
     """NVML or a GPU cannot be used."""
 
     code = "gpu"
+
+
+class SourceError(ObatchError):
+    """A source that a request names cannot be fetched or read."""
+
+    code = "source"
 
 
 class ResultsError(ObatchError):

@@ -16,6 +16,7 @@ from pydantic import Field, field_validator, model_validator
 from obatchd.jobs.template import template_problem
 from obatchd.settings_base import PositiveSeconds, Section
 from obatchd.settings_burnin import BurninSettings
+from obatchd.settings_context import ContextSettings
 from obatchd.settings_gpu_health import GpuHealthSettings
 
 # Below the kernel's range for outgoing connections (32768 and up, ip(7)).
@@ -317,6 +318,7 @@ class Settings(Section):
     models: ModelSettings = Field(ModelSettings())
     inbox: InboxSettings = Field(InboxSettings())
     outbox: OutboxSettings = Field(OutboxSettings())
+    context: ContextSettings = Field(ContextSettings())
     dispatch: DispatchSettings = Field(DispatchSettings())
     watchdog: WatchdogSettings = Field(WatchdogSettings())
     disk: DiskSettings = Field(DiskSettings())

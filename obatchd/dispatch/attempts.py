@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from obatchd.context.apply import apply_context, recorded
+from obatchd.context.model import context as prepared_context
 from obatchd.dispatch import faults, protocol, records
 from obatchd.dispatch.answering import structured_answer
 from obatchd.dispatch.body import has_images, left_out, request_body
@@ -96,6 +98,12 @@ class Attempts:
     async def _fulfil(self, held: Held, request: Request) -> tuple[Answer, dict[str, Any] | None]:
         """The answer to a request, and what its record gets beside it."""
         offer, context = held.offer, self.jobs[held.item.job]
+        sources: dict[str, Any] = {}
+        if held.item.prepared:
+            prepared = prepared_context.decode(held.item.prepared)
+            request, sources = apply_context(request, prepared), recorded(prepared)
+        elif request.urls or request.files:
+            return _failed(faults.sources_off()), None
         if offer.capabilities and "vision" not in offer.capabilities and has_images(request):
             return _failed(faults.no_vision(offer.model)), None
         body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
@@ -107,7 +115,7 @@ class Attempts:
             answer = await self._ask(held, body)
         if notes := left_out(request, offer.capabilities):
             extra = {**(extra or {}), "notes": notes}
-        return answer, extra
+        return answer, {**(extra or {}), **sources} if sources else extra
 
     async def _ask(self, held: Held, body: dict[str, Any]) -> Answer:
         assert self.client is not None

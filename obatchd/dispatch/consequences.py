@@ -170,7 +170,7 @@ class Consequences:
             self._finish(taken, record, 0.0, succeeded=False)
         else:
             servers = [*pending.servers, link.server.id]
-            again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s)
+            again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s, pending.prepared)
             self.requeue(Taken(taken.lane, again, 0.0))
 
     def _strike(self, link: Link, taken: Taken, fault: faults.Fault) -> None:

@@ -107,6 +107,13 @@ def wrong_count(texts: int, vectors: int) -> Fault:
     return Fault(ANSWER, "incomplete", f"the server made {vectors} vectors of {texts} texts")
 
 
+def sources_off() -> Fault:
+    """A request names sources, and nobody has fetched them."""
+    return Fault(
+        REQUEST, "context_off", "it names sources, and sources are off here: an administrator can enable [context]"
+    )
+
+
 def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:
     """An answer with status 200 that is not a whole answer, or None if it is.
 

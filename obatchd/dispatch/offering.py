@@ -125,7 +125,11 @@ class Offering:
             link.offers[lane.job, pending.line] = Offered(taken)
             left_s = settings.request_total_s - pending.spent_s
             limit_s = max(left_s, LEAST_LIMIT_S) if left_s < settings.request_timeout_s else None
-            items.append(OfferItem(lane.job, pending.line, pending.attempt, pending.raw, pending.servers, limit_s))
+            items.append(
+                OfferItem(
+                    lane.job, pending.line, pending.attempt, pending.raw, pending.servers, limit_s, pending.prepared
+                )
+            )
         capabilities = link.capabilities.get(profile.model, [])
         link.worker.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
         link.counted()

@@ -53,6 +53,7 @@ class OfferItem(msgspec.Struct, array_like=True, frozen=True):
     raw: bytes
     servers: list[str] = []
     limit_s: float | None = None  # what is left of the request's total time, where that is less than an attempt's
+    prepared: bytes = b""  # its sources, as the preparer gave them; empty where it names none
 
 
 class Offer(msgspec.Struct, tag="offer", frozen=True):

@@ -22,6 +22,7 @@ from obatchd.engine.indexing import Chunk, Reading, late_note
 from obatchd.engine.intake import Intake
 from obatchd.engine.limits import OwnerLimits
 from obatchd.engine.live import CANCELLED, Ending, LiveJob
+from obatchd.engine.preparation import Preparation
 from obatchd.engine.publisher import Publication, Publisher
 from obatchd.engine.rebuild import rebuild
 from obatchd.engine.responses import ResponseWriter
@@ -86,7 +87,17 @@ class Engine:
         self._server_version = server_version
         self.vital = Vital(on_defect, store.distrust)
         self._reuse = Reuse(store, layout, model_digest)
-        self.queue = JobQueue(self._fetch)
+        self.preparation = Preparation(
+            settings.context,
+            context,
+            layout.sources,
+            input_of=self._input_of,
+            on_finished=self._finished,
+            wake=lambda: self.dispatcher.wake(),
+            vital=self.vital,
+        )
+        self.queue = JobQueue(self._fetch, sift=self.preparation.sift)
+        self.preparation.queue = self.queue
         switcher = ProfileSwitcher(self.queue, settings.dispatch.switch_after_s, ensure_model, self._unservable)
         self.switcher = switcher
         self.dispatcher = Dispatcher(
@@ -174,6 +185,7 @@ class Engine:
         await self.dispatcher.until_idle(drain_s)
         await self.dispatcher.stop()
         await self.feeder.stop()
+        await self.preparation.stop()
         for task in self._tasks:
             task.cancel()  # ending the rest of a job goes on at the next start
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -193,6 +205,7 @@ class Engine:
         self.switcher.switch_after_s = settings.dispatch.switch_after_s
         self.dispatcher.apply(settings.dispatch)
         self.intake.inbox.settings = settings.inbox
+        self.preparation.apply(settings.context)
         for live in self.jobs.values():
             live.settings = settings
 
@@ -319,6 +332,14 @@ class Engine:
             return None
         source = self.layout.job_dir(live.row.job) / "input"
         return partial(self.store.of, live.row), request_file(source)
+
+    def _input_of(self, job: int) -> tuple[Path | None, bool] | None:
+        """For the preparer: the folder of a job, None where its drop is none; whether whole prompts are kept."""
+        live = self.jobs.get(job)
+        if live is None:
+            return None
+        folder = self.layout.job_dir(live.row.job) / "input" if live.row.kind == "folder" else None
+        return folder, bool(live.row.settings.sample)
 
     def _fetch(self, lane: Lane) -> None:
         self.feeder.fetch(lane)

@@ -24,6 +24,8 @@ def erase(layout: Layout, store: Store, jobs: Sequence[JobRow]) -> None:
         discard(layout, layout.failed_dir(job.job, job.name, job.owner))
         if layout.job_dir(job.job).exists():
             shutil.rmtree(layout.job_dir(job.job))
+        # Which of its owner's fetched texts are the job's cannot be told; the others are fetched again.
+        shutil.rmtree(layout.sources / str(job.owner), ignore_errors=True)
     store.erase(jobs)
     for job in jobs:
         _log.info("job_erased", job=job.job, owner=job.owner)

@@ -32,6 +32,7 @@ _log = log.get(__name__)
 _TOGETHER = 1024  # answers copied between two commits
 _WANTED_LIMIT = 200_000  # requests looked for in one pass through the earlier jobs: bounds memory
 _JOBS_LIMIT = 100_000
+_SOURCES = b'"sources":['
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -56,12 +57,12 @@ def context_sha256(context: JobContext) -> str:
     return hashlib.sha256(_encode(msgspec.structs.replace(context, job=0, name=""))).hexdigest()
 
 
-def fingerprint(raw: bytes, context: str, model_digest: str) -> bytes | None:
+def fingerprint(raw: bytes, context: str, model_digest: str, *, links: bool = False) -> bytes | None:
     """What two requests have in common that must get the same answer; None where that cannot be told.
 
-    A request that names sources outside itself is never the same: they may have changed.
+    A request that names sources outside itself is never the same: they may have changed. ``links`` in it do so, too.
     """
-    if b'"urls"' in raw or b'"files"' in raw:
+    if b'"urls"' in raw or b'"files"' in raw or (links and b"](http" in raw):
         return None
     try:
         request = parse_request(raw)
@@ -94,13 +95,14 @@ class Reuse:
             digests = {row.lane: await self._digest_of(live.profile_of(row).model) for row in lanes}
             known = {lane: digest for lane, digest in digests.items() if digest}
             pending = self._pending(live, known)
-            while wanted := await asyncio.to_thread(self._take, pending, context_sha256(live.context()), known):
+            links = live.settings.context.enabled and live.settings.context.from_links
+            while wanted := await asyncio.to_thread(self._take, pending, context_sha256(live.context()), known, links):
                 earlier = await asyncio.to_thread(self._earlier_jobs, live)
                 found = self._found(live, wanted, earlier, set(known.values()))
                 while batch := await asyncio.to_thread(_next, found):
                     yield batch
         except DISK_ERRORS as error:
-            _log.error("earlier_answers_not_read", job=live.row.job, reason=str(error))
+            _log.error("earlier_answers_not_read", job=live.row.job, reason=log.reason(error))
 
     def _pending(self, live: LiveJob, lanes: dict[int, str]) -> Iterator[tuple[int, int, bytes]]:
         """(line, lane, bytes) of the job's requests without a result."""
@@ -116,11 +118,11 @@ class Reuse:
 
     @staticmethod
     def _take(
-        pending: Iterator[tuple[int, int, bytes]], context: str, digests: dict[int, str]
+        pending: Iterator[tuple[int, int, bytes]], context: str, digests: dict[int, str], links: bool
     ) -> dict[bytes, list[Wanted]]:
         wanted: dict[bytes, list[Wanted]] = {}
         for count, (line, lane, raw) in enumerate(pending, start=1):
-            key = fingerprint(raw, context, digests[lane])
+            key = fingerprint(raw, context, digests[lane], links=links)
             if key is not None:
                 request = parse_request(raw)
                 wanted.setdefault(key, []).append(Wanted(line, lane, request.id or default_id(line), request.input))
@@ -158,7 +160,7 @@ class Reuse:
         try:
             for line, outcome, record in segment.results(row.key):
                 digest = models.get(_model.decode(record).model)
-                if outcome is Outcome.SUCCEEDED and digest:
+                if outcome is Outcome.SUCCEEDED and digest and _SOURCES not in record:
                     raw = _bytes(descriptor, segment.place(row.key, line))
                     key = fingerprint(raw, context, digest) if raw else None
                     if key is not None:

@@ -15,6 +15,7 @@ import msgspec
 # What the name of a dropped file ends in, in small letters.
 TABLE_ENDINGS = (".csv", ".tsv")
 TEXT_ENDINGS = (".txt", ".md")
+SOURCE_ENDINGS = (".html", ".htm", ".pdf", ".source.txt", ".source.md")  # in a folder, for requests that name them
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # in a folder, for requests that name them
 _PLAIN_ENDINGS = (".json", ".jsonl", ".ndjson", *TABLE_ENDINGS, *TEXT_ENDINGS)
 FILE_ENDINGS = (*_PLAIN_ENDINGS, *(f"{ending}.gz" for ending in _PLAIN_ENDINGS))

@@ -26,21 +26,25 @@ _FIRST_ESTIMATE_S = 1.0
 
 
 class Pending(msgspec.Struct, array_like=True):
-    """A request ready to be offered. ``servers`` are those of its earlier attempts, which took ``spent_s``."""
+    """A request ready to be offered. ``servers`` are those of its earlier attempts, which took ``spent_s``.
+
+    ``prepared`` is what the preparer made of its sources, for the worker; empty where it names none.
+    """
 
     line: int
     raw: bytes
     attempt: int = 1
     servers: list[str] = []
     spent_s: float = 0.0
+    prepared: bytes = b""
 
 
 class Lane:
     """Requests of one job for one profile and priority class, in input order."""
 
     __slots__ = (
-        "accepted_s", "cursor", "fetching", "gaps", "job", "number", "order", "owner", "priority", "profile", "unread",
-        "window",
+        "accepted_s", "cursor", "fetching", "gaps", "job", "number", "order", "owner", "preparing", "priority",
+        "profile", "unread", "window",
     )  # fmt: skip
 
     def __init__(self, job: int, number: int, owner: int, profile: Profile, priority: str, accepted_s: float) -> None:
@@ -55,6 +59,7 @@ class Lane:
         self.cursor = 0  # greatest line that was ever put into the window
         self.gaps = (0, 0)  # requests without a result that an earlier run left behind lie between these lines
         self.unread = 0  # requests without a result that are only in the store
+        self.preparing = 0  # requests that wait for their sources before they come into the window
         self.fetching = False
 
     def begin_after(self, line: int) -> None:
@@ -68,7 +73,7 @@ class Lane:
 
     @property
     def wants_fetch(self) -> bool:
-        if self.unread <= 0 or self.fetching or len(self.window) >= WINDOW_LOW:
+        if self.unread <= 0 or self.fetching or len(self.window) + self.preparing >= WINDOW_LOW:
             return False
         return sum(len(pending.raw) for pending in self.window) < WINDOW_BYTES
 
@@ -96,9 +101,20 @@ class _Share:
 
 
 class JobQueue:
-    """All lanes with waiting requests. ``on_fetch`` is called with lanes whose window runs low."""
+    """All lanes with waiting requests.
 
-    def __init__(self, on_fetch: Callable[[Lane], None], *, clock: Callable[[], float] = time.time) -> None:
+    Args:
+        on_fetch: called with lanes whose window runs low.
+        sift: which requests may go into the window at once; the others come later, by :meth:`prepared`.
+    """
+
+    def __init__(
+        self,
+        on_fetch: Callable[[Lane], None],
+        *,
+        sift: Callable[[Lane, Sequence[Pending]], Sequence[Pending]] = lambda lane, pending: pending,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._lanes: dict[int, dict[int, Lane]] = {}  # by job, then number
         # Waiting lanes by profile and owner, per base class, each list by order of acceptance.
         self._waiting: dict[Profile, dict[int, tuple[list[Lane], list[Lane], list[Lane]]]] = {}
@@ -107,6 +123,7 @@ class JobQueue:
         # Requests that were in flight in several crashes: each waits for a server of its own.
         self._suspects: dict[Profile, deque[Taken]] = {}
         self._on_fetch = on_fetch
+        self._sift = sift
         self._clock = clock
 
     # Filling.
@@ -121,7 +138,7 @@ class JobQueue:
         Requests at hand go straight into the window, but only while nothing before them is still in the store alone.
         """
         if pending and len(pending) == stored and lane.unread == 0 and not lane.fetching:
-            lane.window.extend(pending)
+            lane.window.extend(self._sift(lane, pending))
             lane.cursor = max(lane.cursor, pending[-1].line)
         else:
             lane.unread += stored
@@ -135,9 +152,16 @@ class JobQueue:
         lane.fetching = False
         if not self._known(lane):
             return
-        lane.window.extend(pending)
+        lane.window.extend(self._sift(lane, pending))
         lane.unread = max(0, lane.unread - len(pending) - gone - phantom)
         self._enlist(lane)
+
+    def prepared(self, lane: Lane, pending: Pending | None) -> None:
+        """A request of ``lane`` has its sources, or (None) has failed for want of them."""
+        lane.preparing -= 1
+        if pending is not None and self._known(lane):
+            lane.window.append(pending)
+            self._enlist(lane)
 
     def give_back(self, taken: Taken) -> None:
         """Put a request back in front of its lane and take its charge off its owner."""
@@ -291,7 +315,7 @@ class JobQueue:
     def total(self) -> int:
         """All waiting requests, those of paused jobs included."""
         suspects = sum(len(taken) for taken in self._suspects.values())
-        return suspects + sum(lane.waiting for lane in self._all())
+        return suspects + sum(lane.waiting + lane.preparing for lane in self._all())
 
     def _lanes_of(self, job: int) -> list[Lane]:
         return list(self._lanes.get(job, {}).values())

@@ -76,6 +76,7 @@ class Layout:
         self.outbox = root / "outbox"
         self.failed = root / "failed"
         self.jobs = self.work / "jobs"
+        self.sources = self.work / "sources"  # fetched texts, by owner
         self.uuid = ""
 
     @classmethod

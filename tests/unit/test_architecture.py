@@ -30,6 +30,7 @@ COMMON = {
     "log",
     "settings",
     "settings_base",
+    "settings_context",
     "settings_gpu_health",
     "settings_burnin",
     "crash_points",
@@ -43,10 +44,11 @@ MAY_IMPORT = {
     "gpus": {"simulator.gpus"},
     "servers": {"gpus", "jobs.model"},
     "prompts": set(),
-    "dispatch": {"jobs", "prompts"},
+    "context": {"jobs.formats"},
+    "dispatch": {"jobs", "prompts", "context"},
     "control": set(),
     "burnin": {"gpus", "jobs.model", "servers.states"},
-    "engine": {"jobs", "spool", "dispatch", "settings_io"},
+    "engine": {"jobs", "spool", "dispatch", "context", "settings_io"},
     "simulator": {"gpus"},
     "results": set(),
     "cli": {"control", "results", "burnin", "settings_io", "settings_text", "daemon"},
@@ -96,7 +98,7 @@ def test_imports_stay_within_the_borders(package: str) -> None:
 
 
 def test_settings_and_errors_know_nothing_of_what_uses_them() -> None:
-    allowed = COMMON | {"jobs.model", "jobs.template", "prompts.structured", "settings_io"}
+    allowed = COMMON | {"jobs.model", "jobs.template", "prompts.structured", "settings_io", "context.opened"}
     for module in ("errors", "log", "rate", "crash_points", "settings", "settings_io", "settings_text"):
         assert [name for name in imported(MODULES[module]) if not within(name, allowed)] == []
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.source import Unreadable, open_source
-from obatchd.jobs.model import FILE_ENDINGS, IMAGE_ENDINGS
+from obatchd.jobs.model import FILE_ENDINGS, IMAGE_ENDINGS, SOURCE_ENDINGS
 
 SETTINGS_FILES = ("job.toml", "config.toml")
 _SETTINGS_BYTES = 1024**2
@@ -26,13 +26,13 @@ def shown_name(path: Path) -> str:
 def folder_files(folder: Path) -> Iterator[tuple[Path, str | None]]:
     """The folder's entries in name order, each with the reason why it is not read, or None.
 
-    Settings files, images, hidden files and temporary names are left out without a word.
+    Settings files, images, sources, hidden files and temporary names are left out without a word.
     """
     for path in sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name)):
         if path.name.startswith(".") or path.name.endswith(_IGNORED_SUFFIXES) or path.name in SETTINGS_FILES:
             continue
         mode = path.lstat().st_mode
-        if stat.S_ISREG(mode) and path.name.lower().endswith(IMAGE_ENDINGS):
+        if stat.S_ISREG(mode) and path.name.lower().endswith(IMAGE_ENDINGS + SOURCE_ENDINGS):
             continue
         if stat.S_ISLNK(mode):
             yield path, "it is a link; links are not followed"

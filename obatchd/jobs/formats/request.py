@@ -32,6 +32,8 @@ class Known(msgspec.Struct):
     in_source: list[str] | None = None
     think: bool | str | None = None
     keep_alive: Any = None
+    urls: list[str] | None = None
+    files: list[str] | None = None
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -56,6 +58,8 @@ class Request(msgspec.Struct, frozen=True):
     dimensions: int | None = None  # of the vectors
     encoding: str = ""  # of vectors in the lines of a batch file: float or base64
     url: str = ""  # of a line of an OpenAI batch file
+    urls: list[str] = []  # sources to be put in front of the prompt
+    files: list[str] = []  # the same, of the dropped folder
     input: dict[str, msgspec.Raw] = {}
 
 
@@ -125,6 +129,8 @@ def parse_request(raw: bytes) -> Request:
         think=whole.think,
         keep_alive=whole.keep_alive,
         embed=embed,
+        urls=whole.urls or [],
+        files=whole.files or [],
         input=_input(raw, _EMBEDDED if embed is not None else _OURS),
     )
 

@@ -1,0 +1,252 @@
+"""The preparer process: fetches the sources that requests name, many at a time, and has them parsed.
+
+Started by the forkserver. It ignores SIGINT and SIGTERM, and ends at once when its socket closes; with it end the
+processes that parse. Nothing it knows is lost with it: wishes that it had not answered are told again to its successor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import stat
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Never
+
+from aiohttp.abc import AbstractResolver
+from yarl import URL
+
+from obatchd.context import compose
+from obatchd.context.apply import asked_text
+from obatchd.context.cache import SourceCache
+from obatchd.context.compose import Source
+from obatchd.context.fetch import Fetcher
+from obatchd.context.model import HEADER, Alive, Context, Prepared, Rules, Wish, encode_context, frame, to_preparer
+from obatchd.context.parsing import Document, Parse, encode, fork_parser, parsed
+from obatchd.context.text import Text, text_of
+from obatchd.errors import SourceError
+from obatchd.jobs.formats.request import parse_request
+
+_PARSERS = 2
+_AT_A_TIME = 32  # requests in preparation
+_ALIVE_S = 1.0
+_FILE_TYPES = {".pdf": "application/pdf", ".html": "text/html", ".htm": "text/html", ".md": "text/markdown",
+               ".txt": "text/plain", ".csv": "text/csv", ".json": "application/json"}  # fmt: skip
+
+
+class ParserPool:
+    """The processes that parse, each given one document at a time."""
+
+    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+        self._sockets = sockets
+        self._writers: list[asyncio.StreamWriter] = []
+        self._free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+
+    async def start(self) -> None:
+        """Connect to the processes."""
+        for one in self._sockets:
+            reader, writer = await asyncio.open_connection(sock=one)
+            self._writers.append(writer)
+            self._free.put_nowait((reader, writer))
+
+    def close(self) -> None:
+        """End the processes."""
+        for one in self._writers:
+            one.transport.abort()
+        for end in self._sockets:
+            end.close()
+
+    async def parse(self, document: Document) -> Text:
+        """The document's text.
+
+        Raises:
+            SourceError: there is none, or its parser did not end well.
+        """
+        reader, writer = connection = await self._free.get()
+        body = encode(document)
+        try:
+            writer.write(HEADER.pack(len(body)) + body)
+            (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+            answer = parsed.decode(await reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            # Not a child but their parent is gone, which only somebody outside can have killed: begin anew.
+            os._exit(1)
+        self._free.put_nowait(connection)
+        if answer.code:
+            raise SourceError(answer.message, code=answer.code)
+        return Text(answer.title, answer.text)
+
+
+class Preparer:
+    """Wishes in, prepared requests out."""
+
+    def __init__(
+        self,
+        writer: asyncio.StreamWriter,
+        cache_dir: Path,
+        parsers: ParserPool,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        self._writer = writer
+        self._cache = SourceCache(cache_dir, 0)
+        self._parsers = parsers
+        self._resolver = resolver
+        self._rules: Rules | None = None
+        self._fetcher: Fetcher | None = None
+        self._turns = asyncio.Semaphore(_AT_A_TIME)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, reader: asyncio.StreamReader) -> None:
+        """Serve until the socket closes."""
+        alive = asyncio.create_task(self._say_alive())
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+                message = to_preparer.decode(await reader.readexactly(length))
+                if isinstance(message, Rules):
+                    self._apply(message)
+                else:
+                    task = asyncio.create_task(self._fulfil(message))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+        alive.cancel()
+
+    async def _say_alive(self) -> None:
+        while True:
+            self._writer.write(frame(Alive()))
+            await asyncio.sleep(_ALIVE_S)
+
+    def _apply(self, rules: Rules) -> None:
+        self._rules = rules
+        self._cache.limit_bytes = rules.cache_bytes
+        if self._fetcher is None:
+            self._fetcher = Fetcher(rules, self._cache, self._parse, self._resolver)
+        self._fetcher.apply(rules)
+
+    async def _fulfil(self, wish: Wish) -> None:
+        try:
+            async with self._turns:
+                context = await self._context(wish)
+            answer = Prepared(wish.job, wish.line, encode_context(context))
+        except SourceError as error:
+            answer = Prepared(wish.job, wish.line, code=error.code, message=error.message)
+        except Exception as error:  # noqa: BLE001 - a defect must cost one request, and be seen
+            traceback.print_exc()
+            answer = Prepared(wish.job, wish.line, code="preparer_defect", message=f"{type(error).__name__}: {error}")
+        self._writer.write(frame(answer))
+
+    async def _context(self, wish: Wish) -> Context:
+        rules = self._rules
+        assert rules is not None
+        request = parse_request(wish.raw)
+        urls = compose.named_urls(request, from_links=rules.from_links) if request.embed is None else []
+        if (not urls and not request.files) or request.embed is not None:
+            return Context(None, [], False)
+        if len(urls) + len(request.files) > rules.max_sources:
+            count = len(urls) + len(request.files)
+            raise SourceError(
+                f"it names {count} sources, more than {rules.max_sources} (max_sources)", code="too_many_sources"
+            )
+        work = [self._from_url(wish.owner, url) for url in urls]
+        work += [self._from_file(wish.folder, name) for name in request.files]
+        found = await asyncio.gather(*work)
+        sources = [source for source, _ in found]
+        text = compose.full_prompt(asked_text(request), sources)
+        return Context(text, [about for _, about in found], rules.keep_full_prompt or wish.keep_full_prompt)
+
+    async def _from_url(self, owner: int, url: URL) -> tuple[Source, dict[str, Any]]:
+        assert self._fetcher is not None
+        about: dict[str, Any] = {"url": str(url)}
+        try:
+            fetched = await self._fetcher.fetch(owner, url)
+        except SourceError as error:
+            return self._problem(str(url), about, error)
+        if fetched.url != str(url):
+            about["fetched_from"] = fetched.url
+        return self._source(str(url), fetched.text, about | {"cached": fetched.cached})
+
+    async def _from_file(self, folder: str, name: str) -> tuple[Source, dict[str, Any]]:
+        about: dict[str, Any] = {"file": name}
+        try:
+            content = await asyncio.to_thread(self._read, folder, name)
+            text = await self._parse(content, _FILE_TYPES.get(Path(name).suffix.lower(), ""), "")
+        except SourceError as error:
+            return self._problem(name, about, error)
+        return self._source(name, text, about)
+
+    def _read(self, folder: str, name: str) -> bytes:
+        assert self._rules is not None
+        if not folder:
+            raise SourceError("files can be named only in a dropped folder that holds them", code="file_forbidden")
+        if not name or "/" in name or "\0" in name or name.startswith("."):
+            raise SourceError(f"{name!r} is no file directly in the folder", code="file_forbidden")
+        try:
+            descriptor = os.open(Path(folder) / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise SourceError(f"{name} cannot be read: {error.strerror}", code="file_unreadable") from None
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise SourceError(f"{name} is no regular file", code="file_forbidden")
+            content = file.read(self._rules.max_bytes + 1)
+        if len(content) > self._rules.max_bytes:
+            raise SourceError(f"it has more than {self._rules.max_bytes} bytes (max_bytes)", code="source_too_large")
+        return content
+
+    def _problem(self, name: str, about: dict[str, Any], error: SourceError) -> tuple[Source, dict[str, Any]]:
+        """What could not be had, as a note; or the failure of the request, as the rules say."""
+        assert self._rules is not None
+        if self._rules.on_error == "fail":
+            raise SourceError(f"{name}: {error.message}", code=error.code)
+        return Source(name, "", "", False, error.message), about | {"code": error.code, "message": error.message}
+
+    def _source(self, name: str, text: Text, about: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
+        assert self._rules is not None
+        limit = self._rules.max_characters
+        cut = len(text.text) > limit
+        about |= {"title": text.title, "characters": min(len(text.text), limit), "truncated": cut}
+        return Source(name, text.title, text.text[:limit], cut), about
+
+    async def _parse(self, content: bytes, media_type: str, charset: str) -> Text:
+        rules = self._rules
+        assert rules is not None
+        return await self._parsers.parse(
+            Document(
+                content, media_type, charset, rules.max_characters, rules.parse_timeout_s, rules.parse_memory_bytes
+            )
+        )
+
+
+def main(
+    connection: socket.socket, cache_dir: str, parse: Parse = text_of, resolver: AbstractResolver | None = None
+) -> Never:
+    """Entry of the process; never returns."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    status = 1
+    try:
+        sockets: list[socket.socket] = []
+        for _ in range(_PARSERS):  # before the loop, which may start threads
+            sockets.append(fork_parser([connection, *sockets], parse))
+        asyncio.run(_serve(connection, Path(cache_dir), sockets, resolver))
+        status = 0
+    except Exception:  # noqa: BLE001 - the last chance to say why it ends; a new one follows
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+async def _serve(
+    connection: socket.socket, cache_dir: Path, sockets: list[socket.socket], resolver: AbstractResolver | None
+) -> None:
+    reader, writer = await asyncio.open_connection(sock=connection)
+    parsers = ParserPool(sockets)
+    await parsers.start()
+    await Preparer(writer, cache_dir, parsers, resolver).run(reader)
+    os._exit(0)
