@@ -15,8 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from obatchd.dispatch.body import left_out, request_body
+from obatchd.dispatch.protocol import JobContext
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats import RecordRules, parse_request, read_entries, request_file
+from obatchd.jobs.formats.lines import BatchIndexer, index_line
 from obatchd.jobs.formats.source import Source
 from obatchd.jobs.formats.split import split_array, split_lines
 from obatchd.jobs.formats.table import split_rows
@@ -28,6 +31,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 SOME = settings(max_examples=80, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 LIMITS = InboxSettings(max_line_bytes=1024, max_unpacked_bytes=1 << 20)
 NAMES = ["d.jsonl", "d.json", "d.csv", "d.tsv", "d.txt", "d.md", "d.jsonl.gz", "d.csv.gz", "d.json.gz"]
+CONTEXT = JobContext(1, "job", "", {}, 100)
 RULES = [RecordRules(), RecordRules("{a} and {prompt}"), RecordRules(None, "a", "id")]
 
 # Bytes that mean something to one of the parsers, beside any others.
@@ -152,6 +156,58 @@ def test_every_field_of_a_record_comes_back_as_it_was(record: dict[str, Any], ru
     if entry.refusal is None and rules.given:
         request = parse_request(requests[entry.offset : entry.offset + entry.length])
         assert {name: json.loads(bytes(value)) for name, value in request.input.items()} == json.loads(content)
+
+
+PARTS = st.sampled_from(
+    ["role", "content", "type", "text", "image_url", "url", "user", "hi", "json_schema", "schema", "low", "tokens", 1]
+)
+ODD = st.recursive(PARTS | JSON, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+    st.sampled_from(["role", "content", "type", "text", "image_url", "url", "schema", "json_schema"]), inner, max_size=4
+), max_leaves=8)  # fmt: skip
+NAMES_OF_BODY = [
+    "model", "messages", "prompt", "input", "stream", "n", "tools", "temperature", "stop", "max_tokens", "dimensions",
+    "response_format", "reasoning_effort", "logprobs", "encoding_format",
+]  # fmt: skip
+GOOD = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "input": "hi", "model": "m"}
+# One thing odd in what is good otherwise: so each check is reached.
+BODY = st.dictionaries(st.sampled_from(NAMES_OF_BODY), ODD, max_size=2).map(lambda odd: GOOD | odd)
+NAMES_OF_REQUEST = [
+    "id", "prompt", "content", "messages", "system", "options", "images", "format", "think", "in_source", "input",
+    "keep_alive", "model", "priority", "context_length", "max_response_tokens", "role", "other",
+]  # fmt: skip
+URLS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+
+
+@settings(SOME, max_examples=300)
+@given(st.lists(st.tuples(st.text(max_size=5), URLS, BODY) | st.tuples(JSON, JSON, JSON), min_size=1, max_size=4))
+def test_any_line_of_a_batch_file_is_read_or_refused(rows: list[tuple[Any, Any, Any]]) -> None:
+    index = BatchIndexer()
+    for number, (custom_id, url, body) in enumerate(rows, 1):
+        raw = json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body}).encode()
+        entry = index(number, 0, raw)
+        if entry.refusal is None:
+            request = parse_request(raw)
+            assert (request.id, request.url) == (custom_id, url)
+            assert request.embed is not None or request.prompt or request.messages
+            assert request_body(request, CONTEXT, "m", {})["messages"]
+        else:
+            assert entry.refusal.message.startswith(f"line {number}, byte offset 0: ")
+
+
+@settings(SOME, max_examples=300)
+@given(
+    st.sampled_from([{"prompt": "p"}, {"messages": GOOD["messages"]}, {"input": "i"}, {}]),
+    st.dictionaries(st.sampled_from(NAMES_OF_REQUEST), ODD, max_size=3),
+)
+def test_any_request_is_read_or_refused(good: dict[str, Any], odd: dict[str, Any]) -> None:
+    raw = json.dumps(good | odd).encode()
+    entry = index_line(1, 0, raw)
+    if entry.refusal is None:
+        request = parse_request(raw)
+        assert request.id == entry.id
+        if request.embed is None:
+            assert request_body(request, CONTEXT, "m", {})["messages"]
+        left_out(request, ["completion"])
 
 
 @SOME

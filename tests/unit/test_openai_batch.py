@@ -129,6 +129,7 @@ BAD: list[tuple[bytes, str, str]] = [
     (line(stop=[1]), "invalid_request", "stop"),
     (line(response_format="json"), "invalid_request", "response_format"),
     (line(reasoning_effort="huge"), "invalid_request", "reasoning_effort"),
+    (line(reasoning_effort=["low"]), "invalid_request", "reasoning_effort"),
     (line(url="/v1/completions"), "missing_required_parameter", "no prompt"),
     (line(url="/v1/completions", prompt=["a", "b"]), "unsupported_parameter", "one text"),
     (line(url="/v1/completions", prompt="a", echo=True), "unsupported_parameter", "echo"),

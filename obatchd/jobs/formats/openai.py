@@ -154,7 +154,7 @@ def _chat(body: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(messages, list) or not messages:
         raise BatchError("missing_required_parameter", "there are no messages in the body")
     effort = body.get("reasoning_effort")
-    if effort is not None and effort not in _LEVELS:
+    if effort is not None and (not isinstance(effort, str) or effort not in _LEVELS):
         raise BatchError("invalid_request", f"reasoning_effort {effort!r} is none of {', '.join(_LEVELS)}")
     return {
         **_generation(body),
