@@ -6,7 +6,10 @@ and an answer cut by its token limit is half a document: so only what validates 
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 _FENCE = re.compile(r"\A\s*```[\w-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```\s*\Z", re.DOTALL)
 _SCHEMAS_KEPT = 64
+_CHECK_S = 1.0  # a pattern may take for ever on the wrong text, and schemas come from strangers
 _REASON_CHARACTERS = 500
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -82,7 +86,11 @@ class AnswerFormat:
 
         assert self._validator is not None
         try:
-            problem = best_match(self._validator.iter_errors(data))
+            with _time_limit(_CHECK_S):
+                problem = best_match(self._validator.iter_errors(data))
+        except TimeoutError:
+            reason = f"checking an answer takes longer than {_CHECK_S:g} s: simplify its patterns"
+            raise FormatError(reason) from None
         except Unresolvable as error:
             raise FormatError(f"the schema refers to {error.ref}, which is not in it") from None
         except re.error as error:
@@ -92,6 +100,28 @@ class AnswerFormat:
         if problem is None:
             return None
         return f"at {problem.json_path}: {problem.message[:_REASON_CHARACTERS]}"
+
+
+@contextlib.contextmanager
+def _time_limit(limit_s: float) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer. Only in a main thread, which is where workers check answers.
+
+    Python's regular expressions look for signals while they search; nothing else would end them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def expired(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    earlier = signal.signal(signal.SIGALRM, expired)
+    signal.setitimer(signal.ITIMER_REAL, limit_s)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier)
 
 
 def answer_format(wanted: str | dict[str, Any]) -> AnswerFormat:

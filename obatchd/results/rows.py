@@ -16,6 +16,7 @@ Record = dict[str, Any]
 _OUTBOX_FILES = ("summary.json", "status.json")
 _WHOLE_FILES = ("results.jsonl", "errors.jsonl")
 _ANSWER_KEYS = ("response", "message", "choices", "error", "code", "data", "embedding", "embeddings")
+_OUR_BATCH_LINE = re.compile(r"batch_req_.+-([0-9]{1,10})")  # what spool.batch_lines calls a line of a job
 _FILE_LIMIT_BYTES = 256 * 1024**2  # of one response file; the lines of a .jsonl are read one by one
 
 
@@ -185,6 +186,8 @@ def _of_batch_line(line: Record) -> Record:
     response = line.get("response") if isinstance(line.get("response"), dict) else {}
     body = response.get("body") if isinstance(response, dict) and isinstance(response.get("body"), dict) else {}
     record: Record = {"id": str(line["custom_id"]), **_of_api(body if isinstance(body, dict) else {})}
+    if ours := _OUR_BATCH_LINE.fullmatch(str(line.get("id"))):
+        record["line"] = int(ours[1])
     error = line.get("error") or (body.get("error") if isinstance(body, dict) else None)
     if isinstance(error, dict):
         code = str(error.get("code") or error.get("type") or "failed")

@@ -67,6 +67,11 @@ def test_two_hundred_notes_become_a_table_that_can_be_trusted(daemon: Start, tmp
     assert {r["id"] for r in by_line if r.get("format_tries") == 2} == {"M-0007", "M-0011"}
     assert (summary["succeeded"], summary["failed"], summary["ungrounded"]) == (198, 2, 198)
     assert summary["settings"]["format"] == PERSON
+    exported = d.control("results", table.name.rpartition(".")[2], "--format", "csv")
+    sheet = list(csv.DictReader(io.StringIO(exported.stdout)))
+    assert [{name: row[name] for name in rows[0]} for row in sheet[:199]] == rows
+    assert (len(sheet), sheet[199]["mrn"], sheet[199]["code"]) == (200, "M-0199", "bad_row")
+    assert {row["age"] for row in sheet if row["outcome"] == "succeeded"} == {"0"}
 
 
 def test_reasoning_images_and_what_has_no_effect(daemon: Start) -> None:

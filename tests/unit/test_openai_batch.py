@@ -15,6 +15,7 @@ from openai_shapes import CHAT, COMPLETION, EMBEDDINGS, ERROR_LINE, OUTPUT_LINE
 from obatchd.jobs.formats import Format, Request, parse_request, read_entries, recognise, request_file
 from obatchd.jobs.formats.openai import BatchError, batch_fields
 from obatchd.jobs.model import Entry, Outcome
+from obatchd.results.rows import Source
 from obatchd.settings import InboxSettings
 from obatchd.spool.batch_lines import batch_line
 
@@ -240,3 +241,20 @@ def test_failures_have_the_published_shape(
         assert found["error"] is None
         assert found["response"]["status_code"] == status
         assert found["response"]["body"]["error"]["code"] == code
+
+
+def test_results_of_a_batch_file_are_read_in_the_order_of_its_lines(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"job": "20261123-133648-darg"}')
+    rows = [
+        (Outcome.SUCCEEDED, record(id="a", line=1, url="/v1/chat/completions")),
+        (Outcome.FAILED, record(id="b", line=2, code="bad_json", attempts=0)),
+        (Outcome.SUCCEEDED, record(id="c", line=3, url="/v1/embeddings", embedding=[1.0])),
+    ]
+    for name, wanted in (("results.jsonl", True), ("errors.jsonl", False)):
+        lines = [batch_line("20261123-133648-darg", o, raw) for o, raw in rows if (o is Outcome.SUCCEEDED) is wanted]
+        (tmp_path / name).write_bytes(b"".join(line + b"\n" for line in lines))
+    found = [row.record for row in Source(tmp_path).rows()]
+    assert [(r["id"], r["line"], r["outcome"]) for r in found] == [
+        ("a", 1, "succeeded"), ("b", 2, "failed"), ("c", 3, "succeeded")
+    ]  # fmt: skip
+    assert found[0]["response"] == "yes"

@@ -84,6 +84,19 @@ def test_a_schema_is_never_fetched(reference: str) -> None:
         AnswerFormat({"$ref": reference}).parse("1")
 
 
+@pytest.mark.timeout(20, method="thread")  # the other method has the same signal
+@pytest.mark.parametrize("keyword", ["pattern", "patternProperties"])
+async def test_a_pattern_that_takes_for_ever_fails_its_request_alone(keyword: str) -> None:
+    slow = r"^(a+)+$"
+    schema = {"properties": {"x": {"pattern": slow}}} if keyword == "pattern" else {"patternProperties": {slow: {}}}
+    text = "a" * 60 + "!"
+    model = Model(json.dumps({"x": text, text: 1}))
+    answer, _ = await structured_answer(model.ask, body(schema), [])
+    assert answer.fault is not None
+    assert (answer.fault.kind, answer.fault.code) == (faults.REQUEST, "invalid_format")
+    assert "longer than 1 s" in answer.fault.message
+
+
 def test_a_schema_is_made_ready_once() -> None:
     assert answer_format({"type": "object", "title": "t"}) is answer_format({"title": "t", "type": "object"})
 
