@@ -31,6 +31,7 @@ from obatchd.dispatch.pool import forkserver_context
 from obatchd.dispatch.remedies import Watchdog
 from obatchd.engine.engine import Engine
 from obatchd.engine.facade import Facade
+from obatchd.engine.gpu_duty import GpuDuty
 from obatchd.engine.housekeeping import Housekeeping
 from obatchd.errors import ConfigError, ObatchError
 from obatchd.gpus.probe import Probe
@@ -96,18 +97,23 @@ class Daemon:
             ensure_model=self._ensure_model, forget_model=self._models.forget, model_facts=self._model_facts,
             server_version=self._server_version, model_digest=self._model_digest, on_defect=self._defect,
         )  # fmt: skip
+        dispatcher, facts = self.engine.dispatcher, Facts(store.state)
+        self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work)
+        self._duty.monitor.on_xid = self._hearing.xid
         await self._fleet.start()
+        self._duty.start()
         try:
             # Servers planned but not started yet are handed over too: dispatch waits until they are READY.
             await self.engine.dispatcher.start(self._fleet.servers.values())
             await self._serve(layout, store)
         finally:
+            await self._duty.stop()
             await self._models.close()
             await self._fleet.stop()
             await self._probe.stop()
 
     async def _serve(self, layout: Layout, store: Store) -> None:
-        facade = Facade(self.engine, self._fleet, self._models, self._probe, self._reload)
+        facade = Facade(self.engine, self._fleet, self._models, self._probe, self._duty, self._reload)
         access = Access(self._settings.access)
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False
@@ -239,6 +245,7 @@ class Daemon:
         self._models.apply(settings.models)
         self._watchdog.apply(settings)
         self._burnin.defaults = daemon_burnin.defaults(settings)
+        self._duty.apply(settings)
         self.engine.apply(settings)
 
     # Connections between parts that must not know each other.

@@ -27,28 +27,23 @@ _XIDS = 1000  # kept until a run asks for them
 
 
 class Hearing(Listener):
-    """Remembers what the probe says; lets whoever heard it before go on hearing. To be made before the probe starts."""
+    """Remembers what the probe says; XIDs come from the monitor, which has those of the kernel log, too."""
 
     def __init__(self, probe: Probe) -> None:
         self.cards: dict[str, Identity] = {}
         self.slow: dict[str, SlowReading] = {}
         self._xids: list[XidEvent] = []
-        self._before, probe.listener = probe.listener, self
+        probe.listen(self)
 
     def identities(self, identities: list[Identity]) -> None:
-        self._before.identities(identities)
         self.cards.update((card.uuid, card) for card in identities)
 
-    def readings(self, readings: list[Reading]) -> None:
-        self._before.readings(readings)
-
     def slow_readings(self, readings: list[SlowReading]) -> None:
-        self._before.slow_readings(readings)
         self.slow.update((reading.uuid, reading) for reading in readings)
 
-    def xids(self, events: list[XidEvent]) -> None:
-        self._before.xids(events)
-        self._xids = [*self._xids, *events][-_XIDS:]
+    def xid(self, event: XidEvent) -> None:
+        """A new XID of a card."""
+        self._xids = [*self._xids, event][-_XIDS:]
 
     def new_xids(self) -> list[XidEvent]:
         """Those since the last call."""

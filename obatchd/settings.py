@@ -47,6 +47,30 @@ class GpuSettings(Section):
         "take 45 s for one call.",
     )
 
+    shared_bytes: int = Field(
+        512 * 1024**2,
+        ge=0,
+        description="Other people's processes may hold so much on a GPU; beside more no model is loaded.",
+    )
+    allow: list[str] = Field(
+        [],
+        description='Hours of the day, local time, in which the GPUs are used, e.g. ["22:00-06:00"]; empty: always. '
+        "Outside of them models are unloaded and requests wait.",
+    )
+
+    @field_validator("allow", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("allow")
+    @classmethod
+    def _hours(cls, value: list[str]) -> list[str]:
+        for hours in value:
+            if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", hours):
+                raise ValueError('must be hours such as "22:00-06:00"')
+        return value
+
     @field_validator("use")
     @classmethod
     def _known_use(cls, value: str | list[str | int]) -> str | list[str | int]:

@@ -24,6 +24,7 @@ _COMMANDS = {
     "pause": "jobs",
     "resume": "jobs",
     "servers": "servers",
+    "gpus": "gpus",
     "drain": "host",
     "undrain": "host",
     "reload": "host",

@@ -20,7 +20,7 @@ _MARKS = ">~?"
 _LEAST_WIDTH = 6  # of a column that gives way
 _COLOURS = {
     "green": ("ready", "running", "done", "ok", "drained"),
-    "red": ("failed", "quarantined", "refused", "bad", "degraded"),
+    "red": ("failed", "quarantined", "quarantine", "unknown", "refused", "bad", "degraded"),
     "yellow": ("backoff", "starting", "draining", "stopping", "paused", "warn", "publishing"),
 }
 _COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in states}
@@ -36,7 +36,8 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
 
     Args:
         headings: before the name ``>`` aligns the column to the right; where the terminal is narrow ``~`` lets it give
-            way, and ``?`` leaves it out, the last one first. The column ``STATE`` is coloured.
+            way, and ``?`` leaves it out, the last one first. The columns ``STATE`` and ``HEALTH`` are
+            coloured.
         rows: cells; ``None`` is shown as a dash.
     """
     names = [heading.lstrip(_MARKS) for heading in headings]
@@ -56,7 +57,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
             parts.append(style(names[column], padded))
         return gap.join(parts).rstrip()
 
-    coloured = [line(row, lambda name, cell: styled(cell) if name == "STATE" else cell) for row in cells]
+    coloured = [line(row, lambda name, cell: styled(cell) if name in ("STATE", "HEALTH") else cell) for row in cells]
     return [click.style(line(names, lambda _, cell: cell), bold=True), *coloured]
 
 

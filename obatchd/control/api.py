@@ -13,7 +13,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from obatchd import __version__, errors, log
-from obatchd.control import auth, burnin
+from obatchd.control import auth, burnin, gpu_routes
 from obatchd.control.auth import Access, Caller
 from obatchd.control.burnin import BURNIN, Burnin
 from obatchd.control.engine import Document, Engine, ServerAction
@@ -107,6 +107,7 @@ def application(engine: Engine, access: Access, burnin_runs: Burnin) -> web.Appl
     """The API as an aiohttp application."""
     app = web.Application(middlewares=[_errors_as_json, _identify], client_max_size=_BODY_LIMIT_BYTES)
     app[_ENGINE] = engine
+    app[gpu_routes.DESK] = engine.gpu_desk
     app[_ACCESS] = access
     app[_STOPPING] = asyncio.Event()
     app[BURNIN] = burnin_runs
@@ -124,6 +125,7 @@ def application(engine: Engine, access: Access, burnin_runs: Burnin) -> web.Appl
             web.get("/v1/models", _models),
             web.post("/v1/models/pull", _pull),
             web.delete("/v1/models/{model:.+}", _remove_model),
+            *gpu_routes.routes(),
             web.get("/healthz", _healthz),
             web.get("/readyz", _readyz),
             *burnin.routes(),
@@ -280,4 +282,5 @@ async def _readyz(request: web.Request) -> web.Response:
 # What callers may do who are no administrators. The engine shows and changes only what is theirs.
 _FOR_EVERY_CALLER = frozenset(
     {_ping, _status, _servers, _jobs, _job, _remove_job, _job_action, _models, _healthz, _readyz}
+    | {gpu_routes.gpus, gpu_routes.gpu, gpu_routes.events}
 )

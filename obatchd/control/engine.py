@@ -29,12 +29,55 @@ class Submission:
     files: Iterator[tuple[str, int]]
 
 
+class GpuDesk(Protocol):
+    """GPUs as operators see them. A GPU is named by UUID or its beginning, index, or serial number.
+
+    Every method but ``gpus`` raises NotFoundError for an unknown one.
+    """
+
+    def gpus(self) -> Document:
+        """``{"state": "ok|absent|unknown", "message", "host": {"code", "message"} | null, "kernel_log": {"source",
+        "problem"}, "gpus": [{"uuid", "index", "name", "serial", "slot", "health": "ok|warn|quarantine|unknown",
+        "reason", "action", "quarantine": {"since", "by", "reason", "findings"} | null, "lent_until", "servers",
+        "shared_with", "temp_c", …}]}``."""
+        ...
+
+    async def gpu(self, name: str) -> Document:
+        """One of them, with ``identity``, ``reading``, ``slow_reading``, ``findings`` and the last ``events``."""
+        ...
+
+    async def events(self, name: str | None, limit: int) -> list[Document]:
+        """``[{"at", "uuid", "serial", "slot", "kind", "level", "signal", "text"}]``, oldest first."""
+        ...
+
+    async def quarantine(self, name: str, reason: str) -> Document:
+        """Take a GPU out of use; returns its entry."""
+        ...
+
+    async def release(self, name: str) -> Document:
+        """End a quarantine: ``{"uuid", "forgotten", "accepted": [signals]}``; ControlError while its reason holds."""
+        ...
+
+    async def lend(self, name: str, for_s: float) -> Document:
+        """Free a GPU for so long; returns its entry."""
+        ...
+
+    async def take_back(self, name: str) -> Document:
+        """End a loan; returns its entry."""
+        ...
+
+
 class Engine(Protocol):
     """The daemon as its operators see it. Job ids may be given as a unique beginning.
 
     Every method may raise NotFoundError, and ControlError where the present state forbids the action. A job that the
     caller may not see is not found.
     """
+
+    @property
+    def gpu_desk(self) -> GpuDesk:
+        """GPUs and their health."""
+        ...
 
     def status(self, caller: Caller) -> Document:
         """The status document, of jobs and drops only those that the caller may see.

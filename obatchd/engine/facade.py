@@ -21,6 +21,8 @@ from obatchd.control.runtime import guarded_ports
 from obatchd.engine.documents import SCHEMA, finished_document, instant, job_document
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
+from obatchd.engine.gpu_desk import GpuDesk
+from obatchd.engine.gpu_duty import QUARANTINE, GpuDuty
 from obatchd.engine.indexing import SubmittedSettings
 from obatchd.engine.live import LiveJob
 from obatchd.errors import ControlError, DropRefused, NotFoundError, SpoolError
@@ -68,12 +70,14 @@ class Facade:
         fleet: Fleet,
         models: ModelKeeper,
         probe: Probe,
+        duty: GpuDuty,
         reload: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         self._engine = engine
         self._fleet = fleet
         self._models = models
         self._probe = probe
+        self.gpu_desk = GpuDesk(duty, probe)
         self._reload = reload
         self._started_s = time.time()
         self._actions: set[asyncio.Task[Any]] = set()
@@ -139,13 +143,20 @@ class Facade:
         reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
         if self._engine.intake.report.problem:
             reasons.append(self._engine.intake.report.problem)
+        if self._probe.state == "unknown":
+            reasons.append(self._probe.message)
+        if self._probe.host_trouble[0]:
+            reasons.append(self._probe.host_trouble[1])
+        reasons += [f"server {server.id} waits: {server.shared_with}" for server in servers if "shared" in server.holds]
         if not servers:
             reasons.append("there is no server")
         if _STOPPING in holds:
             return "stopping", reasons
         if _DRAIN in holds:
             return ("draining" if self._engine.dispatcher.busy() else "drained"), reasons
-        if _OPERATOR in holds:
+        if QUARANTINE in holds:
+            reasons.insert(0, "every GPU is in quarantine: requests wait (obatchctl gpus says what to do)")
+        if _OPERATOR in holds or QUARANTINE in holds:
             return "paused", reasons
         return ("degraded" if reasons else "running"), reasons
 

@@ -48,7 +48,7 @@ class Finding(msgspec.Struct, frozen=True):
         value, limit: what was seen, and what is allowed.
         since_s: from when on it was so, epoch seconds.
         remedies: what to do.
-        urgent: the load must go at once; waiting for answers in flight could hurt the hardware.
+        urgent: the load must go at once: answers in flight cannot be trusted, cannot come, or hurt the hardware.
     """
 
     signal: str
@@ -70,6 +70,11 @@ class Assessment(msgspec.Struct, frozen=True):
     burn_in: Consequence
     findings: tuple[Finding, ...]
     action: str  # the next action in words; empty when there is nothing to do
+
+    @property
+    def urgent(self) -> bool:
+        """Whether answers in flight are not waited for."""
+        return any(finding.urgent for finding in self.findings)
 
     @property
     def reason(self) -> str:

@@ -54,7 +54,6 @@ class Probe:
         gpus: GPUs of the latest listing.
         readings: latest reading by GPU UUID; empty again once the probe is gone.
         host_trouble: slug and words of what is wrong with the driver of the whole host, while readings go on.
-        listener: hears what was read.
         state: ``ok``; ``absent``: no driver here; ``unknown``: the probe hangs or dies, which is not healthy.
         message: the state in plain words, with what to do.
         code: slug of the state when it is not ``ok``: ``no_driver``, ``driver_mismatch``, ``probe_silent`` …
@@ -77,7 +76,8 @@ class Probe:
         self.replacements = 0
         self.pid: int | None = None
         self.host_trouble = ("", "")
-        self.listener = Listener()
+        self._listeners: list[Listener] = []
+        self._identities: list[Identity] = []
         self._settings = settings
         self._silent_s = silent_s or settings.silent_s
         self._warn_s = min(settings.silent_warn_s, self._silent_s)
@@ -87,6 +87,12 @@ class Probe:
         self._late: tuple[State, str, str] | None = None
         self._listed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+
+    def listen(self, listener: Listener) -> None:
+        """Let ``listener`` hear what is read from now on, and who the cards are as far as that was told already."""
+        self._listeners.append(listener)
+        if self._identities:
+            listener.identities(self._identities)
 
     async def start(self) -> None:
         """Returns after the first listing, the news that there is no driver, or ``start_timeout_s``."""
@@ -172,41 +178,54 @@ class Probe:
     def _take(self, frame: probe_child.Frame) -> None:
         match frame:
             case probe_child.Listing(gpus, problems):
-                self._unusable = False
-                self.gpus = gpus or self.gpus
-                for problem in problems:
-                    log.warning("gpu_unusable", problem=problem)
-                if gpus or problems:
-                    self._set("ok", "ok", " ".join([f"{len(gpus)} GPUs.", *problems]))
-                elif self.gpus:
-                    self._set("unknown", "no_gpu", "The NVIDIA driver shows no GPU any more: look at dmesg.")
-                else:
-                    self._set("absent", "no_gpu", "The NVIDIA driver is there but shows no GPU.")
-                self._listed.set()
+                self._list(gpus, problems)
             case probe_child.Absent(code, message):
                 self._unusable = True
                 self._set("unknown" if self.gpus else "absent", code, message)  # a driver that goes away is no absence
                 self._listed.set()
-            case probe_child.Readings(readings, xids):
+            case probe_child.Readings(readings, _):
                 self.readings = {reading.uuid: reading for reading in readings}
-                self.listener.readings(readings)
-                if xids:
-                    self.listener.xids(xids)
             case probe_child.Identities(identities):
-                self.listener.identities(identities)
-            case probe_child.SlowReadings(slow, code, message):
+                self._identities = identities
+            case probe_child.SlowReadings(_, code, message):
                 if (code, message) != self.host_trouble:
                     log.warning("gpu_host_trouble", code=code, message=message or "none any more")
                 self.host_trouble = (code, message)
-                self.listener.slow_readings(slow)
             case probe_child.Beat():
                 pass
+        for listener in self._listeners:
+            _tell(listener, frame)
+
+    def _list(self, gpus: list[Gpu], problems: list[str]) -> None:
+        self._unusable = False
+        self.gpus = gpus or self.gpus
+        for problem in problems:
+            log.warning("gpu_unusable", problem=problem)
+        if gpus or problems:
+            self._set("ok", "ok", " ".join([f"{len(gpus)} GPUs.", *problems]))
+        elif self.gpus:
+            self._set("unknown", "no_gpu", "The NVIDIA driver shows no GPU any more: look at dmesg.")
+        else:
+            self._set("absent", "no_gpu", "The NVIDIA driver is there but shows no GPU.")
+        self._listed.set()
 
     def _set(self, state: State, code: str, message: str) -> None:
         if (state, code, message) != (self.state, self.code, self.message):
             write = log.warning if state == "unknown" else log.info
             write("probe_state", state=state, code=code, message=message)
         self.state, self.code, self.message = state, code, message
+
+
+def _tell(listener: Listener, frame: probe_child.Frame) -> None:
+    match frame:
+        case probe_child.Readings(readings, xids):
+            listener.readings(readings)
+            if xids:
+                listener.xids(xids)
+        case probe_child.Identities(identities):
+            listener.identities(identities)
+        case probe_child.SlowReadings(slow):
+            listener.slow_readings(slow)
 
 
 def _source_of(settings: GpuSettings, simulated_dir: Path | None) -> Callable[[], GpuSource]:

@@ -26,13 +26,13 @@ def lost(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     if len(gone) == settings.lost_polls:
         yield Finding(
             "lost", "quarantine", "fail", "the driver does not find the GPU any more", len(gone), settings.lost_polls,
-            gone[0].at_s, ("power", "seating", "reboot", "diagnose", "rma"),
+            gone[0].at_s, ("power", "seating", "reboot", "diagnose", "rma"), True,
         )  # fmt: skip
     now = {track.latest.trouble if track.latest else "", track.slow.trouble if track.slow else ""}
     if "reset_required" in now:
         yield Finding(
             "reset_required", "quarantine", "fail", "the driver says that the GPU must be reset", None, None,
-            track.now_s, ("reset", "diagnose"),
+            track.now_s, ("reset", "diagnose"), True,
         )  # fmt: skip
     if "irq" in now:
         yield Finding(
@@ -56,7 +56,7 @@ def recovery(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     remedies: tuple[Remedy, ...] = ("reset",) if action in (1, 4) else ("watch",) if light else ("reboot",)
     yield Finding(
         "recovery_action", "warn" if light else "quarantine", "warn" if light else "fail",
-        f"the driver asks: {words}", action, 0, track.now_s, remedies,
+        f"the driver asks: {words}", action, 0, track.now_s, remedies, not light,
     )  # fmt: skip
 
 
@@ -90,9 +90,9 @@ def _xid(xid: Xid, events: Sequence[XidEvent], again: bool) -> Finding:
         case "fatal":
             heavy: tuple[Remedy, ...] = ("power", "seating", "reboot", "diagnose", "rma")
             remedies = heavy if xid.number in (54, 79) else ("reset", "diagnose", "rma")
-            return Finding(signal, "quarantine", "fail", *common, remedies)
+            return Finding(signal, "quarantine", "fail", *common, remedies, urgent=True)
         case "reset":
-            return Finding(signal, "quarantine", "fail", *common, ("reset", "reboot", "diagnose"))
+            return Finding(signal, "quarantine", "fail", *common, ("reset", "reboot", "diagnose"), urgent=True)
         case "memory":
             return Finding(signal, "quarantine" if again else "warn", "fail", *common, ("reset", "diagnose", "rma"))
         case "application":

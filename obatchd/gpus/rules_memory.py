@@ -21,7 +21,7 @@ def uncorrected(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
         first = [track.first_s[c] for c in ("ecc_uncorrected", "ecc_uncorrected_aggregate") if c in track.first_s]
         yield Finding(
             "ecc_uncorrected", "quarantine", "fail", f"{count:.0f} new uncorrectable ECC errors",
-            int(count), settings.ecc_uncorrected, min(first), _REPLACE,
+            int(count), settings.ecc_uncorrected, min(first), _REPLACE, True,
         )  # fmt: skip
     before = track.mark.ecc_uncorrected if track.mark else None
     if before and not count:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,17 +14,17 @@ import psutil
 
 import obatchd.log
 from obatchd.errors import ConfigError, GpuError, ServerError
-from obatchd.gpus.model import Gpu, GpuProcess, Reading
 from obatchd.gpus.probe import Probe
 from obatchd.gpus.selection import PlannedServer, choose
 from obatchd.servers import environment
 from obatchd.servers.api import OllamaApi
 from obatchd.servers.facts import Facts
 from obatchd.servers.managed import Host, ManagedServer, free_port, port_is_free
+from obatchd.servers.neighbours import Neighbours, process_words
 from obatchd.servers.process import find_binary
 from obatchd.servers.remote import RemoteServer
 from obatchd.servers.server import OnChange, Server
-from obatchd.servers.sweep import is_marked, sweep
+from obatchd.servers.sweep import sweep
 from obatchd.settings import Settings
 
 __all__ = ["Facts", "Fleet"]
@@ -64,6 +63,7 @@ class Fleet:
         self._on_change = on_change
         self._session: aiohttp.ClientSession | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._neighbours = Neighbours(probe, instance, settings.gpus)
 
     @property
     def simulated(self) -> bool:
@@ -96,6 +96,7 @@ class Fleet:
         self._tasks = [
             asyncio.create_task(self._start_all(), name="fleet-start"),
             asyncio.create_task(self._look_around(), name="fleet-look"),
+            asyncio.create_task(self._neighbours.watch(self.servers.values()), name="fleet-neighbours"),
         ]
 
     async def stop(self) -> None:
@@ -189,7 +190,7 @@ class Fleet:
             found.append(self.foreign_ollama)
         for server in self.servers.values():
             if server.foreign:
-                held = ", ".join(map(_process_words, server.foreign))
+                held = process_words(server.foreign)
                 found.append(f"Others hold memory on the GPU of {server.id}: {held}. They are left alone.")
         return found
 
@@ -204,15 +205,6 @@ class Fleet:
     async def _look_around(self) -> None:
         while True:
             await self._look_for_ollama()
-            readings = dict(self._probe.readings)
-            for server in self.servers.values():
-                if isinstance(server, ManagedServer) and server.gpus:
-                    foreign = await asyncio.to_thread(_foreign, server.gpus, readings, self._instance)
-                    if {process.pid for process in foreign} - {process.pid for process in server.foreign}:
-                        pids = ",".join(str(process.pid) for process in foreign)
-                        log.warning("gpu_shared", server=server.id, gpu=server.gpu_label, pids=pids,
-                                    reason="other processes hold memory on this GPU; they are left alone")  # fmt: skip
-                    server.foreign = foreign
             await asyncio.sleep(_LOOK_S)
 
     async def _look_for_ollama(self) -> None:
@@ -228,26 +220,6 @@ class Fleet:
         if found and found != self.foreign_ollama:
             log.warning("foreign_ollama", reason=found, remedy="systemctl stop ollama, if it is not needed")
         self.foreign_ollama = found
-
-
-def _foreign(gpus: Iterable[Gpu], readings: dict[str, Reading], instance: str) -> list[GpuProcess]:
-    """Processes on these GPUs that are not ours. In a container NVML shows the host's pids: those unknown here cannot
-    be told from our own and are left out."""
-    found = []
-    for gpu in gpus:
-        reading = readings.get(gpu.uuid)
-        for process in reading.processes if reading else []:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                owner = psutil.Process(process.pid)
-                # A zombie holds nothing any more: an orphan that was swept a moment ago.
-                if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance):
-                    found.append(process)
-    return found
-
-
-def _process_words(process: GpuProcess) -> str:
-    memory = "" if process.memory_bytes is None else f" ({process.memory_bytes / 2**30:.1f} GiB)"
-    return f"pid {process.pid}{memory}"
 
 
 def _is_loopback(host: str) -> bool:

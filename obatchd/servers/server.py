@@ -62,6 +62,7 @@ class Server(abc.ABC):
         restarts: runs that ended unasked.
         version: of Ollama, empty until known.
         foreign: other people's processes that hold memory on its GPU.
+        shared_with: these in words, when they hold so much that nothing is loaded beside them.
     """
 
     kind: Literal["managed", "remote"]
@@ -85,11 +86,14 @@ class Server(abc.ABC):
         self.token = ""
         self.version = ""
         self.foreign: list[GpuProcess] = []
+        self.shared_with = ""
         self.on_change: OnChange = lambda server, old, new, reason: None
+        self.on_crash: Callable[[Server, str], None] = lambda server, reason: None
         self._all = settings
         self._settings = settings.servers
         self._session = session
-        self._held: str | None = None  # reason of a drain, which outlives a restart
+        self._holds: dict[str, str] = {}  # who keeps work away, and why; outlives a restart
+        self._quarantine: str | None = None  # why its GPU is out of use
         self._failures: deque[float] = deque()  # monotonic times of runs that ended unasked and completed no request
         self._strikes: deque[float] = deque()
         self._misses = 0
@@ -161,18 +165,32 @@ class Server(abc.ABC):
     async def _live(self) -> None:
         reason = "started"
         while True:
+            if self._quarantine is not None:
+                await self._stay_quarantined()
+                reason = "released from quarantine"
             ending = await self._run(reason)
             self._forget()
             if ending.planned:
                 reason = ending.reason
                 continue
             self.restarts += 1
+            self.on_crash(self, ending.reason)
             pause_s = self._after_failure(ending.reason)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._wake.wait()
             reason = f"another try after: {ending.reason}"
+
+    async def _stay_quarantined(self) -> None:
+        if self.state is not ServerState.STOPPED:
+            self._set(ServerState.STOPPED, "its GPU is put into quarantine")
+        self._set(ServerState.QUARANTINED, self._quarantine or "")
+        while self._quarantine is not None:
+            self._wake.clear()
+            await self._wake.wait()
+        self._failures.clear()
+        self._set(ServerState.STOPPED, "released from quarantine")
 
     async def _run(self, reason: str) -> Ending:
         """One run: from STARTING until the server has ended, its group is gone and the state says so."""
@@ -192,8 +210,8 @@ class Server(abc.ABC):
         ready_s = time.monotonic()
         if not self._ending.done():
             self._set(ServerState.READY, "answers")
-            if self._held is not None:
-                self._set(ServerState.DRAINING, self._held)
+            if self._holds:
+                self._set(ServerState.DRAINING, self._hold_words)
             await self._watch(self._ending)
             if time.monotonic() - ready_s >= self._settings.backoff_reset_s:
                 self._pauses = 0
@@ -285,19 +303,55 @@ class Server(abc.ABC):
         Returns:
             Whether nothing is in flight any more.
         """
-        self._held = reason
-        if self.state is ServerState.READY:
-            self._set(ServerState.DRAINING, reason)
+        self.hold("operator", reason)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_s):
                 await self.idle.wait()
         return self.idle.is_set()
 
-    def resume(self) -> None:
-        """End a drain."""
-        self._held = None
+    def hold(self, by: str, reason: str) -> None:
+        """Give the server no new requests until ``resume`` of the same name."""
+        self._holds[by] = reason
+        if self.state is ServerState.READY:
+            self._set(ServerState.DRAINING, self._hold_words)
+        elif self.state is ServerState.DRAINING:
+            self.reason = self._hold_words
+
+    def resume(self, by: str = "operator") -> None:
+        """End a drain; the server works again when nobody else keeps work away."""
+        self._holds.pop(by, None)
         if self.state is ServerState.DRAINING:
-            self._set(ServerState.READY, "resumed")
+            if self._holds:
+                self.reason = self._hold_words
+            else:
+                self._set(ServerState.READY, "resumed")
+
+    @property
+    def holds(self) -> dict[str, str]:
+        """Who keeps work away, and why."""
+        return dict(self._holds)
+
+    @property
+    def _hold_words(self) -> str:
+        return "; ".join(self._holds.values())
+
+    def quarantine_at_start(self, reason: str) -> None:
+        """Let the server begin in quarantine; before ``begin``."""
+        self._quarantine = reason
+
+    async def quarantine(self, reason: str) -> None:
+        """End the server and keep it ended, whatever it does now, until ``release``. Nothing is waited for."""
+        self._quarantine = reason
+        if self.state in _UP or self.state is ServerState.STARTING:
+            self._end(reason, planned=True)
+        self._wake.set()
+        if self._task is not None:
+            await self.until({ServerState.QUARANTINED})
+
+    def release(self) -> None:
+        """End a quarantine."""
+        self._quarantine = None
+        self._wake.set()
 
     # --- what the dispatcher tells ----------------------------------------------------------------------------------
 
@@ -313,6 +367,8 @@ class Server(abc.ABC):
         self._strikes.append(now_s)
         while self._strikes[0] < now_s - self._all.dispatch.strike_window_s:
             self._strikes.popleft()
+        if reason.startswith("runner_crash"):  # the end of the process itself is told when it has ended
+            self.on_crash(self, reason)
         log.warning("server_strike", server=self.id, gpu=self.gpu_label, strikes=len(self._strikes), reason=reason)
         if len(self._strikes) >= self._all.dispatch.strikes and self.state in _UP:
             self._end(f"{len(self._strikes)} faults, the latest: {reason}", planned=False)
@@ -353,6 +409,9 @@ class Server(abc.ABC):
                 return
             if self.state not in _UP:
                 raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")
+            if self.shared_with:
+                self.hold("shared", self.shared_with)
+                raise ServerError(f"{self.id}: {self.shared_with}", code="gpu_shared")
             self.loaded, self.loading = None, profile
             try:
                 await self._load(profile)

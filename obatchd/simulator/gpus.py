@@ -62,6 +62,14 @@ def simulated_gpus(count: int) -> list[Gpu]:
     ]
 
 
+def kernel_log(directory: Path) -> Path:
+    """The file that stands for the kernel log, made if need be."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / KERNEL_LOG
+    path.touch()
+    return path
+
+
 class Averages(msgspec.Struct):
     """Running averages of the busy share (0 to 1) of a server's slots."""
 
@@ -144,24 +152,25 @@ class SimulatedGpus(GpuSource):
     def __init__(self, directory: Path, count: int) -> None:
         self._directory = directory
         self._gpus = simulated_gpus(count)
+        self._listed = list(self._gpus)
         self._timeline = Timeline(directory, config.load(os.environ).gpus)
-        self._began_s = time.monotonic()
         if self._timeline.active(0, "mismatch"):
             raise GpuError(_MISMATCH, code="driver_mismatch")
 
     def gpus(self) -> list[Gpu]:
         self._hang()
-        return [gpu for gpu in self._gpus if not self._timeline.active(gpu.index, "lost")]
+        self._listed = [gpu for gpu in self._gpus if not self._timeline.active(gpu.index, "lost")]
+        return list(self._listed)
 
     def readings(self) -> list[Reading]:
         self._hang()
-        return [self._reading(gpu) for gpu in self._gpus]
+        return [self._reading(gpu) for gpu in self._listed]
 
     def identities(self) -> list[Identity]:
-        return [self._identity(gpu) for gpu in self._gpus if not self._timeline.active(gpu.index, "lost")]
+        return [self._identity(gpu) for gpu in self._listed if not self._timeline.active(gpu.index, "lost")]
 
     def slow_readings(self) -> list[SlowReading]:
-        return [self._slow_reading(gpu) for gpu in self._gpus]
+        return [self._slow_reading(gpu) for gpu in self._listed]
 
     def xids(self) -> list[XidEvent]:
         """Half of them come through NVML, all through the kernel log, as it is in life."""

@@ -83,6 +83,40 @@ def job(**changes: Any) -> dict[str, Any]:
     }
 
 
+class FakeGpuDesk:
+    """Remembers what it was asked, too."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def gpus(self) -> dict[str, Any]:
+        return {"state": "ok", "message": "", "host": None, "kernel_log": {}, "gpus": []}
+
+    async def gpu(self, name: str) -> dict[str, Any]:
+        self.calls.append(("gpu", name))
+        return {"uuid": name}
+
+    async def events(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+        self.calls.append(("events", name, limit))
+        return []
+
+    async def quarantine(self, name: str, reason: str) -> dict[str, Any]:
+        self.calls.append(("quarantine", name, reason))
+        return {"uuid": name}
+
+    async def release(self, name: str) -> dict[str, Any]:
+        self.calls.append(("release", name))
+        return {"uuid": name}
+
+    async def lend(self, name: str, for_s: float) -> dict[str, Any]:
+        self.calls.append(("lend", name, for_s))
+        return {"uuid": name}
+
+    async def take_back(self, name: str) -> dict[str, Any]:
+        self.calls.append(("take_back", name))
+        return {"uuid": name}
+
+
 @dataclass
 class FakeEngine:
     """Remembers what it was asked, and answers from its attributes."""
@@ -95,6 +129,7 @@ class FakeEngine:
     submitted: list[tuple[Submission, dict[str, bytes]]] = field(default_factory=list)
     directory: Path = Path()
     finished_state: str = "done"
+    gpu_desk: FakeGpuDesk = field(default_factory=FakeGpuDesk)
     looked: int = 0  # how often somebody asked for one job
 
     def status(self, caller: Caller) -> dict[str, Any]:

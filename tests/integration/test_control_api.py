@@ -67,6 +67,20 @@ async def test_every_route_reaches_the_engine(served: tuple[FakeEngine, Path]) -
         ("restart", "gpu0"),
         ("rm", "user/model:7b"),
     ]
+    assert (await call(client.get, "gpus"))["state"] == "ok"
+    for path in ("gpus/2", "gpu-events?gpu=2&limit=7"):
+        await call(client.get, path)
+    for path in ("quarantine?reason=a%20b", "release", "lend?for_s=60.0", "take-back"):
+        await call(client.post, f"gpus/2/{path}")
+    assert engine.gpu_desk.calls == [
+        ("gpu", "2"), ("events", "2", 7), ("quarantine", "2", "a b"), ("release", "2"), ("lend", "2", 60.0),
+        ("take_back", "2"),
+    ]  # fmt: skip
+    for path in ("gpu-events?limit=x", "gpu-events?limit=0"):
+        with pytest.raises(errors.ObatchError, match="limit must be"):
+            await call(client.get, path)
+    with pytest.raises(errors.ObatchError, match="for_s must be"):
+        await call(client.post, "gpus/2/lend?for_s=soon")
     assert (await call(client.post, "drain"))["state"] == "draining"
     assert (await call(client.post, "undrain"))["state"] == "running"
     assert (await call(client.post, "reload"))["needs_restart"] == ["servers.slots"]
@@ -151,9 +165,12 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
     monkeypatch.setattr(auth.Access, "caller", member)
     client = Client(spool)
     assert await call(client.get, "jobs/2026")
+    for path in ("gpus", "gpus/0", "gpu-events"):
+        assert await call(client.get, path)
     for method, path in (
         (client.post, "drain"), (client.post, "pause"), (client.post, "reload"), (client.post, "servers/gpu0/restart"),
         (client.delete, "models/m"), (client.get, "burnin/status"), (client.post, "burnin"), (client.get, "unknown"),
+        (client.post, "gpus/0/release"), (client.post, "gpus/0/quarantine"), (client.post, "gpus/0/lend?for_s=1"),
     ):  # fmt: skip
         with pytest.raises(errors.ForbiddenError, match="only administrators"):
             await call(method, path)

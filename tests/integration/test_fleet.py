@@ -344,10 +344,7 @@ async def test_servers_that_others_can_reach_are_a_notice(tmp_path: Path) -> Non
         assert any("0.0.0.0" in words and "no authentication" in words for words in open_to_all.fleet.notices)
 
 
-async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("obatchd.servers.fleet._LOOK_S", 0.1)
+async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(tmp_path: Path) -> None:
     async with running(settings(), tmp_path, instance="theirs" + str(tmp_path)) as theirs:
         (other,) = await theirs.ready()
         await other.load(TINY)
@@ -358,5 +355,5 @@ async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(
             await wait_for(lambda: server.foreign)
             assert alive(server.foreign[0].pid)
             [notice] = [words for words in ours.fleet.notices if "GPU of gpu0" in words]
-            assert f"pid {server.foreign[0].pid} (" in notice
+            assert f"(pid {server.foreign[0].pid}, " in notice
         assert alive(other.pid or 0)

@@ -53,7 +53,11 @@ MAY_IMPORT = {
     "results": set(),
     "cli": {"control", "results", "burnin", "settings_io", "settings_text", "daemon"},
 }
-ALSO = {"engine.facade": {"control", "servers", "gpus"}}
+ALSO = {
+    "engine.gpu_duty": {"servers", "gpus", "simulator.gpus"},
+    "engine.gpu_desk": {"gpus"},
+    "engine.facade": {"control", "servers", "gpus"},
+}
 
 
 def section(title: str) -> str:

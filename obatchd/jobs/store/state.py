@@ -88,6 +88,9 @@ class Facts:
     def get(self, key: str) -> str | None:
         return self._state.get(key)
 
+    def starting_with(self, prefix: str) -> dict[str, str]:
+        return self._state.starting_with(prefix)
+
     def set(self, key: str, value: str) -> None:
         try:
             self._state.set(key, value)
@@ -189,6 +192,14 @@ class StateStore:
         with self._lock:
             row = self._database.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
         return row[0] if row else None
+
+    def starting_with(self, prefix: str) -> dict[str, str]:
+        """All facts whose key begins with ``prefix``."""
+        with self._lock:
+            rows = self._database.execute(
+                "SELECT key, value FROM facts WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
+            )
+            return dict(rows.fetchall())
 
     def set(self, key: str, value: str) -> None:
         with self._lock, transaction(self._database) as cursor:

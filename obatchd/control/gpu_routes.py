@@ -1,0 +1,65 @@
+"""The part of the control API about GPUs, under ``/v1/gpus``."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from obatchd import errors
+from obatchd.control.engine import GpuDesk
+
+DESK = web.AppKey("gpu_desk", GpuDesk)
+_MOST_EVENTS = 10_000
+
+
+def routes() -> list[web.RouteDef]:
+    return [
+        web.get("/v1/gpus", gpus),
+        web.get("/v1/gpu-events", events),
+        web.get("/v1/gpus/{gpu}", gpu),
+        web.post("/v1/gpus/{gpu}/quarantine", _quarantine),
+        web.post("/v1/gpus/{gpu}/release", _release),
+        web.post("/v1/gpus/{gpu}/lend", _lend),
+        web.post("/v1/gpus/{gpu}/take-back", _take_back),
+    ]
+
+
+async def gpus(request: web.Request) -> web.Response:
+    """``GET /v1/gpus``; for every caller."""
+    return _json(request.app[DESK].gpus())
+
+
+async def gpu(request: web.Request) -> web.Response:
+    """``GET /v1/gpus/G``; for every caller."""
+    return _json(await request.app[DESK].gpu(request.match_info["gpu"]))
+
+
+async def events(request: web.Request) -> web.Response:
+    """``GET /v1/gpu-events?gpu=G&limit=N``; for every caller."""
+    limit = request.query.get("limit", "100")
+    if not limit.isdecimal() or not 0 < int(limit) <= _MOST_EVENTS:
+        raise errors.ConfigError(f"limit must be a number from 1 to {_MOST_EVENTS}", code="bad_request")
+    return _json({"events": await request.app[DESK].events(request.query.get("gpu"), int(limit))})
+
+
+async def _quarantine(request: web.Request) -> web.Response:
+    return _json(await request.app[DESK].quarantine(request.match_info["gpu"], request.query.get("reason", "")[:500]))
+
+
+async def _release(request: web.Request) -> web.Response:
+    return _json(await request.app[DESK].release(request.match_info["gpu"]))
+
+
+async def _lend(request: web.Request) -> web.Response:
+    try:
+        for_s = float(request.query.get("for_s", ""))
+    except ValueError:
+        raise errors.ConfigError("for_s must be a number of seconds", code="bad_request") from None
+    return _json(await request.app[DESK].lend(request.match_info["gpu"], for_s))
+
+
+async def _take_back(request: web.Request) -> web.Response:
+    return _json(await request.app[DESK].take_back(request.match_info["gpu"]))
+
+
+def _json(document: dict[str, object]) -> web.Response:
+    return web.json_response({"schema": 1, **document})

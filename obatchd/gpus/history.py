@@ -1,0 +1,211 @@
+"""``history.db``: what happened to the GPUs of this host, and how they were, for as long as it is worth keeping.
+
+Events and samples know the card by its serial number and by its slot, so that one can see whether an error followed the
+card or stayed with the slot. A sample covers a minute; after two days those of an hour are drawn together. Written once
+a minute, and at a quarantine; what is not written yet is lost in a crash, and a damaged file is begun anew: nothing
+depends on it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import obatchd.log
+from obatchd.gpus.model import Identity, Reading
+
+log = obatchd.log.get(__name__)
+
+_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
+_MINUTES_KEPT_S = 2 * _DAY_S
+_HOURS_KEPT_S = 90 * _DAY_S
+_MOST_EVENTS = 20_000
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY, at_s REAL NOT NULL, uuid TEXT NOT NULL, serial TEXT NOT NULL, slot TEXT NOT NULL,
+    kind TEXT NOT NULL, level TEXT NOT NULL, signal TEXT NOT NULL, text TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS events_by_card ON events (uuid, id);
+CREATE TABLE IF NOT EXISTS samples (
+    uuid TEXT NOT NULL, seconds INTEGER NOT NULL, at_s INTEGER NOT NULL, serial TEXT NOT NULL, slot TEXT NOT NULL,
+    count INTEGER NOT NULL, temp_c REAL, temp_max_c REAL, power_w REAL, utilisation_percent REAL,
+    memory_used_bytes REAL, clock_mhz REAL, slowed REAL NOT NULL, PRIMARY KEY (uuid, seconds, at_s)
+) WITHOUT ROWID;
+"""
+_MEANS = ("temp_c", "power_w", "utilisation_percent", "memory_used_bytes", "clock_mhz")
+
+
+class HistoryEvent(msgspec.Struct, frozen=True):
+    """One event as it is kept."""
+
+    at_s: float
+    uuid: str
+    serial: str
+    slot: str
+    kind: str
+    level: str
+    signal: str
+    text: str
+
+
+class _Minute:
+    """The readings of one card in one minute."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.slowed = 0
+        self.temp_max_c: float | None = None
+        self._sums = dict.fromkeys(_MEANS, 0.0)
+        self._counts = dict.fromkeys(_MEANS, 0)
+
+    def add(self, reading: Reading, hardware_bits: int) -> None:
+        self.count += 1
+        self.slowed += bool((reading.clock_reasons or 0) & hardware_bits)
+        if reading.temp_c is not None:
+            self.temp_max_c = max(self.temp_max_c or 0.0, reading.temp_c)
+        for name in _MEANS:
+            if (value := getattr(reading, name)) is not None:
+                self._sums[name] += value
+                self._counts[name] += 1
+
+    def mean(self, name: str) -> float | None:
+        return self._sums[name] / self._counts[name] if self._counts[name] else None
+
+
+class History:
+    """Collects in memory; ``flush`` writes. Events can be read at once, samples when they are written."""
+
+    def __init__(self, path: Path, hardware_bits: int) -> None:
+        """``hardware_bits``: the clock reasons that count as slowed."""
+        self._bits = hardware_bits
+        self._lock = threading.Lock()
+        self._events: list[HistoryEvent] = []
+        self._minutes: dict[tuple[str, int], _Minute] = {}
+        self._places: dict[str, tuple[str, str]] = {}
+        self._database = _open(path)
+        self._tidied_s = 0.0
+
+    def place(self, card: Identity) -> None:
+        """Remember serial number and slot of a card; where the firmware names no slot its bus address stands for it."""
+        self._places[card.uuid] = (card.serial, card.slot or card.pci_bus_id)
+
+    def event(self, at_s: float, uuid: str, kind: str, text: str, level: str = "", signal: str = "") -> None:
+        """Something that happened."""
+        serial, slot = self._places.get(uuid, ("", ""))
+        with self._lock:
+            self._events.append(HistoryEvent(at_s, uuid, serial, slot, kind, level, signal, text))
+            del self._events[:-_MOST_EVENTS]
+
+    def sample(self, readings: Iterable[Reading]) -> None:
+        """Readings of one moment."""
+        with self._lock:
+            for reading in readings:
+                key = (reading.uuid, int(reading.at_s // _MINUTE_S) * _MINUTE_S)
+                self._minutes.setdefault(key, _Minute()).add(reading, self._bits)
+
+    def flush(self) -> None:
+        """Write what has been collected, but for the present minute; blocks."""
+        now_s = time.time()
+        with self._lock:
+            events, self._events = self._events, []
+            done = {key: minute for key, minute in self._minutes.items() if key[1] + _MINUTE_S <= now_s}
+            for key in done:
+                del self._minutes[key]
+            try:
+                with self._database:
+                    self._database.executemany(
+                        "INSERT INTO events (at_s, uuid, serial, slot, kind, level, signal, text)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                        [msgspec.structs.astuple(event) for event in events],
+                    )
+                    rows = [self._row(*key, minute) for key, minute in done.items()]
+                    marks = ", ".join("?" * 13)
+                    self._database.executemany(f"INSERT OR REPLACE INTO samples VALUES ({marks})", rows)
+                    if now_s - self._tidied_s > _HOUR_S:
+                        self._tidied_s = now_s
+                        self._tidy(now_s)
+            except sqlite3.Error as error:
+                self._events = [*events, *self._events]
+                del self._events[:-_MOST_EVENTS]
+                log.warning("gpu_history_not_written", reason=str(error))
+
+    def _row(self, uuid: str, at_s: int, minute: _Minute) -> tuple[Any, ...]:
+        serial, slot = self._places.get(uuid, ("", ""))
+        return (
+            uuid, _MINUTE_S, at_s, serial, slot, minute.count, minute.mean("temp_c"), minute.temp_max_c,
+            minute.mean("power_w"), minute.mean("utilisation_percent"), minute.mean("memory_used_bytes"),
+            minute.mean("clock_mhz"), minute.slowed / minute.count,
+        )  # fmt: skip
+
+    def _tidy(self, now_s: float) -> None:
+        """Draw old minutes together to hours, and forget what is too old."""
+        before_s = (now_s - _MINUTES_KEPT_S) // _HOUR_S * _HOUR_S
+        self._database.execute(
+            "INSERT OR REPLACE INTO samples SELECT uuid, 3600, at_s / 3600 * 3600, serial, slot, sum(count),"
+            " avg(temp_c), max(temp_max_c), avg(power_w), avg(utilisation_percent), avg(memory_used_bytes),"
+            " avg(clock_mhz), avg(slowed) FROM samples WHERE seconds = 60 AND at_s < ? GROUP BY uuid, at_s / 3600",
+            (before_s,),
+        )
+        self._database.execute("DELETE FROM samples WHERE seconds = 60 AND at_s < ?", (before_s,))
+        self._database.execute("DELETE FROM samples WHERE at_s < ?", (now_s - _HOURS_KEPT_S,))
+        self._database.execute("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", (_MOST_EVENTS,))
+
+    def events(self, uuid: str | None = None, limit: int = 100, serial: str = "") -> list[HistoryEvent]:
+        """The latest events, oldest first; of one card, by UUID or by serial number."""
+        with self._lock:
+            waiting = [e for e in self._events if uuid is None or e.uuid == uuid or (serial and e.serial == serial)]
+            where = "1" if uuid is None else "(uuid = ? OR (serial = ? AND serial <> ''))"
+            given: Sequence[Any] = () if uuid is None else (uuid, serial)
+            rows = self._database.execute(
+                "SELECT at_s, uuid, serial, slot, kind, level, signal, text FROM events"
+                f" WHERE {where} ORDER BY id DESC LIMIT ?",
+                (*given, limit),
+            ).fetchall()
+        return [*(HistoryEvent(*row) for row in reversed(rows)), *waiting][-limit:]
+
+    def samples(self, uuid: str, since_s: float) -> list[dict[str, Any]]:
+        """What was sampled of a card, oldest first."""
+        with self._lock:
+            cursor = self._database.execute(
+                "SELECT at_s, seconds, count, temp_c, temp_max_c, power_w, utilisation_percent, memory_used_bytes,"
+                " clock_mhz, slowed FROM samples WHERE uuid = ? AND at_s >= ? ORDER BY at_s",
+                (uuid, since_s),
+            )
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def close(self) -> None:
+        self.flush()
+        self._database.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.DatabaseError as error:
+        aside = path.with_name(f"{path.name}.corrupt-{time.time():.0f}")
+        log.warning("gpu_history_damaged", path=path, reason=str(error), set_aside=aside.name)
+        path.rename(aside)
+        for ending in ("-wal", "-shm"):
+            path.with_name(path.name + ending).unlink(missing_ok=True)
+        return _connect(path)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")  # a power cut may cost the last minutes
+        database.executescript(_SCHEMA)
+        database.execute(f"PRAGMA user_version={_VERSION}")
+    except sqlite3.DatabaseError:
+        database.close()
+        raise
+    return database

@@ -1,0 +1,307 @@
+"""Watches every card: folds what the probe and the kernel log tell into tracks, judges them, and remembers.
+
+Kept per card, by UUID, over restarts: who it is, the mark from which errors count, and its quarantine. A card that was
+here and is not listed any more is lost, also when it is missing after a boot.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+import msgspec
+
+import obatchd.log
+from obatchd.gpus.finding import Assessment, Finding
+from obatchd.gpus.kernel_log import normal_address
+from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.probe import Listener, Probe
+from obatchd.gpus.rules import LASTING, assess
+from obatchd.gpus.track import Track
+from obatchd.settings_gpu_health import GpuHealthSettings
+
+log = obatchd.log.get(__name__)
+
+_PREFIX = "gpu/"
+_FORGOTTEN = "null"
+_SAME_S = 5.0  # the same XID of the same card within this time is one event, told by both sources or in a storm
+_AGAIN_S = 600.0  # a finding that comes and goes is told again after this
+_MOST_WAITING = 1000  # XIDs of addresses that are not known yet
+_FRESH_S = 60.0  # an XID that is older when it is read was told to an earlier daemon
+
+
+class Facts(Protocol):
+    """A small persistent store of strings."""
+
+    def starting_with(self, prefix: str) -> dict[str, str]: ...
+    def set(self, key: str, value: str) -> None: ...
+
+
+class Quarantine(msgspec.Struct, frozen=True):
+    """Why a card is out of use, since when, and what to do."""
+
+    reason: str
+    since_s: float
+    by: Literal["rules", "administrator"] = "rules"
+    action: str = ""
+    findings: tuple[Finding, ...] = ()
+
+
+class Record(msgspec.Struct):
+    """What is kept of a card."""
+
+    identity: Identity
+    began_s: float
+    mark: SlowReading | None = None
+    accepted: list[str] = []
+    quarantine: Quarantine | None = None
+    lent_until_s: float = 0.0  # epoch seconds; 0: not lent
+
+
+class HealthEvent(msgspec.Struct, frozen=True):
+    """Something that happened to a card."""
+
+    at_s: float
+    uuid: str
+    kind: Literal["finding", "cleared", "xid", "quarantine", "release", "lend", "return", "crash"]
+    text: str
+    level: str = ""
+    signal: str = ""
+
+
+class Monitor(Listener):
+    """One for all cards of the host; lives in the event loop.
+
+    Args:
+        on_quarantine: a card has to be taken out of use: its UUID, why, and whether at once.
+        on_event, on_readings, on_identity: for the history.
+        settings: of the rules; may be replaced at any time.
+
+    Attributes:
+        records, tracks, assessments: by UUID of the card.
+        comparable: cards that do the same work as one, so that what they suffer too is no fault of its.
+        on_xid: hears every new XID once.
+        dirty: UUIDs whose record has to be written; see ``save``.
+    """
+
+    def __init__(
+        self,
+        probe: Probe,
+        facts: Facts,
+        settings: GpuHealthSettings,
+        *,
+        on_quarantine: Callable[[str, Quarantine, bool], None],
+        on_event: Callable[[HealthEvent], None],
+        on_readings: Callable[[list[Reading]], None] = lambda readings: None,
+        on_identity: Callable[[Identity], None] = lambda card: None,
+    ) -> None:
+        self.settings = settings
+        self.records: dict[str, Record] = {}
+        self.tracks: dict[str, Track] = {}
+        self.assessments: dict[str, Assessment] = {}
+        self.dirty: set[str] = set()
+        self.comparable: Callable[[str], set[str]] = lambda uuid: set(self.tracks)
+        self.on_xid: Callable[[XidEvent], None] = lambda event: None
+        self._probe = probe
+        self._facts = facts
+        self._on_quarantine = on_quarantine
+        self._on_event = on_event
+        self._on_readings = on_readings
+        self._on_identity = on_identity
+        self._waiting: list[XidEvent] = []
+        self._told: dict[tuple[str, str], float] = {}
+        self._restore()
+
+    def _restore(self) -> None:
+        """Only cards of the present kind: a spool that was tried with stand-ins misses none of them."""
+        driver = next((gpu.driver for gpu in self._probe.gpus), "")
+        for key, text in self._facts.starting_with(_PREFIX).items():
+            if text == _FORGOTTEN:
+                continue
+            try:
+                record = msgspec.json.decode(text, type=Record)
+            except msgspec.DecodeError as error:
+                log.warning("gpu_record_unreadable", key=key, reason=str(error))
+                continue
+            if record.identity.driver.endswith("simulated") == driver.endswith("simulated"):
+                uuid = record.identity.uuid
+                self.records[uuid] = record
+                track = Track(record.identity, record.began_s, record.mark, accepted=record.accepted)
+                self.tracks[uuid] = track
+                self._on_identity(record.identity)
+        for gpu in self._probe.gpus:
+            self._track(gpu.card)
+
+    @property
+    def since_s(self) -> float:
+        """From when on XIDs count, epoch seconds."""
+        return min((track.began_s for track in self.tracks.values() if track.began_s), default=time.time())
+
+    def save(self) -> None:
+        """Write the records that changed; blocks."""
+        for uuid in list(self.dirty):
+            self.dirty.discard(uuid)
+            record = self.records.get(uuid)
+            self._facts.set(_PREFIX + uuid, msgspec.json.encode(record).decode() if record else _FORGOTTEN)
+
+    # What is told.
+
+    def identities(self, identities: list[Identity]) -> None:
+        for card in identities:
+            track = self._track(card.uuid)
+            self._on_identity(card)
+            if track.identity != card:
+                track.identity = self.records[card.uuid].identity = card
+                self.dirty.add(card.uuid)
+        waiting, self._waiting = self._waiting, []
+        self.xids(waiting)
+
+    def readings(self, readings: list[Reading]) -> None:
+        cards = {gpu.uuid: gpu.card for gpu in self._probe.gpus}
+        of_cards: dict[str, Reading] = {}
+        for reading in readings:
+            uuid = cards.get(reading.uuid, reading.uuid)
+            if uuid not in of_cards:  # heat and power of slices are those of their card
+                of_cards[uuid] = msgspec.structs.replace(reading, uuid=uuid)
+                self._track(uuid).add(of_cards[uuid])
+        self._on_readings(list(of_cards.values()))
+        for uuid, track in self.tracks.items():
+            if uuid not in of_cards and readings:
+                words = {"handle": "the driver does not list it any more"}
+                track.add(Reading(uuid, time.time(), errors=words, trouble="lost"))
+        self._judge()
+
+    def slow_readings(self, readings: list[SlowReading]) -> None:
+        for reading in readings:
+            track = self._track(reading.uuid)
+            track.add_slow(reading)
+            if self.records[reading.uuid].mark is None and not reading.trouble:
+                self.records[reading.uuid].mark = reading
+                self.dirty.add(reading.uuid)
+
+    def xids(self, events: Sequence[XidEvent]) -> None:
+        """XIDs of either source."""
+        by_address = {normal_address(track.identity.pci_bus_id): uuid for uuid, track in self.tracks.items()}
+        for event in events:
+            uuid = event.uuid or by_address.get(event.pci_bus_id, "")
+            if uuid not in self.tracks:
+                self._waiting = [*self._waiting[-_MOST_WAITING:], event]
+                continue
+            self._xid(uuid, msgspec.structs.replace(event, uuid=uuid))
+
+    def _xid(self, uuid: str, event: XidEvent) -> None:
+        track = self.tracks[uuid]
+        if event.at_s < track.began_s:
+            return
+        for place, known in enumerate(track.xids):
+            if known.xid == event.xid and abs(known.at_s - event.at_s) <= _SAME_S:
+                if event.line and not known.line:  # the kernel log says more
+                    track.xids[place] = msgspec.structs.replace(event, at_s=known.at_s)
+                return
+        track.add_xid(event)
+        log.warning("gpu_xid", gpu=uuid, xid=event.xid, source=event.source, line=event.line)
+        if event.at_s > time.time() - _FRESH_S:
+            self.on_xid(event)
+            self._on_event(
+                HealthEvent(event.at_s, uuid, "xid", event.line or f"XID {event.xid}", signal=str(event.xid))
+            )
+
+    def crashed(self, uuid: str, reason: str) -> None:
+        """The server on a card died unasked, or its runner did."""
+        if (track := self.tracks.get(uuid)) is not None:
+            track.add_crash(time.time())
+            self._on_event(HealthEvent(time.time(), uuid, "crash", reason))
+
+    def _track(self, uuid: str) -> Track:
+        if uuid not in self.tracks:
+            gpu = next((gpu for gpu in self._probe.gpus if gpu.card == uuid), None)
+            card = Identity(uuid, gpu.name, gpu.index, gpu.pci_bus_id, driver=gpu.driver) if gpu else Identity(uuid)
+            self.records[uuid] = Record(card, time.time())
+            self.tracks[uuid] = Track(card, time.time())
+            self.dirty.add(uuid)
+        return self.tracks[uuid]
+
+    # Judging.
+
+    def _judge(self) -> None:
+        for uuid, track in self.tracks.items():
+            comparable = self.comparable(uuid) - {uuid}
+            siblings = [other for name, other in self.tracks.items() if name in comparable]
+            found = assess(track, self.settings, siblings)
+            self._tell_changes(uuid, self.assessments.get(uuid), found)
+            self.assessments[uuid] = found
+            if found.level == "quarantine" and self.records[uuid].quarantine is None:
+                worst = tuple(finding for finding in found.findings if finding.level == "quarantine")
+                self.quarantine(uuid, Quarantine(found.reason, time.time(), "rules", found.action, worst), found.urgent)
+
+    def _tell_changes(self, uuid: str, before: Assessment | None, after: Assessment) -> None:
+        old = {finding.signal: finding for finding in before.findings} if before else {}
+        new = {finding.signal: finding for finding in after.findings}
+        for signal, finding in new.items():
+            worse = signal not in old or old[signal].level != finding.level
+            if worse and finding.level != "ok" and self._may_tell(uuid, f"{signal}/{finding.level}"):
+                log.warning("gpu_finding", gpu=uuid, signal=signal, level=finding.level, reason=finding.text)
+                self._on_event(HealthEvent(time.time(), uuid, "finding", finding.text, finding.level, signal))
+        for signal in old.keys() - new.keys():
+            if self._may_tell(uuid, f"{signal}/cleared"):
+                log.info("gpu_finding_cleared", gpu=uuid, signal=signal)
+                self._on_event(HealthEvent(time.time(), uuid, "cleared", f"no more: {old[signal].text}", signal=signal))
+
+    def _may_tell(self, uuid: str, what: str) -> bool:
+        now_s, key = time.monotonic(), (uuid, what)
+        if now_s - self._told.get(key, float("-inf")) < _AGAIN_S:
+            return False
+        self._told[key] = now_s
+        return True
+
+    # Quarantine.
+
+    def quarantine(self, uuid: str, quarantine: Quarantine, urgent: bool) -> None:
+        """Take a card out of use, until it is released."""
+        self.records[uuid].quarantine = quarantine
+        self.dirty.add(uuid)
+        log.error("gpu_quarantined", gpu=uuid, by=quarantine.by, reason=quarantine.reason, action=quarantine.action)
+        self._on_event(HealthEvent(time.time(), uuid, "quarantine", quarantine.reason, "quarantine"))
+        self._on_quarantine(uuid, quarantine, urgent)
+
+    def obstacle(self, uuid: str) -> str:
+        """What is so bad now that a card cannot be released, in words; empty when nothing is. Past events are not."""
+        track = self.tracks[uuid]
+        fresh = Track(track.identity, track.now_s, track.slow, track.latest, track.slow, recent=list(track.recent[-5:]))
+        found = assess(fresh, self.settings)
+        lasting = [f for f in found.findings if f.level == "quarantine" and f.signal not in LASTING]
+        return lasting[0].text if lasting else ""
+
+    def release(self, uuid: str) -> list[str]:
+        """End a quarantine; errors count from now on. Lasting defects are accepted and only warn; returns them.
+
+        A card that is not there any more is forgotten.
+        """
+        track, record = self.tracks[uuid], self.records[uuid]
+        if not any(gpu.card == uuid for gpu in self._probe.gpus):
+            del self.tracks[uuid], self.records[uuid]
+            self.assessments.pop(uuid, None)
+            self.dirty.add(uuid)
+            return []
+        accepted = (
+            [f.signal for f in self.assessments[uuid].findings if f.signal in LASTING]
+            if uuid in self.assessments
+            else []
+        )
+        now_s = time.time()
+        mark = track.slow
+        self.records[uuid] = Record(track.identity, now_s, mark, accepted, lent_until_s=record.lent_until_s)
+        self.tracks[uuid] = Track(track.identity, now_s, mark, track.latest, track.slow, accepted=accepted)
+        self.dirty.add(uuid)
+        self._told = {key: at_s for key, at_s in self._told.items() if key[0] != uuid}
+        log.warning("gpu_released", gpu=uuid, accepted=",".join(accepted))
+        self._on_event(HealthEvent(now_s, uuid, "release", "released by an administrator"))
+        return accepted
+
+    def lend(self, uuid: str, until_s: float) -> None:
+        """Note until when a card belongs to somebody else; 0 takes it back."""
+        self.records[uuid].lent_until_s = until_s
+        self.dirty.add(uuid)
+        words = f"lent until {time.strftime('%d %b %H:%M', time.localtime(until_s))}" if until_s else "taken back"
+        self._on_event(HealthEvent(time.time(), uuid, "lend" if until_s else "return", words))

@@ -1,0 +1,104 @@
+"""Other people's processes on our GPUs: they are shown and left alone, and nothing is loaded beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
+
+import psutil
+
+import obatchd.log
+from obatchd.errors import ObatchError
+from obatchd.gpus.model import Gpu, GpuProcess, Reading
+from obatchd.gpus.probe import Probe
+from obatchd.servers.managed import ManagedServer
+from obatchd.servers.server import Server
+from obatchd.servers.sweep import is_marked
+from obatchd.settings import GpuSettings
+
+log = obatchd.log.get(__name__)
+
+_HOLD = "shared"
+_Seen = tuple[tuple[int, int | None], ...]
+
+
+class Neighbours:
+    """Looks at every reading of the probe.
+
+    What we have loaded already goes on: its memory is taken. The next load waits until the others have left.
+    """
+
+    def __init__(self, probe: Probe, instance: str, settings: GpuSettings) -> None:
+        self._probe = probe
+        self._instance = instance
+        self._settings = settings
+        self._seen: dict[str, _Seen] = {}
+
+    async def watch(self, servers: Iterable[Server]) -> None:
+        """Look for ever."""
+        mine = [server for server in servers if isinstance(server, ManagedServer) and server.gpus]
+        while True:
+            for server in mine:
+                try:
+                    await self._look(server)
+                except ObatchError as error:
+                    log.warning("gpu_shared_unload_failed", server=server.id, reason=error.message)
+            await asyncio.sleep(self._settings.poll_s)
+
+    async def _look(self, server: ManagedServer) -> None:
+        readings = dict(self._probe.readings)
+        found = [process for gpu in server.gpus if gpu.uuid in readings for process in readings[gpu.uuid].processes]
+        seen = tuple(sorted((process.pid, process.memory_bytes) for process in found))
+        if seen != self._seen.get(server.id):  # else nobody came or left
+            self._seen[server.id] = seen
+            self._note(server, await asyncio.to_thread(foreign_processes, server.gpus, readings, self._instance))
+        if server.shared_with and server.loaded is None and server.loading is None:
+            server.hold(_HOLD, server.shared_with)
+        elif not server.shared_with and _HOLD in server.holds:
+            log.info("gpu_free_again", server=server.id, gpu=server.gpu_label)
+            server.resume(_HOLD)
+        elif _HOLD in server.holds and server.loaded is not None and server.idle.is_set():
+            await server.unload()  # it was to load something else, and has ended what it had
+
+    def _note(self, server: ManagedServer, foreign: list[GpuProcess]) -> None:
+        if {process.pid for process in foreign} - {process.pid for process in server.foreign}:
+            log.warning("gpu_shared", server=server.id, gpu=server.gpu_label, processes=process_words(foreign),
+                        reason="other processes hold memory on this GPU; they are left alone")  # fmt: skip
+        server.foreign = foreign
+        unknown = any(process.memory_bytes is None for process in foreign)
+        held_bytes = sum(process.memory_bytes or 0 for process in foreign)
+        much = unknown or held_bytes > self._settings.shared_bytes
+        server.shared_with = (
+            f"other processes hold memory on its GPU: {process_words(foreign)}" if foreign and much else ""
+        )
+
+
+def foreign_processes(gpus: Iterable[Gpu], readings: Mapping[str, Reading], instance: str) -> list[GpuProcess]:
+    """Processes on these GPUs that are not ours.
+
+    In a container NVML shows the host's pids: those unknown here cannot be told from our own and are left out.
+    """
+    found = []
+    for gpu in gpus:
+        reading = readings.get(gpu.uuid)
+        for process in reading.processes if reading else []:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                owner = psutil.Process(process.pid)
+                # A zombie holds nothing any more: an orphan that was swept a moment ago.
+                if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance):
+                    found.append(process)
+    return found
+
+
+def process_words(processes: Iterable[GpuProcess]) -> str:
+    """Processes with what they hold, for people."""
+    return ", ".join(_one_in_words(process) for process in processes)
+
+
+def _one_in_words(process: GpuProcess) -> str:
+    size = f"{process.memory_bytes / 2**30:.1f} GiB" if process.memory_bytes is not None else "memory"
+    with contextlib.suppress(psutil.Error):
+        owner = psutil.Process(process.pid)
+        return f"{owner.name()} (pid {process.pid}, {owner.username()}) {size}"
+    return f"pid {process.pid} {size}"

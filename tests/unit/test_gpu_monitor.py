@@ -1,0 +1,198 @@
+"""What the monitor makes of readings: judgements, events, and what is kept."""
+
+from __future__ import annotations
+
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.monitor import HealthEvent, Monitor, Quarantine
+from obatchd.settings_gpu_health import GpuHealthSettings
+
+
+class DictFacts(dict[str, str]):
+    def starting_with(self, prefix: str) -> dict[str, str]:
+        return {key: value for key, value in self.items() if key.startswith(prefix)}
+
+    def set(self, key: str, value: str) -> None:
+        self[key] = value
+
+
+class Bench:
+    """A monitor over four cards, and what it said."""
+
+    def __init__(self, facts: DictFacts | None = None, count: int = 4, driver: str = "580.1") -> None:
+        self.facts = DictFacts() if facts is None else facts
+        self.gpus = [
+            Gpu(f"GPU-{index}", "Test", index, f"00000000:{index + 1:02X}:00.0", 2**36, driver)
+            for index in range(count)
+        ]
+        self.quarantined: list[tuple[str, str, bool]] = []
+        self.events: list[HealthEvent] = []
+        probe: Any = SimpleNamespace(gpus=self.gpus)
+        self.monitor = Monitor(
+            probe, self.facts, GpuHealthSettings(),
+            on_quarantine=lambda uuid, q, urgent: self.quarantined.append((uuid, q.reason, urgent)),
+            on_event=self.events.append,
+        )  # fmt: skip
+        self.now_s = time.time()
+
+    def read(self, times: int = 1, **changes: Any) -> None:
+        """Readings of every listed card; ``gpu0={"temp_c": 99}`` changes one."""
+        for _ in range(times):
+            self.now_s += 2
+            usual = {"utilisation_percent": 90, "temp_c": 60}
+            told = [(gpu.uuid, usual | changes.get(f"gpu{gpu.index}", {})) for gpu in self.gpus]
+            self.monitor.readings([Reading(uuid, self.now_s, **values) for uuid, values in told])
+
+    def slow(self, **changes: Any) -> None:
+        self.monitor.slow_readings([
+            SlowReading(gpu.uuid, self.now_s, **{"ecc_uncorrected": 0, **changes.get(f"gpu{gpu.index}", {})})
+            for gpu in self.gpus
+        ])  # fmt: skip
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.events]
+
+
+def test_both_sources_of_an_xid_are_one_event_and_the_log_has_the_words() -> None:
+    bench = Bench()
+    now_s = time.time()
+    bench.monitor.xids([XidEvent(31, now_s, "GPU-2", source="nvml")])
+    bench.monitor.xids([XidEvent(31, now_s + 2, pci_bus_id="0000:03:00", line="NVRM: Xid 31", pid=7)])
+    bench.monitor.xids([XidEvent(31, now_s + 30, pci_bus_id="0000:03:00", line="NVRM: Xid 31 again")])
+    events = bench.monitor.tracks["GPU-2"].xids
+    assert [event.line for event in events] == ["NVRM: Xid 31", "NVRM: Xid 31 again"]
+    assert bench.kinds() == ["xid", "xid"]
+
+
+def test_xids_from_before_the_watch_or_of_unknown_addresses_condemn_nobody() -> None:
+    bench = Bench()
+    bench.monitor.xids(
+        [XidEvent(79, time.time() - 3600, pci_bus_id="0000:01:00"), XidEvent(79, time.time(), pci_bus_id="0000:77:00")]
+    )
+    bench.read()
+    assert bench.quarantined == []
+
+
+def test_xids_wait_for_the_identity_of_their_card() -> None:
+    bench = Bench(count=1)
+    bench.gpus[0] = msgspec.structs.replace(bench.gpus[0], pci_bus_id="")
+    bench.monitor.tracks["GPU-0"].identity = Identity("GPU-0")
+    bench.monitor.xids([XidEvent(79, time.time() + 1, pci_bus_id="0000:41:00")])
+    bench.monitor.identities([Identity("GPU-0", pci_bus_id="00000000:41:00.0", serial="17")])
+    bench.read()
+    assert bench.quarantined[0][0] == "GPU-0" and bench.quarantined[0][2]
+
+
+def test_a_quarantine_is_told_once_and_kept() -> None:
+    bench = Bench()
+    bench.slow()
+    bench.read()
+    bench.slow(gpu1={"ecc_uncorrected": 1})
+    bench.read(3)
+    assert bench.quarantined == [("GPU-1", "1 new uncorrectable ECC errors", True)]
+    assert bench.kinds() == ["finding", "quarantine"]
+    bench.monitor.save()
+    again = Bench(bench.facts)
+    kept = again.monitor.records["GPU-1"].quarantine
+    assert kept is not None and kept.reason == "1 new uncorrectable ECC errors" and "RMA" in kept.action
+    again.slow(gpu1={"ecc_uncorrected": 1})
+    again.read(3)
+    assert again.quarantined == []  # it is in quarantine already
+
+
+def test_errors_that_came_while_nobody_watched_count_from_the_mark() -> None:
+    bench = Bench()
+    bench.slow()
+    bench.monitor.save()
+    again = Bench(bench.facts)
+    again.slow(gpu0={"ecc_uncorrected": 2})
+    again.read()
+    assert [uuid for uuid, _, _ in again.quarantined] == ["GPU-0"]
+
+
+def test_a_release_counts_from_now_and_is_refused_while_the_reason_holds() -> None:
+    bench = Bench()
+    bench.slow()
+    bench.slow(gpu0={"ecc_uncorrected": 1, "remap_failed": True})
+    bench.read()
+    assert bench.monitor.obstacle("GPU-0") == ""
+    assert bench.monitor.release("GPU-0") == ["remap_failed"]
+    bench.slow(gpu0={"ecc_uncorrected": 1, "remap_failed": True})
+    bench.read()
+    assert len(bench.quarantined) == 1 and bench.monitor.assessments["GPU-0"].level == "warn"
+    bench.slow(gpu0={"recovery_action": 2})
+    bench.read()
+    assert "reboot" in bench.monitor.obstacle("GPU-0")
+    bench.read(2, gpu1={"trouble": "lost"})
+    assert "does not find" in bench.monitor.obstacle("GPU-1")
+
+
+def test_a_card_that_is_missing_at_the_start_is_lost_until_it_is_forgotten() -> None:
+    bench = Bench()
+    bench.read()
+    bench.monitor.save()
+    again = Bench(bench.facts, count=3)
+    again.read(3)
+    assert [uuid for uuid, _, _ in again.quarantined] == ["GPU-3"]
+    again.monitor.release("GPU-3")
+    again.read(3)
+    again.monitor.save()
+    assert len(Bench(bench.facts, count=3).monitor.tracks) == 3
+    assert len(again.quarantined) == 1
+
+
+def test_a_spool_that_was_tried_with_stand_ins_misses_none_of_them() -> None:
+    bench = Bench(driver="000.00-simulated")
+    bench.read()
+    bench.monitor.save()
+    assert list(Bench(bench.facts, count=1).monitor.tracks) == ["GPU-0"]
+
+
+def test_slices_are_judged_as_their_card() -> None:
+    bench = Bench(count=1)
+    bench.gpus[:] = [
+        msgspec.structs.replace(bench.gpus[0], uuid=f"MIG-{n}", parent_uuid="GPU-0", slice_index=n) for n in range(2)
+    ]
+    bench.read(2, gpu0={"trouble": "lost"})
+    assert [uuid for uuid, _, _ in bench.quarantined] == ["GPU-0"]
+
+
+def test_a_crash_counts_against_a_card_only_beside_cards_that_do_the_same_work() -> None:
+    bench = Bench(count=2)
+    bench.monitor.comparable = lambda uuid: set()
+    for _ in range(4):
+        bench.monitor.crashed("GPU-0", "its process was killed by signal 11")
+    bench.read()
+    assert bench.quarantined == [] and bench.monitor.assessments["GPU-0"].level == "warn"
+    bench.monitor.comparable = lambda uuid: {"GPU-0", "GPU-1"}
+    bench.read()
+    assert [uuid for uuid, _, _ in bench.quarantined] == ["GPU-0"]
+
+
+def test_what_comes_and_goes_is_not_told_every_time() -> None:
+    bench = Bench(count=1)
+    for margin_c in (2, 20, 2, 20, 2):
+        bench.read(gpu0={"margin_c": margin_c})
+    assert bench.kinds() == ["finding", "cleared"]
+
+
+def test_an_administrators_quarantine_and_loans_are_kept() -> None:
+    bench = Bench()
+    bench.monitor.quarantine("GPU-1", Quarantine("noisy", 5.0, "administrator"), False)
+    bench.monitor.lend("GPU-2", 9e9)
+    bench.monitor.save()
+    records = Bench(bench.facts).monitor.records
+    assert records["GPU-1"].quarantine == Quarantine("noisy", 5.0, "administrator")
+    assert records["GPU-2"].lent_until_s == 9e9
+
+
+def test_a_damaged_record_hides_no_other() -> None:
+    bench = Bench(count=2)
+    bench.monitor.save()
+    bench.facts["gpu/GPU-0"] = "{"
+    assert set(Bench(bench.facts, count=2).monitor.tracks) == {"GPU-0", "GPU-1"}
