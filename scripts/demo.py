@@ -120,16 +120,17 @@ class Demo:
                 env=own | chosen.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        self._client = Client(self.spool)
+        self.client = Client(self.spool)
 
-    def wait_until_ready(self) -> None:
-        """Until a server is ready; exits with the daemon's own words when it ends instead."""
+    def wait_until_ready(self, *, every: bool = False) -> None:
+        """Until a server is ready, or every one; exits with the daemon's own words when it ends instead."""
         deadline_s = time.monotonic() + START_S
         while time.monotonic() < deadline_s:
             if self._daemon.poll() is not None:
                 sys.exit(f"obatchd did not start:\n{self.log.read_text('utf-8', 'replace')}")
             with contextlib.suppress(DaemonDownError):
-                if any(server["state"] == "ready" for server in self._client.get("servers")["servers"]):
+                ready = [server["state"] == "ready" for server in self.client.get("servers")["servers"]]
+                if all(ready) if every else any(ready):
                     return
             time.sleep(LOOK_S)
         sys.exit(f"No server became ready within {START_S:.0f} s; the log is {self.log}")
@@ -154,7 +155,7 @@ class Demo:
         deadline_s, shown_s = time.monotonic() + WORK_S, float("-inf")
         with self._live_status() if sys.stdout.isatty() else contextlib.nullcontext():
             while True:
-                jobs: list[dict[str, Any]] = self._client.get("jobs")["jobs"]
+                jobs: list[dict[str, Any]] = self.client.get("jobs")["jobs"]
                 over = len(jobs) >= count and all(job["state"] in ("done", "refused") for job in jobs)
                 if over or time.monotonic() > deadline_s:
                     return jobs

@@ -127,12 +127,12 @@ def _gpu(axes: Axes, number: int) -> str:
         f"<h2>GPU {gpu['index']}: {escape(gpu['name'])} {_badge(gpu['verdict'])}</h2>"
         f'<p class="soft">Burn-in {escape(report["run"])} on {escape(str(report["host"].get("hostname", "?")))}</p>'
         f"{_identity(gpu)}{_reasons(gpu)}"
-        f'<p class="action"><b>What to do:</b> {escape(gpu["action"])}</p>'
+        f'<p class="action"><b>What to do:</b> {_commands(gpu["action"])}</p>'
         f'<p class="legend"><span class="swatch" style="background:#0b57a4"></span>this GPU'
         f'<span class="swatch" style="background:#b9c0c8"></span>its siblings'
         f'<span class="swatch" style="background:#f6b26b;height:9px"></span>slowed down'
         f'<span class="swatch" style="background:#d5d8dc;height:9px"></span>daemon not running</p>'
-        f'<div class="plots">{figures}</div>{_measures(gpu)}{_events(gpu)}</section>'
+        f'<div class="plots">{figures}</div>{_measures(gpu)}</section>'
     )
 
 
@@ -154,12 +154,22 @@ def _identity(gpu: Document) -> str:
 def _reasons(gpu: Document) -> str:
     if not gpu["reasons"]:
         return "<p>Nothing was found against it.</p>"
-    items = "".join(
-        f'<li><span class="tag {reason["consequence"]}">{reason["consequence"]}</span> {escape(reason["text"])}'
-        f"{' <span class=soft>first at ' + _time(reason['at']) + '</span>' if reason['at'] else ''}</li>"
-        for reason in gpu["reasons"]
-    )
-    return f'<h3>Why</h3><ul class="reasons">{items}</ul>'
+    numbers = {id(reason): number for number, reason in enumerate(plots.marked(gpu), start=1)}
+    lines = {event["signal"]: event["verbatim"] for event in reversed(gpu["events"]) if event["verbatim"]}
+    items = []
+    for reason in gpu["reasons"]:
+        number = f"<b>{numbers[id(reason)]}</b> " if id(reason) in numbers else ""
+        at = f' <span class="soft">first at {_time(reason["at"])}</span>' if reason["at"] else ""
+        line = f"<br><code>{escape(lines[reason['signal']])}</code>" if reason["signal"] in lines else ""
+        kind = reason["consequence"]
+        items.append(f'<li>{number}<span class="tag {kind}">{kind}</span> {escape(reason["text"])}{at}{line}</li>')
+    return f'<h3>Why</h3><ul class="reasons">{"".join(items)}</ul>'
+
+
+def _commands(text: str) -> str:
+    """Text with what stands between backquotes as code."""
+    parts = escape(text).split("`")
+    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
 
 def _measures(gpu: Document) -> str:
@@ -179,32 +189,13 @@ def _measures(gpu: Document) -> str:
         "Slowed down": throttled or "never",
         "Output check": f"{canary['text']}; {canary['checks']} checks, {canary['mismatches']} differed",
     }
-    changed = {name: c for name, c in gpu["counters"].items() if c["change"]}
-    counters = "".join(
-        f"<tr><td>{escape(name.replace('_', ' '))}</td><td class=n>{c['start']:,}</td><td class=n>{c['end']:,}</td>"
-        f"<td class=n>{c['change']:+,}</td></tr>"
-        for name, c in changed.items()
-    )
-    table = (
-        f"<h3>Counters that changed</h3><table><tr><th>counter</th><th class=n>before</th><th class=n>after</th>"
-        f"<th class=n>change</th></tr>{counters}</table>"
-        if counters
-        else ""
-    )
-    return f"<h3>Measured</h3>{_facts(facts)}{table}"
-
-
-def _events(gpu: Document) -> str:
-    marked = plots.event_numbers(gpu)
-    if not marked:
-        return ""
-    lines = {event["signal"]: event["verbatim"] for event in reversed(gpu["events"]) if event["verbatim"]}
-    rows = "".join(
-        f"<tr><td>{number}</td><td>{_time(event['at'])}</td><td>{escape(event['text'])}"
-        f"{'<br><code>' + escape(lines[event['signal']]) + '</code>' if event['signal'] in lines else ''}</td></tr>"
-        for number, event in enumerate(marked, start=1)
-    )
-    return f"<h3>Events</h3><table>{rows}</table>"
+    changed = {
+        name.replace("_", " "): f"{counter['start']:,} → {counter['end']:,} ({counter['change']:+,})"
+        for name, counter in gpu["counters"].items()
+        if counter["change"]
+    }
+    counters = f"<h3>Counters that changed</h3>{_facts(changed)}" if changed else ""
+    return f"<h3>Measured</h3>{_facts(facts)}{counters}"
 
 
 def _time(instant: str | None) -> str:

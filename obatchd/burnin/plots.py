@@ -18,6 +18,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 6, 8, 20
 _POINTS = 360  # of a line at most
 _BREAK = 3.0  # a step longer than so many usual ones interrupts the line
 _TICKS = 4
+_MOST_MARKS = 12
+_NEAR = 12  # units of the picture that a number takes
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 _TIME_STEPS_S = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 14400, 21600, 43200, 86400, 172800)
 
@@ -148,16 +150,9 @@ def colour(number: int) -> str:
     return f"hsl({(number * 137.508 + 210) % 360:.0f} 65% 42%)"
 
 
-def event_numbers(gpu: Document) -> list[Document]:
-    """Events that are marked in the plots and listed below them, in order; the mark is the place in this list."""
-    marked: list[Document] = []
-    seen: set[tuple[str, str]] = set()
-    for event in gpu["events"]:
-        key = (event["signal"], event["consequence"])
-        if event["consequence"] != "note" and key not in seen and len(marked) < 12:
-            seen.add(key)
-            marked.append(event)
-    return marked
+def marked(gpu: Document) -> list[Document]:
+    """The reasons with a time: they are marked in the plots; the mark is the place in this list, from 1."""
+    return [reason for reason in gpu["reasons"] if reason["at"] and reason["consequence"] != "note"][:_MOST_MARKS]
 
 
 def _id(plot: Plot, number: int) -> str:
@@ -242,11 +237,17 @@ def _throttled(axes: Axes, gpu: Document) -> str:
 
 
 def _marks(axes: Axes, plot: Plot, gpu: Document) -> str:
-    parts = []
-    for number, event in enumerate(event_numbers(gpu), start=1):
-        x = axes.x(_seconds(event["at"]))
-        parts.append(
-            f'<path class="mark {event["consequence"]}" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-            f'<text class="mark-number {event["consequence"]}" x="{x + 2:.1f}" y="{_TOP + 8}">{number}</text>'
-        )
-    return "".join(parts)
+    """A line for each mark; marks that fall together share their numbers."""
+    places: list[tuple[float, str, list[int]]] = []
+    for number, reason in enumerate(marked(gpu), start=1):
+        x = axes.x(_seconds(reason["at"]))
+        near = next((place for place in places if abs(place[0] - x) < _NEAR), None)
+        if near is None:
+            places.append((x, reason["consequence"], [number]))
+        else:
+            near[2].append(number)
+    return "".join(
+        f'<path class="mark {kind}" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
+        f'<text class="mark-number {kind}" x="{x + 2:.1f}" y="{_TOP + 8}">{",".join(map(str, numbers))}</text>'
+        for x, kind, numbers in places
+    )

@@ -70,6 +70,11 @@ code { font-size: 12px; overflow-wrap: anywhere; }
   h3 { font-size: 12px; margin: 8px 0 2px; }
   .plots { gap: 4px 12px; margin: 4px 0; }
   .badge { font-size: 10.5px; }
+  .legend { font-size: 9px; margin: 2px 0; }
+  figcaption { font-size: 9.5px; }
+  ul { margin: 2px 0; }
+  .action { margin: 4px 0; }
+  dl { margin: 3px 0; }
   code { font-size: 9px; }
   th, td { padding: 1px 6px 1px 0; }
 }

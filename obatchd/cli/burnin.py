@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
 from obatchd.cli.command import Group, Invocation, clean, pass_invocation
-from obatchd.errors import ConfigError, DaemonDownError
+from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 
 Document = dict[str, Any]
 _LOOK_S = 2.0
+_LENT_S = 2 * 3600.0  # longest time that the tools of a bundle have the GPU
+_FREE_S = 120.0
 _DOWN_S = 120.0  # a daemon that is restarted in the middle of a run is waited for
 
 
@@ -186,3 +190,59 @@ def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
     document = compare([_report(invocation, name) for name in reports])
     invocation.answer(document, lambda: click.echo(clean(comparison(document), keep="\n")))
     sys.exit(document["exit_code"])
+
+
+@burnin_command.command("bundle")
+@click.argument("gpu", metavar="GPU")
+@click.option("--run", default="latest", show_default=True, help="The burn-in, by id, or a report's file.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The archive; default: named by run.")
+@click.option("--no-diagnostics", is_flag=True, help="Without nvidia-bug-report.sh and dcgmi, which take minutes.")
+@pass_invocation
+def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | None, no_diagnostics: bool) -> None:
+    """Make one archive about GPU (index, UUID or serial number) for the vendor. Run it as root for all of it.
+
+    The GPU is freed meanwhile. No prompt, user or job name is in the archive.
+    """
+    from obatchd.burnin import bundle
+
+    report = _report(invocation, run)
+    found = bundle.find_gpu(report, gpu)
+    target = output or Path(f"burnin-{report['run']}-gpu{found['index']}.tar.gz")
+    say = (lambda text: None) if invocation.json else (lambda text: click.echo(f"{text} …", err=True))
+    try:
+        tools = bundle.write(
+            report, found, target, diagnose=not no_diagnostics, free=lambda: _freed(invocation, found), say=say
+        )
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written: {error.strerror}", code="unwritable") from None
+    document = {"archive": str(target.absolute()), "gpu": found["uuid"], "run": report["run"], "tools": tools}
+    invocation.answer(document, lambda: _print_bundle(document))
+
+
+def _print_bundle(document: Document) -> None:
+    for tool in document["tools"]:
+        click.echo(clean(f"{tool['tool']}: {tool['outcome']}"))
+    click.echo(f"written: {clean(document['archive'])}")
+
+
+@contextlib.contextmanager
+def _freed(invocation: Invocation, gpu: Document) -> Iterator[None]:
+    """Nobody works on a GPU and no model is on it; without a daemon, or on another host, it is taken as it is."""
+    from obatchd.control.client import quoted
+
+    client, name = invocation.client(), quoted(gpu["uuid"])
+    try:
+        client.post(f"gpus/{name}/lend?for_s={_LENT_S:.0f}")
+    except (DaemonDownError, NotFoundError):
+        yield
+        return
+    try:
+        deadline_s = time.monotonic() + _FREE_S
+        while time.monotonic() < deadline_s:
+            servers = [s for s in client.get("servers")["servers"] if s["gpu"] and s["gpu"]["uuid"] == gpu["uuid"]]
+            if not any(server["in_flight"] or server["loaded"] for server in servers):
+                break
+            time.sleep(_LOOK_S / 4)
+        yield
+    finally:
+        client.post(f"gpus/{name}/take-back")

@@ -1,0 +1,90 @@
+"""``scripts/demo --burnin``: a burn-in of four stand-in GPUs, three of which are bad in different ways.
+
+Exit status: 0 when it found exactly those three, 1 when not, 130 after Ctrl-C, which also removes the spool.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from pathlib import Path
+
+from demo import Demo, Plan, _command
+
+DURATION_S = 75
+SIMULATOR = {
+    "tokens_per_s": 400.0,
+    "prompt_tokens_per_s": 30_000.0,
+    "answer": {"kind": "uniform", "low": 60, "high": 120},
+    "models": [{"name": "simulated", "kv_bytes_per_token": 256 * 1024}],
+    "gpus": {
+        # Double-bit errors in the second half, and a GPU whose fan fails.
+        "1": [
+            {"kind": "set", "at_s": 50, "values": {"ecc_uncorrected": 2, "ecc_uncorrected_aggregate": 2}},
+            {"kind": "xid", "at_s": 50, "xid": 95, "line": "pid=4242, name=runner, Uncontained: LTC TAG"},
+        ],
+        "2": [
+            {"kind": "heat", "at_s": 25, "temp_c": 89, "ramp_s": 20},
+            {"kind": "throttle", "at_s": 40, "for_s": 30},
+        ],
+    },
+}
+SLOW_SERVER, SLOW_FACTOR = "gpu3", 1.4
+BAD = {1, 2, 3}
+PLAN = Plan(
+    'model = "simulated"\ngpus = {use = "simulated:4", poll_s = 0.5, slow_poll_s = 2}\n'
+    "[servers]\nslots = 2\nstagger_s = 0\n[burnin]\ncanary_runs = 5\n",
+    {"OBATCHD_SIMULATOR": json.dumps(SIMULATOR)},
+    f"SIMULATED: a burn-in of {DURATION_S} s on 4 stand-in GPUs. "
+    "GPU 1 gets double-bit errors, GPU 2 gets too hot, GPU 3 is slow.",
+)
+
+
+def slow_down(demo: Demo) -> None:
+    """Let one stand-in server answer as a GPU does whose clocks are too low."""
+    servers = demo.client.get("servers")["servers"]
+    url = next(server["url"] for server in servers if server["id"] == SLOW_SERVER)
+    fault = json.dumps([{"kind": "slow", "factor": SLOW_FACTOR}]).encode()
+    urllib.request.urlopen(urllib.request.Request(f"{url}/simulator/faults", fault), timeout=5).close()
+
+
+def run(directory: Path) -> int:
+    print(PLAN.words)
+    demo = Demo(directory, PLAN)
+    control = [_command("obatchctl"), "--spool", str(demo.spool), "burnin"]
+    page = directory / "burnin.html"
+    try:
+        demo.wait_until_ready(every=True)
+        slow_down(demo)
+        print(f"\n$ obatchctl burnin start --profile quick --duration {DURATION_S}s --wait\n", flush=True)
+        subprocess.run([*control, "start", "--profile", "quick", "--duration", f"{DURATION_S}s", "--wait"], check=False)
+        subprocess.run([*control, "report", "--html", page], check=False, stdout=subprocess.DEVNULL)
+        report = demo.client.get("burnin/reports/latest")
+    finally:
+        demo.stop()
+    found = {gpu["index"] for gpu in report["gpus"] if gpu["verdict"] == "FAIL"}
+    print(f"\nThe page: {page}\nThe daemon and its servers are stopped. Remove everything with: rm -r {directory}")
+    if found != BAD:
+        print(f"\nBad are {sorted(BAD)}, found were {sorted(found)}; the daemon's log is {demo.log}")
+        return 1
+    return 0
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    directory = Path(tempfile.mkdtemp(prefix="obatchd-demo-"))
+    try:
+        return run(directory)
+    except KeyboardInterrupt:
+        shutil.rmtree(directory, ignore_errors=True)
+        print("\nStopped; nothing is left.", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
