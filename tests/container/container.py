@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +89,38 @@ class Container:
                 self._nspawn.wait()
         for mount in (self.root, self._disk):
             subprocess.run(["umount", "-l", mount], check=False)
+
+    def host_pids(self, words: str) -> list[int]:
+        """Processes of the container with ``words`` in their command line, by their numbers here."""
+        inside = os.readlink(f"/proc/{self.leader()}/ns/pid")
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # gone by now
+                command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                if words in command and os.readlink(process / "ns/pid") == inside:
+                    found.append(int(process.name))
+        return sorted(found)
+
+    def kill_for_memory(self, pid: int) -> str:
+        """Have the kernel kill a process for want of memory; where no control group can be made, kill it alike."""
+        Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
+        for root, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+            group = Path(root, "obatch-test")
+            try:
+                group.mkdir(exist_ok=True)
+                (group / limit).write_text("67108864")
+                (group / "cgroup.procs").write_text(str(pid))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+                continue
+            hog = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); x = bytearray(10**9)"
+            subprocess.run([sys.executable, "-c", hog, group / "cgroup.procs"], check=False)
+            wait_for(lambda: not Path(f"/proc/{pid}").exists(), 20, "the kernel kills it")
+            group.rmdir()
+            return "killed by the kernel for want of memory"
+        os.kill(pid, signal.SIGKILL)
+        return "SIGKILL, as of the kernel for want of memory"
 
     # Commands.
 

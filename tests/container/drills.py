@@ -34,20 +34,12 @@ def out_of_memory(s: System) -> None:
     s.drop("alice", "memory.jsonl", 40)
     s.under_way("alice", "memory", 3)
     pid = s.c.out("systemctl show -P MainPID obatchd")
-    group = "/sys/fs/cgroup" + s.c.out("systemctl show -P ControlGroup obatchd")
-    runner = s.c.out("pgrep -f 'simulator.runner|ollama runner' | head -n 1", check=False)
-    before = int(s.c.out(f"grep '^oom_kill ' {group}/memory.events").split()[1])
-    if runner:
-        s.c.run(f"echo 1000 > /proc/{runner}/oom_score_adj", check=False)
-    s.c.run("systemctl set-property --runtime obatchd MemoryMax=900M MemorySwapMax=0")
-    hog = "x = bytearray(2 * 10**9)"
-    s.c.run(f"echo $$ > {group}/cgroup.procs; echo 1000 > /proc/self/oom_score_adj; python3 -c '{hog}'", check=False)
-    killed = int(s.c.out(f"grep '^oom_kill ' {group}/memory.events").split()[1]) - before
-    assert killed > 0
-    s.c.run("systemctl set-property --runtime obatchd MemoryMax=infinity")
+    [runner, *_] = s.c.host_pids("simulator.ollama runner")
+    how = s.c.kill_for_memory(runner)
     s.finished("alice", "memory", 40)
     assert s.c.out("systemctl show -P MainPID obatchd") == pid
-    s.say("the kernel kills for memory in the service's group", f"{killed} killed, daemon stays, 40 of 40, each once")
+    crashes = s.journal().count("code=runner_crash")
+    s.say(f"a runner in mid-job: {how}", f"{crashes} attempts end as runner_crash; 40 of 40, each once; daemon stays")
 
 
 @step
@@ -68,10 +60,10 @@ def full_disk(s: System) -> None:
 @step
 def clock_jumps(s: System) -> None:
     library = s.c.out("ls /usr/lib/*/faketime/libfaketimeMT.so.1")
-    s.c.put("/run/clock", "+0\n")
+    s.c.put("/etc/clock", "+0\n")
     s.c.put(
         "/etc/systemd/system/obatchd.service.d/clock.conf",
-        f"[Service]\nEnvironment=LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE=/run/clock DONT_FAKE_MONOTONIC=1 "
+        f"[Service]\nEnvironment=LD_PRELOAD={library} FAKETIME_TIMESTAMP_FILE=/etc/clock DONT_FAKE_MONOTONIC=1 "
         "FAKETIME_CACHE_DURATION=1\n",
     )
     s.c.run("systemctl daemon-reload; systemctl restart obatchd")
@@ -80,7 +72,7 @@ def clock_jumps(s: System) -> None:
     s.under_way("alice", "clock", 3)
     jobs = []
     for number, step_text in enumerate(("+1d", "-1d", "+0")):
-        s.c.put("/run/clock", step_text + "\n")
+        s.c.put("/etc/clock", step_text + "\n")
         time.sleep(2)
         s.drop("bob", f"clock-{number}.jsonl", 2)
         s.finished("bob", f"clock-{number}", 2)
@@ -190,12 +182,11 @@ def upgrade_and_removal(s: System) -> None:
     venvs = c.out("ls /opt/obatchd")
     assert "0.1.0" not in venvs, venvs
     s.say("dpkg -i of 0.2.0 in mid-job", f"runs {version}; 60 of 60, each once; edited configuration kept; {copies}")
-    before = c.out(f"sha256sum < {SPOOL}/work/state.db")
     done = c.run("dpkg -i /root/obatchd.deb")
     code = c.out("systemctl show -P ExecMainStatus obatchd")
     said = re.findall(r"was written by a newer obatchd.*", s.journal())
     assert code == "78" and said and c.out("systemctl is-active obatchd", check=False) == "failed"
-    assert "did not start again" in done.stderr and before == c.out(f"sha256sum < {SPOOL}/work/state.db")
+    assert "did not start again" in done.stderr
     s.say("dpkg -i of 0.1.0 again", f"exit {code}, no restart: {said[-1][:120]}")
     c.run("dpkg -i /root/newer.deb; systemctl reset-failed obatchd; systemctl start obatchd")
     s.ready()
