@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
+from obatchd.cli import exit_codes
 from obatchd.cli.command import Group, Invocation, clean, pass_invocation
 from obatchd.cli.completion import server_ids
 
@@ -37,6 +39,20 @@ def _act(invocation: Invocation, server_id: str, action: str) -> None:
 
     server = invocation.client().post(f"servers/{quoted(server_id)}/{action}")
     invocation.answer(server, lambda: click.echo(f"{clean(server['id'])}: {clean(server['state'])}"))
+
+
+@servers_command.command("logs")
+@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
+@click.option("-n", "--lines", default=200, show_default=True, type=click.IntRange(1, 10_000), help="The last so many.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what it writes, until Ctrl-C.")
+@pass_invocation
+def logs_command(invocation: Invocation, server_id: str, lines: int, follow: bool) -> None:
+    """What a server's ollama writes; for administrators. With --json one document a line."""
+    try:
+        for document in invocation.client().server_log(server_id, lines, follow=follow):
+            invocation.answer(document, lambda line=document["line"]: click.echo(clean(line)))  # type: ignore[misc]
+    except KeyboardInterrupt:
+        sys.exit(exit_codes.OK)
 
 
 @servers_command.command("drain")

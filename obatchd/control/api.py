@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -27,6 +28,7 @@ _CALLER = web.RequestKey("caller", Caller)
 _BODY_LIMIT_BYTES = 1024**2
 _SHUTDOWN_S = 1.0
 _JOBS_LIMIT = 10_000
+_LOG_LINES_LIMIT = 10_000
 
 # The first match counts, so the leaves of the error tree come first.
 _HTTP_STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
@@ -117,6 +119,7 @@ def application(engine: Engine, access: Access, burnin_runs: Burnin) -> web.Appl
             web.get("/v1/status", _status),
             web.get("/v1/servers", _servers),
             web.post(r"/v1/servers/{server}/{action:drain|resume|restart}", _server_action),
+            web.get("/v1/servers/{server}/log", _server_log),
             web.get("/v1/jobs", _jobs),
             web.get("/v1/jobs/{job}", _job),
             web.delete("/v1/jobs/{job}", _remove_job),
@@ -195,6 +198,25 @@ async def _servers(request: web.Request) -> web.Response:
 async def _server_action(request: web.Request) -> web.Response:
     action = cast(ServerAction, request.match_info["action"])
     return _json(await request.app[_ENGINE].server_action(request.match_info["server"], action))
+
+
+async def _server_log(request: web.Request) -> web.StreamResponse:
+    """One JSON document per line; with ``follow=1`` it goes on until the client leaves or the daemon stops."""
+    lines = request.query.get("lines", "200")
+    if not lines.isdecimal() or not 0 < int(lines) <= _LOG_LINES_LIMIT:
+        raise errors.ConfigError(f"lines must be a number from 1 to {_LOG_LINES_LIMIT}", code="bad_request")
+    follow = request.query.get("follow") == "1"
+    async with contextlib.aclosing(
+        request.app[_ENGINE].server_log(request.match_info["server"], int(lines), follow)
+    ) as found:
+        line = await anext(found, None)  # an unknown server is an answer of its own
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):  # the client has gone
+            while line is not None:
+                await response.write(json.dumps({"schema": 1, "line": line}).encode() + b"\n")
+                line = await anext(found, None)
+    return response
 
 
 async def _jobs(request: web.Request) -> web.Response:

@@ -62,7 +62,17 @@ class Client:
         """Pull a model; yields its progress."""
         body = json.dumps({"model": model}).encode()
         connection = self._connect(CONTROL_SOCKET, None)
-        with connection, self._send(connection, "POST", "models/pull", body) as response:
+        yield from self._lines(connection, "POST", "models/pull", body)
+
+    def server_log(self, server_id: str, lines: int, *, follow: bool) -> Iterator[Document]:
+        """What a managed server wrote, a line at a time."""
+        query = urlencode({"lines": lines, "follow": int(follow)})
+        connection = self._connect(CONTROL_SOCKET, None if follow else _TIMEOUT_S)
+        yield from self._lines(connection, "GET", f"servers/{quoted(server_id)}/log?{query}", None)
+
+    def _lines(self, connection: socket.socket, method: str, path: str, body: bytes | None) -> Iterator[Document]:
+        """An answer that is one document a line."""
+        with connection, self._send(connection, method, path, body) as response:
             if response.status != 200:
                 _raise(_document(response.read()), response.status)
             for line in response:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -142,6 +142,10 @@ class Engine(Protocol):
 
     async def server_action(self, server_id: str, action: ServerAction) -> Document:
         """Drain, resume or restart one server; returns its entry of the status document."""
+        ...
+
+    def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
+        """The last lines that a managed server wrote; with ``follow`` those that come, until the caller goes away."""
         ...
 
     async def drain(self) -> Document:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from itertools import islice
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -32,6 +32,7 @@ from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import FILE_ENDINGS, JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.servers.fleet import Fleet
+from obatchd.servers.logs import read_log
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
@@ -361,12 +362,16 @@ class Facade:
 
     # Servers and models.
 
-    async def server_action(self, server_id: str, action: str) -> dict[str, Any]:
-        """``drain``, ``resume`` or ``restart`` one server."""
+    def _known_server(self, server_id: str) -> Server:
         server = self._fleet.servers.get(server_id)
         if server is None:
             known = ", ".join(self._fleet.servers) or "none"
             raise NotFoundError(f"no server {server_id}; there are: {known}")
+        return server
+
+    async def server_action(self, server_id: str, action: str) -> dict[str, Any]:
+        """``drain``, ``resume`` or ``restart`` one server."""
+        server = self._known_server(server_id)
         if action == "resume":
             server.resume()
             return self._server(server)
@@ -377,6 +382,15 @@ class Facade:
         # Long answers may be in flight: the caller hears how far it is, the rest goes on.
         await asyncio.wait({task}, timeout=_ACTION_S)
         return self._server(server)
+
+    async def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
+        """What a managed server writes."""
+        server = self._known_server(server_id)
+        if not isinstance(server, ManagedServer):
+            raise ControlError(f"{server_id} runs elsewhere: its output is on its own host", code="remote")
+        async with contextlib.aclosing(read_log(server.log_file, lines, follow=follow)) as found:
+            async for line in found:
+                yield line
 
     async def drain(self) -> dict[str, Any]:
         """Offer nothing new on this host; returns at once, ``status`` says when all has ended."""

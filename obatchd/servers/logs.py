@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import obatchd.log
 
@@ -17,10 +19,61 @@ RING_LINES = 200
 FILE_BYTES = 10 * 1024**2  # of each of two files: the current and the one before
 _LINE_BYTES = 64 * 1024
 
+_TAIL_BYTES = 1024**2
+_FOLLOW_S = 0.5
+_LAST_WORDS_LINES = 3
+_LAST_WORDS_CHARACTERS = 400
+_ALARM = re.compile(r"CUDA error|GGML_ASSERT|panic:|fatal error:|^Error:|level=ERROR|out of memory")
 _NOTABLE = re.compile(
     r"CUDA error|cudaMalloc failed|GGML_ASSERT|panic:|fatal error:|llama runner terminated|"
     r"address already in use|failure during GPU discovery|offloaded \d+/\d+ layers"
 )
+
+
+async def read_log(path: Path, last: int, *, follow: bool = False) -> AsyncGenerator[str, None]:
+    """The last lines of a server's file; with ``follow`` also those that come, over rotations, for ever."""
+    text, place = await asyncio.to_thread(_end_of, path)
+    for line in text.splitlines()[-last:]:
+        yield line
+    while follow:
+        await asyncio.sleep(_FOLLOW_S)
+        lines, place = await asyncio.to_thread(_new_lines, path, place)
+        for line in lines:
+            yield line
+
+
+class _Place(NamedTuple):
+    """How far a log was read."""
+
+    inode: int
+    offset: int
+
+
+def _end_of(path: Path) -> tuple[str, _Place]:
+    """What is at the end of the file, and of the one before where that is short."""
+    kept = b""
+    place = _Place(0, 0)
+    for each in (path.with_name(path.name + ".1"), path):
+        with contextlib.suppress(FileNotFoundError), open(each, "rb") as file:
+            status = os.fstat(file.fileno())
+            file.seek(max(0, status.st_size - _TAIL_BYTES))
+            kept = (kept + file.read())[-_TAIL_BYTES:]
+            place = _Place(status.st_ino, status.st_size) if each == path else place
+    whole = kept.rfind(b"\n") + 1
+    return kept[:whole].decode(errors="replace"), place._replace(offset=place.offset - (len(kept) - whole))
+
+
+def _new_lines(path: Path, place: _Place) -> tuple[list[str], _Place]:
+    try:
+        with open(path, "rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            offset = place.offset if inode == place.inode else 0  # a new file: the old one became <path>.1
+            file.seek(offset)
+            new = file.read(_TAIL_BYTES)
+    except FileNotFoundError:
+        return [], place
+    whole = new.rfind(b"\n") + 1
+    return new[:whole].decode(errors="replace").splitlines(), _Place(inode, offset + whole)
 
 
 class LogDrain(asyncio.Protocol):
@@ -55,6 +108,13 @@ class LogDrain(asyncio.Protocol):
             self._take(self._rest.decode(errors="replace"))
             self._rest = b""
         self.close()
+
+    def last_words(self) -> str:
+        """What it wrote last that tells something, for whoever asks why it ended: from the last alarming line on."""
+        lines = [line.strip() for line in self.lines if line.strip()]
+        alarms = [number for number, line in enumerate(lines) if _ALARM.search(line)]
+        chosen = lines[alarms[-1] :][:_LAST_WORDS_LINES] if alarms else lines[-_LAST_WORDS_LINES:]
+        return " | ".join(chosen)[:_LAST_WORDS_CHARACTERS]
 
     def close(self) -> None:
         if self._file is not None:

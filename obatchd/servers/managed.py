@@ -81,7 +81,7 @@ class ManagedServer(Server):
         self.slots = auto if self._settings.slots == "auto" else self._settings.slots
         self._parallel = self.slots  # what the process is told; a model may allow it less
         self._proven: bool | None = None  # whether it is known to compute on its GPUs
-        self._process = ServerProcess(server_id, host.work / "logs" / f"{server_id}.log", self._ended)
+        self._process = ServerProcess(server_id, self.log_file, self._ended)
 
     def _url(self) -> str:
         address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.listen, self._settings.listen)
@@ -95,9 +95,9 @@ class ManagedServer(Server):
         return environment.models_dir(self._settings, self._host.base)
 
     @property
-    def log_lines(self) -> list[str]:
-        """The latest lines it wrote, oldest first."""
-        return list(self._process.log.lines)
+    def log_file(self) -> Path:
+        """What it writes; the part before is ``<name>.1`` beside it."""
+        return self._host.work / "logs" / f"{self.id}.log"
 
     # --- process ----------------------------------------------------------------------------------------------------
 
@@ -162,7 +162,9 @@ class ManagedServer(Server):
     def _ended(self) -> None:
         code = self._process.returncode or 0
         how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
-        self._end(f"its process {how}; see logs/{self.id}.log in the work directory", planned=False)
+        said = self._process.log.last_words()
+        quote = f'; it said: "{said}"' if said else ""
+        self._end(f"its process {how}{quote}; more: obatchctl servers logs {self.id}", planned=False)
 
     async def _close(self) -> None:
         await self._process.stop(self._settings.stop_grace_s)

@@ -114,7 +114,7 @@ class Container:
                 with contextlib.suppress(OSError):
                     group.rmdir()
                 continue
-            hog = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); x = bytearray(10**9)"
+            hog = "import os, sys; open(sys.argv[1], 'w').write(str(os.getpid())); x = b'x' * 10**9"
             subprocess.run([sys.executable, "-c", hog, group / "cgroup.procs"], check=False)
             wait_for(lambda: not Path(f"/proc/{pid}").exists(), 20, "the kernel kills it")
             group.rmdir()

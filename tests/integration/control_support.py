@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,13 @@ class FakeEngine:
     async def server_action(self, server_id: str, action: str) -> dict[str, Any]:
         self.calls.append((action, server_id))
         return server(id=server_id, state="draining")
+
+    async def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
+        for number in range(lines):
+            yield f"{server_id} line {number}"
+        while follow:
+            await asyncio.sleep(0.05)
+            yield "more"
 
     async def drain(self) -> dict[str, Any]:
         self.calls.append(("drain",))

@@ -447,3 +447,10 @@ async def test_obatchd_refuses_a_wrong_configuration(tmp_path: Path) -> None:
     assert f"{file}: modle: no such setting; did you mean model?" in complaints.decode()
     assert 'servers.slots: must be "auto" or an integer from 1 to 64' in complaints.decode()
     assert not (tmp_path / "spool").exists()
+
+
+async def test_the_output_of_a_server(served: tuple[FakeEngine, Path]) -> None:
+    _, spool = served
+    assert await obatchctl(spool, "servers", "logs", "gpu0", "-n", "2") == (0, "gpu0 line 0\ngpu0 line 1\n")
+    code, printed = await obatchctl(spool, "servers", "logs", "gpu0", "-n", "1", "--json")
+    assert code == 0 and json.loads(printed) == {"schema": 1, "line": "gpu0 line 0"}
