@@ -29,6 +29,7 @@ from obatchd.control.submit import SubmitServer
 from obatchd.daemon_burnin import BurninHost, Hearing
 from obatchd.dispatch.pool import forkserver_context
 from obatchd.dispatch.remedies import Watchdog
+from obatchd.engine.alarms import Alarms
 from obatchd.engine.engine import Engine
 from obatchd.engine.facade import Facade
 from obatchd.engine.gpu_duty import GpuDuty
@@ -89,6 +90,8 @@ class Daemon:
         context = forkserver_context()
         self._probe = Probe(settings.gpus, layout.work / "simulator")
         self._hearing = Hearing(self._probe)
+        self._alarms = Alarms(settings.alarms)
+        self._alarms.start()
         await self._probe.start()
         self._fleet = Fleet(settings, layout.work, layout.uuid, self._probe, Facts(store.state), self._server_changed)
         self._models = ModelKeeper(settings.models, self._fleet)
@@ -100,6 +103,7 @@ class Daemon:
         dispatcher, facts = self.engine.dispatcher, Facts(store.state)
         self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work)
         self._duty.monitor.on_xid = self._hearing.xid
+        self.engine.announce = self._duty.announce = self._alarms.announce
         await self._fleet.start()
         self._duty.start()
         try:
@@ -111,6 +115,7 @@ class Daemon:
             await self._models.close()
             await self._fleet.stop()
             await self._probe.stop()
+            await self._alarms.stop()
 
     async def _serve(self, layout: Layout, store: Store) -> None:
         facade = Facade(self.engine, self._fleet, self._models, self._probe, self._duty, self._reload)
@@ -124,8 +129,9 @@ class Daemon:
         self, session: aiohttp.ClientSession, layout: Layout, store: Store, facade: Facade, access: Access
     ) -> None:
         host = BurninHost(
-            self._fleet, self._probe, self._hearing, self._models, self.engine.dispatcher, lambda: self._settings
-        )
+            self._fleet, self._probe, self._hearing, self._models, self.engine.dispatcher, lambda: self._settings,
+            self._alarms.announce,
+        )  # fmt: skip
         self._burnin = Burnin(
             layout.work / "burnin", host.surroundings(session), daemon_burnin.defaults(self._settings)
         )  # fmt: skip
@@ -246,12 +252,16 @@ class Daemon:
         self._watchdog.apply(settings)
         self._burnin.defaults = daemon_burnin.defaults(settings)
         self._duty.apply(settings)
+        self._alarms.settings = settings.alarms
         self.engine.apply(settings)
 
     # Connections between parts that must not know each other.
 
     def _server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
         self.engine.dispatcher.server_changed(server)
+        if new is ServerState.FAILED:
+            facts = {"server": server.id, "gpu": server.gpu_label, "reason": reason}
+            self._alarms.announce("server_failed", facts)
 
     async def _ensure_model(self, server_id: str, model: str) -> list[str]:
         return (await self._models.ensure_on(self._fleet.servers[server_id], model)).capabilities

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import aiohttp
 
@@ -62,6 +63,7 @@ class BurninHost:
         models: ModelKeeper,
         dispatcher: Dispatcher,
         settings: Callable[[], Settings],
+        announce: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self._fleet = fleet
         self._probe = probe
@@ -69,6 +71,7 @@ class BurninHost:
         self._models = models
         self._dispatcher = dispatcher
         self._settings = settings
+        self._announce = announce
 
     def surroundings(self, session: aiohttp.ClientSession) -> Surroundings:
         return Surroundings(
@@ -84,9 +87,12 @@ class BurninHost:
             model=self._model,
             batch=self._batch,
             keep_batch_away=self._keep_batch_away,
-            finished=lambda run, verdict: None,
+            finished=self._finished,
             session=session,
         )
+
+    def _finished(self, run: str, verdict: str) -> None:
+        self._announce("burn_in_finished", {"run": run, "verdict": verdict})
 
     def _gpus_of(self) -> Mapping[str, tuple[Gpu, ...]]:
         found = {}

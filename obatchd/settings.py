@@ -253,6 +253,20 @@ class DiskSettings(Section):
     )
 
 
+class AlarmSettings(Section):
+    """Who is told when something needs somebody. etc/alarm-mail is a ready command that sends mail."""
+
+    command: list[str] = Field(
+        [],
+        description="Program and arguments, run without a shell for each alarm, which it gets as JSON on its standard "
+        "input; empty: none.",
+    )
+    timeout_s: PositiveSeconds = Field(30, description="Longest time of one run; then it is killed.")
+    on: list[Literal["quarantine", "server_failed", "burn_in_finished", "disk_low", "job_done"]] = Field(
+        ["quarantine", "server_failed", "burn_in_finished", "disk_low"], description="Which alarms are told."
+    )
+
+
 class RecordSettings(Section):
     """How a job's records become prompts. Only a job has these, and none is given where lines are requests already."""
 
@@ -346,6 +360,7 @@ class Settings(Section):
     dispatch: DispatchSettings = Field(DispatchSettings())
     watchdog: WatchdogSettings = Field(WatchdogSettings())
     disk: DiskSettings = Field(DiskSettings())
+    alarms: AlarmSettings = Field(AlarmSettings())
     access: AccessSettings = Field(AccessSettings())
     limits: LimitSettings = Field(LimitSettings())
     ollama_instances: dict[str, int] = Field(

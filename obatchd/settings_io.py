@@ -42,7 +42,7 @@ LOAD_TIME_OPTIONS = frozenset(
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
 _LIVE_SECTIONS = frozenset(
-    ("models", "inbox", "outbox", "context", "dispatch", "watchdog", "disk", "burnin", "limits", "gpu_health")
+    ("models", "inbox", "outbox", "context", "dispatch", "watchdog", "disk", "burnin", "limits", "gpu_health", "alarms")
 )
 _OF_JOBS_ALONE: tuple[type[Section], ...] = (RecordSettings, SelectionSettings)
 _KEYS_OF_JOBS_ALONE = frozenset(key for section in _OF_JOBS_ALONE for key in section.model_fields)

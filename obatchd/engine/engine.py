@@ -13,6 +13,7 @@ from typing import Any
 from obatchd import log
 from obatchd.dispatch.dispatcher import Dispatcher, Failed, Finished
 from obatchd.dispatch.switching import ProfileSwitcher
+from obatchd.engine.alarms import JOB_DONE
 from obatchd.engine.committer import Committer
 from obatchd.engine.disk import disk_trouble
 from obatchd.engine.documents import instant, job_document, last_status, summary_details
@@ -83,6 +84,7 @@ class Engine:
         self.job_troubles: dict[int, str] = {}  # what holds up one job, by key
         self.free = FreeSpace(0, 0)
         self.job_finished = asyncio.Condition()
+        self.announce: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None  # alarms
         self._model_facts = model_facts
         self._server_version = server_version
         self.vital = Vital(on_defect, store.distrust)
@@ -425,6 +427,8 @@ class Engine:
             "job_done", job=row.job, requests=summary["requests"], succeeded=summary["succeeded"],
             failed=summary["failed"], wall_s=summary["wall_s"],
         )  # fmt: skip
+        counts = {name: summary[name] for name in ("requests", "succeeded", "failed", "wall_s")}
+        self.announce(JOB_DONE, {"job": row.job, "owner": row.owner, **counts})
         self._spawn(self._notify())
 
     async def _notify(self) -> None:
@@ -507,6 +511,8 @@ class Engine:
     def trouble(self, kind: str, reason: str) -> None:
         """Something outside hinders the work (``reason``), or no longer does (``""``)."""
         if reason:
+            if kind == "disk" and kind not in self.troubles:
+                self.announce("disk_low", {"reason": reason})
             if kind not in self.troubles:
                 _log.error("trouble", kind=kind, reason=reason)
             self.troubles[kind] = reason

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class GpuDuty:
 
             path = kernel_log(work / "simulator")
         self.kernel_log = KernelLog(self._xid, self.monitor.since_s, path)
+        self.announce: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None  # alarms
         self._work: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -124,6 +125,11 @@ class GpuDuty:
         return cards
 
     def _quarantined(self, card: str, quarantine: Quarantine, urgent: bool) -> None:
+        who = self.monitor.tracks[card].identity
+        self.announce("quarantine", {
+            "uuid": card, "index": who.index, "serial": who.serial, "slot": who.slot or who.pci_bus_id,
+            "reason": quarantine.reason, "by": quarantine.by, "action": quarantine.action,
+        })  # fmt: skip
         reason = f"GPU {card} is put into quarantine: {quarantine.reason}"
         for server in self.servers_on(card):
             server.hold(QUARANTINE, reason)

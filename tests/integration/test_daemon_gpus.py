@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,8 +37,13 @@ def uuid(d: Daemon, gpu: int) -> str:
     return found
 
 
-def test_a_gpu_with_memory_errors_is_taken_out_and_comes_back_by_release(make_daemon: Callable[..., Daemon]) -> None:
-    d = make_daemon({"gpus": GPUS}, simulator=STEADY).start().ready()
+def test_a_gpu_with_memory_errors_is_taken_out_and_comes_back_by_release(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    told = tmp_path / "told"
+    keep = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())"
+    alarms = {"command": [sys.executable, "-c", keep, str(told)], "on": ["quarantine", "job_done"]}
+    d = make_daemon({"gpus": GPUS, "alarms": alarms}, simulator=STEADY).start().ready()
     asked = prompts(80)
     d.drop("job.jsonl", asked)
     wait_for(lambda: d.servers()[1]["in_flight"] == 4)
@@ -45,6 +53,9 @@ def test_a_gpu_with_memory_errors_is_taken_out_and_comes_back_by_release(make_da
     job.check(asked)
     assert {result["attempts"] for result in job.results} == {1}  # moved, not failed
     assert not d.events("server_strike")
+    wait_for(lambda: told.exists() and len(told.read_text().splitlines()) == 2, what="two alarms")
+    by_kind = {alarm["kind"]: alarm for alarm in map(json.loads, told.read_text().splitlines())}
+    assert by_kind["quarantine"]["serial"] == "SIM0000000001" and by_kind["job_done"]["succeeded"] == 80
 
     gpu = d.client.get("gpus")["gpus"][1]
     assert gpu["health"] == "quarantine" and "XID 48" in gpu["reason"]

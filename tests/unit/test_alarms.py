@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from obatchd.engine.alarms import Alarms
+from obatchd.settings import AlarmSettings
+
+ROOT = Path(__file__).parents[2]
+KEEP = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())"
+
+
+async def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def settings(*command: str | Path, **more: object) -> AlarmSettings:
+    return AlarmSettings.model_validate({"command": list(map(str, command)), **more})
+
+
+async def test_each_alarm_is_one_document_for_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBATCHD_SERVERS_REMOTE_TOKEN", "secret")
+    out = tmp_path / "told; touch hacked"
+    script = KEEP + "; open(sys.argv[1] + '.env', 'w').write(repr(dict(__import__('os').environ)))"
+    alarms = Alarms(settings(sys.executable, "-c", script, out))
+    alarms.start()
+    alarms.announce("quarantine", {"uuid": "GPU-1", "reason": "lost"})
+    alarms.announce("job_done", {"job": "j"})  # not asked for
+    alarms.announce("disk_low", {"reason": "full"})
+    await alarms.stop()
+    told = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(alarm["kind"], alarm["reason"]) for alarm in told] == [("quarantine", "lost"), ("disk_low", "full")]
+    assert told[0]["uuid"] == "GPU-1" and told[0]["host"] and told[0]["schema"] == 1
+    assert "secret" not in (tmp_path / "told; touch hacked.env").read_text()
+    assert not (tmp_path / "hacked").exists() and not Path("hacked").exists()
+
+
+async def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    script = f"sleep 300 & echo $! > {pid_file}; wait"
+    alarms = Alarms(settings("sh", "-c", script, timeout_s=0.5))
+    alarms.start()
+    began_s = time.monotonic()
+    alarms.announce("disk_low", {})
+    await wait_for(lambda: pid_file.exists() and pid_file.read_text().strip())
+    child = int(pid_file.read_text())
+    await alarms.stop()
+    assert time.monotonic() - began_s < 15
+    await wait_for(lambda: not alive(child))
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize("command", [["/nonexistent/mailer"], ["sh", "-c", "exit 3"], ["true"]])
+async def test_a_command_that_fails_harms_nobody(
+    tmp_path: Path, command: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    alarms = Alarms(settings(*command))
+    alarms.start()
+    alarms.announce("disk_low", {"reason": "x" * 1_000_000})  # more than a pipe holds; nobody reads it
+    await alarms.stop()
+    assert ("alarm_failed" in caplog.text or "exit_code=3" in caplog.text) == (command != ["true"])
+
+
+async def test_finished_jobs_give_way_when_too_many_wait(tmp_path: Path) -> None:
+    out = tmp_path / "told"
+    alarms = Alarms(settings(sys.executable, "-c", KEEP, out, on=["job_done", "quarantine"]))
+    alarms.announce("quarantine", {})
+    for number in range(150):
+        alarms.announce("job_done", {"job": str(number)})
+    assert len(alarms._waiting) == 100
+    assert alarms._waiting[0]["kind"] == "quarantine" and alarms._waiting[-1]["job"] == "149"
+
+
+def test_the_mail_script_writes_to_sendmail(tmp_path: Path) -> None:
+    sendmail = tmp_path / "sendmail"
+    sendmail.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\ncat > {tmp_path}/mail\n')
+    sendmail.chmod(0o755)
+    alarm = {"kind": "quarantine", "host": "node7", "index": 2, "reason": "XID 48\nBcc: evil@example.org"}
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [sys.executable, ROOT / "etc" / "alarm-mail", "admin@example.org"]
+    subprocess.run(command, input=json.dumps(alarm), text=True, env=environment, check=True, timeout=30)
+    mail = (tmp_path / "mail").read_text()
+    head, _, body = mail.partition("\n\n")
+    assert "Subject: obatchd on node7: GPU 2 is in quarantine" in head and "To: admin@example.org" in head
+    assert "Bcc" not in head and "XID 48" in body
+    assert (tmp_path / "arguments").read_text().split() == ["-t", "-oi"]
