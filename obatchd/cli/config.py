@@ -16,7 +16,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 def file_or_system(file: Path | None) -> Path | None:
     """The given file, else the system's where there is one."""
-    return file or (SYSTEM_FILE if SYSTEM_FILE.exists() else None)
+    return file or (SYSTEM_FILE if os.path.exists(SYSTEM_FILE) else None)
 
 
 @click.group("config", cls=Group)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import obatchd
-from obatchd.cli.finding import Finding, bad, ok, warn
+from obatchd.cli.finding import Finding, bad, nearest, ok, warn
 from obatchd.cli.text import size
 from obatchd.settings import Settings
 
@@ -75,7 +75,10 @@ def model_store(settings: Settings) -> Iterator[Finding]:
         return
     given = settings.servers.models_dir or os.environ.get("OLLAMA_MODELS") or "~/.ollama/models"
     store = Path(given).expanduser()
-    place = next(directory for directory in (store, *store.absolute().parents) if directory.exists())
+    place, closed = nearest(store)
+    if closed:
+        yield warn("models", f"{store} is where you may not look; the daemon's user must be able to", f"ls -ld {place}")
+        return
     free_bytes = shutil.disk_usage(place).free
     text = f"{store}, {size(free_bytes)} free"
     if not os.access(place, os.W_OK):
@@ -83,7 +86,7 @@ def model_store(settings: Settings) -> Iterator[Finding]:
     elif free_bytes < _LOW_STORE_BYTES:
         yield warn("models", f"{text}; large models will not fit", f"df -h {place}")
     else:
-        yield ok("models", text + ("" if store.exists() else "; made by the first pull"))
+        yield ok("models", text + ("" if place == store.absolute() else "; made by the first pull"))
 
 
 def ports(settings: Settings, running: bool) -> Iterator[Finding]:
@@ -130,7 +133,7 @@ def clock() -> Iterator[Finding]:
 
 
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> str | None:
-    """What a command prints; ``None`` when it cannot be started or does not end in time."""
+    """What a command prints, nothing where it cannot be started; ``None`` when it does not end in time."""
     try:
         process = subprocess.Popen(
             command,
@@ -142,7 +145,7 @@ def _run(command: list[str], environment: Mapping[str, str] | None = None) -> st
             errors="replace",
         )
     except OSError:
-        return None
+        return ""
     try:
         return process.communicate(timeout=_COMMAND_TIMEOUT_S)[0]
     except subprocess.TimeoutExpired:

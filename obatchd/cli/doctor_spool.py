@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from obatchd.cli.finding import Finding, bad, ok, warn
+from obatchd.cli.finding import Finding, bad, nearest, ok, warn
 from obatchd.cli.text import size
 from obatchd.control.client import Client
 from obatchd.errors import DaemonDownError, ObatchError
@@ -43,8 +43,12 @@ def daemon(spool: Path) -> Iterator[Finding]:
 
 def directories(spool: Path) -> Iterator[Finding]:
     """The spool's directories: there, usable and on one filesystem (a rename is atomic only within one)."""
-    if not spool.exists():
-        yield _missing(spool)
+    place, closed = nearest(spool)
+    if closed:
+        yield warn("spool", f"{spool} is where you may not look; the daemon's user must be able to", f"ls -ld {place}")
+        return
+    if place != spool.absolute():
+        yield _missing(spool, place)
         return
     devices = {}
     for name in _DIRECTORIES:
@@ -66,8 +70,7 @@ def directories(spool: Path) -> Iterator[Finding]:
         yield ok("spool", f"{spool}: writable, one filesystem")
 
 
-def _missing(spool: Path) -> Finding:
-    parent = next(directory for directory in spool.parents if directory.exists())
+def _missing(spool: Path, parent: Path) -> Finding:
     if os.access(parent, os.W_OK):
         return warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
     return bad(
@@ -79,7 +82,7 @@ def _missing(spool: Path) -> Finding:
 
 def disk(spool: Path, settings: Settings) -> Iterator[Finding]:
     """Free bytes and inodes where the spool is."""
-    place = next(directory for directory in (spool, *spool.parents) if directory.exists())
+    place, _ = nearest(spool)
     found = os.statvfs(place)
     free_bytes = found.f_bavail * found.f_frsize
     text = f"{size(free_bytes)} free"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 
@@ -27,3 +29,18 @@ def warn(about: str, text: str, next_command: str) -> Finding:
 def bad(about: str, text: str, next_command: str) -> Finding:
     """The daemon will not work like this."""
     return Finding("bad", about, text, next_command)
+
+
+def nearest(path: Path) -> tuple[Path, bool]:
+    """``path`` or the nearest directory above it that we can see, and whether there is one that we may not enter."""
+    closed = False
+    for place in (path.absolute(), *path.absolute().parents):
+        try:
+            os.stat(place)
+        except PermissionError:
+            closed = True
+        except OSError:
+            continue
+        else:
+            return place, closed
+    return Path("/"), closed

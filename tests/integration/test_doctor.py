@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import Any
 
 import pytest
 from control_support import obatchctl, serving
+
+from obatchd.cli import doctor_spool
+from obatchd.cli.doctor import examine
 
 
 async def findings(spool: Path, *arguments: str | Path) -> dict[str, dict[str, Any]]:
@@ -49,6 +53,26 @@ async def test_with_the_daemon_down(tmp_path: Path, program: Path) -> None:
     assert lines["spool"]["text"].endswith("does not exist yet; the daemon makes it")
     assert {"gpus", "ports", "others", "clock", "disk"} <= lines.keys()
     assert all(line["next_command"] for line in lines.values() if line["level"] != "ok")
+
+
+def test_what_may_not_be_looked_at_does_not_end_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = tmp_path / "closed"
+    (closed / "models").mkdir(parents=True)
+    config = tmp_path / "obatchd.toml"
+    config.write_text(f'gpus = "simulated:2"\n[servers]\nmodels_dir = "{closed}/models"\n')
+    look = os.stat
+
+    def refusing(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{closed}/"):
+            raise PermissionError(13, "Permission denied")
+        return look(path, **options)
+
+    monkeypatch.setattr(os, "stat", refusing)
+    lines = {finding.about: finding for finding in examine(tmp_path / "spool", config)}
+    for finding in (lines["models"], *doctor_spool.directories(closed / "spool")):
+        assert (finding.level, finding.next_command) == ("warn", f"ls -ld {closed}")
+        assert "you may not look" in finding.text
+    assert {"disk", "daemon", "clock"} <= lines.keys()
 
 
 async def test_with_a_daemon(tmp_path: Path) -> None:
