@@ -11,6 +11,7 @@ from pathlib import Path
 from daemon_support import Daemon, Document, digest, wait_for
 
 Start = Callable[..., Daemon]
+EXAMPLES = Path(__file__).parents[2] / "etc" / "examples"
 
 
 def by_line(job_directory: Path) -> list[Document]:
@@ -78,3 +79,17 @@ def test_what_is_cancelled_or_tried_again_keeps_its_fields(daemon: Start) -> Non
     job = d.job("c.jsonl")
     assert d.control("cancel", job.id).returncode == 0
     assert [e["input"] for e in d.done("c.jsonl").errors] == [{"row": 1}]
+
+
+def test_every_example_can_be_dropped(daemon: Start) -> None:
+    d = daemon({"model": "tiny"})
+    for path in sorted(EXAMPLES.iterdir()):
+        if path.name == "README.md":
+            continue
+        content = {file.name: file.read_bytes() for file in path.iterdir()} if path.is_dir() else path.read_bytes()
+        d.drop(path.name, content)
+    for path in EXAMPLES.iterdir():
+        if path.name != "README.md":
+            summary = d.done(path.name).summary
+            assert summary["succeeded"] == summary["requests"] > 0, (path.name, summary["failures"])
+    assert [record["input"]["order"] for record in d.done("orders").results] == ["A-1041", "A-1042", "A-1043"]

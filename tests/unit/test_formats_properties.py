@@ -178,7 +178,7 @@ NAMES_OF_REQUEST = [
 URLS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
 
 
-@settings(SOME, max_examples=300)
+@settings(SOME, max_examples=150)
 @given(st.lists(st.tuples(st.text(max_size=5), URLS, BODY) | st.tuples(JSON, JSON, JSON), min_size=1, max_size=4))
 def test_any_line_of_a_batch_file_is_read_or_refused(rows: list[tuple[Any, Any, Any]]) -> None:
     index = BatchIndexer()
@@ -194,7 +194,7 @@ def test_any_line_of_a_batch_file_is_read_or_refused(rows: list[tuple[Any, Any, 
             assert entry.refusal.message.startswith(f"line {number}, byte offset 0: ")
 
 
-@settings(SOME, max_examples=300)
+@settings(SOME, max_examples=150)
 @given(
     st.sampled_from([{"prompt": "p"}, {"messages": GOOD["messages"]}, {"input": "i"}, {}]),
     st.dictionaries(st.sampled_from(NAMES_OF_REQUEST), ODD, max_size=3),
