@@ -47,10 +47,14 @@ class Failed(msgspec.Struct, array_like=True):
 
 
 class Suspicion(msgspec.Struct):
-    """How often a request was in flight when its server crashed, and how often it was alone then."""
+    """How often a request was in flight when its server crashed, and how often it was alone then.
+
+    ``servers`` are those that crashed, with the time of the latest crash (monotonic).
+    """
 
     crashes: int = 0
     alone: int = 0
+    servers: dict[str, float] = {}
 
 
 class Consequences:
@@ -75,6 +79,7 @@ class Consequences:
     ) -> None:
         self.settings = settings
         self.suspicion: dict[tuple[int, int], Suspicion] = {}
+        self.on_cleared: Callable[[str, float], None] = lambda server, crashed_s: None
         self._queue = queue
         self._on_finished = on_finished
         self._on_failed = on_failed
@@ -98,6 +103,7 @@ class Consequences:
                 )
             )  # fmt: skip
             link.server.progress()
+            self._clear(key, link)
             tokens = item.response_tokens
             self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=tokens)
             return
@@ -109,6 +115,13 @@ class Consequences:
             gpu=link.server.gpu_label, fault=fault.kind, code=fault.code, reason="" if quotes else fault.message[:300],
         )  # fmt: skip
         self._failed_attempt(link, key, offered, fault, item.record, item.duration_s)
+
+    def _clear(self, key: tuple[int, int], link: Link) -> None:
+        """A request that was in flight in crashes is answered: it was not its fault, where it came from elsewhere."""
+        if (suspicion := self.suspicion.get(key)) is not None:
+            for server, crashed_s in suspicion.servers.items():
+                if server != link.server.id:
+                    self.on_cleared(server, crashed_s)
 
     def worker_lost(self, link: Link, reason: str) -> None:
         """A worker is gone: what had a slot has failed, what waited goes back."""
@@ -160,7 +173,7 @@ class Consequences:
         self._strike(link, taken, fault)
         kind = "crash_alone" if alone else fault.kind
         self._on_failed(Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s))
-        suspicion = self._suspect(key, fault, alone=alone)
+        suspicion = self._suspect(key, fault, link, alone=alone)
         if suspicion.alone >= self.settings.poison_crashes:
             record = records.poisoned(record, suspicion.crashes, suspicion.alone)
             self._finish(taken, record, 0.0, succeeded=False)
@@ -186,7 +199,7 @@ class Consequences:
         if fault.code not in ("worker_lost", "server_hung") and fault.kind != faults.ANSWER and not together:
             link.server.fault(f"{fault.code}: {fault.message[:200]}")
 
-    def _suspect(self, key: tuple[int, int], fault: faults.Fault, *, alone: bool) -> Suspicion:
+    def _suspect(self, key: tuple[int, int], fault: faults.Fault, link: Link, *, alone: bool) -> Suspicion:
         suspicion = self.suspicion.get(key)
         if suspicion is None:
             suspicion = Suspicion()
@@ -195,6 +208,7 @@ class Consequences:
         if fault.kind == faults.CRASH:
             suspicion.crashes += 1
             suspicion.alone += alone
+            suspicion.servers[link.server.id] = link.crashed_s
         return suspicion
 
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:

@@ -24,7 +24,6 @@ from obatchd.gpus.monitor import Facts, HealthEvent, Monitor, Quarantine
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
-from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.settings import Settings
 
@@ -62,6 +61,7 @@ class GpuDuty:
             path = kernel_log(work / "simulator")
         self.kernel_log = KernelLog(self._xid, self.monitor.since_s, path)
         self.announce: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None  # alarms
+        self._crashes: dict[str, float] = {}  # the latest that was counted, by server
         self._work: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -71,11 +71,10 @@ class GpuDuty:
             if record.quarantine is not None:
                 for server in self.servers_on(uuid):
                     server.quarantine_at_start(f"GPU {uuid} is in quarantine: {record.quarantine.reason}")
-        for any_server in self._fleet.servers.values():
-            any_server.on_crash = self._crashed
+        self._dispatcher.hear_of_crashes(self._crashed)
         self._look()
         self._probe.listen(self.monitor)
-        if self._settings.gpus.use != "none":
+        if self._probe.gpus:
             self.kernel_log.start()
         self._task = asyncio.create_task(self._run(), name="gpu-duty")
 
@@ -109,10 +108,14 @@ class GpuDuty:
     def _xid(self, event: XidEvent) -> None:
         self.monitor.xids([event])
 
-    def _crashed(self, server: Server, reason: str) -> None:
-        if isinstance(server, ManagedServer):
-            for card in {gpu.card for gpu in server.gpus}:
-                self.monitor.crashed(card, reason)
+    def _crashed(self, server_id: str, crashed_s: float) -> None:
+        """A request that was in flight in a crash was answered elsewhere; each crash counts once."""
+        server = self._fleet.servers.get(server_id)
+        if not isinstance(server, ManagedServer) or self._crashes.get(server_id) == crashed_s:
+            return
+        self._crashes[server_id] = crashed_s
+        for card in {gpu.card for gpu in server.gpus}:
+            self.monitor.crashed(card, f"{server_id} crashed, and another server answered what it was working on")
 
     def _comparable(self, card: str) -> set[str]:
         """Cards whose servers do the same work: only what they do not suffer too can be this card's fault."""

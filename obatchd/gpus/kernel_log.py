@@ -153,18 +153,20 @@ class KernelLog:
 
     async def _follow_journal(self) -> None:
         """``journalctl`` of this boot, for as long as it runs; again after a while when it ended or shows nothing."""
-        since = f"--since=@{self._since_s:.0f}"
+        since, refused, told = f"--since=@{self._since_s:.0f}", self.problem, ""
         while True:
+            words = "journalctl shows no message of the kernel: add the daemon's user to the group systemd-journal"
             try:
                 if await self._journal("--lines=1", take=False):  # a kernel always has said something
-                    self.source = "journal"
+                    self.source, self.problem, told = "journal", "", ""
                     await self._journal("--follow", "--lines=all", since, take=True)
+                    words = "journalctl ended"
             except OSError as error:
-                self.problem += f"; journalctl: {error.strerror}"
-            self.source = ""
-            log.warning(
-                "kernel_log_blind", reason=self.problem, remedy="add the daemon's user to group systemd-journal"
-            )
+                words = f"journalctl: {error.strerror}"
+            self.source, self.problem = "", f"{refused}; {words}"
+            if told != self.problem:
+                told = self.problem
+                log.warning("kernel_log_blind", reason=told)
             await asyncio.sleep(_JOURNAL_PAUSE_S)
 
     async def _journal(self, *arguments: str, take: bool) -> int:

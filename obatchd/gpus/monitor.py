@@ -208,7 +208,7 @@ class Monitor(Listener):
             )
 
     def crashed(self, uuid: str, reason: str) -> None:
-        """The server on a card died unasked, or its runner did."""
+        """The server on a card, or its runner, crashed, and it was not what it worked on."""
         if (track := self.tracks.get(uuid)) is not None:
             track.add_crash(time.time())
             self._on_event(HealthEvent(time.time(), uuid, "crash", reason))

@@ -70,7 +70,7 @@ class Track(msgspec.Struct):
         watched_s, loaded_s: seconds seen at all, and at a utilisation of 50 % or more.
         slowed_s: seconds by cause of slowdown, by sampling; counters of the driver are more exact where it has them.
         xids: of the last 24 h, de-duplicated, oldest first; in a burn-in all.
-        crashes: when its server died without being asked, epoch seconds.
+        crashes: when its server or runner crashed and it was not what it worked on, epoch seconds.
         ended: when we ended its server ourselves.
         accepted: signals of lasting defects that an administrator knows of; they only warn.
         had_power: whether its power was ever readable.
@@ -138,7 +138,7 @@ class Track(msgspec.Struct):
         del self.xids[:-_MOST_XIDS]
 
     def add_crash(self, at_s: float) -> None:
-        """The card's server died without being asked, or its runner did."""
+        """The card's server or its runner crashed, and it was not what it worked on."""
         self.crashes = [*self.crashes[-_MOST_XIDS:], at_s]
 
     def add_ended(self, at_s: float) -> None:

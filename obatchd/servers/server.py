@@ -88,7 +88,6 @@ class Server(abc.ABC):
         self.foreign: list[GpuProcess] = []
         self.shared_with = ""
         self.on_change: OnChange = lambda server, old, new, reason: None
-        self.on_crash: Callable[[Server, str], None] = lambda server, reason: None
         self._all = settings
         self._settings = settings.servers
         self._session = session
@@ -174,7 +173,6 @@ class Server(abc.ABC):
                 reason = ending.reason
                 continue
             self.restarts += 1
-            self.on_crash(self, ending.reason)
             pause_s = self._after_failure(ending.reason)
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
@@ -367,8 +365,6 @@ class Server(abc.ABC):
         self._strikes.append(now_s)
         while self._strikes[0] < now_s - self._all.dispatch.strike_window_s:
             self._strikes.popleft()
-        if reason.startswith("runner_crash"):  # the end of the process itself is told when it has ended
-            self.on_crash(self, reason)
         log.warning("server_strike", server=self.id, gpu=self.gpu_label, strikes=len(self._strikes), reason=reason)
         if len(self._strikes) >= self._all.dispatch.strikes and self.state in _UP:
             self._end(f"{len(self._strikes)} faults, the latest: {reason}", planned=False)

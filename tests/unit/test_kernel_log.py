@@ -119,3 +119,18 @@ async def test_a_host_that_shows_nothing_is_called_blind(tmp_path: Path, monkeyp
             await asyncio.sleep(0.01)
     await log.stop()
     assert log.source == "" and "missing" in log.problem
+
+
+async def test_a_journal_that_shows_nothing_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who may not read the journal gets no error on its output, and no line."""
+    journalctl = tmp_path / "journalctl"
+    journalctl.write_text("#!/bin/sh\nexit 0\n")
+    journalctl.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    log = KernelLog(lambda event: None, 0.0, tmp_path / "missing")
+    log.start()
+    async with asyncio.timeout(10):
+        while "systemd-journal" not in log.problem:
+            await asyncio.sleep(0.01)
+    await log.stop()
+    assert log.source == ""
