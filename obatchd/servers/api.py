@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar
 
 import aiohttp
@@ -157,7 +158,8 @@ class OllamaApi:
         except TimeoutError as error:
             raise ServerError(f"{self._base_url} did not answer within {timeout_s:g} s.", code="timeout") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise ServerError(f"{self._base_url} cannot be reached: {error}.", code="server_unreachable") from error
+            words = f"{self._base_url} cannot be reached: {_reason(error)}."
+            raise ServerError(words, code="server_unreachable") from error
         if response.status != 200:
             raise _refusal(self._base_url, response.status, data)
         return data
@@ -177,3 +179,11 @@ def _refusal(base_url: str, status: int, data: bytes) -> ServerError:
     if status in (401, 403):
         return ServerError(f"{base_url} refuses us ({status}): set servers.remote_token.", code="forbidden")
     return ServerError(f"{base_url} answered {status}: {text}", code="server_error")
+
+
+def _reason(error: Exception) -> str:
+    """Why a connection failed, in the words of the operating system, e.g. "Connection refused"."""
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    if isinstance(cause, OSError) and cause.errno:
+        return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror  # negative: a name is not resolved
+    return str(error)
