@@ -185,5 +185,5 @@ def _reason(error: Exception) -> str:
     """Why a connection failed, in the words of the operating system, e.g. "Connection refused"."""
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, OSError) and cause.errno:
-        return os.strerror(cause.errno) if cause.errno > 0 else cause.strerror  # negative: a name is not resolved
+        return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)  # negative: a name is not known
     return str(error)
