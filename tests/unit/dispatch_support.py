@@ -196,6 +196,7 @@ class Rig:
         self.failed: list[Failed] = []
         self.unservable: list[tuple[Profile, str]] = []
         self.prepared: list[tuple[str, str]] = []
+        self.forgotten: list[str] = []  # models that a server said it does not have
         self.missing: dict[str, ObatchError] = {}
         self.may_prepare = asyncio.Event()
         self.may_prepare.set()
@@ -209,7 +210,7 @@ class Rig:
             context_of=lambda job: protocol.JobContext(job, str(job), "", {}, 100),
             on_finished=self.finished.append,
             on_failed=self.failed.append,
-            on_model_missing=lambda model: None,
+            on_model_missing=self.forgotten.append,
             switcher=self.switcher,
         )
 

@@ -200,6 +200,16 @@ async def test_who_gets_a_strike(make: Make, fault: faults.Fault, strikes: int, 
     assert rig.finished == []
 
 
+async def test_a_model_that_a_server_does_not_have_is_made_sure_of_again(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    rig.worker("gpu0").end((1, 1), faults.from_response(404, "model 'small' not found"))
+    assert rig.forgotten == [SMALL.model]
+    await settle()
+    assert ("gpu0", SMALL.model) in rig.prepared
+    assert rig.worker("gpu0").held[1, 1].attempt == 2
+
+
 async def test_whatever_was_in_flight_in_a_crash_is_one_strike(make: Make) -> None:
     rig = await make(slots=4)
     await rig.add(1, 4)
