@@ -39,8 +39,7 @@ CONTEXT_TOKENS = 4096
 
 # Requests that have to fail: share, fields beside id and prompt, codes that are right.
 _FAILING: tuple[tuple[float, Document, frozenset[str]], ...] = (
-    (0.002, {"format": "nonsense"}, frozenset({"invalid_format"})),
-    (0.002, {"think": True}, frozenset({"not_supported"})),
+    (0.003, {"format": "nonsense"}, frozenset({"wrong_type", "invalid_format"})),
     (0.002, {"marker": EMPTY}, frozenset({"empty_response"})),
     (0.001, {"words": CONTEXT_TOKENS + 1}, frozenset({"context_exceeded"})),
     (0.001, {"model": "missing-here"}, frozenset({"model_not_found", "pull_failed"})),
@@ -142,7 +141,7 @@ def _drops(source: random.Random, requests: int, *, real: bool) -> list[Drop]:
     while (left := requests - sum(len(drop.asked) for drop in drops)) > 0:
         name = f"d{len(drops):04d}"
         if source.random() < 0.02:
-            drops.append(Drop(f"{name}.txt", b"This is no JSON at all.\n", [], refused=True))
+            drops.append(Drop(f"{name}.json", b"This is no JSON at all.\n", [], refused=True))
             continue
         count = min(left, max(1, requests // 8), source.choice(_SIZES))
         model = {"model": "simulated"} if not real and source.random() < 0.05 else {}

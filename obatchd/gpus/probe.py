@@ -24,7 +24,7 @@ from obatchd.settings import GpuSettings
 
 log = obatchd.log.get(__name__)
 
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0  # without persistence mode the driver wakes each GPU first, for seconds
 REPLACEMENTS = 3
 RETRY_S = 60.0  # after a probe that ended because the driver cannot be used now
 
