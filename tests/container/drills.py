@@ -202,7 +202,14 @@ def upgrade_and_removal(s: System) -> None:
     s.say("dpkg -r obatchd", f"left: {' '.join(left)}")
     c.run("dpkg -P obatchd")
     found = c.out("find /etc /opt /run /usr /var -xdev -name '*obatch*'", check=False).split()
-    elsewhere = ("/var/log/", "/var/lib/systemd/", "/var/tmp/", "/etc/systemd/", "/run/systemd/")  # not the package's
+    elsewhere = (
+        "/var/log/",
+        "/var/lib/systemd/",
+        "/var/tmp/",
+        "/var/cache/man/",
+        "/etc/systemd/",
+        "/run/systemd/",
+    )  # not the package's
     kept = [path for path in found if not path.startswith(elsewhere)]
     assert kept == [], kept
     groups = c.out("getent group | grep -o '^obatch[a-z-]*' | tr '\\n' ' '")
