@@ -121,7 +121,7 @@ class Container:
             )
             subprocess.run([sys.executable, "-c", hog, group / "cgroup.procs"], check=False)
             wait_for(lambda: not Path(f"/proc/{pid}").exists(), 20, "the kernel kills it")
-            wait_for(lambda: not (group / "cgroup.procs").read_text(), 20, "nothing is left in the group")
+            wait_for(lambda procs=group / "cgroup.procs": not procs.read_text(), 20, "nothing is left in the group")
             group.rmdir()
             return "killed by the kernel for want of memory"
         os.kill(pid, signal.SIGKILL)
