@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
+import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -61,7 +64,9 @@ def _overview(document: dict[str, Any]) -> list[str]:
         ]
     for gpu in document["gpus"]:
         if gpu["action"] and gpu["health"] != "ok":
-            lines += ["", f"GPU {gpu['index']}: {clean(gpu['action'])}"]
+            lines += ["", f"What to do about GPU {gpu['index']}:", *_wrapped(gpu["action"])]
+        if gpu["quarantine"]:
+            lines += ["", f"When GPU {gpu['index']} is well again:  obatchctl gpus release {gpu['index']}"]
     return lines
 
 
@@ -71,7 +76,7 @@ def _row(gpu: dict[str, Any]) -> list[object]:
     used, total = gpu["memory_used_bytes"], gpu["memory_total_bytes"]
     reason = gpu["reason"] or gpu["shared_with"]
     if gpu["lent_until"]:
-        reason = f"lent until {gpu['lent_until']}"
+        reason = f"lent until {_time(gpu['lent_until'])}"
     return [
         gpu["index"], gpu["health"], gpu["name"], " ".join(gpu["servers"]) or NOTHING,
         _with_unit(gpu["temp_c"], "°C"), _with_unit(gpu["power_w"], " W"), _with_unit(gpu["utilisation_percent"], "%"),
@@ -96,30 +101,66 @@ def show_command(invocation: Invocation, gpu: str) -> None:
 
 def _page(gpu: dict[str, Any]) -> list[str]:
     lines = [click.style(f"{clean(gpu['name'])}  {gpu['uuid']}", bold=True), f"health: {gpu['health']}"]
-    if gpu["quarantine"]:
-        lines.append(
-            f"in quarantine since {gpu['quarantine']['since']} by {gpu['quarantine']['by']}: {clean(gpu['reason'])}"
-        )
+    if (quarantine := gpu["quarantine"]) is not None:
+        since = _time(quarantine["since"])
+        lines.append(f"in quarantine since {since}, by {quarantine['by']}: {clean(gpu['reason'])}")
     if gpu["lent_until"]:
-        lines.append(f"lent until {gpu['lent_until']}")
+        lines.append(f"lent until {_time(gpu['lent_until'])}")
     if gpu["shared_with"]:
         lines.append(clean(gpu["shared_with"]))
-    identity = gpu["identity"]
-    told = [f"{name.replace('_', ' ')} {clean(value)}" for name, value in identity.items() if value not in ("", None)]
-    lines += ["", "Identity", *(f"  {line}" for line in told if not line.startswith(("uuid ", "name ")))]
-    lines += ["", f"Findings since {gpu['watched_since']}"]
-    lines += [
-        f"  {f['level']:<10} {clean(f['text'])} ({f['signal']}, since {f['since']})" for f in gpu["findings"]
-    ] or ["  none"]
+    lines += ["", "Identity", *_identity(gpu["identity"])]
+    lines += ["", f"Findings since {_time(gpu['watched_since'])}", *(_finding(f) for f in gpu["findings"])]
+    if not gpu["findings"]:
+        lines.append("  none")
     if gpu["action"]:
-        lines += ["", "What to do", f"  {clean(gpu['action'])}"]
-    lines += ["", "Last events", *(_event_line(event) for event in gpu["events"])]
-    return lines
+        lines += ["", "What to do", *_wrapped(gpu["action"])]
+    return [*lines, "", "Last events", *map(_event_line, gpu["events"])]
+
+
+def _identity(identity: dict[str, Any]) -> list[str]:
+    """What the card tells about itself; what it does not tell is left out."""
+    from obatchd.cli.text import size
+
+    def yes(value: bool) -> str:
+        return "on" if value else "off"
+
+    def unit(words: str) -> Callable[[Any], str]:
+        return lambda value: f"{value:g}{words}"
+
+    rows: list[tuple[str, str, Callable[[Any], str]]] = [
+        ("index", "index", str), ("bus address", "pci_bus_id", clean), ("slot", "slot", clean),
+        ("serial number", "serial", clean), ("board part number", "board_part_number", clean),
+        ("VBIOS", "vbios", clean), ("InfoROM", "inforom", clean), ("driver", "driver", clean), ("CUDA", "cuda", clean),
+        ("GSP firmware", "gsp_firmware", clean), ("memory", "memory_bytes", size), ("ECC", "ecc", yes),
+        ("ECC after a reset", "ecc_pending", yes), ("MIG", "mig", yes), ("persistence mode", "persistence", yes),
+        ("power limit by default", "power_default_w", unit(" W")), ("highest for long", "temp_max_c", unit(" °C")),
+        ("slows down at", "temp_slowdown_c", unit(" °C")), ("turns itself off at", "temp_shutdown_c", unit(" °C")),
+        ("memory, highest for long", "memory_temp_max_c", unit(" °C")),
+        ("clock, highest", "clock_max_mhz", unit(" MHz")), ("PCIe generation", "pcie_gen_max", str),
+        ("PCIe lanes", "pcie_width_max", str),
+    ]  # fmt: skip
+    told = [(label, show(identity[key])) for label, key, show in rows if identity[key] not in ("", None)]
+    return [f"  {label:<26}{value}" for label, value in told]
+
+
+def _finding(finding: dict[str, Any]) -> str:
+    since = f", since {_time(finding['since'])}" if finding["since"] else ""
+    return f"  {finding['level']:<11}{clean(finding['text'])} ({finding['signal']}{since})"
 
 
 def _event_line(event: dict[str, Any]) -> str:
-    where = f"{event['serial'] or event['uuid']} in {event['slot'] or '?'}"
-    return f"  {event['at']}  {event['kind']:<10} {clean(where)}  {clean(event['text'])}"
+    where = f"{event['serial'] or event['uuid']} in slot {event['slot'] or '?'}"
+    return f"  {_time(event['at'])}  {event['kind']:<11}{clean(where)}  {clean(event['text'])}"
+
+
+def _time(instant: str) -> str:
+    """A time without fractions of a second."""
+    return instant.partition(".")[0].rstrip("Z") + "Z"
+
+
+def _wrapped(text: str) -> list[str]:
+    width = min(shutil.get_terminal_size().columns, 120)
+    return textwrap.wrap(clean(text), width, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
 
 
 @gpus_command.command("events")
@@ -177,5 +218,5 @@ def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bo
         raise click.UsageError("give --for TIME to lend it, or --back to take it back")
     action = "take-back" if back else f"lend?for_s={for_s}"
     document = invocation.client().post(f"gpus/{quoted(gpu)}/{action}")
-    words = "taken back" if back else f"lent until {document['lent_until']}"
+    words = "taken back" if back else f"lent until {_time(document['lent_until'])}"
     invocation.answer(document, lambda: click.echo(f"{document['uuid']}: {words}"))

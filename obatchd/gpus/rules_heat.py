@@ -25,7 +25,8 @@ def hardware_slowdown(track: Track, settings: GpuHealthSettings) -> Iterator[Fin
         yield Finding(
             "hw_slowdown", "quarantine" if heavy else "warn", "warn",
             f"slowed down by hardware ({_cause(track)}) in {len(bad)} of the last {settings.slowdown_minutes} minutes",
-            round(share, 2), settings.slowdown_share, float(bad[0]), ("cooling", "power", "diagnose"),
+            round(share, 2), settings.slowdown_share, float(bad[0]),
+            ("cooling", "power", "diagnose") if heavy else ("cooling",),
         )  # fmt: skip
     counted_s = track.grown.get("hw_thermal_s", 0) + track.grown.get("hw_power_brake_s", 0)
     total_s = max(counted_s, track.slowed_s.get("hw_slowdown", 0.0))

@@ -62,6 +62,7 @@ def test_a_gpu_with_memory_errors_is_taken_out_and_comes_back_by_release(
     assert "Collect evidence first" in gpu["action"] and "--gpu-reset" in gpu["action"]
     listed = d.control("gpus")
     assert listed.returncode == 1 and "quarantine" in listed.stdout and "XID 48" in listed.stdout
+    assert "obatchctl gpus release 1" in listed.stdout
     shown = d.control("gpus", "show", "1")
     assert "SIM0000000001" in shown.stdout and "xid_48" in shown.stdout and "What to do" in shown.stdout
 
