@@ -108,11 +108,13 @@ class Attempts:
             return _failed(faults.no_vision(offer.model)), None
         body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
         extra: dict[str, Any] | None = None
-        if "format" in body:
+        if "format" in body and not request.tools:
             in_source = request.in_source if request.in_source is not None else context.in_source
             answer, extra = await structured_answer(partial(self._ask, held), body, in_source)
         else:
             answer = await self._ask(held, body)
+        if answer.tool_calls:
+            extra = {"tool_calls": answer.tool_calls}
         if notes := left_out(request, offer.capabilities):
             extra = {**(extra or {}), "notes": notes}
         return answer, {**(extra or {}), **sources} if sources else extra

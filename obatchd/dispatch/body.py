@@ -48,6 +48,8 @@ def request_body(
         "shift": False,
         "options": options,
     }
+    if request.tools:
+        body["tools"] = request.tools
     if wanted := request.format if request.format is not None else context.format:
         body["format"] = wanted
     think = request.think if request.think is not None else context.think

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -16,6 +16,7 @@ from obatchd.prompts.reasoning import split_reasoning
 class _Message(msgspec.Struct):
     content: str = ""
     thinking: str = ""
+    tool_calls: list[msgspec.Raw] = []
 
 
 class _Chunk(msgspec.Struct):
@@ -46,6 +47,7 @@ class Answer(NamedTuple):
     eval_s: float
     fault: Fault | None
     wait_s: float = 0.0  # inside the server, for a slot
+    tool_calls: Sequence[msgspec.Raw] = ()  # functions that the model asks for, instead of text
 
 
 _chunk = msgspec.json.Decoder(_Chunk)
@@ -62,12 +64,13 @@ def _failed(fault: Fault) -> Answer:
 class _Stream:
     """The lines of an answer as they arrive."""
 
-    __slots__ = ("_on_token", "_rest", "error", "last", "status", "texts", "thoughts")
+    __slots__ = ("_on_token", "_rest", "calls", "error", "last", "status", "texts", "thoughts")
 
     def __init__(self, on_token: Callable[[], None]) -> None:
         self.status = 0
         self.texts: list[str] = []
         self.thoughts: list[str] = []
+        self.calls: list[msgspec.Raw] = []
         self.last = _NOTHING
         self.error: str | None = None  # of an error line; what follows it is passed over
         self._on_token = on_token
@@ -94,7 +97,7 @@ class _Stream:
             self._take(self._rest)
         if self.error is not None:
             return _failed(faults.from_response(200, self.error))
-        return _finish(self.last, "".join(self.texts), "".join(self.thoughts))
+        return _finish(self.last, "".join(self.texts), "".join(self.thoughts), self.calls)
 
     def _take(self, line: bytes) -> None:
         if self.error is not None:
@@ -111,6 +114,9 @@ class _Stream:
                 self.texts.append(chunk.message.content)
             if chunk.message.thinking:
                 self.thoughts.append(chunk.message.thinking)
+            if chunk.message.tool_calls:
+                # What is kept raw points into the chunk, so it is copied (msgspec).
+                self.calls += [msgspec.Raw(bytes(call)) for call in chunk.message.tool_calls]
 
 
 class OllamaClient:
@@ -198,13 +204,13 @@ class _Body:
         return Embedded(answer.embeddings, answer.prompt_eval_count, None)
 
 
-def _finish(last: _Chunk, text: str, think: str) -> Answer:
+def _finish(last: _Chunk, text: str, think: str, calls: Sequence[msgspec.Raw] = ()) -> Answer:
     text, think = split_reasoning(text, think)
-    fault = faults.incomplete(last.done, last.done_reason, text)
+    fault = faults.incomplete(last.done, last.done_reason, text or ("(a call)" if calls else ""))
     counts = (last.prompt_eval_count, last.eval_count, last.eval_duration / 1e9)
     # load_duration ends when the runner is handed over; the wait for a slot comes after it (ollama server/routes.go).
     wait_ns = last.total_duration - last.load_duration - last.prompt_eval_duration - last.eval_duration
-    return Answer(text, think, last.done_reason, *counts, fault, max(0.0, wait_ns / 1e9))
+    return Answer(text, think, last.done_reason, *counts, fault, max(0.0, wait_ns / 1e9), calls)
 
 
 def _error_text(body: bytes) -> str:

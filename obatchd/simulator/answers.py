@@ -46,6 +46,13 @@ def tokens(prompt_digest: str, seed: object, length: Distribution, format_: Any)
     return [pieces[0], *(f" {piece}" for piece in pieces[1:])]
 
 
+def tool_call(tool: Any, prompt: str) -> dict[str, Any]:
+    """A call of ``tool`` whose arguments fit its parameters."""
+    function = _object(_object(tool).get("function"))
+    schema = _object(function.get("parameters"))
+    return {"name": str(function.get("name", "")), "arguments": instance(schema, schema, f"digest:{digest(prompt)}")}
+
+
 def filler(key: str, count: int) -> list[str]:
     """``count`` words that depend on ``key`` only."""
     stream = hashlib.shake_128(key.encode()).digest(count) if count > 0 else b""

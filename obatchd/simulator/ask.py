@@ -28,6 +28,7 @@ class Ask:
     format: Any
     think: bool
     images: int
+    tools: list[Any]
     truncate: bool
     shift: bool
     raw: bool
@@ -64,6 +65,7 @@ def read_ask(asked: dict[str, Any], spec: ModelSpec, default_context: int, *, ch
         options=options,
         format=asked.get("format"),
         think=think,
+        tools=asked.get("tools") or [],
         images=len(asked.get("images") or [])
         + sum(len(m.get("images") or []) for m in messages if isinstance(m, dict)),
         truncate=asked.get("truncate", True),

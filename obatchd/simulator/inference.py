@@ -45,6 +45,8 @@ class Output(Protocol):
 
     async def text(self, piece: str, thinking: bool) -> None: ...
 
+    async def call(self, function: dict[str, Any]) -> None: ...
+
     async def finish(self, fields: dict[str, Any]) -> None: ...
 
 
@@ -110,6 +112,9 @@ class Answering:
             start_s = time.monotonic()
             await self._runner.pause(prompt_s)
             first_s = time.monotonic()
+            if ask.chat and ask.tools and self._fault is None:
+                await self._output.call(answers.tool_call(ask.tools[0], ask.prompt))
+                pieces = []
             await self._send(pieces, thinking, rate, first_s)
             end_s = time.monotonic()
         finally:

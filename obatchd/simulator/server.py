@@ -36,6 +36,12 @@ class StreamOutput:
     async def text(self, piece: str, thinking: bool) -> None:
         await self._line({**_piece(self._ask, piece, thinking), "done": False})
 
+    async def call(self, function: dict[str, Any]) -> None:
+        piece = _piece(self._ask, "", False)
+        await self._line(
+            {**piece, "message": {**piece["message"], "tool_calls": [{"function": function}]}, "done": False}
+        )
+
     async def finish(self, fields: dict[str, Any]) -> None:
         await self._line({**_piece(self._ask, "", False), **fields})
 
@@ -57,15 +63,21 @@ class WholeOutput:
         self._ask = ask
         self._text: list[str] = []
         self._thinking: list[str] = []
+        self._calls: list[dict[str, Any]] = []
 
     async def text(self, piece: str, thinking: bool) -> None:
         (self._thinking if thinking else self._text).append(piece)
+
+    async def call(self, function: dict[str, Any]) -> None:
+        self._calls.append({"function": function})
 
     async def finish(self, fields: dict[str, Any]) -> None:
         self.fields = {**_piece(self._ask, "".join(self._text), False), **fields}
         if self._thinking:
             holder = self.fields["message"] if self._ask.chat else self.fields
             holder["thinking"] = "".join(self._thinking)
+        if self._calls:
+            self.fields["message"]["tool_calls"] = self._calls
 
 
 class Server:

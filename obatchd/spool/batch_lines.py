@@ -31,6 +31,15 @@ _STATUS = {
 _encode = msgspec.json.Encoder().encode
 
 
+class _Function(msgspec.Struct):
+    name: str
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Call(msgspec.Struct):
+    function: _Function
+
+
 class _Record(msgspec.Struct):
     """The parts of a result that a line is made of."""
 
@@ -50,6 +59,7 @@ class _Record(msgspec.Struct):
     embedding: list[float] | None = None
     embeddings: list[list[float]] | None = None
     encoding: str = ""
+    tool_calls: list[_Call] = []
 
 
 _record = msgspec.json.Decoder(_Record)
@@ -83,6 +93,9 @@ def _body(key: str, record: _Record) -> dict[str, Any]:
     if chat:
         message: dict[str, Any] = {"role": "assistant", "content": record.response, "refusal": None}
         choice["message"] = message | ({"reasoning": record.think} if record.think else {})
+        if record.tool_calls:
+            choice["finish_reason"] = "tool_calls"
+            choice["message"] |= {"content": record.response or None, "tool_calls": _calls(key, record.tool_calls)}
     else:
         choice["text"] = record.response
     return {
@@ -97,6 +110,18 @@ def _body(key: str, record: _Record) -> dict[str, Any]:
             "total_tokens": record.prompt_tokens + record.response_tokens,
         },
     }
+
+
+def _calls(key: str, calls: Sequence[_Call]) -> list[dict[str, Any]]:
+    """Ollama's calls in that API's form: arguments are JSON in a text."""
+    return [
+        {
+            "id": f"call_{key}-{number}",
+            "type": "function",
+            "function": {"name": call.function.name, "arguments": bytes(call.function.arguments).decode()},
+        }
+        for number, call in enumerate(calls, 1)
+    ]
 
 
 def _embeddings(record: _Record) -> dict[str, Any]:

@@ -14,7 +14,10 @@ from openai_shapes import ERROR_LINE, OUTPUT_LINE
 
 Start = Callable[..., Daemon]
 CHAT = "/v1/chat/completions"
-MODELS = [{"name": "tiny"}, {"name": "vectors", "capabilities": ["embedding"]}]
+MODELS = [
+    {"name": "caller", "capabilities": ["completion", "tools"]},
+    {"name": "vectors", "capabilities": ["embedding"]},
+]
 
 
 def line(custom_id: Any, text: str, **changes: Any) -> bytes:
@@ -92,7 +95,10 @@ def test_vectors_come_many_in_a_call_and_each_to_its_own_request(daemon: Start) 
         json.dumps({"custom_id": "e", "method": "POST", "url": "/v1/embeddings", "body": body}).encode(),
         chats + b'[{"role": "user", "content": "x"}]}}',
     ]
-    d.drop_all({"vectors.jsonl": [*ours, *lists], "batch.jsonl": b"\n".join(batch)})
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"town": {}}}}}
+    asked = {"model": "caller", "messages": [{"role": "user", "content": "weather?"}], "tools": [tool]}
+    tools = {"custom_id": "t", "method": "POST", "url": CHAT, "body": asked}
+    d.drop_all({"vectors.jsonl": [*ours, *lists], "batch.jsonl": b"\n".join(batch), "tools.jsonl": [tools]})
     vectors, api = d.done("vectors.jsonl"), d.done("batch.jsonl")
     found = {record["id"]: record for record in vectors.results}
     assert {e["id"]: e["code"] for e in vectors.errors} == {"v7": "context_exceeded", "0000302": "wrong_type"}
@@ -107,6 +113,10 @@ def test_vectors_come_many_in_a_call_and_each_to_its_own_request(daemon: Start) 
     assert "v3.txt" not in responses
     [answer] = api.results
     jsonschema.validate(answer, OUTPUT_LINE)
+    [call] = d.done("tools.jsonl").results
+    jsonschema.validate(call, OUTPUT_LINE)
+    [made] = call["response"]["body"]["choices"][0]["message"]["tool_calls"]
+    assert json.loads(made["function"]["arguments"])["town"].startswith(digest("weather?"))
     # The same text has the same vector, whatever else was in its call.
     assert answer["response"]["body"]["data"][0]["embedding"] == found["v3"]["embedding"][:8]
     [error] = api.errors

@@ -12,6 +12,8 @@ import jsonschema
 import pytest
 from openai_shapes import CHAT, COMPLETION, EMBEDDINGS, ERROR_LINE, OUTPUT_LINE
 
+from obatchd.dispatch.body import request_body
+from obatchd.dispatch.protocol import JobContext
 from obatchd.jobs.formats import Format, Request, parse_request, read_entries, recognise, request_file
 from obatchd.jobs.formats.openai import BatchError, batch_fields
 from obatchd.jobs.model import Entry, Outcome
@@ -23,6 +25,10 @@ PNG = (
     "data:image/png;base64,"
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+
+
+TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"properties": {"town": {"type": "string"}}}}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Ulm"}'}}
 
 
 def line(custom_id: Any = "a", url: Any = "/v1/chat/completions", method: Any = "POST", **body: Any) -> bytes:
@@ -95,6 +101,19 @@ def test_what_a_chat_asks_for_is_kept() -> None:
     assert parsed(response_format={"type": "text"}).format == ""
 
 
+def test_tools_and_their_answers_are_passed_on() -> None:
+    messages = [
+        {"role": "user", "content": "weather?"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+    ]
+    request = parsed(messages=messages, tools=[TOOL], tool_choice="auto")
+    assert request.messages[1]["tool_calls"] == [{"function": {"name": "weather", "arguments": {"town": "Ulm"}}}]
+    assert request.messages[2] == {"role": "tool", "content": "rain", "tool_name": "weather"}
+    assert request_body(request, JobContext(1, "job", "", {}, 5), "m", {})["tools"] == [TOOL]
+    assert parsed(tools=[TOOL], tool_choice="none").tools == []
+
+
 def test_completions_and_embeddings_are_read() -> None:
     request = parse_request(line(url="/v1/completions", prompt=["say"], max_tokens=3))
     assert (request.prompt, request.max_response_tokens, request.embed) == ("say", 3, None)
@@ -113,7 +132,15 @@ BAD: list[tuple[bytes, str, str]] = [
     (line(url="/v1/audio/speech"), "url_mismatch", "/v1/audio/speech"),
     (line(stream=True), "unsupported_parameter", "stream"),
     (line(n=2), "unsupported_parameter", "n must be 1"),
-    (line(tools=[{"type": "function"}]), "unsupported_parameter", "tools"),
+    (line(tools=[{"type": "function"}]), "invalid_request", "tools must be a list of functions"),
+    (line(tools=[TOOL], tool_choice="required"), "unsupported_parameter", "tool_choice"),
+    (line(messages=[{"role": "assistant", "tool_calls": [{"id": "c"}]}]), "invalid_request", "a tool call needs"),
+    (
+        line(messages=[{"role": "assistant", "tool_calls": [CALL | {"function": {"name": "f", "arguments": "no"}}]}]),
+        "invalid_request",
+        "must be a JSON object",
+    ),
+    (line(functions=[{"name": "f"}]), "unsupported_parameter", "functions"),
     (line(logprobs=True), "unsupported_parameter", "logprobs"),
     (line(messages=[]), "missing_required_parameter", "no messages"),
     (line(messages=["hello"]), "invalid_request", "needs a role"),
@@ -204,6 +231,18 @@ def test_answers_have_the_published_shape() -> None:
     assert cut["response"]["body"]["choices"][0] == {
         "index": 0, "logprobs": None, "finish_reason": "length", "text": "yes"
     }  # fmt: skip
+
+
+def test_a_call_of_a_tool_has_the_published_shape() -> None:
+    calls = [{"function": {"name": "weather", "arguments": {"town": "Ulm"}}}]
+    raw = record(url="/v1/chat/completions", response="", tool_calls=calls)
+    body = json.loads(batch_line("job", Outcome.SUCCEEDED, raw))["response"]["body"]
+    jsonschema.validate(body, CHAT)
+    choice = body["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+    [call] = choice["message"]["tool_calls"]
+    assert (call["type"], call["function"]["name"]) == ("function", "weather")
+    assert json.loads(call["function"]["arguments"]) == {"town": "Ulm"}
 
 
 def test_vectors_have_the_published_shape() -> None:

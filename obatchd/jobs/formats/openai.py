@@ -23,7 +23,7 @@ _OPTIONS = {
 _LEVELS: dict[str, bool | str] = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 _ROLES = {"developer": "system", "function": "tool"}
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
-_UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "logprobs", "top_logprobs", "suffix", "echo")
+_UNSUPPORTED = ("functions", "function_call", "audio", "logit_bias", "logprobs", "top_logprobs", "suffix", "echo")
 _ID = re.compile(rb'"custom_id"\s*:\s*"((?:[^"\\]|\\.){1,200})"')
 _LOOKED_AT_LINES = 20
 _document = msgspec.json.Decoder()
@@ -156,20 +156,59 @@ def _chat(body: dict[str, Any]) -> dict[str, Any]:
     effort = body.get("reasoning_effort")
     if effort is not None and (not isinstance(effort, str) or effort not in _LEVELS):
         raise BatchError("invalid_request", f"reasoning_effort {effort!r} is none of {', '.join(_LEVELS)}")
+    names: dict[str, str] = {}
     return {
         **_generation(body),
-        "messages": [_message(message) for message in messages],
+        "messages": [_message(message, names) for message in messages],
         "think": None if effort is None else _LEVELS[effort],
+        "tools": _tools(body),
     }
 
 
-def _message(message: Any) -> dict[str, Any]:
+def _tools(body: dict[str, Any]) -> list[dict[str, Any]] | None:
+    tools, choice = body.get("tools"), body.get("tool_choice")
+    if choice not in (None, "auto", "none"):
+        raise BatchError("unsupported_parameter", "tool_choice must be auto or none: Ollama cannot be made to call one")
+    if not tools or choice == "none":
+        return None
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) and tool.get("function") for tool in tools):
+        raise BatchError("invalid_request", "tools must be a list of functions")
+    return tools
+
+
+def _message(message: Any, names: dict[str, str]) -> dict[str, Any]:
+    """A message as Ollama has it; ``names`` of the functions called so far, by the id of the call."""
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str):
         raise BatchError("invalid_request", "every message needs a role")
     texts, images = _content(message.get("content"))
-    plain: dict[str, Any] = {"role": _ROLES.get(role, role), "content": "\n".join(texts)}
-    return plain | {"images": images} if images else plain
+    made: dict[str, Any] = {"role": _ROLES.get(role, role), "content": "\n".join(texts)}
+    if images:
+        made["images"] = images
+    if message.get("tool_calls") not in _NOTHING:
+        made["tool_calls"] = [_tool_call(call, names) for call in _list(message["tool_calls"])]
+    if role == "tool" and isinstance(name := names.get(str(message.get("tool_call_id"))), str):
+        made["tool_name"] = name
+    return made
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _tool_call(call: Any, names: dict[str, str]) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BatchError("invalid_request", "a tool call needs a function with a name")
+    arguments = function.get("arguments") or "{}"
+    try:
+        arguments = _document.decode(arguments) if isinstance(arguments, str) else arguments
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise BatchError("invalid_request", "the arguments of a tool call must be a JSON object")
+    names[str(call.get("id"))] = function["name"]
+    return {"function": {"name": function["name"], "arguments": arguments}}
 
 
 def _content(content: Any) -> tuple[list[str], list[str]]:

@@ -57,6 +57,7 @@ class Request(msgspec.Struct, frozen=True):
     embed: str | list[str] | None = None  # texts to be made into vectors instead of answered
     dimensions: int | None = None  # of the vectors
     encoding: str = ""  # of vectors in the lines of a batch file: float or base64
+    tools: list[dict[str, Any]] = []  # functions that the model may ask for; of batch files
     url: str = ""  # of a line of an OpenAI batch file
     urls: list[str] = []  # sources to be put in front of the prompt
     files: list[str] = []  # the same, of the dropped folder
