@@ -322,10 +322,10 @@ class Daemon:
         """Lines of the daemon's log for one event."""
         return [line for line in self.log().splitlines() if f" event={name} " in f"{line} "]
 
-    def control(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    def control(self, *arguments: str | Path, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
         """Run ``obatchctl`` on this spool."""
         command = [BIN / "obatchctl", "--spool", self.spool, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
 
     # Drops.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any, NamedTuple, NoReturn
 
@@ -25,7 +26,7 @@ def parse_answer(text: str) -> Parsed:
     """The object or array that ``text`` is, has in its one JSON code block, or has between words.
 
     A bare number, word or string is prose here, although it is valid JSON. Numbers that JSON does not know (NaN,
-    Infinity) are no JSON.
+    Infinity) are no JSON, and numbers that are too large for us are none here.
     """
     text = _THINK.sub("", text).strip()
     if not text:
@@ -44,12 +45,18 @@ def parse_answer(text: str) -> Parsed:
 
 def _parse(text: str) -> Parsed:
     try:
-        data = json.loads(text, parse_constant=_refuse)
+        data = json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except RecursionError:
         return Parsed(problem="it is nested too deeply")
     except ValueError as error:
         return Parsed(problem=f"it is not JSON: {error}")
     return Parsed(data) if isinstance(data, dict | list) else Parsed(problem="it is a bare value, no object or array")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text} is too large a number")
+    return number
 
 
 def _refuse(constant: str) -> NoReturn:

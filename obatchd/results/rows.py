@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,8 +56,8 @@ class Source:
         self.complete = True
         if not path.exists():
             raise NotFoundError(f"{path}: there is no such file or directory")
-        if path.is_dir() and path.name == "responses" and _is_outbox(path.parent):
-            self.path = path.parent
+        if path.is_dir():
+            self.path = _place_of(path)
         self._outbox = self.path.is_dir() and _is_outbox(self.path)
         if self._outbox:
             self._read_state()
@@ -101,6 +103,23 @@ class Source:
                 yield from _file_rows(file)
 
 
+def _place_of(directory: Path) -> Path:
+    """The outbox that a directory is part of, or has as the only thing in it (``submit --output-dir``), else itself."""
+    if directory.name == "responses" and _is_outbox(directory.parent):
+        return directory.parent
+    with contextlib.suppress(OSError):
+        inside = [path for path in directory.iterdir() if not path.name.startswith(".")]
+        outboxes = [path for path in inside if path.is_dir() and _is_outbox(path)]
+        if outboxes and not any(path.is_file() for path in inside):
+            if len(outboxes) > 1:
+                names = ", ".join(sorted(path.name for path in outboxes))
+                raise ResultsError(
+                    f"{directory} has the results of several jobs; name one of {names}", code="ambiguous"
+                )
+            return outboxes[0]
+    return directory
+
+
 def _is_outbox(directory: Path) -> bool:
     return any("job" in _object(directory / name) for name in _OUTBOX_FILES if (directory / name).is_file())
 
@@ -139,12 +158,19 @@ def _file_rows(path: Path) -> Iterator[Row]:
         yield Row({"id": path.stem, "outcome": "succeeded", "response": content.decode("utf-8", "replace")}, path.name)
         return
     try:
-        document = json.loads(content)
+        document = _parsed(content)
     except (ValueError, RecursionError) as error:
         yield _broken(path, "bad_json", f"it is not JSON: {error}")
         return
     for position, element in enumerate(document if isinstance(document, list) else [document], start=1):
         yield _row(element, path, path.stem if not isinstance(document, list) else f"{path.stem}#{position}")
+
+
+def _parsed(content: bytes) -> Any:
+    """JSON, in which a number that JSON or we cannot hold becomes its text, so that it is passed on as it was."""
+    return json.loads(
+        content, parse_constant=str, parse_float=lambda text: text if math.isinf(float(text)) else float(text)
+    )
 
 
 def _lines(path: Path) -> Iterator[Row]:
@@ -154,7 +180,7 @@ def _lines(path: Path) -> Iterator[Row]:
                 if not line.strip():
                     continue
                 try:
-                    yield _row(json.loads(line), path, f"{path.stem}#{number}")
+                    yield _row(_parsed(line), path, f"{path.stem}#{number}")
                 except (ValueError, RecursionError) as error:
                     yield _broken(path, "bad_json", f"line {number} is not JSON: {error}", f"{path.stem}#{number}")
     except OSError as error:

@@ -52,13 +52,13 @@ def test_the_same_request_gets_its_earlier_answer_and_any_other_is_asked(daemon:
 
 def test_a_search_cut_short_by_a_kill_goes_on(daemon: Start) -> None:
     d = daemon({"gpus": {"use": "simulated:1"}})
-    first = submitted(d, "first.jsonl", prompts(3000))
+    first = submitted(d, "first.jsonl", prompts(400))
     path = d.root / "again.jsonl"
-    path.write_bytes(jsonl(prompts(3000)))
+    path.write_bytes(jsonl(prompts(400)))
     d.control("submit", path, "--skip-done")
     d.kill()
     d.start().ready()
-    job = d.done("again.jsonl")
-    job.check(prompts(3000))
-    assert job.summary["copied"] == 3000
+    job = d.done("again.jsonl", 60)
+    job.check(prompts(400))
+    assert job.summary["copied"] == 400
     assert {r["response"] for r in job.results} == {r["response"] for r in first.results}
