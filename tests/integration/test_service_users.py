@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from daemon_support import Daemon, Job, jsonl, prompts, wait_for
+from daemon_support import Daemon, Job, free_ports, jsonl, prompts, wait_for
 
 from obatchd.control.client import Client
 from obatchd.errors import ForbiddenError, NotFoundError, ObatchError
@@ -56,7 +56,8 @@ def service(make_daemon: Callable[..., Daemon]) -> Iterator[Daemon]:
     """A daemon in service mode, on a spool that everybody can reach."""
     spool = Path(tempfile.mkdtemp(prefix="obatch-users-"))
     spool.chmod(0o755)
-    yield make_daemon({"access": SERVICE, "limits": {"open_jobs": 3}}, spool=spool).start().ready()
+    config = {"access": SERVICE, "limits": {"open_jobs": 3}, "servers": {"base_port": free_ports(2)}}
+    yield make_daemon(config, spool=spool).start().ready()
     shutil.rmtree(spool, ignore_errors=True)
 
 
