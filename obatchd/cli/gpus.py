@@ -192,7 +192,7 @@ def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
 @click.argument("gpu", metavar="GPU")
 @pass_invocation
 def release_command(invocation: Invocation, gpu: str) -> None:
-    """End a quarantine; errors count from now on. A GPU that is not there any more is forgotten."""
+    """End a quarantine, or a known warning: errors count from now on. A GPU that is gone is forgotten."""
     from obatchd.control.client import quoted
 
     document = invocation.client().post(f"gpus/{quoted(gpu)}/release")

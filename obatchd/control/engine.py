@@ -55,7 +55,11 @@ class GpuDesk(Protocol):
         ...
 
     async def release(self, name: str) -> Document:
-        """End a quarantine: ``{"uuid", "forgotten", "accepted": [signals]}``; ControlError while its reason holds."""
+        """End a quarantine or a known warning: ``{"uuid", "forgotten", "accepted": [signals]}``.
+
+        Raises:
+            ControlError: its reason still holds, or there is none.
+        """
         ...
 
     async def lend(self, name: str, for_s: float) -> Document:

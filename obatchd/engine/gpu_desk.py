@@ -76,10 +76,11 @@ class GpuDesk:
         return self._card(uuid)
 
     async def release(self, name: str) -> dict[str, Any]:
-        """End a quarantine; refused while its reason is still there."""
+        """End a quarantine, or forget past errors that only warn; refused while the reason is still there."""
         uuid, monitor = self._find(name), self._duty.monitor
-        if monitor.records[uuid].quarantine is None:
-            raise ControlError(f"GPU {uuid} is not in quarantine", code="not_quarantined")
+        found = monitor.assessments.get(uuid)
+        if monitor.records[uuid].quarantine is None and (found is None or found.level == "ok"):
+            raise ControlError(f"GPU {uuid} is not in quarantine, and nothing is found against it", code="nothing")
         present = any(gpu.card == uuid for gpu in self._probe.gpus)
         if present and (obstacle := monitor.obstacle(uuid)):
             raise ControlError(f"GPU {uuid} cannot be released: {obstacle} still holds", code="still_bad")

@@ -67,7 +67,7 @@ def corrected(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
         )  # fmt: skip
     if total > settings.ecc_corrected_per_run:
         yield Finding(
-            "ecc_corrected_total", "warn", "fail", f"{total:.0f} corrected ECC errors since watching began",
+            "ecc_corrected_total", "ok", "fail", f"{total:.0f} corrected ECC errors since watching began",
             int(total), settings.ecc_corrected_per_run, since_s, ("diagnose", "rma"),
         )  # fmt: skip
 
