@@ -129,7 +129,8 @@ class Daemon:
         self, session: aiohttp.ClientSession, layout: Layout, store: Store, facade: Facade, access: Access
     ) -> None:
         host = BurninHost(
-            self._fleet, self._probe, self._hearing, self._models, self.engine.dispatcher, lambda: self._settings,
+            self._fleet, self._probe, self._hearing, self._duty, self._models, self.engine.dispatcher,
+            lambda: self._settings,
             self._alarms.announce,
         )  # fmt: skip
         self._burnin = Burnin(

@@ -13,6 +13,7 @@ from obatchd.burnin.plan import Defaults
 from obatchd.burnin.ports import BatchLoad, Model, Surroundings
 from obatchd.burnin.records import Limits
 from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.engine.gpu_duty import GpuDuty
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import Listener, Probe
 from obatchd.jobs.model import round_context
@@ -60,6 +61,7 @@ class BurninHost:
         fleet: Fleet,
         probe: Probe,
         hearing: Hearing,
+        duty: GpuDuty,
         models: ModelKeeper,
         dispatcher: Dispatcher,
         settings: Callable[[], Settings],
@@ -68,6 +70,7 @@ class BurninHost:
         self._fleet = fleet
         self._probe = probe
         self._hearing = hearing
+        self._duty = duty
         self._models = models
         self._dispatcher = dispatcher
         self._settings = settings
@@ -88,6 +91,8 @@ class BurninHost:
             batch=self._batch,
             keep_batch_away=self._keep_batch_away,
             finished=self._finished,
+            quarantined=self._quarantined,
+            release=self._release,
             session=session,
         )
 
@@ -112,6 +117,13 @@ class BurninHost:
         return known or Identity(
             gpu.card, gpu.name, gpu.index, gpu.pci_bus_id, driver=gpu.driver, memory_bytes=gpu.memory_bytes
         )
+
+    def _quarantined(self, gpu: Gpu) -> str:
+        record = self._duty.monitor.records.get(gpu.card)
+        return record.quarantine.reason if record is not None and record.quarantine is not None else ""
+
+    def _release(self, gpu: Gpu) -> None:
+        self._duty.release(gpu.card)
 
     async def _ensure_model(self, server: str, model: str) -> None:
         await self._models.ensure_on(self._fleet.servers[server], model)

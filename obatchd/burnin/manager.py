@@ -23,7 +23,7 @@ from obatchd.servers.states import ServerState
 _log = log.get(__name__)
 Document = dict[str, Any]
 _CLOSE_S = 10.0
-_UNUSABLE = (ServerState.FAILED, ServerState.QUARANTINED, ServerState.DRAINING)
+_UNUSABLE = (ServerState.FAILED, ServerState.DRAINING)
 
 
 class Burnin:
@@ -124,7 +124,10 @@ class Burnin:
         except msgspec.ValidationError as error:
             raise ConfigError(f"not a burn-in: {error}", code="bad_request") from None
         units = self._choose(wanted)
-        made = plan.make(plan.new_run_id(), wanted, [unit.uuid for unit in units], self.defaults)
+        gpus = {gpu.uuid: gpu for found in self._around.gpus_of.values() for gpu in found}
+        chosen = [unit.uuid for unit in units]
+        retest = [gpu for gpu in chosen if self._around.quarantined(gpus[gpu])]
+        made = plan.make(plan.new_run_id(), wanted, chosen, self.defaults, retest)
         host = await asyncio.to_thread(describe)
         driver = next((unit.identity["driver"] for unit in units if unit.identity.get("driver")), "")
         begun = Begun(time.time(), made, units, {**host, "driver": driver}, __version__)
@@ -142,6 +145,18 @@ class Burnin:
         run.stop(f"stopped {who}")
         await asyncio.wait({self._task}, timeout=_CLOSE_S)
         return await self._head(run.records)
+
+    def brief(self) -> Document | None:
+        """The run in progress in a few words, for the status of the daemon."""
+        if (run := self.active) is None:
+            return None
+        return {
+            "run": run.plan.run,
+            "state": "loading" if run.loading else "preparing",
+            "elapsed_s": round(run.elapsed_s, 1),
+            "asked_s": run.plan.duration_s,
+            "gpus": run.plan.gpus,
+        }
 
     async def status(self) -> Document:
         """The run in progress, or the latest: the head of its report and how far it is."""
@@ -203,7 +218,7 @@ class Burnin:
         """
         every = [(gpu, name) for name, gpus in self._around.gpus_of.items() for gpu in gpus]
         present = ", ".join(f"{gpu.index} = {gpu.uuid} ({name})" for gpu, name in every) or "none"
-        chosen = [(gpu, name) for gpu, name in every if not asked.gpus]
+        chosen = [(gpu, name) for gpu, name in every if not asked.gpus and not self._around.quarantined(gpu)]
         for wanted in asked.gpus:
             hits = [(g, name) for g, name in every if wanted in (g.uuid, g.parent_uuid, str(g.index), name)]
             if not hits:
@@ -213,6 +228,8 @@ class Burnin:
             raise ConfigError("there is no GPU with a server here, so there is nothing to burn in", code="no_gpu")
         for gpu, name in chosen:
             server = self._around.servers[name]
+            if asked.with_jobs and self._around.quarantined(gpu):
+                raise ConfigError(f"GPU {gpu.index} is in quarantine and gets no batch work", code="not_usable")
             if server.state in _UNUSABLE and not asked.with_jobs:
                 raise ConfigError(
                     f"GPU {gpu.index}: its server {name} is {server.state.value} ({server.reason}); bring it back, or "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -71,12 +72,13 @@ def duration_s(text: str) -> float:
     return total_s
 
 
-def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults) -> Plan:
+def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults, retest: Sequence[str] = ()) -> Plan:
     """The plan of a run.
 
     Args:
         run: its id.
         gpus: UUIDs of the chosen GPUs, in index order.
+        retest: those of them that are in quarantine.
 
     Raises:
         ConfigError: what is asked for does not go together, or no model is known.
@@ -108,6 +110,7 @@ def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults) -> Plan:
         bucket_s=max(1.0, wanted_s / _BUCKETS),
         strict=profile.strict,
         limits=defaults.limits,
+        retest=list(retest),
     )
 
 

@@ -27,8 +27,12 @@ class RunServer(LoadedServer, Protocol):
     idle: asyncio.Event
 
     async def load(self, profile: Profile) -> None: ...
-    async def drain(self, reason: str) -> bool: ...
-    def resume(self) -> None: ...
+    @property
+    def holds(self) -> dict[str, str]: ...
+    def hold(self, by: str, reason: str) -> None: ...
+    def resume(self, by: str) -> None: ...
+    async def quarantine(self, reason: str) -> None: ...
+    def release(self) -> None: ...
 
 
 class BatchLoad(NamedTuple):
@@ -62,6 +66,8 @@ class Surroundings:
         batch: what batch work does on a server.
         keep_batch_away: hold all batch work of the host, or let it go on.
         finished: a run has ended: its id and its verdict.
+        quarantined: why a GPU is in quarantine; empty when it is not.
+        release: end the quarantine of a GPU that passed its re-test.
     """
 
     servers: Mapping[str, RunServer]
@@ -77,4 +83,6 @@ class Surroundings:
     batch: Callable[[str], BatchLoad]
     keep_batch_away: Callable[[bool], None]
     finished: Callable[[str, str], None]
+    quarantined: Callable[[Gpu], str]
+    release: Callable[[Gpu], None]
     session: aiohttp.ClientSession

@@ -20,17 +20,30 @@ _LOOK_S = 0.25
 _UP_TIMEOUT_S = 300.0  # for a server that is being started
 UP = (ServerState.READY, ServerState.DRAINING)
 _OUT = (ServerState.FAILED, ServerState.QUARANTINED)
+HOLD = "burn-in"  # under which servers are held
+_OURS = frozenset({HOLD, "quarantine"})
 
 
-async def take(server: RunServer, reason: str) -> None:
-    """Give a server no more batch work, and wait until what is in flight has ended, however long that takes."""
-    await server.drain(reason)
+async def take(server: RunServer, reason: str, *, retest: bool) -> None:
+    """Give a server no more batch work, and wait until what is in flight has ended, however long that takes.
+
+    Args:
+        retest: its GPU is in quarantine, and the server is to run for us all the same.
+    """
+    server.hold(HOLD, reason)
+    if retest:
+        server.release()
     await server.idle.wait()
+
+
+def usable(server: RunServer) -> bool:
+    """Whether a server is up, and nobody but us (or a quarantine that is re-tested) keeps work away from it."""
+    return server.state in UP and not server.holds.keys() - _OURS
 
 
 async def up(server: RunServer) -> None:
     """Wait until a server can be used."""
-    while server.state not in UP:
+    while not usable(server):
         await asyncio.sleep(_LOOK_S)
 
 
@@ -42,9 +55,9 @@ async def up_soon(server: RunServer) -> None:
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_UP_TIMEOUT_S):
-            while server.state not in (*UP, *_OUT):
+            while not usable(server) and server.state not in _OUT:
                 await asyncio.sleep(_LOOK_S)
-    if server.state not in UP:
+    if not usable(server):
         raise ServerError(f"{server.id} is {server.state.value}: {server.reason}", code="not_ready")
 
 

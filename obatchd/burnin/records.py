@@ -44,6 +44,7 @@ class Plan(msgspec.Struct, frozen=True):
     bucket_s: float  # of one line of samples
     strict: bool  # acceptance: too little stress is not enough for any PASS
     limits: Limits
+    retest: list[str] = []  # UUIDs of GPUs that were in quarantine at the start; a PASS ends it
 
 
 class Unit(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 
 from obatchd import log
-from obatchd.burnin import canary, journal, report
+from obatchd.burnin import canary, journal, report, verdict
 from obatchd.burnin.asking import Answered
 from obatchd.burnin.checker import Checker
 from obatchd.burnin.load import Load
 from obatchd.burnin.ports import BatchLoad, RunServer, Surroundings
-from obatchd.burnin.preparing import UP, Preparer, take, up, up_soon
+from obatchd.burnin.preparing import HOLD, Preparer, take, up, up_soon, usable
 from obatchd.burnin.recorder import Occupied, Seen
 from obatchd.burnin.recording import Recording
 from obatchd.burnin.records import Bucket, Ended, Event, Loading, Plan, Record, Unit
@@ -27,6 +27,7 @@ from obatchd.jobs.model import Profile
 
 _log = log.get(__name__)
 LOOK_S = 1.0
+RETEST_S = 1800.0  # load of the shortest run that ends a quarantine
 _RETRY_S = 2.0
 
 
@@ -48,6 +49,7 @@ class Run:
         self._file = file
         self._around = around
         self._unwritten: list[Record] = []
+        self._writing = asyncio.Lock()
         self._stop = asyncio.Event()
         self._stop_text = ""
         self._before_s = sum(record.span_s for record in records if isinstance(record, Bucket))
@@ -118,7 +120,7 @@ class Run:
         """Let the servers have batch work again."""
         if not self.plan.with_jobs:
             for server in self._servers.values():
-                server.resume()
+                server.resume(HOLD)
         if self.plan.exclusive:
             self._around.keep_batch_away(False)
 
@@ -132,6 +134,23 @@ class Run:
         await self._write([msgspec.structs.replace(ended, verdict=document["verdict"], verdicts=verdicts)])
         _log.info("burnin_ended", run=self.plan.run, reason=ended.reason, verdict=document["verdict"])
         self._around.finished(self.plan.run, document["verdict"])
+        await self._end_retests(verdicts if ended.reason == "completed" else {})
+
+    def _is_retest(self, server: str) -> bool:
+        return any(gpu in self.plan.retest for gpu in self._gpus_of[server])
+
+    async def _end_retests(self, verdicts: dict[str, str]) -> None:
+        """A GPU that passed a long enough run leaves its quarantine, any other goes back."""
+        for name, server in self._servers.items():
+            if not self._is_retest(name):
+                continue
+            passed = all(verdicts.get(gpu, "").startswith(verdict.Result.PASS) for gpu in self._gpus_of[name])
+            if passed and self.plan.duration_s >= RETEST_S:
+                for gpu in self._around.gpus_of[name]:
+                    self._around.release(gpu)
+            else:
+                short = f"; only a run of {RETEST_S / 60:g} minutes or more ends a quarantine" if passed else ""
+                await server.quarantine(f"in quarantine; burn-in {self.plan.run} did not release it{short}")
 
     # --- getting ready ----------------------------------------------------------------------------------------------
 
@@ -152,7 +171,9 @@ class Run:
 
     async def _make_ready(self, reason: str) -> None:
         _log.info("burnin_preparing", run=self.plan.run, servers=",".join(self._servers))
-        await asyncio.gather(*(take(server, reason) for server in self._servers.values()))
+        await asyncio.gather(
+            *(take(server, reason, retest=self._is_retest(name)) for name, server in self._servers.items())
+        )
         if not self._servers.keys() <= journal.prepared(self.records).keys():  # else an earlier part of the run chose
             preparer = Preparer(self.plan, self._around, self._gpus_of, self._kind, self._write)
             await preparer.prepare(list(self._servers.values()))
@@ -222,7 +243,7 @@ class Run:
     async def _keep_loaded(self, load: Load) -> None:
         """Load the server whenever it is up, over its restarts."""
         server: RunServer = self._servers[load.server.id]
-        while True:
+        while not self._urgent(server.id):
             await up(server)
             try:
                 await server.load(load.profile)
@@ -232,11 +253,20 @@ class Run:
                 continue
             running = asyncio.create_task(load.run())
             try:
-                while server.state in UP and server.loaded == load.profile and not running.done():
+                while (
+                    usable(server)
+                    and server.loaded == load.profile
+                    and not running.done()
+                    and not self._urgent(server.id)
+                ):
                     await asyncio.sleep(LOOK_S / 4)
             finally:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
+
+    def _urgent(self, server: str) -> bool:
+        """Whether the load could hurt a GPU of a server: it is near the temperature at which it shuts down."""
+        return any(gpu in self._recording.watch.urgent for gpu in self._gpus_of[server])
 
     def _siblings(self, name: str) -> list[str]:
         ready = journal.prepared(self.records)
@@ -334,8 +364,10 @@ class Run:
         """Write down; what a disk refuses is kept and tried again with the next."""
         self.records += records
         self._unwritten += records
-        try:
-            await asyncio.to_thread(self._file.append, self._unwritten)
-            self._unwritten = []
-        except OSError as error:
-            _log.error("burnin_not_written", run=self.plan.run, reason=str(error))
+        async with self._writing:
+            batch, self._unwritten = self._unwritten, []
+            try:
+                await asyncio.to_thread(self._file.append, batch)
+            except OSError as error:
+                self._unwritten = [*batch, *self._unwritten]
+                _log.error("burnin_not_written", run=self.plan.run, reason=str(error))

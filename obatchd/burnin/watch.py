@@ -35,6 +35,7 @@ class Watch:
         self._tracks = {
             gpu: (earlier or {}).get(gpu) or Track(identity, keep_xids=True) for gpu, identity in identities.items()
         }
+        self.urgent: set[str] = set()  # GPUs whose load must go at once
         self._told: dict[tuple[str, str], Event] = {}
         self._unsettled: dict[tuple[str, str], Event] = {}  # told before with other words
 
@@ -72,6 +73,8 @@ class Watch:
             siblings = [other for other in self._tracks.values() if other is not track]
             for finding in rules.assess(track, self._settings, siblings).findings:
                 event = _event(gpu, track.identity, finding, now_s)
+                if finding.urgent:
+                    self.urgent.add(gpu)
                 key = (gpu, finding.signal)
                 told = self._told.get(key)
                 if told is None or _RANK[event.consequence] > _RANK[told.consequence]:

@@ -7,6 +7,7 @@ its answers, so that no request takes much longer than the limits below: slots h
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Literal, NamedTuple
 
@@ -25,7 +26,10 @@ _TEXT = (
     "machine island pattern village season harbour mirror measure journey weather kitchen library question picture "
     "mountain paper music bridge station corner summer evening doctor farmer captain teacher morning answer country"
 )
-_WORDS = _TEXT.split()
+_WORDS = random.Random(1).choices(_TEXT.split(), k=8192)
+# Of plain English words. Newer servers do not count the tokens of a prompt that they knew already, so what they say may
+# be far too little.
+_LEAST_TOKENS_PER_WORD, _MOST_TOKENS_PER_WORD = 1.0, 10.0
 
 Kind = Literal["read", "write", "both"]
 _KINDS: tuple[tuple[Kind, float], ...] = (("read", 0.3), ("write", 0.5), ("both", 0.2))
@@ -61,7 +65,8 @@ class Shape:
         kind: Kind = draw.choices([kind for kind, _ in _KINDS], [weight for _, weight in _KINDS])[0]
         answer = self._answer_tokens(kind, draw)
         words = max(8, int(self._prompt_tokens(kind, draw, answer) / self._tokens_per_word))
-        text = " ".join(draw.choices(_WORDS, k=words - 6))
+        start = draw.randrange(len(_WORDS))
+        text = " ".join(itertools.islice(itertools.cycle(_WORDS), start, start + words - 6))
         return Work(kind, f"{number} {draw.getrandbits(32):08x} {text}\nContinue the text above.", words, answer)
 
     def _answer_tokens(self, kind: Kind, draw: random.Random) -> int:
@@ -78,7 +83,8 @@ class Shape:
     def learn(self, work: Work, prompt_tokens: int, read_s: float, answer_tokens: int, write_s: float) -> None:
         """Learn from an answer; a prompt that the server knew already says nothing about reading."""
         if prompt_tokens > 0:
-            self._tokens_per_word += _WEIGHT * (prompt_tokens / work.words - self._tokens_per_word)
+            told = min(_MOST_TOKENS_PER_WORD, max(_LEAST_TOKENS_PER_WORD, prompt_tokens / work.words))
+            self._tokens_per_word += _WEIGHT * (told - self._tokens_per_word)
         if read_s > 0 and prompt_tokens >= _LEAST_PROMPT // 2:
             self._read_per_s += _WEIGHT * (prompt_tokens / read_s - self._read_per_s)
         if write_s > 0 and answer_tokens > 1:
@@ -86,7 +92,7 @@ class Shape:
 
     def too_long(self) -> None:
         """A prompt did not fit its context."""
-        self._tokens_per_word *= _TOO_LONG
+        self._tokens_per_word = min(_MOST_TOKENS_PER_WORD, self._tokens_per_word * _TOO_LONG)
 
 
 def context_for(target_bytes: float, small: tuple[int, float], large: tuple[int, float], most_tokens: int) -> int:

@@ -24,6 +24,9 @@ def render(status: Document) -> list[str]:
     if status["gpus"]["state"] != "ok":
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
     lines += [clean(f"note: {notice}") for notice in status["notices"]]
+    if run := status["burnin"]:
+        done = min(100, round(100 * run["elapsed_s"] / run["asked_s"]))
+        lines.append(clean(f"burn-in {run['run']}: {run['state']}, {done} %, on {len(run['gpus'])} GPUs"))
     lines += ["", *map(clean, _lines(status)), *(clean(_pull(pull)) for pull in status["pulls"])]
     if status["jobs"]:
         lines += ["", *job_table(status["jobs"])]

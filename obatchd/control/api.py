@@ -188,7 +188,8 @@ async def _ping(request: web.Request) -> web.Response:
 
 
 async def _status(request: web.Request) -> web.Response:
-    return _json(request.app[_ENGINE].status(_caller(request)))
+    status = request.app[_ENGINE].status(_caller(request))
+    return _json({**status, "burnin": request.app[BURNIN].brief()})
 
 
 async def _servers(request: web.Request) -> web.Response:

@@ -23,6 +23,10 @@ class Burnin(Protocol):
         """End the run in progress."""
         ...
 
+    def brief(self) -> Document | None:
+        """The run in progress in a few words: ``{"run", "state", "elapsed_s", "asked_s", "gpus"}``."""
+        ...
+
     async def status(self) -> Document:
         """The run in progress or the latest one."""
         ...

@@ -260,6 +260,9 @@ class FakeBurnin:
     async def start(self, asked: dict[str, Any]) -> dict[str, Any]:
         return {"run": "20261124-180000", "asked": asked}
 
+    def brief(self) -> dict[str, Any] | None:
+        return None
+
     async def stop(self, who: str) -> dict[str, Any]:
         raise ControlError("no burn-in is running", code="not_running")
 

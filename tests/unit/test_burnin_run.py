@@ -1,0 +1,207 @@
+"""A run with servers that live in memory: from taking them to giving them back."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from burnin_support import Card, identity, make_plan, uuid
+
+from obatchd.burnin import checker, journal, load, report, run
+from obatchd.burnin.asking import Answered
+from obatchd.burnin.ports import BatchLoad, Model, Surroundings
+from obatchd.burnin.records import Begun, Canary, Plan, Record, Unit
+from obatchd.gpus.model import Gpu, Reading, SlowReading
+from obatchd.jobs.model import Profile
+from obatchd.servers.states import ServerState
+from obatchd.settings_gpu_health import GpuHealthSettings
+
+
+class MemoryServer:
+    """A server that is always up."""
+
+    base_url, token, version, reason = "http://127.0.0.1:1", "", "0.24.0", "answers"
+    slots = 2
+
+    def __init__(self, number: int) -> None:
+        self.id = f"gpu{number}"
+        self.state = ServerState.READY
+        self.loaded: Profile | None = None
+        self.restarts = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.holds: dict[str, str] = {}
+        self.released = False
+
+    async def load(self, profile: Profile) -> None:
+        self.loaded = profile
+
+    def load_options(self, profile: Profile) -> dict[str, Any]:
+        return {"num_ctx": profile.context_length, "server": self.id}
+
+    def hold(self, by: str, reason: str) -> None:
+        self.holds[by] = reason
+
+    def resume(self, by: str) -> None:
+        self.holds.pop(by, None)
+
+    async def quarantine(self, reason: str) -> None:
+        self.state, self.reason = ServerState.QUARANTINED, reason
+
+    def release(self) -> None:
+        self.state, self.released = ServerState.READY, True
+
+    def progress(self) -> None: ...
+    def fault(self, reason: str) -> None: ...
+
+
+class Bench:
+    """Three GPUs, their servers, and what they answer to the output check."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.servers = {f"gpu{n}": MemoryServer(n) for n in range(3)}
+        self.gpus = {f"gpu{n}": (Gpu(uuid(n), "H100", n, f"00000000:{n:02X}:00.0", 80 * 2**30, "1"),) for n in range(3)}
+        self.temp_c = 60
+        self.says: Callable[[str], str] = lambda server: "the same"
+        self.released: list[str] = []
+        self.directory = directory
+        monkeypatch.setattr(load, "ask", self.ask)
+        monkeypatch.setattr(checker, "ask", self.ask)
+        monkeypatch.setattr(run, "LOOK_S", 0.02)
+
+    async def ask(self, *arguments: Any, logprobs: bool = False) -> Answered:
+        options = arguments[4]
+        await asyncio.sleep(0.005)
+        text = self.says(options["server"]) if options["temperature"] == 0 and options["num_predict"] > 1 else "x"
+        return Answered(text, True, 100, 20, 1_000_000, 4_000_000)
+
+    def surroundings(self) -> Surroundings:
+        def reading(gpu: str) -> Reading:
+            return Reading(
+                gpu, time.time(), utilisation_percent=97, memory_used_bytes=72 * 2**30, memory_total_bytes=80 * 2**30,
+                temp_c=self.temp_c, power_w=600.0, power_limit_w=700.0,
+            )  # fmt: skip
+
+        async def nothing(*_: str) -> None: ...
+
+        return Surroundings(
+            servers=self.servers, gpus_of=self.gpus, reading=reading, slow=lambda gpu: SlowReading(gpu, time.time()),
+            identity=lambda gpu: identity(gpu.index, Card()), xids=list, monitoring=str, health=GpuHealthSettings,
+            ensure_model=nothing, model=lambda name: Model("sha256:1", 8192), batch=lambda name: BatchLoad(0, 0, 0),
+            keep_batch_away=lambda away: None, finished=lambda run, verdict: None, quarantined=lambda gpu: "",
+            release=lambda gpu: self.released.append(gpu.uuid), session=None,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    async def carry_out(
+        self, during: Callable[[run.Run], Awaitable[None]] | None = None, **changes: Any
+    ) -> dict[str, Any]:
+        changed = {"duration_s": 1.0, "bucket_s": 0.1, "canary_s": 0.15, "canary_runs": 4, **changes}
+        plan: Plan = msgspec.structs.replace(make_plan(3, 1.0), **changed)
+        units = [Unit(uuid(n), "H100", n, f"gpu{n}") for n in range(3)]
+        records: list[Record] = [Begun(time.time(), plan, units, {"hostname": "here"}, "0.1.0")]
+        file = journal.Journal(self.directory / "r.jsonl")
+        file.append(records)
+        this = run.Run(records, file, self.surroundings())
+        task = asyncio.create_task(this.carry_out())
+        if during is not None:
+            while not this.loading:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.3)
+            await during(this)
+        async with asyncio.timeout(60):
+            await task
+        file.close()
+        assert msgspec.to_builtins(journal.read(self.directory / "r.jsonl")) == msgspec.to_builtins(this.records)
+        return report.build(this.records)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+async def test_a_clean_run_gives_everything_back(bench: Bench) -> None:
+    document = await bench.carry_out()
+    assert all(gpu["verdict"].startswith("PASS") for gpu in document["gpus"]), document["gpus"]
+    for gpu in document["gpus"]:
+        assert gpu["stress"]["slots_busy_percent"] > 80  # most of these short slots is making prompts
+        assert gpu["canary"]["checks"] >= 2
+    assert all(server.holds == {} for server in bench.servers.values())
+    assert bench.released == []
+
+
+async def test_a_gpu_that_begins_to_compute_wrong_is_found_by_its_siblings(bench: Bench) -> None:
+    async def turn_bad(this: run.Run) -> None:
+        bench.says = lambda server: "something else" if server == "gpu1" else "the same"
+        async with asyncio.timeout(30):
+            while not any(isinstance(record, Canary) and record.step == "confirmed" for record in this.records):
+                await asyncio.sleep(0.05)
+        this.stop("it is confirmed")
+
+    document = await bench.carry_out(turn_bad, duration_s=60.0)
+    assert [gpu["verdict"] == "FAIL" for gpu in document["gpus"]] == [False, True, False]
+    assert document["gpus"][1]["reasons"][0]["signal"] == "silent_corruption"
+    assert [gpu["canary"]["mismatches"] for gpu in document["gpus"]] == [0, 1, 0]
+
+
+async def test_a_gpu_that_always_computes_wrong_is_found_by_its_reference(bench: Bench) -> None:
+    bench.says = lambda server: "always wrong" if server == "gpu2" else "the same"
+    document = await bench.carry_out()
+    assert [gpu["verdict"] == "FAIL" for gpu in document["gpus"]] == [False, False, True]
+
+
+async def test_an_environment_that_does_not_repeat_itself_switches_the_check_off(bench: Bench) -> None:
+    count = iter(range(1_000_000))
+    bench.says = lambda server: str(next(count))
+    document = await bench.carry_out()
+    for gpu in document["gpus"]:
+        assert gpu["verdict"].startswith("PASS")
+        assert gpu["canary"]["state"] == "off" and "does not repeat itself" in gpu["canary"]["text"]
+
+
+async def test_a_passed_retest_of_half_an_hour_ends_a_quarantine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "RETEST_S", 1.0)
+    bench.servers["gpu0"].state = ServerState.QUARANTINED
+    await bench.carry_out(retest=[uuid(0)])
+    assert bench.released == [uuid(0)]
+    assert bench.servers["gpu0"].released
+
+
+async def test_a_retest_that_was_stopped_ends_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "RETEST_S", 1.0)
+    bench.servers["gpu0"].state = ServerState.QUARANTINED
+
+    async def stop(this: run.Run) -> None:
+        this.stop("stopped by an administrator")
+
+    document = await bench.carry_out(stop, duration_s=60.0, retest=[uuid(0)])
+    assert (document["state"], document["verdict"]) == ("stopped", "INCONCLUSIVE")
+    assert bench.released == []
+    assert bench.servers["gpu0"].state is ServerState.QUARANTINED
+
+
+async def test_a_gpu_near_its_shutdown_loses_its_load(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def heat(this: run.Run) -> None:
+        bench.temp_c = 91
+        this._recording._judge_s = 0.05
+
+    document = await bench.carry_out(heat, duration_s=2.0)
+    assert {gpu["verdict"] for gpu in document["gpus"]} == {"FAIL"}
+    for gpu in document["gpus"]:
+        assert "near_shutdown" in {reason["signal"] for reason in gpu["reasons"]}
+        assert gpu["stress"]["loaded_s"] < 1.5
+
+
+async def test_a_request_tells_its_kind_of_failure() -> None:
+    from obatchd.burnin.asking import ask
+    from obatchd.errors import ServerError
+
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(ServerError, match="connection failed"):
+            await ask(session, MemoryServer(0), "m", "p", {}, 5.0)
