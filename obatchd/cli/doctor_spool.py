@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +53,9 @@ def directories(spool: Path) -> Iterator[Finding]:
     if place != spool.absolute():
         yield _missing(spool, place)
         return
+    if os.geteuid() not in (0, spool.stat().st_uid) and _is_shared(spool / "inbox"):
+        yield _of_a_service(spool / "inbox")
+        return
     devices = {}
     for name in _DIRECTORIES:
         path = spool / name
@@ -68,6 +74,27 @@ def directories(spool: Path) -> Iterator[Finding]:
         yield warn("spool", f"{spool} is not yours to write; it must be the daemon's", f"ls -ld {spool}")
     else:
         yield ok("spool", f"{spool}: writable, one filesystem")
+
+
+def _is_shared(inbox: Path) -> bool:
+    """Whether a group may drop files, as into the inbox of a system service."""
+    return inbox.is_dir() and bool(inbox.stat().st_mode & stat.S_ISGID)
+
+
+def _of_a_service(inbox: Path) -> Finding:
+    """Whether this user may drop files into another user's spool, and what to do if not."""
+    if os.access(inbox, os.W_OK | os.X_OK):
+        return ok("spool", f"you may drop files into {inbox}")
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        group = grp.getgrgid(inbox.stat().st_gid)
+    except KeyError:
+        return bad("spool", f"you may not drop files into {inbox}", f"ls -ld {inbox}")
+    if name in group.gr_mem:
+        text = f"you are in the group {group.gr_name}, but this session began before: log out and in again"
+        return bad("spool", text, f"newgrp {group.gr_name}")
+    text = f"only members of the group {group.gr_name} may drop files into {inbox}; then log out and in again"
+    return bad("spool", text, f"sudo usermod -aG {group.gr_name} {name}")
 
 
 def _missing(spool: Path, parent: Path) -> Finding:

@@ -57,6 +57,7 @@ def first_use(s: System) -> None:
     told = wait_for(lambda: re.findall(r'Status: "(.*2 of 2 servers.*)"', s.c.out("systemctl status obatchd")))
     s.say("systemctl status obatchd", told[0])
     s.refused("obatchctl status", "carol", "obatch-submit")
+    s.refused("obatchctl doctor", "carol", "sudo usermod -aG obatch-submit carol")
     s.c.run("usermod -aG obatch-submit carol")
     assert s.c.run("obatchctl jobs", "carol").stdout.strip() == "No jobs."
     s.say("usermod -aG obatch-submit carol; carol: obatchctl jobs", "No jobs.")

@@ -1,0 +1,35 @@
+"""What ``obatchctl doctor`` tells a user of somebody else's spool."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from obatchd.cli import doctor_spool
+
+
+@pytest.mark.parametrize(
+    ("may_drop", "members", "level", "text", "next_command"),
+    [
+        (True, [], "ok", "you may drop files", ""),
+        (False, ["alice"], "bad", "log out and in again", "newgrp submitters"),
+        (False, [], "bad", "only members of the group submitters", "sudo usermod -aG submitters alice"),
+    ],
+)
+def test_a_user_of_a_service_is_told_which_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may_drop: bool, members: list[str], level: str, text: str,
+    next_command: str,
+) -> None:  # fmt: skip
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox").chmod(0o3730)
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 4321)
+    monkeypatch.setattr(os, "access", lambda path, mode: may_drop)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="alice"))
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: SimpleNamespace(gr_name="submitters", gr_mem=members))
+    [finding] = doctor_spool.directories(tmp_path)
+    assert finding.level == level and text in finding.text and (finding.next_command or "") == next_command
