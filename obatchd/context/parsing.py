@@ -13,6 +13,7 @@ import resource
 import select
 import signal
 import socket
+import traceback
 from collections.abc import Callable
 from typing import Never
 
@@ -78,6 +79,8 @@ def _serve(connection: socket.socket, parse: Parse) -> Never:
             connection.sendall(HEADER.pack(len(answer)) + answer)
     except OSError:
         pass  # the preparer is gone
+    except Exception:  # noqa: BLE001 - the last chance to say why it ends: a parser is not installed, say
+        traceback.print_exc()
     finally:
         os._exit(0)
 

@@ -135,8 +135,13 @@ class Preparation:
         process = self._context.Process(
             target=preparer.main, args=(theirs, str(self._cache_dir)), name="preparer", daemon=True
         )
-        await asyncio.to_thread(process.start)
-        theirs.close()
+        try:
+            await asyncio.to_thread(process.start)
+        except OSError as error:
+            ours.close()
+            return f"it cannot be started: {error.strerror}"
+        finally:
+            theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours)
         try:
             writer.write(model.frame(rules_of(self._settings)))

@@ -223,6 +223,16 @@ async def test_packed_answers(bench: Bench) -> None:
     assert await bench.code(bench.open.page("/br", b"x", "text/plain", Content_Encoding="br")) == "source_unsupported"
 
 
+async def test_charsets_that_are_not_what_the_server_says(bench: Bench) -> None:
+    for charset, content in (
+        ("utf-8", "naïve".encode("latin-1")),
+        ("koi8-r", "naïve".encode()),
+        ("nonsense", b"na\xefve"),
+    ):
+        url = bench.open.page(f"/{charset}", content, f"text/plain; charset={charset}")
+        assert (await bench.fetch(url)).text.text == "naïve"
+
+
 async def test_one_host_is_asked_politely(bench: Bench) -> None:
     for number in range(4):
         bench.open.page(f"/{number}", b"x", "text/plain")
