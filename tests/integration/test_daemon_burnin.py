@@ -71,10 +71,17 @@ def test_a_run_over_a_kill_with_batch_work_elsewhere(daemon: Start, tmp_path: Pa
         assert gpu["identity"]["serial"].startswith("SIM")
     assert "obatchd was not running" in page.read_text()
     assert d.control("burnin", "report", whole).returncode == 1
+    archive = tmp_path / "gpu0.tar.gz"
+    bundled = d.control("burnin", "bundle", "0", "--output", archive)
+    assert bundled.returncode == 0, bundled.stderr
+    assert archive.stat().st_size > 10_000
+    assert "nvidia-smi: not installed" in bundled.stdout
+    assert d.servers()[0]["state"] == "ready"  # lent to the tools, and taken back
     listed = json.loads(d.control("burnin", "list", "--json").stdout)["runs"]
     assert [(row["run"], row["state"], row["verdict"]) for row in listed] == [(run, "completed", "FAIL")]
     d.drop("after.jsonl", prompts(60, "after"))
-    assert len({record["server"] for record in d.done("after.jsonl", 20).results}) == 3
+    answered = {record["server"] for record in d.done("after.jsonl", 20).results}
+    assert answered == {"gpu0", "gpu2"}  # GPU 1 is in quarantine
 
 
 def test_batch_work_as_the_load_and_a_stop(daemon: Start) -> None:

@@ -70,6 +70,7 @@ class Bench:
         self.temp_c = 60
         self.says: Callable[[str], str] = lambda server: "the same"
         self.released: list[str] = []
+        self.batch_away: list[bool] = []
         self.directory = directory
         monkeypatch.setattr(load, "ask", self.ask)
         monkeypatch.setattr(checker, "ask", self.ask)
@@ -94,7 +95,7 @@ class Bench:
             servers=self.servers, gpus_of=self.gpus, reading=reading, slow=lambda gpu: SlowReading(gpu, time.time()),
             identity=lambda gpu: identity(gpu.index, Card()), xids=list, monitoring=str, health=GpuHealthSettings,
             ensure_model=nothing, model=lambda name: Model("sha256:1", 8192), batch=lambda name: BatchLoad(0, 0, 0),
-            keep_batch_away=lambda away: None, finished=lambda run, verdict: None, quarantined=lambda gpu: "",
+            keep_batch_away=self.batch_away.append, finished=lambda run, verdict: None, quarantined=lambda gpu: "",
             release=lambda gpu: self.released.append(gpu.uuid), session=None,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -127,7 +128,8 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 async def test_a_clean_run_gives_everything_back(bench: Bench) -> None:
-    document = await bench.carry_out()
+    document = await bench.carry_out(exclusive=True)
+    assert bench.batch_away == [True, False]
     assert all(gpu["verdict"].startswith("PASS") for gpu in document["gpus"]), document["gpus"]
     for gpu in document["gpus"]:
         assert gpu["stress"]["slots_busy_percent"] > 80  # most of these short slots is making prompts
