@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 Format = Literal["text", "json", "jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet")
 _PARQUET_ROWS = 5000
+_VECTORS = {"embedding", "embeddings"}
 
 
 def data_of(row: Row) -> Parsed | None:
     """The data of a success: what the daemon checked and recorded, else what can be parsed; None where none is due."""
-    if not row.succeeded:
+    if not row.succeeded or _VECTORS & row.record.keys():
         return None
     if "data" in row.record:
         return Parsed(row.record["data"])
@@ -102,8 +103,8 @@ def _write_text(rows: Iterator[tuple[Row, Parsed | None]], target: TextIO) -> No
         if record.get("prompt"):
             target.write(f"Prompt: {record['prompt']}\n\n")
         if row.succeeded:
-            answer = record.get("response")
-            target.write(f"{answer if isinstance(answer, str) else _json(record.get('data'))}\n\n")
+            answer = record.get("response") or next((record[key] for key in _VECTORS & record.keys()), "")
+            target.write(f"{answer if isinstance(answer, str) else _json(answer)}\n\n")
         else:
             target.write(f"{str(record['outcome']).upper()} {record.get('code', '')}: {record.get('message', '')}\n\n")
 

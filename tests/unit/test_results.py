@@ -140,6 +140,14 @@ def test_parquet_has_types_and_the_same_rows(tmp_path: Path) -> None:
     assert table.column("ward").to_pylist()[:3] == ["A", "B", "C"]
 
 
+def test_vectors_are_no_text_that_should_be_json(tmp_path: Path) -> None:
+    rows = [success(1, "", embedding=[0.5, 0.25]), success(2, "", embeddings=[[1.0], [2.0]])]
+    path = outbox(tmp_path / "o", rows, {})
+    printed, tally = exported(path, "text")
+    assert b"[0.5, 0.25]" in printed and b"[[1.0], [2.0]]" in printed
+    assert tally.lines(Source(path)) == ["2 in = 2 + 0 failed"]
+
+
 def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
     rows = [success(line, "words") for line in range(1, 4931)]
     rows += [failure(line, "timeout" if line % 7 else "bad_json") for line in range(4931, 5001)]
