@@ -136,6 +136,7 @@ class Daemon:
         self._burnin = Burnin(
             layout.work / "burnin", host.surroundings(session), daemon_burnin.defaults(self._settings)
         )  # fmt: skip
+        self._duty.under_test = self._burnin.has_for_itself
         directory = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
         control = ControlServer(facade, directory, access, self._burnin)
         submit = SubmitServer(facade, directory, access)

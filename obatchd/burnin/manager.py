@@ -108,6 +108,11 @@ class Burnin:
         """The run in progress."""
         return self._run if self._task is not None and not self._task.done() else None
 
+    def has_for_itself(self, server: str) -> bool:
+        """Whether a run has taken a server away from batch work."""
+        run = self.active
+        return run is not None and not run.plan.with_jobs and server in run.servers
+
     async def start(self, asked: Document) -> Document:
         """Begin a run; returns its status.
 

@@ -88,6 +88,11 @@ class Run:
         self._stop_text = text
         self._stop.set()
 
+    @property
+    def servers(self) -> frozenset[str]:
+        """Ids of the servers that are tested."""
+        return frozenset(self._servers)
+
     async def carry_out(self) -> None:
         """From taking the servers to giving them back. Cancelled, the run stays unfinished and a later daemon goes on.
 

@@ -33,6 +33,7 @@ _MOVED_S = 10.0  # a worker gives up its attempts within moments
 QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left
 _LENT, _HOURS = "lent", "hours"
 _FLUSH_S = 60.0
+_DANGER = ("near_shutdown", "lost")
 _MOVED = faults.Fault(faults.NOBODY, "gpu_withdrawn", "its GPU is taken out of use; another one answers")
 
 
@@ -61,6 +62,7 @@ class GpuDuty:
             path = kernel_log(work / "simulator")
         self.kernel_log = KernelLog(self._xid, self.monitor.since_s, path)
         self.announce: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None  # alarms
+        self.under_test: Callable[[str], bool] = lambda server: False  # whether a burn-in has a server for itself
         self._crashes: dict[str, float] = {}  # the latest that was counted, by server
         self._work: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -150,13 +152,24 @@ class GpuDuty:
         task.add_done_callback(self._work.discard)
 
     async def _withdraw(self, server: ManagedServer, reason: str, *, urgent: bool) -> None:
-        """Take a server's work away and end it; without a strike, because its requests are not to blame."""
+        """Take a server's work away and end it; without a strike, because its requests are not to blame.
+
+        A burn-in goes on, because it looks for just this; but not where it would hurt the hardware.
+        """
+        while self.under_test(server.id) and not self._in_danger(server):
+            await asyncio.sleep(_TICK_S)
+        if not any((r := self.monitor.records.get(gpu.card)) and r.quarantine for gpu in server.gpus):
+            return  # released meanwhile
         await self._empty(server, 0.0 if urgent else self._settings.servers.drain_s)
         for gpu in server.gpus:
             if (track := self.monitor.tracks.get(gpu.card)) is not None:
                 track.add_ended(time.time())
         await server.quarantine(reason)
         self._look()
+
+    def _in_danger(self, server: ManagedServer) -> bool:
+        found = [self.monitor.assessments.get(gpu.card) for gpu in server.gpus]
+        return any(finding.signal in _DANGER for each in found if each for finding in each.findings)
 
     async def _empty(self, server: ManagedServer, patience_s: float) -> None:
         """Wait for what is in flight, then move the rest to other servers."""

@@ -79,6 +79,7 @@ def test_a_run_over_a_kill_with_batch_work_elsewhere(daemon: Start, tmp_path: Pa
     assert d.servers()[0]["state"] == "ready"  # lent to the tools, and taken back
     listed = json.loads(d.control("burnin", "list", "--json").stdout)["runs"]
     assert [(row["run"], row["state"], row["verdict"]) for row in listed] == [(run, "completed", "FAIL")]
+    wait_for(lambda: d.servers()[1]["state"] == "quarantined", what="the GPU that failed is taken out of use")
     d.drop("after.jsonl", prompts(60, "after"))
     answered = {record["server"] for record in d.done("after.jsonl", 20).results}
     assert answered == {"gpu0", "gpu2"}  # GPU 1 is in quarantine

@@ -20,6 +20,7 @@ from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.servers.sweep import marked, sweep
 from obatchd.settings import Settings
+from obatchd.simulator.timeline import GpuEvent, write_script
 
 GIB = 1024**3
 S = ServerState
@@ -347,12 +348,12 @@ async def test_servers_that_others_can_reach_are_a_notice(tmp_path: Path) -> Non
 async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(tmp_path: Path) -> None:
     async with running(settings(), tmp_path, instance="theirs" + str(tmp_path)) as theirs:
         (other,) = await theirs.ready()
-        await other.load(TINY)
-        await wait_for(lambda: any(reading.processes for reading in theirs.probe.readings.values()))
+        # By the timeline, because the two stand-in servers would overwrite each other's load on the one GPU.
+        write_script(tmp_path / "simulator", {"0": [GpuEvent("foreign", pid=other.pid or 0)]})
         mine: Settings = settings()
         async with running(mine, tmp_path, instance="ours" + str(tmp_path)) as ours:
-            (server,) = await ours.ready()
-            await wait_for(lambda: server.foreign)
+            (server,) = ours.fleet.servers.values()
+            await wait_for(lambda: server.state is S.DRAINING)  # it works again when they leave
             assert alive(server.foreign[0].pid)
             [notice] = [words for words in ours.fleet.notices if "GPU of gpu0" in words]
             assert f"(pid {server.foreign[0].pid}, " in notice
