@@ -130,6 +130,15 @@ def nginx(directory: Path, count: int, chat_log: Path | None = None) -> Iterator
         process.wait(10)
 
 
+def settled_size(log: Path) -> int:
+    """The size of a server's log when nothing is added any more: what was in flight is there."""
+    size = -1
+    while size != log.stat().st_size:
+        size = log.stat().st_size
+        time.sleep(0.2)
+    return size
+
+
 def cpu_s(processes: list[psutil.Process]) -> float:
     """Seconds of processor time that these processes have used."""
     times = [process.cpu_times() for process in processes]

@@ -10,23 +10,25 @@ take no time. Needs nginx.
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import os
 import shutil
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
-from harness import Daemon, finish, nginx, prompt_lines, remote_config, table, wait_for, workplace
+from harness import Daemon, finish, nginx, prompt_lines, remote_config, settled_size, table, wait_for, workplace
+
+from obatchd.errors import ControlError
 
 
-def peak_memory_mb(directory: Path, ports: list[int], lines: int) -> tuple[float, float]:
+def peak_memory_mb(directory: Path, lines: int) -> tuple[float, float]:
     """(greatest resident memory of main in MB, prompts per second) over one whole job."""
     directory.mkdir()
-    config = remote_config(ports, servers={"remote_slots": 8}, outbox={"response_files": "never"})
-    with Daemon(directory, config) as daemon:
+    settings: dict[str, Any] = {"servers": {"remote_slots": 8}, "outbox": {"response_files": "never"}}
+    with nginx(directory, 4) as ports, Daemon(directory, remote_config(ports, **settings)) as daemon:
         daemon.start()
         main = daemon.main
         drop = directory / "job.jsonl"
@@ -45,35 +47,35 @@ def peak_memory_mb(directory: Path, ports: list[int], lines: int) -> tuple[float
         return max(peak, psutil.Process(main.pid).memory_info().rss) / 1e6, lines / (time.perf_counter() - begun_s)
 
 
-def first_request_ms(directory: Path, ports: list[int], lines: int, runs: int) -> list[float]:
-    """Milliseconds from the rename to the first result's start, from the daemon's own records."""
+def first_request_ms(directory: Path, lines: int, runs: int) -> list[float]:
+    """Milliseconds from the rename of a drop to its first prompt at a server, by the server's log."""
     directory.mkdir()
-    config = remote_config(ports, outbox={"response_files": "always"})
+    log = directory / "chat.log"
     found = []
-    with Daemon(directory, config) as daemon:
+    source = directory / "source.jsonl"
+    prompt_lines(source, lines)
+    with (
+        nginx(directory, 4, log) as ports,
+        Daemon(directory, remote_config(ports, outbox={"response_files": "never"})) as daemon,
+    ):
         daemon.start()
-        source = directory / "source.jsonl"
-        prompt_lines(source, lines)
         for run in range(runs + 1):
             drop = directory / f"run{run}.jsonl"
             shutil.copyfile(source, drop)
+            size = settled_size(log)
             begun_s = time.time()
             os.rename(drop, daemon.inbox / drop.name)
-            pattern = f"run{run}.*"
-            jobs = wait_for(lambda pattern=pattern: list(daemon.outbox.glob(pattern)), 30, "the job is there", 0.001)
-            wait_for(lambda job=jobs[0]: any((job / "responses").glob("*.json")), 60, "a response is there", 0.001)
-            job = jobs[0].name.rpartition(".")[2]
-            first = min(_started_s(path) for path in (jobs[0] / "responses").glob("r?.json"))
+            wait_for(lambda size=size: log.stat().st_size > size, 60, "a prompt has come", 0.001)
+            with open(log, "rb") as file:
+                file.seek(size)
+                first_s = float(file.readline())
             if run:  # the first one loads the model
-                found.append((first - begun_s) * 1000)
-            if not (jobs[0] / "summary.json").exists():
-                daemon.client.post(f"jobs/{job}/cancel")
-            wait_for(lambda job=jobs[0]: (job / "summary.json").exists(), 120, "the job is over", 0.01)
+                found.append((first_s - begun_s) * 1000)
+            [job] = wait_for(lambda run=run: list(daemon.outbox.glob(f"run{run}.*")), 30, "the job is there", 0.01)
+            with contextlib.suppress(ControlError):  # a small job may be over by now
+                daemon.client.post(f"jobs/{job.name.rpartition('.')[2]}/cancel")
+            wait_for(lambda job=job: (job / "summary.json").exists(), 120, "the job is over", 0.01)
     return found
-
-
-def _started_s(path: Path) -> float:
-    return datetime.fromisoformat(json.loads(path.read_bytes())["started_at"]).timestamp()
 
 
 def main() -> int:
@@ -83,11 +85,11 @@ def main() -> int:
     arguments = parser.parse_args()
     small, large = arguments.lines
     figures: dict[str, float] = {}
-    with workplace() as directory, nginx(directory, 4) as ports:
+    with workplace() as directory:
         for lines in (small, large):
-            latencies = sorted(first_request_ms(directory / f"l{lines}", ports, lines, arguments.latency_runs))
+            latencies = sorted(first_request_ms(directory / f"l{lines}", lines, arguments.latency_runs))
             figures[f"first_request_p99_ms_{lines}"] = latencies[min(len(latencies) - 1, int(len(latencies) * 0.99))]
-            peak, rate = peak_memory_mb(directory / f"m{lines}", ports, lines)
+            peak, rate = peak_memory_mb(directory / f"m{lines}", lines)
             figures[f"main_peak_mb_{lines}"], figures[f"prompts_per_s_{lines}"] = peak, rate
     figures["growth_mb"] = figures[f"main_peak_mb_{large}"] - figures[f"main_peak_mb_{small}"]
     goals = {

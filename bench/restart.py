@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from harness import Daemon, ask, finish, nginx, prompt_lines, remote_config, table, wait_for, workplace
+from harness import Daemon, ask, finish, nginx, prompt_lines, remote_config, settled_size, table, wait_for, workplace
 
 from obatchd.errors import DaemonDownError
 
@@ -45,10 +45,7 @@ def remote_s(directory: Path, lines: int) -> float:
         config = remote_config(ports, servers={"remote_slots": 8}, outbox={"response_files": "never"})
         with Daemon(directory, config) as daemon:
             half_done(daemon, lines, directory)
-            size = -1
-            while size != log.stat().st_size:  # what was in flight at the kill
-                size = log.stat().st_size
-                time.sleep(0.2)
+            size = settled_size(log)
             begun_s = time.time()
             daemon.launch()
             wait_for(lambda: log.stat().st_size > size, 120, "a prompt has come", 0.002)
