@@ -38,7 +38,7 @@ def open_database(path: Path, schema: Schema) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
-        connection.execute("PRAGMA cache_size=-4096")
+        connection.execute("PRAGMA cache_size=-1024")
         bring_up(connection, path, schema)
     except StoreError:
         assert connection is not None
@@ -74,6 +74,16 @@ def rewrite(connection: sqlite3.Connection, path: Path) -> None:
     busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise sqlite3.OperationalError(f"{path.name} is being read; its log could not be emptied")
+
+
+@contextmanager
+def unflushed(connection: sqlite3.Connection) -> Iterator[None]:
+    """What is committed inside becomes durable with the next flushed commit: a log has no gaps that stay unnoticed."""
+    connection.execute("PRAGMA synchronous=NORMAL")
+    try:
+        yield
+    finally:
+        connection.execute("PRAGMA synchronous=FULL")
 
 
 @contextmanager

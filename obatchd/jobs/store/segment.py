@@ -10,12 +10,13 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
 from obatchd.jobs.model import Entry, Outcome, Refusal, default_id
-from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction
+from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction, unflushed
 from obatchd.jobs.store.integrity import delete_database, size_bytes
 from obatchd.jobs.store.schema import Schema
 
@@ -171,9 +172,14 @@ class Segment:
         """Add entries of jobs: (job key, job id, entries, whether the drop is read to its end).
 
         A second use of an id becomes a refused entry. Entries up to the last indexed line are skipped, so that an
-        interrupted reading may start over.
+        interrupted reading may start over. What does not end a job is not flushed: lost, it is read again, and the
+        first result that is committed makes it durable.
         """
-        with self._lock, transaction(self._database) as cursor:
+        batches = list(batches)
+        with self._lock, ExitStack() as stack:
+            if not any(final for *_, final in batches):
+                stack.enter_context(unflushed(self._database))
+            cursor = stack.enter_context(transaction(self._database))
             return [self._index_job(cursor, *batch) for batch in batches]
 
     def _index_job(
@@ -233,14 +239,15 @@ class Segment:
 
     @staticmethod
     def _repeated_ids(cursor: sqlite3.Cursor, job: int, entries: Sequence[Entry]) -> dict[int, Refusal]:
-        labelled = [(job, e.id, e.line) for e in entries if e.id is not None]
+        labelled = [(e.id, e.line) for e in entries if e.id is not None]
         if not labelled:
             return {}
-        cursor.executemany("INSERT OR IGNORE INTO labels VALUES (?, ?, ?)", labelled)
+        rows = ((job, label, line) for label, line in labelled)
+        cursor.executemany("INSERT OR IGNORE INTO labels VALUES (?, ?, ?)", rows)
         if cursor.rowcount == len(labelled):
             return {}
         repeated = {}
-        for _, label, line in labelled:
+        for label, line in labelled:
             (first,) = cursor.execute("SELECT line FROM labels WHERE job = ? AND id = ?", (job, label)).fetchone()
             if first != line:
                 message = (
