@@ -54,6 +54,12 @@ def first_use(s: System) -> None:
     assert text == "4"
     status = s.c.run("obatchctl status", "alice")
     s.say("alice: obatchctl status", status.stdout.splitlines()[0])
+    assert "event=ready" in s.c.out("journalctl -u obatchd -o cat -p 6..6")
+    s.say("journalctl -u obatchd -p 6..6", "lines carry their priority")
+    group = s.c.out("getent group systemd-journal").split(":")[2]
+    main = s.c.out("systemctl show -P MainPID obatchd")
+    assert group in s.c.out(f"grep ^Groups: /proc/{main}/status").split()
+    s.say("groups of the daemon's process", "systemd-journal, for the kernel's messages about GPUs")
     told = wait_for(lambda: re.findall(r'Status: "(.*2 of 2 servers.*)"', s.c.out("systemctl status obatchd")))
     s.say("systemctl status obatchd", told[0])
     s.refused("obatchctl status", "carol", "obatch-submit")
