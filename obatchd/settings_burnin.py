@@ -20,7 +20,10 @@ class BurninSettings(Section):
     vram_target_percent: Percent = Field(
         85, description="How much of a GPU's memory the context is to fill, if the model can have so much of it."
     )
-    canary_s: PositiveSeconds = Field(600, description="Seconds between two output checks of a GPU, at most.")
+    canary_s: PositiveSeconds = Field(
+        600,
+        description="Seconds between two output checks of a GPU; less in short runs, more where checks take long.",
+    )
     canary_runs: int = Field(20, ge=3, le=1000, description="Answers that the output check is calibrated with.")
     slower_warn_percent: Percent = Field(5, description="Tokens/s so far below GPUs like it: a warning.")
     slower_fail_percent: Percent = Field(10, description="The same: it fails.")

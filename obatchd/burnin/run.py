@@ -29,6 +29,7 @@ _log = log.get(__name__)
 LOOK_S = 1.0
 RETEST_S = 1800.0  # load of the shortest run that ends a quarantine
 _RETRY_S = 2.0
+_LOAD_PER_CHECK = 9.0  # time under load for each second of an output check: they are a tenth of a run at most
 
 
 class Run:
@@ -297,8 +298,10 @@ class Run:
         await asyncio.sleep(self.plan.canary_s * (place + 1) / (len(self._checkers) + 1))
         while True:
             siblings = [self._checkers[other] for other in self._siblings(name) if other != name]
+            begun_s = time.monotonic()
             await self._checkers[name].check(siblings)
-            await asyncio.sleep(self.plan.canary_s)
+            took_s = time.monotonic() - begun_s
+            await asyncio.sleep(max(self.plan.canary_s, _LOAD_PER_CHECK * took_s))
 
     # --- recording --------------------------------------------------------------------------------------------------
 

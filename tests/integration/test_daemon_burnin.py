@@ -122,7 +122,7 @@ def test_a_gpu_that_goes_bad_is_quarantined_and_tested_again(daemon: Start) -> N
     assert "burn-in" in d.control("status").stdout
     line = "pid=4242, name=runner, DBE (double bit error)"
     write_script(d.spool / "work" / "simulator", {"1": [GpuEvent("xid", xid=48, line=line)]})
-    wait_for(lambda: d.servers()[1]["state"] == "quarantined", 15, "GPU 1 is in quarantine")
+    wait_for(lambda: d.servers()[1]["state"] == "quarantined", 40, "GPU 1 is in quarantine")
     wait_for(lambda: not status(d)["active"], 40, "the run is over")
     first, second = status(d)["gpus"]
     assert first["verdict"] == "PASS_LOW_STRESS", first["reasons"]

@@ -39,11 +39,12 @@ def test_slots_stay_busy_and_output_checks_are_calibrated_or_honestly_off(make_d
     assert report["state"] == "completed", report["end"]
     assert report["verdict"] == "PASS_LOW_STRESS", [gpu["reasons"] for gpu in report["gpus"]]
     for gpu in report["gpus"]:
-        print(gpu["server"], gpu["stress"]["slots_busy_percent"], gpu["work"], gpu["canary"])
+        print(gpu["server"], gpu["stress"], gpu["work"], gpu["canary"])
         assert gpu["load"]["ollama"] == "0.24.0" and gpu["load"]["model_digest"]
         assert gpu["stress"]["slots_busy_percent"] >= 95
-        assert gpu["work"]["requests"] > 10 and gpu["work"]["failed"] == 0
+        assert gpu["work"]["requests"] > 5 and gpu["work"]["failed"] == 0
         assert gpu["canary"]["state"] == "on" or gpu["canary"]["text"].startswith("off: ")
         assert gpu["canary"]["confirmed"] == 0
+        assert gpu["stress"]["canary_s"] < gpu["stress"]["loaded_s"] / 2
         # The readings know nothing of this load, and the report does not pretend that they do.
         assert "low_stress" in {reason["signal"] for reason in gpu["reasons"]}
