@@ -271,7 +271,7 @@ class Run:
                 await asyncio.gather(running, return_exceptions=True)
 
     def _urgent(self, server: str) -> bool:
-        """Whether the load could hurt a GPU of a server: it is near the temperature at which it shuts down."""
+        """Whether the load of a server must end at once: it could hurt the hardware, or no answer can be trusted."""
         return any(gpu in self._recording.watch.urgent for gpu in self._gpus_of[server])
 
     def _siblings(self, name: str) -> list[str]:
