@@ -103,7 +103,7 @@ class Daemon:
         dispatcher, facts = self.engine.dispatcher, Facts(store.state)
         self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work)
         self._duty.monitor.on_xid = self._hearing.xid
-        self.engine.announce = self._duty.announce = self._alarms.announce
+        self.engine.announce = self.engine.troubles.announce = self._duty.announce = self._alarms.announce
         await self._fleet.start()
         self._duty.start()
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from multiprocessing.context import ForkServerContext
@@ -15,36 +14,35 @@ from obatchd.dispatch.dispatcher import Dispatcher, Failed, Finished
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.engine.alarms import JOB_DONE
 from obatchd.engine.committer import Committer
-from obatchd.engine.disk import disk_trouble
-from obatchd.engine.documents import instant, job_document, last_status, summary_details
+from obatchd.engine.documents import job_document, last_status, summary_details
+from obatchd.engine.endings import Endings
 from obatchd.engine.feeder import Feeder, histories
 from obatchd.engine.forecast import forecast
 from obatchd.engine.indexing import Chunk, Reading, late_note
 from obatchd.engine.intake import Intake
 from obatchd.engine.limits import OwnerLimits
-from obatchd.engine.live import CANCELLED, Ending, LiveJob
+from obatchd.engine.live import LiveJob
 from obatchd.engine.preparation import Preparation
 from obatchd.engine.publisher import Publication, Publisher
 from obatchd.engine.rebuild import rebuild
 from obatchd.engine.responses import ResponseWriter
 from obatchd.engine.reuse import Reuse
+from obatchd.engine.troubles import INTAKE, Troubles
 from obatchd.engine.vital import Vital
-from obatchd.errors import DropRefused, ObatchError
+from obatchd.errors import DropRefused
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.model import JobIds, JobState, Outcome, Profile
+from obatchd.jobs.model import JobIds, JobState, Outcome
 from obatchd.jobs.queue import JobQueue, Lane
 from obatchd.jobs.store import DISK_ERRORS, JobRow, LaneRow, Segment, Store
 from obatchd.settings import Settings
 from obatchd.spool import claim
-from obatchd.spool.layout import FreeSpace, Layout
+from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import JobOutbox, Totals
 
 _log = log.get(__name__)
 _STATUS_S = 1.0
 _FORECAST_JOBS = 2000  # of more nobody waits for the turn, and counting costs a moment of the main loop
 _RETRY_S = 2.0
-_INTAKE = "intake"  # its own trouble must not keep the intake from finding out that it is over
-_FAIL_TOGETHER = 5000
 # Results not yet committed above which nothing more is offered: bounds memory while a disk is slow or full.
 _BACKLOG_LIMIT = 20_000
 
@@ -80,9 +78,7 @@ class Engine:
         self.layout = layout
         self.store = store
         self.jobs: dict[int, LiveJob] = {}
-        self.troubles: dict[str, str] = {}  # what holds up everything, by kind
-        self.job_troubles: dict[int, str] = {}  # what holds up one job, by key
-        self.free = FreeSpace(0, 0)
+        self.troubles = Troubles(lambda kind: self.dispatcher.hold(kind), self._trouble_over)
         self.job_finished = asyncio.Condition()
         self.announce: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None  # alarms
         self._model_facts = model_facts
@@ -100,7 +96,12 @@ class Engine:
         )
         self.queue = JobQueue(self._fetch, sift=self.preparation.sift)
         self.preparation.queue = self.queue
-        switcher = ProfileSwitcher(self.queue, settings.dispatch.switch_after_s, ensure_model, self._unservable)
+        switcher = ProfileSwitcher(
+            self.queue,
+            settings.dispatch.switch_after_s,
+            ensure_model,
+            lambda profile, error: self.endings.unservable(profile, error),
+        )
         self.switcher = switcher
         self.dispatcher = Dispatcher(
             self.queue,
@@ -118,7 +119,7 @@ class Engine:
             self._finished,
             self.dispatcher.suspicion,
             self.dispatcher.wake,
-            self.job_trouble,
+            self.troubles.say_of_job,
             self.vital,
         )
         self.committer = Committer(
@@ -127,13 +128,17 @@ class Engine:
             segment_of=lambda job: self.jobs[job].row.segment if job in self.jobs else None,
             unrecorded_starts=self.dispatcher.unrecorded_starts,
             on_committed=self._committed,
-            on_trouble=lambda reason: self.trouble("store", reason),
+            on_trouble=lambda reason: self.troubles.say("store", reason),
         )
+        self.endings = Endings(
+            self.jobs, store, self.queue, self.dispatcher, self.committer, self.troubles,
+            spawn=self._spawn, on_ended=self._check_complete,
+        )  # fmt: skip
         self.publisher = Publisher(
             store,
             ResponseWriter(context),
             on_done=self._published,
-            on_trouble=lambda reason: self.trouble("outbox", reason),
+            on_trouble=lambda reason: self.troubles.say("outbox", reason),
         )
         self.intake = Intake(
             layout,
@@ -141,13 +146,13 @@ class Engine:
             JobIds(store.state.last_job()),
             lambda: self.settings,
             vital=self.vital,
-            may_claim=lambda: not self.troubles.keys() - {_INTAKE},
+            may_claim=lambda: self.troubles.may_claim,
             limits=self.limits,
             on_job=self._accepted,
             on_chunk=self._indexed,
             on_refused=self._refused,
-            on_trouble=lambda reason: self.trouble(_INTAKE, reason),
-            on_job_trouble=self.job_trouble,
+            on_trouble=lambda reason: self.troubles.say(INTAKE, reason),
+            on_job_trouble=self.troubles.say_of_job,
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._status_task: asyncio.Task[None] | None = None
@@ -158,7 +163,7 @@ class Engine:
         """Take up what an earlier run left, then watch the inbox; on a disk that refuses, as soon as it does not."""
         self.committer.start(self.vital)
         await self.publisher.start(self.vital)
-        await self._check_disk()
+        await self.troubles.look_at_disk(self.layout, self.settings.disk)
         self._status_task = self.vital.start(self._write_statuses(), "job-status")
         if not await self._take_up():
             self._spawn(self._take_up_later())
@@ -170,9 +175,9 @@ class Engine:
             await asyncio.to_thread(claim.recover, self.layout, self.store.state)
             await self._recover()
         except DISK_ERRORS as error:
-            self.trouble("start", f"earlier jobs cannot be taken up: {log.reason(error)}")
+            self.troubles.say("start", f"earlier jobs cannot be taken up: {log.reason(error)}")
             return False
-        self.trouble("start", "")
+        self.troubles.say("start", "")
         self.intake.start()
         return True
 
@@ -225,7 +230,7 @@ class Engine:
                 continue
             live = self._add(row)
             live.resumed = True
-            self._expire(live)
+            self.endings.mark_expired(live)
             live.indexed = indexed
             live.counts = segment.tallies(row.key)
             lanes = segment.lanes(row.key)
@@ -239,7 +244,7 @@ class Engine:
             if not indexed:
                 self.intake.go_on(Reading(row, self.layout, self.settings, lambda size: None))
             if live.ending:
-                self._spawn(self._end_pending(live, *live.ending))
+                self.endings.carry_out(live)
             elif live.looking_back and indexed:
                 self._spawn(self._look_back(live))
             self._check_complete(live)
@@ -269,7 +274,7 @@ class Engine:
 
     def _accepted(self, row: JobRow, reading: Reading) -> None:
         live = self._add(row)
-        self._expire(live)
+        self.endings.mark_expired(live)
         _log.info("job_accepted", job=row.job, owner=row.owner, size=row.size)
 
     def _indexed(self, key: int, chunk: Chunk) -> None:
@@ -286,7 +291,7 @@ class Engine:
             live.indexed = True
             _log.info("job_indexed", job=live.row.job, requests=live.requests)
             if live.ending:
-                self._spawn(self._end_pending(live, *live.ending))
+                self.endings.carry_out(live)
             elif live.looking_back:
                 self._spawn(self._look_back(live))
             self._check_complete(live)
@@ -318,7 +323,7 @@ class Engine:
             live.lanes[row.lane] = self.queue.add_lane(lane)
         if not lane.profile.model:
             message = "no model is named: set model in the request, in job.toml or in the daemon's configuration"
-            self._fail_lane(lane, "no_model", message)
+            self.endings.fail_lane(lane, "no_model", message)
             return
         self.queue.extend(lane, stored, pending)
 
@@ -419,7 +424,7 @@ class Engine:
 
     def _published(self, row: JobRow, summary: dict[str, Any]) -> None:
         self.jobs.pop(row.key, None)
-        self.job_troubles.pop(row.key, None)
+        self.troubles.of_jobs.pop(row.key, None)
         self.dispatcher.forget_job(row.key)
         self.feeder.forget(row.key)
         self.store.of(row).forget_lanes(row.key)
@@ -435,67 +440,6 @@ class Engine:
         async with self.job_finished:
             self.job_finished.notify_all()
 
-    # Failing what cannot run.
-
-    def _unservable(self, profile: Profile, error: ObatchError) -> None:
-        message = f"{error.message} (model {profile.model}, context {profile.context_length})"
-        for lane in self.queue.lanes_of_profile(profile):
-            self._fail_lane(lane, error.code, message)
-
-    def _fail_lane(self, lane: Lane, code: str, message: str) -> None:
-        live = self.jobs.get(lane.job)
-        if live is None:
-            return
-        self.queue.remove_lanes([lane])
-        live.lanes.pop(lane.number, None)
-        _log.warning("requests_unservable", job=live.row.job, model=lane.profile.model, code=code, reason=message)
-        self._spawn(self._end_pending(live, Outcome.FAILED, code, message, lane.number))
-
-    async def _end_pending(
-        self, live: LiveJob, outcome: Outcome, code: str, message: str, lane: int | None = None
-    ) -> None:
-        """Give every request without a result this outcome, a chunk at a time."""
-        await self.committer.settle(timeout_s=60)
-        reached = 0
-        while True:
-            try:
-                segment = await asyncio.to_thread(self.store.of, live.row)
-                ended = await asyncio.to_thread(
-                    segment.end_pending, live.key, lane, outcome, code, message, _FAIL_TOGETHER, reached
-                )
-            except DISK_ERRORS as error:
-                self.job_trouble(live.key, f"job {live.row.job} cannot be ended: {log.reason(error)}")
-                await asyncio.sleep(_RETRY_S)
-                continue
-            self.job_trouble(live.key, "")
-            if not ended:
-                break
-            live.count(outcome, len(ended))
-            reached = ended[-1]
-        self._check_complete(live)
-
-    async def cancel(self, live: LiveJob) -> None:
-        """End a job: what is answered stays, the rest is cancelled."""
-        await asyncio.to_thread(self.store.state.update, live.key, cancelled=1)
-        _log.info("job_cancelled", job=live.row.job)
-        await self._end(live, CANCELLED)
-
-    async def _end(self, live: LiveJob, ending: Ending) -> None:
-        live.ending = ending
-        self.queue.remove_job(live.key)
-        self.dispatcher.cancel_job(live.key)
-        await self._end_pending(live, *ending)
-
-    def _expire(self, live: LiveJob) -> bool:
-        """Mark a job whose deadline has passed; whether it has just done so. A restart finds it passed again."""
-        expires_s = live.expires_s
-        if expires_s is None or live.ending or live.complete or time.time() < expires_s:
-            return False
-        live.ending = Ending(Outcome.EXPIRED, "expired", f"the job's deadline, {instant(expires_s)}, passed")
-        _log.warning("job_expired", job=live.row.job, deadline=instant(expires_s), requests=live.requests,
-                     finished=live.finished)  # fmt: skip
-        return True
-
     async def pause(self, live: LiveJob, paused: bool) -> None:
         """Hold or go on with one job; what is in flight ends."""
         await asyncio.to_thread(self.store.state.update, live.key, paused=int(paused))
@@ -506,42 +450,24 @@ class Engine:
             self.queue.resume(live.key)
         self.dispatcher.wake()
 
-    # Trouble and status.
+    # Status.
 
-    def trouble(self, kind: str, reason: str) -> None:
-        """Something outside hinders the work (``reason``), or no longer does (``""``)."""
-        if reason:
-            if kind == "disk" and kind not in self.troubles:
-                self.announce("disk_low", {"reason": reason})
-            if kind not in self.troubles:
-                _log.error("trouble", kind=kind, reason=reason)
-            self.troubles[kind] = reason
-            self.dispatcher.hold(kind)
-        elif self.troubles.pop(kind, None) is not None:
-            _log.info("trouble_over", kind=kind)
-            self.dispatcher.unhold(kind)
-            self.intake.wake()
-
-    def job_trouble(self, job: int, reason: str) -> None:
-        """Something hinders one job alone (``reason``), or no longer does (``""``)."""
-        if reason:
-            self.job_troubles[job] = reason
-        else:
-            self.job_troubles.pop(job, None)
+    def _trouble_over(self, kind: str) -> None:
+        self.dispatcher.unhold(kind)
+        self.intake.wake()
 
     async def _write_statuses(self) -> None:
         """The status of every job that has changed; one that is done within the second never needs its first."""
         while True:
             await asyncio.sleep(_STATUS_S)
-            await self._check_disk()
+            await self.troubles.look_at_disk(self.layout, self.settings.disk)
             self._watch_backlog()
             in_flight = self.dispatcher.in_flight()
             changed = []
             if len(self.jobs) <= _FORECAST_JOBS:
                 forecast(self.jobs.values(), in_flight)
             for live in self.jobs.values():
-                if self._expire(live) and live.ending:
-                    self._spawn(self._end(live, live.ending))
+                self.endings.expire(live)
                 stamp = (live.finished, live.requests, live.paused, live.publishing, in_flight.get(live.key, 0),
                          live.turn and live.turn.position)  # fmt: skip
                 if stamp != live.status_written and not live.publishing:
@@ -549,15 +475,6 @@ class Engine:
                     changed.append((live.outbox, job_document(live, in_flight.get(live.key, 0))))
             if changed:
                 self.publisher.write_statuses(changed)
-
-    async def _check_disk(self) -> None:
-        try:
-            self.free = await asyncio.to_thread(self.layout.free, doubtful=bool(self.troubles))
-        except OSError as error:
-            self.trouble("disk", f"{self.layout.root}: {error.strerror}")
-            return
-        reason = disk_trouble(self.free, self.settings.disk, low_already="disk" in self.troubles)
-        self.trouble("disk", f"{self.layout.root}: {reason}" if reason else "")
 
     def limits(self) -> OwnerLimits:
         """What every owner has open, and may have."""

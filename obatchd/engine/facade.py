@@ -90,7 +90,7 @@ class Facade:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
         state, reasons = self._state(caller)
-        free_bytes, free_inodes, _ = engine.free
+        free_bytes, free_inodes, _ = engine.troubles.free
         report = engine.intake.report
         return {
             "schema": SCHEMA,
@@ -116,7 +116,7 @@ class Facade:
                 "refused": engine.intake.refused,
                 "problem": report.problem,
             },
-            "disk": {"free_bytes": free_bytes, "free_inodes": free_inodes, "low": "disk" in engine.troubles},
+            "disk": {"free_bytes": free_bytes, "free_inodes": free_inodes, "low": engine.troubles.disk_low},
             "pulls": [
                 {
                     "model": name,
@@ -137,8 +137,8 @@ class Facade:
     def _state(self, caller: Caller) -> tuple[str, list[str]]:
         holds = self._engine.dispatcher.holds
         jobs = self._engine.jobs
-        hindered = [key for key in self._engine.job_troubles if key in jobs and caller.may_see(jobs[key].row.owner)]
-        reasons = [*self._engine.troubles.values(), *(self._engine.job_troubles[key] for key in hindered)]
+        hindered = [key for key in self._engine.troubles.of_jobs if key in jobs and caller.may_see(jobs[key].row.owner)]
+        reasons = [*self._engine.troubles.of_all.values(), *(self._engine.troubles.of_jobs[key] for key in hindered)]
         servers = list(self._fleet.servers.values())
         down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
         reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
@@ -271,8 +271,8 @@ class Facade:
         return await self._begin(claimed.job)
 
     def _may_submit(self, owner: int) -> None:
-        if self._engine.troubles:
-            raise ControlError("; ".join(self._engine.troubles.values()), code="trouble")
+        if self._engine.troubles.of_all:
+            raise ControlError("; ".join(self._engine.troubles.of_all.values()), code="trouble")
         if reason := self._engine.limits().room(owner, 0):
             raise ControlError(reason, code="over_limit")
 
@@ -288,7 +288,7 @@ class Facade:
     async def cancel(self, caller: Caller, job_id: str) -> dict[str, Any]:
         """End a job; what is answered stays."""
         live = self._live(caller, job_id)
-        await self._engine.cancel(live)
+        await self._engine.endings.cancel(live)
         return job_document(live, 0)
 
     @_told
