@@ -39,6 +39,10 @@ CREATE TABLE IF NOT EXISTS samples (
     memory_used_bytes REAL, clock_mhz REAL, slowed REAL NOT NULL, PRIMARY KEY (uuid, seconds, at_s)
 ) WITHOUT ROWID;
 """
+_SHOWN = (
+    "at_s", "seconds", "count", "temp_c", "temp_max_c", "power_w", "utilisation_percent", "memory_used_bytes",
+    "clock_mhz", "slowed",
+)  # fmt: skip
 _MEANS = ("temp_c", "power_w", "utilisation_percent", "memory_used_bytes", "clock_mhz")
 
 
@@ -89,6 +93,7 @@ class History:
         self._events: list[HistoryEvent] = []
         self._minutes: dict[tuple[str, int], _Minute] = {}
         self._places: dict[str, tuple[str, str]] = {}
+        self._path = path
         self._database = _open(path)
         self._tidied_s = 0.0
 
@@ -114,23 +119,27 @@ class History:
         """Write what has been collected, but for the present minute; blocks."""
         now_s = time.time()
         with self._lock:
+            self._database = self._database or _open(self._path)
+            if self._database is None:
+                self._minutes = {key: m for key, m in self._minutes.items() if key[1] + _MINUTES_KEPT_S > now_s}
+                return
             events, self._events = self._events, []
             done = {key: minute for key, minute in self._minutes.items() if key[1] + _MINUTE_S <= now_s}
             for key in done:
                 del self._minutes[key]
             try:
-                with self._database:
-                    self._database.executemany(
+                with self._database as database:
+                    database.executemany(
                         "INSERT INTO events (at_s, uuid, serial, slot, kind, level, signal, text)"
                         " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         [msgspec.structs.astuple(event) for event in events],
                     )
                     rows = [self._row(*key, minute) for key, minute in done.items()]
                     marks = ", ".join("?" * 13)
-                    self._database.executemany(f"INSERT OR REPLACE INTO samples VALUES ({marks})", rows)
+                    database.executemany(f"INSERT OR REPLACE INTO samples VALUES ({marks})", rows)
                     if now_s - self._tidied_s > _HOUR_S:
                         self._tidied_s = now_s
-                        self._tidy(now_s)
+                        _tidy(database, now_s)
             except sqlite3.Error as error:
                 self._events = [*events, *self._events]
                 del self._events[:-_MOST_EVENTS]
@@ -144,52 +153,59 @@ class History:
             minute.mean("clock_mhz"), minute.slowed / minute.count,
         )  # fmt: skip
 
-    def _tidy(self, now_s: float) -> None:
-        """Draw old minutes together to hours, and forget what is too old."""
-        before_s = (now_s - _MINUTES_KEPT_S) // _HOUR_S * _HOUR_S
-        self._database.execute(
-            "INSERT OR REPLACE INTO samples SELECT uuid, 3600, at_s / 3600 * 3600, serial, slot, sum(count),"
-            " avg(temp_c), max(temp_max_c), avg(power_w), avg(utilisation_percent), avg(memory_used_bytes),"
-            " avg(clock_mhz), avg(slowed) FROM samples WHERE seconds = 60 AND at_s < ? GROUP BY uuid, at_s / 3600",
-            (before_s,),
-        )
-        self._database.execute("DELETE FROM samples WHERE seconds = 60 AND at_s < ?", (before_s,))
-        self._database.execute("DELETE FROM samples WHERE at_s < ?", (now_s - _HOURS_KEPT_S,))
-        self._database.execute("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", (_MOST_EVENTS,))
-
     def events(self, uuid: str | None = None, limit: int = 100, serial: str = "") -> list[HistoryEvent]:
         """The latest events, oldest first; of one card, by UUID or by serial number."""
         with self._lock:
             waiting = [e for e in self._events if uuid is None or e.uuid == uuid or (serial and e.serial == serial)]
             where = "1" if uuid is None else "(uuid = ? OR (serial = ? AND serial <> ''))"
             given: Sequence[Any] = () if uuid is None else (uuid, serial)
-            rows = self._database.execute(
+            rows = self._read(
                 "SELECT at_s, uuid, serial, slot, kind, level, signal, text FROM events"
                 f" WHERE {where} ORDER BY id DESC LIMIT ?",
                 (*given, limit),
-            ).fetchall()
+            )
         return [*(HistoryEvent(*row) for row in reversed(rows)), *waiting][-limit:]
 
     def samples(self, uuid: str, since_s: float) -> list[dict[str, Any]]:
         """What was sampled of a card, oldest first."""
         with self._lock:
-            cursor = self._database.execute(
-                "SELECT at_s, seconds, count, temp_c, temp_max_c, power_w, utilisation_percent, memory_used_bytes,"
-                " clock_mhz, slowed FROM samples WHERE uuid = ? AND at_s >= ? ORDER BY at_s",
-                (uuid, since_s),
+            rows = self._read(
+                f"SELECT {', '.join(_SHOWN)} FROM samples WHERE uuid = ? AND at_s >= ? ORDER BY at_s", (uuid, since_s)
             )
-            names = [column[0] for column in cursor.description]
-            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return [dict(zip(_SHOWN, row, strict=True)) for row in rows]
+
+    def _read(self, query: str, given: Sequence[Any]) -> list[Any]:
+        return self._database.execute(query, given).fetchall() if self._database else []
 
     def close(self) -> None:
         self.flush()
-        self._database.close()
+        if self._database is not None:
+            self._database.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _tidy(database: sqlite3.Connection, now_s: float) -> None:
+    """Draw old minutes together to hours, and forget what is too old."""
+    before_s = (now_s - _MINUTES_KEPT_S) // _HOUR_S * _HOUR_S
+    database.execute(
+        "INSERT OR REPLACE INTO samples SELECT uuid, 3600, at_s / 3600 * 3600, serial, slot, sum(count),"
+        " avg(temp_c), max(temp_max_c), avg(power_w), avg(utilisation_percent), avg(memory_used_bytes),"
+        " avg(clock_mhz), avg(slowed) FROM samples WHERE seconds = 60 AND at_s < ? GROUP BY uuid, at_s / 3600",
+        (before_s,),
+    )
+    database.execute("DELETE FROM samples WHERE seconds = 60 AND at_s < ?", (before_s,))
+    database.execute("DELETE FROM samples WHERE at_s < ?", (now_s - _HOURS_KEPT_S,))
+    database.execute("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?", (_MOST_EVENTS,))
+
+
+def _open(path: Path) -> sqlite3.Connection | None:
+    """The file; None while the disk refuses. A damaged one is set aside and begun anew."""
     try:
         return _connect(path)
     except sqlite3.DatabaseError as error:
+        # The low byte is the primary code (sqlite.org/rescode.html); a full or failing disk is none of these.
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            log.warning("gpu_history_not_opened", path=path, reason=str(error))
+            return None
         aside = path.with_name(f"{path.name}.corrupt-{time.time():.0f}")
         log.warning("gpu_history_damaged", path=path, reason=str(error), set_aside=aside.name)
         path.rename(aside)
