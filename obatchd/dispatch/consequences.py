@@ -208,7 +208,8 @@ class Consequences:
         if fault.kind == faults.CRASH:
             suspicion.crashes += 1
             suspicion.alone += alone
-            suspicion.servers[link.server.id] = link.crashed_s
+            if fault.code != "server_hung":  # the watchdog deals with that one
+                suspicion.servers[link.server.id] = link.crashed_s
         return suspicion
 
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:

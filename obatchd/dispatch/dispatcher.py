@@ -87,7 +87,7 @@ class Dispatcher:
 
     def hear_of_crashes(self, on_cleared: Callable[[str, float], None]) -> None:
         """Tell when a request that was in flight in a crash of a server is answered by another one: the server's id,
-        and the time of the crash (monotonic; the same for all that it took along)."""
+        and the time of the crash (monotonic; nearly the same for all that it took along)."""
         self._consequences.on_cleared = on_cleared
 
     # Control.

@@ -33,6 +33,7 @@ _MOVED_S = 10.0  # a worker gives up its attempts within moments
 QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left
 _LENT, _HOURS = "lent", "hours"
 _FLUSH_S = 60.0
+_ONE_CRASH_S = 10.0
 _DANGER = ("near_shutdown", "lost")
 _MOVED = faults.Fault(faults.NOBODY, "gpu_withdrawn", "its GPU is taken out of use; another one answers")
 
@@ -113,8 +114,10 @@ class GpuDuty:
     def _crashed(self, server_id: str, crashed_s: float) -> None:
         """A request that was in flight in a crash was answered elsewhere; each crash counts once."""
         server = self._fleet.servers.get(server_id)
-        if not isinstance(server, ManagedServer) or self._crashes.get(server_id) == crashed_s:
+        if not isinstance(server, ManagedServer):
             return
+        if crashed_s - self._crashes.get(server_id, float("-inf")) < _ONE_CRASH_S:
+            return  # what was in flight together does not fail at the very same instant
         self._crashes[server_id] = crashed_s
         for card in {gpu.card for gpu in server.gpus}:
             self.monitor.crashed(card, f"{server_id} crashed, and another server answered what it was working on")
