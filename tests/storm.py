@@ -28,6 +28,7 @@ CONFIG: Document = {
         "max_attempts": 1000, "poison_crashes": 8, "strikes": 1_000_000, "stall_s": 2, "connect_timeout_s": 5,
     },
     "watchdog": {"probe_s": 1, "leak_s": 2, "idle_gpu_s": 3, "repeats": 1_000_000, "slow_factor": 0},
+    "gpu_health": {"repeats": 1_000_000},
     "inbox": {"settle_s": 0.2, "folder_settle_s": 0.2, "rescan_s": 0.5},
 }  # fmt: skip
 SIMULATOR: Document = {
