@@ -88,8 +88,8 @@ def wait_for(look: Callable[[], Any], timeout_s: float, what: str, pause_s: floa
 
 @contextlib.contextmanager
 def workplace() -> Iterator[Path]:
-    """A temporary directory on a real file system: ``OBATCHD_BENCH_DIR``, else the current one's disk."""
-    parent = os.environ.get("OBATCHD_BENCH_DIR") or tempfile.gettempdir()
+    """A temporary directory on a real file system: ``BENCH_DIR``, else the current one's disk."""
+    parent = os.environ.get("BENCH_DIR") or tempfile.gettempdir()
     directory = Path(tempfile.mkdtemp(prefix="obatchd-bench-", dir=parent))
     try:
         yield directory

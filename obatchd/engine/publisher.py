@@ -30,7 +30,7 @@ from obatchd.spool.layout import size_bytes
 from obatchd.spool.outbox import JobOutbox, Totals, flush_outboxes
 
 _log = log.get(__name__)
-_TOGETHER = 500
+_TOGETHER = 1000
 _RETRY_S = 2.0
 
 
