@@ -49,6 +49,8 @@ class Worker:
         self._results: list[ResultItem] = []
         self._flushing: asyncio.Handle | None = None
         self._gathering = False
+        self._limit: asyncio.TimerHandle | None = None
+        self._limit_s = 0.0  # monotonic; when it rings
         self._tokens = 0
         self._last_token_s = time.monotonic()
 
@@ -129,6 +131,7 @@ class Worker:
             if held is not None:
                 held.active = self._attempts.active
                 held.began_s = time.monotonic()
+                self._watch_limit(held)
                 self._started.append(key)
                 self._flush_soon()
                 return held
@@ -177,13 +180,27 @@ class Worker:
             if held.token_s and now_s - held.token_s >= limit_s:
                 self._give_up(held, faults.stalled(limit_s))
 
-    def _give_up_late(self, settings: protocol.Configure) -> None:
-        """End attempts whose time is up. One look a second for all of them costs less than a timer for each."""
-        now_s = time.monotonic()
+    def _watch_limit(self, held: Held) -> None:
+        """See to it that an attempt ends in time: by one timer for all, which rings for the first whose time is up."""
+        assert self._attempts.server is not None
+        ends_s = held.began_s + (held.item.limit_s or self._attempts.server.request_timeout_s)
+        if self._limit is None or ends_s < self._limit_s:
+            if self._limit is not None:
+                self._limit.cancel()
+            self._limit_s = ends_s
+            self._limit = self._loop.call_later(max(0.0, ends_s - time.monotonic()), self._give_up_late)
+
+    def _give_up_late(self) -> None:
+        assert self._attempts.server is not None
+        self._limit, now_s = None, time.monotonic()
         for held in self._held.values():
-            limit_s = held.item.limit_s or settings.request_timeout_s
-            if held.task is not None and now_s - held.began_s >= limit_s:
+            if held.task is None:
+                continue
+            limit_s = held.item.limit_s or self._attempts.server.request_timeout_s
+            if now_s - held.began_s >= limit_s:
                 self._give_up(held, faults.out_of_time(limit_s))
+            else:
+                self._watch_limit(held)
 
     async def _answer(self, held: Held) -> None:
         joined: list[Held] = []
@@ -269,7 +286,6 @@ class Worker:
             if self._attempts.server is not None and (self._attempts.active or self._tokens):
                 self._report_progress()
                 self._give_up_stuck(self._attempts.server)
-                self._give_up_late(self._attempts.server)
 
 
 def main(connection: socket.socket) -> Never:
