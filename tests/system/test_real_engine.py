@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -106,9 +107,12 @@ def test_the_original_configuration_works_with_real_remote_servers(real: Start, 
     assert d.servers_alive() == []
 
 
-def test_a_prompt_is_never_cut(real: Start) -> None:
-    # At this level Ollama logs each prompt as it is given to the model.
-    d = real({"environment": {"OLLAMA_DEBUG": "2"}, "cpu_servers": 1})
+def test_a_prompt_is_never_cut(real: Start, tmp_path: Path) -> None:
+    # At this level Ollama logs each prompt as it is given to the model. obatchd refuses to set it.
+    telling = tmp_path / "ollama"
+    telling.write_text(f'#!/bin/sh\nOLLAMA_DEBUG=2 exec "{os.environ.get("OBATCHD_TEST_OLLAMA")}" "$@"\n')
+    telling.chmod(0o755)
+    d = real({"ollama": str(telling), "cpu_servers": 1})
     words = "xylophone " + "word number " * 400
     d.drop("long.jsonl", [{"id": "cut", "prompt": words, "context_length": 4096}, {"id": "short", "prompt": "hello"}])
     job = d.done("long.jsonl", 60)
@@ -190,7 +194,7 @@ def test_a_job_goes_on_after_every_kind_of_end(real: Start) -> None:
     wait_for(lambda: answered() > before + 40, 60, "it goes on after SIGTERM and a new start")
     parts = d.kill()
     _, left = psutil.wait_procs(parts, timeout=2)
-    assert not left, left
+    assert not [process for process in left if alive(process.pid)]  # init may take a while to reap
     orphans = d.servers_alive()
     assert orphans
     d.start()
