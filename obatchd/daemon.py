@@ -7,9 +7,7 @@ inbox was scanned once. Stopping is the reverse, with a drain in between; a seco
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
-import resource
 import signal
 import time
 from collections.abc import Callable
@@ -20,7 +18,7 @@ import aiohttp
 import msgspec
 import uvloop
 
-from obatchd import __version__, daemon_burnin, log, settings_io
+from obatchd import __version__, daemon_burnin, log, process, settings_io
 from obatchd.burnin.manager import Burnin
 from obatchd.control import notify, runtime
 from obatchd.control.api import ControlServer
@@ -48,8 +46,6 @@ from obatchd.spool.owners import OwnerDirectories
 _log = log.get(__name__)
 _STATUS_S = 5.0
 _FRESH_READING_S = 15.0
-_GARBAGE_THRESHOLD = 20_000  # new objects between two small collections; Python begins with 700
-_OPEN_FILES = 65_536  # as in the systemd unit
 EXIT_OK, EXIT_FAILED = 0, 1
 
 
@@ -327,26 +323,14 @@ def _status_line(facade: Facade) -> str:
     return f"{line}, ETA {time.strftime('%a %H:%M', time.localtime(ends_s))}"
 
 
-def _allow_many_files() -> None:
-    """Each large job that waits has its store open; the usual soft limit of 1,024 files is there for select(2) only."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
 def run(settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> int:
     """Run the daemon in the foreground; returns its exit code.
 
     Raises:
         ObatchError: it cannot start.
     """
-    # A full collection looks at everything that lives, in the main loop: what was imported never dies, and a flood of
-    # jobs makes hundreds of thousands of objects that all live for a while.
-    gc.freeze()
-    gc.set_threshold(_GARBAGE_THRESHOLD)
+    process.prepare()
     log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
-    _allow_many_files()
     work: Callable[[], Any] = Daemon(settings, config_file, flags).run
     return int(uvloop.run(work()))
 

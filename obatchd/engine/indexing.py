@@ -29,7 +29,7 @@ from obatchd.spool.layout import Layout
 
 # The first chunk is small, so that a server gets a request of a huge drop as soon as of a tiny one.
 FIRST_CHUNK = 256
-NEXT_CHUNK = 1024
+NEXT_CHUNK = 512
 # Up to this many readings their own fsyncs are cheaper than one flush of the whole file system.
 _FEW_READINGS = 4
 _AT_HAND_BYTES = 16 * 1024

@@ -178,4 +178,6 @@ class Publisher:
                 for publication, box, summary in zip(batch, boxes, summaries, strict=True)
             ]
         )
+        for publication in batch:
+            self._store.settle(publication.row)
         return summaries

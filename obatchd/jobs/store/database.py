@@ -38,7 +38,7 @@ def open_database(path: Path, schema: Schema) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
-        connection.execute("PRAGMA cache_size=-1024")
+        connection.execute("PRAGMA cache_size=-512")
         bring_up(connection, path, schema)
     except StoreError:
         assert connection is not None
@@ -59,7 +59,7 @@ def open_database(path: Path, schema: Schema) -> sqlite3.Connection:
 def open_reader(path: Path) -> sqlite3.Connection:
     """A second, read-only view of ``path`` that does not wait for its writer."""
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA cache_size=-1024")
+    connection.execute("PRAGMA cache_size=-512")
     return connection
 
 

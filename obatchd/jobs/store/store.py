@@ -145,6 +145,11 @@ class Store:
         """(line, outcome, record) of every finished request of ``job``, in input order."""
         return self.of(job).results(job.key)
 
+    def settle(self, job: JobRow) -> None:
+        """A published job is read seldom: the segment it had for itself gives back its memory."""
+        if job.segment == job.job:
+            self.of(job).shrink()
+
     def release(self, job: JobRow) -> None:
         """Give up a finished job's requests; its segment goes when no other job needs it."""
         self.state.update(job.key, released=1)
