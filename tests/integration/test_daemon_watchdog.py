@@ -115,12 +115,20 @@ def test_a_server_far_below_its_own_speed_is_recycled_then_restarted(daemon: Sta
     d = daemon(config(slow_s=2), simulator={"service_s": {"kind": "fixed", "value": 0.1}})
     d.drop("before.jsonl", prompts(200, "before"))
     d.done("before.jsonl")
+    before = d.seen()[0]
     d.faults({"kind": "slow", "factor": 8}, server=0)
     d.drop("job.jsonl", prompts(1500))
+
+    def loaded_again() -> bool:
+        now = d.seen()[0]
+        return now["pid"] == before["pid"] and now["runners"] not in ([], before["runners"])
+
+    wait_for(loaded_again, 60, "the same server has another runner")
     wait_for(lambda: counted(d, "slow") >= 2, 60, "it was found slow again")
     job = d.done("job.jsonl", 60)
     job.check(prompts(1500))
     assert counted(d, "restart") == 1
+    assert d.seen()[0]["pid"] != before["pid"]
     first, second, *_ = d.events("watchdog_slow")
     assert "load the model again" in first
     assert "restart when idle" in second

@@ -15,6 +15,7 @@ from fleet_support import DictFacts, alive, running, settings, wait_for
 
 from obatchd.errors import ConfigError, ModelError, ServerError
 from obatchd.jobs.model import Profile
+from obatchd.servers.api import LoadedModel, OllamaApi
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
@@ -157,6 +158,25 @@ async def test_slots_are_halved_until_the_model_is_wholly_in_vram_and_remembered
         await server.load(Profile("big", 8192))
         assert server.slots == 2
         assert bench.states_of("gpu0").count(S.STARTING) == 2  # straight to what is known to fit
+
+
+async def test_a_model_that_left_the_vram_wholly_or_partly_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(settings(), tmp_path) as bench:
+        (server,) = await bench.ready()
+        await server.load(TINY)
+        [found] = await server.api.loaded(5)
+
+        async def loaded(api: OllamaApi, timeout_s: float) -> list[LoadedModel]:
+            return [found]
+
+        monkeypatch.setattr(OllamaApi, "loaded", loaded)
+        told = []
+        for left in (found.size, found.size // 2, 0):
+            found.size_vram = left
+            told.append(await server.fallen_back())
+    assert told == ["", *(f"only {gib} of 4.0 GiB of the model are in VRAM" for gib in ("2.0", "0.0"))]
 
 
 async def test_a_missing_model(tmp_path: Path) -> None:

@@ -101,6 +101,29 @@ def test_a_file_with_another_name_is_copied(layout: Layout, store: Store, tmp_pa
     assert list(layout.inbox.iterdir()) == []
 
 
+def test_a_copy_that_was_cut_short_is_made_again_at_the_next_start(
+    layout: Layout, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.write_text(TEXT)
+    os.link(other, layout.inbox / "linked.jsonl")
+
+    def cut_short(source: Path, target: Path, **_: object) -> None:
+        target.write_text(TEXT[:5])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims.shutil, "copyfile", cut_short)
+        with pytest.raises(OSError, match="No space"):
+            claim([look(layout.inbox / "linked.jsonl")], layout, store.state, JobIds())
+    assert store.state.jobs() == set()
+    [intent] = recover(layout, store.state)
+    other.write_text("changed afterwards")
+    assert content(layout, intent.job) == TEXT
+    assert sorted(path.name for path in layout.job_dir(intent.job).iterdir()) == ["input", "name"]
+    assert list(layout.inbox.iterdir()) == []
+
+
 def test_one_that_cannot_be_renamed_does_not_hold_up_the_others(
     layout: Layout, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

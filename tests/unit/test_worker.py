@@ -101,8 +101,8 @@ async def wire() -> AsyncIterator[Wire]:
         await worker._attempts.client.close()
 
 
-def configure(url: str, *, slots: int = 2, request_timeout_s: float = 30.0) -> Configure:
-    return Configure("gpu0", "GPU-0", url, "", slots, 1.0, 60.0, request_timeout_s)
+def configure(url: str, *, slots: int = 2, stall_s: float = 60.0, request_timeout_s: float = 30.0) -> Configure:
+    return Configure("gpu0", "GPU-0", url, "", slots, 1.0, stall_s, request_timeout_s)
 
 
 def offer(job: int, *lines: int, raw: bytes = b'{"id": "a", "prompt": "why?"}') -> Offer:
@@ -134,6 +134,32 @@ async def test_an_attempt_without_end_runs_into_its_limit(server: Server, wire: 
     wire.feed(configure(server.url, slots=1, request_timeout_s=0.2), CONTEXT, offer(1, 1, 2))
     await wire.until(lambda: len(wire.results()) == 2)
     assert {(result.fault, result.code) for result in wire.results().values()} == {(faults.SERVER, "timeout")}
+
+
+async def test_an_answer_that_stops_while_others_go_on_is_given_up_alone(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obatchd.dispatch.worker._PROGRESS_S", 0.02)
+    over = asyncio.Event()
+
+    async def chat(request: web.Request) -> web.StreamResponse:
+        stuck = "stuck" in (await request.read()).decode()
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while not over.is_set():
+            await response.write(b'{"message": {"content": "yes"}}\n')
+            await (over.wait() if stuck else asyncio.sleep(0.01))
+        await response.write(ANSWER)
+        return response
+
+    async with serving(chat) as url:
+        wire.feed(configure(url, stall_s=0.5), CONTEXT, offer(1, 1), offer(1, 2, raw=b'{"prompt": "stuck"}'))
+        result = (await wire.until(wire.results))[1, 2]
+        assert (result.fault, result.code) == (faults.SERVER, "stalled")
+        assert (1, 1) not in wire.results()
+        over.set()
+        await wire.until(lambda: (1, 1) in wire.results())
+    assert wire.results()[1, 1].succeeded
 
 
 async def test_cancelled_in_the_middle_a_slot_goes_on_with_the_next(server: Server, wire: Wire) -> None:

@@ -1,0 +1,172 @@
+"""What the watchdog does to a server: its findings are made up, what is done to the server is seen at the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from dispatch_support import SMALL, Port, Rig, settle
+
+from obatchd.dispatch import remedies
+from obatchd.dispatch.protocol import GiveUp
+from obatchd.dispatch.remedies import Watchdog
+from obatchd.dispatch.watchdog import Sample
+from obatchd.errors import ServerError
+from obatchd.settings import Settings
+
+NEVER_S = 1000.0
+
+
+class Suspect(Port):
+    """A server that remembers what was done to it, in order."""
+
+    def __init__(self) -> None:
+        super().__init__("gpu0", loaded=SMALL)
+        self.did: list[str] = []
+        self.no_token: ServerError | None = None
+        self.outside_vram = ""
+
+    async def load(self, profile: Any) -> None:
+        self.did.append("load")
+        await super().load(profile)
+
+    async def unload(self) -> None:
+        self.did.append("unload")
+        await super().unload()
+
+    async def restart(self, reason: str) -> None:
+        self.did.append("restart")
+
+    def broken(self, reason: str) -> None:
+        self.did.append("broken")
+        self.is_ready = False
+
+    async def one_token(self, timeout_s: float) -> None:
+        self.did.append("one_token")
+        if self.no_token is not None:
+            raise self.no_token
+
+    async def fallen_back(self) -> str:
+        return self.outside_vram
+
+
+class Watched:
+    """A rig with one server under watch. Only the rules that are named can strike."""
+
+    def __init__(self, rig: Rig, server: Suspect, gpu_percent: int | None, stall_s: float, limits: Any) -> None:
+        self.rig = rig
+        self.server = server
+        never = dict.fromkeys(("idle_gpu_s", "leak_s", "slow_s", "vram_s"), NEVER_S)
+        settings = Settings.model_validate({"dispatch": {"stall_s": stall_s}, "watchdog": never | limits})
+        self.watchdog = Watchdog(rig.dispatcher, settings, lambda server: gpu_percent)
+        self.link = rig.link("gpu0")
+        self._at_s = 0.0
+
+    async def until_did(self, *expected: str) -> None:
+        async with asyncio.timeout(5):
+            while self.server.did != list(expected):
+                await asyncio.sleep(0.005)
+
+    def answer(self, count: int, *, rate: float = 50.0, wait_s: float = 0.0) -> None:
+        """So many answers, one each second of their own clock, of a server with every slot in use."""
+        for _ in range(count):
+            self._at_s += 1
+            self.link.watch.answered(Sample(self._at_s, SMALL, 2, 2, 1.0, wait_s, 100, 100 / rate))
+
+    @property
+    def gave_up(self) -> list[str]:
+        return [message.code for message in self.rig.worker("gpu0").sent if isinstance(message, GiveUp)]
+
+
+Make = Callable[..., Awaitable[Watched]]
+
+
+@pytest.fixture
+async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    made: list[Watched] = []
+    monkeypatch.setattr(remedies, "_PERIOD_S", 0.01)
+
+    async def watched(*, gpu_percent: int | None = None, stall_s: float = NEVER_S, **limits: float) -> Watched:
+        """With two requests, both in a slot."""
+        server = Suspect()
+        rig = await Rig(monkeypatch, server).start()
+        await rig.add(1, 2)
+        rig.worker("gpu0").begin((1, 1), (1, 2))
+        made.append(Watched(rig, server, gpu_percent, stall_s, limits))
+        made[-1].watchdog.start()
+        return made[-1]
+
+    yield watched
+    for each in made:
+        await each.watchdog.stop()
+        await each.rig.dispatcher.stop()
+
+
+IDLE = {"gpu_percent": 0, "idle_gpu_s": 0.1}
+SILENT = {"stall_s": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("rule", "given_up"), [(IDLE, []), (SILENT, ["server_hung"])], ids=["gpu_idle", "stalled"]
+)  # fmt: skip
+async def test_a_suspect_that_gives_one_token_is_spared(make: Make, rule: dict[str, Any], given_up: list[str]) -> None:
+    watched = await make(**rule)
+    await watched.until_did("one_token")
+    await watched.until_did("one_token", "one_token")  # it is looked at again, so the first look is over
+    assert watched.gave_up[:1] == given_up
+    assert watched.link.findings["restart"] == 0
+    assert watched.server.ready
+
+
+@pytest.mark.parametrize("rule", [IDLE, SILENT], ids=["gpu_idle", "stalled"])
+async def test_a_suspect_that_gives_none_is_restarted(make: Make, rule: dict[str, Any]) -> None:
+    watched = await make(**rule)
+    watched.server.no_token = ServerError("no answer within 30 s", code="timeout")
+    await watched.until_did("one_token", "broken")
+    assert watched.gave_up[-1] == "server_hung"
+    assert watched.link.findings["restart"] == 1
+
+
+async def test_a_slow_server_gets_its_model_again_then_a_restart_and_then_is_taken_as_it_is(make: Make) -> None:
+    watched = await make(slow_s=5)
+    worker = watched.rig.worker("gpu0")
+    watched.answer(10)
+    watched.answer(30, rate=2)
+    async with asyncio.timeout(5):
+        while not worker.recalls:
+            await asyncio.sleep(0.005)
+    assert watched.server.did == [], "what is in flight ends first"
+    worker.end_all([(1, 1), (1, 2)])
+    await watched.until_did("unload", "load")
+    assert watched.server.loaded == SMALL
+    await settle()
+    watched.answer(30, rate=2)
+    await watched.until_did("unload", "load", "restart")
+    watched.answer(30, rate=2)
+    async with asyncio.timeout(5):
+        while watched.link.findings["slow"] < 3:
+            await asyncio.sleep(0.005)
+    await watched.rig.add(1, 1)
+    assert worker.held, "it gets work again"
+    assert watched.server.did == ["unload", "load", "restart"]
+
+
+async def test_a_server_that_loses_slots_is_restarted_when_it_is_empty(make: Make) -> None:
+    watched = await make(leak_s=5)
+    watched.answer(10, wait_s=0.5)
+    worker = watched.rig.worker("gpu0")
+    async with asyncio.timeout(5):
+        while not worker.recalls:
+            await asyncio.sleep(0.005)
+    assert watched.server.did == []
+    worker.end_all([(1, 1), (1, 2)])
+    await watched.until_did("restart")
+
+
+async def test_a_model_outside_the_vram_means_a_restart(make: Make) -> None:
+    watched = await make(vram_s=0.1)
+    watched.server.outside_vram = "only 0.0 of 2.0 GiB of the model are in VRAM"
+    await watched.until_did("broken")
+    assert (watched.link.findings["cpu_fallback"], watched.gave_up) == (1, ["server_hung"])
