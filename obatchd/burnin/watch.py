@@ -10,7 +10,7 @@ from obatchd.burnin.records import Consequence, Event, Tracks
 from obatchd.gpus import rules, xids
 from obatchd.gpus.finding import Finding, next_action
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
-from obatchd.gpus.track import Track
+from obatchd.gpus.track import Crash, Track
 from obatchd.settings_gpu_health import GpuHealthSettings
 
 _RANK: dict[Consequence, int] = {"note": 0, "warn": 1, "inconclusive": 2, "fail": 3}
@@ -60,7 +60,7 @@ class Watch:
 
     def crashed(self, gpu: str, at_s: float) -> None:
         """The server on a GPU ended by itself."""
-        self._tracks[gpu].add_crash(at_s)
+        self._tracks[gpu].add_crash(Crash(at_s))
 
     def ended(self, gpu: str, at_s: float) -> None:
         """We ended the server on a GPU."""

@@ -79,7 +79,8 @@ class Consequences:
     ) -> None:
         self.settings = settings
         self.suspicion: dict[tuple[int, int], Suspicion] = {}
-        self.on_cleared: Callable[[str, float], None] = lambda server, crashed_s: None
+        self.on_crashed: Callable[[str, str, float], None] = lambda server, work, crashed_s: None
+        self.on_cleared: Callable[[str, str, float, str], None] = lambda server, work, crashed_s, by: None
         self._queue = queue
         self._on_finished = on_finished
         self._on_failed = on_failed
@@ -103,7 +104,7 @@ class Consequences:
                 )
             )  # fmt: skip
             link.server.progress()
-            self._clear(key, link)
+            self._clear(key, offered.taken, link)
             tokens = item.response_tokens
             self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=tokens)
             return
@@ -116,12 +117,12 @@ class Consequences:
         )  # fmt: skip
         self._failed_attempt(link, key, offered, fault, item.record, item.duration_s)
 
-    def _clear(self, key: tuple[int, int], link: Link) -> None:
+    def _clear(self, key: tuple[int, int], taken: Taken, link: Link) -> None:
         """A request that was in flight in crashes is answered: it was not its fault, where it came from elsewhere."""
         if (suspicion := self.suspicion.get(key)) is not None:
             for server, crashed_s in suspicion.servers.items():
                 if server != link.server.id:
-                    self.on_cleared(server, crashed_s)
+                    self.on_cleared(server, str(taken.lane.profile), crashed_s, link.server.id)
 
     def worker_lost(self, link: Link, reason: str) -> None:
         """A worker is gone: what had a slot has failed, what waited goes back."""
@@ -173,7 +174,7 @@ class Consequences:
         self._strike(link, taken, fault)
         kind = "crash_alone" if alone else fault.kind
         self._on_failed(Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s))
-        suspicion = self._suspect(key, fault, link, alone=alone)
+        suspicion = self._suspect(key, taken, fault, link, alone=alone)
         if suspicion.alone >= self.settings.poison_crashes:
             record = records.poisoned(record, suspicion.crashes, suspicion.alone)
             self._finish(taken, record, 0.0, succeeded=False)
@@ -199,7 +200,9 @@ class Consequences:
         if fault.code not in ("worker_lost", "server_hung") and fault.kind != faults.ANSWER and not together:
             link.server.fault(f"{fault.code}: {fault.message[:200]}")
 
-    def _suspect(self, key: tuple[int, int], fault: faults.Fault, link: Link, *, alone: bool) -> Suspicion:
+    def _suspect(
+        self, key: tuple[int, int], taken: Taken, fault: faults.Fault, link: Link, *, alone: bool
+    ) -> Suspicion:
         suspicion = self.suspicion.get(key)
         if suspicion is None:
             suspicion = Suspicion()
@@ -210,6 +213,7 @@ class Consequences:
             suspicion.alone += alone
             if fault.code != "server_hung":  # the watchdog deals with that one
                 suspicion.servers[link.server.id] = link.crashed_s
+                self.on_crashed(link.server.id, str(taken.lane.profile), link.crashed_s)
         return suspicion
 
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:

@@ -85,10 +85,15 @@ class Dispatcher:
         """Use changed settings from the next offer on."""
         self._offering.settings = self._consequences.settings = settings
 
-    def hear_of_crashes(self, on_cleared: Callable[[str, float], None]) -> None:
-        """Tell when a request that was in flight in a crash of a server is answered by another one: the server's id,
-        and the time of the crash (monotonic; nearly the same for all that it took along)."""
-        self._consequences.on_cleared = on_cleared
+    def hear_of_crashes(
+        self, on_crashed: Callable[[str, str, float], None], on_cleared: Callable[[str, str, float, str], None]
+    ) -> None:
+        """Tell of each request that was in flight in a crash of a server, and when another server answers it.
+
+        Both get the server's id, its profile in words, and the time of the crash (monotonic; nearly the same for all
+        that it took along); ``on_cleared`` also the id of the server that answered.
+        """
+        self._consequences.on_crashed, self._consequences.on_cleared = on_crashed, on_cleared
 
     # Control.
 

@@ -33,7 +33,6 @@ _MOVED_S = 10.0  # a worker gives up its attempts within moments
 QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left
 _LENT, _HOURS = "lent", "hours"
 _FLUSH_S = 60.0
-_ONE_CRASH_S = 10.0
 _DANGER = ("near_shutdown", "lost")
 _MOVED = faults.Fault(faults.NOBODY, "gpu_withdrawn", "its GPU is taken out of use; another one answers")
 
@@ -64,7 +63,6 @@ class GpuDuty:
         self.kernel_log = KernelLog(self._xid, self.monitor.since_s, path)
         self.announce: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None  # alarms
         self.under_test: Callable[[str], bool] = lambda server: False  # whether a burn-in has a server for itself
-        self._crashes: dict[str, float] = {}  # the latest that was counted, by server
         self._work: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
@@ -74,7 +72,7 @@ class GpuDuty:
             if record.quarantine is not None:
                 for server in self.servers_on(uuid):
                     server.quarantine_at_start(f"GPU {uuid} is in quarantine: {record.quarantine.reason}")
-        self._dispatcher.hear_of_crashes(self._crashed)
+        self._dispatcher.hear_of_crashes(self._crashed, self._cleared)
         self._look()
         self._probe.listen(self.monitor)
         if self._probe.gpus:
@@ -111,24 +109,26 @@ class GpuDuty:
     def _xid(self, event: XidEvent) -> None:
         self.monitor.xids([event])
 
-    def _crashed(self, server_id: str, crashed_s: float) -> None:
-        """A request that was in flight in a crash was answered elsewhere; each crash counts once."""
+    def _crashed(self, server_id: str, work: str, crashed_s: float) -> None:
+        for card in self._cards_of(server_id):
+            self.monitor.crashed(card, work, _epoch_s(crashed_s))
+
+    def _cleared(self, server_id: str, work: str, crashed_s: float, by: str) -> None:
+        words = f"{server_id} crashed, and {by} answered what it was working on"
+        for card in self._cards_of(server_id):
+            self.monitor.cleared(card, work, _epoch_s(crashed_s), self._cards_of(by), words)
+
+    def _cards_of(self, server_id: str) -> set[str]:
+        """None of a server on the CPU or elsewhere, which therefore proves nothing about a card here."""
         server = self._fleet.servers.get(server_id)
-        if not isinstance(server, ManagedServer):
-            return
-        if crashed_s - self._crashes.get(server_id, float("-inf")) < _ONE_CRASH_S:
-            return  # what was in flight together does not fail at the very same instant
-        self._crashes[server_id] = crashed_s
-        for card in {gpu.card for gpu in server.gpus}:
-            self.monitor.crashed(card, f"{server_id} crashed, and another server answered what it was working on")
+        return {gpu.card for gpu in server.gpus} if isinstance(server, ManagedServer) else set()
 
     def _comparable(self, card: str) -> set[str]:
         """Cards whose servers do the same work: only what they do not suffer too can be this card's fault."""
-        mine = {server.loaded for server in self.servers_on(card)}
-        known = {profile for profile in mine if profile is not None}
+        mine = {server.loaded or server.loading for server in self.servers_on(card)} - {None}
         cards: set[str] = set()
         for server in self._fleet.servers.values():
-            if isinstance(server, ManagedServer) and (not known or server.loaded in known) and server.ready:
+            if isinstance(server, ManagedServer) and server.loaded in mine and server.ready:
                 cards |= {gpu.card for gpu in server.gpus}
         return cards
 
@@ -253,6 +253,10 @@ class GpuDuty:
         self.monitor.lend(card, 0.0)
         for server in self.servers_on(card):
             server.resume(_LENT)
+
+
+def _epoch_s(monotonic_s: float) -> float:
+    return time.time() - (time.monotonic() - monotonic_s)
 
 
 def in_hours(allow: list[str], now: datetime) -> bool:

@@ -18,7 +18,7 @@ from obatchd.gpus.kernel_log import normal_address
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import Listener, Probe
 from obatchd.gpus.rules import LASTING, assess
-from obatchd.gpus.track import Track
+from obatchd.gpus.track import Crash, Track
 from obatchd.settings_gpu_health import GpuHealthSettings
 
 log = obatchd.log.get(__name__)
@@ -27,6 +27,7 @@ _PREFIX = "gpu/"
 _FORGOTTEN = "null"
 _SAME_S = 5.0  # the same XID of the same card within this time is one event, told by both sources or in a storm
 _AGAIN_S = 600.0  # a finding that comes and goes is told again after this
+_ONE_CRASH_S = 10.0  # what was in flight together does not fail at the very same instant
 _MOST_WAITING = 1000  # XIDs of addresses that are not known yet
 _FRESH_S = 60.0  # an XID that is older when it is read was told to an earlier daemon
 
@@ -207,11 +208,22 @@ class Monitor(Listener):
                 HealthEvent(event.at_s, uuid, "xid", event.line or f"XID {event.xid}", signal=str(event.xid))
             )
 
-    def crashed(self, uuid: str, reason: str) -> None:
-        """The server on a card, or its runner, crashed, and it was not what it worked on."""
+    def crashed(self, uuid: str, work: str, at_s: float) -> None:
+        """The server on a card, or its runner, crashed with ``work`` loaded; it may have been what it worked on."""
         if (track := self.tracks.get(uuid)) is not None:
-            track.add_crash(time.time())
-            self._on_event(HealthEvent(time.time(), uuid, "crash", reason))
+            track.crashed_s[work] = at_s
+
+    def cleared(self, uuid: str, work: str, at_s: float, answered_by: set[str], reason: str) -> None:
+        """It was not what it worked on: servers on other cards answered that. Each crash counts once."""
+        track, others = self.tracks.get(uuid), sorted(answered_by - {uuid})
+        if track is None or not others:
+            return
+        for crash in track.server_crashes:
+            if abs(crash.at_s - at_s) < _ONE_CRASH_S:
+                crash.answered_by = sorted({*crash.answered_by, *others})
+                return
+        track.add_crash(Crash(at_s, work, others))
+        self._on_event(HealthEvent(at_s, uuid, "crash", reason))
 
     def _track(self, uuid: str) -> Track:
         if uuid not in self.tracks:
@@ -226,7 +238,9 @@ class Monitor(Listener):
 
     def _judge(self) -> None:
         for uuid, track in self.tracks.items():
+            recently_s = track.now_s - self.settings.repeat_s
             comparable = self.comparable(uuid) - {uuid}
+            comparable |= {card for c in track.server_crashes if c.at_s >= recently_s for card in c.answered_by}
             siblings = [other for name, other in self.tracks.items() if name in comparable]
             found = assess(track, self.settings, siblings)
             self._tell_changes(uuid, self.assessments.get(uuid), found)

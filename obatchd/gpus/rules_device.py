@@ -126,19 +126,23 @@ def _repeats(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track
 
 
 def crashes(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]) -> Iterator[Finding]:
-    """Crashes of the server. A model that crashes everywhere condemns no GPU."""
-    after_s = track.now_s - settings.repeat_s
-    times = [at_s for at_s in track.crashes if at_s >= after_s]
-    if not track.crashes:
-        return
-    alone = bool(siblings) and not any(at_s >= after_s for other in siblings for at_s in other.crashes)
-    heavy = len(times) >= settings.repeats and alone
-    fails = len(track.crashes) >= settings.repeats and not any(other.crashes for other in siblings)
-    if times or fails:
+    """Crashes of the server. A model that crashes everywhere condemns no GPU.
+
+    A crash speaks against a card where the server of another one answered what was in flight, and had no crash with
+    the same model. What either has loaded by now does not matter.
+    """
+    after_s, crashes = track.now_s - settings.repeat_s, track.server_crashes
+    recent = [crash for crash in crashes if crash.at_s >= after_s]
+    work = {crash.work for crash in recent}
+    clean = {(other.uuid, each) for other in siblings for each in work if other.crashed_s.get(each, 0.0) < after_s}
+    only_here = [crash for crash in recent if any((card, crash.work) in clean for card in crash.answered_by)]
+    heavy = len(only_here) >= settings.repeats
+    fails = len(crashes) >= settings.repeats and not any(other.server_crashes for other in siblings)
+    if recent or fails:
         yield Finding(
-            "server_crashes", "quarantine" if heavy else "warn" if times else "ok", "fail" if fails else "warn",
-            f"the server on this GPU crashed {len(track.crashes)} times, {len(times)} of them in the last hour",
-            len(times), settings.repeats, track.crashes[0], ("application", "diagnose"),
+            "server_crashes", "quarantine" if heavy else "warn" if recent else "ok", "fail" if fails else "warn",
+            f"the server on this GPU crashed {len(crashes)} times, {len(recent)} of them in the last hour",
+            len(recent), settings.repeats, crashes[0].at_s, ("application", "diagnose"),
         )  # fmt: skip
 
 

@@ -57,6 +57,15 @@ def increase(before: SlowReading | None, after: SlowReading | None, counter: str
     return grown
 
 
+class Crash(msgspec.Struct):
+    """One crash of a card's server: when (epoch seconds), what it had loaded, and the UUIDs of the cards whose servers
+    answered what had been in flight. In a burn-in only when."""
+
+    at_s: float
+    work: str = ""
+    answered_by: list[str] = []
+
+
 class Track(msgspec.Struct):
     """The condensed history of one card.
 
@@ -70,7 +79,8 @@ class Track(msgspec.Struct):
         watched_s, loaded_s: seconds seen at all, and at a utilisation of 50 % or more.
         slowed_s: seconds by cause of slowdown, by sampling; counters of the driver are more exact where it has them.
         xids: of the last 24 h, de-duplicated, oldest first; in a burn-in all.
-        crashes: when its server or runner crashed and it was not what it worked on, epoch seconds.
+        server_crashes: when its server or runner crashed and it was not what it worked on.
+        crashed_s: of the latest crash, whatever the reason, by what its server had loaded; epoch seconds.
         ended: when we ended its server ourselves.
         accepted: signals of lasting defects that an administrator knows of; they only warn.
         had_power: whether its power was ever readable.
@@ -89,7 +99,8 @@ class Track(msgspec.Struct):
     loaded_s: float = 0.0
     slowed_s: dict[str, float] = {}
     xids: list[XidEvent] = []
-    crashes: list[float] = []
+    server_crashes: list[Crash] = []
+    crashed_s: dict[str, float] = {}
     ended: list[float] = []
     accepted: list[str] = []
     had_power: bool = False
@@ -137,9 +148,9 @@ class Track(msgspec.Struct):
             self.xids = [kept for kept in self.xids if kept.at_s >= event.at_s - DAY_S]
         del self.xids[:-_MOST_XIDS]
 
-    def add_crash(self, at_s: float) -> None:
+    def add_crash(self, crash: Crash) -> None:
         """The card's server or its runner crashed, and it was not what it worked on."""
-        self.crashes = [*self.crashes[-_MOST_XIDS:], at_s]
+        self.server_crashes = [*self.server_crashes[-_MOST_XIDS:], crash]
 
     def add_ended(self, at_s: float) -> None:
         """We end the card's server ourselves: an XID 45 is to be expected."""

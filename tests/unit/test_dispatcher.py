@@ -253,27 +253,31 @@ async def crash(rig: Rig, keys: list[tuple[int, int]]) -> None:
 
 
 async def test_a_crash_is_told_when_another_server_answers_what_was_in_flight(make: Make) -> None:
-    rig, cleared = await make(servers=2), list[tuple[str, float]]()
-    rig.dispatcher.hear_of_crashes(lambda server, crashed_s: cleared.append((server, crashed_s)))
+    rig, (crashed, cleared) = await make(servers=2), (list[Any](), list[Any]())
+    rig.dispatcher.hear_of_crashes(lambda *told: crashed.append(told), lambda *told: cleared.append(told))
     await rig.add(1, 2)
     [first] = rig.worker("gpu0").held
     await crash(rig, [first])
+    told = ("gpu0", str(SMALL), rig.link("gpu0").crashed_s)
+    assert crashed == [told]
     assert cleared == []  # it may be the request
     other = rig.worker("gpu1")
     for _ in range(2):
         other.end(next(iter(other.held)))
         await settle()
-    assert cleared == [("gpu0", rig.link("gpu0").crashed_s)]
+    assert crashed == [told]
+    assert cleared == [(*told, "gpu1")]
 
 
 async def test_a_crash_is_not_told_when_the_same_server_answers_then(make: Make) -> None:
-    rig, cleared = await make(), list[tuple[str, float]]()
-    rig.dispatcher.hear_of_crashes(lambda server, crashed_s: cleared.append((server, crashed_s)))
+    rig, (crashed, cleared) = await make(), (list[Any](), list[Any]())
+    rig.dispatcher.hear_of_crashes(lambda *told: crashed.append(told), lambda *told: cleared.append(told))
     await rig.add(1, 1)
     await crash(rig, [(1, 1)])
     rig.worker("gpu0").end((1, 1))
     await settle()
-    assert rig.lines() == [(1, True)] and cleared == []
+    assert rig.lines() == [(1, True)]
+    assert (len(crashed), cleared) == (1, [])
 
 
 async def test_suspects_are_tried_alone_and_two_crashes_then_are_poison(

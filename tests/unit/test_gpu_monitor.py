@@ -162,14 +162,25 @@ def test_slices_are_judged_as_their_card() -> None:
     assert [uuid for uuid, _, _ in bench.quarantined] == ["GPU-0"]
 
 
-def test_a_crash_counts_against_a_card_only_beside_cards_that_do_the_same_work() -> None:
+def test_a_crash_counts_once_and_only_where_another_card_answered() -> None:
     bench = Bench(count=2)
-    bench.monitor.comparable = lambda uuid: set()
-    for _ in range(4):
-        bench.monitor.crashed("GPU-0", "its process was killed by signal 11")
+    bench.monitor.comparable = lambda uuid: set()  # by now each has something else loaded
+
+    def crash(at_s: float, answered_by: str, requests: int = 1) -> None:
+        for number in range(requests):
+            bench.monitor.crashed("GPU-0", "tiny", at_s + number)
+            bench.monitor.cleared("GPU-0", "tiny", at_s + number, {answered_by}, "gpu0 crashed")
+
+    for number in range(4):
+        crash(bench.now_s + 20 * number, "GPU-0")  # by another slice of the same card
+    bench.read()
+    assert "GPU-0" in bench.monitor.tracks and bench.monitor.assessments["GPU-0"].level == "ok"
+    crash(bench.now_s + 100, "GPU-1", requests=4)
+    crash(bench.now_s + 120, "GPU-1")
     bench.read()
     assert bench.quarantined == [] and bench.monitor.assessments["GPU-0"].level == "warn"
-    bench.monitor.comparable = lambda uuid: {"GPU-0", "GPU-1"}
+    assert bench.kinds().count("crash") == 2
+    crash(bench.now_s + 140, "GPU-1")
     bench.read()
     assert [uuid for uuid, _, _ in bench.quarantined] == ["GPU-0"]
 

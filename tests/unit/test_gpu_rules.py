@@ -12,7 +12,7 @@ from health_support import CARD, FAST, SLOW, START_S, Watched, only
 
 from obatchd.gpus.model import Identity, SlowReading
 from obatchd.gpus.rules import assess
-from obatchd.gpus.track import Track
+from obatchd.gpus.track import Crash, Track
 from obatchd.gpus.xids import XIDS, lookup
 from obatchd.settings_gpu_health import GpuHealthSettings
 
@@ -27,10 +27,13 @@ def known(**changes: Any) -> Identity:
     return msgspec.structs.replace(CARD, **changes)
 
 
-def crash(card: Watched, times: int) -> None:
+def crash(card: Watched, times: int, work: str = "tiny", answered_by: str = "GPU-2") -> Watched:
     for _ in range(times):
-        card.track.add_crash(card.now_s)
+        card.track.crashed_s[work] = card.now_s
+        if answered_by:
+            card.track.add_crash(Crash(card.now_s, work, [answered_by]))
         card.pass_time(60)
+    return card
 
 
 def climb(card: Watched, counter: str, per_slow: float, seconds: float) -> None:
@@ -197,11 +200,23 @@ def test_repeats_count_only_on_one_gpu_alone() -> None:
 
 
 def test_a_model_that_crashes_everywhere_condemns_no_gpu() -> None:
-    crashed, other = Watched(), Watched()
+    crashed, other, third = Watched(), Watched(known(uuid="GPU-2")), Watched(known(uuid="GPU-3"))
     crash(crashed, 3)
     assert (crashed.judge([other]).level, crashed.judge([other]).burn_in) == ("quarantine", "fail")
-    crash(other, 1)
-    assert crashed.judge([other]).level == "warn"
+    assert crashed.judge([third]).level == "warn", "nothing was answered there"
+    crash(other, 1, "another model", answered_by="")
+    assert crashed.judge([other]).level == "quarantine", "only this one does not run it"
+    crash(other, 1, answered_by="")
+    assert crashed.judge([other, third]).level == "warn", "it crashes there, too, whoever answered then"
+    assert Watched().judge([other]).level == "ok", "the crashes of others, and such as the request caused"
+
+
+def test_crashes_of_different_models_add_up_and_others_that_crash_do_not_hide_them() -> None:
+    crashed, clean, bad = Watched(), Watched(known(uuid="GPU-2")), Watched(known(uuid="GPU-3"))
+    for work in ("tiny", "big", "huge"):
+        crash(crashed, 1, work)
+    crash(bad, 3)
+    assert crashed.judge([clean, bad]).level == bad.judge([clean, crashed]).level == "quarantine"
 
 
 def test_a_pending_remap_makes_a_memory_xid_serious() -> None:
