@@ -4,20 +4,25 @@
 
 8 stand-in servers × 4 slots; service times are log-normal with sigma 1.5. Measured from the servers' side. Busy slot
 time ÷ (slots × time) counts from the first dispatch until the last request has got a slot. The makespan is compared
-with an ideal greedy scheduler on the same service times in the same order. Also with one server three times slower, and
-with one that dies in the middle.
+with an ideal greedy scheduler on the same service times in the same order. Beside it, on the same servers, a bare loop
+over aiohttp in which each slot takes the next prompt: what servers, programs in Python on the same cores, allow. Also
+with one server three times slower, and with one that dies in the middle.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import heapq
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+import uvloop
 from harness import Daemon, ask, finish, table, wait_for, workplace
 
 from obatchd.simulator.answers import digest
@@ -39,8 +44,22 @@ def ideal_makespan_s(services_s: list[float], factors: list[float]) -> float:
     return end_s
 
 
-def run(directory: Path, mean_s: float, count: int, trouble: str = "") -> dict[str, float]:
-    """One run; ``trouble`` is empty, ``slow`` or ``dies``."""
+async def bare_loop(urls: list[str], prompts: list[str]) -> None:
+    """Each slot of each server asks, reads the answer and takes the next prompt."""
+    work = iter(prompts)
+
+    async def slot(session: aiohttp.ClientSession, url: str) -> None:
+        for prompt in work:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": prompt}], "stream": True}
+            async with session.post(url, json=body) as response:
+                json.loads((await response.read()).splitlines()[-1])
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        await asyncio.gather(*(slot(session, f"{url}/api/chat") for url in urls for _ in range(SLOTS)))
+
+
+def run(directory: Path, mean_s: float, count: int, trouble: str = "", *, bare: bool = False) -> dict[str, float]:
+    """One run; ``trouble`` is empty, ``slow`` or ``dies``; with ``bare`` also the figures of the bare loop."""
     directory.mkdir()
     service = {"kind": "lognormal", "mean": mean_s, "sigma": 1.5}
     drawn = Distribution("lognormal", mean=mean_s, sigma=1.5)
@@ -71,8 +90,18 @@ def run(directory: Path, mean_s: float, count: int, trouble: str = "") -> dict[s
         [summary] = daemon.outbox.glob("job.*/summary.json")
         if json.loads(summary.read_bytes())["succeeded"] != count:
             raise SystemExit("not every request succeeded")
-        seen = [ask(url, "/simulator/requests")["requests"] for url in urls]
-    return measure(seen, prompts, services_s, trouble)
+        figures = measure(recorded(urls), prompts, services_s, trouble)
+        if bare:
+            begun_s = time.time()
+            uvloop.run(bare_loop(urls, prompts))
+            later = [[one for one in server if one["at_s"] > begun_s] for server in recorded(urls)]
+            figures |= {f"bare_{name}": value for name, value in measure(later, prompts, services_s, trouble).items()}
+    return figures
+
+
+def recorded(urls: list[str]) -> list[Any]:
+    """The requests that reached a slot, of each server."""
+    return [ask(url, "/simulator/requests")["requests"] for url in urls]
 
 
 def measure(seen: list[Any], prompts: list[str], services_s: list[float], trouble: str) -> dict[str, float]:
@@ -105,8 +134,9 @@ def main() -> int:
     with workplace() as directory:
         for mean_s in arguments.mean_s:
             name = f"{mean_s:g}s"
-            result = run(directory / name, mean_s, arguments.prompts)
-            figures |= {f"occupancy_{name}": result["occupancy"], f"makespan_ratio_{name}": result["makespan_ratio"]}
+            result = run(directory / name, mean_s, arguments.prompts, bare=mean_s < 1)
+            names = ("occupancy", "makespan_ratio", "bare_occupancy", "bare_makespan_ratio")
+            figures |= {f"{kind}_{name}": result[kind] for kind in names if kind in result}
             goals[f"occupancy_{name}"] = (">=", 0.99 if mean_s >= 1 else 0.97)
             goals[f"makespan_ratio_{name}"] = ("<=", 1.02)
         for trouble in () if arguments.no_trouble else ("slow", "dies"):

@@ -47,7 +47,8 @@ class Output(Protocol):
 
     async def call(self, function: dict[str, Any]) -> None: ...
 
-    async def finish(self, fields: dict[str, Any]) -> None: ...
+    async def finish(self, fields: dict[str, Any], text: str = "", thinking: bool = False) -> None:
+        """The last line, after a last piece where there is one: they become known at the same instant."""
 
 
 async def answer(engine: Engine, ask: Ask, output: Output) -> None:
@@ -115,11 +116,11 @@ class Answering:
             if ask.chat and ask.tools and self._fault is None:
                 await self._output.call(answers.tool_call(ask.tools[0], ask.prompt))
                 pieces = []
-            await self._send(pieces, thinking, rate, first_s)
+            last = await self._send(pieces, thinking, rate, first_s)
             end_s = time.monotonic()
         finally:
             self._engine.producing(-1)
-        await self._finish(len(pieces), prompt_tokens, done_reason, (start_s, first_s, end_s))
+        await self._finish(len(pieces), prompt_tokens, done_reason, (start_s, first_s, end_s), last)
 
     def _checked_prompt(self) -> int:
         """Prompt tokens that are processed."""
@@ -175,8 +176,12 @@ class Answering:
         most = min(limits, default=len(pieces) + 1)
         return pieces[:most], len(thinking), "length" if most <= len(pieces) else "stop"
 
-    async def _send(self, pieces: list[str], thinking: int, rate: float, start_s: float) -> None:
-        """Send the tokens at ``rate`` per second (0: at once), in pieces of at least ``chunk_s``."""
+    async def _send(self, pieces: list[str], thinking: int, rate: float, start_s: float) -> tuple[str, bool]:
+        """Send the tokens at ``rate`` per second (0: at once), in pieces of at least ``chunk_s``.
+
+        Returns:
+            The last piece, due now and not sent yet, and whether it is reasoning; empty where all is sent.
+        """
         step = max(1, math.ceil(rate * self._engine.config.chunk_s)) if rate else max(1, len(pieces))
         sent = 0
         while sent < len(pieces):
@@ -188,10 +193,14 @@ class Answering:
             elif fault is not None:
                 end = min(end, fault.after_tokens)
             await self._runner.pause(start_s + end / rate - time.monotonic() if rate else 0)
-            await self._output.text("".join(pieces[sent:end]), sent < thinking)
+            text, reasoning = "".join(pieces[sent:end]), sent < thinking
             sent = end
+            if sent == len(pieces) and self._fault is None:
+                return text, reasoning
+            await self._output.text(text, reasoning)
         if self._fault is not None:
             await self._strike(self._fault)
+        return "", False
 
     async def _strike(self, fault: Fault) -> float:
         """Let the fault happen.
@@ -224,7 +233,9 @@ class Answering:
         finally:
             self._engine.producing(1)
 
-    async def _finish(self, count: int, prompt_tokens: int, reason: str, times_s: tuple[float, float, float]) -> None:
+    async def _finish(
+        self, count: int, prompt_tokens: int, reason: str, times_s: tuple[float, float, float], last: tuple[str, bool]
+    ) -> None:
         start_s, first_s, end_s = times_s
         kind = None if self._fault is None else self._fault.kind
         if kind == "not_done":
@@ -244,7 +255,8 @@ class Answering:
                 "prompt_eval_duration": _nanos(first_s - start_s),
                 "eval_count": max(1, count),
                 "eval_duration": _nanos(end_s - first_s),
-            }
+            },
+            *last,
         )
 
 

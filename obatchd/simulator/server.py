@@ -42,17 +42,21 @@ class StreamOutput:
             {**piece, "message": {**piece["message"], "tool_calls": [{"function": function}]}, "done": False}
         )
 
-    async def finish(self, fields: dict[str, Any]) -> None:
-        await self._line({**_piece(self._ask, "", False), **fields})
+    async def finish(self, fields: dict[str, Any], text: str = "", thinking: bool = False) -> None:
+        end = {**_piece(self._ask, "", False), **fields}
+        if text:
+            await self._line({**_piece(self._ask, text, thinking), "done": False}, end)
+        else:
+            await self._line(end)
 
     async def fail(self, message: str) -> None:
         await self._line({"error": message})
 
-    async def _line(self, fields: dict[str, Any]) -> None:
+    async def _line(self, *lines: dict[str, Any]) -> None:
         if self.response is None:
             self.response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
             await self.response.prepare(self._request)
-        await self.response.write(_encode(fields) + b"\n")
+        await self.response.write(b"".join(_encode(fields) + b"\n" for fields in lines))
 
 
 class WholeOutput:
@@ -71,7 +75,8 @@ class WholeOutput:
     async def call(self, function: dict[str, Any]) -> None:
         self._calls.append({"function": function})
 
-    async def finish(self, fields: dict[str, Any]) -> None:
+    async def finish(self, fields: dict[str, Any], text: str = "", thinking: bool = False) -> None:
+        await self.text(text, thinking)
         self.fields = {**_piece(self._ask, "".join(self._text), False), **fields}
         if self._thinking:
             holder = self.fields["message"] if self._ask.chat else self.fields
