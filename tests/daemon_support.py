@@ -230,12 +230,12 @@ class Daemon:
                 return bool(self.status()["pid"] == process.pid)
             return False
 
-        wait_for(answers, 20, "the daemon answers")
+        wait_for(answers, 60, "the daemon answers")
         return self
 
     def ready(self) -> Daemon:
         """Wait until every server is READY."""
-        wait_for(lambda: all(s["state"] == "ready" for s in self.status()["servers"]), 20, "all servers are READY")
+        wait_for(lambda: all(s["state"] == "ready" for s in self.status()["servers"]), 60, "all servers are READY")
         return self
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.folder import folder_settings
@@ -21,7 +22,9 @@ from obatchd.jobs.formats.source import is_packed, open_source
 from obatchd.jobs.formats.split import split_lines
 from obatchd.jobs.formats.unpack import Unpacked, Unpacking
 from obatchd.jobs.model import Entry
-from obatchd.settings import InboxSettings
+
+if TYPE_CHECKING:  # pydantic takes longer to import than all the rest that workers need
+    from obatchd.settings import InboxSettings
 
 __all__ = [
     "Format",

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -21,7 +21,9 @@ from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, open_source
 from obatchd.jobs.model import TEXT_ENDINGS, Entry
-from obatchd.settings import InboxSettings
+
+if TYPE_CHECKING:
+    from obatchd.settings import InboxSettings
 
 Index = Callable[[int, int, bytes, str], Entry]
 _SPACE_CHECK_BYTES = 8 * 1024**2
