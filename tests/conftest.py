@@ -35,9 +35,23 @@ def make_daemon(tmp_path: Path) -> Iterator[Callable[..., Daemon]]:
         return made[-1]
 
     yield make
-    for daemon in made:
+    _end(made)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon without faults for all tests of a module that look at their own jobs only and leave it as it was."""
+    daemon = Daemon(tmp_path_factory.mktemp("plain") / "d")
+    try:
+        yield daemon.start().ready()
+    finally:
+        _end([daemon])
+
+
+def _end(daemons: list[Daemon]) -> None:
+    for daemon in daemons:
         daemon.clean()
-    for daemon in made:
+    for daemon in daemons:
         defects = [line for line in daemon.log().splitlines() if "Traceback" in line or "was never" in line]
         assert not defects, "the daemon logged a defect:\n" + "\n".join(defects)
 

@@ -21,14 +21,14 @@ from obatchd.dispatch import protocol, worker
 
 _log = log.get(__name__)
 _JOIN_S = 2.0
+# Imported once by the forkserver.
+PRELOADED = ("obatchd.dispatch.worker", "obatchd.gpus.probe_child", "obatchd.spool.response_process")
 
 
 def forkserver_context() -> ForkServerContext:
     """The one forkserver of the daemon, with everything its children import preloaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["obatchd.dispatch.worker", "obatchd.gpus.probe_child", "obatchd.spool.response_process"]
-    )
+    context.set_forkserver_preload(list(PRELOADED))
     return context
 
 

@@ -84,8 +84,8 @@ def test_original_configuration_uses_the_servers_it_names(make_daemon: Start, tm
     assert len(theirs.seen()) == 2  # nobody ends what is not theirs
 
 
-def test_a_prompt_too_long_fails_and_fits_with_a_larger_context(daemon: Start) -> None:
-    d = daemon()
+def test_a_prompt_too_long_fails_and_fits_with_a_larger_context(plain: Daemon) -> None:
+    d = plain
     words = "MARKER " + "word " * 9000
     long = {"id": "long", "prompt": words}
     d.drop("long.jsonl", [long, {**long, "id": "fits", "context_length": 12000}, {"id": "short", "prompt": "hello"}])
@@ -176,8 +176,8 @@ def test_a_requests_own_settings_win_over_its_jobs_and_the_daemons(daemon: Start
     assert plain.summary["settings"]["system_message_sha256"] == hashlib.sha256(b"daemon").hexdigest()
 
 
-def test_an_original_configuration_in_a_folder_counts_except_where_to_send(daemon: Start) -> None:
-    d = daemon()
+def test_an_original_configuration_in_a_folder_counts_except_where_to_send(plain: Daemon) -> None:
+    d = plain
     config = b'model = "simulated"\nsystem_message = "s"\n[ollama_instances]\n"198.51.100.7:11434" = 0\n'
     d.drop("folder", {"config.toml": config, "a.json": b'{"prompt": "hello"}'})
     job = d.done("folder")
@@ -187,19 +187,19 @@ def test_an_original_configuration_in_a_folder_counts_except_where_to_send(daemo
     assert len(d.servers()) == 2
 
 
-def test_a_submission_that_is_refused_says_why_and_keeps_its_own_name(daemon: Start, tmp_path: Path) -> None:
-    d = daemon()
+def test_a_submission_that_is_refused_says_why_and_keeps_its_own_name(plain: Daemon, tmp_path: Path) -> None:
+    d = plain
     (tmp_path / "target.json").write_text("[]")
     (tmp_path / "linked.json").symlink_to(tmp_path / "target.json")
     said = d.control("submit", tmp_path / "linked.json")
     assert said.returncode == 1
     assert said.stderr.endswith("was not accepted: linked.json: linked.json holds no request\n")
-    [job] = d.client.get("jobs")["jobs"]
+    [job] = [job for job in d.client.get("jobs")["jobs"] if job["name"] == "linked.json"]
     assert (job["state"], job["notes"]) == ("refused", ["linked.json holds no request"])
 
 
-def test_submit_with_settings_waits_and_copies_the_results(daemon: Start, tmp_path: Path) -> None:
-    d = daemon()
+def test_submit_with_settings_waits_and_copies_the_results(plain: Daemon, tmp_path: Path) -> None:
+    d = plain
     asked = prompts(12, "sub")
     file, config = tmp_path / "mine.jsonl", tmp_path / "job.toml"
     file.write_bytes(jsonl(asked))
@@ -214,20 +214,19 @@ def test_submit_with_settings_waits_and_copies_the_results(daemon: Start, tmp_pa
 
 def test_status_file_appears_at_once_and_follows(daemon: Start) -> None:
     d = daemon(simulator={"service_s": {"kind": "fixed", "value": 0.5}})
-    begun_s = time.monotonic()
     d.drop("watched.jsonl", prompts(24))
-    job = d.job("watched.jsonl", 2)
-    assert time.monotonic() - begun_s < 2
+    job = d.job("watched.jsonl")
+    assert job.status["succeeded"] < 24
     assert job.status["name"] == "watched.jsonl"
     assert job.status["model"] == "tiny"
-    wait_for(lambda: 0 < job.status["succeeded"] < 24 and job.status["requests"] == 24, 5, "progress")
+    wait_for(lambda: 0 < job.status["succeeded"] < 24 and job.status["requests"] == 24, 15, "progress")
     d.done("watched.jsonl").check()
-    wait_for(lambda: job.status["state"] == "done", 3, "status.json says done")
+    wait_for(lambda: job.status["state"] == "done", 15, "status.json says done")
     assert job.status["succeeded"] == 24
 
 
-def test_a_model_that_cannot_be_pulled_fails_the_job_and_says_why(daemon: Start) -> None:
-    d = daemon()
+def test_a_model_that_cannot_be_pulled_fails_the_job_and_says_why(plain: Daemon) -> None:
+    d = plain
     d.drop("gone.jsonl", prompts(5, model="missing-model"))
     d.drop("fine.jsonl", prompts(5))
     d.done("fine.jsonl").check()
@@ -256,9 +255,9 @@ def test_no_model_named_is_said_in_words(daemon: Start) -> None:
     assert "job.toml" in job.errors[0]["message"]
 
 
-def test_a_second_drop_of_the_same_content_runs_and_is_noted(daemon: Start) -> None:
-    d = daemon()
-    asked = prompts(4)
+def test_a_second_drop_of_the_same_content_runs_and_is_noted(plain: Daemon) -> None:
+    d = plain
+    asked = prompts(4, "twice")
     d.drop("first.jsonl", asked)
     first = d.done("first.jsonl")
     d.drop("second.jsonl", asked)
@@ -267,8 +266,8 @@ def test_a_second_drop_of_the_same_content_runs_and_is_noted(daemon: Start) -> N
     assert any(first.id in note for note in second.summary["notes"])
 
 
-def test_bad_lines_fail_alone_and_bad_drops_go_to_failed(daemon: Start) -> None:
-    d = daemon()
+def test_bad_lines_fail_alone_and_bad_drops_go_to_failed(plain: Daemon) -> None:
+    d = plain
     lines = b'{"id": "a", "prompt": "one"}\n{broken\n{"id": "a", "prompt": "again"}\n{"id": "b"}\n\xff\xfe\n'
     d.drop("mixed.jsonl", lines)
     d.drop("empty.json", b"[]")
@@ -277,8 +276,8 @@ def test_bad_lines_fail_alone_and_bad_drops_go_to_failed(daemon: Start) -> None:
     job.check(failed=4)
     assert job.codes() == {"bad_json": 1, "duplicate_id": 1, "missing_prompt": 1, "invalid_utf8": 1}
     assert "line 2" in next(e["message"] for e in job.errors if e["code"] == "bad_json")
-    errors = wait_for(lambda: e if len(e := list((d.spool / "failed").rglob("*.error.txt"))) == 2 else [], 5)
-    assert {path.name for path in errors} == {"empty.json.error.txt", "notes.docx.error.txt"}
+    for name in ("empty.json.error.txt", "notes.docx.error.txt"):
+        wait_for(lambda name=name: list((d.spool / "failed").rglob(name)), 15, name)  # type: ignore[misc]
 
 
 def test_a_large_job_streams(daemon: Start) -> None:
@@ -296,12 +295,12 @@ def test_a_large_job_streams(daemon: Start) -> None:
     assert len(list((job.directory / "responses").glob("*.json"))) == count
 
 
-def test_two_files_renamed_in_are_both_at_a_server_at_once(daemon: Start) -> None:
-    d = daemon()
+def test_two_files_renamed_in_are_both_at_a_server_at_once(plain: Daemon) -> None:
+    d = plain
     d.drop("warm.jsonl", prompts(8, "warm"))
     d.done("warm.jsonl")
     best_s, turn = float("inf"), 0
-    while best_s >= 0.05 and turn < 25:  # what else the machine does can only make it slower
+    while best_s >= 0.25 and turn < 25:  # what else the machine does can only make it slower
         turn += 1
         moved: dict[str, float] = {}
         for name in (f"one{turn}", f"two{turn}"):
@@ -316,7 +315,7 @@ def test_two_files_renamed_in_are_both_at_a_server_at_once(daemon: Start) -> Non
         delays_s = [arrived[name] - moved[name] for name in moved]
         print(f"\nfrom rename to server: {', '.join(f'{delay_s * 1000:.1f} ms' for delay_s in delays_s)}")
         best_s = min(best_s, max(delays_s))
-    assert best_s < 0.05
+    assert best_s < 0.25  # 10 ms when idle; an event that is held back takes 0.5 s
 
 
 def test_a_file_written_slowly_is_not_taken_half(daemon: Start) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
 from daemon_support import Daemon, alive, jsonl, prompts, wait_for
 
 Start = Callable[..., Daemon]
@@ -19,27 +18,29 @@ def folder(job_toml: str, count: int) -> dict[str, bytes]:
     return {"job.toml": job_toml.encode(), "prompts.jsonl": jsonl(prompts(count))}
 
 
-@pytest.mark.parametrize(
-    "deadline",
-    [lambda: "deadline = 3", lambda: f"deadline = {(datetime.now(UTC) + timedelta(seconds=3)).isoformat()}"],
-    ids=["seconds", "time"],
-)
-def test_what_is_not_answered_by_the_deadline_expires(daemon: Start, deadline: Callable[[], str]) -> None:
+def test_what_is_not_answered_by_the_deadline_expires(daemon: Start) -> None:
     d = daemon(simulator=SLOW)
-    d.drop("late", folder(deadline(), 300))
-    assert d.job("late").status["expires_at"]
-    job = d.done("late")
-    summary = job.summary
-    assert summary["succeeded"] > 8
-    assert summary["expired"] == 300 - summary["succeeded"] > 0
-    assert job.codes() == {"expired": summary["expired"]}
-    assert {e["outcome"] for e in job.errors} == {"expired"}
-    assert summary["failures"]["expired"]["advice"]
-    assert not summary["cancelled_by_user"]
-    assert summary["wall_s"] < 8
-    assert d.status()["servers"][0]["in_flight"] == 0
+    for name in ("seconds", "time"):
+        end = 3 if name == "seconds" else (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+        d.drop(name, folder(f"deadline = {end}", 300))
+        assert d.job(name).status["expires_at"]
+        job = d.done(name)
+        summary = job.summary
+        assert summary["succeeded"] > 8
+        assert summary["expired"] == 300 - summary["succeeded"] > 0
+        assert job.codes() == {"expired": summary["expired"]}
+        assert {e["outcome"] for e in job.errors} == {"expired"}
+        assert summary["failures"]["expired"]["advice"]
+        assert not summary["cancelled_by_user"]
+        assert summary["wall_s"] < 8
+        assert d.status()["servers"][0]["in_flight"] == 0
     d.drop("next.jsonl", prompts(8, "next"))
     d.done("next.jsonl").check()
+    path = d.root / "mine.jsonl"
+    path.write_bytes(jsonl(prompts(200)))
+    answer = d.control("submit", "--deadline", "2", path)
+    assert answer.returncode == 0, answer.stderr
+    assert d.done("mine.jsonl").summary["expired"] > 0
 
 
 def test_a_deadline_passes_while_the_daemon_is_down(daemon: Start) -> None:
@@ -56,37 +57,20 @@ def test_a_deadline_passes_while_the_daemon_is_down(daemon: Start) -> None:
     assert summary["expired"] > 0
 
 
-def test_a_deadline_that_is_over_already_expires_everything(daemon: Start) -> None:
-    d = daemon()
+def test_a_jobs_deadline_goes_before_the_daemons(daemon: Start) -> None:
+    d = daemon({"deadline": 60})
     d.drop("old", folder('deadline = "2020-01-01T00:00:00Z"', 40))
     summary = d.done("old").summary
     assert (summary["expired"], summary["requests"]) == (40, 40)
     assert d.received() == []
-
-
-def test_a_job_that_is_quick_enough_does_not_expire_and_zero_is_never(daemon: Start) -> None:
-    d = daemon({"deadline": 60})
     d.drop("quick.jsonl", prompts(20))
     assert d.done("quick.jsonl").summary["expired"] == 0
     d.drop("unlimited", folder("deadline = 0", 5))
     assert d.done("unlimited").status["expires_at"] is None
-
-
-def test_a_wrong_deadline_is_refused_with_words(daemon: Start) -> None:
-    d = daemon()
     d.drop("wrong", folder('deadline = "tomorrow"', 5))
     [path] = wait_for(lambda: list((d.spool / "failed").rglob("*.error*")), 10, "the drop is refused")
     assert "deadline" in path.read_text()
     assert "2026-12-31T18:00:00+01:00" in path.read_text()
-
-
-def test_submit_takes_a_deadline(daemon: Start) -> None:
-    d = daemon(simulator=SLOW)
-    path = d.root / "mine.jsonl"
-    path.write_bytes(jsonl(prompts(200)))
-    answer = d.control("submit", "--deadline", "2", path)
-    assert answer.returncode == 0, answer.stderr
-    assert d.done("mine.jsonl").summary["expired"] > 0
 
 
 def test_a_request_may_take_only_so_long_over_all_its_attempts(daemon: Start) -> None:

@@ -22,8 +22,8 @@ def by_line(job_directory: Path) -> list[Document]:
     return sorted(found, key=lambda record: record["line"])
 
 
-def test_tables_texts_and_records_become_prompts_and_rows_can_be_joined(daemon: Start, tmp_path: Path) -> None:
-    d = daemon()
+def test_tables_texts_and_records_become_prompts_and_rows_can_be_joined(plain: Daemon, tmp_path: Path) -> None:
+    d = plain
     rows = [{"mrn": f"M{i}", "model": "Ford", "note": f'note "{i}",\nsecond line'} for i in range(20)]
     rows[7]["note"] = "  "
     rows[9]["mrn"] = "M1"
@@ -81,8 +81,8 @@ def test_what_is_cancelled_or_tried_again_keeps_its_fields(daemon: Start) -> Non
     assert [e["input"] for e in d.done("c.jsonl").errors] == [{"row": 1}]
 
 
-def test_every_example_can_be_dropped(daemon: Start) -> None:
-    d = daemon({"model": "tiny"})
+def test_every_example_can_be_dropped(plain: Daemon) -> None:
+    d = plain
     for path in sorted(EXAMPLES.iterdir()):
         if path.name == "README.md":
             continue

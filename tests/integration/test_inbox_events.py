@@ -83,21 +83,27 @@ def watched(make_watched: Callable[..., Watched]) -> Watched:
 
 
 def test_a_file_renamed_in_is_seen_at_once(watched: Watched) -> None:
-    begun_s = time.monotonic()
-    watched.prepare("a.jsonl").rename(watched.path / "a.jsonl")
-    watched.until(lambda: bool(watched.taken))
-    assert watched.taken[0][1] - begun_s < 0.5  # far less than watchdog's pairing of moves would take; 1 ms when idle
+    delays_s: list[float] = []
+    while not delays_s or (min(delays_s) >= 0.4 and len(delays_s) < 5):  # a busy machine can only make it slower
+        file, begun_s = watched.prepare(f"{len(delays_s)}.jsonl"), time.monotonic()
+        file.rename(watched.path / file.name)
+        watched.until(lambda: len(watched.taken) > len(delays_s))
+        delays_s.append(watched.taken[-1][1] - begun_s)
+    assert min(delays_s) < 0.4  # less than watchdog's pairing of moves would take, 0.5 s; 1 ms when idle
 
 
 def test_two_files_renamed_in_5_ms_apart_are_both_seen_at_once(watched: Watched) -> None:
-    first, second = watched.prepare("a.jsonl"), watched.prepare("b.jsonl")
-    first.rename(watched.path / "a.jsonl")
-    watched.until(lambda: watched.names == ["a.jsonl"])
-    time.sleep(0.005)
-    begun_s = time.monotonic()
-    second.rename(watched.path / "b.jsonl")
-    watched.until(lambda: watched.names == ["a.jsonl", "b.jsonl"])
-    assert watched.taken[1][1] - begun_s < 0.4  # a claim's own MOVED_FROM would hold it back for 0.5 s
+    delays_s: list[float] = []
+    while not delays_s or (min(delays_s) >= 0.4 and len(delays_s) < 5):  # a busy machine can only make it slower
+        first, second = (watched.prepare(f"{name}{len(delays_s)}.jsonl") for name in "ab")
+        first.rename(watched.path / first.name)
+        watched.until(lambda: len(watched.taken) > 2 * len(delays_s))
+        time.sleep(0.005)
+        begun_s = time.monotonic()
+        second.rename(watched.path / second.name)
+        watched.until(lambda: len(watched.taken) > 2 * len(delays_s) + 1)
+        delays_s.append(watched.taken[-1][1] - begun_s)
+    assert min(delays_s) < 0.4  # a claim's own MOVED_FROM would hold it back for 0.5 s
 
 
 def test_a_folder_renamed_in_is_seen_at_once(watched: Watched) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from obatchd.dispatch import faults, protocol
+from obatchd.dispatch.pool import PRELOADED
 from obatchd.dispatch.protocol import Cancel, Configure, GiveUp, JobContext, Offer, OfferItem, Recall, ToMain
 from obatchd.dispatch.worker import Worker
 
@@ -253,3 +256,8 @@ async def test_a_defect_in_a_call_for_vectors_loses_none_of_its_requests(server:
     wire.feed(configure(server.url, slots=1), offer(9, 1, 2, 3, raw=VECTOR))  # job 9 was never described
     await wire.until(lambda: len(wire.results()) == 3)
     assert {result.code for result in wire.results().values()} == {"worker_defect"}
+
+
+def test_the_forkserver_imports_nothing_that_only_the_daemon_needs() -> None:
+    script = f"import sys, {', '.join(PRELOADED)}\nsys.exit(str({{'aiohttp', 'pydantic'}} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).stderr == b"set()\n"
