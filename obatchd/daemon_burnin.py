@@ -15,6 +15,7 @@ from obatchd.burnin.records import Limits
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.engine.gpu_duty import GpuDuty
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.monitor import Quarantine
 from obatchd.gpus.probe import Listener, Probe
 from obatchd.jobs.model import round_context
 from obatchd.servers.fleet import Fleet
@@ -85,6 +86,7 @@ class BurninHost:
             identity=self._identity,
             xids=self._hearing.new_xids,
             monitoring=lambda: "" if self._probe.state == "ok" else self._probe.message,
+            host_trouble=lambda: self._probe.host_trouble[1],
             health=lambda: self._settings().gpu_health,
             ensure_model=self._ensure_model,
             model=self._model,
@@ -92,6 +94,7 @@ class BurninHost:
             keep_batch_away=self._keep_batch_away,
             finished=self._finished,
             quarantined=self._quarantined,
+            quarantine=self._quarantine,
             release=self._release,
             session=session,
         )
@@ -121,6 +124,10 @@ class BurninHost:
     def _quarantined(self, gpu: Gpu) -> str:
         record = self._duty.monitor.records.get(gpu.card)
         return record.quarantine.reason if record is not None and record.quarantine is not None else ""
+
+    def _quarantine(self, gpu: Gpu, reason: str, action: str) -> None:
+        if not self._quarantined(gpu):
+            self._duty.monitor.quarantine(gpu.card, Quarantine(reason, time.time(), "rules", action), False)
 
     def _release(self, gpu: Gpu) -> None:
         self._duty.release(gpu.card)

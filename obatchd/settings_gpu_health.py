@@ -34,6 +34,11 @@ class GpuHealthSettings(Section):
     # Memory
     ecc_uncorrected: int = Field(0, ge=0, description="More new uncorrectable ECC errors than this: quarantine.")
     ecc_corrected_per_h: int = Field(100, ge=0, description="More corrected ECC errors in an hour: a warning.")
+    ecc_corrected_rising: int = Field(
+        10,
+        ge=1,
+        description="So many in 20 minutes, and twice as many from one 20 minutes to the next, twice over: a warning.",
+    )
     ecc_corrected_per_s: int = Field(1000, ge=1, description="More per second in two readings in a row: quarantine.")
     ecc_corrected_per_run: int = Field(10_000, ge=0, description="More in one burn-in: it fails.")
     sram_uncorrected: int = Field(

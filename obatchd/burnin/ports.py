@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import aiohttp
 
 from obatchd.burnin.load import LoadedServer
-from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.servers.states import ServerState
 from obatchd.settings_gpu_health import GpuHealthSettings
@@ -25,6 +25,7 @@ class RunServer(LoadedServer, Protocol):
     restarts: int
     version: str
     idle: asyncio.Event
+    foreign: list[GpuProcess]
 
     async def load(self, profile: Profile) -> None: ...
     @property
@@ -61,12 +62,14 @@ class Surroundings:
         identity: of the card of a GPU or slice.
         xids: takes the XIDs seen since it was called last.
         monitoring: why nobody can watch the GPUs; empty when all is well.
+        host_trouble: what is wrong with the driver of the whole host; empty when nothing is.
         ensure_model: ``(server id, model)``: makes sure of it; raises ModelError.
         model: what is known of a model.
         batch: what batch work does on a server.
         keep_batch_away: hold all batch work of the host, or let it go on.
         finished: a run has ended: its id and its verdict.
         quarantined: why a GPU is in quarantine; empty when it is not.
+        quarantine: take a GPU out of use: it, why, and what to do.
         release: end the quarantine of a GPU that passed its re-test.
     """
 
@@ -77,6 +80,7 @@ class Surroundings:
     identity: Callable[[Gpu], Identity]
     xids: Callable[[], list[XidEvent]]
     monitoring: Callable[[], str]
+    host_trouble: Callable[[], str]
     health: Callable[[], GpuHealthSettings]
     ensure_model: Callable[[str, str], Awaitable[object]]
     model: Callable[[str], Model]
@@ -84,5 +88,6 @@ class Surroundings:
     keep_batch_away: Callable[[bool], None]
     finished: Callable[[str, str], None]
     quarantined: Callable[[Gpu], str]
+    quarantine: Callable[[Gpu, str, str], None]
     release: Callable[[Gpu], None]
     session: aiohttp.ClientSession

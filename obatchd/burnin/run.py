@@ -15,11 +15,12 @@ from obatchd.burnin import canary, journal, report, verdict
 from obatchd.burnin.asking import Answered
 from obatchd.burnin.checker import Checker
 from obatchd.burnin.load import Load
+from obatchd.burnin.noticing import Noticing
 from obatchd.burnin.ports import BatchLoad, RunServer, Surroundings
 from obatchd.burnin.preparing import HOLD, Preparer, take, up, up_soon, usable
 from obatchd.burnin.recorder import Occupied, Seen
 from obatchd.burnin.recording import Recording
-from obatchd.burnin.records import Bucket, Ended, Event, Loading, Plan, Record, Unit
+from obatchd.burnin.records import Bucket, Ended, Loading, Plan, Record
 from obatchd.burnin.watch import latest_tracks
 from obatchd.burnin.workload import Shape
 from obatchd.errors import ObatchError
@@ -65,14 +66,13 @@ class Run:
             for server in dict.fromkeys(unit.server for unit in self._units)
         }
         self._servers = {name: around.servers[name] for name in self._gpus_of if name in around.servers}
-        self._restarts = {name: server.restarts for name, server in self._servers.items()}
         self._loads: dict[str, Load] = {}
         self._checkers: dict[str, Checker] = {}
         self._batch: dict[str, BatchLoad] = {}
-        self._blind = ""
+        self._noticing = Noticing(around, self._recording, self._servers, self._gpus_of, self._cards)
         for unit in self._units:
             if unit.uuid not in identities:
-                self._note_gone(unit)
+                self._noticing.gone(unit.uuid)
 
     @property
     def elapsed_s(self) -> float:
@@ -140,7 +140,16 @@ class Run:
         await self._write([msgspec.structs.replace(ended, verdict=document["verdict"], verdicts=verdicts)])
         _log.info("burnin_ended", run=self.plan.run, reason=ended.reason, verdict=document["verdict"])
         self._around.finished(self.plan.run, document["verdict"])
+        self._condemn(document["gpus"])
         await self._end_retests(verdicts if ended.reason == "completed" else {})
+
+    def _condemn(self, gpus: list[dict[str, Any]]) -> None:
+        """Wrong output is seen by a burn-in alone, so it alone can keep the GPU from answering prompts."""
+        known = {gpu.uuid: gpu for found in self._around.gpus_of.values() for gpu in found}
+        for gpu in gpus:
+            for reason in gpu["reasons"]:
+                if reason["signal"] == verdict.CORRUPTION and gpu["uuid"] in known:
+                    self._around.quarantine(known[gpu["uuid"]], reason["text"], gpu["action"])
 
     def _is_retest(self, server: str) -> bool:
         return any(gpu in self.plan.retest for gpu in self._gpus_of[server])
@@ -222,6 +231,7 @@ class Run:
     def _begin_recording(self) -> None:
         for load in self._loads.values():
             load.occupied()  # getting ready is no part of the run
+        self._noticing.strangers()
         self._recording.recorder.begin(time.time())
         _log.info("burnin_loading", run=self.plan.run, duration_s=self.plan.duration_s)
 
@@ -310,7 +320,7 @@ class Run:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._stop.wait()
-            self._notice()
+            self._noticing.look()
             seen = {gpu: self._see(name, gpu) for name, gpus in self._gpus_of.items() for gpu in gpus}
             self._count_load()
             await self._write(self._recording.look(time.time(), seen))
@@ -344,29 +354,6 @@ class Run:
             self._recording.recorder.answered(
                 gpu, tokens=now.tokens - before.tokens, prompt_tokens=0, requests=now.requests - before.requests
             )
-
-    def _notice(self) -> None:
-        """Crashes of servers, XIDs, and whether anybody can watch."""
-        now_s = time.time()
-        for name, server in self._servers.items():
-            for _ in range(server.restarts - self._restarts[name]):
-                for gpu in self._gpus_of[name]:
-                    self._recording.watch.crashed(gpu, now_s)
-                    self._recording.note(Event(now_s, gpu, "server_ended", f"its server ended: {server.reason}"))
-            self._restarts[name] = server.restarts
-        for xid in self._around.xids():
-            for gpu, card in self._cards.items():
-                if card == xid.uuid and any(gpu in gpus for gpus in self._gpus_of.values()):
-                    self._recording.note(self._recording.watch.xid(gpu, xid))
-        if (blind := self._around.monitoring()) != self._blind:
-            self._blind = blind
-            self._recording.note(Event(now_s, "", "monitoring", blind or "the GPUs can be watched again"))
-
-    def _note_gone(self, unit: Unit) -> None:
-        text = "the GPU was there when the run began and has no server any more"
-        self._recording.note(
-            Event(time.time(), unit.uuid, "gone", text, "inconclusive", "Look at nvidia-smi and dmesg.")
-        )
 
     async def _write(self, records: list[Record]) -> None:
         """Write down; what a disk refuses is kept and tried again with the next."""

@@ -25,6 +25,7 @@ _DIAGNOSE = (
 )
 _SOFTWARE = "Read the log of its Ollama server, and try the GPU with another model before blaming the hardware."
 MONITORING_LOST = "monitoring_lost"
+CORRUPTION = "silent_corruption"
 _ORDER: dict[Consequence, int] = {"fail": 0, "inconclusive": 1, "warn": 2, "note": 3}
 
 
@@ -129,7 +130,7 @@ def _of_canaries(evidence: Evidence) -> list[Reason]:
     firsts = {canary.step: canary for canary in reversed(evidence.canaries)}
     if (confirmed := firsts.get("confirmed")) is not None:
         text = f"wrong output, confirmed: {confirmed.text}"
-        return [Reason("fail", "silent_corruption", text, _DIAGNOSE, confirmed.at_s)]
+        return [Reason("fail", CORRUPTION, text, _DIAGNOSE, confirmed.at_s)]
     if (suspect := firsts.get("suspect")) is not None:
         text = f"its output differs and no second GPU could settle it: {suspect.text}"
         return [Reason("inconclusive", "output_suspect", text, _DIAGNOSE, suspect.at_s)]

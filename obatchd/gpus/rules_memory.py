@@ -65,11 +65,26 @@ def corrected(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
             "ecc_corrected", "warn", "warn", f"{count:.0f} corrected ECC errors in the last hour",
             int(count), settings.ecc_corrected_per_h, since_s, ("watch", "diagnose"),
         )  # fmt: skip
+    first, second, third = _thirds(last_hour)
+    if first and second >= 2 * first and third >= max(2 * second, settings.ecc_corrected_rising):
+        yield Finding(
+            "ecc_corrected_rising", "warn", "warn",
+            f"corrected ECC errors become more: {first:.0f}, {second:.0f}, {third:.0f} in 20 minutes each",
+            int(third), settings.ecc_corrected_rising, since_s, ("watch", "diagnose"),
+        )  # fmt: skip
     if total > settings.ecc_corrected_per_run:
         yield Finding(
             "ecc_corrected_total", "ok", "fail", f"{total:.0f} corrected ECC errors since watching began",
             int(total), settings.ecc_corrected_per_run, since_s, ("diagnose", "rma"),
         )  # fmt: skip
+
+
+def _thirds(hour: list[SlowReading]) -> list[float]:
+    """Errors of each third of the hour that ends now."""
+    end_s, found = hour[-1].at_s, [0.0, 0.0, 0.0]
+    for before, after in pairwise(hour):
+        found[2 - min(2, int((end_s - after.at_s) // (_HOUR_S / 3)))] += increase(before, after, "ecc_corrected")
+    return found
 
 
 def _grown(readings: list[SlowReading]) -> float:

@@ -1,4 +1,7 @@
-"""Other people's processes on our GPUs: they are shown and left alone, and nothing is loaded beside them."""
+"""What keeps us from loading anything on a GPU: other people's processes, and a driver that was updated underneath.
+
+The processes are shown and left alone.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +22,14 @@ from obatchd.settings import GpuSettings
 
 log = obatchd.log.get(__name__)
 
-_HOLD = "shared"
 _Seen = tuple[tuple[int, int | None], ...]
 
 
 class Neighbours:
     """Looks at every reading of the probe.
 
-    What we have loaded already goes on: its memory is taken. The next load waits until the others have left.
+    What we have loaded already goes on: its memory is taken, and it has the old driver's library. The next load waits
+    until the others have left, or the host is rebooted.
     """
 
     def __init__(self, probe: Probe, instance: str, settings: GpuSettings) -> None:
@@ -53,12 +56,17 @@ class Neighbours:
         if seen != self._seen.get(server.id):  # else nobody came or left
             self._seen[server.id] = seen
             self._note(server, await asyncio.to_thread(foreign_processes, server.gpus, readings, self._instance))
-        if server.shared_with and server.loaded is None and server.loading is None:
-            server.hold(_HOLD, server.shared_with)
-        elif not server.shared_with and _HOLD in server.holds:
-            log.info("gpu_free_again", server=server.id, gpu=server.gpu_label)
-            server.resume(_HOLD)
-        elif _HOLD in server.holds and server.loaded is not None and server.idle.is_set():
+        server.driver_trouble = self._probe.host_trouble[1]
+        await self._hold(server, "shared", server.shared_with)
+        await self._hold(server, "driver", server.driver_trouble)
+
+    async def _hold(self, server: ManagedServer, by: str, reason: str) -> None:
+        if reason and server.loaded is None and server.loading is None:
+            server.hold(by, reason)
+        elif not reason and by in server.holds:
+            log.info("gpu_usable_again", server=server.id, gpu=server.gpu_label, after=server.holds[by])
+            server.resume(by)
+        elif by in server.holds and server.loaded is not None and server.idle.is_set():
             await server.unload()  # it was to load something else, and has ended what it had
 
     def _note(self, server: ManagedServer, foreign: list[GpuProcess]) -> None:

@@ -63,6 +63,7 @@ class Server(abc.ABC):
         version: of Ollama, empty until known.
         foreign: other people's processes that hold memory on its GPU.
         shared_with: these in words, when they hold so much that nothing is loaded beside them.
+        driver_trouble: why a model that is loaded now would not find its GPU.
     """
 
     kind: Literal["managed", "remote"]
@@ -87,6 +88,7 @@ class Server(abc.ABC):
         self.version = ""
         self.foreign: list[GpuProcess] = []
         self.shared_with = ""
+        self.driver_trouble = ""
         self.on_change: OnChange = lambda server, old, new, reason: None
         self._all = settings
         self._settings = settings.servers
@@ -405,9 +407,10 @@ class Server(abc.ABC):
                 return
             if self.state not in _UP:
                 raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")
-            if self.shared_with:
-                self.hold("shared", self.shared_with)
-                raise ServerError(f"{self.id}: {self.shared_with}", code="gpu_shared")
+            for by, reason in (("shared", self.shared_with), ("driver", self.driver_trouble)):
+                if reason:
+                    self.hold(by, reason)
+                    raise ServerError(f"{self.id}: {reason}", code=f"gpu_{by}")
             self.loaded, self.loading = None, profile
             try:
                 await self._load(profile)

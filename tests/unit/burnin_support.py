@@ -34,6 +34,7 @@ class Card:
     slow: Callable[[float, dict[str, Any]], None] = lambda at_s, fields: None
     xids: Sequence[tuple[float, int, str]] = ()
     busy: Callable[[float], bool] = lambda at_s: True
+    blind: Callable[[float], bool] = lambda at_s: False
     answers: bool = True
     name: str = "NVIDIA H100 80GB HBM3"
     counters: dict[str, float] = field(default_factory=dict)
@@ -126,6 +127,8 @@ def _seen(card: Card, number: int, passed_s: float, now_s: float, noise: random.
         counters["pcie_replays"] = card.counters["pcie_replays"]
         card.slow(passed_s, counters)
         slow = SlowReading(uuid(number), now_s, **counters)
+    if card.blind(passed_s):
+        return Seen(None, None, SLOTS)
     return Seen(Reading(uuid(number), now_s, **fields), slow, SLOTS)
 
 

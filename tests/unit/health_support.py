@@ -78,15 +78,24 @@ class Watched:
             (self.slow if name in SlowReading.__struct_fields__ and name != "trouble" else self.fast)[name] = value
         until_s = self.now_s + seconds
         while self.now_s < until_s:
+            slow = None
             if (self.now_s - START_S) % 30 == 0:
-                self.track.add_slow(msgspec.structs.replace(SLOW, at_s=self.now_s, **self.slow))
-            self.track.add(msgspec.structs.replace(FAST, at_s=self.now_s, **self.fast))
+                slow = msgspec.structs.replace(SLOW, at_s=self.now_s, **self.slow)
+            self.see(msgspec.structs.replace(FAST, at_s=self.now_s, **self.fast), slow)
             self.now_s += 2
         return self
 
+    def see(self, reading: Reading, slow: SlowReading | None) -> None:
+        if slow is not None:
+            self.track.add_slow(slow)
+        self.track.add(reading)
+
+    def hear(self, event: XidEvent) -> None:
+        self.track.add_xid(event)
+
     def xid(self, *numbers: int, every_s: float = 60, line: str = "") -> Watched:
         for number in numbers:
-            self.track.add_xid(XidEvent(number, self.now_s, line=line))
+            self.hear(XidEvent(number, self.now_s, line=line))
             self.pass_time(every_s)
         return self
 

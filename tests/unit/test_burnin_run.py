@@ -17,7 +17,7 @@ from obatchd.burnin import checker, journal, load, report, run
 from obatchd.burnin.asking import Answered
 from obatchd.burnin.ports import BatchLoad, Model, Surroundings
 from obatchd.burnin.records import Begun, Canary, Plan, Record, Unit
-from obatchd.gpus.model import Gpu, Reading, SlowReading
+from obatchd.gpus.model import Gpu, GpuProcess, Reading, SlowReading
 from obatchd.jobs.model import Profile
 from obatchd.servers.states import ServerState
 from obatchd.settings_gpu_health import GpuHealthSettings
@@ -37,6 +37,7 @@ class MemoryServer:
         self.idle = asyncio.Event()
         self.idle.set()
         self.holds: dict[str, str] = {}
+        self.foreign: list[GpuProcess] = []
         self.released = False
 
     async def load(self, profile: Profile) -> None:
@@ -70,6 +71,8 @@ class Bench:
         self.temp_c = 60
         self.says: Callable[[str], str] = lambda server: "the same"
         self.released: list[str] = []
+        self.quarantined: list[tuple[str, str]] = []
+        self.host_trouble = ""
         self.batch_away: list[bool] = []
         self.directory = directory
         monkeypatch.setattr(load, "ask", self.ask)
@@ -93,9 +96,11 @@ class Bench:
 
         return Surroundings(
             servers=self.servers, gpus_of=self.gpus, reading=reading, slow=lambda gpu: SlowReading(gpu, time.time()),
-            identity=lambda gpu: identity(gpu.index, Card()), xids=list, monitoring=str, health=GpuHealthSettings,
+            identity=lambda gpu: identity(gpu.index, Card()), xids=list, monitoring=str,
+            host_trouble=lambda: self.host_trouble, health=GpuHealthSettings,
             ensure_model=nothing, model=lambda name: Model("sha256:1", 8192), batch=lambda name: BatchLoad(0, 0, 0),
             keep_batch_away=self.batch_away.append, finished=lambda run, verdict: None, quarantined=lambda gpu: "",
+            quarantine=lambda gpu, reason, action: self.quarantined.append((gpu.uuid, reason)),
             release=lambda gpu: self.released.append(gpu.uuid), session=None,  # type: ignore[arg-type]
         )  # fmt: skip
 
@@ -135,7 +140,21 @@ async def test_a_clean_run_gives_everything_back(bench: Bench) -> None:
         assert gpu["stress"]["slots_busy_percent"] > 80  # most of these short slots is making prompts
         assert gpu["canary"]["checks"] >= 2
     assert all(server.holds == {} for server in bench.servers.values())
-    assert bench.released == []
+    assert bench.released == bench.quarantined == []
+
+
+async def test_a_driver_updated_underneath_is_blamed_on_no_gpu_and_strangers_are_told(bench: Bench) -> None:
+    async def update(this: run.Run) -> None:
+        bench.host_trouble = "The driver was updated: reboot the host."
+
+    bench.servers["gpu1"].foreign = [GpuProcess(7, 2**30)]
+    document = await bench.carry_out(update)
+    for gpu in document["gpus"]:
+        assert gpu["verdict"] == "INCONCLUSIVE" and "Reboot the host" in gpu["action"]
+    assert [event["signal"] for event in document["events"]] == ["host_trouble"]
+    stray = [[r["signal"] for r in gpu["reasons"] if r["consequence"] == "warn"] for gpu in document["gpus"]]
+    assert stray == [[], ["stray_processes"], []]
+    assert bench.quarantined == []
 
 
 async def test_a_gpu_that_begins_to_compute_wrong_is_found_by_its_siblings(bench: Bench) -> None:
@@ -150,6 +169,8 @@ async def test_a_gpu_that_begins_to_compute_wrong_is_found_by_its_siblings(bench
     assert [gpu["verdict"] == "FAIL" for gpu in document["gpus"]] == [False, True, False]
     assert document["gpus"][1]["reasons"][0]["signal"] == "silent_corruption"
     assert [gpu["canary"]["mismatches"] for gpu in document["gpus"]] == [0, 1, 0]
+    [(gpu, reason)] = bench.quarantined
+    assert gpu == uuid(1) and "wrong output, confirmed" in reason
 
 
 async def test_a_gpu_that_always_computes_wrong_is_found_by_its_reference(bench: Bench) -> None:

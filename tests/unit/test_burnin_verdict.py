@@ -73,49 +73,6 @@ def test_clean_runs_never_fail(seed: int) -> None:
             assert gpu["verdict"] == "PASS", gpu["reasons"]
 
 
-@pytest.mark.parametrize(
-    ("card", "verdict", "signal"),
-    [
-        (Card(reading=after(0.1, trouble="lost")), "FAIL", "lost"),
-        (Card(slow=after(0.1, recovery_action=1)), "FAIL", "recovery_action"),
-        (Card(slow=after(0.1, ecc_uncorrected=1)), "FAIL", "ecc_uncorrected"),
-        (Card(slow=after(0.1, remap_failed=True)), "FAIL", "remap_failed"),
-        (Card(slow=after(0.1, remap_pending=True)), "FAIL", "remap_pending"),
-        (Card(slow=after(0.1, ecc_corrected=20_000)), "FAIL", "ecc_corrected_total"),
-        (Card(slow=after(0.1, ecc_corrected=200)), "PASS", "ecc_corrected"),
-        (Card(xids=[(400.0, 79, "NVRM: Xid (PCI:0000:19:00): 79, GPU has fallen off the bus.")]), "FAIL", "xid_79"),
-        (Card(xids=[(400.0, 31, "NVRM: Xid (PCI:0000:19:00): 31, MMU fault")]), "PASS", "xid_31"),
-        (Card(xids=[(400.0, 999, "NVRM: Xid (PCI:0000:19:00): 999, ?")]), "FAIL", "xid_999"),
-        (Card(reading=after(0.1, temp_c=88)), "FAIL", "temp"),
-        (Card(speed=0.93), "PASS", "slow"),
-        (Card(speed=0.85), "FAIL", "slow"),
-    ],
-)
-def test_one_fault_and_its_verdict(card: Card, verdict: str, signal: str) -> None:
-    gpus = judged(simulate([card, Card(), Card()], 0.4))
-    assert gpus[0]["verdict"] == verdict, gpus[0]["reasons"]
-    assert signal in signals(gpus[0], "fail" if verdict == "FAIL" else "warn")
-    assert {gpus[1]["verdict"], gpus[2]["verdict"]} == {"PASS"}
-
-
-@pytest.mark.parametrize(
-    ("card", "verdict", "signal"),
-    [
-        (Card(answers=False), "INCONCLUSIVE", "no_work"),
-        (Card(busy=lambda at_s: at_s < 600), "INCONCLUSIVE", "short_load"),
-        (Card(busy=lambda at_s: at_s < 1300), "PASS_LOW_STRESS", "low_stress"),
-        (Card(reading=after(0, power_w=300.0)), "PASS_LOW_STRESS", "low_stress"),
-        (Card(reading=after(0, power_w=None)), "PASS_LOW_STRESS", "low_stress"),
-        (Card(reading=after(0, utilisation_percent=70)), "PASS_LOW_STRESS", "low_stress"),
-        (Card(reading=after(0, memory_used_bytes=20 * 2**30)), "PASS", "vram_untested"),
-    ],
-)
-def test_work_that_shows_too_little(card: Card, verdict: str, signal: str) -> None:
-    gpu = judged(simulate([card], 0.4))[0]
-    assert gpu["verdict"] == verdict, gpu["reasons"]
-    assert signal in {reason["signal"] for reason in gpu["reasons"]}
-
-
 def test_acceptance_needs_the_stress() -> None:
     plan = msgspec.structs.replace(make_plan(1, 0.4), strict=True)
     gpu = judged(simulate([Card(reading=after(0, utilisation_percent=85))], 0.4, plan=plan))[0]

@@ -28,8 +28,8 @@ class Duty:
         return self.monitor.release(card)
 
 
-def desk(bench: Bench, state: str = "ok") -> GpuDesk:
-    probe: Any = SimpleNamespace(gpus=bench.gpus, state=state, message="words", host_trouble=("", ""))
+def desk(bench: Bench, state: str = "ok", host_trouble: tuple[str, str] = ("", "")) -> GpuDesk:
+    probe: Any = SimpleNamespace(gpus=bench.gpus, state=state, message="words", host_trouble=host_trouble)
     duty: Any = Duty(bench)
     return GpuDesk(duty, probe)
 

@@ -1,9 +1,8 @@
-"""Faults of GPUs against what follows from them: every row of the policy table, while work goes on and in a burn-in."""
+"""What the rules make of a card; each fault and what follows from it is in test_fault_matrix.py."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -15,12 +14,6 @@ from obatchd.gpus.rules import assess
 from obatchd.gpus.track import Crash, Track
 from obatchd.gpus.xids import XIDS, lookup
 from obatchd.settings_gpu_health import GpuHealthSettings
-
-Fault = Callable[[Watched], Any]
-
-
-def after(seconds: float, **changes: Any) -> Fault:
-    return lambda card: card.pass_time(seconds, **changes)
 
 
 def known(**changes: Any) -> Identity:
@@ -34,120 +27,6 @@ def crash(card: Watched, times: int, work: str = "tiny", answered_by: str = "GPU
             card.track.add_crash(Crash(card.now_s, work, [answered_by]))
         card.pass_time(60)
     return card
-
-
-def climb(card: Watched, counter: str, per_slow: float, seconds: float) -> None:
-    for step in range(int(seconds // 30)):
-        card.pass_time(30, **{counter: per_slow * (step + 1)})
-
-
-# (name, fault, signal, level while work goes on, burn-in, words of the action)
-MATRIX: list[tuple[str, Fault, str, str, str, str]] = [
-    ("lost once", after(2, trouble="lost"), "", "ok", "ok", ""),
-    ("lost", after(4, trouble="lost"), "lost", "quarantine", "fail", "power cables"),
-    ("unreadable", after(4, trouble="unknown"), "lost", "quarantine", "fail", "Reboot"),
-    ("reset required", after(2, trouble="reset_required"), "reset_required", "quarantine", "fail", "--gpu-reset"),
-    ("interrupts", after(2, trouble="irq"), "irq", "warn", "warn", "Reboot"),
-    ("inforom", after(30, inforom_valid=False), "inforom", "warn", "warn", "RMA"),
-    *(
-        (f"driver asks {action}", after(30, recovery_action=action), "recovery_action", level, burn_in, words)
-        for action, level, burn_in, words in (
-            (1, "quarantine", "fail", "--gpu-reset"),
-            (2, "quarantine", "fail", "Reboot"),
-            (3, "warn", "warn", "watch"),
-            (4, "quarantine", "fail", "--gpu-reset"),
-            (5, "warn", "warn", "watch"),
-            (6, "quarantine", "fail", "Reboot"),
-            (7, "quarantine", "fail", "Reboot"),
-        )
-    ),
-    ("fell off the bus", lambda c: c.xid(79), "xid_79", "quarantine", "fail", "power cables"),
-    ("aux power", lambda c: c.xid(54), "xid_54", "quarantine", "fail", "power cables"),
-    ("double bit", lambda c: c.xid(48), "xid_48", "quarantine", "fail", "--gpu-reset"),
-    ("gsp timeout", lambda c: c.xid(119), "xid_119", "quarantine", "fail", "--gpu-reset"),
-    ("contained", lambda c: c.xid(94), "xid_94", "warn", "fail", "bug-report"),
-    ("contained twice", lambda c: c.xid(94, 94), "xid_94", "quarantine", "fail", "--gpu-reset"),
-    ("remap recorded", lambda c: c.xid(63), "xid_63", "warn", "fail", "bug-report"),
-    ("many single bits", lambda c: c.xid(92), "xid_92", "warn", "fail", "bug-report"),
-    ("channel retired", lambda c: c.xid(160), "xid_160", "warn", "fail", "bug-report"),
-    ("application", lambda c: c.xid(31), "xid_31", "warn", "warn", "server's log"),
-    ("context switch", lambda c: c.xid(109), "xid_109", "warn", "fail", "server's log"),
-    ("unstable memory interface", lambda c: c.xid(58), "xid_58", "warn", "fail", "watch"),
-    ("unlisted", lambda c: c.xid(999), "xid_999", "warn", "fail", "watch"),
-    ("informational", lambda c: c.xid(106), "", "ok", "ok", ""),
-    ("cleanup alone", lambda c: c.xid(45), "xid_45", "warn", "warn", "watch"),
-    ("nvlink5 nonfatal", lambda c: c.xid(145, line="RLW Nonfatal XC0"), "xid_145", "warn", "warn", "watch"),
-    ("nvlink5 fatal", lambda c: c.xid(145, line="RLW Fatal XC0"), "xid_145", "quarantine", "fail", "--gpu-reset"),
-    ("uncorrected", after(30, ecc_uncorrected=1), "ecc_uncorrected", "quarantine", "fail", "RMA"),
-    ("uncorrected, unwatched", after(30, ecc_uncorrected_aggregate=2), "ecc_uncorrected", "quarantine", "fail", "RMA"),
-    ("sram", after(30, sram_uncorrected_aggregate=5), "sram_uncorrected", "warn", "fail", "RMA"),
-    ("sram threshold", after(30, sram_threshold_exceeded=True), "sram_uncorrected", "warn", "warn", "RMA"),
-    ("a few corrected", after(30, ecc_corrected=50), "", "ok", "ok", ""),
-    ("corrected", after(30, ecc_corrected=101), "ecc_corrected", "warn", "warn", "watch"),
-    ("burst", after(60, ecc_corrected=99_000), "ecc_corrected_total", "warn", "fail", "RMA"),
-    ("rate", lambda c: climb(c, "ecc_corrected", 40_000, 90), "ecc_corrected_rate", "quarantine", "fail", "RMA"),
-    ("remap failed", after(30, remap_failed=True), "remap_failed", "quarantine", "fail", "RMA"),
-    ("remap pending", after(30, remap_pending=True), "remap_pending", "warn", "fail", "--gpu-reset"),
-    ("retirement pending", after(30, retired_pending=True), "retired_pending", "warn", "fail", "--gpu-reset"),
-    ("repair pending", after(30, repair_pending=True), "repair_pending", "warn", "fail", "--gpu-reset"),
-    ("unrepairable", after(30, memory_unrepairable=True), "memory_unrepairable", "quarantine", "fail", "RMA"),
-    ("rows", after(30, remapped_uncorrected=512), "remapped_rows", "warn", "fail", "RMA"),
-    ("no spares", after(30, banks_without_spares=1), "banks_without_spares", "warn", "warn", "watch"),
-    ("pages", after(30, retired_double_bit=3, retired_single_bit=60), "retired_pages", "warn", "fail", "RMA"),
-    ("slowdown, short", after(8, clock_reasons=0x48), "hw_slowdown", "warn", "fail", "air flow"),
-    ("power brake, long", after(480, clock_reasons=0x88), "hw_slowdown", "quarantine", "fail", "air flow"),
-    ("driver throttles", after(30, clock_reasons=0x20), "sw_thermal", "warn", "fail", "air flow"),
-    ("power cap", after(600, clock_reasons=0x4), "", "ok", "ok", ""),
-    ("idle, settings, display, unknown bit", after(600, clock_reasons=0x113 | 1 << 40), "", "ok", "ok", ""),
-    ("hot, short", after(40, temp_c=90), "", "ok", "ok", ""),
-    ("hot", after(70, temp_c=90), "temp", "warn", "fail", "air flow"),
-    ("at slowdown", after(70, temp_c=93), "temp", "quarantine", "fail", "air flow"),
-    ("near shutdown", after(2, temp_c=95), "near_shutdown", "quarantine", "fail", "air flow"),
-    ("memory hot", after(70, memory_temp_c=97), "memory_temp", "warn", "fail", "air flow"),
-    ("memory very hot", after(70, memory_temp_c=101), "memory_temp", "quarantine", "fail", "air flow"),
-    ("margin", after(2, margin_c=3), "temp_margin", "warn", "warn", "air flow"),
-    ("margin unreliable", after(60, margin_c=0), "", "ok", "ok", ""),
-    ("narrow link", after(90, pcie_width=8), "pcie_width", "warn", "fail", "Seat the card"),
-    ("slow link at idle", after(90, pcie_gen=1, utilisation_percent=0), "", "ok", "ok", ""),
-    ("slow link", after(90, pcie_gen=3), "pcie_gen", "warn", "warn", "Seat the card"),
-    ("replays", lambda c: climb(c, "pcie_replays", 20, 120), "pcie_replays", "warn", "warn", "Seat the card"),
-    ("replays, many", lambda c: climb(c, "pcie_replays", 60, 900), "pcie_replays", "warn", "fail", "Seat the card"),
-    ("replays, normal", lambda c: climb(c, "pcie_replays", 4, 900), "", "ok", "ok", ""),
-    ("pcie fatal", after(30, pcie_fatal=1), "pcie_fatal", "warn", "fail", "Seat the card"),
-    ("pcie non-fatal", after(30, pcie_non_fatal=1), "pcie_non_fatal", "warn", "warn", "Seat the card"),
-    ("nvlink", after(30, nvlink_replays=2), "nvlink", "warn", "warn", "Seat the card"),
-    ("power unreadable", after(6, power_w=None), "power_unreadable", "warn", "warn", "bug-report"),
-    ("power limited", after(2, power_limit_w=200.0), "power_limit", "warn", "warn", "setting"),
-    ("one crash", lambda c: crash(c, 1), "server_crashes", "warn", "warn", "server's log"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("fault", "signal", "level", "burn_in", "words"), [r[1:] for r in MATRIX], ids=[r[0] for r in MATRIX]
-)
-def test_every_fault_has_its_consequence(fault: Fault, signal: str, level: str, burn_in: str, words: str) -> None:
-    card = Watched()
-    fault(card)
-    found = card.judge([Watched()])
-    assert (found.level, found.burn_in) == (level, burn_in), found
-    assert bool(found.findings) == bool(signal)
-    if signal:
-        assert signal in [finding.signal for finding in found.findings]
-        assert words in found.action
-        assert all(START_S <= finding.since_s <= card.now_s and finding.text for finding in found.findings)
-
-
-@pytest.mark.parametrize(
-    ("card", "signal"),
-    [
-        (known(persistence=False), "persistence"),
-        (known(ecc=False), "ecc_off"),
-        (known(ecc_pending=False), "ecc_pending"),
-    ],
-)
-def test_settings_of_the_card_are_named(card: Identity, signal: str) -> None:
-    finding = only(Watched(card).judge())
-    assert (finding.signal, finding.level, finding.burn_in) == (signal, "warn", "warn")
 
 
 def test_errors_from_before_the_watch_are_told_and_condemn_nothing() -> None:
