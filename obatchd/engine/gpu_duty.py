@@ -17,6 +17,7 @@ from typing import Any
 from obatchd import log
 from obatchd.dispatch import faults
 from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.engine.gpu_records import GpuRecords
 from obatchd.gpus.history import History
 from obatchd.gpus.kernel_log import KMSG, KernelLog
 from obatchd.gpus.model import ClockReason, XidEvent
@@ -43,15 +44,16 @@ class GpuDuty:
     def __init__(
         self, settings: Settings, probe: Probe, fleet: Fleet, dispatcher: Dispatcher, facts: Facts, work: Path
     ) -> None:
-        """``work`` is the directory of ``history.db``, and of what stand-ins share."""
+        """``work`` is the directory of ``history.db`` and ``gpus.json``, and of what stand-ins share."""
         self._settings = settings
         self._probe = probe
         self._fleet = fleet
         self._dispatcher = dispatcher
         self.history = History(work / "history.db", ClockReason.HARDWARE)
         self._flushed_s = time.monotonic()
+        records = GpuRecords(work / "gpus.json", facts)
         self.monitor = Monitor(
-            probe, facts, settings.gpu_health, on_quarantine=self._quarantined, on_event=self._event,
+            probe, records, settings.gpu_health, on_quarantine=self._quarantined, on_event=self._event,
             on_readings=self.history.sample, on_identity=self.history.place,
         )  # fmt: skip
         self.monitor.comparable = self._comparable

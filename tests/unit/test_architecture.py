@@ -56,6 +56,7 @@ MAY_IMPORT = {
 ALSO = {
     "engine.gpu_duty": {"servers", "gpus", "simulator.gpus"},
     "engine.gpu_desk": {"gpus"},
+    "engine.gpu_records": {"gpus"},
     "engine.facade": {"control", "servers", "gpus"},
 }
 

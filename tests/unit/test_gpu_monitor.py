@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 
+from obatchd.engine.gpu_records import GpuRecords
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.monitor import HealthEvent, Monitor, Quarantine
 from obatchd.settings_gpu_health import GpuHealthSettings
@@ -24,7 +26,7 @@ class DictFacts(dict[str, str]):
 class Bench:
     """A monitor over four cards, and what it said."""
 
-    def __init__(self, facts: DictFacts | None = None, count: int = 4, driver: str = "580.1") -> None:
+    def __init__(self, facts: Any = None, count: int = 4, driver: str = "580.1") -> None:
         self.facts = DictFacts() if facts is None else facts
         self.gpus = [
             Gpu(f"GPU-{index}", "Test", index, f"00000000:{index + 1:02X}:00.0", 2**36, driver)
@@ -200,6 +202,24 @@ def test_an_administrators_quarantine_and_loans_are_kept() -> None:
     records = Bench(bench.facts).monitor.records
     assert records["GPU-1"].quarantine == Quarantine("noisy", 5.0, "administrator")
     assert records["GPU-2"].lent_until_s == 9e9
+
+
+def test_a_lost_index_releases_no_gpu_and_a_lost_file_neither(tmp_path: Path) -> None:
+    kept = tmp_path / "gpus.json"
+    facts = DictFacts()
+    bench = Bench(GpuRecords(kept, facts))
+    for gpu in ("GPU-1", "GPU-2"):
+        bench.monitor.quarantine(gpu, Quarantine("noisy", 5.0, "administrator"), False)
+    bench.monitor.save()
+    without_index = Bench(GpuRecords(kept, DictFacts()))
+    assert [uuid for uuid, record in without_index.monitor.records.items() if record.quarantine] == ["GPU-1", "GPU-2"]
+    without_index.monitor.release("GPU-1")
+    without_index.monitor.save()
+    assert [record.quarantine is None for record in Bench(GpuRecords(kept, DictFacts())).monitor.records.values()] == [
+        True, True, False, True,
+    ]  # fmt: skip
+    kept.write_text("{")  # damaged: the index has them
+    assert Bench(GpuRecords(kept, facts)).monitor.records["GPU-1"].quarantine is not None
 
 
 def test_a_damaged_record_hides_no_other() -> None:
