@@ -141,7 +141,9 @@ class BurninHost:
 
     def _batch(self, server: str) -> BatchLoad:
         link = self._dispatcher.links.get(server)
-        return BatchLoad(link.started, link.requests_done, link.tokens_done) if link else BatchLoad(0, 0, 0)
+        if link is None:
+            return BatchLoad(0, 0, 0, 0)
+        return BatchLoad(link.started, link.requests_done, link.tokens_done, link.attempts_failed)
 
     def _keep_batch_away(self, away: bool) -> None:
         if away:
@@ -168,4 +170,6 @@ def defaults(settings: Settings) -> Defaults:
             least_seen_percent=chosen.least_seen_percent,
             vram_target_percent=chosen.vram_target_percent,
         ),
+        chosen.keep_runs,
+        chosen.keep_days * 86_400.0,
     )

@@ -34,3 +34,5 @@ class BurninSettings(Section):
     stress_loaded_percent: Percent = Field(95, description="Loaded for less of the time than this is low stress.")
     least_loaded_percent: Percent = Field(80, description="Loaded for less of the time asked for: inconclusive.")
     least_seen_percent: Percent = Field(95, description="Readings for less of the run: inconclusive.")
+    keep_runs: int = Field(100, ge=1, description="How many journals of runs are kept: the newest.")
+    keep_days: int = Field(400, ge=1, description="A run that ended so long ago is deleted, with its report.")

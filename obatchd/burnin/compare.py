@@ -30,7 +30,8 @@ def compare(reports: Sequence[Document]) -> Document:
                 left_out.append(f"{row['hostname']} {row['run']} GPU {gpu['index']}: no speed was measured")
                 continue
             load = gpu["load"]
-            key = (gpu["name"], load["model"], load["model_digest"], load["context_length"], load["slots"])
+            model = f"batch work, {load['model']}" if report["plan"]["with_jobs"] else load["model"]
+            key = (gpu["name"], model, load["model_digest"], load["context_length"], load["slots"])
             rows.setdefault(key, []).append(row)
     groups = [_group(key, members, reports) for key, members in sorted(rows.items(), key=str) if len(members) > 1]
     for members in rows.values():

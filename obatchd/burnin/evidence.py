@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -28,6 +30,7 @@ class Evidence(msgspec.Struct):
     limits: Limits
     with_jobs: bool
     strict: bool
+    one_profile: bool  # its server had the same model, context and slots from beginning to end
     asked_s: float
     elapsed_s: float = 0.0  # of the run, without gaps
     loaded_s: float = 0.0  # with requests in a slot, output checks included
@@ -75,11 +78,13 @@ def gather(records: Sequence[Record]) -> Findings:
     buckets = [r for r in records if isinstance(r, Bucket)]
     events = [r for r in records if isinstance(r, Event)]
     canaries = [r for r in records if isinstance(r, Canary)]
+    loads = {(r.server, r.model, r.context_length, r.slots) for r in records if isinstance(r, Prepared)}
+    profiles = Counter(server for server, *_ in loads)
     found = []
     for unit in sorted(begun.units, key=lambda unit: (unit.index, unit.uuid)):
         evidence = Evidence(
             unit, ready.get(unit.server), begun.plan.limits, begun.plan.with_jobs, begun.plan.strict,
-            begun.plan.duration_s,
+            profiles[unit.server] <= 1, begun.plan.duration_s,
         )  # fmt: skip
         evidence.elapsed_s = sum(bucket.span_s for bucket in buckets)
         if journal.ended(list(records)) is None:  # what is still to come is not held against it
@@ -126,9 +131,9 @@ def _add_samples(evidence: Evidence, samples: list[tuple[float, Sample]]) -> Non
         for name, value in counters.items():
             evidence.first_counters = {name: value, **evidence.first_counters}
             evidence.last_counters = {**evidence.last_counters, name: value}
-    evidence.speed = _speed(reversed(loaded), _WINDOW_S)
+    evidence.speed = _speed(reversed(loaded), _WINDOW_S, alike=not evidence.with_jobs)
     if load_only_s >= 2 * _WINDOW_S:
-        evidence.early_speed = _speed(loaded, _WINDOW_S)
+        evidence.early_speed = _speed(loaded, _WINDOW_S, alike=not evidence.with_jobs)
 
 
 def _mean(pairs: Iterable[tuple[float | None, float]]) -> float | None:
@@ -155,11 +160,12 @@ def _add_memory(evidence: Evidence, loaded: list[Sample]) -> None:
         evidence.vram_percent = 100 * most / total if total else None
 
 
-def _speed(samples: Iterable[Sample], window_s: float) -> Speed | None:
+def _speed(samples: Iterable[Sample], window_s: float, *, alike: bool) -> Speed | None:
     """Speed over the first ``window_s`` of load in ``samples``.
 
     A request counts when it ends, so at both edges of a window up to the answers of all slots may be missing or too
-    many: the fewer requests, the less a speed says.
+    many: the fewer requests, the less a speed says. Where requests are not ``alike`` on all GPUs, who got the long ones
+    is chance, too: a share of 1/√n if their lengths differ as much as they are long.
     """
     seconds, tokens, requests, slots = 0.0, 0, 0, 0
     for sample in samples:
@@ -171,4 +177,5 @@ def _speed(samples: Iterable[Sample], window_s: float) -> Speed | None:
         slots = max(slots, sample.slots)
     if not seconds or not tokens or not requests:
         return None
-    return Speed(tokens / seconds, 100 * slots * (tokens / requests) / tokens)
+    chance = 0.0 if alike else 1 / math.sqrt(requests)
+    return Speed(tokens / seconds, 100 * (slots / requests + chance))

@@ -106,6 +106,21 @@ class Shelf:
         """Ids, oldest first."""
         return sorted(path.name.removesuffix(_SUFFIX) for path in self._directory.glob(f"*{_SUFFIX}"))
 
+    def prune(self, keep_runs: int, before_s: float, spare: str) -> list[str]:
+        """Delete all but the newest runs, and those last written before ``before_s``; never ``spare``.
+
+        Returns the ids of those deleted.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        runs = self.runs()
+        old = [run for run in runs if run in runs[:-keep_runs] or self.path(run).stat().st_mtime < before_s]
+        deleted = [run for run in old if run != spare]
+        for run in deleted:
+            self.path(run).unlink()
+        return deleted
+
     def ends(self, run: str) -> tuple[Begun, Ended | None]:
         """First record of a run, and the last one if the run is over.
 

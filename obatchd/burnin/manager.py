@@ -50,15 +50,25 @@ class Burnin:
         for records in unfinished[:-1]:
             run = journal.begun(records).plan.run
             await asyncio.to_thread(self._append, run, [Ended(time.time(), "failed", "a later run was begun")])
-        if not unfinished:
-            return
-        records = unfinished[-1]
+        if unfinished:
+            await self._go_on(unfinished[-1])
+        await asyncio.to_thread(self._prune)
+
+    async def _go_on(self, records: list[Record]) -> None:
         begun = journal.begun(records)
         last_s = max(record.until_s if isinstance(record, Gap) else record.at_s for record in records)
         gap = Gap(last_s, max(last_s, time.time()), "obatchd was not running")
         _log.warning("burnin_resumed", run=begun.plan.run, gap_s=round(gap.until_s - gap.from_s))
         await asyncio.to_thread(self._append, begun.plan.run, [gap])
         self._begin([*records, gap])
+
+    def _prune(self) -> None:
+        kept, before_s = self.defaults.keep_runs, time.time() - self.defaults.keep_s
+        try:
+            if pruned := self._shelf.prune(kept, before_s, self.active.plan.run if self.active else ""):
+                _log.info("burnin_journals_deleted", runs=",".join(pruned))
+        except OSError as error:
+            _log.warning("burnin_journals_not_deleted", reason=str(error))
 
     def _unfinished(self) -> list[list[Record]]:
         found = []
@@ -141,6 +151,7 @@ class Burnin:
         _log.info("burnin_started", run=made.run, profile=made.profile, gpus=",".join(made.gpus), model=made.model,
                   duration_s=made.duration_s, exclusive=made.exclusive, with_jobs=made.with_jobs)  # fmt: skip
         self._begin([begun])
+        await asyncio.to_thread(self._prune)
         return await self.status()
 
     async def stop(self, who: str) -> Document:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from obatchd.burnin.ports import RunServer, Surroundings
 from obatchd.burnin.recording import Recording
-from obatchd.burnin.records import Event
+from obatchd.burnin.records import Event, Prepared
+from obatchd.jobs.model import Profile
 
 _STRAY = "End them (`nvidia-smi` shows them), so that they neither slow the GPU down nor keep its memory from the test."
 _HOST_TROUBLE = "Reboot the host, then run it again; nothing was found against the GPU itself."
@@ -36,6 +37,7 @@ class Noticing:
         self._gpus_of = gpus_of
         self._cards = cards
         self._restarts = {name: server.restarts for name, server in servers.items()}
+        self._profiles: dict[str, Profile] = {}
         self._blind = self._trouble = ""
 
     def gone(self, gpu: str) -> None:
@@ -50,6 +52,18 @@ class Noticing:
             text = f"{len(server.foreign)} processes of others are on it as the load begins and hold {held:.1f} GiB"
             for gpu in self._gpus_of[name] if server.foreign else ():
                 self._recording.note(Event(time.time(), gpu, "stray_processes", text, "warn", _STRAY))
+
+    def profile(self, name: str) -> None:
+        """What batch work has loaded on a server, whenever that changes."""
+        server = self._servers[name]
+        loaded = server.loaded
+        if loaded is not None and loaded != self._profiles.get(name):
+            self._profiles[name] = loaded
+            digest = self._around.model(loaded.model).digest
+            self._recording.note(Prepared(
+                time.time(), name, loaded.model, loaded.context_length, server.slots, digest=digest,
+                ollama=server.version,
+            ))  # fmt: skip
 
     def look(self) -> None:
         """What is new since the latest look."""

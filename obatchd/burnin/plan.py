@@ -55,6 +55,8 @@ class Defaults(msgspec.Struct, frozen=True):
     canary_s: float
     canary_runs: int
     limits: Limits
+    keep_runs: int = 100
+    keep_s: float = 400 * 86_400.0
 
 
 def duration_s(text: str) -> float:

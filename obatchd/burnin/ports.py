@@ -42,6 +42,7 @@ class BatchLoad(NamedTuple):
     in_slots: int
     requests: int
     tokens: int
+    failed: int
 
 
 class Model(NamedTuple):

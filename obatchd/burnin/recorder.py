@@ -169,9 +169,9 @@ class Recorder:
         counts["prompt_tokens"] += prompt_tokens
         counts["requests"] += requests
 
-    def failed(self, gpu: str) -> None:
-        """A request of the load failed."""
-        self._meters[gpu].counts["failed"] += 1
+    def failed(self, gpu: str, requests: int = 1) -> None:
+        """Requests of the load failed."""
+        self._meters[gpu].counts["failed"] += requests
 
     def loaded(self, gpu: str, work: Occupied) -> None:
         """The GPU was under load like this since the latest call."""

@@ -354,6 +354,8 @@ class Run:
             self._recording.recorder.answered(
                 gpu, tokens=now.tokens - before.tokens, prompt_tokens=0, requests=now.requests - before.requests
             )
+            self._recording.recorder.failed(gpu, now.failed - before.failed)
+        self._noticing.profile(name)
 
     async def _write(self, records: list[Record]) -> None:
         """Write down; what a disk refuses is kept and tried again with the next."""

@@ -24,6 +24,7 @@ _DIAGNOSE = (
     "replacement."
 )
 _SOFTWARE = "Read the log of its Ollama server, and try the GPU with another model before blaming the hardware."
+_BUSY_PERCENT = 90.0  # of the slots, from which batch work compares GPUs
 MONITORING_LOST = "monitoring_lost"
 CORRUPTION = "silent_corruption"
 _ORDER: dict[Consequence, int] = {"fail": 0, "inconclusive": 1, "warn": 2, "note": 3}
@@ -72,8 +73,13 @@ def judge(every: Sequence[Evidence]) -> list[Verdict]:
 
 
 def _sibling(one: Evidence, other: Evidence) -> bool:
-    """Whether two GPUs did the same work: the same kind of GPU, model, context and slots, and prompts in one order."""
-    if one is other or one.prepared is None or other.prepared is None or one.with_jobs:
+    """Whether two GPUs did the same work: the same kind of GPU, model, context and slots, all the time.
+
+    With batch work both must have had enough of it: a speed over empty slots is none of the GPU.
+    """
+    if one is other or one.prepared is None or other.prepared is None:
+        return False
+    if one.with_jobs and not all(e.one_profile and (e.occupancy_percent or 0) >= _BUSY_PERCENT for e in (one, other)):
         return False
     ours, theirs = one.prepared, other.prepared
     same_load = (ours.model, ours.context_length, ours.slots) == (theirs.model, theirs.context_length, theirs.slots)
@@ -86,6 +92,7 @@ def _judge(evidence: Evidence, siblings: list[Evidence]) -> Verdict:
         *_of_canaries(evidence),
         *_of_speed(evidence, siblings),
         *_of_work(evidence),
+        *_of_failures(evidence),
         *_of_monitoring(evidence),
     ]
     if not any(reason.consequence == "inconclusive" for reason in reasons):
@@ -179,6 +186,13 @@ def _of_work(evidence: Evidence) -> list[Reason]:
         )
         return [Reason("inconclusive", "short_load", text, _RETEST)]
     return []
+
+
+def _of_failures(evidence: Evidence) -> list[Reason]:
+    if not evidence.failed:
+        return []
+    text = f"{evidence.failed} of {evidence.failed + evidence.requests} requests failed"
+    return [Reason("warn", "failed_requests", text, _SOFTWARE)]
 
 
 def _of_monitoring(evidence: Evidence) -> list[Reason]:

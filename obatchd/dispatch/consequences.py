@@ -171,6 +171,7 @@ class Consequences:
             # suspect that is tried alone would be blamed for a crash that was over before it came.
             self._hold(link)
         alone = fault.kind == faults.CRASH and link.alone
+        link.attempts_failed += fault.kind != faults.ANSWER
         self._strike(link, taken, fault)
         kind = "crash_alone" if alone else fault.kind
         self._on_failed(Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s))

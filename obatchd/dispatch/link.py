@@ -93,6 +93,7 @@ class Link:
         self.mean_s = 1.0
         self.requests_done = 0
         self.tokens_done = 0
+        self.attempts_failed = 0  # not through the request's or the model's own doing
         self.refused: dict[Profile, Refused] = {}
         self.preparing: dict[Profile, asyncio.Task[None]] = {}  # models being made sure of, while it goes on working
         self.capabilities: dict[str, list[str]] = {}  # of the models made sure of, by name

@@ -36,6 +36,7 @@ class Card:
     busy: Callable[[float], bool] = lambda at_s: True
     blind: Callable[[float], bool] = lambda at_s: False
     answers: bool = True
+    slots_busy: float = 1.0
     name: str = "NVIDIA H100 80GB HBM3"
     counters: dict[str, float] = field(default_factory=dict)
 
@@ -90,7 +91,7 @@ def simulate(cards: Sequence[Card], hours: float, *, seed: int = 1, plan: Plan |
         seen = {uuid(i): _seen(card, i, passed_s, now_s, noise) for i, card in enumerate(cards)}
         for i, card in enumerate(cards):
             if card.busy(passed_s):
-                busy_s = SLOTS * STEP_S * noise.uniform(0.985, 1.0)
+                busy_s = SLOTS * STEP_S * card.slots_busy * noise.uniform(0.985, 1.0)
                 recording.recorder.loaded(uuid(i), Occupied(busy_s, STEP_S, 0.0))
                 if card.answers:
                     tokens = int(400 * card.speed * STEP_S * noise.uniform(0.9, 1.1))

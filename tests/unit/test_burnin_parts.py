@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -103,6 +104,18 @@ def test_runs_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text("{}\n")
     with pytest.raises(StoreError, match="not the journal"):
         shelf.read("x")
+
+
+def test_old_journals_are_deleted_but_never_the_one_in_use(tmp_path: Path) -> None:
+    shelf = journal.Shelf(tmp_path)
+    names = [f"2026112{day}-180000" for day in range(6)]
+    for day, name in enumerate(names):
+        shelf.path(name).write_text("{}\n")
+        os.utime(shelf.path(name), (1000.0 + day, 1000.0 + day))
+    assert shelf.prune(5, 0.0, spare="") == names[:1]
+    assert shelf.prune(5, 1003.0, spare=names[2]) == names[1:2]  # 1 and 2 are too old
+    assert shelf.prune(1, 0.0, spare=names[2]) == names[3:5]
+    assert shelf.runs() == [names[2], names[5]]
 
 
 # Health over a restart of the daemon.

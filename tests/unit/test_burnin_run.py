@@ -98,7 +98,7 @@ class Bench:
             servers=self.servers, gpus_of=self.gpus, reading=reading, slow=lambda gpu: SlowReading(gpu, time.time()),
             identity=lambda gpu: identity(gpu.index, Card()), xids=list, monitoring=str,
             host_trouble=lambda: self.host_trouble, health=GpuHealthSettings,
-            ensure_model=nothing, model=lambda name: Model("sha256:1", 8192), batch=lambda name: BatchLoad(0, 0, 0),
+            ensure_model=nothing, model=lambda name: Model("sha256:1", 8192), batch=lambda name: BatchLoad(0, 0, 0, 0),
             keep_batch_away=self.batch_away.append, finished=lambda run, verdict: None, quarantined=lambda gpu: "",
             quarantine=lambda gpu, reason, action: self.quarantined.append((gpu.uuid, reason)),
             release=lambda gpu: self.released.append(gpu.uuid), session=None,  # type: ignore[arg-type]
@@ -152,8 +152,8 @@ async def test_a_driver_updated_underneath_is_blamed_on_no_gpu_and_strangers_are
     for gpu in document["gpus"]:
         assert gpu["verdict"] == "INCONCLUSIVE" and "Reboot the host" in gpu["action"]
     assert [event["signal"] for event in document["events"]] == ["host_trouble"]
-    stray = [[r["signal"] for r in gpu["reasons"] if r["consequence"] == "warn"] for gpu in document["gpus"]]
-    assert stray == [[], ["stray_processes"], []]
+    stray = [[r["consequence"] for r in gpu["reasons"] if r["signal"] == "stray_processes"] for gpu in document["gpus"]]
+    assert stray == [[], ["warn"], []]
     assert bench.quarantined == []
 
 

@@ -73,6 +73,28 @@ def test_clean_runs_never_fail(seed: int) -> None:
             assert gpu["verdict"] == "PASS", gpu["reasons"]
 
 
+def test_batch_work_compares_gpus_that_did_the_same_and_counts_failures() -> None:
+    plan = make_plan(3, 1.0, with_jobs=True)
+    cards = [Card(speed=0.85), Card(), Card()]
+    same = simulate(cards, 1.0, plan=plan)
+    assert signals(judged(same)[0], "fail") == {"slow"}
+    assert {gpu["verdict"] for gpu in judged(same).values()} == {"FAIL", "PASS"}
+    other = Prepared(START_S + 60, "gpu0", "another", 4096, 8)
+    assert not signals(judged([*same[:-1], other, same[-1]])[0], "fail")
+    half = simulate([Card(speed=0.85, slots_busy=0.5), Card(), Card()], 1.0, plan=plan)
+    assert not signals(judged(half)[0], "fail")
+    short = simulate(cards, 0.4, plan=plan)  # a thousand different prompts say too little
+    assert not signals(judged(short)[0], "fail")
+
+
+def test_requests_that_failed_are_in_the_verdict() -> None:
+    sample = Sample(seen_s=60, loaded_s=60, slot_s=470, slots=8, tokens=24_000, requests=50, failed=1)
+    gpu = judged(run_of(sample=sample))[0]
+    assert gpu["verdict"] == "PASS_LOW_STRESS"
+    [reason] = [reason for reason in gpu["reasons"] if reason["signal"] == "failed_requests"]
+    assert reason["text"] == "60 of 3060 requests failed" and "log of its Ollama server" in gpu["action"]
+
+
 def test_acceptance_needs_the_stress() -> None:
     plan = msgspec.structs.replace(make_plan(1, 0.4), strict=True)
     gpu = judged(simulate([Card(reading=after(0, utilisation_percent=85))], 0.4, plan=plan))[0]
