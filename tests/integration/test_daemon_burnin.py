@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from daemon_support import Daemon, prompts, wait_for
 
 from obatchd.burnin.report import read_file
@@ -96,22 +97,30 @@ def test_batch_work_as_the_load_and_a_stop(daemon: Start) -> None:
     assert answer.returncode == 2
     assert "stopped" in answer.stdout and "INCONCLUSIVE" in answer.stdout
     assert all(server["state"] == "ready" for server in d.servers())
+    [gpu] = status(d)["gpus"]
+    assert gpu["load"]["model"] == "tiny" and gpu["work"]["failed"] == 0
+    d.control("servers", "drain", "gpu1")
+    assert "gpu1 is draining" in d.control("burnin", "start", "--gpus", "1").stderr
 
 
-def test_what_cannot_be_started_says_why(daemon: Start) -> None:
-    d = daemon(CONFIG)
+@pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this host has an NVIDIA driver")
+def test_without_a_driver_the_daemon_works_and_says_that_nobody_can_watch(daemon: Start) -> None:
+    d = daemon({"gpus": {"use": "all"}, "servers": {"ollama": "simulator"}})
+    asked = prompts(5)
+    d.drop("job.jsonl", asked)
+    d.done("job.jsonl").check(asked)
+    assert [server["id"] for server in d.servers()] == ["cpu0"]
+    found = d.client.get("gpus")
+    assert (found["state"], found["gpus"]) == ("absent", [])
+    assert "No NVIDIA driver" in found["message"] and "No NVIDIA driver" in d.control("gpus").stdout
     assert d.control("burnin", "report").returncode == 1
     for arguments, words in (
+        ([], "no GPU with a server here"),
         (["--gpus", "7"], "no GPU '7'"),
-        (["--duration", "soon"], "no duration"),
-        (["--exclusive", "--with-jobs"], "choose one"),
     ):
         answer = d.control("burnin", "start", *arguments)
         assert answer.returncode == 1
         assert words in answer.stderr
-    d.control("servers", "drain", "gpu1")
-    answer = d.control("burnin", "start", "--gpus", "1")
-    assert "gpu1 is draining" in answer.stderr
 
 
 def test_a_gpu_that_goes_bad_is_quarantined_and_tested_again(daemon: Start) -> None:
