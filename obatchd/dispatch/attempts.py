@@ -59,7 +59,7 @@ class Attempts:
         started_s, clock = time.time(), time.perf_counter()
         try:
             request = parse_request(held.item.raw)
-        except ValueError as error:  # of msgspec and of decoding, too
+        except (ValueError, RecursionError) as error:  # of msgspec and of decoding, too
             fault = Fault(faults.REQUEST, "bad_json", f"line {held.item.line}: {error}")
             return [(held, self.without_answer(held, fault))]
         if request.embed is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats import Format, parse_request, read_entries, recognise, request_file
+from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.model import Entry
 from obatchd.settings import InboxSettings
 
@@ -460,6 +462,14 @@ def test_an_array_nested_a_million_deep_fails_alone(read: Read) -> None:
     reading = read("d.json", array([b'{"n":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", prompt("b")]))
     assert reading.codes == {1: "bad_json"}
     assert reading.prompts == ["b"]
+    assert request_id(b'{"n":' + b"[" * 100_000) is None
+
+
+def test_a_long_packed_object_is_read_in_a_moment(read: Read) -> None:
+    text = random.Random(1).randbytes(4 * 1024**2).hex()
+    begun_s = time.process_time()
+    assert read("d.json.gz", prompt(text)).prompts == [text]
+    assert time.process_time() - begun_s < 3  # 10 s, where each block copies all before it
 
 
 def test_reading_again_writes_the_same_bytes(read: Read, tmp_path: Path) -> None:

@@ -206,9 +206,23 @@ def test_job_toml_comes_before_config_toml(folder: Path) -> None:
     assert folder_settings(folder) == ({"model": "original"}, "config.toml")
     (folder / "job.toml").write_bytes(b'\xef\xbb\xbfmodel = "job"')
     assert folder_settings(folder) == ({"model": "job"}, "job.toml")
+    dots = f"a.b.c {'.' * 5000} {'A sentence. ' * 1000}"
+    (folder / "job.toml").write_text(f'system_message = """\n{dots}"""\noptions.num_ctx = 1\n')
+    assert folder_settings(folder) == ({"system_message": dots, "options": {"num_ctx": 1}}, "job.toml")
 
 
-@pytest.mark.parametrize("content", [b"model = ", b"model = '\xff'", b"#" * 2**20 + b"##"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"model = ",
+        b"model = '\xff'",
+        b"#" * 2**20 + b"##",
+        b"model = " + b"9" * 5000,
+        b"model = " + b"[" * 100_000,
+        b".".join([b"a"] * 500_000) + b" = 1",
+        b"[" + b" . ".join([b'"a b"', b"'c'"] * 10_000) + b"]",
+    ],
+)
 def test_settings_that_are_not_toml_refuse_the_drop(folder: Path, content: bytes) -> None:
     (folder / "job.toml").write_bytes(content)
     with pytest.raises(DropRefused, match=r"^job\.toml ") as refused:

@@ -61,7 +61,7 @@ def test_what_is_no_image_of_the_folder_fails_its_request_alone(folder: Path, tm
     (tmp_path / "secret.png").write_bytes(PNG)
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     put(folder, *({"prompt": "x", "images": [name]} for name in (
-        "scan.pmg", "scam.png", "note.jpg", "../secret.png", "big.bmp", "scan.png", "link.png"
+        "scan.pmg", "scam.png", "note.jpg", "../secret.png", "big.bmp", "scan.png", "link.png", "a" * 300 + ".png"
     )))  # fmt: skip
     requests, refused = read(folder, max_line_bytes=50_000)
     assert len(requests) == 1
@@ -74,6 +74,7 @@ def test_what_is_no_image_of_the_folder_fails_its_request_alone(folder: Path, tm
         4: "'../secret.png' is no file directly in the folder",
         5: "with big.bmp the request is longer than max_line_bytes",
         7: "the image link.png cannot be read",
+        8: "cannot be read: File name too long",
     }.items():
         assert words in problems[line][1]
 

@@ -140,6 +140,11 @@ BAD: list[tuple[bytes, str, str]] = [
         "invalid_request",
         "must be a JSON object",
     ),
+    (
+        line(messages=[{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "[" * 100_000}}]}]),
+        "invalid_request",
+        "must be a JSON object",
+    ),
     (line(functions=[{"name": "f"}]), "unsupported_parameter", "functions"),
     (line(logprobs=True), "unsupported_parameter", "logprobs"),
     (line(messages=[]), "missing_required_parameter", "no messages"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Iterator
@@ -15,6 +16,12 @@ from obatchd.jobs.model import FILE_ENDINGS, IMAGE_ENDINGS, SOURCE_ENDINGS
 
 SETTINGS_FILES = ("job.toml", "config.toml")
 _SETTINGS_BYTES = 1024**2
+# tomllib takes a time that grows with the square of a dotted name's parts: hours for one that fills a settings file.
+_NAME_PARTS = 100
+_LONG_NAME = re.compile(
+    rb"""(?<![\w-])(?:(?:"(?:[^"\\\n]|\\.){0,200}+"|'[^'\n]{0,200}+'|[\w-]++)[ \t]*+\.[ \t]*+){%d}"""
+    % (_NAME_PARTS - 1)
+)
 _IGNORED_SUFFIXES = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
 
 
@@ -64,8 +71,10 @@ def folder_settings(folder: Path) -> tuple[dict[str, Any], str] | None:
             raise DropRefused(f"{name} cannot be read: {error}; it must be a file", code="job_settings") from error
         if len(content) > _SETTINGS_BYTES:
             raise DropRefused(f"{name} is larger than {_SETTINGS_BYTES} bytes", code="job_settings")
+        if _LONG_NAME.search(content):
+            raise DropRefused(f"{name} has a name of {_NAME_PARTS} parts or more", code="job_settings")
         try:
             return tomllib.loads(content.decode("utf-8-sig")), name
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # of numbers with too many digits, too
             raise DropRefused(f"{name} is not valid TOML: {error}", code="job_settings") from error
     return None

@@ -64,10 +64,10 @@ _FINDERS = {Format.LINES: _in_lines, Format.BATCH: _in_lines, Format.ARRAY: _in_
 
 def _whole(source: Source, limit: int) -> bytes:
     """All of it, or more than ``limit`` bytes of it."""
-    content = b""
+    content = bytearray()
     while (block := source.read(limit + 1)) and len(content) <= limit:
         content += block
-    return content.removeprefix(UTF8_BOM)
+    return bytes(content).removeprefix(UTF8_BOM)
 
 
 def _made(pieces: Iterator[Found], maker: RecordMaker) -> Iterator[Found]:
@@ -118,18 +118,18 @@ def _rows(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator
 
 def _columns(cells: list[bytes], name: str) -> list[str]:
     """Every column with a name of its own."""
-    columns: list[str] = []
+    columns: dict[str, None] = {}
+    counts: dict[str, int] = {}  # thousands of columns may have one name
     for number, cell in enumerate(cells, 1):
         try:
             column = given = cell.decode("utf-8").strip() or f"column_{number}"
         except UnicodeDecodeError:
             raise DropRefused(f"{name}: its header is not UTF-8; save it as UTF-8", code="encoding") from None
-        count = 1
         while column in columns:
-            count += 1
-            column = f"{given}_{count}"
-        columns.append(column)
-    return columns
+            counts[given] = counts.get(given, 1) + 1
+            column = f"{given}_{counts[given]}"
+        columns[column] = None
+    return list(columns)
 
 
 def _of_row(row: Row, columns: list[str], maker: RecordMaker) -> Found:

@@ -203,7 +203,7 @@ def _tool_call(call: Any, names: dict[str, str]) -> dict[str, Any]:
     arguments = function.get("arguments") or "{}"
     try:
         arguments = _document.decode(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
         raise BatchError("invalid_request", "the arguments of a tool call must be a JSON object")

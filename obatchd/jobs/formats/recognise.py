@@ -115,15 +115,16 @@ def _has_object_line(text: bytes) -> bool:
 
 def _is_lines(text: bytes, source: Source) -> bool:
     """Whether what begins with an object goes on with another one on a line of its own."""
-    while len(text) <= _FIRST_LINE_BYTES:
-        first, newline, rest = text.partition(b"\n")
-        if newline and rest.lstrip():
-            return rest.lstrip().startswith(b"{") and not first.rstrip().endswith((b":", b"[", b","))
+    seen, end = bytearray(text), -1
+    while len(seen) <= _FIRST_LINE_BYTES:
+        end = seen.find(b"\n", max(0, len(seen) - len(text))) if end < 0 else end
+        if end >= 0 and (rest := bytes(seen[end + 1 :]).lstrip()):
+            return rest.startswith(b"{") and not bytes(seen[:end]).rstrip().endswith((b":", b"[", b","))
         try:
-            block = source.read(_FIRST_LINE_BYTES)
+            text = source.read(_FIRST_LINE_BYTES)
         except Unreadable:
             return False
-        if not block:
+        if not text:
             return False
-        text += block
+        seen += text
     return False

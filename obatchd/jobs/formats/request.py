@@ -88,7 +88,7 @@ def request_id(raw: bytes) -> str | None:
     """The id in one line of a request file, None where there is none or the line is no request."""
     try:
         found = _label.decode(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     label = found.id if found.id is not None else found.custom_id
     return str(label) if label is not None else None

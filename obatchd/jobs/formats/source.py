@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # What opening says of this one file; anything else (no descriptors left, a failing disk) may be over in a moment.
-_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOENT, errno.ENXIO})
+_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENXIO})
 _DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError)
 
 
