@@ -149,7 +149,10 @@ def _arrived(intent: Intent, layout: Layout) -> Intent | None:
 def _own_copy(target: Path) -> None:
     """Somebody else still holds a name for the inode and could change it: run a copy."""
     temporary = target.with_name("input.copy")
-    shutil.copyfile(target, temporary, follow_symlinks=False)
+    try:
+        shutil.copyfile(target, temporary, follow_symlinks=False)
+    except PermissionError:  # its owner has closed it to us since the look: it cannot be run either
+        return
     os.replace(temporary, target)
 
 
@@ -166,9 +169,12 @@ def _flush(intents: Sequence[Intent], layout: Layout) -> None:
         # A folder may hold what cannot be opened for fsync: files of mode 0, FIFOs.
         sync_filesystem(layout.jobs)
         return
-    for intent in intents:
-        sync_paths(tree(layout.job_dir(intent.job)))
-    sync_paths([layout.jobs, layout.inbox])
+    try:
+        for intent in intents:
+            sync_paths(tree(layout.job_dir(intent.job)))
+        sync_paths([layout.jobs, layout.inbox])
+    except PermissionError:  # its owner may close a file to us at any time, which must hold up nobody
+        sync_filesystem(layout.jobs)
 
 
 def settle(intents: Sequence[Intent], layout: Layout, ledger: Ledger) -> list[Intent]:

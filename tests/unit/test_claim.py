@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -291,6 +293,32 @@ def test_an_empty_submission_is_refused(layout: Layout, store: Store) -> None:
 def failed(layout: Layout) -> dict[str, str]:
     found = layout.failed.rglob("*")
     return {path.name: path.read_text() for path in found if path.is_file() and not path.is_symlink()}
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_drop_that_its_owner_closes_in_the_last_instant_holds_up_nobody(
+    linked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
+        Path(directory).chmod(0o777)
+        if os.geteuid() == 0:  # who may read everything
+            os.seteuid(65534)
+            stack.callback(os.seteuid, 0)
+        layout = Layout.open(Path(directory) / "spool")
+        store = Store(layout.work)
+        stack.callback(store.close)
+        drop = put(layout, "closed.jsonl")
+        if linked:
+            os.link(drop.path, Path(directory) / "other")
+
+        def close(point: str) -> None:
+            if point == "claim.after_mkdir":
+                drop.path.chmod(0)
+
+        monkeypatch.setattr(claims.crash_points, "reach", close)
+        [intent] = claim([drop], layout, store.state, JobIds()).accepted
+        assert store.state.jobs() == {intent.job}
+        assert store.state.intents() == []
 
 
 def test_a_refused_drop_lies_beside_its_reason(layout: Layout) -> None:
