@@ -71,6 +71,8 @@ def _receive(connection: socket.socket, size: int, deadline: float, descriptors:
         # Descriptors beyond the room given here are closed by the kernel (MSG_CTRUNC), so a count check finds them.
         part, received, _, _ = socket.recv_fds(connection, size - len(data), BATCH, socket.MSG_CMSG_CLOEXEC)
         descriptors += received
+        if len(descriptors) > BATCH:  # a frame may come in a million parts, each with as many
+            raise ControlError("a frame has too many descriptors", code="bad_frame")
         if not part:
             raise ConnectionResetError("connection closed")
         data += part
