@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed, parse_answer
 from obatchd.results.rows import Row, Source
-from obatchd.results.table import Column, TableShape, as_text, cells
+from obatchd.results.table import Column, TableShape, as_cell, as_text, cells
 from obatchd.results.tally import Tally
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ Format = Literal["text", "json", "jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet")
 _PARQUET_ROWS = 5000
 _VECTORS = {"embedding", "embeddings"}
+# What commands a terminal; all but tab and line feed.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def data_of(row: Row) -> Parsed | None:
@@ -99,14 +102,15 @@ def _write_json(documents: Iterator[Any], target: TextIO) -> None:
 def _write_text(rows: Iterator[tuple[Row, Parsed | None]], target: TextIO) -> None:
     for row, _ in rows:
         record = row.record
-        target.write(f"{'─' * 72}\n{row.name}{f'  ({row.file})' if row.file and row.file != row.name else ''}\n\n")
+        parts = [f"{'─' * 72}\n{row.name}{f'  ({row.file})' if row.file and row.file != row.name else ''}"]
         if record.get("prompt"):
-            target.write(f"Prompt: {record['prompt']}\n\n")
+            parts.append(f"Prompt: {record['prompt']}")
         if row.succeeded:
             answer = record.get("response") or next((record[key] for key in _VECTORS & record.keys()), "")
-            target.write(f"{answer if isinstance(answer, str) else _json(answer)}\n\n")
+            parts.append(answer if isinstance(answer, str) else _json(answer))
         else:
-            target.write(f"{str(record['outcome']).upper()} {record.get('code', '')}: {record.get('message', '')}\n\n")
+            parts.append(f"{str(record['outcome']).upper()} {record.get('code', '')}: {record.get('message', '')}")
+        target.writelines(f"{_CONTROL.sub('', part)}\n\n" for part in parts)
 
 
 def _shape(source: Source) -> list[Column]:
@@ -119,9 +123,9 @@ def _shape(source: Source) -> list[Column]:
 
 def _write_csv(rows: Iterator[tuple[Row, Parsed | None]], columns: list[Column], target: TextIO) -> None:
     writer = csv.writer(target)
-    writer.writerow(column.heading for column in columns)
+    writer.writerow(as_cell(column.heading) for column in columns)
     for row, parsed in rows:
-        writer.writerow(map(as_text, cells(row, parsed.data if parsed is not None else None, columns)))
+        writer.writerow(map(as_cell, cells(row, parsed.data if parsed is not None else None, columns)))
 
 
 def _write_parquet(rows: Iterator[tuple[Row, Parsed | None]], columns: list[Column], target: BinaryIO) -> None:

@@ -100,15 +100,17 @@ def _data_table(data: Any, source: str) -> tuple[str, list[str]]:
     return f"<table>{''.join(rows)}</table>", found
 
 
-def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(data, dict) and data:
-        for key, value in data.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(data, list) and data:
-        for position, value in enumerate(data, start=1):
-            yield from _leaves(value, f"{path}[{position}]")
-    else:
-        yield path, data if not isinstance(data, dict | list) else ""
+def _leaves(data: Any) -> Iterator[tuple[str, Any]]:
+    """Every plain value in the order of the document, with its path. Deep ones must not overflow."""
+    waiting: list[tuple[str, Any]] = [("", data)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict) and value:
+            waiting += [(f"{path}.{key}" if path else str(key), inner) for key, inner in reversed(value.items())]
+        elif isinstance(value, list) and value:
+            waiting += [(f"{path}[{place}]", inner) for place, inner in reversed([*enumerate(value, start=1)])]
+        else:
+            yield path, value if not isinstance(value, dict | list) else ""
 
 
 def _pattern(value: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +16,8 @@ _FIRST = ("id", "line")
 _MIDDLE = ("outcome", "prompt", "response", "think")
 _APART = ("input", "data")  # spread over columns of their own
 _INT64 = 2**63
+_FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_NUMBER = re.compile(r"[+-]?[0-9]+(?:[.,][0-9]+)*(?:[eE][+-]?[0-9]+)?")
 
 
 class Column(NamedTuple):
@@ -69,10 +72,19 @@ def cells(row: Row, data: Any, columns: Iterable[Column]) -> list[Any]:
 
 
 def as_text(value: Any) -> str:
-    """A cell as CSV has it: text as it is, anything else as JSON, nothing for nothing."""
+    """A cell as text: text as it is, anything else as JSON, nothing for nothing."""
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def as_cell(value: Any) -> str:
+    """A cell as CSV has it: with an apostrophe before what a spreadsheet would take for a formula and run.
+
+    Answers and fields come from models and strangers. Numbers stay numbers.
+    """
+    text = as_text(value)
+    return f"'{text}" if text.startswith(_FORMULA_BEGINS) and not _NUMBER.fullmatch(text) else text
 
 
 def _cells(row: Row, data: Any) -> Iterable[tuple[Origin, str, Any]]:
@@ -105,7 +117,7 @@ def _kind(value: Any) -> Kind:
             return "float"
         case str():
             return "text"
-        case [*numbers] if numbers and all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+        case [*numbers] if numbers and all(_kind(number) in ("int", "float") for number in numbers):
             return "numbers"
         case _:
             return "json"

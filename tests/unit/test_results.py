@@ -115,6 +115,33 @@ def test_csv_has_a_row_per_request_in_order_and_every_column_of_the_input(tmp_pa
     assert tally.not_json == [("n4", "it is not JSON: Expecting value: line 1 column 1 (char 0)")]
 
 
+def test_csv_runs_nothing_in_a_spreadsheet_and_numbers_stay(tmp_path: Path) -> None:
+    texts = [
+        '=HYPERLINK("http://x")',
+        "+1+cmd|' /C calc'!A0",
+        "-2+3",
+        "@SUM(1)",
+        "\t=1",
+        "- a list",
+        "-1.5e3",
+        "-7",
+        "a=b",
+    ]
+    rows = [success(line, text, input={"=1+1": -line}) for line, text in enumerate(texts, 1)]
+    written, _ = exported(outbox(tmp_path / "o", rows, {}), "csv")
+    read = list(csv.DictReader(io.StringIO(written.decode(), newline="")))
+    assert [row["response"] for row in read] == [f"'{text}" for text in texts[:6]] + texts[6:]
+    assert [row["'=1+1"] for row in read] == [str(-line) for line in range(1, 10)]
+    assert [json.loads(line)["response"] for line in exported(tmp_path / "o", "jsonl")[0].splitlines()] == texts
+
+
+def test_text_commands_no_terminal(tmp_path: Path) -> None:
+    rows = [success(1, "a\x1b]52;c;eA==\x07\tb\nc\x9b2J"), failure(2) | {"message": "\x1b[2J"}]
+    written, _ = exported(outbox(tmp_path / "o", rows, {}), "text")
+    assert "a]52;c;eA==\tb\nc2J\n" in written.decode()
+    assert "\x1b" not in written.decode()
+
+
 def test_json_is_one_array_of_all_rows_or_of_their_data(tmp_path: Path) -> None:
     path = outbox(tmp_path / "o", NOTES, {})
     rows = json.loads(exported(path, "json")[0])
@@ -130,11 +157,17 @@ def test_json_is_one_array_of_all_rows_or_of_their_data(tmp_path: Path) -> None:
 
 def test_parquet_has_types_and_the_same_rows(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="the extra parquet is not installed")
-    rows = [*NOTES, success(5, "vector", embeddings=[0.5, 1]), success(6, '{"n": true}')]
+    rows = [
+        *NOTES,
+        success(5, "vector", embeddings=[0.5, 1]),
+        success(6, '{"n": true}'),
+        success(7, f'{{"big": [{10**400}]}}'),
+    ]
     written, _ = exported(outbox(tmp_path / "o", rows, {}), "parquet")
     table = parquet.read_table(io.BytesIO(written))
-    assert table.column("line").to_pylist() == [1, 2, 3, 4, 5, 6]
-    assert table.column("age").to_pylist() == [40.0, None, 40.5, None, None, None]
+    assert table.column("line").to_pylist() == [1, 2, 3, 4, 5, 6, 7]
+    assert table.column("age").to_pylist() == [40.0, None, 40.5, None, None, None, None]
+    assert table.column("big").to_pylist()[6] == f"[{10**400}]"
     assert table.column("embeddings").to_pylist()[4] == [0.5, 1.0]
     assert table.column("n").to_pylist()[5] is True
     assert table.column("ward").to_pylist()[:3] == ["A", "B", "C"]
@@ -261,6 +294,8 @@ def test_the_review_page_shows_source_and_data_side_by_side(tmp_path: Path) -> N
     assert '<span class="missing">John</span>' in shown
     assert "<td>drugs[2].dose</td>" in shown
     assert "no data &amp; no JSON" in shown
+    deep = outbox(tmp_path / "deep", [success(1, "[" * 2000 + "1" + "]" * 2000)], {})  # data, from Python 3.13 on
+    assert obatchctl(deep, "--review", "1", "-o", tmp_path / "deep.html").exit_code == 0
     one = [obatchctl(tmp_path / "o", "--review", "1", "--seed", "7", "-o", page) and page.read_text() for _ in range(2)]
     assert one[0] == one[1]
     assert "1 of 2 answers" in one[0]
