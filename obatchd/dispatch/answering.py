@@ -25,13 +25,13 @@ async def structured_answer(
     try:
         wanted = answer_format(body["format"])
         answer, parsed, tries = await _asked(ask, body, wanted)
+        extra: dict[str, Any] = {"format_tries": tries} if tries > 1 else {}
+        if parsed is not None:
+            extra["data"] = parsed.raw
+            if in_source:
+                extra["ungrounded"] = ungrounded(parsed.data, in_source, _source(body))
     except FormatError as error:
         return Answer("", "", "", 0, 0, 0.0, faults.invalid_format(str(error))), {}
-    extra: dict[str, Any] = {"format_tries": tries} if tries > 1 else {}
-    if parsed is not None:
-        extra["data"] = parsed.raw
-        if in_source:
-            extra["ungrounded"] = ungrounded(parsed.data, in_source, _source(body))
     return answer, extra
 
 

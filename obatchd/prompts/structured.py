@@ -19,7 +19,7 @@ import msgspec
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
-_FENCE = re.compile(r"\A\s*```[\w-]*[ \t]*\r?\n(.*?)\r?\n?[ \t]*```\s*\Z", re.DOTALL)
+_FENCE = re.compile(r"\A```[\w-]*[ \t]*\r?\n(.*)```\Z", re.DOTALL)
 _SCHEMAS_KEPT = 64
 _CHECK_S = 1.0  # a pattern may take for ever on the wrong text, and schemas come from strangers
 _REASON_CHARACTERS = 500
@@ -67,6 +67,7 @@ class AnswerFormat:
             Mismatch: there is none, or it does not fit.
             FormatError: the schema turns out to be unusable: it refers to what is not in it.
         """
+        text = text.strip()
         fenced = _FENCE.match(text)
         raw = (fenced[1] if fenced else text).strip().encode("utf-8", "surrogatepass")
         try:
@@ -162,15 +163,23 @@ def ungrounded(data: Any, fields: Sequence[str], source: str) -> list[dict[str, 
 
     A field is a name, or several joined by dots that must follow each other (``patient.mrn``). Capitals and the amount
     of white space do not count; a value is not found inside a longer word or number; null and "" need no source.
+
+    Raises:
+        FormatError: it takes too long, as it may where very many values are compared with a very long source.
     """
-    haystack = _normal(source)
     wanted = [(field, tuple(field.split("."))) for field in fields]
-    return [
-        {"field": field, "value": value}
-        for path, value in _leaves(data)
-        for field, names in wanted
-        if path[-len(names) :] == names and not _occurs(value, haystack)
-    ]
+    try:
+        with _time_limit(_CHECK_S):
+            haystack = _normal(source)
+            return [
+                {"field": field, "value": value}
+                for path, value in _leaves(data)
+                for field, names in wanted
+                if path[-len(names) :] == names and not _occurs(value, haystack)
+            ]
+    except TimeoutError:
+        reason = f"looking for the answer's values in the prompt takes longer than {_CHECK_S:g} s: name fewer fields"
+        raise FormatError(reason) from None
 
 
 def _leaves(data: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

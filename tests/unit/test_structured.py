@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import subprocess
 import sys
 from typing import Any
@@ -50,6 +51,7 @@ def test_what_fits_is_parsed(wanted: Any, text: str, data: Any) -> None:
         ("json", '{"a": 1', "it is not JSON"),
         ("json", "5", "neither a JSON object nor an array"),
         ("json", "[" * 100_000, "it is not JSON"),
+        ("json", "```\n" + " " * 1_000_000 + "x", "it is not JSON"),
         (PERSON, '{"age": 3}', "at $: 'name' is a required property"),
         (PERSON, '{"name": "x", "age": -1}', "at $.age: -1 is less than the minimum of 0"),
         (PERSON, '{"name": "x", "other": 1}', "Additional properties are not allowed"),
@@ -95,6 +97,18 @@ async def test_a_pattern_that_takes_for_ever_fails_its_request_alone(keyword: st
     assert answer.fault is not None
     assert (answer.fault.kind, answer.fault.code) == (faults.REQUEST, "invalid_format")
     assert "longer than 1 s" in answer.fault.message
+
+
+@pytest.mark.timeout(60, method="thread")
+async def test_more_values_than_can_be_looked_up_fail_their_request_alone() -> None:
+    model = Model(json.dumps({"mrn": list(range(1_000_000, 1_050_000))}))
+    wanted = body({"type": "object"})
+    wanted["messages"].append({"role": "user", "content": "lorem ipsum " * 80_000})
+    begun_s = time.monotonic()
+    answer, _ = await structured_answer(model.ask, wanted, ["mrn"])
+    assert answer.fault is not None and answer.fault.code == "invalid_format"
+    assert "longer than 1 s" in answer.fault.message
+    assert time.monotonic() - begun_s < 20  # a minute, where nothing ends it
 
 
 def test_a_schema_is_made_ready_once() -> None:
