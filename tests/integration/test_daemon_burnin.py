@@ -36,41 +36,66 @@ def status(d: Daemon) -> dict[str, Any]:
 
 
 def loading(d: Daemon) -> bool:
-    return bool(status(d)["state"] == "loading" and status(d)["elapsed_s"] >= 3)
+    return bool(status(d)["state"] == "loading" and status(d)["elapsed_s"] >= 2)
 
 
-def test_a_run_over_a_kill_with_batch_work_elsewhere(daemon: Start, tmp_path: Path) -> None:
+def test_a_run_over_a_kill_and_a_gpu_that_goes_bad_and_is_tested_again(daemon: Start, tmp_path: Path) -> None:
     d = daemon(CONFIG, simulator=SIMULATOR)
-    run = started(d, "--gpus", "0,1", "--duration", "16s")
+    run = started(d, "--gpus", "0,1", "--duration", "10s")
     assert d.control("burnin", "start").returncode == 1
     d.drop("job.jsonl", prompts(60))
     wait_for(lambda: loading(d), 20, "the load has begun")
-    answered = {record["server"] for record in d.done("job.jsonl", 20).results}
-    assert answered == {"gpu2"}
+    assert d.status()["burnin"]["gpus"] == [gpu["uuid"] for gpu in status(d)["gpus"]]
+    assert "burn-in" in d.control("status").stdout
     before = status(d)["elapsed_s"]
     d.kill()
     d.start()
-    faults = [GpuEvent("set", values={"ecc_uncorrected": 2}), GpuEvent("xid", xid=63)]
+    line = "pid=4242, name=runner, DBE (double bit error)"
+    faults = [GpuEvent("set", values={"ecc_uncorrected": 2}), GpuEvent("xid", xid=48, line=line)]
     write_script(d.spool / "work" / "simulator", {"1": faults})
+    assert {record["server"] for record in d.done("job.jsonl", 30).results} == {"gpu2"}
     wait_for(lambda: not status(d)["active"], 40, "the run is over")
+    wait_for(lambda: d.servers()[1]["state"] == "quarantined", what="the GPU that failed is taken out of use")
+    look_at_the_report(d, run, before, tmp_path)
+    [xid] = [event for event in d.client.get("burnin/reports/latest")["gpus"][1]["events"] if event["verbatim"]]
+    assert xid["verbatim"].endswith(line)
+    listed = json.loads(d.control("burnin", "list", "--json").stdout)["runs"]
+    assert [(row["run"], row["state"], row["verdict"]) for row in listed] == [(run, "completed", "FAIL")]
+    assert {server["id"]: server["state"] for server in d.servers()} == {
+        "gpu0": "ready", "gpu1": "quarantined", "gpu2": "ready",
+    }  # fmt: skip
+
+    assert "is in quarantine" in d.control("burnin", "start", "--gpus", "1", "--with-jobs").stderr
+    write_script(d.spool / "work" / "simulator", {})  # it is repaired
+    again = started(d, "--gpus", "1", "--duration", "10s")
+    d.drop("after.jsonl", prompts(60, "after"))
+    wait_for(lambda: not status(d)["active"], 40, "the re-test is over")
+    report = status(d)
+    assert (report["run"], report["gpus"][0]["verdict"]) == (again, "PASS_LOW_STRESS"), report["gpus"][0]["reasons"]
+    wait_for(lambda: d.servers()[1]["state"] == "quarantined", what="ten seconds end no quarantine")
+    assert {record["server"] for record in d.done("after.jsonl").results} == {"gpu0", "gpu2"}
+
+
+def look_at_the_report(d: Daemon, run: str, before_s: float, tmp_path: Path) -> None:
+    """Of a run on two GPUs with a gap, of which the second failed: as page, as JSON, and for the vendor."""
     page, whole = tmp_path / "page.html", tmp_path / "report.json"
     answer = d.control("burnin", "report", run[:8], "--html", page)
     assert answer.returncode == 1, answer.stderr
+    assert "obatchd was not running" in page.read_text()
     whole.write_text(d.control("burnin", "report", "--json").stdout)
     report = read_file(whole)
     assert (report["run"], report["state"], report["verdict"]) == (run, "completed", "FAIL")
     assert [gap["reason"] for gap in report["gaps"]] == ["obatchd was not running"]
-    assert report["elapsed_s"] >= 16 > before
+    assert report["elapsed_s"] >= 10 > before_s
     first, second = report["gpus"]
     assert second["verdict"] == "FAIL"
-    assert {"ecc_uncorrected", "xid_63"} <= {reason["signal"] for reason in second["reasons"]}
+    assert {"ecc_uncorrected", "xid_48"} <= {reason["signal"] for reason in second["reasons"]}
     assert first["verdict"] == "PASS_LOW_STRESS", first["reasons"]
+    assert first["stress"]["slots_busy_percent"] >= 95
     for gpu in report["gpus"]:
-        assert gpu["stress"]["slots_busy_percent"] >= 95
         assert gpu["work"]["tokens"] > 100 and gpu["work"]["failed"] <= 20
         assert gpu["canary"]["state"] == "on" and gpu["canary"]["mismatches"] == 0
         assert gpu["identity"]["serial"].startswith("SIM")
-    assert "obatchd was not running" in page.read_text()
     assert d.control("burnin", "report", whole).returncode == 1
     archive = tmp_path / "gpu0.tar.gz"
     bundled = d.control("burnin", "bundle", "0", "--output", archive)
@@ -78,12 +103,6 @@ def test_a_run_over_a_kill_with_batch_work_elsewhere(daemon: Start, tmp_path: Pa
     assert archive.stat().st_size > 10_000
     assert "nvidia-smi: not installed" in bundled.stdout
     assert d.servers()[0]["state"] == "ready"  # lent to the tools, and taken back
-    listed = json.loads(d.control("burnin", "list", "--json").stdout)["runs"]
-    assert [(row["run"], row["state"], row["verdict"]) for row in listed] == [(run, "completed", "FAIL")]
-    wait_for(lambda: d.servers()[1]["state"] == "quarantined", what="the GPU that failed is taken out of use")
-    d.drop("after.jsonl", prompts(60, "after"))
-    answered = {record["server"] for record in d.done("after.jsonl", 20).results}
-    assert answered == {"gpu0", "gpu2"}  # GPU 1 is in quarantine
 
 
 def test_batch_work_as_the_load_and_a_stop(daemon: Start) -> None:
@@ -121,29 +140,3 @@ def test_without_a_driver_the_daemon_works_and_says_that_nobody_can_watch(daemon
         answer = d.control("burnin", "start", *arguments)
         assert answer.returncode == 1
         assert words in answer.stderr
-
-
-def test_a_gpu_that_goes_bad_is_quarantined_and_tested_again(daemon: Start) -> None:
-    d = daemon(CONFIG, simulator=SIMULATOR)
-    started(d, "--gpus", "0,1", "--duration", "10s")
-    wait_for(lambda: loading(d), 20, "the load has begun")
-    assert d.status()["burnin"]["gpus"] == [gpu["uuid"] for gpu in status(d)["gpus"]]
-    assert "burn-in" in d.control("status").stdout
-    line = "pid=4242, name=runner, DBE (double bit error)"
-    write_script(d.spool / "work" / "simulator", {"1": [GpuEvent("xid", xid=48, line=line)]})
-    wait_for(lambda: d.servers()[1]["state"] == "quarantined", 40, "GPU 1 is in quarantine")
-    wait_for(lambda: not status(d)["active"], 40, "the run is over")
-    first, second = status(d)["gpus"]
-    assert first["verdict"] == "PASS_LOW_STRESS", first["reasons"]
-    assert second["verdict"] == "FAIL"
-    [xid] = [event for event in d.client.get("burnin/reports/latest")["gpus"][1]["events"] if event["verbatim"]]
-    assert xid["verbatim"].endswith(line)
-    states = {server["id"]: server["state"] for server in d.servers()}
-    assert states == {"gpu0": "ready", "gpu1": "quarantined", "gpu2": "ready"}
-
-    assert "is in quarantine" in d.control("burnin", "start", "--gpus", "1", "--with-jobs").stderr
-    run = started(d, "--gpus", "1", "--duration", "10s")
-    wait_for(lambda: not status(d)["active"], 40, "the re-test is over")
-    report = status(d)
-    assert (report["run"], report["gpus"][0]["verdict"]) == (run, "PASS_LOW_STRESS"), report["gpus"][0]["reasons"]
-    wait_for(lambda: d.servers()[1]["state"] == "quarantined", 10, "ten seconds end no quarantine")
