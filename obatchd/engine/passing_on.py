@@ -1,7 +1,7 @@
-"""What a request brought and nobody used comes back with its failure too, so that rows can be joined.
+"""A failure says what was asked, and what the request brought and nobody used comes back with it.
 
-An answer's record has these fields from its worker. A failure may be recorded by somebody who never saw the request:
-the store that finds an id used twice, or a job that is cancelled. Their fields are read when the job is published.
+The record of an attempt has both from its worker. A failure may be recorded by somebody who never saw the request:
+the store that finds an id used twice, or a job that is cancelled. Then they are read when the job is published.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from pathlib import Path
 
 import msgspec
 
-from obatchd.jobs.formats.request import unused_fields
+from obatchd.jobs.formats.request import request_prompt, unused_fields
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.store import Segment
 
-_HAS_INPUT = b'"input":{'
+_FROM_WORKER = b'"prompt":'  # as a name: within a string its quotation marks are escaped
 
 
 def with_input(
     rows: Iterable[tuple[int, Outcome, bytes]], segment: Segment, job: int, request_file: Path
 ) -> Iterator[tuple[int, Outcome, bytes]]:
-    """``rows`` (line, outcome, record) of a job, failures completed by ``input`` where their request had such fields.
+    """``rows`` (line, outcome, record) of a job, failures completed by ``prompt`` and ``input`` of their request.
 
     A request file that is gone or was changed has none to give.
     """
     with contextlib.ExitStack() as stack:
         descriptor = -1
         for line, outcome, record in rows:
-            if outcome is Outcome.SUCCEEDED or _HAS_INPUT in record:
+            if outcome is Outcome.SUCCEEDED or _FROM_WORKER in record:
                 yield line, outcome, record
                 continue
             if descriptor < 0:
@@ -50,5 +50,6 @@ def _bytes(descriptor: int, segment: Segment, job: int, line: int) -> bytes:
 
 
 def _completed(record: bytes, raw: bytes) -> bytes:
-    fields = unused_fields(raw) if raw else {}
-    return record[:-1] + b',"input":' + msgspec.json.encode(fields) + b"}" if fields else record
+    found = {"prompt": request_prompt(raw), "input": unused_fields(raw)} if raw else {}
+    given = msgspec.json.encode({name: value for name, value in found.items() if value})
+    return record[:-1] + b"," + given[1:] if len(given) > 2 else record

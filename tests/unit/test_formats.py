@@ -281,6 +281,16 @@ def test_more_than_max_requests_are_one_failure_that_says_so(read: Read) -> None
 # What is no drop at all.
 
 
+def test_a_refused_line_keeps_its_id(read: Read) -> None:
+    content = (
+        b'{"id": "x"}\n{"custom_id": 7, "prompt": 5}\n{"id": "y", "prompt": "p", "priority": "urgent"}\nnot json\n'
+        b'{"id": []}\n{"id": "z", "prompt": "good"}\n'
+    )
+    for reading in (read("r.jsonl", content), read("r.jsonl.gz", content)):
+        assert [entry.id for entry in reading.entries] == ["x", "7", "y", None, None, "z"]
+        assert set(reading.codes) == {1, 2, 3, 4, 5}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "code"),
     [

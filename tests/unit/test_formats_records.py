@@ -124,6 +124,7 @@ def test_a_bad_row_fails_alone_and_its_cells_come_back(read: Read) -> None:
     assert reading.passed_on(3) == {"id": "2", "note": "too"}
     assert reading.passed_on(7) == {"id": "6", "note": ""}
     assert reading.passed_on(9) == {"id": "8", "note": "\ufffd"}
+    assert [entry.id for entry in reading.entries] == ["1", None, None, "4", None, "6", None, "8", "1"]
 
 
 def test_a_row_that_is_too_long_fails_alone(read: Read) -> None:
@@ -206,12 +207,13 @@ def test_records_become_prompts_and_all_their_fields_come_back(read: Read) -> No
 
 @pytest.mark.parametrize("name", ["r.json", "r.jsonl.gz", "r.jsonl"])
 def test_a_missing_field_fails_its_record_alone(read: Read, name: str) -> None:
-    records = [{"note": "a"}, {"text": "b"}, {"note": "c", "prompt": "not this"}]
+    records = [{"note": "a"}, {"text": "b", "id": 9}, {"note": "c", "prompt": "not this"}]
     content = json.dumps(records).encode() if name == "r.json" else lines(*records)
     reading = read(name, content, RecordRules("{note}"))
     assert reading.prompts == ["a", "c"]
     assert reading.codes == {2: "missing_field"}
     assert 'there is no field "note" in it; it has "text"' in reading.refused[2].message
+    assert [entry.id for entry in reading.entries] == [None, "9", None]
 
 
 def test_what_is_no_record_fails_alone(read: Read) -> None:
@@ -255,6 +257,7 @@ def test_a_folder_of_texts_is_called_by_their_names(read: Read) -> None:
     assert reading.refused[5].message == "e.txt, the text: its byte 0 is not UTF-8; save it as UTF-8"
     assert [given(request) for request in reading.requests[:2]] == [{"file": "a.md"}, {"file": "b.txt"}]
     assert reading.passed_on(5) == {"file": "e.txt"}
+    assert reading.entries[4].id == "e"
 
 
 def test_a_template_is_put_around_texts(read: Read) -> None:

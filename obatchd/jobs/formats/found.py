@@ -9,7 +9,7 @@ import msgspec
 
 from obatchd.errors import ConfigError, DropRefused
 from obatchd.jobs.formats.recognise import Format
-from obatchd.jobs.formats.records import Record, RecordMaker, RecordRefused, RecordRules, passed_on_alone
+from obatchd.jobs.formats.records import RecordMaker, RecordRefused, RecordRules, passed_on_alone
 from obatchd.jobs.formats.source import Source
 from obatchd.jobs.formats.split import UTF8_BOM, split_array, split_lines
 from obatchd.jobs.formats.table import Row, split_rows
@@ -78,7 +78,7 @@ def _made(pieces: Iterator[Found], maker: RecordMaker) -> Iterator[Found]:
         try:
             yield piece._replace(raw=maker.of_json(piece.raw))
         except RecordRefused as refused:
-            raw = passed_on_alone(msgspec.Raw(piece.raw))
+            raw = maker.refused(msgspec.Raw(piece.raw))
             yield piece._replace(raw=raw, refusal=(refused.code, refused.reason))
 
 
@@ -135,22 +135,24 @@ def _columns(cells: list[bytes], name: str) -> list[str]:
 def _of_row(row: Row, columns: list[str], maker: RecordMaker) -> Found:
     where = f"line {row.number}, byte offset {row.offset}"
 
-    def refused(code: str, reason: str, record: Record) -> Found:
-        return Found(row.number, passed_on_alone(record), row.length, where, (code, reason))
+    def refused(code: str, reason: str, raw: bytes) -> Found:
+        return Found(row.number, raw, row.length, where, (code, reason))
 
     if row.cells is None:
-        return refused("bad_row", row.problem, {})
+        return refused("bad_row", row.problem, passed_on_alone({}))
     texts = [cell.decode("utf-8", "replace") for cell in row.cells]
     record = dict(zip(columns, texts, strict=False))
     if len(texts) != len(columns):
         reason = f"the row has {len(texts)} cells, the header has {len(columns)}"
-        return refused("bad_row", f"{reason}; put quotation marks around cells that hold the delimiter", record)
+        reason += "; put quotation marks around cells that hold the delimiter"
+        return refused("bad_row", reason, passed_on_alone(record))  # its id may stand in another column
     for column, cell in zip(columns, row.cells, strict=True):
         try:
             cell.decode("utf-8")
         except UnicodeDecodeError as error:
-            return refused("invalid_utf8", f'byte {error.start} of its cell "{column}" is not UTF-8', record)
+            reason = f'byte {error.start} of its cell "{column}" is not UTF-8'
+            return refused("invalid_utf8", reason, maker.refused(record))
     try:
         return Found(row.number, maker.request(record, record), row.length, where)
     except RecordRefused as problem:
-        return refused(problem.code, problem.reason, record)
+        return refused(problem.code, problem.reason, maker.refused(record))

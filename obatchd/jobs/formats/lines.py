@@ -9,7 +9,7 @@ import msgspec
 
 from obatchd.jobs.formats.images import image_problem
 from obatchd.jobs.formats.openai import BatchError, label_in
-from obatchd.jobs.formats.request import Known, Request, embed_texts, label_of, parse_batch_request
+from obatchd.jobs.formats.request import Known, Request, embed_texts, label_of, parse_batch_request, request_id
 from obatchd.jobs.model import PRIORITY_CLASS, Entry, Refusal
 
 _known = msgspec.json.Decoder(Known)
@@ -32,7 +32,8 @@ def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
         problem = _not_utf8(raw) or _explain(error)
     checksum = zlib.crc32(raw)
     if problem is not None:
-        return Entry(number, offset, len(raw), checksum, refusal=_refusal(number, offset, where, *problem))
+        refusal = _refusal(number, offset, where, *problem)
+        return Entry(number, offset, len(raw), checksum, request_id(raw), refusal=refusal)
     context = known.context_length
     if context is None and known.options is not None:
         context = known.options.get("num_ctx")

@@ -6,7 +6,6 @@ A record is data: none of its fields is taken for a setting, whatever it is call
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -100,11 +99,19 @@ class RecordMaker:
         Raises:
             RecordRefused: it lacks what is needed.
         """
-        request: dict[str, Any] = {"prompt": self._prompt(record), PASSED_ON: passed_on}
+        return _encode({"prompt": self._prompt(record), PASSED_ON: passed_on} | self._id(record))
+
+    def refused(self, record: Record | msgspec.Raw) -> bytes:
+        """A line of a request file for a record that is refused: its id, and what comes back with the failure."""
+        try:
+            fields = _record.decode(record) if isinstance(record, msgspec.Raw) else record
+        except (ValueError, RecursionError):
+            fields = {}
+        return passed_on_alone(record, self._id(fields))
+
+    def _id(self, record: Record) -> dict[str, str]:
         label = next((label for name in self._id_fields if (label := _label(record.get(name)))), None)
-        if label is not None:
-            request["id"] = label
-        return _encode(request)
+        return {} if label is None else {"id": label}
 
     def _prompt(self, record: Record) -> str:
         if not self._parts:
@@ -133,9 +140,9 @@ class RecordMaker:
             raise RecordRefused("bad_json", f'the field "{field}": {error}') from None
 
 
-def passed_on_alone(record: Record | msgspec.Raw) -> bytes:
-    """A line of a request file for a record that is refused: what comes back with the failure."""
-    return _encode({PASSED_ON: record})
+def passed_on_alone(record: Record | msgspec.Raw, more: Mapping[str, str] | None = None) -> bytes:
+    """A line of a request file for something that is refused: what comes back with the failure."""
+    return _encode({PASSED_ON: record, **(more or {})})
 
 
 def _text_column(columns: Sequence[str]) -> str:

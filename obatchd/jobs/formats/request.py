@@ -70,28 +70,26 @@ _whole = msgspec.json.Decoder(Known)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def label_of(known: Known) -> str | None:
-    """What its author calls a request; None when it is not called anything."""
-    given = known.id if known.id is not None else known.custom_id
-    return None if given is None else str(given) or None
-
-
 class _Label(msgspec.Struct):
-    id: Any = None
-    custom_id: Any = None
+    id: str | int | float | bool | None = None
+    custom_id: str | int | float | bool | None = None
 
 
 _label = msgspec.json.Decoder(_Label)
 
 
+def label_of(known: Known | _Label) -> str | None:
+    """What its author calls a request; None when it is not called anything."""
+    given = known.id if known.id is not None else known.custom_id
+    return None if given is None else str(given) or None
+
+
 def request_id(raw: bytes) -> str | None:
     """The id in one line of a request file, None where there is none or the line is no request."""
     try:
-        found = _label.decode(raw)
+        return label_of(_label.decode(raw))
     except (ValueError, RecursionError):
         return None
-    label = found.id if found.id is not None else found.custom_id
-    return str(label) if label is not None else None
 
 
 def parse_request(raw: bytes) -> Request:
@@ -174,6 +172,14 @@ def _input(raw: bytes, ours: frozenset[str] = _OURS) -> dict[str, msgspec.Raw]:
         del fields[PASSED_ON]
         fields |= _fields.decode(passed_on)
     return fields
+
+
+def request_prompt(raw: bytes) -> str:
+    """The prompt in one line of a request file; empty where it has none or is no request."""
+    try:
+        return parse_request(raw).prompt
+    except (ValueError, RecursionError):
+        return ""
 
 
 def unused_fields(raw: bytes) -> dict[str, msgspec.Raw]:

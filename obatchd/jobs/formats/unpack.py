@@ -19,6 +19,7 @@ from obatchd.jobs.formats.images import BadImage, with_images
 from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
+from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, open_source
 from obatchd.jobs.model import TEXT_ENDINGS, Entry
 
@@ -60,18 +61,21 @@ class Unpacked:
         """Append one request and index it. ``label`` becomes its id where it has none."""
         raw = _on_one_line(raw)
         entry = index(number, self.offset, raw, where)
-        if label is not None and entry.id is None and entry.refusal is None:
-            raw = raw[:-1] + b',"id":' + _encode(label) + b"}"  # of two values of a name the last one counts
-            entry = index(number, self.offset, raw, where)
+        if label is not None and entry.id is None:
+            if entry.refusal is None:
+                raw = raw[:-1] + b',"id":' + _encode(label) + b"}"  # of two values of a name the last one counts
+            entry = msgspec.structs.replace(index(number, self.offset, raw, where), id=label)
         self._write(raw)
         return entry
 
-    def add_refused(self, number: int, raw: bytes, code: str, reason: str, where: str) -> Entry:
+    def add_refused(
+        self, number: int, raw: bytes, code: str, reason: str, where: str, label: str | None = None
+    ) -> Entry:
         """Append what comes back with the failure of something that cannot be a request."""
         raw = _on_one_line(raw)
         entry = refused(number, self.offset, len(raw), code, reason, where)
         self._write(raw)
-        return msgspec.structs.replace(entry, checksum=zlib.crc32(raw))
+        return msgspec.structs.replace(entry, checksum=zlib.crc32(raw), id=request_id(raw) or label)
 
     def _write(self, raw: bytes) -> None:
         if self._check_space is not None and self.offset >= self._checked:
@@ -167,7 +171,7 @@ class Unpacking:
         self, number: int, found: Found, where: str, label: str | None = None, index: Index = index_line
     ) -> Entry:
         if found.refusal is not None:
-            return self._target.add_refused(number, found.raw or b"", *found.refusal, where)
+            return self._target.add_refused(number, found.raw or b"", *found.refusal, where, label)
         if found.raw is not None:
             return self._target.add(number, found.raw, where, label, index)
         reason = f"the request has {found.length} bytes, more than max_line_bytes ({self._limits.max_line_bytes})"
