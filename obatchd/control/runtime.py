@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,7 @@ RECORD = "obatchd.json"
 SYSTEM_SPOOL = Path("/var/spool/obatch")
 # Written as root by the system service's unit when the servers' ports are shut to other users of the host.
 PORT_GUARD = Path("/run/obatchd.ports")
+_LEFT_S = 3600.0  # a runtime directory where nobody listens is left over after that
 _SOCKET_PATH_BYTES = 107  # sizeof(sun_path) - 1, unix(7)
 
 
@@ -81,6 +84,7 @@ def create(spool: Path, uuid: str, *, shared: bool = False, environ: Mapping[str
         except OSError as error:
             problems.append(f"{error.filename or directory}: {error.strerror or error}")
             continue
+        _sweep(directory)
         _record(spool, Record(directory, os.getpid(), __version__, uuid), 0o644 if shared else 0o600)
         return directory
     raise SpoolError(
@@ -162,6 +166,30 @@ def _own_directory(path: Path) -> None:
         raise NotADirectoryError(20, "is not a directory", str(path))
     if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
         raise PermissionError(1, "belongs to somebody else or is writable for others", str(path))
+
+
+def _sweep(own: Path) -> None:
+    """Take away what killed daemons left beside ``own`` whose spools no daemon works on any more."""
+    for directory in own.parent.iterdir():
+        with contextlib.suppress(OSError):  # not ours, or something else lies in it
+            # A daemon that is starting has made its directory, and does not listen yet.
+            fresh = time.time() - directory.lstat().st_mtime < _LEFT_S
+            if directory != own and not fresh and not _listens(directory / CONTROL_SOCKET):
+                for name in (CONTROL_SOCKET, SUBMIT_SOCKET):
+                    (directory / name).unlink(missing_ok=True)
+                directory.rmdir()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:  # its queue is full, or it is not ours
+            return True
+    return True
 
 
 def _record(spool: Path, record: Record, mode: int) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 from pathlib import Path
 
@@ -57,3 +58,21 @@ def test_a_damaged_record_is_explained(tmp_path: Path) -> None:
     (tmp_path / runtime.RECORD).write_text("{")
     with pytest.raises(DaemonDownError, match="restart obatchd"):
         runtime.read_record(tmp_path)
+
+
+def test_what_killed_daemons_left_is_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_parents", lambda environ: [Path("obatchd")])
+    monkeypatch.chdir(tmp_path)  # the path of a socket has to be short
+    parent = runtime.create(tmp_path, "own").parent
+    for name in ("killed", "alive", "starting", "foreign"):
+        (parent / name).mkdir(mode=0o700)
+    (parent / "foreign" / "file").touch()
+    with socket.socket(socket.AF_UNIX) as dead, socket.socket(socket.AF_UNIX) as alive:
+        dead.bind(f"obatchd/killed/{runtime.CONTROL_SOCKET}")
+        dead.close()
+        alive.bind(f"obatchd/alive/{runtime.CONTROL_SOCKET}")
+        alive.listen()
+        for name in ("own", "killed", "alive", "foreign"):
+            os.utime(parent / name, (0, 0))
+        runtime.create(tmp_path, "own")
+    assert sorted(path.name for path in parent.iterdir()) == ["alive", "foreign", "own", "starting"]
