@@ -42,7 +42,7 @@ def examine(spool: Path, config: Path | None) -> Iterator[Finding]:
     checks: list[Callable[[], Iterator[Finding]]] = [
         lambda: doctor_host.driver(settings),
         lambda: doctor_host.ollama(settings),
-        lambda: doctor_host.model_store(settings),
+        lambda: doctor_host.model_store(settings, spool),
         lambda: doctor_host.ports(settings, running),
         lambda: doctor_host.foreign_ollama(),
         lambda: doctor_host.clock(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -69,12 +70,13 @@ def ollama(settings: Settings) -> Iterator[Finding]:
         yield ok("ollama", f"{version[0]} at {binary}")
 
 
-def model_store(settings: Settings) -> Iterator[Finding]:
-    """Where models lie, and how much room there is for more."""
+def model_store(settings: Settings, spool: Path) -> Iterator[Finding]:
+    """Where models lie, and how much room there is for more; root is told of those of the spool's owner."""
     if settings.ollama_instances:
         return
-    given = settings.servers.models_dir or os.environ.get("OLLAMA_MODELS") or "~/.ollama/models"
-    store = Path(given).expanduser()
+    home = _home_of_other(spool)
+    given = settings.servers.models_dir or (os.environ.get("OLLAMA_MODELS") if home is None else None)
+    store = (home or Path.home()) / ".ollama/models" if given is None else Path(given).expanduser()
     place, closed = nearest(store)
     if closed:
         yield warn("models", f"{store} is where you may not look; the daemon's user must be able to", f"ls -ld {place}")
@@ -87,6 +89,15 @@ def model_store(settings: Settings) -> Iterator[Finding]:
         yield warn("models", f"{text}; large models will not fit", f"df -h {place}")
     else:
         yield ok("models", text + ("" if place == store.absolute() else "; made by the first pull"))
+
+
+def _home_of_other(spool: Path) -> Path | None:
+    """Home of the user whose spool it is, where that is not the one who asks."""
+    try:
+        owner = spool.stat().st_uid
+        return Path(pwd.getpwuid(owner).pw_dir) if os.geteuid() == 0 and owner else None
+    except (OSError, KeyError):
+        return None
 
 
 def ports(settings: Settings, running: bool) -> Iterator[Finding]:

@@ -7,10 +7,12 @@ import os
 import pwd
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from obatchd.cli import doctor_spool
+from obatchd.cli import doctor_host, doctor_spool
+from obatchd.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,15 @@ def test_a_user_of_a_service_is_told_which_group(
     monkeypatch.setattr(grp, "getgrgid", lambda gid: SimpleNamespace(gr_name="submitters", gr_mem=members))
     [finding] = doctor_spool.directories(tmp_path)
     assert finding.level == level and text in finding.text and (finding.next_command or "") == next_command
+
+
+@pytest.mark.parametrize(("euid", "owner", "home"), [(0, 4321, "service"), (0, 0, "own"), (4321, 4321, "own")])
+def test_root_is_told_of_the_models_of_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, euid: int, owner: int, home: str
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "own"))
+    monkeypatch.setattr(os, "geteuid", lambda: euid)
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(tmp_path / "service")))
+    spool = cast(Path, SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owner)))
+    [finding] = doctor_host.model_store(Settings(), spool)
+    assert finding.text.startswith(f"{tmp_path / home}")
