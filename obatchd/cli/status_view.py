@@ -124,11 +124,18 @@ def job_table(jobs: list[Document]) -> list[str]:
     return table(_JOB_HEADINGS, map(_job_row, jobs))
 
 
+def _state(job: Document) -> str:
+    """A job that is over because somebody or its deadline ended it is called so: its bar is full like any other's."""
+    if job["state"] != "done":
+        return str(job["state"])
+    return next((ending for ending in ("cancelled", "expired") if job[ending]), "done")
+
+
 def _job_row(job: Document) -> list[object]:
     total = job["requests"]
     done = finished(job)
     of = total if total is not None else f"{job['indexed']}+"
-    state = f"{'paused ' if job['paused'] else ''}{job['state']}"
+    state = f"{'paused ' if job['paused'] else ''}{_state(job)}"
     failed = job["failed"] or ""
     rate, eta = number(job["requests_per_s"], digits=1), duration(job["eta_s"])
     tokens = number(job["tokens_per_s"], digits=1)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from unicodedata import combining, east_asian_width
 
 import click
 
@@ -21,7 +22,7 @@ _LEAST_WIDTH = 6  # of a column that gives way
 _COLOURS = {
     "green": ("ready", "running", "done", "ok", "drained"),
     "red": ("failed", "quarantined", "quarantine", "unknown", "refused", "bad", "degraded"),
-    "yellow": ("backoff", "starting", "draining", "stopping", "paused", "warn", "publishing"),
+    "yellow": ("backoff", "starting", "draining", "stopping", "paused", "warn", "publishing", "cancelled", "expired"),
 }
 _COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in states}
 
@@ -42,7 +43,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
     """
     names = [heading.lstrip(_MARKS) for heading in headings]
     cells = [[clean(NOTHING if cell is None else cell) for cell in row] for row in rows]
-    widths = {column: max(len(row[column]) for row in [names, *cells]) for column in range(len(names))}
+    widths = {column: max(_columns(row[column]) for row in [names, *cells]) for column in range(len(names))}
     spare = [column for column, heading in enumerate(headings) if "?" in heading]
     flexible = [column for column, heading in enumerate(headings) if "~" in heading]
     while (fitted := _fitted(widths, flexible)) is None and spare:
@@ -52,13 +53,28 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
     def line(row: Sequence[str], style: Callable[[str, str], str]) -> str:
         parts = []
         for column, width in shown.items():
-            cell = row[column] if len(row[column]) <= width else row[column][: width - 1] + "…"
-            padded = cell.rjust(width) if ">" in headings[column] else cell.ljust(width)
-            parts.append(style(names[column], padded))
+            cell = _cut(row[column], width)
+            room = " " * (width - _columns(cell))
+            parts.append(style(names[column], room + cell if ">" in headings[column] else cell + room))
         return gap.join(parts).rstrip()
 
     coloured = [line(row, lambda name, cell: styled(cell) if name in ("STATE", "HEALTH") else cell) for row in cells]
     return [click.style(line(names, lambda _, cell: cell), bold=True), *coloured]
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal ``text`` takes: Chinese, Japanese, Korean and emoji take two each."""
+    if text.isascii():
+        return len(text)
+    return sum((east_asian_width(c) in "WF") + (not combining(c)) for c in text)
+
+
+def _cut(text: str, width: int) -> str:
+    if _columns(text) <= width:
+        return text
+    while _columns(text) > width - 1:
+        text = text[:-1]
+    return text + "…"
 
 
 def _fitted(widths: Mapping[int, int], flexible: Sequence[int]) -> tuple[dict[int, int], str] | None:
