@@ -37,7 +37,7 @@ def _print(models: list[dict[str, Any]]) -> None:
         (
             model["model"],
             size(model.get("size_bytes")),
-            model.get("parameters"),
+            model.get("parameter_size"),
             model.get("quantization"),
             (model.get("digest") or "–").removeprefix("sha256:")[:12],
         )

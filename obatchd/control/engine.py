@@ -161,7 +161,7 @@ class Engine(Protocol):
         ...
 
     async def models(self) -> list[Document]:
-        """The models present: ``{"model", "size_bytes", "digest", "quantization", "parameters"}``."""
+        """The models present: ``{"model", "size_bytes", "digest", "quantization", "parameter_size"}``."""
         ...
 
     def pull_model(self, name: str) -> AsyncIterator[Document]:
