@@ -141,6 +141,8 @@ class Shelf:
             StoreError: its file is damaged.
         """
         runs = self.runs()
+        if not runs:
+            raise NotFoundError("no burn-in has been run here; obatchctl burnin start begins one")
         found = runs[-1:] if run == "latest" else [name for name in runs if name.startswith(run)]
         if len(found) != 1:
             known = f"{run} is the beginning of several" if found else f"no burn-in run {run}"

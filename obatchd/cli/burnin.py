@@ -101,7 +101,22 @@ def _print_status(status: Document) -> None:
 
     if status["active"]:
         click.echo(clean(_progress(status)))
+        status = _until_now(status)
     click.echo(clean(summary(status), keep="\n"))
+
+
+def _until_now(status: Document) -> Document:
+    """A run in progress: what is missing because it is not over is no reason yet, and nothing to do something about."""
+
+    def gpu(given: Document) -> Document:
+        if given["verdict"] != "INCONCLUSIVE":
+            return given
+        reasons = [reason for reason in given["reasons"] if reason["consequence"] != "inconclusive"]
+        return {**given, "verdict": "not yet", "action": "", "reasons": reasons}
+
+    verdict = "nothing found yet" if status["verdict"] in ("PASS", "INCONCLUSIVE") else status["verdict"]
+    meaning = "It is not over: this is how it looks until now."
+    return {**status, "verdict": verdict, "meaning": meaning, "gpus": [gpu(found) for found in status["gpus"]]}
 
 
 @burnin_command.command("stop")

@@ -79,7 +79,8 @@ def _row(gpu: dict[str, Any]) -> list[object]:
         reason = f"lent until {_time(gpu['lent_until'])}"
     return [
         gpu["index"], gpu["health"], gpu["name"], " ".join(gpu["servers"]) or NOTHING,
-        _with_unit(gpu["temp_c"], "°C"), _with_unit(gpu["power_w"], " W"), _with_unit(gpu["utilisation_percent"], "%"),
+        _with_unit(gpu["temp_c"], " °C"), _with_unit(gpu["power_w"], " W"),
+        _with_unit(gpu["utilisation_percent"], " %"),
         NOTHING if used is None else f"{size(used)}/{size(total)}", gpu["serial"] or NOTHING, gpu["slot"], reason,
     ]  # fmt: skip
 
@@ -114,7 +115,7 @@ def _page(gpu: dict[str, Any]) -> list[str]:
         lines.append("  none")
     if gpu["action"]:
         lines += ["", "What to do", *_wrapped(gpu["action"])]
-    return [*lines, "", "Last events", *map(_event_line, gpu["events"])]
+    return [*lines, "", "Last events", *(map(_event_line, gpu["events"]) if gpu["events"] else ["  none"])]
 
 
 def _identity(identity: dict[str, Any]) -> list[str]:
