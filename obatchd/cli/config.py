@@ -64,6 +64,8 @@ def init_command(invocation: Invocation, file: Path | None) -> None:
     try:
         with open(file, "x", encoding="utf-8") as target:
             target.write(text)
+    except FileExistsError:
+        raise ControlError(f"{file} is there already; name another file", code="exists") from None
     except OSError as error:
         raise ControlError(f"{file}: cannot be written: {error.strerror}", code="not_written") from None
     invocation.answer({"file": str(file)}, lambda: click.echo(f"{clean(file)} written; every setting is in it."))

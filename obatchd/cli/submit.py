@@ -96,10 +96,18 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
     for source in sources:
         sampling.show(source)
     click.echo(sampling.sentence(expected))
-    if ask and not click.confirm("Run it?", default=False):
+    if ask and not _confirmed():
         click.echo("The whole was not submitted.")
         return None
     return samples
+
+
+def _confirmed() -> bool:
+    try:
+        return click.confirm("Run it?", default=False)
+    except click.Abort:
+        click.echo("\nNobody answered; --yes runs the whole without asking.", err=True)
+        sys.exit(exit_codes.FAILED)
 
 
 def _hand_over(
@@ -116,7 +124,8 @@ def _hand_over(
         except ObatchError as error:
             refused.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
             if not invocation.json:
-                click.echo(f"{clean(path)} was not accepted: {clean(error.message)}", err=True)
+                reason = error.message.removeprefix(f"{path.name}: ")
+                click.echo(f"{clean(path)} was not accepted: {clean(reason)}", err=True)
             continue
         jobs.append(job)
         if not invocation.json:
@@ -142,22 +151,25 @@ def _settings(config: Path | None, given: dict[str, Any]) -> Document:
 def _meaning(key: str, value: Any) -> Any:
     """What the daemon is told for an option: the content of a file, or a truth value."""
     if key == "template" and value.startswith("@"):
-        return _text_of(Path(value[1:]))
+        return _text_of(Path(value[1:]), "--template")
     if key == "format" and value != "json":
         try:
-            return json.loads(_text_of(Path(value)))
+            return json.loads(_text_of(Path(value), "--format"))
         except ValueError as error:
-            raise click.BadParameter(f"{clean(value)} is not JSON: {error}") from None
+            raise click.BadParameter(f"{clean(value)} is not JSON: {error}", param_hint="--format") from None
     if key == "think":
         return {"true": True, "false": False}.get(value, value)
     return list(value) if isinstance(value, tuple) else value
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: Path, option: str) -> str:
     try:
         return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{clean(path)} cannot be read: {clean(error)}") from None
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise click.BadParameter(f"{clean(path)} cannot be read: {reason}", param_hint=option)
 
 
 def _good(job: Document) -> bool:
@@ -176,7 +188,9 @@ def _wait(invocation: Invocation, job_ids: list[str]) -> list[Document]:
     try:
         return waiting.wait(look, quiet=invocation.json)
     except KeyboardInterrupt:
-        click.echo(f"The work goes on; see  obatchctl job {job_ids[0]}", err=True)
+        click.echo(
+            f"The work goes on; see  obatchctl job {job_ids[0]}\nTo end it:  obatchctl cancel {job_ids[0]}", err=True
+        )
         sys.exit(exit_codes.INTERRUPTED)
 
 
@@ -207,3 +221,15 @@ def _report(jobs: list[Document]) -> None:
         click.echo(f"{job['job']}  {job['state']}  {counts or 'no requests'}  {clean(place)}")
         for note in job["notes"] or []:
             click.echo(f"  note: {clean(note)}")
+        for code, failure in _failures(Path(place)).items():
+            click.echo(f"  {failure['requests']} {clean(code)}: {clean(failure['example'])}")
+            click.echo(f"    → {clean(failure['advice'])}")
+
+
+def _failures(outbox: Path) -> Document:
+    """Failures by their code, with an example and what to do; none where the summary cannot be read."""
+    try:
+        found: Document = json.loads((outbox / "summary.json").read_bytes()).get("failures", {})
+    except (OSError, ValueError):
+        return {}
+    return found

@@ -281,7 +281,7 @@ class Facade:
         await self._engine.intake.begin(rows)
         [row] = self._engine.store.state.find([job])
         if row.state is JobState.REFUSED:
-            raise DropRefused(f"{row.label}: {'; '.join(row.notes)}")
+            raise DropRefused("; ".join(row.notes))
         return self._job_document(row, {})
 
     @_told

@@ -34,6 +34,7 @@ _ADVICE = {
     "input_changed": "drop files by mv, not by writing into them",
     "invalid_format": "mend the JSON Schema as the message says, and drop it again",
     "invalid_json_line": "mend the line and drop it again",
+    "invalid_option": "mend the option that the message names, and drop it again",
     "invalid_request": "mend the request as the message says, and drop it again",
     "context_off": "ask an administrator to enable [context], or leave urls and files away",
     "fetch_failed": "look at the source the message names, then retry the job",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import sys
 import uuid
@@ -178,8 +179,9 @@ class FakeEngine:
         outbox = self.directory / "outbox" / f"{submission.name}.{job_id}"
         (outbox / "responses").mkdir(parents=True, mode=0o700)
         (outbox / "responses" / "1.txt").write_text("answer")
-        (outbox / "summary.json").write_text("{}")
         failed = 1 if submission.name.startswith("bad") else 0
+        failures = {"no_model": {"requests": 1, "example": "no model is named", "advice": "name a model"}}
+        (outbox / "summary.json").write_text(json.dumps({"failures": failures} if failed else {}))
         over = {"state": self.finished_state, "succeeded": 10 - failed, "failed": failed}
         self.known[job_id] = job(job=job_id, name=submission.name, outbox=str(outbox), **over)
         return {"job": job_id, "outbox": str(outbox)}
@@ -226,7 +228,8 @@ class FakeEngine:
         return {"state": "running"}
 
     async def models(self) -> list[dict[str, Any]]:
-        return [{"model": "llama3:8b", "size_bytes": 5 * 1024**3, "digest": "sha256:abcdef0123456789"}]
+        found = {"size_bytes": 5 * 1024**3, "digest": "sha256:abcdef0123456789", "parameter_size": "8.0B"}
+        return [{"model": "llama3:8b", **found}]
 
     async def pull_model(self, name: str) -> AsyncIterator[dict[str, Any]]:
         for done in (1, 2):

@@ -271,7 +271,8 @@ async def test_a_failed_request_or_a_refused_drop_is_exit_code_1(
 ) -> None:
     for name in ("bad.jsonl", "refuse.json", "good.jsonl"):
         (tmp_path / name).write_text("x")
-    assert (await obatchctl(served[1], "submit", tmp_path / "bad.jsonl", "--wait"))[0] == 1
+    code, text = await obatchctl(served[1], "submit", tmp_path / "bad.jsonl", "--wait")
+    assert code == 1 and "  1 no_model: no model is named\n    → name a model\n" in text
     document = await as_json(served[1], "submit", tmp_path / "refuse.json", tmp_path / "good.jsonl", code=1)
     assert [job["job"] for job in document["jobs"]] == ["job2"]
     assert document["refused"][0]["error"]["message"] == "not one of our formats"

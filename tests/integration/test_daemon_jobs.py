@@ -193,7 +193,7 @@ def test_a_submission_that_is_refused_says_why_and_keeps_its_own_name(plain: Dae
     (tmp_path / "linked.json").symlink_to(tmp_path / "target.json")
     said = d.control("submit", tmp_path / "linked.json")
     assert said.returncode == 1
-    assert said.stderr.endswith("was not accepted: linked.json: linked.json holds no request\n")
+    assert said.stderr.endswith("was not accepted: linked.json holds no request\n")
     [job] = [job for job in d.client.get("jobs")["jobs"] if job["name"] == "linked.json"]
     assert (job["state"], job["notes"]) == ("refused", ["linked.json holds no request"])
 

@@ -74,7 +74,8 @@ def read_entries(
         found = True
         yield entry
     if not found:
-        raise DropRefused(f"{name} holds no request", code="no_requests")
+        remedy = "; put files of prompts into it: .jsonl, .json, .csv, .tsv, .txt, .md" if form is Format.FOLDER else ""
+        raise DropRefused(f"{name} holds no request{remedy}", code="no_requests")
 
 
 def _entries(

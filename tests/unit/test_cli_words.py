@@ -1,0 +1,56 @@
+"""What obatchctl says when it is used wrongly, and of what is not over yet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from test_burnin_parts import finished
+
+from obatchd.cli.obatchctl import main
+from obatchd.control.client import Client
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("statu", "No such command 'statu'. Did you mean 'status'?"),
+        ("xyzzy", "No such command 'xyzzy'.\n"),
+        ("submit {here} --template @{here}/none", "--template: {here}/none cannot be read: No such file or directory"),
+        ("submit {here} --format {here}/none", "--format: {here}/none cannot be read: No such file or directory"),
+        ("submit {here} --format {here}/latin", "--format: {here}/latin cannot be read: it is not UTF-8"),
+    ],
+)
+def test_wrong_usage_says_where_and_what(tmp_path: Path, arguments: str, words: str) -> None:
+    (tmp_path / "latin").write_bytes(b"\xe9")
+    result = CliRunner().invoke(main, arguments.format(here=tmp_path).split())
+    assert result.exit_code == 2
+    assert words.format(here=tmp_path) in result.stderr
+
+
+def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "batch.toml").write_text("mine")
+    result = CliRunner().invoke(main, ["config", "init", str(tmp_path / "batch.toml")])
+    assert (result.exit_code, result.stderr) == (1, f"{tmp_path / 'batch.toml'} is there already; name another file\n")
+    assert (tmp_path / "batch.toml").read_text() == "mine"
+
+
+def test_a_burn_in_that_is_not_over_asks_nobody_to_act(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = finished(state="loading", active=True)
+    failed, *others = report["gpus"]
+    because = [{"consequence": "fail", "text": "2 new errors", "signal": "ecc"}]
+    failed |= {"verdict": "FAIL", "action": "Replace it.", "reasons": because}
+    for gpu in others:
+        reasons = [{"consequence": "inconclusive", "text": "nothing was tested", "signal": "load"}]
+        gpu |= {"verdict": "INCONCLUSIVE", "action": "Look.", "reasons": reasons}
+
+    def get(client: Client, path: str, **query: Any) -> dict[str, Any]:
+        assert path == "burnin/status"
+        return report
+
+    monkeypatch.setattr(Client, "get", get)
+    shown = CliRunner().invoke(main, ["burnin", "status"]).stdout
+    assert "It is not over" in shown and "do: Replace it." in shown
+    assert "do: Look." not in shown and "nothing was tested" not in shown and "INCONCLUSIVE" not in shown
