@@ -203,12 +203,10 @@ async def _server_action(request: web.Request) -> web.Response:
 
 async def _server_log(request: web.Request) -> web.StreamResponse:
     """One JSON document per line; with ``follow=1`` it goes on until the client leaves or the daemon stops."""
-    lines = request.query.get("lines", "200")
-    if not lines.isdecimal() or not 0 < int(lines) <= _LOG_LINES_LIMIT:
-        raise errors.ConfigError(f"lines must be a number from 1 to {_LOG_LINES_LIMIT}", code="bad_request")
+    lines = gpu_routes.count_asked(request, "lines", 200, _LOG_LINES_LIMIT)
     follow = request.query.get("follow") == "1"
     async with contextlib.aclosing(
-        request.app[_ENGINE].server_log(request.match_info["server"], int(lines), follow)
+        request.app[_ENGINE].server_log(request.match_info["server"], lines, follow)
     ) as found:
         line = await anext(found, None)  # an unknown server is an answer of its own
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -221,15 +219,13 @@ async def _server_log(request: web.Request) -> web.StreamResponse:
 
 
 async def _jobs(request: web.Request) -> web.Response:
-    limit = request.query.get("limit", "100")
-    if not limit.isdecimal() or not 0 < int(limit) <= _JOBS_LIMIT:
-        raise errors.ConfigError(f"limit must be a number from 1 to {_JOBS_LIMIT}", code="bad_request")
+    limit = gpu_routes.count_asked(request, "limit", 100, _JOBS_LIMIT)
     caller, owner = _caller(request), request.query.get("owner")
     if owner == "all" and not caller.is_administrator:
         raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
     if owner not in (None, "all", "mine"):
         raise errors.ConfigError("owner must be mine or all", code="bad_request")
-    jobs = request.app[_ENGINE].jobs(caller, request.query.get("state"), int(limit), mine=owner == "mine")
+    jobs = request.app[_ENGINE].jobs(caller, request.query.get("state"), limit, mine=owner == "mine")
     return _json({"jobs": jobs})
 
 

@@ -37,6 +37,16 @@ class Caller(NamedTuple):
         return self.is_administrator or owner == self.uid
 
 
+class _User(NamedTuple):
+    """What the user database says. Asking it may take long, so it is asked in a thread and remembered."""
+
+    looked_s: float  # monotonic
+    name: str
+    groups: set[int]
+    admin_gid: int | None
+    submit_gid: int | None
+
+
 def daemon_itself() -> Caller:
     """The daemon asking about itself."""
     return Caller(os.geteuid(), is_administrator=True)
@@ -59,7 +69,7 @@ class Access:
 
     def __init__(self, settings: AccessSettings) -> None:
         self._settings = settings
-        self._groups: dict[int, tuple[float, set[int]]] = {}  # of a uid, and when they were looked up (monotonic)
+        self._users: dict[int, _User] = {}
 
     @property
     def is_shared(self) -> bool:
@@ -78,25 +88,28 @@ class Access:
             raise ForbiddenError(
                 f"uid {peer.uid} may not use this daemon; it answers only its own user (uid {os.geteuid()}) and root"
             )
-        groups = {peer.gid} | await self._groups_of(peer.uid)
-        settings = self._settings
-        if group_id(settings.admin_group) in groups:
+        known = await self._known(peer.uid)
+        groups = {peer.gid} | known.groups
+        if known.admin_gid in groups:
             return Caller(peer.uid, is_administrator=True)
-        if group_id(settings.submit_group) in groups:
+        if known.submit_gid in groups:
             return Caller(peer.uid, is_administrator=False)
-        self._groups.pop(peer.uid, None)  # whoever is added now is not made to wait
-        name = _user_name(peer.uid)
+        self._users.pop(peer.uid, None)  # whoever is added now is not made to wait
+        wanted = self._settings.submit_group
         raise ForbiddenError(
-            f"{name} is not in the group {settings.submit_group} and may not use obatchd. Ask an administrator for:  "
-            f"sudo usermod -aG {settings.submit_group} {name}   Then log out and in again."
+            f"{known.name} is not in the group {wanted} and may not use obatchd. Ask an administrator for:  "
+            f"sudo usermod -aG {wanted} {known.name}   Then log out and in again."
         )
 
-    async def _groups_of(self, uid: int) -> set[int]:
-        looked_s, groups = self._groups.get(uid, (float("-inf"), set[int]()))
-        if time.monotonic() - looked_s > _REMEMBER_S:
-            groups = await asyncio.to_thread(_groups_of, uid)
-            self._groups[uid] = (time.monotonic(), groups)
-        return groups
+    async def _known(self, uid: int) -> _User:
+        user = self._users.get(uid)
+        if user is None or time.monotonic() - user.looked_s > _REMEMBER_S:
+            user = self._users[uid] = await asyncio.to_thread(self._look_up, uid)
+        return user
+
+    def _look_up(self, uid: int) -> _User:
+        gids = group_id(self._settings.admin_group), group_id(self._settings.submit_group)
+        return _User(time.monotonic(), _user_name(uid), _groups_of(uid), *gids)
 
 
 def group_id(name: str) -> int | None:

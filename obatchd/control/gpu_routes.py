@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from aiohttp import web
 
 from obatchd import errors
@@ -35,10 +37,20 @@ async def gpu(request: web.Request) -> web.Response:
 
 async def events(request: web.Request) -> web.Response:
     """``GET /v1/gpu-events?gpu=G&limit=N``; for every caller."""
-    limit = request.query.get("limit", "100")
-    if not limit.isdecimal() or not 0 < int(limit) <= _MOST_EVENTS:
-        raise errors.ConfigError(f"limit must be a number from 1 to {_MOST_EVENTS}", code="bad_request")
-    return _json({"events": await request.app[DESK].events(request.query.get("gpu"), int(limit))})
+    limit = count_asked(request, "limit", 100, _MOST_EVENTS)
+    return _json({"events": await request.app[DESK].events(request.query.get("gpu"), limit)})
+
+
+def count_asked(request: web.Request, name: str, default: int, most: int) -> int:
+    """The number that a query asks for.
+
+    Raises:
+        ConfigError: it is none from 1 to ``most``.
+    """
+    text = request.query.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text) or not 0 < int(text) <= most:
+        raise errors.ConfigError(f"{name} must be a number from 1 to {most}", code="bad_request")
+    return int(text)
 
 
 async def _quarantine(request: web.Request) -> web.Response:

@@ -1,7 +1,8 @@
 """Takes submissions over ``<runtime>/submit.sock``: drops handed over as open descriptors.
 
 So any file that its user can read can be submitted, whatever the rights of the inbox. A client that lies, stalls or
-goes away costs one thread for at most a frame's timeout, and its submission.
+goes away costs one thread for at most a frame's timeout, and its submission; one that goes on stalling holds up the
+other submissions of its user alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import contextlib
 import os
 import socket
 import stat
-from collections.abc import Generator, Iterator
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -25,7 +27,9 @@ from obatchd.control.handover import BATCH, close_all, receive_frame, send_frame
 from obatchd.control.runtime import SUBMIT_SOCKET
 
 _log = log.get(__name__)
-_SIMULTANEOUS = 4  # submissions at once, each holds a thread; further clients wait to be accepted
+_SIMULTANEOUS = 4  # submissions at once, each holds a thread; further clients wait
+_OF_ONE_USER = 2  # of them
+_CONNECTIONS_OF_ONE_USER = 64  # that wait for it, too
 _FRAME_TIMEOUT_S = 30.0
 _STOP_GRACE_S = 5.0
 _NAME_LIMIT_BYTES = 255  # NAME_MAX
@@ -51,6 +55,8 @@ class SubmitServer:
         self._frame_timeout_s = frame_timeout_s
         self._threads = ThreadPoolExecutor(_SIMULTANEOUS, thread_name_prefix="submit")
         self._free = asyncio.Semaphore(_SIMULTANEOUS)
+        self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_OF_ONE_USER))
+        self._connections: Counter[int] = Counter()
         self._tasks: dict[asyncio.Task[None], socket.socket] = {}
         self._listener: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -86,29 +92,22 @@ class SubmitServer:
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._free.acquire()
             try:
                 connection, _ = await loop.sock_accept(listener)
             except OSError as error:  # e.g. no descriptors left: try again later
-                self._free.release()
                 _log.warning("submit_accept_failed", error=error)
                 await asyncio.sleep(1)
                 continue
-            except asyncio.CancelledError:
-                self._free.release()
-                raise
             task = asyncio.create_task(self._serve(connection))
             self._tasks[task] = connection
             task.add_done_callback(self._tasks.pop)
 
     async def _serve(self, connection: socket.socket) -> None:
         connection.setblocking(True)
-        try:
-            with connection:
-                answer = await self._answer(connection)
-                await self._in_thread(_reply, connection, answer)
-        finally:
-            self._free.release()
+        with connection:
+            answer = await self._answer(connection)
+            # By itself it fills no buffer: nobody has to wait for the client here.
+            _reply(connection, answer)
 
     async def _answer(self, connection: socket.socket) -> Document:
         files = received_files(connection, self._frame_timeout_s)
@@ -116,9 +115,10 @@ class SubmitServer:
         try:
             peer = auth.peer_of(connection.fileno())
             await self._access.caller(peer)
-            header, descriptors = await self._in_thread(receive_frame, connection, self._frame_timeout_s)
-            close_all(descriptors)
-            return {"job": await self._engine.submit(_submission(header, peer, files))}
+            async with self._turn(peer.uid):
+                header, descriptors = await self._in_thread(receive_frame, connection, self._frame_timeout_s)
+                close_all(descriptors)
+                return {"job": await self._engine.submit(_submission(header, peer, files))}
         except errors.ObatchError as error:
             _log.info("submission_refused", owner=peer.uid if peer else None, code=error.code)
             return error_document(error)
@@ -128,12 +128,28 @@ class SubmitServer:
         finally:
             files.close()  # descriptors that the engine left
 
+    @contextlib.asynccontextmanager
+    async def _turn(self, uid: int) -> AsyncIterator[None]:
+        """A place among the simultaneous submissions.
+
+        Raises:
+            ControlError: too many of the user's clients wait for one.
+        """
+        if self._connections[uid] >= _CONNECTIONS_OF_ONE_USER:
+            raise errors.ControlError(f"uid {uid} has too many submissions under way; try again later", code="busy")
+        self._connections[uid] += 1
+        try:
+            async with self._turns[uid], self._free:
+                yield
+        finally:
+            self._connections[uid] -= 1
+
     async def _in_thread(self, function: Any, *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
 def _reply(connection: socket.socket, answer: Document) -> None:
-    connection.settimeout(_FRAME_TIMEOUT_S)
+    connection.setblocking(False)
     try:
         send_frame(connection, answer)
     except OSError as error:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -82,7 +84,7 @@ async def test_every_route_reaches_the_engine(served: tuple[FakeEngine, Path]) -
         ("gpu", "2"), ("events", "2", 7), ("quarantine", "2", "a b"), ("release", "2"), ("lend", "2", 60.0),
         ("take_back", "2"),
     ]  # fmt: skip
-    for path in ("gpu-events?limit=x", "gpu-events?limit=0"):
+    for path in ("gpu-events?limit=x", "gpu-events?limit=0", "jobs?limit=" + "9" * 5000):
         with pytest.raises(errors.ObatchError, match="limit must be"):
             await call(client.get, path)
     with pytest.raises(errors.ObatchError, match="for_s must be"):
@@ -158,12 +160,19 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
 ) -> None:
     _, spool = served
     service = AccessSettings(mode="service", submit_group="submitters", admin_group="admins")
-    monkeypatch.setattr(auth, "group_id", {"submitters": 77001, "admins": 77002}.get)
+    asked_in: set[int] = set()
+
+    def group_id(name: str) -> int | None:  # of a directory service that may be slow
+        asked_in.add(threading.get_ident())
+        return {"submitters": 77001, "admins": 77002}.get(name)
+
+    monkeypatch.setattr(auth, "group_id", group_id)
     access, uid = auth.Access(service), os.geteuid() + 4321
     assert await access.caller(auth.Peer(1, uid, 77001)) == auth.Caller(uid, is_administrator=False)
     assert await access.caller(auth.Peer(1, uid, 77002)) == auth.Caller(uid, is_administrator=True)
     with pytest.raises(errors.ForbiddenError, match=r"usermod -aG submitters .*log out and in again"):
         await access.caller(auth.Peer(1, uid, 77003))
+    assert asked_in and threading.get_ident() not in asked_in
 
     async def member(self: auth.Access, peer: auth.Peer) -> auth.Caller:
         return auth.Caller(uid, is_administrator=False)
@@ -360,3 +369,23 @@ async def test_a_spool_with_a_long_path(tmp_path: Path) -> None:
     deep.mkdir()
     async with serving(deep) as (_, spool):
         assert (await call(Client(spool).get, "status"))["state"] == "running"
+
+
+async def test_clients_of_one_user_hold_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.json").write_text("{}")
+    peer_of, silent = auth.peer_of, [socket.socket(socket.AF_UNIX) for _ in range(70)]
+    uids = iter([4321] * len(silent))
+
+    async def member(self: auth.Access, peer: auth.Peer) -> auth.Caller:
+        return auth.Caller(peer.uid, is_administrator=False)
+
+    monkeypatch.setattr(auth, "peer_of", lambda descriptor: peer_of(descriptor)._replace(uid=next(uids, 1)))
+    monkeypatch.setattr(auth.Access, "caller", member)
+    async with serving(tmp_path, frame_timeout_s=60) as (_, spool):
+        with contextlib.ExitStack() as stack:
+            for connection in silent:
+                stack.enter_context(connection)
+                connection.connect(str(runtime.read_record(spool).runtime_dir / runtime.SUBMIT_SOCKET))
+            refused, _ = await call(handover.receive_frame, silent[-1], 10)
+            assert refused["error"]["code"] == "busy"
+            assert (await call(Client(spool).submit, tmp_path / "a.json", {}))["job"] == "job1"
