@@ -252,12 +252,13 @@ class Incoming:
         self.kind = kind
         self.directory = directory
         self.input = directory / _INCOMING
+        self._copied_bytes = 0
 
     def add(self, name: str, source: IO[bytes], limit_bytes: int) -> None:
-        """Copy one file; for a folder ``name`` is what it is called inside.
+        """Copy one file; for a folder ``name`` is what it is called inside. ``limit_bytes`` is for all files together.
 
         Raises:
-            ControlError: the name leads out of the folder, is there already, or the file is too large.
+            ControlError: the name leads out of the folder, is there already, or there is too much.
         """
         target = self.input
         if self.kind == "folder":
@@ -267,11 +268,11 @@ class Incoming:
         if os.path.lexists(target):
             raise ControlError(f"{name} is there twice in the submission", code="bad_name")
         with open(target, "xb") as file:
-            copied = 0
             while block := source.read(_COPY_BYTES):
-                copied += len(block)
-                if copied > limit_bytes:
-                    raise ControlError(f"{name} is larger than max_unpacked_bytes ({limit_bytes})", code="too_large")
+                self._copied_bytes += len(block)
+                if self._copied_bytes > limit_bytes:
+                    reason = f"it has more than the {limit_bytes} bytes of max_unpacked_bytes in [inbox]"
+                    raise ControlError(reason, code="too_large")
                 file.write(block)
 
     def abandon(self) -> None:

@@ -273,8 +273,8 @@ def test_a_submitted_folder_takes_only_plain_names_once(layout: Layout, store: S
     incoming.add("a.json", io.BytesIO(b"{}"), 99)
     with pytest.raises(ControlError, match="twice"):
         incoming.add("a.json", io.BytesIO(b"{}"), 99)
-    with pytest.raises(ControlError, match="larger") as caught:
-        incoming.add("b.json", io.BytesIO(b"x" * 100), 99)
+    with pytest.raises(ControlError, match="more than the 99 bytes") as caught:
+        incoming.add("b.json", io.BytesIO(b"x" * 98), 99)
     assert caught.value.code == "too_large"
     intent = commit_submission(incoming, layout, store.state)
     assert (intent.kind, intent.owner) == ("folder", 1234)

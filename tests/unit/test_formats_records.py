@@ -149,6 +149,12 @@ def test_thousands_of_columns_of_one_name_take_no_time(read: Read) -> None:
     assert list(given(reading.requests[0]))[2999] == "note_3000"
 
 
+def test_a_reason_repeats_no_name_that_is_as_long_as_a_file(read: Read) -> None:
+    with pytest.raises(DropRefused) as refused:
+        read("t.csv", b"a" * 100_000 + b",b\n1,2\n", RecordRules(text_column="c"))
+    assert len(refused.value.message) < 1000
+
+
 @pytest.mark.parametrize(
     ("header", "expected"),
     [("id,text", "b"), ("Prompt,text", "a"), ("content,other", "a"), ("a,b", None), ("only", "a")],

@@ -16,6 +16,7 @@ from obatchd.jobs.template import template_parts
 _TEXT_FIELDS = ("prompt", "text", "content")
 _ID_FIELDS = ("id", "custom_id")
 _NAMES_SHOWN = 12
+_NAME_CHARACTERS = 100
 _encode = msgspec.json.Encoder().encode
 _record = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
@@ -173,5 +174,5 @@ def _label(value: str | msgspec.Raw | None) -> str:
 
 
 def _quoted(names: Sequence[str]) -> str:
-    shown = ", ".join(f'"{name}"' for name in names[:_NAMES_SHOWN])
+    shown = ", ".join(f'"{name[:_NAME_CHARACTERS]}"' for name in names[:_NAMES_SHOWN])
     return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "") if names else "none"
