@@ -21,6 +21,7 @@ from obatchd.settings import DispatchSettings
 __all__ = ["INTERRUPTED", "Dispatcher", "Failed", "Finished", "Suspicion"]
 _log = log.get(__name__)
 _HOLD_S = 0.5
+_MOVED_S = 10.0  # a worker gives up its attempts within moments
 
 
 class Dispatcher:
@@ -142,6 +143,22 @@ class Dispatcher:
             async with asyncio.timeout(timeout_s):
                 await link.server.idle.wait()
         return link.server.idle.is_set()
+
+    async def vacate(self, link: Link, patience_s: float, reason: str) -> None:
+        """Wait ``patience_s`` for what a server that gets nothing new works on, then let others answer the rest.
+
+        That costs no attempt, and is no crash of what ends the server then.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await link.server.idle.wait()
+        if link.server.idle.is_set():
+            return
+        _log.info("requests_moved", server=link.server.id, requests=len(link.offers), reason=reason)
+        self.give_up(link, faults.withdrawn(reason), 0.0)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_MOVED_S):
+                await link.server.idle.wait()
 
     def release(self, link: Link) -> None:
         """Offer to a server again that was held."""

@@ -82,6 +82,11 @@ def hung(reason: str) -> Fault:
     return Fault(CRASH, "server_hung", reason)
 
 
+def withdrawn(reason: str) -> Fault:
+    """The server is taken away on purpose while it works."""
+    return Fault(NOBODY, "server_withdrawn", f"{reason}; another one answers")
+
+
 def out_of_time(limit_s: float) -> Fault:
     """The attempt ran into its total limit."""
     return Fault(SERVER, "timeout", f"the attempt took longer than {limit_s:.0f} s")

@@ -178,6 +178,7 @@ class Watchdog:
     async def _restart_when_idle(self, link: Link, reason: str) -> None:
         try:
             await self._dispatcher.empty(link, self._drain_s)
+            await self._dispatcher.vacate(link, 0.0, "its server is restarted")
             link.findings["restart"] += 1
             await link.server.restart(reason)
             link.watch.begin_again()

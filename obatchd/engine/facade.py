@@ -375,13 +375,21 @@ class Facade:
         if action == "resume":
             server.resume()
             return self._server(server)
-        work = server.drain("asked by the operator") if action == "drain" else _restart(server)
+        work = server.drain("asked by the operator") if action == "drain" else self._restart(server)
         task = asyncio.create_task(work, name=f"{action}-{server_id}")
         self._actions.add(task)
         task.add_done_callback(self._actions.discard)
         # Long answers may be in flight: the caller hears how far it is, the rest goes on.
         await asyncio.wait({task}, timeout=_ACTION_S)
         return self._server(server)
+
+    async def _restart(self, server: Server) -> None:
+        """Let what is in flight end, up to the server's ``drain_s``, then end and start it; ends a drain too."""
+        await server.drain("is about to be restarted, asked by the operator")
+        if (link := self._engine.dispatcher.links.get(server.id)) is not None:
+            await self._engine.dispatcher.vacate(link, 0.0, "its server is restarted")
+        await server.restart("asked by the operator")
+        server.resume()
 
     async def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
         """What a managed server writes."""
@@ -420,13 +428,6 @@ class Facade:
     async def reload(self) -> dict[str, Any]:
         """Read the configuration again."""
         return await self._reload()
-
-
-async def _restart(server: Server) -> None:
-    """Let what is in flight end, up to the server's ``drain_s``, then end and start it; ends a drain too."""
-    await server.drain("is about to be restarted, asked by the operator")
-    await server.restart("asked by the operator")
-    server.resume()
 
 
 def _copy(submission: Submission, incoming: claim.Incoming, limit_bytes: int) -> None:

@@ -7,7 +7,6 @@ that know servers and GPUs besides the engine.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import datetime
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from obatchd import log
-from obatchd.dispatch import faults
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.engine.gpu_records import GpuRecords
 from obatchd.gpus.history import History
@@ -30,12 +28,10 @@ from obatchd.settings import Settings
 
 _log = log.get(__name__)
 _TICK_S = 1.0
-_MOVED_S = 10.0  # a worker gives up its attempts within moments
 QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left
 _LENT, _HOURS = "lent", "hours"
 _FLUSH_S = 60.0
 _DANGER = ("near_shutdown", "lost")
-_MOVED = faults.Fault(faults.NOBODY, "gpu_withdrawn", "its GPU is taken out of use; another one answers")
 
 
 class GpuDuty:
@@ -178,16 +174,8 @@ class GpuDuty:
 
     async def _empty(self, server: ManagedServer, patience_s: float) -> None:
         """Wait for what is in flight, then move the rest to other servers."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                await server.idle.wait()
-        link = self._dispatcher.links.get(server.id)
-        if link is not None and not server.idle.is_set():
-            _log.info("requests_moved", server=server.id, requests=len(link.offers))
-            self._dispatcher.give_up(link, _MOVED, 0.0)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_MOVED_S):
-                    await server.idle.wait()
+        if (link := self._dispatcher.links.get(server.id)) is not None:
+            await self._dispatcher.vacate(link, patience_s, "its GPU is taken out of use")
 
     # As time goes by.
 

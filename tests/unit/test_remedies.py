@@ -10,6 +10,7 @@ import pytest
 from dispatch_support import SMALL, Port, Rig, settle
 
 from obatchd.dispatch import remedies
+from obatchd.dispatch.faults import Fault
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.dispatch.remedies import Watchdog
 from obatchd.dispatch.watchdog import Sample
@@ -55,11 +56,15 @@ class Suspect(Port):
 class Watched:
     """A rig with one server under watch. Only the rules that are named can strike."""
 
-    def __init__(self, rig: Rig, server: Suspect, gpu_percent: int | None, stall_s: float, limits: Any) -> None:
+    def __init__(self, rig: Rig, server: Suspect, gpu_percent: int | None, limits: Any) -> None:
         self.rig = rig
         self.server = server
         never = dict.fromkeys(("idle_gpu_s", "leak_s", "slow_s", "vram_s"), NEVER_S)
-        settings = Settings.model_validate({"dispatch": {"stall_s": stall_s}, "watchdog": never | limits})
+        settings = Settings.model_validate({
+            "dispatch": {"stall_s": limits.pop("stall_s", NEVER_S)},
+            "servers": {"drain_s": limits.pop("drain_s", NEVER_S)},
+            "watchdog": never | limits,
+        })  # fmt: skip
         self.watchdog = Watchdog(rig.dispatcher, settings, lambda server: gpu_percent)
         self.link = rig.link("gpu0")
         self._at_s = 0.0
@@ -88,13 +93,13 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     made: list[Watched] = []
     monkeypatch.setattr(remedies, "_PERIOD_S", 0.01)
 
-    async def watched(*, gpu_percent: int | None = None, stall_s: float = NEVER_S, **limits: float) -> Watched:
+    async def watched(*, gpu_percent: int | None = None, **limits: float) -> Watched:
         """With two requests, both in a slot."""
         server = Suspect()
         rig = await Rig(monkeypatch, server).start()
         await rig.add(1, 2)
         rig.worker("gpu0").begin((1, 1), (1, 2))
-        made.append(Watched(rig, server, gpu_percent, stall_s, limits))
+        made.append(Watched(rig, server, gpu_percent, limits))
         made[-1].watchdog.start()
         return made[-1]
 
@@ -163,6 +168,22 @@ async def test_a_server_that_loses_slots_is_restarted_when_it_is_empty(make: Mak
     assert watched.server.did == []
     worker.end_all([(1, 1), (1, 2)])
     await watched.until_did("restart")
+
+
+async def test_what_does_not_end_before_a_restart_is_moved_and_no_crash(make: Make) -> None:
+    watched = await make(leak_s=5, drain_s=0.05)
+    worker = watched.rig.worker("gpu0")
+    watched.answer(10, wait_s=0.5)
+    async with asyncio.timeout(5):
+        while not watched.gave_up:
+            await asyncio.sleep(0.005)
+    assert watched.server.did == []
+    [moved] = [message for message in worker.sent if isinstance(message, GiveUp)]
+    worker.end_all([(1, 1), (1, 2)], Fault(moved.fault, moved.code, moved.message))
+    await watched.until_did("restart")
+    await settle()
+    assert watched.rig.failed == [] and watched.rig.dispatcher.suspicion == {}
+    assert watched.server.strikes == []
 
 
 async def test_a_model_outside_the_vram_means_a_restart(make: Make) -> None:
