@@ -318,7 +318,8 @@ async def test_remote_servers_are_used_and_never_started_or_ended(tmp_path: Path
     async with running(settings("simulated:2"), tmp_path / "host") as host:
         there = await host.ready()
         addresses = {server.base_url.removeprefix("http://"): index for index, server in enumerate(there)}
-        chosen = settings("none", servers={"remote_slots": 3}, ollama_instances=addresses)
+        limits = {"remote_slots": 3, "starts_limit": 1000}  # the host may take long to come back
+        chosen = settings("none", servers=limits, ollama_instances=addresses)
         async with running(chosen, tmp_path / "client") as bench:
             servers = await bench.ready()
             assert [server.kind for server in servers] == ["remote", "remote"]
