@@ -69,7 +69,7 @@ async def test_a_configured_port_that_is_taken_is_named(tmp_path: Path) -> None:
         taken = other.getsockname()[1]
         async with running(settings(servers={"base_port": taken}), tmp_path) as bench:
             server = bench.fleet.servers["gpu0"]
-            await asyncio.wait_for(server.until({S.BACKOFF}), 10)
+            await asyncio.wait_for(server.until({S.BACKOFF}), 40)
             assert f"Port {taken}" in server.reason and "servers.base_port" in server.reason
 
 
@@ -81,7 +81,7 @@ async def test_a_killed_serve_comes_back_and_its_runner_goes_with_it(tmp_path: P
         serve = server.pid
         assert serve in family and len(family) >= 2
         os.kill(serve or 0, signal.SIGKILL)
-        await asyncio.wait_for(server.until({S.BACKOFF}), 10)
+        await asyncio.wait_for(server.until({S.BACKOFF}), 40)
         assert not any(alive(pid) for pid in family)
         assert server.loaded is None and server.pid is None and server.restarts == 1
         await bench.ready()
@@ -92,7 +92,7 @@ async def test_one_failing_server_does_not_touch_the_others(tmp_path: Path) -> N
     async with running(settings("simulated:2"), tmp_path) as bench:
         first, second = await bench.ready()
         os.kill(first.pid or 0, signal.SIGKILL)
-        await asyncio.wait_for(first.until({S.BACKOFF}), 10)
+        await asyncio.wait_for(first.until({S.BACKOFF}), 40)
         await bench.ready()
         assert bench.states_of("gpu1") == [S.STARTING, S.READY]
         assert second.restarts == 0
@@ -105,11 +105,11 @@ async def test_a_server_that_never_starts_is_given_up_and_tried_slowly(tmp_path:
     )
     async with running(chosen, tmp_path) as bench:
         server = bench.fleet.servers["gpu0"]
-        await asyncio.wait_for(server.until({S.FAILED}), 20)
+        await asyncio.wait_for(server.until({S.FAILED}), 40)
         assert bench.states_of("gpu0") == [S.STARTING, S.BACKOFF, S.STARTING, S.BACKOFF, S.STARTING, S.FAILED]
         assert isinstance(server, ManagedServer) and "no luck" in server.reason
-        await asyncio.wait_for(server.until({S.STARTING}), 10)
-        await asyncio.wait_for(server.until({S.FAILED}), 10)
+        await asyncio.wait_for(server.until({S.STARTING}), 40)
+        await asyncio.wait_for(server.until({S.FAILED}), 40)
 
 
 async def test_completed_requests_keep_a_crashing_server_from_being_given_up(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ async def test_completed_requests_keep_a_crashing_server_from_being_given_up(tmp
         for _ in range(3):
             server.progress()
             os.kill(server.pid or 0, signal.SIGKILL)
-            await asyncio.wait_for(server.until({S.BACKOFF}), 10)
+            await asyncio.wait_for(server.until({S.BACKOFF}), 40)
             await bench.ready()
         assert S.FAILED not in bench.states_of("gpu0")
 
@@ -126,7 +126,7 @@ async def test_completed_requests_keep_a_crashing_server_from_being_given_up(tmp
 async def test_a_gpu_server_that_sees_no_gpu_is_not_ready(tmp_path: Path) -> None:
     async with running(settings(simulator={"gpu_found": False}), tmp_path) as bench:
         server = bench.fleet.servers["gpu0"]
-        await asyncio.wait_for(server.until({S.BACKOFF}), 10)
+        await asyncio.wait_for(server.until({S.BACKOFF}), 40)
         assert "does not see GPU" in server.reason
         assert S.READY not in bench.states_of("gpu0")
 
@@ -135,7 +135,7 @@ async def test_a_server_that_is_too_slow_to_start(tmp_path: Path) -> None:
     chosen = settings(simulator={"discovery_s": 60}, servers={"start_timeout_s": 0.5, "stop_grace_s": 0.3})
     async with running(chosen, tmp_path) as bench:
         server = bench.fleet.servers["gpu0"]
-        await asyncio.wait_for(server.until({S.BACKOFF}), 10)
+        await asyncio.wait_for(server.until({S.BACKOFF}), 40)
         assert "not ready within 0.5 s" in server.reason
 
 
@@ -204,7 +204,7 @@ async def test_strikes_restart_a_server(tmp_path: Path) -> None:
         server.fault("stalled")
         assert server.ready
         server.fault("stalled again")
-        await asyncio.wait_for(server.until({S.BACKOFF}), 10)
+        await asyncio.wait_for(server.until({S.BACKOFF}), 40)
         assert "stalled again" in server.reason
         await bench.ready()
 
@@ -215,7 +215,7 @@ async def test_a_server_that_does_not_answer_is_restarted(tmp_path: Path, monkey
         (server,) = await bench.ready()
         frozen = server.pid or 0
         os.kill(frozen, signal.SIGSTOP)
-        await asyncio.wait_for(server.until({S.BACKOFF}), 20)
+        await asyncio.wait_for(server.until({S.BACKOFF}), 40)
         assert "health checks missed" in server.reason and not alive(frozen)
         await bench.ready()
 
@@ -230,8 +230,8 @@ async def test_drain_waits_for_what_is_in_flight_and_outlives_a_crash(tmp_path: 
         server.idle.set()
         assert await waiting is True
         os.kill(server.pid or 0, signal.SIGKILL)
-        await asyncio.wait_for(server.until({S.BACKOFF}), 10)
-        await asyncio.wait_for(server.until({S.DRAINING}), 10)
+        await asyncio.wait_for(server.until({S.BACKOFF}), 40)
+        await asyncio.wait_for(server.until({S.DRAINING}), 40)
         server.resume()
         assert server.ready
 
@@ -251,7 +251,7 @@ async def test_restart_ends_a_long_pause(tmp_path: Path) -> None:
     chosen = settings(simulator={"start_failure": "no"}, servers={"starts_limit": 1, "slow_retry_s": 600})
     async with running(chosen, tmp_path) as bench:
         server = bench.fleet.servers["gpu0"]
-        await asyncio.wait_for(server.until({S.FAILED}), 10)
+        await asyncio.wait_for(server.until({S.FAILED}), 40)
         await asyncio.wait_for(server.restart("asked"), 10)
         assert bench.states_of("gpu0")[:3] == [S.STARTING, S.FAILED, S.STARTING]
 
@@ -328,7 +328,7 @@ async def test_remote_servers_are_used_and_never_started_or_ended(tmp_path: Path
             await servers[0].load(TINY)
             assert servers[0].loaded == TINY and servers[0].load_options(TINY) == {"num_ctx": 8192}
             await host.fleet.servers["gpu0"].restart("asked")
-            await asyncio.wait_for(servers[0].until({S.BACKOFF, S.READY}), 10)
+            await asyncio.wait_for(servers[0].until({S.BACKOFF, S.READY}), 40)
             await host.ready()
             await bench.ready()
         assert all(alive(server.pid or 0) for server in there)
@@ -339,7 +339,7 @@ async def test_a_remote_server_that_cannot_be_reached_waits(tmp_path: Path) -> N
         address = f"127.0.0.1:{unused.getsockname()[1]}"
     async with running(settings("none", ollama_instances={address: 0}), tmp_path) as bench:
         server: Server = next(iter(bench.fleet.servers.values()))
-        await asyncio.wait_for(server.until({S.BACKOFF}), 10)
+        await asyncio.wait_for(server.until({S.BACKOFF}), 40)
         assert f"{address} cannot be reached: Connection refused." in server.reason
 
 
