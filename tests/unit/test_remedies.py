@@ -70,8 +70,8 @@ class Watched:
         self._at_s = 0.0
 
     async def until_did(self, *expected: str) -> None:
-        async with asyncio.timeout(5):
-            while self.server.did != list(expected):
+        async with asyncio.timeout(20):
+            while self.server.did[: len(expected)] != list(expected):
                 await asyncio.sleep(0.005)
 
     def answer(self, count: int, *, rate: float = 50.0, wait_s: float = 0.0) -> None:
@@ -139,7 +139,7 @@ async def test_a_slow_server_gets_its_model_again_then_a_restart_and_then_is_tak
     worker = watched.rig.worker("gpu0")
     watched.answer(10)
     watched.answer(30, rate=2)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not worker.recalls:
             await asyncio.sleep(0.005)
     assert watched.server.did == [], "what is in flight ends first"
@@ -150,7 +150,7 @@ async def test_a_slow_server_gets_its_model_again_then_a_restart_and_then_is_tak
     watched.answer(30, rate=2)
     await watched.until_did("unload", "load", "restart")
     watched.answer(30, rate=2)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while watched.link.findings["slow"] < 3:
             await asyncio.sleep(0.005)
     await watched.rig.add(1, 1)
@@ -162,7 +162,7 @@ async def test_a_server_that_loses_slots_is_restarted_when_it_is_empty(make: Mak
     watched = await make(leak_s=5)
     watched.answer(10, wait_s=0.5)
     worker = watched.rig.worker("gpu0")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not worker.recalls:
             await asyncio.sleep(0.005)
     assert watched.server.did == []
@@ -174,7 +174,7 @@ async def test_what_does_not_end_before_a_restart_is_moved_and_no_crash(make: Ma
     watched = await make(leak_s=5, drain_s=0.05)
     worker = watched.rig.worker("gpu0")
     watched.answer(10, wait_s=0.5)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not watched.gave_up:
             await asyncio.sleep(0.005)
     assert watched.server.did == []
