@@ -27,9 +27,11 @@ from obatchd.settings_io import parse_job_settings
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import Layout
 
-# The first chunk is small, so that a server gets a request of a huge drop as soon as of a tiny one.
-FIRST_CHUNK = 256
-NEXT_CHUNK = 512
+NEXT_CHUNK = 512  # requests
+# The first chunk of a large drop is small, so that a server gets a request of it as soon as of a small one; a small
+# drop is done with one commit.
+_FIRST_OF_LARGE, _FIRST_OF_SMALL = 64, 256
+_SMALL_BYTES = 128 * 1024
 # Up to this many readings their own fsyncs are cheaper than one flush of the whole file system.
 _FEW_READINGS = 4
 _AT_HAND_BYTES = 16 * 1024
@@ -148,6 +150,14 @@ class Reading:
             self._entries = iter(self._sample()) if self.row.settings.sample else self._read()
         entries = list(islice(self._entries, size))
         return IndexBatch(self.row, entries, final=len(entries) < size)
+
+    def first_batch(self) -> IndexBatch:
+        """The first entries, which are dispatched before the others are read.
+
+        Raises:
+            DropRefused: as of :meth:`batch`.
+        """
+        return self.batch(_FIRST_OF_SMALL if self.row.size <= _SMALL_BYTES else _FIRST_OF_LARGE)
 
     def broken_off(self, store: Store, reason: str) -> IndexBatch:
         """The end of a reading that cannot go on: one failed request that stands for the rest."""

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from obatchd import log
-from obatchd.engine.indexing import FIRST_CHUNK, NEXT_CHUNK, Chunk, Reading, flush_unpacked
+from obatchd.engine.indexing import NEXT_CHUNK, Chunk, Reading, flush_unpacked
 from obatchd.engine.limits import OwnerLimits
 from obatchd.engine.vital import Vital
 from obatchd.errors import DropRefused, SpoolError
@@ -212,7 +212,7 @@ class Intake:
             claim.complete_submission(reading.directory)
             try:
                 changed = reading.prepare(self._store)
-                batches.append((reading, reading.batch(FIRST_CHUNK)))
+                batches.append((reading, reading.first_batch()))
                 changes.append((reading.row.key, changed))  # not of a refused one: its row says why
             except (DropRefused, FileNotFoundError) as error:
                 # Not found: a crash came between moving the drop to failed/ and saying so in the store.

@@ -77,13 +77,18 @@ def _back_up(connection: sqlite3.Connection, target: Path) -> None:
     with closing(sqlite3.connect(target)) as copy:
         connection.backup(copy)
     target.chmod(0o600)
-    for path in (target, target.parent):
+    flush(target, target.parent)
+    _log.info("store_backed_up", file=target.name, took_s=time.monotonic() - began_s)
+
+
+def flush(*paths: Path) -> None:
+    """fsync files and directories. Never of a database that is open: closing any descriptor of it drops its locks."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    _log.info("store_backed_up", file=target.name, took_s=time.monotonic() - began_s)
 
 
 def delete_backups(work: Path) -> None:
