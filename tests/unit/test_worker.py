@@ -157,10 +157,12 @@ async def test_an_answer_that_stops_while_others_go_on_is_given_up_alone(
 
     async with serving(chat) as url:
         wire.feed(configure(url, stall_s=0.5), CONTEXT, offer(1, 1), offer(1, 2, raw=b'{"prompt": "stuck"}'))
-        result = (await wire.until(wire.results))[1, 2]
-        assert (result.fault, result.code) == (faults.SERVER, "stalled")
-        assert (1, 1) not in wire.results()
-        over.set()
+        try:
+            result = (await wire.until(wire.results))[1, 2]
+            assert (result.fault, result.code) == (faults.SERVER, "stalled")
+            assert (1, 1) not in wire.results()
+        finally:
+            over.set()
         await wire.until(lambda: (1, 1) in wire.results())
     assert wire.results()[1, 1].succeeded
 
