@@ -42,7 +42,7 @@ _QUICK: Document = {
 }
 
 
-def wait_for(look: Callable[[], T], timeout_s: float = 15, what: str = "") -> T:
+def wait_for(look: Callable[[], T], timeout_s: float = 30, what: str = "") -> T:
     """The first true value of ``look``; fails after ``timeout_s``."""
     deadline_s = time.monotonic() + timeout_s
     while not (value := look()):
@@ -353,7 +353,7 @@ class Daemon:
             os.rename(staging / name, self.inbox / name)
         return list(drops)
 
-    def job(self, name: str, timeout_s: float = 10) -> Job:
+    def job(self, name: str, timeout_s: float = 30) -> Job:
         """The job of a drop, once it is in the outbox."""
         shape = f"{drop_stem(os.fsencode(name))}.????????-??????-????"  # not of a retry, which is called r.retry.ID
 

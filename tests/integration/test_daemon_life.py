@@ -178,14 +178,14 @@ def test_a_port_in_use_is_named_and_the_other_server_works(make_daemon: Start) -
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", first))
         holder.listen()
-        d = make_daemon({"servers": {"base_port": first}}).start()
+        d = make_daemon({"servers": {"base_port": first, "slow_retry_s": 0.5}}).start()
         d.drop("job.jsonl", prompts(6))
         d.done("job.jsonl").check()
         status = d.status()
         assert status["state"] == "degraded"
         assert any(str(first) in reason and "base_port" in reason for reason in status["reasons"])
         assert d.control("status").returncode == 1
-    wait_for(lambda: d.servers()[0]["state"] == "ready", 10, "the port is free, the server comes")
+    wait_for(lambda: d.servers()[0]["state"] == "ready", 30, "the port is free, the server comes")
 
 
 def run(d: Daemon, **variables: str) -> tuple[int, str]:
