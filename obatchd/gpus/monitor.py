@@ -141,7 +141,7 @@ class Monitor(Listener):
 
     def save(self) -> None:
         """Write the records that changed; blocks."""
-        for uuid in list(self.dirty):
+        for uuid in sorted(self.dirty):
             self.dirty.discard(uuid)
             record = self.records.get(uuid)
             self._facts.set(_PREFIX + uuid, msgspec.json.encode(record).decode() if record else _FORGOTTEN)
