@@ -14,6 +14,7 @@ import socket
 import stat
 import sys
 import traceback
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Never
@@ -33,7 +34,7 @@ from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import parse_request
 
 _PARSERS = 2
-_AT_A_TIME = 32  # requests in preparation
+_AT_A_TIME = 32  # requests of one owner in preparation: slow sources of one hold up no other
 _ALIVE_S = 1.0
 _FILE_TYPES = {".pdf": "application/pdf", ".html": "text/html", ".htm": "text/html", ".md": "text/markdown",
                ".txt": "text/plain", ".csv": "text/csv", ".json": "application/json"}  # fmt: skip
@@ -98,7 +99,7 @@ class Preparer:
         self._resolver = resolver
         self._rules: Rules | None = None
         self._fetcher: Fetcher | None = None
-        self._turns = asyncio.Semaphore(_AT_A_TIME)
+        self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_A_TIME))
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, reader: asyncio.StreamReader) -> None:
@@ -130,7 +131,7 @@ class Preparer:
 
     async def _fulfil(self, wish: Wish) -> None:
         try:
-            async with self._turns:
+            async with self._turns[wish.owner]:
                 context = await self._context(wish)
             answer = Prepared(wish.job, wish.line, encode_context(context))
         except SourceError as error:

@@ -12,15 +12,19 @@ import time
 from pathlib import Path
 
 import pytest
+from aiohttp.abc import AbstractResolver, ResolveResult
 from web_support import article
 
 from obatchd.context.cache import Entry, SourceCache, is_fresh
 from obatchd.context.compose import Source, full_prompt, named_urls
+from obatchd.context.model import HEADER, Alive, Prepared, Wish, frame, from_preparer
 from obatchd.context.parsing import Document, fork_parser
-from obatchd.context.preparer import ParserPool
+from obatchd.context.preparer import ParserPool, Preparer
 from obatchd.context.text import Text, decoded, text_of
+from obatchd.engine.preparation import rules_of
 from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import Request
+from obatchd.settings_context import ContextSettings
 
 
 def pdf(text: str, title: str = "A title") -> bytes:
@@ -144,6 +148,50 @@ async def test_a_parser_that_misbehaves_costs_its_document_only(parser: socket.s
     found = dict(zip(wanted, await asyncio.gather(*map(parse, wanted)), strict=True))
     assert found == wanted
     assert time.monotonic() - began_s < 15
+    pool.close()
+
+
+class _Stuck(AbstractResolver):
+    """Names of servers that never answer."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        await asyncio.Event().wait()
+        return []
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+async def test_slow_sources_of_one_owner_hold_up_no_other(parser: socket.socket, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("The Nile is long.")
+    pool = ParserPool([parser])
+    await pool.start()
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=theirs)
+    daemon, to_preparer = await asyncio.open_connection(sock=ours)
+    preparer = Preparer(writer, tmp_path / "cache", pool, _Stuck())
+    running = asyncio.create_task(preparer.run(reader))
+    to_preparer.write(frame(rules_of(ContextSettings(enabled=True))))
+    for line in range(1, 101):
+        slow = b'{"prompt": "x", "urls": ["http://slow.test/%d"]}' % line
+        to_preparer.write(frame(Wish(1, line, 1000, slow, "", False)))
+    to_preparer.write(frame(Wish(2, 1, 1001, b'{"prompt": "x", "files": ["note.txt"]}', str(tmp_path), False)))
+    async with asyncio.timeout(10):
+        answer: Prepared | Alive = Alive()
+        while not isinstance(answer, Prepared):
+            (length,) = HEADER.unpack(await daemon.readexactly(HEADER.size))
+            answer = from_preparer.decode(await daemon.readexactly(length))
+    assert (answer.job, answer.code) == (2, "")
+    tasks = [running, *preparer._tasks]  # a preparer ends with its process
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert preparer._fetcher is not None
+    await preparer._fetcher.close()
+    for one in (writer, to_preparer):
+        one.transport.abort()
     pool.close()
 
 
