@@ -101,7 +101,7 @@ def test_vectors_come_many_in_a_call_and_each_to_its_own_request(daemon: Start) 
     d.drop_all({"vectors.jsonl": [*ours, *lists], "batch.jsonl": b"\n".join(batch), "tools.jsonl": [tools]})
     vectors, api = d.done("vectors.jsonl"), d.done("batch.jsonl")
     found = {record["id"]: record for record in vectors.results}
-    assert {e["id"]: e["code"] for e in vectors.errors} == {"v7": "context_exceeded", "0000302": "wrong_type"}
+    assert {e["id"]: e["code"] for e in vectors.errors} == {"v7": "context_exceeded", "none": "wrong_type"}
     assert vectors.errors[0]["input"] == {"row": 7}
     assert all(len(found[f"v{i}"]["embedding"]) == 64 for i in range(300) if i != 7)
     assert len({tuple(record["embedding"]) for record in found.values() if "embedding" in record}) == 299
