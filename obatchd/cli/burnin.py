@@ -18,7 +18,6 @@ Document = dict[str, Any]
 _LOOK_S = 2.0
 _LENT_S = 2 * 3600.0  # longest time that the tools of a bundle have the GPU
 _FREE_S = 120.0
-_DOWN_S = 120.0  # a daemon that is restarted in the middle of a run is waited for
 
 
 @click.group("burnin", cls=Group)
@@ -59,18 +58,11 @@ def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: b
 
 def _wait(invocation: Invocation, run: str) -> None:
     """Until the run is over; over a restart of the daemon, too."""
-    down_since_s: float | None = None
+    from obatchd.cli.waiting import over_restarts
+
     shown = ""
     while True:
-        try:
-            status = invocation.client().get("burnin/status")
-            down_since_s = None
-        except DaemonDownError:
-            down_since_s = down_since_s or time.monotonic()
-            if time.monotonic() - down_since_s > _DOWN_S:
-                raise
-            time.sleep(_LOOK_S)
-            continue
+        status = over_restarts(lambda: invocation.client().get("burnin/status"))
         if status["run"] != run or not status["active"]:
             return
         line = _progress(status)

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
+_T = TypeVar("_T")
 _WANTS_JSON = f"{__name__}.wants_json"
 
 
@@ -101,6 +102,13 @@ def _json_option() -> click.Option:
 def _remember_json(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     if value:
         ctx.ensure_object(Invocation).json = True
+
+
+def given(_ctx: click.Context, _parameter: click.Parameter, value: _T) -> _T:
+    """Callback of an argument that may be left out but not be empty: a variable of a script that nobody set."""
+    if "" in (value if isinstance(value, tuple) else (value,)):
+        raise click.BadParameter("it is empty")
+    return value
 
 
 def _exit_code(error: ObatchError) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from obatchd.cli.command import Command, Invocation, clean, pass_invocation
+from obatchd.cli.command import Command, Invocation, clean, given, pass_invocation
 from obatchd.cli.completion import job_ids
 from obatchd.errors import DaemonDownError, NotFoundError, ResultsError
 
@@ -24,7 +24,7 @@ _FORMATS = ("text", "json", "jsonl", "csv", "parquet")
 
 
 @click.command("results", cls=Command)
-@click.argument("place", metavar="JOB|DIR", shell_complete=job_ids)
+@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=job_ids)
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: by the ending of --output, else text.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")

@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from obatchd.cli.command import clean
 from obatchd.cli.status_view import finished
 from obatchd.cli.text import duration
+from obatchd.errors import DaemonDownError
 
 Document = dict[str, Any]
 
 _POLL_S = 0.5
 _LINE_S = 30.0  # between two lines where there is no terminal to draw on
+_DOWN_S = 120.0  # a daemon that is being restarted is waited for
+_T = TypeVar("_T")
 _OVER = ("done", "refused")
 
 
@@ -27,9 +30,28 @@ def wait(look: Callable[[], list[Document]], *, quiet: bool) -> list[Document]:
     return _with_bars(look) if sys.stderr.isatty() else _with_lines(look)
 
 
+def over_restarts(ask: Callable[[], _T]) -> _T:
+    """What ``ask`` answers; while the daemon is being restarted, it is asked again.
+
+    Raises:
+        DaemonDownError: the daemon stays away for two minutes, or the caller may not talk to it.
+    """
+    down_since_s: float | None = None
+    while True:
+        try:
+            return ask()
+        except DaemonDownError as error:
+            if error.code == "permission" or (down_since_s and time.monotonic() - down_since_s > _DOWN_S):
+                raise
+            if down_since_s is None:
+                down_since_s = time.monotonic()
+                click.echo(f"obatchd does not answer; waiting {_DOWN_S:.0f} s for it to come back.", err=True)
+            time.sleep(_POLL_S)
+
+
 def _until_over(look: Callable[[], list[Document]], show: Callable[[list[Document]], None]) -> list[Document]:
     while True:
-        jobs = look()
+        jobs = over_restarts(look)
         show(jobs)
         if all(job["state"] in _OVER for job in jobs):
             return jobs

@@ -9,8 +9,10 @@ import pytest
 from click.testing import CliRunner
 from test_burnin_parts import finished
 
+from obatchd.cli import waiting
 from obatchd.cli.obatchctl import main
 from obatchd.control.client import Client
+from obatchd.errors import DaemonDownError
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,34 @@ def test_wrong_usage_says_where_and_what(tmp_path: Path, arguments: str, words: 
     result = CliRunner().invoke(main, arguments.format(here=tmp_path).split())
     assert result.exit_code == 2
     assert words.format(here=tmp_path) in result.stderr
+
+
+@pytest.mark.parametrize("command", ["pause", "resume", "cancel", "retry", "job", "rm", "results"])
+def test_an_empty_job_is_no_job_and_not_every_job(tmp_path: Path, command: str) -> None:
+    result = CliRunner().invoke(main, ["--spool", str(tmp_path), command, ""])
+    assert result.exit_code == 2
+    assert "it is empty" in result.stderr
+
+
+def test_waiting_goes_on_over_a_restart_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "_POLL_S", 0.0)
+    down = DaemonDownError("obatchd is not running")
+    answers = iter([[{"state": "running"}], down, down, [{"state": "done"}]])
+
+    def look() -> list[dict[str, Any]]:
+        answer = next(answers)
+        if isinstance(answer, DaemonDownError):
+            raise answer
+        return answer
+
+    assert waiting.wait(look, quiet=True) == [{"state": "done"}]
+    answers = iter([down] * 1000)
+    monkeypatch.setattr(waiting, "_DOWN_S", 0.0)
+    with pytest.raises(DaemonDownError):
+        waiting.wait(look, quiet=True)
+    answers = iter([DaemonDownError("not yours", code="permission")])
+    with pytest.raises(DaemonDownError):
+        waiting.wait(look, quiet=True)
 
 
 def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:
