@@ -300,7 +300,7 @@ def test_two_files_renamed_in_are_both_at_a_server_at_once(plain: Daemon) -> Non
     d.drop("warm.jsonl", prompts(8, "warm"))
     d.done("warm.jsonl")
     best_s, turn = float("inf"), 0
-    while best_s >= 0.25 and turn < 25:  # what else the machine does can only make it slower
+    while best_s >= 0.05 and turn < 25:  # what else the machine does can only make it slower
         turn += 1
         moved: dict[str, float] = {}
         for name in (f"one{turn}", f"two{turn}"):
@@ -315,7 +315,7 @@ def test_two_files_renamed_in_are_both_at_a_server_at_once(plain: Daemon) -> Non
         delays_s = [arrived[name] - moved[name] for name in moved]
         print(f"\nfrom rename to server: {', '.join(f'{delay_s * 1000:.1f} ms' for delay_s in delays_s)}")
         best_s = min(best_s, max(delays_s))
-    assert best_s < 0.25  # 10 ms when idle; an event that is held back takes 0.5 s
+    assert best_s < 0.05  # an event that is held back takes 0.5 s
 
 
 def test_a_file_written_slowly_is_not_taken_half(daemon: Start) -> None:
