@@ -142,11 +142,11 @@ class Daemon:
             self.engine.dispatcher.hold("paused")
         await self.engine.start()
         try:
+            await self._burnin.resume()  # before anybody may ask whether a run is over
             await control.start()
             await submit.start()
             housekeeping.start()
             self._watchdog.start()
-            await self._burnin.resume()
             await self._until_stopped(facade)
         finally:
             notify.stopping("stopping")

@@ -19,6 +19,7 @@ from obatchd.errors import NotFoundError, StoreError
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 _SUFFIX = ".jsonl"
+_LAST_BYTES = 65_536  # the end of a run is within them; a day of eight GPUs has ten million
 
 
 class Journal:
@@ -127,11 +128,15 @@ class Shelf:
         Raises:
             StoreError: its file is damaged.
         """
-        lines = self.path(run).read_bytes().splitlines()
-        records = [_decoder.decode(lines[0]), _decoder.decode(lines[-1])] if lines else []
-        if not records or not isinstance(records[0], Begun):
-            raise StoreError(f"{self.path(run)} is not the journal of a burn-in run.")
-        return records[0], records[1] if isinstance(records[1], Ended) else None
+        last: Record | None = None
+        with open(self.path(run), "rb") as file, contextlib.suppress(msgspec.DecodeError):
+            first = _decoder.decode(file.readline())
+            file.seek(-min(_LAST_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            if isinstance(first, Begun):
+                with contextlib.suppress(msgspec.DecodeError):  # torn, or too long for the last record of a run
+                    last = _decoder.decode(file.read().splitlines()[-1])
+                return first, last if isinstance(last, Ended) else None
+        raise StoreError(f"{self.path(run)} is not the journal of a burn-in run.")
 
     def read(self, run: str) -> list[Record]:
         """The records of a run, by its id, the beginning of it, or ``latest``.

@@ -74,8 +74,7 @@ class Burnin:
         found = []
         for run in self._shelf.runs():
             with contextlib.suppress(StoreError, msgspec.DecodeError, OSError):
-                records = self._shelf.read(run)
-                if journal.ended(records) is None:
+                if self._shelf.ends(run)[1] is None and journal.ended(records := self._shelf.read(run)) is None:
                     found.append(records)
         return found
 

@@ -77,6 +77,24 @@ def test_a_journal_survives_a_torn_line(tmp_path: Path) -> None:
     file.close()
     assert shelf.read("20261124") == [*records, Gap(1.0, 2.0, "obatchd was not running")]
     assert shelf.read("latest") == shelf.read("20261124-180000")
+    assert shelf.ends("20261124-180000") == (records[0], None)
+
+
+def test_the_ends_of_a_long_journal(tmp_path: Path) -> None:
+    records = begin(make_plan(1, 1.0), [Card()])
+    shelf = journal.Shelf(tmp_path)
+    file = journal.Journal(shelf.path("r"))
+    file.append([*records, Gap(1.0, 2.0, "x" * 100_000)])
+    assert shelf.ends("r") == (records[0], None)
+    file.append([Ended(3.0, "completed")])
+    file.close()
+    assert shelf.ends("r") == (records[0], Ended(3.0, "completed"))
+    with open(shelf.path("r"), "ab") as torn:
+        torn.write(b'{"type":"bu')
+    assert shelf.ends("r") == (records[0], None)
+    shelf.path("x").write_text("{}\n")
+    with pytest.raises(StoreError, match="not the journal"):
+        shelf.ends("x")
 
 
 def test_a_disk_that_refuses_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
