@@ -27,8 +27,17 @@ _STOPPING = web.AppKey("stopping", asyncio.Event)
 _CALLER = web.RequestKey("caller", Caller)
 _BODY_LIMIT_BYTES = 1024**2
 _SHUTDOWN_S = 1.0
+_CONNECTIONS_OF_ONE_USER = 64
 _JOBS_LIMIT = 10_000
 _LOG_LINES_LIMIT = 10_000
+
+_BUSY_BODY = json.dumps(
+    {"error": {"code": "busy", "message": f"this user has {_CONNECTIONS_OF_ONE_USER} connections open; close some"}}
+)
+_BUSY = (
+    "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    f"Content-Length: {len(_BUSY_BODY)}\r\n\r\n{_BUSY_BODY}"
+).encode()
 
 # The first match counts, so the leaves of the error tree come first.
 _HTTP_STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
@@ -89,11 +98,35 @@ class ControlServer:
         """
         await self._runner.setup()
         try:
-            await web.SockSite(self._runner, listen(self._path, shared=self._shared)).start()
+            listener = listen(self._path, shared=self._shared)
         except OSError as error:
             await self._runner.cleanup()
             raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
+        self._accepting = asyncio.create_task(self._accept(listener))
         _log.info("control_listening", path=self._path)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        """Serve who connects. One user who opens connections and says nothing keeps no file from the others."""
+        assert self._runner.server is not None
+        loop = asyncio.get_running_loop()
+        open_of: dict[int, list[asyncio.Transport]] = {}
+        with listener:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:  # no file is left, say
+                    _log.error("control_not_accepting", reason=log.reason(error))
+                    await asyncio.sleep(_SHUTDOWN_S)
+                    continue
+                uid = auth.peer_of(connection.fileno()).uid
+                connections = open_of[uid] = [one for one in open_of.get(uid, ()) if not one.is_closing()]
+                if len(connections) >= _CONNECTIONS_OF_ONE_USER:
+                    with connection, contextlib.suppress(OSError):
+                        connection.send(_BUSY)
+                    continue
+                with contextlib.suppress(OSError):  # gone already
+                    transport, _ = await loop.connect_accepted_socket(self._runner.server, connection)
+                    connections.append(transport)
 
     def only_looks(self) -> None:
         """From now on show what is asked for and refuse to change anything: the daemon is stopping."""
@@ -101,6 +134,8 @@ class ControlServer:
 
     async def stop(self) -> None:
         """Stop listening and end what is still connected."""
+        self._accepting.cancel()
+        await asyncio.gather(self._accepting, return_exceptions=True)
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
 

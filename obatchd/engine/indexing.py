@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from obatchd import log
 from obatchd.engine.feeder import read_requests
 from obatchd.engine.sample import Sample
 from obatchd.errors import ConfigError, DropRefused
@@ -20,13 +21,14 @@ from obatchd.jobs.formats.lines import refused
 from obatchd.jobs.formats.source import Unreadable, open_source
 from obatchd.jobs.model import Entry, JobSettings
 from obatchd.jobs.queue import Pending
-from obatchd.jobs.store import IndexBatch, JobRow, PendingRow, Store
+from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow, PendingRow, Store
 from obatchd.jobs.store.segment import REFUSED_LANE, IndexedChunk
 from obatchd.settings import Settings
 from obatchd.settings_io import parse_job_settings
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import Layout
 
+_log = log.get(__name__)
 NEXT_CHUNK = 512  # requests
 # The first chunk of a large drop is small, so that a server gets a request of it as soon as of a small one; a small
 # drop is done with one commit.
@@ -96,6 +98,10 @@ class Reading:
         Raises:
             DropRefused: the drop cannot become a job.
         """
+        with self._at_its_cost():
+            return self._prepare(store)
+
+    def _prepare(self, store: Store) -> dict[str, Any]:
         changes = self.own_columns()
         self.row.settings = changes["settings"]  # they say how the drop is read
         if self.row.settings.sample:
@@ -126,6 +132,21 @@ class Reading:
         self.notes = [*self.notes, *submitted.notes]
         return {"settings": merged, "retry_of": submitted.retry_of, "notes": self.notes}
 
+    @contextlib.contextmanager
+    def _at_its_cost(self) -> Iterator[None]:
+        """A defect met in reading a drop costs this drop, not the daemon at every start that reads it again."""
+        try:
+            yield
+        except (DropRefused, *DISK_ERRORS):
+            raise
+        except Exception as error:
+            _log.exception("drop_not_readable", job=self.row.job)
+            raise DropRefused(
+                f"obatchd itself failed in reading it ({type(error).__name__}); the daemon's log says where. Please"
+                " report it; until it is mended, try the same prompts as JSONL, one object a line",
+                code="reader_defect",
+            ) from error
+
     def _recognised(self) -> Format | None:
         """What the drop holds; None where that cannot be told: reading it says why."""
         with contextlib.suppress(DropRefused, OSError):
@@ -146,9 +167,10 @@ class Reading:
         Raises:
             DropRefused: the drop is not one of our formats or holds no request.
         """
-        if self._entries is None:
-            self._entries = iter(self._sample()) if self.row.settings.sample else self._read()
-        entries = list(islice(self._entries, size))
+        with self._at_its_cost():
+            if self._entries is None:
+                self._entries = iter(self._sample()) if self.row.settings.sample else self._read()
+            entries = list(islice(self._entries, size))
         return IndexBatch(self.row, entries, final=len(entries) < size)
 
     def first_batch(self) -> IndexBatch:

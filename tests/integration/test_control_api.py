@@ -389,3 +389,30 @@ async def test_clients_of_one_user_hold_up_no_other(tmp_path: Path, monkeypatch:
             refused, _ = await call(handover.receive_frame, silent[-1], 10)
             assert refused["error"]["code"] == "busy"
             assert (await call(Client(spool).submit, tmp_path / "a.json", {}))["job"] == "job1"
+
+
+async def test_one_user_cannot_take_every_connection(served: tuple[FakeEngine, Path]) -> None:
+    _, spool = served
+    path = str(runtime.read_record(spool).runtime_dir / runtime.CONTROL_SOCKET)
+    silent = []
+    for _ in range(64):
+        reader, writer = await asyncio.open_unix_connection(path)
+        silent.append(writer)
+    reader, writer = await asyncio.open_unix_connection(path)
+    status, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n")
+    writer.close()
+    assert status == b"HTTP/1.1 503 Service Unavailable"
+    assert b"64 connections open" in body
+    silent.pop().close()
+
+    async def answered() -> bool:
+        try:
+            return bool((await call(Client(spool).get, "ping"))["pid"])
+        except errors.ObatchError:
+            return False
+
+    async with asyncio.timeout(10):
+        while not await answered():
+            await asyncio.sleep(0.01)
+    for writer in silent:
+        writer.close()

@@ -6,16 +6,18 @@ import gzip
 import json
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from obatchd.engine import indexing
 from obatchd.engine.feeder import read_requests
 from obatchd.engine.indexing import Reading, SubmittedSettings, content_digest, flush_unpacked, late_note
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.model import JobSettings
+from obatchd.jobs.model import Entry, JobSettings
 from obatchd.jobs.store import IndexBatch, JobRow, PendingRow, Store
 from obatchd.settings import Settings
 from obatchd.spool.layout import Layout
@@ -283,3 +285,24 @@ def test_the_digest_hangs_on_nothing_a_folder_may_hold(tmp_path: Path) -> None:
     (tmp_path / "f" / "closed").write_bytes(b"x")
     (tmp_path / "f" / "closed").chmod(0)
     assert len(content_digest(tmp_path / "f")) == 64
+
+
+@pytest.mark.parametrize("read_before", [0, 2])
+def test_a_defect_of_a_reader_costs_its_drop_alone(
+    monkeypatch: pytest.MonkeyPatch, layout: Layout, store: Store, accept: Accept, read_before: int
+) -> None:
+    real = indexing.read_entries
+
+    def broken(*arguments: Any, **keywords: Any) -> Iterator[Entry]:
+        yield from islice(real(*arguments, **keywords), read_before)
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(indexing, "read_entries", broken)
+    row = accept("drop.jsonl", jsonl(prompts(5)))
+    begun = reading(row, layout)
+    begun.prepare(store)
+    if read_before:
+        assert len(begun.batch(read_before).entries) == read_before
+    with pytest.raises(DropRefused, match="ZeroDivisionError") as caught:
+        begun.batch(10)
+    assert caught.value.code == "reader_defect"
