@@ -22,6 +22,7 @@ from obatchd.burnin.recorder import Occupied, Seen
 from obatchd.burnin.recording import Recording
 from obatchd.burnin.records import Begun, Canary, Ended, Event, Limits, Loading, Prepared, Record, Unit
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.track import Crash
 from obatchd.settings_gpu_health import GpuHealthSettings
 
 SECTION_6 = {
@@ -125,7 +126,8 @@ def known(**changes: Any) -> Identity:
 
 def crash(card: Watched, times: int) -> None:
     for _ in range(times):
-        card.track.add_crash(card.now_s)
+        card.track.crashed_s["tiny"] = card.now_s
+        card.track.add_crash(Crash(card.now_s, "tiny", ["GPU-2"]))
         card.pass_time(60)
 
 
@@ -248,7 +250,7 @@ MATRIX: list[tuple[int, str, Fault, str, str, str, str]] = [
 )
 def test_every_fault_has_its_consequence(fault: Fault, signal: str, level: str, burn_in: str, words: str) -> None:
     card = happened(Watched, fault)
-    found = card.judge([Watched()])
+    found = card.judge([Watched(known(uuid="GPU-2"))])
     assert (found.level, found.burn_in) == (level, burn_in), found
     assert bool(found.findings) == bool(signal)
     if signal:
