@@ -12,7 +12,8 @@ from obatchd.dispatch import faults, records
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.watchdog import Sample
-from obatchd.jobs.queue import JobQueue, Pending, Taken
+from obatchd.jobs.lane import Pending, Taken
+from obatchd.jobs.queue import JobQueue
 from obatchd.settings import DispatchSettings
 
 _log = log.get(__name__)

@@ -12,8 +12,8 @@ from obatchd.dispatch import protocol
 from obatchd.dispatch.pool import WorkerHandle
 from obatchd.dispatch.watchdog import ServerWatch
 from obatchd.errors import ObatchError
+from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
-from obatchd.jobs.queue import Taken
 from obatchd.rate import RateMeter
 
 # Answers faster than this would leave a slot empty while the next request travels: such servers get more credit.

@@ -8,8 +8,9 @@ from obatchd.dispatch import protocol
 from obatchd.dispatch.consequences import LEAST_LIMIT_S
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.protocol import OfferItem
+from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
-from obatchd.jobs.queue import JobQueue, Taken
+from obatchd.jobs.queue import JobQueue
 from obatchd.settings import DispatchSettings
 
 

@@ -14,8 +14,9 @@ from obatchd.engine.documents import instant
 from obatchd.engine.live import CANCELLED, Ending, LiveJob
 from obatchd.engine.troubles import Troubles
 from obatchd.errors import ObatchError
+from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Outcome, Profile
-from obatchd.jobs.queue import JobQueue, Lane
+from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import DISK_ERRORS, Store
 
 _log = log.get(__name__)

@@ -31,8 +31,9 @@ from obatchd.engine.troubles import INTAKE, Troubles
 from obatchd.engine.vital import Vital
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats import request_file
+from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import JobIds, JobState, Outcome
-from obatchd.jobs.queue import JobQueue, Lane
+from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import DISK_ERRORS, JobRow, LaneRow, Segment, Store
 from obatchd.settings import Settings
 from obatchd.spool import claim

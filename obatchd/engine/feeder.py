@@ -15,8 +15,9 @@ import msgspec
 from obatchd import log
 from obatchd.dispatch.dispatcher import INTERRUPTED, Finished, Suspicion
 from obatchd.engine.vital import Vital
+from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Outcome, default_id
-from obatchd.jobs.queue import WINDOW_FETCH, JobQueue, Lane, Pending
+from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import DISK_ERRORS, AttemptRow, PendingRow, Segment
 
 _log = log.get(__name__)

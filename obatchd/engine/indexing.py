@@ -19,8 +19,8 @@ from obatchd.errors import ConfigError, DropRefused
 from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entries, recognise, request_file
 from obatchd.jobs.formats.lines import refused
 from obatchd.jobs.formats.source import Unreadable, open_source
+from obatchd.jobs.lane import Pending
 from obatchd.jobs.model import Entry, JobSettings
-from obatchd.jobs.queue import Pending
 from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow, PendingRow, Store
 from obatchd.jobs.store.segment import REFUSED_LANE, IndexedChunk
 from obatchd.settings import Settings

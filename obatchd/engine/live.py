@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from obatchd.dispatch.protocol import JobContext
+from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import JobState, Outcome, Profile, round_context
-from obatchd.jobs.queue import Lane
 from obatchd.jobs.store import JobRow, LaneRow
 from obatchd.rate import RateMeter
 from obatchd.settings import Settings

@@ -23,8 +23,9 @@ from obatchd.context.model import HEADER, Alive, Prepared, Rules, Wish
 from obatchd.dispatch.dispatcher import Finished
 from obatchd.engine.vital import Vital
 from obatchd.jobs.formats.request import request_id
+from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Outcome, default_id
-from obatchd.jobs.queue import JobQueue, Lane, Pending
+from obatchd.jobs.queue import JobQueue
 from obatchd.settings_context import ContextSettings
 
 _log = log.get(__name__)

@@ -12,82 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import msgspec
+from obatchd.jobs.lane import Lane, Pending, Taken
+from obatchd.jobs.model import Profile
 
-from obatchd.jobs.model import PRIORITY_CLASS, Profile
-
-WINDOW_LOW = 256  # requests in memory below which a lane wants more
-WINDOW_FETCH = 1024
-WINDOW_BYTES = 4 * 1024**2  # the same where requests are long
-_AGEING_S = 3600.0
 _LOOK_AHEAD_LANES = 8
 _LOOK_AHEAD_REQUESTS = 8
 _FIRST_ESTIMATE_S = 1.0
-
-
-class Pending(msgspec.Struct, array_like=True):
-    """A request ready to be offered. ``servers`` are those of its earlier attempts, which took ``spent_s``.
-
-    ``prepared`` is what the preparer made of its sources, for the worker; empty where it names none.
-    """
-
-    line: int
-    raw: bytes
-    attempt: int = 1
-    servers: list[str] = []
-    spent_s: float = 0.0
-    prepared: bytes = b""
-
-
-class Lane:
-    """Requests of one job for one profile and priority class, in input order."""
-
-    __slots__ = (
-        "accepted_s", "cursor", "fetching", "gaps", "job", "number", "order", "owner", "preparing", "priority",
-        "profile", "unread", "window",
-    )  # fmt: skip
-
-    def __init__(self, job: int, number: int, owner: int, profile: Profile, priority: str, accepted_s: float) -> None:
-        self.job = job
-        self.number = number
-        self.owner = owner
-        self.profile = profile
-        self.priority = PRIORITY_CLASS[priority]
-        self.accepted_s = accepted_s
-        self.order = (job, number)
-        self.window: deque[Pending] = deque()
-        self.cursor = 0  # greatest line that was ever put into the window
-        self.gaps = (0, 0)  # requests without a result that an earlier run left behind lie between these lines
-        self.unread = 0  # requests without a result that are only in the store
-        self.preparing = 0  # requests that wait for their sources before they come into the window
-        self.fetching = False
-
-    def begin_after(self, line: int) -> None:
-        """Take what follows ``line`` first: to find the few requests left before it, all before it must be looked at,
-        which takes half a second for half a million."""
-        self.cursor, self.gaps = line, (0, line)
-
-    @property
-    def waiting(self) -> int:
-        return len(self.window) + self.unread
-
-    @property
-    def wants_fetch(self) -> bool:
-        if self.unread <= 0 or self.fetching or len(self.window) + self.preparing >= WINDOW_LOW:
-            return False
-        return sum(len(pending.raw) for pending in self.window) < WINDOW_BYTES
-
-    def priority_class(self, now_s: float) -> int:
-        """The lane's class, one more per hour since its job was accepted."""
-        return self.priority + int((now_s - self.accepted_s) / _AGEING_S)
-
-
-class Taken(msgspec.Struct, array_like=True):
-    """A request on its way to a server. ``charge_s`` was charged to its owner in advance."""
-
-    lane: Lane
-    pending: Pending
-    charge_s: float
 
 
 class _Share:

@@ -18,8 +18,9 @@ from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import OfferItem, ResultItem
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.errors import ObatchError
+from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
-from obatchd.jobs.queue import JobQueue, Lane, Pending
+from obatchd.jobs.queue import JobQueue
 from obatchd.settings import DispatchSettings
 
 SMALL, LARGE = Profile("small", 4096), Profile("large", 8192)

@@ -13,8 +13,9 @@ from obatchd.dispatch.dispatcher import INTERRUPTED, Finished, Suspicion
 from obatchd.engine import feeder as feeder_module
 from obatchd.engine.feeder import Feeder, histories
 from obatchd.engine.vital import Vital
+from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Entry, Outcome, Profile
-from obatchd.jobs.queue import JobQueue, Lane
+from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import AttemptRow, ResultRow, Segment
 
 SMALL = Profile("small", 4096)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Profile
-from obatchd.jobs.queue import WINDOW_FETCH, JobQueue, Lane, Pending
+from obatchd.jobs.queue import JobQueue
 
 SMALL, LARGE = Profile("small", 4096), Profile("large", 8192)
 
