@@ -22,7 +22,7 @@ from obatchd.jobs.formats.source import Unreadable, open_source
 from obatchd.jobs.lane import Pending
 from obatchd.jobs.model import Entry, JobSettings
 from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow, PendingRow, Store
-from obatchd.jobs.store.segment import REFUSED_LANE, IndexedChunk
+from obatchd.jobs.store.rows import REFUSED_LANE, IndexedChunk
 from obatchd.settings import Settings
 from obatchd.settings_io import parse_job_settings
 from obatchd.spool.flush import sync_filesystem, sync_paths

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sqlite3
 
 from obatchd.errors import StoreError
-from obatchd.jobs.store.segment import AttemptRow, LaneRow, PendingRow, ResultRow, Segment
+from obatchd.jobs.store.rows import AttemptRow, LaneRow, PendingRow, ResultRow
+from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import Facts, JobRow, StateStore
 from obatchd.jobs.store.store import IndexBatch, Store
 

@@ -1,8 +1,4 @@
-"""One segment: the requests, attempts and results of the jobs that share a file.
-
-A request's row id is ``job key << 32 | line``: one integer key gives input order, range scans per job and the last
-line of defence against a second result at once.
-"""
+"""One segment: the requests, attempts and results of the jobs that share a file."""
 
 from __future__ import annotations
 
@@ -13,11 +9,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import msgspec
-
-from obatchd.jobs.model import Entry, Outcome, Refusal, default_id
+from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction, unflushed
 from obatchd.jobs.store.integrity import delete_database, size_bytes
+from obatchd.jobs.store.request_index import RequestIndex
+from obatchd.jobs.store.results import unanswered_record, write_results
+from obatchd.jobs.store.rows import (
+    LINE_MASK,
+    AttemptRow,
+    IndexedChunk,
+    LaneRow,
+    PendingRow,
+    ResultRow,
+    keys_of,
+    request_key,
+)
 from obatchd.jobs.store.schema import Schema
 
 _TABLES = """
@@ -44,83 +50,6 @@ CREATE TABLE IF NOT EXISTS tallies (
 ) WITHOUT ROWID;
 """
 _SCHEMA = Schema(1, _TABLES, {1: ""})
-_LINE_BITS = 32
-_LINE_MASK = (1 << _LINE_BITS) - 1
-REFUSED_LANE = -1  # requests refused while indexing belong to no lane
-
-
-class LaneRow(msgspec.Struct):
-    """Requests of one job that ask for the same model, context and priority."""
-
-    job: int
-    lane: int
-    model: str | None
-    context_length: int | None  # tokens as asked; None: the job's or daemon's
-    priority: str | None
-    requests: int
-    finished: int = 0
-
-
-class PendingRow(msgspec.Struct, array_like=True):
-    """Where the bytes of a request without a result lie."""
-
-    line: int
-    offset: int
-    length: int
-    checksum: int
-    id: str | None
-
-
-class ResultRow(msgspec.Struct, array_like=True):
-    job: int
-    line: int
-    lane: int
-    outcome: Outcome
-    record: bytes
-
-
-class AttemptRow(msgspec.Struct, array_like=True):
-    """An attempt that ended in a fault or outlived a commit; ``fault`` is empty while it runs."""
-
-    job: int
-    line: int
-    attempt: int
-    server: str
-    started_s: float
-    fault: str = ""
-    spent_s: float = 0.0
-
-
-class IndexedChunk(msgspec.Struct):
-    """What one call of :meth:`Segment.write_index` added for a job."""
-
-    job: int
-    lanes: list[LaneRow]  # of this chunk's requests, ``requests`` counts the chunk's own
-    lane_of: list[int]  # lane of every entry given; REFUSED_LANE where it was refused
-    refused: int
-
-
-def _request(job: int, line: int) -> int:
-    return job << _LINE_BITS | line
-
-
-def _span(job: int) -> tuple[int, int]:
-    return job << _LINE_BITS, (job + 1) << _LINE_BITS
-
-
-def refusal_record(entry: Entry, refusal: Refusal) -> bytes:
-    """The result object of a line that could not become a request."""
-    return msgspec.json.encode(
-        {
-            "id": entry.id or default_id(entry.line),
-            "line": entry.line,
-            "outcome": Outcome.FAILED,
-            "code": refusal.code,
-            "message": refusal.message,
-            "attempts": 0,
-            "servers": [],
-        }
-    )
 
 
 class Segment:
@@ -134,7 +63,7 @@ class Segment:
         self._closed = False
         self._lock = threading.Lock()
         self._read_lock = threading.Lock()
-        self._lanes: dict[int, dict[tuple[str | None, int | None, str | None], int]] = {}
+        self._index = RequestIndex()
 
     def close(self) -> None:
         with self._lock, self._read_lock:
@@ -163,12 +92,12 @@ class Segment:
         with self._lock:
             with transaction(self._database) as cursor:
                 for job in jobs:
-                    low, high = _span(job)
+                    low, high = keys_of(job)
                     for table in ("requests", "attempts", "results"):
                         cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
                     for table in ("labels", "lanes", "tallies", "jobs"):
                         cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
-                    self._lanes.pop(job, None)
+                    self._index.forget(job)
             rewrite(self._database, self.path)
 
     def size_bytes(self) -> int:
@@ -188,81 +117,7 @@ class Segment:
             if not any(final for *_, final in batches):
                 stack.enter_context(unflushed(self._database))
             cursor = stack.enter_context(transaction(self._database))
-            return [self._index_job(cursor, *batch) for batch in batches]
-
-    def _index_job(
-        self, cursor: sqlite3.Cursor, job: int, name: str, entries: Sequence[Entry], final: bool
-    ) -> IndexedChunk:
-        cursor.execute("INSERT OR IGNORE INTO jobs (job, name) VALUES (?, ?)", (job, name))
-        (reached,) = cursor.execute("SELECT indexed_line FROM jobs WHERE job = ?", (job,)).fetchone()
-        refusals = {e.line: e.refusal for e in entries if e.refusal is not None}
-        refusals.update(self._repeated_ids(cursor, job, [e for e in entries if e.refusal is None and e.line > reached]))
-        lanes = self._lanes_of(cursor, job)
-        counts: Counter[int] = Counter()
-        lane_of, rows = [], []
-        for entry in entries:
-            lane = REFUSED_LANE
-            if entry.line not in refusals:
-                asked = (entry.model, entry.context_length, entry.priority)
-                lane = lanes.setdefault(asked, len(lanes))
-            lane_of.append(lane)
-            if entry.line > reached:
-                counts[lane] += 1
-                rows.append((_request(job, entry.line), entry.offset, entry.length, entry.checksum, lane, entry.id))
-        cursor.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)", rows)
-        refused = [
-            ResultRow(job, e.line, REFUSED_LANE, Outcome.FAILED, refusal_record(e, refusals[e.line]))
-            for e in entries
-            if e.line in refusals and e.line > reached
-        ]
-        _write_results(cursor, refused)
-        chunk = self._write_lanes(cursor, job, lanes, counts)
-        last = entries[-1].line if entries else reached
-        cursor.execute(
-            "UPDATE jobs SET indexed_line = max(indexed_line, ?), indexed = ? WHERE job = ?", (last, final, job)
-        )
-        return IndexedChunk(job, chunk, lane_of, len(refused))
-
-    def _lanes_of(self, cursor: sqlite3.Cursor, job: int) -> dict[tuple[str | None, int | None, str | None], int]:
-        known = self._lanes.get(job)
-        if known is None:
-            rows = cursor.execute("SELECT model, context_length, priority, lane FROM lanes WHERE job = ?", (job,))
-            known = self._lanes[job] = {(model, context, priority): lane for model, context, priority, lane in rows}
-        return known
-
-    def _write_lanes(
-        self,
-        cursor: sqlite3.Cursor,
-        job: int,
-        lanes: dict[tuple[str | None, int | None, str | None], int],
-        counts: Counter[int],
-    ) -> list[LaneRow]:
-        rows = [LaneRow(job, lane, *asked, counts[lane]) for asked, lane in lanes.items() if counts[lane]]
-        cursor.executemany(
-            "INSERT INTO lanes VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET requests = requests + excluded.requests",
-            [(r.job, r.lane, r.model, r.context_length, r.priority, r.requests) for r in rows],
-        )
-        return rows
-
-    @staticmethod
-    def _repeated_ids(cursor: sqlite3.Cursor, job: int, entries: Sequence[Entry]) -> dict[int, Refusal]:
-        labelled = [(e.id, e.line) for e in entries if e.id is not None]
-        if not labelled:
-            return {}
-        rows = ((job, label, line) for label, line in labelled)
-        cursor.executemany("INSERT OR IGNORE INTO labels VALUES (?, ?, ?)", rows)
-        if cursor.rowcount == len(labelled):
-            return {}
-        repeated = {}
-        for label, line in labelled:
-            (first,) = cursor.execute("SELECT line FROM labels WHERE job = ? AND id = ?", (job, label)).fetchone()
-            if first != line:
-                message = (
-                    f"line {line}: the id {label!r} was used by line {first} already; give every request its own id"
-                )
-                repeated[line] = Refusal("duplicate_id", message)
-        return repeated
+            return [self._index.add(cursor, *batch) for batch in batches]
 
     # Results.
 
@@ -276,9 +131,9 @@ class Segment:
             cursor.executemany(
                 "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
                 " SET fault = excluded.fault, spent_s = excluded.spent_s WHERE excluded.fault <> ''",
-                [(_request(a.job, a.line), a.attempt, a.server, a.started_s, a.fault, a.spent_s) for a in attempts],
+                [(request_key(a.job, a.line), a.attempt, a.server, a.started_s, a.fault, a.spent_s) for a in attempts],
             )
-            return _write_results(cursor, results)
+            return write_results(cursor, results)
 
     def end_pending(
         self, job: int, lane: int | None, outcome: Outcome, code: str, message: str, limit: int, after_line: int = 0
@@ -288,7 +143,7 @@ class Segment:
         Returns:
             their lines; with the last as ``after_line`` the next call need not look at what is ended again.
         """
-        low, high = _request(job, after_line), _span(job)[1]
+        low, high = request_key(job, after_line), keys_of(job)[1]
         with self._lock, transaction(self._database) as cursor:
             rows = cursor.execute(
                 "SELECT request, lane, id FROM requests WHERE request > ? AND request < ? AND (? IS NULL OR lane = ?)"
@@ -305,11 +160,10 @@ class Segment:
                     tried.setdefault(request, []).append(server)
             results = []
             for request, number, label in rows:
-                line, servers = request & _LINE_MASK, tried.get(request, [])
-                record = {"id": label or default_id(line), "line": line, "outcome": outcome, "code": code}
-                record |= {"message": message, "attempts": len(servers), "servers": servers}
-                results.append(ResultRow(job, line, number, outcome, msgspec.json.encode(record)))
-            _write_results(cursor, results)
+                line = request & LINE_MASK
+                record = unanswered_record(label, line, outcome, code, message, tried.get(request, []))
+                results.append(ResultRow(job, line, number, outcome, record))
+            write_results(cursor, results)
         return [result.line for result in results]
 
     # Reading.
@@ -345,7 +199,7 @@ class Segment:
 
     def last_finished(self, job: int, lane: int) -> int:
         """The greatest line of a lane that has a result; 0 where none has."""
-        low, high = _span(job)
+        low, high = keys_of(job)
         with self._read_lock:
             row = (
                 self._reading()
@@ -356,11 +210,11 @@ class Segment:
                 )
                 .fetchone()
             )
-        return row[0] & _LINE_MASK if row else 0
+        return row[0] & LINE_MASK if row else 0
 
-    def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = _LINE_MASK) -> list[PendingRow]:
+    def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = LINE_MASK) -> list[PendingRow]:
         """The next requests of a lane without a result, in input order; of those up to ``to_line``."""
-        low, high = _span(job)[0], _request(job, to_line) + 1
+        low, high = keys_of(job)[0], request_key(job, to_line) + 1
         with self._read_lock:
             rows = (
                 self._reading()
@@ -368,15 +222,15 @@ class Segment:
                     "SELECT request, offset, length, checksum, id FROM requests"
                     " WHERE request > ? AND request < ? AND lane = ?"
                     " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) LIMIT ?",
-                    (max(low, _request(job, after_line)), high, lane, limit),
+                    (max(low, request_key(job, after_line)), high, lane, limit),
                 )
                 .fetchall()
             )
-        return [PendingRow(row[0] & _LINE_MASK, *row[1:]) for row in rows]
+        return [PendingRow(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def attempts(self, job: int) -> list[AttemptRow]:
         """Recorded attempts of requests that have no result yet."""
-        low, high = _span(job)
+        low, high = keys_of(job)
         with self._lock:
             rows = self._database.execute(
                 "SELECT request, attempt, server, started_s, fault, spent_s FROM attempts"
@@ -384,11 +238,11 @@ class Segment:
                 " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = attempts.request)",
                 (low, high),
             ).fetchall()
-        return [AttemptRow(job, row[0] & _LINE_MASK, *row[1:]) for row in rows]
+        return [AttemptRow(job, row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def results(self, job: int) -> Iterator[tuple[int, Outcome, bytes]]:
         """(line, outcome, record) of every finished request, in input order, in constant memory."""
-        low, high = _span(job)
+        low, high = keys_of(job)
         # Not the shared reader: whoever reads a large job is long about it. One is kept, for opening one takes longer
         # than reading a small job.
         with self._read_lock:
@@ -401,7 +255,7 @@ class Segment:
                 (low, high),
             )
             for request, outcome, record in cursor:
-                yield request & _LINE_MASK, Outcome(outcome), record
+                yield request & LINE_MASK, Outcome(outcome), record
         finally:
             cursor.close()  # an open one would hold up checkpoints
             with self._read_lock:
@@ -417,7 +271,7 @@ class Segment:
                 self._reading()
                 .execute(
                     "SELECT request, offset, length, checksum, id FROM requests WHERE request = ?",
-                    (_request(job, line),),
+                    (request_key(job, line),),
                 )
                 .fetchone()
             )
@@ -425,51 +279,20 @@ class Segment:
 
     def failed_requests(self, job: int) -> list[PendingRow]:
         """Where the bytes of the requests that ran and did not succeed lie, in input order, without refused lines."""
-        low, high = _span(job)
+        low, high = keys_of(job)
         with self._lock:
             rows = self._database.execute(
                 "SELECT r.request, offset, length, checksum, id FROM requests r JOIN results USING (request)"
                 " WHERE r.request > ? AND r.request < ? AND lane >= 0 AND outcome <> 'succeeded' ORDER BY r.request",
                 (low, high),
             ).fetchall()
-        return [PendingRow(row[0] & _LINE_MASK, *row[1:]) for row in rows]
+        return [PendingRow(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def forget_lanes(self, job: int) -> None:
         """Drop what is remembered of a finished job."""
-        self._lanes.pop(job, None)
+        self._index.forget(job)
 
     def _reading(self) -> sqlite3.Connection:
         if self._reader is None:
             self._reader = open_reader(self.path)
         return self._reader
-
-
-_INSERT_RESULT = "INSERT OR IGNORE INTO results VALUES (?, ?, ?)"
-
-
-def _write_results(cursor: sqlite3.Cursor, results: Sequence[ResultRow]) -> set[tuple[int, int]]:
-    if not results:
-        return set()
-    rows = [(_request(r.job, r.line), r.outcome.value, r.record) for r in results]
-    stored: Sequence[ResultRow] = results
-    other: set[tuple[int, int]] = set()
-    cursor.execute("SAVEPOINT results")
-    cursor.executemany(_INSERT_RESULT, rows)
-    if cursor.rowcount != len(rows):
-        # A request that has a result already: find out which, so that only what is stored now is counted.
-        cursor.execute("ROLLBACK TO results")
-        stored = [r for r, row in zip(results, rows, strict=True) if cursor.execute(_INSERT_RESULT, row).rowcount]
-        # The same result again is a commit tried again after it failed half-way: that is no other result.
-        other = {(r.job, r.line) for r, row in zip(results, rows, strict=True) if not _has_result(cursor, row)}
-    cursor.execute("RELEASE results")
-    tally = Counter((r.job, r.lane, r.outcome.value) for r in stored)
-    cursor.executemany(
-        "INSERT INTO tallies VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET requests = requests + excluded.requests",
-        [(*key, count) for key, count in tally.items()],
-    )
-    return other
-
-
-def _has_result(cursor: sqlite3.Cursor, row: tuple[int, str, bytes]) -> bool:
-    found = cursor.execute("SELECT request, outcome, record FROM results WHERE request = ?", row[:1]).fetchone()
-    return bool(found == row)

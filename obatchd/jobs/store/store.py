@@ -13,8 +13,9 @@ import msgspec
 from obatchd.errors import StoreError
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside
+from obatchd.jobs.store.rows import AttemptRow, IndexedChunk, ResultRow
 from obatchd.jobs.store.schema import delete_backups
-from obatchd.jobs.store.segment import AttemptRow, IndexedChunk, ResultRow, Segment
+from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import JobRow, StateStore
 from obatchd.spool.ledger import Intent
 
