@@ -21,8 +21,8 @@ import msgspec
 from obatchd import crash_points, log
 from obatchd.errors import ControlError, DropRefused, ObatchError
 from obatchd.jobs.model import JobIds
+from obatchd.spool.drop import Drop
 from obatchd.spool.flush import sync_filesystem, sync_paths, tree
-from obatchd.spool.inbox import Drop
 from obatchd.spool.layout import Layout, safe_name
 from obatchd.spool.ledger import Intent, Ledger
 

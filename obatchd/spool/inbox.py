@@ -1,86 +1,32 @@
 """What lies in the inbox, and which of it is ready to be taken.
 
-Events only wake the scan up; what the scan finds is the truth. Facts of the kernel and of watchdog 7.1 that shape
-this module (inotify(7); measured):
-
-* A rename into the inbox gives IN_MOVED_TO alone, so a moved event without a source is a complete file. A ``cp``
-  gives IN_CREATE and IN_CLOSE_WRITE, and IN_CLOSE_WRITE does not mean "finished": ``>`` then ``>>`` gives two.
-* Our own claims rename files away. With IN_MOVED_FROM in the mask, watchdog would hold back every later event for
-  half a second to find its other half; so it is not in our mask.
-* Events overflow (16,384 by default), watches die with their directory, and network file systems give none.
+Events (:mod:`~obatchd.spool.watching`) only wake the scan up; what the scan finds is the truth.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import stat
-import threading
 import time
 from collections.abc import Callable, Collection
-from pathlib import Path
 
 import msgspec
-from watchdog.events import (
-    EVENT_TYPE_DELETED,
-    EVENT_TYPE_MODIFIED,
-    EVENT_TYPE_MOVED,
-    FileSystemEvent,
-    FileSystemEventHandler,
-)
-from watchdog.observers.api import BaseObserver
-from watchdog.observers.inotify import InotifyFullEmitter
-from watchdog.observers.inotify_c import InotifyConstants, Mask
 
 from obatchd import log
 from obatchd.errors import DropRefused
 from obatchd.jobs.model import FILE_ENDINGS
 from obatchd.settings import InboxSettings
+from obatchd.spool.drop import Blocked, Drop, describe, is_temporary, not_a_file, permission_trouble, stillness
 from obatchd.spool.layout import Layout
+from obatchd.spool.watching import Watch
 
 _log = log.get(__name__)
-_MASK = (
-    InotifyConstants.IN_MOVED_TO
-    | InotifyConstants.IN_CREATE
-    | InotifyConstants.IN_CLOSE_WRITE
-    | InotifyConstants.IN_ATTRIB
-    | InotifyConstants.IN_DELETE_SELF
-)
-_TEMPORARY = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
 _NO_FORMAT = (
     "{} is none of our formats: drop JSON (.jsonl, .ndjson, .json), a table (.csv, .tsv) or text (.txt, .md), each "
     "also .gz, or a folder of them"
 )
 _SLOW_S = 60.0
-_WATCH_AGAIN_S = 5.0
 # Looking at everything takes at most a tenth of the time, where events tell of what is new.
 _WHOLE_SHARE = 10
-
-
-class Drop(msgspec.Struct, frozen=True):
-    """Something in the inbox."""
-
-    name: bytes
-    path: Path
-    owner: int  # uid
-    device: int
-    inode: int
-    size: int  # bytes
-    kind: str  # file or folder
-    mtime_ns: int
-
-    @property
-    def label(self) -> str:
-        return self.name.decode("utf-8", "backslashreplace")
-
-
-class Blocked(msgspec.Struct, frozen=True):
-    """A drop that cannot be taken as things stand."""
-
-    name: str
-    reason: str
-    owner: int  # uid
-    tried: bool = False  # all looked well, but it could not be renamed away
 
 
 class ScanReport(msgspec.Struct):
@@ -92,21 +38,6 @@ class ScanReport(msgspec.Struct):
     settling: int = 0
     next_s: float | None = None
     problem: str = ""
-
-
-class _Emitter(InotifyFullEmitter):
-    """watchdog's emitter with the mask of this module."""
-
-    def get_event_mask_from_filter(self) -> Mask:
-        return Mask(_MASK)
-
-
-class _Handler(FileSystemEventHandler):
-    def __init__(self, on_event: Callable[[FileSystemEvent], None]) -> None:
-        self._on_event = on_event
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        self._on_event(event)
 
 
 class _Waiting(msgspec.Struct):
@@ -139,83 +70,18 @@ class Inbox:
         self._waiting: dict[bytes, _Waiting] = {}
         self._ready: dict[bytes, Drop] = {}  # settled, and more than one batch
         self._blocked: dict[bytes, Blocked] = {}
-        self._named: set[bytes] = set()  # by events since the last scan
-        self._renamed: set[bytes] = set()  # those of them that were renamed in
-        self._lock = threading.Lock()
-        self._observer: BaseObserver | None = None
-        self._watched_inode: int | None = None
-        self._watch_tried_s = float("-inf")
+        self._watch = Watch(layout, clock)
         self._whole_s = float("-inf")
         self._whole_took_s = 0.0
         self._problem = ""
-        self._remote = False
-        self._wake: Callable[[], None] | None = None  # None: not started, or stopped
 
     def start(self, wake: Callable[[], None]) -> None:
         """Begin to watch; ``wake`` is called, from another thread, when a scan would find something new."""
-        self._wake = wake
-        self._remote = self._layout.is_remote()
-        if self._remote:
-            _log.warning(
-                "inbox_polled", path=self._layout.inbox, filesystem=self._layout.filesystem_kind(),
-                reason="changes made by other hosts give no events; the inbox is looked at every rescan_s",
-            )  # fmt: skip
-        self._watch()
+        self._watch.start(wake)
 
     def stop(self) -> None:
         """End watching; scans go on finding everything."""
-        self._wake = None
-        self._unwatch()
-
-    def _unwatch(self) -> None:
-        observer, self._observer = self._observer, None
-        if observer is not None:
-            observer.stop()
-            observer.join(2.0)
-
-    def _watch(self) -> None:
-        self._watch_tried_s = self._clock()
-        try:
-            inode = self._layout.inbox.stat().st_ino
-            observer = BaseObserver(_Emitter, timeout=1.0)
-            observer.schedule(_Handler(self._on_event), os.fspath(self._layout.inbox), recursive=False)
-            observer.start()
-        except OSError as error:
-            # ENOSPC: fs.inotify.max_user_watches; EMFILE: max_user_instances. Rescans go on without events.
-            _log.warning("inbox_not_watched", path=self._layout.inbox, reason=str(error))
-            return
-        self._observer, self._watched_inode = observer, inode
-        self._whole_s = float("-inf")  # what came before the watch gave no event
-
-    def _on_event(self, event: FileSystemEvent) -> None:
-        path = os.fsencode(event.dest_path or event.src_path)
-        if path == os.fsencode(self._layout.inbox):
-            if event.event_type == EVENT_TYPE_DELETED:
-                self._watched_inode = None  # a new inbox may well get the inode of the old one
-            elif event.event_type == EVENT_TYPE_MODIFIED:
-                return  # comes with every event of a name
-        elif not is_temporary(name := os.path.basename(path)):
-            with self._lock:
-                self._named.add(name)
-                if event.event_type == EVENT_TYPE_MOVED and not event.src_path:
-                    self._renamed.add(name)
-        if (wake := self._wake) is not None:
-            wake()
-
-    def _keep_watching(self, inode: int) -> None:
-        """Watch again when the inbox was replaced or the watch was lost."""
-        wanted = self._wake is not None and not self._is_watching(inode)
-        if wanted and self._clock() - self._watch_tried_s >= _WATCH_AGAIN_S:
-            self._unwatch()
-            self._watch()
-
-    def _is_watching(self, inode: int) -> bool:
-        observer = self._observer
-        return (
-            observer is not None
-            and inode == self._watched_inode
-            and all(thread.is_alive() for thread in (observer, *observer.emitters))
-        )
+        self._watch.stop()
 
     # Scanning.
 
@@ -224,17 +90,13 @@ class Inbox:
 
         ``hindrance`` says of each why it has to wait, though it is ready; empty: it is taken.
         """
-        with self._lock:
-            named, self._named = self._named, set()
-            renamed, self._renamed = self._renamed, set()
+        named, renamed = self._watch.take_names()
         report = ScanReport()
         now_s = self._clock()
         try:
             names = self._names(named, now_s)
         except OSError as error:
-            with self._lock:
-                self._named |= named
-                self._renamed |= renamed
+            self._watch.add_names(named, renamed)
             self._whole_s = float("-inf")
             report.problem = f"the inbox {self._layout.inbox} cannot be read: {error.strerror}; put it back"
             return report
@@ -271,9 +133,9 @@ class Inbox:
     def _names(self, named: set[bytes], now_s: float) -> Collection[bytes]:
         """What to look at: everything when that is due or nobody tells us of events, else what may have changed."""
         inode = self._layout.inbox.stat().st_ino
-        self._keep_watching(inode)
-        told = self._is_watching(inode) and not self._remote
-        if told and now_s - self._whole_s < max(self.settings.rescan_s, _WHOLE_SHARE * self._whole_took_s):
+        if self._watch.tells_all(inode) and now_s - self._whole_s < max(
+            self.settings.rescan_s, _WHOLE_SHARE * self._whole_took_s
+        ):
             due = {name for name, waiting in self._waiting.items() if waiting.left_s(now_s) <= 0}
             return named | (due - self._ready.keys())
         self._problem = self._layout.inbox_problem()
@@ -294,17 +156,17 @@ class Inbox:
         path = self._layout.inbox / os.fsdecode(name)
         try:
             status = path.lstat()
-            drop = _drop(name, path, status)
-            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            drop = describe(name, path, status)
+            if (refusal := not_a_file(status)) is not None:
                 self._forget(name)
-                report.refused.append((drop, _not_a_file(status)))
+                report.refused.append((drop, refusal))
                 return
-            if (reason := _blocked(drop)) is not None:
+            if (reason := permission_trouble(drop)) is not None:
                 self._block(drop, reason)
                 return
             if (blocked := self._blocked.get(name)) is not None and not blocked.tried:
                 del self._blocked[name]
-            settle_s, signature = self._signature(drop, status)
+            settle_s, signature = stillness(drop, status, self.settings)
         except FileNotFoundError:
             self._forget(name)  # taken away again
             return
@@ -331,18 +193,6 @@ class Inbox:
         else:
             self._ready[drop.name] = drop
 
-    def _signature(self, drop: Drop, status: os.stat_result) -> tuple[float, tuple[object, ...]]:
-        """How long a drop must stay as it is, and what must stay."""
-        settings = self.settings
-        if drop.kind == "folder":
-            count, signature = _folder_signature(drop.path)
-            settle_s = settings.folder_settle_s if count else max(settings.folder_settle_s, settings.empty_s)
-            return settle_s, (status.st_ino, status.st_mtime_ns, count, signature)
-        return (
-            settings.settle_s if drop.size else settings.empty_s,
-            (status.st_ino, status.st_mtime_ns, status.st_size),
-        )
-
     def taken(self, drop: Drop) -> None:
         """A drop of the latest scan is not in the inbox any more."""
         self._blocked.pop(drop.name, None)
@@ -364,46 +214,3 @@ class Inbox:
         self._blocked[drop.name] = blocked
         if told is None or told.reason != blocked.reason:
             _log.warning("drop_blocked", owner=drop.owner, inode=drop.inode, reason=blocked.reason)
-
-
-def is_temporary(name: bytes) -> bool:
-    """Whether a name is one that copying programs and editors use until they are done."""
-    text = os.fsdecode(name)
-    return (
-        text.startswith(".") or text.endswith(_TEMPORARY) or (text.startswith("#") and text.endswith("#"))
-        or text == "4913"
-    )  # fmt: skip
-
-
-def _drop(name: bytes, path: Path, status: os.stat_result) -> Drop:
-    kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
-    size = status.st_size if kind == "file" else 0
-    return Drop(name, path, status.st_uid, status.st_dev, status.st_ino, size, kind, status.st_mtime_ns)
-
-
-def _not_a_file(status: os.stat_result) -> DropRefused:
-    if stat.S_ISLNK(status.st_mode):
-        return DropRefused("it is a symbolic link; links are not followed: drop the file itself", code="link")
-    return DropRefused("it is neither a file nor a folder", code="not_a_file")
-
-
-def _blocked(drop: Drop) -> str | None:
-    if drop.kind == "folder" and os.geteuid() not in (0, drop.owner):
-        # rename(2) of a directory rewrites its "..", so it needs write permission in the directory itself.
-        return "a folder of another user cannot be taken from the inbox: use obatchctl submit"
-    needed = os.R_OK | (os.W_OK | os.X_OK if drop.kind == "folder" else 0)
-    if not os.access(drop.path, needed, effective_ids=True) and os.path.lexists(drop.path):
-        return "EACCES: the daemon's user may not read it; chmod it, or use obatchctl submit"
-    return None
-
-
-def _folder_signature(folder: Path) -> tuple[int, int]:
-    """How many things are inside, and a hash of their paths, inodes, sizes and mtimes: a flat watch sees none of it."""
-    found: list[tuple[str, int, int, int]] = []
-    for directory, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            with contextlib.suppress(OSError):
-                path = os.path.join(directory, name)
-                status = os.lstat(path)
-                found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
-    return len(found), hash(tuple(sorted(found)))

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from obatchd.settings import InboxSettings
-from obatchd.spool.inbox import Drop, Inbox
+from obatchd.spool.drop import Drop
+from obatchd.spool.inbox import Inbox
 from obatchd.spool.layout import Layout
 
 TEXT = '{"prompt": "hello"}\n'
@@ -191,7 +192,7 @@ def test_files_that_were_there_before_and_missed_events_are_found_by_the_rescan(
 def test_an_inbox_that_was_replaced_is_watched_again(
     make_watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("obatchd.spool.inbox._WATCH_AGAIN_S", 0.0)
+    monkeypatch.setattr("obatchd.spool.watching._WATCH_AGAIN_S", 0.0)
     watched = make_watched(settle_s=0.05, rescan_s=NEVER_S)
     os.rmdir(watched.path)
     watched.until(lambda: bool(watched.inbox.scan().problem))

@@ -18,7 +18,7 @@ from obatchd.jobs.model import JobIds
 from obatchd.jobs.store import Store
 from obatchd.spool import claim as claims
 from obatchd.spool.claim import begin_submission, claim, commit_submission, recover, refuse, refuse_claimed
-from obatchd.spool.inbox import Drop
+from obatchd.spool.drop import Drop
 from obatchd.spool.layout import Layout
 
 TEXT = '{"prompt": "hello"}\n'

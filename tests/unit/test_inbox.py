@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from obatchd.settings import InboxSettings
-from obatchd.spool.inbox import Inbox, ScanReport, is_temporary
+from obatchd.spool.drop import is_temporary
+from obatchd.spool.inbox import Inbox, ScanReport
 from obatchd.spool.layout import Layout
 
 TEXT = '{"prompt": "hello"}\n'

@@ -13,7 +13,8 @@ from obatchd.engine.limits import OwnerLimits
 from obatchd.engine.live import LiveJob
 from obatchd.errors import SpoolError
 from obatchd.settings import InboxSettings, LimitSettings
-from obatchd.spool.inbox import Drop, Inbox
+from obatchd.spool.drop import Drop
+from obatchd.spool.inbox import Inbox
 from obatchd.spool.layout import Layout
 from obatchd.spool.owners import OwnerDirectories
 

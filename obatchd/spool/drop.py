@@ -1,0 +1,101 @@
+"""Something in the inbox: what it is, whether it may be taken, and what shows that it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+
+from obatchd.errors import DropRefused
+from obatchd.settings import InboxSettings
+
+_TEMPORARY = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
+
+
+class Drop(msgspec.Struct, frozen=True):
+    """Something in the inbox."""
+
+    name: bytes
+    path: Path
+    owner: int  # uid
+    device: int
+    inode: int
+    size: int  # bytes
+    kind: str  # file or folder
+    mtime_ns: int
+
+    @property
+    def label(self) -> str:
+        return self.name.decode("utf-8", "backslashreplace")
+
+
+class Blocked(msgspec.Struct, frozen=True):
+    """A drop that cannot be taken as things stand."""
+
+    name: str
+    reason: str
+    owner: int  # uid
+    tried: bool = False  # all looked well, but it could not be renamed away
+
+
+def is_temporary(name: bytes) -> bool:
+    """Whether a name is one that copying programs and editors use until they are done."""
+    text = os.fsdecode(name)
+    return (
+        text.startswith(".") or text.endswith(_TEMPORARY) or (text.startswith("#") and text.endswith("#"))
+        or text == "4913"
+    )  # fmt: skip
+
+
+def describe(name: bytes, path: Path, status: os.stat_result) -> Drop:
+    """What lies at ``path``."""
+    kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
+    size = status.st_size if kind == "file" else 0
+    return Drop(name, path, status.st_uid, status.st_dev, status.st_ino, size, kind, status.st_mtime_ns)
+
+
+def not_a_file(status: os.stat_result) -> DropRefused | None:
+    """Why something that is no drop at all is refused."""
+    if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+        return None
+    if stat.S_ISLNK(status.st_mode):
+        return DropRefused("it is a symbolic link; links are not followed: drop the file itself", code="link")
+    return DropRefused("it is neither a file nor a folder", code="not_a_file")
+
+
+def permission_trouble(drop: Drop) -> str | None:
+    """Why the daemon's user may not take a drop, or None."""
+    if drop.kind == "folder" and os.geteuid() not in (0, drop.owner):
+        # rename(2) of a directory rewrites its "..", so it needs write permission in the directory itself.
+        return "a folder of another user cannot be taken from the inbox: use obatchctl submit"
+    needed = os.R_OK | (os.W_OK | os.X_OK if drop.kind == "folder" else 0)
+    if not os.access(drop.path, needed, effective_ids=True) and os.path.lexists(drop.path):
+        return "EACCES: the daemon's user may not read it; chmod it, or use obatchctl submit"
+    return None
+
+
+def stillness(drop: Drop, status: os.stat_result, settings: InboxSettings) -> tuple[float, tuple[object, ...]]:
+    """For how many seconds a drop must stay as it is to be complete, and what must stay."""
+    if drop.kind == "folder":
+        count, signature = _folder_signature(drop.path)
+        settle_s = settings.folder_settle_s if count else max(settings.folder_settle_s, settings.empty_s)
+        return settle_s, (status.st_ino, status.st_mtime_ns, count, signature)
+    return (
+        settings.settle_s if drop.size else settings.empty_s,
+        (status.st_ino, status.st_mtime_ns, status.st_size),
+    )
+
+
+def _folder_signature(folder: Path) -> tuple[int, int]:
+    """How many things are inside, and a hash of their paths, inodes, sizes and mtimes: a flat watch sees none of it."""
+    found: list[tuple[str, int, int, int]] = []
+    for directory, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                path = os.path.join(directory, name)
+                status = os.lstat(path)
+                found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
+    return len(found), hash(tuple(sorted(found)))

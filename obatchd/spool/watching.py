@@ -1,0 +1,157 @@
+"""The kernel's events of the inbox: which names changed, and whether events can be relied on.
+
+Facts of the kernel and of watchdog 7.1 that shape this module (inotify(7); measured):
+
+* A rename into the inbox gives IN_MOVED_TO alone, so a moved event without a source is a complete file. A ``cp``
+  gives IN_CREATE and IN_CLOSE_WRITE, and IN_CLOSE_WRITE does not mean "finished": ``>`` then ``>>`` gives two.
+* Our own claims rename files away. With IN_MOVED_FROM in the mask, watchdog would hold back every later event for
+  half a second to find its other half; so it is not in our mask.
+* Events overflow (16,384 by default), watches die with their directory, and network file systems give none.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from watchdog.events import (
+    EVENT_TYPE_DELETED,
+    EVENT_TYPE_MODIFIED,
+    EVENT_TYPE_MOVED,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify import InotifyFullEmitter
+from watchdog.observers.inotify_c import InotifyConstants, Mask
+
+from obatchd import log
+from obatchd.spool.drop import is_temporary
+from obatchd.spool.layout import Layout
+
+_log = log.get(__name__)
+_MASK = (
+    InotifyConstants.IN_MOVED_TO
+    | InotifyConstants.IN_CREATE
+    | InotifyConstants.IN_CLOSE_WRITE
+    | InotifyConstants.IN_ATTRIB
+    | InotifyConstants.IN_DELETE_SELF
+)
+_WATCH_AGAIN_S = 5.0
+
+
+class _Emitter(InotifyFullEmitter):
+    """watchdog's emitter with the mask of this module."""
+
+    def get_event_mask_from_filter(self) -> Mask:
+        return Mask(_MASK)
+
+
+class _Handler(FileSystemEventHandler):
+    def __init__(self, on_event: Callable[[FileSystemEvent], None]) -> None:
+        self._on_event = on_event
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        self._on_event(event)
+
+
+class Watch:
+    """Watches the inbox from ``start`` to ``stop``. Events come from watchdog's threads, calls from one at a time."""
+
+    def __init__(self, layout: Layout, clock: Callable[[], float]) -> None:
+        self._layout = layout
+        self._clock = clock
+        self._named: set[bytes] = set()
+        self._renamed: set[bytes] = set()
+        self._lock = threading.Lock()
+        self._observer: BaseObserver | None = None
+        self._inode: int | None = None
+        self._tried_s = float("-inf")
+        self._new = False  # begun since the last call of tells_all
+        self._remote = False
+        self._wake: Callable[[], None] | None = None  # None: not started, or stopped
+
+    def start(self, wake: Callable[[], None]) -> None:
+        """Begin to watch; ``wake`` is called, from another thread, when a scan would find something new."""
+        self._wake = wake
+        self._remote = self._layout.is_remote()
+        if self._remote:
+            _log.warning(
+                "inbox_polled", path=self._layout.inbox, filesystem=self._layout.filesystem_kind(),
+                reason="changes made by other hosts give no events; the inbox is looked at every rescan_s",
+            )  # fmt: skip
+        self._watch()
+
+    def stop(self) -> None:
+        """End watching; scans go on finding everything."""
+        self._wake = None
+        self._unwatch()
+
+    def _unwatch(self) -> None:
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.stop()
+            observer.join(2.0)
+
+    def _watch(self) -> None:
+        self._tried_s = self._clock()
+        try:
+            inode = self._layout.inbox.stat().st_ino
+            observer = BaseObserver(_Emitter, timeout=1.0)
+            observer.schedule(_Handler(self._on_event), os.fspath(self._layout.inbox), recursive=False)
+            observer.start()
+        except OSError as error:
+            # ENOSPC: fs.inotify.max_user_watches; EMFILE: max_user_instances. Rescans go on without events.
+            _log.warning("inbox_not_watched", path=self._layout.inbox, reason=str(error))
+            return
+        self._observer, self._inode = observer, inode
+        self._new = True
+
+    def _on_event(self, event: FileSystemEvent) -> None:
+        path = os.fsencode(event.dest_path or event.src_path)
+        if path == os.fsencode(self._layout.inbox):
+            if event.event_type == EVENT_TYPE_DELETED:
+                self._inode = None  # a new inbox may well get the inode of the old one
+            elif event.event_type == EVENT_TYPE_MODIFIED:
+                return  # comes with every event of a name
+        elif not is_temporary(name := os.path.basename(path)):
+            with self._lock:
+                self._named.add(name)
+                if event.event_type == EVENT_TYPE_MOVED and not event.src_path:
+                    self._renamed.add(name)
+        if (wake := self._wake) is not None:
+            wake()
+
+    def take_names(self) -> tuple[set[bytes], set[bytes]]:
+        """The names that events told of since the last call, and those of them that were renamed into the inbox."""
+        with self._lock:
+            named, self._named = self._named, set()
+            renamed, self._renamed = self._renamed, set()
+        return named, renamed
+
+    def add_names(self, named: set[bytes], renamed: set[bytes]) -> None:
+        """Give back names that could not be looked at."""
+        with self._lock:
+            self._named |= named
+            self._renamed |= renamed
+
+    def tells_all(self, inode: int) -> bool:
+        """Whether every change of the inbox since the last call gave an event; ``inode`` is the inbox's.
+
+        Watches again when the inbox was replaced or the watch was lost: what came before that gave no event.
+        """
+        wanted = self._wake is not None and not self._is_watching(inode)
+        if wanted and self._clock() - self._tried_s >= _WATCH_AGAIN_S:
+            self._unwatch()
+            self._watch()
+        new, self._new = self._new, False
+        return self._is_watching(inode) and not self._remote and not new
+
+    def _is_watching(self, inode: int) -> bool:
+        observer = self._observer
+        return (
+            observer is not None
+            and inode == self._inode
+            and all(thread.is_alive() for thread in (observer, *observer.emitters))
+        )
