@@ -58,6 +58,8 @@ ALSO = {
     "engine.gpu_desk": {"gpus"},
     "engine.gpu_records": {"gpus"},
     "engine.facade": {"control", "servers", "gpus"},
+    "engine.overview": {"control", "servers", "gpus"},
+    "engine.submissions": {"control"},
 }
 
 
