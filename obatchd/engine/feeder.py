@@ -10,15 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
-
 from obatchd import log
 from obatchd.dispatch.dispatcher import INTERRUPTED, Finished, Suspicion
 from obatchd.engine.vital import Vital
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
-from obatchd.jobs.model import Outcome, default_id
+from obatchd.jobs.model import Outcome
 from obatchd.jobs.queue import JobQueue
-from obatchd.jobs.store import DISK_ERRORS, AttemptRow, PendingRow, Segment
+from obatchd.jobs.store import DISK_ERRORS, AttemptRow, PendingRow, Segment, unanswered_record
 
 _log = log.get(__name__)
 # Bytes of one fetch: 1,024 small requests, or a few long ones.
@@ -76,18 +74,11 @@ def read_requests(
 
 def changed_record(row: PendingRow) -> bytes:
     """The failure of a request whose bytes are not those that were indexed."""
-    return msgspec.json.encode(
-        {
-            "id": row.id or default_id(row.line),
-            "line": row.line,
-            "outcome": Outcome.FAILED,
-            "code": "input_changed",
-            "message": f"line {row.line}: its {row.length} bytes at offset {row.offset} changed after the drop was "
-            "accepted; drop the file again, by mv rather than by writing into it",
-            "attempts": 0,
-            "servers": [],
-        }
+    message = (
+        f"line {row.line}: its {row.length} bytes at offset {row.offset} changed after the drop was accepted; drop the "
+        "file again, by mv rather than by writing into it"
     )
+    return unanswered_record(row.id, row.line, Outcome.FAILED, "input_changed", message)
 
 
 class Feeder:

@@ -15,8 +15,6 @@ from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-import msgspec
-
 from obatchd import log
 from obatchd.context import model, preparer
 from obatchd.context.model import HEADER, Alive, Prepared, Rules, Wish
@@ -24,8 +22,9 @@ from obatchd.dispatch.dispatcher import Finished
 from obatchd.engine.vital import Vital
 from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.lane import Lane, Pending
-from obatchd.jobs.model import Outcome, default_id
+from obatchd.jobs.model import Outcome
 from obatchd.jobs.queue import JobQueue
+from obatchd.jobs.store import unanswered_record
 from obatchd.settings_context import ContextSettings
 
 _log = log.get(__name__)
@@ -188,14 +187,4 @@ def rules_of(settings: ContextSettings) -> Rules:
 
 
 def _failure(pending: Pending, answer: Prepared) -> bytes:
-    return msgspec.json.encode(
-        {
-            "id": request_id(pending.raw) or default_id(pending.line),
-            "line": pending.line,
-            "outcome": Outcome.FAILED,
-            "code": answer.code,
-            "message": answer.message,
-            "attempts": 0,
-            "servers": [],
-        }
-    )
+    return unanswered_record(request_id(pending.raw), pending.line, Outcome.FAILED, answer.code, answer.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from obatchd.errors import StoreError
+from obatchd.jobs.store.results import unanswered_record
 from obatchd.jobs.store.rows import AttemptRow, LaneRow, PendingRow, ResultRow
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import Facts, JobRow, StateStore
@@ -25,4 +26,5 @@ __all__ = [
     "Segment",
     "StateStore",
     "Store",
+    "unanswered_record",
 ]

@@ -94,4 +94,4 @@ class RequestIndex:
 
 
 def _refused(entry: Entry, refusal: Refusal) -> bytes:
-    return unanswered_record(entry.id, entry.line, Outcome.FAILED, refusal.code, refusal.message, [])
+    return unanswered_record(entry.id, entry.line, Outcome.FAILED, refusal.code, refusal.message)

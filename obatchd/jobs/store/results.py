@@ -15,7 +15,7 @@ _INSERT_RESULT = "INSERT OR IGNORE INTO results VALUES (?, ?, ?)"
 
 
 def unanswered_record(
-    label: str | None, line: int, outcome: Outcome, code: str, message: str, servers: Sequence[str]
+    label: str | None, line: int, outcome: Outcome, code: str, message: str, servers: Sequence[str] = ()
 ) -> bytes:
     """The result object of a request that no server answered; ``servers`` are those that were tried."""
     record = {"id": label or default_id(line), "line": line, "outcome": outcome, "code": code, "message": message}
