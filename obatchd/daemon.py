@@ -32,6 +32,7 @@ from obatchd.engine.engine import Engine
 from obatchd.engine.facade import Facade
 from obatchd.engine.gpu_duty import GpuDuty
 from obatchd.engine.housekeeping import Housekeeping
+from obatchd.engine.models import Models
 from obatchd.errors import ConfigError, ObatchError
 from obatchd.gpus.probe import Probe
 from obatchd.jobs.store import Facts, Store
@@ -93,8 +94,11 @@ class Daemon:
         self._models = ModelKeeper(settings.models, self._fleet)
         self.engine = Engine(
             settings, layout, store, context,
-            ensure_model=self._ensure_model, forget_model=self._models.forget, model_facts=self._model_facts,
-            server_version=self._server_version, model_digest=self._model_digest, on_defect=self._defect,
+            Models(
+                ensure=self._ensure_model, forget=self._models.forget, facts=self._model_facts,
+                server_version=self._server_version, digest=self._model_digest,
+            ),
+            self._defect,
         )  # fmt: skip
         dispatcher, facts = self.engine.dispatcher, Facts(store.state)
         self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work)
@@ -183,7 +187,7 @@ class Daemon:
             self.engine.hurry()
         await stop
         hurry.cancel()
-        if self.engine.committer.backlog:
+        if self.engine.completion.committer.backlog:
             self._exit_code = EXIT_FAILED  # answers that the disk did not take; they are asked for again
 
     # Signals.

@@ -79,7 +79,7 @@ class Housekeeping:
         _, indexed = await asyncio.to_thread(segment.job_progress, row.key)
         _log.warning("job_published_again", job=row.job, from_store=indexed, reason="its summary.json was torn")
         if indexed:
-            engine.republish(row)
+            engine.resumption.republish(row)
             return
         # Its segment was damaged too: only the input is left.
         row.state, row.finished_s, row.summary = JobState.RUNNING, None, None

@@ -1,0 +1,119 @@
+"""What an earlier run of the daemon left: drops half claimed, jobs half answered, summaries that were torn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, MutableMapping
+
+from obatchd import log
+from obatchd.engine.admission import Admission
+from obatchd.engine.completion import Completion
+from obatchd.engine.endings import Endings
+from obatchd.engine.feeder import Feeder, histories
+from obatchd.engine.indexing import Reading
+from obatchd.engine.intake import Intake
+from obatchd.engine.live import LiveJob
+from obatchd.engine.rebuild import rebuild
+from obatchd.engine.troubles import Troubles
+from obatchd.jobs.model import JobState
+from obatchd.jobs.store import DISK_ERRORS, JobRow, Segment, Store
+from obatchd.settings import Settings
+from obatchd.spool import claim
+from obatchd.spool.layout import Layout
+
+_log = log.get(__name__)
+_RETRY_S = 2.0
+
+
+class Resumption:
+    """Takes up jobs from the store; ``jobs`` are those that are live, by key."""
+
+    def __init__(
+        self,
+        jobs: MutableMapping[int, LiveJob],
+        layout: Layout,
+        store: Store,
+        settings: Callable[[], Settings],
+        *,
+        admission: Admission,
+        completion: Completion,
+        endings: Endings,
+        feeder: Feeder,
+        intake: Intake,
+        troubles: Troubles,
+    ) -> None:
+        self._jobs = jobs
+        self._layout = layout
+        self._store = store
+        self._settings = settings
+        self._admission = admission
+        self._completion = completion
+        self._endings = endings
+        self._feeder = feeder
+        self._intake = intake
+        self._troubles = troubles
+
+    async def take_up(self) -> bool:
+        """Take up everything, then watch the inbox; False where the disk refuses: the same can be tried again."""
+        try:
+            if not self._store.state.is_complete:
+                await asyncio.to_thread(rebuild, self._store, self._layout, self._settings())
+            await asyncio.to_thread(claim.recover, self._layout, self._store.state)
+            await self._take_up_jobs()
+        except DISK_ERRORS as error:
+            self._troubles.say("start", f"earlier jobs cannot be taken up: {log.reason(error)}")
+            return False
+        self._troubles.say("start", "")
+        self._intake.start()
+        return True
+
+    async def take_up_later(self) -> None:
+        """Try until the disk does not refuse any more."""
+        while not await self.take_up():
+            await asyncio.sleep(_RETRY_S)
+
+    async def _take_up_jobs(self) -> None:
+        rows = await asyncio.to_thread(self._store.state.list_jobs, [JobState.RUNNING, JobState.PUBLISHING])
+        fresh = []
+        for row in rows:
+            if row.key in self._jobs:
+                continue  # taken up by an earlier try that the disk cut short
+            await asyncio.to_thread(self._layout.make_owner, row.owner)
+            segment = await asyncio.to_thread(self._store.of, row)
+            line, indexed = segment.job_progress(row.key)
+            if line == 0 and not indexed:
+                fresh.append(row)
+            else:
+                self._take_up_job(row, segment, indexed)
+        if rows:
+            _log.info("jobs_resumed", jobs=len(rows), fresh=len(fresh))
+        if fresh:
+            await self._intake.begin(fresh)
+
+    def _take_up_job(self, row: JobRow, segment: Segment, indexed: bool) -> None:
+        live = self._admission.add(row)
+        live.resumed = True
+        self._endings.mark_expired(live)
+        live.indexed = indexed
+        live.counts = segment.tallies(row.key)
+        lanes = segment.lanes(row.key)
+        # Lines refused while indexing have results and belong to no lane.
+        refused = live.finished - sum(lane.finished for lane in lanes)
+        live.requests = sum(lane.requests for lane in lanes) + refused
+        self._feeder.remember(row.key, histories(segment.attempts(row.key)))
+        for lane in lanes:
+            if lane.requests > lane.finished:
+                self._admission.extend(live, lane, lane.requests - lane.finished)
+                if lane.lane in live.lanes:
+                    live.lanes[lane.lane].begin_after(segment.last_finished(row.key, lane.lane))
+        if not indexed:
+            self._intake.go_on(Reading(row, self._layout, self._settings(), lambda size: None))
+        self._admission.go_on(live)
+
+    def republish(self, row: JobRow) -> None:
+        """Write the outbox of a finished job again from the store."""
+        live = self._admission.add(row)
+        live.resumed = live.indexed = True
+        live.counts = self._store.of(row).tallies(row.key)
+        live.requests = live.finished
+        self._completion.check(live)
