@@ -1,7 +1,7 @@
-"""One Ollama server as the rest of obatchd sees it, and the loop that keeps it alive.
+"""One Ollama server as the rest of obatchd sees it.
 
-:class:`Server` holds what is common: states, backoff, giving up, health checks, drain, loading. What it means to
-open and close a server is for :class:`~obatchd.servers.managed.ManagedServer` and
+:class:`~obatchd.servers.life.Life` keeps it alive, :class:`Server` holds what is common to those that are: loading and
+looking closer. What it means to open and close a server is for :class:`~obatchd.servers.managed.ManagedServer` and
 :class:`~obatchd.servers.remote.RemoteServer`.
 """
 
@@ -9,57 +9,39 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import contextlib
-import random
 import time
-from collections import deque
-from collections.abc import Callable, Collection
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import aiohttp
 
 import obatchd.log
-from obatchd.errors import ObatchError, ServerError
+from obatchd.errors import ServerError
 from obatchd.gpus.model import Gpu, GpuProcess
 from obatchd.jobs.model import Profile
-from obatchd.servers import states
 from obatchd.servers.api import OllamaApi
+from obatchd.servers.life import Life
 from obatchd.servers.process import version_warning
 from obatchd.servers.states import ServerState
 from obatchd.settings import Settings
 
 log = obatchd.log.get(__name__)
 
-_BACKOFF_FIRST_S = 1.0
-_JITTER = 0.2
-_MISSES = 3  # failed health checks in a row, without progress, that restart a server
 _HEALTH_TIMEOUT_S = 5.0
 _UNLOAD_TIMEOUT_S = 30.0
-_UP = frozenset({ServerState.READY, ServerState.DRAINING})
 
 OnChange = Callable[["Server", ServerState, ServerState, str], None]
 
 
-class Ending(NamedTuple):
-    """Why a run of a server ended. A planned end is followed by a start at once and counts for nothing."""
-
-    reason: str
-    planned: bool
-
-
-class Server(abc.ABC):
+class Server(Life):
     """One server.
 
     Attributes:
-        id: ``gpu0``, ``gpu0.mig1``, ``group0``, ``cpu0``, ``remote-<host>-<port>``.
         gpus: what it computes on, as far as we can see it; none for the CPU.
-        gpu_label: GPU UUID (comma-separated for a group), ``cpu``, or empty when unknown.
-        reason: of the latest change of state.
         slots: requests it works on at a time.
         loaded, loading: profile it has, profile it is being given.
         load_s: seconds the latest load took.
-        in_flight, idle: written by the dispatcher; ``idle`` is set when nothing is in flight.
-        restarts: runs that ended unasked.
+        in_flight: written by the dispatcher, as is ``idle``.
         version: of Ollama, empty until known.
         foreign: other people's processes that hold memory on its GPU.
         shared_with: these in words, when they hold so much that nothing is loaded beside them.
@@ -69,20 +51,14 @@ class Server(abc.ABC):
     kind: Literal["managed", "remote"]
 
     def __init__(self, server_id: str, base_url: str, settings: Settings, session: aiohttp.ClientSession) -> None:
-        self.id = server_id
+        super().__init__(server_id, settings)
         self.base_url = base_url
         self.gpus: tuple[Gpu, ...] = ()
-        self.gpu_label = ""
-        self.state = ServerState.STOPPED
-        self.reason = "not started yet"
         self.slots = 1
         self.loaded: Profile | None = None
         self.loading: Profile | None = None
         self.load_s: float | None = None
         self.in_flight = 0
-        self.idle = asyncio.Event()
-        self.idle.set()
-        self.restarts = 0
         self.pid: int | None = None
         self.token = ""
         self.version = ""
@@ -90,20 +66,8 @@ class Server(abc.ABC):
         self.shared_with = ""
         self.driver_trouble = ""
         self.on_change: OnChange = lambda server, old, new, reason: None
-        self._all = settings
-        self._settings = settings.servers
         self._session = session
-        self._holds: dict[str, str] = {}  # who keeps work away, and why; outlives a restart
-        self._quarantine: str | None = None  # why its GPU is out of use
-        self._failures: deque[float] = deque()  # monotonic times of runs that ended unasked and completed no request
-        self._strikes: deque[float] = deque()
-        self._misses = 0
         self._used_s = 0.0  # monotonic time of the latest load or progress
-        self._pauses = 0
-        self._ending: asyncio.Future[Ending] | None = None
-        self._wake = asyncio.Event()
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self._load_lock = asyncio.Lock()
 
     @property
@@ -115,24 +79,7 @@ class Server(abc.ABC):
         """Of a server with one GPU, else None."""
         return self.gpus[0] if len(self.gpus) == 1 else None
 
-    @property
-    def ready(self) -> bool:
-        return self.state is ServerState.READY
-
-    @property
-    def out_of_use(self) -> bool:
-        """Whether nobody should wait for it: it is tried again after minutes, or not before somebody acts."""
-        return self.state in (ServerState.FAILED, ServerState.QUARANTINED)
-
     # --- what the two kinds differ in -------------------------------------------------------------------------------
-
-    @abc.abstractmethod
-    async def _open(self) -> None:
-        """Bring the server to where it answers; raises ServerError."""
-
-    @abc.abstractmethod
-    async def _close(self) -> None:
-        """End what ``_open`` began. Idempotent."""
 
     @abc.abstractmethod
     def load_options(self, profile: Profile) -> dict[str, Any]:
@@ -144,237 +91,19 @@ class Server(abc.ABC):
 
     # --- life -------------------------------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Start to keep the server alive, in the background."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._live(), name=f"server-{self.id}")
-
-    async def stop(self) -> None:
-        """End the server and stop looking after it."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
-        if self.state in _UP or self.state is ServerState.STARTING:
-            self._set(ServerState.STOPPING, "asked to stop")
-        await self._close()
-        self._forget()
-        if self.state is not ServerState.STOPPED:
-            self._set(ServerState.STOPPED, "asked to stop")
-
-    async def _live(self) -> None:
-        reason = "started"
-        while True:
-            if self._quarantine is not None:
-                await self._stay_quarantined()
-                reason = "released from quarantine"
-            ending = await self._run(reason)
-            self._forget()
-            if ending.planned:
-                reason = ending.reason
-                continue
-            self.restarts += 1
-            pause_s = self._after_failure(ending.reason)
-            self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._wake.wait()
-            reason = f"another try after: {ending.reason}"
-
-    async def _stay_quarantined(self) -> None:
-        if self.state is not ServerState.STOPPED:
-            self._set(ServerState.STOPPED, "its GPU is put into quarantine")
-        self._set(ServerState.QUARANTINED, self._quarantine or "")
-        while self._quarantine is not None:
-            self._wake.clear()
-            await self._wake.wait()
-        self._failures.clear()
-        self._set(ServerState.STOPPED, "released from quarantine")
-
-    async def _run(self, reason: str) -> Ending:
-        """One run: from STARTING until the server has ended, its group is gone and the state says so."""
-        self._ending = asyncio.get_running_loop().create_future()
-        self._misses = 0
-        self._strikes.clear()
-        self._set(ServerState.STARTING, reason)
-        try:
-            async with asyncio.timeout(self._settings.start_timeout_s):
-                await self._open()
-        except TimeoutError:
-            self._end(f"not ready within {self._settings.start_timeout_s:g} s", planned=False)
-        except ObatchError as error:
-            self._end(error.message, planned=False)
-        except OSError as error:  # no descriptors, no space, a directory that cannot be made
-            self._end(f"it cannot be started: {error}", planned=False)
-        ready_s = time.monotonic()
-        if not self._ending.done():
-            self._set(ServerState.READY, "answers")
-            if self._holds:
-                self._set(ServerState.DRAINING, self._hold_words)
-            await self._watch(self._ending)
-            if time.monotonic() - ready_s >= self._settings.backoff_reset_s:
-                self._pauses = 0
-        ending = self._ending.result()
-        if ending.planned:
-            self._set(ServerState.STOPPING, ending.reason)
-        await self._close()
-        if ending.planned:
-            self._set(ServerState.STOPPED, ending.reason)
-        return ending
-
-    async def _watch(self, ending: asyncio.Future[Ending]) -> None:
-        """Check health until something has ended the run."""
-        while True:
-            await asyncio.wait([ending], timeout=self._settings.health_s)
-            if ending.done():
-                return
-            try:
-                await self.api.version(_HEALTH_TIMEOUT_S)
-                self._misses = 0
-                await self._unload_idle()
-            except ServerError as error:
-                self._misses += 1
-                log.warning("health_missed", server=self.id, misses=self._misses, reason=error.message)
-                if self._misses >= _MISSES:
-                    self._end(f"{_MISSES} health checks missed: {error.message}", planned=False)
-
-    def _after_failure(self, reason: str) -> float:
-        """Go to BACKOFF, or to FAILED; the pause in seconds."""
-        now_s = time.monotonic()
-        self._failures.append(now_s)
-        while self._failures[0] < now_s - self._settings.starts_window_s:
-            self._failures.popleft()
-        pause_s: float
-        if len(self._failures) >= self._settings.starts_limit:
-            pause_s = self._settings.slow_retry_s
-            words = f"{reason} ({len(self._failures)} starts without a completed request; next try in {pause_s:g} s)"
-            self._set(ServerState.FAILED, words)
-            return pause_s
-        pause_s = min(_BACKOFF_FIRST_S * 2**self._pauses, self._settings.backoff_max_s)
-        self._pauses = min(self._pauses + 1, 30)
-        self._set(ServerState.BACKOFF, reason)
-        return pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)
-
-    def _end(self, reason: str, *, planned: bool) -> None:
-        if self._ending is not None and not self._ending.done():
-            self._ending.set_result(Ending(reason, planned))
+    async def _check_health(self) -> None:
+        await self.api.version(_HEALTH_TIMEOUT_S)
 
     def _forget(self) -> None:
-        """The process is gone, and what it had loaded with it."""
         self.loaded = None
         self.pid = None
 
-    def _set(self, new: ServerState, reason: str) -> None:
-        old = self.state
-        states.check(old, new)
-        self.state, self.reason = new, reason
-        bad = new in (ServerState.BACKOFF, ServerState.FAILED)
-        (log.warning if bad else log.info)(
-            "server_state", server=self.id, gpu=self.gpu_label, old=old, new=new, reason=reason
-        )
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+    def _tell(self, old: ServerState, new: ServerState, reason: str) -> None:
         self.on_change(self, old, new, reason)
 
-    async def until(self, wanted: Collection[ServerState]) -> None:
-        """Wait until the state is one of ``wanted``."""
-        while self.state not in wanted:
-            await self._changed.wait()
-
-    # --- commands ---------------------------------------------------------------------------------------------------
-
-    async def restart(self, reason: str) -> None:
-        """End the server and start it again at once; ends a pause too. Returns when the old process is gone."""
-        if self.state in _UP or self.state is ServerState.STARTING:
-            changed = self._changed
-            self._end(reason, planned=True)
-            await changed.wait()
-            await self.until(set(ServerState) - {ServerState.STOPPING})
-        elif self.state in (ServerState.BACKOFF, ServerState.FAILED):
-            self._failures.clear()
-            self._pauses = 0
-            self._wake.set()
-            await self.until(set(ServerState) - {ServerState.BACKOFF, ServerState.FAILED})
-
-    async def drain(self, reason: str) -> bool:
-        """Give the server no new requests, and wait up to ``drain_s`` for those in flight.
-
-        Returns:
-            Whether nothing is in flight any more.
-        """
-        self.hold("operator", reason)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_s):
-                await self.idle.wait()
-        return self.idle.is_set()
-
-    def hold(self, by: str, reason: str) -> None:
-        """Give the server no new requests until ``resume`` of the same name."""
-        self._holds[by] = reason
-        if self.state is ServerState.READY:
-            self._set(ServerState.DRAINING, self._hold_words)
-        elif self.state is ServerState.DRAINING:
-            self.reason = self._hold_words
-
-    def resume(self, by: str = "operator") -> None:
-        """End a drain; the server works again when nobody else keeps work away."""
-        self._holds.pop(by, None)
-        if self.state is ServerState.DRAINING:
-            if self._holds:
-                self.reason = self._hold_words
-            else:
-                self._set(ServerState.READY, "resumed")
-
-    @property
-    def holds(self) -> dict[str, str]:
-        """Who keeps work away, and why."""
-        return dict(self._holds)
-
-    @property
-    def _hold_words(self) -> str:
-        return "; ".join(self._holds.values())
-
-    def quarantine_at_start(self, reason: str) -> None:
-        """Let the server begin in quarantine; before ``begin``."""
-        self._quarantine = reason
-
-    async def quarantine(self, reason: str) -> None:
-        """End the server and keep it ended, whatever it does now, until ``release``. Nothing is waited for."""
-        self._quarantine = reason
-        if self.state in _UP or self.state is ServerState.STARTING:
-            self._end(reason, planned=True)
-        self._wake.set()
-        if self._task is not None:
-            await self.until({ServerState.QUARANTINED})
-
-    def release(self) -> None:
-        """End a quarantine."""
-        self._quarantine = None
-        self._wake.set()
-
-    # --- what the dispatcher tells ----------------------------------------------------------------------------------
-
     def progress(self) -> None:
-        """A request was completed, or tokens came: the server is alive and of use."""
-        self._misses = 0
-        self._failures.clear()
+        super().progress()
         self._used_s = time.monotonic()
-
-    def fault(self, reason: str) -> None:
-        """A strike: a failure that was the server's fault. Enough of them restart it."""
-        now_s = time.monotonic()
-        self._strikes.append(now_s)
-        while self._strikes[0] < now_s - self._all.dispatch.strike_window_s:
-            self._strikes.popleft()
-        log.warning("server_strike", server=self.id, gpu=self.gpu_label, strikes=len(self._strikes), reason=reason)
-        if len(self._strikes) >= self._all.dispatch.strikes and self.state in _UP:
-            self._end(f"{len(self._strikes)} faults, the latest: {reason}", planned=False)
-
-    def broken(self, reason: str) -> None:
-        """It does not do its work: end it, and start it again after a pause."""
-        if self.state in _UP:
-            self._end(reason, planned=False)
 
     # --- looking closer ---------------------------------------------------------------------------------------------
 
@@ -405,7 +134,7 @@ class Server(abc.ABC):
         async with self._load_lock:
             if self.loaded == profile:
                 return
-            if self.state not in _UP:
+            if not self.up:
                 raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")
             for by, reason in (("shared", self.shared_with), ("driver", self.driver_trouble)):
                 if reason:
@@ -428,7 +157,7 @@ class Server(abc.ABC):
             if profile is not None and self.kind == "managed":
                 await self.api.unload(profile.model, _UNLOAD_TIMEOUT_S)
 
-    async def _unload_idle(self) -> None:
+    async def _when_healthy(self) -> None:
         limit_s = self._settings.idle_unload_s
         if limit_s and self.loaded and not self.in_flight and time.monotonic() - self._used_s >= limit_s:
             log.info("model_unloaded", server=self.id, model=self.loaded.model, idle_s=limit_s)

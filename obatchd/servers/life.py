@@ -1,0 +1,333 @@
+"""The loop that keeps a server alive: states, starts, backoff, giving up, health checks, drain, quarantine."""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import random
+import time
+from collections import deque
+from collections.abc import Collection
+from typing import NamedTuple
+
+import obatchd.log
+from obatchd.errors import ObatchError, ServerError
+from obatchd.servers import states
+from obatchd.servers.states import ServerState
+from obatchd.settings import Settings
+
+log = obatchd.log.get(__name__)
+
+_BACKOFF_FIRST_S = 1.0
+_JITTER = 0.2
+_MISSES = 3  # failed health checks in a row, without progress, that restart a server
+_UP = frozenset({ServerState.READY, ServerState.DRAINING})
+
+
+class Ending(NamedTuple):
+    """Why a run of a server ended. A planned end is followed by a start at once and counts for nothing."""
+
+    reason: str
+    planned: bool
+
+
+class Life(abc.ABC):
+    """What is the same for every server, whatever it computes.
+
+    Attributes:
+        id: ``gpu0``, ``gpu0.mig1``, ``group0``, ``cpu0``, ``remote-<host>-<port>``.
+        gpu_label: GPU UUID (comma-separated for a group), ``cpu``, or empty when unknown.
+        reason: of the latest change of state.
+        idle: set when nothing is in flight.
+        restarts: runs that ended unasked.
+    """
+
+    def __init__(self, server_id: str, settings: Settings) -> None:
+        self.id = server_id
+        self.gpu_label = ""
+        self.state = ServerState.STOPPED
+        self.reason = "not started yet"
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.restarts = 0
+        self._all = settings
+        self._settings = settings.servers
+        self._holds: dict[str, str] = {}  # who keeps work away, and why; outlives a restart
+        self._quarantine: str | None = None  # why its GPU is out of use
+        self._failures: deque[float] = deque()  # monotonic times of runs that ended unasked and completed no request
+        self._strikes: deque[float] = deque()
+        self._misses = 0
+        self._pauses = 0
+        self._ending: asyncio.Future[Ending] | None = None
+        self._wake = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers, though it may be given nothing new."""
+        return self.state in _UP
+
+    @property
+    def ready(self) -> bool:
+        return self.state is ServerState.READY
+
+    @property
+    def out_of_use(self) -> bool:
+        """Whether nobody should wait for it: it is tried again after minutes, or not before somebody acts."""
+        return self.state in (ServerState.FAILED, ServerState.QUARANTINED)
+
+    # --- what it is that lives --------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def _open(self) -> None:
+        """Bring the server to where it answers; raises ServerError."""
+
+    @abc.abstractmethod
+    async def _close(self) -> None:
+        """End what ``_open`` began. Idempotent."""
+
+    @abc.abstractmethod
+    async def _check_health(self) -> None:
+        """Look whether it answers; raises ServerError."""
+
+    @abc.abstractmethod
+    async def _when_healthy(self) -> None:
+        """It has answered: do what is due now and then; raises ServerError."""
+
+    @abc.abstractmethod
+    def _forget(self) -> None:
+        """The process is gone, and what it had loaded with it."""
+
+    @abc.abstractmethod
+    def _tell(self, old: ServerState, new: ServerState, reason: str) -> None:
+        """The state has changed."""
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start to keep the server alive, in the background."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._live(), name=f"server-{self.id}")
+
+    async def stop(self) -> None:
+        """End the server and stop looking after it."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+        if self.up or self.state is ServerState.STARTING:
+            self._set(ServerState.STOPPING, "asked to stop")
+        await self._close()
+        self._forget()
+        if self.state is not ServerState.STOPPED:
+            self._set(ServerState.STOPPED, "asked to stop")
+
+    async def _live(self) -> None:
+        reason = "started"
+        while True:
+            if self._quarantine is not None:
+                await self._stay_quarantined()
+                reason = "released from quarantine"
+            ending = await self._run(reason)
+            self._forget()
+            if ending.planned:
+                reason = ending.reason
+                continue
+            self.restarts += 1
+            pause_s = self._after_failure(ending.reason)
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._wake.wait()
+            reason = f"another try after: {ending.reason}"
+
+    async def _stay_quarantined(self) -> None:
+        if self.state is not ServerState.STOPPED:
+            self._set(ServerState.STOPPED, "its GPU is put into quarantine")
+        self._set(ServerState.QUARANTINED, self._quarantine or "")
+        while self._quarantine is not None:
+            self._wake.clear()
+            await self._wake.wait()
+        self._failures.clear()
+        self._set(ServerState.STOPPED, "released from quarantine")
+
+    async def _run(self, reason: str) -> Ending:
+        """One run: from STARTING until the server has ended, its group is gone and the state says so."""
+        self._ending = asyncio.get_running_loop().create_future()
+        self._misses = 0
+        self._strikes.clear()
+        self._set(ServerState.STARTING, reason)
+        try:
+            async with asyncio.timeout(self._settings.start_timeout_s):
+                await self._open()
+        except TimeoutError:
+            self._end(f"not ready within {self._settings.start_timeout_s:g} s", planned=False)
+        except ObatchError as error:
+            self._end(error.message, planned=False)
+        except OSError as error:  # no descriptors, no space, a directory that cannot be made
+            self._end(f"it cannot be started: {error}", planned=False)
+        ready_s = time.monotonic()
+        if not self._ending.done():
+            self._set(ServerState.READY, "answers")
+            if self._holds:
+                self._set(ServerState.DRAINING, self._hold_words)
+            await self._watch(self._ending)
+            if time.monotonic() - ready_s >= self._settings.backoff_reset_s:
+                self._pauses = 0
+        ending = self._ending.result()
+        if ending.planned:
+            self._set(ServerState.STOPPING, ending.reason)
+        await self._close()
+        if ending.planned:
+            self._set(ServerState.STOPPED, ending.reason)
+        return ending
+
+    async def _watch(self, ending: asyncio.Future[Ending]) -> None:
+        """Check health until something has ended the run."""
+        while True:
+            await asyncio.wait([ending], timeout=self._settings.health_s)
+            if ending.done():
+                return
+            try:
+                await self._check_health()
+                self._misses = 0
+                await self._when_healthy()
+            except ServerError as error:
+                self._misses += 1
+                log.warning("health_missed", server=self.id, misses=self._misses, reason=error.message)
+                if self._misses >= _MISSES:
+                    self._end(f"{_MISSES} health checks missed: {error.message}", planned=False)
+
+    def _after_failure(self, reason: str) -> float:
+        """Go to BACKOFF, or to FAILED; the pause in seconds."""
+        now_s = time.monotonic()
+        self._failures.append(now_s)
+        while self._failures[0] < now_s - self._settings.starts_window_s:
+            self._failures.popleft()
+        pause_s: float
+        if len(self._failures) >= self._settings.starts_limit:
+            pause_s = self._settings.slow_retry_s
+            words = f"{reason} ({len(self._failures)} starts without a completed request; next try in {pause_s:g} s)"
+            self._set(ServerState.FAILED, words)
+            return pause_s
+        pause_s = min(_BACKOFF_FIRST_S * 2**self._pauses, self._settings.backoff_max_s)
+        self._pauses = min(self._pauses + 1, 30)
+        self._set(ServerState.BACKOFF, reason)
+        return pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)
+
+    def _end(self, reason: str, *, planned: bool) -> None:
+        if self._ending is not None and not self._ending.done():
+            self._ending.set_result(Ending(reason, planned))
+
+    def _set(self, new: ServerState, reason: str) -> None:
+        old = self.state
+        states.check(old, new)
+        self.state, self.reason = new, reason
+        bad = new in (ServerState.BACKOFF, ServerState.FAILED)
+        (log.warning if bad else log.info)(
+            "server_state", server=self.id, gpu=self.gpu_label, old=old, new=new, reason=reason
+        )
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+        self._tell(old, new, reason)
+
+    async def until(self, wanted: Collection[ServerState]) -> None:
+        """Wait until the state is one of ``wanted``."""
+        while self.state not in wanted:
+            await self._changed.wait()
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    async def restart(self, reason: str) -> None:
+        """End the server and start it again at once; ends a pause too. Returns when the old process is gone."""
+        if self.up or self.state is ServerState.STARTING:
+            changed = self._changed
+            self._end(reason, planned=True)
+            await changed.wait()
+            await self.until(set(ServerState) - {ServerState.STOPPING})
+        elif self.state in (ServerState.BACKOFF, ServerState.FAILED):
+            self._failures.clear()
+            self._pauses = 0
+            self._wake.set()
+            await self.until(set(ServerState) - {ServerState.BACKOFF, ServerState.FAILED})
+
+    async def drain(self, reason: str) -> bool:
+        """Give the server no new requests, and wait up to ``drain_s`` for those in flight.
+
+        Returns:
+            Whether nothing is in flight any more.
+        """
+        self.hold("operator", reason)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_s):
+                await self.idle.wait()
+        return self.idle.is_set()
+
+    def hold(self, by: str, reason: str) -> None:
+        """Give the server no new requests until ``resume`` of the same name."""
+        self._holds[by] = reason
+        if self.state is ServerState.READY:
+            self._set(ServerState.DRAINING, self._hold_words)
+        elif self.state is ServerState.DRAINING:
+            self.reason = self._hold_words
+
+    def resume(self, by: str = "operator") -> None:
+        """End a drain; the server works again when nobody else keeps work away."""
+        self._holds.pop(by, None)
+        if self.state is ServerState.DRAINING:
+            if self._holds:
+                self.reason = self._hold_words
+            else:
+                self._set(ServerState.READY, "resumed")
+
+    @property
+    def holds(self) -> dict[str, str]:
+        """Who keeps work away, and why."""
+        return dict(self._holds)
+
+    @property
+    def _hold_words(self) -> str:
+        return "; ".join(self._holds.values())
+
+    def quarantine_at_start(self, reason: str) -> None:
+        """Let the server begin in quarantine; before ``begin``."""
+        self._quarantine = reason
+
+    async def quarantine(self, reason: str) -> None:
+        """End the server and keep it ended, whatever it does now, until ``release``. Nothing is waited for."""
+        self._quarantine = reason
+        if self.up or self.state is ServerState.STARTING:
+            self._end(reason, planned=True)
+        self._wake.set()
+        if self._task is not None:
+            await self.until({ServerState.QUARANTINED})
+
+    def release(self) -> None:
+        """End a quarantine."""
+        self._quarantine = None
+        self._wake.set()
+
+    # --- what the dispatcher tells ----------------------------------------------------------------------------------
+
+    def progress(self) -> None:
+        """A request was completed, or tokens came: the server is alive and of use."""
+        self._misses = 0
+        self._failures.clear()
+
+    def fault(self, reason: str) -> None:
+        """A strike: a failure that was the server's fault. Enough of them restart it."""
+        now_s = time.monotonic()
+        self._strikes.append(now_s)
+        while self._strikes[0] < now_s - self._all.dispatch.strike_window_s:
+            self._strikes.popleft()
+        log.warning("server_strike", server=self.id, gpu=self.gpu_label, strikes=len(self._strikes), reason=reason)
+        if len(self._strikes) >= self._all.dispatch.strikes and self.up:
+            self._end(f"{len(self._strikes)} faults, the latest: {reason}", planned=False)
+
+    def broken(self, reason: str) -> None:
+        """It does not do its work: end it, and start it again after a pause."""
+        if self.up:
+            self._end(reason, planned=False)
