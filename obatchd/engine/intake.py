@@ -20,6 +20,7 @@ from obatchd.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.inbox import Inbox, ScanReport
 from obatchd.spool.layout import Layout
+from obatchd.spool.refusal import refuse_claimed, refuse_drop
 
 _log = log.get(__name__)
 _RETRY_S = 2.0
@@ -148,7 +149,7 @@ class Intake:
 
     def _refuse_found(self, report: ScanReport) -> None:
         for drop, refusal in report.refused:
-            if (error := claim.refuse(drop, self._layout, refusal)) is not None:
+            if (error := refuse_drop(drop, self._layout, refusal)) is not None:
                 self.inbox.not_taken(drop, error)
                 continue
             self.inbox.taken(drop)
@@ -261,7 +262,7 @@ class Intake:
 
     def refuse(self, row: JobRow, refusal: DropRefused) -> None:
         """Move an accepted drop that cannot be a job to ``failed/`` with the reason."""
-        claim.refuse_claimed(row.job, row.name, row.owner, self._layout, refusal)
+        refuse_claimed(row.job, row.name, row.owner, self._layout, refusal)
         notes = [refusal.message]
         self._store.state.update(row.key, state=JobState.REFUSED, finished_s=time.time(), notes=notes, released=1)
         self.refused += 1

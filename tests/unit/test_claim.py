@@ -17,9 +17,10 @@ from obatchd.errors import ControlError, DropRefused
 from obatchd.jobs.model import JobIds
 from obatchd.jobs.store import Store
 from obatchd.spool import claim as claims
-from obatchd.spool.claim import begin_submission, claim, commit_submission, recover, refuse, refuse_claimed
+from obatchd.spool.claim import begin_submission, claim, commit_submission, recover
 from obatchd.spool.drop import Drop
 from obatchd.spool.layout import Layout
+from obatchd.spool.refusal import refuse_claimed, refuse_drop
 
 TEXT = '{"prompt": "hello"}\n'
 
@@ -323,7 +324,7 @@ def test_a_drop_that_its_owner_closes_in_the_last_instant_holds_up_nobody(
 
 def test_a_refused_drop_lies_beside_its_reason(layout: Layout) -> None:
     drop = put(layout, "bad name\n.txt", "no prompts")
-    refuse(drop, layout, DropRefused("it is none of our formats", code="format"))
+    refuse_drop(drop, layout, DropRefused("it is none of our formats", code="format"))
     assert list(layout.inbox.iterdir()) == []
     files = failed(layout)
     assert files["bad_name_.txt"] == "no prompts"
@@ -333,7 +334,7 @@ def test_a_refused_drop_lies_beside_its_reason(layout: Layout) -> None:
 def test_a_refused_drop_that_was_withdrawn_leaves_nothing(layout: Layout) -> None:
     drop = put(layout, "gone.txt")
     drop.path.unlink()
-    refuse(drop, layout, DropRefused("whatever"))
+    refuse_drop(drop, layout, DropRefused("whatever"))
     assert failed(layout) == {}
 
 
@@ -346,7 +347,7 @@ def test_a_refused_drop_that_cannot_be_moved_stays_and_says_why(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(claims.os, "rename", refusing)
-    error = refuse(drop, layout, DropRefused("whatever"))
+    error = refuse_drop(drop, layout, DropRefused("whatever"))
     assert error is not None and error.errno == 1
     assert drop.path.exists()
     assert failed(layout) == {}
@@ -354,7 +355,7 @@ def test_a_refused_drop_that_cannot_be_moved_stays_and_says_why(
 
 def test_a_link_is_moved_itself_and_not_followed(layout: Layout) -> None:
     (layout.inbox / "link.json").symlink_to("/etc/passwd")
-    refuse(look(layout.inbox / "link.json"), layout, DropRefused("it is a symbolic link", code="link"))
+    refuse_drop(look(layout.inbox / "link.json"), layout, DropRefused("it is a symbolic link", code="link"))
     [moved] = [path for path in layout.failed.rglob("*") if path.is_symlink()]
     assert os.readlink(moved) == "/etc/passwd"
 
