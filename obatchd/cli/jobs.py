@@ -9,6 +9,9 @@ import click
 from obatchd.cli.command import Command, Invocation, clean, given, pass_invocation
 from obatchd.cli.completion import job_ids
 
+_one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=job_ids)
+_job_or_all = click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=job_ids)
+
 
 @click.command("jobs", cls=Command)
 @click.option("--state", type=click.Choice(["running", "publishing", "done", "refused"]), help="Only those.")
@@ -42,7 +45,7 @@ def _lines(document: dict[str, Any]) -> list[str]:
 
 
 @click.command("job", cls=Command)
-@click.argument("job_id", metavar="JOB", callback=given, shell_complete=job_ids)
+@_one_job
 @pass_invocation
 def job_command(invocation: Invocation, job_id: str) -> None:
     """Everything about one job. JOB is an id or its beginning."""
@@ -72,7 +75,7 @@ def _act(invocation: Invocation, job_id: str | None, action: str) -> dict[str, A
 
 
 @click.command("cancel", cls=Command)
-@click.argument("job_id", metavar="JOB", callback=given, shell_complete=job_ids)
+@_one_job
 @pass_invocation
 def cancel_command(invocation: Invocation, job_id: str) -> None:
     """Cancel what is not finished of a job; what is finished stays in its outbox."""
@@ -81,7 +84,7 @@ def cancel_command(invocation: Invocation, job_id: str) -> None:
 
 
 @click.command("retry", cls=Command)
-@click.argument("job_id", metavar="JOB", callback=given, shell_complete=job_ids)
+@_one_job
 @pass_invocation
 def retry_command(invocation: Invocation, job_id: str) -> None:
     """Make a new job from the requests of JOB that did not succeed."""
@@ -102,7 +105,7 @@ def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
 
 
 @click.command("pause", cls=Command)
-@click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=job_ids)
+@_job_or_all
 @pass_invocation
 def pause_command(invocation: Invocation, job_id: str | None) -> None:
     """Send no more requests of JOB, or of any job; what is in flight finishes."""
@@ -111,7 +114,7 @@ def pause_command(invocation: Invocation, job_id: str | None) -> None:
 
 
 @click.command("resume", cls=Command)
-@click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=job_ids)
+@_job_or_all
 @pass_invocation
 def resume_command(invocation: Invocation, job_id: str | None) -> None:
     """Go on after pause."""

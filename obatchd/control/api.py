@@ -7,14 +7,15 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from aiohttp import web
 
 from obatchd import __version__, errors, log
 from obatchd.control import auth, burnin, gpu_routes
+from obatchd.control.answer import answer, answer_line
 from obatchd.control.auth import Access, Caller
 from obatchd.control.burnin import BURNIN, Burnin
 from obatchd.control.engine import Document, Engine, ServerAction
@@ -177,22 +178,18 @@ def error_document(error: errors.ObatchError) -> Document:
     return {"error": {"code": error.code, "message": error.message}}
 
 
-def _json(document: Mapping[str, Any], status: int = 200) -> web.Response:
-    return web.json_response({"schema": 1, **document}, status=status)
-
-
 @web.middleware
 async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except errors.ObatchError as error:
-        return _json(error_document(error), _status_of(error))
+        return answer(error_document(error), _status_of(error))
     except web.HTTPException as error:
         reason = f"{request.method} {request.path}: {error.reason}"
-        return _json({"error": {"code": "http", "message": reason}}, error.status)
+        return answer({"error": {"code": "http", "message": reason}}, error.status)
     except Exception:  # noqa: BLE001 - one faulty request must not close the API; the traceback is in the log
         _log.exception("control_request_failed", method=request.method, path=request.path)
-        return _json({"error": {"code": "internal", "message": "internal error; the daemon's log has it"}}, 500)
+        return answer({"error": {"code": "internal", "message": "internal error; the daemon's log has it"}}, 500)
 
 
 def _status_of(error: errors.ObatchError) -> int:
@@ -219,21 +216,21 @@ def _caller(request: web.Request) -> Caller:
 
 
 async def _ping(request: web.Request) -> web.Response:
-    return _json({"version": __version__, "pid": os.getpid()})
+    return answer({"version": __version__, "pid": os.getpid()})
 
 
 async def _status(request: web.Request) -> web.Response:
     status = request.app[_ENGINE].status(_caller(request))
-    return _json({**status, "burnin": request.app[BURNIN].brief()})
+    return answer({**status, "burnin": request.app[BURNIN].brief()})
 
 
 async def _servers(request: web.Request) -> web.Response:
-    return _json({"servers": request.app[_ENGINE].status(_caller(request))["servers"]})
+    return answer({"servers": request.app[_ENGINE].status(_caller(request))["servers"]})
 
 
 async def _server_action(request: web.Request) -> web.Response:
     action = cast(ServerAction, request.match_info["action"])
-    return _json(await request.app[_ENGINE].server_action(request.match_info["server"], action))
+    return answer(await request.app[_ENGINE].server_action(request.match_info["server"], action))
 
 
 async def _server_log(request: web.Request) -> web.StreamResponse:
@@ -248,7 +245,7 @@ async def _server_log(request: web.Request) -> web.StreamResponse:
         await response.prepare(request)
         with contextlib.suppress(ConnectionError):  # the client has gone
             while line is not None:
-                await response.write(json.dumps({"schema": 1, "line": line}).encode() + b"\n")
+                await response.write(answer_line({"line": line}))
                 line = await anext(found, None)
     return response
 
@@ -261,44 +258,44 @@ async def _jobs(request: web.Request) -> web.Response:
     if owner not in (None, "all", "mine"):
         raise errors.ConfigError("owner must be mine or all", code="bad_request")
     jobs = request.app[_ENGINE].jobs(caller, request.query.get("state"), limit, mine=owner == "mine")
-    return _json({"jobs": jobs})
+    return answer({"jobs": jobs})
 
 
 async def _job(request: web.Request) -> web.Response:
-    return _json(request.app[_ENGINE].job(_caller(request), request.match_info["job"]))
+    return answer(request.app[_ENGINE].job(_caller(request), request.match_info["job"]))
 
 
 async def _job_action(request: web.Request) -> web.Response:
     engine = request.app[_ENGINE]
     actions = {"cancel": engine.cancel, "retry": engine.retry, "pause": engine.pause, "resume": engine.resume}
-    return _json(await actions[request.match_info["action"]](_caller(request), request.match_info["job"]))
+    return answer(await actions[request.match_info["action"]](_caller(request), request.match_info["job"]))
 
 
 async def _remove_job(request: web.Request) -> web.Response:
-    return _json(await request.app[_ENGINE].remove_job(_caller(request), request.match_info["job"]))
+    return answer(await request.app[_ENGINE].remove_job(_caller(request), request.match_info["job"]))
 
 
 async def _host_action(request: web.Request) -> web.Response:
     engine = request.app[_ENGINE]
     match request.match_info["action"]:
         case "pause":
-            return _json(await engine.pause(_caller(request), None))
+            return answer(await engine.pause(_caller(request), None))
         case "resume":
-            return _json(await engine.resume(_caller(request), None))
+            return answer(await engine.resume(_caller(request), None))
         case "drain":
-            return _json(await engine.drain())
+            return answer(await engine.drain())
         case "undrain":
-            return _json(await engine.undrain())
+            return answer(await engine.undrain())
         case _:
-            return _json(await engine.reload())
+            return answer(await engine.reload())
 
 
 async def _models(request: web.Request) -> web.Response:
-    return _json({"models": await request.app[_ENGINE].models()})
+    return answer({"models": await request.app[_ENGINE].models()})
 
 
 async def _remove_model(request: web.Request) -> web.Response:
-    return _json(await request.app[_ENGINE].remove_model(request.match_info["model"]))
+    return answer(await request.app[_ENGINE].remove_model(request.match_info["model"]))
 
 
 async def _pull(request: web.Request) -> web.StreamResponse:
@@ -314,23 +311,23 @@ async def _pull(request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     try:
         async for progress in request.app[_ENGINE].pull_model(name):
-            await response.write(json.dumps({"schema": 1, **progress}).encode() + b"\n")
+            await response.write(answer_line(progress))
     except errors.ObatchError as error:
-        await response.write(json.dumps({"schema": 1, **error_document(error)}).encode() + b"\n")
+        await response.write(answer_line(error_document(error)))
     except ConnectionError:
         pass  # the client has gone; whether the pull goes on is the engine's business
     return response
 
 
 async def _healthz(request: web.Request) -> web.Response:
-    return _json({"alive": True})
+    return answer({"alive": True})
 
 
 async def _readyz(request: web.Request) -> web.Response:
     status = request.app[_ENGINE].status(_caller(request))
     up = any(server["state"] == "ready" for server in status["servers"])
     ready = up and not status["disk"]["low"] and status["state"] != "stopping"
-    return _json({"ready": ready}, 200 if ready else 503)
+    return answer({"ready": ready}, 200 if ready else 503)
 
 
 # What callers may do who are no administrators. The engine shows and changes only what is theirs.

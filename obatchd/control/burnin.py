@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiohttp import web
 
+from obatchd.control.answer import answer
 from obatchd.control.engine import Document
 from obatchd.errors import ConfigError
 
@@ -53,12 +53,8 @@ def routes() -> list[web.RouteDef]:
     ]
 
 
-def _json(document: Mapping[str, Any]) -> web.Response:
-    return web.json_response({"schema": 1, **document})
-
-
 async def _list(request: web.Request) -> web.Response:
-    return _json({"runs": await request.app[BURNIN].runs()})
+    return answer({"runs": await request.app[BURNIN].runs()})
 
 
 async def _start(request: web.Request) -> web.Response:
@@ -68,16 +64,16 @@ async def _start(request: web.Request) -> web.Response:
         asked = None
     if not isinstance(asked, dict):
         raise ConfigError("the body must be a JSON object", code="bad_request")
-    return _json(await request.app[BURNIN].start(asked))
+    return answer(await request.app[BURNIN].start(asked))
 
 
 async def _status(request: web.Request) -> web.Response:
-    return _json(await request.app[BURNIN].status())
+    return answer(await request.app[BURNIN].status())
 
 
 async def _stop(request: web.Request) -> web.Response:
-    return _json(await request.app[BURNIN].stop("by an administrator"))
+    return answer(await request.app[BURNIN].stop("by an administrator"))
 
 
 async def _report(request: web.Request) -> web.Response:
-    return _json(await request.app[BURNIN].report(request.match_info["run"]))
+    return answer(await request.app[BURNIN].report(request.match_info["run"]))

@@ -7,6 +7,7 @@ import re
 from aiohttp import web
 
 from obatchd import errors
+from obatchd.control.answer import answer
 from obatchd.control.engine import GpuDesk
 
 DESK = web.AppKey("gpu_desk", GpuDesk)
@@ -27,18 +28,18 @@ def routes() -> list[web.RouteDef]:
 
 async def gpus(request: web.Request) -> web.Response:
     """``GET /v1/gpus``; for every caller."""
-    return _json(request.app[DESK].gpus())
+    return answer(request.app[DESK].gpus())
 
 
 async def gpu(request: web.Request) -> web.Response:
     """``GET /v1/gpus/G``; for every caller."""
-    return _json(await request.app[DESK].gpu(request.match_info["gpu"]))
+    return answer(await request.app[DESK].gpu(request.match_info["gpu"]))
 
 
 async def events(request: web.Request) -> web.Response:
     """``GET /v1/gpu-events?gpu=G&limit=N``; for every caller."""
     limit = count_asked(request, "limit", 100, _MOST_EVENTS)
-    return _json({"events": await request.app[DESK].events(request.query.get("gpu"), limit)})
+    return answer({"events": await request.app[DESK].events(request.query.get("gpu"), limit)})
 
 
 def count_asked(request: web.Request, name: str, default: int, most: int) -> int:
@@ -54,11 +55,11 @@ def count_asked(request: web.Request, name: str, default: int, most: int) -> int
 
 
 async def _quarantine(request: web.Request) -> web.Response:
-    return _json(await request.app[DESK].quarantine(request.match_info["gpu"], request.query.get("reason", "")[:500]))
+    return answer(await request.app[DESK].quarantine(request.match_info["gpu"], request.query.get("reason", "")[:500]))
 
 
 async def _release(request: web.Request) -> web.Response:
-    return _json(await request.app[DESK].release(request.match_info["gpu"]))
+    return answer(await request.app[DESK].release(request.match_info["gpu"]))
 
 
 async def _lend(request: web.Request) -> web.Response:
@@ -66,12 +67,8 @@ async def _lend(request: web.Request) -> web.Response:
         for_s = float(request.query.get("for_s", ""))
     except ValueError:
         raise errors.ConfigError("for_s must be a number of seconds", code="bad_request") from None
-    return _json(await request.app[DESK].lend(request.match_info["gpu"], for_s))
+    return answer(await request.app[DESK].lend(request.match_info["gpu"], for_s))
 
 
 async def _take_back(request: web.Request) -> web.Response:
-    return _json(await request.app[DESK].take_back(request.match_info["gpu"]))
-
-
-def _json(document: dict[str, object]) -> web.Response:
-    return web.json_response({"schema": 1, **document})
+    return answer(await request.app[DESK].take_back(request.match_info["gpu"]))
