@@ -96,8 +96,7 @@ def summary_details(
 
     ``serial_s`` is the sum of all durations, ``speedup`` how many times shorter the wall time was.
     """
-    row, context = live.row, live.context()
-    finished_s = time.time()
+    row, finished_s = live.row, time.time()
     wall_s = max(finished_s - row.accepted_s, 1e-6)
     counts = by_outcome(totals.outcomes)
     servers = {name: {**use.document(), "ollama_version": versions(name)} for name, use in totals.servers.items()}
@@ -125,20 +124,24 @@ def summary_details(
         "servers": servers,
         "models": {name: model_facts(name) for name in totals.models},
         "drop": {"sha256": row.digest, "size_bytes": row.size},
-        "settings": {
-            "model": live.model or None,
-            "context_length": sorted({lane.profile.context_length for lane in live.lanes.values()}),
-            "options": context.options,
-            "max_response_tokens": context.max_response_tokens,
-            "context_sha256": context_sha256(context),
-            "format": context.format,
-            "in_source": context.in_source,
-            "think": context.think,
-            "system_message_sha256": hashlib.sha256(context.system_message.encode()).hexdigest()
-            if context.system_message
-            else None,
-        },
+        "settings": _settings_used(live),
         "notes": row.notes,
         "retry_of": row.retry_of,
         "obatchd_version": __version__,
+    }
+
+
+def _settings_used(live: LiveJob) -> dict[str, Any]:
+    context = live.context()
+    system_message = context.system_message
+    return {
+        "model": live.model or None,
+        "context_length": sorted({lane.profile.context_length for lane in live.lanes.values()}),
+        "options": context.options,
+        "max_response_tokens": context.max_response_tokens,
+        "context_sha256": context_sha256(context),
+        "format": context.format,
+        "in_source": context.in_source,
+        "think": context.think,
+        "system_message_sha256": hashlib.sha256(system_message.encode()).hexdigest() if system_message else None,
     }

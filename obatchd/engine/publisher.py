@@ -140,18 +140,7 @@ class Publisher:
                 # All else was flushed before it was written; a crash came before the index knew of it.
                 summaries.append(published)
                 continue
-            box.create()
-            again = publication.resumed or publication.outbox in self.responses.incomplete
-            responses = publication.files and again
-            row = publication.row
-            rows = with_input(
-                self._store.results(row), self._store.of(row), row.key, request_file(publication.directory / "input")
-            )
-            line_of = partial(batch_line, row.job) if row.settings.openai_batch else None
-            totals = box.write_whole(rows, responses=responses, line_of=line_of)
-            self.responses.incomplete.discard(publication.outbox)
-            summary = publication.details(totals)
-            box.write_status(publication.status(summary))
+            summary = self._write_whole(publication, box)
             summaries.append(summary)
             unfinished.append((box, summary))
         crash_points.reach("publish.after_whole")
@@ -162,22 +151,38 @@ class Publisher:
         crash_points.reach("publish.after_summary")
         flush_outboxes(boxes)
         finished_s = time.time()
-        kept = ("requests", "succeeded", "failed", "cancelled", "expired", "wall_s")
-        self._store.state.update_many(
-            [
-                (
-                    publication.row.key,
-                    {
-                        "state": JobState.DONE,
-                        "finished_s": finished_s,
-                        "summary": {name: summary[name] for name in kept},
-                        # What the store holds of it is what it wrote.
-                        "kept_bytes": size_bytes(publication.directory) + box.whole_bytes(),
-                    },
-                )
-                for publication, box, summary in zip(batch, boxes, summaries, strict=True)
-            ]
-        )
+        changes = [
+            (publication.row.key, _done(publication, box, summary, finished_s))
+            for publication, box, summary in zip(batch, boxes, summaries, strict=True)
+        ]
+        self._store.state.update_many(changes)
         for publication in batch:
             self._store.settle(publication.row)
         return summaries
+
+    def _write_whole(self, publication: Publication, box: JobOutbox) -> dict[str, Any]:
+        """Everything but ``summary.json``, which is returned; not flushed."""
+        box.create()
+        again = publication.resumed or publication.outbox in self.responses.incomplete
+        row = publication.row
+        rows = with_input(
+            self._store.results(row), self._store.of(row), row.key, request_file(publication.directory / "input")
+        )
+        line_of = partial(batch_line, row.job) if row.settings.openai_batch else None
+        totals = box.write_whole(rows, responses=publication.files and again, line_of=line_of)
+        self.responses.incomplete.discard(publication.outbox)
+        summary = publication.details(totals)
+        box.write_status(publication.status(summary))
+        return summary
+
+
+def _done(publication: Publication, box: JobOutbox, summary: dict[str, Any], finished_s: float) -> dict[str, Any]:
+    """What the index keeps of a published job."""
+    kept = ("requests", "succeeded", "failed", "cancelled", "expired", "wall_s")
+    return {
+        "state": JobState.DONE,
+        "finished_s": finished_s,
+        "summary": {name: summary[name] for name in kept},
+        # What the store holds of it is what it wrote.
+        "kept_bytes": size_bytes(publication.directory) + box.whole_bytes(),
+    }
