@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 import uvloop
 
 from obatchd import __version__, daemon_burnin, log, process, settings_io
@@ -25,6 +24,7 @@ from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, daemon_itself, group_id
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon_burnin import BurninHost, Hearing
+from obatchd.daemon_models import ServedModels
 from obatchd.dispatch.pool import forkserver_context
 from obatchd.dispatch.remedies import Watchdog
 from obatchd.engine.alarms import Alarms
@@ -32,7 +32,6 @@ from obatchd.engine.engine import Engine
 from obatchd.engine.facade import Facade
 from obatchd.engine.gpu_duty import GpuDuty
 from obatchd.engine.housekeeping import Housekeeping
-from obatchd.engine.models import Models
 from obatchd.errors import ConfigError, ObatchError
 from obatchd.gpus.probe import Probe
 from obatchd.jobs.store import Facts, Store
@@ -92,14 +91,8 @@ class Daemon:
         await self._probe.start()
         self._fleet = Fleet(settings, layout.work, layout.uuid, self._probe, Facts(store.state), self._server_changed)
         self._models = ModelKeeper(settings.models, self._fleet)
-        self.engine = Engine(
-            settings, layout, store, context,
-            Models(
-                ensure=self._ensure_model, forget=self._models.forget, facts=self._model_facts,
-                server_version=self._server_version, digest=self._model_digest,
-            ),
-            self._defect,
-        )  # fmt: skip
+        served = ServedModels(self._models, self._fleet)
+        self.engine = Engine(settings, layout, store, context, served, self._defect)
         dispatcher, facts = self.engine.dispatcher, Facts(store.state)
         self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work)
         self._duty.monitor.on_xid = self._hearing.xid
@@ -265,19 +258,6 @@ class Daemon:
             facts = {"server": server.id, "gpu": server.gpu_label, "reason": reason}
             self._alarms.announce("server_failed", facts)
 
-    async def _ensure_model(self, server_id: str, model: str) -> list[str]:
-        return (await self._models.ensure_on(self._fleet.servers[server_id], model)).capabilities
-
-    def _model_facts(self, model: str) -> dict[str, Any]:
-        info = self._models.info(model)
-        facts: dict[str, Any] = msgspec.to_builtins(info) if info else {}
-        return {name: facts.get(name) for name in ("digest", "quantization", "parameter_size", "context_length")}
-
-    async def _model_digest(self, model: str) -> str | None:
-        if (digest := self._model_facts(model)["digest"]) is None:
-            digest = await self._models.digest(model)
-        return str(digest) if digest else None
-
     def _utilisation(self, server_id: str) -> int | None:
         """Of the busiest GPU of a server in percent; None where it is unknown or told too long ago."""
         readings, limit_s = self._probe.readings, max(_FRESH_READING_S, 3 * self._settings.gpus.poll_s)
@@ -285,10 +265,6 @@ class Daemon:
         fresh = [r.utilisation_percent for r in found if r and time.time() - r.at_s < limit_s]
         known = [percent for percent in fresh if percent is not None]
         return max(known) if len(known) == len(found) else None
-
-    def _server_version(self, server_id: str) -> str | None:
-        server = self._fleet.servers.get(server_id)
-        return server.version or None if server else None
 
     async def _tell_systemd(self, facade: Facade) -> None:
         """STATUS for ``systemctl status``, and WATCHDOG while this loop turns."""

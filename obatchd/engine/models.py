@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 
-class Models(NamedTuple):
-    """Given by the composition root.
+class Models(Protocol):
+    """Given by the composition root."""
 
-    Attributes:
-        ensure: ``(server id, model)``: makes sure of a model in that server's store and tells its capabilities;
-            raises ModelError.
-        forget: what was known of a model no longer holds.
-        facts: what is known of a model for the summary, by name.
-        server_version: the Ollama version of a server, by id.
-        digest: the digest of a model by name, as soon as a server can tell it; None where no server has it.
-    """
+    async def ensure(self, server_id: str, model: str) -> list[str]:
+        """Make sure of a model in that server's store; returns its capabilities, raises ModelError."""
+        ...
 
-    ensure: Callable[[str, str], Awaitable[list[str]]]
-    forget: Callable[[str], None]
-    facts: Callable[[str], dict[str, Any]]
-    server_version: Callable[[str], str | None]
-    digest: Callable[[str], Awaitable[str | None]]
+    def forget(self, model: str) -> None:
+        """What was known of a model no longer holds."""
+        ...
+
+    def facts(self, model: str) -> dict[str, Any]:
+        """What is known of a model for the summary."""
+        ...
+
+    def server_version(self, server_id: str) -> str | None:
+        """The Ollama version of a server."""
+        ...
+
+    async def digest(self, model: str) -> str | None:
+        """The digest of a model, as soon as a server can tell it; None where no server has it."""
+        ...
