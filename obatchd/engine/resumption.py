@@ -91,21 +91,22 @@ class Resumption:
             await self._intake.begin(fresh)
 
     def _take_up_job(self, row: JobRow, segment: Segment, indexed: bool) -> None:
+        # All is read before the job is live: where the disk refuses, the next try passes over those that are.
+        counts, lanes, attempts = segment.tallies(row.key), segment.lanes(row.key), segment.attempts(row.key)
+        open_lanes = [lane for lane in lanes if lane.requests > lane.finished]
+        reached = {lane.lane: segment.last_finished(row.key, lane.lane) for lane in open_lanes}
         live = self._admission.add(row)
         live.resumed = True
         self._endings.mark_expired(live)
-        live.indexed = indexed
-        live.counts = segment.tallies(row.key)
-        lanes = segment.lanes(row.key)
+        live.indexed, live.counts = indexed, counts
         # Lines refused while indexing have results and belong to no lane.
         refused = live.finished - sum(lane.finished for lane in lanes)
         live.requests = sum(lane.requests for lane in lanes) + refused
-        self._feeder.remember(row.key, histories(segment.attempts(row.key)))
-        for lane in lanes:
-            if lane.requests > lane.finished:
-                self._admission.extend(live, lane, lane.requests - lane.finished)
-                if lane.lane in live.lanes:
-                    live.lanes[lane.lane].begin_after(segment.last_finished(row.key, lane.lane))
+        self._feeder.remember(row.key, histories(attempts))
+        for lane in open_lanes:
+            self._admission.extend(live, lane, lane.requests - lane.finished)
+            if lane.lane in live.lanes:
+                live.lanes[lane.lane].begin_after(reached[lane.lane])
         if not indexed:
             self._intake.go_on(Reading(row, self._layout, self._settings(), lambda size: None))
         self._admission.go_on(live)
