@@ -16,7 +16,7 @@ from burnin_support import Card, identity, make_plan, uuid
 from obatchd.burnin import checker, journal, load, report, run
 from obatchd.burnin.asking import Answered
 from obatchd.burnin.ports import BatchLoad, Model, Surroundings
-from obatchd.burnin.records import Begun, Canary, Plan, Record, Unit
+from obatchd.burnin.records import Begun, Canary, Limits, Plan, Record, Unit
 from obatchd.gpus.model import Gpu, GpuProcess, Reading, SlowReading
 from obatchd.jobs.model import Profile
 from obatchd.servers.states import ServerState
@@ -107,7 +107,9 @@ class Bench:
     async def carry_out(
         self, during: Callable[[run.Run], Awaitable[None]] | None = None, **changes: Any
     ) -> dict[str, Any]:
-        changed = {"duration_s": 1.0, "bucket_s": 0.1, "canary_s": 0.15, "canary_runs": 4, **changes}
+        # Speeds are judged elsewhere: a busy machine serves these servers unequally.
+        limits = Limits(slower_warn_percent=95, slower_fail_percent=99)
+        changed = {"limits": limits, "duration_s": 1.0, "bucket_s": 0.1, "canary_s": 0.15, "canary_runs": 4, **changes}
         plan: Plan = msgspec.structs.replace(make_plan(3, 1.0), **changed)
         units = [Unit(uuid(n), "H100", n, f"gpu{n}") for n in range(3)]
         records: list[Record] = [Begun(time.time(), plan, units, {"hostname": "here"}, "0.1.0")]
