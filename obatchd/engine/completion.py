@@ -25,6 +25,8 @@ from obatchd.spool.outbox import Totals
 
 # Results not yet committed above which nothing more is offered: bounds memory while a disk is slow or full.
 _BACKLOG_LIMIT = 20_000
+# Answered jobs not yet published above which no more drops are taken: they wait as well in the inbox, and cost nothing.
+_UNPUBLISHED_LIMIT = 2_000
 
 
 class Completion:
@@ -33,6 +35,7 @@ class Completion:
     Args:
         jobs: live jobs by key.
         on_published: a job's ``summary.json`` is durable.
+        on_caught_up: it may be that :attr:`behind` does not hold any more.
     """
 
     def __init__(
@@ -48,7 +51,10 @@ class Completion:
         models: Models,
         troubles: Troubles,
         on_published: Callable[[JobRow, dict[str, Any]], None],
+        on_caught_up: Callable[[], None],
     ) -> None:
+        self._on_published = on_published
+        self._on_caught_up = on_caught_up
         self._jobs = jobs
         self._layout = layout
         self._queue = queue
@@ -65,7 +71,7 @@ class Completion:
         self.publisher = Publisher(
             store,
             ResponseWriter(context),
-            on_done=on_published,
+            on_done=self._published,
             on_trouble=lambda reason: troubles.say("outbox", reason),
         )
 
@@ -98,6 +104,16 @@ class Completion:
         for live in touched.values():
             self.check(live)
         self.watch_backlog()
+
+    @property
+    def behind(self) -> bool:
+        """Whether so many answered jobs wait for their publication that no more should be begun."""
+        return self.publisher.backlog > _UNPUBLISHED_LIMIT
+
+    def _published(self, row: JobRow, summary: dict[str, Any]) -> None:
+        self._on_published(row, summary)
+        if self.publisher.backlog == _UNPUBLISHED_LIMIT // 2:
+            self._on_caught_up()
 
     def watch_backlog(self) -> None:
         """Offer nothing more while results gather faster than the disk takes them."""

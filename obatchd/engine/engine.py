@@ -70,7 +70,7 @@ class Engine:
         self.completion = Completion(
             self.jobs, layout, store, settings, context,
             queue=self.queue, dispatcher=self.dispatcher, models=models, troubles=self.troubles,
-            on_published=self._published,
+            on_published=self._published, on_caught_up=lambda: self.intake.wake(),
         )  # fmt: skip
         self._build_entrance(Reuse(store, layout, models.digest))
 
@@ -114,7 +114,7 @@ class Engine:
         )  # fmt: skip
         self.intake = Intake(
             layout, store, JobIds(store.state.last_job()), lambda: self.settings,
-            vital=self.vital, may_claim=lambda: self.troubles.may_claim, limits=self.limits,
+            vital=self.vital, may_claim=lambda: self.troubles.may_claim and not completion.behind, limits=self.limits,
             on_job=admission.accepted, on_chunk=admission.indexed, on_refused=admission.refused,
             on_trouble=lambda reason: self.troubles.say(INTAKE, reason), on_job_trouble=self.troubles.say_of_job,
         )  # fmt: skip

@@ -69,6 +69,7 @@ class Publisher:
         # Its own thread: a status must not wait behind the whole of a large job.
         self._status_thread = ThreadPoolExecutor(1, thread_name_prefix="status")
         self._alone = 0  # jobs at the head of the queue to be published one by one
+        self.backlog = 0  # jobs that are answered and not published yet
 
     async def start(self, vital: Vital) -> None:
         await self.responses.start()
@@ -83,6 +84,7 @@ class Publisher:
         await asyncio.to_thread(self._status_thread.shutdown)
 
     def publish(self, publication: Publication) -> None:
+        self.backlog += 1
         self._queue.append(publication)
         self._event.set()
 
@@ -122,6 +124,7 @@ class Publisher:
                     continue
                 self._on_trouble("")
                 for publication, summary in zip(batch, summaries, strict=True):
+                    self.backlog -= 1
                     self._on_done(publication.row, summary)
 
     def _set_apart(self, batch: list[Publication]) -> None:
@@ -130,6 +133,7 @@ class Publisher:
             self._queue.extendleft(reversed(batch))
             self._alone = len(batch)
         else:
+            self.backlog -= 1
             _log.exception("job_not_published", job=batch[0].row.job, remedy="its results are safe in the store")
 
     def _publish(self, batch: list[Publication]) -> list[dict[str, Any]]:
