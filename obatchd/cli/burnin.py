@@ -18,13 +18,15 @@ Document = dict[str, Any]
 _LOOK_S = 2.0
 _LENT_S = 2 * 3600.0  # longest time that the tools of a bundle have the GPU
 _FREE_S = 120.0
+_NOT_JUDGED = 2  # never 1, which says that a GPU failed
 
 
 @click.group("burnin", cls=Group)
 def burnin_command() -> None:
     """Test GPUs under load for hours, with a verdict for each.
 
-    Exit codes of start --wait, report, compare: 0 every GPU passed, 1 one failed, 2 one cannot be judged.
+    Exit codes of start --wait, report, compare: 0 every GPU passed, 1 one failed, 2 one cannot be judged, or no run or
+    report can be had.
     """
 
 
@@ -46,6 +48,8 @@ def burnin_command() -> None:
 @pass_invocation
 def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: bool, **asked: Any) -> None:
     """Begin a burn-in. Batch work goes on on the other GPUs."""
+    if wait:
+        invocation.failure = _NOT_JUDGED
     chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
     document = invocation.client().post("burnin", {**asked, "gpus": chosen, "canary": not no_canary})
     run = document["run"]
@@ -161,6 +165,7 @@ def _report(invocation: Invocation, run: str) -> Document:
     """A report of the daemon, or one in a file."""
     from obatchd.control.client import quoted
 
+    invocation.failure = _NOT_JUDGED
     path = Path(run)
     if path.suffix == ".json" or path.is_file():
         from obatchd.burnin.report import read_file

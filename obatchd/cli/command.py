@@ -28,6 +28,7 @@ class Invocation:
     def __init__(self, spool: Path) -> None:
         self.spool = spool
         self.json = False
+        self.failure = exit_codes.FAILED  # the exit code of an error that has none of its own
 
     def client(self) -> Client:
         """A client of the spool's daemon."""
@@ -86,7 +87,7 @@ class RootGroup(click.Group):
                 _print_error(error.code, error.message)
             else:
                 click.echo(clean(error.message, keep="\n"), err=True)
-            sys.exit(_exit_code(error))
+            sys.exit(_exit_code(error, exit_codes.FAILED if invocation is None else invocation.failure))
 
 
 def _print_error(code: str, message: str) -> None:
@@ -111,12 +112,12 @@ def given(_ctx: click.Context, _parameter: click.Parameter, value: _T) -> _T:
     return value
 
 
-def _exit_code(error: ObatchError) -> int:
+def _exit_code(error: ObatchError, failure: int) -> int:
     if isinstance(error, DaemonDownError):
         return exit_codes.UNKNOWN if error.code == "permission" else exit_codes.NOT_RUNNING
     if isinstance(error, ForbiddenError):
         return exit_codes.UNKNOWN
-    return exit_codes.CONFIG if error.code == ConfigError.code else exit_codes.FAILED
+    return exit_codes.CONFIG if error.code == ConfigError.code else failure
 
 
 def print_json(document: Document) -> None:

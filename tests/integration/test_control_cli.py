@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from control_support import OBATCHCTL, FakeEngine, obatchctl, serving
+from control_support import OBATCHCTL, FakeBurnin, FakeEngine, obatchctl, serving
 
 from obatchd.control.auth import daemon_itself
+from obatchd.errors import ControlError
 
 OBATCHD = OBATCHCTL.with_name("obatchd")
 
@@ -100,6 +101,25 @@ async def test_a_daemon_that_is_down_is_one_plain_sentence(tmp_path: Path) -> No
         assert text.count("\n") == 1
     document = await as_json(spool, "status", code=3)
     assert document["error"]["code"] == "daemon_down"
+
+
+async def test_what_could_not_be_tested_is_not_said_to_have_failed(
+    served: tuple[FakeEngine, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, spool = served
+
+    async def refuse(_self: FakeBurnin, _asked: dict[str, Any]) -> dict[str, Any]:
+        raise ControlError("there is no GPU to test", code="no_gpu")
+
+    monkeypatch.setattr(FakeBurnin, "start", refuse)
+    for code, command in (
+        (2, ["start", "--wait"]),
+        (2, ["report", str(tmp_path / "missing.json")]),
+        (2, ["compare", str(tmp_path / "missing.json")]),
+        (1, ["start"]),
+        (1, ["stop"]),
+    ):
+        assert (await obatchctl(spool, "burnin", *command, stderr=True))[0] == code, command
 
 
 async def test_no_permission_is_exit_code_4(served: tuple[FakeEngine, Path]) -> None:
