@@ -22,7 +22,7 @@ def compare(reports: Sequence[Document]) -> Document:
         ConfigError: the reports have nothing in common.
     """
     rows: dict[tuple[Any, ...], list[Document]] = {}
-    left_out: list[str] = []
+    reports, left_out = _without_repetitions(reports)
     for number, report in enumerate(reports):
         for gpu in report["gpus"]:
             row = _row(number, report, gpu)
@@ -54,6 +54,19 @@ def compare(reports: Sequence[Document]) -> Document:
         "schema": 1, "kind": "obatchd-burnin-comparison", "verdict": verdict.value, "exit_code": EXIT_CODES[verdict],
         "meaning": meaning, "groups": groups, "left_out": left_out,
     }  # fmt: skip
+
+
+def _without_repetitions(reports: Sequence[Document]) -> tuple[list[Document], list[str]]:
+    """Each run once, however it was named, and what is left out: a GPU beside itself would always look fine."""
+    kept: dict[tuple[Any, ...], Document] = {}
+    left_out = []
+    for report in reports:
+        host = str(report["host"].get("hostname", "?"))
+        run = (host, report["run"], *(gpu["uuid"] for gpu in report["gpus"]))
+        if run in kept:
+            left_out.append(f"{host} {report['run']}: given twice")
+        kept[run] = report
+    return list(kept.values()), left_out
 
 
 def _row(number: int, report: Document, gpu: Document) -> Document:

@@ -57,6 +57,9 @@ class Profile(msgspec.Struct, frozen=True, order=True):
     model: str
     context_length: int  # tokens, already rounded up by round_context
 
+    def __str__(self) -> str:
+        return f"{self.model} ({self.context_length})"
+
 
 class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     """A job's own settings: between a request's fields and the daemon's settings. ``None`` means not given."""

@@ -345,6 +345,8 @@ def test_equal_hosts_pass_and_what_cannot_be_compared_is_named() -> None:
     assert any("other" in text for text in document["left_out"])
     with pytest.raises(ConfigError, match="nothing like it"):
         compare([other])
+    with pytest.raises(ConfigError, match=r"one .*: given twice"):
+        compare([host("one", 1), host("one", 1)])
 
 
 def test_tokens_are_attributed_in_buckets() -> None:
