@@ -50,7 +50,7 @@ _MODEL = {
     "digest": "0" * 64,
     "details": {"family": "llama", "parameter_size": "1M", "quantization_level": "F16"},
 }
-_CANNED = {
+CANNED = {
     "/api/version": {"version": "0.24.0"},
     "/api/tags": {"models": [_MODEL]},
     "/api/show": {
@@ -110,7 +110,7 @@ def nginx(directory: Path, count: int, chat_log: Path | None = None) -> Iterator
     logged = f"access_log {chat_log} seconds;" if chat_log else ""
     places = "".join(
         f"location = {path} {{ {logged if path == '/api/chat' else ''} return 200 '{json.dumps(body)}\\n'; }}\n"
-        for path, body in _CANNED.items()
+        for path, body in CANNED.items()
     )
     listen = " ".join(f"listen 127.0.0.1:{port};" for port in ports)
     config = directory / "nginx.conf"
@@ -124,6 +124,20 @@ def nginx(directory: Path, count: int, chat_log: Path | None = None) -> Iterator
     process = subprocess.Popen([program, "-e", f"{directory}/nginx.err", "-c", config], stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: _connects(ports[-1]), 10, "nginx answers")
+        yield ports
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@contextlib.contextmanager
+def slot_servers(count: int, slots: int, mean_s: float, sigma: float) -> Iterator[list[int]]:
+    """``count`` servers of ``slots`` slots, whose answers take log-normal times; yields their ports."""
+    ports = [free_port() for _ in range(count)]
+    program = Path(__file__).with_name("slot_servers.py")
+    process = subprocess.Popen([sys.executable, program, str(slots), str(mean_s), str(sigma), *map(str, ports)])
+    try:
+        wait_for(lambda: _connects(ports[-1]), 10, "the servers answer")
         yield ports
     finally:
         process.terminate()
