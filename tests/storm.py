@@ -35,7 +35,8 @@ SIMULATOR: Document = {
     "service_s": {"kind": "uniform", "low": 0.03, "high": 0.3}, "load_s": 0.05, "faults": FAULTS,
 }  # fmt: skip
 _CALM_S = 1.0  # without an answer for so long, the next kill comes all the same
-_TARGET_S = 10.0  # longest wait for a process that may be killed
+_PROBES_OF_A_LIFE = 3  # with more the daemon gives the probe up, as it should: a worker is killed instead
+_TARGET_S = 5.0  # longest wait for a process that may be killed
 _INSTANT_S = 15.0  # longest wait for the daemon to come by the instant at which it dies
 _END_S = 180.0  # longest time without an answer at the end
 _AHEAD = 150  # requests handed over before they are due, so that there is always something to do
@@ -75,6 +76,7 @@ class Storm:
         self._waiting = deque(plan.drops)
         self._released = 0
         self._carried: list[Strike] = []
+        self._probes = 0  # killed in this life
         self._staging = d.root / "staged"
         self._staging.mkdir()
 
@@ -90,6 +92,7 @@ class Storm:
     # Lives.
 
     def _live(self, life: Life) -> None:
+        self._probes = 0
         instant = "." in life.death
         process = self.d.launch(f"{life.death}:{life.count}" if instant else "")
         if life.death == "start":
@@ -157,16 +160,26 @@ class Storm:
     # Kills of parts.
 
     def _strike(self, strike: Strike) -> bool:
-        """Kill a part; False if the daemon is dead."""
+        """Kill a part, a server where there is none of that kind; False if the daemon is dead."""
         deadline_s = time.monotonic() + _TARGET_S
+        helped = False
+        if strike.what == "probe":
+            self._probes += 1
+            if self._probes > _PROBES_OF_A_LIFE:
+                strike = Strike("worker", strike.where, strike.gap)
         while (status := self._status()) is not None:
             pids = self._targets(strike, status)
             if pids and _kill(pids):
                 self.kills[strike.what] += 1
                 return True
+            if not status["jobs"] and not helped:  # a server that has nothing to do since its last kill has no runner
+                self._hand_over(Life([], ""), at_least_one=True)
+                helped = True
             if time.monotonic() > deadline_s:
-                self.missed[strike.what] += 1
-                return True
+                if strike.what == "serve":
+                    self.missed[strike.what] += 1
+                    return True
+                strike, deadline_s = Strike("serve", strike.where, 0), time.monotonic() + _TARGET_S
             time.sleep(0.02)
         return False
 

@@ -237,7 +237,6 @@ _FORMATS: Sequence[_Maker] = (_lines, _packed_lines, _array, _packed_array, _fol
 # Kills.
 
 _PARTS = {"worker": 27, "serve": 24, "runner": 27, "group": 8, "probe": 6, "responses": 5, "forkserver": 3}
-_PROBES_PER_LIFE = 3  # more and the daemon gives it up, as it should
 _DAEMON_SHARE = 0.17
 
 
@@ -255,7 +254,7 @@ def _lives(source: random.Random, kills: int, most_gap: int, *, real: bool) -> l
     lives: list[Life] = []
     for number, share in enumerate([*shares, last]):
         taken, strikes = strikes[:share], strikes[share:]
-        planned = [Strike(what, source.random(), source.randint(0, most_gap)) for what in _few_probes(taken)]
+        planned = [Strike(what, source.random(), source.randint(0, most_gap)) for what in taken]
         if number == deaths:
             lives.append(Life(planned, ""))
         elif number % 5 in (1, 3):
@@ -267,7 +266,7 @@ def _lives(source: random.Random, kills: int, most_gap: int, *, real: bool) -> l
         else:
             lives.append(Life(planned, "answers", source.randint(0, most_gap)))
     if strikes:
-        rest = [Strike(what, source.random(), source.randint(0, most_gap)) for what in _few_probes(strikes)]
+        rest = [Strike(what, source.random(), source.randint(0, most_gap)) for what in strikes]
         lives[-1] = Life([*lives[-1].strikes, *rest], "")
     return lives
 
@@ -277,12 +276,3 @@ def _shuffled_instants(source: random.Random, count: int) -> list[str]:
     while len(instants) < count:
         instants += source.sample(INSTANTS, len(INSTANTS))
     return instants
-
-
-def _few_probes(names: list[str]) -> list[str]:
-    """The same number of kills, with no more of the probe than the daemon replaces."""
-    left, found = _PROBES_PER_LIFE, []
-    for name in names:
-        left -= name == "probe"
-        found.append("worker" if name == "probe" and left < 0 else name)
-    return found
