@@ -166,6 +166,7 @@ class Daemon:
             _log.info("ready", servers=len(self._fleet.servers), jobs=len(self.engine.jobs))
             self._tasks.append(asyncio.create_task(self._reload_when_asked(), name="reload"))
         self._tasks.append(asyncio.create_task(self._tell_systemd(facade), name="notify"))
+        self._tasks.append(asyncio.create_task(process.return_memory(lambda: bool(self.engine.jobs)), name="memory"))
         await stopping
         for task in self._tasks:
             task.cancel()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
 import resource
+from collections.abc import Callable
 
 _GARBAGE_THRESHOLD = 20_000  # new objects between two small collections; Python begins with 700
 _OPEN_FILES = 65_536  # as in the systemd unit
-# From malloc.h of glibc, with its own beginning values (mallopt(3)).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_TRIM_BYTES = _MMAP_BYTES = 128 * 1024
+_M_ARENA_MAX = -8  # malloc.h of glibc; mallopt(3)
+_RETURN_S = 1.0
+_libc = ctypes.CDLL(None)
 
 
 def prepare() -> None:
@@ -19,21 +21,28 @@ def prepare() -> None:
     # jobs makes hundreds of thousands of objects that all live for a while.
     gc.freeze()
     gc.set_threshold(_GARBAGE_THRESHOLD)
-    _return_memory()
+    _share_memory()
     _allow_many_files()
 
 
-def _return_memory() -> None:
-    """Give freed memory back to the system.
-
-    glibc keeps an arena for each thread, and raises its thresholds to twice the largest block that was ever freed:
-    of a burst of large frames and commits some 10 MB stay (bench/memory.py).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # musl has none, and none of these habits
+def _share_memory() -> None:
+    """One heap for all threads: glibc has one for each, and keeps in each what its largest burst needed."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:  # musl has none, and one heap only
         mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_TRIM_THRESHOLD, _TRIM_BYTES)
-        mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
+
+
+async def return_memory(busy: Callable[[], bool]) -> None:
+    """Give freed memory back to the system now and then while there is work.
+
+    glibc keeps up to twice the largest block that was ever freed: of bursts of large frames and commits some 10 MB. Its
+    threshold for that would cost ten times the page faults in a flood (bench/memory.py, bench/drops.py).
+    """
+    trim = getattr(_libc, "malloc_trim", None)
+    while trim is not None:
+        await asyncio.sleep(_RETURN_S)
+        if busy():
+            await asyncio.to_thread(trim, 0)
 
 
 def _allow_many_files() -> None:

@@ -26,7 +26,7 @@ from obatchd.spool.outbox import Totals
 # Results not yet committed above which nothing more is offered: bounds memory while a disk is slow or full.
 _BACKLOG_LIMIT = 20_000
 # Answered jobs not yet published above which no more drops are taken: they wait as well in the inbox, and cost nothing.
-_UNPUBLISHED_LIMIT = 2_000
+_UNPUBLISHED_LIMIT = 5_000
 
 
 class Completion:
