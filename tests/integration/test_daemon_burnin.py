@@ -139,7 +139,7 @@ def test_without_a_driver_the_daemon_works_and_says_that_nobody_can_watch(daemon
     found = d.client.get("gpus")
     assert (found["state"], found["gpus"]) == ("absent", [])
     assert "No NVIDIA driver" in found["message"] and "No NVIDIA driver" in d.control("gpus").stdout
-    assert d.control("burnin", "report").returncode == 1
+    assert d.control("burnin", "report").returncode == 2
     for arguments, words in (
         ([], "no GPU with a server here"),
         (["--gpus", "7"], "no GPU '7'"),
