@@ -294,6 +294,10 @@ class Daemon:
     def status(self) -> Document:
         return self.client.get("status")
 
+    def succeeded(self) -> int:
+        """Requests of jobs in work that have their answer; a drop that was just taken may not be among them yet."""
+        return sum(job["succeeded"] for job in self.status()["jobs"])
+
     def servers(self) -> list[Document]:
         found: list[Document] = self.status()["servers"]
         return found

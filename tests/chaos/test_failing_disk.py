@@ -64,7 +64,7 @@ def test_what_is_answered_while_the_disk_refuses_is_kept_and_written(daemon: Sta
     asked = prompts(120)
     d.drop("job.jsonl", asked)
     job = d.job("job.jsonl")
-    wait_for(lambda: d.status()["jobs"][0]["succeeded"] > 20, 20, "results come")
+    wait_for(lambda: d.succeeded() > 20, 20, "results come")
     with refusing(d, error, calls):
         assert "cannot be written" in "; ".join(degraded(d)["reasons"])
         shown = d.control("status")
@@ -112,7 +112,7 @@ def test_a_file_system_that_turns_read_only(make_daemon: Start, small_ext4: Call
     asked = prompts(120)
     d.drop("job.jsonl", asked)
     d.job("job.jsonl")
-    wait_for(lambda: d.status()["jobs"][0]["succeeded"] > 20, 20, "results come")
+    wait_for(lambda: d.succeeded() > 20, 20, "results come")
     # What ext4 does by itself when it meets damage and errors=remount-ro (ext4(5), "abort").
     subprocess.run(["mount", "-o", "remount,abort", disk], check=True)
     found = wait_for(lambda: s if "read-only" in str((s := degraded(d))["reasons"]) else None, 10, "it says why")

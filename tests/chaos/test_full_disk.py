@@ -76,7 +76,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_job(make_daemon: Start, small_d
     d.root = disk  # drops are written beside the spool, on the same file system
     d.drop("job.jsonl", asked)
     job = d.job("job.jsonl")
-    wait_for(lambda: d.status()["jobs"][0]["succeeded"] > 20, 20, "results come")
+    wait_for(lambda: d.succeeded() > 20, 20, "results come")
     later = disk / "later.jsonl"
     later.write_bytes(jsonl(prompts(20, "later")))
     filler = fill(disk)
@@ -169,7 +169,7 @@ def test_a_disk_that_takes_no_byte_more_and_then_does(daemon: Start) -> None:
     asked = prompts(300)
     d.drop("job.jsonl", asked)
     job = d.job("job.jsonl")
-    wait_for(lambda: d.status()["jobs"][0]["succeeded"] > 20, 20, "results come")
+    wait_for(lambda: d.succeeded() > 20, 20, "results come")
     limit_file_size(d, 0)
     assert "cannot be written" in degraded(d)
     assert d.control("status").returncode == 1

@@ -88,8 +88,8 @@ def test_the_index_is_lost_with_a_jobs_own_settings(make_daemon: Start) -> None:
     files |= {f"{n}.json": b'{"prompt": "folder: what is %d?"}' % n for n in range(40)}
     d.drop("folder", files)
     d.job("folder")
-    wait_for(lambda: d.status()["jobs"][0]["succeeded"] >= 8, 20, "some are answered")
-    owner = d.status()["jobs"][0]["owner"]
+    wait_for(lambda: d.succeeded() >= 8, 20, "some are answered")
+    [owner] = {one["owner"] for one in d.status()["jobs"]}
     d.kill()
     remove(d.spool / "work" / "state.db")
     d.start()
