@@ -99,6 +99,7 @@ class Storm:
             self._die_at_start(process, life.count)
             return
         if not self._wait_until_it_answers(process):
+            self._carried += life.strikes
             self._count_death(life)
             return
         strikes, self._carried = [*self._carried, *life.strikes], []

@@ -182,11 +182,13 @@ def _least(samples: Iterable[Sample]) -> tuple[int, int]:
 
 
 def _tracebacks(log: str) -> Iterator[str]:
-    """Where tracebacks begin. A forkserver whose daemon is killed while it asks for a process says so with one."""
+    """Where tracebacks begin. A forkserver whose daemon is killed while it asks for a process says so with one, and so
+    does the process that was to be."""
     lines = log.splitlines()
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        if "Traceback" in line and "multiprocessing/forkserver.py" not in following:
-            yield following.strip() or line
+    for number, line in enumerate(lines):
+        frames = lines[number + 1 : number + 3]
+        if "Traceback" in line and not any("multiprocessing/forkserver.py" in frame for frame in frames):
+            yield frames[0].strip() if frames else line
 
 
 # What happened.
