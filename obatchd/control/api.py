@@ -28,6 +28,7 @@ _STOPPING = web.AppKey("stopping", asyncio.Event)
 _CALLER = web.RequestKey("caller", Caller)
 _BODY_LIMIT_BYTES = 1024**2
 _SHUTDOWN_S = 1.0
+_ACCEPT_AGAIN_S = 1.0
 _CONNECTIONS_OF_ONE_USER = 64
 _JOBS_LIMIT = 10_000
 _LOG_LINES_LIMIT = 10_000
@@ -108,26 +109,33 @@ class ControlServer:
 
     async def _accept(self, listener: socket.socket) -> None:
         """Serve who connects. One user who opens connections and says nothing keeps no file from the others."""
-        assert self._runner.server is not None
         loop = asyncio.get_running_loop()
         open_of: dict[int, list[asyncio.Transport]] = {}
         with listener:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(listener)
-                except OSError as error:  # no file is left, say
-                    _log.error("control_not_accepting", reason=log.reason(error))
-                    await asyncio.sleep(_SHUTDOWN_S)
-                    continue
-                uid = auth.peer_of(connection.fileno()).uid
-                connections = open_of[uid] = [one for one in open_of.get(uid, ()) if not one.is_closing()]
-                if len(connections) >= _CONNECTIONS_OF_ONE_USER:
-                    with connection, contextlib.suppress(OSError):
-                        connection.send(_BUSY)
-                    continue
-                with contextlib.suppress(OSError):  # gone already
-                    transport, _ = await loop.connect_accepted_socket(self._runner.server, connection)
-                    connections.append(transport)
+                    await self._admit(connection, open_of)
+                except OSError as error:  # no file is left, say; or it has gone already
+                    _log.error("connection_not_accepted", reason=log.reason(error))
+                    await asyncio.sleep(_ACCEPT_AGAIN_S)
+
+    async def _admit(self, connection: socket.socket, open_of: dict[int, list[asyncio.Transport]]) -> None:
+        """Serve a connection, or close it where its user has too many in ``open_of``."""
+        assert self._runner.server is not None
+        try:
+            uid = auth.peer_of(connection.fileno()).uid
+            connections = open_of[uid] = [one for one in open_of.get(uid, ()) if not one.is_closing()]
+            if len(connections) < _CONNECTIONS_OF_ONE_USER:
+                loop = asyncio.get_running_loop()
+                transport, _ = await loop.connect_accepted_socket(self._runner.server, connection)
+                connections.append(transport)
+                return
+            connection.send(_BUSY)
+        except OSError:
+            connection.close()
+            raise
+        connection.close()
 
     def only_looks(self) -> None:
         """From now on show what is asked for and refuse to change anything: the daemon is stopping."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import contextlib
 import http.client
 import json
@@ -416,3 +417,22 @@ async def test_one_user_cannot_take_every_connection(served: tuple[FakeEngine, P
             await asyncio.sleep(0.01)
     for writer in silent:
         writer.close()
+
+
+async def test_no_file_left_for_a_moment_does_not_end_the_api(
+    served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, spool = served
+    real, refused = auth.peer_of, []
+
+    def peer_of(descriptor: int) -> auth.Peer:
+        if not refused:
+            refused.append(descriptor)
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(descriptor)
+
+    monkeypatch.setattr(auth, "peer_of", peer_of)
+    with pytest.raises(errors.ObatchError):
+        await call(Client(spool).get, "ping")
+    assert refused
+    assert (await call(Client(spool).get, "ping"))["pid"] == os.getpid()
