@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import contextlib
+import errno
 import http.client
 import json
 import os
