@@ -229,7 +229,8 @@ class Answering:
             self._runner.wedged = True  # nothing on this runner goes on, until it is killed
         self._engine.producing(-1)
         try:
-            await self._runner.pause(fault.seconds)
+            # A timer of libuv may ring a millisecond early; a hang is never shorter than it was asked to be.
+            await self._runner.pause(None if fault.seconds is None else fault.seconds + 0.001)
         finally:
             self._engine.producing(1)
 

@@ -135,12 +135,12 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 async def test_a_clean_run_gives_everything_back(bench: Bench) -> None:
-    document = await bench.carry_out(exclusive=True)
+    document = await bench.carry_out(exclusive=True, duration_s=1.5)
     assert bench.batch_away == [True, False]
     assert all(gpu["verdict"].startswith("PASS") for gpu in document["gpus"]), document["gpus"]
     for gpu in document["gpus"]:
         assert gpu["stress"]["slots_busy_percent"] > 80  # most of these short slots is making prompts
-        assert gpu["canary"]["checks"] >= 1  # a second has time for one on a busy machine
+        assert gpu["canary"]["checks"] >= 2
     assert all(server.holds == {} for server in bench.servers.values())
     assert bench.released == bench.quarantined == []
 

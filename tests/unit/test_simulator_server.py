@@ -113,12 +113,17 @@ async def test_too_many_requests_during_a_load_are_refused(tmp_path: Path) -> No
 async def test_the_pace_of_tokens_shows_in_the_times(tmp_path: Path) -> None:
     config = Config(tokens_per_s=100, prompt_tokens_per_s=100, answer=Distribution(tokens=20), load_s=0.1)
     async with simulator(tmp_path, config) as client:
-        _status, lines = await client.chat("one two three four five six")
-        last = lines[-1]
+        pace = {"prompt_eval_duration": pytest.approx(0.1e9, rel=0.5), "eval_duration": pytest.approx(0.2e9, rel=0.5)}
+        loads_s: list[float] = []
+        for _ in range(5):  # what else the machine does can only make it slower
+            _status, lines = await client.chat("one two three four five six")
+            last = lines[-1]
+            loads_s.append(last["load_duration"] / 1e9)
+            if all(last[name] == due for name, due in pace.items()):
+                break
         assert len(lines) == 5
-        assert last["load_duration"] >= 0.1e9
-        assert 0.05e9 < last["prompt_eval_duration"] < 1e9  # 0.1 s, and what a busy machine adds
-        assert 0.1e9 < last["eval_duration"] < 2e9  # 0.2 s
+        assert loads_s[0] >= 0.1
+        assert {name: last[name] for name in pace} == pace
 
 
 async def test_a_thinking_model_thinks_unless_told_not_to(tmp_path: Path) -> None:
