@@ -31,6 +31,10 @@ def states(d: Daemon) -> list[str]:
     return [server["state"] for server in d.servers()]
 
 
+def uuid(d: Daemon, index: int) -> str:
+    return str(d.client.get("gpus")["gpus"][index]["uuid"])
+
+
 def health(d: Daemon) -> list[str]:
     return [gpu["health"] for gpu in d.client.get("gpus")["gpus"]]
 
@@ -86,8 +90,18 @@ def test_gpus_are_taken_out_until_none_is_left_and_come_back_by_release(
     assert d.control("gpus", "release", "1").returncode == 0
     d.ready()
     assert health(d) == ["warn", "ok"]
+    assert d.control("gpus", "release", "1").returncode == 1
     events = d.control("gpus", "events", "1").stdout
     assert "quarantine" in events and "release" in events and "SIM0000000001" in events
+    assert d.control("gpus", "quarantine", "0", "--reason", "noisy fan").returncode == 0
+    wait_for(lambda: states(d) == ["quarantined", "ready"])
+    assert "noisy fan" in reasons(d)
+    time_of_release = d.client.get(f"gpus/{uuid(d, 1)}")["watched_since"]
+    d.stop()
+    d.start()
+    wait_for(lambda: states(d) == ["quarantined", "ready"], what="both are as they were")
+    assert d.client.get(f"gpus/{uuid(d, 1)}")["watched_since"] == time_of_release
+    assert health(d) == ["quarantine", "ok"]
 
 
 def test_one_gpu_lost_of_four_and_a_driver_updated_underneath(daemon: Start) -> None:
@@ -112,6 +126,12 @@ def test_one_gpu_lost_of_four_and_a_driver_updated_underneath(daemon: Start) -> 
     happens(d, 2, lost)  # after the reboot
     d.done("other.jsonl").check(other)
     assert health(d) == ["ok", "ok", "quarantine", "ok"]
+    d.stop()
+    d.start()  # it is missing at the start, too
+    wait_for(lambda: states(d) == ["ready"] * 3)
+    assert health(d) == ["ok", "ok", "quarantine", "ok"]
+    assert "forgotten" in d.control("gpus", "release", "2").stdout
+    assert len(health(d)) == 3
 
 
 @pytest.fixture
@@ -131,12 +151,14 @@ def test_gpus_that_are_shared_lent_closed_or_silent(daemon: Start, stranger: sub
     wait_for(lambda: d.servers()[0]["in_flight"] == d.servers()[1]["in_flight"] == 4)
     assert d.control("gpus", "lend", "1", "--for", "2s").returncode == 0
     wait_for(lambda: d.servers()[1]["loaded"] is None and states(d)[1] == "draining")
-    assert "lent until" in d.servers()[1]["reason"]
+    assert "lent until" in d.servers()[1]["reason"] and "lent until" in d.control("gpus").stdout
     wait_for(lambda: states(d) == ["ready", "ready"], what="it comes back by itself")
     job = d.done("first.jsonl")
     job.check(first)
     assert {result["attempts"] for result in job.results} == {1}
 
+    assert d.control("gpus", "lend", "1", "--back").returncode == 1
+    assert d.control("gpus", "lend", "nowhere", "--for", "2h").returncode == 1
     assert d.control("gpus", "lend", "1", "--for", "2h").returncode == 0
     third = prompts(30, "c")
     d.drop("third.jsonl", third)
