@@ -122,12 +122,8 @@ def nginx(directory: Path, count: int, chat_log: Path | None = None) -> Iterator
         f"default_type application/json; server {{ {listen}\n{places} }} }}\n"
     )
     process = subprocess.Popen([program, "-e", f"{directory}/nginx.err", "-c", config], stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: _connects(ports[-1]), 10, "nginx answers")
+    with _serving(process, ports):
         yield ports
-    finally:
-        process.terminate()
-        process.wait(10)
 
 
 @contextlib.contextmanager
@@ -136,9 +132,16 @@ def slot_servers(count: int, slots: int, mean_s: float, sigma: float) -> Iterato
     ports = [free_port() for _ in range(count)]
     program = Path(__file__).with_name("slot_servers.py")
     process = subprocess.Popen([sys.executable, program, str(slots), str(mean_s), str(sigma), *map(str, ports)])
+    with _serving(process, ports):
+        yield ports
+
+
+@contextlib.contextmanager
+def _serving(process: subprocess.Popen[bytes], ports: list[int]) -> Iterator[None]:
+    """From when the servers answer until their process has ended."""
     try:
         wait_for(lambda: _connects(ports[-1]), 10, "the servers answer")
-        yield ports
+        yield
     finally:
         process.terminate()
         process.wait(10)
