@@ -19,6 +19,7 @@ from obatchd.control.answer import answer, answer_line
 from obatchd.control.auth import Access, Caller
 from obatchd.control.burnin import BURNIN, Burnin
 from obatchd.control.engine import Document, Engine, ServerAction
+from obatchd.control.query import count_asked
 from obatchd.control.runtime import CONTROL_SOCKET
 
 _log = log.get(__name__)
@@ -243,7 +244,7 @@ async def _server_action(request: web.Request) -> web.Response:
 
 async def _server_log(request: web.Request) -> web.StreamResponse:
     """One JSON document per line; with ``follow=1`` it goes on until the client leaves or the daemon stops."""
-    lines = gpu_routes.count_asked(request, "lines", 200, _LOG_LINES_LIMIT)
+    lines = count_asked(request, "lines", 200, _LOG_LINES_LIMIT)
     follow = request.query.get("follow") == "1"
     async with contextlib.aclosing(
         request.app[_ENGINE].server_log(request.match_info["server"], lines, follow)
@@ -259,7 +260,7 @@ async def _server_log(request: web.Request) -> web.StreamResponse:
 
 
 async def _jobs(request: web.Request) -> web.Response:
-    limit = gpu_routes.count_asked(request, "limit", 100, _JOBS_LIMIT)
+    limit = count_asked(request, "limit", 100, _JOBS_LIMIT)
     caller, owner = _caller(request), request.query.get("owner")
     if owner == "all" and not caller.is_administrator:
         raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")

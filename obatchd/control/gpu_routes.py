@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 from aiohttp import web
 
 from obatchd import errors
 from obatchd.control.answer import answer
 from obatchd.control.engine import GpuDesk
+from obatchd.control.query import count_asked
 
 DESK = web.AppKey("gpu_desk", GpuDesk)
 _MOST_EVENTS = 10_000
@@ -40,18 +39,6 @@ async def events(request: web.Request) -> web.Response:
     """``GET /v1/gpu-events?gpu=G&limit=N``; for every caller."""
     limit = count_asked(request, "limit", 100, _MOST_EVENTS)
     return answer({"events": await request.app[DESK].events(request.query.get("gpu"), limit)})
-
-
-def count_asked(request: web.Request, name: str, default: int, most: int) -> int:
-    """The number that a query asks for.
-
-    Raises:
-        ConfigError: it is none from 1 to ``most``.
-    """
-    text = request.query.get(name, str(default))
-    if not re.fullmatch("[0-9]{1,9}", text) or not 0 < int(text) <= most:
-        raise errors.ConfigError(f"{name} must be a number from 1 to {most}", code="bad_request")
-    return int(text)
 
 
 async def _quarantine(request: web.Request) -> web.Response:
