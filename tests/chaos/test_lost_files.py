@@ -15,7 +15,8 @@ from daemon_support import Daemon, Job, prompts, wait_for
 
 Start = Callable[..., Daemon]
 SLOW: dict[str, Any] = {"service_s": {"kind": "fixed", "value": 0.1}}
-HALF = prompts(80, "half")
+# Two seconds of work: a job that is done within one may have no status.json before its end.
+HALF = prompts(160, "half")
 
 
 def reboot(d: Daemon) -> None:
@@ -85,7 +86,7 @@ def test_the_index_is_lost(make_daemon: Start, lose: Callable[[Path], None]) -> 
 def test_the_index_is_lost_with_a_jobs_own_settings(make_daemon: Start) -> None:
     d: Daemon = make_daemon({"model": ""}, simulator=SLOW).start().ready()
     files = {"job.toml": b'model = "tiny"\npriority = "high"\n'}
-    files |= {f"{n}.json": b'{"prompt": "folder: what is %d?"}' % n for n in range(40)}
+    files |= {f"{n}.json": b'{"prompt": "folder: what is %d?"}' % n for n in range(160)}
     d.drop("folder", files)
     d.job("folder")
     wait_for(lambda: d.succeeded() >= 8, 20, "some are answered")
@@ -95,7 +96,7 @@ def test_the_index_is_lost_with_a_jobs_own_settings(make_daemon: Start) -> None:
     d.start()
     [shown] = d.status()["jobs"]
     assert (shown["priority"], shown["owner"], shown["name"]) == ("high", owner, "folder")
-    assert d.done("folder").check()["succeeded"] == 40
+    assert d.done("folder").check()["succeeded"] == 160
 
 
 def test_a_segment_is_damaged(make_daemon: Start) -> None:

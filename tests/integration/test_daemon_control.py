@@ -155,5 +155,6 @@ def test_priority_orders_one_owners_jobs(daemon: Start) -> None:
     d.client.post("resume")
     for name in ("low", "normal", "high"):
         d.done(f"{name}.jsonl").check()
-    finished = [j["name"] for j in sorted(d.client.get("jobs")["jobs"], key=lambda j: j["finished_at"])]
+    jobs = wait_for(lambda: len(done := d.client.get("jobs", state="done")["jobs"]) == 3 and done, 5)
+    finished = [j["name"] for j in sorted(jobs, key=lambda j: j["finished_at"])]
     assert finished == ["high.jsonl", "normal.jsonl", "low.jsonl"]
