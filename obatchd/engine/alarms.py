@@ -76,18 +76,14 @@ class Alarms:
 
     async def _tell(self, alarm: dict[str, Any]) -> None:
         command, kind = self.settings.command, alarm["kind"]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("OBATCH")}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, env=environment,
-                start_new_session=True,
-            )  # fmt: skip
+            process = await self._begin(msgspec.json.encode(alarm) + b"\n")
         except (OSError, ValueError) as error:
             _log.error("alarm_failed", kind=kind, command=command[0], reason=str(error))
             return
         try:
             async with asyncio.timeout(self.settings.timeout_s):
-                await process.communicate(msgspec.json.encode(alarm) + b"\n")
+                await process.wait()
         except TimeoutError:
             _log.error(
                 "alarm_failed", kind=kind, command=command[0], reason=f"not done in {self.settings.timeout_s:g} s"
@@ -99,3 +95,14 @@ class Alarms:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # also what it left behind in its own group
             await process.wait()
+
+    async def _begin(self, document: bytes) -> asyncio.subprocess.Process:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OBATCH")}
+        # A file in memory, not a pipe: a command that ends without reading it breaks nothing here.
+        with open(os.memfd_create("alarm"), "w+b") as standard_input:
+            standard_input.write(document)
+            standard_input.seek(0)
+            return await asyncio.create_subprocess_exec(
+                *self.settings.command, stdin=standard_input, stdout=asyncio.subprocess.DEVNULL, env=environment,
+                start_new_session=True,
+            )  # fmt: skip

@@ -75,6 +75,22 @@ async def test_a_command_that_fails_harms_nobody(
     assert ("alarm_failed" in caplog.text or "exit_code=3" in caplog.text) == (command != ["true"])
 
 
+async def test_commands_that_end_before_they_read_stop_no_later_alarm(tmp_path: Path) -> None:
+    out = tmp_path / "told"
+    script = tmp_path / "script"
+    script.write_text(f"#!/bin/sh\n[ -e {tmp_path}/read ] || exit 0\ncat > {out}\n")
+    script.chmod(0o755)
+    alarms = Alarms(settings(script))
+    alarms.start()
+    for number in range(50):
+        alarms.announce("disk_low", {"number": number, "reason": "x" * 1_000_000})
+    await wait_for(lambda: not alarms._waiting, 60)
+    (tmp_path / "read").touch()
+    alarms.announce("disk_low", {"number": "last"})
+    await alarms.stop()
+    assert json.loads(out.read_text())["number"] == "last"
+
+
 async def test_finished_jobs_give_way_when_too_many_wait(tmp_path: Path) -> None:
     out = tmp_path / "told"
     alarms = Alarms(settings(sys.executable, "-c", KEEP, out, on=["job_done", "quarantine"]))
