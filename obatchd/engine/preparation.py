@@ -77,8 +77,13 @@ class Preparation:
     def apply(self, settings: ContextSettings) -> None:
         """Use changed settings from the next request on."""
         self._settings = settings
-        if self._writer is not None:
-            self._writer.write(model.frame(rules_of(settings)))
+        if (writer := self._open_writer) is not None:
+            writer.write(model.frame(rules_of(settings)))
+
+    @property
+    def _open_writer(self) -> asyncio.StreamWriter | None:
+        """To a preparer that is not known to be dead. uvloop's transport raises for a write after a failed one."""
+        return None if self._writer is None or self._writer.is_closing() else self._writer
 
     async def stop(self) -> None:
         """End the preparer; what waits for it stays pending in the store."""
@@ -107,7 +112,7 @@ class Preparation:
         return b'"urls"' in raw or b'"files"' in raw or (self._settings.from_links and b"](http" in raw)
 
     def _tell(self, waiting: _Waiting) -> None:
-        if self._writer is None:
+        if (writer := self._open_writer) is None:
             return  # it is told when there is a preparer
         lane, pending = waiting.lane, waiting.pending
         found = self._input_of(lane.job)
@@ -117,7 +122,7 @@ class Preparation:
         folder, keep_full_prompt = found
         waiting.told += 1
         wish = Wish(lane.job, pending.line, lane.owner, pending.raw, str(folder or ""), keep_full_prompt)
-        self._writer.write(model.frame(wish))
+        writer.write(model.frame(wish))
 
     async def _run(self) -> None:
         while True:
