@@ -61,7 +61,7 @@ def degraded(d: Daemon) -> Document:
 )
 def test_what_is_answered_while_the_disk_refuses_is_kept_and_written(daemon: Start, error: str, calls: str) -> None:
     d = daemon(simulator=STEADY)
-    asked = prompts(120)
+    asked = prompts(240)  # three seconds of work
     d.drop("job.jsonl", asked)
     job = d.job("job.jsonl")
     wait_for(lambda: d.succeeded() > 20, 20, "results come")
@@ -109,7 +109,7 @@ def test_a_file_system_that_turns_read_only(make_daemon: Start, small_ext4: Call
     config = {"disk": {"min_free_bytes": 0, "min_free_inodes": 0}}
     d = make_daemon(config, simulator=STEADY, spool=disk / "s").start().ready()
     log_and_drops, d.root = d.root, disk
-    asked = prompts(120)
+    asked = prompts(240)  # three seconds of work
     d.drop("job.jsonl", asked)
     d.job("job.jsonl")
     wait_for(lambda: d.succeeded() > 20, 20, "results come")
