@@ -236,7 +236,9 @@ class WatchdogSettings(Section):
 class DiskSettings(Section):
     """When dispatch pauses for lack of space."""
 
-    min_free_bytes: int = Field(256 * 1024**2, ge=0, description="Below this, dispatch pauses.")
+    min_free_bytes: int = Field(
+        256 * 1024**2, ge=0, description="Below this, dispatch pauses; submissions stop before."
+    )
     min_free_inodes: int = Field(10_000, ge=0, description="Below this, dispatch pauses.")
     keep_done_s: float = Field(7 * 86400, ge=0, description="How long a finished job's input and store are kept.")
     keep_done_bytes: int = Field(

@@ -16,8 +16,10 @@ from obatchd.errors import ControlError, DropRefused
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import FILE_ENDINGS, JobSettings, JobState
 from obatchd.jobs.store import JobRow
+from obatchd.settings import Settings
 from obatchd.settings_io import parse_job_settings
 from obatchd.spool import claim
+from obatchd.spool.ledger import Intent
 
 
 class Submissions:
@@ -36,13 +38,13 @@ class Submissions:
         """
         self._may_submit(submission.owner)
         settings, notes = parse_job_settings(submission.settings, "the submission's settings")
-        limit_bytes = self._engine.settings.inbox.max_unpacked_bytes
+        daemon = self._engine.settings
         return await self._take(
             os.fsencode(submission.name),
             submission.owner,
             submission.kind,
             SubmittedSettings(settings, notes),
-            lambda incoming: _copy(submission, incoming, limit_bytes),
+            lambda incoming: _copy(submission, incoming, daemon),
         )
 
     async def retry(self, row: JobRow) -> JobRow:
@@ -62,19 +64,28 @@ class Submissions:
     ) -> JobRow:
         """``fill`` puts the prompts into place; it is called in a thread."""
         engine = self._engine
-        begun = await asyncio.to_thread(claim.begin_submission, engine.layout, engine.intake.ids, name, owner, kind)
         try:
-            await asyncio.to_thread(fill, begun)
-            await asyncio.to_thread(settings.write, begun.directory)
-            claimed = await asyncio.to_thread(claim.commit_submission, begun, engine.layout, engine.store.state)
-        except BaseException:
-            await asyncio.to_thread(begun.abandon)
-            raise
+            claimed = await self._claim(name, owner, kind, settings, fill)
+        except OSError as error:
+            raise ControlError(f"it cannot be written: {error.strerror or error}", code="not_written") from error
         await engine.intake.begin(engine.store.state.find([claimed.job]))
         [row] = engine.store.state.find([claimed.job])
         if row.state is JobState.REFUSED:
             raise DropRefused("; ".join(row.notes))
         return row
+
+    async def _claim(
+        self, name: bytes, owner: int, kind: str, settings: SubmittedSettings, fill: Callable[[claim.Incoming], None]
+    ) -> Intent:
+        engine = self._engine
+        begun = await asyncio.to_thread(claim.begin_submission, engine.layout, engine.intake.ids, name, owner, kind)
+        try:
+            await asyncio.to_thread(fill, begun)
+            await asyncio.to_thread(settings.write, begun.directory)
+            return await asyncio.to_thread(claim.commit_submission, begun, engine.layout, engine.store.state)
+        except BaseException:
+            await asyncio.to_thread(begun.abandon)
+            raise
 
     def _may_submit(self, owner: int) -> None:
         if self._engine.troubles.of_all:
@@ -104,10 +115,10 @@ def _settings_of_retry(settings: JobSettings) -> JobSettings:
     return again
 
 
-def _copy(submission: Submission, incoming: claim.Incoming, limit_bytes: int) -> None:
+def _copy(submission: Submission, incoming: claim.Incoming, settings: Settings) -> None:
     for name, descriptor in submission.files:
         with os.fdopen(descriptor, "rb", closefd=False) as source:
-            incoming.add(name, source, limit_bytes)
+            incoming.add(name, source, settings.inbox.max_unpacked_bytes, settings.disk.min_free_bytes)
 
 
 def _retry_name(row: JobRow) -> bytes:

@@ -255,11 +255,13 @@ class Incoming:
         self.input = directory / _INCOMING
         self._copied_bytes = 0
 
-    def add(self, name: str, source: IO[bytes], limit_bytes: int) -> None:
+    def add(self, name: str, source: IO[bytes], limit_bytes: int, keep_free_bytes: int = 0) -> None:
         """Copy one file; for a folder ``name`` is what it is called inside. ``limit_bytes`` is for all files together.
 
         Raises:
-            ControlError: the name leads out of the folder, is there already, or there is too much.
+            ControlError: the name leads out of the folder, is there already, or there is too much of it for the limit
+                or for a disk that is to keep ``keep_free_bytes``.
+            OSError: it cannot be written.
         """
         target = self.input
         if self.kind == "folder":
@@ -274,6 +276,12 @@ class Incoming:
                 if self._copied_bytes > limit_bytes:
                     reason = f"it has more than the {limit_bytes} bytes of max_unpacked_bytes in [inbox]"
                     raise ControlError(reason, code="too_large")
+                disk = os.fstatvfs(file.fileno())
+                free_bytes = disk.f_bavail * disk.f_frsize
+                if free_bytes - len(block) < keep_free_bytes:
+                    least = f"{keep_free_bytes // 1024**2} MiB (min_free_bytes in [disk]) must stay free"
+                    reason = f"the disk has no room for it: {free_bytes // 1024**2} MiB are left, {least}"
+                    raise ControlError(reason, code="no_room")
                 file.write(block)
 
     def abandon(self) -> None:

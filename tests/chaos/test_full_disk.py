@@ -105,6 +105,27 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_job(make_daemon: Start, small_d
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("kept_bytes", [8 * MEBIBYTE, 0])
+def test_a_submission_that_does_not_fit_is_refused_and_holds_up_nobody(
+    make_daemon: Start, small_disk: Callable[[str], Path], kept_bytes: int, tmp_path: Path
+) -> None:
+    disk = small_disk("size=48m")
+    d = make_daemon({"disk": {"min_free_bytes": kept_bytes, "min_free_inodes": 0}}, spool=disk / "s").start().ready()
+    large = tmp_path / "large.jsonl"
+    large.write_bytes(jsonl(prompts(50, text="x" * MEBIBYTE)))
+    refused = d.control("submit", large)
+    assert refused.returncode == 1
+    assert f", {kept_bytes // MEBIBYTE} MiB (min_free_bytes in [disk]) must stay free" in refused.stderr
+    assert not list((disk / "s" / "work" / "jobs").iterdir())
+    fits = tmp_path / "fits.jsonl"
+    fits.write_bytes(jsonl(asked := prompts(20)))
+    assert d.control("submit", fits).returncode == 0
+    d.done("fits.jsonl").check(asked)
+    running(d)
+    assert not d.events("submission_failed")
+
+
+@pytest.mark.root
 def test_a_daemon_started_on_a_full_disk_goes_on_when_there_is_space(
     make_daemon: Start, small_disk: Callable[[str], Path]
 ) -> None:
@@ -181,6 +202,18 @@ def test_a_disk_that_takes_no_byte_more_and_then_does(daemon: Start) -> None:
     d.done("later.jsonl").check()
     assert sum(s["served"] for s in d.seen()) == len(asked) + 5
     assert not d.events("defect")
+
+
+def test_a_submission_that_the_disk_refuses_says_so_and_leaves_nothing(daemon: Start, tmp_path: Path) -> None:
+    d = daemon()
+    large = tmp_path / "large.jsonl"
+    large.write_bytes(jsonl(prompts(10, text="x" * MEBIBYTE)))
+    limit_file_size(d, 8 * MEBIBYTE)
+    refused = d.control("submit", large)
+    assert refused.returncode == 1
+    assert refused.stderr.endswith("was not accepted: it cannot be written: File too large\n")
+    assert not list((d.spool / "work" / "jobs").iterdir())
+    assert not d.events("submission_failed")
 
 
 def test_drops_taken_while_the_disk_refuses_are_all_there_in_the_end(daemon: Start) -> None:

@@ -282,6 +282,17 @@ def test_a_submitted_folder_takes_only_plain_names_once(layout: Layout, store: S
     assert (layout.job_dir(intent.job) / "input" / "a.json").read_bytes() == b"{}"
 
 
+def test_a_submission_leaves_the_disk_what_it_is_to_keep(layout: Layout) -> None:
+    incoming = begin_submission(layout, JobIds(), b"large.jsonl", 1234, "file")
+    with pytest.raises(
+        ControlError, match=r"no room for it: .* 1048576 MiB \(min_free_bytes in \[disk\]\) must stay free"
+    ) as caught:
+        incoming.add("large.jsonl", io.BytesIO(b"{}"), 99, keep_free_bytes=1024**4)
+    assert caught.value.code == "no_room"
+    incoming.abandon()
+    assert list(layout.jobs.iterdir()) == []
+
+
 def test_an_empty_submission_is_refused(layout: Layout, store: Store) -> None:
     incoming = begin_submission(layout, JobIds(), b"empty.jsonl", 1234, "file")
     incoming.add("empty.jsonl", io.BytesIO(b""), 99)
