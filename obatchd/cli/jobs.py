@@ -55,7 +55,7 @@ def job_command(invocation: Invocation, job_id: str) -> None:
 
 def _print_job(job: dict[str, Any]) -> None:
     for key, value in job.items():
-        if key in ("schema", "notes") or value is None or (key == "outbox" and job["state"] == "refused"):
+        if key in ("schema", "notes") or value is None:
             continue
         click.echo(f"{key:<18}{clean({True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value)}")
     for note in job["notes"] or []:

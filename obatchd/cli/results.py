@@ -13,7 +13,7 @@ import click
 
 from obatchd.cli.command import Command, Invocation, clean, given, pass_invocation
 from obatchd.cli.completion import job_ids
-from obatchd.errors import DaemonDownError, NotFoundError, ResultsError
+from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 
 if TYPE_CHECKING:
     from obatchd.results.export import Format
@@ -74,12 +74,15 @@ def _outbox_of(invocation: Invocation, job: str) -> Path:
     from obatchd.control.client import quoted
 
     try:
-        return Path(invocation.client().get(f"jobs/{quoted(job)}")["outbox"])
+        found = invocation.client().get(f"jobs/{quoted(job)}")
+        if found["outbox"] is None:
+            raise ControlError(f"{job} was refused; {found['refused_to']} has it and the reason", code="refused")
+        return Path(found["outbox"])
     except DaemonDownError:
-        found = [path for path in _outboxes(invocation.spool / "outbox") if _job_of(path).startswith(job)]
-        if len(found) != 1:
+        kept = [path for path in _outboxes(invocation.spool / "outbox") if _job_of(path).startswith(job)]
+        if len(kept) != 1:
             raise
-        return found[0]
+        return kept[0]
     except NotFoundError:
         raise NotFoundError(f"{job} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
 

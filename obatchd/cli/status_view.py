@@ -99,6 +99,7 @@ def _loaded(server: Document) -> str:
 def _lines(status: Document) -> list[str]:
     queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
     waiting = f"{inbox['settling']} settling, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
+    waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
     lines = [f"queue  {queue['requests']} requests in {queue['jobs']} jobs", f"inbox  {waiting}"]
     if inbox["problem"]:
         lines.append(f"       ! {inbox['problem']}")

@@ -217,7 +217,7 @@ def _report(jobs: list[Document]) -> None:
         counts = ", ".join(
             f"{job[name]} {name}" for name in ("succeeded", "failed", "cancelled", "expired") if job[name]
         )
-        place = job.get("copied_to") or job["outbox"]
+        place = job.get("copied_to") or job["outbox"] or job["refused_to"]
         click.echo(f"{job['job']}  {job['state']}  {counts or 'no requests'}  {clean(place)}")
         for note in job["notes"] or []:
             click.echo(f"  note: {clean(note)}")

@@ -106,8 +106,9 @@ class Engine(Protocol):
 
         ``{"job", "name", "owner", "state", "paused", "model", "priority", "accepted_at", "finished_at", "requests",
         "indexed", "succeeded", "failed", "cancelled", "expired", "in_flight", "requests_per_s", "tokens_per_s",
-        "eta_s", "position", "expected_start_at", "outbox", "notes"}``; ``requests`` is null until the drop is wholly
-        read, ``indexed`` counts those read so far.
+        "eta_s", "position", "expected_start_at", "outbox", "refused_to", "notes"}``; ``requests`` is null until the
+        drop is wholly read, ``indexed`` counts those read so far. A refused job has no outbox; it lies where
+        ``refused_to`` says, with the reason.
         """
         ...
 

@@ -13,6 +13,7 @@ from obatchd.engine.live import LiveJob
 from obatchd.engine.reuse import context_sha256
 from obatchd.jobs.model import JobState, by_outcome
 from obatchd.jobs.store import JobRow
+from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import Totals
 
 SCHEMA = 1
@@ -44,6 +45,7 @@ def job_document(live: LiveJob, in_flight: int) -> dict[str, Any]:
         "expected_start_at": instant(live.turn.starts_s) if live.turn else None,
         "expires_at": instant(live.expires_s),
         "outbox": str(live.outbox),
+        "refused_to": None,
     }
 
 
@@ -52,9 +54,11 @@ def last_status(live: LiveJob, summary: dict[str, Any]) -> dict[str, Any]:
     return {**job_document(live, 0), "state": summary["state"], "finished_at": summary["finished_at"], "eta_s": None}
 
 
-def finished_document(row: JobRow, outbox: str, model: str, priority: str) -> dict[str, Any]:
+def finished_document(row: JobRow, layout: Layout, model: str, priority: str) -> dict[str, Any]:
     """A job that is over."""
     summary = row.summary or {}
+    refused = row.state is JobState.REFUSED
+    place = str((layout.failed_dir if refused else layout.outbox_dir)(row.job, row.name, row.owner))
     return {
         **_head(row, row.state.value, row.settings.model or model, row.settings.priority or priority),
         "paused": False,
@@ -68,7 +72,8 @@ def finished_document(row: JobRow, outbox: str, model: str, priority: str) -> di
         "position": None,
         "expected_start_at": None,
         "expires_at": None,
-        "outbox": outbox,
+        "outbox": None if refused else place,
+        "refused_to": place if refused else None,
     }
 
 

@@ -92,8 +92,7 @@ class Facade:
         if live is not None:
             return job_document(live, in_flight.get(row.key, 0))
         settings = self._engine.settings
-        outbox = str(self._engine.layout.outbox_dir(row.job, row.name, row.owner))
-        return finished_document(row, outbox, settings.model, settings.priority)
+        return finished_document(row, self._engine.layout, settings.model, settings.priority)
 
     def job(self, caller: Caller, job_id: str) -> dict[str, Any]:
         """One job, by its id or the beginning of it."""

@@ -196,6 +196,11 @@ def test_a_submission_that_is_refused_says_why_and_keeps_its_own_name(plain: Dae
     assert said.stderr.endswith("was not accepted: linked.json holds no request\n")
     [job] = [job for job in d.client.get("jobs")["jobs"] if job["name"] == "linked.json"]
     assert (job["state"], job["notes"]) == ("refused", ["linked.json holds no request"])
+    assert job["outbox"] is None
+    assert "holds no request" in (Path(job["refused_to"]) / "linked.json.error.txt").read_text()
+    said = d.control("results", job["job"])
+    assert said.returncode == 1
+    assert job["refused_to"] in said.stderr
 
 
 def test_submit_with_settings_waits_and_copies_the_results(plain: Daemon, tmp_path: Path) -> None:
