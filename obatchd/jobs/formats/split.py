@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from obatchd.jobs.formats.source import Source, Unreadable
 
-_BLOCK_BYTES = 1024**2
+_BLOCK_BYTES = 64 * 1024
 UTF8_BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 _IN_STRING = re.compile(rb'["\\]')
