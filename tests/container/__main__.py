@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 import drills
+import source
 import users
 from container import Container
 from system import STEPS, System
@@ -52,7 +53,10 @@ def newer_source(target: Path) -> Path:
 def main(base: Path, wanted: list[str]) -> int:
     """Run all steps, or those named (the first two come always); returns the exit code."""
     steps = {
-        name: run for module in (users, drills) for name, run in STEPS.items() if run.__module__ == module.__name__
+        name: run
+        for module in (users, drills, source)
+        for name, run in STEPS.items()
+        if run.__module__ == module.__name__
     }
     names = [name for name in wanted if not name.startswith("--")]
     given = next((Path(name.partition("=")[2]) for name in wanted if name.startswith("--packages=")), None)

@@ -109,3 +109,21 @@ class System:
 
     def journal(self) -> str:
         return self.c.out("journalctl -u obatchd --no-pager -o cat")
+
+
+def program_gone(s: System, kept: str) -> None:
+    """After a removal: nothing of the program is left or runs, and what is named by ``kept`` is there."""
+    program = (
+        "/opt/obatchd /usr/bin/obatchd /usr/share/obatchd /usr/lib/obatchd /usr/lib/systemd/system/obatchd.service"
+    )
+    left = s.c.out(f"ls -d {program} {kept} 2>/dev/null", check=False).split()
+    assert sorted(left) == sorted(kept.split()), left
+    assert not s.c.out("pgrep -u obatch", check=False)
+
+
+def no_trace(s: System) -> None:
+    """After a purge: nothing is left but logs, what systemd remembers, and what the administrator wrote."""
+    found = s.c.out("find /etc /opt /run /usr /var -xdev -name '*obatch*'", check=False).split()
+    elsewhere = ("/var/log/", "/var/lib/systemd/", "/var/tmp/", "/var/cache/man/", "/etc/systemd/", "/run/systemd/")
+    kept = [path for path in found if not path.startswith(elsewhere)]
+    assert kept == [], kept
