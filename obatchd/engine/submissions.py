@@ -67,7 +67,7 @@ class Submissions:
         try:
             claimed = await self._claim(name, owner, kind, settings, fill)
         except OSError as error:
-            raise ControlError(f"it cannot be written: {error.strerror or error}", code="not_written") from error
+            raise ControlError(f"it cannot be copied: {error.strerror or error}", code="not_copied") from error
         await engine.intake.begin(engine.store.state.find([claimed.job]))
         [row] = engine.store.state.find([claimed.job])
         if row.state is JobState.REFUSED:

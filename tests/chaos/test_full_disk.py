@@ -211,7 +211,7 @@ def test_a_submission_that_the_disk_refuses_says_so_and_leaves_nothing(daemon: S
     limit_file_size(d, 8 * MEBIBYTE)
     refused = d.control("submit", large)
     assert refused.returncode == 1
-    assert refused.stderr.endswith("was not accepted: it cannot be written: File too large\n")
+    assert refused.stderr.endswith("was not accepted: it cannot be copied: File too large\n")
     assert not list((d.spool / "work" / "jobs").iterdir())
     assert not d.events("submission_failed")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from obatchd.jobs.formats.source import Source, Unreadable
 
-_BLOCK_BYTES = 64 * 1024
+_BLOCK_BYTES = 64 * 1024  # there three times while it is split: as read, joined to the line before, and as lines
 UTF8_BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
 _IN_STRING = re.compile(rb'["\\]')
