@@ -14,7 +14,7 @@ from obatchd.dispatch import faults, protocol, records
 from obatchd.dispatch.answering import structured_answer
 from obatchd.dispatch.body import has_images, left_out, request_body
 from obatchd.dispatch.client import Answer, OllamaClient
-from obatchd.dispatch.embedding import Vectors, embed
+from obatchd.dispatch.embedding import Vectors, embed, may_share
 from obatchd.dispatch.faults import Fault
 from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
 from obatchd.jobs.formats.request import Request, parse_request, request_id
@@ -93,6 +93,7 @@ class Attempts:
         return ResultItem(
             item.job, item.line, item.attempt, answer.fault is None, record, duration_s, *tokens, *fault,
             eval_s=answer.eval_s, wait_s=answer.wait_s if plain else 0.0, active=min(held.active, self.active),
+            vectors=may_share(request),
         )  # fmt: skip
 
     async def _fulfil(self, held: Held, request: Request) -> tuple[Answer, dict[str, Any] | None]:

@@ -97,7 +97,7 @@ class Consequences:
         del link.offers[key]
         self._queue.charge(offered.taken, item.duration_s)
         if item.succeeded:
-            link.note(item.duration_s, item.response_tokens)
+            link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             link.watch.answered(
                 Sample(
                     link.token_s, link.server.loaded, link.server.slots, item.active, item.duration_s, item.wait_s,

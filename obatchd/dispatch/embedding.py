@@ -14,7 +14,10 @@ from obatchd.dispatch.protocol import JobContext, Offer
 from obatchd.jobs.formats.request import Request
 
 TOGETHER = 32  # requests in one call
-_TOGETHER_TEXTS = 512
+# The characters of one call, each text counted as at least so many: a call of long texts would take a slot for long and
+# gain nothing.
+_TOGETHER_SIZE = 64 * 1024
+_LEAST_SIZE = 128
 Ask = Callable[[dict[str, Any]], Awaitable[Embedded]]
 
 
@@ -29,13 +32,20 @@ def texts_of(request: Request) -> list[str]:
     return [request.embed] if isinstance(request.embed, str) else list(request.embed or ())
 
 
-def may_join(first: Request, texts: int, request: Request) -> bool:
-    """Whether ``request`` can be answered in the same call as ``first``, which has ``texts`` texts so far.
+def size_of(request: Request) -> int:
+    """What ``request`` adds to its call, in characters."""
+    return sum(max(_LEAST_SIZE, len(text)) for text in texts_of(request))
 
-    The lines of a batch file are asked one by one: each is owed its own count of tokens.
-    """
-    same = request.embed is not None and request.options == first.options and request.dimensions == first.dimensions
-    return same and not first.url and not request.url and texts + len(texts_of(request)) <= _TOGETHER_TEXTS
+
+def may_share(request: Request) -> bool:
+    """Whether ``request`` can share its call. Lines of a batch file cannot: each is owed its own count of tokens."""
+    return request.embed is not None and not request.url
+
+
+def may_join(first: Request, size: int, request: Request) -> bool:
+    """Whether ``request`` can be answered in the same call as ``first``, which is of ``size`` characters so far."""
+    same = request.options == first.options and request.dimensions == first.dimensions
+    return same and may_share(first) and may_share(request) and size + size_of(request) <= _TOGETHER_SIZE
 
 
 async def embed(ask: Ask, requests: Sequence[Request], context: JobContext, offer: Offer) -> list[Vectors]:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Set
 from typing import Any, NamedTuple, Protocol
 
-from obatchd.dispatch import protocol
+from obatchd.dispatch import embedding, protocol
 from obatchd.dispatch.pool import WorkerHandle
 from obatchd.dispatch.watchdog import ServerWatch
 from obatchd.errors import ObatchError
@@ -19,6 +19,8 @@ from obatchd.rate import RateMeter
 # Answers faster than this would leave a slot empty while the next request travels: such servers get more credit.
 _FAST_ANSWER_S = 0.010
 _FAST_CREDIT = 4  # times the slots
+# Requests for vectors share calls: a worker is sent as many for each slot as take this long.
+_VECTORS_S = 0.5
 _RATE_WINDOW_S = 10
 
 
@@ -91,6 +93,7 @@ class Link:
         self.held_until_s = 0.0  # monotonic; no offers before, after a refused connection
         self.crashed_s = float("-inf")  # monotonic
         self.mean_s = 1.0
+        self.vectors = False  # the latest answer was vectors
         self.requests_done = 0
         self.tokens_done = 0
         self.attempts_failed = 0  # not through the request's or the model's own doing
@@ -119,7 +122,9 @@ class Link:
     def credit(self) -> int:
         """How many requests the worker may hold."""
         slots = self.server.slots
-        return _FAST_CREDIT * slots if self.fast else slots + 1
+        credit = _FAST_CREDIT * slots if self.fast else slots + 1
+        together = min(embedding.TOGETHER, int(_VECTORS_S / self.mean_s)) if self.vectors else 0
+        return max(credit, together * slots)
 
     @property
     def fast(self) -> bool:
@@ -166,10 +171,11 @@ class Link:
             self.isolating = self.alone = False
             self.server.idle.set()
 
-    def note(self, duration_s: float, tokens: int) -> None:
+    def note(self, duration_s: float, tokens: int, *, vectors: bool) -> None:
         """Account for a finished attempt."""
-        self.mean_s += 0.1 * (duration_s - self.mean_s)
+        self.vectors = vectors
         self.requests_done += 1
+        self.mean_s += max(0.1, 1 / self.requests_done) * (duration_s - self.mean_s)
         self.tokens_done += tokens
         self._tokens.add(tokens)
 

@@ -131,6 +131,7 @@ class ResultItem(msgspec.Struct, array_like=True, frozen=True):
     eval_s: float = 0.0  # generating
     wait_s: float = 0.0  # inside the server, for a slot; 0 where it cannot be told
     active: int = 0  # the least number of requests in a slot at its start and its end
+    vectors: bool = False  # asked for vectors, and may share a call with others that do
 
 
 class Results(msgspec.Struct, tag="results", frozen=True):

@@ -25,7 +25,7 @@ import uvloop
 from obatchd.dispatch import faults, protocol
 from obatchd.dispatch.attempts import Attempts, Held
 from obatchd.dispatch.client import OllamaClient
-from obatchd.dispatch.embedding import TOGETHER, may_join, texts_of
+from obatchd.dispatch.embedding import TOGETHER, may_join, size_of
 from obatchd.dispatch.faults import Fault
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.jobs.formats.request import Request, parse_request
@@ -214,30 +214,30 @@ class Worker:
             self._result(one, result)
 
     def _joining(self, joined: list[Held], first: Held, request: Request) -> list[tuple[Held, Request]]:
-        """Requests from the front of the queue that can share a call; half of it stays for the next one.
+        """The next requests of the job that can share a call; half of the queue stays for the next one.
 
         They are never reported as begun, and end with the first one's attempt.
         """
         found: list[tuple[Held, Request]] = []
-        texts, room = len(texts_of(request)), min(TOGETHER, len(self._queue) // 2)
-        while room > 0 and self._queue:
-            key = self._queue[0]
+        passed: list[tuple[int, int]] = []  # of other jobs: they keep their turn
+        size, room = size_of(request), min(TOGETHER - 1, len(self._queue) // 2)
+        while self._queue and len(found) < room:
+            key = self._queue.popleft()
             held = self._held.get(key)
-            if held is not None:
-                if key[0] != first.item.job or held.offer.model != first.offer.model:
-                    break
-                try:
-                    more = parse_request(held.item.raw)
-                except ValueError:
-                    break  # it fails when its own turn comes
-                if not may_join(request, texts, more):
-                    break
-                held.active, held.began_s = first.active, first.began_s
-                found.append((held, more))
-                joined.append(held)
-                texts += len(texts_of(more))
-                room -= 1
-            self._queue.popleft()
+            if held is None:
+                continue
+            if key[0] != first.item.job or held.offer.model != first.offer.model:
+                passed.append(key)
+                continue
+            more = _parsed(held)
+            if more is None or not may_join(request, size, more):
+                passed.append(key)
+                break
+            held.active, held.began_s = first.active, first.began_s
+            found.append((held, more))
+            joined.append(held)
+            size += size_of(more)
+        self._queue.extendleft(reversed(passed))
         return found
 
     # Sending: everything of one turn of the loop goes out in as few frames as possible.
@@ -286,6 +286,13 @@ class Worker:
             if self._attempts.server is not None and (self._attempts.active or self._tokens):
                 self._report_progress()
                 self._give_up_stuck(self._attempts.server)
+
+
+def _parsed(held: Held) -> Request | None:
+    try:
+        return parse_request(held.item.raw)
+    except ValueError:
+        return None  # it fails when its own turn comes
 
 
 def main(connection: socket.socket) -> Never:

@@ -80,10 +80,12 @@ def test_a_batch_file_and_vectors(real: Start) -> None:
         {"custom_id": "e", "method": "POST", "url": "/v1/embeddings", "body": {"model": "tiny", "input": ["a b", "c"]}},
         {"custom_id": "s", "method": "POST", "url": "/v1/chat/completions", "body": {**chat, "stream": True}},
     ]
-    vectors = [{"id": f"v{i}", "input": f"text number {i % 10}"} for i in range(60)]
+    vectors = [{"id": f"v{i}", "input": f"text number {i % 10}"} for i in range(120)]
     vectors.append({"id": "long", "input": "word " * 20_000})
-    d.drop_all({"batch.jsonl": lines, "vectors.jsonl": vectors})
-    batch, found = d.done("batch.jsonl", 90), d.done("vectors.jsonl", 90)
+    d.drop_all({"vectors.jsonl": vectors})
+    found = d.done("vectors.jsonl", 90)
+    d.drop_all({"batch.jsonl": lines})
+    batch = d.done("batch.jsonl", 90)
     for line in batch.results:
         jsonschema.validate(line, OUTPUT_LINE)
     bodies = {line["custom_id"]: line["response"]["body"] for line in batch.results}
@@ -94,7 +96,7 @@ def test_a_batch_file_and_vectors(real: Start) -> None:
     jsonschema.validate(error, ERROR_LINE)
     by_id = {record["id"]: record for record in found.results}
     assert {e["id"]: e["code"] for e in found.errors} == {"long": "context_exceeded"}
-    for i in range(60):
+    for i in range(120):
         assert len(by_id[f"v{i}"]["embedding"]) == 64
         near = zip(by_id[f"v{i}"]["embedding"], by_id[f"v{i % 10}"]["embedding"], strict=True)
         assert all(abs(one - other) < 0.01 for one, other in near)

@@ -150,12 +150,26 @@ class FakeWorker:
         self.started += keys
         self.tell(protocol.Started(list(keys)))
 
-    def end(self, key: Key, fault: Fault | None = None, *, attempt: int | None = None, took_s: float = 1.0) -> None:
+    def end(
+        self,
+        key: Key,
+        fault: Fault | None = None,
+        *,
+        attempt: int | None = None,
+        took_s: float = 1.0,
+        vectors: bool = False,
+    ) -> None:
         """The attempt has ended, well or with ``fault``."""
-        self.end_all([key], fault, attempt=attempt, took_s=took_s)
+        self.end_all([key], fault, attempt=attempt, took_s=took_s, vectors=vectors)
 
     def end_all(
-        self, keys: list[Key], fault: Fault | None = None, *, attempt: int | None = None, took_s: float = 1.0
+        self,
+        keys: list[Key],
+        fault: Fault | None = None,
+        *,
+        attempt: int | None = None,
+        took_s: float = 1.0,
+        vectors: bool = False,
     ) -> None:
         items = []
         for key in keys:
@@ -165,9 +179,9 @@ class FakeWorker:
             code = {"code": fault.code} if fault else {}
             servers = [*item.servers, self.name]
             record = msgspec.json.encode({"id": str(key[1]), "line": key[1], "servers": servers, **code})
-            items.append(
-                ResultItem(*key, attempt or item.attempt, fault is None, record, took_s, 1, 1, *(fault or ("", "", "")))
-            )
+            ended = fault or ("", "", "")
+            tried = attempt or item.attempt
+            items.append(ResultItem(*key, tried, fault is None, record, took_s, 1, 1, *ended, vectors=vectors))
         self.tell(protocol.Results(items))
 
     def die(self, reason: str = "its socket closed") -> None:

@@ -385,6 +385,29 @@ async def test_waiting_for_idle_ends_with_the_last_result_or_when_nobody_waits_a
     await asyncio.wait_for(waiting, 5)
 
 
+async def test_a_server_that_makes_vectors_is_offered_as_many_as_share_its_calls(make: Make) -> None:
+    rig = await make(slots=4)
+    await rig.add(1, 200)
+    worker, link = rig.worker("gpu0"), rig.link("gpu0")
+    for _ in range(20):
+        worker.end(next(iter(worker.held)), took_s=0.02, vectors=True)
+        await settle()
+    assert len(link.offers) > 4 * 8
+    worker.end(next(iter(worker.held)), took_s=0.02)
+    await settle()
+    assert link.credit == 5, "a server that answers prompts is sent one more than its slots, whatever it did before"
+
+
+async def test_long_vectors_are_not_piled_up_at_one_server(make: Make) -> None:
+    rig = await make(slots=4)
+    await rig.add(1, 200)
+    worker = rig.worker("gpu0")
+    for _ in range(20):
+        worker.end(next(iter(worker.held)), took_s=2.0, vectors=True)
+        await settle()
+    assert len(rig.link("gpu0").offers) == 5
+
+
 async def test_a_fast_server_is_offered_more(make: Make) -> None:
     rig = await make()
     rig.link("gpu0").mean_s = link_module._FAST_ANSWER_S / 2

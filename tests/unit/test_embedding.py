@@ -10,7 +10,7 @@ import pytest
 
 from obatchd.dispatch import faults
 from obatchd.dispatch.client import Embedded
-from obatchd.dispatch.embedding import Vectors, embed, may_join
+from obatchd.dispatch.embedding import Vectors, embed, may_join, size_of
 from obatchd.dispatch.protocol import JobContext, Offer
 from obatchd.jobs.formats import Request, parse_request
 from obatchd.jobs.formats.lines import index_line
@@ -72,12 +72,14 @@ async def test_a_fault_of_the_server_is_that_of_all_and_nothing_is_asked_again()
 
 def test_what_may_share_a_call() -> None:
     first = Request(embed="a", options={"seed": 1})
-    assert may_join(first, 1, Request(embed=["b", "c"], options={"seed": 1}))
-    assert not may_join(first, 1, Request(embed="b"))
-    assert not may_join(first, 1, Request(embed="b", options={"seed": 1}, dimensions=4))
-    assert not may_join(first, 1, Request(prompt="b", options={"seed": 1}))
-    assert not may_join(first, 1, Request(embed=["b"] * 1000, options={"seed": 1}))
-    assert not may_join(first, 1, Request(embed="b", options={"seed": 1}, url="/v1/embeddings"))
+    size = size_of(first)
+    assert may_join(first, size, Request(embed=["b", "c"], options={"seed": 1}))
+    assert not may_join(first, size, Request(embed="b"))
+    assert not may_join(first, size, Request(embed="b", options={"seed": 1}, dimensions=4))
+    assert not may_join(first, size, Request(prompt="b", options={"seed": 1}))
+    assert not may_join(first, size, Request(embed=["b"] * 1000, options={"seed": 1})), "so many texts"
+    assert not may_join(first, size, Request(embed="b" * 70_000, options={"seed": 1})), "so long a text"
+    assert not may_join(first, size, Request(embed="b", options={"seed": 1}, url="/v1/embeddings"))
 
 
 @pytest.mark.parametrize(

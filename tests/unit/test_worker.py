@@ -234,6 +234,19 @@ async def test_requests_for_vectors_share_a_call_and_half_of_what_waits_stays(se
     assert server.asked == 1
 
 
+async def test_vectors_share_a_call_past_what_another_job_asks_between_them(server: Server, wire: Wire) -> None:
+    other = JobContext(2, "other", "", {}, 100)
+    mixed = [message for line in range(1, 9) for message in (offer(1, line, raw=VECTOR), offer(2, line))]
+    wire.feed(configure(server.url, slots=1), CONTEXT, other, *mixed)
+    await wire.until(lambda: server.asked == 1)
+    wire.feed(Recall(99))
+    returned = await wire.until(lambda: [m for m in wire.sent if isinstance(m, protocol.Returned)])
+    assert sorted(returned[0].keys) == [(2, line) for line in range(1, 9)]
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 8)
+    assert all(result.vectors for result in wire.results().values())
+
+
 async def test_a_call_for_vectors_that_is_given_up_ends_for_all_in_it(server: Server, wire: Wire) -> None:
     wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1, 2, 3, raw=VECTOR))
     await wire.until(lambda: server.asked == 1)
