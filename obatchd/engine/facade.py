@@ -89,7 +89,8 @@ class Facade:
 
     def _job_document(self, row: JobRow, in_flight: dict[int, int]) -> dict[str, Any]:
         live = self._engine.jobs.get(row.key)
-        if live is not None:
+        # The index hears first, in the publisher's thread, that a job is over.
+        if live is not None and row.state is not JobState.DONE:
             return job_document(live, in_flight.get(row.key, 0))
         settings = self._engine.settings
         return finished_document(row, self._engine.layout, settings.model, settings.priority)
@@ -134,7 +135,7 @@ class Facade:
     async def retry(self, caller: Caller, job_id: str) -> dict[str, Any]:
         """A new job from the requests of a finished one that did not succeed."""
         row = self._find(caller, job_id)
-        if row.key in self._engine.jobs:
+        if row.key in self._engine.jobs and row.state is not JobState.DONE:
             raise ControlError(f"job {row.job} is not over yet; retry it when it is", code="job_running")
         return self._job_document(await self._submissions.retry(row), {})
 
