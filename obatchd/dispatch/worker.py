@@ -291,7 +291,7 @@ class Worker:
 def _parsed(held: Held) -> Request | None:
     try:
         return parse_request(held.item.raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None  # it fails when its own turn comes
 
 

@@ -247,6 +247,17 @@ async def test_vectors_share_a_call_past_what_another_job_asks_between_them(serv
     assert all(result.vectors for result in wire.results().values())
 
 
+async def test_a_line_nobody_can_parse_fails_alone_and_not_the_call_it_might_have_joined(
+    server: Server, wire: Wire
+) -> None:
+    deep = b'{"input": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    offers = [offer(1, 1, raw=VECTOR), offer(1, 2, raw=deep), offer(1, 3, 4, 5, raw=VECTOR)]
+    server.go.set()
+    wire.feed(configure(server.url, slots=1), CONTEXT, *offers)
+    await wire.until(lambda: len(wire.results()) == 5)
+    assert {key[1]: result.code for key, result in wire.results().items() if not result.succeeded} == {2: "bad_json"}
+
+
 async def test_a_call_for_vectors_that_is_given_up_ends_for_all_in_it(server: Server, wire: Wire) -> None:
     wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1, 2, 3, raw=VECTOR))
     await wire.until(lambda: server.asked == 1)
