@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import toml
 
-from obatchd.control.client import Client
+from obatchd.client.client import Client
 from obatchd.errors import DaemonDownError
 from obatchd.servers.sweep import sweep
 

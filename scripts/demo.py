@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from obatchd.control.client import Client
+from obatchd.client.client import Client
 from obatchd.errors import DaemonDownError
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import psutil
 import toml
 
-from obatchd.control.client import Client
-from obatchd.control.runtime import read_record
+from obatchd.client.client import Client
+from obatchd.client.runtime import read_record
 from obatchd.errors import DaemonDownError
 from obatchd.servers.environment import SERVER_MARK
 from obatchd.servers.sweep import marked, sweep

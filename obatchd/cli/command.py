@@ -14,7 +14,7 @@ from obatchd.cli import exit_codes
 from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchError
 
 if TYPE_CHECKING:
-    from obatchd.control.client import Client
+    from obatchd.client.client import Client
 
 Document = dict[str, Any]
 
@@ -32,7 +32,7 @@ class Invocation:
 
     def client(self) -> Client:
         """A client of the spool's daemon."""
-        from obatchd.control.client import Client
+        from obatchd.client.client import Client
 
         return Client(self.spool)
 

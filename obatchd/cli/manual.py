@@ -14,8 +14,8 @@ from click.shell_completion import get_completion_class
 
 from obatchd import __version__
 from obatchd.cli import obatchctl, obatchd
-from obatchd.settings_io import is_live, leaves, type_text
-from obatchd.settings_text import default_text
+from obatchd.settings.reading import is_live, leaves, type_text
+from obatchd.settings.text import default_text
 
 _EXIT_CODES = (
     ("0", "Good."),

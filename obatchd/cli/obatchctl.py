@@ -10,30 +10,30 @@ import click
 
 from obatchd import __version__
 from obatchd.cli.command import Invocation, RootGroup
-from obatchd.control.runtime import default_spool
+from obatchd.client.runtime import default_spool
 
 # Command to module; the module's attribute has the command's name, with _command behind it.
 _COMMANDS = {
-    "status": "status",
-    "jobs": "jobs",
-    "job": "jobs",
-    "submit": "submit",
-    "results": "results",
-    "cancel": "jobs",
-    "retry": "jobs",
-    "rm": "jobs",
-    "pause": "jobs",
-    "resume": "jobs",
-    "servers": "servers",
-    "gpus": "gpus",
-    "drain": "host",
-    "undrain": "host",
-    "reload": "host",
-    "models": "models",
-    "burnin": "burnin",
-    "config": "config",
-    "doctor": "doctor",
-    "completion": "completion",
+    "status": "commands.status",
+    "jobs": "commands.jobs",
+    "job": "commands.jobs",
+    "submit": "commands.submit",
+    "results": "commands.results",
+    "cancel": "commands.jobs",
+    "retry": "commands.jobs",
+    "rm": "commands.jobs",
+    "pause": "commands.jobs",
+    "resume": "commands.jobs",
+    "servers": "commands.servers",
+    "gpus": "commands.gpus",
+    "drain": "commands.host",
+    "undrain": "commands.host",
+    "reload": "commands.host",
+    "models": "commands.models",
+    "burnin": "commands.burnin",
+    "config": "commands.config",
+    "doctor": "doctor.doctor",
+    "completion": "commands.completion",
 }
 
 

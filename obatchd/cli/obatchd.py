@@ -26,11 +26,11 @@ def main(config: Path | None, spool: str | None, log_level: str | None) -> None:
     """
     flags = {"spool": spool, "log_level": log_level}
     try:
-        from obatchd import settings_io
+        from obatchd.settings import reading
 
-        settings = settings_io.load(config, environ=os.environ, flags=flags)
+        settings = reading.load(config, environ=os.environ, flags=flags)
 
-        from obatchd.daemon import run
+        from obatchd.daemon.daemon import run
 
         sys.exit(run(settings, config, flags))
     except ConfigError as error:

@@ -13,10 +13,10 @@ import shutil
 import subprocess
 import sys
 
-from obatchd import settings_io
-from obatchd.cli.config import file_or_system
-from obatchd.control.runtime import PORT_GUARD
-from obatchd.settings import SERVICE_PORTS
+from obatchd.cli.commands.config import file_or_system
+from obatchd.client.runtime import PORT_GUARD
+from obatchd.settings import reading
+from obatchd.settings.tables.servers import SERVICE_PORTS
 
 _TABLE = "obatchd"
 
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     _nft(f"add table inet {_TABLE}\ndelete table inet {_TABLE}\n")
     if arguments[0] == "open":
         return 0
-    settings = settings_io.load(file_or_system(None), environ=os.environ, flags={})
+    settings = reading.load(file_or_system(None), environ=os.environ, flags={})
     first = settings.servers.base_port
     last = first + SERVICE_PORTS - 1
     if problem := _nft(rules(pwd.getpwnam(arguments[1]).pw_uid, first, last)):

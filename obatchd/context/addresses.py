@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from obatchd.context.opened import Opened, opened
 from obatchd.errors import SourceError
+from obatchd.settings.allow_list import Opened, opened
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from aiohttp import web
 
-_SCHEMA = 1
+from obatchd.documents import SCHEMA
 
 
 def answer(document: Mapping[str, Any], status: int = 200) -> web.Response:
     """The whole answer."""
-    return web.json_response({"schema": _SCHEMA, **document}, status=status)
+    return web.json_response({"schema": SCHEMA, **document}, status=status)
 
 
 def answer_line(document: Mapping[str, Any]) -> bytes:
     """One line of an answer that goes on."""
-    return json.dumps({"schema": _SCHEMA, **document}).encode() + b"\n"
+    return json.dumps({"schema": SCHEMA, **document}).encode() + b"\n"

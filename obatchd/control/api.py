@@ -14,13 +14,13 @@ from typing import cast
 from aiohttp import web
 
 from obatchd import __version__, errors, log
+from obatchd.client.runtime import CONTROL_SOCKET
 from obatchd.control import auth, burnin, gpu_routes
 from obatchd.control.answer import answer, answer_line
 from obatchd.control.auth import Access, Caller
 from obatchd.control.burnin import BURNIN, Burnin
-from obatchd.control.engine import Document, Engine, ServerAction
+from obatchd.control.operations import Document, Engine, ServerAction
 from obatchd.control.query import count_asked
-from obatchd.control.runtime import CONTROL_SOCKET
 
 _log = log.get(__name__)
 _ENGINE = web.AppKey("engine", Engine)
@@ -78,7 +78,7 @@ class ControlServer:
 
     Args:
         engine: what the requests are passed to.
-        runtime_dir: directory of the socket; see :mod:`obatchd.control.runtime`.
+        runtime_dir: directory of the socket; see :mod:`obatchd.client.runtime`.
         access: who is answered.
         burnin_runs: the same for what is about burn-in runs.
     """

@@ -8,7 +8,7 @@ from typing import Protocol
 from aiohttp import web
 
 from obatchd.control.answer import answer
-from obatchd.control.engine import Document
+from obatchd.control.operations import Document
 from obatchd.errors import ConfigError
 
 

@@ -6,7 +6,7 @@ from aiohttp import web
 
 from obatchd import errors
 from obatchd.control.answer import answer
-from obatchd.control.engine import GpuDesk
+from obatchd.control.operations import GpuDesk
 from obatchd.control.query import count_asked
 
 DESK = web.AppKey("gpu_desk", GpuDesk)

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from obatchd import errors, log
+from obatchd.client.handover import BATCH, close_all, receive_frame, send_frame
+from obatchd.client.runtime import SUBMIT_SOCKET
 from obatchd.control import auth
 from obatchd.control.api import error_document, listen
 from obatchd.control.auth import Access
-from obatchd.control.engine import Document, Engine, Submission
-from obatchd.control.handover import BATCH, close_all, receive_frame, send_frame
-from obatchd.control.runtime import SUBMIT_SOCKET
+from obatchd.control.operations import Document, Engine, Submission
 
 _log = log.get(__name__)
 _SIMULTANEOUS = 4  # submissions at once, each holds a thread; further clients wait

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from obatchd.dispatch import faults
-from obatchd.dispatch.client import Answer
+from obatchd.ollama import faults
+from obatchd.ollama.client import Answer
 from obatchd.prompts.structured import AnswerFormat, FormatError, Mismatch, Parsed, answer_format, ungrounded
 
 Body = dict[str, Any]

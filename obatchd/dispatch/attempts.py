@@ -10,14 +10,15 @@ from typing import Any
 
 from obatchd.context.apply import apply_context, recorded
 from obatchd.context.model import context as prepared_context
-from obatchd.dispatch import faults, protocol, records
+from obatchd.dispatch import protocol, records
 from obatchd.dispatch.answering import structured_answer
 from obatchd.dispatch.body import has_images, left_out, request_body
-from obatchd.dispatch.client import Answer, OllamaClient
 from obatchd.dispatch.embedding import Vectors, embed, may_share
-from obatchd.dispatch.faults import Fault
 from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
 from obatchd.jobs.formats.request import Request, parse_request, request_id
+from obatchd.ollama import faults
+from obatchd.ollama.client import Answer, OllamaClient
+from obatchd.ollama.faults import Fault
 
 
 class Held:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 import msgspec
 
 from obatchd import log
-from obatchd.dispatch import faults, records
+from obatchd.dispatch import records
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.watchdog import Sample
 from obatchd.jobs.lane import Pending, Taken
 from obatchd.jobs.queue import JobQueue
-from obatchd.settings import DispatchSettings
+from obatchd.ollama import faults
+from obatchd.settings.tables.dispatch import DispatchSettings
 
 _log = log.get(__name__)
 _ONE_CRASH_S = 1.0  # failures this close together are one crash

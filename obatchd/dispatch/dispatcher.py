@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable
 from multiprocessing.context import ForkServerContext
 
 from obatchd import log
-from obatchd.dispatch import faults, protocol
+from obatchd.dispatch import protocol
 from obatchd.dispatch.consequences import INTERRUPTED, Consequences, Failed, Finished, Suspicion
 from obatchd.dispatch.keeper import WorkerKeeper
 from obatchd.dispatch.link import Link, ServerPort
 from obatchd.dispatch.offering import Offering
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.jobs.queue import JobQueue
-from obatchd.settings import DispatchSettings
+from obatchd.ollama import faults
+from obatchd.settings.tables.dispatch import DispatchSettings
 
 __all__ = ["INTERRUPTED", "Dispatcher", "Failed", "Finished", "Suspicion"]
 _log = log.get(__name__)

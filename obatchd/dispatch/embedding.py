@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from obatchd.dispatch import faults
 from obatchd.dispatch.body import LOAD_OPTIONS
-from obatchd.dispatch.client import Answer, Embedded
 from obatchd.dispatch.protocol import JobContext, Offer
 from obatchd.jobs.formats.request import Request
+from obatchd.ollama import faults
+from obatchd.ollama.client import Answer, Embedded
 
 TOGETHER = 32  # requests in one call
 # The characters of one call, each text counted as at least so many: a call of long texts would take a slot for long and

@@ -11,7 +11,7 @@ from obatchd.dispatch.protocol import OfferItem
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
-from obatchd.settings import DispatchSettings
+from obatchd.settings.tables.dispatch import DispatchSettings
 
 
 class Offering:

@@ -8,12 +8,14 @@ attempt from the current one.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 
+_same_bytes = msgspec.json.Encoder(order="sorted").encode
 _HEADER = struct.Struct("<I")
 MAX_FRAME_BYTES = 512 * 1024**2
 
@@ -42,6 +44,11 @@ class JobContext(msgspec.Struct, tag="job", frozen=True):
     format: str | dict[str, Any] = ""  # empty: text
     in_source: list[str] = []
     think: bool | str = "auto"  # auto: the model's own way
+
+
+def context_sha256(context: JobContext) -> str:
+    """What the requests of a job share and what bears on their answers; the same in any job with those settings."""
+    return hashlib.sha256(_same_bytes(msgspec.structs.replace(context, job=0, name=""))).hexdigest()
 
 
 class OfferItem(msgspec.Struct, array_like=True, frozen=True):
@@ -114,7 +121,7 @@ class ResultItem(msgspec.Struct, array_like=True, frozen=True):
     """The end of one attempt.
 
     ``record`` is the finished result object as JSON, valid for the outbox as it is. ``fault`` is empty for a success;
-    else the kind of :mod:`obatchd.dispatch.faults`, and ``record`` says what to publish if no other attempt follows.
+    else the kind of :mod:`obatchd.ollama.faults`, and ``record`` says what to publish if no other attempt follows.
     """
 
     job: int

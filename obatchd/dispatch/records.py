@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from obatchd.dispatch.client import Answer
-from obatchd.dispatch.faults import Fault
 from obatchd.dispatch.protocol import Configure, OfferItem
 from obatchd.jobs.formats.request import Request, request_id
 from obatchd.jobs.model import Outcome, default_id
+from obatchd.ollama.client import Answer
+from obatchd.ollama.faults import Fault
 
 _encode = msgspec.json.Encoder().encode
 

@@ -21,12 +21,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from obatchd import log
-from obatchd.dispatch import faults
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.watchdog import Finding, Observation
 from obatchd.errors import ObatchError, ServerError
-from obatchd.settings import Settings
+from obatchd.ollama import faults
+from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)
 _PERIOD_S = 1.0

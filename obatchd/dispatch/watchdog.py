@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from obatchd.jobs.model import Profile
-from obatchd.settings import WatchdogSettings
+from obatchd.settings.tables.watchdog import WatchdogSettings
 
 # A long prompt keeps the GPU busy and gives no token: silence beside a busy GPU counts for a fraction.
 _PREFILL_PATIENCE = 4

@@ -22,13 +22,14 @@ from typing import Never
 import msgspec
 import uvloop
 
-from obatchd.dispatch import faults, protocol
+from obatchd.dispatch import protocol
 from obatchd.dispatch.attempts import Attempts, Held
-from obatchd.dispatch.client import OllamaClient
 from obatchd.dispatch.embedding import TOGETHER, may_join, size_of
-from obatchd.dispatch.faults import Fault
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.jobs.formats.request import Request, parse_request
+from obatchd.ollama import faults
+from obatchd.ollama.client import OllamaClient
+from obatchd.ollama.faults import Fault
 
 _PROGRESS_S = 1.0
 _GATHER_S = 0.005

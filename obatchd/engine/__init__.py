@@ -1,1 +1,1 @@
-"""The path of a drop through the running daemon: intake, live jobs, group commits, publishing, the control facade."""
+"""Puts the path of a drop together: admission, resumption, housekeeping, erasure."""

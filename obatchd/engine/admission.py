@@ -7,18 +7,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from obatchd import log
+from obatchd.delivery.completion import Completion
+from obatchd.delivery.endings import Endings
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.engine.completion import Completion
-from obatchd.engine.endings import Endings
-from obatchd.engine.indexing import Chunk, Reading
-from obatchd.engine.live import LiveJob
-from obatchd.engine.reuse import Reuse
 from obatchd.errors import DropRefused
+from obatchd.intake.indexing import Chunk, Reading
+from obatchd.intake.reuse import Reuse
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import JobRow, LaneRow, Store
-from obatchd.settings import Settings
+from obatchd.live.job import LiveJob
+from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 
 _log = log.get(__name__)

@@ -10,29 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from obatchd import log
+from obatchd.delivery.completion import Completion
+from obatchd.delivery.documents import job_document
+from obatchd.delivery.endings import Endings
 from obatchd.dispatch.dispatcher import Dispatcher, Finished
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.engine.admission import Admission
-from obatchd.engine.alarms import JOB_DONE
-from obatchd.engine.completion import Completion
-from obatchd.engine.documents import job_document
-from obatchd.engine.endings import Endings
-from obatchd.engine.feeder import Feeder
-from obatchd.engine.forecast import forecast
-from obatchd.engine.intake import Intake
-from obatchd.engine.limits import OwnerLimits
-from obatchd.engine.live import LiveJob
-from obatchd.engine.models import Models
-from obatchd.engine.preparation import Preparation
 from obatchd.engine.resumption import Resumption
-from obatchd.engine.reuse import Reuse
-from obatchd.engine.troubles import INTAKE, Troubles
-from obatchd.engine.vital import Vital
+from obatchd.intake.feeder import Feeder
+from obatchd.intake.intake import Intake
+from obatchd.intake.limits import OwnerLimits
+from obatchd.intake.preparation import Preparation
+from obatchd.intake.reuse import Reuse
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import JobIds
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import JobRow, Segment, Store
-from obatchd.settings import Settings
+from obatchd.live.forecast import forecast
+from obatchd.live.job import LiveJob
+from obatchd.live.models import Models
+from obatchd.live.tasks import Vital
+from obatchd.live.troubles import INTAKE, Troubles
+from obatchd.settings.settings import Settings
+from obatchd.settings.tables.alarms import AlarmKind
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import JobOutbox
 
@@ -61,7 +61,7 @@ class Engine:
         self.layout = layout
         self.store = store
         self.jobs: dict[int, LiveJob] = {}
-        self.announce: Callable[[str, dict[str, Any]], None] = lambda kind, facts: None  # alarms
+        self.announce: Callable[[AlarmKind, dict[str, Any]], None] = lambda kind, facts: None  # alarms
         self.vital = Vital(on_defect, store.distrust)
         self.troubles = Troubles(lambda kind: self.dispatcher.hold(kind), self._trouble_over)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -211,7 +211,7 @@ class Engine:
             failed=summary["failed"], wall_s=summary["wall_s"],
         )  # fmt: skip
         counts = {name: summary[name] for name in ("requests", "succeeded", "failed", "wall_s")}
-        self.announce(JOB_DONE, {"job": row.job, "owner": row.owner, **counts})
+        self.announce("job_done", {"job": row.job, "owner": row.owner, **counts})
 
     def _trouble_over(self, kind: str) -> None:
         self.dispatcher.unhold(kind)

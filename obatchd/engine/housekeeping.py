@@ -9,10 +9,10 @@ import time
 from obatchd import log
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
-from obatchd.engine.vital import Vital
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.jobs.store.integrity import boot_id, delete_set_aside
+from obatchd.live.tasks import Vital
 from obatchd.spool.outbox import JobOutbox
 from obatchd.spool.prune import empty_trash, prune, prune_refused
 

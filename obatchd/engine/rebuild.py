@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from obatchd import log
-from obatchd.engine.indexing import Reading
 from obatchd.errors import DropRefused
-from obatchd.jobs.model import JobSettings, JobState
+from obatchd.intake.indexing import Reading
+from obatchd.jobs.model import JobState
 from obatchd.jobs.store import JobRow, Store
-from obatchd.settings import Settings
+from obatchd.settings.job import JobSettings
+from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import JobOutbox

@@ -6,18 +6,18 @@ import asyncio
 from collections.abc import Callable, MutableMapping
 
 from obatchd import log
+from obatchd.delivery.completion import Completion
+from obatchd.delivery.endings import Endings
 from obatchd.engine.admission import Admission
-from obatchd.engine.completion import Completion
-from obatchd.engine.endings import Endings
-from obatchd.engine.feeder import Feeder, histories
-from obatchd.engine.indexing import Reading
-from obatchd.engine.intake import Intake
-from obatchd.engine.live import LiveJob
 from obatchd.engine.rebuild import rebuild
-from obatchd.engine.troubles import Troubles
+from obatchd.intake.feeder import Feeder, histories
+from obatchd.intake.indexing import Reading
+from obatchd.intake.intake import Intake
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow, Segment, Store
-from obatchd.settings import Settings
+from obatchd.live.job import LiveJob
+from obatchd.live.troubles import Troubles
+from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.layout import Layout
 

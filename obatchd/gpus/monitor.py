@@ -17,9 +17,9 @@ from obatchd.gpus.finding import Assessment, Finding
 from obatchd.gpus.kernel_log import normal_address
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import Listener, Probe
-from obatchd.gpus.rules import LASTING, assess
+from obatchd.gpus.rules.assessment import LASTING, assess
 from obatchd.gpus.track import Crash, Track
-from obatchd.settings_gpu_health import GpuHealthSettings
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 log = obatchd.log.get(__name__)
 

@@ -20,7 +20,7 @@ import obatchd.log
 from obatchd.gpus import probe_child
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.source import GpuSource
-from obatchd.settings import GpuSettings
+from obatchd.settings.tables.gpus import GpuSettings
 
 log = obatchd.log.get(__name__)
 

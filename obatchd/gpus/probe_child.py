@@ -71,7 +71,7 @@ decoder = msgspec.msgpack.Decoder(Frame)
 
 
 def open_nvml() -> GpuSource:
-    from obatchd.gpus.nvml import Nvml
+    from obatchd.gpus.nvml.driver import Nvml
 
     return Nvml()
 

@@ -8,7 +8,8 @@ import msgspec
 
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
-from obatchd.settings import GpuSettings, ServerGroup
+from obatchd.settings.tables.gpus import GpuSettings
+from obatchd.settings.tables.servers import ServerGroup
 
 
 class PlannedServer(msgspec.Struct, frozen=True):

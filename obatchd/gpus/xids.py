@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from obatchd.gpus.model import XidEvent
-from obatchd.settings_gpu_health import XidClass
+from obatchd.settings.tables.gpu_health import XidClass
 
 _APPLICATION = {
     8: "GPU stopped processing (idle timeout)",

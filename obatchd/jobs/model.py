@@ -6,9 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 import msgspec
 
@@ -59,35 +57,6 @@ class Profile(msgspec.Struct, frozen=True, order=True):
 
     def __str__(self) -> str:
         return f"{self.model} ({self.context_length})"
-
-
-class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A job's own settings: between a request's fields and the daemon's settings. ``None`` means not given."""
-
-    model: str | None = None
-    system_message: str | None = None
-    options: dict[str, Any] = {}
-    context_length: int | None = None
-    max_response_tokens: int | None = None
-    priority: str | None = None
-    deadline: float | str | None = None  # seconds after acceptance (0: none), or an ISO 8601 time in UTC
-    format: str | dict[str, Any] | None = None  # "" (text), "json" or a JSON Schema
-    in_source: list[str] | None = None
-    think: bool | str | None = None
-    template: str | None = None  # these three: how records become prompts
-    text_column: str | None = None
-    id_column: str | None = None
-    sample: int | None = None  # run only so many requests of the drop, chosen at random
-    openai_batch: bool = False  # the drop is a batch file of that API; found when it is read, not given
-    sample_of: int | None = None  # of how many; found when the drop is read, not given
-    skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
-
-    def expires_s(self, accepted_s: float, default: float | str) -> float | None:
-        """Wall-clock time at which the job's deadline passes, or None. ``default`` holds where it names none."""
-        deadline = default if self.deadline is None else self.deadline
-        if isinstance(deadline, str):
-            return datetime.fromisoformat(deadline).timestamp()
-        return accepted_s + deadline if deadline else None
 
 
 class Refusal(msgspec.Struct, frozen=True):

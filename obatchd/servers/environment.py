@@ -15,7 +15,7 @@ import msgspec
 import obatchd
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
-from obatchd.settings import ServerSettings
+from obatchd.settings.tables.servers import ServerSettings
 
 INSTANCE_MARK = "OBATCH_INSTANCE"
 SERVER_MARK = "OBATCH_SERVER"

@@ -16,8 +16,8 @@ import obatchd.log
 from obatchd.errors import ConfigError, GpuError, ServerError
 from obatchd.gpus.probe import Probe
 from obatchd.gpus.selection import PlannedServer, choose
+from obatchd.ollama.api import OllamaApi
 from obatchd.servers import environment
-from obatchd.servers.api import OllamaApi
 from obatchd.servers.facts import Facts
 from obatchd.servers.managed import Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
@@ -25,7 +25,7 @@ from obatchd.servers.process import find_binary
 from obatchd.servers.remote import RemoteServer
 from obatchd.servers.server import OnChange, Server
 from obatchd.servers.sweep import sweep
-from obatchd.settings import Settings
+from obatchd.settings.settings import Settings
 
 __all__ = ["Facts", "Fleet"]
 

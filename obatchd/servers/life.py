@@ -15,7 +15,7 @@ import obatchd.log
 from obatchd.errors import ObatchError, ServerError
 from obatchd.servers import states
 from obatchd.servers.states import ServerState
-from obatchd.settings import Settings
+from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 

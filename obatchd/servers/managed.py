@@ -18,13 +18,13 @@ import obatchd.log
 from obatchd.errors import ModelError, ServerError
 from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile, round_context
+from obatchd.ollama.api import LoadedModel, canonical
 from obatchd.servers import environment
-from obatchd.servers.api import LoadedModel, canonical
 from obatchd.servers.facts import Facts
 from obatchd.servers.process import ServerProcess, find_binary
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
-from obatchd.settings import Settings
+from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from obatchd.errors import ModelError
-from obatchd.servers.api import ShownModel, StoredModel
+from obatchd.ollama.api import ShownModel, StoredModel
 from obatchd.servers.server import Server
 
 LOCAL = "local"  # the store of the managed servers; the others are called like their server

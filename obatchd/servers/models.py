@@ -17,13 +17,13 @@ from urllib.parse import urlsplit
 
 import obatchd.log
 from obatchd.errors import ModelError, ServerError
-from obatchd.servers.api import OllamaApi, canonical
+from obatchd.ollama.api import OllamaApi, canonical
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.model_info import LOCAL, ModelInfo, PullProgress, describe
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
-from obatchd.settings import ModelSettings
+from obatchd.settings.tables.models import ModelSettings
 
 __all__ = ["LOCAL", "ModelInfo", "ModelKeeper", "PullProgress", "store_of"]
 

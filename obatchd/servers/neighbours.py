@@ -18,7 +18,7 @@ from obatchd.gpus.probe import Probe
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.servers.sweep import is_marked
-from obatchd.settings import GpuSettings
+from obatchd.settings.tables.gpus import GpuSettings
 
 log = obatchd.log.get(__name__)
 

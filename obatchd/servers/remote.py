@@ -10,7 +10,7 @@ import aiohttp
 
 from obatchd.jobs.model import Profile
 from obatchd.servers.server import Server
-from obatchd.settings import Settings
+from obatchd.settings.settings import Settings
 
 _DEFAULT_PORT = 11434
 _TIMEOUT_S = 5.0

@@ -19,11 +19,11 @@ import obatchd.log
 from obatchd.errors import ServerError
 from obatchd.gpus.model import Gpu, GpuProcess
 from obatchd.jobs.model import Profile
-from obatchd.servers.api import OllamaApi
+from obatchd.ollama.api import OllamaApi
 from obatchd.servers.life import Life
 from obatchd.servers.process import version_warning
 from obatchd.servers.states import ServerState
-from obatchd.settings import Settings
+from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 

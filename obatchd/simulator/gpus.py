@@ -142,7 +142,7 @@ class LoadReporter:
 
 
 class SimulatedGpus(GpuSource):
-    """The stand-in of :class:`obatchd.gpus.nvml.Nvml`.
+    """The stand-in of :class:`obatchd.gpus.nvml.driver.Nvml`.
 
     Args:
         directory: where the servers write their load (``OBATCHD_SIMULATOR_GPU_DIR``), and where the timeline is.

@@ -20,11 +20,11 @@ import msgspec
 
 from obatchd import crash_points, log
 from obatchd.errors import ControlError, DropRefused
+from obatchd.jobs.ledger import Intent, Ledger
 from obatchd.jobs.model import JobIds
 from obatchd.spool.drop import Drop
 from obatchd.spool.flush import sync_filesystem, sync_paths, tree
 from obatchd.spool.layout import Layout
-from obatchd.spool.ledger import Intent, Ledger
 from obatchd.spool.refusal import refuse_claimed
 
 _log = log.get(__name__)

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from obatchd.errors import DropRefused
-from obatchd.settings import InboxSettings
+from obatchd.settings.tables.inbox import InboxSettings
 
 _TEMPORARY = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
 

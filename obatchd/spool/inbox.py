@@ -14,7 +14,7 @@ import msgspec
 from obatchd import log
 from obatchd.errors import DropRefused
 from obatchd.jobs.model import FILE_ENDINGS
-from obatchd.settings import InboxSettings
+from obatchd.settings.tables.inbox import InboxSettings
 from obatchd.spool.drop import Blocked, Drop, describe, is_temporary, not_a_file, permission_trouble, stillness
 from obatchd.spool.layout import Layout
 from obatchd.spool.watching import Watch

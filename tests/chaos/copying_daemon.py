@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from obatchd.cli.obatchd import main
-from obatchd.engine import publisher
+from obatchd.delivery import publisher
 from obatchd.spool import claim
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import JobOutbox

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from obatchd.control import runtime
+from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, Caller
-from obatchd.control.engine import Submission
+from obatchd.control.operations import Submission
 from obatchd.control.submit import SubmitServer
 from obatchd.errors import ConfigError, ControlError, DropRefused, ModelError, NotFoundError
-from obatchd.settings import AccessSettings
-from obatchd.settings_io import parse_job_settings
+from obatchd.settings.job_file import parse_job_settings
+from obatchd.settings.tables.access import AccessSettings
 
 OBATCHCTL = Path(sys.executable).with_name("obatchctl")
 

@@ -14,7 +14,7 @@ from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
-from obatchd.settings import Settings
+from obatchd.settings.settings import Settings
 
 
 class DictFacts(dict[str, str]):

@@ -17,9 +17,10 @@ import pytest
 from control_support import FakeEngine, serving
 
 from obatchd import errors
-from obatchd.control import auth, handover, runtime
-from obatchd.control.client import Client
-from obatchd.settings import AccessSettings
+from obatchd.client import handover, runtime
+from obatchd.client.client import Client
+from obatchd.control import auth
+from obatchd.settings.tables.access import AccessSettings
 
 T = TypeVar("T")
 

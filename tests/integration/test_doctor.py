@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from control_support import obatchctl, serving
 
-from obatchd.cli import doctor_spool
-from obatchd.cli.doctor import examine
+from obatchd.cli.doctor import spool_checks
+from obatchd.cli.doctor.doctor import examine
 
 
 async def findings(spool: Path, *arguments: str | Path) -> dict[str, dict[str, Any]]:
@@ -69,7 +69,7 @@ def test_what_may_not_be_looked_at_does_not_end_the_page(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(os, "stat", refusing)
     lines = {finding.about: finding for finding in examine(tmp_path / "spool", config)}
-    for finding in (lines["models"], *doctor_spool.directories(closed / "spool")):
+    for finding in (lines["models"], *spool_checks.directories(closed / "spool")):
         assert (finding.level, finding.next_command) == ("warn", f"ls -ld {closed}")
         assert "you may not look" in finding.text
     assert {"disk", "daemon", "clock"} <= lines.keys()

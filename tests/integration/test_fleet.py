@@ -15,12 +15,12 @@ from fleet_support import DictFacts, alive, running, settings, wait_for
 
 from obatchd.errors import ConfigError, ModelError, ServerError
 from obatchd.jobs.model import Profile
-from obatchd.servers.api import LoadedModel, OllamaApi
+from obatchd.ollama.api import LoadedModel, OllamaApi
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.servers.sweep import marked, sweep
-from obatchd.settings import Settings
+from obatchd.settings.settings import Settings
 from obatchd.simulator.timeline import GpuEvent, write_script
 
 GIB = 1024**3

@@ -15,7 +15,7 @@ from obatchd.errors import ModelError, ServerError
 from obatchd.jobs.model import Profile
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.states import ServerState
-from obatchd.settings import ModelSettings
+from obatchd.settings.tables.models import ModelSettings
 
 PLENTY_BYTES = 10**15
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from obatchd.settings import InboxSettings
+from obatchd.settings.tables.inbox import InboxSettings
 from obatchd.spool.drop import Drop
 from obatchd.spool.inbox import Inbox
 from obatchd.spool.layout import Layout

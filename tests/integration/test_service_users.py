@@ -15,7 +15,7 @@ from typing import TypeVar
 import pytest
 from daemon_support import Daemon, Job, free_ports, jsonl, prompts, wait_for
 
-from obatchd.control.client import Client
+from obatchd.client.client import Client
 from obatchd.errors import ForbiddenError, NotFoundError, ObatchError
 
 pytestmark = pytest.mark.root

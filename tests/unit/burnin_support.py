@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
-from obatchd.burnin import plan as plans
-from obatchd.burnin.recorder import Occupied, Seen
-from obatchd.burnin.recording import Recording
-from obatchd.burnin.records import Begun, Canary, Ended, Limits, Loading, Plan, Prepared, Record, Unit
+from obatchd.burnin.journal.recorder import Occupied, Seen
+from obatchd.burnin.journal.records import Begun, Canary, Ended, Limits, Loading, Plan, Prepared, Record, Unit
+from obatchd.burnin.run import plan as plans
+from obatchd.burnin.run.recording import Recording
 from obatchd.gpus.model import ClockReason, Identity, Reading, SlowReading, XidEvent
-from obatchd.settings_gpu_health import GpuHealthSettings
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 START_S = 1_790_000_000.0
 STEP_S = 8.0

@@ -10,10 +10,9 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
-from obatchd.dispatch import faults, protocol
 from obatchd.dispatch import keeper as keeper_module
+from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import Dispatcher, Failed, Finished
-from obatchd.dispatch.faults import Fault
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import OfferItem, ResultItem
 from obatchd.dispatch.switching import ProfileSwitcher
@@ -21,7 +20,9 @@ from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
-from obatchd.settings import DispatchSettings
+from obatchd.ollama import faults
+from obatchd.ollama.faults import Fault
+from obatchd.settings.tables.dispatch import DispatchSettings
 
 SMALL, LARGE = Profile("small", 4096), Profile("large", 8192)
 Key = tuple[int, int]

@@ -9,9 +9,9 @@ import msgspec
 
 from obatchd.gpus.finding import Assessment, Finding
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
-from obatchd.gpus.rules import assess
+from obatchd.gpus.rules.assessment import assess
 from obatchd.gpus.track import Track
-from obatchd.settings_gpu_health import GpuHealthSettings
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 START_S = 1_800_000_000.0
 CARD = Identity(

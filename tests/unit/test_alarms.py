@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from obatchd.engine.alarms import Alarms
-from obatchd.settings import AlarmSettings
+from obatchd.gpucare.alarms import Alarms
+from obatchd.settings.tables.alarms import AlarmSettings
 
 ROOT = Path(__file__).parents[2]
 KEEP = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())"

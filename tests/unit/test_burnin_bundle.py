@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from burnin_support import Card, simulate, uuid
 
-from obatchd.burnin import bundle, report
-from obatchd.burnin.diagnostics import Scrubber, run
+from obatchd.burnin.report import bundle, report
+from obatchd.burnin.report.diagnostics import Scrubber, run
 from obatchd.errors import NotFoundError
 
 LINE = "NVRM: Xid (PCI:0000:1a:00): 48, pid=2301, name=ollama, DBE (double bit error)"
@@ -67,7 +67,7 @@ def test_the_archive_has_what_a_return_needs_and_nobody_in_it(
     tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr("obatchd.burnin.bundle.Scrubber", lambda: Scrubber(["alice"]))
+    monkeypatch.setattr("obatchd.burnin.report.bundle.Scrubber", lambda: Scrubber(["alice"]))
     freed: list[str] = []
 
     @contextlib.contextmanager

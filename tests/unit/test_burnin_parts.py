@@ -12,18 +12,21 @@ import msgspec
 import pytest
 from burnin_support import START_S, Card, begin, make_plan, simulate, uuid
 
-from obatchd.burnin import canary, journal, plan, report
-from obatchd.burnin.canary import Answer, Reference
-from obatchd.burnin.compare import compare
-from obatchd.burnin.html import render
-from obatchd.burnin.plan import Asked, Defaults
-from obatchd.burnin.records import Bucket, Ended, Event, Gap, Limits, Sample
-from obatchd.burnin.terminal import comparison, summary
-from obatchd.burnin.watch import Watch, latest_tracks
-from obatchd.burnin.workload import Shape, context_for
+from obatchd.burnin.journal import journal
+from obatchd.burnin.journal.records import Bucket, Ended, Event, Gap, Limits, Sample
+from obatchd.burnin.report import report
+from obatchd.burnin.report.compare import compare
+from obatchd.burnin.report.html import render
+from obatchd.burnin.report.terminal import comparison, summary
+from obatchd.burnin.run import plan
+from obatchd.burnin.run.plan import Asked, Defaults
+from obatchd.burnin.run.watch import Watch, latest_tracks
+from obatchd.burnin.run.workload import Shape, context_for
+from obatchd.burnin.verdict import canary
+from obatchd.burnin.verdict.canary import Answer, Reference
 from obatchd.errors import ConfigError, NotFoundError, StoreError
 from obatchd.gpus.model import Identity, Reading, SlowReading
-from obatchd.settings_gpu_health import GpuHealthSettings
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 DEFAULTS = Defaults("llama3.3", 8192, 600.0, 20, Limits())
 

@@ -13,14 +13,16 @@ import msgspec
 import pytest
 from burnin_support import Card, identity, make_plan, uuid
 
-from obatchd.burnin import checker, journal, load, report, run
-from obatchd.burnin.asking import Answered
-from obatchd.burnin.ports import BatchLoad, Model, Surroundings
-from obatchd.burnin.records import Begun, Canary, Limits, Plan, Record, Unit
+from obatchd.burnin.journal import journal
+from obatchd.burnin.journal.records import Begun, Canary, Limits, Plan, Record, Unit
+from obatchd.burnin.report import report
+from obatchd.burnin.run import checker, load, run
+from obatchd.burnin.run.asking import Answered
+from obatchd.burnin.run.ports import BatchLoad, Model, Surroundings
 from obatchd.gpus.model import Gpu, GpuProcess, Reading, SlowReading
 from obatchd.jobs.model import Profile
 from obatchd.servers.states import ServerState
-from obatchd.settings_gpu_health import GpuHealthSettings
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 
 class MemoryServer:
@@ -224,7 +226,7 @@ async def test_a_gpu_near_its_shutdown_loses_its_load(bench: Bench, monkeypatch:
 
 
 async def test_a_request_tells_its_kind_of_failure() -> None:
-    from obatchd.burnin.asking import ask
+    from obatchd.burnin.run.asking import ask
     from obatchd.errors import ServerError
 
     async with aiohttp.ClientSession() as session:

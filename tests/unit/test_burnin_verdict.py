@@ -9,8 +9,8 @@ import msgspec
 import pytest
 from burnin_support import HOUR_S, START_S, Card, begin, make_plan, simulate, uuid
 
-from obatchd.burnin import report
-from obatchd.burnin.records import Bucket, Canary, Ended, Event, Gap, Prepared, Record, Sample
+from obatchd.burnin.journal.records import Bucket, Canary, Ended, Event, Gap, Prepared, Record, Sample
+from obatchd.burnin.report import report
 from obatchd.gpus.model import ClockReason
 
 

@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 import click
 import pytest
 
-from obatchd.cli import text
 from obatchd.cli.command import clean
-from obatchd.cli.status_view import job_table
+from obatchd.cli.views import text
+from obatchd.cli.views.status import job_table
 
 
 @pytest.mark.parametrize(

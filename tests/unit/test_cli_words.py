@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 from test_burnin_parts import finished
 
-from obatchd.cli import waiting
 from obatchd.cli.obatchctl import main
-from obatchd.control.client import Client
+from obatchd.cli.views import waiting
+from obatchd.client.client import Client
 from obatchd.errors import DaemonDownError
 
 

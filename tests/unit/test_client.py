@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from obatchd.dispatch.client import Answer, OllamaClient
-from obatchd.dispatch.faults import ANSWER, CRASH, NOBODY, REQUEST, SERVER
+from obatchd.ollama.client import Answer, OllamaClient
+from obatchd.ollama.faults import ANSWER, CRASH, NOBODY, REQUEST, SERVER
 
 BODY: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "why?"}]}
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from obatchd.delivery import committer as committer_module
+from obatchd.delivery.committer import Committer
 from obatchd.dispatch.dispatcher import Failed, Finished
-from obatchd.engine import committer as committer_module
-from obatchd.engine.committer import Committer
-from obatchd.engine.vital import Vital
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, Store
-from obatchd.spool.ledger import Intent
+from obatchd.live.tasks import Vital
 
 
 class Rig:

@@ -9,16 +9,16 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from obatchd.delivery import completion as module
+from obatchd.delivery.completion import Completion
+from obatchd.delivery.publisher import Publication
 from obatchd.dispatch.pool import forkserver_context
-from obatchd.engine import completion as module
-from obatchd.engine.completion import Completion
-from obatchd.engine.publisher import Publication
-from obatchd.engine.vital import Vital
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, ResultRow, Store
-from obatchd.settings import Settings
+from obatchd.live.tasks import Vital
+from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
-from obatchd.spool.ledger import Intent
 
 JOBS = 6
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from obatchd.dispatch.connections import Broken, Connections, Unreachable
+from obatchd.ollama.connections import Broken, Connections, Unreachable
 
 
 class Body:
@@ -114,7 +114,7 @@ async def test_a_connection_that_the_server_closes_is_not_used_again(
 async def test_what_was_idle_for_long_is_not_trusted(
     server: Scripted, connections: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("obatchd.dispatch.connections._KEPT_S", 0.0)
+    monkeypatch.setattr("obatchd.ollama.connections._KEPT_S", 0.0)
     server.responses = [[WHOLE], [WHOLE]]
     assert [(await ask(connections)).content for _ in range(2)] == [b"hello"] * 2
     assert server.connections == 2

@@ -19,9 +19,9 @@ from obatchd.context.cache import SourceCache
 from obatchd.context.compose import parsed_url
 from obatchd.context.fetch import Fetched, Fetcher
 from obatchd.context.text import Text, text_of
-from obatchd.engine.preparation import rules_of
 from obatchd.errors import SourceError
-from obatchd.settings_context import ContextSettings
+from obatchd.intake.preparation import rules_of
+from obatchd.settings.tables.context import ContextSettings
 
 OPEN, SHUT = "127.0.0.2", "127.0.0.1"  # the first is in the allow-list of these tests
 QUICK = {"enabled": True, "allow": [f"{OPEN}/32"], "host_pause_s": 0, "timeout_s": 2, "max_bytes": 100_000}

@@ -21,10 +21,10 @@ from obatchd.context.model import HEADER, Alive, Prepared, Wish, frame, from_pre
 from obatchd.context.parsing import Document, fork_parser
 from obatchd.context.preparer import ParserPool, Preparer
 from obatchd.context.text import Text, decoded, text_of
-from obatchd.engine.preparation import rules_of
 from obatchd.errors import SourceError
+from obatchd.intake.preparation import rules_of
 from obatchd.jobs.formats.request import Request
-from obatchd.settings_context import ContextSettings
+from obatchd.settings.tables.context import ContextSettings
 
 
 def pdf(text: str, title: str = "A title") -> bytes:

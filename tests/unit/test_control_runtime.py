@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from obatchd.control import runtime
+from obatchd.client import runtime
 from obatchd.errors import DaemonDownError, SpoolError
 
 

@@ -11,11 +11,12 @@ import pytest
 from dispatch_support import BAD_REQUEST, CRASH, REFUSED, SERVER, SMALL, FakeWorker, Port, Rig, settle
 
 from obatchd.dispatch import consequences as consequences_module
-from obatchd.dispatch import faults, protocol
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import link as link_module
+from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import INTERRUPTED
 from obatchd.jobs.model import Profile
+from obatchd.ollama import faults
 
 Make = Callable[..., Awaitable[Rig]]
 

@@ -11,8 +11,8 @@ from typing import cast
 
 import pytest
 
-from obatchd.cli import doctor_host, doctor_spool
-from obatchd.settings import Settings
+from obatchd.cli.doctor import host_checks, spool_checks
+from obatchd.settings.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_user_of_a_service_is_told_which_group(
     monkeypatch.setattr(os, "access", lambda path, mode: may_drop)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="alice"))
     monkeypatch.setattr(grp, "getgrgid", lambda gid: SimpleNamespace(gr_name="submitters", gr_mem=members))
-    [finding] = doctor_spool.directories(tmp_path)
+    [finding] = spool_checks.directories(tmp_path)
     assert finding.level == level and text in finding.text and (finding.next_command or "") == next_command
 
 
@@ -45,5 +45,5 @@ def test_root_is_told_of_the_models_of_the_service(
     monkeypatch.setattr(os, "geteuid", lambda: euid)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(tmp_path / "service")))
     spool = cast(Path, SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owner)))
-    [finding] = doctor_host.model_store(Settings(), spool)
+    [finding] = host_checks.model_store(Settings(), spool)
     assert finding.text.startswith(f"{tmp_path / home}")

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from obatchd.dispatch import faults
-from obatchd.dispatch.client import Embedded
 from obatchd.dispatch.embedding import Vectors, embed, may_join, size_of
 from obatchd.dispatch.protocol import JobContext, Offer
 from obatchd.jobs.formats import Request, parse_request
 from obatchd.jobs.formats.lines import index_line
+from obatchd.ollama import faults
+from obatchd.ollama.client import Embedded
 
 CONTEXT = JobContext(1, "job", "", {"temperature": 1, "num_gpu": 3}, 100)
 OFFER = Offer("vectors", {"num_ctx": 8192}, [])

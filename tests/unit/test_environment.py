@@ -7,7 +7,7 @@ import pytest
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
 from obatchd.servers.environment import Child, build, command, models_dir
-from obatchd.settings import ServerSettings
+from obatchd.settings.tables.servers import ServerSettings
 
 GPU = Gpu("GPU-aa", "Test", 0, "00000000:01:00.0", 2**30, "1.0")
 

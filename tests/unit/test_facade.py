@@ -9,13 +9,13 @@ from unittest.mock import MagicMock
 import pytest
 
 from obatchd.control.auth import Caller
-from obatchd.engine.facade import Facade
 from obatchd.errors import ObatchError
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import Store
-from obatchd.settings import Settings
+from obatchd.operations.facade import Facade
+from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
-from obatchd.spool.ledger import Intent
 
 CALLER = Caller(1000, False)
 

@@ -16,14 +16,14 @@ from health_support import CARD, FAST, SLOW, START_S, Watched
 from test_gpu_desk import desk
 from test_gpu_monitor import Bench
 
-from obatchd.burnin import report
-from obatchd.burnin.plan import Asked, Defaults, make
-from obatchd.burnin.recorder import Occupied, Seen
-from obatchd.burnin.recording import Recording
-from obatchd.burnin.records import Begun, Canary, Ended, Event, Limits, Loading, Prepared, Record, Unit
+from obatchd.burnin.journal.recorder import Occupied, Seen
+from obatchd.burnin.journal.records import Begun, Canary, Ended, Event, Limits, Loading, Prepared, Record, Unit
+from obatchd.burnin.report import report
+from obatchd.burnin.run.plan import Asked, Defaults, make
+from obatchd.burnin.run.recording import Recording
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.track import Crash
-from obatchd.settings_gpu_health import GpuHealthSettings
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 SECTION_6 = {
     0: "not in the table: what DCGM warns about",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from obatchd.dispatch import faults
-from obatchd.dispatch.faults import ANSWER, CRASH, LOAD, NOBODY, REQUEST, SERVER
+from obatchd.ollama import faults
+from obatchd.ollama.faults import ANSWER, CRASH, LOAD, NOBODY, REQUEST, SERVER
 
 TABLE = [
     # 400: the request

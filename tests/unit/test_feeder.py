@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from obatchd.dispatch.dispatcher import INTERRUPTED, Finished, Suspicion
-from obatchd.engine import feeder as feeder_module
-from obatchd.engine.feeder import Feeder, histories
-from obatchd.engine.vital import Vital
+from obatchd.intake import feeder as feeder_module
+from obatchd.intake.feeder import Feeder, histories
 from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Entry, Outcome, Profile
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import AttemptRow, ResultRow, Segment
+from obatchd.live.tasks import Vital
 
 SMALL = Profile("small", 4096)
 

@@ -6,8 +6,8 @@ import time
 from types import SimpleNamespace
 from typing import Any, cast
 
-from obatchd.engine.forecast import forecast
-from obatchd.engine.live import LiveJob
+from obatchd.live.forecast import forecast
+from obatchd.live.job import LiveJob
 
 
 def live(key: int, owner: int, requests: int, finished: int = 0, rate: float = 0.0, **more: Any) -> LiveJob:

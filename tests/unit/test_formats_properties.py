@@ -24,8 +24,8 @@ from obatchd.jobs.formats.source import Source
 from obatchd.jobs.formats.split import split_array, split_lines
 from obatchd.jobs.formats.table import split_rows
 from obatchd.jobs.model import Entry
-from obatchd.jobs.template import template_parts
-from obatchd.settings import InboxSettings
+from obatchd.prompts.template import template_parts
+from obatchd.settings.tables.inbox import InboxSettings
 
 pytestmark = pytest.mark.filterwarnings("error")
 SOME = settings(max_examples=80, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])

@@ -17,9 +17,9 @@ from obatchd.errors import ConfigError, DropRefused
 from obatchd.jobs.formats import Format, RecordRules, Request, parse_request, read_entries, recognise, request_file
 from obatchd.jobs.formats.request import unused_fields
 from obatchd.jobs.model import Entry
-from obatchd.jobs.template import template_parts, template_problem
-from obatchd.settings import InboxSettings
-from obatchd.settings_io import parse_job_settings
+from obatchd.prompts.template import template_parts, template_problem
+from obatchd.settings.job_file import parse_job_settings
+from obatchd.settings.tables.inbox import InboxSettings
 
 NOTE = RecordRules(text_column="note")
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from test_gpu_monitor import Bench
 
-from obatchd.engine.gpu_desk import GpuDesk
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpus.model import Identity
+from obatchd.operations.gpu_desk import GpuDesk
 
 
 class Duty:

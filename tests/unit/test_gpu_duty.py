@@ -12,12 +12,12 @@ import pytest
 from dispatch_support import CRASH, LARGE, SMALL, Port, Rig, settle
 from test_gpu_monitor import Bench, DictFacts
 
-from obatchd.engine.gpu_duty import GpuDuty
+from obatchd.gpucare.gpu_duty import GpuDuty
 from obatchd.gpus.model import Gpu, Reading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.states import ServerState
-from obatchd.settings import Settings
+from obatchd.settings.settings import Settings
 
 
 class OnCard(ManagedServer):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from obatchd.engine.gpu_duty import in_hours
+from obatchd.gpucare.gpu_duty import in_hours
 from obatchd.gpus.history import History
 from obatchd.gpus.model import ClockReason, Identity, Reading
 

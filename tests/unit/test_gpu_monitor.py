@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from obatchd.engine.gpu_records import GpuRecords
+from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.monitor import HealthEvent, Monitor, Quarantine
-from obatchd.settings_gpu_health import GpuHealthSettings
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 
 class DictFacts(dict[str, str]):

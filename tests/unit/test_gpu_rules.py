@@ -10,10 +10,10 @@ import pytest
 from health_support import CARD, FAST, SLOW, START_S, Watched, only
 
 from obatchd.gpus.model import Identity, SlowReading
-from obatchd.gpus.rules import assess
+from obatchd.gpus.rules.assessment import assess
 from obatchd.gpus.track import Crash, Track
 from obatchd.gpus.xids import XIDS, lookup
-from obatchd.settings_gpu_health import GpuHealthSettings
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 
 def known(**changes: Any) -> Identity:

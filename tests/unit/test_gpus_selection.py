@@ -5,7 +5,8 @@ import pytest
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
 from obatchd.gpus.selection import choose
-from obatchd.settings import GpuSettings, ServerGroup
+from obatchd.settings.tables.gpus import GpuSettings
+from obatchd.settings.tables.servers import ServerGroup
 
 
 def gpu(index: int, parent: str | None = None, position: int | None = None) -> Gpu:

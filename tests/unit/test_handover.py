@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from obatchd.control.handover import BATCH, receive_frame
+from obatchd.client.handover import BATCH, receive_frame
 from obatchd.errors import ControlError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from obatchd.settings import InboxSettings
+from obatchd.settings.tables.inbox import InboxSettings
 from obatchd.spool.drop import is_temporary
 from obatchd.spool.inbox import Inbox, ScanReport
 from obatchd.spool.layout import Layout

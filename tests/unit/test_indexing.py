@@ -12,16 +12,18 @@ from typing import Any
 
 import pytest
 
-from obatchd.engine import indexing
-from obatchd.engine.feeder import read_requests
-from obatchd.engine.indexing import Reading, SubmittedSettings, content_digest, flush_unpacked, late_note
+from obatchd.delivery.documents import late_note
 from obatchd.errors import DropRefused
+from obatchd.intake import indexing
+from obatchd.intake.feeder import read_requests
+from obatchd.intake.indexing import Reading, SubmittedSettings, content_digest, flush_unpacked
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.model import Entry, JobSettings
+from obatchd.jobs.ledger import Intent
+from obatchd.jobs.model import Entry
 from obatchd.jobs.store import IndexBatch, JobRow, PendingRow, Store
-from obatchd.settings import Settings
+from obatchd.settings.job import JobSettings
+from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
-from obatchd.spool.ledger import Intent
 
 Accept = Callable[..., JobRow]
 

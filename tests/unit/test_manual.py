@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from obatchd import settings_io
 from obatchd.cli import manual, obatchctl, port_guard
-from obatchd.control import runtime
+from obatchd.client import runtime
+from obatchd.settings import reading
 
 
 def test_the_pages_name_every_setting_and_command_and_man_accepts_them(tmp_path: Path) -> None:
     manual.main(tmp_path)
     settings = (tmp_path / "man/man5/obatchd.toml.5").read_text()
     control = (tmp_path / "man/man1/obatchctl.1").read_text().replace("\\-", "-")
-    for leaf in settings_io.leaves():
+    for leaf in reading.leaves():
         assert leaf.variable in settings
     for command in obatchctl.main.list_commands(None):  # type: ignore[arg-type]
         assert f".SS obatchctl {command}" in control
@@ -41,10 +41,10 @@ def test_the_rules_let_the_daemon_and_root_through_alone() -> None:
 
 def test_a_service_has_fixed_ports() -> None:
     environment = {"OBATCHD_ACCESS_MODE": "service"}
-    assert settings_io.load(None, environ=environment, flags={}).servers.base_port == 11500
-    assert settings_io.load(None, environ={}, flags={}).servers.base_port == 0
+    assert reading.load(None, environ=environment, flags={}).servers.base_port == 11500
+    assert reading.load(None, environ={}, flags={}).servers.base_port == 0
     other = {**environment, "OBATCHD_SERVERS_BASE_PORT": "12000"}
-    assert settings_io.load(None, environ=other, flags={}).servers.base_port == 12000
+    assert reading.load(None, environ=other, flags={}).servers.base_port == 12000
 
 
 def test_guarded_ports(tmp_path: Path) -> None:

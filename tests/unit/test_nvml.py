@@ -9,7 +9,7 @@ import pynvml
 import pytest
 
 from obatchd.errors import GpuError
-from obatchd.gpus.nvml import Nvml
+from obatchd.gpus.nvml.driver import Nvml
 
 GIB = 2**30
 

@@ -36,7 +36,7 @@ THOUSANDTHS = {"power_w": "power_mw", "power_limit_w": "power_limit_mw", "power_
 REPORT = """
 import msgspec, sys
 from obatchd.errors import GpuError
-from obatchd.gpus.nvml import Nvml
+from obatchd.gpus.nvml.driver import Nvml
 try:
     source = Nvml()
     gpus = source.gpus()

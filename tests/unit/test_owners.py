@@ -9,10 +9,11 @@ from typing import Any, cast
 
 import pytest
 
-from obatchd.engine.limits import OwnerLimits
-from obatchd.engine.live import LiveJob
 from obatchd.errors import SpoolError
-from obatchd.settings import InboxSettings, LimitSettings
+from obatchd.intake.limits import OwnerLimits
+from obatchd.live.job import LiveJob
+from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.limits import LimitSettings
 from obatchd.spool.drop import Drop
 from obatchd.spool.inbox import Inbox
 from obatchd.spool.layout import Layout

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from obatchd.engine.passing_on import with_input
+from obatchd.delivery.passing_on import with_input
 from obatchd.jobs.formats import read_entries
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.store import Segment
-from obatchd.settings import InboxSettings
+from obatchd.settings.tables.inbox import InboxSettings
 
 JOB = 1
 

@@ -5,11 +5,11 @@ import multiprocessing
 from pathlib import Path
 
 from obatchd.dispatch.pool import forkserver_context
-from obatchd.engine.preparation import Preparation
-from obatchd.engine.vital import Vital
+from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
-from obatchd.settings_context import ContextSettings
+from obatchd.live.tasks import Vital
+from obatchd.settings.tables.context import ContextSettings
 
 
 async def test_requests_that_come_while_a_dead_preparer_is_not_noticed_yet_end_nothing(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import REPLACEMENTS, Listener, Probe
 from obatchd.gpus.source import GpuSource
-from obatchd.settings import GpuSettings
+from obatchd.settings.tables.gpus import GpuSettings
 from obatchd.simulator.timeline import GpuEvent, write_script
 
 GPU = Gpu("GPU-1", "Test", 0, "00000000:01:00.0", 2**30, "1.0")

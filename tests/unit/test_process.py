@@ -5,7 +5,7 @@ import sys
 
 _BURST = """
 import asyncio, ctypes, time
-from obatchd import process
+from obatchd.daemon import process
 process.prepare()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]

@@ -10,12 +10,12 @@ import pytest
 from dispatch_support import SMALL, Port, Rig, settle
 
 from obatchd.dispatch import remedies
-from obatchd.dispatch.faults import Fault
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.dispatch.remedies import Watchdog
 from obatchd.dispatch.watchdog import Sample
 from obatchd.errors import ServerError
-from obatchd.settings import Settings
+from obatchd.ollama.faults import Fault
+from obatchd.settings.settings import Settings
 
 NEVER_S = 1000.0
 

@@ -8,10 +8,10 @@ from unittest.mock import MagicMock
 import pytest
 
 from obatchd.engine.resumption import Resumption
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry
 from obatchd.jobs.store import IndexBatch, Segment, Store
 from obatchd.spool.layout import Layout
-from obatchd.spool.ledger import Intent
 
 
 @pytest.mark.parametrize("refused", ["tallies", "lanes", "attempts", "last_finished"])

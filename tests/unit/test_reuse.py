@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from obatchd.dispatch.protocol import JobContext
-from obatchd.engine.reuse import context_sha256, fingerprint
+from obatchd.intake.reuse import context_sha256, fingerprint
 
 CONTEXT = JobContext(1, "job", "Be brief.", {"temperature": 0.5}, 100)
 BASE = {"id": "a", "prompt": "What?", "options": {"top_k": 1, "seed": 2}, "note": "x"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from obatchd.engine.sample import Sample
+from obatchd.intake.sample import Sample
 from obatchd.jobs.model import Entry
 
 

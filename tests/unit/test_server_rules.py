@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from obatchd.errors import ServerError
-from obatchd.servers.api import canonical
+from obatchd.ollama.api import canonical
 from obatchd.servers.managed import cpu_threads
 from obatchd.servers.process import find_binary, version_warning
 from obatchd.servers.states import DESCRIPTIONS, TRANSITIONS, ServerState, check

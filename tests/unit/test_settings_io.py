@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from obatchd import settings_io, settings_text
 from obatchd.errors import ConfigError
-from obatchd.settings import Settings
+from obatchd.settings import job_file, reading
+from obatchd.settings import text as settings_text
+from obatchd.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,13 +21,13 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_defaults_alone() -> None:
-    assert settings_io.load(None, environ={}, flags={}) == Settings()
+    assert reading.load(None, environ={}, flags={}) == Settings()
 
 
 def test_order_is_defaults_file_environment_flags(tmp_path: Path) -> None:
     file = write(tmp_path, 'model = "from-file"\nlog_level = "debug"\n[servers]\nslots = 2\nremote_slots = 3\n')
     environ = {"OBATCHD_SERVERS_SLOTS": "4", "OBATCHD_LOG_LEVEL": "warning", "HOME": "/root"}
-    settings, origin = settings_io.load_with_origin(file, environ=environ, flags={"log_level": "error", "spool": None})
+    settings, origin = reading.load_with_origin(file, environ=environ, flags={"log_level": "error", "spool": None})
     assert (settings.model, settings.log_level) == ("from-file", "error")
     assert (settings.servers.slots, settings.servers.remote_slots) == (4, 3)
     assert origin == {
@@ -46,7 +47,7 @@ def test_environment_takes_toml_values_and_plain_text() -> None:
         "OBATCHD_OPTIONS": "{temperature = 0.5}",
         "OBATCHD_OLLAMA_INSTANCES": '{"10.0.0.5:11434" = 0}',
     }
-    settings = settings_io.load(None, environ=environ, flags={})
+    settings = reading.load(None, environ=environ, flags={})
     assert settings.model == "llama3.2:1b"
     assert settings.gpus.use == [0, "GPU-1"]
     assert settings.gpus.exclude == [3]
@@ -55,15 +56,15 @@ def test_environment_takes_toml_values_and_plain_text() -> None:
 
 
 def test_a_value_in_a_variable_cannot_bring_further_keys() -> None:
-    settings = settings_io.load(None, environ={"OBATCHD_SERVERS_SLOTS": "4 # four"}, flags={})
+    settings = reading.load(None, environ={"OBATCHD_SERVERS_SLOTS": "4 # four"}, flags={})
     assert settings.servers.slots == 4
     with pytest.raises(ConfigError):
-        settings_io.load(None, environ={"OBATCHD_SERVERS_SLOTS": "4\nmodel = 'x'"}, flags={})
+        reading.load(None, environ={"OBATCHD_SERVERS_SLOTS": "4\nmodel = 'x'"}, flags={})
 
 
 def test_variables_of_other_parts_are_left_alone() -> None:
     environ = {"OBATCHD_SIMULATOR_SPEED": "1", "OBATCHD_TEST_X": "1", "OBATCHD_CRASH_AT": "a", "OBATCHD_CACHE": "b"}
-    assert settings_io.load(None, environ=environ, flags={}) == Settings()
+    assert reading.load(None, environ=environ, flags={}) == Settings()
 
 
 def test_the_original_projects_configuration_works_unchanged(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_the_original_projects_configuration_works_unchanged(tmp_path: Path) -> 
         tmp_path,
         'model = "llama3"\nsystem_message = "Be brief."\n[ollama_instances]\n"127.0.0.1:11434" = 0\n"h:2" = 1\n',
     )
-    settings = settings_io.load(file, environ={}, flags={})
+    settings = reading.load(file, environ={}, flags={})
     assert settings.model == "llama3"
     assert settings.system_message == "Be brief."
     assert settings.ollama_instances == {"127.0.0.1:11434": 0, "h:2": 1}
@@ -82,7 +83,7 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
     file = write(tmp_path, 'settle_s = 3\npriority = "hi"\n[servers]\nslots = "many"\nslotz = 3\n')
     environ = {"OBATCHD_SERVERS_SLOT": "4", "OBATCHD_SERVERS_REMOTE_SLOTS": "999"}
     with pytest.raises(ConfigError) as caught:
-        settings_io.load(file, environ=environ, flags={"log_level": "loud"})
+        reading.load(file, environ=environ, flags={"log_level": "loud"})
     lines = caught.value.message.splitlines()
     assert sorted(lines) == sorted(
         [
@@ -113,42 +114,40 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
 )
 def test_problems_of_other_shapes(tmp_path: Path, text: str, expected: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        settings_io.load(write(tmp_path, text), environ={}, flags={})
+        reading.load(write(tmp_path, text), environ={}, flags={})
     assert expected in caught.value.message
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.toml: cannot be read"):
-        settings_io.load(tmp_path / "nowhere.toml", environ={}, flags={})
+        reading.load(tmp_path / "nowhere.toml", environ={}, flags={})
 
 
 def test_a_section_of_the_wrong_type_is_reported_in_spite_of_a_variable(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="servers: must be a table"):
-        settings_io.load(write(tmp_path, "servers = 3"), environ={"OBATCHD_SERVERS_SLOTS": "4"}, flags={})
+        reading.load(write(tmp_path, "servers = 3"), environ={"OBATCHD_SERVERS_SLOTS": "4"}, flags={})
 
 
 def test_no_message_or_page_repeats_a_secret(tmp_path: Path) -> None:
     file = write(tmp_path, '[servers]\nremote_token = ["hunter2"]\nenvironment = {HTTPS_PROXY = 2}\n')
     with pytest.raises(ConfigError) as caught:
-        settings_io.load(file, environ={}, flags={})
+        reading.load(file, environ={}, flags={})
     assert "hunter2" not in caught.value.message
     file = write(tmp_path, '[servers]\nremote_token = "hunter2"\nenvironment = {HTTPS_PROXY = "http://me:hunter2@p"}\n')
-    shown = settings_text.show(*settings_io.load_with_origin(file, environ={}, flags={}))
+    shown = settings_text.show(*reading.load_with_origin(file, environ={}, flags={}))
     assert "hunter2" not in shown
-    assert "hunter2" not in repr(settings_io.load(file, environ={}, flags={}).servers).replace(
-        "http://me:hunter2@p", ""
-    )
+    assert "hunter2" not in repr(reading.load(file, environ={}, flags={}).servers).replace("http://me:hunter2@p", "")
 
 
 def test_changed_keys_and_what_a_reload_applies(tmp_path: Path) -> None:
     old = Settings()
-    new = settings_io.load(
+    new = reading.load(
         write(tmp_path, 'model = "x"\n[servers]\nslots = 2\n[inbox]\nsettle_s = 9\n'), environ={}, flags={}
     )
-    changed = settings_io.changed_keys(old, new)
+    changed = reading.changed_keys(old, new)
     assert changed == ["model", "servers.slots", "inbox.settle_s"]
-    assert [settings_io.is_live(key) for key in changed] == [True, False, True]
-    assert not any(settings_io.is_live(key) for key in ("spool", "gpus.use", "servers.drain_s", "ollama_instances"))
+    assert [reading.is_live(key) for key in changed] == [True, False, True]
+    assert not any(reading.is_live(key) for key in ("spool", "gpus.use", "servers.drain_s", "ollama_instances"))
 
 
 def test_job_settings_of_every_kind() -> None:
@@ -168,39 +167,39 @@ def test_job_settings_of_every_kind() -> None:
         "in_source": ["mrn"],
         "think": "high",
     }
-    settings, notes = settings_io.parse_job_settings(given, "job.toml")
+    settings, notes = job_file.parse_job_settings(given, "job.toml")
     assert not notes
-    assert {key: getattr(settings, key) for key in settings_io.JOB_KEYS} == {**given, "template": None}
+    assert {key: getattr(settings, key) for key in job_file.JOB_KEYS} == {**given, "template": None}
 
 
 def test_what_is_found_in_a_drop_cannot_be_given() -> None:
     with pytest.raises(ConfigError, match="sample_of: no such job setting"):
-        settings_io.parse_job_settings({"sample_of": 5}, "job.toml")
+        job_file.parse_job_settings({"sample_of": 5}, "job.toml")
 
 
 def test_a_deadline_is_seconds_or_any_way_to_write_a_time() -> None:
     at = datetime(2026, 12, 31, 18, 0, tzinfo=timezone(timedelta(hours=1)))
     for given in (at, at.isoformat(), "2026-12-31T17:00:00Z", at.astimezone().replace(tzinfo=None)):
-        settings, _ = settings_io.parse_job_settings({"deadline": given}, "job.toml")
+        settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
         assert settings.expires_s(5.0, 0) == at.timestamp()
     for given in (60, 60.0, "60"):
-        settings, _ = settings_io.parse_job_settings({"deadline": given}, "job.toml")
+        settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
         assert settings.expires_s(5.0, 0) == 65.0
-    assert settings_io.parse_job_settings({}, "job.toml")[0].expires_s(5.0, 10) == 15.0
-    assert settings_io.parse_job_settings({"deadline": 0}, "job.toml")[0].expires_s(5.0, 10) is None
+    assert job_file.parse_job_settings({}, "job.toml")[0].expires_s(5.0, 10) == 15.0
+    assert job_file.parse_job_settings({"deadline": 0}, "job.toml")[0].expires_s(5.0, 10) is None
     for wrong in (-1, "soon", [1]):
         with pytest.raises(ConfigError, match="deadline"):
-            settings_io.parse_job_settings({"deadline": wrong}, "job.toml")
+            job_file.parse_job_settings({"deadline": wrong}, "job.toml")
 
 
 def test_job_settings_not_given_stay_open() -> None:
-    settings, _ = settings_io.parse_job_settings({}, "job.toml")
+    settings, _ = job_file.parse_job_settings({}, "job.toml")
     assert settings.model is None
     assert settings.context_length is None
 
 
 def test_no_job_chooses_where_prompts_are_sent() -> None:
-    settings, notes = settings_io.parse_job_settings({"model": "m", "ollama_instances": {"evil:1": 0}}, "job.toml")
+    settings, notes = job_file.parse_job_settings({"model": "m", "ollama_instances": {"evil:1": 0}}, "job.toml")
     assert settings.model == "m"
     assert len(notes) == 1
     assert "[ollama_instances] is ignored" in notes[0]
@@ -208,7 +207,7 @@ def test_no_job_chooses_where_prompts_are_sent() -> None:
 
 def test_load_time_options_leave_a_job() -> None:
     options = {"num_ctx": 9000, "num_gpu": 1, "num_thread": 2, "temperature": 0.1}
-    settings, notes = settings_io.parse_job_settings({"options": options}, "job.toml")
+    settings, notes = job_file.parse_job_settings({"options": options}, "job.toml")
     assert settings.options == {"temperature": 0.1}
     assert settings.context_length == 9000
     assert len(notes) == 3
@@ -216,13 +215,13 @@ def test_load_time_options_leave_a_job() -> None:
 
 def test_wrong_job_settings_are_all_listed() -> None:
     with pytest.raises(ConfigError) as caught:
-        settings_io.parse_job_settings({"modle": "a", "priority": 3, "context_length": "x", "spool": "/"}, "job.toml")
+        job_file.parse_job_settings({"modle": "a", "priority": 3, "context_length": "x", "spool": "/"}, "job.toml")
     assert caught.value.message.splitlines()[0] == "job.toml: modle: no such job setting; did you mean model?"
     assert len(caught.value.message.splitlines()) == 4
 
 
 def test_committed_pages_are_the_generators_output() -> None:
-    remedy = "generate it again from obatchd.settings_text"
+    remedy = "generate it again from obatchd.settings.text"
     assert (ROOT / "etc/obatchd.toml").read_text() == settings_text.commented_toml(), remedy
     assert (ROOT / "docs/settings.md").read_text() == settings_text.reference_page(), remedy
 
@@ -230,16 +229,14 @@ def test_committed_pages_are_the_generators_output() -> None:
 def test_the_commented_file_names_every_setting_with_its_default(tmp_path: Path) -> None:
     lines = settings_text.commented_toml().splitlines()
     used = "\n".join(line[1:] if line.startswith("#") and not line.startswith("# ") else line for line in lines)
-    assert len([line for line in used.splitlines() if " = " in line and line[0] != "#"]) == len(
-        list(settings_io.leaves())
-    )
-    assert settings_io.load(write(tmp_path, used), environ={}, flags={}) == Settings()
-    assert settings_io.load(write(tmp_path, "\n".join(lines)), environ={}, flags={}) == Settings()
+    assert len([line for line in used.splitlines() if " = " in line and line[0] != "#"]) == len(list(reading.leaves()))
+    assert reading.load(write(tmp_path, used), environ={}, flags={}) == Settings()
+    assert reading.load(write(tmp_path, "\n".join(lines)), environ={}, flags={}) == Settings()
 
 
 def test_the_settings_shown_can_be_read_again(tmp_path: Path) -> None:
     text = 'system_message = "a\\\\x41\\u007F \\"quoted\\"\\nline \U0001f600"\n[[servers.group]]\ngpus = [0, "GPU-1"]\n'
-    settings, origin = settings_io.load_with_origin(write(tmp_path, text), environ={}, flags={})
+    settings, origin = reading.load_with_origin(write(tmp_path, text), environ={}, flags={})
     shown = settings_text.show(settings, origin)
     assert tomllib.loads(shown)["system_message"] == settings.system_message
-    assert settings_io.load(write(tmp_path, shown), environ={}, flags={}) == settings
+    assert reading.load(write(tmp_path, shown), environ={}, flags={}) == settings

@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, JobState, Outcome, Refusal
 from obatchd.jobs.store import AttemptRow, IndexBatch, JobRow, ResultRow, Store
-from obatchd.spool.ledger import Intent
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from obatchd.errors import StoreError
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, JobState, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, ResultRow, Store, integrity, store
-from obatchd.spool.ledger import Intent
 
 
 @contextmanager

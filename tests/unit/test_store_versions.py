@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from obatchd.errors import StoreError
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, JobState, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, Store
 from obatchd.jobs.store.rows import ResultRow
 from obatchd.jobs.store.schema import BACKUP_MARK
-from obatchd.spool.ledger import Intent
 
 CANARY = "c4n4ry-"
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obatchd.dispatch import faults
 from obatchd.dispatch.answering import structured_answer
-from obatchd.dispatch.client import Answer
+from obatchd.ollama import faults
+from obatchd.ollama.client import Answer
 from obatchd.prompts.structured import AnswerFormat, FormatError, Mismatch, answer_format, ungrounded
 
 PERSON = {
@@ -117,8 +117,8 @@ def test_a_schema_is_made_ready_once() -> None:
 
 def test_without_a_format_nothing_is_imported_for_it() -> None:
     script = (
-        "import obatchd.dispatch.worker, obatchd.settings, sys\n"
-        "obatchd.settings.Settings()\n"
+        "import obatchd.dispatch.worker, obatchd.settings.settings, sys\n"
+        "obatchd.settings.settings.Settings()\n"
         "sys.exit('jsonschema' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from obatchd.engine.intake import Intake
-from obatchd.engine.limits import OwnerLimits
-from obatchd.engine.troubles import INTAKE, Troubles
-from obatchd.engine.vital import Vital
+from obatchd.intake.intake import Intake
+from obatchd.intake.limits import OwnerLimits
 from obatchd.jobs.model import JobIds
 from obatchd.jobs.store import Store
-from obatchd.settings import DiskSettings, Settings
+from obatchd.live.tasks import Vital
+from obatchd.live.troubles import INTAKE, Troubles
+from obatchd.settings.settings import Settings
+from obatchd.settings.tables.disk import DiskSettings
 from obatchd.spool.layout import FreeSpace, Layout
 
 LIMITS = DiskSettings(min_free_bytes=1000, min_free_inodes=100)

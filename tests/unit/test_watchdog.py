@@ -8,7 +8,7 @@ import pytest
 
 from obatchd.dispatch.watchdog import Finding, Observation, Sample, ServerWatch
 from obatchd.jobs.model import Profile
-from obatchd.settings import WatchdogSettings
+from obatchd.settings.tables.watchdog import WatchdogSettings
 
 STALL_S = 300.0
 SLOTS = 4

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from obatchd.dispatch import faults, protocol
+from obatchd.dispatch import protocol
 from obatchd.dispatch.pool import PRELOADED
 from obatchd.dispatch.protocol import Cancel, Configure, GiveUp, JobContext, Offer, OfferItem, Recall, ToMain
 from obatchd.dispatch.worker import Worker
+from obatchd.ollama import faults
 
 CONTEXT = JobContext(1, "job", "", {}, 100)
 ANSWER = json.dumps({"message": {"content": "yes"}, "done": True, "done_reason": "stop"}).encode() + b"\n"

@@ -24,7 +24,7 @@ from obatchd.jobs.formats.unpack import Unpacked, Unpacking
 from obatchd.jobs.model import Entry
 
 if TYPE_CHECKING:  # pydantic takes longer to import than all the rest that workers need
-    from obatchd.settings import InboxSettings
+    from obatchd.settings.tables.inbox import InboxSettings
 
 __all__ = [
     "Format",

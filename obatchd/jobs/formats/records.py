@@ -11,7 +11,7 @@ import msgspec
 
 from obatchd.errors import ConfigError
 from obatchd.jobs.formats.request import PASSED_ON
-from obatchd.jobs.template import template_parts
+from obatchd.prompts.template import template_parts
 
 _TEXT_FIELDS = ("prompt", "text", "content")
 _ID_FIELDS = ("id", "custom_id")

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 
 from obatchd import log
-from obatchd.jobs.model import JobSettings, JobState
+from obatchd.jobs.ledger import Intent
+from obatchd.jobs.model import JobState
 from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction
 from obatchd.jobs.store.schema import Schema
-from obatchd.spool.ledger import Intent
+from obatchd.settings.job import JobSettings
 
 _log = log.get(__name__)
 _TABLES = """

@@ -11,13 +11,13 @@ from typing import TypeVar
 import msgspec
 
 from obatchd.errors import StoreError
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside
 from obatchd.jobs.store.rows import AttemptRow, IndexedChunk, ResultRow
 from obatchd.jobs.store.schema import delete_backups
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import JobRow, StateStore
-from obatchd.spool.ledger import Intent
 
 # A drop above this size gets a segment of its own, so that its store goes away with it.
 _OWN_SEGMENT_BYTES = 4 * 1024**2

@@ -1,0 +1,1 @@
+"""What a burn-in run writes down."""

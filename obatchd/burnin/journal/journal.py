@@ -1,0 +1,155 @@
+"""The file of a burn-in run: one record a line, appended and flushed, so that a run survives whatever ends the daemon.
+
+It stands for itself: report, verdict and bundle are worked out from it, here or on another host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from obatchd.burnin.journal.records import Begun, Ended, Loading, Prepared, Record
+from obatchd.errors import NotFoundError, StoreError
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Record)
+_SUFFIX = ".jsonl"
+_LAST_BYTES = 65_536  # the end of a run is within them; a day of eight GPUs has ten million
+
+
+class Journal:
+    """Appends to one run's file. For one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._end_torn_line()
+
+    def _end_torn_line(self) -> None:
+        size = os.fstat(self._file).st_size
+        if size and os.pread(self._file, 1, size - 1) != b"\n":
+            os.write(self._file, b"\n")
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Write records so that they survive a power cut.
+
+        Raises:
+            OSError: the disk refuses; nothing was added, so the same records may be given again.
+        """
+        data = b"".join(_encoder.encode(record) + b"\n" for record in records)
+        if not data:
+            return
+        size = os.fstat(self._file).st_size
+        try:
+            if os.write(self._file, data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._file)
+
+
+def read(path: Path) -> list[Record]:
+    """Every whole record of a run; torn lines of a crash are passed over.
+
+    Raises:
+        StoreError: the file does not begin as a run does.
+    """
+    records: list[Record] = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(msgspec.DecodeError):
+            records.append(_decoder.decode(line))
+    if not records or not isinstance(records[0], Begun):
+        raise StoreError(f"{path} is not the journal of a burn-in run.")
+    return records
+
+
+def begun(records: list[Record]) -> Begun:
+    first = records[0]
+    assert isinstance(first, Begun)  # read() has made sure
+    return first
+
+
+def ended(records: list[Record]) -> Ended | None:
+    return next((record for record in reversed(records) if isinstance(record, Ended)), None)
+
+
+def prepared(records: list[Record]) -> dict[str, Prepared]:
+    """The latest preparation of each server."""
+    return {record.server: record for record in records if isinstance(record, Prepared)}
+
+
+def loading_s(records: list[Record]) -> float | None:
+    """When the load began."""
+    return next((record.at_s for record in records if isinstance(record, Loading)), None)
+
+
+class Shelf:
+    """The runs of a spool: ``<directory>/<run>.jsonl``."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def path(self, run: str) -> Path:
+        return self._directory / f"{run}{_SUFFIX}"
+
+    def runs(self) -> list[str]:
+        """Ids, oldest first."""
+        return sorted(path.name.removesuffix(_SUFFIX) for path in self._directory.glob(f"*{_SUFFIX}"))
+
+    def prune(self, keep_runs: int, before_s: float, spare: str) -> list[str]:
+        """Delete all but the newest runs, and those last written before ``before_s``; never ``spare``.
+
+        Returns the ids of those deleted.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        runs = self.runs()
+        old = [run for run in runs if run in runs[:-keep_runs] or self.path(run).stat().st_mtime < before_s]
+        deleted = [run for run in old if run != spare]
+        for run in deleted:
+            self.path(run).unlink()
+        return deleted
+
+    def ends(self, run: str) -> tuple[Begun, Ended | None]:
+        """First record of a run, and the last one if the run is over.
+
+        Raises:
+            StoreError: its file is damaged.
+        """
+        last: Record | None = None
+        with open(self.path(run), "rb") as file, contextlib.suppress(msgspec.DecodeError):
+            first = _decoder.decode(file.readline())
+            file.seek(-min(_LAST_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+            if isinstance(first, Begun):
+                with contextlib.suppress(msgspec.DecodeError):  # torn, or too long for the last record of a run
+                    last = _decoder.decode(file.read().splitlines()[-1])
+                return first, last if isinstance(last, Ended) else None
+        raise StoreError(f"{self.path(run)} is not the journal of a burn-in run.")
+
+    def read(self, run: str) -> list[Record]:
+        """The records of a run, by its id, the beginning of it, or ``latest``.
+
+        Raises:
+            NotFoundError: there is no such run, or several.
+            StoreError: its file is damaged.
+        """
+        runs = self.runs()
+        if not runs:
+            raise NotFoundError("no burn-in has been run here; obatchctl burnin start begins one")
+        found = runs[-1:] if run == "latest" else [name for name in runs if name.startswith(run)]
+        if len(found) != 1:
+            known = f"{run} is the beginning of several" if found else f"no burn-in run {run}"
+            raise NotFoundError(f"{known}; obatchctl burnin list shows them")
+        return read(self.path(found[0]))

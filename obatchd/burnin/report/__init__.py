@@ -1,0 +1,1 @@
+"""The report of a burn-in run: as JSON, page, text, comparison and bundle for the vendor."""

@@ -1,0 +1,124 @@
+"""Carries out the output check of :mod:`obatchd.burnin.verdict.canary` on servers under load."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import aiohttp
+
+from obatchd import log
+from obatchd.burnin.journal.records import Canary
+from obatchd.burnin.run.asking import ask
+from obatchd.burnin.run.load import Load
+from obatchd.burnin.verdict import canary
+from obatchd.burnin.verdict.canary import Answer, Reference
+from obatchd.errors import ServerError
+
+_log = log.get(__name__)
+_PROMPT = (
+    "The following is a careful description of how a clock is built, part by part, from the mainspring to the hands, "
+    "with the number of teeth of every wheel:\n1."
+)
+_FLUSH = "{number} flush {number}: forget what was before and say one word."
+_TOKENS = 64
+_SEED = 20240607
+_TIMEOUT_S = 300.0
+_SIBLINGS_ASKED = 2
+Step = Literal["calibrated", "off", "match", "mismatch", "suspect", "confirmed", "cleared"]
+
+
+class Checker:
+    """The output check of one server.
+
+    Args:
+        gpus: UUIDs of its GPUs; what is found concerns all of them.
+        write: takes what is to be written down.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        gpus: Sequence[str],
+        session: aiohttp.ClientSession,
+        write: Callable[[Canary], None],
+    ) -> None:
+        self.load = load
+        self.reference: Reference | None = None
+        self._gpus = gpus
+        self._session = session
+        self._write = write
+
+    async def calibrate(self, runs: int) -> None:
+        """Learn the reference from ``runs`` answers; the first after a load is thrown away."""
+        async with self.load.emptied():
+            answers = [answer for _ in range(runs + 1) if (answer := await self._answer()) is not None]
+        found = canary.calibrate(answers[1:])
+        self.reference = found.reference
+        if found.reference is None:
+            self._tell("off", found.text)
+            return
+        self._tell("calibrated", found.text, found.reference.answer)
+        for _ in range(found.strays):
+            self._tell("mismatch", "differed during the calibration")
+
+    def differs_from_all(self, count: int) -> None:
+        """Its reference is another than that of all ``count`` siblings, which agree."""
+        self._tell("confirmed", f"it repeats itself, but {count} GPUs of the same kind agree on another answer")
+
+    async def check(self, siblings: Sequence[Checker]) -> None:
+        """One output check, and what follows when it differs."""
+        if self.reference is None:
+            return
+        agreed = await self._agrees()
+        if agreed is None:
+            return
+        if agreed[0]:
+            self._tell("match", "", agreed[1])
+            return
+        self._tell("mismatch", "the answer is another than in the calibration", agreed[1])
+        repeats = [again[0] for _ in range(canary.REPEATS) if (again := await self._agrees()) is not None]
+        # One server at a time is emptied, so two checks that ask each other cannot wait for each other.
+        asked = [sibling for sibling in siblings if sibling.reference is not None][:_SIBLINGS_ASKED]
+        others = [other[0] for sibling in asked if (other := await sibling._agrees()) is not None]
+        settled = canary.settle(repeats, others)
+        _log.warning("burnin_output_differs", server=self.load.server.id, outcome=settled.step, reason=settled.text)
+        self._tell(settled.step, settled.text)
+
+    async def _agrees(self) -> tuple[bool, Answer] | None:
+        async with self.load.emptied():
+            answer = await self._answer()
+        if answer is None or self.reference is None:
+            return None
+        return canary.agrees(self.reference, answer), answer
+
+    async def _answer(self) -> Answer | None:
+        """Flush every slot, then ask. None when the server failed, which its supervision deals with."""
+        load = self.load
+        options = load.server.load_options(load.profile) | {"temperature": 0, "top_k": 1, "seed": _SEED}
+        model = load.profile.model
+        try:
+            await asyncio.gather(
+                *(
+                    ask(self._session, load.server, model, _FLUSH.format(number=number), options | {"num_predict": 1},
+                        _TIMEOUT_S)
+                    for number in range(load.server.slots)
+                )
+            )  # fmt: skip
+            answered = await ask(
+                self._session, load.server, model, _PROMPT, options | {"num_predict": _TOKENS}, _TIMEOUT_S,
+                logprobs=True,
+            )  # fmt: skip
+        except ServerError as error:
+            _log.warning("burnin_canary_failed", server=load.server.id, code=error.code, reason=error.message)
+            return None
+        load.server.progress()
+        return answered.fingerprint()
+
+    def _tell(self, step: Step, text: str = "", answer: Answer | None = None) -> None:
+        difference = canary.deviation(self.reference.answer, answer) if answer and self.reference else None
+        digest = answer.digest if answer else ""
+        for gpu in self._gpus:
+            self._write(Canary(time.time(), gpu, step, text, digest, difference))

@@ -1,0 +1,154 @@
+"""Keeps every slot of one server busy, and can empty it for an output check."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Protocol
+
+import aiohttp
+
+from obatchd import log
+from obatchd.burnin.journal.recorder import Occupied
+from obatchd.burnin.run.asking import CONTEXT_EXCEEDED, Answered, Endpoint, ask
+from obatchd.burnin.run.workload import Shape, Work
+from obatchd.errors import ServerError
+from obatchd.jobs.model import Profile
+
+_log = log.get(__name__)
+_TIMEOUT_S = 300.0  # far above what a request is meant to take
+_PAUSE_S = 1.0  # after a failure
+_NANO = 1e-9
+
+
+class LoadedServer(Endpoint, Protocol):
+    """The part of a server that a load needs."""
+
+    id: str
+    slots: int
+
+    def load_options(self, profile: Profile) -> dict[str, Any]: ...
+    def progress(self) -> None: ...
+    def fault(self, reason: str) -> None: ...
+
+
+class Load:
+    """The load of one server.
+
+    Args:
+        shape: shared by the servers that are compared.
+        on_answer: called with each answer.
+        on_failure: called with the reason of each failure.
+    """
+
+    def __init__(
+        self,
+        server: LoadedServer,
+        profile: Profile,
+        shape: Shape,
+        session: aiohttp.ClientSession,
+        on_answer: Callable[[Answered], None],
+        on_failure: Callable[[str], None],
+    ) -> None:
+        self.server = server
+        self.profile = profile
+        self.in_flight = 0
+        self.exclusive = False  # emptied, or being emptied, for an output check
+        self._shape = shape
+        self._session = session
+        self._on_answer = on_answer
+        self._on_failure = on_failure
+        self._numbers = itertools.count()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._lock = asyncio.Lock()
+        self._occupied = Occupied(0.0, 0.0, 0.0)
+        self._counted_s = time.monotonic()
+
+    async def run(self) -> None:
+        """Load the server until cancelled. One request more than it has slots, so that no slot waits for the next."""
+        tasks = [asyncio.create_task(self._work()) for _ in range(self.server.slots + 1)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def emptied(self) -> AsyncIterator[None]:
+        """Nothing else is in flight on the server inside of this."""
+        async with self._lock:
+            self._open.clear()
+            self._count()
+            self.exclusive = True
+            try:
+                await self._idle.wait()
+                yield
+            finally:
+                self._count()
+                self.exclusive = False
+                self._open.set()
+
+    def occupied(self) -> Occupied:
+        """How the time since the last call was spent."""
+        self._count()
+        taken, self._occupied = self._occupied, Occupied(0.0, 0.0, 0.0)
+        return taken
+
+    async def _work(self) -> None:
+        while True:
+            await self._open.wait()
+            self._enter(1)
+            try:
+                failed = await self._one(self._shape.work(next(self._numbers)))
+            finally:
+                self._enter(-1)
+            if failed:
+                await asyncio.sleep(_PAUSE_S)
+
+    async def _one(self, work: Work) -> bool:
+        """Whether it failed. A prompt that was too long is our own mistake and no failure."""
+        options = {**self.server.load_options(self.profile), "num_predict": work.answer_tokens, "temperature": 0.8}
+        try:
+            answered = await ask(
+                self._session, self.server, self.profile.model, work.prompt, options, _TIMEOUT_S
+            )  # fmt: skip
+        except ServerError as error:
+            if error.code == CONTEXT_EXCEEDED:
+                self._shape.too_long()
+                return False
+            _log.warning("burnin_request_failed", server=self.server.id, code=error.code, reason=error.message)
+            self._on_failure(error.message)
+            self.server.fault(f"burn-in: {error.message}")
+            return True
+        self.server.progress()
+        self._shape.learn(
+            work, answered.prompt_eval_count, answered.prompt_eval_duration * _NANO,
+            answered.eval_count, answered.eval_duration * _NANO,
+        )  # fmt: skip
+        self._on_answer(answered)
+        return False
+
+    def _enter(self, change: int) -> None:
+        self._count()
+        self.in_flight += change
+        if self.in_flight:
+            self._idle.clear()
+        else:
+            self._idle.set()
+
+    def _count(self) -> None:
+        now_s = time.monotonic()
+        span_s, self._counted_s = now_s - self._counted_s, now_s
+        slot_s, loaded_s, canary_s = self._occupied
+        if self.exclusive:
+            self._occupied = Occupied(slot_s, loaded_s, canary_s + span_s)
+        elif self.in_flight:
+            busy = min(self.in_flight, self.server.slots)
+            self._occupied = Occupied(slot_s + busy * span_s, loaded_s + span_s, canary_s)

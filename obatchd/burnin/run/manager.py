@@ -1,0 +1,259 @@
+"""The burn-in runs of a daemon: one at a time, taken up again after a restart. What ``obatchctl burnin`` talks to."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from obatchd import __version__, log
+from obatchd.burnin.journal import journal
+from obatchd.burnin.journal.records import Begun, Ended, Gap, Record, Unit
+from obatchd.burnin.report import report
+from obatchd.burnin.run import plan
+from obatchd.burnin.run.host import describe
+from obatchd.burnin.run.plan import Asked, Defaults
+from obatchd.burnin.run.ports import Surroundings
+from obatchd.burnin.run.run import Run
+from obatchd.errors import ConfigError, ControlError, NotFoundError, StoreError
+from obatchd.servers.states import ServerState
+
+_log = log.get(__name__)
+Document = dict[str, Any]
+_CLOSE_S = 10.0
+_UNUSABLE = (ServerState.FAILED, ServerState.DRAINING)
+
+
+class Burnin:
+    """Starts, stops and reports runs.
+
+    Args:
+        directory: of the journals.
+        around: the daemon.
+        defaults: what the configuration says; may be replaced at any time.
+    """
+
+    def __init__(self, directory: Path, around: Surroundings, defaults: Defaults) -> None:
+        self.defaults = defaults
+        self._shelf = journal.Shelf(directory)
+        self._around = around
+        self._run: Run | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def resume(self) -> None:
+        """Go on with the run that an earlier daemon did not finish; an older unfinished one is closed."""
+        unfinished = await asyncio.to_thread(self._unfinished)
+        for records in unfinished[:-1]:
+            run = journal.begun(records).plan.run
+            await asyncio.to_thread(self._append, run, [Ended(time.time(), "failed", "a later run was begun")])
+        if unfinished:
+            await self._go_on(unfinished[-1])
+        await asyncio.to_thread(self._prune)
+
+    async def _go_on(self, records: list[Record]) -> None:
+        begun = journal.begun(records)
+        last_s = max(record.until_s if isinstance(record, Gap) else record.at_s for record in records)
+        gap = Gap(last_s, max(last_s, time.time()), "obatchd was not running")
+        _log.warning("burnin_resumed", run=begun.plan.run, gap_s=round(gap.until_s - gap.from_s))
+        await asyncio.to_thread(self._append, begun.plan.run, [gap])
+        self._begin([*records, gap])
+
+    def _prune(self) -> None:
+        kept, before_s = self.defaults.keep_runs, time.time() - self.defaults.keep_s
+        try:
+            if pruned := self._shelf.prune(kept, before_s, self.active.plan.run if self.active else ""):
+                _log.info("burnin_journals_deleted", runs=",".join(pruned))
+        except OSError as error:
+            _log.warning("burnin_journals_not_deleted", reason=str(error))
+
+    def _unfinished(self) -> list[list[Record]]:
+        found = []
+        for run in self._shelf.runs():
+            with contextlib.suppress(StoreError, msgspec.DecodeError, OSError):
+                if self._shelf.ends(run)[1] is None and journal.ended(records := self._shelf.read(run)) is None:
+                    found.append(records)
+        return found
+
+    async def close(self) -> None:
+        """Leave a run as it is; the next daemon goes on with it."""
+        if self._task is not None and self._run is not None:
+            self._run.leaving = True
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def _append(self, run: str, records: list[Record]) -> None:
+        file = journal.Journal(self._shelf.path(run))
+        try:
+            file.append(records)
+        finally:
+            file.close()
+
+    def _begin(self, records: list[Record]) -> None:
+        run = journal.begun(records).plan.run
+        file = journal.Journal(self._shelf.path(run))
+        self._run = Run(records, file, self._around)
+        self._task = asyncio.create_task(self._carry_out(self._run, file), name="burnin")
+
+    async def _carry_out(self, run: Run, file: journal.Journal) -> None:
+        try:
+            await run.carry_out()
+        except Exception as error:  # noqa: BLE001 - a defect in a test of GPUs must not end the work of the daemon
+            _log.exception("burnin_failed", run=run.plan.run)
+            ended = Ended(time.time(), "failed", f"a defect of obatchd: {type(error).__name__}: {error}")
+            run.records.append(ended)
+            await asyncio.to_thread(file.append, [ended])
+        finally:
+            file.close()
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> Run | None:
+        """The run in progress."""
+        return self._run if self._task is not None and not self._task.done() else None
+
+    def has_for_itself(self, server: str) -> bool:
+        """Whether a run has taken a server away from batch work."""
+        run = self.active
+        return run is not None and not run.plan.with_jobs and server in run.servers
+
+    async def start(self, asked: Document) -> Document:
+        """Begin a run; returns its status.
+
+        Raises:
+            ConfigError: it cannot be carried out as asked.
+            ControlError: ``busy``: there is one already.
+        """
+        if self.active is not None:
+            raise ControlError(
+                f"burn-in {self.active.plan.run} is running; wait for it, or: obatchctl burnin stop", code="busy"
+            )
+        try:
+            wanted = msgspec.convert(asked, Asked)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"not a burn-in: {error}", code="bad_request") from None
+        units = self._choose(wanted)
+        gpus = {gpu.uuid: gpu for found in self._around.gpus_of.values() for gpu in found}
+        chosen = [unit.uuid for unit in units]
+        retest = [gpu for gpu in chosen if self._around.quarantined(gpus[gpu])]
+        made = plan.make(plan.new_run_id(), wanted, chosen, self.defaults, retest)
+        host = await asyncio.to_thread(describe)
+        driver = next((unit.identity["driver"] for unit in units if unit.identity.get("driver")), "")
+        begun = Begun(time.time(), made, units, {**host, "driver": driver}, __version__)
+        await asyncio.to_thread(self._append, made.run, [begun])
+        self._around.xids()  # what came before is no part of the run
+        _log.info("burnin_started", run=made.run, profile=made.profile, gpus=",".join(made.gpus), model=made.model,
+                  duration_s=made.duration_s, exclusive=made.exclusive, with_jobs=made.with_jobs)  # fmt: skip
+        self._begin([begun])
+        await asyncio.to_thread(self._prune)
+        return await self.status()
+
+    async def stop(self, who: str) -> Document:
+        """End the run in progress now; returns its report's head."""
+        if (run := self.active) is None or self._task is None:
+            raise ControlError("no burn-in is running", code="not_running")
+        run.stop(f"stopped {who}")
+        await asyncio.wait({self._task}, timeout=_CLOSE_S)
+        return await self._head(run.records)
+
+    def brief(self) -> Document | None:
+        """The run in progress in a few words, for the status of the daemon."""
+        if (run := self.active) is None:
+            return None
+        return {
+            "run": run.plan.run,
+            "state": "loading" if run.loading else "preparing",
+            "elapsed_s": round(run.elapsed_s, 1),
+            "asked_s": run.plan.duration_s,
+            "gpus": run.plan.gpus,
+        }
+
+    async def status(self) -> Document:
+        """The run in progress, or the latest: the head of its report and how far it is."""
+        if self._run is not None:
+            records = self._run.records
+        elif runs := await asyncio.to_thread(self._shelf.runs):
+            records = await asyncio.to_thread(self._shelf.read, runs[-1])
+        else:
+            raise NotFoundError("no burn-in has been run here; obatchctl burnin start begins one")
+        return {**await self._head(records), "active": self.active is not None}
+
+    async def _head(self, records: list[Record]) -> Document:
+        document = await asyncio.to_thread(report.build, list(records))
+        return report.head(document)
+
+    async def report(self, run: str) -> Document:
+        """The report of a run, by its id, the beginning of it, or ``latest``."""
+        if self._run is not None and run in ("latest", self._run.plan.run):
+            return await asyncio.to_thread(report.build, list(self._run.records))
+        return report.build(await asyncio.to_thread(self._shelf.read, run))
+
+    async def runs(self) -> list[Document]:
+        """All runs, newest first."""
+        return await asyncio.to_thread(self._list)
+
+    def _list(self) -> list[Document]:
+        rows: list[Document] = []
+        for run in reversed(self._shelf.runs()):
+            try:
+                begun, ended = self._shelf.ends(run)
+            except (StoreError, msgspec.DecodeError, OSError) as error:
+                rows.append({"run": run, "state": "damaged", "end": str(error)})
+                continue
+            active = self.active is not None and self.active.plan.run == run
+            rows.append(
+                {
+                    "run": run,
+                    "state": ended.reason if ended else "active" if active else "unfinished",
+                    "verdict": ended.verdict if ended else "",
+                    "profile": begun.plan.profile,
+                    "asked_s": begun.plan.duration_s,
+                    "started_at": report.instant(begun.at_s),
+                    "ended_at": report.instant(ended.at_s if ended else None),
+                    "end": ended.text if ended else "",
+                    "gpus": [
+                        {"uuid": unit.uuid, "index": unit.index, "name": unit.name,
+                         "verdict": ended.verdicts.get(unit.uuid, "") if ended else ""}
+                        for unit in begun.units
+                    ],
+                }
+            )  # fmt: skip
+        return rows
+
+    def _choose(self, asked: Asked) -> list[Unit]:
+        """The GPUs meant, each with its server.
+
+        Raises:
+            ConfigError: there is none, or one cannot be used now.
+        """
+        every = [(gpu, name) for name, gpus in self._around.gpus_of.items() for gpu in gpus]
+        present = ", ".join(f"{gpu.index} = {gpu.uuid} ({name})" for gpu, name in every) or "none"
+        chosen = [(gpu, name) for gpu, name in every if not asked.gpus and not self._around.quarantined(gpu)]
+        for wanted in asked.gpus:
+            hits = [(g, name) for g, name in every if wanted in (g.uuid, g.parent_uuid, str(g.index), name)]
+            if not hits:
+                raise ConfigError(f"no GPU {wanted!r} with a server here; there are: {present}", code="usage")
+            chosen += [hit for hit in hits if hit not in chosen]
+        if not chosen:
+            raise ConfigError("there is no GPU with a server here, so there is nothing to burn in", code="no_gpu")
+        for gpu, name in chosen:
+            server = self._around.servers[name]
+            if asked.with_jobs and self._around.quarantined(gpu):
+                raise ConfigError(f"GPU {gpu.index} is in quarantine and gets no batch work", code="not_usable")
+            if server.state in _UNUSABLE and not asked.with_jobs:
+                raise ConfigError(
+                    f"GPU {gpu.index}: its server {name} is {server.state.value} ({server.reason}); bring it back, or "
+                    "choose other GPUs with --gpus",
+                    code="not_usable",
+                )
+        return [
+            Unit(gpu.uuid, gpu.name, gpu.index, name, msgspec.to_builtins(self._around.identity(gpu)))
+            for gpu, name in sorted(chosen, key=lambda pair: (pair[0].index, pair[0].slice_index or 0))
+        ]

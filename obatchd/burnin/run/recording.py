@@ -1,0 +1,75 @@
+"""A run as it is written down: readings and load in, records out. Has no clock: a test may let a day pass at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from obatchd.burnin.journal.recorder import Recorder, Seen
+from obatchd.burnin.journal.records import Event, Plan, Record
+from obatchd.burnin.run.watch import Watch
+from obatchd.gpus.model import Identity
+from obatchd.gpus.track import Track
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
+
+_JUDGE_S = 5.0
+_KEEP_TRACKS_S = 300.0
+
+
+class Recording:
+    """Everything that is measured in a run.
+
+    Args:
+        plan: the plan of the run.
+        identities: of the card of each GPU, by the UUIDs of the plan.
+        settings: the limits of GPU health.
+        start_s: when it begins, seconds since the epoch.
+        earlier: what an earlier part of the run knew.
+        judge_s: seconds between two judgements.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        identities: Mapping[str, Identity],
+        settings: GpuHealthSettings,
+        start_s: float,
+        earlier: Mapping[str, Track] | None = None,
+        judge_s: float = _JUDGE_S,
+    ) -> None:
+        self._judge_s = judge_s
+        self._kept_marks = False
+        self.recorder = Recorder(identities, plan.bucket_s, start_s)
+        self.watch = Watch(identities, settings, earlier)
+        self._pending: list[Record] = []
+        self._judged_s = self._kept_s = start_s
+
+    def note(self, record: Record) -> None:
+        """Something else to be written down with the next look."""
+        self._pending.append(record)
+
+    def look(self, now_s: float, seen: Mapping[str, Seen]) -> list[Record]:
+        """How every GPU is now; returns what is to be written down."""
+        for gpu, what in seen.items():
+            self.watch.read(gpu, what.reading, what.slow)
+        records, self._pending = self._pending, []
+        if (bucket := self.recorder.look(now_s, seen)) is not None:
+            records.append(bucket)
+        if now_s - self._judged_s >= self._judge_s:
+            self._judged_s = now_s
+            records += self._judge(now_s)
+        # The first readings are what later ones are compared with, so they are kept at once.
+        first = not self._kept_marks and self.watch.marked
+        if first or now_s - self._kept_s >= _KEEP_TRACKS_S:
+            self._kept_s, self._kept_marks = now_s, self.watch.marked
+            records.append(self.watch.condensed(now_s))
+        return records
+
+    def finish(self, now_s: float) -> list[Record]:
+        """What is still to be written down when the run, or this part of it, ends."""
+        records, self._pending = self._pending, []
+        if (bucket := self.recorder.close()) is not None:
+            records.append(bucket)
+        return [*records, *self._judge(now_s), *self.watch.settle(), self.watch.condensed(now_s)]
+
+    def _judge(self, now_s: float) -> list[Event]:
+        return self.watch.judge(now_s)

@@ -1,0 +1,372 @@
+"""One burn-in run in the daemon: takes its servers, prepares and loads them, records, and gives them back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+
+from obatchd import log
+from obatchd.burnin.journal import journal
+from obatchd.burnin.journal.recorder import Occupied, Seen
+from obatchd.burnin.journal.records import Bucket, Ended, Loading, Plan, Record
+from obatchd.burnin.report import report
+from obatchd.burnin.run.asking import Answered
+from obatchd.burnin.run.checker import Checker
+from obatchd.burnin.run.load import Load
+from obatchd.burnin.run.noticing import Noticing
+from obatchd.burnin.run.ports import BatchLoad, RunServer, Surroundings
+from obatchd.burnin.run.preparing import HOLD, Preparer, take, up, up_soon, usable
+from obatchd.burnin.run.recording import Recording
+from obatchd.burnin.run.watch import latest_tracks
+from obatchd.burnin.run.workload import Shape
+from obatchd.burnin.verdict import canary, verdict
+from obatchd.errors import ObatchError
+from obatchd.jobs.model import Profile
+
+_log = log.get(__name__)
+LOOK_S = 1.0
+RETEST_S = 1800.0  # load of the shortest run that ends a quarantine
+_RETRY_S = 2.0
+_LOAD_PER_CHECK = 9.0  # time under load for each second of an output check: they are a tenth of a run at most
+
+
+class Run:
+    """Carries out a plan.
+
+    Args:
+        records: what is written down of the run so far; its beginning at least.
+        file: takes what comes.
+        around: the daemon.
+    """
+
+    def __init__(self, records: list[Record], file: journal.Journal, around: Surroundings) -> None:
+        begun = journal.begun(records)
+        self.plan: Plan = begun.plan
+        self.records = records
+        self.leaving = False  # the daemon ends: the servers are not to get other work in its last moments
+        self._units = begun.units
+        self._file = file
+        self._around = around
+        self._unwritten: list[Record] = []
+        self._writing = asyncio.Lock()
+        self._stop = asyncio.Event()
+        self._stop_text = ""
+        self._before_s = sum(record.span_s for record in records if isinstance(record, Bucket))
+        gpus = {gpu.uuid: gpu for found in around.gpus_of.values() for gpu in found}
+        self._cards = {gpu.uuid: gpu.card for gpu in gpus.values()}
+        identities = {
+            unit.uuid: around.identity(gpus[unit.uuid]) for unit in self._units if unit.uuid in gpus
+        }  # fmt: skip
+        self._recording = Recording(self.plan, identities, around.health(), time.time(), latest_tracks(records))
+        self._gpus_of = {
+            server: [unit.uuid for unit in self._units if unit.server == server and unit.uuid in identities]
+            for server in dict.fromkeys(unit.server for unit in self._units)
+        }
+        self._servers = {name: around.servers[name] for name in self._gpus_of if name in around.servers}
+        self._loads: dict[str, Load] = {}
+        self._checkers: dict[str, Checker] = {}
+        self._batch: dict[str, BatchLoad] = {}
+        self._noticing = Noticing(around, self._recording, self._servers, self._gpus_of, self._cards)
+        for unit in self._units:
+            if unit.uuid not in identities:
+                self._noticing.gone(unit.uuid)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of load recorded, gaps left out."""
+        return self._before_s + self._recording.recorder.elapsed_s if self.loading else 0.0
+
+    @property
+    def loading(self) -> bool:
+        """Whether the load has begun."""
+        return journal.loading_s(self.records) is not None
+
+    def stop(self, text: str) -> None:
+        """End the run before its time; the verdict is about what was done until then."""
+        self._stop_text = text
+        self._stop.set()
+
+    @property
+    def servers(self) -> frozenset[str]:
+        """Ids of the servers that are tested."""
+        return frozenset(self._servers)
+
+    async def carry_out(self) -> None:
+        """From taking the servers to giving them back. Cancelled, the run stays unfinished and a later daemon goes on.
+
+        Returns when the last record is written.
+        """
+        plan = self.plan
+        reason = f"burn-in {plan.run}"
+        if plan.exclusive:
+            self._around.keep_batch_away(True)
+        tasks: list[asyncio.Task[None]] = []
+        ended: Ended | None = None
+        try:
+            if not plan.with_jobs:
+                ended = await self._or_stopped(self._make_ready(reason))
+            if ended is None:
+                if not self.loading:
+                    await self._write([Loading(time.time())])
+                self._begin_recording()
+                tasks = [asyncio.create_task(work) for work in self._loading_work()]
+                ended = await self._record()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.shield(self._close(ended))
+            if not self.leaving:
+                self._give_back()
+
+    def _give_back(self) -> None:
+        """Let the servers have batch work again."""
+        if not self.plan.with_jobs:
+            for server in self._servers.values():
+                server.resume(HOLD)
+        if self.plan.exclusive:
+            self._around.keep_batch_away(False)
+
+    async def _close(self, ended: Ended | None) -> None:
+        """Write down what is left, and at the end of the run its verdict."""
+        await self._write(self._recording.finish(time.time()))
+        if ended is None:
+            return
+        document = await asyncio.to_thread(report.build, [*self.records, ended])
+        verdicts = {gpu["uuid"]: gpu["verdict"] for gpu in document["gpus"]}
+        await self._write([msgspec.structs.replace(ended, verdict=document["verdict"], verdicts=verdicts)])
+        _log.info("burnin_ended", run=self.plan.run, reason=ended.reason, verdict=document["verdict"])
+        self._around.finished(self.plan.run, document["verdict"])
+        self._condemn(document["gpus"])
+        await self._end_retests(verdicts if ended.reason == "completed" else {})
+
+    def _condemn(self, gpus: list[dict[str, Any]]) -> None:
+        """Wrong output is seen by a burn-in alone, so it alone can keep the GPU from answering prompts."""
+        known = {gpu.uuid: gpu for found in self._around.gpus_of.values() for gpu in found}
+        for gpu in gpus:
+            for reason in gpu["reasons"]:
+                if reason["signal"] == verdict.CORRUPTION and gpu["uuid"] in known:
+                    self._around.quarantine(known[gpu["uuid"]], reason["text"], gpu["action"])
+
+    def _is_retest(self, server: str) -> bool:
+        return any(gpu in self.plan.retest for gpu in self._gpus_of[server])
+
+    async def _end_retests(self, verdicts: dict[str, str]) -> None:
+        """A GPU that passed a long enough run leaves its quarantine, any other goes back."""
+        for name, server in self._servers.items():
+            if not self._is_retest(name):
+                continue
+            passed = all(verdicts.get(gpu, "").startswith(verdict.Result.PASS) for gpu in self._gpus_of[name])
+            if passed and self.plan.duration_s >= RETEST_S:
+                for gpu in self._around.gpus_of[name]:
+                    self._around.release(gpu)
+            else:
+                short = f"; only a run of {RETEST_S / 60:g} minutes or more ends a quarantine" if passed else ""
+                await server.quarantine(f"in quarantine; burn-in {self.plan.run} did not release it{short}")
+
+    # --- getting ready ----------------------------------------------------------------------------------------------
+
+    async def _or_stopped(self, work: Coroutine[Any, Any, None]) -> Ended | None:
+        """Do ``work`` unless the run is stopped meanwhile."""
+        task, stopped = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+                usable = [p for p in journal.prepared(self.records).values() if not p.problem]
+                return None if usable else Ended(time.time(), "failed", "no server could be made ready")
+            return Ended(time.time(), "stopped", self._stop_text)
+        finally:
+            for waiting in (task, stopped):
+                waiting.cancel()
+            await asyncio.gather(task, stopped, return_exceptions=True)
+
+    async def _make_ready(self, reason: str) -> None:
+        _log.info("burnin_preparing", run=self.plan.run, servers=",".join(self._servers))
+        await asyncio.gather(
+            *(take(server, reason, retest=self._is_retest(name)) for name, server in self._servers.items())
+        )
+        if not self._servers.keys() <= journal.prepared(self.records).keys():  # else an earlier part of the run chose
+            preparer = Preparer(self.plan, self._around, self._gpus_of, self._kind, self._write)
+            await preparer.prepare(list(self._servers.values()))
+        self._make_loads()
+        if self.plan.canary_s:
+            await asyncio.gather(*(self._calibrate(name) for name in self._checkers))
+            self._find_outsiders()
+
+    def _kind(self, server: str) -> str:
+        """GPUs of one kind get the same context, so that their speeds can be compared."""
+        return "+".join(unit.name for unit in self._units if unit.server == server)
+
+    def _make_loads(self) -> None:
+        shapes: dict[tuple[str, int], Shape] = {}
+        for name, ready in journal.prepared(self.records).items():
+            server = self._servers.get(name)
+            if server is None or ready.problem or not self._gpus_of[name]:
+                continue
+            profile, session = Profile(ready.model, ready.context_length), self._around.session
+            shape = shapes.setdefault(
+                (self._kind(name), profile.context_length), Shape(profile.context_length, self.plan.duration_s)
+            )
+            load = Load(server, profile, shape, session, self._answered(name), self._failed(name))
+            self._loads[name] = load
+            self._checkers[name] = Checker(load, self._gpus_of[name], session, self._recording.note)
+
+    async def _calibrate(self, name: str) -> None:
+        """Learn what its output check answers; a server that cannot be had now goes without."""
+        server = self._servers[name]
+        try:
+            await up_soon(server)
+            await server.load(self._loads[name].profile)
+        except ObatchError as error:
+            _log.warning("burnin_not_calibrated", server=name, code=error.code, reason=error.message)
+            return
+        await self._checkers[name].calibrate(self.plan.canary_runs)
+
+    # --- loading ----------------------------------------------------------------------------------------------------
+
+    def _begin_recording(self) -> None:
+        for load in self._loads.values():
+            load.occupied()  # getting ready is no part of the run
+        self._noticing.strangers()
+        self._recording.recorder.begin(time.time())
+        _log.info("burnin_loading", run=self.plan.run, duration_s=self.plan.duration_s)
+
+    def _loading_work(self) -> list[Coroutine[Any, Any, None]]:
+        works = [self._keep_loaded(load) for load in self._loads.values()]
+        checked = list(self._checkers) if self.plan.canary_s else []
+        return works + [self._check_regularly(place, name) for place, name in enumerate(checked)]
+
+    def _answered(self, server: str) -> Callable[[Answered], None]:
+        def answered(answer: Answered) -> None:
+            for gpu in self._gpus_of[server]:
+                self._recording.recorder.answered(
+                    gpu, tokens=answer.eval_count, prompt_tokens=answer.prompt_eval_count
+                )  # fmt: skip
+
+        return answered
+
+    def _failed(self, server: str) -> Callable[[str], None]:
+        def failed(_reason: str) -> None:
+            for gpu in self._gpus_of[server]:
+                self._recording.recorder.failed(gpu)
+
+        return failed
+
+    async def _keep_loaded(self, load: Load) -> None:
+        """Load the server whenever it is up, over its restarts."""
+        server: RunServer = self._servers[load.server.id]
+        while not self._urgent(server.id):
+            await up(server)
+            try:
+                await server.load(load.profile)
+            except ObatchError as error:
+                _log.warning("burnin_load_failed", server=server.id, code=error.code, reason=error.message)
+                await asyncio.sleep(_RETRY_S)
+                continue
+            running = asyncio.create_task(load.run())
+            try:
+                while (
+                    usable(server)
+                    and server.loaded == load.profile
+                    and not running.done()
+                    and not self._urgent(server.id)
+                ):
+                    await asyncio.sleep(LOOK_S / 4)
+            finally:
+                running.cancel()
+                await asyncio.gather(running, return_exceptions=True)
+
+    def _urgent(self, server: str) -> bool:
+        """Whether the load of a server must end at once: it could hurt the hardware, or no answer can be trusted."""
+        return any(gpu in self._recording.watch.urgent for gpu in self._gpus_of[server])
+
+    def _siblings(self, name: str) -> list[str]:
+        ready = journal.prepared(self.records)
+        mine = ready[name]
+        return [
+            other
+            for other in self._checkers
+            if self._kind(other) == self._kind(name)
+            and (ready[other].context_length, self._servers[other].slots)
+            == (mine.context_length, self._servers[name].slots)
+        ]
+
+    def _find_outsiders(self) -> None:
+        for names in {tuple(self._siblings(name)) for name in self._checkers}:
+            references = {
+                name: reference for name in names if (reference := self._checkers[name].reference) is not None
+            }
+            if (different := canary.outsider(references)) is not None:
+                self._checkers[different].differs_from_all(len(references) - 1)
+
+    async def _check_regularly(self, place: int, name: str) -> None:
+        # Not all at once: the others are to stay under load meanwhile.
+        await asyncio.sleep(self.plan.canary_s * (place + 1) / (len(self._checkers) + 1))
+        while True:
+            siblings = [self._checkers[other] for other in self._siblings(name) if other != name]
+            begun_s = time.monotonic()
+            await self._checkers[name].check(siblings)
+            took_s = time.monotonic() - begun_s
+            await asyncio.sleep(max(self.plan.canary_s, _LOAD_PER_CHECK * took_s))
+
+    # --- recording --------------------------------------------------------------------------------------------------
+
+    async def _record(self) -> Ended:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._stop.wait()
+            self._noticing.look()
+            seen = {gpu: self._see(name, gpu) for name, gpus in self._gpus_of.items() for gpu in gpus}
+            self._count_load()
+            await self._write(self._recording.look(time.time(), seen))
+            if self._stop.is_set():
+                return Ended(time.time(), "stopped", self._stop_text)
+            if self.elapsed_s >= self.plan.duration_s:
+                return Ended(time.time(), "completed")
+
+    def _see(self, name: str, gpu: str) -> Seen:
+        slots = self._servers[name].slots if name in self._servers else 0
+        return Seen(self._around.reading(gpu), self._around.slow(self._cards[gpu]), slots)
+
+    def _count_load(self) -> None:
+        recorder = self._recording.recorder
+        for name, load in self._loads.items():
+            occupied = load.occupied()
+            for gpu in self._gpus_of[name]:
+                recorder.loaded(gpu, occupied)
+        if self.plan.with_jobs:
+            for name in self._servers:
+                self._count_batch(name)
+
+    def _count_batch(self, name: str) -> None:
+        """Batch work of the latest second; what occupies slots is sampled."""
+        now = self._around.batch(name)
+        before = self._batch.get(name, now)
+        self._batch[name] = now
+        busy = min(now.in_slots, self._servers[name].slots)
+        for gpu in self._gpus_of[name]:
+            self._recording.recorder.loaded(gpu, Occupied(busy * LOOK_S, LOOK_S if busy else 0.0, 0.0))
+            self._recording.recorder.answered(
+                gpu, tokens=now.tokens - before.tokens, prompt_tokens=0, requests=now.requests - before.requests
+            )
+            self._recording.recorder.failed(gpu, now.failed - before.failed)
+        self._noticing.profile(name)
+
+    async def _write(self, records: list[Record]) -> None:
+        """Write down; what a disk refuses is kept and tried again with the next."""
+        self.records += records
+        self._unwritten += records
+        async with self._writing:
+            batch, self._unwritten = self._unwritten, []
+            try:
+                await asyncio.to_thread(self._file.append, batch)
+            except OSError as error:
+                self._unwritten = [*batch, *self._unwritten]
+                _log.error("burnin_not_written", run=self.plan.run, reason=str(error))

@@ -1,0 +1,116 @@
+"""The health of the GPUs of a run: feeds the rules of :mod:`obatchd.gpus.rules.assessment` and tells what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from obatchd.burnin.journal.records import Consequence, Event, Tracks
+from obatchd.gpus import xids
+from obatchd.gpus.finding import Finding, next_action
+from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
+from obatchd.gpus.rules import assessment
+from obatchd.gpus.track import Crash, Track
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
+
+_RANK: dict[Consequence, int] = {"note": 0, "warn": 1, "inconclusive": 2, "fail": 3}
+
+
+class Watch:
+    """Judges the GPUs of a run since its own beginning, apart from what is known of them for daily work.
+
+    Args:
+        identities: of the card, by the UUID of the GPU or of the slice of it that is tested.
+        settings: the limits.
+        earlier: what a run that goes on knew before.
+    """
+
+    def __init__(
+        self,
+        identities: Mapping[str, Identity],
+        settings: GpuHealthSettings,
+        earlier: Mapping[str, Track] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._tracks = {
+            gpu: (earlier or {}).get(gpu) or Track(identity, keep_xids=True) for gpu, identity in identities.items()
+        }
+        self.urgent: set[str] = set()  # GPUs whose load must go at once
+        self._told: dict[tuple[str, str], Event] = {}
+        self._unsettled: dict[tuple[str, str], Event] = {}  # told before with other words
+
+    @property
+    def marked(self) -> bool:
+        """Whether counters have been read of every GPU: increases are known from here on."""
+        return all(track.mark is not None for track in self._tracks.values())
+
+    def read(self, gpu: str, reading: Reading | None, slow: SlowReading | None) -> None:
+        """The latest readings of a GPU; those that are not new are passed over."""
+        track = self._tracks[gpu]
+        if reading is not None and (track.latest is None or reading.at_s > track.latest.at_s):
+            track.add(reading)
+        if slow is not None and (track.slow is None or slow.at_s > track.slow.at_s):
+            track.add_slow(slow)
+
+    def xid(self, gpu: str, event: XidEvent) -> Event:
+        """An XID; it goes into the report verbatim, whatever it means for the verdict."""
+        self._tracks[gpu].add_xid(event)
+        meaning = xids.classify(event, self._settings.xids).meaning
+        return Event(event.at_s, gpu, f"xid_{event.xid}", f"XID {event.xid}: {meaning}", verbatim=event.line)
+
+    def crashed(self, gpu: str, at_s: float) -> None:
+        """The server on a GPU ended by itself."""
+        self._tracks[gpu].add_crash(Crash(at_s))
+
+    def ended(self, gpu: str, at_s: float) -> None:
+        """We ended the server on a GPU."""
+        self._tracks[gpu].add_ended(at_s)
+
+    def judge(self, now_s: float) -> list[Event]:
+        """Findings that are new, or graver than when they were told."""
+        found = []
+        for gpu, track in self._tracks.items():
+            siblings = [other for other in self._tracks.values() if other is not track]
+            for finding in assessment.assess(track, self._settings, siblings).findings:
+                event = _event(gpu, track.identity, finding, now_s)
+                if finding.urgent:
+                    self.urgent.add(gpu)
+                key = (gpu, finding.signal)
+                told = self._told.get(key)
+                if told is None or _RANK[event.consequence] > _RANK[told.consequence]:
+                    self._told[key] = event
+                    self._unsettled.pop(key, None)
+                    found.append(event)
+                elif event.consequence == told.consequence and event.text != told.text:
+                    self._unsettled[key] = msgspec.structs.replace(event, at_s=now_s)
+        return found
+
+    def settle(self) -> list[Event]:
+        """At the end: findings whose numbers grew since they were told, as they are now."""
+        last, self._unsettled = list(self._unsettled.values()), {}
+        return last
+
+    def condensed(self, now_s: float) -> Tracks:
+        """What a later daemon needs to go on."""
+        kept = {gpu: msgspec.structs.replace(track, recent=[], hour=[]) for gpu, track in self._tracks.items()}
+        return Tracks(now_s, kept)
+
+
+def _event(gpu: str, identity: Identity, finding: Finding, now_s: float) -> Event:
+    consequence: Consequence = "note"
+    if finding.burn_in == "fail":
+        consequence = "fail"
+    elif finding.burn_in == "warn" or finding.level != "ok":
+        consequence = "warn"
+    action = next_action(identity, finding.remedies)
+    return Event(min(finding.since_s or now_s, now_s), gpu, finding.signal, finding.text, consequence, action)
+
+
+def latest_tracks(records: Iterable[object]) -> dict[str, Track]:
+    """What the records of a run last told about each GPU."""
+    known: dict[str, Track] = {}
+    for record in records:
+        if isinstance(record, Tracks):
+            known.update(record.tracks)
+    return known

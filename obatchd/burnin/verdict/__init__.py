@@ -1,0 +1,1 @@
+"""The verdict of a burn-in run: from the records to evidence to judgement."""

@@ -1,0 +1,234 @@
+"""The verdict on each GPU: a pure function of the evidence.
+
+No work done is never a PASS, and neither is a GPU that nobody could watch. A certain fault outweighs missing evidence:
+FAIL before INCONCLUSIVE before PASS_LOW_STRESS before PASS.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from enum import StrEnum
+
+import msgspec
+
+from obatchd.burnin.journal.records import Consequence, Event
+from obatchd.burnin.verdict.evidence import Evidence
+
+COLLECT = "Make the file for the vendor: `obatchctl burnin bundle {gpu}`."
+_RETEST = "Run the burn-in again; nothing was found against the GPU itself."
+_STRESS = "Use a larger model or more slots to load it further, if full stress is wanted."
+_DIAGNOSE = (
+    "Run dcgmi diag -r 3 (or gpu-burn) on this GPU; if it fails there too, or here again, ask the vendor for a "
+    "replacement."
+)
+_SOFTWARE = "Read the log of its Ollama server, and try the GPU with another model before blaming the hardware."
+_BUSY_PERCENT = 90.0  # of the slots, from which batch work compares GPUs
+MONITORING_LOST = "monitoring_lost"
+CORRUPTION = "silent_corruption"
+_ORDER: dict[Consequence, int] = {"fail": 0, "inconclusive": 1, "warn": 2, "note": 3}
+
+
+class Result(StrEnum):
+    """How a GPU came through; the order is from best to worst."""
+
+    PASS = "PASS"
+    PASS_LOW_STRESS = "PASS_LOW_STRESS"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    FAIL = "FAIL"
+
+
+_RANK = {result: rank for rank, result in enumerate(Result)}
+EXIT_CODES = {Result.PASS: 0, Result.PASS_LOW_STRESS: 0, Result.FAIL: 1, Result.INCONCLUSIVE: 2}
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """One reason: what was seen, and which criterion it meets."""
+
+    consequence: Consequence
+    signal: str
+    text: str
+    action: str = ""
+    at_s: float | None = None  # first seen
+    low_stress: bool = False
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The verdict on one GPU, the gravest reason first, and what to do next."""
+
+    result: Result
+    reasons: list[Reason]
+    action: str
+
+
+def worst(results: Sequence[Result]) -> Result:
+    """The result of a run as a whole; without any GPU nothing was shown."""
+    return max(results, key=lambda result: _RANK[result], default=Result.INCONCLUSIVE)
+
+
+def judge(every: Sequence[Evidence]) -> list[Verdict]:
+    """A verdict for each GPU, in the same order."""
+    return [_judge(evidence, [other for other in every if _sibling(evidence, other)]) for evidence in every]
+
+
+def _sibling(one: Evidence, other: Evidence) -> bool:
+    """Whether two GPUs did the same work: the same kind of GPU, model, context and slots, all the time.
+
+    With batch work both must have had enough of it: a speed over empty slots is none of the GPU.
+    """
+    if one is other or one.prepared is None or other.prepared is None:
+        return False
+    if one.with_jobs and not all(e.one_profile and (e.occupancy_percent or 0) >= _BUSY_PERCENT for e in (one, other)):
+        return False
+    ours, theirs = one.prepared, other.prepared
+    same_load = (ours.model, ours.context_length, ours.slots) == (theirs.model, theirs.context_length, theirs.slots)
+    return same_load and one.unit.name == other.unit.name and ours.server != theirs.server
+
+
+def _judge(evidence: Evidence, siblings: list[Evidence]) -> Verdict:
+    reasons = [
+        *_of_events(evidence),
+        *_of_canaries(evidence),
+        *_of_speed(evidence, siblings),
+        *_of_work(evidence),
+        *_of_failures(evidence),
+        *_of_monitoring(evidence),
+    ]
+    if not any(reason.consequence == "inconclusive" for reason in reasons):
+        reasons += _of_stress(evidence)
+    reasons.sort(key=lambda reason: (_ORDER[reason.consequence], reason.at_s or 0.0))
+    found = {reason.consequence for reason in reasons}
+    if "fail" in found:
+        result = Result.FAIL
+    elif "inconclusive" in found:
+        result = Result.INCONCLUSIVE
+    else:
+        result = Result.PASS_LOW_STRESS if any(reason.low_stress for reason in reasons) else Result.PASS
+    return Verdict(result, reasons, _action(result, reasons, evidence))
+
+
+def _action(result: Result, reasons: list[Reason], evidence: Evidence) -> str:
+    first = next((reason.action for reason in reasons if reason.action), "")
+    if result is Result.FAIL:
+        return f"{COLLECT.format(gpu=evidence.unit.index)} {first}".strip()
+    if result is Result.INCONCLUSIVE:
+        return first or _RETEST
+    return first if any(reason.consequence == "warn" for reason in reasons) else "None."
+
+
+def _of_events(evidence: Evidence) -> list[Reason]:
+    """The gravest consequence that each signal came to, with the latest words about it."""
+    groups: dict[str, list[Event]] = {}
+    for event in evidence.events:
+        if event.consequence != "note":
+            groups.setdefault(event.signal, []).append(event)
+    reasons = []
+    for signal, events in groups.items():
+        gravest = min((event.consequence for event in events), key=lambda consequence: _ORDER[consequence])
+        last = [event for event in events if event.consequence == gravest][-1]
+        reasons.append(Reason(gravest, signal, last.text, last.action, events[0].at_s))
+    return reasons
+
+
+def _of_canaries(evidence: Evidence) -> list[Reason]:
+    """What the output checks say: see :mod:`obatchd.burnin.verdict.canary` for the steps."""
+    steps = Counter(canary.step for canary in evidence.canaries)
+    firsts = {canary.step: canary for canary in reversed(evidence.canaries)}
+    if (confirmed := firsts.get("confirmed")) is not None:
+        text = f"wrong output, confirmed: {confirmed.text}"
+        return [Reason("fail", CORRUPTION, text, _DIAGNOSE, confirmed.at_s)]
+    if (suspect := firsts.get("suspect")) is not None:
+        text = f"its output differs and no second GPU could settle it: {suspect.text}"
+        return [Reason("inconclusive", "output_suspect", text, _DIAGNOSE, suspect.at_s)]
+    if (mismatch := firsts.get("mismatch")) is not None:
+        checks = steps["match"] + steps["mismatch"]
+        text = f"{steps['mismatch']} of {checks} output checks differed once and not again"
+        return [Reason("warn", "output_mismatch", text, "Watch it: run the burn-in again.", mismatch.at_s)]
+    return []
+
+
+def _of_speed(evidence: Evidence, siblings: list[Evidence]) -> list[Reason]:
+    limits, own = evidence.limits, evidence.speed
+    # What the edges of the window may hide must be small against what is looked for.
+    usable_percent = limits.slower_warn_percent / 2
+    if own is None or own.uncertain_percent > usable_percent:
+        return []
+    others = [s.speed.tokens_per_s for s in siblings if s.speed and s.speed.uncertain_percent <= usable_percent]
+    if others:
+        usual, against = statistics.median(others), f"the median of {len(others)} GPUs like it"
+    elif evidence.early_speed is not None and not evidence.with_jobs:
+        usual, against = evidence.early_speed.tokens_per_s, "its own first hour"
+    else:
+        return []
+    slower_percent = 100 * (1 - own.tokens_per_s / usual)
+    if slower_percent <= limits.slower_warn_percent:
+        return []
+    failed = slower_percent > limits.slower_fail_percent
+    text = (
+        f"{own.tokens_per_s:.1f} tokens/s, {slower_percent:.1f} % less than {against} ({usual:.1f}; limits "
+        f"{limits.slower_warn_percent:g} % and {limits.slower_fail_percent:g} %)"
+    )
+    action = "Compare clocks, power limit, PCIe link and temperature with its siblings; exchange slots to see whether "
+    return [Reason("fail" if failed else "warn", "slow", text, action + "the slowness follows the card.")]
+
+
+def _of_work(evidence: Evidence) -> list[Reason]:
+    if evidence.prepared is not None and evidence.prepared.problem and not evidence.tokens:
+        return [Reason("inconclusive", "not_prepared", evidence.prepared.problem, _SOFTWARE)]
+    if not evidence.tokens:
+        return [Reason("inconclusive", "no_work", "no token was answered: nothing was tested", _SOFTWARE)]
+    share = 100 * evidence.loaded_s / max(evidence.asked_s, 1e-3)
+    if share < evidence.limits.least_loaded_percent:
+        text = (
+            f"under load for {share:.0f} % of the time asked for (at least {evidence.limits.least_loaded_percent:g} % "
+            "is needed)"
+        )
+        return [Reason("inconclusive", "short_load", text, _RETEST)]
+    return []
+
+
+def _of_failures(evidence: Evidence) -> list[Reason]:
+    if not evidence.failed:
+        return []
+    text = f"{evidence.failed} of {evidence.failed + evidence.requests} requests failed"
+    return [Reason("warn", "failed_requests", text, _SOFTWARE)]
+
+
+def _of_monitoring(evidence: Evidence) -> list[Reason]:
+    if not evidence.elapsed_s:
+        return []
+    share = 100 * evidence.seen_s / evidence.elapsed_s
+    if share < evidence.limits.least_seen_percent:
+        text = (
+            f"readings for only {share:.0f} % of the run (at least {evidence.limits.least_seen_percent:g} % is needed)"
+            ": what happened in the rest is not known"
+        )
+        return [Reason("inconclusive", MONITORING_LOST, text, "Look at nvidia-smi and dmesg, then run it again.")]
+    return []
+
+
+def _of_stress(evidence: Evidence) -> list[Reason]:
+    limits = evidence.limits
+    found: list[tuple[str, str]] = []
+    loaded_percent = 100 * evidence.loaded_s / max(evidence.asked_s, evidence.elapsed_s)
+    checks = (
+        ("loaded time", loaded_percent, limits.stress_loaded_percent, True),
+        ("utilisation", evidence.utilisation_percent, limits.stress_utilisation_percent, True),
+        ("median power", evidence.power_percent, limits.stress_power_percent, False),
+    )
+    for name, value, least, accepted in checks:
+        of = " of its limit" if "power" in name else ""
+        if value is None:
+            found.append((name, f"{name} cannot be read: how hard it was loaded is not known"))
+        elif value < least:
+            words = f"{name} {value:.0f} %{of}, below {least:g} %"
+            if accepted and evidence.strict:
+                return [Reason("inconclusive", "low_stress", f"{words}, which acceptance needs", _STRESS)]
+            found.append((name, words))
+    reasons = [Reason("note", "low_stress", text, low_stress=True) for _, text in found]
+    filled = evidence.vram_percent
+    if filled is not None and filled < limits.vram_target_percent and not evidence.with_jobs:
+        text = f"{filled:.0f} % of its memory was in use; the rest was not tested"
+        reasons.append(Reason("note", "vram_untested", text, _STRESS))
+    return reasons

@@ -1,0 +1,260 @@
+"""``obatchctl burnin``: test GPUs under load, and report what was found."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
+
+Document = dict[str, Any]
+_LOOK_S = 2.0
+_LENT_S = 2 * 3600.0  # longest time that the tools of a bundle have the GPU
+_FREE_S = 120.0
+_NOT_JUDGED = 2  # never 1, which says that a GPU failed
+
+
+@click.group("burnin", cls=Group)
+def burnin_command() -> None:
+    """Test GPUs under load for hours, with a verdict for each.
+
+    Exit codes of start --wait, report, compare: 0 every GPU passed, 1 one failed, 2 one cannot be judged, or no run or
+    report can be had.
+    """
+
+
+@burnin_command.command("start")
+@click.option("--gpus", default="", help="Indices or UUIDs, with commas between; default: all that have a server.")
+@click.option("--duration", default="", metavar="TIME", help="Such as 90m, 12h or 1d; default: the profile's.")
+@click.option("--model", default="", help="Model of the load; default: burnin.model or model of the configuration.")
+@click.option(
+    "--profile",
+    type=click.Choice(["quick", "overnight", "acceptance"]),
+    default="overnight",
+    show_default=True,
+    help="quick: 30 minutes. overnight: 12 hours. acceptance: 24 hours at 90 % utilisation or more.",
+)
+@click.option("--exclusive", is_flag=True, help="No batch work on the other GPUs of the host either.")
+@click.option("--with-jobs", is_flag=True, help="Batch work is the load; without any, nothing is tested.")
+@click.option("--no-canary", is_flag=True, help="Without the output check, which empties a GPU every ten minutes.")
+@click.option("--wait", is_flag=True, help="Wait for the end, show the report, and exit with its code.")
+@pass_invocation
+def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: bool, **asked: Any) -> None:
+    """Begin a burn-in. Batch work goes on on the other GPUs."""
+    if wait:
+        invocation.failure = _NOT_JUDGED
+    chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
+    document = invocation.client().post("burnin", {**asked, "gpus": chosen, "canary": not no_canary})
+    run = document["run"]
+    if not wait:
+        invocation.answer(document, lambda: click.echo(f"Burn-in {run} has begun.  obatchctl burnin status"))
+        return
+    _wait(invocation, run)
+    _show_report(invocation, _report(invocation, run))
+
+
+def _wait(invocation: Invocation, run: str) -> None:
+    """Until the run is over; over a restart of the daemon, too."""
+    from obatchd.cli.views.waiting import over_restarts
+
+    shown = ""
+    while True:
+        status = over_restarts(lambda: invocation.client().get("burnin/status"))
+        if status["run"] != run or not status["active"]:
+            return
+        line = _progress(status)
+        if line != shown and sys.stderr.isatty():
+            click.echo(f"\r{line}\x1b[K", nl=False, err=True)
+            shown = line
+        time.sleep(_LOOK_S)
+
+
+def _progress(status: Document) -> str:
+    from obatchd.burnin.report.html import duration
+
+    share = min(100, int(100 * status["elapsed_s"] / status["asked_s"]))
+    left = duration(max(0.0, status["asked_s"] - status["elapsed_s"]))
+    return f"{status['run']}: {status['state']}, {share} %, {left} left"
+
+
+@burnin_command.command("status")
+@pass_invocation
+def status_command(invocation: Invocation) -> None:
+    """How far the burn-in is, and what it has found; after its end, the latest one."""
+    status = invocation.client().get("burnin/status")
+    invocation.answer(status, lambda: _print_status(status))
+
+
+def _print_status(status: Document) -> None:
+    from obatchd.burnin.report.terminal import summary
+
+    if status["active"]:
+        click.echo(clean(_progress(status)))
+        status = _until_now(status)
+    click.echo(clean(summary(status), keep="\n"))
+
+
+def _until_now(status: Document) -> Document:
+    """A run in progress: what is missing because it is not over is no reason yet, and nothing to do something about."""
+
+    def gpu(given: Document) -> Document:
+        if given["verdict"] != "INCONCLUSIVE":
+            return given
+        reasons = [reason for reason in given["reasons"] if reason["consequence"] != "inconclusive"]
+        return {**given, "verdict": "not yet", "action": "", "reasons": reasons}
+
+    verdict = "nothing found yet" if status["verdict"] in ("PASS", "INCONCLUSIVE") else status["verdict"]
+    meaning = "It is not over: this is how it looks until now."
+    return {**status, "verdict": verdict, "meaning": meaning, "gpus": [gpu(found) for found in status["gpus"]]}
+
+
+@burnin_command.command("stop")
+@pass_invocation
+def stop_command(invocation: Invocation) -> None:
+    """End the burn-in now; its report says what was done until then."""
+    document = invocation.client().post("burnin/stop")
+    invocation.answer(document, lambda: click.echo(f"Burn-in {document['run']} is being stopped."))
+
+
+@burnin_command.command("list")
+@pass_invocation
+def list_command(invocation: Invocation) -> None:
+    """All burn-ins of this spool, newest first."""
+    document = invocation.client().get("burnin")
+    invocation.answer(document, lambda: _print_list(document["runs"]))
+
+
+def _print_list(runs: list[Document]) -> None:
+    from obatchd.cli.views.text import table
+
+    if not runs:
+        click.echo("No burn-in has been run.")
+        return
+    rows = [
+        (run["run"], run["state"], run.get("profile"), len(run.get("gpus", [])) or None, run.get("verdict") or None)
+        for run in runs
+    ]
+    click.echo("\n".join(table(["RUN", "STATE", "PROFILE", ">GPUS", "VERDICT"], rows)))
+
+
+@burnin_command.command("report")
+@click.argument("run", default="latest")
+@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the page to this file.")
+@pass_invocation
+def report_command(invocation: Invocation, run: str, page: Path | None) -> None:
+    """The report of RUN: an id, its beginning, a report's file, or the latest. --json gives all of it."""
+    document = _report(invocation, run)
+    if page is not None:
+        from obatchd.burnin.report.html import render
+
+        _write(page, render(document))
+        if not invocation.json:
+            click.echo(f"written: {page}")
+            sys.exit(document["exit_code"])
+    _show_report(invocation, document)
+
+
+def _report(invocation: Invocation, run: str) -> Document:
+    """A report of the daemon, or one in a file."""
+    from obatchd.client.client import quoted
+
+    invocation.failure = _NOT_JUDGED
+    path = Path(run)
+    if path.suffix == ".json" or path.is_file():
+        from obatchd.burnin.report.report import read_file
+
+        return read_file(path)
+    return invocation.client().get(f"burnin/reports/{quoted(run)}")
+
+
+def _show_report(invocation: Invocation, document: Document) -> None:
+    from obatchd.burnin.report.terminal import summary
+
+    invocation.answer(document, lambda: click.echo(clean(summary(document), keep="\n")))
+    sys.exit(document["exit_code"])
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written: {error.strerror}", code="unwritable") from None
+
+
+@burnin_command.command("compare")
+@click.argument("reports", metavar="REPORT…", nargs=-1, required=True)
+@pass_invocation
+def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
+    """Compare GPUs of one kind over reports: files of other hosts, or runs of this one.
+
+    Siblings in one hot chassis are all slow together; only other hosts and earlier runs show it.
+    """
+    from obatchd.burnin.report.compare import compare
+    from obatchd.burnin.report.terminal import comparison
+
+    document = compare([_report(invocation, name) for name in reports])
+    invocation.answer(document, lambda: click.echo(clean(comparison(document), keep="\n")))
+    sys.exit(document["exit_code"])
+
+
+@burnin_command.command("bundle")
+@click.argument("gpu", metavar="GPU")
+@click.option("--run", default="latest", show_default=True, help="The burn-in, by id, or a report's file.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The archive; default: named by run.")
+@click.option("--no-diagnostics", is_flag=True, help="Without nvidia-bug-report.sh and dcgmi, which take minutes.")
+@pass_invocation
+def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | None, no_diagnostics: bool) -> None:
+    """Make one archive about GPU (index, UUID or serial number) for the vendor. Run it as root for all of it.
+
+    The GPU is freed meanwhile. No prompt, user or job name is in the archive.
+    """
+    from obatchd.burnin.report import bundle
+
+    report = _report(invocation, run)
+    found = bundle.find_gpu(report, gpu)
+    target = output or Path(f"burnin-{report['run']}-gpu{found['index']}.tar.gz")
+    say = (lambda text: None) if invocation.json else (lambda text: click.echo(f"{text} …", err=True))
+    try:
+        tools = bundle.write(
+            report, found, target, diagnose=not no_diagnostics, free=lambda: _freed(invocation, found), say=say
+        )
+    except OSError as error:
+        raise ConfigError(f"{target}: cannot be written: {error.strerror}", code="unwritable") from None
+    document = {"archive": str(target.absolute()), "gpu": found["uuid"], "run": report["run"], "tools": tools}
+    invocation.answer(document, lambda: _print_bundle(document))
+
+
+def _print_bundle(document: Document) -> None:
+    for tool in document["tools"]:
+        click.echo(clean(f"{tool['tool']}: {tool['outcome']}"))
+    click.echo(f"written: {clean(document['archive'])}")
+
+
+@contextlib.contextmanager
+def _freed(invocation: Invocation, gpu: Document) -> Iterator[None]:
+    """Nobody works on a GPU and no model is on it; without a daemon, or on another host, it is taken as it is."""
+    from obatchd.client.client import quoted
+
+    client, name = invocation.client(), quoted(gpu["uuid"])
+    try:
+        client.post(f"gpus/{name}/lend?for_s={_LENT_S:.0f}")
+    except (DaemonDownError, NotFoundError):
+        yield
+        return
+    try:
+        deadline_s = time.monotonic() + _FREE_S
+        while time.monotonic() < deadline_s:
+            servers = [s for s in client.get("servers")["servers"] if s["gpu"] and s["gpu"]["uuid"] == gpu["uuid"]]
+            if not any(server["in_flight"] or server["loaded"] for server in servers):
+                break
+            time.sleep(_LOOK_S / 4)
+        yield
+    finally:
+        client.post(f"gpus/{name}/take-back")

@@ -1,0 +1,71 @@
+"""``obatchctl config``: works without a daemon."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.errors import ControlError
+
+SYSTEM_FILE = Path("/etc/obatch/obatchd.toml")
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def file_or_system(file: Path | None) -> Path | None:
+    """The given file, else the system's where there is one."""
+    return file or (SYSTEM_FILE if os.path.exists(SYSTEM_FILE) else None)
+
+
+@click.group("config", cls=Group)
+def config_command() -> None:
+    """Check, show or begin a configuration file."""
+
+
+@config_command.command("check")
+@click.argument("file", required=False, type=_FILE)
+@pass_invocation
+def check_command(invocation: Invocation, file: Path | None) -> None:
+    """Say everything that is wrong in FILE and in OBATCHD_… variables; exit code 78 if something is."""
+    from obatchd.settings import reading
+
+    source = file_or_system(file)
+    reading.load(source, environ=os.environ, flags={})
+    shown = str(source) if source else None
+    invocation.answer({"file": shown, "valid": True}, lambda: click.echo(f"{clean(shown or 'the defaults')}: good"))
+
+
+@config_command.command("show")
+@click.argument("file", required=False, type=_FILE)
+@pass_invocation
+def show_command(invocation: Invocation, file: Path | None) -> None:
+    """The settings that a daemon would have with FILE, each with where it comes from."""
+    from obatchd.settings import reading, text
+
+    settings, origin = reading.load_with_origin(file_or_system(file), environ=os.environ, flags={})
+    values = {leaf.key: text.visible_value(settings, leaf) for leaf in reading.leaves()}
+    document = {"settings": values, "origin": origin}
+    invocation.answer(document, lambda: click.echo(text.show(settings, origin), nl=False))
+
+
+@config_command.command("init")
+@click.argument("file", required=False, type=_FILE)
+@pass_invocation
+def init_command(invocation: Invocation, file: Path | None) -> None:
+    """Write a commented configuration to FILE, or to standard output."""
+    from obatchd.settings.text import commented_toml
+
+    text = commented_toml()
+    if file is None:
+        invocation.answer({"file": None, "text": text}, lambda: click.echo(text, nl=False))
+        return
+    try:
+        with open(file, "x", encoding="utf-8") as target:
+            target.write(text)
+    except FileExistsError:
+        raise ControlError(f"{file} is there already; name another file", code="exists") from None
+    except OSError as error:
+        raise ControlError(f"{file}: cannot be written: {error.strerror}", code="not_written") from None
+    invocation.answer({"file": str(file)}, lambda: click.echo(f"{clean(file)} written; every setting is in it."))

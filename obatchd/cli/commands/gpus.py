@@ -1,0 +1,223 @@
+"""``obatchctl gpus``."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from obatchd.cli import exit_codes
+from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+
+_HEADINGS = (
+    ">#", "HEALTH", "~NAME", "SERVER", ">TEMP", ">POWER", ">UTIL", ">MEMORY", "~SERIAL", "~SLOT", "~REASON",
+)  # fmt: skip
+_UNITS_S = {"": 60.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+class Span(click.ParamType[float]):
+    """A length of time such as 90m, 3h or 2d."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|d)", str(value))
+        if not found:
+            self.fail(f"{value} is not a length of time; write 90m, 3h or 2d", param, ctx)
+        return float(found[1]) * _UNITS_S[found[2]]
+
+
+@click.group("gpus", cls=Group, invoke_without_command=True)
+@click.pass_context
+def gpus_command(ctx: click.Context) -> None:
+    """See the health of the GPUs, take one out of use, lend one."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_command)
+
+
+@gpus_command.command("list")
+@pass_invocation
+def list_command(invocation: Invocation) -> None:
+    """The GPUs and how they are. Exit code 1 when one needs somebody's attention."""
+    document = invocation.client().get("gpus")
+    invocation.answer(document, lambda: click.echo("\n".join(_overview(document))))
+    if any(gpu["health"] in ("quarantine", "unknown") for gpu in document["gpus"]) or document["host"]:
+        raise click.exceptions.Exit(exit_codes.FAILED)
+
+
+def _overview(document: dict[str, Any]) -> list[str]:
+    from obatchd.cli.views.text import table
+
+    lines = table(_HEADINGS, map(_row, document["gpus"])) if document["gpus"] else ["no GPU is known here"]
+    if document["state"] != "ok":
+        lines += ["", click.style(clean(document["message"]), fg="red")]
+    if document["host"]:
+        lines += ["", click.style(clean(document["host"]["message"]), fg="red")]
+    if document["gpus"] and not document["kernel_log"]["source"]:
+        lines += [
+            "",
+            f"The kernel log cannot be read, so some XIDs go unseen: {clean(document['kernel_log']['problem'])}",
+        ]
+    for gpu in document["gpus"]:
+        if gpu["action"] and gpu["health"] != "ok":
+            lines += ["", f"What to do about GPU {gpu['index']}:", *_wrapped(gpu["action"])]
+        if gpu["quarantine"]:
+            lines += ["", f"When GPU {gpu['index']} is well again:  obatchctl gpus release {gpu['index']}"]
+    return lines
+
+
+def _row(gpu: dict[str, Any]) -> list[object]:
+    from obatchd.cli.views.text import NOTHING, size
+
+    used, total = gpu["memory_used_bytes"], gpu["memory_total_bytes"]
+    reason = gpu["reason"] or gpu["shared_with"]
+    if gpu["lent_until"]:
+        reason = f"lent until {_time(gpu['lent_until'])}"
+    return [
+        gpu["index"], gpu["health"], gpu["name"], " ".join(gpu["servers"]) or NOTHING,
+        _with_unit(gpu["temp_c"], " °C"), _with_unit(gpu["power_w"], " W"),
+        _with_unit(gpu["utilisation_percent"], " %"),
+        NOTHING if used is None else f"{size(used)}/{size(total)}", gpu["serial"] or NOTHING, gpu["slot"], reason,
+    ]  # fmt: skip
+
+
+def _with_unit(value: float | None, unit: str) -> str | None:
+    return None if value is None else f"{value:.0f}{unit}"
+
+
+@gpus_command.command("show")
+@click.argument("gpu", metavar="GPU")
+@pass_invocation
+def show_command(invocation: Invocation, gpu: str) -> None:
+    """Identity, findings and last events of one GPU, named by index, UUID or serial number."""
+    from obatchd.client.client import quoted
+
+    document = invocation.client().get(f"gpus/{quoted(gpu)}")
+    invocation.answer(document, lambda: click.echo("\n".join(_page(document))))
+
+
+def _page(gpu: dict[str, Any]) -> list[str]:
+    lines = [click.style(f"{clean(gpu['name'])}  {gpu['uuid']}", bold=True), f"health: {gpu['health']}"]
+    if (quarantine := gpu["quarantine"]) is not None:
+        since = _time(quarantine["since"])
+        lines.append(f"in quarantine since {since}, by {quarantine['by']}: {clean(gpu['reason'])}")
+    if gpu["lent_until"]:
+        lines.append(f"lent until {_time(gpu['lent_until'])}")
+    if gpu["shared_with"]:
+        lines.append(clean(gpu["shared_with"]))
+    lines += ["", "Identity", *_identity(gpu["identity"])]
+    lines += ["", f"Findings since {_time(gpu['watched_since'])}", *(_finding(f) for f in gpu["findings"])]
+    if not gpu["findings"]:
+        lines.append("  none")
+    if gpu["action"]:
+        lines += ["", "What to do", *_wrapped(gpu["action"])]
+    return [*lines, "", "Last events", *(map(_event_line, gpu["events"]) if gpu["events"] else ["  none"])]
+
+
+def _identity(identity: dict[str, Any]) -> list[str]:
+    """What the card tells about itself; what it does not tell is left out."""
+    from obatchd.cli.views.text import size
+
+    def yes(value: bool) -> str:
+        return "on" if value else "off"
+
+    def unit(words: str) -> Callable[[Any], str]:
+        return lambda value: f"{value:g}{words}"
+
+    rows: list[tuple[str, str, Callable[[Any], str]]] = [
+        ("index", "index", str), ("bus address", "pci_bus_id", clean), ("slot", "slot", clean),
+        ("serial number", "serial", clean), ("board part number", "board_part_number", clean),
+        ("VBIOS", "vbios", clean), ("InfoROM", "inforom", clean), ("driver", "driver", clean), ("CUDA", "cuda", clean),
+        ("GSP firmware", "gsp_firmware", clean), ("memory", "memory_bytes", size), ("ECC", "ecc", yes),
+        ("ECC after a reset", "ecc_pending", yes), ("MIG", "mig", yes), ("persistence mode", "persistence", yes),
+        ("power limit by default", "power_default_w", unit(" W")), ("highest for long", "temp_max_c", unit(" °C")),
+        ("slows down at", "temp_slowdown_c", unit(" °C")), ("turns itself off at", "temp_shutdown_c", unit(" °C")),
+        ("memory, highest for long", "memory_temp_max_c", unit(" °C")),
+        ("clock, highest", "clock_max_mhz", unit(" MHz")), ("PCIe generation", "pcie_gen_max", str),
+        ("PCIe lanes", "pcie_width_max", str),
+    ]  # fmt: skip
+    told = [(label, show(identity[key])) for label, key, show in rows if identity[key] not in ("", None)]
+    return [f"  {label:<26}{value}" for label, value in told]
+
+
+def _finding(finding: dict[str, Any]) -> str:
+    since = f", since {_time(finding['since'])}" if finding["since"] else ""
+    return f"  {finding['level']:<11}{clean(finding['text'])} ({finding['signal']}{since})"
+
+
+def _event_line(event: dict[str, Any]) -> str:
+    where = f"{event['serial'] or event['uuid']} in slot {event['slot'] or '?'}"
+    return f"  {_time(event['at'])}  {event['kind']:<11}{clean(where)}  {clean(event['text'])}"
+
+
+def _time(instant: str) -> str:
+    """A time without fractions of a second."""
+    return instant.partition(".")[0].rstrip("Z") + "Z"
+
+
+def _wrapped(text: str) -> list[str]:
+    width = min(shutil.get_terminal_size().columns, 120)
+    return textwrap.wrap(clean(text), width, initial_indent="  ", subsequent_indent="  ", break_long_words=False)
+
+
+@gpus_command.command("events")
+@click.argument("gpu", metavar="[GPU]", required=False)
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
+@pass_invocation
+def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
+    """What happened to the GPUs, oldest first, with serial number and slot: did an error follow the card?"""
+    from obatchd.client.client import quoted
+
+    chosen = f"&gpu={quoted(gpu)}" if gpu else ""
+    document = invocation.client().get(f"gpu-events?limit={limit}{chosen}")
+    invocation.answer(document, lambda: click.echo("\n".join(map(_event_line, document["events"])) or "no events"))
+
+
+@gpus_command.command("quarantine")
+@click.argument("gpu", metavar="GPU")
+@click.option("--reason", default="", help="Why; shown with the GPU.")
+@pass_invocation
+def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
+    """Take a GPU out of use: its requests move to others. Holds over restarts, until release."""
+    from obatchd.client.client import quoted
+
+    document = invocation.client().post(f"gpus/{quoted(gpu)}/quarantine?reason={quoted(reason)}")
+    invocation.answer(document, lambda: click.echo(f"{document['uuid']}: in quarantine"))
+
+
+@gpus_command.command("release")
+@click.argument("gpu", metavar="GPU")
+@pass_invocation
+def release_command(invocation: Invocation, gpu: str) -> None:
+    """End a quarantine, or a known warning: errors count from now on. A GPU that is gone is forgotten."""
+    from obatchd.client.client import quoted
+
+    document = invocation.client().post(f"gpus/{quoted(gpu)}/release")
+
+    def view() -> None:
+        click.echo(f"{document['uuid']}: {'forgotten' if document['forgotten'] else 'released'}")
+        if document["accepted"]:
+            click.echo(f"accepted, and only warned about from now on: {', '.join(document['accepted'])}")
+
+    invocation.answer(document, view)
+
+
+@gpus_command.command("lend")
+@click.argument("gpu", metavar="GPU")
+@click.option("--for", "for_s", type=Span(), help="How long, e.g. 90m, 3h, 2d.")
+@click.option("--back", is_flag=True, help="Take it back now.")
+@pass_invocation
+def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bool) -> None:
+    """Free a GPU for somebody else: it is drained, its memory freed, and taken back by itself."""
+    from obatchd.client.client import quoted
+
+    if back == (for_s is not None):
+        raise click.UsageError("give --for TIME to lend it, or --back to take it back")
+    action = "take-back" if back else f"lend?for_s={for_s}"
+    document = invocation.client().post(f"gpus/{quoted(gpu)}/{action}")
+    words = "taken back" if back else f"lent until {_time(document['lent_until'])}"
+    invocation.answer(document, lambda: click.echo(f"{document['uuid']}: {words}"))

@@ -1,0 +1,153 @@
+"""``obatchctl results``: what a job, or any directory of response files, has answered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from obatchd.cli.command import Command, Invocation, clean, given, pass_invocation
+from obatchd.cli.commands.completion import job_ids
+from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
+
+if TYPE_CHECKING:
+    from obatchd.results.export import Format
+    from obatchd.results.rows import Source
+    from obatchd.results.tally import Tally
+
+_FORMATS = ("text", "json", "jsonl", "csv", "parquet")
+
+
+@click.command("results", cls=Command)
+@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=job_ids)
+@click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: by the ending of --output, else text.")
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
+@click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
+@click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
+@click.option("--seed", type=int, help="Choose the same answers for --review again.")
+@pass_invocation
+def results_command(
+    invocation: Invocation,
+    /,
+    place: str,
+    form: Format | None,
+    output: Path | None,
+    data_only: bool,
+    review: int | None,
+    seed: int | None,
+) -> None:
+    """Print, merge and export answers. JOB is a job id or its beginning; DIR an outbox, or any response files.
+
+    Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
+    stands the sum, and the failures by cause; on standard error when the export goes to standard output.
+    """
+    source = _source(invocation, place)
+    if review is not None:
+        tally, output = _review(source, review, output, seed)
+    else:
+        form = form or _form_of(output)
+        if data_only and form not in ("json", "jsonl"):
+            raise click.UsageError("--data-only goes with --format json or jsonl")
+        if output is None and (invocation.json or (form == "parquet" and sys.stdout.isatty())):
+            raise click.UsageError("name a file with --output")
+        tally = _export(source, form, output, data_only)
+    invocation.answer(
+        {**tally.document(source), "output": str(output) if output else None}, lambda: _end(source, tally, output)
+    )
+
+
+def _source(invocation: Invocation, place: str) -> Source:
+    from obatchd.results.rows import Source
+
+    if os.sep in place or Path(place).exists():
+        return Source(Path(place))
+    return Source(_outbox_of(invocation, place))
+
+
+def _outbox_of(invocation: Invocation, job: str) -> Path:
+    """Where the daemon keeps the job's results; without a daemon, what the spool's outbox shows."""
+    from obatchd.client.client import quoted
+
+    try:
+        found = invocation.client().get(f"jobs/{quoted(job)}")
+        if found["outbox"] is None:
+            raise ControlError(f"{job} was refused; {found['refused_to']} has it and the reason", code="refused")
+        return Path(found["outbox"])
+    except DaemonDownError:
+        kept = [path for path in _outboxes(invocation.spool / "outbox") if _job_of(path).startswith(job)]
+        if len(kept) != 1:
+            raise
+        return kept[0]
+    except NotFoundError:
+        raise NotFoundError(f"{job} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
+
+
+def _outboxes(directory: Path) -> Iterator[Path]:
+    """Those in a personal spool, and in a system service's directory of the user."""
+    for parent in (directory, directory / str(os.getuid())):
+        with contextlib.suppress(OSError):
+            yield from (path for path in parent.iterdir() if "." in path.name)
+
+
+def _job_of(outbox: Path) -> str:
+    return outbox.name.rpartition(".")[2]
+
+
+def _form_of(output: Path | None) -> Format:
+    ending = output.suffix.lower().removeprefix(".") if output else "text"
+    ending = {"txt": "text", "md": "text", "ndjson": "jsonl"}.get(ending, ending)
+    if ending not in _FORMATS:
+        raise click.UsageError(f"--output {output}: its ending says no format; name one with --format")
+    return ending  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _target(output: Path | None) -> Iterator[BinaryIO]:
+    """Standard output, or a file that appears under its name when it is whole."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    temporary = output.with_name(f".{output.name}.part")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        temporary.replace(output)
+    except OSError as error:
+        raise ResultsError(f"{output}: cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _export(source: Source, form: Format, output: Path | None, data_only: bool) -> Tally:
+    from obatchd.results.export import export
+
+    with _target(output) as target:
+        tally = export(source, form, target, data_only=data_only)
+    return tally
+
+
+def _review(source: Source, count: int, output: Path | None, seed: int | None) -> tuple[Tally, Path]:
+    import io
+
+    from obatchd.results.review import write_review
+
+    output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
+    with _target(output) as target:
+        page = io.TextIOWrapper(target, encoding="utf-8", errors="backslashreplace")
+        _, tally = write_review(source, count, page, seed=seed)
+        page.flush()
+        page.detach()
+    return tally, output
+
+
+def _end(source: Source, tally: Tally, output: Path | None) -> None:
+    lines = [*tally.lines(source)]
+    if output:
+        lines.append(f"written to {output}")
+    for line in lines:
+        click.echo(clean(line), err=output is None)

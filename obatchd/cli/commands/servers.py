@@ -1,0 +1,79 @@
+"""``obatchctl servers``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from obatchd.cli import exit_codes
+from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.cli.commands.completion import server_ids
+
+
+@click.group("servers", cls=Group, invoke_without_command=True)
+@click.pass_context
+def servers_command(ctx: click.Context) -> None:
+    """List servers, take one out of service, bring it back."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_command)
+
+
+@servers_command.command("list")
+@pass_invocation
+def list_command(invocation: Invocation) -> None:
+    """The servers and what they do."""
+    document = invocation.client().get("servers")
+    invocation.answer(document, lambda: _print(document["servers"]))
+
+
+def _print(servers: list[dict[str, Any]]) -> None:
+    from obatchd.cli.views.status import server_table
+
+    click.echo("\n".join(server_table(servers)))
+
+
+def _act(invocation: Invocation, server_id: str, action: str) -> None:
+    from obatchd.client.client import quoted
+
+    server = invocation.client().post(f"servers/{quoted(server_id)}/{action}")
+    invocation.answer(server, lambda: click.echo(f"{clean(server['id'])}: {clean(server['state'])}"))
+
+
+@servers_command.command("logs")
+@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
+@click.option("-n", "--lines", default=200, show_default=True, type=click.IntRange(1, 10_000), help="The last so many.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what it writes, until Ctrl-C.")
+@pass_invocation
+def logs_command(invocation: Invocation, server_id: str, lines: int, follow: bool) -> None:
+    """What a server's ollama writes; for administrators. With --json one document a line."""
+    try:
+        for document in invocation.client().server_log(server_id, lines, follow=follow):
+            invocation.answer(document, lambda line=document["line"]: click.echo(clean(line)))  # type: ignore[misc]
+    except KeyboardInterrupt:
+        sys.exit(exit_codes.OK)
+
+
+@servers_command.command("drain")
+@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
+@pass_invocation
+def drain_command(invocation: Invocation, server_id: str) -> None:
+    """Give a server no more work; what is in flight finishes."""
+    _act(invocation, server_id, "drain")
+
+
+@servers_command.command("resume")
+@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
+@pass_invocation
+def resume_command(invocation: Invocation, server_id: str) -> None:
+    """Take a drained or failed server into service again."""
+    _act(invocation, server_id, "resume")
+
+
+@servers_command.command("restart")
+@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
+@pass_invocation
+def restart_command(invocation: Invocation, server_id: str) -> None:
+    """Drain a server, stop it and start it anew."""
+    _act(invocation, server_id, "restart")

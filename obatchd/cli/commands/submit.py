@@ -1,0 +1,236 @@
+"""``obatchctl submit``: hand files over, wait for the answers, fetch them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from obatchd.cli import exit_codes
+from obatchd.cli.command import Command, Invocation, clean, pass_invocation
+from obatchd.errors import ControlError, DaemonDownError, ObatchError
+
+Document = dict[str, Any]
+
+
+@click.command("submit", cls=Command)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="job.toml: job settings.")
+@click.option("--model", help="Model of requests that name none.")
+@click.option("--system-message", help="System message of requests that bring none.")
+@click.option("--context-length", type=click.IntRange(1), help="Context in tokens.")
+@click.option("--max-response-tokens", type=click.IntRange(1), help="Token limit of an answer.")
+@click.option("--format", metavar="json|FILE", help="Answers must be JSON, or fit the JSON Schema in FILE.")
+@click.option(
+    "--in-source", metavar="FIELD", multiple=True, help="Values of FIELD must occur in the prompt; repeatable."
+)
+@click.option("--think", metavar="VALUE", help="Whether models reason: true, false, auto, low, medium, high, max.")
+@click.option("--template", metavar="TEXT|@FILE", help="The prompt, with fields of each record in braces: {note}.")
+@click.option("--text-column", metavar="NAME", help="The column or field of each record that is the prompt.")
+@click.option("--id-column", metavar="NAME", help="The column or field of each record that is its id.")
+@click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Priority among your own jobs.")
+@click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
+@click.option("--sample", type=click.IntRange(1, 10_000), metavar="N", help="Run N random requests first, and ask.")
+@click.option("--yes", is_flag=True, help="Do not ask after the sample.")
+@click.option("--skip-done", is_flag=True, help="Copy what the same requests were answered in your earlier jobs.")
+@click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
+@click.option(
+    "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
+)
+@pass_invocation
+def submit_command(
+    invocation: Invocation,
+    /,
+    paths: tuple[Path, ...],
+    config: Path | None,
+    sample: int | None,
+    yes: bool,
+    skip_done: bool,
+    wait: bool,
+    output_dir: Path | None,
+    **given: Any,
+) -> None:
+    """Make a job of each PATH, a file or a folder. Returns when the daemon holds it safely on disk."""
+    settings = _settings(config, given)
+    drops = {path: settings | {"skip_done": True} if skip_done else settings for path in paths}
+    if sample is not None:
+        samples = _try_first(invocation, {path: settings | {"sample": sample} for path in paths}, ask=not yes)
+        if samples is None:
+            return
+        # What was answered for the sample is not asked again.
+        drops = {path: {"skip_done": samples[path], **own} for path, own in drops.items()}
+    jobs, refused = _hand_over(invocation, drops)
+    if jobs and (wait or output_dir is not None):
+        jobs = _wait(invocation, [job["job"] for job in jobs])
+        if output_dir is not None:
+            jobs = [_fetch(job, output_dir) if job["state"] == "done" else job for job in jobs]
+        if not invocation.json:
+            _report(jobs)
+    invocation.answer({"jobs": jobs, "refused": refused}, lambda: None)
+    sys.exit(exit_codes.FAILED if refused or not all(map(_good, jobs)) else exit_codes.OK)
+
+
+def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool) -> dict[Path, str] | None:
+    """Run a sample of each drop and show it; the jobs of the samples, or None when the whole is not wanted."""
+    from obatchd.cli.views import sampling
+    from obatchd.results.rows import Source
+
+    jobs, refused = _hand_over(invocation, drops, "a sample; results:")
+    samples = {path: job["job"] for path, job in zip(drops, jobs, strict=False)}
+    jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
+    sources = [Source(Path(job["outbox"])) for job in jobs]
+    if refused:
+        invocation.answer({"jobs": jobs, "refused": refused}, lambda: None)
+        sys.exit(exit_codes.FAILED)
+    expected = sampling.estimate(jobs, sources, invocation.client().get("status"))
+    if invocation.json:
+        if ask:
+            rows = [sampling.document(row) for source in sources for row in source.rows()]
+            estimate = {"requests": expected.requests, "estimate_s": expected.seconds}
+            invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate}, lambda: None)
+        return None if ask else samples
+    for source in sources:
+        sampling.show(source)
+    click.echo(sampling.sentence(expected))
+    if ask and not _confirmed():
+        click.echo("The whole was not submitted.")
+        return None
+    return samples
+
+
+def _confirmed() -> bool:
+    try:
+        return click.confirm("Run it?", default=False)
+    except click.Abort:
+        click.echo("\nNobody answered; --yes runs the whole without asking.", err=True)
+        sys.exit(exit_codes.FAILED)
+
+
+def _hand_over(
+    invocation: Invocation, drops: dict[Path, Document], what: str = "results:"
+) -> tuple[list[Document], list[Document]]:
+    """Submit each path with its settings; one that is refused does not keep back the others."""
+    client = invocation.client()
+    jobs, refused = [], []
+    for path, settings in drops.items():
+        try:
+            job = client.submit(path, settings)
+        except DaemonDownError:
+            raise
+        except ObatchError as error:
+            refused.append({"path": str(path), "error": {"code": error.code, "message": error.message}})
+            if not invocation.json:
+                reason = error.message.removeprefix(f"{path.name}: ")
+                click.echo(f"{clean(path)} was not accepted: {clean(reason)}", err=True)
+            continue
+        jobs.append(job)
+        if not invocation.json:
+            click.echo(f"{job['job']}  {clean(path)}  {what} {clean(job['outbox'])}")
+    return jobs, refused
+
+
+def _settings(config: Path | None, given: dict[str, Any]) -> Document:
+    settings: Document = {}
+    if config is not None:
+        from obatchd.settings.job_file import parse_job_settings
+        from obatchd.settings.reading import read_toml
+
+        settings = read_toml(config)
+        parsed, notes = parse_job_settings(settings, str(config))  # wrong ones are explained before anything is sent
+        if parsed.deadline is not None:
+            settings["deadline"] = parsed.deadline  # TOML has times, JSON has not
+        settings.pop("ollama_instances", None)
+        for note in notes:
+            click.echo(clean(note), err=True)
+    return settings | {key: _meaning(key, value) for key, value in given.items() if value not in (None, ())}
+
+
+def _meaning(key: str, value: Any) -> Any:
+    """What the daemon is told for an option: the content of a file, or a truth value."""
+    if key == "template" and value.startswith("@"):
+        return _text_of(Path(value[1:]), "--template")
+    if key == "format" and value != "json":
+        try:
+            return json.loads(_text_of(Path(value), "--format"))
+        except ValueError as error:
+            raise click.BadParameter(f"{clean(value)} is not JSON: {error}", param_hint="--format") from None
+    if key == "think":
+        return {"true": True, "false": False}.get(value, value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _text_of(path: Path, option: str) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        reason = "it is not UTF-8"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise click.BadParameter(f"{clean(path)} cannot be read: {reason}", param_hint=option)
+
+
+def _good(job: Document) -> bool:
+    return job.get("state") != "refused" and not any(job.get(name) for name in ("failed", "expired", "cancelled"))
+
+
+def _wait(invocation: Invocation, job_ids: list[str]) -> list[Document]:
+    """The jobs' last documents, once all are over."""
+    from obatchd.cli.views import waiting
+
+    client = invocation.client()
+
+    def look() -> list[Document]:
+        return [client.get(f"jobs/{job_id}") for job_id in job_ids]
+
+    try:
+        return waiting.wait(look, quiet=invocation.json)
+    except KeyboardInterrupt:
+        click.echo(
+            f"The work goes on; see  obatchctl job {job_ids[0]}\nTo end it:  obatchctl cancel {job_ids[0]}", err=True
+        )
+        sys.exit(exit_codes.INTERRUPTED)
+
+
+def _fetch(job: Document, directory: Path) -> Document:
+    """Copy a job's results, as the caller's own files; a copy that is there is complete."""
+    source = Path(job["outbox"])
+    target = directory / source.name
+    if target.exists():
+        raise ControlError(f"{target} is there already; give another --output-dir", code="exists")
+    temporary = directory / f".{source.name}.part"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        # copyfile, not copy: modes of the outbox are the daemon's, the copy is the user's.
+        shutil.copytree(source, temporary, copy_function=shutil.copyfile)
+        temporary.replace(target)
+    except (OSError, shutil.Error) as error:
+        raise ControlError(f"the results in {source} cannot be copied to {directory}: {error}", code="copy") from None
+    return {**job, "copied_to": str(target)}
+
+
+def _report(jobs: list[Document]) -> None:
+    for job in jobs:
+        counts = ", ".join(
+            f"{job[name]} {name}" for name in ("succeeded", "failed", "cancelled", "expired") if job[name]
+        )
+        place = job.get("copied_to") or job["outbox"] or job["refused_to"]
+        click.echo(f"{job['job']}  {job['state']}  {counts or 'no requests'}  {clean(place)}")
+        for note in job["notes"] or []:
+            click.echo(f"  note: {clean(note)}")
+        for code, failure in _failures(Path(place)).items():
+            click.echo(f"  {failure['requests']} {clean(code)}: {clean(failure['example'])}")
+            click.echo(f"    → {clean(failure['advice'])}")
+
+
+def _failures(outbox: Path) -> Document:
+    """Failures by their code, with an example and what to do; none where the summary cannot be read."""
+    try:
+        found: Document = json.loads((outbox / "summary.json").read_bytes()).get("failures", {})
+    except (OSError, ValueError):
+        return {}
+    return found

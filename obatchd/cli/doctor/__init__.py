@@ -1,0 +1,1 @@
+"""``obatchctl doctor``: what is wrong on this host."""

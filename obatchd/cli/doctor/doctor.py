@@ -1,0 +1,64 @@
+"""``obatchctl doctor``: one page on what is wrong here, each line with the next command. Needs no daemon."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from obatchd.cli import exit_codes
+from obatchd.cli.command import Command, Invocation, clean, pass_invocation
+from obatchd.cli.commands.config import file_or_system
+from obatchd.cli.doctor import host_checks, spool_checks
+from obatchd.cli.doctor.finding import Finding, bad, ok
+from obatchd.errors import ConfigError
+from obatchd.settings.settings import Settings
+
+
+@click.command("doctor", cls=Command)
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The daemon's configuration file.")
+@pass_invocation
+def doctor_command(invocation: Invocation, config: Path | None) -> None:
+    """Look for what is wrong on this host. Exit code 1 if a line is bad."""
+    findings = list(examine(invocation.spool, file_or_system(config)))
+    document = {"findings": [finding._asdict() for finding in findings]}
+    invocation.answer(document, lambda: _print(findings))
+    sys.exit(exit_codes.FAILED if any(finding.level == "bad" for finding in findings) else exit_codes.OK)
+
+
+def examine(spool: Path, config: Path | None) -> Iterator[Finding]:
+    """Every check, in the order in which things have to work."""
+    from obatchd.settings import reading
+
+    settings = Settings()
+    try:
+        settings = reading.load(config, environ=os.environ, flags={})
+        yield ok("config", str(config) if config else "no file; the defaults and the environment count")
+    except ConfigError as error:
+        yield bad("config", error.message.replace("\n", "; "), f"obatchctl config check {config or ''}")
+    running = spool_checks.daemon_runs(spool)
+    checks: list[Callable[[], Iterator[Finding]]] = [
+        lambda: host_checks.driver(settings),
+        lambda: host_checks.ollama(settings),
+        lambda: host_checks.model_store(settings, spool),
+        lambda: host_checks.ports(settings, running),
+        lambda: host_checks.foreign_ollama(),
+        lambda: host_checks.clock(),
+        lambda: spool_checks.daemon(spool),
+        lambda: spool_checks.directories(spool),
+        lambda: spool_checks.disk(spool, settings),
+    ]
+    for check in checks:
+        yield from check()
+
+
+def _print(findings: list[Finding]) -> None:
+    from obatchd.cli.views.text import styled
+
+    for finding in findings:
+        click.echo(styled(f"{finding.level:<6}") + clean(f"{finding.about:<8}{finding.text}"))
+        if finding.next_command:
+            click.echo(f"{'':<14}→ {clean(finding.next_command)}")

@@ -1,0 +1,187 @@
+"""The checks of ``obatchctl doctor`` on the host: driver, Ollama, model store, ports, clock."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import pwd
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import obatchd
+from obatchd.cli.doctor.finding import Finding, bad, nearest, ok, warn
+from obatchd.cli.views.text import size
+from obatchd.settings.settings import Settings
+
+_COMMAND_TIMEOUT_S = 15.0
+_CONNECT_TIMEOUT_S = 1.0
+_OLLAMA_PORT = 11434
+_LOW_STORE_BYTES = 10 * 1024**3
+
+
+def driver(settings: Settings) -> Iterator[Finding]:
+    """The NVIDIA driver and its GPUs, by NVML."""
+    use = settings.gpus.use
+    if isinstance(use, str) and use != "all":
+        yield ok("gpus", f"gpus = {use}: the driver is not needed")
+        return
+    output = _run([sys.executable, "-m", "obatchd.cli.doctor.nvml_report"])
+    if output is None:
+        yield bad("gpus", f"the driver does not answer within {_COMMAND_TIMEOUT_S:.0f} s", "sudo dmesg | grep -i nvrm")
+        return
+    try:
+        report = json.loads(output)
+    except ValueError:
+        report = {"error": "NVML cannot be asked"}
+    if "error" in report:
+        text = f"no usable NVIDIA driver ({report['error']}): work goes to the CPU or to remote servers"
+        yield warn("gpus", text, "nvidia-smi")
+    elif not report["gpus"]:
+        yield warn("gpus", f"driver {report['driver']}, but no GPU", "lspci | grep -i nvidia")
+    else:
+        names = ", ".join(sorted(set(report["gpus"])))
+        yield ok("gpus", f"driver {report['driver']}, {len(report['gpus'])} GPUs: {names}")
+
+
+def ollama(settings: Settings) -> Iterator[Finding]:
+    """The ollama binary and its version."""
+    if settings.ollama_instances:
+        yield ok("ollama", f"{len(settings.ollama_instances)} remote servers; no binary is needed here")
+        return
+    binary = shutil.which(settings.servers.ollama)
+    if binary is None:
+        text = f"there is no program {settings.servers.ollama}; install Ollama (https://ollama.com/download/linux)"
+        yield bad("ollama", text + ", or set servers.ollama to its path", "which ollama")
+        return
+    # It asks a running server first; port 1 makes sure that there is none, so it tells its own version.
+    output = _run([binary, "--version"], {"OLLAMA_HOST": "127.0.0.1:1"}) or ""
+    version = re.search(r"\d+\.\d+\.\d+\S*", output)
+    if version is None:
+        yield bad("ollama", f"{binary} does not tell its version", f"{binary} --version")
+    else:
+        yield ok("ollama", f"{version[0]} at {binary}")
+
+
+def model_store(settings: Settings, spool: Path) -> Iterator[Finding]:
+    """Where models lie, and how much room there is for more; root is told of those of the spool's owner."""
+    if settings.ollama_instances:
+        return
+    home = _home_of_other(spool)
+    given = settings.servers.models_dir or (os.environ.get("OLLAMA_MODELS") if home is None else None)
+    store = (home or Path.home()) / ".ollama/models" if given is None else Path(given).expanduser()
+    place, closed = nearest(store)
+    if closed:
+        yield warn("models", f"{store} is where you may not look; the daemon's user must be able to", f"ls -ld {place}")
+        return
+    free_bytes = shutil.disk_usage(place).free
+    text = f"{store}, {size(free_bytes)} free"
+    if not os.access(place, os.W_OK):
+        yield warn("models", f"{text}; not yours to write, so nothing can be pulled", f"ls -ld {place}")
+    elif free_bytes < _LOW_STORE_BYTES:
+        yield warn("models", f"{text}; large models will not fit", f"df -h {place}")
+    else:
+        yield ok("models", text + ("" if place == store.absolute() else "; made by the first pull"))
+
+
+def _home_of_other(spool: Path) -> Path | None:
+    """Home of the user whose spool it is, where that is not the one who asks."""
+    try:
+        owner = spool.stat().st_uid
+        return Path(pwd.getpwuid(owner).pw_dir) if os.geteuid() == 0 and owner else None
+    except (OSError, KeyError):
+        return None
+
+
+def ports(settings: Settings, running: bool) -> Iterator[Finding]:
+    """Whether the servers' ports are free; a running daemon uses them itself."""
+    base = settings.servers.base_port
+    if not base or running or settings.ollama_instances:
+        yield ok("ports", "in use by the daemon" if base and running else "free ones are picked")
+        return
+    wanted = range(base, base + 8)
+    taken = [port for port in wanted if not _is_free(settings.servers.listen, port)]
+    if taken:
+        numbers = ", ".join(map(str, taken))
+        yield warn(
+            "ports", f"in use already: {numbers}; set servers.base_port to others", f"ss -ltnp sport = :{taken[0]}"
+        )
+    else:
+        yield ok("ports", f"{wanted.start} to {wanted.stop - 1} are free")
+
+
+def foreign_ollama() -> Iterator[Finding]:
+    """An Ollama of somebody else on the usual port, which shares the GPUs with ours."""
+    version = _get_json(_OLLAMA_PORT, "/api/version")
+    if version is None:
+        yield ok("others", f"no other Ollama on port {_OLLAMA_PORT}")
+        return
+    loaded = (_get_json(_OLLAMA_PORT, "/api/ps") or {}).get("models") or []
+    used_bytes = sum(model.get("size_vram", 0) for model in loaded)
+    text = f"another Ollama {version.get('version', '')} runs on port {_OLLAMA_PORT}"
+    if used_bytes:
+        yield warn("others", f"{text} and holds {size(used_bytes)} of GPU memory", "sudo systemctl stop ollama")
+    else:
+        yield warn("others", f"{text}; a model it loads takes memory from our servers", "systemctl status ollama")
+
+
+def clock() -> Iterator[Finding]:
+    """Whether the clock can be right: job ids and results carry its time."""
+    installed_s = Path(obatchd.__file__).stat().st_mtime
+    if time.time() < installed_s:
+        yield bad("clock", "it is earlier than when obatchd was installed", "timedatectl")
+    elif (_run(["timedatectl", "show", "--property=NTPSynchronized", "--value"]) or "").strip() == "no":
+        yield warn("clock", "plausible, but not synchronised", "timedatectl set-ntp true")
+    else:
+        yield ok("clock", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+
+
+def _run(command: list[str], environment: Mapping[str, str] | None = None) -> str | None:
+    """What a command prints, nothing where it cannot be started; ``None`` when it does not end in time."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            text=True,
+            errors="replace",
+        )
+    except OSError:
+        return ""
+    try:
+        return process.communicate(timeout=_COMMAND_TIMEOUT_S)[0]
+    except subprocess.TimeoutExpired:
+        process.kill()  # not waited for: stuck in the driver it may never end
+        return None
+
+
+def _is_free(address: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: TIME_WAIT does not count
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def _get_json(port: int, path: str) -> dict[str, Any] | None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_CONNECT_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        document = json.loads(connection.getresponse().read(1024**2))
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
+    finally:
+        connection.close()
+    return document if isinstance(document, dict) else None

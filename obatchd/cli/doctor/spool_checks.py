@@ -1,0 +1,122 @@
+"""The checks of ``obatchctl doctor`` on one spool."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from obatchd.cli.doctor.finding import Finding, bad, nearest, ok, warn
+from obatchd.cli.views.text import size
+from obatchd.client.client import Client
+from obatchd.errors import DaemonDownError, ObatchError
+from obatchd.settings.settings import Settings
+
+_DIRECTORIES = ("inbox", "work", "outbox", "failed")
+
+
+def daemon_runs(spool: Path) -> bool:
+    """Whether a daemon answers on the spool."""
+    try:
+        Client(spool).get("ping")
+    except ObatchError:
+        return False
+    return True
+
+
+def daemon(spool: Path) -> Iterator[Finding]:
+    """Whether the daemon answers, and is content."""
+    try:
+        status = Client(spool).get("status")
+    except DaemonDownError as error:
+        yield warn("daemon", error.message, f"obatchd --spool {spool}")
+    except ObatchError as error:
+        yield bad("daemon", error.message, f"obatchctl --spool {spool} status")
+    else:
+        if status["state"] == "degraded":
+            yield bad("daemon", "; ".join(status["reasons"]), f"obatchctl --spool {spool} status")
+        else:
+            for notice in status["notices"]:
+                yield warn("daemon", notice, f"obatchctl --spool {spool} status")
+            yield ok("daemon", f"{status['state']}, pid {status['pid']}, version {status['version']}")
+
+
+def directories(spool: Path) -> Iterator[Finding]:
+    """The spool's directories: there, usable and on one filesystem (a rename is atomic only within one)."""
+    place, closed = nearest(spool)
+    if closed:
+        yield warn("spool", f"{spool} is where you may not look; the daemon's user must be able to", f"ls -ld {place}")
+        return
+    if place != spool.absolute():
+        yield _missing(spool, place)
+        return
+    if os.geteuid() not in (0, spool.stat().st_uid) and _is_shared(spool / "inbox"):
+        yield _of_a_service(spool / "inbox")
+        return
+    devices = {}
+    for name in _DIRECTORIES:
+        path = spool / name
+        try:
+            devices[path] = path.stat().st_dev
+        except FileNotFoundError:
+            continue  # made at the daemon's start
+        except OSError as error:
+            yield bad("spool", f"{path}: {error.strerror}", f"ls -ld {spool} {path}")
+            continue
+        if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+            yield warn("spool", f"{path} is not yours to read and write; it must be the daemon's", f"ls -ld {path}")
+    if len(set(devices.values())) > 1:
+        yield bad("spool", f"the directories in {spool} are on several filesystems", f"df {spool}/*")
+    elif not os.access(spool, os.W_OK):
+        yield warn("spool", f"{spool} is not yours to write; it must be the daemon's", f"ls -ld {spool}")
+    else:
+        yield ok("spool", f"{spool}: writable, one filesystem")
+
+
+def _is_shared(inbox: Path) -> bool:
+    """Whether a group may drop files, as into the inbox of a system service."""
+    return inbox.is_dir() and bool(inbox.stat().st_mode & stat.S_ISGID)
+
+
+def _of_a_service(inbox: Path) -> Finding:
+    """Whether this user may drop files into another user's spool, and what to do if not."""
+    if os.access(inbox, os.W_OK | os.X_OK):
+        return ok("spool", f"you may drop files into {inbox}")
+    try:
+        name = pwd.getpwuid(os.geteuid()).pw_name
+        group = grp.getgrgid(inbox.stat().st_gid)
+    except KeyError:
+        return bad("spool", f"you may not drop files into {inbox}", f"ls -ld {inbox}")
+    if name in group.gr_mem:
+        text = f"you are in the group {group.gr_name}, but this session began before: log out and in again"
+        return bad("spool", text, f"newgrp {group.gr_name}")
+    text = f"only members of the group {group.gr_name} may drop files into {inbox}; then log out and in again"
+    return bad("spool", text, f"sudo usermod -aG {group.gr_name} {name}")
+
+
+def _missing(spool: Path, parent: Path) -> Finding:
+    if os.access(parent, os.W_OK):
+        return warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
+    return bad(
+        "spool",
+        f"{spool} does not exist and {parent} is not yours to write",
+        f"sudo install -d -o {os.geteuid()} {spool}",
+    )
+
+
+def disk(spool: Path, settings: Settings) -> Iterator[Finding]:
+    """Free bytes and inodes where the spool is."""
+    place, _ = nearest(spool)
+    found = os.statvfs(place)
+    free_bytes = found.f_bavail * found.f_frsize
+    text = f"{size(free_bytes)} free"
+    if found.f_files:  # some filesystems, e.g. btrfs, have no fixed number of inodes and report 0
+        text += f", {found.f_favail} inodes free"
+    low_inodes = bool(found.f_files) and found.f_favail < settings.disk.min_free_inodes
+    if free_bytes < settings.disk.min_free_bytes or low_inodes:
+        yield bad("disk", f"{text}: too little, dispatch pauses", f"df -h {place}; df -i {place}")
+    else:
+        yield ok("disk", text)

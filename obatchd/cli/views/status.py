@@ -1,0 +1,144 @@
+"""``obatchctl status`` for people: the status document as a page of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from obatchd.cli.command import clean
+from obatchd.cli.views.text import NOTHING, age_s, bar, duration, number, size, styled, table
+
+Document = dict[str, Any]
+
+_READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
+_SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
+_JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
+
+
+def render(status: Document) -> list[str]:
+    """The whole page, as lines."""
+    lines = [_headline(status), *(_alarm(f"  ! {reason}") for reason in status["reasons"])]
+    lines += ["", *server_table(status["servers"], told=status["reasons"])]
+    if status["gpus"]["state"] != "ok":
+        lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
+    lines += [clean(f"note: {notice}") for notice in status["notices"]]
+    if run := status["burnin"]:
+        done = min(100, round(100 * run["elapsed_s"] / run["asked_s"]))
+        lines.append(clean(f"burn-in {run['run']}: {run['state']}, {done} %, on {len(run['gpus'])} GPUs"))
+    lines += ["", *map(clean, _lines(status)), *(clean(_pull(pull)) for pull in status["pulls"])]
+    if status["jobs"]:
+        lines += ["", *job_table(status["jobs"])]
+    return lines
+
+
+def _headline(status: Document) -> str:
+    up = duration(age_s(status["started_at"]))
+    rest = f"obatchd {status['version']} · up {up} · pid {status['pid']} · {status['spool']}"
+    return f"{styled(clean(status['state']))} · {clean(rest)}"
+
+
+def _alarm(text: str) -> str:
+    return click.style(clean(text), fg="red")
+
+
+def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]:
+    """The servers of the status document as a table, and below it why a server is as it is, unless that was told."""
+    if not servers:
+        return ["no servers"]
+    notes = [
+        f"  {server['id']}: {server['reason']}"
+        for server in servers
+        if server["reason"] and server["state"] != "ready" and not any(server["reason"] in reason for reason in told)
+    ]
+    return [*table(_SERVER_HEADINGS, map(_server_row, servers)), *map(clean, notes)]
+
+
+def _server_row(server: Document) -> list[object]:
+    readings = _readings(server["gpus"]) if server["gpus"] else [NOTHING] * len(_READINGS)
+    busy = f"{server['in_flight']}/{server['slots'] if server['slots'] is not None else '?'}"
+    speed = number(server["tokens_per_s"], digits=1)
+    return [server["id"], server["state"], _loaded(server), *readings, busy, speed, server["restarts"]]
+
+
+def _readings(gpus: list[Document]) -> list[str]:
+    """Of one GPU, or of a group: its memory and power in all, its mean utilisation, its hottest GPU."""
+
+    def known(name: str) -> list[Any]:
+        values = [gpu[name] for gpu in gpus]
+        return [] if None in values else values
+
+    def in_all(name: str) -> Any:
+        return sum(values) if (values := known(name)) else None
+
+    busy = known("utilisation_percent")
+    names = dict.fromkeys(str(gpu["name"]).removeprefix("NVIDIA ") for gpu in gpus)
+    return [
+        f"{','.join(str(gpu['index']) for gpu in gpus)} {', '.join(names)}",
+        number(sum(busy) / len(busy) if busy else None, " %"),
+        _memory(in_all("memory_used_bytes"), in_all("memory_total_bytes")),
+        number(max(known("temp_c"), default=None), " °C"),
+        number(in_all("power_w"), " W"),
+    ]
+
+
+def _memory(used_bytes: int | None, total_bytes: int | None) -> str:
+    used, total = (NOTHING if value is None else f"{value / 1024**3:.1f}" for value in (used_bytes, total_bytes))
+    return f"{used}/{total}"
+
+
+def _loaded(server: Document) -> str:
+    if loading := server["loading"]:
+        return f"loading {loading.get('model', '')}".rstrip()
+    if loaded := server["loaded"]:
+        return f"{loaded['model']} ({loaded['context_length']})"
+    return NOTHING
+
+
+def _lines(status: Document) -> list[str]:
+    queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
+    waiting = f"{inbox['settling']} settling, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
+    waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
+    lines = [f"queue  {queue['requests']} requests in {queue['jobs']} jobs", f"inbox  {waiting}"]
+    if inbox["problem"]:
+        lines.append(f"       ! {inbox['problem']}")
+    lines += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
+    low = "  ! dispatch pauses: see above" if disk["low"] else ""
+    return [*lines, f"disk   {size(disk['free_bytes'])} free{low}"]
+
+
+def _pull(pull: Document) -> str:
+    amount = f"{size(pull['completed_bytes'])} / {size(pull['total_bytes'])}"
+    return (
+        f"pull   {pull['model']}  {bar(pull['completed_bytes'] or 0, pull['total_bytes'])}  {amount}  {pull['status']}"
+    )
+
+
+def finished(job: Document) -> int:
+    """How many requests of a job have their result."""
+    return sum(job[outcome] or 0 for outcome in ("succeeded", "failed", "cancelled", "expired"))
+
+
+def job_table(jobs: list[Document]) -> list[str]:
+    """Job summaries as a table."""
+    return table(_JOB_HEADINGS, map(_job_row, jobs))
+
+
+def _state(job: Document) -> str:
+    """A job that is over because somebody or its deadline ended it is called so: its bar is full like any other's."""
+    if job["state"] != "done":
+        return str(job["state"])
+    return next((ending for ending in ("cancelled", "expired") if job[ending]), "done")
+
+
+def _job_row(job: Document) -> list[object]:
+    total = job["requests"]
+    done = finished(job)
+    of = total if total is not None else f"{job['indexed']}+"
+    state = f"{'paused ' if job['paused'] else ''}{_state(job)}"
+    failed = job["failed"] or ""
+    rate, eta = number(job["requests_per_s"], digits=1), duration(job["eta_s"])
+    tokens = number(job["tokens_per_s"], digits=1)
+    progress = bar(done, total)
+    return [job["job"], state, job["name"], progress, f"{done}/{of}", failed, job["in_flight"], rate, tokens, eta]

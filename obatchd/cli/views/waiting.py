@@ -1,0 +1,108 @@
+"""``submit --wait``: what is to be seen until jobs are over."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from obatchd.cli.command import clean
+from obatchd.cli.views.status import finished
+from obatchd.cli.views.text import duration
+from obatchd.errors import DaemonDownError
+
+Document = dict[str, Any]
+
+_POLL_S = 0.5
+_LINE_S = 30.0  # between two lines where there is no terminal to draw on
+_DOWN_S = 120.0  # a daemon that is being restarted is waited for
+_T = TypeVar("_T")
+_OVER = ("done", "refused")
+
+
+def wait(look: Callable[[], list[Document]], *, quiet: bool) -> list[Document]:
+    """The jobs' last documents, once all are over; on a terminal with a bar for each, else with a line now and then."""
+    if quiet:
+        return _until_over(look, lambda jobs: None)
+    return _with_bars(look) if sys.stderr.isatty() else _with_lines(look)
+
+
+def over_restarts(ask: Callable[[], _T]) -> _T:
+    """What ``ask`` answers; while the daemon is being restarted, it is asked again.
+
+    Raises:
+        DaemonDownError: the daemon stays away for two minutes, or the caller may not talk to it.
+    """
+    down_since_s: float | None = None
+    while True:
+        try:
+            return ask()
+        except DaemonDownError as error:
+            if error.code == "permission" or (down_since_s and time.monotonic() - down_since_s > _DOWN_S):
+                raise
+            if down_since_s is None:
+                down_since_s = time.monotonic()
+                click.echo(f"obatchd does not answer; waiting {_DOWN_S:.0f} s for it to come back.", err=True)
+            time.sleep(_POLL_S)
+
+
+def _until_over(look: Callable[[], list[Document]], show: Callable[[list[Document]], None]) -> list[Document]:
+    while True:
+        jobs = over_restarts(look)
+        show(jobs)
+        if all(job["state"] in _OVER for job in jobs):
+            return jobs
+        time.sleep(_POLL_S)
+
+
+def speed(job: Document) -> str:
+    """How fast a job gets on, how long it will take, and what has failed."""
+    parts = []
+    if job["requests_per_s"]:
+        parts.append(f"{job['requests_per_s']:.1f}/s")
+    if job["tokens_per_s"]:
+        parts.append(f"{job['tokens_per_s']:,.0f} tokens/s")
+    if job["eta_s"] is not None:
+        parts.append(f"{duration(job['eta_s'])} left")
+    if job["failed"]:
+        parts.append(f"{job['failed']:,} failed")
+    return ", ".join(parts)
+
+
+def _with_lines(look: Callable[[], list[Document]]) -> list[Document]:
+    next_s = time.monotonic() + _LINE_S
+
+    def show(jobs: list[Document]) -> None:
+        nonlocal next_s
+        if time.monotonic() < next_s:
+            return
+        next_s = time.monotonic() + _LINE_S
+        for job in jobs:
+            of = f"{job['requests']:,}" if job["requests"] is not None else f"{job['indexed']:,} or more"
+            click.echo(clean(f"{job['job']}  {finished(job):,} of {of}  {speed(job)}"), err=True)
+
+    return _until_over(look, show)
+
+
+def _with_bars(look: Callable[[], list[Document]]) -> list[Document]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks = {job["job"]: progress.add_task(clean(job["name"]), total=None, speed="") for job in look()}
+
+        def show(jobs: list[Document]) -> None:
+            for job in jobs:
+                task = tasks[job["job"]]
+                progress.update(task, completed=finished(job), total=job["requests"], speed=speed(job))
+
+        return _until_over(look, show)

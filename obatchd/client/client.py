@@ -1,0 +1,208 @@
+"""The client of the control API, for ``obatchctl``: synchronous, standard library only, quick to import."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import quote, urlencode
+
+from obatchd import errors
+from obatchd.client import handover
+from obatchd.client.runtime import CONTROL_SOCKET, SUBMIT_SOCKET, daemon_down, permission_denied, read_record
+
+Document = dict[str, Any]
+
+_TIMEOUT_S = 60.0
+_SUBMIT_TIMEOUT_S = 3600.0  # the daemon copies and flushes before it answers
+_BY_STATUS: dict[int, type[errors.ObatchError]] = {
+    404: errors.NotFoundError,
+    403: errors.ForbiddenError,
+    400: errors.ConfigError,
+    422: errors.DropRefused,
+}
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__("localhost")
+        self.sock = connection
+
+
+class Client:
+    """Talks to the daemon of one spool. Every method raises DaemonDownError when none answers.
+
+    Args:
+        spool: the spool's directory.
+    """
+
+    def __init__(self, spool: Path) -> None:
+        self._spool = spool
+
+    def get(self, path: str, **query: str | int | None) -> Document:
+        """``GET /v1/<path>``."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._call("GET", path + ("?" + urlencode(given) if given else ""))
+
+    def post(self, path: str, body: Document | None = None) -> Document:
+        """``POST /v1/<path>``, with a JSON body where there is one."""
+        return self._call("POST", path, None if body is None else json.dumps(body).encode())
+
+    def delete(self, path: str) -> Document:
+        """``DELETE /v1/<path>``."""
+        return self._call("DELETE", path)
+
+    def pull(self, model: str) -> Iterator[Document]:
+        """Pull a model; yields its progress."""
+        body = json.dumps({"model": model}).encode()
+        connection = self._connect(CONTROL_SOCKET, None)
+        yield from self._lines(connection, "POST", "models/pull", body)
+
+    def server_log(self, server_id: str, lines: int, *, follow: bool) -> Iterator[Document]:
+        """What a managed server wrote, a line at a time."""
+        query = urlencode({"lines": lines, "follow": int(follow)})
+        connection = self._connect(CONTROL_SOCKET, None if follow else _TIMEOUT_S)
+        yield from self._lines(connection, "GET", f"servers/{quoted(server_id)}/log?{query}", None)
+
+    def _lines(self, connection: socket.socket, method: str, path: str, body: bytes | None) -> Iterator[Document]:
+        """An answer that is one document a line."""
+        with connection, self._send(connection, method, path, body) as response:
+            if response.status != 200:
+                _raise(_document(response.read()), response.status)
+            for line in response:
+                document = _document(line)
+                if "error" in document:
+                    _raise(document, 0)
+                yield document
+
+    def submit(self, path: Path, settings: Document) -> Document:
+        """Hand a file or folder over; returns the job once the daemon has it durably.
+
+        Raises:
+            ControlError: something in ``path`` cannot be read, or the daemon refuses it.
+        """
+        kind = "folder" if path.is_dir() else "file"
+        files = folder_files(path) if kind == "folder" else iter([(path.name, path)])
+        with self._connect(SUBMIT_SOCKET, _SUBMIT_TIMEOUT_S) as connection:
+            name = os.path.basename(os.path.abspath(path))  # of a link, its own; of "." the directory's
+            try:
+                handover.send_frame(connection, {"submit": {"name": name, "kind": kind, "settings": settings}})
+                return self._hand_over(connection, files)
+            except OSError as error:
+                # The daemon may have said why before it closed the connection.
+                answer, _ = handover.receive_frame(connection, 1.0)
+                if "error" in answer:
+                    _raise(answer, 0)
+                raise errors.ControlError(f"the daemon ended the connection: {error}") from error
+
+    @staticmethod
+    def _hand_over(connection: socket.socket, files: Iterator[tuple[str, Path]]) -> Document:
+        while True:
+            answer, _ = handover.receive_frame(connection, _SUBMIT_TIMEOUT_S)
+            if "job" in answer:
+                job: Document = answer["job"]
+                return job
+            if "error" in answer:
+                _raise(answer, 0)
+            batch = list(islice(files, handover.BATCH))
+            descriptors: list[int] = []
+            try:
+                for _, file in batch:
+                    descriptors.append(_open(file))
+                names = [name for name, _ in batch]
+                handover.send_frame(connection, {"files": names} if names else {"end": True}, descriptors)
+            finally:
+                handover.close_all(descriptors)
+
+    def _call(self, method: str, path: str, body: bytes | None = None) -> Document:
+        connection = self._connect(CONTROL_SOCKET, _TIMEOUT_S)
+        with connection, self._send(connection, method, path, body) as response:
+            document = _document(response.read())
+            if response.status >= 400:
+                _raise(document, response.status)
+            return document
+
+    def _send(self, connection: socket.socket, method: str, path: str, body: bytes | None) -> http.client.HTTPResponse:
+        request = _UnixConnection(connection)
+        headers = {"Content-Type": "application/json"} if body else {}
+        try:
+            request.request(method, "/v1/" + path, body, headers)
+            return request.getresponse()
+        except TimeoutError:
+            raise errors.DaemonDownError(
+                f"obatchd on {self._spool} does not answer within {_TIMEOUT_S:.0f} s. Look at its log."
+            ) from None
+        except (http.client.HTTPException, OSError) as error:
+            raise errors.DaemonDownError(f"obatchd on {self._spool} broke off: {error}. Look at its log.") from None
+
+    def _connect(self, name: str, timeout_s: float | None) -> socket.socket:
+        directory = read_record(self._spool).runtime_dir
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(str(directory / name))
+        except PermissionError:
+            connection.close()
+            raise permission_denied(self._spool) from None
+        except OSError:  # no socket, or nobody behind it: the daemon was killed
+            connection.close()
+            raise daemon_down(self._spool) from None
+        return connection
+
+
+def quoted(name: str) -> str:
+    """A name as one segment of a path."""
+    return quote(name, safe="")
+
+
+def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a folder in name order, without hidden ones.
+
+    Raises:
+        ControlError: it cannot be read, or there is a folder in it.
+    """
+    try:
+        files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
+    except OSError as error:
+        raise errors.ControlError(f"{folder}: cannot be read: {error.strerror}", code="unreadable") from None
+    for file in files:
+        if file.is_dir():
+            raise errors.ControlError(
+                f"{file} is a folder inside the folder; put its files directly into {folder}, or submit it by itself",
+                code="nested_folder",
+            )
+    return ((file.name, file) for file in files)
+
+
+def _open(file: Path) -> int:
+    try:
+        # O_NONBLOCK, because opening a named pipe would wait for a writer.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise errors.ControlError(f"{file}: cannot be read: {error.strerror}", code="unreadable") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise errors.ControlError(f"{file}: is not a regular file", code="not_a_file")
+    return descriptor
+
+
+def _document(body: bytes) -> Document:
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise errors.ControlError("the daemon's answer is not JSON; obatchctl and obatchd must have the same version")
+    return document
+
+
+def _raise(document: Document, status: int) -> NoReturn:
+    error = document.get("error", {})
+    kind = _BY_STATUS.get(status, errors.ControlError)
+    raise kind(str(error.get("message", f"the daemon answered {status}")), code=str(error.get("code", "control")))

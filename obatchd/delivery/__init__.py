@@ -1,0 +1,1 @@
+"""From an answer to the outbox: commits, response files, publication, and jobs that end before all is answered."""

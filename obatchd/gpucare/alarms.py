@@ -1,0 +1,108 @@
+"""Tells somebody: runs ``[alarms] command`` with one JSON document on its standard input for each alarm.
+
+One after the other, each for a bounded time, without a shell. What waits is bounded too; finished jobs give way first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from obatchd import log
+from obatchd.documents import SCHEMA
+from obatchd.settings.tables.alarms import AlarmKind, AlarmSettings
+from obatchd.times import instant
+
+_log = log.get(__name__)
+_MOST_WAITING = 100
+_LAST_S = 5.0  # for the alarms that wait when the daemon ends
+
+
+class Alarms:
+    """Collects alarms and runs the command."""
+
+    def __init__(self, settings: AlarmSettings) -> None:
+        self.settings = settings
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="alarms")
+
+    async def stop(self) -> None:
+        """Give what waits a moment, then end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_S):
+                await self._idle.wait()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def announce(self, kind: AlarmKind, facts: dict[str, Any]) -> None:
+        """Raise an alarm, if somebody wants to hear of its kind."""
+        if not self.settings.command or kind not in self.settings.on:
+            return
+        if len(self._waiting) >= _MOST_WAITING:
+            _log.warning("alarm_dropped", kind=self._drop()["kind"], reason="too many wait for the command")
+        head = {"schema": SCHEMA, "kind": kind, "at": instant(time.time()), "host": socket.gethostname()}
+        self._waiting.append(head | facts)
+        self._idle.clear()
+        self._wake.set()
+
+    def _drop(self) -> dict[str, Any]:
+        victim = next((waiting for waiting in self._waiting if waiting["kind"] == "job_done"), self._waiting[0])
+        self._waiting.remove(victim)
+        return victim
+
+    async def _run(self) -> None:
+        while True:
+            while self._waiting:
+                await self._tell(self._waiting.popleft())
+            self._idle.set()
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _tell(self, alarm: dict[str, Any]) -> None:
+        command, kind = self.settings.command, alarm["kind"]
+        try:
+            process = await self._begin(msgspec.json.encode(alarm) + b"\n")
+        except (OSError, ValueError) as error:
+            _log.error("alarm_failed", kind=kind, command=command[0], reason=str(error))
+            return
+        try:
+            async with asyncio.timeout(self.settings.timeout_s):
+                await process.wait()
+        except TimeoutError:
+            _log.error(
+                "alarm_failed", kind=kind, command=command[0], reason=f"not done in {self.settings.timeout_s:g} s"
+            )
+        else:
+            write = _log.error if process.returncode else _log.info
+            write("alarm_told", kind=kind, command=command[0], exit_code=process.returncode)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # also what it left behind in its own group
+            await process.wait()
+
+    async def _begin(self, document: bytes) -> asyncio.subprocess.Process:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("OBATCH")}
+        # A file in memory, not a pipe: a command that ends without reading it breaks nothing here.
+        with open(os.memfd_create("alarm"), "w+b") as standard_input:
+            standard_input.write(document)
+            standard_input.seek(0)
+            return await asyncio.create_subprocess_exec(
+                *self.settings.command, stdin=standard_input, stdout=asyncio.subprocess.DEVNULL, env=environment,
+                start_new_session=True,
+            )  # fmt: skip

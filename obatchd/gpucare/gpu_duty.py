@@ -1,0 +1,261 @@
+"""What follows from the state of the GPUs for servers and requests: quarantine, lending, hours of use.
+
+The monitor judges, servers obey, the dispatcher moves requests; they do not know each other. One of the three modules
+that know servers and GPUs besides the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from obatchd import log
+from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.gpucare.records import GpuRecords
+from obatchd.gpus.history import History
+from obatchd.gpus.kernel_log import KMSG, KernelLog
+from obatchd.gpus.model import ClockReason, XidEvent
+from obatchd.gpus.monitor import Facts, HealthEvent, Monitor, Quarantine
+from obatchd.gpus.probe import Probe
+from obatchd.servers.fleet import Fleet
+from obatchd.servers.managed import ManagedServer
+from obatchd.servers.states import ServerState
+from obatchd.settings.settings import Settings
+from obatchd.settings.tables.alarms import AlarmKind
+
+_log = log.get(__name__)
+_TICK_S = 1.0
+QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left
+_LENT, _HOURS = "lent", "hours"
+_FLUSH_S = 60.0
+_DANGER = ("near_shutdown", "lost")
+
+
+class GpuDuty:
+    """Connects the health of GPUs, and who may use them when, with servers and dispatch."""
+
+    def __init__(
+        self, settings: Settings, probe: Probe, fleet: Fleet, dispatcher: Dispatcher, facts: Facts, work: Path
+    ) -> None:
+        """``work`` is the directory of ``history.db`` and ``gpus.json``, and of what stand-ins share."""
+        self._settings = settings
+        self._probe = probe
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self.history = History(work / "history.db", ClockReason.HARDWARE)
+        self._flushed_s = time.monotonic()
+        records = GpuRecords(work / "gpus.json", facts)
+        self.monitor = Monitor(
+            probe, records, settings.gpu_health, on_quarantine=self._quarantined, on_event=self._event,
+            on_readings=self.history.sample, on_identity=self.history.place,
+        )  # fmt: skip
+        self.monitor.comparable = self._comparable
+        path = KMSG
+        if fleet.simulated:
+            from obatchd.simulator.gpus import kernel_log
+
+            path = kernel_log(work / "simulator")
+        self.kernel_log = KernelLog(self._xid, self.monitor.since_s, path)
+        self.announce: Callable[[AlarmKind, dict[str, Any]], None] = lambda kind, facts: None  # alarms
+        self.under_test: Callable[[str], bool] = lambda server: False  # whether a burn-in has a server for itself
+        self._work: set[asyncio.Task[None]] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to listen; called before any server has begun, so that a GPU in quarantine never gets one."""
+        for uuid, record in self.monitor.records.items():
+            if record.quarantine is not None:
+                for server in self.servers_on(uuid):
+                    server.quarantine_at_start(f"GPU {uuid} is in quarantine: {record.quarantine.reason}")
+        self._dispatcher.hear_of_crashes(self._crashed, self._cleared)
+        self._look()
+        self._probe.listen(self.monitor)
+        if self._probe.gpus:
+            self.kernel_log.start()
+        self._task = asyncio.create_task(self._run(), name="gpu-duty")
+
+    async def stop(self) -> None:
+        tasks = [*self._work, *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.kernel_log.stop()
+        await asyncio.to_thread(self.monitor.save)
+        await asyncio.to_thread(self.history.close)
+
+    def apply(self, settings: Settings) -> None:
+        """Use changed limits from the next reading on."""
+        self._settings = settings
+        self.monitor.settings = settings.gpu_health
+
+    def servers_on(self, card: str) -> Iterator[ManagedServer]:
+        """The servers that compute on a card; one on each slice, or a group over several."""
+        for server in self._fleet.servers.values():
+            if isinstance(server, ManagedServer) and any(gpu.card == card for gpu in server.gpus):
+                yield server
+
+    # What the monitor and the servers say.
+
+    def _event(self, event: HealthEvent) -> None:
+        self.history.event(event.at_s, event.uuid, event.kind, event.text, event.level, event.signal)
+        if event.kind in ("quarantine", "release"):  # too rare and too important to wait for the minute
+            self._flushed_s = float("-inf")
+
+    def _xid(self, event: XidEvent) -> None:
+        self.monitor.xids([event])
+
+    def _crashed(self, server_id: str, work: str, crashed_s: float) -> None:
+        for card in self._cards_of(server_id):
+            self.monitor.crashed(card, work, _epoch_s(crashed_s))
+
+    def _cleared(self, server_id: str, work: str, crashed_s: float, by: str) -> None:
+        words = f"{server_id} crashed, and {by} answered what it was working on"
+        for card in self._cards_of(server_id):
+            self.monitor.cleared(card, work, _epoch_s(crashed_s), self._cards_of(by), words)
+
+    def _cards_of(self, server_id: str) -> set[str]:
+        """None of a server on the CPU or elsewhere, which therefore proves nothing about a card here."""
+        server = self._fleet.servers.get(server_id)
+        return {gpu.card for gpu in server.gpus} if isinstance(server, ManagedServer) else set()
+
+    def _comparable(self, card: str) -> set[str]:
+        """Cards whose servers do the same work: only what they do not suffer too can be this card's fault."""
+        mine = {server.loaded or server.loading for server in self.servers_on(card)} - {None}
+        cards: set[str] = set()
+        for server in self._fleet.servers.values():
+            if isinstance(server, ManagedServer) and server.loaded in mine and server.ready:
+                cards |= {gpu.card for gpu in server.gpus}
+        return cards
+
+    def _quarantined(self, card: str, quarantine: Quarantine, urgent: bool) -> None:
+        who = self.monitor.tracks[card].identity
+        self.announce("quarantine", {
+            "uuid": card, "index": who.index, "serial": who.serial, "slot": who.slot or who.pci_bus_id,
+            "reason": quarantine.reason, "by": quarantine.by, "action": quarantine.action,
+        })  # fmt: skip
+        reason = f"GPU {card} is put into quarantine: {quarantine.reason}"
+        for server in self.servers_on(card):
+            server.hold(QUARANTINE, reason)
+            self._begin(self._withdraw(server, reason, urgent=urgent))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        async def run() -> None:
+            try:
+                await work
+            except Exception:  # noqa: BLE001 - logged; trouble with one GPU must not end the care of the others
+                _log.exception("gpu_duty_failed")
+
+        task = asyncio.create_task(run(), name="gpu-duty-work")
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+    async def _withdraw(self, server: ManagedServer, reason: str, *, urgent: bool) -> None:
+        """Take a server's work away and end it; without a strike, because its requests are not to blame.
+
+        A burn-in goes on, because it looks for just this; but not where it would hurt the hardware.
+        """
+        while self.under_test(server.id) and not self._in_danger(server):
+            await asyncio.sleep(_TICK_S)
+        if not any((r := self.monitor.records.get(gpu.card)) and r.quarantine for gpu in server.gpus):
+            return  # released meanwhile
+        await self._empty(server, 0.0 if urgent else self._settings.servers.drain_s)
+        for gpu in server.gpus:
+            if (track := self.monitor.tracks.get(gpu.card)) is not None:
+                track.add_ended(time.time())
+        await server.quarantine(reason)
+        self._look()
+
+    def _in_danger(self, server: ManagedServer) -> bool:
+        found = [self.monitor.assessments.get(gpu.card) for gpu in server.gpus]
+        return any(finding.signal in _DANGER for each in found if each for finding in each.findings)
+
+    async def _empty(self, server: ManagedServer, patience_s: float) -> None:
+        """Wait for what is in flight, then move the rest to other servers."""
+        if (link := self._dispatcher.links.get(server.id)) is not None:
+            await self._dispatcher.vacate(link, patience_s, "its GPU is taken out of use")
+
+    # As time goes by.
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self._look()
+            if self.monitor.dirty:
+                await asyncio.to_thread(self.monitor.save)
+            if time.monotonic() - self._flushed_s >= _FLUSH_S:
+                self._flushed_s = time.monotonic()
+                await asyncio.to_thread(self.history.flush)
+
+    def _look(self) -> None:
+        now_s = time.time()
+        closed = not in_hours(self._settings.gpus.allow, datetime.fromtimestamp(now_s))
+        for uuid, record in list(self.monitor.records.items()):
+            if record.lent_until_s and now_s >= record.lent_until_s:
+                self.take_back(uuid)
+            for server in self.servers_on(uuid):
+                until = time.strftime("%d %b %H:%M", time.localtime(record.lent_until_s))
+                self._keep(server, _LENT, f"lent until {until}" if record.lent_until_s else "")
+        servers = self._fleet.servers.values()
+        hours = f"its GPU may be used at {', '.join(self._settings.gpus.allow)} only (gpus.allow)"
+        for each in servers:
+            if isinstance(each, ManagedServer) and each.gpus:
+                self._keep(each, _HOURS, hours if closed else "")
+        if servers and all(server.state is ServerState.QUARANTINED for server in servers):
+            self._dispatcher.hold(QUARANTINE)
+        else:
+            self._dispatcher.unhold(QUARANTINE)
+
+    def _keep(self, server: ManagedServer, by: str, reason: str) -> None:
+        """Keep work away from a server, and its model out of the GPU, while there is a reason."""
+        if reason and server.holds.get(by) != reason:
+            server.hold(by, reason)
+            self._begin(self._free(server))
+        elif not reason and by in server.holds:
+            server.resume(by)
+
+    async def _free(self, server: ManagedServer) -> None:
+        await self._empty(server, self._settings.servers.drain_s)
+        await server.unload()
+
+    # Commands.
+
+    def release(self, card: str) -> list[str]:
+        """End a quarantine; the lasting defects that were accepted with it."""
+        accepted = self.monitor.release(card)
+        for server in self.servers_on(card):
+            others = [gpu.card for gpu in server.gpus if gpu.card != card]
+            if not any((record := self.monitor.records.get(o)) and record.quarantine for o in others):
+                server.resume(QUARANTINE)
+                server.release()
+        self._look()
+        return accepted
+
+    def lend(self, card: str, for_s: float) -> None:
+        """Free a card for somebody else for a while."""
+        self.monitor.lend(card, time.time() + for_s)
+        self._look()
+
+    def take_back(self, card: str) -> None:
+        """End a loan."""
+        self.monitor.lend(card, 0.0)
+        for server in self.servers_on(card):
+            server.resume(_LENT)
+
+
+def _epoch_s(monotonic_s: float) -> float:
+    return time.time() - (time.monotonic() - monotonic_s)
+
+
+def in_hours(allow: list[str], now: datetime) -> bool:
+    """Whether ``now`` is within one of the hours ``HH:MM-HH:MM``; hours may go over midnight. Without any: always."""
+    minute = now.hour * 60 + now.minute
+
+    def within(hours: str) -> bool:
+        begin, end = (int(text[:2]) * 60 + int(text[3:]) for text in hours.split("-"))
+        return begin <= minute < end if begin < end else minute >= begin or minute < end
+
+    return not allow or any(within(hours) for hours in allow)

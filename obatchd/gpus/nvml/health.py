@@ -1,0 +1,227 @@
+"""What NVML tells about the health of a card: identity, slow readings, errors as they happen. For the probe only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from ctypes import byref
+from pathlib import Path
+from typing import Any
+
+import pynvml
+
+import obatchd.log
+from obatchd.gpus.model import Identity, SlowReading, XidEvent
+from obatchd.gpus.nvml.calls import Asking, field_values, text
+
+log = obatchd.log.get(__name__)
+
+_SLOTS = Path("/sys/bus/pci/slots")
+_PAUSE_S = 60.0  # after an error of the event set, which may repeat at once and for ever
+_MOST_EVENTS = 100  # taken at a time
+_NS = 1e9
+_UNCORRECTED, _CORRECTED = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED
+_VOLATILE, _AGGREGATE = pynvml.NVML_VOLATILE_ECC, pynvml.NVML_AGGREGATE_ECC
+_SRAM = pynvml.NVML_MEMORY_LOCATION_SRAM
+_FIELDS = {  # of SlowReading, with what one unit of the field is
+    "sw_thermal_s": (pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN, 1 / _NS),
+    "hw_thermal_s": (pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN, 1 / _NS),
+    "hw_power_brake_s": (pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN, 1 / _NS),
+    "sw_power_cap_s": (pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP, 1 / _NS),
+    "pcie_replays": (pynvml.NVML_FI_DEV_PCIE_REPLAY_COUNTER, 1),
+    "pcie_correctable": (pynvml.NVML_FI_DEV_PCIE_COUNT_CORRECTABLE_ERRORS, 1),
+    "pcie_non_fatal": (pynvml.NVML_FI_DEV_PCIE_COUNT_NON_FATAL_ERROR, 1),
+    "pcie_fatal": (pynvml.NVML_FI_DEV_PCIE_COUNT_FATAL_ERROR, 1),
+    "nvlink_replays": (pynvml.NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL, 1),
+    "nvlink_recoveries": (pynvml.NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL, 1),
+    "nvlink_crc": (pynvml.NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL, 1),
+    "energy_j": (pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 1e-3),
+    "recovery_action": (pynvml.NVML_FI_DEV_GET_GPU_RECOVERY_ACTION, 1),
+}
+
+
+def identity(handle: Any, uuid: str, index: int, driver: str, bus_id: str) -> Identity:
+    """Who a card is, and its own limits; what it does not tell stays empty."""
+    ask = Asking()
+
+    def words(read: Any) -> str:
+        return text(ask.field("identity", lambda: read(handle)) or "")
+
+    def limit_c(kind: int) -> int | None:
+        value = ask.field("limit", lambda: pynvml.nvmlDeviceGetTemperatureThreshold(handle, kind))
+        return value or None  # some cards answer 0 for "none"
+
+    ecc = ask.field("ecc", lambda: pynvml.nvmlDeviceGetEccMode(handle))
+    mig = ask.field("mig", lambda: pynvml.nvmlDeviceGetMigMode(handle))
+    persistence = ask.field("persistence", lambda: pynvml.nvmlDeviceGetPersistenceMode(handle))
+    power_mw = ask.field("power", lambda: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle))
+    memory = ask.field("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
+    cuda = ask.field("cuda", pynvml.nvmlSystemGetCudaDriverVersion)
+    return Identity(
+        uuid=uuid,
+        name=words(pynvml.nvmlDeviceGetName),
+        index=index,
+        pci_bus_id=bus_id,
+        slot=physical_slot(bus_id),
+        serial=words(pynvml.nvmlDeviceGetSerial),
+        board_part_number=words(pynvml.nvmlDeviceGetBoardPartNumber),
+        vbios=words(pynvml.nvmlDeviceGetVbiosVersion),
+        inforom=words(pynvml.nvmlDeviceGetInforomImageVersion),
+        driver=driver,
+        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else "",
+        gsp_firmware=words(pynvml.nvmlDeviceGetGspFirmwareVersion),
+        memory_bytes=int(memory.total) if memory else None,
+        ecc=bool(ecc[0]) if ecc else None,
+        ecc_pending=bool(ecc[1]) if ecc else None,
+        mig=bool(mig[0]) if mig else None,
+        persistence=None if persistence is None else bool(persistence),
+        power_default_w=power_mw / 1000 if power_mw else None,
+        temp_max_c=limit_c(pynvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX),
+        temp_slowdown_c=limit_c(pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
+        temp_shutdown_c=limit_c(pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN),
+        memory_temp_max_c=limit_c(pynvml.NVML_TEMPERATURE_THRESHOLD_MEM_MAX),
+        clock_max_mhz=ask.field("clock", lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)),
+        pcie_gen_max=ask.field("pcie_gen", lambda: pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)),
+        pcie_width_max=ask.field("pcie_width", lambda: pynvml.nvmlDeviceGetMaxPcieLinkWidth(handle)),
+    )
+
+
+def physical_slot(bus_id: str, slots: Path = _SLOTS) -> str:
+    """The slot's name as the firmware gives it, empty where it does not; ``slots`` is sysfs."""
+    address = bus_id.lower()[-12:].partition(".")[0]  # 00000000:41:00.0 → 0000:41:00
+    try:
+        return next((slot.name for slot in slots.iterdir() if (slot / "address").read_text().strip() == address), "")
+    except OSError:
+        return ""
+
+
+def slow_reading(handle: Any, uuid: str, inforom_valid: bool | None) -> SlowReading:
+    """Counters and lasting flags of one card."""
+    ask = Asking()
+
+    def ecc(kind: int, counter: int) -> int | None:
+        return ask.field("ecc", lambda: int(pynvml.nvmlDeviceGetTotalEccErrors(handle, kind, counter)))
+
+    def sram(counter: int) -> int | None:
+        call = pynvml.nvmlDeviceGetMemoryErrorCounter
+        return ask.field("sram", lambda: int(call(handle, _UNCORRECTED, counter, _SRAM)))
+
+    rows = ask.field("rows", lambda: pynvml.nvmlDeviceGetRemappedRows(handle))
+    histogram = ask.field("row_histogram", lambda: pynvml.nvmlDeviceGetRowRemapperHistogram(handle))
+    repair = ask.field("repair", lambda: pynvml.nvmlDeviceGetRepairStatus(handle))
+    retired = [_retired(handle, cause, ask) for cause in _CAUSES]
+    pending = ask.field("pages_pending", lambda: pynvml.nvmlDeviceGetRetiredPagesPendingStatus(handle))
+    fields: dict[str, Any] = _by_field(handle, ask)
+    if "pcie_replays" not in fields:
+        fields["pcie_replays"] = ask.field("replays", lambda: int(pynvml.nvmlDeviceGetPcieReplayCounter(handle)))
+    if "energy_j" not in fields:
+        fields["energy_j"] = ask.field("energy", lambda: _energy_j(handle))
+    if "sw_thermal_s" not in fields:  # older drivers count all slowing for heat together
+        fields["sw_thermal_s"] = ask.field("thermal", lambda: _thermal_s(handle))
+    return SlowReading(
+        uuid=uuid,
+        at_s=time.time(),
+        ecc_corrected=ecc(_CORRECTED, _VOLATILE),
+        ecc_uncorrected=ecc(_UNCORRECTED, _VOLATILE),
+        ecc_corrected_aggregate=ecc(_CORRECTED, _AGGREGATE),
+        ecc_uncorrected_aggregate=ecc(_UNCORRECTED, _AGGREGATE),
+        sram_uncorrected=sram(_VOLATILE),
+        sram_uncorrected_aggregate=sram(_AGGREGATE),
+        sram_threshold_exceeded=ask.field("sram_threshold", lambda: _sram_threshold(handle)),
+        remapped_corrected=rows[0] if rows else None,
+        remapped_uncorrected=rows[1] if rows else None,
+        remap_pending=bool(rows[2]) if rows else None,
+        remap_failed=bool(rows[3]) if rows else None,
+        banks_without_spares=int(histogram.none) if histogram else None,
+        retired_single_bit=retired[0],
+        retired_double_bit=retired[1],
+        retired_pending=None if pending is None else bool(pending),
+        repair_pending=any(repair) if repair else None,
+        memory_unrepairable=ask.field("unrepairable", lambda: _unrepairable(handle)),
+        pcie_gen=ask.field("pcie_gen", lambda: pynvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)),
+        pcie_width=ask.field("pcie_width", lambda: pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle)),
+        inforom_valid=inforom_valid,
+        errors=ask.errors,
+        trouble=ask.trouble,
+        **fields,
+    )
+
+
+_CAUSES = (
+    pynvml.NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS,
+    pynvml.NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR,
+)
+
+
+def _by_field(handle: Any, ask: Asking) -> dict[str, Any]:
+    values = field_values(handle, [number for number, _ in _FIELDS.values()], ask, "fields")
+    found = {name: values[number] * unit for name, (number, unit) in _FIELDS.items() if number in values}
+    return {name: value if name.endswith(("_s", "_j")) else int(value) for name, value in found.items()}
+
+
+def _retired(handle: Any, cause: int, ask: Asking) -> int | None:
+    return ask.field("pages", lambda: len(pynvml.nvmlDeviceGetRetiredPages(handle, cause)))
+
+
+def _energy_j(handle: Any) -> float:
+    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+
+
+def _thermal_s(handle: Any) -> float:
+    return float(pynvml.nvmlDeviceGetViolationStatus(handle, pynvml.NVML_PERF_POLICY_THERMAL).violationTime) / _NS
+
+
+def _sram_threshold(handle: Any) -> bool:
+    status = pynvml.c_nvmlEccSramErrorStatus_v1_t()
+    pynvml.nvmlDeviceGetSramEccErrorStatus(handle, byref(status))
+    return bool(status.bThresholdExceeded)
+
+
+def _unrepairable(handle: Any) -> bool:
+    return bool(pynvml.nvmlDeviceGetUnrepairableMemoryFlag_v1(handle))
+
+
+def inforom_valid(handle: Any) -> bool | None:
+    """Whether the card's InfoROM is whole; slow, so once per run. None where nobody can tell."""
+    try:
+        pynvml.nvmlDeviceValidateInforom(handle)
+    except pynvml.NVMLError as error:
+        return False if error.value == pynvml.NVML_ERROR_CORRUPTED_INFOROM else None
+    return True
+
+
+class Events:
+    """XIDs as NVML reports them. Not every XID comes this way, so the kernel log is read too."""
+
+    def __init__(self, handles: Mapping[str, Any]) -> None:
+        """``handles``: of the cards, by UUID."""
+        self._paused_until_s = 0.0
+        self._set = None
+        try:
+            self._set = pynvml.nvmlEventSetCreate()
+        except pynvml.NVMLError as error:
+            log.info("gpu_events_absent", reason=str(error))
+            return
+        for uuid, handle in handles.items():
+            try:
+                kinds = pynvml.nvmlDeviceGetSupportedEventTypes(handle) & pynvml.nvmlEventTypeXidCriticalError
+                if kinds:
+                    pynvml.nvmlDeviceRegisterEvents(handle, kinds, self._set)
+            except pynvml.NVMLError as error:
+                log.info("gpu_events_absent", gpu=uuid, reason=str(error))
+
+    def take(self) -> list[XidEvent]:
+        """What has come since the last call; never waits."""
+        found: list[XidEvent] = []
+        while self._set is not None and time.monotonic() >= self._paused_until_s and len(found) < _MOST_EVENTS:
+            try:
+                event = pynvml.nvmlEventSetWait_v2(self._set, 0)
+                uuid = text(pynvml.nvmlDeviceGetUUID(event.device))
+            except pynvml.NVMLError as error:
+                if error.value != pynvml.NVML_ERROR_TIMEOUT:
+                    self._paused_until_s = time.monotonic() + _PAUSE_S
+                    log.warning("gpu_events_failed", reason=str(error), pause_s=_PAUSE_S)
+                break
+            if event.eventType & pynvml.nvmlEventTypeXidCriticalError:
+                found.append(XidEvent(int(event.eventData), time.time(), uuid, source="nvml"))
+        return found

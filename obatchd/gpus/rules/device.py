@@ -1,0 +1,237 @@
+"""Rules about the device as such: lost, XIDs, the driver's own verdict, links, crashes of its server, settings."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from obatchd.gpus.finding import Finding, Remedy
+from obatchd.gpus.model import RECOVERY_ACTIONS, SlowReading, XidEvent
+from obatchd.gpus.track import DAY_S, Track, increase
+from obatchd.gpus.xids import BURN_IN_FAILS, CLEANUP, Xid, classify
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
+
+_OURS_S = 10.0  # an XID 45 so near to the end of a server that we ended is its echo
+_TEN_MINUTES_S = 600.0
+_DRAIN_ONLY = frozenset({3, 5})
+# Replays per minute and lane that a bit error rate of 1e-12 explains, by PCIe generation (DCGM).
+_REPLAYS_PER_MIN = {1: 0.15, 2: 0.30, 3: 0.48, 4: 0.96, 5: 1.92, 6: 3.84}
+
+
+def lost(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
+    """Gone, or wants a reset; other errors of the whole device are shown."""
+    last = track.recent[-settings.lost_polls :]
+    gone = [r for r in last if r.trouble in ("lost", "unknown")]
+    if len(gone) == settings.lost_polls:
+        yield Finding(
+            "lost", "quarantine", "fail", "the driver does not find the GPU any more", len(gone), settings.lost_polls,
+            gone[0].at_s, ("power", "seating", "reboot", "diagnose", "rma"), True,
+        )  # fmt: skip
+    now = {track.latest.trouble if track.latest else "", track.slow.trouble if track.slow else ""}
+    if "reset_required" in now:
+        yield Finding(
+            "reset_required", "quarantine", "fail", "the driver says that the GPU must be reset", None, None,
+            track.now_s, ("reset", "diagnose"), True,
+        )  # fmt: skip
+    if "irq" in now:
+        yield Finding(
+            "irq", "warn", "warn", "the driver has trouble with the interrupts of the GPU", None, None, track.now_s,
+            ("reboot",),
+        )  # fmt: skip
+    if "inforom_corrupted" in now or (track.slow and track.slow.inforom_valid is False):
+        yield Finding(
+            "inforom", "warn", "warn", "the card's InfoROM is corrupted; its identity and counters may be wrong", None,
+            None, track.now_s, ("diagnose", "rma"),
+        )  # fmt: skip
+
+
+def recovery(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
+    """The driver's own verdict."""
+    action = track.slow.recovery_action if track.slow else None
+    if not action:
+        return
+    words = RECOVERY_ACTIONS.get(action, f"action {action}")
+    light = action in _DRAIN_ONLY or action not in RECOVERY_ACTIONS
+    remedies: tuple[Remedy, ...] = ("reset",) if action in (1, 4) else ("watch",) if light else ("reboot",)
+    yield Finding(
+        "recovery_action", "warn" if light else "quarantine", "warn" if light else "fail",
+        f"the driver asks: {words}", action, 0, track.now_s, remedies, not light,
+    )  # fmt: skip
+
+
+def xids(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]) -> Iterator[Finding]:
+    """XIDs by class. Each number gives one finding."""
+    day = [event for event in track.xids if track.keep_xids or event.at_s >= track.now_s - DAY_S]
+    by_number: dict[int, list[XidEvent]] = {}
+    kinds: dict[int, Xid] = {}
+    for event in day:
+        xid = classify(event, settings.xids)
+        if xid.kind == "ignore" or (event.xid == CLEANUP and _is_echo(track, event)):
+            continue
+        by_number.setdefault(event.xid, []).append(event)
+        if event.xid not in kinds or xid.kind == "reset":  # the worst text of a number counts
+            kinds[event.xid] = xid
+    memory = [e for number, events in by_number.items() if kinds[number].kind == "memory" for e in events]
+    recent = [event for event in memory if event.at_s >= track.now_s - DAY_S]
+    again = len(recent) >= settings.memory_xids or bool(track.slow and track.slow.remap_pending)
+    for number, events in by_number.items():
+        yield _xid(kinds[number], events, again)
+    yield from _repeats(track, settings, siblings)
+
+
+def _xid(xid: Xid, events: Sequence[XidEvent], again: bool) -> Finding:
+    first = events[0]
+    text = f"XID {xid.number}: {xid.meaning}" + (f", {len(events)} times" if len(events) > 1 else "")
+    common = (text, xid.number, None, first.at_s)
+    signal = f"xid_{xid.number}"
+    fails = xid.number in BURN_IN_FAILS or not xid.known
+    match xid.kind:
+        case "fatal":
+            heavy: tuple[Remedy, ...] = ("power", "seating", "reboot", "diagnose", "rma")
+            remedies = heavy if xid.number in (54, 79) else ("reset", "diagnose", "rma")
+            return Finding(signal, "quarantine", "fail", *common, remedies, urgent=True)
+        case "reset":
+            return Finding(signal, "quarantine", "fail", *common, ("reset", "reboot", "diagnose"), urgent=True)
+        case "memory":
+            return Finding(signal, "quarantine" if again else "warn", "fail", *common, ("reset", "diagnose", "rma"))
+        case "application":
+            return Finding(signal, "warn", "fail" if fails else "warn", *common, ("application",))
+        case _:
+            return Finding(signal, "warn", "fail" if fails else "warn", *common, ("watch", "diagnose"))
+
+
+def _is_echo(track: Track, event: XidEvent) -> bool:
+    """Whether an XID 45 is what the end of a server that we ended leaves, and nothing else came with it."""
+    ours = any(abs(event.at_s - ended_s) <= _OURS_S for ended_s in track.ended)
+    others = any(e.xid != CLEANUP and abs(e.at_s - event.at_s) <= _OURS_S for e in track.xids)
+    return ours and not others
+
+
+def _repeats(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]) -> Iterator[Finding]:
+    """XIDs of applications that come again and again on this GPU alone. What every GPU has is software."""
+
+    def count(other: Track) -> list[float]:
+        after_s = track.now_s - settings.repeat_s
+        return [e.at_s for e in other.xids if e.at_s >= after_s and classify(e, settings.xids).kind == "application"]
+
+    times = count(track)
+    if len(times) >= settings.repeats and siblings and not any(count(other) for other in siblings):
+        numbers = Counter(e.xid for e in track.xids if e.at_s >= times[0])
+        listed = ", ".join(str(number) for number in sorted(numbers))
+        yield Finding(
+            "xid_repeats", "quarantine", "fail", f"{len(times)} application XIDs (among {listed}) on this GPU alone",
+            len(times), settings.repeats, times[0], ("reset", "diagnose", "rma"),
+        )  # fmt: skip
+
+
+def crashes(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]) -> Iterator[Finding]:
+    """Crashes of the server. A model that crashes everywhere condemns no GPU.
+
+    A crash speaks against a card where the server of another one answered what was in flight, and had no crash with
+    the same model. What either has loaded by now does not matter.
+    """
+    after_s, crashes = track.now_s - settings.repeat_s, track.server_crashes
+    recent = [crash for crash in crashes if crash.at_s >= after_s]
+    work = {crash.work for crash in recent}
+    clean = {(other.uuid, each) for other in siblings for each in work if other.crashed_s.get(each, 0.0) < after_s}
+    only_here = [crash for crash in recent if any((card, crash.work) in clean for card in crash.answered_by)]
+    heavy = len(only_here) >= settings.repeats
+    fails = len(crashes) >= settings.repeats and not any(other.server_crashes for other in siblings)
+    if recent or fails:
+        yield Finding(
+            "server_crashes", "quarantine" if heavy else "warn" if recent else "ok", "fail" if fails else "warn",
+            f"the server on this GPU crashed {len(crashes)} times, {len(recent)} of them in the last hour",
+            len(recent), settings.repeats, crashes[0].at_s, ("application", "diagnose"),
+        )  # fmt: skip
+
+
+def pcie_link(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
+    """Fewer lanes than the card can, or a lower speed under load. At idle the speed drops, and should."""
+    card, last = track.identity, track.hour[-settings.link_polls :]
+    if len(last) < settings.link_polls or track.latest is None:
+        return
+    loaded = (track.latest.utilisation_percent or 0) >= settings.link_load_percent
+    width = settings.pcie_width or card.pcie_width_max
+    widths = [reading.pcie_width for reading in last]
+    if width and loaded and all(w is not None and 0 < w < width for w in widths):
+        yield Finding(
+            "pcie_width", "warn", "fail", f"the PCIe link has {widths[-1]} lanes of {width}", widths[-1], width,
+            last[0].at_s, ("seating",),
+        )  # fmt: skip
+    gens, gen = [reading.pcie_gen for reading in last], card.pcie_gen_max
+    if gen and loaded and all(g is not None and 0 < g < gen for g in gens):
+        yield Finding(
+            "pcie_gen", "warn", "fail" if settings.pcie_gen_fails else "warn",
+            f"the PCIe link runs at generation {gens[-1]} of {gen} under load", gens[-1], gen, last[0].at_s,
+            ("seating",),
+        )  # fmt: skip
+
+
+def pcie_errors(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
+    """Replays above what the link's bit error rate explains; errors that were not corrected."""
+    if track.hour and (count := track.grown.get("pcie_replays")):
+        last = track.hour[-1]
+        gen = max(reading.pcie_gen or 0 for reading in track.hour) or 4  # at idle it drops, after the replays were made
+        normal = math.ceil(_REPLAYS_PER_MIN.get(gen, 0.96) * (last.pcie_width or 16))
+        rate = _per_min(track.hour, 60.0)
+        long_rate = _per_min(track.hour, _TEN_MINUTES_S)
+        if rate > normal * settings.replays:
+            fails = long_rate > normal * settings.replays_run
+            yield Finding(
+                "pcie_replays", "warn", "fail" if fails else "warn",
+                f"{rate:.0f} PCIe replays per minute, {count:.0f} in all", round(rate, 1), normal * settings.replays,
+                track.first_s.get("pcie_replays", track.began_s), ("seating", "diagnose"),
+            )  # fmt: skip
+    for counter, fails_run, words in (("pcie_fatal", True, "fatal"), ("pcie_non_fatal", False, "uncorrected")):
+        if count := track.grown.get(counter):
+            yield Finding(
+                counter, "warn", "fail" if fails_run else "warn", f"{count:.0f} new {words} PCIe errors", int(count), 0,
+                track.first_s[counter], ("seating", "diagnose"),
+            )  # fmt: skip
+
+
+def _per_min(readings: Sequence[SlowReading], window_s: float) -> float:
+    """Replays per minute over the shortest stretch of at least ``window_s`` that ends now; 0 while there is none."""
+    last = readings[-1]
+    start = next((reading for reading in reversed(readings) if last.at_s - reading.at_s >= window_s), None)
+    return increase(start, last, "pcie_replays") * 60 / (last.at_s - start.at_s) if start else 0.0
+
+
+def nvlink(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
+    """Errors of NVLink. Our servers do not use it; they are a clue about the hardware."""
+    counts = {
+        name: track.grown[name] for name in ("nvlink_replays", "nvlink_recoveries", "nvlink_crc") if name in track.grown
+    }
+    if counts:
+        listed = ", ".join(f"{int(count)} {name.partition('_')[2]}" for name, count in counts.items())
+        yield Finding(
+            "nvlink", "warn", "warn", f"new NVLink errors: {listed}", int(sum(counts.values())), 0,
+            min(track.first_s[name] for name in counts), ("seating", "diagnose"),
+        )  # fmt: skip
+
+
+def setup(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
+    """Settings of the card that keep it from being watched or tested well."""
+    card = track.identity
+    if card.persistence is False:
+        yield Finding(
+            "persistence", "warn", "warn", "persistence mode is off: the driver's counters begin anew whenever nobody "
+            "uses the GPU (`sudo nvidia-smi -pm 1`)", "off", "on", track.began_s, ("settings",),
+        )  # fmt: skip
+    if card.ecc is False:
+        yield Finding(
+            "ecc_off", "warn", "warn", "ECC is off on a card that has it: errors of its memory stay unseen "
+            "(`sudo nvidia-smi -e 1`, then a reset)", "off", "on", track.began_s, ("settings",),
+        )  # fmt: skip
+    elif card.ecc and card.ecc_pending is False:
+        yield Finding(
+            "ecc_pending",
+            "warn",
+            "warn",
+            "ECC will be off after the next reset",
+            "off",
+            "on",
+            track.began_s,
+            ("settings",),
+        )

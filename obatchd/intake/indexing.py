@@ -1,0 +1,296 @@
+"""Reading a claimed drop into the store, chunk by chunk. Synchronous: the intake calls it from its threads."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from obatchd import log
+from obatchd.errors import ConfigError, DropRefused
+from obatchd.intake.feeder import read_requests
+from obatchd.intake.sample import Sample
+from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entries, recognise, request_file
+from obatchd.jobs.formats.lines import refused
+from obatchd.jobs.formats.source import Unreadable, open_source
+from obatchd.jobs.lane import Pending
+from obatchd.jobs.model import Entry
+from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow, PendingRow, Store
+from obatchd.jobs.store.rows import REFUSED_LANE, IndexedChunk
+from obatchd.settings.job import JobSettings
+from obatchd.settings.job_file import parse_job_settings
+from obatchd.settings.settings import Settings
+from obatchd.spool.flush import sync_filesystem, sync_paths
+from obatchd.spool.layout import Layout
+
+_log = log.get(__name__)
+NEXT_CHUNK = 512  # requests
+# The first chunk of a large drop is small, so that a server gets a request of it as soon as of a small one; a small
+# drop is done with one commit.
+_FIRST_OF_LARGE, _FIRST_OF_SMALL = 64, 256
+_SMALL_BYTES = 128 * 1024
+# Up to this many readings their own fsyncs are cheaper than one flush of the whole file system.
+_FEW_READINGS = 4
+_AT_HAND_BYTES = 16 * 1024
+_INLINE_DIGEST_BYTES = 1024**2
+_READ_BYTES = 128 * 1024
+_SETTINGS_FILE = "settings.json"
+
+
+class SubmittedSettings(msgspec.Struct):
+    """What a submission brings beside its prompts; kept in the job's directory until it is indexed."""
+
+    settings: JobSettings = msgspec.field(default_factory=JobSettings)
+    notes: list[str] = []
+    retry_of: str | None = None
+
+    def write(self, directory: Path) -> None:
+        """Put it into the job's directory, durably: before the job is accepted."""
+        with open(directory / _SETTINGS_FILE, "wb") as file:
+            file.write(msgspec.json.encode(self))
+            file.flush()
+            os.fsync(file.fileno())
+
+    @classmethod
+    def read(cls, directory: Path) -> SubmittedSettings:
+        try:
+            return msgspec.json.decode((directory / _SETTINGS_FILE).read_bytes(), type=cls)
+        except FileNotFoundError:
+            return cls()
+
+
+class Chunk(msgspec.Struct):
+    """What a reading added: the store's account of it, and the requests at hand where they are few and small."""
+
+    indexed: IndexedChunk
+    pending: dict[int, list[Pending]]  # by lane; empty when the bytes are left in the input
+    final: bool
+
+
+class Reading:
+    """One drop being read. Start over after a crash: the store skips what it has."""
+
+    def __init__(self, row: JobRow, layout: Layout, settings: Settings, check_space: Callable[[int], None]) -> None:
+        self.row = row
+        self.directory = layout.job_dir(row.job)
+        self.input = self.directory / "input"
+        self.notes: list[str] = []
+        self._settings = settings
+        self._check_space = check_space
+        self._entries: Iterator[Entry] | None = None
+        self._form: Format | None = None
+        self._hashed = False
+        self._sampled: list[Entry] | None = None
+
+    @property
+    def request_file(self) -> Path:
+        """The file that entries refer to."""
+        return request_file(self.input)
+
+    def prepare(self, store: Store) -> dict[str, Any]:
+        """Settings, digest and refusals that need no full reading; returns the columns of the job's row to change.
+
+        Raises:
+            DropRefused: the drop cannot become a job.
+        """
+        with self._at_its_cost():
+            return self._prepare(store)
+
+    def _prepare(self, store: Store) -> dict[str, Any]:
+        changes = self.own_columns()
+        self.row.settings = changes["settings"]  # they say how the drop is read
+        if self.row.settings.sample:
+            self._sample()
+            changes["settings"] = self.row.settings
+        elif self._settings.inbox.dedupe == "reject" or self.row.size <= _INLINE_DIGEST_BYTES:
+            changes["digest"] = self._digest(store)
+        if self._settings.inbox.on_invalid == "fail_file":
+            self._require_all_valid()
+        changes["notes"] = self.notes
+        for name in ("settings", "retry_of", "digest", "notes"):
+            if name in changes:
+                setattr(self.row, name, changes[name])
+        return changes
+
+    def own_columns(self) -> dict[str, Any]:
+        """What the drop brings beside its prompts, as columns of the job's row.
+
+        Raises:
+            DropRefused: its settings cannot be used.
+        """
+        submitted = SubmittedSettings.read(self.directory)
+        own = self._folder_settings()
+        given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
+        merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
+        if self._recognised() is Format.BATCH and not _rules(merged).given:
+            merged = msgspec.structs.replace(merged, openai_batch=True)
+        self.notes = [*self.notes, *submitted.notes]
+        return {"settings": merged, "retry_of": submitted.retry_of, "notes": self.notes}
+
+    @contextlib.contextmanager
+    def _at_its_cost(self) -> Iterator[None]:
+        """A defect met in reading a drop costs this drop, not the daemon at every start that reads it again."""
+        try:
+            yield
+        except (DropRefused, *DISK_ERRORS):
+            raise
+        except Exception as error:
+            _log.exception("drop_not_readable", job=self.row.job)
+            raise DropRefused(
+                f"obatchd itself failed in reading it ({type(error).__name__}); the daemon's log says where. Please"
+                " report it; until it is mended, try the same prompts as JSONL, one object a line",
+                code="reader_defect",
+            ) from error
+
+    def _recognised(self) -> Format | None:
+        """What the drop holds; None where that cannot be told: reading it says why."""
+        with contextlib.suppress(DropRefused, OSError):
+            self._form = recognise(self.input, self.row.label)
+        return self._form
+
+    def finish_digest(self, store: Store) -> dict[str, Any]:
+        """The digest of a drop too large to be hashed before its first request runs."""
+        if self._hashed or self.row.digest or self.row.settings.sample:
+            return {}  # a sample is no earlier drop of the same content
+        self.row.digest = self._digest(store)
+        self.row.notes = self.notes
+        return {"digest": self.row.digest, "notes": self.notes}
+
+    def batch(self, size: int) -> IndexBatch:
+        """The next ``size`` entries.
+
+        Raises:
+            DropRefused: the drop is not one of our formats or holds no request.
+        """
+        with self._at_its_cost():
+            if self._entries is None:
+                self._entries = iter(self._sample()) if self.row.settings.sample else self._read()
+            entries = list(islice(self._entries, size))
+        return IndexBatch(self.row, entries, final=len(entries) < size)
+
+    def first_batch(self) -> IndexBatch:
+        """The first entries, which are dispatched before the others are read.
+
+        Raises:
+            DropRefused: as of :meth:`batch`.
+        """
+        return self.batch(_FIRST_OF_SMALL if self.row.size <= _SMALL_BYTES else _FIRST_OF_LARGE)
+
+    def broken_off(self, store: Store, reason: str) -> IndexBatch:
+        """The end of a reading that cannot go on: one failed request that stands for the rest."""
+        last, _ = store.of(self.row).job_progress(self.row.key)
+        message = f"the drop was changed while it was read, and cannot be read on: {reason}"
+        return IndexBatch(self.row, [refused(last + 1, 0, 0, "input_changed", message, "the rest")], final=True)
+
+    def chunk(self, batch: IndexBatch, indexed: IndexedChunk) -> Chunk:
+        """``indexed`` with the requests' bytes where they are few and small."""
+        pending: dict[int, list[Pending]] = {}
+        if sum(entry.length for entry in batch.entries) <= _AT_HAND_BYTES:
+            rows = [PendingRow(e.line, e.offset, e.length, e.checksum, e.id) for e in batch.entries]
+            lanes = dict(zip((e.line for e in batch.entries), indexed.lane_of, strict=True))
+            # What cannot be read now is read when its turn comes; the index has it already.
+            with contextlib.suppress(OSError):
+                for request in read_requests(self.request_file, rows, {})[0]:
+                    if (lane := lanes[request.line]) != REFUSED_LANE:
+                        pending.setdefault(lane, []).append(request)
+        return Chunk(indexed, pending, batch.final)
+
+    def _read(self) -> Iterator[Entry]:
+        limits, size_bytes = self._settings.inbox, self.row.size
+        return read_entries(
+            self.input,
+            self.row.label,
+            limits,
+            form=self._form,
+            rules=_rules(self.row.settings),
+            check_space=self._check_space,
+            size_bytes=size_bytes,
+        )
+
+    def _sample(self) -> list[Entry]:
+        """The chosen requests in their order, bad lines passed over; the same ones whenever the drop is read again."""
+        if self._sampled is None:
+            chosen = Sample(self.row.settings.sample or 0, self.row.job)
+            bad = 0
+            for entry in self._read():
+                if entry.refusal is None:
+                    chosen.offer(entry)
+                else:
+                    bad += 1
+            self._sampled = chosen.entries()
+            self.row.settings = msgspec.structs.replace(self.row.settings, sample_of=chosen.seen)
+            note = f"sample: {len(self._sampled)} of {chosen.seen} requests, chosen at random"
+            self.notes.append(note + (f"; {bad} more cannot be run" if bad else ""))
+        return self._sampled
+
+    def _folder_settings(self) -> JobSettings:
+        found = folder_settings(self.input) if self.row.kind == "folder" else None
+        if found is None:
+            return JobSettings()
+        mapping, source = found
+        try:
+            settings, notes = parse_job_settings(mapping, source)
+        except ConfigError as error:
+            raise DropRefused(error.message, code="job_settings") from error
+        self.notes += notes
+        return settings
+
+    def _digest(self, store: Store) -> str:
+        self._hashed = True
+        digest = content_digest(self.input)
+        earlier = store.state.duplicate_of(digest, self.row.job)
+        if earlier is not None:
+            if self._settings.inbox.dedupe == "reject":
+                raise DropRefused(
+                    f'job {earlier} had exactly this content; drop it again with dedupe = "allow" in [inbox]',
+                    code="duplicate",
+                )
+            self.notes.append(f"duplicate_of {earlier}: an earlier drop had exactly this content")
+        return digest
+
+    def _require_all_valid(self) -> None:
+        refusals = [entry.refusal.message for entry in self._read() if entry.refusal is not None]
+        if refusals:
+            more = f" (and {len(refusals) - 5} more)" if len(refusals) > 5 else ""
+            raise DropRefused("; ".join(refusals[:5]) + more, code="invalid_lines")
+
+
+def _rules(settings: JobSettings) -> RecordRules:
+    return RecordRules(settings.template, settings.text_column, settings.id_column)
+
+
+def flush_unpacked(readings: Sequence[Reading]) -> None:
+    """Make durable what was unpacked: the index, which is written next, must not outlive the bytes it refers to."""
+    unpacked = [reading for reading in readings if reading.request_file != reading.input]
+    if len(unpacked) > _FEW_READINGS:
+        sync_filesystem(unpacked[0].directory)
+    else:
+        sync_paths(path for reading in unpacked for path in (reading.request_file, reading.directory))
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of the names and bytes of a folder's files in name order.
+
+    A file in a folder that cannot be read counts by its name.
+    """
+    digest = hashlib.sha256()
+    if not path.is_dir():
+        with open(path, "rb") as file:
+            _hash(digest, file.read)
+        return digest.hexdigest()
+    for inside in sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink()):
+        digest.update(os.fsencode(inside.relative_to(path)) + b"\0")
+        with contextlib.suppress(Unreadable), open_source(inside, packed=False) as source:
+            _hash(digest, source.read)
+    return digest.hexdigest()
+
+
+def _hash(digest: hashlib._Hash, read: Callable[[int], bytes]) -> None:
+    while block := read(_READ_BYTES):
+        digest.update(block)

@@ -1,0 +1,53 @@
+"""What one owner may have open: a drop beyond that waits in the inbox, a submission is told so."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import msgspec
+
+from obatchd.live.job import LiveJob
+from obatchd.settings.tables.limits import LimitSettings
+
+
+class _Open(msgspec.Struct):
+    jobs: int = 0
+    size_bytes: int = 0
+    requests: int = 0
+
+
+class OwnerLimits:
+    """A count of what every owner has open now; asking for room counts what gets it.
+
+    A drop that is larger than ``open_bytes`` by itself gets room when its owner has nothing else open: it would wait
+    for ever otherwise.
+    """
+
+    def __init__(self, settings: LimitSettings, live_jobs: Iterable[LiveJob]) -> None:
+        self._settings = settings
+        self._open: dict[int, _Open] = defaultdict(_Open)
+        if not (settings.open_jobs or settings.open_bytes or settings.open_requests):
+            return
+        for live in live_jobs:
+            count = self._open[live.row.owner]
+            count.jobs += 1
+            count.size_bytes += live.row.size
+            count.requests += live.requests - live.finished
+
+    def room(self, owner: int, size_bytes: int) -> str:
+        """Make room for one more drop; why there is none, else empty."""
+        limits, count = self._settings, self._open[owner]
+        if limits.open_jobs and count.jobs >= limits.open_jobs:
+            return _text(f"{count.jobs} jobs", "open_jobs", limits.open_jobs)
+        if limits.open_bytes and count.jobs and count.size_bytes + size_bytes > limits.open_bytes:
+            return _text(f"{count.size_bytes} bytes of drops", "open_bytes", limits.open_bytes)
+        if limits.open_requests and count.requests >= limits.open_requests:
+            return _text(f"{count.requests} requests", "open_requests", limits.open_requests)
+        count.jobs += 1
+        count.size_bytes += size_bytes
+        return ""
+
+
+def _text(what: str, setting: str, limit: int) -> str:
+    return f"its owner has {what} open and may have {limit} ({setting} in [limits]); it is taken when some are done"

@@ -1,0 +1,195 @@
+"""Requests that name sources wait for them here, between the store and the queue's window.
+
+The preparer is a process (:mod:`obatchd.context.preparer`), started with the first request that needs it. What it
+prepared stays with the request over all its attempts; a restart of the daemon prepares it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from obatchd import log
+from obatchd.context import model, preparer
+from obatchd.context.model import HEADER, Alive, Prepared, Rules, Wish
+from obatchd.dispatch.dispatcher import Finished
+from obatchd.jobs.formats.request import request_id
+from obatchd.jobs.lane import Lane, Pending
+from obatchd.jobs.model import Outcome
+from obatchd.jobs.queue import JobQueue
+from obatchd.jobs.store import unanswered_record
+from obatchd.live.tasks import Vital
+from obatchd.settings.tables.context import ContextSettings
+
+_log = log.get(__name__)
+_SILENT_S = 30.0  # a preparer says something every second
+_PAUSE_S = 1.0  # before the next one
+_TELLINGS = 2  # a request that is in preparation in so many ends of the preparer has caused them, for all we know
+
+
+class _Waiting:
+    """A request in preparation."""
+
+    def __init__(self, lane: Lane, pending: Pending) -> None:
+        self.lane = lane
+        self.pending = pending
+        self.told = 0  # preparers that had it
+
+
+class Preparation:
+    """Keeps one preparer and what it works on.
+
+    Args:
+        input_of: of a job, by key: its input if that is a folder, and whether records keep the whole prompt.
+        on_finished: a request has failed for want of its sources.
+        wake: there may be something to offer.
+    """
+
+    def __init__(
+        self,
+        settings: ContextSettings,
+        context: ForkServerContext,
+        cache_dir: Path,
+        *,
+        input_of: Callable[[int], tuple[Path | None, bool] | None],
+        on_finished: Callable[[Finished], None],
+        wake: Callable[[], None],
+        vital: Vital,
+    ) -> None:
+        self.queue: JobQueue | None = None
+        self._settings = settings
+        self._context = context
+        self._cache_dir = cache_dir
+        self._input_of = input_of
+        self._on_finished = on_finished
+        self._wake = wake
+        self._vital = vital
+        self._waiting: dict[tuple[int, int], _Waiting] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def apply(self, settings: ContextSettings) -> None:
+        """Use changed settings from the next request on."""
+        self._settings = settings
+        if (writer := self._open_writer) is not None:
+            writer.write(model.frame(rules_of(settings)))
+
+    @property
+    def _open_writer(self) -> asyncio.StreamWriter | None:
+        """To a preparer that is not known to be dead. uvloop's transport raises for a write after a failed one."""
+        return None if self._writer is None or self._writer.is_closing() else self._writer
+
+    async def stop(self) -> None:
+        """End the preparer; what waits for it stays pending in the store."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def sift(self, lane: Lane, pending: Sequence[Pending]) -> Sequence[Pending]:
+        """Those of ``pending`` that need no preparation; the others come to the queue when they are prepared."""
+        if not self._settings.enabled:
+            return pending
+        ready = []
+        for one in pending:
+            if one.prepared or not self._needs(one.raw):
+                ready.append(one)
+                continue
+            self._waiting[lane.job, one.line] = waiting = _Waiting(lane, one)
+            lane.preparing += 1
+            self._tell(waiting)
+        if len(ready) < len(pending) and self._task is None:
+            self._task = self._vital.start(self._run(), "preparation")
+        return ready
+
+    def _needs(self, raw: bytes) -> bool:
+        """Whether a request may name sources; what only looks so is found out by the preparer."""
+        return b'"urls"' in raw or b'"files"' in raw or (self._settings.from_links and b"](http" in raw)
+
+    def _tell(self, waiting: _Waiting) -> None:
+        if (writer := self._open_writer) is None:
+            return  # it is told when there is a preparer
+        lane, pending = waiting.lane, waiting.pending
+        found = self._input_of(lane.job)
+        if found is None:  # the job is over
+            del self._waiting[lane.job, pending.line]
+            return
+        folder, keep_full_prompt = found
+        waiting.told += 1
+        wish = Wish(lane.job, pending.line, lane.owner, pending.raw, str(folder or ""), keep_full_prompt)
+        writer.write(model.frame(wish))
+
+    async def _run(self) -> None:
+        while True:
+            reason = await self._with_preparer()
+            _log.warning("preparer_lost", reason=reason, requests=len(self._waiting))
+            for waiting in list(self._waiting.values()):
+                if waiting.told >= _TELLINGS:
+                    message = f"the process that prepares requests ended {waiting.told} times while it had this one"
+                    self._answered(Prepared(waiting.lane.job, waiting.pending.line, b"", "preparer_lost", message))
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _with_preparer(self) -> str:
+        """One preparer, from its start to its end; says how it ended."""
+        ours, theirs = socket.socketpair()
+        process = self._context.Process(
+            target=preparer.main, args=(theirs, str(self._cache_dir)), name="preparer", daemon=True
+        )
+        try:
+            await asyncio.to_thread(process.start)
+        except OSError as error:
+            ours.close()
+            return f"it cannot be started: {error.strerror}"
+        finally:
+            theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        try:
+            writer.write(model.frame(rules_of(self._settings)))
+            self._writer = writer
+            for waiting in list(self._waiting.values()):
+                self._tell(waiting)
+            while True:
+                async with asyncio.timeout(_SILENT_S):
+                    (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
+                    message = model.from_preparer.decode(await reader.readexactly(length))
+                if not isinstance(message, Alive):
+                    self._answered(message)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return "it died"
+        except TimeoutError:
+            return f"it said nothing for {_SILENT_S:g} s"
+        finally:
+            self._writer = None
+            writer.transport.abort()
+            if process.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            await asyncio.to_thread(process.join, 2.0)
+
+    def _answered(self, answer: Prepared) -> None:
+        waiting = self._waiting.pop((answer.job, answer.line), None)
+        if waiting is None or self.queue is None:
+            return
+        lane, pending = waiting.lane, waiting.pending
+        if answer.code:
+            self.queue.prepared(lane, None)
+            record = _failure(pending, answer)
+            self._on_finished(Finished(lane.job, pending.line, lane.number, False, record, 0.0))
+            return
+        pending.prepared = answer.context
+        self.queue.prepared(lane, pending)
+        self._wake()
+
+
+def rules_of(settings: ContextSettings) -> Rules:
+    """What the preparer is told of the settings."""
+    return Rules(**{name: getattr(settings, name) for name in Rules.__struct_fields__})
+
+
+def _failure(pending: Pending, answer: Prepared) -> bytes:
+    return unanswered_record(request_id(pending.raw), pending.line, Outcome.FAILED, answer.code, answer.message)

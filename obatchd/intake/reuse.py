@@ -1,0 +1,189 @@
+"""``skip_done``: requests that were answered before get that answer again, without asking a model.
+
+The same means: same owner, same model by its digest, same request but for its id and the fields that only come back,
+and same settings of the job. Earlier jobs are looked through as long as they are kept (``disk.keep_done_s``); nothing
+is remembered beside them, so that nobody else pays for this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from obatchd import log
+from obatchd.dispatch.dispatcher import Finished
+from obatchd.dispatch.protocol import context_sha256
+from obatchd.intake.feeder import read_requests
+from obatchd.jobs.formats import parse_request, request_file
+from obatchd.jobs.model import Outcome, default_id
+from obatchd.jobs.store import DISK_ERRORS, JobRow, PendingRow, Store
+from obatchd.live.job import LiveJob
+from obatchd.spool.layout import Layout
+from obatchd.spool.outbox import JobOutbox
+
+_log = log.get(__name__)
+_TOGETHER = 1024  # answers copied between two commits
+_WANTED_LIMIT = 200_000  # requests looked for in one pass through the earlier jobs: bounds memory
+_JOBS_LIMIT = 100_000
+_SOURCES = b'"sources":['
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+class Wanted(msgspec.Struct, array_like=True):
+    """A request without a result: where it belongs, and what its record takes from it."""
+
+    line: int
+    lane: int
+    id: str
+    input: dict[str, Any]
+
+
+class _Model(msgspec.Struct):
+    model: str = ""
+
+
+_model = msgspec.json.Decoder(_Model)
+
+
+def fingerprint(raw: bytes, context: str, model_digest: str, *, links: bool = False) -> bytes | None:
+    """What two requests have in common that must get the same answer; None where that cannot be told.
+
+    A request that names sources outside itself is never the same: they may have changed. ``links`` in it do so, too.
+    """
+    if b'"urls"' in raw or b'"files"' in raw or (links and b"](http" in raw):
+        return None
+    try:
+        request = parse_request(raw)
+    except (ValueError, RecursionError):
+        return None
+    # The model stands in the digest; a name may be spelt in several ways.
+    same = msgspec.structs.replace(request, id=None, model=None, priority=None, context_length=None, input={})
+    return hashlib.sha256(_encode([context, model_digest, same])).digest()
+
+
+class Reuse:
+    """Finds earlier answers.
+
+    Args:
+        digest_of: the digest of a model by name, now; None where it is not there.
+    """
+
+    def __init__(self, store: Store, layout: Layout, digest_of: Callable[[str], Awaitable[str | None]]) -> None:
+        self._store = store
+        self._layout = layout
+        self._digest_of = digest_of
+
+    async def answers(self, live: LiveJob) -> AsyncIterator[list[Finished]]:
+        """Results for requests of ``live`` that have none and were answered before, some at a time.
+
+        A disk that refuses ends the search: what was not found is computed.
+        """
+        try:
+            lanes = await asyncio.to_thread(lambda: self._store.of(live.row).lanes(live.key))
+            digests = {row.lane: await self._digest_of(live.profile_of(row).model) for row in lanes}
+            known = {lane: digest for lane, digest in digests.items() if digest}
+            pending = self._pending(live, known)
+            links = live.settings.context.enabled and live.settings.context.from_links
+            while wanted := await asyncio.to_thread(self._take, pending, context_sha256(live.context()), known, links):
+                earlier = await asyncio.to_thread(self._earlier_jobs, live)
+                found = self._found(live, wanted, earlier, set(known.values()))
+                while batch := await asyncio.to_thread(_next, found):
+                    yield batch
+        except DISK_ERRORS as error:
+            _log.error("earlier_answers_not_read", job=live.row.job, reason=log.reason(error))
+
+    def _pending(self, live: LiveJob, lanes: dict[int, str]) -> Iterator[tuple[int, int, bytes]]:
+        """(line, lane, bytes) of the job's requests without a result."""
+        segment = self._store.of(live.row)
+        path = request_file(self._layout.job_dir(live.row.job) / "input")
+        for lane in lanes:
+            reached = 0
+            while rows := segment.pending(live.key, lane, reached, _TOGETHER):
+                requests, changed = read_requests(path, rows, {})
+                for request in requests:
+                    yield request.line, lane, request.raw
+                reached = max([request.line for request in requests] + [row.line for row in changed])
+
+    @staticmethod
+    def _take(
+        pending: Iterator[tuple[int, int, bytes]], context: str, digests: dict[int, str], links: bool
+    ) -> dict[bytes, list[Wanted]]:
+        wanted: dict[bytes, list[Wanted]] = {}
+        for count, (line, lane, raw) in enumerate(pending, start=1):
+            key = fingerprint(raw, context, digests[lane], links=links)
+            if key is not None:
+                request = parse_request(raw)
+                wanted.setdefault(key, []).append(Wanted(line, lane, request.id or default_id(line), request.input))
+            if count >= _WANTED_LIMIT:
+                break
+        return wanted
+
+    def _earlier_jobs(self, live: LiveJob) -> list[JobRow]:
+        only = live.row.settings.skip_done
+        rows = self._store.state.finished_before(time.time() + 1, _JOBS_LIMIT)
+        mine = [row for row in rows if row.owner == live.row.owner and row.key != live.key]
+        return [row for row in reversed(mine) if only is True or row.job == only]
+
+    def _found(
+        self, live: LiveJob, wanted: dict[bytes, list[Wanted]], earlier: Sequence[JobRow], digests: set[str]
+    ) -> Iterator[Finished]:
+        for row in earlier:
+            if not wanted:
+                return
+            summary = JobOutbox(self._layout.outbox_dir(row.job, row.name, row.owner)).valid_summary() or {}
+            context = summary.get("settings", {}).get("context_sha256")
+            models = {name: str(facts.get("digest")) for name, facts in summary.get("models", {}).items()}
+            if context and digests & set(models.values()):
+                for line, key, record in self._answered(row, context, models):
+                    for one in wanted.pop(key, ()):
+                        yield Finished(live.key, one.line, one.lane, True, _copied(record, one, row.job, line), 0.0)
+
+    def _answered(self, row: JobRow, context: str, models: dict[str, str]) -> Iterator[tuple[int, bytes, bytes]]:
+        """(line, fingerprint, record) of the successes of an earlier job."""
+        segment = self._store.of(row)
+        try:
+            descriptor = os.open(request_file(self._layout.job_dir(row.job) / "input"), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return  # released meanwhile
+        try:
+            for line, outcome, record in segment.results(row.key):
+                digest = models.get(_model.decode(record).model)
+                if outcome is Outcome.SUCCEEDED and digest and _SOURCES not in record:
+                    raw = _bytes(descriptor, segment.place(row.key, line))
+                    key = fingerprint(raw, context, digest) if raw else None
+                    if key is not None:
+                        yield line, key, record
+        finally:
+            os.close(descriptor)
+
+
+def _bytes(descriptor: int, place: PendingRow | None) -> bytes:
+    raw = os.pread(descriptor, place.length, place.offset) if place is not None else b""
+    return raw if place is not None and zlib.crc32(raw) == place.checksum else b""
+
+
+def _copied(record: bytes, wanted: Wanted, job: str, line: int) -> bytes:
+    """The record of an earlier answer as that of this request; it took no time and no attempt."""
+    document = msgspec.json.decode(record, type=dict[str, msgspec.Raw])
+    document.pop("input", None)
+    own: dict[str, Any] = {"id": wanted.id, "line": wanted.line}
+    more: dict[str, Any] = {"attempts": 0, "servers": [], "duration_s": 0.0, "copied_from": f"{job}/{line}"}
+    if wanted.input:
+        more["input"] = wanted.input
+    return msgspec.json.encode({**document, **own, **more})
+
+
+def _next(found: Iterator[Finished]) -> list[Finished]:
+    batch: list[Finished] = []
+    for finished in found:
+        batch.append(finished)
+        if len(batch) >= _TOGETHER:
+            break
+    return batch

@@ -1,0 +1,1 @@
+"""Jobs in work, and what the parts that work on them share."""

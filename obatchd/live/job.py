@@ -1,0 +1,139 @@
+"""Jobs that are not done yet, as the main loop sees them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from obatchd.dispatch.protocol import JobContext
+from obatchd.jobs.lane import Lane
+from obatchd.jobs.model import JobState, Outcome, Profile, round_context
+from obatchd.jobs.store import JobRow, LaneRow
+from obatchd.rate import RateMeter
+from obatchd.settings.settings import Settings
+
+_RATE_WINDOW_S = 30
+
+
+class Ending(NamedTuple):
+    """Why a job is over before all its requests are answered: what becomes of the others."""
+
+    outcome: Outcome
+    code: str
+    message: str
+
+
+CANCELLED = Ending(Outcome.CANCELLED, "cancelled", "the job was cancelled")
+
+
+class Turn(NamedTuple):
+    """Where a job stands that has not begun."""
+
+    position: int  # 1: the next to get a slot
+    starts_s: float | None  # wall clock; None while nothing tells how fast it goes
+
+
+class LiveJob:
+    """One job between acceptance and ``summary.json``. Only the main loop changes it."""
+
+    def __init__(self, row: JobRow, outbox: Path, settings: Settings) -> None:
+        self.row = row
+        self.outbox = outbox
+        self.lanes: dict[int, Lane] = {}
+        self.requests = 0  # indexed so far
+        self.indexed = False
+        self.counts: Counter[str] = Counter()
+        self.paused = row.paused
+        self.ending = CANCELLED if row.cancelled else None
+        self.resumed = False  # taken up again after a restart: response files may be missing
+        self.publishing = False
+        self.looking_back = bool(row.settings.skip_done)  # earlier answers are looked for: nothing is offered yet
+        self.turn: Turn | None = None  # None once it has begun
+        self.status_written: tuple[Any, ...] = ()
+        self.settings = settings
+        self._rate = RateMeter(_RATE_WINDOW_S)
+        self._token_rate = RateMeter(_RATE_WINDOW_S)
+
+    @property
+    def key(self) -> int:
+        return self.row.key
+
+    @property
+    def cancelled(self) -> bool:
+        return self.ending is CANCELLED
+
+    @property
+    def expires_s(self) -> float | None:
+        """Wall-clock time at which the job's deadline passes, or None."""
+        return self.row.settings.expires_s(self.row.accepted_s, self.settings.deadline)
+
+    @property
+    def model(self) -> str:
+        """The model of requests that name none."""
+        return self.row.settings.model or self.settings.model
+
+    @property
+    def priority(self) -> str:
+        return self.row.settings.priority or self.settings.priority
+
+    @property
+    def finished(self) -> int:
+        return self.counts.total()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every request has its result."""
+        return self.indexed and self.finished >= self.requests
+
+    def profile_of(self, lane: LaneRow) -> Profile:
+        """What the lane's requests need: their own fields over the job's over the daemon's."""
+        asked = lane.context_length or self.row.settings.context_length or self.settings.context_length
+        return Profile(lane.model or self.model, round_context(asked))
+
+    def priority_of(self, lane: LaneRow) -> str:
+        return lane.priority or self.priority
+
+    def context(self) -> JobContext:
+        """What a worker must know of the job, once."""
+        own, ours = self.row.settings, self.settings
+        return JobContext(
+            self.key,
+            self.row.job,
+            own.system_message if own.system_message is not None else ours.system_message,
+            ours.options | own.options,
+            own.max_response_tokens or ours.max_response_tokens,
+            own.format if own.format is not None else ours.format,
+            own.in_source if own.in_source is not None else ours.in_source,
+            own.think if own.think is not None else ours.think,
+        )
+
+    def count(self, outcome: Outcome, requests: int = 1, tokens: int = 0) -> None:
+        """``requests`` more have this outcome, with so many tokens in their answers."""
+        self.counts[outcome.value] += requests
+        self._rate.add(requests)
+        if tokens:
+            self._token_rate.add(tokens)
+
+    def requests_per_s(self) -> float:
+        """Results per second over the last thirty seconds."""
+        return self._rate.per_s()
+
+    def tokens_per_s(self) -> float:
+        """Tokens of finished answers per second over the last thirty seconds."""
+        return self._token_rate.per_s()
+
+    def state(self) -> JobState:
+        return JobState.PUBLISHING if self.publishing else self.row.state
+
+    @property
+    def text_suffix(self) -> str:
+        """The ending of the responses' text files."""
+        return f".{self.settings.outbox.response_text}"
+
+    def response_files(self) -> bool:
+        """Whether each response gets files of its own."""
+        outbox = self.settings.outbox
+        if outbox.response_files == "auto":
+            return self.requests <= outbox.response_files_limit
+        return outbox.response_files == "always"

@@ -1,0 +1,164 @@
+"""The state of the whole daemon in one document: what ``obatchctl status`` shows."""
+
+from __future__ import annotations
+
+import os
+import time
+from itertools import islice
+from typing import Any
+
+from obatchd import __version__
+from obatchd.client.runtime import guarded_ports
+from obatchd.control.auth import Caller
+from obatchd.delivery.documents import job_document
+from obatchd.documents import SCHEMA
+from obatchd.engine.engine import Engine
+from obatchd.gpucare.gpu_duty import QUARANTINE
+from obatchd.gpus.model import Gpu
+from obatchd.gpus.probe import Probe
+from obatchd.servers.fleet import Fleet
+from obatchd.servers.managed import ManagedServer
+from obatchd.servers.models import ModelKeeper
+from obatchd.servers.server import Server
+from obatchd.servers.states import ServerState
+from obatchd.times import instant
+
+# Who holds dispatch.
+OPERATOR = "paused"
+DRAIN = "draining"
+_STOPPING = "stopping"
+_STATUS_JOBS = 50
+
+
+class Overview:
+    """Reads what the parts of the daemon know; changes nothing."""
+
+    def __init__(self, engine: Engine, fleet: Fleet, models: ModelKeeper, probe: Probe) -> None:
+        self._engine = engine
+        self._fleet = fleet
+        self._models = models
+        self._probe = probe
+        self._started_s = time.time()
+
+    def status(self, caller: Caller) -> dict[str, Any]:
+        """The whole state of the daemon in one document, of jobs and drops what the caller may see."""
+        engine = self._engine
+        in_flight = engine.dispatcher.in_flight()
+        state, reasons = self.state(caller)
+        free_bytes, free_inodes, _ = engine.troubles.free
+        report = engine.intake.report
+        seen = (live for live in engine.jobs.values() if caller.may_see(live.row.owner))
+        return {
+            "schema": SCHEMA,
+            "version": __version__,
+            "spool": str(engine.layout.root),
+            "pid": os.getpid(),
+            "started_at": instant(self._started_s),
+            "state": state,
+            "reasons": reasons,
+            "servers": [self.server(server) for server in self._fleet.servers.values()],
+            "gpus": {"state": self._probe.state, "message": self._probe.message, "pid": self._probe.pid},
+            "notices": [*self._fleet.notices, *self._open_ports()],
+            "queue": self._queue(),
+            "inbox": {
+                "settling": report.settling,
+                "blocked": [{"name": b.name, "reason": b.reason} for b in report.blocked if caller.may_see(b.owner)],
+                "refused": engine.intake.refused,
+                "problem": report.problem,
+            },
+            "disk": {"free_bytes": free_bytes, "free_inodes": free_inodes, "low": engine.troubles.disk_low},
+            "pulls": [
+                {"model": name, "status": p.status, "completed_bytes": p.completed_bytes, "total_bytes": p.total_bytes}
+                for name, p in self._models.pulls.items()
+            ],
+            "jobs": [job_document(live, in_flight.get(live.key, 0)) for live in islice(seen, _STATUS_JOBS)],
+        }
+
+    def _queue(self) -> dict[str, Any]:
+        jobs = self._engine.jobs.values()
+        return {
+            "requests": self._engine.queue.total(),
+            "jobs": len(jobs),
+            "finished": sum(live.finished for live in jobs),
+            "total": sum(live.requests for live in jobs),
+            "requests_per_s": round(sum(live.requests_per_s() for live in jobs), 2),
+        }
+
+    def state(self, caller: Caller) -> tuple[str, list[str]]:
+        """The state of the daemon, and what is wrong, as far as it concerns the caller."""
+        holds = self._engine.dispatcher.holds
+        jobs = self._engine.jobs
+        hindered = [key for key in self._engine.troubles.of_jobs if key in jobs and caller.may_see(jobs[key].row.owner)]
+        reasons = [*self._engine.troubles.of_all.values(), *(self._engine.troubles.of_jobs[key] for key in hindered)]
+        servers = list(self._fleet.servers.values())
+        down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
+        reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
+        if self._engine.intake.report.problem:
+            reasons.append(self._engine.intake.report.problem)
+        if self._probe.state == "unknown":
+            reasons.append(self._probe.message)
+        if self._probe.host_trouble[0]:
+            reasons.append(self._probe.host_trouble[1])
+        reasons += [f"server {server.id} waits: {server.shared_with}" for server in servers if "shared" in server.holds]
+        if not servers:
+            reasons.append("there is no server")
+        if _STOPPING in holds:
+            return "stopping", reasons
+        if DRAIN in holds:
+            return ("draining" if self._engine.dispatcher.busy() else "drained"), reasons
+        if QUARANTINE in holds:
+            reasons.insert(0, "every GPU is in quarantine: requests wait (obatchctl gpus says what to do)")
+        if OPERATOR in holds or QUARANTINE in holds:
+            return "paused", reasons
+        return ("degraded" if reasons else "running"), reasons
+
+    def _open_ports(self) -> list[str]:
+        """A notice where, on a host for several users, the servers' ports are open to all of them."""
+        if self._engine.settings.access.mode != "service":
+            return []
+        shut = guarded_ports()
+        managed = [server for server in self._fleet.servers.values() if isinstance(server, ManagedServer)]
+        if all(server.port in shut for server in managed):
+            return []
+        return ["every user of this host can reach the servers' ports (install nftables, then restart obatchd)"]
+
+    def server(self, server: Server) -> dict[str, Any]:
+        """The entry of one server."""
+        link = self._engine.dispatcher.links.get(server.id)
+        return {
+            "id": server.id,
+            "kind": server.kind,
+            "state": server.state.value,
+            "reason": server.reason,
+            "url": server.base_url,
+            "gpu": self._gpu(server.gpu) if server.gpu else None,
+            "gpus": [self._gpu(gpu) for gpu in server.gpus],
+            "loaded": _profile(server.loaded),
+            "loading": _profile(server.loading),
+            "in_flight": link.started if link else 0,
+            "offered": len(link.offers) if link else 0,
+            "slots": server.slots,
+            "tokens_per_s": round(link.tokens_per_s(), 1) if link else 0.0,
+            "requests_done": link.requests_done if link else 0,
+            "restarts": server.restarts,
+            "watchdog": dict(link.findings) if link else {},
+            "pid": server.pid,
+            "worker_pid": link.worker.pid if link and link.worker else None,
+        }
+
+    def _gpu(self, gpu: Gpu) -> dict[str, Any]:
+        reading = self._probe.readings.get(gpu.uuid)
+        return {
+            "uuid": gpu.uuid,
+            "index": gpu.index,
+            "name": gpu.name,
+            "utilisation_percent": reading.utilisation_percent if reading else None,
+            "memory_used_bytes": reading.memory_used_bytes if reading else None,
+            "memory_total_bytes": reading.memory_total_bytes if reading else gpu.memory_bytes,
+            "temp_c": reading.temp_c if reading else None,
+            "power_w": reading.power_w if reading else None,
+        }
+
+
+def _profile(profile: Any) -> dict[str, Any] | None:
+    return {"model": profile.model, "context_length": profile.context_length} if profile else None

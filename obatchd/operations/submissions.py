@@ -1,0 +1,129 @@
+"""Jobs that are handed over instead of dropped: submissions, and what is tried again of a finished job."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from obatchd.control.operations import Submission
+from obatchd.engine.engine import Engine
+from obatchd.errors import ControlError, DropRefused
+from obatchd.intake.indexing import SubmittedSettings
+from obatchd.jobs.formats import request_file
+from obatchd.jobs.ledger import Intent
+from obatchd.jobs.model import FILE_ENDINGS, JobState
+from obatchd.jobs.store import JobRow
+from obatchd.settings.job import JobSettings
+from obatchd.settings.job_file import parse_job_settings
+from obatchd.settings.settings import Settings
+from obatchd.spool import claim
+
+
+class Submissions:
+    """Takes them; what it returns has begun and would survive a power cut."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def submit(self, submission: Submission) -> JobRow:
+        """A job of what was handed over.
+
+        Raises:
+            ControlError: it may not be taken now, or is empty.
+            ConfigError: its settings are wrong.
+            DropRefused: it cannot become a job.
+        """
+        self._may_submit(submission.owner)
+        settings, notes = parse_job_settings(submission.settings, "the submission's settings")
+        daemon = self._engine.settings
+        return await self._take(
+            os.fsencode(submission.name),
+            submission.owner,
+            submission.kind,
+            SubmittedSettings(settings, notes),
+            lambda incoming: _copy(submission, incoming, daemon),
+        )
+
+    async def retry(self, row: JobRow) -> JobRow:
+        """A job of the requests of ``row`` that did not succeed.
+
+        Raises:
+            ControlError: there is none, its prompts are gone, or nothing may be taken now.
+        """
+        self._may_submit(row.owner)
+        settings = SubmittedSettings(_settings_of_retry(row.settings), [], row.job)
+        return await self._take(
+            _retry_name(row), row.owner, "file", settings, lambda incoming: self._copy_failed(row, incoming.input)
+        )
+
+    async def _take(
+        self, name: bytes, owner: int, kind: str, settings: SubmittedSettings, fill: Callable[[claim.Incoming], None]
+    ) -> JobRow:
+        """``fill`` puts the prompts into place; it is called in a thread."""
+        engine = self._engine
+        try:
+            claimed = await self._claim(name, owner, kind, settings, fill)
+        except OSError as error:
+            raise ControlError(f"it cannot be copied: {error.strerror or error}", code="not_copied") from error
+        await engine.intake.begin(engine.store.state.find([claimed.job]))
+        [row] = engine.store.state.find([claimed.job])
+        if row.state is JobState.REFUSED:
+            raise DropRefused("; ".join(row.notes))
+        return row
+
+    async def _claim(
+        self, name: bytes, owner: int, kind: str, settings: SubmittedSettings, fill: Callable[[claim.Incoming], None]
+    ) -> Intent:
+        engine = self._engine
+        begun = await asyncio.to_thread(claim.begin_submission, engine.layout, engine.intake.ids, name, owner, kind)
+        try:
+            await asyncio.to_thread(fill, begun)
+            await asyncio.to_thread(settings.write, begun.directory)
+            return await asyncio.to_thread(claim.commit_submission, begun, engine.layout, engine.store.state)
+        except BaseException:
+            await asyncio.to_thread(begun.abandon)
+            raise
+
+    def _may_submit(self, owner: int) -> None:
+        if self._engine.troubles.of_all:
+            raise ControlError("; ".join(self._engine.troubles.of_all.values()), code="trouble")
+        if reason := self._engine.limits().room(owner, 0):
+            raise ControlError(reason, code="over_limit")
+
+    def _copy_failed(self, row: JobRow, target: Path) -> None:
+        source = request_file(self._engine.layout.job_dir(row.job) / "input")
+        if not source.exists():
+            raise ControlError(f"the prompts of job {row.job} are no longer kept; drop them again", code="released")
+        rows = self._engine.store.of(row).failed_requests(row.key)
+        if not rows:
+            raise ControlError(f"job {row.job} has no failed request that could be tried again", code="nothing")
+        with open(source, "rb") as prompts, open(target, "wb") as file:
+            for request in rows:
+                prompts.seek(request.offset)
+                file.write(prompts.read(request.length).replace(b"\n", b" ") + b"\n")
+
+
+def _settings_of_retry(settings: JobSettings) -> JobSettings:
+    # Records have been made into requests already.
+    again = msgspec.structs.replace(settings, template=None, text_column=None, id_column=None)
+    again = msgspec.structs.replace(again, sample=None, sample_of=None)
+    if isinstance(again.deadline, str):  # a time of the first job; it may be over
+        again = msgspec.structs.replace(again, deadline=None)
+    return again
+
+
+def _copy(submission: Submission, incoming: claim.Incoming, settings: Settings) -> None:
+    for name, descriptor in submission.files:
+        with os.fdopen(descriptor, "rb", closefd=False) as source:
+            incoming.add(name, source, settings.inbox.max_unpacked_bytes, settings.disk.min_free_bytes)
+
+
+def _retry_name(row: JobRow) -> bytes:
+    stem = row.name
+    for ending in (".gz", *FILE_ENDINGS):
+        stem = stem.removesuffix(ending.encode())
+    return stem + b".retry.jsonl"

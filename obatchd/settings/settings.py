@@ -1,0 +1,141 @@
+"""The one declaration of every setting.
+
+Defaults, validation, the commented ``etc/obatchd.toml``, ``docs/settings.md`` and ``obatchctl config`` all come
+from the models in this module; reading, merging and explaining errors is :mod:`obatchd.settings_io`.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from obatchd.settings.base import Section
+from obatchd.settings.tables.access import AccessSettings
+from obatchd.settings.tables.alarms import AlarmSettings
+from obatchd.settings.tables.burnin import BurninSettings
+from obatchd.settings.tables.context import ContextSettings
+from obatchd.settings.tables.disk import DiskSettings
+from obatchd.settings.tables.dispatch import DispatchSettings
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
+from obatchd.settings.tables.gpus import GpuSettings
+from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.limits import LimitSettings
+from obatchd.settings.tables.models import ModelSettings
+from obatchd.settings.tables.outbox import OutboxSettings
+from obatchd.settings.tables.servers import SERVICE_BASE_PORT, ServerSettings
+from obatchd.settings.tables.watchdog import WatchdogSettings
+
+Priority = Literal["low", "normal", "high"]
+_HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    spool: str = Field("/var/spool/obatch", description="Directory of inbox, work, outbox and failed.")
+    model: str = Field("", description="Model of requests that name none.")
+    system_message: str = Field("", description="System message of requests that bring none.")
+    context_length: int = Field(8192, ge=256, le=4_194_304, description="Context in tokens; rounded up to 4k/8k/16k/….")
+    max_response_tokens: int = Field(
+        4096, ge=1, description="Token limit of an answer (num_predict) unless asked otherwise."
+    )
+    priority: Priority = Field("normal", description="Priority of jobs that name none.")
+    deadline: Annotated[float, Field(ge=0)] | str = Field(
+        0,
+        description="When what is not answered of a job expires: seconds after acceptance, or a time such as "
+        '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
+    )
+    options: dict[str, Any] = Field({}, description="Ollama run-time options of every request, e.g. temperature.")
+    format: Literal["", "json"] | dict[str, Any] = Field(
+        "", description='What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.'
+    )
+    in_source: list[str] = Field(
+        [], description="Fields of JSON answers whose values must occur in the prompt; others are listed as ungrounded."
+    )
+    think: Literal["auto", "low", "medium", "high", "max"] | bool = Field(
+        "auto",
+        description='Whether models that can reason do so, which costs tokens: true, false, a level, or "auto", which '
+        "leaves it to the model.",
+    )
+    drain_s: float = Field(60, ge=0, description="On SIGTERM, longest wait for in-flight requests.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    gpus: GpuSettings = Field(GpuSettings())
+    gpu_health: GpuHealthSettings = Field(GpuHealthSettings())
+    burnin: BurninSettings = Field(BurninSettings())
+    servers: ServerSettings = Field(ServerSettings())
+    models: ModelSettings = Field(ModelSettings())
+    inbox: InboxSettings = Field(InboxSettings())
+    outbox: OutboxSettings = Field(OutboxSettings())
+    context: ContextSettings = Field(ContextSettings())
+    dispatch: DispatchSettings = Field(DispatchSettings())
+    watchdog: WatchdogSettings = Field(WatchdogSettings())
+    disk: DiskSettings = Field(DiskSettings())
+    alarms: AlarmSettings = Field(AlarmSettings())
+    access: AccessSettings = Field(AccessSettings())
+    limits: LimitSettings = Field(LimitSettings())
+    ollama_instances: dict[str, int] = Field(
+        {},
+        description='Remote servers, as in the original project: "host:port" = index of the GPU whose readings belong '
+        "to it. With any here, gpus defaults to none.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        gpus = data.get("gpus")
+        if isinstance(gpus, str | list):
+            data["gpus"] = {"use": gpus}
+        access, servers = data.get("access"), data.get("servers", {})
+        service = isinstance(access, dict) and access.get("mode") == "service"
+        if service and isinstance(servers, dict) and not servers.get("base_port"):
+            data["servers"] = {**servers, "base_port": SERVICE_BASE_PORT}
+        if data.get("ollama_instances") and "use" not in (data.get("gpus") or {}):
+            data["gpus"] = {**(data.get("gpus") or {}), "use": "none"}
+        return data
+
+    @field_validator("deadline", mode="before")
+    @classmethod
+    def _time_in_utc(cls, value: Any) -> Any:
+        text = value.isoformat() if isinstance(value, date) else value  # a datetime is a date, too
+        if not isinstance(text, str):
+            return value
+        try:
+            return float(text)
+        except ValueError:
+            pass
+        try:
+            return datetime.fromisoformat(text).astimezone(UTC).isoformat()
+        except (ValueError, OverflowError):
+            raise ValueError("must be a number of seconds or a time such as 2026-12-31T18:00:00+01:00") from None
+
+    @field_validator("format")
+    @classmethod
+    def _usable_schema(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
+        if value:
+            from obatchd.prompts.structured import FormatError, answer_format
+
+            try:
+                answer_format(value)
+            except FormatError as error:
+                raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("ollama_instances")
+    @classmethod
+    def _addresses(cls, value: dict[str, int]) -> dict[str, int]:
+        for address in value:
+            match = _HOST_PORT.match(address)
+            if not match or (match[4] and not 0 < int(match[4]) < 65536):
+                raise ValueError(f'"{address}" is not host:port (nor http(s)://host:port)')
+        return value
+
+    @property
+    def spool_path(self) -> Path:
+        return Path(self.spool).expanduser()

@@ -1,0 +1,141 @@
+"""The settings as text for people: the commented file, the reference page, and the values in force."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+import toml
+from pydantic import BaseModel
+
+from obatchd.settings.reading import Leaf, is_live, leaves, type_text, value_of
+from obatchd.settings.settings import Settings
+
+_WIDTH = 100
+_HIDDEN = "(hidden)"
+_SECTION_NOTES = {
+    "gpus": 'Instead of this table, gpus = "all" (or another value of use) may stand at the top of the file.',
+    "ollama_instances": 'Written as a table:  [ollama_instances]  "10.0.0.5:11434" = 0',
+}
+
+
+def commented_toml() -> str:
+    """The configuration file with every setting, its meaning and its default, all commented out."""
+    lines = [
+        "# Configuration of obatchd. Every setting is shown with its default; remove the # to change one.",
+        "# Order: these defaults, this file, OBATCHD_… variables (servers.slots is OBATCHD_SERVERS_SLOTS), flags.",
+        "# obatchctl config check FILE   says what is wrong in a file;   obatchctl reload   applies a changed one.",
+    ]
+    for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
+        if section:
+            lines += ["", "", f"[{section}]", *_comment(_section_text(section))]
+        for leaf in group:
+            lines += ["", *_comment(_meaning(leaf)), f"#{_assignment(leaf.name, _default(leaf))}"]
+    return "\n".join(lines) + "\n"
+
+
+def reference_page() -> str:
+    """``docs/settings.md``: every setting with type, default, variable and what a reload does."""
+    lines = [
+        "# Settings",
+        "",
+        "Generated from the declarations in `obatchd/settings`. Order of precedence: defaults, the file given with",
+        "`--config`, environment variables, flags. A list or table in a variable is written as a TOML value:",
+        "`OBATCHD_GPUS_EXCLUDE='[3]'`. *live*: `obatchctl reload` (or SIGHUP) applies a change; *restart*: it needs a",
+        "restart of the daemon.",
+    ]
+    for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
+        title = f"[{section}]" if section else "Top level"
+        lines += ["", f"## {title}", ""]
+        if section:
+            lines += [_section_text(section), ""]
+        lines += ["| setting | type | default | change | meaning |", "|---|---|---|---|---|"]
+        lines += [_row(leaf) for leaf in group]
+    return "\n".join(lines) + "\n"
+
+
+def show(settings: Settings, origin: Mapping[str, str]) -> str:
+    """The settings in force as TOML, each with where it comes from; secrets are hidden.
+
+    Args:
+        settings: the settings.
+        origin: dotted key to file, variable or flag; what is missing is a default.
+    """
+    lines = []
+    for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
+        if section:
+            lines += ["", f"[{section}]"]
+        for leaf in group:
+            source = origin.get(leaf.key, "default")
+            lines.append(f"{_assignment(leaf.name, visible_value(settings, leaf))}  # {source}")
+    return "\n".join(lines) + "\n"
+
+
+def visible_value(settings: Settings, leaf: Leaf) -> Any:
+    """A setting's value as plain data, with tokens and the values of environment variables hidden."""
+    value = value_of(settings, leaf)
+    if leaf.field.repr is False:
+        return _HIDDEN if value else ""
+    if leaf.key == "servers.environment":  # a proxy's address may hold a password
+        return dict.fromkeys(value, _HIDDEN)
+    return _plain(value)
+
+
+def _section_text(section: str) -> str:
+    model = Settings.model_fields[section].annotation
+    text = " ".join((getattr(model, "__doc__", "") or "").replace("``", "").split())
+    note = _SECTION_NOTES.get(section)
+    return text.split(". ")[0].rstrip(".") + "." + (f" {note}" if note else "")
+
+
+def _meaning(leaf: Leaf) -> str:
+    kind = type_text(leaf.field.annotation, leaf.field.metadata)
+    note = _SECTION_NOTES.get(leaf.name, "") if not leaf.section else ""
+    return f"{leaf.field.description} {note}".strip() + f" [{kind}]"
+
+
+def _comment(text: str) -> Iterator[str]:
+    return (f"# {line}" for line in textwrap.wrap(text, _WIDTH, break_long_words=False))
+
+
+def default_text(leaf: Leaf) -> str:
+    """The default of a setting as it is written in the file."""
+    return _inline(_default(leaf))
+
+
+def _default(leaf: Leaf) -> Any:
+    return _plain(leaf.field.get_default(call_default_factory=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _assignment(name: str, value: Any) -> str:
+    return f"{name} = {_inline(value)}"
+
+
+def _inline(value: Any) -> str:
+    """One TOML value on one line; the library writes tables only as sections."""
+    if isinstance(value, dict):
+        pairs = ", ".join(f"{_inline(key)} = {_inline(item)}" for key, item in value.items())
+        return f"{{ {pairs} }}" if pairs else "{}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_inline(item) for item in value) + "]"
+    if isinstance(value, str):
+        # toml 0.10.2 turns a backslash before x into TOML that nobody can read. JSON's strings are TOML's, but for DEL.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return toml.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
+
+
+def _row(leaf: Leaf) -> str:
+    kind = type_text(leaf.field.annotation, leaf.field.metadata)
+    change = "live" if is_live(leaf.key) else "restart"
+    note = _SECTION_NOTES.get(leaf.name, "") if not leaf.section else ""
+    meaning = f"{leaf.field.description} {note}".strip().replace("|", "\\|")
+    return f"| `{leaf.name}`<br>`{leaf.variable}` | {kind} | `{_inline(_default(leaf))}` | {change} | {meaning} |"
