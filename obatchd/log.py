@@ -29,10 +29,10 @@ class EventLogger:
     def bind(self, **fields: object) -> EventLogger:
         return EventLogger(self._logger, {**self._bound, **fields})
 
-    def _write(self, level: int, event: str, fields: dict[str, object], *, trace: bool = False) -> None:
+    def _write(self, level: int, event: str, fields: dict[str, object], *, error: BaseException | None = None) -> None:
         if self._logger.isEnabledFor(level):
             pairs = (f"{key}={field(value)}" for key, value in {**self._bound, **fields}.items())
-            self._logger.log(level, "%s", " ".join([f"event={field(event)}", *pairs]), exc_info=trace)
+            self._logger.log(level, "%s", " ".join([f"event={field(event)}", *pairs]), exc_info=error)
 
     def debug(self, event: str, **fields: object) -> None:
         self._write(logging.DEBUG, event, fields)
@@ -46,9 +46,9 @@ class EventLogger:
     def error(self, event: str, **fields: object) -> None:
         self._write(logging.ERROR, event, fields)
 
-    def exception(self, event: str, **fields: object) -> None:
-        """An error with the traceback of the exception being handled."""
-        self._write(logging.ERROR, event, fields, trace=True)
+    def exception(self, event: str, error: BaseException | None = None, **fields: object) -> None:
+        """An error with the traceback of ``error``, or of the exception being handled."""
+        self._write(logging.ERROR, event, fields, error=error or sys.exc_info()[1])
 
 
 class _Formatter(logging.Formatter):

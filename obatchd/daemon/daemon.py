@@ -36,6 +36,7 @@ from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.gpu_duty import GpuDuty
 from obatchd.gpus.probe import Probe
 from obatchd.jobs.store import Facts, Store
+from obatchd.jobs.store.database import is_corrupt
 from obatchd.operations.facade import Facade
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
@@ -76,7 +77,7 @@ class Daemon:
         self._listen_to_signals()
         layout = await asyncio.to_thread(Layout.open, self._settings.spool_path, _owners(self._settings.access))
         with layout.lock():
-            store = await asyncio.to_thread(Store, layout.work)
+            store = self._store = await asyncio.to_thread(Store, layout.work)
             try:
                 await self._run_locked(layout, store)
             finally:
@@ -96,7 +97,7 @@ class Daemon:
         self._fleet = Fleet(settings, layout.work, layout.uuid, self._probe, Facts(store.state), self._server_changed)
         self._models = ModelKeeper(settings.models, self._fleet)
         served = ServedModels(self._models, self._fleet)
-        self.engine = Engine(settings, layout, store, context, served, self._defect)
+        self.engine = Engine(settings, layout, store, context, served, self)
         dispatcher, facts = self.engine.dispatcher, Facts(store.state)
         self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work)
         self._duty.monitor.on_xid = self._hearing.xid
@@ -137,7 +138,7 @@ class Daemon:
         directory = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
         control = ControlServer(facade, directory, access, self._burnin)
         submit = SubmitServer(facade, directory, access)
-        housekeeping = Housekeeping(self.engine, self.engine.vital)
+        housekeeping = Housekeeping(self.engine, self)
         self._watchdog = Watchdog(self.engine.dispatcher, self._settings, self._utilisation)
         if store.state.get("paused"):
             self.engine.dispatcher.hold("paused")
@@ -203,8 +204,15 @@ class Daemon:
         _log.info("stop_asked", signal=name, drain_s=self._settings.drain_s)
         self._stopping.set()
 
-    def _defect(self, reason: str) -> None:
-        """A part of the engine is gone: stop, so that the service manager starts a whole daemon again."""
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """A part of the daemon is gone: stop, so that the service manager starts a whole one again.
+
+        What is committed survives a restart, so this is safer than going on without the part.
+        """
+        if is_corrupt(error):
+            remedy = "the daemon ends; its next start sets the file aside and does again what it held"
+            _log.error("store_damaged", task=name, reason=str(error), remedy=remedy)
+            self._store.distrust()
         self._exit_code = EXIT_FAILED
         self._stopping.set()
 

@@ -11,7 +11,7 @@ from obatchd import crash_points, log
 from obatchd.dispatch.dispatcher import Failed, Finished
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.store import DISK_ERRORS, AttemptRow, ResultRow, Store
-from obatchd.live.tasks import Vital
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _RETRY_S = 1.0
@@ -47,22 +47,23 @@ class Committer:
         self._committing = 0  # results that a commit in progress has in hand
         self._event = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: TaskSet | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
 
-    def start(self, vital: Vital) -> None:
-        self._task = vital.start(self._run(), "committer")
+    def start(self, owner: TaskOwner) -> None:
+        self._tasks = TaskSet(owner)
+        self._tasks.start(self._run(), "committer")
 
     async def stop(self) -> None:
         """Write what is left, for at most a few tries, then end."""
         await self.settle(timeout_s=10.0)
-        if self._task is not None:
-            self._task.cancel()
+        if self._tasks is not None:
+            await self._tasks.stop()
         self._thread.shutdown()
 
     async def settle(self, timeout_s: float) -> None:
         """Wait until everything given so far is committed, however much more comes meanwhile."""
-        if self._task is None or self._task.done():
+        if not self._tasks:
             return
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)

@@ -16,11 +16,11 @@ from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import JobRow, Store
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
-from obatchd.live.tasks import Vital
 from obatchd.live.troubles import Troubles
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import Totals
+from obatchd.tasks import TaskOwner
 
 # Results not yet committed above which nothing more is offered: bounds memory while a disk is slow or full.
 _BACKLOG_LIMIT = 20_000
@@ -74,9 +74,9 @@ class Completion:
             on_trouble=lambda reason: troubles.say("outbox", reason),
         )
 
-    async def start(self, vital: Vital) -> None:
-        self.committer.start(vital)
-        await self.publisher.start(vital)
+    async def start(self, owner: TaskOwner) -> None:
+        self.committer.start(owner)
+        await self.publisher.start(owner)
 
     def finished(self, finished: Finished) -> None:
         """A request has its outcome."""

@@ -24,10 +24,10 @@ from obatchd.delivery.responses import ResponseWriter
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow, Store
-from obatchd.live.tasks import Vital
 from obatchd.spool.batch_lines import batch_line
 from obatchd.spool.layout import size_bytes
 from obatchd.spool.outbox import JobOutbox, Totals, flush_outboxes
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _TOGETHER = 1000
@@ -64,21 +64,22 @@ class Publisher:
         self._on_trouble = on_trouble
         self._queue: deque[Publication] = deque()
         self._event = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: TaskSet | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publisher")
         # Its own thread: a status must not wait behind the whole of a large job.
         self._status_thread = ThreadPoolExecutor(1, thread_name_prefix="status")
         self._alone = 0  # jobs at the head of the queue to be published one by one
         self.backlog = 0  # jobs that are answered and not published yet
 
-    async def start(self, vital: Vital) -> None:
+    async def start(self, owner: TaskOwner) -> None:
         await self.responses.start()
-        self._task = vital.start(self._run(), "publisher")
+        self._tasks = TaskSet(owner)
+        self._tasks.start(self._run(), "publisher")
 
     async def stop(self) -> None:
         """Finish what was begun; jobs not yet published are published at the next start."""
-        if self._task is not None:
-            self._task.cancel()
+        if self._tasks is not None:
+            await self._tasks.stop()
         await self.responses.stop()
         await asyncio.to_thread(self._thread.shutdown)
         await asyncio.to_thread(self._status_thread.shutdown)

@@ -29,12 +29,12 @@ from obatchd.jobs.store import JobRow, Segment, Store
 from obatchd.live.forecast import forecast
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
-from obatchd.live.tasks import Vital
 from obatchd.live.troubles import INTAKE, Troubles
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.alarms import AlarmKind
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import JobOutbox
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _STATUS_S = 1.0
@@ -45,7 +45,7 @@ class Engine:
     """Owns the path of a drop. All methods are called from the main loop.
 
     Args:
-        on_defect: a part of the engine ended by an exception; the daemon cannot go on.
+        owner: told when a part of the engine ended by an exception.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Engine:
         store: Store,
         context: ForkServerContext,
         models: Models,
-        on_defect: Callable[[str], None],
+        owner: TaskOwner,
     ) -> None:
         self.settings = settings
         self.layout = layout
         self.store = store
         self.jobs: dict[int, LiveJob] = {}
         self.announce: Callable[[AlarmKind, dict[str, Any]], None] = lambda kind, facts: None  # alarms
-        self.vital = Vital(on_defect, store.distrust)
+        self.owner = owner
         self.troubles = Troubles(lambda kind: self.dispatcher.hold(kind), self._trouble_over)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._status_task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet(owner)
+        self._statuses = TaskSet(owner)
         self._build_dispatch(context, models)
         self.completion = Completion(
             self.jobs, layout, store, settings, context,
@@ -79,7 +79,7 @@ class Engine:
         settings = self.settings
         self.preparation = Preparation(
             settings.context, context, self.layout.sources,
-            input_of=self._input_of, on_finished=self._finished, wake=lambda: self.dispatcher.wake(), vital=self.vital,
+            input_of=self._input_of, on_finished=self._finished, wake=lambda: self.dispatcher.wake(), owner=self.owner,
         )  # fmt: skip
         self.queue = JobQueue(lambda lane: self.feeder.fetch(lane), sift=self.preparation.sift)
         self.preparation.queue = self.queue
@@ -97,7 +97,7 @@ class Engine:
         )  # fmt: skip
         self.feeder = Feeder(
             self.queue, self._source_of, self._finished, self.dispatcher.suspicion, self.dispatcher.wake,
-            self.troubles.say_of_job, self.vital,
+            self.troubles.say_of_job, self.owner,
         )  # fmt: skip
 
     def _build_entrance(self, reuse: Reuse) -> None:
@@ -114,7 +114,7 @@ class Engine:
         )  # fmt: skip
         self.intake = Intake(
             layout, store, JobIds(store.state.last_job()), lambda: self.settings,
-            vital=self.vital, may_claim=lambda: self.troubles.may_claim and not completion.behind, limits=self.limits,
+            owner=self.owner, may_claim=lambda: self.troubles.may_claim and not completion.behind, limits=self.limits,
             on_job=admission.accepted, on_chunk=admission.indexed, on_refused=admission.refused,
             on_trouble=lambda reason: self.troubles.say(INTAKE, reason), on_job_trouble=self.troubles.say_of_job,
         )  # fmt: skip
@@ -128,9 +128,9 @@ class Engine:
 
     async def start(self) -> None:
         """Take up what an earlier run left, then watch the inbox; on a disk that refuses, as soon as it does not."""
-        await self.completion.start(self.vital)
+        await self.completion.start(self.owner)
         await self.troubles.look_at_disk(self.layout, self.settings.disk)
-        self._status_task = self.vital.start(self._write_statuses(), "job-status")
+        self._statuses.start(self._write_statuses(), "job-status")
         if not await self.resumption.take_up():
             self._spawn(self.resumption.take_up_later())
 
@@ -142,12 +142,9 @@ class Engine:
         await self.dispatcher.stop()
         await self.feeder.stop()
         await self.preparation.stop()
-        for task in self._tasks:
-            task.cancel()  # ending the rest of a job goes on at the next start
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()  # ending the rest of a job goes on at the next start
         await self.completion.committer.stop()
-        if self._status_task is not None:
-            self._status_task.cancel()
+        await self._statuses.stop()
         await self.completion.publisher.stop()
 
     def hurry(self) -> None:
@@ -176,9 +173,7 @@ class Engine:
         self.dispatcher.wake()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self.vital.start(work, "engine")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(work, "engine")
 
     # What the parts ask of each other, or tell.
 

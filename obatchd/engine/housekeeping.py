@@ -12,9 +12,9 @@ from obatchd.engine.erasure import erase
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.jobs.store.integrity import boot_id, delete_set_aside
-from obatchd.live.tasks import Vital
 from obatchd.spool.outbox import JobOutbox
 from obatchd.spool.prune import empty_trash, prune, prune_refused
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _PERIOD_S = 60.0
@@ -31,20 +31,17 @@ def _is_torn(box: JobOutbox) -> bool:
 class Housekeeping:
     """Runs beside the engine and never in its way. What the disk refuses is tried again a minute later."""
 
-    def __init__(self, engine: Engine, vital: Vital) -> None:
+    def __init__(self, engine: Engine, owner: TaskOwner) -> None:
         self._engine = engine
-        self._vital = vital
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet(owner)
         self._booted = False
         self._pruned_s = float("-inf")
 
     def start(self) -> None:
-        self._task = self._vital.start(self._run(), "housekeeping")
+        self._tasks.start(self._run(), "housekeeping")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.stop()
 
     async def _run(self) -> None:
         while True:

@@ -16,7 +16,7 @@ from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import DISK_ERRORS, AttemptRow, PendingRow, Segment, unanswered_record
-from obatchd.live.tasks import Vital
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 # Bytes of one fetch: 1,024 small requests, or a few long ones.
@@ -92,7 +92,7 @@ class Feeder:
         suspicion: dict[tuple[int, int], Suspicion],
         wake: Callable[[], None],
         on_trouble: Callable[[int, str], None],
-        vital: Vital,
+        owner: TaskOwner,
     ) -> None:
         """``source_of`` gives what opens a job's segment, and its request file, or None when the job is gone.
 
@@ -104,10 +104,9 @@ class Feeder:
         self._suspicion = suspicion
         self._wake = wake
         self._on_trouble = on_trouble
-        self._vital = vital
         self._known: dict[int, dict[int, History]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeder")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet(owner)
 
     def remember(self, job: int, known: dict[int, History]) -> None:
         """Earlier attempts of a job taken up again."""
@@ -122,14 +121,10 @@ class Feeder:
 
     def fetch(self, lane: Lane) -> None:
         """Start reading more of ``lane``."""
-        task = self._vital.start(self._fetch(lane), "feeder")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._fetch(lane), "feeder")
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         self._thread.shutdown()
 
     async def _fetch(self, lane: Lane) -> None:

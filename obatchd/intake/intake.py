@@ -15,12 +15,12 @@ from obatchd.intake.indexing import NEXT_CHUNK, Chunk, Reading, flush_unpacked
 from obatchd.intake.limits import OwnerLimits
 from obatchd.jobs.model import JobIds, JobState
 from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow, Store
-from obatchd.live.tasks import Vital
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.inbox import Inbox, ScanReport
 from obatchd.spool.layout import Layout
 from obatchd.spool.refusal import refuse_claimed, refuse_drop
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _RETRY_S = 2.0
@@ -30,7 +30,7 @@ class Intake:
     """Takes drops and submissions; runs its file and store work in threads.
 
     Args:
-        vital: starts the tasks without which nothing is taken.
+        owner: answers for the tasks without which nothing is taken.
         may_claim: False while the disk is too full to take more.
         limits: how much more each owner may have open, as things stand.
         on_job: a job is accepted and its settings are known, before any of its chunks.
@@ -47,7 +47,7 @@ class Intake:
         ids: JobIds,
         settings: Callable[[], Settings],
         *,
-        vital: Vital,
+        owner: TaskOwner,
         may_claim: Callable[[], bool],
         limits: Callable[[], OwnerLimits],
         on_job: Callable[[JobRow, Reading], None],
@@ -67,7 +67,6 @@ class Intake:
         self._on_refused = on_refused
         self._on_trouble = on_trouble
         self._on_job_trouble = on_job_trouble
-        self._vital = vital
         self.inbox = Inbox(layout, settings().inbox)
         self.report = ScanReport()
         self.refused = 0
@@ -75,8 +74,7 @@ class Intake:
         self._claim_failed = False  # the disk refused: the next claim settles what that one began
         self._unlisted: list[str] = []  # accepted, but their rows could not be read yet
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet(owner)
         self._claim_thread = ThreadPoolExecutor(1, thread_name_prefix="intake")
         self._index_threads = ThreadPoolExecutor(2, thread_name_prefix="index")
 
@@ -88,15 +86,11 @@ class Intake:
             loop.call_soon_threadsafe(self._wake.set)
 
         self.inbox.start(wake)
-        self._task = self._vital.start(self._run(), "intake")
+        self._tasks.start(self._run(), "intake")
 
     async def stop(self) -> None:
         """Stop taking drops; what is half indexed goes on at the next start."""
-        if self._task is not None:
-            self._task.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
         await asyncio.to_thread(self._claim_thread.shutdown)
         await asyncio.to_thread(self._index_threads.shutdown)
         await asyncio.to_thread(self.inbox.stop)
@@ -176,7 +170,7 @@ class Intake:
             begun = await loop.run_in_executor(self._claim_thread, self._first_chunks, readings)
         except DISK_ERRORS as error:
             _log.error("index_failed", jobs=len(rows), reason=log.reason(error))
-            self._keep(self._vital.start(self._begin_later(rows, log.reason(error)), "begin-later"))
+            self._tasks.start(self._begin_later(rows, log.reason(error)), "begin-later")
             return
         for reading, chunk, refusal in begun:
             self._on_job_trouble(reading.row.key, "")
@@ -191,11 +185,7 @@ class Intake:
 
     def go_on(self, reading: Reading) -> None:
         """Index the rest of a drop in the background."""
-        self._keep(self._vital.start(self._index_rest(reading), f"index-{reading.row.job}"))
-
-    def _keep(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.start(self._index_rest(reading), f"index-{reading.row.job}")
 
     async def _begin_later(self, rows: Sequence[JobRow], reason: str) -> None:
         """The disk refused: one by one, so that a single bad drop does not hold up the others."""

@@ -24,8 +24,8 @@ from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import unanswered_record
-from obatchd.live.tasks import Vital
 from obatchd.settings.tables.context import ContextSettings
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _SILENT_S = 30.0  # a preparer says something every second
@@ -60,7 +60,7 @@ class Preparation:
         input_of: Callable[[int], tuple[Path | None, bool] | None],
         on_finished: Callable[[Finished], None],
         wake: Callable[[], None],
-        vital: Vital,
+        owner: TaskOwner,
     ) -> None:
         self.queue: JobQueue | None = None
         self._settings = settings
@@ -69,10 +69,9 @@ class Preparation:
         self._input_of = input_of
         self._on_finished = on_finished
         self._wake = wake
-        self._vital = vital
+        self._tasks = TaskSet(owner)
         self._waiting: dict[tuple[int, int], _Waiting] = {}
         self._writer: asyncio.StreamWriter | None = None
-        self._task: asyncio.Task[None] | None = None
 
     def apply(self, settings: ContextSettings) -> None:
         """Use changed settings from the next request on."""
@@ -87,9 +86,7 @@ class Preparation:
 
     async def stop(self) -> None:
         """End the preparer; what waits for it stays pending in the store."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._tasks.stop()
 
     def sift(self, lane: Lane, pending: Sequence[Pending]) -> Sequence[Pending]:
         """Those of ``pending`` that need no preparation; the others come to the queue when they are prepared."""
@@ -103,8 +100,8 @@ class Preparation:
             self._waiting[lane.job, one.line] = waiting = _Waiting(lane, one)
             lane.preparing += 1
             self._tell(waiting)
-        if len(ready) < len(pending) and self._task is None:
-            self._task = self._vital.start(self._run(), "preparation")
+        if len(ready) < len(pending) and not self._tasks:
+            self._tasks.start(self._run(), "preparation")
         return ready
 
     def _needs(self, raw: bytes) -> bool:

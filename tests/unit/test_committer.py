@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from task_support import Failures
 
 from obatchd.delivery import committer as committer_module
 from obatchd.delivery.committer import Committer
@@ -18,7 +19,6 @@ from obatchd.dispatch.dispatcher import Failed, Finished
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, Store
-from obatchd.live.tasks import Vital
 
 
 class Rig:
@@ -67,9 +67,9 @@ class Rig:
 @pytest.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     monkeypatch.setattr(committer_module, "_RETRY_S", 0.001)
-    defects: list[str] = []
+    defects = Failures()
     rig = Rig(tmp_path)
-    rig.committer.start(Vital(defects.append, lambda: None))
+    rig.committer.start(defects)
     yield rig
     await rig.committer.stop()
     rig.store.close()

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from task_support import Failures
 
 from obatchd.delivery import completion as module
 from obatchd.delivery.completion import Completion
@@ -16,7 +17,6 @@ from obatchd.dispatch.pool import forkserver_context
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, ResultRow, Store
-from obatchd.live.tasks import Vital
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 
@@ -66,8 +66,8 @@ async def test_no_more_drops_are_taken_while_many_jobs_wait_for_their_publicatio
         completion.publisher.publish(publication(row, layout))
     at_first = completion.behind
     assert not caught_up.is_set()
-    defects: list[BaseException] = []
-    await completion.start(Vital(lambda *_: defects.append(RuntimeError()), lambda: None))
+    defects = Failures()
+    await completion.start(defects)
     async with asyncio.timeout(20):
         await caught_up.wait()
         while len(published) < JOBS:

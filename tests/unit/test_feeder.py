@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from task_support import Failures
 
 from obatchd.dispatch.dispatcher import INTERRUPTED, Finished, Suspicion
 from obatchd.intake import feeder as feeder_module
@@ -16,7 +17,6 @@ from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Entry, Outcome, Profile
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import AttemptRow, ResultRow, Segment
-from obatchd.live.tasks import Vital
 
 SMALL = Profile("small", 4096)
 
@@ -31,7 +31,7 @@ class Rig:
         self.queue = JobQueue(lambda lane: self.feeder.fetch(lane))
         self.finished: list[Finished] = []
         self.troubles: list[str] = []
-        self.defects: list[str] = []
+        self.defects = Failures()
         self.suspicion: dict[tuple[int, int], Suspicion] = {}
         self.woken = asyncio.Event()
         self.feeder = Feeder(
@@ -41,7 +41,7 @@ class Rig:
             self.suspicion,
             self.woken.set,
             lambda job, reason: self.troubles.append(reason),
-            Vital(self.defects.append, lambda: None),
+            self.defects,
         )
         self.lane = self.queue.add_lane(Lane(1, 0, 1, SMALL, "normal", 0.0))
         self.lines = 0

@@ -4,20 +4,21 @@ import asyncio
 import multiprocessing
 from pathlib import Path
 
+from task_support import Failures
+
 from obatchd.dispatch.pool import forkserver_context
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
-from obatchd.live.tasks import Vital
 from obatchd.settings.tables.context import ContextSettings
 
 
 async def test_requests_that_come_while_a_dead_preparer_is_not_noticed_yet_end_nothing(tmp_path: Path) -> None:
-    defects: list[str] = []
+    defects = Failures()
     preparation = Preparation(
         ContextSettings(enabled=True), forkserver_context(), tmp_path,
         input_of=lambda job: (None, False), on_finished=lambda finished: None, wake=lambda: None,
-        vital=Vital(defects.append, lambda: None),
+        owner=defects,
     )  # fmt: skip
     lane = Lane(1, 1, 1000, Profile("tiny", 4096), "normal", 0.0)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from task_support import Failures
 
 from obatchd.intake.intake import Intake
 from obatchd.intake.limits import OwnerLimits
 from obatchd.jobs.model import JobIds
 from obatchd.jobs.store import Store
-from obatchd.live.tasks import Vital
 from obatchd.live.troubles import INTAKE, Troubles
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.disk import DiskSettings
@@ -85,10 +85,10 @@ async def until(found: Callable[[], Any]) -> None:
 async def intake(tmp_path: Path) -> AsyncIterator[tuple[Intake, Troubles, Store]]:
     settings = Settings.model_validate({"inbox": {"settle_s": 0.05, "rescan_s": 0.05}})
     layout = Layout.open(tmp_path / "spool")
-    store, defects = Store(layout.work), list[str]()
+    store, defects = Store(layout.work), Failures()
     troubles = Troubles(lambda kind: None, lambda kind: made.wake())
     made = Intake(
-        layout, store, JobIds(), lambda: settings, vital=Vital(defects.append, lambda: None),
+        layout, store, JobIds(), lambda: settings, owner=defects,
         may_claim=lambda: troubles.may_claim, limits=lambda: OwnerLimits(settings.limits, []),
         on_job=lambda row, reading: None, on_chunk=lambda key, chunk: None, on_refused=lambda row, refusal: None,
         on_trouble=lambda reason: troubles.say(INTAKE, reason), on_job_trouble=lambda key, reason: None,
