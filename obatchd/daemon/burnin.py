@@ -148,9 +148,9 @@ class BurninHost:
 
     def _keep_batch_away(self, away: bool) -> None:
         if away:
-            self._dispatcher.hold(_HOLD)
+            self._dispatcher.holds.hold(_HOLD)
         else:
-            self._dispatcher.unhold(_HOLD)
+            self._dispatcher.holds.release(_HOLD)
 
 
 def defaults(settings: Settings) -> Defaults:

@@ -37,12 +37,14 @@ from obatchd.gpucare.gpu_duty import GpuDuty
 from obatchd.gpus.probe import Probe
 from obatchd.jobs.store import Facts, Store
 from obatchd.jobs.store.database import is_corrupt
+from obatchd.live.work import Work
 from obatchd.operations.facade import Facade
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.settings import reading
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.access import AccessSettings
 from obatchd.spool.layout import Layout
@@ -59,6 +61,7 @@ class Daemon:
 
     def __init__(self, settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> None:
         self._settings = settings
+        self._current = Current(settings)
         self._config_file = config_file
         self._flags = flags
         self._stopping = asyncio.Event()
@@ -97,11 +100,12 @@ class Daemon:
         self._fleet = Fleet(settings, layout.work, layout.uuid, self._probe, Facts(store.state), self._server_changed)
         self._models = ModelKeeper(settings.models, self._fleet)
         served = ServedModels(self._models, self._fleet)
-        self.engine = Engine(settings, layout, store, context, served, self)
+        work = Work(self._current, layout, store, self, self._alarms)
+        self.engine = Engine(work, context, served)
         dispatcher, facts = self.engine.dispatcher, Facts(store.state)
         self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work)
         self._duty.monitor.on_xid = self._hearing.xid
-        self.engine.announce = self.engine.troubles.announce = self._duty.announce = self._alarms.announce
+        self._duty.announce = self._alarms.announce
         await self._fleet.start()
         self._duty.start()
         try:
@@ -138,10 +142,10 @@ class Daemon:
         directory = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
         control = ControlServer(facade, directory, access, self._burnin)
         submit = SubmitServer(facade, directory, access)
-        housekeeping = Housekeeping(self.engine, self)
+        housekeeping = Housekeeping(self.engine)
         self._watchdog = Watchdog(self.engine.dispatcher, self._settings, self._utilisation)
         if store.state.get("paused"):
-            self.engine.dispatcher.hold("paused")
+            self.engine.dispatcher.holds.hold("paused")
         await self.engine.start()
         try:
             await self._burnin.resume()  # before anybody may ask whether a run is over
@@ -186,7 +190,7 @@ class Daemon:
             self.engine.hurry()
         await stop
         hurry.cancel()
-        if self.engine.completion.committer.backlog:
+        if self.engine.committer.backlog:
             self._exit_code = EXIT_FAILED  # answers that the disk did not take; they are asked for again
 
     # Signals.
@@ -261,7 +265,8 @@ class Daemon:
         self._burnin.defaults = burnin.defaults(settings)
         self._duty.apply(settings)
         self._alarms.settings = settings.alarms
-        self.engine.apply(settings)
+        self._current.value = settings
+        self.engine.settings_changed()
 
     # Connections between parts that must not know each other.
 

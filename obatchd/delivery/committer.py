@@ -1,64 +1,58 @@
-"""Group commits: results of many requests in one flushed transaction, at most one every ``interval_s``."""
+"""Group commits: results of many requests in one flushed transaction, at most one every ``commit_interval_ms``."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 from obatchd import crash_points, log
-from obatchd.dispatch.dispatcher import Failed, Finished
+from obatchd.dispatch.events import Failed, Finished
 from obatchd.jobs.model import Outcome
-from obatchd.jobs.store import DISK_ERRORS, AttemptRow, ResultRow, Store
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.jobs.store import AttemptRow, ResultRow
+from obatchd.live.work import Work
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
-_RETRY_S = 1.0
+
+
+class CommitListener(Protocol):
+    """Hears of durable results; :class:`obatchd.delivery.completion.Completion`."""
+
+    def committed(self, batch: Sequence[Finished]) -> None:
+        """These results are durable; none of them is told twice."""
+
+
+class AttemptsInProgress(Protocol):
+    """Knows what is at the servers; :class:`obatchd.dispatch.dispatcher.Dispatcher`."""
+
+    def unrecorded_starts(self) -> list[Failed]:
+        """Attempts that run and should be remembered with the next commit, each given once."""
+        ...
 
 
 class Committer:
-    """Makes results durable, then tells ``on_committed``. From then on the store is the truth.
+    """Makes results durable, then tells its listener. From then on the store is the truth."""
 
-    Args:
-        segment_of: the segment of a job, by job key; None when the job is gone.
-        unrecorded_starts: attempts in progress that should be remembered with the next commit.
-        on_trouble: called with a reason while the store cannot be written, with "" when it can again.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        interval_s: float,
-        *,
-        segment_of: Callable[[int], str | None],
-        unrecorded_starts: Callable[[], list[Failed]],
-        on_committed: Callable[[Sequence[Finished]], None],
-        on_trouble: Callable[[str], None],
-    ) -> None:
-        self.interval_s = interval_s
-        self._store = store
-        self._segment_of = segment_of
-        self._unrecorded_starts = unrecorded_starts
-        self._on_committed = on_committed
-        self._on_trouble = on_trouble
+    def __init__(self, work: Work) -> None:
+        self._work = work
         self._finished: list[Finished] = []
         self._failed: list[Failed] = []
         self._committing = 0  # results that a commit in progress has in hand
         self._event = asyncio.Event()
         self._waiters: list[asyncio.Future[None]] = []
-        self._tasks: TaskSet | None = None
+        self._tasks = TaskSet(work.owner)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
 
-    def start(self, owner: TaskOwner) -> None:
-        self._tasks = TaskSet(owner)
-        self._tasks.start(self._run(), "committer")
+    def start(self, listener: CommitListener, attempts: AttemptsInProgress) -> None:
+        self._tasks.start(self._run(listener, attempts), "committer")
 
     async def stop(self) -> None:
         """Write what is left, for at most a few tries, then end."""
         await self.settle(timeout_s=10.0)
-        if self._tasks is not None:
-            await self._tasks.stop()
+        await self._tasks.stop()
         self._thread.shutdown()
 
     async def settle(self, timeout_s: float) -> None:
@@ -80,14 +74,18 @@ class Committer:
         return len(self._finished) + self._committing
 
     def finish(self, result: Finished) -> None:
-        self._finished.append(result)
-        self._event.set()
+        """A request has its outcome. A late one, of a job that is over or being ended, is dropped."""
+        live = self._work.jobs.get(result.job)
+        if live is not None and not live.ending:
+            self._finished.append(result)
+            self._event.set()
 
     def fail(self, attempt: Failed) -> None:
+        """An attempt failed and another one follows."""
         self._failed.append(attempt)
         self._event.set()
 
-    async def _run(self) -> None:
+    async def _run(self, listener: CommitListener, attempts: AttemptsInProgress) -> None:
         while True:
             await self._event.wait()
             self._event.clear()
@@ -96,15 +94,20 @@ class Committer:
             failed, self._failed = self._failed, []
             waiters, self._waiters = self._waiters, []
             self._committing = len(finished)
-            await self._commit(finished, failed)
+            failed += attempts.unrecorded_starts()
+            other = await self._commit(finished, failed)
+            # A result that was ended otherwise meanwhile (cancelled, say) was counted then, and is not counted twice.
+            listener.committed([f for f in finished if (f.job, f.line) not in other] if other else finished)
             self._committing = 0
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(None)
             # A lone result is committed at once; under load the next commit waits for company.
-            await asyncio.sleep(max(0.0, begun_s + self.interval_s - time.monotonic()))
+            interval_s = self._work.settings.value.dispatch.commit_interval_ms / 1000
+            await asyncio.sleep(max(0.0, begun_s + interval_s - time.monotonic()))
 
-    async def _commit(self, finished: list[Finished], failed: list[Failed]) -> None:
+    async def _commit(self, finished: list[Finished], failed: list[Failed]) -> set[tuple[int, int]]:
+        """Write; returns the requests (job, line) that had another outcome already."""
         results = [
             (name, ResultRow(f.job, f.line, f.lane, Outcome.SUCCEEDED if f.succeeded else Outcome.FAILED, f.record))
             for f in finished
@@ -112,23 +115,23 @@ class Committer:
         ]
         attempts = [
             (name, AttemptRow(f.job, f.line, f.attempt, f.server, f.started_s, f.fault, f.spent_s))
-            for f in (*failed, *self._unrecorded_starts())
+            for f in failed
             if (name := self._segment_of(f.job)) is not None
         ]
-        loop, troubled = asyncio.get_running_loop(), False
-        while True:
-            try:
-                crash_points.reach("commit.before")
-                other = await loop.run_in_executor(self._thread, self._store.write_results, results, attempts)
-                crash_points.reach("commit.after")
-                break
-            except DISK_ERRORS as error:
-                # A full or failing disk: nothing is lost while the results stay here, and dispatch pauses.
-                _log.error("commit_failed", results=len(results), reason=log.reason(error))
-                self._on_trouble(f"results cannot be written: {log.reason(error)}")
-                troubled = True
-                await asyncio.sleep(_RETRY_S)
-        if troubled:
-            self._on_trouble("")
-        # What was ended otherwise meanwhile (cancelled, say) was counted then, and must not be counted twice.
-        self._on_committed([f for f in finished if (f.job, f.line) not in other] if other else finished)
+
+        async def write() -> set[tuple[int, int]]:
+            crash_points.reach("commit.before")
+            other = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._work.store.write_results, results, attempts
+            )
+            crash_points.reach("commit.after")
+            return other
+
+        # On a full or failing disk nothing is lost while the results stay here, and dispatch pauses.
+        return await self._work.conditions.until_disk_takes(
+            write, "store", "commit_failed", "results cannot be written", results=len(results)
+        )
+
+    def _segment_of(self, job: int) -> str | None:
+        live = self._work.jobs.get(job)
+        return live.row.segment if live is not None else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 from obatchd import __version__
@@ -14,6 +13,7 @@ from obatchd.documents import SCHEMA
 from obatchd.jobs.model import JobState, by_outcome
 from obatchd.jobs.store import JobRow
 from obatchd.live.job import LiveJob
+from obatchd.live.models import Models
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import Totals
 from obatchd.times import instant
@@ -87,9 +87,7 @@ def _head(row: JobRow, state: str, model: str, priority: str) -> dict[str, Any]:
     }
 
 
-def summary_details(
-    live: LiveJob, totals: Totals, model_facts: Callable[[str], dict[str, Any]], versions: Callable[[str], str | None]
-) -> dict[str, Any]:
+def summary_details(live: LiveJob, totals: Totals, models: Models) -> dict[str, Any]:
     """``summary.json``: counts, failures, time, speed, and what a methods section needs.
 
     ``serial_s`` is the sum of all durations, ``speedup`` how many times shorter the wall time was.
@@ -97,7 +95,9 @@ def summary_details(
     row, finished_s = live.row, time.time()
     wall_s = max(finished_s - row.accepted_s, 1e-6)
     counts = by_outcome(totals.outcomes)
-    servers = {name: {**use.document(), "ollama_version": versions(name)} for name, use in totals.servers.items()}
+    servers = {
+        name: {**use.document(), "ollama_version": models.server_version(name)} for name, use in totals.servers.items()
+    }
     return {
         "schema": SCHEMA,
         "job": row.job,
@@ -120,7 +120,7 @@ def summary_details(
         "response_tokens": totals.response_tokens,
         "tokens_per_s": round(totals.response_tokens / wall_s, 2),
         "servers": servers,
-        "models": {name: model_facts(name) for name in totals.models},
+        "models": {name: models.facts(name) for name in totals.models},
         "drop": {"sha256": row.digest, "size_bytes": row.size},
         "settings": _settings_used(live),
         "notes": row.notes,

@@ -9,6 +9,7 @@ import msgspec
 
 from obatchd import log
 from obatchd.dispatch import records
+from obatchd.dispatch.events import INTERRUPTED, DispatchEvents, Failed, Finished
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.watchdog import Sample
@@ -21,31 +22,6 @@ _log = log.get(__name__)
 _ONE_CRASH_S = 1.0  # failures this close together are one crash
 _SUSPECT_CRASHES = 2
 LEAST_LIMIT_S = 0.1  # an attempt with less time left than this is not worth a try
-INTERRUPTED = "interrupted"  # recorded for an attempt that the end of the daemon cut short
-
-
-class Finished(msgspec.Struct, array_like=True):
-    """The recorded end of a request: what the committer stores and the job counts."""
-
-    job: int
-    line: int
-    lane: int
-    succeeded: bool
-    record: bytes
-    duration_s: float
-    response_tokens: int = 0
-
-
-class Failed(msgspec.Struct, array_like=True):
-    """An attempt that ended in a fault and is not the last one."""
-
-    job: int
-    line: int
-    attempt: int
-    server: str
-    started_s: float
-    fault: str
-    spent_s: float = 0.0
 
 
 class Suspicion(msgspec.Struct):
@@ -63,9 +39,6 @@ class Consequences:
     """Draws the consequences for the request and for the server.
 
     Args:
-        on_finished: a request has its outcome.
-        on_failed: an attempt failed and another one follows.
-        on_model_missing: a server says that it does not have a model.
         hold: a server is to get nothing for a moment.
     """
 
@@ -73,10 +46,8 @@ class Consequences:
         self,
         queue: JobQueue,
         settings: DispatchSettings,
+        events: DispatchEvents,
         *,
-        on_finished: Callable[[Finished], None],
-        on_failed: Callable[[Failed], None],
-        on_model_missing: Callable[[str], None],
         hold: Callable[[Link], None],
     ) -> None:
         self.settings = settings
@@ -84,9 +55,7 @@ class Consequences:
         self.on_crashed: Callable[[str, str, float], None] = lambda server, work, crashed_s: None
         self.on_cleared: Callable[[str, str, float, str], None] = lambda server, work, crashed_s, by: None
         self._queue = queue
-        self._on_finished = on_finished
-        self._on_failed = on_failed
-        self._on_model_missing = on_model_missing
+        self._events = events
         self._hold = hold
 
     def result(self, link: Link, item: ResultItem) -> None:
@@ -146,7 +115,7 @@ class Consequences:
         for (job, line), offered in link.offers.items():
             if offered.recorded:
                 attempt = offered.taken.pending.attempt
-                self._on_failed(Failed(job, line, attempt, link.server.id, offered.started_s, INTERRUPTED))
+                self._events.failed(Failed(job, line, attempt, link.server.id, offered.started_s, INTERRUPTED))
 
     def requeue(self, taken: Taken) -> None:
         """Put a request back: in front of its lane, or among the suspects that are tried alone."""
@@ -176,7 +145,9 @@ class Consequences:
         link.attempts_failed += fault.kind != faults.ANSWER
         self._strike(link, taken, fault)
         kind = "crash_alone" if alone else fault.kind
-        self._on_failed(Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s))
+        self._events.failed(
+            Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s)
+        )
         suspicion = self._suspect(key, taken, fault, link, alone=alone)
         if suspicion.alone >= self.settings.poison_crashes:
             record = records.poisoned(record, suspicion.crashes, suspicion.alone)
@@ -199,7 +170,7 @@ class Consequences:
         if fault.kind == faults.LOAD:
             link.server.loaded = None  # make sure of the model again before anything else is offered
             if fault.code == "model_not_found":
-                self._on_model_missing(taken.lane.profile.model)
+                self._events.model_missing(taken.lane.profile.model)
         if fault.code not in ("worker_lost", "server_hung") and fault.kind != faults.ANSWER and not together:
             link.server.fault(f"{fault.code}: {fault.message[:200]}")
 
@@ -222,4 +193,6 @@ class Consequences:
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
         lane = taken.lane
         self.suspicion.pop((lane.job, taken.pending.line), None)
-        self._on_finished(Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s, tokens))
+        self._events.finished(
+            Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s, tokens)
+        )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing.context import ForkServerContext
 
 from obatchd import log
 from obatchd.dispatch import protocol
-from obatchd.dispatch.consequences import INTERRUPTED, Consequences, Failed, Finished, Suspicion
+from obatchd.dispatch.consequences import Consequences, Suspicion
+from obatchd.dispatch.events import DispatchEvents, Failed
+from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.keeper import WorkerKeeper
 from obatchd.dispatch.link import Link, ServerPort
 from obatchd.dispatch.offering import Offering
@@ -19,7 +21,6 @@ from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
 from obatchd.settings.tables.dispatch import DispatchSettings
 
-__all__ = ["INTERRUPTED", "Dispatcher", "Failed", "Finished", "Suspicion"]
 _log = log.get(__name__)
 _HOLD_S = 0.5
 _MOVED_S = 10.0  # a worker gives up its attempts within moments
@@ -29,11 +30,8 @@ class Dispatcher:
     """Matches the queue to the servers.
 
     Args:
-        context_of: the shared part of a job's requests, by job key.
-        on_finished: a request has its outcome.
-        on_failed: an attempt failed and another one follows.
-        on_model_missing: a server says that it does not have a model.
         switcher: decides what each server has loaded.
+        holds: reasons for which nothing new is offered.
     """
 
     def __init__(
@@ -41,32 +39,25 @@ class Dispatcher:
         queue: JobQueue,
         settings: DispatchSettings,
         context: ForkServerContext,
-        *,
-        context_of: Callable[[int], protocol.JobContext],
-        on_finished: Callable[[Finished], None],
-        on_failed: Callable[[Failed], None],
-        on_model_missing: Callable[[str], None],
+        events: DispatchEvents,
         switcher: ProfileSwitcher,
+        holds: Holds,
     ) -> None:
         self.links: dict[str, Link] = {}
-        self._consequences = Consequences(
-            queue,
-            settings,
-            on_finished=on_finished,
-            on_failed=on_failed,
-            on_model_missing=on_model_missing,
-            hold=self._hold_link,
-        )
+        self._consequences = Consequences(queue, settings, events, hold=self._hold_link)
         self.suspicion = self._consequences.suspicion
-        self._offering = Offering(queue, self.links, settings, context_of)
+        self._offering = Offering(queue, self.links, settings, events)
         self._keeper = WorkerKeeper(
             self.links, context, on_message=self._handle, on_lost=self._consequences.worker_lost, wake=self.wake
         )
         self._switcher = switcher
-        self._holds: set[str] = set()
+        self.holds = holds
+        self._suspected: dict[int, list[tuple[int, int]]] = {}  # by job, from an earlier run
         self._pumping = False
         self._closing = False
         self._given_up = asyncio.Event()
+        holds.listen(self)
+        queue.listen(self)
 
     async def start(self, servers: Iterable[ServerPort]) -> None:
         """Start a worker for each server."""
@@ -99,24 +90,16 @@ class Dispatcher:
 
     # Control.
 
-    def hold(self, reason: str) -> None:
-        """Offer nothing new while any reason holds; what is in flight ends."""
-        if reason not in self._holds:
-            self._holds.add(reason)
-            _log.info("dispatch_held", reason=reason)
-            for link in self.links.values():
-                link.recall(len(link.offers))
+    def held(self, reason: str) -> None:
+        """Take back what waits at the workers; what is in flight ends."""
+        for link in self.links.values():
+            link.recall(len(link.offers))
 
-    def unhold(self, reason: str) -> None:
-        if reason in self._holds:
-            self._holds.discard(reason)
-            _log.info("dispatch_resumed", reason=reason)
-            self.wake()
+    def released(self, reason: str) -> None:
+        self.wake()
 
-    @property
-    def holds(self) -> frozenset[str]:
-        """Why nothing new is offered; empty while dispatch runs."""
-        return frozenset(self._holds)
+    def queue_filled(self) -> None:
+        self.wake()
 
     def server_changed(self, server: ServerPort) -> None:
         """A server became ready or stopped being so."""
@@ -125,8 +108,8 @@ class Dispatcher:
             link.recall(len(link.offers))
         self.wake()
 
-    def cancel_job(self, job: int) -> None:
-        """Abandon what is at the workers; the caller has taken the job out of the queue."""
+    def job_cancelled(self, job: int) -> None:
+        """Abandon what is at the workers."""
         for link in self.links.values():
             if link.worker is not None and job in link.contexts:
                 link.worker.send(protocol.Cancel(job))
@@ -166,8 +149,16 @@ class Dispatcher:
         link.held_until_s = 0.0
         self.wake()
 
+    def suspect(self, job: int, known: Mapping[int, Suspicion]) -> None:
+        """Suspicions against requests of a job, by line, from an earlier run."""
+        found = {(job, line): suspicion for line, suspicion in known.items() if suspicion.crashes}
+        self.suspicion.update(found)
+        self._suspected[job] = list(found)
+
     def forget_job(self, job: int) -> None:
         """The job is over."""
+        for key in self._suspected.pop(job, ()):
+            self.suspicion.pop(key, None)
         for link in self.links.values():
             if job in link.contexts:
                 link.contexts.discard(job)
@@ -223,7 +214,7 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pumping = False
-        if not self._holds and not self._closing:
+        if not self.holds.reasons and not self._closing:
             self._switcher.look()
             self._offering.fill()
 

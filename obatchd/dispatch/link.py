@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Set
 from typing import Any, NamedTuple, Protocol
 
-from obatchd.dispatch import embedding, protocol
+from obatchd.dispatch import protocol
 from obatchd.dispatch.pool import WorkerHandle
 from obatchd.dispatch.watchdog import ServerWatch
+from obatchd.dispatch.worker import embedding
 from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from obatchd.dispatch import protocol
 from obatchd.dispatch.consequences import LEAST_LIMIT_S
+from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.protocol import OfferItem
 from obatchd.jobs.lane import Taken
@@ -19,7 +20,6 @@ class Offering:
 
     Args:
         links: the servers, by id.
-        context_of: the shared part of a job's requests, by job key.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class Offering:
         queue: JobQueue,
         links: Mapping[str, Link],
         settings: DispatchSettings,
-        context_of: Callable[[int], protocol.JobContext],
+        events: DispatchEvents,
     ) -> None:
         self.settings = settings
         self._queue = queue
         self._links = links
-        self._context_of = context_of
+        self._events = events
 
     def fill(self) -> None:
         """Offer what every server has room for."""
@@ -122,7 +122,7 @@ class Offering:
             lane, pending = taken.lane, taken.pending
             if lane.job not in link.contexts:
                 link.contexts.add(lane.job)
-                link.worker.send(self._context_of(lane.job))
+                link.worker.send(self._events.context_of(lane.job))
             link.offers[lane.job, pending.line] = Offered(taken)
             left_s = settings.request_total_s - pending.spent_s
             limit_s = max(left_s, LEAST_LIMIT_S) if left_s < settings.request_timeout_s else None

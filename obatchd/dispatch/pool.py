@@ -17,12 +17,13 @@ from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 
 from obatchd import log
-from obatchd.dispatch import protocol, worker
+from obatchd.dispatch import protocol
+from obatchd.dispatch.worker import worker
 
 _log = log.get(__name__)
 _JOIN_S = 2.0
 # Imported once by the forkserver.
-PRELOADED = ("obatchd.dispatch.worker", "obatchd.gpus.probe_child", "obatchd.spool.response_process")
+PRELOADED = ("obatchd.dispatch.worker.worker", "obatchd.gpus.probe_child", "obatchd.spool.response_process")
 
 
 def forkserver_context() -> ForkServerContext:

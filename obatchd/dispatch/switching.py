@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 
 from obatchd import log
+from obatchd.dispatch.events import DispatchEvents, ModelStore
 from obatchd.dispatch.link import Link, Refused
 from obatchd.errors import ModelError, ObatchError
 from obatchd.jobs.model import Profile
@@ -26,24 +27,13 @@ _PREPARED_S = 60.0
 
 
 class ProfileSwitcher:
-    """Decides and carries out loads.
+    """Decides and carries out loads."""
 
-    Args:
-        prepare: makes sure the model is in the server's store and tells its capabilities; raises ModelError.
-        on_unservable: no server can serve the profile; its requests are to fail with the reason.
-    """
-
-    def __init__(
-        self,
-        queue: JobQueue,
-        switch_after_s: float,
-        prepare: Callable[[str, str], Awaitable[list[str]]],
-        on_unservable: Callable[[Profile, ObatchError], None],
-    ) -> None:
+    def __init__(self, queue: JobQueue, switch_after_s: float, models: ModelStore, events: DispatchEvents) -> None:
         self._queue = queue
         self.switch_after_s = switch_after_s
-        self._prepare = prepare
-        self._on_unservable = on_unservable
+        self._models = models
+        self._events = events
         self._links: dict[str, Link] = {}
         self._wake: Callable[[], None] = lambda: None
         self._unserved_since_s: dict[Profile, float] = {}
@@ -144,7 +134,7 @@ class ProfileSwitcher:
 
     async def _make_sure(self, link: Link, profile: Profile) -> None:
         async with self._attempt(link, profile):
-            link.capabilities[profile.model] = await self._prepare(link.server.id, profile.model)
+            link.capabilities[profile.model] = await self._models.ensure(link.server.id, profile.model)
             link.prepared[profile] = time.monotonic() + _PREPARED_S
         link.preparing.pop(profile, None)
         self._wake()
@@ -190,4 +180,4 @@ class ProfileSwitcher:
             # The next job may try again: the model may have been pulled by then.
             refused = [link.refused.pop(profile) for link in self._links.values() if profile in link.refused]
             waiting.remove(profile)
-            self._on_unservable(profile, refused[-1].error)
+            self._events.unservable(profile, refused[-1].error)

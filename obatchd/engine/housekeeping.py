@@ -14,7 +14,7 @@ from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.jobs.store.integrity import boot_id, delete_set_aside
 from obatchd.spool.outbox import JobOutbox
 from obatchd.spool.prune import empty_trash, prune, prune_refused
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _PERIOD_S = 60.0
@@ -31,9 +31,9 @@ def _is_torn(box: JobOutbox) -> bool:
 class Housekeeping:
     """Runs beside the engine and never in its way. What the disk refuses is tried again a minute later."""
 
-    def __init__(self, engine: Engine, owner: TaskOwner) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._tasks = TaskSet(owner)
+        self._tasks = TaskSet(engine.work.owner)
         self._booted = False
         self._pruned_s = float("-inf")
 
@@ -65,7 +65,7 @@ class Housekeeping:
         if state.get("boot_id") == boot:
             return
         for row in await asyncio.to_thread(state.finished_before, float("inf"), -1):
-            box = self._engine.outbox_of(row)
+            box = JobOutbox(self._engine.work.outbox_of(row))
             if await asyncio.to_thread(_is_torn, box):
                 await self._again(row)
         await asyncio.to_thread(state.set, "boot_id", boot)
@@ -84,7 +84,7 @@ class Housekeeping:
         await engine.intake.begin([row])
 
     async def _keep_bounds(self) -> None:
-        engine, disk = self._engine, self._engine.settings.disk
+        engine, disk = self._engine, self._engine.settings.value.disk
         while await asyncio.to_thread(self._release):
             continue
         in_use = {live.row.segment for live in engine.jobs.values()}
@@ -106,7 +106,7 @@ class Housekeeping:
 
     def _release(self) -> bool:
         """Give up the input and store of jobs done long enough ago or too large together; whether there is more."""
-        engine, disk = self._engine, self._engine.settings.disk
+        engine, disk = self._engine, self._engine.settings.value.disk
         state = engine.store.state
         rows = state.finished_before(time.time() - disk.keep_done_s, _TOGETHER)
         rows = rows or state.finished_beyond(disk.keep_done_bytes, _TOGETHER)

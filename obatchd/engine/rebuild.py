@@ -13,7 +13,7 @@ from typing import Any
 
 from obatchd import log
 from obatchd.errors import DropRefused
-from obatchd.intake.indexing import Reading
+from obatchd.intake.indexing import DropReader
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import JobRow, Store
 from obatchd.settings.job import JobSettings
@@ -85,7 +85,7 @@ def _seconds(instant: str | None) -> float | None:
 
 def _add_settings(row: JobRow, layout: Layout, settings: Settings) -> None:
     try:
-        columns = Reading(row, layout, settings, lambda size_bytes: None).own_columns()
+        columns = DropReader(row, layout, settings, lambda size_bytes: None).own_columns()
     except DropRefused as refusal:
         columns = {"notes": [*row.notes, f"the job's own settings were lost: {refusal.message}"]}
     for name, value in columns.items():

@@ -1,82 +1,80 @@
-"""What an earlier run of the daemon left: drops half claimed, jobs half answered, summaries that were torn."""
+"""Takes up the work of an earlier run: drops half claimed, jobs half answered, summaries that were torn."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, MutableMapping
 
 from obatchd import log
 from obatchd.delivery.completion import Completion
-from obatchd.delivery.endings import Endings
+from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.engine.admission import Admission
 from obatchd.engine.rebuild import rebuild
 from obatchd.intake.feeder import Feeder, histories
-from obatchd.intake.indexing import Reading
+from obatchd.intake.indexing import DropReader
 from obatchd.intake.intake import Intake
 from obatchd.jobs.model import JobState
-from obatchd.jobs.store import DISK_ERRORS, JobRow, Segment, Store
-from obatchd.live.job import LiveJob
-from obatchd.live.troubles import Troubles
-from obatchd.settings.settings import Settings
+from obatchd.jobs.store import DISK_ERRORS, JobRow, Segment
+from obatchd.live.work import Work
 from obatchd.spool import claim
-from obatchd.spool.layout import Layout
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
-_RETRY_S = 2.0
 
 
 class Resumption:
-    """Takes up jobs from the store; ``jobs`` are those that are live, by key."""
+    """Takes up jobs from the store."""
 
     def __init__(
         self,
-        jobs: MutableMapping[int, LiveJob],
-        layout: Layout,
-        store: Store,
-        settings: Callable[[], Settings],
-        *,
+        work: Work,
         admission: Admission,
         completion: Completion,
-        endings: Endings,
         feeder: Feeder,
         intake: Intake,
-        troubles: Troubles,
+        dispatcher: Dispatcher,
     ) -> None:
-        self._jobs = jobs
-        self._layout = layout
-        self._store = store
-        self._settings = settings
+        self._work = work
+        self._layout = work.layout
+        self._store = work.store
         self._admission = admission
         self._completion = completion
-        self._endings = endings
         self._feeder = feeder
         self._intake = intake
-        self._troubles = troubles
+        self._dispatcher = dispatcher
+        self._tried = asyncio.Event()
+        self._tasks = TaskSet(work.owner)
 
-    async def take_up(self) -> bool:
-        """Take up everything, then watch the inbox; False where the disk refuses: the same can be tried again."""
+    async def start(self) -> None:
+        """Take up everything, then watch the inbox; where the disk refuses, return and go on as soon as it does not."""
+        self._tasks.start(self._run(), "resumption")
+        await self._tried.wait()
+
+    async def stop(self) -> None:
+        await self._tasks.stop()
+
+    async def _run(self) -> None:
+        words = "earlier jobs cannot be taken up"
+        try:
+            await self._work.conditions.until_disk_takes(self._take_up, "start", "resumption_failed", words)
+            self._intake.start()
+        finally:
+            self._tried.set()
+
+    async def _take_up(self) -> None:
         try:
             if not self._store.state.is_complete:
-                await asyncio.to_thread(rebuild, self._store, self._layout, self._settings())
+                await asyncio.to_thread(rebuild, self._store, self._layout, self._work.settings.value)
             await asyncio.to_thread(claim.recover, self._layout, self._store.state)
             await self._take_up_jobs()
-        except DISK_ERRORS as error:
-            self._troubles.say("start", f"earlier jobs cannot be taken up: {log.reason(error)}")
-            return False
-        self._troubles.say("start", "")
-        self._intake.start()
-        return True
-
-    async def take_up_later(self) -> None:
-        """Try until the disk does not refuse any more."""
-        while not await self.take_up():
-            await asyncio.sleep(_RETRY_S)
+        except DISK_ERRORS:
+            self._tried.set()  # the daemon starts, and says what hinders it
+            raise
 
     async def _take_up_jobs(self) -> None:
         rows = await asyncio.to_thread(self._store.state.list_jobs, [JobState.RUNNING, JobState.PUBLISHING])
         fresh = []
         for row in rows:
-            if row.key in self._jobs:
+            if row.key in self._work.jobs:
                 continue  # taken up by an earlier try that the disk cut short
             await asyncio.to_thread(self._layout.make_owner, row.owner)
             segment = await asyncio.to_thread(self._store.of, row)
@@ -97,18 +95,20 @@ class Resumption:
         reached = {lane.lane: segment.last_finished(row.key, lane.lane) for lane in open_lanes}
         live = self._admission.add(row)
         live.resumed = True
-        self._endings.mark_expired(live)
+        self._completion.cancellation.mark_expired(live)
         live.indexed, live.counts = indexed, counts
         # Lines refused while indexing have results and belong to no lane.
         refused = live.finished - sum(lane.finished for lane in lanes)
         live.requests = sum(lane.requests for lane in lanes) + refused
-        self._feeder.remember(row.key, histories(attempts))
+        known = histories(attempts)
+        self._feeder.remember(row.key, known)
+        self._dispatcher.suspect(row.key, {line: h.suspicion for line, h in known.items()})
         for lane in open_lanes:
             self._admission.extend(live, lane, lane.requests - lane.finished)
             if lane.lane in live.lanes:
                 live.lanes[lane.lane].begin_after(reached[lane.lane])
         if not indexed:
-            self._intake.go_on(Reading(row, self._layout, self._settings(), lambda size: None))
+            self._intake.go_on(DropReader(row, self._layout, self._work.settings.value, lambda size: None))
         self._admission.go_on(live)
 
     def republish(self, row: JobRow) -> None:

@@ -205,9 +205,9 @@ class GpuDuty:
             if isinstance(each, ManagedServer) and each.gpus:
                 self._keep(each, _HOURS, hours if closed else "")
         if servers and all(server.state is ServerState.QUARANTINED for server in servers):
-            self._dispatcher.hold(QUARANTINE)
+            self._dispatcher.holds.hold(QUARANTINE)
         else:
-            self._dispatcher.unhold(QUARANTINE)
+            self._dispatcher.holds.release(QUARANTINE)
 
     def _keep(self, server: ManagedServer, by: str, reason: str) -> None:
         """Keep work away from a server, and its model out of the GPU, while there is a reason."""

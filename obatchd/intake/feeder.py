@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from obatchd import log
-from obatchd.dispatch.dispatcher import INTERRUPTED, Finished, Suspicion
+from obatchd.dispatch.consequences import Suspicion
+from obatchd.dispatch.events import INTERRUPTED, Finished
+from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.queue import JobQueue
-from obatchd.jobs.store import DISK_ERRORS, AttemptRow, PendingRow, Segment, unanswered_record
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.jobs.store import AttemptRow, PendingRow, unanswered_record
+from obatchd.live.work import Outcomes, Work
+from obatchd.tasks import TaskSet
 
-_log = log.get(__name__)
 # Bytes of one fetch: 1,024 small requests, or a few long ones.
 _FETCH_BYTES = 4 * 1024**2
-_RETRY_S = 2.0
 
 
 class History(NamedTuple):
@@ -82,81 +82,63 @@ def changed_record(row: PendingRow) -> bytes:
 
 
 class Feeder:
-    """Fills lanes' windows in a thread of its own."""
+    """Fills lanes' windows in a thread of its own. Implements :class:`obatchd.jobs.queue.LaneFeeder`."""
 
-    def __init__(
-        self,
-        queue: JobQueue,
-        source_of: Callable[[int], tuple[Callable[[], Segment], Path] | None],
-        on_finished: Callable[[Finished], None],
-        suspicion: dict[tuple[int, int], Suspicion],
-        wake: Callable[[], None],
-        on_trouble: Callable[[int, str], None],
-        owner: TaskOwner,
-    ) -> None:
-        """``source_of`` gives what opens a job's segment, and its request file, or None when the job is gone.
-
-        ``on_trouble`` is told why a job's requests cannot be read, and "" when they can.
-        """
-        self._queue = queue
-        self._source_of = source_of
-        self._on_finished = on_finished
-        self._suspicion = suspicion
-        self._wake = wake
-        self._on_trouble = on_trouble
+    def __init__(self, work: Work, preparation: Preparation, outcomes: Outcomes) -> None:
+        self._work = work
+        self._preparation = preparation
+        self._outcomes = outcomes
         self._known: dict[int, dict[int, History]] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeder")
-        self._tasks = TaskSet(owner)
+        self._tasks = TaskSet(work.owner)
 
     def remember(self, job: int, known: dict[int, History]) -> None:
         """Earlier attempts of a job taken up again."""
         if known:
             self._known[job] = known
-            for line, history in known.items():
-                self._suspicion[job, line] = history.suspicion
 
     def forget(self, job: int) -> None:
-        for line in self._known.pop(job, {}):
-            self._suspicion.pop((job, line), None)
+        self._known.pop(job, None)
 
-    def fetch(self, lane: Lane) -> None:
+    def fetch(self, lane: Lane, queue: JobQueue) -> None:
         """Start reading more of ``lane``."""
-        self._tasks.start(self._fetch(lane), "feeder")
+        self._tasks.start(self._fetch(lane, queue), "feeder")
+
+    def ready(self, lane: Lane, pending: Sequence[Pending], queue: JobQueue) -> Sequence[Pending]:
+        """Those of ``pending`` that need no sources; the others come to the queue when theirs are there."""
+        return self._preparation.ready(lane, pending, queue)
 
     async def stop(self) -> None:
         await self._tasks.stop()
         self._thread.shutdown()
 
-    async def _fetch(self, lane: Lane) -> None:
-        source = self._source_of(lane.job)
+    async def _fetch(self, lane: Lane, queue: JobQueue) -> None:
+        source = self._work.source_of(lane.job)
         if source is None:
             return
-        open_segment, path = source
         known = self._known.get(lane.job, {})
         expected = lane.unread  # what is indexed while this reads may be missing from what it finds
 
         def read() -> tuple[list[Pending], list[PendingRow], int]:
-            rows = open_segment().pending(lane.job, lane.number, lane.cursor, WINDOW_FETCH)
+            if lane.job not in self._work.jobs:  # over meanwhile: its files may be gone
+                return [], [], 0
+            segment = source.open_segment()
+            rows = segment.pending(lane.job, lane.number, lane.cursor, WINDOW_FETCH)
             if not rows and lane.gaps[1]:
-                rows = open_segment().pending(lane.job, lane.number, lane.gaps[0], WINDOW_FETCH, lane.gaps[1])
-            return (*read_requests(path, rows, known), len(rows))
+                rows = segment.pending(lane.job, lane.number, lane.gaps[0], WINDOW_FETCH, lane.gaps[1])
+            return (*read_requests(source.request_file, rows, known), len(rows))
 
-        try:
-            pending, changed, found = await asyncio.get_running_loop().run_in_executor(self._thread, read)
-        except DISK_ERRORS as error:
-            _log.error("input_unreadable", job=lane.job, path=path, reason=log.reason(error))
-            self._on_trouble(lane.job, f"its input cannot be read: {log.reason(error)}")
-            await asyncio.sleep(_RETRY_S)
-            self._queue.fetched(lane, [])
-            self._wake()
-            return
-        self._on_trouble(lane.job, "")
+        async def read_in_thread() -> tuple[list[Pending], list[PendingRow], int]:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, read)
+
+        pending, changed, found = await self._work.conditions.until_disk_takes(
+            read_in_thread, lane.job, "input_unreadable", "its input cannot be read", job=lane.job
+        )
         lines = [p.line for p in pending] + [row.line for row in changed]
         if lines and min(lines) > lane.cursor:
             lane.cursor = max(lines)
         elif lines:
             lane.gaps = (max(lines), lane.gaps[1])
         for row in changed:
-            self._on_finished(Finished(lane.job, row.line, lane.number, False, changed_record(row), 0.0))
-        self._queue.fetched(lane, pending, len(changed), phantom=0 if found else expected)
-        self._wake()
+            self._outcomes.finish(Finished(lane.job, row.line, lane.number, False, changed_record(row), 0.0))
+        queue.fetched(lane, pending, len(changed), phantom=0 if found else expected)

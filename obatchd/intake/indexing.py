@@ -73,7 +73,7 @@ class Chunk(msgspec.Struct):
     final: bool
 
 
-class Reading:
+class DropReader:
     """One drop being read. Start over after a crash: the store skips what it has."""
 
     def __init__(self, row: JobRow, layout: Layout, settings: Settings, check_space: Callable[[int], None]) -> None:
@@ -265,7 +265,7 @@ def _rules(settings: JobSettings) -> RecordRules:
     return RecordRules(settings.template, settings.text_column, settings.id_column)
 
 
-def flush_unpacked(readings: Sequence[Reading]) -> None:
+def flush_unpacked(readings: Sequence[DropReader]) -> None:
     """Make durable what was unpacked: the index, which is written next, must not outlive the bytes it refers to."""
     unpacked = [reading for reading in readings if reading.request_file != reading.input]
     if len(unpacked) > _FEW_READINGS:

@@ -11,21 +11,21 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
-from pathlib import Path
 
 from obatchd import log
 from obatchd.context import model, preparer
 from obatchd.context.model import HEADER, Alive, Prepared, Rules, Wish
-from obatchd.dispatch.dispatcher import Finished
+from obatchd.dispatch.events import Finished
 from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import unanswered_record
+from obatchd.live.work import Outcomes, Work
 from obatchd.settings.tables.context import ContextSettings
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _SILENT_S = 30.0  # a preparer says something every second
@@ -36,48 +36,32 @@ _TELLINGS = 2  # a request that is in preparation in so many ends of the prepare
 class _Waiting:
     """A request in preparation."""
 
-    def __init__(self, lane: Lane, pending: Pending) -> None:
+    def __init__(self, lane: Lane, pending: Pending, queue: JobQueue) -> None:
         self.lane = lane
         self.pending = pending
+        self.queue = queue  # where it goes then
         self.told = 0  # preparers that had it
 
 
 class Preparation:
-    """Keeps one preparer and what it works on.
+    """Keeps one preparer and what it works on."""
 
-    Args:
-        input_of: of a job, by key: its input if that is a folder, and whether records keep the whole prompt.
-        on_finished: a request has failed for want of its sources.
-        wake: there may be something to offer.
-    """
-
-    def __init__(
-        self,
-        settings: ContextSettings,
-        context: ForkServerContext,
-        cache_dir: Path,
-        *,
-        input_of: Callable[[int], tuple[Path | None, bool] | None],
-        on_finished: Callable[[Finished], None],
-        wake: Callable[[], None],
-        owner: TaskOwner,
-    ) -> None:
-        self.queue: JobQueue | None = None
-        self._settings = settings
+    def __init__(self, work: Work, context: ForkServerContext, outcomes: Outcomes) -> None:
+        self._work = work
         self._context = context
-        self._cache_dir = cache_dir
-        self._input_of = input_of
-        self._on_finished = on_finished
-        self._wake = wake
-        self._tasks = TaskSet(owner)
+        self._outcomes = outcomes
+        self._tasks = TaskSet(work.owner)
         self._waiting: dict[tuple[int, int], _Waiting] = {}
         self._writer: asyncio.StreamWriter | None = None
 
-    def apply(self, settings: ContextSettings) -> None:
-        """Use changed settings from the next request on."""
-        self._settings = settings
+    @property
+    def _settings(self) -> ContextSettings:
+        return self._work.settings.value.context
+
+    def settings_changed(self) -> None:
+        """Tell the preparer, which is a process of its own."""
         if (writer := self._open_writer) is not None:
-            writer.write(model.frame(rules_of(settings)))
+            writer.write(model.frame(rules_of(self._settings)))
 
     @property
     def _open_writer(self) -> asyncio.StreamWriter | None:
@@ -88,7 +72,7 @@ class Preparation:
         """End the preparer; what waits for it stays pending in the store."""
         await self._tasks.stop()
 
-    def sift(self, lane: Lane, pending: Sequence[Pending]) -> Sequence[Pending]:
+    def ready(self, lane: Lane, pending: Sequence[Pending], queue: JobQueue) -> Sequence[Pending]:
         """Those of ``pending`` that need no preparation; the others come to the queue when they are prepared."""
         if not self._settings.enabled:
             return pending
@@ -97,7 +81,7 @@ class Preparation:
             if one.prepared or not self._needs(one.raw):
                 ready.append(one)
                 continue
-            self._waiting[lane.job, one.line] = waiting = _Waiting(lane, one)
+            self._waiting[lane.job, one.line] = waiting = _Waiting(lane, one, queue)
             lane.preparing += 1
             self._tell(waiting)
         if len(ready) < len(pending) and not self._tasks:
@@ -112,13 +96,14 @@ class Preparation:
         if (writer := self._open_writer) is None:
             return  # it is told when there is a preparer
         lane, pending = waiting.lane, waiting.pending
-        found = self._input_of(lane.job)
-        if found is None:  # the job is over
+        live = self._work.jobs.get(lane.job)
+        if live is None:  # the job is over
             del self._waiting[lane.job, pending.line]
             return
-        folder, keep_full_prompt = found
+        folder = str(self._work.input_of(live.row)) if live.row.kind == "folder" else ""
+        keep_full_prompt = bool(live.row.settings.sample)
         waiting.told += 1
-        wish = Wish(lane.job, pending.line, lane.owner, pending.raw, str(folder or ""), keep_full_prompt)
+        wish = Wish(lane.job, pending.line, lane.owner, pending.raw, folder, keep_full_prompt)
         writer.write(model.frame(wish))
 
     async def _run(self) -> None:
@@ -135,7 +120,7 @@ class Preparation:
         """One preparer, from its start to its end; says how it ended."""
         ours, theirs = socket.socketpair()
         process = self._context.Process(
-            target=preparer.main, args=(theirs, str(self._cache_dir)), name="preparer", daemon=True
+            target=preparer.main, args=(theirs, str(self._work.layout.sources)), name="preparer", daemon=True
         )
         try:
             await asyncio.to_thread(process.start)
@@ -170,17 +155,16 @@ class Preparation:
 
     def _answered(self, answer: Prepared) -> None:
         waiting = self._waiting.pop((answer.job, answer.line), None)
-        if waiting is None or self.queue is None:
+        if waiting is None:
             return
         lane, pending = waiting.lane, waiting.pending
         if answer.code:
-            self.queue.prepared(lane, None)
+            waiting.queue.prepared(lane, None)
             record = _failure(pending, answer)
-            self._on_finished(Finished(lane.job, pending.line, lane.number, False, record, 0.0))
+            self._outcomes.finish(Finished(lane.job, pending.line, lane.number, False, record, 0.0))
             return
         pending.prepared = answer.context
-        self.queue.prepared(lane, pending)
-        self._wake()
+        waiting.queue.prepared(lane, pending)
 
 
 def rules_of(settings: ContextSettings) -> Rules:

@@ -12,20 +12,21 @@ import hashlib
 import os
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
 import msgspec
 
 from obatchd import log
-from obatchd.dispatch.dispatcher import Finished
+from obatchd.dispatch.events import Finished
 from obatchd.dispatch.protocol import context_sha256
 from obatchd.intake.feeder import read_requests
 from obatchd.jobs.formats import parse_request, request_file
 from obatchd.jobs.model import Outcome, default_id
-from obatchd.jobs.store import DISK_ERRORS, JobRow, PendingRow, Store
+from obatchd.jobs.store import DISK_ERRORS, JobRow, PendingRow
 from obatchd.live.job import LiveJob
-from obatchd.spool.layout import Layout
+from obatchd.live.models import Models
+from obatchd.live.work import Work
 from obatchd.spool.outbox import JobOutbox
 
 _log = log.get(__name__)
@@ -69,16 +70,12 @@ def fingerprint(raw: bytes, context: str, model_digest: str, *, links: bool = Fa
 
 
 class Reuse:
-    """Finds earlier answers.
+    """Finds earlier answers."""
 
-    Args:
-        digest_of: the digest of a model by name, now; None where it is not there.
-    """
-
-    def __init__(self, store: Store, layout: Layout, digest_of: Callable[[str], Awaitable[str | None]]) -> None:
-        self._store = store
-        self._layout = layout
-        self._digest_of = digest_of
+    def __init__(self, work: Work, models: Models) -> None:
+        self._work = work
+        self._store = work.store
+        self._models = models
 
     async def answers(self, live: LiveJob) -> AsyncIterator[list[Finished]]:
         """Results for requests of ``live`` that have none and were answered before, some at a time.
@@ -87,10 +84,11 @@ class Reuse:
         """
         try:
             lanes = await asyncio.to_thread(lambda: self._store.of(live.row).lanes(live.key))
-            digests = {row.lane: await self._digest_of(live.profile_of(row).model) for row in lanes}
+            digests = {row.lane: await self._models.digest(live.profile_of(row).model) for row in lanes}
             known = {lane: digest for lane, digest in digests.items() if digest}
             pending = self._pending(live, known)
-            links = live.settings.context.enabled and live.settings.context.from_links
+            context = self._work.settings.value.context
+            links = context.enabled and context.from_links
             while wanted := await asyncio.to_thread(self._take, pending, context_sha256(live.context()), known, links):
                 earlier = await asyncio.to_thread(self._earlier_jobs, live)
                 found = self._found(live, wanted, earlier, set(known.values()))
@@ -102,7 +100,7 @@ class Reuse:
     def _pending(self, live: LiveJob, lanes: dict[int, str]) -> Iterator[tuple[int, int, bytes]]:
         """(line, lane, bytes) of the job's requests without a result."""
         segment = self._store.of(live.row)
-        path = request_file(self._layout.job_dir(live.row.job) / "input")
+        path = request_file(self._work.input_of(live.row))
         for lane in lanes:
             reached = 0
             while rows := segment.pending(live.key, lane, reached, _TOGETHER):
@@ -137,7 +135,7 @@ class Reuse:
         for row in earlier:
             if not wanted:
                 return
-            summary = JobOutbox(self._layout.outbox_dir(row.job, row.name, row.owner)).valid_summary() or {}
+            summary = JobOutbox(self._work.outbox_of(row)).valid_summary() or {}
             context = summary.get("settings", {}).get("context_sha256")
             models = {name: str(facts.get("digest")) for name, facts in summary.get("models", {}).items()}
             if context and digests & set(models.values()):
@@ -149,7 +147,7 @@ class Reuse:
         """(line, fingerprint, record) of the successes of an earlier job."""
         segment = self._store.of(row)
         try:
-            descriptor = os.open(request_file(self._layout.job_dir(row.job) / "input"), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(request_file(self._work.input_of(row)), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return  # released meanwhile
         try:

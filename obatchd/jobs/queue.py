@@ -11,6 +11,7 @@ import bisect
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 from obatchd.jobs.lane import Lane, Pending, Taken
 from obatchd.jobs.model import Profile
@@ -30,21 +31,35 @@ class _Share:
         self.mean_s = _FIRST_ESTIMATE_S
 
 
+class LaneFeeder(Protocol):
+    """Brings requests from the store into lanes; :class:`obatchd.intake.feeder.Feeder`."""
+
+    def fetch(self, lane: Lane, queue: JobQueue) -> None:
+        """The window of ``lane`` runs low: begin to read more; :meth:`JobQueue.fetched` takes it."""
+
+    def ready(self, lane: Lane, pending: Sequence[Pending], queue: JobQueue) -> Sequence[Pending]:
+        """Those that may go into the window now; the others come by :meth:`JobQueue.prepared`."""
+        ...
+
+
+class QueueListener(Protocol):
+    """Hears of the queue; :class:`obatchd.dispatch.dispatcher.Dispatcher`."""
+
+    def queue_filled(self) -> None:
+        """There may be something new to offer."""
+
+    def job_cancelled(self, job: int) -> None:
+        """The job with this key has left the queue, and nobody waits for what is in flight of it."""
+
+
 class JobQueue:
     """All lanes with waiting requests.
 
     Args:
-        on_fetch: called with lanes whose window runs low.
-        sift: which requests may go into the window at once; the others come later, by :meth:`prepared`.
+        clock: wall-clock seconds; classes of priority rise with the time that a lane has waited.
     """
 
-    def __init__(
-        self,
-        on_fetch: Callable[[Lane], None],
-        *,
-        sift: Callable[[Lane, Sequence[Pending]], Sequence[Pending]] = lambda lane, pending: pending,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, feeder: LaneFeeder, clock: Callable[[], float] = time.time) -> None:
         self._lanes: dict[int, dict[int, Lane]] = {}  # by job, then number
         # Waiting lanes by profile and owner, per base class, each list by order of acceptance.
         self._waiting: dict[Profile, dict[int, tuple[list[Lane], list[Lane], list[Lane]]]] = {}
@@ -52,9 +67,16 @@ class JobQueue:
         self._paused: set[int] = set()
         # Requests that were in flight in several crashes: each waits for a server of its own.
         self._suspects: dict[Profile, deque[Taken]] = {}
-        self._on_fetch = on_fetch
-        self._sift = sift
+        self._feeder = feeder
         self._clock = clock
+        self._listeners: list[QueueListener] = []
+
+    def listen(self, listener: QueueListener) -> None:
+        self._listeners.append(listener)
+
+    def _filled(self) -> None:
+        for listener in self._listeners:
+            listener.queue_filled()
 
     # Filling.
 
@@ -68,11 +90,12 @@ class JobQueue:
         Requests at hand go straight into the window, but only while nothing before them is still in the store alone.
         """
         if pending and len(pending) == stored and lane.unread == 0 and not lane.fetching:
-            lane.window.extend(self._sift(lane, pending))
+            lane.window.extend(self._feeder.ready(lane, pending, self))
             lane.cursor = max(lane.cursor, pending[-1].line)
         else:
             lane.unread += stored
         self._enlist(lane)
+        self._filled()
 
     def fetched(self, lane: Lane, pending: Sequence[Pending], gone: int = 0, *, phantom: int = 0) -> None:
         """Requests read from the store for ``lane``; ``gone`` were finished without being offered.
@@ -82,9 +105,10 @@ class JobQueue:
         lane.fetching = False
         if not self._known(lane):
             return
-        lane.window.extend(self._sift(lane, pending))
+        lane.window.extend(self._feeder.ready(lane, pending, self))
         lane.unread = max(0, lane.unread - len(pending) - gone - phantom)
         self._enlist(lane)
+        self._filled()
 
     def prepared(self, lane: Lane, pending: Pending | None) -> None:
         """A request of ``lane`` has its sources, or (None) has failed for want of them."""
@@ -92,6 +116,7 @@ class JobQueue:
         if pending is not None and self._known(lane):
             lane.window.append(pending)
             self._enlist(lane)
+            self._filled()
 
     def give_back(self, taken: Taken) -> None:
         """Put a request back in front of its lane and take its charge off its owner."""
@@ -120,8 +145,14 @@ class JobQueue:
     def has_suspects(self, profile: Profile) -> bool:
         return any(taken.lane.job not in self._paused for taken in self._suspects.get(profile, ()))
 
+    def cancel_job(self, job: int) -> None:
+        """Forget everything of a job, and have what is in flight of it abandoned."""
+        self.remove_job(job)
+        for listener in self._listeners:
+            listener.job_cancelled(job)
+
     def remove_job(self, job: int) -> None:
-        """Forget everything of a job that is over or cancelled."""
+        """Forget everything of a job that is over."""
         self._clear_suspects(lambda lane: lane.job == job)
         for lane in self._lanes.pop(job, {}).values():
             self._unlist(lane)
@@ -151,6 +182,7 @@ class JobQueue:
         self._paused.discard(job)
         for lane in self._lanes_of(job):
             self._enlist(lane)
+        self._filled()
 
     # Taking.
 
@@ -183,7 +215,7 @@ class JobQueue:
         for lane in self._in_order(classes):
             if lane.wants_fetch:
                 lane.fetching = True
-                self._on_fetch(lane)
+                self._feeder.fetch(lane, self)
             while len(taken) < count and (pending := _pop(lane.window, avoid)) is not None:
                 taken.append(Taken(lane, pending, share.mean_s))
                 share.used_s += share.mean_s

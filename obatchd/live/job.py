@@ -11,6 +11,7 @@ from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import JobState, Outcome, Profile, round_context
 from obatchd.jobs.store import JobRow, LaneRow
 from obatchd.rate import RateMeter
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 _RATE_WINDOW_S = 30
@@ -37,7 +38,7 @@ class Turn(NamedTuple):
 class LiveJob:
     """One job between acceptance and ``summary.json``. Only the main loop changes it."""
 
-    def __init__(self, row: JobRow, outbox: Path, settings: Settings) -> None:
+    def __init__(self, row: JobRow, outbox: Path, settings: Current[Settings]) -> None:
         self.row = row
         self.outbox = outbox
         self.lanes: dict[int, Lane] = {}
@@ -51,9 +52,14 @@ class LiveJob:
         self.looking_back = bool(row.settings.skip_done)  # earlier answers are looked for: nothing is offered yet
         self.turn: Turn | None = None  # None once it has begun
         self.status_written: tuple[Any, ...] = ()
-        self.settings = settings
+        self._current = settings
         self._rate = RateMeter(_RATE_WINDOW_S)
         self._token_rate = RateMeter(_RATE_WINDOW_S)
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self._current.value
 
     @property
     def key(self) -> int:

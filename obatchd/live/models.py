@@ -1,4 +1,4 @@
-"""What the engine asks about models and servers, and does not know itself."""
+"""Questions about models and servers that the path of a request asks and cannot answer itself."""
 
 from __future__ import annotations
 

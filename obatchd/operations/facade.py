@@ -92,7 +92,7 @@ class Facade:
         # The index hears first, in the publisher's thread, that a job is over.
         if live is not None and row.state is not JobState.DONE:
             return job_document(live, in_flight.get(row.key, 0))
-        settings = self._engine.settings
+        settings = self._engine.settings.value
         return finished_document(row, self._engine.layout, settings.model, settings.priority)
 
     def job(self, caller: Caller, job_id: str) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class Facade:
     async def cancel(self, caller: Caller, job_id: str) -> dict[str, Any]:
         """End a job; what is answered stays."""
         live = self._live(caller, job_id)
-        await self._engine.endings.cancel(live)
+        await self._engine.completion.cancellation.cancel(live)
         return job_document(live, 0)
 
     @_told
@@ -144,7 +144,7 @@ class Facade:
         """Offer nothing new, of one job or of all."""
         if job_id is None:
             await asyncio.to_thread(self._engine.store.state.set, "paused", "1")
-            self._engine.dispatcher.hold(OPERATOR)
+            self._engine.dispatcher.holds.hold(OPERATOR)
             return {"paused": True}
         live = self._live(caller, job_id)
         await self._engine.pause(live, True)
@@ -155,7 +155,7 @@ class Facade:
         """Go on."""
         if job_id is None:
             await asyncio.to_thread(self._engine.store.state.set, "paused", "")
-            self._engine.dispatcher.unhold(OPERATOR)
+            self._engine.dispatcher.holds.release(OPERATOR)
             return {"paused": False}
         live = self._live(caller, job_id)
         await self._engine.pause(live, False)
@@ -212,12 +212,12 @@ class Facade:
 
     async def drain(self) -> dict[str, Any]:
         """Offer nothing new on this host; returns at once, ``status`` says when all has ended."""
-        self._engine.dispatcher.hold(DRAIN)
+        self._engine.dispatcher.holds.hold(DRAIN)
         return {"state": self._overview.state(daemon_itself())[0]}
 
     async def undrain(self) -> dict[str, Any]:
         """Take work again."""
-        self._engine.dispatcher.unhold(DRAIN)
+        self._engine.dispatcher.holds.release(DRAIN)
         return {"state": self._overview.state(daemon_itself())[0]}
 
     async def models(self) -> list[dict[str, Any]]:

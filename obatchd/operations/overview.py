@@ -45,7 +45,7 @@ class Overview:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
         state, reasons = self.state(caller)
-        free_bytes, free_inodes, _ = engine.troubles.free
+        free_bytes, free_inodes, _ = engine.conditions.free
         report = engine.intake.report
         seen = (live for live in engine.jobs.values() if caller.may_see(live.row.owner))
         return {
@@ -66,7 +66,7 @@ class Overview:
                 "refused": engine.intake.refused,
                 "problem": report.problem,
             },
-            "disk": {"free_bytes": free_bytes, "free_inodes": free_inodes, "low": engine.troubles.disk_low},
+            "disk": {"free_bytes": free_bytes, "free_inodes": free_inodes, "low": engine.conditions.disk_low},
             "pulls": [
                 {"model": name, "status": p.status, "completed_bytes": p.completed_bytes, "total_bytes": p.total_bytes}
                 for name, p in self._models.pulls.items()
@@ -86,10 +86,15 @@ class Overview:
 
     def state(self, caller: Caller) -> tuple[str, list[str]]:
         """The state of the daemon, and what is wrong, as far as it concerns the caller."""
-        holds = self._engine.dispatcher.holds
+        holds = self._engine.dispatcher.holds.reasons
         jobs = self._engine.jobs
-        hindered = [key for key in self._engine.troubles.of_jobs if key in jobs and caller.may_see(jobs[key].row.owner)]
-        reasons = [*self._engine.troubles.of_all.values(), *(self._engine.troubles.of_jobs[key] for key in hindered)]
+        hindered = [
+            key for key in self._engine.conditions.of_jobs if key in jobs and caller.may_see(jobs[key].row.owner)
+        ]
+        reasons = [
+            *self._engine.conditions.of_all.values(),
+            *(self._engine.conditions.of_jobs[key] for key in hindered),
+        ]
         servers = list(self._fleet.servers.values())
         down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
         reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
@@ -114,7 +119,7 @@ class Overview:
 
     def _open_ports(self) -> list[str]:
         """A notice where, on a host for several users, the servers' ports are open to all of them."""
-        if self._engine.settings.access.mode != "service":
+        if self._engine.settings.value.access.mode != "service":
             return []
         shut = guarded_ports()
         managed = [server for server in self._fleet.servers.values() if isinstance(server, ManagedServer)]

@@ -39,7 +39,7 @@ class Submissions:
         """
         self._may_submit(submission.owner)
         settings, notes = parse_job_settings(submission.settings, "the submission's settings")
-        daemon = self._engine.settings
+        daemon = self._engine.settings.value
         return await self._take(
             os.fsencode(submission.name),
             submission.owner,
@@ -89,8 +89,8 @@ class Submissions:
             raise
 
     def _may_submit(self, owner: int) -> None:
-        if self._engine.troubles.of_all:
-            raise ControlError("; ".join(self._engine.troubles.of_all.values()), code="trouble")
+        if self._engine.conditions.of_all:
+            raise ControlError("; ".join(self._engine.conditions.of_all.values()), code="trouble")
         if reason := self._engine.limits().room(owner, 0):
             raise ControlError(reason, code="over_limit")
 

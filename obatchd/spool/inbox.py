@@ -14,6 +14,8 @@ import msgspec
 from obatchd import log
 from obatchd.errors import DropRefused
 from obatchd.jobs.model import FILE_ENDINGS
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 from obatchd.settings.tables.inbox import InboxSettings
 from obatchd.spool.drop import Blocked, Drop, describe, is_temporary, not_a_file, permission_trouble, stillness
 from obatchd.spool.layout import Layout
@@ -63,8 +65,10 @@ class Inbox:
         clock: monotonic seconds. Settling never looks at the wall clock or compares it with mtimes.
     """
 
-    def __init__(self, layout: Layout, settings: InboxSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.settings = settings
+    def __init__(
+        self, layout: Layout, settings: Current[Settings], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._current = settings
         self._layout = layout
         self._clock = clock
         self._waiting: dict[bytes, _Waiting] = {}
@@ -74,6 +78,10 @@ class Inbox:
         self._whole_s = float("-inf")
         self._whole_took_s = 0.0
         self._problem = ""
+
+    @property
+    def _settings(self) -> InboxSettings:
+        return self._current.value.inbox
 
     def start(self, wake: Callable[[], None]) -> None:
         """Begin to watch; ``wake`` is called, from another thread, when a scan would find something new."""
@@ -122,7 +130,7 @@ class Inbox:
         chosen: list[Drop] = []
         held: list[Blocked] = []
         for drop in self._ready.values():
-            if len(chosen) == self.settings.claim_batch:
+            if len(chosen) == self._settings.claim_batch:
                 break
             if reason := hindrance(drop):
                 held.append(Blocked(drop.label, reason, drop.owner))
@@ -134,7 +142,7 @@ class Inbox:
         """What to look at: everything when that is due or nobody tells us of events, else what may have changed."""
         inode = self._layout.inbox.stat().st_ino
         if self._watch.tells_all(inode) and now_s - self._whole_s < max(
-            self.settings.rescan_s, _WHOLE_SHARE * self._whole_took_s
+            self._settings.rescan_s, _WHOLE_SHARE * self._whole_took_s
         ):
             due = {name for name, waiting in self._waiting.items() if waiting.left_s(now_s) <= 0}
             return named | (due - self._ready.keys())
@@ -166,7 +174,7 @@ class Inbox:
                 return
             if (blocked := self._blocked.get(name)) is not None and not blocked.tried:
                 del self._blocked[name]
-            settle_s, signature = stillness(drop, status, self.settings)
+            settle_s, signature = stillness(drop, status, self._settings)
         except FileNotFoundError:
             self._forget(name)  # taken away again
             return

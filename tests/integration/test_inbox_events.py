@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 from obatchd.spool.drop import Drop
 from obatchd.spool.inbox import Inbox
 from obatchd.spool.layout import Layout
@@ -30,7 +31,7 @@ class Watched:
         self.source = root / "source"
         self.source.mkdir()
         self.awake = threading.Event()
-        self.inbox = Inbox(self.layout, InboxSettings(**settings))  # type: ignore[arg-type]
+        self.inbox = Inbox(self.layout, Current(Settings.model_validate({"inbox": settings})))
         self.inbox.start(self.awake.set)
         self.taken: list[tuple[Drop, float]] = []
         self.look()

@@ -9,10 +9,13 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from work_support import NoFeeder
 
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import protocol
-from obatchd.dispatch.dispatcher import Dispatcher, Failed, Finished
+from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.dispatch.events import Failed, Finished
+from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import OfferItem, ResultItem
 from obatchd.dispatch.switching import ProfileSwitcher
@@ -201,6 +204,29 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
+class Told:
+    """Writes down what dispatch tells. Implements :class:`obatchd.dispatch.events.DispatchEvents`."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+
+    def finished(self, finished: Finished) -> None:
+        self._rig.finished.append(finished)
+
+    def failed(self, failed: Failed) -> None:
+        self._rig.failed.append(failed)
+
+    def model_missing(self, model: str) -> None:
+        self._rig.forgotten.append(model)
+
+    def unservable(self, profile: Profile, error: ObatchError) -> None:
+        self._rig.unservable.append((profile, error.code))
+        self._rig.queue.remove_lanes(self._rig.queue.lanes_of_profile(profile))
+
+    def context_of(self, job: int) -> protocol.JobContext:
+        return protocol.JobContext(job, str(job), "", {}, 100)
+
+
 class Rig:
     """A dispatcher with its queue, servers and workers."""
 
@@ -216,29 +242,25 @@ class Rig:
         self.missing: dict[str, ObatchError] = {}
         self.may_prepare = asyncio.Event()
         self.may_prepare.set()
-        self.fetches: list[Lane] = []
-        self.queue = JobQueue(self.fetches.append)
-        self.switcher = ProfileSwitcher(self.queue, switch_after_s, self._prepare, self._unservable)
+        feeder = NoFeeder()
+        self.fetches = feeder.fetches
+        self.queue = JobQueue(feeder)
+        self.switcher = ProfileSwitcher(self.queue, switch_after_s, self, Told(self))
         self.dispatcher = Dispatcher(
             self.queue,
             DispatchSettings(**settings),
             get_context("forkserver"),
-            context_of=lambda job: protocol.JobContext(job, str(job), "", {}, 100),
-            on_finished=self.finished.append,
-            on_failed=self.failed.append,
-            on_model_missing=self.forgotten.append,
-            switcher=self.switcher,
+            Told(self),
+            self.switcher,
+            Holds(),
         )
 
-    async def _prepare(self, server: str, model: str) -> None:
+    async def ensure(self, server: str, model: str) -> list[str]:
         self.prepared.append((server, model))
         await self.may_prepare.wait()
         if model in self.missing:
             raise self.missing[model]
-
-    def _unservable(self, profile: Profile, error: ObatchError) -> None:
-        self.unservable.append((profile, error.code))
-        self.queue.remove_lanes(self.queue.lanes_of_profile(profile))
+        return []
 
     async def start(self) -> Rig:
         await self.dispatcher.start(self.ports.values())

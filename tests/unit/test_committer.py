@@ -11,35 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from task_support import Failures
+from work_support import add_live, make_work
 
-from obatchd.delivery import committer as committer_module
 from obatchd.delivery.committer import Committer
-from obatchd.dispatch.dispatcher import Failed, Finished
+from obatchd.dispatch.events import Failed, Finished
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome
-from obatchd.jobs.store import IndexBatch, JobRow, Store
+from obatchd.jobs.store import IndexBatch, JobRow
+from obatchd.live import conditions
 
 
 class Rig:
     """A committer on a real store with one indexed job."""
 
     def __init__(self, directory: Path) -> None:
-        self.store = Store(directory)
+        self.work = make_work(directory, dispatch={"commit_interval_ms": 1})
+        self.store = self.work.store
         self.jobs = [self.accept("a"), self.accept("b", size=50 * 1024**2)]
-        self.committed: list[Finished] = []
+        for job in self.jobs:
+            add_live(self.work, job)
+        self.told: list[Finished] = []
         self.batches = 0
-        self.troubles: list[str] = []
+        self.hindered: list[str] = []
         self.running: list[Failed] = []
-        segments = {job.key: job.segment for job in self.jobs}
-        self.committer = Committer(
-            self.store,
-            0.001,
-            segment_of=segments.get,
-            unrecorded_starts=self.starts,
-            on_committed=self.on_committed,
-            on_trouble=self.troubles.append,
-        )
+        self.committer = Committer(self.work)
 
     def accept(self, name: str, size: int = 10) -> JobRow:
         intents = [Intent(name, b"drop.jsonl", 1000, 1, 2, size, "file", 0.0)]
@@ -49,12 +44,12 @@ class Rig:
         self.store.write_index([IndexBatch(job, [Entry(line, 0, 1, 0) for line in range(1, 11)], True)])
         return job
 
-    def starts(self) -> list[Failed]:
+    def unrecorded_starts(self) -> list[Failed]:
         running, self.running = self.running, []
         return running
 
-    def on_committed(self, batch: Sequence[Finished]) -> None:
-        self.committed += batch
+    def committed(self, batch: Sequence[Finished]) -> None:
+        self.told += batch
         self.batches += 1
 
     def finished(self, line: int, job: int = 0, *, succeeded: bool = True) -> Finished:
@@ -66,14 +61,13 @@ class Rig:
 
 @pytest.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    monkeypatch.setattr(committer_module, "_RETRY_S", 0.001)
-    defects = Failures()
+    monkeypatch.setattr(conditions, "RETRY_S", 0.001)
     rig = Rig(tmp_path)
-    rig.committer.start(defects)
+    rig.committer.start(rig, rig)
     yield rig
     await rig.committer.stop()
     rig.store.close()
-    assert defects == []
+    assert rig.work.owner == []
 
 
 async def test_what_was_given_is_durable_when_it_has_settled(rig: Rig) -> None:
@@ -82,7 +76,7 @@ async def test_what_was_given_is_durable_when_it_has_settled(rig: Rig) -> None:
     await rig.committer.settle(5)
     assert rig.stored() == [1, 2, 3]
     assert rig.store.of(rig.jobs[0]).tallies(rig.jobs[0].key) == {"succeeded": 2, "failed": 1}
-    assert [finished.line for finished in rig.committed] == [1, 2, 3]
+    assert [finished.line for finished in rig.told] == [1, 2, 3]
     assert rig.committer.backlog == 0
 
 
@@ -122,7 +116,7 @@ async def test_a_request_that_was_ended_meanwhile_is_not_counted_twice(rig: Rig)
     for line in (2, 3, 4):
         rig.committer.finish(rig.finished(line))
     await rig.committer.settle(5)
-    assert [finished.line for finished in rig.committed] == [4]
+    assert [finished.line for finished in rig.told] == [4]
     assert rig.store.of(job).tallies(job.key) == {"cancelled": 3, "succeeded": 1}
 
 
@@ -135,6 +129,8 @@ async def test_a_disk_that_refuses_half_of_a_commit_loses_and_doubles_nothing(
     def refuse(*arguments: Any) -> Any:
         if failures:
             failures.pop()
+            if "store" in rig.work.conditions.of_all:
+                rig.hindered.append(rig.work.conditions.of_all["store"])
             raise sqlite3.OperationalError("database or disk is full")
         return real(*arguments)
 
@@ -142,11 +138,11 @@ async def test_a_disk_that_refuses_half_of_a_commit_loses_and_doubles_nothing(
     rig.committer.finish(rig.finished(1, 0))
     rig.committer.finish(rig.finished(1, 1))
     await rig.committer.settle(5)
-    assert sorted(finished.job for finished in rig.committed) == [rig.jobs[0].key, rig.jobs[1].key]
+    assert sorted(finished.job for finished in rig.told) == [rig.jobs[0].key, rig.jobs[1].key]
     assert (rig.stored(0), rig.stored(1)) == ([1], [1])
     assert rig.store.of(rig.jobs[0]).tallies(rig.jobs[0].key) == {"succeeded": 1}
-    assert rig.troubles[-1] == ""
-    assert rig.troubles[0].startswith("results cannot be written")
+    assert rig.hindered[0].startswith("results cannot be written")
+    assert rig.work.conditions.of_all == {} and not rig.work.holds.reasons
 
 
 async def test_what_comes_during_a_commit_goes_together_into_the_next(

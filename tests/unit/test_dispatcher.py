@@ -14,7 +14,7 @@ from obatchd.dispatch import consequences as consequences_module
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import link as link_module
 from obatchd.dispatch import protocol
-from obatchd.dispatch.dispatcher import INTERRUPTED
+from obatchd.dispatch.events import INTERRUPTED
 from obatchd.jobs.model import Profile
 from obatchd.ollama import faults
 
@@ -95,13 +95,13 @@ async def test_a_hold_takes_back_everything_also_while_a_smaller_recall_is_under
     worker.begin((1, 1), (1, 2))
     worker.answers_recalls = False
     rig.link("gpu0").recall(1)
-    rig.dispatcher.hold("paused")
+    rig.dispatcher.holds.hold("paused")
     assert [message.count for message in worker.sent if isinstance(message, protocol.Recall)] == [1, 8]
     worker.give_back(1)
     worker.give_back(8)
     await settle()
     assert sorted(worker.held) == [(1, 1), (1, 2)]
-    rig.dispatcher.unhold("paused")
+    rig.dispatcher.holds.release("paused")
     await settle()
     assert len(worker.held) == 8
 
@@ -311,10 +311,10 @@ async def test_a_suspect_that_is_recalled_or_refused_stays_one(make: Make) -> No
     await crash(rig, [(1, 1)])
     worker = rig.worker("gpu0")
     assert list(worker.held) == [(1, 1)]
-    rig.dispatcher.hold("paused")
+    rig.dispatcher.holds.hold("paused")
     await settle()
     assert rig.queue.has_suspects(SMALL)
-    rig.dispatcher.unhold("paused")
+    rig.dispatcher.holds.release("paused")
     await rig.add(2, 2)
     assert list(worker.held) == [(1, 1)]
     worker.end((1, 1), REFUSED)
@@ -338,7 +338,7 @@ async def test_cancelling_empties_the_workers(make: Make) -> None:
     await rig.add(1, 3)
     await rig.add(2, 1)
     rig.queue.remove_job(1)
-    rig.dispatcher.cancel_job(1)
+    rig.queue.cancel_job(1)
     await settle()
     assert list(rig.worker("gpu0").held) == [(2, 1)]
 
@@ -377,7 +377,7 @@ async def test_a_server_that_is_not_ready_gets_nothing_and_gives_back_what_waits
 async def test_waiting_for_idle_ends_with_the_last_result_or_when_nobody_waits_any_more(make: Make) -> None:
     rig = await make()
     await rig.add(1, 1)
-    rig.dispatcher.hold("stopping")
+    rig.dispatcher.holds.hold("stopping")
     rig.worker("gpu0").begin((1, 1))
     waiting = asyncio.create_task(rig.dispatcher.until_idle(60))
     await settle()

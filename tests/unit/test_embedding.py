@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from obatchd.dispatch.embedding import Vectors, embed, may_join, size_of
 from obatchd.dispatch.protocol import JobContext, Offer
+from obatchd.dispatch.worker.embedding import Vectors, embed, may_join, size_of
 from obatchd.jobs.formats import Request, parse_request
 from obatchd.jobs.formats.lines import index_line
 from obatchd.ollama import faults

@@ -14,6 +14,7 @@ from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import Store
 from obatchd.operations.facade import Facade
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 
@@ -22,7 +23,7 @@ CALLER = Caller(1000, False)
 
 def facade_of(store: Store, layout: Layout, live: Any) -> Facade:
     engine = MagicMock()
-    engine.store, engine.layout, engine.settings, engine.jobs = store, layout, Settings(), {live.key: live}
+    engine.store, engine.layout, engine.settings, engine.jobs = store, layout, Current(Settings()), {live.key: live}
     engine.dispatcher.in_flight.return_value = {}
     parts: list[Any] = [MagicMock() for _ in range(5)]
     return Facade(engine, *parts)

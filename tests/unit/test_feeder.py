@@ -8,15 +8,19 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from task_support import Failures
+from work_support import Outcomes, add_live, make_work
 
-from obatchd.dispatch.dispatcher import INTERRUPTED, Finished, Suspicion
-from obatchd.intake import feeder as feeder_module
+from obatchd.dispatch.consequences import Suspicion
+from obatchd.dispatch.events import INTERRUPTED
+from obatchd.dispatch.pool import forkserver_context
 from obatchd.intake.feeder import Feeder, histories
+from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome, Profile
 from obatchd.jobs.queue import JobQueue
-from obatchd.jobs.store import AttemptRow, ResultRow, Segment
+from obatchd.jobs.store import AttemptRow, ResultRow
+from obatchd.live import conditions
 
 SMALL = Profile("small", 4096)
 
@@ -25,26 +29,28 @@ class Rig:
     """A feeder with a real segment and input of one job."""
 
     def __init__(self, directory: Path) -> None:
-        self.input = directory / "input"
+        self.work = make_work(directory)
+        self.work.store.state.accept([Intent("job", b"a.jsonl", 1, 1, 1, 10, "file", 0.0)])
+        [row] = self.work.store.state.find(["job"])
+        add_live(self.work, row)
+        self.input = self.work.input_of(row)
+        self.input.parent.mkdir()
         self.input.write_bytes(b"")
-        self.segment = Segment(directory / "segment.db")
-        self.queue = JobQueue(lambda lane: self.feeder.fetch(lane))
-        self.finished: list[Finished] = []
-        self.troubles: list[str] = []
-        self.defects = Failures()
-        self.suspicion: dict[tuple[int, int], Suspicion] = {}
+        self.segment = self.work.store.of(row)
+        self.finished = Outcomes()
         self.woken = asyncio.Event()
-        self.feeder = Feeder(
-            self.queue,
-            lambda job: (lambda: self.segment, self.input),
-            self.finished.append,
-            self.suspicion,
-            self.woken.set,
-            lambda job, reason: self.troubles.append(reason),
-            self.defects,
-        )
+        preparation = Preparation(self.work, forkserver_context(), self.finished)
+        self.feeder = Feeder(self.work, preparation, self.finished)
+        self.queue = JobQueue(self.feeder)
+        self.queue.listen(self)
         self.lane = self.queue.add_lane(Lane(1, 0, 1, SMALL, "normal", 0.0))
         self.lines = 0
+
+    def queue_filled(self) -> None:
+        self.woken.set()
+
+    def job_cancelled(self, job: int) -> None:
+        raise AssertionError("nothing is cancelled here")
 
     def index(self, count: int) -> int:
         """``count`` more requests are in input and store; the queue is not told yet."""
@@ -73,12 +79,12 @@ class Rig:
 
 @pytest.fixture
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
-    monkeypatch.setattr(feeder_module, "_RETRY_S", 0.001)
+    monkeypatch.setattr(conditions, "RETRY_S", 0.001)
     rig = Rig(tmp_path)
     yield rig
     await rig.feeder.stop()
-    rig.segment.close()
-    assert rig.defects == []
+    rig.work.store.close()
+    assert rig.work.owner == []
 
 
 async def test_every_request_comes_once_and_in_order(rig: Rig) -> None:
@@ -121,11 +127,12 @@ async def test_an_input_that_cannot_be_read_is_tried_again(rig: Rig) -> None:
     rig.input.rename(away)
     rig.queue.take(SMALL, 1)
     async with asyncio.timeout(5):
-        await rig.woken.wait()
-    assert rig.troubles[0].startswith("its input cannot be read")
+        while not rig.work.conditions.of_jobs:
+            await asyncio.sleep(0.001)
+    assert rig.work.conditions.of_jobs[1].startswith("its input cannot be read")
     away.rename(rig.input)
     assert await rig.take_all(3) == [1, 2, 3]
-    assert rig.troubles[-1] == ""
+    assert rig.work.conditions.of_jobs == {}
 
 
 async def test_earlier_attempts_are_remembered(rig: Rig) -> None:
@@ -134,14 +141,12 @@ async def test_earlier_attempts_are_remembered(rig: Rig) -> None:
     rig.feeder.remember(1, known)
     rig.queue.extend(rig.lane, 2)
     rig.queue.take(SMALL, 1)
+    rig.woken.clear()
     async with asyncio.timeout(5):
         await rig.woken.wait()
     first, second = [taken.pending for taken in rig.queue.take(SMALL, 2)]
     assert (first.attempt, first.servers) == (1, [])
     assert (second.attempt, second.servers, second.spent_s) == (3, ["gpu0", "gpu1"], 5.0)
-    assert rig.suspicion[1, 2] == Suspicion(1, 0)
-    rig.feeder.forget(1)
-    assert rig.suspicion == {}
 
 
 @pytest.mark.parametrize(

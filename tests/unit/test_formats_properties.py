@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from obatchd.dispatch.body import left_out, request_body
 from obatchd.dispatch.protocol import JobContext
+from obatchd.dispatch.worker.body import left_out, request_body
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats import RecordRules, parse_request, read_entries, request_file
 from obatchd.jobs.formats.lines import BatchIndexer, index_line

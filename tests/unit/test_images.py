@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from obatchd.dispatch.body import has_images, left_out, request_body
 from obatchd.dispatch.protocol import JobContext
+from obatchd.dispatch.worker.body import has_images, left_out, request_body
 from obatchd.jobs.formats import Request, parse_request, read_entries, request_file
 from obatchd.jobs.formats.images import image_problem
 from obatchd.settings.tables.inbox import InboxSettings

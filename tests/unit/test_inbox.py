@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 from obatchd.spool.drop import is_temporary
 from obatchd.spool.inbox import Inbox, ScanReport
 from obatchd.spool.layout import Layout
@@ -23,7 +24,7 @@ class Bench:
         self.layout = Layout.open(root)
         self.path = self.layout.inbox
         self.now_s = 100.0
-        self.inbox = Inbox(self.layout, InboxSettings(**settings), clock=lambda: self.now_s)  # type: ignore[arg-type]
+        self.inbox = Inbox(self.layout, Current(Settings.model_validate({"inbox": settings})), clock=lambda: self.now_s)
 
     def put(self, name: str, text: str = TEXT) -> Path:
         path = self.path / name

@@ -16,7 +16,7 @@ from obatchd.delivery.documents import late_note
 from obatchd.errors import DropRefused
 from obatchd.intake import indexing
 from obatchd.intake.feeder import read_requests
-from obatchd.intake.indexing import Reading, SubmittedSettings, content_digest, flush_unpacked
+from obatchd.intake.indexing import DropReader, SubmittedSettings, content_digest, flush_unpacked
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry
@@ -62,8 +62,10 @@ def accept(layout: Layout, store: Store) -> Accept:
     return accepting
 
 
-def reading(row: JobRow, layout: Layout, check_space: Callable[[int], None] = lambda _: None, **inbox: Any) -> Reading:
-    return Reading(row, layout, Settings.model_validate({"inbox": inbox}), check_space)
+def reading(
+    row: JobRow, layout: Layout, check_space: Callable[[int], None] = lambda _: None, **inbox: Any
+) -> DropReader:
+    return DropReader(row, layout, Settings.model_validate({"inbox": inbox}), check_space)
 
 
 def prompts(count: int, begin: int = 0) -> list[dict[str, Any]]:
@@ -78,7 +80,7 @@ def array_gz(requests: list[dict[str, Any]]) -> bytes:
     return gzip.compress(json.dumps(requests).encode())
 
 
-def index(store: Store, what: Reading, size: int) -> list[IndexBatch]:
+def index(store: Store, what: DropReader, size: int) -> list[IndexBatch]:
     """Read to the end in chunks of ``size``."""
     batches = [what.batch(size)]
     store.write_index(batches)

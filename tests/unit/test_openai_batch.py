@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 from openai_shapes import CHAT, COMPLETION, EMBEDDINGS, ERROR_LINE, OUTPUT_LINE
 
-from obatchd.dispatch.body import request_body
 from obatchd.dispatch.protocol import JobContext
+from obatchd.dispatch.worker.body import request_body
 from obatchd.jobs.formats import Format, Request, parse_request, read_entries, recognise, request_file
 from obatchd.jobs.formats.openai import BatchError, batch_fields
 from obatchd.jobs.model import Entry, Outcome

@@ -12,7 +12,8 @@ import pytest
 from obatchd.errors import SpoolError
 from obatchd.intake.limits import OwnerLimits
 from obatchd.live.job import LiveJob
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 from obatchd.settings.tables.limits import LimitSettings
 from obatchd.spool.drop import Drop
 from obatchd.spool.inbox import Inbox
@@ -89,7 +90,7 @@ def test_no_limit_and_a_drop_larger_than_the_limit() -> None:
 def test_what_has_to_wait_keeps_nobody_else_back(tmp_path: Path) -> None:
     layout = Layout.open(tmp_path)
     now = [100.0]
-    inbox = Inbox(layout, InboxSettings(claim_batch=2), clock=lambda: now[0])
+    inbox = Inbox(layout, Current(Settings.model_validate({"inbox": {"claim_batch": 2}})), clock=lambda: now[0])
     for name in ("a", "b", "c", "d"):
         (layout.inbox / f"{name}.json").write_text("{}")
         os.utime(layout.inbox / f"{name}.json", (ord(name), ord(name)))

@@ -4,27 +4,27 @@ import asyncio
 import multiprocessing
 from pathlib import Path
 
-from task_support import Failures
+from work_support import NoFeeder, Outcomes, add_live, make_work
 
 from obatchd.dispatch.pool import forkserver_context
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane, Pending
+from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Profile
-from obatchd.settings.tables.context import ContextSettings
+from obatchd.jobs.queue import JobQueue
 
 
 async def test_requests_that_come_while_a_dead_preparer_is_not_noticed_yet_end_nothing(tmp_path: Path) -> None:
-    defects = Failures()
-    preparation = Preparation(
-        ContextSettings(enabled=True), forkserver_context(), tmp_path,
-        input_of=lambda job: (None, False), on_finished=lambda finished: None, wake=lambda: None,
-        owner=defects,
-    )  # fmt: skip
+    work = make_work(tmp_path, context={"enabled": True})
+    work.store.state.accept([Intent("job", b"a.jsonl", 1, 1, 1, 10, "file", 0.0)])
+    add_live(work, *work.store.state.find(["job"]))
+    preparation = Preparation(work, forkserver_context(), Outcomes())
+    queue = JobQueue(NoFeeder())
     lane = Lane(1, 1, 1000, Profile("tiny", 4096), "normal", 0.0)
 
     def give(line: int) -> None:
         asked = Pending(line, b'{"prompt": "x", "urls": ["http://192.0.2.1/"]}')
-        assert preparation.sift(lane, [asked]) == []
+        assert preparation.ready(lane, [asked], queue) == []
 
     give(1)
     async with asyncio.timeout(30):
@@ -36,6 +36,7 @@ async def test_requests_that_come_while_a_dead_preparer_is_not_noticed_yet_end_n
     for line in range(2, 10):
         give(line)
         await asyncio.sleep(0)
-    preparation.apply(ContextSettings(enabled=True))
+    preparation.settings_changed()
     await preparation.stop()
-    assert not defects
+    work.store.close()
+    assert work.owner == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from work_support import NoFeeder
 
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Profile
@@ -25,13 +26,18 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def fetches() -> list[Lane]:
-    return []
+def feeder() -> NoFeeder:
+    return NoFeeder()
 
 
 @pytest.fixture
-def queue(clock: Clock, fetches: list[Lane]) -> JobQueue:
-    return JobQueue(fetches.append, clock=clock)
+def fetches(feeder: NoFeeder) -> list[Lane]:
+    return feeder.fetches
+
+
+@pytest.fixture
+def queue(clock: Clock, feeder: NoFeeder) -> JobQueue:
+    return JobQueue(feeder, clock)
 
 
 def add(

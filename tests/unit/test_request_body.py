@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from obatchd.dispatch.body import LOAD_OPTIONS, request_body
 from obatchd.dispatch.protocol import JobContext
+from obatchd.dispatch.worker.body import LOAD_OPTIONS, request_body
 from obatchd.jobs.formats.request import Request
 
 LOADED = {"num_ctx": 8192, "num_thread": 1}

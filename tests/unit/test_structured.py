@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from obatchd.dispatch.answering import structured_answer
+from obatchd.dispatch.worker.answering import structured_answer
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer
 from obatchd.prompts.structured import AnswerFormat, FormatError, Mismatch, answer_format, ungrounded
@@ -117,7 +117,7 @@ def test_a_schema_is_made_ready_once() -> None:
 
 def test_without_a_format_nothing_is_imported_for_it() -> None:
     script = (
-        "import obatchd.dispatch.worker, obatchd.settings.settings, sys\n"
+        "import obatchd.dispatch.worker.worker, obatchd.settings.settings, sys\n"
         "obatchd.settings.settings.Settings()\n"
         "sys.exit('jsonschema' in sys.modules)"
     )

@@ -280,12 +280,12 @@ async def test_a_suspect_alone_keeps_its_profile(make: Make) -> None:
     rig = await make(gpu)
     await rig.add(1, 1)
     [taken] = [offered.taken for offered in rig.link("gpu0").offers.values()]
-    rig.dispatcher.hold("paused")
+    rig.dispatcher.holds.hold("paused")
     await settle()
     [taken] = rig.queue.take(SMALL, 1)
     rig.queue.set_aside(taken)
     await rig.add(2, 1, LARGE)
-    rig.dispatcher.unhold("paused")
+    rig.dispatcher.holds.release("paused")
     await settle()
     assert gpu.loads == []
     await answer(rig)

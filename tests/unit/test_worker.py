@@ -16,7 +16,7 @@ from aiohttp import web
 from obatchd.dispatch import protocol
 from obatchd.dispatch.pool import PRELOADED
 from obatchd.dispatch.protocol import Cancel, Configure, GiveUp, JobContext, Offer, OfferItem, Recall, ToMain
-from obatchd.dispatch.worker import Worker
+from obatchd.dispatch.worker.worker import Worker
 from obatchd.ollama import faults
 
 CONTEXT = JobContext(1, "job", "", {}, 100)
@@ -143,7 +143,7 @@ async def test_an_attempt_without_end_runs_into_its_limit(server: Server, wire: 
 async def test_an_answer_that_stops_while_others_go_on_is_given_up_alone(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("obatchd.dispatch.worker._PROGRESS_S", 0.02)
+    monkeypatch.setattr("obatchd.dispatch.worker.worker._PROGRESS_S", 0.02)
     over = asyncio.Event()
 
     async def chat(request: web.Request) -> web.StreamResponse:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from task_support import Failures
+from work_support import Alarms, make_work
 
+from obatchd.dispatch.holds import Holds
+from obatchd.intake.indexing import Chunk
 from obatchd.intake.intake import Intake
-from obatchd.intake.limits import OwnerLimits
 from obatchd.jobs.model import JobIds
-from obatchd.jobs.store import Store
-from obatchd.live.troubles import INTAKE, Troubles
-from obatchd.settings.settings import Settings
+from obatchd.jobs.store import JobRow
+from obatchd.live.conditions import Conditions
+from obatchd.live.work import Work
 from obatchd.settings.tables.disk import DiskSettings
-from obatchd.spool.layout import FreeSpace, Layout
+from obatchd.spool.layout import FreeSpace
 
 LIMITS = DiskSettings(min_free_bytes=1000, min_free_inodes=100)
 
@@ -49,30 +50,29 @@ class Disk:
 async def test_a_disk_without_room_holds_dispatch_and_claims_until_there_is_some(
     left: FreeSpace | OSError, better: FreeSpace, words: str
 ) -> None:
-    holds, alarms, disk = set[str](), list[str](), Disk()
-    troubles = Troubles(holds.add, holds.discard)
-    troubles.announce = lambda kind, facts: alarms.append(kind)
+    holds, alarms, disk = Holds(), Alarms(), Disk()
+    conditions = Conditions(holds, alarms)
     layout: Any = disk
 
     async def look(seen: FreeSpace | OSError) -> tuple[bool, bool]:
         disk.left = seen
-        await troubles.look_at_disk(layout, LIMITS)
-        return bool(holds), troubles.may_claim
+        await conditions.look_at_disk(layout, LIMITS)
+        return bool(holds.reasons), conditions.may_claim
 
     assert await look(FreeSpace(1000, 100)) == (False, True)
     assert await look(left) == (True, False)
-    assert words in troubles.of_all["disk"]
+    assert words in conditions.of_all["disk"]
     assert await look(better) == (True, False), "a little more than too little is not enough"
     assert await look(FreeSpace(1101, 111)) == (False, True)
     assert alarms == ["disk_low"], "once, however often it is looked at"
 
 
 async def test_a_file_system_without_a_count_of_inodes_is_not_full() -> None:
-    disk, troubles = Disk(), Troubles(lambda kind: None, lambda kind: None)
+    disk, conditions = Disk(), Conditions(Holds(), Alarms())
     disk.left = FreeSpace(5000, -1)
     layout: Any = disk
-    await troubles.look_at_disk(layout, LIMITS)
-    assert troubles.of_all == {}
+    await conditions.look_at_disk(layout, LIMITS)
+    assert conditions.of_all == {}
 
 
 async def until(found: Callable[[], Any]) -> None:
@@ -81,36 +81,39 @@ async def until(found: Callable[[], Any]) -> None:
             await asyncio.sleep(0.01)
 
 
+class Jobs(list[str]):
+    """The jobs that were taken. Implements :class:`obatchd.intake.intake.IntakeEvents`."""
+
+    def accepted(self, row: JobRow) -> None:
+        self.append(row.job)
+
+    def indexed(self, job: int, chunk: Chunk) -> None:
+        pass
+
+    def refused(self, row: JobRow) -> None:
+        pass
+
+
 @pytest.fixture
-async def intake(tmp_path: Path) -> AsyncIterator[tuple[Intake, Troubles, Store]]:
-    settings = Settings.model_validate({"inbox": {"settle_s": 0.05, "rescan_s": 0.05}})
-    layout = Layout.open(tmp_path / "spool")
-    store, defects = Store(layout.work), Failures()
-    troubles = Troubles(lambda kind: None, lambda kind: made.wake())
-    made = Intake(
-        layout, store, JobIds(), lambda: settings, owner=defects,
-        may_claim=lambda: troubles.may_claim, limits=lambda: OwnerLimits(settings.limits, []),
-        on_job=lambda row, reading: None, on_chunk=lambda key, chunk: None, on_refused=lambda row, refusal: None,
-        on_trouble=lambda reason: troubles.say(INTAKE, reason), on_job_trouble=lambda key, reason: None,
-    )  # fmt: skip
+async def intake(tmp_path: Path) -> AsyncIterator[tuple[Intake, Work]]:
+    work = make_work(tmp_path, inbox={"settle_s": 0.05, "rescan_s": 0.05})
+    made = Intake(work, JobIds(), Jobs())
     made.start()
-    yield made, troubles, store
+    yield made, work
     await made.stop()
-    store.close()
-    assert defects == []
+    work.store.close()
+    assert work.owner == []
 
 
-async def test_drops_wait_in_the_inbox_while_there_is_trouble(
-    tmp_path: Path, intake: tuple[Intake, Troubles, Store]
-) -> None:
-    made, troubles, store = intake
-    troubles.say("disk", "it is full")
+async def test_drops_wait_in_the_inbox_while_there_is_trouble(tmp_path: Path, intake: tuple[Intake, Work]) -> None:
+    made, work = intake
+    work.conditions.report("disk", "it is full")
     drop = tmp_path / "spool" / "inbox" / "drop.jsonl"
     drop.write_text('{"prompt": "why?"}\n')
     await until(lambda: made.report.ready)
     first = made.report
     await until(lambda: made.report is not first)
-    assert drop.exists() and store.state.jobs() == set()
-    troubles.say("disk", "")
-    await until(lambda: len(store.state.jobs()) == 1)
+    assert drop.exists() and work.store.state.jobs() == set()
+    work.conditions.report("disk", "")
+    await until(lambda: len(work.store.state.jobs()) == 1)
     assert not drop.exists()

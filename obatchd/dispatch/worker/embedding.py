@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from obatchd.dispatch.body import LOAD_OPTIONS
 from obatchd.dispatch.protocol import JobContext, Offer
+from obatchd.dispatch.worker.body import LOAD_OPTIONS
 from obatchd.jobs.formats.request import Request
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer, Embedded

@@ -23,9 +23,9 @@ import msgspec
 import uvloop
 
 from obatchd.dispatch import protocol
-from obatchd.dispatch.attempts import Attempts, Held
-from obatchd.dispatch.embedding import TOGETHER, may_join, size_of
 from obatchd.dispatch.protocol import ResultItem
+from obatchd.dispatch.worker.attempts import Attempts, Held
+from obatchd.dispatch.worker.embedding import TOGETHER, may_join, size_of
 from obatchd.jobs.formats.request import Request, parse_request
 from obatchd.ollama import faults
 from obatchd.ollama.client import OllamaClient

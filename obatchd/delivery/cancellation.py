@@ -1,58 +1,47 @@
-"""Jobs and lanes that are over before all their requests are answered: cancelled, expired, without a server."""
+"""Cancellation and expiry: jobs and lanes that are over before all their requests are answered."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from obatchd import log
 from obatchd.delivery.committer import Committer
-from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Outcome, Profile
 from obatchd.jobs.queue import JobQueue
-from obatchd.jobs.store import DISK_ERRORS, Store
 from obatchd.live.job import CANCELLED, Ending, LiveJob
-from obatchd.live.troubles import Troubles
+from obatchd.live.work import Work
+from obatchd.tasks import TaskSet
 from obatchd.times import instant
 
 _log = log.get(__name__)
 _TOGETHER = 5000
-_RETRY_S = 2.0
 
 
-class Endings:
-    """Gives requests that will not be answered their outcome.
+class CompletionCheck(Protocol):
+    """Publishes complete jobs; :class:`obatchd.delivery.completion.Completion`."""
 
-    Args:
-        jobs: live jobs by key.
-        spawn: runs a coroutine beside the main loop's work.
-        on_ended: a job has more outcomes; it may be complete.
-    """
+    def check(self, live: LiveJob) -> None:
+        """A job has more outcomes; it may be complete."""
 
-    def __init__(
-        self,
-        jobs: Mapping[int, LiveJob],
-        store: Store,
-        queue: JobQueue,
-        dispatcher: Dispatcher,
-        committer: Committer,
-        troubles: Troubles,
-        *,
-        spawn: Callable[[Coroutine[Any, Any, None]], None],
-        on_ended: Callable[[LiveJob], None],
-    ) -> None:
-        self._jobs = jobs
-        self._store = store
+
+class Cancellation:
+    """Gives requests that will not be answered their outcome."""
+
+    def __init__(self, work: Work, queue: JobQueue, committer: Committer, completion: CompletionCheck) -> None:
+        self._work = work
         self._queue = queue
-        self._dispatcher = dispatcher
         self._committer = committer
-        self._troubles = troubles
-        self._spawn = spawn
-        self._on_ended = on_ended
+        self._completion = completion
+        self._tasks = TaskSet(work.owner)
+
+    async def stop(self) -> None:
+        """Ending the rest of a job goes on at the next start."""
+        await self._tasks.stop()
 
     def unservable(self, profile: Profile, error: ObatchError) -> None:
         """No server can have ``profile``: what needs it fails."""
@@ -62,17 +51,17 @@ class Endings:
 
     def fail_lane(self, lane: Lane, code: str, message: str) -> None:
         """Fail what waits in a lane."""
-        live = self._jobs.get(lane.job)
+        live = self._work.jobs.get(lane.job)
         if live is None:
             return
         self._queue.remove_lanes([lane])
         live.lanes.pop(lane.number, None)
         _log.warning("requests_unservable", job=live.row.job, model=lane.profile.model, code=code, reason=message)
-        self._spawn(self._end_pending(live, Ending(Outcome.FAILED, code, message), lane.number))
+        self._start(live, self._end_pending(live, Ending(Outcome.FAILED, code, message), lane.number))
 
     async def cancel(self, live: LiveJob) -> None:
         """End a job: what is answered stays, the rest is cancelled."""
-        await asyncio.to_thread(self._store.state.update, live.key, cancelled=1)
+        await asyncio.to_thread(self._work.store.state.update, live.key, cancelled=1)
         _log.info("job_cancelled", job=live.row.job)
         live.ending = CANCELLED
         await self._end(live)
@@ -80,7 +69,7 @@ class Endings:
     def expire(self, live: LiveJob) -> None:
         """End a job whose deadline has passed."""
         if self.mark_expired(live):
-            self._spawn(self._end(live))
+            self._start(live, self._end(live))
 
     def mark_expired(self, live: LiveJob) -> bool:
         """Whether a job's deadline has just passed. A restart finds it passed again."""
@@ -95,29 +84,29 @@ class Endings:
     def carry_out(self, live: LiveJob) -> None:
         """Go on with an ending that was decided before the job was indexed, or by an earlier run."""
         assert live.ending is not None
-        self._spawn(self._end_pending(live, live.ending))
+        self._start(live, self._end_pending(live, live.ending))
 
     async def _end(self, live: LiveJob) -> None:
         assert live.ending is not None
-        self._queue.remove_job(live.key)
-        self._dispatcher.cancel_job(live.key)
+        self._queue.cancel_job(live.key)
         await self._end_pending(live, live.ending)
+
+    def _start(self, live: LiveJob, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.start(work, f"end-{live.row.job}")
 
     async def _end_pending(self, live: LiveJob, ending: Ending, lane: int | None = None) -> None:
         """Give every request without a result, of one lane or of all, this outcome, a chunk at a time."""
         await self._committer.settle(timeout_s=60)
         reached = 0
-        while True:
-            try:
-                segment = await asyncio.to_thread(self._store.of, live.row)
-                ended = await asyncio.to_thread(segment.end_pending, live.key, lane, *ending, _TOGETHER, reached)
-            except DISK_ERRORS as error:
-                self._troubles.say_of_job(live.key, f"job {live.row.job} cannot be ended: {log.reason(error)}")
-                await asyncio.sleep(_RETRY_S)
-                continue
-            self._troubles.say_of_job(live.key, "")
-            if not ended:
-                break
+
+        async def end_some() -> list[int]:
+            segment = await asyncio.to_thread(self._work.store.of, live.row)
+            return await asyncio.to_thread(segment.end_pending, live.key, lane, *ending, _TOGETHER, reached)
+
+        words = f"job {live.row.job} cannot be ended"
+        while ended := await self._work.conditions.until_disk_takes(
+            end_some, live.key, "end_failed", words, job=live.row.job
+        ):
             live.count(ending.outcome, len(ended))
             reached = ended[-1]
-        self._on_ended(live)
+        self._completion.check(live)

@@ -11,10 +11,10 @@ from typing import Any
 from obatchd.context.apply import apply_context, recorded
 from obatchd.context.model import context as prepared_context
 from obatchd.dispatch import protocol, records
-from obatchd.dispatch.answering import structured_answer
-from obatchd.dispatch.body import has_images, left_out, request_body
-from obatchd.dispatch.embedding import Vectors, embed, may_share
 from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
+from obatchd.dispatch.worker.answering import structured_answer
+from obatchd.dispatch.worker.body import has_images, left_out, request_body
+from obatchd.dispatch.worker.embedding import Vectors, embed, may_share
 from obatchd.jobs.formats.request import Request, parse_request, request_id
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer, OllamaClient

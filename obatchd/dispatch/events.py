@@ -1,0 +1,69 @@
+"""What dispatch tells, and asks, the rest of the daemon."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from obatchd.dispatch.protocol import JobContext
+from obatchd.errors import ObatchError
+from obatchd.jobs.model import Profile
+
+INTERRUPTED = "interrupted"  # recorded for an attempt that the end of the daemon cut short
+
+
+class Finished(msgspec.Struct, array_like=True):
+    """The recorded end of a request: what the committer stores and the job counts."""
+
+    job: int
+    line: int
+    lane: int
+    succeeded: bool
+    record: bytes
+    duration_s: float
+    response_tokens: int = 0
+
+
+class Failed(msgspec.Struct, array_like=True):
+    """An attempt that ended in a fault and is not the last one."""
+
+    job: int
+    line: int
+    attempt: int
+    server: str
+    started_s: float
+    fault: str
+    spent_s: float = 0.0
+
+
+class DispatchEvents(Protocol):
+    """Hears of requests on their way through dispatch; :class:`obatchd.delivery.completion.Completion`."""
+
+    def finished(self, finished: Finished) -> None:
+        """A request has its outcome."""
+
+    def failed(self, failed: Failed) -> None:
+        """An attempt failed and another one follows."""
+
+    def model_missing(self, model: str) -> None:
+        """A server says that it does not have a model."""
+
+    def unservable(self, profile: Profile, error: ObatchError) -> None:
+        """No server can serve ``profile``: its requests are to fail with the reason."""
+
+    def context_of(self, job: int) -> JobContext:
+        """The shared part of the requests of a job, by its key."""
+        ...
+
+
+class ModelStore(Protocol):
+    """Knows the servers' models; :class:`obatchd.daemon.models.ServedModels`."""
+
+    async def ensure(self, server_id: str, model: str) -> list[str]:
+        """Make sure that a model is in the store of a server; returns its capabilities.
+
+        Raises:
+            ModelError: it cannot be had there.
+        """
+        ...

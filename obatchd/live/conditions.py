@@ -1,0 +1,135 @@
+"""Conditions outside the daemon that hinder its work: a full disk, a store or inbox that refuses, an unreadable job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from obatchd import log
+from obatchd.dispatch.holds import Holds
+from obatchd.jobs.store import DISK_ERRORS
+from obatchd.live.disk import disk_trouble
+from obatchd.settings.tables.alarms import AlarmKind
+from obatchd.settings.tables.disk import DiskSettings
+from obatchd.spool.layout import FreeSpace, Layout
+
+_log = log.get(__name__)
+RETRY_S = 1.0  # between two tries of a step that the disk refused
+INTAKE = "intake"  # must not keep the intake from finding out that this condition is over
+_DISK = "disk"
+T = TypeVar("T")
+
+
+class Announcer(Protocol):
+    """Tells somebody outside; :class:`obatchd.gpucare.alarms.Alarms`."""
+
+    def announce(self, kind: AlarmKind, facts: dict[str, Any]) -> None:
+        """Raise an alarm, if somebody wants to hear of its kind."""
+
+
+class ConditionListener(Protocol):
+    """Hears when drops may be taken again."""
+
+    def condition_over(self) -> None:
+        """A condition that may have kept drops in the inbox is over."""
+
+
+class Conditions:
+    """Holds dispatch while any condition hinders all of it.
+
+    Attributes:
+        of_all: conditions that hinder everything: reason by kind.
+        of_jobs: conditions that hinder one job: reason by key.
+        free: of the spool's file system, as last seen.
+    """
+
+    def __init__(self, holds: Holds, announcer: Announcer) -> None:
+        self.of_all: dict[str, str] = {}
+        self.of_jobs: dict[int, str] = {}
+        self.free = FreeSpace(0, 0)
+        self._unpublished = False
+        self._holds = holds
+        self._announcer = announcer
+        self._listeners: list[ConditionListener] = []
+
+    def listen(self, listener: ConditionListener) -> None:
+        self._listeners.append(listener)
+
+    @property
+    def may_claim(self) -> bool:
+        """Whether drops may be taken out of the inbox."""
+        return not self._unpublished and not self.of_all.keys() - {INTAKE}
+
+    @property
+    def disk_low(self) -> bool:
+        return _DISK in self.of_all
+
+    def report(self, kind: str, reason: str) -> None:
+        """A condition hinders everything (``reason``), or no longer does (``""``)."""
+        if reason:
+            if kind not in self.of_all:
+                _log.error("trouble", kind=kind, reason=reason)
+                if kind == _DISK:
+                    self._announcer.announce("disk_low", {"reason": reason})
+            self.of_all[kind] = reason
+            self._holds.hold(kind)
+        elif self.of_all.pop(kind, None) is not None:
+            _log.info("trouble_over", kind=kind)
+            self._holds.release(kind)
+            self._over()
+
+    def report_job(self, job: int, reason: str) -> None:
+        """A condition hinders one job alone (``reason``), or no longer does (``""``)."""
+        if reason:
+            self.of_jobs[job] = reason
+        else:
+            self.of_jobs.pop(job, None)
+
+    def publishing_lags(self, lags: bool) -> None:
+        """So many answered jobs wait for their publication that no more drops are taken, or no longer."""
+        if self._unpublished and not lags:
+            self._unpublished = False
+            self._over()
+        self._unpublished = lags
+
+    async def until_disk_takes(
+        self, step: Callable[[], Awaitable[T]], where: str | int, event: str, words: str, **fields: object
+    ) -> T:
+        """Do ``step`` until the disk does not refuse it any more; meanwhile a condition holds.
+
+        Args:
+            where: the kind of the condition, or the key of the one job that it hinders.
+            event: logged for each refusal, with ``fields``.
+            words: for people: what the disk keeps from happening.
+        """
+        while True:
+            try:
+                done = await step()
+            except DISK_ERRORS as error:
+                _log.error(event, **fields, reason=log.reason(error))
+                self._report(where, f"{words}: {log.reason(error)}")
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._report(where, "")
+                return done
+
+    def _report(self, where: str | int, reason: str) -> None:
+        if isinstance(where, str):
+            self.report(where, reason)
+        else:
+            self.report_job(where, reason)
+
+    async def look_at_disk(self, layout: Layout, limits: DiskSettings) -> None:
+        """See whether the spool's disk is too full, or refuses to tell."""
+        try:
+            self.free = await asyncio.to_thread(layout.free, doubtful=bool(self.of_all))
+        except OSError as error:
+            self.report(_DISK, f"{layout.root}: {error.strerror}")
+            return
+        reason = disk_trouble(self.free, limits, low_already=self.disk_low)
+        self.report(_DISK, f"{layout.root}: {reason}" if reason else "")
+
+    def _over(self) -> None:
+        for listener in self._listeners:
+            listener.condition_over()
