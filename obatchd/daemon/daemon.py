@@ -44,6 +44,7 @@ from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.settings import reading
 from obatchd.settings.base import Reload
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.access import AccessSettings
 from obatchd.spool.layout import Layout
@@ -60,6 +61,7 @@ class Daemon:
 
     def __init__(self, settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> None:
         self._settings = settings
+        self._current = Current(settings)
         self._config_file = config_file
         self._flags = flags
         self._stopping = asyncio.Event()
@@ -78,7 +80,7 @@ class Daemon:
         self._listen_to_signals()
         layout = await asyncio.to_thread(Layout.open, self._settings.spool_path, _owners(self._settings.access))
         with layout.lock():
-            store = self._store = await asyncio.to_thread(Store, layout.work)
+            store = self._store = await asyncio.to_thread(Store, layout.work, self._current)
             try:
                 await self._run_locked(layout, store)
             finally:
@@ -257,7 +259,7 @@ class Daemon:
         return {"changed": applied, "next_job": next_job, "needs_restart": waiting}
 
     def _apply(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings = self._current.value = settings
         log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
         self._models.apply(settings.models)
         self._watchdog.apply(settings)

@@ -60,7 +60,7 @@ class Admission:
     def add(self, row: JobRow) -> LiveJob:
         """Make a job live."""
         outbox = self._layout.outbox_dir(row.job, row.name, row.owner)
-        live = self._jobs[row.key] = LiveJob(row, outbox, self._settings())
+        live = self._jobs[row.key] = LiveJob(row, outbox)
         if row.paused:
             self._queue.pause(row.key)
         return live

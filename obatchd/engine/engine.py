@@ -72,7 +72,7 @@ class Engine:
             queue=self.queue, dispatcher=self.dispatcher, models=models, troubles=self.troubles,
             on_published=self._published, on_caught_up=lambda: self.intake.wake(),
         )  # fmt: skip
-        self._build_entrance(Reuse(store, layout, models.digest))
+        self._build_entrance(Reuse(store, layout, models.digest, lambda: self.settings))
 
     def _build_dispatch(self, context: ForkServerContext, models: Models) -> None:
         """From the queue to the servers."""
@@ -159,8 +159,6 @@ class Engine:
         self.dispatcher.apply(settings.dispatch)
         self.intake.inbox.settings = settings.inbox
         self.preparation.apply(settings.context)
-        for live in self.jobs.values():
-            live.settings = settings
 
     async def pause(self, live: LiveJob, paused: bool) -> None:
         """Hold or go on with one job; what is in flight ends."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 
 from obatchd import log
 from obatchd.delivery.completion import Completion
@@ -14,7 +14,7 @@ from obatchd.intake.feeder import Feeder, histories
 from obatchd.intake.indexing import Reading
 from obatchd.intake.intake import Intake
 from obatchd.jobs.model import JobState
-from obatchd.jobs.store import DISK_ERRORS, JobRow, Segment, Store
+from obatchd.jobs.store import DISK_ERRORS, JobRow, LaneRow, Segment, Store
 from obatchd.live.job import LiveJob
 from obatchd.live.troubles import Troubles
 from obatchd.settings.settings import Settings
@@ -102,6 +102,7 @@ class Resumption:
         # Lines refused while indexing have results and belong to no lane.
         refused = live.finished - sum(lane.finished for lane in lanes)
         live.requests = sum(lane.requests for lane in lanes) + refused
+        live.asked_before = _asked_before(live, lanes)
         self._feeder.remember(row.key, histories(attempts))
         for lane in open_lanes:
             self._admission.extend(live, lane, lane.requests - lane.finished)
@@ -115,6 +116,11 @@ class Resumption:
         """Write the outbox of a finished job again from the store."""
         live = self._admission.add(row)
         live.resumed = live.indexed = True
-        live.counts = self._store.of(row).tallies(row.key)
+        segment = self._store.of(row)
+        live.counts, live.asked_before = segment.tallies(row.key), _asked_before(live, segment.lanes(row.key))
         live.requests = live.finished
         self._completion.check(live)
+
+
+def _asked_before(live: LiveJob, lanes: Sequence[LaneRow]) -> set[int]:
+    return {live.profile_of(lane).context_length for lane in lanes if lane.finished}

@@ -25,6 +25,7 @@ from obatchd.jobs.formats import parse_request, request_file
 from obatchd.jobs.model import Outcome, default_id
 from obatchd.jobs.store import DISK_ERRORS, JobRow, PendingRow, Store
 from obatchd.live.job import LiveJob
+from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import JobOutbox
 
@@ -75,7 +76,14 @@ class Reuse:
         digest_of: the digest of a model by name, now; None where it is not there.
     """
 
-    def __init__(self, store: Store, layout: Layout, digest_of: Callable[[str], Awaitable[str | None]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        layout: Layout,
+        digest_of: Callable[[str], Awaitable[str | None]],
+        settings: Callable[[], Settings],
+    ) -> None:
+        self._settings = settings
         self._store = store
         self._layout = layout
         self._digest_of = digest_of
@@ -90,7 +98,8 @@ class Reuse:
             digests = {row.lane: await self._digest_of(live.profile_of(row).model) for row in lanes}
             known = {lane: digest for lane, digest in digests.items() if digest}
             pending = self._pending(live, known)
-            links = live.settings.context.enabled and live.settings.context.from_links
+            context = self._settings().context
+            links = context.enabled and context.from_links
             while wanted := await asyncio.to_thread(self._take, pending, context_sha256(live.context()), known, links):
                 earlier = await asyncio.to_thread(self._earlier_jobs, live)
                 found = self._found(live, wanted, earlier, set(known.values()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from settings_support import in_force
 from task_support import Failures
 
 from obatchd.delivery import committer as committer_module
@@ -25,7 +26,7 @@ class Rig:
     """A committer on a real store with one indexed job."""
 
     def __init__(self, directory: Path) -> None:
-        self.store = Store(directory)
+        self.store = Store(directory, in_force())
         self.jobs = [self.accept("a"), self.accept("b", size=50 * 1024**2)]
         self.committed: list[Finished] = []
         self.batches = 0

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from settings_support import in_force
 from task_support import Failures
 
 from obatchd.delivery import completion as module
@@ -49,7 +50,7 @@ async def test_no_more_drops_are_taken_while_many_jobs_wait_for_their_publicatio
 ) -> None:
     monkeypatch.setattr(module, "_UNPUBLISHED_LIMIT", 4)
     layout = Layout.open(tmp_path / "spool")
-    store = Store(layout.work)
+    store = Store(layout.work, in_force())
     rows = answered(store, layout)
     published: list[str] = []
     caught_up = asyncio.Event()

@@ -6,6 +6,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from settings_support import in_force
 
 from obatchd.engine.resumption import Resumption
 from obatchd.jobs.ledger import Intent
@@ -19,7 +20,7 @@ async def test_a_job_that_the_disk_would_not_show_is_taken_up_by_the_next_try(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
     layout = Layout.open(tmp_path / "spool")
-    store = Store(layout.work)
+    store = Store(layout.work, in_force())
     store.state.accept([Intent("job-1", b"a.jsonl", 1000, 1, 2, 10, "file", 0.0)])
     [row] = store.state.find(["job-1"])
     store.write_index([IndexBatch(row, [Entry(1, 0, 10, 0)], final=True)])

@@ -5,11 +5,13 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from settings_support import DEFAULTS
 
 from obatchd.errors import ConfigError
 from obatchd.settings import job_file, reading
 from obatchd.settings import text as settings_text
 from obatchd.settings.base import Reload
+from obatchd.settings.frozen import FrozenSettings
 from obatchd.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -192,12 +194,13 @@ def test_a_deadline_is_seconds_or_any_way_to_write_a_time() -> None:
     at = datetime(2026, 12, 31, 18, 0, tzinfo=timezone(timedelta(hours=1)))
     for given in (at, at.isoformat(), "2026-12-31T17:00:00Z", at.astimezone().replace(tzinfo=None)):
         settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
-        assert settings.expires_s(5.0, 0) == at.timestamp()
+        assert DEFAULTS.under(settings).expires_s(5.0) == at.timestamp()
     for given in (60, 60.0, "60"):
         settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
-        assert settings.expires_s(5.0, 0) == 65.0
-    assert job_file.parse_job_settings({}, "job.toml")[0].expires_s(5.0, 10) == 15.0
-    assert job_file.parse_job_settings({"deadline": 0}, "job.toml")[0].expires_s(5.0, 10) is None
+        assert DEFAULTS.under(settings).expires_s(5.0) == 65.0
+    later = FrozenSettings.of(Settings.model_validate({"deadline": 10}))
+    assert later.under(job_file.parse_job_settings({}, "job.toml")[0]).expires_s(5.0) == 15.0
+    assert later.under(job_file.parse_job_settings({"deadline": 0}, "job.toml")[0]).expires_s(5.0) is None
     for wrong in (-1, "soon", [1]):
         with pytest.raises(ConfigError, match="deadline"):
             job_file.parse_job_settings({"deadline": wrong}, "job.toml")

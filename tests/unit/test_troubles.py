@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from settings_support import in_force
 from task_support import Failures
 
 from obatchd.intake.intake import Intake
@@ -85,7 +86,7 @@ async def until(found: Callable[[], Any]) -> None:
 async def intake(tmp_path: Path) -> AsyncIterator[tuple[Intake, Troubles, Store]]:
     settings = Settings.model_validate({"inbox": {"settle_s": 0.05, "rescan_s": 0.05}})
     layout = Layout.open(tmp_path / "spool")
-    store, defects = Store(layout.work), Failures()
+    store, defects = Store(layout.work, in_force()), Failures()
     troubles = Troubles(lambda kind: None, lambda kind: made.wake())
     made = Intake(
         layout, store, JobIds(), lambda: settings, owner=defects,
