@@ -14,7 +14,7 @@ from click.shell_completion import get_completion_class
 
 from obatchd import __version__
 from obatchd.cli import obatchctl, obatchd
-from obatchd.settings.reading import is_live, leaves, type_text
+from obatchd.settings.reading import leaves, type_text
 from obatchd.settings.text import default_text
 
 _EXIT_CODES = (
@@ -113,7 +113,8 @@ def settings_page() -> list[str]:
             _text(
                 "TOML. Every setting has a default. Each may also be given as an environment variable, which goes "
                 "before the file. obatchctl config check says what is wrong in a file, obatchctl reload applies a "
-                "changed one; settings marked restart need systemctl restart obatchd."
+                "changed one: at once what is marked live, to jobs accepted afterwards what is marked next job. "
+                "Settings marked restart need systemctl restart obatchd."
             ),
         ),
     ]
@@ -123,8 +124,9 @@ def settings_page() -> list[str]:
             section = leaf.section
             lines.append(f".SH {_text(f'[{section}]' if section else 'SETTINGS').upper()}")
         kind = type_text(leaf.field.annotation, leaf.field.metadata)
-        effect = "live" if is_live(leaf.key) else "restart"
-        about = f"{leaf.field.description or ''} {kind[:1].upper()}{kind[1:]}; default {default_text(leaf)}; {effect}."
+        about = (
+            f"{leaf.field.description or ''} {kind[:1].upper()}{kind[1:]}; default {default_text(leaf)}; {leaf.reload}."
+        )
         lines += [".TP", f".B {_text(leaf.name)}", _text(about), ".br", _text(f"Variable: {leaf.variable}")]
     return [*lines, *_section("see also", ".BR obatchd (8),", ".BR obatchctl (1)")]
 

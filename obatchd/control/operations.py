@@ -174,7 +174,8 @@ class Engine(Protocol):
         ...
 
     async def reload(self) -> Document:
-        """Read the settings again: ``{"changed": [keys applied], "needs_restart": [keys]}``.
+        """Read the settings again: ``{"changed": [keys applied], "next_job": [those of them that hold for jobs accepted
+        from now on], "needs_restart": [keys]}``.
 
         Raises:
             ConfigError: they are wrong; the old ones stay in force.

@@ -44,6 +44,7 @@ from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.settings import reading
+from obatchd.settings.base import Reload
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.access import AccessSettings
@@ -80,7 +81,7 @@ class Daemon:
         self._listen_to_signals()
         layout = await asyncio.to_thread(Layout.open, self._settings.spool_path, _owners(self._settings.access))
         with layout.lock():
-            store = self._store = await asyncio.to_thread(Store, layout.work)
+            store = self._store = await asyncio.to_thread(Store, layout.work, self._current)
             try:
                 await self._run_locked(layout, store)
             finally:
@@ -242,30 +243,31 @@ class Daemon:
             return await self._read_again()
 
     async def _read_again(self) -> dict[str, Any]:
-        """Read the configuration again; live keys take effect, the others are named.
+        """Read the configuration again; what needs no restart takes effect, the rest is named.
 
         Raises:
             ConfigError: it cannot be used; the old one stays.
         """
         new = await asyncio.to_thread(reading.load, self._config_file, environ=os.environ, flags=self._flags)
-        changed = reading.changed_keys(self._settings, new)
-        live = [key for key in changed if reading.is_live(key)]
-        stuck = [key for key in changed if not reading.is_live(key)]
-        sections = {key.partition(".")[0] for key in live} - {key.partition(".")[0] for key in stuck}
-        merged = self._settings.model_copy(update={name: getattr(new, name) for name in sections})
-        self._apply(merged)
-        _log.info("reloaded", changed=",".join(live) or "nothing", needs_restart=",".join(stuck) or "nothing")
-        return {"changed": live, "needs_restart": stuck}
+        changes = reading.changes(self._settings, new)
+        self._apply(reading.reloaded(self._settings, new))
+        applied = [leaf.key for leaf in changes if leaf.reload is not Reload.RESTART]
+        next_job = [leaf.key for leaf in changes if leaf.reload is Reload.NEXT_JOB]
+        waiting = [leaf.key for leaf in changes if leaf.reload is Reload.RESTART]
+        _log.info(
+            "reloaded", changed=",".join(applied) or "nothing", next_job=",".join(next_job) or "nothing",
+            needs_restart=",".join(waiting) or "nothing",
+        )  # fmt: skip
+        return {"changed": applied, "next_job": next_job, "needs_restart": waiting}
 
     def _apply(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings = self._current.value = settings
         log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
         self._models.apply(settings.models)
         self._watchdog.apply(settings)
         self._burnin.defaults = burnin.defaults(settings)
         self._duty.apply(settings)
         self._alarms.settings = settings.alarms
-        self._current.value = settings
         self.engine.settings_changed()
 
     # Connections between parts that must not know each other.

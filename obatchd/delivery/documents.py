@@ -25,7 +25,7 @@ def job_document(live: LiveJob, in_flight: int) -> dict[str, Any]:
     left = live.requests - live.finished
     state = "cancelling" if live.cancelled else live.state().value
     return {
-        **_head(live.row, state, live.model, live.priority),
+        **_head(live.row, state),
         "paused": live.paused,
         "requests": live.requests if live.indexed else None,
         "indexed": live.requests,
@@ -47,13 +47,13 @@ def last_status(live: LiveJob, summary: dict[str, Any]) -> dict[str, Any]:
     return {**job_document(live, 0), "state": summary["state"], "finished_at": summary["finished_at"], "eta_s": None}
 
 
-def finished_document(row: JobRow, layout: Layout, model: str, priority: str) -> dict[str, Any]:
+def finished_document(row: JobRow, layout: Layout) -> dict[str, Any]:
     """A job that is over."""
     summary = row.summary or {}
     refused = row.state is JobState.REFUSED
     place = str((layout.failed_dir if refused else layout.outbox_dir)(row.job, row.name, row.owner))
     return {
-        **_head(row, row.state.value, row.settings.model or model, row.settings.priority or priority),
+        **_head(row, row.state.value),
         "paused": False,
         "requests": summary.get("requests", 0),
         "indexed": summary.get("requests", 0),
@@ -70,15 +70,16 @@ def finished_document(row: JobRow, layout: Layout, model: str, priority: str) ->
     }
 
 
-def _head(row: JobRow, state: str, model: str, priority: str) -> dict[str, Any]:
+def _head(row: JobRow, state: str) -> dict[str, Any]:
+    frozen = row.frozen
     return {
         "schema": SCHEMA,
         "job": row.job,
         "name": row.label,
         "owner": row.owner,
         "state": state,
-        "model": model or None,
-        "priority": priority,
+        "model": frozen.model or None,
+        "priority": frozen.priority,
         "accepted_at": instant(row.accepted_s),
         "finished_at": instant(row.finished_s),
         "notes": row.notes,
@@ -133,8 +134,8 @@ def _settings_used(live: LiveJob) -> dict[str, Any]:
     context = live.context()
     system_message = context.system_message
     return {
-        "model": live.model or None,
-        "context_length": sorted({lane.profile.context_length for lane in live.lanes.values()}),
+        "model": live.frozen.model or None,
+        "context_length": sorted(live.asked_before.union(lane.profile.context_length for lane in live.lanes.values())),
         "options": context.options,
         "max_response_tokens": context.max_response_tokens,
         "context_sha256": context_sha256(context),

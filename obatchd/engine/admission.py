@@ -38,7 +38,7 @@ class Admission:
 
     def add(self, row: JobRow) -> LiveJob:
         """Make a job live."""
-        live = self._work.jobs[row.key] = LiveJob(row, self._work.outbox_of(row), self._work.settings)
+        live = self._work.jobs[row.key] = LiveJob(row, self._work.outbox_of(row))
         if row.paused:
             self._queue.pause(row.key)
         return live

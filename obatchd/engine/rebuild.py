@@ -16,6 +16,7 @@ from obatchd.errors import DropRefused
 from obatchd.intake.indexing import DropReader
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import JobRow, Store
+from obatchd.settings.frozen import FrozenSettings
 from obatchd.settings.job import JobSettings
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
@@ -24,6 +25,10 @@ from obatchd.spool.outbox import JobOutbox
 
 _log = log.get(__name__)
 _COUNTS = ("requests", "succeeded", "failed", "cancelled", "expired", "wall_s")
+_DEFAULTS_LOST = (
+    "The index of jobs was lost. Where this job names no settings of its own, those that the daemon had when the index "
+    "was rebuilt are used."
+)
 
 
 def rebuild(store: Store, layout: Layout, settings: Settings) -> None:
@@ -36,19 +41,21 @@ def rebuild(store: Store, layout: Layout, settings: Settings) -> None:
     outboxes = {path.name.rpartition(".")[2]: path for path in layout.outbox_dirs()}
     rows: list[tuple[JobRow, bool]] = []
     for job in sorted({*known, *outboxes}):
-        row = _row(job, known.get(job, (0, job)), layout, outboxes.get(job))
+        row = _row(job, known.get(job, (0, job, None)), store.state.defaults_now(), layout, outboxes.get(job))
         if row is None or (row.state is JobState.RUNNING and job not in known):
             continue
         if row.state is JobState.RUNNING:
             _add_settings(row, layout, settings)
         rows.append((row, not layout.job_dir(job).exists()))
-    store.state.restore(rows, max((key for key, _ in known.values()), default=0))
+    store.state.restore(rows, max((key for key, *_ in known.values()), default=0))
     if rows:
         done = sum(row.state is JobState.DONE for row, _ in rows)
         _log.warning("index_rebuilt", jobs=len(rows), done=done)
 
 
-def _row(job: str, place: tuple[int, str], layout: Layout, outbox: Path | None) -> JobRow | None:
+def _row(
+    job: str, known: tuple[int, str, FrozenSettings | None], now: FrozenSettings, layout: Layout, outbox: Path | None
+) -> JobRow | None:
     """The row of a job; None where nothing says what it was."""
     box = JobOutbox(outbox) if outbox is not None else None
     summary = box.valid_summary() if box is not None else None
@@ -57,7 +64,10 @@ def _row(job: str, place: tuple[int, str], layout: Layout, outbox: Path | None) 
     if intent is None and summary is None:
         return None
     drop: dict[str, Any] = told.get("drop") or {}
-    key, segment = place
+    notes: list[str] = told.get("notes", [])
+    key, segment, defaults = known
+    if defaults is None and summary is None and _DEFAULTS_LOST not in notes:
+        notes.append(_DEFAULTS_LOST)
     return JobRow(
         key=key,
         job=job,
@@ -72,10 +82,11 @@ def _row(job: str, place: tuple[int, str], layout: Layout, outbox: Path | None) 
         paused=False,
         cancelled=False,
         settings=JobSettings(),
-        notes=told.get("notes", []),
+        notes=notes,
         digest=drop.get("sha256"),
         retry_of=told.get("retry_of"),
         summary={name: summary.get(name, 0) for name in _COUNTS} if summary is not None else None,
+        defaults=defaults or now,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from obatchd import log
 from obatchd.delivery.completion import Completion
@@ -13,7 +14,8 @@ from obatchd.intake.feeder import Feeder, histories
 from obatchd.intake.indexing import DropReader
 from obatchd.intake.intake import Intake
 from obatchd.jobs.model import JobState
-from obatchd.jobs.store import DISK_ERRORS, JobRow, Segment
+from obatchd.jobs.store import DISK_ERRORS, JobRow, LaneRow, Segment
+from obatchd.live.job import LiveJob
 from obatchd.live.work import Work
 from obatchd.spool import claim
 from obatchd.tasks import TaskSet
@@ -100,6 +102,7 @@ class Resumption:
         # Lines refused while indexing have results and belong to no lane.
         refused = live.finished - sum(lane.finished for lane in lanes)
         live.requests = sum(lane.requests for lane in lanes) + refused
+        live.asked_before = _asked_before(live, lanes)
         known = histories(attempts)
         self._feeder.remember(row.key, known)
         self._dispatcher.suspect(row.key, {line: h.suspicion for line, h in known.items()})
@@ -115,6 +118,11 @@ class Resumption:
         """Write the outbox of a finished job again from the store."""
         live = self._admission.add(row)
         live.resumed = live.indexed = True
-        live.counts = self._store.of(row).tallies(row.key)
+        segment = self._store.of(row)
+        live.counts, live.asked_before = segment.tallies(row.key), _asked_before(live, segment.lanes(row.key))
         live.requests = live.finished
         self._completion.check(live)
+
+
+def _asked_before(live: LiveJob, lanes: Sequence[LaneRow]) -> set[int]:
+    return {live.profile_of(lane).context_length for lane in lanes if lane.finished}

@@ -23,6 +23,7 @@ from obatchd.jobs.lane import Pending
 from obatchd.jobs.model import Entry
 from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow, PendingRow, Store
 from obatchd.jobs.store.rows import REFUSED_LANE, IndexedChunk
+from obatchd.settings.frozen import FrozenSettings
 from obatchd.settings.job import JobSettings
 from obatchd.settings.job_file import parse_job_settings
 from obatchd.settings.settings import Settings
@@ -49,6 +50,7 @@ class SubmittedSettings(msgspec.Struct):
     settings: JobSettings = msgspec.field(default_factory=JobSettings)
     notes: list[str] = []
     retry_of: str | None = None
+    defaults: FrozenSettings | None = None  # of the daemon, where they are not those of now
 
     def write(self, directory: Path) -> None:
         """Put it into the job's directory, durably: before the job is accepted."""
@@ -80,7 +82,7 @@ class DropReader:
         self.row = row
         self.directory = layout.job_dir(row.job)
         self.input = self.directory / "input"
-        self.notes: list[str] = []
+        self.notes = list(row.notes)
         self._settings = settings
         self._check_space = check_space
         self._entries: Iterator[Entry] | None = None
@@ -113,9 +115,8 @@ class DropReader:
         if self._settings.inbox.on_invalid == "fail_file":
             self._require_all_valid()
         changes["notes"] = self.notes
-        for name in ("settings", "retry_of", "digest", "notes"):
-            if name in changes:
-                setattr(self.row, name, changes[name])
+        for name, value in changes.items():
+            setattr(self.row, name, value)
         return changes
 
     def own_columns(self) -> dict[str, Any]:
@@ -130,8 +131,13 @@ class DropReader:
         merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
         if self._recognised() is Format.BATCH and not _rules(merged).given:
             merged = msgspec.structs.replace(merged, openai_batch=True)
-        self.notes = [*self.notes, *submitted.notes]
-        return {"settings": merged, "retry_of": submitted.retry_of, "notes": self.notes}
+        self._note(*submitted.notes)
+        frozen = {"defaults": submitted.defaults} if submitted.defaults is not None else {}
+        return {"settings": merged, "retry_of": submitted.retry_of, "notes": self.notes, **frozen}
+
+    def _note(self, *notes: str) -> None:
+        """Tell the job's owner, once: a drop may be read more than once."""
+        self.notes += [note for note in notes if note not in self.notes]
 
     @contextlib.contextmanager
     def _at_its_cost(self) -> Iterator[None]:
@@ -226,7 +232,7 @@ class DropReader:
             self._sampled = chosen.entries()
             self.row.settings = msgspec.structs.replace(self.row.settings, sample_of=chosen.seen)
             note = f"sample: {len(self._sampled)} of {chosen.seen} requests, chosen at random"
-            self.notes.append(note + (f"; {bad} more cannot be run" if bad else ""))
+            self._note(note + (f"; {bad} more cannot be run" if bad else ""))
         return self._sampled
 
     def _folder_settings(self) -> JobSettings:
@@ -238,7 +244,7 @@ class DropReader:
             settings, notes = parse_job_settings(mapping, source)
         except ConfigError as error:
             raise DropRefused(error.message, code="job_settings") from error
-        self.notes += notes
+        self._note(*notes)
         return settings
 
     def _digest(self, store: Store) -> str:
@@ -251,7 +257,7 @@ class DropReader:
                     f'job {earlier} had exactly this content; drop it again with dedupe = "allow" in [inbox]',
                     code="duplicate",
                 )
-            self.notes.append(f"duplicate_of {earlier}: an earlier drop had exactly this content")
+            self._note(f"duplicate_of {earlier}: an earlier drop had exactly this content")
         return digest
 
     def _require_all_valid(self) -> None:

@@ -30,7 +30,7 @@ def forecast(live_jobs: Iterable[LiveJob], in_flight: Mapping[int, int]) -> None
     ranked: list[tuple[int, int, LiveJob, float | None]] = []
     now_s = time.time()
     for owner, jobs in waiting.items():
-        jobs.sort(key=lambda live: (-PRIORITY_CLASS[live.priority], live.key))
+        jobs.sort(key=lambda live: (-PRIORITY_CLASS[live.frozen.priority], live.key))
         for rank, live in enumerate(jobs):
             starts_s = now_s + left[owner] / share_per_s if share_per_s else None
             ranked.append((rank, live.key, live, starts_s))

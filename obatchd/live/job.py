@@ -11,8 +11,6 @@ from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import JobState, Outcome, Profile, round_context
 from obatchd.jobs.store import JobRow, LaneRow
 from obatchd.rate import RateMeter
-from obatchd.settings.current import Current
-from obatchd.settings.settings import Settings
 
 _RATE_WINDOW_S = 30
 
@@ -38,8 +36,9 @@ class Turn(NamedTuple):
 class LiveJob:
     """One job between acceptance and ``summary.json``. Only the main loop changes it."""
 
-    def __init__(self, row: JobRow, outbox: Path, settings: Current[Settings]) -> None:
+    def __init__(self, row: JobRow, outbox: Path) -> None:
         self.row = row
+        self.frozen = row.frozen
         self.outbox = outbox
         self.lanes: dict[int, Lane] = {}
         self.requests = 0  # indexed so far
@@ -49,17 +48,12 @@ class LiveJob:
         self.ending = CANCELLED if row.cancelled else None
         self.resumed = False  # taken up again after a restart: response files may be missing
         self.publishing = False
+        self.asked_before: set[int] = set()  # context lengths of requests that an earlier run finished
         self.looking_back = bool(row.settings.skip_done)  # earlier answers are looked for: nothing is offered yet
         self.turn: Turn | None = None  # None once it has begun
         self.status_written: tuple[Any, ...] = ()
-        self._current = settings
         self._rate = RateMeter(_RATE_WINDOW_S)
         self._token_rate = RateMeter(_RATE_WINDOW_S)
-
-    @property
-    def settings(self) -> Settings:
-        """Those in force."""
-        return self._current.value
 
     @property
     def key(self) -> int:
@@ -72,16 +66,7 @@ class LiveJob:
     @property
     def expires_s(self) -> float | None:
         """Wall-clock time at which the job's deadline passes, or None."""
-        return self.row.settings.expires_s(self.row.accepted_s, self.settings.deadline)
-
-    @property
-    def model(self) -> str:
-        """The model of requests that name none."""
-        return self.row.settings.model or self.settings.model
-
-    @property
-    def priority(self) -> str:
-        return self.row.settings.priority or self.settings.priority
+        return self.frozen.expires_s(self.row.accepted_s)
 
     @property
     def finished(self) -> int:
@@ -93,25 +78,25 @@ class LiveJob:
         return self.indexed and self.finished >= self.requests
 
     def profile_of(self, lane: LaneRow) -> Profile:
-        """What the lane's requests need: their own fields over the job's over the daemon's."""
-        asked = lane.context_length or self.row.settings.context_length or self.settings.context_length
-        return Profile(lane.model or self.model, round_context(asked))
+        """What the lane's requests need: their own fields over what is frozen with the job."""
+        asked = lane.context_length or self.frozen.context_length
+        return Profile(lane.model or self.frozen.model, round_context(asked))
 
     def priority_of(self, lane: LaneRow) -> str:
-        return lane.priority or self.priority
+        return lane.priority or self.frozen.priority
 
     def context(self) -> JobContext:
         """What a worker must know of the job, once."""
-        own, ours = self.row.settings, self.settings
+        frozen = self.frozen
         return JobContext(
             self.key,
             self.row.job,
-            own.system_message if own.system_message is not None else ours.system_message,
-            ours.options | own.options,
-            own.max_response_tokens or ours.max_response_tokens,
-            own.format if own.format is not None else ours.format,
-            own.in_source if own.in_source is not None else ours.in_source,
-            own.think if own.think is not None else ours.think,
+            frozen.system_message,
+            frozen.options,
+            frozen.max_response_tokens,
+            frozen.format,
+            frozen.in_source,
+            frozen.think,
         )
 
     def count(self, outcome: Outcome, requests: int = 1, tokens: int = 0) -> None:
@@ -135,11 +120,10 @@ class LiveJob:
     @property
     def text_suffix(self) -> str:
         """The ending of the responses' text files."""
-        return f".{self.settings.outbox.response_text}"
+        return f".{self.frozen.response_text}"
 
     def response_files(self) -> bool:
         """Whether each response gets files of its own."""
-        outbox = self.settings.outbox
-        if outbox.response_files == "auto":
-            return self.requests <= outbox.response_files_limit
-        return outbox.response_files == "always"
+        if self.frozen.response_files == "auto":
+            return self.requests <= self.frozen.response_files_limit
+        return self.frozen.response_files == "always"

@@ -92,8 +92,7 @@ class Facade:
         # The index hears first, in the publisher's thread, that a job is over.
         if live is not None and row.state is not JobState.DONE:
             return job_document(live, in_flight.get(row.key, 0))
-        settings = self._engine.settings.value
-        return finished_document(row, self._engine.layout, settings.model, settings.priority)
+        return finished_document(row, self._engine.layout)
 
     def job(self, caller: Caller, job_id: str) -> dict[str, Any]:
         """One job, by its id or the beginning of it."""

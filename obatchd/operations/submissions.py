@@ -17,6 +17,7 @@ from obatchd.jobs.formats import request_file
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import FILE_ENDINGS, JobState
 from obatchd.jobs.store import JobRow
+from obatchd.settings.frozen import FrozenSettings
 from obatchd.settings.job import JobSettings
 from obatchd.settings.job_file import parse_job_settings
 from obatchd.settings.settings import Settings
@@ -55,7 +56,8 @@ class Submissions:
             ControlError: there is none, its prompts are gone, or nothing may be taken now.
         """
         self._may_submit(row.owner)
-        settings = SubmittedSettings(_settings_of_retry(row.settings), [], row.job)
+        defaults = _defaults_of_retry(row.defaults, self._engine.store.state.defaults_now())
+        settings = SubmittedSettings(_settings_of_retry(row.settings), [], row.job, defaults)
         return await self._take(
             _retry_name(row), row.owner, "file", settings, lambda incoming: self._copy_failed(row, incoming.input)
         )
@@ -114,6 +116,12 @@ def _settings_of_retry(settings: JobSettings) -> JobSettings:
     if isinstance(again.deadline, str):  # a time of the first job; it may be over
         again = msgspec.structs.replace(again, deadline=None)
     return again
+
+
+def _defaults_of_retry(first: FrozenSettings, now: FrozenSettings) -> FrozenSettings:
+    """Those of the first job, so that all its answers come about in the same way; as of now, when they are due."""
+    model = first.model or now.model  # without one nothing was asked
+    return msgspec.structs.replace(first, model=model, priority=now.priority, deadline=now.deadline)
 
 
 def _copy(submission: Submission, incoming: claim.Incoming, settings: Settings) -> None:

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+
+class Reload(StrEnum):
+    """What a reload makes of a change: the mark on the field. A field without a mark needs a restart."""
+
+    LIVE = "live"  # it takes effect at once
+    NEXT_JOB = "next job"  # jobs accepted from now on are done with it; those accepted before stay as they are
+    RESTART = "restart"
+
+
+_T = TypeVar("_T")
+Live = Annotated[_T, Reload.LIVE]
+NextJob = Annotated[_T, Reload.NEXT_JOB]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 
 

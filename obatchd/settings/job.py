@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -28,10 +27,3 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     openai_batch: bool = False  # the drop is a batch file of that API; found when it is read, not given
     sample_of: int | None = None  # of how many; found when the drop is read, not given
     skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
-
-    def expires_s(self, accepted_s: float, default: float | str) -> float | None:
-        """Wall-clock time at which the job's deadline passes, or None. ``default`` holds where it names none."""
-        deadline = default if self.deadline is None else self.deadline
-        if isinstance(deadline, str):
-            return datetime.fromisoformat(deadline).timestamp()
-        return accepted_s + deadline if deadline else None

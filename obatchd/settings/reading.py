@@ -17,30 +17,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from obatchd.errors import ConfigError
-from obatchd.settings.base import Section
+from obatchd.settings.base import Reload, Section
 from obatchd.settings.settings import Settings
 
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
-_LIVE_SECTIONS = frozenset(
-    ("models", "inbox", "outbox", "context", "dispatch", "watchdog", "disk", "burnin", "limits", "gpu_health", "alarms")
-)
-_LIVE_KEYS = frozenset(
-    (
-        "log_level",
-        "drain_s",
-        "model",
-        "system_message",
-        "options",
-        "context_length",
-        "max_response_tokens",
-        "priority",
-        "deadline",
-        "format",
-        "in_source",
-        "think",
-    )
-)
 _Model = TypeVar("_Model", bound=Section)
 
 
@@ -60,6 +41,11 @@ class Leaf(NamedTuple):
     def variable(self) -> str:
         """The environment variable that sets it."""
         return _ENVIRONMENT_PREFIX + self.key.upper().replace(".", "_")
+
+    @property
+    def reload(self) -> Reload:
+        """What a reload makes of a change."""
+        return next((mark for mark in self.field.metadata if isinstance(mark, Reload)), Reload.RESTART)
 
 
 def section_model(field: FieldInfo) -> type[BaseModel] | None:
@@ -111,14 +97,21 @@ def _limits_text(limits: Iterable[object]) -> str:
     return low + high
 
 
-def is_live(key: str) -> bool:
-    """Whether a reload applies a change of ``key``; the others need a restart of the daemon."""
-    return key in _LIVE_KEYS or key.partition(".")[0] in _LIVE_SECTIONS
+def changes(old: Settings, new: Settings) -> list[Leaf]:
+    """The settings that differ."""
+    return [leaf for leaf in leaves() if value_of(old, leaf) != value_of(new, leaf)]
 
 
-def changed_keys(old: Settings, new: Settings) -> list[str]:
-    """Dotted names of the settings that differ."""
-    return [leaf.key for leaf in leaves() if value_of(old, leaf) != value_of(new, leaf)]
+def reloaded(old: Settings, new: Settings) -> Settings:
+    """``new``, but with everything that needs a restart as it is in ``old``."""
+    kept = [leaf for leaf in changes(old, new) if leaf.reload is Reload.RESTART]
+    tables: dict[str, Any] = {
+        section: getattr(new, section).model_copy(
+            update={leaf.name: value_of(old, leaf) for leaf in kept if leaf.section == section}
+        )
+        for section in {leaf.section for leaf in kept if leaf.section}
+    }
+    return new.model_copy(update={leaf.name: value_of(old, leaf) for leaf in kept if not leaf.section} | tables)
 
 
 def value_of(settings: Settings, leaf: Leaf) -> Any:

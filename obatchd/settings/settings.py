@@ -1,7 +1,8 @@
 """The one declaration of every setting.
 
 Defaults, validation, the commented ``etc/obatchd.toml``, ``docs/settings.md`` and ``obatchctl config`` all come
-from the models in this module; reading, merging and explaining errors is :mod:`obatchd.settings_io`.
+from the models in this module, and a field's mark says what a reload makes of a change (:mod:`obatchd.settings.base`);
+reading, merging and explaining errors is :mod:`obatchd.settings.reading`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from obatchd.settings.base import Section
+from obatchd.settings.base import Live, NextJob, Section
 from obatchd.settings.tables.access import AccessSettings
 from obatchd.settings.tables.alarms import AlarmSettings
 from obatchd.settings.tables.burnin import BurninSettings
@@ -37,32 +38,36 @@ class Settings(Section):
     """The whole configuration."""
 
     spool: str = Field("/var/spool/obatch", description="Directory of inbox, work, outbox and failed.")
-    model: str = Field("", description="Model of requests that name none.")
-    system_message: str = Field("", description="System message of requests that bring none.")
-    context_length: int = Field(8192, ge=256, le=4_194_304, description="Context in tokens; rounded up to 4k/8k/16k/….")
-    max_response_tokens: int = Field(
+    model: NextJob[str] = Field("", description="Model of requests that name none.")
+    system_message: NextJob[str] = Field("", description="System message of requests that bring none.")
+    context_length: NextJob[int] = Field(
+        8192, ge=256, le=4_194_304, description="Context in tokens; rounded up to 4k/8k/16k/…."
+    )
+    max_response_tokens: NextJob[int] = Field(
         4096, ge=1, description="Token limit of an answer (num_predict) unless asked otherwise."
     )
-    priority: Priority = Field("normal", description="Priority of jobs that name none.")
-    deadline: Annotated[float, Field(ge=0)] | str = Field(
+    priority: NextJob[Priority] = Field("normal", description="Priority of jobs that name none.")
+    deadline: NextJob[Annotated[float, Field(ge=0)] | str] = Field(
         0,
         description="When what is not answered of a job expires: seconds after acceptance, or a time such as "
         '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
     )
-    options: dict[str, Any] = Field({}, description="Ollama run-time options of every request, e.g. temperature.")
-    format: Literal["", "json"] | dict[str, Any] = Field(
+    options: NextJob[dict[str, Any]] = Field(
+        {}, description="Ollama run-time options of every request, e.g. temperature."
+    )
+    format: NextJob[Literal["", "json"] | dict[str, Any]] = Field(
         "", description='What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.'
     )
-    in_source: list[str] = Field(
+    in_source: NextJob[list[str]] = Field(
         [], description="Fields of JSON answers whose values must occur in the prompt; others are listed as ungrounded."
     )
-    think: Literal["auto", "low", "medium", "high", "max"] | bool = Field(
+    think: NextJob[Literal["auto", "low", "medium", "high", "max"] | bool] = Field(
         "auto",
         description='Whether models that can reason do so, which costs tokens: true, false, a level, or "auto", which '
         "leaves it to the model.",
     )
-    drain_s: float = Field(60, ge=0, description="On SIGTERM, longest wait for in-flight requests.")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+    drain_s: Live[float] = Field(60, ge=0, description="On SIGTERM, longest wait for in-flight requests.")
+    log_level: Live[Literal["debug", "info", "warning", "error"]] = Field("info", description="Least level logged.")
     gpus: GpuSettings = Field(GpuSettings())
     gpu_health: GpuHealthSettings = Field(GpuHealthSettings())
     burnin: BurninSettings = Field(BurninSettings())

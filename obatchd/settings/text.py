@@ -11,7 +11,7 @@ from typing import Any
 import toml
 from pydantic import BaseModel
 
-from obatchd.settings.reading import Leaf, is_live, leaves, type_text, value_of
+from obatchd.settings.reading import Leaf, leaves, type_text, value_of
 from obatchd.settings.settings import Settings
 
 _WIDTH = 100
@@ -27,7 +27,8 @@ def commented_toml() -> str:
     lines = [
         "# Configuration of obatchd. Every setting is shown with its default; remove the # to change one.",
         "# Order: these defaults, this file, OBATCHD_… variables (servers.slots is OBATCHD_SERVERS_SLOTS), flags.",
-        "# obatchctl config check FILE   says what is wrong in a file;   obatchctl reload   applies a changed one.",
+        "# obatchctl config check FILE   says what is wrong in a file;   obatchctl reload   applies a changed one:",
+        "# at once what is marked live, to jobs accepted afterwards what is marked next job; restart needs a restart.",
     ]
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         if section:
@@ -44,8 +45,9 @@ def reference_page() -> str:
         "",
         "Generated from the declarations in `obatchd/settings`. Order of precedence: defaults, the file given with",
         "`--config`, environment variables, flags. A list or table in a variable is written as a TOML value:",
-        "`OBATCHD_GPUS_EXCLUDE='[3]'`. *live*: `obatchctl reload` (or SIGHUP) applies a change; *restart*: it needs a",
-        "restart of the daemon.",
+        "`OBATCHD_GPUS_EXCLUDE='[3]'`. *live*: `obatchctl reload` (or SIGHUP) applies a change at once; *next job*: to",
+        "jobs accepted afterwards, for each job is done with the settings that held when it was accepted; *restart*: a",
+        "change needs a restart of the daemon.",
     ]
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         title = f"[{section}]" if section else "Top level"
@@ -94,7 +96,7 @@ def _section_text(section: str) -> str:
 def _meaning(leaf: Leaf) -> str:
     kind = type_text(leaf.field.annotation, leaf.field.metadata)
     note = _SECTION_NOTES.get(leaf.name, "") if not leaf.section else ""
-    return f"{leaf.field.description} {note}".strip() + f" [{kind}]"
+    return f"{leaf.field.description} {note}".strip() + f" [{kind}; {leaf.reload}]"
 
 
 def _comment(text: str) -> Iterator[str]:
@@ -135,7 +137,6 @@ def _inline(value: Any) -> str:
 
 def _row(leaf: Leaf) -> str:
     kind = type_text(leaf.field.annotation, leaf.field.metadata)
-    change = "live" if is_live(leaf.key) else "restart"
     note = _SECTION_NOTES.get(leaf.name, "") if not leaf.section else ""
     meaning = f"{leaf.field.description} {note}".strip().replace("|", "\\|")
-    return f"| `{leaf.name}`<br>`{leaf.variable}` | {kind} | `{_inline(_default(leaf))}` | {change} | {meaning} |"
+    return f"| `{leaf.name}`<br>`{leaf.variable}` | {kind} | `{_inline(_default(leaf))}` | {leaf.reload} | {meaning} |"

@@ -24,6 +24,7 @@ class Ask:
     stream: bool
     prompt: str  # what the digest is made of
     prompt_tokens: int
+    system: str
     options: dict[str, Any]
     format: Any
     think: bool
@@ -62,6 +63,7 @@ def read_ask(asked: dict[str, Any], spec: ModelSpec, default_context: int, *, ch
         stream=asked.get("stream", True),
         prompt=prompt,
         prompt_tokens=prompt_tokens,
+        system=_system(messages) if chat else asked.get("system", spec.system),
         options=options,
         format=asked.get("format"),
         think=think,
@@ -101,6 +103,12 @@ def _prompt(asked: dict[str, Any], spec: ModelSpec) -> tuple[str, int]:
         return prompt, max(1, len(prompt.split()))
     system = asked.get("system", spec.system)
     return prompt, len(system.split()) + len(prompt.split()) + _MESSAGE_TOKENS
+
+
+def _system(messages: list[Any]) -> str:
+    """What the client asks of the model before anything else."""
+    first = messages[0] if messages else {}
+    return str(first.get("content", "")) if isinstance(first, dict) and first.get("role") == "system" else ""
 
 
 def _chat_prompt(messages: list[Any], spec: ModelSpec) -> tuple[str, int]:

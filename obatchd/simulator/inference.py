@@ -152,6 +152,9 @@ class Answering:
                 "prompt": ask.prompt[:200],
                 "prompt_tokens": prompt_tokens,
                 "num_ctx": self._num_ctx,
+                "system": ask.system[:200],
+                "options": ask.options,
+                "format": ask.format,
                 "images": ask.images,
                 "think": ask.think,
             }

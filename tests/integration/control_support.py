@@ -244,7 +244,7 @@ class FakeEngine:
     async def reload(self) -> dict[str, Any]:
         if self.state == "degraded":
             raise ConfigError("obatchd.toml: modle: no such setting")
-        return {"changed": ["model"], "needs_restart": ["servers.slots"]}
+        return {"changed": ["model", "inbox.settle_s"], "next_job": ["model"], "needs_restart": ["servers.slots"]}
 
 
 def read_all(submission: Submission) -> dict[str, bytes]:

@@ -249,11 +249,12 @@ async def test_drain_waits_until_it_is_safe_to_reboot(served: tuple[FakeEngine, 
     assert engine.state == "running"
 
 
-async def test_reload_tells_what_needs_a_restart(served: tuple[FakeEngine, Path]) -> None:
+async def test_reload_tells_what_is_changed_and_what_needs_a_restart(served: tuple[FakeEngine, Path]) -> None:
     engine, spool = served
     code, text = await obatchctl(spool, "reload")
     assert code == 0
-    assert "Changed: model" in text
+    assert "Changed: inbox.settle_s" in text
+    assert "Changed for jobs accepted from now on: model" in text
     assert "Needs a restart of the daemon: servers.slots" in text
     engine.state = "degraded"
     assert (await obatchctl(spool, "reload", stderr=True)) == (78, "obatchd.toml: modle: no such setting\n")

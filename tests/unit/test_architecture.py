@@ -17,6 +17,7 @@ from obatchd.ollama import faults
 from obatchd.servers.process import SUPPORTED
 from obatchd.servers.states import DESCRIPTIONS, TRANSITIONS
 from obatchd.settings import reading
+from obatchd.settings.base import Reload
 
 PACKAGE = Path(obatchd.__file__).parent
 PAGE = (PACKAGE.parent / "docs" / "architecture.md").read_text("utf-8")
@@ -200,7 +201,7 @@ def test_every_pool_of_threads_is_on_the_page() -> None:
 def test_what_is_reloaded_is_on_the_page() -> None:
     text = section("Reloading")
     for leaf in reading.leaves():
-        if reading.is_live(leaf.key):
+        if leaf.reload is not Reload.RESTART:
             assert f"`[{leaf.section}]`" in text if leaf.section else f"`{leaf.name}`" in text
 
 

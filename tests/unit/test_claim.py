@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from settings_support import in_force
 
 from obatchd.errors import ControlError, DropRefused
 from obatchd.jobs.model import JobIds
@@ -32,7 +33,7 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def store(layout: Layout) -> Iterator[Store]:
-    store = Store(layout.work)
+    store = Store(layout.work, in_force())
     yield store
     store.close()
 
@@ -191,13 +192,14 @@ _CRASHING = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
+from settings_support import in_force
 from test_claim import look
 from obatchd.jobs.model import JobIds
 from obatchd.jobs.store import Store
 from obatchd.spool.claim import begin_submission, claim, commit_submission
 from obatchd.spool.layout import Layout
 layout = Layout.open(Path(sys.argv[1]))
-store = Store(layout.work)
+store = Store(layout.work, in_force())
 if sys.argv[2] == "submit":
     import io
     incoming = begin_submission(layout, JobIds(), b"submitted.jsonl", 1234, "file")
@@ -223,7 +225,7 @@ def test_a_crash_at_any_instant_loses_and_doubles_nothing(layout: Layout, point:
     for name in names:
         put(layout, name, name)
     crash(layout, f"claim.{point}")
-    store = Store(layout.work)
+    store = Store(layout.work, in_force())
     adopted = recover(layout, store.state)
     assert store.state.intents() == []
     left = sorted(path.name for path in layout.inbox.iterdir())
@@ -239,7 +241,7 @@ def test_a_crash_at_any_instant_loses_and_doubles_nothing(layout: Layout, point:
 
 def test_a_submission_that_was_accepted_before_a_crash_is_completed(layout: Layout) -> None:
     crash(layout, "submit.after_accept", "submit")
-    store = Store(layout.work)
+    store = Store(layout.work, in_force())
     recover(layout, store.state)
     [job] = store.state.jobs()
     assert content(layout, job) == "{}"
@@ -257,7 +259,7 @@ def test_a_submission_that_was_not_accepted_leaves_nothing(layout: Layout, store
 def test_an_input_without_an_index_is_adopted_under_its_name(layout: Layout, store: Store, tmp_path: Path) -> None:
     [intent] = claim([put(layout, "drop.jsonl")], layout, store.state, JobIds()).accepted
     (tmp_path / "another-index").mkdir()
-    fresh = Store(tmp_path / "another-index")
+    fresh = Store(tmp_path / "another-index", in_force())
     [adopted] = recover(layout, fresh.state)
     assert (adopted.job, adopted.name, adopted.kind) == (intent.job, b"drop.jsonl", "file")
     fresh.close()
@@ -317,7 +319,7 @@ def test_a_drop_that_its_owner_closes_in_the_last_instant_holds_up_nobody(
             os.seteuid(65534)
             stack.callback(os.seteuid, 0)
         layout = Layout.open(Path(directory) / "spool")
-        store = Store(layout.work)
+        store = Store(layout.work, in_force())
         stack.callback(store.close)
         drop = put(layout, "closed.jsonl")
         if linked:

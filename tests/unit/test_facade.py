@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from settings_support import in_force
 
 from obatchd.control.auth import Caller
 from obatchd.errors import ObatchError
@@ -31,7 +32,7 @@ def facade_of(store: Store, layout: Layout, live: Any) -> Facade:
 
 async def test_a_job_the_index_has_as_done_is_over_before_the_engine_lets_go_of_it(tmp_path: Path) -> None:
     layout = Layout.open(tmp_path / "spool")
-    store = Store(layout.work)
+    store = Store(layout.work, in_force())
     store.state.accept([Intent("job-1", b"a.jsonl", 1000, 1, 1, 10, "file", 0.0)])
     [row] = store.state.find(["job-1"])
     facade = facade_of(store, layout, MagicMock(key=row.key, row=row, publishing=True))

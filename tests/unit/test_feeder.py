@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from settings_support import DEFAULTS
 from work_support import Outcomes, add_live, make_work
 
 from obatchd.dispatch.consequences import Suspicion
@@ -60,7 +61,7 @@ class Rig:
                 raw = b'{"prompt":"%d"}' % line
                 entries.append(Entry(line, file.tell(), len(raw), zlib.crc32(raw)))
                 file.write(raw + b"\n")
-        self.segment.write_index([(1, "job", entries, False)])
+        self.segment.write_index([(1, "job", DEFAULTS, entries, False)])
         self.lines += count
         return count
 

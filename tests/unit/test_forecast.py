@@ -15,7 +15,7 @@ def live(key: int, owner: int, requests: int, finished: int = 0, rate: float = 0
         LiveJob,
         SimpleNamespace(
             key=key, row=SimpleNamespace(owner=owner), requests=requests, finished=finished, turn=None, paused=False,
-            ending=None, priority="normal", requests_per_s=lambda: rate, **more,
+            ending=None, frozen=SimpleNamespace(priority="normal"), requests_per_s=lambda: rate, **more,
         ),
     )  # fmt: skip
 
@@ -33,7 +33,8 @@ def test_owners_share_and_wait_for_their_own_earlier_jobs() -> None:
 
 def test_priority_and_pauses_and_no_speed_yet() -> None:
     low, high, paused = live(1, 7, 10), live(2, 7, 10), live(3, 7, 10)
-    low.priority, high.priority, paused.paused = "low", "high", True  # type: ignore[misc]
+    low.frozen, high.frozen = SimpleNamespace(priority="low"), SimpleNamespace(priority="high")  # type: ignore[assignment]
+    paused.paused = True
     forecast([low, high, paused], {})
     assert low.turn is not None and high.turn is not None and paused.turn is None
     assert (high.turn.position, low.turn.position) == (1, 2)

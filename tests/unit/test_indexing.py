@@ -10,7 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from settings_support import in_force
 
 from obatchd.delivery.documents import late_note
 from obatchd.errors import DropRefused
@@ -35,7 +37,7 @@ def layout(tmp_path: Path) -> Layout:
 
 @pytest.fixture
 def store(layout: Layout) -> Iterator[Store]:
-    store = Store(layout.work)
+    store = Store(layout.work, in_force())
     yield store
     store.close()
 
@@ -257,6 +259,25 @@ def test_submitted_settings_win_over_those_of_the_folder(store: Store, layout: L
     assert changes["retry_of"] == "old-job"
     assert changes["notes"][-1] == "a note"
     assert any("ollama_instances" in note for note in changes["notes"])
+
+
+def test_a_drop_that_is_read_again_keeps_its_notes_and_tells_each_once(
+    store: Store, layout: Layout, accept: Accept
+) -> None:
+    row = accept("d", {"a.json": b'{"prompt": "x"}'})
+    row.notes = ["of an upgrade"]
+    SubmittedSettings(JobSettings(), ["a note"]).write(layout.job_dir(row.job))
+    for _ in range(2):
+        assert reading(row, layout).prepare(store)["notes"] == ["of an upgrade", "a note"]
+
+
+def test_a_retry_brings_the_settings_of_its_first_job(store: Store, layout: Layout, accept: Accept) -> None:
+    row = accept("d", {"a.json": b'{"prompt": "x"}'})
+    first = msgspec.structs.replace(row.defaults, system_message="Be old.")
+    SubmittedSettings(JobSettings(), [], "old-job", first).write(layout.job_dir(row.job))
+    changes = reading(row, layout).prepare(store)
+    store.state.update(row.key, **changes)
+    assert [found.frozen.system_message for found in store.state.find([row.job])] == ["Be old."]
 
 
 @pytest.mark.parametrize("toml", [b"model = ", b'mdoel = "x"'])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from settings_support import DEFAULTS
 
 from obatchd.delivery.passing_on import with_input
 from obatchd.jobs.formats import read_entries
@@ -28,7 +29,7 @@ def drop(tmp_path: Path) -> Path:
 
 def test_a_failure_before_any_attempt_has_its_prompt(tmp_path: Path, drop: Path) -> None:
     segment = Segment(tmp_path / "segment.db")
-    segment.write_index([(JOB, "job", list(read_entries(drop, "r.jsonl", InboxSettings())), True)])
+    segment.write_index([(JOB, "job", DEFAULTS, list(read_entries(drop, "r.jsonl", InboxSettings())), True)])
     segment.end_pending(JOB, None, Outcome.CANCELLED, "cancelled", "asked", 10)
     results = [json.loads(record) for *_, record in with_input(segment.results(JOB), segment, JOB, drop)]
     assert [(r["id"], r.get("prompt"), r.get("input")) for r in results] == [

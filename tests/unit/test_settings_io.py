@@ -5,10 +5,13 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from settings_support import DEFAULTS
 
 from obatchd.errors import ConfigError
 from obatchd.settings import job_file, reading
 from obatchd.settings import text as settings_text
+from obatchd.settings.base import Reload
+from obatchd.settings.frozen import FrozenSettings
 from obatchd.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -144,10 +147,20 @@ def test_changed_keys_and_what_a_reload_applies(tmp_path: Path) -> None:
     new = reading.load(
         write(tmp_path, 'model = "x"\n[servers]\nslots = 2\n[inbox]\nsettle_s = 9\n'), environ={}, flags={}
     )
-    changed = reading.changed_keys(old, new)
-    assert changed == ["model", "servers.slots", "inbox.settle_s"]
-    assert [reading.is_live(key) for key in changed] == [True, False, True]
-    assert not any(reading.is_live(key) for key in ("spool", "gpus.use", "servers.drain_s", "ollama_instances"))
+    changes = reading.changes(old, new)
+    assert [leaf.key for leaf in changes] == ["model", "servers.slots", "inbox.settle_s"]
+    assert [leaf.reload for leaf in changes] == [Reload.NEXT_JOB, Reload.RESTART, Reload.LIVE]
+    mark = {leaf.key: leaf.reload for leaf in reading.leaves()}
+    assert {mark[key] for key in ("spool", "gpus.use", "servers.drain_s", "ollama_instances")} == {Reload.RESTART}
+    in_force = reading.reloaded(old, new)
+    assert (in_force.model, in_force.servers, in_force.inbox) == ("x", old.servers, new.inbox)
+
+
+def test_of_one_table_a_reload_applies_what_it_can() -> None:
+    old = Settings.model_validate({"spool": "/a", "drain_s": 1, "servers": {"slots": 1, "drain_s": 1}})
+    new = Settings.model_validate({"spool": "/b", "drain_s": 2, "servers": {"slots": 2, "drain_s": 2}})
+    in_force = reading.reloaded(old, new)
+    assert (in_force.spool, in_force.drain_s, in_force.servers) == ("/a", 2, old.servers)
 
 
 def test_job_settings_of_every_kind() -> None:
@@ -181,12 +194,13 @@ def test_a_deadline_is_seconds_or_any_way_to_write_a_time() -> None:
     at = datetime(2026, 12, 31, 18, 0, tzinfo=timezone(timedelta(hours=1)))
     for given in (at, at.isoformat(), "2026-12-31T17:00:00Z", at.astimezone().replace(tzinfo=None)):
         settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
-        assert settings.expires_s(5.0, 0) == at.timestamp()
+        assert DEFAULTS.under(settings).expires_s(5.0) == at.timestamp()
     for given in (60, 60.0, "60"):
         settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
-        assert settings.expires_s(5.0, 0) == 65.0
-    assert job_file.parse_job_settings({}, "job.toml")[0].expires_s(5.0, 10) == 15.0
-    assert job_file.parse_job_settings({"deadline": 0}, "job.toml")[0].expires_s(5.0, 10) is None
+        assert DEFAULTS.under(settings).expires_s(5.0) == 65.0
+    later = FrozenSettings.of(Settings.model_validate({"deadline": 10}))
+    assert later.under(job_file.parse_job_settings({}, "job.toml")[0]).expires_s(5.0) == 15.0
+    assert later.under(job_file.parse_job_settings({"deadline": 0}, "job.toml")[0]).expires_s(5.0) is None
     for wrong in (-1, "soon", [1]):
         with pytest.raises(ConfigError, match="deadline"):
             job_file.parse_job_settings({"deadline": wrong}, "job.toml")

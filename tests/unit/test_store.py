@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from settings_support import in_force
 
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, JobState, Outcome, Refusal
@@ -15,7 +16,7 @@ from obatchd.jobs.store import AttemptRow, IndexBatch, JobRow, ResultRow, Store
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     yield store
     store.close()
 
@@ -37,7 +38,7 @@ def entries(*lines: int, **fields: object) -> list[Entry]:
 
 def reopen(store: Store, directory: Path) -> Store:
     store.close()
-    return Store(directory)
+    return Store(directory, in_force())
 
 
 def test_an_intent_lasts_until_it_is_accepted_or_forgotten(store: Store) -> None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from settings_support import in_force
 
 from obatchd.errors import StoreError
 from obatchd.jobs.ledger import Intent
@@ -53,7 +54,7 @@ def damage(path: Path) -> None:
 
 
 def test_a_refused_commit_leaves_nothing_and_the_same_connection_goes_on(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     [job] = accept(store, "a")
     index(store, job, 1, 2, 3)
     for _ in range(3):
@@ -68,7 +69,7 @@ def test_a_refused_commit_leaves_nothing_and_the_same_connection_goes_on(tmp_pat
     assert [line for line, _, _ in store.results(job)] == [1, 2]
     assert store.of(job).tallies(job.key) == {"succeeded": 2}
     store.close()
-    again = Store(tmp_path)
+    again = Store(tmp_path, in_force())
     assert again.state.get("key") == "value"
     assert [line for line, _, _ in again.results(job)] == [1, 2]
     again.close()
@@ -78,8 +79,9 @@ _COMMITTING = """
 import os, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
+from settings_support import in_force
 from test_store_faults import Entry, IndexBatch, Store, accept, result
-store = Store(Path(sys.argv[1]))
+store = Store(Path(sys.argv[1]), in_force())
 [job] = accept(store, "a")
 store.write_index([IndexBatch(job, [Entry(1, 10, 9, 0)], False)])
 os.write(1, b"result")
@@ -110,7 +112,7 @@ def test_what_is_committed_survives_a_power_cut(tmp_path: Path) -> None:
 
 
 def test_results_of_two_segments_may_be_written_again_after_half_of_them_failed(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     [small, large] = [*accept(store, "a"), *accept(store, "b", size=50 * 1024**2)]
     index(store, small, 1)
     index(store, large, 1)
@@ -122,7 +124,7 @@ def test_results_of_two_segments_may_be_written_again_after_half_of_them_failed(
 
 
 def test_a_full_disk_is_not_taken_for_damage(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     [job] = accept(store, "a")
     with full_disk(), pytest.raises(StoreError) as refused:
         store.of(job)
@@ -134,12 +136,12 @@ def test_a_full_disk_is_not_taken_for_damage(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"no database at all" * 1000, b"\0" * 8192])
 def test_a_file_that_is_no_database_is_set_aside(tmp_path: Path, content: bytes) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     [job] = accept(store, "a")
     index(store, job, 1)
     store.close()
     (tmp_path / "segments" / f"{job.segment}.db").write_bytes(content)
-    again = Store(tmp_path)
+    again = Store(tmp_path, in_force())
     assert again.of(job).job_progress(job.key) == (0, False)
     assert [path.name.rpartition("-")[0].partition(".corrupt")[0] for path in tmp_path.rglob("*.corrupt-*")] == [
         f"{job.segment}.db"
@@ -156,46 +158,46 @@ def test_every_page_is_read_after_the_machine_went_down_only(tmp_path: Path, mon
         return integrity.is_damaged(path)
 
     monkeypatch.setattr(store, "is_damaged", look)
-    first = Store(tmp_path)
+    first = Store(tmp_path, in_force())
     [job] = accept(first, "a")
     index(first, job, 1)
     first.close()
-    Store(tmp_path).close()
+    Store(tmp_path, in_force()).close()
     assert looked == []
 
-    killed = Store(tmp_path)  # never closed: its process was killed
-    again = Store(tmp_path)
+    killed = Store(tmp_path, in_force())  # never closed: its process was killed
+    again = Store(tmp_path, in_force())
     assert again.of(job).job_progress(job.key) == (1, True)
     assert looked == []
     killed.state.close()
     again.state.close()
 
     (tmp_path / "session").write_text("an earlier boot\n")
-    rebooted = Store(tmp_path)
+    rebooted = Store(tmp_path, in_force())
     assert rebooted.of(job).job_progress(job.key) == (1, True)
     assert looked == ["state.db", f"{job.segment}.db"]
     rebooted.close()
 
 
 def test_damage_behind_a_good_header_is_found_at_the_next_start(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     [job] = accept(store, "a")
     index(store, job, *range(1, 500))
     store.distrust()
     store.close()
     damage(tmp_path / "segments" / f"{job.segment}.db")
-    again = Store(tmp_path)
+    again = Store(tmp_path, in_force())
     assert again.of(job).job_progress(job.key) == (0, False)
     again.close()
 
 
 def test_damage_met_while_running_is_told_apart_from_a_full_disk(tmp_path: Path) -> None:
-    first = Store(tmp_path)
+    first = Store(tmp_path, in_force())
     [job] = accept(first, "a")
     index(first, job, *range(1, 2000))
     first.close()
     damage(tmp_path / "segments" / f"{job.segment}.db")
-    second = Store(tmp_path)
+    second = Store(tmp_path, in_force())
     with pytest.raises(sqlite3.DatabaseError) as met:
         second.of(job).pending(job.key, 0, 0, 5000)
     assert not isinstance(met.value, sqlite3.OperationalError)
@@ -203,7 +205,7 @@ def test_damage_met_while_running_is_told_apart_from_a_full_disk(tmp_path: Path)
 
 
 def test_a_lost_index_is_begun_anew_and_restored_with_the_keys_that_segments_use(tmp_path: Path) -> None:
-    first = Store(tmp_path)
+    first = Store(tmp_path, in_force())
     first.state.restore([], 0)
     accept(first, "gone1", "gone2")
     jobs = accept(first, "a", "b")
@@ -213,14 +215,14 @@ def test_a_lost_index_is_begun_anew_and_restored_with_the_keys_that_segments_use
     for path in tmp_path.glob("state.db*"):
         path.unlink()
 
-    second = Store(tmp_path)
+    second = Store(tmp_path, in_force())
     assert not second.state.is_complete
     known = second.jobs_in_segments()
-    assert known == {job.job: (job.key, job.segment) for job in jobs}
+    assert known == {job.job: (job.key, job.segment, job.defaults) for job in jobs}
     fresh = JobRow(
         key=0, job="c", name=b"c", owner=0, kind="file", size=1, state=JobState.RUNNING, segment="c", accepted_s=1.0,
         finished_s=None, paused=False, cancelled=False, settings=jobs[0].settings, notes=["n"], digest=None,
-        retry_of=None, summary=None,
+        retry_of=None, summary=None, defaults=jobs[0].defaults,
     )  # fmt: skip
     second.state.restore([(fresh, False), *((job, False) for job in jobs)], last_key=max(job.key for job in jobs))
     assert second.state.is_complete
@@ -237,7 +239,7 @@ def finish(store: Store, job: JobRow, finished_s: float, kept_bytes: int = 0) ->
 
 
 def test_the_oldest_finished_jobs_are_those_beyond_the_bound(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     for number, job in enumerate(accept(store, "a", "b", "c", "d")):
         finish(store, job, float(number), kept_bytes=100)
     accept(store, "running")
@@ -248,7 +250,7 @@ def test_the_oldest_finished_jobs_are_those_beyond_the_bound(tmp_path: Path) -> 
 
 
 def test_rows_go_only_when_nothing_of_the_job_is_kept(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     jobs = accept(store, "a", "b", "c")
     for job in jobs:
         finish(store, job, 10.0)
@@ -262,7 +264,7 @@ def test_rows_go_only_when_nothing_of_the_job_is_kept(tmp_path: Path) -> None:
 
 
 def test_an_error_inside_a_transaction_leaves_nothing_and_the_connection_goes_on(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     [job] = accept(store, "a")
     index(store, job, 1)
     with pytest.raises(sqlite3.IntegrityError):

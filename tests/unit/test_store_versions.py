@@ -7,6 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from settings_support import DEFAULTS, in_force
 
 from obatchd.errors import StoreError
 from obatchd.jobs.ledger import Intent
@@ -43,15 +44,17 @@ def holds(work: Path, text: str) -> list[str]:
 
 
 def test_files_made_before_there_were_versions_are_brought_up_with_a_copy(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     row = finished(store, 1)
     store.close()
     segment = tmp_path / "segments" / f"{row.segment}.db"
     for path in (tmp_path / "state.db", segment):
         with closing(sqlite3.connect(path)) as connection:
-            connection.executescript("DROP INDEX IF EXISTS jobs_by_owner; PRAGMA user_version = 0")
-    store = Store(tmp_path)
-    assert version(tmp_path / "state.db") == 1
+            connection.executescript("PRAGMA user_version = 0; DROP TABLE job_defaults")
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
+        connection.executescript("DROP INDEX jobs_by_owner; ALTER TABLE jobs DROP COLUMN defaults")
+    store = Store(tmp_path, in_force())
+    assert version(tmp_path / "state.db") == 2
     [copy] = tmp_path.glob(f"*{BACKUP_MARK}*")
     assert version(copy) == 0 and copy.stat().st_mode & 0o077 == 0
     assert [found.job for found in store.state.list_jobs([JobState.DONE], owner=7)] == [row.job]
@@ -61,12 +64,12 @@ def test_files_made_before_there_were_versions_are_brought_up_with_a_copy(tmp_pa
 
 
 def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
-    Store(tmp_path).close()
+    Store(tmp_path, in_force()).close()
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         connection.execute("PRAGMA user_version = 99")
     before = (tmp_path / "state.db").read_bytes()
     with pytest.raises(StoreError, match=r"newer obatchd.*version 99.*Install the newer") as caught:
-        Store(tmp_path)
+        Store(tmp_path, in_force())
     assert caught.value.code == "store_newer"
     assert (tmp_path / "state.db").read_bytes() == before
 
@@ -74,18 +77,18 @@ def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from obatchd.jobs.store import state
 
-    Store(tmp_path).close()
-    broken = state._SCHEMA._replace(version=2, steps={2: "CREATE TABLE half (x); SELECT nonsense"})
-    monkeypatch.setattr(state, "_SCHEMA", broken)
+    Store(tmp_path, in_force()).close()
+    broken = state._schema(DEFAULTS)._replace(version=3, steps={3: "CREATE TABLE half (x); SELECT nonsense"})
+    monkeypatch.setattr(state, "_schema", lambda defaults: broken)
     with pytest.raises(StoreError):
-        Store(tmp_path)
+        Store(tmp_path, in_force())
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)
-    assert version(tmp_path / "state.db") == 1
+    assert version(tmp_path / "state.db") == 2
 
 
 def test_an_erased_job_leaves_nothing_and_its_neighbours_everything(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = Store(tmp_path, in_force())
     shared, neighbour, large = finished(store, 1), finished(store, 2), finished(store, 3, size=5 * 1024**2)
     (tmp_path / f"state.db{BACKUP_MARK}1").write_text(f"{CANARY}1")
     (tmp_path / "segments" / "x.db.corrupt-20260101-000000").write_text(f"{CANARY}1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from settings_support import in_force
 from task_support import Failures
 
 from obatchd.jobs.lane import Lane, Pending
@@ -12,8 +13,6 @@ from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import JobRow, Store
 from obatchd.live.job import LiveJob
 from obatchd.live.work import Work
-from obatchd.settings.current import Current
-from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 
 
@@ -47,11 +46,11 @@ class NoFeeder:
 def make_work(directory: Path, **tables: Any) -> Work:
     """On a spool in ``directory``; ``tables`` are tables of the settings. Close ``work.store`` at the end."""
     layout = Layout.open(directory / "spool")
-    settings = Current(Settings.model_validate(tables))
-    return Work(settings, layout, Store(layout.work), Failures(), Alarms())
+    settings = in_force(**tables)
+    return Work(settings, layout, Store(layout.work, settings), Failures(), Alarms())
 
 
 def add_live(work: Work, row: JobRow) -> LiveJob:
     """Make a job of the store live."""
-    live = work.jobs[row.key] = LiveJob(row, work.outbox_of(row), work.settings)
+    live = work.jobs[row.key] = LiveJob(row, work.outbox_of(row))
     return live

@@ -54,10 +54,13 @@ def reload_command(invocation: Invocation) -> None:
 
 
 def _print_reload(document: dict[str, Any]) -> None:
-    changed, waiting = document["changed"], document["needs_restart"]
-    if changed:
-        click.echo(f"Changed: {clean(', '.join(changed))}")
+    next_job, waiting = document["next_job"], document["needs_restart"]
+    at_once = [key for key in document["changed"] if key not in next_job]
+    if at_once:
+        click.echo(f"Changed: {clean(', '.join(at_once))}")
+    if next_job:
+        click.echo(f"Changed for jobs accepted from now on: {clean(', '.join(next_job))}")
     if waiting:
         click.echo(f"Needs a restart of the daemon: {clean(', '.join(waiting))}")
-    if not changed and not waiting:
+    if not at_once and not next_job and not waiting:
         click.echo("Nothing has changed.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 
 from obatchd.errors import StoreError
+from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.results import unanswered_record
 from obatchd.jobs.store.rows import AttemptRow, LaneRow, PendingRow, ResultRow
 from obatchd.jobs.store.segment import Segment
-from obatchd.jobs.store.state import Facts, JobRow, StateStore
+from obatchd.jobs.store.state import Facts, StateStore
 from obatchd.jobs.store.store import IndexBatch, Store
 
 # What a full, failing or read-only disk raises here. All of it passes: the same is tried again.

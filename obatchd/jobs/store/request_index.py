@@ -7,10 +7,18 @@ from collections import Counter
 from collections.abc import Sequence
 
 from obatchd.jobs.model import Entry, Outcome, Refusal
+from obatchd.jobs.store.job_row import keep
 from obatchd.jobs.store.results import unanswered_record, write_results
 from obatchd.jobs.store.rows import REFUSED_LANE, IndexedChunk, LaneRow, ResultRow, request_key
+from obatchd.settings.frozen import FrozenSettings
 
 _Asked = tuple[str | None, int | None, str | None]  # model, context length, priority
+# A copy of what state.db has of the jobs, for the case that it is lost. Made in files of earlier versions too, without
+# another version of the file: those pass over these tables.
+_DEFAULTS = (
+    "CREATE TABLE IF NOT EXISTS job_defaults (sha256 BLOB PRIMARY KEY, settings BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS defaults_of (job INTEGER PRIMARY KEY, sha256 BLOB NOT NULL)",
+)
 
 
 class RequestIndex:
@@ -23,9 +31,25 @@ class RequestIndex:
         """Drop what is remembered of a job."""
         self._lanes.pop(job, None)
 
-    def add(self, cursor: sqlite3.Cursor, job: int, name: str, entries: Sequence[Entry], final: bool) -> IndexedChunk:
+    @staticmethod
+    def make_tables(cursor: sqlite3.Cursor) -> None:
+        """Make the tables of defaults where they are missing."""
+        for table in _DEFAULTS:
+            cursor.execute(table)
+
+    def add(
+        self,
+        cursor: sqlite3.Cursor,
+        job: int,
+        name: str,
+        defaults: FrozenSettings,
+        entries: Sequence[Entry],
+        final: bool,
+    ) -> IndexedChunk:
         """Add the entries of one job; see :meth:`~obatchd.jobs.store.segment.Segment.write_index`."""
         cursor.execute("INSERT OR IGNORE INTO jobs (job, name) VALUES (?, ?)", (job, name))
+        if cursor.rowcount:
+            cursor.execute("INSERT OR IGNORE INTO defaults_of VALUES (?, ?)", (job, keep(cursor, defaults)))
         (reached,) = cursor.execute("SELECT indexed_line FROM jobs WHERE job = ?", (job,)).fetchone()
         refusals = {e.line: e.refusal for e in entries if e.refusal is not None}
         refusals.update(self._repeated_ids(cursor, job, [e for e in entries if e.refusal is None and e.line > reached]))

@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from obatchd import __version__, log
+from obatchd import __version__, crash_points, log
 from obatchd.errors import StoreError
 
 _log = log.get(__name__)
@@ -64,10 +64,13 @@ def bring_up(connection: sqlite3.Connection, path: Path, schema: Schema) -> None
 
 def _run(connection: sqlite3.Connection, script: str, version: int) -> None:
     try:
-        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {version}; COMMIT")
+        connection.executescript(f"BEGIN IMMEDIATE; {script}; PRAGMA user_version = {version}")
+        crash_points.reach("schema.before_commit")
+        connection.execute("COMMIT")
     finally:
         if connection.in_transaction:
             connection.rollback()
+    crash_points.reach("schema.after_commit")
 
 
 def _back_up(connection: sqlite3.Connection, target: Path) -> None:

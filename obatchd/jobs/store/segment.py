@@ -12,6 +12,7 @@ from pathlib import Path
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction, unflushed
 from obatchd.jobs.store.integrity import delete_database, size_bytes
+from obatchd.jobs.store.job_row import defaults_of
 from obatchd.jobs.store.request_index import RequestIndex
 from obatchd.jobs.store.results import unanswered_record, write_results
 from obatchd.jobs.store.rows import (
@@ -25,6 +26,7 @@ from obatchd.jobs.store.rows import (
     request_key,
 )
 from obatchd.jobs.store.schema import Schema
+from obatchd.settings.frozen import FrozenSettings
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -91,11 +93,12 @@ class Segment:
         """Delete everything of finished jobs so that nothing of it is left in the file."""
         with self._lock:
             with transaction(self._database) as cursor:
+                self._index.make_tables(cursor)
                 for job in jobs:
                     low, high = keys_of(job)
                     for table in ("requests", "attempts", "results"):
                         cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
-                    for table in ("labels", "lanes", "tallies", "jobs"):
+                    for table in ("labels", "lanes", "tallies", "jobs", "defaults_of"):
                         cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
                     self._index.forget(job)
             rewrite(self._database, self.path)
@@ -105,8 +108,10 @@ class Segment:
 
     # Indexing.
 
-    def write_index(self, batches: Iterable[tuple[int, str, Sequence[Entry], bool]]) -> list[IndexedChunk]:
-        """Add entries of jobs: (job key, job id, entries, whether the drop is read to its end).
+    def write_index(
+        self, batches: Iterable[tuple[int, str, FrozenSettings, Sequence[Entry], bool]]
+    ) -> list[IndexedChunk]:
+        """Add entries of jobs: (job key, job id, its defaults, entries, whether the drop is read to its end).
 
         A second use of an id becomes a refused entry. Entries up to the last indexed line are skipped, so that an
         interrupted reading may start over. What does not end a job is not flushed: lost, it is read again, and the
@@ -117,6 +122,7 @@ class Segment:
             if not any(final for *_, final in batches):
                 stack.enter_context(unflushed(self._database))
             cursor = stack.enter_context(transaction(self._database))
+            self._index.make_tables(cursor)
             return [self._index.add(cursor, *batch) for batch in batches]
 
     # Results.
@@ -168,10 +174,15 @@ class Segment:
 
     # Reading.
 
-    def jobs(self) -> list[tuple[int, str]]:
-        """Key and id of every job that was ever indexed into this segment."""
-        with self._lock:
-            return self._database.execute("SELECT job, name FROM jobs ORDER BY job").fetchall()
+    def jobs(self) -> list[tuple[int, str, FrozenSettings | None]]:
+        """Key, id and defaults of every job that was ever indexed into this segment; None in those of 0.1.0."""
+        with self._lock, transaction(self._database) as cursor:
+            self._index.make_tables(cursor)
+            rows = cursor.execute(
+                "SELECT job, name, settings FROM jobs LEFT JOIN defaults_of USING (job)"
+                " LEFT JOIN job_defaults USING (sha256) ORDER BY job"
+            ).fetchall()
+        return [(job, name, defaults_of(settings) if settings else None) for job, name, settings in rows]
 
     def job_progress(self, job: int) -> tuple[int, bool]:
         """The last indexed line and whether the drop was read to its end."""

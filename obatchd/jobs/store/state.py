@@ -15,8 +15,11 @@ from obatchd import log
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction
+from obatchd.jobs.store.job_row import COLUMNS, SELECT, JobRow, columns, job_of, keep, kept
 from obatchd.jobs.store.schema import Schema
-from obatchd.settings.job import JobSettings
+from obatchd.settings.current import Current
+from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)
 _TABLES = """
@@ -27,57 +30,34 @@ CREATE TABLE IF NOT EXISTS jobs (
     kind TEXT NOT NULL, size INTEGER NOT NULL, state TEXT NOT NULL, segment TEXT NOT NULL, accepted_s REAL NOT NULL,
     finished_s REAL, paused INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
     settings BLOB NOT NULL DEFAULT '{}', notes BLOB NOT NULL DEFAULT '[]', digest TEXT, retry_of TEXT,
-    summary BLOB, released INTEGER NOT NULL DEFAULT 0, kept_bytes INTEGER NOT NULL DEFAULT 0
+    summary BLOB, released INTEGER NOT NULL DEFAULT 0, kept_bytes INTEGER NOT NULL DEFAULT 0, defaults BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS job_defaults (sha256 BLOB PRIMARY KEY, settings BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, key);
 CREATE INDEX IF NOT EXISTS jobs_by_segment ON jobs (segment) WHERE released = 0;
 CREATE INDEX IF NOT EXISTS jobs_by_digest ON jobs (digest) WHERE digest IS NOT NULL;
 CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);
 """
-_SCHEMA = Schema(1, _TABLES, {1: "CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);"})
-_COLUMNS = (
-    "key, job, name, owner, kind, size, state, segment, accepted_s, finished_s, paused, cancelled, settings, notes,"
-    " digest, retry_of, summary"
-)
 _COMPLETE = "index_complete"
-_settings_decoder = msgspec.json.Decoder(JobSettings)
+# A literal of SQL.
+_UPGRADED = (
+    "An earlier version of obatchd accepted this job. Where it names no settings of its own, those that the daemon had"
+    " at the upgrade are used."
+)
 
 
-class JobRow(msgspec.Struct):
-    """One accepted drop in the index. ``summary`` holds the final counts of a finished job as JSON."""
-
-    key: int
-    job: str
-    name: bytes
-    owner: int
-    kind: str
-    size: int  # bytes
-    state: JobState
-    segment: str
-    accepted_s: float
-    finished_s: float | None
-    paused: bool
-    cancelled: bool
-    settings: JobSettings
-    notes: list[str]
-    digest: str | None
-    retry_of: str | None
-    summary: dict[str, Any] | None
-
-    @property
-    def label(self) -> str:
-        """The drop's name as text."""
-        return self.name.decode("utf-8", "backslashreplace")
-
-
-def _job(row: tuple[Any, ...]) -> JobRow:
-    values = dict(zip(_COLUMNS.split(", "), row, strict=True))
-    values["state"] = JobState(values["state"])
-    values["paused"], values["cancelled"] = bool(values["paused"]), bool(values["cancelled"])
-    values["settings"] = _settings_decoder.decode(values["settings"])
-    values["notes"] = msgspec.json.decode(values["notes"])
-    values["summary"] = msgspec.json.decode(values["summary"]) if values["summary"] else None
-    return JobRow(**values)
+def _schema(defaults: FrozenSettings) -> Schema:
+    """``defaults`` are kept with the jobs of a file that does not know with which settings they were accepted."""
+    sha256, settings = kept(defaults)
+    freeze = f"""
+    CREATE TABLE job_defaults (sha256 BLOB PRIMARY KEY, settings BLOB NOT NULL) WITHOUT ROWID;
+    INSERT INTO job_defaults VALUES (x'{sha256.hex()}', x'{settings.hex()}');
+    ALTER TABLE jobs ADD COLUMN defaults BLOB;
+    UPDATE jobs SET defaults = x'{sha256.hex()}';
+    UPDATE jobs SET notes = CAST(json_insert(CAST(notes AS TEXT), '$[#]', '{_UPGRADED}') AS BLOB)
+        WHERE state = 'running';
+    """
+    return Schema(2, _TABLES, {1: "CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);", 2: freeze})
 
 
 class Facts:
@@ -99,24 +79,17 @@ class Facts:
             _log.warning("fact_not_kept", key=key, reason=str(error))
 
 
-def _plain(row: JobRow) -> list[Any]:
-    """The columns of a row as they are stored."""
-    return [_column(name, getattr(row, name)) for name in _COLUMNS.split(", ")]
-
-
-def _column(name: str, value: Any) -> Any:
-    if name in ("settings", "notes", "summary") and value is not None:
-        return msgspec.json.encode(value)
-    return value
-
-
 class StateStore:
     """Safe to use from several threads; every write is one flushed transaction. Is a spool ``Ledger`` and ``Facts``."""
 
-    def __init__(self, path: Path, choose_segment: Callable[[Intent], str]) -> None:
-        """``choose_segment(intent)`` names the segment that is to hold an accepted drop's requests."""
+    def __init__(self, path: Path, choose_segment: Callable[[Intent], str], settings: Current[Settings]) -> None:
+        """``choose_segment(intent)`` names the segment that is to hold an accepted drop's requests.
+
+        ``settings`` are kept with each job, as they are when it is accepted.
+        """
         self._path = path
-        self._database = open_database(path, _SCHEMA)
+        self._settings = settings
+        self._database = open_database(path, _schema(self.defaults_now()))
         self._lock = threading.RLock()
         # What people ask for is read beside the writer: a look must not wait behind a flush.
         self._reader = open_reader(path)
@@ -127,6 +100,10 @@ class StateStore:
         with self._lock, self._read_lock:
             self._reader.close()
             self._database.close()
+
+    def defaults_now(self) -> FrozenSettings:
+        """What a job that is accepted now would be done with."""
+        return FrozenSettings.of(self._settings.value)
 
     # Ledger: the claim protocol's durable steps.
 
@@ -146,10 +123,11 @@ class StateStore:
                 for i in intents
             ]
             with transaction(self._database) as cursor:
+                defaults = keep(cursor, self.defaults_now())
                 cursor.executemany(
-                    "INSERT OR IGNORE INTO jobs (job, name, owner, kind, size, state, segment, accepted_s)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    rows,
+                    "INSERT OR IGNORE INTO jobs (job, name, owner, kind, size, state, segment, accepted_s, defaults)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(*row, defaults) for row in rows],
                 )
                 cursor.executemany("DELETE FROM intents WHERE job = ?", [(i.job,) for i in intents])
 
@@ -174,7 +152,7 @@ class StateStore:
 
         Each comes with whether its input and store were given up already. Jobs known here stay as they are.
         """
-        marks = ", ".join("?" * (_COLUMNS.count(",") + 2))
+        marks = ", ".join("?" * (len(JobRow.__struct_fields__) + 1))
         with self._lock, transaction(self._database) as cursor:
             cursor.execute("DELETE FROM sqlite_sequence WHERE name = 'jobs'")
             cursor.execute(
@@ -182,8 +160,11 @@ class StateStore:
                 (last_key,),
             )
             cursor.executemany(
-                f"INSERT OR IGNORE INTO jobs ({_COLUMNS}, released) VALUES ({marks})",
-                [(row.key or None, *_plain(row)[1:], released) for row, released in rows],
+                f"INSERT OR IGNORE INTO jobs ({COLUMNS}, released) VALUES ({marks})",
+                [
+                    (row.key or None, *columns(cursor, msgspec.structs.asdict(row))[1:], released)
+                    for row, released in rows
+                ],
             )
             cursor.execute("INSERT OR IGNORE INTO facts VALUES (?, '1')", (_COMPLETE,))
 
@@ -221,20 +202,19 @@ class StateStore:
         found = []
         with self._read_lock:
             for job in jobs:
-                row = self._reader.execute(f"SELECT {_COLUMNS} FROM jobs WHERE job = ?", (job,)).fetchone()
+                row = self._reader.execute(f"{SELECT} jobs WHERE job = ?", (job,)).fetchone()
                 if row:
-                    found.append(_job(row))
+                    found.append(job_of(row))
         return found
 
     def find_prefix(self, prefix: str, owner: int | None = None) -> list[JobRow]:
         """Up to two jobs, of one owner or of all, whose id begins with ``prefix``, newest first."""
         with self._read_lock:
             rows = self._reader.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE job >= ? AND job < ? AND (? IS NULL OR owner = ?)"
-                " ORDER BY job DESC LIMIT 2",
+                f"{SELECT} jobs WHERE job >= ? AND job < ? AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT 2",
                 (prefix, prefix + "\x7f", owner, owner),
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def list_jobs(
         self, states: Iterable[JobState], *, limit: int = -1, newest_first: bool = False, owner: int | None = None
@@ -245,11 +225,10 @@ class StateStore:
         order = "DESC" if newest_first else "ASC"
         with self._read_lock:
             rows = self._reader.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ({marks}) AND (? IS NULL OR owner = ?)"
-                f" ORDER BY key {order} LIMIT ?",
+                f"{SELECT} jobs WHERE state IN ({marks}) AND (? IS NULL OR owner = ?) ORDER BY key {order} LIMIT ?",
                 (*names, owner, owner, limit),
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def duplicate_of(self, digest: str, job: str) -> str | None:
         """An earlier job whose drop had the same content."""
@@ -267,7 +246,7 @@ class StateStore:
         """Change columns of several jobs in one transaction."""
         with self._lock, transaction(self._database) as cursor:
             for key, values in changes:
-                plain = [_column(name, value) for name, value in values.items()]
+                plain = columns(cursor, values)
                 assignments = ", ".join(f"{name} = ?" for name in values)
                 cursor.execute(f"UPDATE jobs SET {assignments} WHERE key = ?", (*plain, key))
 
@@ -275,21 +254,20 @@ class StateStore:
         """Jobs done before ``when_s`` whose input and store are still kept."""
         with self._lock:
             rows = self._database.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE state = 'done' AND released = 0 AND finished_s < ?"
-                " ORDER BY key LIMIT ?",
+                f"{SELECT} jobs WHERE state = 'done' AND released = 0 AND finished_s < ? ORDER BY key LIMIT ?",
                 (when_s, limit),
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def finished_beyond(self, kept_bytes: int, limit: int) -> list[JobRow]:
         """The oldest finished jobs, without which what is still kept of the others is at most ``kept_bytes``."""
         with self._lock:
             rows = self._database.execute(
-                f"SELECT {_COLUMNS} FROM (SELECT *, sum(kept_bytes) OVER (ORDER BY key DESC) AS with_newer FROM jobs"
+                f"{SELECT} (SELECT *, sum(kept_bytes) OVER (ORDER BY key DESC) AS with_newer FROM jobs"
                 " WHERE state = 'done' AND released = 0) WHERE with_newer > ? ORDER BY key LIMIT ?",
                 (kept_bytes, limit),
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def forget_released(self, when_s: float, limit: int) -> int:
         """Delete rows of jobs finished before ``when_s`` of which nothing is kept; how many."""
@@ -305,17 +283,17 @@ class StateStore:
         """Jobs done or refused before ``when_s``, the oldest first."""
         with self._lock:
             rows = self._database.execute(
-                f"SELECT {_COLUMNS} FROM jobs WHERE state IN ('done', 'refused') AND finished_s < ?"
-                " ORDER BY key LIMIT ?",
+                f"{SELECT} jobs WHERE state IN ('done', 'refused') AND finished_s < ? ORDER BY key LIMIT ?",
                 (when_s, limit),
             ).fetchall()
-        return [_job(row) for row in rows]
+        return [job_of(row) for row in rows]
 
     def erase(self, keys: Sequence[int]) -> None:
         """Delete rows of jobs so that nothing of them is left in the file."""
         with self._lock:
             with transaction(self._database) as cursor:
                 cursor.executemany("DELETE FROM jobs WHERE key = ?", [(key,) for key in keys])
+                cursor.execute("DELETE FROM job_defaults WHERE sha256 NOT IN (SELECT defaults FROM jobs)")
             rewrite(self._database, self._path)
 
     def unreleased_in(self, segment: str) -> int:

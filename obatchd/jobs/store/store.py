@@ -14,10 +14,14 @@ from obatchd.errors import StoreError
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside
+from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.rows import AttemptRow, IndexedChunk, ResultRow
 from obatchd.jobs.store.schema import delete_backups
 from obatchd.jobs.store.segment import Segment
-from obatchd.jobs.store.state import JobRow, StateStore
+from obatchd.jobs.store.state import StateStore
+from obatchd.settings.current import Current
+from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.settings import Settings
 
 # A drop above this size gets a segment of its own, so that its store goes away with it.
 _OWN_SEGMENT_BYTES = 4 * 1024**2
@@ -45,7 +49,7 @@ class Store:
         StoreError: a file cannot be opened.
     """
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, settings: Current[Settings]) -> None:
         self._session = Session(work / "session")
         self._looked_at: set[Path] = set()
         self._damaged = False
@@ -55,7 +59,7 @@ class Store:
         self._lock = threading.Lock()
         self._shared_name = ""
         self._shared_jobs = 0
-        self.state = self._sound(work / "state.db", lambda path: StateStore(path, self._choose_segment))
+        self.state = self._sound(work / "state.db", lambda path: StateStore(path, self._choose_segment, settings))
 
     def distrust(self) -> None:
         """Damage was met: the next start reads every file before it trusts it."""
@@ -101,11 +105,12 @@ class Store:
                 segment = self._segments[name] = self._sound(self._directory / f"{name}.db", Segment)
             return segment
 
-    def jobs_in_segments(self) -> dict[str, tuple[int, str]]:
-        """Key and segment of every job that any segment knows, by job id."""
-        found: dict[str, tuple[int, str]] = {}
+    def jobs_in_segments(self) -> dict[str, tuple[int, str, FrozenSettings | None]]:
+        """Key, segment and defaults (where they are known) of every job that any segment knows, by job id."""
+        found: dict[str, tuple[int, str, FrozenSettings | None]] = {}
         for path in sorted(self._directory.glob("*.db")):
-            found.update({job: (key, path.stem) for key, job in self.segment(path.stem).jobs()})
+            jobs = self.segment(path.stem).jobs()
+            found.update({job: (key, path.stem, defaults) for key, job, defaults in jobs})
             self.trim({path.stem})
         return found
 
@@ -120,7 +125,7 @@ class Store:
             by_segment[batch.job.segment].append(position)
         chunks: dict[int, IndexedChunk] = {}
         for name, positions in by_segment.items():
-            rows = [(b.job.key, b.job.job, b.entries, b.final) for p in positions if (b := batches[p])]
+            rows = [(b.job.key, b.job.job, b.job.defaults, b.entries, b.final) for p in positions if (b := batches[p])]
             chunks.update(zip(positions, self.segment(name).write_index(rows), strict=True))
         return [chunks[position] for position in range(len(batches))]
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from obatchd.settings.base import PositiveSeconds, Section
+from obatchd.settings.base import Live, PositiveSeconds, Section
 
 AlarmKind = Literal["quarantine", "server_failed", "burn_in_finished", "disk_low", "job_done"]
 
@@ -14,12 +14,12 @@ AlarmKind = Literal["quarantine", "server_failed", "burn_in_finished", "disk_low
 class AlarmSettings(Section):
     """Who is told when something needs somebody. etc/alarm-mail is a ready command that sends mail."""
 
-    command: list[str] = Field(
+    command: Live[list[str]] = Field(
         [],
         description="Program and arguments, run without a shell for each alarm, which it gets as JSON on its standard "
         "input; empty: none.",
     )
-    timeout_s: PositiveSeconds = Field(30, description="Longest time of one run; then it is killed.")
-    on: list[AlarmKind] = Field(
+    timeout_s: Live[PositiveSeconds] = Field(30, description="Longest time of one run; then it is killed.")
+    on: Live[list[AlarmKind]] = Field(
         ["quarantine", "server_failed", "burn_in_finished", "disk_low"], description="Which alarms are told."
     )

@@ -6,16 +6,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from obatchd.settings.base import Section
+from obatchd.settings.base import Live, Section
 
 
 class ModelSettings(Section):
     """Which models may be used and pulled."""
 
-    pull: Literal["admin", "allowed", "never"] = Field(
+    pull: Live[Literal["admin", "allowed", "never"]] = Field(
         "allowed",
         description='Who may cause a pull: "admin" (only obatchctl models pull), "allowed" (jobs too, if the name '
         'matches allow), "never".',
     )
-    allow: list[str] = Field(["*"], description="Patterns of model names that jobs may use (shell style).")
-    pull_margin_bytes: int = Field(2 * 1024**3, ge=0, description="Free disk that must remain after a pull.")
+    allow: Live[list[str]] = Field(["*"], description="Patterns of model names that jobs may use (shell style).")
+    pull_margin_bytes: Live[int] = Field(2 * 1024**3, ge=0, description="Free disk that must remain after a pull.")
