@@ -30,7 +30,7 @@ def main(config: Path | None, spool: str | None, log_level: str | None) -> None:
 
         settings = reading.load(config, environ=os.environ, flags=flags)
 
-        from obatchd.daemon.daemon import run
+        from obatchd.daemon.life import run
 
         sys.exit(run(settings, config, flags))
     except ConfigError as error:

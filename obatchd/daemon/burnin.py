@@ -3,154 +3,139 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Mapping
 
 import aiohttp
 
-from obatchd import log
 from obatchd.burnin.journal.records import Limits
 from obatchd.burnin.run.plan import Defaults
-from obatchd.burnin.run.ports import BatchLoad, Model, Surroundings
+from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.gpucare.gpu_duty import GpuDuty
+from obatchd.gpucare.alarms import Alarms
+from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
-from obatchd.gpus.monitor import Quarantine
-from obatchd.gpus.probe import Listener, Probe
+from obatchd.gpus.monitor import MonitorListener, Quarantine
 from obatchd.jobs.model import round_context
 from obatchd.servers.fleet import Fleet
-from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
+from obatchd.servers.server import Server
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.alarms import AlarmKind
+from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
-_log = log.get(__name__)
 _HOLD = "burnin"
 _FRESH_S = 15.0
 _XIDS = 1000  # kept until a run asks for them
 
 
-class Hearing(Listener):
-    """Remembers what the probe says; XIDs come from the monitor, which has those of the kernel log, too."""
+class _Told(MonitorListener):
+    """What the monitor told since the daemon began; XIDs wait until a run asks for them."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self) -> None:
         self.cards: dict[str, Identity] = {}
-        self.slow: dict[str, SlowReading] = {}
-        self._xids: list[XidEvent] = []
-        probe.listen(self)
+        self.xids: deque[XidEvent] = deque(maxlen=_XIDS)
 
-    def identities(self, identities: list[Identity]) -> None:
-        self.cards.update((card.uuid, card) for card in identities)
-
-    def slow_readings(self, readings: list[SlowReading]) -> None:
-        self.slow.update((reading.uuid, reading) for reading in readings)
+    def card(self, card: Identity) -> None:
+        self.cards[card.uuid] = card
 
     def xid(self, event: XidEvent) -> None:
-        """A new XID of a card."""
-        self._xids = [*self._xids, event][-_XIDS:]
-
-    def new_xids(self) -> list[XidEvent]:
-        """Those since the last call."""
-        new, self._xids = self._xids, []
-        return new
+        self.xids.append(event)
 
 
 class BurninHost:
-    """What burn-in runs see of this daemon."""
+    """This daemon as burn-in runs see it. Implements :class:`obatchd.burnin.run.ports.RunHost`."""
 
     def __init__(
         self,
         fleet: Fleet,
-        probe: Probe,
-        hearing: Hearing,
-        duty: GpuDuty,
+        policy: GpuPolicy,
         models: ModelKeeper,
         dispatcher: Dispatcher,
-        settings: Callable[[], Settings],
-        announce: Callable[[AlarmKind, dict[str, Any]], None],
+        settings: Current[Settings],
+        announcer: Alarms,
+        session: aiohttp.ClientSession,
     ) -> None:
         self._fleet = fleet
-        self._probe = probe
-        self._hearing = hearing
-        self._duty = duty
+        self._policy = policy
+        self._probe = policy.watch.probe
+        self._told = _Told()
         self._models = models
         self._dispatcher = dispatcher
         self._settings = settings
-        self._announce = announce
+        self._announcer = announcer
+        self.session = session
+        policy.monitor.listen(self._told)
 
-    def surroundings(self, session: aiohttp.ClientSession) -> Surroundings:
-        return Surroundings(
-            servers=self._fleet.servers,
-            gpus_of=self._gpus_of(),
-            reading=self._reading,
-            slow=self._hearing.slow.get,
-            identity=self._identity,
-            xids=self._hearing.new_xids,
-            monitoring=lambda: "" if self._probe.state == "ok" else self._probe.message,
-            host_trouble=lambda: self._probe.host_trouble[1],
-            health=lambda: self._settings().gpu_health,
-            ensure_model=self._ensure_model,
-            model=self._model,
-            batch=self._batch,
-            keep_batch_away=self._keep_batch_away,
-            finished=self._finished,
-            quarantined=self._quarantined,
-            quarantine=self._quarantine,
-            release=self._release,
-            session=session,
-        )
+    @property
+    def servers(self) -> Mapping[str, Server]:
+        return self._fleet.servers
 
-    def _finished(self, run: str, verdict: str) -> None:
-        self._announce("burn_in_finished", {"run": run, "verdict": verdict})
+    @property
+    def gpus_of(self) -> Mapping[str, tuple[Gpu, ...]]:
+        return {name: server.gpus for name, server in self._fleet.servers.items() if server.gpus}
 
-    def _gpus_of(self) -> Mapping[str, tuple[Gpu, ...]]:
-        found = {}
-        for name, server in self._fleet.servers.items():
-            gpus = server.gpus if isinstance(server, ManagedServer) else (server.gpu,) if server.gpu else ()
-            if gpus:
-                found[name] = gpus
-        return found
-
-    def _reading(self, gpu: str) -> Reading | None:
+    def reading(self, gpu: str) -> Reading | None:
         reading = self._probe.readings.get(gpu)
-        limit_s = max(_FRESH_S, 3 * self._settings().gpus.poll_s)
+        limit_s = max(_FRESH_S, 3 * self._settings.value.gpus.poll_s)
         return reading if reading is not None and time.time() - reading.at_s < limit_s else None
 
-    def _identity(self, gpu: Gpu) -> Identity:
-        known = self._hearing.cards.get(gpu.card)
+    def slow_reading(self, card: str) -> SlowReading | None:
+        track = self._policy.monitor.tracks.get(card)
+        return track.slow if track is not None else None
+
+    def identity(self, gpu: Gpu) -> Identity:
+        known = self._told.cards.get(gpu.card)
         return known or Identity(
             gpu.card, gpu.name, gpu.index, gpu.pci_bus_id, driver=gpu.driver, memory_bytes=gpu.memory_bytes
         )
 
-    def _quarantined(self, gpu: Gpu) -> str:
-        record = self._duty.monitor.records.get(gpu.card)
-        return record.quarantine.reason if record is not None and record.quarantine is not None else ""
+    def new_xids(self) -> list[XidEvent]:
+        xids = list(self._told.xids)
+        self._told.xids.clear()
+        return xids
 
-    def _quarantine(self, gpu: Gpu, reason: str, action: str) -> None:
-        if not self._quarantined(gpu):
-            self._duty.monitor.quarantine(gpu.card, Quarantine(reason, time.time(), "rules", action), False)
+    def monitoring_trouble(self) -> str:
+        return "" if self._probe.state == "ok" else self._probe.message
 
-    def _release(self, gpu: Gpu) -> None:
-        self._duty.release(gpu.card)
+    def host_trouble(self) -> str:
+        return self._probe.host_trouble[1]
 
-    async def _ensure_model(self, server: str, model: str) -> None:
+    def health_limits(self) -> GpuHealthSettings:
+        return self._settings.value.gpu_health
+
+    async def ensure_model(self, server: str, model: str) -> None:
         await self._models.ensure_on(self._fleet.servers[server], model)
 
-    def _model(self, name: str) -> Model:
+    def model(self, name: str) -> Model:
         info = self._models.info(name)
         return Model(info.digest or "", info.context_length or 0) if info else Model("", 0)
 
-    def _batch(self, server: str) -> BatchLoad:
+    def batch_load(self, server: str) -> BatchLoad:
         link = self._dispatcher.links.get(server)
         if link is None:
             return BatchLoad(0, 0, 0, 0)
         return BatchLoad(link.started, link.requests_done, link.tokens_done, link.attempts_failed)
 
-    def _keep_batch_away(self, away: bool) -> None:
+    def keep_batch_away(self, away: bool) -> None:
         if away:
             self._dispatcher.holds.hold(_HOLD)
         else:
             self._dispatcher.holds.release(_HOLD)
+
+    def finished(self, run: str, verdict: str) -> None:
+        self._announcer.announce("burn_in_finished", {"run": run, "verdict": verdict})
+
+    def quarantine_reason(self, gpu: Gpu) -> str:
+        record = self._policy.monitor.records.get(gpu.card)
+        return record.quarantine.reason if record is not None and record.quarantine is not None else ""
+
+    def quarantine(self, gpu: Gpu, reason: str, action: str) -> None:
+        if not self.quarantine_reason(gpu):
+            self._policy.monitor.quarantine(gpu.card, Quarantine(reason, time.time(), "rules", action), False)
+
+    def release(self, gpu: Gpu) -> None:
+        self._policy.release(gpu.card)
 
 
 def defaults(settings: Settings) -> Defaults:

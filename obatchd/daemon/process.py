@@ -6,7 +6,7 @@ import asyncio
 import ctypes
 import gc
 import resource
-from collections.abc import Callable
+from collections.abc import Sized
 
 _GARBAGE_THRESHOLD = 20_000  # new objects between two small collections; Python begins with 700
 _OPEN_FILES = 65_536  # as in the systemd unit
@@ -32,8 +32,8 @@ def _share_memory() -> None:
         mallopt(_M_ARENA_MAX, 1)
 
 
-async def return_memory(busy: Callable[[], bool]) -> None:
-    """Give freed memory back to the system now and then while there is work.
+async def return_memory(jobs: Sized) -> None:
+    """Give freed memory back to the system now and then while there are ``jobs`` in work.
 
     glibc keeps up to twice the largest block that was ever freed: of bursts of large frames and commits some 10 MB. Its
     threshold for that would cost ten times the page faults in a flood (bench/memory.py, bench/drops.py).
@@ -41,7 +41,7 @@ async def return_memory(busy: Callable[[], bool]) -> None:
     trim = getattr(_libc, "malloc_trim", None)
     while trim is not None:
         await asyncio.sleep(_RETURN_S)
-        if busy():
+        if len(jobs):
             await asyncio.to_thread(trim, 0)
 
 

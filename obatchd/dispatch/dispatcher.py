@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from multiprocessing.context import ForkServerContext
 
 from obatchd import log
 from obatchd.dispatch import protocol
-from obatchd.dispatch.consequences import Consequences, Suspicion
-from obatchd.dispatch.events import DispatchEvents, Failed
+from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed
 from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.keeper import WorkerKeeper
 from obatchd.dispatch.link import Link, ServerPort
 from obatchd.dispatch.offering import Offering
+from obatchd.dispatch.outcomes import OutcomeHandler, Suspicion
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
@@ -44,11 +44,11 @@ class Dispatcher:
         holds: Holds,
     ) -> None:
         self.links: dict[str, Link] = {}
-        self._consequences = Consequences(queue, settings, events, hold=self._hold_link)
-        self.suspicion = self._consequences.suspicion
+        self._outcomes = OutcomeHandler(queue, settings, events, hold=self._hold_link)
+        self.suspicion = self._outcomes.suspicion
         self._offering = Offering(queue, self.links, settings, events)
         self._keeper = WorkerKeeper(
-            self.links, context, on_message=self._handle, on_lost=self._consequences.worker_lost, wake=self.wake
+            self.links, context, on_message=self._handle, on_lost=self._outcomes.worker_lost, wake=self.wake
         )
         self._switcher = switcher
         self.holds = holds
@@ -72,21 +72,15 @@ class Dispatcher:
         await self._keeper.stop()
         await self._switcher.stop()
         for link in self.links.values():
-            self._consequences.interrupted(link)
+            self._outcomes.interrupted(link)
 
     def apply(self, settings: DispatchSettings) -> None:
         """Use changed settings from the next offer on."""
-        self._offering.settings = self._consequences.settings = settings
+        self._offering.settings = self._outcomes.settings = settings
 
-    def hear_of_crashes(
-        self, on_crashed: Callable[[str, str, float], None], on_cleared: Callable[[str, str, float, str], None]
-    ) -> None:
-        """Tell of each request that was in flight in a crash of a server, and when another server answers it.
-
-        Both get the server's id, its profile in words, and the time of the crash (monotonic; nearly the same for all
-        that it took along); ``on_cleared`` also the id of the server that answered.
-        """
-        self._consequences.on_crashed, self._consequences.on_cleared = on_crashed, on_cleared
+    def listen_to_crashes(self, listener: CrashListener) -> None:
+        """Tell of each request that was in flight in a crash of a server, and when another server answers it."""
+        self._outcomes.crash_listener = listener
 
     # Control.
 
@@ -230,7 +224,7 @@ class Dispatcher:
         match message:
             case protocol.Results():
                 link.token_s = time.monotonic()
-                result = self._consequences.result
+                result = self._outcomes.result
                 for item in message.items:
                     result(link, item)
                 link.counted()
@@ -244,7 +238,7 @@ class Dispatcher:
                 link.recalling = 0
                 for key in message.keys:
                     if (offered := link.offers.pop(key, None)) is not None:
-                        self._consequences.requeue(offered.taken)
+                        self._outcomes.requeue(offered.taken)
                 link.counted()
                 self.wake()
             case protocol.Progress():

@@ -57,6 +57,21 @@ class DispatchEvents(Protocol):
         ...
 
 
+class CrashListener:
+    """Hears of crashes of servers; does nothing by itself. :class:`obatchd.gpucare.policy.GpuPolicy` judges by them."""
+
+    def crashed(self, server_id: str, work: str, crashed_s: float) -> None:
+        """A request was in flight as a server crashed.
+
+        Args:
+            work: the profile of the server in words.
+            crashed_s: monotonic; nearly the same for all requests that the crash took along.
+        """
+
+    def cleared(self, server_id: str, work: str, crashed_s: float, answered_by: str) -> None:
+        """The server with the id ``answered_by`` answered such a request."""
+
+
 class ModelStore(Protocol):
     """Knows the servers' models; :class:`obatchd.daemon.models.ServedModels`."""
 

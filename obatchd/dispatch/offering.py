@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from obatchd.dispatch import protocol
-from obatchd.dispatch.consequences import LEAST_LIMIT_S
 from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
+from obatchd.dispatch.outcomes import LEAST_LIMIT_S
 from obatchd.dispatch.protocol import OfferItem
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile

@@ -162,6 +162,8 @@ class ProfileSwitcher:
         except ObatchError as error:
             # The server is restarting or gone: the fleet deals with it, the profile is tried again.
             _log.warning("load_failed", server=server.id, model=profile.model, code=error.code, reason=error.message)
+            if server.ready:  # it says that it works, and refuses: enough of that restarts it
+                server.fault(f"load failed: {error.message}")
             await asyncio.sleep(_RETRY_S)
         except Exception as error:  # noqa: BLE001 - a defect in one load must not stop the others
             _log.exception("load_failed", server=server.id, model=profile.model)

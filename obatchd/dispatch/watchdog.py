@@ -2,7 +2,7 @@
 
 Ollama's ``/api/version``, ``/api/ps`` and even its runner's ``/health`` go on answering while inference is wedged
 (ollama llama/runner, ``health`` takes no lock), so only what comes out of a server tells. Everything here is a
-decision over observations and finished answers; what is done about it is for :mod:`obatchd.dispatch.remedies`.
+decision over observations and finished answers; what is done about it is for :mod:`obatchd.dispatch.recovery`.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ import msgspec
 
 import obatchd.log
 from obatchd.gpus.model import Identity, Reading
+from obatchd.gpus.monitor import HealthEvent, MonitorListener
 
 log = obatchd.log.get(__name__)
 
@@ -83,7 +84,7 @@ class _Minute:
         return self._sums[name] / self._counts[name] if self._counts[name] else None
 
 
-class History:
+class History(MonitorListener):
     """Collects in memory; ``flush`` writes. Events can be read at once, samples when they are written."""
 
     def __init__(self, path: Path, hardware_bits: int) -> None:
@@ -97,18 +98,20 @@ class History:
         self._database = _open(path)
         self._tidied_s = 0.0
 
-    def place(self, card: Identity) -> None:
+    def card(self, card: Identity) -> None:
         """Remember serial number and slot of a card; where the firmware names no slot its bus address stands for it."""
         self._places[card.uuid] = (card.serial, card.slot or card.pci_bus_id)
 
-    def event(self, at_s: float, uuid: str, kind: str, text: str, level: str = "", signal: str = "") -> None:
-        """Something that happened."""
-        serial, slot = self._places.get(uuid, ("", ""))
+    def health_event(self, event: HealthEvent) -> None:
+        """Something happened to a card."""
+        place = self._places.get(event.uuid, ("", ""))
         with self._lock:
-            self._events.append(HistoryEvent(at_s, uuid, serial, slot, kind, level, signal, text))
+            self._events.append(
+                HistoryEvent(event.at_s, event.uuid, *place, event.kind, event.level, event.signal, event.text)
+            )
             del self._events[:-_MOST_EVENTS]
 
-    def sample(self, readings: Iterable[Reading]) -> None:
+    def readings_of_cards(self, readings: Iterable[Reading]) -> None:
         """Readings of one moment."""
         with self._lock:
             for reading in readings:

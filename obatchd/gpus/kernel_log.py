@@ -16,8 +16,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import obatchd.log
 from obatchd.gpus.model import XidEvent
@@ -71,11 +72,18 @@ class Parser:
         return None
 
 
+class XidListener(Protocol):
+    """Hears of XIDs; :class:`obatchd.gpus.monitor.Monitor`."""
+
+    def xids(self, events: Sequence[XidEvent]) -> None:
+        """The kernel log told of these."""
+
+
 class KernelLog:
     """Follows the kernel log.
 
     Args:
-        on_event: gets each XID that is not older than ``since_s``.
+        listener: gets each XID that is not older than ``since_s``.
         since_s: epoch seconds.
         path: ``/dev/kmsg``, or a file of such records, one a line.
 
@@ -84,10 +92,10 @@ class KernelLog:
         problem: why not, in words.
     """
 
-    def __init__(self, on_event: Callable[[XidEvent], None], since_s: float, path: Path = KMSG) -> None:
+    def __init__(self, listener: XidListener, since_s: float, path: Path = KMSG) -> None:
         self.source = ""
         self.problem = "the kernel log has not been opened yet"
-        self._on_event = on_event
+        self._listener = listener
         self._since_s = since_s
         self._path = path
         self._parser = Parser()
@@ -149,7 +157,7 @@ class KernelLog:
     def _take(self, message: str, at_s: float) -> None:
         event = self._parser.event(message, at_s)
         if event is not None and event.at_s >= self._since_s:
-            self._on_event(event)
+            self._listener.xids([event])
 
     async def _follow_journal(self) -> None:
         """``journalctl`` of this boot, for as long as it runs; again after a while when it ended or shows nothing."""

@@ -7,7 +7,7 @@ here and is not listed any more is lost, also when it is missing after a boot.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -71,18 +71,41 @@ class HealthEvent(msgspec.Struct, frozen=True):
     signal: str = ""
 
 
+class MonitorListener:
+    """What somebody may want to hear from the monitor, in the event loop; does nothing by itself."""
+
+    def card(self, card: Identity) -> None:
+        """Who a card is."""
+
+    def readings_of_cards(self, readings: list[Reading]) -> None:
+        """One reading of each card."""
+
+    def health_event(self, event: HealthEvent) -> None:
+        """Something happened to a card."""
+
+    def xid(self, event: XidEvent) -> None:
+        """A new XID of a card, told once."""
+
+    def quarantined(self, card: str, quarantine: Quarantine, urgent: bool) -> None:
+        """The card with this UUID has to be taken out of use, at once where that is ``urgent``."""
+
+
+class Siblings(Protocol):
+    """Knows which cards do the same work; :class:`obatchd.gpucare.policy.GpuPolicy`."""
+
+    def comparable(self, card: str) -> set[str]:
+        """Cards that do the same work as ``card``: only what they do not suffer too can be its own fault."""
+        ...
+
+
 class Monitor(Listener):
     """One for all cards of the host; lives in the event loop.
 
     Args:
-        on_quarantine: a card has to be taken out of use: its UUID, why, and whether at once.
-        on_event, on_readings, on_identity: for the history.
         settings: of the rules; may be replaced at any time.
 
     Attributes:
         records, tracks, assessments: by UUID of the card.
-        comparable: cards that do the same work as one, so that what they suffer too is no fault of its.
-        on_xid: hears every new XID once.
         dirty: UUIDs whose record has to be written; see ``save``.
     """
 
@@ -91,28 +114,25 @@ class Monitor(Listener):
         probe: Probe,
         facts: Facts,
         settings: GpuHealthSettings,
-        *,
-        on_quarantine: Callable[[str, Quarantine, bool], None],
-        on_event: Callable[[HealthEvent], None],
-        on_readings: Callable[[list[Reading]], None] = lambda readings: None,
-        on_identity: Callable[[Identity], None] = lambda card: None,
+        siblings: Siblings,
+        *listeners: MonitorListener,
     ) -> None:
         self.settings = settings
         self.records: dict[str, Record] = {}
         self.tracks: dict[str, Track] = {}
         self.assessments: dict[str, Assessment] = {}
         self.dirty: set[str] = set()
-        self.comparable: Callable[[str], set[str]] = lambda uuid: set(self.tracks)
-        self.on_xid: Callable[[XidEvent], None] = lambda event: None
         self._probe = probe
         self._facts = facts
-        self._on_quarantine = on_quarantine
-        self._on_event = on_event
-        self._on_readings = on_readings
-        self._on_identity = on_identity
+        self._siblings = siblings
+        self._listeners = list(listeners)
         self._waiting: list[XidEvent] = []
         self._told: dict[tuple[str, str], float] = {}
         self._restore()
+
+    def listen(self, listener: MonitorListener) -> None:
+        """Let ``listener`` hear what happens from now on."""
+        self._listeners.append(listener)
 
     def _restore(self) -> None:
         """Only cards of the present kind: a spool that was tried with stand-ins misses none of them."""
@@ -130,7 +150,7 @@ class Monitor(Listener):
                 self.records[uuid] = record
                 track = Track(record.identity, record.began_s, record.mark, accepted=record.accepted)
                 self.tracks[uuid] = track
-                self._on_identity(record.identity)
+                self._tell_card(record.identity)
         for gpu in self._probe.gpus:
             self._track(gpu.card)
 
@@ -146,12 +166,20 @@ class Monitor(Listener):
             record = self.records.get(uuid)
             self._facts.set(_PREFIX + uuid, msgspec.json.encode(record).decode() if record else _FORGOTTEN)
 
-    # What is told.
+    def _tell(self, event: HealthEvent) -> None:
+        for listener in self._listeners:
+            listener.health_event(event)
+
+    def _tell_card(self, card: Identity) -> None:
+        for listener in self._listeners:
+            listener.card(card)
+
+    # From the probe and the kernel log.
 
     def identities(self, identities: list[Identity]) -> None:
         for card in identities:
             track = self._track(card.uuid)
-            self._on_identity(card)
+            self._tell_card(card)
             if track.identity != card:
                 track.identity = self.records[card.uuid].identity = card
                 self.dirty.add(card.uuid)
@@ -166,7 +194,8 @@ class Monitor(Listener):
             if uuid not in of_cards:  # heat and power of slices are those of their card
                 of_cards[uuid] = msgspec.structs.replace(reading, uuid=uuid)
                 self._track(uuid).add(of_cards[uuid])
-        self._on_readings(list(of_cards.values()))
+        for listener in self._listeners:
+            listener.readings_of_cards(list(of_cards.values()))
         for uuid, track in self.tracks.items():
             if uuid not in of_cards and readings:
                 words = {"handle": "the driver does not list it any more"}
@@ -203,10 +232,9 @@ class Monitor(Listener):
         track.add_xid(event)
         log.warning("gpu_xid", gpu=uuid, xid=event.xid, source=event.source, line=event.line)
         if event.at_s > time.time() - _FRESH_S:
-            self.on_xid(event)
-            self._on_event(
-                HealthEvent(event.at_s, uuid, "xid", event.line or f"XID {event.xid}", signal=str(event.xid))
-            )
+            for listener in self._listeners:
+                listener.xid(event)
+            self._tell(HealthEvent(event.at_s, uuid, "xid", event.line or f"XID {event.xid}", signal=str(event.xid)))
 
     def crashed(self, uuid: str, work: str, at_s: float) -> None:
         """The server on a card, or its runner, crashed with ``work`` loaded; it may have been what it worked on."""
@@ -223,7 +251,7 @@ class Monitor(Listener):
                 crash.answered_by = sorted({*crash.answered_by, *others})
                 return
         track.add_crash(Crash(at_s, work, others))
-        self._on_event(HealthEvent(at_s, uuid, "crash", reason))
+        self._tell(HealthEvent(at_s, uuid, "crash", reason))
 
     def _track(self, uuid: str) -> Track:
         if uuid not in self.tracks:
@@ -239,7 +267,7 @@ class Monitor(Listener):
     def _judge(self) -> None:
         for uuid, track in self.tracks.items():
             recently_s = track.now_s - self.settings.repeat_s
-            comparable = self.comparable(uuid) - {uuid}
+            comparable = self._siblings.comparable(uuid) - {uuid}
             comparable |= {card for c in track.server_crashes if c.at_s >= recently_s for card in c.answered_by}
             siblings = [other for name, other in self.tracks.items() if name in comparable]
             found = assess(track, self.settings, siblings)
@@ -256,11 +284,11 @@ class Monitor(Listener):
             worse = signal not in old or old[signal].level != finding.level
             if worse and finding.level != "ok" and self._may_tell(uuid, f"{signal}/{finding.level}"):
                 log.warning("gpu_finding", gpu=uuid, signal=signal, level=finding.level, reason=finding.text)
-                self._on_event(HealthEvent(time.time(), uuid, "finding", finding.text, finding.level, signal))
+                self._tell(HealthEvent(time.time(), uuid, "finding", finding.text, finding.level, signal))
         for signal in old.keys() - new.keys():
             if self._may_tell(uuid, f"{signal}/cleared"):
                 log.info("gpu_finding_cleared", gpu=uuid, signal=signal)
-                self._on_event(HealthEvent(time.time(), uuid, "cleared", f"no more: {old[signal].text}", signal=signal))
+                self._tell(HealthEvent(time.time(), uuid, "cleared", f"no more: {old[signal].text}", signal=signal))
 
     def _may_tell(self, uuid: str, what: str) -> bool:
         now_s, key = time.monotonic(), (uuid, what)
@@ -276,8 +304,9 @@ class Monitor(Listener):
         self.records[uuid].quarantine = quarantine
         self.dirty.add(uuid)
         log.error("gpu_quarantined", gpu=uuid, by=quarantine.by, reason=quarantine.reason, action=quarantine.action)
-        self._on_event(HealthEvent(time.time(), uuid, "quarantine", quarantine.reason, "quarantine"))
-        self._on_quarantine(uuid, quarantine, urgent)
+        self._tell(HealthEvent(time.time(), uuid, "quarantine", quarantine.reason, "quarantine"))
+        for listener in self._listeners:
+            listener.quarantined(uuid, quarantine, urgent)
 
     def obstacle(self, uuid: str) -> str:
         """What is so bad now that a card cannot be released, in words; empty when nothing is. Past events are not."""
@@ -310,7 +339,7 @@ class Monitor(Listener):
         self.dirty.add(uuid)
         self._told = {key: at_s for key, at_s in self._told.items() if key[0] != uuid}
         log.warning("gpu_released", gpu=uuid, accepted=",".join(accepted))
-        self._on_event(HealthEvent(now_s, uuid, "release", "released by an administrator"))
+        self._tell(HealthEvent(now_s, uuid, "release", "released by an administrator"))
         return accepted
 
     def lend(self, uuid: str, until_s: float) -> None:
@@ -318,4 +347,4 @@ class Monitor(Listener):
         self.records[uuid].lent_until_s = until_s
         self.dirty.add(uuid)
         words = f"lent until {time.strftime('%d %b %H:%M', time.localtime(until_s))}" if until_s else "taken back"
-        self._on_event(HealthEvent(time.time(), uuid, "lend" if until_s else "return", words))
+        self._tell(HealthEvent(time.time(), uuid, "lend" if until_s else "return", words))

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from obatchd.dispatch.consequences import Suspicion
 from obatchd.dispatch.events import INTERRUPTED, Finished
+from obatchd.dispatch.outcomes import Suspicion
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Outcome

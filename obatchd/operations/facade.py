@@ -16,7 +16,7 @@ from obatchd.delivery.documents import finished_document, job_document
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
 from obatchd.errors import ControlError, NotFoundError, SpoolError
-from obatchd.gpucare.gpu_duty import GpuDuty
+from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.probe import Probe
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
@@ -57,7 +57,7 @@ class Facade:
         fleet: Fleet,
         models: ModelKeeper,
         probe: Probe,
-        duty: GpuDuty,
+        policy: GpuPolicy,
         reload: Callable[[], Awaitable[dict[str, Any]]],
     ) -> None:
         self._engine = engine
@@ -65,7 +65,7 @@ class Facade:
         self._models = models
         self._overview = Overview(engine, fleet, models, probe)
         self._submissions = Submissions(engine)
-        self.gpu_desk = GpuDesk(duty, probe)
+        self.gpu_desk = GpuDesk(policy, probe)
         self._reload = reload
         self._actions: set[asyncio.Task[Any]] = set()
 

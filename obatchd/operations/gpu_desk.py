@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from obatchd.errors import ControlError, NotFoundError
-from obatchd.gpucare.gpu_duty import GpuDuty
+from obatchd.gpucare.policy import GpuPolicy
+from obatchd.gpucare.watch import servers_on
 from obatchd.gpus.finding import Finding
 from obatchd.gpus.model import ClockReason, Reading
 from obatchd.gpus.monitor import Quarantine
@@ -23,15 +24,15 @@ _EVENTS_SHOWN = 20
 class GpuDesk:
     """Documents and commands about GPUs."""
 
-    def __init__(self, duty: GpuDuty, probe: Probe) -> None:
-        self._duty = duty
+    def __init__(self, policy: GpuPolicy, probe: Probe) -> None:
+        self._policy = policy
         self._probe = probe
 
     def gpus(self) -> dict[str, Any]:
         """All cards in the order of their index, and what is known of the host."""
-        cards = sorted(self._duty.monitor.tracks.values(), key=lambda track: (track.identity.index or 0, track.uuid))
+        cards = sorted(self._policy.monitor.tracks.values(), key=lambda track: (track.identity.index or 0, track.uuid))
         code, message = self._probe.host_trouble
-        log = self._duty.kernel_log
+        log = self._policy.watch.kernel_log
         return {
             "state": self._probe.state,
             "message": self._probe.message,
@@ -43,7 +44,7 @@ class GpuDesk:
     async def gpu(self, name: str) -> dict[str, Any]:
         """One card with identity, findings and its latest events."""
         uuid = self._find(name)
-        track, monitor = self._duty.monitor.tracks[uuid], self._duty.monitor
+        track, monitor = self._policy.monitor.tracks[uuid], self._policy.monitor
         found = monitor.assessments.get(uuid)
         events = await self.events(uuid, _EVENTS_SHOWN)
         return {
@@ -61,30 +62,30 @@ class GpuDesk:
     async def events(self, name: str | None, limit: int) -> list[dict[str, Any]]:
         """The latest events, of one card or of all, oldest first. A card's serial number is followed to other slots."""
         uuid = self._find(name) if name else None
-        serial = self._duty.monitor.tracks[uuid].identity.serial if uuid else ""
-        events = await asyncio.to_thread(self._duty.history.events, uuid, limit, serial)
+        serial = self._policy.monitor.tracks[uuid].identity.serial if uuid else ""
+        events = await asyncio.to_thread(self._policy.watch.history.events, uuid, limit, serial)
         return [{**msgspec.to_builtins(event), "at": instant(event.at_s)} for event in events]
 
     async def quarantine(self, name: str, reason: str) -> dict[str, Any]:
         """Take a card out of use until it is released."""
         uuid = self._find(name)
-        if self._duty.monitor.records[uuid].quarantine is not None:
+        if self._policy.monitor.records[uuid].quarantine is not None:
             raise ControlError(f"GPU {uuid} is in quarantine already", code="already")
         words = reason or "asked by an administrator"
-        self._duty.monitor.quarantine(uuid, Quarantine(words, time.time(), "administrator"), False)
-        await asyncio.to_thread(self._duty.monitor.save)
+        self._policy.monitor.quarantine(uuid, Quarantine(words, time.time(), "administrator"), False)
+        await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
 
     async def release(self, name: str) -> dict[str, Any]:
         """End a quarantine, or forget past errors that only warn; refused while the reason is still there."""
-        uuid, monitor = self._find(name), self._duty.monitor
+        uuid, monitor = self._find(name), self._policy.monitor
         found = monitor.assessments.get(uuid)
         if monitor.records[uuid].quarantine is None and (found is None or found.level == "ok"):
             raise ControlError(f"GPU {uuid} is not in quarantine, and nothing is found against it", code="nothing")
         present = any(gpu.card == uuid for gpu in self._probe.gpus)
         if present and (obstacle := monitor.obstacle(uuid)):
             raise ControlError(f"GPU {uuid} cannot be released: {obstacle} still holds", code="still_bad")
-        accepted = self._duty.release(uuid)
+        accepted = self._policy.release(uuid)
         await asyncio.to_thread(monitor.save)
         return {"uuid": uuid, "forgotten": uuid not in monitor.tracks, "accepted": accepted}
 
@@ -93,22 +94,22 @@ class GpuDesk:
         uuid = self._find(name)
         if not 0 < for_s <= _MOST_LENT_S:
             raise ControlError("a GPU is lent for more than nothing and for 30 days at most", code="usage")
-        self._duty.lend(uuid, for_s)
-        await asyncio.to_thread(self._duty.monitor.save)
+        self._policy.lend(uuid, for_s)
+        await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
 
     async def take_back(self, name: str) -> dict[str, Any]:
         """End a loan before its time."""
         uuid = self._find(name)
-        if not self._duty.monitor.records[uuid].lent_until_s:
+        if not self._policy.monitor.records[uuid].lent_until_s:
             raise ControlError(f"GPU {uuid} is not lent", code="not_lent")
-        self._duty.take_back(uuid)
-        await asyncio.to_thread(self._duty.monitor.save)
+        self._policy.take_back(uuid)
+        await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
 
     def _find(self, name: str) -> str:
         """A card by its UUID or the beginning of it, its index, or its serial number."""
-        tracks = self._duty.monitor.tracks
+        tracks = self._policy.monitor.tracks
         hits = [
             uuid
             for uuid, track in tracks.items()
@@ -121,9 +122,9 @@ class GpuDesk:
         return (exact or hits)[0]
 
     def _card(self, uuid: str) -> dict[str, Any]:
-        monitor = self._duty.monitor
+        monitor = self._policy.monitor
         track, record, found = monitor.tracks[uuid], monitor.records[uuid], monitor.assessments.get(uuid)
-        servers = list(self._duty.servers_on(uuid))
+        servers = list(servers_on(self._policy.fleet, uuid))
         blind = self._probe.state != "ok"
         level = "quarantine" if record.quarantine else "unknown" if blind or found is None else found.level
         quarantine, reading = record.quarantine, track.latest

@@ -13,7 +13,7 @@ from obatchd.control.auth import Caller
 from obatchd.delivery.documents import job_document
 from obatchd.documents import SCHEMA
 from obatchd.engine.engine import Engine
-from obatchd.gpucare.gpu_duty import QUARANTINE
+from obatchd.gpucare.policy import QUARANTINE
 from obatchd.gpus.model import Gpu
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet

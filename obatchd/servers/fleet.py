@@ -23,9 +23,11 @@ from obatchd.servers.managed import Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
 from obatchd.servers.process import find_binary
 from obatchd.servers.remote import RemoteServer
-from obatchd.servers.server import OnChange, Server
+from obatchd.servers.server import Server, ServerListener
+from obatchd.servers.states import ServerState
 from obatchd.servers.sweep import sweep
 from obatchd.settings.settings import Settings
+from obatchd.tasks import TaskOwner, TaskSet
 
 __all__ = ["Facts", "Fleet"]
 
@@ -43,7 +45,7 @@ class Fleet:
     Args:
         work: directory for logs, homes of the servers and what stand-ins share.
         instance: uuid of the spool; marks every process we start.
-        on_change: called as ``(server, old, new, reason)`` after each change of state, in the event loop.
+        owner: told when one of the fleet's tasks ends by an exception.
 
     Attributes:
         servers: by id, in order.
@@ -51,7 +53,7 @@ class Fleet:
     """
 
     def __init__(
-        self, settings: Settings, work: Path, instance: str, probe: Probe, facts: Facts, on_change: OnChange
+        self, settings: Settings, work: Path, instance: str, probe: Probe, facts: Facts, owner: TaskOwner
     ) -> None:
         self.servers: dict[str, Server] = {}
         self.foreign_ollama = ""
@@ -60,10 +62,18 @@ class Fleet:
         self._instance = instance
         self._probe = probe
         self._facts = facts
-        self._on_change = on_change
+        self._listeners: list[ServerListener] = []
         self._session: aiohttp.ClientSession | None = None
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet(owner)
         self._neighbours = Neighbours(probe, instance, settings.gpus)
+
+    def listen(self, listener: ServerListener) -> None:
+        """Let ``listener`` hear of each change of state from now on, in the event loop."""
+        self._listeners.append(listener)
+
+    def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
+        for listener in self._listeners:
+            listener.server_changed(server, old, new, reason)
 
     @property
     def simulated(self) -> bool:
@@ -93,18 +103,13 @@ class Fleet:
             await self._session.close()
             raise
         self._warn_about_listen()
-        self._tasks = [
-            asyncio.create_task(self._start_all(), name="fleet-start"),
-            asyncio.create_task(self._look_around(), name="fleet-look"),
-            asyncio.create_task(self._neighbours.watch(self.servers.values()), name="fleet-neighbours"),
-        ]
+        self._tasks.start(self._start_all(), "fleet-start")
+        self._tasks.start(self._look_around(), "fleet-look")
+        self._tasks.start(self._neighbours.watch(self.servers.values()), "fleet-neighbours")
 
     async def stop(self) -> None:
         """End every server that was started here, all at once; remote servers are only left."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await self._tasks.stop()
         await asyncio.gather(*(server.stop() for server in self.servers.values()))
         if self._session is not None:
             await self._session.close()
@@ -137,6 +142,7 @@ class Fleet:
             instance=self._instance,
             facts=self._facts,
             session=session,
+            listener=self,
             base=dict(os.environ),
             simulated=self.simulated,
             cpu_servers=sum(not plan.gpus for plan in planned),
@@ -145,7 +151,7 @@ class Fleet:
             log.info("server_planned", number=number, server=plan.id, gpus=[gpu.uuid for gpu in plan.gpus], port=port)
             self._add(ManagedServer(plan.id, plan.gpus, port, host))
         for address, index in self._settings.ollama_instances.items():
-            server = RemoteServer(address, self._settings, session)
+            server = RemoteServer(address, self._settings, session, self)
             gpu = next((gpu for gpu in self._probe.gpus if gpu.index == index and gpu.parent_uuid is None), None)
             if gpu is not None and _is_local(urlsplit(server.base_url).hostname or ""):
                 server.gpus, server.gpu_label = (gpu,), gpu.uuid
@@ -154,7 +160,6 @@ class Fleet:
     def _add(self, server: Server) -> None:
         if server.id in self.servers:
             raise ConfigError(f"ollama_instances: {server.base_url} is there twice; remove one.")
-        server.on_change = self._on_change
         self.servers[server.id] = server
 
     def _ports(self, planned: list[PlannedServer]) -> list[int]:

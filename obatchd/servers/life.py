@@ -16,6 +16,7 @@ from obatchd.errors import ObatchError, ServerError
 from obatchd.servers import states
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
+from obatchd.tasks import TaskSet
 
 log = obatchd.log.get(__name__)
 
@@ -62,7 +63,7 @@ class Life(abc.ABC):
         self._ending: asyncio.Future[Ending] | None = None
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet(self)
 
     @property
     def up(self) -> bool:
@@ -108,16 +109,21 @@ class Life(abc.ABC):
 
     def begin(self) -> None:
         """Start to keep the server alive, in the background."""
-        if self._task is None:
-            self._task = asyncio.create_task(self._live(), name=f"server-{self.id}")
+        if not self._tasks:
+            self._tasks.start(self._live(), f"server-{self.id}")
+
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """Nobody looks after the server any more: it is out of use until its life begins again."""
+        self.state, self.reason = ServerState.FAILED, _defect_words(error)
+        self._tasks.start(self._live_again(), name)
+
+    async def _live_again(self) -> None:
+        await asyncio.sleep(self._settings.slow_retry_s)
+        await self._live()
 
     async def stop(self) -> None:
         """End the server and stop looking after it."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task = None
+        await self._tasks.stop()
         if self.up or self.state is ServerState.STARTING:
             self._set(ServerState.STOPPING, "asked to stop")
         await self._close()
@@ -131,7 +137,11 @@ class Life(abc.ABC):
             if self._quarantine is not None:
                 await self._stay_quarantined()
                 reason = "released from quarantine"
-            ending = await self._run(reason)
+            try:
+                ending = await self._run(reason)
+            except Exception as error:
+                log.exception("server_defect", server=self.id, gpu=self.gpu_label)
+                ending = await self._end_defective(error)
             self._forget()
             if ending.planned:
                 reason = ending.reason
@@ -184,6 +194,17 @@ class Life(abc.ABC):
         if ending.planned:
             self._set(ServerState.STOPPED, ending.reason)
         return ending
+
+    async def _end_defective(self, error: Exception) -> Ending:
+        """A run that a defect of ours broke off: end what it began, so that it can be tried again."""
+        self._end(_defect_words(error), planned=False)  # for a load in progress
+        if self.state is ServerState.STOPPING:
+            self._set(ServerState.STOPPED, _defect_words(error))
+        try:
+            await self._close()
+        except Exception:
+            log.exception("server_not_closed", server=self.id, gpu=self.gpu_label)
+        return Ending(_defect_words(error), planned=False)
 
     async def _watch(self, ending: asyncio.Future[Ending]) -> None:
         """Check health until something has ended the run."""
@@ -302,7 +323,7 @@ class Life(abc.ABC):
         if self.up or self.state is ServerState.STARTING:
             self._end(reason, planned=True)
         self._wake.set()
-        if self._task is not None:
+        if self._tasks:
             await self.until({ServerState.QUARANTINED})
 
     def release(self) -> None:
@@ -331,3 +352,7 @@ class Life(abc.ABC):
         """It does not do its work: end it, and start it again after a pause."""
         if self.up:
             self._end(reason, planned=False)
+
+
+def _defect_words(error: BaseException) -> str:
+    return f"obatchd itself failed in looking after it ({type(error).__name__}: {error}); its log says where"

@@ -22,7 +22,7 @@ from obatchd.ollama.api import LoadedModel, canonical
 from obatchd.servers import environment
 from obatchd.servers.facts import Facts
 from obatchd.servers.process import ServerProcess, find_binary
-from obatchd.servers.server import Server
+from obatchd.servers.server import Server, ServerListener
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
 
@@ -44,6 +44,7 @@ class Host(msgspec.Struct, frozen=True):
     instance: str
     facts: Facts
     session: aiohttp.ClientSession
+    listener: ServerListener
     base: Mapping[str, str]  # the daemon's own environment
     simulated: bool
     cpu_servers: int  # how many share the cores
@@ -70,7 +71,7 @@ class ManagedServer(Server):
     kind = "managed"
 
     def __init__(self, server_id: str, gpus: Sequence[Gpu], port: int, host: Host) -> None:
-        super().__init__(server_id, "", host.settings, host.session)
+        super().__init__(server_id, "", host.settings, host.session, host.listener)
         self.gpus = tuple(gpus)
         self.gpu_label = ",".join(gpu.uuid for gpu in gpus) or "cpu"
         self.port = port

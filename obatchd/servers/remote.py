@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from obatchd.jobs.model import Profile
-from obatchd.servers.server import Server
+from obatchd.servers.server import Server, ServerListener
 from obatchd.settings.settings import Settings
 
 _DEFAULT_PORT = 11434
@@ -21,12 +21,15 @@ class RemoteServer(Server):
 
     kind = "remote"
 
-    def __init__(self, address: str, settings: Settings, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self, address: str, settings: Settings, session: aiohttp.ClientSession, listener: ServerListener
+    ) -> None:
         url = urlsplit(address if "://" in address else f"http://{address}")
         port = url.port or _DEFAULT_PORT
         host = url.hostname or ""
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        super().__init__(f"remote-{host.replace(':', '.')}-{port}", f"{url.scheme}://{netloc}", settings, session)
+        server_id = f"remote-{host.replace(':', '.')}-{port}"
+        super().__init__(server_id, f"{url.scheme}://{netloc}", settings, session, listener)
         self.slots = settings.servers.remote_slots
         self.token = settings.servers.remote_token
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import aiohttp
 
@@ -30,7 +29,15 @@ log = obatchd.log.get(__name__)
 _HEALTH_TIMEOUT_S = 5.0
 _UNLOAD_TIMEOUT_S = 30.0
 
-OnChange = Callable[["Server", ServerState, ServerState, str], None]
+_BURN_IN = "burn-in"
+_OF_TESTS = frozenset({_BURN_IN, "quarantine"})
+
+
+class ServerListener(Protocol):
+    """Hears of the servers of a fleet."""
+
+    def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
+        """The state of a server has changed."""
 
 
 class Server(Life):
@@ -50,7 +57,14 @@ class Server(Life):
 
     kind: Literal["managed", "remote"]
 
-    def __init__(self, server_id: str, base_url: str, settings: Settings, session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        server_id: str,
+        base_url: str,
+        settings: Settings,
+        session: aiohttp.ClientSession,
+        listener: ServerListener,
+    ) -> None:
         super().__init__(server_id, settings)
         self.base_url = base_url
         self.gpus: tuple[Gpu, ...] = ()
@@ -65,7 +79,7 @@ class Server(Life):
         self.foreign: list[GpuProcess] = []
         self.shared_with = ""
         self.driver_trouble = ""
-        self.on_change: OnChange = lambda server, old, new, reason: None
+        self._listener = listener
         self._session = session
         self._used_s = 0.0  # monotonic time of the latest load or progress
         self._load_lock = asyncio.Lock()
@@ -99,7 +113,26 @@ class Server(Life):
         self.pid = None
 
     def _tell(self, old: ServerState, new: ServerState, reason: str) -> None:
-        self.on_change(self, old, new, reason)
+        self._listener.server_changed(self, old, new, reason)
+
+    # --- tests ------------------------------------------------------------------------------------------------------
+
+    def begin_test(self, reason: str) -> None:
+        """Give the server no batch work until ``end_test``: a burn-in has it for itself."""
+        self.hold(_BURN_IN, reason)
+
+    def end_test(self) -> None:
+        self.resume(_BURN_IN)
+
+    @property
+    def under_test(self) -> bool:
+        """Whether a burn-in has the server for itself."""
+        return _BURN_IN in self._holds
+
+    @property
+    def ready_for_test(self) -> bool:
+        """Whether the server is up, and only a burn-in, or a quarantine that it tests again, keeps work away."""
+        return self.up and not self._holds.keys() - _OF_TESTS
 
     def progress(self) -> None:
         super().progress()

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from task_support import Failures
+
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.server import Server
@@ -30,11 +32,13 @@ class Bench:
         self.work = work
         self.facts = facts
         self.instance = instance
+        self.failures = Failures()
         self.changes: list[tuple[str, ServerState, ServerState]] = []
         self.probe = Probe(settings.gpus, work / "simulator")
-        self.fleet = Fleet(settings, work, instance, self.probe, facts, self._changed)
+        self.fleet = Fleet(settings, work, instance, self.probe, facts, self.failures)
+        self.fleet.listen(self)
 
-    def _changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
+    def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
         self.changes.append((server.id, old, new))
 
     def states_of(self, server: str) -> list[ServerState]:

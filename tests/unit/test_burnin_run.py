@@ -18,8 +18,8 @@ from obatchd.burnin.journal.records import Begun, Canary, Limits, Plan, Record, 
 from obatchd.burnin.report import report
 from obatchd.burnin.run import checker, load, run
 from obatchd.burnin.run.asking import Answered
-from obatchd.burnin.run.ports import BatchLoad, Model, Surroundings
-from obatchd.gpus.model import Gpu, GpuProcess, Reading, SlowReading
+from obatchd.burnin.run.ports import BatchLoad, Model
+from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.servers.states import ServerState
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
@@ -48,11 +48,23 @@ class MemoryServer:
     def load_options(self, profile: Profile) -> dict[str, Any]:
         return {"num_ctx": profile.context_length, "server": self.id}
 
-    def hold(self, by: str, reason: str) -> None:
-        self.holds[by] = reason
+    @property
+    def ready(self) -> bool:
+        return self.state is ServerState.READY
 
-    def resume(self, by: str) -> None:
-        self.holds.pop(by, None)
+    @property
+    def out_of_use(self) -> bool:
+        return self.state is ServerState.QUARANTINED
+
+    @property
+    def ready_for_test(self) -> bool:
+        return self.ready and not self.holds.keys() - {"burn-in"}
+
+    def begin_test(self, reason: str) -> None:
+        self.holds["burn-in"] = reason
+
+    def end_test(self) -> None:
+        self.holds.pop("burn-in", None)
 
     async def quarantine(self, reason: str) -> None:
         self.state, self.reason = ServerState.QUARANTINED, reason
@@ -74,7 +86,8 @@ class Bench:
         self.says: Callable[[str], str] = lambda server: "the same"
         self.released: list[str] = []
         self.quarantined: list[tuple[str, str]] = []
-        self.host_trouble = ""
+        self.trouble = ""
+        self.session: Any = None
         self.batch_away: list[bool] = []
         self.directory = directory
         monkeypatch.setattr(load, "ask", self.ask)
@@ -87,24 +100,57 @@ class Bench:
         text = self.says(options["server"]) if options["temperature"] == 0 and options["num_predict"] > 1 else "x"
         return Answered(text, True, 100, 20, 1_000_000, 4_000_000)
 
-    def surroundings(self) -> Surroundings:
-        def reading(gpu: str) -> Reading:
-            return Reading(
-                gpu, time.time(), utilisation_percent=97, memory_used_bytes=72 * 2**30, memory_total_bytes=80 * 2**30,
-                temp_c=self.temp_c, power_w=600.0, power_limit_w=700.0,
-            )  # fmt: skip
+    # The daemon as a run sees it: implements RunHost.
 
-        async def nothing(*_: str) -> None: ...
+    @property
+    def gpus_of(self) -> dict[str, tuple[Gpu, ...]]:
+        return self.gpus
 
-        return Surroundings(
-            servers=self.servers, gpus_of=self.gpus, reading=reading, slow=lambda gpu: SlowReading(gpu, time.time()),
-            identity=lambda gpu: identity(gpu.index, Card()), xids=list, monitoring=str,
-            host_trouble=lambda: self.host_trouble, health=GpuHealthSettings,
-            ensure_model=nothing, model=lambda name: Model("sha256:1", 8192), batch=lambda name: BatchLoad(0, 0, 0, 0),
-            keep_batch_away=self.batch_away.append, finished=lambda run, verdict: None, quarantined=lambda gpu: "",
-            quarantine=lambda gpu, reason, action: self.quarantined.append((gpu.uuid, reason)),
-            release=lambda gpu: self.released.append(gpu.uuid), session=None,  # type: ignore[arg-type]
+    def reading(self, gpu: str) -> Reading:
+        return Reading(
+            gpu, time.time(), utilisation_percent=97, memory_used_bytes=72 * 2**30, memory_total_bytes=80 * 2**30,
+            temp_c=self.temp_c, power_w=600.0, power_limit_w=700.0,
         )  # fmt: skip
+
+    def slow_reading(self, card: str) -> SlowReading:
+        return SlowReading(card, time.time())
+
+    def identity(self, gpu: Gpu) -> Identity:
+        return identity(gpu.index, Card())
+
+    def new_xids(self) -> list[XidEvent]:
+        return []
+
+    def monitoring_trouble(self) -> str:
+        return ""
+
+    def host_trouble(self) -> str:
+        return self.trouble
+
+    def health_limits(self) -> GpuHealthSettings:
+        return GpuHealthSettings()
+
+    async def ensure_model(self, server: str, model: str) -> None: ...
+
+    def model(self, name: str) -> Model:
+        return Model("sha256:1", 8192)
+
+    def batch_load(self, server: str) -> BatchLoad:
+        return BatchLoad(0, 0, 0, 0)
+
+    def keep_batch_away(self, away: bool) -> None:
+        self.batch_away.append(away)
+
+    def finished(self, run: str, verdict: str) -> None: ...
+
+    def quarantine_reason(self, gpu: Gpu) -> str:
+        return ""
+
+    def quarantine(self, gpu: Gpu, reason: str, action: str) -> None:
+        self.quarantined.append((gpu.uuid, reason))
+
+    def release(self, gpu: Gpu) -> None:
+        self.released.append(gpu.uuid)
 
     async def carry_out(
         self, during: Callable[[run.Run], Awaitable[None]] | None = None, **changes: Any
@@ -117,7 +163,7 @@ class Bench:
         records: list[Record] = [Begun(time.time(), plan, units, {"hostname": "here"}, "0.1.0")]
         file = journal.Journal(self.directory / "r.jsonl")
         file.append(records)
-        this = run.Run(records, file, self.surroundings())
+        this = run.Run(records, file, self)
         task = asyncio.create_task(this.carry_out())
         if during is not None:
             while not this.loading:
@@ -149,7 +195,7 @@ async def test_a_clean_run_gives_everything_back(bench: Bench) -> None:
 
 async def test_a_driver_updated_underneath_is_blamed_on_no_gpu_and_strangers_are_told(bench: Bench) -> None:
     async def update(this: run.Run) -> None:
-        bench.host_trouble = "The driver was updated: reboot the host."
+        bench.trouble = "The driver was updated: reboot the host."
 
     bench.servers["gpu1"].foreign = [GpuProcess(7, 2**30)]
     document = await bench.carry_out(update)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from dispatch_support import BAD_REQUEST, CRASH, REFUSED, SERVER, SMALL, FakeWorker, Port, Rig, settle
 
-from obatchd.dispatch import consequences as consequences_module
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import link as link_module
+from obatchd.dispatch import outcomes as consequences_module
 from obatchd.dispatch import protocol
-from obatchd.dispatch.events import INTERRUPTED
+from obatchd.dispatch.events import INTERRUPTED, CrashListener
 from obatchd.jobs.model import Profile
 from obatchd.ollama import faults
 
@@ -34,6 +34,17 @@ async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     yield rig
     for each in made:
         await each.dispatcher.stop()
+
+
+class Crashes(CrashListener):
+    def __init__(self, crashed: list[Any], cleared: list[Any]) -> None:
+        self._crashed, self._cleared = crashed, cleared
+
+    def crashed(self, *told: Any) -> None:
+        self._crashed.append(told)
+
+    def cleared(self, *told: Any) -> None:
+        self._cleared.append(told)
 
 
 async def test_each_server_holds_its_slots_and_one_more(make: Make) -> None:
@@ -255,7 +266,7 @@ async def crash(rig: Rig, keys: list[tuple[int, int]]) -> None:
 
 async def test_a_crash_is_told_when_another_server_answers_what_was_in_flight(make: Make) -> None:
     rig, (crashed, cleared) = await make(servers=2), (list[Any](), list[Any]())
-    rig.dispatcher.hear_of_crashes(lambda *told: crashed.append(told), lambda *told: cleared.append(told))
+    rig.dispatcher.listen_to_crashes(Crashes(crashed, cleared))
     await rig.add(1, 2)
     [first] = rig.worker("gpu0").held
     await crash(rig, [first])
@@ -272,7 +283,7 @@ async def test_a_crash_is_told_when_another_server_answers_what_was_in_flight(ma
 
 async def test_a_crash_is_not_told_when_the_same_server_answers_then(make: Make) -> None:
     rig, (crashed, cleared) = await make(), (list[Any](), list[Any]())
-    rig.dispatcher.hear_of_crashes(lambda *told: crashed.append(told), lambda *told: cleared.append(told))
+    rig.dispatcher.listen_to_crashes(Crashes(crashed, cleared))
     await rig.add(1, 1)
     await crash(rig, [(1, 1)])
     rig.worker("gpu0").end((1, 1))

@@ -338,7 +338,7 @@ def test_trouble_of_the_host_is_blamed_on_no_gpu(state: str, trouble: tuple[str,
     document = view.gpus()
     assert [gpu["health"] for gpu in document["gpus"]] == [health, health]
     assert (document["state"], bool(document["host"])) == (state, bool(trouble[0]))
-    assert bench.quarantined == []
+    assert bench.taken_out == []
 
 
 def test_every_row_is_here() -> None:

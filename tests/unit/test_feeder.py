@@ -11,8 +11,8 @@ import pytest
 from settings_support import DEFAULTS
 from work_support import Outcomes, add_live, make_work
 
-from obatchd.dispatch.consequences import Suspicion
 from obatchd.dispatch.events import INTERRUPTED
+from obatchd.dispatch.outcomes import Suspicion
 from obatchd.dispatch.pool import forkserver_context
 from obatchd.intake.feeder import Feeder, histories
 from obatchd.intake.preparation import Preparation

@@ -18,11 +18,11 @@ class Duty:
 
     def __init__(self, bench: Bench) -> None:
         self.monitor = bench.monitor
-        self.kernel_log = SimpleNamespace(source="", problem="/dev/kmsg: Operation not permitted")
-        self.history = SimpleNamespace(events=lambda uuid, limit, serial: [])
-
-    def servers_on(self, card: str) -> list[Any]:
-        return []
+        self.fleet = SimpleNamespace(servers={})
+        self.watch = SimpleNamespace(
+            kernel_log=SimpleNamespace(source="", problem="/dev/kmsg: Operation not permitted"),
+            history=SimpleNamespace(events=lambda uuid, limit, serial: []),
+        )
 
     def release(self, card: str) -> list[str]:
         return self.monitor.release(card)
@@ -30,8 +30,8 @@ class Duty:
 
 def desk(bench: Bench, state: str = "ok", host_trouble: tuple[str, str] = ("", "")) -> GpuDesk:
     probe: Any = SimpleNamespace(gpus=bench.gpus, state=state, message="words", host_trouble=host_trouble)
-    duty: Any = Duty(bench)
-    return GpuDesk(duty, probe)
+    policy: Any = Duty(bench)
+    return GpuDesk(policy, probe)
 
 
 async def test_a_known_warning_ends_by_a_release_and_what_is_well_needs_none() -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
-from obatchd.gpus.monitor import HealthEvent, Monitor, Quarantine
+from obatchd.gpus.monitor import HealthEvent, Monitor, MonitorListener, Quarantine
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 
@@ -23,7 +23,7 @@ class DictFacts(dict[str, str]):
         self[key] = value
 
 
-class Bench:
+class Bench(MonitorListener):
     """A monitor over four cards, and what it said."""
 
     def __init__(self, facts: Any = None, count: int = 4, driver: str = "580.1") -> None:
@@ -32,15 +32,21 @@ class Bench:
             Gpu(f"GPU-{index}", "Test", index, f"00000000:{index + 1:02X}:00.0", 2**36, driver)
             for index in range(count)
         ]
-        self.quarantined: list[tuple[str, str, bool]] = []
+        self.taken_out: list[tuple[str, str, bool]] = []
+        self.alone = False  # each card does other work
         self.events: list[HealthEvent] = []
         probe: Any = SimpleNamespace(gpus=self.gpus)
-        self.monitor = Monitor(
-            probe, self.facts, GpuHealthSettings(),
-            on_quarantine=lambda uuid, q, urgent: self.quarantined.append((uuid, q.reason, urgent)),
-            on_event=self.events.append,
-        )  # fmt: skip
+        self.monitor = Monitor(probe, self.facts, GpuHealthSettings(), self, self)
         self.now_s = time.time()
+
+    def comparable(self, card: str) -> set[str]:
+        return set() if self.alone else set(self.monitor.tracks)
+
+    def quarantined(self, card: str, quarantine: Quarantine, urgent: bool) -> None:
+        self.taken_out.append((card, quarantine.reason, urgent))
+
+    def health_event(self, event: HealthEvent) -> None:
+        self.events.append(event)
 
     def read(self, times: int = 1, **changes: Any) -> None:
         """Readings of every listed card; ``gpu0={"temp_c": 99}`` changes one."""
@@ -77,7 +83,7 @@ def test_xids_from_before_the_watch_or_of_unknown_addresses_condemn_nobody() -> 
         [XidEvent(79, time.time() - 3600, pci_bus_id="0000:01:00"), XidEvent(79, time.time(), pci_bus_id="0000:77:00")]
     )
     bench.read()
-    assert bench.quarantined == []
+    assert bench.taken_out == []
 
 
 def test_xids_wait_for_the_identity_of_their_card() -> None:
@@ -87,7 +93,7 @@ def test_xids_wait_for_the_identity_of_their_card() -> None:
     bench.monitor.xids([XidEvent(79, time.time() + 1, pci_bus_id="0000:41:00")])
     bench.monitor.identities([Identity("GPU-0", pci_bus_id="00000000:41:00.0", serial="17")])
     bench.read()
-    assert bench.quarantined[0][0] == "GPU-0" and bench.quarantined[0][2]
+    assert bench.taken_out[0][0] == "GPU-0" and bench.taken_out[0][2]
 
 
 def test_a_quarantine_is_told_once_and_kept() -> None:
@@ -96,7 +102,7 @@ def test_a_quarantine_is_told_once_and_kept() -> None:
     bench.read()
     bench.slow(gpu1={"ecc_uncorrected": 1})
     bench.read(3)
-    assert bench.quarantined == [("GPU-1", "1 new uncorrectable ECC errors", True)]
+    assert bench.taken_out == [("GPU-1", "1 new uncorrectable ECC errors", True)]
     assert bench.kinds() == ["finding", "quarantine"]
     bench.monitor.save()
     again = Bench(bench.facts)
@@ -104,7 +110,7 @@ def test_a_quarantine_is_told_once_and_kept() -> None:
     assert kept is not None and kept.reason == "1 new uncorrectable ECC errors" and "RMA" in kept.action
     again.slow(gpu1={"ecc_uncorrected": 1})
     again.read(3)
-    assert again.quarantined == []  # it is in quarantine already
+    assert again.taken_out == []  # it is in quarantine already
 
 
 def test_errors_that_came_while_nobody_watched_count_from_the_mark() -> None:
@@ -114,7 +120,7 @@ def test_errors_that_came_while_nobody_watched_count_from_the_mark() -> None:
     again = Bench(bench.facts)
     again.slow(gpu0={"ecc_uncorrected": 2})
     again.read()
-    assert [uuid for uuid, _, _ in again.quarantined] == ["GPU-0"]
+    assert [uuid for uuid, _, _ in again.taken_out] == ["GPU-0"]
 
 
 def test_a_release_counts_from_now_and_is_refused_while_the_reason_holds() -> None:
@@ -126,7 +132,7 @@ def test_a_release_counts_from_now_and_is_refused_while_the_reason_holds() -> No
     assert bench.monitor.release("GPU-0") == ["remap_failed"]
     bench.slow(gpu0={"ecc_uncorrected": 1, "remap_failed": True})
     bench.read()
-    assert len(bench.quarantined) == 1 and bench.monitor.assessments["GPU-0"].level == "warn"
+    assert len(bench.taken_out) == 1 and bench.monitor.assessments["GPU-0"].level == "warn"
     bench.slow(gpu0={"recovery_action": 2})
     bench.read()
     assert "reboot" in bench.monitor.obstacle("GPU-0")
@@ -140,12 +146,12 @@ def test_a_card_that_is_missing_at_the_start_is_lost_until_it_is_forgotten() -> 
     bench.monitor.save()
     again = Bench(bench.facts, count=3)
     again.read(3)
-    assert [uuid for uuid, _, _ in again.quarantined] == ["GPU-3"]
+    assert [uuid for uuid, _, _ in again.taken_out] == ["GPU-3"]
     again.monitor.release("GPU-3")
     again.read(3)
     again.monitor.save()
     assert len(Bench(bench.facts, count=3).monitor.tracks) == 3
-    assert len(again.quarantined) == 1
+    assert len(again.taken_out) == 1
 
 
 def test_a_spool_that_was_tried_with_stand_ins_misses_none_of_them() -> None:
@@ -161,12 +167,12 @@ def test_slices_are_judged_as_their_card() -> None:
         msgspec.structs.replace(bench.gpus[0], uuid=f"MIG-{n}", parent_uuid="GPU-0", slice_index=n) for n in range(2)
     ]
     bench.read(2, gpu0={"trouble": "lost"})
-    assert [uuid for uuid, _, _ in bench.quarantined] == ["GPU-0"]
+    assert [uuid for uuid, _, _ in bench.taken_out] == ["GPU-0"]
 
 
 def test_a_crash_counts_once_and_only_where_another_card_answered() -> None:
     bench = Bench(count=2)
-    bench.monitor.comparable = lambda uuid: set()  # by now each has something else loaded
+    bench.alone = True  # by now each has something else loaded
 
     def crash(at_s: float, answered_by: str, requests: int = 1) -> None:
         for number in range(requests):
@@ -180,11 +186,11 @@ def test_a_crash_counts_once_and_only_where_another_card_answered() -> None:
     crash(bench.now_s + 100, "GPU-1", requests=4)
     crash(bench.now_s + 120, "GPU-1")
     bench.read()
-    assert bench.quarantined == [] and bench.monitor.assessments["GPU-0"].level == "warn"
+    assert bench.taken_out == [] and bench.monitor.assessments["GPU-0"].level == "warn"
     assert bench.kinds().count("crash") == 2
     crash(bench.now_s + 140, "GPU-1")
     bench.read()
-    assert [uuid for uuid, _, _ in bench.quarantined] == ["GPU-0"]
+    assert [uuid for uuid, _, _ in bench.taken_out] == ["GPU-0"]
 
 
 def test_what_comes_and_goes_is_not_told_every_time() -> None:

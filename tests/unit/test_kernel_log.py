@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,16 @@ from obatchd.gpus.kernel_log import KernelLog, Parser, normal_address
 from obatchd.gpus.model import XidEvent
 
 XID = "NVRM: Xid (PCI:0000:41:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
+
+
+class Heard:
+    """Implements :class:`obatchd.gpus.kernel_log.XidListener`."""
+
+    def __init__(self, events: list[XidEvent]) -> None:
+        self._events = events
+
+    def xids(self, events: Sequence[XidEvent]) -> None:
+        self._events += events
 
 
 @pytest.mark.parametrize(
@@ -62,7 +73,7 @@ def record(message: str, at_s: float) -> str:
 
 
 async def follow(path: Path, since_s: float, events: list[XidEvent], count: int) -> KernelLog:
-    log = KernelLog(events.append, since_s, path)
+    log = KernelLog(Heard(events), since_s, path)
     log.start()
     async with asyncio.timeout(10):
         while len(events) < count:
@@ -86,7 +97,7 @@ async def test_records_that_come_in_pieces_and_messages_of_several_lines(tmp_pat
     writer = os.open(path, os.O_RDWR)
     lines = "NVRM: The NVIDIA GPU 0000:18:00.0\\x0aNVRM: installed in this system has\\x0aNVRM: fallen off the bus and"
     data = (record(XID, time.time()) + record(lines, time.time())).encode()
-    log = KernelLog(events.append, 0.0, path)
+    log = KernelLog(Heard(events), 0.0, path)
     log.start()
     for start in range(0, len(data), 50):
         os.write(writer, data[start : start + 50])
@@ -112,7 +123,7 @@ async def test_without_the_log_the_journal_is_asked(tmp_path: Path, monkeypatch:
 
 async def test_a_host_that_shows_nothing_is_called_blind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    log = KernelLog(lambda event: None, 0.0, tmp_path / "missing")
+    log = KernelLog(Heard([]), 0.0, tmp_path / "missing")
     log.start()
     async with asyncio.timeout(10):
         while "journalctl" not in log.problem:
@@ -127,7 +138,7 @@ async def test_a_journal_that_shows_nothing_is_no_source(tmp_path: Path, monkeyp
     journalctl.write_text("#!/bin/sh\nexit 0\n")
     journalctl.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    log = KernelLog(lambda event: None, 0.0, tmp_path / "missing")
+    log = KernelLog(Heard([]), 0.0, tmp_path / "missing")
     log.start()
     async with asyncio.timeout(10):
         while "systemd-journal" not in log.problem:

@@ -23,7 +23,7 @@ def burst():
         libc.free(block)
 
 async def main():
-    returning = asyncio.create_task(process.return_memory(lambda: True))
+    returning = asyncio.create_task(process.return_memory([1]))
     await asyncio.sleep(0)
     before = resident_kb()
     burst()

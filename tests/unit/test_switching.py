@@ -275,6 +275,17 @@ async def test_a_load_that_fails_for_now_is_tried_again(make: Make) -> None:
     assert rig.unservable == []
 
 
+async def test_a_server_that_says_it_is_ready_and_refuses_every_load_gets_strikes(make: Make) -> None:
+    gpu = Port("gpu0")
+    gpu.refuse[SMALL] = ServerError("no answer", code="timeout")
+    rig = await make(gpu)
+    await rig.add(1, 1)
+    async with asyncio.timeout(5):
+        while len(gpu.strikes) < 3:
+            await look(rig)
+    assert set(gpu.strikes) == {"load failed: no answer"}
+
+
 async def test_a_suspect_alone_keeps_its_profile(make: Make) -> None:
     gpu = Port("gpu0", loaded=SMALL)
     rig = await make(gpu)

@@ -17,15 +17,16 @@ from obatchd.burnin.report import report
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.host import describe
 from obatchd.burnin.run.plan import Asked, Defaults
-from obatchd.burnin.run.ports import Surroundings
+from obatchd.burnin.run.ports import RunHost
 from obatchd.burnin.run.run import Run
 from obatchd.errors import ConfigError, ControlError, NotFoundError, StoreError
-from obatchd.servers.states import ServerState
 
 _log = log.get(__name__)
 Document = dict[str, Any]
 _CLOSE_S = 10.0
-_UNUSABLE = (ServerState.FAILED, ServerState.DRAINING)
+
+
+_UNUSABLE = ("failed", "draining")  # states of a server that a run does not wait for
 
 
 class Burnin:
@@ -33,14 +34,14 @@ class Burnin:
 
     Args:
         directory: of the journals.
-        around: the daemon.
+        host: the daemon.
         defaults: what the configuration says; may be replaced at any time.
     """
 
-    def __init__(self, directory: Path, around: Surroundings, defaults: Defaults) -> None:
+    def __init__(self, directory: Path, host: RunHost, defaults: Defaults) -> None:
         self.defaults = defaults
         self._shelf = journal.Shelf(directory)
-        self._around = around
+        self._host = host
         self._run: Run | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -98,7 +99,7 @@ class Burnin:
     def _begin(self, records: list[Record]) -> None:
         run = journal.begun(records).plan.run
         file = journal.Journal(self._shelf.path(run))
-        self._run = Run(records, file, self._around)
+        self._run = Run(records, file, self._host)
         self._task = asyncio.create_task(self._carry_out(self._run, file), name="burnin")
 
     async def _carry_out(self, run: Run, file: journal.Journal) -> None:
@@ -119,11 +120,6 @@ class Burnin:
         """The run in progress."""
         return self._run if self._task is not None and not self._task.done() else None
 
-    def has_for_itself(self, server: str) -> bool:
-        """Whether a run has taken a server away from batch work."""
-        run = self.active
-        return run is not None and not run.plan.with_jobs and server in run.servers
-
     async def start(self, asked: Document) -> Document:
         """Begin a run; returns its status.
 
@@ -140,15 +136,15 @@ class Burnin:
         except msgspec.ValidationError as error:
             raise ConfigError(f"not a burn-in: {error}", code="bad_request") from None
         units = self._choose(wanted)
-        gpus = {gpu.uuid: gpu for found in self._around.gpus_of.values() for gpu in found}
+        gpus = {gpu.uuid: gpu for found in self._host.gpus_of.values() for gpu in found}
         chosen = [unit.uuid for unit in units]
-        retest = [gpu for gpu in chosen if self._around.quarantined(gpus[gpu])]
+        retest = [gpu for gpu in chosen if self._host.quarantine_reason(gpus[gpu])]
         made = plan.make(plan.new_run_id(), wanted, chosen, self.defaults, retest)
         host = await asyncio.to_thread(describe)
         driver = next((unit.identity["driver"] for unit in units if unit.identity.get("driver")), "")
         begun = Begun(time.time(), made, units, {**host, "driver": driver}, __version__)
         await asyncio.to_thread(self._append, made.run, [begun])
-        self._around.xids()  # what came before is no part of the run
+        self._host.new_xids()  # what came before is no part of the run
         _log.info("burnin_started", run=made.run, profile=made.profile, gpus=",".join(made.gpus), model=made.model,
                   duration_s=made.duration_s, exclusive=made.exclusive, with_jobs=made.with_jobs)  # fmt: skip
         self._begin([begun])
@@ -233,9 +229,9 @@ class Burnin:
         Raises:
             ConfigError: there is none, or one cannot be used now.
         """
-        every = [(gpu, name) for name, gpus in self._around.gpus_of.items() for gpu in gpus]
+        every = [(gpu, name) for name, gpus in self._host.gpus_of.items() for gpu in gpus]
         present = ", ".join(f"{gpu.index} = {gpu.uuid} ({name})" for gpu, name in every) or "none"
-        chosen = [(gpu, name) for gpu, name in every if not asked.gpus and not self._around.quarantined(gpu)]
+        chosen = [(gpu, name) for gpu, name in every if not asked.gpus and not self._host.quarantine_reason(gpu)]
         for wanted in asked.gpus:
             hits = [(g, name) for g, name in every if wanted in (g.uuid, g.parent_uuid, str(g.index), name)]
             if not hits:
@@ -244,16 +240,16 @@ class Burnin:
         if not chosen:
             raise ConfigError("there is no GPU with a server here, so there is nothing to burn in", code="no_gpu")
         for gpu, name in chosen:
-            server = self._around.servers[name]
-            if asked.with_jobs and self._around.quarantined(gpu):
+            server = self._host.servers[name]
+            if asked.with_jobs and self._host.quarantine_reason(gpu):
                 raise ConfigError(f"GPU {gpu.index} is in quarantine and gets no batch work", code="not_usable")
             if server.state in _UNUSABLE and not asked.with_jobs:
                 raise ConfigError(
-                    f"GPU {gpu.index}: its server {name} is {server.state.value} ({server.reason}); bring it back, or "
+                    f"GPU {gpu.index}: its server {name} is {server.state} ({server.reason}); bring it back, or "
                     "choose other GPUs with --gpus",
                     code="not_usable",
                 )
         return [
-            Unit(gpu.uuid, gpu.name, gpu.index, name, msgspec.to_builtins(self._around.identity(gpu)))
+            Unit(gpu.uuid, gpu.name, gpu.index, name, msgspec.to_builtins(self._host.identity(gpu)))
             for gpu, name in sorted(chosen, key=lambda pair: (pair[0].index, pair[0].slice_index or 0))
         ]

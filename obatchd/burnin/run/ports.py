@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import aiohttp
@@ -12,14 +11,12 @@ import aiohttp
 from obatchd.burnin.run.load import LoadedServer
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
-from obatchd.servers.states import ServerState
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 
 class RunServer(LoadedServer, Protocol):
     """The part of a server that a run uses; :class:`obatchd.servers.server.Server` has it."""
 
-    state: ServerState
     reason: str
     loaded: Profile | None
     restarts: int
@@ -27,11 +24,29 @@ class RunServer(LoadedServer, Protocol):
     idle: asyncio.Event
     foreign: list[GpuProcess]
 
-    async def load(self, profile: Profile) -> None: ...
     @property
-    def holds(self) -> dict[str, str]: ...
-    def hold(self, by: str, reason: str) -> None: ...
-    def resume(self, by: str) -> None: ...
+    def state(self) -> str:
+        """In a word, for people."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether the server takes work."""
+        ...
+
+    @property
+    def out_of_use(self) -> bool:
+        """Whether nobody should wait for it."""
+        ...
+
+    @property
+    def ready_for_test(self) -> bool:
+        """Whether the server is up, and only a run, or a quarantine that it tests again, keeps work away."""
+        ...
+
+    async def load(self, profile: Profile) -> None: ...
+    def begin_test(self, reason: str) -> None: ...
+    def end_test(self) -> None: ...
     async def quarantine(self, reason: str) -> None: ...
     def release(self) -> None: ...
 
@@ -52,43 +67,71 @@ class Model(NamedTuple):
     context_length: int
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """The daemon as a run sees it.
+class RunHost(Protocol):
+    """The daemon as a run sees it; :class:`obatchd.daemon.burnin.BurninHost`."""
 
-    Attributes:
-        servers: by id.
-        gpus_of: the GPUs of each server, by server id.
-        reading, slow: the latest of a GPU or slice by UUID; None when there is none that is fresh.
-        identity: of the card of a GPU or slice.
-        xids: takes the XIDs seen since it was called last.
-        monitoring: why nobody can watch the GPUs; empty when all is well.
-        host_trouble: what is wrong with the driver of the whole host; empty when nothing is.
-        ensure_model: ``(server id, model)``: makes sure of it; raises ModelError.
-        model: what is known of a model.
-        batch: what batch work does on a server.
-        keep_batch_away: hold all batch work of the host, or let it go on.
-        finished: a run has ended: its id and its verdict.
-        quarantined: why a GPU is in quarantine; empty when it is not.
-        quarantine: take a GPU out of use: it, why, and what to do.
-        release: end the quarantine of a GPU that passed its re-test.
-    """
+    @property
+    def servers(self) -> Mapping[str, RunServer]:
+        """By id."""
+        ...
 
-    servers: Mapping[str, RunServer]
-    gpus_of: Mapping[str, tuple[Gpu, ...]]
-    reading: Callable[[str], Reading | None]
-    slow: Callable[[str], SlowReading | None]
-    identity: Callable[[Gpu], Identity]
-    xids: Callable[[], list[XidEvent]]
-    monitoring: Callable[[], str]
-    host_trouble: Callable[[], str]
-    health: Callable[[], GpuHealthSettings]
-    ensure_model: Callable[[str, str], Awaitable[object]]
-    model: Callable[[str], Model]
-    batch: Callable[[str], BatchLoad]
-    keep_batch_away: Callable[[bool], None]
-    finished: Callable[[str, str], None]
-    quarantined: Callable[[Gpu], str]
-    quarantine: Callable[[Gpu, str, str], None]
-    release: Callable[[Gpu], None]
-    session: aiohttp.ClientSession
+    @property
+    def gpus_of(self) -> Mapping[str, tuple[Gpu, ...]]:
+        """The GPUs of each server that has some, by server id."""
+        ...
+
+    @property
+    def session(self) -> aiohttp.ClientSession: ...
+
+    def reading(self, gpu: str) -> Reading | None:
+        """The latest of a GPU or slice by UUID; None when there is none that is fresh."""
+        ...
+
+    def slow_reading(self, card: str) -> SlowReading | None:
+        """The latest of a card by UUID."""
+        ...
+
+    def identity(self, gpu: Gpu) -> Identity:
+        """Of the card of a GPU or slice."""
+        ...
+
+    def new_xids(self) -> list[XidEvent]:
+        """The XIDs seen since the last call."""
+        ...
+
+    def monitoring_trouble(self) -> str:
+        """Why nobody can watch the GPUs; empty when all is well."""
+        ...
+
+    def host_trouble(self) -> str:
+        """What is wrong with the driver of the whole host; empty when nothing is."""
+        ...
+
+    def health_limits(self) -> GpuHealthSettings: ...
+
+    async def ensure_model(self, server: str, model: str) -> None:
+        """Make sure of a model at the server with this id; raises ModelError."""
+
+    def model(self, name: str) -> Model:
+        """What is known of a model."""
+        ...
+
+    def batch_load(self, server: str) -> BatchLoad:
+        """The batch work of a server."""
+        ...
+
+    def keep_batch_away(self, away: bool) -> None:
+        """Hold all batch work of the host, or let it go on."""
+
+    def finished(self, run: str, verdict: str) -> None:
+        """A run has ended."""
+
+    def quarantine_reason(self, gpu: Gpu) -> str:
+        """Why a GPU is in quarantine; empty when it is not."""
+        ...
+
+    def quarantine(self, gpu: Gpu, reason: str, action: str) -> None:
+        """Take a GPU out of use; ``action`` says what to do about it."""
+
+    def release(self, gpu: Gpu) -> None:
+        """End the quarantine of a GPU that passed its test."""

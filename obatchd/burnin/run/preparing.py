@@ -10,18 +10,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from obatchd import log
 from obatchd.burnin.journal.records import Plan, Prepared, Record
 from obatchd.burnin.run.filling import fill
-from obatchd.burnin.run.ports import RunServer, Surroundings
+from obatchd.burnin.run.ports import RunHost, RunServer
 from obatchd.errors import ObatchError, ServerError
 from obatchd.jobs.model import Profile
-from obatchd.servers.states import ServerState
 
 _log = log.get(__name__)
 _LOOK_S = 0.25
 _UP_TIMEOUT_S = 300.0  # for a server that is being started
-UP = (ServerState.READY, ServerState.DRAINING)
-_OUT = (ServerState.FAILED, ServerState.QUARANTINED)
-HOLD = "burn-in"  # under which servers are held
-_OURS = frozenset({HOLD, "quarantine"})
 
 
 async def take(server: RunServer, reason: str, *, retest: bool) -> None:
@@ -30,20 +25,15 @@ async def take(server: RunServer, reason: str, *, retest: bool) -> None:
     Args:
         retest: its GPU is in quarantine, and the server is to run for us all the same.
     """
-    server.hold(HOLD, reason)
+    server.begin_test(reason)
     if retest:
         server.release()
     await server.idle.wait()
 
 
-def usable(server: RunServer) -> bool:
-    """Whether a server is up, and nobody but us (or a quarantine that is re-tested) keeps work away from it."""
-    return server.state in UP and not server.holds.keys() - _OURS
-
-
 async def up(server: RunServer) -> None:
     """Wait until a server can be used."""
-    while not usable(server):
+    while not server.ready_for_test:
         await asyncio.sleep(_LOOK_S)
 
 
@@ -55,10 +45,10 @@ async def up_soon(server: RunServer) -> None:
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_UP_TIMEOUT_S):
-            while not usable(server) and server.state not in _OUT:
+            while not server.ready_for_test and not server.out_of_use:
                 await asyncio.sleep(_LOOK_S)
-    if not usable(server):
-        raise ServerError(f"{server.id} is {server.state.value}: {server.reason}", code="not_ready")
+    if not server.ready_for_test:
+        raise ServerError(f"{server.id} is {server.state}: {server.reason}", code="not_ready")
 
 
 class Preparer:
@@ -73,13 +63,13 @@ class Preparer:
     def __init__(
         self,
         plan: Plan,
-        around: Surroundings,
+        host: RunHost,
         gpus_of: Mapping[str, Sequence[str]],
         kind: Callable[[str], str],
         write: Callable[[list[Record]], Awaitable[None]],
     ) -> None:
         self._plan = plan
-        self._around = around
+        self._host = host
         self._gpus_of = gpus_of
         self._kind = kind
         self._write = write
@@ -100,21 +90,21 @@ class Preparer:
                 return
 
     async def _prepare(self, server: RunServer, context: int | None) -> int | None:
-        plan, around, gpu = self._plan, self._around, self._gpus_of[server.id][0]
+        plan, host, gpu = self._plan, self._host, self._gpus_of[server.id][0]
         problem = ""
         try:
             await up_soon(server)
-            await around.ensure_model(server.id, plan.model)
+            await host.ensure_model(server.id, plan.model)
             if context is None:
-                context = await fill(server, gpu, plan, around)
+                context = await fill(server, gpu, plan, host)
             else:
                 await server.load(Profile(plan.model, context))
         except ObatchError as error:
             problem = error.message
-        reading = around.reading(gpu)
+        reading = host.reading(gpu)
         used, total = (reading.memory_used_bytes, reading.memory_total_bytes) if reading else (None, None)
         vram_percent = 100 * used / total if used is not None and total else None
-        digest = around.model(plan.model).digest
+        digest = host.model(plan.model).digest
         await self._write(
             [
                 Prepared(

@@ -17,10 +17,10 @@ from obatchd.burnin.journal.records import Bucket, Ended, Loading, Plan, Record
 from obatchd.burnin.report import report
 from obatchd.burnin.run.asking import Answered
 from obatchd.burnin.run.checker import Checker
+from obatchd.burnin.run.events import Noticing
 from obatchd.burnin.run.load import Load
-from obatchd.burnin.run.noticing import Noticing
-from obatchd.burnin.run.ports import BatchLoad, RunServer, Surroundings
-from obatchd.burnin.run.preparing import HOLD, Preparer, take, up, up_soon, usable
+from obatchd.burnin.run.ports import BatchLoad, RunHost, RunServer
+from obatchd.burnin.run.preparing import Preparer, take, up, up_soon
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.run.watch import latest_tracks
 from obatchd.burnin.run.workload import Shape
@@ -41,37 +41,37 @@ class Run:
     Args:
         records: what is written down of the run so far; its beginning at least.
         file: takes what comes.
-        around: the daemon.
+        host: the daemon.
     """
 
-    def __init__(self, records: list[Record], file: journal.Journal, around: Surroundings) -> None:
+    def __init__(self, records: list[Record], file: journal.Journal, host: RunHost) -> None:
         begun = journal.begun(records)
         self.plan: Plan = begun.plan
         self.records = records
         self.leaving = False  # the daemon ends: the servers are not to get other work in its last moments
         self._units = begun.units
         self._file = file
-        self._around = around
+        self._host = host
         self._unwritten: list[Record] = []
         self._writing = asyncio.Lock()
         self._stop = asyncio.Event()
         self._stop_text = ""
         self._before_s = sum(record.span_s for record in records if isinstance(record, Bucket))
-        gpus = {gpu.uuid: gpu for found in around.gpus_of.values() for gpu in found}
+        gpus = {gpu.uuid: gpu for found in host.gpus_of.values() for gpu in found}
         self._cards = {gpu.uuid: gpu.card for gpu in gpus.values()}
         identities = {
-            unit.uuid: around.identity(gpus[unit.uuid]) for unit in self._units if unit.uuid in gpus
+            unit.uuid: host.identity(gpus[unit.uuid]) for unit in self._units if unit.uuid in gpus
         }  # fmt: skip
-        self._recording = Recording(self.plan, identities, around.health(), time.time(), latest_tracks(records))
+        self._recording = Recording(self.plan, identities, host.health_limits(), time.time(), latest_tracks(records))
         self._gpus_of = {
             server: [unit.uuid for unit in self._units if unit.server == server and unit.uuid in identities]
             for server in dict.fromkeys(unit.server for unit in self._units)
         }
-        self._servers = {name: around.servers[name] for name in self._gpus_of if name in around.servers}
+        self._servers = {name: host.servers[name] for name in self._gpus_of if name in host.servers}
         self._loads: dict[str, Load] = {}
         self._checkers: dict[str, Checker] = {}
         self._batch: dict[str, BatchLoad] = {}
-        self._noticing = Noticing(around, self._recording, self._servers, self._gpus_of, self._cards)
+        self._noticing = Noticing(host, self._recording, self._servers, self._gpus_of, self._cards)
         for unit in self._units:
             if unit.uuid not in identities:
                 self._noticing.gone(unit.uuid)
@@ -104,7 +104,7 @@ class Run:
         plan = self.plan
         reason = f"burn-in {plan.run}"
         if plan.exclusive:
-            self._around.keep_batch_away(True)
+            self._host.keep_batch_away(True)
         tasks: list[asyncio.Task[None]] = []
         ended: Ended | None = None
         try:
@@ -128,9 +128,9 @@ class Run:
         """Let the servers have batch work again."""
         if not self.plan.with_jobs:
             for server in self._servers.values():
-                server.resume(HOLD)
+                server.end_test()
         if self.plan.exclusive:
-            self._around.keep_batch_away(False)
+            self._host.keep_batch_away(False)
 
     async def _close(self, ended: Ended | None) -> None:
         """Write down what is left, and at the end of the run its verdict."""
@@ -141,17 +141,17 @@ class Run:
         verdicts = {gpu["uuid"]: gpu["verdict"] for gpu in document["gpus"]}
         await self._write([msgspec.structs.replace(ended, verdict=document["verdict"], verdicts=verdicts)])
         _log.info("burnin_ended", run=self.plan.run, reason=ended.reason, verdict=document["verdict"])
-        self._around.finished(self.plan.run, document["verdict"])
+        self._host.finished(self.plan.run, document["verdict"])
         self._condemn(document["gpus"])
         await self._end_retests(verdicts if ended.reason == "completed" else {})
 
     def _condemn(self, gpus: list[dict[str, Any]]) -> None:
         """Wrong output is seen by a burn-in alone, so it alone can keep the GPU from answering prompts."""
-        known = {gpu.uuid: gpu for found in self._around.gpus_of.values() for gpu in found}
+        known = {gpu.uuid: gpu for found in self._host.gpus_of.values() for gpu in found}
         for gpu in gpus:
             for reason in gpu["reasons"]:
                 if reason["signal"] == verdict.CORRUPTION and gpu["uuid"] in known:
-                    self._around.quarantine(known[gpu["uuid"]], reason["text"], gpu["action"])
+                    self._host.quarantine(known[gpu["uuid"]], reason["text"], gpu["action"])
 
     def _is_retest(self, server: str) -> bool:
         return any(gpu in self.plan.retest for gpu in self._gpus_of[server])
@@ -163,8 +163,8 @@ class Run:
                 continue
             passed = all(verdicts.get(gpu, "").startswith(verdict.Result.PASS) for gpu in self._gpus_of[name])
             if passed and self.plan.duration_s >= RETEST_S:
-                for gpu in self._around.gpus_of[name]:
-                    self._around.release(gpu)
+                for gpu in self._host.gpus_of[name]:
+                    self._host.release(gpu)
             else:
                 short = f"; only a run of {RETEST_S / 60:g} minutes or more ends a quarantine" if passed else ""
                 await server.quarantine(f"in quarantine; burn-in {self.plan.run} did not release it{short}")
@@ -192,7 +192,7 @@ class Run:
             *(take(server, reason, retest=self._is_retest(name)) for name, server in self._servers.items())
         )
         if not self._servers.keys() <= journal.prepared(self.records).keys():  # else an earlier part of the run chose
-            preparer = Preparer(self.plan, self._around, self._gpus_of, self._kind, self._write)
+            preparer = Preparer(self.plan, self._host, self._gpus_of, self._kind, self._write)
             await preparer.prepare(list(self._servers.values()))
         self._make_loads()
         if self.plan.canary_s:
@@ -209,7 +209,7 @@ class Run:
             server = self._servers.get(name)
             if server is None or ready.problem or not self._gpus_of[name]:
                 continue
-            profile, session = Profile(ready.model, ready.context_length), self._around.session
+            profile, session = Profile(ready.model, ready.context_length), self._host.session
             shape = shapes.setdefault(
                 (self._kind(name), profile.context_length), Shape(profile.context_length, self.plan.duration_s)
             )
@@ -272,7 +272,7 @@ class Run:
             running = asyncio.create_task(load.run())
             try:
                 while (
-                    usable(server)
+                    server.ready_for_test
                     and server.loaded == load.profile
                     and not running.done()
                     and not self._urgent(server.id)
@@ -333,7 +333,7 @@ class Run:
 
     def _see(self, name: str, gpu: str) -> Seen:
         slots = self._servers[name].slots if name in self._servers else 0
-        return Seen(self._around.reading(gpu), self._around.slow(self._cards[gpu]), slots)
+        return Seen(self._host.reading(gpu), self._host.slow_reading(self._cards[gpu]), slots)
 
     def _count_load(self) -> None:
         recorder = self._recording.recorder
@@ -347,7 +347,7 @@ class Run:
 
     def _count_batch(self, name: str) -> None:
         """Batch work of the latest second; what occupies slots is sampled."""
-        now = self._around.batch(name)
+        now = self._host.batch_load(name)
         before = self._batch.get(name, now)
         self._batch[name] = now
         busy = min(now.in_slots, self._servers[name].slots)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from obatchd.burnin.journal.records import Event, Prepared
-from obatchd.burnin.run.ports import RunServer, Surroundings
+from obatchd.burnin.run.ports import RunHost, RunServer
 from obatchd.burnin.run.recording import Recording
 from obatchd.jobs.model import Profile
 
@@ -25,13 +25,13 @@ class Noticing:
 
     def __init__(
         self,
-        around: Surroundings,
+        host: RunHost,
         recording: Recording,
         servers: Mapping[str, RunServer],
         gpus_of: Mapping[str, Sequence[str]],
         cards: Mapping[str, str],
     ) -> None:
-        self._around = around
+        self._host = host
         self._recording = recording
         self._servers = servers
         self._gpus_of = gpus_of
@@ -59,7 +59,7 @@ class Noticing:
         loaded = server.loaded
         if loaded is not None and loaded != self._profiles.get(name):
             self._profiles[name] = loaded
-            digest = self._around.model(loaded.model).digest
+            digest = self._host.model(loaded.model).digest
             self._recording.note(Prepared(
                 time.time(), name, loaded.model, loaded.context_length, server.slots, digest=digest,
                 ollama=server.version,
@@ -74,13 +74,13 @@ class Noticing:
                     self._recording.watch.crashed(gpu, now_s)
                     self._recording.note(Event(now_s, gpu, "server_ended", f"its server ended: {server.reason}"))
             self._restarts[name] = server.restarts
-        for xid in self._around.xids():
+        for xid in self._host.new_xids():
             for gpu, card in self._cards.items():
                 if card == xid.uuid and any(gpu in gpus for gpus in self._gpus_of.values()):
                     self._recording.note(self._recording.watch.xid(gpu, xid))
-        if (blind := self._around.monitoring()) != self._blind:
+        if (blind := self._host.monitoring_trouble()) != self._blind:
             self._blind = blind
             self._recording.note(Event(now_s, "", "monitoring", blind or "the GPUs can be watched again"))
-        if (trouble := self._around.host_trouble()) and trouble != self._trouble:
+        if (trouble := self._host.host_trouble()) and trouble != self._trouble:
             self._trouble = trouble
             self._recording.note(Event(now_s, "", "host_trouble", trouble, "inconclusive", _HOST_TROUBLE))

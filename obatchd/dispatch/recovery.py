@@ -17,8 +17,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from obatchd import log
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -27,6 +27,7 @@ from obatchd.dispatch.watchdog import Finding, Observation
 from obatchd.errors import ObatchError, ServerError
 from obatchd.ollama import faults
 from obatchd.settings.settings import Settings
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _PERIOD_S = 1.0
@@ -35,20 +36,28 @@ _NO_ANSWER = frozenset({"timeout", "server_unreachable", "server_error"})
 _HARDWARE = frozenset({Finding.STALLED, Finding.GPU_IDLE, Finding.CPU_FALLBACK})
 
 
+class GpuLoad(Protocol):
+    """Knows how busy GPUs are; :class:`obatchd.gpucare.watch.GpuWatch`."""
+
+    def utilisation(self, server_id: str) -> int | None:
+        """Of the GPUs of a server in percent; None where nobody knows it."""
+        ...
+
+
 class Watchdog:
     """The watch over all servers of a dispatcher.
 
     Args:
-        utilisation: of a server's GPUs in percent, by server id; None where nobody knows it.
+        owner: told when the watch ends by an exception: hung servers would go unnoticed.
     """
 
-    def __init__(self, dispatcher: Dispatcher, settings: Settings, utilisation: Callable[[str], int | None]) -> None:
+    def __init__(self, dispatcher: Dispatcher, settings: Settings, load: GpuLoad, owner: TaskOwner) -> None:
         self._dispatcher = dispatcher
-        self._utilisation = utilisation
+        self._load = load
+        self._tasks = TaskSet(owner)
         self._remedies: dict[str, asyncio.Task[None]] = {}
         self._restarts: dict[str, deque[tuple[float, Finding]]] = {}
         self._looked_s: dict[str, float] = {}  # at the VRAM
-        self._task: asyncio.Task[None] | None = None
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
@@ -60,14 +69,11 @@ class Watchdog:
             link.watch.settings = settings.watchdog
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="watchdog")
+        self._tasks.start(self._run(), "watchdog")
 
     async def stop(self) -> None:
         """Stop looking, and give up remedies in progress."""
-        tasks = [*self._remedies.values(), *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     async def _run(self) -> None:
         while True:
@@ -79,7 +85,7 @@ class Watchdog:
     def _look(self, link: Link) -> None:
         server, now_s = link.server, time.monotonic()
         computes = server.loaded is not None and not (server.loading or link.loading or server.starting_runner)
-        seen = Observation(now_s, computes, link.started, link.token_s, self._utilisation(server.id))
+        seen = Observation(now_s, computes, link.started, link.token_s, self._load.utilisation(server.id))
         if (finding := link.watch.look(seen, self._stall_s)) is not None:
             self._begin(link, self._remedy(link, finding))
         elif not computes:
@@ -99,7 +105,7 @@ class Watchdog:
             finally:
                 del self._remedies[link.server.id]
 
-        self._remedies[link.server.id] = asyncio.create_task(run(), name=f"watchdog-{link.server.id}")
+        self._remedies[link.server.id] = self._tasks.start(run(), f"watchdog-{link.server.id}")
 
     def _found(self, link: Link, finding: Finding, reason: str, remedy: str) -> None:
         link.findings[finding] += 1

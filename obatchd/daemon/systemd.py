@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
+
+from obatchd.control.auth import daemon_itself
+from obatchd.operations.facade import Facade
+from obatchd.servers.states import ServerState
+
+_STATUS_S = 5.0
 
 
 def _send(*assignments: str) -> None:
@@ -52,3 +59,30 @@ def watchdog_interval_s() -> float | None:
     if not limit_us.isdigit() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     return int(limit_us) / 2_000_000 or None
+
+
+async def tell(facade: Facade) -> None:
+    """STATUS for ``systemctl status``, and WATCHDOG while this loop turns."""
+    interval_s = watchdog_interval_s()
+    period_s = min(interval_s / 2 if interval_s else _STATUS_S, _STATUS_S)
+    told_s = float("-inf")
+    while True:
+        watchdog()
+        if time.monotonic() - told_s >= _STATUS_S:
+            told_s = time.monotonic()
+            status(_status_line(facade))
+        await asyncio.sleep(period_s)
+
+
+def _status_line(facade: Facade) -> str:
+    document = facade.status(daemon_itself())
+    ready = sum(1 for server in document["servers"] if server["state"] == ServerState.READY)
+    queue = document["queue"]
+    line = (
+        f"{document['state']}: {ready} of {len(document['servers'])} servers ready, {queue['jobs']} jobs, "
+        f"{queue['finished']:,} of {queue['total']:,} requests"
+    )
+    if not (left := queue["total"] - queue["finished"]) or not queue["requests_per_s"]:
+        return line
+    ends_s = time.time() + left / queue["requests_per_s"]
+    return f"{line}, ETA {time.strftime('%a %H:%M', time.localtime(ends_s))}"

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from dispatch_support import SMALL, Port, Rig, settle
+from task_support import Failures
 
-from obatchd.dispatch import remedies
+from obatchd.dispatch import recovery
 from obatchd.dispatch.protocol import GiveUp
-from obatchd.dispatch.remedies import Watchdog
+from obatchd.dispatch.recovery import Watchdog
 from obatchd.dispatch.watchdog import Sample
 from obatchd.errors import ServerError
 from obatchd.ollama.faults import Fault
 from obatchd.settings.settings import Settings
 
 NEVER_S = 1000.0
+
+
+class Load(NamedTuple):
+    """Implements :class:`obatchd.dispatch.recovery.GpuLoad`."""
+
+    percent: int | None
+
+    def utilisation(self, server_id: str) -> int | None:
+        return self.percent
 
 
 class Suspect(Port):
@@ -65,7 +75,7 @@ class Watched:
             "servers": {"drain_s": limits.pop("drain_s", NEVER_S)},
             "watchdog": never | limits,
         })  # fmt: skip
-        self.watchdog = Watchdog(rig.dispatcher, settings, lambda server: gpu_percent)
+        self.watchdog = Watchdog(rig.dispatcher, settings, Load(gpu_percent), Failures())
         self.link = rig.link("gpu0")
         self._at_s = 0.0
 
@@ -91,7 +101,7 @@ Make = Callable[..., Awaitable[Watched]]
 @pytest.fixture
 async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     made: list[Watched] = []
-    monkeypatch.setattr(remedies, "_PERIOD_S", 0.01)
+    monkeypatch.setattr(recovery, "_PERIOD_S", 0.01)
 
     async def watched(*, gpu_percent: int | None = None, **limits: float) -> Watched:
         """With two requests, both in a slot."""

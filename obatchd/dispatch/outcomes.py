@@ -9,7 +9,7 @@ import msgspec
 
 from obatchd import log
 from obatchd.dispatch import records
-from obatchd.dispatch.events import INTERRUPTED, DispatchEvents, Failed, Finished
+from obatchd.dispatch.events import INTERRUPTED, CrashListener, DispatchEvents, Failed, Finished
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.watchdog import Sample
@@ -35,7 +35,7 @@ class Suspicion(msgspec.Struct):
     servers: dict[str, float] = {}
 
 
-class Consequences:
+class OutcomeHandler:
     """Draws the consequences for the request and for the server.
 
     Args:
@@ -52,8 +52,7 @@ class Consequences:
     ) -> None:
         self.settings = settings
         self.suspicion: dict[tuple[int, int], Suspicion] = {}
-        self.on_crashed: Callable[[str, str, float], None] = lambda server, work, crashed_s: None
-        self.on_cleared: Callable[[str, str, float, str], None] = lambda server, work, crashed_s, by: None
+        self.crash_listener = CrashListener()
         self._queue = queue
         self._events = events
         self._hold = hold
@@ -93,7 +92,7 @@ class Consequences:
         if (suspicion := self.suspicion.get(key)) is not None:
             for server, crashed_s in suspicion.servers.items():
                 if server != link.server.id:
-                    self.on_cleared(server, str(taken.lane.profile), crashed_s, link.server.id)
+                    self.crash_listener.cleared(server, str(taken.lane.profile), crashed_s, link.server.id)
 
     def worker_lost(self, link: Link, reason: str) -> None:
         """A worker is gone: what had a slot has failed, what waited goes back."""
@@ -187,7 +186,7 @@ class Consequences:
             suspicion.alone += alone
             if fault.code != "server_hung":  # the watchdog deals with that one
                 suspicion.servers[link.server.id] = link.crashed_s
-                self.on_crashed(link.server.id, str(taken.lane.profile), link.crashed_s)
+                self.crash_listener.crashed(link.server.id, str(taken.lane.profile), link.crashed_s)
         return suspicion
 
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:

@@ -8,26 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterator
 from datetime import datetime
-from pathlib import Path
-from typing import Any
 
-from obatchd import log
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.gpucare.records import GpuRecords
-from obatchd.gpus.history import History
-from obatchd.gpus.kernel_log import KMSG, KernelLog
-from obatchd.gpus.model import ClockReason, XidEvent
-from obatchd.gpus.monitor import Facts, HealthEvent, Monitor, Quarantine
-from obatchd.gpus.probe import Probe
+from obatchd.dispatch.events import CrashListener
+from obatchd.gpucare.alarms import Alarms
+from obatchd.gpucare.watch import GpuWatch, servers_on
+from obatchd.gpus.monitor import HealthEvent, MonitorListener, Quarantine
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.alarms import AlarmKind
+from obatchd.tasks import TaskOwner, TaskSet
 
-_log = log.get(__name__)
 _TICK_S = 1.0
 QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left
 _LENT, _HOURS = "lent", "hours"
@@ -35,130 +28,98 @@ _FLUSH_S = 60.0
 _DANGER = ("near_shutdown", "lost")
 
 
-class GpuDuty:
-    """Connects the health of GPUs, and who may use them when, with servers and dispatch."""
+class GpuPolicy(MonitorListener, CrashListener):
+    """Connects the health of GPUs, and who may use them when, with servers and dispatch.
+
+    Args:
+        owner: told when the tick of the policy ends by an exception: GPUs would be cared for by nobody.
+    """
 
     def __init__(
-        self, settings: Settings, probe: Probe, fleet: Fleet, dispatcher: Dispatcher, facts: Facts, work: Path
+        self,
+        settings: Settings,
+        watch: GpuWatch,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        announcer: Alarms,
+        owner: TaskOwner,
     ) -> None:
-        """``work`` is the directory of ``history.db`` and ``gpus.json``, and of what stand-ins share."""
         self._settings = settings
-        self._probe = probe
-        self._fleet = fleet
+        self.watch = watch
+        self.monitor = watch.monitor
+        self.fleet = fleet
         self._dispatcher = dispatcher
-        self.history = History(work / "history.db", ClockReason.HARDWARE)
+        self._announcer = announcer
         self._flushed_s = time.monotonic()
-        records = GpuRecords(work / "gpus.json", facts)
-        self.monitor = Monitor(
-            probe, records, settings.gpu_health, on_quarantine=self._quarantined, on_event=self._event,
-            on_readings=self.history.sample, on_identity=self.history.place,
-        )  # fmt: skip
-        self.monitor.comparable = self._comparable
-        path = KMSG
-        if fleet.simulated:
-            from obatchd.simulator.gpus import kernel_log
+        self._ticks = TaskSet(owner)
+        self._actions = TaskSet(self)
 
-            path = kernel_log(work / "simulator")
-        self.kernel_log = KernelLog(self._xid, self.monitor.since_s, path)
-        self.announce: Callable[[AlarmKind, dict[str, Any]], None] = lambda kind, facts: None  # alarms
-        self.under_test: Callable[[str], bool] = lambda server: False  # whether a burn-in has a server for itself
-        self._work: set[asyncio.Task[None]] = set()
-        self._task: asyncio.Task[None] | None = None
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """Trouble with one GPU, which is in the log, does not end the care of the others."""
 
     def start(self) -> None:
         """Begin to listen; called before any server has begun, so that a GPU in quarantine never gets one."""
         for uuid, record in self.monitor.records.items():
             if record.quarantine is not None:
-                for server in self.servers_on(uuid):
+                for server in servers_on(self.fleet, uuid):
                     server.quarantine_at_start(f"GPU {uuid} is in quarantine: {record.quarantine.reason}")
-        self._dispatcher.hear_of_crashes(self._crashed, self._cleared)
+        self._dispatcher.listen_to_crashes(self)
         self._look()
-        self._probe.listen(self.monitor)
-        if self._probe.gpus:
-            self.kernel_log.start()
-        self._task = asyncio.create_task(self._run(), name="gpu-duty")
+        self.monitor.listen(self)
+        self.watch.probe.listen(self.monitor)
+        if self.watch.probe.gpus:
+            self.watch.kernel_log.start()
+        self._ticks.start(self._run(), "gpu-policy")
 
     async def stop(self) -> None:
-        tasks = [*self._work, *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.kernel_log.stop()
+        await self._ticks.stop()
+        await self._actions.stop()
+        await self.watch.kernel_log.stop()
         await asyncio.to_thread(self.monitor.save)
-        await asyncio.to_thread(self.history.close)
+        await asyncio.to_thread(self.watch.history.close)
 
     def apply(self, settings: Settings) -> None:
         """Use changed limits from the next reading on."""
         self._settings = settings
         self.monitor.settings = settings.gpu_health
 
-    def servers_on(self, card: str) -> Iterator[ManagedServer]:
-        """The servers that compute on a card; one on each slice, or a group over several."""
-        for server in self._fleet.servers.values():
-            if isinstance(server, ManagedServer) and any(gpu.card == card for gpu in server.gpus):
-                yield server
-
     # What the monitor and the servers say.
 
-    def _event(self, event: HealthEvent) -> None:
-        self.history.event(event.at_s, event.uuid, event.kind, event.text, event.level, event.signal)
+    def health_event(self, event: HealthEvent) -> None:
         if event.kind in ("quarantine", "release"):  # too rare and too important to wait for the minute
             self._flushed_s = float("-inf")
 
-    def _xid(self, event: XidEvent) -> None:
-        self.monitor.xids([event])
-
-    def _crashed(self, server_id: str, work: str, crashed_s: float) -> None:
+    def crashed(self, server_id: str, work: str, crashed_s: float) -> None:
         for card in self._cards_of(server_id):
             self.monitor.crashed(card, work, _epoch_s(crashed_s))
 
-    def _cleared(self, server_id: str, work: str, crashed_s: float, by: str) -> None:
-        words = f"{server_id} crashed, and {by} answered what it was working on"
+    def cleared(self, server_id: str, work: str, crashed_s: float, answered_by: str) -> None:
+        words = f"{server_id} crashed, and {answered_by} answered what it was working on"
         for card in self._cards_of(server_id):
-            self.monitor.cleared(card, work, _epoch_s(crashed_s), self._cards_of(by), words)
+            self.monitor.cleared(card, work, _epoch_s(crashed_s), self._cards_of(answered_by), words)
 
     def _cards_of(self, server_id: str) -> set[str]:
         """None of a server on the CPU or elsewhere, which therefore proves nothing about a card here."""
-        server = self._fleet.servers.get(server_id)
+        server = self.fleet.servers.get(server_id)
         return {gpu.card for gpu in server.gpus} if isinstance(server, ManagedServer) else set()
 
-    def _comparable(self, card: str) -> set[str]:
-        """Cards whose servers do the same work: only what they do not suffer too can be this card's fault."""
-        mine = {server.loaded or server.loading for server in self.servers_on(card)} - {None}
-        cards: set[str] = set()
-        for server in self._fleet.servers.values():
-            if isinstance(server, ManagedServer) and server.loaded in mine and server.ready:
-                cards |= {gpu.card for gpu in server.gpus}
-        return cards
-
-    def _quarantined(self, card: str, quarantine: Quarantine, urgent: bool) -> None:
+    def quarantined(self, card: str, quarantine: Quarantine, urgent: bool) -> None:
         who = self.monitor.tracks[card].identity
-        self.announce("quarantine", {
+        self._announcer.announce("quarantine", {
             "uuid": card, "index": who.index, "serial": who.serial, "slot": who.slot or who.pci_bus_id,
             "reason": quarantine.reason, "by": quarantine.by, "action": quarantine.action,
         })  # fmt: skip
         reason = f"GPU {card} is put into quarantine: {quarantine.reason}"
-        for server in self.servers_on(card):
+        for server in servers_on(self.fleet, card):
             server.hold(QUARANTINE, reason)
-            self._begin(self._withdraw(server, reason, urgent=urgent))
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        async def run() -> None:
-            try:
-                await work
-            except Exception:  # noqa: BLE001 - logged; trouble with one GPU must not end the care of the others
-                _log.exception("gpu_duty_failed")
-
-        task = asyncio.create_task(run(), name="gpu-duty-work")
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
+            self._actions.start(self._withdraw(server, reason, urgent=urgent), f"withdraw-{server.id}")
 
     async def _withdraw(self, server: ManagedServer, reason: str, *, urgent: bool) -> None:
         """Take a server's work away and end it; without a strike, because its requests are not to blame.
 
         A burn-in goes on, because it looks for just this; but not where it would hurt the hardware.
         """
-        while self.under_test(server.id) and not self._in_danger(server):
+        while server.under_test and not self._in_danger(server):
             await asyncio.sleep(_TICK_S)
         if not any((r := self.monitor.records.get(gpu.card)) and r.quarantine for gpu in server.gpus):
             return  # released meanwhile
@@ -188,7 +149,7 @@ class GpuDuty:
                 await asyncio.to_thread(self.monitor.save)
             if time.monotonic() - self._flushed_s >= _FLUSH_S:
                 self._flushed_s = time.monotonic()
-                await asyncio.to_thread(self.history.flush)
+                await asyncio.to_thread(self.watch.history.flush)
 
     def _look(self) -> None:
         now_s = time.time()
@@ -196,10 +157,10 @@ class GpuDuty:
         for uuid, record in list(self.monitor.records.items()):
             if record.lent_until_s and now_s >= record.lent_until_s:
                 self.take_back(uuid)
-            for server in self.servers_on(uuid):
+            for server in servers_on(self.fleet, uuid):
                 until = time.strftime("%d %b %H:%M", time.localtime(record.lent_until_s))
                 self._keep(server, _LENT, f"lent until {until}" if record.lent_until_s else "")
-        servers = self._fleet.servers.values()
+        servers = self.fleet.servers.values()
         hours = f"its GPU may be used at {', '.join(self._settings.gpus.allow)} only (gpus.allow)"
         for each in servers:
             if isinstance(each, ManagedServer) and each.gpus:
@@ -213,7 +174,7 @@ class GpuDuty:
         """Keep work away from a server, and its model out of the GPU, while there is a reason."""
         if reason and server.holds.get(by) != reason:
             server.hold(by, reason)
-            self._begin(self._free(server))
+            self._actions.start(self._free(server), f"free-{server.id}")
         elif not reason and by in server.holds:
             server.resume(by)
 
@@ -226,7 +187,7 @@ class GpuDuty:
     def release(self, card: str) -> list[str]:
         """End a quarantine; the lasting defects that were accepted with it."""
         accepted = self.monitor.release(card)
-        for server in self.servers_on(card):
+        for server in servers_on(self.fleet, card):
             others = [gpu.card for gpu in server.gpus if gpu.card != card]
             if not any((record := self.monitor.records.get(o)) and record.quarantine for o in others):
                 server.resume(QUARANTINE)
@@ -242,7 +203,7 @@ class GpuDuty:
     def take_back(self, card: str) -> None:
         """End a loan."""
         self.monitor.lend(card, 0.0)
-        for server in self.servers_on(card):
+        for server in servers_on(self.fleet, card):
             server.resume(_LENT)
 
 

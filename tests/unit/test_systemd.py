@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from obatchd.control import notify
+from obatchd.daemon import systemd
 
 
 @pytest.fixture
@@ -22,15 +22,15 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 
 
 def test_what_is_sent(manager: socket.socket) -> None:
-    notify.ready("watching")
+    systemd.ready("watching")
     assert manager.recv(999) == b"READY=1\nSTATUS=watching"
-    notify.status("3 servers")
+    systemd.status("3 servers")
     assert manager.recv(999) == b"STATUS=3 servers"
-    notify.watchdog()
+    systemd.watchdog()
     assert manager.recv(999) == b"WATCHDOG=1"
-    notify.stopping("bye")
+    systemd.stopping("bye")
     assert manager.recv(999) == b"STOPPING=1\nSTATUS=bye"
-    notify.reloading()
+    systemd.reloading()
     first, second = manager.recv(999).decode().split("\n")
     assert first == "RELOADING=1"
     assert int(second.removeprefix("MONOTONIC_USEC=")) > 0
@@ -42,22 +42,22 @@ def test_abstract_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
         receiver.bind(f"\0{name}")
         receiver.settimeout(5)
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
-        notify.watchdog()
+        systemd.watchdog()
         assert receiver.recv(99) == b"WATCHDOG=1"
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
-    notify.watchdog()
+    systemd.watchdog()
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "nobody"))
-    notify.watchdog()
+    systemd.watchdog()
 
 
 def test_watchdog_interval_is_half_of_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WATCHDOG_PID", raising=False)
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    assert notify.watchdog_interval_s() is None
+    assert systemd.watchdog_interval_s() is None
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
-    assert notify.watchdog_interval_s() == 15
+    assert systemd.watchdog_interval_s() == 15
     monkeypatch.setenv("WATCHDOG_PID", str(os.getpid() + 1))
-    assert notify.watchdog_interval_s() is None
+    assert systemd.watchdog_interval_s() is None

@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 from dispatch_support import CRASH, LARGE, SMALL, Port, Rig, settle
+from settings_support import in_force
+from task_support import Failures
 from test_gpu_monitor import Bench, DictFacts
+from work_support import Alarms
 
-from obatchd.gpucare.gpu_duty import GpuDuty
+from obatchd.gpucare.policy import GpuPolicy
+from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.model import Gpu, Reading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.servers.managed import ManagedServer
@@ -49,7 +53,9 @@ class Host:
             simulated=True,
         )
         probe: Any = SimpleNamespace(gpus=self.gpus, listen=lambda listener: None)
-        self.duty = GpuDuty(Settings(), probe, fleet, rig.dispatcher, DictFacts(), work)
+        self.owner, alarms = Failures(), Alarms()
+        watch = GpuWatch(in_force(), probe, fleet, DictFacts(), work, work / "kernel.log")
+        self.duty = GpuPolicy(Settings(), watch, fleet, rig.dispatcher, alarms, self.owner)  # type: ignore[arg-type]
         self.duty.start()
         self.jobs = 0
 

@@ -1,0 +1,134 @@
+"""The composition root: builds the parts of the daemon. :mod:`obatchd.daemon.life` runs them.
+
+:func:`host` makes what belongs to one machine, :func:`head` what there is once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from obatchd.burnin.run.manager import Burnin
+from obatchd.client import runtime
+from obatchd.control.api import ControlServer
+from obatchd.control.auth import Access
+from obatchd.control.submit import SubmitServer
+from obatchd.daemon import burnin
+from obatchd.daemon.burnin import BurninHost
+from obatchd.daemon.models import ServedModels
+from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.dispatch.pool import forkserver_context
+from obatchd.dispatch.recovery import Watchdog
+from obatchd.engine.engine import Engine
+from obatchd.engine.housekeeping import Housekeeping
+from obatchd.gpucare.alarms import Alarms
+from obatchd.gpucare.policy import GpuPolicy
+from obatchd.gpucare.watch import GpuWatch
+from obatchd.gpus.kernel_log import KMSG
+from obatchd.gpus.probe import Probe
+from obatchd.jobs.store import Facts, Store
+from obatchd.live.work import Work
+from obatchd.operations.facade import Facade
+from obatchd.servers.fleet import Fleet
+from obatchd.servers.models import ModelKeeper
+from obatchd.servers.server import Server
+from obatchd.servers.states import ServerState
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
+from obatchd.spool.layout import Layout
+from obatchd.tasks import TaskOwner
+
+Reload = Callable[[], Awaitable[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Spool:
+    """What the daemon has of its spool."""
+
+    layout: Layout
+    store: Store
+
+    @property
+    def facts(self) -> Facts:
+        """What is remembered over restarts beside jobs."""
+        return Facts(self.store.state)
+
+
+@dataclass(frozen=True)
+class Host:
+    """The parts that belong to one machine: its GPUs and servers."""
+
+    probe: Probe
+    fleet: Fleet
+    models: ModelKeeper
+    watch: GpuWatch
+    session: aiohttp.ClientSession
+
+
+@dataclass(frozen=True)
+class Head:
+    """The parts that there are once: the path of a request, care of the GPUs, tests, and the doors for operators."""
+
+    engine: Engine
+    policy: GpuPolicy
+    watchdog: Watchdog
+    housekeeping: Housekeeping
+    burnin: Burnin
+    facade: Facade
+    control: ControlServer
+    submit: SubmitServer
+    runtime_dir: Path
+
+
+async def host(settings: Current[Settings], spool: Spool, owner: TaskOwner) -> Host:
+    """The parts of this machine. The probe runs already: which GPUs there are decides what is made."""
+    work, kernel_log = spool.layout.work, KMSG
+    probe = Probe(settings.value.gpus, work / "simulator")
+    await probe.start()
+    fleet = Fleet(settings.value, work, spool.layout.uuid, probe, spool.facts, owner)
+    if fleet.simulated:
+        from obatchd.simulator import gpus
+
+        kernel_log = gpus.kernel_log(work / "simulator")
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False)
+    models = ModelKeeper(settings.value.models, fleet)
+    return Host(probe, fleet, models, GpuWatch(settings, probe, fleet, spool.facts, work, kernel_log), session)
+
+
+def head(
+    settings: Current[Settings], spool: Spool, here: Host, alarms: Alarms, reload: Reload, owner: TaskOwner
+) -> Head:
+    """All other parts; none of them runs yet."""
+    layout = spool.layout
+    work = Work(settings, layout, spool.store, owner, alarms)
+    engine = Engine(work, forkserver_context(), ServedModels(here.models, here.fleet))
+    policy = GpuPolicy(settings.value, here.watch, here.fleet, engine.dispatcher, alarms, owner)
+    here.fleet.listen(_ServerNews(engine.dispatcher, alarms))
+    watchdog = Watchdog(engine.dispatcher, settings.value, here.watch, owner)
+    tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms, here.session)
+    runs = Burnin(layout.work / "burnin", tested, burnin.defaults(settings.value))
+    facade = Facade(engine, here.fleet, here.models, here.probe, policy, reload)
+    access = Access(settings.value.access)
+    runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
+    return Head(
+        engine, policy, watchdog, Housekeeping(engine), runs, facade,
+        ControlServer(facade, runtime_dir, access, runs), SubmitServer(facade, runtime_dir, access), runtime_dir,
+    )  # fmt: skip
+
+
+class _ServerNews:
+    """Tells dispatch and the alarms of the servers. Implements :class:`obatchd.servers.server.ServerListener`."""
+
+    def __init__(self, dispatcher: Dispatcher, alarms: Alarms) -> None:
+        self._dispatcher = dispatcher
+        self._alarms = alarms
+
+    def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
+        self._dispatcher.server_changed(server)
+        if new is ServerState.FAILED:
+            facts = {"server": server.id, "gpu": server.gpu_label, "reason": reason}
+            self._alarms.announce("server_failed", facts)

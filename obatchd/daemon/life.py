@@ -1,0 +1,192 @@
+"""The life of the daemon: it starts the parts, runs until a signal says stop, drains, and stops them.
+
+Order of start: lock, store, probe, servers, engine, control sockets; READY is said when the sockets are open and the
+inbox was scanned once. Stopping is the reverse, with a drain in between; a second signal skips the drain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from obatchd import __version__, log
+from obatchd.client import runtime
+from obatchd.control.auth import group_id
+from obatchd.daemon import burnin, compose, process, systemd
+from obatchd.daemon.compose import Head, Host, Spool
+from obatchd.daemon.reload import Reloader
+from obatchd.gpucare.alarms import Alarms
+from obatchd.jobs.store import Store
+from obatchd.jobs.store.database import is_corrupt
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
+from obatchd.settings.tables.access import AccessSettings
+from obatchd.spool.layout import Layout
+from obatchd.spool.owners import OwnerDirectories
+from obatchd.tasks import TaskSet
+
+_log = log.get(__name__)
+EXIT_OK, EXIT_FAILED = 0, 1
+
+
+class Daemon:
+    """One daemon on one spool. Answers for the tasks without which it would only seem to work."""
+
+    def __init__(self, settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> None:
+        self._settings = Current(settings)
+        self._reloader = Reloader(self._settings, config_file, flags, self)
+        self._tasks = TaskSet(self)
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._exit_code = EXIT_OK
+
+    async def run(self) -> int:
+        """Run until told to stop; returns the exit code.
+
+        Raises:
+            ObatchError: the daemon cannot start, with what to do.
+        """
+        self._listen_to_signals()
+        settings = self._settings.value
+        layout = await asyncio.to_thread(Layout.open, settings.spool_path, _owners(settings.access))
+        with layout.lock():
+            self._store = await asyncio.to_thread(Store, layout.work, self._settings)
+            try:
+                await self._run_locked(Spool(layout, self._store))
+            finally:
+                await asyncio.to_thread(self._store.close)
+        _log.info("stopped", exit_code=self._exit_code)
+        return self._exit_code
+
+    async def _run_locked(self, spool: Spool) -> None:
+        _log.info("starting", version=__version__, spool=spool.layout.root, pid=os.getpid())
+        self._alarms = Alarms(self._settings.value.alarms)
+        self._alarms.start()
+        async with contextlib.AsyncExitStack() as at_end:
+            at_end.push_async_callback(self._alarms.stop)
+            here = self._here = await compose.host(self._settings, spool, self)
+            at_end.push_async_callback(here.probe.stop)
+            at_end.push_async_callback(here.session.close)
+            head = self._head = compose.head(self._settings, spool, here, self._alarms, self._reloader.reload, self)
+            at_end.callback(runtime.remove, spool.layout.root, head.runtime_dir)
+            at_end.push_async_callback(here.fleet.stop)
+            at_end.push_async_callback(here.models.close)
+            await here.fleet.start()
+            head.policy.start()
+            at_end.push_async_callback(head.policy.stop)
+            # Servers planned but not started yet are handed over too: dispatch waits until they are READY.
+            await head.engine.dispatcher.start(here.fleet.servers.values())
+            if spool.store.state.get("paused"):
+                head.engine.work.holds.hold("paused")
+            await head.engine.start()
+            await self._serve(here, head)
+
+    async def _serve(self, here: Host, head: Head) -> None:
+        try:
+            await head.burnin.resume()  # before anybody may ask whether a run is over
+            await head.control.start()
+            await head.submit.start()
+            head.housekeeping.start()
+            head.watchdog.start()
+            await self._until_stopped(here, head)
+        finally:
+            systemd.stopping("stopping")
+            await head.submit.stop()
+            head.control.only_looks()
+            await head.housekeeping.stop()
+            await head.burnin.close()
+            await self._drain(head)
+            await head.watchdog.stop()
+            await head.control.stop()
+
+    async def _until_stopped(self, here: Host, head: Head) -> None:
+        stopping = asyncio.create_task(self._stopping.wait())
+        scanned = asyncio.create_task(head.engine.intake.scanned.wait())
+        await asyncio.wait([stopping, scanned], return_when=asyncio.FIRST_COMPLETED)
+        scanned.cancel()
+        if not stopping.done():
+            systemd.ready("watching the inbox")
+            _log.info("ready", servers=len(here.fleet.servers), jobs=len(head.engine.jobs))
+            self._tasks.start(self._reloader.run(), "reload")
+        self._tasks.start(systemd.tell(head.facade), "systemd")
+        self._tasks.start(process.return_memory(head.engine.jobs), "memory")
+        await stopping
+        await self._tasks.stop()
+
+    async def _drain(self, head: Head) -> None:
+        """Stop the engine after in-flight requests ended, or at once when a second signal comes."""
+        stop = asyncio.create_task(head.engine.stop(self._settings.value.drain_s))
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([stop, hurry], return_when=asyncio.FIRST_COMPLETED)
+        if not stop.done():
+            _log.warning("drain_skipped", reason="a second signal")
+            head.engine.hurry()
+        await stop
+        hurry.cancel()
+        if head.engine.committer.backlog:
+            self._exit_code = EXIT_FAILED  # answers that the disk did not take; they are asked for again
+
+    # Signals, and the end of a part.
+
+    def _listen_to_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number.name)
+        loop.add_signal_handler(signal.SIGHUP, self._reloader.ask)
+
+    def _stop(self, name: str) -> None:
+        if self._stopping.is_set():
+            self._hurry.set()
+            return
+        _log.info("stop_asked", signal=name, drain_s=self._settings.value.drain_s)
+        self._stopping.set()
+
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """A part of the daemon is gone: stop, so that the service manager starts a whole one again.
+
+        What is committed survives a restart, so this is safer than going on without the part.
+        """
+        if is_corrupt(error):
+            remedy = "the daemon ends; its next start sets the file aside and does again what it held"
+            _log.error("store_damaged", task=name, reason=str(error), remedy=remedy)
+            self._store.distrust()
+        self._exit_code = EXIT_FAILED
+        self._stopping.set()
+
+    def settings_changed(self) -> None:
+        """Tell the parts that do not read the settings at the moment of use."""
+        settings, head = self._settings.value, self._head
+        log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
+        self._here.models.apply(settings.models)
+        head.watchdog.apply(settings)
+        head.burnin.defaults = burnin.defaults(settings)
+        head.policy.apply(settings)
+        self._alarms.settings = settings.alarms
+        head.engine.settings_changed()
+
+
+def _owners(access: AccessSettings) -> OwnerDirectories | None:
+    """Directories of their own for the users of a service; a service without its groups serves administrators."""
+    if access.mode == "personal":
+        return None
+    for name in (access.submit_group, access.admin_group):
+        if group_id(name) is None:
+            _log.warning("group_missing", group=name, remedy=f"groupadd --system {name}, or name another in [access]")
+    return OwnerDirectories(group_id(access.admin_group))
+
+
+def run(settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> int:
+    """Run the daemon in the foreground; returns its exit code.
+
+    Raises:
+        ObatchError: it cannot start.
+    """
+    process.prepare()
+    log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
+    return int(uvloop.run(Daemon(settings, config_file, flags).run()))

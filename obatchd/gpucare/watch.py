@@ -1,0 +1,71 @@
+"""What is seen of the GPUs of a host: readings, their judgement, their history, and the kernel's log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from obatchd.gpucare.records import GpuRecords
+from obatchd.gpus.history import History
+from obatchd.gpus.kernel_log import KernelLog
+from obatchd.gpus.model import ClockReason
+from obatchd.gpus.monitor import Facts, Monitor
+from obatchd.gpus.probe import Probe
+from obatchd.servers.fleet import Fleet
+from obatchd.servers.managed import ManagedServer
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
+
+_FRESH_S = 15.0
+
+
+class GpuWatch:
+    """The parts that watch.
+
+    Args:
+        work: directory of ``history.db`` and ``gpus.json``.
+        kernel_log: where the kernel's messages are read.
+    """
+
+    def __init__(
+        self, settings: Current[Settings], probe: Probe, fleet: Fleet, facts: Facts, work: Path, kernel_log: Path
+    ) -> None:
+        self.probe = probe
+        self._settings = settings
+        self._fleet = fleet
+        self.history = History(work / "history.db", ClockReason.HARDWARE)
+        records = GpuRecords(work / "gpus.json", facts)
+        self.monitor = Monitor(probe, records, settings.value.gpu_health, SameWork(fleet), self.history)
+        self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log)
+
+    def utilisation(self, server_id: str) -> int | None:
+        """Of the busiest GPU of a server in percent; None where it is unknown or told too long ago."""
+        readings, limit_s = self.probe.readings, max(_FRESH_S, 3 * self._settings.value.gpus.poll_s)
+        found = [readings.get(uuid) for uuid in self._fleet.servers[server_id].gpu_label.split(",")]
+        fresh = [r.utilisation_percent for r in found if r and time.time() - r.at_s < limit_s]
+        known = [percent for percent in fresh if percent is not None]
+        return max(known) if len(known) == len(found) else None
+
+
+class SameWork:
+    """Implements :class:`obatchd.gpus.monitor.Siblings`."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def comparable(self, card: str) -> set[str]:
+        """Cards whose servers do the same work: only what they do not suffer too can be this card's fault."""
+        mine = {server.loaded or server.loading for server in servers_on(self._fleet, card)} - {None}
+        cards: set[str] = set()
+        for server in self._fleet.servers.values():
+            if isinstance(server, ManagedServer) and server.loaded in mine and server.ready:
+                cards |= {gpu.card for gpu in server.gpus}
+        return cards
+
+
+def servers_on(fleet: Fleet, card: str) -> Iterator[ManagedServer]:
+    """The servers that compute on a card; one on each slice, or a group over several."""
+    for server in fleet.servers.values():
+        if isinstance(server, ManagedServer) and any(gpu.card == card for gpu in server.gpus):
+            yield server

@@ -1,0 +1,105 @@
+"""A server whose care meets a defect of ours leaves its state at once and is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from obatchd.servers.life import Life
+from obatchd.servers.states import ServerState
+from obatchd.settings.settings import Settings
+
+S = ServerState
+QUICK = {"backoff_max_s": 0.01, "slow_retry_s": 0.01, "health_s": 0.01, "starts_limit": 3, "start_timeout_s": 5}
+
+
+class Cared(Life):
+    """A server of which the test says what goes wrong."""
+
+    def __init__(self) -> None:
+        super().__init__("gpu0", Settings.model_validate({"servers": QUICK}))
+        self.defects: dict[str, int] = {}  # how often each step still fails
+        self.states: list[ServerState] = []
+        self.closed = 0
+
+    def _step(self, name: str) -> None:
+        if self.defects.get(name, 0):
+            self.defects[name] -= 1
+            raise KeyError(name)
+
+    async def _open(self) -> None:
+        self._step("open")
+
+    async def _close(self) -> None:
+        self.closed += 1
+        self._step("close")
+
+    async def _check_health(self) -> None:
+        self._step("health")
+
+    async def _when_healthy(self) -> None:
+        self._step("healthy")
+
+    def _forget(self) -> None:
+        pass
+
+    def _tell(self, old: ServerState, new: ServerState, reason: str) -> None:
+        self.states.append(new)
+        self._step(f"tell-{new.value}")
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Cared]:
+    made = Cared()
+    yield made
+    made.defects.clear()
+    await made.stop()
+
+
+async def until(found: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not found():
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("step", ["open", "health", "healthy"])
+async def test_a_defect_in_a_run_ends_that_run_and_the_server_comes_back(server: Cared, step: str) -> None:
+    server.defects = {step: 1}
+    server.begin()
+    await until(lambda: S.BACKOFF in server.states and server.ready)
+    before = server.states[: server.states.index(S.BACKOFF)]
+    assert before == ([S.STARTING] if step == "open" else [S.STARTING, S.READY])
+    assert server.closed == 1
+
+
+async def test_a_server_that_meets_the_defect_again_and_again_fails_with_the_reason(server: Cared) -> None:
+    server.defects = {"open": 1_000_000}
+    server.begin()
+    await until(lambda: S.FAILED in server.states)
+    assert "obatchd itself failed in looking after it (KeyError" in server.reason
+    assert not server.ready
+
+
+async def test_what_cannot_be_closed_is_tried_again_all_the_same(server: Cared) -> None:
+    server.defects = {"health": 1, "close": 1}
+    server.begin()
+    await until(lambda: S.BACKOFF in server.states and server.ready)
+
+
+@pytest.mark.parametrize("state", ["ready", "backoff", "starting"])
+async def test_a_listener_that_fails_does_not_leave_the_server_without_care(server: Cared, state: str) -> None:
+    server.defects = {f"tell-{state}": 1, "open": 1 if state == "backoff" else 0}
+    server.begin()
+    await until(lambda: server.ready and not any(server.defects.values()))
+
+
+async def test_a_restart_is_carried_out_after_a_defect(server: Cared) -> None:
+    server.defects = {"open": 1_000_000}
+    server.begin()
+    await until(lambda: server.state in (S.BACKOFF, S.FAILED))
+    server.defects.clear()
+    async with asyncio.timeout(5):
+        await server.restart("asked by the operator")
+    await until(lambda: server.ready)
