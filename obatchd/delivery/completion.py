@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
 
 from obatchd.delivery.cancellation import Cancellation
 from obatchd.delivery.committer import AttemptsInProgress, Committer
 from obatchd.delivery.publisher import DeliveryEvents, Publisher
-from obatchd.delivery.responses import ResponseWriter
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.dispatch.protocol import JobContext
 from obatchd.errors import ObatchError
@@ -34,7 +34,7 @@ class Completion:
         work: Work,
         queue: JobQueue,
         committer: Committer,
-        responses: ResponseWriter,
+        context: ForkServerContext,
         models: Models,
         events: DeliveryEvents,
     ) -> None:
@@ -42,7 +42,7 @@ class Completion:
         self._queue = queue
         self._committer = committer
         self._models = models
-        self.publisher = Publisher(work, responses, models, events)
+        self.publisher = Publisher(work, context, models, events)
         self.cancellation = Cancellation(work, queue, committer, self)
 
     async def start(self, attempts: AttemptsInProgress) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +47,8 @@ class DeliveryEvents(Protocol):
 class Publisher:
     """Publishes jobs in the order in which their last results came."""
 
-    def __init__(self, work: Work, responses: ResponseWriter, models: Models, events: DeliveryEvents) -> None:
-        self.responses = responses
+    def __init__(self, work: Work, context: ForkServerContext, models: Models, events: DeliveryEvents) -> None:
+        self.responses = ResponseWriter(context)
         self._work = work
         self._models = models
         self._events = events

@@ -15,6 +15,7 @@ from obatchd.jobs.model import Outcome
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import JobRow, LaneRow
 from obatchd.live.job import LiveJob
+from obatchd.live.models import Models
 from obatchd.live.work import Work
 from obatchd.tasks import TaskSet
 
@@ -24,13 +25,15 @@ _log = log.get(__name__)
 class Admission:
     """Called from the main loop. Implements :class:`obatchd.intake.intake.IntakeEvents`."""
 
-    def __init__(self, work: Work, queue: JobQueue, completion: Completion, committer: Committer, reuse: Reuse) -> None:
+    def __init__(
+        self, work: Work, queue: JobQueue, completion: Completion, committer: Committer, models: Models
+    ) -> None:
         self._work = work
         self._queue = queue
         self._completion = completion
         self._cancellation = completion.cancellation
         self._committer = committer
-        self._reuse = reuse
+        self._reuse = Reuse(work, models)
         self._tasks = TaskSet(work.owner)
 
     async def stop(self) -> None:
@@ -42,6 +45,15 @@ class Admission:
         if row.paused:
             self._queue.pause(row.key)
         return live
+
+    async def pause(self, live: LiveJob, paused: bool) -> None:
+        """Hold or go on with one job; what is in flight ends."""
+        await asyncio.to_thread(self._work.store.state.update, live.key, paused=int(paused))
+        live.paused = paused
+        if paused:
+            self._queue.pause(live.key)
+        else:
+            self._queue.resume(live.key)
 
     def accepted(self, row: JobRow) -> None:
         """A drop has become a job; its chunks follow."""

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from obatchd import log
 from obatchd.delivery.committer import Committer
 from obatchd.delivery.completion import Completion
-from obatchd.delivery.documents import job_document
-from obatchd.delivery.responses import ResponseWriter
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.engine.admission import Admission
 from obatchd.engine.resumption import Resumption
+from obatchd.engine.statuses import StatusWriter
 from obatchd.intake.feeder import Feeder
 from obatchd.intake.intake import Intake
-from obatchd.intake.limits import OwnerLimits
 from obatchd.intake.preparation import Preparation
-from obatchd.intake.reuse import Reuse
-from obatchd.jobs.model import JobIds
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import JobRow
-from obatchd.live.forecast import forecast
-from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
 from obatchd.live.work import Work
-from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
-_STATUS_S = 1.0
-_FORECAST_JOBS = 2000  # of more nobody waits for the turn, and counting costs a moment of the main loop
 
 
 class Engine:
@@ -44,29 +34,28 @@ class Engine:
         """Each part is made after those that it uses: from the end of the path to its beginning."""
         self.work, self.settings = work, work.settings
         self.layout, self.store, self.jobs, self.conditions = work.layout, work.store, work.jobs, work.conditions
-        self._tasks = TaskSet(work.owner)
         self.committer = Committer(work)
         self.preparation = Preparation(work, context, self.committer)
         self._feeder = Feeder(work, self.preparation, self.committer)
         self.queue = JobQueue(self._feeder)
-        self.completion = Completion(work, self.queue, self.committer, ResponseWriter(context), models, self)
+        self.completion = Completion(work, self.queue, self.committer, context, models, self)
         self._switcher = ProfileSwitcher(
             self.queue, work.settings.value.dispatch.switch_after_s, models, self.completion
         )
         self.dispatcher = Dispatcher(
             self.queue, work.settings.value.dispatch, context, self.completion, self._switcher, work.holds
         )
-        self._admission = Admission(work, self.queue, self.completion, self.committer, Reuse(work, models))
-        self.intake = Intake(work, JobIds(work.store.state.last_job()), self._admission)
-        self.resumption = Resumption(work, self._admission, self.completion, self._feeder, self.intake, self.dispatcher)
+        self.admission = Admission(work, self.queue, self.completion, self.committer, models)
+        self.intake = Intake(work, self.admission)
+        self._statuses = StatusWriter(work, self.completion, self.dispatcher)
+        self.resumption = Resumption(work, self.admission, self.completion, self._feeder, self.intake, self.dispatcher)
 
     # Life.
 
     async def start(self) -> None:
         """Take up what an earlier run left, then watch the inbox; on a disk that refuses, as soon as it does not."""
         await self.completion.start(self.dispatcher)
-        await self._look_at_disk()
-        self._tasks.start(self._write_statuses(), "job-status")
+        await self._statuses.start()
         await self.resumption.start()
 
     async def stop(self, drain_s: float) -> None:
@@ -78,10 +67,10 @@ class Engine:
         await self.dispatcher.stop()
         await self._feeder.stop()
         await self.preparation.stop()
-        await self._admission.stop()
+        await self.admission.stop()
         await self.completion.cancellation.stop()
         await self.committer.stop()
-        await self._tasks.stop()
+        await self._statuses.stop()
         await self.completion.publisher.stop()
 
     def hurry(self) -> None:
@@ -95,15 +84,6 @@ class Engine:
         self.dispatcher.apply(dispatch)
         self.preparation.settings_changed()
 
-    async def pause(self, live: LiveJob, paused: bool) -> None:
-        """Hold or go on with one job; what is in flight ends."""
-        await asyncio.to_thread(self.work.store.state.update, live.key, paused=int(paused))
-        live.paused = paused
-        if paused:
-            self.queue.pause(live.key)
-        else:
-            self.queue.resume(live.key)
-
     def published(self, row: JobRow, summary: dict[str, Any]) -> None:
         """A job is over: forget it, and tell."""
         work = self.work
@@ -115,33 +95,3 @@ class Engine:
         counts = {name: summary[name] for name in ("requests", "succeeded", "failed", "wall_s")}
         _log.info("job_done", job=row.job, **counts)
         work.announcer.announce("job_done", {"job": row.job, "owner": row.owner, **counts})
-
-    # Status.
-
-    async def _look_at_disk(self) -> None:
-        await self.work.conditions.look_at_disk(self.work.layout, self.work.settings.value.disk)
-
-    async def _write_statuses(self) -> None:
-        """The status of every job that has changed; one that is done within the second never needs its first."""
-        jobs = self.work.jobs
-        while True:
-            await asyncio.sleep(_STATUS_S)
-            await self._look_at_disk()
-            self.completion.watch_backlog()
-            in_flight = self.dispatcher.in_flight()
-            changed = []
-            if len(jobs) <= _FORECAST_JOBS:
-                forecast(jobs.values(), in_flight)
-            for live in jobs.values():
-                self.completion.cancellation.expire(live)
-                stamp = (live.finished, live.requests, live.paused, live.publishing, in_flight.get(live.key, 0),
-                         live.turn and live.turn.position)  # fmt: skip
-                if stamp != live.status_written and not live.publishing:
-                    live.status_written = stamp
-                    changed.append((live.outbox, job_document(live, in_flight.get(live.key, 0))))
-            if changed:
-                self.completion.publisher.write_statuses(changed)
-
-    def limits(self) -> OwnerLimits:
-        """What every owner has open, and may have."""
-        return OwnerLimits(self.work.settings.value.limits, self.work.jobs.values())

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,17 @@ import msgspec
 
 from obatchd import log
 from obatchd.errors import ConfigError, DropRefused
+from obatchd.intake.digest import content_digest
 from obatchd.intake.feeder import read_requests
 from obatchd.intake.sample import Sample
-from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entries, recognise, request_file
-from obatchd.jobs.formats.lines import refused
-from obatchd.jobs.formats.source import Unreadable, open_source
+from obatchd.intake.submitted import SubmittedSettings
+from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entries, recognise, refused, request_file
 from obatchd.jobs.lane import Pending
 from obatchd.jobs.model import Entry
-from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow, PendingRow, Store
-from obatchd.jobs.store.rows import REFUSED_LANE, IndexedChunk
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.jobs.store import DISK_ERRORS, REFUSED_LANE, IndexBatch, IndexedChunk, JobRow, PendingRow, Store
 from obatchd.settings.job import JobSettings
 from obatchd.settings.job_file import parse_job_settings
 from obatchd.settings.settings import Settings
-from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import Layout
 
 _log = log.get(__name__)
@@ -36,35 +31,8 @@ NEXT_CHUNK = 512  # requests
 # drop is done with one commit.
 _FIRST_OF_LARGE, _FIRST_OF_SMALL = 64, 256
 _SMALL_BYTES = 128 * 1024
-# Up to this many readings their own fsyncs are cheaper than one flush of the whole file system.
-_FEW_READINGS = 4
 _AT_HAND_BYTES = 16 * 1024
 _INLINE_DIGEST_BYTES = 1024**2
-_READ_BYTES = 128 * 1024
-_SETTINGS_FILE = "settings.json"
-
-
-class SubmittedSettings(msgspec.Struct):
-    """What a submission brings beside its prompts; kept in the job's directory until it is indexed."""
-
-    settings: JobSettings = msgspec.field(default_factory=JobSettings)
-    notes: list[str] = []
-    retry_of: str | None = None
-    defaults: FrozenSettings | None = None  # of the daemon, where they are not those of now
-
-    def write(self, directory: Path) -> None:
-        """Put it into the job's directory, durably: before the job is accepted."""
-        with open(directory / _SETTINGS_FILE, "wb") as file:
-            file.write(msgspec.json.encode(self))
-            file.flush()
-            os.fsync(file.fileno())
-
-    @classmethod
-    def read(cls, directory: Path) -> SubmittedSettings:
-        try:
-            return msgspec.json.decode((directory / _SETTINGS_FILE).read_bytes(), type=cls)
-        except FileNotFoundError:
-            return cls()
 
 
 class Chunk(msgspec.Struct):
@@ -269,34 +237,3 @@ class DropReader:
 
 def _rules(settings: JobSettings) -> RecordRules:
     return RecordRules(settings.template, settings.text_column, settings.id_column)
-
-
-def flush_unpacked(readings: Sequence[DropReader]) -> None:
-    """Make durable what was unpacked: the index, which is written next, must not outlive the bytes it refers to."""
-    unpacked = [reading for reading in readings if reading.request_file != reading.input]
-    if len(unpacked) > _FEW_READINGS:
-        sync_filesystem(unpacked[0].directory)
-    else:
-        sync_paths(path for reading in unpacked for path in (reading.request_file, reading.directory))
-
-
-def content_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, or of the names and bytes of a folder's files in name order.
-
-    A file in a folder that cannot be read counts by its name.
-    """
-    digest = hashlib.sha256()
-    if not path.is_dir():
-        with open(path, "rb") as file:
-            _hash(digest, file.read)
-        return digest.hexdigest()
-    for inside in sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink()):
-        digest.update(os.fsencode(inside.relative_to(path)) + b"\0")
-        with contextlib.suppress(Unreadable), open_source(inside, packed=False) as source:
-            _hash(digest, source.read)
-    return digest.hexdigest()
-
-
-def _hash(digest: hashlib._Hash, read: Callable[[int], bytes]) -> None:
-    while block := read(_READ_BYTES):
-        digest.update(block)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from obatchd import log
 from obatchd.errors import DropRefused, SpoolError
-from obatchd.intake.indexing import NEXT_CHUNK, Chunk, DropReader, flush_unpacked
+from obatchd.intake.indexing import NEXT_CHUNK, Chunk, DropReader
 from obatchd.intake.limits import OwnerLimits
 from obatchd.jobs.model import JobIds, JobState
 from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow
@@ -20,11 +20,14 @@ from obatchd.live.conditions import INTAKE, RETRY_S
 from obatchd.live.work import Work
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
+from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.inbox import Inbox, ScanReport
 from obatchd.spool.refusal import refuse_claimed, refuse_drop
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
+# Up to this many drops their own fsyncs are cheaper than one flush of the whole file system.
+_FEW_DROPS = 4
 
 
 class IntakeEvents(Protocol):
@@ -43,12 +46,12 @@ class IntakeEvents(Protocol):
 class Intake:
     """Takes drops and submissions; runs its file and store work in threads."""
 
-    def __init__(self, work: Work, ids: JobIds, events: IntakeEvents) -> None:
+    def __init__(self, work: Work, events: IntakeEvents) -> None:
         self._work = work
         self._layout = work.layout
         self._store = work.store
         self._conditions = work.conditions
-        self.ids = ids
+        self.ids = JobIds(work.store.state.last_job())
         self._events = events
         self.inbox = Inbox(work.layout, work.settings)
         self.report = ScanReport()
@@ -251,3 +254,12 @@ class Intake:
         if free_bytes - size_bytes < self._settings.disk.min_free_bytes:
             reason = f"unpacking needs {size_bytes} bytes more than the disk can spare ({free_bytes} free)"
             raise OSError(errno.ENOSPC, reason)
+
+
+def flush_unpacked(readers: Sequence[DropReader]) -> None:
+    """Make durable what was unpacked: the index, which is written next, must not outlive the bytes it refers to."""
+    unpacked = [reader for reader in readers if reader.request_file != reader.input]
+    if len(unpacked) > _FEW_DROPS:
+        sync_filesystem(unpacked[0].directory)
+    else:
+        sync_paths(path for reader in unpacked for path in (reader.request_file, reader.directory))

@@ -146,7 +146,7 @@ class Facade:
             self._engine.dispatcher.holds.hold(OPERATOR)
             return {"paused": True}
         live = self._live(caller, job_id)
-        await self._engine.pause(live, True)
+        await self._engine.admission.pause(live, True)
         return job_document(live, 0)
 
     @_told
@@ -157,7 +157,7 @@ class Facade:
             self._engine.dispatcher.holds.release(OPERATOR)
             return {"paused": False}
         live = self._live(caller, job_id)
-        await self._engine.pause(live, False)
+        await self._engine.admission.pause(live, False)
         return job_document(live, 0)
 
     @_told

@@ -12,7 +12,8 @@ import msgspec
 from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, DropRefused
-from obatchd.intake.indexing import SubmittedSettings
+from obatchd.intake.limits import OwnerLimits
+from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import FILE_ENDINGS, JobState
@@ -93,7 +94,7 @@ class Submissions:
     def _may_submit(self, owner: int) -> None:
         if self._engine.conditions.of_all:
             raise ControlError("; ".join(self._engine.conditions.of_all.values()), code="trouble")
-        if reason := self._engine.limits().room(owner, 0):
+        if reason := OwnerLimits(self._engine.settings.value.limits, self._engine.jobs.values()).room(owner, 0):
             raise ControlError(reason, code="over_limit")
 
     def _copy_failed(self, row: JobRow, target: Path) -> None:

@@ -13,7 +13,6 @@ from work_support import Alarms, make_work
 from obatchd.dispatch.holds import Holds
 from obatchd.intake.indexing import Chunk
 from obatchd.intake.intake import Intake
-from obatchd.jobs.model import JobIds
 from obatchd.jobs.store import JobRow
 from obatchd.live.conditions import Conditions
 from obatchd.live.work import Work
@@ -97,7 +96,7 @@ class Jobs(list[str]):
 @pytest.fixture
 async def intake(tmp_path: Path) -> AsyncIterator[tuple[Intake, Work]]:
     work = make_work(tmp_path, inbox={"settle_s": 0.05, "rescan_s": 0.05})
-    made = Intake(work, JobIds(), Jobs())
+    made = Intake(work, Jobs())
     made.start()
     yield made, work
     await made.stop()

@@ -17,8 +17,11 @@ from settings_support import in_force
 from obatchd.delivery.documents import late_note
 from obatchd.errors import DropRefused
 from obatchd.intake import indexing
+from obatchd.intake.digest import content_digest
 from obatchd.intake.feeder import read_requests
-from obatchd.intake.indexing import DropReader, SubmittedSettings, content_digest, flush_unpacked
+from obatchd.intake.indexing import DropReader
+from obatchd.intake.intake import flush_unpacked
+from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry

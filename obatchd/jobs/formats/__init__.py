@@ -34,6 +34,7 @@ __all__ = [
     "parse_request",
     "read_entries",
     "recognise",
+    "refused",
     "request_file",
 ]
 

@@ -7,7 +7,7 @@ import sqlite3
 from obatchd.errors import StoreError
 from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.results import unanswered_record
-from obatchd.jobs.store.rows import AttemptRow, LaneRow, PendingRow, ResultRow
+from obatchd.jobs.store.rows import REFUSED_LANE, AttemptRow, IndexedChunk, LaneRow, PendingRow, ResultRow
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import Facts, StateStore
 from obatchd.jobs.store.store import IndexBatch, Store
@@ -17,9 +17,11 @@ DISK_ERRORS = (OSError, sqlite3.OperationalError, StoreError)
 
 __all__ = [
     "DISK_ERRORS",
+    "REFUSED_LANE",
     "AttemptRow",
     "Facts",
     "IndexBatch",
+    "IndexedChunk",
     "JobRow",
     "LaneRow",
     "PendingRow",

@@ -1,0 +1,59 @@
+"""Keeps ``status.json`` of every job current, and looks at what goes by the second: disk, backlog, deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+
+from obatchd.delivery.completion import Completion
+from obatchd.delivery.documents import job_document
+from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.live.forecast import forecast
+from obatchd.live.work import Work
+from obatchd.tasks import TaskSet
+
+_PERIOD_S = 1.0
+_FORECAST_JOBS = 2000  # of more nobody waits for the turn, and counting costs a moment of the main loop
+
+
+class StatusWriter:
+    """Looks once a second."""
+
+    def __init__(self, work: Work, completion: Completion, dispatcher: Dispatcher) -> None:
+        self._work = work
+        self._completion = completion
+        self._dispatcher = dispatcher
+        self._tasks = TaskSet(work.owner)
+
+    async def start(self) -> None:
+        """Look at the disk once, then begin."""
+        await self._look_at_disk()
+        self._tasks.start(self._run(), "job-status")
+
+    async def stop(self) -> None:
+        await self._tasks.stop()
+
+    async def _look_at_disk(self) -> None:
+        await self._work.conditions.look_at_disk(self._work.layout, self._work.settings.value.disk)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(_PERIOD_S)
+            await self._look_at_disk()
+            self._completion.watch_backlog()
+            self._write()
+
+    def _write(self) -> None:
+        """Of every job that has changed; one that is done within the second never needs its first."""
+        jobs, in_flight = self._work.jobs, self._dispatcher.in_flight()
+        changed = []
+        if len(jobs) <= _FORECAST_JOBS:
+            forecast(jobs.values(), in_flight)
+        for live in jobs.values():
+            self._completion.cancellation.expire(live)
+            stamp = (live.finished, live.requests, live.paused, live.publishing, in_flight.get(live.key, 0),
+                     live.turn and live.turn.position)  # fmt: skip
+            if stamp != live.status_written and not live.publishing:
+                live.status_written = stamp
+                changed.append((live.outbox, job_document(live, in_flight.get(live.key, 0))))
+        if changed:
+            self._completion.publisher.write_statuses(changed)
