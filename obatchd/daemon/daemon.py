@@ -24,10 +24,9 @@ from obatchd.control import notify
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, daemon_itself, group_id
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon import burnin, process
+from obatchd.daemon import burnin, platform, process
 from obatchd.daemon.burnin import BurninHost, Hearing
 from obatchd.daemon.models import ServedModels
-from obatchd.dispatch.pool import forkserver_context
 from obatchd.dispatch.remedies import Watchdog
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
@@ -92,8 +91,8 @@ class Daemon:
     async def _run_locked(self, layout: Layout, store: Store) -> None:
         settings = self._settings
         _log.info("starting", version=__version__, spool=layout.root, pid=os.getpid())
-        context = forkserver_context()
-        self._probe = Probe(settings.gpus, layout.work / "simulator")
+        host = platform.choose(settings, layout.work)
+        self._probe = Probe(settings.gpus, host.open_source)
         self._hearing = Hearing(self._probe)
         self._alarms = Alarms(settings.alarms)
         self._alarms.start()
@@ -102,7 +101,7 @@ class Daemon:
         self._models = ModelKeeper(settings.models, self._fleet)
         served = ServedModels(self._models, self._fleet)
         work = Work(self._current, layout, store, self, self._alarms)
-        self.engine = Engine(work, context, served)
+        self.engine = Engine(work, served)
         dispatcher, facts = self.engine.dispatcher, Facts(store.state)
         self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work)
         self._duty.monitor.on_xid = self._hearing.xid

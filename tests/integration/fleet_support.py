@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from obatchd.daemon import platform
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.server import Server
@@ -31,7 +32,8 @@ class Bench:
         self.facts = facts
         self.instance = instance
         self.changes: list[tuple[str, ServerState, ServerState]] = []
-        self.probe = Probe(settings.gpus, work / "simulator")
+        host = platform.choose(settings, work)
+        self.probe = Probe(settings.gpus, host.open_source)
         self.fleet = Fleet(settings, work, instance, self.probe, facts, self._changed)
 
     def _changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
