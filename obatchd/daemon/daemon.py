@@ -97,13 +97,15 @@ class Daemon:
         self._alarms = Alarms(settings.alarms)
         self._alarms.start()
         await self._probe.start()
-        self._fleet = Fleet(settings, layout.work, layout.uuid, self._probe, Facts(store.state), self._server_changed)
+        self._fleet = Fleet(
+            settings, layout.work, layout.uuid, host.program, self._probe, Facts(store.state), self._server_changed
+        )
         self._models = ModelKeeper(settings.models, self._fleet)
         served = ServedModels(self._models, self._fleet)
         work = Work(self._current, layout, store, self, self._alarms)
         self.engine = Engine(work, served)
         dispatcher, facts = self.engine.dispatcher, Facts(store.state)
-        self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work)
+        self._duty = GpuDuty(settings, self._probe, self._fleet, dispatcher, facts, layout.work, host.kernel_log)
         self._duty.monitor.on_xid = self._hearing.xid
         self._duty.announce = self._alarms.announce
         await self._fleet.start()

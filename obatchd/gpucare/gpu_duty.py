@@ -17,7 +17,7 @@ from obatchd import log
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.history import History
-from obatchd.gpus.kernel_log import KMSG, KernelLog
+from obatchd.gpus.kernel_log import KernelLog
 from obatchd.gpus.model import ClockReason, XidEvent
 from obatchd.gpus.monitor import Facts, HealthEvent, Monitor, Quarantine
 from obatchd.gpus.probe import Probe
@@ -39,9 +39,16 @@ class GpuDuty:
     """Connects the health of GPUs, and who may use them when, with servers and dispatch."""
 
     def __init__(
-        self, settings: Settings, probe: Probe, fleet: Fleet, dispatcher: Dispatcher, facts: Facts, work: Path
+        self,
+        settings: Settings,
+        probe: Probe,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        facts: Facts,
+        work: Path,
+        kernel_log: Path,
     ) -> None:
-        """``work`` is the directory of ``history.db`` and ``gpus.json``, and of what stand-ins share."""
+        """``work`` is the directory of ``history.db`` and ``gpus.json``."""
         self._settings = settings
         self._probe = probe
         self._fleet = fleet
@@ -54,12 +61,7 @@ class GpuDuty:
             on_readings=self.history.sample, on_identity=self.history.place,
         )  # fmt: skip
         self.monitor.comparable = self._comparable
-        path = KMSG
-        if fleet.simulated:
-            from obatchd.simulator.gpus import kernel_log
-
-            path = kernel_log(work / "simulator")
-        self.kernel_log = KernelLog(self._xid, self.monitor.since_s, path)
+        self.kernel_log = KernelLog(self._xid, self.monitor.since_s, kernel_log)
         self.announce: Callable[[AlarmKind, dict[str, Any]], None] = lambda kind, facts: None  # alarms
         self.under_test: Callable[[str], bool] = lambda server: False  # whether a burn-in has a server for itself
         self._work: set[asyncio.Task[None]] = set()

@@ -48,3 +48,8 @@ def open_nvml() -> GpuSource:
     from obatchd.gpus.nvml.driver import Nvml
 
     return Nvml()
+
+
+def source_of(driver: str) -> str:
+    """Which source a card comes from, by its driver's version: what follows a dash; empty for NVIDIA's own driver."""
+    return driver.partition("-")[2]

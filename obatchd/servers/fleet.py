@@ -21,7 +21,7 @@ from obatchd.servers import environment
 from obatchd.servers.facts import Facts
 from obatchd.servers.managed import Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
-from obatchd.servers.process import find_binary
+from obatchd.servers.program import Program
 from obatchd.servers.remote import RemoteServer
 from obatchd.servers.server import OnChange, Server
 from obatchd.servers.sweep import sweep
@@ -41,8 +41,9 @@ class Fleet:
     """Plans, starts and ends the servers.
 
     Args:
-        work: directory for logs, homes of the servers and what stand-ins share.
+        work: directory for logs and homes of the servers.
         instance: uuid of the spool; marks every process we start.
+        program: what is started as a managed server.
         on_change: called as ``(server, old, new, reason)`` after each change of state, in the event loop.
 
     Attributes:
@@ -51,25 +52,27 @@ class Fleet:
     """
 
     def __init__(
-        self, settings: Settings, work: Path, instance: str, probe: Probe, facts: Facts, on_change: OnChange
+        self,
+        settings: Settings,
+        work: Path,
+        instance: str,
+        program: Program,
+        probe: Probe,
+        facts: Facts,
+        on_change: OnChange,
     ) -> None:
         self.servers: dict[str, Server] = {}
         self.foreign_ollama = ""
         self._settings = settings
         self._work = work
         self._instance = instance
+        self._program = program
         self._probe = probe
         self._facts = facts
         self._on_change = on_change
         self._session: aiohttp.ClientSession | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._neighbours = Neighbours(probe, instance, settings.gpus)
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the managed servers are stand-ins."""
-        use = self._settings.gpus.use
-        return self._settings.servers.ollama == "simulator" or (isinstance(use, str) and use.startswith("simulated:"))
 
     async def start(self) -> None:
         """End orphans of an earlier daemon, decide on the servers, and start them in the background.
@@ -128,8 +131,8 @@ class Fleet:
         return [PlannedServer(f"cpu{number}", ()) for number in range(count)]
 
     def _make(self, planned: list[PlannedServer], session: aiohttp.ClientSession) -> None:
-        if planned and not self.simulated:
-            find_binary(self._settings.servers.ollama)
+        if planned:
+            self._program.command()  # it has to be there
         environment.check(self._settings.servers)
         host = Host(
             settings=self._settings,
@@ -138,7 +141,7 @@ class Fleet:
             facts=self._facts,
             session=session,
             base=dict(os.environ),
-            simulated=self.simulated,
+            program=self._program,
             cpu_servers=sum(not plan.gpus for plan in planned),
         )
         for number, (plan, port) in enumerate(zip(planned, self._ports(planned), strict=True)):

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -29,22 +28,6 @@ _PIPE_BYTES = 64 * 1024  # what a pipe holds: pipe(7)
 _RUNNER_STARTS = re.compile(r"starting (runner|llama-server)\b.*--model")
 _RUNNER_STARTED = re.compile(r"(runner|llama-server) (started in|terminated|process no longer running)")
 _NO_PARALLEL = "does not currently support parallel requests"
-
-
-def find_binary(name: str) -> str:
-    """The path of the ollama binary.
-
-    Raises:
-        ServerError: ``no_ollama``.
-    """
-    path = shutil.which(os.path.expanduser(name))
-    if path is None:
-        raise ServerError(
-            f"There is no {name!r} to start servers with. Install Ollama (https://ollama.com/download), or set "
-            'servers.ollama to the path of the binary; with gpus = "none" only the [ollama_instances] are used.',
-            code="no_ollama",
-        )
-    return os.path.abspath(path)
 
 
 def version_warning(version: str) -> str | None:

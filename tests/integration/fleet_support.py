@@ -34,7 +34,7 @@ class Bench:
         self.changes: list[tuple[str, ServerState, ServerState]] = []
         host = platform.choose(settings, work)
         self.probe = Probe(settings.gpus, host.open_source)
-        self.fleet = Fleet(settings, work, instance, self.probe, facts, self._changed)
+        self.fleet = Fleet(settings, work, instance, host.program, self.probe, facts, self._changed)
 
     def _changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
         self.changes.append((server.id, old, new))

@@ -40,7 +40,6 @@ EVERY_ROOM_BUT_CLI = set(ROWS) - {"cli"}
 # What still points up; each line goes when its step of the plan is done.
 STILL = {
     ("burnin.run", "servers"),
-    ("gpucare", "simulator"),
 }
 
 

@@ -46,10 +46,9 @@ class Host:
         self.servers = [OnCard(f"gpu{n}", gpu, SMALL) for n, gpu in enumerate(self.gpus)]
         fleet: Any = SimpleNamespace(
             servers={each.id: each for each in self.servers} | {"far": SimpleNamespace(state=ServerState.READY)},
-            simulated=True,
         )
         probe: Any = SimpleNamespace(gpus=self.gpus, listen=lambda listener: None)
-        self.duty = GpuDuty(Settings(), probe, fleet, rig.dispatcher, DictFacts(), work)
+        self.duty = GpuDuty(Settings(), probe, fleet, rig.dispatcher, DictFacts(), work, work / "kmsg")
         self.duty.start()
         self.jobs = 0
 
