@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import msgspec
-
-HEADER = struct.Struct("<I")
-FRAME_LIMIT_BYTES = 256 * 1024**2
 
 
 class Rules(msgspec.Struct, tag="rules", frozen=True):
@@ -70,14 +66,7 @@ class Context(msgspec.Struct, frozen=True):
 ToPreparer = Rules | Wish
 FromPreparer = Prepared | Alive
 
-_encoder = msgspec.msgpack.Encoder()
-to_preparer = msgspec.msgpack.Decoder(ToPreparer)
-from_preparer = msgspec.msgpack.Decoder(FromPreparer)
+to_preparer: msgspec.msgpack.Decoder[ToPreparer] = msgspec.msgpack.Decoder(ToPreparer)
+from_preparer: msgspec.msgpack.Decoder[FromPreparer] = msgspec.msgpack.Decoder(FromPreparer)
 context = msgspec.msgpack.Decoder(Context)
-encode_context = _encoder.encode
-
-
-def frame(message: ToPreparer | FromPreparer) -> bytes:
-    """``message`` as it goes over the wire."""
-    body = _encoder.encode(message)
-    return HEADER.pack(len(body)) + body
+encode_context = msgspec.msgpack.Encoder().encode

@@ -13,13 +13,13 @@ import resource
 import select
 import signal
 import socket
-import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Never
 
 import msgspec
 
-from obatchd.context.model import HEADER
+from obatchd import child
 from obatchd.context.text import Text, text_of
 from obatchd.errors import SourceError
 
@@ -49,7 +49,7 @@ class Parsed(msgspec.Struct, array_like=True):
 Parse = Callable[[bytes, str, str, int], Text]
 _document = msgspec.msgpack.Decoder(Document)
 parsed = msgspec.msgpack.Decoder(Parsed)
-encode = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 def fork_parser(close: list[socket.socket], parse: Parse = text_of) -> socket.socket:
@@ -57,38 +57,22 @@ def fork_parser(close: list[socket.socket], parse: Parse = text_of) -> socket.so
 
     The calling process must have one thread. ``close`` are sockets of the caller that it must not keep open.
     """
-    ours, theirs = socket.socketpair()
-    if os.fork() == 0:
-        for other in (ours, *close):
-            other.close()
-        _serve(theirs, parse)
-    theirs.close()
-    return ours
+    return child.fork(partial(_serve, parse=parse), close)
 
 
-def _serve(connection: socket.socket, parse: Parse) -> Never:
-    try:
-        with contextlib.suppress(ImportError):
-            import pypdf  # noqa: F401 - an extra; imported here once, not in every child
-        import trafilatura  # noqa: F401 - as above
+def _serve(connection: socket.socket, parse: Parse) -> None:
+    with contextlib.suppress(ImportError):
+        import pypdf  # noqa: F401 - an extra; imported here once, not in every child
+    import trafilatura  # noqa: F401 - as above
 
-        stream = connection.makefile("rb")
-        while header := stream.read(HEADER.size):
-            document = _document.decode(stream.read(HEADER.unpack(header)[0]))
-            answer = encode(_parsed_apart(document, connection, parse))
-            connection.sendall(HEADER.pack(len(answer)) + answer)
-    except OSError:
-        pass  # the preparer is gone
-    except Exception:  # noqa: BLE001 - the last chance to say why it ends: a parser is not installed, say
-        traceback.print_exc()
-    finally:
-        os._exit(0)
+    while True:
+        child.send(connection, _parsed_apart(child.receive(connection, _document), connection, parse))
 
 
 def _parsed_apart(document: Document, connection: socket.socket, parse: Parse) -> Parsed:
     reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
+    pid = os.fork()
+    if pid == 0:
         os.close(reading)
         connection.close()
         _child(document, writing, parse)
@@ -98,7 +82,7 @@ def _parsed_apart(document: Document, connection: socket.socket, parse: Parse) -
         while True:
             ready, _, _ = select.select([reading, connection.fileno()], [], [])
             if connection.fileno() in ready:  # nothing is sent before the answer: this is the end of the preparer
-                os.kill(child, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
                 os._exit(0)
             block = os.read(reading, _READ_BYTES)
             if not block:
@@ -106,7 +90,7 @@ def _parsed_apart(document: Document, connection: socket.socket, parse: Parse) -
             answer += block
     finally:
         os.close(reading)
-    _, status = os.waitpid(child, 0)
+    _, status = os.waitpid(pid, 0)
     return _judged(status, bytes(answer), document)
 
 
@@ -136,7 +120,7 @@ def _child(document: Document, writing: int, parse: Parse) -> Never:
         size = _address_space_bytes() + document.memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        answer = encode(_result(document, parse))
+        answer = _encode(_result(document, parse))
         while answer:
             answer = answer[os.write(writing, answer) :]
         os._exit(0)

@@ -1,7 +1,7 @@
 """The preparer process: fetches the sources that requests name, many at a time, and has them parsed.
 
-Started by the forkserver. It ignores SIGINT and SIGTERM, and ends at once when its socket closes; with it end the
-processes that parse. Nothing it knows is lost with it: wishes that it had not answered are told again to its successor.
+A child (:mod:`obatchd.child`) of the daemon; with it end the processes that parse. Nothing it knows is lost with it:
+wishes that it had not answered are told again to its successor.
 """
 
 from __future__ import annotations
@@ -9,26 +9,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 import stat
-import sys
 import traceback
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Never
 
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
+from obatchd.child import Channel
 from obatchd.context import compose
 from obatchd.context.apply import asked_text
 from obatchd.context.cache import SourceCache
 from obatchd.context.compose import Source
 from obatchd.context.fetch import Fetcher
-from obatchd.context.model import HEADER, Alive, Context, Prepared, Rules, Wish, encode_context, frame, to_preparer
-from obatchd.context.parsing import Document, Parse, encode, fork_parser, parsed
+from obatchd.context.model import Alive, Context, Prepared, Rules, ToPreparer, Wish, encode_context, to_preparer
+from obatchd.context.parsing import Document, Parse, Parsed, fork_parser, parsed
 from obatchd.context.text import Text, text_of
 from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import parse_request
@@ -43,24 +42,10 @@ _FILE_TYPES = {".pdf": "application/pdf", ".html": "text/html", ".htm": "text/ht
 class ParserPool:
     """The processes that parse, each given one document at a time."""
 
-    def __init__(self, sockets: Sequence[socket.socket]) -> None:
-        self._sockets = sockets
-        self._writers: list[asyncio.StreamWriter] = []
-        self._free: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
-
-    async def start(self) -> None:
-        """Connect to the processes."""
-        for one in self._sockets:
-            reader, writer = await asyncio.open_connection(sock=one)
-            self._writers.append(writer)
-            self._free.put_nowait((reader, writer))
-
-    def close(self) -> None:
-        """End the processes."""
-        for one in self._writers:
-            one.transport.abort()
-        for end in self._sockets:
-            end.close()
+    def __init__(self, channels: Iterable[Channel[Parsed]]) -> None:
+        self._free: asyncio.Queue[Channel[Parsed]] = asyncio.Queue()
+        for channel in channels:
+            self._free.put_nowait(channel)
 
     async def parse(self, document: Document) -> Text:
         """The document's text.
@@ -68,16 +53,14 @@ class ParserPool:
         Raises:
             SourceError: there is none, or its parser did not end well.
         """
-        reader, writer = connection = await self._free.get()
-        body = encode(document)
+        channel = await self._free.get()
         try:
-            writer.write(HEADER.pack(len(body)) + body)
-            (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-            answer = parsed.decode(await reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError):
+            channel.send(document)
+            answer = await channel.receive()
+        except ConnectionError:
             # Not a child but their parent is gone, which only somebody outside can have killed: begin anew.
             os._exit(1)
-        self._free.put_nowait(connection)
+        self._free.put_nowait(channel)
         if answer.code:
             raise SourceError(answer.message, code=answer.code)
         return Text(answer.title, answer.text)
@@ -88,27 +71,26 @@ class Preparer:
 
     def __init__(
         self,
-        writer: asyncio.StreamWriter,
+        channel: Channel[ToPreparer],
+        rules: Rules,
         cache_dir: Path,
         parsers: ParserPool,
         resolver: AbstractResolver | None = None,
     ) -> None:
-        self._writer = writer
-        self._cache = SourceCache(cache_dir, 0)
+        self._channel = channel
+        self._rules = rules
+        self._cache = SourceCache(cache_dir, rules.cache_bytes)
         self._parsers = parsers
-        self._resolver = resolver
-        self._rules: Rules | None = None
-        self._fetcher: Fetcher | None = None
+        self._fetcher = Fetcher(rules, self._cache, self._parse, resolver)
         self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_A_TIME))
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, reader: asyncio.StreamReader) -> None:
+    async def run(self) -> None:
         """Serve until the socket closes."""
         alive = asyncio.create_task(self._say_alive())
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        with contextlib.suppress(ConnectionError):
             while True:
-                (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                message = to_preparer.decode(await reader.readexactly(length))
+                message = await self._channel.receive()
                 if isinstance(message, Rules):
                     self._apply(message)
                 else:
@@ -119,14 +101,12 @@ class Preparer:
 
     async def _say_alive(self) -> None:
         while True:
-            self._writer.write(frame(Alive()))
+            self._channel.send(Alive())
             await asyncio.sleep(_ALIVE_S)
 
     def _apply(self, rules: Rules) -> None:
         self._rules = rules
         self._cache.limit_bytes = rules.cache_bytes
-        if self._fetcher is None:
-            self._fetcher = Fetcher(rules, self._cache, self._parse, self._resolver)
         self._fetcher.apply(rules)
 
     async def _fulfil(self, wish: Wish) -> None:
@@ -139,11 +119,10 @@ class Preparer:
         except Exception as error:  # noqa: BLE001 - a defect must cost one request, and be seen
             traceback.print_exc()
             answer = Prepared(wish.job, wish.line, code="preparer_defect", message=f"{type(error).__name__}: {error}")
-        self._writer.write(frame(answer))
+        self._channel.send(answer)
 
     async def _context(self, wish: Wish) -> Context:
         rules = self._rules
-        assert rules is not None
         request = parse_request(wish.raw)
         urls = compose.named_urls(request, from_links=rules.from_links) if request.embed is None else []
         if (not urls and not request.files) or request.embed is not None:
@@ -161,7 +140,6 @@ class Preparer:
         return Context(text, [about for _, about in found], rules.keep_full_prompt or wish.keep_full_prompt)
 
     async def _from_url(self, owner: int, url: URL) -> tuple[Source, dict[str, Any]]:
-        assert self._fetcher is not None
         about: dict[str, Any] = {"url": str(url)}
         try:
             fetched = await self._fetcher.fetch(owner, url)
@@ -181,7 +159,6 @@ class Preparer:
         return self._source(name, text, about)
 
     def _read(self, folder: str, name: str) -> bytes:
-        assert self._rules is not None
         if not folder:
             raise SourceError("files can be named only in a dropped folder that holds them", code="file_forbidden")
         if not name or "/" in name or "\0" in name or name.startswith("."):
@@ -201,13 +178,11 @@ class Preparer:
 
     def _problem(self, name: str, about: dict[str, Any], error: SourceError) -> tuple[Source, dict[str, Any]]:
         """What could not be had, as a note; or the failure of the request, as the rules say."""
-        assert self._rules is not None
         if self._rules.on_error == "fail":
             raise SourceError(f"{name}: {error.message}", code=error.code)
         return Source(name, "", "", False, error.message), about | {"code": error.code, "message": error.message}
 
     def _source(self, name: str, text: Text, about: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
-        assert self._rules is not None
         limit = self._rules.max_characters
         cut = len(text.text) > limit
         about |= {"title": text.title, "characters": min(len(text.text), limit), "truncated": cut}
@@ -215,7 +190,6 @@ class Preparer:
 
     async def _parse(self, content: bytes, media_type: str, charset: str) -> Text:
         rules = self._rules
-        assert rules is not None
         return await self._parsers.parse(
             Document(
                 content, media_type, charset, rules.max_characters, rules.parse_timeout_s, rules.parse_memory_bytes
@@ -224,30 +198,22 @@ class Preparer:
 
 
 def main(
-    connection: socket.socket, cache_dir: str, parse: Parse = text_of, resolver: AbstractResolver | None = None
-) -> Never:
-    """Entry of the process; never returns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    status = 1
-    try:
-        sockets: list[socket.socket] = []
-        for _ in range(_PARSERS):  # before the loop, which may start threads
-            sockets.append(fork_parser([connection, *sockets], parse))
-        asyncio.run(_serve(connection, Path(cache_dir), sockets, resolver))
-        status = 0
-    except Exception:  # noqa: BLE001 - the last chance to say why it ends; a new one follows
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(status)
+    connection: socket.socket, cache_dir: Path, parse: Parse = text_of, resolver: AbstractResolver | None = None
+) -> None:
+    """The work of the process."""
+    sockets: list[socket.socket] = []
+    for _ in range(_PARSERS):  # before the loop, which may start threads
+        sockets.append(fork_parser([connection, *sockets], parse))
+    asyncio.run(_serve(connection, cache_dir, sockets, resolver))
 
 
 async def _serve(
     connection: socket.socket, cache_dir: Path, sockets: list[socket.socket], resolver: AbstractResolver | None
-) -> None:
-    reader, writer = await asyncio.open_connection(sock=connection)
-    parsers = ParserPool(sockets)
-    await parsers.start()
-    await Preparer(writer, cache_dir, parsers, resolver).run(reader)
+) -> Never:
+    parsers = ParserPool([await Channel.open(one, parsed) for one in sockets])
+    channel = await Channel.open(connection, to_preparer)
+    rules = await channel.receive()
+    assert isinstance(rules, Rules)
+    await Preparer(channel, rules, cache_dir, parsers, resolver).run()
+    # Here and not after the loop is closed, which would wait for files that are being read.
     os._exit(0)

@@ -17,18 +17,16 @@ from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon import burnin
+from obatchd.daemon import burnin, platform
 from obatchd.daemon.burnin import BurninHost
 from obatchd.daemon.models import ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.dispatch.pool import forkserver_context
 from obatchd.dispatch.recovery import Watchdog
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
 from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
-from obatchd.gpus.kernel_log import KMSG
 from obatchd.gpus.probe import Probe
 from obatchd.jobs.store import Facts, Store
 from obatchd.live.work import Work
@@ -86,17 +84,14 @@ class Head:
 
 async def host(settings: Current[Settings], spool: Spool, owner: TaskOwner) -> Host:
     """The parts of this machine. The probe runs already: which GPUs there are decides what is made."""
-    work, kernel_log = spool.layout.work, KMSG
-    probe = Probe(settings.value.gpus, work / "simulator")
+    work = spool.layout.work
+    chosen = platform.choose(settings.value, work)
+    probe = Probe(settings.value.gpus, chosen.open_source)
     await probe.start()
-    fleet = Fleet(settings.value, work, spool.layout.uuid, probe, spool.facts, owner)
-    if fleet.simulated:
-        from obatchd.simulator import gpus
-
-        kernel_log = gpus.kernel_log(work / "simulator")
+    fleet = Fleet(settings.value, work, spool.layout.uuid, chosen.program, probe, spool.facts, owner)
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False)
     models = ModelKeeper(settings.value.models, fleet)
-    return Host(probe, fleet, models, GpuWatch(settings, probe, fleet, spool.facts, work, kernel_log), session)
+    return Host(probe, fleet, models, GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log), session)
 
 
 def head(
@@ -105,7 +100,7 @@ def head(
     """All other parts; none of them runs yet."""
     layout = spool.layout
     work = Work(settings, layout, spool.store, owner, alarms)
-    engine = Engine(work, forkserver_context(), ServedModels(here.models, here.fleet))
+    engine = Engine(work, ServedModels(here.models, here.fleet))
     policy = GpuPolicy(settings.value, here.watch, here.fleet, engine.dispatcher, alarms, owner)
     here.fleet.listen(_ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings.value, here.watch, owner)

@@ -8,6 +8,10 @@ import gc
 import resource
 from collections.abc import Sized
 
+from obatchd import child
+
+# Imported once by the forkserver; the preparer is not, because few need it.
+PRELOADED = ("obatchd.dispatch.worker.worker", "obatchd.gpus.probe_child", "obatchd.spool.response_process")
 _GARBAGE_THRESHOLD = 20_000  # new objects between two small collections; Python begins with 700
 _OPEN_FILES = 65_536  # as in the systemd unit
 _M_ARENA_MAX = -8  # malloc.h of glibc; mallopt(3)
@@ -21,6 +25,7 @@ def prepare() -> None:
     # jobs makes hundreds of thousands of objects that all live for a while.
     gc.freeze()
     gc.set_threshold(_GARBAGE_THRESHOLD)
+    child.preload(PRELOADED)
     _share_memory()
     _allow_many_files()
 

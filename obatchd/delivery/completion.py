@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from multiprocessing.context import ForkServerContext
 
 from obatchd.delivery.cancellation import Cancellation
 from obatchd.delivery.committer import AttemptsInProgress, Committer
@@ -34,7 +33,6 @@ class Completion:
         work: Work,
         queue: JobQueue,
         committer: Committer,
-        context: ForkServerContext,
         models: Models,
         events: DeliveryEvents,
     ) -> None:
@@ -42,7 +40,7 @@ class Completion:
         self._queue = queue
         self._committer = committer
         self._models = models
-        self.publisher = Publisher(work, context, models, events)
+        self.publisher = Publisher(work, models, events)
         self.cancellation = Cancellation(work, queue, committer, self)
 
     async def start(self, attempts: AttemptsInProgress) -> None:

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,8 +46,8 @@ class DeliveryEvents(Protocol):
 class Publisher:
     """Publishes jobs in the order in which their last results came."""
 
-    def __init__(self, work: Work, context: ForkServerContext, models: Models, events: DeliveryEvents) -> None:
-        self.responses = ResponseWriter(context)
+    def __init__(self, work: Work, models: Models, events: DeliveryEvents) -> None:
+        self.responses = ResponseWriter(work.owner)
         self._work = work
         self._models = models
         self._events = events

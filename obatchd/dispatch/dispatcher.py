@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterable, Mapping
-from multiprocessing.context import ForkServerContext
 
 from obatchd import log
 from obatchd.dispatch import protocol
@@ -38,7 +37,6 @@ class Dispatcher:
         self,
         queue: JobQueue,
         settings: DispatchSettings,
-        context: ForkServerContext,
         events: DispatchEvents,
         switcher: ProfileSwitcher,
         holds: Holds,
@@ -47,9 +45,7 @@ class Dispatcher:
         self._outcomes = OutcomeHandler(queue, settings, events, hold=self._hold_link)
         self.suspicion = self._outcomes.suspicion
         self._offering = Offering(queue, self.links, settings, events)
-        self._keeper = WorkerKeeper(
-            self.links, context, on_message=self._handle, on_lost=self._outcomes.worker_lost, wake=self.wake
-        )
+        self._keeper = WorkerKeeper(self.links, self)
         self._switcher = switcher
         self.holds = holds
         self._suspected: dict[int, list[tuple[int, int]]] = {}  # by job, from an earlier run
@@ -217,9 +213,12 @@ class Dispatcher:
         link.hold(_HOLD_S)
         asyncio.get_running_loop().call_later(_HOLD_S, self.wake)
 
-    # What workers say.
+    # Events of the workers.
 
-    def _handle(self, link: Link, message: protocol.ToMain) -> None:
+    def worker_lost(self, link: Link, reason: str) -> None:
+        self._outcomes.worker_lost(link, reason)
+
+    def worker_said(self, link: Link, message: protocol.ToMain) -> None:
         link.unheard_ticks = 0
         match message:
             case protocol.Results():

@@ -3,103 +3,61 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from multiprocessing.context import ForkServerContext
+from collections.abc import Mapping
+from typing import Protocol
 
 from obatchd import log
+from obatchd.child import Child, End, Keeper
 from obatchd.dispatch import protocol
 from obatchd.dispatch.link import Link
-from obatchd.dispatch.pool import WorkerHandle
+from obatchd.dispatch.worker import worker
 
 _log = log.get(__name__)
 _TICK_S = 1.0
 _ASK_TICKS = 5  # a busy worker speaks every second
 _HUNG_TICKS = 30
-_SHORT_LIFE_S = 5.0  # a worker that lived no longer is replaced after a pause
-_WORKER_PAUSE_S = 1.0
+
+
+class WorkerEvents(Protocol):
+    """Hears of the workers; :class:`obatchd.dispatch.dispatcher.Dispatcher`."""
+
+    def worker_said(self, link: Link, message: protocol.ToMain) -> None:
+        """A worker sent a message."""
+
+    def worker_lost(self, link: Link, reason: str) -> None:
+        """A worker is gone, for this reason; its offers are still in the link."""
+
+    def wake(self) -> None:
+        """There may be something to offer: a worker has started, or a second has passed."""
 
 
 class WorkerKeeper:
-    """The life of the workers.
+    """The life of the workers; ``links`` are the servers, by id."""
 
-    Args:
-        links: the servers, by id.
-        on_message: a worker said something.
-        on_lost: a worker is gone, for this reason; its offers are still in the link.
-        wake: there may be something to offer: a worker has started, or a second has passed.
-    """
-
-    def __init__(
-        self,
-        links: Mapping[str, Link],
-        context: ForkServerContext,
-        *,
-        on_message: Callable[[Link, protocol.ToMain], None],
-        on_lost: Callable[[Link, str], None],
-        wake: Callable[[], None],
-    ) -> None:
+    def __init__(self, links: Mapping[str, Link], events: WorkerEvents) -> None:
         self._links = links
-        self._context = context
-        self._on_message = on_message
-        self._on_lost = on_lost
-        self._wake = wake
-        self._ticker: asyncio.Task[None] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._closing = False
+        self._events = events
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Start a worker for each server."""
-        await asyncio.gather(*(self._new_worker(link) for link in self._links.values()))
-        self._ticker = asyncio.create_task(self._tick(), name="dispatch-tick")
+        keepers = [_Place(link, self._events).keeper for link in self._links.values()]
+        self._tasks = [asyncio.create_task(keeper.run(), name=keeper.name) for keeper in keepers]
+        self._tasks.append(asyncio.create_task(self._tick(), name="dispatch-tick"))
+        await asyncio.gather(*(keeper.tried.wait() for keeper in keepers))
 
     async def stop(self) -> None:
         """End every worker, and replace none from now on."""
-        self._closing = True
-        if self._ticker is not None:
-            self._ticker.cancel()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(link.worker.close() for link in self._links.values() if link.worker))
-
-    async def _new_worker(self, link: Link) -> None:
-        worker = WorkerHandle(
-            self._context, link.server.id, partial(self._on_message, link), partial(self._worker_lost, link)
-        )
-        await worker.start()
-        link.worker, link.configured, link.worker_since_s = worker, None, time.monotonic()
-        link.unheard_ticks = 0
-        link.contexts.clear()
-        self._wake()
-
-    def _worker_lost(self, link: Link, reason: str) -> None:
-        link.worker = None
-        link.recalling = 0
-        self._on_lost(link, reason)
-        if not self._closing:
-            task = asyncio.create_task(self._replace_worker(link))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _replace_worker(self, link: Link) -> None:
-        """Give a server another worker; one that cannot live is not started again without a pause."""
-        while True:
-            if time.monotonic() - link.worker_since_s < _SHORT_LIFE_S:
-                await asyncio.sleep(_WORKER_PAUSE_S)
-            try:
-                await self._new_worker(link)
-                return
-            except Exception:  # noqa: BLE001 - no process, descriptor or memory now: a server must not stay without
-                _log.exception("worker_not_started", server=link.server.id)
-                link.worker_since_s = time.monotonic()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
             for link in self._links.values():
                 self._listen_for(link)
-            self._wake()
+            self._events.wake()
 
     def _listen_for(self, link: Link) -> None:
         """A worker that says nothing, not even when asked, hangs. Counted in ticks: this loop may have stood still."""
@@ -112,3 +70,29 @@ class WorkerKeeper:
             link.worker.kill()
         elif link.unheard_ticks >= _ASK_TICKS:
             link.worker.send(protocol.Ping())
+
+
+class _Place:
+    """That of a worker at one server; the parent of whichever worker is there."""
+
+    def __init__(self, link: Link, events: WorkerEvents) -> None:
+        self.keeper = Keeper(f"worker-{link.server.id}", worker.main, protocol.to_main, self)
+        self._link = link
+        self._events = events
+
+    def started(self, child: Child) -> None:
+        _log.info("worker_started", server=self._link.server.id, pid=child.pid)
+        self._link.worker, self._link.configured = child, None
+        self._link.unheard_ticks = 0
+        self._link.contexts.clear()
+        self._events.wake()
+
+    def heard(self, message: protocol.ToMain) -> None:
+        self._events.worker_said(self._link, message)
+
+    def ended(self, end: End) -> float:
+        _log.warning("worker_lost", server=self._link.server.id, reason=end.words)
+        self._link.worker = None
+        self._link.recalling = 0
+        self._events.worker_lost(self._link, end.words)
+        return end.pause_s

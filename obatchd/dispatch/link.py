@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Set
 from typing import Any, NamedTuple, Protocol
 
+from obatchd.child import Child
 from obatchd.dispatch import protocol
-from obatchd.dispatch.pool import WorkerHandle
 from obatchd.dispatch.watchdog import ServerWatch
 from obatchd.dispatch.worker import embedding
 from obatchd.errors import ObatchError
@@ -80,12 +80,11 @@ class Link:
 
     def __init__(self, server: ServerPort) -> None:
         self.server = server
-        self.worker: WorkerHandle | None = None
+        self.worker: Child | None = None
         self.configured: protocol.Configure | None = None
         self.offers: dict[tuple[int, int], Offered] = {}
         self.contexts: set[int] = set()
         self.recalling = 0  # requests asked back, until the worker has answered
-        self.worker_since_s = float("-inf")  # monotonic
         self.unheard_ticks = 0  # since the worker said anything, while it holds requests
         self.isolating = False  # being emptied for a suspect request, or given to one
         self.alone = False  # a suspect request has this server for itself

@@ -100,7 +100,7 @@ class OutcomeHandler:
         offers, link.offers = link.offers, {}
         for key, offered in offers.items():
             if offered.started_s:
-                fault = faults.Fault(faults.SERVER, "worker_lost", f"the worker of {server} ended: {reason}")
+                fault = faults.Fault(faults.SERVER, "worker_lost", f"the worker of {server} {reason}")
                 pending = offered.taken.pending
                 record = records.lost(pending.raw, pending.line, pending.attempt, [*pending.servers, server], fault)
                 spent_s = max(0.0, time.time() - offered.started_s)

@@ -1,4 +1,4 @@
-"""Main process ↔ worker: length-prefixed msgpack frames over a socket pair, many requests per frame.
+"""Main process ↔ worker: the messages in the frames of :mod:`obatchd.child`, many requests per frame.
 
 Nothing here assumes that both ends share a machine or a spool: an offer carries the request's own bytes, a result
 carries the finished record. Keys are always (job key, line); the attempt number tells a late answer of an abandoned
@@ -7,17 +7,12 @@ attempt from the current one.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import struct
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 
 _same_bytes = msgspec.json.Encoder(order="sorted").encode
-_HEADER = struct.Struct("<I")
-MAX_FRAME_BYTES = 512 * 1024**2
 
 
 class Configure(msgspec.Struct, tag="configure", frozen=True):
@@ -162,35 +157,5 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
 ToWorker = Configure | JobContext | Offer | Recall | Cancel | Forget | GiveUp | Ping
 ToMain = Hello | Started | Results | Returned | Progress
 
-_encoder = msgspec.msgpack.Encoder()
-_to_worker = msgspec.msgpack.Decoder(ToWorker)
-_to_main = msgspec.msgpack.Decoder(ToMain)
-
-
-def frame(message: ToWorker | ToMain) -> bytes:
-    """``message`` as it goes over the wire."""
-    body = _encoder.encode(message)
-    return _HEADER.pack(len(body)) + body
-
-
-async def _bodies(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            (length,) = _HEADER.unpack(await reader.readexactly(_HEADER.size))
-            if length > MAX_FRAME_BYTES:
-                raise ConnectionError(f"frame of {length} bytes")
-            yield await reader.readexactly(length)
-        except (asyncio.IncompleteReadError, ConnectionResetError):
-            return
-
-
-async def from_main(reader: asyncio.StreamReader) -> AsyncIterator[ToWorker]:
-    """Messages for a worker, until the other end closes."""
-    async for body in _bodies(reader):
-        yield _to_worker.decode(body)
-
-
-async def from_worker(reader: asyncio.StreamReader) -> AsyncIterator[ToMain]:
-    """Messages of a worker, until it ends."""
-    async for body in _bodies(reader):
-        yield _to_main.decode(body)
+to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+to_main: msgspec.msgpack.Decoder[ToMain] = msgspec.msgpack.Decoder(ToMain)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from multiprocessing.context import ForkServerContext
 from typing import Any
 
 from obatchd import log
@@ -30,20 +29,20 @@ class Engine:
     Implements :class:`obatchd.delivery.publisher.DeliveryEvents`.
     """
 
-    def __init__(self, work: Work, context: ForkServerContext, models: Models) -> None:
+    def __init__(self, work: Work, models: Models) -> None:
         """Each part is made after those that it uses: from the end of the path to its beginning."""
         self.work, self.settings = work, work.settings
         self.layout, self.store, self.jobs, self.conditions = work.layout, work.store, work.jobs, work.conditions
         self.committer = Committer(work)
-        self.preparation = Preparation(work, context, self.committer)
+        self.preparation = Preparation(work, self.committer)
         self._feeder = Feeder(work, self.preparation, self.committer)
         self.queue = JobQueue(self._feeder)
-        self.completion = Completion(work, self.queue, self.committer, context, models, self)
+        self.completion = Completion(work, self.queue, self.committer, models, self)
         self._switcher = ProfileSwitcher(
             self.queue, work.settings.value.dispatch.switch_after_s, models, self.completion
         )
         self.dispatcher = Dispatcher(
-            self.queue, work.settings.value.dispatch, context, self.completion, self._switcher, work.holds
+            self.queue, work.settings.value.dispatch, self.completion, self._switcher, work.holds
         )
         self.admission = Admission(work, self.queue, self.completion, self.committer, models)
         self.intake = Intake(work, self.admission)

@@ -18,6 +18,7 @@ from obatchd.gpus.kernel_log import normal_address
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import Listener, Probe
 from obatchd.gpus.rules.assessment import LASTING, assess
+from obatchd.gpus.source import source_of
 from obatchd.gpus.track import Crash, Track
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
@@ -135,8 +136,8 @@ class Monitor(Listener):
         self._listeners.append(listener)
 
     def _restore(self) -> None:
-        """Only cards of the present kind: a spool that was tried with stand-ins misses none of them."""
-        driver = next((gpu.driver for gpu in self._probe.gpus), "")
+        """Only cards of the present source: a spool that was tried with another one misses none of its cards."""
+        source = source_of(next((gpu.driver for gpu in self._probe.gpus), ""))
         for key, text in self._facts.starting_with(_PREFIX).items():
             if text == _FORGOTTEN:
                 continue
@@ -145,7 +146,7 @@ class Monitor(Listener):
             except msgspec.DecodeError as error:
                 log.warning("gpu_record_unreadable", key=key, reason=str(error))
                 continue
-            if record.identity.driver.endswith("simulated") == driver.endswith("simulated"):
+            if source_of(record.identity.driver) == source:
                 uuid = record.identity.uuid
                 self.records[uuid] = record
                 track = Track(record.identity, record.began_s, record.mark, accepted=record.accepted)

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import multiprocessing
-import multiprocessing.process
-import os
-import signal
-import socket
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 import obatchd.log
+from obatchd.child import Child, End, Keeper
 from obatchd.gpus import probe_child
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
-from obatchd.gpus.source import GpuSource
+from obatchd.gpus.source import OpenSource
 from obatchd.settings.tables.gpus import GpuSettings
 
 log = obatchd.log.get(__name__)
@@ -48,7 +40,10 @@ class Listener:
 
 
 class Probe:
-    """Runs the probe process and keeps what it says.
+    """Runs the probe process, whose parent it is, and keeps what it says.
+
+    Args:
+        open_source: opens the source of readings, in the probe's process.
 
     Attributes:
         gpus: GPUs of the latest listing.
@@ -62,9 +57,8 @@ class Probe:
     def __init__(
         self,
         settings: GpuSettings,
-        simulated_dir: Path | None = None,
+        open_source: OpenSource,
         *,
-        open_source: Callable[[], GpuSource] | None = None,
         silent_s: float | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
@@ -78,12 +72,16 @@ class Probe:
         self.host_trouble = ("", "")
         self._listeners: list[Listener] = []
         self._identities: list[Identity] = []
-        self._settings = settings
-        self._silent_s = silent_s or settings.silent_s
-        self._warn_s = min(settings.silent_warn_s, self._silent_s)
+        silent_s = silent_s or settings.silent_s
+        self._warn_s = min(settings.silent_warn_s, silent_s)
         self._start_timeout_s = start_timeout_s
-        self._open_source = open_source or _source_of(settings, simulated_dir)
+        work = partial(
+            probe_child.main, open_source=open_source, poll_s=settings.poll_s, slow_poll_s=settings.slow_poll_s
+        )
+        # It may hang in the driver for ever: its end is not waited for.
+        self._keeper = Keeper("probe", work, probe_child.decoder, self, silent_s=silent_s, exit_s=0.0)
         self._unusable = False
+        self._warning: asyncio.TimerHandle | None = None
         self._late: tuple[State, str, str] | None = None
         self._listed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -96,7 +94,7 @@ class Probe:
 
     async def start(self) -> None:
         """Returns after the first listing, the news that there is no driver, or ``start_timeout_s``."""
-        self._task = asyncio.create_task(self._supervise(), name="probe")
+        self._task = asyncio.create_task(self._keeper.run(), name="probe")
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await self._listed.wait()
@@ -109,74 +107,57 @@ class Probe:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-            self._task = None
+            self._task, self.pid = None, None
+            self._expect_nothing()
 
-    async def _supervise(self) -> None:
-        while True:
-            reason = await self._run()
-            if self.state == "absent":
-                return
-            self.readings.clear()
-            if self._unusable:  # it said why and ended: nothing hangs, so it may be asked again and again
-                await asyncio.sleep(RETRY_S)
-                continue
-            advice = f"Look at nvidia-smi and dmesg; replacement {self.replacements + 1} of {REPLACEMENTS} starts."
-            if self.replacements >= REPLACEMENTS:
-                advice = "It was replaced too often and is given up: look at nvidia-smi and dmesg, then restart."
-            self._set("unknown", "probe_silent", f"The probe {reason}: the health of the GPUs is unknown. {advice}")
-            if self.replacements >= REPLACEMENTS:
-                self._listed.set()
-                return
-            self.replacements += 1
+    # What the process says.
 
-    async def _run(self) -> str:
-        """One probe process, from its start to its end or abandonment; says how it ended."""
-        ours, theirs = socket.socketpair()
-        try:
-            pid = await asyncio.to_thread(_spawn, theirs, self._open_source, self._settings)
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        self.pid = pid
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
-        try:
-            while True:
-                self._take(await self._next(reader))
-        except TimeoutError:
-            # Its socket is open, so the pid is still its own. A process stuck in the kernel stays; nobody waits for it.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            return f"said nothing for {self._silent_s:.0f} s"
-        except (asyncio.IncompleteReadError, ConnectionError, msgspec.DecodeError) as error:
-            log.debug("probe_ended", pid=pid, error=error)
-            return "died"
-        finally:
-            self.pid = None
-            writer.close()
+    def started(self, child: Child) -> None:
+        self.pid = child.pid
+        self._expect()
 
-    async def _next(self, reader: asyncio.StreamReader) -> probe_child.Frame:
-        """The next frame; raises TimeoutError when the driver has been silent for too long."""
-        read = asyncio.create_task(_frame(reader))
-        try:
-            done, _ = await asyncio.wait({read}, timeout=self._warn_s)
-            if not done:
-                self._late = (self.state, self.code, self.message)
-                words = f"The GPU driver has said nothing for {self._warn_s:g} s: the health of the GPUs is unknown."
-                self._set("unknown", "probe_late", words)
-                done, _ = await asyncio.wait({read}, timeout=self._silent_s - self._warn_s)
-            if not done:
-                raise TimeoutError
-            if self._late and read.exception() is None:
-                self._set(*self._late)
-            self._late = None
-            return read.result()
-        finally:
-            read.cancel()
+    def heard(self, message: probe_child.Message) -> None:
+        if self._late is not None:
+            self._set(*self._late)
+        self._expect()
+        self._take(message)
 
-    def _take(self, frame: probe_child.Frame) -> None:
-        match frame:
+    def ended(self, end: End) -> float | None:
+        self.pid = None
+        self._expect_nothing()
+        if self.state == "absent":
+            return None
+        self.readings.clear()
+        if self._unusable:  # it said why and ended: nothing hangs, so it may be asked again and again
+            return RETRY_S
+        given_up = self.replacements >= REPLACEMENTS
+        advice = f"Look at nvidia-smi and dmesg; replacement {self.replacements + 1} of {REPLACEMENTS} starts."
+        if given_up:
+            advice = "It was replaced too often and is given up: look at nvidia-smi and dmesg, then restart."
+        self._set("unknown", "probe_silent", f"The probe {end.words}: the health of the GPUs is unknown. {advice}")
+        if given_up:
+            self._listed.set()
+            return None
+        self.replacements += 1
+        return 0.0
+
+    def _expect(self) -> None:
+        """Something has to be said within ``silent_warn_s``."""
+        self._expect_nothing()
+        self._warning = asyncio.get_running_loop().call_later(self._warn_s, self._is_late)
+
+    def _expect_nothing(self) -> None:
+        self._late = None
+        if self._warning is not None:
+            self._warning.cancel()
+
+    def _is_late(self) -> None:
+        self._late = (self.state, self.code, self.message)
+        words = f"The GPU driver has said nothing for {self._warn_s:g} s: the health of the GPUs is unknown."
+        self._set("unknown", "probe_late", words)
+
+    def _take(self, said: probe_child.Message) -> None:
+        match said:
             case probe_child.Listing(gpus, problems):
                 self._list(gpus, problems)
             case probe_child.Absent(code, message):
@@ -194,7 +175,7 @@ class Probe:
             case probe_child.Beat():
                 pass
         for listener in self._listeners:
-            _tell(listener, frame)
+            _tell(listener, said)
 
     def _list(self, gpus: list[Gpu], problems: list[str]) -> None:
         self._unusable = False
@@ -216,8 +197,8 @@ class Probe:
         self.state, self.code, self.message = state, code, message
 
 
-def _tell(listener: Listener, frame: probe_child.Frame) -> None:
-    match frame:
+def _tell(listener: Listener, said: probe_child.Message) -> None:
+    match said:
         case probe_child.Readings(readings, xids):
             listener.readings(readings)
             if xids:
@@ -226,29 +207,3 @@ def _tell(listener: Listener, frame: probe_child.Frame) -> None:
             listener.identities(identities)
         case probe_child.SlowReadings(slow):
             listener.slow_readings(slow)
-
-
-def _source_of(settings: GpuSettings, simulated_dir: Path | None) -> Callable[[], GpuSource]:
-    if isinstance(settings.use, str) and settings.use.startswith("simulated:"):
-        if simulated_dir is None:
-            raise ValueError("simulated GPUs need a directory")
-        return partial(probe_child.open_simulated, simulated_dir, int(settings.use.partition(":")[2]))
-    return probe_child.open_nvml
-
-
-async def _frame(reader: asyncio.StreamReader) -> probe_child.Frame:
-    size = int.from_bytes(await reader.readexactly(probe_child.HEADER_BYTES), "big")
-    frame: probe_child.Frame = probe_child.decoder.decode(await reader.readexactly(size))
-    return frame
-
-
-def _spawn(channel: socket.socket, open_source: Callable[[], GpuSource], settings: GpuSettings) -> int:
-    context = multiprocessing.get_context("forkserver")
-    work = (channel, open_source, settings.poll_s, settings.slow_poll_s)
-    process = context.Process(target=probe_child.main, args=work, name="probe", daemon=True)
-    process.start()
-    # multiprocessing joins its children when the interpreter ends, and a probe stuck in the driver would hold us there.
-    multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
-    if process.pid is None:
-        raise RuntimeError("a started process has a pid")
-    return process.pid

@@ -1,8 +1,8 @@
-"""Where GPUs and readings come from: NVML, or the stand-in of :mod:`obatchd.simulator.gpus`."""
+"""Where GPUs and readings come from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
@@ -34,3 +34,22 @@ class GpuSource(Protocol):
     def host_trouble(self) -> tuple[str, str]:
         """Slug and words of what is wrong with the driver of the whole host, no GPU's fault; empty: nothing."""
         return "", ""
+
+
+OpenSource = Callable[[], GpuSource]  # pickled for the probe's process, which calls it
+
+
+def open_nvml() -> GpuSource:
+    """The GPUs of this host.
+
+    Raises:
+        GpuError: there is no driver, or it cannot be used.
+    """
+    from obatchd.gpus.nvml.driver import Nvml
+
+    return Nvml()
+
+
+def source_of(driver: str) -> str:
+    """Which source a card comes from, by its driver's version: what follows a dash; empty for NVIDIA's own driver."""
+    return driver.partition("-")[2]

@@ -6,17 +6,13 @@ prepared stays with the request over all its attempts; a restart of the daemon p
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import signal
-import socket
 from collections.abc import Sequence
-from multiprocessing.context import ForkServerContext
+from functools import partial
 
 from obatchd import log
-from obatchd.context import model, preparer
-from obatchd.context.model import HEADER, Alive, Prepared, Rules, Wish
+from obatchd.child import Child, End, Keeper
+from obatchd.context import preparer
+from obatchd.context.model import Alive, FromPreparer, Prepared, Rules, Wish, from_preparer
 from obatchd.dispatch.events import Finished
 from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.lane import Lane, Pending
@@ -29,7 +25,6 @@ from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _SILENT_S = 30.0  # a preparer says something every second
-_PAUSE_S = 1.0  # before the next one
 _TELLINGS = 2  # a request that is in preparation in so many ends of the preparer has caused them, for all we know
 
 
@@ -44,15 +39,16 @@ class _Waiting:
 
 
 class Preparation:
-    """Keeps one preparer and what it works on."""
+    """Keeps one preparer, whose parent it is, and what that works on."""
 
-    def __init__(self, work: Work, context: ForkServerContext, outcomes: Outcomes) -> None:
+    def __init__(self, work: Work, outcomes: Outcomes) -> None:
         self._work = work
-        self._context = context
         self._outcomes = outcomes
         self._tasks = TaskSet(work.owner)
         self._waiting: dict[tuple[int, int], _Waiting] = {}
-        self._writer: asyncio.StreamWriter | None = None
+        task = partial(preparer.main, cache_dir=work.layout.sources)
+        self._keeper = Keeper("preparer", task, from_preparer, self, silent_s=_SILENT_S)
+        self._preparer: Child | None = None
 
     @property
     def _settings(self) -> ContextSettings:
@@ -60,13 +56,8 @@ class Preparation:
 
     def settings_changed(self) -> None:
         """Tell the preparer, which is a process of its own."""
-        if (writer := self._open_writer) is not None:
-            writer.write(model.frame(rules_of(self._settings)))
-
-    @property
-    def _open_writer(self) -> asyncio.StreamWriter | None:
-        """To a preparer that is not known to be dead. uvloop's transport raises for a write after a failed one."""
-        return None if self._writer is None or self._writer.is_closing() else self._writer
+        if self._preparer is not None:
+            self._preparer.send(rules_of(self._settings))
 
     async def stop(self) -> None:
         """End the preparer; what waits for it stays pending in the store."""
@@ -85,7 +76,7 @@ class Preparation:
             lane.preparing += 1
             self._tell(waiting)
         if len(ready) < len(pending) and not self._tasks:
-            self._tasks.start(self._run(), "preparation")
+            self._tasks.start(self._keeper.run(), "preparation")
         return ready
 
     def _needs(self, raw: bytes) -> bool:
@@ -93,7 +84,7 @@ class Preparation:
         return b'"urls"' in raw or b'"files"' in raw or (self._settings.from_links and b"](http" in raw)
 
     def _tell(self, waiting: _Waiting) -> None:
-        if (writer := self._open_writer) is None:
+        if self._preparer is None:
             return  # it is told when there is a preparer
         lane, pending = waiting.lane, waiting.pending
         live = self._work.jobs.get(lane.job)
@@ -102,56 +93,29 @@ class Preparation:
             return
         folder = str(self._work.input_of(live.row)) if live.row.kind == "folder" else ""
         keep_full_prompt = bool(live.row.settings.sample)
-        waiting.told += 1
         wish = Wish(lane.job, pending.line, lane.owner, pending.raw, folder, keep_full_prompt)
-        writer.write(model.frame(wish))
+        waiting.told += self._preparer.send(wish)
 
-    async def _run(self) -> None:
-        while True:
-            reason = await self._with_preparer()
-            _log.warning("preparer_lost", reason=reason, requests=len(self._waiting))
-            for waiting in list(self._waiting.values()):
-                if waiting.told >= _TELLINGS:
-                    message = f"the process that prepares requests ended {waiting.told} times while it had this one"
-                    self._answered(Prepared(waiting.lane.job, waiting.pending.line, b"", "preparer_lost", message))
-            await asyncio.sleep(_PAUSE_S)
+    # What the preparer says.
 
-    async def _with_preparer(self) -> str:
-        """One preparer, from its start to its end; says how it ended."""
-        ours, theirs = socket.socketpair()
-        process = self._context.Process(
-            target=preparer.main, args=(theirs, str(self._work.layout.sources)), name="preparer", daemon=True
-        )
-        try:
-            await asyncio.to_thread(process.start)
-        except OSError as error:
-            ours.close()
-            return f"it cannot be started: {error.strerror}"
-        finally:
-            theirs.close()
-        reader, writer = await asyncio.open_connection(sock=ours)
-        try:
-            writer.write(model.frame(rules_of(self._settings)))
-            self._writer = writer
-            for waiting in list(self._waiting.values()):
-                self._tell(waiting)
-            while True:
-                async with asyncio.timeout(_SILENT_S):
-                    (length,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-                    message = model.from_preparer.decode(await reader.readexactly(length))
-                if not isinstance(message, Alive):
-                    self._answered(message)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return "it died"
-        except TimeoutError:
-            return f"it said nothing for {_SILENT_S:g} s"
-        finally:
-            self._writer = None
-            writer.transport.abort()
-            if process.pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-            await asyncio.to_thread(process.join, 2.0)
+    def started(self, child: Child) -> None:
+        self._preparer = child
+        child.send(rules_of(self._settings))
+        for waiting in list(self._waiting.values()):
+            self._tell(waiting)
+
+    def heard(self, message: FromPreparer) -> None:
+        if not isinstance(message, Alive):
+            self._answered(message)
+
+    def ended(self, end: End) -> float:
+        self._preparer = None
+        _log.warning("preparer_lost", reason=end.words, requests=len(self._waiting))
+        for waiting in list(self._waiting.values()):
+            if waiting.told >= _TELLINGS:
+                message = f"the process that prepares requests ended {waiting.told} times while it had this one"
+                self._answered(Prepared(waiting.lane.job, waiting.pending.line, b"", "preparer_lost", message))
+        return end.pause_s
 
     def _answered(self, answer: Prepared) -> None:
         waiting = self._waiting.pop((answer.job, answer.line), None)

@@ -6,15 +6,14 @@ or ``http_proxy`` of the daemon's own environment would silently change where an
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-import obatchd
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
+from obatchd.servers.program import Program
 from obatchd.settings.tables.servers import ServerSettings
 
 INSTANCE_MARK = "OBATCH_INSTANCE"
@@ -26,7 +25,7 @@ _PASS = frozenset(
 _MAX_QUEUE = 512  # requests waiting while a model loads; far above what is ever in flight
 
 
-class Child(msgspec.Struct, frozen=True):
+class Launch(msgspec.Struct, frozen=True):
     """What makes one server process differ from another."""
 
     server: str  # its id
@@ -38,11 +37,11 @@ class Child(msgspec.Struct, frozen=True):
     home: Path
     models_dir: Path
     gpus: Sequence[Gpu] = ()
-    simulator_dir: Path | None = None  # set: the process is the simulator
+    own: Mapping[str, str] = {}  # variables of the program itself
 
 
-def build(base: Mapping[str, str], settings: ServerSettings, child: Child) -> dict[str, str]:
-    """The whole environment of ``child``.
+def build(base: Mapping[str, str], settings: ServerSettings, launch: Launch) -> dict[str, str]:
+    """The whole environment of one process.
 
     Args:
         base: the daemon's own environment; only allow-listed names are taken from it.
@@ -59,18 +58,12 @@ def build(base: Mapping[str, str], settings: ServerSettings, child: Child) -> di
         "OLLAMA_LOAD_TIMEOUT": f"{int(settings.load_timeout_s)}s",
         "LLAMA_ARG_CACHE_RAM": "0",  # since 0.30 each runner else keeps up to 8 GiB of old prompts in host memory
     }
-    if child.gpus:
+    if launch.gpus:
         environment["OLLAMA_FLASH_ATTENTION"] = "1"
-    if child.simulator_dir is not None:
-        environment |= {name: value for name, value in base.items() if name.startswith("OBATCHD_SIMULATOR")}
-        environment |= {
-            "OBATCHD_SIMULATOR_GPU_DIR": str(child.simulator_dir),
-            "PYTHONPATH": str(Path(obatchd.__file__).parents[1]),
-        }
-    environment |= settings.environment
+    environment |= {**launch.own, **settings.environment}
     bypass = [environment.get("NO_PROXY") or base.get("NO_PROXY") or base.get("no_proxy") or "", "127.0.0.1,localhost"]
-    environment["NO_PROXY"] = ",".join(part for part in [*bypass, child.host] if part)
-    return environment | _pinned(child)
+    environment["NO_PROXY"] = ",".join(part for part in [*bypass, launch.host] if part)
+    return environment | _pinned(launch)
 
 
 def check(settings: ServerSettings) -> None:
@@ -79,36 +72,31 @@ def check(settings: ServerSettings) -> None:
     Raises:
         ConfigError: ``servers.environment`` names such a variable.
     """
-    anyone = Child("", "", "", 0, 1, 1, Path(), Path())
+    anyone = Launch("", "", "", 0, 1, 1, Path(), Path())
     if clash := sorted(_pinned(anyone).keys() & settings.environment.keys()):
         raise ConfigError(f"servers.environment: {', '.join(clash)} is set by obatchd for every server; remove it.")
 
 
-def _pinned(child: Child) -> dict[str, str]:
+def _pinned(launch: Launch) -> dict[str, str]:
     return {
-        INSTANCE_MARK: child.instance,
-        SERVER_MARK: child.server,
-        "HOME": str(child.home),
-        "OLLAMA_HOST": f"[{child.host}]:{child.port}" if ":" in child.host else f"{child.host}:{child.port}",
-        "OLLAMA_MODELS": str(child.models_dir),
+        INSTANCE_MARK: launch.instance,
+        SERVER_MARK: launch.server,
+        "HOME": str(launch.home),
+        "OLLAMA_HOST": f"[{launch.host}]:{launch.port}" if ":" in launch.host else f"{launch.host}:{launch.port}",
+        "OLLAMA_MODELS": str(launch.models_dir),
         "OLLAMA_NOPRUNE": "1",  # the store is shared: one server's start must not delete another's download
-        "OLLAMA_NUM_PARALLEL": str(child.slots),
-        "OLLAMA_CONTEXT_LENGTH": str(child.context_length),  # the default grows with VRAM and then spills to the CPU
+        "OLLAMA_NUM_PARALLEL": str(launch.slots),
+        "OLLAMA_CONTEXT_LENGTH": str(launch.context_length),  # the default grows with VRAM and then spills to the CPU
         "OLLAMA_MAX_LOADED_MODELS": "1",
         "OLLAMA_MAX_QUEUE": str(_MAX_QUEUE),
         "OLLAMA_KEEP_ALIVE": "-1",
         # Full UUIDs: CUDA's own numbering need not follow NVML's. "-1" hides every GPU from a CPU server.
-        "CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in child.gpus) or "-1",
+        "CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in launch.gpus) or "-1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
 
 
-def models_dir(settings: ServerSettings, base: Mapping[str, str]) -> Path:
-    """The model store: the configured one, else the one Ollama itself would use here."""
-    chosen = settings.models_dir or base.get("OLLAMA_MODELS") or "~/.ollama/models"
-    return Path(chosen).expanduser().absolute()
-
-
-def command(ollama: str, *, simulated: bool) -> list[str]:
-    """The command line of a server. ``ollama`` is the path of the binary."""
-    return [sys.executable, "-m", "obatchd.simulator.ollama", "serve"] if simulated else [ollama, "serve"]
+def models_dir(settings: ServerSettings, program: Program) -> Path:
+    """The model store: the configured one, else the one that the program itself would use here."""
+    chosen = Path(settings.models_dir) if settings.models_dir else program.models_dir()
+    return chosen.expanduser().absolute()

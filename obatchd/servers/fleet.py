@@ -21,7 +21,7 @@ from obatchd.servers import environment
 from obatchd.servers.facts import Facts
 from obatchd.servers.managed import Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
-from obatchd.servers.process import find_binary
+from obatchd.servers.program import Program
 from obatchd.servers.remote import RemoteServer
 from obatchd.servers.server import Server, ServerListener
 from obatchd.servers.states import ServerState
@@ -43,8 +43,9 @@ class Fleet:
     """Plans, starts and ends the servers.
 
     Args:
-        work: directory for logs, homes of the servers and what stand-ins share.
+        work: directory for logs and homes of the servers.
         instance: uuid of the spool; marks every process we start.
+        program: what is started as a managed server.
         owner: told when one of the fleet's tasks ends by an exception.
 
     Attributes:
@@ -53,13 +54,21 @@ class Fleet:
     """
 
     def __init__(
-        self, settings: Settings, work: Path, instance: str, probe: Probe, facts: Facts, owner: TaskOwner
+        self,
+        settings: Settings,
+        work: Path,
+        instance: str,
+        program: Program,
+        probe: Probe,
+        facts: Facts,
+        owner: TaskOwner,
     ) -> None:
         self.servers: dict[str, Server] = {}
         self.foreign_ollama = ""
         self._settings = settings
         self._work = work
         self._instance = instance
+        self._program = program
         self._probe = probe
         self._facts = facts
         self._listeners: list[ServerListener] = []
@@ -74,12 +83,6 @@ class Fleet:
     def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
         for listener in self._listeners:
             listener.server_changed(server, old, new, reason)
-
-    @property
-    def simulated(self) -> bool:
-        """Whether the managed servers are stand-ins."""
-        use = self._settings.gpus.use
-        return self._settings.servers.ollama == "simulator" or (isinstance(use, str) and use.startswith("simulated:"))
 
     async def start(self) -> None:
         """End orphans of an earlier daemon, decide on the servers, and start them in the background.
@@ -133,8 +136,8 @@ class Fleet:
         return [PlannedServer(f"cpu{number}", ()) for number in range(count)]
 
     def _make(self, planned: list[PlannedServer], session: aiohttp.ClientSession) -> None:
-        if planned and not self.simulated:
-            find_binary(self._settings.servers.ollama)
+        if planned:
+            self._program.command()  # it has to be there
         environment.check(self._settings.servers)
         host = Host(
             settings=self._settings,
@@ -144,7 +147,7 @@ class Fleet:
             session=session,
             listener=self,
             base=dict(os.environ),
-            simulated=self.simulated,
+            program=self._program,
             cpu_servers=sum(not plan.gpus for plan in planned),
         )
         for number, (plan, port) in enumerate(zip(planned, self._ports(planned), strict=True)):

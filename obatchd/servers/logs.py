@@ -76,8 +76,8 @@ def _new_lines(path: Path, place: _Place) -> tuple[list[str], _Place]:
     return new[:whole].decode(errors="replace").splitlines(), _Place(inode, offset + whole)
 
 
-class LogDrain(asyncio.Protocol):
-    """Reads one server's stdout and stderr from a pipe, across restarts of the server.
+class LogDrain:
+    """Takes what one server writes to stdout and stderr, across restarts of the server.
 
     Args:
         server: id, for our own log.
@@ -94,6 +94,7 @@ class LogDrain(asyncio.Protocol):
         self._file: BinaryIO | None = None
 
     def data_received(self, data: bytes) -> None:
+        """What was read from its pipe, as much as there was."""
         self._write(data)
         *lines, rest = (self._rest + data).split(b"\n")
         if len(rest) > _LINE_BYTES:
@@ -103,12 +104,6 @@ class LogDrain(asyncio.Protocol):
         for line in lines:
             self._take(line.decode(errors="replace").rstrip())
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._rest:
-            self._take(self._rest.decode(errors="replace"))
-            self._rest = b""
-        self.close()
-
     def last_words(self) -> str:
         """What it wrote last that tells something, for whoever asks why it ended: from the last alarming line on."""
         lines = [line.strip() for line in self.lines if line.strip()]
@@ -117,6 +112,13 @@ class LogDrain(asyncio.Protocol):
         return " | ".join(chosen)[:_LAST_WORDS_CHARACTERS]
 
     def close(self) -> None:
+        """Nothing more comes from this process: what has no end of line is its last line."""
+        if self._rest:
+            self._take(self._rest.decode(errors="replace"))
+            self._rest = b""
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -134,7 +136,7 @@ class LogDrain(asyncio.Protocol):
                 self._file = self._path.open("ab", buffering=0)
             self._file.write(data)
             if self._file.tell() > FILE_BYTES:
-                self.close()
+                self._close_file()
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
         except OSError as error:  # a full disk must not stop the draining
             log.debug("server_log_not_written", server=self._server, path=self._path, error=error)

@@ -21,7 +21,8 @@ from obatchd.jobs.model import Profile, round_context
 from obatchd.ollama.api import LoadedModel, canonical
 from obatchd.servers import environment
 from obatchd.servers.facts import Facts
-from obatchd.servers.process import ServerProcess, find_binary
+from obatchd.servers.process import ServerProcess
+from obatchd.servers.program import Program
 from obatchd.servers.server import Server, ServerListener
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
@@ -46,7 +47,7 @@ class Host(msgspec.Struct, frozen=True):
     session: aiohttp.ClientSession
     listener: ServerListener
     base: Mapping[str, str]  # the daemon's own environment
-    simulated: bool
+    program: Program
     cpu_servers: int  # how many share the cores
 
 
@@ -90,10 +91,8 @@ class ManagedServer(Server):
 
     @property
     def models_dir(self) -> Path:
-        """The model store all managed servers share. A stand-in never writes to a real one."""
-        if self._host.simulated and not self._settings.models_dir:
-            return self._host.work / "simulator" / "models"
-        return environment.models_dir(self._settings, self._host.base)
+        """The model store all managed servers share."""
+        return environment.models_dir(self._settings, self._host.program)
 
     @property
     def log_file(self) -> Path:
@@ -130,7 +129,7 @@ class ManagedServer(Server):
         self._take_port()
         home = host.work / "home" / self.id
         home.mkdir(parents=True, exist_ok=True)
-        child = environment.Child(
+        launch = environment.Launch(
             server=self.id,
             instance=host.instance,
             host=settings.listen,
@@ -140,10 +139,9 @@ class ManagedServer(Server):
             home=home,
             models_dir=self.models_dir,
             gpus=self.gpus,
-            simulator_dir=host.work / "simulator" if host.simulated else None,
+            own=host.program.environment(),
         )
-        binary = "" if host.simulated else find_binary(settings.ollama)
-        return environment.command(binary, simulated=host.simulated), environment.build(host.base, settings, child)
+        return host.program.command(), environment.build(host.base, settings, launch)
 
     def _take_port(self) -> None:
         """Make sure of a port: the configured one, else the one kept from last time, else a free one."""

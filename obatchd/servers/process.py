@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -24,26 +23,11 @@ log = obatchd.log.get(__name__)
 SUPPORTED = ((0, 20), (0, 33))  # first and last minor version this was written against and tried with
 _POLL_S = 0.02
 _LEFTOVER_S = 5.0  # how long SIGKILLed runners may take to give their memory back
+_PIPE_BYTES = 64 * 1024  # what a pipe holds: pipe(7)
 # A runner that serves as a probe of the GPUs has no model. Ollama's words of v0.24, and since v0.30 (llm/server.go).
 _RUNNER_STARTS = re.compile(r"starting (runner|llama-server)\b.*--model")
 _RUNNER_STARTED = re.compile(r"(runner|llama-server) (started in|terminated|process no longer running)")
 _NO_PARALLEL = "does not currently support parallel requests"
-
-
-def find_binary(name: str) -> str:
-    """The path of the ollama binary.
-
-    Raises:
-        ServerError: ``no_ollama``.
-    """
-    path = shutil.which(os.path.expanduser(name))
-    if path is None:
-        raise ServerError(
-            f"There is no {name!r} to start servers with. Install Ollama (https://ollama.com/download), or set "
-            'servers.ollama to the path of the binary; with gpus = "none" only the [ollama_instances] are used.',
-            code="no_ollama",
-        )
-    return os.path.abspath(path)
 
 
 def version_warning(version: str) -> str | None:
@@ -85,7 +69,7 @@ class ServerProcess:
         self.log = LogDrain(server, log_path, self._line)
         self._popen: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
-        self._transport: asyncio.ReadTransport | None = None
+        self._output = -1  # read end of the pipe that it writes to; -1: closed
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> None:
         """Start the process.
@@ -99,14 +83,14 @@ class ServerProcess:
         self.one_slot = False
         self.returncode = None
         self.ended = asyncio.Event()
-        read_fd, write_fd = os.pipe()
+        self._output, write_fd = os.pipe()
         try:
             self._popen = subprocess.Popen(
                 command, env=dict(environment), cwd=cwd, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=write_fd, stderr=write_fd,
             )  # fmt: skip
         except OSError as error:
-            os.close(read_fd)
+            self._close_output()
             raise ServerError(f"{command[0]} cannot be started: {error.strerror}.", code="start_failed") from error
         finally:
             os.close(write_fd)
@@ -114,8 +98,24 @@ class ServerProcess:
         loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(self.pid)
         loop.add_reader(self._pidfd, self._exited)
-        transport, _ = await loop.connect_read_pipe(lambda: self.log, os.fdopen(read_fd, "rb", buffering=0))
-        self._transport = transport
+        # Read here and not by a transport: uvloop's closes the pipe twice (uvloop issue 763), and by the second time
+        # its number may be another thread's file.
+        os.set_blocking(self._output, False)
+        loop.add_reader(self._output, self._read_output)
+
+    def _read_output(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if data := os.read(self._output, _PIPE_BYTES):
+                self.log.data_received(data)
+            else:
+                self._close_output()
+
+    def _close_output(self) -> None:
+        if self._output >= 0:
+            asyncio.get_running_loop().remove_reader(self._output)
+            os.close(self._output)
+            self._output = -1
+            self.log.close()
 
     def _exited(self) -> None:
         """The process is a zombie now. Until it is reaped its group id cannot belong to anybody else: the moment to
@@ -125,6 +125,8 @@ class ServerProcess:
         os.close(self._pidfd)
         self._signal_group(signal.SIGKILL)
         self.returncode = self._popen.wait()
+        if self._output >= 0:
+            self._read_output()  # its last words, for whoever asks why it ended
         self.ended.set()
         self._on_end()
 
@@ -146,9 +148,7 @@ class ServerProcess:
                 log.warning("server_killed", server=self._server, pid=self.pid, grace_s=grace_s)
                 self._signal_group(signal.SIGKILL)
         await self._await_group()
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        self._close_output()
         self.pid = None
 
     async def _await_group(self) -> None:

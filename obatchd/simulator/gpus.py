@@ -24,7 +24,7 @@ from obatchd.simulator import config
 from obatchd.simulator.timeline import EventKind, GpuEvent, Timeline
 
 MEMORY_BYTES = 80 * 1024**3
-DRIVER = "000.00-simulated"
+DRIVER = "000.00-simulated"  # what follows the dash keeps these cards apart from real ones
 POWER_LIMIT_W = 350.0
 
 _WRITE_PAUSE_S = 0.2

@@ -2,25 +2,18 @@
 
 Each file costs four short system calls, and a Python thread has to win back the interpreter lock after every one of
 them: beside a busy main loop a thread gets a quarter of what a process does. The process holds nothing that cannot be
-written again from the store, ignores the terminal's signals and ends when its socket closes.
+written again from the store.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import socket
-import struct
 from pathlib import Path
-from typing import Never
 
 import msgspec
 
-from obatchd import log
+from obatchd import child, log
 from obatchd.spool.outbox import JobOutbox
-
-HEADER = struct.Struct("<I")
 
 
 class Batch(msgspec.Struct, array_like=True):
@@ -33,19 +26,12 @@ class Batch(msgspec.Struct, array_like=True):
 
 _batches = msgspec.msgpack.Decoder(list[Batch])
 errors = msgspec.msgpack.Decoder(list[str])  # the answer: for each batch nothing, or why it could not be written
-encode = msgspec.msgpack.Encoder().encode
 
 
-def main(connection: socket.socket) -> Never:
-    """Entry of the process; never returns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    with contextlib.suppress(OSError), connection.makefile("rb") as stream:
-        while header := stream.read(HEADER.size):
-            body = stream.read(HEADER.unpack(header)[0])
-            answer = encode([_write(batch) for batch in _batches.decode(body)])
-            connection.sendall(HEADER.pack(len(answer)) + answer)
-    os._exit(0)
+def main(connection: socket.socket) -> None:
+    """The work of the process."""
+    while True:
+        child.send(connection, [_write(batch) for batch in child.receive(connection, _batches)])
 
 
 def _write(batch: Batch) -> str:

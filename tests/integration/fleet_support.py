@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from task_support import Failures
 
+from obatchd.daemon import platform
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.server import Server
@@ -34,8 +35,9 @@ class Bench:
         self.instance = instance
         self.failures = Failures()
         self.changes: list[tuple[str, ServerState, ServerState]] = []
-        self.probe = Probe(settings.gpus, work / "simulator")
-        self.fleet = Fleet(settings, work, instance, self.probe, facts, self.failures)
+        host = platform.choose(settings, work)
+        self.probe = Probe(settings.gpus, host.open_source)
+        self.fleet = Fleet(settings, work, instance, host.program, self.probe, facts, self.failures)
         self.fleet.listen(self)
 
     def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:

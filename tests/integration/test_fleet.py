@@ -259,7 +259,7 @@ async def test_restart_ends_a_long_pause(tmp_path: Path) -> None:
 async def test_the_next_start_ends_what_an_abandoned_fleet_left(tmp_path: Path) -> None:
     instance = str(tmp_path)
     code = (
-        "import asyncio, sys; sys.path[:0] = [sys.argv[1]]\n"
+        "import asyncio, sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/..']\n"
         "from pathlib import Path\n"
         "from fleet_support import running, settings\n"
         "from obatchd.jobs.model import Profile\n"

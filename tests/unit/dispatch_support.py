@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from multiprocessing import get_context
 from typing import Any, ClassVar
 
 import msgspec
 import pytest
 from work_support import NoFeeder
 
+from obatchd.child import End, Parent
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -102,17 +101,15 @@ class Port:
 
 
 class FakeWorker:
-    """In place of a WorkerHandle: holds offers until the test says what becomes of them."""
+    """In place of a child: holds offers until the test says what becomes of them."""
 
     unstartable = 0  # this many starts fail
     made: ClassVar[list[FakeWorker]] = []
 
-    def __init__(
-        self, context: Any, name: str, on_message: Callable[[protocol.ToMain], None], on_exit: Callable[[str], None]
-    ) -> None:
+    def __init__(self, name: str, parent: Parent[protocol.ToMain]) -> None:
         self.name = name
-        self.tell = on_message
-        self.exit = on_exit
+        self.tell = parent.heard
+        self.dead = asyncio.Event()
         self.sent: list[protocol.ToWorker] = []
         self.held: dict[Key, OfferItem] = {}
         self.started: list[Key] = []
@@ -120,13 +117,6 @@ class FakeWorker:
         self.answers_recalls = True
         self.killed = False
         self.pid = 4711
-
-    async def start(self) -> None:
-        if FakeWorker.unstartable:
-            FakeWorker.unstartable -= 1
-            raise OSError("no more processes")
-        FakeWorker.made.append(self)
-        self.tell(protocol.Hello(self.pid))
 
     def send(self, message: protocol.ToWorker) -> None:
         self.sent.append(message)
@@ -188,14 +178,36 @@ class FakeWorker:
             items.append(ResultItem(*key, tried, fault is None, record, took_s, 1, 1, *ended, vectors=vectors))
         self.tell(protocol.Results(items))
 
-    def die(self, reason: str = "its socket closed") -> None:
-        self.exit(reason)
+    def die(self) -> None:
+        self.dead.set()
 
     def kill(self) -> None:
         self.killed = True
 
-    async def close(self) -> None:
-        pass
+
+class FakeKeeper:
+    """Keeps a fake worker at one server."""
+
+    def __init__(self, name: str, work: Any, decoder: Any, parent: Parent[protocol.ToMain]) -> None:
+        self.name = name
+        self.tried = asyncio.Event()
+        self._parent = parent
+
+    async def run(self) -> None:
+        while True:
+            if FakeWorker.unstartable:
+                FakeWorker.unstartable -= 1
+                end = End("cannot be started: no more processes", 0.0)
+            else:
+                worker: Any = FakeWorker(self.name.removeprefix("worker-"), self._parent)
+                FakeWorker.made.append(worker)
+                self._parent.started(worker)
+                self._parent.heard(protocol.Hello(worker.pid))
+                self.tried.set()
+                await worker.dead.wait()
+                end = End("died", 10.0)
+            self._parent.ended(end)
+            await asyncio.sleep(0)
 
 
 async def settle() -> None:
@@ -231,7 +243,7 @@ class Rig:
     """A dispatcher with its queue, servers and workers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *ports: Port, switch_after_s: float = 0.0, **settings: Any):
-        monkeypatch.setattr(keeper_module, "WorkerHandle", FakeWorker)
+        monkeypatch.setattr(keeper_module, "Keeper", FakeKeeper)
         FakeWorker.unstartable, FakeWorker.made = 0, []
         self.ports = {port.id: port for port in ports}
         self.finished: list[Finished] = []
@@ -249,7 +261,6 @@ class Rig:
         self.dispatcher = Dispatcher(
             self.queue,
             DispatchSettings(**settings),
-            get_context("forkserver"),
             Told(self),
             self.switcher,
             Holds(),

@@ -15,10 +15,11 @@ import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 from web_support import article
 
+from obatchd.child import Channel
 from obatchd.context.cache import Entry, SourceCache, is_fresh
 from obatchd.context.compose import Source, full_prompt, named_urls
-from obatchd.context.model import HEADER, Alive, Prepared, Wish, frame, from_preparer
-from obatchd.context.parsing import Document, fork_parser
+from obatchd.context.model import Alive, Prepared, Wish, from_preparer, to_preparer
+from obatchd.context.parsing import Document, fork_parser, parsed
 from obatchd.context.preparer import ParserPool, Preparer
 from obatchd.context.text import Text, decoded, text_of
 from obatchd.errors import SourceError
@@ -131,8 +132,8 @@ def parser() -> socket.socket:
 
 
 async def test_a_parser_that_misbehaves_costs_its_document_only(parser: socket.socket) -> None:
-    pool = ParserPool([parser])
-    await pool.start()
+    channel = await Channel.open(parser, parsed)
+    pool = ParserPool([channel])
 
     async def parse(content: bytes) -> str:
         try:
@@ -148,7 +149,7 @@ async def test_a_parser_that_misbehaves_costs_its_document_only(parser: socket.s
     found = dict(zip(wanted, await asyncio.gather(*map(parse, wanted)), strict=True))
     assert found == wanted
     assert time.monotonic() - began_s < 15
-    pool.close()
+    channel.close()
 
 
 class _Stuck(AbstractResolver):
@@ -166,33 +167,29 @@ class _Stuck(AbstractResolver):
 
 async def test_slow_sources_of_one_owner_hold_up_no_other(parser: socket.socket, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("The Nile is long.")
-    pool = ParserPool([parser])
-    await pool.start()
+    parsing = await Channel.open(parser, parsed)
     ours, theirs = socket.socketpair()
-    reader, writer = await asyncio.open_connection(sock=theirs)
-    daemon, to_preparer = await asyncio.open_connection(sock=ours)
-    preparer = Preparer(writer, tmp_path / "cache", pool, _Stuck())
-    running = asyncio.create_task(preparer.run(reader))
-    to_preparer.write(frame(rules_of(ContextSettings(enabled=True))))
+    channel = await Channel.open(theirs, to_preparer)
+    daemon = await Channel.open(ours, from_preparer)
+    rules = rules_of(ContextSettings(enabled=True))
+    preparer = Preparer(channel, rules, tmp_path / "cache", ParserPool([parsing]), _Stuck())
+    running = asyncio.create_task(preparer.run())
     for line in range(1, 101):
         slow = b'{"prompt": "x", "urls": ["http://slow.test/%d"]}' % line
-        to_preparer.write(frame(Wish(1, line, 1000, slow, "", False)))
-    to_preparer.write(frame(Wish(2, 1, 1001, b'{"prompt": "x", "files": ["note.txt"]}', str(tmp_path), False)))
+        daemon.send(Wish(1, line, 1000, slow, "", False))
+    daemon.send(Wish(2, 1, 1001, b'{"prompt": "x", "files": ["note.txt"]}', str(tmp_path), False))
     async with asyncio.timeout(10):
         answer: Prepared | Alive = Alive()
         while not isinstance(answer, Prepared):
-            (length,) = HEADER.unpack(await daemon.readexactly(HEADER.size))
-            answer = from_preparer.decode(await daemon.readexactly(length))
+            answer = await daemon.receive()
     assert (answer.job, answer.code) == (2, "")
     tasks = [running, *preparer._tasks]  # a preparer ends with its process
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert preparer._fetcher is not None
     await preparer._fetcher.close()
-    for one in (writer, to_preparer):
-        one.transport.abort()
-    pool.close()
+    for one in (channel, daemon, parsing):
+        one.close()
 
 
 def test_links_and_urls_become_numbered_sources() -> None:

@@ -24,7 +24,6 @@ Make = Callable[..., Awaitable[Rig]]
 @pytest.fixture
 async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     made: list[Rig] = []
-    monkeypatch.setattr(keeper_module, "_WORKER_PAUSE_S", 0.0)
 
     async def rig(servers: int = 1, slots: int = 2, **settings: Any) -> Rig:
         ports = [Port(f"gpu{i}", slots, SMALL) for i in range(servers)]

@@ -6,13 +6,15 @@ import pytest
 
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
-from obatchd.servers.environment import Child, build, command, models_dir
+from obatchd.servers.environment import Launch, build, models_dir
+from obatchd.servers.program import Ollama
 from obatchd.settings.tables.servers import ServerSettings
+from obatchd.simulator.program import SimulatedOllama
 
 GPU = Gpu("GPU-aa", "Test", 0, "00000000:01:00.0", 2**30, "1.0")
 
 
-def child(**fields: object) -> Child:
+def launch(**fields: object) -> Launch:
     defaults: dict[str, object] = {
         "server": "gpu0",
         "instance": "spool-uuid",
@@ -23,7 +25,7 @@ def child(**fields: object) -> Child:
         "home": Path("/spool/work/home/gpu0"),
         "models_dir": Path("/models"),
     }
-    return Child(**{**defaults, **fields})  # type: ignore[arg-type]
+    return Launch(**{**defaults, **fields})  # type: ignore[arg-type]
 
 
 def test_nothing_stray_gets_in() -> None:
@@ -37,7 +39,7 @@ def test_nothing_stray_gets_in() -> None:
         "SECRET": "x",
         "OBATCHD_SIMULATOR": "{}",
     }
-    environment = build(base, ServerSettings(), child(gpus=[GPU]))
+    environment = build(base, ServerSettings(), launch(gpus=[GPU]))
     assert environment.keys().isdisjoint({"OLLAMA_DEBUG", "LLAMA_ARG_CTX_SIZE", "SECRET", "OBATCHD_SIMULATOR"})
     assert environment["PATH"] == "/bin" and environment["LC_ALL"] == "C"
     expected = {
@@ -60,36 +62,42 @@ def test_nothing_stray_gets_in() -> None:
 
 def test_a_group_sees_its_gpus_and_a_cpu_server_none() -> None:
     other = Gpu("GPU-bb", "Test", 1, "00000000:02:00.0", 2**30, "1.0")
-    assert build({}, ServerSettings(), child(gpus=[GPU, other]))["CUDA_VISIBLE_DEVICES"] == "GPU-aa,GPU-bb"
-    assert build({}, ServerSettings(), child())["CUDA_VISIBLE_DEVICES"] == "-1"
+    assert build({}, ServerSettings(), launch(gpus=[GPU, other]))["CUDA_VISIBLE_DEVICES"] == "GPU-aa,GPU-bb"
+    assert build({}, ServerSettings(), launch())["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
 def test_proxies_pass_for_pulls_but_never_for_loopback() -> None:
     settings = ServerSettings(environment={"HTTPS_PROXY": "http://proxy:1"})
     base = {"HTTPS_PROXY": "http://other:2", "no_proxy": "example.org", "SSL_CERT_FILE": "/ca.pem"}
-    environment = build(base, settings, child(host="192.0.2.1"))
+    environment = build(base, settings, launch(host="192.0.2.1"))
     assert environment["HTTPS_PROXY"] == "http://proxy:1" and environment["SSL_CERT_FILE"] == "/ca.pem"
     assert environment["NO_PROXY"] == "example.org,127.0.0.1,localhost,192.0.2.1"
 
 
 def test_the_configured_environment_cannot_undo_what_obatchd_needs() -> None:
-    assert build({}, ServerSettings(environment={"OLLAMA_LLM_LIBRARY": "cuda_v13"}), child())["OLLAMA_LLM_LIBRARY"]
+    assert build({}, ServerSettings(environment={"OLLAMA_LLM_LIBRARY": "cuda_v13"}), launch())["OLLAMA_LLM_LIBRARY"]
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES"):
-        build({}, ServerSettings(environment={"CUDA_VISIBLE_DEVICES": "1"}), child())
+        build({}, ServerSettings(environment={"CUDA_VISIBLE_DEVICES": "1"}), launch())
 
 
-def test_the_simulator_gets_its_own_variables() -> None:
-    environment = build({"OBATCHD_SIMULATOR": "{}"}, ServerSettings(), child(simulator_dir=Path("/sim")))
+def test_the_simulator_gets_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OBATCHD_SIMULATOR", "{}")
+    simulated = SimulatedOllama(Path("/sim"))
+    environment = build({}, ServerSettings(), launch(own=simulated.environment()))
     assert environment["OBATCHD_SIMULATOR"] == "{}" and environment["OBATCHD_SIMULATOR_GPU_DIR"] == "/sim"
-    assert command("", simulated=True)[1:] == ["-m", "obatchd.simulator.ollama", "serve"]
-    assert command("/bin/ollama", simulated=False) == ["/bin/ollama", "serve"]
+    assert simulated.command()[1:] == ["-m", "obatchd.simulator.ollama", "serve"]
+    assert Ollama("/bin/sh").command() == ["/bin/sh", "serve"]
 
 
 def test_ipv6_addresses_are_bracketed() -> None:
-    assert build({}, ServerSettings(), child(host="::1"))["OLLAMA_HOST"] == "[::1]:11500"
+    assert build({}, ServerSettings(), launch(host="::1"))["OLLAMA_HOST"] == "[::1]:11500"
 
 
-def test_model_store() -> None:
-    assert models_dir(ServerSettings(models_dir="/m"), {"OLLAMA_MODELS": "/o"}) == Path("/m")
-    assert models_dir(ServerSettings(), {"OLLAMA_MODELS": "/o"}) == Path("/o")
-    assert models_dir(ServerSettings(), {}) == Path("~/.ollama/models").expanduser()
+def test_model_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    ollama, simulated = Ollama("ollama"), SimulatedOllama(Path("/sim"))
+    monkeypatch.setenv("OLLAMA_MODELS", "/o")
+    assert models_dir(ServerSettings(models_dir="/m"), ollama) == Path("/m")
+    assert models_dir(ServerSettings(), ollama) == Path("/o")
+    assert models_dir(ServerSettings(), simulated) == Path("/sim/models")
+    monkeypatch.delenv("OLLAMA_MODELS")
+    assert models_dir(ServerSettings(), ollama) == Path("~/.ollama/models").expanduser()

@@ -13,7 +13,6 @@ from work_support import Outcomes, add_live, make_work
 
 from obatchd.dispatch.events import INTERRUPTED
 from obatchd.dispatch.outcomes import Suspicion
-from obatchd.dispatch.pool import forkserver_context
 from obatchd.intake.feeder import Feeder, histories
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane
@@ -40,7 +39,7 @@ class Rig:
         self.segment = self.work.store.of(row)
         self.finished = Outcomes()
         self.woken = asyncio.Event()
-        preparation = Preparation(self.work, forkserver_context(), self.finished)
+        preparation = Preparation(self.work, self.finished)
         self.feeder = Feeder(self.work, preparation, self.finished)
         self.queue = JobQueue(self.feeder)
         self.queue.listen(self)

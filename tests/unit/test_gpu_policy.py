@@ -50,7 +50,6 @@ class Host:
         self.servers = [OnCard(f"gpu{n}", gpu, SMALL) for n, gpu in enumerate(self.gpus)]
         fleet: Any = SimpleNamespace(
             servers={each.id: each for each in self.servers} | {"far": SimpleNamespace(state=ServerState.READY)},
-            simulated=True,
         )
         probe: Any = SimpleNamespace(gpus=self.gpus, listen=lambda listener: None)
         self.owner, alarms = Failures(), Alarms()

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 from work_support import NoFeeder, Outcomes, add_live, make_work
 
-from obatchd.dispatch.pool import forkserver_context
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.ledger import Intent
@@ -18,7 +18,7 @@ async def test_requests_that_come_while_a_dead_preparer_is_not_noticed_yet_end_n
     work = make_work(tmp_path, context={"enabled": True})
     work.store.state.accept([Intent("job", b"a.jsonl", 1, 1, 1, 10, "file", 0.0)])
     add_live(work, *work.store.state.find(["job"]))
-    preparation = Preparation(work, forkserver_context(), Outcomes())
+    preparation = Preparation(work, Outcomes())
     queue = JobQueue(NoFeeder())
     lane = Lane(1, 1, 1000, Profile("tiny", 4096), "normal", 0.0)
 
@@ -28,11 +28,9 @@ async def test_requests_that_come_while_a_dead_preparer_is_not_noticed_yet_end_n
 
     give(1)
     async with asyncio.timeout(30):
-        while preparation._writer is None:
+        while preparation._preparer is None:
             await asyncio.sleep(0.01)
-    [process] = [child for child in multiprocessing.active_children() if child.name == "preparer"]
-    process.kill()
-    process.join(10)
+    os.kill(preparation._preparer.pid, signal.SIGKILL)
     for line in range(2, 10):
         give(line)
         await asyncio.sleep(0)

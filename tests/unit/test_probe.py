@@ -16,6 +16,7 @@ from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import REPLACEMENTS, Listener, Probe
 from obatchd.gpus.source import GpuSource
 from obatchd.settings.tables.gpus import GpuSettings
+from obatchd.simulator.gpus import SimulatedGpus
 from obatchd.simulator.timeline import GpuEvent, write_script
 
 GPU = Gpu("GPU-1", "Test", 0, "00000000:01:00.0", 2**30, "1.0")
@@ -71,8 +72,11 @@ async def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> No
 
 
 def alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it was read
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def settings() -> GpuSettings:
@@ -80,7 +84,7 @@ def settings() -> GpuSettings:
 
 
 async def test_readings_arrive_and_the_process_ends_with_the_probe() -> None:
-    probe = Probe(settings(), open_source=partial(scripted, fine))
+    probe = Probe(settings(), partial(scripted, fine))
     await probe.start()
     assert (probe.state, probe.gpus) == ("ok", [GPU])
     await wait_for(lambda: probe.readings and (probe.readings["GPU-1"].temp_c or 0) > 2)
@@ -91,7 +95,7 @@ async def test_readings_arrive_and_the_process_ends_with_the_probe() -> None:
 
 
 async def test_no_driver_is_absence() -> None:
-    probe = Probe(settings(), open_source=no_driver)
+    probe = Probe(settings(), no_driver)
     await probe.start()
     assert (probe.state, probe.code, probe.gpus) == ("absent", "no_driver", [])
     assert "No NVIDIA driver" in probe.message
@@ -99,7 +103,7 @@ async def test_no_driver_is_absence() -> None:
 
 
 async def test_start_returns_when_the_driver_hangs() -> None:
-    probe = Probe(settings(), open_source=hang, start_timeout_s=0.3)
+    probe = Probe(settings(), hang, start_timeout_s=0.3)
     await probe.start()
     assert (probe.state, probe.gpus) == ("unknown", [])
     pid = probe.pid
@@ -110,7 +114,7 @@ async def test_start_returns_when_the_driver_hangs() -> None:
 
 async def test_a_silent_probe_is_replaced_a_few_times_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("obatchd.gpus.probe.REPLACEMENTS", 1)
-    probe = Probe(settings(), open_source=partial(scripted, hang_at_second), silent_s=3.0)
+    probe = Probe(settings(), partial(scripted, hang_at_second), silent_s=3.0)
     await probe.start()
     assert probe.state == "ok"
     first = probe.pid
@@ -123,7 +127,7 @@ async def test_a_silent_probe_is_replaced_a_few_times_then_given_up(monkeypatch:
 
 
 async def test_a_probe_that_dies_is_replaced() -> None:
-    probe = Probe(settings(), open_source=partial(scripted, die_at_second))
+    probe = Probe(settings(), partial(scripted, die_at_second))
     await probe.start()
     await wait_for(lambda: "given up" in probe.message)
     assert probe.replacements == REPLACEMENTS and "died" in probe.message
@@ -136,7 +140,7 @@ def pause_at_second(count: int) -> None:
 
 
 async def test_a_driver_that_is_slow_to_answer_is_unknown_meanwhile() -> None:
-    probe = Probe(GpuSettings(poll_s=0.02, silent_warn_s=0.2), open_source=partial(scripted, pause_at_second))
+    probe = Probe(GpuSettings(poll_s=0.02, silent_warn_s=0.2), partial(scripted, pause_at_second))
     await probe.start()
     await wait_for(lambda: probe.code == "probe_late")
     assert probe.state == "unknown"
@@ -162,8 +166,8 @@ class Heard(Listener):
 
 
 async def test_a_listener_hears_everything(tmp_path: Path) -> None:
-    settings = GpuSettings(use="simulated:2", poll_s=0.05, slow_poll_s=0.1)
-    probe, heard = Probe(settings, tmp_path), Heard()
+    settings = GpuSettings(poll_s=0.05, slow_poll_s=0.1)
+    probe, heard = Probe(settings, partial(SimulatedGpus, tmp_path, 2)), Heard()
     probe.listen(heard)
     await probe.start()
     await wait_for(lambda: len(heard.cards) == 2)
@@ -176,7 +180,7 @@ async def test_a_listener_hears_everything(tmp_path: Path) -> None:
 
 
 async def test_a_driver_updated_underneath_is_told_while_readings_go_on(tmp_path: Path) -> None:
-    probe = Probe(GpuSettings(use="simulated:1", poll_s=0.05, slow_poll_s=0.1), tmp_path)
+    probe = Probe(GpuSettings(poll_s=0.05, slow_poll_s=0.1), partial(SimulatedGpus, tmp_path, 1))
     await probe.start()
     write_script(tmp_path, {"0": [GpuEvent("mismatch")]})
     await wait_for(lambda: probe.host_trouble[0] == "driver_mismatch")
@@ -197,7 +201,7 @@ class Gone(Scripted):
 
 async def test_a_driver_that_goes_away_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("obatchd.gpus.probe.RETRY_S", 0.3)
-    probe = Probe(settings(), open_source=partial(Gone, tmp_path))
+    probe = Probe(settings(), partial(Gone, tmp_path))
     await probe.start()
     await wait_for(lambda: probe.code == "no_driver")
     assert (probe.state, probe.gpus) == ("unknown", [GPU])
@@ -206,7 +210,7 @@ async def test_a_driver_that_goes_away_is_asked_again(tmp_path: Path, monkeypatc
 
 
 async def test_simulated_gpus(tmp_path: Path) -> None:
-    probe = Probe(GpuSettings(use="simulated:3", poll_s=0.05), tmp_path)
+    probe = Probe(GpuSettings(poll_s=0.05), partial(SimulatedGpus, tmp_path, 3))
     await probe.start()
     assert probe.state == "ok" and [gpu.index for gpu in probe.gpus] == [0, 1, 2]
     await wait_for(lambda: len(probe.readings) == 3)

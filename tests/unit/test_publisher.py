@@ -12,7 +12,6 @@ from work_support import add_live, make_work
 
 from obatchd.delivery import publisher as module
 from obatchd.delivery.publisher import Publisher
-from obatchd.dispatch.pool import forkserver_context
 from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, ResultRow
@@ -62,7 +61,7 @@ async def test_no_more_drops_are_taken_while_many_jobs_wait_for_their_publicatio
     published, drops = Published(), Drops()
     work.conditions.listen(drops)
     models = MagicMock(**{"facts.return_value": {}, "server_version.return_value": None})
-    publisher = Publisher(work, forkserver_context(), models, published)
+    publisher = Publisher(work, models, published)
     for row in rows:
         live = add_live(work, row)
         live.counts["succeeded"] = live.requests = 1

@@ -1,8 +1,11 @@
-"""What is cancelled ends, whatever happens at the same moment."""
+"""What is cancelled ends, whatever happens at the same moment; and nothing is closed that is somebody else's."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,3 +21,42 @@ async def test_a_stop_at_the_moment_the_gpu_is_seen_is_not_swallowed(tmp_path: P
     looking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await looking
+
+
+async def test_the_end_of_a_server_closes_no_descriptor_of_anybody_else(tmp_path: Path) -> None:
+    """A number that is closed twice may be another thread's file by the second time."""
+    over, closed = threading.Event(), []
+
+    def use_files() -> None:
+        while not over.is_set():
+            descriptor = os.open("/dev/null", os.O_RDONLY)
+            try:
+                os.read(descriptor, 1)
+                os.close(descriptor)
+            except OSError as error:
+                closed.append(errno.errorcode[error.errno or 0])
+
+    threads = [threading.Thread(target=use_files) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(int(os.environ.get("OBATCHD_TEST_PIPES", "200"))):
+            process = ServerProcess("gpu0", tmp_path / "log", lambda: None)
+            await process.start(["/bin/true"], {}, tmp_path)
+            await process.stop(5)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    assert closed == []
+
+
+async def test_everything_a_server_wrote_is_read_before_it_counts_as_ended(tmp_path: Path) -> None:
+    process = ServerProcess("gpu0", tmp_path / "log", lambda: None)
+    script = "head -c 1000000 /dev/zero | tr '\\0' 'x' | fold -w 999; echo; echo last words"
+    await process.start(["/bin/sh", "-c", script], {"PATH": os.environ["PATH"]}, tmp_path)
+    async with asyncio.timeout(20):
+        await process.ended.wait()
+    await process.stop(5)
+    assert process.log.lines[-1] == "last words"
+    assert (tmp_path / "log").read_bytes().endswith(b"\nlast words\n")

@@ -9,7 +9,8 @@ import pytest
 from obatchd.errors import ServerError
 from obatchd.ollama.api import canonical
 from obatchd.servers.managed import cpu_threads
-from obatchd.servers.process import find_binary, version_warning
+from obatchd.servers.process import version_warning
+from obatchd.servers.program import Ollama
 from obatchd.servers.states import DESCRIPTIONS, TRANSITIONS, ServerState, check
 
 
@@ -56,5 +57,5 @@ def test_canonical_names(name: str, full: str) -> None:
 
 def test_a_missing_binary_is_explained(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="Install Ollama") as caught:
-        find_binary(str(tmp_path / "nothing"))
+        Ollama(str(tmp_path / "nothing")).command()
     assert caught.value.code == "no_ollama"

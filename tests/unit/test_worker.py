@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from obatchd import child
+from obatchd.child import Channel
+from obatchd.daemon.process import PRELOADED
 from obatchd.dispatch import protocol
-from obatchd.dispatch.pool import PRELOADED
 from obatchd.dispatch.protocol import Cancel, Configure, GiveUp, JobContext, Offer, OfferItem, Recall, ToMain
 from obatchd.dispatch.worker.worker import Worker
 from obatchd.ollama import faults
@@ -31,13 +33,13 @@ class Wire:
         self.reader = asyncio.StreamReader()
 
     def write(self, data: bytes) -> None:
-        self.sent.append(protocol._to_main.decode(data[4:]))
+        self.sent.append(protocol.to_main.decode(data[4:]))
 
     def is_closing(self) -> bool:
         return False
 
     def feed(self, *messages: protocol.ToWorker) -> None:
-        self.reader.feed_data(b"".join(protocol.frame(message) for message in messages))
+        self.reader.feed_data(b"".join(child.frame(message) for message in messages))
 
     async def until(self, found: Callable[[], Any]) -> Any:
         async with asyncio.timeout(5):
@@ -96,8 +98,8 @@ async def server() -> AsyncIterator[Server]:
 @pytest.fixture
 async def wire() -> AsyncIterator[Wire]:
     wire = Wire()
-    worker = Worker(wire)  # type: ignore[arg-type]
-    task = asyncio.create_task(worker.run(wire.reader))
+    worker = Worker(Channel(wire.reader, wire, protocol.to_worker))  # type: ignore[arg-type]
+    task = asyncio.create_task(worker.run())
     yield wire
     wire.reader.feed_eof()
     await task

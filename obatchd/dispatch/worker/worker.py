@@ -1,8 +1,7 @@
 """The worker process: drives one server and holds its requests.
 
-Started by the forkserver with this module preloaded, so it must import no more than it needs and start no thread at
-import. It ignores SIGINT and SIGTERM (Ctrl-C reaches the whole process group before the daemon can drain) and ends
-at once when its socket closes, so that nothing of ours outlives a killed daemon.
+A child (:mod:`obatchd.child`) that the forkserver starts with this module preloaded, so it must import no more than it
+needs and start no thread at import.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
-import sys
 import time
 import traceback
 from collections import deque
@@ -22,6 +19,7 @@ from typing import Never
 import msgspec
 import uvloop
 
+from obatchd.child import Channel
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.worker.attempts import Attempts, Held
@@ -38,8 +36,8 @@ _GATHER_S = 0.005
 class Worker:
     """Offers in, results out; at most ``slots`` requests are at the server at a time."""
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self._writer = writer
+    def __init__(self, channel: Channel[protocol.ToWorker]) -> None:
+        self._channel = channel
         self._loop = asyncio.get_running_loop()
         self._held: dict[tuple[int, int], Held] = {}
         self._queue: deque[tuple[int, int]] = deque()
@@ -55,12 +53,13 @@ class Worker:
         self._tokens = 0
         self._last_token_s = time.monotonic()
 
-    async def run(self, reader: asyncio.StreamReader) -> None:
+    async def run(self) -> None:
         """Serve until the socket closes."""
         self._send(protocol.Hello(os.getpid()))
         ticker = asyncio.create_task(self._tick())
-        async for message in protocol.from_main(reader):
-            self._handle(message)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self._handle(await self._channel.receive())
         ticker.cancel()
 
     def _handle(self, message: protocol.ToWorker) -> None:
@@ -272,8 +271,7 @@ class Worker:
             self._started = []
 
     def _send(self, message: protocol.ToMain) -> None:
-        if not self._writer.is_closing():  # else the main process is gone, and this one about to be
-            self._writer.write(protocol.frame(message))
+        self._channel.send(message)  # else the main process is gone, and this one about to be
 
     def _report_progress(self) -> None:
         silent_s = time.monotonic() - self._last_token_s if self._attempts.active else 0.0
@@ -296,23 +294,12 @@ def _parsed(held: Held) -> Request | None:
         return None  # it fails when its own turn comes
 
 
-def main(connection: socket.socket) -> Never:
-    """Entry of the process; never returns."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
-        uvloop.run(_serve(connection))
-    except Exception:  # noqa: BLE001 - the last chance to say why it ends; a new worker follows
-        traceback.print_exc()
-    finally:
-        # Without os._exit the interpreter would wait for whatever the last requests left behind.
-        sys.stderr.flush()
-        os._exit(1)
+def main(connection: socket.socket) -> None:
+    """The work of the process."""
+    uvloop.run(_serve(connection))
 
 
 async def _serve(connection: socket.socket) -> Never:
-    reader, writer = await asyncio.open_connection(sock=connection, limit=2**20)
-    with contextlib.suppress(ConnectionError):  # it was being written to when the main process died
-        await Worker(writer).run(reader)
+    await Worker(await Channel.open(connection, protocol.to_worker)).run()
     # Here and not after the loop is closed: what still runs in its threads would report to a closed loop.
     os._exit(0)

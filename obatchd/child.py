@@ -1,0 +1,362 @@
+"""Processes of our own at the other end of a socket: how each starts, speaks, ends, and is followed by another.
+
+Workers, the response writer, the preparer and the probe are such children. multiprocessing's forkserver starts them,
+which has their imports loaded, so that another one is there within some 10 ms. ``ProcessPoolExecutor`` breaks as a
+whole when one process dies. What passes over a socket are frames: four bytes of length, then msgpack.
+
+A child ignores SIGINT and SIGTERM: Ctrl-C in a terminal reaches the whole process group before the daemon has drained.
+It ends when the daemon's end of its socket closes, so that nothing of ours outlives a killed daemon. It may hang in the
+kernel and never end, so nobody waits for its end but for a moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Generic, NamedTuple, Never, Protocol, TypeVar
+
+import msgspec
+
+from obatchd import log
+
+_log = log.get(__name__)
+_HEADER = struct.Struct("<I")
+FRAME_LIMIT_BYTES = 512 * 1024**2
+_BUFFER_BYTES = 2**20  # read ahead of what is asked for
+_LOOKS = 10  # at a silent child, until it is given up
+_EXIT_S = 0.5
+_SHORT_LIFE_S = 5.0  # a child that lived no longer is followed by another one after a pause
+_PAUSE_S = 1.0
+_forkserver = multiprocessing.get_context("forkserver")
+_encode = msgspec.msgpack.Encoder().encode
+Message = TypeVar("Message")
+Heard = TypeVar("Heard", contravariant=True)
+Decoder = msgspec.msgpack.Decoder
+
+
+def preload(modules: Sequence[str]) -> None:
+    """Let the forkserver import what children need, once for all; to be called before the first child is started."""
+    _forkserver.set_forkserver_preload(list(modules))
+
+
+# Frames.
+
+
+def frame(message: object) -> bytes:
+    """``message`` as it goes over a socket."""
+    body = _encode(message)
+    return _HEADER.pack(len(body)) + body
+
+
+def _length(header: bytes | bytearray) -> int:
+    (length,) = _HEADER.unpack(header)
+    if length > FRAME_LIMIT_BYTES:
+        raise ValueError(f"a frame of {length} bytes")
+    return int(length)
+
+
+class Channel(Generic[Message]):
+    """One end of a socket, in an event loop."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, decoder: Decoder[Message]) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder = decoder
+        self._length: int | None = None  # of the frame that is being received
+
+    @classmethod
+    async def open(cls, connection: socket.socket, decoder: Decoder[Message]) -> Channel[Message]:
+        """The channel owns ``connection`` from now on."""
+        try:
+            return cls(*await asyncio.open_connection(sock=connection, limit=_BUFFER_BYTES), decoder)
+        except BaseException:
+            connection.close()
+            raise
+
+    def send(self, message: object) -> bool:
+        """Queue a message. False: the other end is known to be gone, and the message with it."""
+        if self._writer.is_closing():  # uvloop's transport raises for a write after a failed one
+            return False
+        self._writer.write(frame(message))
+        return True
+
+    async def receive(self) -> Message:
+        """The next message; when this is cancelled, it is the next call's.
+
+        Raises:
+            ConnectionError: the other end is gone.
+            ValueError, msgspec.DecodeError: what it sent is too long, or no message.
+        """
+        try:
+            if self._length is None:
+                self._length = _length(await self._reader.readexactly(_HEADER.size))
+            body = await self._reader.readexactly(self._length)
+        except asyncio.IncompleteReadError:
+            raise ConnectionResetError("the other end is gone") from None
+        self._length = None
+        return self._decoder.decode(body)
+
+    @property
+    def is_closed(self) -> bool:
+        return self._writer.is_closing()
+
+    def close(self) -> None:
+        """Close the socket at once: a process that hangs would never read what is still to be sent."""
+        self._writer.transport.abort()
+
+
+def send(connection: socket.socket, message: object) -> None:
+    """Send a message from a process without event loop.
+
+    Raises:
+        ConnectionError: the other end is gone.
+    """
+    connection.sendall(frame(message))
+
+
+def receive(connection: socket.socket, decoder: Decoder[Message]) -> Message:
+    """Wait for a message in a process without event loop; raises as :meth:`Channel.receive` does."""
+    return decoder.decode(_exactly(connection, _length(_exactly(connection, _HEADER.size))))
+
+
+def _exactly(connection: socket.socket, size: int) -> bytearray:
+    data = bytearray(size)
+    left = memoryview(data)
+    while left:
+        count = connection.recv_into(left)
+        if not count:
+            raise ConnectionResetError("the other end is gone")
+        left = left[count:]
+    return data
+
+
+# In the child.
+
+
+def fork(work: Callable[[socket.socket], object], close: Sequence[socket.socket] = ()) -> socket.socket:
+    """Start a child as a fork of this process, which must have one thread; returns our end of its socket.
+
+    ``close`` are sockets of this process that the child must not keep open.
+    """
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        for other in (ours, *close):
+            other.close()
+        _main(work, theirs)
+    theirs.close()
+    return ours
+
+
+def _main(work: Callable[[socket.socket], object], connection: socket.socket) -> Never:
+    """Body of every child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    status = 1
+    try:
+        work(connection)
+        status = 0
+    except ConnectionError:
+        status = 0  # the daemon is gone
+    except Exception:  # noqa: BLE001 - the last chance to say why it ends; another one follows
+        traceback.print_exc()
+    finally:
+        # Without os._exit the interpreter would wait for whatever its threads still do.
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def end_with_parent(connection: socket.socket) -> None:
+    """End this process when the other end closes, whatever it does then; for a child that is told nothing."""
+
+    def wait() -> Never:
+        with contextlib.suppress(OSError):
+            while connection.recv(1):
+                pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+# In the daemon.
+
+
+class End(NamedTuple):
+    """How a child ended, in words that follow a name: ``died of signal 9``, ``said nothing for 30 s`` …"""
+
+    words: str
+    lived_s: float
+
+    @property
+    def pause_s(self) -> float:
+        """Until another one is started. One that cannot live is not started again and again without a pause."""
+        return _PAUSE_S if self.lived_s < _SHORT_LIFE_S else 0.0
+
+
+class Child:
+    """A process that runs, as its parent sees it."""
+
+    def __init__(self, process: BaseProcess, channel: Channel[Message]) -> None:
+        assert process.pid is not None
+        self.pid = process.pid
+        self._process = process
+        self._channel = channel
+
+    def send(self, message: object) -> bool:
+        """Queue a message. False: the child is known to be gone, and the message with it."""
+        return self._channel.send(message)
+
+    def kill(self) -> None:
+        """End a child that hangs, and listen to it no longer; it then ends like one that died."""
+        if not self._channel.is_closed:  # else it may be gone, and its pid somebody else's
+            self._signal()
+            self._channel.close()
+
+    def _signal(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    async def end(self, exit_s: float) -> str:
+        """Close the socket, which ends the child; kill one that has not ended after ``exit_s``. How it ended."""
+        self._channel.close()
+        if exit_s:
+            await asyncio.to_thread(self._process.join, exit_s)
+            if self._process.exitcode is None:
+                self._signal()
+        code = self._process.exitcode
+        return "died" if code is None else f"died of signal {-code}" if code < 0 else f"died with exit code {code}"
+
+
+class Parent(Protocol[Heard]):
+    """Whoever has a child: says what follows from what it says, and from its end. Called in the event loop."""
+
+    def started(self, child: Child) -> None:
+        """A process runs. It can be told at once what it has to know."""
+
+    def heard(self, message: Heard) -> None:
+        """The child said something."""
+
+    def ended(self, end: End) -> float | None:
+        """The child is gone, or could not be started. Returns seconds until the next is started; None: none is."""
+
+
+class Keeper(Generic[Message]):
+    """Keeps one child running.
+
+    Args:
+        name: of the process, for the log.
+        work: what the child does with its end of the socket; it returns, or raises ConnectionError, when that closes.
+            It is pickled.
+        decoder: of what the child says.
+        silent_s: a child that says nothing for so long is killed; None: it may be silent.
+        exit_s: how long its end is waited for; 0: not at all.
+
+    Attributes:
+        tried: set when the first process runs, or could not be started.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[socket.socket], object],
+        decoder: Decoder[Message],
+        parent: Parent[Message],
+        *,
+        silent_s: float | None = None,
+        exit_s: float = _EXIT_S,
+    ) -> None:
+        self.tried = asyncio.Event()
+        self.name = name
+        self._work = work
+        self._decoder = decoder
+        self._parent = parent
+        self._silent_s = silent_s
+        self._exit_s = exit_s
+
+    async def run(self) -> None:
+        """Start a child, and another one after its end, until the parent wants none; cancelled, end it."""
+        while True:
+            began_s = time.monotonic()
+            words = await self._one()
+            pause_s = self._parent.ended(End(words, time.monotonic() - began_s))
+            self.tried.set()
+            if pause_s is None:
+                return
+            await asyncio.sleep(pause_s)
+
+    async def _one(self) -> str:
+        """One child, from its start to its end; says how it ended."""
+        try:
+            process, connection = await _spawn(self.name, self._work)
+            channel = await Channel.open(connection, self._decoder)
+        except Exception as error:  # noqa: BLE001 - no process, descriptor or memory now; it is tried again
+            _log.exception("child_not_started", child=self.name)
+            return f"cannot be started: {log.reason(error)}"
+        child, reason = Child(process, channel), ""
+        try:
+            self._parent.started(child)
+            self.tried.set()
+            while True:
+                self._parent.heard(await self._next(channel))
+        except ConnectionError:
+            pass
+        except TimeoutError:
+            child.kill()
+            reason = f"said nothing for {self._silent_s:g} s"
+        except Exception as error:  # noqa: BLE001 - whatever one child says must not end the daemon
+            _log.exception("child_failed", child=self.name)
+            reason = f"is ended after a defect ({type(error).__name__})"
+        finally:
+            words = await child.end(self._exit_s)
+        return reason or words
+
+    async def _next(self, channel: Channel[Message]) -> Message:
+        if self._silent_s is None:
+            return await channel.receive()
+        for _ in range(_LOOKS):  # looks and not seconds, because this loop itself may have stood still
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._silent_s / _LOOKS):
+                    return await channel.receive()
+        raise TimeoutError
+
+
+async def _spawn(name: str, work: Callable[[socket.socket], object]) -> tuple[BaseProcess, socket.socket]:
+    """Start a process; returns it and our end of its socket."""
+    starting = asyncio.get_running_loop().run_in_executor(None, _start, name, work)
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        starting.add_done_callback(_abandon)
+        raise
+
+
+def _start(name: str, work: Callable[[socket.socket], object]) -> tuple[BaseProcess, socket.socket]:
+    # The sockets are made here because this thread goes on when whoever waits for it is cancelled, and a number that
+    # is closed meanwhile may be another file's when it is sent to the forkserver.
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            process = _forkserver.Process(target=_main, args=(work, theirs), name=name, daemon=True)
+            process.start()
+    except BaseException:
+        ours.close()
+        raise
+    # multiprocessing waits for its children when the interpreter ends, and one may hang in the kernel.
+    multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
+    return process, ours
+
+
+def _abandon(started: asyncio.Future[tuple[BaseProcess, socket.socket]]) -> None:
+    if not started.cancelled() and started.exception() is None:
+        started.result()[1].close()

@@ -1,0 +1,295 @@
+"""Child processes: real ones, that do what their test says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from obatchd import child
+from obatchd.child import Channel, Child, End, Keeper
+
+ANYTHING: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
+
+
+def echo(connection: socket.socket) -> None:
+    while True:
+        child.send(connection, child.receive(connection, ANYTHING))
+
+
+async def echo_in_a_loop(connection: socket.socket) -> None:
+    channel = await Channel.open(connection, ANYTHING)
+    while True:
+        channel.send(await channel.receive())
+
+
+def echo_with_a_loop(connection: socket.socket) -> None:
+    asyncio.run(echo_in_a_loop(connection))
+
+
+def exit_with(status: int, connection: socket.socket) -> None:
+    os._exit(status)
+
+
+def fail(connection: socket.socket) -> None:
+    raise ValueError("a defect")
+
+
+def hang(connection: socket.socket) -> None:
+    child.end_with_parent(connection)
+    child.send(connection, "hanging")
+    time.sleep(3600)
+
+
+def hang_for_good(connection: socket.socket) -> None:
+    child.send(connection, "hanging")
+    time.sleep(3600)
+
+
+def send_raw(data: bytes, connection: socket.socket) -> None:
+    connection.sendall(data)
+    time.sleep(3600)
+
+
+def speak_slowly(connection: socket.socket) -> None:
+    while True:
+        child.send(connection, "still here")
+        time.sleep(0.05)
+
+
+class Watched:
+    """A parent that remembers; ``pauses`` are its answers to the ends of its children, then there is no other."""
+
+    def __init__(self, *pauses: float) -> None:
+        self.children: list[Child] = []
+        self.said: list[Any] = []
+        self.ends: list[End] = []
+        self._pauses = list(pauses)
+
+    @property
+    def pid(self) -> int:
+        return self.children[-1].pid
+
+    def started(self, child: Child) -> None:
+        self.children.append(child)
+
+    def heard(self, message: Any) -> None:
+        self.said.append(message)
+        if message == "defect":
+            raise ValueError("what is said cannot be used")
+
+    def ended(self, end: End) -> float | None:
+        self.ends.append(end)
+        return self._pauses.pop(0) if self._pauses else None
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@asynccontextmanager
+async def kept(work: Callable[[socket.socket], object], parent: Watched, **how: Any) -> AsyncIterator[Watched]:
+    keeper = Keeper("test", work, ANYTHING, parent, **how)
+    task = asyncio.create_task(keeper.run())
+    try:
+        await keeper.tried.wait()
+        yield parent
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize("work", [echo, echo_with_a_loop])
+async def test_messages_of_any_size_go_both_ways(work: Callable[[socket.socket], object]) -> None:
+    messages: list[Any] = [b"", "short", {"a": [1, 2.5, None]}, b"x" * 5_000_000, *range(1000)]
+    async with kept(work, Watched()) as parent:
+        for message in messages:
+            assert parent.children[0].send(message)
+        await until(lambda: len(parent.said) == len(messages))
+        assert parent.said == messages
+
+
+async def test_a_child_ignores_the_signals_of_a_terminal_and_ends_with_its_parents_end() -> None:
+    async with kept(echo, Watched()) as parent:
+        parent.children[0].send("there?")
+        await until(lambda: parent.said)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(parent.pid, number)
+        parent.children[0].send("still there?")
+        await until(lambda: len(parent.said) == 2)
+    assert parent.ends == []  # it was ended on purpose
+    assert not alive(parent.pid)
+
+
+async def test_a_child_that_hangs_ends_with_its_parents_end() -> None:
+    async with kept(hang, Watched(), exit_s=0.0) as parent:
+        await until(lambda: parent.said)
+    await until(lambda: not alive(parent.pid))
+
+
+async def test_a_child_that_does_not_notice_is_killed() -> None:
+    async with kept(hang_for_good, Watched()) as parent:
+        await until(lambda: parent.said)
+    await until(lambda: not alive(parent.pid))
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [(partial(exit_with, 3), "died with exit code 3"), (fail, "died with exit code 1")],
+)
+async def test_how_a_child_ended_is_said(work: Callable[[socket.socket], object], words: str) -> None:
+    async with kept(work, Watched()) as parent:
+        await until(lambda: parent.ends)
+        assert parent.ends[0].words == words
+
+
+async def test_a_killed_child_is_followed_by_another_one() -> None:
+    async with kept(echo, Watched(0.0)) as parent:
+        os.kill(parent.pid, signal.SIGKILL)
+        await until(lambda: len(parent.children) == 2)
+        assert parent.ends[0].words == "died of signal 9"
+        parent.children[1].send("hello")
+        await until(lambda: parent.said)
+        assert not parent.children[0].send("hello")
+
+
+async def test_no_other_child_follows_where_the_parent_wants_none() -> None:
+    parent = Watched(0.0)
+    async with asyncio.timeout(20):
+        await Keeper("test", partial(exit_with, 0), ANYTHING, parent).run()
+    assert len(parent.children) == len(parent.ends) == 2
+
+
+def test_only_a_child_that_cannot_live_is_followed_after_a_pause() -> None:
+    assert End("died", 4.9).pause_s > 0.0 == End("died", 5.0).pause_s
+
+
+async def test_a_silent_child_is_killed_and_one_that_speaks_is_not() -> None:
+    async with kept(hang_for_good, Watched(), silent_s=0.3) as parent:
+        await until(lambda: parent.ends)
+        assert parent.ends[0].words == "said nothing for 0.3 s"
+        assert parent.ends[0].lived_s >= 0.3
+        await until(lambda: not alive(parent.pid))
+    async with kept(speak_slowly, Watched(), silent_s=0.5) as parent:
+        await until(lambda: len(parent.said) >= 6)
+        assert parent.ends == []
+
+
+async def test_a_loop_that_stood_still_takes_no_child_for_silent() -> None:
+    async with kept(speak_slowly, Watched(), silent_s=0.5) as parent:
+        await until(lambda: parent.said)
+        time.sleep(1.0)
+        said = len(parent.said)
+        await until(lambda: len(parent.said) > said)
+        assert parent.ends == []
+
+
+async def test_a_child_that_is_killed_is_not_listened_to_any_more() -> None:
+    async with kept(speak_slowly, Watched()) as parent:
+        await until(lambda: parent.said)
+        parent.children[0].kill()
+        parent.children[0].kill()
+        await until(lambda: parent.ends)
+        assert not alive(parent.pid)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (struct.pack("<I", child.FRAME_LIMIT_BYTES + 1), "is ended after a defect (ValueError)"),
+        (struct.pack("<I", 1) + b"\xc1", "is ended after a defect (DecodeError)"),
+        (child.frame("defect"), "is ended after a defect (ValueError)"),
+    ],
+)
+async def test_what_is_no_message_ends_the_child_and_not_the_daemon(data: bytes, words: str) -> None:
+    async with kept(partial(send_raw, data), Watched()) as parent:
+        await until(lambda: parent.ends)
+        await until(lambda: not alive(parent.pid))
+        assert parent.ends[0].words == words
+
+
+async def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [OSError(24, "Too many open files"), None]
+    make_pair = socket.socketpair
+
+    def pair() -> tuple[socket.socket, socket.socket]:
+        if (error := pairs.pop(0)) is not None:
+            raise error
+        return make_pair()
+
+    monkeypatch.setattr("obatchd.child.socket.socketpair", pair)
+    async with kept(echo, Watched(0.0)) as parent:
+        await until(lambda: parent.children)
+        assert [end.words for end in parent.ends] == ["cannot be started: Too many open files (errno 24)"]
+
+
+async def test_a_parent_that_gives_up_while_a_child_starts_closes_nothing_under_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that starts a process goes on; a socket closed meanwhile would be another file when it is sent."""
+    starting, go, sent = threading.Event(), threading.Event(), []
+    real = child._forkserver.Process.start
+
+    def start(process: Any) -> None:
+        [theirs] = [one for one in process._args if isinstance(one, socket.socket)]
+        starting.set()
+        go.wait(20)
+        sent.append(theirs.fileno())
+        real(process)
+
+    monkeypatch.setattr(child._forkserver.Process, "start", start)
+    parent = Watched()
+    task = asyncio.create_task(Keeper("test", echo, ANYTHING, parent).run())
+    await until(starting.is_set)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert parent.children == []
+    go.set()
+    await until(lambda: sent)
+    assert sent[0] > 0
+
+
+async def test_a_message_whose_wait_was_cancelled_is_the_next_ones() -> None:
+    ours, theirs = socket.socketpair()
+    channel = await Channel.open(ours, ANYTHING)
+    whole = child.frame("a message in two parts")
+    theirs.sendall(whole[:7])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await channel.receive()
+    theirs.sendall(whole[7:])
+    assert await channel.receive() == "a message in two parts"
+    theirs.close()
+    with pytest.raises(ConnectionError):
+        await channel.receive()
+    channel.close()
+    assert not channel.send("anybody?")
+
+
+def test_a_fork_has_its_own_socket_and_no_other() -> None:
+    kept_open, other = socket.socketpair()
+    with child.fork(echo, [other]) as connection:
+        other.close()
+        assert kept_open.recv(1) == b""  # nobody else holds the other end
+        child.send(connection, "hello")
+        assert child.receive(connection, ANYTHING) == "hello"
+    kept_open.close()
