@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import aiohttp
-
 from obatchd import log
 from obatchd.burnin.journal.records import Limits
 from obatchd.burnin.run.plan import Defaults
@@ -78,7 +76,7 @@ class BurninHost:
         self._settings = settings
         self._announce = announce
 
-    def surroundings(self, session: aiohttp.ClientSession) -> Surroundings:
+    def surroundings(self) -> Surroundings:
         return Surroundings(
             servers=self._fleet.servers,
             gpus_of=self._gpus_of(),
@@ -97,7 +95,6 @@ class BurninHost:
             quarantined=self._quarantined,
             quarantine=self._quarantine,
             release=self._release,
-            session=session,
         )
 
     def _finished(self, run: str, verdict: str) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import uvloop
 
 from obatchd import __version__, log
@@ -123,22 +122,12 @@ class Daemon:
     async def _serve(self, layout: Layout, store: Store) -> None:
         facade = Facade(self.engine, self._fleet, self._models, self._probe, self._duty, self._reload)
         access = Access(self._settings.access)
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False
-        ) as session:
-            await self._serve_with(session, layout, store, facade, access)
-
-    async def _serve_with(
-        self, session: aiohttp.ClientSession, layout: Layout, store: Store, facade: Facade, access: Access
-    ) -> None:
         host = BurninHost(
             self._fleet, self._probe, self._hearing, self._duty, self._models, self.engine.dispatcher,
             lambda: self._settings,
             self._alarms.announce,
         )  # fmt: skip
-        self._burnin = Burnin(
-            layout.work / "burnin", host.surroundings(session), burnin.defaults(self._settings)
-        )  # fmt: skip
+        self._burnin = Burnin(layout.work / "burnin", host.surroundings(), burnin.defaults(self._settings))
         self._duty.under_test = self._burnin.has_for_itself
         directory = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
         control = ControlServer(facade, directory, access, self._burnin)

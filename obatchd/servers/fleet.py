@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
 import psutil
 
 import obatchd.log
@@ -61,7 +60,6 @@ class Fleet:
         self._probe = probe
         self._facts = facts
         self._on_change = on_change
-        self._session: aiohttp.ClientSession | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._neighbours = Neighbours(probe, instance, settings.gpus)
 
@@ -83,15 +81,7 @@ class Fleet:
         killed = await asyncio.to_thread(sweep, self._instance)
         if killed:
             log.info("orphans_swept", count=len(killed))
-        # No kept-alive connections: one to a server that has been restarted would fail the next call.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False
-        )
-        try:
-            self._make(planned, self._session)
-        except BaseException:
-            await self._session.close()
-            raise
+        self._make(planned)
         self._warn_about_listen()
         self._tasks = [
             asyncio.create_task(self._start_all(), name="fleet-start"),
@@ -106,8 +96,6 @@ class Fleet:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await asyncio.gather(*(server.stop() for server in self.servers.values()))
-        if self._session is not None:
-            await self._session.close()
 
     # --- planning ---------------------------------------------------------------------------------------------------
 
@@ -127,7 +115,7 @@ class Fleet:
         log.warning("cpu_only", cpu_servers=count, reason=f"{reason} No remote server either: the CPU does the work.")
         return [PlannedServer(f"cpu{number}", ()) for number in range(count)]
 
-    def _make(self, planned: list[PlannedServer], session: aiohttp.ClientSession) -> None:
+    def _make(self, planned: list[PlannedServer]) -> None:
         if planned and not self.simulated:
             find_binary(self._settings.servers.ollama)
         environment.check(self._settings.servers)
@@ -136,7 +124,6 @@ class Fleet:
             work=self._work.absolute(),
             instance=self._instance,
             facts=self._facts,
-            session=session,
             base=dict(os.environ),
             simulated=self.simulated,
             cpu_servers=sum(not plan.gpus for plan in planned),
@@ -145,7 +132,7 @@ class Fleet:
             log.info("server_planned", number=number, server=plan.id, gpus=[gpu.uuid for gpu in plan.gpus], port=port)
             self._add(ManagedServer(plan.id, plan.gpus, port, host))
         for address, index in self._settings.ollama_instances.items():
-            server = RemoteServer(address, self._settings, session)
+            server = RemoteServer(address, self._settings)
             gpu = next((gpu for gpu in self._probe.gpus if gpu.index == index and gpu.parent_uuid is None), None)
             if gpu is not None and _is_local(urlsplit(server.base_url).hostname or ""):
                 server.gpus, server.gpu_label = (gpu,), gpu.uuid
@@ -208,9 +195,9 @@ class Fleet:
             await asyncio.sleep(_LOOK_S)
 
     async def _look_for_ollama(self) -> None:
-        if self._session is None or any(server.base_url == FOREIGN_URL for server in self.servers.values()):
+        if any(server.base_url == FOREIGN_URL for server in self.servers.values()):
             return
-        api = OllamaApi(self._session, FOREIGN_URL)
+        api = OllamaApi(FOREIGN_URL)
         found = ""
         with contextlib.suppress(ServerError):
             version = await api.version(_FOREIGN_TIMEOUT_S)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import psutil
 
@@ -43,7 +42,6 @@ class Host(msgspec.Struct, frozen=True):
     work: Path
     instance: str
     facts: Facts
-    session: aiohttp.ClientSession
     base: Mapping[str, str]  # the daemon's own environment
     simulated: bool
     cpu_servers: int  # how many share the cores
@@ -70,7 +68,7 @@ class ManagedServer(Server):
     kind = "managed"
 
     def __init__(self, server_id: str, gpus: Sequence[Gpu], port: int, host: Host) -> None:
-        super().__init__(server_id, "", host.settings, host.session)
+        super().__init__(server_id, "", host.settings)
         self.gpus = tuple(gpus)
         self.gpu_label = ",".join(gpu.uuid for gpu in gpus) or "cpu"
         self.port = port

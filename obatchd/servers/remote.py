@@ -6,8 +6,6 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from obatchd.jobs.model import Profile
 from obatchd.servers.server import Server
 from obatchd.settings.settings import Settings
@@ -21,12 +19,12 @@ class RemoteServer(Server):
 
     kind = "remote"
 
-    def __init__(self, address: str, settings: Settings, session: aiohttp.ClientSession) -> None:
+    def __init__(self, address: str, settings: Settings) -> None:
         url = urlsplit(address if "://" in address else f"http://{address}")
         port = url.port or _DEFAULT_PORT
         host = url.hostname or ""
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        super().__init__(f"remote-{host.replace(':', '.')}-{port}", f"{url.scheme}://{netloc}", settings, session)
+        super().__init__(f"remote-{host.replace(':', '.')}-{port}", f"{url.scheme}://{netloc}", settings)
         self.slots = settings.servers.remote_slots
         self.token = settings.servers.remote_token
 

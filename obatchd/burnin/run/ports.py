@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import aiohttp
-
 from obatchd.burnin.run.load import LoadedServer
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
@@ -91,4 +89,3 @@ class Surroundings:
     quarantined: Callable[[Gpu], str]
     quarantine: Callable[[Gpu, str, str], None]
     release: Callable[[Gpu], None]
-    session: aiohttp.ClientSession
