@@ -6,8 +6,6 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-import aiohttp
-
 from obatchd.burnin.journal.records import Limits
 from obatchd.burnin.run.plan import Defaults
 from obatchd.burnin.run.ports import BatchLoad, Model
@@ -54,7 +52,6 @@ class BurninHost:
         dispatcher: Dispatcher,
         settings: Current[Settings],
         announcer: Alarms,
-        session: aiohttp.ClientSession,
     ) -> None:
         self._fleet = fleet
         self._policy = policy
@@ -64,7 +61,6 @@ class BurninHost:
         self._dispatcher = dispatcher
         self._settings = settings
         self._announcer = announcer
-        self.session = session
         policy.monitor.listen(self._told)
 
     @property

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
-
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
 from obatchd.control.api import ControlServer
@@ -64,7 +62,6 @@ class Host:
     fleet: Fleet
     models: ModelKeeper
     watch: GpuWatch
-    session: aiohttp.ClientSession
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,8 @@ async def host(settings: Current[Settings], spool: Spool, owner: TaskOwner) -> H
     probe = Probe(settings.value.gpus, chosen.open_source)
     await probe.start()
     fleet = Fleet(settings.value, work, spool.layout.uuid, chosen.program, probe, spool.facts, owner)
-    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False)
     models = ModelKeeper(settings.value.models, fleet)
-    return Host(probe, fleet, models, GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log), session)
+    return Host(probe, fleet, models, GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log))
 
 
 def head(
@@ -104,7 +100,7 @@ def head(
     policy = GpuPolicy(settings.value, here.watch, here.fleet, engine.dispatcher, alarms, owner)
     here.fleet.listen(_ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings.value, here.watch, owner)
-    tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms, here.session)
+    tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
     runs = Burnin(layout.work / "burnin", tested, burnin.defaults(settings.value))
     facade = Facade(engine, here.fleet, here.models, here.probe, policy, reload)
     access = Access(settings.value.access)

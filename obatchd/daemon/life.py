@@ -72,7 +72,6 @@ class Daemon:
             at_end.push_async_callback(self._alarms.stop)
             here = self._here = await compose.host(self._settings, spool, self)
             at_end.push_async_callback(here.probe.stop)
-            at_end.push_async_callback(here.session.close)
             head = self._head = compose.head(self._settings, spool, here, self._alarms, self._reloader.reload, self)
             at_end.callback(runtime.remove, spool.layout.root, head.runtime_dir)
             at_end.push_async_callback(here.fleet.stop)

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from obatchd import __version__
+from obatchd.delivery.advice import advice
 from obatchd.dispatch.protocol import context_sha256
 from obatchd.documents import SCHEMA
 from obatchd.jobs.model import JobState, by_outcome
@@ -111,7 +112,7 @@ def summary_details(live: LiveJob, totals: Totals, models: Models) -> dict[str, 
         "truncated": totals.truncated,
         "copied": totals.copied,
         "ungrounded": totals.ungrounded,
-        "failures": totals.failures,
+        "failures": {code: {**failure, "advice": advice(code)} for code, failure in totals.failures.items()},
         "accepted_at": instant(row.accepted_s),
         "finished_at": instant(finished_s),
         "wall_s": round(wall_s, 3),

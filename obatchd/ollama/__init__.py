@@ -1,1 +1,13 @@
-"""The one client of Ollama: its API, connections, and what every error means."""
+"""The one client of Ollama, and the one table of what its errors mean.
+
+* ``connections`` speaks HTTP to one server: address, token, connections that are kept, the limit on connecting.
+* ``reading`` reads an answer as a whole or line by line, and makes a fault of an error answer.
+* ``faults`` is the table: by Ollama's words and statuses whose fault it is, the code, and the advice to the user.
+* ``client`` asks for prompts of jobs (``/api/chat``, ``/api/embed``): it runs in workers and answers with faults.
+* ``api`` makes all other calls, for supervision and burn-ins: it raises ServerError or ModelError.
+
+How to add an error of Ollama: find the cause in ``faults.Cause`` that it shows, and add its words to that one's
+regular expression; or add a cause with kind, code and advice, above those whose words it may contain as well. Put the
+whole text, as the server gave it, into the table of ``tests/unit/test_faults.py``, and a new code into the section
+*Faults* of ``docs/architecture.md``. Nothing else depends on Ollama's words.
+"""

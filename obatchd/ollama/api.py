@@ -1,24 +1,18 @@
-"""The few calls to an Ollama server that its supervision needs, over aiohttp, never through a proxy."""
+"""Calls to an Ollama server that are no prompts of jobs: its supervision and burn-ins."""
 
 from __future__ import annotations
 
-import os
+import asyncio
 from typing import Any, TypeVar
 
-import aiohttp
 import msgspec
 
 from obatchd.errors import ModelError, ServerError
+from obatchd.ollama.connections import Broken, Connections, Unreachable
+from obatchd.ollama.faults import Cause, Fault
+from obatchd.ollama.reading import Whole
 
 _T = TypeVar("_T")
-_UNFIT = (
-    "requires more system memory",
-    "unable to load full model on gpu",
-    "resource limitations",
-    "failed to allocate memory",
-    "cudamalloc failed",
-    "out of memory",
-)
 
 
 class LoadedModel(msgspec.Struct):
@@ -52,6 +46,22 @@ class ShownModel(msgspec.Struct):
     capabilities: list[str] = []
 
 
+class _Logprob(msgspec.Struct):
+    logprob: float = 0.0
+
+
+class Generated(msgspec.Struct):
+    """The fields of an answer to ``/api/generate`` that are used."""
+
+    response: str = ""
+    done: bool = False
+    prompt_eval_count: int = 0
+    eval_count: int = 0
+    prompt_eval_duration: int = 0  # ns, as the next
+    eval_duration: int = 0
+    logprobs: list[_Logprob] | None = None
+
+
 class _Stored(msgspec.Struct):
     models: list[StoredModel] | None = None
 
@@ -64,26 +74,24 @@ class _Loaded(msgspec.Struct):
     models: list[LoadedModel] | None = None
 
 
-class _Error(msgspec.Struct):
-    error: str = ""
-
-
 def canonical(model: str) -> str:
     """A model name with its tag: ``llama3`` and ``llama3:latest`` are the same."""
     return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
 
 
 class OllamaApi:
-    """One server's API.
+    """One server's API. Each call has a connection of its own: one kept to a server that was restarted would fail it.
+
+    ``timeout_s`` is the limit on a whole call, connecting included.
 
     Raises (every call):
-        ServerError: ``server_unreachable``, or ``server_error`` with the server's words.
+        ServerError: ``server_unreachable``, ``timeout``, ``forbidden``, ``not_ollama`` for an answer that Ollama would
+            not give, or ``server_error`` with the server's words.
     """
 
-    def __init__(self, session: aiohttp.ClientSession, base_url: str, token: str = "") -> None:
-        self._session = session
+    def __init__(self, base_url: str, token: str = "") -> None:
         self._base_url = base_url
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._token = token
 
     async def version(self, timeout_s: float) -> str:
         body = await self._call("GET", "/api/version", timeout_s)
@@ -95,18 +103,18 @@ class OllamaApi:
             ) from None
 
     async def loaded(self, timeout_s: float) -> list[LoadedModel]:
-        return self._decode(_Loaded, "/api/ps", await self._call("GET", "/api/ps", timeout_s)).models or []
+        return (await self._ask(_Loaded, "GET", "/api/ps", timeout_s)).models or []
 
     async def stored(self, timeout_s: float) -> list[StoredModel]:
         """The models in the server's store."""
-        return self._decode(_Stored, "/api/tags", await self._call("GET", "/api/tags", timeout_s)).models or []
+        return (await self._ask(_Stored, "GET", "/api/tags", timeout_s)).models or []
 
     async def show(self, model: str, timeout_s: float) -> ShownModel:
         """
         Raises:
             ModelError: ``model_not_found``.
         """
-        return self._decode(ShownModel, "/api/show", await self._call("POST", "/api/show", timeout_s, {"model": model}))
+        return await self._ask(ShownModel, "POST", "/api/show", timeout_s, {"model": model})
 
     async def delete(self, model: str, timeout_s: float) -> None:
         """Remove a model from the server's store."""
@@ -119,12 +127,7 @@ class OllamaApi:
             ModelError: ``model_not_found``, or ``does_not_fit`` for want of memory.
         """
         body = {"model": model, "options": options, "stream": False} | ({"keep_alive": -1} if pin else {})
-        try:
-            await self._call("POST", "/api/generate", timeout_s, body)
-        except ModelError as error:
-            if error.code != "not_supported":
-                raise
-            await self._call("POST", "/api/embed", timeout_s, {**body, "input": []})  # it makes vectors and no text
+        await self._call_or_embed("/api/generate", body, {**body, "input": []}, timeout_s)
 
     async def unload(self, model: str, timeout_s: float) -> None:
         await self._call("POST", "/api/generate", timeout_s, {"model": model, "keep_alive": 0, "stream": False})
@@ -133,57 +136,75 @@ class OllamaApi:
         """Have one token generated: the least that shows whether a server works."""
         options = {**options, "num_predict": 1}
         body = {"model": model, "messages": [{"role": "user", "content": "1"}], "options": options, "stream": False}
-        try:
-            await self._call("POST", "/api/chat", timeout_s, body | ({"keep_alive": -1} if pin else {}))
-        except ModelError as error:
-            if error.code != "not_supported":
-                raise
-            await self._call("POST", "/api/embed", timeout_s, {"model": model, "input": "1", "options": options})
+        body |= {"keep_alive": -1} if pin else {}
+        await self._call_or_embed("/api/chat", body, {"model": model, "input": "1", "options": options}, timeout_s)
 
-    def _decode(self, kind: type[_T], path: str, body: bytes) -> _T:
+    async def generate(
+        self, model: str, prompt: str, options: dict[str, Any], timeout_s: float, *, logprobs: bool = False
+    ) -> Generated:
+        """The answer to a raw prompt, without template, so that a prompt begins as it is written; nothing is cut.
+
+        Raises:
+            ServerError: ``context_exceeded``, too.
+        """
+        body = {
+            "model": model, "prompt": prompt, "raw": True, "stream": False, "truncate": False, "shift": False,
+            "options": options, "keep_alive": -1,
+        }  # fmt: skip
+        body |= {"logprobs": True} if logprobs else {}
+        answer = await self._ask(Generated, "POST", "/api/generate", timeout_s, body)
+        if not answer.done:
+            raise ServerError(f"{self._base_url} did not finish its answer (done is false).", code="server_error")
+        return answer
+
+    async def _call_or_embed(self, path: str, body: dict[str, Any], embed: dict[str, Any], timeout_s: float) -> None:
+        """Post ``body`` to ``path``, and ``embed`` to ``/api/embed`` where the model makes vectors and no text."""
         try:
-            return msgspec.json.decode(body, type=kind)
+            await self._call("POST", path, timeout_s, body)
+        except ModelError as error:
+            if error.code != Cause.NOT_SUPPORTED.code:
+                raise
+            await self._call("POST", "/api/embed", timeout_s, embed)
+
+    async def _ask(
+        self, kind: type[_T], method: str, path: str, timeout_s: float, body: dict[str, Any] | None = None
+    ) -> _T:
+        data = await self._call(method, path, timeout_s, body)
+        try:
+            return msgspec.json.decode(data, type=kind)
         except msgspec.DecodeError as error:
-            raise ServerError(
-                f"{self._base_url}{path} answered what Ollama does not: {error}", code="not_ollama"
-            ) from None
+            words = f"{self._base_url}{path} gave an answer that is not Ollama's: {error}"
+            raise ServerError(words, code="not_ollama") from None
 
     async def _call(self, method: str, path: str, timeout_s: float, body: dict[str, Any] | None = None) -> bytes:
-        timeout = aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=timeout_s + 1)
+        answer = Whole()
+        connections = Connections(self._base_url, self._token, None)
         try:
-            async with self._session.request(
-                method, self._base_url + path, json=body, headers=self._headers, timeout=timeout
-            ) as response:
-                data = await response.read()
+            async with asyncio.timeout(timeout_s):
+                await connections.request(method, path, msgspec.json.encode(body) if body else b"", answer)
         except TimeoutError as error:
             raise ServerError(f"{self._base_url} did not answer within {timeout_s:g} s.", code="timeout") from error
-        except (aiohttp.ClientError, OSError) as error:
-            words = f"{self._base_url} cannot be reached: {_reason(error)}."
-            raise ServerError(words, code="server_unreachable") from error
-        if response.status != 200:
-            raise _refusal(self._base_url, response.status, data)
-        return data
+        except Unreachable as error:
+            raise ServerError(f"{self._base_url} cannot be reached: {error}.", code="server_unreachable") from error
+        except Broken as error:
+            raise ServerError(f"{self._base_url} broke off its answer ({error}).", code="server_unreachable") from error
+        finally:
+            await connections.close()
+        if (fault := answer.end()) is not None:
+            raise self._refusal(answer.status, fault)
+        return answer.body
 
-
-def _refusal(base_url: str, status: int, data: bytes) -> ServerError:
-    try:
-        text = msgspec.json.decode(data, type=_Error).error
-    except msgspec.DecodeError:
-        text = data[:200].decode(errors="replace")
-    if status == 404 and "not found" in text:
-        return ModelError(f"{base_url}: {text}. Pull it: obatchctl models pull.", code="model_not_found")
-    if any(words in text.lower() for words in _UNFIT):
-        return ModelError(f"{base_url}: {text}.", code="does_not_fit")
-    if status == 400 and "does not support" in text:
-        return ModelError(f"{base_url}: {text}.", code="not_supported")
-    if status in (401, 403):
-        return ServerError(f"{base_url} refuses us ({status}): set servers.remote_token.", code="forbidden")
-    return ServerError(f"{base_url} answered {status}: {text}", code="server_error")
-
-
-def _reason(error: Exception) -> str:
-    """Why a connection failed, in the words of the operating system, e.g. "Connection refused"."""
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(cause, OSError) and cause.errno:
-        return os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)  # negative: a name is not known
-    return str(error)
+    def _refusal(self, status: int, fault: Fault) -> ServerError:
+        """The error with which a call fails; a code of its own has only what a caller can act on."""
+        words = f"{self._base_url}: {fault.message}."
+        match fault.code:
+            case Cause.MODEL_NOT_FOUND.code:
+                return ModelError(f"{words} Pull it: obatchctl models pull.", code=fault.code)
+            case Cause.DOES_NOT_FIT.code | Cause.NOT_SUPPORTED.code:
+                return ModelError(words, code=fault.code)
+            case Cause.CONTEXT_EXCEEDED.code:
+                return ServerError(words, code=fault.code)
+            case Cause.FORBIDDEN.code:
+                words = f"{self._base_url} refuses us ({status}): set servers.remote_token."
+                return ServerError(words, code=fault.code)
+        return ServerError(f"{self._base_url} answered {status}: {fault.message}", code="server_error")

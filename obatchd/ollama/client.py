@@ -1,4 +1,4 @@
-"""One request to one Ollama server, and what its answer amounts to."""
+"""One prompt, or texts for vectors, to one Ollama server, and the answer or the fault that comes back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from obatchd.ollama import faults
-from obatchd.ollama.connections import Broken, Connections, Sink, Unreachable
+from obatchd.ollama.connections import Connections
 from obatchd.ollama.faults import Fault
+from obatchd.ollama.reading import Lines, Whole, exchange
 from obatchd.prompts.reasoning import split_reasoning
 
 
@@ -32,10 +33,6 @@ class _Chunk(msgspec.Struct):
     eval_duration: int = 0
 
 
-class _Error(msgspec.Struct):
-    error: str = ""
-
-
 class Answer(NamedTuple):
     """A whole answer, or the fault that prevented one."""
 
@@ -51,72 +48,55 @@ class Answer(NamedTuple):
 
 
 _chunk = msgspec.json.Decoder(_Chunk)
-_error = msgspec.json.Decoder(_Error)
 _encode = msgspec.json.Encoder().encode
 _NOTHING = _Chunk()
-_ERROR_BYTES = 64 * 1024
 
 
 def _failed(fault: Fault) -> Answer:
     return Answer("", "", "", 0, 0, 0.0, fault)
 
 
-class _Stream:
-    """The lines of an answer as they arrive."""
-
-    __slots__ = ("_on_token", "_rest", "calls", "error", "last", "status", "texts", "thoughts")
+class _Stream(Lines):
+    """An answer in pieces of text; ``on_token`` is called as they arrive."""
 
     def __init__(self, on_token: Callable[[], None]) -> None:
-        self.status = 0
-        self.texts: list[str] = []
-        self.thoughts: list[str] = []
-        self.calls: list[msgspec.Raw] = []
-        self.last = _NOTHING
-        self.error: str | None = None  # of an error line; what follows it is passed over
+        super().__init__()
         self._on_token = on_token
-        self._rest = b""
-
-    def begin(self, status: int) -> None:
-        self.status = status
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[msgspec.Raw] = []
+        self._last = _NOTHING
+        self._fault: Fault | None = None  # of an error line; lines after it are passed over
 
     def data(self, data: bytes) -> None:
-        if self.status != 200:
-            self._rest += data[:_ERROR_BYTES]
-            return
-        *lines, self._rest = (self._rest + data if self._rest else data).split(b"\n")
-        for line in lines:
-            if line:
-                self._take(line)
-        self._on_token()
+        super().data(data)
+        if self.status == 200:
+            self._on_token()
 
     def answer(self) -> Answer:
         """What it all amounts to, when there is no more."""
-        if self.status != 200:
-            return _failed(faults.from_response(self.status, _error_text(self._rest)))
-        if self._rest.strip():
-            self._take(self._rest)
-        if self.error is not None:
-            return _failed(faults.from_response(200, self.error))
-        return _finish(self.last, "".join(self.texts), "".join(self.thoughts), self.calls)
+        if self._fault is not None:
+            return _failed(self._fault)
+        return _finish(self._last, "".join(self._texts), "".join(self._thoughts), self._calls)
 
-    def _take(self, line: bytes) -> None:
-        if self.error is not None:
+    def take(self, line: bytes) -> None:
+        if self._fault is not None:
             return
         try:
-            chunk = self.last = _chunk.decode(line)
+            chunk = self._last = _chunk.decode(line)
         except msgspec.DecodeError as error:
-            self.error = f"unexpected server status: the answer is not JSON ({error})"
+            self._fault = faults.not_ollama(str(error))
             return
         if chunk.error:
-            self.error = chunk.error
+            self._fault = faults.from_response(200, chunk.error)
         if chunk.message is not None:
             if chunk.message.content:
-                self.texts.append(chunk.message.content)
+                self._texts.append(chunk.message.content)
             if chunk.message.thinking:
-                self.thoughts.append(chunk.message.thinking)
+                self._thoughts.append(chunk.message.thinking)
             if chunk.message.tool_calls:
                 # What is kept raw points into the chunk, so it is copied (msgspec).
-                self.calls += [msgspec.Raw(bytes(call)) for call in chunk.message.tool_calls]
+                self._calls += [msgspec.Raw(bytes(call)) for call in chunk.message.tool_calls]
 
 
 class OllamaClient:
@@ -130,8 +110,7 @@ class OllamaClient:
     """
 
     def __init__(self, base_url: str, token: str, *, connect_timeout_s: float) -> None:
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-        self._connections = Connections(base_url, headers, connect_timeout_s)
+        self._connections = Connections(base_url, token, connect_timeout_s)
 
     async def close(self) -> None:
         """Close the connections when the last request that uses them has ended."""
@@ -143,23 +122,14 @@ class OllamaClient:
         ``on_token`` is called for each piece of text that arrives.
         """
         stream = _Stream(on_token)
-        fault = await self._post("/api/chat", body, stream)
+        fault = await exchange(self._connections, "/api/chat", _encode(body), stream)
         return _failed(fault) if fault is not None else stream.answer()
 
     async def embed(self, body: dict[str, Any]) -> Embedded:
         """Send ``body``, whose ``input`` is a list of texts, to ``/api/embed``; as little raised as by ``chat``."""
-        response = _Body()
-        fault = await self._post("/api/embed", body, response)
-        return Embedded([], 0, fault) if fault is not None else response.embedded(len(body["input"]))
-
-    async def _post(self, path: str, body: dict[str, Any], sink: Sink) -> Fault | None:
-        try:
-            await self._connections.post(path, _encode(body), sink)
-        except Unreachable as error:
-            return faults.connection_refused(str(error))
-        except Broken as error:
-            return faults.connection_lost(str(error))
-        return None
+        answer = Whole()
+        fault = await exchange(self._connections, "/api/embed", _encode(body), answer)
+        return Embedded([], 0, fault) if fault is not None else _embedded(answer.body, len(body["input"]))
 
 
 class _Vectors(msgspec.Struct):
@@ -178,30 +148,14 @@ class Embedded(NamedTuple):
 _vectors = msgspec.json.Decoder(_Vectors)
 
 
-class _Body:
-    """A response that is read as a whole."""
-
-    def __init__(self) -> None:
-        self.status = 0
-        self.parts: list[bytes] = []
-
-    def begin(self, status: int) -> None:
-        self.status = status
-
-    def data(self, data: bytes) -> None:
-        self.parts.append(data)
-
-    def embedded(self, texts: int) -> Embedded:
-        body = b"".join(self.parts)
-        if self.status != 200:
-            return Embedded([], 0, faults.from_response(self.status, _error_text(body)))
-        try:
-            answer = _vectors.decode(body)
-        except msgspec.DecodeError as error:
-            return Embedded([], 0, faults.from_response(200, f"unexpected server status: {error}"))
-        if len(answer.embeddings) != texts:
-            return Embedded([], 0, faults.wrong_count(texts, len(answer.embeddings)))
-        return Embedded(answer.embeddings, answer.prompt_eval_count, None)
+def _embedded(body: bytes, texts: int) -> Embedded:
+    try:
+        answer = _vectors.decode(body)
+    except msgspec.DecodeError as error:
+        return Embedded([], 0, faults.not_ollama(str(error)))
+    if len(answer.embeddings) != texts:
+        return Embedded([], 0, faults.wrong_count(texts, len(answer.embeddings)))
+    return Embedded(answer.embeddings, answer.prompt_eval_count, None)
 
 
 def _finish(last: _Chunk, text: str, think: str, calls: Sequence[msgspec.Raw] = ()) -> Answer:
@@ -211,10 +165,3 @@ def _finish(last: _Chunk, text: str, think: str, calls: Sequence[msgspec.Raw] = 
     # load_duration ends when the runner is handed over; the wait for a slot comes after it (ollama server/routes.go).
     wait_ns = last.total_duration - last.load_duration - last.prompt_eval_duration - last.eval_duration
     return Answer(text, think, last.done_reason, *counts, fault, max(0.0, wait_ns / 1e9), calls)
-
-
-def _error_text(body: bytes) -> str:
-    try:
-        return _error.decode(body).error
-    except msgspec.DecodeError:
-        return body[:500].decode("utf-8", "replace").strip()

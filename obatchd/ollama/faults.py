@@ -1,6 +1,8 @@
-"""Every failure of an attempt is classified here, once.
+"""What every failure means, once: whose fault it is, its code, and the advice to the user whose request fails with it.
 
-The table follows what Ollama v0.24 was seen to answer (texts verbatim from its source and from live servers):
+``Cause`` is the table. Prompts, supervision, downloads and burn-ins all classify Ollama's error answers by its words,
+which are those of Ollama 0.24 and of 0.30 to 0.33, whose engine is llama-server: verbatim from the sources of both and
+from live servers. Causes without words are those that obatchd finds by itself. The kinds are:
 
 * ``request``: the request itself is at fault; another try would end the same way, so there is none.
 * ``server``: the server is at fault; the request goes elsewhere and the server gets a strike.
@@ -13,7 +15,11 @@ The table follows what Ollama v0.24 was seen to answer (texts verbatim from its 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
+from enum import Enum
 from typing import NamedTuple
+
+import msgspec
 
 
 class Fault(NamedTuple):
@@ -26,97 +32,207 @@ class Fault(NamedTuple):
 
 REQUEST, SERVER, CRASH, LOAD, ANSWER, NOBODY = "request", "server", "crash", "load", "answer", "nobody"
 
-# Tried in order on the error text of a response; the first match decides.
-_TEXTS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
-    (re.compile(pattern, re.IGNORECASE), kind, code)
-    for pattern, kind, code in (
-        (r"input length exceeds the context length|longer than the context length", REQUEST, "context_exceeded"),
-        (r"server busy", NOBODY, "server_busy"),
-        (r"runner process has terminated|llama-server process has terminated", CRASH, "runner_crash"),
-        (r"error was encountered while running the model|model runner has unexpectedly stopped", CRASH, "runner_crash"),
-        (r"runner process no longer running", CRASH, "runner_crash"),
-        (r"requires more system memory|unable to load full model on gpu", LOAD, "does_not_fit"),
-        (r"resource limitations|failed to allocate memory", LOAD, "does_not_fit"),
-        (r"timed out waiting for llama runner|error starting runner", LOAD, "load_failed"),
-        (r"invalid format|invalid json schema", REQUEST, "invalid_format"),
-        (r"option \".*\" must be of type", REQUEST, "invalid_option"),
-        (r"no input provided|template:", REQUEST, "bad_request"),
-        (r"does not support", REQUEST, "not_supported"),
-        (r"model ['\"].*['\"] not found", LOAD, "model_not_found"),
-        (r"no slots available|unexpected server status", SERVER, "no_slot"),
-    )
-)
+RETRY = "retry the job with: obatchctl retry JOB"
+_MEND = "mend the request as the message says, and drop it again"
+_MORE = "raise max_response_tokens, or look at the prompt"
+_LOOK = "look at the servers with: obatchctl status, then retry the job"
+_QUOTED = 500  # characters of an error page that is not Ollama's
+
+
+class Cause(Enum):
+    """A cause of failures: its kind, its code, the advice, then the words and statuses of answers that show it.
+
+    The words are a regular expression for any part of the error text, whatever its case. The first cause with words in
+    the text decides; where there is none, the first with the status does.
+    """
+
+    def __init__(self, kind: str, code: str, advice: str, words: str = "", statuses: Collection[int] = ()) -> None:
+        self.kind = kind
+        self.code = code
+        self.advice = advice
+        self.words = re.compile(words, re.IGNORECASE | re.DOTALL) if words else None
+        self.statuses = statuses
+
+    def fault(self, message: str) -> Fault:
+        return Fault(self.kind, self.code, message)
+
+    # Told by Ollama.
+
+    CONTEXT_EXCEEDED = (
+        REQUEST, "context_exceeded", "give the request a larger context_length, or shorten the prompt",
+        r"input length exceeds the context length|longer than the context length|exceeds maximum context length"
+        r"|exceeds the available context size|larger than the max context size",  # of llama-server
+    )  # fmt: skip
+    SERVER_BUSY = NOBODY, "server_busy", RETRY, r"server busy|^loading model$", (408, 429, 503)
+    RUNNER_DIED = (  # while it worked, for whatever reason
+        CRASH, "runner_crash", RETRY,
+        r"error was encountered while running the model|model runner has unexpectedly stopped",
+    )  # fmt: skip
+    DOES_NOT_FIT = (  # which a runner may tell with its last words
+        LOAD, "does_not_fit", "use a smaller model, a smaller context_length, or a [[servers.group]] of several GPUs",
+        r"requires more system memory|unable to load full model on gpu|resource limitations|failed to allocate"
+        r"|(cuda|hip)Malloc failed|out[ -]of[ -](device[ -])?memory|(not enough|insufficient) memory",
+    )  # fmt: skip
+    RUNNER_GONE = (
+        CRASH, "runner_crash", RETRY, r"(runner|llama-server) process (has terminated|no longer running)"
+    )  # fmt: skip
+    LOAD_FAILED = (
+        LOAD, "load_failed", RETRY,
+        r"timed out waiting for llama.(runner|server)|error starting (runner|llama-server)"
+        r"|llama-server startup failed|llama-server binary not found",
+    )  # fmt: skip
+    INVALID_FORMAT = (
+        REQUEST, "invalid_format", "mend the JSON Schema as the message says, and drop it again",
+        r"invalid format|invalid json schema"
+        r"|failed to parse grammar|json schema conversion failed",  # of llama-server
+    )  # fmt: skip
+    INVALID_OPTION = (
+        REQUEST, "invalid_option", "mend the option that the message names, and drop it again",
+        r"option \".*\" must be of type",
+    )  # fmt: skip
+    NO_INPUT = REQUEST, "bad_request", _MEND, r"no input provided|template:"
+    NOT_SUPPORTED = (
+        REQUEST, "not_supported", "use a model with the capability that the message names",
+        r"does not support|(image|audio|video) input is not supported",
+    )  # fmt: skip
+    MODEL_NOT_FOUND = (
+        LOAD, "model_not_found", "check the model's name, or pull it with: obatchctl models pull NAME",
+        r"model ['\"].*['\"] not found|file does not exist|pull model manifest: .*not found",
+    )  # fmt: skip
+    NO_SPACE = LOAD, "no_space", RETRY, r"no space left"
+    NO_SLOT = SERVER, "no_slot", RETRY, r"no slots available|unexpected server status"
+    FORBIDDEN = (
+        LOAD, "forbidden", "ask an administrator for access: remote_token in [servers], then retry the job",
+        "", (401, 403),
+    )  # fmt: skip
+    BAD_REQUEST = REQUEST, "bad_request", _MEND, "", range(400, 499)  # 499: the client went away
+    SERVER_ERROR = SERVER, "server_error", RETRY  # anything else
+
+    # Found by obatchd.
+
+    UNREACHABLE = NOBODY, "unreachable", RETRY
+    CONNECTION_LOST = CRASH, "connection_lost", RETRY
+    STALLED = SERVER, "stalled", _LOOK
+    SERVER_HUNG = CRASH, "server_hung", _LOOK
+    SERVER_WITHDRAWN = NOBODY, "server_withdrawn", RETRY
+    TIMEOUT = (
+        SERVER, "timeout",
+        "raise request_timeout_s or request_total_s in [dispatch] or lower max_response_tokens, then retry",
+    )  # fmt: skip
+    FORMAT_MISMATCH = (
+        REQUEST, "format_mismatch",
+        "look at the answer in errors.jsonl: simplify the schema or the task, or use a larger model",
+    )  # fmt: skip
+    CONTEXT_OFF = REQUEST, "context_off", "ask an administrator to enable [context], or leave urls and files away"
+    INCOMPLETE = ANSWER, "incomplete", RETRY
+    UNLOADED = ANSWER, "unloaded", RETRY
+    EMPTY_RESPONSE = ANSWER, "empty_response", _MORE
+    NO_TOKENS_LEFT = REQUEST, "empty_response", _MORE
+
+
+ADVICE = {cause.code: cause.advice for cause in Cause}
+
+
+class _Inner(msgspec.Struct):
+    """An error as llama-server words it."""
+
+    message: str = ""
+
+
+class _Body(msgspec.Struct):
+    error: str | _Inner | None = None
+
+
+_body = msgspec.json.Decoder(_Body)
+
+
+def from_body(status: int, body: bytes) -> Fault:
+    """Classify an error answer: its HTTP status and body."""
+    page = body.decode("utf-8", "replace").strip()
+    text = _unpacked(page)
+    return from_response(status, page[:_QUOTED] if text is page else text)
 
 
 def from_response(status: int, text: str) -> Fault:
     """Classify an error answer: its HTTP status (200 for an error line inside a stream) and error text."""
-    for pattern, kind, code in _TEXTS:
-        if pattern.search(text):
-            return Fault(kind, code, text)
-    if status in (408, 429, 503):
-        return Fault(NOBODY, "server_busy", text or f"the server answered {status}")
-    if status in (401, 403):
-        return Fault(LOAD, "forbidden", text or f"the server answered {status}")
-    if 400 <= status < 500 and status != 499:
-        return Fault(REQUEST, "bad_request", text or f"the server answered {status}")
-    return Fault(SERVER, "server_error", text or f"the server answered {status}")
+    text = _unpacked(text)
+    cause = next((cause for cause in Cause if cause.words is not None and cause.words.search(text)), None)
+    if cause is None:
+        cause = next((cause for cause in Cause if status in cause.statuses), Cause.SERVER_ERROR)
+    return cause.fault(text or f"the server answered {status}")
+
+
+def _unpacked(text: str) -> str:
+    """The words in ``{"error": …}``. Since 0.30 they may be llama-server's own answer, in JSON once more."""
+    if not text.startswith("{"):
+        return text
+    try:
+        error = _body.decode(text).error
+    except msgspec.DecodeError:
+        return text
+    if error is None:
+        return text
+    return error.message if isinstance(error, _Inner) else _unpacked(error)
 
 
 def connection_refused(detail: str) -> Fault:
     """No connection could be made: the server is down or restarting."""
-    return Fault(NOBODY, "unreachable", f"the server cannot be reached ({detail})")
+    return Cause.UNREACHABLE.fault(f"the server cannot be reached ({detail})")
 
 
 def connection_lost(detail: str) -> Fault:
     """The connection ended in the middle of an answer: the server died."""
-    return Fault(CRASH, "connection_lost", f"the server closed the connection in the middle of the answer ({detail})")
+    return Cause.CONNECTION_LOST.fault(f"the server closed the connection in the middle of the answer ({detail})")
+
+
+def not_ollama(reason: str) -> Fault:
+    """An answer with status 200 whose body is not one of Ollama's."""
+    return Cause.SERVER_ERROR.fault(f"the answer is not one of Ollama's: {reason}")
 
 
 def stalled(stall_s: float) -> Fault:
     """An answer that had begun stopped, while others at the same server went on."""
-    return Fault(SERVER, "stalled", f"no token came for {stall_s:g} s, while other requests on the server went on")
+    return Cause.STALLED.fault(f"no token came for {stall_s:g} s, while other requests on the server went on")
 
 
 def hung(reason: str) -> Fault:
     """The server as a whole did no work: as after a crash, any of its requests may be the cause."""
-    return Fault(CRASH, "server_hung", reason)
+    return Cause.SERVER_HUNG.fault(reason)
 
 
 def withdrawn(reason: str) -> Fault:
     """The server is taken away on purpose while it works."""
-    return Fault(NOBODY, "server_withdrawn", f"{reason}; another one answers")
+    return Cause.SERVER_WITHDRAWN.fault(f"{reason}; another one answers")
 
 
 def out_of_time(limit_s: float) -> Fault:
     """The attempt ran into its total limit."""
-    return Fault(SERVER, "timeout", f"the attempt took longer than {limit_s:.0f} s")
+    return Cause.TIMEOUT.fault(f"the attempt took longer than {limit_s:.0f} s")
 
 
 def invalid_format(reason: str) -> Fault:
-    """What the request wants as ``format`` cannot be used."""
-    return Fault(REQUEST, "invalid_format", reason)
+    """The ``format`` of the request cannot be used."""
+    return Cause.INVALID_FORMAT.fault(reason)
 
 
 def format_mismatch(reason: str, tries: int) -> Fault:
-    """The answer is not what ``format`` asked for; the model was shown why and tried again where that could help."""
-    return Fault(REQUEST, "format_mismatch", f"the answer does not fit the format after {tries} tries: {reason}")
+    """The answer does not fit ``format``; the model was shown why and tried again where that could help."""
+    return Cause.FORMAT_MISMATCH.fault(f"the answer does not fit the format after {tries} tries: {reason}")
 
 
 def no_vision(model: str) -> Fault:
     """The request has images and its model would not see them: Ollama ignores them without a word."""
-    return Fault(REQUEST, "not_supported", f"the model {model} cannot see images; use one with the capability vision")
+    return Cause.NOT_SUPPORTED.fault(f"the model {model} cannot see images; use one with the capability vision")
 
 
 def wrong_count(texts: int, vectors: int) -> Fault:
-    """Another number of vectors than of texts: nobody can tell which is whose."""
-    return Fault(ANSWER, "incomplete", f"the server made {vectors} vectors of {texts} texts")
+    """Another number of vectors than of texts: nobody can tell which vector belongs to which text."""
+    return Cause.INCOMPLETE.fault(f"the server made {vectors} vectors of {texts} texts")
 
 
 def sources_off() -> Fault:
     """A request names sources, and nobody has fetched them."""
-    return Fault(
-        REQUEST, "context_off", "it names sources, and sources are off here: an administrator can enable [context]"
-    )
+    return Cause.CONTEXT_OFF.fault("it names sources, and sources are off here: an administrator can enable [context]")
 
 
 def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:
@@ -127,16 +243,14 @@ def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:
     at all is no answer.
     """
     if not done:
-        return Fault(ANSWER, "incomplete", "the server ended the answer without finishing it (done is false)")
+        return Cause.INCOMPLETE.fault("the server ended the answer without finishing it (done is false)")
     if done_reason in ("load", "unload"):
         # A request without a prompt is refused before it gets here, so this is not the request's doing.
-        return Fault(ANSWER, "unloaded", f"the server {done_reason}ed the model instead of answering")
+        return Cause.UNLOADED.fault(f"the server {done_reason}ed the model instead of answering")
     if done_reason not in ("stop", "length"):
-        return Fault(ANSWER, "incomplete", f"the server ended the answer with done_reason {done_reason!r}")
-    if not text.strip():
-        if done_reason == "length":
-            return Fault(
-                REQUEST, "empty_response", "the token limit was used up before any text; raise max_response_tokens"
-            )
-        return Fault(ANSWER, "empty_response", "the answer is empty")
-    return None
+        return Cause.INCOMPLETE.fault(f"the server ended the answer with done_reason {done_reason!r}")
+    if text.strip():
+        return None
+    if done_reason == "length":
+        return Cause.NO_TOKENS_LEFT.fault("the token limit was used up before any text; raise max_response_tokens")
+    return Cause.EMPTY_RESPONSE.fault("the answer is empty")

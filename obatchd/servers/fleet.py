@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import aiohttp
 import psutil
 
 import obatchd.log
@@ -72,7 +71,6 @@ class Fleet:
         self._probe = probe
         self._facts = facts
         self._listeners: list[ServerListener] = []
-        self._session: aiohttp.ClientSession | None = None
         self._tasks = TaskSet(owner)
         self._neighbours = Neighbours(probe, instance, settings.gpus)
 
@@ -96,15 +94,7 @@ class Fleet:
         killed = await asyncio.to_thread(sweep, self._instance)
         if killed:
             log.info("orphans_swept", count=len(killed))
-        # No kept-alive connections: one to a server that has been restarted would fail the next call.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True), trust_env=False
-        )
-        try:
-            self._make(planned, self._session)
-        except BaseException:
-            await self._session.close()
-            raise
+        self._make(planned)
         self._warn_about_listen()
         self._tasks.start(self._start_all(), "fleet-start")
         self._tasks.start(self._look_around(), "fleet-look")
@@ -114,8 +104,6 @@ class Fleet:
         """End every server that was started here, all at once; remote servers are only left."""
         await self._tasks.stop()
         await asyncio.gather(*(server.stop() for server in self.servers.values()))
-        if self._session is not None:
-            await self._session.close()
 
     # --- planning ---------------------------------------------------------------------------------------------------
 
@@ -135,7 +123,7 @@ class Fleet:
         log.warning("cpu_only", cpu_servers=count, reason=f"{reason} No remote server either: the CPU does the work.")
         return [PlannedServer(f"cpu{number}", ()) for number in range(count)]
 
-    def _make(self, planned: list[PlannedServer], session: aiohttp.ClientSession) -> None:
+    def _make(self, planned: list[PlannedServer]) -> None:
         if planned:
             self._program.command()  # it has to be there
         environment.check(self._settings.servers)
@@ -144,7 +132,6 @@ class Fleet:
             work=self._work.absolute(),
             instance=self._instance,
             facts=self._facts,
-            session=session,
             listener=self,
             base=dict(os.environ),
             program=self._program,
@@ -154,7 +141,7 @@ class Fleet:
             log.info("server_planned", number=number, server=plan.id, gpus=[gpu.uuid for gpu in plan.gpus], port=port)
             self._add(ManagedServer(plan.id, plan.gpus, port, host))
         for address, index in self._settings.ollama_instances.items():
-            server = RemoteServer(address, self._settings, session, self)
+            server = RemoteServer(address, self._settings, self)
             gpu = next((gpu for gpu in self._probe.gpus if gpu.index == index and gpu.parent_uuid is None), None)
             if gpu is not None and _is_local(urlsplit(server.base_url).hostname or ""):
                 server.gpus, server.gpu_label = (gpu,), gpu.uuid
@@ -216,9 +203,9 @@ class Fleet:
             await asyncio.sleep(_LOOK_S)
 
     async def _look_for_ollama(self) -> None:
-        if self._session is None or any(server.base_url == FOREIGN_URL for server in self.servers.values()):
+        if any(server.base_url == FOREIGN_URL for server in self.servers.values()):
             return
-        api = OllamaApi(self._session, FOREIGN_URL)
+        api = OllamaApi(FOREIGN_URL)
         found = ""
         with contextlib.suppress(ServerError):
             version = await api.version(_FOREIGN_TIMEOUT_S)

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import psutil
 
@@ -44,7 +43,6 @@ class Host(msgspec.Struct, frozen=True):
     work: Path
     instance: str
     facts: Facts
-    session: aiohttp.ClientSession
     listener: ServerListener
     base: Mapping[str, str]  # the daemon's own environment
     program: Program
@@ -72,7 +70,7 @@ class ManagedServer(Server):
     kind = "managed"
 
     def __init__(self, server_id: str, gpus: Sequence[Gpu], port: int, host: Host) -> None:
-        super().__init__(server_id, "", host.settings, host.session, host.listener)
+        super().__init__(server_id, "", host.settings, host.listener)
         self.gpus = tuple(gpus)
         self.gpu_label = ",".join(gpu.uuid for gpu in gpus) or "cpu"
         self.port = port

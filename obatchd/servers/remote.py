@@ -6,8 +6,6 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-import aiohttp
-
 from obatchd.jobs.model import Profile
 from obatchd.servers.server import Server, ServerListener
 from obatchd.settings.settings import Settings
@@ -21,15 +19,13 @@ class RemoteServer(Server):
 
     kind = "remote"
 
-    def __init__(
-        self, address: str, settings: Settings, session: aiohttp.ClientSession, listener: ServerListener
-    ) -> None:
+    def __init__(self, address: str, settings: Settings, listener: ServerListener) -> None:
         url = urlsplit(address if "://" in address else f"http://{address}")
         port = url.port or _DEFAULT_PORT
         host = url.hostname or ""
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         server_id = f"remote-{host.replace(':', '.')}-{port}"
-        super().__init__(server_id, f"{url.scheme}://{netloc}", settings, session, listener)
+        super().__init__(server_id, f"{url.scheme}://{netloc}", settings, listener)
         self.slots = settings.servers.remote_slots
         self.token = settings.servers.remote_token
 

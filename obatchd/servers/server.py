@@ -12,8 +12,6 @@ import asyncio
 import time
 from typing import Any, Literal, Protocol
 
-import aiohttp
-
 import obatchd.log
 from obatchd.errors import ServerError
 from obatchd.gpus.model import Gpu, GpuProcess
@@ -57,14 +55,7 @@ class Server(Life):
 
     kind: Literal["managed", "remote"]
 
-    def __init__(
-        self,
-        server_id: str,
-        base_url: str,
-        settings: Settings,
-        session: aiohttp.ClientSession,
-        listener: ServerListener,
-    ) -> None:
+    def __init__(self, server_id: str, base_url: str, settings: Settings, listener: ServerListener) -> None:
         super().__init__(server_id, settings)
         self.base_url = base_url
         self.gpus: tuple[Gpu, ...] = ()
@@ -80,13 +71,12 @@ class Server(Life):
         self.shared_with = ""
         self.driver_trouble = ""
         self._listener = listener
-        self._session = session
         self._used_s = 0.0  # monotonic time of the latest load or progress
         self._load_lock = asyncio.Lock()
 
     @property
     def api(self) -> OllamaApi:
-        return OllamaApi(self._session, self.base_url, self.token)
+        return OllamaApi(self.base_url, self.token)
 
     @property
     def gpu(self) -> Gpu | None:

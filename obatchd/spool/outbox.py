@@ -18,63 +18,6 @@ from obatchd.spool.layout import file_stem
 from obatchd.spool.text import clean_text
 
 _WRITE_BYTES = 1024**2
-# Codes without a line here are explained by their own message.
-_ADVICE = {
-    "bad_file": "mend the file the message names, and drop it again",
-    "bad_image": "give images as base64, or put the files into the dropped folder",
-    "bad_json": "mend the line and drop it again",
-    "bad_row": "mend the row and drop it again",
-    "cancelled": "nothing: the job was cancelled",
-    "context_exceeded": "give the request a larger context_length, or shorten the prompt",
-    "does_not_fit": "use a smaller model, a smaller context_length, or a [[servers.group]] of several GPUs",
-    "duplicate_id": "give every request of a drop its own id",
-    "empty_response": "raise max_response_tokens, or look at the prompt",
-    "expired": "drop it again with a later deadline, or with priority high",
-    "format_mismatch": "look at the answer in errors.jsonl: simplify the schema or the task, or use a larger model",
-    "input_changed": "drop files by mv, not by writing into them",
-    "invalid_format": "mend the JSON Schema as the message says, and drop it again",
-    "invalid_json_line": "mend the line and drop it again",
-    "invalid_option": "mend the option that the message names, and drop it again",
-    "invalid_request": "mend the request as the message says, and drop it again",
-    "context_off": "ask an administrator to enable [context], or leave urls and files away",
-    "fetch_failed": "look at the source the message names, then retry the job",
-    "fetch_timeout": "raise timeout_s in [context], then retry the job",
-    "file_forbidden": "drop a folder that holds the file, and name it without a path",
-    "file_unreadable": "put the file into the folder, and drop it again",
-    "parse_failed": "leave the source away, or use another form of it",
-    "parse_memory": "raise parse_memory_bytes in [context], or leave the source away",
-    "parse_timeout": "raise parse_timeout_s in [context], or leave the source away",
-    "preparer_lost": "look at its sources; do not retry it unchanged",
-    "redirects": "name the URL where the source is",
-    "source_empty": "look at the source: no text was found in it",
-    "source_too_large": "raise max_bytes in [context], or leave the source away",
-    "source_unsupported": "use HTML, text, Markdown or PDF",
-    "too_many_sources": "name fewer sources, or raise max_sources in [context]",
-    "url_forbidden": "use a public address, or ask an administrator to open this one with allow in [context]",
-    "url_invalid": "mend the URL and drop the request again",
-    "invalid_utf8": "save the file as UTF-8",
-    "line_too_long": "shorten the prompt, or raise max_line_bytes in [inbox]",
-    "missing_field": "give every record the fields that the template names",
-    "missing_required_parameter": "give the line what the message names",
-    "missing_prompt": 'give the request a "prompt"',
-    "model_forbidden": "ask an administrator to pull the model or to allow its name in [models]",
-    "model_not_found": "check the model's name, or pull it with: obatchctl models pull NAME",
-    "model_mismatch": "drop the lines of each model as a file of their own",
-    "no_model": "name a model in the request, in job.toml or in the configuration",
-    "poison": "this request crashes servers: look at the prompt; do not retry it unchanged",
-    "not_supported": "use a model with the capability that the message names",
-    "pull_failed": "pull the model with: obatchctl models pull NAME, then retry the job",
-    "stalled": "look at the servers with: obatchctl status, then retry the job",
-    "server_hung": "look at the servers with: obatchctl status, then retry the job",
-    "too_many_requests": "split the drop, or raise max_requests in [inbox]",
-    "unpacked_too_large": "split the drop, or raise max_unpacked_bytes in [inbox]",
-    "unsupported_parameter": "leave out what the message names",
-    "unreadable": "the file was cut off or damaged on its way: drop what is missing again",
-    "url_mismatch": "use one of the endpoints that the message names",
-    "wrong_type": "mend the request as the message says, and drop it again",
-    "timeout": "raise request_timeout_s or request_total_s in [dispatch] or lower max_response_tokens, then retry",
-}
-_RETRY = "retry the job with: obatchctl retry JOB"
 
 
 class _Record(msgspec.Struct):
@@ -136,7 +79,7 @@ class Totals:
 
     Attributes:
         outcomes: requests by outcome.
-        failures: by code: how many, an example, what to do.
+        failures: by code: how many, and the message of the first.
         servers: by id: requests, response tokens, seconds of slot time, when it began and ended to work on the job.
         serial_s: the sum of all durations.
         copied: answers of earlier jobs; they count for no server, time or token.
@@ -170,8 +113,7 @@ class Totals:
         self.truncated += record.truncated
         self.ungrounded += bool(record.ungrounded)
         if outcome is not Outcome.SUCCEEDED:
-            advice = _ADVICE.get(record.code, _RETRY)
-            group = self.failures.setdefault(record.code, {"requests": 0, "example": record.message, "advice": advice})
+            group = self.failures.setdefault(record.code, {"requests": 0, "example": record.message})
             group["requests"] += 1
         elif record.server:
             use = self.servers.get(record.server)

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import msgspec
 import pytest
 from burnin_support import Card, identity, make_plan, uuid
@@ -16,22 +15,38 @@ from burnin_support import Card, identity, make_plan, uuid
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Begun, Canary, Limits, Plan, Record, Unit
 from obatchd.burnin.report import report
-from obatchd.burnin.run import checker, load, run
-from obatchd.burnin.run.asking import Answered
+from obatchd.burnin.run import run
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
+from obatchd.ollama.api import Generated, OllamaApi
 from obatchd.servers.states import ServerState
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
+
+
+class MemoryApi(OllamaApi):
+    """Answers at once; ``says`` tells the text for a server's output check."""
+
+    def __init__(self, says: Callable[[str], str]) -> None:
+        super().__init__("http://127.0.0.1:1")
+        self._says = says
+
+    async def generate(
+        self, model: str, prompt: str, options: dict[str, Any], timeout_s: float, *, logprobs: bool = False
+    ) -> Generated:
+        await asyncio.sleep(0.005)
+        text = self._says(options["server"]) if options["temperature"] == 0 and options["num_predict"] > 1 else "x"
+        return Generated(text, True, 100, 20, 1_000_000, 4_000_000)
 
 
 class MemoryServer:
     """A server that is always up."""
 
-    base_url, token, version, reason = "http://127.0.0.1:1", "", "0.24.0", "answers"
+    version, reason = "0.24.0", "answers"
     slots = 2
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, says: Callable[[str], str]) -> None:
+        self.api = MemoryApi(says)
         self.id = f"gpu{number}"
         self.state = ServerState.READY
         self.loaded: Profile | None = None
@@ -80,25 +95,16 @@ class Bench:
     """Three GPUs, their servers, and what they answer to the output check."""
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.servers = {f"gpu{n}": MemoryServer(n) for n in range(3)}
+        self.servers = {f"gpu{n}": MemoryServer(n, lambda server: self.says(server)) for n in range(3)}
         self.gpus = {f"gpu{n}": (Gpu(uuid(n), "H100", n, f"00000000:{n:02X}:00.0", 80 * 2**30, "1"),) for n in range(3)}
         self.temp_c = 60
         self.says: Callable[[str], str] = lambda server: "the same"
         self.released: list[str] = []
         self.quarantined: list[tuple[str, str]] = []
         self.trouble = ""
-        self.session: Any = None
         self.batch_away: list[bool] = []
         self.directory = directory
-        monkeypatch.setattr(load, "ask", self.ask)
-        monkeypatch.setattr(checker, "ask", self.ask)
         monkeypatch.setattr(run, "LOOK_S", 0.02)
-
-    async def ask(self, *arguments: Any, logprobs: bool = False) -> Answered:
-        options = arguments[4]
-        await asyncio.sleep(0.005)
-        text = self.says(options["server"]) if options["temperature"] == 0 and options["num_predict"] > 1 else "x"
-        return Answered(text, True, 100, 20, 1_000_000, 4_000_000)
 
     # The daemon as a run sees it: implements RunHost.
 
@@ -269,12 +275,3 @@ async def test_a_gpu_near_its_shutdown_loses_its_load(bench: Bench, monkeypatch:
     for gpu in document["gpus"]:
         assert "near_shutdown" in {reason["signal"] for reason in gpu["reasons"]}
         assert gpu["stress"]["loaded_s"] < 1.5
-
-
-async def test_a_request_tells_its_kind_of_failure() -> None:
-    from obatchd.burnin.run.asking import ask
-    from obatchd.errors import ServerError
-
-    async with aiohttp.ClientSession() as session:
-        with pytest.raises(ServerError, match="connection failed"):
-            await ask(session, MemoryServer(0), "m", "p", {}, 5.0)

@@ -66,7 +66,7 @@ WHOLE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
 @pytest.fixture
 async def connections(server: Scripted) -> AsyncIterator[Connections]:
-    made = Connections(server.url, {"X-Test": "yes"}, 5.0)
+    made = Connections(server.url, "secret", 5.0)
     yield made
     await made.close()
 
@@ -74,7 +74,7 @@ async def connections(server: Scripted) -> AsyncIterator[Connections]:
 async def ask(connections: Connections, body: bytes = b"{}") -> Body:
     answer = Body()
     async with asyncio.timeout(5):
-        await connections.post("/api/chat", body, answer)
+        await connections.request("POST", "/api/chat", body, answer)
     return answer
 
 
@@ -84,7 +84,7 @@ async def test_a_request_and_its_response(server: Scripted, connections: Connect
     assert (answer.status, answer.content) == (200, b"hello")
     [request] = server.requests
     assert request.startswith(b"POST /api/chat HTTP/1.1\r\nHost: 127.0.0.1:")
-    assert b"\r\nX-Test: yes\r\n" in request
+    assert b"\r\nAuthorization: Bearer secret\r\n" in request
     assert request.endswith(b'Content-Length: 8\r\n\r\n{"a": 1}')
 
 
@@ -148,7 +148,7 @@ async def test_a_response_that_does_not_end_is_broken(
 async def test_cancelling_closes_the_connection(server: Scripted, connections: Connections) -> None:
     server.responses = [[b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel"]]
     answer = Body()
-    asking = asyncio.create_task(connections.post("/api/chat", b"{}", answer))
+    asking = asyncio.create_task(connections.request("POST", "/api/chat", b"{}", answer))
     async with asyncio.timeout(5):
         while not answer.content:
             await asyncio.sleep(0.001)
@@ -160,11 +160,11 @@ async def test_cancelling_closes_the_connection(server: Scripted, connections: C
 
 async def test_nobody_listens(unused_tcp_port: int) -> None:
     with pytest.raises(Unreachable):
-        await ask(Connections(f"http://127.0.0.1:{unused_tcp_port}", {}, 1.0))
+        await ask(Connections(f"http://127.0.0.1:{unused_tcp_port}", "", 1.0))
 
 
 async def test_a_path_in_front_and_a_closing_that_waits(server: Scripted) -> None:
-    connections = Connections(server.url + "/ollama/", {}, 5.0)
+    connections = Connections(server.url + "/ollama/", "", 5.0)
     server.responses = [[WHOLE]]
     asking = asyncio.create_task(ask(connections))
     await asyncio.sleep(0)

@@ -1,12 +1,140 @@
-"""Who is at fault: every error that Ollama is known to give, verbatim where a live server was seen to give it."""
+"""Who is at fault, and what to do: every error that Ollama is known to give, verbatim from it or from its source."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from obatchd.delivery.advice import advice as summary_advice
 from obatchd.ollama import faults
 from obatchd.ollama.faults import ANSWER, CRASH, LOAD, NOBODY, REQUEST, SERVER
 
+
+def llama_server(code: int, message: str, kind: str, **more: int) -> str:
+    """The text of Ollama's error where llama-server refused: the whole of its own answer (0.30 and later)."""
+    return json.dumps({"error": {"code": code, "message": message, "type": kind, **more}}, separators=(",", ":"))
+
+
+RETRY = "retry the job with: obatchctl retry JOB"
+MEND = "mend the request as the message says, and drop it again"
+ADVICE = {
+    "context_exceeded": "give the request a larger context_length, or shorten the prompt",
+    "invalid_format": "mend the JSON Schema as the message says, and drop it again",
+    "invalid_option": "mend the option that the message names, and drop it again",
+    "bad_request": MEND,
+    "not_supported": "use a model with the capability that the message names",
+    "model_not_found": "check the model's name, or pull it with: obatchctl models pull NAME",
+    "does_not_fit": "use a smaller model, a smaller context_length, or a [[servers.group]] of several GPUs",
+    "forbidden": "ask an administrator for access: remote_token in [servers], then retry the job",
+}
+TABLE_033 = [  # of the line whose engine is llama-server, 0.30 and later
+    (
+        400,
+        llama_server(
+            400,
+            "request (45023 tokens) exceeds the available context size (4096 tokens), try increasing it",
+            "exceed_context_size_error",
+            n_prompt_tokens=45023,
+            n_ctx=4096,
+        ),
+        REQUEST,
+        "context_exceeded",
+    ),
+    (
+        400,
+        llama_server(
+            400,
+            "input (5000 tokens) is larger than the max context size (4096 tokens). skipping",
+            "exceed_context_size_error",
+            n_prompt_tokens=5000,
+            n_ctx=4096,
+        ),
+        REQUEST,
+        "context_exceeded",
+    ),
+    (
+        400,
+        "the prompt is longer than the context length currently available to the model; shorten the prompt, adjust the "
+        "context length in settings, or use a model with a longer context length",
+        REQUEST,
+        "context_exceeded",
+    ),
+    (400, "input after truncation exceeds maximum context length", REQUEST, "context_exceeded"),
+    (
+        400,
+        llama_server(400, "Failed to initialize samplers: failed to parse grammar", "invalid_request_error"),
+        REQUEST,
+        "invalid_format",
+    ),
+    (
+        400,
+        llama_server(
+            400, 'JSON schema conversion failed:\nUnrecognized schema: {"type":"nothing"}', "invalid_request_error"
+        ),
+        REQUEST,
+        "invalid_format",
+    ),
+    (
+        501,
+        "This server does not support embeddings. Start it with `--embeddings`",
+        REQUEST,
+        "not_supported",
+    ),
+    (
+        500,
+        llama_server(
+            500,
+            "image input is not supported - hint: if this is unexpected, you may need to provide the mmproj",
+            "server_error",
+        ),
+        REQUEST,
+        "not_supported",
+    ),
+    (404, "model 'nope:latest' not found", LOAD, "model_not_found"),
+    (500, "timed out waiting for llama-server to start - error loading model", LOAD, "load_failed"),
+    (500, "error starting llama-server: fork/exec /usr/lib/ollama/llama-server: no such file", LOAD, "load_failed"),
+    (
+        500,
+        "llama-server startup failed after projector CPU offload retry: exit status 1",
+        LOAD,
+        "load_failed",
+    ),
+    (
+        500,
+        "llama-server binary not found (checked: /usr/lib/ollama/llama-server). Run 'cmake -S llama/server' first",
+        LOAD,
+        "load_failed",
+    ),
+    (
+        500,
+        "llama-server reported out-of-memory during startup: cudaMalloc failed: out of memory",
+        LOAD,
+        "does_not_fit",
+    ),
+    (
+        500,
+        "llama-server process has terminated: exit status 1: llama_init_from_model: failed to allocate compute buffers",
+        LOAD,
+        "does_not_fit",
+    ),
+    (
+        500,
+        llama_server(500, "Compute error.", "server_error") + "\nggml_backend_cuda: cudaMalloc failed: out of memory",
+        LOAD,
+        "does_not_fit",
+    ),
+    (500, "llama-server process no longer running: signal: segmentation fault", CRASH, "runner_crash"),
+    (500, llama_server(500, "Compute error.", "server_error"), SERVER, "server_error"),
+    (500, llama_server(500, "Context size has been exceeded.", "server_error"), SERVER, "server_error"),
+    (503, llama_server(503, "Loading model", "unavailable_error"), NOBODY, "server_busy"),
+    (
+        500,
+        "error reading llama-server response: read tcp 127.0.0.1:1->127.0.0.1:2: connection reset by peer",
+        SERVER,
+        "server_error",
+    ),
+]
 TABLE = [
     # 400: the request
     (400, "unexpected EOF", REQUEST, "bad_request"),
@@ -55,10 +183,18 @@ TABLE = [
     (500, "error parsing tool call: raw='{', err=unexpected end of JSON input", SERVER, "server_error"),
     (502, "", SERVER, "server_error"),
     (499, "request canceled", SERVER, "server_error"),
+    # pulls
+    (200, "pull model manifest: file does not exist", LOAD, "model_not_found"),
+    (200, "write /models/blobs/sha256-1-partial: no space left on device", LOAD, "no_space"),
+    # the runner died for want of memory before it worked
+    (500, "llama runner process has terminated: cudaMalloc failed: out of memory", LOAD, "does_not_fit"),
+    (500, "llama runner process no longer running: 2 CUDA error: out of memory", LOAD, "does_not_fit"),
+    (500, "an error was encountered while running the model: CUDA error: out of memory", CRASH, "runner_crash"),
     # the text of a forwarded 4xx of the runner
-    (400, "failed to parse grammar", REQUEST, "bad_request"),
+    (400, "failed to parse grammar", REQUEST, "invalid_format"),
     (422, "something new", REQUEST, "bad_request"),
     (500, "something new", SERVER, "server_error"),
+    *TABLE_033,
 ]
 
 
@@ -66,7 +202,12 @@ TABLE = [
 def test_an_error_answer_is_blamed_on_whom_the_table_says(status: int, text: str, kind: str, code: str) -> None:
     fault = faults.from_response(status, text)
     assert (fault.kind, fault.code) == (kind, code)
-    assert fault.message == text or (not text and str(status) in fault.message)
+    assert faults.ADVICE[fault.code] == ADVICE.get(code, RETRY)
+    if text.startswith('{"error":') and text.endswith("}"):
+        assert fault.message == json.loads(text)["error"]["message"]
+    else:
+        assert fault.message == text or (not text and str(status) in fault.message)
+    assert faults.from_body(status, json.dumps({"error": text}).encode()) == fault
 
 
 @pytest.mark.parametrize(("status", "text", "kind", "code"), [row for row in TABLE if row[0] in (500, 503) and row[1]])
@@ -103,3 +244,27 @@ def test_a_connection_that_was_never_made_is_nobodys_fault_and_one_that_broke_is
     assert faults.connection_lost("reset").kind == CRASH
     assert faults.out_of_time(60).kind == SERVER
     assert faults.stalled(60).kind == SERVER
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error": {"code": 400, "message": "no"}}', "no"),
+        (b'{"detail": "no"}', '{"detail": "no"}'),
+        (b"<html>no</html>\n", "<html>no</html>"),
+        (b'{"error": {"mess', '{"error": {"mess'),
+        (b'{"error": ""}', "the server answered 400"),
+        (b"", "the server answered 400"),
+        (b"\xff" * 1000, "\ufffd" * 500),
+    ],
+)
+def test_the_words_of_an_error_answer_are_found_wherever_they_are(body: bytes, message: str) -> None:
+    assert faults.from_body(400, body) == (REQUEST, "bad_request", message)
+
+
+def test_every_failure_has_advice() -> None:
+    for code, advice in ADVICE.items():
+        assert summary_advice(code) == advice
+    assert summary_advice("stalled") == "look at the servers with: obatchctl status, then retry the job"
+    assert summary_advice("missing_prompt") == 'give the request a "prompt"'
+    assert summary_advice("brand_new_code") == RETRY

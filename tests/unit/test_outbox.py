@@ -61,8 +61,7 @@ def test_totals_add_up(box: JobOutbox) -> None:
     assert {name: use.requests for name, use in totals.servers.items()} == {"gpu0": 2, "gpu1": 1}
     group = totals.failures["context_exceeded"]
     assert (group["requests"], group["example"]) == (2, "d went wrong")
-    assert "context_length" in group["advice"]
-    assert "retry" in totals.failures["brand_new_code"]["advice"]
+    assert totals.failures["brand_new_code"]["requests"] == 1
 
 
 def test_the_speed_of_a_server_is_over_the_time_it_worked_for_the_job(box: JobOutbox) -> None:

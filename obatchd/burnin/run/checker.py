@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import aiohttp
-
 from obatchd import log
 from obatchd.burnin.journal.records import Canary
-from obatchd.burnin.run.asking import ask
 from obatchd.burnin.run.load import Load
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
 from obatchd.errors import ServerError
+from obatchd.ollama.api import Generated
 
 _log = log.get(__name__)
 _PROMPT = (
@@ -38,17 +37,10 @@ class Checker:
         write: takes what is to be written down.
     """
 
-    def __init__(
-        self,
-        load: Load,
-        gpus: Sequence[str],
-        session: aiohttp.ClientSession,
-        write: Callable[[Canary], None],
-    ) -> None:
+    def __init__(self, load: Load, gpus: Sequence[str], write: Callable[[Canary], None]) -> None:
         self.load = load
         self.reference: Reference | None = None
         self._gpus = gpus
-        self._session = session
         self._write = write
 
     async def calibrate(self, runs: int) -> None:
@@ -98,27 +90,26 @@ class Checker:
         """Flush every slot, then ask. None when the server failed, which its supervision deals with."""
         load = self.load
         options = load.server.load_options(load.profile) | {"temperature": 0, "top_k": 1, "seed": _SEED}
-        model = load.profile.model
+        api, model = load.server.api, load.profile.model
+        flush, ask = options | {"num_predict": 1}, options | {"num_predict": _TOKENS}
+        prompts = [_FLUSH.format(number=number) for number in range(load.server.slots)]
         try:
-            await asyncio.gather(
-                *(
-                    ask(self._session, load.server, model, _FLUSH.format(number=number), options | {"num_predict": 1},
-                        _TIMEOUT_S)
-                    for number in range(load.server.slots)
-                )
-            )  # fmt: skip
-            answered = await ask(
-                self._session, load.server, model, _PROMPT, options | {"num_predict": _TOKENS}, _TIMEOUT_S,
-                logprobs=True,
-            )  # fmt: skip
+            await asyncio.gather(*(api.generate(model, prompt, flush, _TIMEOUT_S) for prompt in prompts))
+            answer = await api.generate(model, _PROMPT, ask, _TIMEOUT_S, logprobs=True)
         except ServerError as error:
             _log.warning("burnin_canary_failed", server=load.server.id, code=error.code, reason=error.message)
             return None
         load.server.progress()
-        return answered.fingerprint()
+        return _fingerprint(answer)
 
     def _tell(self, step: Step, text: str = "", answer: Answer | None = None) -> None:
         difference = canary.deviation(self.reference.answer, answer) if answer and self.reference else None
         digest = answer.digest if answer else ""
         for gpu in self._gpus:
             self._write(Canary(time.time(), gpu, step, text, digest, difference))
+
+
+def _fingerprint(answer: Generated) -> Answer:
+    """The parts of an answer that an output check compares."""
+    digest = hashlib.sha256(answer.response.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return Answer(digest, tuple(entry.logprob for entry in answer.logprobs or ()))

@@ -9,14 +9,13 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
-import aiohttp
-
 from obatchd import log
 from obatchd.burnin.journal.recorder import Occupied
-from obatchd.burnin.run.asking import CONTEXT_EXCEEDED, Answered, Endpoint, ask
 from obatchd.burnin.run.workload import Shape, Work
 from obatchd.errors import ServerError
 from obatchd.jobs.model import Profile
+from obatchd.ollama.api import Generated, OllamaApi
+from obatchd.ollama.faults import Cause
 
 _log = log.get(__name__)
 _TIMEOUT_S = 300.0  # far above what a request is meant to take
@@ -24,12 +23,14 @@ _PAUSE_S = 1.0  # after a failure
 _NANO = 1e-9
 
 
-class LoadedServer(Endpoint, Protocol):
+class LoadedServer(Protocol):
     """The part of a server that a load needs."""
 
     id: str
     slots: int
 
+    @property
+    def api(self) -> OllamaApi: ...
     def load_options(self, profile: Profile) -> dict[str, Any]: ...
     def progress(self) -> None: ...
     def fault(self, reason: str) -> None: ...
@@ -49,8 +50,7 @@ class Load:
         server: LoadedServer,
         profile: Profile,
         shape: Shape,
-        session: aiohttp.ClientSession,
-        on_answer: Callable[[Answered], None],
+        on_answer: Callable[[Generated], None],
         on_failure: Callable[[str], None],
     ) -> None:
         self.server = server
@@ -58,7 +58,6 @@ class Load:
         self.in_flight = 0
         self.exclusive = False  # emptied, or being emptied, for an output check
         self._shape = shape
-        self._session = session
         self._on_answer = on_answer
         self._on_failure = on_failure
         self._numbers = itertools.count()
@@ -116,11 +115,9 @@ class Load:
         """Whether it failed. A prompt that was too long is our own mistake and no failure."""
         options = {**self.server.load_options(self.profile), "num_predict": work.answer_tokens, "temperature": 0.8}
         try:
-            answered = await ask(
-                self._session, self.server, self.profile.model, work.prompt, options, _TIMEOUT_S
-            )  # fmt: skip
+            answer = await self.server.api.generate(self.profile.model, work.prompt, options, _TIMEOUT_S)
         except ServerError as error:
-            if error.code == CONTEXT_EXCEEDED:
+            if error.code == Cause.CONTEXT_EXCEEDED.code:
                 self._shape.too_long()
                 return False
             _log.warning("burnin_request_failed", server=self.server.id, code=error.code, reason=error.message)
@@ -129,10 +126,10 @@ class Load:
             return True
         self.server.progress()
         self._shape.learn(
-            work, answered.prompt_eval_count, answered.prompt_eval_duration * _NANO,
-            answered.eval_count, answered.eval_duration * _NANO,
+            work, answer.prompt_eval_count, answer.prompt_eval_duration * _NANO,
+            answer.eval_count, answer.eval_duration * _NANO,
         )  # fmt: skip
-        self._on_answer(answered)
+        self._on_answer(answer)
         return False
 
     def _enter(self, change: int) -> None:

@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-import aiohttp
-
 from obatchd.burnin.run.load import LoadedServer
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
@@ -79,9 +77,6 @@ class RunHost(Protocol):
     def gpus_of(self) -> Mapping[str, tuple[Gpu, ...]]:
         """The GPUs of each server that has some, by server id."""
         ...
-
-    @property
-    def session(self) -> aiohttp.ClientSession: ...
 
     def reading(self, gpu: str) -> Reading | None:
         """The latest of a GPU or slice by UUID; None when there is none that is fresh."""

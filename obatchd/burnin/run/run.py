@@ -15,7 +15,6 @@ from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.recorder import Occupied, Seen
 from obatchd.burnin.journal.records import Bucket, Ended, Loading, Plan, Record
 from obatchd.burnin.report import report
-from obatchd.burnin.run.asking import Answered
 from obatchd.burnin.run.checker import Checker
 from obatchd.burnin.run.events import Noticing
 from obatchd.burnin.run.load import Load
@@ -27,6 +26,7 @@ from obatchd.burnin.run.workload import Shape
 from obatchd.burnin.verdict import canary, verdict
 from obatchd.errors import ObatchError
 from obatchd.jobs.model import Profile
+from obatchd.ollama.api import Generated
 
 _log = log.get(__name__)
 LOOK_S = 1.0
@@ -209,13 +209,13 @@ class Run:
             server = self._servers.get(name)
             if server is None or ready.problem or not self._gpus_of[name]:
                 continue
-            profile, session = Profile(ready.model, ready.context_length), self._host.session
+            profile = Profile(ready.model, ready.context_length)
             shape = shapes.setdefault(
                 (self._kind(name), profile.context_length), Shape(profile.context_length, self.plan.duration_s)
             )
-            load = Load(server, profile, shape, session, self._answered(name), self._failed(name))
+            load = Load(server, profile, shape, self._answered(name), self._failed(name))
             self._loads[name] = load
-            self._checkers[name] = Checker(load, self._gpus_of[name], session, self._recording.note)
+            self._checkers[name] = Checker(load, self._gpus_of[name], self._recording.note)
 
     async def _calibrate(self, name: str) -> None:
         """Learn what its output check answers; a server that cannot be had now goes without."""
@@ -242,8 +242,8 @@ class Run:
         checked = list(self._checkers) if self.plan.canary_s else []
         return works + [self._check_regularly(place, name) for place, name in enumerate(checked)]
 
-    def _answered(self, server: str) -> Callable[[Answered], None]:
-        def answered(answer: Answered) -> None:
+    def _answered(self, server: str) -> Callable[[Generated], None]:
+        def answered(answer: Generated) -> None:
             for gpu in self._gpus_of[server]:
                 self._recording.recorder.answered(
                     gpu, tokens=answer.eval_count, prompt_tokens=answer.prompt_eval_count
