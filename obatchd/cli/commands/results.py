@@ -56,9 +56,10 @@ def results_command(
         if output is None and (invocation.json or (form == "parquet" and sys.stdout.isatty())):
             raise click.UsageError("name a file with --output")
         tally = _export(source, form, output, data_only)
-    invocation.answer(
-        {**tally.document(source), "output": str(output) if output else None}, lambda: _end(source, tally, output)
-    )
+    invocation.answer({**tally.document(source), "output": str(output) if output else None})
+    if not invocation.json:
+        lines = [*tally.lines(source), *([f"written to {output}"] if output else [])]
+        click.echo("\n".join(map(clean, lines)), err=output is None)
 
 
 def _source(invocation: Invocation, place: str) -> Source:
@@ -71,10 +72,8 @@ def _source(invocation: Invocation, place: str) -> Source:
 
 def _outbox_of(invocation: Invocation, job: str) -> Path:
     """Where the daemon keeps the job's results; without a daemon, what the spool's outbox shows."""
-    from obatchd.client.client import quoted
-
     try:
-        found = invocation.client().get(f"jobs/{quoted(job)}")
+        found = invocation.client().get("jobs", job)
         if found["outbox"] is None:
             raise ControlError(f"{job} was refused; {found['refused_to']} has it and the reason", code="refused")
         return Path(found["outbox"])
@@ -143,11 +142,3 @@ def _review(source: Source, count: int, output: Path | None, seed: int | None) -
         page.flush()
         page.detach()
     return tally, output
-
-
-def _end(source: Source, tally: Tally, output: Path | None) -> None:
-    lines = [*tally.lines(source)]
-    if output:
-        lines.append(f"written to {output}")
-    for line in lines:
-        click.echo(clean(line), err=output is None)

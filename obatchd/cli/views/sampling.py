@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 
-from obatchd.cli.command import clean
+from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import duration
 from obatchd.results.export import data_of
 from obatchd.results.rows import Row, Source
-
-Document = dict[str, Any]
 
 _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of it
 
