@@ -43,8 +43,7 @@ def estimate(jobs: list[Document], sources: list[Source], status: Document) -> E
 def document(row: Row) -> Document:
     """One row of a sample as JSON."""
     parsed = data_of(row)
-    found = {"data": parsed.data} if parsed is not None and parsed.found else {}
-    return {**row.record, **found}
+    return {**row.record, "data": parsed.data} if parsed.found else row.record
 
 
 def show(source: Source) -> None:
@@ -66,7 +65,7 @@ def _answer(row: Row) -> str:
     if not row.succeeded:
         return f"{str(row.record['outcome']).upper()} {row.record.get('code', '')}: {row.record.get('message', '')}"
     parsed = data_of(row)
-    if parsed is not None and parsed.found:
+    if parsed.found:
         return json.dumps(parsed.data, ensure_ascii=False, indent=2)
     return str(row.record.get("response", ""))
 
