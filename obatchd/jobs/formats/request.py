@@ -142,7 +142,7 @@ def parse_batch_request(raw: bytes) -> Request:
     """The request in one line of an OpenAI batch file.
 
     Raises:
-        BatchError: it is none.
+        RequestRefused: it is none.
     """
     given = {name: value for name, value in batch_fields(raw).items() if value is not None}
     text = given.get("embed")
