@@ -14,6 +14,7 @@ import click
 from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
 from obatchd.cli.views.text import table
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
+from obatchd.times import duration
 
 _LOOK_S = 2.0
 _LENT_S = 2 * 3600.0  # longest time that the tools of a bundle have the GPU
@@ -77,8 +78,6 @@ def _wait(invocation: Invocation, run: str) -> None:
 
 
 def _progress(status: Document) -> str:
-    from obatchd.burnin.report.html import duration
-
     share = min(100, int(100 * status["elapsed_s"] / status["asked_s"]))
     left = duration(max(0.0, status["asked_s"] - status["elapsed_s"]))
     return f"{status['run']}: {status['state']}, {share} %, {left} left"
