@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from obatchd.client.client import Client
 
 Document = dict[str, Any]
+View = Callable[[Document], Iterable[str]]  # a document as lines for people, without control characters of others
 
 _T = TypeVar("_T")
 _WANTS_JSON = f"{__name__}.wants_json"
@@ -36,12 +37,12 @@ class Invocation:
 
         return Client(self.spool)
 
-    def answer(self, document: Document, view: Callable[[], None]) -> None:
-        """The one JSON document with ``--json``, else the view for people."""
+    def answer(self, document: Document, *lines: str, view: View | None = None) -> None:
+        """The one JSON document with ``--json``, else for people plain lines, or those of a view as they are."""
         if self.json:
             print_json(document)
-        else:
-            view()
+        elif shown := [*map(clean, lines), *(view(document) if view else ())]:
+            click.echo("\n".join(shown))
 
 
 pass_invocation = click.make_pass_decorator(Invocation)

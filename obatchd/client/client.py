@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,33 +45,30 @@ class Client:
     def __init__(self, spool: Path) -> None:
         self._spool = spool
 
-    def get(self, path: str, **query: str | int | None) -> Document:
-        """``GET /v1/<path>``."""
-        given = {name: value for name, value in query.items() if value is not None}
-        return self._call("GET", path + ("?" + urlencode(given) if given else ""))
+    def get(self, path: str, *names: str, **query: str | float | None) -> Document:
+        """``GET /v1/<path>``, with each of ``names`` as one segment behind it, and what of ``query`` is given."""
+        return self._call("GET", _target(path, names, query))
 
-    def post(self, path: str, body: Document | None = None) -> Document:
-        """``POST /v1/<path>``, with a JSON body where there is one."""
-        return self._call("POST", path, None if body is None else json.dumps(body).encode())
+    def post(self, path: str, *names: str, body: Document | None = None, **query: str | float | None) -> Document:
+        """``POST /v1/<path>``, likewise, with a JSON body where there is one."""
+        return self._call("POST", _target(path, names, query), body)
 
-    def delete(self, path: str) -> Document:
-        """``DELETE /v1/<path>``."""
-        return self._call("DELETE", path)
+    def delete(self, path: str, *names: str) -> Document:
+        """``DELETE /v1/<path>``, likewise."""
+        return self._call("DELETE", _target(path, names, {}))
 
     def pull(self, model: str) -> Iterator[Document]:
         """Pull a model; yields its progress."""
-        body = json.dumps({"model": model}).encode()
-        connection = self._connect(CONTROL_SOCKET, None)
-        yield from self._lines(connection, "POST", "models/pull", body)
+        return self._lines("POST", "models/pull", {"model": model}, None)
 
     def server_log(self, server_id: str, lines: int, *, follow: bool) -> Iterator[Document]:
         """What a managed server wrote, a line at a time."""
-        query = urlencode({"lines": lines, "follow": int(follow)})
-        connection = self._connect(CONTROL_SOCKET, None if follow else _TIMEOUT_S)
-        yield from self._lines(connection, "GET", f"servers/{quoted(server_id)}/log?{query}", None)
+        path = _target("servers", (server_id, "log"), {"lines": lines, "follow": int(follow)})
+        return self._lines("GET", path, None, None if follow else _TIMEOUT_S)
 
-    def _lines(self, connection: socket.socket, method: str, path: str, body: bytes | None) -> Iterator[Document]:
+    def _lines(self, method: str, path: str, body: Document | None, timeout_s: float | None) -> Iterator[Document]:
         """An answer that is one document a line."""
+        connection = self._connect(CONTROL_SOCKET, timeout_s)
         with connection, self._send(connection, method, path, body) as response:
             if response.status != 200:
                 _raise(_document(response.read()), response.status)
@@ -120,7 +117,7 @@ class Client:
             finally:
                 handover.close_all(descriptors)
 
-    def _call(self, method: str, path: str, body: bytes | None = None) -> Document:
+    def _call(self, method: str, path: str, body: Document | None = None) -> Document:
         connection = self._connect(CONTROL_SOCKET, _TIMEOUT_S)
         with connection, self._send(connection, method, path, body) as response:
             document = _document(response.read())
@@ -128,11 +125,13 @@ class Client:
                 _raise(document, response.status)
             return document
 
-    def _send(self, connection: socket.socket, method: str, path: str, body: bytes | None) -> http.client.HTTPResponse:
+    def _send(
+        self, connection: socket.socket, method: str, path: str, body: Document | None
+    ) -> http.client.HTTPResponse:
         request = _UnixConnection(connection)
-        headers = {"Content-Type": "application/json"} if body else {}
+        sent = None if body is None else json.dumps(body)
         try:
-            request.request(method, "/v1/" + path, body, headers)
+            request.request(method, "/v1/" + path, sent, {"Content-Type": "application/json"} if sent else {})
             return request.getresponse()
         except TimeoutError:
             raise errors.DaemonDownError(
@@ -147,18 +146,17 @@ class Client:
         connection.settimeout(timeout_s)
         try:
             connection.connect(str(directory / name))
-        except PermissionError:
+        except OSError as error:  # no socket, or nobody behind it: the daemon was killed
             connection.close()
-            raise permission_denied(self._spool) from None
-        except OSError:  # no socket, or nobody behind it: the daemon was killed
-            connection.close()
-            raise daemon_down(self._spool) from None
+            down = permission_denied if isinstance(error, PermissionError) else daemon_down
+            raise down(self._spool) from None
         return connection
 
 
-def quoted(name: str) -> str:
-    """A name as one segment of a path."""
-    return quote(name, safe="")
+def _target(path: str, names: Iterable[str], query: Mapping[str, str | float | None]) -> str:
+    given = {name: value for name, value in query.items() if value is not None}
+    target = "/".join([path, *(quote(name, safe="") for name in names)])
+    return f"{target}?{urlencode(given)}" if given else target
 
 
 def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -66,6 +66,20 @@ class Refusal(msgspec.Struct, frozen=True):
     message: str  # plain words with line number and byte offset
 
 
+class RequestRefused(ValueError):
+    """One request cannot be run.
+
+    Args:
+        code: slug for the result, as in :class:`Refusal`; for lines of batch files as OpenAI's API has it.
+        reason: in plain words.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
 class Entry(msgspec.Struct, frozen=True):
     """One indexed line of a drop.
 

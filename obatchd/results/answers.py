@@ -12,14 +12,15 @@ _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re
 
 
 class Parsed(NamedTuple):
-    """What an answer holds; ``problem`` says in plain words why there is no data, and is empty where there is."""
+    """What an answer holds; ``problem`` says in plain words why there is no data, "" where there is, None where none is
+    due."""
 
     data: Any = None
-    problem: str = ""
+    problem: str | None = ""
 
     @property
     def found(self) -> bool:
-        return not self.problem
+        return self.problem == ""
 
 
 def parse_answer(text: str) -> Parsed:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
 
@@ -21,20 +22,21 @@ if TYPE_CHECKING:
 
 Format = Literal["text", "json", "jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet")
+_Rows = Iterator[tuple[Row, Parsed]]
 _PARQUET_ROWS = 5000
 _VECTORS = {"embedding", "embeddings"}
 # What commands a terminal; all but tab and line feed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def data_of(row: Row) -> Parsed | None:
-    """The data of a success: what the daemon checked and recorded, else what can be parsed; None where none is due."""
-    if not row.succeeded or _VECTORS & row.record.keys():
-        return None
-    if "data" in row.record:
-        return Parsed(row.record["data"])
-    response = row.record.get("response")
-    return parse_answer(response) if isinstance(response, str) else None
+def data_of(row: Row) -> Parsed:
+    """The data of a success: what the daemon checked and recorded, else what can be parsed."""
+    if row.succeeded and not _VECTORS & row.record.keys():
+        if "data" in row.record:
+            return Parsed(row.record["data"])
+        if isinstance(response := row.record.get("response"), str):
+            return parse_answer(response)
+    return Parsed(problem=None)
 
 
 def export(source: Source, form: Format, target: BinaryIO, *, data_only: bool = False) -> Tally:
@@ -51,39 +53,43 @@ def export(source: Source, form: Format, target: BinaryIO, *, data_only: bool = 
     if form == "parquet":
         _write_parquet(rows, _shape(source), target)
         return tally
-    text = io.TextIOWrapper(target, encoding="utf-8", errors="backslashreplace", newline="")
-    writers: dict[str, Callable[[], None]] = {
-        "text": lambda: _write_text(rows, text),
-        "json": lambda: _write_json(_documents(rows, data_only), text),
-        "jsonl": lambda: text.writelines(f"{_json(document)}\n" for document in _documents(rows, data_only)),
-        "csv": lambda: _write_csv(rows, _shape(source), text),
-    }
-    try:
-        writers[form]()
-        text.flush()
-    finally:
-        text.detach()  # the target is the caller's to close
+    with writing_text(target) as text:
+        if form == "text":
+            _write_text(rows, text)
+        elif form == "csv":
+            _write_csv(rows, _shape(source), text)
+        elif form == "json":
+            _write_json(_documents(rows, data_only), text)
+        else:
+            text.writelines(f"{_json(document)}\n" for document in _documents(rows, data_only))
     return tally
 
 
-def _counted(source: Source, tally: Tally) -> Iterator[tuple[Row, Parsed | None]]:
+@contextlib.contextmanager
+def writing_text(target: BinaryIO) -> Iterator[TextIO]:
+    """``target`` for text; it stays open, for it is the caller's to close."""
+    text = io.TextIOWrapper(target, encoding="utf-8", errors="backslashreplace", newline="")
+    try:
+        yield text
+        text.flush()
+    finally:
+        text.detach()
+
+
+def _counted(source: Source, tally: Tally) -> _Rows:
     for row in source.rows():
         parsed = data_of(row)
-        tally.add(row, None if parsed is None else parsed.problem)
+        tally.add(row, parsed.problem)
         yield row, parsed
 
 
-def _documents(rows: Iterator[tuple[Row, Parsed | None]], data_only: bool) -> Iterator[Any]:
+def _documents(rows: _Rows, data_only: bool) -> Iterator[Any]:
     for row, parsed in rows:
-        found = parsed is not None and parsed.found
-        if data_only:
-            if parsed is not None and found:
-                yield parsed.data
-            continue
-        document = {"file": row.file, **row.record} if row.file else dict(row.record)
-        if parsed is not None and found:
-            document["data"] = parsed.data
-        yield document
+        if not data_only:
+            found = {"data": parsed.data} if parsed.found else {}
+            yield {**({"file": row.file} if row.file else {}), **row.record, **found}
+        elif parsed.found:
+            yield parsed.data
 
 
 def _json(document: Any) -> str:
@@ -99,7 +105,7 @@ def _write_json(documents: Iterator[Any], target: TextIO) -> None:
     target.write("[]\n" if opening == "[\n" else "\n]\n")
 
 
-def _write_text(rows: Iterator[tuple[Row, Parsed | None]], target: TextIO) -> None:
+def _write_text(rows: _Rows, target: TextIO) -> None:
     for row, _ in rows:
         record = row.record
         parts = [f"{'─' * 72}\n{row.name}{f'  ({row.file})' if row.file and row.file != row.name else ''}"]
@@ -116,19 +122,18 @@ def _write_text(rows: Iterator[tuple[Row, Parsed | None]], target: TextIO) -> No
 def _shape(source: Source) -> list[Column]:
     shape = TableShape()
     for row in source.rows():
-        parsed = data_of(row)
-        shape.learn(row, parsed.data if parsed is not None else None)
+        shape.learn(row, data_of(row).data)
     return shape.columns()
 
 
-def _write_csv(rows: Iterator[tuple[Row, Parsed | None]], columns: list[Column], target: TextIO) -> None:
+def _write_csv(rows: _Rows, columns: list[Column], target: TextIO) -> None:
     writer = csv.writer(target)
     writer.writerow(as_cell(column.heading) for column in columns)
     for row, parsed in rows:
-        writer.writerow(map(as_cell, cells(row, parsed.data if parsed is not None else None, columns)))
+        writer.writerow(map(as_cell, cells(row, parsed.data, columns)))
 
 
-def _write_parquet(rows: Iterator[tuple[Row, Parsed | None]], columns: list[Column], target: BinaryIO) -> None:
+def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -139,7 +144,7 @@ def _write_parquet(rows: Iterator[tuple[Row, Parsed | None]], columns: list[Colu
     schema = pyarrow.schema([(column.heading, _arrow_type(column)) for column in columns])
     with pyarrow.parquet.ParquetWriter(target, schema) as writer:
         while batch := list(islice(rows, _PARQUET_ROWS)):
-            table = [cells(row, parsed.data if parsed is not None else None, columns) for row, parsed in batch]
+            table = [cells(row, parsed.data, columns) for row, parsed in batch]
             arrays = [
                 pyarrow.array([_arrow_value(cell, column) for cell in values], type=field.type)
                 for values, column, field in zip(zip(*table, strict=True), columns, schema, strict=True)

@@ -6,9 +6,9 @@ import html
 import random
 import re
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
-from obatchd.results.export import data_of
+from obatchd.results.export import data_of, writing_text
 from obatchd.results.rows import Row, Source
 from obatchd.results.tally import Tally
 
@@ -36,7 +36,7 @@ _LEGEND = """<p>Values that stand in the source are <mark>marked there</mark>; t
 """
 
 
-def write_review(source: Source, count: int, target: TextIO, *, seed: int | None = None) -> tuple[int, Tally]:
+def write_review(source: Source, count: int, target: BinaryIO, *, seed: int | None = None) -> tuple[int, Tally]:
     """Write a page with ``count`` successes chosen at random; returns how many are on it, and the tally of all rows.
 
     Memory holds the chosen rows only. The same ``seed`` chooses the same rows.
@@ -44,13 +44,13 @@ def write_review(source: Source, count: int, target: TextIO, *, seed: int | None
     tally = Tally()
     chosen = _choose(source, count, random.Random(seed), tally)
     title = f"Review of {source.job or source.path}"
-    target.write(_HEAD.format(title=html.escape(title), style=_STYLE))
     lines = [f"{len(chosen)} of {tally.outcomes['succeeded']:,} answers, chosen at random.", *tally.lines(source)]
-    target.write(f'<p class="sum">{html.escape(chr(10).join(lines))}</p>\n')
-    target.write(_LEGEND)
-    for row in chosen:
-        target.write(_article(row))
-    target.write("</body></html>\n")
+    with writing_text(target) as page:
+        page.write(_HEAD.format(title=html.escape(title), style=_STYLE))
+        page.write(f'<p class="sum">{html.escape(chr(10).join(lines))}</p>\n')
+        page.write(_LEGEND)
+        page.writelines(map(_article, chosen))
+        page.write("</body></html>\n")
     return len(chosen), tally
 
 
@@ -59,8 +59,7 @@ def _choose(source: Source, count: int, randomness: random.Random, tally: Tally)
     chosen: list[tuple[int, Row]] = []
     seen = 0
     for row in source.rows():
-        parsed = data_of(row)
-        tally.add(row, None if parsed is None else parsed.problem)
+        tally.add(row, data_of(row).problem)
         if not row.succeeded:
             continue
         seen += 1
@@ -77,11 +76,11 @@ def _article(row: Row) -> str:
     parsed = data_of(row)
     about = " · ".join(str(record[key]) for key in ("model", "server") if record.get(key))
     found: list[str] = []
-    if parsed is None or not parsed.found:
-        problem = f"<p>No data: {html.escape(parsed.problem if parsed is not None else 'there is no text')}</p>"
-        answer = f'{problem}<div class="text">{html.escape(str(record.get("response", "")))}</div>'
-    else:
+    if parsed.found:
         answer, found = _data_table(parsed.data, source)
+    else:
+        problem = f"<p>No data: {html.escape(parsed.problem or 'there is no text')}</p>"
+        answer = f'{problem}<div class="text">{html.escape(str(record.get("response", "")))}</div>'
     heading = f"<h2>{html.escape(row.name)} <small>{html.escape(about)}</small></h2>"
     return f'<article>{heading}<div class="source">{_marked(source, found)}</div><div>{answer}</div></article>\n'
 

@@ -15,8 +15,8 @@ from openai_shapes import CHAT, COMPLETION, EMBEDDINGS, ERROR_LINE, OUTPUT_LINE
 from obatchd.dispatch.protocol import JobContext
 from obatchd.dispatch.worker.body import request_body
 from obatchd.jobs.formats import Format, Request, parse_request, read_entries, recognise, request_file
-from obatchd.jobs.formats.openai import BatchError, batch_fields
-from obatchd.jobs.model import Entry, Outcome
+from obatchd.jobs.formats.openai import batch_fields
+from obatchd.jobs.model import Entry, Outcome, RequestRefused
 from obatchd.results.rows import Source
 from obatchd.settings.tables.inbox import InboxSettings
 from obatchd.spool.batch_lines import batch_line
@@ -174,7 +174,7 @@ BAD: list[tuple[bytes, str, str]] = [
 
 @pytest.mark.parametrize(("raw", "code", "words"), BAD)
 def test_what_cannot_be_run_is_refused_in_the_apis_words(raw: bytes, code: str, words: str) -> None:
-    with pytest.raises(BatchError, match=words) as refused:
+    with pytest.raises(RequestRefused, match=words) as refused:
         batch_fields(raw)
     assert refused.value.code == code
 

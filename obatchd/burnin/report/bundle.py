@@ -13,15 +13,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from obatchd.burnin.report import diagnostics
 from obatchd.burnin.report.diagnostics import Ran, Scrubber
-from obatchd.burnin.report.html import duration, render
+from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import summary
 from obatchd.errors import NotFoundError
+from obatchd.times import duration, epoch_s
 
 Document = dict[str, Any]
 _HOUR_S = 3600.0
@@ -109,8 +109,8 @@ def _tools(
     say("asking nvidia-smi and the kernel log")
     smi = diagnostics.run("nvidia-smi", ["nvidia-smi", "-q", "-x"], _SMI_S)
     clean = Scrubber().data
-    since_s = _seconds(report["started_at"]) - _HOUR_S
-    until_s = _seconds(report["ended_at"]) + _HOUR_S if report["ended_at"] else time.time()
+    since_s = epoch_s(report["started_at"]) - _HOUR_S
+    until_s = epoch_s(report["ended_at"]) + _HOUR_S if report["ended_at"] else time.time()
     kernel = diagnostics.kernel_log(since_s, until_s)
     ran = [smi, kernel]
     if smi.output:
@@ -172,28 +172,24 @@ def _reproduction(report: Document, gpu: Document, failures: list[Document]) -> 
     if gpu["load"]["model"]:
         command += f" --model {gpu['load']['model']}"
     lines = ["Reproduction:"]
-    moments = [_seconds(reason["at"]) for reason in failures if reason["at"]]
+    moments = [epoch_s(reason["at"]) for reason in failures if reason["at"]]
     begin = report["loading_at"]
     if moments and begin:
         first_s = min(moments)
         count = sum(1 for event in gpu["events"] if event["consequence"] == "fail")
         lines.append(f"  seen {count} times in one run of {duration(report['elapsed_s'])}")
-        lines.append(f"  first {duration(max(0.0, first_s - _seconds(begin)))} after the load began")
+        lines.append(f"  first {duration(max(0.0, first_s - epoch_s(begin)))} after the load began")
         lines.append(f"  load then: {_load_at(report, gpu, first_s)}")
     return [*lines, f"  command: {command}"]
 
 
 def _load_at(report: Document, gpu: Document, at_s: float) -> str:
-    place = next((n for n, at in enumerate(report["at"]) if _seconds(at) >= at_s), len(report["at"]) - 1)
+    place = next((n for n, at in enumerate(report["at"]) if epoch_s(at) >= at_s), len(report["at"]) - 1)
     if place < 0:
         return "not recorded"
     units = {"utilisation_percent": "% utilisation", "power_w": "W", "temp_c": "°C", "clock_mhz": "MHz"}
     known = [f"{gpu['series'][name][place]} {unit}" for name, unit in units.items() if gpu["series"][name][place]]
     return ", ".join(known) or "not recorded"
-
-
-def _seconds(instant: str) -> float:
-    return datetime.fromisoformat(instant).timestamp()
 
 
 def _json(value: object) -> bytes:

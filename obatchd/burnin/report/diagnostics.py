@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,12 +32,21 @@ class Ran(NamedTuple):
     command: Sequence[str]
     outcome: str  # in words
     output: bytes
+    overdue: bool = False
 
     def document(self) -> dict[str, Any]:
         return {"tool": self.name, "command": " ".join(self.command), "outcome": self.outcome}
 
 
-def run(name: str, command: Sequence[str], limit_s: float, *, as_root: bool = False, cwd: Path | None = None) -> Ran:
+def run(
+    name: str,
+    command: Sequence[str],
+    limit_s: float,
+    *,
+    as_root: bool = False,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Ran:
     """Run a tool if it is here and we may, for ``limit_s`` at most; a process that cannot be killed is left behind."""
     program = shutil.which(command[0])
     if program is None:
@@ -48,7 +57,7 @@ def run(name: str, command: Sequence[str], limit_s: float, *, as_root: bool = Fa
     try:
         process = subprocess.Popen(
             [program, *command[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            start_new_session=True, cwd=cwd,
+            start_new_session=True, cwd=cwd, env={**os.environ, **(environment or {})},
         )  # fmt: skip
     except OSError as error:
         return Ran(name, command, f"cannot be started: {error.strerror}", b"")
@@ -59,8 +68,10 @@ def run(name: str, command: Sequence[str], limit_s: float, *, as_root: bool = Fa
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             output, _ = process.communicate(timeout=_KILLED_S)
-            return Ran(name, command, f"did not end within {limit_s:g} s and was killed", output[:_MOST_OUTPUT_BYTES])
-        return Ran(name, command, f"did not end within {limit_s:g} s and cannot be killed: the driver hangs", b"")
+            output = output[:_MOST_OUTPUT_BYTES]
+            return Ran(name, command, f"did not end within {limit_s:g} s and was killed", output, overdue=True)
+        outcome = f"did not end within {limit_s:g} s and cannot be killed: the driver hangs"
+        return Ran(name, command, outcome, b"", overdue=True)
     took_s = time.monotonic() - began_s
     return Ran(name, command, f"exit code {process.returncode} after {took_s:.0f} s", output[:_MOST_OUTPUT_BYTES])
 

@@ -9,6 +9,7 @@ from typing import Any
 from obatchd.burnin.report import plots
 from obatchd.burnin.report.plots import PLOTS, Axes, Document
 from obatchd.burnin.report.style import STYLE
+from obatchd.times import duration, epoch_s
 
 _CAUSES = {"hw_slowdown": "hardware", "hw_thermal": "hardware, heat", "hw_power_brake": "hardware, power brake",
            "sw_thermal": "driver, heat"}  # fmt: skip
@@ -57,8 +58,7 @@ def _front(axes: Axes, title: str) -> str:
 
 
 def _gap(gap: Document) -> str:
-    seconds = (datetime.fromisoformat(gap["until"]) - datetime.fromisoformat(gap["from"])).total_seconds()
-    return f"Gap of {duration(seconds)} from {_time(gap['from'])}: {gap['reason']}"
+    return f"Gap of {duration(epoch_s(gap['until']) - epoch_s(gap['from']))} from {_time(gap['from'])}: {gap['reason']}"
 
 
 def _badge(verdict: str) -> str:
@@ -200,13 +200,3 @@ def _measures(gpu: Document) -> str:
 
 def _time(instant: str | None) -> str:
     return "" if instant is None else datetime.fromisoformat(instant).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units that they fill."""
-    total = round(seconds)
-    for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if total >= size:
-            rest = total % size // smaller
-            return f"{total // size} {unit} {rest} {name}" if rest else f"{total // size} {unit}"
-    return f"{seconds:.0f} s"

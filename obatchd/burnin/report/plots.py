@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime
 from html import escape
 from typing import Any, NamedTuple
+
+from obatchd.times import epoch_s
 
 Document = dict[str, Any]
 
@@ -53,9 +54,9 @@ class Axes:
 
     def __init__(self, report: Document) -> None:
         self.report = report
-        self.times = [_seconds(at) for at in report["at"]]
+        self.times = [epoch_s(at) for at in report["at"]]
         start = report["loading_at"] or report["started_at"]
-        self.start_s = min([_seconds(start), *self.times[:1]])
+        self.start_s = min([epoch_s(start), *self.times[:1]])
         self.end_s = max([*self.times[-1:], self.start_s + 1.0])
         steps = sorted(b - a for a, b in zip(self.times, self.times[1:], strict=False))
         self._break_s = _BREAK * steps[len(steps) // 2] if steps else math.inf
@@ -159,10 +160,6 @@ def _id(plot: Plot, number: int) -> str:
     return f"{plot.column}-{number}"
 
 
-def _seconds(instant: str) -> float:
-    return datetime.fromisoformat(instant).timestamp()
-
-
 def _smoothed(plot: Plot, column: Sequence[float | None]) -> Sequence[float | None]:
     """A running mean for what comes in lumps: an answer's tokens are counted when it ends."""
     if not plot.smooth or len(column) < 8:
@@ -218,7 +215,7 @@ def _span(axes: Axes, kind: str, from_s: float, until_s: float) -> str:
 
 def _gaps(axes: Axes) -> str:
     return "".join(
-        _span(axes, "gap", _seconds(gap["from"]), _seconds(gap["until"])) for gap in axes.report["gaps"]
+        _span(axes, "gap", epoch_s(gap["from"]), epoch_s(gap["until"])) for gap in axes.report["gaps"]
     )  # fmt: skip
 
 
@@ -240,7 +237,7 @@ def _marks(axes: Axes, plot: Plot, gpu: Document) -> str:
     """A line for each mark; marks that fall together share their numbers."""
     places: list[tuple[float, str, list[int]]] = []
     for number, reason in enumerate(marked(gpu), start=1):
-        x = axes.x(_seconds(reason["at"]))
+        x = axes.x(epoch_s(reason["at"]))
         near = next((place for place in places if abs(place[0] - x) < _NEAR), None)
         if near is None:
             places.append((x, reason["consequence"], [number]))

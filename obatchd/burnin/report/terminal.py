@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from obatchd.burnin.report.html import duration
+from obatchd.times import duration
 
 Document = dict[str, Any]
 _WIDTH = 100

@@ -11,10 +11,11 @@ from typing import Any
 
 import click
 
-from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
+from obatchd.cli.views.text import table
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
+from obatchd.times import duration
 
-Document = dict[str, Any]
 _LOOK_S = 2.0
 _LENT_S = 2 * 3600.0  # longest time that the tools of a bundle have the GPU
 _FREE_S = 120.0
@@ -51,10 +52,10 @@ def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: b
     if wait:
         invocation.failure = _NOT_JUDGED
     chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
-    document = invocation.client().post("burnin", {**asked, "gpus": chosen, "canary": not no_canary})
+    document = invocation.client().post("burnin", body={**asked, "gpus": chosen, "canary": not no_canary})
     run = document["run"]
     if not wait:
-        invocation.answer(document, lambda: click.echo(f"Burn-in {run} has begun.  obatchctl burnin status"))
+        invocation.answer(document, f"Burn-in {run} has begun.  obatchctl burnin status")
         return
     _wait(invocation, run)
     _show_report(invocation, _report(invocation, run))
@@ -77,8 +78,6 @@ def _wait(invocation: Invocation, run: str) -> None:
 
 
 def _progress(status: Document) -> str:
-    from obatchd.burnin.report.html import duration
-
     share = min(100, int(100 * status["elapsed_s"] / status["asked_s"]))
     left = duration(max(0.0, status["asked_s"] - status["elapsed_s"]))
     return f"{status['run']}: {status['state']}, {share} %, {left} left"
@@ -88,17 +87,17 @@ def _progress(status: Document) -> str:
 @pass_invocation
 def status_command(invocation: Invocation) -> None:
     """How far the burn-in is, and what it has found; after its end, the latest one."""
-    status = invocation.client().get("burnin/status")
-    invocation.answer(status, lambda: _print_status(status))
+    invocation.answer(invocation.client().get("burnin/status"), view=_status)
 
 
-def _print_status(status: Document) -> None:
+def _status(status: Document) -> list[str]:
+    return [clean(_progress(status)), *_summary(_until_now(status))] if status["active"] else _summary(status)
+
+
+def _summary(report: Document) -> list[str]:
     from obatchd.burnin.report.terminal import summary
 
-    if status["active"]:
-        click.echo(clean(_progress(status)))
-        status = _until_now(status)
-    click.echo(clean(summary(status), keep="\n"))
+    return [clean(summary(report), keep="\n")]
 
 
 def _until_now(status: Document) -> Document:
@@ -120,28 +119,22 @@ def _until_now(status: Document) -> Document:
 def stop_command(invocation: Invocation) -> None:
     """End the burn-in now; its report says what was done until then."""
     document = invocation.client().post("burnin/stop")
-    invocation.answer(document, lambda: click.echo(f"Burn-in {document['run']} is being stopped."))
+    invocation.answer(document, f"Burn-in {document['run']} is being stopped.")
 
 
 @burnin_command.command("list")
 @pass_invocation
 def list_command(invocation: Invocation) -> None:
     """All burn-ins of this spool, newest first."""
-    document = invocation.client().get("burnin")
-    invocation.answer(document, lambda: _print_list(document["runs"]))
+    invocation.answer(invocation.client().get("burnin"), view=_list)
 
 
-def _print_list(runs: list[Document]) -> None:
-    from obatchd.cli.views.text import table
-
-    if not runs:
-        click.echo("No burn-in has been run.")
-        return
+def _list(document: Document) -> list[str]:
     rows = [
         (run["run"], run["state"], run.get("profile"), len(run.get("gpus", [])) or None, run.get("verdict") or None)
-        for run in runs
+        for run in document["runs"]
     ]
-    click.echo("\n".join(table(["RUN", "STATE", "PROFILE", ">GPUS", "VERDICT"], rows)))
+    return table(["RUN", "STATE", "PROFILE", ">GPUS", "VERDICT"], rows) if rows else ["No burn-in has been run."]
 
 
 @burnin_command.command("report")
@@ -163,21 +156,17 @@ def report_command(invocation: Invocation, run: str, page: Path | None) -> None:
 
 def _report(invocation: Invocation, run: str) -> Document:
     """A report of the daemon, or one in a file."""
-    from obatchd.client.client import quoted
-
     invocation.failure = _NOT_JUDGED
     path = Path(run)
     if path.suffix == ".json" or path.is_file():
         from obatchd.burnin.report.report import read_file
 
         return read_file(path)
-    return invocation.client().get(f"burnin/reports/{quoted(run)}")
+    return invocation.client().get("burnin/reports", run)
 
 
 def _show_report(invocation: Invocation, document: Document) -> None:
-    from obatchd.burnin.report.terminal import summary
-
-    invocation.answer(document, lambda: click.echo(clean(summary(document), keep="\n")))
+    invocation.answer(document, view=_summary)
     sys.exit(document["exit_code"])
 
 
@@ -200,7 +189,7 @@ def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
     from obatchd.burnin.report.terminal import comparison
 
     document = compare([_report(invocation, name) for name in reports])
-    invocation.answer(document, lambda: click.echo(clean(comparison(document), keep="\n")))
+    invocation.answer(document, view=lambda _: [clean(comparison(document), keep="\n")])
     sys.exit(document["exit_code"])
 
 
@@ -228,23 +217,16 @@ def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | No
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror}", code="unwritable") from None
     document = {"archive": str(target.absolute()), "gpu": found["uuid"], "run": report["run"], "tools": tools}
-    invocation.answer(document, lambda: _print_bundle(document))
-
-
-def _print_bundle(document: Document) -> None:
-    for tool in document["tools"]:
-        click.echo(clean(f"{tool['tool']}: {tool['outcome']}"))
-    click.echo(f"written: {clean(document['archive'])}")
+    told = (f"{tool['tool']}: {tool['outcome']}" for tool in tools)
+    invocation.answer(document, *told, f"written: {document['archive']}")
 
 
 @contextlib.contextmanager
 def _freed(invocation: Invocation, gpu: Document) -> Iterator[None]:
     """Nobody works on a GPU and no model is on it; without a daemon, or on another host, it is taken as it is."""
-    from obatchd.client.client import quoted
-
-    client, name = invocation.client(), quoted(gpu["uuid"])
+    client = invocation.client()
     try:
-        client.post(f"gpus/{name}/lend?for_s={_LENT_S:.0f}")
+        client.post("gpus", gpu["uuid"], "lend", for_s=_LENT_S)
     except (DaemonDownError, NotFoundError):
         yield
         return
@@ -257,4 +239,4 @@ def _freed(invocation: Invocation, gpu: Document) -> Iterator[None]:
             time.sleep(_LOOK_S / 4)
         yield
     finally:
-        client.post(f"gpus/{name}/take-back")
+        client.post("gpus", gpu["uuid"], "take-back")

@@ -20,7 +20,7 @@ def completion_command(invocation: Invocation, ctx: click.Context, shell: str) -
     complete = get_completion_class(shell)
     assert complete is not None  # one of the three above
     source = complete(ctx.find_root().command, {}, "obatchctl", "_OBATCHCTL_COMPLETE").source()
-    invocation.answer({"shell": shell, "script": source}, lambda: click.echo(source))
+    invocation.answer({"shell": shell, "script": source}, view=lambda _: [source])
 
 
 def job_ids(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.cli.command import Group, Invocation, pass_invocation
 from obatchd.errors import ControlError
 
 SYSTEM_FILE = Path("/etc/obatch/obatchd.toml")
@@ -34,7 +34,7 @@ def check_command(invocation: Invocation, file: Path | None) -> None:
     source = file_or_system(file)
     reading.load(source, environ=os.environ, flags={})
     shown = str(source) if source else None
-    invocation.answer({"file": shown, "valid": True}, lambda: click.echo(f"{clean(shown or 'the defaults')}: good"))
+    invocation.answer({"file": shown, "valid": True}, f"{shown or 'the defaults'}: good")
 
 
 @config_command.command("show")
@@ -47,7 +47,7 @@ def show_command(invocation: Invocation, file: Path | None) -> None:
     settings, origin = reading.load_with_origin(file_or_system(file), environ=os.environ, flags={})
     values = {leaf.key: text.visible_value(settings, leaf) for leaf in reading.leaves()}
     document = {"settings": values, "origin": origin}
-    invocation.answer(document, lambda: click.echo(text.show(settings, origin), nl=False))
+    invocation.answer(document, view=lambda _: text.show(settings, origin).splitlines())
 
 
 @config_command.command("init")
@@ -59,7 +59,7 @@ def init_command(invocation: Invocation, file: Path | None) -> None:
 
     text = commented_toml()
     if file is None:
-        invocation.answer({"file": None, "text": text}, lambda: click.echo(text, nl=False))
+        invocation.answer({"file": None, "text": text}, view=lambda _: text.splitlines())
         return
     try:
         with open(file, "x", encoding="utf-8") as target:
@@ -68,4 +68,4 @@ def init_command(invocation: Invocation, file: Path | None) -> None:
         raise ControlError(f"{file} is there already; name another file", code="exists") from None
     except OSError as error:
         raise ControlError(f"{file}: cannot be written: {error.strerror}", code="not_written") from None
-    invocation.answer({"file": str(file)}, lambda: click.echo(f"{clean(file)} written; every setting is in it."))
+    invocation.answer({"file": str(file)}, f"{file} written; every setting is in it.")

@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
+from obatchd.cli.views.text import NOTHING, number, size, table
 
 _HEADINGS = (
     ">#", "HEALTH", "~NAME", "SERVER", ">TEMP", ">POWER", ">UTIL", ">MEMORY", "~SERIAL", "~SLOT", "~REASON",
@@ -44,14 +45,12 @@ def gpus_command(ctx: click.Context) -> None:
 def list_command(invocation: Invocation) -> None:
     """The GPUs and how they are. Exit code 1 when one needs somebody's attention."""
     document = invocation.client().get("gpus")
-    invocation.answer(document, lambda: click.echo("\n".join(_overview(document))))
+    invocation.answer(document, view=_overview)
     if any(gpu["health"] in ("quarantine", "unknown") for gpu in document["gpus"]) or document["host"]:
         raise click.exceptions.Exit(exit_codes.FAILED)
 
 
-def _overview(document: dict[str, Any]) -> list[str]:
-    from obatchd.cli.views.text import table
-
+def _overview(document: Document) -> list[str]:
     lines = table(_HEADINGS, map(_row, document["gpus"])) if document["gpus"] else ["no GPU is known here"]
     if document["state"] != "ok":
         lines += ["", click.style(clean(document["message"]), fg="red")]
@@ -70,23 +69,16 @@ def _overview(document: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _row(gpu: dict[str, Any]) -> list[object]:
-    from obatchd.cli.views.text import NOTHING, size
-
+def _row(gpu: Document) -> list[object]:
     used, total = gpu["memory_used_bytes"], gpu["memory_total_bytes"]
     reason = gpu["reason"] or gpu["shared_with"]
     if gpu["lent_until"]:
         reason = f"lent until {_time(gpu['lent_until'])}"
     return [
         gpu["index"], gpu["health"], gpu["name"], " ".join(gpu["servers"]) or NOTHING,
-        _with_unit(gpu["temp_c"], " °C"), _with_unit(gpu["power_w"], " W"),
-        _with_unit(gpu["utilisation_percent"], " %"),
+        number(gpu["temp_c"], " °C"), number(gpu["power_w"], " W"), number(gpu["utilisation_percent"], " %"),
         NOTHING if used is None else f"{size(used)}/{size(total)}", gpu["serial"] or NOTHING, gpu["slot"], reason,
     ]  # fmt: skip
-
-
-def _with_unit(value: float | None, unit: str) -> str | None:
-    return None if value is None else f"{value:.0f}{unit}"
 
 
 @gpus_command.command("show")
@@ -94,13 +86,10 @@ def _with_unit(value: float | None, unit: str) -> str | None:
 @pass_invocation
 def show_command(invocation: Invocation, gpu: str) -> None:
     """Identity, findings and last events of one GPU, named by index, UUID or serial number."""
-    from obatchd.client.client import quoted
-
-    document = invocation.client().get(f"gpus/{quoted(gpu)}")
-    invocation.answer(document, lambda: click.echo("\n".join(_page(document))))
+    invocation.answer(invocation.client().get("gpus", gpu), view=_page)
 
 
-def _page(gpu: dict[str, Any]) -> list[str]:
+def _page(gpu: Document) -> list[str]:
     lines = [click.style(f"{clean(gpu['name'])}  {gpu['uuid']}", bold=True), f"health: {gpu['health']}"]
     if (quarantine := gpu["quarantine"]) is not None:
         since = _time(quarantine["since"])
@@ -118,9 +107,8 @@ def _page(gpu: dict[str, Any]) -> list[str]:
     return [*lines, "", "Last events", *(map(_event_line, gpu["events"]) if gpu["events"] else ["  none"])]
 
 
-def _identity(identity: dict[str, Any]) -> list[str]:
+def _identity(identity: Document) -> list[str]:
     """What the card tells about itself; what it does not tell is left out."""
-    from obatchd.cli.views.text import size
 
     def yes(value: bool) -> str:
         return "on" if value else "off"
@@ -144,12 +132,12 @@ def _identity(identity: dict[str, Any]) -> list[str]:
     return [f"  {label:<26}{value}" for label, value in told]
 
 
-def _finding(finding: dict[str, Any]) -> str:
+def _finding(finding: Document) -> str:
     since = f", since {_time(finding['since'])}" if finding["since"] else ""
     return f"  {finding['level']:<11}{clean(finding['text'])} ({finding['signal']}{since})"
 
 
-def _event_line(event: dict[str, Any]) -> str:
+def _event_line(event: Document) -> str:
     where = f"{event['serial'] or event['uuid']} in slot {event['slot'] or '?'}"
     return f"  {_time(event['at'])}  {event['kind']:<11}{clean(where)}  {clean(event['text'])}"
 
@@ -170,11 +158,8 @@ def _wrapped(text: str) -> list[str]:
 @pass_invocation
 def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
     """What happened to the GPUs, oldest first, with serial number and slot: did an error follow the card?"""
-    from obatchd.client.client import quoted
-
-    chosen = f"&gpu={quoted(gpu)}" if gpu else ""
-    document = invocation.client().get(f"gpu-events?limit={limit}{chosen}")
-    invocation.answer(document, lambda: click.echo("\n".join(map(_event_line, document["events"])) or "no events"))
+    document = invocation.client().get("gpu-events", limit=limit, gpu=gpu or None)
+    invocation.answer(document, view=lambda _: [*map(_event_line, document["events"])] or ["no events"])
 
 
 @gpus_command.command("quarantine")
@@ -183,10 +168,8 @@ def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
 @pass_invocation
 def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
     """Take a GPU out of use: its requests move to others. Holds over restarts, until release."""
-    from obatchd.client.client import quoted
-
-    document = invocation.client().post(f"gpus/{quoted(gpu)}/quarantine?reason={quoted(reason)}")
-    invocation.answer(document, lambda: click.echo(f"{document['uuid']}: in quarantine"))
+    document = invocation.client().post("gpus", gpu, "quarantine", reason=reason)
+    invocation.answer(document, f"{document['uuid']}: in quarantine")
 
 
 @gpus_command.command("release")
@@ -194,16 +177,11 @@ def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
 @pass_invocation
 def release_command(invocation: Invocation, gpu: str) -> None:
     """End a quarantine, or a known warning: errors count from now on. A GPU that is gone is forgotten."""
-    from obatchd.client.client import quoted
-
-    document = invocation.client().post(f"gpus/{quoted(gpu)}/release")
-
-    def view() -> None:
-        click.echo(f"{document['uuid']}: {'forgotten' if document['forgotten'] else 'released'}")
-        if document["accepted"]:
-            click.echo(f"accepted, and only warned about from now on: {', '.join(document['accepted'])}")
-
-    invocation.answer(document, view)
+    document = invocation.client().post("gpus", gpu, "release")
+    lines = [f"{document['uuid']}: {'forgotten' if document['forgotten'] else 'released'}"]
+    if document["accepted"]:
+        lines.append(f"accepted, and only warned about from now on: {', '.join(document['accepted'])}")
+    invocation.answer(document, *lines)
 
 
 @gpus_command.command("lend")
@@ -213,11 +191,8 @@ def release_command(invocation: Invocation, gpu: str) -> None:
 @pass_invocation
 def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bool) -> None:
     """Free a GPU for somebody else: it is drained, its memory freed, and taken back by itself."""
-    from obatchd.client.client import quoted
-
     if back == (for_s is not None):
         raise click.UsageError("give --for TIME to lend it, or --back to take it back")
-    action = "take-back" if back else f"lend?for_s={for_s}"
-    document = invocation.client().post(f"gpus/{quoted(gpu)}/{action}")
+    document = invocation.client().post("gpus", gpu, "take-back" if back else "lend", for_s=for_s)
     words = "taken back" if back else f"lent until {_time(document['lent_until'])}"
-    invocation.answer(document, lambda: click.echo(f"{document['uuid']}: {words}"))
+    invocation.answer(document, f"{document['uuid']}: {words}")

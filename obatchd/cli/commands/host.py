@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation, clean, pass_invocation
+from obatchd.cli.command import Command, Invocation, pass_invocation
 from obatchd.errors import ControlError
 
 _POLL_S = 0.3
@@ -34,15 +33,14 @@ def drain_command(invocation: Invocation, wait: bool) -> None:
         sys.exit(exit_codes.INTERRUPTED)
     drained = status["state"] == "drained"
     text = "Drained: safe to reboot." if drained else "Draining; obatchctl status says when it is drained."
-    invocation.answer({"state": status["state"]}, lambda: click.echo(text))
+    invocation.answer({"state": status["state"]}, text)
 
 
 @click.command("undrain", cls=Command)
 @pass_invocation
 def undrain_command(invocation: Invocation) -> None:
     """Take up work again after drain."""
-    document = invocation.client().post("undrain")
-    invocation.answer(document, lambda: click.echo("Work goes on."))
+    invocation.answer(invocation.client().post("undrain"), "Work goes on.")
 
 
 @click.command("reload", cls=Command)
@@ -50,17 +48,11 @@ def undrain_command(invocation: Invocation) -> None:
 def reload_command(invocation: Invocation) -> None:
     """Make the daemon read its configuration again; a wrong one changes nothing."""
     document = invocation.client().post("reload")
-    invocation.answer(document, lambda: _print_reload(document))
-
-
-def _print_reload(document: dict[str, Any]) -> None:
-    next_job, waiting = document["next_job"], document["needs_restart"]
-    at_once = [key for key in document["changed"] if key not in next_job]
-    if at_once:
-        click.echo(f"Changed: {clean(', '.join(at_once))}")
-    if next_job:
-        click.echo(f"Changed for jobs accepted from now on: {clean(', '.join(next_job))}")
-    if waiting:
-        click.echo(f"Needs a restart of the daemon: {clean(', '.join(waiting))}")
-    if not at_once and not next_job and not waiting:
-        click.echo("Nothing has changed.")
+    next_job = document["next_job"]
+    effects = {
+        "Changed": [key for key in document["changed"] if key not in next_job],
+        "Changed for jobs accepted from now on": next_job,
+        "Needs a restart of the daemon": document["needs_restart"],
+    }
+    lines = [f"{effect}: {', '.join(keys)}" for effect, keys in effects.items() if keys]
+    invocation.answer(document, *(lines or ["Nothing has changed."]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import click
 
-from obatchd.cli.command import Command, Invocation, clean, given, pass_invocation
+from obatchd.cli.command import Command, Document, Invocation, clean, given, pass_invocation
 from obatchd.cli.commands.completion import job_ids
+from obatchd.cli.views.status import job_table
+from obatchd.cli.views.watching import watch as show_again
 
 _one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=job_ids)
 _job_or_all = click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=job_ids)
@@ -26,21 +28,15 @@ def jobs_command(
 ) -> None:
     """List jobs with progress, speed and failures, newest first: an administrator's list has everybody's."""
 
-    def look() -> dict[str, Any]:
+    def look() -> Document:
         return invocation.client().get("jobs", state=state, owner=owner, limit=limit)
 
     if watch:
-        from obatchd.cli.views import watching
-
-        watching.watch(invocation, interval, look, _lines)
-        return
-    document = look()
-    invocation.answer(document, lambda: click.echo("\n".join(_lines(document))))
+        show_again(invocation, interval, look, _list)
+    invocation.answer(look(), view=_list)
 
 
-def _lines(document: dict[str, Any]) -> list[str]:
-    from obatchd.cli.views.status import job_table
-
+def _list(document: Document) -> list[str]:
     return job_table(document["jobs"]) if document["jobs"] else ["No jobs."]
 
 
@@ -49,29 +45,19 @@ def _lines(document: dict[str, Any]) -> list[str]:
 @pass_invocation
 def job_command(invocation: Invocation, job_id: str) -> None:
     """Everything about one job. JOB is an id or its beginning."""
-    job = _job(invocation, job_id)
-    invocation.answer(job, lambda: _print_job(job))
+    invocation.answer(invocation.client().get("jobs", job_id), view=_page)
 
 
-def _print_job(job: dict[str, Any]) -> None:
+def _page(job: Document) -> Iterator[str]:
     for key, value in job.items():
-        if key in ("schema", "notes") or value is None:
-            continue
-        click.echo(f"{key:<18}{clean({True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value)}")
-    for note in job["notes"] or []:
-        click.echo(f"note: {clean(note)}")
+        if key not in ("schema", "notes") and value is not None:
+            yield f"{key:<18}{clean({True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value)}"
+    yield from (f"note: {clean(note)}" for note in job["notes"] or [])
 
 
-def _job(invocation: Invocation, job_id: str) -> dict[str, Any]:
-    from obatchd.client.client import quoted
-
-    return invocation.client().get(f"jobs/{quoted(job_id)}")
-
-
-def _act(invocation: Invocation, job_id: str | None, action: str) -> dict[str, Any]:
-    from obatchd.client.client import quoted
-
-    return invocation.client().post(f"jobs/{quoted(job_id)}/{action}" if job_id else action)
+def _act(invocation: Invocation, job_id: str | None, action: str) -> Document:
+    client = invocation.client()
+    return client.post("jobs", job_id, action) if job_id else client.post(action)
 
 
 @click.command("cancel", cls=Command)
@@ -80,7 +66,7 @@ def _act(invocation: Invocation, job_id: str | None, action: str) -> dict[str, A
 def cancel_command(invocation: Invocation, job_id: str) -> None:
     """Cancel what is not finished of a job; what is finished stays in its outbox."""
     job = _act(invocation, job_id, "cancel")
-    invocation.answer(job, lambda: click.echo(f"{job['job']} cancelled; results: {clean(job['outbox'])}"))
+    invocation.answer(job, f"{job['job']} cancelled; results: {job['outbox']}")
 
 
 @click.command("retry", cls=Command)
@@ -89,7 +75,7 @@ def cancel_command(invocation: Invocation, job_id: str) -> None:
 def retry_command(invocation: Invocation, job_id: str) -> None:
     """Make a new job from the requests of JOB that did not succeed."""
     job = _act(invocation, job_id, "retry")
-    invocation.answer(job, lambda: click.echo(f"{job['job']} tries again what failed in {clean(job_id)}"))
+    invocation.answer(job, f"{job['job']} tries again what failed in {job_id}")
 
 
 @click.command("rm", cls=Command)
@@ -97,11 +83,9 @@ def retry_command(invocation: Invocation, job_id: str) -> None:
 @pass_invocation
 def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
     """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone."""
-    from obatchd.client.client import quoted
-
     client = invocation.client()
-    removed = [client.delete(f"jobs/{quoted(job_id)}")["removed"] for job_id in job_ids]
-    invocation.answer({"removed": removed}, lambda: click.echo("\n".join(f"{job} erased" for job in removed)))
+    removed = [client.delete("jobs", job_id)["removed"] for job_id in job_ids]
+    invocation.answer({"removed": removed}, *(f"{job} erased" for job in removed))
 
 
 @click.command("pause", cls=Command)
@@ -109,8 +93,7 @@ def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
 @pass_invocation
 def pause_command(invocation: Invocation, job_id: str | None) -> None:
     """Send no more requests of JOB, or of any job; what is in flight finishes."""
-    document = _act(invocation, job_id, "pause")
-    invocation.answer(document, lambda: click.echo(f"{clean(job_id or 'All jobs')} paused."))
+    invocation.answer(_act(invocation, job_id, "pause"), f"{job_id or 'All jobs'} paused.")
 
 
 @click.command("resume", cls=Command)
@@ -118,5 +101,4 @@ def pause_command(invocation: Invocation, job_id: str | None) -> None:
 @pass_invocation
 def resume_command(invocation: Invocation, job_id: str | None) -> None:
     """Go on after pause."""
-    document = _act(invocation, job_id, "resume")
-    invocation.answer(document, lambda: click.echo(f"{clean(job_id or 'All jobs')} resumed."))
+    invocation.answer(_act(invocation, job_id, "resume"), f"{job_id or 'All jobs'} resumed.")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
-from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
 from obatchd.cli.commands.completion import model_names
+from obatchd.cli.views.text import bar, size, table
 
 
 @click.group("models", cls=Group, invoke_without_command=True)
@@ -23,16 +23,10 @@ def models_command(ctx: click.Context) -> None:
 @pass_invocation
 def list_command(invocation: Invocation) -> None:
     """The models in the store."""
-    document = invocation.client().get("models")
-    invocation.answer(document, lambda: _print(document["models"]))
+    invocation.answer(invocation.client().get("models"), view=_list)
 
 
-def _print(models: list[dict[str, Any]]) -> None:
-    if not models:
-        click.echo("No models. obatchctl models pull NAME gets one.")
-        return
-    from obatchd.cli.views.text import size, table
-
+def _list(document: Document) -> list[str]:
     rows = [
         (
             model["model"],
@@ -41,9 +35,11 @@ def _print(models: list[dict[str, Any]]) -> None:
             model.get("quantization"),
             (model.get("digest") or "–").removeprefix("sha256:")[:12],
         )
-        for model in models
+        for model in document["models"]
     ]
-    click.echo("\n".join(table(("MODEL", ">SIZE", "PARAMETERS", "QUANTIZATION", "DIGEST"), rows)))
+    if not rows:
+        return ["No models. obatchctl models pull NAME gets one."]
+    return table(("MODEL", ">SIZE", "PARAMETERS", "QUANTIZATION", "DIGEST"), rows)
 
 
 @models_command.command("pull")
@@ -51,7 +47,7 @@ def _print(models: list[dict[str, Any]]) -> None:
 @pass_invocation
 def pull_command(invocation: Invocation, name: str) -> None:
     """Get a model into the store."""
-    last: dict[str, Any] = {"model": name, "status": ""}
+    last: Document = {"model": name, "status": ""}
     shown = sys.stderr.isatty() and not invocation.json
     for progress in invocation.client().pull(name):
         last = progress
@@ -59,12 +55,10 @@ def pull_command(invocation: Invocation, name: str) -> None:
             _show(progress)
     if shown:
         click.echo(err=True)
-    invocation.answer(last, lambda: click.echo(f"{clean(name)}: {clean(last['status'] or 'done')}"))
+    invocation.answer(last, f"{name}: {last['status'] or 'done'}")
 
 
-def _show(progress: dict[str, Any]) -> None:
-    from obatchd.cli.views.text import bar, size
-
+def _show(progress: Document) -> None:
     done, total = progress.get("completed_bytes") or 0, progress.get("total_bytes")
     line = f"{bar(done, total)}  {size(done)} / {size(total)}  {clean(progress['status'])}"
     click.echo(f"\r\x1b[K{line}", err=True, nl=False)
@@ -75,7 +69,4 @@ def _show(progress: dict[str, Any]) -> None:
 @pass_invocation
 def rm_command(invocation: Invocation, name: str) -> None:
     """Delete a model from the store."""
-    from obatchd.client.client import quoted
-
-    document = invocation.client().delete(f"models/{quoted(name)}")
-    invocation.answer(document, lambda: click.echo(f"{clean(name)} removed."))
+    invocation.answer(invocation.client().delete("models", name), f"{name} removed.")

@@ -18,7 +18,6 @@ from obatchd.errors import ControlError, DaemonDownError, NotFoundError, Results
 if TYPE_CHECKING:
     from obatchd.results.export import Format
     from obatchd.results.rows import Source
-    from obatchd.results.tally import Tally
 
 _FORMATS = ("text", "json", "jsonl", "csv", "parquet")
 
@@ -46,19 +45,26 @@ def results_command(
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
     stands the sum, and the failures by cause; on standard error when the export goes to standard output.
     """
+    from obatchd.results.export import export
+    from obatchd.results.review import write_review
+
     source = _source(invocation, place)
     if review is not None:
-        tally, output = _review(source, review, output, seed)
+        output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
+        with _target(output) as target:
+            _, tally = write_review(source, review, target, seed=seed)
     else:
         form = form or _form_of(output)
         if data_only and form not in ("json", "jsonl"):
             raise click.UsageError("--data-only goes with --format json or jsonl")
         if output is None and (invocation.json or (form == "parquet" and sys.stdout.isatty())):
             raise click.UsageError("name a file with --output")
-        tally = _export(source, form, output, data_only)
-    invocation.answer(
-        {**tally.document(source), "output": str(output) if output else None}, lambda: _end(source, tally, output)
-    )
+        with _target(output) as target:
+            tally = export(source, form, target, data_only=data_only)
+    invocation.answer({**tally.document(source), "output": str(output) if output else None})
+    if not invocation.json:
+        lines = [*tally.lines(source), *([f"written to {output}"] if output else [])]
+        click.echo("\n".join(map(clean, lines)), err=output is None)
 
 
 def _source(invocation: Invocation, place: str) -> Source:
@@ -71,10 +77,8 @@ def _source(invocation: Invocation, place: str) -> Source:
 
 def _outbox_of(invocation: Invocation, job: str) -> Path:
     """Where the daemon keeps the job's results; without a daemon, what the spool's outbox shows."""
-    from obatchd.client.client import quoted
-
     try:
-        found = invocation.client().get(f"jobs/{quoted(job)}")
+        found = invocation.client().get("jobs", job)
         if found["outbox"] is None:
             raise ControlError(f"{job} was refused; {found['refused_to']} has it and the reason", code="refused")
         return Path(found["outbox"])
@@ -121,33 +125,3 @@ def _target(output: Path | None) -> Iterator[BinaryIO]:
         raise ResultsError(f"{output}: cannot be written: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _export(source: Source, form: Format, output: Path | None, data_only: bool) -> Tally:
-    from obatchd.results.export import export
-
-    with _target(output) as target:
-        tally = export(source, form, target, data_only=data_only)
-    return tally
-
-
-def _review(source: Source, count: int, output: Path | None, seed: int | None) -> tuple[Tally, Path]:
-    import io
-
-    from obatchd.results.review import write_review
-
-    output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
-    with _target(output) as target:
-        page = io.TextIOWrapper(target, encoding="utf-8", errors="backslashreplace")
-        _, tally = write_review(source, count, page, seed=seed)
-        page.flush()
-        page.detach()
-    return tally, output
-
-
-def _end(source: Source, tally: Tally, output: Path | None) -> None:
-    lines = [*tally.lines(source)]
-    if output:
-        lines.append(f"written to {output}")
-    for line in lines:
-        click.echo(clean(line), err=output is None)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Group, Invocation, clean, pass_invocation
+from obatchd.cli.command import Group, Invocation, pass_invocation
 from obatchd.cli.commands.completion import server_ids
+from obatchd.cli.views.status import server_table
 
 
 @click.group("servers", cls=Group, invoke_without_command=True)
@@ -24,21 +24,12 @@ def servers_command(ctx: click.Context) -> None:
 @pass_invocation
 def list_command(invocation: Invocation) -> None:
     """The servers and what they do."""
-    document = invocation.client().get("servers")
-    invocation.answer(document, lambda: _print(document["servers"]))
-
-
-def _print(servers: list[dict[str, Any]]) -> None:
-    from obatchd.cli.views.status import server_table
-
-    click.echo("\n".join(server_table(servers)))
+    invocation.answer(invocation.client().get("servers"), view=lambda document: server_table(document["servers"]))
 
 
 def _act(invocation: Invocation, server_id: str, action: str) -> None:
-    from obatchd.client.client import quoted
-
-    server = invocation.client().post(f"servers/{quoted(server_id)}/{action}")
-    invocation.answer(server, lambda: click.echo(f"{clean(server['id'])}: {clean(server['state'])}"))
+    server = invocation.client().post("servers", server_id, action)
+    invocation.answer(server, f"{server['id']}: {server['state']}")
 
 
 @servers_command.command("logs")
@@ -50,7 +41,7 @@ def logs_command(invocation: Invocation, server_id: str, lines: int, follow: boo
     """What a server's ollama writes; for administrators. With --json one document a line."""
     try:
         for document in invocation.client().server_log(server_id, lines, follow=follow):
-            invocation.answer(document, lambda line=document["line"]: click.echo(clean(line)))  # type: ignore[misc]
+            invocation.answer(document, document["line"])
     except KeyboardInterrupt:
         sys.exit(exit_codes.OK)
 

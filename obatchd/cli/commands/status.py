@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation, pass_invocation
+from obatchd.cli.command import Command, Document, Invocation, pass_invocation
+from obatchd.cli.views.status import render
+from obatchd.cli.views.watching import watch as show_again
 
 
 @click.command("status", cls=Command)
@@ -17,17 +18,12 @@ from obatchd.cli.command import Command, Invocation, pass_invocation
 @pass_invocation
 def status_command(invocation: Invocation, watch: bool, interval: float) -> None:
     """Servers, queue, inbox and jobs. Exit code 0 healthy, 1 degraded, 3 not running, 4 unknown."""
+
+    def look() -> Document:
+        return invocation.client().get("status")
+
     if watch:
-        from obatchd.cli.views import watching
-
-        watching.watch(invocation, interval, lambda: invocation.client().get("status"), _lines)
-        return
-    status = invocation.client().get("status")
-    invocation.answer(status, lambda: click.echo("\n".join(_lines(status))))
+        show_again(invocation, interval, look, render)
+    status = look()
+    invocation.answer(status, view=render)
     sys.exit(exit_codes.FAILED if status["state"] == "degraded" else exit_codes.OK)
-
-
-def _lines(status: dict[str, Any]) -> list[str]:
-    from obatchd.cli.views.status import render
-
-    return render(status)

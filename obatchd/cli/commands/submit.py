@@ -11,10 +11,8 @@ from typing import Any
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation, clean, pass_invocation
+from obatchd.cli.command import Command, Document, Invocation, clean, pass_invocation
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
-
-Document = dict[str, Any]
 
 
 @click.command("submit", cls=Command)
@@ -70,7 +68,7 @@ def submit_command(
             jobs = [_fetch(job, output_dir) if job["state"] == "done" else job for job in jobs]
         if not invocation.json:
             _report(jobs)
-    invocation.answer({"jobs": jobs, "refused": refused}, lambda: None)
+    invocation.answer({"jobs": jobs, "refused": refused})
     sys.exit(exit_codes.FAILED if refused or not all(map(_good, jobs)) else exit_codes.OK)
 
 
@@ -84,14 +82,14 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
     jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
     sources = [Source(Path(job["outbox"])) for job in jobs]
     if refused:
-        invocation.answer({"jobs": jobs, "refused": refused}, lambda: None)
+        invocation.answer({"jobs": jobs, "refused": refused})
         sys.exit(exit_codes.FAILED)
     expected = sampling.estimate(jobs, sources, invocation.client().get("status"))
     if invocation.json:
         if ask:
             rows = [sampling.document(row) for source in sources for row in source.rows()]
             estimate = {"requests": expected.requests, "estimate_s": expected.seconds}
-            invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate}, lambda: None)
+            invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate})
         return None if ask else samples
     for source in sources:
         sampling.show(source)
@@ -184,7 +182,7 @@ def _wait(invocation: Invocation, job_ids: list[str]) -> list[Document]:
     client = invocation.client()
 
     def look() -> list[Document]:
-        return [client.get(f"jobs/{job_id}") for job_id in job_ids]
+        return [client.get("jobs", job_id) for job_id in job_ids]
 
     try:
         return waiting.wait(look, quiet=invocation.json)

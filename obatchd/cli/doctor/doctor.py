@@ -14,6 +14,7 @@ from obatchd.cli.command import Command, Invocation, clean, pass_invocation
 from obatchd.cli.commands.config import file_or_system
 from obatchd.cli.doctor import host_checks, spool_checks
 from obatchd.cli.doctor.finding import Finding, bad, ok
+from obatchd.cli.views.text import styled
 from obatchd.errors import ConfigError
 from obatchd.settings.settings import Settings
 
@@ -25,7 +26,7 @@ def doctor_command(invocation: Invocation, config: Path | None) -> None:
     """Look for what is wrong on this host. Exit code 1 if a line is bad."""
     findings = list(examine(invocation.spool, file_or_system(config)))
     document = {"findings": [finding._asdict() for finding in findings]}
-    invocation.answer(document, lambda: _print(findings))
+    invocation.answer(document, view=lambda _: _lines(findings))
     sys.exit(exit_codes.FAILED if any(finding.level == "bad" for finding in findings) else exit_codes.OK)
 
 
@@ -55,10 +56,8 @@ def examine(spool: Path, config: Path | None) -> Iterator[Finding]:
         yield from check()
 
 
-def _print(findings: list[Finding]) -> None:
-    from obatchd.cli.views.text import styled
-
+def _lines(findings: list[Finding]) -> Iterator[str]:
     for finding in findings:
-        click.echo(styled(f"{finding.level:<6}") + clean(f"{finding.about:<8}{finding.text}"))
+        yield styled(f"{finding.level:<6}") + clean(f"{finding.about:<8}{finding.text}")
         if finding.next_command:
-            click.echo(f"{'':<14}→ {clean(finding.next_command)}")
+            yield f"{'':<14}→ {clean(finding.next_command)}"

@@ -9,14 +9,15 @@ import pwd
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import obatchd
+from obatchd.burnin.report.diagnostics import run
 from obatchd.cli.doctor.finding import Finding, bad, nearest, ok, warn
 from obatchd.cli.views.text import size
 from obatchd.settings.settings import Settings
@@ -145,23 +146,8 @@ def clock() -> Iterator[Finding]:
 
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> str | None:
     """What a command prints, nothing where it cannot be started; ``None`` when it does not end in time."""
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            text=True,
-            errors="replace",
-        )
-    except OSError:
-        return ""
-    try:
-        return process.communicate(timeout=_COMMAND_TIMEOUT_S)[0]
-    except subprocess.TimeoutExpired:
-        process.kill()  # not waited for: stuck in the driver it may never end
-        return None
+    ran = run(command[0], command, _COMMAND_TIMEOUT_S, environment=environment)
+    return None if ran.overdue else ran.output.decode("utf-8", "replace")
 
 
 def _is_free(address: str, port: int) -> bool:
@@ -176,12 +162,10 @@ def _is_free(address: str, port: int) -> bool:
 
 
 def _get_json(port: int, path: str) -> dict[str, Any] | None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_CONNECT_TIMEOUT_S)
     try:
-        connection.request("GET", path)
-        document = json.loads(connection.getresponse().read(1024**2))
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_CONNECT_TIMEOUT_S)) as connection:
+            connection.request("GET", path)
+            document = json.loads(connection.getresponse().read(1024**2))
     except (OSError, http.client.HTTPException, ValueError):
         return None
-    finally:
-        connection.close()
     return document if isinstance(document, dict) else None

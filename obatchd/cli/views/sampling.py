@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 
-from obatchd.cli.command import clean
+from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import duration
 from obatchd.results.export import data_of
 from obatchd.results.rows import Row, Source
-
-Document = dict[str, Any]
 
 _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of it
 
@@ -45,8 +43,7 @@ def estimate(jobs: list[Document], sources: list[Source], status: Document) -> E
 def document(row: Row) -> Document:
     """One row of a sample as JSON."""
     parsed = data_of(row)
-    found = {"data": parsed.data} if parsed is not None and parsed.found else {}
-    return {**row.record, **found}
+    return {**row.record, "data": parsed.data} if parsed.found else row.record
 
 
 def show(source: Source) -> None:
@@ -68,7 +65,7 @@ def _answer(row: Row) -> str:
     if not row.succeeded:
         return f"{str(row.record['outcome']).upper()} {row.record.get('code', '')}: {row.record.get('message', '')}"
     parsed = data_of(row)
-    if parsed is not None and parsed.found:
+    if parsed.found:
         return json.dumps(parsed.data, ensure_ascii=False, indent=2)
     return str(row.record.get("response", ""))
 

@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from obatchd.cli.command import clean
+from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import NOTHING, age_s, bar, duration, number, size, styled, table
-
-Document = dict[str, Any]
 
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from unicodedata import combining, east_asian_width
 
 import click
 
+from obatchd import times
 from obatchd.cli.command import clean
 
 NOTHING = "–"
@@ -112,19 +113,12 @@ def size(size_bytes: float | None) -> str:
 
 def duration(seconds: float | None) -> str:
     """Seconds in the two largest units."""
-    if seconds is None:
-        return NOTHING
-    whole = round(seconds)
-    for unit_s, unit, part_s, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= unit_s:
-            rest = whole % unit_s // part_s
-            return f"{whole // unit_s} {unit}" + (f" {rest} {part}" if rest else "")
-    return f"{whole} s"
+    return NOTHING if seconds is None else times.duration(seconds)
 
 
-def age_s(time: str | None) -> float | None:
+def age_s(instant: str | None) -> float | None:
     """Seconds since an ISO-8601 time of the API."""
-    return None if time is None else (datetime.now(UTC) - datetime.fromisoformat(time)).total_seconds()
+    return None if instant is None else time.time() - times.epoch_s(instant)
 
 
 def number(value: float | None, unit: str = "", digits: int = 0) -> str:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
-from obatchd.cli.command import clean
+from obatchd.cli.command import Document, clean
 from obatchd.cli.views.status import finished
 from obatchd.cli.views.text import duration
 from obatchd.errors import DaemonDownError
-
-Document = dict[str, Any]
 
 _POLL_S = 0.5
 _LINE_S = 30.0  # between two lines where there is no terminal to draw on

@@ -68,13 +68,16 @@ def read_entries(
         DropRefused: the drop is none of our formats, or there is no request in it at all.
     """
     form = form or recognise(input_path, name)
-    found = False
-    for entry in _limited(
-        _entries(form, input_path, name, limits, rules, check_space, size_bytes), limits.max_requests
-    ):
-        found = True
+    count = 0
+    for entry in _entries(form, input_path, name, limits, rules, check_space, size_bytes):
+        if count >= limits.max_requests:
+            more = f"the drop has more than max_requests ({limits.max_requests}) requests"
+            reason = f"{more}; this one and the rest are not run"
+            yield refused(entry.line, entry.offset, entry.length, "too_many_requests", reason)
+            return
+        count += 1
         yield entry
-    if not found:
+    if not count:
         remedy = "; put files of prompts into it: .jsonl, .json, .csv, .tsv, .txt, .md" if form is Format.FOLDER else ""
         raise DropRefused(f"{name} holds no request{remedy}", code="no_requests")
 
@@ -108,12 +111,3 @@ def _in_place(
             else:
                 reason = f"the line has {length} bytes, more than max_line_bytes ({max_line_bytes})"
                 yield refused(number, offset, length, "line_too_long", reason)
-
-
-def _limited(entries: Iterator[Entry], max_requests: int) -> Iterator[Entry]:
-    for count, entry in enumerate(entries):
-        if count >= max_requests:
-            reason = f"the drop has more than max_requests ({max_requests}) requests; this one and the rest are not run"
-            yield refused(entry.line, entry.offset, entry.length, "too_many_requests", reason)
-            return
-        yield entry

@@ -9,24 +9,25 @@ import msgspec
 
 from obatchd.errors import ConfigError, DropRefused
 from obatchd.jobs.formats.recognise import Format
-from obatchd.jobs.formats.records import RecordMaker, RecordRefused, RecordRules, passed_on_alone
-from obatchd.jobs.formats.source import Source
+from obatchd.jobs.formats.records import RecordMaker, RecordRules, passed_on_alone
+from obatchd.jobs.formats.source import Source, decoded
 from obatchd.jobs.formats.split import UTF8_BOM, split_array, split_lines
 from obatchd.jobs.formats.table import Row, split_rows
+from obatchd.jobs.model import RequestRefused
 
 
 class Found(NamedTuple):
     """A piece of a drop, and how its author finds it.
 
-    ``raw`` is the request as a line of a request file, or, with a ``refusal`` (code and reason), what is to come back
-    with that; None where the piece is too long to be kept.
+    ``raw`` is the request as a line of a request file, or, with a ``refusal``, what is to come back with that; None
+    where the piece is too long to be kept.
     """
 
     number: int
     raw: bytes | None
     length: int
     where: str
-    refusal: tuple[str, str] | None = None
+    refusal: RequestRefused | None = None
 
 
 def find(source: Source, name: str, form: Format, limit_bytes: int, rules: RecordRules) -> Iterator[Found]:
@@ -77,9 +78,8 @@ def _made(pieces: Iterator[Found], maker: RecordMaker) -> Iterator[Found]:
             continue
         try:
             yield piece._replace(raw=maker.of_json(piece.raw))
-        except RecordRefused as refused:
-            raw = maker.refused(msgspec.Raw(piece.raw))
-            yield piece._replace(raw=raw, refusal=(refused.code, refused.reason))
+        except RequestRefused as refused:
+            yield piece._replace(raw=maker.refused(msgspec.Raw(piece.raw)), refusal=refused)
 
 
 def _text(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
@@ -94,9 +94,9 @@ def _text(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator
         wanted = rules if rules.given else RecordRules(text_column="text")
         raw = RecordMaker(wanted, limit).request(record, passed_on)
     except UnicodeDecodeError as error:
-        refusal = ("invalid_utf8", f"its byte {error.start} is not UTF-8; save it as UTF-8")
-    except RecordRefused as refused:
-        refusal = (refused.code, refused.reason)
+        refusal = RequestRefused("invalid_utf8", f"its byte {error.start} is not UTF-8; save it as UTF-8")
+    except RequestRefused as refused:
+        refusal = refused
     yield Found(1, raw, len(content), "the text", refusal)
 
 
@@ -113,7 +113,8 @@ def _rows(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator
     except ConfigError as error:
         raise DropRefused(f"{name}: {error.message}", code=error.code) from None
     for row in rows:
-        yield _of_row(row, columns, maker)
+        raw, refusal = _of_row(row, columns, maker)
+        yield Found(row.number, raw, row.length, f"line {row.number}, byte offset {row.offset}", refusal)
 
 
 def _columns(cells: list[bytes], name: str) -> list[str]:
@@ -132,27 +133,18 @@ def _columns(cells: list[bytes], name: str) -> list[str]:
     return list(columns)
 
 
-def _of_row(row: Row, columns: list[str], maker: RecordMaker) -> Found:
-    where = f"line {row.number}, byte offset {row.offset}"
-
-    def refused(code: str, reason: str, raw: bytes) -> Found:
-        return Found(row.number, raw, row.length, where, (code, reason))
-
+def _of_row(row: Row, columns: list[str], maker: RecordMaker) -> tuple[bytes, RequestRefused | None]:
     if row.cells is None:
-        return refused("bad_row", row.problem, passed_on_alone({}))
-    texts = [cell.decode("utf-8", "replace") for cell in row.cells]
-    record = dict(zip(columns, texts, strict=False))
-    if len(texts) != len(columns):
-        reason = f"the row has {len(texts)} cells, the header has {len(columns)}"
+        return passed_on_alone({}), RequestRefused("bad_row", row.problem)
+    record = dict(zip(columns, [cell.decode("utf-8", "replace") for cell in row.cells], strict=False))
+    if len(row.cells) != len(columns):
+        reason = f"the row has {len(row.cells)} cells, the header has {len(columns)}"
         reason += "; put quotation marks around cells that hold the delimiter"
-        return refused("bad_row", reason, passed_on_alone(record))  # its id may stand in another column
-    for column, cell in zip(columns, row.cells, strict=True):
-        try:
-            cell.decode("utf-8")
-        except UnicodeDecodeError as error:
-            reason = f'byte {error.start} of its cell "{column}" is not UTF-8'
-            return refused("invalid_utf8", reason, maker.refused(record))
+        return passed_on_alone(record), RequestRefused("bad_row", reason)  # its id may stand in another column
     try:
-        return Found(row.number, maker.request(record, record), row.length, where)
-    except RecordRefused as problem:
-        return refused(problem.code, problem.reason, maker.refused(record))
+        for column, cell in zip(columns, row.cells, strict=True):
+            if not cell.isascii():
+                decoded(cell, column)
+        return maker.request(record, record), None
+    except RequestRefused as refused:
+        return maker.refused(record), refused

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from obatchd.jobs.formats.source import Budget, Unreadable, open_source
-from obatchd.jobs.model import IMAGE_ENDINGS
+from obatchd.jobs.model import IMAGE_ENDINGS, RequestRefused
 
 # How the formats begin that Ollama's runners decode.
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM")
@@ -21,10 +21,6 @@ _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _images = msgspec.json.Decoder(list[str])
 _messages = msgspec.json.Decoder(list[dict[str, Any]])
-
-
-class BadImage(Exception):
-    """A picture cannot be used; in plain words."""
 
 
 def bare_base64(image: str) -> str:
@@ -56,7 +52,7 @@ def with_images(raw: bytes, folder: Path, budget: Budget, limit_bytes: int) -> b
     """A request of a folder with the files that it names as images in it; their names come back with the result.
 
     Raises:
-        BadImage: a file cannot be read, is no image or makes the request too long.
+        RequestRefused: a file cannot be read, is no image or makes the request too long.
         TooMuch: the drop unpacks to more than it may.
     """
     if b'"images"' not in raw:
@@ -98,10 +94,10 @@ class _Reader:
         if not isinstance(image, str) or not image.lower().endswith(IMAGE_ENDINGS):
             return image
         if "/" in image or "\0" in image:
-            raise BadImage(f"the image {image!r} is no file directly in the folder")
+            raise RequestRefused("bad_image", f"the image {image!r} is no file directly in the folder")
         content = self._read(image)
         if not _is_image(content):
-            raise BadImage(f"{image} is not PNG, JPEG, GIF, BMP or WebP")
+            raise RequestRefused("bad_image", f"{image} is not PNG, JPEG, GIF, BMP or WebP")
         self.names.append(image)
         return b64encode(content).decode()
 
@@ -112,9 +108,11 @@ class _Reader:
                 while block := source.read(1024**2):
                     content += block
                     if (len(content) + 2) // 3 * 4 > self._left_bytes:
-                        raise BadImage(f"with {name} the request is longer than max_line_bytes")
+                        raise RequestRefused("bad_image", f"with {name} the request is longer than max_line_bytes")
         except Unreadable as error:
-            raise BadImage(f"the image {name} cannot be read: {error}{self._nearest(name)}") from None
+            raise RequestRefused(
+                "bad_image", f"the image {name} cannot be read: {error}{self._nearest(name)}"
+            ) from None
         self._left_bytes -= (len(content) + 2) // 3 * 4
         return content
 

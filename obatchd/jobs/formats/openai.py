@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from obatchd.jobs.model import RequestRefused
+
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 # Run-time options that the two APIs share, by their name there; the last ones are vLLM's.
 _OPTIONS = {
@@ -29,20 +31,6 @@ _LOOKED_AT_LINES = 20
 _document = msgspec.json.Decoder()
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
-
-
-class BatchError(ValueError):
-    """A line cannot be run.
-
-    Args:
-        code: as that API has it, e.g. ``invalid_request``.
-        reason: in plain words.
-    """
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
 
 def looks_like_batch(head: bytes) -> bool:
@@ -75,17 +63,17 @@ def batch_fields(raw: bytes) -> dict[str, Any]:
     """The fields of our request that a line amounts to.
 
     Raises:
-        BatchError: it is no such line, or asks for what cannot be had.
+        RequestRefused: it is no such line, or asks for what cannot be had.
     """
     line = _line(raw)
     read = _ENDPOINTS.get(line["url"])
     if read is None:
-        raise BatchError("url_mismatch", f"the url {line['url']!r} is none of {', '.join(_ENDPOINTS)}")
+        raise RequestRefused("url_mismatch", f"the url {line['url']!r} is none of {', '.join(_ENDPOINTS)}")
     body: dict[str, Any] = line["body"]
     _require_supported(body)
     model = body.get("model")
     if model is not None and not isinstance(model, str):
-        raise BatchError("invalid_request", "model must be a text")
+        raise RequestRefused("invalid_request", "model must be a text")
     return {"id": line["custom_id"], "url": line["url"], "model": model, **read(body)}
 
 
@@ -93,28 +81,28 @@ def _line(raw: bytes) -> dict[str, Any]:
     try:
         line = _document.decode(raw)
     except (ValueError, RecursionError) as error:
-        raise BatchError("invalid_json_line", str(error)) from None
+        raise RequestRefused("invalid_json_line", str(error)) from None
     if not isinstance(line, dict):
-        raise BatchError("invalid_json_line", "it is not a JSON object")
+        raise RequestRefused("invalid_json_line", "it is not a JSON object")
     for name, kind in (("custom_id", str), ("method", str), ("url", str), ("body", dict)):
         if name not in line:
-            raise BatchError("missing_required_parameter", f"there is no {name}")
+            raise RequestRefused("missing_required_parameter", f"there is no {name}")
         if not isinstance(line[name], kind) or not line[name]:
-            raise BatchError("invalid_request", f"{name} must be {'a text' if kind is str else 'an object'}")
+            raise RequestRefused("invalid_request", f"{name} must be {'a text' if kind is str else 'an object'}")
     if line["method"] != "POST":
-        raise BatchError("invalid_request", f"the method {line['method']!r} is not POST")
+        raise RequestRefused("invalid_request", f"the method {line['method']!r} is not POST")
     return line
 
 
 def _require_supported(body: dict[str, Any]) -> None:
     if body.get("stream"):
-        raise BatchError("unsupported_parameter", "a batch has no stream: leave stream out")
+        raise RequestRefused("unsupported_parameter", "a batch has no stream: leave stream out")
     for name in _UNSUPPORTED:
         if body.get(name) not in _NOTHING:
-            raise BatchError("unsupported_parameter", f"{name} is not supported")
+            raise RequestRefused("unsupported_parameter", f"{name} is not supported")
     for name in ("n", "best_of"):
         if body.get(name) not in (None, 1):
-            raise BatchError("unsupported_parameter", f"{name} must be 1")
+            raise RequestRefused("unsupported_parameter", f"{name} must be 1")
 
 
 def _generation(body: dict[str, Any]) -> dict[str, Any]:
@@ -122,15 +110,15 @@ def _generation(body: dict[str, Any]) -> dict[str, Any]:
     if bad := [
         name for name, value in options.items() if isinstance(value, bool) or not isinstance(value, int | float)
     ]:
-        raise BatchError("invalid_request", f"{bad[0]} must be a number")
+        raise RequestRefused("invalid_request", f"{bad[0]} must be a number")
     stop = body.get("stop")
     if stop not in _NOTHING:
         options["stop"] = [stop] if isinstance(stop, str) else stop
         if not isinstance(options["stop"], list) or not all(isinstance(text, str) for text in options["stop"]):
-            raise BatchError("invalid_request", "stop must be a text or a list of texts")
+            raise RequestRefused("invalid_request", "stop must be a text or a list of texts")
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-        raise BatchError("invalid_request", "the token limit must be a number of tokens")
+        raise RequestRefused("invalid_request", "the token limit must be a number of tokens")
     return {"options": options, "max_response_tokens": limit, "format": _format(body.get("response_format"))}
 
 
@@ -146,16 +134,16 @@ def _format(wanted: Any) -> str | dict[str, Any] | None:
     if isinstance(schema, dict) and isinstance(schema.get("schema"), dict):
         found: dict[str, Any] = schema["schema"]
         return found
-    raise BatchError("invalid_request", "response_format must be of type text, json_object or json_schema")
+    raise RequestRefused("invalid_request", "response_format must be of type text, json_object or json_schema")
 
 
 def _chat(body: dict[str, Any]) -> dict[str, Any]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
-        raise BatchError("missing_required_parameter", "there are no messages in the body")
+        raise RequestRefused("missing_required_parameter", "there are no messages in the body")
     effort = body.get("reasoning_effort")
     if effort is not None and (not isinstance(effort, str) or effort not in _LEVELS):
-        raise BatchError("invalid_request", f"reasoning_effort {effort!r} is none of {', '.join(_LEVELS)}")
+        raise RequestRefused("invalid_request", f"reasoning_effort {effort!r} is none of {', '.join(_LEVELS)}")
     names: dict[str, str] = {}
     return {
         **_generation(body),
@@ -168,11 +156,13 @@ def _chat(body: dict[str, Any]) -> dict[str, Any]:
 def _tools(body: dict[str, Any]) -> list[dict[str, Any]] | None:
     tools, choice = body.get("tools"), body.get("tool_choice")
     if choice not in (None, "auto", "none"):
-        raise BatchError("unsupported_parameter", "tool_choice must be auto or none: Ollama cannot be made to call one")
+        raise RequestRefused(
+            "unsupported_parameter", "tool_choice must be auto or none: Ollama cannot be made to call one"
+        )
     if not tools or choice == "none":
         return None
     if not isinstance(tools, list) or not all(isinstance(tool, dict) and tool.get("function") for tool in tools):
-        raise BatchError("invalid_request", "tools must be a list of functions")
+        raise RequestRefused("invalid_request", "tools must be a list of functions")
     return tools
 
 
@@ -180,7 +170,7 @@ def _message(message: Any, names: dict[str, str]) -> dict[str, Any]:
     """A message as Ollama has it; ``names`` of the functions called so far, by the id of the call."""
     role = message.get("role") if isinstance(message, dict) else None
     if not isinstance(role, str):
-        raise BatchError("invalid_request", "every message needs a role")
+        raise RequestRefused("invalid_request", "every message needs a role")
     texts, images = _content(message.get("content"))
     made: dict[str, Any] = {"role": _ROLES.get(role, role), "content": "\n".join(texts)}
     if images:
@@ -199,14 +189,14 @@ def _list(value: Any) -> list[Any]:
 def _tool_call(call: Any, names: dict[str, str]) -> dict[str, Any]:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BatchError("invalid_request", "a tool call needs a function with a name")
+        raise RequestRefused("invalid_request", "a tool call needs a function with a name")
     arguments = function.get("arguments") or "{}"
     try:
         arguments = _document.decode(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise BatchError("invalid_request", "the arguments of a tool call must be a JSON object")
+        raise RequestRefused("invalid_request", "the arguments of a tool call must be a JSON object")
     names[str(call.get("id"))] = function["name"]
     return {"function": {"name": function["name"], "arguments": arguments}}
 
@@ -222,7 +212,7 @@ def _content(content: Any) -> tuple[list[str], list[str]]:
         if kind == "image_url" and isinstance(value, dict):
             value = value.get("url")
         if not isinstance(value, str) or kind not in ("text", "refusal", "image_url"):
-            raise BatchError(
+            raise RequestRefused(
                 "invalid_request", "the content of a message must be a text, or a list of texts and images"
             )
         if kind != "image_url":
@@ -230,7 +220,7 @@ def _content(content: Any) -> tuple[list[str], list[str]]:
         elif value.startswith("data:"):
             images.append(value)
         else:
-            raise BatchError("unsupported_parameter", "images must be data URLs; addresses are not fetched")
+            raise RequestRefused("unsupported_parameter", "images must be data URLs; addresses are not fetched")
     return texts, images
 
 
@@ -239,19 +229,19 @@ def _completion(body: dict[str, Any]) -> dict[str, Any]:
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if prompt is None:
-        raise BatchError("missing_required_parameter", "there is no prompt in the body")
+        raise RequestRefused("missing_required_parameter", "there is no prompt in the body")
     if not isinstance(prompt, str):
-        raise BatchError("unsupported_parameter", "prompt must be one text; give each prompt a line of its own")
+        raise RequestRefused("unsupported_parameter", "prompt must be one text; give each prompt a line of its own")
     return {**_generation(body), "prompt": prompt}
 
 
 def _embeddings(body: dict[str, Any]) -> dict[str, Any]:
     if "input" not in body:
-        raise BatchError("missing_required_parameter", "there is no input in the body")
+        raise RequestRefused("missing_required_parameter", "there is no input in the body")
     if problem := embed_problem(body["input"], body.get("dimensions")):
-        raise BatchError("invalid_request", problem)
+        raise RequestRefused("invalid_request", problem)
     if body.get("encoding_format") not in (None, "float", "base64"):
-        raise BatchError("invalid_request", "encoding_format must be float or base64")
+        raise RequestRefused("invalid_request", "encoding_format must be float or base64")
     return {
         "embed": body["input"], "dimensions": body.get("dimensions"), "encoding": body.get("encoding_format") or "",
     }  # fmt: skip

@@ -11,6 +11,8 @@ import msgspec
 
 from obatchd.errors import ConfigError
 from obatchd.jobs.formats.request import PASSED_ON
+from obatchd.jobs.formats.source import decoded
+from obatchd.jobs.model import RequestRefused
 from obatchd.prompts.template import template_parts
 
 _TEXT_FIELDS = ("prompt", "text", "content")
@@ -34,20 +36,6 @@ class RecordRules(msgspec.Struct, frozen=True):
     @property
     def given(self) -> bool:
         return self != RecordRules()
-
-
-class RecordRefused(Exception):
-    """One record cannot become a request.
-
-    Args:
-        code: slug for the result.
-        reason: in plain words.
-    """
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
 
 
 class RecordMaker:
@@ -81,24 +69,22 @@ class RecordMaker:
         """The request made of one JSON object.
 
         Raises:
-            RecordRefused: it is none, or lacks what is needed.
+            RequestRefused: it is none, or lacks what is needed.
         """
         try:
-            raw.decode("utf-8")  # what is passed on unread is not checked otherwise
+            decoded(raw)  # what is passed on unread is not checked otherwise
             record = _record.decode(raw)
-        except UnicodeDecodeError as error:
-            raise RecordRefused("invalid_utf8", f"its byte {error.start} is not UTF-8") from None
         except msgspec.ValidationError:
-            raise RecordRefused("wrong_type", "it is not a JSON object") from None
+            raise RequestRefused("wrong_type", "it is not a JSON object") from None
         except (msgspec.DecodeError, RecursionError) as error:
-            raise RecordRefused("bad_json", str(error)) from None
+            raise RequestRefused("bad_json", str(error)) from None
         return self.request(record, record)
 
     def request(self, record: Record, passed_on: Record) -> bytes:
         """The request made of ``record``, as a line of a request file; ``passed_on`` comes back with the result.
 
         Raises:
-            RecordRefused: it lacks what is needed.
+            RequestRefused: it lacks what is needed.
         """
         return _encode({"prompt": self._prompt(record), PASSED_ON: passed_on} | self._id(record))
 
@@ -122,23 +108,23 @@ class RecordMaker:
             piece = literal if field is None else self._value(record, field)
             size += len(piece)
             if size > self._max_bytes:
-                raise RecordRefused("line_too_long", f"the prompt is longer than max_line_bytes ({self._max_bytes})")
+                raise RequestRefused("line_too_long", f"the prompt is longer than max_line_bytes ({self._max_bytes})")
             pieces.append(piece)
         return "".join(pieces)
 
     def _value(self, record: Record, field: str) -> str:
         value = record.get(field)
         if value is None:
-            raise RecordRefused("missing_field", f'there is no field "{field}" in it; it has {_quoted(list(record))}')
+            raise RequestRefused("missing_field", f'there is no field "{field}" in it; it has {_quoted(list(record))}')
         if isinstance(value, str):
             return value
         text = bytes(value)
         if text == b"null":
-            raise RecordRefused("missing_field", f'the field "{field}" is null')
+            raise RequestRefused("missing_field", f'the field "{field}" is null')
         try:
             return _text.decode(text) if text.startswith(b'"') else text.decode()
         except msgspec.DecodeError as error:
-            raise RecordRefused("bad_json", f'the field "{field}": {error}') from None
+            raise RequestRefused("bad_json", f'the field "{field}": {error}') from None
 
 
 def passed_on_alone(record: Record | msgspec.Raw, more: Mapping[str, str] | None = None) -> bytes:

@@ -12,7 +12,26 @@ from obatchd.jobs.formats.openai import batch_fields, embed_problem, is_batch_li
 PASSED_ON = "input_fields"
 
 
-class Known(msgspec.Struct):
+class _Asked(msgspec.Struct, frozen=True):
+    """Fields that a parsed request has as they stand."""
+
+    system: str | None = None
+    model: str | None = None
+    priority: str | None = None
+    context_length: int | None = None
+    max_response_tokens: int | None = None
+    format: str | dict[str, Any] | None = None
+    in_source: list[str] | None = None
+    think: bool | str | None = None
+    keep_alive: Any = None  # of no effect; its author is told so
+
+
+class _Label(msgspec.Struct):
+    id: str | int | float | bool | None = None
+    custom_id: str | int | float | bool | None = None
+
+
+class Known(_Asked, frozen=True):
     """The fields that are ours, as they stand."""
 
     id: str | int | float | bool | None = None
@@ -21,39 +40,21 @@ class Known(msgspec.Struct):
     content: str | None = None
     role: str | None = None
     messages: list[dict[str, Any]] | None = None
-    system: str | None = None
-    model: str | None = None
-    priority: str | None = None
-    context_length: int | None = None
-    max_response_tokens: int | None = None
     options: dict[str, Any] | None = None
     images: list[str] | None = None
-    format: str | dict[str, Any] | None = None
-    in_source: list[str] | None = None
-    think: bool | str | None = None
-    keep_alive: Any = None
     urls: list[str] | None = None
     files: list[str] | None = None
 
 
-class Request(msgspec.Struct, frozen=True):
+class Request(_Asked, frozen=True):
     """A parsed request. ``input`` holds the fields that are not ours, as JSON; they come back in the result."""
 
     id: str | None = None
     prompt: str = ""
     role: str = "user"
-    system: str | None = None
     messages: list[dict[str, Any]] = []
-    model: str | None = None
     options: dict[str, Any] = {}
-    priority: str | None = None
-    context_length: int | None = None
-    max_response_tokens: int | None = None
     images: list[str] = []
-    format: str | dict[str, Any] | None = None
-    in_source: list[str] | None = None
-    think: bool | str | None = None
-    keep_alive: Any = None  # of no effect; its author is told so
     embed: str | list[str] | None = None  # texts to be made into vectors instead of answered
     dimensions: int | None = None  # of the vectors
     encoding: str = ""  # of vectors in the lines of a batch file: float or base64
@@ -68,13 +69,6 @@ _OURS = frozenset(Known.__struct_fields__)
 _EMBEDDED = _OURS | {"input"}
 _whole = msgspec.json.Decoder(Known)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-class _Label(msgspec.Struct):
-    id: str | int | float | bool | None = None
-    custom_id: str | int | float | bool | None = None
-
-
 _label = msgspec.json.Decoder(_Label)
 
 
@@ -115,22 +109,14 @@ def parse_request(raw: bytes) -> Request:
         id=label_of(whole),
         prompt=prompt or "",
         role=whole.role or "user",
-        system=whole.system,
         messages=messages,
-        model=whole.model,
         options=whole.options or {},
-        priority=whole.priority,
-        context_length=whole.context_length,
-        max_response_tokens=whole.max_response_tokens,
         images=whole.images or [],
-        format=whole.format,
-        in_source=whole.in_source,
-        think=whole.think,
-        keep_alive=whole.keep_alive,
         embed=embed,
         urls=whole.urls or [],
         files=whole.files or [],
         input=_input(raw, _EMBEDDED if embed is not None else _OURS),
+        **{name: getattr(whole, name) for name in _Asked.__struct_fields__},
     )
 
 
@@ -142,7 +128,7 @@ def parse_batch_request(raw: bytes) -> Request:
     """The request in one line of an OpenAI batch file.
 
     Raises:
-        BatchError: it is none.
+        RequestRefused: it is none.
     """
     given = {name: value for name, value in batch_fields(raw).items() if value is not None}
     text = given.get("embed")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from obatchd.jobs.model import RequestRefused
+
 # What opening says of this one file; anything else (no descriptors left, a failing disk) may be over in a moment.
 _NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENXIO})
 _DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError)
@@ -23,6 +25,19 @@ class Unreadable(Exception):
 
 class TooMuch(Exception):
     """The drop unpacks to more than it may."""
+
+
+def decoded(raw: bytes, column: str = "") -> str:
+    """UTF-8 as text; ``column`` is where it stands in a row.
+
+    Raises:
+        RequestRefused: it is none.
+    """
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = f'byte {error.start} of its cell "{column}"' if column else f"its byte {error.start}"
+        raise RequestRefused("invalid_utf8", f"{byte} is not UTF-8") from None
 
 
 class Budget:

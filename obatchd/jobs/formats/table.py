@@ -31,14 +31,6 @@ class Row(NamedTuple):
     problem: str = ""
 
 
-class _Incomplete(Exception):
-    """The row goes on behind what has been read."""
-
-
-class _Malformed(Exception):
-    """No row begins here."""
-
-
 def split_rows(source: Source, max_row_bytes: int, delimiter: bytes | None = None) -> Iterator[Row]:
     """The rows that are not blank, the header among them. Without ``delimiter`` the first row decides.
 
@@ -46,16 +38,51 @@ def split_rows(source: Source, max_row_bytes: int, delimiter: bytes | None = Non
         Unreadable, TooMuch: from the source, after the rows before.
     """
     reader = _Reader(source, max_row_bytes)
-    if delimiter is None:
-        delimiter = _delimiter_of(reader.first_line())
-    cell_end = re.compile(b"[\n" + re.escape(delimiter) + b"]")
+    grammar = _Grammar(delimiter or _delimiter_of(reader.first_line()))
     while reader.more():
-        yield from reader.next_row(delimiter, cell_end)
+        yield from reader.next_row(grammar)
 
 
 def _delimiter_of(line: bytes) -> bytes:
     outside = re.sub(rb'"[^"]*"', b"", line)
     return max(_DELIMITERS, key=outside.count)
+
+
+class _Grammar:
+    """Rows with one delimiter. A quoted cell may hold it, and line breaks; a quotation mark in it is written twice."""
+
+    def __init__(self, delimiter: bytes) -> None:
+        self._delimiter = delimiter
+        escaped = re.escape(delimiter)
+        cell = rb'"[^"]*+(?:""[^"]*+)*+"|(?!")[^\n' + escaped + rb"]*+"
+        self._cell = re.compile(rb"%b(%b)" % (escaped, cell))
+        self._row = re.compile(rb"(?:%b)(?:%b(?:%b))*+\r?" % (cell, escaped, cell))
+
+    def row_end(self, data: bytearray, begin: int, *, ended: bool) -> int | None:
+        """Where the line of the row that begins at ``begin`` ends; -1 where there is none, because quotes do not match.
+
+        None where the row does not end in ``data``, and that may not be all there is (unless ``ended``).
+        """
+        line_end = data.find(b"\n", begin)
+        if line_end < 0 and not ended:
+            return None
+        stop = line_end if line_end >= 0 else len(data)
+        if data.find(b'"', begin, stop) < 0:
+            return stop
+        match = self._row.match(data, begin)
+        end = match.end() if match else begin
+        after = data[end : end + 1]
+        if match and (after == b"\n" or (ended and not after)):
+            return end
+        unfinished = not match or after in (b"", self._delimiter)  # the cell behind the delimiter has no end
+        return None if unfinished and not ended else -1
+
+    def cells(self, row: bytes) -> list[bytes]:
+        row = row.rstrip(b"\r")
+        if b'"' not in row:
+            return row.split(self._delimiter)
+        found = self._cell.findall(self._delimiter + row)
+        return [cell[1:-1].replace(b'""', b'"') if cell.startswith(b'"') else cell for cell in found]
 
 
 class _Reader:
@@ -99,38 +126,31 @@ class _Reader:
                 self._at = len(UTF8_BOM)
         return True
 
-    def _line_end(self) -> int:
-        return self._bytes.find(b"\n", self._at)
-
-    def next_row(self, delimiter: bytes, cell_end: re.Pattern[bytes]) -> Iterator[Row]:
+    def next_row(self, grammar: _Grammar) -> Iterator[Row]:
         """One row; none where the line is blank."""
-        while True:
-            try:
-                cells, end = _cells(self._bytes, self._at, delimiter, cell_end, ended=self._ended)
+        while (end := grammar.row_end(self._bytes, self._at, ended=self._ended)) is None:
+            if len(self._bytes) - self._at > self._max_bytes:
+                end = -1
                 break
-            except _Incomplete:
-                # At the end of the file it is looked at once more: the last line may have no end of its own.
-                if len(self._bytes) - self._at <= self._max_bytes and (self._read() or self._ended):
-                    continue
-                yield self._first_line_alone()
-                return
-            except _Malformed:
-                yield self._first_line_alone()
-                return
-        row = Row(self._number, self._offset + self._at, end - self._at, cells)
-        blank = len(cells) == 1 and not self._bytes[self._at : end].strip(b" \r")
-        self._number += max(1, self._bytes.count(b"\n", self._at, end + 1))
+            self._read()
+        if end < 0:
+            yield self._first_line_alone()
+            return
+        line = bytes(self._bytes[self._at : end])
+        cells = grammar.cells(line)
+        row = Row(self._number, self._offset + self._at, len(line), cells)
+        self._number += 1 + line.count(b"\n")
         self._at = end + 1
         if row.length > self._max_bytes:
             yield row._replace(cells=None, problem=self._too_long(row.length))
-        elif not blank:
+        elif len(cells) > 1 or line.strip(b" \r"):
             yield row
 
     def _first_line_alone(self) -> Row:
         """What cannot be read as a row: its first line, and the next one begins another row."""
         begin, number = self._offset + self._at, self._number
         length = 0
-        while (end := self._line_end()) < 0:
+        while (end := self._bytes.find(b"\n", self._at)) < 0:
             length += len(self._bytes) - self._at
             self._at = len(self._bytes)
             if not self._read():
@@ -143,57 +163,3 @@ class _Reader:
 
     def _too_long(self, length: int) -> str:
         return f"the row has {length} bytes, more than max_line_bytes ({self._max_bytes})"
-
-
-def _cells(
-    data: bytearray, begin: int, delimiter: bytes, cell_end: re.Pattern[bytes], *, ended: bool
-) -> tuple[list[bytes], int]:
-    """The cells of the row that begins at ``begin``, and where its line ends.
-
-    Raises:
-        _Incomplete: the row does not end in ``data``, and that may not be all there is (unless ``ended``).
-        _Malformed: quotes do not match.
-    """
-    line_end = data.find(b"\n", begin)
-    if line_end < 0 and not ended:
-        raise _Incomplete
-    stop = line_end if line_end >= 0 else len(data)
-    if data.find(b'"', begin, stop) < 0:
-        return bytes(data[begin:stop]).rstrip(b"\r").split(delimiter), stop
-    cells, at = [], begin
-    while True:
-        if data[at : at + 1] != b'"':
-            found = cell_end.search(data, at)
-            if found is None and not ended:
-                raise _Incomplete
-            end = found.start() if found else len(data)
-            cells.append(bytes(data[at:end]))
-        else:
-            cell, end = _quoted(data, at, delimiter, ended=ended)
-            cells.append(cell)
-        if data[end : end + 1] != delimiter:
-            cells[-1] = cells[-1].rstrip(b"\r") if data[at : at + 1] != b'"' else cells[-1]
-            return cells, end
-        at = end + 1
-
-
-def _quoted(data: bytearray, at: int, delimiter: bytes, *, ended: bool) -> tuple[bytes, int]:
-    """The cell whose opening quotation mark is at ``at``, and where what follows it begins."""
-    search = at + 1
-    while True:
-        close = data.find(b'"', search)
-        if close < 0 or (close + 1 == len(data) and not ended):
-            raise _Malformed if ended else _Incomplete
-        if data[close + 1 : close + 2] != b'"':
-            break
-        search = close + 2
-    end = close + 1
-    if data[end : end + 1] == b"\r":
-        end += 1
-        if end == len(data) and not ended:
-            raise _Incomplete
-    if end < len(data) and data[end : end + 1] not in (b"\n", delimiter):
-        raise _Malformed
-    if data[end : end + 1] == delimiter and end != close + 1:
-        raise _Malformed
-    return bytes(data[at + 1 : close]).replace(b'""', b'"'), end

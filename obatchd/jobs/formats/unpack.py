@@ -15,13 +15,13 @@ import msgspec
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.folder import folder_files, shown_name
 from obatchd.jobs.formats.found import Found, find
-from obatchd.jobs.formats.images import BadImage, with_images
+from obatchd.jobs.formats.images import with_images
 from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, open_source
-from obatchd.jobs.model import TEXT_ENDINGS, Entry
+from obatchd.jobs.model import TEXT_ENDINGS, Entry, RequestRefused
 
 if TYPE_CHECKING:
     from obatchd.settings.tables.inbox import InboxSettings
@@ -69,11 +69,11 @@ class Unpacked:
         return entry
 
     def add_refused(
-        self, number: int, raw: bytes, code: str, reason: str, where: str, label: str | None = None
+        self, number: int, raw: bytes, refusal: RequestRefused, where: str, label: str | None = None
     ) -> Entry:
         """Append what comes back with the failure of something that cannot be a request."""
         raw = _on_one_line(raw)
-        entry = refused(number, self.offset, len(raw), code, reason, where)
+        entry = refused(number, self.offset, len(raw), refusal.code, refusal.reason, where)
         self._write(raw)
         return msgspec.structs.replace(entry, checksum=zlib.crc32(raw), id=request_id(raw) or label)
 
@@ -164,14 +164,14 @@ class Unpacking:
             return found
         try:
             return found._replace(raw=with_images(found.raw, folder, self._budget, self._limits.max_line_bytes))
-        except BadImage as error:
-            return found._replace(refusal=("bad_image", str(error)))
+        except RequestRefused as refused:
+            return found._replace(refusal=refused)
 
     def _entry(
         self, number: int, found: Found, where: str, label: str | None = None, index: Index = index_line
     ) -> Entry:
         if found.refusal is not None:
-            return self._target.add_refused(number, found.raw or b"", *found.refusal, where, label)
+            return self._target.add_refused(number, found.raw or b"", found.refusal, where, label)
         if found.raw is not None:
             return self._target.add(number, found.raw, where, label, index)
         reason = f"the request has {found.length} bytes, more than max_line_bytes ({self._limits.max_line_bytes})"

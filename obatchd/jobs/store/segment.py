@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction, unflushed
@@ -186,69 +187,49 @@ class Segment:
 
     def job_progress(self, job: int) -> tuple[int, bool]:
         """The last indexed line and whether the drop was read to its end."""
-        with self._lock:
-            row = self._database.execute("SELECT indexed_line, indexed FROM jobs WHERE job = ?", (job,)).fetchone()
-        return (row[0], bool(row[1])) if row else (0, False)
+        rows = self._rows("SELECT indexed_line, indexed FROM jobs WHERE job = ?", job)
+        return (rows[0][0], bool(rows[0][1])) if rows else (0, False)
 
     def lanes(self, job: int) -> list[LaneRow]:
         """All lanes of a job with the number of finished requests in each."""
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT job, lane, model, context_length, priority, requests, (SELECT coalesce(sum(t.requests), 0)"
-                " FROM tallies t WHERE t.job = lanes.job AND t.lane = lanes.lane) FROM lanes WHERE job = ?",
-                (job,),
-            ).fetchall()
+        rows = self._rows(
+            "SELECT job, lane, model, context_length, priority, requests, (SELECT coalesce(sum(t.requests), 0)"
+            " FROM tallies t WHERE t.job = lanes.job AND t.lane = lanes.lane) FROM lanes WHERE job = ?",
+            job,
+        )
         return [LaneRow(*row) for row in rows]
 
     def tallies(self, job: int) -> Counter[str]:
         """Finished requests of a job by outcome."""
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT outcome, sum(requests) FROM tallies WHERE job = ? GROUP BY outcome", (job,)
-            ).fetchall()
+        rows = self._rows("SELECT outcome, sum(requests) FROM tallies WHERE job = ? GROUP BY outcome", job)
         return Counter(dict(rows))
 
     def last_finished(self, job: int, lane: int) -> int:
         """The greatest line of a lane that has a result; 0 where none has."""
-        low, high = keys_of(job)
-        with self._read_lock:
-            row = (
-                self._reading()
-                .execute(
-                    "SELECT r.request FROM results r JOIN requests q USING (request)"
-                    " WHERE r.request > ? AND r.request < ? AND q.lane = ? ORDER BY r.request DESC LIMIT 1",
-                    (low, high, lane),
-                )
-                .fetchone()
-            )
-        return row[0] & LINE_MASK if row else 0
+        rows = self._seen(
+            "SELECT r.request FROM results r JOIN requests q USING (request)"
+            " WHERE r.request > ? AND r.request < ? AND q.lane = ? ORDER BY r.request DESC LIMIT 1",
+            *(*keys_of(job), lane),
+        )
+        return rows[0][0] & LINE_MASK if rows else 0
 
     def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = LINE_MASK) -> list[PendingRow]:
         """The next requests of a lane without a result, in input order; of those up to ``to_line``."""
         low, high = keys_of(job)[0], request_key(job, to_line) + 1
-        with self._read_lock:
-            rows = (
-                self._reading()
-                .execute(
-                    "SELECT request, offset, length, checksum, id FROM requests"
-                    " WHERE request > ? AND request < ? AND lane = ?"
-                    " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) LIMIT ?",
-                    (max(low, request_key(job, after_line)), high, lane, limit),
-                )
-                .fetchall()
-            )
+        rows = self._seen(
+            "SELECT request, offset, length, checksum, id FROM requests WHERE request > ? AND request < ? AND lane = ?"
+            " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) LIMIT ?",
+            *(max(low, request_key(job, after_line)), high, lane, limit),
+        )
         return [PendingRow(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def attempts(self, job: int) -> list[AttemptRow]:
         """Recorded attempts of requests that have no result yet."""
-        low, high = keys_of(job)
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT request, attempt, server, started_s, fault, spent_s FROM attempts"
-                " WHERE request > ? AND request < ?"
-                " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = attempts.request)",
-                (low, high),
-            ).fetchall()
+        rows = self._rows(
+            "SELECT request, attempt, server, started_s, fault, spent_s FROM attempts WHERE request > ? AND request < ?"
+            " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = attempts.request)",
+            *keys_of(job),
+        )
         return [AttemptRow(job, row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def results(self, job: int) -> Iterator[tuple[int, Outcome, bytes]]:
@@ -277,33 +258,30 @@ class Segment:
 
     def place(self, job: int, line: int) -> PendingRow | None:
         """Where the bytes of one request lie."""
-        with self._read_lock:
-            row = (
-                self._reading()
-                .execute(
-                    "SELECT request, offset, length, checksum, id FROM requests WHERE request = ?",
-                    (request_key(job, line),),
-                )
-                .fetchone()
-            )
-        return PendingRow(line, *row[1:]) if row else None
+        query = "SELECT offset, length, checksum, id FROM requests WHERE request = ?"
+        rows = self._seen(query, request_key(job, line))
+        return PendingRow(line, *rows[0]) if rows else None
 
     def failed_requests(self, job: int) -> list[PendingRow]:
         """Where the bytes of the requests that ran and did not succeed lie, in input order, without refused lines."""
-        low, high = keys_of(job)
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT r.request, offset, length, checksum, id FROM requests r JOIN results USING (request)"
-                " WHERE r.request > ? AND r.request < ? AND lane >= 0 AND outcome <> 'succeeded' ORDER BY r.request",
-                (low, high),
-            ).fetchall()
+        rows = self._rows(
+            "SELECT r.request, offset, length, checksum, id FROM requests r JOIN results USING (request)"
+            " WHERE r.request > ? AND r.request < ? AND lane >= 0 AND outcome <> 'succeeded' ORDER BY r.request",
+            *keys_of(job),
+        )
         return [PendingRow(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def forget_lanes(self, job: int) -> None:
         """Drop what is remembered of a finished job."""
         self._index.forget(job)
 
-    def _reading(self) -> sqlite3.Connection:
-        if self._reader is None:
-            self._reader = open_reader(self.path)
-        return self._reader
+    def _rows(self, query: str, *given: Any) -> list[Any]:
+        with self._lock:
+            return self._database.execute(query, given).fetchall()
+
+    def _seen(self, query: str, *given: Any) -> list[Any]:
+        """Rows that are read beside the writer."""
+        with self._read_lock:
+            if self._reader is None:
+                self._reader = open_reader(self.path)
+            return self._reader.execute(query, given).fetchall()

@@ -101,6 +101,15 @@ class StateStore:
             self._reader.close()
             self._database.close()
 
+    def _rows(self, query: str, *given: Any) -> list[Any]:
+        with self._lock:
+            return self._database.execute(query, given).fetchall()
+
+    def _seen(self, query: str, *given: Any) -> list[JobRow]:
+        """Jobs, read beside the writer."""
+        with self._read_lock:
+            return [job_of(row) for row in self._reader.execute(query, given).fetchall()]
+
     def defaults_now(self) -> FrozenSettings:
         """What a job that is accepted now would be done with."""
         return FrozenSettings.of(self._settings.value)
@@ -118,27 +127,25 @@ class StateStore:
 
     def accept(self, intents: Sequence[Intent]) -> None:
         with self._lock:
-            rows = [
-                (i.job, i.name, i.owner, i.kind, i.size, JobState.RUNNING, self._choose_segment(i), time.time())
-                for i in intents
-            ]
+            segments = [self._choose_segment(intent) for intent in intents]
             with transaction(self._database) as cursor:
                 defaults = keep(cursor, self.defaults_now())
                 cursor.executemany(
                     "INSERT OR IGNORE INTO jobs (job, name, owner, kind, size, state, segment, accepted_s, defaults)"
                     " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    [(*row, defaults) for row in rows],
+                    [
+                        (i.job, i.name, i.owner, i.kind, i.size, JobState.RUNNING, segment, time.time(), defaults)
+                        for i, segment in zip(intents, segments, strict=True)
+                    ],
                 )
                 cursor.executemany("DELETE FROM intents WHERE job = ?", [(i.job,) for i in intents])
 
     def intents(self) -> list[Intent]:
-        with self._lock:
-            rows = self._database.execute("SELECT intent FROM intents ORDER BY job").fetchall()
+        rows = self._rows("SELECT intent FROM intents ORDER BY job")
         return [msgspec.msgpack.decode(row[0], type=Intent) for row in rows]
 
     def jobs(self) -> set[str]:
-        with self._lock:
-            return {row[0] for row in self._database.execute("SELECT job FROM jobs")}
+        return {row[0] for row in self._rows("SELECT job FROM jobs")}
 
     # Rebuilding.
 
@@ -171,17 +178,12 @@ class StateStore:
     # Facts.
 
     def get(self, key: str) -> str | None:
-        with self._lock:
-            row = self._database.execute("SELECT value FROM facts WHERE key = ?", (key,)).fetchone()
-        return row[0] if row else None
+        rows = self._rows("SELECT value FROM facts WHERE key = ?", key)
+        return rows[0][0] if rows else None
 
     def starting_with(self, prefix: str) -> dict[str, str]:
         """All facts whose key begins with ``prefix``."""
-        with self._lock:
-            rows = self._database.execute(
-                "SELECT key, value FROM facts WHERE substr(key, 1, ?) = ?", (len(prefix), prefix)
-            )
-            return dict(rows.fetchall())
+        return dict(self._rows("SELECT key, value FROM facts WHERE substr(key, 1, ?) = ?", len(prefix), prefix))
 
     def set(self, key: str, value: str) -> None:
         with self._lock, transaction(self._database) as cursor:
@@ -193,28 +195,18 @@ class StateStore:
 
     def last_job(self) -> str:
         """The greatest job id ever given, or ``""``."""
-        with self._lock:
-            row = self._database.execute("SELECT max(job) FROM jobs").fetchone()
-        return row[0] or ""
+        return self._rows("SELECT max(job) FROM jobs")[0][0] or ""
 
     def find(self, jobs: Sequence[str]) -> list[JobRow]:
         """The rows of these job ids, in the order asked, unknown ones left out."""
-        found = []
-        with self._read_lock:
-            for job in jobs:
-                row = self._reader.execute(f"{SELECT} jobs WHERE job = ?", (job,)).fetchone()
-                if row:
-                    found.append(job_of(row))
-        return found
+        return [row for job in jobs for row in self._seen(f"{SELECT} jobs WHERE job = ?", job)]
 
     def find_prefix(self, prefix: str, owner: int | None = None) -> list[JobRow]:
         """Up to two jobs, of one owner or of all, whose id begins with ``prefix``, newest first."""
-        with self._read_lock:
-            rows = self._reader.execute(
-                f"{SELECT} jobs WHERE job >= ? AND job < ? AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT 2",
-                (prefix, prefix + "\x7f", owner, owner),
-            ).fetchall()
-        return [job_of(row) for row in rows]
+        return self._seen(
+            f"{SELECT} jobs WHERE job >= ? AND job < ? AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT 2",
+            *(prefix, prefix + "\x7f", owner, owner),
+        )
 
     def list_jobs(
         self, states: Iterable[JobState], *, limit: int = -1, newest_first: bool = False, owner: int | None = None
@@ -223,20 +215,15 @@ class StateStore:
         names = list(states)
         marks = ",".join("?" * len(names))
         order = "DESC" if newest_first else "ASC"
-        with self._read_lock:
-            rows = self._reader.execute(
-                f"{SELECT} jobs WHERE state IN ({marks}) AND (? IS NULL OR owner = ?) ORDER BY key {order} LIMIT ?",
-                (*names, owner, owner, limit),
-            ).fetchall()
-        return [job_of(row) for row in rows]
+        return self._seen(
+            f"{SELECT} jobs WHERE state IN ({marks}) AND (? IS NULL OR owner = ?) ORDER BY key {order} LIMIT ?",
+            *(*names, owner, owner, limit),
+        )
 
     def duplicate_of(self, digest: str, job: str) -> str | None:
         """An earlier job whose drop had the same content."""
-        with self._lock:
-            row = self._database.execute(
-                "SELECT job FROM jobs WHERE digest = ? AND job <> ? ORDER BY key LIMIT 1", (digest, job)
-            ).fetchone()
-        return row[0] if row else None
+        rows = self._rows("SELECT job FROM jobs WHERE digest = ? AND job <> ? ORDER BY key LIMIT 1", digest, job)
+        return rows[0][0] if rows else None
 
     def update(self, key: int, **values: Any) -> None:
         """Change columns of one job; JSON values are given as objects."""
@@ -252,22 +239,16 @@ class StateStore:
 
     def finished_before(self, when_s: float, limit: int) -> list[JobRow]:
         """Jobs done before ``when_s`` whose input and store are still kept."""
-        with self._lock:
-            rows = self._database.execute(
-                f"{SELECT} jobs WHERE state = 'done' AND released = 0 AND finished_s < ? ORDER BY key LIMIT ?",
-                (when_s, limit),
-            ).fetchall()
-        return [job_of(row) for row in rows]
+        query = f"{SELECT} jobs WHERE state = 'done' AND released = 0 AND finished_s < ? ORDER BY key LIMIT ?"
+        return [job_of(row) for row in self._rows(query, when_s, limit)]
 
     def finished_beyond(self, kept_bytes: int, limit: int) -> list[JobRow]:
         """The oldest finished jobs, without which what is still kept of the others is at most ``kept_bytes``."""
-        with self._lock:
-            rows = self._database.execute(
-                f"{SELECT} (SELECT *, sum(kept_bytes) OVER (ORDER BY key DESC) AS with_newer FROM jobs"
-                " WHERE state = 'done' AND released = 0) WHERE with_newer > ? ORDER BY key LIMIT ?",
-                (kept_bytes, limit),
-            ).fetchall()
-        return [job_of(row) for row in rows]
+        query = (
+            f"{SELECT} (SELECT *, sum(kept_bytes) OVER (ORDER BY key DESC) AS with_newer FROM jobs"
+            " WHERE state = 'done' AND released = 0) WHERE with_newer > ? ORDER BY key LIMIT ?"
+        )
+        return [job_of(row) for row in self._rows(query, kept_bytes, limit)]
 
     def forget_released(self, when_s: float, limit: int) -> int:
         """Delete rows of jobs finished before ``when_s`` of which nothing is kept; how many."""
@@ -281,12 +262,8 @@ class StateStore:
 
     def ended_before(self, when_s: float, limit: int) -> list[JobRow]:
         """Jobs done or refused before ``when_s``, the oldest first."""
-        with self._lock:
-            rows = self._database.execute(
-                f"{SELECT} jobs WHERE state IN ('done', 'refused') AND finished_s < ? ORDER BY key LIMIT ?",
-                (when_s, limit),
-            ).fetchall()
-        return [job_of(row) for row in rows]
+        query = f"{SELECT} jobs WHERE state IN ('done', 'refused') AND finished_s < ? ORDER BY key LIMIT ?"
+        return [job_of(row) for row in self._rows(query, when_s, limit)]
 
     def erase(self, keys: Sequence[int]) -> None:
         """Delete rows of jobs so that nothing of them is left in the file."""
@@ -298,8 +275,4 @@ class StateStore:
 
     def unreleased_in(self, segment: str) -> int:
         """How many jobs still need ``segment``."""
-        with self._lock:
-            row = self._database.execute(
-                "SELECT count(*) FROM jobs WHERE segment = ? AND released = 0", (segment,)
-            ).fetchone()
-        return int(row[0])
+        return int(self._rows("SELECT count(*) FROM jobs WHERE segment = ? AND released = 0", segment)[0][0])
