@@ -23,6 +23,7 @@ from obatchd.spool.layout import Layout
 from obatchd.spool.refusal import refuse_claimed, refuse_drop
 
 TEXT = '{"prompt": "hello"}\n'
+ME = os.geteuid()
 
 
 @pytest.fixture
@@ -261,6 +262,43 @@ def test_an_input_without_an_index_is_adopted_under_its_name(layout: Layout, sto
     [adopted] = recover(layout, fresh.state)
     assert (adopted.job, adopted.name, adopted.kind) == (intent.job, b"drop.jsonl", "file")
     fresh.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_arrived_with_the_inode_of_another_kind_is_run_as_what_it_is(
+    layout: Layout, store: Store, kind: str
+) -> None:
+    """ext4 gives the inode of a file that was just deleted to the next thing that is made, a folder for example."""
+    directory = layout.job_dir(JobIds().new())
+    directory.mkdir()
+    if kind == "file":
+        (directory / "input").write_text(TEXT)
+    else:
+        (directory / "input").mkdir()
+        (directory / "input" / "a.json").write_text(TEXT)
+    status = (directory / "input").stat()
+    other = {"file": "folder", "folder": "file"}[kind]
+    store.state.add_intents(
+        [claims.Intent(directory.name, b"drop.jsonl", ME, status.st_dev, status.st_ino, 99, other, 1.0)]
+    )
+    [intent] = recover(layout, store.state)
+    assert (intent.kind, intent.size, intent.name) == (kind, len(TEXT), b"drop.jsonl")
+    assert [row.kind for row in store.state.find([intent.job])] == [kind]
+    assert store.state.intents() == []
+
+
+@pytest.mark.root
+def test_what_arrived_with_the_inode_of_another_owner_is_run_for_its_own(layout: Layout, store: Store) -> None:
+    directory = layout.job_dir(JobIds().new())
+    directory.mkdir()
+    (directory / "input").write_text(TEXT)
+    os.chown(directory / "input", 1002, 1002)
+    status = (directory / "input").stat()
+    store.state.add_intents(
+        [claims.Intent(directory.name, b"drop.jsonl", 1001, status.st_dev, status.st_ino, len(TEXT), "file", 1.0)]
+    )
+    [intent] = recover(layout, store.state)
+    assert intent.owner == 1002
 
 
 # Submissions and refusals.
