@@ -136,7 +136,10 @@ def _arrived(intent: Intent, layout: Layout) -> Intent | None:
         refuse_claimed(intent.job, intent.name, status.st_uid, layout, refusal)
         return None
     _write_name(directory, intent.name)
-    if (status.st_dev, status.st_ino) != (intent.device, intent.inode):
+    # An inode is soon given to another file once its own is deleted.
+    kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
+    arrived = (status.st_dev, status.st_ino, status.st_uid, kind)
+    if arrived != (intent.device, intent.inode, intent.owner, intent.kind):
         # A file of our own is the copy that an earlier call made of a drop with other names.
         owner = intent.owner if status.st_uid == os.geteuid() else status.st_uid
         _log.warning("input_is_another_file", job=intent.job, owner=owner)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from spool_support import unprivileged
 
 from obatchd.errors import SpoolError
 from obatchd.jobs.model import default_id
-from obatchd.spool.layout import Layout, drop_stem, file_stem, safe_name
+from obatchd.spool.layout import Layout, drop_stem, file_stem, safe_name, size_bytes
 
 
 @pytest.mark.parametrize(
@@ -91,12 +96,55 @@ def test_a_file_or_a_link_in_the_place_of_a_directory_is_named(tmp_path: Path) -
         Layout.open(tmp_path / "b")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_spool_that_may_not_be_written_is_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_a_spool_that_may_not_be_written_is_refused_with_the_remedy() -> None:
+    with unprivileged() as directory:
+        layout = Layout.open(directory / "spool")
+        for mode in (0o500, 0o300, 0o600):
+            layout.inbox.chmod(mode)
+            with pytest.raises(SpoolError, match="owner and mode") as caught:
+                Layout.open(directory / "spool")
+            assert caught.value.code == "permission"
+
+
+def test_a_spool_that_may_not_be_created_is_refused_with_the_remedy() -> None:
+    with unprivileged() as directory:
+        directory.chmod(0o500)
+        with pytest.raises(SpoolError, match="chown") as caught:
+            Layout.open(directory / "spool")
+        assert caught.value.code == "permission"
+
+
+def test_a_spool_below_a_file_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        SpoolError, match=r"cannot be created: Not a directory\. Choose another place with --spool"
+    ) as caught:
+        Layout.open(tmp_path / "file" / "spool")
+    assert caught.value.code == "spool"
+
+
+def test_an_inbox_that_was_closed_since_the_start_is_told_and_an_open_one_is_fine() -> None:
+    with unprivileged() as directory:
+        layout = Layout.open(directory / "spool")
+        assert layout.inbox_problem() == ""
+        layout.inbox.chmod(0o500)
+        assert f"{layout.inbox} cannot be read and written" in layout.inbox_problem()
+
+
+def test_a_spool_on_a_file_system_that_became_read_only_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, but there."""
     layout = Layout.open(tmp_path)
-    layout.inbox.chmod(0o500)
-    with pytest.raises(SpoolError, match="owner and mode"):
-        Layout.open(tmp_path)
+    flags(monkeypatch, os.ST_RDONLY)
+    assert "not mounted read-only" in layout.inbox_problem()
+    assert layout.free().read_only
+
+
+def flags(monkeypatch: pytest.MonkeyPatch, flag: int, **more: int) -> None:
+    """Let statvfs(2) say this of every file system."""
+    said = {"f_flag": flag, "f_bavail": 10, "f_frsize": 4096, "f_favail": 7, "f_files": 100} | more
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**said))
 
 
 @pytest.mark.skipif(
@@ -135,6 +183,128 @@ def test_one_daemon_per_spool(tmp_path: Path) -> None:
         process.communicate()
     with layout.lock():
         pass
+
+
+def test_a_file_system_without_locks_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two daemons on one spool would each answer every prompt."""
+    layout = Layout.open(tmp_path)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SpoolError, match=r"No locks available.*local disk") as caught, layout.lock():
+        pass
+    assert caught.value.code == "spool"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_lock_names_its_holder_whoever_held_it_before(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path)
+    (layout.work / ".lock").write_text("99999999999999\n")
+    with layout.lock():
+        assert (layout.work / ".lock").read_text() == f"{os.getpid()}\n"
+        with pytest.raises(SpoolError, match=f"pid {os.getpid()}\\)"), layout.lock():
+            pass
+
+
+def test_free_space_is_what_we_may_use_and_inodes_only_where_they_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout.open(tmp_path)
+    flags(monkeypatch, 0)
+    assert layout.free() == (40960, 7, False)
+    flags(monkeypatch, 0, f_files=0, f_favail=0)  # btrfs
+    assert layout.free() == (40960, -1, False)
+
+
+@pytest.mark.parametrize(("number", "read_only"), [(errno.EROFS, True), (errno.ENOSPC, False), (errno.ENOTSUP, False)])
+def test_a_disk_that_stopped_writing_without_a_flag_is_found_out_when_it_is_in_doubt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, read_only: bool
+) -> None:
+    """ext4 from Linux 6.15 on; a disk that is merely full has to be told from it."""
+    layout = Layout.open(tmp_path)
+    assert not layout.free(doubtful=True).read_only
+    assert sorted(path.name for path in layout.work.iterdir()) == ["jobs", "uuid"], "the trial leaves no file"
+    real = os.open
+
+    def refuse(path: Path, flags: int, *more: Any, **named: Any) -> int:
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            raise OSError(number, os.strerror(number))
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert layout.free(doubtful=True).read_only == read_only
+    assert not layout.free().read_only
+
+
+@pytest.mark.parametrize(
+    ("mounts", "kind", "remote"),
+    [
+        ([("/", "ext4")], "ext4", False),
+        ([("/", "ext4"), ("{spool}", "nfs4")], "nfs4", True),
+        ([("/", "ext4"), ("{inbox}", "xfs"), ("{inbox}", "fuse.sshfs")], "fuse.sshfs", True),  # the last one hides
+        ([("{inbox}", "cifs"), ("/", "ext4")], "cifs", True),  # the deepest one, wherever it is listed
+        ([("/", "ext4"), ("{inbox}/below", "nfs"), ("{spool}/in", "nfs")], "ext4", False),  # of other places
+        ([], "unknown", False),
+    ],
+)
+def test_the_file_system_of_the_inbox_is_that_of_the_mount_it_is_seen_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: list[tuple[str, str]], kind: str, remote: bool
+) -> None:
+    """After proc_pid_mountinfo(5), where a space in a path is written in octal."""
+    layout = Layout.open(tmp_path / "my spool")
+    places = {"spool": str(layout.root), "inbox": str(layout.inbox)}
+    lines = [
+        f"{number} 1 8:1 / {point.format(**places).replace(' ', chr(92) + '040')} rw - {name} dev rw\n"
+        for number, (point, name) in enumerate(mounts)
+    ]
+    table = tmp_path / "mountinfo"
+    table.write_text("".join(lines))
+
+    def open_table(path: str, mode: str) -> Any:
+        assert path == "/proc/self/mountinfo"
+        return table.open("rb")
+
+    monkeypatch.setattr("builtins.open", open_table)
+    try:
+        found = (layout.filesystem_kind(), layout.is_remote())
+    finally:
+        monkeypatch.undo()
+    assert found == (kind, remote)
+
+
+def test_a_mount_over_the_inbox_is_told_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bind mount of the same file system, too: rename(2) fails between two mounts."""
+    layout = Layout.open(tmp_path)
+    table = tmp_path / "mountinfo"
+    table.write_text(f"1 1 8:1 / / rw - ext4 dev rw\n2 1 8:1 / {layout.inbox} rw - ext4 dev rw\n")
+    monkeypatch.setattr("builtins.open", lambda path, mode: table.open("rb"))
+    try:
+        problem = layout.inbox_problem()
+    finally:
+        monkeypatch.undo()
+    assert "could not be renamed into work" in problem and "Unmount what was mounted there" in problem
+
+
+def test_the_size_of_a_directory_is_that_of_all_files_below_it_and_no_link(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "one").write_bytes(b"1" * 10)
+    (tmp_path / "a" / "b" / "two").write_bytes(b"2" * 32)
+    plain = size_bytes(tmp_path / "a")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path / "a")
+    assert (plain, size_bytes(tmp_path / "nowhere"), size_bytes(tmp_path / "a" / "one")) == (42, 0, 0)
+    assert size_bytes(tmp_path / "a") == plain + (tmp_path / "a" / "loop").lstat().st_size
+
+
+def test_an_identity_that_a_crash_left_empty_is_made_again(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path)
+    (layout.work / "uuid").write_text("\n")
+    fresh = Layout.open(tmp_path).uuid
+    assert re.fullmatch(r"[0-9a-f-]{36}", fresh) and Layout.open(tmp_path).uuid == fresh
 
 
 def test_free_space_is_told_in_bytes_and_inodes(tmp_path: Path) -> None:

@@ -287,6 +287,61 @@ def test_failures_have_the_published_shape(
         assert found["response"]["body"]["error"]["code"] == code
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "codes"),
+    [
+        (400, "invalid_request_error", ["context_exceeded", "invalid_format", "format_mismatch", "invalid_option"]),
+        (400, "invalid_request_error", ["bad_request", "not_supported", "empty_prompt", "empty_response"]),
+        (403, "invalid_request_error", ["forbidden"]),
+        (404, "invalid_request_error", ["model_not_found"]),
+        (500, "server_error", ["stalled", "poison", "crash", "a code of tomorrow"]),
+        (504, "server_error", ["timeout"]),
+    ],
+)
+def test_the_status_of_a_failure_tells_a_client_whether_to_ask_again(status: int, kind: str, codes: list[str]) -> None:
+    """Libraries for that API ask again after 5xx and give a request up after 4xx."""
+    for code in codes:
+        found = json.loads(batch_line("job", Outcome.FAILED, record(code=code, message="why", attempts=1)))
+        response = found["response"]
+        assert (code, response["status_code"], response["body"]["error"]["type"]) == (code, status, kind)
+
+
+def test_an_answer_without_thoughts_has_no_field_for_them() -> None:
+    chat = json.loads(batch_line("job", Outcome.SUCCEEDED, record(url="/v1/chat/completions")))
+    [choice] = chat["response"]["body"]["choices"]
+    assert choice["message"] == {"role": "assistant", "content": "yes", "refusal": None}
+    assert (choice["index"], choice["finish_reason"]) == (0, "stop")
+
+
+def test_several_calls_of_tools_have_ids_of_their_own_beside_the_text() -> None:
+    calls = [{"function": {"name": name}} for name in ("weather", "time")]
+    raw = record(url="/v1/chat/completions", response="I look.", tool_calls=calls)
+    [choice] = json.loads(batch_line("job", Outcome.SUCCEEDED, raw))["response"]["body"]["choices"]
+    assert choice["message"]["content"] == "I look."
+    found = [
+        (call["id"], call["function"]["name"], call["function"]["arguments"])
+        for call in choice["message"]["tool_calls"]
+    ]
+    assert found == [("call_job-3-1", "weather", "{}"), ("call_job-3-2", "time", "{}")]
+
+
+def test_a_line_and_its_parts_can_be_told_from_those_of_other_lines() -> None:
+    """Clients file answers by these ids; the line of the drop makes them unique in a job."""
+    line = json.loads(batch_line("job", Outcome.SUCCEEDED, record(id="mine", line=17, url="/v1/chat/completions")))
+    assert (line["id"], line["custom_id"]) == ("batch_req_job-17", "mine")
+    assert (line["response"]["request_id"], line["response"]["body"]["id"]) == ("req_job-17", "chatcmpl-job-17")
+    line = json.loads(batch_line("job", Outcome.SUCCEEDED, record(line=17, url="/v1/completions")))
+    assert line["response"]["body"]["id"] == "cmpl-job-17"
+
+
+def test_vectors_count_the_tokens_of_their_inputs() -> None:
+    line = json.loads(batch_line("job", Outcome.SUCCEEDED, record(url="/v1/embeddings", embedding=[])))
+    body = line["response"]["body"]
+    assert body["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
+    assert body["data"] == [{"object": "embedding", "index": 0, "embedding": []}]
+    assert body["model"] == "tiny"
+
+
 def test_results_of_a_batch_file_are_read_in_the_order_of_its_lines(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"job": "20261123-133648-darg"}')
     rows = [

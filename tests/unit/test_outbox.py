@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
+from spool_support import Disk
 
 from obatchd.jobs.model import Outcome
-from obatchd.spool.outbox import JobOutbox, flush_outboxes
+from obatchd.spool.outbox import JobOutbox, Totals, flush_outboxes
 
 
 @pytest.fixture
@@ -143,15 +146,181 @@ def test_a_torn_summary_counts_as_none(box: JobOutbox, torn: bytes) -> None:
     assert box.valid_summary() == {"requests": 1}
 
 
-def test_one_outbox_and_many_are_flushed_alike(box: JobOutbox, tmp_path: Path) -> None:
-    other = JobOutbox(tmp_path / "outbox" / "other.job")
-    other.create()
-    for some in (box, other):
-        some.write_whole([(1, Outcome.SUCCEEDED, success("a"))], responses=True)
+@pytest.mark.parametrize(
+    ("jobs", "responses", "whole"),
+    [(1, 0, 0), (1, 5, 0), (1, 20, 1), (2, 0, 1)],
+    ids=["one", "few", "many", "two jobs"],
+)
+def test_nothing_of_a_published_job_is_left_to_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int, responses: int, whole: int
+) -> None:
+    """Its input is deleted right afterwards. One call for the whole file system is for many files only: it also waits
+    for everything that others write."""
+    disk = Disk(monkeypatch)
+    boxes = [JobOutbox(tmp_path / "outbox" / f"job{number}") for number in range(jobs)]
+    for some in boxes:
+        some.create()
+        rows = [(line, Outcome.SUCCEEDED, success(f"r{line}")) for line in range(1, responses + 1)]
+        some.write_whole(rows, responses=bool(responses))
         some.write_summary({})
+    flush_outboxes(boxes)
+    assert disk.whole == whole
+    assert disk.missing(*(tmp_path / "outbox").rglob("*"), tmp_path / "outbox") == []
+
+
+def test_a_flush_of_nothing_asks_nothing_of_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(monkeypatch)
     flush_outboxes([])
-    flush_outboxes([box])
-    flush_outboxes([box, other])
-    (tmp_path / "gone").mkdir()
+    assert (disk.whole, disk.order) == (0, [])
+
+
+def test_outboxes_that_cannot_be_flushed_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         flush_outboxes([JobOutbox(tmp_path / "nowhere" / "x"), JobOutbox(tmp_path / "nowhere" / "y")])
+    with pytest.raises(FileNotFoundError):
+        flush_outboxes([JobOutbox(tmp_path / "nowhere" / "x")])
+
+
+def test_an_answer_of_an_earlier_job_counts_as_one_but_for_no_server_time_or_token(box: JobOutbox) -> None:
+    rows = [
+        (1, Outcome.SUCCEEDED, success("a")),
+        (2, Outcome.SUCCEEDED, success("b", server="gpu1", copied_from="20261123-133648-darg", truncated=True)),
+    ]
+    totals = box.write_whole(rows, responses=False)
+    assert totals.outcomes == {"succeeded": 2}
+    assert (totals.copied, totals.prompt_tokens, totals.response_tokens, totals.serial_s) == (1, 3, 5, 1.5)
+    assert (set(totals.servers), totals.truncated, totals.models) == ({"gpu0"}, 0, {"tiny"})
+
+
+def test_what_a_record_does_not_say_is_not_made_up() -> None:
+    """A request that never got to a server has no model, server, tokens or time."""
+    totals = Totals()
+    totals.add(Outcome.SUCCEEDED, b'{"id": "a"}')
+    totals.add(Outcome.EXPIRED, b'{"id": "b", "code": "expired"}')
+    assert (totals.models, totals.servers) == (set(), {})
+    assert (totals.serial_s, totals.prompt_tokens, totals.response_tokens) == (0, 0, 0)
+    assert (totals.truncated, totals.ungrounded, totals.copied) == (0, 0, 0)
+    assert totals.failures["expired"]["requests"] == 1
+
+
+def test_answers_with_values_that_are_not_in_their_prompt_are_counted_once_each() -> None:
+    totals = Totals()
+    for ungrounded in ([], ["/name"], ["/name", "/year"]):
+        totals.add(Outcome.SUCCEEDED, success("a", ungrounded=ungrounded))
+    assert totals.ungrounded == 2
+
+
+def test_a_server_without_a_span_of_time_has_no_speed() -> None:
+    """A clock that was set back must not show a speed below zero, nor a single instant divide by it."""
+    at = ["2026-11-24T23:59:58.000Z", "2026-11-24T23:59:59.500Z"]
+    for started, finished in ((at[0], at[0]), (at[1], at[0]), ("", at[0]), (at[0], "")):
+        totals = Totals()
+        totals.add(Outcome.SUCCEEDED, success("a", started_at=started, finished_at=finished))
+        assert totals.servers["gpu0"].document() == {
+            "requests": 1, "response_tokens": 5, "busy_s": 1.5, "tokens_per_s": None
+        }  # fmt: skip
+
+
+def test_a_vector_has_a_record_and_no_text(box: JobOutbox) -> None:
+    with box.response_files() as write:
+        write(1, b'{"id": "a", "embedding": [1.5]}')
+    assert [path.name for path in box.responses.iterdir()] == ["a.json"]
+
+
+def test_an_empty_answer_is_an_answer(box: JobOutbox) -> None:
+    with box.response_files() as write:
+        write(1, success("a", response=""))
+    assert (box.responses / "a.txt").read_text() == "\n"
+
+
+def test_response_files_are_of_successes_only(box: JobOutbox) -> None:
+    """A program that reads the directory takes whatever lies there for an answer."""
+    box.write_whole(
+        [(1, Outcome.SUCCEEDED, success("a")), (2, Outcome.FAILED, failure("b", "stalled"))], responses=True
+    )
+    assert sorted(path.name for path in box.responses.iterdir()) == ["a.json", "a.txt"]
+
+
+def test_a_line_may_have_another_form_than_the_record(box: JobOutbox) -> None:
+    rows = [(1, Outcome.SUCCEEDED, success("a")), (2, Outcome.FAILED, failure("b", "stalled"))]
+    totals = box.write_whole(
+        rows, responses=True, line_of=lambda outcome, record: b'{"%s": %d}' % (outcome.value.encode(), len(record))
+    )
+    assert (box.directory / "results.jsonl").read_bytes() == b'{"succeeded": %d}\n' % len(rows[0][2])
+    assert (box.directory / "errors.jsonl").read_bytes() == b'{"failed": %d}\n' % len(rows[1][2])
+    assert totals.outcomes == {"succeeded": 1, "failed": 1}
+    assert json.loads((box.responses / "a.json").read_bytes())["response"] == "answer of a"
+
+
+def test_the_state_of_a_job_is_written_even_before_its_first_result(tmp_path: Path) -> None:
+    box = JobOutbox(tmp_path / "outbox" / "drop.job")
+    assert box.last_status() is None
+    box.write_status({"state": "running", "note": "Grüße"})
+    box.write_status({"state": "done"})
+    assert box.last_status() == {"state": "done"}
+    assert (box.directory / "status.json").read_text() == '{\n  "state": "done"\n}\n', "people read it, too"
+    assert [path.name for path in box.directory.iterdir()] == ["status.json"]
+
+
+def test_the_size_of_all_results_is_that_of_both_files(box: JobOutbox) -> None:
+    assert box.whole_bytes() == 0
+    (box.directory / "results.jsonl").write_bytes(b"1" * 10)
+    assert box.whole_bytes() == 10
+    (box.directory / "errors.jsonl").write_bytes(b"2" * 5)
+    (box.directory / "status.json").write_bytes(b"3")
+    assert box.whole_bytes() == 15
+
+
+def test_a_disk_that_takes_a_part_first_is_given_the_rest(box: JobOutbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """write(2) may write less than it was given; half a summary would count as none."""
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: real(descriptor, content[:7]))
+    box.write_summary({"requests": 1, "note": "Grüße" * 10})
+    with box.response_files() as write:
+        write(1, success("a"))
+    monkeypatch.undo()
+    assert box.valid_summary() == {"requests": 1, "note": "Grüße" * 10}
+    assert (box.responses / "a.txt").read_text() == "answer of a\n"
+
+
+def test_a_disk_that_refuses_leaves_the_file_that_was_there_and_nothing_open(
+    box: JobOutbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.write_summary({"requests": 1})
+    before = len(os.listdir("/proc/self/fd"))
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", refuse)
+        with pytest.raises(OSError, match="No space"):
+            box.write_summary({"requests": 2})
+        with pytest.raises(OSError, match="No space"), box.response_files() as write:
+            write(1, success("a"))
+    assert box.valid_summary() == {"requests": 1}
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_link_under_a_temporary_name_is_not_written_through(box: JobOutbox, tmp_path: Path) -> None:
+    """Owners of a job may be able to write into its directory; the daemon must not write elsewhere for them."""
+    (tmp_path / "victim").write_text("theirs")
+    (box.directory / ".summary.json.tmp").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError) as caught:
+        box.write_summary({})
+    assert caught.value.errno == errno.ELOOP
+    assert (tmp_path / "victim").read_text() == "theirs"
+
+
+def test_results_can_be_read_by_others_who_may_enter_the_outbox(box: JobOutbox) -> None:
+    mask = os.umask(0o022)
+    try:
+        box.write_whole([(1, Outcome.SUCCEEDED, success("a"))], responses=True)
+        box.write_summary({})
+    finally:
+        os.umask(mask)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in [*box.directory.rglob("*")]}
+    assert modes == {
+        "results.jsonl": 0o644, "errors.jsonl": 0o644, "summary.json": 0o644, "responses": 0o755, "a.json": 0o644,
+        "a.txt": 0o644,
+    }  # fmt: skip
