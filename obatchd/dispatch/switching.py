@@ -2,7 +2,7 @@
 
 A server keeps its profile until nothing that may run needs it, or until another profile whose owners have had less
 of the servers has waited ``max(switch_after_s, 10 × load time)``. So two models never fight for one server, and
-nobody starves (docs/architecture.md, "Profiles").
+nobody starves (docs/internals/queue.md, "Profiles").
 """
 
 from __future__ import annotations

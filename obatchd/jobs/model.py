@@ -1,4 +1,4 @@
-"""The words of the engine as types. See docs/architecture.md for their meaning."""
+"""The words of the engine as types. See docs/tour.md for their meaning."""
 
 from __future__ import annotations
 
