@@ -22,6 +22,7 @@ from obatchd.ollama.api import OllamaApi
 from obatchd.servers.life import Life
 from obatchd.servers.process import version_warning
 from obatchd.servers.states import ServerState
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
@@ -61,7 +62,7 @@ class Server(Life):
         self,
         server_id: str,
         base_url: str,
-        settings: Settings,
+        settings: Current[Settings],
         session: aiohttp.ClientSession,
         listener: ServerListener,
     ) -> None:

@@ -18,6 +18,7 @@ from obatchd.burnin.journal.records import Begun, Canary, Limits, Plan, Record, 
 from obatchd.burnin.report import report
 from obatchd.burnin.run import checker, load, run
 from obatchd.burnin.run.asking import Answered
+from obatchd.burnin.run.plan import Defaults
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
@@ -129,6 +130,9 @@ class Bench:
 
     def health_limits(self) -> GpuHealthSettings:
         return GpuHealthSettings()
+
+    def defaults(self) -> Defaults:
+        raise AssertionError("the plan is made already")
 
     async def ensure_model(self, server: str, model: str) -> None: ...
 

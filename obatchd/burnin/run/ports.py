@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import aiohttp
 
 from obatchd.burnin.run.load import LoadedServer
+from obatchd.burnin.run.plan import Defaults
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
@@ -108,6 +109,10 @@ class RunHost(Protocol):
         ...
 
     def health_limits(self) -> GpuHealthSettings: ...
+
+    def defaults(self) -> Defaults:
+        """What the configuration says about runs."""
+        ...
 
     async def ensure_model(self, server: str, model: str) -> None:
         """Make sure of a model at the server with this id; raises ModelError."""
