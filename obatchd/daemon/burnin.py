@@ -100,6 +100,28 @@ class BurninHost:
     def health_limits(self) -> GpuHealthSettings:
         return self._settings.value.gpu_health
 
+    def defaults(self) -> Defaults:
+        settings = self._settings.value
+        chosen = settings.burnin
+        return Defaults(
+            chosen.model or settings.model,
+            round_context(settings.context_length),
+            chosen.canary_s,
+            chosen.canary_runs,
+            Limits(
+                slower_warn_percent=chosen.slower_warn_percent,
+                slower_fail_percent=chosen.slower_fail_percent,
+                stress_power_percent=chosen.stress_power_percent,
+                stress_utilisation_percent=chosen.stress_utilisation_percent,
+                stress_loaded_percent=chosen.stress_loaded_percent,
+                least_loaded_percent=chosen.least_loaded_percent,
+                least_seen_percent=chosen.least_seen_percent,
+                vram_target_percent=chosen.vram_target_percent,
+            ),
+            chosen.keep_runs,
+            chosen.keep_days * 86_400.0,
+        )
+
     async def ensure_model(self, server: str, model: str) -> None:
         await self._models.ensure_on(self._fleet.servers[server], model)
 
@@ -132,26 +154,3 @@ class BurninHost:
 
     def release(self, gpu: Gpu) -> None:
         self._policy.release(gpu.card)
-
-
-def defaults(settings: Settings) -> Defaults:
-    """What the configuration says about burn-in runs."""
-    chosen = settings.burnin
-    return Defaults(
-        chosen.model or settings.model,
-        round_context(settings.context_length),
-        chosen.canary_s,
-        chosen.canary_runs,
-        Limits(
-            slower_warn_percent=chosen.slower_warn_percent,
-            slower_fail_percent=chosen.slower_fail_percent,
-            stress_power_percent=chosen.stress_power_percent,
-            stress_utilisation_percent=chosen.stress_utilisation_percent,
-            stress_loaded_percent=chosen.stress_loaded_percent,
-            least_loaded_percent=chosen.least_loaded_percent,
-            least_seen_percent=chosen.least_seen_percent,
-            vram_target_percent=chosen.vram_target_percent,
-        ),
-        chosen.keep_runs,
-        chosen.keep_days * 86_400.0,
-    )

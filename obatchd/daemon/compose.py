@@ -15,7 +15,7 @@ from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon import burnin, platform
+from obatchd.daemon import platform
 from obatchd.daemon.burnin import BurninHost
 from obatchd.daemon.models import ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -85,8 +85,8 @@ async def host(settings: Current[Settings], spool: Spool, owner: TaskOwner) -> H
     chosen = platform.choose(settings.value, work)
     probe = Probe(settings.value.gpus, chosen.open_source)
     await probe.start()
-    fleet = Fleet(settings.value, work, spool.layout.uuid, chosen.program, probe, spool.facts, owner)
-    models = ModelKeeper(settings.value.models, fleet)
+    fleet = Fleet(settings, work, spool.layout.uuid, chosen.program, probe, spool.facts, owner)
+    models = ModelKeeper(settings, fleet)
     return Host(probe, fleet, models, GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log))
 
 
@@ -97,11 +97,11 @@ def head(
     layout = spool.layout
     work = Work(settings, layout, spool.store, owner, alarms)
     engine = Engine(work, ServedModels(here.models, here.fleet))
-    policy = GpuPolicy(settings.value, here.watch, here.fleet, engine.dispatcher, alarms, owner)
+    policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
     here.fleet.listen(_ServerNews(engine.dispatcher, alarms))
-    watchdog = Watchdog(engine.dispatcher, settings.value, here.watch, owner)
+    watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
     tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
-    runs = Burnin(layout.work / "burnin", tested, burnin.defaults(settings.value))
+    runs = Burnin(layout.work / "burnin", tested)
     facade = Facade(engine, here.fleet, here.models, here.probe, policy, reload)
     access = Access(settings.value.access)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared)

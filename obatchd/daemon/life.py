@@ -18,7 +18,7 @@ import uvloop
 from obatchd import __version__, log
 from obatchd.client import runtime
 from obatchd.control.auth import group_id
-from obatchd.daemon import burnin, compose, process, systemd
+from obatchd.daemon import compose, process, systemd
 from obatchd.daemon.compose import Head, Host, Spool
 from obatchd.daemon.reload import Reloader
 from obatchd.gpucare.alarms import Alarms
@@ -66,7 +66,7 @@ class Daemon:
 
     async def _run_locked(self, spool: Spool) -> None:
         _log.info("starting", version=__version__, spool=spool.layout.root, pid=os.getpid())
-        self._alarms = Alarms(self._settings.value.alarms)
+        self._alarms = Alarms(self._settings)
         self._alarms.start()
         async with contextlib.AsyncExitStack() as at_end:
             at_end.push_async_callback(self._alarms.stop)
@@ -159,15 +159,10 @@ class Daemon:
         self._stopping.set()
 
     def settings_changed(self) -> None:
-        """Tell the parts that do not read the settings at the moment of use."""
-        settings, head = self._settings.value, self._head
-        log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
-        self._here.models.apply(settings.models)
-        head.watchdog.apply(settings)
-        head.burnin.defaults = burnin.defaults(settings)
-        head.policy.apply(settings)
-        self._alarms.settings = settings.alarms
-        head.engine.settings_changed()
+        """Tell the parts that do more than to read the settings at the moment of use."""
+        log.configure(self._settings.value.log_level, journal="JOURNAL_STREAM" in os.environ)
+        self._head.engine.settings_changed()
+        self._head.housekeeping.settings_changed()
 
 
 def _owners(access: AccessSettings) -> OwnerDirectories | None:

@@ -19,7 +19,7 @@ _log = log.get(__name__)
 
 
 class SettingsListener(Protocol):
-    """Tells the parts that do not read the settings at the moment of use; :class:`obatchd.daemon.life.Daemon`."""
+    """Tells the parts that do more than to read settings at the moment of use; :class:`obatchd.daemon.life.Daemon`."""
 
     def settings_changed(self) -> None:
         """Other settings are in force."""

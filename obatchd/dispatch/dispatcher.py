@@ -18,7 +18,8 @@ from obatchd.dispatch.outcomes import OutcomeHandler, Suspicion
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
-from obatchd.settings.tables.dispatch import DispatchSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)
 _HOLD_S = 0.5
@@ -36,11 +37,12 @@ class Dispatcher:
     def __init__(
         self,
         queue: JobQueue,
-        settings: DispatchSettings,
+        settings: Current[Settings],
         events: DispatchEvents,
         switcher: ProfileSwitcher,
         holds: Holds,
     ) -> None:
+        self._settings = settings
         self.links: dict[str, Link] = {}
         self._outcomes = OutcomeHandler(queue, settings, events, hold=self._hold_link)
         self.suspicion = self._outcomes.suspicion
@@ -58,7 +60,7 @@ class Dispatcher:
     async def start(self, servers: Iterable[ServerPort]) -> None:
         """Start a worker for each server."""
         for server in servers:
-            self.links[server.id] = Link(server)
+            self.links[server.id] = Link(server, self._settings)
         self._switcher.attach(self.links, self.wake)
         await self._keeper.start()
 
@@ -70,9 +72,10 @@ class Dispatcher:
         for link in self.links.values():
             self._outcomes.interrupted(link)
 
-    def apply(self, settings: DispatchSettings) -> None:
-        """Use changed settings from the next offer on."""
-        self._offering.settings = self._outcomes.settings = settings
+    def settings_changed(self) -> None:
+        """Tell the workers of their time-outs."""
+        for link in self.links.values():
+            self._offering.configure(link)
 
     def listen_to_crashes(self, listener: CrashListener) -> None:
         """Tell of each request that was in flight in a crash of a server, and when another server answers it."""

@@ -16,6 +16,8 @@ from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
 from obatchd.rate import RateMeter
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 # Answers faster than this would leave a slot empty while the next request travels: such servers get more credit.
 _FAST_ANSWER_S = 0.010
@@ -78,7 +80,7 @@ class Offered:
 class Link:
     """One server and its worker."""
 
-    def __init__(self, server: ServerPort) -> None:
+    def __init__(self, server: ServerPort, settings: Current[Settings]) -> None:
         self.server = server
         self.worker: Child | None = None
         self.configured: protocol.Configure | None = None
@@ -102,7 +104,7 @@ class Link:
         self.capabilities: dict[str, list[str]] = {}  # of the models made sure of, by name
         self.prepared: dict[Profile, float] = {}  # until when (monotonic) that holds
         self.token_s = time.monotonic()  # of the latest token or end of an attempt; at first of its own beginning
-        self.watch = ServerWatch()
+        self.watch = ServerWatch(settings)
         self.findings: Counter[str] = Counter()  # of the watchdog, by name
         self._tokens = RateMeter(_RATE_WINDOW_S)
 

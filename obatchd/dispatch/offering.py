@@ -12,7 +12,8 @@ from obatchd.dispatch.protocol import OfferItem
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
-from obatchd.settings.tables.dispatch import DispatchSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 
 class Offering:
@@ -26,10 +27,10 @@ class Offering:
         self,
         queue: JobQueue,
         links: Mapping[str, Link],
-        settings: DispatchSettings,
+        settings: Current[Settings],
         events: DispatchEvents,
     ) -> None:
-        self.settings = settings
+        self._settings = settings
         self._queue = queue
         self._links = links
         self._events = events
@@ -48,7 +49,7 @@ class Offering:
 
     def configure(self, link: Link) -> None:
         """Tell a worker what it drives, if it does not know."""
-        settings = self.settings
+        settings = self._settings.value.dispatch
         link.configure((settings.connect_timeout_s, settings.stall_s, settings.request_timeout_s))
 
     def _isolate(self, profile: Profile, links: list[Link]) -> None:
@@ -116,7 +117,7 @@ class Offering:
                 self._queue.give_back(taken)
             return
         self.configure(link)
-        settings = self.settings
+        settings = self._settings.value.dispatch
         items = []
         for taken in batch:
             lane, pending = taken.lane, taken.pending

@@ -16,7 +16,8 @@ from obatchd.dispatch.watchdog import Sample
 from obatchd.jobs.lane import Pending, Taken
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
-from obatchd.settings.tables.dispatch import DispatchSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)
 _ONE_CRASH_S = 1.0  # failures this close together are one crash
@@ -45,12 +46,12 @@ class OutcomeHandler:
     def __init__(
         self,
         queue: JobQueue,
-        settings: DispatchSettings,
+        settings: Current[Settings],
         events: DispatchEvents,
         *,
         hold: Callable[[Link], None],
     ) -> None:
-        self.settings = settings
+        self._settings = settings
         self.suspicion: dict[tuple[int, int], Suspicion] = {}
         self.crash_listener = CrashListener()
         self._queue = queue
@@ -148,12 +149,13 @@ class OutcomeHandler:
             Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s)
         )
         suspicion = self._suspect(key, taken, fault, link, alone=alone)
-        if suspicion.alone >= self.settings.poison_crashes:
+        settings = self._settings.value.dispatch
+        if suspicion.alone >= settings.poison_crashes:
             record = records.poisoned(record, suspicion.crashes, suspicion.alone)
             self._finish(taken, record, 0.0, succeeded=False)
-        elif (spent_s := pending.spent_s + took_s) + LEAST_LIMIT_S > self.settings.request_total_s:
+        elif (spent_s := pending.spent_s + took_s) + LEAST_LIMIT_S > settings.request_total_s:
             self._finish(taken, records.out_of_time(record, spent_s), 0.0, succeeded=False)
-        elif pending.attempt >= self.settings.max_attempts:
+        elif pending.attempt >= settings.max_attempts:
             self._finish(taken, record, 0.0, succeeded=False)
         else:
             servers = [*pending.servers, link.server.id]

@@ -26,7 +26,9 @@ from obatchd.dispatch.link import Link
 from obatchd.dispatch.watchdog import Finding, Observation
 from obatchd.errors import ObatchError, ServerError
 from obatchd.ollama import faults
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+from obatchd.settings.tables.watchdog import WatchdogSettings
 from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
@@ -51,22 +53,18 @@ class Watchdog:
         owner: told when the watch ends by an exception: hung servers would go unnoticed.
     """
 
-    def __init__(self, dispatcher: Dispatcher, settings: Settings, load: GpuLoad, owner: TaskOwner) -> None:
+    def __init__(self, dispatcher: Dispatcher, settings: Current[Settings], load: GpuLoad, owner: TaskOwner) -> None:
         self._dispatcher = dispatcher
         self._load = load
         self._tasks = TaskSet(owner)
         self._remedies: dict[str, asyncio.Task[None]] = {}
         self._restarts: dict[str, deque[tuple[float, Finding]]] = {}
         self._looked_s: dict[str, float] = {}  # at the VRAM
-        self.apply(settings)
+        self._current = settings
 
-    def apply(self, settings: Settings) -> None:
-        """Use changed settings from now on."""
-        self._settings = settings.watchdog
-        self._stall_s = settings.dispatch.stall_s
-        self._drain_s = settings.servers.drain_s
-        for link in self._dispatcher.links.values():
-            link.watch.settings = settings.watchdog
+    @property
+    def _settings(self) -> WatchdogSettings:
+        return self._current.value.watchdog
 
     def start(self) -> None:
         self._tasks.start(self._run(), "watchdog")
@@ -86,7 +84,7 @@ class Watchdog:
         server, now_s = link.server, time.monotonic()
         computes = server.loaded is not None and not (server.loading or link.loading or server.starting_runner)
         seen = Observation(now_s, computes, link.started, link.token_s, self._load.utilisation(server.id))
-        if (finding := link.watch.look(seen, self._stall_s)) is not None:
+        if (finding := link.watch.look(seen)) is not None:
             self._begin(link, self._remedy(link, finding))
         elif not computes:
             self._looked_s[server.id] = now_s
@@ -119,7 +117,7 @@ class Watchdog:
     async def _remedy(self, link: Link, finding: Finding) -> None:
         match finding:
             case Finding.STALLED:
-                reason = f"no token from any of its slots for {self._stall_s:g} s or more"
+                reason = f"no token from any of its slots for {self._current.value.dispatch.stall_s:g} s or more"
                 self._found(link, finding, reason, "give up what is in flight, ask for one token")
                 self._dispatcher.give_up(link, faults.hung(reason), self._settings.probe_s + _MARGIN_S)
                 await self._restart_unless_it_answers(link, finding, reason)
@@ -183,7 +181,7 @@ class Watchdog:
 
     async def _restart_when_idle(self, link: Link, reason: str) -> None:
         try:
-            await self._dispatcher.empty(link, self._drain_s)
+            await self._dispatcher.empty(link, self._current.value.servers.drain_s)
             await self._dispatcher.vacate(link, 0.0, "its server is restarted")
             link.findings["restart"] += 1
             await link.server.restart(reason)
@@ -202,7 +200,7 @@ class Watchdog:
         if watch.slow_remedies == 1:
             try:
                 profile = server.loaded
-                if profile is not None and await self._dispatcher.empty(link, self._drain_s):
+                if profile is not None and await self._dispatcher.empty(link, self._current.value.servers.drain_s):
                     await server.unload()
                     await server.load(profile)
                 watch.begin_again()

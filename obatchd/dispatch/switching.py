@@ -18,6 +18,8 @@ from obatchd.dispatch.link import Link, Refused
 from obatchd.errors import ModelError, ObatchError
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)
 _LOAD_TIMES_TO_WAIT = 10.0
@@ -29,9 +31,11 @@ _PREPARED_S = 60.0
 class ProfileSwitcher:
     """Decides and carries out loads."""
 
-    def __init__(self, queue: JobQueue, switch_after_s: float, models: ModelStore, events: DispatchEvents) -> None:
+    def __init__(
+        self, queue: JobQueue, settings: Current[Settings], models: ModelStore, events: DispatchEvents
+    ) -> None:
         self._queue = queue
-        self.switch_after_s = switch_after_s
+        self._settings = settings
         self._models = models
         self._events = events
         self._links: dict[str, Link] = {}
@@ -106,7 +110,8 @@ class ProfileSwitcher:
 
     def _contender(self, link: Link, loaded: Profile, candidates: list[Profile]) -> Profile | None:
         """A profile with a stronger claim that has waited long enough."""
-        patience_s = max(self.switch_after_s, _LOAD_TIMES_TO_WAIT * (link.server.load_s or 0.0))
+        switch_after_s = self._settings.value.dispatch.switch_after_s
+        patience_s = max(switch_after_s, _LOAD_TIMES_TO_WAIT * (link.server.load_s or 0.0))
         claim = self._queue.claim(loaded)
         for profile in candidates:
             since_s = self._unserved_since_s.get(profile)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import msgspec
 
 from obatchd.jobs.model import Profile
-from obatchd.settings.tables.watchdog import WatchdogSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 # A long prompt keeps the GPU busy and gives no token: silence beside a busy GPU counts for a fraction.
 _PREFILL_PATIENCE = 4
@@ -83,12 +84,11 @@ class ServerWatch:
     """The history of one server that its faults show in.
 
     Attributes:
-        settings: limits; may be replaced at any time.
         slow_remedies: how often in a row it was found slow; 0 again when it reaches its speed.
     """
 
-    def __init__(self, settings: WatchdogSettings | None = None) -> None:
-        self.settings = settings or WatchdogSettings()
+    def __init__(self, settings: Current[Settings]) -> None:
+        self._settings = settings
         self.slow_remedies = 0
         self._quiet_from_s = 0.0  # silence is counted from here at the earliest
         self._idle_from_s = 0.0  # the same for the GPU
@@ -116,7 +116,7 @@ class ServerWatch:
         speed.add(sample.tokens / sample.eval_s)
         if speed.answers < _KNOWN_AFTER:
             return
-        if speed.mean >= self.settings.slow_factor * speed.best:
+        if speed.mean >= self._settings.value.watchdog.slow_factor * speed.best:
             self._slow_from_s = None
             self.slow_remedies = 0
         else:
@@ -124,25 +124,26 @@ class ServerWatch:
             if self._slow_from_s is None:
                 self._slow_from_s = sample.at_s
 
-    def look(self, seen: Observation, stall_s: float) -> Finding | None:
+    def look(self, seen: Observation) -> Finding | None:
         """What is wrong now; each finding is given once and only again after as long a time as at first."""
+        limits, stall_s = self._settings.value.watchdog, self._settings.value.dispatch.stall_s
         if not seen.computes or not seen.active:
             self._quiet_from_s = self._idle_from_s = seen.now_s
         else:
-            idle = seen.utilisation_percent is not None and seen.utilisation_percent <= self.settings.idle_gpu_percent
+            idle = seen.utilisation_percent is not None and seen.utilisation_percent <= limits.idle_gpu_percent
             busy = seen.utilisation_percent is not None and not idle
             if not idle:
                 self._idle_from_s = seen.now_s
             if seen.now_s - max(self._quiet_from_s, seen.token_s) >= stall_s * (_PREFILL_PATIENCE if busy else 1):
                 self._quiet_from_s = self._idle_from_s = seen.now_s
                 return Finding.STALLED
-            if seen.now_s - max(self._idle_from_s, seen.token_s) >= self.settings.idle_gpu_s:
+            if seen.now_s - max(self._idle_from_s, seen.token_s) >= limits.idle_gpu_s:
                 self._idle_from_s = seen.now_s
                 return Finding.GPU_IDLE
-        if self._waits >= _LEAST_ANSWERS and self._waits_until_s - self._waits_from_s >= self.settings.leak_s:
+        if self._waits >= _LEAST_ANSWERS and self._waits_until_s - self._waits_from_s >= limits.leak_s:
             self._waits = 0
             return Finding.SLOTS_LEAKING
-        if self._slow_from_s is not None and self._slow_until_s - self._slow_from_s >= self.settings.slow_s:
+        if self._slow_from_s is not None and self._slow_until_s - self._slow_from_s >= limits.slow_s:
             self._slow_from_s = None
             return Finding.SLOW
         return None

@@ -38,12 +38,8 @@ class Engine:
         self._feeder = Feeder(work, self.preparation, self.committer)
         self.queue = JobQueue(self._feeder)
         self.completion = Completion(work, self.queue, self.committer, models, self)
-        self._switcher = ProfileSwitcher(
-            self.queue, work.settings.value.dispatch.switch_after_s, models, self.completion
-        )
-        self.dispatcher = Dispatcher(
-            self.queue, work.settings.value.dispatch, self.completion, self._switcher, work.holds
-        )
+        switcher = ProfileSwitcher(self.queue, work.settings, models, self.completion)
+        self.dispatcher = Dispatcher(self.queue, work.settings, self.completion, switcher, work.holds)
         self.admission = Admission(work, self.queue, self.completion, self.committer, models)
         self.intake = Intake(work, self.admission)
         self._statuses = StatusWriter(work, self.completion, self.dispatcher)
@@ -77,11 +73,10 @@ class Engine:
         self.dispatcher.give_up_waiting()
 
     def settings_changed(self) -> None:
-        """Tell the parts that do not read the settings at the moment of use."""
-        dispatch = self.work.settings.value.dispatch
-        self._switcher.switch_after_s = dispatch.switch_after_s
-        self.dispatcher.apply(dispatch)
+        """Tell the processes that have settings of ours, and look at the inbox with others."""
+        self.dispatcher.settings_changed()
         self.preparation.settings_changed()
+        self.intake.settings_changed()
 
     def published(self, row: JobRow, summary: dict[str, Any]) -> None:
         """A job is over: forget it, and tell."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 
@@ -36,6 +37,12 @@ class Housekeeping:
         self._tasks = TaskSet(engine.work.owner)
         self._booted = False
         self._pruned_s = float("-inf")
+        self._wake = asyncio.Event()
+
+    def settings_changed(self) -> None:
+        """Look with other bounds now."""
+        self._pruned_s = float("-inf")
+        self._wake.set()
 
     def start(self) -> None:
         self._tasks.start(self._run(), "housekeeping")
@@ -45,6 +52,7 @@ class Housekeeping:
 
     async def _run(self) -> None:
         while True:
+            self._wake.clear()
             try:
                 if not self._booted:
                     await self._after_boot()
@@ -54,7 +62,9 @@ class Housekeeping:
                 await self._keep_bounds()
             except DISK_ERRORS as error:
                 _log.error("housekeeping_failed", reason=log.reason(error))
-            await asyncio.sleep(_PERIOD_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PERIOD_S):
+                    await self._wake.wait()
 
     async def _after_boot(self) -> None:
         """After a reboot, a summary that was renamed but not flushed may be empty: publish such jobs again.

@@ -18,6 +18,8 @@ import msgspec
 
 from obatchd import log
 from obatchd.documents import SCHEMA
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 from obatchd.settings.tables.alarms import AlarmKind, AlarmSettings
 from obatchd.times import instant
 
@@ -29,13 +31,17 @@ _LAST_S = 5.0  # for the alarms that wait when the daemon ends
 class Alarms:
     """Collects alarms and runs the command."""
 
-    def __init__(self, settings: AlarmSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Current[Settings]) -> None:
+        self._current = settings
         self._waiting: deque[dict[str, Any]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def _settings(self) -> AlarmSettings:
+        return self._current.value.alarms
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="alarms")
@@ -52,7 +58,7 @@ class Alarms:
 
     def announce(self, kind: AlarmKind, facts: dict[str, Any]) -> None:
         """Raise an alarm, if somebody wants to hear of its kind."""
-        if not self.settings.command or kind not in self.settings.on:
+        if not self._settings.command or kind not in self._settings.on:
             return
         if len(self._waiting) >= _MOST_WAITING:
             _log.warning("alarm_dropped", kind=self._drop()["kind"], reason="too many wait for the command")
@@ -75,18 +81,18 @@ class Alarms:
             await self._wake.wait()
 
     async def _tell(self, alarm: dict[str, Any]) -> None:
-        command, kind = self.settings.command, alarm["kind"]
+        command, kind = self._settings.command, alarm["kind"]
         try:
             process = await self._begin(msgspec.json.encode(alarm) + b"\n")
         except (OSError, ValueError) as error:
             _log.error("alarm_failed", kind=kind, command=command[0], reason=str(error))
             return
         try:
-            async with asyncio.timeout(self.settings.timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s):
                 await process.wait()
         except TimeoutError:
             _log.error(
-                "alarm_failed", kind=kind, command=command[0], reason=f"not done in {self.settings.timeout_s:g} s"
+                "alarm_failed", kind=kind, command=command[0], reason=f"not done in {self._settings.timeout_s:g} s"
             )
         else:
             write = _log.error if process.returncode else _log.info
@@ -103,6 +109,6 @@ class Alarms:
             standard_input.write(document)
             standard_input.seek(0)
             return await asyncio.create_subprocess_exec(
-                *self.settings.command, stdin=standard_input, stdout=asyncio.subprocess.DEVNULL, env=environment,
+                *self._settings.command, stdin=standard_input, stdout=asyncio.subprocess.DEVNULL, env=environment,
                 start_new_session=True,
             )  # fmt: skip

@@ -18,6 +18,7 @@ from obatchd.gpus.monitor import HealthEvent, MonitorListener, Quarantine
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.states import ServerState
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskOwner, TaskSet
 
@@ -37,7 +38,7 @@ class GpuPolicy(MonitorListener, CrashListener):
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Current[Settings],
         watch: GpuWatch,
         fleet: Fleet,
         dispatcher: Dispatcher,
@@ -77,11 +78,6 @@ class GpuPolicy(MonitorListener, CrashListener):
         await self.watch.kernel_log.stop()
         await asyncio.to_thread(self.monitor.save)
         await asyncio.to_thread(self.watch.history.close)
-
-    def apply(self, settings: Settings) -> None:
-        """Use changed limits from the next reading on."""
-        self._settings = settings
-        self.monitor.settings = settings.gpu_health
 
     # What the monitor and the servers say.
 
@@ -123,7 +119,7 @@ class GpuPolicy(MonitorListener, CrashListener):
             await asyncio.sleep(_TICK_S)
         if not any((r := self.monitor.records.get(gpu.card)) and r.quarantine for gpu in server.gpus):
             return  # released meanwhile
-        await self._empty(server, 0.0 if urgent else self._settings.servers.drain_s)
+        await self._empty(server, 0.0 if urgent else self._settings.value.servers.drain_s)
         for gpu in server.gpus:
             if (track := self.monitor.tracks.get(gpu.card)) is not None:
                 track.add_ended(time.time())
@@ -153,7 +149,7 @@ class GpuPolicy(MonitorListener, CrashListener):
 
     def _look(self) -> None:
         now_s = time.time()
-        closed = not in_hours(self._settings.gpus.allow, datetime.fromtimestamp(now_s))
+        closed = not in_hours(self._settings.value.gpus.allow, datetime.fromtimestamp(now_s))
         for uuid, record in list(self.monitor.records.items()):
             if record.lent_until_s and now_s >= record.lent_until_s:
                 self.take_back(uuid)
@@ -161,7 +157,7 @@ class GpuPolicy(MonitorListener, CrashListener):
                 until = time.strftime("%d %b %H:%M", time.localtime(record.lent_until_s))
                 self._keep(server, _LENT, f"lent until {until}" if record.lent_until_s else "")
         servers = self.fleet.servers.values()
-        hours = f"its GPU may be used at {', '.join(self._settings.gpus.allow)} only (gpus.allow)"
+        hours = f"its GPU may be used at {', '.join(self._settings.value.gpus.allow)} only (gpus.allow)"
         for each in servers:
             if isinstance(each, ManagedServer) and each.gpus:
                 self._keep(each, _HOURS, hours if closed else "")
@@ -179,7 +175,7 @@ class GpuPolicy(MonitorListener, CrashListener):
             server.resume(by)
 
     async def _free(self, server: ManagedServer) -> None:
-        await self._empty(server, self._settings.servers.drain_s)
+        await self._empty(server, self._settings.value.servers.drain_s)
         await server.unload()
 
     # Commands.

@@ -36,7 +36,7 @@ class GpuWatch:
         self._fleet = fleet
         self.history = History(work / "history.db", ClockReason.HARDWARE)
         records = GpuRecords(work / "gpus.json", facts)
-        self.monitor = Monitor(probe, records, settings.value.gpu_health, SameWork(fleet), self.history)
+        self.monitor = Monitor(probe, records, settings, SameWork(fleet), self.history)
         self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log)
 
     def utilisation(self, server_id: str) -> int | None:

@@ -20,7 +20,8 @@ from obatchd.gpus.probe import Listener, Probe
 from obatchd.gpus.rules.assessment import LASTING, assess
 from obatchd.gpus.source import source_of
 from obatchd.gpus.track import Crash, Track
-from obatchd.settings.tables.gpu_health import GpuHealthSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 
@@ -103,7 +104,7 @@ class Monitor(Listener):
     """One for all cards of the host; lives in the event loop.
 
     Args:
-        settings: of the rules; may be replaced at any time.
+        settings: those in force; the rules have their limits there.
 
     Attributes:
         records, tracks, assessments: by UUID of the card.
@@ -114,11 +115,11 @@ class Monitor(Listener):
         self,
         probe: Probe,
         facts: Facts,
-        settings: GpuHealthSettings,
+        settings: Current[Settings],
         siblings: Siblings,
         *listeners: MonitorListener,
     ) -> None:
-        self.settings = settings
+        self._settings = settings
         self.records: dict[str, Record] = {}
         self.tracks: dict[str, Track] = {}
         self.assessments: dict[str, Assessment] = {}
@@ -267,11 +268,11 @@ class Monitor(Listener):
 
     def _judge(self) -> None:
         for uuid, track in self.tracks.items():
-            recently_s = track.now_s - self.settings.repeat_s
+            recently_s = track.now_s - self._settings.value.gpu_health.repeat_s
             comparable = self._siblings.comparable(uuid) - {uuid}
             comparable |= {card for c in track.server_crashes if c.at_s >= recently_s for card in c.answered_by}
             siblings = [other for name, other in self.tracks.items() if name in comparable]
-            found = assess(track, self.settings, siblings)
+            found = assess(track, self._settings.value.gpu_health, siblings)
             self._tell_changes(uuid, self.assessments.get(uuid), found)
             self.assessments[uuid] = found
             if found.level == "quarantine" and self.records[uuid].quarantine is None:
@@ -313,7 +314,7 @@ class Monitor(Listener):
         """What is so bad now that a card cannot be released, in words; empty when nothing is. Past events are not."""
         track = self.tracks[uuid]
         fresh = Track(track.identity, track.now_s, track.slow, track.latest, track.slow, recent=list(track.recent[-5:]))
-        found = assess(fresh, self.settings)
+        found = assess(fresh, self._settings.value.gpu_health)
         lasting = [f for f in found.findings if f.level == "quarantine" and f.signal not in LASTING]
         return lasting[0].text if lasting else ""
 

@@ -86,6 +86,10 @@ class Intake:
         """Look at the inbox now."""
         self._wake.set()
 
+    def settings_changed(self) -> None:
+        """Look at the inbox now: other drops may be ready, and the next look may be due sooner."""
+        self._wake.set()
+
     @property
     def _settings(self) -> Settings:
         return self._work.settings.value

@@ -25,6 +25,7 @@ from obatchd.servers.remote import RemoteServer
 from obatchd.servers.server import Server, ServerListener
 from obatchd.servers.states import ServerState
 from obatchd.servers.sweep import sweep
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskOwner, TaskSet
 
@@ -54,7 +55,7 @@ class Fleet:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: Current[Settings],
         work: Path,
         instance: str,
         program: Program,
@@ -64,7 +65,7 @@ class Fleet:
     ) -> None:
         self.servers: dict[str, Server] = {}
         self.foreign_ollama = ""
-        self._settings = settings
+        self._current = settings
         self._work = work
         self._instance = instance
         self._program = program
@@ -72,7 +73,7 @@ class Fleet:
         self._facts = facts
         self._listeners: list[ServerListener] = []
         self._tasks = TaskSet(owner)
-        self._neighbours = Neighbours(probe, instance, settings.gpus)
+        self._neighbours = Neighbours(probe, instance, settings)
 
     def listen(self, listener: ServerListener) -> None:
         """Let ``listener`` hear of each change of state from now on, in the event loop."""
@@ -81,6 +82,10 @@ class Fleet:
     def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
         for listener in self._listeners:
             listener.server_changed(server, old, new, reason)
+
+    @property
+    def _settings(self) -> Settings:
+        return self._current.value
 
     async def start(self) -> None:
         """End orphans of an earlier daemon, decide on the servers, and start them in the background.
@@ -128,7 +133,7 @@ class Fleet:
             self._program.command()  # it has to be there
         environment.check(self._settings.servers)
         host = Host(
-            settings=self._settings,
+            settings=self._current,
             work=self._work.absolute(),
             instance=self._instance,
             facts=self._facts,
@@ -141,7 +146,7 @@ class Fleet:
             log.info("server_planned", number=number, server=plan.id, gpus=[gpu.uuid for gpu in plan.gpus], port=port)
             self._add(ManagedServer(plan.id, plan.gpus, port, host))
         for address, index in self._settings.ollama_instances.items():
-            server = RemoteServer(address, self._settings, self)
+            server = RemoteServer(address, self._current, self)
             gpu = next((gpu for gpu in self._probe.gpus if gpu.index == index and gpu.parent_uuid is None), None)
             if gpu is not None and _is_local(urlsplit(server.base_url).hostname or ""):
                 server.gpus, server.gpu_label = (gpu,), gpu.uuid

@@ -15,7 +15,9 @@ import obatchd.log
 from obatchd.errors import ObatchError, ServerError
 from obatchd.servers import states
 from obatchd.servers.states import ServerState
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+from obatchd.settings.tables.servers import ServerSettings
 from obatchd.tasks import TaskSet
 
 log = obatchd.log.get(__name__)
@@ -44,7 +46,7 @@ class Life(abc.ABC):
         restarts: runs that ended unasked.
     """
 
-    def __init__(self, server_id: str, settings: Settings) -> None:
+    def __init__(self, server_id: str, settings: Current[Settings]) -> None:
         self.id = server_id
         self.gpu_label = ""
         self.state = ServerState.STOPPED
@@ -52,8 +54,7 @@ class Life(abc.ABC):
         self.idle = asyncio.Event()
         self.idle.set()
         self.restarts = 0
-        self._all = settings
-        self._settings = settings.servers
+        self._current = settings
         self._holds: dict[str, str] = {}  # who keeps work away, and why; outlives a restart
         self._quarantine: str | None = None  # why its GPU is out of use
         self._failures: deque[float] = deque()  # monotonic times of runs that ended unasked and completed no request
@@ -64,6 +65,10 @@ class Life(abc.ABC):
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._tasks = TaskSet(self)
+
+    @property
+    def _settings(self) -> ServerSettings:
+        return self._current.value.servers
 
     @property
     def up(self) -> bool:
@@ -342,10 +347,10 @@ class Life(abc.ABC):
         """A strike: a failure that was the server's fault. Enough of them restart it."""
         now_s = time.monotonic()
         self._strikes.append(now_s)
-        while self._strikes[0] < now_s - self._all.dispatch.strike_window_s:
+        while self._strikes[0] < now_s - self._current.value.dispatch.strike_window_s:
             self._strikes.popleft()
         log.warning("server_strike", server=self.id, gpu=self.gpu_label, strikes=len(self._strikes), reason=reason)
-        if len(self._strikes) >= self._all.dispatch.strikes and self.up:
+        if len(self._strikes) >= self._current.value.dispatch.strikes and self.up:
             self._end(f"{len(self._strikes)} faults, the latest: {reason}", planned=False)
 
     def broken(self, reason: str) -> None:

@@ -24,6 +24,7 @@ from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program
 from obatchd.servers.server import Server, ServerListener
 from obatchd.servers.states import ServerState
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
@@ -39,7 +40,7 @@ _PS_TIMEOUT_S = 15.0
 class Host(msgspec.Struct, frozen=True):
     """What the managed servers of one daemon share."""
 
-    settings: Settings
+    settings: Current[Settings]
     work: Path
     instance: str
     facts: Facts
@@ -133,7 +134,7 @@ class ManagedServer(Server):
             host=settings.listen,
             port=self.port,
             slots=self._parallel,
-            context_length=round_context(host.settings.context_length),
+            context_length=round_context(host.settings.value.context_length),
             home=home,
             models_dir=self.models_dir,
             gpus=self.gpus,

@@ -23,6 +23,8 @@ from obatchd.servers.managed import ManagedServer
 from obatchd.servers.model_info import LOCAL, ModelInfo, PullProgress, describe
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 from obatchd.settings.tables.models import ModelSettings
 
 __all__ = ["LOCAL", "ModelInfo", "ModelKeeper", "PullProgress", "store_of"]
@@ -43,19 +45,19 @@ class ModelKeeper:
     """
 
     def __init__(
-        self, settings: ModelSettings, fleet: Fleet, *, free_bytes: Callable[[Path], int] | None = None
+        self, settings: Current[Settings], fleet: Fleet, *, free_bytes: Callable[[Path], int] | None = None
     ) -> None:
         self.pulls: dict[str, PullProgress] = {}
-        self._settings = settings
+        self._current = settings
         self._fleet = fleet
         self._free_bytes = free_bytes or _free_bytes
         self._known: dict[tuple[str, str], ModelInfo] = {}
         self._running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = {}
         self._hosts: dict[str, asyncio.Lock] = {}
 
-    def apply(self, settings: ModelSettings) -> None:
-        """Use changed settings from now on."""
-        self._settings = settings
+    @property
+    def _settings(self) -> ModelSettings:
+        return self._current.value.models
 
     async def close(self) -> None:
         """Give up downloads."""

@@ -18,7 +18,8 @@ from obatchd.gpus.probe import Probe
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.servers.sweep import is_marked
-from obatchd.settings.tables.gpus import GpuSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 
@@ -32,7 +33,7 @@ class Neighbours:
     until the others have left, or the host is rebooted.
     """
 
-    def __init__(self, probe: Probe, instance: str, settings: GpuSettings) -> None:
+    def __init__(self, probe: Probe, instance: str, settings: Current[Settings]) -> None:
         self._probe = probe
         self._instance = instance
         self._settings = settings
@@ -47,7 +48,7 @@ class Neighbours:
                     await self._look(server)
                 except ObatchError as error:
                     log.warning("gpu_shared_unload_failed", server=server.id, reason=error.message)
-            await asyncio.sleep(self._settings.poll_s)
+            await asyncio.sleep(self._settings.value.gpus.poll_s)
 
     async def _look(self, server: ManagedServer) -> None:
         readings = dict(self._probe.readings)
@@ -76,7 +77,7 @@ class Neighbours:
         server.foreign = foreign
         unknown = any(process.memory_bytes is None for process in foreign)
         held_bytes = sum(process.memory_bytes or 0 for process in foreign)
-        much = unknown or held_bytes > self._settings.shared_bytes
+        much = unknown or held_bytes > self._settings.value.gpus.shared_bytes
         server.shared_with = (
             f"other processes hold memory on its GPU: {process_words(foreign)}" if foreign and much else ""
         )

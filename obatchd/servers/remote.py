@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from obatchd.jobs.model import Profile
 from obatchd.servers.server import Server, ServerListener
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 _DEFAULT_PORT = 11434
@@ -19,15 +20,15 @@ class RemoteServer(Server):
 
     kind = "remote"
 
-    def __init__(self, address: str, settings: Settings, listener: ServerListener) -> None:
+    def __init__(self, address: str, settings: Current[Settings], listener: ServerListener) -> None:
         url = urlsplit(address if "://" in address else f"http://{address}")
         port = url.port or _DEFAULT_PORT
         host = url.hostname or ""
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         server_id = f"remote-{host.replace(':', '.')}-{port}"
         super().__init__(server_id, f"{url.scheme}://{netloc}", settings, listener)
-        self.slots = settings.servers.remote_slots
-        self.token = settings.servers.remote_token
+        self.slots = settings.value.servers.remote_slots
+        self.token = settings.value.servers.remote_token
 
     async def _open(self) -> None:
         await self._check_version(_TIMEOUT_S)

@@ -20,6 +20,7 @@ from obatchd.ollama.api import OllamaApi
 from obatchd.servers.life import Life
 from obatchd.servers.process import version_warning
 from obatchd.servers.states import ServerState
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
@@ -55,7 +56,7 @@ class Server(Life):
 
     kind: Literal["managed", "remote"]
 
-    def __init__(self, server_id: str, base_url: str, settings: Settings, listener: ServerListener) -> None:
+    def __init__(self, server_id: str, base_url: str, settings: Current[Settings], listener: ServerListener) -> None:
         super().__init__(server_id, settings)
         self.base_url = base_url
         self.gpus: tuple[Gpu, ...] = ()

@@ -17,6 +17,7 @@ from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
+from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 
@@ -37,7 +38,7 @@ class Bench:
         self.changes: list[tuple[str, ServerState, ServerState]] = []
         host = platform.choose(settings, work)
         self.probe = Probe(settings.gpus, host.open_source)
-        self.fleet = Fleet(settings, work, instance, host.program, self.probe, facts, self.failures)
+        self.fleet = Fleet(Current(settings), work, instance, host.program, self.probe, facts, self.failures)
         self.fleet.listen(self)
 
     def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:

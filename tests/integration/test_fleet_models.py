@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 from fleet_support import Bench, running, settings, wait_for
+from settings_support import in_force
 
 from obatchd.errors import ModelError, ServerError
 from obatchd.jobs.model import Profile
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.states import ServerState
-from obatchd.settings.tables.models import ModelSettings
 
 PLENTY_BYTES = 10**15
 
 
 @asynccontextmanager
 async def keeping(bench: Bench, *, free_bytes: int = PLENTY_BYTES, **chosen: Any) -> AsyncIterator[ModelKeeper]:
-    keeper = ModelKeeper(ModelSettings(**chosen), bench.fleet, free_bytes=lambda path: free_bytes)
+    keeper = ModelKeeper(in_force(models=chosen), bench.fleet, free_bytes=lambda path: free_bytes)
     try:
         yield keeper
     finally:

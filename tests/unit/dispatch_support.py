@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from settings_support import in_force
 from work_support import NoFeeder
 
 from obatchd.child import End, Parent
@@ -24,7 +25,6 @@ from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Fault
-from obatchd.settings.tables.dispatch import DispatchSettings
 
 SMALL, LARGE = Profile("small", 4096), Profile("large", 8192)
 Key = tuple[int, int]
@@ -242,9 +242,10 @@ class Told:
 class Rig:
     """A dispatcher with its queue, servers and workers."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ports: Port, switch_after_s: float = 0.0, **settings: Any):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ports: Port, **settings: Any):
         monkeypatch.setattr(keeper_module, "Keeper", FakeKeeper)
         FakeWorker.unstartable, FakeWorker.made = 0, []
+        self.settings = in_force(dispatch={"switch_after_s": 1e-9} | settings)
         self.ports = {port.id: port for port in ports}
         self.finished: list[Finished] = []
         self.failed: list[Failed] = []
@@ -257,10 +258,10 @@ class Rig:
         feeder = NoFeeder()
         self.fetches = feeder.fetches
         self.queue = JobQueue(feeder)
-        self.switcher = ProfileSwitcher(self.queue, switch_after_s, self, Told(self))
+        self.switcher = ProfileSwitcher(self.queue, self.settings, self, Told(self))
         self.dispatcher = Dispatcher(
             self.queue,
-            DispatchSettings(**settings),
+            self.settings,
             Told(self),
             self.switcher,
             Holds(),

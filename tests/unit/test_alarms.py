@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from settings_support import in_force
 
 from obatchd.gpucare.alarms import Alarms
-from obatchd.settings.tables.alarms import AlarmSettings
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 KEEP = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())"
@@ -24,8 +26,8 @@ async def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> No
             await asyncio.sleep(0.02)
 
 
-def settings(*command: str | Path, **more: object) -> AlarmSettings:
-    return AlarmSettings.model_validate({"command": list(map(str, command)), **more})
+def settings(*command: str | Path, **more: object) -> Current[Settings]:
+    return in_force(alarms={"command": list(map(str, command)), **more})
 
 
 async def test_each_alarm_is_one_document_for_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Begun, Canary, Limits, Plan, Record, Unit
 from obatchd.burnin.report import report
 from obatchd.burnin.run import run
+from obatchd.burnin.run.plan import Defaults
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
@@ -135,6 +136,9 @@ class Bench:
 
     def health_limits(self) -> GpuHealthSettings:
         return GpuHealthSettings()
+
+    def defaults(self) -> Defaults:
+        raise AssertionError("the plan is made already")
 
     async def ensure_model(self, server: str, model: str) -> None: ...
 

@@ -394,7 +394,7 @@ def test_a_swap_in_the_last_instant_is_run_for_its_own_owner(
 _CRASHING = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[3])
+sys.path[:0] = [sys.argv[3], str(Path(sys.argv[3]).parent)]
 from settings_support import in_force
 from test_claim import look
 from obatchd.jobs.model import JobIds

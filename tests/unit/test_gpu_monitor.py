@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+from settings_support import in_force
 
 from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.monitor import HealthEvent, Monitor, MonitorListener, Quarantine
-from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 
 class DictFacts(dict[str, str]):
@@ -36,7 +36,7 @@ class Bench(MonitorListener):
         self.alone = False  # each card does other work
         self.events: list[HealthEvent] = []
         probe: Any = SimpleNamespace(gpus=self.gpus)
-        self.monitor = Monitor(probe, self.facts, GpuHealthSettings(), self, self)
+        self.monitor = Monitor(probe, self.facts, in_force(), self, self)
         self.now_s = time.time()
 
     def comparable(self, card: str) -> set[str]:

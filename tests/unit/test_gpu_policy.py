@@ -21,7 +21,6 @@ from obatchd.gpus.model import Gpu, Reading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.states import ServerState
-from obatchd.settings.settings import Settings
 
 
 class OnCard(ManagedServer):
@@ -54,7 +53,7 @@ class Host:
         probe: Any = SimpleNamespace(gpus=self.gpus, listen=lambda listener: None)
         self.owner, alarms = Failures(), Alarms()
         watch = GpuWatch(in_force(), probe, fleet, DictFacts(), work, work / "kernel.log")
-        self.duty = GpuPolicy(Settings(), watch, fleet, rig.dispatcher, alarms, self.owner)  # type: ignore[arg-type]
+        self.duty = GpuPolicy(in_force(), watch, fleet, rig.dispatcher, alarms, self.owner)  # type: ignore[arg-type]
         self.duty.start()
         self.jobs = 0
 

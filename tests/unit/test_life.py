@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+from settings_support import in_force
 
 from obatchd.servers.life import Life
 from obatchd.servers.states import ServerState
-from obatchd.settings.settings import Settings
 
 S = ServerState
 QUICK = {"backoff_max_s": 0.01, "slow_retry_s": 0.01, "health_s": 0.01, "starts_limit": 3, "start_timeout_s": 5}
@@ -19,7 +19,7 @@ class Cared(Life):
     """A server of which the test says what goes wrong."""
 
     def __init__(self) -> None:
-        super().__init__("gpu0", Settings.model_validate({"servers": QUICK}))
+        super().__init__("gpu0", in_force(servers=QUICK))
         self.defects: dict[str, int] = {}  # how often each step still fails
         self.states: list[ServerState] = []
         self.closed = 0

@@ -70,12 +70,12 @@ class Watched:
         self.rig = rig
         self.server = server
         never = dict.fromkeys(("idle_gpu_s", "leak_s", "slow_s", "vram_s"), NEVER_S)
-        settings = Settings.model_validate({
+        rig.settings.value = Settings.model_validate({
             "dispatch": {"stall_s": limits.pop("stall_s", NEVER_S)},
             "servers": {"drain_s": limits.pop("drain_s", NEVER_S)},
             "watchdog": never | limits,
         })  # fmt: skip
-        self.watchdog = Watchdog(rig.dispatcher, settings, Load(gpu_percent), Failures())
+        self.watchdog = Watchdog(rig.dispatcher, rig.settings, Load(gpu_percent), Failures())
         self.link = rig.link("gpu0")
         self._at_s = 0.0
 

@@ -78,7 +78,7 @@ def test_a_refused_commit_leaves_nothing_and_the_same_connection_goes_on(tmp_pat
 _COMMITTING = """
 import os, sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parent)]
 from settings_support import in_force
 from test_store_faults import Entry, IndexBatch, Store, accept, result
 store = Store(Path(sys.argv[1]), in_force())

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from settings_support import in_force
 
 from obatchd.dispatch.watchdog import Finding, Observation, Sample, ServerWatch
 from obatchd.jobs.model import Profile
-from obatchd.settings.tables.watchdog import WatchdogSettings
 
 STALL_S = 300.0
 SLOTS = 4
@@ -19,12 +19,12 @@ TINY = Profile("tiny", 8192)
 class Server:
     """A server that is looked at every second."""
 
-    settings: WatchdogSettings = field(default_factory=WatchdogSettings)
+    limits: dict[str, float] = field(default_factory=dict)
     now_s: float = 1000.0
     token_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.watch = ServerWatch(self.settings)
+        self.watch = ServerWatch(in_force(watchdog=self.limits, dispatch={"stall_s": STALL_S}))
         self.look(1, active=0)
 
     def look(
@@ -38,7 +38,7 @@ class Server:
             if tokens:
                 self.token_s = self.now_s
             seen = Observation(self.now_s, computes, active, self.token_s, gpu)
-            if (finding := self.watch.look(seen, STALL_S)) is not None:
+            if (finding := self.watch.look(seen)) is not None:
                 found.setdefault(finding, self.now_s - begun_s)
         return found
 
@@ -196,6 +196,6 @@ def test_a_server_back_at_its_speed_begins_again_with_the_mildest_remedy() -> No
 
 
 def test_a_factor_of_zero_switches_the_rule_off() -> None:
-    server = Server(WatchdogSettings(slow_factor=0))
+    server = Server({"slow_factor": 0})
     server.answer(60, rate=50)
     assert server.answer(200, rate=1) == {}

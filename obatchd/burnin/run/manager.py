@@ -16,7 +16,7 @@ from obatchd.burnin.journal.records import Begun, Ended, Gap, Record, Unit
 from obatchd.burnin.report import report
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.host import describe
-from obatchd.burnin.run.plan import Asked, Defaults
+from obatchd.burnin.run.plan import Asked
 from obatchd.burnin.run.ports import RunHost
 from obatchd.burnin.run.run import Run
 from obatchd.errors import ConfigError, ControlError, NotFoundError, StoreError
@@ -35,11 +35,9 @@ class Burnin:
     Args:
         directory: of the journals.
         host: the daemon.
-        defaults: what the configuration says; may be replaced at any time.
     """
 
-    def __init__(self, directory: Path, host: RunHost, defaults: Defaults) -> None:
-        self.defaults = defaults
+    def __init__(self, directory: Path, host: RunHost) -> None:
         self._shelf = journal.Shelf(directory)
         self._host = host
         self._run: Run | None = None
@@ -66,7 +64,8 @@ class Burnin:
         self._begin([*records, gap])
 
     def _prune(self) -> None:
-        kept, before_s = self.defaults.keep_runs, time.time() - self.defaults.keep_s
+        defaults = self._host.defaults()
+        kept, before_s = defaults.keep_runs, time.time() - defaults.keep_s
         try:
             if pruned := self._shelf.prune(kept, before_s, self.active.plan.run if self.active else ""):
                 _log.info("burnin_journals_deleted", runs=",".join(pruned))
@@ -139,7 +138,7 @@ class Burnin:
         gpus = {gpu.uuid: gpu for found in self._host.gpus_of.values() for gpu in found}
         chosen = [unit.uuid for unit in units]
         retest = [gpu for gpu in chosen if self._host.quarantine_reason(gpus[gpu])]
-        made = plan.make(plan.new_run_id(), wanted, chosen, self.defaults, retest)
+        made = plan.make(plan.new_run_id(), wanted, chosen, self._host.defaults(), retest)
         host = await asyncio.to_thread(describe)
         driver = next((unit.identity["driver"] for unit in units if unit.identity.get("driver")), "")
         begun = Begun(time.time(), made, units, {**host, "driver": driver}, __version__)

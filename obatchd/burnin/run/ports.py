@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from obatchd.burnin.run.load import LoadedServer
+from obatchd.burnin.run.plan import Defaults
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
@@ -103,6 +104,10 @@ class RunHost(Protocol):
         ...
 
     def health_limits(self) -> GpuHealthSettings: ...
+
+    def defaults(self) -> Defaults:
+        """What the configuration says about runs."""
+        ...
 
     async def ensure_model(self, server: str, model: str) -> None:
         """Make sure of a model at the server with this id; raises ModelError."""

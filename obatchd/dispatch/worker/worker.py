@@ -96,6 +96,9 @@ class Worker:
             self._attempts.client = OllamaClient(
                 message.base_url, message.token, connect_timeout_s=message.connect_timeout_s
             )
+        for held in self._held.values():
+            if held.task is not None:
+                self._watch_limit(held)
         self._fill()
 
     def _fill(self) -> None:
