@@ -9,6 +9,8 @@ import os
 import signal
 import socket
 import time
+from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -131,10 +133,14 @@ def parser() -> socket.socket:
     return fork_parser([], misbehave)
 
 
-async def test_a_parser_that_misbehaves_costs_its_document_only(parser: socket.socket) -> None:
+@pytest.fixture
+async def pool(parser: socket.socket) -> AsyncIterator[ParserPool]:
     channel = await Channel.open(parser, parsed)
-    pool = ParserPool([channel])
+    yield ParserPool([channel])
+    channel.close()
 
+
+async def test_a_parser_that_misbehaves_costs_its_document_only(pool: ParserPool) -> None:
     async def parse(content: bytes) -> str:
         try:
             return (await pool.parse(Document(content, "text/plain", "", 1000, 1.0, 256 * 1024**2))).text
@@ -149,7 +155,6 @@ async def test_a_parser_that_misbehaves_costs_its_document_only(parser: socket.s
     found = dict(zip(wanted, await asyncio.gather(*map(parse, wanted)), strict=True))
     assert found == wanted
     assert time.monotonic() - began_s < 15
-    channel.close()
 
 
 class _Stuck(AbstractResolver):
@@ -165,31 +170,30 @@ class _Stuck(AbstractResolver):
         """Nothing to close."""
 
 
-async def test_slow_sources_of_one_owner_hold_up_no_other(parser: socket.socket, tmp_path: Path) -> None:
+async def test_slow_sources_of_one_owner_hold_up_no_other(pool: ParserPool, tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("The Nile is long.")
-    parsing = await Channel.open(parser, parsed)
     ours, theirs = socket.socketpair()
-    channel = await Channel.open(theirs, to_preparer)
-    daemon = await Channel.open(ours, from_preparer)
-    rules = rules_of(ContextSettings(enabled=True))
-    preparer = Preparer(channel, rules, tmp_path / "cache", ParserPool([parsing]), _Stuck())
-    running = asyncio.create_task(preparer.run())
-    for line in range(1, 101):
-        slow = b'{"prompt": "x", "urls": ["http://slow.test/%d"]}' % line
-        daemon.send(Wish(1, line, 1000, slow, "", False))
-    daemon.send(Wish(2, 1, 1001, b'{"prompt": "x", "files": ["note.txt"]}', str(tmp_path), False))
-    async with asyncio.timeout(10):
-        answer: Prepared | Alive = Alive()
-        while not isinstance(answer, Prepared):
-            answer = await daemon.receive()
-    assert (answer.job, answer.code) == (2, "")
-    tasks = [running, *preparer._tasks]  # a preparer ends with its process
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    await preparer._fetcher.close()
-    for one in (channel, daemon, parsing):
-        one.close()
+    with (
+        closing(await Channel.open(theirs, to_preparer)) as channel,
+        closing(await Channel.open(ours, from_preparer)) as daemon,
+    ):
+        rules = rules_of(ContextSettings(enabled=True))
+        preparer = Preparer(channel, rules, tmp_path / "cache", pool, _Stuck())
+        running = asyncio.create_task(preparer.run())
+        for line in range(1, 101):
+            slow = b'{"prompt": "x", "urls": ["http://slow.test/%d"]}' % line
+            daemon.send(Wish(1, line, 1000, slow, "", False))
+        daemon.send(Wish(2, 1, 1001, b'{"prompt": "x", "files": ["note.txt"]}', str(tmp_path), False))
+        async with asyncio.timeout(10):
+            answer: Prepared | Alive = Alive()
+            while not isinstance(answer, Prepared):
+                answer = await daemon.receive()
+        assert (answer.job, answer.code) == (2, "")
+        tasks = [running, *preparer._tasks]  # a preparer ends with its process
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await preparer._fetcher.close()
 
 
 def test_links_and_urls_become_numbered_sources() -> None:
