@@ -10,63 +10,26 @@ import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
+from child_support import (
+    ANYTHING,
+    echo,
+    echo_with_a_loop,
+    exit_with,
+    fail,
+    hang,
+    hang_for_good,
+    send_raw,
+    speak_slowly,
+)  # fmt: skip
 
 from obatchd import child
 from obatchd.child import Channel, Child, End, Keeper
-
-ANYTHING: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
-
-
-def echo(connection: socket.socket) -> None:
-    while True:
-        child.send(connection, child.receive(connection, ANYTHING))
-
-
-async def echo_in_a_loop(connection: socket.socket) -> None:
-    channel = await Channel.open(connection, ANYTHING)
-    while True:
-        channel.send(await channel.receive())
-
-
-def echo_with_a_loop(connection: socket.socket) -> None:
-    asyncio.run(echo_in_a_loop(connection))
-
-
-def exit_with(status: int, connection: socket.socket) -> None:
-    os._exit(status)
-
-
-def fail(connection: socket.socket) -> None:
-    raise ValueError("a defect")
-
-
-def hang(connection: socket.socket) -> None:
-    child.end_with_parent(connection)
-    child.send(connection, "hanging")
-    time.sleep(3600)
-
-
-def hang_for_good(connection: socket.socket) -> None:
-    child.send(connection, "hanging")
-    time.sleep(3600)
-
-
-def send_raw(data: bytes, connection: socket.socket) -> None:
-    connection.sendall(data)
-    time.sleep(3600)
-
-
-def speak_slowly(connection: socket.socket) -> None:
-    while True:
-        child.send(connection, "still here")
-        time.sleep(0.05)
 
 
 class Watched:
@@ -189,15 +152,15 @@ async def test_a_silent_child_is_killed_and_one_that_speaks_is_not() -> None:
         assert parent.ends[0].words == "said nothing for 0.3 s"
         assert parent.ends[0].lived_s >= 0.3
         await until(lambda: not alive(parent.pid))
-    async with kept(speak_slowly, Watched(), silent_s=0.5) as parent:
-        await until(lambda: len(parent.said) >= 6)
+    async with kept(speak_slowly, Watched(), silent_s=1.5) as parent:
+        await until(lambda: len(parent.said) >= 40)
         assert parent.ends == []
 
 
 async def test_a_loop_that_stood_still_takes_no_child_for_silent() -> None:
-    async with kept(speak_slowly, Watched(), silent_s=0.5) as parent:
+    async with kept(speak_slowly, Watched(), silent_s=1.5) as parent:
         await until(lambda: parent.said)
-        time.sleep(1.0)
+        time.sleep(2.0)
         said = len(parent.said)
         await until(lambda: len(parent.said) > said)
         assert parent.ends == []
@@ -270,19 +233,19 @@ async def test_a_parent_that_gives_up_while_a_child_starts_closes_nothing_under_
 
 async def test_a_message_whose_wait_was_cancelled_is_the_next_ones() -> None:
     ours, theirs = socket.socketpair()
-    channel = await Channel.open(ours, ANYTHING)
-    whole = child.frame("a message in two parts")
-    theirs.sendall(whole[:7])
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.05):
+    with theirs, closing(await Channel.open(ours, ANYTHING)) as channel:
+        whole = child.frame("a message in two parts")
+        theirs.sendall(whole[:7])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await channel.receive()
+        theirs.sendall(whole[7:])
+        assert await channel.receive() == "a message in two parts"
+        theirs.close()
+        with pytest.raises(ConnectionError):
             await channel.receive()
-    theirs.sendall(whole[7:])
-    assert await channel.receive() == "a message in two parts"
-    theirs.close()
-    with pytest.raises(ConnectionError):
-        await channel.receive()
-    channel.close()
-    assert not channel.send("anybody?")
+        channel.close()
+        assert not channel.send("anybody?")
 
 
 def test_a_fork_has_its_own_socket_and_no_other() -> None:

@@ -60,11 +60,15 @@ def test_what_is_no_image_of_the_folder_fails_its_request_alone(folder: Path, tm
     (folder / "big.bmp").write_bytes(b"BM" + bytes(100_000))
     (tmp_path / "secret.png").write_bytes(PNG)
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "folder.png").mkdir()
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
     put(folder, *({"prompt": "x", "images": [name]} for name in (
-        "scan.pmg", "scam.png", "note.jpg", "../secret.png", "big.bmp", "scan.png", "link.png", "a" * 300 + ".png"
+        "scan.pmg", "scam.png", "note.jpg", "../secret.png", "big.bmp", "scan.png", "link.png", "a" * 300 + ".png",
+        "folder.png",
     )))  # fmt: skip
     requests, refused = read(folder, max_line_bytes=50_000)
     assert len(requests) == 1
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
     problems = {line - 1: refused[line] for line in refused}
     assert {code for code, _ in problems.values()} == {"bad_image", "bad_file"}
     for line, words in {
@@ -75,6 +79,7 @@ def test_what_is_no_image_of_the_folder_fails_its_request_alone(folder: Path, tm
         5: "with big.bmp the request is longer than max_line_bytes",
         7: "the image link.png cannot be read",
         8: "cannot be read: File name too long",
+        9: "the image folder.png cannot be read: it is not a regular file",
     }.items():
         assert words in problems[line][1]
 

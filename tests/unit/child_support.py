@@ -1,0 +1,61 @@
+"""What the children of tests do; a module of its own, because each child imports it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from typing import Any
+
+import msgspec
+
+from obatchd import child
+from obatchd.child import Channel
+
+ANYTHING: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder()
+
+
+def echo(connection: socket.socket) -> None:
+    while True:
+        child.send(connection, child.receive(connection, ANYTHING))
+
+
+async def echo_in_a_loop(connection: socket.socket) -> None:
+    channel = await Channel.open(connection, ANYTHING)
+    while True:
+        channel.send(await channel.receive())
+
+
+def echo_with_a_loop(connection: socket.socket) -> None:
+    asyncio.run(echo_in_a_loop(connection))
+
+
+def exit_with(status: int, connection: socket.socket) -> None:
+    os._exit(status)
+
+
+def fail(connection: socket.socket) -> None:
+    raise ValueError("a defect")
+
+
+def hang(connection: socket.socket) -> None:
+    child.end_with_parent(connection)
+    child.send(connection, "hanging")
+    time.sleep(3600)
+
+
+def hang_for_good(connection: socket.socket) -> None:
+    child.send(connection, "hanging")
+    time.sleep(3600)
+
+
+def send_raw(data: bytes, connection: socket.socket) -> None:
+    connection.sendall(data)
+    time.sleep(3600)
+
+
+def speak_slowly(connection: socket.socket) -> None:
+    while True:
+        child.send(connection, "still here")
+        time.sleep(0.05)
