@@ -107,7 +107,8 @@ def head(
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, facade,
-        ControlServer(facade, runtime_dir, access, runs), SubmitServer(facade, runtime_dir, access), runtime_dir,
+        ControlServer(facade, runtime_dir, access, runs, owner), SubmitServer(facade, runtime_dir, access, owner),
+        runtime_dir,
     )  # fmt: skip
 
 
