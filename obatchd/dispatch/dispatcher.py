@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from obatchd import log
 from obatchd.dispatch import protocol
-from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed
+from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed, ModelStore
 from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.keeper import WorkerKeeper
 from obatchd.dispatch.link import Link, ServerPort
@@ -19,9 +19,9 @@ from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
 from obatchd.settings.tables.dispatch import DispatchSettings
+from obatchd.tasks import TaskOwner
 
 _log = log.get(__name__)
-_HOLD_S = 0.5
 _MOVED_S = 10.0  # a worker gives up its attempts within moments
 
 
@@ -29,8 +29,8 @@ class Dispatcher:
     """Matches the queue to the servers.
 
     Args:
-        switcher: decides what each server has loaded.
         holds: reasons for which nothing new is offered.
+        owner: told when a load ends by a defect: its server would stay between two profiles for ever.
     """
 
     def __init__(
@@ -38,15 +38,16 @@ class Dispatcher:
         queue: JobQueue,
         settings: DispatchSettings,
         events: DispatchEvents,
-        switcher: ProfileSwitcher,
+        models: ModelStore,
         holds: Holds,
+        owner: TaskOwner,
     ) -> None:
         self.links: dict[str, Link] = {}
-        self._outcomes = OutcomeHandler(queue, settings, events, hold=self._hold_link)
+        self._outcomes = OutcomeHandler(queue, settings, events, self)
         self.suspicion = self._outcomes.suspicion
         self._offering = Offering(queue, self.links, settings, events)
         self._keeper = WorkerKeeper(self.links, self)
-        self._switcher = switcher
+        self._switcher = ProfileSwitcher(queue, self.links, settings.switch_after_s, models, events, self, owner)
         self.holds = holds
         self._suspected: dict[int, list[tuple[int, int]]] = {}  # by job, from an earlier run
         self._pumping = False
@@ -59,7 +60,6 @@ class Dispatcher:
         """Start a worker for each server."""
         for server in servers:
             self.links[server.id] = Link(server)
-        self._switcher.attach(self.links, self.wake)
         await self._keeper.start()
 
     async def stop(self) -> None:
@@ -73,6 +73,7 @@ class Dispatcher:
     def apply(self, settings: DispatchSettings) -> None:
         """Use changed settings from the next offer on."""
         self._offering.settings = self._outcomes.settings = settings
+        self._switcher.switch_after_s = settings.switch_after_s
 
     def listen_to_crashes(self, listener: CrashListener) -> None:
         """Tell of each request that was in flight in a crash of a server, and when another server answers it."""
@@ -207,11 +208,6 @@ class Dispatcher:
         if not self.holds.reasons and not self._closing:
             self._switcher.look()
             self._offering.fill()
-
-    def _hold_link(self, link: Link) -> None:
-        """Offer nothing to a server for a moment."""
-        link.hold(_HOLD_S)
-        asyncio.get_running_loop().call_later(_HOLD_S, self.wake)
 
     # Events of the workers.
 

@@ -8,7 +8,6 @@ from obatchd import log
 from obatchd.delivery.committer import Committer
 from obatchd.delivery.completion import Completion
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.engine.admission import Admission
 from obatchd.engine.resumption import Resumption
 from obatchd.engine.statuses import StatusWriter
@@ -38,11 +37,8 @@ class Engine:
         self._feeder = Feeder(work, self.preparation, self.committer)
         self.queue = JobQueue(self._feeder)
         self.completion = Completion(work, self.queue, self.committer, models, self)
-        self._switcher = ProfileSwitcher(
-            self.queue, work.settings.value.dispatch.switch_after_s, models, self.completion
-        )
         self.dispatcher = Dispatcher(
-            self.queue, work.settings.value.dispatch, self.completion, self._switcher, work.holds
+            self.queue, work.settings.value.dispatch, self.completion, models, work.holds, work.owner
         )
         self.admission = Admission(work, self.queue, self.completion, self.committer, models)
         self.intake = Intake(work, self.admission)
@@ -78,9 +74,7 @@ class Engine:
 
     def settings_changed(self) -> None:
         """Tell the parts that do not read the settings at the moment of use."""
-        dispatch = self.work.settings.value.dispatch
-        self._switcher.switch_after_s = dispatch.switch_after_s
-        self.dispatcher.apply(dispatch)
+        self.dispatcher.apply(self.work.settings.value.dispatch)
         self.preparation.settings_changed()
 
     def published(self, row: JobRow, summary: dict[str, Any]) -> None:

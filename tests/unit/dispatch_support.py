@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from task_support import Failures
 from work_support import NoFeeder
 
 from obatchd.child import End, Parent
@@ -17,7 +18,6 @@ from obatchd.dispatch.events import Failed, Finished
 from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import OfferItem, ResultItem
-from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
@@ -242,7 +242,7 @@ class Told:
 class Rig:
     """A dispatcher with its queue, servers and workers."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ports: Port, switch_after_s: float = 0.0, **settings: Any):
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ports: Port, switch_after_s: float = 1e-6, **settings: Any):
         monkeypatch.setattr(keeper_module, "Keeper", FakeKeeper)
         FakeWorker.unstartable, FakeWorker.made = 0, []
         self.ports = {port.id: port for port in ports}
@@ -257,13 +257,14 @@ class Rig:
         feeder = NoFeeder()
         self.fetches = feeder.fetches
         self.queue = JobQueue(feeder)
-        self.switcher = ProfileSwitcher(self.queue, switch_after_s, self, Told(self))
+        self.failures = Failures()
         self.dispatcher = Dispatcher(
             self.queue,
-            DispatchSettings(**settings),
+            DispatchSettings(switch_after_s=switch_after_s, **settings),
             Told(self),
-            self.switcher,
+            self,
             Holds(),
+            self.failures,
         )
 
     async def ensure(self, server: str, model: str) -> list[str]:
