@@ -87,7 +87,8 @@ async def host(settings: Current[Settings], spool: Spool, owner: TaskOwner) -> H
     await probe.start()
     fleet = Fleet(settings.value, work, spool.layout.uuid, chosen.program, probe, spool.facts, owner)
     models = ModelKeeper(settings.value.models, fleet)
-    return Host(probe, fleet, models, GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log))
+    watch = GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log, owner)
+    return Host(probe, fleet, models, watch)
 
 
 def head(
