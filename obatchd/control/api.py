@@ -21,6 +21,7 @@ from obatchd.control.auth import Access, Caller
 from obatchd.control.burnin import BURNIN, Burnin
 from obatchd.control.operations import Document, Engine, ServerAction
 from obatchd.control.query import count_asked
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _ENGINE = web.AppKey("engine", Engine)
@@ -81,11 +82,15 @@ class ControlServer:
         runtime_dir: directory of the socket; see :mod:`obatchd.client.runtime`.
         access: who is answered.
         burnin_runs: the same for what is about burn-in runs.
+        owner: told when nobody is admitted any more: a daemon that cannot be asked cannot be stopped in good order.
     """
 
-    def __init__(self, engine: Engine, runtime_dir: Path, access: Access, burnin_runs: Burnin) -> None:
+    def __init__(
+        self, engine: Engine, runtime_dir: Path, access: Access, burnin_runs: Burnin, owner: TaskOwner
+    ) -> None:
         self._path = runtime_dir / CONTROL_SOCKET
         self._shared = access.is_shared
+        self._tasks = TaskSet(owner)
         self._runner = web.AppRunner(
             application(engine, access, burnin_runs),
             access_log=None,
@@ -105,7 +110,7 @@ class ControlServer:
         except OSError as error:
             await self._runner.cleanup()
             raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
-        self._accepting = asyncio.create_task(self._accept(listener))
+        self._tasks.start(self._accept(listener), "control-accept")
         _log.info("control_listening", path=self._path)
 
     async def _accept(self, listener: socket.socket) -> None:
@@ -144,8 +149,7 @@ class ControlServer:
 
     async def stop(self) -> None:
         """Stop listening and end what is still connected."""
-        self._accepting.cancel()
-        await asyncio.gather(self._accepting, return_exceptions=True)
+        await self._tasks.stop()
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
 

@@ -25,6 +25,7 @@ from obatchd.control import auth
 from obatchd.control.api import error_document, listen
 from obatchd.control.auth import Access
 from obatchd.control.operations import Document, Engine, Submission
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _SIMULTANEOUS = 4  # submissions at once, each holds a thread; further clients wait
@@ -43,11 +44,18 @@ class SubmitServer:
         engine: gets each :class:`Submission`.
         runtime_dir: directory of the socket.
         access: who may submit.
+        owner: told when no submission is accepted any more. One that fails is its client's alone.
         frame_timeout_s: longest wait for a client's next frame.
     """
 
     def __init__(
-        self, engine: Engine, runtime_dir: Path, access: Access, *, frame_timeout_s: float = _FRAME_TIMEOUT_S
+        self,
+        engine: Engine,
+        runtime_dir: Path,
+        access: Access,
+        owner: TaskOwner,
+        *,
+        frame_timeout_s: float = _FRAME_TIMEOUT_S,
     ) -> None:
         self._engine = engine
         self._access = access
@@ -57,9 +65,10 @@ class SubmitServer:
         self._free = asyncio.Semaphore(_SIMULTANEOUS)
         self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_OF_ONE_USER))
         self._connections: Counter[int] = Counter()
+        self._accepting = TaskSet(owner)
+        self._serving = TaskSet(self)
         self._tasks: dict[asyncio.Task[None], socket.socket] = {}
         self._listener: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen.
@@ -71,13 +80,11 @@ class SubmitServer:
             self._listener = listen(self._path, shared=self._access.is_shared)
         except OSError as error:
             raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
-        self._accepting = asyncio.create_task(self._accept(self._listener), name="submit-accept")
+        self._accepting.start(self._accept(self._listener), "submit-accept")
 
     async def stop(self) -> None:
         """Accept no more; what is under way has a moment to end before its client is cut off."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.gather(self._accepting, return_exceptions=True)
+        await self._accepting.stop()
         if self._listener is not None:
             self._listener.close()
             self._path.unlink(missing_ok=True)
@@ -98,9 +105,12 @@ class SubmitServer:
                 _log.warning("submit_accept_failed", error=error)
                 await asyncio.sleep(1)
                 continue
-            task = asyncio.create_task(self._serve(connection))
+            task = self._serving.start(self._serve(connection), "submission")
             self._tasks[task] = connection
             task.add_done_callback(self._tasks.pop)
+
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """A submission failed by a defect: its client finds its connection closed, the others go on."""
 
     async def _serve(self, connection: socket.socket) -> None:
         connection.setblocking(True)

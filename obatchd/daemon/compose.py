@@ -87,7 +87,8 @@ async def host(settings: Current[Settings], spool: Spool, owner: TaskOwner) -> H
     await probe.start()
     fleet = Fleet(settings, work, spool.layout.uuid, chosen.program, probe, spool.facts, owner)
     models = ModelKeeper(settings, fleet)
-    return Host(probe, fleet, models, GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log))
+    watch = GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log, owner)
+    return Host(probe, fleet, models, watch)
 
 
 def head(
@@ -107,7 +108,8 @@ def head(
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, facade,
-        ControlServer(facade, runtime_dir, access, runs), SubmitServer(facade, runtime_dir, access), runtime_dir,
+        ControlServer(facade, runtime_dir, access, runs, owner), SubmitServer(facade, runtime_dir, access, owner),
+        runtime_dir,
     )  # fmt: skip
 
 

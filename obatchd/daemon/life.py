@@ -66,7 +66,7 @@ class Daemon:
 
     async def _run_locked(self, spool: Spool) -> None:
         _log.info("starting", version=__version__, spool=spool.layout.root, pid=os.getpid())
-        self._alarms = Alarms(self._settings)
+        self._alarms = Alarms(self._settings, self)
         self._alarms.start()
         async with contextlib.AsyncExitStack() as at_end:
             at_end.push_async_callback(self._alarms.stop)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from obatchd import log
 from obatchd.dispatch import protocol
-from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed
+from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed, ModelStore
 from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.keeper import WorkerKeeper
 from obatchd.dispatch.link import Link, ServerPort
@@ -20,9 +20,9 @@ from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+from obatchd.tasks import TaskOwner
 
 _log = log.get(__name__)
-_HOLD_S = 0.5
 _MOVED_S = 10.0  # a worker gives up its attempts within moments
 
 
@@ -30,8 +30,8 @@ class Dispatcher:
     """Matches the queue to the servers.
 
     Args:
-        switcher: decides what each server has loaded.
         holds: reasons for which nothing new is offered.
+        owner: told when a load ends by a defect: its server would stay between two profiles for ever.
     """
 
     def __init__(
@@ -39,16 +39,17 @@ class Dispatcher:
         queue: JobQueue,
         settings: Current[Settings],
         events: DispatchEvents,
-        switcher: ProfileSwitcher,
+        models: ModelStore,
         holds: Holds,
+        owner: TaskOwner,
     ) -> None:
         self._settings = settings
         self.links: dict[str, Link] = {}
-        self._outcomes = OutcomeHandler(queue, settings, events, hold=self._hold_link)
+        self._outcomes = OutcomeHandler(queue, settings, events, self)
         self.suspicion = self._outcomes.suspicion
         self._offering = Offering(queue, self.links, settings, events)
         self._keeper = WorkerKeeper(self.links, self)
-        self._switcher = switcher
+        self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, owner)
         self.holds = holds
         self._suspected: dict[int, list[tuple[int, int]]] = {}  # by job, from an earlier run
         self._pumping = False
@@ -61,7 +62,6 @@ class Dispatcher:
         """Start a worker for each server."""
         for server in servers:
             self.links[server.id] = Link(server, self._settings)
-        self._switcher.attach(self.links, self.wake)
         await self._keeper.start()
 
     async def stop(self) -> None:
@@ -210,11 +210,6 @@ class Dispatcher:
         if not self.holds.reasons and not self._closing:
             self._switcher.look()
             self._offering.fill()
-
-    def _hold_link(self, link: Link) -> None:
-        """Offer nothing to a server for a moment."""
-        link.hold(_HOLD_S)
-        asyncio.get_running_loop().call_later(_HOLD_S, self.wake)
 
     # Events of the workers.
 

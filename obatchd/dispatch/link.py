@@ -59,6 +59,13 @@ class ServerPort(Protocol):
     def broken(self, reason: str) -> None: ...
 
 
+class Waker(Protocol):
+    """Looks for requests to offer; :class:`obatchd.dispatch.dispatcher.Dispatcher`."""
+
+    def wake(self) -> None:
+        """There may be something to offer, or room for it."""
+
+
 class Refused(NamedTuple):
     """Why a server cannot have a profile, and until when (monotonic) it is not asked again."""
 
@@ -100,7 +107,7 @@ class Link:
         self.tokens_done = 0
         self.attempts_failed = 0  # not through the request's or the model's own doing
         self.refused: dict[Profile, Refused] = {}
-        self.preparing: dict[Profile, asyncio.Task[None]] = {}  # models being made sure of, while it goes on working
+        self.preparing: set[Profile] = set()  # whose models are being made sure of, while it goes on working
         self.capabilities: dict[str, list[str]] = {}  # of the models made sure of, by name
         self.prepared: dict[Profile, float] = {}  # until when (monotonic) that holds
         self.token_s = time.monotonic()  # of the latest token or end of an attempt; at first of its own beginning

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
 
 import msgspec
 
 from obatchd import log
 from obatchd.dispatch import records
 from obatchd.dispatch.events import INTERRUPTED, CrashListener, DispatchEvents, Failed, Finished
-from obatchd.dispatch.link import Link, Offered
+from obatchd.dispatch.link import Link, Offered, Waker
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.watchdog import Sample
 from obatchd.jobs.lane import Pending, Taken
@@ -20,6 +20,7 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)
+_HOLD_S = 0.5  # a server that refused a connection is offered nothing
 _ONE_CRASH_S = 1.0  # failures this close together are one crash
 _SUSPECT_CRASHES = 2
 LEAST_LIMIT_S = 0.1  # an attempt with less time left than this is not worth a try
@@ -37,26 +38,15 @@ class Suspicion(msgspec.Struct):
 
 
 class OutcomeHandler:
-    """Draws the consequences for the request and for the server.
+    """Draws the consequences for the request and for the server."""
 
-    Args:
-        hold: a server is to get nothing for a moment.
-    """
-
-    def __init__(
-        self,
-        queue: JobQueue,
-        settings: Current[Settings],
-        events: DispatchEvents,
-        *,
-        hold: Callable[[Link], None],
-    ) -> None:
+    def __init__(self, queue: JobQueue, settings: Current[Settings], events: DispatchEvents, waker: Waker) -> None:
         self._settings = settings
         self.suspicion: dict[tuple[int, int], Suspicion] = {}
         self.crash_listener = CrashListener()
         self._queue = queue
         self._events = events
-        self._hold = hold
+        self._waker = waker
 
     def result(self, link: Link, item: ResultItem) -> None:
         """A worker has the result of an attempt."""
@@ -161,6 +151,11 @@ class OutcomeHandler:
             servers = [*pending.servers, link.server.id]
             again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s, pending.prepared)
             self.requeue(Taken(taken.lane, again, 0.0))
+
+    def _hold(self, link: Link) -> None:
+        """Offer nothing to a server for a moment."""
+        link.hold(_HOLD_S)
+        asyncio.get_running_loop().call_later(_HOLD_S, self._waker.wake)
 
     def _strike(self, link: Link, taken: Taken, fault: faults.Fault) -> None:
         """One strike for what befell a server, however many of its requests it took along."""

@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Mapping
 
 from obatchd import log
 from obatchd.dispatch.events import DispatchEvents, ModelStore
-from obatchd.dispatch.link import Link, Refused
+from obatchd.dispatch.link import Link, Refused, Waker
 from obatchd.errors import ModelError, ObatchError
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _LOAD_TIMES_TO_WAIT = 10.0
@@ -29,30 +30,34 @@ _PREPARED_S = 60.0
 
 
 class ProfileSwitcher:
-    """Decides and carries out loads."""
+    """Decides and carries out loads.
+
+    Args:
+        links: the servers, by id.
+    """
 
     def __init__(
-        self, queue: JobQueue, settings: Current[Settings], models: ModelStore, events: DispatchEvents
+        self,
+        queue: JobQueue,
+        links: Mapping[str, Link],
+        settings: Current[Settings],
+        models: ModelStore,
+        events: DispatchEvents,
+        waker: Waker,
+        owner: TaskOwner,
     ) -> None:
         self._queue = queue
+        self._links = links
         self._settings = settings
         self._models = models
         self._events = events
-        self._links: dict[str, Link] = {}
-        self._wake: Callable[[], None] = lambda: None
+        self._waker = waker
+        self._tasks = TaskSet(owner)
         self._unserved_since_s: dict[Profile, float] = {}
-
-    def attach(self, links: dict[str, Link], wake: Callable[[], None]) -> None:
-        """The links to look after, and what to call when one has changed."""
-        self._links, self._wake = links, wake
 
     async def stop(self) -> None:
         """Give up loads in progress."""
-        tasks = [link.loading for link in self._links.values() if link.loading]
-        tasks += [task for link in self._links.values() for task in link.preparing.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     def look(self) -> None:
         """Start what should change now."""
@@ -68,13 +73,13 @@ class ProfileSwitcher:
             if link.switching_to is None and (wanted := self._wanted(link, waiting)) is not None:
                 self._switch(link, wanted)
             if link.switching_to is not None and not link.offers:
-                link.loading = asyncio.create_task(self._load(link, link.switching_to), name=f"load-{link.server.id}")
+                link.loading = self._tasks.start(self._load(link, link.switching_to), f"load-{link.server.id}")
 
     def _switch(self, link: Link, profile: Profile) -> None:
         """Empty a server for ``profile``; but only when its model is there, because a pull may take an hour."""
         if link.prepared.pop(profile, 0.0) < time.monotonic():
-            task = asyncio.create_task(self._make_sure(link, profile), name=f"prepare-{link.server.id}")
-            link.preparing[profile] = task
+            link.preparing.add(profile)
+            self._tasks.start(self._make_sure(link, profile), f"prepare-{link.server.id}")
             return
         link.switching_to = profile
         _log.info(
@@ -141,8 +146,8 @@ class ProfileSwitcher:
         async with self._attempt(link, profile):
             link.capabilities[profile.model] = await self._models.ensure(link.server.id, profile.model)
             link.prepared[profile] = time.monotonic() + _PREPARED_S
-        link.preparing.pop(profile, None)
-        self._wake()
+        link.preparing.discard(profile)
+        self._waker.wake()
 
     async def _load(self, link: Link, profile: Profile) -> None:
         server = link.server
@@ -151,7 +156,7 @@ class ProfileSwitcher:
             _log.info("profile_loaded", server=server.id, model=profile.model, context_length=profile.context_length,
                       slots=server.slots, load_s=server.load_s)  # fmt: skip
         link.loading = link.switching_to = None
-        self._wake()
+        self._waker.wake()
 
     @contextlib.asynccontextmanager
     async def _attempt(self, link: Link, profile: Profile) -> AsyncIterator[None]:

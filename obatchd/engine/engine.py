@@ -8,7 +8,6 @@ from obatchd import log
 from obatchd.delivery.committer import Committer
 from obatchd.delivery.completion import Completion
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.engine.admission import Admission
 from obatchd.engine.resumption import Resumption
 from obatchd.engine.statuses import StatusWriter
@@ -38,8 +37,7 @@ class Engine:
         self._feeder = Feeder(work, self.preparation, self.committer)
         self.queue = JobQueue(self._feeder)
         self.completion = Completion(work, self.queue, self.committer, models, self)
-        switcher = ProfileSwitcher(self.queue, work.settings, models, self.completion)
-        self.dispatcher = Dispatcher(self.queue, work.settings, self.completion, switcher, work.holds)
+        self.dispatcher = Dispatcher(self.queue, work.settings, self.completion, models, work.holds, work.owner)
         self.admission = Admission(work, self.queue, self.completion, self.committer, models)
         self.intake = Intake(work, self.admission)
         self._statuses = StatusWriter(work, self.completion, self.dispatcher)

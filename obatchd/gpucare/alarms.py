@@ -21,6 +21,7 @@ from obatchd.documents import SCHEMA
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.alarms import AlarmKind, AlarmSettings
+from obatchd.tasks import TaskOwner, TaskSet
 from obatchd.times import instant
 
 _log = log.get(__name__)
@@ -29,32 +30,33 @@ _LAST_S = 5.0  # for the alarms that wait when the daemon ends
 
 
 class Alarms:
-    """Collects alarms and runs the command."""
+    """Collects alarms and runs the command.
 
-    def __init__(self, settings: Current[Settings]) -> None:
+    Args:
+        owner: told when no alarm is passed on any more, because a defect ended the task that does it.
+    """
+
+    def __init__(self, settings: Current[Settings], owner: TaskOwner) -> None:
         self._current = settings
         self._waiting: deque[dict[str, Any]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet(owner)
 
     @property
     def _settings(self) -> AlarmSettings:
         return self._current.value.alarms
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="alarms")
+        self._tasks.start(self._run(), "alarms")
 
     async def stop(self) -> None:
         """Give what waits a moment, then end."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_S):
                 await self._idle.wait()
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._tasks.stop()
 
     def announce(self, kind: AlarmKind, facts: dict[str, Any]) -> None:
         """Raise an alarm, if somebody wants to hear of its kind."""

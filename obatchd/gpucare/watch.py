@@ -16,6 +16,7 @@ from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+from obatchd.tasks import TaskOwner
 
 _FRESH_S = 15.0
 
@@ -29,7 +30,14 @@ class GpuWatch:
     """
 
     def __init__(
-        self, settings: Current[Settings], probe: Probe, fleet: Fleet, facts: Facts, work: Path, kernel_log: Path
+        self,
+        settings: Current[Settings],
+        probe: Probe,
+        fleet: Fleet,
+        facts: Facts,
+        work: Path,
+        kernel_log: Path,
+        owner: TaskOwner,
     ) -> None:
         self.probe = probe
         self._settings = settings
@@ -37,7 +45,7 @@ class GpuWatch:
         self.history = History(work / "history.db", ClockReason.HARDWARE)
         records = GpuRecords(work / "gpus.json", facts)
         self.monitor = Monitor(probe, records, settings, SameWork(fleet), self.history)
-        self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log)
+        self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log, owner)
 
     def utilisation(self, server_id: str) -> int | None:
         """Of the busiest GPU of a server in percent; None where it is unknown or told too long ago."""

@@ -22,6 +22,7 @@ from typing import Protocol
 
 import obatchd.log
 from obatchd.gpus.model import XidEvent
+from obatchd.tasks import TaskOwner, TaskSet
 
 log = obatchd.log.get(__name__)
 
@@ -86,29 +87,27 @@ class KernelLog:
         listener: gets each XID that is not older than ``since_s``.
         since_s: epoch seconds.
         path: ``/dev/kmsg``, or a file of such records, one a line.
+        owner: told when nobody follows the log any more: errors of GPUs would go unnoticed.
 
     Attributes:
         source: ``kmsg``, ``journal``, or empty while the log cannot be read.
         problem: why not, in words.
     """
 
-    def __init__(self, listener: XidListener, since_s: float, path: Path = KMSG) -> None:
+    def __init__(self, listener: XidListener, since_s: float, path: Path, owner: TaskOwner) -> None:
         self.source = ""
         self.problem = "the kernel log has not been opened yet"
         self._listener = listener
         self._since_s = since_s
         self._path = path
         self._parser = Parser()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet(owner)
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._follow(), name="kernel-log")
+        self._tasks.start(self._follow(), "kernel-log")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._tasks.stop()
 
     async def _follow(self) -> None:
         try:

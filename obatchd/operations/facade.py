@@ -29,6 +29,7 @@ from obatchd.servers.logs import read_log
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
+from obatchd.tasks import TaskSet
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -67,7 +68,7 @@ class Facade:
         self._submissions = Submissions(engine)
         self.gpu_desk = GpuDesk(policy, probe)
         self._reload = reload
-        self._actions: set[asyncio.Task[Any]] = set()
+        self._actions = TaskSet(self)
 
     # Looking.
 
@@ -184,13 +185,19 @@ class Facade:
         if action == "resume":
             server.resume()
             return self._overview.server(server)
-        work = server.drain("asked by the operator") if action == "drain" else self._restart(server)
-        task = asyncio.create_task(work, name=f"{action}-{server_id}")
-        self._actions.add(task)
-        task.add_done_callback(self._actions.discard)
+        work = self._drain(server) if action == "drain" else self._restart(server)
+        task = self._actions.start(work, f"{action}-{server_id}")
         # Long answers may be in flight: the caller hears how far it is, the rest goes on.
-        await asyncio.wait({task}, timeout=_ACTION_S)
+        done, _ = await asyncio.wait({task}, timeout=_ACTION_S)
+        for ended in done:
+            ended.result()  # its caller is not to hear that all is well
         return self._overview.server(server)
+
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """An action failed by a defect; its caller is told while waiting, else the state of the server shows it."""
+
+    async def _drain(self, server: Server) -> None:
+        await server.drain("asked by the operator")
 
     async def _restart(self, server: Server) -> None:
         """Let what is in flight end, up to the server's ``drain_s``, then end and start it; ends a drain too."""

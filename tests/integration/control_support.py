@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from task_support import Failures
+
 from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, Caller
@@ -132,6 +134,7 @@ class FakeEngine:
     finished_state: str = "done"
     gpu_desk: FakeGpuDesk = field(default_factory=FakeGpuDesk)
     looked: int = 0  # how often somebody asked for one job
+    failures: Failures = field(default_factory=Failures)  # of the tasks of the sockets
 
     def status(self, caller: Caller) -> dict[str, Any]:
         return {
@@ -287,8 +290,8 @@ async def serving(tmp_path: Path, *, frame_timeout_s: float = 10.0) -> AsyncIter
     engine = FakeEngine(directory=tmp_path)
     directory = runtime.create(spool, uuid.uuid4().hex)
     access = Access(AccessSettings())
-    control = ControlServer(engine, directory, access, FakeBurnin())
-    submit = SubmitServer(engine, directory, access, frame_timeout_s=frame_timeout_s)
+    control = ControlServer(engine, directory, access, FakeBurnin(), engine.failures)
+    submit = SubmitServer(engine, directory, access, engine.failures, frame_timeout_s=frame_timeout_s)
     await control.start()
     await submit.start()
     try:

@@ -20,6 +20,8 @@ from obatchd import errors
 from obatchd.client import handover, runtime
 from obatchd.client.client import Client
 from obatchd.control import auth
+from obatchd.control.api import ControlServer
+from obatchd.control.submit import SubmitServer
 from obatchd.settings.tables.access import AccessSettings
 
 T = TypeVar("T")
@@ -437,3 +439,26 @@ async def test_no_file_left_for_a_moment_does_not_end_the_api(
         await call(Client(spool).get, "ping")
     assert refused
     assert (await call(Client(spool).get, "ping"))["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("name", [runtime.CONTROL_SOCKET, runtime.SUBMIT_SOCKET])
+async def test_a_socket_that_admits_nobody_any_more_is_told(
+    served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The daemon would go on, and nobody could ask it anything."""
+    engine, spool = served
+
+    async def admit(server: ControlServer, connection: socket.socket, *rest: object) -> None:
+        connection.close()
+        raise RuntimeError("a defect")
+
+    def serve(server: SubmitServer, connection: socket.socket) -> None:
+        connection.close()
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(ControlServer, "_admit", admit)
+    monkeypatch.setattr(SubmitServer, "_serve", serve)
+    _, writer = await asyncio.open_unix_connection(runtime.read_record(spool).runtime_dir / name)
+    await until(lambda: bool(engine.failures))
+    writer.close()
+    assert engine.failures == [f"{name.removesuffix('.sock')}-accept: RuntimeError: a defect"]

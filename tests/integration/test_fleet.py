@@ -16,6 +16,7 @@ from fleet_support import DictFacts, alive, running, settings, wait_for
 from obatchd.errors import ConfigError, ModelError, ServerError
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import LoadedModel, OllamaApi
+from obatchd.servers import fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
@@ -359,6 +360,17 @@ async def test_a_fleet_that_cannot_be(
     with pytest.raises(error, match=words):
         async with running(settings(**changes), tmp_path):  # type: ignore[arg-type]
             pass
+
+
+async def test_a_fleet_that_looks_around_no_more_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(fleet, "OllamaApi", broken)
+    async with running(settings(), tmp_path) as bench, asyncio.timeout(10):
+        while not bench.failures:
+            await asyncio.sleep(0.01)
+        assert bench.failures == ["fleet-look: RuntimeError: a defect"]
 
 
 async def test_servers_that_others_can_reach_are_a_notice(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 from settings_support import in_force
+from task_support import Failures
 from work_support import NoFeeder
 
 from obatchd.child import End, Parent
@@ -18,7 +19,6 @@ from obatchd.dispatch.events import Failed, Finished
 from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import OfferItem, ResultItem
-from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
@@ -258,13 +258,14 @@ class Rig:
         feeder = NoFeeder()
         self.fetches = feeder.fetches
         self.queue = JobQueue(feeder)
-        self.switcher = ProfileSwitcher(self.queue, self.settings, self, Told(self))
+        self.failures = Failures()
         self.dispatcher = Dispatcher(
             self.queue,
             self.settings,
             Told(self),
-            self.switcher,
+            self,
             Holds(),
+            self.failures,
         )
 
     async def ensure(self, server: str, model: str) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from settings_support import in_force
+from task_support import Failures
 
 from obatchd.gpucare.alarms import Alarms
 from obatchd.settings.current import Current
@@ -34,7 +35,7 @@ async def test_each_alarm_is_one_document_for_the_command(tmp_path: Path, monkey
     monkeypatch.setenv("OBATCHD_SERVERS_REMOTE_TOKEN", "secret")
     out = tmp_path / "told; touch hacked"
     script = KEEP + "; open(sys.argv[1] + '.env', 'w').write(repr(dict(__import__('os').environ)))"
-    alarms = Alarms(settings(sys.executable, "-c", script, out))
+    alarms = Alarms(settings(sys.executable, "-c", script, out), Failures())
     alarms.start()
     alarms.announce("quarantine", {"uuid": "GPU-1", "reason": "lost"})
     alarms.announce("job_done", {"job": "j"})  # not asked for
@@ -50,7 +51,7 @@ async def test_each_alarm_is_one_document_for_the_command(tmp_path: Path, monkey
 async def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     script = f"sleep 300 & echo $! > {pid_file}; wait"
-    alarms = Alarms(settings("sh", "-c", script, timeout_s=0.5))
+    alarms = Alarms(settings("sh", "-c", script, timeout_s=0.5), Failures())
     alarms.start()
     began_s = time.monotonic()
     alarms.announce("disk_low", {})
@@ -70,7 +71,7 @@ def alive(pid: int) -> bool:
 async def test_a_command_that_fails_harms_nobody(
     tmp_path: Path, command: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    alarms = Alarms(settings(*command))
+    alarms = Alarms(settings(*command), Failures())
     alarms.start()
     alarms.announce("disk_low", {"reason": "x" * 1_000_000})  # more than a pipe holds; nobody reads it
     await alarms.stop()
@@ -82,7 +83,7 @@ async def test_commands_that_end_before_they_read_stop_no_later_alarm(tmp_path: 
     script = tmp_path / "script"
     script.write_text(f"#!/bin/sh\n[ -e {tmp_path}/read ] || exit 0\ncat > {out}\n")
     script.chmod(0o755)
-    alarms = Alarms(settings(script))
+    alarms = Alarms(settings(script), Failures())
     alarms.start()
     for number in range(50):
         alarms.announce("disk_low", {"number": number, "reason": "x" * 1_000_000})
@@ -95,7 +96,7 @@ async def test_commands_that_end_before_they_read_stop_no_later_alarm(tmp_path: 
 
 async def test_finished_jobs_give_way_when_too_many_wait(tmp_path: Path) -> None:
     out = tmp_path / "told"
-    alarms = Alarms(settings(sys.executable, "-c", KEEP, out, on=["job_done", "quarantine"]))
+    alarms = Alarms(settings(sys.executable, "-c", KEEP, out, on=["job_done", "quarantine"]), Failures())
     alarms.announce("quarantine", {})
     for number in range(150):
         alarms.announce("job_done", {"job": str(number)})
@@ -116,3 +117,12 @@ def test_the_mail_script_writes_to_sendmail(tmp_path: Path) -> None:
     assert "Subject: obatchd on node7: GPU 2 is in quarantine" in head and "To: admin@example.org" in head
     assert "Bcc" not in head and "XID 48" in body
     assert (tmp_path / "arguments").read_text().split() == ["-t", "-oi"]
+
+
+async def test_alarms_that_are_passed_on_no_more_are_told(tmp_path: Path) -> None:
+    failures = Failures()
+    alarms = Alarms(settings("true"), failures)
+    alarms.start()
+    alarms.announce("disk_low", {"reason": object()})  # which JSON does not have
+    await wait_for(lambda: failures)
+    assert failures[0].startswith("alarms: TypeError")

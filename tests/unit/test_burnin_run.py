@@ -16,6 +16,7 @@ from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Begun, Canary, Limits, Plan, Record, Unit
 from obatchd.burnin.report import report
 from obatchd.burnin.run import run
+from obatchd.burnin.run.manager import Burnin
 from obatchd.burnin.run.plan import Defaults
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
@@ -57,11 +58,14 @@ class MemoryServer:
         self.holds: dict[str, str] = {}
         self.foreign: list[GpuProcess] = []
         self.released = False
+        self.defect = False
 
     async def load(self, profile: Profile) -> None:
         self.loaded = profile
 
     def load_options(self, profile: Profile) -> dict[str, Any]:
+        if self.defect:
+            raise KeyError("a defect")
         return {"num_ctx": profile.context_length, "server": self.id}
 
     @property
@@ -201,6 +205,29 @@ async def test_a_clean_run_gives_everything_back(bench: Bench) -> None:
         assert gpu["canary"]["checks"] >= 2
     assert all(server.holds == {} for server in bench.servers.values())
     assert bench.released == bench.quarantined == []
+
+
+async def test_a_defect_in_the_load_ends_the_run_and_gives_everything_back(bench: Bench) -> None:
+    async def break_load(this: run.Run) -> None:
+        bench.servers["gpu1"].defect = True
+
+    with pytest.raises(KeyError, match="a defect"):
+        await bench.carry_out(break_load, duration_s=60.0, exclusive=True)
+    assert bench.batch_away == [True, False]
+    assert all(server.holds == {} for server in bench.servers.values())
+
+
+async def test_a_run_that_a_defect_ends_is_recorded_as_failed(bench: Bench, tmp_path: Path) -> None:
+    runs = Burnin(tmp_path / "runs", bench, Defaults("llama3.3", 8192, 600.0, 4, Limits()))
+    await runs.start({"duration": "10m", "canary": False})
+    async with asyncio.timeout(30):
+        while runs.active is not None and not runs.active.loading:
+            await asyncio.sleep(0.01)
+        bench.servers["gpu1"].defect = True
+        while runs.active is not None:
+            await asyncio.sleep(0.01)
+    [row] = await runs.runs()
+    assert row["state"] == "failed" and row["end"] == "a defect of obatchd: KeyError: 'a defect'"
 
 
 async def test_a_driver_updated_underneath_is_blamed_on_no_gpu_and_strangers_are_told(bench: Bench) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -45,3 +46,15 @@ async def test_a_job_the_index_has_as_done_is_over_before_the_engine_lets_go_of_
     assert (listed["state"], listed["finished_at"], listed["succeeded"]) == ("done", "2023-11-14T22:13:20.000Z", 1)
     assert facade.job(CALLER, "job-1") == listed
     store.close()
+
+
+async def test_an_action_that_fails_by_a_defect_is_no_success(tmp_path: Path) -> None:
+    async def drain(reason: str) -> None:
+        raise KeyError("HOME")
+
+    layout = Layout.open(tmp_path / "spool")
+    fleet: Any = SimpleNamespace(servers={"gpu0": SimpleNamespace(id="gpu0", drain=drain)})
+    others: list[Any] = [MagicMock() for _ in range(4)]
+    facade = Facade(MagicMock(layout=layout), fleet, *others)
+    with pytest.raises(KeyError, match="HOME"):
+        await facade.server_action("gpu0", "drain")

@@ -52,7 +52,7 @@ class Host:
         )
         probe: Any = SimpleNamespace(gpus=self.gpus, listen=lambda listener: None)
         self.owner, alarms = Failures(), Alarms()
-        watch = GpuWatch(in_force(), probe, fleet, DictFacts(), work, work / "kernel.log")
+        watch = GpuWatch(in_force(), probe, fleet, DictFacts(), work, work / "kernel.log", self.owner)
         self.duty = GpuPolicy(in_force(), watch, fleet, rig.dispatcher, alarms, self.owner)  # type: ignore[arg-type]
         self.duty.start()
         self.jobs = 0

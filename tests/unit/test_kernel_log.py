@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from task_support import Failures
 
 from obatchd.gpus.kernel_log import KernelLog, Parser, normal_address
 from obatchd.gpus.model import XidEvent
@@ -73,7 +74,7 @@ def record(message: str, at_s: float) -> str:
 
 
 async def follow(path: Path, since_s: float, events: list[XidEvent], count: int) -> KernelLog:
-    log = KernelLog(Heard(events), since_s, path)
+    log = KernelLog(Heard(events), since_s, path, Failures())
     log.start()
     async with asyncio.timeout(10):
         while len(events) < count:
@@ -97,7 +98,7 @@ async def test_records_that_come_in_pieces_and_messages_of_several_lines(tmp_pat
     writer = os.open(path, os.O_RDWR)
     lines = "NVRM: The NVIDIA GPU 0000:18:00.0\\x0aNVRM: installed in this system has\\x0aNVRM: fallen off the bus and"
     data = (record(XID, time.time()) + record(lines, time.time())).encode()
-    log = KernelLog(Heard(events), 0.0, path)
+    log = KernelLog(Heard(events), 0.0, path, Failures())
     log.start()
     for start in range(0, len(data), 50):
         os.write(writer, data[start : start + 50])
@@ -123,7 +124,7 @@ async def test_without_the_log_the_journal_is_asked(tmp_path: Path, monkeypatch:
 
 async def test_a_host_that_shows_nothing_is_called_blind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    log = KernelLog(Heard([]), 0.0, tmp_path / "missing")
+    log = KernelLog(Heard([]), 0.0, tmp_path / "missing", Failures())
     log.start()
     async with asyncio.timeout(10):
         while "journalctl" not in log.problem:
@@ -138,10 +139,26 @@ async def test_a_journal_that_shows_nothing_is_no_source(tmp_path: Path, monkeyp
     journalctl.write_text("#!/bin/sh\nexit 0\n")
     journalctl.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    log = KernelLog(Heard([]), 0.0, tmp_path / "missing")
+    log = KernelLog(Heard([]), 0.0, tmp_path / "missing", Failures())
     log.start()
     async with asyncio.timeout(10):
         while "systemd-journal" not in log.problem:
             await asyncio.sleep(0.01)
     await log.stop()
     assert log.source == ""
+
+
+async def test_a_log_that_nobody_follows_any_more_is_told(tmp_path: Path) -> None:
+    class Deaf:
+        def xids(self, events: Sequence[XidEvent]) -> None:
+            raise KeyError(events[0].pci_bus_id)
+
+    path, failures = tmp_path / "kmsg", Failures()
+    path.write_text(record(XID, time.time()))
+    log = KernelLog(Deaf(), 0.0, path, failures)
+    log.start()
+    async with asyncio.timeout(10):
+        while not failures:
+            await asyncio.sleep(0.01)
+    assert failures == ["kernel-log: KeyError: '0000:41:00'"]
+    await log.stop()

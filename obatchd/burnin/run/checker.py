@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from obatchd import log
 from obatchd.burnin.journal.records import Canary
 from obatchd.burnin.run.load import Load
+from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
 from obatchd.errors import ServerError
@@ -34,14 +35,14 @@ class Checker:
 
     Args:
         gpus: UUIDs of its GPUs; what is found concerns all of them.
-        write: takes what is to be written down.
+        recording: takes the outcome of each step.
     """
 
-    def __init__(self, load: Load, gpus: Sequence[str], write: Callable[[Canary], None]) -> None:
+    def __init__(self, load: Load, gpus: Sequence[str], recording: Recording) -> None:
         self.load = load
         self.reference: Reference | None = None
         self._gpus = gpus
-        self._write = write
+        self._recording = recording
 
     async def calibrate(self, runs: int) -> None:
         """Learn the reference from ``runs`` answers; the first after a load is thrown away."""
@@ -106,7 +107,7 @@ class Checker:
         difference = canary.deviation(self.reference.answer, answer) if answer and self.reference else None
         digest = answer.digest if answer else ""
         for gpu in self._gpus:
-            self._write(Canary(time.time(), gpu, step, text, digest, difference))
+            self._recording.note(Canary(time.time(), gpu, step, text, digest, difference))
 
 
 def _fingerprint(answer: Generated) -> Answer:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+from obatchd.burnin.journal.recorder import Occupied
 from obatchd.burnin.journal.records import Event, Prepared
-from obatchd.burnin.run.ports import RunHost, RunServer
+from obatchd.burnin.run.ports import BatchLoad, RunHost, RunServer
 from obatchd.burnin.run.recording import Recording
 from obatchd.jobs.model import Profile
+from obatchd.ollama.api import Generated
 
 _STRAY = "End them (`nvidia-smi` shows them), so that they neither slow the GPU down nor keep its memory from the test."
 _HOST_TROUBLE = "Reboot the host, then run it again; nothing was found against the GPU itself."
 
 
-class Noticing:
-    """Writes into a recording what is new.
+class EventRecorder:
+    """Writes into a recording what is new on the servers of a run.
 
     Args:
         servers: of the run, by id.
@@ -38,6 +40,7 @@ class Noticing:
         self._cards = cards
         self._restarts = {name: server.restarts for name, server in servers.items()}
         self._profiles: dict[str, Profile] = {}
+        self._batch: dict[str, BatchLoad] = {}
         self._blind = self._trouble = ""
 
     def gone(self, gpu: str) -> None:
@@ -53,8 +56,32 @@ class Noticing:
             for gpu in self._gpus_of[name] if server.foreign else ():
                 self._recording.note(Event(time.time(), gpu, "stray_processes", text, "warn", _STRAY))
 
-    def profile(self, name: str) -> None:
-        """What batch work has loaded on a server, whenever that changes."""
+    def answered(self, server: str, answer: Generated) -> None:
+        """The load of a server had an answer."""
+        for gpu in self._gpus_of[server]:
+            self._recording.recorder.answered(gpu, tokens=answer.eval_count, prompt_tokens=answer.prompt_eval_count)
+
+    def request_failed(self, server: str) -> None:
+        """A request of the load of a server failed."""
+        for gpu in self._gpus_of[server]:
+            self._recording.recorder.failed(gpu)
+
+    def count_batch(self, name: str, span_s: float) -> None:
+        """Batch work on a server in the latest ``span_s``; its slots are sampled."""
+        now = self._host.batch_load(name)
+        before = self._batch.get(name, now)
+        self._batch[name] = now
+        busy = min(now.in_slots, self._servers[name].slots)
+        recorder = self._recording.recorder
+        for gpu in self._gpus_of[name]:
+            recorder.loaded(gpu, Occupied(busy * span_s, span_s if busy else 0.0, 0.0))
+            requests = now.requests - before.requests
+            recorder.answered(gpu, tokens=now.tokens - before.tokens, prompt_tokens=0, requests=requests)
+            recorder.failed(gpu, now.failed - before.failed)
+        self._note_profile(name)
+
+    def _note_profile(self, name: str) -> None:
+        """The profile that batch work has loaded on a server, whenever that changes."""
         server = self._servers[name]
         loaded = server.loaded
         if loaded is not None and loaded != self._profiles.get(name):

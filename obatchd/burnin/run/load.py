@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from obatchd import log
@@ -36,13 +36,21 @@ class LoadedServer(Protocol):
     def fault(self, reason: str) -> None: ...
 
 
+class LoadListener(Protocol):
+    """Hears of the requests of a load; :class:`obatchd.burnin.run.events.EventRecorder`."""
+
+    def answered(self, server: str, answer: Generated) -> None:
+        """The server with this id answered a request."""
+
+    def request_failed(self, server: str) -> None:
+        """The server with this id failed at a request."""
+
+
 class Load:
     """The load of one server.
 
     Args:
         shape: shared by the servers that are compared.
-        on_answer: called with each answer.
-        on_failure: called with the reason of each failure.
     """
 
     def __init__(
@@ -50,16 +58,14 @@ class Load:
         server: LoadedServer,
         profile: Profile,
         shape: Shape,
-        on_answer: Callable[[Generated], None],
-        on_failure: Callable[[str], None],
+        listener: LoadListener,
     ) -> None:
         self.server = server
         self.profile = profile
         self.in_flight = 0
         self.exclusive = False  # emptied, or being emptied, for an output check
         self._shape = shape
-        self._on_answer = on_answer
-        self._on_failure = on_failure
+        self._listener = listener
         self._numbers = itertools.count()
         self._open = asyncio.Event()
         self._open.set()
@@ -121,7 +127,7 @@ class Load:
                 self._shape.too_long()
                 return False
             _log.warning("burnin_request_failed", server=self.server.id, code=error.code, reason=error.message)
-            self._on_failure(error.message)
+            self._listener.request_failed(self.server.id)
             self.server.fault(f"burn-in: {error.message}")
             return True
         self.server.progress()
@@ -129,7 +135,7 @@ class Load:
             work, answer.prompt_eval_count, answer.prompt_eval_duration * _NANO,
             answer.eval_count, answer.eval_duration * _NANO,
         )  # fmt: skip
-        self._on_answer(answer)
+        self._listener.answered(self.server.id, answer)
         return False
 
     def _enter(self, change: int) -> None:

@@ -20,6 +20,7 @@ from obatchd.burnin.run.plan import Asked
 from obatchd.burnin.run.ports import RunHost
 from obatchd.burnin.run.run import Run
 from obatchd.errors import ConfigError, ControlError, NotFoundError, StoreError
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 Document = dict[str, Any]
@@ -42,6 +43,7 @@ class Burnin:
         self._host = host
         self._run: Run | None = None
         self._task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet(self)
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -82,11 +84,12 @@ class Burnin:
 
     async def close(self) -> None:
         """Leave a run as it is; the next daemon goes on with it."""
-        if self._task is not None and self._run is not None:
+        if self._run is not None:
             self._run.leaving = True
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self._tasks.stop()
+
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """The end of a run could not be written down; a later daemon finds the run unfinished and goes on with it."""
 
     def _append(self, run: str, records: list[Record]) -> None:
         file = journal.Journal(self._shelf.path(run))
@@ -99,7 +102,7 @@ class Burnin:
         run = journal.begun(records).plan.run
         file = journal.Journal(self._shelf.path(run))
         self._run = Run(records, file, self._host)
-        self._task = asyncio.create_task(self._carry_out(self._run, file), name="burnin")
+        self._task = self._tasks.start(self._carry_out(self._run, file), "burnin")
 
     async def _carry_out(self, run: Run, file: journal.Journal) -> None:
         try:

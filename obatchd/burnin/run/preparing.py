@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from obatchd import log
-from obatchd.burnin.journal.records import Plan, Prepared, Record
+from obatchd.burnin.journal.records import Plan, Prepared
 from obatchd.burnin.run.filling import fill
 from obatchd.burnin.run.ports import RunHost, RunServer
+from obatchd.burnin.run.writing import RecordWriter
 from obatchd.errors import ObatchError, ServerError
 from obatchd.jobs.model import Profile
 
@@ -56,8 +57,7 @@ class Preparer:
 
     Args:
         gpus_of: UUIDs of the GPUs of each server.
-        kind: what GPUs a server has; those of one kind get the same context, so that they can be compared.
-        write: takes what is to be written down.
+        kinds: what GPUs each server has; those of one kind get the same context, so that they can be compared.
     """
 
     def __init__(
@@ -65,20 +65,20 @@ class Preparer:
         plan: Plan,
         host: RunHost,
         gpus_of: Mapping[str, Sequence[str]],
-        kind: Callable[[str], str],
-        write: Callable[[list[Record]], Awaitable[None]],
+        kinds: Mapping[str, str],
+        writer: RecordWriter,
     ) -> None:
         self._plan = plan
         self._host = host
         self._gpus_of = gpus_of
-        self._kind = kind
-        self._write = write
+        self._kinds = kinds
+        self._writer = writer
 
     async def prepare(self, servers: Sequence[RunServer]) -> None:
         """Prepare all of them; what cannot be prepared is written down with its problem."""
         kinds: dict[str, list[RunServer]] = {}
         for server in servers:
-            kinds.setdefault(self._kind(server.id), []).append(server)
+            kinds.setdefault(self._kinds[server.id], []).append(server)
         await asyncio.gather(*(self._prepare_kind(members) for members in kinds.values()))
 
     async def _prepare_kind(self, servers: Sequence[RunServer]) -> None:
@@ -105,7 +105,7 @@ class Preparer:
         used, total = (reading.memory_used_bytes, reading.memory_total_bytes) if reading else (None, None)
         vram_percent = 100 * used / total if used is not None and total else None
         digest = host.model(plan.model).digest
-        await self._write(
+        await self._writer.write(
             [
                 Prepared(
                     time.time(), server.id, plan.model, context or 0, server.slots, vram_percent, digest,

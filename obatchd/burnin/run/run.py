@@ -5,28 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any
 
 import msgspec
 
 from obatchd import log
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.recorder import Occupied, Seen
+from obatchd.burnin.journal.recorder import Seen
 from obatchd.burnin.journal.records import Bucket, Ended, Loading, Plan, Record
 from obatchd.burnin.report import report
 from obatchd.burnin.run.checker import Checker
-from obatchd.burnin.run.events import Noticing
+from obatchd.burnin.run.events import EventRecorder
 from obatchd.burnin.run.load import Load
-from obatchd.burnin.run.ports import BatchLoad, RunHost, RunServer
+from obatchd.burnin.run.ports import RunHost, RunServer
 from obatchd.burnin.run.preparing import Preparer, take, up, up_soon
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.run.watch import latest_tracks
 from obatchd.burnin.run.workload import Shape
+from obatchd.burnin.run.writing import RecordWriter
 from obatchd.burnin.verdict import canary, verdict
 from obatchd.errors import ObatchError
 from obatchd.jobs.model import Profile
-from obatchd.ollama.api import Generated
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 LOOK_S = 1.0
@@ -47,15 +48,14 @@ class Run:
     def __init__(self, records: list[Record], file: journal.Journal, host: RunHost) -> None:
         begun = journal.begun(records)
         self.plan: Plan = begun.plan
-        self.records = records
+        self._writer = RecordWriter(records, file)
         self.leaving = False  # the daemon ends: the servers are not to get other work in its last moments
         self._units = begun.units
-        self._file = file
         self._host = host
-        self._unwritten: list[Record] = []
-        self._writing = asyncio.Lock()
         self._stop = asyncio.Event()
         self._stop_text = ""
+        self._tasks = TaskSet(self)  # of the load and the output checks
+        self._defect: BaseException | None = None
         self._before_s = sum(record.span_s for record in records if isinstance(record, Bucket))
         gpus = {gpu.uuid: gpu for found in host.gpus_of.values() for gpu in found}
         self._cards = {gpu.uuid: gpu.card for gpu in gpus.values()}
@@ -68,13 +68,21 @@ class Run:
             for server in dict.fromkeys(unit.server for unit in self._units)
         }
         self._servers = {name: host.servers[name] for name in self._gpus_of if name in host.servers}
+        # GPUs of one kind get the same context, so that their speeds can be compared.
+        self._kinds = {
+            server: "+".join(unit.name for unit in self._units if unit.server == server) for server in self._gpus_of
+        }
         self._loads: dict[str, Load] = {}
         self._checkers: dict[str, Checker] = {}
-        self._batch: dict[str, BatchLoad] = {}
-        self._noticing = Noticing(host, self._recording, self._servers, self._gpus_of, self._cards)
+        self._events = EventRecorder(host, self._recording, self._servers, self._gpus_of, self._cards)
         for unit in self._units:
             if unit.uuid not in identities:
-                self._noticing.gone(unit.uuid)
+                self._events.gone(unit.uuid)
+
+    @property
+    def records(self) -> list[Record]:
+        """Everything that is recorded of the run so far."""
+        return self._writer.records
 
     @property
     def elapsed_s(self) -> float:
@@ -105,21 +113,18 @@ class Run:
         reason = f"burn-in {plan.run}"
         if plan.exclusive:
             self._host.keep_batch_away(True)
-        tasks: list[asyncio.Task[None]] = []
         ended: Ended | None = None
         try:
             if not plan.with_jobs:
                 ended = await self._or_stopped(self._make_ready(reason))
             if ended is None:
                 if not self.loading:
-                    await self._write([Loading(time.time())])
+                    await self._writer.write([Loading(time.time())])
                 self._begin_recording()
-                tasks = [asyncio.create_task(work) for work in self._loading_work()]
+                self._start_loading()
                 ended = await self._record()
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._tasks.stop()
             await asyncio.shield(self._close(ended))
             if not self.leaving:
                 self._give_back()
@@ -134,12 +139,12 @@ class Run:
 
     async def _close(self, ended: Ended | None) -> None:
         """Write down what is left, and at the end of the run its verdict."""
-        await self._write(self._recording.finish(time.time()))
+        await self._writer.write(self._recording.finish(time.time()))
         if ended is None:
             return
         document = await asyncio.to_thread(report.build, [*self.records, ended])
         verdicts = {gpu["uuid"]: gpu["verdict"] for gpu in document["gpus"]}
-        await self._write([msgspec.structs.replace(ended, verdict=document["verdict"], verdicts=verdicts)])
+        await self._writer.write([msgspec.structs.replace(ended, verdict=document["verdict"], verdicts=verdicts)])
         _log.info("burnin_ended", run=self.plan.run, reason=ended.reason, verdict=document["verdict"])
         self._host.finished(self.plan.run, document["verdict"])
         self._condemn(document["gpus"])
@@ -192,16 +197,12 @@ class Run:
             *(take(server, reason, retest=self._is_retest(name)) for name, server in self._servers.items())
         )
         if not self._servers.keys() <= journal.prepared(self.records).keys():  # else an earlier part of the run chose
-            preparer = Preparer(self.plan, self._host, self._gpus_of, self._kind, self._write)
+            preparer = Preparer(self.plan, self._host, self._gpus_of, self._kinds, self._writer)
             await preparer.prepare(list(self._servers.values()))
         self._make_loads()
         if self.plan.canary_s:
             await asyncio.gather(*(self._calibrate(name) for name in self._checkers))
             self._find_outsiders()
-
-    def _kind(self, server: str) -> str:
-        """GPUs of one kind get the same context, so that their speeds can be compared."""
-        return "+".join(unit.name for unit in self._units if unit.server == server)
 
     def _make_loads(self) -> None:
         shapes: dict[tuple[str, int], Shape] = {}
@@ -211,11 +212,10 @@ class Run:
                 continue
             profile = Profile(ready.model, ready.context_length)
             shape = shapes.setdefault(
-                (self._kind(name), profile.context_length), Shape(profile.context_length, self.plan.duration_s)
+                (self._kinds[name], profile.context_length), Shape(profile.context_length, self.plan.duration_s)
             )
-            load = Load(server, profile, shape, self._answered(name), self._failed(name))
-            self._loads[name] = load
-            self._checkers[name] = Checker(load, self._gpus_of[name], self._recording.note)
+            load = self._loads[name] = Load(server, profile, shape, self._events)
+            self._checkers[name] = Checker(load, self._gpus_of[name], self._recording)
 
     async def _calibrate(self, name: str) -> None:
         """Learn what its output check answers; a server that cannot be had now goes without."""
@@ -233,30 +233,20 @@ class Run:
     def _begin_recording(self) -> None:
         for load in self._loads.values():
             load.occupied()  # getting ready is no part of the run
-        self._noticing.strangers()
+        self._events.strangers()
         self._recording.recorder.begin(time.time())
         _log.info("burnin_loading", run=self.plan.run, duration_s=self.plan.duration_s)
 
-    def _loading_work(self) -> list[Coroutine[Any, Any, None]]:
-        works = [self._keep_loaded(load) for load in self._loads.values()]
-        checked = list(self._checkers) if self.plan.canary_s else []
-        return works + [self._check_regularly(place, name) for place, name in enumerate(checked)]
+    def _start_loading(self) -> None:
+        for name, load in self._loads.items():
+            self._tasks.start(self._keep_loaded(load), f"burnin-load-{name}")
+        for place, name in enumerate(self._checkers if self.plan.canary_s else ()):
+            self._tasks.start(self._check_regularly(place, name), f"burnin-check-{name}")
 
-    def _answered(self, server: str) -> Callable[[Generated], None]:
-        def answered(answer: Generated) -> None:
-            for gpu in self._gpus_of[server]:
-                self._recording.recorder.answered(
-                    gpu, tokens=answer.eval_count, prompt_tokens=answer.prompt_eval_count
-                )  # fmt: skip
-
-        return answered
-
-    def _failed(self, server: str) -> Callable[[str], None]:
-        def failed(_reason: str) -> None:
-            for gpu in self._gpus_of[server]:
-                self._recording.recorder.failed(gpu)
-
-        return failed
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """A server is not loaded or not checked any more: the run ends, because its verdict would be about less."""
+        self._defect = error
+        self._stop.set()
 
     async def _keep_loaded(self, load: Load) -> None:
         """Load the server whenever it is up, over its restarts."""
@@ -278,6 +268,8 @@ class Run:
                     and not self._urgent(server.id)
                 ):
                     await asyncio.sleep(LOOK_S / 4)
+                if running.done():
+                    running.result()  # it never ends but by a defect
             finally:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
@@ -292,7 +284,7 @@ class Run:
         return [
             other
             for other in self._checkers
-            if self._kind(other) == self._kind(name)
+            if self._kinds[other] == self._kinds[name]
             and (ready[other].context_length, self._servers[other].slots)
             == (mine.context_length, self._servers[name].slots)
         ]
@@ -322,10 +314,12 @@ class Run:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._stop.wait()
-            self._noticing.look()
+            if self._defect is not None:
+                raise self._defect
+            self._events.look()
             seen = {gpu: self._see(name, gpu) for name, gpus in self._gpus_of.items() for gpu in gpus}
             self._count_load()
-            await self._write(self._recording.look(time.time(), seen))
+            await self._writer.write(self._recording.look(time.time(), seen))
             if self._stop.is_set():
                 return Ended(time.time(), "stopped", self._stop_text)
             if self.elapsed_s >= self.plan.duration_s:
@@ -343,30 +337,4 @@ class Run:
                 recorder.loaded(gpu, occupied)
         if self.plan.with_jobs:
             for name in self._servers:
-                self._count_batch(name)
-
-    def _count_batch(self, name: str) -> None:
-        """Batch work of the latest second; what occupies slots is sampled."""
-        now = self._host.batch_load(name)
-        before = self._batch.get(name, now)
-        self._batch[name] = now
-        busy = min(now.in_slots, self._servers[name].slots)
-        for gpu in self._gpus_of[name]:
-            self._recording.recorder.loaded(gpu, Occupied(busy * LOOK_S, LOOK_S if busy else 0.0, 0.0))
-            self._recording.recorder.answered(
-                gpu, tokens=now.tokens - before.tokens, prompt_tokens=0, requests=now.requests - before.requests
-            )
-            self._recording.recorder.failed(gpu, now.failed - before.failed)
-        self._noticing.profile(name)
-
-    async def _write(self, records: list[Record]) -> None:
-        """Write down; what a disk refuses is kept and tried again with the next."""
-        self.records += records
-        self._unwritten += records
-        async with self._writing:
-            batch, self._unwritten = self._unwritten, []
-            try:
-                await asyncio.to_thread(self._file.append, batch)
-            except OSError as error:
-                self._unwritten = [*batch, *self._unwritten]
-                _log.error("burnin_not_written", run=self.plan.run, reason=str(error))
+                self._events.count_batch(name, LOOK_S)
