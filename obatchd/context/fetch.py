@@ -148,9 +148,10 @@ class Fetcher:
                 waited = True
                 await asyncio.sleep(_busy_s(answer.headers))
                 continue
-            if answer.status not in _REDIRECTS:
-                _require_good(answer)
+            if answer.status in (200, 304):
                 return answer
+            if answer.status not in _REDIRECTS:
+                raise SourceError(f"its server answered {answer.status}", code="fetch_failed")
             url = _location(url, answer.headers)
             if url in seen:
                 raise SourceError(f"it is redirected in a circle, to {url}", code="redirects")
@@ -206,15 +207,8 @@ class Fetcher:
 
 
 def _validators(known: Entry | None) -> dict[str, str]:
-    if known is None:
-        return {}
-    headers = {"If-None-Match": known.etag, "If-Modified-Since": known.last_modified}
+    headers = {"If-None-Match": known.etag, "If-Modified-Since": known.last_modified} if known else {}
     return {name: value for name, value in headers.items() if value}
-
-
-def _require_good(answer: _Answer) -> None:
-    if answer.status not in (200, 304):
-        raise SourceError(f"its server answered {answer.status}", code="fetch_failed")
 
 
 def _location(url: URL, headers: Mapping[str, str]) -> URL:

@@ -60,6 +60,9 @@ class HistoryEvent(msgspec.Struct, frozen=True):
     text: str
 
 
+_EVENT = ", ".join(HistoryEvent.__struct_fields__)
+
+
 class _Minute:
     """The readings of one card in one minute."""
 
@@ -133,8 +136,7 @@ class History(MonitorListener):
             try:
                 with self._database as database:
                     database.executemany(
-                        "INSERT INTO events (at_s, uuid, serial, slot, kind, level, signal, text)"
-                        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                        f"INSERT INTO events ({_EVENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         [msgspec.structs.astuple(event) for event in events],
                     )
                     rows = [self._row(*key, minute) for key, minute in done.items()]
@@ -162,11 +164,7 @@ class History(MonitorListener):
             waiting = [e for e in self._events if uuid is None or e.uuid == uuid or (serial and e.serial == serial)]
             where = "1" if uuid is None else "(uuid = ? OR (serial = ? AND serial <> ''))"
             given: Sequence[Any] = () if uuid is None else (uuid, serial)
-            rows = self._read(
-                "SELECT at_s, uuid, serial, slot, kind, level, signal, text FROM events"
-                f" WHERE {where} ORDER BY id DESC LIMIT ?",
-                (*given, limit),
-            )
+            rows = self._read(f"SELECT {_EVENT} FROM events WHERE {where} ORDER BY id DESC LIMIT ?", (*given, limit))
         return [*(HistoryEvent(*row) for row in reversed(rows)), *waiting][-limit:]
 
     def samples(self, uuid: str, since_s: float) -> list[dict[str, Any]]:

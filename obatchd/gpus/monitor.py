@@ -329,11 +329,8 @@ class Monitor(Listener):
             self.assessments.pop(uuid, None)
             self.dirty.add(uuid)
             return []
-        accepted = (
-            [f.signal for f in self.assessments[uuid].findings if f.signal in LASTING]
-            if uuid in self.assessments
-            else []
-        )
+        judged = self.assessments.get(uuid)
+        accepted = [f.signal for f in judged.findings if f.signal in LASTING] if judged else []
         now_s = time.time()
         mark = track.slow
         self.records[uuid] = Record(track.identity, now_s, mark, accepted, lent_until_s=record.lent_until_s)

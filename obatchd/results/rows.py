@@ -207,14 +207,17 @@ def _row(element: Any, path: Path, name: str) -> Row:
     return Row(record, path.name)
 
 
+def _object_in(record: Record, key: str) -> Record:
+    return record[key] if isinstance(record.get(key), dict) else {}
+
+
 def _of_batch_line(line: Record) -> Record:
     """A line of an output or error file of OpenAI's batch API."""
-    response = line.get("response") if isinstance(line.get("response"), dict) else {}
-    body = response.get("body") if isinstance(response, dict) and isinstance(response.get("body"), dict) else {}
-    record: Record = {"id": str(line["custom_id"]), **_of_api(body if isinstance(body, dict) else {})}
+    body = _object_in(_object_in(line, "response"), "body")
+    record: Record = {"id": str(line["custom_id"]), **_of_api(body)}
     if ours := _OUR_BATCH_LINE.fullmatch(str(line.get("id"))):
         record["line"] = int(ours[1])
-    error = line.get("error") or (body.get("error") if isinstance(body, dict) else None)
+    error = line.get("error") or body.get("error")
     if isinstance(error, dict):
         code = str(error.get("code") or error.get("type") or "failed")
         record |= {"outcome": "failed", "code": code, "message": str(error.get("message", ""))}

@@ -45,5 +45,5 @@ def test_root_is_told_of_the_models_of_the_service(
     monkeypatch.setattr(os, "geteuid", lambda: euid)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(tmp_path / "service")))
     spool = cast(Path, SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owner)))
-    [finding] = host_checks.model_store(Settings(), spool)
+    finding = host_checks.model_store(Settings(), spool)
     assert finding.text.startswith(f"{tmp_path / home}")

@@ -44,12 +44,10 @@ def compare(reports: Sequence[Document]) -> Document:
             code="nothing_to_compare",
         )
     slow = [row for group in groups for row in group["gpus"] if row["judgement"].startswith("FAIL")]
-    verdict = Result.FAIL if slow or any(group["hosts_fail"] for group in groups) else Result.PASS
     count = sum(len(group["gpus"]) for group in groups)
-    meaning = {
-        Result.PASS: f"{count} GPUs are as fast as the others of their kind.",
-        Result.FAIL: f"of {count} GPUs some are slower than others of their kind.",
-    }[verdict]
+    verdict, meaning = Result.PASS, f"{count} GPUs are as fast as the others of their kind."
+    if slow or any(group["hosts_fail"] for group in groups):
+        verdict, meaning = Result.FAIL, f"of {count} GPUs some are slower than others of their kind."
     return {
         "schema": 1, "kind": "obatchd-burnin-comparison", "verdict": verdict.value, "exit_code": EXIT_CODES[verdict],
         "meaning": meaning, "groups": groups, "left_out": left_out,

@@ -60,18 +60,15 @@ class Axes:
         self.end_s = max([*self.times[-1:], self.start_s + 1.0])
         steps = sorted(b - a for a, b in zip(self.times, self.times[1:], strict=False))
         self._break_s = _BREAK * steps[len(steps) // 2] if steps else math.inf
-        self._scales = {plot.column: self._scale(plot) for plot in PLOTS}
+        self.scales = {plot.column: self._scale(plot) for plot in PLOTS}
 
     def x(self, at_s: float) -> float:
         share = (at_s - self.start_s) / (self.end_s - self.start_s)
         return _LEFT + min(1.0, max(0.0, share)) * (_WIDTH - _LEFT - _RIGHT)
 
     def y(self, plot: Plot, value: float) -> float:
-        low, high = self._scales[plot.column][0], self._scales[plot.column][-1]
+        low, *_, high = self.scales[plot.column]
         return _TOP + (1 - (value - low) / (high - low)) * (_HEIGHT - _TOP - _BOTTOM)
-
-    def ticks(self, plot: Plot) -> list[float]:
-        return self._scales[plot.column]
 
     def has(self, plot: Plot, gpu: Document) -> bool:
         """Whether there is anything to draw."""
@@ -139,9 +136,10 @@ def overlay(axes: Axes, plot: Plot, number: int | None = None) -> str:
         lines = [f'<use href="#{_id(plot, i)}" class="sibling"/>' for i in shown if i != number]
         lines.append(f'<use href="#{_id(plot, number)}" class="line own"/>')
     marks = "" if number is None else _marks(axes, plot, gpus[number])
+    gaps = [_span(axes, "gap", epoch_s(gap["from"]), epoch_s(gap["until"])) for gap in axes.report["gaps"]]
     return (
         f'<figure>{head}<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(plot.title)}">'
-        f"{_gaps(axes)}{'' if number is None else _throttled(axes, gpus[number])}{_grid(axes, plot)}"
+        f"{''.join(gaps)}{'' if number is None else _throttled(axes, gpus[number])}{_grid(axes, plot)}"
         f"{''.join(lines)}{marks}</svg></figure>"
     )
 
@@ -195,7 +193,7 @@ def _number(value: float) -> str:
 
 def _grid(axes: Axes, plot: Plot) -> str:
     parts = []
-    for value in axes.ticks(plot):
+    for value in axes.scales[plot.column]:
         y = axes.y(plot, value)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{_number(value)}</text>')
@@ -211,12 +209,6 @@ def _span(axes: Axes, kind: str, from_s: float, until_s: float) -> str:
     height = _HEIGHT - _TOP - _BOTTOM
     width = max(0.7, right - left)
     return f'<rect class="{kind}" x="{left:.1f}" y="{_TOP}" width="{width:.1f}" height="{height}"/>'
-
-
-def _gaps(axes: Axes) -> str:
-    return "".join(
-        _span(axes, "gap", epoch_s(gap["from"]), epoch_s(gap["until"])) for gap in axes.report["gaps"]
-    )  # fmt: skip
 
 
 def _throttled(axes: Axes, gpu: Document) -> str:

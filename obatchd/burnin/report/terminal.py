@@ -49,12 +49,10 @@ def _reasons(gpu: Document) -> list[str]:
     if not shown and not low:
         return []
     lines = ["", f"GPU {gpu['index']}, {gpu['name']}, {gpu['uuid']}: {gpu['verdict']}"]
-    for reason in [*shown, *(low if not shown else [])]:
-        lines += textwrap.wrap(
-            f"{reason['consequence']}: {reason['text']}", _WIDTH, initial_indent="  ", subsequent_indent="    "
-        )
-    if gpu["action"] not in ("", "None."):
-        lines += textwrap.wrap(f"do: {gpu['action']}", _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    told = [f"{reason['consequence']}: {reason['text']}" for reason in shown or low]
+    told += [f"do: {gpu['action']}"] if gpu["action"] not in ("", "None.") else []
+    for text in told:
+        lines += textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
     return lines
 
 

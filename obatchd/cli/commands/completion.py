@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from obatchd.cli.command import Command, Invocation, pass_invocation
+from obatchd.errors import ObatchError
 
 
 @click.command("completion", cls=Command)
@@ -23,28 +25,16 @@ def completion_command(invocation: Invocation, ctx: click.Context, shell: str) -
     invocation.answer({"shell": shell, "script": source}, view=lambda _: [source])
 
 
-def job_ids(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Ids of jobs, newest first."""
-    return _known(ctx, "jobs", "job", incomplete)
+def known(what: str, key: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Completes the ``key`` of what the daemon lists under ``what``."""
 
+    def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+        from obatchd.client.client import Client
 
-def server_ids(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Ids of servers."""
-    return _known(ctx, "servers", "id", incomplete)
+        try:
+            listed = Client(Path(ctx.find_root().params["spool"]).expanduser().absolute()).get(what)[what]
+        except ObatchError:  # nothing, because the user is only typing
+            return []
+        return [str(entry[key]) for entry in listed if str(entry[key]).startswith(incomplete)]
 
-
-def model_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Names of models in the store."""
-    return _known(ctx, "models", "model", incomplete)
-
-
-def _known(ctx: click.Context, what: str, key: str, incomplete: str) -> list[str]:
-    """What the daemon lists under ``what``; nothing when it cannot be asked, because the user is only typing."""
-    from obatchd.client.client import Client
-    from obatchd.errors import ObatchError
-
-    try:
-        listed = Client(Path(ctx.find_root().params["spool"]).expanduser().absolute()).get(what)[what]
-    except ObatchError:
-        return []
-    return [str(entry[key]) for entry in listed if str(entry[key]).startswith(incomplete)]
+    return complete

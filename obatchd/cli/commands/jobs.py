@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import click
 
 from obatchd.cli.command import Command, Document, Invocation, clean, given, pass_invocation
-from obatchd.cli.commands.completion import job_ids
+from obatchd.cli.commands.completion import known
 from obatchd.cli.views.status import job_table
 from obatchd.cli.views.watching import watch as show_again
 
-_one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=job_ids)
-_job_or_all = click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=job_ids)
+_ids = known("jobs", "job")
+_one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=_ids)
+_job_or_all = click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=_ids)
 
 
 @click.command("jobs", cls=Command)
@@ -79,7 +80,7 @@ def retry_command(invocation: Invocation, job_id: str) -> None:
 
 
 @click.command("rm", cls=Command)
-@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=job_ids)
+@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=_ids)
 @pass_invocation
 def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
     """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone."""

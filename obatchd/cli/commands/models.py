@@ -7,8 +7,10 @@ import sys
 import click
 
 from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
-from obatchd.cli.commands.completion import model_names
+from obatchd.cli.commands.completion import known
 from obatchd.cli.views.text import bar, size, table
+
+_one_model = click.argument("name", shell_complete=known("models", "model"))
 
 
 @click.group("models", cls=Group, invoke_without_command=True)
@@ -43,7 +45,7 @@ def _list(document: Document) -> list[str]:
 
 
 @models_command.command("pull")
-@click.argument("name", shell_complete=model_names)
+@_one_model
 @pass_invocation
 def pull_command(invocation: Invocation, name: str) -> None:
     """Get a model into the store."""
@@ -65,7 +67,7 @@ def _show(progress: Document) -> None:
 
 
 @models_command.command("rm")
-@click.argument("name", shell_complete=model_names)
+@_one_model
 @pass_invocation
 def rm_command(invocation: Invocation, name: str) -> None:
     """Delete a model from the store."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from obatchd.cli.command import Command, Invocation, clean, given, pass_invocation
-from obatchd.cli.commands.completion import job_ids
+from obatchd.cli.commands.completion import known
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _FORMATS = ("text", "json", "jsonl", "csv", "parquet")
 
 
 @click.command("results", cls=Command)
-@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=job_ids)
+@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=known("jobs", "job"))
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: by the ending of --output, else text.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")

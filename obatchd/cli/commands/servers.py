@@ -8,8 +8,10 @@ import click
 
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Group, Invocation, pass_invocation
-from obatchd.cli.commands.completion import server_ids
+from obatchd.cli.commands.completion import known
 from obatchd.cli.views.status import server_table
+
+_one_server = click.argument("server_id", metavar="SERVER", shell_complete=known("servers", "id"))
 
 
 @click.group("servers", cls=Group, invoke_without_command=True)
@@ -33,7 +35,7 @@ def _act(invocation: Invocation, server_id: str, action: str) -> None:
 
 
 @servers_command.command("logs")
-@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
+@_one_server
 @click.option("-n", "--lines", default=200, show_default=True, type=click.IntRange(1, 10_000), help="The last so many.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what it writes, until Ctrl-C.")
 @pass_invocation
@@ -47,7 +49,7 @@ def logs_command(invocation: Invocation, server_id: str, lines: int, follow: boo
 
 
 @servers_command.command("drain")
-@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
+@_one_server
 @pass_invocation
 def drain_command(invocation: Invocation, server_id: str) -> None:
     """Give a server no more work; what is in flight finishes."""
@@ -55,7 +57,7 @@ def drain_command(invocation: Invocation, server_id: str) -> None:
 
 
 @servers_command.command("resume")
-@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
+@_one_server
 @pass_invocation
 def resume_command(invocation: Invocation, server_id: str) -> None:
     """Take a drained or failed server into service again."""
@@ -63,7 +65,7 @@ def resume_command(invocation: Invocation, server_id: str) -> None:
 
 
 @servers_command.command("restart")
-@click.argument("server_id", metavar="SERVER", shell_complete=server_ids)
+@_one_server
 @pass_invocation
 def restart_command(invocation: Invocation, server_id: str) -> None:
     """Drain a server, stop it and start it anew."""

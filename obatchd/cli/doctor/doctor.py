@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -40,20 +40,16 @@ def examine(spool: Path, config: Path | None) -> Iterator[Finding]:
         yield ok("config", str(config) if config else "no file; the defaults and the environment count")
     except ConfigError as error:
         yield bad("config", error.message.replace("\n", "; "), f"obatchctl config check {config or ''}")
-    running = spool_checks.daemon_runs(spool)
-    checks: list[Callable[[], Iterator[Finding]]] = [
-        lambda: host_checks.driver(settings),
-        lambda: host_checks.ollama(settings),
-        lambda: host_checks.model_store(settings, spool),
-        lambda: host_checks.ports(settings, running),
-        lambda: host_checks.foreign_ollama(),
-        lambda: host_checks.clock(),
-        lambda: spool_checks.daemon(spool),
-        lambda: spool_checks.directories(spool),
-        lambda: spool_checks.disk(spool, settings),
-    ]
-    for check in checks:
-        yield from check()
+    yield host_checks.driver(settings)
+    yield host_checks.ollama(settings)
+    if not settings.ollama_instances:
+        yield host_checks.model_store(settings, spool)
+    yield host_checks.ports(settings, spool_checks.daemon_runs(spool))
+    yield host_checks.foreign_ollama()
+    yield host_checks.clock()
+    yield from spool_checks.daemon(spool)
+    yield from spool_checks.directories(spool)
+    yield spool_checks.disk(spool, settings)
 
 
 def _lines(findings: list[Finding]) -> Iterator[str]:

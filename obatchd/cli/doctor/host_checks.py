@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -28,68 +28,60 @@ _OLLAMA_PORT = 11434
 _LOW_STORE_BYTES = 10 * 1024**3
 
 
-def driver(settings: Settings) -> Iterator[Finding]:
+def driver(settings: Settings) -> Finding:
     """The NVIDIA driver and its GPUs, by NVML."""
     use = settings.gpus.use
     if isinstance(use, str) and use != "all":
-        yield ok("gpus", f"gpus = {use}: the driver is not needed")
-        return
+        return ok("gpus", f"gpus = {use}: the driver is not needed")
     output = _run([sys.executable, "-m", "obatchd.cli.doctor.nvml_report"])
     if output is None:
-        yield bad("gpus", f"the driver does not answer within {_COMMAND_TIMEOUT_S:.0f} s", "sudo dmesg | grep -i nvrm")
-        return
+        return bad("gpus", f"the driver does not answer within {_COMMAND_TIMEOUT_S:.0f} s", "sudo dmesg | grep -i nvrm")
     try:
         report = json.loads(output)
     except ValueError:
         report = {"error": "NVML cannot be asked"}
     if "error" in report:
         text = f"no usable NVIDIA driver ({report['error']}): work goes to the CPU or to remote servers"
-        yield warn("gpus", text, "nvidia-smi")
-    elif not report["gpus"]:
-        yield warn("gpus", f"driver {report['driver']}, but no GPU", "lspci | grep -i nvidia")
-    else:
-        names = ", ".join(sorted(set(report["gpus"])))
-        yield ok("gpus", f"driver {report['driver']}, {len(report['gpus'])} GPUs: {names}")
+        return warn("gpus", text, "nvidia-smi")
+    if not report["gpus"]:
+        return warn("gpus", f"driver {report['driver']}, but no GPU", "lspci | grep -i nvidia")
+    names = ", ".join(sorted(set(report["gpus"])))
+    return ok("gpus", f"driver {report['driver']}, {len(report['gpus'])} GPUs: {names}")
 
 
-def ollama(settings: Settings) -> Iterator[Finding]:
+def ollama(settings: Settings) -> Finding:
     """The ollama binary and its version."""
     if settings.ollama_instances:
-        yield ok("ollama", f"{len(settings.ollama_instances)} remote servers; no binary is needed here")
-        return
+        return ok("ollama", f"{len(settings.ollama_instances)} remote servers; no binary is needed here")
     binary = shutil.which(settings.servers.ollama)
     if binary is None:
         text = f"there is no program {settings.servers.ollama}; install Ollama (https://ollama.com/download/linux)"
-        yield bad("ollama", text + ", or set servers.ollama to its path", "which ollama")
-        return
+        return bad("ollama", text + ", or set servers.ollama to its path", "which ollama")
     # It asks a running server first; port 1 makes sure that there is none, so it tells its own version.
     output = _run([binary, "--version"], {"OLLAMA_HOST": "127.0.0.1:1"}) or ""
     version = re.search(r"\d+\.\d+\.\d+\S*", output)
     if version is None:
-        yield bad("ollama", f"{binary} does not tell its version", f"{binary} --version")
-    else:
-        yield ok("ollama", f"{version[0]} at {binary}")
+        return bad("ollama", f"{binary} does not tell its version", f"{binary} --version")
+    return ok("ollama", f"{version[0]} at {binary}")
 
 
-def model_store(settings: Settings, spool: Path) -> Iterator[Finding]:
+def model_store(settings: Settings, spool: Path) -> Finding:
     """Where models lie, and how much room there is for more; root is told of those of the spool's owner."""
-    if settings.ollama_instances:
-        return
     home = _home_of_other(spool)
     given = settings.servers.models_dir or (os.environ.get("OLLAMA_MODELS") if home is None else None)
     store = (home or Path.home()) / ".ollama/models" if given is None else Path(given).expanduser()
     place, closed = nearest(store)
     if closed:
-        yield warn("models", f"{store} is where you may not look; the daemon's user must be able to", f"ls -ld {place}")
-        return
+        return warn(
+            "models", f"{store} is where you may not look; the daemon's user must be able to", f"ls -ld {place}"
+        )
     free_bytes = shutil.disk_usage(place).free
     text = f"{store}, {size(free_bytes)} free"
     if not os.access(place, os.W_OK):
-        yield warn("models", f"{text}; not yours to write, so nothing can be pulled", f"ls -ld {place}")
-    elif free_bytes < _LOW_STORE_BYTES:
-        yield warn("models", f"{text}; large models will not fit", f"df -h {place}")
-    else:
-        yield ok("models", text + ("" if place == store.absolute() else "; made by the first pull"))
+        return warn("models", f"{text}; not yours to write, so nothing can be pulled", f"ls -ld {place}")
+    if free_bytes < _LOW_STORE_BYTES:
+        return warn("models", f"{text}; large models will not fit", f"df -h {place}")
+    return ok("models", text + ("" if place == store.absolute() else "; made by the first pull"))
 
 
 def _home_of_other(spool: Path) -> Path | None:
@@ -101,47 +93,42 @@ def _home_of_other(spool: Path) -> Path | None:
         return None
 
 
-def ports(settings: Settings, running: bool) -> Iterator[Finding]:
+def ports(settings: Settings, running: bool) -> Finding:
     """Whether the servers' ports are free; a running daemon uses them itself."""
     base = settings.servers.base_port
     if not base or running or settings.ollama_instances:
-        yield ok("ports", "in use by the daemon" if base and running else "free ones are picked")
-        return
+        return ok("ports", "in use by the daemon" if base and running else "free ones are picked")
     wanted = range(base, base + 8)
     taken = [port for port in wanted if not _is_free(settings.servers.listen, port)]
     if taken:
         numbers = ", ".join(map(str, taken))
-        yield warn(
+        return warn(
             "ports", f"in use already: {numbers}; set servers.base_port to others", f"ss -ltnp sport = :{taken[0]}"
         )
-    else:
-        yield ok("ports", f"{wanted.start} to {wanted.stop - 1} are free")
+    return ok("ports", f"{wanted.start} to {wanted.stop - 1} are free")
 
 
-def foreign_ollama() -> Iterator[Finding]:
+def foreign_ollama() -> Finding:
     """An Ollama of somebody else on the usual port, which shares the GPUs with ours."""
     version = _get_json(_OLLAMA_PORT, "/api/version")
     if version is None:
-        yield ok("others", f"no other Ollama on port {_OLLAMA_PORT}")
-        return
+        return ok("others", f"no other Ollama on port {_OLLAMA_PORT}")
     loaded = (_get_json(_OLLAMA_PORT, "/api/ps") or {}).get("models") or []
     used_bytes = sum(model.get("size_vram", 0) for model in loaded)
     text = f"another Ollama {version.get('version', '')} runs on port {_OLLAMA_PORT}"
     if used_bytes:
-        yield warn("others", f"{text} and holds {size(used_bytes)} of GPU memory", "sudo systemctl stop ollama")
-    else:
-        yield warn("others", f"{text}; a model it loads takes memory from our servers", "systemctl status ollama")
+        return warn("others", f"{text} and holds {size(used_bytes)} of GPU memory", "sudo systemctl stop ollama")
+    return warn("others", f"{text}; a model it loads takes memory from our servers", "systemctl status ollama")
 
 
-def clock() -> Iterator[Finding]:
+def clock() -> Finding:
     """Whether the clock can be right: job ids and results carry its time."""
     installed_s = Path(obatchd.__file__).stat().st_mtime
     if time.time() < installed_s:
-        yield bad("clock", "it is earlier than when obatchd was installed", "timedatectl")
-    elif (_run(["timedatectl", "show", "--property=NTPSynchronized", "--value"]) or "").strip() == "no":
-        yield warn("clock", "plausible, but not synchronised", "timedatectl set-ntp true")
-    else:
-        yield ok("clock", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+        return bad("clock", "it is earlier than when obatchd was installed", "timedatectl")
+    if (_run(["timedatectl", "show", "--property=NTPSynchronized", "--value"]) or "").strip() == "no":
+        return warn("clock", "plausible, but not synchronised", "timedatectl set-ntp true")
+    return ok("clock", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 
 
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> str | None:

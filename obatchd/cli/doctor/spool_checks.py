@@ -107,7 +107,7 @@ def _missing(spool: Path, parent: Path) -> Finding:
     )
 
 
-def disk(spool: Path, settings: Settings) -> Iterator[Finding]:
+def disk(spool: Path, settings: Settings) -> Finding:
     """Free bytes and inodes where the spool is."""
     place, _ = nearest(spool)
     found = os.statvfs(place)
@@ -117,6 +117,5 @@ def disk(spool: Path, settings: Settings) -> Iterator[Finding]:
         text += f", {found.f_favail} inodes free"
     low_inodes = bool(found.f_files) and found.f_favail < settings.disk.min_free_inodes
     if free_bytes < settings.disk.min_free_bytes or low_inodes:
-        yield bad("disk", f"{text}: too little, dispatch pauses", f"df -h {place}; df -i {place}")
-    else:
-        yield ok("disk", text)
+        return bad("disk", f"{text}: too little, dispatch pauses", f"df -h {place}; df -i {place}")
+    return ok("disk", text)

@@ -51,12 +51,9 @@ def show(source: Source) -> None:
     for row in source.rows():
         click.secho(clean(f"── {row.name} "), bold=True)
         prompt = str(row.record.get("full_prompt") or row.record.get("prompt") or "")
-        cut = (
-            prompt
-            if len(prompt) <= _PROMPT_CHARACTERS
-            else f"{prompt[:_PROMPT_CHARACTERS]} … ({len(prompt):,} characters)"
-        )
-        click.echo(clean(cut, keep="\n\t"))
+        if len(prompt) > _PROMPT_CHARACTERS:
+            prompt = f"{prompt[:_PROMPT_CHARACTERS]} … ({len(prompt):,} characters)"
+        click.echo(clean(prompt, keep="\n\t"))
         click.secho("→ ", nl=False, bold=True)
         click.echo(clean(_answer(row), keep="\n\t"))
 

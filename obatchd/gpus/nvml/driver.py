@@ -190,12 +190,11 @@ def _memory(handle: Any) -> tuple[int, int]:
 
 def _temperature(handle: Any) -> int:
     sensor = pynvml.NVML_TEMPERATURE_GPU
-    return int(
-        newest(
-            lambda: pynvml.nvmlDeviceGetTemperatureV(handle, sensor),
-            lambda: pynvml.nvmlDeviceGetTemperature(handle, sensor),
-        )
+    value = newest(
+        lambda: pynvml.nvmlDeviceGetTemperatureV(handle, sensor),
+        lambda: pynvml.nvmlDeviceGetTemperature(handle, sensor),
     )
+    return int(value)
 
 
 def _memory_temp(handle: Any, ask: Asking) -> int | None:
@@ -210,12 +209,11 @@ def _clock(handle: Any, kind: int) -> int:
 
 
 def _clock_reasons(handle: Any) -> int:
-    return int(
-        newest(
-            lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
-            lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-        )
+    bits = newest(
+        lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
+        lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
     )
+    return int(bits)
 
 
 def _performance_state(handle: Any) -> int | None:

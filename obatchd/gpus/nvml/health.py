@@ -106,16 +106,18 @@ def slow_reading(handle: Any, uuid: str, inforom_valid: bool | None) -> SlowRead
         call = pynvml.nvmlDeviceGetMemoryErrorCounter
         return ask.field("sram", lambda: int(call(handle, _UNCORRECTED, counter, _SRAM)))
 
+    def retired(cause: int) -> int | None:
+        return ask.field("pages", lambda: len(pynvml.nvmlDeviceGetRetiredPages(handle, cause)))
+
     rows = ask.field("rows", lambda: pynvml.nvmlDeviceGetRemappedRows(handle))
     histogram = ask.field("row_histogram", lambda: pynvml.nvmlDeviceGetRowRemapperHistogram(handle))
     repair = ask.field("repair", lambda: pynvml.nvmlDeviceGetRepairStatus(handle))
-    retired = [_retired(handle, cause, ask) for cause in _CAUSES]
     pending = ask.field("pages_pending", lambda: pynvml.nvmlDeviceGetRetiredPagesPendingStatus(handle))
     fields: dict[str, Any] = _by_field(handle, ask)
     if "pcie_replays" not in fields:
         fields["pcie_replays"] = ask.field("replays", lambda: int(pynvml.nvmlDeviceGetPcieReplayCounter(handle)))
     if "energy_j" not in fields:
-        fields["energy_j"] = ask.field("energy", lambda: _energy_j(handle))
+        fields["energy_j"] = ask.field("energy", lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
     if "sw_thermal_s" not in fields:  # older drivers count all slowing for heat together
         fields["sw_thermal_s"] = ask.field("thermal", lambda: _thermal_s(handle))
     return SlowReading(
@@ -133,11 +135,13 @@ def slow_reading(handle: Any, uuid: str, inforom_valid: bool | None) -> SlowRead
         remap_pending=bool(rows[2]) if rows else None,
         remap_failed=bool(rows[3]) if rows else None,
         banks_without_spares=int(histogram.none) if histogram else None,
-        retired_single_bit=retired[0],
-        retired_double_bit=retired[1],
+        retired_single_bit=retired(pynvml.NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS),
+        retired_double_bit=retired(pynvml.NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR),
         retired_pending=None if pending is None else bool(pending),
         repair_pending=any(repair) if repair else None,
-        memory_unrepairable=ask.field("unrepairable", lambda: _unrepairable(handle)),
+        memory_unrepairable=ask.field(
+            "unrepairable", lambda: bool(pynvml.nvmlDeviceGetUnrepairableMemoryFlag_v1(handle))
+        ),
         pcie_gen=ask.field("pcie_gen", lambda: pynvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)),
         pcie_width=ask.field("pcie_width", lambda: pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle)),
         inforom_valid=inforom_valid,
@@ -147,24 +151,10 @@ def slow_reading(handle: Any, uuid: str, inforom_valid: bool | None) -> SlowRead
     )
 
 
-_CAUSES = (
-    pynvml.NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS,
-    pynvml.NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR,
-)
-
-
 def _by_field(handle: Any, ask: Asking) -> dict[str, Any]:
     values = field_values(handle, [number for number, _ in _FIELDS.values()], ask, "fields")
     found = {name: values[number] * unit for name, (number, unit) in _FIELDS.items() if number in values}
     return {name: value if name.endswith(("_s", "_j")) else int(value) for name, value in found.items()}
-
-
-def _retired(handle: Any, cause: int, ask: Asking) -> int | None:
-    return ask.field("pages", lambda: len(pynvml.nvmlDeviceGetRetiredPages(handle, cause)))
-
-
-def _energy_j(handle: Any) -> float:
-    return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
 
 
 def _thermal_s(handle: Any) -> float:
@@ -175,10 +165,6 @@ def _sram_threshold(handle: Any) -> bool:
     status = pynvml.c_nvmlEccSramErrorStatus_v1_t()
     pynvml.nvmlDeviceGetSramEccErrorStatus(handle, byref(status))
     return bool(status.bThresholdExceeded)
-
-
-def _unrepairable(handle: Any) -> bool:
-    return bool(pynvml.nvmlDeviceGetUnrepairableMemoryFlag_v1(handle))
 
 
 def inforom_valid(handle: Any) -> bool | None:

@@ -152,19 +152,17 @@ def pcie_link(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     if len(last) < settings.link_polls or track.latest is None:
         return
     loaded = (track.latest.utilisation_percent or 0) >= settings.link_load_percent
-    width = settings.pcie_width or card.pcie_width_max
-    widths = [reading.pcie_width for reading in last]
-    if width and loaded and all(w is not None and 0 < w < width for w in widths):
+    width, gen = settings.pcie_width or card.pcie_width_max, card.pcie_gen_max
+    if width and loaded and all(0 < (reading.pcie_width or 0) < width for reading in last):
         yield Finding(
-            "pcie_width", "warn", "fail", f"the PCIe link has {widths[-1]} lanes of {width}", widths[-1], width,
-            last[0].at_s, ("seating",),
+            "pcie_width", "warn", "fail", f"the PCIe link has {last[-1].pcie_width} lanes of {width}",
+            last[-1].pcie_width, width, last[0].at_s, ("seating",),
         )  # fmt: skip
-    gens, gen = [reading.pcie_gen for reading in last], card.pcie_gen_max
-    if gen and loaded and all(g is not None and 0 < g < gen for g in gens):
+    if gen and loaded and all(0 < (reading.pcie_gen or 0) < gen for reading in last):
         yield Finding(
             "pcie_gen", "warn", "fail" if settings.pcie_gen_fails else "warn",
-            f"the PCIe link runs at generation {gens[-1]} of {gen} under load", gens[-1], gen, last[0].at_s,
-            ("seating",),
+            f"the PCIe link runs at generation {last[-1].pcie_gen} of {gen} under load", last[-1].pcie_gen, gen,
+            last[0].at_s, ("seating",),
         )  # fmt: skip
 
 
@@ -226,12 +224,6 @@ def setup(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
         )  # fmt: skip
     elif card.ecc and card.ecc_pending is False:
         yield Finding(
-            "ecc_pending",
-            "warn",
-            "warn",
-            "ECC will be off after the next reset",
-            "off",
-            "on",
-            track.began_s,
+            "ecc_pending", "warn", "warn", "ECC will be off after the next reset", "off", "on", track.began_s,
             ("settings",),
-        )
+        )  # fmt: skip

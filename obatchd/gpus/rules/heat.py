@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 
@@ -101,16 +102,15 @@ def core_heat(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
         limit_c = card.temp_max_c
     elif card.temp_slowdown_c:
         limit_c = card.temp_slowdown_c - settings.slowdown_margin_c
-    since_s = _since(track, lambda r: r.temp_c is not None and r.temp_c > limit_c)
-    if since_s is None or latest.at_s - since_s < settings.heat_s:
+    slowdown_c = card.temp_slowdown_c or math.inf
+    hot_s = _hot_s(track, lambda r: r.temp_c is not None and r.temp_c > limit_c)
+    if hot_s < settings.heat_s:
         return
-    slowdown_c = card.temp_slowdown_c
-    hot_s = _since(track, lambda r: bool(slowdown_c) and r.temp_c is not None and r.temp_c >= (slowdown_c or 0))
-    at_slowdown = hot_s is not None and latest.at_s - hot_s >= settings.heat_s
+    at_slowdown = _hot_s(track, lambda r: r.temp_c is not None and r.temp_c >= slowdown_c) >= settings.heat_s
     yield Finding(
         "temp", "quarantine" if at_slowdown else "warn", "fail",
-        f"{temp_c} °C, above {slowdown_c if at_slowdown else limit_c} °C for {latest.at_s - since_s:.0f} s",
-        temp_c, slowdown_c if at_slowdown else limit_c, since_s, ("cooling",),
+        f"{temp_c} °C, above {slowdown_c if at_slowdown else limit_c} °C for {hot_s:.0f} s",
+        temp_c, slowdown_c if at_slowdown else limit_c, latest.at_s - hot_s, ("cooling",),
     )  # fmt: skip
 
 
@@ -120,16 +120,15 @@ def memory_heat(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     if latest is None or latest.memory_temp_c is None:
         return
     limit_c = track.identity.memory_temp_max_c or settings.memory_temp_c
-    since_s = _since(track, lambda r: r.memory_temp_c is not None and r.memory_temp_c > limit_c)
-    if since_s is None or latest.at_s - since_s < settings.heat_s:
-        return
     far_c = limit_c + settings.memory_temp_over_c
-    far_s = _since(track, lambda r: r.memory_temp_c is not None and r.memory_temp_c >= far_c)
-    far = far_s is not None and latest.at_s - far_s >= settings.heat_s
+    hot_s = _hot_s(track, lambda r: r.memory_temp_c is not None and r.memory_temp_c > limit_c)
+    if hot_s < settings.heat_s:
+        return
+    far = _hot_s(track, lambda r: r.memory_temp_c is not None and r.memory_temp_c >= far_c) >= settings.heat_s
     yield Finding(
         "memory_temp", "quarantine" if far else "warn", "fail",
-        f"memory at {latest.memory_temp_c} °C, above {limit_c} °C for {latest.at_s - since_s:.0f} s",
-        latest.memory_temp_c, limit_c, since_s, ("cooling",),
+        f"memory at {latest.memory_temp_c} °C, above {limit_c} °C for {hot_s:.0f} s",
+        latest.memory_temp_c, limit_c, latest.at_s - hot_s, ("cooling",),
     )  # fmt: skip
 
 
@@ -161,11 +160,11 @@ def power(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _since(track: Track, bad: Callable[[Reading], bool]) -> float | None:
-    """From when on every reading was bad; None when the latest is not. A gap in watching begins anew."""
+def _hot_s(track: Track, hot: Callable[[Reading], bool]) -> float:
+    """For how long every reading has been hot; -1 when the latest is not. A gap in watching begins anew."""
     since_s: float | None = None
     for reading in reversed(track.recent):
-        if not bad(reading) or (since_s is not None and since_s - reading.at_s > 2 * GAP_S):
+        if not hot(reading) or (since_s is not None and since_s - reading.at_s > 2 * GAP_S):
             break
         since_s = reading.at_s
-    return since_s
+    return -1.0 if since_s is None else track.recent[-1].at_s - since_s

@@ -60,12 +60,12 @@ def corrected(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
             round(rate), settings.ecc_corrected_per_s, since_s, _REPLACE,
         )  # fmt: skip
     last_hour = [reading for reading in track.hour if reading.at_s >= track.hour[-1].at_s - _HOUR_S]
-    if (count := _grown(last_hour)) > settings.ecc_corrected_per_h:
+    first, second, third = _thirds(last_hour)
+    if (count := first + second + third) > settings.ecc_corrected_per_h:
         yield Finding(
             "ecc_corrected", "warn", "warn", f"{count:.0f} corrected ECC errors in the last hour",
             int(count), settings.ecc_corrected_per_h, since_s, ("watch", "diagnose"),
         )  # fmt: skip
-    first, second, third = _thirds(last_hour)
     if first and second >= 2 * first and third >= max(2 * second, settings.ecc_corrected_rising):
         yield Finding(
             "ecc_corrected_rising", "warn", "warn",
@@ -87,10 +87,6 @@ def _thirds(hour: list[SlowReading]) -> list[float]:
     return found
 
 
-def _grown(readings: list[SlowReading]) -> float:
-    return sum(increase(before, after, "ecc_corrected") for before, after in pairwise(readings))
-
-
 def _sustained_per_s(readings: list[SlowReading]) -> float:
     """The lower of the last two rates: one burst is not a rate."""
     rates = [
@@ -105,16 +101,12 @@ def remapping(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     slow, mark = track.slow, track.mark
     if slow is None or mark is None:
         return
-    if slow.remap_failed:
-        yield Finding(
-            "remap_failed", "quarantine", "fail", "a memory row could not be remapped: no spare row is left",
-            "failed", None, _flag_since(track, "remap_failed"), _REPLACE,
-        )  # fmt: skip
-    if slow.memory_unrepairable:
-        yield Finding(
-            "memory_unrepairable", "quarantine", "fail", "the driver says that the memory cannot be repaired",
-            "unrepairable", None, _flag_since(track, "memory_unrepairable"), _REPLACE,
-        )  # fmt: skip
+    for flag, text, value in (
+        ("remap_failed", "a memory row could not be remapped: no spare row is left", "failed"),
+        ("memory_unrepairable", "the driver says that the memory cannot be repaired", "unrepairable"),
+    ):
+        if getattr(slow, flag):
+            yield Finding(flag, "quarantine", "fail", text, value, None, _flag_since(track, flag), _REPLACE)
     for flag, text in (
         ("remap_pending", "a memory row is to be remapped: the GPU needs a reset, when it is idle"),
         ("retired_pending", "a memory page is to be retired: the GPU needs a reset, when it is idle"),

@@ -67,13 +67,10 @@ def with_images(raw: bytes, folder: Path, budget: Budget, limit_bytes: int) -> b
     added: dict[str, Any] = {}
     if own:
         added["images"] = [reader.image(image) for image in own]
-    if any(isinstance(message.get("images"), list) for message in messages):
-        added["messages"] = [
-            message | {"images": [reader.image(image) for image in message["images"]]}
-            if isinstance(message.get("images"), list)
-            else message
-            for message in messages
-        ]
+    for message in messages:
+        if isinstance(message.get("images"), list):
+            message["images"] = [reader.image(image) for image in message["images"]]
+            added["messages"] = messages
     if not reader.names:
         return raw
     added[_NAMES] = reader.names

@@ -176,14 +176,11 @@ def _message(message: Any, names: dict[str, str]) -> dict[str, Any]:
     if images:
         made["images"] = images
     if message.get("tool_calls") not in _NOTHING:
-        made["tool_calls"] = [_tool_call(call, names) for call in _list(message["tool_calls"])]
+        calls = message["tool_calls"]
+        made["tool_calls"] = [_tool_call(call, names) for call in (calls if isinstance(calls, list) else [calls])]
     if role == "tool" and isinstance(name := names.get(str(message.get("tool_call_id"))), str):
         made["tool_name"] = name
     return made
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _tool_call(call: Any, names: dict[str, str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import Enum
 from pathlib import Path
 
@@ -17,6 +18,7 @@ _HEAD_BYTES = 65536
 _FIRST_LINE_BYTES = 16 * 1024**2
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 _GZIP_MAGIC = b"\x1f\x8b"
+_OBJECT_LINE = re.compile(rb"^[^\S\n]*\{", re.MULTILINE)
 
 
 class Format(Enum):
@@ -62,7 +64,7 @@ def _by_content(source: Source, name: str) -> Format:
     if plain_name.endswith(TEXT_ENDINGS) and not _begins_with_json(text):
         return Format.TEXT
     if plain_name.endswith((".jsonl", ".ndjson")):
-        if not text or text.startswith(b"{") or (not _opens_array(text) and _has_object_line(text)):
+        if not text or text.startswith(b"{") or (not _opens_array(text) and _OBJECT_LINE.search(text)):
             return Format.BATCH if looks_like_batch(text) else Format.LINES
     elif text.startswith(b"{"):
         if looks_like_batch(text):
@@ -107,10 +109,6 @@ def _opens_array(text: bytes) -> bool:
     first, _, rest = text.partition(b"\n")
     first = first.rstrip()
     return first.startswith(b"[") and (first == b"[" or first.endswith(b",") or not rest.strip())
-
-
-def _has_object_line(text: bytes) -> bool:
-    return any(line.lstrip().startswith(b"{") for line in text.split(b"\n"))
 
 
 def _is_lines(text: bytes, source: Source) -> bool:

@@ -116,13 +116,10 @@ class RecordMaker:
         value = record.get(field)
         if value is None:
             raise RequestRefused("missing_field", f'there is no field "{field}" in it; it has {_quoted(list(record))}')
-        if isinstance(value, str):
-            return value
-        text = bytes(value)
-        if text == b"null":
+        if not isinstance(value, str) and bytes(value) == b"null":
             raise RequestRefused("missing_field", f'the field "{field}" is null')
         try:
-            return _text.decode(text) if text.startswith(b'"') else text.decode()
+            return _as_text(value)
         except msgspec.DecodeError as error:
             raise RequestRefused("bad_json", f'the field "{field}": {error}') from None
 
@@ -148,15 +145,20 @@ def _text_column(columns: Sequence[str]) -> str:
 
 def _label(value: str | msgspec.Raw | None) -> str:
     """An id as text; empty where there is none, or no plain one."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    text = bytes(value)
-    if text.startswith((b"{", b"[")) or text == b"null":
+    if value is None or (not isinstance(value, str) and bytes(value).startswith((b"{", b"[", b"null"))):
         return ""
     try:
-        return _text.decode(text) if text.startswith(b'"') else text.decode()
+        return _as_text(value)
     except msgspec.DecodeError:
         return ""
+
+
+def _as_text(value: str | msgspec.Raw) -> str:
+    """A text as it is, any other value as its JSON."""
+    if isinstance(value, str):
+        return value
+    text = bytes(value)
+    return _text.decode(text) if text.startswith(b'"') else text.decode()
 
 
 def _quoted(names: Sequence[str]) -> str:

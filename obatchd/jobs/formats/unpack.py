@@ -99,12 +99,6 @@ def _stem(name: str) -> str:
     return name
 
 
-def _readable(path: Path, name: str, problem: str | None) -> Format:
-    if problem is not None:
-        raise Unreadable(problem)
-    return recognise(path, name)
-
-
 class Unpacking:
     """The requests of a drop, unpacked one after the other."""
 
@@ -137,7 +131,9 @@ class Unpacking:
             name = shown_name(path)
             stem = _stem(name)
             try:
-                form = _readable(path, name, problem)
+                if problem is not None:
+                    raise Unreadable(problem)
+                form = recognise(path, name)
                 label = (stem if stems[stem] == 1 else name) if form in _ALONE else None
                 index = self._index_of(form)
                 for found in self._found(path, name, form):
