@@ -142,7 +142,7 @@ class Bench:
         return GpuHealthSettings()
 
     def defaults(self) -> Defaults:
-        raise AssertionError("the plan is made already")
+        return Defaults("llama3.3", 8192, 600.0, 4, Limits())
 
     async def ensure_model(self, server: str, model: str) -> None: ...
 
@@ -218,7 +218,7 @@ async def test_a_defect_in_the_load_ends_the_run_and_gives_everything_back(bench
 
 
 async def test_a_run_that_a_defect_ends_is_recorded_as_failed(bench: Bench, tmp_path: Path) -> None:
-    runs = Burnin(tmp_path / "runs", bench, Defaults("llama3.3", 8192, 600.0, 4, Limits()))
+    runs = Burnin(tmp_path / "runs", bench)
     await runs.start({"duration": "10m", "canary": False})
     async with asyncio.timeout(30):
         while runs.active is not None and not runs.active.loading:

@@ -232,7 +232,7 @@ def test_jobs_are_closed_to_others(layout: Layout, store: Store) -> None:
 def test_an_owner_has_a_place_for_results_before_the_job_is_accepted(tmp_path: Path) -> None:
     """A disk that refuses it must refuse the drop, not the answers to come."""
     layout = Layout.open(tmp_path / "service", OwnerDirectories(None))
-    store = Store(layout.work)
+    store = Store(layout.work, in_force())
     claim([put(layout, "drop.jsonl")], layout, store.state, JobIds())
     assert (layout.outbox / str(ME)).is_dir()
     incoming = begin_submission(layout, JobIds(), b"a.jsonl", 1234, "file")

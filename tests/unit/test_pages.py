@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def pages(folder: Path) -> Iterator[Path]:
-    """Every page below a folder but those that are hidden or built."""
+    """Every page below a folder but those that are hidden or built, and news that wait for their release."""
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in ("build", "dist"):
+        if path.name.startswith(".") or path.name in ("build", "dist", "changelog.d"):
             continue
         if path.is_dir():
             yield from pages(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from obatchd.dispatch.pool import forkserver_context
+from task_support import Failures
 
 from obatchd.delivery.responses import ResponseWriter
 from obatchd.spool.outbox import JobOutbox
@@ -22,7 +22,7 @@ class Rig:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self.writer = ResponseWriter(forkserver_context())
+        self.writer = ResponseWriter(Failures())
 
     async def start(self) -> Rig:
         before = processes()
