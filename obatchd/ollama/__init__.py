@@ -6,8 +6,5 @@
 * ``client`` asks for prompts of jobs (``/api/chat``, ``/api/embed``): it runs in workers and answers with faults.
 * ``api`` makes all other calls, for supervision and burn-ins: it raises ServerError or ModelError.
 
-How to add an error of Ollama: find the cause in ``faults.Cause`` that it shows, and add its words to that one's
-regular expression; or add a cause with kind, code and advice, above those whose words it may contain as well. Put the
-whole text, as the server gave it, into the table of ``tests/unit/test_faults.py``, and a new code into the section
-*Faults* of ``docs/architecture.md``. Nothing else depends on Ollama's words.
+How to add an error of Ollama: docs/howto/add-a-fault.md. Nothing else depends on Ollama's words.
 """
