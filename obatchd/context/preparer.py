@@ -167,10 +167,10 @@ class Preparer:
             descriptor = os.open(Path(folder) / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise SourceError(f"{name} cannot be read: {error.strerror}", code="file_unreadable") from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)  # open() would refuse a folder, and leave it open
+            raise SourceError(f"{name} is no regular file", code="file_forbidden")
         with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise SourceError(f"{name} is no regular file", code="file_forbidden")
             content = file.read(self._rules.max_bytes + 1)
         if len(content) > self._rules.max_bytes:
             raise SourceError(f"it has more than {self._rules.max_bytes} bytes (max_bytes)", code="source_too_large")

@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from web_support import article
 from obatchd.child import Channel
 from obatchd.context.cache import Entry, SourceCache, is_fresh
 from obatchd.context.compose import Source, full_prompt, named_urls
-from obatchd.context.model import Alive, Prepared, Wish, from_preparer, to_preparer
+from obatchd.context.model import Alive, FromPreparer, Prepared, Wish, from_preparer, to_preparer
 from obatchd.context.parsing import Document, fork_parser, parsed
 from obatchd.context.preparer import ParserPool, Preparer
 from obatchd.context.text import Text, decoded, text_of
@@ -170,7 +171,22 @@ class _Stuck(AbstractResolver):
         """Nothing to close."""
 
 
-async def test_slow_sources_of_one_owner_hold_up_no_other(pool: ParserPool, tmp_path: Path) -> None:
+@dataclass
+class Daemon:
+    """The other end of a preparer that runs here."""
+
+    preparer: Preparer
+    channel: Channel[FromPreparer]
+
+    async def answer(self) -> Prepared:
+        async with asyncio.timeout(10):
+            while isinstance(answer := await self.channel.receive(), Alive):
+                pass
+        return answer
+
+
+@pytest.fixture
+async def daemon(pool: ParserPool, tmp_path: Path) -> AsyncIterator[Daemon]:
     (tmp_path / "note.txt").write_text("The Nile is long.")
     ours, theirs = socket.socketpair()
     with (
@@ -180,20 +196,29 @@ async def test_slow_sources_of_one_owner_hold_up_no_other(pool: ParserPool, tmp_
         rules = rules_of(ContextSettings(enabled=True))
         preparer = Preparer(channel, rules, tmp_path / "cache", pool, _Stuck())
         running = asyncio.create_task(preparer.run())
-        for line in range(1, 101):
-            slow = b'{"prompt": "x", "urls": ["http://slow.test/%d"]}' % line
-            daemon.send(Wish(1, line, 1000, slow, "", False))
-        daemon.send(Wish(2, 1, 1001, b'{"prompt": "x", "files": ["note.txt"]}', str(tmp_path), False))
-        async with asyncio.timeout(10):
-            answer: Prepared | Alive = Alive()
-            while not isinstance(answer, Prepared):
-                answer = await daemon.receive()
-        assert (answer.job, answer.code) == (2, "")
+        yield Daemon(preparer, daemon)
         tasks = [running, *preparer._tasks]  # a preparer ends with its process
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await preparer._fetcher.close()
+
+
+async def test_slow_sources_of_one_owner_hold_up_no_other(daemon: Daemon, tmp_path: Path) -> None:
+    for line in range(1, 101):
+        slow = b'{"prompt": "x", "urls": ["http://slow.test/%d"]}' % line
+        daemon.channel.send(Wish(1, line, 1000, slow, "", False))
+    daemon.channel.send(Wish(2, 1, 1001, b'{"prompt": "x", "files": ["note.txt"]}', str(tmp_path), False))
+    answer = await daemon.answer()
+    assert (answer.job, answer.code) == (2, "")
+
+
+async def test_a_folder_is_no_file_of_a_folder(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    daemon.channel.send(Wish(1, 1, 1000, b'{"prompt": "x", "files": ["sub"]}', str(tmp_path), False))
+    assert (await daemon.answer()).code == "file_forbidden"
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
 def test_links_and_urls_become_numbered_sources() -> None:

@@ -107,9 +107,10 @@ def open_source(
         if error.errno in _NOT_OURS:
             raise Unreadable(error.strerror) from error
         raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)  # open() would refuse a folder, and leave it open
+        raise Unreadable("it is not a regular file")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Unreadable("it is not a regular file")
         if packed:
             with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
                 yield Source(unpacked, budget)
