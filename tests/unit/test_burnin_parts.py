@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from burnin_support import START_S, Card, begin, make_plan, simulate, uuid
 
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Bucket, Ended, Event, Gap, Limits, Sample
+from obatchd.burnin.journal.records import Bucket, Ended, Event, Gap, Limits, Record, Sample
 from obatchd.burnin.report import report
 from obatchd.burnin.report.compare import compare
 from obatchd.burnin.report.html import render
@@ -98,6 +100,45 @@ def test_the_ends_of_a_long_journal(tmp_path: Path) -> None:
     shelf.path("x").write_text("{}\n")
     with pytest.raises(StoreError, match="not the journal"):
         shelf.ends("x")
+
+
+def test_a_journal_that_is_closed_while_it_is_written_touches_no_other_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that ends leaves a run in the middle of a record; its number may be another file's by then."""
+    file = journal.Journal(tmp_path / "r.jsonl")
+    flushing, go, flush = threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        flushing.set()
+        go.wait(20)
+        flush(descriptor)
+        raise OSError(28, "No space left on device")
+
+    def refused(records: list[Record]) -> bool:
+        try:
+            file.append(records)
+        except OSError:
+            return True
+        return False
+
+    monkeypatch.setattr("os.fsync", slow)
+    with ThreadPoolExecutor(2) as threads:
+        appended = threads.submit(refused, [Gap(1.0, 2.0, "written when the disk is slow")])
+        flushing.wait(20)
+        closed = threads.submit(file.close)
+        wait([closed], 0.2)
+        with open(tmp_path / "other", "w+") as other:
+            other.write("the file of somebody else")
+            other.flush()
+            go.set()
+            assert appended.result(20)
+            closed.result(20)
+            assert (tmp_path / "other").read_text() == "the file of somebody else"
+            assert refused([Gap(2.0, 3.0, "too late")])
+            file.close()
+            other.flush()
+            assert (tmp_path / "other").read_text() == "the file of somebody else"
 
 
 def test_a_disk_that_refuses_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,16 @@ def test_what_is_no_image_of_the_folder_fails_its_request_alone(folder: Path, tm
         assert words in problems[line][1]
 
 
+def test_a_folder_is_no_image(folder: Path) -> None:
+    (folder / "folder.png").mkdir()
+    put(folder, {"prompt": "x", "images": ["folder.png"]}, {"prompt": "y", "images": ["scan.png"]})
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    requests, refused = read(folder)
+    assert len(requests) == 1
+    assert "the image folder.png cannot be read: it is not a regular file" in refused[2][1]
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+
+
 @pytest.mark.parametrize(
     ("images", "words"),
     [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,12 +24,17 @@ _LAST_BYTES = 65_536  # the end of a run is within them; a day of eight GPUs has
 
 
 class Journal:
-    """Appends to one run's file. For one thread at a time."""
+    """Appends to one run's file.
+
+    A thread may still be writing when the run is left and the file is closed: the lock keeps its number from becoming
+    another file's meanwhile.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._lock = threading.Lock()
         self._end_torn_line()
 
     def _end_torn_line(self) -> None:
@@ -40,23 +46,26 @@ class Journal:
         """Write records so that they survive a power cut.
 
         Raises:
-            OSError: the disk refuses; nothing was added, so the same records may be given again.
+            OSError: the disk refuses, or the file is closed; nothing was added, so the same records may be given again.
         """
         data = b"".join(_encoder.encode(record) + b"\n" for record in records)
         if not data:
             return
-        size = os.fstat(self._file).st_size
-        try:
-            if os.write(self._file, data) < len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, size)
-            raise
+        with self._lock:
+            size = os.fstat(self._file).st_size
+            try:
+                if os.write(self._file, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(self._file)
+            except OSError:
+                os.ftruncate(self._file, size)
+                raise
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._file)
+        """Close the file when what is being written is; blocks."""
+        with self._lock, contextlib.suppress(OSError):
+            file, self._file = self._file, -1
+            os.close(file)
 
 
 def read(path: Path) -> list[Record]:

@@ -113,7 +113,7 @@ class Burnin:
             run.records.append(ended)
             await asyncio.to_thread(file.append, [ended])
         finally:
-            file.close()
+            await asyncio.to_thread(file.close)
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
