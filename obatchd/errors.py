@@ -1,20 +1,4 @@
-"""Every error obatchd raises on purpose::
-
-ObatchError                 root; ``code`` is the slug used in JSON output, logs and result files
-├── ConfigError             settings that cannot be used; the daemon exits with 78
-├── SpoolError              the spool cannot be used (missing, wrong filesystem, locked, full)
-│   └── DropRefused         one drop cannot become a job; it goes to ``failed/``
-├── StoreError              a store file is unreadable or inconsistent
-├── ServerError             an Ollama server cannot be started, reached or used
-│   └── ModelError          a model is missing, forbidden or cannot be pulled or loaded
-├── GpuError                NVML or a GPU cannot be used
-├── SourceError             a source that a request names cannot be fetched or read
-├── ResultsError            results cannot be read or exported
-└── ControlError            a control request cannot be carried out
-    ├── NotFoundError       no such job, server or model
-    ├── ForbiddenError      the caller may not do this
-    └── DaemonDownError     no daemon answers on this spool
-"""
+"""Every error obatchd raises on purpose: one tree, whose root says what they share."""
 
 from __future__ import annotations
 
@@ -24,7 +8,7 @@ class ObatchError(Exception):
 
     Args:
         message: what is wrong, where, and what to do, in plain words.
-        code: slug that overrides the class's own.
+        code: slug used in JSON output, logs and result files; it overrides the class's own.
     """
 
     code = "error"
@@ -40,19 +24,19 @@ class ObatchError(Exception):
 
 
 class ConfigError(ObatchError):
-    """Settings that cannot be used."""
+    """Settings that cannot be used; the daemon exits with 78."""
 
     code = "config"
 
 
 class SpoolError(ObatchError):
-    """The spool cannot be used."""
+    """The spool cannot be used: missing, wrong filesystem, locked, full."""
 
     code = "spool"
 
 
 class DropRefused(SpoolError):
-    """One drop cannot become a job."""
+    """One drop cannot become a job; it goes to ``failed/``."""
 
     code = "drop_refused"
 

@@ -55,6 +55,14 @@ def test_files_of_the_folder_become_base64_and_their_names_come_back(folder: Pat
     assert requests[1].messages == [{**messages[0], "images": [TEXT, TEXT]}, *messages[1:]]
 
 
+def test_an_image_of_a_message_is_found_beside_images_that_are_null(folder: Path) -> None:
+    message = {"role": "user", "content": "see", "images": ["scan.png"]}
+    put(folder, {"prompt": None, "images": None, "messages": [message]})
+    [request], refused = read(folder)
+    assert refused == {}
+    assert request.messages == [{**message, "images": [TEXT]}]
+
+
 def test_what_is_no_image_of_the_folder_fails_its_request_alone(folder: Path, tmp_path: Path) -> None:
     (folder / "note.jpg").write_text("no image")
     (folder / "big.bmp").write_bytes(b"BM" + bytes(100_000))

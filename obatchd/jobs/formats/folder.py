@@ -62,11 +62,9 @@ def folder_settings(folder: Path) -> tuple[dict[str, Any], str] | None:
     for name in SETTINGS_FILES:
         if not os.path.lexists(folder / name):
             continue
-        content = b""
         try:
             with open_source(folder / name, packed=False) as source:
-                while (block := source.read(_SETTINGS_BYTES)) and len(content) <= _SETTINGS_BYTES:
-                    content += block
+                content = source.whole(_SETTINGS_BYTES)
         except Unreadable as error:
             raise DropRefused(f"{name} cannot be read: {error}; it must be a file", code="job_settings") from error
         if len(content) > _SETTINGS_BYTES:

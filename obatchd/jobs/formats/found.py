@@ -56,19 +56,11 @@ def _in_array(source: Source, limit: int) -> Iterator[Found]:
 
 
 def _in_object(source: Source, limit: int) -> Iterator[Found]:
-    content = _whole(source, limit).strip(b" \t\r\n")
+    content = source.whole(limit).removeprefix(UTF8_BOM).strip(b" \t\r\n")
     yield Found(1, content if len(content) <= limit else None, len(content), "the object")
 
 
 _FINDERS = {Format.LINES: _in_lines, Format.BATCH: _in_lines, Format.ARRAY: _in_array, Format.OBJECT: _in_object}
-
-
-def _whole(source: Source, limit: int) -> bytes:
-    """All of it, or more than ``limit`` bytes of it."""
-    content = bytearray()
-    while (block := source.read(limit + 1)) and len(content) <= limit:
-        content += block
-    return bytes(content).removeprefix(UTF8_BOM)
 
 
 def _made(pieces: Iterator[Found], maker: RecordMaker) -> Iterator[Found]:
@@ -83,7 +75,7 @@ def _made(pieces: Iterator[Found], maker: RecordMaker) -> Iterator[Found]:
 
 
 def _text(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
-    content = _whole(source, limit)
+    content = source.whole(limit).removeprefix(UTF8_BOM)
     if len(content) > limit:
         yield Found(1, None, len(content), "the text")
         return

@@ -19,8 +19,8 @@ _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM
 _NAMES = "image_files"
 _encode = msgspec.json.Encoder().encode
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_images = msgspec.json.Decoder(list[str])
-_messages = msgspec.json.Decoder(list[dict[str, Any]])
+_images = msgspec.json.Decoder(list[str] | None)
+_messages = msgspec.json.Decoder(list[dict[str, Any]] | None)
 
 
 def bare_base64(image: str) -> str:
@@ -59,8 +59,8 @@ def with_images(raw: bytes, folder: Path, budget: Budget, limit_bytes: int) -> b
         return raw
     try:
         fields = _fields.decode(raw)
-        own = _images.decode(fields["images"]) if fields.get("images", b"null") != b"null" else []
-        messages = _messages.decode(fields["messages"]) if fields.get("messages", b"null") != b"null" else []
+        own = _images.decode(fields.get("images", b"null"))
+        messages = _messages.decode(fields.get("messages", b"null")) or []
     except (ValueError, RecursionError):
         return raw  # indexing says what is wrong with it
     reader = _Reader(folder, budget, limit_bytes)
@@ -99,18 +99,15 @@ class _Reader:
         return b64encode(content).decode()
 
     def _read(self, name: str) -> bytes:
-        content = b""
         try:
             with open_source(self._folder / name, packed=False, budget=self._budget) as source:
-                while block := source.read(1024**2):
-                    content += block
-                    if (len(content) + 2) // 3 * 4 > self._left_bytes:
-                        raise RequestRefused("bad_image", f"with {name} the request is longer than max_line_bytes")
+                content = source.whole(self._left_bytes)
         except Unreadable as error:
-            raise RequestRefused(
-                "bad_image", f"the image {name} cannot be read: {error}{self._nearest(name)}"
-            ) from None
+            reason = f"the image {name} cannot be read: {error}{self._nearest(name)}"
+            raise RequestRefused("bad_image", reason) from None
         self._left_bytes -= (len(content) + 2) // 3 * 4
+        if self._left_bytes < 0:
+            raise RequestRefused("bad_image", f"with {name} the request is longer than max_line_bytes")
         return content
 
     def _nearest(self, name: str) -> str:

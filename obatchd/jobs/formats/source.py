@@ -76,6 +76,13 @@ class Source:
         budget.left_bytes -= len(block)
         return block
 
+    def whole(self, limit_bytes: int) -> bytes:
+        """All of it, or more than ``limit_bytes`` of it; raises as ``read`` does."""
+        content = bytearray()
+        while (block := self.read(limit_bytes + 1)) and len(content) <= limit_bytes:
+            content += block
+        return bytes(content)
+
 
 class _Beginning(Source):
     """The first bytes of a file, however much is appended to it meanwhile."""
