@@ -17,7 +17,7 @@ from typing import Any
 RECORDED = Path(__file__).parent / "fixtures" / "documents"
 RECORD = "OBATCHD_RECORD_DOCUMENTS"  # set in the environment: add what is seen to the recorded shapes
 # Fields that came later, as ``document.path.field``: everything else must stay as it was recorded.
-ADDED: frozenset[str] = frozenset()
+ADDED = frozenset({"idle: POST /v1/reload.next_job", "idle: POST /v1/reload of changed settings.next_job"})
 _MAPS = {
     "counters", "dmi", "errors", "failures", "increases", "models", "options", "servers", "throttle_s", "watchdog",
 }  # fmt: skip

@@ -18,7 +18,8 @@ import msgspec
 
 from obatchd import log
 from obatchd.documents import SCHEMA
-from obatchd.settings.tables.alarms import AlarmKind, AlarmSettings
+from obatchd.documents.alarms import Alarm
+from obatchd.settings.tables.alarms import AlarmSettings
 from obatchd.times import instant
 
 _log = log.get(__name__)
@@ -50,14 +51,14 @@ class Alarms:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    def announce(self, kind: AlarmKind, facts: dict[str, Any]) -> None:
+    def announce(self, alarm: Alarm) -> None:
         """Raise an alarm, if somebody wants to hear of its kind."""
-        if not self.settings.command or kind not in self.settings.on:
+        if not self.settings.command or alarm.kind not in self.settings.on:
             return
         if len(self._waiting) >= _MOST_WAITING:
             _log.warning("alarm_dropped", kind=self._drop()["kind"], reason="too many wait for the command")
-        head = {"schema": SCHEMA, "kind": kind, "at": instant(time.time()), "host": socket.gethostname()}
-        self._waiting.append(head | facts)
+        head = {"schema": SCHEMA, "kind": alarm.kind, "at": instant(time.time()), "host": socket.gethostname()}
+        self._waiting.append(head | msgspec.structs.asdict(alarm))
         self._idle.clear()
         self._wake.set()
 

@@ -8,9 +8,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from obatchd import log
-from obatchd.burnin.journal.records import Plan, Prepared, Record
+from obatchd.burnin.journal.records import Prepared, Record
 from obatchd.burnin.run.filling import fill
 from obatchd.burnin.run.ports import RunHost, RunServer
+from obatchd.documents.burnin import Plan
 from obatchd.errors import ObatchError, ServerError
 from obatchd.jobs.model import Profile
 
