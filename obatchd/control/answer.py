@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from obatchd.documents import SCHEMA
 
 
-def answer(document: Mapping[str, Any], status: int = 200) -> web.Response:
+def answer(document: msgspec.Struct, status: int = 200) -> web.Response:
     """The whole answer."""
-    return web.json_response({"schema": SCHEMA, **document}, status=status)
+    return web.Response(body=_encoded(document), status=status, content_type="application/json", charset="utf-8")
 
 
-def answer_line(document: Mapping[str, Any]) -> bytes:
+def answer_line(document: msgspec.Struct) -> bytes:
     """One line of an answer that goes on."""
-    return json.dumps({"schema": SCHEMA, **document}).encode() + b"\n"
+    return _encoded(document) + b"\n"
+
+
+def _encoded(document: msgspec.Struct) -> bytes:
+    fields = {"schema": SCHEMA} | msgspec.structs.asdict(document)
+    try:
+        return msgspec.json.encode(fields)
+    except UnicodeEncodeError:  # a path that is not UTF-8, as Python has it
+        return json.dumps(msgspec.to_builtins(fields)).encode()

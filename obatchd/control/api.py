@@ -19,12 +19,16 @@ from obatchd.control import auth, burnin, gpu_routes
 from obatchd.control.answer import answer, answer_line
 from obatchd.control.auth import Access, Caller
 from obatchd.control.burnin import BURNIN, Burnin
-from obatchd.control.operations import Document, Engine, ServerAction
+from obatchd.control.operations import Operations, ServerAction
 from obatchd.control.query import count_asked
+from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
+from obatchd.documents.jobs import Jobs
+from obatchd.documents.models import Models
+from obatchd.documents.status import Servers
 from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
-_ENGINE = web.AppKey("engine", Engine)
+_OPERATIONS = web.AppKey("operations", Operations)
 _ACCESS = web.AppKey("access", Access)
 _STOPPING = web.AppKey("stopping", asyncio.Event)
 _CALLER = web.RequestKey("caller", Caller)
@@ -54,6 +58,8 @@ _HTTP_STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
     (errors.SpoolError, 507),
 )
 
+INTERNAL = ErrorDocument(Error("internal", "internal error; the daemon's log has it"))
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -78,7 +84,7 @@ class ControlServer:
     """Serves the API while it runs.
 
     Args:
-        engine: what the requests are passed to.
+        operations: what the requests are passed to.
         runtime_dir: directory of the socket; see :mod:`obatchd.client.runtime`.
         access: who is answered.
         burnin_runs: the same for what is about burn-in runs.
@@ -86,13 +92,13 @@ class ControlServer:
     """
 
     def __init__(
-        self, engine: Engine, runtime_dir: Path, access: Access, burnin_runs: Burnin, owner: TaskOwner
+        self, operations: Operations, runtime_dir: Path, access: Access, burnin_runs: Burnin, owner: TaskOwner
     ) -> None:
         self._path = runtime_dir / CONTROL_SOCKET
         self._shared = access.is_shared
         self._tasks = TaskSet(owner)
         self._runner = web.AppRunner(
-            application(engine, access, burnin_runs),
+            application(operations, access, burnin_runs),
             access_log=None,
             handle_signals=False,
             shutdown_timeout=_SHUTDOWN_S,
@@ -154,11 +160,11 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
 
-def application(engine: Engine, access: Access, burnin_runs: Burnin) -> web.Application:
+def application(operations: Operations, access: Access, burnin_runs: Burnin) -> web.Application:
     """The API as an aiohttp application."""
     app = web.Application(middlewares=[_errors_as_json, _identify], client_max_size=_BODY_LIMIT_BYTES)
-    app[_ENGINE] = engine
-    app[gpu_routes.DESK] = engine.gpu_desk
+    app[_OPERATIONS] = operations
+    app[gpu_routes.GPUS] = operations.gpus
     app[_ACCESS] = access
     app[_STOPPING] = asyncio.Event()
     app[BURNIN] = burnin_runs
@@ -186,9 +192,9 @@ def application(engine: Engine, access: Access, burnin_runs: Burnin) -> web.Appl
     return app
 
 
-def error_document(error: errors.ObatchError) -> Document:
+def error_document(error: errors.ObatchError) -> ErrorDocument:
     """How an error looks in JSON."""
-    return {"error": {"code": error.code, "message": error.message}}
+    return ErrorDocument(Error(error.code, error.message))
 
 
 @web.middleware
@@ -199,10 +205,10 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return answer(error_document(error), _status_of(error))
     except web.HTTPException as error:
         reason = f"{request.method} {request.path}: {error.reason}"
-        return answer({"error": {"code": "http", "message": reason}}, error.status)
+        return answer(ErrorDocument(Error("http", reason)), error.status)
     except Exception:  # noqa: BLE001 - one faulty request must not close the API; the traceback is in the log
         _log.exception("control_request_failed", method=request.method, path=request.path)
-        return answer({"error": {"code": "internal", "message": "internal error; the daemon's log has it"}}, 500)
+        return answer(INTERNAL, 500)
 
 
 def _status_of(error: errors.ObatchError) -> int:
@@ -229,21 +235,22 @@ def _caller(request: web.Request) -> Caller:
 
 
 async def _ping(request: web.Request) -> web.Response:
-    return answer({"version": __version__, "pid": os.getpid()})
+    return answer(Ping(__version__, os.getpid()))
 
 
 async def _status(request: web.Request) -> web.Response:
-    status = request.app[_ENGINE].status(_caller(request))
-    return answer({**status, "burnin": request.app[BURNIN].brief()})
+    status = request.app[_OPERATIONS].status(_caller(request))
+    status.burnin = request.app[BURNIN].brief()
+    return answer(status)
 
 
 async def _servers(request: web.Request) -> web.Response:
-    return answer({"servers": request.app[_ENGINE].status(_caller(request))["servers"]})
+    return answer(Servers(request.app[_OPERATIONS].status(_caller(request)).servers))
 
 
 async def _server_action(request: web.Request) -> web.Response:
     action = cast(ServerAction, request.match_info["action"])
-    return answer(await request.app[_ENGINE].server_action(request.match_info["server"], action))
+    return answer(await request.app[_OPERATIONS].server_action(request.match_info["server"], action))
 
 
 async def _server_log(request: web.Request) -> web.StreamResponse:
@@ -251,14 +258,14 @@ async def _server_log(request: web.Request) -> web.StreamResponse:
     lines = count_asked(request, "lines", 200, _LOG_LINES_LIMIT)
     follow = request.query.get("follow") == "1"
     async with contextlib.aclosing(
-        request.app[_ENGINE].server_log(request.match_info["server"], lines, follow)
+        request.app[_OPERATIONS].server_log(request.match_info["server"], lines, follow)
     ) as found:
         line = await anext(found, None)  # an unknown server is an answer of its own
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         with contextlib.suppress(ConnectionError):  # the client has gone
             while line is not None:
-                await response.write(answer_line({"line": line}))
+                await response.write(answer_line(LogLine(line)))
                 line = await anext(found, None)
     return response
 
@@ -270,45 +277,45 @@ async def _jobs(request: web.Request) -> web.Response:
         raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
     if owner not in (None, "all", "mine"):
         raise errors.ConfigError("owner must be mine or all", code="bad_request")
-    jobs = request.app[_ENGINE].jobs(caller, request.query.get("state"), limit, mine=owner == "mine")
-    return answer({"jobs": jobs})
+    jobs = request.app[_OPERATIONS].jobs(caller, request.query.get("state"), limit, mine=owner == "mine")
+    return answer(Jobs(jobs))
 
 
 async def _job(request: web.Request) -> web.Response:
-    return answer(request.app[_ENGINE].job(_caller(request), request.match_info["job"]))
+    return answer(request.app[_OPERATIONS].job(_caller(request), request.match_info["job"]))
 
 
 async def _job_action(request: web.Request) -> web.Response:
-    engine = request.app[_ENGINE]
-    actions = {"cancel": engine.cancel, "retry": engine.retry, "pause": engine.pause, "resume": engine.resume}
+    ask = request.app[_OPERATIONS]
+    actions = {"cancel": ask.cancel, "retry": ask.retry, "pause": ask.pause, "resume": ask.resume}
     return answer(await actions[request.match_info["action"]](_caller(request), request.match_info["job"]))
 
 
 async def _remove_job(request: web.Request) -> web.Response:
-    return answer(await request.app[_ENGINE].remove_job(_caller(request), request.match_info["job"]))
+    return answer(await request.app[_OPERATIONS].remove_job(_caller(request), request.match_info["job"]))
 
 
 async def _host_action(request: web.Request) -> web.Response:
-    engine = request.app[_ENGINE]
+    operations = request.app[_OPERATIONS]
     match request.match_info["action"]:
         case "pause":
-            return answer(await engine.pause(_caller(request), None))
+            return answer(await operations.pause(_caller(request), None))
         case "resume":
-            return answer(await engine.resume(_caller(request), None))
+            return answer(await operations.resume(_caller(request), None))
         case "drain":
-            return answer(await engine.drain())
+            return answer(await operations.drain())
         case "undrain":
-            return answer(await engine.undrain())
+            return answer(await operations.undrain())
         case _:
-            return answer(await engine.reload())
+            return answer(await operations.reload())
 
 
 async def _models(request: web.Request) -> web.Response:
-    return answer({"models": await request.app[_ENGINE].models()})
+    return answer(Models(await request.app[_OPERATIONS].models()))
 
 
 async def _remove_model(request: web.Request) -> web.Response:
-    return answer(await request.app[_ENGINE].remove_model(request.match_info["model"]))
+    return answer(await request.app[_OPERATIONS].remove_model(request.match_info["model"]))
 
 
 async def _pull(request: web.Request) -> web.StreamResponse:
@@ -323,27 +330,27 @@ async def _pull(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     try:
-        async for progress in request.app[_ENGINE].pull_model(name):
+        async for progress in request.app[_OPERATIONS].pull_model(name):
             await response.write(answer_line(progress))
     except errors.ObatchError as error:
         await response.write(answer_line(error_document(error)))
     except ConnectionError:
-        pass  # the client has gone; whether the pull goes on is the engine's business
+        pass  # the client has gone; whether the pull goes on is the daemon's business
     return response
 
 
 async def _healthz(request: web.Request) -> web.Response:
-    return answer({"alive": True})
+    return answer(Alive(True))
 
 
 async def _readyz(request: web.Request) -> web.Response:
-    status = request.app[_ENGINE].status(_caller(request))
-    up = any(server["state"] == "ready" for server in status["servers"])
-    ready = up and not status["disk"]["low"] and status["state"] != "stopping"
-    return answer({"ready": ready}, 200 if ready else 503)
+    status = request.app[_OPERATIONS].status(_caller(request))
+    up = any(server.state == "ready" for server in status.servers)
+    ready = up and not status.disk.low and status.state != "stopping"
+    return answer(Readiness(ready), 200 if ready else 503)
 
 
-# What callers may do who are no administrators. The engine shows and changes only what is theirs.
+# What callers may do who are no administrators. The daemon shows and changes only what is theirs.
 _FOR_EVERY_CALLER = frozenset(
     {_ping, _status, _servers, _jobs, _job, _remove_job, _job_action, _models, _healthz, _readyz}
     | {gpu_routes.gpus, gpu_routes.gpu, gpu_routes.events}

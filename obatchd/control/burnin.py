@@ -3,39 +3,47 @@
 from __future__ import annotations
 
 import json
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
 from obatchd.control.answer import answer
-from obatchd.control.operations import Document
+from obatchd.documents.burnin import (
+    BurninBrief,
+    BurninHead,
+    BurninReport,
+    BurninRuns,
+    BurninStatus,
+    DamagedRun,
+    ListedRun,
+)
 from obatchd.errors import ConfigError
 
 
 class Burnin(Protocol):
-    """What can be asked about burn-in runs; ``docs/burnin.md`` describes the documents."""
+    """What can be asked about burn-in runs."""
 
-    async def start(self, asked: Document) -> Document:
+    async def start(self, asked: dict[str, Any]) -> BurninStatus:
         """Begin a run; raises ConfigError or ControlError."""
         ...
 
-    async def stop(self, who: str) -> Document:
+    async def stop(self, who: str) -> BurninHead:
         """End the run in progress."""
         ...
 
-    def brief(self) -> Document | None:
-        """The run in progress in a few words: ``{"run", "state", "elapsed_s", "asked_s", "gpus"}``."""
+    def brief(self) -> BurninBrief | None:
+        """The run in progress in a few words."""
         ...
 
-    async def status(self) -> Document:
+    async def status(self) -> BurninStatus:
         """The run in progress or the latest one."""
         ...
 
-    async def report(self, run: str) -> Document:
+    async def report(self, run: str) -> BurninReport:
         """A whole report."""
         ...
 
-    async def runs(self) -> list[Document]:
+    async def runs(self) -> list[ListedRun | DamagedRun]:
         """All runs, newest first."""
         ...
 
@@ -54,7 +62,7 @@ def routes() -> list[web.RouteDef]:
 
 
 async def _list(request: web.Request) -> web.Response:
-    return answer({"runs": await request.app[BURNIN].runs()})
+    return answer(BurninRuns(await request.app[BURNIN].runs()))
 
 
 async def _start(request: web.Request) -> web.Response:

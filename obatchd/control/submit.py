@@ -18,13 +18,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import msgspec
+
 from obatchd import errors, log
 from obatchd.client.handover import BATCH, close_all, receive_frame, send_frame
 from obatchd.client.runtime import SUBMIT_SOCKET
 from obatchd.control import auth
-from obatchd.control.api import error_document, listen
+from obatchd.control.api import INTERNAL, error_document, listen
 from obatchd.control.auth import Access
-from obatchd.control.operations import Document, Engine, Submission
+from obatchd.control.operations import Operations, Submission
+from obatchd.documents.answers import ErrorDocument
+from obatchd.documents.jobs import Submitted
 from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
@@ -41,7 +45,7 @@ class SubmitServer:
     """Accepts submissions while it runs.
 
     Args:
-        engine: gets each :class:`Submission`.
+        operations: gets each :class:`Submission`.
         runtime_dir: directory of the socket.
         access: who may submit.
         owner: told when no submission is accepted any more. One that fails is its client's alone.
@@ -50,14 +54,14 @@ class SubmitServer:
 
     def __init__(
         self,
-        engine: Engine,
+        operations: Operations,
         runtime_dir: Path,
         access: Access,
         owner: TaskOwner,
         *,
         frame_timeout_s: float = _FRAME_TIMEOUT_S,
     ) -> None:
-        self._engine = engine
+        self._operations = operations
         self._access = access
         self._path = runtime_dir / SUBMIT_SOCKET
         self._frame_timeout_s = frame_timeout_s
@@ -119,7 +123,7 @@ class SubmitServer:
             # By itself it fills no buffer: nobody has to wait for the client here.
             _reply(connection, answer)
 
-    async def _answer(self, connection: socket.socket) -> Document:
+    async def _answer(self, connection: socket.socket) -> Submitted | ErrorDocument:
         files = received_files(connection, self._frame_timeout_s)
         peer: auth.Peer | None = None
         try:
@@ -128,15 +132,15 @@ class SubmitServer:
             async with self._turn(peer.uid):
                 header, descriptors = await self._in_thread(receive_frame, connection, self._frame_timeout_s)
                 close_all(descriptors)
-                return {"job": await self._engine.submit(_submission(header, peer, files))}
+                return Submitted(await self._operations.submit(_submission(header, peer, files)))
         except errors.ObatchError as error:
             _log.info("submission_refused", owner=peer.uid if peer else None, code=error.code)
             return error_document(error)
         except Exception:  # noqa: BLE001 - one faulty submission must not end the server; the traceback is in the log
             _log.exception("submission_failed")
-            return {"error": {"code": "internal", "message": "internal error; the daemon's log has it"}}
+            return INTERNAL
         finally:
-            files.close()  # descriptors that the engine left
+            files.close()  # descriptors that nobody took
 
     @contextlib.asynccontextmanager
     async def _turn(self, uid: int) -> AsyncIterator[None]:
@@ -158,15 +162,15 @@ class SubmitServer:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
-def _reply(connection: socket.socket, answer: Document) -> None:
+def _reply(connection: socket.socket, answer: Submitted | ErrorDocument) -> None:
     connection.setblocking(False)
     try:
-        send_frame(connection, answer)
+        send_frame(connection, msgspec.to_builtins(answer))
     except OSError as error:
         _log.info("submitter_gone", error=error)
 
 
-def _submission(header: Document, peer: auth.Peer, files: Iterator[tuple[str, int]]) -> Submission:
+def _submission(header: dict[str, Any], peer: auth.Peer, files: Iterator[tuple[str, int]]) -> Submission:
     wanted = header.get("submit")
     if not isinstance(wanted, dict):
         raise errors.ControlError('the first frame must be {"submit": {…}}', code="bad_frame")

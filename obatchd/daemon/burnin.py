@@ -6,10 +6,11 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from obatchd.burnin.journal.records import Limits
 from obatchd.burnin.run.plan import Defaults
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.documents.alarms import BurninFinished
+from obatchd.documents.burnin import Limits
 from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
@@ -142,7 +143,7 @@ class BurninHost:
             self._dispatcher.holds.release(_HOLD)
 
     def finished(self, run: str, verdict: str) -> None:
-        self._announcer.announce("burn_in_finished", {"run": run, "verdict": verdict})
+        self._announcer.announce(BurninFinished(run, verdict))
 
     def quarantine_reason(self, gpu: Gpu) -> str:
         record = self._policy.monitor.records.get(gpu.card)

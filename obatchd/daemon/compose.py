@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
@@ -20,6 +19,8 @@ from obatchd.daemon.burnin import BurninHost
 from obatchd.daemon.models import ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.recovery import Watchdog
+from obatchd.documents.alarms import ServerFailed
+from obatchd.documents.answers import Reloaded
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
 from obatchd.gpucare.alarms import Alarms
@@ -28,7 +29,7 @@ from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.probe import Probe
 from obatchd.jobs.store import Facts, Store
 from obatchd.live.work import Work
-from obatchd.operations.facade import Facade
+from obatchd.operations.service import OperatorService
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
@@ -38,7 +39,7 @@ from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 from obatchd.tasks import TaskOwner
 
-Reload = Callable[[], Awaitable[dict[str, Any]]]
+Reload = Callable[[], Awaitable[Reloaded]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Head:
     watchdog: Watchdog
     housekeeping: Housekeeping
     burnin: Burnin
-    facade: Facade
+    operator: OperatorService
     control: ControlServer
     submit: SubmitServer
     runtime_dir: Path
@@ -103,12 +104,12 @@ def head(
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
     tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
     runs = Burnin(layout.work / "burnin", tested)
-    facade = Facade(engine, here.fleet, here.models, here.probe, policy, reload)
+    operator = OperatorService(engine, here.fleet, here.models, here.probe, policy, reload)
     access = Access(settings.value.access)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
     return Head(
-        engine, policy, watchdog, Housekeeping(engine), runs, facade,
-        ControlServer(facade, runtime_dir, access, runs, owner), SubmitServer(facade, runtime_dir, access, owner),
+        engine, policy, watchdog, Housekeeping(engine), runs, operator,
+        ControlServer(operator, runtime_dir, access, runs, owner), SubmitServer(operator, runtime_dir, access, owner),
         runtime_dir,
     )  # fmt: skip
 
@@ -123,5 +124,4 @@ class _ServerNews:
     def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
         self._dispatcher.server_changed(server)
         if new is ServerState.FAILED:
-            facts = {"server": server.id, "gpu": server.gpu_label, "reason": reason}
-            self._alarms.announce("server_failed", facts)
+            self._alarms.announce(ServerFailed(server.id, server.gpu_label, reason))

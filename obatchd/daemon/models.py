@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import msgspec
-
+from obatchd.documents import excerpt
+from obatchd.documents.jobs import ModelFacts
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 
@@ -23,16 +21,15 @@ class ServedModels:
     def forget(self, model: str) -> None:
         self._keeper.forget(model)
 
-    def facts(self, model: str) -> dict[str, Any]:
+    def facts(self, model: str) -> ModelFacts:
         info = self._keeper.info(model)
-        facts: dict[str, Any] = msgspec.to_builtins(info) if info else {}
-        return {name: facts.get(name) for name in ("digest", "quantization", "parameter_size", "context_length")}
+        return excerpt(ModelFacts, info) if info else ModelFacts()
 
     def server_version(self, server_id: str) -> str | None:
         server = self._fleet.servers.get(server_id)
         return server.version or None if server else None
 
     async def digest(self, model: str) -> str | None:
-        if (digest := self.facts(model)["digest"]) is None:
+        if (digest := self.facts(model).digest) is None:
             digest = await self._keeper.digest(model)
-        return str(digest) if digest else None
+        return digest or None

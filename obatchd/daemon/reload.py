@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from obatchd import log
 from obatchd.daemon import systemd
+from obatchd.documents.answers import Reloaded
 from obatchd.errors import ConfigError
 from obatchd.settings import reading
 from obatchd.settings.base import Reload
@@ -60,7 +61,7 @@ class Reloader:
                 _log.exception("reload_failed")
             systemd.ready("watching the inbox")
 
-    async def reload(self) -> dict[str, Any]:
+    async def reload(self) -> Reloaded:
         """Read the configuration again; keys that a running daemon can change take effect, the others are named.
 
         Raises:
@@ -79,4 +80,4 @@ class Reloader:
             "reloaded", changed=",".join(applied) or "nothing", next_job=",".join(next_job) or "nothing",
             needs_restart=",".join(waiting) or "nothing",
         )  # fmt: skip
-        return {"changed": applied, "next_job": next_job, "needs_restart": waiting}
+        return Reloaded(applied, next_job, waiting)

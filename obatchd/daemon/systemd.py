@@ -8,7 +8,7 @@ import socket
 import time
 
 from obatchd.control.auth import daemon_itself
-from obatchd.operations.facade import Facade
+from obatchd.operations.service import OperatorService
 from obatchd.servers.states import ServerState
 
 _STATUS_S = 5.0
@@ -61,7 +61,7 @@ def watchdog_interval_s() -> float | None:
     return int(limit_us) / 2_000_000 or None
 
 
-async def tell(facade: Facade) -> None:
+async def tell(operator: OperatorService) -> None:
     """STATUS for ``systemctl status``, and WATCHDOG while this loop turns."""
     interval_s = watchdog_interval_s()
     period_s = min(interval_s / 2 if interval_s else _STATUS_S, _STATUS_S)
@@ -70,19 +70,19 @@ async def tell(facade: Facade) -> None:
         watchdog()
         if time.monotonic() - told_s >= _STATUS_S:
             told_s = time.monotonic()
-            status(_status_line(facade))
+            status(_status_line(operator))
         await asyncio.sleep(period_s)
 
 
-def _status_line(facade: Facade) -> str:
-    document = facade.status(daemon_itself())
-    ready = sum(1 for server in document["servers"] if server["state"] == ServerState.READY)
-    queue = document["queue"]
+def _status_line(operator: OperatorService) -> str:
+    status = operator.status(daemon_itself())
+    ready = sum(1 for server in status.servers if server.state == ServerState.READY)
+    queue = status.queue
     line = (
-        f"{document['state']}: {ready} of {len(document['servers'])} servers ready, {queue['jobs']} jobs, "
-        f"{queue['finished']:,} of {queue['total']:,} requests"
+        f"{status.state}: {ready} of {len(status.servers)} servers ready, {queue.jobs} jobs, "
+        f"{queue.finished:,} of {queue.total:,} requests"
     )
-    if not (left := queue["total"] - queue["finished"]) or not queue["requests_per_s"]:
+    if not (left := queue.total - queue.finished) or not queue.requests_per_s:
         return line
-    ends_s = time.time() + left / queue["requests_per_s"]
+    ends_s = time.time() + left / queue.requests_per_s
     return f"{line}, ETA {time.strftime('%a %H:%M', time.localtime(ends_s))}"

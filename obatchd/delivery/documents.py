@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from obatchd import __version__
 from obatchd.delivery.advice import advice
 from obatchd.dispatch.protocol import context_sha256
-from obatchd.documents import SCHEMA
+from obatchd.documents.jobs import DropFacts, Failure, JobDocument, SettingsUsed, Summary
 from obatchd.jobs.model import JobState, by_outcome
 from obatchd.jobs.store import JobRow
 from obatchd.live.job import LiveJob
@@ -20,131 +21,112 @@ from obatchd.spool.outbox import Totals
 from obatchd.times import instant
 
 
-def job_document(live: LiveJob, in_flight: int) -> dict[str, Any]:
+def job_document(live: LiveJob, in_flight: int) -> JobDocument:
     """A job in progress, as ``status.json`` and the control API show it."""
     rate = live.requests_per_s()
     left = live.requests - live.finished
     state = "cancelling" if live.cancelled else live.state().value
-    return {
-        **_head(live.row, state),
-        "paused": live.paused,
-        "requests": live.requests if live.indexed else None,
-        "indexed": live.requests,
-        **by_outcome(live.counts),
-        "in_flight": in_flight,
-        "requests_per_s": round(rate, 2),
-        "tokens_per_s": round(live.tokens_per_s(), 1),
-        "eta_s": round(left / rate, 1) if rate and live.indexed else None,
-        "position": live.turn.position if live.turn else None,
-        "expected_start_at": instant(live.turn.starts_s) if live.turn else None,
-        "expires_at": instant(live.expires_s),
-        "outbox": str(live.outbox),
-        "refused_to": None,
-    }
+    return JobDocument(
+        **_common(live.row, state, live.counts),
+        paused=live.paused,
+        requests=live.requests if live.indexed else None,
+        indexed=live.requests,
+        in_flight=in_flight,
+        requests_per_s=round(rate, 2),
+        tokens_per_s=round(live.tokens_per_s(), 1),
+        eta_s=round(left / rate, 1) if rate and live.indexed else None,
+        position=live.turn.position if live.turn else None,
+        expected_start_at=instant(live.turn.starts_s) if live.turn else None,
+        expires_at=instant(live.expires_s),
+        outbox=str(live.outbox),
+    )
 
 
-def last_status(live: LiveJob, summary: dict[str, Any]) -> dict[str, Any]:
+def last_status(live: LiveJob, summary: Summary) -> JobDocument:
     """The last ``status.json`` of a job. It is written before the summary, so that no crash leaves an older one."""
-    return {**job_document(live, 0), "state": summary["state"], "finished_at": summary["finished_at"], "eta_s": None}
+    document = job_document(live, 0)
+    document.state, document.finished_at, document.eta_s = summary.state, summary.finished_at, None
+    return document
 
 
-def finished_document(row: JobRow, layout: Layout) -> dict[str, Any]:
+def finished_document(row: JobRow, layout: Layout) -> JobDocument:
     """A job that is over."""
     summary = row.summary or {}
-    refused = row.state is JobState.REFUSED
-    place = str((layout.failed_dir if refused else layout.outbox_dir)(row.job, row.name, row.owner))
-    return {
-        **_head(row, row.state.value),
-        "paused": False,
-        "requests": summary.get("requests", 0),
-        "indexed": summary.get("requests", 0),
-        **by_outcome(summary),
-        "in_flight": 0,
-        "requests_per_s": None,
-        "tokens_per_s": None,
-        "eta_s": None,
-        "position": None,
-        "expected_start_at": None,
-        "expires_at": None,
-        "outbox": None if refused else place,
-        "refused_to": place if refused else None,
-    }
+    requests = summary.get("requests", 0)
+    common = _common(row, row.state.value, summary)
+    if row.state is JobState.REFUSED:
+        place = str(layout.failed_dir(row.job, row.name, row.owner))
+        return JobDocument(**common, requests=requests, indexed=requests, outbox=None, refused_to=place)
+    place = str(layout.outbox_dir(row.job, row.name, row.owner))
+    return JobDocument(**common, requests=requests, indexed=requests, outbox=place)
 
 
-def _head(row: JobRow, state: str) -> dict[str, Any]:
-    frozen = row.frozen
+def _common(row: JobRow, state: str, counts: Mapping[str, int]) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
         "job": row.job,
         "name": row.label,
         "owner": row.owner,
         "state": state,
-        "model": frozen.model or None,
-        "priority": frozen.priority,
+        "model": row.frozen.model or None,
+        "priority": row.frozen.priority,
         "accepted_at": instant(row.accepted_s),
         "finished_at": instant(row.finished_s),
         "notes": row.notes,
         "retry_of": row.retry_of,
         "sample_of": row.settings.sample_of,
+        **by_outcome(counts),
     }
 
 
-def summary_details(live: LiveJob, totals: Totals, models: Models) -> dict[str, Any]:
-    """``summary.json``: counts, failures, time, speed, and what a methods section needs.
-
-    ``serial_s`` is the sum of all durations, ``speedup`` how many times shorter the wall time was.
-    """
+def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
+    """``summary.json`` of a job whose results are written."""
     row, finished_s = live.row, time.time()
     wall_s = max(finished_s - row.accepted_s, 1e-6)
     counts = by_outcome(totals.outcomes)
-    servers = {
-        name: {**use.document(), "ollama_version": models.server_version(name)} for name, use in totals.servers.items()
-    }
-    return {
-        "schema": SCHEMA,
-        "job": row.job,
-        "name": row.label,
-        "owner": row.owner,
-        "state": JobState.DONE.value,
-        "cancelled_by_user": live.cancelled,
-        "requests": sum(counts.values()),
+    return Summary(
+        job=row.job,
+        name=row.label,
+        owner=row.owner,
+        state=JobState.DONE.value,
+        cancelled_by_user=live.cancelled,
+        requests=sum(counts.values()),
         **counts,
-        "truncated": totals.truncated,
-        "copied": totals.copied,
-        "ungrounded": totals.ungrounded,
-        "failures": {code: {**failure, "advice": advice(code)} for code, failure in totals.failures.items()},
-        "accepted_at": instant(row.accepted_s),
-        "finished_at": instant(finished_s),
-        "wall_s": round(wall_s, 3),
-        "serial_s": round(totals.serial_s, 3),
-        "speedup": round(totals.serial_s / wall_s, 2),
-        "prompt_tokens": totals.prompt_tokens,
-        "response_tokens": totals.response_tokens,
-        "tokens_per_s": round(totals.response_tokens / wall_s, 2),
-        "servers": servers,
-        "models": {name: models.facts(name) for name in totals.models},
-        "drop": {"sha256": row.digest, "size_bytes": row.size},
-        "settings": _settings_used(live),
-        "notes": row.notes,
-        "retry_of": row.retry_of,
-        "obatchd_version": __version__,
-    }
+        truncated=totals.truncated,
+        copied=totals.copied,
+        ungrounded=totals.ungrounded,
+        failures={code: Failure(f.requests, f.example, advice(code)) for code, f in totals.failures.items()},
+        accepted_at=instant(row.accepted_s),
+        finished_at=instant(finished_s),
+        wall_s=round(wall_s, 3),
+        serial_s=round(totals.serial_s, 3),
+        speedup=round(totals.serial_s / wall_s, 2),
+        prompt_tokens=totals.prompt_tokens,
+        response_tokens=totals.response_tokens,
+        tokens_per_s=round(totals.response_tokens / wall_s, 2),
+        servers={name: use.document(models.server_version(name)) for name, use in totals.servers.items()},
+        models={name: models.facts(name) for name in totals.models},
+        drop=DropFacts(row.digest, row.size),
+        settings=_settings_used(live),
+        notes=row.notes,
+        retry_of=row.retry_of,
+        obatchd_version=__version__,
+    )
 
 
-def _settings_used(live: LiveJob) -> dict[str, Any]:
+def _settings_used(live: LiveJob) -> SettingsUsed:
     context = live.context()
     system_message = context.system_message
-    return {
-        "model": live.frozen.model or None,
-        "context_length": sorted(live.asked_before.union(lane.profile.context_length for lane in live.lanes.values())),
-        "options": context.options,
-        "max_response_tokens": context.max_response_tokens,
-        "context_sha256": context_sha256(context),
-        "format": context.format,
-        "in_source": context.in_source,
-        "think": context.think,
-        "system_message_sha256": hashlib.sha256(system_message.encode()).hexdigest() if system_message else None,
-    }
+    return SettingsUsed(
+        model=live.frozen.model or None,
+        context_length=sorted(live.asked_before.union(lane.profile.context_length for lane in live.lanes.values())),
+        options=context.options,
+        max_response_tokens=context.max_response_tokens,
+        context_sha256=context_sha256(context),
+        format=context.format,
+        in_source=context.in_source,
+        think=context.think,
+        system_message_sha256=hashlib.sha256(system_message.encode()).hexdigest() if system_message else None,
+    )
 
 
 def late_note(row: JobRow, layout: Layout) -> list[str]:

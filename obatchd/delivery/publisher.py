@@ -15,10 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from obatchd import crash_points, log
-from obatchd.delivery.documents import last_status, late_note, summary_details
+from obatchd.delivery.documents import last_status, late_note, summary_of
 from obatchd.delivery.passing_on import with_input
 from obatchd.delivery.responses import ResponseWriter
+from obatchd.documents import excerpt
+from obatchd.documents.jobs import Counts, JobDocument, Summary
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
@@ -39,7 +43,7 @@ _UNPUBLISHED_LIMIT = 5_000
 class DeliveryEvents(Protocol):
     """Hears of published jobs; :class:`obatchd.engine.engine.Engine`."""
 
-    def published(self, row: JobRow, summary: dict[str, Any]) -> None:
+    def published(self, row: JobRow, counts: Counts) -> None:
         """The ``summary.json`` of a job is durable."""
 
 
@@ -85,7 +89,7 @@ class Publisher:
         if self._backlog <= _UNPUBLISHED_LIMIT // 2:
             self._work.conditions.publishing_lags(False)
 
-    def write_statuses(self, statuses: list[tuple[Path, dict[str, Any]]]) -> None:
+    def write_statuses(self, statuses: list[tuple[Path, JobDocument]]) -> None:
         """Replace ``status.json`` of jobs, given by outbox, in the background; the next one makes up for a failure."""
 
         def write() -> None:
@@ -104,18 +108,18 @@ class Publisher:
                 batch = [self._queue.popleft() for _ in range(size)]
                 self._alone = max(0, self._alone - size)
                 try:
-                    summaries = await self._work.conditions.until_disk_takes(
+                    published = await self._work.conditions.until_disk_takes(
                         partial(self._try, batch), "outbox", "publish_failed", "results cannot be published",
                         jobs=len(batch),
                     )  # fmt: skip
                 except Exception:  # noqa: BLE001 - logged; one job that cannot be published must not hold up the others
                     self._set_apart(batch)
                     continue
-                for live, summary in zip(batch, summaries, strict=True):
+                for live, counts in zip(batch, published, strict=True):
                     self._gone()
-                    self._events.published(live.row, summary)
+                    self._events.published(live.row, counts)
 
-    async def _try(self, batch: list[LiveJob]) -> list[dict[str, Any]]:
+    async def _try(self, batch: list[LiveJob]) -> list[Counts]:
         await self.responses.settle(live.outbox for live in batch)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, batch)
@@ -134,16 +138,16 @@ class Publisher:
             self._gone()
             _log.exception("job_not_published", job=batch[0].row.job, remedy="its results are safe in the store")
 
-    def _publish(self, batch: list[LiveJob]) -> list[dict[str, Any]]:
+    def _publish(self, batch: list[LiveJob]) -> list[Counts]:
         boxes = [JobOutbox(live.outbox, live.text_suffix) for live in batch]
-        summaries, unfinished = [], []
+        every, unfinished = [], []
         for live, box in zip(batch, boxes, strict=True):
             if live.resumed and (published := box.valid_summary()) is not None:
                 # All else was flushed before it was written; a crash came before the index knew of it.
-                summaries.append(published)
+                every.append(excerpt(Counts, published))
                 continue
             summary = self._write_whole(live, box)
-            summaries.append(summary)
+            every.append(excerpt(Counts, summary))
             unfinished.append((box, summary))
         crash_points.reach("publish.after_whole")
         flush_outboxes(boxes)
@@ -154,15 +158,15 @@ class Publisher:
         flush_outboxes(boxes)
         finished_s = time.time()
         changes = [
-            (live.row.key, self._done(live.row, box, summary, finished_s))
-            for live, box, summary in zip(batch, boxes, summaries, strict=True)
+            (live.row.key, self._done(live.row, box, counts, finished_s))
+            for live, box, counts in zip(batch, boxes, every, strict=True)
         ]
         self._work.store.state.update_many(changes)
         for live in batch:
             self._work.store.settle(live.row)
-        return summaries
+        return every
 
-    def _write_whole(self, live: LiveJob, box: JobOutbox) -> dict[str, Any]:
+    def _write_whole(self, live: LiveJob, box: JobOutbox) -> Summary:
         """Everything but ``summary.json``, which is returned; not flushed."""
         box.create()
         again = live.resumed or live.outbox in self.responses.incomplete
@@ -172,17 +176,16 @@ class Publisher:
         totals = box.write_whole(rows, responses=live.response_files() and again, line_of=line_of)
         self.responses.incomplete.discard(live.outbox)
         row.notes = [*row.notes, *(note for note in late_note(row, self._work.layout) if note not in row.notes)]
-        summary = summary_details(live, totals, self._models)
+        summary = summary_of(live, totals, self._models)
         box.write_status(last_status(live, summary))
         return summary
 
-    def _done(self, row: JobRow, box: JobOutbox, summary: dict[str, Any], finished_s: float) -> dict[str, Any]:
+    def _done(self, row: JobRow, box: JobOutbox, counts: Counts, finished_s: float) -> dict[str, Any]:
         """The columns of the index that change for a published job."""
-        kept = ("requests", "succeeded", "failed", "cancelled", "expired", "wall_s")
         return {
             "state": JobState.DONE,
             "finished_s": finished_s,
-            "summary": {name: summary[name] for name in kept},
+            "summary": msgspec.structs.asdict(counts),
             # What the store holds of it is what it wrote.
             "kept_bytes": size_bytes(self._work.layout.job_dir(row.job)) + box.whole_bytes(),
         }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from obatchd import log
 from obatchd.delivery.committer import Committer
 from obatchd.delivery.completion import Completion
 from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.documents.alarms import JobDone
+from obatchd.documents.jobs import Counts
 from obatchd.engine.admission import Admission
 from obatchd.engine.resumption import Resumption
 from obatchd.engine.statuses import StatusWriter
@@ -76,7 +76,7 @@ class Engine:
         self.preparation.settings_changed()
         self.intake.settings_changed()
 
-    def published(self, row: JobRow, summary: dict[str, Any]) -> None:
+    def published(self, row: JobRow, counts: Counts) -> None:
         """A job is over: forget it, and tell."""
         work = self.work
         work.jobs.pop(row.key, None)
@@ -84,6 +84,9 @@ class Engine:
         self.dispatcher.forget_job(row.key)
         self._feeder.forget(row.key)
         work.store.of(row).forget_lanes(row.key)
-        counts = {name: summary[name] for name in ("requests", "succeeded", "failed", "wall_s")}
-        _log.info("job_done", job=row.job, **counts)
-        work.announcer.announce("job_done", {"job": row.job, "owner": row.owner, **counts})
+        done = JobDone(row.job, row.owner, counts.requests, counts.succeeded, counts.failed, counts.wall_s)
+        _log.info(
+            "job_done", job=done.job, requests=done.requests, succeeded=done.succeeded, failed=done.failed,
+            wall_s=done.wall_s,
+        )  # fmt: skip
+        work.announcer.announce(done)

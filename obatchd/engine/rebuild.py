@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from obatchd import log
+from obatchd.documents import excerpt
+from obatchd.documents.jobs import Counts, EarlierStatus
 from obatchd.errors import DropRefused
 from obatchd.intake.indexing import DropReader
 from obatchd.jobs.model import JobState
@@ -24,7 +27,6 @@ from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import JobOutbox
 
 _log = log.get(__name__)
-_COUNTS = ("requests", "succeeded", "failed", "cancelled", "expired", "wall_s")
 _DEFAULTS_LOST = (
     "The index of jobs was lost. Where this job names no settings of its own, those that the daemon had when the index "
     "was rebuilt are used."
@@ -59,33 +61,32 @@ def _row(
     """The row of a job; None where nothing says what it was."""
     box = JobOutbox(outbox) if outbox is not None else None
     summary = box.valid_summary() if box is not None else None
-    told = summary or (box.last_status() if box is not None else None) or {}
+    told = summary or (box.last_status() if box is not None else None) or EarlierStatus()
     intent = claim.identify(layout.job_dir(job))
     if intent is None and summary is None:
         return None
-    drop: dict[str, Any] = told.get("drop") or {}
-    notes: list[str] = told.get("notes", [])
+    notes = told.notes
     key, segment, defaults = known
     if defaults is None and summary is None and _DEFAULTS_LOST not in notes:
         notes.append(_DEFAULTS_LOST)
     return JobRow(
         key=key,
         job=job,
-        name=intent.name if intent is not None else str(told.get("name", job)).encode(),
-        owner=told.get("owner", intent.owner if intent is not None else 0),
+        name=intent.name if intent is not None else (told.name or job).encode(),
+        owner=told.owner if told.owner is not None else intent.owner if intent is not None else 0,
         kind=intent.kind if intent is not None else "file",
-        size=intent.size if intent is not None else drop.get("size_bytes", 0),
+        size=intent.size if intent is not None else told.drop.size_bytes,
         state=JobState.DONE if summary is not None else JobState.RUNNING,
         segment=segment,
-        accepted_s=_seconds(told.get("accepted_at")) or (intent.at_s if intent is not None else 0.0),
-        finished_s=_seconds(summary.get("finished_at")) if summary is not None else None,
+        accepted_s=_seconds(told.accepted_at) or (intent.at_s if intent is not None else 0.0),
+        finished_s=_seconds(summary.finished_at) if summary is not None else None,
         paused=False,
         cancelled=False,
         settings=JobSettings(),
         notes=notes,
-        digest=drop.get("sha256"),
-        retry_of=told.get("retry_of"),
-        summary={name: summary.get(name, 0) for name in _COUNTS} if summary is not None else None,
+        digest=told.drop.sha256,
+        retry_of=told.retry_of,
+        summary=msgspec.structs.asdict(excerpt(Counts, summary)) if summary is not None else None,
         defaults=defaults or now,
     )
 

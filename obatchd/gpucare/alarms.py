@@ -18,9 +18,10 @@ import msgspec
 
 from obatchd import log
 from obatchd.documents import SCHEMA
+from obatchd.documents.alarms import Alarm
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.alarms import AlarmKind, AlarmSettings
+from obatchd.settings.tables.alarms import AlarmSettings
 from obatchd.tasks import TaskOwner, TaskSet
 from obatchd.times import instant
 
@@ -58,14 +59,14 @@ class Alarms:
                 await self._idle.wait()
         await self._tasks.stop()
 
-    def announce(self, kind: AlarmKind, facts: dict[str, Any]) -> None:
+    def announce(self, alarm: Alarm) -> None:
         """Raise an alarm, if somebody wants to hear of its kind."""
-        if not self._settings.command or kind not in self._settings.on:
+        if not self._settings.command or alarm.kind not in self._settings.on:
             return
         if len(self._waiting) >= _MOST_WAITING:
             _log.warning("alarm_dropped", kind=self._drop()["kind"], reason="too many wait for the command")
-        head = {"schema": SCHEMA, "kind": kind, "at": instant(time.time()), "host": socket.gethostname()}
-        self._waiting.append(head | facts)
+        head = {"schema": SCHEMA, "kind": alarm.kind, "at": instant(time.time()), "host": socket.gethostname()}
+        self._waiting.append(head | msgspec.structs.asdict(alarm))
         self._idle.clear()
         self._wake.set()
 

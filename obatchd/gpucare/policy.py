@@ -12,6 +12,7 @@ from datetime import datetime
 
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
+from obatchd.documents.alarms import GpuQuarantined
 from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.watch import GpuWatch, servers_on
 from obatchd.gpus.monitor import HealthEvent, MonitorListener, Quarantine
@@ -101,10 +102,10 @@ class GpuPolicy(MonitorListener, CrashListener):
 
     def quarantined(self, card: str, quarantine: Quarantine, urgent: bool) -> None:
         who = self.monitor.tracks[card].identity
-        self._announcer.announce("quarantine", {
-            "uuid": card, "index": who.index, "serial": who.serial, "slot": who.slot or who.pci_bus_id,
-            "reason": quarantine.reason, "by": quarantine.by, "action": quarantine.action,
-        })  # fmt: skip
+        slot = who.slot or who.pci_bus_id
+        self._announcer.announce(GpuQuarantined(
+            card, who.index, who.serial, slot, quarantine.reason, quarantine.by, quarantine.action
+        ))  # fmt: skip
         reason = f"GPU {card} is put into quarantine: {quarantine.reason}"
         for server in servers_on(self.fleet, card):
             server.hold(QUARANTINE, reason)

@@ -20,6 +20,7 @@ import msgspec
 from obatchd import log
 from obatchd.dispatch.events import Finished
 from obatchd.dispatch.protocol import context_sha256
+from obatchd.documents.jobs import EarlierSummary
 from obatchd.intake.feeder import read_requests
 from obatchd.jobs.formats import parse_request, request_file
 from obatchd.jobs.model import Outcome, default_id
@@ -135,9 +136,9 @@ class Reuse:
         for row in earlier:
             if not wanted:
                 return
-            summary = JobOutbox(self._work.outbox_of(row)).valid_summary() or {}
-            context = summary.get("settings", {}).get("context_sha256")
-            models = {name: str(facts.get("digest")) for name, facts in summary.get("models", {}).items()}
+            summary = JobOutbox(self._work.outbox_of(row)).valid_summary() or EarlierSummary()
+            context = summary.settings.get("context_sha256")
+            models = {name: str(facts.digest) for name, facts in summary.models.items()}
             if context and digests & set(models.values()):
                 for line, key, record in self._answered(row, context, models):
                     for one in wanted.pop(key, ()):

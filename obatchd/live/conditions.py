@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from obatchd import log
 from obatchd.dispatch.holds import Holds
+from obatchd.documents.alarms import Alarm, DiskLow
 from obatchd.jobs.store import DISK_ERRORS
 from obatchd.live.disk import disk_trouble
-from obatchd.settings.tables.alarms import AlarmKind
 from obatchd.settings.tables.disk import DiskSettings
 from obatchd.spool.layout import FreeSpace, Layout
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 class Announcer(Protocol):
     """Tells somebody outside; :class:`obatchd.gpucare.alarms.Alarms`."""
 
-    def announce(self, kind: AlarmKind, facts: dict[str, Any]) -> None:
+    def announce(self, alarm: Alarm) -> None:
         """Raise an alarm, if somebody wants to hear of its kind."""
 
 
@@ -71,7 +71,7 @@ class Conditions:
             if kind not in self.of_all:
                 _log.error("trouble", kind=kind, reason=reason)
                 if kind == _DISK:
-                    self._announcer.announce("disk_low", {"reason": reason})
+                    self._announcer.announce(DiskLow(reason))
             self.of_all[kind] = reason
             self._holds.hold(kind)
         elif self.of_all.pop(kind, None) is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
+
+from obatchd.documents.jobs import ModelFacts
 
 
 class Models(Protocol):
@@ -16,7 +18,7 @@ class Models(Protocol):
         """What was known of a model no longer holds."""
         ...
 
-    def facts(self, model: str) -> dict[str, Any]:
+    def facts(self, model: str) -> ModelFacts:
         """What is known of a model for the summary."""
         ...
 

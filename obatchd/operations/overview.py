@@ -5,17 +5,28 @@ from __future__ import annotations
 import os
 import time
 from itertools import islice
-from typing import Any
 
 from obatchd import __version__
 from obatchd.client.runtime import guarded_ports
 from obatchd.control.auth import Caller
 from obatchd.delivery.documents import job_document
-from obatchd.documents import SCHEMA
+from obatchd.documents.models import Pull
+from obatchd.documents.status import (
+    BlockedDrop,
+    DiskState,
+    InboxState,
+    LoadedModel,
+    ProbeState,
+    QueueCounts,
+    ServerEntry,
+    ServerGpu,
+    Status,
+)
 from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
 from obatchd.gpus.model import Gpu
 from obatchd.gpus.probe import Probe
+from obatchd.jobs.model import Profile
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
@@ -40,7 +51,7 @@ class Overview:
         self._probe = probe
         self._started_s = time.time()
 
-    def status(self, caller: Caller) -> dict[str, Any]:
+    def status(self, caller: Caller) -> Status:
         """The whole state of the daemon in one document, of jobs and drops what the caller may see."""
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
@@ -48,41 +59,37 @@ class Overview:
         free_bytes, free_inodes, _ = engine.conditions.free
         report = engine.intake.report
         seen = (live for live in engine.jobs.values() if caller.may_see(live.row.owner))
-        return {
-            "schema": SCHEMA,
-            "version": __version__,
-            "spool": str(engine.layout.root),
-            "pid": os.getpid(),
-            "started_at": instant(self._started_s),
-            "state": state,
-            "reasons": reasons,
-            "servers": [self.server(server) for server in self._fleet.servers.values()],
-            "gpus": {"state": self._probe.state, "message": self._probe.message, "pid": self._probe.pid},
-            "notices": [*self._fleet.notices, *self._open_ports()],
-            "queue": self._queue(),
-            "inbox": {
-                "settling": report.settling,
-                "blocked": [{"name": b.name, "reason": b.reason} for b in report.blocked if caller.may_see(b.owner)],
-                "refused": engine.intake.refused,
-                "problem": report.problem,
-            },
-            "disk": {"free_bytes": free_bytes, "free_inodes": free_inodes, "low": engine.conditions.disk_low},
-            "pulls": [
-                {"model": name, "status": p.status, "completed_bytes": p.completed_bytes, "total_bytes": p.total_bytes}
-                for name, p in self._models.pulls.items()
-            ],
-            "jobs": [job_document(live, in_flight.get(live.key, 0)) for live in islice(seen, _STATUS_JOBS)],
-        }
+        return Status(
+            version=__version__,
+            spool=str(engine.layout.root),
+            pid=os.getpid(),
+            started_at=instant(self._started_s),
+            state=state,
+            reasons=reasons,
+            servers=[self.server(server) for server in self._fleet.servers.values()],
+            gpus=ProbeState(self._probe.state, self._probe.message, self._probe.pid),
+            notices=[*self._fleet.notices, *self._open_ports()],
+            queue=self._queue(),
+            inbox=InboxState(
+                report.settling,
+                [BlockedDrop(b.name, b.reason) for b in report.blocked if caller.may_see(b.owner)],
+                engine.intake.refused,
+                report.problem,
+            ),
+            disk=DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
+            pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
+            jobs=[job_document(live, in_flight.get(live.key, 0)) for live in islice(seen, _STATUS_JOBS)],
+        )
 
-    def _queue(self) -> dict[str, Any]:
+    def _queue(self) -> QueueCounts:
         jobs = self._engine.jobs.values()
-        return {
-            "requests": self._engine.queue.total(),
-            "jobs": len(jobs),
-            "finished": sum(live.finished for live in jobs),
-            "total": sum(live.requests for live in jobs),
-            "requests_per_s": round(sum(live.requests_per_s() for live in jobs), 2),
-        }
+        return QueueCounts(
+            requests=self._engine.queue.total(),
+            jobs=len(jobs),
+            finished=sum(live.finished for live in jobs),
+            total=sum(live.requests for live in jobs),
+            requests_per_s=round(sum(live.requests_per_s() for live in jobs), 2),
+        )
 
     def state(self, caller: Caller) -> tuple[str, list[str]]:
         """The state of the daemon, and what is wrong, as far as it concerns the caller."""
@@ -127,43 +134,39 @@ class Overview:
             return []
         return ["every user of this host can reach the servers' ports (install nftables, then restart obatchd)"]
 
-    def server(self, server: Server) -> dict[str, Any]:
+    def server(self, server: Server) -> ServerEntry:
         """The entry of one server."""
         link = self._engine.dispatcher.links.get(server.id)
-        return {
-            "id": server.id,
-            "kind": server.kind,
-            "state": server.state.value,
-            "reason": server.reason,
-            "url": server.base_url,
-            "gpu": self._gpu(server.gpu) if server.gpu else None,
-            "gpus": [self._gpu(gpu) for gpu in server.gpus],
-            "loaded": _profile(server.loaded),
-            "loading": _profile(server.loading),
-            "in_flight": link.started if link else 0,
-            "offered": len(link.offers) if link else 0,
-            "slots": server.slots,
-            "tokens_per_s": round(link.tokens_per_s(), 1) if link else 0.0,
-            "requests_done": link.requests_done if link else 0,
-            "restarts": server.restarts,
-            "watchdog": dict(link.findings) if link else {},
-            "pid": server.pid,
-            "worker_pid": link.worker.pid if link and link.worker else None,
-        }
+        return ServerEntry(
+            id=server.id,
+            kind=server.kind,
+            state=server.state.value,
+            reason=server.reason,
+            url=server.base_url,
+            gpu=self._gpu(server.gpu) if server.gpu else None,
+            gpus=[self._gpu(gpu) for gpu in server.gpus],
+            loaded=_loaded(server.loaded),
+            loading=_loaded(server.loading),
+            in_flight=link.started if link else 0,
+            offered=len(link.offers) if link else 0,
+            slots=server.slots,
+            tokens_per_s=round(link.tokens_per_s(), 1) if link else 0.0,
+            requests_done=link.requests_done if link else 0,
+            restarts=server.restarts,
+            watchdog=dict(link.findings) if link else {},
+            pid=server.pid,
+            worker_pid=link.worker.pid if link and link.worker else None,
+        )
 
-    def _gpu(self, gpu: Gpu) -> dict[str, Any]:
+    def _gpu(self, gpu: Gpu) -> ServerGpu:
         reading = self._probe.readings.get(gpu.uuid)
-        return {
-            "uuid": gpu.uuid,
-            "index": gpu.index,
-            "name": gpu.name,
-            "utilisation_percent": reading.utilisation_percent if reading else None,
-            "memory_used_bytes": reading.memory_used_bytes if reading else None,
-            "memory_total_bytes": reading.memory_total_bytes if reading else gpu.memory_bytes,
-            "temp_c": reading.temp_c if reading else None,
-            "power_w": reading.power_w if reading else None,
-        }
+        if reading is None:
+            return ServerGpu(gpu.uuid, gpu.index, gpu.name, memory_total_bytes=gpu.memory_bytes)
+        return ServerGpu(
+            gpu.uuid, gpu.index, gpu.name, reading.utilisation_percent, reading.memory_used_bytes,
+            reading.memory_total_bytes, reading.temp_c, reading.power_w,
+        )  # fmt: skip
 
 
-def _profile(profile: Any) -> dict[str, Any] | None:
-    return {"model": profile.model, "context_length": profile.context_length} if profile else None
+def _loaded(profile: Profile | None) -> LoadedModel | None:
+    return LoadedModel(profile.model, profile.context_length) if profile else None

@@ -1,4 +1,4 @@
-"""What is known of a model in a store, and of a download."""
+"""What is known of a model in a store."""
 
 from __future__ import annotations
 
@@ -22,17 +22,6 @@ class ModelInfo(msgspec.Struct, frozen=True):
     capabilities: list[str]  # completion, vision, tools, thinking, embedding, insert
     size_bytes: int
     store: str = LOCAL
-
-
-class PullProgress(msgspec.Struct):
-    """A download in progress."""
-
-    model: str
-    server: str
-    status: str = "starting"
-    completed_bytes: int = 0
-    total_bytes: int = 0  # of the layers heard of so far
-    done: bool = False
 
 
 def describe(name: str, store: str, entry: StoredModel, show: ShownModel | None) -> ModelInfo:

@@ -16,18 +16,19 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import obatchd.log
+from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ServerError
 from obatchd.ollama.api import OllamaApi, canonical
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
-from obatchd.servers.model_info import LOCAL, ModelInfo, PullProgress, describe
+from obatchd.servers.model_info import LOCAL, ModelInfo, describe
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.models import ModelSettings
 
-__all__ = ["LOCAL", "ModelInfo", "ModelKeeper", "PullProgress", "store_of"]
+__all__ = ["LOCAL", "ModelInfo", "ModelKeeper", "store_of"]
 
 log = obatchd.log.get(__name__)
 

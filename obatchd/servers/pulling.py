@@ -8,7 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 import httpx
 import ollama
 
-from obatchd.servers.model_info import PullProgress, pull_error
+from obatchd.documents.models import PullProgress
+from obatchd.servers.model_info import pull_error
 from obatchd.servers.server import Server
 
 # Silence while a layer of hundreds of gigabytes is verified is no failure.

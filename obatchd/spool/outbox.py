@@ -8,15 +8,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
+from obatchd.documents.jobs import EarlierStatus, EarlierSummary, JobDocument, ServerWork, Summary
 from obatchd.jobs.model import Outcome
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import file_stem
 from obatchd.spool.text import clean_text
 
+_T = TypeVar("_T")
 _WRITE_BYTES = 1024**2
 
 
@@ -61,17 +63,20 @@ class ServerUse:
         self.busy_s += record.duration_s
         self._first, self._last = min(self._first, record.started_at), max(self._last, record.finished_at)
 
-    def document(self) -> dict[str, Any]:
-        """As ``summary.json`` shows it. ``tokens_per_s`` is over all slots, from the first start to the last end."""
+    def document(self, ollama_version: str | None) -> ServerWork:
+        """As ``summary.json`` shows it."""
         span_s = 0.0
         if self._first and self._last:
             span_s = (datetime.fromisoformat(self._last) - datetime.fromisoformat(self._first)).total_seconds()
-        return {
-            "requests": self.requests,
-            "response_tokens": self.response_tokens,
-            "busy_s": round(self.busy_s, 6),
-            "tokens_per_s": round(self.response_tokens / span_s, 2) if span_s > 0 else None,
-        }
+        tokens_per_s = round(self.response_tokens / span_s, 2) if span_s > 0 else None
+        return ServerWork(self.requests, self.response_tokens, round(self.busy_s, 6), tokens_per_s, ollama_version)
+
+
+class FailureCount(msgspec.Struct):
+    """The failures of one code."""
+
+    example: str  # the message of the first
+    requests: int = 0
 
 
 class Totals:
@@ -79,7 +84,7 @@ class Totals:
 
     Attributes:
         outcomes: requests by outcome.
-        failures: by code: how many, and the message of the first.
+        failures: by code.
         servers: by id: requests, response tokens, seconds of slot time, when it began and ended to work on the job.
         serial_s: the sum of all durations.
         copied: answers of earlier jobs; they count for no server, time or token.
@@ -88,7 +93,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
-        self.failures: dict[str, dict[str, Any]] = {}
+        self.failures: dict[str, FailureCount] = {}
         self.servers: dict[str, ServerUse] = {}
         self.models: set[str] = set()
         self.serial_s = 0.0
@@ -113,8 +118,7 @@ class Totals:
         self.truncated += record.truncated
         self.ungrounded += bool(record.ungrounded)
         if outcome is not Outcome.SUCCEEDED:
-            group = self.failures.setdefault(record.code, {"requests": 0, "example": record.message})
-            group["requests"] += 1
+            self.failures.setdefault(record.code, FailureCount(record.message)).requests += 1
         elif record.server:
             use = self.servers.get(record.server)
             if use is None:
@@ -134,7 +138,7 @@ class JobOutbox:
         """Make the directory; an earlier, unfinished one is used again."""
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
-    def write_status(self, document: dict[str, Any]) -> None:
+    def write_status(self, document: JobDocument) -> None:
         """Replace ``status.json``."""
         self.create()
         _replace(self.directory / "status.json", _pretty(document))
@@ -184,17 +188,17 @@ class JobOutbox:
                     write_response(line, record)
         return totals
 
-    def write_summary(self, document: dict[str, Any]) -> None:
+    def write_summary(self, document: Summary) -> None:
         """Write ``summary.json``, whose presence means that the job is complete."""
         _replace(self.directory / "summary.json", _pretty(document))
 
-    def valid_summary(self) -> dict[str, Any] | None:
+    def valid_summary(self) -> EarlierSummary | None:
         """The summary, or None where there is none or a crash left it torn."""
-        return _document(self.directory / "summary.json")
+        return _document(self.directory / "summary.json", EarlierSummary)
 
-    def last_status(self) -> dict[str, Any] | None:
+    def last_status(self) -> EarlierStatus | None:
         """What ``status.json`` says; None where it is missing or torn."""
-        return _document(self.directory / "status.json")
+        return _document(self.directory / "status.json", EarlierStatus)
 
     def whole_bytes(self) -> int:
         """Size of all results together."""
@@ -227,13 +231,13 @@ def flush_outboxes(boxes: Sequence[JobOutbox]) -> None:
         sync_filesystem(boxes[0].directory.parent)
 
 
-def _document(path: Path) -> dict[str, Any] | None:
+def _document(path: Path, kind: type[_T]) -> _T | None:
     with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     return None
 
 
-def _pretty(document: dict[str, Any]) -> bytes:
+def _pretty(document: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 

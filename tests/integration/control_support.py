@@ -1,4 +1,4 @@
-"""A stand-in engine behind the real control sockets, for tests of the API and the commands."""
+"""Stand-in operations behind the real control sockets, for tests of the API and the commands."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from task_support import Failures
 
 from obatchd.client import runtime
@@ -20,6 +21,23 @@ from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, Caller
 from obatchd.control.operations import Submission
 from obatchd.control.submit import SubmitServer
+from obatchd.documents.answers import HostState, Paused, Reloaded, Removed
+from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, DamagedRun, ListedRun
+from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
+from obatchd.documents.jobs import JobDocument
+from obatchd.documents.models import ModelEntry, PullProgress
+from obatchd.documents.status import (
+    BlockedDrop,
+    DiskState,
+    InboxState,
+    LoadedModel,
+    ProbeState,
+    Pull,
+    QueueCounts,
+    ServerEntry,
+    ServerGpu,
+    Status,
+)
 from obatchd.errors import ConfigError, ControlError, DropRefused, ModelError, NotFoundError
 from obatchd.settings.job_file import parse_job_settings
 from obatchd.settings.tables.access import AccessSettings
@@ -27,150 +45,148 @@ from obatchd.settings.tables.access import AccessSettings
 OBATCHCTL = Path(sys.executable).with_name("obatchctl")
 
 
-def server(**changes: Any) -> dict[str, Any]:
-    gpu = {
-        "uuid": "GPU-1",
-        "index": 0,
-        "name": "NVIDIA L40S",
-        "utilisation_percent": 97,
-        "memory_used_bytes": 30 * 1024**3,
-        "memory_total_bytes": 48 * 1024**3,
-        "temp_c": 61,
-        "power_w": 301.4,
-    }
-    return {
-        "id": "gpu0",
-        "kind": "managed",
-        "state": "ready",
-        "reason": "",
-        "url": "http://127.0.0.1:1",
-        "gpu": gpu,
-        "gpus": [gpu],
-        "loaded": {"model": "llama3", "context_length": 8192},
-        "loading": None,
-        "in_flight": 3,
-        "slots": 4,
-        "tokens_per_s": 123.45,
-        "requests_done": 77,
-        "restarts": 1,
-        "pid": 4711,
-        **changes,
-    }
+def server(**changes: Any) -> ServerEntry:
+    gpu = ServerGpu("GPU-1", 0, "NVIDIA L40S", 97, 30 * 1024**3, 48 * 1024**3, 61, 301.4)
+    entry = ServerEntry(
+        id="gpu0",
+        kind="managed",
+        state="ready",
+        reason="",
+        url="http://127.0.0.1:1",
+        gpu=gpu,
+        gpus=[gpu],
+        loaded=LoadedModel("llama3", 8192),
+        loading=None,
+        in_flight=3,
+        offered=3,
+        slots=4,
+        tokens_per_s=123.45,
+        requests_done=77,
+        restarts=1,
+        watchdog={},
+        pid=4711,
+        worker_pid=4712,
+    )
+    return msgspec.structs.replace(entry, **changes)
 
 
-def job(**changes: Any) -> dict[str, Any]:
-    return {
-        "job": "20261122-101112-abcd",
-        "name": "prompts.jsonl",
-        "owner": 0,
-        "state": "running",
-        "paused": False,
-        "model": "llama3",
-        "priority": "normal",
-        "accepted_at": "2026-11-22T10:11:12Z",
-        "finished_at": None,
-        "requests": 10,
-        "indexed": 10,
-        "succeeded": 4,
-        "failed": 1,
-        "cancelled": 0,
-        "expired": 0,
-        "in_flight": 3,
-        "requests_per_s": 2.5,
-        "tokens_per_s": 120.0,
-        "sample_of": None,
-        "eta_s": 125.0,
-        "outbox": "/nowhere",
-        "notes": [],
-        **changes,
-    }
+def job(**changes: Any) -> JobDocument:
+    document = JobDocument(
+        job="20261122-101112-abcd",
+        name="prompts.jsonl",
+        owner=0,
+        state="running",
+        model="llama3",
+        priority="normal",
+        accepted_at="2026-11-22T10:11:12Z",
+        finished_at=None,
+        notes=[],
+        retry_of=None,
+        sample_of=None,
+        requests=10,
+        indexed=10,
+        succeeded=4,
+        failed=1,
+        cancelled=0,
+        expired=0,
+        in_flight=3,
+        requests_per_s=2.5,
+        tokens_per_s=120.0,
+        eta_s=125.0,
+        outbox="/nowhere",
+    )
+    return msgspec.structs.replace(document, **changes)
 
 
-class FakeGpuDesk:
+def gpu(uuid: str) -> GpuEntry:
+    return GpuEntry(
+        uuid=uuid, index=2, name="NVIDIA L40S", serial="", slot="1", health="ok", reason="", action="",
+        quarantine=None, lent_until=None, servers=["gpu0"], shared_with="",
+    )  # fmt: skip
+
+
+class FakeGpuOperations:
     """Remembers what it was asked, too."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def gpus(self) -> dict[str, Any]:
-        return {"state": "ok", "message": "", "host": None, "kernel_log": {}, "gpus": []}
+    def all(self) -> Gpus:
+        return Gpus("ok", "", None, KernelLogState(None, ""), [])
 
-    async def gpu(self, name: str) -> dict[str, Any]:
+    async def one(self, name: str) -> GpuDetails:
         self.calls.append(("gpu", name))
-        return {"uuid": name}
+        return GpuDetails(
+            **msgspec.structs.asdict(gpu(name)), identity=Identity(name), reading=None, slow_reading=None,
+            watched_since=None, increases={}, findings=[], accepted=[], events=[],
+        )  # fmt: skip
 
-    async def events(self, name: str | None, limit: int) -> list[dict[str, Any]]:
+    async def events(self, name: str | None, limit: int) -> list[GpuEventEntry]:
         self.calls.append(("events", name, limit))
         return []
 
-    async def quarantine(self, name: str, reason: str) -> dict[str, Any]:
+    async def quarantine(self, name: str, reason: str) -> GpuEntry:
         self.calls.append(("quarantine", name, reason))
-        return {"uuid": name}
+        return gpu(name)
 
-    async def release(self, name: str) -> dict[str, Any]:
+    async def release(self, name: str) -> Released:
         self.calls.append(("release", name))
-        return {"uuid": name}
+        return Released(name, False, [])
 
-    async def lend(self, name: str, for_s: float) -> dict[str, Any]:
+    async def lend(self, name: str, for_s: float) -> GpuEntry:
         self.calls.append(("lend", name, for_s))
-        return {"uuid": name}
+        return gpu(name)
 
-    async def take_back(self, name: str) -> dict[str, Any]:
+    async def take_back(self, name: str) -> GpuEntry:
         self.calls.append(("take_back", name))
-        return {"uuid": name}
+        return gpu(name)
 
 
 @dataclass
-class FakeEngine:
+class FakeOperations:
     """Remembers what it was asked, and answers from its attributes."""
 
     state: str = "running"
     reasons: list[str] = field(default_factory=list)
-    servers: list[dict[str, Any]] = field(default_factory=lambda: [server()])
-    known: dict[str, dict[str, Any]] = field(default_factory=lambda: {job()["job"]: job()})
+    servers: list[ServerEntry] = field(default_factory=lambda: [server()])
+    known: dict[str, JobDocument] = field(default_factory=lambda: {job().job: job()})
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     submitted: list[tuple[Submission, dict[str, bytes]]] = field(default_factory=list)
     directory: Path = Path()
     finished_state: str = "done"
-    gpu_desk: FakeGpuDesk = field(default_factory=FakeGpuDesk)
+    gpus: FakeGpuOperations = field(default_factory=FakeGpuOperations)
     looked: int = 0  # how often somebody asked for one job
     failures: Failures = field(default_factory=Failures)  # of the tasks of the sockets
 
-    def status(self, caller: Caller) -> dict[str, Any]:
-        return {
-            "schema": 1,
-            "version": "0.1.0",
-            "spool": "/s",
-            "pid": os.getpid(),
-            "started_at": "2026-11-22T10:00:00Z",
-            "state": self.state,
-            "reasons": self.reasons,
-            "servers": self.servers,
-            "gpus": {"state": "ok", "message": ""},
-            "notices": ["another Ollama runs here"],
-            "queue": {"requests": 5, "jobs": 1},
-            "inbox": {
-                "settling": 1,
-                "blocked": [{"name": "a\x1b[31m", "reason": "EACCES"}],
-                "refused": 2,
-                "problem": "",
-            },
-            "disk": {"free_bytes": 5 * 1024**3, "free_inodes": 10, "low": False},
-            "pulls": [{"model": "m", "completed_bytes": 1, "total_bytes": 2, "status": "pulling"}],
-            "jobs": list(self.known.values()),
-        }
+    def status(self, caller: Caller) -> Status:
+        return Status(
+            version="0.1.0",
+            spool="/s",
+            pid=os.getpid(),
+            started_at="2026-11-22T10:00:00Z",
+            state=self.state,
+            reasons=self.reasons,
+            servers=self.servers,
+            gpus=ProbeState("ok", "", None),
+            notices=["another Ollama runs here"],
+            queue=QueueCounts(requests=5, jobs=1, finished=5, total=10, requests_per_s=2.5),
+            inbox=InboxState(1, [BlockedDrop("a\x1b[31m", "EACCES")], refused=2, problem=""),
+            disk=DiskState(5 * 1024**3, 10, low=False),
+            pulls=[Pull("m", "pulling", 1, 2)],
+            jobs=list(self.known.values()),
+        )
 
-    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[dict[str, Any]]:
-        return [one for one in self.known.values() if state in (None, one["state"])][:limit]
+    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
+        return [one for one in self.known.values() if state in (None, one.state)][:limit]
 
-    def job(self, caller: Caller, job_id: str) -> dict[str, Any]:
+    def job(self, caller: Caller, job_id: str) -> JobDocument:
         self.looked += 1
         for known, summary in self.known.items():
             if known.startswith(job_id):
                 return summary
         raise NotFoundError(f"no job {job_id}")
 
-    async def submit(self, submission: Submission) -> dict[str, Any]:
+    async def submit(self, submission: Submission) -> JobDocument:
         parse_job_settings(submission.settings, "settings")
         if submission.name == "refuse.json":
             raise DropRefused("not one of our formats")
@@ -187,29 +203,29 @@ class FakeEngine:
         (outbox / "summary.json").write_text(json.dumps({"failures": failures} if failed else {}))
         over = {"state": self.finished_state, "succeeded": 10 - failed, "failed": failed}
         self.known[job_id] = job(job=job_id, name=submission.name, outbox=str(outbox), **over)
-        return {"job": job_id, "outbox": str(outbox)}
+        return job(job=job_id, outbox=str(outbox), succeeded=0, failed=0, in_flight=0)
 
-    async def cancel(self, caller: Caller, job_id: str) -> dict[str, Any]:
+    async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
         self.calls.append(("cancel", job_id))
         return self.job(caller, job_id)
 
-    async def retry(self, caller: Caller, job_id: str) -> dict[str, Any]:
+    async def retry(self, caller: Caller, job_id: str) -> JobDocument:
         self.calls.append(("retry", job_id))
-        return {**self.job(caller, job_id), "job": "new"}
+        return msgspec.structs.replace(self.job(caller, job_id), job="new")
 
-    async def remove_job(self, caller: Caller, job_id: str) -> dict[str, Any]:
+    async def remove_job(self, caller: Caller, job_id: str) -> Removed:
         self.calls.append(("rm", job_id))
-        return {"removed": self.job(caller, job_id)["job"]}
+        return Removed(self.job(caller, job_id).job)
 
-    async def pause(self, caller: Caller, job_id: str | None) -> dict[str, Any]:
+    async def pause(self, caller: Caller, job_id: str | None) -> Paused:
         self.calls.append(("pause", job_id))
-        return {"paused": True}
+        return Paused(True)
 
-    async def resume(self, caller: Caller, job_id: str | None) -> dict[str, Any]:
+    async def resume(self, caller: Caller, job_id: str | None) -> Paused:
         self.calls.append(("resume", job_id))
-        return {"paused": False}
+        return Paused(False)
 
-    async def server_action(self, server_id: str, action: str) -> dict[str, Any]:
+    async def server_action(self, server_id: str, action: str) -> ServerEntry:
         self.calls.append((action, server_id))
         return server(id=server_id, state="draining")
 
@@ -220,34 +236,34 @@ class FakeEngine:
             await asyncio.sleep(0.05)
             yield "more"
 
-    async def drain(self) -> dict[str, Any]:
+    async def drain(self) -> HostState:
         self.calls.append(("drain",))
         self.state = "draining"
         asyncio.get_running_loop().call_later(0.2, setattr, self, "state", "drained")
-        return {"state": "draining"}
+        return HostState("draining")
 
-    async def undrain(self) -> dict[str, Any]:
+    async def undrain(self) -> HostState:
         self.state = "running"
-        return {"state": "running"}
+        return HostState("running")
 
-    async def models(self) -> list[dict[str, Any]]:
-        found = {"size_bytes": 5 * 1024**3, "digest": "sha256:abcdef0123456789", "parameter_size": "8.0B"}
-        return [{"model": "llama3:8b", **found}]
+    async def models(self) -> list[ModelEntry]:
+        name = "llama3:8b"
+        return [ModelEntry(name, "sha256:abcdef0123456789", "Q4_K_M", "8.0B", 0, [], 5 * 1024**3, "local", name)]
 
-    async def pull_model(self, name: str) -> AsyncIterator[dict[str, Any]]:
+    async def pull_model(self, name: str) -> AsyncIterator[PullProgress]:
         for done in (1, 2):
-            yield {"model": name, "completed_bytes": done, "total_bytes": 2, "status": "pulling"}
+            yield PullProgress(name, "gpu0", "pulling", done, 2)
         if name == "missing":
             raise ModelError("there is no model missing")
 
-    async def remove_model(self, name: str) -> dict[str, Any]:
+    async def remove_model(self, name: str) -> Removed:
         self.calls.append(("rm", name))
-        return {"model": name}
+        return Removed(name)
 
-    async def reload(self) -> dict[str, Any]:
+    async def reload(self) -> Reloaded:
         if self.state == "degraded":
             raise ConfigError("obatchd.toml: modle: no such setting")
-        return {"changed": ["model", "inbox.settle_s"], "next_job": ["model"], "needs_restart": ["servers.slots"]}
+        return Reloaded(["model", "inbox.settle_s"], ["model"], ["servers.slots"])
 
 
 def read_all(submission: Submission) -> dict[str, bytes]:
@@ -263,39 +279,39 @@ def read_all(submission: Submission) -> dict[str, bytes]:
 class FakeBurnin:
     """Burn-in runs of a daemon that has none."""
 
-    async def start(self, asked: dict[str, Any]) -> dict[str, Any]:
-        return {"run": "20261124-180000", "asked": asked}
+    async def start(self, asked: dict[str, Any]) -> BurninStatus:
+        raise ControlError("there is no GPU to test", code="no_gpu")
 
-    def brief(self) -> dict[str, Any] | None:
+    def brief(self) -> BurninBrief | None:
         return None
 
-    async def stop(self, who: str) -> dict[str, Any]:
+    async def stop(self, who: str) -> BurninHead:
         raise ControlError("no burn-in is running", code="not_running")
 
-    async def status(self) -> dict[str, Any]:
+    async def status(self) -> BurninStatus:
         raise NotFoundError("no burn-in has been run here")
 
-    async def report(self, run: str) -> dict[str, Any]:
-        return {"run": run}
+    async def report(self, run: str) -> BurninReport:
+        raise NotFoundError(f"no burn-in {run}")
 
-    async def runs(self) -> list[dict[str, Any]]:
+    async def runs(self) -> list[ListedRun | DamagedRun]:
         return []
 
 
 @contextlib.asynccontextmanager
-async def serving(tmp_path: Path, *, frame_timeout_s: float = 10.0) -> AsyncIterator[tuple[FakeEngine, Path]]:
-    """The control sockets of a stand-in engine, and its spool."""
+async def serving(tmp_path: Path, *, frame_timeout_s: float = 10.0) -> AsyncIterator[tuple[FakeOperations, Path]]:
+    """The control sockets of stand-in operations, and their spool."""
     spool = tmp_path / "spool"
     spool.mkdir()
-    engine = FakeEngine(directory=tmp_path)
+    operations = FakeOperations(directory=tmp_path)
     directory = runtime.create(spool, uuid.uuid4().hex)
     access = Access(AccessSettings())
-    control = ControlServer(engine, directory, access, FakeBurnin(), engine.failures)
-    submit = SubmitServer(engine, directory, access, engine.failures, frame_timeout_s=frame_timeout_s)
+    control = ControlServer(operations, directory, access, FakeBurnin(), operations.failures)
+    submit = SubmitServer(operations, directory, access, operations.failures, frame_timeout_s=frame_timeout_s)
     await control.start()
     await submit.start()
     try:
-        yield engine, spool
+        yield operations, spool
     finally:
         await submit.stop()
         await control.stop()

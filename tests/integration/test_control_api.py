@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from control_support import FakeEngine, serving
+from control_support import FakeOperations, serving
 
 from obatchd import errors
 from obatchd.client import handover, runtime
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[tuple[FakeEngine, Path]]:
+async def served(tmp_path: Path) -> AsyncIterator[tuple[FakeOperations, Path]]:
     async with serving(tmp_path, frame_timeout_s=5) as both:
         yield both
 
@@ -54,8 +54,8 @@ def raw(spool: Path, request: bytes) -> tuple[int, dict[str, Any]]:
             return response.status, json.loads(response.read())
 
 
-async def test_every_route_reaches_the_engine(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
+async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
     client = Client(spool)
     assert (await call(client.get, "ping"))["pid"] == os.getpid()
     assert (await call(client.get, "status"))["state"] == "running"
@@ -67,7 +67,7 @@ async def test_every_route_reaches_the_engine(served: tuple[FakeEngine, Path]) -
     for action in ("drain", "resume", "restart"):
         await call(client.post, f"servers/gpu0/{action}")
     await call(client.delete, "models/user%2Fmodel:7b")
-    assert engine.calls == [
+    assert daemon.calls == [
         ("cancel", "2026"),
         ("retry", "2026"),
         ("pause", "2026"),
@@ -84,7 +84,7 @@ async def test_every_route_reaches_the_engine(served: tuple[FakeEngine, Path]) -
         await call(client.get, path)
     for path in ("quarantine?reason=a%20b", "release", "lend?for_s=60.0", "take-back"):
         await call(client.post, f"gpus/2/{path}")
-    assert engine.gpu_desk.calls == [
+    assert daemon.gpus.calls == [
         ("gpu", "2"), ("events", "2", 7), ("quarantine", "2", "a b"), ("release", "2"), ("lend", "2", 60.0),
         ("take_back", "2"),
     ]  # fmt: skip
@@ -99,15 +99,15 @@ async def test_every_route_reaches_the_engine(served: tuple[FakeEngine, Path]) -
     assert (await call(client.get, "models"))["models"][0]["model"] == "llama3:8b"
 
 
-async def test_errors_have_code_message_and_status(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
+async def test_errors_have_code_message_and_status(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
     client = Client(spool)
     with pytest.raises(errors.NotFoundError, match="no job zzz"):
         await call(client.get, "jobs/zzz")
     with pytest.raises(errors.ControlError) as caught:
         await call(client.get, "nothing")
     assert caught.value.code == "http"
-    engine.state = "degraded"
+    daemon.state = "degraded"
     with pytest.raises(errors.ConfigError, match="modle"):
         await call(client.post, "reload")
     status, document = await call(raw, spool, b"GET /v1/jobs?limit=x HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -116,30 +116,30 @@ async def test_errors_have_code_message_and_status(served: tuple[FakeEngine, Pat
     assert (status, document["error"]["code"]) == (405, "http")
 
 
-async def test_a_fault_in_the_engine_is_one_answer(
-    served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch
+async def test_a_fault_in_the_daemon_is_one_answer(
+    served: tuple[FakeOperations, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine, spool = served
+    daemon, spool = served
 
     def fail() -> dict[str, Any]:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(engine, "status", fail)
+    monkeypatch.setattr(daemon, "status", fail)
     status, document = await call(raw, spool, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (status, document["error"]["code"]) == (500, "internal")
     assert "secret" not in document["error"]["message"]
     assert await call(Client(spool).get, "ping")
 
 
-async def test_health_and_readiness(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
+async def test_health_and_readiness(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
     assert (await call(raw, spool, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
     assert (await call(raw, spool, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 200
-    engine.servers.clear()
+    daemon.servers.clear()
     assert (await call(raw, spool, b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 503
 
 
-async def test_pull_streams_progress_and_ends_with_its_error(served: tuple[FakeEngine, Path]) -> None:
+async def test_pull_streams_progress_and_ends_with_its_error(served: tuple[FakeOperations, Path]) -> None:
     _, spool = served
     client = Client(spool)
     progress = await call(lambda: list(client.pull("m")))
@@ -148,7 +148,7 @@ async def test_pull_streams_progress_and_ends_with_its_error(served: tuple[FakeE
         await call(lambda: list(client.pull("missing")))
 
 
-async def test_only_the_owner_and_root(served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_owner_and_root(served: tuple[FakeOperations, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _, spool = served
     somebody = auth.Peer(1, os.geteuid() + 4321, 1)
     monkeypatch.setattr(auth, "peer_of", lambda descriptor: somebody)
@@ -160,7 +160,7 @@ async def test_only_the_owner_and_root(served: tuple[FakeEngine, Path], monkeypa
 
 
 async def test_a_service_answers_members_and_tells_others_what_to_do(
-    served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch
+    served: tuple[FakeOperations, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, spool = served
     service = AccessSettings(mode="service", submit_group="submitters", admin_group="admins")
@@ -197,7 +197,7 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
         await call(client.get, "jobs", owner="all")
 
 
-async def test_the_sockets_are_private(served: tuple[FakeEngine, Path]) -> None:
+async def test_the_sockets_are_private(served: tuple[FakeOperations, Path]) -> None:
     _, spool = served
     directory = runtime.read_record(spool).runtime_dir
     for name in (runtime.CONTROL_SOCKET, runtime.SUBMIT_SOCKET):
@@ -221,22 +221,22 @@ async def test_a_stale_socket_of_a_killed_daemon(tmp_path: Path) -> None:
 
 
 async def test_a_file_is_submitted_with_its_content_and_settings(
-    served: tuple[FakeEngine, Path], tmp_path: Path
+    served: tuple[FakeOperations, Path], tmp_path: Path
 ) -> None:
-    engine, spool = served
+    daemon, spool = served
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(b"x" * 3_000_000)
     file.chmod(0o600)
     answer = await call(Client(spool).submit, file, {"model": "m", "options": {"seed": 1}})
     assert answer["job"] == "job1"
-    submission, content = engine.submitted[0]
+    submission, content = daemon.submitted[0]
     assert (submission.name, submission.kind, submission.owner) == ("prompts.jsonl", "file", os.geteuid())
     assert submission.settings == {"model": "m", "options": {"seed": 1}}
     assert content == {"prompts.jsonl": b"x" * 3_000_000}
 
 
-async def test_a_folder_of_more_files_than_one_batch(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
-    engine, spool = served
+async def test_a_folder_of_more_files_than_one_batch(served: tuple[FakeOperations, Path], tmp_path: Path) -> None:
+    daemon, spool = served
     folder = tmp_path / "folder"
     folder.mkdir()
     names = [f"{number:04d}.json" for number in range(300)]
@@ -246,7 +246,7 @@ async def test_a_folder_of_more_files_than_one_batch(served: tuple[FakeEngine, P
     (folder / ".hidden").write_text("left out")
     open_before = len(os.listdir("/proc/self/fd"))
     await call(Client(spool).submit, folder, {})
-    _, content = engine.submitted[0]
+    _, content = daemon.submitted[0]
     assert list(content)[:300] == names
     assert content[os.fsdecode(b"caf\xe9.json")] == b"odd"
     assert len(content) == 301
@@ -254,8 +254,8 @@ async def test_a_folder_of_more_files_than_one_batch(served: tuple[FakeEngine, P
     await until(lambda: len(os.listdir("/proc/self/fd")) <= open_before)
 
 
-async def test_refusals_reach_the_submitter(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
-    engine, spool = served
+async def test_refusals_reach_the_submitter(served: tuple[FakeOperations, Path], tmp_path: Path) -> None:
+    daemon, spool = served
     client = Client(spool)
     for name, settings, expected in (
         ("refuse.json", {}, "not one of our formats"),
@@ -265,12 +265,12 @@ async def test_refusals_reach_the_submitter(served: tuple[FakeEngine, Path], tmp
         (tmp_path / name).write_text("{}")
         with pytest.raises(errors.ControlError, match=expected):
             await call(client.submit, tmp_path / name, settings)
-    assert not engine.submitted
+    assert not daemon.submitted
     assert (await call(client.submit, tmp_path / "good.json", {}))["job"] == "job1"
 
 
-async def test_only_regular_readable_files_are_sent(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
-    engine, spool = served
+async def test_only_regular_readable_files_are_sent(served: tuple[FakeOperations, Path], tmp_path: Path) -> None:
+    daemon, spool = served
     folder = tmp_path / "pipes"
     folder.mkdir()
     os.mkfifo(folder / "pipe.json")
@@ -281,7 +281,7 @@ async def test_only_regular_readable_files_are_sent(served: tuple[FakeEngine, Pa
         await call(Client(spool).submit, tmp_path / "nested", {})
     with pytest.raises(errors.ControlError, match="cannot be read"):
         await call(Client(spool).submit, tmp_path / "nowhere.json", {})
-    assert not engine.submitted
+    assert not daemon.submitted
 
 
 def broken_clients(tmp_path: Path) -> dict[str, Callable[[socket.socket], None]]:
@@ -349,13 +349,13 @@ def misbehave(spool: Path, talk: Callable[[socket.socket], None]) -> dict[str, A
                 return document
 
 
-async def test_a_broken_client_harms_nobody(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
-    engine, spool = served
+async def test_a_broken_client_harms_nobody(served: tuple[FakeOperations, Path], tmp_path: Path) -> None:
+    daemon, spool = served
     open_before = len(os.listdir("/proc/self/fd"))
     for name, talk in broken_clients(tmp_path).items():
         answer = await call(misbehave, spool, talk)
         assert answer["error"]["code"] != "internal", name
-    assert not engine.submitted
+    assert not daemon.submitted
     assert (await call(Client(spool).submit, tmp_path / "a.json", {}))["job"] == "job1"
     await until(lambda: len(os.listdir("/proc/self/fd")) <= open_before + 1)
 
@@ -395,7 +395,7 @@ async def test_clients_of_one_user_hold_up_no_other(tmp_path: Path, monkeypatch:
             assert (await call(Client(spool).submit, tmp_path / "a.json", {}))["job"] == "job1"
 
 
-async def test_one_user_cannot_take_every_connection(served: tuple[FakeEngine, Path]) -> None:
+async def test_one_user_cannot_take_every_connection(served: tuple[FakeOperations, Path]) -> None:
     _, spool = served
     path = str(runtime.read_record(spool).runtime_dir / runtime.CONTROL_SOCKET)
     silent = []
@@ -423,7 +423,7 @@ async def test_one_user_cannot_take_every_connection(served: tuple[FakeEngine, P
 
 
 async def test_no_file_left_for_a_moment_does_not_end_the_api(
-    served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch
+    served: tuple[FakeOperations, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, spool = served
     real, refused = auth.peer_of, []
@@ -443,10 +443,10 @@ async def test_no_file_left_for_a_moment_does_not_end_the_api(
 
 @pytest.mark.parametrize("name", [runtime.CONTROL_SOCKET, runtime.SUBMIT_SOCKET])
 async def test_a_socket_that_admits_nobody_any_more_is_told(
-    served: tuple[FakeEngine, Path], monkeypatch: pytest.MonkeyPatch, name: str
+    served: tuple[FakeOperations, Path], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The daemon would go on, and nobody could ask it anything."""
-    engine, spool = served
+    operations, spool = served
 
     async def admit(server: ControlServer, connection: socket.socket, *rest: object) -> None:
         connection.close()
@@ -459,6 +459,6 @@ async def test_a_socket_that_admits_nobody_any_more_is_told(
     monkeypatch.setattr(ControlServer, "_admit", admit)
     monkeypatch.setattr(SubmitServer, "_serve", serve)
     _, writer = await asyncio.open_unix_connection(runtime.read_record(spool).runtime_dir / name)
-    await until(lambda: bool(engine.failures))
+    await until(lambda: bool(operations.failures))
     writer.close()
-    assert engine.failures == [f"{name.removesuffix('.sock')}-accept: RuntimeError: a defect"]
+    assert operations.failures == [f"{name.removesuffix('.sock')}-accept: RuntimeError: a defect"]

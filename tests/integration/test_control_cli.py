@@ -13,17 +13,18 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-from control_support import OBATCHCTL, FakeBurnin, FakeEngine, obatchctl, serving
+from control_support import OBATCHCTL, FakeOperations, obatchctl, serving
 
 from obatchd.control.auth import daemon_itself
-from obatchd.errors import ControlError
+from obatchd.documents.status import Status
 
 OBATCHD = OBATCHCTL.with_name("obatchd")
 
 
 @pytest.fixture
-async def served(tmp_path: Path) -> AsyncIterator[tuple[FakeEngine, Path]]:
+async def served(tmp_path: Path) -> AsyncIterator[tuple[FakeOperations, Path]]:
     async with serving(tmp_path) as both:
         yield both
 
@@ -37,12 +38,14 @@ async def as_json(spool: Path, *arguments: str | Path, code: int = 0) -> dict[st
     return document
 
 
-async def test_status_shows_everything_without_colour_when_piped(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
-    engine.servers.append({**engine.servers[0], "id": "cpu0", "gpu": None, "gpus": [], "loaded": None, "slots": None})
-    gpu = engine.servers[0]["gpu"]
-    pair = [gpu, {**gpu, "index": 1, "utilisation_percent": 90, "temp_c": 72}]
-    engine.servers.append({**engine.servers[0], "id": "group0", "gpu": None, "gpus": pair})
+async def test_status_shows_everything_without_colour_when_piped(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
+    replace = msgspec.structs.replace
+    first = daemon.servers[0]
+    daemon.servers.append(replace(first, id="cpu0", gpu=None, gpus=[], loaded=None, slots=None))
+    assert first.gpu is not None
+    pair = [first.gpu, replace(first.gpu, index=1, utilisation_percent=90, temp_c=72)]
+    daemon.servers.append(replace(first, id="group0", gpu=None, gpus=pair))
     code, page = await obatchctl(spool, "status")
     assert code == 0
     for expected in (
@@ -74,14 +77,26 @@ async def test_status_shows_everything_without_colour_when_piped(served: tuple[F
     assert "\x1b" not in page
 
 
-async def test_status_as_json_is_the_engines_document(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
-    assert await as_json(spool, "status") == {**engine.status(daemon_itself()), "burnin": None}
+class LaterStatus(Status, kw_only=True):
+    """The status of a daemon that is newer than obatchctl."""
+
+    later: str
 
 
-async def test_status_tells_degraded_by_its_exit_code(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
-    engine.state, engine.reasons = "degraded", ["server gpu0 is failed: no memory"]
+async def test_status_as_json_is_the_daemons_document(
+    served: tuple[FakeOperations, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon, spool = served
+    status = daemon.status(daemon_itself())
+    assert await as_json(spool, "status") == msgspec.to_builtins(status)
+    newer = LaterStatus(**msgspec.structs.asdict(status), later="caf\xe9 \udcff")
+    monkeypatch.setattr(daemon, "status", lambda caller: newer)
+    assert await as_json(spool, "status") == {**msgspec.to_builtins(status), "later": "caf\xe9 \udcff"}
+
+
+async def test_status_tells_degraded_by_its_exit_code(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
+    daemon.state, daemon.reasons = "degraded", ["server gpu0 is failed: no memory"]
     code, page = await obatchctl(spool, "status")
     assert code == 1
     assert "server gpu0 is failed: no memory" in page
@@ -104,14 +119,9 @@ async def test_a_daemon_that_is_down_is_one_plain_sentence(tmp_path: Path) -> No
 
 
 async def test_what_could_not_be_tested_is_not_said_to_have_failed(
-    served: tuple[FakeEngine, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: tuple[FakeOperations, Path], tmp_path: Path
 ) -> None:
     _, spool = served
-
-    async def refuse(_self: FakeBurnin, _asked: dict[str, Any]) -> dict[str, Any]:
-        raise ControlError("there is no GPU to test", code="no_gpu")
-
-    monkeypatch.setattr(FakeBurnin, "start", refuse)
     for code, command in (
         (2, ["start", "--wait"]),
         (2, ["report", str(tmp_path / "missing.json")]),
@@ -122,7 +132,7 @@ async def test_what_could_not_be_tested_is_not_said_to_have_failed(
         assert (await obatchctl(spool, "burnin", *command, stderr=True))[0] == code, command
 
 
-async def test_no_permission_is_exit_code_4(served: tuple[FakeEngine, Path]) -> None:
+async def test_no_permission_is_exit_code_4(served: tuple[FakeOperations, Path]) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may do everything")
     _, spool = served
@@ -135,7 +145,7 @@ async def test_usage_errors_are_exit_code_2(tmp_path: Path) -> None:
         assert (await obatchctl(tmp_path, *arguments))[0] == 2, arguments
 
 
-async def test_watch_prints_again_and_again_until_interrupted(served: tuple[FakeEngine, Path]) -> None:
+async def test_watch_prints_again_and_again_until_interrupted(served: tuple[FakeOperations, Path]) -> None:
     _, spool = served
     process = await asyncio.create_subprocess_exec(
         OBATCHCTL, "--spool", spool, "status", "--watch", "--interval", "0.1", "--json", stdout=asyncio.subprocess.PIPE
@@ -149,9 +159,9 @@ async def test_watch_prints_again_and_again_until_interrupted(served: tuple[Fake
     assert process.returncode == 0
 
 
-async def test_jobs_are_watched_with_speed_and_failures(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
-    next(iter(engine.known.values()))["failed"] = 3
+async def test_jobs_are_watched_with_speed_and_failures(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
+    next(iter(daemon.known.values())).failed = 3
     process = await asyncio.create_subprocess_exec(
         OBATCHCTL, "--spool", spool, "jobs", "--watch", "--interval", "0.1", stdout=asyncio.subprocess.PIPE
     )
@@ -166,7 +176,7 @@ async def test_jobs_are_watched_with_speed_and_failures(served: tuple[FakeEngine
 
 
 async def test_waiting_shows_a_bar_with_speed_failures_and_the_rest_of_the_time(
-    served: tuple[FakeEngine, Path], tmp_path: Path
+    served: tuple[FakeOperations, Path], tmp_path: Path
 ) -> None:
     _, spool = served
     drop = tmp_path / "drop.jsonl"
@@ -184,13 +194,13 @@ async def test_waiting_shows_a_bar_with_speed_failures_and_the_rest_of_the_time(
     assert "2.5/s, 120 tokens/s" in printed
 
 
-async def test_jobs_and_one_job(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
+async def test_jobs_and_one_job(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
     assert len((await as_json(spool, "jobs"))["jobs"]) == 1
     assert (await as_json(spool, "jobs", "--state", "done"))["jobs"] == []
     assert "No jobs." in (await obatchctl(spool, "jobs", "--state", "done"))[1]
     assert "prompts.jsonl" in (await obatchctl(spool, "jobs"))[1]
-    next(iter(engine.known.values()))["notes"] = ["model \x1b[2Jtaken"]
+    next(iter(daemon.known.values())).notes = ["model \x1b[2Jtaken"]
     code, text = await obatchctl(spool, "job", "2026")
     assert code == 0
     assert "note: model" in text
@@ -200,8 +210,8 @@ async def test_jobs_and_one_job(served: tuple[FakeEngine, Path]) -> None:
     assert (await as_json(spool, "job", "zzz", code=1))["error"] == {"code": "not_found", "message": "no job zzz"}
 
 
-async def test_commands_reach_the_engine(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
+async def test_commands_reach_the_daemon(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
     for arguments in (
         ["cancel", "2026"],
         ["retry", "2026"],
@@ -215,7 +225,7 @@ async def test_commands_reach_the_engine(served: tuple[FakeEngine, Path]) -> Non
         ["models", "rm", "user/model:7b"],
     ):
         assert (await obatchctl(spool, *arguments))[0] == 0, arguments
-    assert engine.calls == [
+    assert daemon.calls == [
         ("cancel", "2026"),
         ("retry", "2026"),
         ("pause", None),
@@ -229,7 +239,7 @@ async def test_commands_reach_the_engine(served: tuple[FakeEngine, Path]) -> Non
     ]
 
 
-async def test_servers_and_models(served: tuple[FakeEngine, Path]) -> None:
+async def test_servers_and_models(served: tuple[FakeOperations, Path]) -> None:
     _, spool = served
     for arguments in (["servers"], ["servers", "list"]):
         assert "gpu0" in (await obatchctl(spool, *arguments))[1]
@@ -241,27 +251,27 @@ async def test_servers_and_models(served: tuple[FakeEngine, Path]) -> None:
     assert (code, text) == (1, "there is no model missing\n")
 
 
-async def test_drain_waits_until_it_is_safe_to_reboot(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
+async def test_drain_waits_until_it_is_safe_to_reboot(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
     assert (await obatchctl(spool, "drain", "--wait")) == (0, "Drained: safe to reboot.\n")
-    assert engine.state == "drained"
+    assert daemon.state == "drained"
     assert (await obatchctl(spool, "undrain"))[0] == 0
-    assert engine.state == "running"
+    assert daemon.state == "running"
 
 
-async def test_reload_tells_what_is_changed_and_what_needs_a_restart(served: tuple[FakeEngine, Path]) -> None:
-    engine, spool = served
+async def test_reload_tells_what_is_changed_and_what_needs_a_restart(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
     code, text = await obatchctl(spool, "reload")
     assert code == 0
     assert "Changed: inbox.settle_s" in text
     assert "Changed for jobs accepted from now on: model" in text
     assert "Needs a restart of the daemon: servers.slots" in text
-    engine.state = "degraded"
+    daemon.state = "degraded"
     assert (await obatchctl(spool, "reload", stderr=True)) == (78, "obatchd.toml: modle: no such setting\n")
 
 
-async def test_submit_wait_and_fetch(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
-    engine, spool = served
+async def test_submit_wait_and_fetch(served: tuple[FakeOperations, Path], tmp_path: Path) -> None:
+    daemon, spool = served
     for name in ("one.jsonl", "two.jsonl"):
         (tmp_path / name).write_text(name)
     (tmp_path / "job.toml").write_text('model = "m"\npriority = "low"\n[ollama_instances]\n"h:1" = 0\n')
@@ -269,17 +279,17 @@ async def test_submit_wait_and_fetch(served: tuple[FakeEngine, Path], tmp_path: 
     code, text = await obatchctl(spool, "submit", tmp_path / "one.jsonl", tmp_path / "two.jsonl", *arguments)
     assert code == 0, text
     assert text.startswith("job1  ")
-    assert [content for _, content in engine.submitted] == [
+    assert [content for _, content in daemon.submitted] == [
         {"one.jsonl": b"one.jsonl"},
         {"two.jsonl": b"two.jsonl"},
     ]
-    assert engine.submitted[0][0].settings == {"model": "n", "priority": "low"}
+    assert daemon.submitted[0][0].settings == {"model": "n", "priority": "low"}
     fetched = tmp_path / "results" / "one.jsonl.job1"
     assert (fetched / "responses" / "1.txt").read_text() == "answer"
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["one.jsonl.job1", "two.jsonl.job2"]
 
 
-async def test_submit_answers_with_one_document(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+async def test_submit_answers_with_one_document(served: tuple[FakeOperations, Path], tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text("x")
     document = await as_json(served[1], "submit", tmp_path / "one.jsonl")
     assert [job["job"] for job in document["jobs"]] == ["job1"]
@@ -288,7 +298,7 @@ async def test_submit_answers_with_one_document(served: tuple[FakeEngine, Path],
 
 
 async def test_a_failed_request_or_a_refused_drop_is_exit_code_1(
-    served: tuple[FakeEngine, Path], tmp_path: Path
+    served: tuple[FakeOperations, Path], tmp_path: Path
 ) -> None:
     for name in ("bad.jsonl", "refuse.json", "good.jsonl"):
         (tmp_path / name).write_text("x")
@@ -301,7 +311,9 @@ async def test_a_failed_request_or_a_refused_drop_is_exit_code_1(
     assert (code, text) == (1, f"{tmp_path / 'refuse.json'} was not accepted: not one of our formats\n")
 
 
-async def test_wrong_job_settings_stop_before_anything_is_sent(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
+async def test_wrong_job_settings_stop_before_anything_is_sent(
+    served: tuple[FakeOperations, Path], tmp_path: Path
+) -> None:
     (tmp_path / "job.toml").write_text('modle = "m"\n')
     code, text = await obatchctl(served[1], "submit", __file__, "--config", tmp_path / "job.toml", stderr=True)
     assert code == 78
@@ -309,16 +321,18 @@ async def test_wrong_job_settings_stop_before_anything_is_sent(served: tuple[Fak
     assert not served[0].submitted
 
 
-async def test_an_interrupted_wait_says_that_the_work_goes_on(served: tuple[FakeEngine, Path], tmp_path: Path) -> None:
-    engine, spool = served
-    engine.finished_state = "running"
+async def test_an_interrupted_wait_says_that_the_work_goes_on(
+    served: tuple[FakeOperations, Path], tmp_path: Path
+) -> None:
+    daemon, spool = served
+    daemon.finished_state = "running"
     process = await asyncio.create_subprocess_exec(
         OBATCHCTL, "--spool", spool, "submit", "--wait", __file__,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
     await asyncio.wait_for(process.stdout.readline(), 30)
-    await until(lambda: engine.looked > 0)
+    await until(lambda: daemon.looked > 0)
     process.send_signal(signal.SIGINT)
     _, complaints = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 130
@@ -365,7 +379,9 @@ async def test_completion(tmp_path: Path, shell: str) -> None:
         ("obatchctl models rm ", {"llama3:8b"}),
     ],
 )
-async def test_ids_and_names_are_completed(served: tuple[FakeEngine, Path], typed: str, completed: set[str]) -> None:
+async def test_ids_and_names_are_completed(
+    served: tuple[FakeOperations, Path], typed: str, completed: set[str]
+) -> None:
     _, spool = served
     words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
     _, text = await obatchctl(spool, _OBATCHCTL_COMPLETE="bash_complete", **words)
@@ -391,7 +407,7 @@ async def test_wrong_usage_is_a_document_with_json(tmp_path: Path, arguments: st
     assert any(word in error["message"] for word in ("does not exist", "integer", "--watch", "No such command"))
 
 
-async def test_json_may_come_before_the_command(served: tuple[FakeEngine, Path]) -> None:
+async def test_json_may_come_before_the_command(served: tuple[FakeOperations, Path]) -> None:
     code, text = await obatchctl(served[1], "--json", "jobs")
     assert (code, json.loads(text)["schema"]) == (0, 1)
 
@@ -406,7 +422,7 @@ async def test_every_command_has_help_and_json(tmp_path: Path) -> None:
         assert "--json" in text, command
 
 
-async def test_status_fits_a_terminal_and_has_colours_there(served: tuple[FakeEngine, Path]) -> None:
+async def test_status_fits_a_terminal_and_has_colours_there(served: tuple[FakeOperations, Path]) -> None:
     _, spool = served
     leader, follower = pty.openpty()
     environment = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "COLUMNS": "100"}
@@ -431,7 +447,7 @@ def read_terminal(descriptor: int) -> str:
     return data.decode()
 
 
-async def test_status_starts_quickly_and_imports_nothing_heavy(served: tuple[FakeEngine, Path]) -> None:
+async def test_status_starts_quickly_and_imports_nothing_heavy(served: tuple[FakeOperations, Path]) -> None:
     """The wall time is measured, not judged, where cores are shared; what it depends on is judged."""
     _, spool = served
     program = (
@@ -471,7 +487,7 @@ async def test_obatchd_refuses_a_wrong_configuration(tmp_path: Path) -> None:
     assert not (tmp_path / "spool").exists()
 
 
-async def test_the_output_of_a_server(served: tuple[FakeEngine, Path]) -> None:
+async def test_the_output_of_a_server(served: tuple[FakeOperations, Path]) -> None:
     _, spool = served
     assert await obatchctl(spool, "servers", "logs", "gpu0", "-n", "2") == (0, "gpu0 line 0\ngpu0 line 1\n")
     code, printed = await obatchctl(spool, "servers", "logs", "gpu0", "-n", "1", "--json")

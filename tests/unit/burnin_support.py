@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 
 from obatchd.burnin.journal.recorder import Occupied, Seen
-from obatchd.burnin.journal.records import Begun, Canary, Ended, Limits, Loading, Plan, Prepared, Record, Unit
+from obatchd.burnin.journal.records import Begun, Canary, Ended, Loading, Prepared, Record, Unit
 from obatchd.burnin.run import plan as plans
 from obatchd.burnin.run.recording import Recording
+from obatchd.documents.burnin import Host, Limits, Plan
 from obatchd.gpus.model import ClockReason, Identity, Reading, SlowReading, XidEvent
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
@@ -62,10 +63,8 @@ def identity(number: int, card: Card) -> Identity:
 
 def begin(plan: Plan, cards: Sequence[Card]) -> list[Record]:
     """The records before the load."""
-    units = [
-        Unit(uuid(i), card.name, i, f"gpu{i}", msgspec.to_builtins(identity(i, card))) for i, card in enumerate(cards)
-    ]
-    host = {"hostname": "node07", "machine": "Supermicro SYS-821GE-TNHR", "kernel": "6.8.0", "driver": "570.124.06"}
+    units = [Unit(uuid(i), card.name, i, f"gpu{i}", identity(i, card)) for i, card in enumerate(cards)]
+    host = Host("node07", "Supermicro SYS-821GE-TNHR", kernel="6.8.0", driver="570.124.06")
     ready = [
         Prepared(START_S - 5, f"gpu{i}", plan.model, 65536, SLOTS, 88.0, "sha256:a6eb4748fd29", "0.24.0")
         for i in range(len(cards))

@@ -13,11 +13,13 @@ import pytest
 from settings_support import in_force
 from task_support import Failures
 
+from obatchd.documents.alarms import DiskLow, GpuQuarantined, JobDone
 from obatchd.gpucare.alarms import Alarms
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+LOST = GpuQuarantined("GPU-1", 0, "", "", "lost", "rules", "")
 KEEP = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())"
 
 
@@ -31,15 +33,19 @@ def settings(*command: str | Path, **more: object) -> Current[Settings]:
     return in_force(alarms={"command": list(map(str, command)), **more})
 
 
+def done(job: str) -> JobDone:
+    return JobDone(job, 0, 1, 1, 0, 1.0)
+
+
 async def test_each_alarm_is_one_document_for_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OBATCHD_SERVERS_REMOTE_TOKEN", "secret")
     out = tmp_path / "told; touch hacked"
     script = KEEP + "; open(sys.argv[1] + '.env', 'w').write(repr(dict(__import__('os').environ)))"
     alarms = Alarms(settings(sys.executable, "-c", script, out), Failures())
     alarms.start()
-    alarms.announce("quarantine", {"uuid": "GPU-1", "reason": "lost"})
-    alarms.announce("job_done", {"job": "j"})  # not asked for
-    alarms.announce("disk_low", {"reason": "full"})
+    alarms.announce(LOST)
+    alarms.announce(done("j"))  # not asked for
+    alarms.announce(DiskLow("full"))
     await alarms.stop()
     told = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(alarm["kind"], alarm["reason"]) for alarm in told] == [("quarantine", "lost"), ("disk_low", "full")]
@@ -54,7 +60,7 @@ async def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Pat
     alarms = Alarms(settings("sh", "-c", script, timeout_s=0.5), Failures())
     alarms.start()
     began_s = time.monotonic()
-    alarms.announce("disk_low", {})
+    alarms.announce(DiskLow("full"))
     await wait_for(lambda: pid_file.exists() and pid_file.read_text().strip())
     child = int(pid_file.read_text())
     await alarms.stop()
@@ -73,7 +79,7 @@ async def test_a_command_that_fails_harms_nobody(
 ) -> None:
     alarms = Alarms(settings(*command), Failures())
     alarms.start()
-    alarms.announce("disk_low", {"reason": "x" * 1_000_000})  # more than a pipe holds; nobody reads it
+    alarms.announce(DiskLow("x" * 1_000_000))  # more than a pipe holds; nobody reads it
     await alarms.stop()
     assert ("alarm_failed" in caplog.text or "exit_code=3" in caplog.text) == (command != ["true"])
 
@@ -86,20 +92,20 @@ async def test_commands_that_end_before_they_read_stop_no_later_alarm(tmp_path: 
     alarms = Alarms(settings(script), Failures())
     alarms.start()
     for number in range(50):
-        alarms.announce("disk_low", {"number": number, "reason": "x" * 1_000_000})
+        alarms.announce(DiskLow(f"{number}" + "x" * 1_000_000))
     await wait_for(lambda: not alarms._waiting, 60)
     (tmp_path / "read").touch()
-    alarms.announce("disk_low", {"number": "last"})
+    alarms.announce(DiskLow("last"))
     await alarms.stop()
-    assert json.loads(out.read_text())["number"] == "last"
+    assert json.loads(out.read_text())["reason"] == "last"
 
 
 async def test_finished_jobs_give_way_when_too_many_wait(tmp_path: Path) -> None:
     out = tmp_path / "told"
     alarms = Alarms(settings(sys.executable, "-c", KEEP, out, on=["job_done", "quarantine"]), Failures())
-    alarms.announce("quarantine", {})
+    alarms.announce(LOST)
     for number in range(150):
-        alarms.announce("job_done", {"job": str(number)})
+        alarms.announce(done(str(number)))
     assert len(alarms._waiting) == 100
     assert alarms._waiting[0]["kind"] == "quarantine" and alarms._waiting[-1]["job"] == "149"
 
@@ -123,6 +129,6 @@ async def test_alarms_that_are_passed_on_no_more_are_told(tmp_path: Path) -> Non
     failures = Failures()
     alarms = Alarms(settings("true"), failures)
     alarms.start()
-    alarms.announce("disk_low", {"reason": object()})  # which JSON does not have
+    alarms.announce(DiskLow(object()))  # type: ignore[arg-type]  # which JSON does not have
     await wait_for(lambda: failures)
     assert failures[0].startswith("alarms: TypeError")

@@ -17,6 +17,7 @@ from burnin_support import Card, simulate, uuid
 
 from obatchd.burnin.report import bundle, report
 from obatchd.burnin.report.diagnostics import Scrubber, run
+from obatchd.documents.burnin import BurninReport
 from obatchd.errors import NotFoundError
 
 LINE = "NVRM: Xid (PCI:0000:1a:00): 48, pid=2301, name=ollama, DBE (double bit error)"
@@ -46,7 +47,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def failed() -> dict[str, Any]:
+def failed() -> BurninReport:
     def double_bit(at_s: float, fields: dict[str, Any]) -> None:
         if at_s > 600:
             fields.update(ecc_uncorrected=2, remap_pending=True)
@@ -94,7 +95,7 @@ def test_the_archive_has_what_a_return_needs_and_nobody_in_it(
     readme = files["README.txt"].decode()
     assert "1651223000001" in readme and "obatchctl burnin start --gpus 1" in readme
     assert "first 10 min" in readme and "% utilisation" in readme
-    assert [tool["outcome"].partition(" after")[0] for tool in ran] == ["exit code 0"] * 3 + ["exit code 3"]
+    assert [tool.outcome.partition(" after")[0] for tool in ran] == ["exit code 0"] * 3 + ["exit code 3"]
     sums = dict(reversed(line.split("  ")) for line in files.pop("SHA256SUMS").decode().splitlines())
     assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
 
@@ -103,9 +104,9 @@ def test_what_is_missing_or_needs_root_is_said(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("PATH", str(tmp_path))
     document = failed()
     outcomes = bundle.write(
-        document, document["gpus"][0], tmp_path / "gpu.tar.gz", diagnose=True, free=contextlib.nullcontext
+        document, document.gpus[0], tmp_path / "gpu.tar.gz", diagnose=True, free=contextlib.nullcontext
     )  # fmt: skip
-    assert all("not installed" in tool["outcome"] for tool in outcomes)
+    assert all("not installed" in tool.outcome for tool in outcomes)
     (tmp_path / "nvidia-bug-report.sh").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-bug-report.sh").chmod(0o755)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
@@ -122,7 +123,7 @@ def test_a_tool_that_hangs_is_not_waited_for(tools: Path) -> None:
 def test_a_gpu_is_found_by_index_uuid_or_serial() -> None:
     document = failed()
     for name in ("1", uuid(1), "1651223000001"):
-        assert bundle.find_gpu(document, name)["index"] == 1
+        assert bundle.find_gpu(document, name).index == 1
     with pytest.raises(NotFoundError, match="GPU 7 is not in the report"):
         bundle.find_gpu(document, "7")
 

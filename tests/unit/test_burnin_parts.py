@@ -8,15 +8,14 @@ import threading
 from concurrent.futures import ThreadPoolExecutor, wait
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 from burnin_support import START_S, Card, begin, make_plan, simulate, uuid
 
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Bucket, Ended, Event, Gap, Limits, Record, Sample
-from obatchd.burnin.report import report
+from obatchd.burnin.journal.records import Bucket, Ended, Event, Gap, Record, Sample
+from obatchd.burnin.report import reading, report
 from obatchd.burnin.report.compare import compare
 from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import comparison, summary
@@ -26,6 +25,7 @@ from obatchd.burnin.run.watch import Watch, latest_tracks
 from obatchd.burnin.run.workload import Shape, context_for
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
+from obatchd.documents.burnin import BurninReport, Limits
 from obatchd.errors import ConfigError, NotFoundError, StoreError
 from obatchd.gpus.model import Identity, Reading, SlowReading
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
@@ -317,11 +317,11 @@ class Links(HTMLParser):
                 (self.used.add(value[1:]) if value.startswith("#") else self.fetched.append(value))
 
 
-def finished(**changes: Any) -> dict[str, Any]:
+def finished() -> BurninReport:
     records = simulate([Card(), Card(speed=0.8), Card()], 0.3)
     records.insert(-1, Gap(START_S + 1080, START_S + 2000, "obatchd was not running"))
     records.insert(-1, Event(START_S + 500, uuid(1), "xid_31", "XID 31: <b>fault</b>", "warn"))
-    return {**report.build(records), **changes}
+    return report.build(records)
 
 
 def test_the_page_stands_alone_and_has_a_page_for_each_gpu() -> None:
@@ -357,36 +357,40 @@ def test_a_report_is_read_back_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     document = finished()
     path.write_bytes(msgspec.json.encode(document))
-    assert report.read_file(path) == document
+    read = reading.read_file(path)
+    assert msgspec.json.encode(read) == path.read_bytes()
+    assert reading.typed(read, BurninReport) == document
+    with pytest.raises(ConfigError, match=r"of this version.*gpus"):
+        reading.typed({**read, "gpus": [{"uuid": "GPU-1"}]}, BurninReport)
     path.write_text('{"kind": "other"}')
     with pytest.raises(ConfigError, match="not a burn-in report"):
-        report.read_file(path)
+        reading.read_file(path)
     with pytest.raises(ConfigError, match="cannot be read"):
-        report.read_file(tmp_path / "none.json")
+        reading.read_file(tmp_path / "none.json")
 
 
-def host(name: str, *speeds: float) -> dict[str, Any]:
+def host(name: str, *speeds: float) -> BurninReport:
     document = report.build(simulate([Card(speed=speed) for speed in speeds], 0.3))
-    document["host"]["hostname"] = name
+    document.host = msgspec.structs.replace(document.host, hostname=name)
     return document
 
 
 def test_a_hot_chassis_whose_siblings_all_agree_shows_beside_another_host() -> None:
     hot = host("hot", 0.85, 0.85, 0.85, 0.85)
-    assert hot["verdict"] == "PASS"
+    assert hot.verdict == "PASS"
     document = compare([host("good", 1, 1, 1, 1), hot])
-    assert (document["verdict"], document["exit_code"]) == ("FAIL", 1)
-    [group] = document["groups"]
-    assert len(group["hosts"]) == 1 and group["hosts"][0].startswith("hot ")
+    assert (document.verdict, document.exit_code) == ("FAIL", 1)
+    [group] = document.groups
+    assert len(group.hosts) == 1 and group.hosts[0].startswith("hot ")
     assert "hot" in comparison(document)
 
 
 def test_equal_hosts_pass_and_what_cannot_be_compared_is_named() -> None:
     other = host("other", 1.0)
-    other["gpus"][0]["name"] = "NVIDIA A100"
+    other.gpus[0].name = "NVIDIA A100"
     document = compare([host("one", 1, 1), host("two", 1, 0.98), other])
-    assert document["verdict"] == "PASS"
-    assert any("other" in text for text in document["left_out"])
+    assert document.verdict == "PASS"
+    assert any("other" in text for text in document.left_out)
     with pytest.raises(ConfigError, match="nothing like it"):
         compare([other])
     with pytest.raises(ConfigError, match=r"one .*: given twice"):
@@ -397,5 +401,5 @@ def test_tokens_are_attributed_in_buckets() -> None:
     records = [r for r in simulate([Card()], 0.3) if isinstance(r, Bucket)]
     whole = sum((r.gpus[uuid(0)].tokens for r in records), 0)
     document = report.build([*begin(make_plan(1, 0.3), [Card()]), *records])
-    assert document["gpus"][0]["work"]["tokens"] == whole
+    assert document.gpus[0].work.tokens == whole
     assert isinstance(records[0].gpus[uuid(0)], Sample)

@@ -13,12 +13,13 @@ import pytest
 from burnin_support import Card, identity, make_plan, uuid
 
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Begun, Canary, Limits, Plan, Record, Unit
+from obatchd.burnin.journal.records import Begun, Canary, Record, Unit
 from obatchd.burnin.report import report
 from obatchd.burnin.run import run
 from obatchd.burnin.run.manager import Burnin
 from obatchd.burnin.run.plan import Defaults
 from obatchd.burnin.run.ports import BatchLoad, Model
+from obatchd.documents.burnin import BurninReport, Host, Limits, Plan
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import Generated, OllamaApi
@@ -168,13 +169,13 @@ class Bench:
 
     async def carry_out(
         self, during: Callable[[run.Run], Awaitable[None]] | None = None, **changes: Any
-    ) -> dict[str, Any]:
+    ) -> BurninReport:
         # Speeds are judged elsewhere: a busy machine serves these servers unequally.
         limits = Limits(slower_warn_percent=95, slower_fail_percent=99)
         changed = {"limits": limits, "duration_s": 1.0, "bucket_s": 0.1, "canary_s": 0.15, "canary_runs": 4, **changes}
         plan: Plan = msgspec.structs.replace(make_plan(3, 1.0), **changed)
         units = [Unit(uuid(n), "H100", n, f"gpu{n}") for n in range(3)]
-        records: list[Record] = [Begun(time.time(), plan, units, {"hostname": "here"}, "0.1.0")]
+        records: list[Record] = [Begun(time.time(), plan, units, Host("here"), "0.1.0")]
         file = journal.Journal(self.directory / "r.jsonl")
         file.append(records)
         this = run.Run(records, file, self)
@@ -199,10 +200,10 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 async def test_a_clean_run_gives_everything_back(bench: Bench) -> None:
     document = await bench.carry_out(exclusive=True, duration_s=1.5)
     assert bench.batch_away == [True, False]
-    assert all(gpu["verdict"].startswith("PASS") for gpu in document["gpus"]), document["gpus"]
-    for gpu in document["gpus"]:
-        assert gpu["stress"]["slots_busy_percent"] > 80  # most of these short slots is making prompts
-        assert gpu["canary"]["checks"] >= 2
+    assert all(gpu.verdict.startswith("PASS") for gpu in document.gpus), document.gpus
+    for gpu in document.gpus:
+        assert gpu.stress.slots_busy_percent > 80  # most of these short slots is making prompts
+        assert gpu.canary.checks >= 2
     assert all(server.holds == {} for server in bench.servers.values())
     assert bench.released == bench.quarantined == []
 
@@ -227,7 +228,7 @@ async def test_a_run_that_a_defect_ends_is_recorded_as_failed(bench: Bench, tmp_
         while runs.active is not None:
             await asyncio.sleep(0.01)
     [row] = await runs.runs()
-    assert row["state"] == "failed" and row["end"] == "a defect of obatchd: KeyError: 'a defect'"
+    assert row.state == "failed" and row.end == "a defect of obatchd: KeyError: 'a defect'"
 
 
 async def test_a_driver_updated_underneath_is_blamed_on_no_gpu_and_strangers_are_told(bench: Bench) -> None:
@@ -236,10 +237,10 @@ async def test_a_driver_updated_underneath_is_blamed_on_no_gpu_and_strangers_are
 
     bench.servers["gpu1"].foreign = [GpuProcess(7, 2**30)]
     document = await bench.carry_out(update)
-    for gpu in document["gpus"]:
-        assert gpu["verdict"] == "INCONCLUSIVE" and "Reboot the host" in gpu["action"]
-    assert [event["signal"] for event in document["events"]] == ["host_trouble"]
-    stray = [[r["consequence"] for r in gpu["reasons"] if r["signal"] == "stray_processes"] for gpu in document["gpus"]]
+    for gpu in document.gpus:
+        assert gpu.verdict == "INCONCLUSIVE" and "Reboot the host" in gpu.action
+    assert [event.signal for event in document.events] == ["host_trouble"]
+    stray = [[r.consequence for r in gpu.reasons if r.signal == "stray_processes"] for gpu in document.gpus]
     assert stray == [[], ["warn"], []]
     assert bench.quarantined == []
 
@@ -253,9 +254,9 @@ async def test_a_gpu_that_begins_to_compute_wrong_is_found_by_its_siblings(bench
         this.stop("it is confirmed")
 
     document = await bench.carry_out(turn_bad, duration_s=60.0)
-    assert [gpu["verdict"] == "FAIL" for gpu in document["gpus"]] == [False, True, False]
-    assert document["gpus"][1]["reasons"][0]["signal"] == "silent_corruption"
-    assert [gpu["canary"]["mismatches"] for gpu in document["gpus"]] == [0, 1, 0]
+    assert [gpu.verdict == "FAIL" for gpu in document.gpus] == [False, True, False]
+    assert document.gpus[1].reasons[0].signal == "silent_corruption"
+    assert [gpu.canary.mismatches for gpu in document.gpus] == [0, 1, 0]
     [(gpu, reason)] = bench.quarantined
     assert gpu == uuid(1) and "wrong output, confirmed" in reason
 
@@ -263,16 +264,16 @@ async def test_a_gpu_that_begins_to_compute_wrong_is_found_by_its_siblings(bench
 async def test_a_gpu_that_always_computes_wrong_is_found_by_its_reference(bench: Bench) -> None:
     bench.says = lambda server: "always wrong" if server == "gpu2" else "the same"
     document = await bench.carry_out()
-    assert [gpu["verdict"] == "FAIL" for gpu in document["gpus"]] == [False, False, True]
+    assert [gpu.verdict == "FAIL" for gpu in document.gpus] == [False, False, True]
 
 
 async def test_an_environment_that_does_not_repeat_itself_switches_the_check_off(bench: Bench) -> None:
     count = iter(range(1_000_000))
     bench.says = lambda server: str(next(count))
     document = await bench.carry_out()
-    for gpu in document["gpus"]:
-        assert gpu["verdict"].startswith("PASS")
-        assert gpu["canary"]["state"] == "off" and "does not repeat itself" in gpu["canary"]["text"]
+    for gpu in document.gpus:
+        assert gpu.verdict.startswith("PASS")
+        assert gpu.canary.state == "off" and "does not repeat itself" in gpu.canary.text
 
 
 async def test_a_passed_retest_of_half_an_hour_ends_a_quarantine(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +292,7 @@ async def test_a_retest_that_was_stopped_ends_none(bench: Bench, monkeypatch: py
         this.stop("stopped by an administrator")
 
     document = await bench.carry_out(stop, duration_s=60.0, retest=[uuid(0)])
-    assert (document["state"], document["verdict"]) == ("stopped", "INCONCLUSIVE")
+    assert (document.state, document.verdict) == ("stopped", "INCONCLUSIVE")
     assert bench.released == []
     assert bench.servers["gpu0"].state is ServerState.QUARANTINED
 
@@ -302,7 +303,7 @@ async def test_a_gpu_near_its_shutdown_loses_its_load(bench: Bench, monkeypatch:
         this._recording._judge_s = 0.05
 
     document = await bench.carry_out(heat, duration_s=2.0)
-    assert {gpu["verdict"] for gpu in document["gpus"]} == {"FAIL"}
-    for gpu in document["gpus"]:
-        assert "near_shutdown" in {reason["signal"] for reason in gpu["reasons"]}
-        assert gpu["stress"]["loaded_s"] < 1.5
+    assert {gpu.verdict for gpu in document.gpus} == {"FAIL"}
+    for gpu in document.gpus:
+        assert "near_shutdown" in {reason.signal for reason in gpu.reasons}
+        assert gpu.stress.loaded_s < 1.5

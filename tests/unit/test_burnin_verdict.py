@@ -11,15 +11,16 @@ from burnin_support import HOUR_S, START_S, Card, begin, make_plan, simulate, uu
 
 from obatchd.burnin.journal.records import Bucket, Canary, Ended, Event, Gap, Prepared, Record, Sample
 from obatchd.burnin.report import report
+from obatchd.documents.burnin import BurninGpuPages, CounterChange
 from obatchd.gpus.model import ClockReason
 
 
-def judged(records: list[Record]) -> dict[int, dict[str, Any]]:
-    return {gpu["index"]: gpu for gpu in report.build(records)["gpus"]}
+def judged(records: list[Record]) -> dict[int, BurninGpuPages]:
+    return {gpu.index: gpu for gpu in report.build(records).gpus}
 
 
-def signals(gpu: dict[str, Any], consequence: str) -> set[str]:
-    return {reason["signal"] for reason in gpu["reasons"] if reason["consequence"] == consequence}
+def signals(gpu: BurninGpuPages, consequence: str) -> set[str]:
+    return {reason.signal for reason in gpu.reasons if reason.consequence == consequence}
 
 
 def after(hour: float, **values: Any) -> Any:
@@ -49,18 +50,18 @@ def test_a_day_on_eight_gpus_finds_the_three_bad_ones() -> None:
     cards[6] = Card(speed=0.88)
     records = simulate(cards, 24)
     document = report.build(records)
-    gpus = {gpu["index"]: gpu for gpu in document["gpus"]}
-    assert {index for index, gpu in gpus.items() if gpu["verdict"] == "FAIL"} == {3, 5, 6}
-    assert {gpus[index]["verdict"] for index in (0, 1, 2, 4, 7)} == {"PASS"}
-    assert (document["verdict"], document["exit_code"]) == ("FAIL", 1)
+    gpus = {gpu.index: gpu for gpu in document.gpus}
+    assert {index for index, gpu in gpus.items() if gpu.verdict == "FAIL"} == {3, 5, 6}
+    assert {gpus[index].verdict for index in (0, 1, 2, 4, 7)} == {"PASS"}
+    assert (document.verdict, document.exit_code) == ("FAIL", 1)
     assert {"ecc_uncorrected", "xid_48"} <= signals(gpus[3], "fail")
-    first = next(reason for reason in gpus[3]["reasons"] if reason["signal"] == "ecc_uncorrected")
-    assert 0 <= datetime.fromisoformat(first["at"]).timestamp() - START_S - 6.5 * HOUR_S <= 60  # in hour 7
-    assert "19 new uncorrectable" in first["text"]
-    assert [event["verbatim"] for event in gpus[3]["events"] if event["verbatim"]] == [line]
-    assert gpus[3]["counters"]["ecc_uncorrected"] == {"start": 0, "end": 19, "change": 19}
-    assert "bundle 3" in gpus[3]["action"] and "RMA" in gpus[3]["action"]
-    assert gpus[5]["throttle_s"]["hw_thermal"] == pytest.approx(24 * 300, rel=0.05)
+    first = next(reason for reason in gpus[3].reasons if reason.signal == "ecc_uncorrected")
+    assert 0 <= datetime.fromisoformat(first.at).timestamp() - START_S - 6.5 * HOUR_S <= 60  # in hour 7
+    assert "19 new uncorrectable" in first.text
+    assert [event.verbatim for event in gpus[3].events if event.verbatim] == [line]
+    assert gpus[3].counters["ecc_uncorrected"] == CounterChange(0, 19, 19)
+    assert "bundle 3" in gpus[3].action and "RMA" in gpus[3].action
+    assert gpus[5].throttle_s["hw_thermal"] == pytest.approx(24 * 300, rel=0.05)
     assert signals(gpus[6], "fail") == {"slow"}
     assert signals(gpus[5], "fail") == {"hw_slowdown_time"}
 
@@ -70,7 +71,7 @@ def test_clean_runs_never_fail(seed: int) -> None:
     """25 runs for each seed, with the noise that readings, speeds and replays of real cards have."""
     for number in range(25):
         for gpu in judged(simulate([Card(), Card()], 0.25, seed=100 * seed + number)).values():
-            assert gpu["verdict"] == "PASS", gpu["reasons"]
+            assert gpu.verdict == "PASS", gpu.reasons
 
 
 def test_batch_work_compares_gpus_that_did_the_same_and_counts_failures() -> None:
@@ -78,7 +79,7 @@ def test_batch_work_compares_gpus_that_did_the_same_and_counts_failures() -> Non
     cards = [Card(speed=0.85), Card(), Card()]
     same = simulate(cards, 1.0, plan=plan)
     assert signals(judged(same)[0], "fail") == {"slow"}
-    assert {gpu["verdict"] for gpu in judged(same).values()} == {"FAIL", "PASS"}
+    assert {gpu.verdict for gpu in judged(same).values()} == {"FAIL", "PASS"}
     other = Prepared(START_S + 60, "gpu0", "another", 4096, 8)
     assert not signals(judged([*same[:-1], other, same[-1]])[0], "fail")
     half = simulate([Card(speed=0.85, slots_busy=0.5), Card(), Card()], 1.0, plan=plan)
@@ -90,16 +91,16 @@ def test_batch_work_compares_gpus_that_did_the_same_and_counts_failures() -> Non
 def test_requests_that_failed_are_in_the_verdict() -> None:
     sample = Sample(seen_s=60, loaded_s=60, slot_s=470, slots=8, tokens=24_000, requests=50, failed=1)
     gpu = judged(run_of(sample=sample))[0]
-    assert gpu["verdict"] == "PASS_LOW_STRESS"
-    [reason] = [reason for reason in gpu["reasons"] if reason["signal"] == "failed_requests"]
-    assert reason["text"] == "60 of 3060 requests failed" and "log of its Ollama server" in gpu["action"]
+    assert gpu.verdict == "PASS_LOW_STRESS"
+    [reason] = [reason for reason in gpu.reasons if reason.signal == "failed_requests"]
+    assert reason.text == "60 of 3060 requests failed" and "log of its Ollama server" in gpu.action
 
 
 def test_acceptance_needs_the_stress() -> None:
     plan = msgspec.structs.replace(make_plan(1, 0.4), strict=True)
     gpu = judged(simulate([Card(reading=after(0, utilisation_percent=85))], 0.4, plan=plan))[0]
-    assert gpu["verdict"] == "INCONCLUSIVE"
-    assert "acceptance" in gpu["reasons"][0]["text"]
+    assert gpu.verdict == "INCONCLUSIVE"
+    assert "acceptance" in gpu.reasons[0].text
 
 
 def run_of(*extra: Record, sample: Sample | None = None, buckets: int = 60) -> list[Record]:
@@ -117,37 +118,37 @@ def run_of(*extra: Record, sample: Sample | None = None, buckets: int = 60) -> l
 def test_nobody_watched_is_no_pass() -> None:
     blind = Sample(loaded_s=60, slot_s=470, slots=8, tokens=24_000, requests=50)
     gpu = judged(run_of(sample=blind))[0]
-    assert gpu["verdict"] == "INCONCLUSIVE"
+    assert gpu.verdict == "INCONCLUSIVE"
     assert "monitoring_lost" in signals(gpu, "inconclusive")
 
 
 def test_no_record_of_any_work_is_no_pass() -> None:
-    assert report.build(run_of(buckets=0))["exit_code"] == 2
+    assert report.build(run_of(buckets=0)).exit_code == 2
 
 
 def test_a_stopped_run_is_inconclusive() -> None:
     records = run_of(buckets=20)
     records[-1] = Ended(START_S + 1200, "stopped", "stopped by an administrator")
     document = report.build(records)
-    assert (document["verdict"], document["state"]) == ("INCONCLUSIVE", "stopped")
+    assert (document.verdict, document.state) == ("INCONCLUSIVE", "stopped")
 
 
 def test_a_run_in_progress_is_judged_by_what_it_has_done() -> None:
     document = report.build(run_of(buckets=20)[:-1])
-    assert (document["verdict"], document["state"]) == ("PASS", "loading")
+    assert (document.verdict, document.state) == ("PASS", "loading")
 
 
 def test_a_certain_fault_outweighs_missing_evidence() -> None:
     lost = Event(START_S + 100, uuid(0), "lost", "the driver does not find the GPU any more", "fail", "Reboot.")
     gpu = judged(run_of(lost, buckets=10))[0]
-    assert gpu["verdict"] == "FAIL"
+    assert gpu.verdict == "FAIL"
     assert signals(gpu, "inconclusive") == {"short_load"}
 
 
 def test_a_gap_is_shown_and_not_counted_as_load() -> None:
     document = report.build(run_of(Gap(START_S + 3600, START_S + 7200, "obatchd was not running")))
-    assert document["elapsed_s"] == 3600
-    assert [gap["reason"] for gap in document["gaps"]] == ["obatchd was not running"]
+    assert document.elapsed_s == 3600
+    assert [gap.reason for gap in document.gaps] == ["obatchd was not running"]
 
 
 @pytest.mark.parametrize(
@@ -163,8 +164,8 @@ def test_a_gap_is_shown_and_not_counted_as_load() -> None:
 def test_output_checks_in_the_verdict(steps: list[Any], verdict: str) -> None:
     canaries = [Canary(START_S + n, uuid(0), step, "3 of 3 repetitions differ too") for n, step in enumerate(steps)]
     gpu = judged(run_of(*canaries))[0]
-    assert gpu["verdict"] == verdict
-    assert gpu["canary"]["state"] == ("off" if steps == ["off"] else "on")
+    assert gpu.verdict == verdict
+    assert gpu.canary.state == ("off" if steps == ["off"] else "on")
     assert ("silent_corruption" in signals(gpu, "fail")) == (verdict == "FAIL")
 
 
@@ -172,8 +173,8 @@ def test_a_server_that_could_not_be_prepared() -> None:
     records = run_of(buckets=0)
     records[1] = Prepared(START_S, "gpu0", "llama3.3", 0, 8, problem="llama3.3 does not fit")
     gpu = judged(records)[0]
-    assert gpu["verdict"] == "INCONCLUSIVE"
-    assert "does not fit" in gpu["reasons"][0]["text"]
+    assert gpu.verdict == "INCONCLUSIVE"
+    assert "does not fit" in gpu.reasons[0].text
 
 
 def test_a_gpu_alone_is_compared_with_its_own_first_hour() -> None:
@@ -195,5 +196,5 @@ def test_a_gpu_alone_is_compared_with_its_own_first_hour() -> None:
         ]
 
     gpu = judged(tired(2.1))[0]
-    assert gpu["verdict"] == "FAIL"
-    assert "its own first hour" in gpu["reasons"][0]["text"]
+    assert gpu.verdict == "FAIL"
+    assert "its own first hour" in gpu.reasons[0].text

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from test_burnin_parts import finished
 
+from obatchd.burnin.report.report import head
 from obatchd.cli.obatchctl import main
 from obatchd.cli.views import waiting
 from obatchd.client.client import Client
@@ -67,13 +69,19 @@ def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:
     assert (tmp_path / "batch.toml").read_text() == "mine"
 
 
+def reason(consequence: str, text: str) -> dict[str, Any]:
+    return {"consequence": consequence, "signal": "ecc", "text": text, "action": "", "at": None}
+
+
 def test_a_burn_in_that_is_not_over_asks_nobody_to_act(monkeypatch: pytest.MonkeyPatch) -> None:
-    report = finished(state="loading", active=True)
+    report = msgspec.to_builtins(head(finished())) | {"state": "loading", "active": True}
     failed, *others = report["gpus"]
-    because = [{"consequence": "fail", "text": "2 new errors", "signal": "ecc"}]
+    because = [reason("fail", "2 new errors")]
     failed |= {"verdict": "FAIL", "action": "Replace it.", "reasons": because}
     for gpu in others:
-        reasons = [{"consequence": "inconclusive", "text": "nothing was tested", "signal": "load"}]
+        reasons = [
+            {"consequence": "inconclusive", "text": "nothing was tested", "signal": "load", "action": "", "at": None}
+        ]
         gpu |= {"verdict": "INCONCLUSIVE", "action": "Look.", "reasons": reasons}
 
     def get(client: Client, path: str, **query: Any) -> dict[str, Any]:

@@ -13,14 +13,15 @@ import msgspec
 import pytest
 from burnin_support import Card, simulate, uuid
 from health_support import CARD, FAST, SLOW, START_S, Watched
-from test_gpu_desk import desk
 from test_gpu_monitor import Bench
+from test_gpu_service import service
 
 from obatchd.burnin.journal.recorder import Occupied, Seen
-from obatchd.burnin.journal.records import Begun, Canary, Ended, Event, Limits, Loading, Prepared, Record, Unit
+from obatchd.burnin.journal.records import Begun, Canary, Ended, Event, Loading, Prepared, Record, Unit
 from obatchd.burnin.report import report
 from obatchd.burnin.run.plan import Asked, Defaults, make
 from obatchd.burnin.run.recording import Recording
+from obatchd.documents.burnin import BurninGpuPages, Host, Limits
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.track import Crash
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
@@ -102,18 +103,17 @@ class BurnedIn(Watched):
         assert self.recording is not None
         self.recording.note(self.recording.watch.xid(CARD.uuid, event))
 
-    def report(self) -> list[dict[str, Any]]:
+    def report(self) -> list[BurninGpuPages]:
         assert self.recording is not None
         lasted_s = self.now_s - START_S
         begun = Begun(
             START_S, msgspec.structs.replace(self.plan, duration_s=lasted_s),
-            [Unit(name, "Test", place, f"gpu{place}") for place, name in enumerate(NAMES)], {}, "0",
+            [Unit(name, "Test", place, f"gpu{place}") for place, name in enumerate(NAMES)], Host(), "0",
         )  # fmt: skip
         ready = [Prepared(START_S, f"gpu{place}", "m", 8192, SLOTS) for place in range(len(NAMES))]
         rest = self.recording.finish(self.now_s)
         records = [begun, *ready, Loading(START_S), *self.records, *rest, Ended(self.now_s, "completed")]
-        gpus: list[dict[str, Any]] = report.build(records)["gpus"]
-        return gpus
+        return report.build(records).gpus
 
 
 def after(seconds: float, **changes: Any) -> Fault:
@@ -259,14 +259,14 @@ def test_every_fault_has_its_consequence(fault: Fault, signal: str, level: str, 
         assert all(START_S <= finding.since_s <= card.now_s and finding.text for finding in found.findings)
 
     bad, *siblings = happened(BurnedIn, fault).report()
-    assert bad["verdict"] == "FAIL" if burn_in == "fail" else bad["verdict"].startswith("PASS"), bad["reasons"]
-    reasons = {reason["signal"]: reason["consequence"] for reason in bad["reasons"] if reason["signal"] != "low_stress"}
+    assert bad.verdict == "FAIL" if burn_in == "fail" else bad.verdict.startswith("PASS"), bad.reasons
+    reasons = {reason.signal: reason.consequence for reason in bad.reasons if reason.signal != "low_stress"}
     reasons.pop("vram_untested")
     assert max(reasons.values(), default="ok", key=("ok", "warn", "fail").index) == burn_in
     if signal:
-        assert signal in reasons and words in bad["action"]
-    assert ("burnin bundle 0" in bad["action"]) == (burn_in == "fail")
-    assert {sibling["verdict"] for sibling in siblings} == {"PASS"}
+        assert signal in reasons and words in bad.action
+    assert ("burnin bundle 0" in bad.action) == (burn_in == "fail")
+    assert {sibling.verdict for sibling in siblings} == {"PASS"}
 
 
 def happened(kind: type[Kind], fault: Fault) -> Kind:
@@ -316,11 +316,11 @@ RUNS: list[tuple[int, str, Card, list[Record], str, str, str]] = [
 )
 def test_every_run_has_its_verdict(card: Card, more: list[Record], verdict: str, signal: str, words: str) -> None:
     *records, ended = simulate([card, Card(), Card()], 0.4)
-    bad, *siblings = report.build([*records, *more, ended])["gpus"]
-    assert bad["verdict"] == verdict, bad["reasons"]
-    assert signal in {reason["signal"] for reason in bad["reasons"]}
-    assert words in bad["action"]
-    assert {sibling["verdict"] for sibling in siblings} == {"INCONCLUSIVE" if MISMATCH in more else "PASS"}
+    bad, *siblings = report.build([*records, *more, ended]).gpus
+    assert bad.verdict == verdict, bad.reasons
+    assert signal in {reason.signal for reason in bad.reasons}
+    assert words in bad.action
+    assert {sibling.verdict for sibling in siblings} == {"INCONCLUSIVE" if MISMATCH in more else "PASS"}
 
 
 @pytest.mark.parametrize(
@@ -334,10 +334,10 @@ def test_every_run_has_its_verdict(card: Card, more: list[Record], verdict: str,
 def test_trouble_of_the_host_is_blamed_on_no_gpu(state: str, trouble: tuple[str, str], health: str) -> None:
     bench = Bench(count=2)
     bench.read()
-    view = desk(bench, state, trouble)
-    document = view.gpus()
-    assert [gpu["health"] for gpu in document["gpus"]] == [health, health]
-    assert (document["state"], bool(document["host"])) == (state, bool(trouble[0]))
+    view = service(bench, state, trouble)
+    document = view.all()
+    assert [gpu.health for gpu in document.gpus] == [health, health]
+    assert (document.state, bool(document.host)) == (state, bool(trouble[0]))
     assert bench.taken_out == []
 
 

@@ -11,8 +11,15 @@ import msgspec
 import pytest
 from spool_support import Disk
 
+from obatchd.documents.jobs import Counts, EarlierStatus, EarlierSummary, ServerWork
 from obatchd.jobs.model import Outcome
 from obatchd.spool.outbox import JobOutbox, Totals, flush_outboxes
+
+
+class Named(msgspec.Struct):
+    """A document that is quickly made."""
+
+    name: str
 
 
 @pytest.fixture
@@ -63,8 +70,8 @@ def test_totals_add_up(box: JobOutbox) -> None:
     assert (totals.prompt_tokens, totals.response_tokens, totals.truncated) == (9, 15, 1)
     assert {name: use.requests for name, use in totals.servers.items()} == {"gpu0": 2, "gpu1": 1}
     group = totals.failures["context_exceeded"]
-    assert (group["requests"], group["example"]) == (2, "d went wrong")
-    assert totals.failures["brand_new_code"]["requests"] == 1
+    assert (group.requests, group.example) == (2, "d went wrong")
+    assert totals.failures["brand_new_code"].requests == 1
 
 
 def test_the_speed_of_a_server_is_over_the_time_it_worked_for_the_job(box: JobOutbox) -> None:
@@ -75,10 +82,8 @@ def test_the_speed_of_a_server_is_over_the_time_it_worked_for_the_job(box: JobOu
         (3, Outcome.SUCCEEDED, success("c", server="old")),
     ]
     servers = box.write_whole(rows, responses=False).servers
-    assert servers["gpu0"].document() == {
-        "requests": 2, "response_tokens": 50, "busy_s": 3.0, "tokens_per_s": 25.0
-    }  # fmt: skip
-    assert servers["old"].document()["tokens_per_s"] is None
+    assert servers["gpu0"].document("0.24") == ServerWork(2, 50, 3.0, 25.0, "0.24")
+    assert servers["old"].document(None).tokens_per_s is None
 
 
 def test_a_response_is_a_record_and_a_text(box: JobOutbox) -> None:
@@ -142,8 +147,13 @@ def test_a_torn_summary_counts_as_none(box: JobOutbox, torn: bytes) -> None:
     assert box.valid_summary() is None
     (box.directory / "summary.json").write_bytes(torn)
     assert box.valid_summary() is None
-    box.write_summary({"requests": 1})
-    assert box.valid_summary() == {"requests": 1}
+    box.write_summary(Counts(1, 0, 1, 0, 0, 2.5))
+    assert box.valid_summary() == EarlierSummary(requests=1, failed=1, wall_s=2.5)
+
+
+def test_a_summary_of_another_version_is_one(box: JobOutbox) -> None:
+    (box.directory / "summary.json").write_bytes(b'{"schema": 1, "name": "a.jsonl", "owner": 7, "more": []}')
+    assert box.valid_summary() == EarlierSummary(name="a.jsonl", owner=7)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +172,7 @@ def test_nothing_of_a_published_job_is_left_to_a_power_cut(
         some.create()
         rows = [(line, Outcome.SUCCEEDED, success(f"r{line}")) for line in range(1, responses + 1)]
         some.write_whole(rows, responses=bool(responses))
-        some.write_summary({})
+        some.write_summary(Named(""))
     flush_outboxes(boxes)
     assert disk.whole == whole
     assert disk.missing(*(tmp_path / "outbox").rglob("*"), tmp_path / "outbox") == []
@@ -200,7 +210,7 @@ def test_what_a_record_does_not_say_is_not_made_up() -> None:
     assert (totals.models, totals.servers) == (set(), {})
     assert (totals.serial_s, totals.prompt_tokens, totals.response_tokens) == (0, 0, 0)
     assert (totals.truncated, totals.ungrounded, totals.copied) == (0, 0, 0)
-    assert totals.failures["expired"]["requests"] == 1
+    assert totals.failures["expired"].requests == 1
 
 
 def test_answers_with_values_that_are_not_in_their_prompt_are_counted_once_each() -> None:
@@ -216,9 +226,7 @@ def test_a_server_without_a_span_of_time_has_no_speed() -> None:
     for started, finished in ((at[0], at[0]), (at[1], at[0]), ("", at[0]), (at[0], "")):
         totals = Totals()
         totals.add(Outcome.SUCCEEDED, success("a", started_at=started, finished_at=finished))
-        assert totals.servers["gpu0"].document() == {
-            "requests": 1, "response_tokens": 5, "busy_s": 1.5, "tokens_per_s": None
-        }  # fmt: skip
+        assert totals.servers["gpu0"].document("0.24") == ServerWork(1, 5, 1.5, None, "0.24")
 
 
 def test_a_vector_has_a_record_and_no_text(box: JobOutbox) -> None:
@@ -255,10 +263,10 @@ def test_a_line_may_have_another_form_than_the_record(box: JobOutbox) -> None:
 def test_the_state_of_a_job_is_written_even_before_its_first_result(tmp_path: Path) -> None:
     box = JobOutbox(tmp_path / "outbox" / "drop.job")
     assert box.last_status() is None
-    box.write_status({"state": "running", "note": "Grüße"})
-    box.write_status({"state": "done"})
-    assert box.last_status() == {"state": "done"}
-    assert (box.directory / "status.json").read_text() == '{\n  "state": "done"\n}\n', "people read it, too"
+    box.write_status(Named("a longer name"))
+    box.write_status(Named("Grüße"))
+    assert box.last_status() == EarlierStatus(name="Grüße")
+    assert (box.directory / "status.json").read_text() == '{\n  "name": "Grüße"\n}\n', "people read it, too"
     assert [path.name for path in box.directory.iterdir()] == ["status.json"]
 
 
@@ -275,18 +283,18 @@ def test_a_disk_that_takes_a_part_first_is_given_the_rest(box: JobOutbox, monkey
     """write(2) may write less than it was given; half a summary would count as none."""
     real = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, content: real(descriptor, content[:7]))
-    box.write_summary({"requests": 1, "note": "Grüße" * 10})
+    box.write_summary(Named("Grüße" * 10))
     with box.response_files() as write:
         write(1, success("a"))
     monkeypatch.undo()
-    assert box.valid_summary() == {"requests": 1, "note": "Grüße" * 10}
+    assert box.valid_summary() == EarlierSummary(name="Grüße" * 10)
     assert (box.responses / "a.txt").read_text() == "answer of a\n"
 
 
 def test_a_disk_that_refuses_leaves_the_file_that_was_there_and_nothing_open(
     box: JobOutbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    box.write_summary({"requests": 1})
+    box.write_summary(Named("first"))
     before = len(os.listdir("/proc/self/fd"))
 
     def refuse(*_: object) -> int:
@@ -295,10 +303,10 @@ def test_a_disk_that_refuses_leaves_the_file_that_was_there_and_nothing_open(
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", refuse)
         with pytest.raises(OSError, match="No space"):
-            box.write_summary({"requests": 2})
+            box.write_summary(Named("second"))
         with pytest.raises(OSError, match="No space"), box.response_files() as write:
             write(1, success("a"))
-    assert box.valid_summary() == {"requests": 1}
+    assert box.valid_summary() == EarlierSummary(name="first")
     assert len(os.listdir("/proc/self/fd")) == before
 
 
@@ -307,7 +315,7 @@ def test_a_link_under_a_temporary_name_is_not_written_through(box: JobOutbox, tm
     (tmp_path / "victim").write_text("theirs")
     (box.directory / ".summary.json.tmp").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError) as caught:
-        box.write_summary({})
+        box.write_summary(Named(""))
     assert caught.value.errno == errno.ELOOP
     assert (tmp_path / "victim").read_text() == "theirs"
 
@@ -316,7 +324,7 @@ def test_results_can_be_read_by_others_who_may_enter_the_outbox(box: JobOutbox) 
     mask = os.umask(0o022)
     try:
         box.write_whole([(1, Outcome.SUCCEEDED, success("a"))], responses=True)
-        box.write_summary({})
+        box.write_summary(Named(""))
     finally:
         os.umask(mask)
     modes = {path.name: path.stat().st_mode & 0o777 for path in [*box.directory.rglob("*")]}

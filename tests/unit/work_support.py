@@ -8,6 +8,7 @@ from typing import Any
 from settings_support import in_force
 from task_support import Failures
 
+from obatchd.documents.alarms import Alarm
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import JobRow, Store
@@ -19,8 +20,8 @@ from obatchd.spool.layout import Layout
 class Alarms(list[str]):
     """The kinds of the alarms that were raised. Implements :class:`obatchd.live.conditions.Announcer`."""
 
-    def announce(self, kind: str, facts: dict[str, Any]) -> None:
-        self.append(kind)
+    def announce(self, alarm: Alarm) -> None:
+        self.append(alarm.kind)
 
 
 class Outcomes(list[Any]):

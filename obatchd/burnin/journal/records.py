@@ -5,46 +5,15 @@ Times are seconds since the epoch. ``None`` means that the GPU or driver does no
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from obatchd.documents.burnin import Host, Plan
+from obatchd.gpus.model import Identity
 from obatchd.gpus.track import Track
 
 Consequence = Literal["note", "warn", "inconclusive", "fail"]
-
-
-class Limits(msgspec.Struct, frozen=True):
-    """The criteria of a run that are not those of GPU health, fixed when it starts. Their sources: docs/burnin.md."""
-
-    slower_warn_percent: float = 5.0
-    slower_fail_percent: float = 10.0
-    stress_power_percent: float = 75.0
-    stress_utilisation_percent: float = 90.0
-    stress_loaded_percent: float = 95.0
-    least_loaded_percent: float = 80.0
-    least_seen_percent: float = 95.0
-    vram_target_percent: float = 85.0
-
-
-class Plan(msgspec.Struct, frozen=True):
-    """What was asked for."""
-
-    run: str
-    profile: str
-    duration_s: float  # of load; a gap in which the daemon was down does not count
-    gpus: list[str]  # UUIDs
-    model: str
-    context_length: int  # tokens the filling of VRAM begins with
-    exclusive: bool
-    with_jobs: bool
-    fill_vram: bool
-    canary_s: float  # between two output checks of one GPU; 0: none
-    canary_runs: int  # of the calibration
-    bucket_s: float  # of one line of samples
-    strict: bool  # acceptance: too little stress is not enough for any PASS
-    limits: Limits
-    retest: list[str] = []  # UUIDs of GPUs that were in quarantine at the start; a PASS ends it
 
 
 class Unit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,7 +23,7 @@ class Unit(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     index: int
     server: str
-    identity: dict[str, Any] = {}
+    identity: Identity = Identity("")
 
 
 class Begun(msgspec.Struct, tag="begun", frozen=True):
@@ -63,7 +32,7 @@ class Begun(msgspec.Struct, tag="begun", frozen=True):
     at_s: float
     plan: Plan
     units: list[Unit]
-    host: dict[str, Any]
+    host: Host
     version: str  # of obatchd
 
 

@@ -7,53 +7,52 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from obatchd.burnin.report import diagnostics
 from obatchd.burnin.report.diagnostics import Ran, Scrubber
 from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import summary
+from obatchd.documents.burnin import BurninGpuPages, BurninReason, BurninReport, ToolOutcome
 from obatchd.errors import NotFoundError
 from obatchd.times import duration, epoch_s
 
-Document = dict[str, Any]
 _HOUR_S = 3600.0
 _SMI_S, _BUG_REPORT_S, _DIAGNOSTICS_S = 60.0, 900.0, 3600.0
 _REMAPPING = ("remapped_", "remap_", "retired_", "banks_without_spares")
 _LINK = ("pcie_",)
 
 
-def find_gpu(report: Document, name: str) -> Document:
+def find_gpu(report: BurninReport, name: str) -> BurninGpuPages:
     """A GPU of a report by index, UUID (or its beginning) or serial number.
 
     Raises:
         NotFoundError: there is none.
     """
-    for gpu in report["gpus"]:
-        known = (str(gpu["index"]), gpu["uuid"], gpu["identity"].get("serial"))
-        if name in known or (len(name) > 7 and gpu["uuid"].startswith(name)):
-            found: Document = gpu
-            return found
-    present = ", ".join(f"{gpu['index']} = {gpu['uuid']}" for gpu in report["gpus"])
-    raise NotFoundError(f"GPU {name} is not in the report of burn-in {report['run']}; there are: {present}")
+    for gpu in report.gpus:
+        known = (str(gpu.index), gpu.uuid, gpu.identity.serial)
+        if name in known or (len(name) > 7 and gpu.uuid.startswith(name)):
+            return gpu
+    present = ", ".join(f"{gpu.index} = {gpu.uuid}" for gpu in report.gpus)
+    raise NotFoundError(f"GPU {name} is not in the report of burn-in {report.run}; there are: {present}")
 
 
 def write(
-    report: Document,
-    gpu: Document,
+    report: BurninReport,
+    gpu: BurninGpuPages,
     target: Path,
     *,
     diagnose: bool,
     free: Callable[[], AbstractContextManager[object]],
     say: Callable[[str], None] = lambda text: None,
-) -> list[Document]:
+) -> list[ToolOutcome]:
     """Write the archive; returns what became of each tool.
 
     Args:
@@ -71,7 +70,7 @@ def write(
     files["README.txt"] = _readme(report, gpu, tools).encode()
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
     files["SHA256SUMS"] = sums.encode()
-    folder = f"burnin-{report['run']}-gpu{gpu['index']}"
+    folder = f"burnin-{report.run}-gpu{gpu.index}"
     temporary = target.with_name(f".{target.name}.tmp")
     with tarfile.open(temporary, "w:gz") as archive:
         for name, data in sorted(files.items()):
@@ -82,15 +81,15 @@ def write(
     return tools
 
 
-def _of_the_report(report: Document, gpu: Document) -> dict[str, bytes]:
-    xids = [event for event in gpu["events"] if event["signal"].startswith("xid_") and event["verbatim"]]
-    counters = gpu["counters"]
+def _of_the_report(report: BurninReport, gpu: BurninGpuPages) -> dict[str, bytes]:
+    xids = [event for event in gpu.events if event.signal.startswith("xid_") and event.verbatim]
+    counters = gpu.counters
     return {
         "report.json": _json(report),
         "report.html": render(report).encode(),
-        "gpu.json": _json({key: value for key, value in gpu.items() if key != "series"}),
-        "host.json": _json(report["host"]),
-        "xids.txt": "".join(f"{event['at']}  {event['verbatim']}\n" for event in xids).encode(),
+        "gpu.json": _json({key: value for key, value in msgspec.structs.asdict(gpu).items() if key != "series"}),
+        "host.json": _json(report.host),
+        "xids.txt": "".join(f"{event.at}  {event.verbatim}\n" for event in xids).encode(),
         "counters.json": _json(counters),
         "memory-repair.json": _json({k: v for k, v in counters.items() if k.startswith(_REMAPPING)}),
         "pcie.json": _json({k: v for k, v in counters.items() if k.startswith(_LINK)}),
@@ -98,8 +97,8 @@ def _of_the_report(report: Document, gpu: Document) -> dict[str, bytes]:
 
 
 def _tools(
-    report: Document,
-    gpu: Document,
+    report: BurninReport,
+    gpu: BurninGpuPages,
     files: dict[str, bytes],
     *,
     diagnose: bool,
@@ -109,8 +108,8 @@ def _tools(
     say("asking nvidia-smi and the kernel log")
     smi = diagnostics.run("nvidia-smi", ["nvidia-smi", "-q", "-x"], _SMI_S)
     clean = Scrubber().data
-    since_s = epoch_s(report["started_at"]) - _HOUR_S
-    until_s = epoch_s(report["ended_at"]) + _HOUR_S if report["ended_at"] else time.time()
+    since_s = epoch_s(report.started_at) - _HOUR_S
+    until_s = epoch_s(report.ended_at) + _HOUR_S if report.ended_at else time.time()
     kernel = diagnostics.kernel_log(since_s, until_s)
     ran = [smi, kernel]
     if smi.output:
@@ -127,36 +126,36 @@ def _tools(
         for path in sorted(Path(directory).glob("nvidia-bug-report.log*")):
             files[path.name] = clean(path.read_bytes())
         say("running dcgmi diag -r 3, which takes about 15 minutes")
-        command = ["dcgmi", "diag", "-r", "3", "-j", "-i", str(gpu["index"])]
+        command = ["dcgmi", "diag", "-r", "3", "-j", "-i", str(gpu.index)]
         diag = diagnostics.run("dcgmi diag", command, _DIAGNOSTICS_S)
         if diag.output:
             files["dcgmi-diag.json"] = clean(diag.output)
     return [*ran, bug, diag]
 
 
-def _readme(report: Document, gpu: Document, tools: list[Document]) -> str:
-    identity = gpu["identity"]
-    failures = [reason for reason in gpu["reasons"] if reason["consequence"] == "fail"]
+def _readme(report: BurninReport, gpu: BurninGpuPages, tools: list[ToolOutcome]) -> str:
+    identity = gpu.identity
+    failures = [reason for reason in gpu.reasons if reason.consequence == "fail"]
     lines = [
-        f"Evidence about one GPU, gathered by obatchd {report['version']}",
+        f"Evidence about one GPU, gathered by obatchd {report.version}",
         "",
-        f"GPU            {gpu['name']}, UUID {gpu['uuid']}",
-        f"Serial number  {identity.get('serial') or 'not told'}",
-        f"Board part     {identity.get('board_part_number') or 'not told'}",
-        f"Bus id, slot   {identity.get('pci_bus_id') or '?'}, {identity.get('slot') or 'not told'}",
-        f"VBIOS, InfoROM {identity.get('vbios') or '?'}, {identity.get('inforom') or '?'}",
-        f"Driver, CUDA   {identity.get('driver') or '?'}, {identity.get('cuda') or '?'}",
-        f"Host           {report['host'].get('machine') or 'machine not told'}, serial "
-        f"{report['host'].get('dmi', {}).get('serial', 'not told (root may read it)')}",
-        f"Verdict        {gpu['verdict']}",
+        f"GPU            {gpu.name}, UUID {gpu.uuid}",
+        f"Serial number  {identity.serial or 'not told'}",
+        f"Board part     {identity.board_part_number or 'not told'}",
+        f"Bus id, slot   {identity.pci_bus_id or '?'}, {identity.slot or 'not told'}",
+        f"VBIOS, InfoROM {identity.vbios or '?'}, {identity.inforom or '?'}",
+        f"Driver, CUDA   {identity.driver or '?'}, {identity.cuda or '?'}",
+        f"Host           {report.host.machine or 'machine not told'}, serial "
+        f"{report.host.dmi.get('serial', 'not told (root may read it)')}",
+        f"Verdict        {gpu.verdict}",
         "",
         "Symptoms, with the criterion each meets:",
-        *([f"  * {reason['text']}" for reason in failures] or ["  none that fails the burn-in"]),
+        *([f"  * {reason.text}" for reason in failures] or ["  none that fails the burn-in"]),
         "",
         *_reproduction(report, gpu, failures),
         "",
         "Tools:",
-        *(f"  {tool['tool']}: {tool['outcome']}   ({tool['command']})" for tool in tools),
+        *(f"  {tool.tool}: {tool.outcome}   ({tool.command})" for tool in tools),
         "",
         "The whole run:",
         "",
@@ -166,31 +165,32 @@ def _readme(report: Document, gpu: Document, tools: list[Document]) -> str:
     return "\n".join(lines)
 
 
-def _reproduction(report: Document, gpu: Document, failures: list[Document]) -> list[str]:
+def _reproduction(report: BurninReport, gpu: BurninGpuPages, failures: list[BurninReason]) -> list[str]:
     """How often, how soon, under which load, and the command."""
-    command = f"obatchctl burnin start --gpus {gpu['index']} --duration {int(report['asked_s'])}s"
-    if gpu["load"]["model"]:
-        command += f" --model {gpu['load']['model']}"
+    command = f"obatchctl burnin start --gpus {gpu.index} --duration {int(report.asked_s)}s"
+    if gpu.load.model:
+        command += f" --model {gpu.load.model}"
     lines = ["Reproduction:"]
-    moments = [epoch_s(reason["at"]) for reason in failures if reason["at"]]
-    begin = report["loading_at"]
+    moments = [epoch_s(reason.at) for reason in failures if reason.at]
+    begin = report.loading_at
     if moments and begin:
         first_s = min(moments)
-        count = sum(1 for event in gpu["events"] if event["consequence"] == "fail")
-        lines.append(f"  seen {count} times in one run of {duration(report['elapsed_s'])}")
+        count = sum(1 for event in gpu.events if event.consequence == "fail")
+        lines.append(f"  seen {count} times in one run of {duration(report.elapsed_s)}")
         lines.append(f"  first {duration(max(0.0, first_s - epoch_s(begin)))} after the load began")
         lines.append(f"  load then: {_load_at(report, gpu, first_s)}")
     return [*lines, f"  command: {command}"]
 
 
-def _load_at(report: Document, gpu: Document, at_s: float) -> str:
-    place = next((n for n, at in enumerate(report["at"]) if epoch_s(at) >= at_s), len(report["at"]) - 1)
+def _load_at(report: BurninReport, gpu: BurninGpuPages, at_s: float) -> str:
+    place = next((n for n, at in enumerate(report.at) if epoch_s(at) >= at_s), len(report.at) - 1)
     if place < 0:
         return "not recorded"
     units = {"utilisation_percent": "% utilisation", "power_w": "W", "temp_c": "°C", "clock_mhz": "MHz"}
-    known = [f"{gpu['series'][name][place]} {unit}" for name, unit in units.items() if gpu["series"][name][place]]
+    told = ((getattr(gpu.series, name)[place], unit) for name, unit in units.items())
+    known = [f"{value} {unit}" for value, unit in told if value]
     return ", ".join(known) or "not recorded"
 
 
 def _json(value: object) -> bytes:
-    return json.dumps(value, indent=1).encode() + b"\n"
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"

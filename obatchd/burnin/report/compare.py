@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from obatchd.burnin.verdict.verdict import EXIT_CODES, Result
+from obatchd.documents.burnin import BurninGpuPages, BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
 from obatchd.errors import ConfigError
 
-Document = dict[str, Any]
+_Kind = tuple[str, str, str, int | None, int | None]  # GPU, model, its digest, context, slots
 
 
-def compare(reports: Sequence[Document]) -> Document:
+def compare(reports: Sequence[BurninReport]) -> Comparison:
     """GPUs beside each other that are of one kind and did the same work.
 
     A GPU is compared with the median of all others of its group, and each report as a whole with the others: in a
@@ -21,96 +22,82 @@ def compare(reports: Sequence[Document]) -> Document:
     Raises:
         ConfigError: the reports have nothing in common.
     """
-    rows: dict[tuple[Any, ...], list[Document]] = {}
+    rows: dict[_Kind, list[ComparedGpu]] = {}
     reports, left_out = _without_repetitions(reports)
     for number, report in enumerate(reports):
-        for gpu in report["gpus"]:
-            row = _row(number, report, gpu)
-            if row["tokens_per_s"] is None:
-                left_out.append(f"{row['hostname']} {row['run']} GPU {gpu['index']}: no speed was measured")
+        for gpu in report.gpus:
+            if (speed := gpu.work.tokens_per_s) is None:
+                left_out.append(f"{report.host.hostname} {report.run} GPU {gpu.index}: no speed was measured")
                 continue
-            load = gpu["load"]
-            model = f"batch work, {load['model']}" if report["plan"]["with_jobs"] else load["model"]
-            key = (gpu["name"], model, load["model_digest"], load["context_length"], load["slots"])
-            rows.setdefault(key, []).append(row)
+            load = gpu.load
+            model = f"batch work, {load.model}" if report.plan.with_jobs else load.model
+            key = (gpu.name, model, load.model_digest, load.context_length, load.slots)
+            rows.setdefault(key, []).append(_row(number, report, gpu, speed))
     groups = [_group(key, members, reports) for key, members in sorted(rows.items(), key=str) if len(members) > 1]
     for members in rows.values():
         if len(members) == 1:
             only = members[0]
-            left_out.append(f"{only['hostname']} {only['run']} GPU {only['index']}: nothing like it to compare with")
+            left_out.append(f"{only.hostname} {only.run} GPU {only.index}: nothing like it to compare with")
     if not groups:
         raise ConfigError(
             "the reports have no two GPUs of one kind with the same model, context and slots: " + "; ".join(left_out),
             code="nothing_to_compare",
         )
-    slow = [row for group in groups for row in group["gpus"] if row["judgement"].startswith("FAIL")]
-    count = sum(len(group["gpus"]) for group in groups)
+    slow = [row for group in groups for row in group.gpus if row.judgement.startswith("FAIL")]
+    count = sum(len(group.gpus) for group in groups)
     verdict, meaning = Result.PASS, f"{count} GPUs are as fast as the others of their kind."
-    if slow or any(group["hosts_fail"] for group in groups):
+    if slow or any(group.hosts_fail for group in groups):
         verdict, meaning = Result.FAIL, f"of {count} GPUs some are slower than others of their kind."
-    return {
-        "schema": 1, "kind": "obatchd-burnin-comparison", "verdict": verdict.value, "exit_code": EXIT_CODES[verdict],
-        "meaning": meaning, "groups": groups, "left_out": left_out,
-    }  # fmt: skip
+    return Comparison(
+        verdict=verdict.value, exit_code=EXIT_CODES[verdict], meaning=meaning, groups=groups, left_out=left_out
+    )
 
 
-def _without_repetitions(reports: Sequence[Document]) -> tuple[list[Document], list[str]]:
+def _without_repetitions(reports: Sequence[BurninReport]) -> tuple[list[BurninReport], list[str]]:
     """Each run once, however it was named, and what is left out: a GPU beside itself would always look fine."""
-    kept: dict[tuple[Any, ...], Document] = {}
+    kept: dict[tuple[Any, ...], BurninReport] = {}
     left_out = []
     for report in reports:
-        host = str(report["host"].get("hostname", "?"))
-        run = (host, report["run"], *(gpu["uuid"] for gpu in report["gpus"]))
+        host = report.host.hostname
+        run = (host, report.run, *(gpu.uuid for gpu in report.gpus))
         if run in kept:
-            left_out.append(f"{host} {report['run']}: given twice")
+            left_out.append(f"{host} {report.run}: given twice")
         kept[run] = report
     return list(kept.values()), left_out
 
 
-def _row(number: int, report: Document, gpu: Document) -> Document:
-    stress = gpu["stress"]
-    return {
-        "report": number,
-        "hostname": str(report["host"].get("hostname", "?")),
-        "run": report["run"],
-        "index": gpu["index"],
-        "uuid": gpu["uuid"],
-        "verdict": gpu["verdict"],
-        "tokens_per_s": gpu["work"]["tokens_per_s"],
-        "power_percent": stress["power_percent"],
-        "clock_mhz": stress["clock_mhz"],
-        "temp_c": stress["temp_c"],
-    }
+def _row(number: int, report: BurninReport, gpu: BurninGpuPages, speed: float) -> ComparedGpu:
+    stress = gpu.stress
+    return ComparedGpu(
+        number, report.host.hostname, report.run, gpu.index, gpu.uuid, gpu.verdict, speed, stress.power_percent,
+        stress.clock_mhz, stress.temp_c,
+    )  # fmt: skip
 
 
-def _group(key: tuple[Any, ...], members: list[Document], reports: Sequence[Document]) -> Document:
-    name, model, digest, context, slots = key
-    limits = reports[members[0]["report"]]["plan"]["limits"]
+def _group(key: _Kind, members: list[ComparedGpu], reports: Sequence[BurninReport]) -> ComparedGroup:
+    limits = reports[members[0].report].plan.limits
     for row in members:
-        usual = statistics.median(other["tokens_per_s"] for other in members if other is not row)
-        row["of_median_percent"] = round(100 * row["tokens_per_s"] / usual, 1)
-        row["judgement"] = _judgement(100 - row["of_median_percent"], limits)
+        usual = statistics.median(other.tokens_per_s for other in members if other is not row)
+        row.of_median_percent = round(100 * row.tokens_per_s / usual, 1)
+        row.judgement = _judgement(100 - row.of_median_percent, limits)
     hosts, fails = _hosts(members, limits)
-    return {
-        "name": name, "model": model, "model_digest": digest, "context_length": context, "slots": slots,
-        "tokens_per_s": round(statistics.median(row["tokens_per_s"] for row in members), 2),
-        "gpus": members, "hosts": hosts, "hosts_fail": fails,
-    }  # fmt: skip
+    median = round(statistics.median(row.tokens_per_s for row in members), 2)
+    return ComparedGroup(*key, median, members, hosts, fails)
 
 
-def _judgement(slower_percent: float, limits: Document) -> str:
-    if slower_percent > limits["slower_fail_percent"]:
+def _judgement(slower_percent: float, limits: Limits) -> str:
+    if slower_percent > limits.slower_fail_percent:
         return f"FAIL: {slower_percent:.1f} % slower"
-    if slower_percent > limits["slower_warn_percent"]:
+    if slower_percent > limits.slower_warn_percent:
         return f"warn: {slower_percent:.1f} % slower"
     return "as the others"
 
 
-def _hosts(members: list[Document], limits: Document) -> tuple[list[str], bool]:
+def _hosts(members: list[ComparedGpu], limits: Limits) -> tuple[list[str], bool]:
     """Whole reports that are slower than the others together, in words, and whether one is so slow that it fails."""
     speeds: dict[int, list[float]] = {}
     for row in members:
-        speeds.setdefault(row["report"], []).append(row["tokens_per_s"])
+        speeds.setdefault(row.report, []).append(row.tokens_per_s)
     if len(speeds) < 2:
         return [], False
     medians = {number: statistics.median(values) for number, values in speeds.items()}
@@ -118,11 +105,11 @@ def _hosts(members: list[Document], limits: Document) -> tuple[list[str], bool]:
     found, fails = [], False
     for number, median in medians.items():
         slower = 100 * (1 - median / best)
-        if slower > limits["slower_warn_percent"]:
-            row = next(row for row in members if row["report"] == number)
-            fails = fails or slower > limits["slower_fail_percent"]
+        if slower > limits.slower_warn_percent:
+            row = next(row for row in members if row.report == number)
+            fails = fails or slower > limits.slower_fail_percent
             found.append(
-                f"{row['hostname']} {row['run']} as a whole is {slower:.1f} % slower than the fastest: look at its air "
+                f"{row.hostname} {row.run} as a whole is {slower:.1f} % slower than the fastest: look at its air "
                 "flow, power supply and power limits"
             )
     return found, fails

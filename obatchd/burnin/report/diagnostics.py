@@ -13,7 +13,9 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from obatchd.documents.burnin import ToolOutcome
 
 _KILLED_S = 5.0
 _FIRST_USER = 1000  # uids of people begin here
@@ -34,8 +36,8 @@ class Ran(NamedTuple):
     output: bytes
     overdue: bool = False
 
-    def document(self) -> dict[str, Any]:
-        return {"tool": self.name, "command": " ".join(self.command), "outcome": self.outcome}
+    def document(self) -> ToolOutcome:
+        return ToolOutcome(self.name, " ".join(self.command), self.outcome)
 
 
 def run(

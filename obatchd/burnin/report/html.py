@@ -7,8 +7,9 @@ from html import escape
 from typing import Any
 
 from obatchd.burnin.report import plots
-from obatchd.burnin.report.plots import PLOTS, Axes, Document
+from obatchd.burnin.report.plots import PLOTS, Axes
 from obatchd.burnin.report.style import STYLE
+from obatchd.documents.burnin import BurninGap, BurninGpuPages, BurninReport
 from obatchd.times import duration, epoch_s
 
 _CAUSES = {"hw_slowdown": "hardware", "hw_thermal": "hardware, heat", "hw_power_brake": "hardware, power brake",
@@ -16,13 +17,13 @@ _CAUSES = {"hw_slowdown": "hardware", "hw_thermal": "hardware, heat", "hw_power_
 _MARKED = ("fail", "inconclusive", "warn")
 
 
-def render(report: Document) -> str:
+def render(report: BurninReport) -> str:
     """The page of a report."""
     axes = Axes(report)
-    title = f"Burn-in {report['run']}"
-    pages = "".join(_gpu(axes, number) for number in range(len(report["gpus"])))
+    title = f"Burn-in {report.run}"
+    pages = "".join(_gpu(axes, number) for number in range(len(report.gpus)))
     return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}: {report["verdict"]}'
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}: {report.verdict}'
         f'</title><meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>'
         f"<body>{plots.definitions(axes)}{_front(axes, title)}{pages}</body></html>\n"
     )
@@ -30,35 +31,35 @@ def render(report: Document) -> str:
 
 def _front(axes: Axes, title: str) -> str:
     report = axes.report
-    host, plan = report["host"], report["plan"]
-    load = next((gpu["load"] for gpu in report["gpus"] if gpu["load"]["model"]), None)
-    model = load["model"] if load else plan["model"]
+    host, plan = report.host, report.plan
+    load = next((gpu.load for gpu in report.gpus if gpu.load.model), None)
+    model = load.model if load else plan.model
     facts = {
-        "Host": host.get("hostname"),
-        "Machine": host.get("machine"),
-        "Began": _time(report["started_at"]),
-        "Ended": _time(report["ended_at"]) or f"not yet ({report['state']})",
-        "Load asked for": f"{duration(report['asked_s'])} ({plan['profile']})",
-        "Recorded": duration(report["elapsed_s"]),
-        "Load": "batch work" if plan["with_jobs"] else f"generated prompts, model {model}",
-        "Driver": host.get("driver"),
-        "Ollama": load["ollama"] if load else None,
-        "obatchd": report["version"],
+        "Host": host.hostname,
+        "Machine": host.machine,
+        "Began": _time(report.started_at),
+        "Ended": _time(report.ended_at) or f"not yet ({report.state})",
+        "Load asked for": f"{duration(report.asked_s)} ({plan.profile})",
+        "Recorded": duration(report.elapsed_s),
+        "Load": "batch work" if plan.with_jobs else f"generated prompts, model {model}",
+        "Driver": host.driver,
+        "Ollama": load.ollama if load else None,
+        "obatchd": report.version,
     }
-    notes = [_gap(gap) for gap in report["gaps"]]
-    notes += [f"{_time(event['at'])}: {event['text']}" for event in report["events"] if event["consequence"] != "note"]
+    notes = [_gap(gap) for gap in report.gaps]
+    notes += [f"{_time(event.at)}: {event.text}" for event in report.events if event.consequence != "note"]
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    wanted = [p for p in PLOTS[:6] if any(axes.has(p, g) for g in report["gpus"])]
+    wanted = [p for p in PLOTS[:6] if any(axes.has(p, g) for g in report.gpus)]
     return (
-        f"<header><h1>{escape(title)} {_badge(report['verdict'])}</h1><p>{escape(report['meaning'])}</p>"
+        f"<header><h1>{escape(title)} {_badge(report.verdict)}</h1><p>{escape(report.meaning)}</p>"
         f"{_facts(facts)}{f'<ul>{listed}</ul>' if listed else ''}</header>"
         f"{_table(report)}<h2>All GPUs</h2>{_legend(report)}"
         f'<div class="plots">{"".join(plots.overlay(axes, plot) for plot in wanted)}</div>'
     )
 
 
-def _gap(gap: Document) -> str:
-    return f"Gap of {duration(epoch_s(gap['until']) - epoch_s(gap['from']))} from {_time(gap['from'])}: {gap['reason']}"
+def _gap(gap: BurninGap) -> str:
+    return f"Gap of {duration(epoch_s(gap.until) - epoch_s(gap.since))} from {_time(gap.since)}: {gap.reason}"
 
 
 def _badge(verdict: str) -> str:
@@ -71,7 +72,7 @@ def _facts(facts: dict[str, Any]) -> str:
     return f"<dl>{pairs}</dl>"
 
 
-def _table(report: Document) -> str:
+def _table(report: BurninReport) -> str:
     heads = (
         "GPU",
         "Verdict",
@@ -86,20 +87,20 @@ def _table(report: Document) -> str:
     numbers = range(2, 8)
     head = "".join(f"<th{' class=n' if n in numbers else ''}>{text}</th>" for n, text in enumerate(heads))
     rows = []
-    for number, gpu in enumerate(report["gpus"]):
-        stress, reasons = gpu["stress"], [r for r in gpu["reasons"] if r["consequence"] in _MARKED]
+    for number, gpu in enumerate(report.gpus):
+        stress, reasons = gpu.stress, [r for r in gpu.reasons if r.consequence in _MARKED]
         cells = [
-            _figure(gpu["work"]["tokens_per_s"]),
-            _figure(stress["utilisation_percent"], " %"),
-            _figure(stress["power_percent"], " %"),
-            _figure(stress["temp_c"], " °C", 0),
-            _figure(stress["clock_mhz"], " MHz", 0),
-            _figure(stress["slots_busy_percent"], " %"),
+            _figure(gpu.work.tokens_per_s),
+            _figure(stress.utilisation_percent, " %"),
+            _figure(stress.power_percent, " %"),
+            _figure(stress.temp_c, " °C", 0),
+            _figure(stress.clock_mhz, " MHz", 0),
+            _figure(stress.slots_busy_percent, " %"),
         ]
-        first = escape(reasons[0]["text"]) if reasons else ""
+        first = escape(reasons[0].text) if reasons else ""
         rows.append(
-            f'<tr><td><a href="#gpu-{number}">{gpu["index"]}</a> <span class="soft">{escape(gpu["name"])}</span></td>'
-            f"<td>{_badge(gpu['verdict'])}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}"
+            f'<tr><td><a href="#gpu-{number}">{gpu.index}</a> <span class="soft">{escape(gpu.name)}</span></td>'
+            f"<td>{_badge(gpu.verdict)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}"
             f"<td>{first}</td></tr>"
         )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -111,23 +112,23 @@ def _figure(value: float | None, unit: str = "", digits: int = 1) -> str:
     return f"{value:,.0f}{unit}" if abs(value) >= 100 and unit != " %" else f"{value:.{digits}f}{unit}"
 
 
-def _legend(report: Document) -> str:
+def _legend(report: BurninReport) -> str:
     gpus = "".join(
-        f'<span class="swatch" style="background:{plots.colour(number)}"></span>GPU {gpu["index"]}'
-        for number, gpu in enumerate(report["gpus"])
+        f'<span class="swatch" style="background:{plots.colour(number)}"></span>GPU {gpu.index}'
+        for number, gpu in enumerate(report.gpus)
     )
     return f'<p class="legend">Time since the load began.{gpus}</p>'
 
 
 def _gpu(axes: Axes, number: int) -> str:
-    report, gpu = axes.report, axes.report["gpus"][number]
+    report, gpu = axes.report, axes.report.gpus[number]
     figures = "".join(plots.overlay(axes, plot, number) for plot in PLOTS)
     return (
         f'<section class="gpu" id="gpu-{number}">'
-        f"<h2>GPU {gpu['index']}: {escape(gpu['name'])} {_badge(gpu['verdict'])}</h2>"
-        f'<p class="soft">Burn-in {escape(report["run"])} on {escape(str(report["host"].get("hostname", "?")))}</p>'
+        f"<h2>GPU {gpu.index}: {escape(gpu.name)} {_badge(gpu.verdict)}</h2>"
+        f'<p class="soft">Burn-in {escape(report.run)} on {escape(report.host.hostname)}</p>'
         f"{_identity(gpu)}{_reasons(gpu)}"
-        f'<p class="action"><b>What to do:</b> {_commands(gpu["action"])}</p>'
+        f'<p class="action"><b>What to do:</b> {_commands(gpu.action)}</p>'
         f'<p class="legend"><span class="swatch" style="background:#0b57a4"></span>this GPU'
         f'<span class="swatch" style="background:#b9c0c8"></span>its siblings'
         f'<span class="swatch" style="background:#f6b26b;height:9px"></span>slowed down'
@@ -136,33 +137,33 @@ def _gpu(axes: Axes, number: int) -> str:
     )
 
 
-def _identity(gpu: Document) -> str:
-    identity = gpu["identity"]
+def _identity(gpu: BurninGpuPages) -> str:
+    identity = gpu.identity
     facts = {
-        "UUID": gpu["uuid"],
-        "Serial number": identity.get("serial") or "not told",
-        "Bus id": identity.get("pci_bus_id"),
-        "Slot": identity.get("slot"),
-        "Board part": identity.get("board_part_number"),
-        "VBIOS": identity.get("vbios"),
-        "InfoROM": identity.get("inforom"),
-        "ECC": {True: "on", False: "off"}.get(identity.get("ecc")),
+        "UUID": gpu.uuid,
+        "Serial number": identity.serial or "not told",
+        "Bus id": identity.pci_bus_id,
+        "Slot": identity.slot,
+        "Board part": identity.board_part_number,
+        "VBIOS": identity.vbios,
+        "InfoROM": identity.inforom,
+        "ECC": None if identity.ecc is None else "on" if identity.ecc else "off",
     }
     return _facts(facts)
 
 
-def _reasons(gpu: Document) -> str:
-    if not gpu["reasons"]:
+def _reasons(gpu: BurninGpuPages) -> str:
+    if not gpu.reasons:
         return "<p>Nothing was found against it.</p>"
     numbers = {id(reason): number for number, reason in enumerate(plots.marked(gpu), start=1)}
-    lines = {event["signal"]: event["verbatim"] for event in reversed(gpu["events"]) if event["verbatim"]}
+    lines = {event.signal: event.verbatim for event in reversed(gpu.events) if event.verbatim}
     items = []
-    for reason in gpu["reasons"]:
+    for reason in gpu.reasons:
         number = f"<b>{numbers[id(reason)]}</b> " if id(reason) in numbers else ""
-        at = f' <span class="soft">first at {_time(reason["at"])}</span>' if reason["at"] else ""
-        line = f"<br><code>{escape(lines[reason['signal']])}</code>" if reason["signal"] in lines else ""
-        kind = reason["consequence"]
-        items.append(f'<li>{number}<span class="tag {kind}">{kind}</span> {escape(reason["text"])}{at}{line}</li>')
+        at = f' <span class="soft">first at {_time(reason.at)}</span>' if reason.at else ""
+        line = f"<br><code>{escape(lines[reason.signal])}</code>" if reason.signal in lines else ""
+        kind = reason.consequence
+        items.append(f'<li>{number}<span class="tag {kind}">{kind}</span> {escape(reason.text)}{at}{line}</li>')
     return f'<h3>Why</h3><ul class="reasons">{"".join(items)}</ul>'
 
 
@@ -172,27 +173,27 @@ def _commands(text: str) -> str:
     return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
 
-def _measures(gpu: Document) -> str:
-    stress, work, canary = gpu["stress"], gpu["work"], gpu["canary"]
-    throttled = ", ".join(f"{_CAUSES.get(c, c)} {duration(s)}" for c, s in gpu["throttle_s"].items() if s > 0)
+def _measures(gpu: BurninGpuPages) -> str:
+    stress, work, canary = gpu.stress, gpu.work, gpu.canary
+    throttled = ", ".join(f"{_CAUSES.get(c, c)} {duration(s)}" for c, s in gpu.throttle_s.items() if s > 0)
     facts = {
-        "Under load": duration(stress["loaded_s"]),
-        "Readings for": duration(stress["seen_s"]),
-        "Slots": gpu["load"]["slots"],
-        "Context": f"{gpu['load']['context_length']} tokens" if gpu["load"]["context_length"] else None,
-        "Slots busy": _figure(stress["slots_busy_percent"], " %"),
-        "Utilisation": _figure(stress["utilisation_percent"], " %"),
-        "Power, median": f"{_figure(stress['power_w'], ' W')} ({_figure(stress['power_percent'], ' % of the limit')})",
-        "Memory filled": _figure(stress["vram_percent"], " %"),
-        "Answers": f"{work['requests']:,} with {work['tokens']:,} tokens, {work['failed']:,} failed",
-        "Speed, last hour": _figure(work["tokens_per_s"], " tokens/s"),
+        "Under load": duration(stress.loaded_s),
+        "Readings for": duration(stress.seen_s),
+        "Slots": gpu.load.slots,
+        "Context": f"{gpu.load.context_length} tokens" if gpu.load.context_length else None,
+        "Slots busy": _figure(stress.slots_busy_percent, " %"),
+        "Utilisation": _figure(stress.utilisation_percent, " %"),
+        "Power, median": f"{_figure(stress.power_w, ' W')} ({_figure(stress.power_percent, ' % of the limit')})",
+        "Memory filled": _figure(stress.vram_percent, " %"),
+        "Answers": f"{work.requests:,} with {work.tokens:,} tokens, {work.failed:,} failed",
+        "Speed, last hour": _figure(work.tokens_per_s, " tokens/s"),
         "Slowed down": throttled or "never",
-        "Output check": f"{canary['text']}; {canary['checks']} checks, {canary['mismatches']} differed",
+        "Output check": f"{canary.text}; {canary.checks} checks, {canary.mismatches} differed",
     }
     changed = {
-        name.replace("_", " "): f"{counter['start']:,} → {counter['end']:,} ({counter['change']:+,})"
-        for name, counter in gpu["counters"].items()
-        if counter["change"]
+        name.replace("_", " "): f"{counter.start:,} → {counter.end:,} ({counter.change:+,})"
+        for name, counter in gpu.counters.items()
+        if counter.change
     }
     counters = f"<h3>Counters that changed</h3>{_facts(changed)}" if changed else ""
     return f"<h3>Measured</h3>{_facts(facts)}{counters}"

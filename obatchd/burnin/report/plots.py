@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from obatchd.documents.burnin import BurninGpuPages, BurninReason, BurninReport
 from obatchd.times import epoch_s
-
-Document = dict[str, Any]
 
 _WIDTH, _HEIGHT = 360, 104
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40, 6, 8, 20
@@ -52,10 +51,10 @@ PLOTS = (
 class Axes:
     """The scales that all GPUs of a report share, so that pages can be laid side by side."""
 
-    def __init__(self, report: Document) -> None:
+    def __init__(self, report: BurninReport) -> None:
         self.report = report
-        self.times = [epoch_s(at) for at in report["at"]]
-        start = report["loading_at"] or report["started_at"]
+        self.times = [epoch_s(at) for at in report.at]
+        start = report.loading_at or report.started_at
         self.start_s = min([epoch_s(start), *self.times[:1]])
         self.end_s = max([*self.times[-1:], self.start_s + 1.0])
         steps = sorted(b - a for a, b in zip(self.times, self.times[1:], strict=False))
@@ -70,24 +69,24 @@ class Axes:
         low, *_, high = self.scales[plot.column]
         return _TOP + (1 - (value - low) / (high - low)) * (_HEIGHT - _TOP - _BOTTOM)
 
-    def has(self, plot: Plot, gpu: Document) -> bool:
+    def has(self, plot: Plot, gpu: BurninGpuPages) -> bool:
         """Whether there is anything to draw."""
-        return any(value is not None for value in gpu["series"].get(plot.column, []))
+        return any(value is not None for value in getattr(gpu.series, plot.column))
 
     def _scale(self, plot: Plot) -> list[float]:
         values = [
             value * plot.factor
-            for gpu in self.report["gpus"]
-            for value in _smoothed(plot, gpu["series"].get(plot.column, []))
+            for gpu in self.report.gpus
+            for value in _smoothed(plot, getattr(gpu.series, plot.column))
             if value is not None
         ]
         low = min(values, default=0.0) if plot.floor is None else plot.floor
         high = max([*values, plot.least_top if plot.floor is not None else low + plot.least_top])
         return _nice(low, high)
 
-    def path(self, plot: Plot, gpu: Document) -> str:
+    def path(self, plot: Plot, gpu: BurninGpuPages) -> str:
         """The line of one GPU as path data, with breaks where nothing is known."""
-        column = _smoothed(plot, gpu["series"].get(plot.column, []))
+        column = _smoothed(plot, getattr(gpu.series, plot.column))
         stride = max(1, math.ceil(len(column) / _POINTS))
         parts: list[str] = []
         last_s: float | None = None
@@ -116,7 +115,7 @@ def definitions(axes: Axes) -> str:
     paths = [
         f'<path id="{_id(plot, number)}" d="{axes.path(plot, gpu)}"/>'
         for plot in PLOTS
-        for number, gpu in enumerate(axes.report["gpus"])
+        for number, gpu in enumerate(axes.report.gpus)
         if axes.has(plot, gpu)
     ]
     return f'<svg class="lines" width="0" height="0" aria-hidden="true"><defs>{"".join(paths)}</defs></svg>'
@@ -124,7 +123,7 @@ def definitions(axes: Axes) -> str:
 
 def overlay(axes: Axes, plot: Plot, number: int | None = None) -> str:
     """One plot as SVG: the line of GPU ``number`` in front of all others, or all alike when it is None."""
-    gpus = axes.report["gpus"]
+    gpus = axes.report.gpus
     shown = [index for index, gpu in enumerate(gpus) if axes.has(plot, gpu)]
     unit = f" ({plot.unit})" if plot.unit else ""
     head = f"<figcaption>{escape(plot.title)}{unit}</figcaption>"
@@ -136,7 +135,7 @@ def overlay(axes: Axes, plot: Plot, number: int | None = None) -> str:
         lines = [f'<use href="#{_id(plot, i)}" class="sibling"/>' for i in shown if i != number]
         lines.append(f'<use href="#{_id(plot, number)}" class="line own"/>')
     marks = "" if number is None else _marks(axes, plot, gpus[number])
-    gaps = [_span(axes, "gap", epoch_s(gap["from"]), epoch_s(gap["until"])) for gap in axes.report["gaps"]]
+    gaps = [_span(axes, "gap", epoch_s(gap.since), epoch_s(gap.until)) for gap in axes.report.gaps]
     return (
         f'<figure>{head}<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(plot.title)}">'
         f"{''.join(gaps)}{'' if number is None else _throttled(axes, gpus[number])}{_grid(axes, plot)}"
@@ -149,9 +148,9 @@ def colour(number: int) -> str:
     return f"hsl({(number * 137.508 + 210) % 360:.0f} 65% 42%)"
 
 
-def marked(gpu: Document) -> list[Document]:
+def marked(gpu: BurninGpuPages) -> list[BurninReason]:
     """The reasons with a time: they are marked in the plots; the mark is the place in this list, from 1."""
-    return [reason for reason in gpu["reasons"] if reason["at"] and reason["consequence"] != "note"][:_MOST_MARKS]
+    return [reason for reason in gpu.reasons if reason.at and reason.consequence != "note"][:_MOST_MARKS]
 
 
 def _id(plot: Plot, number: int) -> str:
@@ -211,10 +210,10 @@ def _span(axes: Axes, kind: str, from_s: float, until_s: float) -> str:
     return f'<rect class="{kind}" x="{left:.1f}" y="{_TOP}" width="{width:.1f}" height="{height}"/>'
 
 
-def _throttled(axes: Axes, gpu: Document) -> str:
+def _throttled(axes: Axes, gpu: BurninGpuPages) -> str:
     """Shaded where the GPU was slowed down, neighbouring buckets joined."""
     spans: list[list[float]] = []
-    shares = gpu["series"]["throttled_percent"]
+    shares = gpu.series.throttled_percent
     for place, (at_s, share) in enumerate(zip(axes.times, shares, strict=True)):
         if share > 0:
             begin_s = axes.times[place - 1] if place else axes.start_s
@@ -225,14 +224,15 @@ def _throttled(axes: Axes, gpu: Document) -> str:
     return "".join(_span(axes, "throttled", *span) for span in spans)
 
 
-def _marks(axes: Axes, plot: Plot, gpu: Document) -> str:
+def _marks(axes: Axes, plot: Plot, gpu: BurninGpuPages) -> str:
     """A line for each mark; marks that fall together share their numbers."""
     places: list[tuple[float, str, list[int]]] = []
     for number, reason in enumerate(marked(gpu), start=1):
-        x = axes.x(epoch_s(reason["at"]))
+        assert reason.at is not None
+        x = axes.x(epoch_s(reason.at))
         near = next((place for place in places if abs(place[0] - x) < _NEAR), None)
         if near is None:
-            places.append((x, reason["consequence"], [number]))
+            places.append((x, reason.consequence, [number]))
         else:
             near[2].append(number)
     return "".join(

@@ -1,4 +1,4 @@
-"""The report of a run as one JSON document; docs/burnin.md describes every field.
+"""The report of a run as one document.
 
 Terminal summary, HTML page, comparison and vendor bundle are made from this document alone, so each can be made
 elsewhere and later.
@@ -8,10 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.recorder import CORRECTED, UNCORRECTED
@@ -20,85 +17,68 @@ from obatchd.burnin.verdict import verdict
 from obatchd.burnin.verdict.canary import summary as canary_summary
 from obatchd.burnin.verdict.evidence import Evidence, Findings, Speed, gather
 from obatchd.burnin.verdict.verdict import Result, Verdict
-from obatchd.errors import ConfigError
-
-SCHEMA = 1
-KIND = "obatchd-burnin-report"
-Document = dict[str, Any]
-_SERIES = (
-    "utilisation_percent",
-    "memory_used_bytes",
-    "temp_c",
-    "memory_temp_c",
-    "power_w",
-    "clock_mhz",
+from obatchd.documents import excerpt
+from obatchd.documents.burnin import (
+    BurninEvent,
+    BurninGap,
+    BurninGpu,
+    BurninGpuPages,
+    BurninHead,
+    BurninLoad,
+    BurninReason,
+    BurninReport,
+    BurninWork,
+    CounterChange,
+    Series,
+    Stress,
 )
 
+_READ = ("utilisation_percent", "memory_used_bytes", "temp_c", "memory_temp_c", "power_w", "clock_mhz")
 
-def build(records: Sequence[Record]) -> Document:
+
+def build(records: Sequence[Record]) -> BurninReport:
     """The report of a run, finished or not: the verdicts of an unfinished one say what they would be now."""
     begun, ended = journal.begun(list(records)), journal.ended(list(records))
     findings = gather(records)
     verdicts = verdict.judge(findings.evidence)
     buckets = [record for record in records if isinstance(record, Bucket)]
     result = verdict.worst([judged.result for judged in verdicts])
-    return {
-        "schema": SCHEMA,
-        "kind": KIND,
-        "run": begun.plan.run,
-        "version": begun.version,
-        "state": _state(findings, ended),
-        "verdict": result.value,
-        "exit_code": verdict.EXIT_CODES[result],
-        "meaning": _meaning(result, verdicts),
-        "plan": msgspec.to_builtins(begun.plan),
-        "host": begun.host,
-        "started_at": instant(begun.at_s),
-        "loading_at": instant(findings.loading_s),
-        "ended_at": instant(ended.at_s if ended else None),
-        "end": ended.text or ended.reason if ended else "",
-        "asked_s": begun.plan.duration_s,
-        "elapsed_s": round(sum(bucket.span_s for bucket in buckets), 1),
-        "gaps": [
-            {"from": instant(gap.from_s), "until": instant(gap.until_s), "reason": gap.reason} for gap in findings.gaps
-        ],
-        "events": [_event(event) for event in findings.host_events],
-        "at": [instant(bucket.at_s) for bucket in buckets],
-        "gpus": [
-            _gpu(evidence, judged, buckets)
-            for evidence, judged in zip(findings.evidence, verdicts, strict=True)
-        ],
-    }  # fmt: skip
+    return BurninReport(
+        run=begun.plan.run,
+        version=begun.version,
+        state=_state(findings, ended),
+        verdict=result.value,
+        exit_code=verdict.EXIT_CODES[result],
+        meaning=_meaning(result, verdicts),
+        plan=begun.plan,
+        host=begun.host,
+        started_at=instant(begun.at_s),
+        loading_at=instant_if(findings.loading_s),
+        ended_at=instant_if(ended.at_s if ended else None),
+        end=ended.text or ended.reason if ended else "",
+        asked_s=begun.plan.duration_s,
+        elapsed_s=round(sum(bucket.span_s for bucket in buckets), 1),
+        gaps=[BurninGap(instant(gap.from_s), instant(gap.until_s), gap.reason) for gap in findings.gaps],
+        events=[_event(event) for event in findings.host_events],
+        at=[instant(bucket.at_s) for bucket in buckets],
+        gpus=[_gpu(evidence, judged, buckets) for evidence, judged in zip(findings.evidence, verdicts, strict=True)],
+    )
 
 
-def head(document: Document) -> Document:
+def head(report: BurninReport) -> BurninHead:
     """A report without what fills pages: series and events."""
-    gpus = [{key: value for key, value in gpu.items() if key not in ("series", "events")} for gpu in document["gpus"]]
-    return {**{key: value for key, value in document.items() if key not in ("at", "events")}, "gpus": gpus}
+    short = excerpt(BurninHead, report)
+    short.gpus = [excerpt(BurninGpu, gpu) for gpu in report.gpus]
+    return short
 
 
-def read_file(path: Path) -> Document:
-    """A report from a file.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    try:
-        document = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}", code="unreadable") from None
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{path} is not a burn-in report: {error}", code="not_a_report") from None
-    if not isinstance(document, dict) or document.get("kind") != KIND:
-        raise ConfigError(f"{path} is not a burn-in report of obatchd", code="not_a_report")
-    if document.get("schema") != SCHEMA:
-        raise ConfigError(f"{path} has schema {document.get('schema')}; this obatchctl reads {SCHEMA}", code="schema")
-    return document
-
-
-def instant(at_s: float | None) -> str | None:
+def instant(at_s: float) -> str:
     """A time as ISO 8601 in UTC, to the second."""
-    return None if at_s is None else datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def instant_if(at_s: float | None) -> str | None:
+    return None if at_s is None else instant(at_s)
 
 
 def _state(findings: Findings, ended: Any) -> str:
@@ -124,57 +104,56 @@ def _gpus(count: int) -> str:
     return f"{count} GPU" if count == 1 else f"{count} GPUs"
 
 
-def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> Document:
+def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGpuPages:
     unit, ready = evidence.unit, evidence.prepared
-    return {
-        "uuid": unit.uuid,
-        "name": unit.name,
-        "index": unit.index,
-        "server": unit.server,
-        "identity": unit.identity,
-        "verdict": judged.result.value,
-        "action": judged.action,
-        "reasons": [_reason(reason) for reason in judged.reasons],
-        "load": {
-            "model": ready.model if ready else "",
-            "model_digest": ready.digest if ready else "",
-            "ollama": ready.ollama if ready else "",
-            "context_length": ready.context_length if ready else None,
-            "slots": ready.slots if ready else None,
-        },
-        "stress": {
-            "loaded_s": round(evidence.loaded_s, 1),
-            "canary_s": round(evidence.canary_s, 1),
-            "seen_s": round(evidence.seen_s, 1),
-            "slots_busy_percent": _rounded(evidence.occupancy_percent),
-            "utilisation_percent": _rounded(evidence.utilisation_percent),
-            "power_w": _rounded(evidence.power_w),
-            "power_limit_w": _rounded(evidence.power_limit_w),
-            "power_percent": _rounded(evidence.power_percent),
-            "power_p95_percent": _rounded(evidence.power_p95_percent),
-            "clock_mhz": _rounded(evidence.clock_mhz),
-            "temp_c": evidence.temp_c,
-            "memory_temp_c": evidence.memory_temp_c,
-            "vram_bytes": evidence.vram_bytes,
-            "vram_percent": _rounded(evidence.vram_percent),
-        },
-        "work": {
-            "tokens": evidence.tokens,
-            "prompt_tokens": evidence.prompt_tokens,
-            "requests": evidence.requests,
-            "failed": evidence.failed,
-            "tokens_per_s": _speed(evidence.speed),
-            "tokens_per_s_at_first": _speed(evidence.early_speed),
-        },
-        "canary": canary_summary(evidence.canaries, evidence.with_jobs),
-        "throttle_s": {cause: round(seconds, 1) for cause, seconds in sorted(evidence.throttle_s.items())},
-        "counters": {
-            name: {"start": first, "end": (last := evidence.last_counters[name]), "change": last - first}
+    return BurninGpuPages(
+        uuid=unit.uuid,
+        name=unit.name,
+        index=unit.index,
+        server=unit.server,
+        identity=unit.identity,
+        verdict=judged.result.value,
+        action=judged.action,
+        reasons=[
+            BurninReason(reason.consequence, reason.signal, reason.text, reason.action, instant_if(reason.at_s))
+            for reason in judged.reasons
+        ],
+        load=BurninLoad(ready.model, ready.digest, ready.ollama, ready.context_length, ready.slots)
+        if ready
+        else BurninLoad(),
+        stress=Stress(
+            loaded_s=round(evidence.loaded_s, 1),
+            canary_s=round(evidence.canary_s, 1),
+            seen_s=round(evidence.seen_s, 1),
+            slots_busy_percent=_rounded(evidence.occupancy_percent),
+            utilisation_percent=_rounded(evidence.utilisation_percent),
+            power_w=_rounded(evidence.power_w),
+            power_limit_w=_rounded(evidence.power_limit_w),
+            power_percent=_rounded(evidence.power_percent),
+            power_p95_percent=_rounded(evidence.power_p95_percent),
+            clock_mhz=_rounded(evidence.clock_mhz),
+            temp_c=evidence.temp_c,
+            memory_temp_c=evidence.memory_temp_c,
+            vram_bytes=evidence.vram_bytes,
+            vram_percent=_rounded(evidence.vram_percent),
+        ),
+        work=BurninWork(
+            evidence.tokens,
+            evidence.prompt_tokens,
+            evidence.requests,
+            evidence.failed,
+            _speed(evidence.speed),
+            _speed(evidence.early_speed),
+        ),
+        canary=canary_summary(evidence.canaries, evidence.with_jobs),
+        throttle_s={cause: round(seconds, 1) for cause, seconds in sorted(evidence.throttle_s.items())},
+        counters={
+            name: CounterChange(first, last := evidence.last_counters[name], last - first)
             for name, first in sorted(evidence.first_counters.items())
         },
-        "events": [_event(event) for event in evidence.events if event.gpu],
-        "series": _series(unit.uuid, buckets),
-    }  # fmt: skip
+        events=[_event(event) for event in evidence.events if event.gpu],
+        series=_series(unit.uuid, buckets),
+    )
 
 
 def _rounded(value: float | None) -> float | None:
@@ -185,36 +164,24 @@ def _speed(speed: Speed | None) -> float | None:
     return None if speed is None else round(speed.tokens_per_s, 2)
 
 
-def _reason(reason: verdict.Reason) -> Document:
-    return {
-        "consequence": reason.consequence,
-        "signal": reason.signal,
-        "text": reason.text,
-        "action": reason.action,
-        "at": instant(reason.at_s),
-    }
+def _event(event: Event) -> BurninEvent:
+    return BurninEvent(instant(event.at_s), event.signal, event.text, event.consequence, event.action, event.verbatim)
 
 
-def _event(event: Event) -> Document:
-    fields = msgspec.structs.asdict(event)
-    del fields["at_s"], fields["gpu"]
-    return {"at": instant(event.at_s), **fields}
-
-
-def _series(uuid: str, buckets: list[Bucket]) -> Document:
-    """Columns over the report's ``at``: what was read, tokens per second, throttled share, counted errors."""
+def _series(uuid: str, buckets: list[Bucket]) -> Series:
     empty = Sample()
     samples = [bucket.gpus.get(uuid, empty) for bucket in buckets]
-    columns: Document = {name: [_rounded(getattr(s, name)) for s in samples] for name in _SERIES}
     spans = [max(bucket.span_s, 1e-3) for bucket in buckets]
-    columns["tokens_per_s"] = [round(s.tokens / span, 1) for s, span in zip(samples, spans, strict=True)]
-    columns["throttled_percent"] = [
-        round(min(100.0, 100 * max(s.throttle_s.values(), default=0.0) / span), 1)
-        for s, span in zip(samples, spans, strict=True)
-    ]
-    columns["errors_uncorrected"] = _errors(samples, UNCORRECTED)
-    columns["errors_corrected"] = _errors(samples, CORRECTED)
-    return columns
+    return Series(
+        **{name: [_rounded(getattr(sample, name)) for sample in samples] for name in _READ},
+        tokens_per_s=[round(s.tokens / span, 1) for s, span in zip(samples, spans, strict=True)],
+        throttled_percent=[
+            round(min(100.0, 100 * max(s.throttle_s.values(), default=0.0) / span), 1)
+            for s, span in zip(samples, spans, strict=True)
+        ],
+        errors_uncorrected=_errors(samples, UNCORRECTED),
+        errors_corrected=_errors(samples, CORRECTED),
+    )
 
 
 def _errors(samples: list[Sample], names: tuple[str, ...]) -> list[int]:

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
+from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, Comparison
 from obatchd.times import duration
 
-Document = dict[str, Any]
 _WIDTH = 100
 _SHOWN = ("fail", "inconclusive", "warn")
 
 
-def summary(report: Document) -> str:
+def summary(report: BurninHead | BurninReport) -> str:
     """A report on one screen: the verdict, a line for each GPU, and why."""
-    plan, host = report["plan"], report["host"]
-    load = "batch work" if plan["with_jobs"] else plan["model"]
+    plan, host = report.plan, report.host
+    load = "batch work" if plan.with_jobs else plan.model
     lines = [
-        f"Burn-in {report['run']} on {host.get('hostname', '?')}: {report['verdict']} ({report['state']})",
-        report["meaning"],
-        f"{plan['profile']}, {duration(report['elapsed_s'])} of {duration(report['asked_s'])} with {load}",
-        *(f"gap from {gap['from']} until {gap['until']}: {gap['reason']}" for gap in report["gaps"]),
+        f"Burn-in {report.run} on {host.hostname}: {report.verdict} ({report.state})",
+        report.meaning,
+        f"{plan.profile}, {duration(report.elapsed_s)} of {duration(report.asked_s)} with {load}",
+        *(f"gap from {gap.since} until {gap.until}: {gap.reason}" for gap in report.gaps),
         "",
         f"{'GPU':<4} {'VERDICT':<16} {'TOKENS/S':>9} {'UTIL':>6} {'POWER':>6} {'HOTTEST':>8} {'SLOTS':>6}  CANARY",
     ]
-    for gpu in report["gpus"]:
-        stress, canary = gpu["stress"], gpu["canary"]
-        check = f"{canary['checks']} ok" if canary["state"] == "on" and not canary["mismatches"] else canary["state"]
-        if canary["mismatches"]:
-            check = f"{canary['mismatches']} of {canary['checks']} differ"
+    for gpu in report.gpus:
+        stress, canary = gpu.stress, gpu.canary
+        check = f"{canary.checks} ok" if canary.state == "on" and not canary.mismatches else canary.state
+        if canary.mismatches:
+            check = f"{canary.mismatches} of {canary.checks} differ"
         lines.append(
-            f"{gpu['index']:<4} {gpu['verdict']:<16} {_cell(gpu['work']['tokens_per_s'], ''):>9} "
-            f"{_cell(stress['utilisation_percent'], '%'):>6} {_cell(stress['power_percent'], '%'):>6} "
-            f"{_cell(stress['temp_c'], '°C'):>8} {_cell(stress['slots_busy_percent'], '%'):>6}  {check}"
+            f"{gpu.index:<4} {gpu.verdict:<16} {_cell(gpu.work.tokens_per_s, ''):>9} "
+            f"{_cell(stress.utilisation_percent, '%'):>6} {_cell(stress.power_percent, '%'):>6} "
+            f"{_cell(stress.temp_c, '°C'):>8} {_cell(stress.slots_busy_percent, '%'):>6}  {check}"
         )
-    for gpu in report["gpus"]:
+    for gpu in report.gpus:
         lines += _reasons(gpu)
     return "\n".join(lines)
 
@@ -43,36 +42,36 @@ def _cell(value: float | None, unit: str) -> str:
     return "–" if value is None else f"{value:.0f}{unit}"
 
 
-def _reasons(gpu: Document) -> list[str]:
-    shown = [reason for reason in gpu["reasons"] if reason["consequence"] in _SHOWN]
-    low = [reason for reason in gpu["reasons"] if reason["signal"] == "low_stress"]
+def _reasons(gpu: BurninGpu) -> list[str]:
+    shown = [reason for reason in gpu.reasons if reason.consequence in _SHOWN]
+    low = [reason for reason in gpu.reasons if reason.signal == "low_stress"]
     if not shown and not low:
         return []
-    lines = ["", f"GPU {gpu['index']}, {gpu['name']}, {gpu['uuid']}: {gpu['verdict']}"]
-    told = [f"{reason['consequence']}: {reason['text']}" for reason in shown or low]
-    told += [f"do: {gpu['action']}"] if gpu["action"] not in ("", "None.") else []
+    lines = ["", f"GPU {gpu.index}, {gpu.name}, {gpu.uuid}: {gpu.verdict}"]
+    told = [f"{reason.consequence}: {reason.text}" for reason in shown or low]
+    told += [f"do: {gpu.action}"] if gpu.action not in ("", "None.") else []
     for text in told:
         lines += textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
     return lines
 
 
-def comparison(document: Document) -> str:
+def comparison(document: Comparison) -> str:
     """A comparison: a line for each GPU, grouped by kind of GPU and load."""
-    lines = [f"{document['verdict']}: {document['meaning']}"]
-    for group in document["groups"]:
+    lines = [f"{document.verdict}: {document.meaning}"]
+    for group in document.groups:
         lines += [
             "",
-            f"{group['name']}, {group['model']}, context {group['context_length']}, {group['slots']} slots: "
-            f"median {group['tokens_per_s']:.1f} tokens/s",
+            f"{group.name}, {group.model}, context {group.context_length}, {group.slots} slots: "
+            f"median {group.tokens_per_s:.1f} tokens/s",
             f"{'HOST':<20} {'RUN':<16} {'GPU':<4} {'TOKENS/S':>9} {'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  "
             "JUDGEMENT",
         ]
-        for row in group["gpus"]:
+        for row in group.gpus:
             lines.append(
-                f"{row['hostname'][:20]:<20} {row['run']:<16} {row['index']:<4} {row['tokens_per_s']:>9.1f} "
-                f"{row['of_median_percent']:>9.1f}% {_cell(row['power_percent'], '%'):>6} "
-                f"{_cell(row['clock_mhz'], ' MHz'):>8}  {row['judgement']}"
+                f"{row.hostname[:20]:<20} {row.run:<16} {row.index:<4} {row.tokens_per_s:>9.1f} "
+                f"{row.of_median_percent:>9.1f}% {_cell(row.power_percent, '%'):>6} "
+                f"{_cell(row.clock_mhz, ' MHz'):>8}  {row.judgement}"
             )
-        lines += [f"  {text}" for text in group["hosts"]]
-    lines += ["", *document["left_out"]] if document["left_out"] else []
+        lines += [f"  {text}" for text in group.hosts]
+    lines += ["", *document.left_out] if document.left_out else []
     return "\n".join(lines)

@@ -6,9 +6,9 @@ import asyncio
 import time
 
 from obatchd import log
-from obatchd.burnin.journal.records import Plan
 from obatchd.burnin.run.ports import RunHost, RunServer
 from obatchd.burnin.run.workload import context_for
+from obatchd.documents.burnin import Plan
 from obatchd.errors import ModelError
 from obatchd.jobs.model import Profile
 

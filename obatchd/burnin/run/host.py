@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import socket
 from pathlib import Path
-from typing import Any
+
+from obatchd.documents.burnin import Host
 
 _DMI = Path("/sys/class/dmi/id")
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -24,18 +25,18 @@ _PLACEHOLDERS = frozenset(
 )
 
 
-def describe(dmi: Path = _DMI) -> dict[str, Any]:
+def describe(dmi: Path = _DMI) -> Host:
     """Host name, machine, BIOS, kernel and driver, as far as they are told; serial numbers only root may read."""
     told = {name: text for name, file in _FIELDS.items() if (text := _text(dmi / file)).lower() not in _PLACEHOLDERS}
     machine = " ".join(told[name] for name in ("vendor", "product") if name in told)
-    return {
-        "hostname": socket.gethostname(),
-        "machine": machine,
-        "dmi": told,
-        "kernel": platform.release(),
-        "system": _os_name(),
-        "driver_module": _text(_DRIVER).partition("\n")[0],
-    }
+    return Host(
+        hostname=socket.gethostname(),
+        machine=machine,
+        dmi=told,
+        kernel=platform.release(),
+        system=_os_name(),
+        driver_module=_text(_DRIVER).partition("\n")[0],
+    )
 
 
 def _os_name() -> str:

@@ -19,11 +19,19 @@ from obatchd.burnin.run.host import describe
 from obatchd.burnin.run.plan import Asked
 from obatchd.burnin.run.ports import RunHost
 from obatchd.burnin.run.run import Run
+from obatchd.documents.burnin import (
+    BurninBrief,
+    BurninHead,
+    BurninReport,
+    BurninStatus,
+    DamagedRun,
+    ListedGpu,
+    ListedRun,
+)
 from obatchd.errors import ConfigError, ControlError, NotFoundError, StoreError
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
-Document = dict[str, Any]
 _CLOSE_S = 10.0
 
 
@@ -122,7 +130,7 @@ class Burnin:
         """The run in progress."""
         return self._run if self._task is not None and not self._task.done() else None
 
-    async def start(self, asked: Document) -> Document:
+    async def start(self, asked: dict[str, Any]) -> BurninStatus:
         """Begin a run; returns its status.
 
         Raises:
@@ -143,8 +151,8 @@ class Burnin:
         retest = [gpu for gpu in chosen if self._host.quarantine_reason(gpus[gpu])]
         made = plan.make(plan.new_run_id(), wanted, chosen, self._host.defaults(), retest)
         host = await asyncio.to_thread(describe)
-        driver = next((unit.identity["driver"] for unit in units if unit.identity.get("driver")), "")
-        begun = Begun(time.time(), made, units, {**host, "driver": driver}, __version__)
+        driver = next((unit.identity.driver for unit in units if unit.identity.driver), "")
+        begun = Begun(time.time(), made, units, msgspec.structs.replace(host, driver=driver), __version__)
         await asyncio.to_thread(self._append, made.run, [begun])
         self._host.new_xids()  # what came before is no part of the run
         _log.info("burnin_started", run=made.run, profile=made.profile, gpus=",".join(made.gpus), model=made.model,
@@ -153,7 +161,7 @@ class Burnin:
         await asyncio.to_thread(self._prune)
         return await self.status()
 
-    async def stop(self, who: str) -> Document:
+    async def stop(self, who: str) -> BurninHead:
         """End the run in progress now; returns its report's head."""
         if (run := self.active) is None or self._task is None:
             raise ControlError("no burn-in is running", code="not_running")
@@ -161,19 +169,14 @@ class Burnin:
         await asyncio.wait({self._task}, timeout=_CLOSE_S)
         return await self._head(run.records)
 
-    def brief(self) -> Document | None:
+    def brief(self) -> BurninBrief | None:
         """The run in progress in a few words, for the status of the daemon."""
         if (run := self.active) is None:
             return None
-        return {
-            "run": run.plan.run,
-            "state": "loading" if run.loading else "preparing",
-            "elapsed_s": round(run.elapsed_s, 1),
-            "asked_s": run.plan.duration_s,
-            "gpus": run.plan.gpus,
-        }
+        state = "loading" if run.loading else "preparing"
+        return BurninBrief(run.plan.run, state, round(run.elapsed_s, 1), run.plan.duration_s, run.plan.gpus)
 
-    async def status(self) -> Document:
+    async def status(self) -> BurninStatus:
         """The run in progress, or the latest: the head of its report and how far it is."""
         if self._run is not None:
             records = self._run.records
@@ -181,49 +184,40 @@ class Burnin:
             records = await asyncio.to_thread(self._shelf.read, runs[-1])
         else:
             raise NotFoundError("no burn-in has been run here; obatchctl burnin start begins one")
-        return {**await self._head(records), "active": self.active is not None}
+        head = await self._head(records)
+        return BurninStatus(**msgspec.structs.asdict(head), active=self.active is not None)
 
-    async def _head(self, records: list[Record]) -> Document:
-        document = await asyncio.to_thread(report.build, list(records))
-        return report.head(document)
+    async def _head(self, records: list[Record]) -> BurninHead:
+        return report.head(await asyncio.to_thread(report.build, list(records)))
 
-    async def report(self, run: str) -> Document:
+    async def report(self, run: str) -> BurninReport:
         """The report of a run, by its id, the beginning of it, or ``latest``."""
         if self._run is not None and run in ("latest", self._run.plan.run):
             return await asyncio.to_thread(report.build, list(self._run.records))
         return report.build(await asyncio.to_thread(self._shelf.read, run))
 
-    async def runs(self) -> list[Document]:
+    async def runs(self) -> list[ListedRun | DamagedRun]:
         """All runs, newest first."""
-        return await asyncio.to_thread(self._list)
+        return await asyncio.to_thread(lambda: [self._listed(run) for run in reversed(self._shelf.runs())])
 
-    def _list(self) -> list[Document]:
-        rows: list[Document] = []
-        for run in reversed(self._shelf.runs()):
-            try:
-                begun, ended = self._shelf.ends(run)
-            except (StoreError, msgspec.DecodeError, OSError) as error:
-                rows.append({"run": run, "state": "damaged", "end": str(error)})
-                continue
-            active = self.active is not None and self.active.plan.run == run
-            rows.append(
-                {
-                    "run": run,
-                    "state": ended.reason if ended else "active" if active else "unfinished",
-                    "verdict": ended.verdict if ended else "",
-                    "profile": begun.plan.profile,
-                    "asked_s": begun.plan.duration_s,
-                    "started_at": report.instant(begun.at_s),
-                    "ended_at": report.instant(ended.at_s if ended else None),
-                    "end": ended.text if ended else "",
-                    "gpus": [
-                        {"uuid": unit.uuid, "index": unit.index, "name": unit.name,
-                         "verdict": ended.verdicts.get(unit.uuid, "") if ended else ""}
-                        for unit in begun.units
-                    ],
-                }
-            )  # fmt: skip
-        return rows
+    def _listed(self, run: str) -> ListedRun | DamagedRun:
+        try:
+            begun, ended = self._shelf.ends(run)
+        except (StoreError, msgspec.DecodeError, OSError) as error:
+            return DamagedRun(run=run, end=str(error))
+        active = self.active is not None and self.active.plan.run == run
+        verdicts = ended.verdicts if ended else {}
+        return ListedRun(
+            run,
+            ended.reason if ended else "active" if active else "unfinished",
+            ended.verdict if ended else "",
+            begun.plan.profile,
+            begun.plan.duration_s,
+            report.instant(begun.at_s),
+            report.instant_if(ended.at_s if ended else None),
+            ended.text if ended else "",
+            [ListedGpu(unit.uuid, unit.index, unit.name, verdicts.get(unit.uuid, "")) for unit in begun.units],
+        )
 
     def _choose(self, asked: Asked) -> list[Unit]:
         """The GPUs meant, each with its server.
@@ -252,6 +246,6 @@ class Burnin:
                     code="not_usable",
                 )
         return [
-            Unit(gpu.uuid, gpu.name, gpu.index, name, msgspec.to_builtins(self._host.identity(gpu)))
+            Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu))
             for gpu, name in sorted(chosen, key=lambda pair: (pair[0].index, pair[0].slice_index or 0))
         ]

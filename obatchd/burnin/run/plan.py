@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from obatchd.burnin.journal.records import Limits, Plan
+from obatchd.documents.burnin import Limits, Plan
 from obatchd.errors import ConfigError
 
 _HOUR_S = 3600.0

@@ -8,10 +8,11 @@ import time
 from collections.abc import Mapping, Sequence
 
 from obatchd import log
-from obatchd.burnin.journal.records import Plan, Prepared
+from obatchd.burnin.journal.records import Prepared
 from obatchd.burnin.run.filling import fill
 from obatchd.burnin.run.ports import RunHost, RunServer
 from obatchd.burnin.run.writing import RecordWriter
+from obatchd.documents.burnin import Plan
 from obatchd.errors import ObatchError, ServerError
 from obatchd.jobs.model import Profile
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from obatchd.burnin.journal.recorder import Recorder, Seen
-from obatchd.burnin.journal.records import Event, Plan, Record
+from obatchd.burnin.journal.records import Event, Record
 from obatchd.burnin.run.watch import Watch
+from obatchd.documents.burnin import Plan
 from obatchd.gpus.model import Identity
 from obatchd.gpus.track import Track
 from obatchd.settings.tables.gpu_health import GpuHealthSettings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from obatchd import log
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.recorder import Seen
-from obatchd.burnin.journal.records import Bucket, Ended, Loading, Plan, Record
+from obatchd.burnin.journal.records import Bucket, Ended, Loading, Record
 from obatchd.burnin.report import report
 from obatchd.burnin.run.checker import Checker
 from obatchd.burnin.run.events import EventRecorder
@@ -25,6 +25,7 @@ from obatchd.burnin.run.watch import latest_tracks
 from obatchd.burnin.run.workload import Shape
 from obatchd.burnin.run.writing import RecordWriter
 from obatchd.burnin.verdict import canary, verdict
+from obatchd.documents.burnin import BurninGpu, Plan
 from obatchd.errors import ObatchError
 from obatchd.jobs.model import Profile
 from obatchd.tasks import TaskSet
@@ -143,20 +144,20 @@ class Run:
         if ended is None:
             return
         document = await asyncio.to_thread(report.build, [*self.records, ended])
-        verdicts = {gpu["uuid"]: gpu["verdict"] for gpu in document["gpus"]}
-        await self._writer.write([msgspec.structs.replace(ended, verdict=document["verdict"], verdicts=verdicts)])
-        _log.info("burnin_ended", run=self.plan.run, reason=ended.reason, verdict=document["verdict"])
-        self._host.finished(self.plan.run, document["verdict"])
-        self._condemn(document["gpus"])
+        verdicts = {gpu.uuid: gpu.verdict for gpu in document.gpus}
+        await self._writer.write([msgspec.structs.replace(ended, verdict=document.verdict, verdicts=verdicts)])
+        _log.info("burnin_ended", run=self.plan.run, reason=ended.reason, verdict=document.verdict)
+        self._host.finished(self.plan.run, document.verdict)
+        self._condemn(document.gpus)
         await self._end_retests(verdicts if ended.reason == "completed" else {})
 
-    def _condemn(self, gpus: list[dict[str, Any]]) -> None:
+    def _condemn(self, gpus: Sequence[BurninGpu]) -> None:
         """Wrong output is seen by a burn-in alone, so it alone can keep the GPU from answering prompts."""
         known = {gpu.uuid: gpu for found in self._host.gpus_of.values() for gpu in found}
         for gpu in gpus:
-            for reason in gpu["reasons"]:
-                if reason["signal"] == verdict.CORRUPTION and gpu["uuid"] in known:
-                    self._host.quarantine(known[gpu["uuid"]], reason["text"], gpu["action"])
+            for reason in gpu.reasons:
+                if reason.signal == verdict.CORRUPTION and gpu.uuid in known:
+                    self._host.quarantine(known[gpu.uuid], reason.text, gpu.action)
 
     def _is_retest(self, server: str) -> bool:
         return any(gpu in self.plan.retest for gpu in self._gpus_of[server])
@@ -314,12 +315,12 @@ class Run:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._stop.wait()
-            if self._defect is not None:
-                raise self._defect
             self._events.look()
             seen = {gpu: self._see(name, gpu) for name, gpus in self._gpus_of.items() for gpu in gpus}
             self._count_load()
             await self._writer.write(self._recording.look(time.time(), seen))
+            if self._defect is not None:  # looked at last: it may have come while this was written
+                raise self._defect
             if self._stop.is_set():
                 return Ended(time.time(), "stopped", self._stop_text)
             if self.elapsed_s >= self.plan.duration_s:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from obatchd.burnin.journal.records import Canary
+from obatchd.documents.burnin import OutputCheck
 
 LEAST_RUNS = 3  # a reference needs a majority
 CONSISTENT_PERCENT = 90.0  # of the calibration that must agree
@@ -119,7 +120,7 @@ def outsider(references: dict[str, Reference]) -> str | None:
     return next(gpu for gpu, reference in references.items() if reference.answer.digest == rare)
 
 
-def summary(canaries: Sequence[Canary], with_jobs: bool) -> dict[str, Any]:
+def summary(canaries: Sequence[Canary], with_jobs: bool) -> OutputCheck:
     """The output check of one GPU, for the report."""
     steps = Counter(canary.step for canary in canaries)
     told = [canary for canary in canaries if canary.step in ("calibrated", "off")]
@@ -128,11 +129,11 @@ def summary(canaries: Sequence[Canary], with_jobs: bool) -> dict[str, Any]:
     else:
         text = told[-1].text if told else "off: not asked for, or the run ended before"
     known = [canary.deviation for canary in canaries if canary.deviation is not None]
-    return {
-        "state": "on" if told and told[-1].step == "calibrated" else "off",
-        "text": text,
-        "checks": steps["match"] + steps["mismatch"],
-        "mismatches": steps["mismatch"],
-        "confirmed": steps["confirmed"],
-        "largest_deviation": max(known, default=None),
-    }
+    return OutputCheck(
+        state="on" if told and told[-1].step == "calibrated" else "off",
+        text=text,
+        checks=steps["match"] + steps["mismatch"],
+        mismatches=steps["mismatch"],
+        confirmed=steps["confirmed"],
+        largest_deviation=max(known, default=None),
+    )

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Bucket, Canary, Event, Gap, Limits, Loading, Prepared, Record, Sample, Unit
+from obatchd.burnin.journal.records import Bucket, Canary, Event, Gap, Loading, Prepared, Record, Sample, Unit
+from obatchd.documents.burnin import Limits
 
 _WINDOW_S = 3600.0  # of load that speeds are compared over
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocat
 from obatchd.cli.views.text import table
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 from obatchd.times import duration
+
+if TYPE_CHECKING:
+    from obatchd.documents.burnin import BurninReport, BurninStatus
 
 _LOOK_S = 2.0
 _LENT_S = 2 * 3600.0  # longest time that the tools of a bundle have the GPU
@@ -90,28 +93,27 @@ def status_command(invocation: Invocation) -> None:
     invocation.answer(invocation.client().get("burnin/status"), view=_status)
 
 
-def _status(status: Document) -> list[str]:
-    return [clean(_progress(status)), *_summary(_until_now(status))] if status["active"] else _summary(status)
-
-
-def _summary(report: Document) -> list[str]:
+def _status(document: Document) -> list[str]:
+    from obatchd.burnin.report.reading import typed
     from obatchd.burnin.report.terminal import summary
+    from obatchd.documents.burnin import BurninStatus
 
-    return [clean(summary(report), keep="\n")]
+    status, lines = typed(document, BurninStatus), []
+    if status.active:
+        lines.append(clean(_progress(document)))
+        _show_as_until_now(status)
+    return [*lines, clean(summary(status), keep="\n")]
 
 
-def _until_now(status: Document) -> Document:
+def _show_as_until_now(status: BurninStatus) -> None:
     """A run in progress: what is missing because it is not over is no reason yet, and nothing to do something about."""
-
-    def gpu(given: Document) -> Document:
-        if given["verdict"] != "INCONCLUSIVE":
-            return given
-        reasons = [reason for reason in given["reasons"] if reason["consequence"] != "inconclusive"]
-        return {**given, "verdict": "not yet", "action": "", "reasons": reasons}
-
-    verdict = "nothing found yet" if status["verdict"] in ("PASS", "INCONCLUSIVE") else status["verdict"]
-    meaning = "It is not over: this is how it looks until now."
-    return {**status, "verdict": verdict, "meaning": meaning, "gpus": [gpu(found) for found in status["gpus"]]}
+    if status.verdict in ("PASS", "INCONCLUSIVE"):
+        status.verdict = "nothing found yet"
+    status.meaning = "It is not over: this is how it looks until now."
+    for gpu in status.gpus:
+        if gpu.verdict == "INCONCLUSIVE":
+            gpu.verdict, gpu.action = "not yet", ""
+            gpu.reasons = [reason for reason in gpu.reasons if reason.consequence != "inconclusive"]
 
 
 @burnin_command.command("stop")
@@ -147,7 +149,7 @@ def report_command(invocation: Invocation, run: str, page: Path | None) -> None:
     if page is not None:
         from obatchd.burnin.report.html import render
 
-        _write(page, render(document))
+        _write(page, render(_typed(document)))
         if not invocation.json:
             click.echo(f"written: {page}")
             sys.exit(document["exit_code"])
@@ -159,14 +161,23 @@ def _report(invocation: Invocation, run: str) -> Document:
     invocation.failure = _NOT_JUDGED
     path = Path(run)
     if path.suffix == ".json" or path.is_file():
-        from obatchd.burnin.report.report import read_file
+        from obatchd.burnin.report.reading import read_file
 
         return read_file(path)
     return invocation.client().get("burnin/reports", run)
 
 
+def _typed(report: Document) -> BurninReport:
+    from obatchd.burnin.report.reading import typed
+    from obatchd.documents.burnin import BurninReport
+
+    return typed(report, BurninReport)
+
+
 def _show_report(invocation: Invocation, document: Document) -> None:
-    invocation.answer(document, view=_summary)
+    from obatchd.burnin.report.terminal import summary
+
+    invocation.answer(document, view=lambda report: [clean(summary(_typed(report)), keep="\n")])
     sys.exit(document["exit_code"])
 
 
@@ -185,12 +196,15 @@ def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
 
     Siblings in one hot chassis are all slow together; only other hosts and earlier runs show it.
     """
+    import msgspec
+
     from obatchd.burnin.report.compare import compare
     from obatchd.burnin.report.terminal import comparison
 
-    document = compare([_report(invocation, name) for name in reports])
-    invocation.answer(document, view=lambda _: [clean(comparison(document), keep="\n")])
-    sys.exit(document["exit_code"])
+    compared = compare([_typed(_report(invocation, name)) for name in reports])
+    view = [clean(comparison(compared), keep="\n")]
+    invocation.answer(msgspec.to_builtins(compared), view=lambda _: view)
+    sys.exit(compared.exit_code)
 
 
 @burnin_command.command("bundle")
@@ -204,39 +218,41 @@ def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | No
 
     The GPU is freed meanwhile. No prompt, user or job name is in the archive.
     """
+    import msgspec
+
     from obatchd.burnin.report import bundle
 
-    report = _report(invocation, run)
+    report = _typed(_report(invocation, run))
     found = bundle.find_gpu(report, gpu)
-    target = output or Path(f"burnin-{report['run']}-gpu{found['index']}.tar.gz")
+    target = output or Path(f"burnin-{report.run}-gpu{found.index}.tar.gz")
     say = (lambda text: None) if invocation.json else (lambda text: click.echo(f"{text} …", err=True))
     try:
         tools = bundle.write(
-            report, found, target, diagnose=not no_diagnostics, free=lambda: _freed(invocation, found), say=say
+            report, found, target, diagnose=not no_diagnostics, free=lambda: _freed(invocation, found.uuid), say=say
         )
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror}", code="unwritable") from None
-    document = {"archive": str(target.absolute()), "gpu": found["uuid"], "run": report["run"], "tools": tools}
-    told = (f"{tool['tool']}: {tool['outcome']}" for tool in tools)
-    invocation.answer(document, *told, f"written: {document['archive']}")
+    archive = str(target.absolute())
+    document = {"archive": archive, "gpu": found.uuid, "run": report.run, "tools": msgspec.to_builtins(tools)}
+    invocation.answer(document, *(f"{tool.tool}: {tool.outcome}" for tool in tools), f"written: {archive}")
 
 
 @contextlib.contextmanager
-def _freed(invocation: Invocation, gpu: Document) -> Iterator[None]:
+def _freed(invocation: Invocation, uuid: str) -> Iterator[None]:
     """Nobody works on a GPU and no model is on it; without a daemon, or on another host, it is taken as it is."""
     client = invocation.client()
     try:
-        client.post("gpus", gpu["uuid"], "lend", for_s=_LENT_S)
+        client.post("gpus", uuid, "lend", for_s=_LENT_S)
     except (DaemonDownError, NotFoundError):
         yield
         return
     try:
         deadline_s = time.monotonic() + _FREE_S
         while time.monotonic() < deadline_s:
-            servers = [s for s in client.get("servers")["servers"] if s["gpu"] and s["gpu"]["uuid"] == gpu["uuid"]]
+            servers = [s for s in client.get("servers")["servers"] if s["gpu"] and s["gpu"]["uuid"] == uuid]
             if not any(server["in_flight"] or server["loaded"] for server in servers):
                 break
             time.sleep(_LOOK_S / 4)
         yield
     finally:
-        client.post("gpus", gpu["uuid"], "take-back")
+        client.post("gpus", uuid, "take-back")

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from test_gpu_monitor import Bench
 
+from obatchd.documents.gpus import KernelLogState
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpus.model import Identity
-from obatchd.operations.gpu_desk import GpuDesk
+from obatchd.operations.gpus import GpuService
 
 
 class Duty:
-    """The part of the real one that the desk uses."""
+    """The part of the real one that the service uses."""
 
     def __init__(self, bench: Bench) -> None:
         self.monitor = bench.monitor
@@ -28,10 +29,10 @@ class Duty:
         return self.monitor.release(card)
 
 
-def desk(bench: Bench, state: str = "ok", host_trouble: tuple[str, str] = ("", "")) -> GpuDesk:
+def service(bench: Bench, state: str = "ok", host_trouble: tuple[str, str] = ("", "")) -> GpuService:
     probe: Any = SimpleNamespace(gpus=bench.gpus, state=state, message="words", host_trouble=host_trouble)
     policy: Any = Duty(bench)
-    return GpuDesk(policy, probe)
+    return GpuService(policy, probe)
 
 
 async def test_a_known_warning_ends_by_a_release_and_what_is_well_needs_none() -> None:
@@ -40,12 +41,12 @@ async def test_a_known_warning_ends_by_a_release_and_what_is_well_needs_none() -
     bench.slow(gpu1={"pcie_fatal": 0})
     bench.slow(gpu1={"pcie_fatal": 1})
     bench.read()
-    view = desk(bench)
-    assert [gpu["health"] for gpu in view.gpus()["gpus"]] == ["ok", "warn", "ok", "ok"]
-    assert (await view.release("1"))["accepted"] == []
+    view = service(bench)
+    assert [gpu.health for gpu in view.all().gpus] == ["ok", "warn", "ok", "ok"]
+    assert (await view.release("1")).accepted == []
     bench.slow(gpu1={"pcie_fatal": 1})
     bench.read()
-    assert view.gpus()["gpus"][1]["health"] == "ok"
+    assert view.all().gpus[1].health == "ok"
     with pytest.raises(ControlError, match="nothing is found against it"):
         await view.release("1")
 
@@ -54,28 +55,28 @@ async def test_a_release_is_refused_while_the_reason_holds() -> None:
     bench = Bench()
     bench.read(2, gpu2={"trouble": "lost"})
     with pytest.raises(ControlError, match="does not find the GPU any more still holds"):
-        await desk(bench).release("GPU-2")
+        await service(bench).release("GPU-2")
 
 
 async def test_gpus_are_named_by_index_uuid_or_serial_number() -> None:
     bench = Bench(count=2)
     bench.monitor.identities([Identity("GPU-1", "Test", 1, serial="1320")])
-    view = desk(bench)
-    assert [(await view.gpu(name))["uuid"] for name in ("1", "GPU-1", "1320")] == ["GPU-1"] * 3
+    view = service(bench)
+    assert [(await view.one(name)).uuid for name in ("1", "GPU-1", "1320")] == ["GPU-1"] * 3
     for name, words in (("GPU", "several GPUs match"), ("7", "no GPU 7")):
         with pytest.raises(NotFoundError, match=words):
-            await view.gpu(name)
+            await view.one(name)
 
 
 async def test_without_a_probe_nobody_is_called_well() -> None:
     bench = Bench(count=2)
     bench.read()
-    document = desk(bench, state="unknown").gpus()
-    assert [gpu["health"] for gpu in document["gpus"]] == ["unknown", "unknown"]
-    assert document["kernel_log"] == {"source": None, "problem": "/dev/kmsg: Operation not permitted"}
+    document = service(bench, state="unknown").all()
+    assert [gpu.health for gpu in document.gpus] == ["unknown", "unknown"]
+    assert document.kernel_log == KernelLogState(None, "/dev/kmsg: Operation not permitted")
 
 
 @pytest.mark.parametrize("for_s", [0.0, -5.0, 31 * 86_400.0, float("nan")])
 async def test_a_loan_has_an_end(for_s: float) -> None:
     with pytest.raises(ControlError, match="30 days at most"):
-        await desk(Bench(count=1)).lend("0", for_s)
+        await service(Bench(count=1)).lend("0", for_s)

@@ -1,4 +1,4 @@
-"""What the control API may ask of the daemon. Implements :class:`obatchd.control.operations.Engine`."""
+"""Carries out what operators ask for. Implements :class:`obatchd.control.operations.Operations`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ import msgspec
 from obatchd.control.auth import Caller, daemon_itself
 from obatchd.control.operations import Submission
 from obatchd.delivery.documents import finished_document, job_document
+from obatchd.documents.answers import HostState, Paused, Reloaded, Removed
+from obatchd.documents.jobs import JobDocument
+from obatchd.documents.models import ModelEntry, PullProgress
+from obatchd.documents.status import ServerEntry, Status
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
 from obatchd.errors import ControlError, NotFoundError, SpoolError
@@ -21,7 +25,7 @@ from obatchd.gpus.probe import Probe
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
-from obatchd.operations.gpu_desk import GpuDesk
+from obatchd.operations.gpus import GpuService
 from obatchd.operations.overview import DRAIN, OPERATOR, Overview
 from obatchd.operations.submissions import Submissions
 from obatchd.servers.fleet import Fleet
@@ -49,8 +53,12 @@ def _told(command: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, A
     return run
 
 
-class Facade:
-    """Documents and commands; errors are :class:`ControlError` with a message for the user."""
+class OperatorService:
+    """Documents and commands; errors are :class:`ControlError` with a message for the user.
+
+    Attributes:
+        gpus: the same for GPUs.
+    """
 
     def __init__(
         self,
@@ -59,24 +67,24 @@ class Facade:
         models: ModelKeeper,
         probe: Probe,
         policy: GpuPolicy,
-        reload: Callable[[], Awaitable[dict[str, Any]]],
+        reload: Callable[[], Awaitable[Reloaded]],
     ) -> None:
         self._engine = engine
         self._fleet = fleet
         self._models = models
         self._overview = Overview(engine, fleet, models, probe)
         self._submissions = Submissions(engine)
-        self.gpu_desk = GpuDesk(policy, probe)
+        self.gpus = GpuService(policy, probe)
         self._reload = reload
         self._actions = TaskSet(self)
 
     # Looking.
 
-    def status(self, caller: Caller) -> dict[str, Any]:
+    def status(self, caller: Caller) -> Status:
         """The whole state of the daemon in one document, of jobs and drops what the caller may see."""
         return self._overview.status(caller)
 
-    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[dict[str, Any]]:
+    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
         """Jobs, newest first; ``state`` is ``running``, ``done``, ``refused`` … or None for all."""
         try:
             states = [JobState(state)] if state else list(JobState)
@@ -88,14 +96,14 @@ class Facade:
         in_flight = self._engine.dispatcher.in_flight()
         return [self._job_document(row, in_flight) for row in rows]
 
-    def _job_document(self, row: JobRow, in_flight: dict[int, int]) -> dict[str, Any]:
+    def _job_document(self, row: JobRow, in_flight: dict[int, int]) -> JobDocument:
         live = self._engine.jobs.get(row.key)
         # The index hears first, in the publisher's thread, that a job is over.
         if live is not None and row.state is not JobState.DONE:
             return job_document(live, in_flight.get(row.key, 0))
         return finished_document(row, self._engine.layout)
 
-    def job(self, caller: Caller, job_id: str) -> dict[str, Any]:
+    def job(self, caller: Caller, job_id: str) -> JobDocument:
         """One job, by its id or the beginning of it."""
         return self._job_document(self._find(caller, job_id), self._engine.dispatcher.in_flight())
 
@@ -120,19 +128,19 @@ class Facade:
     # Jobs.
 
     @_told
-    async def submit(self, submission: Submission) -> dict[str, Any]:
+    async def submit(self, submission: Submission) -> JobDocument:
         """Take a submission; answers when it would survive a power cut."""
         return self._job_document(await self._submissions.submit(submission), {})
 
     @_told
-    async def cancel(self, caller: Caller, job_id: str) -> dict[str, Any]:
+    async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
         """End a job; what is answered stays."""
         live = self._live(caller, job_id)
         await self._engine.completion.cancellation.cancel(live)
         return job_document(live, 0)
 
     @_told
-    async def retry(self, caller: Caller, job_id: str) -> dict[str, Any]:
+    async def retry(self, caller: Caller, job_id: str) -> JobDocument:
         """A new job from the requests of a finished one that did not succeed."""
         row = self._find(caller, job_id)
         if row.key in self._engine.jobs and row.state is not JobState.DONE:
@@ -140,35 +148,35 @@ class Facade:
         return self._job_document(await self._submissions.retry(row), {})
 
     @_told
-    async def pause(self, caller: Caller, job_id: str | None) -> dict[str, Any]:
+    async def pause(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
         """Offer nothing new, of one job or of all."""
         if job_id is None:
             await asyncio.to_thread(self._engine.store.state.set, "paused", "1")
             self._engine.dispatcher.holds.hold(OPERATOR)
-            return {"paused": True}
+            return Paused(True)
         live = self._live(caller, job_id)
         await self._engine.admission.pause(live, True)
         return job_document(live, 0)
 
     @_told
-    async def resume(self, caller: Caller, job_id: str | None) -> dict[str, Any]:
+    async def resume(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
         """Go on."""
         if job_id is None:
             await asyncio.to_thread(self._engine.store.state.set, "paused", "")
             self._engine.dispatcher.holds.release(OPERATOR)
-            return {"paused": False}
+            return Paused(False)
         live = self._live(caller, job_id)
         await self._engine.admission.pause(live, False)
         return job_document(live, 0)
 
     @_told
-    async def remove_job(self, caller: Caller, job_id: str) -> dict[str, Any]:
+    async def remove_job(self, caller: Caller, job_id: str) -> Removed:
         """Erase a job that is over."""
         row, engine = self._find(caller, job_id), self._engine
         if row.key in engine.jobs:
             raise ControlError(f"job {row.job} is not over; first: obatchctl cancel {row.job}", code="job_running")
         await asyncio.to_thread(erase, engine.layout, engine.store, [row])
-        return {"removed": row.job}
+        return Removed(row.job)
 
     # Servers and models.
 
@@ -179,7 +187,7 @@ class Facade:
             raise NotFoundError(f"no server {server_id}; there are: {known}")
         return server
 
-    async def server_action(self, server_id: str, action: str) -> dict[str, Any]:
+    async def server_action(self, server_id: str, action: str) -> ServerEntry:
         """``drain``, ``resume`` or ``restart`` one server."""
         server = self._known_server(server_id)
         if action == "resume":
@@ -216,31 +224,33 @@ class Facade:
             async for line in found:
                 yield line
 
-    async def drain(self) -> dict[str, Any]:
+    async def drain(self) -> HostState:
         """Offer nothing new on this host; returns at once, ``status`` says when all has ended."""
         self._engine.dispatcher.holds.hold(DRAIN)
-        return {"state": self._overview.state(daemon_itself())[0]}
+        return HostState(self._overview.state(daemon_itself())[0])
 
-    async def undrain(self) -> dict[str, Any]:
+    async def undrain(self) -> HostState:
         """Take work again."""
         self._engine.dispatcher.holds.release(DRAIN)
-        return {"state": self._overview.state(daemon_itself())[0]}
+        return HostState(self._overview.state(daemon_itself())[0])
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self) -> list[ModelEntry]:
         """The models in the servers' stores."""
-        return [msgspec.to_builtins(info) | {"model": info.name} for info in await self._models.list_models()]
+        return [
+            ModelEntry(**msgspec.structs.asdict(info), model=info.name) for info in await self._models.list_models()
+        ]
 
-    async def pull_model(self, name: str) -> AsyncIterator[dict[str, Any]]:
+    async def pull_model(self, name: str) -> AsyncIterator[PullProgress]:
         """Pull a model, with progress."""
         async with contextlib.aclosing(self._models.pull(name)) as steps:
             async for step in steps:
-                yield msgspec.to_builtins(step)
+                yield step
 
-    async def remove_model(self, name: str) -> dict[str, Any]:
+    async def remove_model(self, name: str) -> Removed:
         """Delete a model from the store."""
         await self._models.remove(name)
-        return {"removed": name}
+        return Removed(name)
 
-    async def reload(self) -> dict[str, Any]:
+    async def reload(self) -> Reloaded:
         """Read the configuration again."""
         return await self._reload()

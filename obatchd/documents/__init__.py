@@ -1,0 +1,19 @@
+"""The documents that obatchd shows as types: in files, over its API, to programs. This is where a field is looked up.
+
+The order of the fields is their order in JSON. Times as text are ISO 8601 in UTC. ``null`` means unknown or not so,
+never zero. Within one schema number fields are only added.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+SCHEMA = 1  # the number that every document carries as ``schema``
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+
+def excerpt(kind: type[_T], whole: msgspec.Struct) -> _T:
+    """The fields of a document that another kind has, too."""
+    return kind(**{name: getattr(whole, name) for name in kind.__struct_fields__})

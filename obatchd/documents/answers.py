@@ -1,0 +1,69 @@
+"""Small answers of the control API, and errors."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Error(msgspec.Struct):
+    """Why a request was refused."""
+
+    code: str  # slug, see obatchd.errors
+    message: str  # for people, with what to do
+
+
+class ErrorDocument(msgspec.Struct):
+    """The answer to every request that was refused, and the last line or frame of one that goes on."""
+
+    error: Error
+
+
+class Ping(msgspec.Struct):
+    """``GET /v1/ping``."""
+
+    version: str
+    pid: int
+
+
+class Alive(msgspec.Struct):
+    """``GET /healthz``."""
+
+    alive: bool
+
+
+class Readiness(msgspec.Struct):
+    """``GET /readyz``: a server is up, the disk has room, and the daemon is not stopping."""
+
+    ready: bool
+
+
+class Removed(msgspec.Struct):
+    """A job or a model that is no more."""
+
+    removed: str  # the job's id, the model's name
+
+
+class Paused(msgspec.Struct):
+    """``POST /v1/pause`` and ``/v1/resume``: whether all dispatch is paused."""
+
+    paused: bool
+
+
+class HostState(msgspec.Struct):
+    """``POST /v1/drain`` and ``/v1/undrain``: the state of the status document."""
+
+    state: str
+
+
+class Reloaded(msgspec.Struct):
+    """``POST /v1/reload``: keys of settings, such as ``dispatch.strikes``."""
+
+    changed: list[str]  # in force
+    next_job: list[str]  # those of them that hold for jobs accepted from now on
+    needs_restart: list[str]  # not in force
+
+
+class LogLine(msgspec.Struct):
+    """Each line of ``GET /v1/servers/SERVER/log``."""
+
+    line: str

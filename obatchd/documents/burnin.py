@@ -1,0 +1,325 @@
+"""Burn-in runs; docs/burnin.md describes the report for its readers."""
+
+from __future__ import annotations
+
+import msgspec
+
+from obatchd.documents import SCHEMA
+from obatchd.documents.gpus import Identity
+
+KIND = "obatchd-burnin-report"
+Number = int | float  # as it was read; decoding makes no 70.0 of 70
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The criteria of a run that are not those of GPU health, fixed when it starts. Their sources: docs/burnin.md."""
+
+    slower_warn_percent: float = 5.0
+    slower_fail_percent: float = 10.0
+    stress_power_percent: float = 75.0
+    stress_utilisation_percent: float = 90.0
+    stress_loaded_percent: float = 95.0
+    least_loaded_percent: float = 80.0
+    least_seen_percent: float = 95.0
+    vram_target_percent: float = 85.0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What was asked for."""
+
+    run: str
+    profile: str  # quick, overnight, acceptance
+    duration_s: float  # of load; a gap in which the daemon was down does not count
+    gpus: list[str]  # UUIDs
+    model: str
+    context_length: int  # tokens the filling of VRAM begins with
+    exclusive: bool
+    with_jobs: bool
+    fill_vram: bool
+    canary_s: float  # between two output checks of one GPU; 0: none
+    canary_runs: int  # of the calibration
+    bucket_s: float  # of one line of samples
+    strict: bool  # acceptance: too little stress is not enough for any PASS
+    limits: Limits
+    retest: list[str] = []  # UUIDs of GPUs that were in quarantine at the start; a PASS ends it
+
+
+class Host(msgspec.Struct, frozen=True):
+    """The machine, as far as firmware and kernel tell; nothing about people."""
+
+    hostname: str = "?"
+    machine: str = ""
+    dmi: dict[str, str] = {}  # by name; serial numbers only root may read
+    kernel: str = ""
+    system: str = ""
+    driver_module: str = ""
+    driver: str = ""
+
+
+class BurninBrief(msgspec.Struct):
+    """The run in progress in a few words."""
+
+    run: str
+    state: str  # preparing, loading
+    elapsed_s: float  # of load
+    asked_s: float
+    gpus: list[str]  # UUIDs
+
+
+class BurninReason(msgspec.Struct):
+    """One reason of a verdict: what was seen, and which criterion it meets."""
+
+    consequence: str  # fail, inconclusive, warn, note
+    signal: str  # slug
+    text: str
+    action: str
+    at: str | None  # first seen
+
+
+class BurninEvent(msgspec.Struct):
+    """Something that happened to a GPU, or to the host."""
+
+    at: str
+    signal: str  # slug
+    text: str
+    consequence: str  # as of a reason
+    action: str
+    verbatim: str  # a line of the kernel log
+
+
+class BurninLoad(msgspec.Struct):
+    """What a GPU was loaded with; empty while it is being prepared."""
+
+    model: str = ""
+    model_digest: str = ""
+    ollama: str = ""
+    context_length: int | None = None  # tokens
+    slots: int | None = None
+
+
+class Stress(msgspec.Struct):
+    """How hard a GPU worked, over the time under load."""
+
+    loaded_s: float  # with requests in a slot, output checks included
+    canary_s: float  # of it for output checks
+    seen_s: float  # of the run, with fresh readings
+    slots_busy_percent: Number | None  # outside of output checks
+    utilisation_percent: Number | None
+    power_w: Number | None  # median
+    power_limit_w: Number | None
+    power_percent: Number | None  # of the limit, median
+    power_p95_percent: Number | None
+    clock_mhz: Number | None
+    temp_c: Number | None  # highest
+    memory_temp_c: Number | None  # highest
+    vram_bytes: int | None
+    vram_percent: Number | None
+
+
+class BurninWork(msgspec.Struct):
+    """What was answered."""
+
+    tokens: int
+    prompt_tokens: int
+    requests: int
+    failed: int
+    tokens_per_s: float | None  # in the last hour of load
+    tokens_per_s_at_first: float | None  # in its first hour, where that is another one
+
+
+class OutputCheck(msgspec.Struct):
+    """The output check of one GPU."""
+
+    state: str  # on, off
+    text: str
+    checks: int
+    mismatches: int
+    confirmed: int
+    largest_deviation: float | None  # of a log probability
+
+
+class CounterChange(msgspec.Struct):
+    """A counter of the driver over the run."""
+
+    start: int
+    end: int
+    change: int
+
+
+class Series(msgspec.Struct):
+    """One value for each bucket, parallel to the report's ``at``."""
+
+    utilisation_percent: list[Number | None]
+    memory_used_bytes: list[Number | None]
+    temp_c: list[Number | None]
+    memory_temp_c: list[Number | None]
+    power_w: list[Number | None]
+    clock_mhz: list[Number | None]
+    tokens_per_s: list[float]
+    throttled_percent: list[float]
+    errors_uncorrected: list[int]  # since the beginning
+    errors_corrected: list[int]
+
+
+class BurninGpu(msgspec.Struct, kw_only=True):
+    """One GPU of a run, without what fills pages."""
+
+    uuid: str
+    name: str
+    index: int
+    server: str
+    identity: Identity
+    verdict: str  # PASS, PASS_LOW_STRESS, INCONCLUSIVE, FAIL
+    action: str  # what to do
+    reasons: list[BurninReason]  # the gravest first
+    load: BurninLoad
+    stress: Stress
+    work: BurninWork
+    canary: OutputCheck
+    throttle_s: dict[str, float]  # by cause: hw_thermal, hw_power_brake, hw_slowdown (not told), sw_thermal
+    counters: dict[str, CounterChange]
+
+
+class BurninGpuPages(BurninGpu, kw_only=True):
+    """One GPU of a report."""
+
+    events: list[BurninEvent]
+    series: Series
+
+
+class BurninGap(msgspec.Struct, rename={"since": "from"}):
+    """Nothing was loaded and nothing seen."""
+
+    since: str
+    until: str
+    reason: str
+
+
+class _Run(msgspec.Struct, kw_only=True):
+    """The verdicts of an unfinished run say what they would be now."""
+
+    schema: int = SCHEMA
+    kind: str = KIND
+    run: str
+    version: str  # of obatchd
+    state: str  # preparing, loading, completed, stopped, failed
+    verdict: str  # the worst of its GPUs
+    exit_code: int  # 0 PASS, 1 FAIL, 2 INCONCLUSIVE
+    meaning: str
+    plan: Plan
+    host: Host
+    started_at: str
+    loading_at: str | None
+    ended_at: str | None
+    end: str  # why
+    asked_s: float  # of load
+    elapsed_s: float  # of load
+    gaps: list[BurninGap]
+
+
+class BurninHead(_Run, kw_only=True):
+    """``POST /v1/burnin/stop``: a report without series and events."""
+
+    gpus: list[BurninGpu]
+
+
+class BurninStatus(BurninHead, kw_only=True):
+    """``GET /v1/burnin/status`` and ``POST /v1/burnin``: the run in progress, or the latest."""
+
+    active: bool
+
+
+class BurninReport(_Run, kw_only=True):
+    """``GET /v1/burnin/reports/RUN``; also a file."""
+
+    events: list[BurninEvent]  # of the host
+    at: list[str]  # end of each bucket
+    gpus: list[BurninGpuPages]
+
+
+class ListedGpu(msgspec.Struct):
+    """A GPU of a run in the list."""
+
+    uuid: str
+    index: int
+    name: str
+    verdict: str  # empty until the end
+
+
+class ListedRun(msgspec.Struct):
+    """A run in the list."""
+
+    run: str
+    state: str  # active, unfinished, completed, stopped, failed
+    verdict: str  # empty until the end
+    profile: str
+    asked_s: float
+    started_at: str
+    ended_at: str | None
+    end: str  # why
+    gpus: list[ListedGpu]
+
+
+class DamagedRun(msgspec.Struct, kw_only=True):
+    """A run whose journal cannot be read."""
+
+    run: str
+    state: str = "damaged"
+    end: str
+
+
+class BurninRuns(msgspec.Struct):
+    """``GET /v1/burnin``: newest first."""
+
+    runs: list[ListedRun | DamagedRun]
+
+
+class ComparedGpu(msgspec.Struct):
+    """A GPU beside others of its kind."""
+
+    report: int  # number of its report, as they were given, from 0
+    hostname: str
+    run: str
+    index: int
+    uuid: str
+    verdict: str
+    tokens_per_s: float
+    power_percent: Number | None
+    clock_mhz: Number | None
+    temp_c: Number | None
+    of_median_percent: float = 0.0  # its speed, of the median of the others
+    judgement: str = ""  # "as the others", "warn: …", "FAIL: …"
+
+
+class ComparedGroup(msgspec.Struct):
+    """GPUs of one kind that did the same work."""
+
+    name: str
+    model: str
+    model_digest: str
+    context_length: int | None
+    slots: int | None
+    tokens_per_s: float  # median
+    gpus: list[ComparedGpu]
+    hosts: list[str]  # reports that are slower than the others as a whole, in words
+    hosts_fail: bool
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """``obatchctl burnin compare --json``."""
+
+    schema: int = SCHEMA
+    kind: str = "obatchd-burnin-comparison"
+    verdict: str  # PASS, FAIL
+    exit_code: int
+    meaning: str
+    groups: list[ComparedGroup]
+    left_out: list[str]  # what could not be compared, in words
+
+
+class ToolOutcome(msgspec.Struct):
+    """One tool of the vendor that was run for a bundle."""
+
+    tool: str
+    command: str
+    outcome: str  # in words

@@ -1,0 +1,173 @@
+"""Jobs: as the API and ``status.json`` show them, and their ``summary.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from obatchd.documents import SCHEMA
+
+
+class JobDocument(msgspec.Struct, kw_only=True):
+    """A job, in work or over; also ``status.json``. What has a default is so of a job that is over."""
+
+    schema: int = SCHEMA
+    job: str  # its id
+    name: str  # of the drop
+    owner: int  # uid
+    state: str  # a JobState; "cancelling" while a cancelled one is brought to its end
+    model: str | None  # of requests that name none
+    priority: str  # low, normal, high
+    accepted_at: str | None
+    finished_at: str | None
+    notes: list[str]  # for people; why it was refused, too
+    retry_of: str | None  # the job whose failures it tries again
+    sample_of: int | None  # requests of the drop that it is a sample of
+    paused: bool = False
+    requests: int | None  # null until the drop is wholly read
+    indexed: int  # read so far
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    in_flight: int = 0
+    requests_per_s: float | None = None  # over the last 30 s
+    tokens_per_s: float | None = None  # of answers, over the last 30 s
+    eta_s: float | None = None
+    position: int | None = None  # in the queue, from 1; null once it has begun
+    expected_start_at: str | None = None
+    expires_at: str | None = None  # its deadline
+    outbox: str | None  # directory of the results; a refused job has none
+    refused_to: str | None = None  # where a refused drop lies, with the reason
+
+
+class Jobs(msgspec.Struct):
+    """``GET /v1/jobs``: newest first."""
+
+    jobs: list[JobDocument]
+
+
+class Submitted(msgspec.Struct):
+    """The last frame of ``submit.sock``: the job is durably accepted."""
+
+    job: JobDocument
+
+
+class Failure(msgspec.Struct):
+    """The failures of one code."""
+
+    requests: int
+    example: str  # the message of the first
+    advice: str  # what to do
+
+
+class ServerWork(msgspec.Struct):
+    """The work of one server for a job."""
+
+    requests: int
+    response_tokens: int
+    busy_s: float  # of all its slots together
+    tokens_per_s: float | None  # over all slots, from the first start to the last end
+    ollama_version: str | None
+
+
+class ModelFacts(msgspec.Struct):
+    """A model that answered."""
+
+    digest: str | None = None
+    quantization: str | None = None
+    parameter_size: str | None = None
+    context_length: int | None = None  # tokens it was trained for
+
+
+class DropFacts(msgspec.Struct, frozen=True):
+    """The drop as it was read."""
+
+    sha256: str | None = None
+    size_bytes: int = 0
+
+
+class SettingsUsed(msgspec.Struct):
+    """The settings that the requests of a job shared, for a methods section."""
+
+    model: str | None
+    context_length: list[int]  # every one that was used, in tokens
+    options: dict[str, Any]  # of Ollama
+    max_response_tokens: int | None
+    context_sha256: str  # equal where jobs may share answers
+    format: str | dict[str, Any]  # "" (text), "json" or a JSON Schema
+    in_source: list[str]
+    think: bool | str  # auto: the model's own way
+    system_message_sha256: str | None
+
+
+class Summary(msgspec.Struct, kw_only=True):
+    """``summary.json``: counts, failures, time, speed, and what a methods section needs."""
+
+    schema: int = SCHEMA
+    job: str
+    name: str
+    owner: int  # uid
+    state: str
+    cancelled_by_user: bool
+    requests: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    truncated: int  # answers that ended at their token limit
+    copied: int  # answers of earlier jobs; they count for no server, time or token
+    ungrounded: int  # answers with a value that does not occur in their prompt
+    failures: dict[str, Failure]  # by code
+    accepted_at: str | None
+    finished_at: str | None
+    wall_s: float  # from acceptance to the last answer
+    serial_s: float  # the sum of all durations
+    speedup: float  # how many times shorter the wall time was
+    prompt_tokens: int
+    response_tokens: int
+    tokens_per_s: float  # of responses, over the wall time
+    servers: dict[str, ServerWork]  # by id
+    models: dict[str, ModelFacts]  # by name
+    drop: DropFacts
+    settings: SettingsUsed
+    notes: list[str]
+    retry_of: str | None
+    obatchd_version: str
+
+
+class EarlierStatus(msgspec.Struct):
+    """What the daemon reads again of a ``status.json``, which another version may have written."""
+
+    name: str = ""
+    owner: int | None = None
+    accepted_at: str | None = None
+    finished_at: str | None = None
+    notes: list[str] = []
+    retry_of: str | None = None
+    drop: DropFacts = DropFacts()
+
+
+class EarlierSummary(EarlierStatus):
+    """What the daemon reads again of a ``summary.json``."""
+
+    requests: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+    wall_s: float = 0.0
+    models: dict[str, ModelFacts] = {}
+    settings: dict[str, Any] = {}
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """What the index keeps of a summary."""
+
+    requests: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    wall_s: float

@@ -1,0 +1,122 @@
+"""The whole state of the daemon, and its servers: ``GET /v1/status`` and ``/v1/servers``."""
+
+from __future__ import annotations
+
+import msgspec
+
+from obatchd.documents import SCHEMA
+from obatchd.documents.burnin import BurninBrief
+from obatchd.documents.jobs import JobDocument
+from obatchd.documents.models import Pull
+
+
+class ServerGpu(msgspec.Struct):
+    """A GPU of a server, with its latest reading; a slice of a GPU has its parent's index."""
+
+    uuid: str
+    index: int
+    name: str
+    utilisation_percent: int | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    temp_c: int | None = None
+    power_w: float | None = None
+
+
+class LoadedModel(msgspec.Struct):
+    """A model in the memory of a server."""
+
+    model: str
+    context_length: int  # tokens
+
+
+class ServerEntry(msgspec.Struct):
+    """One server."""
+
+    id: str
+    kind: str  # managed, remote
+    state: str  # a ServerState
+    reason: str  # why it is in that state
+    url: str
+    gpu: ServerGpu | None  # the first
+    gpus: list[ServerGpu]  # several of a group; none of a server on the CPU or elsewhere
+    loaded: LoadedModel | None
+    loading: LoadedModel | None
+    in_flight: int  # requests in a slot
+    offered: int  # requests that its worker has, those in a slot included
+    slots: int
+    tokens_per_s: float  # over the last 30 s
+    requests_done: int
+    restarts: int  # runs that ended unasked
+    watchdog: dict[str, int]  # findings by name
+    pid: int | None  # of ollama, where we started it
+    worker_pid: int | None  # of the process that sends it requests
+
+
+class Servers(msgspec.Struct):
+    """``GET /v1/servers``."""
+
+    servers: list[ServerEntry]
+
+
+class ProbeState(msgspec.Struct):
+    """The process that asks the driver."""
+
+    state: str  # ok, absent (no driver), unknown (it does not answer)
+    message: str
+    pid: int | None
+
+
+class QueueCounts(msgspec.Struct):
+    """All jobs in work."""
+
+    requests: int  # that wait, those of paused jobs included
+    jobs: int
+    finished: int  # requests of these jobs
+    total: int  # requests of these jobs, as far as they are read
+    requests_per_s: float  # over the last 30 s
+
+
+class BlockedDrop(msgspec.Struct):
+    """A drop that waits in the inbox because something is in its way."""
+
+    name: str
+    reason: str
+
+
+class InboxState(msgspec.Struct):
+    """The inbox as the last scan found it."""
+
+    settling: int  # drops that may still be written to
+    blocked: list[BlockedDrop]
+    refused: int  # since the daemon began
+    problem: str  # why it cannot be read; empty: it can
+
+
+class DiskState(msgspec.Struct):
+    """The file system of the spool."""
+
+    free_bytes: int
+    free_inodes: int  # -1 where the file system does not count them
+    low: bool  # dispatch and inbox wait
+
+
+class Status(msgspec.Struct, kw_only=True):
+    """``GET /v1/status``; of jobs and drops only those that the caller may see."""
+
+    schema: int = SCHEMA
+    version: str
+    spool: str
+    pid: int
+    started_at: str | None
+    state: str  # running, paused, draining, drained, degraded (somebody should look at the reasons), stopping
+    reasons: list[str]
+    servers: list[ServerEntry]
+    gpus: ProbeState
+    notices: list[str]  # what is worth knowing and hinders nothing
+    queue: QueueCounts
+    inbox: InboxState
+    disk: DiskState
+    pulls: list[Pull]
+    jobs: list[JobDocument]  # in work, the first 50
+    burnin: BurninBrief | None = None  # the run in progress
