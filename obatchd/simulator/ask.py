@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from obatchd.simulator.config import ModelSpec
-from obatchd.simulator.engine import LOAD_OPTIONS, ServeError
+from obatchd.simulator.scheduler import LOAD_OPTIONS, ServeError
 from obatchd.simulator.wire import check_options, keep_alive_s
 
 _MESSAGE_TOKENS = 4  # what a chat template adds to every message

@@ -12,8 +12,8 @@ import msgspec
 from obatchd.simulator import answers, golog
 from obatchd.simulator.ask import Ask
 from obatchd.simulator.config import Fault
-from obatchd.simulator.engine import Engine, Loaded, ServeError
 from obatchd.simulator.runner import RunnerGone
+from obatchd.simulator.scheduler import Loaded, Scheduler, ServeError
 
 _UNEXPECTED_EOF = "an error was encountered while running the model: unexpected EOF"
 _AT_ARRIVAL = frozenset({"status", "busy"})
@@ -51,55 +51,55 @@ class Output(Protocol):
         """The last line, after a last piece where there is one: they become known at the same instant."""
 
 
-async def answer(engine: Engine, ask: Ask, output: Output) -> None:
+async def answer(scheduler: Scheduler, ask: Ask, output: Output) -> None:
     """Answer ``ask`` into ``output``.
 
     Raises:
         ServeError: an error for the client, also after the first piece.
         CutStream: the connection is to end.
     """
-    engine.statistics.requests += 1
-    if (fault := engine.faults.strike(_AT_ARRIVAL, ask.spec.name, ask.prompt)) is not None:
+    scheduler.statistics.requests += 1
+    if (fault := scheduler.faults.strike(_AT_ARRIVAL, ask.spec.name, ask.prompt)) is not None:
         busy = fault.kind == "busy"
         raise ServeError(503 if busy else fault.status, _BUSY_TEXT if busy else fault.message)
-    loaded = await engine.acquire(ask.spec, ask.load_options(), ask.keep_alive_s)
+    loaded = await scheduler.acquire(ask.spec, ask.load_options(), ask.keep_alive_s)
     try:
         load_duration_s = time.monotonic() - ask.arrived_s
-        slot = await engine.take_slot(loaded)
+        slot = await scheduler.take_slot(loaded)
         leaks = False
         try:
-            answering = Answering(engine, ask, loaded, output, load_duration_s)
+            answering = Answering(scheduler, ask, loaded, output, load_duration_s)
             leaks = answering.leaks
             await answering.run()
-            engine.statistics.served += 1
-            engine.statistics.served_by_slot[slot] += 1
+            scheduler.statistics.served += 1
+            scheduler.statistics.served_by_slot[slot] += 1
         except RunnerGone:
             golog.slog("ERROR", "server.go:1724", "simulated runner died", model=ask.spec.name)
             raise ServeError(500, _UNEXPECTED_EOF) from None
         finally:
-            engine.leave_slot(loaded, slot, leaks=leaks)
+            scheduler.leave_slot(loaded, slot, leaks=leaks)
     finally:
-        engine.release(loaded)
+        scheduler.release(loaded)
 
 
 class Answering:
     """One request in its slot."""
 
-    def __init__(self, engine: Engine, ask: Ask, loaded: Loaded, output: Output, load_duration_s: float) -> None:
-        self._engine = engine
+    def __init__(self, scheduler: Scheduler, ask: Ask, loaded: Loaded, output: Output, load_duration_s: float) -> None:
+        self._scheduler = scheduler
         self._ask = ask
         self._runner = loaded.runner
         self._num_ctx = loaded.num_ctx
         self._output = output
         self._load_duration_s = load_duration_s
-        self._fault = engine.faults.strike(_IN_SLOT, ask.spec.name, ask.prompt)
+        self._fault = scheduler.faults.strike(_IN_SLOT, ask.spec.name, ask.prompt)
         self._slowness = loaded.slowness
         if self._fault is not None and self._fault.kind == "slow":
             self._slowness *= self._fault.factor
         self.leaks = self._fault is not None and self._fault.kind == "leak"
 
     async def run(self) -> None:
-        ask, config = self._ask, self._engine.config
+        ask, config = self._ask, self._scheduler.config
         prompt_tokens = self._checked_prompt()
         pieces, thinking, done_reason = self._pieces(prompt_tokens)
         prompt_s = 0.0
@@ -108,7 +108,7 @@ class Answering:
             rate = len(pieces) / max(1e-9, config.service_s.draw(answers.digest(ask.prompt)) * self._slowness)
         elif config.prompt_tokens_per_s:
             prompt_s = prompt_tokens / config.prompt_tokens_per_s * self._slowness
-        self._engine.producing(1)
+        self._scheduler.producing(1)
         try:
             start_s = time.monotonic()
             await self._runner.pause(prompt_s)
@@ -119,7 +119,7 @@ class Answering:
             last = await self._send(pieces, thinking, rate, first_s)
             end_s = time.monotonic()
         finally:
-            self._engine.producing(-1)
+            self._scheduler.producing(-1)
         await self._finish(len(pieces), prompt_tokens, done_reason, (start_s, first_s, end_s), last)
 
     def _checked_prompt(self) -> int:
@@ -142,9 +142,9 @@ class Answering:
 
     def _pieces(self, prompt_tokens: int) -> tuple[list[str], int, str]:
         """All tokens, how many of the first are reasoning, and why they end."""
-        ask, config = self._ask, self._engine.config
+        ask, config = self._ask, self._scheduler.config
         prompt_digest = answers.digest(ask.prompt)
-        self._engine.statistics.recent.append(
+        self._scheduler.statistics.recent.append(
             {
                 "at_s": time.time(),
                 "model": ask.spec.name,
@@ -185,7 +185,7 @@ class Answering:
         Returns:
             The last piece, due now and not sent yet, and whether it is reasoning; empty where all is sent.
         """
-        step = max(1, math.ceil(rate * self._engine.config.chunk_s)) if rate else max(1, len(pieces))
+        step = max(1, math.ceil(rate * self._scheduler.config.chunk_s)) if rate else max(1, len(pieces))
         sent = 0
         while sent < len(pieces):
             end = min(sent + step, len(pieces))
@@ -230,12 +230,12 @@ class Answering:
     async def _hang(self, fault: Fault) -> None:
         if fault.seconds is None:
             self._runner.wedged = True  # nothing on this runner goes on, until it is killed
-        self._engine.producing(-1)
+        self._scheduler.producing(-1)
         try:
             # A timer of libuv may ring a millisecond early; a hang is never shorter than it was asked to be.
             await self._runner.pause(None if fault.seconds is None else fault.seconds + 0.001)
         finally:
-            self._engine.producing(1)
+            self._scheduler.producing(1)
 
     async def _finish(
         self, count: int, prompt_tokens: int, reason: str, times_s: tuple[float, float, float], last: tuple[str, bool]
@@ -274,14 +274,14 @@ def load_answer(ask: Ask, reason: str) -> dict[str, Any]:
     return {"model": ask.model, "created_at": golog.now_text(), **text, "done": True, "done_reason": reason}
 
 
-async def load(engine: Engine, ask: Ask) -> dict[str, Any]:
+async def load(scheduler: Scheduler, ask: Ask) -> dict[str, Any]:
     """Load or unload the model, for a request without a prompt.
 
     Raises:
         ServeError: it cannot be loaded.
     """
     if ask.keep_alive_s == 0:
-        engine.unload(ask.spec)
+        scheduler.unload(ask.spec)
         return load_answer(ask, "unload")
-    engine.release(await engine.acquire(ask.spec, ask.load_options(), ask.keep_alive_s))
+    scheduler.release(await scheduler.acquire(ask.spec, ask.load_options(), ask.keep_alive_s))
     return load_answer(ask, "load")

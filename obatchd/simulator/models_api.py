@@ -17,7 +17,7 @@ from aiohttp import web
 
 from obatchd.simulator import golog
 from obatchd.simulator.config import ModelSpec
-from obatchd.simulator.engine import FOREVER_S, LOAD_OPTIONS, Engine, Loaded, ServeError
+from obatchd.simulator.scheduler import FOREVER_S, LOAD_OPTIONS, Loaded, Scheduler, ServeError
 from obatchd.simulator.store import ModelStore, details, full_name, valid_name
 from obatchd.simulator.wire import check_options, decode, keep_alive_s
 
@@ -44,8 +44,8 @@ def find(store: ModelStore, name: str, *, when_empty: ServeError | None = None) 
 class ModelsApi:
     """Handlers of one server."""
 
-    def __init__(self, engine: Engine, store: ModelStore) -> None:
-        self._engine = engine
+    def __init__(self, scheduler: Scheduler, store: ModelStore) -> None:
+        self._scheduler = scheduler
         self._store = store
 
     async def tags(self, _request: web.Request) -> web.Response:
@@ -63,7 +63,7 @@ class ModelsApi:
         return _json({"models": sorted(models, key=lambda model: str(model["modified_at"]), reverse=True)})
 
     async def ps(self, _request: web.Request) -> web.Response:
-        return _json({"models": [_loaded(loaded) for loaded in self._engine.loaded.values()]})
+        return _json({"models": [_loaded(loaded) for loaded in self._scheduler.loaded.values()]})
 
     async def show(self, request: web.Request) -> web.Response:
         asked = decode(await request.read(), "ShowRequest")
@@ -76,7 +76,7 @@ class ModelsApi:
         name = asked.get("model") or asked.get("name", "")
         if not valid_name(name):
             raise ServeError(400, "invalid model name")
-        config = self._engine.config
+        config = self._scheduler.config
         lines: list[dict[str, Any]] = [{"status": "pulling manifest"}]
         if fnmatch.fnmatch(name, config.missing):
             return await self._progress(request, asked, lines, error="pull model manifest: file does not exist")
@@ -163,15 +163,15 @@ class ModelsApi:
             quoted = f'model "{name}" not found, try pulling it first' if name else f"model '{name}' not found"
             raise ServeError(404, quoted)
         options = check_options({**spec.parameters, **asked.get("options", {})})
-        options["num_ctx"] = min(options.get("num_ctx", self._engine.limits.context_length), spec.context_length)
+        options["num_ctx"] = min(options.get("num_ctx", self._scheduler.limits.context_length), spec.context_length)
         load_options = {key: options[key] for key in LOAD_OPTIONS if key in options}
-        loaded = await self._engine.acquire(spec, load_options, keep_alive_s(asked.get("keep_alive")))
-        self._engine.release(loaded)
+        loaded = await self._scheduler.acquire(spec, load_options, keep_alive_s(asked.get("keep_alive")))
+        self._scheduler.release(loaded)
         if not asked.get("truncate", True) and any(len(text.split()) > options["num_ctx"] for text in texts):
             raise ServeError(400, "the input length exceeds the context length")
         if texts:
-            self._engine.statistics.requests += 1
-            self._engine.statistics.recent.append(
+            self._scheduler.statistics.requests += 1
+            self._scheduler.statistics.recent.append(
                 {"at_s": time.time(), "model": spec.name, "prompt": texts[0][:200], "texts": len(texts)}
             )
         fields: dict[str, Any] = {

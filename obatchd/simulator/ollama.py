@@ -16,7 +16,7 @@ from obatchd.simulator import golog
 from obatchd.simulator.config import VERSION, Config
 
 if TYPE_CHECKING:
-    from obatchd.simulator.engine import Limits
+    from obatchd.simulator.scheduler import Limits
 
 _BACKLOG = 4096
 _GIB = 1024**3
@@ -101,8 +101,8 @@ async def _serve(config: Config, listener: socket.socket) -> None:
     # Imported when the port is already open: together they take longer than all the rest of the start.
     from aiohttp import web
 
-    from obatchd.simulator.engine import Engine
     from obatchd.simulator.gpus import LoadReporter
+    from obatchd.simulator.scheduler import Scheduler
     from obatchd.simulator.server import Server
     from obatchd.simulator.store import ModelStore
 
@@ -119,20 +119,20 @@ async def _serve(config: Config, listener: socket.socket) -> None:
     limits = _limits(config, gpus)
     directory = os.environ.get("OBATCHD_SIMULATOR_GPU_DIR")
     reporter = LoadReporter(Path(directory), gpus, limits.slots) if directory and gpus else None
-    engine = Engine(config, limits, len(gpus), reporter)
+    scheduler = Scheduler(config, limits, len(gpus), reporter)
     models = os.environ.get("OLLAMA_MODELS") or os.path.join(os.environ["HOME"], ".ollama", "models")
-    server = Server(engine, ModelStore(Path(models), config.models))
+    server = Server(scheduler, ModelStore(Path(models), config.models))
     runner = web.AppRunner(server.application(), access_log=None, handler_cancellation=True, handle_signals=False)
     await runner.setup()
     await web.SockSite(runner, listener).start()
     await stopping.wait()
     # Ollama drops its connections and does not wait for requests (server/routes.go of v0.24).
-    await engine.close()
+    await scheduler.close()
     os._exit(0)
 
 
 def _limits(config: Config, gpus: list[str]) -> Limits:
-    from obatchd.simulator.engine import FOREVER_S, Limits
+    from obatchd.simulator.scheduler import FOREVER_S, Limits
 
     total = config.gpu_memory_bytes * len(gpus)
     by_memory = 262144 if total >= 47 * _GIB else 32768 if total >= 23 * _GIB else 4096
@@ -155,7 +155,7 @@ def _number(name: str, default: int) -> int:
 
 
 def _keep_alive_s(text: str) -> float:
-    from obatchd.simulator.engine import ServeError
+    from obatchd.simulator.scheduler import ServeError
     from obatchd.simulator.wire import go_duration_s
 
     try:

@@ -13,8 +13,8 @@ from aiohttp import web
 from obatchd.simulator import golog, inference
 from obatchd.simulator.ask import Ask, read_ask
 from obatchd.simulator.config import VERSION, Fault, FaultBox
-from obatchd.simulator.engine import Engine, ServeError
 from obatchd.simulator.models_api import ModelsApi, find
+from obatchd.simulator.scheduler import Scheduler, ServeError
 from obatchd.simulator.store import ModelStore
 from obatchd.simulator.wire import decode
 
@@ -88,13 +88,13 @@ class WholeOutput:
 class Server:
     """Routes of one stand-in server."""
 
-    def __init__(self, engine: Engine, store: ModelStore) -> None:
-        self._engine = engine
+    def __init__(self, scheduler: Scheduler, store: ModelStore) -> None:
+        self._scheduler = scheduler
         self._store = store
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[_access_log], client_max_size=_BODY_LIMIT_BYTES)
-        models = ModelsApi(self._engine, self._store)
+        models = ModelsApi(self._scheduler, self._store)
         app.router.add_route("GET", "/", self.root)
         app.router.add_route("HEAD", "/", self.root)
         app.router.add_get("/api/version", self.version)
@@ -130,15 +130,15 @@ class Server:
         spec = find(self._store, asked.get("model", ""), when_empty=missing)
         if not 0 <= asked.get("top_logprobs", 0) <= 20:
             raise ServeError(400, "top_logprobs must be between 0 and 20")
-        ask = read_ask(asked, spec, self._engine.limits.context_length, chat=chat)
+        ask = read_ask(asked, spec, self._scheduler.limits.context_length, chat=chat)
         if ask.load_only:
-            return json_response(await inference.load(self._engine, ask))
+            return json_response(await inference.load(self._scheduler, ask))
         return await (self._stream(request, ask) if ask.stream else self._whole(request, ask))
 
     async def _stream(self, request: web.Request, ask: Ask) -> web.StreamResponse:
         output = StreamOutput(request, ask)
         try:
-            await inference.answer(self._engine, ask, output)
+            await inference.answer(self._scheduler, ask, output)
         except inference.CutStream:
             if output.response is None:
                 return _end_connection(request)
@@ -153,31 +153,31 @@ class Server:
     async def _whole(self, request: web.Request, ask: Ask) -> web.StreamResponse:
         output = WholeOutput(ask)
         try:
-            await inference.answer(self._engine, ask, output)
+            await inference.answer(self._scheduler, ask, output)
         except inference.CutStream:
             return _end_connection(request)
         return json_response(output.fields)
 
     async def state(self, _request: web.Request) -> web.Response:
         """What the server did and does, for tests."""
-        counts = self._engine.statistics
+        counts = self._scheduler.statistics
         fields = {name: value for name, value in vars(counts).items() if name != "recent"}
         return json_response(
             {
                 "simulated": True,
                 "version": VERSION,
                 "pid": os.getpid(),
-                "slots": self._engine.limits.slots,
-                "loaded": [loaded.spec.name for loaded in self._engine.loaded.values()],
-                "runners": [loaded.runner.pid for loaded in self._engine.loaded.values()],
-                "fired": self._engine.faults.fired,
+                "slots": self._scheduler.limits.slots,
+                "loaded": [loaded.spec.name for loaded in self._scheduler.loaded.values()],
+                "runners": [loaded.runner.pid for loaded in self._scheduler.loaded.values()],
+                "fired": self._scheduler.faults.fired,
                 **fields,
             }
         )
 
     async def requests(self, _request: web.Request) -> web.Response:
         """The latest requests that reached a slot, oldest first."""
-        return json_response({"requests": list(self._engine.statistics.recent)})
+        return json_response({"requests": list(self._scheduler.statistics.recent)})
 
     async def faults(self, request: web.Request) -> web.Response:
         """Replace all faults by the list in the body, or in its ``faults``."""
@@ -186,7 +186,7 @@ class Server:
             faults = msgspec.convert(asked["faults"] if isinstance(asked, dict) else asked, list[Fault])
         except (ValueError, KeyError) as error:
             raise ServeError(400, f"not a list of faults: {error}") from error
-        self._engine.faults = FaultBox(faults, self._engine.config.seed)
+        self._scheduler.faults = FaultBox(faults, self._scheduler.config.seed)
         return json_response({"faults": faults})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from obatchd.simulator import golog
-from obatchd.simulator.engine import FOREVER_S, ServeError
+from obatchd.simulator.scheduler import FOREVER_S, ServeError
 
 _GO_TYPES: tuple[tuple[type, str], ...] = (
     (bool, "bool"),

@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestServer
 
 from obatchd.simulator.answers import digest
 from obatchd.simulator.config import Config, Distribution, Fault, ModelSpec
-from obatchd.simulator.engine import Engine, Limits
+from obatchd.simulator.scheduler import Limits, Scheduler
 from obatchd.simulator.server import Server
 from obatchd.simulator.store import ModelStore
 
@@ -26,8 +26,8 @@ MODELS = [ModelSpec("tiny"), ModelSpec("other"), ModelSpec("thinker", capabiliti
 class Client:
     """Asks one stand-in server that lives in this process."""
 
-    def __init__(self, session: aiohttp.ClientSession, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, session: aiohttp.ClientSession, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
         self.session = session
 
     async def chat(self, prompt: str = "hello", **fields: Any) -> tuple[int, list[dict[str, Any]]]:
@@ -51,16 +51,16 @@ class Client:
 @contextlib.asynccontextmanager
 async def simulator(tmp_path: Path, config: Config = FAST, slots: int = 2, gpus: int = 0) -> AsyncIterator[Client]:
     limits = Limits(slots, context_length=4096, max_queue=8, max_loaded=1, keep_alive_s=300.0)
-    engine = Engine(config, limits, gpus, None)
-    application = Server(engine, ModelStore(tmp_path, MODELS)).application()
+    scheduler = Scheduler(config, limits, gpus, None)
+    application = Server(scheduler, ModelStore(tmp_path, MODELS)).application()
     async with (
         TestServer(application) as server,
         aiohttp.ClientSession(server.make_url("/"), connector=aiohttp.TCPConnector(limit=0)) as session,
     ):
         try:
-            yield Client(session, engine)
+            yield Client(session, scheduler)
         finally:
-            await engine.close()
+            await scheduler.close()
 
 
 def with_fault(**fields: Any) -> Config:
@@ -220,7 +220,7 @@ async def test_a_hang_wedges_the_runner_until_it_is_killed(tmp_path: Path) -> No
         innocent = asyncio.create_task(client.chat("innocent"))
         state = await client.until(lambda state: state["in_flight"] == 2)
         assert not poisoned.done() and not innocent.done()
-        next(iter(client.engine.loaded.values())).runner.kill()
+        next(iter(client.scheduler.loaded.values())).runner.kill()
         assert [(await task)[0] for task in (poisoned, innocent)] == [500, 500]
         assert state["served"] == 0
         assert (await client.chat("innocent"))[0] == 200

@@ -117,7 +117,7 @@ class Loaded:
         return self.idle_since_s + self.keep_alive_s - time.monotonic()
 
 
-class Engine:
+class Scheduler:
     """All models of one server.
 
     Args:
