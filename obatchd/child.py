@@ -286,14 +286,17 @@ class Keeper(Generic[Message]):
 
     async def run(self) -> None:
         """Start a child, and another one after its end, until the parent wants none; cancelled, end it."""
-        while True:
-            began_s = time.monotonic()
-            words = await self._one()
-            pause_s = self._parent.ended(End(words, time.monotonic() - began_s))
-            self.tried.set()
-            if pause_s is None:
-                return
-            await asyncio.sleep(pause_s)
+        try:
+            while True:
+                began_s = time.monotonic()
+                words = await self._one()
+                pause_s = self._parent.ended(End(words, time.monotonic() - began_s))
+                self.tried.set()
+                if pause_s is None:
+                    return
+                await asyncio.sleep(pause_s)
+        finally:
+            self.tried.set()  # also after a defect: whoever waits is not to wait for ever
 
     async def _one(self) -> str:
         """One child, from its start to its end; says how it ended."""

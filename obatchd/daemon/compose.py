@@ -84,7 +84,7 @@ async def host(settings: Current[Settings], spool: Spool, owner: TaskOwner) -> H
     """The parts of this machine. The probe runs already: which GPUs there are decides what is made."""
     work = spool.layout.work
     chosen = platform.choose(settings.value, work)
-    probe = Probe(settings.value.gpus, chosen.open_source)
+    probe = Probe(settings.value.gpus, chosen.open_source, owner)
     await probe.start()
     fleet = Fleet(settings, work, spool.layout.uuid, chosen.program, probe, spool.facts, owner)
     models = ModelKeeper(settings, fleet)

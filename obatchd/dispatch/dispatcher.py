@@ -31,7 +31,7 @@ class Dispatcher:
 
     Args:
         holds: reasons for which nothing new is offered.
-        owner: told when a load ends by a defect: its server would stay between two profiles for ever.
+        owner: told when a part of dispatch ends by a defect: requests would wait for ever.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Dispatcher:
         self._outcomes = OutcomeHandler(queue, settings, events, self)
         self.suspicion = self._outcomes.suspicion
         self._offering = Offering(queue, self.links, settings, events)
-        self._keeper = WorkerKeeper(self.links, self)
+        self._keeper = WorkerKeeper(self.links, self, owner)
         self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, owner)
         self.holds = holds
         self._suspected: dict[int, list[tuple[int, int]]] = {}  # by job, from an earlier run

@@ -9,8 +9,9 @@ from typing import Protocol
 from obatchd import log
 from obatchd.child import Child, End, Keeper
 from obatchd.dispatch import protocol
-from obatchd.dispatch.link import Link
+from obatchd.dispatch.link import Link, Waker
 from obatchd.dispatch.worker import worker
+from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
 _TICK_S = 1.0
@@ -18,8 +19,8 @@ _ASK_TICKS = 5  # a busy worker speaks every second
 _HUNG_TICKS = 30
 
 
-class WorkerEvents(Protocol):
-    """Hears of the workers; :class:`obatchd.dispatch.dispatcher.Dispatcher`."""
+class WorkerEvents(Waker, Protocol):
+    """Hears of the workers, and is woken once a second; :class:`obatchd.dispatch.dispatcher.Dispatcher`."""
 
     def worker_said(self, link: Link, message: protocol.ToMain) -> None:
         """A worker sent a message."""
@@ -27,30 +28,31 @@ class WorkerEvents(Protocol):
     def worker_lost(self, link: Link, reason: str) -> None:
         """A worker is gone, for this reason; its offers are still in the link."""
 
-    def wake(self) -> None:
-        """There may be something to offer: a worker has started, or a second has passed."""
-
 
 class WorkerKeeper:
-    """The life of the workers; ``links`` are the servers, by id."""
+    """The life of the workers.
 
-    def __init__(self, links: Mapping[str, Link], events: WorkerEvents) -> None:
+    Args:
+        links: the servers, by id.
+        owner: told when a server gets no other worker any more, or nobody looks for workers that hang.
+    """
+
+    def __init__(self, links: Mapping[str, Link], events: WorkerEvents, owner: TaskOwner) -> None:
         self._links = links
         self._events = events
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = TaskSet(owner)
 
     async def start(self) -> None:
         """Start a worker for each server."""
         keepers = [_Place(link, self._events).keeper for link in self._links.values()]
-        self._tasks = [asyncio.create_task(keeper.run(), name=keeper.name) for keeper in keepers]
-        self._tasks.append(asyncio.create_task(self._tick(), name="dispatch-tick"))
+        for keeper in keepers:
+            self._tasks.start(keeper.run(), keeper.name)
+        self._tasks.start(self._tick(), "dispatch-tick")
         await asyncio.gather(*(keeper.tried.wait() for keeper in keepers))
 
     async def stop(self) -> None:
         """End every worker, and replace none from now on."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.stop()
 
     async def _tick(self) -> None:
         while True:

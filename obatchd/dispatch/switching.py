@@ -34,6 +34,7 @@ class ProfileSwitcher:
 
     Args:
         links: the servers, by id.
+        owner: told when a load ends by a defect: its server would stay between two profiles for ever.
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from functools import partial
 from typing import Literal
 
@@ -13,6 +12,7 @@ from obatchd.gpus import probe_child
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.source import OpenSource
 from obatchd.settings.tables.gpus import GpuSettings
+from obatchd.tasks import TaskOwner, TaskSet
 
 log = obatchd.log.get(__name__)
 
@@ -44,6 +44,7 @@ class Probe:
 
     Args:
         open_source: opens the source of readings, in the probe's process.
+        owner: told when nobody keeps the process any more: the last readings would seem to be the present ones.
 
     Attributes:
         gpus: GPUs of the latest listing.
@@ -58,6 +59,7 @@ class Probe:
         self,
         settings: GpuSettings,
         open_source: OpenSource,
+        owner: TaskOwner,
         *,
         silent_s: float | None = None,
         start_timeout_s: float = START_TIMEOUT_S,
@@ -84,7 +86,7 @@ class Probe:
         self._warning: asyncio.TimerHandle | None = None
         self._late: tuple[State, str, str] | None = None
         self._listed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = TaskSet(owner)
 
     def listen(self, listener: Listener) -> None:
         """Let ``listener`` hear what is read from now on, and who the cards are as far as that was told already."""
@@ -94,7 +96,7 @@ class Probe:
 
     async def start(self) -> None:
         """Returns after the first listing, the news that there is no driver, or ``start_timeout_s``."""
-        self._task = asyncio.create_task(self._keeper.run(), name="probe")
+        self._tasks.start(self._keeper.run(), self._keeper.name)
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await self._listed.wait()
@@ -103,12 +105,9 @@ class Probe:
 
     async def stop(self) -> None:
         """Close the channel; the process ends by itself. It is never waited for: it may hang in the driver."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-            self._task, self.pid = None, None
-            self._expect_nothing()
+        await self._tasks.stop()
+        self.pid = None
+        self._expect_nothing()
 
     # What the process says.
 

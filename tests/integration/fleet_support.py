@@ -37,7 +37,7 @@ class Bench:
         self.failures = Failures()
         self.changes: list[tuple[str, ServerState, ServerState]] = []
         host = platform.choose(settings, work)
-        self.probe = Probe(settings.gpus, host.open_source)
+        self.probe = Probe(settings.gpus, host.open_source, self.failures)
         self.fleet = Fleet(Current(settings), work, instance, host.program, self.probe, facts, self.failures)
         self.fleet.listen(self)
 

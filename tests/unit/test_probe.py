@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from task_support import Failures
 
+from obatchd.child import End
 from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import REPLACEMENTS, Listener, Probe
@@ -84,7 +86,7 @@ def settings() -> GpuSettings:
 
 
 async def test_readings_arrive_and_the_process_ends_with_the_probe() -> None:
-    probe = Probe(settings(), partial(scripted, fine))
+    probe = Probe(settings(), partial(scripted, fine), Failures())
     await probe.start()
     assert (probe.state, probe.gpus) == ("ok", [GPU])
     await wait_for(lambda: probe.readings and (probe.readings["GPU-1"].temp_c or 0) > 2)
@@ -95,7 +97,7 @@ async def test_readings_arrive_and_the_process_ends_with_the_probe() -> None:
 
 
 async def test_no_driver_is_absence() -> None:
-    probe = Probe(settings(), no_driver)
+    probe = Probe(settings(), no_driver, Failures())
     await probe.start()
     assert (probe.state, probe.code, probe.gpus) == ("absent", "no_driver", [])
     assert "No NVIDIA driver" in probe.message
@@ -103,7 +105,7 @@ async def test_no_driver_is_absence() -> None:
 
 
 async def test_start_returns_when_the_driver_hangs() -> None:
-    probe = Probe(settings(), hang, start_timeout_s=0.3)
+    probe = Probe(settings(), hang, Failures(), start_timeout_s=0.3)
     await probe.start()
     assert (probe.state, probe.gpus) == ("unknown", [])
     pid = probe.pid
@@ -114,7 +116,7 @@ async def test_start_returns_when_the_driver_hangs() -> None:
 
 async def test_a_silent_probe_is_replaced_a_few_times_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("obatchd.gpus.probe.REPLACEMENTS", 1)
-    probe = Probe(settings(), partial(scripted, hang_at_second), silent_s=3.0)
+    probe = Probe(settings(), partial(scripted, hang_at_second), Failures(), silent_s=3.0)
     await probe.start()
     assert probe.state == "ok"
     first = probe.pid
@@ -127,7 +129,7 @@ async def test_a_silent_probe_is_replaced_a_few_times_then_given_up(monkeypatch:
 
 
 async def test_a_probe_that_dies_is_replaced() -> None:
-    probe = Probe(settings(), partial(scripted, die_at_second))
+    probe = Probe(settings(), partial(scripted, die_at_second), Failures())
     await probe.start()
     await wait_for(lambda: "given up" in probe.message)
     assert probe.replacements == REPLACEMENTS and "died" in probe.message
@@ -140,7 +142,7 @@ def pause_at_second(count: int) -> None:
 
 
 async def test_a_driver_that_is_slow_to_answer_is_unknown_meanwhile() -> None:
-    probe = Probe(GpuSettings(poll_s=0.02, silent_warn_s=0.2), partial(scripted, pause_at_second))
+    probe = Probe(GpuSettings(poll_s=0.02, silent_warn_s=0.2), partial(scripted, pause_at_second), Failures())
     await probe.start()
     await wait_for(lambda: probe.code == "probe_late")
     assert probe.state == "unknown"
@@ -167,7 +169,7 @@ class Heard(Listener):
 
 async def test_a_listener_hears_everything(tmp_path: Path) -> None:
     settings = GpuSettings(poll_s=0.05, slow_poll_s=0.1)
-    probe, heard = Probe(settings, partial(SimulatedGpus, tmp_path, 2)), Heard()
+    probe, heard = Probe(settings, partial(SimulatedGpus, tmp_path, 2), Failures()), Heard()
     probe.listen(heard)
     await probe.start()
     await wait_for(lambda: len(heard.cards) == 2)
@@ -180,7 +182,7 @@ async def test_a_listener_hears_everything(tmp_path: Path) -> None:
 
 
 async def test_a_driver_updated_underneath_is_told_while_readings_go_on(tmp_path: Path) -> None:
-    probe = Probe(GpuSettings(poll_s=0.05, slow_poll_s=0.1), partial(SimulatedGpus, tmp_path, 1))
+    probe = Probe(GpuSettings(poll_s=0.05, slow_poll_s=0.1), partial(SimulatedGpus, tmp_path, 1), Failures())
     await probe.start()
     write_script(tmp_path, {"0": [GpuEvent("mismatch")]})
     await wait_for(lambda: probe.host_trouble[0] == "driver_mismatch")
@@ -201,7 +203,7 @@ class Gone(Scripted):
 
 async def test_a_driver_that_goes_away_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("obatchd.gpus.probe.RETRY_S", 0.3)
-    probe = Probe(settings(), partial(Gone, tmp_path))
+    probe = Probe(settings(), partial(Gone, tmp_path), Failures())
     await probe.start()
     await wait_for(lambda: probe.code == "no_driver")
     assert (probe.state, probe.gpus) == ("unknown", [GPU])
@@ -210,8 +212,21 @@ async def test_a_driver_that_goes_away_is_asked_again(tmp_path: Path, monkeypatc
 
 
 async def test_simulated_gpus(tmp_path: Path) -> None:
-    probe = Probe(GpuSettings(poll_s=0.05), partial(SimulatedGpus, tmp_path, 3))
+    probe = Probe(GpuSettings(poll_s=0.05), partial(SimulatedGpus, tmp_path, 3), Failures())
     await probe.start()
     assert probe.state == "ok" and [gpu.index for gpu in probe.gpus] == [0, 1, 2]
     await wait_for(lambda: len(probe.readings) == 3)
+    await probe.stop()
+
+
+async def test_a_process_that_nobody_keeps_any_more_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(probe: Probe, end: End) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(Probe, "ended", ended)
+    failures = Failures()
+    probe = Probe(settings(), partial(scripted, die_at_second), failures)
+    await probe.start()
+    await wait_for(lambda: failures)
+    assert failures == ["probe: RuntimeError: a defect"]
     await probe.stop()
