@@ -112,9 +112,7 @@ class Documents:
     def __init__(self, family: str) -> None:
         self._path = RECORDED / f"{family}.json"
         self._family = family
-        self._recorded: dict[str, Shape] = {}
-        if self._path.exists():
-            self._recorded = {name: from_json(text) for name, text in json.loads(self._path.read_bytes()).items()}
+        self._recorded = recorded(family)
         self.problems: list[str] = []
         self.seen: set[str] = set()
 
@@ -148,7 +146,7 @@ def _file(recorded: dict[str, Shape]) -> str:
     return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
-def every_recorded(family: str) -> dict[str, Any]:
-    """The recorded shapes of a family, as JSON."""
-    recorded: dict[str, Any] = json.loads((RECORDED / f"{family}.json").read_bytes())
-    return recorded
+def recorded(family: str) -> dict[str, Shape]:
+    """The recorded shapes of a family, by state."""
+    path = RECORDED / f"{family}.json"
+    return {name: from_json(text) for name, text in json.loads(path.read_bytes()).items()} if path.exists() else {}

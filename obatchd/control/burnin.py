@@ -14,7 +14,6 @@ from obatchd.documents.burnin import (
     BurninReport,
     BurninRuns,
     BurninStatus,
-    DamagedRun,
     ListedRun,
 )
 from obatchd.errors import ConfigError
@@ -43,7 +42,7 @@ class Burnin(Protocol):
         """A whole report."""
         ...
 
-    async def runs(self) -> list[ListedRun | DamagedRun]:
+    async def runs(self) -> list[ListedRun]:
         """All runs, newest first."""
         ...
 

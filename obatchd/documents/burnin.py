@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from obatchd.documents import SCHEMA
+from obatchd.documents import Document, Number
 from obatchd.documents.gpus import Identity
 
 KIND = "obatchd-burnin-report"
-Number = int | float  # as it was read; decoding makes no 70.0 of 70
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -61,7 +61,7 @@ class BurninBrief(msgspec.Struct):
 
     run: str
     state: str  # preparing, loading
-    elapsed_s: float  # of load
+    elapsed_s: Number  # of load
     asked_s: float
     gpus: list[str]  # UUIDs
 
@@ -100,9 +100,9 @@ class BurninLoad(msgspec.Struct):
 class Stress(msgspec.Struct):
     """How hard a GPU worked, over the time under load."""
 
-    loaded_s: float  # with requests in a slot, output checks included
-    canary_s: float  # of it for output checks
-    seen_s: float  # of the run, with fresh readings
+    loaded_s: Number  # with requests in a slot, output checks included
+    canary_s: Number  # of it for output checks
+    seen_s: Number  # of the run, with fresh readings
     slots_busy_percent: Number | None  # outside of output checks
     utilisation_percent: Number | None
     power_w: Number | None  # median
@@ -195,10 +195,9 @@ class BurninGap(msgspec.Struct, rename={"since": "from"}):
     reason: str
 
 
-class _Run(msgspec.Struct, kw_only=True):
+class _Run(Document, kw_only=True):
     """The verdicts of an unfinished run say what they would be now."""
 
-    schema: int = SCHEMA
     kind: str = KIND
     run: str
     version: str  # of obatchd
@@ -213,7 +212,7 @@ class _Run(msgspec.Struct, kw_only=True):
     ended_at: str | None
     end: str  # why
     asked_s: float  # of load
-    elapsed_s: float  # of load
+    elapsed_s: Number  # of load
     gaps: list[BurninGap]
 
 
@@ -246,32 +245,24 @@ class ListedGpu(msgspec.Struct):
     verdict: str  # empty until the end
 
 
-class ListedRun(msgspec.Struct):
-    """A run in the list."""
+class ListedRun(msgspec.Struct, kw_only=True):
+    """A run in the list; one whose journal cannot be read has only its id, the state ``damaged`` and why."""
 
     run: str
-    state: str  # active, unfinished, completed, stopped, failed
-    verdict: str  # empty until the end
-    profile: str
-    asked_s: float
-    started_at: str
-    ended_at: str | None
+    state: str  # active, unfinished, completed, stopped, failed, damaged
+    verdict: str | UnsetType = UNSET  # empty until the end
+    profile: str | UnsetType = UNSET
+    asked_s: float | UnsetType = UNSET
+    started_at: str | UnsetType = UNSET
+    ended_at: str | UnsetType | None = UNSET
     end: str  # why
-    gpus: list[ListedGpu]
-
-
-class DamagedRun(msgspec.Struct, kw_only=True):
-    """A run whose journal cannot be read."""
-
-    run: str
-    state: str = "damaged"
-    end: str
+    gpus: list[ListedGpu] | UnsetType = UNSET
 
 
 class BurninRuns(msgspec.Struct):
     """``GET /v1/burnin``: newest first."""
 
-    runs: list[ListedRun | DamagedRun]
+    runs: list[ListedRun]
 
 
 class ComparedGpu(msgspec.Struct):
@@ -305,10 +296,9 @@ class ComparedGroup(msgspec.Struct):
     hosts_fail: bool
 
 
-class Comparison(msgspec.Struct, kw_only=True):
+class Comparison(Document, kw_only=True):
     """``obatchctl burnin compare --json``."""
 
-    schema: int = SCHEMA
     kind: str = "obatchd-burnin-comparison"
     verdict: str  # PASS, FAIL
     exit_code: int

@@ -6,13 +6,12 @@ from typing import Any
 
 import msgspec
 
-from obatchd.documents import SCHEMA
+from obatchd.documents import Document
 
 
-class JobDocument(msgspec.Struct, kw_only=True):
+class JobDocument(Document):
     """A job, in work or over; also ``status.json``. What has a default is so of a job that is over."""
 
-    schema: int = SCHEMA
     job: str  # its id
     name: str  # of the drop
     owner: int  # uid
@@ -24,7 +23,7 @@ class JobDocument(msgspec.Struct, kw_only=True):
     notes: list[str]  # for people; why it was refused, too
     retry_of: str | None  # the job whose failures it tries again
     sample_of: int | None  # requests of the drop that it is a sample of
-    paused: bool = False
+    paused: bool
     requests: int | None  # null until the drop is wholly read
     indexed: int  # read so far
     succeeded: int
@@ -38,7 +37,7 @@ class JobDocument(msgspec.Struct, kw_only=True):
     position: int | None = None  # in the queue, from 1; null once it has begun
     expected_start_at: str | None = None
     expires_at: str | None = None  # its deadline
-    outbox: str | None  # directory of the results; a refused job has none
+    outbox: str | None = None  # directory of the results; a refused job has none
     refused_to: str | None = None  # where a refused drop lies, with the reason
 
 
@@ -102,10 +101,9 @@ class SettingsUsed(msgspec.Struct):
     system_message_sha256: str | None
 
 
-class Summary(msgspec.Struct, kw_only=True):
+class Summary(Document):
     """``summary.json``: counts, failures, time, speed, and what a methods section needs."""
 
-    schema: int = SCHEMA
     job: str
     name: str
     owner: int  # uid

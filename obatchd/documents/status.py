@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from obatchd.documents import SCHEMA
+from obatchd.documents import Document, Number
 from obatchd.documents.burnin import BurninBrief
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import Pull
@@ -74,7 +74,7 @@ class QueueCounts(msgspec.Struct):
     jobs: int
     finished: int  # requests of these jobs
     total: int  # requests of these jobs, as far as they are read
-    requests_per_s: float  # over the last 30 s
+    requests_per_s: Number  # over the last 30 s
 
 
 class BlockedDrop(msgspec.Struct):
@@ -101,10 +101,9 @@ class DiskState(msgspec.Struct):
     low: bool  # dispatch and inbox wait
 
 
-class Status(msgspec.Struct, kw_only=True):
+class Status(Document):
     """``GET /v1/status``; of jobs and drops only those that the caller may see."""
 
-    schema: int = SCHEMA
     version: str
     spool: str
     pid: int

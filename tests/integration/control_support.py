@@ -22,7 +22,7 @@ from obatchd.control.auth import Access, Caller
 from obatchd.control.operations import Submission
 from obatchd.control.submit import SubmitServer
 from obatchd.documents.answers import HostState, Paused, Reloaded, Removed
-from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, DamagedRun, ListedRun
+from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import ModelEntry, PullProgress
@@ -294,7 +294,7 @@ class FakeBurnin:
     async def report(self, run: str) -> BurninReport:
         raise NotFoundError(f"no burn-in {run}")
 
-    async def runs(self) -> list[ListedRun | DamagedRun]:
+    async def runs(self) -> list[ListedRun]:
         return []
 
 

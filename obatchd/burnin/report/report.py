@@ -121,22 +121,7 @@ def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGp
         load=BurninLoad(ready.model, ready.digest, ready.ollama, ready.context_length, ready.slots)
         if ready
         else BurninLoad(),
-        stress=Stress(
-            loaded_s=round(evidence.loaded_s, 1),
-            canary_s=round(evidence.canary_s, 1),
-            seen_s=round(evidence.seen_s, 1),
-            slots_busy_percent=_rounded(evidence.occupancy_percent),
-            utilisation_percent=_rounded(evidence.utilisation_percent),
-            power_w=_rounded(evidence.power_w),
-            power_limit_w=_rounded(evidence.power_limit_w),
-            power_percent=_rounded(evidence.power_percent),
-            power_p95_percent=_rounded(evidence.power_p95_percent),
-            clock_mhz=_rounded(evidence.clock_mhz),
-            temp_c=evidence.temp_c,
-            memory_temp_c=evidence.memory_temp_c,
-            vram_bytes=evidence.vram_bytes,
-            vram_percent=_rounded(evidence.vram_percent),
-        ),
+        stress=_stress(evidence),
         work=BurninWork(
             evidence.tokens,
             evidence.prompt_tokens,
@@ -154,6 +139,12 @@ def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGp
         events=[_event(event) for event in evidence.events if event.gpu],
         series=_series(unit.uuid, buckets),
     )
+
+
+def _stress(evidence: Evidence) -> Stress:
+    """What the evidence has under the same names, rounded."""
+    told: dict[str, Any] = {name: _rounded(getattr(evidence, name)) for name in Stress.__struct_fields__}
+    return Stress(**told)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -24,7 +24,6 @@ from obatchd.documents.burnin import (
     BurninHead,
     BurninReport,
     BurninStatus,
-    DamagedRun,
     ListedGpu,
     ListedRun,
 )
@@ -196,27 +195,27 @@ class Burnin:
             return await asyncio.to_thread(report.build, list(self._run.records))
         return report.build(await asyncio.to_thread(self._shelf.read, run))
 
-    async def runs(self) -> list[ListedRun | DamagedRun]:
+    async def runs(self) -> list[ListedRun]:
         """All runs, newest first."""
         return await asyncio.to_thread(lambda: [self._listed(run) for run in reversed(self._shelf.runs())])
 
-    def _listed(self, run: str) -> ListedRun | DamagedRun:
+    def _listed(self, run: str) -> ListedRun:
         try:
             begun, ended = self._shelf.ends(run)
         except (StoreError, msgspec.DecodeError, OSError) as error:
-            return DamagedRun(run=run, end=str(error))
+            return ListedRun(run=run, state="damaged", end=str(error))
         active = self.active is not None and self.active.plan.run == run
         verdicts = ended.verdicts if ended else {}
         return ListedRun(
-            run,
-            ended.reason if ended else "active" if active else "unfinished",
-            ended.verdict if ended else "",
-            begun.plan.profile,
-            begun.plan.duration_s,
-            report.instant(begun.at_s),
-            report.instant_if(ended.at_s if ended else None),
-            ended.text if ended else "",
-            [ListedGpu(unit.uuid, unit.index, unit.name, verdicts.get(unit.uuid, "")) for unit in begun.units],
+            run=run,
+            state=ended.reason if ended else "active" if active else "unfinished",
+            verdict=ended.verdict if ended else "",
+            profile=begun.plan.profile,
+            asked_s=begun.plan.duration_s,
+            started_at=report.instant(begun.at_s),
+            ended_at=report.instant_if(ended.at_s if ended else None),
+            end=ended.text if ended else "",
+            gpus=[ListedGpu(unit.uuid, unit.index, unit.name, verdicts.get(unit.uuid, "")) for unit in begun.units],
         )
 
     def _choose(self, asked: Asked) -> list[Unit]:

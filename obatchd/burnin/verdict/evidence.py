@@ -37,7 +37,7 @@ class Evidence(msgspec.Struct):
     loaded_s: float = 0.0  # with requests in a slot, output checks included
     canary_s: float = 0.0
     seen_s: float = 0.0  # of the elapsed time, with fresh readings
-    occupancy_percent: float | None = None  # of the slots, outside of output checks
+    slots_busy_percent: float | None = None  # of the slots, outside of output checks
     tokens: int = 0
     prompt_tokens: int = 0
     requests: int = 0
@@ -114,7 +114,7 @@ def _add_samples(evidence: Evidence, samples: list[tuple[float, Sample]]) -> Non
     load_only_s = sum(s.loaded_s for s in loaded)
     evidence.loaded_s = load_only_s + evidence.canary_s
     capacity = sum(s.loaded_s * s.slots for s in loaded)
-    evidence.occupancy_percent = 100 * sum(s.slot_s for s in loaded) / capacity if capacity else None
+    evidence.slots_busy_percent = 100 * sum(s.slot_s for s in loaded) / capacity if capacity else None
     for name in ("tokens", "prompt_tokens", "requests", "failed"):
         setattr(evidence, name, sum(getattr(s, name) for _, s in samples))
     evidence.utilisation_percent = _mean((s.utilisation_percent, s.seen_s) for s in loaded)

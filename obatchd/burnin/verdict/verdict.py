@@ -79,7 +79,7 @@ def _sibling(one: Evidence, other: Evidence) -> bool:
     """
     if one is other or one.prepared is None or other.prepared is None:
         return False
-    if one.with_jobs and not all(e.one_profile and (e.occupancy_percent or 0) >= _BUSY_PERCENT for e in (one, other)):
+    if one.with_jobs and not all(e.one_profile and (e.slots_busy_percent or 0) >= _BUSY_PERCENT for e in (one, other)):
         return False
     ours, theirs = one.prepared, other.prepared
     same_load = (ours.model, ours.context_length, ours.slots) == (theirs.model, theirs.context_length, theirs.slots)
