@@ -133,7 +133,7 @@ def draw(table: str) -> str:
     """The picture as SVG.
 
     Raises:
-        SystemExit: a room of the table has no place here, or a place has no room.
+        SystemExit: a room of the table has no place here, a place has no room, or words do not fit their place.
     """
     words = rooms(table)
     if odd := sorted(words.keys() ^ PLACES.keys()):
@@ -173,6 +173,8 @@ def _box(name: str, place: Place, words: str, *, absent: bool = False) -> list[s
     names = textwrap.wrap(name, width // 9)
     lines = textwrap.wrap(words, int((width - 12) / _PIXELS_PER_CHARACTER))
     top = y + (height - 18 * len(names) - 14 * len(lines)) / 2
+    if top < y:
+        raise SystemExit(f"shorten the first words of {name} in docs/rooms.md, or enlarge its place: {words}")
     kind = f"room {group} absent" if absent else f"room {group}"
     parts = [f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="7"/>']
     for number, text in enumerate(names):
