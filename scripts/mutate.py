@@ -300,8 +300,11 @@ class Tree:
             process.wait()
         if process.returncode == 0:
             return ""
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+?\.py(?:::\w+)*)", said, re.MULTILINE)
-        return failed[1] if failed else f"pytest, status {process.returncode}: {said.strip()[-200:]}"
+        if failed := re.search(r"^(?:FAILED|ERROR) (\S+?\.py(?:::\w+)*)", said, re.MULTILINE):
+            return failed[1]
+        if hung := re.search(r'(tests/unit/test_\w+\.py)", line \d+, in (test_\w+)', said):
+            return "::".join(hung.groups())
+        return f"pytest, status {process.returncode}: {said.strip()[-200:]}"
 
     def killed_by(self, tests: Sequence[str], *more: str) -> str:
         """The first test that fails, and fails again alone; empty when there is none."""
