@@ -7,9 +7,9 @@ import contextlib
 import os
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Protocol
 
 import obatchd.log
 
@@ -76,20 +76,26 @@ def _new_lines(path: Path, place: _Place) -> tuple[list[str], _Place]:
     return new[:whole].decode(errors="replace").splitlines(), _Place(inode, offset + whole)
 
 
+class LineListener(Protocol):
+    """Reads what a server writes; :class:`obatchd.servers.process.ServerProcess`."""
+
+    def line(self, line: str) -> None:
+        """One line, without its end."""
+
+
 class LogDrain:
     """Takes what one server writes to stdout and stderr, across restarts of the server.
 
     Args:
         server: id, for our own log.
         path: the file; when it reaches ``FILE_BYTES`` it becomes ``<path>.1``.
-        on_line: called with each line.
     """
 
-    def __init__(self, server: str, path: Path, on_line: Callable[[str], None]) -> None:
+    def __init__(self, server: str, path: Path, listener: LineListener) -> None:
         self.lines: deque[str] = deque(maxlen=RING_LINES)
         self._server = server
         self._path = path
-        self._on_line = on_line
+        self._listener = listener
         self._rest = b""
         self._file: BinaryIO | None = None
 
@@ -127,7 +133,7 @@ class LogDrain:
         self.lines.append(line)
         if _NOTABLE.search(line):
             log.info("server_log", server=self._server, line=line[:500])
-        self._on_line(line)
+        self._listener.line(line)
 
     def _write(self, data: bytes) -> None:
         try:

@@ -82,7 +82,7 @@ class ManagedServer(Server):
         self.slots = auto if self._settings.slots == "auto" else self._settings.slots
         self._parallel = self.slots  # what the process is told; a model may allow it less
         self._proven: bool | None = None  # whether it is known to compute on its GPUs
-        self._process = ServerProcess(server_id, self.log_file, self._ended)
+        self._process = ServerProcess(server_id, self.log_file, self)
 
     def _url(self) -> str:
         address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self._settings.listen, self._settings.listen)
@@ -157,7 +157,8 @@ class ManagedServer(Server):
         self._host.facts.set(f"port/{self.id}", str(self.port))
         self.base_url = self._url()
 
-    def _ended(self) -> None:
+    def process_ended(self) -> None:
+        """End the run with what the process said last."""
         code = self._process.returncode or 0
         how = f"was killed by signal {-code}" if code < 0 else f"exited with {code}"
         said = self._process.log.last_words()

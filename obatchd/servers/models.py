@@ -23,7 +23,6 @@ from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.model_info import LOCAL, ModelInfo, describe
 from obatchd.servers.server import Server
-from obatchd.servers.states import ServerState
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.models import ModelSettings
@@ -35,7 +34,6 @@ log = obatchd.log.get(__name__)
 _TIMEOUT_S = 60.0
 _T = TypeVar("_T")
 _FIRST_SERVER_S = 0.5  # between two looks whether a server is up
-_UP = frozenset({ServerState.READY, ServerState.DRAINING})
 
 
 class ModelKeeper:
@@ -45,13 +43,10 @@ class ModelKeeper:
         pulls: downloads in progress by model name; of a remote server, with its id behind it.
     """
 
-    def __init__(
-        self, settings: Current[Settings], fleet: Fleet, *, free_bytes: Callable[[Path], int] | None = None
-    ) -> None:
+    def __init__(self, settings: Current[Settings], fleet: Fleet) -> None:
         self.pulls: dict[str, PullProgress] = {}
         self._current = settings
         self._fleet = fleet
-        self._free_bytes = free_bytes or _free_bytes
         self._known: dict[tuple[str, str], ModelInfo] = {}
         self._running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = {}
         self._hosts: dict[str, asyncio.Lock] = {}
@@ -123,10 +118,10 @@ class ModelKeeper:
         )
 
     def _stores(self) -> list[str]:
-        return list(dict.fromkeys(store_of(server) for server in self._fleet.servers.values() if server.state in _UP))
+        return list(dict.fromkeys(store_of(server) for server in self._fleet.servers.values() if server.up))
 
     def _servers(self, store: str) -> list[Server]:
-        return [server for server in self._fleet.servers.values() if store_of(server) == store and server.state in _UP]
+        return [server for server in self._fleet.servers.values() if store_of(server) == store and server.up]
 
     async def _ensure_in(self, store: str, model: str, by_admin: bool) -> ModelInfo:
         key = (store, canonical(model))
@@ -247,7 +242,7 @@ class ModelKeeper:
         """Remote stores are on disks we cannot see; there the server itself says what is wrong."""
         if not isinstance(server, ManagedServer):
             return
-        free_bytes = self._free_bytes(server.models_dir)
+        free_bytes = _free_bytes(server.models_dir)
         if free_bytes - missing_bytes < self._settings.pull_margin_bytes:
             raise ModelError(
                 f"No space to pull {model}: {missing_bytes / 1e9:.1f} GB are missing, {server.models_dir} has "

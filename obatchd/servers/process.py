@@ -9,8 +9,9 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
@@ -40,13 +41,19 @@ def version_warning(version: str) -> str | None:
     return f"Ollama {version or 'of unknown version'} is tried, but only {supported} are known to work."
 
 
+class ProcessListener(Protocol):
+    """Hears of the end of a process; :class:`obatchd.servers.managed.ManagedServer`."""
+
+    def process_ended(self) -> None:
+        """It ended, asked or not, and was reaped."""
+
+
 class ServerProcess:
     """Starts and ends ``ollama serve``.
 
     Args:
         server: id, for the log.
         log_path: where its output is kept.
-        on_end: called when the process has ended, asked or not.
 
     Attributes:
         pid: of the serving process, None when none runs.
@@ -56,17 +63,17 @@ class ServerProcess:
         one_slot: in its log the server said that the loaded model cannot use more than one slot.
     """
 
-    def __init__(self, server: str, log_path: Path, on_end: Callable[[], None]) -> None:
+    def __init__(self, server: str, log_path: Path, listener: ProcessListener) -> None:
         self.pid: int | None = None
         self.returncode: int | None = None
         self.ended = asyncio.Event()
         self.loading_since_s: float | None = None
         self.one_slot = False
         self._server = server
-        self._on_end = on_end
+        self._listener = listener
         self._devices: list[str] = []
         self._device_seen = asyncio.Event()
-        self.log = LogDrain(server, log_path, self._line)
+        self.log = LogDrain(server, log_path, self)
         self._popen: subprocess.Popen[bytes] | None = None
         self._pidfd = -1
         self._output = -1  # read end of the pipe that it writes to; -1: closed
@@ -128,7 +135,7 @@ class ServerProcess:
         if self._output >= 0:
             self._read_output()  # its last words, for whoever asks why it ended
         self.ended.set()
-        self._on_end()
+        self._listener.process_ended()
 
     def _signal_group(self, number: signal.Signals) -> None:
         assert self.pid is not None
@@ -162,7 +169,8 @@ class ServerProcess:
                 return
             await asyncio.sleep(_POLL_S)
 
-    def _line(self, line: str) -> None:
+    def line(self, line: str) -> None:
+        """Learn from what the server says of its devices and its runner."""
         if "inference compute" in line:
             self._devices.append(line)
             self._device_seen.set()

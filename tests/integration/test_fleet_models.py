@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from fleet_support import Bench, running, settings, wait_for
@@ -22,11 +24,12 @@ PLENTY_BYTES = 10**15
 
 @asynccontextmanager
 async def keeping(bench: Bench, *, free_bytes: int = PLENTY_BYTES, **chosen: Any) -> AsyncIterator[ModelKeeper]:
-    keeper = ModelKeeper(in_force(models=chosen), bench.fleet, free_bytes=lambda path: free_bytes)
-    try:
-        yield keeper
-    finally:
-        await keeper.close()
+    keeper = ModelKeeper(in_force(models=chosen), bench.fleet)
+    with patch("shutil.disk_usage", return_value=SimpleNamespace(free=free_bytes)):
+        try:
+            yield keeper
+        finally:
+            await keeper.close()
 
 
 async def test_a_present_model_is_described(tmp_path: Path) -> None:

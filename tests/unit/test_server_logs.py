@@ -9,6 +9,13 @@ from pathlib import Path
 from obatchd.servers.logs import LogDrain, read_log
 
 
+class Unread:
+    """Implements :class:`obatchd.servers.logs.LineListener`."""
+
+    def line(self, line: str) -> None:
+        pass
+
+
 async def test_the_last_lines_and_what_follows_over_a_rotation(tmp_path: Path) -> None:
     path = tmp_path / "gpu0.log"
     assert [line async for line in read_log(path, 10)] == []
@@ -27,7 +34,7 @@ async def test_the_last_lines_and_what_follows_over_a_rotation(tmp_path: Path) -
 
 
 def test_the_last_words_begin_with_the_alarm(tmp_path: Path) -> None:
-    drain = LogDrain("gpu0", tmp_path / "log", lambda line: None)
+    drain = LogDrain("gpu0", tmp_path / "log", Unread())
     assert drain.last_words() == ""
     drain.data_received(b"starting\nready\n\n")
     assert drain.last_words() == "starting | ready"

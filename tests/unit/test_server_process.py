@@ -13,11 +13,18 @@ import pytest
 from obatchd.servers.process import ServerProcess
 
 
+class Unheard:
+    """Implements :class:`obatchd.servers.process.ProcessListener`."""
+
+    def process_ended(self) -> None:
+        pass
+
+
 async def test_a_stop_at_the_moment_the_gpu_is_seen_is_not_swallowed(tmp_path: Path) -> None:
-    process = ServerProcess("gpu0", tmp_path / "log", lambda: None)
+    process = ServerProcess("gpu0", tmp_path / "log", Unheard())
     looking = asyncio.create_task(process.sees(["GPU-1"], 30))
     await asyncio.sleep(0)
-    process._line('time=… msg="inference compute" id=GPU-1 library=CUDA')
+    process.line('time=… msg="inference compute" id=GPU-1 library=CUDA')
     looking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await looking
@@ -41,7 +48,7 @@ async def test_the_end_of_a_server_closes_no_descriptor_of_anybody_else(tmp_path
         thread.start()
     try:
         for _ in range(int(os.environ.get("OBATCHD_TEST_PIPES", "200"))):
-            process = ServerProcess("gpu0", tmp_path / "log", lambda: None)
+            process = ServerProcess("gpu0", tmp_path / "log", Unheard())
             await process.start(["/bin/true"], {}, tmp_path)
             await process.stop(5)
     finally:
@@ -52,7 +59,7 @@ async def test_the_end_of_a_server_closes_no_descriptor_of_anybody_else(tmp_path
 
 
 async def test_everything_a_server_wrote_is_read_before_it_counts_as_ended(tmp_path: Path) -> None:
-    process = ServerProcess("gpu0", tmp_path / "log", lambda: None)
+    process = ServerProcess("gpu0", tmp_path / "log", Unheard())
     script = "head -c 1000000 /dev/zero | tr '\\0' 'x' | fold -w 999; echo; echo last words"
     await process.start(["/bin/sh", "-c", script], {"PATH": os.environ["PATH"]}, tmp_path)
     async with asyncio.timeout(20):

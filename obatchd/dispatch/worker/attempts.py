@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from obatchd.context.apply import apply_context, recorded
 from obatchd.context.model import context as prepared_context
@@ -36,6 +36,13 @@ class Held:
         self.fault: Fault | None = None  # why its attempt was ended from outside
 
 
+class TokenListener(Protocol):
+    """Hears that attempts get on; :class:`obatchd.dispatch.worker.worker.Worker`."""
+
+    def token(self, held: Held) -> None:
+        """More of an answer has arrived."""
+
+
 class Attempts:
     """What a worker knows of its server and its jobs, and how it makes results with that.
 
@@ -46,12 +53,12 @@ class Attempts:
         active: slots in use.
     """
 
-    def __init__(self, on_token: Callable[[Held], None]) -> None:
+    def __init__(self, listener: TokenListener) -> None:
         self.server: protocol.Configure | None = None
         self.client: OllamaClient | None = None
         self.jobs: dict[int, JobContext] = {}
         self.active = 0
-        self._on_token = on_token
+        self._listener = listener
 
     async def run(
         self, held: Held, joining: Callable[[Held, Request], Sequence[tuple[Held, Request]]]
@@ -125,7 +132,7 @@ class Attempts:
         assert self.client is not None
         held.token_s = 0.0
         try:
-            return await self.client.chat(body, partial(self._on_token, held))
+            return await self.client.chat(body, partial(self._listener.token, held))
         except asyncio.CancelledError:
             return _failed(_given_up(held))
 
@@ -138,7 +145,7 @@ class Attempts:
             found = await embed(self.client.embed, requests, self.jobs[held.item.job], held.offer)
         except asyncio.CancelledError:
             found = [Vectors(_failed(_given_up(held)), {})] * len(together)
-        self._on_token(held)
+        self._listener.token(held)
         duration_s = (time.perf_counter() - clock) / len(together)
         return [
             (one, self._result(one, request, vectors.answer, vectors.extra, started_s, duration_s))

@@ -42,7 +42,7 @@ class Worker:
         self._held: dict[tuple[int, int], Held] = {}
         self._queue: deque[tuple[int, int]] = deque()
         self._slots: set[asyncio.Task[None]] = set()
-        self._attempts = Attempts(self._on_token)
+        self._attempts = Attempts(self)
         self._closing: set[asyncio.Task[None]] = set()
         self._started: list[tuple[int, int]] = []
         self._results: list[ResultItem] = []
@@ -170,7 +170,8 @@ class Worker:
             held.fault = fault
             held.task.cancel()
 
-    def _on_token(self, held: Held) -> None:
+    def token(self, held: Held) -> None:
+        """More of an answer has arrived."""
         self._tokens += 1
         self._last_token_s = held.token_s = time.monotonic()
 
