@@ -375,6 +375,7 @@ def main() -> int:
         for number, mutation in numbered:
             print(_label(number, mutation))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the tests and takes the copy away
     with tempfile.TemporaryDirectory(prefix="obatchd-mutate-", ignore_cleanup_errors=True) as directory:
         return _run(Tree(Path(directory)), numbered)
 

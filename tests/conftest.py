@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,21 @@ import uvloop
 from daemon_support import Daemon
 
 
+class _Loop(uvloop.Loop):
+    """Says what a test left open after it is closed: uvloop closes nothing, and waits for ever, when its warning is an
+    error."""
+
+    def close(self) -> None:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", ResourceWarning)
+            super().close()
+        for warning in caught:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Daemon and workers run on uvloop, whose transports are not asyncio's: so do the tests of their parts."""
-    return {"uvloop": uvloop.new_event_loop}
+    return {"uvloop": _Loop}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

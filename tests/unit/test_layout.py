@@ -69,6 +69,14 @@ def test_a_missing_spool_is_created_closed_to_others(tmp_path: Path) -> None:
     assert not layout.is_remote()
 
 
+def test_everybody_may_pass_through_a_new_spool_to_what_was_opened_to_them(tmp_path: Path) -> None:
+    mask = os.umask(0o022)
+    try:
+        assert Layout.open(tmp_path / "spool").root.stat().st_mode & 0o777 == 0o755
+    finally:
+        os.umask(mask)
+
+
 def test_an_inbox_keeps_the_mode_that_somebody_gave_it(tmp_path: Path) -> None:
     Layout.open(tmp_path).inbox.chmod(0o1777)
     assert Layout.open(tmp_path).inbox.stat().st_mode & 0o7777 == 0o1777
