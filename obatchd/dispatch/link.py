@@ -112,7 +112,7 @@ class Link:
         self.prepared: dict[Profile, float] = {}  # until when (monotonic) that holds
         self.token_s = time.monotonic()  # of the latest token or end of an attempt; at first of its own beginning
         self.watch = ServerWatch(settings)
-        self.findings: Counter[str] = Counter()  # of the watchdog, by name
+        self.watchdog: Counter[str] = Counter()  # symptoms found and restarts made, by name
         self._tokens = RateMeter(_RATE_WINDOW_S)
 
     @property

@@ -12,7 +12,7 @@ from obatchd.dispatch import records
 from obatchd.dispatch.events import INTERRUPTED, CrashListener, DispatchEvents, Failed, Finished
 from obatchd.dispatch.link import Link, Offered, Waker
 from obatchd.dispatch.protocol import ResultItem
-from obatchd.dispatch.watchdog import Sample
+from obatchd.dispatch.watchdog import TimedAnswer
 from obatchd.jobs.lane import Pending, Taken
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
@@ -59,7 +59,7 @@ class OutcomeHandler:
         if item.succeeded:
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             link.watch.answered(
-                Sample(
+                TimedAnswer(
                     link.token_s, link.server.loaded, link.server.slots, item.active, item.duration_s, item.wait_s,
                     item.response_tokens, item.eval_s,
                 )

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 from obatchd import log
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.link import Link
-from obatchd.dispatch.watchdog import Finding, Observation
+from obatchd.dispatch.watchdog import Observation, Symptom
 from obatchd.errors import ObatchError, ServerError
 from obatchd.ollama import faults
 from obatchd.settings.current import Current
@@ -35,7 +35,7 @@ _log = log.get(__name__)
 _PERIOD_S = 1.0
 _MARGIN_S = 5.0
 _NO_ANSWER = frozenset({"timeout", "server_unreachable", "server_error"})
-_HARDWARE = frozenset({Finding.STALLED, Finding.GPU_IDLE, Finding.CPU_FALLBACK})
+_HARDWARE = frozenset({Symptom.STALLED, Symptom.GPU_IDLE, Symptom.CPU_FALLBACK})
 
 
 class GpuLoad(Protocol):
@@ -58,7 +58,7 @@ class Watchdog:
         self._load = load
         self._tasks = TaskSet(owner)
         self._remedies: dict[str, asyncio.Task[None]] = {}
-        self._restarts: dict[str, deque[tuple[float, Finding]]] = {}
+        self._restarts: dict[str, deque[tuple[float, Symptom]]] = {}
         self._looked_s: dict[str, float] = {}  # at the VRAM
         self._current = settings
 
@@ -84,8 +84,8 @@ class Watchdog:
         server, now_s = link.server, time.monotonic()
         computes = server.loaded is not None and not (server.loading or link.loading or server.starting_runner)
         seen = Observation(now_s, computes, link.started, link.token_s, self._load.utilisation(server.id))
-        if (finding := link.watch.look(seen)) is not None:
-            self._begin(link, self._remedy(link, finding))
+        if (symptom := link.watch.look(seen)) is not None:
+            self._begin(link, self._remedy(link, symptom))
         elif not computes:
             self._looked_s[server.id] = now_s
         elif now_s - self._looked_s.setdefault(server.id, now_s) >= self._settings.vram_s:
@@ -105,65 +105,65 @@ class Watchdog:
 
         self._remedies[link.server.id] = self._tasks.start(run(), f"watchdog-{link.server.id}")
 
-    def _found(self, link: Link, finding: Finding, reason: str, remedy: str) -> None:
-        link.findings[finding] += 1
+    def _found(self, link: Link, symptom: Symptom, reason: str, remedy: str) -> None:
+        link.watchdog[symptom] += 1
         _log.warning(
-            f"watchdog_{finding}", server=link.server.id, gpu=link.server.gpu_label, in_flight=link.started,
+            f"watchdog_{symptom}", server=link.server.id, gpu=link.server.gpu_label, in_flight=link.started,
             model=link.server.loaded.model if link.server.loaded else None, reason=reason, remedy=remedy,
         )  # fmt: skip
 
     # Remedies.
 
-    async def _remedy(self, link: Link, finding: Finding) -> None:
-        match finding:
-            case Finding.STALLED:
+    async def _remedy(self, link: Link, symptom: Symptom) -> None:
+        match symptom:
+            case Symptom.STALLED:
                 reason = f"no token from any of its slots for {self._current.value.dispatch.stall_s:g} s or more"
-                self._found(link, finding, reason, "give up what is in flight, ask for one token")
+                self._found(link, symptom, reason, "give up what is in flight, ask for one token")
                 self._dispatcher.give_up(link, faults.hung(reason), self._settings.probe_s + _MARGIN_S)
-                await self._restart_unless_it_answers(link, finding, reason)
-            case Finding.GPU_IDLE:
+                await self._restart_unless_it_answers(link, symptom, reason)
+            case Symptom.GPU_IDLE:
                 reason = f"requests in flight, no token and an idle GPU for {self._settings.idle_gpu_s:g} s"
-                self._found(link, finding, reason, "ask for one token")
-                await self._restart_unless_it_answers(link, finding, reason)
-            case Finding.SLOTS_LEAKING:
+                self._found(link, symptom, reason, "ask for one token")
+                await self._restart_unless_it_answers(link, symptom, reason)
+            case Symptom.SLOTS_LEAKING:
                 reason = (
                     f"answers wait for a slot although it has {link.server.slots} for them: some do not become free"
                 )
-                self._found(link, finding, reason, "restart when idle")
+                self._found(link, symptom, reason, "restart when idle")
                 await self._restart_when_idle(link, reason)
-            case Finding.SLOW:
+            case Symptom.SLOW:
                 await self._speed_up(link)
 
-    async def _restart_unless_it_answers(self, link: Link, finding: Finding, reason: str) -> None:
+    async def _restart_unless_it_answers(self, link: Link, symptom: Symptom, reason: str) -> None:
         try:
             await link.server.one_token(self._settings.probe_s)
         except ServerError as error:
             if error.code in _NO_ANSWER:
-                await self._restart(link, finding, f"{reason}, and one token does not come: {error.message}")
+                await self._restart(link, symptom, f"{reason}, and one token does not come: {error.message}")
                 return
-        _log.info("watchdog_passed", server=link.server.id, finding=finding)
+        _log.info("watchdog_passed", server=link.server.id, finding=symptom)
         self._dispatcher.release(link)
 
-    async def _restart(self, link: Link, finding: Finding, reason: str) -> None:
-        link.findings["restart"] += 1
-        repeated = self._repeated(link, finding)
-        _log.warning("watchdog_restart", server=link.server.id, finding=finding, repeated=repeated, reason=reason)
+    async def _restart(self, link: Link, symptom: Symptom, reason: str) -> None:
+        link.watchdog["restart"] += 1
+        repeated = self._repeated(link, symptom)
+        _log.warning("watchdog_restart", server=link.server.id, finding=symptom, repeated=repeated, reason=reason)
         condemn = repeated and self._others_do_well(link)
         self._dispatcher.give_up(link, faults.hung(reason), _MARGIN_S)
         link.server.broken(reason)
         link.watch.begin_again()
         if condemn:
-            link.findings["drained"] += 1
-            words = f"restarted {self._settings.repeats} times because it was {finding}; look at it, then resume it"
-            _log.error("watchdog_drained", server=link.server.id, finding=finding, reason=words)
+            link.watchdog["drained"] += 1
+            words = f"restarted {self._settings.repeats} times because it was {symptom}; look at it, then resume it"
+            _log.error("watchdog_drained", server=link.server.id, finding=symptom, reason=words)
             await link.server.drain(words)
         await asyncio.sleep(_PERIOD_S)  # by now its state keeps work away until it is READY again
         self._dispatcher.release(link)
 
-    def _repeated(self, link: Link, finding: Finding) -> bool:
+    def _repeated(self, link: Link, symptom: Symptom) -> bool:
         now_s = time.monotonic()
         restarts = self._restarts.setdefault(link.server.id, deque())
-        restarts.append((now_s, finding))
+        restarts.append((now_s, symptom))
         while restarts[0][0] < now_s - self._settings.window_s:
             restarts.popleft()
         return sum(kind in _HARDWARE for _, kind in restarts) >= self._settings.repeats
@@ -183,7 +183,7 @@ class Watchdog:
         try:
             await self._dispatcher.empty(link, self._current.value.servers.drain_s)
             await self._dispatcher.vacate(link, 0.0, "its server is restarted")
-            link.findings["restart"] += 1
+            link.watchdog["restart"] += 1
             await link.server.restart(reason)
             link.watch.begin_again()
         finally:
@@ -196,7 +196,7 @@ class Watchdog:
             f"below {self._settings.slow_factor:g} of its own best tokens per second for {self._settings.slow_s:g} s"
         )
         remedy = {1: "load the model again", 2: "restart when idle"}.get(watch.slow_remedies, "none: take it as it is")
-        self._found(link, Finding.SLOW, reason, remedy)
+        self._found(link, Symptom.SLOW, reason, remedy)
         if watch.slow_remedies == 1:
             try:
                 profile = server.loaded
@@ -214,5 +214,5 @@ class Watchdog:
 
     async def _look_at_vram(self, link: Link) -> None:
         if reason := await link.server.fallen_back():
-            self._found(link, Finding.CPU_FALLBACK, reason, "restart")
-            await self._restart(link, Finding.CPU_FALLBACK, reason)
+            self._found(link, Symptom.CPU_FALLBACK, reason, "restart")
+            await self._restart(link, Symptom.CPU_FALLBACK, reason)

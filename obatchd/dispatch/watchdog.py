@@ -27,7 +27,7 @@ _SPEED_WEIGHT = 0.1
 _KNOWN_AFTER = 10  # answers after which a speed counts
 
 
-class Finding(StrEnum):
+class Symptom(StrEnum):
     """What can be wrong with a server that answers."""
 
     STALLED = "stalled"  # no token from any slot
@@ -52,7 +52,7 @@ class Observation(NamedTuple):
     utilisation_percent: int | None
 
 
-class Sample(NamedTuple):
+class TimedAnswer(NamedTuple):
     """A finished answer. ``active`` is the least number of requests at the server at its start and its end."""
 
     at_s: float
@@ -98,34 +98,34 @@ class ServerWatch:
         self._slow_from_s: float | None = None
         self._slow_until_s = 0.0
 
-    def answered(self, sample: Sample) -> None:
+    def answered(self, answer: TimedAnswer) -> None:
         """Learn from a finished answer."""
-        if sample.wait_s > max(_LEAST_WAIT_S, _LEAST_WAIT_SHARE * sample.took_s):
+        if answer.wait_s > max(_LEAST_WAIT_S, _LEAST_WAIT_SHARE * answer.took_s):
             if not self._waits:
-                self._waits_from_s = sample.at_s
+                self._waits_from_s = answer.at_s
             self._waits += 1
-            self._waits_until_s = sample.at_s
-        elif sample.active >= sample.slots:
+            self._waits_until_s = answer.at_s
+        elif answer.active >= answer.slots:
             self._waits = 0  # every slot was asked for and this request had one at once
         # The fewer requests run side by side, the faster is each: only those of a full server are comparable.
-        if sample.active >= sample.slots and sample.tokens >= _LEAST_TOKENS and sample.eval_s > 0:
-            self._timed(sample)
+        if answer.active >= answer.slots and answer.tokens >= _LEAST_TOKENS and answer.eval_s > 0:
+            self._timed(answer)
 
-    def _timed(self, sample: Sample) -> None:
-        speed = self._speeds.setdefault((sample.profile, sample.slots), _Speed())
-        speed.add(sample.tokens / sample.eval_s)
+    def _timed(self, answer: TimedAnswer) -> None:
+        speed = self._speeds.setdefault((answer.profile, answer.slots), _Speed())
+        speed.add(answer.tokens / answer.eval_s)
         if speed.answers < _KNOWN_AFTER:
             return
         if speed.mean >= self._settings.value.watchdog.slow_factor * speed.best:
             self._slow_from_s = None
             self.slow_remedies = 0
         else:
-            self._slow_until_s = sample.at_s
+            self._slow_until_s = answer.at_s
             if self._slow_from_s is None:
-                self._slow_from_s = sample.at_s
+                self._slow_from_s = answer.at_s
 
-    def look(self, seen: Observation) -> Finding | None:
-        """What is wrong now; each finding is given once and only again after as long a time as at first."""
+    def look(self, seen: Observation) -> Symptom | None:
+        """What is wrong now; each symptom is given once and only again after as long a time as at first."""
         limits, stall_s = self._settings.value.watchdog, self._settings.value.dispatch.stall_s
         if not seen.computes or not seen.active:
             self._quiet_from_s = self._idle_from_s = seen.now_s
@@ -136,16 +136,16 @@ class ServerWatch:
                 self._idle_from_s = seen.now_s
             if seen.now_s - max(self._quiet_from_s, seen.token_s) >= stall_s * (_PREFILL_PATIENCE if busy else 1):
                 self._quiet_from_s = self._idle_from_s = seen.now_s
-                return Finding.STALLED
+                return Symptom.STALLED
             if seen.now_s - max(self._idle_from_s, seen.token_s) >= limits.idle_gpu_s:
                 self._idle_from_s = seen.now_s
-                return Finding.GPU_IDLE
+                return Symptom.GPU_IDLE
         if self._waits >= _LEAST_ANSWERS and self._waits_until_s - self._waits_from_s >= limits.leak_s:
             self._waits = 0
-            return Finding.SLOTS_LEAKING
+            return Symptom.SLOTS_LEAKING
         if self._slow_from_s is not None and self._slow_until_s - self._slow_from_s >= limits.slow_s:
             self._slow_from_s = None
-            return Finding.SLOW
+            return Symptom.SLOW
         return None
 
     def begin_again(self, *, forget_speed: bool = False) -> None:

@@ -11,16 +11,16 @@ from pathlib import Path
 import msgspec
 
 from obatchd import log
-from obatchd.gpus.monitor import Facts
+from obatchd.gpus.monitor import RecordStore
 from obatchd.spool.flush import sync_paths
 
 _log = log.get(__name__)
 
 
-class GpuRecords(Facts):
+class GpuRecords(RecordStore):
     """The facts of ``state.db`` where it has them, else those of the file."""
 
-    def __init__(self, path: Path, facts: Facts) -> None:
+    def __init__(self, path: Path, facts: RecordStore) -> None:
         self._path = path
         self._facts = facts
         self._kept: dict[str, str] = {}

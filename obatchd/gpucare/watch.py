@@ -10,7 +10,7 @@ from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.history import History
 from obatchd.gpus.kernel_log import KernelLog
 from obatchd.gpus.model import ClockReason
-from obatchd.gpus.monitor import Facts, Monitor
+from obatchd.gpus.monitor import Monitor, RecordStore
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
@@ -34,7 +34,7 @@ class GpuWatch:
         settings: Current[Settings],
         probe: Probe,
         fleet: Fleet,
-        facts: Facts,
+        facts: RecordStore,
         work: Path,
         kernel_log: Path,
         owner: TaskOwner,

@@ -34,8 +34,8 @@ _MOST_WAITING = 1000  # XIDs of addresses that are not known yet
 _FRESH_S = 60.0  # an XID that is older when it is read was told to an earlier daemon
 
 
-class Facts(Protocol):
-    """A small persistent store of strings."""
+class RecordStore(Protocol):
+    """A small persistent store of strings; :class:`obatchd.gpucare.records.GpuRecords`."""
 
     def starting_with(self, prefix: str) -> dict[str, str]: ...
     def set(self, key: str, value: str) -> None: ...
@@ -114,7 +114,7 @@ class Monitor(Listener):
     def __init__(
         self,
         probe: Probe,
-        facts: Facts,
+        store: RecordStore,
         settings: Current[Settings],
         siblings: Siblings,
         *listeners: MonitorListener,
@@ -125,7 +125,7 @@ class Monitor(Listener):
         self.assessments: dict[str, Assessment] = {}
         self.dirty: set[str] = set()
         self._probe = probe
-        self._facts = facts
+        self._store = store
         self._siblings = siblings
         self._listeners = list(listeners)
         self._waiting: list[XidEvent] = []
@@ -139,7 +139,7 @@ class Monitor(Listener):
     def _restore(self) -> None:
         """Only cards of the present source: a spool that was tried with another one misses none of its cards."""
         source = source_of(next((gpu.driver for gpu in self._probe.gpus), ""))
-        for key, text in self._facts.starting_with(_PREFIX).items():
+        for key, text in self._store.starting_with(_PREFIX).items():
             if text == _FORGOTTEN:
                 continue
             try:
@@ -166,7 +166,7 @@ class Monitor(Listener):
         for uuid in sorted(self.dirty):
             self.dirty.discard(uuid)
             record = self.records.get(uuid)
-            self._facts.set(_PREFIX + uuid, msgspec.json.encode(record).decode() if record else _FORGOTTEN)
+            self._store.set(_PREFIX + uuid, msgspec.json.encode(record).decode() if record else _FORGOTTEN)
 
     def _tell(self, event: HealthEvent) -> None:
         for listener in self._listeners:

@@ -14,7 +14,7 @@ from obatchd import log
 from obatchd.errors import ConfigError, DropRefused
 from obatchd.intake.digest import content_digest
 from obatchd.intake.feeder import read_requests
-from obatchd.intake.sample import Sample
+from obatchd.intake.sample import Reservoir
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entries, recognise, refused, request_file
 from obatchd.jobs.lane import Pending
@@ -190,7 +190,7 @@ class DropReader:
     def _sample(self) -> list[Entry]:
         """The chosen requests in their order, bad lines passed over; the same ones whenever the drop is read again."""
         if self._sampled is None:
-            chosen = Sample(self.row.settings.sample or 0, self.row.job)
+            chosen = Reservoir(self.row.settings.sample or 0, self.row.job)
             bad = 0
             for entry in self._read():
                 if entry.refusal is None:

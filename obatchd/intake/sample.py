@@ -7,8 +7,8 @@ import random
 from obatchd.jobs.model import Entry
 
 
-class Sample:
-    """A reservoir sample (Vitter 1985, algorithm R): every request is chosen with the same probability.
+class Reservoir:
+    """Makes a reservoir sample (Vitter 1985, algorithm R): every request is chosen with the same probability.
 
     Args:
         size: how many.

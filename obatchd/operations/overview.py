@@ -153,7 +153,7 @@ class Overview:
             tokens_per_s=round(link.tokens_per_s(), 1) if link else 0.0,
             requests_done=link.requests_done if link else 0,
             restarts=server.restarts,
-            watchdog=dict(link.findings) if link else {},
+            watchdog=dict(link.watchdog) if link else {},
             pid=server.pid,
             worker_pid=link.worker.pid if link and link.worker else None,
         )

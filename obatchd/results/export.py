@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
 
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed, parse_answer
-from obatchd.results.rows import Row, Source
+from obatchd.results.rows import ResultSet, Row
 from obatchd.results.table import Column, TableShape, as_cell, as_text, cells
 from obatchd.results.tally import Tally
 
@@ -39,7 +39,7 @@ def data_of(row: Row) -> Parsed:
     return Parsed(problem=None)
 
 
-def export(source: Source, form: Format, target: BinaryIO, *, data_only: bool = False) -> Tally:
+def export(source: ResultSet, form: Format, target: BinaryIO, *, data_only: bool = False) -> Tally:
     """Write all rows of ``source`` to ``target``; returns their count.
 
     Args:
@@ -76,7 +76,7 @@ def writing_text(target: BinaryIO) -> Iterator[TextIO]:
         text.detach()
 
 
-def _counted(source: Source, tally: Tally) -> _Rows:
+def _counted(source: ResultSet, tally: Tally) -> _Rows:
     for row in source.rows():
         parsed = data_of(row)
         tally.add(row, parsed.problem)
@@ -119,7 +119,7 @@ def _write_text(rows: _Rows, target: TextIO) -> None:
         target.writelines(f"{_CONTROL.sub('', part)}\n\n" for part in parts)
 
 
-def _shape(source: Source) -> list[Column]:
+def _shape(source: ResultSet) -> list[Column]:
     shape = TableShape()
     for row in source.rows():
         shape.learn(row, data_of(row).data)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from obatchd.results.export import data_of, writing_text
-from obatchd.results.rows import Row, Source
+from obatchd.results.rows import ResultSet, Row
 from obatchd.results.tally import Tally
 
 _STYLE = """
@@ -36,7 +36,7 @@ _LEGEND = """<p>Values that stand in the source are <mark>marked there</mark>; t
 """
 
 
-def write_review(source: Source, count: int, target: BinaryIO, *, seed: int | None = None) -> tuple[int, Tally]:
+def write_review(source: ResultSet, count: int, target: BinaryIO, *, seed: int | None = None) -> tuple[int, Tally]:
     """Write a page with ``count`` successes chosen at random; returns how many are on it, and the tally of all rows.
 
     Memory holds the chosen rows only. The same ``seed`` chooses the same rows.
@@ -54,7 +54,7 @@ def write_review(source: Source, count: int, target: BinaryIO, *, seed: int | No
     return len(chosen), tally
 
 
-def _choose(source: Source, count: int, randomness: random.Random, tally: Tally) -> list[Row]:
+def _choose(source: ResultSet, count: int, randomness: random.Random, tally: Tally) -> list[Row]:
     """A reservoir sample of the successes, in their own order."""
     chosen: list[tuple[int, Row]] = []
     seen = 0

@@ -38,7 +38,7 @@ class Row(NamedTuple):
         return str(self.record.get("id") or self.file or self.record.get("line"))
 
 
-class Source:
+class ResultSet:
     """Results that can be read more than once.
 
     Attributes:

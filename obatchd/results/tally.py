@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from obatchd.results.rows import Row, Source
+from obatchd.results.rows import ResultSet, Row
 
 _EXAMPLE_CHARACTERS = 160
 _OUTCOMES = ("failed", "cancelled", "expired")
@@ -40,11 +40,11 @@ class Tally:
         elif problem is not None:
             self.json += 1
 
-    def unanswered(self, source: Source) -> int:
+    def unanswered(self, source: ResultSet) -> int:
         """Requests of a running job that have no result yet."""
         return max(0, (source.asked or 0) - self.outcomes.total()) if not source.complete else 0
 
-    def document(self, source: Source) -> dict[str, Any]:
+    def document(self, source: ResultSet) -> dict[str, Any]:
         """The same as JSON."""
         return {
             "job": source.job or None,
@@ -58,7 +58,7 @@ class Tally:
             "retry": retry_command(source) if self.failures else None,
         }
 
-    def lines(self, source: Source) -> list[str]:
+    def lines(self, source: ResultSet) -> list[str]:
         """The end of an export, for people."""
         lines = []
         if self.not_json and self.json:
@@ -73,7 +73,7 @@ class Tally:
             lines.append(f"  try these again:  {command}")
         return lines
 
-    def _sum(self, source: Source) -> str:
+    def _sum(self, source: ResultSet) -> str:
         waiting = self.unanswered(source)
         parts = [f"{self.outcomes['succeeded']:,}"]
         parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]
@@ -81,7 +81,7 @@ class Tally:
         return f"{self.outcomes.total() + waiting:,} in = {' + '.join(parts)}"
 
 
-def retry_command(source: Source) -> str | None:
+def retry_command(source: ResultSet) -> str | None:
     """What tries again the failed requests of a job that is over."""
     return f"obatchctl retry {source.job}" if source.job and source.complete else None
 

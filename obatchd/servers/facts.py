@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Facts(Protocol):
-    """A small persistent store of strings."""
+class FactStore(Protocol):
+    """A small persistent store of strings; :class:`obatchd.jobs.store.Facts`."""
 
     def get(self, key: str) -> str | None: ...
 

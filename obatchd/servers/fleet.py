@@ -17,7 +17,7 @@ from obatchd.gpus.probe import Probe
 from obatchd.gpus.selection import PlannedServer, choose
 from obatchd.ollama.api import OllamaApi
 from obatchd.servers import environment
-from obatchd.servers.facts import Facts
+from obatchd.servers.facts import FactStore
 from obatchd.servers.managed import Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
 from obatchd.servers.program import Program
@@ -29,7 +29,7 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskOwner, TaskSet
 
-__all__ = ["Facts", "Fleet"]
+__all__ = ["FactStore", "Fleet"]
 
 log = obatchd.log.get(__name__)
 
@@ -60,7 +60,7 @@ class Fleet:
         instance: str,
         program: Program,
         probe: Probe,
-        facts: Facts,
+        facts: FactStore,
         owner: TaskOwner,
     ) -> None:
         self.servers: dict[str, Server] = {}

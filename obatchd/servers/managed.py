@@ -19,7 +19,7 @@ from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile, round_context
 from obatchd.ollama.api import LoadedModel, canonical
 from obatchd.servers import environment
-from obatchd.servers.facts import Facts
+from obatchd.servers.facts import FactStore
 from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program
 from obatchd.servers.server import Server, ServerListener
@@ -43,7 +43,7 @@ class Host(msgspec.Struct, frozen=True):
     settings: Current[Settings]
     work: Path
     instance: str
-    facts: Facts
+    facts: FactStore
     listener: ServerListener
     base: Mapping[str, str]  # the daemon's own environment
     program: Program

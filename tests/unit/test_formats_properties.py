@@ -20,7 +20,7 @@ from obatchd.dispatch.worker.body import left_out, request_body
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats import RecordRules, parse_request, read_entries, request_file
 from obatchd.jobs.formats.lines import BatchIndexer, index_line
-from obatchd.jobs.formats.source import Source
+from obatchd.jobs.formats.source import ByteSource
 from obatchd.jobs.formats.split import split_array, split_lines
 from obatchd.jobs.formats.table import split_rows
 from obatchd.jobs.model import Entry
@@ -92,7 +92,7 @@ def test_any_bytes_become_requests_or_reasons(content: bytes, name: str, rules: 
 @SOME
 @given(BYTES, st.integers(1, 7))
 def test_no_line_is_lost(content: bytes, size: int) -> None:
-    pieces = list(split_lines(Source(Trickle(content, size)), 64))
+    pieces = list(split_lines(ByteSource(Trickle(content, size)), 64))
     wanted = {
         number: line.strip(b" \t\r\n")
         for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1)
@@ -107,8 +107,8 @@ def test_no_line_is_lost(content: bytes, size: int) -> None:
 @SOME
 @given(BYTES, st.integers(1, 7), st.sampled_from([b",", b"\t", None]))
 def test_no_line_of_a_table_is_lost(content: bytes, size: int, delimiter: bytes | None) -> None:
-    rows = list(split_rows(Source(Trickle(content, size)), 64, delimiter))
-    again = list(split_rows(Source(io.BytesIO(content)), 64, delimiter))
+    rows = list(split_rows(ByteSource(Trickle(content, size)), 64, delimiter))
+    again = list(split_rows(ByteSource(io.BytesIO(content)), 64, delimiter))
     assert rows == again  # however the bytes come
     begin = len(b"\xef\xbb\xbf") if content.startswith(b"\xef\xbb\xbf") else 0
     for row in rows:
@@ -130,7 +130,7 @@ def test_no_line_of_a_table_is_lost(content: bytes, size: int, delimiter: bytes 
 def test_what_a_spreadsheet_writes_is_read_as_it_was(rows: list[list[str]], delimiter: str, end: str) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL).writerows(rows)
-    source = Source(Trickle(text.getvalue().encode("utf-8", "replace"), 5))
+    source = ByteSource(Trickle(text.getvalue().encode("utf-8", "replace"), 5))
     read = [row.cells for row in split_rows(source, 4096, delimiter.encode())]
     assert read == [[cell.encode("utf-8", "replace") for cell in row] for row in rows]
 
@@ -139,7 +139,7 @@ def test_what_a_spreadsheet_writes_is_read_as_it_was(rows: list[list[str]], deli
 @given(st.lists(JSON, max_size=8), st.integers(1, 9), st.sampled_from([None, 1]))
 def test_no_element_of_an_array_is_lost(values: list[Any], size: int, indent: int | None) -> None:
     content = json.dumps(values, indent=indent).encode()
-    pieces = list(split_array(Source(Trickle(content, size)), 4096))
+    pieces = list(split_array(ByteSource(Trickle(content, size)), 4096))
     assert [json.loads(piece.raw or b"") for piece in pieces] == values
     assert [piece.number for piece in pieces] == list(range(1, len(values) + 1))
 

@@ -17,7 +17,7 @@ from obatchd.dispatch.worker.body import request_body
 from obatchd.jobs.formats import Format, Request, parse_request, read_entries, recognise, request_file
 from obatchd.jobs.formats.openai import batch_fields
 from obatchd.jobs.model import Entry, Outcome, RequestRefused
-from obatchd.results.rows import Source
+from obatchd.results.rows import ResultSet
 from obatchd.settings.tables.inbox import InboxSettings
 from obatchd.spool.batch_lines import batch_line
 
@@ -352,7 +352,7 @@ def test_results_of_a_batch_file_are_read_in_the_order_of_its_lines(tmp_path: Pa
     for name, wanted in (("results.jsonl", True), ("errors.jsonl", False)):
         lines = [batch_line("20261123-133648-darg", o, raw) for o, raw in rows if (o is Outcome.SUCCEEDED) is wanted]
         (tmp_path / name).write_bytes(b"".join(line + b"\n" for line in lines))
-    found = [row.record for row in Source(tmp_path).rows()]
+    found = [row.record for row in ResultSet(tmp_path).rows()]
     assert [(r["id"], r["line"], r["outcome"]) for r in found] == [
         ("a", 1, "succeeded"), ("b", 2, "failed"), ("c", 3, "succeeded")
     ]  # fmt: skip

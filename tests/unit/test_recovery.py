@@ -13,7 +13,7 @@ from task_support import Failures
 from obatchd.dispatch import recovery
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.dispatch.recovery import Watchdog
-from obatchd.dispatch.watchdog import Sample
+from obatchd.dispatch.watchdog import TimedAnswer
 from obatchd.errors import ServerError
 from obatchd.ollama.faults import Fault
 from obatchd.settings.settings import Settings
@@ -88,7 +88,7 @@ class Watched:
         """So many answers, one each second of their own clock, of a server with every slot in use."""
         for _ in range(count):
             self._at_s += 1
-            self.link.watch.answered(Sample(self._at_s, SMALL, 2, 2, 1.0, wait_s, 100, 100 / rate))
+            self.link.watch.answered(TimedAnswer(self._at_s, SMALL, 2, 2, 1.0, wait_s, 100, 100 / rate))
 
     @property
     def gave_up(self) -> list[str]:
@@ -131,7 +131,7 @@ async def test_a_suspect_that_gives_one_token_is_spared(make: Make, rule: dict[s
     await watched.until_did("one_token")
     await watched.until_did("one_token", "one_token")  # it is looked at again, so the first look is over
     assert watched.gave_up[:1] == given_up
-    assert watched.link.findings["restart"] == 0
+    assert watched.link.watchdog["restart"] == 0
     assert watched.server.ready
 
 
@@ -141,7 +141,7 @@ async def test_a_suspect_that_gives_none_is_restarted(make: Make, rule: dict[str
     watched.server.no_token = ServerError("no answer within 30 s", code="timeout")
     await watched.until_did("one_token", "broken")
     assert watched.gave_up[-1] == "server_hung"
-    assert watched.link.findings["restart"] == 1
+    assert watched.link.watchdog["restart"] == 1
 
 
 async def test_a_slow_server_gets_its_model_again_then_a_restart_and_then_is_taken_as_it_is(make: Make) -> None:
@@ -161,7 +161,7 @@ async def test_a_slow_server_gets_its_model_again_then_a_restart_and_then_is_tak
     await watched.until_did("unload", "load", "restart")
     watched.answer(30, rate=2)
     async with asyncio.timeout(20):
-        while watched.link.findings["slow"] < 3:
+        while watched.link.watchdog["slow"] < 3:
             await asyncio.sleep(0.005)
     await watched.rig.add(1, 1)
     assert worker.held, "it gets work again"
@@ -200,4 +200,4 @@ async def test_a_model_outside_the_vram_means_a_restart(make: Make) -> None:
     watched = await make(vram_s=0.1)
     watched.server.outside_vram = "only 0.0 of 2.0 GiB of the model are in VRAM"
     await watched.until_did("broken")
-    assert (watched.link.findings["cpu_fallback"], watched.gave_up) == (1, ["server_hung"])
+    assert (watched.link.watchdog["cpu_fallback"], watched.gave_up) == (1, ["server_hung"])

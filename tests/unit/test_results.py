@@ -15,7 +15,7 @@ from obatchd.cli.obatchctl import main
 from obatchd.errors import NotFoundError
 from obatchd.results.answers import parse_answer
 from obatchd.results.export import Format, export
-from obatchd.results.rows import Source
+from obatchd.results.rows import ResultSet
 from obatchd.results.tally import Tally
 
 Document = dict[str, Any]
@@ -62,7 +62,7 @@ NOTES = [
 
 def exported(path: Path, form: Format, **options: Any) -> tuple[bytes, Tally]:
     target = io.BytesIO()
-    tally = export(Source(path), form, target, **options)
+    tally = export(ResultSet(path), form, target, **options)
     return target.getvalue(), tally
 
 
@@ -178,13 +178,13 @@ def test_vectors_are_no_text_that_should_be_json(tmp_path: Path) -> None:
     path = outbox(tmp_path / "o", rows, {})
     printed, tally = exported(path, "text")
     assert b"[0.5, 0.25]" in printed and b"[[1.0], [2.0]]" in printed
-    assert tally.lines(Source(path)) == ["2 in = 2 + 0 failed"]
+    assert tally.lines(ResultSet(path)) == ["2 in = 2 + 0 failed"]
 
 
 def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
     rows = [success(line, "words") for line in range(1, 4931)]
     rows += [failure(line, "timeout" if line % 7 else "bad_json") for line in range(4931, 5001)]
-    source = Source(outbox(tmp_path / "o", rows, {}))
+    source = ResultSet(outbox(tmp_path / "o", rows, {}))
     lines = export(source, "jsonl", io.BytesIO()).lines(source)
     assert lines == [
         "No answer is JSON (4,930 are text).",
@@ -196,9 +196,9 @@ def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
 
 
 def test_a_running_job_shows_what_it_has(tmp_path: Path) -> None:
-    source = Source(outbox(tmp_path / "o", [NOTES[2], NOTES[0]], requests=10))
+    source = ResultSet(outbox(tmp_path / "o", [NOTES[2], NOTES[0]], requests=10))
     assert [row.name for row in source.rows()] == ["n1", "n3"]
-    assert Source(tmp_path / "o" / "responses").job == source.job
+    assert ResultSet(tmp_path / "o" / "responses").job == source.job
     assert export(source, "json", io.BytesIO()).lines(source) == ["10 in = 2 + 0 failed + 8 not answered yet"]
 
 
@@ -221,7 +221,7 @@ def test_a_directory_made_by_anything(tmp_path: Path) -> None:
     batch = {"custom_id": "c1", "response": {"status_code": 200, "body": {"choices": [{"message": {"content": "ok"}}]}}}
     bad = {"custom_id": "c2", "response": None, "error": {"code": "batch_expired", "message": "late"}}
     (tmp_path / "batch.jsonl").write_text(f"{json.dumps(batch)}\n\n{json.dumps(bad)}\nnot json\n")
-    source = Source(tmp_path)
+    source = ResultSet(tmp_path)
     rows = {row.name: row for row in source.rows()}
     assert list(rows) == [
         "9", "10", "alone", "c1", "c2", "batch#4", "none", "ollama", "openai", "several#1", "several#2", "torn",
@@ -240,7 +240,7 @@ def test_a_directory_made_by_anything(tmp_path: Path) -> None:
 
 def test_nothing_there_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="no such file"):
-        Source(tmp_path / "nowhere")
+        ResultSet(tmp_path / "nowhere")
 
 
 def obatchctl(*arguments: str | Path) -> Result:

@@ -21,7 +21,7 @@ from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import Request
 from obatchd.results.answers import parse_answer
 from obatchd.results.export import FORMATS, export
-from obatchd.results.rows import Source as Results
+from obatchd.results.rows import ResultSet
 
 quick = settings(max_examples=60, deadline=None)  # no deadline: other tests run beside these
 JSON = st.recursive(
@@ -55,7 +55,7 @@ def test_every_line_of_any_file_has_its_row_in_every_export(lines: list[bytes]) 
     lines = [line for raw in lines if (line := raw.replace(b"\n", b"").strip())]
     with tempfile.TemporaryDirectory() as directory:
         (Path(directory) / "x.jsonl").write_bytes(b"\n".join(lines))
-        source = Results(Path(directory))
+        source = ResultSet(Path(directory))
         for form in FORMATS:
             if form == "parquet":
                 pytest.importorskip("pyarrow")

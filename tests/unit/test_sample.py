@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from obatchd.intake.sample import Sample
+from obatchd.intake.sample import Reservoir
 from obatchd.jobs.model import Entry
 
 
 def sampled(count: int, size: int, seed: str) -> list[int]:
-    sample = Sample(size, seed)
+    sample = Reservoir(size, seed)
     for line in range(1, count + 1):
         sample.offer(Entry(line, 0, 0, 0))
     assert sample.seen == count

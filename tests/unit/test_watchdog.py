@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from settings_support import in_force
 
-from obatchd.dispatch.watchdog import Finding, Observation, Sample, ServerWatch
+from obatchd.dispatch.watchdog import Observation, ServerWatch, Symptom, TimedAnswer
 from obatchd.jobs.model import Profile
 
 STALL_S = 300.0
@@ -29,9 +29,9 @@ class Server:
 
     def look(
         self, seconds: int, *, active: int = SLOTS, gpu: int | None = None, computes: bool = True, tokens: bool = False
-    ) -> dict[Finding, float]:
+    ) -> dict[Symptom, float]:
         """Seconds after which each finding came first."""
-        found: dict[Finding, float] = {}
+        found: dict[Symptom, float] = {}
         begun_s = self.now_s
         for _ in range(seconds):
             self.now_s += 1
@@ -44,11 +44,11 @@ class Server:
 
     def answer(
         self, seconds: int, *, wait_s: float = 0.0, rate: float = 50.0, active: int = SLOTS, took_s: float = 2.0
-    ) -> dict[Finding, float]:
+    ) -> dict[Symptom, float]:
         """One answer each second for so long."""
-        found: dict[Finding, float] = {}
+        found: dict[Symptom, float] = {}
         for second in range(1, seconds + 1):
-            sample = Sample(self.now_s, TINY, SLOTS, active, took_s, wait_s, 100, 100 / rate)
+            sample = TimedAnswer(self.now_s, TINY, SLOTS, active, took_s, wait_s, 100, 100 / rate)
             self.watch.answered(sample)
             for finding in self.look(1, active=active, tokens=True):
                 found.setdefault(finding, second)
@@ -56,14 +56,14 @@ class Server:
 
 
 def test_no_token_from_any_slot_is_a_stall() -> None:
-    assert Server().look(302) == {Finding.STALLED: 300}
+    assert Server().look(302) == {Symptom.STALLED: 300}
 
 
 def test_a_stall_is_found_again_only_after_as_long_a_time() -> None:
     server = Server()
-    assert server.look(310) == {Finding.STALLED: 300}
+    assert server.look(310) == {Symptom.STALLED: 300}
     assert server.look(280) == {}
-    assert server.look(20) == {Finding.STALLED: 10}
+    assert server.look(20) == {Symptom.STALLED: 10}
 
 
 def test_tokens_for_one_request_speak_for_the_others() -> None:
@@ -79,7 +79,7 @@ def test_a_server_without_requests_may_be_silent() -> None:
 def test_a_long_prompt_keeps_the_gpu_busy_and_is_no_stall() -> None:
     server = Server()
     assert server.look(1100, gpu=97) == {}
-    assert server.look(110, gpu=97) == {Finding.STALLED: 100}
+    assert server.look(110, gpu=97) == {Symptom.STALLED: 100}
 
 
 @pytest.mark.parametrize("gpu", [0, None])
@@ -90,19 +90,19 @@ def test_a_slow_load_is_no_fault(gpu: int | None) -> None:
 
 
 def test_work_in_flight_beside_an_idle_gpu_is_suspicious() -> None:
-    assert Server().look(62, gpu=1) == {Finding.GPU_IDLE: 60}
+    assert Server().look(62, gpu=1) == {Symptom.GPU_IDLE: 60}
 
 
 def test_an_idle_gpu_does_not_hide_the_stall() -> None:
     found = Server().look(310, gpu=0)
-    assert found[Finding.STALLED] == 300
+    assert found[Symptom.STALLED] == 300
 
 
 def test_an_idle_gpu_counts_from_its_last_work() -> None:
     server = Server()
     assert server.look(100, gpu=50) == {}
     assert server.look(59, gpu=0) == {}
-    assert server.look(3, gpu=0) == {Finding.GPU_IDLE: 1}
+    assert server.look(3, gpu=0) == {Symptom.GPU_IDLE: 1}
 
 
 def test_tokens_beside_an_idle_gpu_are_tokens() -> None:
@@ -116,11 +116,11 @@ def test_nobody_knows_the_utilisation_of_a_remote_server() -> None:
 def test_answers_that_wait_although_there_are_slots_show_a_leak() -> None:
     server = Server()
     assert server.answer(30) == {}
-    assert server.answer(62, wait_s=0.6) == {Finding.SLOTS_LEAKING: 61}
+    assert server.answer(62, wait_s=0.6) == {Symptom.SLOTS_LEAKING: 61}
 
 
 def test_a_leak_is_found_at_part_load_too() -> None:
-    assert Server().answer(62, wait_s=0.6, active=SLOTS - 1) == {Finding.SLOTS_LEAKING: 61}
+    assert Server().answer(62, wait_s=0.6, active=SLOTS - 1) == {Symptom.SLOTS_LEAKING: 61}
 
 
 def test_the_noise_of_the_clock_is_no_leak() -> None:
@@ -137,11 +137,11 @@ def test_waits_are_forgiven_when_all_slots_are_busy_and_nobody_waits() -> None:
 
 def test_at_part_load_no_wait_proves_nothing() -> None:
     server = Server()
-    found: dict[Finding, float] = {}
+    found: dict[Symptom, float] = {}
     for _ in range(22):
         found |= server.answer(2, wait_s=0.6)
         found |= server.answer(1, active=1)
-    assert Finding.SLOTS_LEAKING in found
+    assert Symptom.SLOTS_LEAKING in found
 
 
 def test_a_few_waits_long_ago_are_no_leak() -> None:
@@ -154,8 +154,8 @@ def test_far_below_its_own_best_is_slow() -> None:
     server = Server()
     assert server.answer(60, rate=50) == {}
     found = server.answer(120, rate=5)
-    assert list(found) == [Finding.SLOW]
-    assert 60 < found[Finding.SLOW] < 90
+    assert list(found) == [Symptom.SLOW]
+    assert 60 < found[Symptom.SLOW] < 90
 
 
 def test_half_its_own_best_is_not_slow() -> None:
@@ -182,7 +182,7 @@ def test_after_a_remedy_the_best_still_counts_until_it_is_given_up() -> None:
     server = Server()
     server.answer(60, rate=50)
     server.watch.begin_again()
-    assert server.answer(120, rate=5)[Finding.SLOW] > 65, "a speed is known only after some answers"
+    assert server.answer(120, rate=5)[Symptom.SLOW] > 65, "a speed is known only after some answers"
     server.watch.begin_again(forget_speed=True)
     assert server.answer(300, rate=5) == {}
 

@@ -20,7 +20,7 @@ _BUCKETS = 1440  # lines of samples in a run: one a minute in 24 hours
 _CANARIES = 6  # output checks of each GPU in a run, at least
 
 
-class Profile(NamedTuple):
+class RunProfile(NamedTuple):
     """A kind of run. How long others test: docs/burnin.md."""
 
     duration_s: float
@@ -29,9 +29,9 @@ class Profile(NamedTuple):
 
 
 PROFILES = {
-    "quick": Profile(0.5 * _HOUR_S, False, "30 minutes: after a repair, or before a long job"),
-    "overnight": Profile(12 * _HOUR_S, False, "12 hours: heat, drivers and early failures"),
-    "acceptance": Profile(24 * _HOUR_S, True, "24 hours at 90 % utilisation or more: before a machine is accepted"),
+    "quick": RunProfile(0.5 * _HOUR_S, False, "30 minutes: after a repair, or before a long job"),
+    "overnight": RunProfile(12 * _HOUR_S, False, "12 hours: heat, drivers and early failures"),
+    "acceptance": RunProfile(24 * _HOUR_S, True, "24 hours at 90 % utilisation or more: before a machine is accepted"),
 }
 
 

@@ -17,7 +17,7 @@ from obatchd.errors import ControlError, DaemonDownError, NotFoundError, Results
 
 if TYPE_CHECKING:
     from obatchd.results.export import Format
-    from obatchd.results.rows import Source
+    from obatchd.results.rows import ResultSet
 
 _FORMATS = ("text", "json", "jsonl", "csv", "parquet")
 
@@ -67,12 +67,12 @@ def results_command(
         click.echo("\n".join(map(clean, lines)), err=output is None)
 
 
-def _source(invocation: Invocation, place: str) -> Source:
-    from obatchd.results.rows import Source
+def _source(invocation: Invocation, place: str) -> ResultSet:
+    from obatchd.results.rows import ResultSet
 
     if os.sep in place or Path(place).exists():
-        return Source(Path(place))
-    return Source(_outbox_of(invocation, place))
+        return ResultSet(Path(place))
+    return ResultSet(_outbox_of(invocation, place))
 
 
 def _outbox_of(invocation: Invocation, job: str) -> Path:

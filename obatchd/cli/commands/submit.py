@@ -75,12 +75,12 @@ def submit_command(
 def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool) -> dict[Path, str] | None:
     """Run a sample of each drop and show it; the jobs of the samples, or None when the whole is not wanted."""
     from obatchd.cli.views import sampling
-    from obatchd.results.rows import Source
+    from obatchd.results.rows import ResultSet
 
     jobs, refused = _hand_over(invocation, drops, "a sample; results:")
     samples = {path: job["job"] for path, job in zip(drops, jobs, strict=False)}
     jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
-    sources = [Source(Path(job["outbox"])) for job in jobs]
+    sources = [ResultSet(Path(job["outbox"])) for job in jobs]
     if refused:
         invocation.answer({"jobs": jobs, "refused": refused})
         sys.exit(exit_codes.FAILED)

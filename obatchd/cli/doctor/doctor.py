@@ -13,7 +13,7 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Invocation, clean, pass_invocation
 from obatchd.cli.commands.config import file_or_system
 from obatchd.cli.doctor import host_checks, spool_checks
-from obatchd.cli.doctor.finding import Finding, bad, ok
+from obatchd.cli.doctor.result import CheckResult, bad, ok
 from obatchd.cli.views.text import styled
 from obatchd.errors import ConfigError
 from obatchd.settings.settings import Settings
@@ -24,13 +24,13 @@ from obatchd.settings.settings import Settings
 @pass_invocation
 def doctor_command(invocation: Invocation, config: Path | None) -> None:
     """Look for what is wrong on this host. Exit code 1 if a line is bad."""
-    findings = list(examine(invocation.spool, file_or_system(config)))
-    document = {"findings": [finding._asdict() for finding in findings]}
-    invocation.answer(document, view=lambda _: _lines(findings))
-    sys.exit(exit_codes.FAILED if any(finding.level == "bad" for finding in findings) else exit_codes.OK)
+    results = list(examine(invocation.spool, file_or_system(config)))
+    document = {"findings": [result._asdict() for result in results]}
+    invocation.answer(document, view=lambda _: _lines(results))
+    sys.exit(exit_codes.FAILED if any(result.level == "bad" for result in results) else exit_codes.OK)
 
 
-def examine(spool: Path, config: Path | None) -> Iterator[Finding]:
+def examine(spool: Path, config: Path | None) -> Iterator[CheckResult]:
     """Every check, in the order in which things have to work."""
     from obatchd.settings import reading
 
@@ -52,8 +52,8 @@ def examine(spool: Path, config: Path | None) -> Iterator[Finding]:
     yield spool_checks.disk(spool, settings)
 
 
-def _lines(findings: list[Finding]) -> Iterator[str]:
-    for finding in findings:
-        yield styled(f"{finding.level:<6}") + clean(f"{finding.about:<8}{finding.text}")
-        if finding.next_command:
-            yield f"{'':<14}→ {clean(finding.next_command)}"
+def _lines(results: list[CheckResult]) -> Iterator[str]:
+    for result in results:
+        yield styled(f"{result.level:<6}") + clean(f"{result.about:<8}{result.text}")
+        if result.next_command:
+            yield f"{'':<14}→ {clean(result.next_command)}"

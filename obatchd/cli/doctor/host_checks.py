@@ -18,7 +18,7 @@ from typing import Any
 
 import obatchd
 from obatchd.burnin.report.diagnostics import run
-from obatchd.cli.doctor.finding import Finding, bad, nearest, ok, warn
+from obatchd.cli.doctor.result import CheckResult, bad, nearest, ok, warn
 from obatchd.cli.views.text import size
 from obatchd.settings.settings import Settings
 
@@ -28,7 +28,7 @@ _OLLAMA_PORT = 11434
 _LOW_STORE_BYTES = 10 * 1024**3
 
 
-def driver(settings: Settings) -> Finding:
+def driver(settings: Settings) -> CheckResult:
     """The NVIDIA driver and its GPUs, by NVML."""
     use = settings.gpus.use
     if isinstance(use, str) and use != "all":
@@ -49,7 +49,7 @@ def driver(settings: Settings) -> Finding:
     return ok("gpus", f"driver {report['driver']}, {len(report['gpus'])} GPUs: {names}")
 
 
-def ollama(settings: Settings) -> Finding:
+def ollama(settings: Settings) -> CheckResult:
     """The ollama binary and its version."""
     if settings.ollama_instances:
         return ok("ollama", f"{len(settings.ollama_instances)} remote servers; no binary is needed here")
@@ -65,7 +65,7 @@ def ollama(settings: Settings) -> Finding:
     return ok("ollama", f"{version[0]} at {binary}")
 
 
-def model_store(settings: Settings, spool: Path) -> Finding:
+def model_store(settings: Settings, spool: Path) -> CheckResult:
     """Where models lie, and how much room there is for more; root is told of those of the spool's owner."""
     home = _home_of_other(spool)
     given = settings.servers.models_dir or (os.environ.get("OLLAMA_MODELS") if home is None else None)
@@ -93,7 +93,7 @@ def _home_of_other(spool: Path) -> Path | None:
         return None
 
 
-def ports(settings: Settings, running: bool) -> Finding:
+def ports(settings: Settings, running: bool) -> CheckResult:
     """Whether the servers' ports are free; a running daemon uses them itself."""
     base = settings.servers.base_port
     if not base or running or settings.ollama_instances:
@@ -108,7 +108,7 @@ def ports(settings: Settings, running: bool) -> Finding:
     return ok("ports", f"{wanted.start} to {wanted.stop - 1} are free")
 
 
-def foreign_ollama() -> Finding:
+def foreign_ollama() -> CheckResult:
     """An Ollama of somebody else on the usual port, which shares the GPUs with ours."""
     version = _get_json(_OLLAMA_PORT, "/api/version")
     if version is None:
@@ -121,7 +121,7 @@ def foreign_ollama() -> Finding:
     return warn("others", f"{text}; a model it loads takes memory from our servers", "systemctl status ollama")
 
 
-def clock() -> Finding:
+def clock() -> CheckResult:
     """Whether the clock can be right: job ids and results carry its time."""
     installed_s = Path(obatchd.__file__).stat().st_mtime
     if time.time() < installed_s:

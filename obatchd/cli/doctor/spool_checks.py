@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from obatchd.cli.doctor.finding import Finding, bad, nearest, ok, warn
+from obatchd.cli.doctor.result import CheckResult, bad, nearest, ok, warn
 from obatchd.cli.views.text import size
 from obatchd.client.client import Client
 from obatchd.errors import DaemonDownError, ObatchError
@@ -27,7 +27,7 @@ def daemon_runs(spool: Path) -> bool:
     return True
 
 
-def daemon(spool: Path) -> Iterator[Finding]:
+def daemon(spool: Path) -> Iterator[CheckResult]:
     """Whether the daemon answers, and is content."""
     try:
         status = Client(spool).get("status")
@@ -44,7 +44,7 @@ def daemon(spool: Path) -> Iterator[Finding]:
             yield ok("daemon", f"{status['state']}, pid {status['pid']}, version {status['version']}")
 
 
-def directories(spool: Path) -> Iterator[Finding]:
+def directories(spool: Path) -> Iterator[CheckResult]:
     """The spool's directories: there, usable and on one filesystem (a rename is atomic only within one)."""
     place, closed = nearest(spool)
     if closed:
@@ -81,7 +81,7 @@ def _is_shared(inbox: Path) -> bool:
     return inbox.is_dir() and bool(inbox.stat().st_mode & stat.S_ISGID)
 
 
-def _of_a_service(inbox: Path) -> Finding:
+def _of_a_service(inbox: Path) -> CheckResult:
     """Whether this user may drop files into another user's spool, and what to do if not."""
     if os.access(inbox, os.W_OK | os.X_OK):
         return ok("spool", f"you may drop files into {inbox}")
@@ -97,7 +97,7 @@ def _of_a_service(inbox: Path) -> Finding:
     return bad("spool", text, f"sudo usermod -aG {group.gr_name} {name}")
 
 
-def _missing(spool: Path, parent: Path) -> Finding:
+def _missing(spool: Path, parent: Path) -> CheckResult:
     if os.access(parent, os.W_OK):
         return warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
     return bad(
@@ -107,7 +107,7 @@ def _missing(spool: Path, parent: Path) -> Finding:
     )
 
 
-def disk(spool: Path, settings: Settings) -> Finding:
+def disk(spool: Path, settings: Settings) -> CheckResult:
     """Free bytes and inodes where the spool is."""
     place, _ = nearest(spool)
     found = os.statvfs(place)

@@ -10,7 +10,7 @@ import click
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import duration
 from obatchd.results.export import data_of
-from obatchd.results.rows import Row, Source
+from obatchd.results.rows import ResultSet, Row
 
 _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of it
 
@@ -22,7 +22,7 @@ class Estimate(NamedTuple):
     seconds: float | None
 
 
-def estimate(jobs: list[Document], sources: list[Source], status: Document) -> Estimate:
+def estimate(jobs: list[Document], sources: list[ResultSet], status: Document) -> Estimate:
     """Requests of the whole drops, and the time that all slots of the servers that are ready need for them.
 
     The mean time of the sample's answers is taken for all. It is short where fewer answers ran at a time than there
@@ -46,7 +46,7 @@ def document(row: Row) -> Document:
     return {**row.record, "data": parsed.data} if parsed.found else row.record
 
 
-def show(source: Source) -> None:
+def show(source: ResultSet) -> None:
     """Each request of a sample: the prompt as it was sent, and the answer."""
     for row in source.rows():
         click.secho(clean(f"── {row.name} "), bold=True)

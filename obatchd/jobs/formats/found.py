@@ -10,7 +10,7 @@ import msgspec
 from obatchd.errors import ConfigError, DropRefused
 from obatchd.jobs.formats.recognise import Format
 from obatchd.jobs.formats.records import RecordMaker, RecordRules, passed_on_alone
-from obatchd.jobs.formats.source import Source, decoded
+from obatchd.jobs.formats.source import ByteSource, decoded
 from obatchd.jobs.formats.split import UTF8_BOM, split_array, split_lines
 from obatchd.jobs.formats.table import Row, split_rows
 from obatchd.jobs.model import RequestRefused
@@ -30,7 +30,7 @@ class Found(NamedTuple):
     refusal: RequestRefused | None = None
 
 
-def find(source: Source, name: str, form: Format, limit_bytes: int, rules: RecordRules) -> Iterator[Found]:
+def find(source: ByteSource, name: str, form: Format, limit_bytes: int, rules: RecordRules) -> Iterator[Found]:
     """The pieces of the file ``name``; its records made into requests by ``rules``.
 
     Raises:
@@ -45,17 +45,17 @@ def find(source: Source, name: str, form: Format, limit_bytes: int, rules: Recor
     return _made(pieces, RecordMaker(rules, limit_bytes)) if rules.given else pieces
 
 
-def _in_lines(source: Source, limit: int) -> Iterator[Found]:
+def _in_lines(source: ByteSource, limit: int) -> Iterator[Found]:
     for number, offset, raw, length in split_lines(source, limit):
         yield Found(number, raw, length, f"line {number}, byte offset {offset}")
 
 
-def _in_array(source: Source, limit: int) -> Iterator[Found]:
+def _in_array(source: ByteSource, limit: int) -> Iterator[Found]:
     for number, offset, raw, length in split_array(source, limit):
         yield Found(number, raw, length, f"element {number}, byte offset {offset}")
 
 
-def _in_object(source: Source, limit: int) -> Iterator[Found]:
+def _in_object(source: ByteSource, limit: int) -> Iterator[Found]:
     content = source.whole(limit).removeprefix(UTF8_BOM).strip(b" \t\r\n")
     yield Found(1, content if len(content) <= limit else None, len(content), "the object")
 
@@ -74,7 +74,7 @@ def _made(pieces: Iterator[Found], maker: RecordMaker) -> Iterator[Found]:
             yield piece._replace(raw=maker.refused(msgspec.Raw(piece.raw)), refusal=refused)
 
 
-def _text(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
+def _text(source: ByteSource, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
     content = source.whole(limit).removeprefix(UTF8_BOM)
     if len(content) > limit:
         yield Found(1, None, len(content), "the text")
@@ -92,7 +92,7 @@ def _text(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator
     yield Found(1, raw, len(content), "the text", refusal)
 
 
-def _rows(source: Source, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
+def _rows(source: ByteSource, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
     delimiter = b"\t" if name.lower().removesuffix(".gz").endswith(".tsv") else None
     rows = split_rows(source, limit, delimiter)
     header = next(rows, None)

@@ -10,7 +10,7 @@ import msgspec
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.openai import looks_like_batch
-from obatchd.jobs.formats.source import Source, Unreadable, is_packed, open_source
+from obatchd.jobs.formats.source import ByteSource, Unreadable, is_packed, open_source
 from obatchd.jobs.formats.split import UTF8_BOM
 from obatchd.jobs.model import TABLE_ENDINGS, TEXT_ENDINGS
 
@@ -49,7 +49,7 @@ def recognise(path: Path, name: str) -> Format:
         raise DropRefused(f"{name} cannot be read: {error}", code="format") from error
 
 
-def _by_content(source: Source, name: str) -> Format:
+def _by_content(source: ByteSource, name: str) -> Format:
     head = _head(source)
     if head.startswith(_WIDE_BOMS):
         raise DropRefused(f"{name} is UTF-16 or UTF-32; save it as UTF-8", code="encoding")
@@ -79,7 +79,7 @@ def _by_content(source: Source, name: str) -> Format:
     )
 
 
-def _head(source: Source) -> bytes:
+def _head(source: ByteSource) -> bytes:
     """The first bytes, or all there are; what is read before damage counts."""
     head = b""
     while len(head) < _HEAD_BYTES:
@@ -111,7 +111,7 @@ def _opens_array(text: bytes) -> bool:
     return first.startswith(b"[") and (first == b"[" or first.endswith(b",") or not rest.strip())
 
 
-def _is_lines(text: bytes, source: Source) -> bool:
+def _is_lines(text: bytes, source: ByteSource) -> bool:
     """Whether what begins with an object goes on with another one on a line of its own."""
     seen, end = bytearray(text), -1
     while len(seen) <= _FIRST_LINE_BYTES:

@@ -47,7 +47,7 @@ class Budget:
         self.left_bytes = left_bytes
 
 
-class Source:
+class ByteSource:
     """The content of one file.
 
     ``budget`` bounds what is read, not what is packed: a few kilobytes of gzip can hold terabytes.
@@ -84,7 +84,7 @@ class Source:
         return bytes(content)
 
 
-class _Beginning(Source):
+class _Beginning(ByteSource):
     """The first bytes of a file, however much is appended to it meanwhile."""
 
     def __init__(self, file: io.BufferedIOBase, size_bytes: int) -> None:
@@ -100,7 +100,7 @@ class _Beginning(Source):
 @contextmanager
 def open_source(
     path: Path, *, packed: bool, budget: Budget | None = None, size_bytes: int | None = None
-) -> Iterator[Source]:
+) -> Iterator[ByteSource]:
     """``path`` opened for reading; of a plain file only ``size_bytes``, if given.
 
     Raises:
@@ -120,11 +120,11 @@ def open_source(
     with open(descriptor, "rb") as file:
         if packed:
             with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-                yield Source(unpacked, budget)
+                yield ByteSource(unpacked, budget)
         elif size_bytes is not None:
             yield _Beginning(file, size_bytes)
         else:
-            yield Source(file, budget)
+            yield ByteSource(file, budget)
 
 
 def is_packed(name: str) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from obatchd.jobs.formats.source import Source, Unreadable
+from obatchd.jobs.formats.source import ByteSource, Unreadable
 
 _BLOCK_BYTES = 64 * 1024  # there three times while it is split: as read, joined to the line before, and as lines
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -34,7 +34,7 @@ def _piece(number: int, offset: int, raw: bytes) -> Piece:
     return Piece(number, offset + raw.find(stripped), stripped, len(stripped))
 
 
-def split_lines(source: Source, max_line_bytes: int) -> Iterator[Piece]:
+def split_lines(source: ByteSource, max_line_bytes: int) -> Iterator[Piece]:
     """The lines that are not blank; blank ones are counted. One byte order mark at the start is passed over.
 
     Raises:
@@ -88,7 +88,7 @@ class _Element:
         return _piece(number, offset, bytes(self._bytes))
 
 
-def split_array(source: Source, max_element_bytes: int) -> Iterator[Piece]:
+def split_array(source: ByteSource, max_element_bytes: int) -> Iterator[Piece]:
     """The elements of a JSON array, as they stand in the file. A comma before the closing bracket is passed over.
 
     Raises:
@@ -132,7 +132,7 @@ def split_array(source: Source, max_element_bytes: int) -> Iterator[Piece]:
     raise Unreadable(f"the file ends{inside} before the array is closed; it may have been cut off")
 
 
-def _require_end(source: Source, rest: bytes, offset: int) -> None:
+def _require_end(source: ByteSource, rest: bytes, offset: int) -> None:
     while not rest.strip(_BLANK):
         offset += len(rest)
         if not (rest := source.read(_BLOCK_BYTES)):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from obatchd.jobs.formats.source import Source
+from obatchd.jobs.formats.source import ByteSource
 from obatchd.jobs.formats.split import UTF8_BOM
 
 _BLOCK_BYTES = 1024**2
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     problem: str = ""
 
 
-def split_rows(source: Source, max_row_bytes: int, delimiter: bytes | None = None) -> Iterator[Row]:
+def split_rows(source: ByteSource, max_row_bytes: int, delimiter: bytes | None = None) -> Iterator[Row]:
     """The rows that are not blank, the header among them. Without ``delimiter`` the first row decides.
 
     Raises:
@@ -88,7 +88,7 @@ class _Grammar:
 class _Reader:
     """The bytes from the beginning of the next row on."""
 
-    def __init__(self, source: Source, max_row_bytes: int) -> None:
+    def __init__(self, source: ByteSource, max_row_bytes: int) -> None:
         self._source = source
         self._max_bytes = max_row_bytes
         self._bytes = bytearray()

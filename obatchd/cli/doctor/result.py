@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """What was looked at, how it is, and the next command where something should be done."""
 
     level: Literal["ok", "warn", "bad"]
@@ -16,19 +16,19 @@ class Finding(NamedTuple):
     next_command: str = ""
 
 
-def ok(about: str, text: str) -> Finding:
+def ok(about: str, text: str) -> CheckResult:
     """Good as it is."""
-    return Finding("ok", about, text)
+    return CheckResult("ok", about, text)
 
 
-def warn(about: str, text: str, next_command: str) -> Finding:
+def warn(about: str, text: str, next_command: str) -> CheckResult:
     """Works, but not as well as it could."""
-    return Finding("warn", about, text, next_command)
+    return CheckResult("warn", about, text, next_command)
 
 
-def bad(about: str, text: str, next_command: str) -> Finding:
+def bad(about: str, text: str, next_command: str) -> CheckResult:
     """The daemon will not work like this."""
-    return Finding("bad", about, text, next_command)
+    return CheckResult("bad", about, text, next_command)
 
 
 def nearest(path: Path) -> tuple[Path, bool]:
