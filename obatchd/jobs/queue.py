@@ -66,7 +66,7 @@ class JobQueue:
         self._shares: dict[int, _Share] = {}
         self._paused: set[int] = set()
         # Requests that were in flight in several crashes: each waits for a server of its own.
-        self._suspects: dict[Profile, deque[Taken]] = {}
+        self._suspects: list[Taken] = []
         self._feeder = feeder
         self._clock = clock
         self._listeners: list[QueueListener] = []
@@ -130,20 +130,20 @@ class JobQueue:
         """Keep a request that is suspected of crashing servers until one can be had for it alone."""
         self._share(taken.lane.owner).used_s -= taken.charge_s
         if self._known(taken.lane):
-            self._suspects.setdefault(taken.lane.profile, deque()).append(Taken(taken.lane, taken.pending, 0.0))
+            self._suspects.append(Taken(taken.lane, taken.pending, 0.0))
 
     def take_suspect(self, profile: Profile) -> Taken | None:
         """The next request to be tried alone."""
-        suspects = self._suspects.get(profile, deque())
-        taken = next((taken for taken in suspects if taken.lane.job not in self._paused), None)
+        taken = next(self._suspects_for(profile), None)
         if taken is not None:
-            suspects.remove(taken)
-            if not suspects:
-                del self._suspects[profile]
+            self._suspects.remove(taken)
         return taken
 
     def has_suspects(self, profile: Profile) -> bool:
-        return any(taken.lane.job not in self._paused for taken in self._suspects.get(profile, ()))
+        return any(self._suspects_for(profile))
+
+    def _suspects_for(self, profile: Profile) -> Iterator[Taken]:
+        return (t for t in self._suspects if t.lane.profile == profile and t.lane.job not in self._paused)
 
     def cancel_job(self, job: int) -> None:
         """Forget everything of a job, and have what is in flight of it abandoned."""
@@ -153,25 +153,17 @@ class JobQueue:
 
     def remove_job(self, job: int) -> None:
         """Forget everything of a job that is over."""
-        self._clear_suspects(lambda lane: lane.job == job)
+        self._suspects = [taken for taken in self._suspects if taken.lane.job != job]
         for lane in self._lanes.pop(job, {}).values():
             self._unlist(lane)
         self._paused.discard(job)
 
     def remove_lanes(self, lanes: Iterable[Lane]) -> None:
         gone = list(lanes)
-        self._clear_suspects(lambda lane: any(lane is other for other in gone))
+        self._suspects = [taken for taken in self._suspects if taken.lane not in gone]
         for lane in gone:
             self._lanes.get(lane.job, {}).pop(lane.number, None)
             self._unlist(lane)
-
-    def _clear_suspects(self, is_gone: Callable[[Lane], bool]) -> None:
-        for profile, suspects in list(self._suspects.items()):
-            kept = deque(taken for taken in suspects if not is_gone(taken.lane))
-            if kept:
-                self._suspects[profile] = kept
-            else:
-                del self._suspects[profile]
 
     def pause(self, job: int) -> None:
         self._paused.add(job)
@@ -242,22 +234,23 @@ class JobQueue:
 
     def waiting(self, profile: Profile) -> int:
         """Requests that wait for ``profile``, in memory or in the store."""
-        owners = self._waiting.get(profile, {})
-        return sum(lane.waiting for classes in owners.values() for lanes in classes for lane in lanes)
+        return sum(lane.waiting for lane in self._waiting_for(profile))
 
     def more_than(self, profile: Profile, count: int) -> bool:
         """Whether more than ``count`` requests wait for ``profile``; looks no further than it must."""
-        for classes in self._waiting.get(profile, {}).values():
-            for lanes in classes:
-                for lane in lanes:
-                    count -= lane.waiting
-                    if count < 0:
-                        return True
+        for lane in self._waiting_for(profile):
+            count -= lane.waiting
+            if count < 0:
+                return True
         return False
+
+    def _waiting_for(self, profile: Profile) -> Iterator[Lane]:
+        return (lane for classes in self._waiting.get(profile, {}).values() for lanes in classes for lane in lanes)
 
     def profiles(self) -> list[Profile]:
         """Profiles that requests wait for, the one that should be served first in front."""
-        return sorted({*self._waiting, *filter(self.has_suspects, self._suspects)}, key=self.claim)
+        alone = {taken.lane.profile for taken in self._suspects if taken.lane.job not in self._paused}
+        return sorted(alone | self._waiting.keys(), key=self.claim)
 
     def claim(self, profile: Profile) -> tuple[float, int, tuple[int, int]]:
         """How strong the claim of ``profile`` is (less is stronger): use of its least served owner, class, order."""
@@ -276,8 +269,7 @@ class JobQueue:
 
     def total(self) -> int:
         """All waiting requests, those of paused jobs included."""
-        suspects = sum(len(taken) for taken in self._suspects.values())
-        return suspects + sum(lane.waiting + lane.preparing for lane in self._all())
+        return len(self._suspects) + sum(lane.waiting + lane.preparing for lane in self._all())
 
     def _lanes_of(self, job: int) -> list[Lane]:
         return list(self._lanes.get(job, {}).values())

@@ -7,9 +7,10 @@ from typing import Any
 
 import msgspec
 
+from obatchd.errors import ConfigError
 from obatchd.settings.base import Section
 from obatchd.settings.job import JobSettings
-from obatchd.settings.reading import config_error, nearest, validate
+from obatchd.settings.reading import nearest, validate
 from obatchd.settings.records import RecordSettings, SelectionSettings
 from obatchd.settings.settings import Settings
 
@@ -29,7 +30,7 @@ LOAD_TIME_OPTIONS = frozenset(
         "draft_num_predict",
     )
 )
-_OF_JOBS_ALONE: tuple[type[Section], ...] = (RecordSettings, SelectionSettings)
+_SECTIONS: tuple[type[Section], ...] = (Settings, RecordSettings, SelectionSettings)
 
 
 def parse_job_settings(mapping: Mapping[str, Any], source: str) -> tuple[JobSettings, list[str]]:
@@ -55,19 +56,14 @@ def parse_job_settings(mapping: Mapping[str, Any], source: str) -> tuple[JobSett
     if isinstance(options := known.get("options"), dict):
         notes += _move_load_time_options(known, options, source)
     values: dict[str, Any] = {}
-    sections: tuple[type[Section], ...] = (Settings, *_OF_JOBS_ALONE)
-    for section in sections:
-        own = {key: value for key, value in known.items() if _section_of(key) is section}
+    for section in _SECTIONS:
+        own = {key: value for key, value in known.items() if key in section.model_fields}
         settings, wrong = validate(own, {}, source, section)
         problems += wrong
         values |= {key: getattr(settings, key) for key in own} if settings is not None else {}
     if problems:
-        raise config_error(problems)
+        raise ConfigError("\n".join(problems))
     return JobSettings(**values), notes
-
-
-def _section_of(key: str) -> type[Section]:
-    return next((section for section in _OF_JOBS_ALONE if key in section.model_fields), Settings)
 
 
 def _move_load_time_options(known: dict[str, Any], options: dict[str, Any], source: str) -> list[str]:

@@ -144,7 +144,8 @@ def load_with_origin(
         data = read_toml(file)
         _expand_gpus(data)
         origin = {key: str(file) for key in _flat_keys(data)}
-    by_variable = {leaf.variable: leaf for leaf in leaves()} | {"OBATCHD_GPUS": _gpus_use()}
+    by_key = {leaf.key: leaf for leaf in leaves()}
+    by_variable = {leaf.variable: leaf for leaf in leaves()} | {"OBATCHD_GPUS": by_key["gpus.use"]}
     for variable in sorted(environ):
         if not variable.startswith(_ENVIRONMENT_PREFIX) or variable.startswith(_ENVIRONMENT_OTHERS):
             continue
@@ -153,14 +154,13 @@ def load_with_origin(
             problems.append(f"{variable}: no such setting{nearest(variable, by_variable)}")
         elif _put(data, leaf, _environment_value(leaf, environ[variable])):
             origin[leaf.key] = variable
-    by_key = {leaf.key: leaf for leaf in leaves()}
     for key, value in flags.items():
         if value is not None and _put(data, by_key[key], value):
             origin[key] = "--" + key.replace("_", "-").replace(".", "-")
     settings, wrong = validate(data, origin, str(file) if file else "defaults", Settings)
     problems += wrong
     if settings is None or problems:
-        raise config_error(problems)
+        raise ConfigError("\n".join(problems))
     return settings, {leaf.key: origin[leaf.key] for leaf in leaves() if leaf.key in origin}
 
 
@@ -176,10 +176,6 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: is not valid TOML: {error}") from None
-
-
-def _gpus_use() -> Leaf:
-    return next(leaf for leaf in leaves() if leaf.key == "gpus.use")
 
 
 def _expand_gpus(data: dict[str, Any]) -> None:
@@ -280,8 +276,3 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the valid name that looks most like ``name``."""
     close = difflib.get_close_matches(name, list(names), 1)
     return f"; did you mean {close[0]}?" if close else f"; valid are {', '.join(sorted(names)[:8])} …"
-
-
-def config_error(problems: list[str]) -> ConfigError:
-    """All problems as one error, a line each."""
-    return ConfigError("\n".join(problems))
