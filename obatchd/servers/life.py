@@ -120,6 +120,7 @@ class Life(abc.ABC):
     def task_failed(self, name: str, error: BaseException) -> None:
         """Nobody looks after the server any more: it is out of use until its life begins again."""
         self.state, self.reason = ServerState.FAILED, _defect_words(error)
+        self._wake_waiting()
         self._tasks.start(self._live_again(), name)
 
     async def _live_again(self) -> None:
@@ -256,9 +257,12 @@ class Life(abc.ABC):
         (log.warning if bad else log.info)(
             "server_state", server=self.id, gpu=self.gpu_label, old=old, new=new, reason=reason
         )
+        self._wake_waiting()
+        self._tell(old, new, reason)
+
+    def _wake_waiting(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
-        self._tell(old, new, reason)
 
     async def until(self, wanted: Collection[ServerState]) -> None:
         """Wait until the state is one of ``wanted``."""

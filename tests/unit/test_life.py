@@ -103,3 +103,11 @@ async def test_a_restart_is_carried_out_after_a_defect(server: Cared) -> None:
     async with asyncio.timeout(5):
         await server.restart("asked by the operator")
     await until(lambda: server.ready)
+
+
+async def test_who_waits_hears_of_a_life_that_has_ended(server: Cared) -> None:
+    server.defects = {"open": 1, "tell-backoff": 1}
+    waiting = asyncio.create_task(server.until({S.FAILED}))
+    server.begin()
+    async with asyncio.timeout(5):
+        await waiting
