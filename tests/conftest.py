@@ -13,6 +13,8 @@ import pytest
 import uvloop
 from daemon_support import Daemon
 
+pytest.register_assert_rewrite("reload_burnin", "reload_gpus", "reload_parts", "reload_stage")
+
 
 class _Loop(uvloop.Loop):
     """Says what a test left open after it is closed: uvloop closes nothing, and waits for ever, when its warning is an

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from obatchd.settings import reading
 from obatchd.settings.current import Current
 from obatchd.settings.frozen import FrozenSettings
 from obatchd.settings.settings import Settings
 
 DEFAULTS = FrozenSettings.of(Settings())
+
+
+def reload(current: Current[Settings], key: str, value: Any) -> None:
+    """Put one setting in force, as a reload of a file that has it does."""
+    tables = current.value.model_dump()
+    section, _, name = key.rpartition(".")
+    (tables[section] if section else tables)[name] = value
+    current.value = reading.reloaded(current.value, Settings.model_validate(tables))
 
 
 def in_force(**tables: Any) -> Current[Settings]:

@@ -65,11 +65,12 @@ SLOW = SlowReading(
 class Watched:
     """A card that is watched: fast readings every 2 s, slow ones every 30 s."""
 
-    def __init__(self, card: Identity = CARD) -> None:
+    def __init__(self, card: Identity = CARD, **counters: Any) -> None:
+        """``counters`` are what slow readings tell from the first on."""
         self.track = Track(card)
         self.now_s = START_S
         self.fast: dict[str, Any] = {}
-        self.slow: dict[str, Any] = {}
+        self.slow = counters
         self.pass_time(120)
 
     def pass_time(self, seconds: float, **changes: Any) -> Watched:

@@ -75,21 +75,20 @@ Kind = TypeVar("Kind", bound=Watched)
 class BurnedIn(Watched):
     """The same card in a burn-in with two siblings; the load is well as long as the card is watched."""
 
-    def __init__(self, card: Identity = CARD) -> None:
+    def __init__(self, card: Identity = CARD, limits: GpuHealthSettings | None = None, **counters: Any) -> None:
+        self.limits = limits or GpuHealthSettings()
         self.plan = make(
             "20261124-180000", Asked(duration="10s"), list(NAMES), Defaults("m", 8192, 600.0, 20, Limits())
         )
         self.cards = {name: msgspec.structs.replace(card if name == CARD.uuid else CARD, uuid=name) for name in NAMES}
         self.records: list[Record] = []
         self.recording: Recording | None = None
-        super().__init__(card)
+        super().__init__(card, **counters)
 
     def see(self, reading: Reading, slow: SlowReading | None) -> None:
         if self.recording is None:
             self.track.keep_xids = True
-            self.recording = Recording(
-                self.plan, self.cards, GpuHealthSettings(), START_S, {CARD.uuid: self.track}, judge_s=30
-            )
+            self.recording = Recording(self.plan, self.cards, self.limits, START_S, {CARD.uuid: self.track}, judge_s=30)
         seen = {CARD.uuid: Seen(reading, slow, SLOTS)}
         for name in NAMES[1:]:
             beside = msgspec.structs.replace(SLOW, uuid=name, at_s=reading.at_s) if slow else None

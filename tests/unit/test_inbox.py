@@ -29,7 +29,8 @@ class Bench:
         self.layout = Layout.open(root)
         self.path = self.layout.inbox
         self.now_s = 100.0
-        self.inbox = Inbox(self.layout, Current(Settings.model_validate({"inbox": settings})), clock=lambda: self.now_s)
+        self.settings = Current(Settings.model_validate({"inbox": settings}))
+        self.inbox = Inbox(self.layout, self.settings, clock=lambda: self.now_s)
 
     def put(self, name: str, text: str = TEXT) -> Path:
         path = self.path / name

@@ -24,7 +24,8 @@ class Server:
     token_s: float = 0.0
 
     def __post_init__(self) -> None:
-        self.watch = ServerWatch(in_force(watchdog=self.limits, dispatch={"stall_s": STALL_S}))
+        self.settings = in_force(watchdog=self.limits, dispatch={"stall_s": STALL_S})
+        self.watch = ServerWatch(self.settings)
         self.look(1, active=0)
 
     def look(

@@ -136,6 +136,14 @@ async def test_what_is_given_up_ends_and_its_slot_goes_on(server: Server, wire: 
     assert wire.results()[1, 2].succeeded
 
 
+async def test_a_limit_that_becomes_shorter_ends_what_runs_already(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url), CONTEXT, offer(1, 1))
+    await wire.until(lambda: server.asked)
+    wire.feed(configure(server.url, request_timeout_s=0.1))
+    result = (await wire.until(wire.results))[1, 1]
+    assert (result.fault, result.code) == (faults.SERVER, "timeout")
+
+
 async def test_an_attempt_without_end_runs_into_its_limit(server: Server, wire: Wire) -> None:
     wire.feed(configure(server.url, slots=1, request_timeout_s=0.2), CONTEXT, offer(1, 1, 2))
     await wire.until(lambda: len(wire.results()) == 2)
