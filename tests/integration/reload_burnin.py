@@ -69,8 +69,8 @@ def verdict_of(signal: str, first: Card, *others: Card) -> Look:
         cards = [first, *others]
         asked = plans.Asked(duration="1h", profile="quick")
         plan = plans.make("20261124-180000", asked, [uuid(n) for n in range(len(cards))], defaults(settings))
-        reasons = judged(simulate(cards, 1.0, plan=plan))[0]["reasons"]
-        return next((str(reason["consequence"]) for reason in reasons if reason["signal"] == signal), "")
+        reasons = judged(simulate(cards, 1.0, plan=plan))[0].reasons
+        return next((str(reason.consequence) for reason in reasons if reason.signal == signal), "")
 
     return look
 
@@ -107,7 +107,7 @@ async def runs_kept(directory: Path, patch: pytest.MonkeyPatch, settings: Curren
         os.utime(journal.Shelf(shelf).path(name), (then_s, then_s))
     runs = Burnin(shelf, Host(directory, patch, settings))
     await runs.resume()
-    return [run["run"][:4] for run in await runs.runs()]
+    return [run.run[:4] for run in await runs.runs()]
 
 
 class Run(NamedTuple):

@@ -99,7 +99,7 @@ def limits_of_a_run(current: Current[Settings]) -> Any:
 
 
 def consequence(run: BurnedIn, signal: str) -> tuple[str, ...]:
-    reasons = {reason["signal"]: reason["consequence"] for reason in run.report()[0]["reasons"]}
+    reasons = {reason.signal: reason.consequence for reason in run.report()[0].reasons}
     return (reasons.get(signal, "ok"),)
 
 

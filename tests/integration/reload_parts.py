@@ -21,7 +21,7 @@ from test_worker import CONTEXT, Wire, offer
 
 from obatchd.child import Channel
 from obatchd.dispatch import protocol, recovery, switching
-from obatchd.dispatch.watchdog import Finding
+from obatchd.dispatch.watchdog import Symptom
 from obatchd.dispatch.worker.worker import Worker
 from obatchd.errors import ServerError
 from obatchd.spool import inbox
@@ -163,7 +163,7 @@ async def connected(directory: Path, patch: pytest.MonkeyPatch, key: str, old: A
 # The watchdog: what it finds.
 
 
-def found(usual: dict[str, float], finding: Finding, seconds: Callable[[Server], dict[Finding, float]]) -> See:
+def found(usual: dict[str, float], finding: Symptom, seconds: Callable[[Server], dict[Symptom, float]]) -> See:
     """What is wrong with a server is found after a reload, and not before."""
 
     async def see(directory: Path, patch: pytest.MonkeyPatch, key: str, old: Any, new: Any) -> None:
@@ -252,15 +252,15 @@ def drained_after_restarts(**usual: Any) -> See:
     return see
 
 
-def idle(percent: int) -> Callable[[Server], dict[Finding, float]]:
+def idle(percent: int) -> Callable[[Server], dict[Symptom, float]]:
     return lambda server: server.look(100, gpu=percent)
 
 
-def waiting(server: Server) -> dict[Finding, float]:
+def waiting(server: Server) -> dict[Symptom, float]:
     return server.answer(100, wait_s=0.6, active=1)
 
 
-def slow(server: Server) -> dict[Finding, float]:
+def slow(server: Server) -> dict[Symptom, float]:
     return server.answer(100, rate=1)
 
 
@@ -270,11 +270,11 @@ PARTS = {
     "dispatch.switch_after_s": Part(1e6, 10, switched),
     "dispatch.commit_interval_ms": Part(100, 1, committed),
     "dispatch.connect_timeout_s": Part(60, 0.1, connected),
-    "watchdog.idle_gpu_s": Part(1e6, 60, found({}, Finding.GPU_IDLE, idle(0))),
-    "watchdog.idle_gpu_percent": Part(2, 20, found({}, Finding.GPU_IDLE, idle(10))),
-    "watchdog.leak_s": Part(1e6, 60, found({}, Finding.SLOTS_LEAKING, waiting)),
-    "watchdog.slow_factor": Part(0, 0.3, found({}, Finding.SLOW, slow)),
-    "watchdog.slow_s": Part(1e6, 60, found({}, Finding.SLOW, slow)),
+    "watchdog.idle_gpu_s": Part(1e6, 60, found({}, Symptom.GPU_IDLE, idle(0))),
+    "watchdog.idle_gpu_percent": Part(2, 20, found({}, Symptom.GPU_IDLE, idle(10))),
+    "watchdog.leak_s": Part(1e6, 60, found({}, Symptom.SLOTS_LEAKING, waiting)),
+    "watchdog.slow_factor": Part(0, 0.3, found({}, Symptom.SLOW, slow)),
+    "watchdog.slow_s": Part(1e6, 60, found({}, Symptom.SLOW, slow)),
     "watchdog.probe_s": Part(30, 0.05, waited_for_a_token),
     "watchdog.vram_s": Part(NEVER_S, 0.05, looked_at_vram),
     "watchdog.repeats": Part(1000, 3, drained_after_restarts()),
