@@ -1,9 +1,9 @@
-"""Durable prompts per second against servers that take no time, beside what others do with the same servers.
+"""Durable prompts per second against servers that take no time, beside other clients of the same servers.
 
     python bench/dispatch.py [--prompts 20000] [--rounds 3] [--ratios-only]
 
 From the rename of the drop to ``summary.json``, everything flushed. Beside it in the same run: one process with aiohttp
-and 64 requests in flight, one over the official client, wrk; and what a prompt costs each of our processes. Needs nginx
+and 64 requests in flight, one over the official client, wrk; and a prompt's cost in each of our processes. Needs nginx
 and, for its row, wrk.
 """
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: a daemon on a spool of its own, nginx as a server without latency, tables, the last line.
+"""Shared by the benchmarks: a daemon on a spool of its own, nginx as a server without latency, tables, the last line.
 
 Every benchmark prints a table and, as its last line, one JSON object: ``{"bench", "figures", "goals", "met"}``.
-Figures are measured side by side in one run, because machines are noisy; ratios are what counts.
+Figures are measured side by side in one run, because machines are noisy; only ratios count.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _serving(process: subprocess.Popen[bytes], ports: list[int]) -> Iterator[Non
 
 
 def settled_size(log: Path) -> int:
-    """The size of a server's log when nothing is added any more: what was in flight is there."""
+    """The size of a server's log when nothing is added any more: requests in flight have ended."""
     size = -1
     while size != log.stat().st_size:
         size = log.stat().st_size

@@ -1,4 +1,4 @@
-"""What it costs to do nothing, and how long ``obatchctl status`` takes.
+"""The cost of an idle daemon, and how long ``obatchctl status`` takes.
 
     python bench/idle.py [--seconds 30]
 
@@ -32,7 +32,7 @@ def main() -> int:
     config = {"model": "tiny", "gpus": {"use": "simulated:8"}, "servers": {"slots": 4, "stagger_s": 0}}
     with workplace() as directory, Daemon(directory, {**config, "log_level": "warning"}) as daemon:
         daemon.start()
-        time.sleep(3)  # what follows is a measurement over time: start-up must be over
+        time.sleep(3)  # the measurement goes over some time: start-up must be over
         processes = ours(daemon.main)
         before_s, begun_s = cpu_s(processes), time.perf_counter()
         time.sleep(arguments.seconds)

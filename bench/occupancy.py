@@ -128,7 +128,7 @@ def recorded(urls: list[str]) -> list[Any]:
 
 
 def measure(seen: list[Any], prompts: list[str], services_s: list[float], trouble: str) -> dict[str, float]:
-    """Occupancy and makespan ratio from what the servers recorded."""
+    """Occupancy and makespan ratio from the records of the servers."""
     time_of = {digest(prompt): service_s for prompt, service_s in zip(prompts, services_s, strict=True)}
     spans = []
     for index, requests in enumerate(seen):

@@ -2,7 +2,7 @@
 
 Workers, the response writer, the preparer and the probe are such children. multiprocessing's forkserver starts them,
 which has their imports loaded, so that another one is there within some 10 ms. ``ProcessPoolExecutor`` breaks as a
-whole when one process dies. What passes over a socket are frames: four bytes of length, then msgpack.
+whole when one process dies. Frames pass over a socket: four bytes of length, then msgpack.
 
 A child ignores SIGINT and SIGTERM: Ctrl-C in a terminal reaches the whole process group before the daemon has drained.
 It ends when the daemon's end of its socket closes, so that nothing of ours outlives a killed daemon. It may hang in the
@@ -47,7 +47,7 @@ Decoder = msgspec.msgpack.Decoder
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Let the forkserver import what children need, once for all; to be called before the first child is started."""
+    """Let the forkserver import modules of children, once for all; to be called before the first child is started."""
     _forkserver.set_forkserver_preload(list(modules))
 
 
@@ -97,7 +97,7 @@ class Channel(Generic[Message]):
 
         Raises:
             ConnectionError: the other end is gone.
-            ValueError, msgspec.DecodeError: what it sent is too long, or no message.
+            ValueError, msgspec.DecodeError: the frame is too long, or no message.
         """
         try:
             if self._length is None:
@@ -113,7 +113,7 @@ class Channel(Generic[Message]):
         return self._writer.is_closing()
 
     def close(self) -> None:
-        """Close the socket at once: a process that hangs would never read what is still to be sent."""
+        """Close the socket at once: a process that hangs would never read the rest."""
         self._writer.transport.abort()
 
 
@@ -172,7 +172,7 @@ def _main(work: Callable[[socket.socket], object], connection: socket.socket) ->
     except Exception:  # noqa: BLE001 - the last chance to say why it ends; another one follows
         traceback.print_exc()
     finally:
-        # Without os._exit the interpreter would wait for whatever its threads still do.
+        # Without os._exit the interpreter would wait for its threads.
         sys.stderr.flush()
         os._exit(status)
 
@@ -239,10 +239,10 @@ class Child:
 
 
 class Parent(Protocol[Heard]):
-    """Whoever has a child: says what follows from what it says, and from its end. Called in the event loop."""
+    """The owner of a child: decides the consequences of its messages, and of its end. Called in the event loop."""
 
     def started(self, child: Child) -> None:
-        """A process runs. It can be told at once what it has to know."""
+        """A process runs. It can get its first messages at once."""
 
     def heard(self, message: Heard) -> None:
         """The child said something."""
@@ -256,9 +256,9 @@ class Keeper(Generic[Message]):
 
     Args:
         name: of the process, for the log.
-        work: what the child does with its end of the socket; it returns, or raises ConnectionError, when that closes.
+        work: of the child with its end of the socket; it returns, or raises ConnectionError, when that closes.
             It is pickled.
-        decoder: of what the child says.
+        decoder: of the child's messages.
         silent_s: a child that says nothing for so long is killed; None: it may be silent.
         exit_s: how long its end is waited for; 0: not at all.
 
@@ -317,7 +317,7 @@ class Keeper(Generic[Message]):
         except TimeoutError:
             child.kill()
             reason = f"said nothing for {self._silent_s:g} s"
-        except Exception as error:  # noqa: BLE001 - whatever one child says must not end the daemon
+        except Exception as error:  # noqa: BLE001 - no message of a child must end the daemon
             _log.exception("child_failed", child=self.name)
             reason = f"is ended after a defect ({type(error).__name__})"
         finally:
@@ -345,7 +345,7 @@ async def _spawn(name: str, work: Callable[[socket.socket], object]) -> tuple[Ba
 
 
 def _start(name: str, work: Callable[[socket.socket], object]) -> tuple[BaseProcess, socket.socket]:
-    # The sockets are made here because this thread goes on when whoever waits for it is cancelled, and a number that
+    # The sockets are made here because this thread goes on when its waiter is cancelled, and a number that
     # is closed meanwhile may be another file's when it is sent to the forkserver.
     ours, theirs = socket.socketpair()
     try:

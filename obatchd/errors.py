@@ -1,4 +1,4 @@
-"""Every error obatchd raises on purpose: one tree, whose root says what they share."""
+"""Every error obatchd raises on purpose: one tree, whose root has the common parts."""
 
 from __future__ import annotations
 

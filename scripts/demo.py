@@ -1,4 +1,4 @@
-"""What ``scripts/demo`` does once obatchd is installed: daemon, drops, status, answers, stop.
+"""The steps of ``scripts/demo`` once obatchd is installed: daemon, drops, status, answers, stop.
 
 Exit status: 0 when every request succeeded, 1 when not, 130 after Ctrl-C, which also removes the spool.
 """
@@ -48,7 +48,7 @@ class Model(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """How the daemon is to run, and what to tell about it."""
+    """How the daemon is to run, and the words about it."""
 
     settings: str
     environment: dict[str, str]

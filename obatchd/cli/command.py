@@ -1,4 +1,4 @@
-"""What every ``obatchctl`` command shares: the spool, ``--json``, errors as text or JSON, exit codes."""
+"""Shared by every ``obatchctl`` command: the spool, ``--json``, errors as text or JSON, exit codes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _WANTS_JSON = f"{__name__}.wants_json"
 
 
 class Invocation:
-    """One call of ``obatchctl``: what the user asked for, and how it is answered."""
+    """One call of ``obatchctl``: the user's options, and how the answer is shown."""
 
     def __init__(self, spool: Path) -> None:
         self.spool = spool

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 def rules(uid: int, first: int, last: int) -> str:
     """A ruleset that refuses connections of any uid but ``uid`` and root to these ports of this host.
 
-    What goes from this host to one of its own addresses leaves through ``lo``, whatever the address.
+    A packet from this host to one of its own addresses leaves through ``lo``, whatever the address.
     """
     return (
         f"table inet {_TABLE} {{\n"
@@ -59,7 +59,7 @@ def rules(uid: int, first: int, last: int) -> str:
 
 
 def _nft(script: str) -> str:
-    """Run a script; empty when it went well, else what nft says."""
+    """Run a script; empty when it went well, else the words of nft."""
     done = subprocess.run(["nft", "-f", "-"], input=script, capture_output=True, text=True, check=False)
     return done.stderr.strip().splitlines()[0] if done.returncode and done.stderr.strip() else ""
 

@@ -1,1 +1,1 @@
-"""The client of the control API and what both of its ends share. Imports nothing of the daemon."""
+"""The client of the control API, and the parts that both ends share. Imports nothing of the daemon."""

@@ -46,7 +46,7 @@ class Client:
         self._spool = spool
 
     def get(self, path: str, *names: str, **query: str | float | None) -> Document:
-        """``GET /v1/<path>``, with each of ``names`` as one segment behind it, and what of ``query`` is given."""
+        """``GET /v1/<path>``, with each of ``names`` as one segment behind it, and the given values of ``query``."""
         return self._call("GET", _target(path, names, query))
 
     def post(self, path: str, *names: str, body: Document | None = None, **query: str | float | None) -> Document:
@@ -62,7 +62,7 @@ class Client:
         return self._lines("POST", "models/pull", {"model": model}, None)
 
     def server_log(self, server_id: str, lines: int, *, follow: bool) -> Iterator[Document]:
-        """What a managed server wrote, a line at a time."""
+        """The output of a managed server, a line at a time."""
         path = _target("servers", (server_id, "log"), {"lines": lines, "follow": int(follow)})
         return self._lines("GET", path, None, None if follow else _TIMEOUT_S)
 

@@ -31,7 +31,7 @@ _SOCKET_PATH_BYTES = 107  # sizeof(sun_path) - 1, unix(7)
 
 
 class Record(NamedTuple):
-    """What ``<spool>/obatchd.json`` says about the running daemon."""
+    """The content of ``<spool>/obatchd.json``, about the running daemon."""
 
     runtime_dir: Path
     pid: int
@@ -103,7 +103,7 @@ def remove(spool: Path, runtime_dir: Path) -> None:
 
 
 def read_record(spool: Path) -> Record:
-    """What the spool says about its daemon.
+    """The spool's record of its daemon.
 
     Raises:
         DaemonDownError: with code ``no_spool``, ``daemon_down`` or ``permission``.
@@ -169,7 +169,7 @@ def _own_directory(path: Path) -> None:
 
 
 def _sweep(own: Path) -> None:
-    """Take away what killed daemons left beside ``own`` whose spools no daemon works on any more."""
+    """Remove directories of killed daemons beside ``own`` whose spools no daemon works on any more."""
     for directory in own.parent.iterdir():
         with contextlib.suppress(OSError):  # not ours, or something else lies in it
             # A daemon that is starting has made its directory, and does not listen yet.

@@ -1,4 +1,4 @@
-"""Where a fetch may go: public addresses, and what the administrator has opened beside them.
+"""Where a fetch may go: public addresses, and those that the administrator has opened beside them.
 
 A request may name any URL, so a fetch must not become a way into the network that the daemon stands in: its loopback,
 its neighbours, the metadata service of its cloud (server-side request forgery). What counts is the address that a
@@ -88,7 +88,7 @@ class AddressPolicy:
             )
 
     def permits(self, target: Target, address: str) -> bool:
-        """Whether ``address`` is public or opened. What is no proper address, such as ``127.1``, is neither."""
+        """Whether ``address`` is public or opened. A text that is no proper address, such as ``127.1``, is neither."""
         try:
             parsed = ipaddress.ip_address(address)
         except ValueError:

@@ -1,4 +1,4 @@
-"""What a worker makes of a prepared request. Imports little: workers have it from their first moment."""
+"""The worker's prompt of a prepared request. Imports little: workers have it from their first moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from obatchd.jobs.formats.request import Request
 
 
 def apply_context(request: Request, context: Context) -> Request:
-    """What is asked: the request with its sources in front of its text."""
+    """The prompt: the request's text with its sources in front."""
     if context.prompt is None:
         return request
     place = last_question(request.messages)
@@ -34,7 +34,7 @@ def last_question(messages: list[dict[str, Any]]) -> int | None:
 
 
 def recorded(context: Context) -> dict[str, Any]:
-    """What the record of a request says of its sources."""
+    """The sources in the record of a request."""
     if context.prompt is None:
         return {}
     own: dict[str, Any] = {"sources": context.sources}

@@ -1,4 +1,4 @@
-"""Fetched texts, kept for their owner alone: what one user may read must not tell another what was read."""
+"""Fetched texts, kept for their owner alone: nobody must learn from it which pages another user read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TRIM_EVERY = 100  # stored entries between two looks at the size of all
 
 
 class Entry(msgspec.Struct):
-    """One text with what the server said of it. ``checked_s`` is when that was last true (epoch)."""
+    """One text with the server's validators. ``checked_s`` is when that was last true (epoch)."""
 
     url: str
     title: str
@@ -38,7 +38,7 @@ class SourceCache:
         self._stored = 0
 
     def get(self, owner: int, url: str) -> Entry | None:
-        """What is known of ``url``; a damaged entry is none."""
+        """The entry of ``url``; a damaged one counts as none."""
         path = self._path(owner, url)
         try:
             entry = _entry.decode(path.read_bytes())

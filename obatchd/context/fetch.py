@@ -98,7 +98,7 @@ class Fetcher:
         Raises:
             SourceError: it cannot be had.
         """
-        self._resolver.policy.target(url)  # also where it is cached: what is forbidden now is not read from there
+        self._resolver.policy.target(url)  # also where it is cached: a forbidden address is not read from there
         known = self._cache.get(owner, str(url))
         if known is not None and is_fresh(known):
             return Fetched(Text(known.title, known.text), str(url), True)

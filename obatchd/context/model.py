@@ -1,4 +1,4 @@
-"""What passes between the daemon, the preparer and the worker."""
+"""Messages between the daemon, the preparer and the worker."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Wish(msgspec.Struct, tag="wish", frozen=True):
 
 
 class Prepared(msgspec.Struct, tag="prepared", frozen=True):
-    """What became of a wish: ``context`` as the worker takes it, or the code and message of a failure."""
+    """The outcome of a wish: ``context`` as the worker takes it, or the code and message of a failure."""
 
     job: int
     line: int
@@ -53,7 +53,7 @@ class Alive(msgspec.Struct, tag="alive", frozen=True):
 
 
 class Context(msgspec.Struct, frozen=True):
-    """What a worker does with a request: ask ``prompt`` in place of its own, and record ``sources``.
+    """A worker's orders for a request: ask ``prompt`` in place of its own, and record ``sources``.
 
     ``prompt`` is None where the request turned out to name no source.
     """

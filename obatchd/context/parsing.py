@@ -109,7 +109,7 @@ def _judged(status: int, answer: bytes, document: Document) -> Parsed:
 
 def _child(document: Document, writing: int, parse: Parse) -> Never:
     try:
-        # What parsers complain about concerns their document, not the daemon's log.
+        # Complaints of parsers concern their document, not the daemon's log.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)

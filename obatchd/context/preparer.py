@@ -177,7 +177,7 @@ class Preparer:
         return content
 
     def _problem(self, name: str, about: dict[str, Any], error: SourceError) -> tuple[Source, dict[str, Any]]:
-        """What could not be had, as a note; or the failure of the request, as the rules say."""
+        """Sources that could not be had, as a note; or the failure of the request, as the rules say."""
         if self._rules.on_error == "fail":
             raise SourceError(f"{name}: {error.message}", code=error.code)
         return Source(name, "", "", False, error.message), about | {"code": error.code, "message": error.message}

@@ -1,4 +1,4 @@
-"""The text in a document. Runs in the process of one document: whatever a parser does there hurts nobody else."""
+"""The text in a document. Runs in the process of one document: a parser there can hurt nobody else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PDF_TYPE = "application/pdf"
 
 
 class Text(NamedTuple):
-    """What a document says; ``title`` may be empty."""
+    """The text of a document; ``title`` may be empty."""
 
     title: str
     text: str
@@ -31,7 +31,7 @@ def text_of(content: bytes, media_type: str, charset: str, max_characters: int) 
 
     Args:
         media_type: of the answer, without parameters; empty or ``application/octet-stream`` is judged by the content.
-        charset: what the server says; it may be wrong.
+        charset: as the server says; it may be wrong.
 
     Raises:
         SourceError: ``source_unsupported``, ``source_empty`` or ``parse_failed``.
@@ -70,7 +70,7 @@ def decoded(content: bytes, charset: str) -> str:
     """Bytes as text, although servers and pages give wrong charsets.
 
     A byte order mark is believed first. Bytes that are valid UTF-8 are UTF-8: in any other charset that is next to
-    impossible by chance. Then what the server and the page say, and at last Windows-1252, as browsers do.
+    impossible by chance. Then the charset of server and page count, and at last Windows-1252, as in browsers.
     """
     for mark, encoding in _BOMS:
         if content.startswith(mark):

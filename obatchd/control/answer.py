@@ -1,4 +1,4 @@
-"""What the control API answers with: one JSON document, or a line of several, each with the number of the schema."""
+"""An answer of the control API: one JSON document, or a line of several, each with the number of the schema."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def listen(path: Path, *, shared: bool) -> socket.socket:
     """A listening Unix socket, for everybody or for the daemon's user alone; replaces a stale one of an earlier run.
 
-    Who is answered is decided by who connects, never by the socket's mode alone.
+    The identity of the peer decides whether it is answered, never the socket's mode alone.
     """
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
@@ -84,10 +84,10 @@ class ControlServer:
     """Serves the API while it runs.
 
     Args:
-        operations: what the requests are passed to.
+        operations: takes the requests.
         runtime_dir: directory of the socket; see :mod:`obatchd.client.runtime`.
-        access: who is answered.
-        burnin_runs: the same for what is about burn-in runs.
+        access: the peers that are answered.
+        burnin_runs: takes requests about burn-in runs.
         owner: told when nobody is admitted any more: a daemon that cannot be asked cannot be stopped in good order.
     """
 
@@ -120,7 +120,7 @@ class ControlServer:
         _log.info("control_listening", path=self._path)
 
     async def _accept(self, listener: socket.socket) -> None:
-        """Serve who connects. One user who opens connections and says nothing keeps no file from the others."""
+        """Serve connections. A user who opens many and says nothing keeps no file from the others."""
         loop = asyncio.get_running_loop()
         open_of: dict[int, list[asyncio.Transport]] = {}
         with listener:
@@ -150,11 +150,11 @@ class ControlServer:
         connection.close()
 
     def only_looks(self) -> None:
-        """From now on show what is asked for and refuse to change anything: the daemon is stopping."""
+        """From now on answer questions and refuse to change anything: the daemon is stopping."""
         self._runner.app[_STOPPING].set()
 
     async def stop(self) -> None:
-        """Stop listening and end what is still connected."""
+        """Stop listening and end all connections."""
         await self._tasks.stop()
         await self._runner.cleanup()
         self._path.unlink(missing_ok=True)
@@ -350,7 +350,7 @@ async def _readyz(request: web.Request) -> web.Response:
     return answer(Readiness(ready), 200 if ready else 503)
 
 
-# What callers may do who are no administrators. The daemon shows and changes only what is theirs.
+# Routes for callers who are no administrators. The daemon shows and changes only their own jobs.
 _FOR_EVERY_CALLER = frozenset(
     {_ping, _status, _servers, _jobs, _job, _remove_job, _job_action, _models, _healthz, _readyz}
     | {gpu_routes.gpus, gpu_routes.gpu, gpu_routes.events}

@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket, and what they may do."""
+"""The peer of a Unix socket, and its rights."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ class Peer(NamedTuple):
 
 
 class Caller(NamedTuple):
-    """Somebody who may use the daemon. Administrators may see and do everything, others what is theirs."""
+    """Somebody who may use the daemon. Administrators may see and do everything, others only their own jobs."""
 
     uid: int
     is_administrator: bool
 
     def may_see(self, owner: int) -> bool:
-        """Whether what belongs to ``owner`` may be shown to, and changed by, this caller."""
+        """Whether this caller may see and change a job of ``owner``."""
         return self.is_administrator or owner == self.uid
 
 
 class _User(NamedTuple):
-    """What the user database says. Asking it may take long, so it is asked in a thread and remembered."""
+    """Answers of the user database. They may take long, so a thread asks, and they are remembered."""
 
     looked_s: float  # monotonic
     name: str
@@ -77,7 +77,7 @@ class Access:
         return self._settings.mode == "service"
 
     async def caller(self, peer: Peer) -> Caller:
-        """Who the peer is.
+        """The peer as a caller.
 
         Raises:
             ForbiddenError: the peer may not use the daemon, with what to do.

@@ -20,7 +20,7 @@ from obatchd.errors import ConfigError
 
 
 class Burnin(Protocol):
-    """What can be asked about burn-in runs."""
+    """Questions and commands about burn-in runs."""
 
     async def start(self, asked: dict[str, Any]) -> BurninStatus:
         """Begin a run; raises ConfigError or ControlError."""

@@ -1,4 +1,4 @@
-"""What the control API can ask of the daemon: the interface between ``control`` and the composition root."""
+"""Questions and commands to the daemon: the interface between ``control`` and the composition root."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GpuOperations(Protocol):
     """
 
     def all(self) -> Gpus:
-        """The GPUs of this host, and what is known of the host."""
+        """The GPUs of this host, and the state of the host."""
         ...
 
     async def one(self, name: str) -> GpuDetails:
@@ -107,7 +107,7 @@ class Operations(Protocol):
         ...
 
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
-        """Cancel what is not finished of a job."""
+        """Cancel the unfinished requests of a job."""
         ...
 
     async def retry(self, caller: Caller, job_id: str) -> JobDocument:

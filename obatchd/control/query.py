@@ -1,4 +1,4 @@
-"""What a request of the control API asks for in its query."""
+"""The query of a request to the control API."""
 
 from __future__ import annotations
 

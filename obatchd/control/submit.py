@@ -87,7 +87,7 @@ class SubmitServer:
         self._accepting.start(self._accept(self._listener), "submit-accept")
 
     async def stop(self) -> None:
-        """Accept no more; what is under way has a moment to end before its client is cut off."""
+        """Accept no more; submissions in progress have a moment to end before their clients are cut off."""
         await self._accepting.stop()
         if self._listener is not None:
             self._listener.close()

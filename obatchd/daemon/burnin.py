@@ -29,7 +29,7 @@ _XIDS = 1000  # kept until a run asks for them
 
 
 class _Told(MonitorListener):
-    """What the monitor told since the daemon began; XIDs wait until a run asks for them."""
+    """Messages of the monitor since the daemon began; XIDs wait until a run asks for them."""
 
     def __init__(self) -> None:
         self.cards: dict[str, Identity] = {}

@@ -1,6 +1,6 @@
 """The composition root: builds the parts of the daemon. :mod:`obatchd.daemon.life` runs them.
 
-:func:`host` makes what belongs to one machine, :func:`head` what there is once for all of them.
+:func:`host` makes the parts of one machine, :func:`head` those that there are once for all.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Reload = Callable[[], Awaitable[Reloaded]]
 
 @dataclass(frozen=True)
 class Spool:
-    """What the daemon has of its spool."""
+    """The daemon's spool: layout and store."""
 
     layout: Layout
     store: Store
 
     @property
     def facts(self) -> Facts:
-        """What is remembered over restarts beside jobs."""
+        """Facts that outlive restarts, beside jobs."""
         return Facts(self.store.state)
 
 

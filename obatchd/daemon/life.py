@@ -149,7 +149,7 @@ class Daemon:
     def task_failed(self, name: str, error: BaseException) -> None:
         """A part of the daemon is gone: stop, so that the service manager starts a whole one again.
 
-        What is committed survives a restart, so this is safer than going on without the part.
+        Committed work survives a restart, so this is safer than going on without the part.
         """
         if is_corrupt(error):
             remedy = "the daemon ends; its next start sets the file aside and does again what it held"

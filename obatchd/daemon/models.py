@@ -1,4 +1,4 @@
-"""What the engine asks about models, answered by the servers. Implements :class:`obatchd.live.models.Models`."""
+"""The engine's questions about models, answered by the servers. Implements :class:`obatchd.live.models.Models`."""
 
 from __future__ import annotations
 

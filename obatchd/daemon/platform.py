@@ -1,4 +1,4 @@
-"""What the daemon works with: the GPUs and the Ollama of this host, or stand-ins, as the settings say."""
+"""The GPUs and the Ollama of this host, or stand-ins, as the settings say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from obatchd.settings.settings import Settings
 
 
 class Platform(NamedTuple):
-    """Where readings of GPUs come from, the kernel's log, and what is started as a server."""
+    """The source of GPU readings, the kernel's log, and the program of servers."""
 
     open_source: OpenSource
     kernel_log: Path

@@ -1,4 +1,4 @@
-"""What the main process asks of the interpreter, the C library and the system before it begins."""
+"""Limits and memory of the main process: set in interpreter, C library and system before it begins."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _libc = ctypes.CDLL(None)
 
 
 def prepare() -> None:
-    """Set what holds for the whole life of the process; before any thread is started."""
-    # A full collection looks at everything that lives, in the main loop: what was imported never dies, and a flood of
+    """Set them for the whole life of the process; before any thread is started."""
+    # A full collection looks at everything that lives, in the main loop: imported objects never die, and a flood of
     # jobs makes hundreds of thousands of objects that all live for a while.
     gc.freeze()
     gc.set_threshold(_GARBAGE_THRESHOLD)
@@ -31,7 +31,7 @@ def prepare() -> None:
 
 
 def _share_memory() -> None:
-    """One heap for all threads: glibc has one for each, and keeps in each what its largest burst needed."""
+    """One heap for all threads: glibc has one for each, and keeps in each the memory of its largest burst."""
     mallopt = getattr(_libc, "mallopt", None)
     if mallopt is not None:  # musl has none, and one heap only
         mallopt(_M_ARENA_MAX, 1)

@@ -55,5 +55,5 @@ _ADVICE = faults.ADVICE | {
 
 
 def advice(code: str) -> str:
-    """What the owner of a request can do that failed with ``code``."""
+    """The advice to the owner of a request that failed with ``code``."""
     return _ADVICE.get(code, faults.RETRY)

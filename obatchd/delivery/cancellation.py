@@ -44,13 +44,13 @@ class Cancellation:
         await self._tasks.stop()
 
     def unservable(self, profile: Profile, error: ObatchError) -> None:
-        """No server can have ``profile``: what needs it fails."""
+        """No server can have ``profile``: requests that need it fail."""
         message = f"{error.message} (model {profile.model}, context {profile.context_length})"
         for lane in self._queue.lanes_of_profile(profile):
             self.fail_lane(lane, error.code, message)
 
     def fail_lane(self, lane: Lane, code: str, message: str) -> None:
-        """Fail what waits in a lane."""
+        """Fail the waiting requests of a lane."""
         live = self._work.jobs.get(lane.job)
         if live is None:
             return
@@ -60,7 +60,7 @@ class Cancellation:
         self._start(live, self._end_pending(live, Ending(Outcome.FAILED, code, message), lane.number))
 
     async def cancel(self, live: LiveJob) -> None:
-        """End a job: what is answered stays, the rest is cancelled."""
+        """End a job: answers stay, all other requests are cancelled."""
         await asyncio.to_thread(self._work.store.state.update, live.key, cancelled=1)
         _log.info("job_cancelled", job=live.row.job)
         live.ending = CANCELLED

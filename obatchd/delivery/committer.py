@@ -26,7 +26,7 @@ class CommitListener(Protocol):
 
 
 class AttemptsInProgress(Protocol):
-    """Knows what is at the servers; :class:`obatchd.dispatch.dispatcher.Dispatcher`."""
+    """Knows the attempts at the servers; :class:`obatchd.dispatch.dispatcher.Dispatcher`."""
 
     def unrecorded_starts(self) -> list[Failed]:
         """Attempts that run and should be remembered with the next commit, each given once."""
@@ -50,7 +50,7 @@ class Committer:
         self._tasks.start(self._run(listener, attempts), "committer")
 
     async def stop(self) -> None:
-        """Write what is left, for at most a few tries, then end."""
+        """Write the remaining results, in at most a few tries, then end."""
         await self.settle(timeout_s=10.0)
         await self._tasks.stop()
         self._thread.shutdown()

@@ -62,7 +62,7 @@ class Completion:
         self._models.forget(model)
 
     def unservable(self, profile: Profile, error: ObatchError) -> None:
-        """No server can have ``profile``: what needs it fails."""
+        """No server can have ``profile``: requests that need it fail."""
         self.cancellation.unservable(profile, error)
 
     def context_of(self, job: int) -> JobContext:

@@ -144,7 +144,7 @@ def _settings_used(live: LiveJob) -> SettingsUsed:
 
 
 def late_note(row: JobRow, layout: Layout) -> list[str]:
-    """What to say when somebody wrote on into a drop after it was taken."""
+    """A note about bytes that somebody appended to a drop after it was taken."""
     with contextlib.suppress(OSError):
         late_bytes = (layout.job_dir(row.job) / "input").stat().st_size - row.size
         if row.kind == "file" and late_bytes > 0:

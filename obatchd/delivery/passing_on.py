@@ -1,4 +1,4 @@
-"""A failure says what was asked, and what the request brought and nobody used comes back with it.
+"""A failure has the prompt and the unused fields of its request.
 
 The record of an attempt has both from its worker. A failure may be recorded by somebody who never saw the request:
 the store that finds an id used twice, or a job that is cancelled. Then they are read when the job is published.

@@ -69,7 +69,7 @@ class Publisher:
         self._tasks.start(self._run(), "publisher")
 
     async def stop(self) -> None:
-        """Finish what was begun; jobs not yet published are published at the next start."""
+        """Finish publications in progress; the other jobs are published at the next start."""
         await self._tasks.stop()
         await self.responses.stop()
         await asyncio.to_thread(self._thread.shutdown)
@@ -125,7 +125,7 @@ class Publisher:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, batch)
         except DISK_ERRORS:
             # A full or failing disk: the store keeps everything, and the same jobs are tried again. After a failed
-            # flush the kernel takes what it could not write for clean, so every file is written again.
+            # flush the kernel takes pages that it could not write for clean, so every file is written again.
             self.responses.incomplete.update(live.outbox for live in batch if live.response_files())
             raise
 
@@ -186,6 +186,6 @@ class Publisher:
             "state": JobState.DONE,
             "finished_s": finished_s,
             "summary": msgspec.structs.asdict(counts),
-            # What the store holds of it is what it wrote.
+            # The store holds just the results that it wrote.
             "kept_bytes": size_bytes(self._work.layout.job_dir(row.job)) + box.whole_bytes(),
         }

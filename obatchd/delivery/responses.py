@@ -21,7 +21,7 @@ _SETTLE_S = 10.0  # at the end of the daemon
 class ResponseWriter:
     """Writes response files in the background, in order; the parent of the process that does it.
 
-    What could not be written, for whatever reason, is remembered in ``incomplete``: publishing the whole of such a job
+    A job whose files could not be written is remembered in ``incomplete``: publishing the whole of such a job
     writes its files again from the store.
     """
 
@@ -68,7 +68,7 @@ class ResponseWriter:
         while not self._pending.keys().isdisjoint(wanted):
             await self._progress.wait()
 
-    # What the process says.
+    # Messages of the process.
 
     def started(self, child: Child) -> None:
         self._child = child

@@ -1,4 +1,4 @@
-"""Keeps every slot of every server busy: what the rest of the daemon says to dispatch, and what the workers say."""
+"""Keeps every slot of every server busy: takes the messages of the rest of the daemon, and those of the workers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Dispatcher:
         await self._keeper.start()
 
     async def stop(self) -> None:
-        """End every worker; what they still hold stays pending in the store."""
+        """End every worker; requests that they still hold stay pending in the store."""
         self._closing = True
         await self._keeper.stop()
         await self._switcher.stop()
@@ -84,7 +84,7 @@ class Dispatcher:
     # Control.
 
     def held(self, reason: str) -> None:
-        """Take back what waits at the workers; what is in flight ends."""
+        """Take back requests that wait at the workers; those in flight end."""
         for link in self.links.values():
             link.recall(len(link.offers))
 
@@ -102,19 +102,19 @@ class Dispatcher:
         self.wake()
 
     def job_cancelled(self, job: int) -> None:
-        """Abandon what is at the workers."""
+        """Abandon every request at the workers."""
         for link in self.links.values():
             if link.worker is not None and job in link.contexts:
                 link.worker.send(protocol.Cancel(job))
 
     def give_up(self, link: Link, fault: faults.Fault, hold_s: float) -> None:
-        """End what a server is working on, as it does not; it gets nothing new for ``hold_s`` or until ``release``."""
+        """End the requests of a server that does no work; it gets nothing new for ``hold_s`` or until ``release``."""
         link.hold(hold_s)  # ends by release, or by the tick
         if link.worker is not None:
             link.worker.send(protocol.GiveUp(*fault))
 
     async def empty(self, link: Link, timeout_s: float) -> bool:
-        """Give a server nothing new until ``release``; whether it was done with what it had within ``timeout_s``."""
+        """Give a server nothing new until ``release``; whether its requests ended within ``timeout_s``."""
         link.hold(float("inf"))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -122,9 +122,9 @@ class Dispatcher:
         return link.server.idle.is_set()
 
     async def vacate(self, link: Link, patience_s: float, reason: str) -> None:
-        """Wait ``patience_s`` for what a server that gets nothing new works on, then let others answer the rest.
+        """Wait ``patience_s`` for the requests of a server that gets nothing new, then let others answer the rest.
 
-        That costs no attempt, and is no crash of what ends the server then.
+        That costs no attempt, and the end of the server then counts as no crash.
         """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):

@@ -1,4 +1,4 @@
-"""What dispatch tells, and asks, the rest of the daemon."""
+"""Messages and questions of dispatch to the rest of the daemon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ INTERRUPTED = "interrupted"  # recorded for an attempt that the end of the daemo
 
 
 class Finished(msgspec.Struct, array_like=True):
-    """The recorded end of a request: what the committer stores and the job counts."""
+    """The recorded end of a request: the committer stores it, the job counts it."""
 
     job: int
     line: int

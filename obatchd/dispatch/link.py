@@ -1,4 +1,4 @@
-"""What the dispatcher knows of one server: its worker, the requests offered to it, and how it has been doing."""
+"""One server as the dispatcher knows it: its worker, the requests offered to it, and how it has been doing."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ class Link:
         return any(earlier and earlier[-1] in servers for earlier in waiting)
 
     def configure(self, timeouts: tuple[float, float, float]) -> None:
-        """Tell the worker what it drives; does nothing when it knows already."""
+        """Tell the worker its server; does nothing when it knows already."""
         server = self.server
         message = protocol.Configure(
             server.id, server.gpu_label, server.base_url, server.token, server.slots, *timeouts
@@ -167,7 +167,7 @@ class Link:
             self.worker.send(protocol.Recall(count))
 
     def hold(self, hold_s: float) -> None:
-        """Be offered nothing for ``hold_s``, and give back what has not begun."""
+        """Be offered nothing for ``hold_s``, and give back requests that have not begun."""
         self.held_until_s = max(self.held_until_s, time.monotonic() + hold_s)
         self.recall(len(self.offers))
 

@@ -36,7 +36,7 @@ class Offering:
         self._events = events
 
     def fill(self) -> None:
-        """Offer what every server has room for."""
+        """Fill the room of every server with offers."""
         by_profile: dict[Profile, list[Link]] = {}
         for link in self._links.values():
             if link.usable and link.server.loaded is not None:
@@ -48,7 +48,7 @@ class Offering:
             self._feed(profile, [link for link in links if not link.isolating])
 
     def configure(self, link: Link) -> None:
-        """Tell a worker what it drives, if it does not know."""
+        """Tell a worker its server, if it does not know."""
         settings = self._settings.value.dispatch
         link.configure((settings.connect_timeout_s, settings.stall_s, settings.request_timeout_s))
 
@@ -74,7 +74,7 @@ class Offering:
         avoid = len(links) > 1
         if self._queue.more_than(profile, room):
             for link, free in rooms:
-                # A fast server is sent many at a time: each frame costs more than what is in it.
+                # A fast server is sent many at a time: a frame costs more than its requests.
                 if free > (link.server.slots if link.fast else 0):
                     self._offer(link, profile, self._queue.take(profile, free, link.server.id, avoid=avoid))
             return
@@ -82,7 +82,7 @@ class Offering:
         self._steal(profile)
 
     def _spread(self, profile: Profile, links: list[Link], *, avoid: bool) -> None:
-        """Share what waits, less than there is room for, one by one between the servers with the fewest."""
+        """Share the waiting requests, fewer than there is room for, one by one between the servers with the fewest."""
         batches: dict[str, list[Taken]] = {}
         while links:
             link = min(links, key=lambda c: (len(c.offers) + len(batches.get(c.server.id, ()))) / c.server.slots)
@@ -99,7 +99,7 @@ class Offering:
                 self._offer(self._links[server], profile, batch)
 
     def _steal(self, profile: Profile) -> None:
-        """Where a server has a free slot and nothing waits, take back what waits behind a busy server."""
+        """Where a server has a free slot and nothing waits, take back requests that wait behind a busy server."""
         links = [link for link in self._links.values() if link.usable and link.server.loaded == profile]
         free = sum(max(0, link.server.slots - len(link.offers)) for link in links)
         if not free or self._queue.more_than(profile, 0):

@@ -1,4 +1,4 @@
-"""What follows from the end of an attempt: an outcome, another attempt, a strike, a suspicion."""
+"""Consequences of the end of an attempt: an outcome, another attempt, a strike, a suspicion."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class OutcomeHandler:
             self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=tokens)
             return
         fault = faults.Fault(item.fault, item.code, item.message)
-        # What is wrong with a request or an answer may quote it: its owner reads that in errors.jsonl.
+        # A message about a request or an answer may quote it: its owner reads that in errors.jsonl.
         quotes = fault.kind in (faults.REQUEST, faults.ANSWER)
         _log.info(
             "attempt_failed", job=item.job, line=item.line, attempt=item.attempt, server=link.server.id,
@@ -86,7 +86,7 @@ class OutcomeHandler:
                     self.crash_listener.cleared(server, str(taken.lane.profile), crashed_s, link.server.id)
 
     def worker_lost(self, link: Link, reason: str) -> None:
-        """A worker is gone: what had a slot has failed, what waited goes back."""
+        """A worker is gone: requests with a slot have failed, waiting ones go back."""
         server = link.server.id
         offers, link.offers = link.offers, {}
         for key, offered in offers.items():
@@ -101,7 +101,7 @@ class OutcomeHandler:
         link.counted()
 
     def interrupted(self, link: Link) -> None:
-        """The daemon ends: without this the next start would count a crash against what it cuts short."""
+        """The daemon ends: without this the next start would count a crash against requests that it cuts short."""
         for (job, line), offered in link.offers.items():
             if offered.recorded:
                 attempt = offered.taken.pending.attempt
@@ -128,7 +128,7 @@ class OutcomeHandler:
             self.requeue(Taken(taken.lane, pending, 0.0))
             return
         if fault.code == "connection_lost":
-            # The process may be dead without our knowing it yet: what went there now would be lost as well, and a
+            # The process may be dead without our knowing it yet: new requests would be lost there as well, and a
             # suspect that is tried alone would be blamed for a crash that was over before it came.
             self._hold(link)
         alone = fault.kind == faults.CRASH and link.alone
@@ -158,7 +158,7 @@ class OutcomeHandler:
         asyncio.get_running_loop().call_later(_HOLD_S, self._waker.wake)
 
     def _strike(self, link: Link, taken: Taken, fault: faults.Fault) -> None:
-        """One strike for what befell a server, however many of its requests it took along."""
+        """One strike for one fault of a server, however many of its requests it took along."""
         now_s = time.monotonic()
         together = fault.kind == faults.CRASH and now_s - link.crashed_s < _ONE_CRASH_S
         if fault.kind == faults.CRASH:

@@ -29,7 +29,7 @@ class Configure(msgspec.Struct, tag="configure", frozen=True):
 
 
 class JobContext(msgspec.Struct, tag="job", frozen=True):
-    """What all requests of a job share; sent to a worker before its first offer of that job."""
+    """The common part of a job's requests; sent to a worker before its first offer of that job."""
 
     job: int
     name: str
@@ -42,7 +42,7 @@ class JobContext(msgspec.Struct, tag="job", frozen=True):
 
 
 def context_sha256(context: JobContext) -> str:
-    """What the requests of a job share and what bears on their answers; the same in any job with those settings."""
+    """The common part of a job's requests that bears on their answers; the same in any job with those settings."""
     return hashlib.sha256(_same_bytes(msgspec.structs.replace(context, job=0, name=""))).hexdigest()
 
 
@@ -54,7 +54,7 @@ class OfferItem(msgspec.Struct, array_like=True, frozen=True):
     attempt: int
     raw: bytes
     servers: list[str] = []
-    limit_s: float | None = None  # what is left of the request's total time, where that is less than an attempt's
+    limit_s: float | None = None  # the rest of the request's total time, where that is less than an attempt's
     prepared: bytes = b""  # its sources, as the preparer gave them; empty where it names none
 
 

@@ -1,4 +1,4 @@
-"""What is recorded of an attempt: by its worker with the answer, by the main process when it gives the request up."""
+"""The record of an attempt: made by its worker with the answer, by the main process when it gives the request up."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Looks at every server each second, and does something about what the watchdog finds.
+"""Looks at every server each second, and acts on the findings of the watchdog.
 
 =================  ==============================================================================
-``stalled``        what is in flight is given up; one token is asked for; a restart if none comes
+``stalled``        requests in flight are given up; one token is asked for; a restart if none comes
 ``gpu_idle``       one token is asked for; a restart if none comes
 ``slots_leaking``  the server is emptied, then restarted
 ``slow``           the model is unloaded and loaded again; then a restart; then it is taken as it is

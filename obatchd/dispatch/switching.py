@@ -61,7 +61,7 @@ class ProfileSwitcher:
         await self._tasks.stop()
 
     def look(self) -> None:
-        """Start what should change now."""
+        """Start the switches that are due."""
         for link in self._links.values():
             if link.loading is None and not link.server.ready:
                 link.switching_to = None  # another server may have to do it
@@ -128,7 +128,7 @@ class ProfileSwitcher:
         return None
 
     def _worth_another_server(self, link: Link, profile: Profile) -> bool:
-        """Whether an idle server should load what others serve already: only if they need longer than a load."""
+        """Whether an idle server should load a profile of others: only if they need longer than a load."""
         serving = [
             other
             for other in self._links.values()
@@ -161,7 +161,7 @@ class ProfileSwitcher:
 
     @contextlib.asynccontextmanager
     async def _attempt(self, link: Link, profile: Profile) -> AsyncIterator[None]:
-        """What follows when a server cannot be given a profile."""
+        """Consequences when a server cannot be given a profile."""
         server = link.server
         try:
             yield
@@ -182,7 +182,7 @@ class ProfileSwitcher:
             await asyncio.sleep(_RETRY_S)
 
     def _fail_unservable(self, waiting: list[Profile]) -> None:
-        """Fail what no server can have. A server that is out of use is not waited for, one that restarts is."""
+        """Fail requests nobody can serve. A server that is out of use is not waited for, one that restarts is."""
         now_s = time.monotonic()
         for link in self._links.values():
             for profile in [p for p, refused in link.refused.items() if refused.until_s < now_s]:

@@ -1,8 +1,8 @@
 """Judges whether a server that answers its health checks still does its work.
 
 Ollama's ``/api/version``, ``/api/ps`` and even its runner's ``/health`` go on answering while inference is wedged
-(ollama llama/runner, ``health`` takes no lock), so only what comes out of a server tells. Everything here is a
-decision over observations and finished answers; what is done about it is for :mod:`obatchd.dispatch.recovery`.
+(ollama llama/runner, ``health`` takes no lock), so only the tokens of a server tell. Everything here is a
+decision over observations and finished answers; the action is for :mod:`obatchd.dispatch.recovery`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _KNOWN_AFTER = 10  # answers after which a speed counts
 
 
 class Symptom(StrEnum):
-    """What can be wrong with a server that answers."""
+    """Faults of a server that answers."""
 
     STALLED = "stalled"  # no token from any slot
     GPU_IDLE = "gpu_idle"  # requests in flight and nothing computes
@@ -149,7 +149,7 @@ class ServerWatch:
         return None
 
     def begin_again(self, *, forget_speed: bool = False) -> None:
-        """The server was dealt with: what was counted against it no longer holds, its best speed does.
+        """The server was dealt with: counts against it no longer hold, its best speed does.
 
         Args:
             forget_speed: the best is not to be expected any more.

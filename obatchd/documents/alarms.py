@@ -1,4 +1,4 @@
-"""Alarms: what the command of ``[alarms]`` gets as JSON, behind ``schema``, ``kind``, ``at`` and ``host``."""
+"""Alarms, as the command of ``[alarms]`` gets them in JSON, behind ``schema``, ``kind``, ``at`` and ``host``."""
 
 from __future__ import annotations
 

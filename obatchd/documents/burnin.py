@@ -25,7 +25,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What was asked for."""
+    """The run that the operator asked for."""
 
     run: str
     profile: str  # quick, overnight, acceptance
@@ -67,7 +67,7 @@ class BurninBrief(msgspec.Struct):
 
 
 class BurninReason(msgspec.Struct):
-    """One reason of a verdict: what was seen, and which criterion it meets."""
+    """One reason of a verdict: the observation, and the criterion that it meets."""
 
     consequence: str  # fail, inconclusive, warn, note
     signal: str  # slug
@@ -88,7 +88,7 @@ class BurninEvent(msgspec.Struct):
 
 
 class BurninLoad(msgspec.Struct):
-    """What a GPU was loaded with; empty while it is being prepared."""
+    """The load of a GPU; empty while it is being prepared."""
 
     model: str = ""
     model_digest: str = ""
@@ -117,7 +117,7 @@ class Stress(msgspec.Struct):
 
 
 class BurninWork(msgspec.Struct):
-    """What was answered."""
+    """The answered work."""
 
     tokens: int
     prompt_tokens: int
@@ -162,7 +162,7 @@ class Series(msgspec.Struct):
 
 
 class BurninGpu(msgspec.Struct, kw_only=True):
-    """One GPU of a run, without what fills pages."""
+    """One GPU of a run, without series and events, which fill pages."""
 
     uuid: str
     name: str
@@ -304,7 +304,7 @@ class Comparison(Document, kw_only=True):
     exit_code: int
     meaning: str
     groups: list[ComparedGroup]
-    left_out: list[str]  # what could not be compared, in words
+    left_out: list[str]  # runs that could not be compared, in words
 
 
 class ToolOutcome(msgspec.Struct):

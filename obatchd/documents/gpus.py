@@ -1,4 +1,4 @@
-"""GPUs: who they are, their readings, their health, and what happened to them.
+"""GPUs: identities, readings, health and events.
 
 Cards and readings are documents as the probe reads them. ``None`` means "this GPU or driver does not tell", which is
 never zero.
@@ -15,7 +15,7 @@ Trouble = Literal["", "lost", "reset_required", "inforom_corrupted", "irq", "unk
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """What one card is, and its own limits. It is read once per run of the probe."""
+    """The identity of one card, and its own limits. Read once per run of the probe."""
 
     uuid: str
     name: str = ""
@@ -52,7 +52,7 @@ class GpuProcess(msgspec.Struct, frozen=True):
 
 
 class Reading(msgspec.Struct, frozen=True):
-    """What one GPU told at one time, every second or two. ``errors`` has one entry per field that could not be read
+    """The values of one GPU at one time, every second or two. ``errors`` has one entry per field that could not be read
     for another reason than "not supported": field name to NVML's words."""
 
     uuid: str
@@ -77,7 +77,7 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class SlowReading(msgspec.Struct, frozen=True):
-    """What one card told at one time, every 30 to 60 s: counters, as the driver has them, and lasting flags.
+    """The values of one card at one time, every 30 to 60 s: counters, as the driver has them, and lasting flags.
 
     *Volatile* counters begin at zero when the driver is loaded, *aggregate* ones never; those of throttling, PCIe,
     NVLink and energy are volatile.

@@ -10,7 +10,7 @@ from obatchd.documents import Document
 
 
 class JobDocument(Document):
-    """A job, in work or over; also ``status.json``. What has a default is so of a job that is over."""
+    """A job, in work or over; also ``status.json``. A default is the value of a job that is over."""
 
     job: str  # its id
     name: str  # of the drop
@@ -102,7 +102,7 @@ class SettingsUsed(msgspec.Struct):
 
 
 class Summary(Document):
-    """``summary.json``: counts, failures, time, speed, and what a methods section needs."""
+    """``summary.json``: counts, failures, time, speed, and the facts for a methods section."""
 
     job: str
     name: str
@@ -136,7 +136,7 @@ class Summary(Document):
 
 
 class EarlierStatus(msgspec.Struct):
-    """What the daemon reads again of a ``status.json``, which another version may have written."""
+    """The fields of a ``status.json`` that the daemon reads again; another version may have written it."""
 
     name: str = ""
     owner: int | None = None
@@ -148,7 +148,7 @@ class EarlierStatus(msgspec.Struct):
 
 
 class EarlierSummary(EarlierStatus):
-    """What the daemon reads again of a ``summary.json``."""
+    """The fields of a ``summary.json`` that the daemon reads again."""
 
     requests: int = 0
     succeeded: int = 0
@@ -161,7 +161,7 @@ class EarlierSummary(EarlierStatus):
 
 
 class Counts(msgspec.Struct, frozen=True):
-    """What the index keeps of a summary."""
+    """The fields of a summary that the index keeps."""
 
     requests: int
     succeeded: int

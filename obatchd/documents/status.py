@@ -112,7 +112,7 @@ class Status(Document):
     reasons: list[str]
     servers: list[ServerEntry]
     gpus: ProbeState
-    notices: list[str]  # what is worth knowing and hinders nothing
+    notices: list[str]  # worth knowing, hinders nothing
     queue: QueueCounts
     inbox: InboxState
     disk: DiskState

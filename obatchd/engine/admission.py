@@ -1,4 +1,4 @@
-"""From an accepted drop to the queue: what is indexed of a job becomes lanes, or waits for what was answered before."""
+"""From an accepted drop to the queue: indexed requests become lanes, or wait for the answers of earlier jobs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Admission:
         return live
 
     async def pause(self, live: LiveJob, paused: bool) -> None:
-        """Hold or go on with one job; what is in flight ends."""
+        """Hold or go on with one job; requests in flight end."""
         await asyncio.to_thread(self._work.store.state.update, live.key, paused=int(paused))
         live.paused = paused
         if paused:
@@ -82,7 +82,7 @@ class Admission:
             self.go_on(live)
 
     def go_on(self, live: LiveJob) -> None:
-        """Do what a job's state asks for, beside answering its requests."""
+        """Take the steps that a job's state asks for, beside answering its requests."""
         if live.ending:
             self._cancellation.carry_out(live)
         elif live.looking_back and live.indexed:

@@ -46,7 +46,7 @@ class Engine:
     # Life.
 
     async def start(self) -> None:
-        """Take up what an earlier run left, then watch the inbox; on a disk that refuses, as soon as it does not."""
+        """Take up jobs of an earlier run, then watch the inbox; on a disk that refuses, as soon as it does not."""
         await self.completion.start(self.dispatcher)
         await self._statuses.start()
         await self.resumption.start()

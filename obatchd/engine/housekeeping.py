@@ -1,4 +1,4 @@
-"""What is done now and then: releasing what finished jobs no longer need, and publishing again after a reboot."""
+"""Regular work: releasing files that finished jobs no longer need, and publishing again after a reboot."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _is_torn(box: JobOutbox) -> bool:
 
 
 class Housekeeping:
-    """Runs beside the engine and never in its way. What the disk refuses is tried again a minute later."""
+    """Runs beside the engine and never in its way. A step that the disk refuses is tried again a minute later."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

@@ -1,7 +1,7 @@
-"""Rebuilding a lost index of jobs from what lies in the spool.
+"""Rebuilding a lost index of jobs from the other files of the spool.
 
 Segments know the key and id of each job, so results found there are still its results; a valid ``summary.json`` says
-that a job is done. What neither knows is adopted afterwards like any input without an intent. Lost for good is only
+that a job is done. An input that neither knows is adopted afterwards, like any without an intent. Lost for good is only
 what no file repeats: whether a job was paused or being cancelled, and measured facts, which are measured again.
 """
 

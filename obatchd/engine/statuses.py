@@ -1,4 +1,4 @@
-"""Keeps ``status.json`` of every job current, and looks at what goes by the second: disk, backlog, deadlines."""
+"""Keeps ``status.json`` of every job current, and looks at disk, backlog and deadlines every second."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What follows from the state of the GPUs: quarantine, loans, records of each card, alarms."""
+"""Consequences of the state of the GPUs: quarantine, loans, records of each card, alarms."""

@@ -1,6 +1,6 @@
 """Tells somebody: runs ``[alarms] command`` with one JSON document on its standard input for each alarm.
 
-One after the other, each for a bounded time, without a shell. What waits is bounded too; finished jobs give way first.
+One after the other, each for a bounded time, without a shell. The queue is bounded too; finished jobs give way first.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Alarms:
         self._tasks.start(self._run(), "alarms")
 
     async def stop(self) -> None:
-        """Give what waits a moment, then end."""
+        """Give waiting alarms a moment, then end."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_S):
                 await self._idle.wait()
@@ -102,7 +102,7 @@ class Alarms:
             write("alarm_told", kind=kind, command=command[0], exit_code=process.returncode)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # also what it left behind in its own group
+                os.killpg(process.pid, signal.SIGKILL)  # also processes that it left behind in its own group
             await process.wait()
 
     async def _begin(self, document: bytes) -> asyncio.subprocess.Process:

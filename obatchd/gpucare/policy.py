@@ -1,4 +1,4 @@
-"""What follows from the state of the GPUs for servers and requests: quarantine, lending, hours of use.
+"""Consequences of the state of the GPUs for servers and requests: quarantine, lending, hours of use.
 
 The monitor judges, servers obey, the dispatcher moves requests; they do not know each other. One of the three modules
 that know servers and GPUs besides the engine.
@@ -31,7 +31,7 @@ _DANGER = ("near_shutdown", "lost")
 
 
 class GpuPolicy(MonitorListener, CrashListener):
-    """Connects the health of GPUs, and who may use them when, with servers and dispatch.
+    """Connects the health of GPUs, loans and hours of use with servers and dispatch.
 
     Args:
         owner: told when the tick of the policy ends by an exception: GPUs would be cared for by nobody.
@@ -80,7 +80,7 @@ class GpuPolicy(MonitorListener, CrashListener):
         await asyncio.to_thread(self.monitor.save)
         await asyncio.to_thread(self.watch.history.close)
 
-    # What the monitor and the servers say.
+    # Messages of the monitor and the servers.
 
     def health_event(self, event: HealthEvent) -> None:
         if event.kind in ("quarantine", "release"):  # too rare and too important to wait for the minute
@@ -132,7 +132,7 @@ class GpuPolicy(MonitorListener, CrashListener):
         return any(finding.signal in _DANGER for each in found if each for finding in each.findings)
 
     async def _empty(self, server: ManagedServer, patience_s: float) -> None:
-        """Wait for what is in flight, then move the rest to other servers."""
+        """Wait for requests in flight, then move the rest to other servers."""
         if (link := self._dispatcher.links.get(server.id)) is not None:
             await self._dispatcher.vacate(link, patience_s, "its GPU is taken out of use")
 

@@ -1,4 +1,4 @@
-"""What is known of each card, kept twice: among the facts of ``state.db``, and in ``work/gpus.json``.
+"""The records of each card, kept twice: among the facts of ``state.db``, and in ``work/gpus.json``.
 
 An index that is lost or damaged is begun anew. Without the second place a GPU in quarantine would carry work again.
 """

@@ -1,4 +1,4 @@
-"""What is seen of the GPUs of a host: readings, their judgement, their history, and the kernel's log."""
+"""The parts that watch the GPUs of a host: readings, their judgement, their history, and the kernel's log."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class SameWork:
         self._fleet = fleet
 
     def comparable(self, card: str) -> set[str]:
-        """Cards whose servers do the same work: only what they do not suffer too can be this card's fault."""
+        """Cards whose servers do the same work: a fault that they suffer, too, is not this card's."""
         mine = {server.loaded or server.loading for server in servers_on(self._fleet, card)} - {None}
         cards: set[str] = set()
         for server in self._fleet.servers.values():

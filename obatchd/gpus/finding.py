@@ -1,4 +1,4 @@
-"""The judgement about a GPU as types, and what somebody should do next, in words."""
+"""The judgement about a GPU as types, and the next action in words."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Finding(msgspec.Struct, frozen=True):
 
     Attributes:
         signal: slug of the rule, e.g. ``ecc_uncorrected``.
-        level: what it means while work goes on.
-        burn_in: what it means for a burn-in's verdict.
-        text: what is wrong, in plain words.
-        value, limit: what was seen, and what is allowed.
+        level: its consequence while work goes on.
+        burn_in: its consequence for a burn-in's verdict.
+        text: the fault in plain words.
+        value, limit: the value seen, and the allowed one.
         since_s: from when on it was so, epoch seconds.
         remedies: what to do.
         urgent: the load must go at once: answers in flight cannot be trusted, cannot come, or hurt the hardware.

@@ -1,4 +1,4 @@
-"""``history.db``: what happened to the GPUs of this host, and how they were, for as long as it is worth keeping.
+"""``history.db``: events and samples of this host's GPUs, for as long as they are worth keeping.
 
 Events and samples know the card by its serial number and by its slot, so that one can see whether an error followed the
 card or stayed with the slot. A sample covers a minute; after two days those of an hour are drawn together. Written once
@@ -122,7 +122,7 @@ class History(MonitorListener):
                 self._minutes.setdefault(key, _Minute()).add(reading, self._bits)
 
     def flush(self) -> None:
-        """Write what has been collected, but for the present minute; blocks."""
+        """Write the collected samples, but for the present minute; blocks."""
         now_s = time.time()
         with self._lock:
             self._database = self._database or _open(self._path)
@@ -168,7 +168,7 @@ class History(MonitorListener):
         return [*(HistoryEvent(*row) for row in reversed(rows)), *waiting][-limit:]
 
     def samples(self, uuid: str, since_s: float) -> list[dict[str, Any]]:
-        """What was sampled of a card, oldest first."""
+        """Samples of a card, oldest first."""
         with self._lock:
             rows = self._read(
                 f"SELECT {', '.join(_SHOWN)} FROM samples WHERE uuid = ? AND at_s >= ? ORDER BY at_s", (uuid, since_s)
@@ -185,7 +185,7 @@ class History(MonitorListener):
 
 
 def _tidy(database: sqlite3.Connection, now_s: float) -> None:
-    """Draw old minutes together to hours, and forget what is too old."""
+    """Draw old minutes together to hours, and forget samples that are too old."""
     before_s = (now_s - _MINUTES_KEPT_S) // _HOUR_S * _HOUR_S
     database.execute(
         "INSERT OR REPLACE INTO samples SELECT uuid, 3600, at_s / 3600 * 3600, serial, slot, sum(count),"

@@ -4,7 +4,7 @@ Facts: ``/dev/kmsg`` gives one record per read, from the oldest that the ring bu
 EPIPE says that records were overwritten, and reading goes on. It needs root or CAP_SYSLOG where
 ``kernel.dmesg_restrict`` is 1; then ``journalctl`` may still show the kernel's messages to members of
 ``systemd-journal`` or ``adm``. A GPU that fell off the bus may say so without an XID, in one record or in three. A
-stale XID must not condemn a repaired GPU, so what is older than a mark is passed over.
+stale XID must not condemn a repaired GPU, so lines older than a mark are passed over.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class KernelLog:
             os.close(descriptor)
 
     def _take_records(self, descriptor: int, rest: bytes) -> bytes:
-        """Take what is there; the unfinished end of a line is given back."""
+        """Take the lines that are there; the unfinished end of a line is given back."""
         boot_s = time.time() - time.monotonic()
         for _ in range(_MOST_RECORDS):
             try:

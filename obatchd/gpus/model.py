@@ -53,7 +53,7 @@ class XidEvent(msgspec.Struct, frozen=True):
 class ClockReason:
     """Bits of ``Reading.clock_reasons`` (nvml.h, ``nvmlClocksEventReason…``). All others are harmless or unknown."""
 
-    POWER_CAP = 0x4  # runs at its power limit: what a busy GPU does
+    POWER_CAP = 0x4  # runs at its power limit, as a busy GPU does
     HW_SLOWDOWN = 0x8  # umbrella of the two below
     SW_THERMAL = 0x20
     HW_THERMAL = 0x40

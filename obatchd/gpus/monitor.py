@@ -1,4 +1,4 @@
-"""Watches every card: folds what the probe and the kernel log tell into tracks, judges them, and remembers.
+"""Watches every card: folds readings and XIDs into tracks, judges them, and remembers.
 
 Kept per card, by UUID, over restarts: who it is, the mark from which errors count, and its quarantine. A card that was
 here and is not listed any more is lost, also when it is missing after a boot.
@@ -29,7 +29,7 @@ _PREFIX = "gpu/"
 _FORGOTTEN = "null"
 _SAME_S = 5.0  # the same XID of the same card within this time is one event, told by both sources or in a storm
 _AGAIN_S = 600.0  # a finding that comes and goes is told again after this
-_ONE_CRASH_S = 10.0  # what was in flight together does not fail at the very same instant
+_ONE_CRASH_S = 10.0  # requests in flight together do not fail at the very same instant
 _MOST_WAITING = 1000  # XIDs of addresses that are not known yet
 _FRESH_S = 60.0  # an XID that is older when it is read was told to an earlier daemon
 
@@ -42,7 +42,7 @@ class RecordStore(Protocol):
 
 
 class Quarantine(msgspec.Struct, frozen=True):
-    """Why a card is out of use, since when, and what to do."""
+    """Why a card is out of use, since when, and the next action."""
 
     reason: str
     since_s: float
@@ -52,7 +52,7 @@ class Quarantine(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct):
-    """What is kept of a card."""
+    """The record of a card."""
 
     identity: Identity
     began_s: float
@@ -74,10 +74,10 @@ class HealthEvent(msgspec.Struct, frozen=True):
 
 
 class MonitorListener:
-    """What somebody may want to hear from the monitor, in the event loop; does nothing by itself."""
+    """Hears the messages of the monitor, in the event loop; does nothing by itself."""
 
     def card(self, card: Identity) -> None:
-        """Who a card is."""
+        """The identity of a card."""
 
     def readings_of_cards(self, readings: list[Reading]) -> None:
         """One reading of each card."""
@@ -96,7 +96,7 @@ class Siblings(Protocol):
     """Knows which cards do the same work; :class:`obatchd.gpucare.policy.GpuPolicy`."""
 
     def comparable(self, card: str) -> set[str]:
-        """Cards that do the same work as ``card``: only what they do not suffer too can be its own fault."""
+        """Cards that do the same work as ``card``: trouble that they have, too, is not its own fault."""
         ...
 
 
@@ -311,7 +311,7 @@ class Monitor(Listener):
             listener.quarantined(uuid, quarantine, urgent)
 
     def obstacle(self, uuid: str) -> str:
-        """What is so bad now that a card cannot be released, in words; empty when nothing is. Past events are not."""
+        """Faults that keep a card from being released now, in words; empty when there is none. Past events do not."""
         track = self.tracks[uuid]
         fresh = Track(track.identity, track.now_s, track.slow, track.latest, track.slow, recent=list(track.recent[-5:]))
         found = assess(fresh, self._settings.value.gpu_health)

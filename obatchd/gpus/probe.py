@@ -24,23 +24,23 @@ State = Literal["ok", "absent", "unknown"]
 
 
 class Listener:
-    """What somebody may want to hear from the probe, in the event loop; does nothing by itself."""
+    """Hears the messages of the probe, in the event loop; does nothing by itself."""
 
     def identities(self, identities: list[Identity]) -> None:
-        """Who the cards are."""
+        """The identities of the cards."""
 
     def readings(self, readings: list[Reading]) -> None:
-        """What was read just now."""
+        """Fast readings."""
 
     def slow_readings(self, readings: list[SlowReading]) -> None:
-        """What changes slowly."""
+        """Slow readings."""
 
     def xids(self, events: list[XidEvent]) -> None:
         """Errors that NVML reported."""
 
 
 class Probe:
-    """Runs the probe process, whose parent it is, and keeps what it says.
+    """Runs the probe process, whose parent it is, and keeps its messages.
 
     Args:
         open_source: opens the source of readings, in the probe's process.
@@ -109,7 +109,7 @@ class Probe:
         self.pid = None
         self._expect_nothing()
 
-    # What the process says.
+    # Messages of the process.
 
     def started(self, child: Child) -> None:
         self.pid = child.pid

@@ -37,14 +37,14 @@ class Absent(msgspec.Struct, tag="absent", frozen=True):
 
 
 class Readings(msgspec.Struct, tag="readings", frozen=True):
-    """What is read at every poll."""
+    """The readings of every poll."""
 
     readings: list[Reading]
     xids: list[XidEvent]
 
 
 class Identities(msgspec.Struct, tag="identities", frozen=True):
-    """Who the cards are; at first, and from time to time."""
+    """The identities of the cards; at first, and from time to time."""
 
     identities: list[Identity]
 

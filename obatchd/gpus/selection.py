@@ -1,4 +1,4 @@
-"""Which GPUs get which servers: a pure function of the settings and of what the probe found."""
+"""Which GPUs get which servers: a pure function of the settings and of the GPUs that the probe found."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class GpuSource(Protocol):
         ...
 
     def identities(self) -> Sequence[Identity]:
-        """Who the cards are; none where nobody tells."""
+        """The identities of the cards; empty where nobody tells them."""
         return ()
 
     def slow_readings(self) -> Sequence[SlowReading]:

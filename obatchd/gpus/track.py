@@ -1,4 +1,4 @@
-"""What has been seen of one GPU since a mark, folded from its readings: all that :mod:`obatchd.gpus.rules` judges.
+"""The readings of one GPU since a mark, folded: all that :mod:`obatchd.gpus.rules` judges.
 
 A track knows no clock and asks nobody: the same readings give the same track. It can be stored and read again.
 """
@@ -12,7 +12,7 @@ from obatchd.gpus.model import ClockReason, Identity, Reading, SlowReading, XidE
 RECENT_S = 660.0  # readings kept: the longest window of a rule, and a minute
 HOUR_S = 3660.0
 DAY_S = 86_400.0
-GAP_S = 10.0  # time between two readings that counts at most; what is longer was not watched
+GAP_S = 10.0  # time between two readings that counts at most; a longer gap was not watched
 LOADED_PERCENT = 50  # utilisation from which time counts as loaded
 _MOST_XIDS = 1000
 _CAUSES = {

@@ -34,7 +34,7 @@ class History(NamedTuple):
 
 
 def histories(attempts: Sequence[AttemptRow]) -> dict[int, History]:
-    """What is known of each line's attempts. An attempt that never ended counts as a crash seen, not as a try."""
+    """The attempts of each line. An attempt that never ended counts as a crash seen, not as a try."""
     found: dict[int, History] = {}
     for attempt in attempts:
         count, servers, suspicion, spent_s = found.get(attempt.line, History(0, [], Suspicion()))
@@ -117,7 +117,7 @@ class Feeder:
         if source is None:
             return
         known = self._known.get(lane.job, {})
-        expected = lane.unread  # what is indexed while this reads may be missing from what it finds
+        expected = lane.unread  # lines that are indexed while this reads may be missing
 
         def read() -> tuple[list[Pending], list[PendingRow], int]:
             if lane.job not in self._work.jobs:  # over meanwhile: its files may be gone

@@ -36,7 +36,7 @@ _INLINE_DIGEST_BYTES = 1024**2
 
 
 class Chunk(msgspec.Struct):
-    """What a reading added: the store's account of it, and the requests at hand where they are few and small."""
+    """Additions of a reading: the store's account of them, and the requests at hand where they are few and small."""
 
     indexed: IndexedChunk
     pending: dict[int, list[Pending]]  # by lane; empty when the bytes are left in the input
@@ -44,7 +44,7 @@ class Chunk(msgspec.Struct):
 
 
 class DropReader:
-    """One drop being read. Start over after a crash: the store skips what it has."""
+    """One drop being read. Start over after a crash: the store skips lines that it has."""
 
     def __init__(self, row: JobRow, layout: Layout, settings: Settings, check_space: Callable[[int], None]) -> None:
         self.row = row
@@ -88,7 +88,7 @@ class DropReader:
         return changes
 
     def own_columns(self) -> dict[str, Any]:
-        """What the drop brings beside its prompts, as columns of the job's row.
+        """Settings and notes of the drop, as columns of the job's row.
 
         Raises:
             DropRefused: its settings cannot be used.
@@ -123,7 +123,7 @@ class DropReader:
             ) from error
 
     def _recognised(self) -> Format | None:
-        """What the drop holds; None where that cannot be told: reading it says why."""
+        """The format of the drop; None where it cannot be told: reading it says why."""
         with contextlib.suppress(DropRefused, OSError):
             self._form = recognise(self.input, self.row.label)
         return self._form
@@ -168,7 +168,7 @@ class DropReader:
         if sum(entry.length for entry in batch.entries) <= _AT_HAND_BYTES:
             rows = [PendingRow(e.line, e.offset, e.length, e.checksum, e.id) for e in batch.entries]
             lanes = dict(zip((e.line for e in batch.entries), indexed.lane_of, strict=True))
-            # What cannot be read now is read when its turn comes; the index has it already.
+            # Bytes that cannot be read now are read when their turn comes; the index has them already.
             with contextlib.suppress(OSError):
                 for request in read_requests(self.request_file, rows, {})[0]:
                     if (lane := lanes[request.line]) != REFUSED_LANE:

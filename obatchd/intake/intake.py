@@ -57,7 +57,7 @@ class Intake:
         self.report = ScanReport()
         self.refused = 0
         self.scanned = asyncio.Event()  # the first scan is done
-        self._claim_failed = False  # the disk refused: the next claim settles what that one began
+        self._claim_failed = False  # the disk refused: the next claim settles the one that was cut short
         self._unlisted: list[str] = []  # accepted, but their rows could not be read yet
         self._wake = asyncio.Event()
         self._tasks = TaskSet(work.owner)
@@ -76,7 +76,7 @@ class Intake:
         self._tasks.start(self._run(), "intake")
 
     async def stop(self) -> None:
-        """Stop taking drops; what is half indexed goes on at the next start."""
+        """Stop taking drops; half indexed ones go on at the next start."""
         await self._tasks.stop()
         await asyncio.to_thread(self._claim_thread.shutdown)
         await asyncio.to_thread(self._index_threads.shutdown)
@@ -157,7 +157,7 @@ class Intake:
         return rows
 
     async def begin(self, rows: Sequence[JobRow]) -> None:
-        """Index the first chunk of newly accepted jobs, together; what is longer goes on in the background."""
+        """Index the first chunk of newly accepted jobs, together; longer drops go on in the background."""
         try:
             await self._begin(rows)
         except DISK_ERRORS as error:
@@ -220,7 +220,7 @@ class Intake:
             try:
                 return await loop.run_in_executor(self._index_threads, self._next_chunk, reader)
             except DISK_ERRORS:
-                # Read the drop from its beginning when the disk is well again: the store skips what it has.
+                # Read the drop from its beginning when the disk is well again: the store skips lines that it has.
                 reader = DropReader(row, self._layout, self._settings, self._check_space)
                 raise
 
@@ -261,7 +261,7 @@ class Intake:
 
 
 def flush_unpacked(readers: Sequence[DropReader]) -> None:
-    """Make durable what was unpacked: the index, which is written next, must not outlive the bytes it refers to."""
+    """Make unpacked bytes durable: the index, which is written next, must not outlive the bytes it refers to."""
     unpacked = [reader for reader in readers if reader.request_file != reader.input]
     if len(unpacked) > _FEW_DROPS:
         sync_filesystem(unpacked[0].directory)

@@ -1,4 +1,4 @@
-"""What one owner may have open: a drop beyond that waits in the inbox, a submission is told so."""
+"""Limits of one owner's open work: a drop beyond them waits in the inbox, a submission is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class _Open(msgspec.Struct):
 
 
 class OwnerLimits:
-    """A count of what every owner has open now; asking for room counts what gets it.
+    """The open work of every owner now; a drop that gets room is counted.
 
     A drop that is larger than ``open_bytes`` by itself gets room when its owner has nothing else open: it would wait
     for ever otherwise.

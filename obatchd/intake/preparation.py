@@ -39,7 +39,7 @@ class _Waiting:
 
 
 class Preparation:
-    """Keeps one preparer, whose parent it is, and what that works on."""
+    """Keeps one preparer, whose parent it is, and the preparer's requests."""
 
     def __init__(self, work: Work, outcomes: Outcomes) -> None:
         self._work = work
@@ -60,7 +60,7 @@ class Preparation:
             self._preparer.send(rules_of(self._settings))
 
     async def stop(self) -> None:
-        """End the preparer; what waits for it stays pending in the store."""
+        """End the preparer; requests that wait for it stay pending in the store."""
         await self._tasks.stop()
 
     def ready(self, lane: Lane, pending: Sequence[Pending], queue: JobQueue) -> Sequence[Pending]:
@@ -80,7 +80,7 @@ class Preparation:
         return ready
 
     def _needs(self, raw: bytes) -> bool:
-        """Whether a request may name sources; what only looks so is found out by the preparer."""
+        """Whether a request may name sources; the preparer finds out whether it does."""
         return b'"urls"' in raw or b'"files"' in raw or (self._settings.from_links and b"](http" in raw)
 
     def _tell(self, waiting: _Waiting) -> None:
@@ -96,7 +96,7 @@ class Preparation:
         wish = Wish(lane.job, pending.line, lane.owner, pending.raw, folder, keep_full_prompt)
         waiting.told += self._preparer.send(wish)
 
-    # What the preparer says.
+    # Messages of the preparer.
 
     def started(self, child: Child) -> None:
         self._preparer = child
@@ -132,7 +132,7 @@ class Preparation:
 
 
 def rules_of(settings: ContextSettings) -> Rules:
-    """What the preparer is told of the settings."""
+    """The settings for the preparer."""
     return Rules(**{name: getattr(settings, name) for name in Rules.__struct_fields__})
 
 

@@ -39,7 +39,7 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 
 
 class Wanted(msgspec.Struct, array_like=True):
-    """A request without a result: where it belongs, and what its record takes from it."""
+    """A request without a result: its place, and the fields that its record takes from it."""
 
     line: int
     lane: int
@@ -55,7 +55,7 @@ _model = msgspec.json.Decoder(_Model)
 
 
 def fingerprint(raw: bytes, context: str, model_digest: str, *, links: bool = False) -> bytes | None:
-    """What two requests have in common that must get the same answer; None where that cannot be told.
+    """The key of a request: two with the same key must get the same answer; None where that cannot be told.
 
     A request that names sources outside itself is never the same: they may have changed. ``links`` in it do so, too.
     """
@@ -81,7 +81,7 @@ class Reuse:
     async def answers(self, live: LiveJob) -> AsyncIterator[list[Finished]]:
         """Results for requests of ``live`` that have none and were answered before, some at a time.
 
-        A disk that refuses ends the search: what was not found is computed.
+        A disk that refuses ends the search: the other answers are computed.
         """
         try:
             lanes = await asyncio.to_thread(lambda: self._store.of(live.row).lanes(live.key))

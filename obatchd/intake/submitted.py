@@ -14,7 +14,7 @@ _SETTINGS_FILE = "settings.json"
 
 
 class SubmittedSettings(msgspec.Struct):
-    """What a submission brings beside its prompts; kept in the job's directory until it is indexed."""
+    """Settings and notes of a submission; kept in the job's directory until it is indexed."""
 
     settings: JobSettings = msgspec.field(default_factory=JobSettings)
     notes: list[str] = []

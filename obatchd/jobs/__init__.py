@@ -1,1 +1,1 @@
-"""What is to be done: jobs, their requests and results, the store and the queue."""
+"""Jobs, their requests and results, the store and the queue."""

@@ -1,4 +1,4 @@
-"""Requests that wait, grouped by what they need: what the queue holds and hands out."""
+"""Requests that wait, grouped by their needs: the queue holds them and hands them out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _AGEING_S = 3600.0
 class Pending(msgspec.Struct, array_like=True):
     """A request ready to be offered. ``servers`` are those of its earlier attempts, which took ``spent_s``.
 
-    ``prepared`` is what the preparer made of its sources, for the worker; empty where it names none.
+    ``prepared`` is the preparer's text of its sources, for the worker; empty where it names none.
     """
 
     line: int
@@ -52,7 +52,7 @@ class Lane:
         self.fetching = False
 
     def begin_after(self, line: int) -> None:
-        """Take what follows ``line`` first: to find the few requests left before it, all before it must be looked at,
+        """Take those behind ``line`` first: to find the few requests left before it, all before it must be looked at,
         which takes half a second for half a million."""
         self.cursor, self.gaps = line, (0, line)
 

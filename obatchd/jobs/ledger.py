@@ -1,4 +1,4 @@
-"""What the claim protocol must remember across a crash, and who remembers it."""
+"""The memory that the protocol of claim needs across a crash."""
 
 from __future__ import annotations
 

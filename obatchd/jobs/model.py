@@ -10,7 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
-# What the name of a dropped file ends in, in small letters.
+# Endings of the names of dropped files, in small letters.
 TABLE_ENDINGS = (".csv", ".tsv")
 TEXT_ENDINGS = (".txt", ".md")
 SOURCE_ENDINGS = (".html", ".htm", ".pdf", ".source.txt", ".source.md")  # in a folder, for requests that name them
@@ -50,7 +50,7 @@ PRIORITY_CLASS = {"low": 0, "normal": 1, "high": 2}
 
 
 class Profile(msgspec.Struct, frozen=True, order=True):
-    """What a server must have loaded for a request. ``slots`` belong to the server."""
+    """Model and context that a request needs loaded. ``slots`` belong to the server."""
 
     model: str
     context_length: int  # tokens, already rounded up by round_context
@@ -108,7 +108,7 @@ def round_context(tokens: int) -> int:
 
 
 def default_id(line: int) -> str:
-    """What a request without an id is called: its zero-padded line number."""
+    """The id of a request that names none: its zero-padded line number."""
     return f"{line:07d}"
 
 

@@ -49,7 +49,7 @@ class QueueListener(Protocol):
         """There may be something new to offer."""
 
     def job_cancelled(self, job: int) -> None:
-        """The job with this key has left the queue, and nobody waits for what is in flight of it."""
+        """The job with this key has left the queue, and nobody waits for its requests in flight."""
 
 
 class JobQueue:
@@ -146,7 +146,7 @@ class JobQueue:
         return (t for t in self._suspects if t.lane.profile == profile and t.lane.job not in self._paused)
 
     def cancel_job(self, job: int) -> None:
-        """Forget everything of a job, and have what is in flight of it abandoned."""
+        """Forget everything of a job, and have its requests in flight abandoned."""
         self.remove_job(job)
         for listener in self._listeners:
             listener.job_cancelled(job)
@@ -225,7 +225,7 @@ class JobQueue:
         yield from heads
 
     def charge(self, taken: Taken, used_s: float) -> None:
-        """The slot time a request really used replaces what was charged in advance."""
+        """The slot time that a request really used replaces the charge made in advance."""
         share = self._share(taken.lane.owner)
         share.used_s += used_s - taken.charge_s
         share.mean_s += 0.1 * (used_s - share.mean_s)

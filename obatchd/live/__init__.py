@@ -1,1 +1,1 @@
-"""Jobs in work, and what the parts that work on them share."""
+"""Jobs in work, and the state that the parts working on them share."""

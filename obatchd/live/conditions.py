@@ -101,7 +101,7 @@ class Conditions:
         Args:
             where: the kind of the condition, or the key of the one job that it hinders.
             event: logged for each refusal, with ``fields``.
-            words: for people: what the disk keeps from happening.
+            words: for people: the step that the disk holds up.
         """
         while True:
             try:

@@ -1,6 +1,6 @@
 """When a job's first request will be asked: its position in the queue, and the expected time.
 
-Owners share the servers, so what is ahead of a job are the earlier jobs of the same owner; every owner's next job is
+Owners share the servers, so the earlier jobs of the same owner are ahead of a job; every owner's next job is
 about to start. The time follows from the speed of the last half minute, so it is a guess until something has run.
 """
 

@@ -16,7 +16,7 @@ _RATE_WINDOW_S = 30
 
 
 class Ending(NamedTuple):
-    """Why a job is over before all its requests are answered: what becomes of the others."""
+    """Why a job is over before all its requests are answered: the outcome of the others."""
 
     outcome: Outcome
     code: str
@@ -78,7 +78,7 @@ class LiveJob:
         return self.indexed and self.finished >= self.requests
 
     def profile_of(self, lane: LaneRow) -> Profile:
-        """What the lane's requests need: their own fields over what is frozen with the job."""
+        """The profile of the lane's requests: their own fields over the settings frozen with the job."""
         asked = lane.context_length or self.frozen.context_length
         return Profile(lane.model or self.frozen.model, round_context(asked))
 
@@ -86,7 +86,7 @@ class LiveJob:
         return lane.priority or self.frozen.priority
 
     def context(self) -> JobContext:
-        """What a worker must know of the job, once."""
+        """The common part of the job's requests, for its workers."""
         frozen = self.frozen
         return JobContext(
             self.key,

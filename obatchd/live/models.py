@@ -15,11 +15,11 @@ class Models(Protocol):
         ...
 
     def forget(self, model: str) -> None:
-        """What was known of a model no longer holds."""
+        """Forget the facts about a model."""
         ...
 
     def facts(self, model: str) -> ModelFacts:
-        """What is known of a model for the summary."""
+        """Facts about a model for the summary."""
         ...
 
     def server_version(self, server_id: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The jobs in work, and what all parts that work on them share."""
+"""The jobs in work, and the state that all parts working on them share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Work:
         owner: answers for the long-lived tasks of the parts.
         jobs: live jobs by key; only the main loop changes it.
         holds: reasons for which nothing new is offered.
-        conditions: what hinders the work from outside.
+        conditions: hindrances from outside.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The one client of Ollama, and the one table of what its errors mean.
+"""The one client of Ollama, and the one table of its errors.
 
 * ``connections`` speaks HTTP to one server: address, token, connections that are kept, the limit on connecting.
 * ``reading`` reads an answer as a whole or line by line, and makes a fault of an error answer.

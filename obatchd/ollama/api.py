@@ -40,7 +40,7 @@ class StoredModel(msgspec.Struct):
 
 
 class ShownModel(msgspec.Struct):
-    """What ``/api/show`` tells of a model."""
+    """The answer of ``/api/show`` about a model."""
 
     model_info: dict[str, Any] = {}
     capabilities: list[str] = []
@@ -195,7 +195,7 @@ class OllamaApi:
         return answer.body
 
     def _refusal(self, status: int, fault: Fault) -> ServerError:
-        """The error with which a call fails; a code of its own has only what a caller can act on."""
+        """The error with which a call fails; only errors that a caller can act on have codes of their own."""
         words = f"{self._base_url}: {fault.message}."
         match fault.code:
             case Cause.MODEL_NOT_FOUND.code:

@@ -74,7 +74,7 @@ class _Stream(Lines):
             self._on_token()
 
     def answer(self) -> Answer:
-        """What it all amounts to, when there is no more."""
+        """The answer, when the stream has ended."""
         if self._fault is not None:
             return _failed(self._fault)
         return _finish(self._last, "".join(self._texts), "".join(self._thoughts), self._calls)
@@ -95,7 +95,7 @@ class _Stream(Lines):
             if chunk.message.thinking:
                 self._thoughts.append(chunk.message.thinking)
             if chunk.message.tool_calls:
-                # What is kept raw points into the chunk, so it is copied (msgspec).
+                # Raw values point into the chunk, so they are copied (msgspec).
                 self._calls += [msgspec.Raw(bytes(call)) for call in chunk.message.tool_calls]
 
 
@@ -117,7 +117,7 @@ class OllamaClient:
         await self._connections.close()
 
     async def chat(self, body: dict[str, Any], on_token: Callable[[], None]) -> Answer:
-        """Send ``body`` to ``/api/chat`` and read the stream to its end; never raises for what a server may do.
+        """Send ``body`` to ``/api/chat`` and read the stream to its end; never raises for a fault of the server.
 
         ``on_token`` is called for each piece of text that arrives.
         """

@@ -1,7 +1,7 @@
 """HTTP/1.1 to one server over connections that are kept: the costs of a prompt on its way out and back.
 
-The parser is httptools (llhttp, the one of Node.js). What a general client does beside it - sessions, cookies,
-redirects, a timer for each request - is half of what a worker would spend on a prompt (bench/README.md).
+The parser is httptools (llhttp, the one of Node.js). The rest of a general client - sessions, cookies,
+redirects, a timer for each request - would be half of a worker's time for a prompt (bench/README.md).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-# Ollama keeps idle connections for ever, but what stands in front of a remote one may close them after a few seconds
+# Ollama keeps idle connections for ever, but a proxy in front of a remote one may close them after a few seconds
 # (75 s in nginx, 5 s in uvicorn), and a request sent at that moment would look like one that crashed its server.
 _KEPT_S = 4.0
 
@@ -26,7 +26,7 @@ class Unreachable(Exception):
 
 
 class Broken(Exception):
-    """The connection ended before the response did, or what came is not HTTP."""
+    """The connection ended before the response did, or the response is not HTTP."""
 
 
 class Sink(Protocol):
@@ -62,7 +62,7 @@ class _Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # What asyncio calls.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
@@ -82,7 +82,7 @@ class _Connection(asyncio.Protocol):
         else:
             self._fail(str(error) if error else "no error is told")
 
-    # What the parser calls.
+    # Called by the parser.
 
     def on_header(self, name: bytes, _value: bytes) -> None:
         if name.lower() in (b"content-length", b"transfer-encoding"):
@@ -122,7 +122,7 @@ class Connections:
     Args:
         base_url: e.g. ``http://127.0.0.1:11500``, with or without a path.
         token: bearer token, or empty.
-        connect_timeout_s: limit on making a connection, None for none. What takes long after that is for the caller.
+        connect_timeout_s: limit on making a connection, None for none. Limits after that are the caller's.
     """
 
     def __init__(self, base_url: str, token: str, connect_timeout_s: float | None) -> None:

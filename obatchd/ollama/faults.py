@@ -1,4 +1,4 @@
-"""What every failure means, once: whose fault it is, its code, and the advice to the user whose request fails with it.
+"""The meaning of every failure, once: whose fault it is, its code, and the advice to the user whose request fails.
 
 ``Cause`` is the table. Prompts, supervision, downloads and burn-ins all classify Ollama's error answers by its words,
 which are those of Ollama 0.24 and of 0.30 to 0.33, whose engine is llama-server: verbatim from the sources of both and

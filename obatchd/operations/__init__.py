@@ -1,1 +1,1 @@
-"""What operators may ask of the daemon; implements :mod:`obatchd.control.operations`."""
+"""Questions and commands of operators; implements :mod:`obatchd.control.operations`."""

@@ -1,4 +1,4 @@
-"""Carries out what operators ask about GPUs. Implements :class:`obatchd.control.operations.GpuOperations`."""
+"""Questions and commands of operators about GPUs. Implements :class:`obatchd.control.operations.GpuOperations`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GpuService:
         self._probe = probe
 
     def all(self) -> Gpus:
-        """All cards in the order of their index, and what is known of the host."""
+        """All cards in the order of their index, and the state of the host."""
         cards = sorted(self._policy.monitor.tracks.values(), key=lambda track: (track.identity.index or 0, track.uuid))
         code, message = self._probe.host_trouble
         log = self._policy.watch.kernel_log

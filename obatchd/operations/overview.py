@@ -1,4 +1,4 @@
-"""The state of the whole daemon in one document: what ``obatchctl status`` shows."""
+"""The state of the whole daemon in one document, as ``obatchctl status`` shows it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.times import instant
 
-# Who holds dispatch.
+# Reasons of operators that hold dispatch.
 OPERATOR = "paused"
 DRAIN = "draining"
 _STOPPING = "stopping"
@@ -42,7 +42,7 @@ _STATUS_JOBS = 50
 
 
 class Overview:
-    """Reads what the parts of the daemon know; changes nothing."""
+    """Reads the state of the daemon's parts; changes nothing."""
 
     def __init__(self, engine: Engine, fleet: Fleet, models: ModelKeeper, probe: Probe) -> None:
         self._engine = engine
@@ -52,7 +52,7 @@ class Overview:
         self._started_s = time.time()
 
     def status(self, caller: Caller) -> Status:
-        """The whole state of the daemon in one document, of jobs and drops what the caller may see."""
+        """The whole state of the daemon in one document, with those jobs and drops that the caller may see."""
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
         state, reasons = self.state(caller)
@@ -92,7 +92,7 @@ class Overview:
         )
 
     def state(self, caller: Caller) -> tuple[str, list[str]]:
-        """The state of the daemon, and what is wrong, as far as it concerns the caller."""
+        """The state of the daemon and its faults, as far as they concern the caller."""
         holds = self._engine.dispatcher.holds.reasons
         jobs = self._engine.jobs
         hindered = [

@@ -1,4 +1,4 @@
-"""Carries out what operators ask for. Implements :class:`obatchd.control.operations.Operations`."""
+"""Questions and commands of operators. Implements :class:`obatchd.control.operations.Operations`."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class OperatorService:
     # Looking.
 
     def status(self, caller: Caller) -> Status:
-        """The whole state of the daemon in one document, of jobs and drops what the caller may see."""
+        """The whole state of the daemon in one document, with those jobs and drops that the caller may see."""
         return self._overview.status(caller)
 
     def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
@@ -134,7 +134,7 @@ class OperatorService:
 
     @_told
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
-        """End a job; what is answered stays."""
+        """End a job; answers stay."""
         live = self._live(caller, job_id)
         await self._engine.completion.cancellation.cancel(live)
         return job_document(live, 0)
@@ -208,7 +208,7 @@ class OperatorService:
         await server.drain("asked by the operator")
 
     async def _restart(self, server: Server) -> None:
-        """Let what is in flight end, up to the server's ``drain_s``, then end and start it; ends a drain too."""
+        """Let requests in flight end, up to the server's ``drain_s``, then end and start it; ends a drain too."""
         await server.drain("is about to be restarted, asked by the operator")
         if (link := self._engine.dispatcher.links.get(server.id)) is not None:
             await self._engine.dispatcher.vacate(link, 0.0, "its server is restarted")
@@ -216,7 +216,7 @@ class OperatorService:
         server.resume()
 
     async def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
-        """What a managed server writes."""
+        """The output of a managed server."""
         server = self._known_server(server_id)
         if not isinstance(server, ManagedServer):
             raise ControlError(f"{server_id} runs elsewhere: its output is on its own host", code="remote")

@@ -1,4 +1,4 @@
-"""Jobs that are handed over instead of dropped: submissions, and what is tried again of a finished job."""
+"""Jobs that are handed over instead of dropped: submissions, and retries of a finished job."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from obatchd.spool import claim
 
 
 class Submissions:
-    """Takes them; what it returns has begun and would survive a power cut."""
+    """Takes them; a returned job has begun and would survive a power cut."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     async def submit(self, submission: Submission) -> JobRow:
-        """A job of what was handed over.
+        """The job of a submission.
 
         Raises:
             ControlError: it may not be taken now, or is empty.

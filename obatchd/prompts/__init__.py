@@ -1,1 +1,1 @@
-"""What happens to a prompt and its answer: reasoning, structured output."""
+"""The text of prompts and answers: templates, reasoning, structured output."""

@@ -14,7 +14,7 @@ _JSON_BEGINS = ("{", "[")
 
 
 def split_reasoning(text: str, think: str = "") -> tuple[str, str]:
-    """The answer without reasoning, and the reasoning: what was given apart (``think``) and what was in the text.
+    """The answer without reasoning, and the reasoning: the part given apart (``think``) and the part in the text.
 
     A tag that is never closed holds all that follows. JSON is left as it is: tags in it are data.
     """

@@ -1,7 +1,7 @@
 """Answers that were asked for as JSON: checked by us whatever the server did, and against the source.
 
 Some servers drop the grammar for some models in combination with reasoning (ollama #14645, #15260, mended in 0.31.2),
-and an answer cut by its token limit is half a document: so only what validates here counts as an answer.
+and an answer cut by its token limit is half a document: so only a text that validates here counts as an answer.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _encode = msgspec.json.Encoder(order="sorted").encode
 
 
 class FormatError(Exception):
-    """What was asked for as ``format`` is neither "json" nor a JSON Schema that can be used."""
+    """The ``format`` is neither "json" nor a JSON Schema that can be used."""
 
 
 class Mismatch(Exception):
-    """The text is not what was asked for; says where and why."""
+    """The text does not fit the format; says where and why."""
 
 
 class Parsed(NamedTuple):
@@ -42,7 +42,7 @@ class Parsed(NamedTuple):
 
 
 class AnswerFormat:
-    """What an answer must look like.
+    """The form that an answer must have.
 
     Args:
         wanted: ``"json"`` (any object or array) or a JSON Schema, of the draft that its ``$schema`` names, else of
@@ -65,7 +65,7 @@ class AnswerFormat:
 
         Raises:
             Mismatch: there is none, or it does not fit.
-            FormatError: the schema turns out to be unusable: it refers to what is not in it.
+            FormatError: the schema turns out to be unusable: it refers to a part that it does not have.
         """
         text = text.strip()
         fenced = _FENCE.match(text)
@@ -105,7 +105,7 @@ class AnswerFormat:
 
 @contextlib.contextmanager
 def _time_limit(limit_s: float) -> Iterator[None]:
-    """Raise TimeoutError in what takes longer. Only in a main thread, which is where workers check answers.
+    """Raise TimeoutError in a body that takes longer. Only in a main thread, which is where workers check answers.
 
     Python's regular expressions look for signals while they search; nothing else would end them.
     """

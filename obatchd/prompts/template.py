@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-# A double pair of braces is a literal one. What begins with a quotation mark is JSON in the prompt, not a field.
+# A double pair of braces is a literal one. Braces before a quotation mark are JSON in the prompt, not a field.
 _PLACEHOLDER = re.compile(r"\{\{([^{}\n]*)\}\}|\{[ \t]*([^\s{}\"'][^{}\"\n]*?)[ \t]*\}")
 
 
@@ -20,7 +20,7 @@ def template_parts(template: str) -> list[tuple[str, str | None]]:
 
 
 def template_problem(template: str) -> str:
-    """What is wrong with a template whatever its records are; empty when nothing is."""
+    """The fault of a template, whatever its records are; empty when there is none."""
     if any(field for _, field in template_parts(template)):
         return ""
     return "has no placeholder: write the name of a field in braces, as in {note}"

@@ -12,7 +12,7 @@ _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re
 
 
 class Parsed(NamedTuple):
-    """What an answer holds; ``problem`` says in plain words why there is no data, "" where there is, None where none is
+    """Data of an answer; ``problem`` says in plain words why there is no data, "" where there is, None where none is
     due."""
 
     data: Any = None

@@ -25,12 +25,12 @@ FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet")
 _Rows = Iterator[tuple[Row, Parsed]]
 _PARQUET_ROWS = 5000
 _VECTORS = {"embedding", "embeddings"}
-# What commands a terminal; all but tab and line feed.
+# Characters that command a terminal; all but tab and line feed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def data_of(row: Row) -> Parsed:
-    """The data of a success: what the daemon checked and recorded, else what can be parsed."""
+    """The data of a success: as the daemon checked and recorded it, else as parsed here."""
     if row.succeeded and not _VECTORS & row.record.keys():
         if "data" in row.record:
             return Parsed(row.record["data"])
@@ -43,7 +43,7 @@ def export(source: ResultSet, form: Format, target: BinaryIO, *, data_only: bool
     """Write all rows of ``source`` to ``target``; returns their count.
 
     Args:
-        data_only: for json and jsonl: of each success only its data; what is no JSON is only in the tally.
+        data_only: for json and jsonl: of each success only its data; other answers are only in the tally.
 
     Raises:
         ResultsError: Parquet is asked for and its library is not installed.

@@ -18,7 +18,7 @@ Record = dict[str, Any]
 _OUTBOX_FILES = ("summary.json", "status.json")
 _WHOLE_FILES = ("results.jsonl", "errors.jsonl")
 _ANSWER_KEYS = ("response", "message", "choices", "error", "code", "data", "embedding", "embeddings")
-_OUR_BATCH_LINE = re.compile(r"batch_req_.+-([0-9]{1,10})")  # what spool.batch_lines calls a line of a job
+_OUR_BATCH_LINE = re.compile(r"batch_req_.+-([0-9]{1,10})")  # the id that spool.batch_lines gives to a line of a job
 _FILE_LIMIT_BYTES = 256 * 1024**2  # of one response file; the lines of a .jsonl are read one by one
 
 
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What to call the row in a list."""
+        """The name of the row in a list."""
         return str(self.record.get("id") or self.file or self.record.get("line"))
 
 
@@ -84,7 +84,7 @@ class ResultSet:
             yield from self._directory(self.path)
 
     def _partial(self) -> Iterator[Row]:
-        """What a job that is still running has answered so far."""
+        """The answers so far of a job that is still running."""
         responses = self.path / "responses"
         if responses.is_dir():
             found = [row for row in self._directory(responses) if row.file.endswith(".json")]

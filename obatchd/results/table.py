@@ -1,4 +1,4 @@
-"""Results as a table: which columns there are, and what stands in them."""
+"""Results as a table: its columns and cells."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TableShape:
         order += [("record", key) for key in _MIDDLE if key in own]
         order += [pair for pair in known if pair[0] == "data"]
         order += [pair for pair in known if pair[0] == "record" and pair not in order]
-        # What is ours keeps its name, so that a column means the same in every export.
+        # Fields of ours keep their names, so that a column means the same in every export.
         taken = {key for origin, key in order if origin == "record"}
         columns = []
         for origin, key in order:
@@ -79,7 +79,7 @@ def as_text(value: Any) -> str:
 
 
 def as_cell(value: Any) -> str:
-    """A cell as CSV has it: with an apostrophe before what a spreadsheet would take for a formula and run.
+    """A cell as CSV has it: with an apostrophe before a text that a spreadsheet would run as a formula.
 
     Answers and fields come from models and strangers. Numbers stay numbers.
     """

@@ -1,4 +1,4 @@
-"""What every export ends with: the sum, the failures by cause, the answers that are not JSON."""
+"""The end of every export: the sum, the failures by cause, the answers that are not JSON."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Tally:
 
 
 def retry_command(source: ResultSet) -> str | None:
-    """What tries again the failed requests of a job that is over."""
+    """The command that tries the failed requests of a finished job again."""
     return f"obatchctl retry {source.job}" if source.job and source.complete else None
 
 

@@ -22,11 +22,11 @@ _PASS = frozenset(
     {"PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR", "USER", "LOGNAME", "LD_LIBRARY_PATH"}
     | {"SSL_CERT_FILE", "SSL_CERT_DIR", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"}
 )
-_MAX_QUEUE = 512  # requests waiting while a model loads; far above what is ever in flight
+_MAX_QUEUE = 512  # requests waiting while a model loads; far above the number ever in flight
 
 
 class Launch(msgspec.Struct, frozen=True):
-    """What makes one server process differ from another."""
+    """The parameters in which server processes differ."""
 
     server: str  # its id
     instance: str  # uuid of the spool
@@ -67,7 +67,7 @@ def build(base: Mapping[str, str], settings: ServerSettings, launch: Launch) -> 
 
 
 def check(settings: ServerSettings) -> None:
-    """Make sure that the settings leave alone what obatchd itself has to set for every server.
+    """Make sure that the settings name no variable that obatchd itself has to set for every server.
 
     Raises:
         ConfigError: ``servers.environment`` names such a variable.

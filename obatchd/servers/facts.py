@@ -1,4 +1,4 @@
-"""What servers remember across restarts of the daemon: their ports, and how many slots fit."""
+"""Facts that servers keep across restarts of the daemon: their ports, and the slots that fit."""
 
 from __future__ import annotations
 

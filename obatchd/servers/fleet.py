@@ -45,12 +45,12 @@ class Fleet:
     Args:
         work: directory for logs and homes of the servers.
         instance: uuid of the spool; marks every process we start.
-        program: what is started as a managed server.
+        program: of managed servers.
         owner: told when one of the fleet's tasks ends by an exception.
 
     Attributes:
         servers: by id, in order.
-        foreign_ollama: what is known of an Ollama that is not ours, in plain words; empty when there is none.
+        foreign_ollama: an Ollama that is not ours, in plain words; empty when there is none.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class Fleet:
 
     @property
     def notices(self) -> list[str]:
-        """What an operator should know although everything works: exposed ports, and who shares our GPUs."""
+        """Notices for operators although everything works: exposed ports, other processes on our GPUs."""
         found = [f"The servers listen on {self._settings.servers.listen}. {_EXPOSED}"] if self._is_exposed else []
         if self.foreign_ollama:
             found.append(self.foreign_ollama)

@@ -36,7 +36,7 @@ class Ending(NamedTuple):
 
 
 class Life(abc.ABC):
-    """What is the same for every server, whatever it computes.
+    """The life of every server, whatever it computes.
 
     Attributes:
         id: ``gpu0``, ``gpu0.mig1``, ``group0``, ``cpu0``, ``remote-<host>-<port>``.
@@ -55,7 +55,7 @@ class Life(abc.ABC):
         self.idle.set()
         self.restarts = 0
         self._current = settings
-        self._holds: dict[str, str] = {}  # who keeps work away, and why; outlives a restart
+        self._holds: dict[str, str] = {}  # holders that keep work away, and their reasons; outlives a restart
         self._quarantine: str | None = None  # why its GPU is out of use
         self._failures: deque[float] = deque()  # monotonic times of runs that ended unasked and completed no request
         self._strikes: deque[float] = deque()
@@ -92,7 +92,7 @@ class Life(abc.ABC):
 
     @abc.abstractmethod
     async def _close(self) -> None:
-        """End what ``_open`` began. Idempotent."""
+        """Undo ``_open``. Idempotent."""
 
     @abc.abstractmethod
     async def _check_health(self) -> None:
@@ -100,11 +100,11 @@ class Life(abc.ABC):
 
     @abc.abstractmethod
     async def _when_healthy(self) -> None:
-        """It has answered: do what is due now and then; raises ServerError."""
+        """It has answered: do the regular checks; raises ServerError."""
 
     @abc.abstractmethod
     def _forget(self) -> None:
-        """The process is gone, and what it had loaded with it."""
+        """The process is gone, and its loaded model with it."""
 
     @abc.abstractmethod
     def _tell(self, old: ServerState, new: ServerState, reason: str) -> None:
@@ -202,7 +202,7 @@ class Life(abc.ABC):
         return ending
 
     async def _end_defective(self, error: Exception) -> Ending:
-        """A run that a defect of ours broke off: end what it began, so that it can be tried again."""
+        """A run that a defect of ours broke off: end its process, so that it can be tried again."""
         self._end(_defect_words(error), planned=False)  # for a load in progress
         if self.state is ServerState.STOPPING:
             self._set(ServerState.STOPPED, _defect_words(error))
@@ -315,7 +315,7 @@ class Life(abc.ABC):
 
     @property
     def holds(self) -> dict[str, str]:
-        """Who keeps work away, and why."""
+        """Holders that keep work away, and their reasons."""
         return dict(self._holds)
 
     @property

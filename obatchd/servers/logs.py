@@ -1,4 +1,4 @@
-"""What a server writes: always drained (a full pipe would block it), the last lines kept, a file with a size cap."""
+"""The output of a server: always drained (a full pipe would block it), the last lines kept, in a capped file."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Place(NamedTuple):
 
 
 def _end_of(path: Path) -> tuple[str, _Place]:
-    """What is at the end of the file, and of the one before where that is short."""
+    """The end of the file, and of the one before where it is short."""
     kept = b""
     place = _Place(0, 0)
     for each in (path.with_name(path.name + ".1"), path):
@@ -84,7 +84,7 @@ class LineListener(Protocol):
 
 
 class LogDrain:
-    """Takes what one server writes to stdout and stderr, across restarts of the server.
+    """Takes the output of one server, stdout and stderr, across restarts of the server.
 
     Args:
         server: id, for our own log.
@@ -100,7 +100,7 @@ class LogDrain:
         self._file: BinaryIO | None = None
 
     def data_received(self, data: bytes) -> None:
-        """What was read from its pipe, as much as there was."""
+        """Bytes read from its pipe, as many as there were."""
         self._write(data)
         *lines, rest = (self._rest + data).split(b"\n")
         if len(rest) > _LINE_BYTES:
@@ -111,14 +111,14 @@ class LogDrain:
             self._take(line.decode(errors="replace").rstrip())
 
     def last_words(self) -> str:
-        """What it wrote last that tells something, for whoever asks why it ended: from the last alarming line on."""
+        """Its last words that tell why it ended: from the last alarming line on."""
         lines = [line.strip() for line in self.lines if line.strip()]
         alarms = [number for number, line in enumerate(lines) if _ALARM.search(line)]
         chosen = lines[alarms[-1] :][:_LAST_WORDS_LINES] if alarms else lines[-_LAST_WORDS_LINES:]
         return " | ".join(chosen)[:_LAST_WORDS_CHARACTERS]
 
     def close(self) -> None:
-        """Nothing more comes from this process: what has no end of line is its last line."""
+        """Nothing more comes from this process: a rest without an end of line is its last line."""
         if self._rest:
             self._take(self._rest.decode(errors="replace"))
             self._rest = b""

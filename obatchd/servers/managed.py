@@ -38,7 +38,7 @@ _PS_TIMEOUT_S = 15.0
 
 
 class Host(msgspec.Struct, frozen=True):
-    """What the managed servers of one daemon share."""
+    """Shared by the managed servers of one daemon."""
 
     settings: Current[Settings]
     work: Path
@@ -80,7 +80,7 @@ class ManagedServer(Server):
         auto = AUTO_SLOTS if gpus else CPU_SLOTS
         self._auto = self._settings.slots == "auto"
         self.slots = auto if self._settings.slots == "auto" else self._settings.slots
-        self._parallel = self.slots  # what the process is told; a model may allow it less
+        self._parallel = self.slots  # the number given to the process; a model may allow it less
         self._proven: bool | None = None  # whether it is known to compute on its GPUs
         self._process = ServerProcess(server_id, self.log_file, self)
 
@@ -95,7 +95,7 @@ class ManagedServer(Server):
 
     @property
     def log_file(self) -> Path:
-        """What it writes; the part before is ``<name>.1`` beside it."""
+        """Its output; the part before is ``<name>.1`` beside it."""
         return self._host.work / "logs" / f"{self.id}.log"
 
     # --- process ----------------------------------------------------------------------------------------------------
@@ -209,7 +209,7 @@ class ManagedServer(Server):
                 slots //= 2
                 continue
             self.slots = 1 if self._process.one_slot else slots
-            if self._auto and not self.foreign:  # what fits beside somebody else's process says nothing about later
+            if self._auto and not self.foreign:  # slots that fit beside somebody else's process say nothing about later
                 self._host.facts.set(self._slots_key(profile), str(slots))
             return
 
@@ -245,7 +245,7 @@ class ManagedServer(Server):
         return await self._not_in_vram(profile) if self.gpus else ""
 
     async def _not_in_vram(self, profile: Profile) -> str:
-        """Ollama puts what does not fit on the CPU without a word; only ``/api/ps`` shows it."""
+        """Ollama puts layers that do not fit on the CPU without a word; only ``/api/ps`` shows it."""
         models = await self.api.loaded(_PS_TIMEOUT_S)
         found = _entry(models, profile.model)
         if found is None:

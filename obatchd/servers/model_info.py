@@ -1,4 +1,4 @@
-"""What is known of a model in a store."""
+"""Facts about a model in a store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOCAL = "local"  # the store of the managed servers; the others are called like 
 
 
 class ModelInfo(msgspec.Struct, frozen=True):
-    """What is known of a model in a store. Texts are empty and numbers 0 where Ollama does not tell."""
+    """Facts about a model in a store. Texts are empty and numbers 0 where Ollama does not tell."""
 
     name: str
     digest: str

@@ -67,7 +67,7 @@ class ModelKeeper:
         return (store_of(server), canonical(model)) in self._known
 
     def info(self, model: str) -> ModelInfo | None:
-        """What is known of a model that was made sure of before."""
+        """Facts about a model that was made sure of before."""
         return next((info for (_, name), info in self._known.items() if name == canonical(model)), None)
 
     def forget(self, model: str) -> None:
@@ -239,7 +239,7 @@ class ModelKeeper:
         yield state
 
     def _check_space(self, server: Server, model: str, missing_bytes: int) -> None:
-        """Remote stores are on disks we cannot see; there the server itself says what is wrong."""
+        """Remote stores are on disks that we cannot see; there the server itself names the fault."""
         if not isinstance(server, ManagedServer):
             return
         free_bytes = _free_bytes(server.models_dir)

@@ -1,4 +1,4 @@
-"""What keeps us from loading anything on a GPU: other people's processes, and a driver that was updated underneath.
+"""Reasons not to load anything on a GPU: other people's processes, and a driver that was updated underneath.
 
 The processes are shown and left alone.
 """
@@ -29,7 +29,7 @@ _Seen = tuple[tuple[int, int | None], ...]
 class Neighbours:
     """Looks at every reading of the probe.
 
-    What we have loaded already goes on: its memory is taken, and it has the old driver's library. The next load waits
+    A loaded model of ours goes on: its memory is taken, and it has the old driver's library. The next load waits
     until the others have left, or the host is rebooted.
     """
 
@@ -68,7 +68,7 @@ class Neighbours:
             log.info("gpu_usable_again", server=server.id, gpu=server.gpu_label, after=server.holds[by])
             server.resume(by)
         elif by in server.holds and server.loaded is not None and server.idle.is_set():
-            await server.unload()  # it was to load something else, and has ended what it had
+            await server.unload()  # it was to load another model, and has ended the one before
 
     def _note(self, server: ManagedServer, foreign: list[GpuProcess]) -> None:
         if {process.pid for process in foreign} - {process.pid for process in server.foreign}:
@@ -101,7 +101,7 @@ def foreign_processes(gpus: Iterable[Gpu], readings: Mapping[str, Reading], inst
 
 
 def process_words(processes: Iterable[GpuProcess]) -> str:
-    """Processes with what they hold, for people."""
+    """Processes and their memory, for people."""
     return ", ".join(_one_in_words(process) for process in processes)
 
 

@@ -24,7 +24,7 @@ log = obatchd.log.get(__name__)
 SUPPORTED = ((0, 20), (0, 33))  # first and last minor version this was written against and tried with
 _POLL_S = 0.02
 _LEFTOVER_S = 5.0  # how long SIGKILLed runners may take to give their memory back
-_PIPE_BYTES = 64 * 1024  # what a pipe holds: pipe(7)
+_PIPE_BYTES = 64 * 1024  # capacity of a pipe: pipe(7)
 # A runner that serves as a probe of the GPUs has no model. Ollama's words of v0.24, and since v0.30 (llm/server.go).
 _RUNNER_STARTS = re.compile(r"starting (runner|llama-server)\b.*--model")
 _RUNNER_STARTED = re.compile(r"(runner|llama-server) (started in|terminated|process no longer running)")
@@ -32,7 +32,7 @@ _NO_PARALLEL = "does not currently support parallel requests"
 
 
 def version_warning(version: str) -> str | None:
-    """What to say about a server's version, or None when it is a supported one."""
+    """A warning about a server's version, or None when it is a supported one."""
     low, high = SUPPORTED
     match = re.match(r"v?(\d+)\.(\d+)", version)
     if match and low <= (int(match[1]), int(match[2])) <= high:
@@ -133,7 +133,7 @@ class ServerProcess:
         self._signal_group(signal.SIGKILL)
         self.returncode = self._popen.wait()
         if self._output >= 0:
-            self._read_output()  # its last words, for whoever asks why it ended
+            self._read_output()  # its last words, which tell why it ended
         self.ended.set()
         self._listener.process_ended()
 

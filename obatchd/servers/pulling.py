@@ -17,7 +17,7 @@ _TIMEOUT = httpx.Timeout(1800.0, connect=5.0)
 
 
 class ServerLost(Exception):
-    """The server went away; what was downloaded stays in the store."""
+    """The server went away; downloaded parts stay in the store."""
 
 
 async def pull_through(server: Server, state: PullProgress) -> AsyncGenerator[int, None]:

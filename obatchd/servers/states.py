@@ -1,6 +1,6 @@
 """The states of a server and the only changes between them.
 
-What a server has loaded is no state: dispatch needs READY and the right profile.
+A loaded model is no state: dispatch needs READY and the right profile.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Ending what an earlier daemon left behind: servers, and runners whose server is gone but which hold VRAM.
+"""Ending processes that an earlier daemon left behind: servers, and runners whose server is gone but which hold VRAM.
 
 Ollama's runners have no death signal and survive a SIGKILL of their server, so a process is recognised by the mark
 that it inherited in its environment, never by name, and killed by pidfd, so that a reused pid cannot be hit.

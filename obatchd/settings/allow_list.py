@@ -1,4 +1,4 @@
-"""What an administrator opens to fetches beside public addresses. Imports little: the settings check it."""
+"""Addresses that an administrator opens to fetches beside public ones. Imports little: the settings check it."""
 
 from __future__ import annotations
 

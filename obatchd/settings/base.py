@@ -1,4 +1,4 @@
-"""What the tables of the settings are made of; the declaration itself is :mod:`obatchd.settings.settings`."""
+"""Parts for the tables of the settings; the declaration itself is :mod:`obatchd.settings.settings`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Reload(StrEnum):
-    """What a reload makes of a change: the mark on the field. A field without a mark needs a restart."""
+    """The effect of a reload on a change: the mark on the field. A field without a mark needs a restart."""
 
     LIVE = "live"  # it takes effect at once
     NEXT_JOB = "next job"  # jobs accepted from now on are done with it; those accepted before stay as they are

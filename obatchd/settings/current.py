@@ -10,7 +10,7 @@ T = TypeVar("T")
 class Current(Generic[T]):
     """Holds the value in force; a reload replaces it.
 
-    Parts keep the holder, never what was in it, and read ``value`` at the moment of use: so a live setting is live
+    Parts keep the holder, never its value, and read ``value`` at the moment of use: so a live setting is live
     everywhere at once.
     """
 

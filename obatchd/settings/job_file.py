@@ -38,10 +38,10 @@ def parse_job_settings(mapping: Mapping[str, Any], source: str) -> tuple[JobSett
 
     Args:
         mapping: the settings as read; a configuration of the original project is valid.
-        source: what to call them in messages.
+        source: their name in messages.
 
     Returns:
-        The settings, and notes in plain words on what was left out or moved.
+        The settings, and notes in plain words on options left out or moved.
 
     Raises:
         ConfigError: lists every unknown or wrong setting.

@@ -44,7 +44,7 @@ class Leaf(NamedTuple):
 
     @property
     def reload(self) -> Reload:
-        """What a reload makes of a change."""
+        """The effect of a reload on a change."""
         return next((mark for mark in self.field.metadata if isinstance(mark, Reload)), Reload.RESTART)
 
 
@@ -215,7 +215,7 @@ def _environment_value(leaf: Leaf, text: str) -> Any:
 def validate(
     data: dict[str, Any], origin: Mapping[str, str], source: str, model: type[_Model]
 ) -> tuple[_Model | None, list[str]]:
-    """The checked table, or None and what is wrong with it: source, key and reason of each problem."""
+    """The checked table, or None and its faults: source, key and reason of each problem."""
     try:
         return model.model_validate(data), []
     except ValidationError as error:

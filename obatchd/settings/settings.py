@@ -1,7 +1,7 @@
 """The one declaration of every setting.
 
 Defaults, validation, the commented ``etc/obatchd.toml``, ``docs/settings.md`` and ``obatchctl config`` all come
-from the models in this module, and a field's mark says what a reload makes of a change (:mod:`obatchd.settings.base`);
+from the models in this module, and a field's mark says the effect of a reload (:mod:`obatchd.settings.base`);
 reading, merging and explaining errors is :mod:`obatchd.settings.reading`.
 """
 

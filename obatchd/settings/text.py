@@ -39,7 +39,7 @@ def commented_toml() -> str:
 
 
 def reference_page() -> str:
-    """``docs/settings.md``: every setting with type, default, variable and what a reload does."""
+    """``docs/settings.md``: every setting with type, default, variable and the effect of a reload."""
     lines = [
         "# Settings",
         "",
@@ -64,7 +64,7 @@ def show(settings: Settings, origin: Mapping[str, str]) -> str:
 
     Args:
         settings: the settings.
-        origin: dotted key to file, variable or flag; what is missing is a default.
+        origin: dotted key to file, variable or flag; a missing key is a default.
     """
     lines = []
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):

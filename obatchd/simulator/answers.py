@@ -1,4 +1,4 @@
-"""What the stand-in answers.
+"""The answers of the stand-in.
 
 Text that begins with a digest of the prompt, so that a test can tell whose answer it is.
 """

@@ -10,7 +10,7 @@ from obatchd.simulator.config import ModelSpec
 from obatchd.simulator.scheduler import LOAD_OPTIONS, ServeError
 from obatchd.simulator.wire import check_options, keep_alive_s
 
-_MESSAGE_TOKENS = 4  # what a chat template adds to every message
+_MESSAGE_TOKENS = 4  # tokens that a chat template adds to every message
 _THINK_LEVELS = ("high", "medium", "low", "max")
 
 
@@ -22,7 +22,7 @@ class Ask:
     model: str  # as the client wrote it
     chat: bool
     stream: bool
-    prompt: str  # what the digest is made of
+    prompt: str  # the text of the digest
     prompt_tokens: int
     system: str
     options: dict[str, Any]
@@ -106,7 +106,7 @@ def _prompt(asked: dict[str, Any], spec: ModelSpec) -> tuple[str, int]:
 
 
 def _system(messages: list[Any]) -> str:
-    """What the client asks of the model before anything else."""
+    """The client's demands on the model, before anything else."""
     first = messages[0] if messages else {}
     return str(first.get("content", "")) if isinstance(first, dict) and first.get("role") == "system" else ""
 

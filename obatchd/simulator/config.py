@@ -154,7 +154,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     discovery_s: float = 0.0  # connections are accepted, nothing is answered
     start_failure: str = ""  # serve ends at once with this error and exit status 1
     faults: list[Fault] = []
-    gpus: Script = {}  # what happens to the stand-in GPUs, by index; read by the probe, not by servers
+    gpus: Script = {}  # events of the stand-in GPUs, by index; read by the probe, not by servers
     seed: int = 0  # of the faults' probabilities
 
 

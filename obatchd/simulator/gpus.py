@@ -24,7 +24,7 @@ from obatchd.simulator import config
 from obatchd.simulator.timeline import EventKind, GpuEvent, Timeline
 
 MEMORY_BYTES = 80 * 1024**3
-DRIVER = "000.00-simulated"  # what follows the dash keeps these cards apart from real ones
+DRIVER = "000.00-simulated"  # the part behind the dash keeps these cards apart from real ones
 POWER_LIMIT_W = 350.0
 
 _WRITE_PAUSE_S = 0.2
@@ -39,7 +39,7 @@ _SLOWDOWN_C = 92
 _HANG_LOOK_S = 0.1
 _MISMATCH = "The NVIDIA driver was updated under the running kernel module: reboot the host."
 KERNEL_LOG = "kernel.log"  # in the directory of the stand-ins, in the records of /dev/kmsg
-_FULL_PERCENT = 98  # what all slots busy looks like; a real GPU seldom shows 100
+_FULL_PERCENT = 98  # with all slots busy; a real GPU seldom shows 100
 
 
 def simulated_uuid(index: int) -> str:
@@ -85,7 +85,7 @@ class Averages(msgspec.Struct):
 
 
 class Load(msgspec.Struct):
-    """What a stand-in server last wrote about itself."""
+    """The latest note of a stand-in server about itself."""
 
     pid: int
     slots: int
@@ -261,7 +261,7 @@ class SimulatedGpus(GpuSource):
         return self._changed(gpu, card)
 
     def _changed(self, gpu: Gpu, reading: _T) -> _T:
-        """A reading with what the timeline sets and takes away."""
+        """A reading with the changes of the timeline."""
         names = set(reading.__struct_fields__)
         changes: dict[str, object] = {}
         kinds: tuple[EventKind, ...] = ("no_data_centre", "old_driver")

@@ -269,7 +269,7 @@ def _nanos(seconds: float) -> int:
 
 
 def load_answer(ask: Ask, reason: str) -> dict[str, Any]:
-    """What a request without a prompt gets."""
+    """The answer to a request without a prompt."""
     text: dict[str, Any] = {"message": {"role": "assistant", "content": ""}} if ask.chat else {"response": ""}
     return {"model": ask.model, "created_at": golog.now_text(), **text, "done": True, "done_reason": reason}
 

@@ -79,7 +79,7 @@ def _listen() -> socket.socket:
 
 
 def host_and_port(text: str) -> tuple[str, int]:
-    """What ``OLLAMA_HOST`` means (envconfig/config.go): scheme, host and port may each be absent."""
+    """The parts of ``OLLAMA_HOST`` (envconfig/config.go): scheme, host and port may each be absent."""
     scheme, found, rest = text.strip().strip("\"'").partition("://")
     default = 11434 if not found else {"http": 80, "https": 443}.get(scheme, 11434)
     address = (rest if found else scheme).partition("/")[0]

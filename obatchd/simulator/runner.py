@@ -80,7 +80,7 @@ class RunnerProcess:
             raise RunnerGone
 
     def kill(self) -> None:
-        """SIGKILL, as Ollama ends its runners; what sleeps on it fails when the death is noticed."""
+        """SIGKILL, as Ollama ends its runners; requests that sleep on it fail when the death is noticed."""
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 

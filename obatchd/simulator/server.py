@@ -159,7 +159,7 @@ class Server:
         return json_response(output.fields)
 
     async def state(self, _request: web.Request) -> web.Response:
-        """What the server did and does, for tests."""
+        """The past and present of the server, for tests."""
         counts = self._scheduler.statistics
         fields = {name: value for name, value in vars(counts).items() if name != "recent"}
         return json_response(

@@ -1,4 +1,4 @@
-"""What happens to stand-in GPUs and when: heat, throttling, ECC errors, XIDs, a GPU that is lost, a driver that hangs.
+"""Events of stand-in GPUs and their times: heat, throttling, ECC errors, XIDs, a GPU that is lost, a driver that hangs.
 
 The timeline is ``gpus.json`` in the directory of the stand-ins: GPU index to a list of events. Its own modification
 time is its zero, so it goes on over restarts, and whoever writes the file again begins anew. At first it is what
@@ -100,7 +100,7 @@ class Timeline:
         if (status.st_mtime_ns, status.st_ino) != self._stamp:
             self._stamp = (status.st_mtime_ns, status.st_ino)
             self._script = msgspec.json.decode(self._path.read_bytes(), type=Script)
-            # What was due before this process looked has been told by the one before it.
+            # The process before this one has told the events that were due before.
             self._fired = {
                 (index, place)
                 for index, events in self._script.items()

@@ -1,6 +1,6 @@
 """Results of an OpenAI batch file, as the lines that API writes into its output and error files.
 
-What a server answered, good or bad, stands in ``response`` with a status; what never got to one stands in ``error``.
+An answer of a server, good or bad, stands in ``response`` with a status; other failures stand in ``error``.
 Format: https://platform.openai.com/docs/api-reference/batch/request-output and the response objects of the endpoints.
 """
 
@@ -16,7 +16,7 @@ import msgspec
 
 from obatchd.jobs.model import Outcome
 
-# How that API calls what we call otherwise.
+# That API's names for ours.
 _CODES = {
     "bad_json": "invalid_json_line", "invalid_utf8": "invalid_json_line", "duplicate_id": "duplicate_custom_id",
     "too_many_requests": "too_many_tasks", "context_exceeded": "context_length_exceeded",

@@ -43,12 +43,12 @@ class ClaimReport(msgspec.Struct):
 
 
 def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) -> ClaimReport:
-    """Take everything that is ready, in the order given, and what an earlier call that failed has left.
+    """Take everything that is ready, in the order given, and drops that an earlier call that failed has left.
 
-    A drop that is not what the scan saw is left where it is: the next scan looks at it again.
+    A drop that is not the one that the scan saw is left where it is: the next scan looks at it again.
 
     Raises:
-        OSError: the spool's file system refused; the next call, or :func:`recover`, settles what was begun.
+        OSError: the spool's file system refused; the next call, or :func:`recover`, settles the claims in progress.
     """
     accepted = settle(ledger.intents(), layout, ledger)
     wanted = [(drop, intent) for drop in drops if (intent := _intend(drop, ids)) is not None]
@@ -170,7 +170,7 @@ def _flush(intents: Sequence[Intent], layout: Layout) -> None:
     if not intents:
         return
     if len(intents) > _FEW_DROPS or any(intent.kind == "folder" for intent in intents):
-        # A folder may hold what cannot be opened for fsync: files of mode 0, FIFOs.
+        # A folder may hold entries that cannot be opened for fsync: files of mode 0, FIFOs.
         sync_filesystem(layout.jobs)
         return
     try:
@@ -182,7 +182,7 @@ def _flush(intents: Sequence[Intent], layout: Layout) -> None:
 
 
 def settle(intents: Sequence[Intent], layout: Layout, ledger: Ledger) -> list[Intent]:
-    """End claims that were cut short: adopt what is in work, forget what is still in the inbox."""
+    """End claims that were cut short: adopt drops in work, forget those still in the inbox."""
     adopted: list[Intent] = []
     forgotten: list[str] = []
     for intent in intents:
@@ -199,7 +199,7 @@ def settle(intents: Sequence[Intent], layout: Layout, ledger: Ledger) -> list[In
 
 
 def recover(layout: Layout, ledger: Ledger) -> list[Intent]:
-    """Settle what a crash left between inbox and acceptance; returns what was adopted. Only at the start."""
+    """Settle claims that a crash cut short; returns the adopted drops. Only at the start."""
     adopted = settle(ledger.intents(), layout, ledger)
     known = ledger.jobs()
     found: list[Intent] = []
@@ -219,7 +219,7 @@ def recover(layout: Layout, ledger: Ledger) -> list[Intent]:
 
 
 def identify(directory: Path) -> Intent | None:
-    """What the input in a job's directory must have been, where nothing else is known; None where there is none."""
+    """The drop that a job's input must have been, where nothing else is known; None where there is none."""
     status = _lstat(directory / "input")
     if status is None or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         return None
@@ -259,7 +259,7 @@ class Incoming:
         self._copied_bytes = 0
 
     def add(self, name: str, source: IO[bytes], limit_bytes: int, keep_free_bytes: int = 0) -> None:
-        """Copy one file; for a folder ``name`` is what it is called inside. ``limit_bytes`` is for all files together.
+        """Copy one file; for a folder ``name`` is its name inside. ``limit_bytes`` is for all files together.
 
         Raises:
             ControlError: the name leads out of the folder, is there already, or there is too much of it for the limit
@@ -288,7 +288,7 @@ class Incoming:
                 file.write(block)
 
     def abandon(self) -> None:
-        """Remove what was written; nothing was accepted."""
+        """Remove the written files; nothing was accepted."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Something in the inbox: what it is, whether it may be taken, and what shows that it is complete."""
+"""An entry of the inbox: its kind, whether it may be taken, and the signs that it is complete."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def is_temporary(name: bytes) -> bool:
 
 
 def describe(name: bytes, path: Path, status: os.stat_result) -> Drop:
-    """What lies at ``path``."""
+    """The drop at ``path``."""
     kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
     size = status.st_size if kind == "file" else 0
     return Drop(name, path, status.st_uid, status.st_dev, status.st_ino, size, kind, status.st_mtime_ns)
@@ -78,7 +78,7 @@ def permission_trouble(drop: Drop) -> str | None:
 
 
 def stillness(drop: Drop, status: os.stat_result, settings: InboxSettings) -> tuple[float, tuple[object, ...]]:
-    """For how many seconds a drop must stay as it is to be complete, and what must stay."""
+    """For how many seconds a drop must stay as it is to be complete, and its signature that must stay."""
     if drop.kind == "folder":
         count, signature = _folder_signature(drop.path)
         settle_s = settings.folder_settle_s if count else max(settings.folder_settle_s, settings.empty_s)

@@ -1,6 +1,6 @@
-"""What lies in the inbox, and which of it is ready to be taken.
+"""The drops in the inbox, and those ready to be taken.
 
-Events (:mod:`~obatchd.spool.watching`) only wake the scan up; what the scan finds is the truth.
+Events (:mod:`~obatchd.spool.watching`) only wake the scan up; the scan is the truth.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _NO_FORMAT = (
     "also .gz, or a folder of them"
 )
 _SLOW_S = 60.0
-# Looking at everything takes at most a tenth of the time, where events tell of what is new.
+# Looking at everything takes at most a tenth of the time, where events tell of new drops.
 _WHOLE_SHARE = 10
 
 
 class ScanReport(msgspec.Struct):
-    """What one scan found. ``next_s``: seconds until something may have settled; None when nothing waits."""
+    """The result of one scan. ``next_s``: seconds until something may have settled; None when nothing waits."""
 
     ready: list[Drop] = []
     refused: list[tuple[Drop, DropRefused]] = []
@@ -94,7 +94,7 @@ class Inbox:
     # Scanning.
 
     def scan(self, hindrance: Callable[[Drop], str] = lambda drop: "") -> ScanReport:
-        """Find what is ready, at most ``claim_batch`` drops, first come first served; what is more comes next time.
+        """Find ready drops, at most ``claim_batch``, first come first served; more of them come next time.
 
         ``hindrance`` says of each why it has to wait, though it is ready; empty: it is taken.
         """
@@ -126,7 +126,7 @@ class Inbox:
         return report
 
     def _choose(self, hindrance: Callable[[Drop], str]) -> tuple[list[Drop], list[Blocked]]:
-        """What is taken now, and what is ready and has to wait: that keeps nobody else's drop back."""
+        """Drops that are taken now, and ready ones that have to wait: they keep nobody else's drop back."""
         chosen: list[Drop] = []
         held: list[Blocked] = []
         for drop in self._ready.values():
@@ -139,7 +139,7 @@ class Inbox:
         return chosen, held
 
     def _names(self, named: set[bytes], now_s: float) -> Collection[bytes]:
-        """What to look at: everything when that is due or nobody tells us of events, else what may have changed."""
+        """Names to look at: all when that is due or there are no events, else those that may have changed."""
         inode = self._layout.inbox.stat().st_ino
         if self._watch.tells_all(inode) and now_s - self._whole_s < max(
             self._settings.rescan_s, _WHOLE_SHARE * self._whole_took_s

@@ -23,7 +23,7 @@ _FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]")
 # with "_" can be an altered one.
 _AMBIGUOUS_ID = re.compile(r"\d{7,}|(\d{7,}|.*_.*)\.[1-9]\d*")
 _SUFFIXES = (".gz", ".jsonl", ".ndjson", ".json")
-# File systems on which inotify sees nothing of what other hosts do (inotify(7), "Limitations and caveats").
+# File systems on which inotify does not see changes by other hosts (inotify(7), "Limitations and caveats").
 _REMOTE_KINDS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"})
 
 
@@ -39,9 +39,9 @@ def safe_name(label: str) -> tuple[str, bool]:
 
 
 def file_stem(label: str | None, line: int) -> str:
-    """What a response file is called: the request's id, made unique where ids could meet.
+    """The name of a response file: the request's id, made unique where ids could meet.
 
-    An altered id, and one that looks like what another request could be called, gets ``.<line>`` appended.
+    An altered id, and one that another request could have, gets ``.<line>`` appended.
     """
     implied = default_id(line)
     if label is None or label == implied:
@@ -81,7 +81,7 @@ class Layout:
 
     @classmethod
     def open(cls, root: Path, owners: OwnerDirectories | None = None) -> Layout:
-        """The spool at ``root``; what is missing is created. With ``owners`` each has a directory of their own.
+        """The spool at ``root``; missing directories are created. With ``owners`` each has a directory of their own.
 
         Raises:
             SpoolError: it cannot be used, with what to do.
@@ -191,7 +191,7 @@ class Layout:
         return self.failed / str(owner) / f"{drop_stem(name)}.{job}"
 
     def free(self, *, doubtful: bool = False) -> FreeSpace:
-        """What is left of the spool's file system for us.
+        """The space left for us on the spool's file system.
 
         Args:
             doubtful: something could not be written; find out whether anything can.
@@ -235,7 +235,7 @@ def _mount(path: Path) -> _Mount:
 
 
 def size_bytes(directory: Path) -> int:
-    """What the files below ``directory`` hold; 0 where there is none."""
+    """Bytes of the files below ``directory``; 0 where there is none."""
     if not directory.is_dir():
         return 0
     with os.scandir(directory) as entries:

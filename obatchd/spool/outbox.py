@@ -49,7 +49,7 @@ _response = msgspec.json.Decoder(_Response)
 
 
 class ServerUse:
-    """What one server did for a job."""
+    """The work of one server for a job."""
 
     def __init__(self, first: str, last: str) -> None:
         self.requests = 0
@@ -80,7 +80,7 @@ class FailureCount(msgspec.Struct):
 
 
 class Totals:
-    """What a job's results add up to.
+    """The sums of a job's results.
 
     Attributes:
         outcomes: requests by outcome.
@@ -197,7 +197,7 @@ class JobOutbox:
         return _document(self.directory / "summary.json", EarlierSummary)
 
     def last_status(self) -> EarlierStatus | None:
-        """What ``status.json`` says; None where it is missing or torn."""
+        """The content of ``status.json``; None where it is missing or torn."""
         return _document(self.directory / "status.json", EarlierStatus)
 
     def whole_bytes(self) -> int:
@@ -206,7 +206,7 @@ class JobOutbox:
         return sum(path.stat().st_size for name in names if (path := self.directory / name).exists())
 
     def files(self) -> list[Path]:
-        """Everything in it, the directories after what they hold."""
+        """Everything in it, the directories after their content."""
         found = [path for path in self.directory.iterdir() if path.is_file()]
         if self.responses.is_dir():
             found += [*self.responses.iterdir(), self.responses]

@@ -58,7 +58,7 @@ class OwnerDirectories:
             raise SpoolError(f"{parent} cannot be prepared for its users: {error.strerror}", code="spool") from None
 
     def make(self, parent: Path, uid: int) -> None:
-        """``parent/<uid>``, and beside it a link with the user's name; what is there stays.
+        """``parent/<uid>``, and beside it a link with the user's name; existing ones stay.
 
         Raises:
             OSError: the disk refuses.
@@ -95,6 +95,6 @@ def _link_name(directory: Path, uid: int) -> None:
     link = directory.parent / name
     with suppress(OSError):
         if stat.S_ISLNK(link.lstat().st_mode) and os.readlink(link) != directory.name:
-            link.unlink()  # the name of somebody who had it before
+            link.unlink()  # the link of an earlier user of that name
     with suppress(FileExistsError):
         os.symlink(directory.name, link)

@@ -16,7 +16,7 @@ _log = log.get(__name__)
 
 
 def prune(layout: Layout, before_s: float) -> None:
-    """Delete what was complete in the outbox, or refused, before this wall-clock time.
+    """Delete results and refused drops that are older than this wall-clock time.
 
     Each directory is renamed out of sight first, so that nobody reads half of it.
 
@@ -55,7 +55,7 @@ def discard(layout: Layout, path: Path) -> None:
 
 
 def empty_trash(layout: Layout) -> None:
-    """Delete what a daemon that was killed had begun to delete."""
+    """Delete the rest of a deletion that the end of a daemon cut short."""
     shutil.rmtree(_trash(layout), ignore_errors=True)
 
 

@@ -1,4 +1,4 @@
-"""Moves what cannot become a job to ``failed/``, with the reason beside it."""
+"""Moves a drop that cannot become a job to ``failed/``, with the reason beside it."""
 
 from __future__ import annotations
 

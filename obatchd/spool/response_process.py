@@ -1,7 +1,7 @@
 """Response files are written by a process of their own.
 
 Each file costs four short system calls, and a Python thread has to win back the interpreter lock after every one of
-them: beside a busy main loop a thread gets a quarter of what a process does. The process holds nothing that cannot be
+them: beside a busy main loop a thread gets a quarter of a process's work done. The process holds nothing that cannot be
 written again from the store.
 """
 

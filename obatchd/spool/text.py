@@ -1,4 +1,4 @@
-"""The text file of a response: its Markdown, without what belongs to the machinery of models."""
+"""The text file of a response: its Markdown, without the template tokens of models."""
 
 from __future__ import annotations
 

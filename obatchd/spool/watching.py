@@ -139,7 +139,7 @@ class Watch:
     def tells_all(self, inode: int) -> bool:
         """Whether every change of the inbox since the last call gave an event; ``inode`` is the inbox's.
 
-        Watches again when the inbox was replaced or the watch was lost: what came before that gave no event.
+        Watches again when the inbox was replaced or the watch was lost: drops before that gave no event.
         """
         wanted = self._wake is not None and not self._is_watching(inode)
         if wanted and self._clock() - self._tried_s >= _WATCH_AGAIN_S:

@@ -1,1 +1,1 @@
-"""What a burn-in run writes down."""
+"""The records of a burn-in run, and their file."""

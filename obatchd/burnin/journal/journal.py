@@ -62,7 +62,7 @@ class Journal:
                 raise
 
     def close(self) -> None:
-        """Close the file when what is being written is; blocks."""
+        """Close the file after the records being written; blocks."""
         with self._lock, contextlib.suppress(OSError):
             file, self._file = self._file, -1
             os.close(file)

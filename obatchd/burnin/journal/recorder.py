@@ -43,7 +43,7 @@ _COUNTERS = (*UNCORRECTED, *CORRECTED, *_OTHERS)
 
 
 class Seen(NamedTuple):
-    """What one GPU and its server are like at one moment. ``reading`` is None when there is no fresh one."""
+    """One GPU and its server at one moment. ``reading`` is None when there is no fresh one."""
 
     reading: Reading | None
     slow: SlowReading | None
@@ -212,7 +212,7 @@ class Recorder:
                 meter.throttled(cause, now - then)
 
     def _add_throttling(self, meter: _Meter, gpu: str, span_s: float, reasons: int) -> None:
-        """What the clock reasons show, for each cause that the driver does not count itself."""
+        """Seconds from the clock reasons, for each cause that the driver does not count itself."""
         slow = self._slow.get(gpu)
         bits = ((HW_THERMAL, ClockReason.HW_THERMAL), (HW_POWER_BRAKE, ClockReason.HW_POWER_BRAKE))
         for cause, bit in (*bits, (SW_THERMAL, ClockReason.SW_THERMAL)):

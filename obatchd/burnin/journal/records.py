@@ -1,4 +1,4 @@
-"""What is written down during a burn-in run. Everything that is told about a run is worked out from these records.
+"""The records of a burn-in run. Report and verdict are functions of these records alone.
 
 Times are seconds since the epoch. ``None`` means that the GPU or driver does not tell, which is never zero.
 """
@@ -37,7 +37,7 @@ class Begun(msgspec.Struct, tag="begun", frozen=True):
 
 
 class Prepared(msgspec.Struct, tag="prepared", frozen=True, omit_defaults=True):
-    """A server has what it is to be loaded with; ``problem`` says why not."""
+    """A server has its model and context; ``problem`` says why it does not."""
 
     at_s: float
     server: str
@@ -112,7 +112,7 @@ class Canary(msgspec.Struct, tag="canary", frozen=True, omit_defaults=True):
 
 
 class Tracks(msgspec.Struct, tag="tracks", frozen=True):
-    """What the rules of GPU health know of each GPU, by UUID, without recent readings: a later daemon goes on there."""
+    """The track of each GPU, by UUID, without recent readings: a later daemon goes on from there."""
 
     at_s: float
     tracks: dict[str, Track]

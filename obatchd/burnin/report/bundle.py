@@ -1,6 +1,6 @@
 """The file for the vendor: everything a return needs about one GPU, in one archive, with checksums.
 
-No prompt, answer, user or job name is in it: the report has none, and what tools print is looked through.
+No prompt, answer, user or job name is in it: the report has none, and the output of tools is looked through.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def write(
     free: Callable[[], AbstractContextManager[object]],
     say: Callable[[str], None] = lambda text: None,
 ) -> list[ToolOutcome]:
-    """Write the archive; returns what became of each tool.
+    """Write the archive; returns the outcome of each tool.
 
     Args:
-        diagnose: also run what takes minutes and wants the GPU for itself.
+        diagnose: also run tools that take minutes and need the GPU for themselves.
         free: while its context lasts, nobody works on the GPU.
-        say: is told what happens now.
+        say: hears of each step.
 
     Raises:
         OSError: the archive cannot be written.

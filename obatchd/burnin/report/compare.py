@@ -54,7 +54,7 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
 
 
 def _without_repetitions(reports: Sequence[BurninReport]) -> tuple[list[BurninReport], list[str]]:
-    """Each run once, however it was named, and what is left out: a GPU beside itself would always look fine."""
+    """Each run once, however it was named, and the runs left out: a GPU beside itself would always look fine."""
     kept: dict[tuple[Any, ...], BurninReport] = {}
     left_out = []
     for report in reports:

@@ -28,7 +28,7 @@ _MOST_OUTPUT_BYTES = 64 * 1024**2
 
 
 class Ran(NamedTuple):
-    """What became of one tool."""
+    """The outcome of one tool."""
 
     name: str
     command: Sequence[str]
@@ -79,7 +79,7 @@ def run(
 
 
 def kernel_log(since_s: float, until_s: float) -> Ran:
-    """What the kernel said about the driver, the PCIe bus and the hardware in a time; nothing about other programs."""
+    """Lines of the kernel about the driver, the PCIe bus and the hardware in a time; nothing about other programs."""
 
     def moment(at_s: float) -> str:
         return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
@@ -101,7 +101,7 @@ def _about_the_driver(text: bytes) -> bytes:
 
 
 class Scrubber:
-    """Takes the names of people out of what tools print: user names, home directories, paths of programs."""
+    """Takes the names of people out of the output of tools: user names, home directories, paths of programs."""
 
     def __init__(self, names: Sequence[str] | None = None) -> None:
         people = names if names is not None else [u.pw_name for u in pwd.getpwall() if u.pw_uid >= _FIRST_USER]

@@ -168,7 +168,7 @@ def _reasons(gpu: BurninGpuPages) -> str:
 
 
 def _commands(text: str) -> str:
-    """Text with what stands between backquotes as code."""
+    """Text, with parts between backquotes as code."""
     parts = escape(text).split("`")
     return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 

@@ -25,13 +25,13 @@ _TIME_STEPS_S = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800,
 
 
 class Plot(NamedTuple):
-    """One kind of plot: the column of the report's series, what it is called, and its scale."""
+    """One kind of plot: the column of the report's series, its title, and its scale."""
 
     column: str
     title: str
     unit: str
     factor: float = 1.0
-    floor: float | None = 0.0  # lowest end of the scale; None: what the values have
+    floor: float | None = 0.0  # lowest end of the scale; None: the lowest value
     least_top: float = 1.0
     smooth: bool = False
 
@@ -158,7 +158,7 @@ def _id(plot: Plot, number: int) -> str:
 
 
 def _smoothed(plot: Plot, column: Sequence[float | None]) -> Sequence[float | None]:
-    """A running mean for what comes in lumps: an answer's tokens are counted when it ends."""
+    """A running mean for values that come in lumps: an answer's tokens are counted when it ends."""
     if not plot.smooth or len(column) < 8:
         return column
     half = max(2, len(column) // 120)

@@ -66,7 +66,7 @@ def build(records: Sequence[Record]) -> BurninReport:
 
 
 def head(report: BurninReport) -> BurninHead:
-    """A report without what fills pages: series and events."""
+    """A report without series and events, which fill pages."""
     short = excerpt(BurninHead, report)
     short.gpus = [excerpt(BurninGpu, gpu) for gpu in report.gpus]
     return short

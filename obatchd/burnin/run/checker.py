@@ -34,7 +34,7 @@ class Checker:
     """The output check of one server.
 
     Args:
-        gpus: UUIDs of its GPUs; what is found concerns all of them.
+        gpus: UUIDs of its GPUs; a finding concerns all of them.
         recording: takes the outcome of each step.
     """
 
@@ -62,7 +62,7 @@ class Checker:
         self._tell("confirmed", f"it repeats itself, but {count} GPUs of the same kind agree on another answer")
 
     async def check(self, siblings: Sequence[Checker]) -> None:
-        """One output check, and what follows when it differs."""
+        """One output check, and its follow-up when the answer differs."""
         if self.reference is None:
             return
         agreed = await self._agrees()

@@ -1,4 +1,4 @@
-"""What happens beside the load of a run: crashes of servers, XIDs, strangers, a changed driver, and who can watch."""
+"""Events beside the load of a run: crashes of servers, XIDs, strangers, a changed driver, and who can watch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HOST_TROUBLE = "Reboot the host, then run it again; nothing was found against t
 
 
 class EventRecorder:
-    """Writes into a recording what is new on the servers of a run.
+    """Writes new events on the servers of a run into a recording.
 
     Args:
         servers: of the run, by id.
@@ -49,7 +49,7 @@ class EventRecorder:
         self._recording.note(Event(time.time(), gpu, "gone", text, "inconclusive", "Look at nvidia-smi and dmesg."))
 
     def strangers(self) -> None:
-        """Who else is on the GPUs when the load begins; in numbers, because a report names no user."""
+        """Other people's processes on the GPUs when the load begins; in numbers, because a report names no user."""
         for name, server in self._servers.items():
             held = sum(process.memory_bytes or 0 for process in server.foreign) / 2**30
             text = f"{len(server.foreign)} processes of others are on it as the load begins and hold {held:.1f} GiB"
@@ -93,7 +93,7 @@ class EventRecorder:
             ))  # fmt: skip
 
     def look(self) -> None:
-        """What is new since the latest look."""
+        """Write down everything new since the latest look."""
         now_s = time.time()
         for name, server in self._servers.items():
             for _ in range(server.restarts - self._restarts[name]):

@@ -1,4 +1,4 @@
-"""Which machine this is, for the report and the vendor: what the firmware and the kernel tell, nothing about people."""
+"""Which machine this is, for the report and the vendor: facts from firmware and kernel, nothing about people."""
 
 from __future__ import annotations
 

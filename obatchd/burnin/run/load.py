@@ -18,7 +18,7 @@ from obatchd.ollama.api import Generated, OllamaApi
 from obatchd.ollama.faults import Cause
 
 _log = log.get(__name__)
-_TIMEOUT_S = 300.0  # far above what a request is meant to take
+_TIMEOUT_S = 300.0  # far above the time that a request is meant to take
 _PAUSE_S = 1.0  # after a failure
 _NANO = 1e-9
 

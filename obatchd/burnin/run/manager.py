@@ -1,4 +1,4 @@
-"""The burn-in runs of a daemon: one at a time, taken up again after a restart. What ``obatchctl burnin`` talks to."""
+"""The burn-in runs of a daemon: one at a time, taken up again after a restart. ``obatchctl burnin`` talks to it."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Burnin:
         driver = next((unit.identity.driver for unit in units if unit.identity.driver), "")
         begun = Begun(time.time(), made, units, msgspec.structs.replace(host, driver=driver), __version__)
         await asyncio.to_thread(self._append, made.run, [begun])
-        self._host.new_xids()  # what came before is no part of the run
+        self._host.new_xids()  # earlier XIDs are no part of the run
         _log.info("burnin_started", run=made.run, profile=made.profile, gpus=",".join(made.gpus), model=made.model,
                   duration_s=made.duration_s, exclusive=made.exclusive, with_jobs=made.with_jobs)  # fmt: skip
         self._begin([begun])

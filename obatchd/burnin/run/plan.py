@@ -1,4 +1,4 @@
-"""From what an operator asks for to a plan that can be carried out, or to an error that says why not."""
+"""From an operator's wish to a plan that can be carried out, or to an error that says why not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PROFILES = {
 
 
 class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What ``obatchctl burnin start`` sends."""
+    """The wish as ``obatchctl burnin start`` sends it."""
 
     gpus: list[str] = []  # UUIDs or indices; empty: all that have a server
     duration: str = ""
@@ -48,7 +48,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """What the configuration says about burn-in runs."""
+    """The configuration's part about burn-in runs."""
 
     model: str
     context_length: int  # tokens
@@ -83,7 +83,7 @@ def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults, retest: Se
         retest: those of them that are in quarantine.
 
     Raises:
-        ConfigError: what is asked for does not go together, or no model is known.
+        ConfigError: wishes contradict each other, or no model is known.
     """
     profile = PROFILES.get(asked.profile)
     if profile is None:

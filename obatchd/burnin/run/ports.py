@@ -1,4 +1,4 @@
-"""What a burn-in needs of the rest of the daemon, as interfaces; the composition root connects them."""
+"""The daemon as a burn-in sees it, as interfaces; the composition root connects them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class RunServer(LoadedServer, Protocol):
 
 
 class BatchLoad(NamedTuple):
-    """What batch work did on a server since the daemon began, and how many slots it holds now."""
+    """Work of batch jobs on a server since the daemon began, and the slots that they hold now."""
 
     in_slots: int
     requests: int
@@ -60,7 +60,7 @@ class BatchLoad(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What is known of a model; ``context_length`` is 0 where it is not told."""
+    """Facts about a model; ``context_length`` is 0 where it is unknown."""
 
     digest: str
     context_length: int
@@ -100,20 +100,20 @@ class RunHost(Protocol):
         ...
 
     def host_trouble(self) -> str:
-        """What is wrong with the driver of the whole host; empty when nothing is."""
+        """The fault of the driver of the whole host; empty when there is none."""
         ...
 
     def health_limits(self) -> GpuHealthSettings: ...
 
     def defaults(self) -> Defaults:
-        """What the configuration says about runs."""
+        """The configuration's part about runs."""
         ...
 
     async def ensure_model(self, server: str, model: str) -> None:
         """Make sure of a model at the server with this id; raises ModelError."""
 
     def model(self, name: str) -> Model:
-        """What is known of a model."""
+        """Facts about a model."""
         ...
 
     def batch_load(self, server: str) -> BatchLoad:

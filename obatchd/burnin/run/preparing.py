@@ -22,7 +22,7 @@ _UP_TIMEOUT_S = 300.0  # for a server that is being started
 
 
 async def take(server: RunServer, reason: str, *, retest: bool) -> None:
-    """Give a server no more batch work, and wait until what is in flight has ended, however long that takes.
+    """Give a server no more batch work, and wait until requests in flight have ended, however long that takes.
 
     Args:
         retest: its GPU is in quarantine, and the server is to run for us all the same.
@@ -58,7 +58,7 @@ class Preparer:
 
     Args:
         gpus_of: UUIDs of the GPUs of each server.
-        kinds: what GPUs each server has; those of one kind get the same context, so that they can be compared.
+        kinds: the kind of each server's GPUs; those of one kind get the same context, so that they can be compared.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Preparer:
         self._writer = writer
 
     async def prepare(self, servers: Sequence[RunServer]) -> None:
-        """Prepare all of them; what cannot be prepared is written down with its problem."""
+        """Prepare all of them; a server that cannot be prepared is written down with its problem."""
         kinds: dict[str, list[RunServer]] = {}
         for server in servers:
             kinds.setdefault(self._kinds[server.id], []).append(server)

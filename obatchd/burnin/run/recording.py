@@ -24,7 +24,7 @@ class Recording:
         identities: of the card of each GPU, by the UUIDs of the plan.
         settings: the limits of GPU health.
         start_s: when it begins, seconds since the epoch.
-        earlier: what an earlier part of the run knew.
+        earlier: tracks of an earlier part of the run.
         judge_s: seconds between two judgements.
     """
 
@@ -49,7 +49,7 @@ class Recording:
         self._pending.append(record)
 
     def look(self, now_s: float, seen: Mapping[str, Seen]) -> list[Record]:
-        """How every GPU is now; returns what is to be written down."""
+        """Take the present state of every GPU; returns new records."""
         for gpu, what in seen.items():
             self.watch.read(gpu, what.reading, what.slow)
         records, self._pending = self._pending, []
@@ -58,7 +58,7 @@ class Recording:
         if now_s - self._judged_s >= self._judge_s:
             self._judged_s = now_s
             records += self._judge(now_s)
-        # The first readings are what later ones are compared with, so they are kept at once.
+        # Later readings are compared with the first ones, so those are kept at once.
         first = not self._kept_marks and self.watch.marked
         if first or now_s - self._kept_s >= _KEEP_TRACKS_S:
             self._kept_s, self._kept_marks = now_s, self.watch.marked
@@ -66,7 +66,7 @@ class Recording:
         return records
 
     def finish(self, now_s: float) -> list[Record]:
-        """What is still to be written down when the run, or this part of it, ends."""
+        """The last records, when the run or this part of it ends."""
         records, self._pending = self._pending, []
         if (bucket := self.recorder.close()) is not None:
             records.append(bucket)

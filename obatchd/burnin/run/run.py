@@ -41,8 +41,8 @@ class Run:
     """Carries out a plan.
 
     Args:
-        records: what is written down of the run so far; its beginning at least.
-        file: takes what comes.
+        records: of the run so far; its beginning at least.
+        file: takes new records.
         host: the daemon.
     """
 
@@ -96,7 +96,7 @@ class Run:
         return journal.loading_s(self.records) is not None
 
     def stop(self, text: str) -> None:
-        """End the run before its time; the verdict is about what was done until then."""
+        """End the run before its time; the verdict is about the time until then."""
         self._stop_text = text
         self._stop.set()
 
@@ -139,7 +139,7 @@ class Run:
             self._host.keep_batch_away(False)
 
     async def _close(self, ended: Ended | None) -> None:
-        """Write down what is left, and at the end of the run its verdict."""
+        """Write down the last records, and at the end of the run its verdict."""
         await self._writer.write(self._recording.finish(time.time()))
         if ended is None:
             return
@@ -219,7 +219,7 @@ class Run:
             self._checkers[name] = Checker(load, self._gpus_of[name], self._recording)
 
     async def _calibrate(self, name: str) -> None:
-        """Learn what its output check answers; a server that cannot be had now goes without."""
+        """Learn the answers of its output check; a server that is not up now goes without."""
         server = self._servers[name]
         try:
             await up_soon(server)

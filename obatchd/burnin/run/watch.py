@@ -1,4 +1,4 @@
-"""The health of the GPUs of a run: feeds the rules of :mod:`obatchd.gpus.rules.assessment` and tells what is new."""
+"""The health of the GPUs of a run: feeds the rules of :mod:`obatchd.gpus.rules.assessment` and tells new findings."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _RANK: dict[Consequence, int] = {"note": 0, "warn": 1, "inconclusive": 2, "fail"
 
 
 class Watch:
-    """Judges the GPUs of a run since its own beginning, apart from what is known of them for daily work.
+    """Judges the GPUs of a run since its own beginning, apart from their tracks of daily work.
 
     Args:
         identities: of the card, by the UUID of the GPU or of the slice of it that is tested.
         settings: the limits.
-        earlier: what a run that goes on knew before.
+        earlier: tracks of a run that goes on.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Watch:
         return last
 
     def condensed(self, now_s: float) -> Tracks:
-        """What a later daemon needs to go on."""
+        """The tracks that a later daemon needs to go on."""
         kept = {gpu: msgspec.structs.replace(track, recent=[], hour=[]) for gpu, track in self._tracks.items()}
         return Tracks(now_s, kept)
 
@@ -108,7 +108,7 @@ def _event(gpu: str, identity: Identity, finding: Finding, now_s: float) -> Even
 
 
 def latest_tracks(records: Iterable[object]) -> dict[str, Track]:
-    """What the records of a run last told about each GPU."""
+    """The latest track of each GPU in the records of a run."""
     known: dict[str, Track] = {}
     for record in records:
         if isinstance(record, Tracks):

@@ -1,7 +1,7 @@
 """The prompts of a burn-in: long reading and long writing mixed, the same sequence for every GPU.
 
 A prompt of many tokens keeps the arithmetic units busy (prefill), a long answer the memory (decode); a mixture loads a
-GPU as production does. Sizes follow what a model really needs: tokens per word, and tokens per second, are learned from
+GPU as production does. Sizes follow the model: tokens per word, and tokens per second, are learned from
 its answers, so that no request takes much longer than the limits below: slots have to be emptied for an output check.
 """
 
@@ -45,7 +45,7 @@ class Work(NamedTuple):
 
 
 class Shape:
-    """What is known of how a model works on one kind of GPU; shared by all servers that are to be compared.
+    """Measured speed of a model on one kind of GPU; shared by all servers that are to be compared.
 
     Args:
         context_length: tokens of one slot.
@@ -98,12 +98,12 @@ class Shape:
 def context_for(target_bytes: float, small: tuple[int, float], large: tuple[int, float], most_tokens: int) -> int:
     """The context with which a model fills memory up to a target.
 
-    What a model needs grows evenly with its context, so two measurements show it.
+    The memory of a model grows evenly with its context, so two measurements show it.
 
     Args:
         target_bytes: memory to be in use.
         small, large: two contexts in tokens, and the memory in use with each.
-        most_tokens: what the model can have.
+        most_tokens: the model's own limit.
 
     Returns:
         Tokens, a multiple of 256; the larger of the two where memory does not grow with the context.

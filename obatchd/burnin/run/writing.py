@@ -13,7 +13,7 @@ _log = log.get(__name__)
 
 
 class RecordWriter:
-    """Keeps what the disk refuses and tries it again with the next records.
+    """Keeps records that the disk refuses and tries them again with the next.
 
     Attributes:
         records: all of the run so far, written or not.

@@ -4,7 +4,7 @@ A canary is the same short prompt, answered at temperature 0 with a fixed seed w
 GPU, after flush prompts that begin differently have taken every slot: then the server computes the same operations in
 the same order each time, and the same GPU gives the same answer. That has to be shown first (calibration); where it
 does not hold, the check is off and the report says so. A deviation is followed up: repeated on the same GPU, and run
-on the siblings. Only what deviates again while the siblings agree is confirmed.
+on the siblings. Only a deviation that comes again while the siblings agree is confirmed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEAST_RUNS = 3  # a reference needs a majority
 CONSISTENT_PERCENT = 90.0  # of the calibration that must agree
 REPEATS = 3
 CONFIRMING = 2  # of the repeats
-_SPREAD_FACTOR = 4.0  # what a log probability may differ by, in units of the calibration's spread
+_SPREAD_FACTOR = 4.0  # largest difference of a log probability, in units of the calibration's spread
 _LEAST_TOLERANCE = 1e-4
 
 
@@ -34,7 +34,7 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """What a GPU answers when it is well."""
+    """The answer of a GPU that is well."""
 
     answer: Answer
     tolerance: float
@@ -56,7 +56,7 @@ def deviation(one: Answer, other: Answer) -> float | None:
 
 
 def calibrate(answers: Sequence[Answer]) -> Calibration:
-    """Learn what a GPU answers, from repeated answers of its own."""
+    """Learn the answer of a GPU from repetitions of its own."""
     if len(answers) < LEAST_RUNS:
         return Calibration(None, f"off: only {len(answers)} of the calibration's answers came")
     digest, count = Counter(answer.digest for answer in answers).most_common(1)[0]
@@ -84,14 +84,14 @@ def agrees(reference: Reference, answer: Answer) -> bool:
 
 
 class Settled(NamedTuple):
-    """What the follow-up of a mismatch came to."""
+    """The result of following up a mismatch."""
 
     step: Literal["cleared", "suspect", "confirmed"]
     text: str
 
 
 def settle(repeats: Sequence[bool], siblings: Sequence[bool]) -> Settled:
-    """Judge a mismatch by what followed it.
+    """Judge a mismatch by its follow-up.
 
     Args:
         repeats: whether each repetition on the same GPU agreed with its reference.

@@ -1,4 +1,4 @@
-"""From the records of a run to what they show of each GPU: sums, means, speeds. No judgement here."""
+"""From the records of a run to the evidence on each GPU: sums, means, speeds. No judgement here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Speed(msgspec.Struct, frozen=True):
 
 
 class Evidence(msgspec.Struct):
-    """What a run shows of one GPU. Percentages and speeds are over the time under load."""
+    """The evidence of a run on one GPU. Percentages and speeds are over the time under load."""
 
     unit: Unit
     prepared: Prepared | None
@@ -62,7 +62,7 @@ class Evidence(msgspec.Struct):
 
 
 class Findings(msgspec.Struct):
-    """What a run shows as a whole."""
+    """The evidence of a whole run."""
 
     evidence: list[Evidence]  # in index order
     gaps: list[Gap]
@@ -88,7 +88,7 @@ def gather(records: Sequence[Record]) -> Findings:
             profiles[unit.server] <= 1, begun.plan.duration_s,
         )  # fmt: skip
         evidence.elapsed_s = sum(bucket.span_s for bucket in buckets)
-        if journal.ended(list(records)) is None:  # what is still to come is not held against it
+        if journal.ended(list(records)) is None:  # the time still to come is not held against it
             evidence.asked_s = min(evidence.asked_s, evidence.elapsed_s)
         _add_samples(evidence, [(b.span_s, b.gpus[unit.uuid]) for b in buckets if unit.uuid in b.gpus])
         evidence.events = [event for event in events if event.gpu in (unit.uuid, "")]

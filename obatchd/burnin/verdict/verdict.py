@@ -44,7 +44,7 @@ EXIT_CODES = {Result.PASS: 0, Result.PASS_LOW_STRESS: 0, Result.FAIL: 1, Result.
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """One reason: what was seen, and which criterion it meets."""
+    """One reason: the observation, and the criterion that it meets."""
 
     consequence: Consequence
     signal: str
@@ -132,7 +132,7 @@ def _of_events(evidence: Evidence) -> list[Reason]:
 
 
 def _of_canaries(evidence: Evidence) -> list[Reason]:
-    """What the output checks say: see :mod:`obatchd.burnin.verdict.canary` for the steps."""
+    """Reasons from the output checks: see :mod:`obatchd.burnin.verdict.canary` for the steps."""
     steps = Counter(canary.step for canary in evidence.canaries)
     firsts = {canary.step: canary for canary in reversed(evidence.canaries)}
     if (confirmed := firsts.get("confirmed")) is not None:
@@ -150,7 +150,7 @@ def _of_canaries(evidence: Evidence) -> list[Reason]:
 
 def _of_speed(evidence: Evidence, siblings: list[Evidence]) -> list[Reason]:
     limits, own = evidence.limits, evidence.speed
-    # What the edges of the window may hide must be small against what is looked for.
+    # The error at the edges of the window must be small against the difference that is looked for.
     usable_percent = limits.slower_warn_percent / 2
     if own is None or own.uncertain_percent > usable_percent:
         return []

@@ -1,4 +1,4 @@
-"""``obatchctl completion``, and what the daemon knows that can be completed: jobs, servers, models."""
+"""``obatchctl completion``, and the daemon's names that can be completed: jobs, servers, models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def completion_command(invocation: Invocation, ctx: click.Context, shell: str) -
 
 
 def known(what: str, key: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """Completes the ``key`` of what the daemon lists under ``what``."""
+    """Completes the ``key`` of the entries that the daemon lists under ``what``."""
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
         from obatchd.client.client import Client

@@ -108,7 +108,7 @@ def _page(gpu: Document) -> list[str]:
 
 
 def _identity(identity: Document) -> list[str]:
-    """What the card tells about itself; what it does not tell is left out."""
+    """Facts that the card tells about itself; unknown ones are left out."""
 
     def yes(value: bool) -> str:
         return "on" if value else "off"

@@ -1,4 +1,4 @@
-"""``obatchctl results``: what a job, or any directory of response files, has answered."""
+"""``obatchctl results``: answers of a job, or of any directory of response files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _source(invocation: Invocation, place: str) -> ResultSet:
 
 
 def _outbox_of(invocation: Invocation, job: str) -> Path:
-    """Where the daemon keeps the job's results; without a daemon, what the spool's outbox shows."""
+    """The daemon's place of the job's results; without a daemon, the place in the spool's outbox."""
     try:
         found = invocation.client().get("jobs", job)
         if found["outbox"] is None:

@@ -59,7 +59,7 @@ def submit_command(
         samples = _try_first(invocation, {path: settings | {"sample": sample} for path in paths}, ask=not yes)
         if samples is None:
             return
-        # What was answered for the sample is not asked again.
+        # Answers of the sample are not asked for again.
         drops = {path: {"skip_done": samples[path], **own} for path, own in drops.items()}
     jobs, refused = _hand_over(invocation, drops)
     if jobs and (wait or output_dir is not None):
@@ -148,7 +148,7 @@ def _settings(config: Path | None, given: dict[str, Any]) -> Document:
 
 
 def _meaning(key: str, value: Any) -> Any:
-    """What the daemon is told for an option: the content of a file, or a truth value."""
+    """The value of an option for the daemon: the content of a file, or a truth value."""
     if key == "template" and value.startswith("@"):
         return _text_of(Path(value[1:]), "--template")
     if key == "format" and value != "json":

@@ -85,7 +85,7 @@ def model_store(settings: Settings, spool: Path) -> CheckResult:
 
 
 def _home_of_other(spool: Path) -> Path | None:
-    """Home of the user whose spool it is, where that is not the one who asks."""
+    """Home of the owner of the spool, where the caller is somebody else."""
     try:
         owner = spool.stat().st_uid
         return Path(pwd.getpwuid(owner).pw_dir) if os.geteuid() == 0 and owner else None
@@ -132,7 +132,7 @@ def clock() -> CheckResult:
 
 
 def _run(command: list[str], environment: Mapping[str, str] | None = None) -> str | None:
-    """What a command prints, nothing where it cannot be started; ``None`` when it does not end in time."""
+    """The output of a command, empty where it cannot be started; ``None`` when it does not end in time."""
     ran = run(command[0], command, _COMMAND_TIMEOUT_S, environment=environment)
     return None if ran.overdue else ran.output.decode("utf-8", "replace")
 

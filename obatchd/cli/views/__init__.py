@@ -1,1 +1,1 @@
-"""What several commands of ``obatchctl`` show."""
+"""Views that several commands of ``obatchctl`` share."""

@@ -1,4 +1,4 @@
-"""``submit --sample``: a few random requests first, what came of them, and how long the whole would take."""
+"""``submit --sample``: a few random requests first, their answers, and an estimate of the whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of
 
 
 class Estimate(NamedTuple):
-    """What the whole will take, judged by the sample; ``seconds`` is None where nothing was answered."""
+    """Time of the whole, judged by the sample; ``seconds`` is None where nothing was answered."""
 
     requests: int
     seconds: float | None

@@ -1,4 +1,4 @@
-"""``submit --wait``: what is to be seen until jobs are over."""
+"""``submit --wait``: progress until jobs are over."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def wait(look: Callable[[], list[Document]], *, quiet: bool) -> list[Document]:
 
 
 def over_restarts(ask: Callable[[], _T]) -> _T:
-    """What ``ask`` answers; while the daemon is being restarted, it is asked again.
+    """The answer of ``ask``; while the daemon is being restarted, it is asked again.
 
     Raises:
         DaemonDownError: the daemon stays away for two minutes, or the caller may not talk to it.
@@ -57,7 +57,7 @@ def _until_over(look: Callable[[], list[Document]], show: Callable[[list[Documen
 
 
 def speed(job: Document) -> str:
-    """How fast a job gets on, how long it will take, and what has failed."""
+    """Speed, time left and failures of a job."""
     parts = []
     if job["requests_per_s"]:
         parts.append(f"{job['requests_per_s']:.1f}/s")

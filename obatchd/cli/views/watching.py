@@ -20,7 +20,7 @@ _HOME, _ERASE_LINE, _ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[K\x1b[J"
 
 
 def watch(invocation: Invocation, interval_s: float, look: Callable[[], Document], view: View) -> Never:
-    """Show what ``look`` finds every ``interval_s`` until Ctrl-C; with ``--json``, one document a line."""
+    """Show the document of ``look`` every ``interval_s`` until Ctrl-C; with ``--json``, one document a line."""
     try:
         if invocation.json or not sys.stdout.isatty():
             while True:

@@ -1,1 +1,1 @@
-"""The process at one server: what it asks and what it makes of the answers."""
+"""The process at one server: its requests to Ollama, and the records of the answers."""

@@ -17,7 +17,7 @@ _SOURCE_ROLES = ("user", "tool")
 async def structured_answer(
     ask: Callable[[Body], Awaitable[Answer]], body: Body, in_source: Sequence[str]
 ) -> tuple[Answer, dict[str, Any]]:
-    """The answer to ``body``, whose ``format`` it fits or else has the fault, and what its record gets beside it.
+    """The answer to ``body``, whose ``format`` it fits or else has the fault, and more fields for its record.
 
     A model whose answer does not fit is shown the answer and the reason, once. An answer that its token limit cut would
     be cut again, so there is no second try.
@@ -45,7 +45,7 @@ async def _asked(
         if answer.fault is not None:
             if earlier is None or answer.fault.kind != faults.REQUEST:
                 return answer, None, tries
-            # The conversation with the error in it does not fit, say: the first answer is what there is to report.
+            # The conversation with the error in it does not fit, say: the first answer is reported.
             break
         answer = _together(earlier, answer)
         try:
@@ -82,6 +82,6 @@ def _together(earlier: Answer | None, answer: Answer) -> Answer:
 
 
 def _source(body: Body) -> str:
-    """What the answer may draw on: not the system message, which may hold examples."""
+    """The texts that the answer may draw on: not the system message, which may hold examples."""
     messages = body["messages"]
     return "\n".join(str(m.get("content", "")) for m in messages if m.get("role") in _SOURCE_ROLES)

@@ -44,12 +44,12 @@ class TokenListener(Protocol):
 
 
 class Attempts:
-    """What a worker knows of its server and its jobs, and how it makes results with that.
+    """Makes results, with the worker's knowledge of its server and its jobs.
 
     Attributes:
         server: as the main process configured it.
         client: asks it.
-        jobs: what the requests of a job share, by job key.
+        jobs: the common part of a job's requests, by job key.
         active: slots in use.
     """
 
@@ -63,7 +63,7 @@ class Attempts:
     async def run(
         self, held: Held, joining: Callable[[Held, Request], Sequence[tuple[Held, Request]]]
     ) -> list[tuple[Held, ResultItem]]:
-        """The results of one attempt: of ``held``, and of what ``joining`` lets share a call for vectors with it."""
+        """The results of one attempt: of ``held``, and of requests that ``joining`` lets share its call for vectors."""
         started_s, clock = time.time(), time.perf_counter()
         try:
             request = parse_request(held.item.raw)
@@ -105,7 +105,7 @@ class Attempts:
         )  # fmt: skip
 
     async def _fulfil(self, held: Held, request: Request) -> tuple[Answer, dict[str, Any] | None]:
-        """The answer to a request, and what its record gets beside it."""
+        """The answer to a request, and more fields for its record."""
         offer, context = held.offer, self.jobs[held.item.job]
         sources: dict[str, Any] = {}
         if held.item.prepared:

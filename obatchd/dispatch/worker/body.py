@@ -1,4 +1,4 @@
-"""What Ollama is sent for a request."""
+"""The body of a request to Ollama."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def has_images(request: Request) -> bool:
 
 
 def left_out(request: Request, capabilities: Collection[str] = ()) -> list[str]:
-    """What of a request has no effect, in words for its author."""
+    """The fields of a request without effect, in words for its author."""
     notes = [
         f"options.{name} is left out: it belongs to the server, not to a request"
         for name in request.options

@@ -22,7 +22,7 @@ Ask = Callable[[dict[str, Any]], Awaitable[Embedded]]
 
 
 class Vectors(NamedTuple):
-    """What became of one request, and what its record gets."""
+    """The outcome of one request, and more fields for its record."""
 
     answer: Answer
     extra: dict[str, Any]
@@ -33,7 +33,7 @@ def texts_of(request: Request) -> list[str]:
 
 
 def size_of(request: Request) -> int:
-    """What ``request`` adds to its call, in characters."""
+    """The share of ``request`` in its call, in characters."""
     return sum(max(_LEAST_SIZE, len(text)) for text in texts_of(request))
 
 

@@ -247,7 +247,7 @@ class Worker:
     # Sending: everything of one turn of the loop goes out in as few frames as possible.
 
     def _flush_soon(self) -> None:
-        """While there is enough to do, what is to be said may gather for a moment; before it runs out, it may not."""
+        """While there is enough to do, messages may gather for a moment; before work runs out, they may not."""
         slots = self._attempts.server.slots if self._attempts.server else 0
         if len(self._queue) <= slots:
             if self._flushing is None or self._gathering:
@@ -305,5 +305,5 @@ def main(connection: socket.socket) -> None:
 
 async def _serve(connection: socket.socket) -> Never:
     await Worker(await Channel.open(connection, protocol.to_worker)).run()
-    # Here and not after the loop is closed: what still runs in its threads would report to a closed loop.
+    # Here and not after the loop is closed: work still in its threads would report to a closed loop.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""How NVML is called: per-field errors, the newest call before the older one, and what an error says about the GPU."""
+"""Calls of NVML: errors by field, the newest call before the older one, and the trouble that an error means."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOT_AVAILABLE = frozenset({0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF})
 
 
 class Asking:
-    """Asks one card for fields, and keeps what went wrong apart for each."""
+    """Asks one card for fields, and keeps the errors of each apart."""
 
     def __init__(self) -> None:
         self.errors: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What NVML tells about the health of a card: identity, slow readings, errors as they happen. For the probe only."""
+"""NVML's values about the health of a card: identity, slow readings, errors as they happen. For the probe only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NS = 1e9
 _UNCORRECTED, _CORRECTED = pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED
 _VOLATILE, _AGGREGATE = pynvml.NVML_VOLATILE_ECC, pynvml.NVML_AGGREGATE_ECC
 _SRAM = pynvml.NVML_MEMORY_LOCATION_SRAM
-_FIELDS = {  # of SlowReading, with what one unit of the field is
+_FIELDS = {  # of SlowReading, with the unit of the field
     "sw_thermal_s": (pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN, 1 / _NS),
     "hw_thermal_s": (pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_THERM_SLOWDOWN, 1 / _NS),
     "hw_power_brake_s": (pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_HW_POWER_BRAKE_SLOWDOWN, 1 / _NS),
@@ -41,7 +41,7 @@ _FIELDS = {  # of SlowReading, with what one unit of the field is
 
 
 def identity(handle: Any, uuid: str, index: int, driver: str, bus_id: str) -> Identity:
-    """Who a card is, and its own limits; what it does not tell stays empty."""
+    """The identity of a card, and its own limits; unknown fields stay empty."""
     ask = Asking()
 
     def words(read: Any) -> str:
@@ -197,7 +197,7 @@ class Events:
                 log.info("gpu_events_absent", gpu=uuid, reason=str(error))
 
     def take(self) -> list[XidEvent]:
-        """What has come since the last call; never waits."""
+        """Events since the last call; never waits."""
         found: list[XidEvent] = []
         while self._set is not None and time.monotonic() >= self._paused_until_s and len(found) < _MOST_EVENTS:
             try:

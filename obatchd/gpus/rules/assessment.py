@@ -1,4 +1,4 @@
-"""Judges GPUs: pure functions from what was seen of a card to what is wrong with it.
+"""Judges GPUs: pure functions from the track of a card to its faults.
 
 A rule never knows what a burn-in or the fleet does with its finding. Every limit is a setting of ``[gpu_health]``;
 docs/gpu-health.md says where each default comes from.
@@ -46,9 +46,9 @@ def assess(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track] 
     """Judge one card.
 
     Args:
-        track: what was seen of it since its mark.
+        track: its readings since its mark.
         settings: the limits.
-        siblings: the other cards of the host; what they suffer too is no fault of this one.
+        siblings: the other cards of the host; trouble that they have, too, is no fault of this one.
     """
     findings = [finding for rule in OWN_RULES for finding in rule(track, settings)]
     findings += [finding for rule in SIBLING_RULES for finding in rule(track, settings, siblings)]

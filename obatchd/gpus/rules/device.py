@@ -109,7 +109,7 @@ def _is_echo(track: Track, event: XidEvent) -> bool:
 
 
 def _repeats(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]) -> Iterator[Finding]:
-    """XIDs of applications that come again and again on this GPU alone. What every GPU has is software."""
+    """XIDs of applications that come again and again on this GPU alone. Trouble of every GPU is software."""
 
     def count(other: Track) -> list[float]:
         after_s = track.now_s - settings.repeat_s
@@ -128,8 +128,8 @@ def _repeats(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track
 def crashes(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]) -> Iterator[Finding]:
     """Crashes of the server. A model that crashes everywhere condemns no GPU.
 
-    A crash speaks against a card where the server of another one answered what was in flight, and had no crash with
-    the same model. What either has loaded by now does not matter.
+    A crash speaks against a card where the server of another one answered a request in flight, and had no crash with
+    the same model. The present models of the two do not matter.
     """
     after_s, crashes = track.now_s - settings.repeat_s, track.server_crashes
     recent = [crash for crash in crashes if crash.at_s >= after_s]
@@ -167,7 +167,7 @@ def pcie_link(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
 
 
 def pcie_errors(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
-    """Replays above what the link's bit error rate explains; errors that were not corrected."""
+    """Replays above the link's bit error rate; errors that were not corrected."""
     if track.hour and (count := track.grown.get("pcie_replays")):
         last = track.hour[-1]
         gen = max(reading.pcie_gen or 0 for reading in track.hour) or 4  # at idle it drops, after the replays were made

@@ -62,7 +62,7 @@ def read_entries(
 
     ``form`` is what :func:`recognise` found, where that is known. ``rules`` say how records become requests.
     ``check_space`` is called with the number of bytes about to be unpacked, again and again, and raises to stop it.
-    ``size_bytes`` is how much of a plain file counts: what somebody appended since it was taken does not.
+    ``size_bytes`` is how much of a plain file counts: bytes that somebody appended since it was taken do not.
 
     Raises:
         DropRefused: the drop is none of our formats, or there is no request in it at all.

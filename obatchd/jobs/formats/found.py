@@ -1,4 +1,4 @@
-"""What one file of a drop holds, piece by piece: lines, elements, an object, rows of a table, a text."""
+"""The pieces of one file of a drop: lines, elements, an object, rows of a table, a text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from obatchd.jobs.model import RequestRefused
 class Found(NamedTuple):
     """A piece of a drop, and how its author finds it.
 
-    ``raw`` is the request as a line of a request file, or, with a ``refusal``, what is to come back with that; None
+    ``raw`` is the request as a line of a request file, or, with a ``refusal``, the fields that come back with it; None
     where the piece is too long to be kept.
     """
 

@@ -24,7 +24,7 @@ _messages = msgspec.json.Decoder(list[dict[str, Any]] | None)
 
 
 def bare_base64(image: str) -> str:
-    """What Ollama takes: without the beginning of a data URL."""
+    """Base64 as Ollama takes it: without the beginning of a data URL."""
     return image.partition(",")[2] if image.startswith("data:") else image
 
 
@@ -62,7 +62,7 @@ def with_images(raw: bytes, folder: Path, budget: Budget, limit_bytes: int) -> b
         own = _images.decode(fields.get("images", b"null"))
         messages = _messages.decode(fields.get("messages", b"null")) or []
     except (ValueError, RecursionError):
-        return raw  # indexing says what is wrong with it
+        return raw  # indexing says why it is wrong
     reader = _Reader(folder, budget, limit_bytes)
     added: dict[str, Any] = {}
     if own:

@@ -26,7 +26,7 @@ def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
     """
     try:
         known = _known.decode(raw)
-        if not raw.isascii():  # what is skipped is not checked by msgspec, and would fail in the worker
+        if not raw.isascii():  # msgspec does not check skipped values, and they would fail in the worker
             decoded(raw)
         _check(known, raw)
     except (ValueError, RecursionError) as error:
@@ -111,7 +111,7 @@ def _check(known: Known, raw: bytes) -> None:
 
 
 def _check_without_prompt(raw: bytes) -> None:
-    """What may be a request for vectors."""
+    """A line that may be a request for vectors."""
     try:
         if embed_texts(_fields.decode(raw)) is not None:
             return

@@ -34,7 +34,7 @@ _string = msgspec.json.Decoder(str)
 
 
 def looks_like_batch(head: bytes) -> bool:
-    """Whether what begins so is a batch file: its first line that is JSON decides; one too long for a look counts."""
+    """Whether this begins a batch file: its first line that is JSON decides; one too long for a look counts."""
     if not all(name in head for name in (b'"custom_id"', b'"url"', b'"body"')):
         return False
     *lines, rest = head.split(b"\n")
@@ -63,7 +63,7 @@ def batch_fields(raw: bytes) -> dict[str, Any]:
     """The fields of our request that a line amounts to.
 
     Raises:
-        RequestRefused: it is no such line, or asks for what cannot be had.
+        RequestRefused: it is no such line, or asks for something that Ollama cannot do.
     """
     line = _line(raw)
     read = _ENDPOINTS.get(line["url"])

@@ -1,4 +1,4 @@
-"""What a drop holds, by its content and, where that leaves a doubt, its name."""
+"""The format of a drop, by its content and, where that leaves a doubt, its name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OBJECT_LINE = re.compile(rb"^[^\S\n]*\{", re.MULTILINE)
 
 
 class Format(Enum):
-    """What a drop holds."""
+    """The format of a drop."""
 
     LINES = "JSON Lines"
     OBJECT = "one JSON object"
@@ -80,7 +80,7 @@ def _by_content(source: ByteSource, name: str) -> Format:
 
 
 def _head(source: ByteSource) -> bytes:
-    """The first bytes, or all there are; what is read before damage counts."""
+    """The first bytes, or all there are; bytes before a damaged place count."""
     head = b""
     while len(head) < _HEAD_BYTES:
         try:
@@ -105,14 +105,14 @@ def _begins_with_json(text: bytes) -> bool:
 
 
 def _opens_array(text: bytes) -> bool:
-    """Whether what is called JSON Lines begins like an array laid out over lines, or is nothing but one."""
+    """Whether a file named JSON Lines begins like an array laid out over lines, or is nothing but one."""
     first, _, rest = text.partition(b"\n")
     first = first.rstrip()
     return first.startswith(b"[") and (first == b"[" or first.endswith(b",") or not rest.strip())
 
 
 def _is_lines(text: bytes, source: ByteSource) -> bool:
-    """Whether what begins with an object goes on with another one on a line of its own."""
+    """Whether another object follows the first one on a line of its own."""
     seen, end = bytearray(text), -1
     while len(seen) <= _FIRST_LINE_BYTES:
         end = seen.find(b"\n", max(0, len(seen) - len(text))) if end < 0 else end

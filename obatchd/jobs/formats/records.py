@@ -44,7 +44,7 @@ class RecordMaker:
     Args:
         rules: the job's.
         max_bytes: longest request; a template may repeat a field.
-        columns: what every record has, where that is known from the start.
+        columns: of every record, where they are known from the start.
 
     Raises:
         ConfigError: the rules name a field that is not among the columns, or no column can be taken for the prompt.
@@ -69,10 +69,10 @@ class RecordMaker:
         """The request made of one JSON object.
 
         Raises:
-            RequestRefused: it is none, or lacks what is needed.
+            RequestRefused: it is none, or lacks a field.
         """
         try:
-            decoded(raw)  # what is passed on unread is not checked otherwise
+            decoded(raw)  # fields that are passed on unread are not checked otherwise
             record = _record.decode(raw)
         except msgspec.ValidationError:
             raise RequestRefused("wrong_type", "it is not a JSON object") from None
@@ -84,12 +84,12 @@ class RecordMaker:
         """The request made of ``record``, as a line of a request file; ``passed_on`` comes back with the result.
 
         Raises:
-            RequestRefused: it lacks what is needed.
+            RequestRefused: it lacks a field.
         """
         return _encode({"prompt": self._prompt(record), PASSED_ON: passed_on} | self._id(record))
 
     def refused(self, record: Record | msgspec.Raw) -> bytes:
-        """A line of a request file for a record that is refused: its id, and what comes back with the failure."""
+        """A line of a request file for a refused record: its id, and the fields that come back with the failure."""
         try:
             fields = _record.decode(record) if isinstance(record, msgspec.Raw) else record
         except (ValueError, RecursionError):
@@ -125,7 +125,7 @@ class RecordMaker:
 
 
 def passed_on_alone(record: Record | msgspec.Raw, more: Mapping[str, str] | None = None) -> bytes:
-    """A line of a request file for something that is refused: what comes back with the failure."""
+    """A line of a request file for a piece that is refused: the fields that come back with the failure."""
     return _encode({PASSED_ON: record, **(more or {})})
 
 

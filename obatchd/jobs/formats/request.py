@@ -73,7 +73,7 @@ _label = msgspec.json.Decoder(_Label)
 
 
 def label_of(known: Known | _Label) -> str | None:
-    """What its author calls a request; None when it is not called anything."""
+    """The author's id of a request; None when it has none."""
     given = known.id if known.id is not None else known.custom_id
     return None if given is None else str(given) or None
 
@@ -169,7 +169,7 @@ def request_prompt(raw: bytes) -> str:
 
 
 def unused_fields(raw: bytes) -> dict[str, msgspec.Raw]:
-    """What of a line comes back in its result; nothing where it is no JSON object."""
+    """The fields of a line that come back in its result; none where it is no JSON object."""
     try:
         raw.decode("utf-8")
         return _input(raw)

@@ -50,7 +50,7 @@ class Budget:
 class ByteSource:
     """The content of one file.
 
-    ``budget`` bounds what is read, not what is packed: a few kilobytes of gzip can hold terabytes.
+    ``budget`` bounds the bytes read, not the packed ones: a few kilobytes of gzip can hold terabytes.
     """
 
     def __init__(self, file: io.BufferedIOBase, budget: Budget | None = None) -> None:

@@ -147,7 +147,7 @@ class _Reader:
             yield row
 
     def _first_line_alone(self) -> Row:
-        """What cannot be read as a row: its first line, and the next one begins another row."""
+        """The first line of a malformed row; the next line begins another row."""
         begin, number = self._offset + self._at, self._number
         length = 0
         while (end := self._bytes.find(b"\n", self._at)) < 0:

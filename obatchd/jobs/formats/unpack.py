@@ -1,4 +1,4 @@
-"""Unpacking what is not plain JSONL into ``requests.jsonl``, one request per line, while it is read."""
+"""Unpacking every other format into ``requests.jsonl``, one request per line, while it is read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Unpacked:
-    """The file ``requests.jsonl`` while it is written. Who indexes it flushes it to the disk.
+    """The file ``requests.jsonl`` while it is written. The indexer flushes it to the disk.
 
     A reading that starts over writes the same bytes over those of the one before: what was indexed then is being
     dispatched meanwhile, so it must stay readable all the time.
@@ -71,7 +71,7 @@ class Unpacked:
     def add_refused(
         self, number: int, raw: bytes, refusal: RequestRefused, where: str, label: str | None = None
     ) -> Entry:
-        """Append what comes back with the failure of something that cannot be a request."""
+        """Append the fields that come back with the failure of a piece that cannot be a request."""
         raw = _on_one_line(raw)
         entry = refused(number, self.offset, len(raw), refusal.code, refusal.reason, where)
         self._write(raw)

@@ -1,4 +1,4 @@
-"""What is accepted, tried and answered, in SQLite: one index that outlives jobs, and segments with their requests."""
+"""Accepted jobs, attempts and results in SQLite: one index that outlives jobs, and segments with their requests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import Facts, StateStore
 from obatchd.jobs.store.store import IndexBatch, Store
 
-# What a full, failing or read-only disk raises here. All of it passes: the same is tried again.
+# Errors of a full, failing or read-only disk. All of it passes: the same is tried again.
 DISK_ERRORS = (OSError, sqlite3.OperationalError, StoreError)
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Opening SQLite files the one way we use them: WAL, synchronous=FULL, explicit transactions.
 
-WAL with synchronous=FULL flushes the log at every commit, so what a commit reported survives a power cut
+WAL with synchronous=FULL flushes the log at every commit, so a reported commit survives a power cut
 (sqlite.org/wal.html, "Checkpointing and durability"). A checkpoint every 4,096 pages (16 MiB) keeps its flushes rare.
 """
 
@@ -95,7 +95,7 @@ def rewrite(connection: sqlite3.Connection, path: Path) -> None:
 
 @contextmanager
 def unflushed(connection: sqlite3.Connection) -> Iterator[None]:
-    """What is committed inside becomes durable with the next flushed commit: a log has no gaps that stay unnoticed."""
+    """Commits inside become durable with the next flushed commit: a log has no gaps that stay unnoticed."""
     connection.execute("PRAGMA synchronous=NORMAL")
     try:
         yield

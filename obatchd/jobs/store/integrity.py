@@ -17,13 +17,13 @@ from obatchd import log
 from obatchd.jobs.store.database import is_corrupt
 
 _log = log.get(__name__)
-_FILES = ("", "-wal", "-shm")  # what SQLite keeps of one database
+_FILES = ("", "-wal", "-shm")  # the files of one SQLite database
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DAMAGED = "damaged"
 
 
 def boot_id() -> str:
-    """What tells this boot of the machine from all others; empty where the kernel does not say (proc(5))."""
+    """The id of this boot of the machine; empty where the kernel does not say (proc(5))."""
     with suppress(OSError):
         return _BOOT_ID.read_text("ascii").strip()
     return ""

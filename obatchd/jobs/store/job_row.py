@@ -57,7 +57,7 @@ class JobRow(msgspec.Struct):
 
     @property
     def frozen(self) -> FrozenSettings:
-        """What its requests get that bring none: the job's own settings over the daemon's of its acceptance."""
+        """Settings of requests that bring none: the job's own settings over the daemon's of its acceptance."""
         return self.defaults.under(self.settings)
 
 
@@ -69,7 +69,7 @@ SELECT = (
 
 
 def job_of(row: tuple[Any, ...]) -> JobRow:
-    """The object of what was selected by :data:`SELECT`."""
+    """The object of a row selected by :data:`SELECT`."""
     values = dict(zip(JobRow.__struct_fields__, row, strict=True))
     values["state"] = JobState(values["state"])
     values["paused"], values["cancelled"] = bool(values["paused"]), bool(values["cancelled"])

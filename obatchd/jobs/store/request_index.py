@@ -13,7 +13,7 @@ from obatchd.jobs.store.rows import REFUSED_LANE, IndexedChunk, LaneRow, ResultR
 from obatchd.settings.frozen import FrozenSettings
 
 _Asked = tuple[str | None, int | None, str | None]  # model, context length, priority
-# A copy of what state.db has of the jobs, for the case that it is lost. Made in files of earlier versions too, without
+# A copy of state.db's data on the jobs, for the case that it is lost. Made in files of earlier versions too, without
 # another version of the file: those pass over these tables.
 _DEFAULTS = (
     "CREATE TABLE IF NOT EXISTS job_defaults (sha256 BLOB PRIMARY KEY, settings BLOB NOT NULL) WITHOUT ROWID",
@@ -22,13 +22,13 @@ _DEFAULTS = (
 
 
 class RequestIndex:
-    """Of one segment; whoever calls holds its lock. Remembers the lanes of jobs that are being indexed."""
+    """Of one segment; the caller holds its lock. Remembers the lanes of jobs that are being indexed."""
 
     def __init__(self) -> None:
         self._lanes: dict[int, dict[_Asked, int]] = {}
 
     def forget(self, job: int) -> None:
-        """Drop what is remembered of a job."""
+        """Forget the lanes of a job."""
         self._lanes.pop(job, None)
 
     @staticmethod

@@ -36,7 +36,7 @@ def write_results(cursor: sqlite3.Cursor, results: Sequence[ResultRow]) -> set[t
     cursor.execute("SAVEPOINT results")
     cursor.executemany(_INSERT_RESULT, rows)
     if cursor.rowcount != len(rows):
-        # A request that has a result already: find out which, so that only what is stored now is counted.
+        # A request that has a result already: find out which, so that only results stored now are counted.
         cursor.execute("ROLLBACK TO results")
         stored = [r for r, row in zip(results, rows, strict=True) if cursor.execute(_INSERT_RESULT, row).rowcount]
         # The same result again is a commit tried again after it failed half-way: that is no other result.

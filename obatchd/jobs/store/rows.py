@@ -1,4 +1,4 @@
-"""What the tables of a segment hold, as types, and the key of a request.
+"""The rows of a segment's tables as types, and the key of a request.
 
 A request's row id is ``job key << 32 | line``: one integer key gives input order, range scans per job and the last
 line of defence against a second result at once.
@@ -68,7 +68,7 @@ class AttemptRow(msgspec.Struct, array_like=True):
 
 
 class IndexedChunk(msgspec.Struct):
-    """What one call of :meth:`~obatchd.jobs.store.segment.Segment.write_index` added for a job."""
+    """The additions of one call of :meth:`~obatchd.jobs.store.segment.Segment.write_index` for a job."""
 
     job: int
     lanes: list[LaneRow]  # of this chunk's requests, ``requests`` counts the chunk's own

@@ -1,4 +1,4 @@
-"""What version the store's files have, and bringing older ones up to date.
+"""The versions of the store's files, and bringing older ones up to date.
 
 A file's version is its ``user_version`` (sqlite.org/pragma.html); files made before there were versions have 0. Any
 change of any file's tables raises the version of ``state.db``, because that is opened first: so an older daemon is
@@ -74,7 +74,7 @@ def _run(connection: sqlite3.Connection, script: str, version: int) -> None:
 
 
 def _back_up(connection: sqlite3.Connection, target: Path) -> None:
-    """A consistent copy, with what is still in the log; one of an upgrade that was cut short is made again."""
+    """A consistent copy, with the pages still in the log; one of an upgrade that was cut short is made again."""
     target.unlink(missing_ok=True)
     began_s = time.monotonic()
     with closing(sqlite3.connect(target)) as copy:
@@ -95,6 +95,6 @@ def flush(*paths: Path) -> None:
 
 
 def delete_backups(work: Path) -> None:
-    """Remove the copies made before upgrades: they hold what is to be erased."""
+    """Remove the copies made before upgrades: they hold the erased jobs."""
     for path in (*work.glob(f"*{BACKUP_MARK}*"), *work.glob(f"segments/*{BACKUP_MARK}*")):
         path.unlink(missing_ok=True)

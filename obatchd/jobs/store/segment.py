@@ -78,7 +78,7 @@ class Segment:
             self._reader = self._idle_reader = None
 
     def shrink(self) -> None:
-        """Give back the memory of its caches, some 1.5 MB; what is read next is read from the file."""
+        """Give back the memory of its caches, some 1.5 MB; the next reads go to the file."""
         with self._lock, self._read_lock:
             if not self._closed:
                 for connection in (self._reader, self._idle_reader, self._database):
@@ -115,7 +115,7 @@ class Segment:
         """Add entries of jobs: (job key, job id, its defaults, entries, whether the drop is read to its end).
 
         A second use of an id becomes a refused entry. Entries up to the last indexed line are skipped, so that an
-        interrupted reading may start over. What does not end a job is not flushed: lost, it is read again, and the
+        interrupted reading may start over. The middle of a job is not flushed: lost, it is read again, and the
         first result that is committed makes it durable.
         """
         batches = list(batches)
@@ -272,7 +272,7 @@ class Segment:
         return [PendingRow(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def forget_lanes(self, job: int) -> None:
-        """Drop what is remembered of a finished job."""
+        """Forget the lanes of a finished job."""
         self._index.forget(job)
 
     def _rows(self, query: str, *given: Any) -> list[Any]:

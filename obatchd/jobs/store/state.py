@@ -1,4 +1,4 @@
-"""``state.db``: what outlives jobs — claim intents, the job index, and facts such as ports and measured slots."""
+"""``state.db`` outlives jobs: claim intents, the job index, and facts such as ports and measured slots."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class StateStore:
         self._settings = settings
         self._database = open_database(path, _schema(self.defaults_now()))
         self._lock = threading.RLock()
-        # What people ask for is read beside the writer: a look must not wait behind a flush.
+        # Questions of people are answered beside the writer: a look must not wait behind a flush.
         self._reader = open_reader(path)
         self._read_lock = threading.Lock()
         self._choose_segment = choose_segment
@@ -111,7 +111,7 @@ class StateStore:
             return [job_of(row) for row in self._reader.execute(query, given).fetchall()]
 
     def defaults_now(self) -> FrozenSettings:
-        """What a job that is accepted now would be done with."""
+        """The settings of a job that is accepted now."""
         return FrozenSettings.of(self._settings.value)
 
     # Ledger: the claim protocol's durable steps.
@@ -151,7 +151,7 @@ class StateStore:
 
     @property
     def is_complete(self) -> bool:
-        """False when this file was begun anew and does not know yet what came before it."""
+        """False when this file was begun anew and does not know the earlier jobs yet."""
         return self.get(_COMPLETE) is not None
 
     def restore(self, rows: Sequence[tuple[JobRow, bool]], last_key: int) -> None:

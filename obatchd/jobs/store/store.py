@@ -74,7 +74,7 @@ class Store:
         self._session.end(damaged=self._damaged)
 
     def _sound(self, path: Path, open_it: Callable[[Path], _Opened]) -> _Opened:
-        """What ``open_it`` makes of ``path``, or of an empty file in its place where it is damaged."""
+        """The file at ``path`` as ``open_it`` opens it, or an empty one in its place where it is damaged."""
         if self._session.suspicious and path not in self._looked_at:
             if is_damaged(path):
                 set_aside(path)
@@ -165,7 +165,7 @@ class Store:
     def erase(self, jobs: Sequence[JobRow]) -> None:
         """Delete all that the store knows of jobs that are over, copies made before upgrades included.
 
-        Files set aside as damaged go too: what they hold cannot be told apart.
+        Files set aside as damaged go too: their jobs cannot be told apart.
 
         Raises:
             sqlite3.OperationalError: the disk refuses, or a result is being read; may be asked again.
