@@ -1,0 +1,138 @@
+"""Jobs as operators and owners see and command them: a part of :class:`obatchd.control.operations.Operations`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
+
+from obatchd.control.auth import Caller
+from obatchd.control.operations import Submission
+from obatchd.delivery.documents import finished_document, job_document
+from obatchd.documents.answers import Paused, Removed
+from obatchd.documents.jobs import JobDocument
+from obatchd.engine.engine import Engine
+from obatchd.engine.erasure import erase
+from obatchd.errors import ControlError, NotFoundError, SpoolError
+from obatchd.jobs.model import JobState
+from obatchd.jobs.store import DISK_ERRORS, JobRow
+from obatchd.live.job import LiveJob
+from obatchd.operations.overview import OPERATOR
+from obatchd.operations.submissions import Submissions
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _told(command: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    """A disk that refuses is no defect: the caller is told, and nothing has changed."""
+
+    @functools.wraps(command)
+    async def run(*arguments: _P.args, **named: _P.kwargs) -> _T:
+        try:
+            return await command(*arguments, **named)
+        except DISK_ERRORS as error:
+            raise SpoolError(f"the spool's disk refuses: {error}. Try again when it is well.", code="disk") from error
+
+    return run
+
+
+class JobCommands:
+    """Documents of jobs and commands to them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._submissions = Submissions(engine)
+
+    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
+        """Jobs, newest first; ``state`` is ``running``, ``done``, ``refused`` … or None for all."""
+        try:
+            states = [JobState(state)] if state else list(JobState)
+        except ValueError:
+            known = ", ".join(s.value for s in JobState)
+            raise ControlError(f"no such job state: {state}; use one of {known}", code="usage") from None
+        owner = caller.uid if mine or not caller.is_administrator else None
+        rows = self._engine.store.state.list_jobs(states, limit=limit, newest_first=True, owner=owner)
+        in_flight = self._engine.dispatcher.in_flight()
+        return [self._job_document(row, in_flight) for row in rows]
+
+    def _job_document(self, row: JobRow, in_flight: dict[int, int]) -> JobDocument:
+        live = self._engine.jobs.get(row.key)
+        # The index hears first, in the publisher's thread, that a job is over.
+        if live is not None and row.state is not JobState.DONE:
+            return job_document(live, in_flight.get(row.key, 0))
+        return finished_document(row, self._engine.layout)
+
+    def job(self, caller: Caller, job_id: str) -> JobDocument:
+        """One job, by its id or the beginning of it."""
+        return self._job_document(self._find(caller, job_id), self._engine.dispatcher.in_flight())
+
+    def _find(self, caller: Caller, job_id: str) -> JobRow:
+        """The job; one that the caller may not see is not found, so that nobody can try out ids."""
+        owner = None if caller.is_administrator else caller.uid
+        state = self._engine.store.state
+        rows = [row for row in state.find([job_id]) if caller.may_see(row.owner)] or state.find_prefix(job_id, owner)
+        if not rows:
+            raise NotFoundError(f"no job {job_id}; obatchctl jobs lists them")
+        if len(rows) > 1:
+            raise ControlError(f"{job_id} is the beginning of several job ids; give more of it", code="ambiguous")
+        return rows[0]
+
+    def _live(self, caller: Caller, job_id: str) -> LiveJob:
+        row = self._find(caller, job_id)
+        live = self._engine.jobs.get(row.key)
+        if live is None or live.publishing:
+            raise ControlError(f"job {row.job} is over already ({row.state.value})", code="job_over")
+        return live
+
+    @_told
+    async def submit(self, submission: Submission) -> JobDocument:
+        """Take a submission; answers when it would survive a power cut."""
+        return self._job_document(await self._submissions.submit(submission), {})
+
+    @_told
+    async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
+        """End a job; answers stay."""
+        live = self._live(caller, job_id)
+        await self._engine.completion.cancellation.cancel(live)
+        return job_document(live, 0)
+
+    @_told
+    async def retry(self, caller: Caller, job_id: str) -> JobDocument:
+        """A new job from the requests of a finished one that did not succeed."""
+        row = self._find(caller, job_id)
+        if row.key in self._engine.jobs and row.state is not JobState.DONE:
+            raise ControlError(f"job {row.job} is not over yet; retry it when it is", code="job_running")
+        return self._job_document(await self._submissions.retry(row), {})
+
+    @_told
+    async def pause(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
+        """Offer nothing new, of one job or of all."""
+        if job_id is None:
+            await asyncio.to_thread(self._engine.store.state.set, "paused", "1")
+            self._engine.dispatcher.holds.hold(OPERATOR)
+            return Paused(True)
+        live = self._live(caller, job_id)
+        await self._engine.admission.pause(live, True)
+        return job_document(live, 0)
+
+    @_told
+    async def resume(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
+        """Go on."""
+        if job_id is None:
+            await asyncio.to_thread(self._engine.store.state.set, "paused", "")
+            self._engine.dispatcher.holds.release(OPERATOR)
+            return Paused(False)
+        live = self._live(caller, job_id)
+        await self._engine.admission.pause(live, False)
+        return job_document(live, 0)
+
+    @_told
+    async def remove_job(self, caller: Caller, job_id: str) -> Removed:
+        """Erase a job that is over."""
+        row, engine = self._find(caller, job_id), self._engine
+        if row.key in engine.jobs:
+            raise ControlError(f"job {row.job} is not over; first: obatchctl cancel {row.job}", code="job_running")
+        await asyncio.to_thread(erase, engine.layout, engine.store, [row])
+        return Removed(row.job)
