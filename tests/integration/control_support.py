@@ -83,6 +83,7 @@ def job(**changes: Any) -> JobDocument:
         notes=[],
         retry_of=None,
         sample_of=None,
+        paused=False,
         requests=10,
         indexed=10,
         succeeded=4,

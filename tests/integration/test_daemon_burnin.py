@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from daemon_support import Daemon, prompts, wait_for
 
-from obatchd.burnin.report.report import read_file
+from obatchd.burnin.report.reading import read_file
 from obatchd.errors import ConfigError
 from obatchd.simulator.timeline import GpuEvent, write_script
 
