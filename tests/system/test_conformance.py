@@ -273,14 +273,14 @@ def test_a_pull_that_fails(server: Ollama) -> None:
 
 
 def test_another_context_loads_again(server: Ollama) -> None:
-    def runner(tokens: int) -> int:
+    def runners(tokens: int) -> set[int]:
         server.ask("POST", "/api/generate", {"model": "tiny", "options": {"num_ctx": tokens}})
-        (process,) = wait_for(lambda: [p for p in server.runners() if p.status() != psutil.STATUS_ZOMBIE], "a runner")
-        return int(process.pid)
+        return {process.pid for process in server.runners()}
 
-    first = runner(1024)
-    assert runner(1024) == first
-    assert runner(2048) != first
+    # A runner that another test left may still be there, or end in between.
+    first = runners(1024)
+    assert first and runners(1024) <= first
+    assert runners(2048) - first
 
 
 def test_create_and_delete(kind: Kind, tmp_path: Path) -> None:
