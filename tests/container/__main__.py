@@ -23,10 +23,12 @@ _SOURCES = ("obatchd", "docs", "etc", "scripts", "spool", "systemd")
 _SOURCE_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "requirements.lock")
 _NEXT_SCHEMA = """
 
-_SCHEMA = Schema(
-    _SCHEMA.version + 1, _TABLES + "CREATE TABLE later (x);",
-    {**_SCHEMA.steps, _SCHEMA.version + 1: "CREATE TABLE later (x);"},
-)
+_schema_before = _schema
+
+
+def _schema(defaults: FrozenSettings) -> Schema:
+    schema, later = _schema_before(defaults), "CREATE TABLE later (x);"
+    return Schema(schema.version + 1, schema.create + later, {**schema.steps, schema.version + 1: later})
 """
 
 
