@@ -68,7 +68,7 @@ def test_three_drops_keep_two_real_servers_busy(real: Start) -> None:
         {"role": "user", "content": f"Extract name and age: person {i} is {20 + i} years old."} for i in range(60)
     ]
     folder = {f"note{i:02}.json": json.dumps({"prompt": f"Summarise note {i}."}).encode() for i in range(20)}
-    array = prompts(160, "array")
+    array = prompts(480, "array")  # enough that the end, when servers run empty one by one, weighs little
     d.drop_all({"extract.jsonl": jsonl(extraction), "notes": folder, "array.json.gz": json_array_gz(array)})
     extract, notes, packed = (d.done(name, 90) for name in ("extract.jsonl", "notes", "array.json.gz"))
     summary = whole(extract, {f"{i:07d}" for i in range(1, 61)})
@@ -78,19 +78,15 @@ def test_three_drops_keep_two_real_servers_busy(real: Start) -> None:
     assert {use["ollama_version"] for use in summary["servers"].values()} == {"0.24.0"}
     assert summary["models"]["tiny"]["quantization"] == "F16"
 
-    # Until the last request starts there is work for every free slot; after that the servers run empty, one by one.
-    records = [record for job in (extract, notes, packed) for record in job.results]
-    spans = [(record["server"], _seconds(record["started_at"]), _seconds(record["finished_at"])) for record in records]
-    first_s, last_s = min(begun for _, begun, _ in spans), max(begun for _, begun, _ in spans)
+    begun = min(record["started_at"] for job in (extract, notes, packed) for record in job.results)
+    ended = max(record["finished_at"] for job in (extract, notes, packed) for record in job.results)
+    span_s = _seconds(ended) - _seconds(begun)
     for server in ("cpu0", "cpu1"):
         answered = access(d, server)
         assert all(status == 200 for status, _ in answered)
-        own = [(begun, ended) for name, begun, ended in spans if name == server]
-        in_flight = sum(min(ended, last_s) - begun for begun, ended in own) / (last_s - first_s)
-        seen = sum(seconds for _, seconds in answered) / sum(ended - begun for begun, ended in own)
-        print(f"{server}: {len(own)} answers, {in_flight:.2f} in flight on average, {seen:.0%} of it by its own log")
+        in_flight = sum(seconds for _, seconds in answered) / span_s
+        print(f"{server}: {len(answered)} answers, {in_flight:.2f} in flight on average by its own log")
         assert 3.0 < in_flight < 4.3
-        assert seen > 0.7  # the rest is the way there and back, on a machine whose cores are all in use
 
 
 def _seconds(instant: str) -> float:
