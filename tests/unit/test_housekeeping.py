@@ -1,0 +1,194 @@
+"""How long jobs that are over are kept, and jobs whose summary a power cut has torn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_support import Street, records_of, street, until
+from settings_support import reload
+
+from obatchd.engine.housekeeping import Housekeeping
+from obatchd.jobs.model import JobState
+from obatchd.jobs.store import JobRow, Store
+
+
+@contextlib.asynccontextmanager
+async def kept(rig: Street) -> AsyncIterator[Housekeeping]:
+    """The housekeeping of a street while the block runs."""
+    made = Housekeeping(rig.engine)
+    made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
+
+
+class Disk:
+    """The bounds, and what is there."""
+
+    def __init__(self, rig: Street) -> None:
+        self.rig = rig
+
+    def input(self, row: JobRow) -> bool:
+        return self.rig.work.input_of(row).exists()
+
+    def outbox(self, row: JobRow) -> bool:
+        return self.rig.work.outbox_of(row).exists()
+
+    def known(self, row: JobRow) -> bool:
+        return bool(self.rig.work.store.state.find([row.job]))
+
+    def ended_before(self, row: JobRow, seconds: float) -> None:
+        """The job seems to have been over for so long."""
+        ended_s = self.rig.row(row).finished_s
+        assert ended_s is not None
+        self.rig.work.store.state.update(row.key, finished_s=ended_s - seconds)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Street]:
+    async with street(monkeypatch, tmp_path) as made:
+        yield made
+
+
+async def test_input_and_store_go_when_they_were_kept_long_enough_and_the_results_stay(rig: Street) -> None:
+    old, young, disk = await rig.run("a"), await rig.run("b"), Disk(rig)
+    live = await rig.take("c")
+    disk.ended_before(old, 8 * 86400)
+    async with kept(rig):
+        await until(lambda: [row.job for row in rig.work.store.state.finished_before(float("inf"), 9)] == [young.job])
+    assert not disk.input(old) and disk.input(young) and disk.input(live.row)
+    assert disk.outbox(old) and disk.known(old)
+
+
+async def test_the_oldest_are_released_where_all_together_are_too_large(rig: Street) -> None:
+    first, second, disk = await rig.run("a" * 5000), await rig.run("b" * 5000), Disk(rig)
+    kept_bytes = [row["kept_bytes"] for row in _rows(rig, "SELECT kept_bytes FROM jobs ORDER BY key")]
+    assert min(kept_bytes) > 5000
+    reload(rig.work.settings, "disk.keep_done_bytes", kept_bytes[1])
+    async with kept(rig):
+        await until(lambda: not disk.input(first))
+    assert disk.input(second)
+
+
+def _rows(rig: Street, query: str) -> list[dict[str, Any]]:
+    with contextlib.closing(sqlite3.connect(rig.work.layout.work / "state.db")) as database:
+        database.row_factory = sqlite3.Row
+        return [dict(row) for row in database.execute(query)]
+
+
+async def test_everything_of_a_job_is_erased_after_the_days_of_retention(rig: Street) -> None:
+    old, young, disk = await rig.run("a"), await rig.run("b"), Disk(rig)
+    refused = rig.work.layout.failed / "1000" / "bad.refused-1"
+    refused.mkdir(parents=True)
+    os.utime(refused, (1, 1))
+    disk.ended_before(old, 3 * 86400)
+    reload(rig.work.settings, "disk.retention_days", 2)
+    async with kept(rig):
+        await until(lambda: not disk.known(old) and not refused.exists())
+    assert not disk.input(old) and not disk.outbox(old)
+    assert disk.known(young) and disk.input(young) and disk.outbox(young)
+
+
+async def test_results_are_pruned_only_where_that_is_asked_for_and_at_once_after_a_reload(rig: Street) -> None:
+    old, young, disk = await rig.run("a"), await rig.run("b"), Disk(rig)
+    summary = rig.work.outbox_of(old) / "summary.json"
+    for path in (summary, summary.parent):
+        os.utime(path, (1, 1))
+    async with kept(rig) as housekeeping:
+        await until(lambda: rig.work.store.state.get("boot_id"))
+        assert disk.outbox(old)
+        reload(rig.work.settings, "disk.prune_outbox_s", 3600)
+        housekeeping.settings_changed()
+        await until(lambda: not disk.outbox(old))
+    assert disk.outbox(young)
+
+
+async def test_a_disk_that_refuses_is_asked_again(rig: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, disk, refused = await rig.run("a"), Disk(rig), []
+
+    def refuse(store: Store, row: JobRow) -> None:
+        refused.append(row.job)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    disk.ended_before(old, 8 * 86400)
+    async with kept(rig) as housekeeping:
+        with monkeypatch.context() as failing:
+            failing.setattr(Store, "release", refuse)
+            housekeeping.settings_changed()
+            await until(lambda: refused)
+        housekeeping.settings_changed()
+        await until(lambda: rig.work.store.state.finished_before(float("inf"), 9) == [])
+    assert rig.failures == []
+
+
+# After a reboot.
+
+
+def tear(path: Path) -> None:
+    """As a rename looks after a power cut whose content was never flushed."""
+    path.write_bytes(b"")
+
+
+async def test_a_summary_that_a_power_cut_has_torn_is_written_again_after_a_reboot(rig: Street) -> None:
+    row, away = await rig.run("a"), await rig.run("b")
+    outbox = rig.work.outbox_of(row)
+    whole = records_of(outbox)
+    for name in ("summary.json", "results.jsonl"):
+        tear(outbox / name)
+    shutil.rmtree(rig.work.outbox_of(away))
+    rig.work.store.state.set("boot_id", "an earlier one")
+    async with kept(rig):
+        await until(lambda: rig.work.store.state.get("boot_id") != "an earlier one" and not rig.work.jobs)
+    assert records_of(outbox) == whole
+    assert json.loads((outbox / "summary.json").read_bytes())["succeeded"] == 1
+    assert not rig.work.outbox_of(away).exists(), "its owner took it away"
+
+
+async def test_within_one_boot_nothing_is_published_again(rig: Street) -> None:
+    row = await rig.run("a")
+    async with kept(rig):
+        await until(lambda: rig.work.store.state.get("boot_id"))
+    tear(rig.work.outbox_of(row) / "summary.json")
+    row_of_tomorrow = await rig.run("b")
+    Disk(rig).ended_before(row_of_tomorrow, 8 * 86400)
+    async with kept(rig):
+        await until(lambda: not Disk(rig).input(row_of_tomorrow))
+    assert (rig.work.outbox_of(row) / "summary.json").read_bytes() == b""
+
+
+async def test_a_job_whose_results_are_lost_too_is_asked_again_from_its_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(monkeypatch, tmp_path) as rig:
+        row = await rig.run("a")
+        tear(rig.work.outbox_of(row) / "summary.json")
+        rig.work.store.state.set("boot_id", "an earlier one")
+    for path in (tmp_path / "spool/work/segments").iterdir():
+        path.unlink()
+    async with street(monkeypatch, tmp_path) as rig, kept(rig):
+        await until(lambda: rig.work.jobs)
+        assert rig.row(row).state is JobState.RUNNING
+        await rig.answer(rig.work.jobs[row.key], text="again")
+        assert (await rig.published(row))["succeeded"] == 1
+        assert [record["response"] for record in records_of(rig.work.outbox_of(row))] == ["again"]
+
+
+async def test_a_segment_that_no_job_needs_is_deleted_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(monkeypatch, tmp_path) as rig:
+        row = await rig.run("a")
+        segment = tmp_path / "spool/work/segments" / f"{row.segment}.db"
+        rig.work.store.state.update(row.key, released=1)  # the crash comes before its file is deleted
+    assert segment.exists()
+    async with street(monkeypatch, tmp_path) as rig, kept(rig):
+        await until(lambda: not segment.exists())
