@@ -13,7 +13,7 @@ from work_support import Outcomes, add_live, make_work
 
 from obatchd.dispatch.events import INTERRUPTED
 from obatchd.dispatch.outcomes import Suspicion
-from obatchd.intake.feeder import Feeder, histories
+from obatchd.intake.feeder import Feeder, histories, read_requests
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane
 from obatchd.jobs.ledger import Intent
@@ -52,12 +52,12 @@ class Rig:
     def job_cancelled(self, job: int) -> None:
         raise AssertionError("nothing is cancelled here")
 
-    def index(self, count: int) -> int:
+    def index(self, count: int, pad_bytes: int = 0) -> int:
         """``count`` more requests are in input and store; the queue is not told yet."""
         entries = []
         with open(self.input, "ab") as file:
             for line in range(self.lines + 1, self.lines + count + 1):
-                raw = b'{"prompt":"%d"}' % line
+                raw = b'{"prompt":"%d"}' % line + b" " * pad_bytes
                 entries.append(Entry(line, file.tell(), len(raw), zlib.crc32(raw)))
                 file.write(raw + b"\n")
         self.segment.write_index([(1, "job", DEFAULTS, entries, False)])
@@ -173,3 +173,47 @@ async def test_what_an_earlier_run_left_behind_comes_last(rig: Rig) -> None:
     rig.queue.extend(rig.lane, rig.index(2))
     assert sorted(await rig.take_all(4)) == [3, 5, 11, 12]
     assert rig.lane.waiting == 0
+
+
+async def test_a_reading_takes_few_long_requests_and_never_none(rig: Rig) -> None:
+    rig.index(3)
+    rows = rig.segment.pending(1, 0, 0, 9)
+    first = [request.line for request in read_requests(rig.input, rows, {}, byte_limit=1)[0]]
+    both = [request.line for request in read_requests(rig.input, rows, {}, byte_limit=rows[0].length * 2)[0]]
+    assert (first, both) == ([1], [1, 2])
+
+
+async def test_long_requests_are_read_in_several_turns(rig: Rig) -> None:
+    rig.queue.extend(rig.lane, rig.index(3, pad_bytes=3 * 1024**2))
+    rig.queue.take(SMALL, 1)
+    await until_read(rig)
+    assert (len(rig.lane.window), rig.lane.unread) == (1, 2)
+    assert await rig.take_all(3) == [1, 2, 3]
+
+
+async def test_nothing_is_read_for_a_job_that_is_gone(rig: Rig) -> None:
+    rig.queue.extend(rig.lane, rig.index(3))
+    live = rig.work.jobs.pop(1)
+    assert rig.queue.take(SMALL, 1) == []  # begins a reading that finds no job
+    for _ in range(5):
+        await asyncio.sleep(0.001)
+    assert rig.lane.unread == 3 and not rig.lane.window
+    rig.work.jobs[1] = live
+
+
+async def test_attempts_of_a_job_that_is_over_are_forgotten(rig: Rig) -> None:
+    rig.index(1)
+    rig.feeder.remember(1, histories([AttemptRow(1, 1, 1, "gpu0", 0.0, "crash", 2.0)]))
+    rig.feeder.forget(1)
+    rig.feeder.forget(2)
+    rig.feeder.remember(1, {})
+    rig.queue.extend(rig.lane, 1)
+    rig.queue.take(SMALL, 1)
+    await until_read(rig)
+    assert [taken.pending.attempt for taken in rig.queue.take(SMALL, 1)] == [1]
+
+
+async def until_read(rig: Rig) -> None:
+    async with asyncio.timeout(5):
+        while rig.lane.fetching:
+            await asyncio.sleep(0.001)

@@ -334,3 +334,78 @@ def test_a_defect_of_a_reader_costs_its_drop_alone(
     with pytest.raises(DropRefused, match="ZeroDivisionError") as caught:
         begun.batch(10)
     assert caught.value.code == "reader_defect"
+
+
+# A sample.
+
+
+def test_a_sample_is_of_good_requests_and_the_same_whenever_it_is_read(
+    store: Store, layout: Layout, accept: Accept
+) -> None:
+    row = accept("d.jsonl", jsonl(prompts(30)) + b"{bad\n")
+    SubmittedSettings(JobSettings(sample=5)).write(layout.job_dir(row.job))
+    first = reading(row, layout)
+    changes = first.prepare(store)
+    assert (changes["settings"].sample, changes["settings"].sample_of) == (5, 30)
+    assert changes["notes"] == ["sample: 5 of 30 requests, chosen at random; 1 more cannot be run"]
+    assert "digest" not in changes and first.finish_digest(store) == {}  # it is no earlier drop of the same content
+    chosen = [entry.line for entry in first.batch(100).entries]
+    assert len(chosen) == 5 and chosen == sorted(chosen)
+    store.state.update(row.key, **changes)
+    [again] = store.state.find([row.job])
+    assert [entry.line for entry in reading(again, layout).batch(100).entries] == chosen
+
+
+def test_a_sample_larger_than_its_drop_is_the_drop(store: Store, layout: Layout, accept: Accept) -> None:
+    row = accept("d.jsonl", jsonl(prompts(3)))
+    SubmittedSettings(JobSettings(sample=5)).write(layout.job_dir(row.job))
+    whole = reading(row, layout)
+    assert whole.prepare(store)["notes"] == ["sample: 3 of 3 requests, chosen at random"]
+    assert [entry.line for entry in whole.batch(100).entries] == [1, 2, 3]
+
+
+# What is found out before.
+
+
+def test_a_batch_file_of_the_other_api_is_marked_as_one(store: Store, layout: Layout, accept: Accept) -> None:
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions",
+            "body": {"model": "m", "messages": [{"role": "user", "content": "x"}]}}  # fmt: skip
+    assert reading(accept("d.jsonl", jsonl([line])), layout).prepare(store)["settings"].openai_batch
+    assert not reading(accept("e.jsonl", jsonl(prompts(1))), layout).prepare(store)["settings"].openai_batch
+    row = accept("f.jsonl", jsonl([line]))
+    SubmittedSettings(JobSettings(template="{{custom_id}}")).write(layout.job_dir(row.job))
+    assert not reading(row, layout).prepare(store)["settings"].openai_batch  # its lines are records of the owner's own
+
+
+def test_of_many_bad_lines_five_are_told(store: Store, layout: Layout, accept: Accept) -> None:
+    row = accept("d.jsonl", b"{bad\n" * 7)
+    with pytest.raises(DropRefused, match=r"and 2 more") as refused:
+        reading(row, layout, on_invalid="fail_file").prepare(store)
+    assert refused.value.message.count("line ") == 5
+
+
+def test_a_defect_in_the_settings_of_a_drop_costs_it_alone(
+    monkeypatch: pytest.MonkeyPatch, store: Store, layout: Layout, accept: Accept
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(indexing, "content_digest", broken)
+    with pytest.raises(DropRefused, match="ZeroDivisionError"):
+        reading(accept("d.jsonl", jsonl(prompts(1))), layout).prepare(store)
+
+
+def test_refused_requests_are_not_at_hand(store: Store, layout: Layout, accept: Accept) -> None:
+    row = accept("d.jsonl", jsonl(prompts(1)) + b"{bad\n" + jsonl(prompts(1, begin=1)))
+    read = reading(row, layout)
+    batch = read.batch(10)
+    [indexed] = store.write_index([batch])
+    chunk = read.chunk(batch, indexed)
+    assert [request.line for request in chunk.pending[0]] == [1, 3]
+    assert (list(chunk.pending), chunk.indexed.refused, chunk.final) == ([0], 1, True)
+
+
+def test_a_large_drop_begins_with_few_requests_and_a_small_one_with_more(layout: Layout, accept: Accept) -> None:
+    small, large = accept("s.jsonl", jsonl(prompts(400))), accept("l.jsonl", jsonl(prompts(9000)))
+    assert len(reading(small, layout).first_batch().entries) == 256
+    assert len(reading(large, layout).first_batch().entries) == 64
