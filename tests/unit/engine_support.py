@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class Street:
         layout, settings = Layout.open(directory / "spool"), in_force(**merged)
         self.alarms, self.failures = Told(), Failures()
         self.work = Work(settings, layout, Store(layout.work, settings), self.failures, self.alarms)
-        self.ports = ports or (Port("gpu0"),)
+        self.ports: Sequence[Any] = ports or (Port("gpu0"),)
         self.models = Models()
         self.engine = Engine(self.work, self.models)
 
@@ -204,9 +204,9 @@ def _over(name: str, table: Any) -> Any:
 def _result(worker: FakeWorker, item: OfferItem, text: str, fault: Fault | None) -> ResultItem:
     server = next(message for message in reversed(worker.sent) if isinstance(message, protocol.Configure))
     model = next(message.model for message in reversed(worker.sent) if isinstance(message, protocol.Offer))
-    answer = Answer("" if fault else text, "", "stop", 3, 5, 0.5, fault)
-    record = records.attempt(server, model, item, parse_request(item.raw), answer, time.time(), 0.5)
     tokens = (3, 0 if fault else 5)
+    answer = Answer("" if fault else text, "", "stop", *tokens, 0.5, fault)
+    record = records.attempt(server, model, item, parse_request(item.raw), answer, time.time(), 0.5)
     return ResultItem(item.job, item.line, item.attempt, fault is None, record, 0.5, *tokens, *(fault or ("", "", "")))
 
 

@@ -19,6 +19,7 @@ from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow
 from obatchd.live import conditions
+from obatchd.live.job import CANCELLED
 
 
 class Rig:
@@ -172,3 +173,37 @@ async def test_results_of_a_job_that_is_gone_are_dropped(rig: Rig) -> None:
     rig.committer.finish(rig.finished(1))
     await rig.committer.settle(5)
     assert rig.stored() == [1]
+
+
+async def test_before_the_first_commit_can_come_nobody_waits_for_one(rig: Rig) -> None:
+    await asyncio.wait_for(Committer(rig.work).settle(60), 5)
+
+
+async def test_a_disk_that_takes_nothing_does_not_hold_up_the_end_for_ever(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    go, real = threading.Event(), rig.store.write_results
+
+    def slow(*arguments: Any) -> Any:
+        assert go.wait(5)
+        return real(*arguments)
+
+    monkeypatch.setattr(rig.store, "write_results", slow)
+    rig.committer.finish(rig.finished(1))
+    await rig.committer.settle(0.02)
+    assert "results_not_committed results=1" in caplog.text
+    go.set()
+    await rig.committer.settle(5)
+    assert rig.stored() == [1]
+
+
+async def test_results_and_attempts_of_a_job_that_ends_meanwhile_are_dropped_with_it(rig: Rig) -> None:
+    gone, ending = rig.work.jobs[rig.jobs[0].key], rig.work.jobs[rig.jobs[1].key]
+    rig.committer.finish(rig.finished(1))
+    rig.committer.fail(Failed(gone.key, 5, 1, "gpu1", 1.0, "crash"))
+    del rig.work.jobs[gone.key]
+    ending.ending = CANCELLED
+    rig.committer.finish(rig.finished(1, job=1))
+    await rig.committer.settle(5)
+    assert rig.stored(0) == rig.stored(1) == []
+    assert rig.store.of(gone.row).attempts(gone.key) == []

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from engine_support import Street, records_of, street
 from work_support import add_live, make_work
 
 from obatchd.delivery import publisher as module
 from obatchd.delivery.publisher import Publisher
+from obatchd.dispatch.events import Finished
+from obatchd.documents.alarms import JobDone
 from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, Outcome
+from obatchd.jobs.model import Entry, JobState, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, ResultRow
+from obatchd.live import conditions
 from obatchd.live.work import Work
+from obatchd.spool.outbox import JobOutbox
 
 JOBS = 6
 
@@ -78,3 +84,97 @@ async def test_no_more_drops_are_taken_while_many_jobs_wait_for_their_publicatio
     assert work.owner == []
     await publisher.stop()
     work.store.close()
+
+
+# On a street, with a disk that does not take everything.
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Street]:
+    monkeypatch.setattr(conditions, "RETRY_S", 0.005)
+    async with street(monkeypatch, tmp_path) as made:
+        yield made
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, directory: Path, times: float, error: Exception) -> list[Path]:
+    """Let the whole of one job, or below one directory, not be written so many times."""
+    real, failed = JobOutbox.write_whole, []
+
+    def write_whole(box: JobOutbox, *given: Any, **named: Any) -> Any:
+        if len(failed) < times and directory in (box.directory, box.directory.parent):
+            failed.append(box.directory)
+            raise error
+        return real(box, *given, **named)
+
+    monkeypatch.setattr(JobOutbox, "write_whole", write_whole)
+    return failed
+
+
+async def test_jobs_wait_for_a_disk_that_refuses_them_and_are_published_whole(
+    rig: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = failing(monkeypatch, rig.work.layout.outbox, 2, OSError(28, "No space left on device"))
+    first, second = await rig.take("a"), await rig.take("b")
+    told: list[str] = []
+    hold = rig.work.holds.hold
+    monkeypatch.setattr(rig.work.holds, "hold", lambda reason: (told.append(reason), hold(reason))[1])
+    await rig.answer(first)
+    await rig.answer(second)
+    for live in (first, second):
+        assert (await rig.published(live))["succeeded"] == 1
+        assert sorted(path.name for path in (live.outbox / "responses").iterdir()) == ["0000001.json", "0000001.txt"]
+    assert len(failed) == 2 and "outbox" in told and rig.work.conditions.of_all == {}
+
+
+async def test_a_defect_in_one_job_holds_up_no_other_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(monkeypatch, tmp_path) as rig:
+        lives = [await rig.take(prompt) for prompt in "abc"]
+        with monkeypatch.context() as broken:
+            failed = failing(broken, lives[1].outbox, float("inf"), KeyError("a mistake of ours"))
+            stored = [Finished(live.key, 1, 0, True, b'{"id":"x","line":1,"response":"y"}', 1.0) for live in lives]
+            for finished in stored:
+                rig.engine.completion.finished(finished)
+            for live in (lives[0], lives[2]):
+                await rig.published(live)
+        assert failed and list(rig.work.jobs) == [lives[1].key]
+        assert rig.work.conditions.may_claim
+    async with street(monkeypatch, tmp_path) as rig:
+        assert (await rig.published(lives[1].row))["succeeded"] == 1
+
+
+async def test_a_summary_that_was_written_before_a_crash_is_left_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(monkeypatch, tmp_path) as rig:
+        row = await rig.run("a")
+        summary = rig.work.outbox_of(row) / "summary.json"
+        before = (summary.read_bytes(), summary.stat().st_ino)
+        rig.work.store.state.update(row.key, state=JobState.RUNNING, finished_s=None, summary=None)
+    async with street(monkeypatch, tmp_path) as rig:
+        await rig.published(row)
+        again = rig.row(row)
+        assert (summary.read_bytes(), summary.stat().st_ino) == before
+        assert (again.state, again.summary) == (JobState.DONE, row.summary)
+        [done] = [alarm for alarm in rig.alarms if isinstance(alarm, JobDone)]
+        assert (done.job, done.succeeded) == (row.job, 1)
+
+
+async def test_late_bytes_of_a_drop_are_noted_once(rig: Street) -> None:
+    live = await rig.take("a")
+    with rig.work.input_of(live.row).open("ab") as file:
+        file.write(b"more\n")
+    await rig.answer(live)
+    [note] = (await rig.published(live))["notes"]
+    assert note.startswith("5 bytes were appended")
+
+
+async def test_a_batch_file_is_answered_in_its_own_lines(rig: Street) -> None:
+    body = {"model": "small", "messages": [{"role": "user", "content": "x"}]}
+    line = {"custom_id": "mine", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    live = await rig.take(line)
+    await rig.answer(live, text="because")
+    await rig.published(live)
+    [answer] = records_of(live.outbox)
+    assert (answer["custom_id"], answer["response"]["status_code"]) == ("mine", 200)

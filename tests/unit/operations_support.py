@@ -1,0 +1,153 @@
+"""A street with managed servers on two cards, the care of them, and the service for operators; no process anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dispatch_support import FakeKeeper, FakeWorker
+from engine_support import NoProcess, Street
+from test_gpu_monitor import Bench, DictFacts
+
+from obatchd.delivery import responses as responses_module
+from obatchd.dispatch import keeper as keeper_module
+from obatchd.documents.answers import Reloaded
+from obatchd.documents.models import PullProgress
+from obatchd.gpucare.policy import GpuPolicy
+from obatchd.gpucare.watch import GpuWatch
+from obatchd.gpus.model import Gpu, Reading
+from obatchd.jobs.model import Profile
+from obatchd.operations.service import OperatorService
+from obatchd.servers.managed import Host, ManagedServer
+from obatchd.servers.model_info import ModelInfo
+from obatchd.servers.server import Server
+from obatchd.servers.states import ServerState
+
+
+class Played(ManagedServer):
+    """A managed server without a process: it is there as soon as it is asked for."""
+
+    def __init__(self, server_id: str, gpus: list[Gpu], host: Host, log: list[str]) -> None:
+        super().__init__(server_id, gpus, 20000, host)
+        self.log = log  # what was done to it
+
+    async def _open(self) -> None:
+        self.pid = 4711
+
+    async def _close(self) -> None:
+        self.pid = None
+
+    async def _check_health(self) -> None:
+        pass
+
+    async def _load(self, profile: Profile) -> None:
+        self.log.append(f"{self.id} loads {profile.model}")
+
+    async def unload(self) -> None:
+        self.log.append(f"{self.id} unloads")
+        self.loaded = None
+
+
+class Store:
+    """The models in the servers' stores, as :class:`obatchd.servers.models.ModelKeeper` tells and changes them."""
+
+    def __init__(self) -> None:
+        self.pulls: dict[str, PullProgress] = {}
+        self.removed: list[str] = []
+        self.given_up = 0
+
+    async def list_models(self) -> list[ModelInfo]:
+        return []
+
+    async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
+        try:
+            for done in (1, 2, 3):
+                yield PullProgress(name, "gpu0", "pulling", done, 3)
+        finally:
+            self.given_up += 1
+
+    async def remove(self, name: str) -> None:
+        self.removed.append(name)
+
+
+class Desk(Street):
+    """The street as operators see it."""
+
+    def __init__(self, directory: Path, **tables: Any) -> None:
+        super().__init__(directory, **tables)
+        self.did: list[str] = []
+        self.gpus = Bench(count=2).gpus
+        program: Any = SimpleNamespace()
+        host = Host(self.work.settings, directory, "uuid", DictFacts(), self, {}, program, 0)
+        servers = [Played(f"gpu{number}", [gpu], host, self.did) for number, gpu in enumerate(self.gpus)]
+        self.ports = tuple(servers)
+        self.fleet: Any = SimpleNamespace(servers={server.id: server for server in servers}, notices=[])
+        self.probe: Any = SimpleNamespace(
+            gpus=self.gpus, state="ok", message="", host_trouble=("", ""), readings={}, pid=17, listen=lambda it: None
+        )
+        self.store = Store()
+        work = self.work.layout.work
+        self.watch = GpuWatch(
+            self.work.settings, self.probe, self.fleet, DictFacts(), work, work / "kernel.log", self.failures
+        )
+        alarms: Any = self.alarms
+        self.policy = GpuPolicy(
+            self.work.settings, self.watch, self.fleet, self.engine.dispatcher, alarms, self.failures
+        )
+        self.reloads = 0
+        models: Any = self.store
+        self.service = OperatorService(self.engine, self.fleet, models, self.probe, self.policy, self._reload)
+
+    async def _reload(self) -> Reloaded:
+        self.reloads += 1
+        return Reloaded([], [])
+
+    def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
+        """Implements :class:`obatchd.servers.server.ServerListener`."""
+        self.engine.dispatcher.server_changed(server)
+
+    def server(self, server_id: str) -> Played:
+        found: Played = self.fleet.servers[server_id]
+        return found
+
+    async def start(self) -> Street:
+        self.policy.start()
+        await super().start()
+        for server in self.fleet.servers.values():
+            server.begin()
+            if server.state is not ServerState.QUARANTINED:
+                await server.until({ServerState.READY, ServerState.DRAINING, ServerState.QUARANTINED})
+        return self
+
+    async def stop(self, drain_s: float = 0.0) -> None:
+        await self.policy.stop()
+        for server in self.fleet.servers.values():
+            await server.stop()
+        await super().stop(drain_s)
+
+    def read(self, **changes: Any) -> None:
+        """One reading of each card; ``gpu0={"temp_c": 99}`` changes one."""
+        usual = {"utilisation_percent": 90, "temp_c": 60}
+        told = [(gpu.uuid, usual | changes.get(f"gpu{gpu.index}", {})) for gpu in self.gpus]
+        readings = [Reading(uuid, time.time(), **values) for uuid, values in told]
+        self.probe.readings = {reading.uuid: reading for reading in readings}
+        self.policy.monitor.readings(readings)
+
+
+@contextlib.asynccontextmanager
+async def desk(monkeypatch: pytest.MonkeyPatch, directory: Path, **tables: Any) -> AsyncIterator[Desk]:
+    """A desk that is staffed while the block runs."""
+    monkeypatch.setattr(keeper_module, "Keeper", FakeKeeper)
+    monkeypatch.setattr(responses_module, "Keeper", NoProcess)
+    FakeWorker.unstartable = 0
+    made = Desk(directory, **tables)
+    await made.start()
+    try:
+        yield made
+    finally:
+        await made.stop()
