@@ -168,7 +168,7 @@ class Street:
 
     async def answer(self, live: LiveJob, *only: int, text: str = "yes", fault: Fault | None = None) -> None:
         """Answer requests of a job, all or those of these lines, as soon as the workers have them."""
-        wanted = set(only) or set(range(1, live.requests + 1)) - self.done(live)
+        wanted = set(only) or self.left(live)
         while wanted:
             await until(lambda: any(item.job == live.key and item.line in wanted for item in self.held()))
             for worker in self._workers():
@@ -177,6 +177,12 @@ class Street:
                     worker.begin(key) if key not in worker.started else None
                     worker.tell(protocol.Results([_result(worker, worker.held.pop(key), text, fault)]))
         await self.engine.committer.settle(5)
+
+    def left(self, live: LiveJob) -> set[int]:
+        """The lines that have none."""
+        segment = self.work.store.of(live.row)
+        lanes = [lane.lane for lane in segment.lanes(live.key)]
+        return {row.line for lane in lanes for row in segment.pending(live.key, lane, 0, 10_000)}
 
     def done(self, live: LiveJob) -> set[int]:
         """The lines that have a result."""

@@ -92,6 +92,7 @@ class Desk(Street):
         )
         self.store = Store()
         work = self.work.layout.work
+        (work / "kernel.log").touch()
         self.watch = GpuWatch(
             self.work.settings, self.probe, self.fleet, DictFacts(), work, work / "kernel.log", self.failures
         )
@@ -105,7 +106,7 @@ class Desk(Street):
 
     async def _reload(self) -> Reloaded:
         self.reloads += 1
-        return Reloaded([], [])
+        return Reloaded([], [], [])
 
     def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
         """Implements :class:`obatchd.servers.server.ServerListener`."""

@@ -1,0 +1,334 @@
+"""Cards that are taken out of use, lent or out of hours, and what becomes of their servers and requests."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_support import until
+from operations_support import Desk, desk
+from test_gpu_monitor import DictFacts
+
+from obatchd.dispatch.protocol import GiveUp
+from obatchd.documents.alarms import GpuQuarantined
+from obatchd.errors import ControlError
+from obatchd.gpucare import policy as module
+from obatchd.gpucare.policy import in_hours
+from obatchd.gpucare.records import GpuRecords
+from obatchd.gpus.history import History
+from obatchd.gpus.model import Identity, Reading
+from obatchd.ollama import faults
+from obatchd.servers.states import ServerState
+from obatchd.settings.settings import Settings
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    monkeypatch.setattr(module, "_TICK_S", 0.005)
+    async with desk(monkeypatch, tmp_path) as made:
+        yield made
+
+
+# Quarantine.
+
+
+async def test_a_card_in_quarantine_has_no_server_and_others_do_its_work(rig: Desk) -> None:
+    live = await rig.take("a")
+    await rig.begun(live)
+    shown = await rig.service.gpus.quarantine("0", "it smells")
+    assert (shown.health, shown.reason, shown.quarantine and shown.quarantine.by) == (
+        "quarantine",
+        "it smells",
+        "administrator",
+    )
+    await until(lambda: rig.server("gpu0").holds)
+    assert rig.server("gpu0").state is ServerState.DRAINING  # what is in flight may end
+    await rig.answer(live)
+    await until(lambda: rig.server("gpu0").state is ServerState.QUARANTINED)
+    [alarm] = [alarm for alarm in rig.alarms if isinstance(alarm, GpuQuarantined)]
+    assert (alarm.uuid, alarm.index, alarm.reason, alarm.by) == ("GPU-0", 0, "it smells", "administrator")
+    assert alarm.slot == "00000000:01:00.0"
+    assert rig.work.holds.reasons == frozenset()  # the other one works
+    other = await rig.take("b")
+    await rig.answer(other)
+    assert list((await rig.published(other))["servers"]) == ["gpu1"]
+    released = await rig.service.gpus.release("0")
+    assert (released.uuid, released.accepted) == ("GPU-0", [])
+    await until(lambda: rig.server("gpu0").state is ServerState.READY)
+    assert rig.server("gpu0").holds == {}
+
+
+async def test_an_urgent_quarantine_moves_the_requests_at_once(rig: Desk) -> None:
+    live = await rig.take("a")
+    await rig.begun(live)
+    worker = rig.worker("gpu0")
+    for _ in range(3):
+        rig.read(gpu0={"trouble": "lost"})
+    await until(lambda: any(isinstance(message, GiveUp) for message in worker.sent))
+    assert rig.server("gpu0").holds["quarantine"].startswith("GPU GPU-0 is put into quarantine: ")
+    worker.end((live.key, 1), faults.withdrawn("its GPU is taken out of use"))
+    await until(lambda: rig.server("gpu0").state is ServerState.QUARANTINED)
+    await rig.answer(live)
+    summary = await rig.published(live)
+    assert list(summary["servers"]) == ["gpu1"]
+
+
+async def test_a_quarantine_outlives_the_daemon_and_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk(monkeypatch, tmp_path) as rig:
+        await rig.service.gpus.quarantine("1", "it smells")
+    async with desk(monkeypatch, tmp_path) as rig:  # with facts of its own, which do not know it
+        await until(lambda: rig.server("gpu1").state is ServerState.QUARANTINED)
+        assert rig.server("gpu1").reason == "GPU GPU-1 is in quarantine: it smells"
+        assert rig.server("gpu0").ready
+
+
+async def test_nothing_is_offered_while_every_card_is_out_of_use(rig: Desk) -> None:
+    for name in ("0", "1"):
+        await rig.service.gpus.quarantine(name, "")
+    await until(lambda: "quarantine" in rig.work.holds.reasons)
+    assert (await rig.service.gpus.one("0")).reason == "asked by an administrator"
+    live = await rig.take("a")
+    await rig.service.gpus.release("1")
+    await until(lambda: not rig.work.holds.reasons)
+    await rig.answer(live)
+
+
+async def test_a_burn_in_goes_on_unless_it_would_hurt_the_card(rig: Desk) -> None:
+    for server in ("gpu0", "gpu1"):
+        rig.server(server).begin_test("a burn-in")
+    await rig.service.gpus.quarantine("0", "it smells")
+    for _ in range(3):
+        rig.read(gpu1={"trouble": "lost"})
+    await until(lambda: rig.server("gpu1").state is ServerState.QUARANTINED)
+    assert rig.server("gpu0").state is ServerState.DRAINING
+    rig.server("gpu0").end_test()
+    await until(lambda: rig.server("gpu0").state is ServerState.QUARANTINED)
+
+
+async def test_a_card_released_during_its_burn_in_keeps_its_server(rig: Desk) -> None:
+    server = rig.server("gpu0")
+    server.begin_test("a burn-in")
+    await rig.service.gpus.quarantine("0", "it smells")
+    await rig.service.gpus.release("0")
+    server.end_test()
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+    assert server.ready and server.holds == {}
+
+
+async def test_a_server_on_two_cards_waits_for_both(rig: Desk) -> None:
+    server = rig.server("gpu0")
+    server.gpus = tuple(rig.gpus)
+    for name in ("0", "1"):
+        await rig.service.gpus.quarantine(name, "it smells")
+    await until(lambda: server.state is ServerState.QUARANTINED)
+    await rig.service.gpus.release("0")
+    assert server.state is ServerState.QUARANTINED and "quarantine" in server.holds
+    await rig.service.gpus.release("1")
+    await until(lambda: server.ready)
+
+
+async def test_a_quarantine_is_given_once_and_ended_when_there_is_one(rig: Desk) -> None:
+    rig.read()
+    with pytest.raises(ControlError, match="not in quarantine") as nothing:
+        await rig.service.gpus.release("0")
+    await rig.service.gpus.quarantine("0", "it smells")
+    with pytest.raises(ControlError, match="already") as twice:
+        await rig.service.gpus.quarantine("0", "again")
+    assert (nothing.value.code, twice.value.code) == ("nothing", "already")
+
+
+# Loans and hours.
+
+
+async def test_a_card_is_lent_emptied_and_taken_back(rig: Desk) -> None:
+    live = await rig.take("a")
+    await rig.answer(live)
+    server = rig.server("gpu0")
+    lent = await rig.service.gpus.lend("0", 3600)
+    assert lent.lent_until is not None
+    until_s = datetime.fromisoformat(lent.lent_until).timestamp()
+    assert until_s == pytest.approx(time.time() + 3600, abs=30)
+    assert server.holds["lent"].startswith("lent until ") and rig.server("gpu1").holds == {}
+    await until(lambda: "gpu0 unloads" in rig.did)
+    assert rig.did.count("gpu0 unloads") == 1
+    back = await rig.service.gpus.take_back("0")
+    assert back.lent_until is None and server.ready and server.holds == {}
+    with pytest.raises(ControlError, match="not lent") as wrong:
+        await rig.service.gpus.take_back("0")
+    assert wrong.value.code == "not_lent"
+
+
+async def test_a_loan_ends_by_itself(rig: Desk) -> None:
+    await rig.service.gpus.lend("1", 0.05)
+    assert "lent" in rig.server("gpu1").holds
+    await until(lambda: rig.server("gpu1").ready)
+    assert (await rig.service.gpus.one("1")).lent_until is None
+
+
+async def test_a_loan_is_remembered_by_the_next_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk(monkeypatch, tmp_path) as rig:
+        await rig.service.gpus.lend("0", 3600)
+    async with desk(monkeypatch, tmp_path) as rig:
+        assert "lent" in rig.server("gpu0").holds and rig.server("gpu1").ready
+
+
+def allow(rig: Desk, hours: list[str]) -> None:
+    """As the clock does: what was within the hours is not any more, or again."""
+    settings = rig.work.settings
+    settings.value = Settings.model_validate(settings.value.model_dump() | {"gpus": {"allow": hours}})
+
+
+async def test_cards_rest_outside_their_hours(rig: Desk) -> None:
+    hour = (datetime.now().hour + 12) % 24
+    closed = [f"{hour:02}:00-{hour:02}:01"]
+    allow(rig, closed)
+    await until(lambda: all("hours" in server.holds for server in rig.fleet.servers.values()))
+    assert rig.server("gpu0").holds["hours"] == f"its GPU may be used at {closed[0]} only (gpus.allow)"
+    await until(lambda: {"gpu0 unloads", "gpu1 unloads"} <= set(rig.did))
+    allow(rig, [])
+    await until(lambda: all(server.ready for server in rig.fleet.servers.values()))
+
+
+async def test_a_server_on_the_cpu_has_no_hours(rig: Desk) -> None:
+    rig.server("gpu1").gpus = ()
+    hour = (datetime.now().hour + 12) % 24
+    allow(rig, [f"{hour:02}:00-{hour:02}:01"])
+    await until(lambda: "hours" in rig.server("gpu0").holds)
+    assert rig.server("gpu1").ready
+
+
+@pytest.mark.parametrize(
+    ("allow", "at", "expected"),
+    [
+        ([], "12:00", True),
+        (["08:00-18:00"], "08:00", True),
+        (["08:00-18:00"], "07:59", False),
+        (["08:00-18:00"], "17:59", True),
+        (["08:00-18:00"], "18:00", False),
+        (["22:30-06:15"], "22:29", False),
+        (["22:30-06:15"], "22:30", True),
+        (["22:30-06:15"], "00:00", True),
+        (["22:30-06:15"], "06:14", True),
+        (["22:30-06:15"], "06:15", False),
+        (["08:00-09:00", "10:00-11:00"], "10:30", True),
+        (["08:00-09:00", "10:00-11:00"], "09:30", False),
+        (["08:00-08:00"], "03:00", True),
+    ],
+)
+def test_hours_of_use(allow: list[str], at: str, expected: bool) -> None:
+    assert in_hours(allow, datetime.fromisoformat(f"2026-05-05T{at}:30")) is expected
+
+
+# What is kept and told.
+
+
+async def test_events_of_a_card_are_kept_and_shown(rig: Desk) -> None:
+    await rig.service.gpus.quarantine("0", "it smells")
+    await rig.service.gpus.lend("1", 60)
+    await until(lambda: rig.server("gpu0").state is ServerState.QUARANTINED)
+    rig.watch.history.flush()
+    every = await rig.service.gpus.events(None, 10)
+    assert [(event.uuid, event.kind) for event in every] == [("GPU-0", "quarantine"), ("GPU-1", "lend")]
+    assert [event.kind for event in await rig.service.gpus.events("1", 10)] == ["lend"]
+    assert [event.text for event in (await rig.service.gpus.one("0")).events] == [every[0].text]
+
+
+async def test_a_quarantine_is_written_down_at_once_and_records_when_they_change(
+    rig: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[float] = []
+    real = History.flush
+
+    def flush(history: History) -> None:
+        flushed.append(time.monotonic())
+        real(history)
+
+    monkeypatch.setattr(History, "flush", flush)
+    rig.policy.monitor.identities([Identity("GPU-0", "Test", 0, serial="1320")])
+    await until(lambda: not rig.policy.monitor.dirty)
+    assert "1320" in (rig.work.layout.work / "gpus.json").read_text()
+    assert flushed == []
+    await rig.service.gpus.quarantine("0", "it smells")
+    await until(lambda: flushed)
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+    assert len(flushed) == 1  # the others wait for the minute
+
+
+async def test_a_card_shows_its_readings_its_servers_and_who_shares_it(rig: Desk) -> None:
+    rig.read(gpu1={"clock_reasons": 0})
+    rig.server("gpu0").shared_with = "pid 7 (python)"
+    first, second = rig.service.gpus.all().gpus
+    assert (first.uuid, first.servers, first.shared_with) == ("GPU-0", ["gpu0"], "pid 7 (python)")
+    assert (first.utilisation_percent, first.temp_c, first.slowed, second.slowed) == (90, 60, None, False)
+    assert (first.health, first.slot, second.shared_with) == ("ok", "00000000:01:00.0", "")
+    rig.probe.host_trouble = ("driver", "The driver was updated.")
+    trouble = rig.service.gpus.all().host
+    assert trouble is not None and (trouble.code, trouble.message) == ("driver", "The driver was updated.")
+
+
+async def test_findings_of_a_card_are_shown_with_their_limits(rig: Desk) -> None:
+    for _ in range(3):
+        rig.read(gpu1={"trouble": "lost"})
+    details = await rig.service.gpus.one("1")
+    assert [finding.signal for finding in details.findings] == ["lost"]
+    assert details.quarantine is not None and details.quarantine.by == "rules"
+    assert [finding.signal for finding in details.quarantine.findings] == ["lost"]
+    assert details.action
+    assert (await rig.service.gpus.one("0")).findings == []
+
+
+# The load of a card.
+
+
+async def test_the_load_of_a_server_is_that_of_its_busiest_card_as_long_as_all_is_known(rig: Desk) -> None:
+    def load(**readings: Any) -> int | None:
+        rig.probe.readings = {
+            f"GPU-{name[-1]}": Reading(f"GPU-{name[-1]}", time.time() - age_s, percent)
+            for name, (percent, age_s) in readings.items()
+        }
+        return rig.watch.utilisation("gpu0")
+
+    assert load(gpu0=(40, 0), gpu1=(90, 0)) == 40
+    assert load(gpu1=(90, 0)) is None
+    assert load(gpu0=(40, 60)) is None  # told too long ago
+    assert load(gpu0=(None, 0)) is None
+    rig.server("gpu0").gpu_label = "GPU-0,GPU-1"
+    assert load(gpu0=(40, 0), gpu1=(90, 0)) == 90
+    assert load(gpu0=(40, 0), gpu1=(90, 60)) is None
+
+
+# Records in two places.
+
+
+def test_records_are_kept_although_one_of_their_places_refuses(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    facts = DictFacts()
+    GpuRecords(tmp_path / "absent" / "gpus.json", facts).set("gpu/0", "record")
+    assert facts == {"gpu/0": "record"} and "gpu_records_not_kept" in caplog.text
+
+
+def test_the_index_goes_before_the_file_and_the_file_before_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "gpus.json"
+    first = GpuRecords(path, DictFacts())
+    first.set("gpu/0", "old")
+    first.set("gpu/1", "one")
+    first.set("other", "no card")
+    again = GpuRecords(path, DictFacts({"gpu/0": "new"}))
+    assert again.starting_with("gpu/") == {"gpu/0": "new", "gpu/1": "one"}
+
+
+def test_a_file_of_records_that_cannot_be_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "gpus.json").write_text("{torn")
+    assert GpuRecords(tmp_path / "gpus.json", DictFacts({"gpu/0": "x"})).starting_with("gpu/") == {"gpu/0": "x"}
+    assert "gpu_records_unreadable" in caplog.text
+    caplog.clear()
+    assert GpuRecords(tmp_path / "none.json", DictFacts()).starting_with("") == {}
+    assert caplog.text == ""

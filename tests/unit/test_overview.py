@@ -1,0 +1,204 @@
+"""The state of the daemon in one document, and in one word with its reasons."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_support import until
+from operations_support import Desk, desk
+
+from obatchd.client import runtime
+from obatchd.control.auth import Caller
+from obatchd.documents.models import PullProgress
+from obatchd.documents.status import LoadedModel
+from obatchd.operations import overview as module
+from obatchd.servers.states import ServerState
+from obatchd.spool.drop import Blocked
+
+ADMIN, ALICE, BOB = Caller(0, True), Caller(1000, False), Caller(1001, False)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    async with desk(monkeypatch, tmp_path) as made:
+        yield made
+
+
+def state(rig: Desk, caller: Caller = ADMIN) -> tuple[str, list[str]]:
+    status = rig.service.status(caller)
+    return status.state, status.reasons
+
+
+async def test_a_daemon_without_trouble_runs(rig: Desk) -> None:
+    status = rig.service.status(ADMIN)
+    assert (status.state, status.reasons, status.pid) == ("running", [], os.getpid())
+    assert status.spool == str(rig.work.layout.root)
+    assert [server.id for server in status.servers] == ["gpu0", "gpu1"]
+    assert (status.gpus.state, status.gpus.pid, status.notices) == ("ok", 17, [])
+    assert status.disk.free_bytes > 0 and not status.disk.low
+
+
+async def test_jobs_and_requests_are_counted(rig: Desk) -> None:
+    first, second = await rig.take("a", "b", "c"), await rig.take("d", owner=1001)
+    await rig.answer(first, 1)
+    await until(lambda: len(rig.held()) == 3)
+    queue = rig.service.status(ADMIN).queue
+    assert (queue.jobs, queue.total, queue.finished) == (2, 4, 1)
+    assert queue.requests_per_s == pytest.approx(first.requests_per_s(), abs=0.01)
+    assert rig.engine.queue.total() == queue.requests
+    assert [job.job for job in rig.service.status(ADMIN).jobs] == [first.row.job, second.row.job]
+    assert [job.job for job in rig.service.status(BOB).jobs] == [second.row.job]
+
+
+async def test_no_more_jobs_are_shown_than_anybody_reads(rig: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STATUS_JOBS", 1)
+    first, _ = await rig.take("a"), await rig.take("b")
+    assert [job.job for job in rig.service.status(ADMIN).jobs] == [first.row.job]
+
+
+async def test_drops_that_wait_are_shown_to_their_owners(rig: Desk) -> None:
+    rig.engine.intake.report.blocked = [Blocked("a.jsonl", "too many", 1000), Blocked("b.jsonl", "too many", 1001)]
+    rig.engine.intake.report.settling, rig.engine.intake.refused = 3, 2
+    inbox = rig.service.status(ALICE).inbox
+    assert [(drop.name, drop.reason) for drop in inbox.blocked] == [("a.jsonl", "too many")]
+    assert (inbox.settling, inbox.refused) == (3, 2)
+    assert len(rig.service.status(ADMIN).inbox.blocked) == 2
+
+
+async def test_downloads_are_shown(rig: Desk) -> None:
+    rig.store.pulls["large"] = PullProgress("large", "gpu0", "pulling", 1, 3)
+    [pull] = rig.service.status(ADMIN).pulls
+    assert (pull.model, pull.status, pull.completed_bytes, pull.total_bytes) == ("large", "pulling", 1, 3)
+
+
+# In one word.
+
+
+async def test_trouble_degrades_with_its_reason(rig: Desk) -> None:
+    rig.work.conditions.report("disk", "it is full")
+    assert state(rig) == ("degraded", ["it is full"])
+    rig.work.conditions.report("disk", "")
+    rig.engine.intake.report.problem = "the inbox is gone"
+    assert state(rig) == ("degraded", ["the inbox is gone"])
+
+
+async def test_trouble_of_one_job_concerns_its_owner(rig: Desk) -> None:
+    live = await rig.take("a")
+    rig.work.conditions.report_job(live.key, "its input cannot be read")
+    rig.work.conditions.report_job(99, "of a job that is gone")
+    assert state(rig, ALICE) == ("degraded", ["its input cannot be read"])
+    assert state(rig, BOB) == ("running", [])
+
+
+async def test_probe_and_host_are_reasons(rig: Desk) -> None:
+    rig.probe.state, rig.probe.message = "unknown", "The probe hangs."
+    assert state(rig) == ("degraded", ["The probe hangs."])
+    rig.probe.state, rig.probe.host_trouble = "ok", ("driver", "The driver was updated.")
+    assert state(rig) == ("degraded", ["The driver was updated."])
+    rig.probe.state, rig.probe.host_trouble = "absent", ("", "")
+    assert state(rig) == ("running", [])
+
+
+async def test_a_server_that_is_down_or_waits_is_a_reason(rig: Desk) -> None:
+    server = rig.server("gpu1")
+    server.state, server.reason = ServerState.BACKOFF, "it died"
+    assert state(rig) == ("degraded", ["server gpu1 is backoff: it died"])
+    server.state = ServerState.READY
+    server.shared_with = "pid 7 (python)"
+    assert state(rig) == ("running", [])
+    server.hold("shared", server.shared_with)
+    assert state(rig) == ("degraded", ["server gpu1 waits: pid 7 (python)"])
+    servers = dict(rig.fleet.servers)
+    rig.fleet.servers.clear()
+    assert state(rig) == ("degraded", ["there is no server"])
+    rig.fleet.servers.update(servers)
+
+
+async def test_a_drain_is_over_when_nothing_is_at_a_server_any_more(rig: Desk) -> None:
+    live = await rig.take("a")
+    await rig.begun(live)
+    assert (await rig.service.drain()).state == "draining"
+    await rig.answer(live)
+    assert state(rig)[0] == "drained"
+    assert (await rig.service.undrain()).state == "running"
+    assert rig.work.holds.reasons == frozenset()
+
+
+async def test_a_daemon_that_stops_says_so_before_all_else(rig: Desk) -> None:
+    await rig.service.drain()
+    rig.work.holds.hold("stopping")
+    assert state(rig)[0] == "stopping"
+
+
+async def test_a_pause_is_no_trouble_and_a_quarantine_of_all_says_what_to_do(rig: Desk) -> None:
+    await rig.service.pause(ADMIN, None)
+    assert state(rig) == ("paused", [])
+    await rig.service.resume(ADMIN, None)
+    for name in ("0", "1"):
+        await rig.service.gpus.quarantine(name, "for a test")
+    await until(lambda: "quarantine" in rig.work.holds.reasons)
+    word, reasons = state(rig)
+    assert word == "paused" and reasons[0].startswith("every GPU is in quarantine: requests wait")
+    assert reasons[1].startswith("server gpu0 is quarantined: ")
+
+
+# Servers.
+
+
+async def test_a_server_is_shown_with_its_work_and_its_gpu(rig: Desk) -> None:
+    live = await rig.take("a", "b")
+    await rig.begun(live, 1)
+    rig.read(gpu0={"memory_used_bytes": 7, "memory_total_bytes": 9, "power_w": 300.0})
+    link = rig.engine.dispatcher.links["gpu0"]
+    link.watchdog["slow"] = 2
+    shown, idle = rig.service.status(ADMIN).servers
+    assert (shown.kind, shown.state, shown.pid, shown.worker_pid) == ("managed", "ready", 4711, 4711)
+    assert (shown.in_flight, shown.offered, shown.slots, shown.loaded) == (1, 2, 8, LoadedModel("small", 8192))
+    assert (shown.watchdog, shown.restarts, shown.requests_done) == ({"slow": 2}, 0, 0)
+    gpu = shown.gpu
+    assert gpu is not None and shown.gpus == [gpu]
+    assert (gpu.uuid, gpu.utilisation_percent, gpu.memory_used_bytes) == ("GPU-0", 90, 7)
+    assert (gpu.memory_total_bytes, gpu.temp_c, gpu.power_w) == (9, 60, 300.0)
+    assert (idle.loaded, idle.in_flight) == (None, 0)
+    await rig.answer(live)
+    done = rig.service.status(ADMIN).servers[0]
+    assert done.requests_done == 2 and done.tokens_per_s == pytest.approx(link.tokens_per_s(), abs=0.1)
+    assert done.tokens_per_s > 0
+
+
+async def test_a_server_that_dispatch_does_not_know_yet_is_shown_idle(rig: Desk) -> None:
+    links = rig.engine.dispatcher.links
+    link = links.pop("gpu1")
+    shown = rig.service.status(ADMIN).servers[1]
+    assert (shown.in_flight, shown.offered, shown.tokens_per_s, shown.watchdog) == (0, 0, 0.0, {})
+    assert shown.worker_pid is None
+    links["gpu1"] = link
+    rig.server("gpu1").loading = rig.server("gpu0").loaded
+
+
+async def test_a_server_on_several_gpus_has_no_single_one(rig: Desk) -> None:
+    rig.server("gpu0").gpus = tuple(rig.gpus)
+    shown = rig.service.status(ADMIN).servers[0]
+    assert shown.gpu is None and [gpu.uuid for gpu in shown.gpus] == ["GPU-0", "GPU-1"]
+    rig.server("gpu0").gpus = (rig.gpus[0],)
+
+
+@pytest.mark.parametrize(("mode", "ports", "notices"), [("personal", {}, 0), ("service", {}, 1),
+                                                        ("service", {"first": 20000, "last": 20000}, 0),
+                                                        ("service", {"first": 20001, "last": 20009}, 1)])  # fmt: skip
+async def test_ports_that_every_user_reaches_are_noticed_on_a_shared_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, ports: dict[str, int], notices: int
+) -> None:
+    def shut(record: Any = None) -> range:
+        return range(ports["first"], ports["last"] + 1) if ports else range(0)
+
+    monkeypatch.setattr(module, "guarded_ports", shut)
+    assert runtime.guarded_ports(tmp_path / "none") == range(0)
+    async with desk(monkeypatch, tmp_path, access={"mode": mode}) as rig:
+        rig.fleet.notices.append("a notice of the fleet")
+        found = rig.service.status(ADMIN).notices
+    assert len(found) == 1 + notices and found[0] == "a notice of the fleet"

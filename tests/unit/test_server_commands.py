@@ -1,0 +1,103 @@
+"""Commands of administrators to servers and to the models in their stores."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from engine_support import until
+from operations_support import Desk, desk
+
+from obatchd.dispatch.protocol import GiveUp
+from obatchd.documents.answers import Removed
+from obatchd.errors import ControlError, NotFoundError
+from obatchd.ollama import faults
+from obatchd.operations import servers as module
+from obatchd.servers.model_info import ModelInfo
+
+
+@pytest.fixture
+async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
+    async with desk(monkeypatch, tmp_path) as made:
+        yield made
+
+
+async def test_a_server_is_drained_and_resumed(rig: Desk) -> None:
+    drained = await rig.service.server_action("gpu0", "drain")
+    assert (drained.state, drained.reason) == ("draining", "asked by the operator")
+    assert (await rig.service.server_action("gpu0", "resume")).state == "ready"
+    assert rig.server("gpu1").ready
+
+
+async def test_a_drain_that_lasts_is_answered_before_it_is_done(rig: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ACTION_S", 0.01)
+    live = await rig.take("a")
+    await rig.begun(live)
+    answered = await rig.service.server_action("gpu0", "drain")
+    assert (answered.state, answered.in_flight) == ("draining", 1)
+    await rig.answer(live)
+    assert (await rig.published(live))["succeeded"] == 1
+
+
+async def test_a_restart_moves_the_requests_and_ends_a_drain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with desk(monkeypatch, tmp_path, servers={"drain_s": 0}) as rig:
+        live = await rig.take("a")
+        await rig.begun(live)
+        worker = rig.worker("gpu0")
+        restarting = asyncio.create_task(rig.service.server_action("gpu0", "restart"))
+        await until(lambda: any(isinstance(message, GiveUp) for message in worker.sent))
+        worker.end((live.key, 1), faults.withdrawn("its server is restarted"))
+        shown = await restarting
+        assert (shown.state, shown.pid, rig.server("gpu0").holds) == ("ready", 4711, {})
+        assert shown.reason == "resumed" and not shown.watchdog
+        await rig.answer(live)
+        assert (await rig.published(live))["succeeded"] == 1
+
+
+async def test_a_server_that_dispatch_does_not_know_is_restarted_too(rig: Desk) -> None:
+    rig.engine.dispatcher.links.pop("gpu1")
+    assert (await rig.service.server_action("gpu1", "restart")).state == "ready"
+
+
+async def test_an_unknown_server_is_told_with_those_there_are(rig: Desk) -> None:
+    with pytest.raises(NotFoundError, match="no server gpu9; there are: gpu0, gpu1"):
+        await rig.service.server_action("gpu9", "drain")
+
+
+async def test_the_log_of_a_managed_server_is_read_and_that_of_another_host_is_there(rig: Desk) -> None:
+    server = rig.server("gpu0")
+    server.log_file.parent.mkdir(parents=True)
+    server.log_file.write_text("one\ntwo\nthree\n")
+    assert [line.strip() async for line in rig.service.server_log("gpu0", 2, False)] == ["two", "three"]
+    rig.fleet.servers["far"] = SimpleNamespace(id="far")
+    with pytest.raises(ControlError, match="on its own host") as remote:
+        await anext(rig.service.server_log("far", 2, False))
+    del rig.fleet.servers["far"]
+    assert remote.value.code == "remote"
+
+
+async def test_models_are_listed_pulled_and_removed(rig: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def listed() -> list[ModelInfo]:
+        return [ModelInfo("small:latest", "sha", "Q4", "1B", 0, [], 5)]
+
+    monkeypatch.setattr(rig.store, "list_models", listed)
+    [entry] = await rig.service.models()
+    assert (entry.model, entry.name, entry.digest, entry.size_bytes) == ("small:latest", "small:latest", "sha", 5)
+    assert [step.completed_bytes async for step in rig.service.pull_model("large")] == [1, 2, 3]
+    assert await rig.service.remove_model("large") == Removed("large")
+    assert rig.store.removed == ["large"]
+
+
+async def test_a_download_that_nobody_waits_for_any_more_is_left_in_order(rig: Desk) -> None:
+    steps = rig.service.pull_model("large")
+    await anext(steps)
+    await steps.aclose()  # type: ignore[attr-defined]
+    assert rig.store.given_up == 1
+
+
+async def test_the_configuration_is_read_again_by_whoever_can(rig: Desk) -> None:
+    answer = await rig.service.reload()
+    assert rig.reloads == 1 and answer == await rig.service.reload()
