@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 from dispatch_support import BAD_REQUEST, CRASH, REFUSED, SERVER, SMALL, FakeWorker, Port, Rig, settle
+from settings_support import reload
 
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import link as link_module
 from obatchd.dispatch import outcomes as consequences_module
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import INTERRUPTED, CrashListener
+from obatchd.dispatch.outcomes import Suspicion
 from obatchd.jobs.model import Profile
 from obatchd.ollama import faults
 
@@ -424,3 +426,132 @@ async def test_a_fast_server_is_offered_more(make: Make) -> None:
     rig.link("gpu0").mean_s = link_module._FAST_ANSWER_S / 2
     await rig.add(1, 100)
     assert len(rig.link("gpu0").offers) == link_module._FAST_CREDIT * 2
+
+
+async def test_new_timeouts_are_told_to_every_worker_once(make: Make) -> None:
+    rig = await make(servers=2)
+    reload(rig.settings, "dispatch.stall_s", 77)
+    for _ in range(2):
+        rig.dispatcher.settings_changed()
+    for name in ("gpu0", "gpu1"):
+        told = [message.stall_s for message in rig.worker(name).sent if isinstance(message, protocol.Configure)]
+        assert (told[-1], told.count(77)) == (77, 1)
+
+
+async def test_a_worker_is_told_of_a_job_once_and_when_it_is_over(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 2)
+    worker = rig.worker("gpu0")
+    worker.end((1, 1))
+    worker.end((1, 2))
+    await rig.add(1, 1)
+    assert [message.job for message in worker.sent if isinstance(message, protocol.JobContext)] == [1]
+    worker.end((1, 3))
+    for _ in range(2):
+        rig.dispatcher.forget_job(1)
+    assert [message.job for message in worker.sent if isinstance(message, protocol.Forget)] == [1]
+    await rig.add(1, 1)
+    assert [message.job for message in worker.sent if isinstance(message, protocol.JobContext)] == [1, 1]
+
+
+async def test_suspicions_of_an_earlier_run_hold_until_the_job_is_over(make: Make) -> None:
+    rig = await make(slots=2)
+    rig.dispatcher.suspect(1, {1: Suspicion(crashes=2), 2: Suspicion()})
+    assert rig.dispatcher.suspicion == {(1, 1): Suspicion(crashes=2)}
+    rig.dispatcher.forget_job(1)
+    assert rig.dispatcher.suspicion == {}
+
+
+async def test_progress_of_a_worker_speaks_for_its_server(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    link, told = rig.link("gpu0"), []
+    link.server.progress = lambda: told.append(1)  # type: ignore[method-assign]
+    link.token_s = 0.0
+    rig.worker("gpu0").tell(protocol.Progress(0, 1, 5.0))
+    assert (link.token_s, told) == (0.0, [])
+    rig.worker("gpu0").tell(protocol.Progress(7, 1, 0.0))
+    assert link.token_s > 0 and told == [1]
+
+
+async def test_messages_about_requests_that_are_gone_are_ignored(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    rig.worker("gpu0").tell(protocol.Started([(9, 9)]))
+    rig.worker("gpu0").tell(protocol.Returned([(9, 9)]))
+    await settle()
+    assert list(rig.link("gpu0").offers) == [(1, 1)] and rig.dispatcher.in_flight() == {}
+
+
+async def test_attempts_that_run_are_given_to_be_remembered_once(make: Make) -> None:
+    rig = await make(slots=2)
+    await rig.add(1, 3)
+    rig.worker("gpu0").begin((1, 2))
+    [started] = rig.dispatcher.unrecorded_starts()
+    assert (started.job, started.line, started.attempt, started.server, started.fault) == (1, 2, 1, "gpu0", "")
+    assert rig.dispatcher.unrecorded_starts() == []
+    assert rig.dispatcher.busy()
+
+
+async def test_a_server_that_is_emptied_gets_nothing_until_it_is_released(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 2)
+    worker, link = rig.worker("gpu0"), rig.link("gpu0")
+    worker.begin((1, 1), (1, 2))
+    assert not await rig.dispatcher.empty(link, 0.01)
+    worker.end_all([(1, 1), (1, 2)])
+    assert await rig.dispatcher.empty(link, 5)
+    await rig.add(2, 1)
+    assert worker.held == {} and not rig.dispatcher.busy()
+    rig.dispatcher.release(link)
+    await settle()
+    assert list(worker.held) == [(2, 1)]
+
+
+async def test_a_server_that_is_vacated_while_idle_is_asked_nothing(make: Make) -> None:
+    rig = await make()
+    await rig.dispatcher.vacate(rig.link("gpu0"), 0.0, "its server is restarted")
+    assert not any(isinstance(message, protocol.GiveUp) for message in rig.worker("gpu0").sent)
+
+
+async def test_a_request_that_took_too_long_in_all_is_not_tried_again(make: Make) -> None:
+    rig = await make(request_total_s=10, request_timeout_s=4, max_attempts=9)
+    await rig.add(1, 1)
+    worker = rig.worker("gpu0")
+    for took_s in (4, 3):
+        worker.end((1, 1), SERVER, took_s=took_s)
+        await settle()
+    assert [item.limit_s for item in worker.held.values()] == [pytest.approx(3.0)]
+    assert rig.finished == []
+    worker.end((1, 1), SERVER, took_s=3)
+    [finished] = rig.finished
+    record = json.loads(finished.record)
+    assert (finished.succeeded, record["code"]) == (False, "timeout")
+    assert "the attempts took 10 s in all" in record["message"] and "the last one, on gpu0" in record["message"]
+
+
+async def test_one_suspect_at_a_time_is_given_a_server_of_its_own(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consequences_module, "_ONE_CRASH_S", 0.0)
+    rig = await make(servers=2, slots=2)
+    await rig.add(1, 2)
+    for _ in range(2):
+        for name in ("gpu0", "gpu1"):
+            held = list(rig.worker(name).held)
+            if held:
+                rig.worker(name).begin(*held)
+                rig.worker(name).end_all(held, CRASH)
+        for link in rig.dispatcher.links.values():
+            link.held_until_s = 0.0
+        rig.dispatcher.wake()
+        await settle()
+    assert sorted(len(rig.worker(name).held) for name in ("gpu0", "gpu1")) == [0, 1]
+    assert rig.queue.has_suspects(SMALL)
+
+
+async def test_nothing_is_lost_that_is_offered_while_a_worker_is_gone(make: Make) -> None:
+    rig = await make()
+    rig.worker("gpu0").die()
+    await settle()
+    await rig.add(1, 1)
+    await settle()
+    assert list(rig.worker("gpu0").held) == [(1, 1)]

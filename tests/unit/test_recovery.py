@@ -11,6 +11,7 @@ from dispatch_support import SMALL, Port, Rig, settle
 from task_support import Failures
 
 from obatchd.dispatch import recovery
+from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.dispatch.recovery import Watchdog
 from obatchd.dispatch.watchdog import TimedAnswer
@@ -201,3 +202,93 @@ async def test_a_model_outside_the_vram_means_a_restart(make: Make) -> None:
     watched.server.outside_vram = "only 0.0 of 2.0 GiB of the model are in VRAM"
     await watched.until_did("broken")
     assert (watched.link.watchdog["cpu_fallback"], watched.gave_up) == (1, ["server_hung"])
+
+
+async def test_what_hinders_a_remedy_ends_neither_it_nor_the_watch(make: Make) -> None:
+    watched = await make(**IDLE)
+    watched.server.no_token = ServerError("the model is gone", code="model_not_found")
+    await watched.until_did("one_token", "one_token")  # it answered, though not with a token
+    assert watched.link.watchdog["restart"] == 0 and watched.server.ready
+
+
+@pytest.mark.parametrize("error", [ServerError("it is restarting", code="not_ready"), KeyError("a mistake of ours")])
+async def test_a_remedy_that_fails_is_tried_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = await make(vram_s=0.02)
+    asked = 0
+
+    async def fallen_back() -> str:
+        nonlocal asked
+        asked += 1
+        raise error
+
+    monkeypatch.setattr(watched.server, "fallen_back", fallen_back)
+    async with asyncio.timeout(20):
+        while asked < 2:
+            await asyncio.sleep(0.005)
+    assert ("watchdog_hindered" if isinstance(error, ServerError) else "watchdog_failed") in caplog.text
+    assert watched.link.watchdog["restart"] == 0
+
+
+async def test_a_server_is_condemned_only_by_others_that_do_the_same_work_well(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = await make(**IDLE, repeats=1)
+    drained: list[str] = []
+
+    async def drain(reason: str) -> bool:
+        drained.append(reason)
+        return True
+
+    monkeypatch.setattr(watched.server, "drain", drain)
+    watched.server.no_token = ServerError("no answer", code="timeout")
+    await watched.until_did("one_token", "broken")
+    await settle()
+    assert drained == [] and watched.link.watchdog["drained"] == 0, "there is no other one"
+    other = Link(Port("gpu1", loaded=SMALL), watched.rig.settings)
+    watched.rig.dispatcher.links["gpu1"] = other
+    watched.server.is_ready = True
+    async with asyncio.timeout(20):
+        while not drained:
+            await asyncio.sleep(0.005)
+    assert "restarted 1 times because it was gpu_idle" in drained[0]
+    assert watched.link.watchdog["drained"] == 1
+    del watched.rig.dispatcher.links["gpu1"]
+
+
+async def test_restarts_long_ago_condemn_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = await make(**IDLE, repeats=2, window_s=0.001)
+    monkeypatch.setattr(watched.server, "drain", None)
+    watched.rig.dispatcher.links["gpu1"] = Link(Port("gpu1", loaded=SMALL), watched.rig.settings)
+    watched.server.no_token = ServerError("no answer", code="timeout")
+    for count in (1, 2, 3):
+        async with asyncio.timeout(20):
+            while watched.link.watchdog["restart"] < count:
+                await asyncio.sleep(0.002)
+        watched.server.is_ready = True
+    assert watched.link.watchdog["drained"] == 0
+    del watched.rig.dispatcher.links["gpu1"]
+
+
+async def test_a_server_that_is_loading_is_not_looked_at(make: Make) -> None:
+    watched = await make(vram_s=0.02)
+    watched.server.outside_vram = "it is outside"
+    watched.server.loading = SMALL
+    for _ in range(8):
+        await asyncio.sleep(0.01)
+    assert watched.server.did == []
+    watched.server.loading = None
+    await watched.until_did("broken")
+
+
+async def test_a_slow_server_that_does_not_become_empty_keeps_its_model(make: Make) -> None:
+    watched = await make(slow_s=5, drain_s=0.02)
+    watched.answer(10)
+    watched.answer(30, rate=2)
+    async with asyncio.timeout(20):
+        while not watched.link.watchdog["slow"]:
+            await asyncio.sleep(0.005)
+        while watched.link.held_until_s:
+            await asyncio.sleep(0.005)
+    assert watched.server.did == []

@@ -6,7 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from aiohttp import web
 
 from obatchd import child
 from obatchd.child import Channel
+from obatchd.context.model import Context, encode_context
 from obatchd.daemon.process import PRELOADED
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import Cancel, Configure, GiveUp, JobContext, Offer, OfferItem, Recall, ToMain
@@ -62,14 +63,20 @@ class Server:
         self.go = asyncio.Event()
         self.asked = 0
         self.url = ""
+        self.bodies: list[dict[str, Any]] = []
+        self.content, self.thinking = "yes", ""
+        self.tool_calls: list[dict[str, Any]] = []
 
     async def chat(self, request: web.Request) -> web.Response:
         body = json.loads(await request.read())
+        self.bodies.append(body)
         self.asked += 1
         await self.go.wait()
         if request.path == "/api/embed":
             return web.json_response({"embeddings": [[1.5] for _ in body["input"]], "prompt_eval_count": 1})
-        return web.Response(body=ANSWER)
+        message = {"content": self.content, "thinking": self.thinking, "tool_calls": self.tool_calls}
+        given = {name: value for name, value in message.items() if value}
+        return web.Response(body=json.dumps({"message": given, "done": True, "done_reason": "stop"}).encode() + b"\n")
 
 
 @asynccontextmanager
@@ -293,6 +300,111 @@ async def test_a_defect_in_a_call_for_vectors_loses_none_of_its_requests(server:
     wire.feed(configure(server.url, slots=1), offer(9, 1, 2, 3, raw=VECTOR))  # job 9 was never described
     await wire.until(lambda: len(wire.results()) == 3)
     assert {result.code for result in wire.results().values()} == {"worker_defect"}
+
+
+# What is asked, and what is recorded of it.
+
+
+async def recorded(
+    server: Server, wire: Wire, request: dict[str, Any], *, capabilities: Sequence[str] = (), prepared: bytes = b""
+) -> tuple[protocol.ResultItem, dict[str, Any]]:
+    """The result of one request, and its record."""
+    server.go.set()
+    item = OfferItem(1, 1, 1, json.dumps(request).encode(), [], None, prepared)
+    wire.feed(configure(server.url), CONTEXT, Offer("tiny", {}, [item], list(capabilities)))
+    await wire.until(wire.results)
+    result = wire.results()[1, 1]
+    return result, json.loads(result.record)
+
+
+async def test_sources_are_put_into_the_prompt_and_recorded(server: Server, wire: Wire) -> None:
+    prepared = encode_context(Context("the text, and why?", [{"url": "http://192.0.2.1/"}], False))
+    result, record = await recorded(server, wire, {"prompt": "why?", "urls": ["x"]}, prepared=prepared)
+    assert result.succeeded and record["sources"] == [{"url": "http://192.0.2.1/"}]
+    assert server.bodies[0]["messages"][-1]["content"] == "the text, and why?"
+
+
+@pytest.mark.parametrize("named", [{"urls": ["http://192.0.2.1/"]}, {"files": ["a.txt"]}])
+async def test_a_request_whose_sources_nobody_fetched_fails(server: Server, wire: Wire, named: dict[str, Any]) -> None:
+    result, _ = await recorded(server, wire, {"prompt": "why?", **named})
+    assert (result.succeeded, result.code, server.asked) == (False, faults.sources_off().code, 0)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "asked"), [(["completion"], 0), (["completion", "vision"], 1), ([], 1)], ids=["no", "yes", "?"]
+)
+async def test_a_model_that_cannot_see_gets_no_images(
+    server: Server, wire: Wire, capabilities: list[str], asked: int
+) -> None:
+    image = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    result, _ = await recorded(server, wire, {"prompt": "what?", "images": [image]}, capabilities=capabilities)
+    assert (result.succeeded, server.asked) == (bool(asked), asked)
+    assert result.code == ("" if asked else faults.no_vision("tiny").code)
+
+
+async def test_an_answer_that_must_be_json_is_checked(server: Server, wire: Wire) -> None:
+    server.content = '{"a": 1}'
+    result, record = await recorded(server, wire, {"prompt": "what?", "format": "json"})
+    assert (result.succeeded, record["data"]) == (True, {"a": 1})
+
+
+async def test_a_model_that_asks_for_a_tool_need_not_answer_in_json(server: Server, wire: Wire) -> None:
+    server.tool_calls = [{"function": {"name": "f", "arguments": {"x": 1}}}]
+    body = {
+        "model": "tiny", "messages": [{"role": "user", "content": "what?"}], "response_format": {"type": "json_object"},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    }  # fmt: skip
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    result, record = await recorded(server, wire, request)
+    assert result.succeeded and record["tool_calls"] == server.tool_calls
+    assert record["url"] == "/v1/chat/completions"
+
+
+async def test_what_a_request_asked_for_in_vain_is_noted(server: Server, wire: Wire) -> None:
+    _, record = await recorded(server, wire, {"prompt": "what?", "keep_alive": "5m", "format": "json"})
+    assert record["notes"] == ["keep_alive is left out: the daemon keeps models loaded"]
+
+
+async def test_a_vector_has_no_speed_and_an_answer_its_reasoning(server: Server, wire: Wire) -> None:
+    server.thinking = "hm"
+    _, record = await recorded(server, wire, {"prompt": "why?"})
+    assert (record["think"], record["response"], record["truncated"]) == ("hm", "yes", False)
+    wire.feed(offer(1, 2, raw=VECTOR))
+    await wire.until(lambda: (1, 2) in wire.results())
+    vector = json.loads(wire.results()[1, 2].record)
+    assert vector["tokens_per_s"] is None and "response" not in vector
+
+
+async def test_a_ping_is_answered_with_the_state_of_the_work(server: Server, wire: Wire) -> None:
+    wire.feed(protocol.Ping())
+    [first] = await wire.until(lambda: [m for m in wire.sent if isinstance(m, protocol.Progress)])
+    assert (first.tokens, first.active, first.silent_s) == (0, 0, 0.0)
+    wire.feed(configure(server.url), CONTEXT, offer(1, 1))
+    await wire.until(lambda: server.asked)
+    wire.feed(protocol.Ping())
+    progress = await wire.until(lambda: [m for m in wire.sent if isinstance(m, protocol.Progress)][1:])
+    assert progress[0].active == 1 and progress[0].silent_s > 0
+    server.go.set()
+    await wire.until(wire.results)
+
+
+async def test_a_job_that_is_over_is_forgotten(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure(server.url), CONTEXT, offer(1, 1))
+    await wire.until(wire.results)
+    wire.feed(protocol.Forget(1), protocol.Forget(2), offer(1, 2))
+    await wire.until(lambda: (1, 2) in wire.results())
+    assert wire.results()[1, 2].code == "worker_defect"  # nothing is known of the job any more
+
+
+async def test_another_server_is_asked_when_the_worker_is_told_so(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure("http://127.0.0.1:1"), CONTEXT, offer(1, 1))
+    await wire.until(wire.results)
+    assert wire.results()[1, 1].fault == faults.NOBODY
+    wire.feed(configure(server.url), offer(1, 2))
+    await wire.until(lambda: (1, 2) in wire.results())
+    assert wire.results()[1, 2].succeeded
 
 
 def test_the_forkserver_imports_nothing_that_only_the_daemon_needs() -> None:
