@@ -21,7 +21,7 @@ from obatchd.gpucare import policy as module
 from obatchd.gpucare.policy import in_hours
 from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.history import History
-from obatchd.gpus.model import Identity, Reading
+from obatchd.gpus.model import Identity, Reading, SlowReading
 from obatchd.ollama import faults
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
@@ -251,8 +251,7 @@ async def test_a_quarantine_is_written_down_at_once_and_records_when_they_change
 
     monkeypatch.setattr(History, "flush", flush)
     rig.policy.monitor.identities([Identity("GPU-0", "Test", 0, serial="1320")])
-    await until(lambda: not rig.policy.monitor.dirty)
-    assert "1320" in (rig.work.layout.work / "gpus.json").read_text()
+    await until(lambda: "1320" in (rig.work.layout.work / "gpus.json").read_text())
     assert flushed == []
     await rig.service.gpus.quarantine("0", "it smells")
     await until(lambda: flushed)
@@ -280,8 +279,22 @@ async def test_findings_of_a_card_are_shown_with_their_limits(rig: Desk) -> None
     assert [finding.signal for finding in details.findings] == ["lost"]
     assert details.quarantine is not None and details.quarantine.by == "rules"
     assert [finding.signal for finding in details.quarantine.findings] == ["lost"]
-    assert details.action
+    advised = details.action
+    assert advised
+    rig.read()
+    assert (await rig.service.gpus.one("1")).action == advised  # also when the card is there again
     assert (await rig.service.gpus.one("0")).findings == []
+
+
+async def test_a_card_that_was_taken_out_by_hand_shows_what_is_found_against_it(rig: Desk) -> None:
+    monitor = rig.policy.monitor
+    monitor.slow_readings([SlowReading("GPU-0", time.time(), pcie_fatal=0)])
+    monitor.slow_readings([SlowReading("GPU-0", time.time(), pcie_fatal=1)])
+    rig.read()
+    warned = rig.service.gpus.all().gpus[0]
+    assert (warned.health, bool(warned.reason), bool(warned.action)) == ("warn", True, True)
+    shown = await rig.service.gpus.quarantine("0", "it smells")
+    assert (shown.health, shown.reason, shown.action) == ("quarantine", "it smells", warned.action)
 
 
 # The load of a card.

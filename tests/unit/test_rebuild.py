@@ -125,3 +125,11 @@ async def test_settings_of_a_job_that_cannot_be_read_any_more_are_noted_as_lost(
         [live] = rig.work.jobs.values()
         assert live.frozen.model == "small"
         assert [note for note in live.row.notes if note.startswith("the job's own settings were lost")]
+
+
+async def test_the_index_of_a_new_spool_is_not_called_rebuilt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with street(monkeypatch, tmp_path) as rig:
+        assert rig.work.store.state.is_complete
+    assert "index_rebuilt" not in caplog.text

@@ -13,10 +13,11 @@ import pytest
 from engine_support import Street, lines, records_of, street, until
 
 from obatchd.dispatch.protocol import JobContext
-from obatchd.intake.reuse import context_sha256, fingerprint
+from obatchd.intake.reuse import Reuse, context_sha256, fingerprint
 from obatchd.jobs.store import Segment
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Fault
+from obatchd.settings.job import JobSettings
 
 CONTEXT = JobContext(1, "job", "Be brief.", {"temperature": 0.5}, 100)
 BASE = {"id": "a", "prompt": "What?", "options": {"top_k": 1, "seed": 2}, "note": "x"}
@@ -167,6 +168,14 @@ async def test_an_answer_made_from_sources_is_not_copied(rig: Street, monkeypatc
         live = await rig.take("a", "b", skip_done=True)
         await until(lambda: not live.looking_back)
     assert rig.done(live) == {2}
+
+
+async def test_earlier_answers_are_copied_together(rig: Street) -> None:
+    await rig.run("a", "b", "c")
+    live = await rig.take("c", "x", "a", "b")
+    live.row.settings = JobSettings(skip_done=True)
+    batches = [batch async for batch in Reuse(rig.work, rig.models).answers(live)]
+    assert [[finished.line for finished in batch] for batch in batches] == [[3, 4, 1]]
 
 
 async def test_a_disk_that_does_not_give_earlier_answers_costs_only_time(

@@ -17,6 +17,7 @@ from obatchd.errors import ControlError, NotFoundError
 from obatchd.ollama import faults
 from obatchd.operations import servers as module
 from obatchd.servers.model_info import ModelInfo
+from obatchd.servers.states import ServerState
 
 
 @pytest.fixture
@@ -49,6 +50,8 @@ async def test_a_restart_moves_the_requests_and_ends_a_drain(tmp_path: Path, mon
         worker = rig.worker("gpu0")
         restarting = asyncio.create_task(rig.service.server_action("gpu0", "restart"))
         await until(lambda: any(isinstance(message, GiveUp) for message in worker.sent))
+        assert rig.server("gpu0").state is ServerState.DRAINING
+        assert rig.server("gpu0").reason == "is about to be restarted, asked by the operator"
         worker.end((live.key, 1), faults.withdrawn("its server is restarted"))
         shown = await restarting
         assert (shown.state, shown.pid, rig.server("gpu0").holds) == ("ready", 4711, {})
