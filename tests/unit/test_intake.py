@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from engine_support import Street, lines, street, until
 from settings_support import reload
+from spool_support import Disk
 
 from obatchd.errors import SpoolError
 from obatchd.intake import intake as module
@@ -206,6 +207,24 @@ async def test_an_inbox_that_is_gone_is_told_until_it_is_back(rig: Street) -> No
     assert rig.engine.intake.report.problem == ""
 
 
+@pytest.mark.parametrize(("count", "whole"), [(2, 0), (6, 1)])
+async def test_unpacked_requests_are_durable_before_the_index_that_refers_to_them(
+    rig: Street, monkeypatch: pytest.MonkeyPatch, count: int, whole: int
+) -> None:
+    given = [rig.accept(gzip.compress(lines(f"a{n}")), name="drop.jsonl.gz") for n in range(count)]
+    disk, real, lost = Disk(monkeypatch), Store.write_index, []
+
+    def write_index(store: Store, batches: Sequence[Any]) -> Any:
+        unpacked = [rig.work.input_of(batch.job).with_name("requests.jsonl") for batch in batches]
+        lost.extend(disk.missing(*unpacked, *(path.parent for path in unpacked)))
+        return real(store, batches)
+
+    monkeypatch.setattr(Store, "write_index", write_index)
+    await rig.engine.intake.begin(given)
+    assert lost == [] and disk.whole == whole
+    assert len(rig.work.jobs) == count
+
+
 # A disk that refuses.
 
 
@@ -304,8 +323,8 @@ async def test_a_drop_changed_beyond_reading_ends_with_what_was_read(
         rig.work.store.write_index([reader.batch(4)])
     (tmp_path / "spool/work/jobs" / row.job / "input").write_bytes(b"")
     async with street(monkeypatch, tmp_path) as rig:
-        live = rig.work.jobs[row.key]
-        await until(lambda: live.indexed)
-        assert (live.requests, live.counts["failed"]) == (5, 1)
-        [(line, _, record)] = list(rig.work.store.results(row))
-        assert (line, json.loads(record)["code"]) == (5, "input_changed")
+        summary = await rig.published(row)
+        assert (summary["requests"], summary["failed"]) == (5, 5)
+        found = {line: json.loads(record) for line, _, record in rig.work.store.results(row)}
+        assert [found[line]["code"] for line in range(1, 6)] == ["input_changed"] * 5
+        assert "cannot be read on" in found[5]["message"] and "after the drop was accepted" in found[4]["message"]
