@@ -251,7 +251,8 @@ async def test_a_quarantine_is_written_down_at_once_and_records_when_they_change
 
     monkeypatch.setattr(History, "flush", flush)
     rig.policy.monitor.identities([Identity("GPU-0", "Test", 0, serial="1320")])
-    await until(lambda: "1320" in (rig.work.layout.work / "gpus.json").read_text())
+    kept = rig.work.layout.work / "gpus.json"
+    await until(lambda: kept.exists() and "1320" in kept.read_text())
     assert flushed == []
     await rig.service.gpus.quarantine("0", "it smells")
     await until(lambda: flushed)
