@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from dispatch_support import LARGE, SMALL, FakeWorker, Port, Rig, settle
@@ -284,6 +285,22 @@ async def test_a_server_that_says_it_is_ready_and_refuses_every_load_gets_strike
         while len(gpu.strikes) < 3:
             await look(rig)
     assert set(gpu.strikes) == {"load failed: no answer"}
+
+
+async def test_a_defect_in_a_load_is_a_strike_and_the_load_is_tried_again(make: Make) -> None:
+    gpu = Port("gpu0")
+    defect: Any = KeyError("a mistake of ours")
+    gpu.refuse[SMALL] = defect
+    rig = await make(gpu)
+    await rig.add(1, 1)
+    async with asyncio.timeout(5):
+        while not gpu.strikes:
+            await look(rig)
+    assert gpu.strikes[0] == "load failed: 'a mistake of ours'" and rig.unservable == []
+    gpu.refuse.clear()
+    async with asyncio.timeout(5):
+        while not rig.worker("gpu0").held:
+            await look(rig)
 
 
 async def test_a_suspect_alone_keeps_its_profile(make: Make) -> None:
