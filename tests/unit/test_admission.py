@@ -1,4 +1,7 @@
-"""From indexed requests to the queue, and the steps that a job takes beside being answered."""
+"""From indexed requests to the queue, and the steps that a job takes beside being answered.
+
+Of :mod:`obatchd.engine.admission`, through an engine.
+"""
 
 from __future__ import annotations
 

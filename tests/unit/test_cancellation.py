@@ -1,4 +1,7 @@
-"""Jobs and lanes that are over before all their requests are answered."""
+"""Jobs and lanes that are over before all their requests are answered.
+
+Of :mod:`obatchd.delivery.cancellation`, through an engine.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What hinders from outside: dispatch is held, drops wait in the inbox, and both go on by themselves."""
+"""What hinders from outside: dispatch is held, drops wait in the inbox, and both go on by themselves.
+
+Of :mod:`obatchd.live.conditions` and :mod:`obatchd.live.disk`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What the dispatcher offers, takes back, retries and gives up, with workers that do as the test says."""
+"""What the dispatcher offers, takes back, retries and gives up, with workers that do as the test says.
+
+Of :mod:`obatchd.dispatch.dispatcher`, :mod:`obatchd.dispatch.offering` and :mod:`obatchd.dispatch.outcomes`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Commands of owners and administrators to jobs, and jobs as each of them may see them."""
+"""Commands of owners and administrators to jobs, and jobs as each of them may see them.
+
+Of :mod:`obatchd.operations.jobs` and :mod:`obatchd.operations.submissions`, through the service.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""An index that is lost is found again in segments, outboxes and inputs."""
+"""An index that is lost is found again in segments, outboxes and inputs.
+
+Of :mod:`obatchd.engine.rebuild`, through the start of an engine.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The worker against a server that does as it is told, without processes: frames in, frames out."""
+"""The worker against a server that does as it is told, without processes: frames in, frames out.
+
+Of :mod:`obatchd.dispatch.worker.worker` and :mod:`obatchd.dispatch.worker.attempts`.
+"""
 
 from __future__ import annotations
 
