@@ -109,6 +109,8 @@ class Street:
         await self.engine.stop(drain_s)
         self.work.store.close()
         assert self.failures == []
+        running = {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+        assert not {name for name in running if not name.startswith("Task-")}, "a part goes on after its end"
 
     # Drops.
 

@@ -30,7 +30,9 @@ async def test_results_are_counted_as_they_become_durable_and_the_last_one_ends_
     await rig.answer(live, 2)
     summary = await rig.published(live)
     assert (summary["succeeded"], summary["failed"], summary["response_tokens"]) == (2, 1, 10)
-    failed = [json.loads(line) for line in (live.outbox / "errors.jsonl").read_bytes().splitlines()]
+    whole = (live.outbox / "errors.jsonl").read_bytes()
+    failed = [json.loads(line) for line in whole.splitlines()]
+    assert whole.count(b'"prompt":') == 1
     assert [(record["line"], record["prompt"], record["code"]) for record in failed] == [(1, "a", "bad_request")]
 
 

@@ -68,6 +68,11 @@ async def test_gpus_are_named_by_index_uuid_or_serial_number() -> None:
             await view.one(name)
 
 
+async def test_a_whole_name_goes_before_the_beginning_of_another() -> None:
+    view = service(Bench(count=11))
+    assert [(await view.one(name)).uuid for name in ("GPU-1", "GPU-10", "1")] == ["GPU-1", "GPU-10", "GPU-1"]
+
+
 async def test_without_a_probe_nobody_is_called_well() -> None:
     bench = Bench(count=2)
     bench.read()

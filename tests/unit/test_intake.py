@@ -196,11 +196,17 @@ async def test_an_owner_with_enough_open_work_waits_in_the_inbox(rig: Street) ->
     assert not path.exists()
 
 
-async def test_an_inbox_that_is_gone_is_told_until_it_is_back(rig: Street) -> None:
+async def test_an_inbox_that_is_gone_is_told_once_and_shown_until_it_is_back(
+    rig: Street, caplog: pytest.LogCaptureFixture
+) -> None:
     inbox = rig.work.layout.inbox
     inbox.rmdir()
-    await until(lambda: rig.engine.intake.report.problem)
+    for _ in range(3):
+        before = rig.engine.intake.report
+        rig.engine.intake.settings_changed()
+        await until(lambda before=before: rig.engine.intake.report is not before)
     assert "put it back" in rig.engine.intake.report.problem
+    assert caplog.text.count("inbox_problem") == 1
     inbox.mkdir()
     drop(rig)
     await until(lambda: rig.work.jobs)

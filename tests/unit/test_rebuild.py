@@ -5,14 +5,17 @@ Of :mod:`obatchd.engine.rebuild`, through the start of an engine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from engine_support import Street, street, until
 
+from obatchd.delivery.documents import job_document
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import JobRow
+from obatchd.spool.outbox import JobOutbox
 
 
 def lose_index(spool: Path) -> None:
@@ -61,6 +64,7 @@ async def test_a_job_in_work_goes_on_with_its_results_and_its_own_settings(
     async with street(monkeypatch, tmp_path, system_message="of now") as rig:
         [live] = rig.work.jobs.values()
         assert (live.row.job, live.key, rig.done(live), live.requests) == (before.job, before.key, {2}, 3)
+        assert live.row.owner == os.geteuid()  # that of the file: nothing else says whose it was
         assert (live.frozen.model, live.frozen.options) == ("large", {"seed": 7})
         assert live.frozen.system_message == "of then"  # its segment has them
         await rig.answer(live)
@@ -68,6 +72,22 @@ async def test_a_job_in_work_goes_on_with_its_results_and_its_own_settings(
         assert (summary["succeeded"], summary["notes"]) == (3, [])
         later = await rig.take("d")  # keys go on behind the earlier ones
         assert later.key > before.key
+
+
+async def test_a_job_in_work_is_whose_its_last_status_says(
+    tmp_path: Path, spool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(monkeypatch, tmp_path) as rig:
+        live = await rig.take("a", owner=1234)
+        box = JobOutbox(live.outbox)
+        box.create()
+        box.write_status(job_document(live, 0))
+    lose_index(spool)
+    async with street(monkeypatch, tmp_path) as rig:
+        [again] = rig.work.jobs.values()
+        assert (again.row.job, again.row.owner) == (live.row.job, 1234)
+        assert again.row.accepted_s == pytest.approx(live.row.accepted_s, abs=0.01)
+        assert again.row.notes == []
 
 
 async def test_of_segments_that_are_lost_too_the_inputs_begin_anew_and_say_so(
