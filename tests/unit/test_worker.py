@@ -133,6 +133,15 @@ async def test_a_request_cancelled_in_the_moment_it_is_offered_gives_its_slot_ba
     assert {key[0] for key in wire.results()} == {2}
 
 
+async def test_a_request_is_told_to_have_begun_while_it_runs(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1, 2))
+    await wire.until(lambda: wire.started() == [(1, 1)])
+    assert wire.results() == {}
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 2)
+    assert wire.started() == [(1, 1), (1, 2)]
+
+
 async def test_what_is_given_up_ends_and_its_slot_goes_on(server: Server, wire: Wire) -> None:
     wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1))
     await wire.until(lambda: server.asked)
