@@ -153,6 +153,7 @@ class Connections:
             try:
                 await connection.ask(b"%b%d\r\n\r\n%b" % (head, len(body), body), sink)
             except asyncio.CancelledError:
+                self.lost(connection)  # its response may have come in this very moment: then it is kept already
                 connection.abort()
                 raise
         finally:

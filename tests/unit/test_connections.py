@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -156,6 +157,25 @@ async def test_cancelling_closes_the_connection(server: Scripted, connections: C
         with pytest.raises(asyncio.CancelledError):
             await asking
         await server.closed.wait()
+
+
+async def test_a_connection_cancelled_as_its_response_comes_is_not_used_again(
+    server: Scripted, connections: Connections
+) -> None:
+    class Late(Body):
+        def data(self, data: bytes) -> None:
+            task.cancel()
+
+    async def two() -> Body:
+        with contextlib.suppress(asyncio.CancelledError):
+            await connections.request("POST", "/api/chat", b"{}", Late())
+        task.uncancel()
+        return await ask(connections)  # at once, as a worker's slot goes on
+
+    server.responses = [[WHOLE], [WHOLE]]
+    task = asyncio.create_task(two())
+    assert (await task).content == b"hello"
+    assert server.connections == 2
 
 
 async def test_nobody_listens(unused_tcp_port: int) -> None:

@@ -155,6 +155,18 @@ async def test_what_is_given_up_ends_and_its_slot_goes_on(server: Server, wire: 
     assert wire.results()[1, 2].succeeded
 
 
+async def test_what_is_given_up_and_cancelled_as_its_answer_comes_has_no_result_and_its_slot_goes_on(
+    server: Server, wire: Wire
+) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1))
+    await wire.until(lambda: server.asked)
+    wire.feed(GiveUp(faults.CRASH, "server_hung", "no token"), Cancel(1))
+    server.go.set()
+    wire.feed(JobContext(2, "next", "", {}, 100), offer(2, 1))
+    await wire.until(wire.results)
+    assert [(key, result.code) for key, result in wire.results().items()] == [((2, 1), "")]
+
+
 async def test_a_limit_that_becomes_shorter_ends_what_runs_already(server: Server, wire: Wire) -> None:
     wire.feed(configure(server.url), CONTEXT, offer(1, 1))
     await wire.until(lambda: server.asked)
