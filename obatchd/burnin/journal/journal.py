@@ -9,7 +9,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -83,22 +83,22 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-def begun(records: list[Record]) -> Begun:
+def begun(records: Sequence[Record]) -> Begun:
     first = records[0]
     assert isinstance(first, Begun)  # read() has made sure
     return first
 
 
-def ended(records: list[Record]) -> Ended | None:
+def ended(records: Sequence[Record]) -> Ended | None:
     return next((record for record in reversed(records) if isinstance(record, Ended)), None)
 
 
-def prepared(records: list[Record]) -> dict[str, Prepared]:
+def prepared(records: Sequence[Record]) -> dict[str, Prepared]:
     """The latest preparation of each server."""
     return {record.server: record for record in records if isinstance(record, Prepared)}
 
 
-def loading_s(records: list[Record]) -> float | None:
+def loading_s(records: Sequence[Record]) -> float | None:
     """When the load began."""
     return next((record.at_s for record in records if isinstance(record, Loading)), None)
 

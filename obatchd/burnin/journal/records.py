@@ -56,7 +56,7 @@ class Loading(msgspec.Struct, tag="loading", frozen=True):
     at_s: float
 
 
-class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
+class Sample(msgspec.Struct, omit_defaults=True):
     """One GPU over one bucket. Means are over the readings of the bucket."""
 
     seen_s: float = 0.0  # with fresh readings

@@ -39,7 +39,6 @@ class Result(StrEnum):
     FAIL = "FAIL"
 
 
-_RANK = {result: rank for rank, result in enumerate(Result)}
 EXIT_CODES = {Result.PASS: 0, Result.PASS_LOW_STRESS: 0, Result.FAIL: 1, Result.INCONCLUSIVE: 2}
 
 
@@ -51,7 +50,6 @@ class Reason(msgspec.Struct, frozen=True):
     text: str
     action: str = ""
     at_s: float | None = None  # first seen
-    low_stress: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -64,7 +62,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def worst(results: Sequence[Result]) -> Result:
     """The result of a run as a whole; without any GPU nothing was shown."""
-    return max(results, key=lambda result: _RANK[result], default=Result.INCONCLUSIVE)
+    return max(results, key=list(Result).index, default=Result.INCONCLUSIVE)
 
 
 def judge(every: Sequence[Evidence]) -> list[Verdict]:
@@ -79,7 +77,8 @@ def _sibling(one: Evidence, other: Evidence) -> bool:
     """
     if one is other or one.prepared is None or other.prepared is None:
         return False
-    if one.with_jobs and not all(e.one_profile and (e.slots_busy_percent or 0) >= _BUSY_PERCENT for e in (one, other)):
+    busy = [e.one_profile and (e.stress.slots_busy_percent or 0) >= _BUSY_PERCENT for e in (one, other)]
+    if one.plan.with_jobs and not all(busy):
         return False
     ours, theirs = one.prepared, other.prepared
     same_load = (ours.model, ours.context_length, ours.slots) == (theirs.model, theirs.context_length, theirs.slots)
@@ -104,7 +103,7 @@ def _judge(evidence: Evidence, siblings: list[Evidence]) -> Verdict:
     elif "inconclusive" in found:
         result = Result.INCONCLUSIVE
     else:
-        result = Result.PASS_LOW_STRESS if any(reason.low_stress for reason in reasons) else Result.PASS
+        result = Result.PASS_LOW_STRESS if any(reason.signal == "low_stress" for reason in reasons) else Result.PASS
     return Verdict(result, reasons, _action(result, reasons, evidence))
 
 
@@ -149,7 +148,7 @@ def _of_canaries(evidence: Evidence) -> list[Reason]:
 
 
 def _of_speed(evidence: Evidence, siblings: list[Evidence]) -> list[Reason]:
-    limits, own = evidence.limits, evidence.speed
+    limits, own = evidence.plan.limits, evidence.speed
     # The error at the edges of the window must be small against the difference that is looked for.
     usable_percent = limits.slower_warn_percent / 2
     if own is None or own.uncertain_percent > usable_percent:
@@ -157,7 +156,7 @@ def _of_speed(evidence: Evidence, siblings: list[Evidence]) -> list[Reason]:
     others = [s.speed.tokens_per_s for s in siblings if s.speed and s.speed.uncertain_percent <= usable_percent]
     if others:
         usual, against = statistics.median(others), f"the median of {len(others)} GPUs like it"
-    elif evidence.early_speed is not None and not evidence.with_jobs:
+    elif evidence.early_speed is not None and not evidence.plan.with_jobs:
         usual, against = evidence.early_speed.tokens_per_s, "its own first hour"
     else:
         return []
@@ -174,61 +173,57 @@ def _of_speed(evidence: Evidence, siblings: list[Evidence]) -> list[Reason]:
 
 
 def _of_work(evidence: Evidence) -> list[Reason]:
-    if evidence.prepared is not None and evidence.prepared.problem and not evidence.tokens:
+    limits = evidence.plan.limits
+    if evidence.prepared is not None and evidence.prepared.problem and not evidence.work.tokens:
         return [Reason("inconclusive", "not_prepared", evidence.prepared.problem, _SOFTWARE)]
-    if not evidence.tokens:
+    if not evidence.work.tokens:
         return [Reason("inconclusive", "no_work", "no token was answered: nothing was tested", _SOFTWARE)]
-    share = 100 * evidence.loaded_s / max(evidence.asked_s, 1e-3)
-    if share < evidence.limits.least_loaded_percent:
-        text = (
-            f"under load for {share:.0f} % of the time asked for (at least {evidence.limits.least_loaded_percent:g} % "
-            "is needed)"
-        )
+    share, least = 100 * evidence.stress.loaded_s / max(evidence.asked_s, 1e-3), limits.least_loaded_percent
+    if share < least:
+        text = f"under load for {share:.0f} % of the time asked for (at least {least:g} % is needed)"
         return [Reason("inconclusive", "short_load", text, _RETEST)]
     return []
 
 
 def _of_failures(evidence: Evidence) -> list[Reason]:
-    if not evidence.failed:
+    if not evidence.work.failed:
         return []
-    text = f"{evidence.failed} of {evidence.failed + evidence.requests} requests failed"
+    text = f"{evidence.work.failed} of {evidence.work.failed + evidence.work.requests} requests failed"
     return [Reason("warn", "failed_requests", text, _SOFTWARE)]
 
 
 def _of_monitoring(evidence: Evidence) -> list[Reason]:
     if not evidence.elapsed_s:
         return []
-    share = 100 * evidence.seen_s / evidence.elapsed_s
-    if share < evidence.limits.least_seen_percent:
-        text = (
-            f"readings for only {share:.0f} % of the run (at least {evidence.limits.least_seen_percent:g} % is needed)"
-            ": what happened in the rest is not known"
-        )
-        return [Reason("inconclusive", MONITORING_LOST, text, "Look at nvidia-smi and dmesg, then run it again.")]
-    return []
+    share, least = 100 * evidence.stress.seen_s / evidence.elapsed_s, evidence.plan.limits.least_seen_percent
+    if share >= least:
+        return []
+    text = (
+        f"readings for only {share:.0f} % of the run (at least {least:g} % is needed): what happened in the rest is "
+        "not known"
+    )
+    return [Reason("inconclusive", MONITORING_LOST, text, "Look at nvidia-smi and dmesg, then run it again.")]
 
 
 def _of_stress(evidence: Evidence) -> list[Reason]:
-    limits = evidence.limits
-    found: list[tuple[str, str]] = []
-    loaded_percent = 100 * evidence.loaded_s / max(evidence.asked_s, evidence.elapsed_s)
+    limits, stress, reasons = evidence.plan.limits, evidence.stress, []
+    loaded_percent = 100 * stress.loaded_s / max(evidence.asked_s, evidence.elapsed_s)
     checks = (
-        ("loaded time", loaded_percent, limits.stress_loaded_percent, True),
-        ("utilisation", evidence.utilisation_percent, limits.stress_utilisation_percent, True),
-        ("median power", evidence.power_percent, limits.stress_power_percent, False),
+        ("loaded time", "", loaded_percent, limits.stress_loaded_percent, True),
+        ("utilisation", "", stress.utilisation_percent, limits.stress_utilisation_percent, True),
+        ("median power", " of its limit", stress.power_percent, limits.stress_power_percent, False),
     )
-    for name, value, least, accepted in checks:
-        of = " of its limit" if "power" in name else ""
-        if value is None:
-            found.append((name, f"{name} cannot be read: how hard it was loaded is not known"))
-        elif value < least:
-            words = f"{name} {value:.0f} %{of}, below {least:g} %"
-            if accepted and evidence.strict:
-                return [Reason("inconclusive", "low_stress", f"{words}, which acceptance needs", _STRESS)]
-            found.append((name, words))
-    reasons = [Reason("note", "low_stress", text, low_stress=True) for _, text in found]
-    filled = evidence.vram_percent
-    if filled is not None and filled < limits.vram_target_percent and not evidence.with_jobs:
+    for name, of, value, least, accepted in checks:
+        text = f"{name} cannot be read: how hard it was loaded is not known"
+        if value is not None:
+            text = f"{name} {value:.0f} %{of}, below {least:g} %"
+            if value >= least:
+                continue
+            if accepted and evidence.plan.strict:
+                return [Reason("inconclusive", "low_stress", f"{text}, which acceptance needs", _STRESS)]
+        reasons.append(Reason("note", "low_stress", text))
+    filled = stress.vram_percent
+    if filled is not None and filled < limits.vram_target_percent and not evidence.plan.with_jobs:
         text = f"{filled:.0f} % of its memory was in use; the rest was not tested"
         reasons.append(Reason("note", "vram_untested", text, _STRESS))
     return reasons
