@@ -21,7 +21,7 @@ from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.plan import Asked, Defaults
-from obatchd.burnin.run.watch import Watch, latest_tracks
+from obatchd.burnin.run.watch import Watch
 from obatchd.burnin.run.workload import Shape, context_for
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
@@ -194,7 +194,7 @@ def test_errors_while_nobody_watched_are_found_afterwards() -> None:
     before = Watch({uuid(0): identity}, settings)
     assert read(before, START_S, 0) == []
     kept = msgspec.json.decode(msgspec.json.encode(before.condensed(START_S)), type=type(before.condensed(START_S)))
-    after = Watch({uuid(0): identity}, settings, latest_tracks([kept]))
+    after = Watch({uuid(0): identity}, settings, journal.tracks([kept]))
     assert [event.signal for event in read(after, START_S + 600, 2)] == ["ecc_uncorrected"]
 
 

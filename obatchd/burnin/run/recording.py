@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from obatchd.burnin.journal.recorder import Recorder, Seen
-from obatchd.burnin.journal.records import Event, Record
+from obatchd.burnin.journal.records import Record
 from obatchd.burnin.run.watch import Watch
 from obatchd.documents.burnin import Plan
 from obatchd.gpus.model import Identity
@@ -57,7 +57,7 @@ class Recording:
             records.append(bucket)
         if now_s - self._judged_s >= self._judge_s:
             self._judged_s = now_s
-            records += self._judge(now_s)
+            records += self.watch.judge(now_s)
         # Later readings are compared with the first ones, so those are kept at once.
         first = not self._kept_marks and self.watch.marked
         if first or now_s - self._kept_s >= _KEEP_TRACKS_S:
@@ -70,7 +70,4 @@ class Recording:
         records, self._pending = self._pending, []
         if (bucket := self.recorder.close()) is not None:
             records.append(bucket)
-        return [*records, *self._judge(now_s), *self.watch.settle(), self.watch.condensed(now_s)]
-
-    def _judge(self, now_s: float) -> list[Event]:
-        return self.watch.judge(now_s)
+        return [*records, *self.watch.judge(now_s), *self.watch.settle(), self.watch.condensed(now_s)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -105,12 +105,3 @@ def _event(gpu: str, identity: Identity, finding: Finding, now_s: float) -> Even
         consequence = "warn"
     action = next_action(identity, finding.remedies)
     return Event(min(finding.since_s or now_s, now_s), gpu, finding.signal, finding.text, consequence, action)
-
-
-def latest_tracks(records: Iterable[object]) -> dict[str, Track]:
-    """The latest track of each GPU in the records of a run."""
-    known: dict[str, Track] = {}
-    for record in records:
-        if isinstance(record, Tracks):
-            known.update(record.tracks)
-    return known
