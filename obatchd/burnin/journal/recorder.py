@@ -102,8 +102,9 @@ class Recorder:
         self.elapsed_s = 0.0  # recorded so far
 
     def begin(self, now_s: float) -> None:
-        """Count from now on."""
+        """Count from now on, and forget what was before."""
         self._begun_s = self._now_s = now_s
+        self._meters = {gpu: _Meter() for gpu in self._meters}
 
     def look(self, now_s: float, seen: Mapping[str, Seen]) -> Bucket | None:
         """The time since the latest look was like this; the bucket, when one is full."""
@@ -122,8 +123,7 @@ class Recorder:
         if span_s <= 0:
             return None
         bucket = Bucket(self._now_s, span_s, {gpu: meter.sample for gpu, meter in self._meters.items()})
-        self._begun_s = self._now_s
-        self._meters = {gpu: _Meter() for gpu in self._meters}
+        self.begin(self._now_s)
         return bucket
 
     def answered(self, gpu: str, *, tokens: int, prompt_tokens: int, requests: int = 1) -> None:

@@ -21,7 +21,6 @@ _log = log.get(__name__)
 _TIMEOUT_S = 300.0  # far above the time that a request is meant to take
 _PAUSE_S = 1.0  # after a failure
 _NANO = 1e-9
-_NOT_OCCUPIED = Occupied(0.0, 0.0, 0.0)
 
 
 class Load:
@@ -45,7 +44,6 @@ class Load:
         self._idle = asyncio.Event()
         self._idle.set()
         self._lock = asyncio.Lock()
-        self._occupied = _NOT_OCCUPIED
         self._counted_s = time.monotonic()
 
     @property
@@ -68,25 +66,24 @@ class Load:
         """Nothing else is in flight on the server inside of this."""
         async with self._lock:
             self._open.clear()
-            self._count()
+            self.count()
             self._exclusive = True
             try:
                 await self._idle.wait()
                 yield
             finally:
-                self._count()
+                self.count()
                 self._exclusive = False
                 self._open.set()
 
-    def occupied(self) -> Occupied:
-        """How the time since the last call was spent."""
-        self._count()
-        taken, self._occupied = self._occupied, _NOT_OCCUPIED
-        return taken
-
-    def record(self) -> None:
+    def count(self) -> None:
         """Tell the recorder how the time since the last call was spent."""
-        occupied = self.occupied()
+        now_s = time.monotonic()
+        span_s, self._counted_s = now_s - self._counted_s, now_s
+        busy = min(self._in_flight, self.server.slots)
+        occupied = Occupied(busy * span_s, span_s if busy else 0.0, 0.0)
+        if self._exclusive:
+            occupied = Occupied(0.0, 0.0, span_s)
         for gpu in self.gpus:
             self._recorder.loaded(gpu, occupied)
 
@@ -125,22 +122,12 @@ class Load:
         return False
 
     def _enter(self, change: int) -> None:
-        self._count()
+        self.count()
         self._in_flight += change
         if self._in_flight:
             self._idle.clear()
         else:
             self._idle.set()
-
-    def _count(self) -> None:
-        now_s = time.monotonic()
-        span_s, self._counted_s = now_s - self._counted_s, now_s
-        slot_s, loaded_s, canary_s = self._occupied
-        if self._exclusive:
-            self._occupied = Occupied(slot_s, loaded_s, canary_s + span_s)
-        elif self._in_flight:
-            busy = min(self._in_flight, self.server.slots)
-            self._occupied = Occupied(slot_s + busy * span_s, loaded_s + span_s, canary_s)
 
 
 def loads(

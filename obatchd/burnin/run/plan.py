@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -20,18 +18,11 @@ _BUCKETS = 1440  # lines of samples in a run: one a minute in 24 hours
 _CANARIES = 6  # output checks of each GPU in a run, at least
 
 
-class RunProfile(NamedTuple):
-    """A kind of run. How long others test: docs/burnin.md."""
-
-    duration_s: float
-    strict: bool
-    meaning: str
-
-
+# Seconds of load, and whether little stress is not enough for any PASS. How long others test: docs/burnin.md.
 PROFILES = {
-    "quick": RunProfile(0.5 * _HOUR_S, False, "30 minutes: after a repair, or before a long job"),
-    "overnight": RunProfile(12 * _HOUR_S, False, "12 hours: heat, drivers and early failures"),
-    "acceptance": RunProfile(24 * _HOUR_S, True, "24 hours at 90 % utilisation or more: before a machine is accepted"),
+    "quick": (0.5 * _HOUR_S, False),  # after a repair, or before a long job
+    "overnight": (12 * _HOUR_S, False),  # heat, drivers and early failures
+    "acceptance": (24 * _HOUR_S, True),  # at 90 % utilisation or more, before a machine is accepted
 }
 
 
@@ -75,18 +66,12 @@ def duration_s(text: str) -> float:
 
 
 def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults, retest: Sequence[str] = ()) -> Plan:
-    """The plan of a run.
-
-    Args:
-        run: its id.
-        gpus: UUIDs of the chosen GPUs, in index order.
-        retest: those of them that are in quarantine.
+    """The plan of a run on these GPUs (UUIDs), of which those in ``retest`` are in quarantine.
 
     Raises:
         ConfigError: wishes contradict each other, or no model is known.
     """
-    profile = PROFILES.get(asked.profile)
-    if profile is None:
+    if asked.profile not in PROFILES:
         raise ConfigError(f"no profile {asked.profile!r}; there are: {', '.join(PROFILES)}", code="usage")
     if asked.exclusive and asked.with_jobs:
         raise ConfigError(
@@ -95,7 +80,8 @@ def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults, retest: Se
     model = asked.model or defaults.model
     if not model and not asked.with_jobs:
         raise ConfigError("no model is named: use --model, or set model or burnin.model in the configuration")
-    wanted_s = duration_s(asked.duration) if asked.duration else profile.duration_s
+    usual_s, strict = PROFILES[asked.profile]
+    wanted_s = duration_s(asked.duration) if asked.duration else usual_s
     return Plan(
         run=run,
         profile=asked.profile,
@@ -110,12 +96,7 @@ def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults, retest: Se
         canary_s=min(defaults.canary_s, wanted_s / _CANARIES) if asked.canary and not asked.with_jobs else 0.0,
         canary_runs=defaults.canary_runs,
         bucket_s=max(1.0, wanted_s / _BUCKETS),
-        strict=profile.strict,
+        strict=strict,
         limits=defaults.limits,
         retest=list(retest),
     )
-
-
-def new_run_id(now_s: float | None = None) -> str:
-    """``YYYYMMDD-HHMMSS``, sortable by time."""
-    return time.strftime("%Y%m%d-%H%M%S", time.gmtime(now_s))

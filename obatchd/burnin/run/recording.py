@@ -20,9 +20,7 @@ class Recording:
     """Everything that is measured in a run.
 
     Args:
-        plan: the plan of the run.
         identities: of the card of each GPU, by the UUIDs of the plan.
-        settings: the limits of GPU health.
         start_s: when it begins, seconds since the epoch.
         earlier: tracks of an earlier part of the run.
         judge_s: seconds between two judgements.

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
 from obatchd import log
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Bucket, Ended, Loading, Record, Unit
+from obatchd.burnin.journal.records import Bucket, Ended, Loading, Record
 from obatchd.burnin.report import report
 from obatchd.burnin.run.checker import Checker
 from obatchd.burnin.run.events import EventRecorder
@@ -33,13 +32,7 @@ _LOAD_PER_CHECK = 9.0  # time under load for each second of an output check: the
 
 
 class Run:
-    """Carries out a plan.
-
-    Args:
-        records: of the run so far; its beginning at least.
-        file: takes new records.
-        host: the daemon.
-    """
+    """Carries out a plan; ``records`` are those of the run so far, its beginning at least."""
 
     def __init__(self, records: list[Record], file: journal.Journal, host: RunHost) -> None:
         begun = journal.begun(records)
@@ -52,22 +45,15 @@ class Run:
         self._tasks = TaskSet(self)  # of the load and the output checks
         self._defect: BaseException | None = None
         self._before_s = sum(record.span_s for record in records if isinstance(record, Bucket))
-        present = {gpu.uuid: gpu for found in host.gpus_of.values() for gpu in found}
-        gpus = {unit.uuid: present[unit.uuid] for unit in begun.units if unit.uuid in present}
+        known = {gpu.uuid: gpu for found in host.gpus_of.values() for gpu in found}
+        gpus = {unit.uuid: known[unit.uuid] for unit in begun.units if unit.uuid in known}
         identities = {uuid: host.identity(gpu) for uuid, gpu in gpus.items()}
         self._recording = Recording(self.plan, identities, host.health_limits(), time.time(), journal.tracks(records))
-        units: dict[str, list[Unit]] = {}
-        for unit in begun.units:
-            units.setdefault(unit.server, []).append(unit)
-        self._servers = {
-            name: Tested(
-                host.servers[name],
-                [unit.uuid for unit in members if unit.uuid in gpus],
-                "+".join(unit.name for unit in members),
-            )
-            for name, members in units.items()
-            if name in host.servers
-        }
+        self._servers: dict[str, Tested] = {}
+        for name in dict.fromkeys(unit.server for unit in begun.units if unit.server in host.servers):
+            units = [unit for unit in begun.units if unit.server == name]
+            present = [unit.uuid for unit in units if unit.uuid in gpus]
+            self._servers[name] = Tested(host.servers[name], present, "+".join(unit.name for unit in units))
         self._loads: list[Load] = []
         self._checkers: list[Checker] = []
         cards = {uuid: gpu.card for uuid, gpu in gpus.items()}
@@ -102,32 +88,24 @@ class Run:
         Returns when the last record is written.
         """
         plan = self.plan
-        reason = f"burn-in {plan.run}"
         if plan.exclusive:
             self._host.keep_batch_away(True)
         ended: Ended | None = None
         try:
             if not plan.with_jobs:
-                ended = await self._or_stopped(self._make_ready(reason))
+                ended = await self._ready_or_stopped()
             if ended is None:
                 if not self.loading:
                     await self._writer.write(Loading(time.time()))
-                self._begin_recording()
                 self._start_loading()
                 ended = await self._record()
         finally:
             await self._tasks.stop()
             await asyncio.shield(self._close(ended))
-            if not self.leaving:
-                self._give_back()
-
-    def _give_back(self) -> None:
-        """Let the servers have batch work again."""
-        if not self.plan.with_jobs:
-            for tested in self._servers.values():
+            for tested in self._servers.values() if not self.leaving and not plan.with_jobs else ():
                 tested.server.end_test()
-        if self.plan.exclusive:
-            self._host.keep_batch_away(False)
+            if plan.exclusive and not self.leaving:
+                self._host.keep_batch_away(False)
 
     async def _close(self, ended: Ended | None) -> None:
         """Write down the last records, and at the end of the run its verdict."""
@@ -168,9 +146,8 @@ class Run:
 
     # --- getting ready ----------------------------------------------------------------------------------------------
 
-    async def _or_stopped(self, work: Coroutine[Any, Any, None]) -> Ended | None:
-        """Do ``work`` unless the run is stopped meanwhile."""
-        task, stopped = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+    async def _ready_or_stopped(self) -> Ended | None:
+        task, stopped = asyncio.create_task(self._make_ready()), asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
             if task.done():
@@ -183,9 +160,9 @@ class Run:
                 waiting.cancel()
             await asyncio.gather(task, stopped, return_exceptions=True)
 
-    async def _make_ready(self, reason: str) -> None:
+    async def _make_ready(self) -> None:
         _log.info("burnin_preparing", run=self.plan.run, servers=",".join(self._servers))
-        tested = list(self._servers.values())
+        tested, reason = list(self._servers.values()), f"burn-in {self.plan.run}"
         await asyncio.gather(*(take(one.server, reason, retest=self._is_retest(one)) for one in tested))
         if not self._servers.keys() <= journal.prepared(self.records).keys():  # else an earlier part of the run chose
             await Preparer(self.plan, self._host, self._writer).prepare(tested)
@@ -210,14 +187,12 @@ class Run:
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
-    def _begin_recording(self) -> None:
+    def _start_loading(self) -> None:
         for load in self._loads:
-            load.occupied()  # getting ready is no part of the run
+            load.count()  # getting ready is no part of the run
         self._events.strangers()
         self._recording.recorder.begin(time.time())
         _log.info("burnin_loading", run=self.plan.run, duration_s=self.plan.duration_s)
-
-    def _start_loading(self) -> None:
         for load in self._loads:
             self._tasks.start(self._keep_loaded(load), f"burnin-load-{load.server.id}")
         for place, checker in enumerate(self._checkers):
@@ -277,7 +252,7 @@ class Run:
             self._events.look()
             seen = self._events.seen()
             for load in self._loads:
-                load.record()
+                load.count()
             if self.plan.with_jobs:
                 self._events.count_batch(LOOK_S)
             await self._writer.write(*self._recording.look(time.time(), seen))

@@ -22,7 +22,6 @@ class Watch:
 
     Args:
         identities: of the card, by the UUID of the GPU or of the slice of it that is tested.
-        settings: the limits.
         earlier: tracks of a run that goes on.
     """
 
@@ -62,10 +61,6 @@ class Watch:
     def crashed(self, gpu: str, at_s: float) -> None:
         """The server on a GPU ended by itself."""
         self._tracks[gpu].add_crash(Crash(at_s))
-
-    def ended(self, gpu: str, at_s: float) -> None:
-        """We ended the server on a GPU."""
-        self._tracks[gpu].add_ended(at_s)
 
     def judge(self, now_s: float) -> list[Event]:
         """Findings that are new, or graver than when they were told."""
