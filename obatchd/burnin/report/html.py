@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from html import escape
 from typing import Any
@@ -73,37 +74,29 @@ def _facts(facts: dict[str, Any]) -> str:
 
 
 def _table(report: BurninReport) -> str:
-    heads = (
-        "GPU",
-        "Verdict",
-        "tokens/s",
-        "Utilisation",
-        "Power of limit",
-        "Hottest",
-        "Clock",
-        "Slots busy",
-        "First reason",
-    )
-    numbers = range(2, 8)
-    head = "".join(f"<th{' class=n' if n in numbers else ''}>{text}</th>" for n, text in enumerate(heads))
+    names: Iterable[str] = ()
     rows = []
     for number, gpu in enumerate(report.gpus):
         stress, reasons = gpu.stress, [r for r in gpu.reasons if r.consequence in _MARKED]
-        cells = [
-            _figure(gpu.work.tokens_per_s),
-            _figure(stress.utilisation_percent, " %"),
-            _figure(stress.power_percent, " %"),
-            _figure(stress.temp_c, " °C", 0),
-            _figure(stress.clock_mhz, " MHz", 0),
-            _figure(stress.slots_busy_percent, " %"),
-        ]
-        first = escape(reasons[0].text) if reasons else ""
+        numbers = {
+            "tokens/s": _figure(gpu.work.tokens_per_s),
+            "Utilisation": _figure(stress.utilisation_percent, " %"),
+            "Power of limit": _figure(stress.power_percent, " %"),
+            "Hottest": _figure(stress.temp_c, " °C", 0),
+            "Clock": _figure(stress.clock_mhz, " MHz", 0),
+            "Slots busy": _figure(stress.slots_busy_percent, " %"),
+        }
+        names = numbers.keys()
         rows.append(
             f'<tr><td><a href="#gpu-{number}">{gpu.index}</a> <span class="soft">{escape(gpu.name)}</span></td>'
-            f"<td>{_badge(gpu.verdict)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}"
-            f"<td>{first}</td></tr>"
+            f"<td>{_badge(gpu.verdict)}</td>{''.join(f'<td class=n>{text}</td>' for text in numbers.values())}"
+            f"<td>{escape(reasons[0].text) if reasons else ''}</td></tr>"
         )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    head = "".join(f"<th class=n>{name}</th>" for name in names)
+    return (
+        f"<table><thead><tr><th>GPU</th><th>Verdict</th>{head}<th>First reason</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def _figure(value: float | None, unit: str = "", digits: int = 1) -> str:

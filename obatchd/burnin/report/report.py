@@ -14,7 +14,7 @@ import msgspec
 
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.recorder import CORRECTED, UNCORRECTED
-from obatchd.burnin.journal.records import Bucket, Event, Gap, Record, Sample
+from obatchd.burnin.journal.records import Bucket, Event, Gap, Record, Sample, Unit
 from obatchd.burnin.verdict import verdict
 from obatchd.burnin.verdict.canary import summary as canary_summary
 from obatchd.burnin.verdict.evidence import Evidence, gather
@@ -99,13 +99,9 @@ def _gpus(count: int) -> str:
 
 
 def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGpuPages:
-    unit, ready = evidence.unit, evidence.prepared
+    ready = evidence.prepared
     return BurninGpuPages(
-        uuid=unit.uuid,
-        name=unit.name,
-        index=unit.index,
-        server=unit.server,
-        identity=unit.identity,
+        **{name: getattr(evidence.unit, name) for name in Unit.__struct_fields__},
         verdict=judged.result.value,
         action=judged.action,
         reasons=[
@@ -121,7 +117,7 @@ def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGp
         throttle_s={cause: round(seconds, 1) for cause, seconds in sorted(evidence.throttle_s.items())},
         counters=dict(sorted(evidence.counters.items())),
         events=[_event(event) for event in evidence.events if event.gpu],
-        series=_series(unit.uuid, buckets),
+        series=_series(evidence.unit.uuid, buckets),
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+import attrs
+
 from obatchd.burnin.journal.recorder import Occupied, Seen
 from obatchd.burnin.journal.records import Event, Prepared
 from obatchd.burnin.run.ports import BatchLoad, RunHost, RunServer, Tested
@@ -15,25 +17,23 @@ _STRAY = "End them (`nvidia-smi` shows them), so that they neither slow the GPU 
 _HOST_TROUBLE = "Reboot the host, then run it again; nothing was found against the GPU itself."
 
 
+@attrs.define(eq=False)
 class EventRecorder:
-    """Writes new events on the servers of a run into a recording.
+    """Writes new events on the servers of a run into a recording."""
 
-    Args:
-        servers: of the run, by id.
-        cards: UUID of the card of each GPU or slice of the run.
-    """
+    _host: RunHost
+    _recording: Recording
+    _servers: Mapping[str, Tested]  # of the run, by id
+    _cards: Mapping[str, str]  # UUID of the card of each GPU or slice of the run
+    _restarts: dict[str, int] = attrs.field(init=False)  # seen so far
+    _profiles: dict[str, Profile] = attrs.field(factory=dict, init=False)
+    _batch: dict[str, BatchLoad] = attrs.field(factory=dict, init=False)
+    _blind: str = attrs.field(default="", init=False)
+    _trouble: str = attrs.field(default="", init=False)
 
-    def __init__(
-        self, host: RunHost, recording: Recording, servers: Mapping[str, Tested], cards: Mapping[str, str]
-    ) -> None:
-        self._host = host
-        self._recording = recording
-        self._servers = servers
-        self._cards = cards
-        self._restarts = {name: tested.server.restarts for name, tested in servers.items()}
-        self._profiles: dict[str, Profile] = {}
-        self._batch: dict[str, BatchLoad] = {}
-        self._blind = self._trouble = ""
+    @_restarts.default
+    def _restarts_before(self) -> dict[str, int]:
+        return {name: tested.server.restarts for name, tested in self._servers.items()}
 
     def gone(self, gpu: str) -> None:
         """A GPU of the run is not here any more."""
