@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
+import attrs
+
 from obatchd.burnin.run.plan import Defaults
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -42,27 +44,20 @@ class _Told(MonitorListener):
         self.xids.append(event)
 
 
+@attrs.define(eq=False)
 class BurninHost:
     """This daemon as burn-in runs see it. Implements :class:`obatchd.burnin.run.ports.RunHost`."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        policy: GpuPolicy,
-        models: ModelKeeper,
-        dispatcher: Dispatcher,
-        settings: Current[Settings],
-        announcer: Alarms,
-    ) -> None:
-        self._fleet = fleet
-        self._policy = policy
-        self._probe = policy.watch.probe
-        self._told = _Told()
-        self._models = models
-        self._dispatcher = dispatcher
-        self._settings = settings
-        self._announcer = announcer
-        policy.monitor.listen(self._told)
+    _fleet: Fleet
+    _policy: GpuPolicy
+    _models: ModelKeeper
+    _dispatcher: Dispatcher
+    _settings: Current[Settings]
+    _announcer: Alarms
+    _told: _Told = attrs.field(factory=_Told, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._policy.monitor.listen(self._told)
 
     @property
     def servers(self) -> Mapping[str, Server]:
@@ -73,7 +68,7 @@ class BurninHost:
         return {name: server.gpus for name, server in self._fleet.servers.items() if server.gpus}
 
     def reading(self, gpu: str) -> Reading | None:
-        reading = self._probe.readings.get(gpu)
+        reading = self._policy.watch.probe.readings.get(gpu)
         limit_s = max(_FRESH_S, 3 * self._settings.value.gpus.poll_s)
         return reading if reading is not None and time.time() - reading.at_s < limit_s else None
 
@@ -93,10 +88,10 @@ class BurninHost:
         return xids
 
     def monitoring_trouble(self) -> str:
-        return "" if self._probe.state == "ok" else self._probe.message
+        return "" if self._policy.watch.probe.state == "ok" else self._policy.watch.probe.message
 
     def host_trouble(self) -> str:
-        return self._probe.host_trouble[1]
+        return self._policy.watch.probe.host_trouble[1]
 
     def health_limits(self) -> GpuHealthSettings:
         return self._settings.value.gpu_health
@@ -109,16 +104,7 @@ class BurninHost:
             round_context(settings.context_length),
             chosen.canary_s,
             chosen.canary_runs,
-            Limits(
-                slower_warn_percent=chosen.slower_warn_percent,
-                slower_fail_percent=chosen.slower_fail_percent,
-                stress_power_percent=chosen.stress_power_percent,
-                stress_utilisation_percent=chosen.stress_utilisation_percent,
-                stress_loaded_percent=chosen.stress_loaded_percent,
-                least_loaded_percent=chosen.least_loaded_percent,
-                least_seen_percent=chosen.least_seen_percent,
-                vram_target_percent=chosen.vram_target_percent,
-            ),
+            Limits(**{name: getattr(chosen, name) for name in Limits.__struct_fields__}),
             chosen.keep_runs,
             chosen.keep_days * 86_400.0,
         )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from obatchd.burnin.journal.records import Bucket, Sample
 from obatchd.gpus.model import ClockReason, Reading, SlowReading
+from obatchd.gpus.track import COUNTERS
 
 HW_SLOWDOWN, HW_THERMAL, HW_POWER_BRAKE, SW_THERMAL = "hw_slowdown", "hw_thermal", "hw_power_brake", "sw_thermal"
 # Counters and flags of a slow reading that go into the report, with their values before and after.
@@ -29,11 +30,7 @@ CORRECTED = (
     "nvlink_crc",
 )
 _COUNTERS = (
-    *UNCORRECTED,
-    *CORRECTED,
-    "ecc_corrected_aggregate",
-    "ecc_uncorrected_aggregate",
-    "sram_uncorrected_aggregate",
+    *(name for name in COUNTERS if not name.endswith("_s")),
     "remap_pending",
     "remap_failed",
     "banks_without_spares",
@@ -86,13 +83,7 @@ class _Meter:
 
 
 class Recorder:
-    """Fills the buckets of a run.
-
-    Args:
-        gpus: UUIDs.
-        bucket_s: length of a bucket.
-        start_s: when the first one begins; seconds since the epoch, as every time here.
-    """
+    """Fills the buckets of a run. Times are seconds since the epoch, GPUs are UUIDs."""
 
     def __init__(self, gpus: Iterable[str], bucket_s: float, start_s: float) -> None:
         self._bucket_s = bucket_s

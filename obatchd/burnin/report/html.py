@@ -10,7 +10,7 @@ from typing import Any
 from obatchd.burnin.report import plots
 from obatchd.burnin.report.plots import PLOTS, Axes
 from obatchd.burnin.report.style import STYLE
-from obatchd.documents.burnin import BurninGap, BurninGpuPages, BurninReport
+from obatchd.documents.burnin import BurninGpuPages, BurninReport
 from obatchd.times import duration, epoch_s
 
 _CAUSES = {"hw_slowdown": "hardware", "hw_thermal": "hardware, heat", "hw_power_brake": "hardware, power brake",
@@ -47,7 +47,10 @@ def _front(axes: Axes, title: str) -> str:
         "Ollama": load.ollama if load else None,
         "obatchd": report.version,
     }
-    notes = [_gap(gap) for gap in report.gaps]
+    notes = [
+        f"Gap of {duration(epoch_s(gap.until) - epoch_s(gap.since))} from {_time(gap.since)}: {gap.reason}"
+        for gap in report.gaps
+    ]
     notes += [f"{_time(event.at)}: {event.text}" for event in report.events if event.consequence != "note"]
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     wanted = [p for p in PLOTS[:6] if any(axes.has(p, g) for g in report.gpus)]
@@ -57,10 +60,6 @@ def _front(axes: Axes, title: str) -> str:
         f"{_table(report)}<h2>All GPUs</h2>{_legend(report)}"
         f'<div class="plots">{"".join(plots.overlay(axes, plot) for plot in wanted)}</div>'
     )
-
-
-def _gap(gap: BurninGap) -> str:
-    return f"Gap of {duration(epoch_s(gap.until) - epoch_s(gap.since))} from {_time(gap.since)}: {gap.reason}"
 
 
 def _badge(verdict: str) -> str:

@@ -45,15 +45,10 @@ class Work(NamedTuple):
 
 
 class Shape:
-    """Measured speed of a model on one kind of GPU; shared by all servers that are to be compared.
-
-    Args:
-        context_length: tokens of one slot.
-        duration_s: of the run.
-    """
+    """Measured speed of a model on one kind of GPU; shared by all servers that are to be compared."""
 
     def __init__(self, context_length: int, duration_s: float) -> None:
-        self.context_length = context_length
+        self.context_length = context_length  # tokens of one slot
         self._most_s = min(_MOST_S, max(_LEAST_S, duration_s * _RUN_SHARE))
         self._tokens_per_word = _FIRST_TOKENS_PER_WORD
         self._read_per_s = _FIRST_PROMPT / self._most_s
