@@ -21,7 +21,7 @@ from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.plan import Asked, Defaults
-from obatchd.burnin.run.watch import Watch
+from obatchd.burnin.run.recording import Watch
 from obatchd.burnin.run.workload import Shape, context_for
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference

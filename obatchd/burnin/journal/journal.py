@@ -40,11 +40,8 @@ class Journal:
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._lock = threading.Lock()
-        self._end_torn_line()
-
-    def _end_torn_line(self) -> None:
         size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
+        if size and os.pread(self._file, 1, size - 1) != b"\n":  # a torn line
             os.write(self._file, b"\n")
 
     def append(self, records: Iterable[Record]) -> None:

@@ -9,7 +9,12 @@ from obatchd.burnin.journal.records import Bucket, Sample
 from obatchd.gpus.model import ClockReason, Reading, SlowReading
 from obatchd.gpus.track import COUNTERS
 
-HW_SLOWDOWN, HW_THERMAL, HW_POWER_BRAKE, SW_THERMAL = "hw_slowdown", "hw_thermal", "hw_power_brake", "sw_thermal"
+# Causes of a slowdown whose seconds many drivers count themselves.
+_CAUSES = {
+    "hw_thermal": ClockReason.HW_THERMAL,
+    "hw_power_brake": ClockReason.HW_POWER_BRAKE,
+    "sw_thermal": ClockReason.SW_THERMAL,
+}
 # Counters and flags of a slow reading that go into the report, with their values before and after.
 UNCORRECTED = (
     "ecc_uncorrected",
@@ -159,7 +164,7 @@ class Recorder:
         meter.sample.counters.update(counters)
         if before is None:
             return
-        for cause in (HW_THERMAL, HW_POWER_BRAKE, SW_THERMAL):
+        for cause in _CAUSES:
             then, now = getattr(before, f"{cause}_s"), getattr(slow, f"{cause}_s")
             if then is not None and now is not None:
                 meter.throttled(cause, now - then)
@@ -167,10 +172,9 @@ class Recorder:
     def _add_throttling(self, meter: _Meter, gpu: str, span_s: float, reasons: int) -> None:
         """Seconds from the clock reasons, for each cause that the driver does not count itself."""
         slow = self._slow.get(gpu)
-        bits = ((HW_THERMAL, ClockReason.HW_THERMAL), (HW_POWER_BRAKE, ClockReason.HW_POWER_BRAKE))
-        for cause, bit in (*bits, (SW_THERMAL, ClockReason.SW_THERMAL)):
+        for cause, bit in _CAUSES.items():
             if reasons & bit and (slow is None or getattr(slow, f"{cause}_s") is None):
                 meter.throttled(cause, span_s)
         # The umbrella bit alone: a slowdown whose cause is not told.
         if reasons & ClockReason.HW_SLOWDOWN and not reasons & (ClockReason.HW_THERMAL | ClockReason.HW_POWER_BRAKE):
-            meter.throttled(HW_SLOWDOWN, span_s)
+            meter.throttled("hw_slowdown", span_s)

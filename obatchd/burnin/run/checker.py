@@ -16,7 +16,6 @@ from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
 from obatchd.errors import ServerError
-from obatchd.ollama.api import Generated
 
 _log = log.get(__name__)
 _PROMPT = (
@@ -99,16 +98,11 @@ class Checker:
             _log.warning("burnin_canary_failed", server=load.server.id, code=error.code, reason=error.message)
             return None
         load.server.progress()
-        return _fingerprint(answer)
+        digest = hashlib.sha256(answer.response.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return Answer(digest, tuple(entry.logprob for entry in answer.logprobs or ()))
 
     def _tell(self, step: Step, text: str = "", answer: Answer | None = None) -> None:
         difference = canary.deviation(self.reference.answer, answer) if answer and self.reference else None
         digest = answer.digest if answer else ""
         for gpu in self.load.gpus:
             self._recording.note(Canary(time.time(), gpu, step, text, digest, difference))
-
-
-def _fingerprint(answer: Generated) -> Answer:
-    """The parts of an answer that an output check compares."""
-    digest = hashlib.sha256(answer.response.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return Answer(digest, tuple(entry.logprob for entry in answer.logprobs or ()))

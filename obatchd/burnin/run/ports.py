@@ -30,10 +30,6 @@ class RunServer(Protocol):
         """In a word, for people."""
 
     @property
-    def ready(self) -> bool:
-        """Whether the server takes work."""
-
-    @property
     def out_of_use(self) -> bool:
         """Whether nobody should wait for it."""
 
