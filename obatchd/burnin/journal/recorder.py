@@ -65,24 +65,60 @@ class Occupied(NamedTuple):
 
 
 class _Meter:
-    """One GPU in the open bucket."""
+    """One GPU and its sample of the open bucket."""
 
     def __init__(self) -> None:
+        self._slow: SlowReading | None = None  # the latest
+        self.begin()
+
+    def begin(self) -> None:
         self.sample = Sample()
         self._means: dict[str, tuple[float, float]] = {}  # of a field: weighted sum of its values, sum of the weights
 
-    def mean(self, field: str, value: float | None, weight: float) -> None:
+    def add(self, span_s: float, seen: Seen) -> None:
+        sample, reading = self.sample, seen.reading
+        sample.slots = max(sample.slots, seen.slots)
+        if reading is not None and not reading.trouble:
+            sample.seen_s += span_s
+            for field in ("utilisation_percent", "power_w", "clock_mhz"):
+                self._add_to_mean(field, getattr(reading, field), span_s)
+            for field in ("memory_used_bytes", "temp_c", "memory_temp_c"):
+                known = [value for value in (getattr(sample, field), getattr(reading, field)) if value is not None]
+                setattr(sample, field, max(known, default=None))
+            sample.memory_total_bytes = reading.memory_total_bytes or sample.memory_total_bytes
+            sample.power_limit_w = reading.power_limit_w or sample.power_limit_w
+        self._add_slow(seen.slow)
+        if reading is not None:
+            self._add_throttling(span_s, reading.clock_reasons or 0)
+
+    def _add_to_mean(self, field: str, value: float | None, weight: float) -> None:
         if value is not None and weight:
             total, weights = self._means.get(field, (0.0, 0.0))
             self._means[field] = total + value * weight, weights + weight
             setattr(self.sample, field, self._means[field][0] / self._means[field][1])
 
-    def highest(self, field: str, value: float | None) -> None:
-        before = getattr(self.sample, field)
-        if value is not None:
-            setattr(self.sample, field, value if before is None else max(before, value))
+    def _add_slow(self, slow: SlowReading | None) -> None:
+        before = self._slow
+        if slow is None or (before is not None and slow.at_s <= before.at_s):
+            return
+        self._slow = slow
+        counters = {name: int(value) for name in _COUNTERS if (value := getattr(slow, name)) is not None}
+        self.sample.counters.update(counters)
+        for cause in _CAUSES if before is not None else ():
+            then, now = getattr(before, f"{cause}_s"), getattr(slow, f"{cause}_s")
+            if then is not None and now is not None:
+                self._throttled(cause, now - then)
 
-    def throttled(self, cause: str, seconds: float) -> None:
+    def _add_throttling(self, span_s: float, reasons: int) -> None:
+        """Seconds from the clock reasons, for each cause that the driver does not count itself."""
+        for cause, bit in _CAUSES.items():
+            if reasons & bit and (self._slow is None or getattr(self._slow, f"{cause}_s") is None):
+                self._throttled(cause, span_s)
+        # The umbrella bit alone: a slowdown whose cause is not told.
+        if reasons & ClockReason.HW_SLOWDOWN and not reasons & (ClockReason.HW_THERMAL | ClockReason.HW_POWER_BRAKE):
+            self._throttled("hw_slowdown", span_s)
+
+    def _throttled(self, cause: str, seconds: float) -> None:
         if seconds > 0:
             self.sample.throttle_s[cause] = self.sample.throttle_s.get(cause, 0.0) + seconds
 
@@ -92,15 +128,15 @@ class Recorder:
 
     def __init__(self, gpus: Iterable[str], bucket_s: float, start_s: float) -> None:
         self._bucket_s = bucket_s
-        self._begun_s = self._now_s = start_s
         self._meters = {gpu: _Meter() for gpu in gpus}
-        self._slow: dict[str, SlowReading] = {}
         self.elapsed_s = 0.0  # recorded so far
+        self.begin(start_s)
 
     def begin(self, now_s: float) -> None:
         """Count from now on, and forget what was before."""
         self._begun_s = self._now_s = now_s
-        self._meters = {gpu: _Meter() for gpu in self._meters}
+        for meter in self._meters.values():
+            meter.begin()
 
     def look(self, now_s: float, seen: Mapping[str, Seen]) -> Bucket | None:
         """The time since the latest look was like this; the bucket, when one is full."""
@@ -108,10 +144,8 @@ class Recorder:
         self._now_s = now_s
         self.elapsed_s += span_s
         for gpu, what in seen.items():
-            self._add(self._meters[gpu], gpu, span_s, what)
-        if now_s - self._begun_s < self._bucket_s:
-            return None
-        return self.close()
+            self._meters[gpu].add(span_s, what)
+        return self.close() if now_s - self._begun_s >= self._bucket_s else None
 
     def close(self) -> Bucket | None:
         """End the open bucket, however short; None when nothing is in it."""
@@ -139,42 +173,3 @@ class Recorder:
         sample.slot_s += work.slot_s
         sample.loaded_s += work.loaded_s
         sample.canary_s += work.canary_s
-
-    def _add(self, meter: _Meter, gpu: str, span_s: float, seen: Seen) -> None:
-        sample, reading = meter.sample, seen.reading
-        sample.slots = max(sample.slots, seen.slots)
-        if reading is not None and not reading.trouble:
-            sample.seen_s += span_s
-            for field in ("utilisation_percent", "power_w", "clock_mhz"):
-                meter.mean(field, getattr(reading, field), span_s)
-            for field in ("memory_used_bytes", "temp_c", "memory_temp_c"):
-                meter.highest(field, getattr(reading, field))
-            sample.memory_total_bytes = reading.memory_total_bytes or sample.memory_total_bytes
-            sample.power_limit_w = reading.power_limit_w or sample.power_limit_w
-        self._add_slow(meter, gpu, seen.slow)
-        if reading is not None:
-            self._add_throttling(meter, gpu, span_s, reading.clock_reasons or 0)
-
-    def _add_slow(self, meter: _Meter, gpu: str, slow: SlowReading | None) -> None:
-        before = self._slow.get(gpu)
-        if slow is None or (before is not None and slow.at_s <= before.at_s):
-            return
-        self._slow[gpu] = slow
-        counters = {name: int(value) for name in _COUNTERS if (value := getattr(slow, name)) is not None}
-        meter.sample.counters.update(counters)
-        if before is None:
-            return
-        for cause in _CAUSES:
-            then, now = getattr(before, f"{cause}_s"), getattr(slow, f"{cause}_s")
-            if then is not None and now is not None:
-                meter.throttled(cause, now - then)
-
-    def _add_throttling(self, meter: _Meter, gpu: str, span_s: float, reasons: int) -> None:
-        """Seconds from the clock reasons, for each cause that the driver does not count itself."""
-        slow = self._slow.get(gpu)
-        for cause, bit in _CAUSES.items():
-            if reasons & bit and (slow is None or getattr(slow, f"{cause}_s") is None):
-                meter.throttled(cause, span_s)
-        # The umbrella bit alone: a slowdown whose cause is not told.
-        if reasons & ClockReason.HW_SLOWDOWN and not reasons & (ClockReason.HW_THERMAL | ClockReason.HW_POWER_BRAKE):
-            meter.throttled("hw_slowdown", span_s)

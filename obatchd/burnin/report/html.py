@@ -53,11 +53,15 @@ def _front(axes: Axes, title: str) -> str:
     ]
     notes += [f"{_time(event.at)}: {event.text}" for event in report.events if event.consequence != "note"]
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    legend = "".join(
+        f'<span class="swatch" style="background:{plots.colour(number)}"></span>GPU {gpu.index}'
+        for number, gpu in enumerate(report.gpus)
+    )
     wanted = [p for p in PLOTS[:6] if any(axes.has(p, g) for g in report.gpus)]
     return (
         f"<header><h1>{escape(title)} {_badge(report.verdict)}</h1><p>{escape(report.meaning)}</p>"
         f"{_facts(facts)}{f'<ul>{listed}</ul>' if listed else ''}</header>"
-        f"{_table(report)}<h2>All GPUs</h2>{_legend(report)}"
+        f'{_table(report)}<h2>All GPUs</h2><p class="legend">Time since the load began.{legend}</p>'
         f'<div class="plots">{"".join(plots.overlay(axes, plot) for plot in wanted)}</div>'
     )
 
@@ -102,14 +106,6 @@ def _figure(value: float | None, unit: str = "", digits: int = 1) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}{unit}" if abs(value) >= 100 and unit != " %" else f"{value:.{digits}f}{unit}"
-
-
-def _legend(report: BurninReport) -> str:
-    gpus = "".join(
-        f'<span class="swatch" style="background:{plots.colour(number)}"></span>GPU {gpu.index}'
-        for number, gpu in enumerate(report.gpus)
-    )
-    return f'<p class="legend">Time since the load began.{gpus}</p>'
 
 
 def _gpu(axes: Axes, number: int) -> str:

@@ -21,6 +21,7 @@ from obatchd.burnin.run.ports import RunHost
 from obatchd.burnin.run.run import Run
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedGpu, ListedRun
 from obatchd.errors import ConfigError, ControlError, StoreError
+from obatchd.gpus.model import Gpu
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
@@ -124,11 +125,11 @@ class Burnin:
             wanted = msgspec.convert(asked, Asked)
         except msgspec.ValidationError as error:
             raise ConfigError(f"not a burn-in: {error}", code="bad_request") from None
-        units = self._choose(wanted)
-        gpus = {gpu.uuid: gpu for found in self._host.gpus_of.values() for gpu in found}
-        chosen = [unit.uuid for unit in units]
-        retest = [gpu for gpu in chosen if self._host.quarantine_reason(gpus[gpu])]
-        made = plan.make(time.strftime("%Y%m%d-%H%M%S", time.gmtime()), wanted, chosen, self._host.defaults(), retest)
+        chosen = self._choose(wanted)
+        units = [Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu)) for gpu, name in chosen]
+        gpus = [unit.uuid for unit in units]
+        retest = [gpu.uuid for gpu, _ in chosen if self._host.quarantine_reason(gpu)]
+        made = plan.make(time.strftime("%Y%m%d-%H%M%S", time.gmtime()), wanted, gpus, self._host.defaults(), retest)
         host = await asyncio.to_thread(describe)
         driver = next((unit.identity.driver for unit in units if unit.identity.driver), "")
         begun = Begun(time.time(), made, units, msgspec.structs.replace(host, driver=driver), __version__)
@@ -191,7 +192,7 @@ class Burnin:
             gpus=[ListedGpu(unit.uuid, unit.index, unit.name, verdicts.get(unit.uuid, "")) for unit in begun.units],
         )
 
-    def _choose(self, asked: Asked) -> list[Unit]:
+    def _choose(self, asked: Asked) -> list[tuple[Gpu, str]]:
         """The GPUs meant, each with its server.
 
         Raises:
@@ -217,7 +218,4 @@ class Burnin:
                     "choose other GPUs with --gpus",
                     code="not_usable",
                 )
-        return [
-            Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu))
-            for gpu, name in sorted(chosen, key=lambda pair: (pair[0].index, pair[0].slice_index or 0))
-        ]
+        return sorted(chosen, key=lambda pair: (pair[0].index, pair[0].slice_index or 0))

@@ -38,12 +38,6 @@ async def take(server: RunServer, reason: str, *, retest: bool) -> None:
     await server.idle.wait()
 
 
-async def up(server: RunServer) -> None:
-    """Wait until a server can be used."""
-    while not server.ready_for_test:
-        await asyncio.sleep(_LOOK_S)
-
-
 async def up_soon(server: RunServer) -> None:
     """Wait for a server that is being started.
 

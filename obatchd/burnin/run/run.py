@@ -17,7 +17,7 @@ from obatchd.burnin.run.checker import Checker
 from obatchd.burnin.run.events import EventRecorder
 from obatchd.burnin.run.load import Load, loads
 from obatchd.burnin.run.ports import RunHost, Tested
-from obatchd.burnin.run.preparing import Preparer, take, up, up_soon
+from obatchd.burnin.run.preparing import Preparer, take, up_soon
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.verdict import verdict
 from obatchd.documents.burnin import BurninGpu
@@ -207,7 +207,8 @@ class Run:
         """Load the server whenever it is up, over its restarts."""
         server = load.server
         while not self._urgent(load):
-            await up(server)
+            while not server.ready_for_test:
+                await asyncio.sleep(LOOK_S / 4)
             try:
                 await server.load(load.profile)
             except ObatchError as error:

@@ -120,11 +120,8 @@ def _work(samples: list[Sample], *speeds: Speed | None) -> BurninWork:
 
 
 def _throttled_s(samples: list[Sample]) -> dict[str, float]:
-    causes: dict[str, float] = {}
-    for sample in samples:
-        for cause, seconds in sample.throttle_s.items():
-            causes[cause] = causes.get(cause, 0.0) + seconds
-    return causes
+    causes = {cause for sample in samples for cause in sample.throttle_s}
+    return {cause: sum(sample.throttle_s.get(cause, 0.0) for sample in samples) for cause in causes}
 
 
 def _counters(samples: list[Sample]) -> dict[str, CounterChange]:
