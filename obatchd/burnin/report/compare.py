@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -85,21 +86,15 @@ def _group(key: _Kind, members: list[ComparedGpu], reports: Sequence[BurninRepor
 
 def _hosts(members: list[ComparedGpu], limits: Limits) -> tuple[list[str], bool]:
     """Whole reports that are slower than the others together, in words, and whether one is so slow that it fails."""
-    speeds: dict[int, list[float]] = {}
-    for row in members:
-        speeds.setdefault(row.report, []).append(row.tokens_per_s)
-    if len(speeds) < 2:
-        return [], False
-    medians = {number: statistics.median(values) for number, values in speeds.items()}
-    best = max(medians.values())
+    reports = [list(rows) for _, rows in itertools.groupby(members, key=lambda row: row.report)]
+    medians = [statistics.median(row.tokens_per_s for row in rows) for rows in reports]
     found, fails = [], False
-    for number, median in medians.items():
-        slower = 100 * (1 - median / best)
+    for (first, *_), median in zip(reports, medians, strict=True):
+        slower = 100 * (1 - median / max(medians))
         if slower > limits.slower_warn_percent:
-            row = next(row for row in members if row.report == number)
             fails = fails or slower > limits.slower_fail_percent
             found.append(
-                f"{row.hostname} {row.run} as a whole is {slower:.1f} % slower than the fastest: look at its air "
+                f"{first.hostname} {first.run} as a whole is {slower:.1f} % slower than the fastest: look at its air "
                 "flow, power supply and power limits"
             )
     return found, fails

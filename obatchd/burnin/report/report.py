@@ -14,7 +14,7 @@ import msgspec
 
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.recorder import CORRECTED, UNCORRECTED
-from obatchd.burnin.journal.records import Bucket, Event, Gap, Record, Sample, Unit
+from obatchd.burnin.journal.records import Bucket, Event, Gap, Record, Sample
 from obatchd.burnin.verdict import verdict
 from obatchd.burnin.verdict.canary import summary as canary_summary
 from obatchd.burnin.verdict.evidence import Evidence, gather
@@ -101,7 +101,7 @@ def _gpus(count: int) -> str:
 def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGpuPages:
     ready = evidence.prepared
     return BurninGpuPages(
-        **{name: getattr(evidence.unit, name) for name in Unit.__struct_fields__},
+        **msgspec.structs.asdict(evidence.unit),
         verdict=judged.result.value,
         action=judged.action,
         reasons=[
