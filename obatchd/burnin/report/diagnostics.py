@@ -73,15 +73,9 @@ def run(
 
 def kernel_log(since_s: float, until_s: float) -> Ran:
     """Lines of the kernel about the driver, the PCIe bus and the hardware in a time; nothing about other programs."""
-
-    def moment(at_s: float) -> str:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
-
-    ran = run(
-        "kernel log",
-        ["journalctl", "-k", "-o", "short-iso", "--no-pager", "--since", moment(since_s), "--until", moment(until_s)],
-        60,
-    )
+    since, until = (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s)) for at_s in (since_s, until_s))
+    command = ["journalctl", "-k", "-o", "short-iso", "--no-pager", "--since", since, "--until", until]
+    ran = run("kernel log", command, 60)
     if not ran.outcome.startswith("exit code 0") or not ran.output.strip() or b"No entries" in ran.output:
         ran = run("kernel log", ["dmesg", "--time-format", "iso"], 30)
         ran.outcome += " (ring buffer, all times)"

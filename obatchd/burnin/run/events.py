@@ -9,7 +9,7 @@ import attrs
 
 from obatchd.burnin.journal.recorder import Occupied, Seen
 from obatchd.burnin.journal.records import Event, Prepared
-from obatchd.burnin.run.ports import BatchLoad, RunHost, RunServer, Tested
+from obatchd.burnin.run.ports import BatchLoad, RunHost, Tested
 from obatchd.burnin.run.recording import Recording
 from obatchd.jobs.model import Profile
 
@@ -49,7 +49,7 @@ class EventRecorder:
                 self._recording.note(Event(time.time(), gpu, "stray_processes", text, "warn", _STRAY))
 
     def count_batch(self, span_s: float) -> None:
-        """Batch work on the servers in the latest ``span_s``; their slots are sampled."""
+        """Batch work on the servers in the latest ``span_s``; their slots are sampled. Also a profile that is new."""
         recorder = self._recording.recorder
         for name, (server, gpus, _) in self._servers.items():
             now = self._host.batch_load(name)
@@ -61,18 +61,14 @@ class EventRecorder:
                 recorder.loaded(gpu, Occupied(busy * span_s, span_s if busy else 0.0, 0.0))
                 recorder.answered(gpu, tokens=now.tokens - before.tokens, prompt_tokens=0, requests=requests)
                 recorder.failed(gpu, now.failed - before.failed)
-            self._note_profile(server)
-
-    def _note_profile(self, server: RunServer) -> None:
-        """The profile that batch work has loaded on a server, whenever that changes."""
-        loaded = server.loaded
-        if loaded is not None and loaded != self._profiles.get(server.id):
-            self._profiles[server.id] = loaded
-            digest = self._host.model(loaded.model).digest
-            self._recording.note(Prepared(
-                time.time(), server.id, loaded.model, loaded.context_length, server.slots, digest=digest,
-                ollama=server.version,
-            ))  # fmt: skip
+            loaded = server.loaded
+            if loaded is not None and loaded != self._profiles.get(name):
+                self._profiles[name] = loaded
+                digest = self._host.model(loaded.model).digest
+                self._recording.note(Prepared(
+                    time.time(), name, loaded.model, loaded.context_length, server.slots, digest=digest,
+                    ollama=server.version,
+                ))  # fmt: skip
 
     def seen(self) -> dict[str, Seen]:
         """The GPUs of the run at this moment."""

@@ -12,7 +12,7 @@ from obatchd.errors import ConfigError
 
 _HOUR_S = 3600.0
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": _HOUR_S, "d": 24 * _HOUR_S}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _LEAST_S, _MOST_S = 10.0, 30 * 24 * _HOUR_S
 _BUCKETS = 1440  # lines of samples in a run: one a minute in 24 hours
 _CANARIES = 6  # output checks of each GPU in a run, at least
@@ -56,9 +56,9 @@ def duration_s(text: str) -> float:
     Raises:
         ConfigError: it is none of these, under 10 seconds or over 30 days.
     """
-    if not _DURATION.fullmatch(text):
+    parts = _DURATION.findall(text)
+    if not text or text != "".join(number + unit for number, unit in parts):
         raise ConfigError(f"{text!r} is no duration; write 90s, 15m, 12h or 1d12h", code="usage")
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     total_s = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
     if not _LEAST_S <= total_s <= _MOST_S:
         raise ConfigError(f"{text} is out of range: a burn-in takes 10 seconds to 30 days", code="usage")
