@@ -8,22 +8,18 @@ from collections.abc import Mapping
 
 import attrs
 
-from obatchd.burnin.run.plan import Defaults
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.documents.alarms import BurninFinished
-from obatchd.documents.burnin import Limits
 from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.monitor import MonitorListener, Quarantine
-from obatchd.jobs.model import round_context
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 _HOLD = "burnin"
 _FRESH_S = 15.0
@@ -93,21 +89,8 @@ class BurninHost:
     def host_trouble(self) -> str:
         return self._policy.watch.probe.host_trouble[1]
 
-    def health_limits(self) -> GpuHealthSettings:
-        return self._settings.value.gpu_health
-
-    def defaults(self) -> Defaults:
-        settings = self._settings.value
-        chosen = settings.burnin
-        return Defaults(
-            chosen.model or settings.model,
-            round_context(settings.context_length),
-            chosen.canary_s,
-            chosen.canary_runs,
-            Limits(**{name: getattr(chosen, name) for name in Limits.__struct_fields__}),
-            chosen.keep_runs,
-            chosen.keep_days * 86_400.0,
-        )
+    def settings(self) -> Settings:
+        return self._settings.value
 
     async def ensure_model(self, server: str, model: str) -> None:
         await self._models.ensure_on(self._fleet.servers[server], model)

@@ -26,6 +26,7 @@ from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _CLOSE_S = 10.0
+_DAY_S = 86_400.0
 _UNUSABLE = ("failed", "draining")  # states of a server that a run does not wait for
 
 
@@ -57,10 +58,9 @@ class Burnin:
         await asyncio.to_thread(self._prune)
 
     def _prune(self) -> None:
-        defaults = self._host.defaults()
-        kept, before_s = defaults.keep_runs, time.time() - defaults.keep_s
+        ours, spared = self._host.settings().burnin, self.active.plan.run if self.active else ""
         try:
-            if pruned := self._shelf.prune(kept, before_s, self.active.plan.run if self.active else ""):
+            if pruned := self._shelf.prune(ours.keep_runs, time.time() - ours.keep_days * _DAY_S, spared):
                 _log.info("burnin_journals_deleted", runs=",".join(pruned))
         except OSError as error:
             _log.warning("burnin_journals_not_deleted", reason=str(error))
@@ -129,7 +129,7 @@ class Burnin:
         units = [Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu)) for gpu, name in chosen]
         gpus = [unit.uuid for unit in units]
         retest = [gpu.uuid for gpu, _ in chosen if self._host.quarantine_reason(gpu)]
-        made = plan.make(time.strftime("%Y%m%d-%H%M%S", time.gmtime()), wanted, gpus, self._host.defaults(), retest)
+        made = plan.make(time.strftime("%Y%m%d-%H%M%S", time.gmtime()), wanted, gpus, self._host.settings(), retest)
         host = await asyncio.to_thread(describe)
         driver = next((unit.identity.driver for unit in units if unit.identity.driver), "")
         begun = Begun(time.time(), made, units, msgspec.structs.replace(host, driver=driver), __version__)

@@ -9,6 +9,8 @@ import msgspec
 
 from obatchd.documents.burnin import Limits, Plan
 from obatchd.errors import ConfigError
+from obatchd.jobs.model import round_context
+from obatchd.settings.settings import Settings
 
 _HOUR_S = 3600.0
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": _HOUR_S, "d": 24 * _HOUR_S}
@@ -38,18 +40,6 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     canary: bool = True
 
 
-class Defaults(msgspec.Struct, frozen=True):
-    """The configuration's part about burn-in runs."""
-
-    model: str
-    context_length: int  # tokens
-    canary_s: float
-    canary_runs: int
-    limits: Limits
-    keep_runs: int = 100
-    keep_s: float = 400 * 86_400.0
-
-
 def duration_s(text: str) -> float:
     """Seconds in ``90s``, ``15m``, ``12h``, ``1d12h``.
 
@@ -65,7 +55,7 @@ def duration_s(text: str) -> float:
     return total_s
 
 
-def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults, retest: Sequence[str] = ()) -> Plan:
+def make(run: str, asked: Asked, gpus: list[str], settings: Settings, retest: Sequence[str] = ()) -> Plan:
     """The plan of a run on these GPUs (UUIDs), of which those in ``retest`` are in quarantine.
 
     Raises:
@@ -77,7 +67,8 @@ def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults, retest: Se
         raise ConfigError(
             "--exclusive keeps batch work away and --with-jobs makes it the load: choose one of them", code="usage"
         )
-    model = asked.model or defaults.model
+    ours = settings.burnin
+    model = asked.model or ours.model or settings.model
     if not model and not asked.with_jobs:
         raise ConfigError("no model is named: use --model, or set model or burnin.model in the configuration")
     usual_s, strict = PROFILES[asked.profile]
@@ -88,15 +79,15 @@ def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults, retest: Se
         duration_s=wanted_s,
         gpus=gpus,
         model=model,
-        context_length=defaults.context_length,
+        context_length=round_context(settings.context_length),
         exclusive=asked.exclusive,
         with_jobs=asked.with_jobs,
         fill_vram=not asked.with_jobs,
         # Batch work in other slots changes an answer's rounding, so with jobs there is no output check.
-        canary_s=min(defaults.canary_s, wanted_s / _CANARIES) if asked.canary and not asked.with_jobs else 0.0,
-        canary_runs=defaults.canary_runs,
+        canary_s=min(ours.canary_s, wanted_s / _CANARIES) if asked.canary and not asked.with_jobs else 0.0,
+        canary_runs=ours.canary_runs,
         bucket_s=max(1.0, wanted_s / _BUCKETS),
         strict=strict,
-        limits=defaults.limits,
+        limits=Limits(**{name: getattr(ours, name) for name in Limits.__struct_fields__}),
         retest=list(retest),
     )

@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
-from obatchd.burnin.run.plan import Defaults
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import OllamaApi
-from obatchd.settings.tables.gpu_health import GpuHealthSettings
+from obatchd.settings.settings import Settings
 
 
 class RunServer(Protocol):
@@ -105,10 +104,8 @@ class RunHost(Protocol):
     def host_trouble(self) -> str:
         """The fault of the driver of the whole host; empty when there is none."""
 
-    def health_limits(self) -> GpuHealthSettings: ...
-
-    def defaults(self) -> Defaults:
-        """The configuration's part about runs."""
+    def settings(self) -> Settings:
+        """Those in force."""
 
     async def ensure_model(self, server: str, model: str) -> None:
         """Make sure of a model at the server with this id; raises ModelError."""

@@ -48,7 +48,8 @@ class Run:
         known = {gpu.uuid: gpu for found in host.gpus_of.values() for gpu in found}
         gpus = {unit.uuid: known[unit.uuid] for unit in begun.units if unit.uuid in known}
         identities = {uuid: host.identity(gpu) for uuid, gpu in gpus.items()}
-        self._recording = Recording(self.plan, identities, host.health_limits(), time.time(), journal.tracks(records))
+        limits = host.settings().gpu_health
+        self._recording = Recording(self.plan, identities, limits, time.time(), journal.tracks(records))
         self._servers: dict[str, Tested] = {}
         for name in dict.fromkeys(unit.server for unit in begun.units if unit.server in host.servers):
             units = [unit for unit in begun.units if unit.server == name]
