@@ -97,7 +97,7 @@ class BurninHost:
 
     def model(self, name: str) -> Model:
         info = self._models.info(name)
-        return Model(info.digest or "", info.context_length or 0) if info else Model("", 0)
+        return Model(info.digest, info.context_length) if info else Model("", 0)
 
     def batch_load(self, server: str) -> BatchLoad:
         link = self._dispatcher.links.get(server)

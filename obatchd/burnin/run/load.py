@@ -81,7 +81,7 @@ class Load:
         now_s = time.monotonic()
         span_s, self._counted_s = now_s - self._counted_s, now_s
         busy = min(self._in_flight, self.server.slots)
-        occupied = Occupied(busy * span_s, span_s if busy else 0.0, 0.0)
+        occupied = Occupied(busy * span_s, span_s if self._in_flight else 0.0, 0.0)
         if self._exclusive:
             occupied = Occupied(0.0, 0.0, span_s)
         for gpu in self.gpus:
