@@ -9,7 +9,6 @@ from pathlib import Path
 from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.history import History
 from obatchd.gpus.kernel_log import KernelLog
-from obatchd.gpus.model import ClockReason
 from obatchd.gpus.monitor import Monitor, RecordStore
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
@@ -42,7 +41,7 @@ class GpuWatch:
         self.probe = probe
         self._settings = settings
         self._fleet = fleet
-        self.history = History(work / "history.db", ClockReason.HARDWARE)
+        self.history = History(work / "history.db")
         records = GpuRecords(work / "gpus.json", facts)
         self.monitor = Monitor(probe, records, settings, SameWork(fleet), self.history)
         self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log, owner)

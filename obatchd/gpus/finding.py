@@ -38,28 +38,17 @@ _NEEDS_EVIDENCE = frozenset({"power", "seating", "reset", "reboot", "diagnose", 
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One rule that does not call the GPU good.
+    """One rule that does not call the GPU good."""
 
-    Attributes:
-        signal: slug of the rule, e.g. ``ecc_uncorrected``.
-        level: its consequence while work goes on.
-        burn_in: its consequence for a burn-in's verdict.
-        text: the fault in plain words.
-        value, limit: the value seen, and the allowed one.
-        since_s: from when on it was so, epoch seconds.
-        remedies: what to do.
-        urgent: the load must go at once: answers in flight cannot be trusted, cannot come, or hurt the hardware.
-    """
-
-    signal: str
-    level: Level
+    signal: str  # slug of the rule, e.g. ecc_uncorrected
+    level: Level  # while work goes on
     burn_in: Consequence
     text: str
-    value: str | float | int | None = None
-    limit: str | float | int | None = None
-    since_s: float = 0.0
+    value: str | float | int | None = None  # seen
+    limit: str | float | int | None = None  # allowed
+    since_s: float = 0.0  # epoch seconds
     remedies: tuple[Remedy, ...] = ()
-    urgent: bool = False
+    urgent: bool = False  # answers in flight cannot be trusted, cannot come, or hurt the hardware
 
 
 class Assessment(msgspec.Struct, frozen=True):
@@ -85,8 +74,8 @@ class Assessment(msgspec.Struct, frozen=True):
 def summarise(identity: Identity, findings: Iterable[Finding]) -> Assessment:
     """Sort findings and say what to do next."""
     found = sorted(findings, key=lambda f: (-_LEVELS.index(f.level), -_CONSEQUENCES.index(f.burn_in), f.since_s))
-    level: Level = max([f.level for f in found], key=_LEVELS.index) if found else "ok"
-    burn_in: Consequence = max([f.burn_in for f in found], key=_CONSEQUENCES.index) if found else "ok"
+    level: Level = found[0].level if found else "ok"
+    burn_in: Consequence = max((f.burn_in for f in found), key=_CONSEQUENCES.index, default="ok")
     serious = [f for f in found if f.level == "quarantine" or f.burn_in == "fail"] or found
     remedies = {remedy for finding in serious for remedy in finding.remedies}
     return Assessment(identity.uuid, level, burn_in, tuple(found), next_action(identity, remedies))

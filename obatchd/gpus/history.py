@@ -11,14 +11,16 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import msgspec
 
 import obatchd.log
-from obatchd.gpus.model import Identity, Reading
+from obatchd.gpus.model import ClockReason, Identity, Reading
 from obatchd.gpus.monitor import HealthEvent, MonitorListener
 
 log = obatchd.log.get(__name__)
@@ -40,66 +42,57 @@ CREATE TABLE IF NOT EXISTS samples (
     memory_used_bytes REAL, clock_mhz REAL, slowed REAL NOT NULL, PRIMARY KEY (uuid, seconds, at_s)
 ) WITHOUT ROWID;
 """
-_SHOWN = (
-    "at_s", "seconds", "count", "temp_c", "temp_max_c", "power_w", "utilisation_percent", "memory_used_bytes",
-    "clock_mhz", "slowed",
-)  # fmt: skip
 _MEANS = ("temp_c", "power_w", "utilisation_percent", "memory_used_bytes", "clock_mhz")
 
 
-class HistoryEvent(msgspec.Struct, frozen=True):
+class HistoryEvent(HealthEvent, frozen=True):
     """One event as it is kept."""
 
-    at_s: float
-    uuid: str
-    serial: str
-    slot: str
-    kind: str
-    level: str
-    signal: str
-    text: str
+    serial: str = ""
+    slot: str = ""
 
 
 _EVENT = ", ".join(HistoryEvent.__struct_fields__)
 
 
+@attrs.define(eq=False)
 class _Minute:
     """The readings of one card in one minute."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.slowed = 0
-        self.temp_max_c: float | None = None
-        self._sums = dict.fromkeys(_MEANS, 0.0)
-        self._counts = dict.fromkeys(_MEANS, 0)
+    count: int = 0
+    slowed: int = 0
+    temp_max_c: float | None = None
+    _sums: dict[str, float] = attrs.field(factory=dict)
+    _counts: Counter[str] = attrs.field(factory=Counter)
 
-    def add(self, reading: Reading, hardware_bits: int) -> None:
+    def add(self, reading: Reading) -> None:
         self.count += 1
-        self.slowed += bool((reading.clock_reasons or 0) & hardware_bits)
+        self.slowed += bool((reading.clock_reasons or 0) & ClockReason.HARDWARE)
         if reading.temp_c is not None:
             self.temp_max_c = max(self.temp_max_c or 0.0, reading.temp_c)
         for name in _MEANS:
             if (value := getattr(reading, name)) is not None:
-                self._sums[name] += value
+                self._sums[name] = self._sums.get(name, 0.0) + value
                 self._counts[name] += 1
 
     def mean(self, name: str) -> float | None:
         return self._sums[name] / self._counts[name] if self._counts[name] else None
 
 
+@attrs.define(eq=False)
 class History(MonitorListener):
     """Collects in memory; ``flush`` writes. Events can be read at once, samples when they are written."""
 
-    def __init__(self, path: Path, hardware_bits: int) -> None:
-        """``hardware_bits``: the clock reasons that count as slowed."""
-        self._bits = hardware_bits
-        self._lock = threading.Lock()
-        self._events: list[HistoryEvent] = []
-        self._minutes: dict[tuple[str, int], _Minute] = {}
-        self._places: dict[str, tuple[str, str]] = {}
-        self._path = path
-        self._database = _open(path)
-        self._tidied_s = 0.0
+    _path: Path
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _events: list[HistoryEvent] = attrs.field(factory=list, init=False)
+    _minutes: dict[tuple[str, int], _Minute] = attrs.field(factory=dict, init=False)
+    _places: dict[str, tuple[str, str]] = attrs.field(factory=dict, init=False)
+    _tidied_s: float = attrs.field(default=0.0, init=False)
+    _database: sqlite3.Connection | None = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._database = _open(self._path)
 
     def card(self, card: Identity) -> None:
         """Remember serial number and slot of a card; where the firmware names no slot its bus address stands for it."""
@@ -107,11 +100,9 @@ class History(MonitorListener):
 
     def health_event(self, event: HealthEvent) -> None:
         """Something happened to a card."""
-        place = self._places.get(event.uuid, ("", ""))
+        serial, slot = self._places.get(event.uuid, ("", ""))
         with self._lock:
-            self._events.append(
-                HistoryEvent(event.at_s, event.uuid, *place, event.kind, event.level, event.signal, event.text)
-            )
+            self._events.append(HistoryEvent(**msgspec.structs.asdict(event), serial=serial, slot=slot))
             del self._events[:-_MOST_EVENTS]
 
     def readings_of_cards(self, readings: Iterable[Reading]) -> None:
@@ -119,7 +110,7 @@ class History(MonitorListener):
         with self._lock:
             for reading in readings:
                 key = (reading.uuid, int(reading.at_s // _MINUTE_S) * _MINUTE_S)
-                self._minutes.setdefault(key, _Minute()).add(reading, self._bits)
+                self._minutes.setdefault(key, _Minute()).add(reading)
 
     def flush(self) -> None:
         """Write the collected samples, but for the present minute; blocks."""
@@ -164,19 +155,9 @@ class History(MonitorListener):
             waiting = [e for e in self._events if uuid is None or e.uuid == uuid or (serial and e.serial == serial)]
             where = "1" if uuid is None else "(uuid = ? OR (serial = ? AND serial <> ''))"
             given: Sequence[Any] = () if uuid is None else (uuid, serial)
-            rows = self._read(f"SELECT {_EVENT} FROM events WHERE {where} ORDER BY id DESC LIMIT ?", (*given, limit))
+            query = f"SELECT {_EVENT} FROM events WHERE {where} ORDER BY id DESC LIMIT ?"
+            rows = self._database.execute(query, (*given, limit)).fetchall() if self._database else []
         return [*(HistoryEvent(*row) for row in reversed(rows)), *waiting][-limit:]
-
-    def samples(self, uuid: str, since_s: float) -> list[dict[str, Any]]:
-        """Samples of a card, oldest first."""
-        with self._lock:
-            rows = self._read(
-                f"SELECT {', '.join(_SHOWN)} FROM samples WHERE uuid = ? AND at_s >= ? ORDER BY at_s", (uuid, since_s)
-            )
-        return [dict(zip(_SHOWN, row, strict=True)) for row in rows]
-
-    def _read(self, query: str, given: Sequence[Any]) -> list[Any]:
-        return self._database.execute(query, given).fetchall() if self._database else []
 
     def close(self) -> None:
         self.flush()

@@ -61,6 +61,10 @@ class Record(msgspec.Struct):
     quarantine: Quarantine | None = None
     lent_until_s: float = 0.0  # epoch seconds; 0: not lent
 
+    def track(self) -> Track:
+        """The track of the card that begins with this record."""
+        return Track(self.identity, self.began_s, self.mark, accepted=self.accepted)
+
 
 class HealthEvent(msgspec.Struct, frozen=True):
     """Something that happened to a card."""
@@ -103,12 +107,7 @@ class Siblings(Protocol):
 class Monitor(Listener):
     """One for all cards of the host; lives in the event loop.
 
-    Args:
-        settings: those in force; the rules have their limits there.
-
-    Attributes:
-        records, tracks, assessments: by UUID of the card.
-        dirty: UUIDs whose record has to be written; see ``save``.
+    Records, tracks and assessments are kept by UUID of the card.
     """
 
     def __init__(
@@ -119,11 +118,11 @@ class Monitor(Listener):
         siblings: Siblings,
         *listeners: MonitorListener,
     ) -> None:
-        self._settings = settings
         self.records: dict[str, Record] = {}
         self.tracks: dict[str, Track] = {}
         self.assessments: dict[str, Assessment] = {}
-        self.dirty: set[str] = set()
+        self.dirty: set[str] = set()  # UUIDs whose record has to be written
+        self._settings = settings
         self._probe = probe
         self._store = store
         self._siblings = siblings
@@ -149,9 +148,7 @@ class Monitor(Listener):
                 continue
             if source_of(record.identity.driver) == source:
                 uuid = record.identity.uuid
-                self.records[uuid] = record
-                track = Track(record.identity, record.began_s, record.mark, accepted=record.accepted)
-                self.tracks[uuid] = track
+                self.records[uuid], self.tracks[uuid] = record, record.track()
                 self._tell_card(record.identity)
         for gpu in self._probe.gpus:
             self._track(gpu.card)
@@ -260,7 +257,7 @@ class Monitor(Listener):
             gpu = next((gpu for gpu in self._probe.gpus if gpu.card == uuid), None)
             card = Identity(uuid, gpu.name, gpu.index, gpu.pci_bus_id, driver=gpu.driver) if gpu else Identity(uuid)
             self.records[uuid] = Record(card, time.time())
-            self.tracks[uuid] = Track(card, time.time())
+            self.tracks[uuid] = self.records[uuid].track()
             self.dirty.add(uuid)
         return self.tracks[uuid]
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sqlite3
 import time
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -8,14 +10,21 @@ import pytest
 
 from obatchd.gpucare.policy import in_hours
 from obatchd.gpus.history import History
-from obatchd.gpus.model import ClockReason, Identity, Reading
+from obatchd.gpus.model import Identity, Reading
 from obatchd.gpus.monitor import HealthEvent
 
 
 def history(tmp_path: Path) -> History:
-    found = History(tmp_path / "history.db", ClockReason.HARDWARE)
+    found = History(tmp_path / "history.db")
     found.card(Identity("GPU-1", serial="S1", slot="3"))
     return found
+
+
+def samples(tmp_path: Path) -> list[sqlite3.Row]:
+    """The samples of the file, oldest first."""
+    with closing(sqlite3.connect(tmp_path / "history.db")) as database:
+        database.row_factory = sqlite3.Row
+        return database.execute("SELECT * FROM samples ORDER BY at_s").fetchall()
 
 
 def test_events_are_found_by_card_and_follow_its_serial_number(tmp_path: Path) -> None:
@@ -40,7 +49,7 @@ def test_readings_become_samples_of_a_minute(tmp_path: Path) -> None:
             [Reading("GPU-1", start_s + second, 50, 100, 200, 60 + second // 20, 300.0, clock_reasons=reasons)]
         )
     kept.flush()
-    first, second_minute = kept.samples("GPU-1", 0)
+    first, second_minute = samples(tmp_path)
     assert (first["count"], first["temp_c"], first["temp_max_c"], first["power_w"]) == (3, 61, 62, 300)
     assert first["slowed"] == pytest.approx(1 / 3) and second_minute["count"] == 1
     assert first["clock_mhz"] is None  # not told, which is not zero
@@ -54,7 +63,7 @@ def test_old_minutes_become_hours_and_very_old_ones_go(tmp_path: Path) -> None:
         kept.readings_of_cards([Reading("GPU-1", hour_s + minute * 60, temp_c=50 + minute % 2)])
     kept.readings_of_cards([Reading("GPU-1", now_s - 100 * 86_400, temp_c=50)])
     kept.flush()
-    (sample,) = kept.samples("GPU-1", 0)
+    (sample,) = samples(tmp_path)
     assert (sample["seconds"], sample["count"], sample["temp_c"], sample["at_s"]) == (3600, 60, 50.5, hour_s)
     kept.close()
 
