@@ -151,16 +151,17 @@ class GpuPolicy(MonitorListener, CrashListener):
     def _look(self) -> None:
         now_s = time.time()
         closed = not in_hours(self._settings.value.gpus.allow, datetime.fromtimestamp(now_s))
-        for uuid, record in list(self.monitor.records.items()):
+        for uuid, record in self.monitor.records.items():
             if record.lent_until_s and now_s >= record.lent_until_s:
-                self.take_back(uuid)
-            for server in servers_on(self.fleet, uuid):
-                until = time.strftime("%d %b %H:%M", time.localtime(record.lent_until_s))
-                self._keep(server, _LENT, f"lent until {until}" if record.lent_until_s else "")
+                self.monitor.lend(uuid, 0.0)
         servers = self.fleet.servers.values()
         hours = f"its GPU may be used at {', '.join(self._settings.value.gpus.allow)} only (gpus.allow)"
         for each in servers:
             if isinstance(each, ManagedServer) and each.gpus:
+                records = [self.monitor.records.get(gpu.card) for gpu in each.gpus]
+                until_s = max(record.lent_until_s if record else 0.0 for record in records)
+                until = time.strftime("%d %b %H:%M", time.localtime(until_s))
+                self._keep(each, _LENT, f"lent until {until}" if until_s else "")
                 self._keep(each, _HOURS, hours if closed else "")
         if servers and all(server.state is ServerState.QUARANTINED for server in servers):
             self._dispatcher.holds.hold(QUARANTINE)
@@ -200,8 +201,7 @@ class GpuPolicy(MonitorListener, CrashListener):
     def take_back(self, card: str) -> None:
         """End a loan."""
         self.monitor.lend(card, 0.0)
-        for server in servers_on(self.fleet, card):
-            server.resume(_LENT)
+        self._look()
 
 
 def _epoch_s(monotonic_s: float) -> float:
