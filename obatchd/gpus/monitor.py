@@ -97,7 +97,7 @@ class MonitorListener:
 
 
 class Siblings(Protocol):
-    """Knows which cards do the same work; :class:`obatchd.gpucare.policy.GpuPolicy`."""
+    """Knows which cards do the same work; :class:`obatchd.gpucare.watch.GpuWatch`."""
 
     def comparable(self, card: str) -> set[str]:
         """Cards that do the same work as ``card``: trouble that they have, too, is not its own fault."""
