@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -11,6 +11,7 @@ from obatchd.gpus.model import Identity
 
 Level = Literal["ok", "warn", "quarantine"]
 Consequence = Literal["ok", "warn", "fail"]  # for the verdict of a burn-in
+Value = str | float | int | None
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "quarantine")
 _CONSEQUENCES: tuple[Consequence, ...] = ("ok", "warn", "fail")
 
@@ -44,11 +45,76 @@ class Finding(msgspec.Struct, frozen=True):
     level: Level  # while work goes on
     burn_in: Consequence
     text: str
-    value: str | float | int | None = None  # seen
-    limit: str | float | int | None = None  # allowed
+    value: Value = None  # seen
+    limit: Value = None  # allowed
     since_s: float = 0.0  # epoch seconds
     remedies: tuple[Remedy, ...] = ()
     urgent: bool = False  # answers in flight cannot be trusted, cannot come, or hurt the hardware
+
+
+class Signal(NamedTuple):
+    """The usual consequences of a rule's finding."""
+
+    level: Level
+    burn_in: Consequence
+    remedies: tuple[Remedy, ...]
+    urgent: bool = False
+
+
+SIGNALS = {  # the rules of docs/gpu-health.md
+    "lost": Signal("quarantine", "fail", ("power", "seating", "reboot", "diagnose", "rma"), urgent=True),
+    "reset_required": Signal("quarantine", "fail", ("reset", "diagnose"), urgent=True),
+    "recovery_action": Signal("quarantine", "fail", ("reboot",), urgent=True),
+    "irq": Signal("warn", "warn", ("reboot",)),
+    "inforom": Signal("warn", "warn", ("diagnose", "rma")),
+    "xid of class fatal": Signal("quarantine", "fail", ("reset", "diagnose", "rma"), urgent=True),
+    "xid of class reset": Signal("quarantine", "fail", ("reset", "reboot", "diagnose"), urgent=True),
+    "xid of class memory": Signal("warn", "fail", ("reset", "diagnose", "rma")),
+    "xid of class application": Signal("warn", "warn", ("application",)),
+    "xid of class warn": Signal("warn", "warn", ("watch", "diagnose")),
+    "xid_repeats": Signal("quarantine", "fail", ("reset", "diagnose", "rma")),
+    "server_crashes": Signal("warn", "warn", ("application", "diagnose")),
+    "ecc_uncorrected": Signal("quarantine", "fail", ("reset", "diagnose", "rma"), urgent=True),
+    "ecc_uncorrected_before": Signal("warn", "ok", ("reset", "diagnose")),
+    "sram_uncorrected": Signal("warn", "warn", ("diagnose", "rma")),
+    "ecc_corrected": Signal("warn", "warn", ("watch", "diagnose")),
+    "ecc_corrected_rising": Signal("warn", "warn", ("watch", "diagnose")),
+    "ecc_corrected_rate": Signal("quarantine", "fail", ("reset", "diagnose", "rma")),
+    "ecc_corrected_total": Signal("ok", "fail", ("diagnose", "rma")),
+    "remap_failed": Signal("quarantine", "fail", ("reset", "diagnose", "rma")),
+    "memory_unrepairable": Signal("quarantine", "fail", ("reset", "diagnose", "rma")),
+    "remap_pending": Signal("warn", "fail", ("reset",)),
+    "retired_pending": Signal("warn", "fail", ("reset",)),
+    "repair_pending": Signal("warn", "fail", ("reset",)),
+    "remapped_rows": Signal("warn", "fail", ("diagnose", "rma")),
+    "retired_pages": Signal("warn", "fail", ("diagnose", "rma")),
+    "banks_without_spares": Signal("warn", "warn", ("watch", "diagnose")),
+    "hw_slowdown": Signal("warn", "warn", ("cooling",)),
+    "hw_slowdown_time": Signal("ok", "fail", ("cooling", "power", "diagnose")),
+    "sw_thermal": Signal("warn", "warn", ("cooling",)),
+    "temp": Signal("warn", "fail", ("cooling",)),
+    "near_shutdown": Signal("quarantine", "fail", ("cooling", "diagnose"), urgent=True),
+    "memory_temp": Signal("warn", "fail", ("cooling",)),
+    "temp_margin": Signal("warn", "warn", ("cooling",)),
+    "pcie_width": Signal("warn", "fail", ("seating",)),
+    "pcie_gen": Signal("warn", "warn", ("seating",)),
+    "pcie_replays": Signal("warn", "warn", ("seating", "diagnose")),
+    "pcie_fatal": Signal("warn", "fail", ("seating", "diagnose")),
+    "pcie_non_fatal": Signal("warn", "warn", ("seating", "diagnose")),
+    "nvlink": Signal("warn", "warn", ("seating", "diagnose")),
+    "power_unreadable": Signal("warn", "warn", ("reset", "diagnose")),
+    "power_limit": Signal("warn", "warn", ("settings",)),
+    "persistence": Signal("warn", "warn", ("settings",)),
+    "ecc_off": Signal("warn", "warn", ("settings",)),
+    "ecc_pending": Signal("warn", "warn", ("settings",)),
+}
+
+
+def finding(signal: str, text: str, value: Value, limit: Value, since_s: float, **this_time: Any) -> Finding:
+    """A finding with the consequences of its signal, but for those that are others ``this_time``."""
+    level, burn_in, remedies, urgent = SIGNALS[signal]
+    usual = Finding(signal, level, burn_in, text, value, limit, since_s, remedies, urgent)
+    return msgspec.structs.replace(usual, **this_time)
 
 
 class Assessment(msgspec.Struct, frozen=True):
