@@ -63,16 +63,13 @@ class Alarms:
         if not self._settings.command or alarm.kind not in self._settings.on:
             return
         if len(self._waiting) >= _MOST_WAITING:
-            _log.warning("alarm_dropped", kind=self._drop()["kind"], reason="too many wait for the command")
+            victim = next((waiting for waiting in self._waiting if waiting["kind"] == "job_done"), self._waiting[0])
+            self._waiting.remove(victim)
+            _log.warning("alarm_dropped", kind=victim["kind"], reason="too many wait for the command")
         head = {"schema": SCHEMA, "kind": alarm.kind, "at": instant(time.time()), "host": socket.gethostname()}
         self._waiting.append(head | msgspec.structs.asdict(alarm))
         self._idle.clear()
         self._wake.set()
-
-    def _drop(self) -> dict[str, Any]:
-        victim = next((waiting for waiting in self._waiting if waiting["kind"] == "job_done"), self._waiting[0])
-        self._waiting.remove(victim)
-        return victim
 
     async def _run(self) -> None:
         while True:

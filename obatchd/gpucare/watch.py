@@ -38,7 +38,7 @@ class GpuWatch(Siblings):
         self._fleet = fleet
         self.history = History(work / "history.db")
         records = GpuRecords(work / "gpus.json", facts)
-        self.monitor = Monitor(probe, records, settings, self, self.history)
+        self.monitor = Monitor(probe, records, settings, self, [self.history])
         self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log, owner)
 
     def utilisation(self, server_id: str) -> int | None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+import attrs
 import msgspec
 
 import obatchd.log
@@ -104,38 +105,27 @@ class Siblings(Protocol):
         ...
 
 
+@attrs.define(eq=False)
 class Monitor(Listener):
-    """One for all cards of the host; lives in the event loop.
+    """One for all cards of the host; lives in the event loop."""
 
-    Records, tracks and assessments are kept by UUID of the card.
-    """
-
-    def __init__(
-        self,
-        probe: Probe,
-        store: RecordStore,
-        settings: Current[Settings],
-        siblings: Siblings,
-        *listeners: MonitorListener,
-    ) -> None:
-        self.records: dict[str, Record] = {}
-        self.tracks: dict[str, Track] = {}
-        self.assessments: dict[str, Assessment] = {}
-        self.dirty: set[str] = set()  # UUIDs whose record has to be written
-        self._settings = settings
-        self._probe = probe
-        self._store = store
-        self._siblings = siblings
-        self._listeners = list(listeners)
-        self._waiting: list[XidEvent] = []
-        self._told: dict[tuple[str, str], float] = {}
-        self._restore()
+    _probe: Probe
+    _store: RecordStore
+    _settings: Current[Settings]
+    _siblings: Siblings
+    _listeners: list[MonitorListener] = attrs.field(factory=list)
+    records: dict[str, Record] = attrs.field(factory=dict, init=False)  # by UUID of the card, as the next two
+    tracks: dict[str, Track] = attrs.field(factory=dict, init=False)
+    assessments: dict[str, Assessment] = attrs.field(factory=dict, init=False)
+    dirty: set[str] = attrs.field(factory=set, init=False)  # UUIDs whose record has to be written
+    _waiting: list[XidEvent] = attrs.field(factory=list, init=False)
+    _told: dict[tuple[str, str], float] = attrs.field(factory=dict, init=False)
 
     def listen(self, listener: MonitorListener) -> None:
         """Let ``listener`` hear what happens from now on."""
         self._listeners.append(listener)
 
-    def _restore(self) -> None:
+    def __attrs_post_init__(self) -> None:
         """Only cards of the present source: a spool that was tried with another one misses none of its cards."""
         source = source_of(next((gpu.driver for gpu in self._probe.gpus), ""))
         for key, text in self._store.starting_with(_PREFIX).items():

@@ -36,7 +36,7 @@ class Bench(MonitorListener):
         self.alone = False  # each card does other work
         self.events: list[HealthEvent] = []
         probe: Any = SimpleNamespace(gpus=self.gpus)
-        self.monitor = Monitor(probe, self.facts, in_force(), self, self)
+        self.monitor = Monitor(probe, self.facts, in_force(), self, [self])
         self.now_s = time.time()
 
     def comparable(self, card: str) -> set[str]:

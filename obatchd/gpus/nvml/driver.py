@@ -37,8 +37,8 @@ class Nvml(GpuSource):
     """
 
     def __init__(self) -> None:
-        self.problems: list[str] = []  # of the latest listing: GPUs that cannot be used, in plain words
-        self._gpus: dict[str, Gpu] = {}
+        self.problems: list[str] = []  # of the listing: GPUs that cannot be used, in plain words
+        self._gpus: list[Gpu] = []
         self._handles: dict[str, Any] = {}
         self._cards: dict[str, Gpu] = {}  # by UUID; slices share their card
         self._inforom: dict[str, bool | None] = {}
@@ -50,15 +50,13 @@ class Nvml(GpuSource):
             raise _explained(error) from error
 
     def gpus(self) -> list[Gpu]:
-        self.problems = []
-        found: list[Gpu] = []
+        self.problems, self._gpus = [], []
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
-                found += self._list(index)
+                self._gpus += self._list(index)
             except ERRORS as error:
                 self.problems.append(f"GPU {index} cannot be used: {words(error)}")
-        self._gpus = {gpu.uuid: gpu for gpu in found}
-        return found
+        return list(self._gpus)
 
     def _list(self, index: int) -> list[Gpu]:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -98,7 +96,7 @@ class Nvml(GpuSource):
         return gpu
 
     def readings(self) -> list[Reading]:
-        return [self._read(gpu) for gpu in self._gpus.values()]
+        return [self._read(gpu) for gpu in self._gpus]
 
     def _read(self, gpu: Gpu) -> Reading:
         ask = Asking()
@@ -111,6 +109,7 @@ class Nvml(GpuSource):
         utilisation = ask.field("utilisation", pynvml.nvmlDeviceGetUtilizationRates, handle)
         power_mw = ask.field("power", pynvml.nvmlDeviceGetPowerUsage, card)
         power_limit_mw = ask.field("power_limit", pynvml.nvmlDeviceGetEnforcedPowerLimit, card)
+        state = ask.field("performance_state", pynvml.nvmlDeviceGetPerformanceState, card)
         processes = ask.field("processes", pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
         reading = Reading(
             uuid=gpu.uuid,
@@ -126,7 +125,7 @@ class Nvml(GpuSource):
             clock_mhz=ask.field("clock", pynvml.nvmlDeviceGetClockInfo, card, pynvml.NVML_CLOCK_SM),
             memory_clock_mhz=ask.field("memory_clock", pynvml.nvmlDeviceGetClockInfo, card, pynvml.NVML_CLOCK_MEM),
             clock_reasons=ask.field("clock_reasons", _clock_reasons, card),
-            performance_state=ask.field("performance_state", _performance_state, card),
+            performance_state=None if state == pynvml.NVML_PSTATE_UNKNOWN else state,
             fan_percent=ask.field("fan", pynvml.nvmlDeviceGetFanSpeed, card),
             # Of HBM; other cards have no such field, or answer 0.
             memory_temp_c=field_values(card, [_MEMORY_TEMP], ask, "memory_temp").get(_MEMORY_TEMP) or None,
@@ -194,11 +193,6 @@ def _temperature(handle: Any) -> Any:
 def _clock_reasons(handle: Any) -> Any:
     calls = pynvml.nvmlDeviceGetCurrentClocksEventReasons, pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
     return newest(*calls, handle)
-
-
-def _performance_state(handle: Any) -> Any:
-    state = pynvml.nvmlDeviceGetPerformanceState(handle)
-    return state if state <= pynvml.NVML_PSTATE_15 else None
 
 
 def _read(path: Path) -> str:
