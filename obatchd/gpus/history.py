@@ -20,6 +20,7 @@ import attrs
 import msgspec
 
 import obatchd.log
+from obatchd.documents.gpus import GpuEvent
 from obatchd.gpus.model import ClockReason, Identity, Reading
 from obatchd.gpus.monitor import HealthEvent, MonitorListener
 
@@ -43,16 +44,7 @@ CREATE TABLE IF NOT EXISTS samples (
 ) WITHOUT ROWID;
 """
 _MEANS = ("temp_c", "power_w", "utilisation_percent", "memory_used_bytes", "clock_mhz")
-
-
-class HistoryEvent(HealthEvent, frozen=True):
-    """One event as it is kept."""
-
-    serial: str = ""
-    slot: str = ""
-
-
-_EVENT = ", ".join(HistoryEvent.__struct_fields__)
+_EVENT = ", ".join(GpuEvent.__struct_fields__)
 
 
 @attrs.define(eq=False)
@@ -85,7 +77,7 @@ class History(MonitorListener):
 
     _path: Path
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
-    _events: list[HistoryEvent] = attrs.field(factory=list, init=False)
+    _events: list[GpuEvent] = attrs.field(factory=list, init=False)
     _minutes: dict[tuple[str, int], _Minute] = attrs.field(factory=dict, init=False)
     _places: dict[str, tuple[str, str]] = attrs.field(factory=dict, init=False)
     _tidied_s: float = attrs.field(default=0.0, init=False)
@@ -102,7 +94,7 @@ class History(MonitorListener):
         """Something happened to a card."""
         serial, slot = self._places.get(event.uuid, ("", ""))
         with self._lock:
-            self._events.append(HistoryEvent(**msgspec.structs.asdict(event), serial=serial, slot=slot))
+            self._events.append(GpuEvent(**msgspec.structs.asdict(event), serial=serial, slot=slot))
             del self._events[:-_MOST_EVENTS]
 
     def readings_of_cards(self, readings: Iterable[Reading]) -> None:
@@ -149,7 +141,7 @@ class History(MonitorListener):
             minute.mean("clock_mhz"), minute.slowed / minute.count,
         )  # fmt: skip
 
-    def events(self, uuid: str | None = None, limit: int = 100, serial: str = "") -> list[HistoryEvent]:
+    def events(self, uuid: str | None = None, limit: int = 100, serial: str = "") -> list[GpuEvent]:
         """The latest events, oldest first; of one card, by UUID or by serial number."""
         with self._lock:
             waiting = [e for e in self._events if uuid is None or e.uuid == uuid or (serial and e.serial == serial)]
@@ -157,7 +149,7 @@ class History(MonitorListener):
             given: Sequence[Any] = () if uuid is None else (uuid, serial)
             query = f"SELECT {_EVENT} FROM events WHERE {where} ORDER BY id DESC LIMIT ?"
             rows = self._database.execute(query, (*given, limit)).fetchall() if self._database else []
-        return [*(HistoryEvent(*row) for row in reversed(rows)), *waiting][-limit:]
+        return [*(GpuEvent(*row) for row in reversed(rows)), *waiting][-limit:]
 
     def close(self) -> None:
         self.flush()

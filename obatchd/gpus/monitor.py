@@ -302,8 +302,7 @@ class Monitor(Listener):
         track = self.tracks[uuid]
         fresh = Track(track.identity, track.now_s, track.slow, track.latest, track.slow, recent=list(track.recent[-5:]))
         found = assess(fresh, self._settings.value.gpu_health)
-        lasting = [f for f in found.findings if f.level == "quarantine" and f.signal not in LASTING]
-        return lasting[0].text if lasting else ""
+        return next((f.text for f in found.findings if f.level == "quarantine" and f.signal not in LASTING), "")
 
     def release(self, uuid: str) -> list[str]:
         """End a quarantine; errors count from now on. Lasting defects are accepted and only warn; returns them.
@@ -318,10 +317,9 @@ class Monitor(Listener):
             return []
         judged = self.assessments.get(uuid)
         accepted = [f.signal for f in judged.findings if f.signal in LASTING] if judged else []
-        now_s = time.time()
-        mark = track.slow
+        now_s, mark = time.time(), track.slow
         self.records[uuid] = Record(track.identity, now_s, mark, accepted, lent_until_s=record.lent_until_s)
-        self.tracks[uuid] = Track(track.identity, now_s, mark, track.latest, track.slow, accepted=accepted)
+        self.tracks[uuid] = Track(track.identity, now_s, mark, track.latest, mark, accepted=accepted)
         self.dirty.add(uuid)
         self._told = {key: at_s for key, at_s in self._told.items() if key[0] != uuid}
         log.warning("gpu_released", gpu=uuid, accepted=",".join(accepted))

@@ -23,28 +23,13 @@ _CAUSES = {
     "power_cap": ClockReason.POWER_CAP,
 }
 # Counters whose increase since the mark some rule looks at.
-COUNTERS = (
-    "ecc_corrected",
-    "ecc_uncorrected",
-    "ecc_corrected_aggregate",
-    "ecc_uncorrected_aggregate",
-    "sram_uncorrected",
-    "sram_uncorrected_aggregate",
-    "remapped_corrected",
-    "remapped_uncorrected",
-    "retired_single_bit",
-    "retired_double_bit",
-    "hw_thermal_s",
-    "hw_power_brake_s",
-    "sw_thermal_s",
-    "pcie_replays",
-    "pcie_correctable",
-    "pcie_non_fatal",
-    "pcie_fatal",
-    "nvlink_replays",
-    "nvlink_recoveries",
-    "nvlink_crc",
-)
+UNCORRECTED = ("ecc_uncorrected", "ecc_uncorrected_aggregate")
+_OF_MEMORY = ("ecc_corrected", "ecc_corrected_aggregate", "sram_uncorrected", "sram_uncorrected_aggregate")
+_REPLACED = ("remapped_corrected", "remapped_uncorrected", "retired_single_bit", "retired_double_bit")
+HARDWARE_SLOWDOWN = ("hw_thermal_s", "hw_power_brake_s")
+_PCIE = ("pcie_replays", "pcie_correctable", "pcie_non_fatal", "pcie_fatal")
+NVLINK = ("nvlink_replays", "nvlink_recoveries", "nvlink_crc")
+COUNTERS = (*UNCORRECTED, *_OF_MEMORY, *_REPLACED, *HARDWARE_SLOWDOWN, "sw_thermal_s", *_PCIE, *NVLINK)
 
 
 def increase(before: SlowReading | None, after: SlowReading | None, counter: str) -> float:

@@ -25,15 +25,7 @@ _TROUBLES: dict[int, Trouble] = {
     pynvml.NVML_ERROR_CORRUPTED_INFOROM: "inforom_corrupted",
 }
 _WORST: tuple[Trouble, ...] = ("", "inforom_corrupted", "irq", "unknown", "reset_required", "lost")
-_VALUES = {
-    pynvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
-    pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
-    pynvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
-}
+_VALUES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t of nvml.h
 _NOT_AVAILABLE = frozenset({0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF})
 
 
@@ -87,7 +79,8 @@ def field_values(handle: Any, numbers: Sequence[int], asking: Asking, prefix: st
     found: dict[int, Any] = {}
     for number, entry in zip(numbers, values or (), strict=False):
         if entry.nvmlReturn == pynvml.NVML_SUCCESS:
-            if (kind := _VALUES.get(entry.valueType)) and (value := getattr(entry.value, kind)) not in _NOT_AVAILABLE:
+            value = getattr(entry.value, _VALUES[entry.valueType]) if entry.valueType < len(_VALUES) else None
+            if value is not None and value not in _NOT_AVAILABLE:
                 found[number] = value
         elif entry.nvmlReturn not in _ABSENT_FIELD:
             asking.failed(f"{prefix}.{number}", pynvml.NVMLError(entry.nvmlReturn))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from obatchd.gpus.finding import SIGNALS, Finding, finding
 from obatchd.gpus.model import RECOVERY_ACTIONS, SlowReading, XidEvent
-from obatchd.gpus.track import DAY_S, Track, increase
+from obatchd.gpus.track import DAY_S, NVLINK, Track, increase
 from obatchd.gpus.xids import BURN_IN_FAILS, CLEANUP, Xid, classify
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
@@ -169,12 +169,10 @@ def _per_min(readings: Sequence[SlowReading], window_s: float) -> float:
 
 def nvlink(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     """Errors of NVLink. Our servers do not use it; they are a clue about the hardware."""
-    kinds = [kind for kind in ("replays", "recoveries", "crc") if f"nvlink_{kind}" in track.grown]
-    if kinds:
-        counts = [track.grown[f"nvlink_{kind}"] for kind in kinds]
-        listed = ", ".join(f"{int(count)} {kind}" for count, kind in zip(counts, kinds, strict=True))
-        since_s = min(track.first_s[f"nvlink_{kind}"] for kind in kinds)
-        yield finding("nvlink", f"new NVLink errors: {listed}", int(sum(counts)), 0, since_s)
+    if counts := {name: track.grown[name] for name in NVLINK if name in track.grown}:
+        listed = ", ".join(f"{int(count)} {name.partition('_')[2]}" for name, count in counts.items())
+        since_s = min(track.first_s[name] for name in counts)
+        yield finding("nvlink", f"new NVLink errors: {listed}", int(sum(counts.values())), 0, since_s)
 
 
 def setup(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from obatchd.gpus.finding import Finding, finding
 from obatchd.gpus.model import ClockReason, Reading
-from obatchd.gpus.track import GAP_S, LOADED_PERCENT, Track
+from obatchd.gpus.track import GAP_S, HARDWARE_SLOWDOWN, LOADED_PERCENT, Track
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 _MINUTE_S = 60
@@ -24,7 +24,7 @@ def hardware_slowdown(track: Track, settings: GpuHealthSettings) -> Iterator[Fin
         heavy = {"level": "quarantine", "remedies": ("cooling", "power", "diagnose")}
         this_time = heavy if share >= settings.slowdown_share else {}
         yield finding("hw_slowdown", text, round(share, 2), settings.slowdown_share, bad[0], **this_time)
-    counted_s = track.grown.get("hw_thermal_s", 0) + track.grown.get("hw_power_brake_s", 0)
+    counted_s = sum(track.grown.get(counter, 0) for counter in HARDWARE_SLOWDOWN)
     total_s = max(counted_s, track.slowed_s.get("hw_slowdown", 0.0))
     share = total_s / track.loaded_s if track.loaded_s >= _MIN_LOADED_S else 0.0
     if total_s > settings.slowdown_run_s or share > settings.slowdown_run_share:
@@ -41,12 +41,11 @@ def _cause(track: Track) -> str:
 
 def _slow_minutes(track: Track, window_s: float) -> list[float]:
     """The minutes of the window in which a slowdown was seen, by sampling or by the driver's counters."""
-    counters = ("hw_thermal_s", "hw_power_brake_s")
-    if not track.slowed_s.get("hw_slowdown") and not track.first_s.keys() & counters:
+    if not track.slowed_s.get("hw_slowdown") and not track.first_s.keys() & HARDWARE_SLOWDOWN:
         return []
     slowed = [reading.at_s for reading in track.recent if (reading.clock_reasons or 0) & ClockReason.HARDWARE]
     for before, now in pairwise(track.hour):
-        if any((getattr(now, counter) or 0) > (getattr(before, counter) or 0) for counter in counters):
+        if any((getattr(now, counter) or 0) > (getattr(before, counter) or 0) for counter in HARDWARE_SLOWDOWN):
             slowed.append(now.at_s)
     return sorted({at_s // _MINUTE_S * _MINUTE_S for at_s in slowed if at_s > track.now_s - window_s})
 

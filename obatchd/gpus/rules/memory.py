@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from obatchd.gpus.finding import Finding, finding
 from obatchd.gpus.model import SlowReading
-from obatchd.gpus.track import Track, increase
+from obatchd.gpus.track import UNCORRECTED, Track, increase
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 _HOUR_S = 3600
@@ -22,10 +22,9 @@ _FLAGS = {  # of SlowReading: the value shown, and the words
 
 def uncorrected(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     """New uncorrectable errors. The aggregate counter also has those of a time when nobody watched."""
-    counters = ("ecc_uncorrected", "ecc_uncorrected_aggregate")
-    count = max(track.grown.get(counter, 0) for counter in counters)
+    count = max(track.grown.get(counter, 0) for counter in UNCORRECTED)
     if count > (limit := settings.ecc_uncorrected):
-        since_s = min(track.first_s[counter] for counter in counters if counter in track.first_s)
+        since_s = min(track.first_s[counter] for counter in UNCORRECTED if counter in track.first_s)
         yield finding("ecc_uncorrected", f"{count:.0f} new uncorrectable ECC errors", int(count), limit, since_s)
     before = track.mark.ecc_uncorrected if track.mark else None
     if before and not count:
