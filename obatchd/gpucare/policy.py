@@ -14,9 +14,10 @@ import attrs
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
 from obatchd.documents.alarms import GpuQuarantined
+from obatchd.documents.gpus import GpuEvent
 from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.watch import GpuWatch, servers_on
-from obatchd.gpus.monitor import HealthEvent, Monitor, MonitorListener, Quarantine
+from obatchd.gpus.monitor import Monitor, MonitorListener, Quarantine
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.states import ServerState
@@ -74,7 +75,7 @@ class GpuPolicy(MonitorListener, CrashListener):
 
     # Messages of the monitor and the servers.
 
-    def health_event(self, event: HealthEvent) -> None:
+    def health_event(self, event: GpuEvent) -> None:
         if event.kind in ("quarantine", "release"):  # too rare and too important to wait for the minute
             self._flushed_s = float("-inf")
 

@@ -22,7 +22,7 @@ import msgspec
 import obatchd.log
 from obatchd.documents.gpus import GpuEvent
 from obatchd.gpus.model import ClockReason, Identity, Reading
-from obatchd.gpus.monitor import HealthEvent, MonitorListener
+from obatchd.gpus.monitor import MonitorListener
 
 log = obatchd.log.get(__name__)
 
@@ -43,6 +43,7 @@ CREATE TABLE IF NOT EXISTS samples (
     memory_used_bytes REAL, clock_mhz REAL, slowed REAL NOT NULL, PRIMARY KEY (uuid, seconds, at_s)
 ) WITHOUT ROWID;
 """
+# In the order of the columns.
 _MEANS = ("temp_c", "power_w", "utilisation_percent", "memory_used_bytes", "clock_mhz")
 _EVENT = ", ".join(GpuEvent.__struct_fields__)
 
@@ -51,13 +52,15 @@ _EVENT = ", ".join(GpuEvent.__struct_fields__)
 class _Minute:
     """The readings of one card in one minute."""
 
+    card: Identity
     count: int = 0
     slowed: int = 0
     temp_max_c: float | None = None
     _sums: dict[str, float] = attrs.field(factory=dict)
     _counts: Counter[str] = attrs.field(factory=Counter)
 
-    def add(self, reading: Reading) -> None:
+    def add(self, card: Identity, reading: Reading) -> None:
+        self.card = card
         self.count += 1
         self.slowed += bool((reading.clock_reasons or 0) & ClockReason.HARDWARE)
         if reading.temp_c is not None:
@@ -67,8 +70,12 @@ class _Minute:
                 self._sums[name] = self._sums.get(name, 0.0) + value
                 self._counts[name] += 1
 
-    def mean(self, name: str) -> float | None:
-        return self._sums[name] / self._counts[name] if self._counts[name] else None
+    def row(self, at_s: int) -> tuple[Any, ...]:
+        """The minute that began at ``at_s``, as it is kept."""
+        temp_c, *means = (self._sums[name] / self._counts[name] if self._counts[name] else None for name in _MEANS)
+        place = self.card.slot or self.card.pci_bus_id
+        head = (self.card.uuid, _MINUTE_S, at_s, self.card.serial, place, self.count)
+        return (*head, temp_c, self.temp_max_c, *means, self.slowed / self.count)
 
 
 @attrs.define(eq=False)
@@ -79,30 +86,22 @@ class History(MonitorListener):
     _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
     _events: list[GpuEvent] = attrs.field(factory=list, init=False)
     _minutes: dict[tuple[str, int], _Minute] = attrs.field(factory=dict, init=False)
-    _places: dict[str, tuple[str, str]] = attrs.field(factory=dict, init=False)
     _tidied_s: float = attrs.field(default=0.0, init=False)
     _database: sqlite3.Connection | None = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._database = _open(self._path)
 
-    def card(self, card: Identity) -> None:
-        """Remember serial number and slot of a card; where the firmware names no slot its bus address stands for it."""
-        self._places[card.uuid] = (card.serial, card.slot or card.pci_bus_id)
-
-    def health_event(self, event: HealthEvent) -> None:
-        """Something happened to a card."""
-        serial, slot = self._places.get(event.uuid, ("", ""))
+    def health_event(self, event: GpuEvent) -> None:
         with self._lock:
-            self._events.append(GpuEvent(**msgspec.structs.asdict(event), serial=serial, slot=slot))
+            self._events.append(event)
             del self._events[:-_MOST_EVENTS]
 
-    def readings_of_cards(self, readings: Iterable[Reading]) -> None:
-        """Readings of one moment."""
+    def readings_of_cards(self, readings: Iterable[tuple[Identity, Reading]]) -> None:
         with self._lock:
-            for reading in readings:
-                key = (reading.uuid, int(reading.at_s // _MINUTE_S) * _MINUTE_S)
-                self._minutes.setdefault(key, _Minute()).add(reading)
+            for card, reading in readings:
+                key = (card.uuid, int(reading.at_s // _MINUTE_S) * _MINUTE_S)
+                self._minutes.setdefault(key, _Minute(card)).add(card, reading)
 
     def flush(self) -> None:
         """Write the collected samples, but for the present minute; blocks."""
@@ -122,7 +121,7 @@ class History(MonitorListener):
                         f"INSERT INTO events ({_EVENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         [msgspec.structs.astuple(event) for event in events],
                     )
-                    rows = [self._row(*key, minute) for key, minute in done.items()]
+                    rows = [minute.row(at_s) for (_, at_s), minute in done.items()]
                     marks = ", ".join("?" * 13)
                     database.executemany(f"INSERT OR REPLACE INTO samples VALUES ({marks})", rows)
                     if now_s - self._tidied_s > _HOUR_S:
@@ -132,14 +131,6 @@ class History(MonitorListener):
                 self._events = [*events, *self._events]
                 del self._events[:-_MOST_EVENTS]
                 log.warning("gpu_history_not_written", reason=str(error))
-
-    def _row(self, uuid: str, at_s: int, minute: _Minute) -> tuple[Any, ...]:
-        serial, slot = self._places.get(uuid, ("", ""))
-        return (
-            uuid, _MINUTE_S, at_s, serial, slot, minute.count, minute.mean("temp_c"), minute.temp_max_c,
-            minute.mean("power_w"), minute.mean("utilisation_percent"), minute.mean("memory_used_bytes"),
-            minute.mean("clock_mhz"), minute.slowed / minute.count,
-        )  # fmt: skip
 
     def events(self, uuid: str | None = None, limit: int = 100, serial: str = "") -> list[GpuEvent]:
         """The latest events, oldest first; of one card, by UUID or by serial number."""

@@ -14,6 +14,7 @@ import attrs
 import msgspec
 
 import obatchd.log
+from obatchd.documents.gpus import GpuEvent
 from obatchd.gpus.finding import Assessment, Finding
 from obatchd.gpus.kernel_log import normal_address
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
@@ -26,6 +27,7 @@ from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 
+EventKind = Literal["finding", "cleared", "xid", "quarantine", "release", "lend", "return", "crash"]
 _PREFIX = "gpu/"
 _FORGOTTEN = "null"
 _SAME_S = 5.0  # the same XID of the same card within this time is one event, told by both sources or in a storm
@@ -67,27 +69,16 @@ class Record(msgspec.Struct):
         return Track(self.identity, self.began_s, self.mark, accepted=self.accepted)
 
 
-class HealthEvent(msgspec.Struct, frozen=True):
-    """Something that happened to a card."""
-
-    at_s: float
-    uuid: str
-    kind: Literal["finding", "cleared", "xid", "quarantine", "release", "lend", "return", "crash"]
-    text: str
-    level: str = ""
-    signal: str = ""
-
-
 class MonitorListener:
     """Hears the messages of the monitor, in the event loop; does nothing by itself."""
 
     def card(self, card: Identity) -> None:
         """The identity of a card."""
 
-    def readings_of_cards(self, readings: list[Reading]) -> None:
+    def readings_of_cards(self, readings: list[tuple[Identity, Reading]]) -> None:
         """One reading of each card."""
 
-    def health_event(self, event: HealthEvent) -> None:
+    def health_event(self, event: GpuEvent) -> None:
         """Something happened to a card."""
 
     def xid(self, event: XidEvent) -> None:
@@ -155,7 +146,11 @@ class Monitor(Listener):
             record = self.records.get(uuid)
             self._store.set(_PREFIX + uuid, msgspec.json.encode(record).decode() if record else _FORGOTTEN)
 
-    def _tell(self, event: HealthEvent) -> None:
+    def _tell(
+        self, uuid: str, kind: EventKind, text: str, level: str = "", signal: str = "", at_s: float | None = None
+    ) -> None:
+        card, at_s = self.tracks[uuid].identity, time.time() if at_s is None else at_s
+        event = GpuEvent(at_s, uuid, card.serial, card.slot or card.pci_bus_id, kind, level, signal, text)
         for listener in self._listeners:
             listener.health_event(event)
 
@@ -184,7 +179,7 @@ class Monitor(Listener):
                 of_cards[uuid] = msgspec.structs.replace(reading, uuid=uuid)
                 self._track(uuid).add(of_cards[uuid])
         for listener in self._listeners:
-            listener.readings_of_cards(list(of_cards.values()))
+            listener.readings_of_cards([(self.tracks[uuid].identity, reading) for uuid, reading in of_cards.items()])
         for uuid, track in self.tracks.items():
             if uuid not in of_cards and readings:
                 words = {"handle": "the driver does not list it any more"}
@@ -223,7 +218,8 @@ class Monitor(Listener):
         if event.at_s > time.time() - _FRESH_S:
             for listener in self._listeners:
                 listener.xid(event)
-            self._tell(HealthEvent(event.at_s, uuid, "xid", event.line or f"XID {event.xid}", signal=str(event.xid)))
+            words = event.line or f"XID {event.xid}"
+            self._tell(uuid, "xid", words, signal=str(event.xid), at_s=event.at_s)
 
     def crashed(self, uuid: str, work: str, at_s: float) -> None:
         """The server on a card, or its runner, crashed with ``work`` loaded; it may have been what it worked on."""
@@ -240,7 +236,7 @@ class Monitor(Listener):
                 crash.answered_by = sorted({*crash.answered_by, *others})
                 return
         track.add_crash(Crash(at_s, work, others))
-        self._tell(HealthEvent(at_s, uuid, "crash", reason))
+        self._tell(uuid, "crash", reason, at_s=at_s)
 
     def _track(self, uuid: str) -> Track:
         if uuid not in self.tracks:
@@ -273,11 +269,11 @@ class Monitor(Listener):
             worse = signal not in old or old[signal].level != finding.level
             if worse and finding.level != "ok" and self._may_tell(uuid, f"{signal}/{finding.level}"):
                 log.warning("gpu_finding", gpu=uuid, signal=signal, level=finding.level, reason=finding.text)
-                self._tell(HealthEvent(time.time(), uuid, "finding", finding.text, finding.level, signal))
+                self._tell(uuid, "finding", finding.text, finding.level, signal)
         for signal in old.keys() - new.keys():
             if self._may_tell(uuid, f"{signal}/cleared"):
                 log.info("gpu_finding_cleared", gpu=uuid, signal=signal)
-                self._tell(HealthEvent(time.time(), uuid, "cleared", f"no more: {old[signal].text}", signal=signal))
+                self._tell(uuid, "cleared", f"no more: {old[signal].text}", signal=signal)
 
     def _may_tell(self, uuid: str, what: str) -> bool:
         now_s, key = time.monotonic(), (uuid, what)
@@ -293,7 +289,7 @@ class Monitor(Listener):
         self.records[uuid].quarantine = quarantine
         self.dirty.add(uuid)
         log.error("gpu_quarantined", gpu=uuid, by=quarantine.by, reason=quarantine.reason, action=quarantine.action)
-        self._tell(HealthEvent(time.time(), uuid, "quarantine", quarantine.reason, "quarantine"))
+        self._tell(uuid, "quarantine", quarantine.reason, "quarantine")
         for listener in self._listeners:
             listener.quarantined(uuid, quarantine, urgent)
 
@@ -323,7 +319,7 @@ class Monitor(Listener):
         self.dirty.add(uuid)
         self._told = {key: at_s for key, at_s in self._told.items() if key[0] != uuid}
         log.warning("gpu_released", gpu=uuid, accepted=",".join(accepted))
-        self._tell(HealthEvent(now_s, uuid, "release", "released by an administrator"))
+        self._tell(uuid, "release", "released by an administrator")
         return accepted
 
     def lend(self, uuid: str, until_s: float) -> None:
@@ -331,4 +327,4 @@ class Monitor(Listener):
         self.records[uuid].lent_until_s = until_s
         self.dirty.add(uuid)
         words = f"lent until {time.strftime('%d %b %H:%M', time.localtime(until_s))}" if until_s else "taken back"
-        self._tell(HealthEvent(time.time(), uuid, "lend" if until_s else "return", words))
+        self._tell(uuid, "lend" if until_s else "return", words)
