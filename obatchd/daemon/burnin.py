@@ -27,14 +27,10 @@ _XIDS = 1000  # kept until a run asks for them
 
 
 class _Told(MonitorListener):
-    """Messages of the monitor since the daemon began; XIDs wait until a run asks for them."""
+    """XIDs since the daemon began, which wait until a run asks for them."""
 
     def __init__(self) -> None:
-        self.cards: dict[str, Identity] = {}
         self.xids: deque[XidEvent] = deque(maxlen=_XIDS)
-
-    def card(self, card: Identity) -> None:
-        self.cards[card.uuid] = card
 
     def xid(self, event: XidEvent) -> None:
         self.xids.append(event)
@@ -73,10 +69,8 @@ class BurninHost:
         return track.slow if track is not None else None
 
     def identity(self, gpu: Gpu) -> Identity:
-        known = self._told.cards.get(gpu.card)
-        return known or Identity(
-            gpu.card, gpu.name, gpu.index, gpu.pci_bus_id, driver=gpu.driver, memory_bytes=gpu.memory_bytes
-        )
+        track = self._policy.monitor.tracks.get(gpu.card)
+        return track.identity if track is not None else gpu.as_card()
 
     def new_xids(self) -> list[XidEvent]:
         xids = list(self._told.xids)

@@ -72,9 +72,6 @@ class Record(msgspec.Struct):
 class MonitorListener:
     """Hears the messages of the monitor, in the event loop; does nothing by itself."""
 
-    def card(self, card: Identity) -> None:
-        """The identity of a card."""
-
     def readings_of_cards(self, readings: list[tuple[Identity, Reading]]) -> None:
         """One reading of each card."""
 
@@ -130,7 +127,6 @@ class Monitor(Listener):
             if source_of(record.identity.driver) == source:
                 uuid = record.identity.uuid
                 self.records[uuid], self.tracks[uuid] = record, record.track()
-                self._tell_card(record.identity)
         for gpu in self._probe.gpus:
             self._track(gpu.card)
 
@@ -154,16 +150,11 @@ class Monitor(Listener):
         for listener in self._listeners:
             listener.health_event(event)
 
-    def _tell_card(self, card: Identity) -> None:
-        for listener in self._listeners:
-            listener.card(card)
-
     # From the probe and the kernel log.
 
     def identities(self, identities: list[Identity]) -> None:
         for card in identities:
             track = self._track(card.uuid)
-            self._tell_card(card)
             if track.identity != card:
                 track.identity = self.records[card.uuid].identity = card
                 self.dirty.add(card.uuid)
@@ -240,8 +231,7 @@ class Monitor(Listener):
 
     def _track(self, uuid: str) -> Track:
         if uuid not in self.tracks:
-            gpu = next((gpu for gpu in self._probe.gpus if gpu.card == uuid), None)
-            card = Identity(uuid, gpu.name, gpu.index, gpu.pci_bus_id, driver=gpu.driver) if gpu else Identity(uuid)
+            card = next((gpu.as_card() for gpu in self._probe.gpus if gpu.card == uuid), Identity(uuid))
             self.records[uuid] = Record(card, time.time())
             self.tracks[uuid] = self.records[uuid].track()
             self.dirty.add(uuid)
