@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from obatchd.gpus.finding import SIGNALS, Finding, finding
@@ -26,8 +25,7 @@ _REPLAYS_PER_MIN = {1: 0.15, 2: 0.30, 3: 0.48, 4: 0.96, 5: 1.92, 6: 3.84}
 
 def lost(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     """Gone, or wants a reset; other errors of the whole device are shown."""
-    last = track.recent[-settings.lost_polls :]
-    gone = [r for r in last if r.trouble in ("lost", "unknown")]
+    gone = [r for r in track.recent[-settings.lost_polls :] if r.trouble in ("lost", "unknown")]
     if len(gone) == (limit := settings.lost_polls):
         yield finding("lost", "the driver does not find the GPU any more", len(gone), limit, gone[0].at_s)
     now = {track.latest.trouble if track.latest else "", track.slow.trouble if track.slow else ""}
@@ -55,19 +53,18 @@ def recovery(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
 
 def xids(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]) -> Iterator[Finding]:
     """XIDs by class. Each number gives one finding."""
-    day = [event for event in track.xids if track.keep_xids or event.at_s >= track.now_s - DAY_S]
+    day_s = track.now_s - DAY_S
     by_number: dict[int, list[XidEvent]] = {}
     kinds: dict[int, Xid] = {}
-    for event in day:
+    for event in (event for event in track.xids if track.keep_xids or event.at_s >= day_s):
         xid = classify(event, settings.xids)
         if xid.kind == "ignore" or (event.xid == CLEANUP and _is_echo(track, event)):
             continue
         by_number.setdefault(event.xid, []).append(event)
         if event.xid not in kinds or xid.kind == "reset":  # the worst text of a number counts
             kinds[event.xid] = xid
-    memory = [e for number, events in by_number.items() if kinds[number].kind == "memory" for e in events]
-    recent = [event for event in memory if event.at_s >= track.now_s - DAY_S]
-    again = len(recent) >= settings.memory_xids or bool(track.slow and track.slow.remap_pending)
+    memory = [e for number, xid in kinds.items() if xid.kind == "memory" for e in by_number[number] if e.at_s >= day_s]
+    again = len(memory) >= settings.memory_xids or bool(track.slow and track.slow.remap_pending)
     for number, events in by_number.items():
         yield _xid(kinds[number], events, again)
     yield from _repeats(track, settings, siblings)
@@ -100,8 +97,7 @@ def _repeats(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track
 
     times = count(track)
     if len(times) >= settings.repeats and siblings and not any(count(other) for other in siblings):
-        numbers = Counter(e.xid for e in track.xids if e.at_s >= times[0])
-        listed = ", ".join(str(number) for number in sorted(numbers))
+        listed = ", ".join(map(str, sorted({e.xid for e in track.xids if e.at_s >= times[0]})))
         text = f"{len(times)} application XIDs (among {listed}) on this GPU alone"
         yield finding("xid_repeats", text, len(times), settings.repeats, times[0])
 
