@@ -28,28 +28,29 @@ class Pending(msgspec.Struct, array_like=True):
     prepared: bytes = b""
 
 
-class Lane:
+class Lane(msgspec.Struct, eq=False):
     """Requests of one job for one profile and priority class, in input order."""
 
-    __slots__ = (
-        "accepted_s", "cursor", "fetching", "gaps", "job", "number", "order", "owner", "preparing", "priority",
-        "profile", "unread", "window",
-    )  # fmt: skip
+    job: int
+    number: int
+    owner: int
+    profile: Profile
+    priority: str
+    accepted_s: float
+    window: deque[Pending] = msgspec.field(default_factory=deque)
+    cursor: int = 0  # greatest line that was ever put into the window
+    gaps: tuple[int, int] = (0, 0)  # requests without a result that an earlier run left lie between these lines
+    unread: int = 0  # requests without a result that are only in the store
+    preparing: int = 0  # requests that wait for their sources before they come into the window
+    fetching: bool = False
 
-    def __init__(self, job: int, number: int, owner: int, profile: Profile, priority: str, accepted_s: float) -> None:
-        self.job = job
-        self.number = number
-        self.owner = owner
-        self.profile = profile
-        self.priority = PRIORITY_CLASS[priority]
-        self.accepted_s = accepted_s
-        self.order = (job, number)
-        self.window: deque[Pending] = deque()
-        self.cursor = 0  # greatest line that was ever put into the window
-        self.gaps = (0, 0)  # requests without a result that an earlier run left behind lie between these lines
-        self.unread = 0  # requests without a result that are only in the store
-        self.preparing = 0  # requests that wait for their sources before they come into the window
-        self.fetching = False
+    @property
+    def order(self) -> tuple[int, int]:
+        return self.job, self.number
+
+    @property
+    def base_class(self) -> int:
+        return PRIORITY_CLASS[self.priority]
 
     def begin_after(self, line: int) -> None:
         """Take those behind ``line`` first: to find the few requests left before it, all before it must be looked at,
@@ -68,7 +69,7 @@ class Lane:
 
     def priority_class(self, now_s: float) -> int:
         """The lane's class, one more per hour since its job was accepted."""
-        return self.priority + int((now_s - self.accepted_s) / _AGEING_S)
+        return self.base_class + int((now_s - self.accepted_s) / _AGEING_S)
 
 
 class Taken(msgspec.Struct, array_like=True):

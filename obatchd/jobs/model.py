@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import calendar
 import threading
 import time
 from collections.abc import Mapping
@@ -29,12 +29,9 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
 
 
-_OUTCOMES = tuple(outcome.value for outcome in Outcome)
-
-
 def by_outcome(counts: Mapping[str, int]) -> dict[str, int]:
     """``counts`` with every outcome named."""
-    return {outcome: counts.get(outcome, 0) for outcome in _OUTCOMES}
+    return {outcome.value: counts.get(outcome, 0) for outcome in Outcome}
 
 
 class JobState(StrEnum):
@@ -67,17 +64,25 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class RequestRefused(ValueError):
-    """One request cannot be run.
-
-    Args:
-        code: slug for the result, as in :class:`Refusal`; for lines of batch files as OpenAI's API has it.
-        reason: in plain words.
-    """
+    """One request cannot be run. ``code`` as in :class:`Refusal`; for lines of batch files as OpenAI's API has it."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
+
+
+class Intent(msgspec.Struct, frozen=True):
+    """One drop about to be claimed: enough to find it again wherever a crash left it."""
+
+    job: str
+    name: bytes  # in the inbox, as the file system has it
+    owner: int  # uid
+    device: int
+    inode: int
+    size: int  # bytes
+    kind: str  # file or folder
+    at_s: float  # wall clock
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -136,15 +141,8 @@ class JobIds:
 
     @staticmethod
     def _ticks_after(job: str) -> int:
-        import calendar
-
         seconds = calendar.timegm(time.strptime(job[:15], "%Y%m%d-%H%M%S"))
         micros = 0
         for digit in job[16:20]:
             micros = micros * 32 + _BASE32.index(digit)
         return seconds * 1_000_000 + micros + 1
-
-
-def process_owner() -> int:
-    """The uid that owns jobs submitted without another identity."""
-    return os.getuid()

@@ -15,8 +15,7 @@ from obatchd.errors import ControlError, DropRefused
 from obatchd.intake.limits import OwnerLimits
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import FILE_ENDINGS, JobState
+from obatchd.jobs.model import FILE_ENDINGS, Intent, JobState
 from obatchd.jobs.store import JobRow
 from obatchd.settings.frozen import FrozenSettings
 from obatchd.settings.job import JobSettings

@@ -20,8 +20,8 @@ import msgspec
 
 from obatchd import crash_points, log
 from obatchd.errors import ControlError, DropRefused
-from obatchd.jobs.ledger import Intent, Ledger
-from obatchd.jobs.model import JobIds
+from obatchd.jobs.model import Intent, JobIds
+from obatchd.jobs.store import StateStore
 from obatchd.spool.drop import Drop
 from obatchd.spool.flush import sync_filesystem, sync_paths, tree
 from obatchd.spool.layout import Layout
@@ -42,7 +42,7 @@ class ClaimReport(msgspec.Struct):
     not_taken: list[tuple[Drop, OSError]] = []
 
 
-def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) -> ClaimReport:
+def claim(drops: Sequence[Drop], layout: Layout, ledger: StateStore, ids: JobIds) -> ClaimReport:
     """Take everything that is ready, in the order given, and drops that an earlier call that failed has left.
 
     A drop that is not the one that the scan saw is left where it is: the next scan looks at it again.
@@ -70,7 +70,7 @@ def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) ->
     return ClaimReport([*accepted, *taken], not_taken)
 
 
-def _conclude(taken: Sequence[Intent], lost: Sequence[str], layout: Layout, ledger: Ledger) -> None:
+def _conclude(taken: Sequence[Intent], lost: Sequence[str], layout: Layout, ledger: StateStore) -> None:
     _flush(taken, layout)
     crash_points.reach("claim.after_flush")
     if lost:
@@ -181,7 +181,7 @@ def _flush(intents: Sequence[Intent], layout: Layout) -> None:
         sync_filesystem(layout.jobs)
 
 
-def settle(intents: Sequence[Intent], layout: Layout, ledger: Ledger) -> list[Intent]:
+def settle(intents: Sequence[Intent], layout: Layout, ledger: StateStore) -> list[Intent]:
     """End claims that were cut short: adopt drops in work, forget those still in the inbox."""
     adopted: list[Intent] = []
     forgotten: list[str] = []
@@ -198,7 +198,7 @@ def settle(intents: Sequence[Intent], layout: Layout, ledger: Ledger) -> list[In
     return adopted
 
 
-def recover(layout: Layout, ledger: Ledger) -> list[Intent]:
+def recover(layout: Layout, ledger: StateStore) -> list[Intent]:
     """Settle claims that a crash cut short; returns the adopted drops. Only at the start."""
     adopted = settle(ledger.intents(), layout, ledger)
     known = ledger.jobs()
@@ -303,7 +303,7 @@ def begin_submission(layout: Layout, ids: JobIds, name: bytes, owner: int, kind:
     return Incoming(job, name, owner, kind, directory)
 
 
-def commit_submission(incoming: Incoming, layout: Layout, ledger: Ledger) -> Intent:
+def commit_submission(incoming: Incoming, layout: Layout, ledger: StateStore) -> Intent:
     """Make a submission durable and accept it.
 
     Raises:

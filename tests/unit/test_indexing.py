@@ -23,8 +23,7 @@ from obatchd.intake.indexing import DropReader
 from obatchd.intake.intake import flush_unpacked
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry
+from obatchd.jobs.model import Entry, Intent
 from obatchd.jobs.store import IndexBatch, JobRow, PendingRow, Store
 from obatchd.settings.job import JobSettings
 from obatchd.settings.settings import Settings

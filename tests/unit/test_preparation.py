@@ -9,8 +9,7 @@ from work_support import NoFeeder, Outcomes, add_live, make_work
 
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane, Pending
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Profile
+from obatchd.jobs.model import Intent, Profile
 from obatchd.jobs.queue import JobQueue
 
 

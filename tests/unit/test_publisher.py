@@ -12,8 +12,7 @@ from work_support import add_live, make_work
 
 from obatchd.delivery import publisher as module
 from obatchd.delivery.publisher import Publisher
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, Outcome
+from obatchd.jobs.model import Entry, Intent, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, ResultRow
 from obatchd.live.work import Work
 

@@ -30,20 +30,14 @@ def boot_id() -> str:
 
 
 class Session:
-    """A file that is there from the start of a daemon to its orderly end.
-
-    Attributes:
-        suspicious: whether the store's files should be looked at before they are trusted.
-    """
+    """A file that is there from the start of a daemon to its orderly end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        boot = boot_id()
-        try:
-            found: str | None = path.read_text("ascii").strip()
-        except FileNotFoundError:
-            found = None
-        self.suspicious = found is not None and found != boot
+        boot = found = boot_id()
+        with suppress(FileNotFoundError):
+            found = path.read_text("ascii").strip()
+        self.suspicious = found != boot  # the store's files should be looked at before they are trusted
         self._write(boot)
 
     def end(self, *, damaged: bool) -> None:

@@ -23,16 +23,11 @@ BACKUP_MARK = ".before-schema-"
 
 
 class Schema(NamedTuple):
-    """Tables of a file.
-
-    Attributes:
-        version: of the tables that ``create`` makes in a new file.
-        steps: SQL by version that makes it from the one before; empty where the tables stay as they are.
-    """
+    """Tables of a file."""
 
     version: int
-    create: str
-    steps: Mapping[int, str]
+    create: str  # makes them in a new file
+    steps: Mapping[int, str]  # by version, SQL that makes it from the one before; empty where the tables stay
 
 
 def bring_up(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from obatchd.jobs.model import Entry, Outcome
-from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction, unflushed
-from obatchd.jobs.store.integrity import delete_database, size_bytes
+from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction, unflushed
+from obatchd.jobs.store.integrity import delete_database
 from obatchd.jobs.store.job_row import defaults_of
-from obatchd.jobs.store.request_index import RequestIndex
-from obatchd.jobs.store.results import unanswered_record, write_results
+from obatchd.jobs.store.request_index import Lanes, add_requests, make_defaults, unanswered_record, write_results
 from obatchd.jobs.store.rows import (
     LINE_MASK,
     AttemptRow,
@@ -55,27 +52,20 @@ CREATE TABLE IF NOT EXISTS tallies (
 _SCHEMA = Schema(1, _TABLES, {1: ""})
 
 
-class Segment:
-    """One SQLite file. Every write is one flushed transaction; safe to use from several threads."""
+class Segment(Database):
+    """The requests, attempts and results of some jobs."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._database = open_database(path, _SCHEMA)
-        self._reader: sqlite3.Connection | None = None
+        super().__init__(path, _SCHEMA)
         self._idle_reader: sqlite3.Connection | None = None
         self._closed = False
-        self._lock = threading.Lock()
-        self._read_lock = threading.Lock()
-        self._index = RequestIndex()
+        self._lanes: dict[int, Lanes] = {}  # of jobs that are being indexed
 
-    def close(self) -> None:
-        with self._lock, self._read_lock:
-            self._closed = True
-            # The writer last: the one that is closed last empties the log into the file, and readers may not.
-            for connection in (self._reader, self._idle_reader, self._database):
-                if connection is not None:
-                    connection.close()
-            self._reader = self._idle_reader = None
+    def _close(self) -> None:
+        self._closed = True
+        if self._idle_reader is not None:
+            self._idle_reader.close()
+        super()._close()
 
     def shrink(self) -> None:
         """Give back the memory of its caches, some 1.5 MB; the next reads go to the file."""
@@ -94,18 +84,15 @@ class Segment:
         """Delete everything of finished jobs so that nothing of it is left in the file."""
         with self._lock:
             with transaction(self._database) as cursor:
-                self._index.make_tables(cursor)
+                make_defaults(cursor)
                 for job in jobs:
                     low, high = keys_of(job)
                     for table in ("requests", "attempts", "results"):
                         cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
                     for table in ("labels", "lanes", "tallies", "jobs", "defaults_of"):
                         cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
-                    self._index.forget(job)
+                    self.forget_lanes(job)
             rewrite(self._database, self.path)
-
-    def size_bytes(self) -> int:
-        return size_bytes(self.path)
 
     # Indexing.
 
@@ -123,8 +110,8 @@ class Segment:
             if not any(final for *_, final in batches):
                 stack.enter_context(unflushed(self._database))
             cursor = stack.enter_context(transaction(self._database))
-            self._index.make_tables(cursor)
-            return [self._index.add(cursor, *batch) for batch in batches]
+            make_defaults(cursor)
+            return [add_requests(cursor, self._lanes, *batch) for batch in batches]
 
     # Results.
 
@@ -178,7 +165,7 @@ class Segment:
     def jobs(self) -> list[tuple[int, str, FrozenSettings | None]]:
         """Key, id and defaults of every job that was ever indexed into this segment; None in those of 0.1.0."""
         with self._lock, transaction(self._database) as cursor:
-            self._index.make_tables(cursor)
+            make_defaults(cursor)
             rows = cursor.execute(
                 "SELECT job, name, settings FROM jobs LEFT JOIN defaults_of USING (job)"
                 " LEFT JOIN job_defaults USING (sha256) ORDER BY job"
@@ -273,15 +260,4 @@ class Segment:
 
     def forget_lanes(self, job: int) -> None:
         """Forget the lanes of a finished job."""
-        self._index.forget(job)
-
-    def _rows(self, query: str, *given: Any) -> list[Any]:
-        with self._lock:
-            return self._database.execute(query, given).fetchall()
-
-    def _seen(self, query: str, *given: Any) -> list[Any]:
-        """Rows that are read beside the writer."""
-        with self._read_lock:
-            if self._reader is None:
-                self._reader = open_reader(self.path)
-            return self._reader.execute(query, given).fetchall()
+        self._lanes.pop(job, None)

@@ -11,9 +11,8 @@ from typing import TypeVar
 import msgspec
 
 from obatchd.errors import StoreError
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, Outcome
-from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside
+from obatchd.jobs.model import Entry, Intent, Outcome
+from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside, size_bytes
 from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.rows import AttemptRow, IndexedChunk, ResultRow
 from obatchd.jobs.store.schema import delete_backups
@@ -91,7 +90,7 @@ class Store:
         if intent.size > _OWN_SEGMENT_BYTES:
             return intent.job
         shared = self._segments.get(self._shared_name)
-        full = self._shared_jobs >= _SEGMENT_JOBS or (shared is not None and shared.size_bytes() > _SEGMENT_BYTES)
+        full = self._shared_jobs >= _SEGMENT_JOBS or (shared is not None and size_bytes(shared.path) > _SEGMENT_BYTES)
         if not self._shared_name or full:
             self._shared_name, self._shared_jobs = f"shared-{intent.job}", 0
         self._shared_jobs += 1
