@@ -52,11 +52,11 @@ def file_stem(label: str | None, line: int) -> str:
 
 def drop_stem(name: bytes) -> str:
     """A drop's name without the endings of our formats, safe in a path."""
-    text = os.fsdecode(name)
+    text = name.decode("utf-8", "replace")
     for suffix in _SUFFIXES:
         if text.lower().endswith(suffix):
             text = text[: -len(suffix)]
-    return safe_name(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))[0]
+    return safe_name(text)[0]
 
 
 class FreeSpace(NamedTuple):
@@ -191,10 +191,7 @@ class Layout:
         return self.failed / str(owner) / f"{drop_stem(name)}.{job}"
 
     def free(self, *, doubtful: bool = False) -> FreeSpace:
-        """The space left for us on the spool's file system.
-
-        Args:
-            doubtful: something could not be written; find out whether anything can.
+        """The space left for us on the spool's file system; ``doubtful``: find out whether anything can be written.
 
         Raises:
             OSError: the disk does not say.
@@ -268,16 +265,12 @@ def _directory(path: Path, mode: int) -> None:
 
 
 def _closed(path: Path) -> str:
-    if os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True) and not _read_only(path):
+    if os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True) and not os.statvfs(path).f_flag & os.ST_RDONLY:
         return ""
     return (
         f"{path} cannot be read and written by uid {os.geteuid()}: check its owner and mode, and that its file "
         "system is not mounted read-only."
     )
-
-
-def _read_only(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _takes_no_file(path: Path) -> bool:
