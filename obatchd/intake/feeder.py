@@ -14,9 +14,9 @@ from obatchd.dispatch.events import INTERRUPTED, Finished
 from obatchd.dispatch.outcomes import Suspicion
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
-from obatchd.jobs.model import Outcome
+from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.queue import JobQueue
-from obatchd.jobs.store import AttemptRow, PendingRow, unanswered_record
+from obatchd.jobs.store import AttemptRow, unanswered_record
 from obatchd.live.work import Outcomes, Work
 from obatchd.tasks import TaskSet
 
@@ -46,11 +46,11 @@ def histories(attempts: Sequence[AttemptRow]) -> dict[int, History]:
 
 
 def read_requests(
-    path: Path, rows: Sequence[PendingRow], known: dict[int, History], byte_limit: int = _FETCH_BYTES
-) -> tuple[list[Pending], list[PendingRow]]:
+    path: Path, rows: Sequence[Entry], known: dict[int, History], byte_limit: int = _FETCH_BYTES
+) -> tuple[list[Pending], list[Entry]]:
     """The bytes of ``rows`` up to ``byte_limit`` (at least one row), and the rows whose bytes have changed."""
     pending: list[Pending] = []
-    changed: list[PendingRow] = []
+    changed: list[Entry] = []
     size = 0
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -72,7 +72,7 @@ def read_requests(
     return pending, changed
 
 
-def changed_record(row: PendingRow) -> bytes:
+def changed_record(row: Entry) -> bytes:
     """The failure of a request whose bytes are not those that were indexed."""
     message = (
         f"line {row.line}: its {row.length} bytes at offset {row.offset} changed after the drop was accepted; drop the "
@@ -119,7 +119,7 @@ class Feeder:
         known = self._known.get(lane.job, {})
         expected = lane.unread  # lines that are indexed while this reads may be missing
 
-        def read() -> tuple[list[Pending], list[PendingRow], int]:
+        def read() -> tuple[list[Pending], list[Entry], int]:
             if lane.job not in self._work.jobs:  # over meanwhile: its files may be gone
                 return [], [], 0
             segment = source.open_segment()
@@ -128,7 +128,7 @@ class Feeder:
                 rows = segment.pending(lane.job, lane.number, lane.gaps[0], WINDOW_FETCH, lane.gaps[1])
             return (*read_requests(source.request_file, rows, known), len(rows))
 
-        async def read_in_thread() -> tuple[list[Pending], list[PendingRow], int]:
+        async def read_in_thread() -> tuple[list[Pending], list[Entry], int]:
             return await asyncio.get_running_loop().run_in_executor(self._thread, read)
 
         pending, changed, found = await self._work.conditions.until_disk_takes(

@@ -19,7 +19,7 @@ from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entries, recognise, refused, request_file
 from obatchd.jobs.lane import Pending
 from obatchd.jobs.model import Entry
-from obatchd.jobs.store import DISK_ERRORS, REFUSED_LANE, IndexBatch, IndexedChunk, JobRow, PendingRow, Store
+from obatchd.jobs.store import DISK_ERRORS, REFUSED_LANE, IndexBatch, IndexedChunk, JobRow, Store
 from obatchd.settings.job import JobSettings
 from obatchd.settings.job_file import parse_job_settings
 from obatchd.settings.settings import Settings
@@ -166,11 +166,10 @@ class DropReader:
         """``indexed`` with the requests' bytes where they are few and small."""
         pending: dict[int, list[Pending]] = {}
         if sum(entry.length for entry in batch.entries) <= _AT_HAND_BYTES:
-            rows = [PendingRow(e.line, e.offset, e.length, e.checksum, e.id) for e in batch.entries]
             lanes = dict(zip((e.line for e in batch.entries), indexed.lane_of, strict=True))
             # Bytes that cannot be read now are read when their turn comes; the index has them already.
             with contextlib.suppress(OSError):
-                for request in read_requests(self.request_file, rows, {})[0]:
+                for request in read_requests(self.request_file, batch.entries, {})[0]:
                     if (lane := lanes[request.line]) != REFUSED_LANE:
                         pending.setdefault(lane, []).append(request)
         return Chunk(indexed, pending, batch.final)

@@ -23,8 +23,8 @@ from obatchd.dispatch.protocol import context_sha256
 from obatchd.documents.jobs import EarlierSummary
 from obatchd.intake.feeder import read_requests
 from obatchd.jobs.formats import parse_request, request_file
-from obatchd.jobs.model import Outcome, default_id
-from obatchd.jobs.store import DISK_ERRORS, JobRow, PendingRow
+from obatchd.jobs.model import Entry, Outcome, default_id
+from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
 from obatchd.live.work import Work
@@ -163,7 +163,7 @@ class Reuse:
             os.close(descriptor)
 
 
-def _bytes(descriptor: int, place: PendingRow | None) -> bytes:
+def _bytes(descriptor: int, place: Entry | None) -> bytes:
     raw = os.pread(descriptor, place.length, place.offset) if place is not None else b""
     return raw if place is not None and zlib.crc32(raw) == place.checksum else b""
 

@@ -17,6 +17,8 @@ SOURCE_ENDINGS = (".html", ".htm", ".pdf", ".source.txt", ".source.md")  # in a 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # in a folder, for requests that name them
 _PLAIN_ENDINGS = (".json", ".jsonl", ".ndjson", *TABLE_ENDINGS, *TEXT_ENDINGS)
 FILE_ENDINGS = (*_PLAIN_ENDINGS, *(f"{ending}.gz" for ending in _PLAIN_ENDINGS))
+# Endings that copying programs and editors use until they are done.
+TEMPORARY_ENDINGS = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -121,16 +123,15 @@ class JobIds:
     """Makes job ids: ``YYYYMMDD-HHMMSS-xxxx``, unique in one process, sortable by time even if the clock steps back."""
 
     def __init__(self, last: str = "") -> None:
-        self._last_ticks = 0
         self._last = last
         self._lock = threading.Lock()
 
     def new(self) -> str:
         with self._lock:
-            ticks = max(time.time_ns() // 1000, self._last_ticks + 1)
-            while (job := self._format(ticks)) <= self._last:
-                ticks = max(ticks + 1, self._ticks_after(self._last))
-            self._last_ticks, self._last = ticks, job
+            job = self._format(time.time_ns() // 1000)
+            if job <= self._last:
+                job = self._format(self._ticks_after(self._last))
+            self._last = job
             return job
 
     @staticmethod

@@ -10,9 +10,8 @@ from pathlib import Path
 import msgspec
 
 from obatchd.errors import DropRefused
+from obatchd.jobs.model import TEMPORARY_ENDINGS
 from obatchd.settings.tables.inbox import InboxSettings
-
-_TEMPORARY = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
 
 
 class Drop(msgspec.Struct, frozen=True):
@@ -45,7 +44,7 @@ def is_temporary(name: bytes) -> bool:
     """Whether a name is one that copying programs and editors use until they are done."""
     text = os.fsdecode(name)
     return (
-        text.startswith(".") or text.endswith(_TEMPORARY) or (text.startswith("#") and text.endswith("#"))
+        text.startswith(".") or text.endswith(TEMPORARY_ENDINGS) or (text.startswith("#") and text.endswith("#"))
         or text == "4913"
     )  # fmt: skip
 

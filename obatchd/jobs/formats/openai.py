@@ -17,11 +17,8 @@ from obatchd.jobs.model import RequestRefused
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 # Run-time options that the two APIs share, by their name there; the last ones are vLLM's.
-_OPTIONS = {
-    "temperature": "temperature", "top_p": "top_p", "seed": "seed", "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty", "top_k": "top_k", "min_p": "min_p",
-    "repetition_penalty": "repeat_penalty",
-}  # fmt: skip
+_SHARED = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "top_k", "min_p")
+_OPTIONS = {**dict(zip(_SHARED, _SHARED, strict=True)), "repetition_penalty": "repeat_penalty"}
 _LEVELS: dict[str, bool | str] = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 _ROLES = {"developer": "system", "function": "tool"}
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, "")

@@ -87,9 +87,3 @@ def flush(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def delete_backups(work: Path) -> None:
-    """Remove the copies made before upgrades: they hold the erased jobs."""
-    for path in (*work.glob(f"*{BACKUP_MARK}*"), *work.glob(f"segments/*{BACKUP_MARK}*")):
-        path.unlink(missing_ok=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction, unflushed
-from obatchd.jobs.store.integrity import delete_database
 from obatchd.jobs.store.job_row import defaults_of
 from obatchd.jobs.store.request_index import Lanes, add_requests, make_defaults, unanswered_record, write_results
 from obatchd.jobs.store.rows import (
@@ -18,7 +17,6 @@ from obatchd.jobs.store.rows import (
     AttemptRow,
     IndexedChunk,
     LaneRow,
-    PendingRow,
     ResultRow,
     keys_of,
     request_key,
@@ -74,11 +72,6 @@ class Segment(Database):
                 for connection in (self._reader, self._idle_reader, self._database):
                     if connection is not None:
                         connection.execute("PRAGMA shrink_memory")
-
-    def delete(self) -> None:
-        """Close and remove the file; only after everything in it is published and flushed."""
-        self.close()
-        delete_database(self.path)
 
     def erase(self, jobs: Iterable[int]) -> None:
         """Delete everything of finished jobs so that nothing of it is left in the file."""
@@ -200,7 +193,7 @@ class Segment(Database):
         )
         return rows[0][0] & LINE_MASK if rows else 0
 
-    def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = LINE_MASK) -> list[PendingRow]:
+    def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = LINE_MASK) -> list[Entry]:
         """The next requests of a lane without a result, in input order; of those up to ``to_line``."""
         low, high = keys_of(job)[0], request_key(job, to_line) + 1
         rows = self._seen(
@@ -208,7 +201,7 @@ class Segment(Database):
             " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) LIMIT ?",
             *(max(low, request_key(job, after_line)), high, lane, limit),
         )
-        return [PendingRow(row[0] & LINE_MASK, *row[1:]) for row in rows]
+        return [Entry(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def attempts(self, job: int) -> list[AttemptRow]:
         """Recorded attempts of requests that have no result yet."""
@@ -243,20 +236,20 @@ class Segment(Database):
                 else:
                     self._idle_reader = reader
 
-    def place(self, job: int, line: int) -> PendingRow | None:
+    def place(self, job: int, line: int) -> Entry | None:
         """Where the bytes of one request lie."""
         query = "SELECT offset, length, checksum, id FROM requests WHERE request = ?"
         rows = self._seen(query, request_key(job, line))
-        return PendingRow(line, *rows[0]) if rows else None
+        return Entry(line, *rows[0]) if rows else None
 
-    def failed_requests(self, job: int) -> list[PendingRow]:
+    def failed_requests(self, job: int) -> list[Entry]:
         """Where the bytes of the requests that ran and did not succeed lie, in input order, without refused lines."""
         rows = self._rows(
             "SELECT r.request, offset, length, checksum, id FROM requests r JOIN results USING (request)"
             " WHERE r.request > ? AND r.request < ? AND lane >= 0 AND outcome <> 'succeeded' ORDER BY r.request",
             *keys_of(job),
         )
-        return [PendingRow(row[0] & LINE_MASK, *row[1:]) for row in rows]
+        return [Entry(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def forget_lanes(self, job: int) -> None:
         """Forget the lanes of a finished job."""

@@ -15,7 +15,7 @@ from obatchd.jobs.model import Entry, Intent, Outcome
 from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside, size_bytes
 from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.rows import AttemptRow, IndexedChunk, ResultRow
-from obatchd.jobs.store.schema import delete_backups
+from obatchd.jobs.store.schema import BACKUP_MARK
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import StateStore
 from obatchd.settings.current import Current
@@ -179,11 +179,14 @@ class Store:
             elif (self._directory / f"{name}.db").exists():
                 self.segment(name).erase(keys)
         self.state.erase([job.key for job in jobs])
-        delete_backups(self._directory.parent)
         delete_set_aside(self._directory.parent, float("inf"))
+        delete_set_aside(self._directory.parent, float("inf"), BACKUP_MARK)
 
     def _delete_segment(self, name: str) -> None:
-        self.segment(name).delete()
+        """Only after everything in it is published and flushed."""
+        segment = self.segment(name)
+        segment.close()
+        delete_database(segment.path)
         with self._lock:
             self._segments.pop(name, None)
 
