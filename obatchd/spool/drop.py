@@ -15,8 +15,6 @@ from obatchd.settings.tables.inbox import InboxSettings
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Something in the inbox."""
-
     name: bytes
     path: Path
     owner: int  # uid
@@ -50,7 +48,6 @@ def is_temporary(name: bytes) -> bool:
 
 
 def describe(name: bytes, path: Path, status: os.stat_result) -> Drop:
-    """The drop at ``path``."""
     kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
     size = status.st_size if kind == "file" else 0
     return Drop(name, path, status.st_uid, status.st_dev, status.st_ino, size, kind, status.st_mtime_ns)

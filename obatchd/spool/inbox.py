@@ -59,10 +59,8 @@ class Inbox:
     """The watched directory. ``scan`` is called from one thread at a time; events come from watchdog's own.
 
     A scan looks at the whole directory every ``rescan_s``, and in between only at names that events or the clock bring
-    up, so that one more drop costs little however many lie there.
-
-    Args:
-        clock: monotonic seconds. Settling never looks at the wall clock or compares it with mtimes.
+    up, so that one more drop costs little however many lie there. Settling goes by ``clock``, in monotonic seconds; it
+    never looks at the wall clock or compares it with mtimes.
     """
 
     def __init__(
@@ -84,11 +82,9 @@ class Inbox:
         return self._current.value.inbox
 
     def start(self, wake: Callable[[], None]) -> None:
-        """Begin to watch; ``wake`` is called, from another thread, when a scan would find something new."""
         self._watch.start(wake)
 
     def stop(self) -> None:
-        """End watching; scans go on finding everything."""
         self._watch.stop()
 
     # Scanning.

@@ -160,16 +160,13 @@ class Layout:
             os.close(descriptor)
 
     def job_dir(self, job: str) -> Path:
-        """Where a job's input lies."""
         return self.jobs / job
 
     def outbox_dir(self, job: str, name: bytes, owner: int) -> Path:
-        """Where a job's results go."""
         parent = self.outbox if self._owners is None else self.outbox / str(owner)
         return parent / f"{drop_stem(name)}.{job}"
 
     def outbox_dirs(self) -> Iterator[Path]:
-        """The directories of all jobs in the outbox."""
         parents: Iterable[Path] = [self.outbox]
         if self._owners is not None:
             parents = [path for path in self.outbox.iterdir() if path.name.isdigit() and path.is_dir()]

@@ -64,7 +64,6 @@ class ServerUse(msgspec.Struct):
         self.first, self.last = min(self.first, record.started_at), max(self.last, record.finished_at)
 
     def document(self, ollama_version: str | None) -> ServerWork:
-        """As ``summary.json`` shows it."""
         span_s = 0.0
         if self.first and self.last:
             span_s = (datetime.fromisoformat(self.last) - datetime.fromisoformat(self.first)).total_seconds()
@@ -73,8 +72,6 @@ class ServerUse(msgspec.Struct):
 
 
 class FailureCount(msgspec.Struct):
-    """The failures of one code."""
-
     example: str  # the message of the first
     requests: int = 0
 
@@ -94,7 +91,6 @@ class Totals(msgspec.Struct):
     ungrounded: int = 0  # answers with a value that does not occur in their prompt
 
     def add(self, outcome: Outcome, raw: bytes) -> None:
-        """Count one result."""
         record = _record.decode(raw)
         self.outcomes[outcome.value] += 1
         if record.model:
@@ -129,7 +125,6 @@ class JobOutbox:
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def write_status(self, document: JobDocument) -> None:
-        """Replace ``status.json``."""
         self.create()
         self._write("status.json", document)
 
@@ -198,7 +193,6 @@ class JobOutbox:
         return _document(self.directory / "status.json", EarlierStatus)
 
     def whole_bytes(self) -> int:
-        """Size of all results together."""
         names = ("results.jsonl", "errors.jsonl")
         return sum(path.stat().st_size for name in names if (path := self.directory / name).exists())
 

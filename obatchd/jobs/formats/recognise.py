@@ -22,8 +22,6 @@ _OBJECT_LINE = re.compile(rb"^[^\S\n]*\{", re.MULTILINE)
 
 
 class Format(Enum):
-    """The format of a drop."""
-
     LINES = "JSON Lines"
     OBJECT = "one JSON object"
     ARRAY = "a JSON array"

@@ -39,12 +39,7 @@ class RecordRules(msgspec.Struct, frozen=True):
 
 
 class RecordMaker:
-    """Makes the requests of one drop.
-
-    Args:
-        rules: the job's.
-        max_bytes: longest request; a template may repeat a field.
-        columns: of every record, where they are known from the start.
+    """Makes the requests of one drop, each of ``max_bytes`` at most; ``columns`` where all records have the same.
 
     Raises:
         ConfigError: the rules name a field that is not among the columns, or no column can be taken for the prompt.

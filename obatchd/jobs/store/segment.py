@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -109,11 +109,7 @@ class Segment(Database):
     # Results.
 
     def write_results(self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow]) -> set[tuple[int, int]]:
-        """Record outcomes and attempts; a request that has a result keeps it.
-
-        Returns:
-            (job, line) of the requests that have another result than the one given.
-        """
+        """Record outcomes and attempts; see :func:`~obatchd.jobs.store.request_index.write_results`."""
         with self._lock, transaction(self._database) as cursor:
             cursor.executemany(
                 "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
@@ -138,17 +134,16 @@ class Segment(Database):
                 " ORDER BY request LIMIT ?",
                 (low, high, lane, lane, limit),
             ).fetchall()
-            tried: dict[int, list[str]] = {}
-            if rows:
-                span = (rows[0][0], rows[-1][0])
-                for request, server in cursor.execute(
-                    "SELECT request, server FROM attempts WHERE request BETWEEN ? AND ? ORDER BY request, attempt", span
-                ):
-                    tried.setdefault(request, []).append(server)
+            tried: dict[int, list[str]] = defaultdict(list)
+            for request, server in cursor.execute(
+                "SELECT request, server FROM attempts WHERE request BETWEEN ? AND ? ORDER BY request, attempt",
+                (rows[0][0], rows[-1][0]) if rows else (0, 0),
+            ):
+                tried[request].append(server)
             results = []
             for request, number, label in rows:
                 line = request & LINE_MASK
-                record = unanswered_record(label, line, outcome, code, message, tried.get(request, []))
+                record = unanswered_record(label, line, outcome, code, message, tried[request])
                 results.append(ResultRow(job, line, number, outcome, record))
             write_results(cursor, results)
         return [result.line for result in results]
@@ -252,5 +247,4 @@ class Segment(Database):
         return [Entry(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def forget_lanes(self, job: int) -> None:
-        """Forget the lanes of a finished job."""
         self._lanes.pop(job, None)

@@ -114,7 +114,6 @@ class Store:
         return found
 
     def of(self, job: JobRow) -> Segment:
-        """The segment that holds ``job``."""
         return self.segment(job.segment)
 
     def write_index(self, batches: Sequence[IndexBatch]) -> list[IndexedChunk]:
@@ -131,11 +130,7 @@ class Store:
     def write_results(
         self, results: Sequence[tuple[str, ResultRow]], attempts: Sequence[tuple[str, AttemptRow]]
     ) -> set[tuple[int, int]]:
-        """Record outcomes and attempts, given with the name of their segment; one commit per segment.
-
-        Returns:
-            (job, line) of the requests that have another result than the one given.
-        """
+        """As :meth:`Segment.write_results`, given with the name of their segment; one commit per segment."""
         grouped: dict[str, tuple[list[ResultRow], list[AttemptRow]]] = defaultdict(lambda: ([], []))
         for name, result in results:
             grouped[name][0].append(result)
