@@ -229,15 +229,13 @@ def _mount(path: Path) -> _Mount:
 
 
 def size_bytes(directory: Path) -> int:
-    """Bytes of the files below ``directory``; 0 where there is none."""
-    if not directory.is_dir():
-        return 0
-    with os.scandir(directory) as entries:
-        return sum(
-            size_bytes(Path(entry.path)) if entry.is_dir(follow_symlinks=False)
-            else entry.stat(follow_symlinks=False).st_size
-            for entry in entries
-        )  # fmt: skip
+    """Bytes of the files below ``directory`` that may be seen; 0 where there is none."""
+    return sum(
+        status.st_size
+        for folder, folders, files in os.walk(directory)
+        for name in (*folders, *files)
+        if not stat.S_ISDIR((status := os.lstat(os.path.join(folder, name))).st_mode)
+    )
 
 
 def _directory(path: Path, mode: int) -> None:
