@@ -15,17 +15,14 @@ _AGEING_S = 3600.0
 
 
 class Pending(msgspec.Struct, array_like=True):
-    """A request ready to be offered. ``servers`` are those of its earlier attempts, which took ``spent_s``.
-
-    ``prepared`` is the preparer's text of its sources, for the worker; empty where it names none.
-    """
+    """A request ready to be offered."""
 
     line: int
     raw: bytes
     attempt: int = 1
-    servers: list[str] = []
-    spent_s: float = 0.0
-    prepared: bytes = b""
+    servers: list[str] = []  # of its earlier attempts
+    spent_s: float = 0.0  # on them
+    prepared: bytes = b""  # the preparer's text of its sources, for the worker; empty where it names none
 
 
 class Lane(msgspec.Struct, eq=False):

@@ -88,17 +88,12 @@ class Intent(msgspec.Struct, frozen=True):
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One indexed line of a drop.
+    """One indexed line of a drop."""
 
-    ``offset`` and ``length`` are bytes in the request file (surrounding white space left out), ``checksum`` is
-    ``zlib.crc32`` of exactly those bytes. ``line`` counts from 1: the physical line of a JSONL file, the element of
-    an array, the position in name order in a folder.
-    """
-
-    line: int
-    offset: int
-    length: int
-    checksum: int
+    line: int  # from 1: the physical line of a JSONL file, the element of an array, the position by name in a folder
+    offset: int  # bytes in the request file
+    length: int  # bytes, surrounding white space left out
+    checksum: int  # zlib.crc32 of exactly those bytes
     id: str | None = None
     model: str | None = None
     context_length: int | None = None  # tokens, as asked (options.num_ctx or context_length), not rounded

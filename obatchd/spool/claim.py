@@ -90,12 +90,15 @@ def _intend(drop: Drop, ids: JobIds) -> Intent | None:
             status = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        seen = (status.st_dev, status.st_ino, status.st_mtime_ns)
-        if seen != (drop.device, drop.inode, drop.mtime_ns) or (drop.kind == "file" and status.st_size != drop.size):
-            return None
-        return _intent(ids.new(), drop.name, drop.path, status, time.time())
+        intent = _intent(ids.new(), drop.name, drop.path, status, time.time())
     except OSError:
         return None
+    found = (intent.device, intent.inode, intent.kind, status.st_mtime_ns)
+    if found != (drop.device, drop.inode, drop.kind, drop.mtime_ns) or (
+        drop.kind == "file" and intent.size != drop.size
+    ):
+        return None
+    return intent
 
 
 def _intent(job: str, name: bytes, path: Path, status: os.stat_result, at_s: float) -> Intent:

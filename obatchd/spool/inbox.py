@@ -166,6 +166,8 @@ class Inbox:
                 report.refused.append((drop, refusal))
                 return
             if (reason := permission_trouble(drop)) is not None:
+                self._waiting.pop(name, None)
+                self._ready.pop(name, None)
                 self._block(drop, reason)
                 return
             if (blocked := self._blocked.get(name)) is not None and not blocked.tried:
@@ -206,15 +208,10 @@ class Inbox:
         reason = f"it cannot be renamed out of the inbox: {error.strerror}"
         if isinstance(error, PermissionError):
             reason += "; mind the sticky bit and the owner of the inbox, or use obatchctl submit"
-        self._set_blocked(drop, Blocked(drop.label, reason, drop.owner, tried=True))
+        self._block(drop, reason, tried=True)
 
-    def _block(self, drop: Drop, reason: str) -> None:
-        self._waiting.pop(drop.name, None)
-        self._ready.pop(drop.name, None)
-        self._set_blocked(drop, Blocked(drop.label, reason, drop.owner))
-
-    def _set_blocked(self, drop: Drop, blocked: Blocked) -> None:
+    def _block(self, drop: Drop, reason: str, *, tried: bool = False) -> None:
         told = self._blocked.get(drop.name)
-        self._blocked[drop.name] = blocked
-        if told is None or told.reason != blocked.reason:
-            _log.warning("drop_blocked", owner=drop.owner, inode=drop.inode, reason=blocked.reason)
+        self._blocked[drop.name] = Blocked(drop.label, reason, drop.owner, tried)
+        if told is None or told.reason != reason:
+            _log.warning("drop_blocked", owner=drop.owner, inode=drop.inode, reason=reason)

@@ -17,16 +17,12 @@ from obatchd.jobs.model import RequestRefused
 
 
 class Found(NamedTuple):
-    """A piece of a drop, and how its author finds it.
-
-    ``raw`` is the request as a line of a request file, or, with a ``refusal``, the fields that come back with it; None
-    where the piece is too long to be kept.
-    """
+    """A piece of a drop."""
 
     number: int
-    raw: bytes | None
+    raw: bytes | None  # a line of a request file, or the fields that come back with the refusal; None: too long
     length: int
-    where: str
+    where: str  # for its author
     refusal: RequestRefused | None = None
 
 

@@ -9,12 +9,18 @@ import msgspec
 
 from obatchd.jobs.formats.images import image_problem
 from obatchd.jobs.formats.openai import label_in
-from obatchd.jobs.formats.request import Known, Request, embed_texts, label_of, parse_batch_request, request_id
-from obatchd.jobs.formats.source import decoded
+from obatchd.jobs.formats.request import (
+    Known,
+    Request,
+    embed_texts,
+    label_of,
+    parse_batch_request,
+    request_id,
+    whole_fields,
+)
+from obatchd.jobs.formats.source import decoded, raw_fields
 from obatchd.jobs.model import PRIORITY_CLASS, Entry, Refusal, RequestRefused
 
-_known = msgspec.json.Decoder(Known)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 THINK_LEVELS = ("auto", "low", "medium", "high", "max")
 _CONTEXT_LIMIT = 2**24  # tokens; no model comes near
 
@@ -25,7 +31,7 @@ def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
     ``offset`` is that of ``raw`` in the request file; ``where`` says where its author finds it, if not there.
     """
     try:
-        known = _known.decode(raw)
+        known = whole_fields(raw)
         if not raw.isascii():  # msgspec does not check skipped values, and they would fail in the worker
             decoded(raw)
         _check(known, raw)
@@ -112,7 +118,7 @@ def _check(known: Known, raw: bytes) -> None:
 def _check_without_prompt(raw: bytes) -> None:
     """A line that may be a request for vectors."""
     try:
-        if embed_texts(_fields.decode(raw)) is not None:
+        if embed_texts(raw_fields(raw)) is not None:
             return
     except ValueError as error:
         raise RequestRefused("wrong_type", str(error)) from None

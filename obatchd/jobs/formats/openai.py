@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from obatchd.jobs.formats.source import raw_fields
 from obatchd.jobs.model import RequestRefused
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -26,7 +27,6 @@ _UNSUPPORTED = ("functions", "function_call", "audio", "logit_bias", "logprobs",
 _ID = re.compile(rb'"custom_id"\s*:\s*"((?:[^"\\]|\\.){1,200})"')
 _LOOKED_AT_LINES = 20
 _document = msgspec.json.Decoder()
-_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
 
 
@@ -37,7 +37,7 @@ def looks_like_batch(head: bytes) -> bool:
     *lines, rest = head.split(b"\n")
     for line in (lines or [rest])[:_LOOKED_AT_LINES]:
         try:
-            return is_batch_line(_keys.decode(line))
+            return is_batch_line(raw_fields(line))
         except (ValueError, RecursionError):
             continue
     return len(lines) <= 1

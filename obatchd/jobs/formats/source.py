@@ -19,6 +19,7 @@ from obatchd.jobs.model import RequestRefused
 
 # What opening says of this one file; anything else (no descriptors left, a failing disk) may be over in a moment.
 _NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENXIO})
+raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode  # the fields of one JSON object, not read yet
 _DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError)
 
 
