@@ -40,14 +40,12 @@ class Lane(msgspec.Struct, eq=False):
     unread: int = 0  # requests without a result that are only in the store
     preparing: int = 0  # requests that wait for their sources before they come into the window
     fetching: bool = False
+    order: tuple[int, int] = (0, 0)
+    base_class: int = 0
 
-    @property
-    def order(self) -> tuple[int, int]:
-        return self.job, self.number
-
-    @property
-    def base_class(self) -> int:
-        return PRIORITY_CLASS[self.priority]
+    def __post_init__(self) -> None:
+        self.order = (self.job, self.number)
+        self.base_class = PRIORITY_CLASS[self.priority]
 
     def begin_after(self, line: int) -> None:
         """Take those behind ``line`` first: to find the few requests left before it, all before it must be looked at,

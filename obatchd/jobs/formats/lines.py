@@ -104,9 +104,8 @@ def _check(known: Known, raw: bytes) -> None:
             raise RequestRefused("wrong_type", 'every message needs a "role" and a "content", both strings')
     if known.priority is not None and known.priority not in PRIORITY_CLASS:
         raise RequestRefused("wrong_type", f"priority {known.priority!r} is not one of low, normal, high")
-    for name, tokens in (("context_length", _context_of(known)), ("max_response_tokens", known.max_response_tokens)):
-        if not _is_count(tokens):
-            raise RequestRefused("wrong_type", f"{name} {tokens!r} is not a number of tokens")
+    _check_count("context_length", _context_of(known))
+    _check_count("max_response_tokens", known.max_response_tokens)
     if isinstance(known.format, str) and known.format not in ("", "json"):
         raise RequestRefused("wrong_type", f'format {known.format!r} is neither "json" nor a JSON Schema')
     if isinstance(known.think, str) and known.think not in THINK_LEVELS:
@@ -142,8 +141,9 @@ def _context_of(known: Known) -> Any:
     return known.context_length if known.context_length is not None else (known.options or {}).get("num_ctx")
 
 
-def _is_count(value: Any) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < _CONTEXT_LIMIT)
+def _check_count(name: str, tokens: Any) -> None:
+    if tokens is not None and (type(tokens) is not int or not 0 < tokens < _CONTEXT_LIMIT):  # booleans are integers too
+        raise RequestRefused("wrong_type", f"{name} {tokens!r} is not a number of tokens")
 
 
 def _explained(error: Exception, raw: bytes) -> RequestRefused:
