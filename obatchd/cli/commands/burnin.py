@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
+from obatchd.cli.command import Document, Group, Invocation, clean
 from obatchd.cli.views.text import table
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 from obatchd.times import duration
@@ -19,19 +19,16 @@ from obatchd.times import duration
 if TYPE_CHECKING:
     from obatchd.documents.burnin import BurninReport, BurninStatus
 
+burnin_command = Group(
+    "burnin",
+    "Test GPUs under load for hours, with a verdict for each.\n\n"
+    "Exit codes of start --wait, report, compare: 0 every GPU passed, 1 one failed, 2 one cannot be judged, or no run "
+    "or report can be had.",
+)
 _LOOK_S = 2.0
 _LENT_S = 2 * 3600.0  # longest time that the tools of a bundle have the GPU
 _FREE_S = 120.0
 _NOT_JUDGED = 2  # never 1, which says that a GPU failed
-
-
-@click.group("burnin", cls=Group)
-def burnin_command() -> None:
-    """Test GPUs under load for hours, with a verdict for each.
-
-    Exit codes of start --wait, report, compare: 0 every GPU passed, 1 one failed, 2 one cannot be judged, or no run or
-    report can be had.
-    """
 
 
 @burnin_command.command("start")
@@ -49,7 +46,6 @@ def burnin_command() -> None:
 @click.option("--with-jobs", is_flag=True, help="Batch work is the load; without any, nothing is tested.")
 @click.option("--no-canary", is_flag=True, help="Without the output check, which empties a GPU every ten minutes.")
 @click.option("--wait", is_flag=True, help="Wait for the end, show the report, and exit with its code.")
-@pass_invocation
 def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: bool, **asked: Any) -> None:
     """Begin a burn-in. Batch work goes on on the other GPUs."""
     if wait:
@@ -87,7 +83,6 @@ def _progress(status: Document) -> str:
 
 
 @burnin_command.command("status")
-@pass_invocation
 def status_command(invocation: Invocation) -> None:
     """How far the burn-in is, and what it has found; after its end, the latest one."""
     invocation.answer(invocation.client().get("burnin/status"), view=_status)
@@ -117,7 +112,6 @@ def _show_as_until_now(status: BurninStatus) -> None:
 
 
 @burnin_command.command("stop")
-@pass_invocation
 def stop_command(invocation: Invocation) -> None:
     """End the burn-in now; its report says what was done until then."""
     document = invocation.client().post("burnin/stop")
@@ -125,7 +119,6 @@ def stop_command(invocation: Invocation) -> None:
 
 
 @burnin_command.command("list")
-@pass_invocation
 def list_command(invocation: Invocation) -> None:
     """All burn-ins of this spool, newest first."""
     invocation.answer(invocation.client().get("burnin"), view=_list)
@@ -142,7 +135,6 @@ def _list(document: Document) -> list[str]:
 @burnin_command.command("report")
 @click.argument("run", default="latest")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the page to this file.")
-@pass_invocation
 def report_command(invocation: Invocation, run: str, page: Path | None) -> None:
     """The report of RUN: an id, its beginning, a report's file, or the latest. --json gives all of it."""
     document = _report(invocation, run)
@@ -190,7 +182,6 @@ def _write(path: Path, text: str) -> None:
 
 @burnin_command.command("compare")
 @click.argument("reports", metavar="REPORT…", nargs=-1, required=True)
-@pass_invocation
 def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
     """Compare GPUs of one kind over reports: files of other hosts, or runs of this one.
 
@@ -212,7 +203,6 @@ def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
 @click.option("--run", default="latest", show_default=True, help="The burn-in, by id, or a report's file.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The archive; default: named by run.")
 @click.option("--no-diagnostics", is_flag=True, help="Without nvidia-bug-report.sh and dcgmi, which take minutes.")
-@pass_invocation
 def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | None, no_diagnostics: bool) -> None:
     """Make one archive about GPU (index, UUID or serial number) for the vendor. Run it as root for all of it.
 

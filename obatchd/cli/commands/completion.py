@@ -7,21 +7,19 @@ from pathlib import Path
 
 import click
 
-from obatchd.cli.command import Command, Invocation, pass_invocation
+from obatchd.cli.command import Command, Invocation
 from obatchd.errors import ObatchError
 
 
 @click.command("completion", cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.pass_context
-@pass_invocation
-def completion_command(invocation: Invocation, ctx: click.Context, shell: str) -> None:
+def completion_command(invocation: Invocation, shell: str) -> None:
     """Print a completion script, e.g.  eval "$(obatchctl completion bash)"."""
     from click.shell_completion import get_completion_class
 
     complete = get_completion_class(shell)
     assert complete is not None  # one of the three above
-    source = complete(ctx.find_root().command, {}, "obatchctl", "_OBATCHCTL_COMPLETE").source()
+    source = complete(click.get_current_context().find_root().command, {}, "obatchctl", "_OBATCHCTL_COMPLETE").source()
     invocation.answer({"shell": shell, "script": source}, view=lambda _: [source])
 
 

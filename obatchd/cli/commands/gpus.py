@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
+from obatchd.cli.command import Document, Group, Invocation, clean
 from obatchd.cli.views.text import NOTHING, number, size, table
 
 _HEADINGS = (
@@ -32,16 +32,11 @@ class Span(click.ParamType[float]):
         return float(found[1]) * _UNITS_S[found[2]]
 
 
-@click.group("gpus", cls=Group, invoke_without_command=True)
-@click.pass_context
-def gpus_command(ctx: click.Context) -> None:
-    """See the health of the GPUs, take one out of use, lend one."""
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_command)
+gpus_command = Group("gpus", "See the health of the GPUs, take one out of use, lend one.", lists=True)
+_one_gpu = click.argument("gpu", metavar="GPU")
 
 
 @gpus_command.command("list")
-@pass_invocation
 def list_command(invocation: Invocation) -> None:
     """The GPUs and how they are. Exit code 1 when one needs somebody's attention."""
     document = invocation.client().get("gpus")
@@ -82,8 +77,7 @@ def _row(gpu: Document) -> list[object]:
 
 
 @gpus_command.command("show")
-@click.argument("gpu", metavar="GPU")
-@pass_invocation
+@_one_gpu
 def show_command(invocation: Invocation, gpu: str) -> None:
     """Identity, findings and last events of one GPU, named by index, UUID or serial number."""
     invocation.answer(invocation.client().get("gpus", gpu), view=_page)
@@ -155,7 +149,6 @@ def _wrapped(text: str) -> list[str]:
 @gpus_command.command("events")
 @click.argument("gpu", metavar="[GPU]", required=False)
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
-@pass_invocation
 def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
     """What happened to the GPUs, oldest first, with serial number and slot: did an error follow the card?"""
     document = invocation.client().get("gpu-events", limit=limit, gpu=gpu or None)
@@ -163,9 +156,8 @@ def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
 
 
 @gpus_command.command("quarantine")
-@click.argument("gpu", metavar="GPU")
+@_one_gpu
 @click.option("--reason", default="", help="Why; shown with the GPU.")
-@pass_invocation
 def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
     """Take a GPU out of use: its requests move to others. Holds over restarts, until release."""
     document = invocation.client().post("gpus", gpu, "quarantine", reason=reason)
@@ -173,8 +165,7 @@ def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
 
 
 @gpus_command.command("release")
-@click.argument("gpu", metavar="GPU")
-@pass_invocation
+@_one_gpu
 def release_command(invocation: Invocation, gpu: str) -> None:
     """End a quarantine, or a known warning: errors count from now on. A GPU that is gone is forgotten."""
     document = invocation.client().post("gpus", gpu, "release")
@@ -185,10 +176,9 @@ def release_command(invocation: Invocation, gpu: str) -> None:
 
 
 @gpus_command.command("lend")
-@click.argument("gpu", metavar="GPU")
+@_one_gpu
 @click.option("--for", "for_s", type=Span(), help="How long, e.g. 90m, 3h, 2d.")
 @click.option("--back", is_flag=True, help="Take it back now.")
-@pass_invocation
 def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bool) -> None:
     """Free a GPU for somebody else: it is drained, its memory freed, and taken back by itself."""
     if back == (for_s is not None):

@@ -8,7 +8,7 @@ import time
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation, pass_invocation
+from obatchd.cli.command import Command, Invocation
 from obatchd.errors import ControlError
 
 _POLL_S = 0.3
@@ -16,7 +16,6 @@ _POLL_S = 0.3
 
 @click.command("drain", cls=Command)
 @click.option("--wait", is_flag=True, help="Return when nothing is in flight any more.")
-@pass_invocation
 def drain_command(invocation: Invocation, wait: bool) -> None:
     """Send nothing to any server until undrain. Afterwards the host is safe to reboot: what waits is on disk."""
     client = invocation.client()
@@ -37,14 +36,12 @@ def drain_command(invocation: Invocation, wait: bool) -> None:
 
 
 @click.command("undrain", cls=Command)
-@pass_invocation
 def undrain_command(invocation: Invocation) -> None:
     """Take up work again after drain."""
     invocation.answer(invocation.client().post("undrain"), "Work goes on.")
 
 
 @click.command("reload", cls=Command)
-@pass_invocation
 def reload_command(invocation: Invocation) -> None:
     """Make the daemon read its configuration again; a wrong one changes nothing."""
     document = invocation.client().post("reload")

@@ -6,23 +6,15 @@ import sys
 
 import click
 
-from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
+from obatchd.cli.command import Document, Group, Invocation, clean
 from obatchd.cli.commands.completion import known
 from obatchd.cli.views.text import bar, size, table
 
+models_command = Group("models", "List, pull and remove models.", lists=True)
 _one_model = click.argument("name", shell_complete=known("models", "model"))
 
 
-@click.group("models", cls=Group, invoke_without_command=True)
-@click.pass_context
-def models_command(ctx: click.Context) -> None:
-    """List, pull and remove models."""
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_command)
-
-
 @models_command.command("list")
-@pass_invocation
 def list_command(invocation: Invocation) -> None:
     """The models in the store."""
     invocation.answer(invocation.client().get("models"), view=_list)
@@ -46,7 +38,6 @@ def _list(document: Document) -> list[str]:
 
 @models_command.command("pull")
 @_one_model
-@pass_invocation
 def pull_command(invocation: Invocation, name: str) -> None:
     """Get a model into the store."""
     last: Document = {"model": name, "status": ""}
@@ -68,7 +59,6 @@ def _show(progress: Document) -> None:
 
 @models_command.command("rm")
 @_one_model
-@pass_invocation
 def rm_command(invocation: Invocation, name: str) -> None:
     """Delete a model from the store."""
     invocation.answer(invocation.client().delete("models", name), f"{name} removed.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from obatchd.cli.command import Command, Invocation, clean, given, pass_invocation
+from obatchd.cli.command import Command, Invocation, clean, given
 from obatchd.cli.commands.completion import known
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 
@@ -29,7 +29,6 @@ _FORMATS = ("text", "json", "jsonl", "csv", "parquet")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
 @click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
 @click.option("--seed", type=int, help="Choose the same answers for --review again.")
-@pass_invocation
 def results_command(
     invocation: Invocation,
     /,

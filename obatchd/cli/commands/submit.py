@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Document, Invocation, clean, pass_invocation
+from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 
 
@@ -39,7 +39,6 @@ from obatchd.errors import ControlError, DaemonDownError, ObatchError
 @click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
 )
-@pass_invocation
 def submit_command(
     invocation: Invocation,
     /,

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation, clean, pass_invocation
+from obatchd.cli.command import Command, Invocation, clean
 from obatchd.cli.commands.config import file_or_system
 from obatchd.cli.doctor import host_checks, spool_checks
 from obatchd.cli.doctor.result import CheckResult, bad, ok
@@ -21,7 +21,6 @@ from obatchd.settings.settings import Settings
 
 @click.command("doctor", cls=Command)
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The daemon's configuration file.")
-@pass_invocation
 def doctor_command(invocation: Invocation, config: Path | None) -> None:
     """Look for what is wrong on this host. Exit code 1 if a line is bad."""
     results = list(examine(invocation.spool, file_or_system(config)))
