@@ -6,18 +6,24 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+import msgspec
 
+from obatchd.burnin.report import bundle
+from obatchd.burnin.report.compare import compare
+from obatchd.burnin.report.html import render
+from obatchd.burnin.report.reading import read_file, typed
+from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.cli.command import Document, Group, Invocation, clean
 from obatchd.cli.views.text import table
+from obatchd.cli.views.waiting import over_restarts
+from obatchd.documents.burnin import BurninReport, BurninStatus
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 from obatchd.times import duration
-
-if TYPE_CHECKING:
-    from obatchd.documents.burnin import BurninReport, BurninStatus
 
 burnin_command = Group(
     "burnin",
@@ -62,11 +68,9 @@ def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: b
 
 def _wait(invocation: Invocation, run: str) -> None:
     """Until the run is over; over a restart of the daemon, too."""
-    from obatchd.cli.views.waiting import over_restarts
-
     shown = ""
     while True:
-        status = over_restarts(lambda: invocation.client().get("burnin/status"))
+        status = over_restarts(partial(invocation.client().get, "burnin/status"))
         if status["run"] != run or not status["active"]:
             return
         line = _progress(status)
@@ -89,26 +93,18 @@ def status_command(invocation: Invocation) -> None:
 
 
 def _status(document: Document) -> list[str]:
-    from obatchd.burnin.report.reading import typed
-    from obatchd.burnin.report.terminal import summary
-    from obatchd.documents.burnin import BurninStatus
-
     status, lines = typed(document, BurninStatus), []
     if status.active:
+        # What is missing because it is not over is no reason yet, and nothing to do something about.
         lines.append(clean(_progress(document)))
-        _show_as_until_now(status)
+        if status.verdict in ("PASS", "INCONCLUSIVE"):
+            status.verdict = "nothing found yet"
+        status.meaning = "It is not over: this is how it looks until now."
+        for gpu in status.gpus:
+            if gpu.verdict == "INCONCLUSIVE":
+                gpu.verdict, gpu.action = "not yet", ""
+                gpu.reasons = [reason for reason in gpu.reasons if reason.consequence != "inconclusive"]
     return [*lines, clean(summary(status), keep="\n")]
-
-
-def _show_as_until_now(status: BurninStatus) -> None:
-    """A run in progress: what is missing because it is not over is no reason yet, and nothing to do something about."""
-    if status.verdict in ("PASS", "INCONCLUSIVE"):
-        status.verdict = "nothing found yet"
-    status.meaning = "It is not over: this is how it looks until now."
-    for gpu in status.gpus:
-        if gpu.verdict == "INCONCLUSIVE":
-            gpu.verdict, gpu.action = "not yet", ""
-            gpu.reasons = [reason for reason in gpu.reasons if reason.consequence != "inconclusive"]
 
 
 @burnin_command.command("stop")
@@ -139,9 +135,8 @@ def report_command(invocation: Invocation, run: str, page: Path | None) -> None:
     """The report of RUN: an id, its beginning, a report's file, or the latest. --json gives all of it."""
     document = _report(invocation, run)
     if page is not None:
-        from obatchd.burnin.report.html import render
-
-        _write(page, render(_typed(document)))
+        with _writing(page):
+            page.write_text(render(typed(document, BurninReport)), "utf-8")
         if not invocation.json:
             click.echo(f"written: {page}")
             sys.exit(document["exit_code"])
@@ -153,29 +148,19 @@ def _report(invocation: Invocation, run: str) -> Document:
     invocation.failure = _NOT_JUDGED
     path = Path(run)
     if path.suffix == ".json" or path.is_file():
-        from obatchd.burnin.report.reading import read_file
-
         return read_file(path)
     return invocation.client().get("burnin/reports", run)
 
 
-def _typed(report: Document) -> BurninReport:
-    from obatchd.burnin.report.reading import typed
-    from obatchd.documents.burnin import BurninReport
-
-    return typed(report, BurninReport)
-
-
 def _show_report(invocation: Invocation, document: Document) -> None:
-    from obatchd.burnin.report.terminal import summary
-
-    invocation.answer(document, view=lambda report: [clean(summary(_typed(report)), keep="\n")])
+    invocation.answer(document, view=lambda _: [clean(summary(typed(document, BurninReport)), keep="\n")])
     sys.exit(document["exit_code"])
 
 
-def _write(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        path.write_text(text, "utf-8")
+        yield
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}", code="unwritable") from None
 
@@ -187,14 +172,8 @@ def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
 
     Siblings in one hot chassis are all slow together; only other hosts and earlier runs show it.
     """
-    import msgspec
-
-    from obatchd.burnin.report.compare import compare
-    from obatchd.burnin.report.terminal import comparison
-
-    compared = compare([_typed(_report(invocation, name)) for name in reports])
-    view = [clean(comparison(compared), keep="\n")]
-    invocation.answer(msgspec.to_builtins(compared), view=lambda _: view)
+    compared = compare([typed(_report(invocation, name), BurninReport) for name in reports])
+    invocation.answer(msgspec.to_builtins(compared), view=lambda _: [clean(comparison(compared), keep="\n")])
     sys.exit(compared.exit_code)
 
 
@@ -208,20 +187,13 @@ def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | No
 
     The GPU is freed meanwhile. No prompt, user or job name is in the archive.
     """
-    import msgspec
-
-    from obatchd.burnin.report import bundle
-
-    report = _typed(_report(invocation, run))
+    report = typed(_report(invocation, run), BurninReport)
     found = bundle.find_gpu(report, gpu)
     target = output or Path(f"burnin-{report.run}-gpu{found.index}.tar.gz")
     say = (lambda text: None) if invocation.json else (lambda text: click.echo(f"{text} …", err=True))
-    try:
-        tools = bundle.write(
-            report, found, target, diagnose=not no_diagnostics, free=lambda: _freed(invocation, found.uuid), say=say
-        )
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written: {error.strerror}", code="unwritable") from None
+    free = partial(_freed, invocation, found.uuid)
+    with _writing(target):
+        tools = bundle.write(report, found, target, diagnose=not no_diagnostics, free=free, say=say)
     archive = str(target.absolute())
     document = {"archive": archive, "gpu": found.uuid, "run": report.run, "tools": msgspec.to_builtins(tools)}
     invocation.answer(document, *(f"{tool.tool}: {tool.outcome}" for tool in tools), f"written: {archive}")
