@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -29,18 +30,8 @@ _BY_STATUS: dict[int, type[errors.ObatchError]] = {
 }
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, connection: socket.socket) -> None:
-        super().__init__("localhost")
-        self.sock = connection
-
-
 class Client:
-    """Talks to the daemon of one spool. Every method raises DaemonDownError when none answers.
-
-    Args:
-        spool: the spool's directory.
-    """
+    """Talks to the daemon of one spool. Every method raises DaemonDownError when none answers."""
 
     def __init__(self, spool: Path) -> None:
         self._spool = spool
@@ -68,10 +59,7 @@ class Client:
 
     def _lines(self, method: str, path: str, body: Document | None, timeout_s: float | None) -> Iterator[Document]:
         """An answer that is one document a line."""
-        connection = self._connect(CONTROL_SOCKET, timeout_s)
-        with connection, self._send(connection, method, path, body) as response:
-            if response.status != 200:
-                _raise(_document(response.read()), response.status)
+        with self._asked(method, path, body, timeout_s) as response:
             for line in response:
                 document = _document(line)
                 if "error" in document:
@@ -118,27 +106,30 @@ class Client:
                 handover.close_all(descriptors)
 
     def _call(self, method: str, path: str, body: Document | None = None) -> Document:
-        connection = self._connect(CONTROL_SOCKET, _TIMEOUT_S)
-        with connection, self._send(connection, method, path, body) as response:
-            document = _document(response.read())
-            if response.status >= 400:
-                _raise(document, response.status)
-            return document
+        with self._asked(method, path, body, _TIMEOUT_S) as response:
+            return _document(response.read())
 
-    def _send(
-        self, connection: socket.socket, method: str, path: str, body: Document | None
-    ) -> http.client.HTTPResponse:
-        request = _UnixConnection(connection)
+    @contextlib.contextmanager
+    def _asked(
+        self, method: str, path: str, body: Document | None, timeout_s: float | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """A good answer, whose body is not read yet; an error is raised."""
+        request = http.client.HTTPConnection("localhost")
         sent = None if body is None else json.dumps(body)
-        try:
-            request.request(method, "/v1/" + path, sent, {"Content-Type": "application/json"} if sent else {})
-            return request.getresponse()
-        except TimeoutError:
-            raise errors.DaemonDownError(
-                f"obatchd on {self._spool} does not answer within {_TIMEOUT_S:.0f} s. Look at its log."
-            ) from None
-        except (http.client.HTTPException, OSError) as error:
-            raise errors.DaemonDownError(f"obatchd on {self._spool} broke off: {error}. Look at its log.") from None
+        with self._connect(CONTROL_SOCKET, timeout_s) as request.sock:
+            try:
+                request.request(method, "/v1/" + path, sent, {"Content-Type": "application/json"} if sent else {})
+                response = request.getresponse()
+            except TimeoutError:
+                raise errors.DaemonDownError(
+                    f"obatchd on {self._spool} does not answer within {_TIMEOUT_S:.0f} s. Look at its log."
+                ) from None
+            except (http.client.HTTPException, OSError) as error:
+                raise errors.DaemonDownError(f"obatchd on {self._spool} broke off: {error}. Look at its log.") from None
+            with response:
+                if response.status >= 400:
+                    _raise(_document(response.read()), response.status)
+                yield response
 
     def _connect(self, name: str, timeout_s: float | None) -> socket.socket:
         directory = read_record(self._spool).runtime_dir

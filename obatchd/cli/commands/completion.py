@@ -15,12 +15,17 @@ from obatchd.errors import ObatchError
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(invocation: Invocation, shell: str) -> None:
     """Print a completion script, e.g.  eval "$(obatchctl completion bash)"."""
+    source = script(click.get_current_context().find_root().command, shell)
+    invocation.answer({"shell": shell, "script": source}, view=lambda _: [source])
+
+
+def script(main: click.Command, shell: str) -> str:
+    """The completion script of ``obatchctl`` for one of click's shells."""
     from click.shell_completion import get_completion_class
 
     complete = get_completion_class(shell)
-    assert complete is not None  # one of the three above
-    source = complete(click.get_current_context().find_root().command, {}, "obatchctl", "_OBATCHCTL_COMPLETE").source()
-    invocation.answer({"shell": shell, "script": source}, view=lambda _: [source])
+    assert complete is not None
+    return complete(main, {}, "obatchctl", "_OBATCHCTL_COMPLETE").source()
 
 
 def known(what: str, key: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:

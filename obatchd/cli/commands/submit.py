@@ -12,7 +12,9 @@ import click
 
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
+from obatchd.cli.views import sampling, waiting
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
+from obatchd.results.rows import ResultSet
 
 
 @click.command("submit", cls=Command)
@@ -73,9 +75,6 @@ def submit_command(
 
 def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool) -> dict[Path, str] | None:
     """Run a sample of each drop and show it; the jobs of the samples, or None when the whole is not wanted."""
-    from obatchd.cli.views import sampling
-    from obatchd.results.rows import ResultSet
-
     jobs, refused = _hand_over(invocation, drops, "a sample; results:")
     samples = {path: job["job"] for path, job in zip(drops, jobs, strict=False)}
     jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
@@ -176,8 +175,6 @@ def _good(job: Document) -> bool:
 
 def _wait(invocation: Invocation, job_ids: list[str]) -> list[Document]:
     """The jobs' last documents, once all are over."""
-    from obatchd.cli.views import waiting
-
     client = invocation.client()
 
     def look() -> list[Document]:
