@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed, parse_answer
 from obatchd.results.rows import ResultSet, Row
-from obatchd.results.table import Column, TableShape, as_cell, as_text, cells
+from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
 from obatchd.results.tally import Tally
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def export(source: ResultSet, form: Format, target: BinaryIO, *, data_only: bool
     tally = Tally()
     rows = _counted(source, tally)
     if form == "parquet":
-        _write_parquet(rows, _shape(source), target)
+        _write_parquet(rows, _columns(source), target)
         return tally
     with writing_text(target) as text:
         if form == "text":
             _write_text(rows, text)
         elif form == "csv":
-            _write_csv(rows, _shape(source), text)
+            _write_csv(rows, _columns(source), text)
         elif form == "json":
             _write_json(_documents(rows, data_only), text)
         else:
@@ -107,23 +107,17 @@ def _write_json(documents: Iterator[Any], target: TextIO) -> None:
 
 def _write_text(rows: _Rows, target: TextIO) -> None:
     for row, _ in rows:
-        record = row.record
         parts = [f"{'─' * 72}\n{row.name}{f'  ({row.file})' if row.file and row.file != row.name else ''}"]
-        if record.get("prompt"):
-            parts.append(f"Prompt: {record['prompt']}")
-        if row.succeeded:
-            answer = record.get("response") or next((record[key] for key in _VECTORS & record.keys()), "")
-            parts.append(answer if isinstance(answer, str) else _json(answer))
-        else:
-            parts.append(f"{str(record['outcome']).upper()} {record.get('code', '')}: {record.get('message', '')}")
+        if row.record.get("prompt"):
+            parts.append(f"Prompt: {row.record['prompt']}")
+        answer = row.record.get("response") or next((row.record[key] for key in _VECTORS & row.record.keys()), "")
+        answer = answer if row.succeeded else row.failure
+        parts.append(answer if isinstance(answer, str) else _json(answer))
         target.writelines(f"{_CONTROL.sub('', part)}\n\n" for part in parts)
 
 
-def _shape(source: ResultSet) -> list[Column]:
-    shape = TableShape()
-    for row in source.rows():
-        shape.learn(row, data_of(row).data)
-    return shape.columns()
+def _columns(source: ResultSet) -> list[Column]:
+    return columns_of((row, data_of(row).data) for row in source.rows())
 
 
 def _write_csv(rows: _Rows, columns: list[Column], target: TextIO) -> None:
@@ -156,8 +150,7 @@ def _arrow_type(column: Column) -> pyarrow.DataType:
     import pyarrow
 
     types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}
-    types["numbers"] = pyarrow.list_(pyarrow.float64())
-    return types.get(column.kind, pyarrow.string())
+    return pyarrow.list_(types["float"]) if column.kind == "numbers" else types.get(column.kind, pyarrow.string())
 
 
 def _arrow_value(value: Any, column: Column) -> Any:

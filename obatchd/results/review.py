@@ -36,8 +36,8 @@ _LEGEND = """<p>Values that stand in the source are <mark>marked there</mark>; t
 """
 
 
-def write_review(source: ResultSet, count: int, target: BinaryIO, *, seed: int | None = None) -> tuple[int, Tally]:
-    """Write a page with ``count`` successes chosen at random; returns how many are on it, and the tally of all rows.
+def write_review(source: ResultSet, count: int, target: BinaryIO, *, seed: int | None = None) -> Tally:
+    """Write a page with ``count`` successes chosen at random; returns the tally of all rows.
 
     Memory holds the chosen rows only. The same ``seed`` chooses the same rows.
     """
@@ -51,7 +51,7 @@ def write_review(source: ResultSet, count: int, target: BinaryIO, *, seed: int |
         page.write(_LEGEND)
         page.writelines(map(_article, chosen))
         page.write("</body></html>\n")
-    return len(chosen), tally
+    return tally
 
 
 def _choose(source: ResultSet, count: int, randomness: random.Random, tally: Tally) -> list[Row]:

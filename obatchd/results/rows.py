@@ -7,7 +7,7 @@ import heapq
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,70 +37,56 @@ class Row(NamedTuple):
         """The name of the row in a list."""
         return str(self.record.get("id") or self.file or self.record.get("line"))
 
+    @property
+    def failure(self) -> str:
+        """What happened instead of an answer."""
+        return f"{str(self.record['outcome']).upper()} {self.record.get('code', '')}: {self.record.get('message', '')}"
+
 
 class ResultSet:
-    """Results that can be read more than once.
-
-    Attributes:
-        path: directory or file.
-        job: id of the job, where it is an outbox.
-        asked: requests of the job, where that is known; else None, and the rows are all there is.
-        complete: whether the job is over.
-    """
+    """Results that can be read more than once."""
 
     def __init__(self, path: Path) -> None:
         """Raises: NotFoundError: there is nothing at ``path``. ResultsError: it cannot be read."""
-        self.path = path
-        self.job = ""
-        self.asked: int | None = None
-        self.complete = True
         if not path.exists():
             raise NotFoundError(f"{path}: there is no such file or directory")
-        if path.is_dir():
-            self.path = _place_of(path)
+        self.path = _place_of(path) if path.is_dir() else path  # directory or file
         self._outbox = self.path.is_dir() and _is_outbox(self.path)
-        if self._outbox:
-            self._read_state()
-
-    def _read_state(self) -> None:
-        summary, status = (_object(self.path / name) for name in _OUTBOX_FILES)
+        summary, status = (_object(self.path / name) if self._outbox else {} for name in _OUTBOX_FILES)
         known = summary or status
-        self.job = str(known.get("job") or "")
-        self.complete = bool(summary)
         asked = known.get("requests")
-        self.asked = asked if isinstance(asked, int) else None
+        self.job = str(known.get("job") or "")  # its id, where it is an outbox
+        self.asked = (
+            asked if isinstance(asked, int) else None
+        )  # requests of the job; unknown, the rows are all there is
+        self.complete = bool(summary) or not self._outbox  # the job is over
 
     def rows(self) -> Iterator[Row]:
         """Every row: of a job in the order of its requests, of a directory in the order of its file names."""
         if not self.path.is_dir():
-            yield from _file_rows(self.path)
-        elif self._outbox and any((self.path / name).exists() for name in _WHOLE_FILES):
-            streams = [_lines(self.path / name) for name in _WHOLE_FILES if (self.path / name).exists()]
-            for row in heapq.merge(*streams, key=lambda row: _number(row.record.get("line"))):
-                yield row._replace(file="")
-        elif self._outbox:
-            yield from self._partial()
-        else:
-            yield from self._directory(self.path)
-
-    def _partial(self) -> Iterator[Row]:
-        """The answers so far of a job that is still running."""
+            return _file_rows(self.path)
+        if not self._outbox:
+            return _directory_rows(self.path)
+        streams: list[Iterable[Row]] = [
+            _lines(self.path / name) for name in _WHOLE_FILES if (self.path / name).exists()
+        ]
         responses = self.path / "responses"
-        if responses.is_dir():
-            found = [row for row in self._directory(responses) if row.file.endswith(".json")]
-            yield from (row._replace(file="") for row in sorted(found, key=lambda r: _number(r.record.get("line"))))
+        if not streams and responses.is_dir():  # the answers so far of a job that is still running
+            streams = [sorted((row for row in _directory_rows(responses) if row.file.endswith(".json")), key=_line)]
+        return (row._replace(file="") for row in heapq.merge(*streams, key=_line))
 
-    def _directory(self, directory: Path) -> Iterator[Row]:
-        try:
-            files = [file for file in directory.iterdir() if not file.name.startswith(".") and file.is_file()]
-        except OSError as error:
-            raise ResultsError(f"{directory}: cannot be read: {error.strerror}") from None
-        told = {file.stem for file in files if file.suffix.lower() in (".json", ".jsonl")}
-        for file in sorted(files, key=lambda file: _natural(file.name)):
-            if file.suffix.lower() in (".txt", ".md") and file.stem in told:
-                continue  # the text of a response that is there as JSON
-            if file.suffix.lower() in (".json", ".jsonl", ".ndjson", ".txt", ".md"):
-                yield from _file_rows(file)
+
+def _directory_rows(directory: Path) -> Iterator[Row]:
+    try:
+        files = [file for file in directory.iterdir() if not file.name.startswith(".") and file.is_file()]
+    except OSError as error:
+        raise ResultsError(f"{directory}: cannot be read: {error.strerror}") from None
+    told = {file.stem for file in files if file.suffix.lower() in (".json", ".jsonl")}
+    for file in sorted(files, key=lambda file: _natural(file.name)):
+        if file.suffix.lower() in (".txt", ".md") and file.stem in told:
+            continue  # the text of a response that is there as JSON
+        if file.suffix.lower() in (".json", ".jsonl", ".ndjson", ".txt", ".md"):
+            yield from _file_rows(file)
 
 
 def _place_of(directory: Path) -> Path:
@@ -137,7 +123,8 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)]
 
 
-def _number(line: Any) -> int:
+def _line(row: Row) -> int:
+    line = row.record.get("line")
     return line if isinstance(line, int) else 0
 
 

@@ -12,8 +12,12 @@ from obatchd.results.rows import Record, Row
 Kind = Literal["empty", "bool", "int", "float", "text", "numbers", "json"]
 Origin = Literal["record", "input", "data", "file"]
 
-_FIRST = ("id", "line")
-_MIDDLE = ("outcome", "prompt", "response", "think")
+# The columns from left to right: a field of ours, or all fields of an origin that have no place of their own.
+_ORDER = (
+    ("record", "id"), ("record", "line"), "file", "input", ("record", "outcome"), ("record", "prompt"),
+    ("record", "response"), ("record", "think"), "data", "record",
+)  # fmt: skip
+_KINDS: dict[type, Kind] = {type(None): "empty", bool: "bool", float: "float", str: "text"}
 _APART = ("input", "data")  # spread over columns of their own
 _INT64 = 2**63
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -29,40 +33,29 @@ class Column(NamedTuple):
     kind: Kind
 
 
-class TableShape:
-    """Learns the columns from all rows; a second pass over the rows then fills them."""
+def columns_of(rows: Iterable[tuple[Row, Any]]) -> list[Column]:
+    """The columns of rows and their data; a second pass over the rows then fills them.
 
-    def __init__(self) -> None:
-        self._kinds: dict[tuple[Origin, str], Kind] = {}
-
-    def learn(self, row: Row, data: Any) -> None:
-        """Take note of one row's fields."""
+    A heading that is taken already gets its origin in front: ``input.model``, ``data.mrn``.
+    """
+    kinds: dict[tuple[Origin, str], Kind] = {}
+    for row, data in rows:
         for origin, key, value in _cells(row, data):
-            self._kinds[origin, key] = _common(self._kinds.get((origin, key), "empty"), _kind(value))
+            kinds[origin, key] = _common(kinds.get((origin, key), "empty"), _kind(value))
+    # Fields of ours keep their names, so that a column means the same in every export.
+    taken = {key for origin, key in kinds if origin == "record"}
+    columns = []
+    for origin, key in sorted(kinds, key=_place):
+        heading = key
+        while origin in ("input", "data") and heading in taken:
+            heading = f"{origin}.{heading}"
+        taken.add(heading)
+        columns.append(Column(heading, origin, key, kinds[origin, key]))
+    return columns
 
-    def columns(self) -> list[Column]:
-        """Id, fields of the input, outcome and answer, fields of the answer's data, and everything else.
 
-        A heading that is taken already gets its origin in front: ``input.model``, ``data.mrn``.
-        """
-        known = list(self._kinds)
-        own = [key for origin, key in known if origin == "record"]
-        order: list[tuple[Origin, str]] = [("record", key) for key in _FIRST if key in own]
-        order += [pair for pair in known if pair[0] == "file"]
-        order += [pair for pair in known if pair[0] == "input"]
-        order += [("record", key) for key in _MIDDLE if key in own]
-        order += [pair for pair in known if pair[0] == "data"]
-        order += [pair for pair in known if pair[0] == "record" and pair not in order]
-        # Fields of ours keep their names, so that a column means the same in every export.
-        taken = {key for origin, key in order if origin == "record"}
-        columns = []
-        for origin, key in order:
-            heading = key
-            while origin in ("input", "data") and heading in taken:
-                heading = f"{origin}.{heading}"
-            taken.add(heading)
-            columns.append(Column(heading, origin, key, self._kinds[origin, key]))
-        return columns
+def _place(column: tuple[Origin, str]) -> int:
+    return _ORDER.index(column if column in _ORDER else column[0])
 
 
 def cells(row: Row, data: Any, columns: Iterable[Column]) -> list[Any]:
@@ -106,21 +99,11 @@ def _cells(row: Row, data: Any) -> Iterable[tuple[Origin, str, Any]]:
 
 
 def _kind(value: Any) -> Kind:
-    match value:
-        case None:
-            return "empty"
-        case bool():
-            return "bool"
-        case int():
-            return "int" if -_INT64 <= value < _INT64 else "text"
-        case float():
-            return "float"
-        case str():
-            return "text"
-        case [*numbers] if numbers and all(_kind(number) in ("int", "float") for number in numbers):
-            return "numbers"
-        case _:
-            return "json"
+    if type(value) is int:
+        return "int" if -_INT64 <= value < _INT64 else "text"
+    if isinstance(value, list) and value and all(_kind(number) in ("int", "float") for number in value):
+        return "numbers"
+    return _KINDS.get(type(value), "json")
 
 
 def _common(one: Kind, other: Kind) -> Kind:

@@ -45,7 +45,7 @@ def results_command(
     if review is not None:
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
         with _target(output) as target:
-            _, tally = write_review(source, review, target, seed=seed)
+            tally = write_review(source, review, target, seed=seed)
     else:
         form = form or _form_of(output)
         if data_only and form not in ("json", "jsonl"):

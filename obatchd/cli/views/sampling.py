@@ -60,7 +60,7 @@ def show(source: ResultSet) -> None:
 
 def _answer(row: Row) -> str:
     if not row.succeeded:
-        return f"{str(row.record['outcome']).upper()} {row.record.get('code', '')}: {row.record.get('message', '')}"
+        return row.failure
     parsed = data_of(row)
     if parsed.found:
         return json.dumps(parsed.data, ensure_ascii=False, indent=2)
