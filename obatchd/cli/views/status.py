@@ -11,13 +11,17 @@ from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import NOTHING, age_s, bar, duration, number, size, styled, table
 
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
+_MEMORY = ("memory_used_bytes", "memory_total_bytes")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
 _JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
 
 
 def render(status: Document) -> list[str]:
     """The whole page, as lines."""
-    lines = [_headline(status), *(_alarm(f"  ! {reason}") for reason in status["reasons"])]
+    up = duration(age_s(status["started_at"]))
+    rest = f"obatchd {status['version']} · up {up} · pid {status['pid']} · {status['spool']}"
+    lines = [f"{styled(clean(status['state']))} · {clean(rest)}"]
+    lines += [click.style(clean(f"  ! {reason}"), fg="red") for reason in status["reasons"]]
     lines += ["", *server_table(status["servers"], told=status["reasons"])]
     if status["gpus"]["state"] != "ok":
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
@@ -29,16 +33,6 @@ def render(status: Document) -> list[str]:
     if status["jobs"]:
         lines += ["", *job_table(status["jobs"])]
     return lines
-
-
-def _headline(status: Document) -> str:
-    up = duration(age_s(status["started_at"]))
-    rest = f"obatchd {status['version']} · up {up} · pid {status['pid']} · {status['spool']}"
-    return f"{styled(clean(status['state']))} · {clean(rest)}"
-
-
-def _alarm(text: str) -> str:
-    return click.style(clean(text), fg="red")
 
 
 def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]:
@@ -75,15 +69,10 @@ def _readings(gpus: list[Document]) -> list[str]:
     return [
         f"{','.join(str(gpu['index']) for gpu in gpus)} {', '.join(names)}",
         number(sum(busy) / len(busy) if busy else None, " %"),
-        _memory(in_all("memory_used_bytes"), in_all("memory_total_bytes")),
+        "/".join(NOTHING if value is None else f"{value / 1024**3:.1f}" for value in map(in_all, _MEMORY)),
         number(max(known("temp_c"), default=None), " °C"),
         number(in_all("power_w"), " W"),
     ]
-
-
-def _memory(used_bytes: int | None, total_bytes: int | None) -> str:
-    used, total = (NOTHING if value is None else f"{value / 1024**3:.1f}" for value in (used_bytes, total_bytes))
-    return f"{used}/{total}"
 
 
 def _loaded(server: Document) -> str:
@@ -123,20 +112,13 @@ def job_table(jobs: list[Document]) -> list[str]:
     return table(_JOB_HEADINGS, map(_job_row, jobs))
 
 
-def _state(job: Document) -> str:
-    """A job that is over because somebody or its deadline ended it is called so: its bar is full like any other's."""
-    if job["state"] != "done":
-        return str(job["state"])
-    return next((ending for ending in ("cancelled", "expired") if job[ending]), "done")
-
-
 def _job_row(job: Document) -> list[object]:
-    total = job["requests"]
-    done = finished(job)
+    total, done, state = job["requests"], finished(job), job["state"]
+    if state == "done":
+        # Somebody or its deadline ended it: its bar is full like any other's.
+        state = next((ending for ending in ("cancelled", "expired") if job[ending]), state)
+    state = f"paused {state}" if job["paused"] else state
     of = total if total is not None else f"{job['indexed']}+"
-    state = f"{'paused ' if job['paused'] else ''}{_state(job)}"
-    failed = job["failed"] or ""
-    rate, eta = number(job["requests_per_s"], digits=1), duration(job["eta_s"])
-    tokens = number(job["tokens_per_s"], digits=1)
-    progress = bar(done, total)
+    rate, tokens = (number(job[name], digits=1) for name in ("requests_per_s", "tokens_per_s"))
+    eta, progress, failed = duration(job["eta_s"]), bar(done, total), job["failed"] or ""
     return [job["job"], state, job["name"], progress, f"{done}/{of}", failed, job["in_flight"], rate, tokens, eta]
