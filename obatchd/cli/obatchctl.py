@@ -24,7 +24,7 @@ _COMMANDS = (
 # Modules that do not have their command's name.
 _ELSEWHERE = {
     **dict.fromkeys(("job", "cancel", "retry", "rm", "pause", "resume"), "commands.jobs"),
-    **dict.fromkeys(("drain", "undrain", "reload"), "commands.host"),
+    **dict.fromkeys(("status", "drain", "undrain", "reload"), "commands.host"),
     "doctor": "doctor.doctor",
 }
 

@@ -73,7 +73,7 @@ class Client:
             ControlError: something in ``path`` cannot be read, or the daemon refuses it.
         """
         kind = "folder" if path.is_dir() else "file"
-        files = folder_files(path) if kind == "folder" else iter([(path.name, path)])
+        files = _folder_files(path) if kind == "folder" else iter([(path.name, path)])
         with self._connect(SUBMIT_SOCKET, _SUBMIT_TIMEOUT_S) as connection:
             name = os.path.basename(os.path.abspath(path))  # of a link, its own; of "." the directory's
             try:
@@ -150,12 +150,8 @@ def _target(path: str, names: Iterable[str], query: Mapping[str, str | float | N
     return f"{target}?{urlencode(given)}" if given else target
 
 
-def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a folder in name order, without hidden ones.
-
-    Raises:
-        ControlError: it cannot be read, or there is a folder in it.
-    """
+def _folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a folder in name order, without hidden ones."""
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:

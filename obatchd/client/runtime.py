@@ -48,18 +48,10 @@ def guarded_ports(record: Path = PORT_GUARD) -> range:
         return range(0)
 
 
-def personal_spool(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where a user's own daemon has its spool (``systemd/user``)."""
-    state = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(state) / "obatch"
-
-
 def default_spool() -> Path:
-    """The user's own spool where it is in use or the only one, else the system's."""
-    own = personal_spool()
-    if (own / RECORD).exists() or (own.is_dir() and not SYSTEM_SPOOL.is_dir()):
-        return own
-    return SYSTEM_SPOOL
+    """The spool of the user's own daemon (``systemd/user``) where it is in use or the only one, else the system's."""
+    own = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "obatch"
+    return own if (own / RECORD).exists() or (own.is_dir() and not SYSTEM_SPOOL.is_dir()) else SYSTEM_SPOOL
 
 
 def create(spool: Path, uuid: str, *, shared: bool = False, environ: Mapping[str, str] = os.environ) -> Path:

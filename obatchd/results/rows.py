@@ -52,7 +52,7 @@ class ResultSet:
             raise NotFoundError(f"{path}: there is no such file or directory")
         self.path = _place_of(path) if path.is_dir() else path  # directory or file
         self._outbox = self.path.is_dir() and _is_outbox(self.path)
-        summary, status = (_object(self.path / name) if self._outbox else {} for name in _OUTBOX_FILES)
+        summary, status = (read_object(self.path / name) if self._outbox else {} for name in _OUTBOX_FILES)
         known = summary or status
         asked = known.get("requests")
         self.job = str(known.get("job") or "")  # its id, where it is an outbox
@@ -107,10 +107,11 @@ def _place_of(directory: Path) -> Path:
 
 
 def _is_outbox(directory: Path) -> bool:
-    return any("job" in _object(directory / name) for name in _OUTBOX_FILES if (directory / name).is_file())
+    return any("job" in read_object(directory / name) for name in _OUTBOX_FILES if (directory / name).is_file())
 
 
-def _object(path: Path) -> Record:
+def read_object(path: Path) -> Record:
+    """The JSON object in a file; an empty one where there is none, or nothing to read."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -49,10 +49,8 @@ def _overview(document: Document) -> list[str]:
     if document["host"]:
         lines += ["", click.style(clean(document["host"]["message"]), fg="red")]
     if document["gpus"] and not document["kernel_log"]["source"]:
-        lines += [
-            "",
-            f"The kernel log cannot be read, so some XIDs go unseen: {clean(document['kernel_log']['problem'])}",
-        ]
+        problem = clean(document["kernel_log"]["problem"])
+        lines += ["", f"The kernel log cannot be read, so some XIDs go unseen: {problem}"]
     for gpu in document["gpus"]:
         if gpu["action"] and gpu["health"] != "ok":
             lines += ["", f"What to do about GPU {gpu['index']}:", *_wrapped(gpu["action"])]

@@ -10,7 +10,7 @@ import click
 from obatchd.cli.command import Command, Document, Invocation, clean, given
 from obatchd.cli.commands.completion import known
 from obatchd.cli.views.status import job_table
-from obatchd.cli.views.watching import watch as show_again
+from obatchd.cli.views.waiting import watch as show_again
 
 _ids = known("jobs", "job")
 _one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=_ids)

@@ -8,7 +8,7 @@ import click
 
 from obatchd.cli.command import Document, Group, Invocation, clean
 from obatchd.cli.commands.completion import known
-from obatchd.cli.views.text import bar, size, table
+from obatchd.cli.views.text import NOTHING, bar, size, table
 
 models_command = Group("models", "List, pull and remove models.", lists=True)
 _one_model = click.argument("name", shell_complete=known("models", "model"))
@@ -21,16 +21,11 @@ def list_command(invocation: Invocation) -> None:
 
 
 def _list(document: Document) -> list[str]:
-    rows = [
-        (
-            model["model"],
-            size(model.get("size_bytes")),
-            model.get("parameter_size"),
-            model.get("quantization"),
-            (model.get("digest") or "–").removeprefix("sha256:")[:12],
-        )
-        for model in document["models"]
-    ]
+    rows = []
+    for model in document["models"]:
+        digest = (model.get("digest") or NOTHING).removeprefix("sha256:")[:12]
+        facts = [model.get(name) for name in ("parameter_size", "quantization")]
+        rows.append([model["model"], size(model.get("size_bytes")), *facts, digest])
     if not rows:
         return ["No models. obatchctl models pull NAME gets one."]
     return table(("MODEL", ">SIZE", "PARAMETERS", "QUANTIZATION", "DIGEST"), rows)
@@ -42,19 +37,14 @@ def pull_command(invocation: Invocation, name: str) -> None:
     """Get a model into the store."""
     last: Document = {"model": name, "status": ""}
     shown = sys.stderr.isatty() and not invocation.json
-    for progress in invocation.client().pull(name):
-        last = progress
+    for last in invocation.client().pull(name):
         if shown:
-            _show(progress)
+            done, total = last.get("completed_bytes") or 0, last.get("total_bytes")
+            line = f"{bar(done, total)}  {size(done)} / {size(total)}  {clean(last['status'])}"
+            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
     if shown:
         click.echo(err=True)
     invocation.answer(last, f"{name}: {last['status'] or 'done'}")
-
-
-def _show(progress: Document) -> None:
-    done, total = progress.get("completed_bytes") or 0, progress.get("total_bytes")
-    line = f"{bar(done, total)}  {size(done)} / {size(total)}  {clean(progress['status'])}"
-    click.echo(f"\r\x1b[K{line}", err=True, nl=False)
 
 
 @models_command.command("rm")

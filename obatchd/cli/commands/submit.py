@@ -14,7 +14,7 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.views import sampling, waiting
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
-from obatchd.results.rows import ResultSet
+from obatchd.results.rows import ResultSet, read_object
 
 
 @click.command("submit", cls=Command)
@@ -92,18 +92,14 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
     for source in sources:
         sampling.show(source)
     click.echo(sampling.sentence(expected))
-    if ask and not _confirmed():
-        click.echo("The whole was not submitted.")
-        return None
-    return samples
-
-
-def _confirmed() -> bool:
     try:
-        return click.confirm("Run it?", default=False)
+        if not ask or click.confirm("Run it?", default=False):
+            return samples
     except click.Abort:
         click.echo("\nNobody answered; --yes runs the whole without asking.", err=True)
         sys.exit(exit_codes.FAILED)
+    click.echo("The whole was not submitted.")
+    return None
 
 
 def _hand_over(
@@ -216,15 +212,6 @@ def _report(jobs: list[Document]) -> None:
         click.echo(f"{job['job']}  {job['state']}  {counts or 'no requests'}  {clean(place)}")
         for note in job["notes"] or []:
             click.echo(f"  note: {clean(note)}")
-        for code, failure in _failures(Path(place)).items():
+        for code, failure in read_object(Path(place) / "summary.json").get("failures", {}).items():
             click.echo(f"  {failure['requests']} {clean(code)}: {clean(failure['example'])}")
             click.echo(f"    → {clean(failure['advice'])}")
-
-
-def _failures(outbox: Path) -> Document:
-    """Failures by their code, with an example and what to do; none where the summary cannot be read."""
-    try:
-        found: Document = json.loads((outbox / "summary.json").read_bytes()).get("failures", {})
-    except (OSError, ValueError):
-        return {}
-    return found

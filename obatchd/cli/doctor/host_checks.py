@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,10 +149,9 @@ def _is_free(address: str, port: int) -> bool:
 
 
 def _get_json(port: int, path: str) -> dict[str, Any] | None:
-    try:
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_CONNECT_TIMEOUT_S)) as connection:
-            connection.request("GET", path)
-            document = json.loads(connection.getresponse().read(1024**2))
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_CONNECT_TIMEOUT_S)
+    with suppress(OSError, http.client.HTTPException, ValueError), closing(connection):
+        connection.request("GET", path)
+        document = json.loads(connection.getresponse().read(1024**2))
+        return document if isinstance(document, dict) else None
+    return None

@@ -53,8 +53,9 @@ def directories(spool: Path) -> Iterator[CheckResult]:
     if place != spool.absolute():
         yield _missing(spool, place)
         return
-    if os.geteuid() not in (0, spool.stat().st_uid) and _is_shared(spool / "inbox"):
-        yield _of_a_service(spool / "inbox")
+    inbox = spool / "inbox"
+    if os.geteuid() not in (0, spool.stat().st_uid) and inbox.is_dir() and inbox.stat().st_mode & stat.S_ISGID:
+        yield _of_a_service(inbox)
         return
     devices = {}
     for name in _DIRECTORIES:
@@ -76,13 +77,8 @@ def directories(spool: Path) -> Iterator[CheckResult]:
         yield ok("spool", f"{spool}: writable, one filesystem")
 
 
-def _is_shared(inbox: Path) -> bool:
-    """Whether a group may drop files, as into the inbox of a system service."""
-    return inbox.is_dir() and bool(inbox.stat().st_mode & stat.S_ISGID)
-
-
 def _of_a_service(inbox: Path) -> CheckResult:
-    """Whether this user may drop files into another user's spool, and what to do if not."""
+    """Whether this user may drop files into a system service's inbox, as its group may, and what to do if not."""
     if os.access(inbox, os.W_OK | os.X_OK):
         return ok("spool", f"you may drop files into {inbox}")
     try:
@@ -100,11 +96,8 @@ def _of_a_service(inbox: Path) -> CheckResult:
 def _missing(spool: Path, parent: Path) -> CheckResult:
     if os.access(parent, os.W_OK):
         return warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
-    return bad(
-        "spool",
-        f"{spool} does not exist and {parent} is not yours to write",
-        f"sudo install -d -o {os.geteuid()} {spool}",
-    )
+    text = f"{spool} does not exist and {parent} is not yours to write"
+    return bad("spool", text, f"sudo install -d -o {os.geteuid()} {spool}")
 
 
 def disk(spool: Path, settings: Settings) -> CheckResult:

@@ -1,15 +1,17 @@
-"""``submit --wait``: progress until jobs are over."""
+"""Asking the daemon again and again: ``--watch``, and ``submit --wait``, which shows progress until jobs are over."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Never, TypeVar
 
 import click
 
-from obatchd.cli.command import Document, clean
+from obatchd.cli import exit_codes
+from obatchd.cli.command import Document, Invocation, View, clean
 from obatchd.cli.views.status import finished
 from obatchd.cli.views.text import duration
 from obatchd.errors import DaemonDownError
@@ -19,6 +21,9 @@ _LINE_S = 30.0  # between two lines where there is no terminal to draw on
 _DOWN_S = 120.0  # a daemon that is being restarted is waited for
 _T = TypeVar("_T")
 _OVER = ("done", "refused")
+# Of a terminal (ECMA-48, xterm): its second screen, so that nothing of the first is lost; no flicker by erasing late.
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_HOME, _ERASE_LINE, _ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[K\x1b[J"
 
 
 def wait(look: Callable[[], list[Document]], *, quiet: bool) -> list[Document]:
@@ -58,16 +63,13 @@ def _until_over(look: Callable[[], list[Document]], show: Callable[[list[Documen
 
 def speed(job: Document) -> str:
     """Speed, time left and failures of a job."""
-    parts = []
-    if job["requests_per_s"]:
-        parts.append(f"{job['requests_per_s']:.1f}/s")
-    if job["tokens_per_s"]:
-        parts.append(f"{job['tokens_per_s']:,.0f} tokens/s")
-    if job["eta_s"] is not None:
-        parts.append(f"{duration(job['eta_s'])} left")
-    if job["failed"]:
-        parts.append(f"{job['failed']:,} failed")
-    return ", ".join(parts)
+    parts = (
+        f"{job['requests_per_s']:.1f}/s" if job["requests_per_s"] else "",
+        f"{job['tokens_per_s']:,.0f} tokens/s" if job["tokens_per_s"] else "",
+        f"{duration(job['eta_s'])} left" if job["eta_s"] is not None else "",
+        f"{job['failed']:,} failed" if job["failed"] else "",
+    )
+    return ", ".join(filter(None, parts))
 
 
 def _with_lines(look: Callable[[], list[Document]]) -> list[Document]:
@@ -104,3 +106,30 @@ def _with_bars(look: Callable[[], list[Document]]) -> list[Document]:
                 progress.update(task, completed=finished(job), total=job["requests"], speed=speed(job))
 
         return _until_over(look, show)
+
+
+def watch(invocation: Invocation, interval_s: float, look: Callable[[], Document], view: View) -> Never:
+    """Show the document of ``look`` every ``interval_s`` until Ctrl-C; with ``--json``, one document a line."""
+    try:
+        if invocation.json or not sys.stdout.isatty():
+            while True:
+                invocation.answer(look(), view=view)
+                time.sleep(interval_s)
+        _full_screen(interval_s, look, view)
+    except KeyboardInterrupt:
+        sys.exit(exit_codes.OK)
+
+
+def _full_screen(interval_s: float, look: Callable[[], Document], view: View) -> Never:
+    click.echo(_ENTER, nl=False)
+    try:
+        while True:
+            try:
+                lines = [*view(look())]
+            except DaemonDownError as error:  # it may come back
+                lines = [clean(error.message)]
+            room = os.get_terminal_size(sys.stdout.fileno()).lines or len(lines)
+            click.echo(_HOME + f"{_ERASE_LINE}\n".join(lines[:room]) + _ERASE_BELOW, nl=False)
+            time.sleep(interval_s)
+    finally:
+        click.echo(_LEAVE, nl=False)
