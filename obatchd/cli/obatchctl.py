@@ -69,15 +69,11 @@ class _Commands(click.Group):
                 print_json({"error": {"code": error.code, "message": error.message}})
             else:
                 click.echo(clean(error.message, keep="\n"), err=True)
-            sys.exit(_exit_code(error, ctx.obj))
-
-
-def _exit_code(error: ObatchError, invocation: Invocation) -> int:
-    if isinstance(error, DaemonDownError) and error.code != "permission":
-        return exit_codes.NOT_RUNNING
-    if isinstance(error, DaemonDownError | ForbiddenError):
-        return exit_codes.UNKNOWN
-    return exit_codes.CONFIG if error.code == ConfigError.code else invocation.failure
+            if isinstance(error, DaemonDownError) and error.code != "permission":
+                sys.exit(exit_codes.NOT_RUNNING)
+            if isinstance(error, DaemonDownError | ForbiddenError):
+                sys.exit(exit_codes.UNKNOWN)
+            sys.exit(exit_codes.CONFIG if error.code == ConfigError.code else ctx.obj.failure)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -8,12 +8,12 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, starmap
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
 
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed, parse_answer
-from obatchd.results.rows import ResultSet, Row
+from obatchd.results.rows import Record, ResultSet, Row
 from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
 from obatchd.results.tally import Tally
 
@@ -50,14 +50,16 @@ def export(source: ResultSet, form: Format, target: BinaryIO, *, data_only: bool
     """
     tally = Tally()
     rows = _counted(source, tally)
+    spread = form in ("csv", "parquet")  # over columns that have to be known first
+    columns = columns_of((row, data_of(row).data) for row in source.rows()) if spread else []
     if form == "parquet":
-        _write_parquet(rows, _columns(source), target)
+        _write_parquet(rows, columns, target)
         return tally
     with writing_text(target) as text:
         if form == "text":
             _write_text(rows, text)
         elif form == "csv":
-            _write_csv(rows, _columns(source), text)
+            _write_csv(rows, columns, text)
         elif form == "json":
             _write_json(_documents(rows, data_only), text)
         else:
@@ -83,13 +85,15 @@ def _counted(source: ResultSet, tally: Tally) -> _Rows:
         yield row, parsed
 
 
+def document(row: Row, parsed: Parsed) -> Record:
+    """One row as JSON."""
+    return {**({"file": row.file} if row.file else {}), **row.record, **({"data": parsed.data} if parsed.found else {})}
+
+
 def _documents(rows: _Rows, data_only: bool) -> Iterator[Any]:
-    for row, parsed in rows:
-        if not data_only:
-            found = {"data": parsed.data} if parsed.found else {}
-            yield {**({"file": row.file} if row.file else {}), **row.record, **found}
-        elif parsed.found:
-            yield parsed.data
+    if data_only:
+        return (parsed.data for _, parsed in rows if parsed.found)
+    return starmap(document, rows)
 
 
 def _json(document: Any) -> str:
@@ -114,10 +118,6 @@ def _write_text(rows: _Rows, target: TextIO) -> None:
         answer = answer if row.succeeded else row.failure
         parts.append(answer if isinstance(answer, str) else _json(answer))
         target.writelines(f"{_CONTROL.sub('', part)}\n\n" for part in parts)
-
-
-def _columns(source: ResultSet) -> list[Column]:
-    return columns_of((row, data_of(row).data) for row in source.rows())
 
 
 def _write_csv(rows: _Rows, columns: list[Column], target: TextIO) -> None:

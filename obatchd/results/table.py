@@ -45,17 +45,13 @@ def columns_of(rows: Iterable[tuple[Row, Any]]) -> list[Column]:
     # Fields of ours keep their names, so that a column means the same in every export.
     taken = {key for origin, key in kinds if origin == "record"}
     columns = []
-    for origin, key in sorted(kinds, key=_place):
+    for origin, key in sorted(kinds, key=lambda column: _ORDER.index(column if column in _ORDER else column[0])):
         heading = key
         while origin in ("input", "data") and heading in taken:
             heading = f"{origin}.{heading}"
         taken.add(heading)
         columns.append(Column(heading, origin, key, kinds[origin, key]))
     return columns
-
-
-def _place(column: tuple[Origin, str]) -> int:
-    return _ORDER.index(column if column in _ORDER else column[0])
 
 
 def cells(row: Row, data: Any, columns: Iterable[Column]) -> list[Any]:

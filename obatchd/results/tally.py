@@ -65,7 +65,9 @@ class Tally:
         parts += [f"{waiting:,} not answered yet"] if waiting else []
         lines.append(f"{self.outcomes.total() + waiting:,} in = {' + '.join(parts)}")
         for code, (count, example) in sorted(self.failures.items(), key=lambda item: -item[1][0]):
-            lines.append(f"  {count:,} {code}: {_short(example)}")
+            line = " ".join(example.split())
+            line = line if len(line) <= _EXAMPLE_CHARACTERS else f"{line[: _EXAMPLE_CHARACTERS - 1]}…"
+            lines.append(f"  {count:,} {code}: {line}")
         if self.failures and (command := _retry(source)):
             lines.append(f"  try these again:  {command}")
         return lines
@@ -73,8 +75,3 @@ class Tally:
 
 def _retry(source: ResultSet) -> str | None:
     return f"obatchctl retry {source.job}" if source.job and source.complete else None
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _EXAMPLE_CHARACTERS else line[: _EXAMPLE_CHARACTERS - 1] + "…"

@@ -90,7 +90,10 @@ def _page(gpu: Document) -> list[str]:
     identity = [(label, gpu["identity"][key], unit) for label, key, unit in _IDENTITY]
     told = [f"  {label:<26}{_fact(value, unit)}" for label, value, unit in identity if value not in ("", None)]
     lines += ["", "Identity", *told]
-    lines += ["", f"Findings since {_time(gpu['watched_since'])}", *(_finding(f) for f in gpu["findings"])]
+    lines += ["", f"Findings since {_time(gpu['watched_since'])}"]
+    for finding in gpu["findings"]:
+        since = f", since {_time(finding['since'])}" if finding["since"] else ""
+        lines.append(f"  {finding['level']:<11}{clean(finding['text'])} ({finding['signal']}{since})")
     if not gpu["findings"]:
         lines.append("  none")
     if gpu["action"]:
@@ -104,11 +107,6 @@ def _fact(value: Any, unit: str) -> str:
     if unit == "bytes":
         return size(value)
     return f"{value:g} {unit}" if unit else clean(value)
-
-
-def _finding(finding: Document) -> str:
-    since = f", since {_time(finding['since'])}" if finding["since"] else ""
-    return f"  {finding['level']:<11}{clean(finding['text'])} ({finding['signal']}{since})"
 
 
 def _event_line(event: Document) -> str:

@@ -12,9 +12,13 @@ import click
 
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
-from obatchd.cli.views import sampling, waiting
+from obatchd.cli.views import waiting
+from obatchd.cli.views.text import duration
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
-from obatchd.results.rows import ResultSet, read_object
+from obatchd.results.export import data_of, document
+from obatchd.results.rows import ResultSet, Row, read_object
+
+_PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of it
 
 
 @click.command("submit", cls=Command)
@@ -82,16 +86,19 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
     if refused:
         invocation.answer({"jobs": jobs, "refused": refused})
         sys.exit(exit_codes.FAILED)
-    expected = sampling.estimate(jobs, sources, invocation.client().get("status"))
+    requests, seconds = _estimate(jobs, sources, invocation.client().get("status"))
     if invocation.json:
         if ask:
-            rows = [sampling.document(row) for source in sources for row in source.rows()]
-            estimate = {"requests": expected.requests, "estimate_s": expected.seconds}
+            rows = [document(row, data_of(row)) for source in sources for row in source.rows()]
+            estimate = {"requests": requests, "estimate_s": seconds}
             invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate})
         return None if ask else samples
-    for source in sources:
-        sampling.show(source)
-    click.echo(sampling.sentence(expected))
+    for row in (row for source in sources for row in source.rows()):
+        _show(row)
+    if seconds is None:
+        click.echo(f"The whole has {requests:,} requests; no answer of the sample says how long they take.")
+    else:
+        click.echo(f"The whole has {requests:,} requests and takes about {duration(seconds)}.")
     try:
         if not ask or click.confirm("Run it?", default=False):
             return samples
@@ -100,6 +107,35 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
         sys.exit(exit_codes.FAILED)
     click.echo("The whole was not submitted.")
     return None
+
+
+def _estimate(jobs: list[Document], sources: list[ResultSet], status: Document) -> tuple[int, float | None]:
+    """Requests of the whole drops, and the seconds that all slots of the servers that are ready need for them.
+
+    The mean time of the sample's answers is taken for all; None where nothing was answered. It is short where fewer
+    answers ran at a time than there are slots.
+    """
+    slots = sum(server["slots"] or 0 for server in status["servers"] if server["state"] == "ready")
+    wholes, seconds = [job["sample_of"] or 0 for job in jobs], []
+    for whole, source in zip(wholes, sources, strict=True):
+        if times := [row.record["duration_s"] for row in source.rows() if row.record.get("duration_s")]:
+            seconds.append(whole * sum(times) / len(times) / max(slots, 1))
+    return sum(wholes), sum(seconds) if seconds else None
+
+
+def _show(row: Row) -> None:
+    """A request of a sample: the prompt as it was sent, and the answer."""
+    click.secho(clean(f"── {row.name} "), bold=True)
+    prompt = str(row.record.get("full_prompt") or row.record.get("prompt") or "")
+    if len(prompt) > _PROMPT_CHARACTERS:
+        prompt = f"{prompt[:_PROMPT_CHARACTERS]} … ({len(prompt):,} characters)"
+    click.echo(clean(prompt, keep="\n\t"))
+    click.secho("→ ", nl=False, bold=True)
+    parsed = data_of(row)
+    answer = str(row.record.get("response", "")) if row.succeeded else row.failure
+    if parsed.found:
+        answer = json.dumps(parsed.data, ensure_ascii=False, indent=2)
+    click.echo(clean(answer, keep="\n\t"))
 
 
 def _hand_over(

@@ -29,7 +29,18 @@ def render(status: Document) -> list[str]:
     if run := status["burnin"]:
         done = min(100, round(100 * run["elapsed_s"] / run["asked_s"]))
         lines.append(clean(f"burn-in {run['run']}: {run['state']}, {done} %, on {len(run['gpus'])} GPUs"))
-    lines += ["", *map(clean, _lines(status)), *(clean(_pull(pull)) for pull in status["pulls"])]
+    queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
+    waiting = f"{inbox['settling']} settling, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
+    waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
+    told = [f"queue  {queue['requests']} requests in {queue['jobs']} jobs", f"inbox  {waiting}"]
+    told += [f"       ! {inbox['problem']}"] if inbox["problem"] else []
+    told += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
+    told.append(f"disk   {size(disk['free_bytes'])} free{'  ! dispatch pauses: see above' if disk['low'] else ''}")
+    for pull in status["pulls"]:
+        done, total = pull["completed_bytes"], pull["total_bytes"]
+        amount = f"{bar(done or 0, total)}  {size(done)} / {size(total)}"
+        told.append(f"pull   {pull['model']}  {amount}  {pull['status']}")
+    lines += ["", *map(clean, told)]
     if status["jobs"]:
         lines += ["", *job_table(status["jobs"])]
     return lines
@@ -81,25 +92,6 @@ def _loaded(server: Document) -> str:
     if loaded := server["loaded"]:
         return f"{loaded['model']} ({loaded['context_length']})"
     return NOTHING
-
-
-def _lines(status: Document) -> list[str]:
-    queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
-    waiting = f"{inbox['settling']} settling, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
-    waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
-    lines = [f"queue  {queue['requests']} requests in {queue['jobs']} jobs", f"inbox  {waiting}"]
-    if inbox["problem"]:
-        lines.append(f"       ! {inbox['problem']}")
-    lines += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
-    low = "  ! dispatch pauses: see above" if disk["low"] else ""
-    return [*lines, f"disk   {size(disk['free_bytes'])} free{low}"]
-
-
-def _pull(pull: Document) -> str:
-    amount = f"{size(pull['completed_bytes'])} / {size(pull['total_bytes'])}"
-    return (
-        f"pull   {pull['model']}  {bar(pull['completed_bytes'] or 0, pull['total_bytes'])}  {amount}  {pull['status']}"
-    )
 
 
 def finished(job: Document) -> int:
