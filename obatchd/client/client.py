@@ -31,7 +31,10 @@ _BY_STATUS: dict[int, type[errors.ObatchError]] = {
 
 
 class Client:
-    """Talks to the daemon of one spool. Every method raises DaemonDownError when none answers."""
+    """Talks to the daemon of one spool.
+
+    Every method raises DaemonDownError when none answers, and another ControlError for what is refused or unreadable.
+    """
 
     def __init__(self, spool: Path) -> None:
         self._spool = spool
@@ -67,11 +70,7 @@ class Client:
                 yield document
 
     def submit(self, path: Path, settings: Document) -> Document:
-        """Hand a file or folder over; returns the job once the daemon has it durably.
-
-        Raises:
-            ControlError: something in ``path`` cannot be read, or the daemon refuses it.
-        """
+        """Hand a file or folder over; returns the job once the daemon has it durably."""
         kind = "folder" if path.is_dir() else "file"
         files = _folder_files(path) if kind == "folder" else iter([(path.name, path)])
         with self._connect(SUBMIT_SOCKET, _SUBMIT_TIMEOUT_S) as connection:

@@ -9,16 +9,13 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import islice, starmap
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
+from typing import Any, BinaryIO, Literal, TextIO
 
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed, parse_answer
 from obatchd.results.rows import Record, ResultSet, Row
 from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
 from obatchd.results.tally import Tally
-
-if TYPE_CHECKING:
-    import pyarrow
 
 Format = Literal["text", "json", "jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet")
@@ -135,7 +132,9 @@ def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None
         raise ResultsError(
             "Parquet needs the library pyarrow; install it with: pip install 'obatchd[parquet]'", code="no_pyarrow"
         ) from None
-    schema = pyarrow.schema([(column.heading, _arrow_type(column)) for column in columns])
+    types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}
+    types["numbers"] = pyarrow.list_(pyarrow.float64())
+    schema = pyarrow.schema([(column.heading, types.get(column.kind, pyarrow.string())) for column in columns])
     with pyarrow.parquet.ParquetWriter(target, schema) as writer:
         while batch := list(islice(rows, _PARQUET_ROWS)):
             table = [cells(row, parsed.data, columns) for row, parsed in batch]
@@ -144,13 +143,6 @@ def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None
                 for values, column, field in zip(zip(*table, strict=True), columns, schema, strict=True)
             ]
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
-
-
-def _arrow_type(column: Column) -> pyarrow.DataType:
-    import pyarrow
-
-    types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}
-    return pyarrow.list_(types["float"]) if column.kind == "numbers" else types.get(column.kind, pyarrow.string())
 
 
 def _arrow_value(value: Any, column: Column) -> Any:

@@ -54,11 +54,9 @@ class ResultSet:
         self._outbox = self.path.is_dir() and _is_outbox(self.path)
         summary, status = (read_object(self.path / name) if self._outbox else {} for name in _OUTBOX_FILES)
         known = summary or status
-        asked = known.get("requests")
         self.job = str(known.get("job") or "")  # its id, where it is an outbox
-        self.asked = (
-            asked if isinstance(asked, int) else None
-        )  # requests of the job; unknown, the rows are all there is
+        asked = known.get("requests")  # where that is not known, the rows are all there is
+        self.asked = asked if isinstance(asked, int) else None
         self.complete = bool(summary) or not self._outbox  # the job is over
 
     def rows(self) -> Iterator[Row]:
@@ -67,9 +65,8 @@ class ResultSet:
             return _file_rows(self.path)
         if not self._outbox:
             return _directory_rows(self.path)
-        streams: list[Iterable[Row]] = [
-            _lines(self.path / name) for name in _WHOLE_FILES if (self.path / name).exists()
-        ]
+        whole = (self.path / name for name in _WHOLE_FILES)
+        streams: list[Iterable[Row]] = [_lines(path) for path in whole if path.exists()]
         responses = self.path / "responses"
         if not streams and responses.is_dir():  # the answers so far of a job that is still running
             streams = [sorted((row for row in _directory_rows(responses) if row.file.endswith(".json")), key=_line)]

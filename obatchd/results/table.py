@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
-from obatchd.results.rows import Record, Row
+from obatchd.results.rows import Row
 
 Kind = Literal["empty", "bool", "int", "float", "text", "numbers", "json"]
 Origin = Literal["record", "input", "data", "file"]
@@ -38,10 +39,10 @@ def columns_of(rows: Iterable[tuple[Row, Any]]) -> list[Column]:
 
     A heading that is taken already gets its origin in front: ``input.model``, ``data.mrn``.
     """
-    kinds: dict[tuple[Origin, str], Kind] = {}
+    kinds: dict[tuple[Origin, str], set[Kind]] = defaultdict(set)
     for row, data in rows:
         for origin, key, value in _cells(row, data):
-            kinds[origin, key] = _common(kinds.get((origin, key), "empty"), _kind(value))
+            kinds[origin, key].add(_kind(value))
     # Fields of ours keep their names, so that a column means the same in every export.
     taken = {key for origin, key in kinds if origin == "record"}
     columns = []
@@ -50,7 +51,7 @@ def columns_of(rows: Iterable[tuple[Row, Any]]) -> list[Column]:
         while origin in ("input", "data") and heading in taken:
             heading = f"{origin}.{heading}"
         taken.add(heading)
-        columns.append(Column(heading, origin, key, kinds[origin, key]))
+        columns.append(Column(heading, origin, key, _common(kinds[origin, key] - {"empty"})))
     return columns
 
 
@@ -76,22 +77,16 @@ def as_cell(value: Any) -> str:
     return f"'{text}" if text.startswith(_FORMULA_BEGINS) and not _NUMBER.fullmatch(text) else text
 
 
-def _cells(row: Row, data: Any) -> Iterable[tuple[Origin, str, Any]]:
-    record: Record = row.record
-    if row.file:
-        yield "file", "file", row.file
-    given = record.get("input")
-    if isinstance(given, dict):
-        for key, value in given.items():
-            yield "input", key, value
-    for key, value in record.items():
-        if key not in _APART:
-            yield "record", key, value
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield "data", key, value
-    elif data is not None:
-        yield "data", "data", data
+def _cells(row: Row, data: Any) -> Iterator[tuple[Origin, str, Any]]:
+    parts: dict[Origin, Any] = {
+        "file": {"file": row.file} if row.file else {},
+        "input": row.record.get("input"),
+        "record": {key: value for key, value in row.record.items() if key not in _APART},
+        "data": data if isinstance(data, dict) or data is None else {"data": data},
+    }
+    for origin, fields in parts.items():
+        if isinstance(fields, dict):
+            yield from ((origin, key, value) for key, value in fields.items())
 
 
 def _kind(value: Any) -> Kind:
@@ -102,9 +97,7 @@ def _kind(value: Any) -> Kind:
     return _KINDS.get(type(value), "json")
 
 
-def _common(one: Kind, other: Kind) -> Kind:
-    if one == other or other == "empty":
-        return one
-    if one == "empty":
-        return other
-    return "float" if {one, other} == {"int", "float"} else "text"
+def _common(kinds: set[Kind]) -> Kind:
+    if len(kinds) < 2:
+        return next(iter(kinds), "empty")
+    return "float" if kinds == {"int", "float"} else "text"

@@ -117,15 +117,13 @@ def stop_command(invocation: Invocation) -> None:
 @burnin_command.command("list")
 def list_command(invocation: Invocation) -> None:
     """All burn-ins of this spool, newest first."""
-    invocation.answer(invocation.client().get("burnin"), view=_list)
-
-
-def _list(document: Document) -> list[str]:
+    document = invocation.client().get("burnin")
     rows = [
         (run["run"], run["state"], run.get("profile"), len(run.get("gpus", [])) or None, run.get("verdict") or None)
         for run in document["runs"]
     ]
-    return table(["RUN", "STATE", "PROFILE", ">GPUS", "VERDICT"], rows) if rows else ["No burn-in has been run."]
+    lines = table(["RUN", "STATE", "PROFILE", ">GPUS", "VERDICT"], rows) if rows else ["No burn-in has been run."]
+    invocation.answer(document, view=lambda _: lines)
 
 
 @burnin_command.command("report")

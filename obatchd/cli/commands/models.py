@@ -17,18 +17,14 @@ _one_model = click.argument("name", shell_complete=known("models", "model"))
 @models_command.command("list")
 def list_command(invocation: Invocation) -> None:
     """The models in the store."""
-    invocation.answer(invocation.client().get("models"), view=_list)
-
-
-def _list(document: Document) -> list[str]:
-    rows = []
+    document, rows = invocation.client().get("models"), []
     for model in document["models"]:
         digest = (model.get("digest") or NOTHING).removeprefix("sha256:")[:12]
         facts = [model.get(name) for name in ("parameter_size", "quantization")]
         rows.append([model["model"], size(model.get("size_bytes")), *facts, digest])
-    if not rows:
-        return ["No models. obatchctl models pull NAME gets one."]
-    return table(("MODEL", ">SIZE", "PARAMETERS", "QUANTIZATION", "DIGEST"), rows)
+    listed = table(("MODEL", ">SIZE", "PARAMETERS", "QUANTIZATION", "DIGEST"), rows)
+    lines = listed if rows else ["No models. obatchctl models pull NAME gets one."]
+    invocation.answer(document, view=lambda _: lines)
 
 
 @models_command.command("pull")

@@ -13,6 +13,7 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.views import waiting
+from obatchd.cli.views.status import OUTCOMES
 from obatchd.cli.views.text import duration
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.results.export import data_of, document
@@ -74,7 +75,8 @@ def submit_command(
         if not invocation.json:
             _report(jobs)
     invocation.answer({"jobs": jobs, "refused": refused})
-    sys.exit(exit_codes.FAILED if refused or not all(map(_good, jobs)) else exit_codes.OK)
+    bad = any(job.get("state") == "refused" or any(map(job.get, OUTCOMES[1:])) for job in jobs)
+    sys.exit(exit_codes.FAILED if refused or bad else exit_codes.OK)
 
 
 def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool) -> dict[Path, str] | None:
@@ -201,10 +203,6 @@ def _text_of(path: Path, option: str) -> str:
     raise click.BadParameter(f"{clean(path)} cannot be read: {reason}", param_hint=option)
 
 
-def _good(job: Document) -> bool:
-    return job.get("state") != "refused" and not any(job.get(name) for name in ("failed", "expired", "cancelled"))
-
-
 def _wait(invocation: Invocation, job_ids: list[str]) -> list[Document]:
     """The jobs' last documents, once all are over."""
     client = invocation.client()
@@ -241,9 +239,7 @@ def _fetch(job: Document, directory: Path) -> Document:
 
 def _report(jobs: list[Document]) -> None:
     for job in jobs:
-        counts = ", ".join(
-            f"{job[name]} {name}" for name in ("succeeded", "failed", "cancelled", "expired") if job[name]
-        )
+        counts = ", ".join(f"{job[name]} {name}" for name in OUTCOMES if job[name])
         place = job.get("copied_to") or job["outbox"] or job["refused_to"]
         click.echo(f"{job['job']}  {job['state']}  {counts or 'no requests'}  {clean(place)}")
         for note in job["notes"] or []:

@@ -18,30 +18,19 @@ from obatchd.settings.settings import Settings
 _DIRECTORIES = ("inbox", "work", "outbox", "failed")
 
 
-def daemon_runs(spool: Path) -> bool:
-    """Whether a daemon answers on the spool."""
-    try:
-        Client(spool).get("ping")
-    except ObatchError:
-        return False
-    return True
-
-
-def daemon(spool: Path) -> Iterator[CheckResult]:
+def daemon(spool: Path) -> list[CheckResult]:
     """Whether the daemon answers, and is content."""
+    look = f"obatchctl --spool {spool} status"
     try:
         status = Client(spool).get("status")
     except DaemonDownError as error:
-        yield warn("daemon", error.message, f"obatchd --spool {spool}")
+        return [warn("daemon", error.message, f"obatchd --spool {spool}")]
     except ObatchError as error:
-        yield bad("daemon", error.message, f"obatchctl --spool {spool} status")
-    else:
-        if status["state"] == "degraded":
-            yield bad("daemon", "; ".join(status["reasons"]), f"obatchctl --spool {spool} status")
-        else:
-            for notice in status["notices"]:
-                yield warn("daemon", notice, f"obatchctl --spool {spool} status")
-            yield ok("daemon", f"{status['state']}, pid {status['pid']}, version {status['version']}")
+        return [bad("daemon", error.message, look)]
+    if status["state"] == "degraded":
+        return [bad("daemon", "; ".join(status["reasons"]), look)]
+    content = ok("daemon", f"{status['state']}, pid {status['pid']}, version {status['version']}")
+    return [*(warn("daemon", notice, look) for notice in status["notices"]), content]
 
 
 def directories(spool: Path) -> Iterator[CheckResult]:

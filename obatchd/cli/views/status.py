@@ -10,6 +10,7 @@ import click
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import NOTHING, age_s, bar, duration, number, size, styled, table
 
+OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
 _MEMORY = ("memory_used_bytes", "memory_total_bytes")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
@@ -96,7 +97,7 @@ def _loaded(server: Document) -> str:
 
 def finished(job: Document) -> int:
     """How many requests of a job have their result."""
-    return sum(job[outcome] or 0 for outcome in ("succeeded", "failed", "cancelled", "expired"))
+    return sum(job[outcome] or 0 for outcome in OUTCOMES)
 
 
 def job_table(jobs: list[Document]) -> list[str]:

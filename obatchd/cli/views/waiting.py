@@ -110,26 +110,27 @@ def _with_bars(look: Callable[[], list[Document]]) -> list[Document]:
 
 def watch(invocation: Invocation, interval_s: float, look: Callable[[], Document], view: View) -> Never:
     """Show the document of ``look`` every ``interval_s`` until Ctrl-C; with ``--json``, one document a line."""
+    full_screen = sys.stdout.isatty() and not invocation.json
     try:
-        if invocation.json or not sys.stdout.isatty():
-            while True:
+        if full_screen:
+            click.echo(_ENTER, nl=False)
+        while True:
+            if full_screen:
+                _draw(look, view)
+            else:
                 invocation.answer(look(), view=view)
-                time.sleep(interval_s)
-        _full_screen(interval_s, look, view)
+            time.sleep(interval_s)
     except KeyboardInterrupt:
         sys.exit(exit_codes.OK)
-
-
-def _full_screen(interval_s: float, look: Callable[[], Document], view: View) -> Never:
-    click.echo(_ENTER, nl=False)
-    try:
-        while True:
-            try:
-                lines = [*view(look())]
-            except DaemonDownError as error:  # it may come back
-                lines = [clean(error.message)]
-            room = os.get_terminal_size(sys.stdout.fileno()).lines or len(lines)
-            click.echo(_HOME + f"{_ERASE_LINE}\n".join(lines[:room]) + _ERASE_BELOW, nl=False)
-            time.sleep(interval_s)
     finally:
-        click.echo(_LEAVE, nl=False)
+        if full_screen:
+            click.echo(_LEAVE, nl=False)
+
+
+def _draw(look: Callable[[], Document], view: View) -> None:
+    try:
+        lines = [*view(look())]
+    except DaemonDownError as error:  # it may come back
+        lines = [clean(error.message)]
+    room = os.get_terminal_size(sys.stdout.fileno()).lines or len(lines)
+    click.echo(_HOME + f"{_ERASE_LINE}\n".join(lines[:room]) + _ERASE_BELOW, nl=False)
