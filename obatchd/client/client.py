@@ -119,12 +119,10 @@ class Client:
             try:
                 request.request(method, "/v1/" + path, sent, {"Content-Type": "application/json"} if sent else {})
                 response = request.getresponse()
-            except TimeoutError:
-                raise errors.DaemonDownError(
-                    f"obatchd on {self._spool} does not answer within {_TIMEOUT_S:.0f} s. Look at its log."
-                ) from None
             except (http.client.HTTPException, OSError) as error:
-                raise errors.DaemonDownError(f"obatchd on {self._spool} broke off: {error}. Look at its log.") from None
+                late = isinstance(error, TimeoutError)
+                what = f"does not answer within {_TIMEOUT_S:.0f} s" if late else f"broke off: {error}"
+                raise errors.DaemonDownError(f"obatchd on {self._spool} {what}. Look at its log.") from None
             with response:
                 if response.status >= 400:
                     _raise(_document(response.read()), response.status)

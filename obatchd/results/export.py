@@ -56,7 +56,9 @@ def export(source: ResultSet, form: Format, target: BinaryIO, *, data_only: bool
         if form == "text":
             _write_text(rows, text)
         elif form == "csv":
-            _write_csv(rows, columns, text)
+            writer = csv.writer(text)
+            writer.writerow(as_cell(column.heading) for column in columns)
+            writer.writerows(map(as_cell, cells(row, parsed.data, columns)) for row, parsed in rows)
         elif form == "json":
             _write_json(_documents(rows, data_only), text)
         else:
@@ -115,13 +117,6 @@ def _write_text(rows: _Rows, target: TextIO) -> None:
         answer = answer if row.succeeded else row.failure
         parts.append(answer if isinstance(answer, str) else _json(answer))
         target.writelines(f"{_CONTROL.sub('', part)}\n\n" for part in parts)
-
-
-def _write_csv(rows: _Rows, columns: list[Column], target: TextIO) -> None:
-    writer = csv.writer(target)
-    writer.writerow(as_cell(column.heading) for column in columns)
-    for row, parsed in rows:
-        writer.writerow(map(as_cell, cells(row, parsed.data, columns)))
 
 
 def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None:

@@ -17,6 +17,7 @@ Record = dict[str, Any]
 
 _OUTBOX_FILES = ("summary.json", "status.json")
 _WHOLE_FILES = ("results.jsonl", "errors.jsonl")
+_LINES, _TEXT = (".jsonl", ".ndjson"), (".txt", ".md")  # endings of files with a response a line, and of plain text
 _ANSWER_KEYS = ("response", "message", "choices", "error", "code", "data", "embedding", "embeddings")
 _OUR_BATCH_LINE = re.compile(r"batch_req_.+-([0-9]{1,10})")  # the id that spool.batch_lines gives to a line of a job
 _FILE_LIMIT_BYTES = 256 * 1024**2  # of one response file; the lines of a .jsonl are read one by one
@@ -80,9 +81,8 @@ def _directory_rows(directory: Path) -> Iterator[Row]:
         raise ResultsError(f"{directory}: cannot be read: {error.strerror}") from None
     told = {file.stem for file in files if file.suffix.lower() in (".json", ".jsonl")}
     for file in sorted(files, key=lambda file: _natural(file.name)):
-        if file.suffix.lower() in (".txt", ".md") and file.stem in told:
-            continue  # the text of a response that is there as JSON
-        if file.suffix.lower() in (".json", ".jsonl", ".ndjson", ".txt", ".md"):
+        # The text of a response that is there as JSON is not one more response.
+        if file.suffix.lower() in (".json", *_LINES) or (file.suffix.lower() in _TEXT and file.stem not in told):
             yield from _file_rows(file)
 
 
@@ -94,12 +94,10 @@ def _place_of(directory: Path) -> Path:
         inside = [path for path in directory.iterdir() if not path.name.startswith(".")]
         outboxes = [path for path in inside if path.is_dir() and _is_outbox(path)]
         if outboxes and not any(path.is_file() for path in inside):
-            if len(outboxes) > 1:
-                names = ", ".join(sorted(path.name for path in outboxes))
-                raise ResultsError(
-                    f"{directory} has the results of several jobs; name one of {names}", code="ambiguous"
-                )
-            return outboxes[0]
+            if len(outboxes) == 1:
+                return outboxes[0]
+            names = ", ".join(sorted(path.name for path in outboxes))
+            raise ResultsError(f"{directory} has the results of several jobs; name one of {names}", code="ambiguous")
     return directory
 
 
@@ -128,27 +126,24 @@ def _line(row: Row) -> int:
 
 def _file_rows(path: Path) -> Iterator[Row]:
     suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
+    if suffix in _LINES:
         yield from _lines(path)
         return
     try:
         if path.stat().st_size > _FILE_LIMIT_BYTES:
             yield _broken(path, "too_large", f"it has more than {_FILE_LIMIT_BYTES} bytes")
-            return
-        content = path.read_bytes()
+        elif suffix in _TEXT:
+            answer = path.read_bytes().decode("utf-8", "replace")
+            yield Row({"id": path.stem, "outcome": "succeeded", "response": answer}, path.name)
+        elif isinstance(document := _parsed(path.read_bytes()), list):
+            for position, element in enumerate(document, start=1):
+                yield _row(element, path, f"{path.stem}#{position}")
+        else:
+            yield _row(document, path, path.stem)
     except OSError as error:
         yield _broken(path, "unreadable", f"it cannot be read: {error.strerror}")
-        return
-    if suffix in (".txt", ".md"):
-        yield Row({"id": path.stem, "outcome": "succeeded", "response": content.decode("utf-8", "replace")}, path.name)
-        return
-    try:
-        document = _parsed(content)
     except (ValueError, RecursionError) as error:
         yield _broken(path, "bad_json", f"it is not JSON: {error}")
-        return
-    for position, element in enumerate(document if isinstance(document, list) else [document], start=1):
-        yield _row(element, path, path.stem if not isinstance(document, list) else f"{path.stem}#{position}")
 
 
 def _parsed(content: bytes) -> Any:
@@ -220,8 +215,7 @@ def _of_api(body: Record) -> Record:
         message = choices[0].get("message") or {"content": choices[0].get("text")}
     if isinstance(message, dict):
         record["response"] = str(message.get("content") or "")
-        thinking = message.get("thinking") or message.get("reasoning")
-        if thinking:
+        if thinking := message.get("thinking") or message.get("reasoning"):
             record["think"] = thinking
     data = body.get("data")
     if isinstance(data, list) and data and isinstance(data[0], dict) and "embedding" in data[0]:

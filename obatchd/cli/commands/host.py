@@ -36,19 +36,17 @@ def drain_command(invocation: Invocation, wait: bool) -> None:
     """Send nothing to any server until undrain. Afterwards the host is safe to reboot: what waits is on disk."""
     client = invocation.client()
     client.post("drain")
-    status = client.get("status")
     try:
-        while wait and status["state"] != "drained":
-            if status["state"] != "draining" and status["state"] != "degraded":
-                raise ControlError(f"draining was ended: the state is {status['state']}", code="not_draining")
+        while (state := client.get("status")["state"]) != "drained" and wait:
+            if state not in ("draining", "degraded"):
+                raise ControlError(f"draining was ended: the state is {state}", code="not_draining")
             time.sleep(_POLL_S)
-            status = client.get("status")
     except KeyboardInterrupt:
         click.echo("Still draining; obatchctl undrain ends it.", err=True)
         sys.exit(exit_codes.INTERRUPTED)
-    drained = status["state"] == "drained"
-    text = "Drained: safe to reboot." if drained else "Draining; obatchctl status says when it is drained."
-    invocation.answer({"state": status["state"]}, text)
+    drained = "Drained: safe to reboot."
+    draining = "Draining; obatchctl status says when it is drained."
+    invocation.answer({"state": state}, drained if state == "drained" else draining)
 
 
 @click.command("undrain", cls=Command)

@@ -206,16 +206,11 @@ def _text_of(path: Path, option: str) -> str:
 def _wait(invocation: Invocation, job_ids: list[str]) -> list[Document]:
     """The jobs' last documents, once all are over."""
     client = invocation.client()
-
-    def look() -> list[Document]:
-        return [client.get("jobs", job_id) for job_id in job_ids]
-
     try:
-        return waiting.wait(look, quiet=invocation.json)
+        return waiting.wait(lambda: [client.get("jobs", job_id) for job_id in job_ids], quiet=invocation.json)
     except KeyboardInterrupt:
-        click.echo(
-            f"The work goes on; see  obatchctl job {job_ids[0]}\nTo end it:  obatchctl cancel {job_ids[0]}", err=True
-        )
+        first = job_ids[0]
+        click.echo(f"The work goes on; see  obatchctl job {first}\nTo end it:  obatchctl cancel {first}", err=True)
         sys.exit(exit_codes.INTERRUPTED)
 
 

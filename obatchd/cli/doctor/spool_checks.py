@@ -40,7 +40,11 @@ def directories(spool: Path) -> Iterator[CheckResult]:
         yield warn("spool", f"{spool} is where you may not look; the daemon's user must be able to", f"ls -ld {place}")
         return
     if place != spool.absolute():
-        yield _missing(spool, place)
+        text = f"{spool} does not exist and {place} is not yours to write"
+        if os.access(place, os.W_OK):
+            yield warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
+        else:
+            yield bad("spool", text, f"sudo install -d -o {os.geteuid()} {spool}")
         return
     inbox = spool / "inbox"
     if os.geteuid() not in (0, spool.stat().st_uid) and inbox.is_dir() and inbox.stat().st_mode & stat.S_ISGID:
@@ -80,13 +84,6 @@ def _of_a_service(inbox: Path) -> CheckResult:
         return bad("spool", text, f"newgrp {group.gr_name}")
     text = f"only members of the group {group.gr_name} may drop files into {inbox}; then log out and in again"
     return bad("spool", text, f"sudo usermod -aG {group.gr_name} {name}")
-
-
-def _missing(spool: Path, parent: Path) -> CheckResult:
-    if os.access(parent, os.W_OK):
-        return warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
-    text = f"{spool} does not exist and {parent} is not yours to write"
-    return bad("spool", text, f"sudo install -d -o {os.geteuid()} {spool}")
 
 
 def disk(spool: Path, settings: Settings) -> CheckResult:

@@ -60,10 +60,14 @@ def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]
 
 
 def _server_row(server: Document) -> list[object]:
+    loading, loaded = server["loading"], server["loaded"]
+    model = f"{loaded['model']} ({loaded['context_length']})" if loaded else NOTHING
+    if loading:
+        model = f"loading {loading.get('model', '')}".rstrip()
     readings = _readings(server["gpus"]) if server["gpus"] else [NOTHING] * len(_READINGS)
     busy = f"{server['in_flight']}/{server['slots'] if server['slots'] is not None else '?'}"
     speed = number(server["tokens_per_s"], digits=1)
-    return [server["id"], server["state"], _loaded(server), *readings, busy, speed, server["restarts"]]
+    return [server["id"], server["state"], model, *readings, busy, speed, server["restarts"]]
 
 
 def _readings(gpus: list[Document]) -> list[str]:
@@ -85,14 +89,6 @@ def _readings(gpus: list[Document]) -> list[str]:
         number(max(known("temp_c"), default=None), " °C"),
         number(in_all("power_w"), " W"),
     ]
-
-
-def _loaded(server: Document) -> str:
-    if loading := server["loading"]:
-        return f"loading {loading.get('model', '')}".rstrip()
-    if loaded := server["loaded"]:
-        return f"{loaded['model']} ({loaded['context_length']})"
-    return NOTHING
 
 
 def finished(job: Document) -> int:
