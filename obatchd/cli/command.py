@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 View = Callable[[Document], Iterable[str]]  # a document as lines for people, without control characters of others
-
-_T = TypeVar("_T")
 
 
 class Invocation:
@@ -74,7 +72,7 @@ class Group(click.Group):
             context.invoke(self.commands["list"])
 
 
-def given(_ctx: click.Context, _parameter: click.Parameter, value: _T) -> _T:
+def given(_ctx: click.Context, _parameter: click.Parameter, value: Any) -> Any:
     """Callback of an argument that may be left out but not be empty: a variable of a script that nobody set."""
     if "" in (value if isinstance(value, tuple) else (value,)):
         raise click.BadParameter("it is empty")

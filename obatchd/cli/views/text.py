@@ -38,8 +38,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
 
     Args:
         headings: before the name ``>`` aligns the column to the right; where the terminal is narrow ``~`` lets it give
-            way, and ``?`` leaves it out, the last one first. The columns ``STATE`` and ``HEALTH`` are
-            coloured.
+            way, and ``?`` leaves it out, the last one first. ``STATE`` and ``HEALTH`` are coloured.
         rows: cells; ``None`` is shown as a dash.
     """
     names = [heading.lstrip(_MARKS) for heading in headings]
