@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import click
 import msgspec
@@ -59,11 +59,10 @@ def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: b
     chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
     document = invocation.client().post("burnin", body={**asked, "gpus": chosen, "canary": not no_canary})
     run = document["run"]
-    if not wait:
-        invocation.answer(document, f"Burn-in {run} has begun.  obatchctl burnin status")
-        return
-    _wait(invocation, run)
-    _show_report(invocation, _report(invocation, run))
+    if wait:
+        _wait(invocation, run)
+        _show_report(invocation, _report(invocation, run))
+    invocation.answer(document, f"Burn-in {run} has begun.  obatchctl burnin status")
 
 
 def _wait(invocation: Invocation, run: str) -> None:
@@ -150,7 +149,7 @@ def _report(invocation: Invocation, run: str) -> Document:
     return invocation.client().get("burnin/reports", run)
 
 
-def _show_report(invocation: Invocation, document: Document) -> None:
+def _show_report(invocation: Invocation, document: Document) -> Never:
     invocation.answer(document, view=lambda _: [clean(summary(typed(document, BurninReport)), keep="\n")])
     sys.exit(document["exit_code"])
 

@@ -67,7 +67,12 @@ def _source(invocation: Invocation, place: str) -> ResultSet:
     try:
         found = invocation.client().get("jobs", place)
     except DaemonDownError:
-        kept = [path for path in _outboxes(invocation.spool) if path.name.rpartition(".")[2].startswith(place)]
+        paths: list[Path] = []
+        outbox = invocation.spool / "outbox"  # a personal one, or a system service's with a directory of the user
+        for parent in (outbox, outbox / str(os.getuid())):
+            with contextlib.suppress(OSError):
+                paths += [path for path in parent.iterdir() if "." in path.name]
+        kept = [path for path in paths if path.name.rpartition(".")[2].startswith(place)]
         if len(kept) != 1:
             raise
         return ResultSet(kept[0])
@@ -76,13 +81,6 @@ def _source(invocation: Invocation, place: str) -> ResultSet:
     if found["outbox"] is None:
         raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
     return ResultSet(Path(found["outbox"]))
-
-
-def _outboxes(spool: Path) -> Iterator[Path]:
-    """Those in a personal spool, and in a system service's directory of the user."""
-    for parent in (spool / "outbox", spool / "outbox" / str(os.getuid())):
-        with contextlib.suppress(OSError):
-            yield from (path for path in parent.iterdir() if "." in path.name)
 
 
 def _form_of(output: Path | None) -> Format:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -12,7 +12,6 @@ from obatchd.cli.views.text import NOTHING, age_s, bar, duration, number, size, 
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
-_MEMORY = ("memory_used_bytes", "memory_total_bytes")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
 _JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
 
@@ -73,21 +72,19 @@ def _server_row(server: Document) -> list[object]:
 def _readings(gpus: list[Document]) -> list[str]:
     """Of one GPU, or of a group: its memory and power in all, its mean utilisation, its hottest GPU."""
 
-    def known(name: str) -> list[Any]:
+    def known(name: str, combine: Callable[[list[Any]], Any]) -> Any:
         values = [gpu[name] for gpu in gpus]
-        return [] if None in values else values
+        return None if None in values else combine(values)
 
-    def in_all(name: str) -> Any:
-        return sum(values) if (values := known(name)) else None
-
-    busy = known("utilisation_percent")
+    memory = [known(name, sum) for name in ("memory_used_bytes", "memory_total_bytes")]
+    busy = known("utilisation_percent", sum)
     names = dict.fromkeys(str(gpu["name"]).removeprefix("NVIDIA ") for gpu in gpus)
     return [
         f"{','.join(str(gpu['index']) for gpu in gpus)} {', '.join(names)}",
-        number(sum(busy) / len(busy) if busy else None, " %"),
-        "/".join(NOTHING if value is None else f"{value / 1024**3:.1f}" for value in map(in_all, _MEMORY)),
-        number(max(known("temp_c"), default=None), " °C"),
-        number(in_all("power_w"), " W"),
+        number(None if busy is None else busy / len(gpus), " %"),
+        "/".join(NOTHING if value is None else f"{value / 1024**3:.1f}" for value in memory),
+        number(known("temp_c", max), " °C"),
+        number(known("power_w", sum), " W"),
     ]
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Never, TypeVar
 
 import click
@@ -91,12 +92,8 @@ def _with_bars(look: Callable[[], list[Document]]) -> list[Document]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}", markup=False),
-    )
+    text = partial(TextColumn, markup=False)
+    columns = (text("{task.description}"), BarColumn(), MofNCompleteColumn(), text("{task.fields[speed]}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks = {job["job"]: progress.add_task(clean(job["name"]), total=None, speed="") for job in look()}
 
