@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
+
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
@@ -16,24 +18,14 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 
+@attrs.define(eq=False)
 class Offering:
-    """Fills the servers from the queue.
+    """Fills the servers from the queue."""
 
-    Args:
-        links: the servers, by id.
-    """
-
-    def __init__(
-        self,
-        queue: JobQueue,
-        links: Mapping[str, Link],
-        settings: Current[Settings],
-        events: DispatchEvents,
-    ) -> None:
-        self._settings = settings
-        self._queue = queue
-        self._links = links
-        self._events = events
+    _queue: JobQueue
+    _links: Mapping[str, Link]  # the servers, by id
+    _settings: Current[Settings]
+    _events: DispatchEvents
 
     def fill(self) -> None:
         """Fill the room of every server with offers."""
@@ -46,11 +38,6 @@ class Offering:
         for profile, links in by_profile.items():
             self._isolate(profile, links)
             self._feed(profile, [link for link in links if not link.isolating])
-
-    def configure(self, link: Link) -> None:
-        """Tell a worker its server, if it does not know."""
-        settings = self._settings.value.dispatch
-        link.configure((settings.connect_timeout_s, settings.stall_s, settings.request_timeout_s))
 
     def _isolate(self, profile: Profile, links: list[Link]) -> None:
         """Give a request that was in several crashes a server of its own, on one server at a time."""
@@ -116,7 +103,7 @@ class Offering:
             for taken in batch:
                 self._queue.give_back(taken)
             return
-        self.configure(link)
+        link.configure()
         settings = self._settings.value.dispatch
         items = []
         for taken in batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import attrs
 import msgspec
 
 from obatchd import log
@@ -37,16 +38,16 @@ class Suspicion(msgspec.Struct):
     servers: dict[str, float] = {}
 
 
+@attrs.define(eq=False)
 class OutcomeHandler:
     """Draws the consequences for the request and for the server."""
 
-    def __init__(self, queue: JobQueue, settings: Current[Settings], events: DispatchEvents, waker: Waker) -> None:
-        self._settings = settings
-        self.suspicion: dict[tuple[int, int], Suspicion] = {}
-        self.crash_listener = CrashListener()
-        self._queue = queue
-        self._events = events
-        self._waker = waker
+    _queue: JobQueue
+    _settings: Current[Settings]
+    _events: DispatchEvents
+    _waker: Waker
+    suspicion: dict[tuple[int, int], Suspicion] = attrs.field(factory=dict, init=False)
+    crash_listener: CrashListener = attrs.field(factory=CrashListener, init=False)
 
     def result(self, link: Link, item: ResultItem) -> None:
         """A worker has the result of an attempt."""
@@ -173,12 +174,9 @@ class OutcomeHandler:
     def _suspect(
         self, key: tuple[int, int], taken: Taken, fault: faults.Fault, link: Link, *, alone: bool
     ) -> Suspicion:
-        suspicion = self.suspicion.get(key)
-        if suspicion is None:
-            suspicion = Suspicion()
-            if fault.kind == faults.CRASH:
-                self.suspicion[key] = suspicion
+        suspicion = self.suspicion.get(key) or Suspicion()
         if fault.kind == faults.CRASH:
+            self.suspicion[key] = suspicion
             suspicion.crashes += 1
             suspicion.alone += alone
             if fault.code != "server_hung":  # the watchdog deals with that one

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+import attrs
+
 from obatchd import log
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.link import Link
@@ -29,7 +31,7 @@ from obatchd.ollama import faults
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.watchdog import WatchdogSettings
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _PERIOD_S = 1.0
@@ -46,21 +48,18 @@ class GpuLoad(Protocol):
         ...
 
 
+@attrs.define(eq=False)
 class Watchdog:
-    """The watch over all servers of a dispatcher.
+    """The watch over all servers of a dispatcher."""
 
-    Args:
-        owner: told when the watch ends by an exception: hung servers would go unnoticed.
-    """
-
-    def __init__(self, dispatcher: Dispatcher, settings: Current[Settings], load: GpuLoad, owner: TaskOwner) -> None:
-        self._dispatcher = dispatcher
-        self._load = load
-        self._tasks = TaskSet(owner)
-        self._remedies: dict[str, asyncio.Task[None]] = {}
-        self._restarts: dict[str, deque[tuple[float, Symptom]]] = {}
-        self._looked_s: dict[str, float] = {}  # at the VRAM
-        self._current = settings
+    _dispatcher: Dispatcher
+    _current: Current[Settings] = attrs.field(alias="settings")
+    _load: GpuLoad
+    # The owner is told when the watch ends by an exception: hung servers would go unnoticed.
+    _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)
+    _remedies: dict[str, asyncio.Task[None]] = attrs.field(factory=dict, init=False)
+    _restarts: dict[str, deque[tuple[float, Symptom]]] = attrs.field(factory=dict, init=False)
+    _looked_s: dict[str, float] = attrs.field(factory=dict, init=False)  # at the VRAM
 
     @property
     def _settings(self) -> WatchdogSettings:

@@ -12,6 +12,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 
+import attrs
+
 from obatchd import log
 from obatchd.dispatch.events import DispatchEvents, ModelStore
 from obatchd.dispatch.link import Link, Refused, Waker
@@ -20,7 +22,7 @@ from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _LOAD_TIMES_TO_WAIT = 10.0
@@ -29,32 +31,19 @@ _REFUSED_S = 600.0  # a server that refused a profile is asked again after this:
 _PREPARED_S = 60.0
 
 
+@attrs.define(eq=False)
 class ProfileSwitcher:
-    """Decides and carries out loads.
+    """Decides and carries out loads."""
 
-    Args:
-        links: the servers, by id.
-        owner: told when a load ends by a defect: its server would stay between two profiles for ever.
-    """
-
-    def __init__(
-        self,
-        queue: JobQueue,
-        links: Mapping[str, Link],
-        settings: Current[Settings],
-        models: ModelStore,
-        events: DispatchEvents,
-        waker: Waker,
-        owner: TaskOwner,
-    ) -> None:
-        self._queue = queue
-        self._links = links
-        self._settings = settings
-        self._models = models
-        self._events = events
-        self._waker = waker
-        self._tasks = TaskSet(owner)
-        self._unserved_since_s: dict[Profile, float] = {}
+    _queue: JobQueue
+    _links: Mapping[str, Link]  # the servers, by id
+    _settings: Current[Settings]
+    _models: ModelStore
+    _events: DispatchEvents
+    _waker: Waker
+    # The owner is told when a load ends by a defect: its server would stay between two profiles for ever.
+    _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)
+    _unserved_since_s: dict[Profile, float] = attrs.field(factory=dict, init=False)
 
     async def stop(self) -> None:
         """Give up loads in progress."""

@@ -9,7 +9,7 @@ import msgspec
 
 from obatchd.ollama import faults
 from obatchd.ollama.connections import Connections
-from obatchd.ollama.faults import Fault
+from obatchd.ollama.faults import Cause, Fault
 from obatchd.ollama.reading import Lines, Whole, exchange
 from obatchd.prompts.reasoning import split_reasoning
 
@@ -36,13 +36,13 @@ class _Chunk(msgspec.Struct):
 class Answer(NamedTuple):
     """A whole answer, or the fault that prevented one."""
 
-    text: str
-    think: str
-    done_reason: str
-    prompt_tokens: int
-    response_tokens: int
-    eval_s: float
-    fault: Fault | None
+    text: str = ""
+    think: str = ""
+    done_reason: str = ""
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    eval_s: float = 0.0
+    fault: Fault | None = None
     wait_s: float = 0.0  # inside the server, for a slot
     tool_calls: Sequence[msgspec.Raw] = ()  # functions that the model asks for, instead of text
 
@@ -50,10 +50,6 @@ class Answer(NamedTuple):
 _chunk = msgspec.json.Decoder(_Chunk)
 _encode = msgspec.json.Encoder().encode
 _NOTHING = _Chunk()
-
-
-def _failed(fault: Fault) -> Answer:
-    return Answer("", "", "", 0, 0, 0.0, fault)
 
 
 class _Stream(Lines):
@@ -76,7 +72,7 @@ class _Stream(Lines):
     def answer(self) -> Answer:
         """The answer, when the stream has ended."""
         if self._fault is not None:
-            return _failed(self._fault)
+            return Answer(fault=self._fault)
         return _finish(self._last, "".join(self._texts), "".join(self._thoughts), self._calls)
 
     def take(self, line: bytes) -> None:
@@ -123,7 +119,7 @@ class OllamaClient:
         """
         stream = _Stream(on_token)
         fault = await exchange(self._connections, "/api/chat", _encode(body), stream)
-        return _failed(fault) if fault is not None else stream.answer()
+        return Answer(fault=fault) if fault is not None else stream.answer()
 
     async def embed(self, body: dict[str, Any]) -> Embedded:
         """Send ``body``, whose ``input`` is a list of texts, to ``/api/embed``; as little raised as by ``chat``."""
@@ -154,7 +150,8 @@ def _embedded(body: bytes, texts: int) -> Embedded:
     except msgspec.DecodeError as error:
         return Embedded([], 0, faults.not_ollama(str(error)))
     if len(answer.embeddings) != texts:
-        return Embedded([], 0, faults.wrong_count(texts, len(answer.embeddings)))
+        words = f"the server made {len(answer.embeddings)} vectors of {texts} texts"  # which vector is which text's?
+        return Embedded([], 0, Cause.INCOMPLETE.fault(words))
     return Embedded(answer.embeddings, answer.prompt_eval_count, None)
 
 

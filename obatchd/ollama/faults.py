@@ -200,39 +200,9 @@ def hung(reason: str) -> Fault:
     return Cause.SERVER_HUNG.fault(reason)
 
 
-def withdrawn(reason: str) -> Fault:
-    """The server is taken away on purpose while it works."""
-    return Cause.SERVER_WITHDRAWN.fault(f"{reason}; another one answers")
-
-
 def out_of_time(limit_s: float) -> Fault:
     """The attempt ran into its total limit."""
     return Cause.TIMEOUT.fault(f"the attempt took longer than {limit_s:.0f} s")
-
-
-def invalid_format(reason: str) -> Fault:
-    """The ``format`` of the request cannot be used."""
-    return Cause.INVALID_FORMAT.fault(reason)
-
-
-def format_mismatch(reason: str, tries: int) -> Fault:
-    """The answer does not fit ``format``; the model was shown why and tried again where that could help."""
-    return Cause.FORMAT_MISMATCH.fault(f"the answer does not fit the format after {tries} tries: {reason}")
-
-
-def no_vision(model: str) -> Fault:
-    """The request has images and its model would not see them: Ollama ignores them without a word."""
-    return Cause.NOT_SUPPORTED.fault(f"the model {model} cannot see images; use one with the capability vision")
-
-
-def wrong_count(texts: int, vectors: int) -> Fault:
-    """Another number of vectors than of texts: nobody can tell which vector belongs to which text."""
-    return Cause.INCOMPLETE.fault(f"the server made {vectors} vectors of {texts} texts")
-
-
-def sources_off() -> Fault:
-    """A request names sources, and nobody has fetched them."""
-    return Cause.CONTEXT_OFF.fault("it names sources, and sources are off here: an administrator can enable [context]")
 
 
 def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:

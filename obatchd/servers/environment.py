@@ -41,13 +41,10 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 def build(base: Mapping[str, str], settings: ServerSettings, launch: Launch) -> dict[str, str]:
-    """The whole environment of one process.
-
-    Args:
-        base: the daemon's own environment; only allow-listed names are taken from it.
+    """The whole environment of one process; ``base`` is the daemon's own, of which only allow-listed names are taken.
 
     Raises:
-        ConfigError: ``servers.environment`` sets a variable that obatchd itself has to set.
+        ConfigError: as :func:`check`.
     """
     check(settings)
     environment = {name: value for name, value in base.items() if name in _PASS or name.startswith("LC_")}

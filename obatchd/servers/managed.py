@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import psutil
@@ -19,7 +19,6 @@ from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile, round_context
 from obatchd.ollama.api import LoadedModel, canonical
 from obatchd.servers import environment
-from obatchd.servers.facts import FactStore
 from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program
 from obatchd.servers.server import Server, ServerListener
@@ -35,6 +34,14 @@ _ANSWER_TIMEOUT_S = 2.0
 _ASK_AGAIN_S = 0.05
 _LOG_LAG_S = 2.0  # the log line that names the GPU is written before the server answers
 _PS_TIMEOUT_S = 15.0
+
+
+class FactStore(Protocol):
+    """Strings kept across restarts of the daemon: ports, and the slots that fit; :class:`obatchd.jobs.store.Facts`."""
+
+    def get(self, key: str) -> str | None: ...
+
+    def set(self, key: str, value: str) -> None: ...
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -77,9 +84,9 @@ class ManagedServer(Server):
         self.port = port
         self.base_url = self._url()
         self._host = host
-        auto = AUTO_SLOTS if gpus else CPU_SLOTS
+        self._auto_slots = AUTO_SLOTS if gpus else CPU_SLOTS
         self._auto = self._settings.slots == "auto"
-        self.slots = auto if self._settings.slots == "auto" else self._settings.slots
+        self.slots = self._auto_slots if self._settings.slots == "auto" else self._settings.slots
         self._parallel = self.slots  # the number given to the process; a model may allow it less
         self._proven: bool | None = None  # whether it is known to compute on its GPUs
         self._process = ServerProcess(server_id, self.log_file, self)
@@ -221,7 +228,7 @@ class ManagedServer(Server):
         if not self._auto:
             return self._parallel
         known = self._host.facts.get(self._slots_key(profile)) or ""
-        return int(known) if known.isdecimal() and int(known) > 0 else (AUTO_SLOTS if self.gpus else CPU_SLOTS)
+        return int(known) if known.isdecimal() and int(known) > 0 else self._auto_slots
 
     async def _change_slots(self, slots: int) -> None:
         """Start the process again with other slots: Ollama takes them from its environment only."""

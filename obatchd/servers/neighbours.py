@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Mapping
 
+import attrs
 import psutil
 
 import obatchd.log
@@ -23,9 +24,8 @@ from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 
-_Seen = tuple[tuple[int, int | None], ...]
 
-
+@attrs.define(eq=False)
 class Neighbours:
     """Looks at every reading of the probe.
 
@@ -33,11 +33,10 @@ class Neighbours:
     until the others have left, or the host is rebooted.
     """
 
-    def __init__(self, probe: Probe, instance: str, settings: Current[Settings]) -> None:
-        self._probe = probe
-        self._instance = instance
-        self._settings = settings
-        self._seen: dict[str, _Seen] = {}
+    _probe: Probe
+    _instance: str
+    _settings: Current[Settings]
+    _seen: dict[str, tuple[tuple[int, int | None], ...]] = attrs.field(factory=dict, init=False)  # pid and memory
 
     async def watch(self, servers: Iterable[Server]) -> None:
         """Look for ever."""
@@ -102,7 +101,7 @@ def foreign_processes(gpus: Iterable[Gpu], readings: Mapping[str, Reading], inst
 
 def process_words(processes: Iterable[GpuProcess]) -> str:
     """Processes and their memory, for people."""
-    return ", ".join(_one_in_words(process) for process in processes)
+    return ", ".join(map(_one_in_words, processes))
 
 
 def _one_in_words(process: GpuProcess) -> str:

@@ -18,6 +18,7 @@ import psutil
 import obatchd.log
 from obatchd.errors import ServerError
 from obatchd.servers.logs import LogDrain
+from obatchd.tasks import set_within
 
 log = obatchd.log.get(__name__)
 
@@ -49,26 +50,14 @@ class ProcessListener(Protocol):
 
 
 class ServerProcess:
-    """Starts and ends ``ollama serve``.
-
-    Args:
-        server: id, for the log.
-        log_path: where its output is kept.
-
-    Attributes:
-        pid: of the serving process, None when none runs.
-        ended: set when the process has ended and been reaped with its whole group.
-        returncode: of the latest process; negative for a signal.
-        loading_since_s: monotonic time since when it loads a model, as its log tells; None while it does not.
-        one_slot: in its log the server said that the loaded model cannot use more than one slot.
-    """
+    """Starts and ends ``ollama serve``."""
 
     def __init__(self, server: str, log_path: Path, listener: ProcessListener) -> None:
-        self.pid: int | None = None
-        self.returncode: int | None = None
-        self.ended = asyncio.Event()
-        self.loading_since_s: float | None = None
-        self.one_slot = False
+        self.pid: int | None = None  # of the serving process, None when none runs
+        self.returncode: int | None = None  # of the latest process; negative for a signal
+        self.ended = asyncio.Event()  # set when the process has ended and been reaped with its whole group
+        self.loading_since_s: float | None = None  # monotonic; as its log tells, None while it loads no model
+        self.one_slot = False  # the server said in its log that the loaded model cannot use more than one slot
         self._server = server
         self._listener = listener
         self._devices: list[str] = []
@@ -148,10 +137,7 @@ class ServerProcess:
             return
         if not self.ended.is_set():
             self._signal_group(signal.SIGTERM)
-            try:
-                async with asyncio.timeout(grace_s):
-                    await self.ended.wait()
-            except TimeoutError:
+            if not await set_within(grace_s, self.ended):
                 log.warning("server_killed", server=self._server, pid=self.pid, grace_s=grace_s)
                 self._signal_group(signal.SIGKILL)
         await self._await_group()
@@ -162,9 +148,8 @@ class ServerProcess:
         """Wait for the process and its runners, but not for ever: one may be stuck in the kernel."""
         assert self.pid is not None
         deadline_s = time.monotonic() + _LEFTOVER_S
-        while not self.ended.is_set() or (left := await asyncio.to_thread(_members, self.pid)):
+        while left := await asyncio.to_thread(_members, self.pid) if self.ended.is_set() else [self.pid]:
             if time.monotonic() > deadline_s:
-                left = [self.pid] if not self.ended.is_set() else left
                 log.error("server_stuck", server=self._server, pids=left, remedy="look at dmesg, reboot the host")
                 return
             await asyncio.sleep(_POLL_S)
@@ -188,15 +173,11 @@ class ServerProcess:
             True: it named every UUID beside the CUDA library. False: it found no GPU at all and would silently compute
             on the CPU until it is restarted. None: it used words we do not know.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._device_seen.wait()
+        await set_within(timeout_s, self._device_seen)
         text = "\n".join(line for line in self._devices if "library=CUDA" in line)
         if text and all(uuid in text for uuid in uuids):
             return True
-        if self._devices and all("library=cpu" in line for line in self._devices):
-            return False
-        return None
+        return False if self._devices and all("library=cpu" in line for line in self._devices) else None
 
 
 def _members(group: int) -> list[int]:

@@ -40,37 +40,25 @@ class ServerListener(Protocol):
 
 
 class Server(Life):
-    """One server.
-
-    Attributes:
-        gpus: its GPUs, as far as we can see them; none for the CPU.
-        slots: requests it works on at a time.
-        loaded, loading: profile it has, profile it is being given.
-        load_s: seconds the latest load took.
-        in_flight: written by the dispatcher, as is ``idle``.
-        version: of Ollama, empty until known.
-        foreign: other people's processes that hold memory on its GPU.
-        shared_with: these in words, when they hold so much that nothing is loaded beside them.
-        driver_trouble: why a model that is loaded now would not find its GPU.
-    """
+    """One server."""
 
     kind: Literal["managed", "remote"]
 
     def __init__(self, server_id: str, base_url: str, settings: Current[Settings], listener: ServerListener) -> None:
         super().__init__(server_id, settings)
         self.base_url = base_url
-        self.gpus: tuple[Gpu, ...] = ()
-        self.slots = 1
+        self.gpus: tuple[Gpu, ...] = ()  # as far as we can see them; none for the CPU
+        self.slots = 1  # requests it works on at a time
         self.loaded: Profile | None = None
-        self.loading: Profile | None = None
-        self.load_s: float | None = None
-        self.in_flight = 0
+        self.loading: Profile | None = None  # it is being given this one
+        self.load_s: float | None = None  # seconds that the latest load took
+        self.in_flight = 0  # written by the dispatcher, as is ``idle``
         self.pid: int | None = None
         self.token = ""
-        self.version = ""
-        self.foreign: list[GpuProcess] = []
-        self.shared_with = ""
-        self.driver_trouble = ""
+        self.version = ""  # of Ollama, empty until known
+        self.foreign: list[GpuProcess] = []  # other people's processes that hold memory on its GPU
+        self.shared_with = ""  # these in words, when they hold so much that nothing is loaded beside them
+        self.driver_trouble = ""  # why a model that is loaded now would not find its GPU
         self._listener = listener
         self._used_s = 0.0  # monotonic time of the latest load or progress
         self._load_lock = asyncio.Lock()
@@ -118,12 +106,12 @@ class Server(Life):
     @property
     def under_test(self) -> bool:
         """Whether a burn-in has the server for itself."""
-        return _BURN_IN in self._holds
+        return _BURN_IN in self.holds
 
     @property
     def ready_for_test(self) -> bool:
         """Whether the server is up, and only a burn-in, or a quarantine that it tests again, keeps work away."""
-        return self.up and not self._holds.keys() - _OF_TESTS
+        return self.up and not self.holds.keys() - _OF_TESTS
 
     def progress(self) -> None:
         super().progress()
@@ -167,8 +155,7 @@ class Server(Life):
             self.loaded, self.loading = None, profile
             try:
                 await self._load(profile)
-                run_goes_on = self._ending is not None and not self._ending.done()
-                if not run_goes_on:
+                if self._ending is None or self._ending.done():
                     raise ServerError(f"{self.id} ended while it loaded {profile.model}.", code="not_ready")
                 self.loaded, self._used_s = profile, time.monotonic()
             finally:

@@ -31,10 +31,10 @@ class OnCard(ManagedServer):
         self.state = ServerState.READY
         self.idle = asyncio.Event()
         self.idle.set()
-        self._holds: dict[str, str] = {}
+        self.holds: dict[str, str] = {}
 
     def hold(self, by: str, reason: str) -> None:
-        self._holds[by] = reason
+        self.holds[by] = reason
 
     def resume(self, by: str) -> None:
         del self._holds[by]

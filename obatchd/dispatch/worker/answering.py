@@ -7,6 +7,7 @@ from typing import Any
 
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer
+from obatchd.ollama.faults import Cause
 from obatchd.prompts.structured import AnswerFormat, FormatError, Mismatch, Parsed, answer_format, ungrounded
 
 Body = dict[str, Any]
@@ -31,7 +32,7 @@ async def structured_answer(
             if in_source:
                 extra["ungrounded"] = ungrounded(parsed.data, in_source, _source(body))
     except FormatError as error:
-        return Answer("", "", "", 0, 0, 0.0, faults.invalid_format(str(error))), {}
+        return Answer(fault=Cause.INVALID_FORMAT.fault(str(error))), {}
     return answer, extra
 
 
@@ -58,7 +59,8 @@ async def _asked(
             break
         earlier, body = answer, _with_reason(body, answer.text, reason)
     assert earlier is not None
-    return earlier._replace(fault=faults.format_mismatch(reason, tries)), None, tries
+    words = f"the answer does not fit the format after {tries} tries: {reason}"
+    return earlier._replace(fault=Cause.FORMAT_MISMATCH.fault(words)), None, tries
 
 
 def _with_reason(body: Body, text: str, reason: str) -> Body:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
+
 from obatchd.context.apply import apply_context, recorded
 from obatchd.context.model import context as prepared_context
 from obatchd.dispatch import protocol, records
@@ -18,22 +20,19 @@ from obatchd.dispatch.worker.embedding import Vectors, embed, may_share
 from obatchd.jobs.formats.request import Request, parse_request, request_id
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer, OllamaClient
-from obatchd.ollama.faults import Fault
+from obatchd.ollama.faults import Cause, Fault
 
 
-class Held:
-    """A request the worker holds; ``task`` is that of its slot while it has one."""
+class Held(msgspec.Struct, eq=False):
+    """A request the worker holds."""
 
-    __slots__ = ("active", "began_s", "fault", "item", "offer", "task", "token_s")
-
-    def __init__(self, item: OfferItem, offer: protocol.Offer) -> None:
-        self.item = item
-        self.offer = offer
-        self.task: asyncio.Task[None] | None = None
-        self.active = 0  # requests in a slot when it got one, itself included
-        self.began_s = 0.0  # monotonic; when it got its slot
-        self.token_s = 0.0  # monotonic; of the latest token, 0 before the first
-        self.fault: Fault | None = None  # why its attempt was ended from outside
+    item: OfferItem
+    offer: protocol.Offer
+    task: asyncio.Task[None] | None = None  # of its slot while it has one
+    active: int = 0  # requests in a slot when it got one, itself included
+    began_s: float = 0.0  # monotonic; when it got its slot
+    token_s: float = 0.0  # monotonic; of the latest token, 0 before the first
+    fault: Fault | None = None  # why its attempt was ended from outside
 
 
 class TokenListener(Protocol):
@@ -44,20 +43,13 @@ class TokenListener(Protocol):
 
 
 class Attempts:
-    """Makes results, with the worker's knowledge of its server and its jobs.
-
-    Attributes:
-        server: as the main process configured it.
-        client: asks it.
-        jobs: the common part of a job's requests, by job key.
-        active: slots in use.
-    """
+    """Makes results, with the worker's knowledge of its server and its jobs."""
 
     def __init__(self, listener: TokenListener) -> None:
-        self.server: protocol.Configure | None = None
-        self.client: OllamaClient | None = None
-        self.jobs: dict[int, JobContext] = {}
-        self.active = 0
+        self.server: protocol.Configure | None = None  # as the main process configured it
+        self.client: OllamaClient | None = None  # asks it
+        self.jobs: dict[int, JobContext] = {}  # the common part of a job's requests, by job key
+        self.active = 0  # slots in use
         self._listener = listener
 
     async def run(
@@ -79,7 +71,7 @@ class Attempts:
     def without_answer(self, held: Held, fault: Fault) -> ResultItem:
         """The result of an attempt that a fault outside the server ended."""
         request = Request(id=request_id(held.item.raw))
-        return self._result(held, request, _failed(fault), None, time.time(), 0.0)
+        return self._result(held, request, Answer(fault=fault), None, time.time(), 0.0)
 
     def _result(
         self,
@@ -112,9 +104,11 @@ class Attempts:
             prepared = prepared_context.decode(held.item.prepared)
             request, sources = apply_context(request, prepared), recorded(prepared)
         elif request.urls or request.files:
-            return _failed(faults.sources_off()), None
+            words = "it names sources, and sources are off here: an administrator can enable [context]"
+            return Answer(fault=Cause.CONTEXT_OFF.fault(words)), None
         if offer.capabilities and "vision" not in offer.capabilities and has_images(request):
-            return _failed(faults.no_vision(offer.model)), None
+            words = f"the model {offer.model} cannot see images; use one with the capability vision"
+            return Answer(fault=Cause.NOT_SUPPORTED.fault(words)), None
         body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
         extra: dict[str, Any] | None = None
         if "format" in body and not request.tools:
@@ -134,7 +128,7 @@ class Attempts:
         try:
             return await self.client.chat(body, partial(self._listener.token, held))
         except asyncio.CancelledError:
-            return _failed(_given_up(held))
+            return Answer(fault=_given_up(held))
 
     async def _embed(self, together: Sequence[tuple[Held, Request]]) -> list[tuple[Held, ResultItem]]:
         assert self.client is not None
@@ -144,7 +138,7 @@ class Attempts:
         try:
             found = await embed(self.client.embed, requests, self.jobs[held.item.job], held.offer)
         except asyncio.CancelledError:
-            found = [Vectors(_failed(_given_up(held)), {})] * len(together)
+            found = [Vectors(Answer(fault=_given_up(held)), {})] * len(together)
         self._listener.token(held)
         duration_s = (time.perf_counter() - clock) / len(together)
         return [
@@ -159,7 +153,3 @@ def _given_up(held: Held) -> Fault:
         raise asyncio.CancelledError
     held.task.uncancel()  # only the attempt ends here
     return held.fault
-
-
-def _failed(fault: Fault) -> Answer:
-    return Answer("", "", "", 0, 0, 0.0, fault)

@@ -54,8 +54,7 @@ async def embed(ask: Ask, requests: Sequence[Request], context: JobContext, offe
     if answered.fault is not None:
         if len(requests) > 1 and answered.fault.kind == faults.REQUEST:
             return [(await embed(ask, [request], context, offer))[0] for request in requests]
-        failed = Answer("", "", "", 0, 0, 0.0, answered.fault)
-        return [Vectors(failed, {}) for _ in requests]
+        return [Vectors(Answer(fault=answered.fault), {}) for _ in requests]
     return _shared(requests, answered)
 
 
@@ -82,7 +81,7 @@ def _shared(requests: Sequence[Request], answered: Embedded) -> list[Vectors]:
         begin, length = begin + count, length + own
         until = answered.prompt_tokens * length // max(1, total)
         extra = _extra(request, vectors, len(requests))
-        found.append(Vectors(Answer("", "", "stop", until - counted, 0, 0.0, None), extra))
+        found.append(Vectors(Answer(done_reason="stop", prompt_tokens=until - counted), extra))
         counted = until
     return found
 
