@@ -170,18 +170,14 @@ def _unpacked(text: str) -> str:
         error = _body.decode(text).error
     except msgspec.DecodeError:
         return text
-    if error is None:
-        return text
-    return error.message if isinstance(error, _Inner) else _unpacked(error)
+    return text if error is None else error.message if isinstance(error, _Inner) else _unpacked(error)
 
 
 def connection_refused(detail: str) -> Fault:
-    """No connection could be made: the server is down or restarting."""
     return Cause.UNREACHABLE.fault(f"the server cannot be reached ({detail})")
 
 
 def connection_lost(detail: str) -> Fault:
-    """The connection ended in the middle of an answer: the server died."""
     return Cause.CONNECTION_LOST.fault(f"the server closed the connection in the middle of the answer ({detail})")
 
 
@@ -201,7 +197,6 @@ def hung(reason: str) -> Fault:
 
 
 def out_of_time(limit_s: float) -> Fault:
-    """The attempt ran into its total limit."""
     return Cause.TIMEOUT.fault(f"the attempt took longer than {limit_s:.0f} s")
 
 

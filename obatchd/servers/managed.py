@@ -84,9 +84,8 @@ class ManagedServer(Server):
         self.port = port
         self.base_url = self._url()
         self._host = host
-        self._auto_slots = AUTO_SLOTS if gpus else CPU_SLOTS
-        self._auto = self._settings.slots == "auto"
-        self.slots = self._auto_slots if self._settings.slots == "auto" else self._settings.slots
+        self._auto_slots = (AUTO_SLOTS if gpus else CPU_SLOTS) if self._settings.slots == "auto" else 0
+        self.slots = self._auto_slots or int(self._settings.slots)
         self._parallel = self.slots  # the number given to the process; a model may allow it less
         self._proven: bool | None = None  # whether it is known to compute on its GPUs
         self._process = ServerProcess(server_id, self.log_file, self)
@@ -186,18 +185,21 @@ class ManagedServer(Server):
     async def fallen_back(self) -> str:
         if not self.gpus or self.loaded is None:
             return ""
-        found = _entry(await self.api.loaded(_PS_TIMEOUT_S), self.loaded.model)
+        found = await self._shown(self.loaded.model)
         if found is None or found.size_vram >= found.size:
             return ""
         return f"only {found.size_vram / 2**30:.1f} of {found.size / 2**30:.1f} GiB of the model are in VRAM"
 
+    async def _shown(self, model: str) -> LoadedModel | None:
+        models = await self.api.loaded(_PS_TIMEOUT_S)
+        wanted = canonical(model)
+        return next((entry for entry in models if wanted in (canonical(entry.name), canonical(entry.model))), None)
+
     # --- profiles ---------------------------------------------------------------------------------------------------
 
     def load_options(self, profile: Profile) -> dict[str, Any]:
-        options: dict[str, Any] = {"num_ctx": profile.context_length}
-        if not self.gpus:
-            options["num_thread"] = cpu_threads(usable_cores(), self._host.cpu_servers)
-        return options
+        threads = {} if self.gpus else {"num_thread": cpu_threads(usable_cores(), self._host.cpu_servers)}
+        return super().load_options(profile) | threads
 
     async def _load(self, profile: Profile) -> None:
         slots = self._first_slots(profile)
@@ -205,7 +207,7 @@ class ManagedServer(Server):
             if slots != self._parallel:
                 await self._change_slots(slots)
             if reason := await self._try(profile):
-                if not self._auto or slots == 1:
+                if not self._auto_slots or slots == 1:
                     raise ModelError(
                         f"{profile.model} with a context of {profile.context_length} tokens and {slots} slots does not "
                         f"fit {self.id} ({self._memory()}): {reason} Use a smaller model, quantization, context_length"
@@ -216,7 +218,9 @@ class ManagedServer(Server):
                 slots //= 2
                 continue
             self.slots = 1 if self._process.one_slot else slots
-            if self._auto and not self.foreign:  # slots that fit beside somebody else's process say nothing about later
+            if (
+                self._auto_slots and not self.foreign
+            ):  # slots that fit beside somebody else's process say nothing about later
                 self._host.facts.set(self._slots_key(profile), str(slots))
             return
 
@@ -225,7 +229,7 @@ class ManagedServer(Server):
         return f"slots/{device}/{profile.model}/{profile.context_length}"
 
     def _first_slots(self, profile: Profile) -> int:
-        if not self._auto:
+        if not self._auto_slots:
             return self._parallel
         known = self._host.facts.get(self._slots_key(profile)) or ""
         return int(known) if known.isdecimal() and int(known) > 0 else self._auto_slots
@@ -241,20 +245,17 @@ class ManagedServer(Server):
     async def _try(self, profile: Profile) -> str:
         """Load once. Empty when all is well, else why the profile does not fit."""
         self._process.one_slot = False
-        began_s = time.monotonic()
         try:
-            await self.api.load(profile.model, self.load_options(profile), self._settings.load_timeout_s, pin=True)
+            await super()._load(profile)
         except ModelError as error:
             if error.code != "does_not_fit":
                 raise
             return error.message
-        self.load_s = time.monotonic() - began_s
         return await self._not_in_vram(profile) if self.gpus else ""
 
     async def _not_in_vram(self, profile: Profile) -> str:
         """Ollama puts layers that do not fit on the CPU without a word; only ``/api/ps`` shows it."""
-        models = await self.api.loaded(_PS_TIMEOUT_S)
-        found = _entry(models, profile.model)
+        found = await self._shown(profile.model)
         if found is None:
             raise ServerError(f"{self.id} does not show {profile.model} after loading it.", code="load_failed")
         if found.size_vram >= found.size:
@@ -269,11 +270,6 @@ class ManagedServer(Server):
     def _memory(self) -> str:
         known = [gpu.memory_bytes for gpu in self.gpus if gpu.memory_bytes]
         return f"{sum(known) / 2**30:.0f} GiB" if known else "CPU"
-
-
-def _entry(models: list[LoadedModel], name: str) -> LoadedModel | None:
-    wanted = canonical(name)
-    return next((entry for entry in models if wanted in (canonical(entry.name), canonical(entry.model))), None)
 
 
 def _bind(address: str, port: int) -> int:
@@ -293,11 +289,7 @@ def port_is_free(address: str, port: int) -> bool:
 
 
 def free_port(address: str) -> int:
-    """A port nobody has now.
-
-    Raises:
-        ServerError: ``bad_address``: this host does not have the address.
-    """
+    """A port nobody has now; raises ServerError (``bad_address``) where this host does not have the address."""
     try:
         return _bind(address, 0)
     except OSError as error:

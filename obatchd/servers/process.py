@@ -68,17 +68,12 @@ class ServerProcess:
         self._output = -1  # read end of the pipe that it writes to; -1: closed
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> None:
-        """Start the process.
-
-        Raises:
-            ServerError: ``start_failed``: the program cannot be executed.
-        """
+        """Start the process; raises ServerError (``start_failed``) where the program cannot be executed."""
         self._devices.clear()
         self._device_seen.clear()
-        self.loading_since_s = None
+        self.ended.clear()
+        self.loading_since_s = self.returncode = None
         self.one_slot = False
-        self.returncode = None
-        self.ended = asyncio.Event()
         self._output, write_fd = os.pipe()
         try:
             self._popen = subprocess.Popen(
@@ -169,9 +164,8 @@ class ServerProcess:
     async def sees(self, uuids: Iterable[str], timeout_s: float) -> bool | None:
         """Whether the server said in its log that it computes on these GPUs; call it after the server answers.
 
-        Returns:
-            True: it named every UUID beside the CUDA library. False: it found no GPU at all and would silently compute
-            on the CPU until it is restarted. None: it used words we do not know.
+        True: it named every UUID beside the CUDA library. False: it found no GPU at all and would silently compute
+        on the CPU until it is restarted. None: it used words we do not know.
         """
         await set_within(timeout_s, self._device_seen)
         text = "\n".join(line for line in self._devices if "library=CUDA" in line)

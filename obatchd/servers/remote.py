@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
 from urllib.parse import urlsplit
 
-from obatchd.jobs.model import Profile
 from obatchd.servers.server import Server, ServerListener
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -19,6 +16,7 @@ class RemoteServer(Server):
     """One entry of ``[ollama_instances]``. It is told what to load, never for how long to keep it."""
 
     kind = "remote"
+    pins = False
 
     def __init__(self, address: str, settings: Current[Settings], listener: ServerListener) -> None:
         url = urlsplit(address if "://" in address else f"http://{address}")
@@ -35,12 +33,3 @@ class RemoteServer(Server):
 
     async def _close(self) -> None:
         pass
-
-    def load_options(self, profile: Profile) -> dict[str, Any]:
-        return {"num_ctx": profile.context_length}
-
-    async def _load(self, profile: Profile) -> None:
-        began_s = time.monotonic()
-        timeout_s = self._settings.load_timeout_s
-        await self.api.load(profile.model, self.load_options(profile), timeout_s, pin=False)
-        self.load_s = time.monotonic() - began_s
