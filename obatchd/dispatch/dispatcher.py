@@ -29,9 +29,8 @@ _MOVED_S = 10.0  # a worker gives up its attempts within moments
 class Dispatcher:
     """Matches the queue to the servers.
 
-    Args:
-        holds: reasons for which nothing new is offered.
-        owner: told when a part of dispatch ends by a defect: requests would wait for ever.
+    ``holds`` are reasons for which nothing new is offered. ``owner`` is told when a part of dispatch ends by a defect:
+    requests would wait for ever.
     """
 
     def __init__(
@@ -206,9 +205,8 @@ class Dispatcher:
         match message:
             case protocol.Results():
                 link.token_s = time.monotonic()
-                result = self._outcomes.result
                 for item in message.items:
-                    result(link, item)
+                    self._outcomes.result(link, item)
                 link.counted()
                 self.wake()
             case protocol.Started():

@@ -41,9 +41,8 @@ class Offering:
 
     def _isolate(self, profile: Profile, links: list[Link]) -> None:
         """Give a request that was in several crashes a server of its own, on one server at a time."""
-        if not self._queue.has_suspects(profile):
-            return
-        if any(link.isolating for link in self._links.values() if link.server.loaded == profile):
+        isolating = (link for link in self._links.values() if link.isolating and link.server.loaded == profile)
+        if not self._queue.has_suspects(profile) or any(isolating):
             return
         link = min(links, key=lambda candidate: len(candidate.offers))
         link.isolating = True

@@ -185,8 +185,6 @@ class OutcomeHandler:
         return suspicion
 
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
-        lane = taken.lane
-        self.suspicion.pop((lane.job, taken.pending.line), None)
-        self._events.finished(
-            Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s, tokens)
-        )
+        lane, line = taken.lane, taken.pending.line
+        self.suspicion.pop((lane.job, line), None)
+        self._events.finished(Finished(lane.job, line, lane.number, succeeded, record, duration_s, tokens))

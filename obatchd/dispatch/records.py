@@ -84,11 +84,8 @@ def lost(raw: bytes, line: int, number: int, servers: list[str], fault: Fault) -
 
 def poisoned(record: bytes, crashes: int, alone: int) -> bytes:
     """The failure of a request that crashes servers, with the evidence."""
-    return _reworded(
-        record,
-        "poison",
-        f"the request was in flight in {crashes} crashes, {alone} of them while it was alone on the server",
-    )
+    words = f"the request was in flight in {crashes} crashes, {alone} of them while it was alone on the server"
+    return _reworded(record, "poison", words)
 
 
 def out_of_time(record: bytes, spent_s: float) -> bytes:

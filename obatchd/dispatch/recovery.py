@@ -125,9 +125,8 @@ class Watchdog:
                 self._found(link, symptom, reason, "ask for one token")
                 await self._restart_unless_it_answers(link, symptom, reason)
             case Symptom.SLOTS_LEAKING:
-                reason = (
-                    f"answers wait for a slot although it has {link.server.slots} for them: some do not become free"
-                )
+                slots = link.server.slots
+                reason = f"answers wait for a slot although it has {slots} for them: some do not become free"
                 self._found(link, symptom, reason, "restart when idle")
                 await self._restart_when_idle(link, reason)
             case Symptom.SLOW:
@@ -191,9 +190,8 @@ class Watchdog:
     async def _speed_up(self, link: Link) -> None:
         watch, server = link.watch, link.server
         watch.slow_remedies += 1
-        reason = (
-            f"below {self._settings.slow_factor:g} of its own best tokens per second for {self._settings.slow_s:g} s"
-        )
+        limits = self._settings
+        reason = f"below {limits.slow_factor:g} of its own best tokens per second for {limits.slow_s:g} s"
         remedy = {1: "load the model again", 2: "restart when idle"}.get(watch.slow_remedies, "none: take it as it is")
         self._found(link, Symptom.SLOW, reason, remedy)
         if watch.slow_remedies == 1:

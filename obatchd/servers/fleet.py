@@ -21,8 +21,7 @@ from obatchd.servers import environment
 from obatchd.servers.managed import FactStore, Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
 from obatchd.servers.program import Program
-from obatchd.servers.remote import RemoteServer
-from obatchd.servers.server import Server, ServerListener
+from obatchd.servers.server import RemoteServer, Server, ServerListener
 from obatchd.servers.states import ServerState
 from obatchd.servers.sweep import sweep
 from obatchd.settings.current import Current

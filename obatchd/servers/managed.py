@@ -218,9 +218,7 @@ class ManagedServer(Server):
                 slots //= 2
                 continue
             self.slots = 1 if self._process.one_slot else slots
-            if (
-                self._auto_slots and not self.foreign
-            ):  # slots that fit beside somebody else's process say nothing about later
+            if self._auto_slots and not self.foreign:  # what fits beside somebody else's process says nothing of later
                 self._host.facts.set(self._slots_key(profile), str(slots))
             return
 

@@ -11,7 +11,6 @@ import fnmatch
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -249,7 +248,10 @@ class ModelKeeper:
         """Remote stores are on disks that we cannot see; there the server itself names the fault."""
         if not isinstance(server, ManagedServer):
             return
-        free_bytes = _free_bytes(server.models_dir)
+        path = server.models_dir
+        while not path.exists():
+            path = path.parent
+        free_bytes = shutil.disk_usage(path).free
         if free_bytes - missing_bytes < self._settings.pull_margin_bytes:
             raise ModelError(
                 f"No space to pull {model}: {missing_bytes / 1e9:.1f} GB are missing, {server.models_dir} has "
@@ -315,9 +317,3 @@ def _describe(name: str, store: str, entry: StoredModel, show: ShownModel) -> Mo
         name, entry.digest, details.quantization_level, details.parameter_size, int(context or 0), show.capabilities,
         entry.size, store,
     )  # fmt: skip
-
-
-def _free_bytes(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

@@ -2,7 +2,7 @@
 
 :class:`~obatchd.servers.life.Life` keeps it alive, :class:`Server` holds what is common to those that are: loading and
 looking closer. What it means to open and close a server is for :class:`~obatchd.servers.managed.ManagedServer` and
-:class:`~obatchd.servers.remote.RemoteServer`.
+:class:`RemoteServer`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 import obatchd.log
 from obatchd.errors import ServerError
@@ -26,7 +27,7 @@ log = obatchd.log.get(__name__)
 
 _HEALTH_TIMEOUT_S = 5.0
 _UNLOAD_TIMEOUT_S = 30.0
-
+_DEFAULT_PORT = 11434
 _BURN_IN = "burn-in"
 _OF_TESTS = frozenset({_BURN_IN, "quarantine"})
 
@@ -169,3 +170,29 @@ class Server(Life):
         known, self.version = self.version, await self.api.version(timeout_s)
         if self.version != known and (warning := version_warning(self.version)):
             log.warning("ollama_version", server=self.id, version=self.version, warning=warning)
+
+
+class RemoteServer(Server):
+    """One entry of ``[ollama_instances]``, which somebody else keeps: it is only used and watched.
+
+    It is told what to load, never for how long to keep it.
+    """
+
+    kind = "remote"
+    pins = False
+
+    def __init__(self, address: str, settings: Current[Settings], listener: ServerListener) -> None:
+        url = urlsplit(address if "://" in address else f"http://{address}")
+        port = url.port or _DEFAULT_PORT
+        host = url.hostname or ""
+        netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        server_id = f"remote-{host.replace(':', '.')}-{port}"
+        super().__init__(server_id, f"{url.scheme}://{netloc}", settings, listener)
+        self.slots = settings.value.servers.remote_slots
+        self.token = settings.value.servers.remote_token
+
+    async def _open(self) -> None:
+        await self._check_version(_HEALTH_TIMEOUT_S)
+
+    async def _close(self) -> None:
+        pass

@@ -57,19 +57,13 @@ async def _asked(
             reason = f"it was cut by its token limit, raise max_response_tokens ({reason})"
             earlier = answer
             break
-        earlier, body = answer, _with_reason(body, answer.text, reason)
+        said = {"role": "assistant", "content": answer.text}
+        wish = f"That does not fit the required format: {reason}. Answer again, with JSON only."
+        earlier = answer
+        body = {**body, "messages": [*body["messages"], said, {"role": "user", "content": wish}]}
     assert earlier is not None
     words = f"the answer does not fit the format after {tries} tries: {reason}"
     return earlier._replace(fault=Cause.FORMAT_MISMATCH.fault(words)), None, tries
-
-
-def _with_reason(body: Body, text: str, reason: str) -> Body:
-    said = {"role": "assistant", "content": text}
-    wish = {
-        "role": "user",
-        "content": f"That does not fit the required format: {reason}. Answer again, with JSON only.",
-    }
-    return {**body, "messages": [*body["messages"], said, wish]}
 
 
 def _together(earlier: Answer | None, answer: Answer) -> Answer:

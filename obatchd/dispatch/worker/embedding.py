@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from obatchd.dispatch.protocol import JobContext, Offer
 from obatchd.dispatch.worker.body import LOAD_OPTIONS
 from obatchd.jobs.formats.request import Request
@@ -80,16 +78,11 @@ def _shared(requests: Sequence[Request], answered: Embedded) -> list[Vectors]:
         vectors = answered.vectors[begin : begin + count]
         begin, length = begin + count, length + own
         until = answered.prompt_tokens * length // max(1, total)
-        extra = _extra(request, vectors, len(requests))
+        extra: dict[str, Any] = {"embedding": vectors[0]} if isinstance(request.embed, str) else {"embeddings": vectors}
+        if len(requests) > 1:
+            extra["together"] = len(requests)
+        if request.encoding:
+            extra["encoding"] = request.encoding
         found.append(Vectors(Answer(done_reason="stop", prompt_tokens=until - counted), extra))
         counted = until
     return found
-
-
-def _extra(request: Request, vectors: list[msgspec.Raw], together: int) -> dict[str, Any]:
-    extra: dict[str, Any] = {"embedding": vectors[0]} if isinstance(request.embed, str) else {"embeddings": vectors}
-    if together > 1:
-        extra["together"] = together
-    if request.encoding:
-        extra["encoding"] = request.encoding
-    return extra
