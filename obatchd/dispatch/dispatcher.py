@@ -20,7 +20,7 @@ from obatchd.jobs.queue import JobQueue
 from obatchd.ollama.faults import Cause, Fault
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.tasks import TaskOwner, set_within
+from obatchd.tasks import TaskOwner, TaskSet, set_within
 
 _log = log.get(__name__)
 _MOVED_S = 10.0  # a worker gives up its attempts within moments
@@ -30,7 +30,7 @@ class Dispatcher:
     """Matches the queue to the servers.
 
     ``holds`` are reasons for which nothing new is offered. ``owner`` is told when a part of dispatch ends by a defect:
-    requests would wait for ever.
+    requests would wait for a worker, or for a server between two profiles, for ever.
     """
 
     def __init__(
@@ -47,8 +47,9 @@ class Dispatcher:
         self._outcomes = OutcomeHandler(queue, settings, events, self)
         self.suspicion = self._outcomes.suspicion
         self._offering = Offering(queue, self.links, settings, events)
-        self._keeper = WorkerKeeper(self.links, self, owner)
-        self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, owner)
+        self._tasks = TaskSet(owner)
+        self._keeper = WorkerKeeper(self.links, self, self._tasks)
+        self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, self._tasks)
         self.holds = holds
         self._pumping = False
         self._closing = False
@@ -65,8 +66,7 @@ class Dispatcher:
     async def stop(self) -> None:
         """End every worker; requests that they still hold stay pending in the store."""
         self._closing = True
-        await self._keeper.stop()
-        await self._switcher.stop()
+        await self._tasks.stop()
         for link in self.links.values():
             self._outcomes.interrupted(link)
 

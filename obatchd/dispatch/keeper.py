@@ -37,8 +37,7 @@ class WorkerKeeper:
 
     _links: Mapping[str, Link]  # the servers, by id
     _events: WorkerEvents
-    # The owner is told when a server gets no other worker any more, or nobody looks for workers that hang.
-    _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)
+    _tasks: TaskSet
 
     async def start(self) -> None:
         """Start a worker for each server."""
@@ -47,10 +46,6 @@ class WorkerKeeper:
             self._tasks.start(keeper.run(), keeper.name)
         self._tasks.start(self._tick(), "dispatch-tick")
         await asyncio.gather(*(keeper.tried.wait() for keeper in keepers))
-
-    async def stop(self) -> None:
-        """End every worker, and replace none from now on."""
-        await self._tasks.stop()
 
     async def _tick(self) -> None:
         while True:

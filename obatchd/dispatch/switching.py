@@ -41,13 +41,8 @@ class ProfileSwitcher:
     _models: ModelStore
     _events: DispatchEvents
     _waker: Waker
-    # The owner is told when a load ends by a defect: its server would stay between two profiles for ever.
-    _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)
+    _tasks: TaskSet
     _unserved_since_s: dict[Profile, float] = attrs.field(factory=dict, init=False)
-
-    async def stop(self) -> None:
-        """Give up loads in progress."""
-        await self._tasks.stop()
 
     def look(self) -> None:
         """Start the switches that are due."""

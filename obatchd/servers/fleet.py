@@ -177,12 +177,11 @@ class Fleet:
 
     async def _look_around(self) -> None:
         while True:
-            await self._look_for_ollama()
+            if all(server.base_url != FOREIGN_URL for server in self.servers.values()):
+                await self._look_for_ollama()
             await asyncio.sleep(_LOOK_S)
 
     async def _look_for_ollama(self) -> None:
-        if any(server.base_url == FOREIGN_URL for server in self.servers.values()):
-            return
         api = OllamaApi(FOREIGN_URL)
         found = ""
         with contextlib.suppress(ServerError):

@@ -55,7 +55,7 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until the socket closes."""
-        self._send(protocol.Hello(os.getpid()))
+        self._channel.send(protocol.Hello(os.getpid()))
         ticker = asyncio.create_task(self._tick())
         with contextlib.suppress(ConnectionError):
             while True:
@@ -140,13 +140,6 @@ class Worker:
                 return held
         return None
 
-    def _result(self, held: Held, result: ResultItem) -> None:
-        key = (held.item.job, held.item.line)
-        if self._held.get(key) is held:
-            del self._held[key]
-            self._results.append(result)
-            self._flush_soon()
-
     def _recall(self, count: int) -> None:
         returned: list[tuple[int, int]] = []
         while self._queue and len(returned) < count:
@@ -154,7 +147,7 @@ class Worker:
             if self._held.pop(key, None) is not None:
                 returned.append(key)
         self._flush()
-        self._send(protocol.Returned(returned))
+        self._channel.send(protocol.Returned(returned))
 
     def _cancel(self, job: int) -> None:
         keys = [key for key in self._held if key[0] == job]
@@ -163,7 +156,7 @@ class Worker:
             if held.task is not None:
                 held.task.cancel()
         self._flush()
-        self._send(protocol.Returned(keys))
+        self._channel.send(protocol.Returned(keys))
 
     def _give_up(self, held: Held, fault: Fault) -> None:
         if held.task is not None and held.fault is None:
@@ -215,7 +208,11 @@ class Worker:
             fault = Fault(faults.ANSWER, "worker_defect", f"line {held.item.line}: {type(error).__name__}: {error}")
             results = [(one, self._attempts.without_answer(one, fault)) for one in (held, *joined)]
         for one, result in results:
-            self._result(one, result)
+            key = (one.item.job, one.item.line)
+            if self._held.get(key) is one:
+                del self._held[key]
+                self._results.append(result)
+                self._flush_soon()
 
     def _joining(self, joined: list[Held], first: Held, request: Request) -> list[tuple[Held, Request]]:
         """The next requests of the job that can share a call; half of the queue stays for the next one.
@@ -244,7 +241,8 @@ class Worker:
         self._queue.extendleft(reversed(passed))
         return found
 
-    # Sending: everything of one turn of the loop goes out in as few frames as possible.
+    # Sending: everything of one turn of the loop goes out in as few frames as possible. Where that fails, the main
+    # process is gone, and this one about to be.
 
     def _flush_soon(self) -> None:
         """While there is enough to do, messages may gather for a moment; before work runs out, they may not."""
@@ -267,19 +265,16 @@ class Worker:
         self._stop_gathering()
         # Ends before beginnings, or more requests than slots would seem to be in flight.
         if self._results:
-            self._send(protocol.Results(self._results))
+            self._channel.send(protocol.Results(self._results))
             self._results = []
         if self._started:
             if going := [key for key in self._started if key in self._held]:
-                self._send(protocol.Started(going))
+                self._channel.send(protocol.Started(going))
             self._started = []
-
-    def _send(self, message: protocol.ToMain) -> None:
-        self._channel.send(message)  # else the main process is gone, and this one about to be
 
     def _report_progress(self) -> None:
         silent_s = time.monotonic() - self._last_token_s if self._attempts.active else 0.0
-        self._send(protocol.Progress(self._tokens, self._attempts.active, silent_s))
+        self._channel.send(protocol.Progress(self._tokens, self._attempts.active, silent_s))
         self._tokens = 0
 
     async def _tick(self) -> None:
