@@ -143,15 +143,14 @@ class OutcomeHandler:
         settings = self._settings.value.dispatch
         if suspicion.alone >= settings.poison_crashes:
             record = records.poisoned(record, suspicion.crashes, suspicion.alone)
-            self._finish(taken, record, 0.0, succeeded=False)
         elif (spent_s := pending.spent_s + took_s) + LEAST_LIMIT_S > settings.request_total_s:
-            self._finish(taken, records.out_of_time(record, spent_s), 0.0, succeeded=False)
-        elif pending.attempt >= settings.max_attempts:
-            self._finish(taken, record, 0.0, succeeded=False)
-        else:
+            record = records.out_of_time(record, spent_s)
+        elif pending.attempt < settings.max_attempts:
             servers = [*pending.servers, link.server.id]
             again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s, pending.prepared)
             self.requeue(Taken(taken.lane, again, 0.0))
+            return
+        self._finish(taken, record, 0.0, succeeded=False)
 
     def _hold(self, link: Link) -> None:
         """Offer nothing to a server for a moment."""

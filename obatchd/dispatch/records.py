@@ -25,7 +25,7 @@ def attempt(
     answer: Answer,
     started_s: float,
     duration_s: float,
-    extra: dict[str, Any] | None = None,
+    extra: dict[str, Any],
 ) -> bytes:
     """The record of an attempt that ended, well or not, at the worker; it began at ``started_s`` (epoch).
 
@@ -45,8 +45,7 @@ def attempt(
         record["url"] = request.url
     if answer.think:
         record["think"] = answer.think
-    if extra:
-        record |= extra
+    record |= extra
     record |= {
         "model": model,
         "server": server.server,

@@ -71,14 +71,14 @@ class Attempts:
     def without_answer(self, held: Held, fault: Fault) -> ResultItem:
         """The result of an attempt that a fault outside the server ended."""
         request = Request(id=request_id(held.item.raw))
-        return self._result(held, request, Answer(fault=fault), None, time.time(), 0.0)
+        return self._result(held, request, Answer(fault=fault), {}, time.time(), 0.0)
 
     def _result(
         self,
         held: Held,
         request: Request,
         answer: Answer,
-        extra: dict[str, Any] | None,
+        extra: dict[str, Any],
         started_s: float,
         duration_s: float,
     ) -> ResultItem:
@@ -89,14 +89,14 @@ class Attempts:
         tokens = (answer.prompt_tokens, answer.response_tokens)
         # A constrained answer of a model that thinks takes a slot twice and reports the second time only; images are
         # decoded before the clock of the prompt starts. Neither is a wait (ollama server/routes.go, llama/runner).
-        plain = not (extra and "data" in extra) and not has_images(request)
+        plain = "data" not in extra and not has_images(request)
         return ResultItem(
             item.job, item.line, item.attempt, answer.fault is None, record, duration_s, *tokens, *fault,
             eval_s=answer.eval_s, wait_s=answer.wait_s if plain else 0.0, active=min(held.active, self.active),
             vectors=may_share(request),
         )  # fmt: skip
 
-    async def _fulfil(self, held: Held, request: Request) -> tuple[Answer, dict[str, Any] | None]:
+    async def _fulfil(self, held: Held, request: Request) -> tuple[Answer, dict[str, Any]]:
         """The answer to a request, and more fields for its record."""
         offer, context = held.offer, self.jobs[held.item.job]
         sources: dict[str, Any] = {}
@@ -105,12 +105,12 @@ class Attempts:
             request, sources = apply_context(request, prepared), recorded(prepared)
         elif request.urls or request.files:
             words = "it names sources, and sources are off here: an administrator can enable [context]"
-            return Answer(fault=Cause.CONTEXT_OFF.fault(words)), None
+            return Answer(fault=Cause.CONTEXT_OFF.fault(words)), {}
         if offer.capabilities and "vision" not in offer.capabilities and has_images(request):
             words = f"the model {offer.model} cannot see images; use one with the capability vision"
-            return Answer(fault=Cause.NOT_SUPPORTED.fault(words)), None
+            return Answer(fault=Cause.NOT_SUPPORTED.fault(words)), {}
         body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
-        extra: dict[str, Any] | None = None
+        extra: dict[str, Any] = {}
         if "format" in body and not request.tools:
             in_source = request.in_source if request.in_source is not None else context.in_source
             answer, extra = await structured_answer(partial(self._ask, held), body, in_source)
@@ -119,8 +119,8 @@ class Attempts:
         if answer.tool_calls:
             extra = {"tool_calls": answer.tool_calls}
         if notes := left_out(request, offer.capabilities):
-            extra = {**(extra or {}), "notes": notes}
-        return answer, {**(extra or {}), **sources} if sources else extra
+            extra["notes"] = notes
+        return answer, extra | sources
 
     async def _ask(self, held: Held, body: dict[str, Any]) -> Answer:
         assert self.client is not None
