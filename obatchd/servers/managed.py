@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -183,9 +184,7 @@ class ManagedServer(Server):
         return since_s is not None and time.monotonic() - since_s < self._settings.load_timeout_s
 
     async def fallen_back(self) -> str:
-        if not self.gpus or self.loaded is None:
-            return ""
-        found = await self._shown(self.loaded.model)
+        found = await self._shown(self.loaded.model) if self.gpus and self.loaded else None
         if found is None or found.size_vram >= found.size:
             return ""
         return f"only {found.size_vram / 2**30:.1f} of {found.size / 2**30:.1f} GiB of the model are in VRAM"
@@ -203,24 +202,21 @@ class ManagedServer(Server):
 
     async def _load(self, profile: Profile) -> None:
         slots = self._first_slots(profile)
-        while True:
-            if slots != self._parallel:
-                await self._change_slots(slots)
-            if reason := await self._try(profile):
-                if not self._auto_slots or slots == 1:
-                    raise ModelError(
-                        f"{profile.model} with a context of {profile.context_length} tokens and {slots} slots does not "
-                        f"fit {self.id} ({self._memory()}): {reason} Use a smaller model, quantization, context_length"
-                        f"{'' if slots == 1 else ' or servers.slots'}, or a [[servers.group]] of GPUs.",
-                        code="does_not_fit",
-                    )
-                log.info("slots_halved", server=self.id, model=profile.model, slots=slots // 2, reason=reason)
-                slots //= 2
-                continue
-            self.slots = 1 if self._process.one_slot else slots
-            if self._auto_slots and not self.foreign:  # what fits beside somebody else's process says nothing of later
-                self._host.facts.set(self._slots_key(profile), str(slots))
-            return
+        while reason := await self._try(profile, slots):
+            if not self._auto_slots or slots == 1:
+                known = [gpu.memory_bytes for gpu in self.gpus if gpu.memory_bytes]
+                memory = f"{sum(known) / 2**30:.0f} GiB" if known else "CPU"
+                raise ModelError(
+                    f"{profile.model} with a context of {profile.context_length} tokens and {slots} slots does not fit "
+                    f"{self.id} ({memory}): {reason} Use a smaller model, quantization, context_length"
+                    f"{'' if slots == 1 else ' or servers.slots'}, or a [[servers.group]] of GPUs.",
+                    code="does_not_fit",
+                )
+            log.info("slots_halved", server=self.id, model=profile.model, slots=slots // 2, reason=reason)
+            slots //= 2
+        self.slots = 1 if self._process.one_slot else slots
+        if self._auto_slots and not self.foreign:  # slots that fit beside somebody else's process say nothing of later
+            self._host.facts.set(self._slots_key(profile), str(slots))
 
     def _slots_key(self, profile: Profile) -> str:
         device = self.gpu.name if self.gpu else f"{len(self.gpus)} x {self.gpus[0].name}" if self.gpus else "cpu"
@@ -240,8 +236,10 @@ class ManagedServer(Server):
         if self.state not in (ServerState.READY, ServerState.DRAINING):
             raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")
 
-    async def _try(self, profile: Profile) -> str:
-        """Load once. Empty when all is well, else why the profile does not fit."""
+    async def _try(self, profile: Profile, slots: int) -> str:
+        """Load once, with ``slots``. Empty when all is well, else why the profile does not fit."""
+        if slots != self._parallel:
+            await self._change_slots(slots)
         self._process.one_slot = False
         try:
             await super()._load(profile)
@@ -265,10 +263,6 @@ class ManagedServer(Server):
         await self.api.unload(profile.model, self._settings.load_timeout_s)
         return f"only {found.size_vram / 2**30:.1f} of {found.size / 2**30:.1f} GiB are in VRAM."
 
-    def _memory(self) -> str:
-        known = [gpu.memory_bytes for gpu in self.gpus if gpu.memory_bytes]
-        return f"{sum(known) / 2**30:.0f} GiB" if known else "CPU"
-
 
 def _bind(address: str, port: int) -> int:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -279,11 +273,9 @@ def _bind(address: str, port: int) -> int:
 
 
 def port_is_free(address: str, port: int) -> bool:
-    try:
-        _bind(address, port)
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        return _bind(address, port) == port
+    return False
 
 
 def free_port(address: str) -> int:

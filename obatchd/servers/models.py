@@ -94,9 +94,8 @@ class ModelKeeper:
         """
         self._check_allowed(model, by_admin)
         stores = self._stores(f"look for {model}")
-        outcomes = await asyncio.gather(
-            *(self._ensure_in(store, model, by_admin) for store in stores), return_exceptions=True
-        )
+        looks = (self._ensure_in(store, model, by_admin) for store in stores)
+        outcomes = await asyncio.gather(*looks, return_exceptions=True)
         found = [outcome for outcome in outcomes if isinstance(outcome, ModelInfo)]
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if not found:
@@ -135,8 +134,7 @@ class ModelKeeper:
         key = (store, canonical(model))
         if key in self._known:
             return self._known[key]
-        task = self._running.get(key)
-        if task is None:
+        if (task := self._running.get(key)) is None:
             task = asyncio.create_task(self._find_or_pull(store, model, by_admin), name=f"ensure-{model}")
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key, None))
@@ -288,10 +286,9 @@ class ModelKeeper:
             ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it.
         """
         users = [
-            s
-            for s in self._servers(LOCAL)
-            for p in (s.loaded, s.loading)
-            if p and canonical(p.model) == canonical(name)
+            server
+            for server in self._servers(LOCAL)
+            if canonical(name) in {canonical(profile.model) for profile in (server.loaded, server.loading) if profile}
         ]
         if busy := [server.id for server in users if server.loading or server.in_flight]:
             words = f"Model {name} is at work on {', '.join(busy)}. Wait for its jobs, or cancel them: obatchctl jobs."
