@@ -64,7 +64,6 @@ class ServerProcess:
         self._device_seen = asyncio.Event()
         self.log = LogDrain(server, log_path, self)
         self._popen: subprocess.Popen[bytes] | None = None
-        self._pidfd = -1
         self._output = -1  # read end of the pipe that it writes to; -1: closed
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> None:
@@ -87,8 +86,8 @@ class ServerProcess:
             os.close(write_fd)
         self.pid = self._popen.pid
         loop = asyncio.get_running_loop()
-        self._pidfd = os.pidfd_open(self.pid)
-        loop.add_reader(self._pidfd, self._exited)
+        pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(pidfd, self._exited, self._popen, pidfd)
         # Read here and not by a transport: uvloop's closes the pipe twice (uvloop issue 763), and by the second time
         # its number may be another thread's file.
         os.set_blocking(self._output, False)
@@ -108,36 +107,33 @@ class ServerProcess:
             self._output = -1
             self.log.close()
 
-    def _exited(self) -> None:
+    def _exited(self, popen: subprocess.Popen[bytes], pidfd: int) -> None:
         """The process is a zombie now. Until it is reaped its group id cannot belong to anybody else: the moment to
         kill its runners, which outlive it and hold the memory of the GPU."""
-        assert self._popen is not None
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._signal_group(signal.SIGKILL)
-        self.returncode = self._popen.wait()
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        _signal_group(popen.pid, signal.SIGKILL)
+        returncode = popen.wait()
+        if popen is not self._popen:
+            return  # it was stuck when it was stopped, and another one may have followed
+        self.returncode = returncode
         if self._output >= 0:
             self._read_output()  # its last words, which tell why it ended
         self.ended.set()
         self._listener.process_ended()
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        assert self.pid is not None
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM to the group, SIGKILL after ``grace_s``; returns when the whole group is gone. Idempotent."""
         if self.pid is None:
             return
         if not self.ended.is_set():
-            self._signal_group(signal.SIGTERM)
+            _signal_group(self.pid, signal.SIGTERM)
             if not await set_within(grace_s, self.ended):
                 log.warning("server_killed", server=self._server, pid=self.pid, grace_s=grace_s)
-                self._signal_group(signal.SIGKILL)
+                _signal_group(self.pid, signal.SIGKILL)
         await self._await_group()
         self._close_output()
-        self.pid = None
+        self.pid = self._popen = None
 
     async def _await_group(self) -> None:
         """Wait for the process and its runners, but not for ever: one may be stuck in the kernel."""
@@ -172,6 +168,11 @@ class ServerProcess:
         if text and all(uuid in text for uuid in uuids):
             return True
         return False if self._devices and all("library=cpu" in line for line in self._devices) else None
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
 
 
 def _members(group: int) -> list[int]:
