@@ -75,14 +75,12 @@ class Offering:
             batch = batches.setdefault(link.server.id, [])
             if len(link.offers) + len(batch) >= link.credit:
                 break
-            taken = self._queue.take(profile, 1, link.server.id, avoid=avoid)
-            if not taken:
+            if taken := self._queue.take(profile, 1, link.server.id, avoid=avoid):
+                batch.extend(taken)
+            else:
                 links = [other for other in links if other is not link]
-                continue
-            batch.extend(taken)
         for server, batch in batches.items():
-            if batch:
-                self._offer(self._links[server], profile, batch)
+            self._offer(self._links[server], profile, batch)
 
     def _steal(self, profile: Profile) -> None:
         """Where a server has a free slot and nothing waits, take back requests that wait behind a busy server."""

@@ -22,7 +22,6 @@ from obatchd.servers.managed import FactStore, Host, ManagedServer, free_port, p
 from obatchd.servers.neighbours import Neighbours, process_words
 from obatchd.servers.program import Program
 from obatchd.servers.server import RemoteServer, Server, ServerListener
-from obatchd.servers.states import ServerState
 from obatchd.servers.sweep import sweep
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -49,15 +48,11 @@ class Fleet:
     _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # told when one of them ends by an exception
     servers: dict[str, Server] = attrs.field(factory=dict, init=False)  # by id, in order
     foreign_ollama: str = attrs.field(default="", init=False)  # one that is not ours, in plain words; empty for none
-    _listeners: list[ServerListener] = attrs.field(factory=list, init=False)
+    _listener: ServerListener = attrs.field(init=False)
 
     def listen(self, listener: ServerListener) -> None:
-        """Let ``listener`` hear of each change of state from now on, in the event loop."""
-        self._listeners.append(listener)
-
-    def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
-        for listener in self._listeners:
-            listener.server_changed(server, old, new, reason)
+        """Let ``listener`` hear of each change of state, in the event loop; before ``start``."""
+        self._listener = listener
 
     @property
     def _settings(self) -> Settings:
@@ -114,7 +109,7 @@ class Fleet:
             work=self._work.absolute(),
             instance=self._instance,
             facts=self._facts,
-            listener=self,
+            listener=self._listener,
             base=dict(os.environ),
             program=self._program,
             cpu_servers=sum(not plan.gpus for plan in planned),
@@ -123,7 +118,7 @@ class Fleet:
             log.info("server_planned", number=number, server=plan.id, gpus=[gpu.uuid for gpu in plan.gpus], port=port)
             self._add(ManagedServer(plan.id, plan.gpus, port, host))
         for address, index in self._settings.ollama_instances.items():
-            server = RemoteServer(address, self._current, self)
+            server = RemoteServer(address, self._current, self._listener)
             gpu = next((gpu for gpu in self._probe.gpus if gpu.index == index and gpu.parent_uuid is None), None)
             if gpu is not None and _is_local(urlsplit(server.base_url).hostname or ""):
                 server.gpus, server.gpu_label = (gpu,), gpu.uuid
