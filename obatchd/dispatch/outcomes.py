@@ -67,8 +67,7 @@ class OutcomeHandler:
             )  # fmt: skip
             link.server.progress()
             self._clear(key, offered.taken, link)
-            tokens = item.response_tokens
-            self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=tokens)
+            self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=item.response_tokens)
             return
         fault = faults.Fault(item.fault, item.code, item.message)
         # A message about a request or an answer may quote it: its owner reads that in errors.jsonl.
@@ -136,9 +135,8 @@ class OutcomeHandler:
         link.attempts_failed += fault.kind != faults.ANSWER
         self._strike(link, taken, fault)
         kind = "crash_alone" if alone else fault.kind
-        self._events.failed(
-            Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s)
-        )
+        began_s = offered.started_s or time.time()
+        self._events.failed(Failed(*key, pending.attempt, link.server.id, began_s, kind, took_s))
         suspicion = self._suspect(key, taken, fault, link, alone=alone)
         settings = self._settings.value.dispatch
         if suspicion.alone >= settings.poison_crashes:

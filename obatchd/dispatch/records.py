@@ -15,22 +15,14 @@ from obatchd.ollama.client import Answer
 from obatchd.ollama.faults import Fault
 
 _encode = msgspec.json.Encoder().encode
+Found = tuple[Answer, dict[str, Any]]  # with more fields for the record: parsed data, notes
 
 
 def attempt(
-    server: Configure,
-    model: str,
-    item: OfferItem,
-    request: Request,
-    answer: Answer,
-    started_s: float,
-    duration_s: float,
-    extra: dict[str, Any],
+    server: Configure, model: str, item: OfferItem, request: Request, found: Found, started_s: float, duration_s: float
 ) -> bytes:
-    """The record of an attempt that ended, well or not, at the worker; it began at ``started_s`` (epoch).
-
-    ``extra`` are more fields for it: parsed data, notes.
-    """
+    """The record of an attempt that ended, well or not, at the worker; it began at ``started_s`` (epoch)."""
+    answer, extra = found
     record: dict[str, Any] = {
         "id": request.id or default_id(item.line),
         "line": item.line,

@@ -14,6 +14,7 @@ from obatchd.context.apply import apply_context, recorded
 from obatchd.context.model import context as prepared_context
 from obatchd.dispatch import protocol, records
 from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
+from obatchd.dispatch.records import Found
 from obatchd.dispatch.worker.answering import structured_answer
 from obatchd.dispatch.worker.body import has_images, left_out, request_body
 from obatchd.dispatch.worker.embedding import Vectors, embed, may_share
@@ -64,27 +65,18 @@ class Attempts:
             return [(held, self.without_answer(held, fault))]
         if request.embed is not None:
             return await self._embed([(held, request), *joining(held, request)])
-        answer, extra = await self._fulfil(held, request)
-        duration_s = time.perf_counter() - clock
-        return [(held, self._result(held, request, answer, extra, started_s, duration_s))]
+        found = await self._fulfil(held, request)
+        return [(held, self._result(held, request, found, started_s, time.perf_counter() - clock))]
 
     def without_answer(self, held: Held, fault: Fault) -> ResultItem:
         """The result of an attempt that a fault outside the server ended."""
         request = Request(id=request_id(held.item.raw))
-        return self._result(held, request, Answer(fault=fault), {}, time.time(), 0.0)
+        return self._result(held, request, (Answer(fault=fault), {}), time.time(), 0.0)
 
-    def _result(
-        self,
-        held: Held,
-        request: Request,
-        answer: Answer,
-        extra: dict[str, Any],
-        started_s: float,
-        duration_s: float,
-    ) -> ResultItem:
+    def _result(self, held: Held, request: Request, found: Found, started_s: float, duration_s: float) -> ResultItem:
         assert self.server is not None
-        item = held.item
-        record = records.attempt(self.server, held.offer.model, item, request, answer, started_s, duration_s, extra)
+        item, (answer, extra) = held.item, found
+        record = records.attempt(self.server, held.offer.model, item, request, found, started_s, duration_s)
         fault = answer.fault or Fault("", "", "")
         tokens = (answer.prompt_tokens, answer.response_tokens)
         # A constrained answer of a model that thinks takes a slot twice and reports the second time only; images are
@@ -96,7 +88,7 @@ class Attempts:
             vectors=may_share(request),
         )  # fmt: skip
 
-    async def _fulfil(self, held: Held, request: Request) -> tuple[Answer, dict[str, Any]]:
+    async def _fulfil(self, held: Held, request: Request) -> Found:
         """The answer to a request, and more fields for its record."""
         offer, context = held.offer, self.jobs[held.item.job]
         sources: dict[str, Any] = {}
@@ -142,7 +134,7 @@ class Attempts:
         self._listener.token(held)
         duration_s = (time.perf_counter() - clock) / len(together)
         return [
-            (one, self._result(one, request, vectors.answer, vectors.extra, started_s, duration_s))
+            (one, self._result(one, request, vectors, started_s, duration_s))
             for (one, request), vectors in zip(together, found, strict=True)
         ]
 
