@@ -161,7 +161,6 @@ def fork(work: Work, close: Sequence[socket.socket] = ()) -> socket.socket:
 
 
 def _main(work: Work, connection: socket.socket) -> Never:
-    """Body of every child."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     status = 1

@@ -54,7 +54,6 @@ class DispatchEvents(Protocol):
 
     def context_of(self, job: int) -> JobContext:
         """The shared part of the requests of a job, by its key."""
-        ...
 
 
 class CrashListener:
@@ -75,4 +74,3 @@ class ModelStore(Protocol):
 
     async def ensure(self, server_id: str, model: str) -> list[str]:
         """Make sure that a model is in the store of a server; its capabilities. Raises ModelError where it cannot."""
-        ...

@@ -28,7 +28,6 @@ class Offering:
     _events: DispatchEvents
 
     def fill(self) -> None:
-        """Fill the room of every server with offers."""
         by_profile: dict[Profile, list[Link]] = {}
         for link in self._links.values():
             if link.usable and link.server.loaded is not None:

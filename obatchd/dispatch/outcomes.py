@@ -50,7 +50,6 @@ class OutcomeHandler:
     crash_listener: CrashListener = attrs.field(factory=CrashListener, init=False)
 
     def result(self, link: Link, item: ResultItem) -> None:
-        """A worker has the result of an attempt."""
         key = (item.job, item.line)
         offered = link.offers.get(key)
         if offered is None or offered.taken.pending.attempt != item.attempt:
@@ -151,7 +150,6 @@ class OutcomeHandler:
         self._finish(taken, record, 0.0, succeeded=False)
 
     def _hold(self, link: Link) -> None:
-        """Offer nothing to a server for a moment."""
         link.hold(_HOLD_S)
         asyncio.get_running_loop().call_later(_HOLD_S, self._waker.wake)
 

@@ -45,7 +45,6 @@ class GpuLoad(Protocol):
 
     def utilisation(self, server_id: str) -> int | None:
         """Of the GPUs of a server in percent; None where nobody knows it."""
-        ...
 
 
 @attrs.define(eq=False)

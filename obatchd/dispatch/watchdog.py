@@ -95,7 +95,6 @@ class ServerWatch:
         self._slow_until_s = 0.0
 
     def answered(self, answer: TimedAnswer) -> None:
-        """Learn from a finished answer."""
         if answer.wait_s > max(_LEAST_WAIT_S, _LEAST_WAIT_SHARE * answer.took_s):
             if not self._waits:
                 self._waits_from_s = answer.at_s

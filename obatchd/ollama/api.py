@@ -103,7 +103,6 @@ class OllamaApi:
         return (await self._ask(_Models[LoadedModel], "GET", "/api/ps", timeout_s)).models or []
 
     async def stored(self, timeout_s: float) -> list[StoredModel]:
-        """The models in the server's store."""
         return (await self._ask(_Models[StoredModel], "GET", "/api/tags", timeout_s)).models or []
 
     async def show(self, model: str, timeout_s: float) -> ShownModel:
@@ -111,7 +110,6 @@ class OllamaApi:
         return await self._ask(ShownModel, "POST", "/api/show", timeout_s, {"model": model})
 
     async def delete(self, model: str, timeout_s: float) -> None:
-        """Remove a model from the server's store."""
         await self._call("DELETE", "/api/delete", timeout_s, {"model": model})
 
     async def load(self, model: str, options: dict[str, Any], timeout_s: float, *, pin: bool) -> None:

@@ -84,7 +84,6 @@ class _Stream(Lines):
             self._on_token()
 
     def answer(self) -> Answer:
-        """The answer, when the stream has ended."""
         if self._fault is not None:
             return Answer(fault=self._fault)
         last = self._last

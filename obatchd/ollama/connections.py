@@ -71,7 +71,7 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(f"not HTTP: {error}")
+            self._finish(Broken(f"not HTTP: {error}"))
             self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -81,7 +81,7 @@ class _Connection(asyncio.Protocol):
         if self._began and not self._sized and error is None:
             self._finish()  # without a length, the end of the connection is the end of the body (RFC 9112 §6.3)
         else:
-            self._fail(str(error) if error else "no error is told")
+            self._finish(Broken(str(error) if error else "no error is told"))
 
     # Called by the parser.
 
@@ -106,15 +106,14 @@ class _Connection(asyncio.Protocol):
             self.abort()
         self._finish()
 
-    def _finish(self) -> None:
+    def _finish(self, error: Broken | None = None) -> None:
         done, self._done, self._sink = self._done, None, None
-        if done is not None and not done.done():
+        if done is None or done.done():
+            return
+        if error is None:
             done.set_result(None)
-
-    def _fail(self, reason: str) -> None:
-        done, self._done, self._sink = self._done, None, None
-        if done is not None and not done.done():
-            done.set_exception(Broken(reason))
+        else:
+            done.set_exception(error)
 
 
 class Connections:

@@ -309,7 +309,6 @@ class Life(abc.ABC):
             await self.until({ServerState.QUARANTINED})
 
     def release(self) -> None:
-        """End a quarantine."""
         self._quarantine = None
         self._wake.set()
 

@@ -294,7 +294,6 @@ def _parsed(held: Held) -> Request | None:
 
 
 def main(connection: socket.socket) -> None:
-    """The work of the process."""
     uvloop.run(_serve(connection))
 
 
