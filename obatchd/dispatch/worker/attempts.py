@@ -23,6 +23,8 @@ from obatchd.ollama import faults
 from obatchd.ollama.client import Answer, OllamaClient
 from obatchd.ollama.faults import Cause, Fault
 
+_UNCONFIGURED = protocol.Configure("", "", "", "", 0, 0.0, 0.0, 0.0)  # no slot yet
+
 
 class Held(msgspec.Struct, eq=False):
     """A request the worker holds."""
@@ -47,7 +49,7 @@ class Attempts:
     """Makes results, with the worker's knowledge of its server and its jobs."""
 
     def __init__(self, listener: TokenListener) -> None:
-        self.server: protocol.Configure | None = None  # as the main process configured it
+        self.server = _UNCONFIGURED  # as the main process configured it
         self.client: OllamaClient | None = None  # asks it
         self.jobs: dict[int, JobContext] = {}  # the common part of a job's requests, by job key
         self.active = 0  # slots in use
@@ -74,7 +76,6 @@ class Attempts:
         return self._result(held, request, (Answer(fault=fault), {}), time.time(), 0.0)
 
     def _result(self, held: Held, request: Request, found: Found, started_s: float, duration_s: float) -> ResultItem:
-        assert self.server is not None
         item, (answer, extra) = held.item, found
         record = records.attempt(self.server, held.offer.model, item, request, found, started_s, duration_s)
         fault = answer.fault or Fault("", "", "")

@@ -87,15 +87,14 @@ class Worker:
                 self._report_progress()
 
     def _reconfigure(self, message: protocol.Configure) -> None:
-        old, self._attempts.server = self._attempts.server, message
-        if self._attempts.client is None or old is None or msgspec.structs.replace(old, slots=message.slots) != message:
-            if self._attempts.client is not None:
-                closing = self._loop.create_task(self._attempts.client.close())
+        attempts, limit_s = self._attempts, message.connect_timeout_s
+        old, attempts.server = attempts.server, message
+        if attempts.client is None or msgspec.structs.replace(old, slots=message.slots) != message:
+            if attempts.client is not None:
+                closing = self._loop.create_task(attempts.client.close())
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
-            self._attempts.client = OllamaClient(
-                message.base_url, message.token, connect_timeout_s=message.connect_timeout_s
-            )
+            attempts.client = OllamaClient(message.base_url, message.token, connect_timeout_s=limit_s)
         for held in self._held.values():
             if held.task is not None:
                 self._watch_limit(held)
@@ -103,7 +102,7 @@ class Worker:
 
     def _fill(self) -> None:
         """Open a slot for each request that may begin; a slot goes on with the next request by itself."""
-        slots = self._attempts.server.slots if self._attempts.server else 0
+        slots = self._attempts.server.slots
         for _ in range(min(len(self._queue), slots - self._attempts.active)):
             if self._attempts.active == 0:
                 self._last_token_s = time.monotonic()
@@ -127,7 +126,7 @@ class Worker:
 
     def _next(self) -> Held | None:
         """The request that begins now; None when there is none, or when slots became fewer."""
-        slots = self._attempts.server.slots if self._attempts.server else 0
+        slots = self._attempts.server.slots
         while self._queue and self._attempts.active <= slots:
             key = self._queue.popleft()
             held = self._held.get(key)
@@ -168,9 +167,9 @@ class Worker:
         self._tokens += 1
         self._last_token_s = held.token_s = time.monotonic()
 
-    def _give_up_stuck(self, settings: protocol.Configure) -> None:
+    def _give_up_stuck(self) -> None:
         """An answer that began and stopped while others go on is stuck; one that did not begin may have to wait."""
-        now_s, limit_s = time.monotonic(), settings.stall_s
+        now_s, limit_s = time.monotonic(), self._attempts.server.stall_s
         if now_s - self._last_token_s >= limit_s / 2:
             return  # nothing moves on this server: the main process knows whether its GPU is busy
         for held in self._held.values():
@@ -179,7 +178,6 @@ class Worker:
 
     def _watch_limit(self, held: Held) -> None:
         """See to it that an attempt ends in time: by one timer for all, which rings for the first whose time is up."""
-        assert self._attempts.server is not None
         ends_s = held.began_s + (held.item.limit_s or self._attempts.server.request_timeout_s)
         if self._limit is None or ends_s < self._limit_s:
             if self._limit is not None:
@@ -188,7 +186,6 @@ class Worker:
             self._limit = self._loop.call_later(max(0.0, ends_s - time.monotonic()), self._give_up_late)
 
     def _give_up_late(self) -> None:
-        assert self._attempts.server is not None
         self._limit, now_s = None, time.monotonic()
         for held in self._held.values():
             if held.task is None:
@@ -246,7 +243,7 @@ class Worker:
 
     def _flush_soon(self) -> None:
         """While there is enough to do, messages may gather for a moment; before work runs out, they may not."""
-        slots = self._attempts.server.slots if self._attempts.server else 0
+        slots = self._attempts.server.slots
         if len(self._queue) <= slots:
             if self._flushing is None or self._gathering:
                 self._stop_gathering()
@@ -281,9 +278,9 @@ class Worker:
         # Nothing to say while idle: an idle worker costs no wake-up of the main process.
         while True:
             await asyncio.sleep(_PROGRESS_S)
-            if self._attempts.server is not None and (self._attempts.active or self._tokens):
+            if self._attempts.active or self._tokens:
                 self._report_progress()
-                self._give_up_stuck(self._attempts.server)
+                self._give_up_stuck()
 
 
 def _parsed(held: Held) -> Request | None:
