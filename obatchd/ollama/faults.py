@@ -73,9 +73,7 @@ class Cause(Enum):
         r"requires more system memory|unable to load full model on gpu|resource limitations|failed to allocate"
         r"|(cuda|hip)Malloc failed|out[ -]of[ -](device[ -])?memory|(not enough|insufficient) memory",
     )  # fmt: skip
-    RUNNER_GONE = (
-        CRASH, "runner_crash", RETRY, r"(runner|llama-server) process (has terminated|no longer running)"
-    )  # fmt: skip
+    RUNNER_GONE = CRASH, "runner_crash", RETRY, r"(runner|llama-server) process (has terminated|no longer running)"
     LOAD_FAILED = (
         LOAD, "load_failed", RETRY,
         r"timed out waiting for llama.(runner|server)|error starting (runner|llama-server)"

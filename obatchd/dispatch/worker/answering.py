@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from obatchd.dispatch.records import Found
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer
 from obatchd.ollama.faults import Cause
 from obatchd.prompts.structured import AnswerFormat, FormatError, Mismatch, Parsed, answer_format, ungrounded
 
 Body = dict[str, Any]
+Ask = Callable[[Body], Awaitable[Answer]]
 _TRIES = 2
 _SOURCE_ROLES = ("user", "tool")
 
 
-async def structured_answer(
-    ask: Callable[[Body], Awaitable[Answer]], body: Body, in_source: Sequence[str]
-) -> tuple[Answer, dict[str, Any]]:
+async def structured_answer(ask: Ask, body: Body, in_source: Sequence[str]) -> Found:
     """The answer to ``body``, whose ``format`` it fits or else has the fault, and more fields for its record.
 
     A model whose answer does not fit is shown the answer and the reason, once. An answer that its token limit cut would
@@ -36,9 +36,7 @@ async def structured_answer(
     return answer, extra
 
 
-async def _asked(
-    ask: Callable[[Body], Awaitable[Answer]], body: Body, wanted: AnswerFormat
-) -> tuple[Answer, Parsed | None, int]:
+async def _asked(ask: Ask, body: Body, wanted: AnswerFormat) -> tuple[Answer, Parsed | None, int]:
     earlier: Answer | None = None
     reason = ""
     for tries in range(1, _TRIES + 1):

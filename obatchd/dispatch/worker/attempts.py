@@ -38,6 +38,9 @@ class Held(msgspec.Struct, eq=False):
     fault: Fault | None = None  # why its attempt was ended from outside
 
 
+Together = Sequence[tuple[Held, Request]]
+
+
 class TokenListener(Protocol):
     """Hears that attempts get on; :class:`obatchd.dispatch.worker.worker.Worker`."""
 
@@ -55,9 +58,7 @@ class Attempts:
         self.active = 0  # slots in use
         self._listener = listener
 
-    async def run(
-        self, held: Held, joining: Callable[[Held, Request], Sequence[tuple[Held, Request]]]
-    ) -> list[tuple[Held, ResultItem]]:
+    async def run(self, held: Held, joining: Callable[[Held, Request], Together]) -> list[tuple[Held, ResultItem]]:
         """The results of one attempt: of ``held``, and of requests that ``joining`` lets share its call for vectors."""
         started_s, clock = time.time(), time.perf_counter()
         try:
@@ -123,7 +124,7 @@ class Attempts:
         except asyncio.CancelledError:
             return Answer(fault=_given_up(held))
 
-    async def _embed(self, together: Sequence[tuple[Held, Request]]) -> list[tuple[Held, ResultItem]]:
+    async def _embed(self, together: Together) -> list[tuple[Held, ResultItem]]:
         assert self.client is not None
         started_s, clock = time.time(), time.perf_counter()
         held = together[0][0]
