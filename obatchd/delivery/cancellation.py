@@ -7,6 +7,8 @@ import time
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+from attrs import define
+
 from obatchd import log
 from obatchd.delivery.committer import Committer
 from obatchd.errors import ObatchError
@@ -14,8 +16,7 @@ from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Outcome, Profile
 from obatchd.jobs.queue import JobQueue
 from obatchd.live.job import CANCELLED, Ending, LiveJob
-from obatchd.live.work import Work
-from obatchd.tasks import TaskSet
+from obatchd.live.work import Part
 from obatchd.times import instant
 
 _log = log.get(__name__)
@@ -29,19 +30,13 @@ class CompletionCheck(Protocol):
         """A job has more outcomes; it may be complete."""
 
 
-class Cancellation:
+@define(eq=False)
+class Cancellation(Part):
     """Gives requests that will not be answered their outcome."""
 
-    def __init__(self, work: Work, queue: JobQueue, committer: Committer, completion: CompletionCheck) -> None:
-        self._work = work
-        self._queue = queue
-        self._committer = committer
-        self._completion = completion
-        self._tasks = TaskSet(work.owner)
-
-    async def stop(self) -> None:
-        """Ending the rest of a job goes on at the next start."""
-        await self._tasks.stop()
+    _queue: JobQueue
+    _committer: Committer
+    _completion: CompletionCheck
 
     def unservable(self, profile: Profile, error: ObatchError) -> None:
         """No server can have ``profile``: requests that need it fail."""
@@ -64,12 +59,14 @@ class Cancellation:
         await asyncio.to_thread(self._work.store.state.update, live.key, cancelled=1)
         _log.info("job_cancelled", job=live.row.job)
         live.ending = CANCELLED
-        await self._end(live)
+        self._queue.cancel_job(live.key)
+        await self._end_pending(live, CANCELLED)
 
     def expire(self, live: LiveJob) -> None:
         """End a job whose deadline has passed."""
         if self.mark_expired(live):
-            self._start(live, self._end(live))
+            self._queue.cancel_job(live.key)
+            self.carry_out(live)
 
     def mark_expired(self, live: LiveJob) -> bool:
         """Whether a job's deadline has just passed. A restart finds it passed again."""
@@ -85,11 +82,6 @@ class Cancellation:
         """Go on with an ending that was decided before the job was indexed, or by an earlier run."""
         assert live.ending is not None
         self._start(live, self._end_pending(live, live.ending))
-
-    async def _end(self, live: LiveJob) -> None:
-        assert live.ending is not None
-        self._queue.cancel_job(live.key)
-        await self._end_pending(live, live.ending)
 
     def _start(self, live: LiveJob, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.start(work, f"end-{live.row.job}")

@@ -29,12 +29,7 @@ class Completion:
     """
 
     def __init__(
-        self,
-        work: Work,
-        queue: JobQueue,
-        committer: Committer,
-        models: Models,
-        events: DeliveryEvents,
+        self, work: Work, queue: JobQueue, committer: Committer, models: Models, events: DeliveryEvents
     ) -> None:
         self._work = work
         self._queue = queue

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+from attrs import define, field
 
 from obatchd.dispatch.events import INTERRUPTED, Finished
 from obatchd.dispatch.outcomes import Suspicion
@@ -17,8 +18,7 @@ from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import AttemptRow, unanswered_record
-from obatchd.live.work import Outcomes, Work
-from obatchd.tasks import TaskSet
+from obatchd.live.work import Outcomes, Part
 
 # Bytes of one fetch: 1,024 small requests, or a few long ones.
 _FETCH_BYTES = 4 * 1024**2
@@ -57,16 +57,13 @@ def read_requests(
         for row in rows:
             if size and size + row.length > byte_limit:
                 break
-            raw = os.pread(descriptor, row.length, row.offset)
             size += row.length
-            if zlib.crc32(raw) != row.checksum:
+            if (raw := row.read(descriptor)) is None:
                 changed.append(row)
                 continue
             history = known.get(row.line)
-            if history is None:
-                pending.append(Pending(row.line, raw))
-            else:
-                pending.append(Pending(row.line, raw, history.attempts + 1, history.servers, history.spent_s))
+            earlier = (history.attempts + 1, history.servers, history.spent_s) if history is not None else ()
+            pending.append(Pending(row.line, raw, *earlier))
     finally:
         os.close(descriptor)
     return pending, changed
@@ -81,16 +78,14 @@ def changed_record(row: Entry) -> bytes:
     return unanswered_record(row.id, row.line, Outcome.FAILED, "input_changed", message)
 
 
-class Feeder:
+@define(eq=False)
+class Feeder(Part):
     """Fills lanes' windows in a thread of its own. Implements :class:`obatchd.jobs.queue.LaneFeeder`."""
 
-    def __init__(self, work: Work, preparation: Preparation, outcomes: Outcomes) -> None:
-        self._work = work
-        self._preparation = preparation
-        self._outcomes = outcomes
-        self._known: dict[int, dict[int, History]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeder")
-        self._tasks = TaskSet(work.owner)
+    _preparation: Preparation
+    _outcomes: Outcomes
+    _known: dict[int, dict[int, History]] = field(factory=dict, init=False)
+    _thread: ThreadPoolExecutor = field(factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="feeder"), init=False)
 
     def remember(self, job: int, known: dict[int, History]) -> None:
         """Earlier attempts of a job taken up again."""
@@ -113,8 +108,8 @@ class Feeder:
         self._thread.shutdown()
 
     async def _fetch(self, lane: Lane, queue: JobQueue) -> None:
-        source = self._work.source_of(lane.job)
-        if source is None:
+        live = self._work.jobs.get(lane.job)
+        if live is None:
             return
         known = self._known.get(lane.job, {})
         expected = lane.unread  # lines that are indexed while this reads may be missing
@@ -122,11 +117,11 @@ class Feeder:
         def read() -> tuple[list[Pending], list[Entry], int]:
             if lane.job not in self._work.jobs:  # over meanwhile: its files may be gone
                 return [], [], 0
-            segment = source.open_segment()
+            segment = self._work.store.of(live.row)
             rows = segment.pending(lane.job, lane.number, lane.cursor, WINDOW_FETCH)
             if not rows and lane.gaps[1]:
                 rows = segment.pending(lane.job, lane.number, lane.gaps[0], WINDOW_FETCH, lane.gaps[1])
-            return (*read_requests(source.request_file, rows, known), len(rows))
+            return (*read_requests(self._work.request_file(live.row), rows, known), len(rows))
 
         async def read_in_thread() -> tuple[list[Pending], list[Entry], int]:
             return await asyncio.get_running_loop().run_in_executor(self._thread, read)

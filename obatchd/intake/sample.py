@@ -10,9 +10,7 @@ from obatchd.jobs.model import Entry
 class Reservoir:
     """Makes a reservoir sample (Vitter 1985, algorithm R): every request is chosen with the same probability.
 
-    Args:
-        size: how many.
-        seed: the same seed over the same requests makes the same choice.
+    The same seed over the same requests makes the same choice.
     """
 
     def __init__(self, size: int, seed: str) -> None:
