@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -81,7 +81,7 @@ class Operations(Protocol):
         """The whole state, of jobs and drops only those that the caller may see; without the burn-in in progress."""
 
     def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
-        """Jobs, newest first; with ``mine`` an administrator gets only their own, too."""
+        """Jobs, newest first, in a JobState or (None) in any; with ``mine`` administrators get only their own, too."""
 
     def job(self, caller: Caller, job_id: str) -> JobDocument:
         """One job."""
@@ -130,7 +130,7 @@ class Operations(Protocol):
     async def remove_model(self, name: str) -> Removed:
         """Delete a model from the store."""
 
-    async def reload(self) -> Reloaded:
+    def reload(self) -> Awaitable[Reloaded]:
         """Read the settings again.
 
         Raises:

@@ -31,7 +31,6 @@ class AttemptsInProgress(Protocol):
 
     def unrecorded_starts(self) -> list[Failed]:
         """Attempts that run and should be remembered with the next commit, each given once."""
-        ...
 
 
 @define(eq=False)

@@ -9,6 +9,7 @@ import time
 from obatchd import __version__
 from obatchd.delivery.advice import advice
 from obatchd.dispatch.protocol import context_sha256
+from obatchd.documents import excerpt
 from obatchd.documents.jobs import DropFacts, Failure, JobDocument, SettingsUsed, Summary
 from obatchd.jobs.model import JobState, by_outcome
 from obatchd.jobs.store import JobRow
@@ -130,15 +131,12 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
 def _settings_used(live: LiveJob) -> SettingsUsed:
     context = live.context()
     system_message = context.system_message
-    return SettingsUsed(
+    return excerpt(
+        SettingsUsed,
+        context,
         model=live.frozen.model or None,
         context_length=sorted(live.asked_before.union(lane.profile.context_length for lane in live.lanes.values())),
-        options=context.options,
-        max_response_tokens=context.max_response_tokens,
         context_sha256=context_sha256(context),
-        format=context.format,
-        in_source=context.in_source,
-        think=context.think,
         system_message_sha256=hashlib.sha256(system_message.encode()).hexdigest() if system_message else None,
     )
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
+from attrs import define, field
+
 from obatchd import log
 from obatchd.dispatch.holds import Holds
 from obatchd.documents.alarms import Alarm, DiskLow
@@ -35,23 +37,17 @@ class ConditionListener(Protocol):
         """A condition that may have kept drops in the inbox is over."""
 
 
+@define(eq=False)
 class Conditions:
-    """Holds dispatch while any condition hinders all of it.
+    """Holds dispatch while any condition hinders all of it."""
 
-    Attributes:
-        of_all: conditions that hinder everything: reason by kind.
-        of_jobs: conditions that hinder one job: reason by key.
-        free: of the spool's file system, as last seen.
-    """
-
-    def __init__(self, holds: Holds, announcer: Announcer) -> None:
-        self.of_all: dict[str, str] = {}
-        self.of_jobs: dict[int, str] = {}
-        self.free = FreeSpace(0, 0)
-        self._unpublished = False
-        self._holds = holds
-        self._announcer = announcer
-        self._listeners: list[ConditionListener] = []
+    _holds: Holds
+    _announcer: Announcer
+    of_all: dict[str, str] = field(factory=dict, init=False)  # those that hinder everything: reason by kind
+    of_jobs: dict[int, str] = field(factory=dict, init=False)  # those that hinder one job: reason by key
+    free: FreeSpace = field(default=FreeSpace(0, 0), init=False)  # of the spool's file system, as last seen
+    _unpublished: bool = field(default=False, init=False)
+    _listeners: list[ConditionListener] = field(factory=list, init=False)
 
     def listen(self, listener: ConditionListener) -> None:
         self._listeners.append(listener)

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from attrs import define
 
 from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, DropRefused
 from obatchd.intake.limits import OwnerLimits
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import FILE_ENDINGS, Intent, JobState
 from obatchd.jobs.store import JobRow
 from obatchd.settings.frozen import FrozenSettings
@@ -24,11 +24,11 @@ from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 
 
+@define(eq=False)
 class Submissions:
     """Takes them; a returned job has begun and would survive a power cut."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    _engine: Engine
 
     async def submit(self, submission: Submission) -> JobRow:
         """The job of a submission.
@@ -97,7 +97,7 @@ class Submissions:
             raise ControlError(reason, code="over_limit")
 
     def _copy_failed(self, row: JobRow, target: Path) -> None:
-        source = request_file(self._engine.layout.job_dir(row.job) / "input")
+        source = self._engine.work.request_file(row)
         if not source.exists():
             raise ControlError(f"the prompts of job {row.job} are no longer kept; drop them again", code="released")
         rows = self._engine.store.of(row).failed_requests(row.key)
