@@ -108,8 +108,8 @@ class Feeder(Part):
         self._thread.shutdown()
 
     async def _fetch(self, lane: Lane, queue: JobQueue) -> None:
-        live = self._work.jobs.get(lane.job)
-        if live is None:
+        source = self._work.source_of(lane.job)
+        if source is None:
             return
         known = self._known.get(lane.job, {})
         expected = lane.unread  # lines that are indexed while this reads may be missing
@@ -117,11 +117,11 @@ class Feeder(Part):
         def read() -> tuple[list[Pending], list[Entry], int]:
             if lane.job not in self._work.jobs:  # over meanwhile: its files may be gone
                 return [], [], 0
-            segment = self._work.store.of(live.row)
+            segment = source.open_segment()
             rows = segment.pending(lane.job, lane.number, lane.cursor, WINDOW_FETCH)
             if not rows and lane.gaps[1]:
                 rows = segment.pending(lane.job, lane.number, lane.gaps[0], WINDOW_FETCH, lane.gaps[1])
-            return (*read_requests(self._work.request_file(live.row), rows, known), len(rows))
+            return (*read_requests(source.request_file, rows, known), len(rows))
 
         async def read_in_thread() -> tuple[list[Pending], list[Entry], int]:
             return await asyncio.get_running_loop().run_in_executor(self._thread, read)

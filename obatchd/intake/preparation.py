@@ -45,7 +45,13 @@ class Preparation(Part):
 
     _outcomes: Outcomes
     _waiting: dict[tuple[int, int], _Waiting] = field(factory=dict, init=False)
+    _keeper: Keeper[FromPreparer] = field(init=False)
     _preparer: Child | None = field(default=None, init=False)
+
+    @_keeper.default
+    def _of_one_preparer(self) -> Keeper[FromPreparer]:
+        task = partial(preparer.main, cache_dir=self._work.layout.sources)
+        return Keeper("preparer", task, from_preparer, self, silent_s=_SILENT_S)
 
     @property
     def _settings(self) -> ContextSettings:
@@ -69,9 +75,7 @@ class Preparation(Part):
             lane.preparing += 1
             self._tell(waiting)
         if len(ready) < len(pending) and not self._tasks:
-            task = partial(preparer.main, cache_dir=self._work.layout.sources)
-            keeper = Keeper("preparer", task, from_preparer, self, silent_s=_SILENT_S)
-            self._tasks.start(keeper.run(), "preparation")
+            self._tasks.start(self._keeper.run(), "preparation")
         return ready
 
     def _tell(self, waiting: _Waiting) -> None:

@@ -37,7 +37,7 @@ class ConditionListener(Protocol):
         """A condition that may have kept drops in the inbox is over."""
 
 
-@define(eq=False)
+@define(eq=False, slots=False)
 class Conditions:
     """Holds dispatch while any condition hinders all of it."""
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from attrs import define, field
 
@@ -13,7 +15,7 @@ from obatchd.dispatch.holds import Holds
 from obatchd.documents.alarms import JobDone
 from obatchd.documents.jobs import Counts
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.store import JobRow, Store
+from obatchd.jobs.store import JobRow, Segment, Store
 from obatchd.live.conditions import Announcer, Conditions
 from obatchd.live.job import LiveJob
 from obatchd.settings.current import Current
@@ -29,6 +31,13 @@ class Outcomes(Protocol):
 
     def finish(self, result: Finished) -> None:
         """A request has its outcome, which is to be made durable."""
+
+
+class RequestSource(NamedTuple):
+    """Where the requests of a job are read: its segment, opened when it is needed, and the file with their bytes."""
+
+    open_segment: Callable[[], Segment]
+    request_file: Path
 
 
 @define(eq=False)
@@ -60,6 +69,11 @@ class Work:
         """The directory of a job's results."""
         return self.layout.outbox_dir(row.job, row.name, row.owner)
 
+    def source_of(self, job: int) -> RequestSource | None:
+        """Where the requests of a live job are read; None when the job is gone."""
+        live = self.jobs.get(job)
+        return RequestSource(partial(self.store.of, live.row), self.request_file(live.row)) if live else None
+
     def over(self, row: JobRow, counts: Counts) -> None:
         """A job is published: forget it, and tell."""
         self.jobs.pop(row.key, None)
@@ -73,7 +87,7 @@ class Work:
         self.announcer.announce(done)
 
 
-@define(eq=False)
+@define(eq=False, slots=False)
 class Part:
     """A part of the path with tasks of its own."""
 
