@@ -18,9 +18,8 @@ from obatchd.client.runtime import CONTROL_SOCKET
 from obatchd.control import auth
 from obatchd.control.answer import answer, answer_line, count_asked
 from obatchd.control.auth import Access, Caller
-from obatchd.control.burnin import Burnin, BurninRoutes
 from obatchd.control.gpu_routes import GpuRoutes
-from obatchd.control.operations import Operations, ServerAction
+from obatchd.control.operations import Burnin, Operations, ServerAction
 from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
 from obatchd.documents.jobs import Jobs
 from obatchd.documents.models import Models
@@ -180,7 +179,7 @@ class _Api:
         self._operations = operations
         self._access = access
         self._burnin_runs = burnin_runs
-        self._gpus = GpuRoutes(operations.gpus)
+        self._gpus = GpuRoutes(operations.gpus, burnin_runs)
         self.stopping = False
         self._for_every_caller = frozenset(route.handler for route in self._routes_for_every_caller())
 
@@ -215,7 +214,6 @@ class _Api:
             web.post("/v1/models/pull", self._pull),
             web.delete("/v1/models/{model:.+}", self._remove_model),
             *self._gpus.for_administrators(),
-            *BurninRoutes(self._burnin_runs).for_administrators(),
         ]
 
     @web.middleware

@@ -1,13 +1,16 @@
-"""The part of the control API about GPUs, under ``/v1/gpus``."""
+"""The part of the control API about GPUs, under ``/v1/gpus``, and burn-in runs, under ``/v1/burnin``."""
 
 from __future__ import annotations
+
+import json
 
 from aiohttp import web
 from attrs import define
 
 from obatchd import errors
 from obatchd.control.answer import answer, count_asked
-from obatchd.control.operations import GpuOperations
+from obatchd.control.operations import Burnin, GpuOperations
+from obatchd.documents.burnin import BurninRuns
 from obatchd.documents.gpus import GpuEvents
 
 _MOST_EVENTS = 10_000
@@ -18,6 +21,7 @@ class GpuRoutes:
     """The routes, and who may use them."""
 
     _gpus: GpuOperations
+    _burnin: Burnin
 
     def for_every_caller(self) -> list[web.RouteDef]:
         return [
@@ -32,6 +36,11 @@ class GpuRoutes:
             web.post("/v1/gpus/{gpu}/release", self._release),
             web.post("/v1/gpus/{gpu}/lend", self._lend),
             web.post("/v1/gpus/{gpu}/take-back", self._take_back),
+            web.get("/v1/burnin", self._burnin_runs),
+            web.post("/v1/burnin", self._start_burnin),
+            web.get("/v1/burnin/status", self._burnin_status),
+            web.post("/v1/burnin/stop", self._stop_burnin),
+            web.get("/v1/burnin/reports/{run}", self._burnin_report),
         ]
 
     async def _all(self, request: web.Request) -> web.Response:
@@ -60,3 +69,24 @@ class GpuRoutes:
 
     async def _take_back(self, request: web.Request) -> web.Response:
         return answer(await self._gpus.take_back(request.match_info["gpu"]))
+
+    async def _burnin_runs(self, request: web.Request) -> web.Response:
+        return answer(BurninRuns(await self._burnin.runs()))
+
+    async def _start_burnin(self, request: web.Request) -> web.Response:
+        try:
+            asked = json.loads(await request.read() or b"{}")
+        except ValueError:
+            asked = None
+        if not isinstance(asked, dict):
+            raise errors.ConfigError("the body must be a JSON object", code="bad_request")
+        return answer(await self._burnin.start(asked))
+
+    async def _burnin_status(self, request: web.Request) -> web.Response:
+        return answer(await self._burnin.status())
+
+    async def _stop_burnin(self, request: web.Request) -> web.Response:
+        return answer(await self._burnin.stop("by an administrator"))
+
+    async def _burnin_report(self, request: web.Request) -> web.Response:
+        return answer(await self._burnin.report(request.match_info["run"]))

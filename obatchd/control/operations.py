@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from obatchd.control.auth import Caller
 from obatchd.documents.answers import HostState, Paused, Reloaded, Removed
+from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Released
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import ModelEntry, PullProgress
@@ -64,6 +65,28 @@ class GpuOperations(Protocol):
 
     async def take_back(self, name: str) -> GpuEntry:
         """End a loan."""
+
+
+class Burnin(Protocol):
+    """Questions and commands about burn-in runs."""
+
+    async def start(self, asked: dict[str, Any]) -> BurninStatus:
+        """Begin a run; raises ConfigError or ControlError."""
+
+    async def stop(self, who: str) -> BurninHead:
+        """End the run in progress."""
+
+    def brief(self) -> BurninBrief | None:
+        """The run in progress in a few words."""
+
+    async def status(self) -> BurninStatus:
+        """The run in progress or the latest one."""
+
+    async def report(self, run: str) -> BurninReport:
+        """A whole report."""
+
+    async def runs(self) -> list[ListedRun]:
+        """All runs, newest first."""
 
 
 class Operations(Protocol):

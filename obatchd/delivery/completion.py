@@ -42,26 +42,21 @@ class Completion:
         self._committer.start(self, attempts)
         await self.publisher.start()
 
-    # Events of dispatch.
+    # Events of dispatch, whose Protocol says what they mean.
 
     def finished(self, finished: Finished) -> None:
-        """A request has its outcome."""
         self._committer.finish(finished)
 
     def failed(self, failed: Failed) -> None:
-        """An attempt failed and another one follows."""
         self._committer.fail(failed)
 
     def model_missing(self, model: str) -> None:
-        """A server says that it does not have a model."""
         self._models.forget(model)
 
     def unservable(self, profile: Profile, error: ObatchError) -> None:
-        """No server can have ``profile``: requests that need it fail."""
         self.cancellation.unservable(profile, error)
 
     def context_of(self, job: int) -> JobContext:
-        """The shared part of a job's requests."""
         return self._work.jobs[job].context()
 
     # From commit to publication.

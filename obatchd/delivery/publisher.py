@@ -152,10 +152,12 @@ class Publisher(Part):
         crash_points.reach("publish.after_summary")
         flush_outboxes(boxes)
         finished_s = time.time()
-        changes = [
-            (live.row.key, self._done(live.row, box, counts, finished_s))
-            for live, box, counts in zip(batch, boxes, every, strict=True)
-        ]
+        changes: list[tuple[int, dict[str, Any]]] = []
+        for live, box, counts in zip(batch, boxes, every, strict=True):
+            # The store holds just the results that it wrote.
+            kept_bytes = size_bytes(self._work.layout.job_dir(live.row.job)) + box.whole_bytes()
+            done = {"state": JobState.DONE, "finished_s": finished_s, "summary": msgspec.structs.asdict(counts)}
+            changes.append((live.row.key, done | {"kept_bytes": kept_bytes}))
         self._work.store.state.update_many(changes)
         for live in batch:
             self._work.store.settle(live.row)
@@ -174,13 +176,3 @@ class Publisher(Part):
         summary = summary_of(live, totals, self._models)
         box.write_status(last_status(live, summary))
         return summary
-
-    def _done(self, row: JobRow, box: JobOutbox, counts: Counts, finished_s: float) -> dict[str, Any]:
-        """The columns of the index that change for a published job."""
-        return {
-            "state": JobState.DONE,
-            "finished_s": finished_s,
-            "summary": msgspec.structs.asdict(counts),
-            # The store holds just the results that it wrote.
-            "kept_bytes": size_bytes(self._work.layout.job_dir(row.job)) + box.whole_bytes(),
-        }

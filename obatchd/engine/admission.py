@@ -49,17 +49,14 @@ class Admission(Part):
             self._queue.resume(live.key)
 
     def accepted(self, row: JobRow) -> None:
-        """A drop has become a job; its chunks follow."""
         self._completion.cancellation.mark_expired(self.add(row))
         _log.info("job_accepted", job=row.job, owner=row.owner, size=row.size)
 
     def refused(self, row: JobRow) -> None:
-        """An accepted drop turned out not to be a job."""
         if self._work.jobs.pop(row.key, None) is not None:
             self._queue.cancel_job(row.key)
 
     def indexed(self, job: int, chunk: Chunk) -> None:
-        """More of a job is indexed."""
         live = self._work.jobs.get(job)
         if live is None:
             return

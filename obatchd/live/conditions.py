@@ -12,7 +12,6 @@ from obatchd import log
 from obatchd.dispatch.holds import Holds
 from obatchd.documents.alarms import Alarm, DiskLow
 from obatchd.jobs.store import DISK_ERRORS
-from obatchd.live.disk import disk_trouble
 from obatchd.settings.tables.disk import DiskSettings
 from obatchd.spool.layout import FreeSpace, Layout
 
@@ -20,6 +19,7 @@ _log = log.get(__name__)
 RETRY_S = 1.0  # between two tries of a step that the disk refused
 INTAKE = "intake"  # must not keep the intake from finding out that this condition is over
 _DISK = "disk"
+_RESUME = 1.1  # this much more than the least must be free again, so that the daemon does not go on and off
 T = TypeVar("T")
 
 
@@ -129,3 +129,21 @@ class Conditions:
     def _over(self) -> None:
         for listener in self._listeners:
             listener.condition_over()
+
+
+def disk_trouble(free: FreeSpace, limits: DiskSettings, *, low_already: bool) -> str:
+    """Why nothing more should be begun; empty when all is well."""
+    factor = _RESUME if low_already else 1
+    found = []
+    if free.read_only:
+        found.append("it is mounted read-only; look at the kernel's log (dmesg) for errors of the disk")
+    if free.bytes < limits.min_free_bytes * factor:
+        found.append(
+            f"{free.bytes // 1024**2} MiB free, less than min_free_bytes ({limits.min_free_bytes // 1024**2} MiB); "
+            "free some space"
+        )
+    if 0 <= free.inodes < limits.min_free_inodes * factor:
+        found.append(
+            f"{free.inodes} inodes free, less than min_free_inodes ({limits.min_free_inodes}); delete some files"
+        )
+    return "; ".join(found)

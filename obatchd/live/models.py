@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from obatchd.dispatch.events import ModelStore
 from obatchd.documents.jobs import ModelFacts
 
 
-class Models(Protocol):
+class Models(ModelStore, Protocol):
     """Given by the composition root."""
-
-    async def ensure(self, server_id: str, model: str) -> list[str]:
-        """Make sure of a model in that server's store; returns its capabilities, raises ModelError."""
 
     def forget(self, model: str) -> None:
         """Forget the facts about a model."""

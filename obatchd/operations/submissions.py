@@ -15,7 +15,7 @@ from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, DropRefused
 from obatchd.intake.limits import OwnerLimits
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.model import FILE_ENDINGS, Intent, JobState
+from obatchd.jobs.model import FILE_ENDINGS, JobState
 from obatchd.jobs.store import JobRow
 from obatchd.settings.frozen import FrozenSettings
 from obatchd.settings.job import JobSettings
@@ -68,7 +68,14 @@ class Submissions:
         """``fill`` puts the prompts into place; it is called in a thread."""
         engine = self._engine
         try:
-            claimed = await self._claim(name, owner, kind, settings, fill)
+            begun = await asyncio.to_thread(claim.begin_submission, engine.layout, engine.intake.ids, name, owner, kind)
+            try:
+                await asyncio.to_thread(fill, begun)
+                await asyncio.to_thread(settings.write, begun.directory)
+                claimed = await asyncio.to_thread(claim.commit_submission, begun, engine.layout, engine.store.state)
+            except BaseException:
+                await asyncio.to_thread(begun.abandon)
+                raise
         except OSError as error:
             raise ControlError(f"it cannot be copied: {error.strerror or error}", code="not_copied") from error
         await engine.intake.begin(engine.store.state.find([claimed.job]))
@@ -76,19 +83,6 @@ class Submissions:
         if row.state is JobState.REFUSED:
             raise DropRefused("; ".join(row.notes))
         return row
-
-    async def _claim(
-        self, name: bytes, owner: int, kind: str, settings: SubmittedSettings, fill: Callable[[claim.Incoming], None]
-    ) -> Intent:
-        engine = self._engine
-        begun = await asyncio.to_thread(claim.begin_submission, engine.layout, engine.intake.ids, name, owner, kind)
-        try:
-            await asyncio.to_thread(fill, begun)
-            await asyncio.to_thread(settings.write, begun.directory)
-            return await asyncio.to_thread(claim.commit_submission, begun, engine.layout, engine.store.state)
-        except BaseException:
-            await asyncio.to_thread(begun.abandon)
-            raise
 
     def _may_submit(self, owner: int) -> None:
         if self._engine.conditions.of_all:
