@@ -63,16 +63,19 @@ def listen(path: Path, *, shared: bool) -> socket.socket:
     """A listening Unix socket, for everybody or for the daemon's user alone; replaces a stale one of an earlier run.
 
     The identity of the peer decides whether it is answered, never the socket's mode alone.
+
+    Raises:
+        SpoolError: it cannot be made.
     """
-    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        path.unlink(missing_ok=True)
         listener.bind(str(path))
         os.chmod(path, 0o666 if shared else 0o600)
         listener.listen(128)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise errors.SpoolError(f"{path}: cannot listen: {error.strerror}") from error
     return listener
 
 
@@ -97,17 +100,9 @@ class ControlServer:
         )
 
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            SpoolError: the socket cannot be made.
-        """
+        """Listen; raises SpoolError where the socket cannot be made."""
+        listener = listen(self._path, shared=self._shared)
         await self._runner.setup()
-        try:
-            listener = listen(self._path, shared=self._shared)
-        except OSError as error:
-            await self._runner.cleanup()
-            raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
         self._tasks.start(self._accept(listener), "control-accept")
         _log.info("control_listening", path=self._path)
 
@@ -153,7 +148,6 @@ class ControlServer:
 
 
 def error_document(error: errors.ObatchError) -> ErrorDocument:
-    """How an error looks in JSON."""
     return ErrorDocument(Error(error.code, error.message))
 
 
@@ -285,18 +279,11 @@ class _Api:
         return answer(await self._operations.remove_job(request[_CALLER], request.match_info["job"]))
 
     async def _host_action(self, request: web.Request) -> web.Response:
-        operations = self._operations
-        match request.match_info["action"]:
-            case "pause":
-                return answer(await operations.pause(request[_CALLER], None))
-            case "resume":
-                return answer(await operations.resume(request[_CALLER], None))
-            case "drain":
-                return answer(await operations.drain())
-            case "undrain":
-                return answer(await operations.undrain())
-            case _:
-                return answer(await operations.reload())
+        ask, name = self._operations, request.match_info["action"]
+        if name in ("pause", "resume"):
+            return answer(await (ask.pause if name == "pause" else ask.resume)(request[_CALLER], None))
+        actions = {"drain": ask.drain, "undrain": ask.undrain, "reload": ask.reload}
+        return answer(await actions[name]())
 
     async def _models(self, request: web.Request) -> web.Response:
         return answer(Models(await self._operations.models()))

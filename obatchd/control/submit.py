@@ -74,15 +74,8 @@ class SubmitServer:
         self._listener: socket.socket | None = None
 
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            SpoolError: the socket cannot be made.
-        """
-        try:
-            self._listener = listen(self._path, shared=self._access.is_shared)
-        except OSError as error:
-            raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
+        """Listen; raises SpoolError where the socket cannot be made."""
+        self._listener = listen(self._path, shared=self._access.is_shared)
         self._accepting.start(self._accept(self._listener), "submit-accept")
 
     async def stop(self) -> None:

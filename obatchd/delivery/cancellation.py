@@ -39,7 +39,6 @@ class Cancellation(Part):
     _completion: CompletionCheck
 
     def unservable(self, profile: Profile, error: ObatchError) -> None:
-        """No server can have ``profile``: requests that need it fail."""
         message = f"{error.message} (model {profile.model}, context {profile.context_length})"
         for lane in self._queue.lanes_of_profile(profile):
             self.fail_lane(lane, error.code, message)
@@ -63,7 +62,6 @@ class Cancellation(Part):
         await self._end_pending(live, CANCELLED)
 
     def expire(self, live: LiveJob) -> None:
-        """End a job whose deadline has passed."""
         if self.mark_expired(live):
             self._queue.cancel_job(live.key)
             self.carry_out(live)

@@ -79,7 +79,6 @@ class Committer(Part):
             self._event.set()
 
     def fail(self, attempt: Failed) -> None:
-        """An attempt failed and another one follows."""
         self._failed.append(attempt)
         self._event.set()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attrs import define, field
+
 from obatchd.delivery.cancellation import Cancellation
 from obatchd.delivery.committer import AttemptsInProgress, Committer
 from obatchd.delivery.publisher import DeliveryEvents, Publisher
@@ -21,22 +23,21 @@ _BACKLOG_LIMIT = 20_000
 _BACKLOG = "backlog"
 
 
+@define(eq=False, slots=False)
 class Completion:
-    """Called from the main loop. Implements ``DispatchEvents`` and ``CommitListener``.
+    """Called from the main loop. Implements ``DispatchEvents`` and ``CommitListener``."""
 
-    Attributes:
-        cancellation: ends jobs and lanes before all is answered.
-    """
+    _work: Work
+    _queue: JobQueue
+    _committer: Committer
+    _models: Models
+    _events: DeliveryEvents
+    publisher: Publisher = field(init=False)
+    cancellation: Cancellation = field(init=False)  # ends jobs and lanes before all is answered
 
-    def __init__(
-        self, work: Work, queue: JobQueue, committer: Committer, models: Models, events: DeliveryEvents
-    ) -> None:
-        self._work = work
-        self._queue = queue
-        self._committer = committer
-        self._models = models
-        self.publisher = Publisher(work, models, events)
-        self.cancellation = Cancellation(work, queue, committer, self)
+    def __attrs_post_init__(self) -> None:
+        self.publisher = Publisher(self._work, self._models, self._events)
+        self.cancellation = Cancellation(self._work, self._queue, self._committer, self)
 
     async def start(self, attempts: AttemptsInProgress) -> None:
         self._committer.start(self, attempts)

@@ -57,7 +57,6 @@ def last_status(live: LiveJob, summary: Summary) -> JobDocument:
 
 
 def finished_document(row: JobRow, layout: Layout) -> JobDocument:
-    """A job that is over."""
     summary = row.summary or {}
     requests, counts = summary.get("requests", 0), by_outcome(summary)
     refused = row.state is JobState.REFUSED

@@ -73,7 +73,6 @@ class Publisher(Part):
         await asyncio.to_thread(self._status_thread.shutdown)
 
     def publish(self, live: LiveJob) -> None:
-        """Publish a job whose requests all have results."""
         self._queue.append(live)
         self._event.set()
         self._backlog += 1

@@ -33,7 +33,6 @@ class Admission(Part):
     _models: Models
 
     def add(self, row: JobRow) -> LiveJob:
-        """Make a job live."""
         live = self._work.jobs[row.key] = LiveJob(row, self._work.outbox_of(row))
         if row.paused:
             self._queue.pause(row.key)

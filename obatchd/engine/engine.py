@@ -73,7 +73,6 @@ class Engine:
         self.intake.settings_changed()
 
     def published(self, row: JobRow, counts: Counts) -> None:
-        """A job is over."""
         self.work.over(row, counts)
         self.dispatcher.forget_job(row.key)
         self._feeder.forget(row.key)

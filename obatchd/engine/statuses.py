@@ -24,17 +24,13 @@ class StatusWriter(Part):
     _dispatcher: Dispatcher
 
     async def start(self) -> None:
-        """Look at the disk once, then begin."""
-        await self._look_at_disk()
-        self._tasks.start(self._run(), "job-status")
-
-    async def _look_at_disk(self) -> None:
         await self._work.conditions.look_at_disk(self._work.layout, self._work.settings.value.disk)
+        self._tasks.start(self._run(), "job-status")
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_PERIOD_S)
-            await self._look_at_disk()
+            await self._work.conditions.look_at_disk(self._work.layout, self._work.settings.value.disk)
             self._completion.watch_backlog()
             self._write()
 

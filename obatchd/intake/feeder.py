@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,20 +52,17 @@ def read_requests(
     pending: list[Pending] = []
     changed: list[Entry] = []
     size = 0
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with open(path, "rb", buffering=0) as file:
         for row in rows:
             if size and size + row.length > byte_limit:
                 break
             size += row.length
-            if (raw := row.read(descriptor)) is None:
+            if (raw := row.read(file.fileno())) is None:
                 changed.append(row)
                 continue
             history = known.get(row.line)
             earlier = (history.attempts + 1, history.servers, history.spent_s) if history is not None else ()
             pending.append(Pending(row.line, raw, *earlier))
-    finally:
-        os.close(descriptor)
     return pending, changed
 
 
@@ -96,11 +93,9 @@ class Feeder(Part):
         self._known.pop(job, None)
 
     def fetch(self, lane: Lane, queue: JobQueue) -> None:
-        """Start reading more of ``lane``."""
         self._tasks.start(self._fetch(lane, queue), "feeder")
 
     def ready(self, lane: Lane, pending: Sequence[Pending], queue: JobQueue) -> Sequence[Pending]:
-        """Those of ``pending`` that need no sources; the others come to the queue when theirs are there."""
         return self._preparation.ready(lane, pending, queue)
 
     async def stop(self) -> None:
@@ -123,11 +118,9 @@ class Feeder(Part):
                 rows = segment.pending(lane.job, lane.number, lane.gaps[0], WINDOW_FETCH, lane.gaps[1])
             return (*read_requests(source.request_file, rows, known), len(rows))
 
-        async def read_in_thread() -> tuple[list[Pending], list[Entry], int]:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, read)
-
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, self._thread, read)
         pending, changed, found = await self._work.conditions.until_disk_takes(
-            read_in_thread, lane.job, "input_unreadable", "its input cannot be read", job=lane.job
+            in_thread, lane.job, "input_unreadable", "its input cannot be read", job=lane.job
         )
         lines = [p.line for p in pending] + [row.line for row in changed]
         if lines and min(lines) > lane.cursor:

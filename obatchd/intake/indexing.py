@@ -142,11 +142,7 @@ class DropReader:
         return IndexBatch(self.row, entries, final=len(entries) < size)
 
     def first_batch(self) -> IndexBatch:
-        """The first entries, which are dispatched before the others are read.
-
-        Raises:
-            DropRefused: as of :meth:`batch`.
-        """
+        """The first entries, which are dispatched before the others are read; raises as :meth:`batch`."""
         return self.batch(_FIRST_OF_SMALL if self.row.size <= _SMALL_BYTES else _FIRST_OF_LARGE)
 
     def broken_off(self, store: Store, reason: str) -> IndexBatch:

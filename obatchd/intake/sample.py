@@ -20,7 +20,6 @@ class Reservoir:
         self._chosen: list[Entry] = []
 
     def offer(self, entry: Entry) -> None:
-        """The next request of the drop."""
         self.seen += 1
         if len(self._chosen) < self._size:
             self._chosen.append(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol, TypeVar
 
 from attrs import define, field
@@ -99,22 +100,17 @@ class Conditions:
             event: logged for each refusal, with ``fields``.
             words: for people: the step that the disk holds up.
         """
+        report = partial(self.report, where) if isinstance(where, str) else partial(self.report_job, where)
         while True:
             try:
                 done = await step()
             except DISK_ERRORS as error:
                 _log.error(event, **fields, reason=log.reason(error))
-                self._report(where, f"{words}: {log.reason(error)}")
+                report(f"{words}: {log.reason(error)}")
                 await asyncio.sleep(RETRY_S)
             else:
-                self._report(where, "")
+                report("")
                 return done
-
-    def _report(self, where: str | int, reason: str) -> None:
-        if isinstance(where, str):
-            self.report(where, reason)
-        else:
-            self.report_job(where, reason)
 
     async def look_at_disk(self, layout: Layout, limits: DiskSettings) -> None:
         """See whether the spool's disk is too full, or refuses to tell."""

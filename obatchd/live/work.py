@@ -66,7 +66,6 @@ class Work:
         return request_file(self.input_of(row))
 
     def outbox_of(self, row: JobRow) -> Path:
-        """The directory of a job's results."""
         return self.layout.outbox_dir(row.job, row.name, row.owner)
 
     def source_of(self, job: int) -> RequestSource | None:

@@ -123,7 +123,6 @@ class Overview:
         return ["every user of this host can reach the servers' ports (install nftables, then restart obatchd)"]
 
     def server(self, server: Server) -> documents.ServerEntry:
-        """The entry of one server."""
         link = self._engine.dispatcher.links.get(server.id)
         loaded, loading = (
             documents.LoadedModel(profile.model, profile.context_length) if profile else None

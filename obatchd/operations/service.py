@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
-import msgspec
 from attrs import define, field
 
 from obatchd.control.auth import daemon_itself
+from obatchd.documents import excerpt
 from obatchd.documents.answers import HostState, Reloaded, Removed
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.status import ServerEntry
@@ -85,23 +84,17 @@ class OperatorService(Overview, JobCommands):
         await server.restart("asked by the operator")
         server.resume()
 
-    async def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
+    def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
         server = self._known_server(server_id)
         if not isinstance(server, ManagedServer):
             raise ControlError(f"{server_id} runs elsewhere: its output is on its own host", code="remote")
-        async with contextlib.aclosing(read_log(server.log_file, lines, follow=follow)) as found:
-            async for line in found:
-                yield line
+        return read_log(server.log_file, lines, follow=follow)
 
     async def models(self) -> list[ModelEntry]:
-        return [
-            ModelEntry(**msgspec.structs.asdict(info), model=info.name) for info in await self._models.list_models()
-        ]
+        return [excerpt(ModelEntry, info, model=info.name) for info in await self._models.list_models()]
 
-    async def pull_model(self, name: str) -> AsyncIterator[PullProgress]:
-        async with contextlib.aclosing(self._models.pull(name)) as steps:
-            async for step in steps:
-                yield step
+    def pull_model(self, name: str) -> AsyncIterator[PullProgress]:
+        return self._models.pull(name)
 
     async def remove_model(self, name: str) -> Removed:
         await self._models.remove(name)
