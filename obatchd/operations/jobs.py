@@ -19,8 +19,9 @@ from obatchd.errors import ControlError, NotFoundError, SpoolError
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
-from obatchd.operations.overview import OPERATOR
 from obatchd.operations.submissions import Submissions
+
+OPERATOR = "paused"  # the reason that holds dispatch
 
 
 @contextlib.asynccontextmanager
@@ -53,8 +54,11 @@ class JobCommands:
         live = self._engine.jobs.get(row.key)
         # The index hears first, in the publisher's thread, that a job is over.
         if live is not None and row.state is not JobState.DONE:
-            return job_document(live, in_flight.get(row.key, 0))
+            return self._live_document(live, in_flight)
         return finished_document(row, self._engine.layout)
+
+    def _live_document(self, live: LiveJob, in_flight: dict[int, int]) -> JobDocument:
+        return job_document(live, in_flight.get(live.key, 0))
 
     def job(self, caller: Caller, job_id: str) -> JobDocument:
         return self._job_document(self._find(caller, job_id), self._engine.dispatcher.in_flight())

@@ -11,14 +11,13 @@ from attrs import define, field
 from obatchd import __version__
 from obatchd.client.runtime import guarded_ports
 from obatchd.control.auth import Caller
-from obatchd.delivery.documents import job_document
 from obatchd.documents import excerpt
 from obatchd.documents import status as documents
 from obatchd.documents.models import Pull
-from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
 from obatchd.gpus.model import Gpu, Reading
 from obatchd.gpus.probe import Probe
+from obatchd.operations.jobs import OPERATOR, JobCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
@@ -26,18 +25,15 @@ from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.times import instant
 
-# Reasons of operators that hold dispatch.
-OPERATOR = "paused"
-DRAIN = "draining"
+DRAIN = "draining"  # a reason of operators that holds dispatch, as OPERATOR
 _STOPPING = "stopping"
 _STATUS_JOBS = 50
 
 
 @define(eq=False, slots=False)
-class Overview:
-    """Reads the state of the daemon's parts; changes nothing."""
+class Overview(JobCommands):
+    """Documents about the daemon and its servers; the Protocol says what each shows."""
 
-    _engine: Engine
     _fleet: Fleet
     _models: ModelKeeper
     _probe: Probe
@@ -69,7 +65,7 @@ class Overview:
             ),
             disk=documents.DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
             pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
-            jobs=[job_document(live, in_flight.get(live.key, 0)) for live in islice(seen, _STATUS_JOBS)],
+            jobs=[self._live_document(live, in_flight) for live in islice(seen, _STATUS_JOBS)],
         )
 
     def _queue(self) -> documents.QueueCounts:

@@ -15,7 +15,6 @@ from obatchd.documents.status import ServerEntry
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.operations.gpus import GpuService
-from obatchd.operations.jobs import JobCommands
 from obatchd.operations.overview import DRAIN, Overview
 from obatchd.servers.logs import read_log
 from obatchd.servers.managed import ManagedServer
@@ -26,7 +25,7 @@ _ACTION_S = 5.0  # longest wait for a drain or restart before the answer says ho
 
 
 @define(eq=False, slots=False)
-class OperatorService(Overview, JobCommands):
+class OperatorService(Overview):
     """Documents and commands; errors are :class:`ControlError` with a message for the user."""
 
     _policy: GpuPolicy
