@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import calendar
+import os
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -99,6 +101,11 @@ class Entry(msgspec.Struct, frozen=True):
     context_length: int | None = None  # tokens, as asked (options.num_ctx or context_length), not rounded
     priority: str | None = None
     refusal: Refusal | None = None
+
+    def read(self, descriptor: int) -> bytes | None:
+        """The bytes from the open request file; None where they are not those that were indexed."""
+        raw = os.pread(descriptor, self.length, self.offset)
+        return raw if zlib.crc32(raw) == self.checksum else None
 
 
 def round_context(tokens: int) -> int:
