@@ -14,7 +14,7 @@ from click.shell_completion import get_completion_class
 
 from obatchd import __version__
 from obatchd.cli import obatchctl, obatchd
-from obatchd.settings.reading import leaves, type_text
+from obatchd.settings.reading import leaves
 from obatchd.settings.text import default_text
 
 _EXIT_CODES = (
@@ -123,7 +123,7 @@ def settings_page() -> list[str]:
         if leaf.section != section:
             section = leaf.section
             lines.append(f".SH {_text(f'[{section}]' if section else 'SETTINGS').upper()}")
-        kind = type_text(leaf.field.annotation, leaf.field.metadata)
+        kind = leaf.type_text
         about = (
             f"{leaf.field.description or ''} {kind[:1].upper()}{kind[1:]}; default {default_text(leaf)}; {leaf.reload}."
         )

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from obatchd.errors import SourceError
-from obatchd.settings.allow_list import Opened, opened
+from obatchd.settings.tables.context import Opened, opened
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -26,7 +26,7 @@ from obatchd.jobs.store import Store
 from obatchd.jobs.store.database import is_corrupt
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.access import AccessSettings
+from obatchd.settings.tables.people import AccessSettings
 from obatchd.spool.layout import Layout
 from obatchd.spool.owners import OwnerDirectories
 from obatchd.tasks import TaskSet

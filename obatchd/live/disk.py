@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from obatchd.settings.tables.disk import DiskSettings
+from obatchd.settings.tables.spool import DiskSettings
 from obatchd.spool.layout import FreeSpace
 
 _RESUME = 1.1  # this much more than the least must be free again, so that the daemon does not go on and off

@@ -25,7 +25,7 @@ from obatchd.servers.model_info import LOCAL, ModelInfo, describe
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.models import ModelSettings
+from obatchd.settings.tables.servers import ModelSettings
 
 __all__ = ["LOCAL", "ModelInfo", "ModelKeeper", "store_of"]
 

@@ -14,21 +14,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from obatchd.settings.base import Live, NextJob, Section
-from obatchd.settings.tables.access import AccessSettings
-from obatchd.settings.tables.alarms import AlarmSettings
-from obatchd.settings.tables.burnin import BurninSettings
+from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, setting
 from obatchd.settings.tables.context import ContextSettings
-from obatchd.settings.tables.disk import DiskSettings
-from obatchd.settings.tables.dispatch import DispatchSettings
-from obatchd.settings.tables.gpu_health import GpuHealthSettings
-from obatchd.settings.tables.gpus import GpuSettings
-from obatchd.settings.tables.inbox import InboxSettings
-from obatchd.settings.tables.limits import LimitSettings
-from obatchd.settings.tables.models import ModelSettings
-from obatchd.settings.tables.outbox import OutboxSettings
-from obatchd.settings.tables.servers import SERVICE_BASE_PORT, ServerSettings
-from obatchd.settings.tables.watchdog import WatchdogSettings
+from obatchd.settings.tables.dispatch import DispatchSettings, WatchdogSettings
+from obatchd.settings.tables.gpu_health import BurninSettings, GpuHealthSettings
+from obatchd.settings.tables.people import AccessSettings, AlarmSettings
+from obatchd.settings.tables.servers import SERVICE_BASE_PORT, GpuSettings, ModelSettings, ServerSettings
+from obatchd.settings.tables.spool import DiskSettings, InboxSettings, LimitSettings, OutboxSettings
 
 Priority = Literal["low", "normal", "high"]
 _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
@@ -37,37 +29,33 @@ _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5
 class Settings(Section):
     """The whole configuration."""
 
-    spool: str = Field("/var/spool/obatch", description="Directory of inbox, work, outbox and failed.")
-    model: NextJob[str] = Field("", description="Model of requests that name none.")
-    system_message: NextJob[str] = Field("", description="System message of requests that bring none.")
-    context_length: NextJob[int] = Field(
-        8192, ge=256, le=4_194_304, description="Context in tokens; rounded up to 4k/8k/16k/…."
+    spool: str = setting("/var/spool/obatch", "Directory of inbox, work, outbox and failed.")
+    model: NextJob[str] = setting("", "Model of requests that name none.")
+    system_message: NextJob[str] = setting("", "System message of requests that bring none.")
+    context_length: NextJob[int] = setting(8192, "Context in tokens; rounded up to 4k/8k/16k/….", ge=256, le=4_194_304)
+    max_response_tokens: NextJob[Count] = setting(
+        4096, "Token limit of an answer (num_predict) unless asked otherwise."
     )
-    max_response_tokens: NextJob[int] = Field(
-        4096, ge=1, description="Token limit of an answer (num_predict) unless asked otherwise."
-    )
-    priority: NextJob[Priority] = Field("normal", description="Priority of jobs that name none.")
-    deadline: NextJob[Annotated[float, Field(ge=0)] | str] = Field(
+    priority: NextJob[Priority] = setting("normal", "Priority of jobs that name none.")
+    deadline: NextJob[Annotated[float, Field(ge=0)] | str] = setting(
         0,
-        description="When what is not answered of a job expires: seconds after acceptance, or a time such as "
+        "When what is not answered of a job expires: seconds after acceptance, or a time such as "
         '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
     )
-    options: NextJob[dict[str, Any]] = Field(
-        {}, description="Ollama run-time options of every request, e.g. temperature."
+    options: NextJob[dict[str, Any]] = setting({}, "Ollama run-time options of every request, e.g. temperature.")
+    format: NextJob[Literal["", "json"] | dict[str, Any]] = setting(
+        "", 'What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.'
     )
-    format: NextJob[Literal["", "json"] | dict[str, Any]] = Field(
-        "", description='What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.'
+    in_source: NextJob[list[str]] = setting(
+        [], "Fields of JSON answers whose values must occur in the prompt; others are listed as ungrounded."
     )
-    in_source: NextJob[list[str]] = Field(
-        [], description="Fields of JSON answers whose values must occur in the prompt; others are listed as ungrounded."
-    )
-    think: NextJob[Literal["auto", "low", "medium", "high", "max"] | bool] = Field(
+    think: NextJob[Literal["auto", "low", "medium", "high", "max"] | bool] = setting(
         "auto",
-        description='Whether models that can reason do so, which costs tokens: true, false, a level, or "auto", which '
+        'Whether models that can reason do so, which costs tokens: true, false, a level, or "auto", which '
         "leaves it to the model.",
     )
-    drain_s: Live[float] = Field(60, ge=0, description="On SIGTERM, longest wait for in-flight requests.")
-    log_level: Live[Literal["debug", "info", "warning", "error"]] = Field("info", description="Least level logged.")
+    drain_s: Live[NotNegative] = setting(60, "On SIGTERM, longest wait for in-flight requests.")
+    log_level: Live[Literal["debug", "info", "warning", "error"]] = setting("info", "Least level logged.")
     gpus: GpuSettings = Field(GpuSettings())
     gpu_health: GpuHealthSettings = Field(GpuHealthSettings())
     burnin: BurninSettings = Field(BurninSettings())
@@ -82,9 +70,9 @@ class Settings(Section):
     alarms: AlarmSettings = Field(AlarmSettings())
     access: AccessSettings = Field(AccessSettings())
     limits: LimitSettings = Field(LimitSettings())
-    ollama_instances: dict[str, int] = Field(
+    ollama_instances: dict[str, int] = setting(
         {},
-        description='Remote servers, as in the original project: "host:port" = index of the GPU whose readings belong '
+        'Remote servers, as in the original project: "host:port" = index of the GPU whose readings belong '
         "to it. With any here, gpus defaults to none.",
     )
 

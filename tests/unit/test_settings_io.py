@@ -8,10 +8,10 @@ import pytest
 from settings_support import DEFAULTS
 
 from obatchd.errors import ConfigError
-from obatchd.settings import job_file, reading
+from obatchd.settings import job, reading
 from obatchd.settings import text as settings_text
 from obatchd.settings.base import Reload
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -180,40 +180,40 @@ def test_job_settings_of_every_kind() -> None:
         "in_source": ["mrn"],
         "think": "high",
     }
-    settings, notes = job_file.parse_job_settings(given, "job.toml")
+    settings, notes = job.parse_job_settings(given, "job.toml")
     assert not notes
-    assert {key: getattr(settings, key) for key in job_file.JOB_KEYS} == {**given, "template": None}
+    assert {key: getattr(settings, key) for key in job.JOB_KEYS} == {**given, "template": None}
 
 
 def test_what_is_found_in_a_drop_cannot_be_given() -> None:
     with pytest.raises(ConfigError, match="sample_of: no such job setting"):
-        job_file.parse_job_settings({"sample_of": 5}, "job.toml")
+        job.parse_job_settings({"sample_of": 5}, "job.toml")
 
 
 def test_a_deadline_is_seconds_or_any_way_to_write_a_time() -> None:
     at = datetime(2026, 12, 31, 18, 0, tzinfo=timezone(timedelta(hours=1)))
     for given in (at, at.isoformat(), "2026-12-31T17:00:00Z", at.astimezone().replace(tzinfo=None)):
-        settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
+        settings, _ = job.parse_job_settings({"deadline": given}, "job.toml")
         assert DEFAULTS.under(settings).expires_s(5.0) == at.timestamp()
     for given in (60, 60.0, "60"):
-        settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
+        settings, _ = job.parse_job_settings({"deadline": given}, "job.toml")
         assert DEFAULTS.under(settings).expires_s(5.0) == 65.0
     later = FrozenSettings.of(Settings.model_validate({"deadline": 10}))
-    assert later.under(job_file.parse_job_settings({}, "job.toml")[0]).expires_s(5.0) == 15.0
-    assert later.under(job_file.parse_job_settings({"deadline": 0}, "job.toml")[0]).expires_s(5.0) is None
+    assert later.under(job.parse_job_settings({}, "job.toml")[0]).expires_s(5.0) == 15.0
+    assert later.under(job.parse_job_settings({"deadline": 0}, "job.toml")[0]).expires_s(5.0) is None
     for wrong in (-1, "soon", [1]):
         with pytest.raises(ConfigError, match="deadline"):
-            job_file.parse_job_settings({"deadline": wrong}, "job.toml")
+            job.parse_job_settings({"deadline": wrong}, "job.toml")
 
 
 def test_job_settings_not_given_stay_open() -> None:
-    settings, _ = job_file.parse_job_settings({}, "job.toml")
+    settings, _ = job.parse_job_settings({}, "job.toml")
     assert settings.model is None
     assert settings.context_length is None
 
 
 def test_no_job_chooses_where_prompts_are_sent() -> None:
-    settings, notes = job_file.parse_job_settings({"model": "m", "ollama_instances": {"evil:1": 0}}, "job.toml")
+    settings, notes = job.parse_job_settings({"model": "m", "ollama_instances": {"evil:1": 0}}, "job.toml")
     assert settings.model == "m"
     assert len(notes) == 1
     assert "[ollama_instances] is ignored" in notes[0]
@@ -221,7 +221,7 @@ def test_no_job_chooses_where_prompts_are_sent() -> None:
 
 def test_load_time_options_leave_a_job() -> None:
     options = {"num_ctx": 9000, "num_gpu": 1, "num_thread": 2, "temperature": 0.1}
-    settings, notes = job_file.parse_job_settings({"options": options}, "job.toml")
+    settings, notes = job.parse_job_settings({"options": options}, "job.toml")
     assert settings.options == {"temperature": 0.1}
     assert settings.context_length == 9000
     assert len(notes) == 3
@@ -229,7 +229,7 @@ def test_load_time_options_leave_a_job() -> None:
 
 def test_wrong_job_settings_are_all_listed() -> None:
     with pytest.raises(ConfigError) as caught:
-        job_file.parse_job_settings({"modle": "a", "priority": 3, "context_length": "x", "spool": "/"}, "job.toml")
+        job.parse_job_settings({"modle": "a", "priority": 3, "context_length": "x", "spool": "/"}, "job.toml")
     assert caught.value.message.splitlines()[0] == "job.toml: modle: no such job setting; did you mean model?"
     assert len(caught.value.message.splitlines()) == 4
 
