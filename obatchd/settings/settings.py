@@ -7,6 +7,7 @@ reading, merging and explaining errors is :mod:`obatchd.settings.reading`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -78,19 +79,13 @@ class Settings(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        gpus = data.get("gpus")
-        if isinstance(gpus, str | list):
-            data["gpus"] = {"use": gpus}
-        access, servers = data.get("access"), data.get("servers", {})
-        service = isinstance(access, dict) and access.get("mode") == "service"
-        if service and isinstance(servers, dict) and not servers.get("base_port"):
-            data["servers"] = {**servers, "base_port": SERVICE_BASE_PORT}
-        if data.get("ollama_instances") and "use" not in (data.get("gpus") or {}):
-            data["gpus"] = {**(data.get("gpus") or {}), "use": "none"}
+    def _defaults_that_depend(cls, data: dict[str, Any]) -> dict[str, Any]:
+        servers, gpus = data.get("servers", {}), data.get("gpus", {})
+        match data.get("access"):
+            case {"mode": "service"} if isinstance(servers, dict) and not servers.get("base_port"):
+                data = data | {"servers": {**servers, "base_port": SERVICE_BASE_PORT}}
+        if data.get("ollama_instances") and isinstance(gpus, dict):
+            data = data | {"gpus": {"use": "none", **gpus}}
         return data
 
     @field_validator("deadline", mode="before")
@@ -99,10 +94,8 @@ class Settings(Section):
         text = value.isoformat() if isinstance(value, date) else value  # a datetime is a date, too
         if not isinstance(text, str):
             return value
-        try:
+        with contextlib.suppress(ValueError):
             return float(text)
-        except ValueError:
-            pass
         try:
             return datetime.fromisoformat(text).astimezone(UTC).isoformat()
         except (ValueError, OverflowError):

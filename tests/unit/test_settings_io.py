@@ -106,6 +106,7 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
     [
         ("inbox = 3", "inbox: must be a table, written as [inbox]"),
         ('gpus = "some"', 'gpus.use: must be "all", "none"'),
+        ('gpus = 3\n[ollama_instances]\n"a:1" = 0', "gpus: must be a table, written as [gpus]"),
         ("[[servers.group]]\ngpus = [1]", "servers.group.0.gpus: list should have at least 2 items"),
         (
             "[[servers.group]]\ngpus = [1, 2]\ngpu = 1",
