@@ -82,7 +82,7 @@ def type_text(model: type[BaseModel], name: str) -> str:
 
 def _in_words(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
-        return " or ".join(map(_in_words, schema["anyOf"]))
+        return " or ".join(_in_words(kind) for kind in schema["anyOf"] if kind != {"type": "null"})
     if "enum" in schema or "const" in schema:
         return " or ".join(f'"{value}"' for value in schema.get("enum", [schema.get("const")]))
     if "items" in schema:

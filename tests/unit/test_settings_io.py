@@ -255,3 +255,17 @@ def test_the_settings_shown_can_be_read_again(tmp_path: Path) -> None:
     shown = settings_text.show(settings, origin)
     assert tomllib.loads(shown)["system_message"] == settings.system_message
     assert reading.load(write(tmp_path, shown), environ={}, flags={}) == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"template": 5}, "template: must be text"),
+        ({"sample": "x"}, "sample: must be an integer from 1 to 10000"),
+        ({"skip_done": [1]}, "skip_done: must be true or false or text"),
+    ],
+)
+def test_a_wrong_job_setting_is_not_said_to_be_possible_as_a_table(given: dict[str, object], reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job.parse_job_settings(given, "job.toml")
+    assert caught.value.message == f"job.toml: {reason}"
