@@ -29,7 +29,7 @@ _BUSY_LIMIT_S = 30.0
 _HOSTS_LIMIT = 1000
 _ACCEPT = "text/html, application/xhtml+xml, text/plain, text/markdown, application/pdf;q=0.9, */*;q=0.1"
 
-Parser = Callable[[bytes, str, str], Awaitable[Text]]
+Parser = Callable[[bytes, str, str], Awaitable[Text]]  # content, media type, charset; raises SourceError
 
 
 class Fetched(NamedTuple):
@@ -38,13 +38,6 @@ class Fetched(NamedTuple):
     text: Text
     url: str  # where redirects led
     cached: bool
-
-
-class _Answer(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-    url: URL
 
 
 class _Host:
@@ -56,12 +49,7 @@ class _Host:
 
 
 class Fetcher:
-    """Fetches for all owners; close it in the end.
-
-    Args:
-        parse: content, media type and charset to text; raises SourceError.
-        resolver: of names; the system's unless given.
-    """
+    """Fetches for all owners; close it in the end. Names are resolved by the system unless ``resolver`` is given."""
 
     def __init__(
         self, rules: Rules, cache: SourceCache, parse: Parser, resolver: AbstractResolver | None = None
@@ -69,13 +57,11 @@ class Fetcher:
         self._cache = cache
         self._parse = parse
         self._resolver = PinnedResolver(AddressPolicy(), resolver or aiohttp.ThreadedResolver())
+        connector = aiohttp.TCPConnector(
+            resolver=self._resolver, use_dns_cache=False, force_close=True, socket_factory=self._resolver.open_socket
+        )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=self._resolver,
-                use_dns_cache=False,
-                force_close=True,
-                socket_factory=self._resolver.open_socket,
-            ),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
@@ -102,14 +88,15 @@ class Fetcher:
         known = self._cache.get(owner, str(url))
         if known is not None and is_fresh(known):
             return Fetched(Text(known.title, known.text), str(url), True)
-        answer = await self._follow(url, _validators(known))
+        asked = {"If-None-Match": known.etag, "If-Modified-Since": known.last_modified} if known else {}
+        answer, content = await self._follow(url, {name: value for name, value in asked.items() if value})
         if answer.status == 304 and known is not None:
             known.checked_s, known.fresh_s = time.time(), self._fresh_s(answer.headers)
             self._cache.put(owner, known)
             return Fetched(Text(known.title, known.text), str(answer.url), True)
         media_type = parse_mimetype(answer.headers.get("Content-Type", ""))
         text = await self._parse(
-            answer.content, f"{media_type.type}/{media_type.subtype}".lower().strip("/"),
+            content, f"{media_type.type}/{media_type.subtype}".lower().strip("/"),
             media_type.parameters.get("charset", ""),
         )  # fmt: skip
         self._keep(owner, url, text, answer.headers)
@@ -131,8 +118,8 @@ class Fetcher:
         said = re.search(r"max-age=(\d{1,9})", control)
         return max(self._rules.cache_s, float(said[1]) if said else 0.0)
 
-    async def _follow(self, url: URL, headers: dict[str, str]) -> _Answer:
-        """The answer at the end of the redirects, each of them judged like the first URL."""
+    async def _follow(self, url: URL, headers: dict[str, str]) -> tuple[aiohttp.ClientResponse, bytes]:
+        """The answer at the end of the redirects, each of them judged like the first URL, and its content."""
         seen = {url}
         left_s, waited = self._rules.timeout_s, False
         while True:
@@ -140,7 +127,7 @@ class Fetcher:
             try:
                 async with self._turn_at(url.raw_host or "") as waiting_s:
                     async with asyncio.timeout(left_s):
-                        answer = await self._ask(url, headers)
+                        answer, content = await self._ask(url, headers)
             except TimeoutError:
                 raise SourceError(f"it did not come within {self._rules.timeout_s:g} s", code="fetch_timeout") from None
             left_s -= time.monotonic() - begun_s - waiting_s
@@ -149,7 +136,7 @@ class Fetcher:
                 await asyncio.sleep(_busy_s(answer.headers))
                 continue
             if answer.status in (200, 304):
-                return answer
+                return answer, content
             if answer.status not in _REDIRECTS:
                 raise SourceError(f"its server answered {answer.status}", code="fetch_failed")
             url = _location(url, answer.headers)
@@ -173,16 +160,14 @@ class Fetcher:
             finally:
                 host.free_s = time.monotonic() + self._rules.host_pause_s
 
-    async def _ask(self, url: URL, headers: dict[str, str]) -> _Answer:
+    async def _ask(self, url: URL, headers: dict[str, str]) -> tuple[aiohttp.ClientResponse, bytes]:
         target = self._resolver.policy.target(url)
         if ":" in target.host or target.host.replace(".", "").isdigit():
             self._resolver.literal(target)
         asked = {"User-Agent": self._rules.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "gzip", **headers}
         try:
             async with self._session.get(url, headers=asked, allow_redirects=False) as response:
-                wanted = response.status == 200
-                content = await self._content(response) if wanted else b""
-                return _Answer(response.status, response.headers, content, url)
+                return response, await self._content(response) if response.status == 200 else b""
         except aiohttp.ClientError as error:
             raise SourceError(f"it cannot be fetched: {error}", code="fetch_failed") from error
         except (ValueError, zlib.error) as error:
@@ -204,11 +189,6 @@ class Fetcher:
         if unpack is not None and not unpack.eof:
             raise SourceError("it ends in the middle", code="fetch_failed")
         return bytes(content)
-
-
-def _validators(known: Entry | None) -> dict[str, str]:
-    headers = {"If-None-Match": known.etag, "If-Modified-Since": known.last_modified} if known else {}
-    return {name: value for name, value in headers.items() if value}
 
 
 def _location(url: URL, headers: Mapping[str, str]) -> URL:

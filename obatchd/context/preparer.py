@@ -13,7 +13,7 @@ import socket
 import stat
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Never
 
@@ -22,19 +22,29 @@ from yarl import URL
 
 from obatchd.child import Channel
 from obatchd.context import compose
-from obatchd.context.apply import asked_text
 from obatchd.context.cache import SourceCache
 from obatchd.context.compose import Source
 from obatchd.context.fetch import Fetcher
-from obatchd.context.model import Alive, Context, Prepared, Rules, ToPreparer, Wish, encode_context, to_preparer
-from obatchd.context.parsing import Document, Parse, Parsed, fork_parser, parsed
-from obatchd.context.text import Text, text_of
+from obatchd.context.model import (
+    Alive,
+    Context,
+    Prepared,
+    Rules,
+    ToPreparer,
+    Wish,
+    asked_text,
+    encode_context,
+    to_preparer,
+)
+from obatchd.context.parsing import Document, Parsed, fork_parser, parsed
+from obatchd.context.text import Text
 from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import parse_request
 
 _PARSERS = 2
 _AT_A_TIME = 32  # requests of one owner in preparation: slow sources of one hold up no other
 _ALIVE_S = 1.0
+_Having = Coroutine[Any, Any, tuple[Text, dict[str, Any]]]  # the text, and what is recorded of its origin
 _FILE_TYPES = {".pdf": "application/pdf", ".html": "text/html", ".htm": "text/html", ".md": "text/markdown",
                ".txt": "text/plain", ".csv": "text/csv", ".json": "application/json"}  # fmt: skip
 
@@ -124,39 +134,44 @@ class Preparer:
     async def _context(self, wish: Wish) -> Context:
         rules = self._rules
         request = parse_request(wish.raw)
-        urls = compose.named_urls(request, from_links=rules.from_links) if request.embed is None else []
-        if (not urls and not request.files) or request.embed is not None:
+        if request.embed is not None:
             return Context(None, [], False)
-        if len(urls) + len(request.files) > rules.max_sources:
-            count = len(urls) + len(request.files)
+        urls = compose.named_urls(request, from_links=rules.from_links)
+        count = len(urls) + len(request.files)
+        if not count:
+            return Context(None, [], False)
+        if count > rules.max_sources:
             raise SourceError(
                 f"it names {count} sources, more than {rules.max_sources} (max_sources)", code="too_many_sources"
             )
-        work = [self._from_url(wish.owner, url) for url in urls]
-        work += [self._from_file(wish.folder, name) for name in request.files]
+        work = [self._source("url", str(url), self._page(wish.owner, url)) for url in urls]
+        work += [self._source("file", name, self._file(wish.folder, name)) for name in request.files]
         found = await asyncio.gather(*work)
-        sources = [source for source, _ in found]
-        text = compose.full_prompt(asked_text(request), sources)
+        text = compose.full_prompt(asked_text(request), [source for source, _ in found])
         return Context(text, [about for _, about in found], rules.keep_full_prompt or wish.keep_full_prompt)
 
-    async def _from_url(self, owner: int, url: URL) -> tuple[Source, dict[str, Any]]:
-        about: dict[str, Any] = {"url": str(url)}
+    async def _source(self, kind: str, name: str, having: _Having) -> tuple[Source, dict[str, Any]]:
+        """A source and its record; one that cannot be had is a note, or fails the request: as the rules say."""
+        about: dict[str, Any] = {kind: name}
         try:
-            fetched = await self._fetcher.fetch(owner, url)
+            text, found = await having
         except SourceError as error:
-            return self._problem(str(url), about, error)
-        if fetched.url != str(url):
-            about["fetched_from"] = fetched.url
-        return self._source(str(url), fetched.text, about | {"cached": fetched.cached})
+            if self._rules.on_error == "fail":
+                raise SourceError(f"{name}: {error.message}", code=error.code) from None
+            return Source(name, "", "", False, error.message), about | {"code": error.code, "message": error.message}
+        limit = self._rules.max_characters
+        cut = len(text.text) > limit
+        about |= found | {"title": text.title, "characters": min(len(text.text), limit), "truncated": cut}
+        return Source(name, text.title, text.text[:limit], cut), about
 
-    async def _from_file(self, folder: str, name: str) -> tuple[Source, dict[str, Any]]:
-        about: dict[str, Any] = {"file": name}
-        try:
-            content = await asyncio.to_thread(self._read, folder, name)
-            text = await self._parse(content, _FILE_TYPES.get(Path(name).suffix.lower(), ""), "")
-        except SourceError as error:
-            return self._problem(name, about, error)
-        return self._source(name, text, about)
+    async def _page(self, owner: int, url: URL) -> tuple[Text, dict[str, Any]]:
+        fetched = await self._fetcher.fetch(owner, url)
+        moved = {"fetched_from": fetched.url} if fetched.url != str(url) else {}
+        return fetched.text, moved | {"cached": fetched.cached}
+
+    async def _file(self, folder: str, name: str) -> tuple[Text, dict[str, Any]]:
+        content = await asyncio.to_thread(self._read, folder, name)
+        return await self._parse(content, _FILE_TYPES.get(Path(name).suffix.lower(), ""), ""), {}
 
     def _read(self, folder: str, name: str) -> bytes:
         if not folder:
@@ -176,44 +191,25 @@ class Preparer:
             raise SourceError(f"it has more than {self._rules.max_bytes} bytes (max_bytes)", code="source_too_large")
         return content
 
-    def _problem(self, name: str, about: dict[str, Any], error: SourceError) -> tuple[Source, dict[str, Any]]:
-        """Sources that could not be had, as a note; or the failure of the request, as the rules say."""
-        if self._rules.on_error == "fail":
-            raise SourceError(f"{name}: {error.message}", code=error.code)
-        return Source(name, "", "", False, error.message), about | {"code": error.code, "message": error.message}
-
-    def _source(self, name: str, text: Text, about: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
-        limit = self._rules.max_characters
-        cut = len(text.text) > limit
-        about |= {"title": text.title, "characters": min(len(text.text), limit), "truncated": cut}
-        return Source(name, text.title, text.text[:limit], cut), about
-
     async def _parse(self, content: bytes, media_type: str, charset: str) -> Text:
         rules = self._rules
-        return await self._parsers.parse(
-            Document(
-                content, media_type, charset, rules.max_characters, rules.parse_timeout_s, rules.parse_memory_bytes
-            )
-        )
+        limits = rules.max_characters, rules.parse_timeout_s, rules.parse_memory_bytes
+        return await self._parsers.parse(Document(content, media_type, charset, *limits))
 
 
-def main(
-    connection: socket.socket, cache_dir: Path, parse: Parse = text_of, resolver: AbstractResolver | None = None
-) -> None:
+def main(connection: socket.socket, cache_dir: Path) -> None:
     """The work of the process."""
     sockets: list[socket.socket] = []
     for _ in range(_PARSERS):  # before the loop, which may start threads
-        sockets.append(fork_parser([connection, *sockets], parse))
-    asyncio.run(_serve(connection, cache_dir, sockets, resolver))
+        sockets.append(fork_parser([connection, *sockets]))
+    asyncio.run(_serve(connection, cache_dir, sockets))
 
 
-async def _serve(
-    connection: socket.socket, cache_dir: Path, sockets: list[socket.socket], resolver: AbstractResolver | None
-) -> Never:
+async def _serve(connection: socket.socket, cache_dir: Path, sockets: list[socket.socket]) -> Never:
     parsers = ParserPool([await Channel.open(one, parsed) for one in sockets])
     channel = await Channel.open(connection, to_preparer)
     rules = await channel.receive()
     assert isinstance(rules, Rules)
-    await Preparer(channel, rules, cache_dir, parsers, resolver).run()
+    await Preparer(channel, rules, cache_dir, parsers).run()
     # Here and not after the loop is closed, which would wait for files that are being read.
     os._exit(0)

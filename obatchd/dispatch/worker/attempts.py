@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from obatchd.context.apply import apply_context, recorded
 from obatchd.context.model import context as prepared_context
 from obatchd.dispatch import protocol, records
 from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
@@ -110,7 +109,7 @@ class Attempts:
         sources: dict[str, Any] = {}
         if held.item.prepared:
             prepared = prepared_context.decode(held.item.prepared)
-            request, sources = apply_context(request, prepared), recorded(prepared)
+            request, sources = prepared.applied_to(request), prepared.recorded()
         elif request.urls or request.files:
             return _failed(faults.sources_off()), None
         if offer.capabilities and "vision" not in offer.capabilities and has_images(request):
