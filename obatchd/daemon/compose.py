@@ -16,11 +16,12 @@ from obatchd.control.auth import Access
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon import platform
 from obatchd.daemon.burnin import BurninHost
-from obatchd.daemon.models import ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.recovery import Watchdog
+from obatchd.documents import excerpt
 from obatchd.documents.alarms import ServerFailed
 from obatchd.documents.answers import Reloaded
+from obatchd.documents.jobs import ModelFacts
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
 from obatchd.gpucare.alarms import Alarms
@@ -98,7 +99,7 @@ def head(
     """All other parts; none of them runs yet."""
     layout = spool.layout
     work = Work(settings, layout, spool.store, owner, alarms)
-    engine = Engine(work, ServedModels(here.models, here.fleet))
+    engine = Engine(work, _ServedModels(here.models, here.fleet))
     policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
     here.fleet.listen(_ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
@@ -125,3 +126,30 @@ class _ServerNews:
         self._dispatcher.server_changed(server)
         if new is ServerState.FAILED:
             self._alarms.announce(ServerFailed(server.id, server.gpu_label, reason))
+
+
+class _ServedModels:
+    """The engine's questions about models, answered by the servers. Implements :class:`obatchd.live.models.Models`."""
+
+    def __init__(self, keeper: ModelKeeper, fleet: Fleet) -> None:
+        self._keeper = keeper
+        self._fleet = fleet
+
+    async def ensure(self, server_id: str, model: str) -> list[str]:
+        return (await self._keeper.ensure_on(self._fleet.servers[server_id], model)).capabilities
+
+    def forget(self, model: str) -> None:
+        self._keeper.forget(model)
+
+    def facts(self, model: str) -> ModelFacts:
+        info = self._keeper.info(model)
+        return excerpt(ModelFacts, info) if info else ModelFacts()
+
+    def server_version(self, server_id: str) -> str | None:
+        server = self._fleet.servers.get(server_id)
+        return server.version or None if server else None
+
+    async def digest(self, model: str) -> str | None:
+        if (digest := self.facts(model).digest) is None:
+            digest = await self._keeper.digest(model)
+        return digest or None

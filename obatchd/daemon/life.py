@@ -160,7 +160,7 @@ class Daemon:
 
     def settings_changed(self) -> None:
         """Tell the parts that do more than to read the settings at the moment of use."""
-        log.configure(self._settings.value.log_level, journal="JOURNAL_STREAM" in os.environ)
+        log.configure(self._settings.value.log_level)
         self._head.engine.settings_changed()
         self._head.housekeeping.settings_changed()
 
@@ -182,5 +182,5 @@ def run(settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> 
         ObatchError: it cannot start.
     """
     process.prepare()
-    log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
+    log.configure(settings.log_level)
     return int(uvloop.run(Daemon(settings, config_file, flags).run()))

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol
 
+import attrs
+
 from obatchd import log
 from obatchd.daemon import systemd
 from obatchd.documents.answers import Reloaded
@@ -26,22 +28,16 @@ class SettingsListener(Protocol):
         """Other settings are in force."""
 
 
+@attrs.define(eq=False)
 class Reloader:
-    """Puts changed settings in force.
+    """Puts changed settings in force."""
 
-    Args:
-        file, flags: where the settings came from at the start.
-    """
-
-    def __init__(
-        self, settings: Current[Settings], file: Path | None, flags: dict[str, Any], listener: SettingsListener
-    ) -> None:
-        self._settings = settings
-        self._file = file
-        self._flags = flags
-        self._listener = listener
-        self._asked = asyncio.Event()
-        self._busy = asyncio.Lock()
+    _settings: Current[Settings]
+    _file: Path | None  # where the settings came from at the start, as the flags
+    _flags: dict[str, Any]
+    _listener: SettingsListener
+    _asked: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
+    _busy: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False)
 
     def ask(self) -> None:
         """A reload is wanted; one that comes before the daemon is ready is done then."""
