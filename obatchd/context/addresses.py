@@ -121,12 +121,8 @@ class PinnedResolver(AbstractResolver):
         if found and not allowed:
             self.policy.require(target, found[0]["host"])
         for result in allowed:
-            self._remember(result["host"], port)
+            self.remember(result["host"], port)
         return allowed
-
-    def literal(self, target: Target) -> None:
-        """The host of a checked URL is an address itself: it does not come by here."""
-        self._remember(target.host, target.port)
 
     def open_socket(self, info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
         """The last line of defence: a socket only for an address that was judged."""
@@ -135,7 +131,8 @@ class PinnedResolver(AbstractResolver):
             raise OSError(f"{address[0]} was not judged before the connection")
         return socket.socket(family, kind, protocol)
 
-    def _remember(self, address: str, port: int) -> None:
+    def remember(self, address: str, port: int) -> None:
+        """An address was judged; also from outside where the host of a checked URL is one: it is not resolved."""
         self._judged.pop((address, port), None)
         self._judged[address, port] = None
         if len(self._judged) > 10_000:

@@ -17,9 +17,9 @@ from yarl import URL
 
 from obatchd.context.addresses import AddressPolicy, PinnedResolver
 from obatchd.context.cache import Entry, SourceCache, is_fresh
-from obatchd.context.model import Rules
 from obatchd.context.text import Text
 from obatchd.errors import SourceError
+from obatchd.settings.tables.context import ContextSettings
 
 _READ_BYTES = 64 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -52,7 +52,7 @@ class Fetcher:
     """Fetches for all owners; close it in the end. Names are resolved by the system unless ``resolver`` is given."""
 
     def __init__(
-        self, rules: Rules, cache: SourceCache, parse: Parser, resolver: AbstractResolver | None = None
+        self, rules: ContextSettings, cache: SourceCache, parse: Parser, resolver: AbstractResolver | None = None
     ) -> None:
         self._cache = cache
         self._parse = parse
@@ -70,9 +70,10 @@ class Fetcher:
         self._hosts: dict[str, _Host] = {}
         self.apply(rules)
 
-    def apply(self, rules: Rules) -> None:
+    def apply(self, rules: ContextSettings) -> None:
         """Use changed rules from now on."""
         self._rules = rules
+        self._cache.limit_bytes = rules.cache_bytes
         self._resolver.policy = AddressPolicy(rules.allow)
 
     async def close(self) -> None:
@@ -163,7 +164,7 @@ class Fetcher:
     async def _ask(self, url: URL, headers: dict[str, str]) -> tuple[aiohttp.ClientResponse, bytes]:
         target = self._resolver.policy.target(url)
         if ":" in target.host or target.host.replace(".", "").isdigit():
-            self._resolver.literal(target)
+            self._resolver.remember(*target)
         asked = {"User-Agent": self._rules.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "gzip", **headers}
         try:
             async with self._session.get(url, headers=asked, allow_redirects=False) as response:

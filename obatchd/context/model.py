@@ -10,23 +10,9 @@ from obatchd.jobs.formats.request import Request
 
 
 class Rules(msgspec.Struct, tag="rules", frozen=True):
-    """The settings of ``[context]`` that the preparer needs; first frame, and again when one changes."""
+    """The settings of ``[context]``; first frame, and again when one changes."""
 
-    from_links: bool
-    on_error: str  # fail, note
-    allow: list[str]
-    max_sources: int
-    max_bytes: int
-    max_characters: int
-    max_redirects: int
-    timeout_s: float
-    host_pause_s: float
-    parse_timeout_s: float
-    parse_memory_bytes: int
-    cache_s: float
-    cache_bytes: int
-    user_agent: str
-    keep_full_prompt: bool
+    settings: dict[str, Any]
 
 
 class Wish(msgspec.Struct, tag="wish", frozen=True):

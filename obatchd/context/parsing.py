@@ -124,8 +124,6 @@ def _child(document: Document, writing: int, parse: Parse) -> Never:
         while answer:
             answer = answer[os.write(writing, answer) :]
         os._exit(0)
-    except MemoryError:
-        os._exit(1)
     finally:
         os._exit(1)
 

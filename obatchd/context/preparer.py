@@ -40,6 +40,7 @@ from obatchd.context.parsing import Document, Parsed, fork_parser, parsed
 from obatchd.context.text import Text
 from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import parse_request
+from obatchd.settings.tables.context import ContextSettings
 
 _PARSERS = 2
 _AT_A_TIME = 32  # requests of one owner in preparation: slow sources of one hold up no other
@@ -82,16 +83,15 @@ class Preparer:
     def __init__(
         self,
         channel: Channel[ToPreparer],
-        rules: Rules,
+        rules: ContextSettings,
         cache_dir: Path,
         parsers: ParserPool,
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._channel = channel
         self._rules = rules
-        self._cache = SourceCache(cache_dir, rules.cache_bytes)
         self._parsers = parsers
-        self._fetcher = Fetcher(rules, self._cache, self._parse, resolver)
+        self._fetcher = Fetcher(rules, SourceCache(cache_dir, rules.cache_bytes), self._parse, resolver)
         self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_A_TIME))
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -102,7 +102,8 @@ class Preparer:
             while True:
                 message = await self._channel.receive()
                 if isinstance(message, Rules):
-                    self._apply(message)
+                    self._rules = ContextSettings.model_validate(message.settings)
+                    self._fetcher.apply(self._rules)
                 else:
                     task = asyncio.create_task(self._fulfil(message))
                     self._tasks.add(task)
@@ -113,11 +114,6 @@ class Preparer:
         while True:
             self._channel.send(Alive())
             await asyncio.sleep(_ALIVE_S)
-
-    def _apply(self, rules: Rules) -> None:
-        self._rules = rules
-        self._cache.limit_bytes = rules.cache_bytes
-        self._fetcher.apply(rules)
 
     async def _fulfil(self, wish: Wish) -> None:
         try:
@@ -208,8 +204,8 @@ def main(connection: socket.socket, cache_dir: Path) -> None:
 async def _serve(connection: socket.socket, cache_dir: Path, sockets: list[socket.socket]) -> Never:
     parsers = ParserPool([await Channel.open(one, parsed) for one in sockets])
     channel = await Channel.open(connection, to_preparer)
-    rules = await channel.receive()
-    assert isinstance(rules, Rules)
-    await Preparer(channel, rules, cache_dir, parsers).run()
+    first = await channel.receive()
+    assert isinstance(first, Rules)
+    await Preparer(channel, ContextSettings.model_validate(first.settings), cache_dir, parsers).run()
     # Here and not after the loop is closed, which would wait for files that are being read.
     os._exit(0)

@@ -57,7 +57,7 @@ class Preparation:
     def settings_changed(self) -> None:
         """Tell the preparer, which is a process of its own."""
         if self._preparer is not None:
-            self._preparer.send(rules_of(self._settings))
+            self._preparer.send(Rules(self._settings.model_dump()))
 
     async def stop(self) -> None:
         """End the preparer; requests that wait for it stay pending in the store."""
@@ -100,7 +100,7 @@ class Preparation:
 
     def started(self, child: Child) -> None:
         self._preparer = child
-        child.send(rules_of(self._settings))
+        child.send(Rules(self._settings.model_dump()))
         for waiting in list(self._waiting.values()):
             self._tell(waiting)
 
@@ -129,11 +129,6 @@ class Preparation:
             return
         pending.prepared = answer.context
         waiting.queue.prepared(lane, pending)
-
-
-def rules_of(settings: ContextSettings) -> Rules:
-    """The settings for the preparer."""
-    return Rules(**{name: getattr(settings, name) for name in Rules.__struct_fields__})
 
 
 def _failure(pending: Pending, answer: Prepared) -> bytes:

@@ -53,12 +53,9 @@ class AnswerFormat:
     """
 
     def __init__(self, wanted: str | dict[str, Any]) -> None:
-        self._validator: Validator | None = None
-        if wanted == "json":
-            return
-        if not isinstance(wanted, dict):
+        if wanted != "json" and not isinstance(wanted, dict):
             raise FormatError(f'format must be "json" or a JSON Schema, not {type(wanted).__name__}')
-        self._validator = _validator(wanted)
+        self._validator = _validator(wanted) if isinstance(wanted, dict) else None
 
     def parse(self, text: str) -> Parsed:
         """The JSON in ``text``, which may stand in a fenced block.
