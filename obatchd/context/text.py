@@ -13,6 +13,7 @@ _META_CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([A-Za-z0-
 _HEAD_BYTES = 4096
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _PDF_PAGES = 500
+_PDF_FAULTS = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)  # of pypdf over wrong files
 HTML_TYPES = frozenset(("text/html", "application/xhtml+xml"))
 TEXT_TYPES = frozenset(("text/plain", "text/markdown", "text/x-markdown", "text/csv", "application/json", "text/xml",
                         "application/xml"))  # fmt: skip
@@ -114,14 +115,6 @@ def _pdf(content: bytes, max_characters: int) -> Text:
             if sum(map(len, pages)) > max_characters:
                 break
         title = reader.metadata.title if reader.metadata is not None else ""
-    except (
-        pypdf.errors.PyPdfError,
-        ValueError,
-        KeyError,
-        TypeError,
-        IndexError,
-        AttributeError,
-        RecursionError,
-    ) as error:
+    except (pypdf.errors.PyPdfError, *_PDF_FAULTS) as error:
         raise SourceError(f"the PDF cannot be read: {error}", code="parse_failed") from error
     return Text(str(title or ""), "\n\n".join(pages))

@@ -28,32 +28,15 @@ from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.probe import Probe
-from obatchd.jobs.store import Facts, Store
+from obatchd.jobs.store import Facts
 from obatchd.live.work import Work
 from obatchd.operations.service import OperatorService
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
-from obatchd.settings.current import Current
-from obatchd.settings.settings import Settings
-from obatchd.spool.layout import Layout
-from obatchd.tasks import TaskOwner
 
 Reload = Callable[[], Awaitable[Reloaded]]
-
-
-@dataclass(frozen=True)
-class Spool:
-    """The daemon's spool: layout and store."""
-
-    layout: Layout
-    store: Store
-
-    @property
-    def facts(self) -> Facts:
-        """Facts that outlive restarts, beside jobs."""
-        return Facts(self.store.state)
 
 
 @dataclass(frozen=True)
@@ -81,24 +64,20 @@ class Head:
     runtime_dir: Path
 
 
-async def host(settings: Current[Settings], spool: Spool, owner: TaskOwner) -> Host:
+async def host(work: Work) -> Host:
     """The parts of this machine. The probe runs already: which GPUs there are decides what is made."""
-    work = spool.layout.work
-    chosen = platform.choose(settings.value, work)
-    probe = Probe(settings.value.gpus, chosen.open_source, owner)
+    settings, directory, facts = work.settings, work.layout.work, Facts(work.store.state)
+    chosen = platform.choose(settings.value, directory)
+    probe = Probe(settings.value.gpus, chosen.open_source, work.owner)
     await probe.start()
-    fleet = Fleet(settings, work, spool.layout.uuid, chosen.program, probe, spool.facts, owner)
-    models = ModelKeeper(settings, fleet)
-    watch = GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log, owner)
-    return Host(probe, fleet, models, watch)
+    fleet = Fleet(settings, directory, work.layout.uuid, chosen.program, probe, facts, work.owner)
+    watch = GpuWatch(settings, probe, fleet, facts, directory, chosen.kernel_log, work.owner)
+    return Host(probe, fleet, ModelKeeper(settings, fleet), watch)
 
 
-def head(
-    settings: Current[Settings], spool: Spool, here: Host, alarms: Alarms, reload: Reload, owner: TaskOwner
-) -> Head:
+def head(work: Work, here: Host, alarms: Alarms, reload: Reload) -> Head:
     """All other parts; none of them runs yet."""
-    layout = spool.layout
-    work = Work(settings, layout, spool.store, owner, alarms)
+    settings, layout, owner = work.settings, work.layout, work.owner
     engine = Engine(work, _ServedModels(here.models, here.fleet))
     policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
     here.fleet.listen(_ServerNews(engine.dispatcher, alarms))

@@ -19,11 +19,12 @@ from obatchd import __version__, log
 from obatchd.client import runtime
 from obatchd.control.auth import group_id
 from obatchd.daemon import compose, process, systemd
-from obatchd.daemon.compose import Head, Host, Spool
+from obatchd.daemon.compose import Head, Host
 from obatchd.daemon.reload import Reloader
 from obatchd.gpucare.alarms import Alarms
 from obatchd.jobs.store import Store
 from obatchd.jobs.store.database import is_corrupt
+from obatchd.live.work import Work
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.people import AccessSettings
@@ -58,22 +59,23 @@ class Daemon:
         with layout.lock():
             self._store = await asyncio.to_thread(Store, layout.work, self._settings)
             try:
-                await self._run_locked(Spool(layout, self._store))
+                await self._run_locked(layout)
             finally:
                 await asyncio.to_thread(self._store.close)
         _log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
 
-    async def _run_locked(self, spool: Spool) -> None:
-        _log.info("starting", version=__version__, spool=spool.layout.root, pid=os.getpid())
-        self._alarms = Alarms(self._settings, self)
-        self._alarms.start()
+    async def _run_locked(self, layout: Layout) -> None:
+        _log.info("starting", version=__version__, spool=layout.root, pid=os.getpid())
+        alarms = Alarms(self._settings, self)
+        alarms.start()
         async with contextlib.AsyncExitStack() as at_end:
-            at_end.push_async_callback(self._alarms.stop)
-            here = self._here = await compose.host(self._settings, spool, self)
+            at_end.push_async_callback(alarms.stop)
+            work = Work(self._settings, layout, self._store, self, alarms)
+            here = await compose.host(work)
             at_end.push_async_callback(here.probe.stop)
-            head = self._head = compose.head(self._settings, spool, here, self._alarms, self._reloader.reload, self)
-            at_end.callback(runtime.remove, spool.layout.root, head.runtime_dir)
+            head = self._head = compose.head(work, here, alarms, self._reloader.reload)
+            at_end.callback(runtime.remove, layout.root, head.runtime_dir)
             at_end.push_async_callback(here.fleet.stop)
             at_end.push_async_callback(here.models.close)
             await here.fleet.start()
@@ -81,8 +83,8 @@ class Daemon:
             at_end.push_async_callback(head.policy.stop)
             # Servers planned but not started yet are handed over too: dispatch waits until they are READY.
             await head.engine.dispatcher.start(here.fleet.servers.values())
-            if spool.store.state.get("paused"):
-                head.engine.work.holds.hold("paused")
+            if self._store.state.get("paused"):
+                work.holds.hold("paused")
             await head.engine.start()
             await self._serve(here, head)
 

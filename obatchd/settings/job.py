@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -14,6 +13,7 @@ from obatchd.prompts.template import template_problem
 from obatchd.settings.base import Reload, Section, setting
 from obatchd.settings.reading import leaves, nearest, validate, value_of
 from obatchd.settings.settings import Settings
+from obatchd.times import epoch_s
 
 
 class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -73,7 +73,7 @@ class FrozenSettings(msgspec.Struct, frozen=True):
     def expires_s(self, accepted_s: float) -> float | None:
         """Wall-clock time at which the deadline of a job passes that was accepted at ``accepted_s``, or None."""
         if isinstance(self.deadline, str):
-            return datetime.fromisoformat(self.deadline).timestamp()
+            return epoch_s(self.deadline)
         return accepted_s + self.deadline if self.deadline else None
 
 
@@ -119,14 +119,11 @@ LOAD_TIME_OPTIONS = frozenset(("num_ctx", "num_batch", "num_gpu", "main_gpu", "u
 
 
 def parse_job_settings(mapping: Mapping[str, Any], source: str) -> tuple[JobSettings, list[str]]:
-    """A job's own settings, from a ``job.toml`` or a submission.
+    """A job's own settings, and notes in plain words on options left out or moved.
 
     Args:
         mapping: the settings as read; a configuration of the original project is valid.
         source: their name in messages.
-
-    Returns:
-        The settings, and notes in plain words on options left out or moved.
 
     Raises:
         ConfigError: lists every unknown or wrong setting.

@@ -113,12 +113,7 @@ def value_of(settings: Settings, leaf: Leaf) -> Any:
 
 
 def load(file: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
-    """Read the configuration.
-
-    Args:
-        file: TOML file, or ``None`` for none.
-        environ: the environment; ``OBATCHD_…`` variables count.
-        flags: dotted key to value; ``None`` values count as not given.
+    """Read the configuration: a TOML file, ``OBATCHD_…`` variables, and flags by dotted key, ``None`` if not given.
 
     Raises:
         ConfigError: lists every unreadable, unknown or wrong setting.

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from obatchd.prompts.structured import FormatError, answer_format
 from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, setting
 from obatchd.settings.tables.context import ContextSettings
 from obatchd.settings.tables.dispatch import DispatchSettings, WatchdogSettings
@@ -105,8 +106,6 @@ class Settings(Section):
     @classmethod
     def _usable_schema(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
         if value:
-            from obatchd.prompts.structured import FormatError, answer_format
-
             try:
                 answer_format(value)
             except FormatError as error:

@@ -61,12 +61,7 @@ def reference_page() -> str:
 
 
 def show(settings: Settings, origin: Mapping[str, str]) -> str:
-    """The settings in force as TOML, each with where it comes from; secrets are hidden.
-
-    Args:
-        settings: the settings.
-        origin: dotted key to file, variable or flag; a missing key is a default.
-    """
+    """The settings in force as TOML, each with its origin, by dotted key, or "default"; secrets are hidden."""
     lines = []
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         if section:
