@@ -86,4 +86,3 @@ FromPreparer = Prepared | Alive
 to_preparer: msgspec.msgpack.Decoder[ToPreparer] = msgspec.msgpack.Decoder(ToPreparer)
 from_preparer: msgspec.msgpack.Decoder[FromPreparer] = msgspec.msgpack.Decoder(FromPreparer)
 context = msgspec.msgpack.Decoder(Context)
-encode_context = msgspec.msgpack.Encoder().encode

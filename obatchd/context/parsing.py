@@ -49,7 +49,6 @@ class Parsed(msgspec.Struct, array_like=True):
 Parse = Callable[[bytes, str, str, int], Text]
 _document = msgspec.msgpack.Decoder(Document)
 parsed = msgspec.msgpack.Decoder(Parsed)
-_encode = msgspec.msgpack.Encoder().encode
 
 
 def fork_parser(close: list[socket.socket], parse: Parse = text_of) -> socket.socket:
@@ -120,7 +119,7 @@ def _child(document: Document, writing: int, parse: Parse) -> Never:
         size = _address_space_bytes() + document.memory_bytes
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        answer = _encode(_result(document, parse))
+        answer = msgspec.msgpack.encode(_result(document, parse))
         while answer:
             answer = answer[os.write(writing, answer) :]
         os._exit(0)

@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Never
 
+import msgspec
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
@@ -25,17 +26,7 @@ from obatchd.context import compose
 from obatchd.context.cache import SourceCache
 from obatchd.context.compose import Source
 from obatchd.context.fetch import Fetcher
-from obatchd.context.model import (
-    Alive,
-    Context,
-    Prepared,
-    Rules,
-    ToPreparer,
-    Wish,
-    asked_text,
-    encode_context,
-    to_preparer,
-)
+from obatchd.context.model import Alive, Context, Prepared, Rules, ToPreparer, Wish, asked_text, to_preparer
 from obatchd.context.parsing import Document, Parsed, fork_parser, parsed
 from obatchd.context.text import Text
 from obatchd.errors import SourceError
@@ -119,7 +110,7 @@ class Preparer:
         try:
             async with self._turns[wish.owner]:
                 context = await self._context(wish)
-            answer = Prepared(wish.job, wish.line, encode_context(context))
+            answer = Prepared(wish.job, wish.line, msgspec.msgpack.encode(context))
         except SourceError as error:
             answer = Prepared(wish.job, wish.line, code=error.code, message=error.message)
         except Exception as error:  # noqa: BLE001 - a defect must cost one request, and be seen
