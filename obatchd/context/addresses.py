@@ -60,8 +60,7 @@ class AddressPolicy:
     def target(self, url: URL) -> Target:
         """The server of a URL that may be asked, as far as can be told before its name is resolved.
 
-        Raises:
-            SourceError: ``url_invalid`` or ``url_forbidden``.
+        Raises SourceError ``url_invalid`` or ``url_forbidden``.
         """
         if len(str(url)) > _URL_CHARACTERS:
             raise SourceError(f"the URL has more than {_URL_CHARACTERS} characters", code="url_invalid")
@@ -75,11 +74,7 @@ class AddressPolicy:
         return target
 
     def require(self, target: Target, address: str) -> None:
-        """Make sure that ``address`` may be connected to for ``target``.
-
-        Raises:
-            SourceError: ``url_forbidden``.
-        """
+        """Make sure that ``address`` may be connected to for ``target``; raises SourceError ``url_forbidden``."""
         if not self.permits(target, address):
             raise SourceError(
                 f"{target.host} is at {address}, which is no public address; an administrator can open it with allow "

@@ -34,11 +34,7 @@ class Source(NamedTuple):
 
 
 def named_urls(request: Request, *, from_links: bool) -> list[URL]:
-    """The URLs of a request in order, each once: its ``urls``, then the links in its text.
-
-    Raises:
-        SourceError: ``url_invalid``.
-    """
+    """The URLs of a request in order, each once: its ``urls``, then the links in its text. Raises as ``parsed_url``."""
     given = list(request.urls)
     if from_links:
         given += [match[2] for match in _LINK.finditer(asked_text(request))]
@@ -46,11 +42,7 @@ def named_urls(request: Request, *, from_links: bool) -> list[URL]:
 
 
 def parsed_url(text: str) -> URL:
-    """A URL without its fragment.
-
-    Raises:
-        SourceError: ``url_invalid``.
-    """
+    """A URL without its fragment; raises SourceError ``url_invalid``."""
     try:
         url = URL(text.strip())
         host = url.host

@@ -80,11 +80,7 @@ class Fetcher:
         await self._session.close()
 
     async def fetch(self, owner: int, url: URL) -> Fetched:
-        """The text behind ``url``, from the owner's cache where that is fresh.
-
-        Raises:
-            SourceError: it cannot be had.
-        """
+        """The text behind ``url``, from the owner's cache where that is fresh; raises SourceError if there is none."""
         self._resolver.policy.target(url)  # also where it is cached: a forbidden address is not read from there
         known = self._cache.get(owner, str(url))
         if known is not None and is_fresh(known):

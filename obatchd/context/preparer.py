@@ -50,11 +50,7 @@ class ParserPool:
             self._free.put_nowait(channel)
 
     async def parse(self, document: Document) -> Text:
-        """The document's text.
-
-        Raises:
-            SourceError: there is none, or its parser did not end well.
-        """
+        """The document's text; raises SourceError where there is none, or its parser did not end well."""
         channel = await self._free.get()
         try:
             channel.send(document)

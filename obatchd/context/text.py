@@ -14,10 +14,9 @@ _HEAD_BYTES = 4096
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _PDF_PAGES = 500
 _PDF_FAULTS = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError)  # of pypdf over wrong files
-HTML_TYPES = frozenset(("text/html", "application/xhtml+xml"))
-TEXT_TYPES = frozenset(("text/plain", "text/markdown", "text/x-markdown", "text/csv", "application/json", "text/xml",
-                        "application/xml"))  # fmt: skip
-PDF_TYPE = "application/pdf"
+_PDF_TYPE = "application/pdf"
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
+_READABLE = (_PDF_TYPE, *_HTML_TYPES, "application/json", "application/xml")  # and all kinds of text
 
 
 class Text(NamedTuple):
@@ -30,17 +29,13 @@ class Text(NamedTuple):
 def text_of(content: bytes, media_type: str, charset: str, max_characters: int) -> Text:
     """Title and main text of a document.
 
-    Args:
-        media_type: of the answer, without parameters; empty or ``application/octet-stream`` is judged by the content.
-        charset: as the server says; it may be wrong.
-
-    Raises:
-        SourceError: ``source_unsupported``, ``source_empty`` or ``parse_failed``.
+    The media type is without parameters; empty or ``application/octet-stream`` is judged by the content. The charset is
+    what the server says; it may be wrong. Raises SourceError ``source_unsupported``, ``source_empty``, ``parse_failed``.
     """
     kind = _kind(content, media_type)
-    if kind == PDF_TYPE:
+    if kind == _PDF_TYPE:
         found = _pdf(content, max_characters)
-    elif kind in HTML_TYPES:
+    elif kind in _HTML_TYPES:
         found = _html(decoded(content, charset))
     else:
         found = Text("", decoded(content, charset))
@@ -51,8 +46,8 @@ def text_of(content: bytes, media_type: str, charset: str, max_characters: int) 
 
 def _kind(content: bytes, media_type: str) -> str:
     if content.startswith(b"%PDF-"):
-        return PDF_TYPE
-    if media_type in HTML_TYPES or media_type == PDF_TYPE or media_type in TEXT_TYPES:
+        return _PDF_TYPE
+    if media_type in _READABLE or media_type.startswith("text/"):
         return media_type
     if media_type in ("", "application/octet-stream"):
         start = content[:_HEAD_BYTES].lstrip().lower()
@@ -60,8 +55,6 @@ def _kind(content: bytes, media_type: str) -> str:
             return "text/html"
         if b"\0" not in content[:_HEAD_BYTES] or content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return "text/plain"
-    if media_type.startswith("text/"):
-        return "text/plain"
     raise SourceError(
         f"it is {media_type or 'binary'}: only HTML, text, Markdown and PDF are read", code="source_unsupported"
     )

@@ -48,11 +48,7 @@ class Daemon:
         self._exit_code = EXIT_OK
 
     async def run(self) -> int:
-        """Run until told to stop; returns the exit code.
-
-        Raises:
-            ObatchError: the daemon cannot start, with what to do.
-        """
+        """Run until told to stop; returns the exit code, or raises ObatchError, with what to do, if it cannot start."""
         self._listen_to_signals()
         settings = self._settings.value
         layout = await asyncio.to_thread(Layout.open, settings.spool_path, _owners(settings.access))
@@ -178,11 +174,7 @@ def _owners(access: AccessSettings) -> OwnerDirectories | None:
 
 
 def run(settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> int:
-    """Run the daemon in the foreground; returns its exit code.
-
-    Raises:
-        ObatchError: it cannot start.
-    """
+    """Run the daemon in the foreground; returns its exit code, or raises ObatchError if it cannot start."""
     process.prepare()
     log.configure(settings.log_level)
     return int(uvloop.run(Daemon(settings, config_file, flags).run()))

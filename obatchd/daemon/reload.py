@@ -60,8 +60,7 @@ class Reloader:
     async def reload(self) -> Reloaded:
         """Read the configuration again; keys that a running daemon can change take effect, the others are named.
 
-        Raises:
-            ConfigError: it cannot be used; the old one stays.
+        Raises ConfigError where it cannot be used; the old one stays.
         """
         async with self._busy:
             old = self._settings.value

@@ -42,14 +42,9 @@ class Parsed(NamedTuple):
 
 
 class AnswerFormat:
-    """The form that an answer must have.
+    """The form that an answer must have: ``"json"`` (any object or array) or a JSON Schema, else FormatError is raised.
 
-    Args:
-        wanted: ``"json"`` (any object or array) or a JSON Schema, of the draft that its ``$schema`` names, else of
-            draft 2020-12.
-
-    Raises:
-        FormatError: it is neither.
+    A schema is of the draft that its ``$schema`` names, else of draft 2020-12.
     """
 
     def __init__(self, wanted: str | dict[str, Any]) -> None:
@@ -60,9 +55,7 @@ class AnswerFormat:
     def parse(self, text: str) -> Parsed:
         """The JSON in ``text``, which may stand in a fenced block.
 
-        Raises:
-            Mismatch: there is none, or it does not fit.
-            FormatError: the schema turns out to be unusable: it refers to a part that it does not have.
+        Raises Mismatch where there is none or it does not fit, FormatError where the schema turns out to be unusable.
         """
         text = text.strip()
         fenced = _FENCE.match(text)
@@ -123,11 +116,7 @@ def _time_limit(limit_s: float) -> Iterator[None]:
 
 
 def answer_format(wanted: str | dict[str, Any]) -> AnswerFormat:
-    """An :class:`AnswerFormat`, made once for each schema.
-
-    Raises:
-        FormatError: as there.
-    """
+    """An :class:`AnswerFormat`, made once for each schema; raises as there."""
     return _kept(_encode(wanted))
 
 
@@ -161,8 +150,7 @@ def ungrounded(data: Any, fields: Sequence[str], source: str) -> list[dict[str, 
     A field is a name, or several joined by dots that must follow each other (``patient.mrn``). Capitals and the amount
     of white space do not count; a value is not found inside a longer word or number; null and "" need no source.
 
-    Raises:
-        FormatError: it takes too long, as it may where very many values are compared with a very long source.
+    Raises FormatError where it takes too long, as it may with very many values and a very long source.
     """
     wanted = [(field, tuple(field.split("."))) for field in fields]
     try:

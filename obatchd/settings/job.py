@@ -119,14 +119,9 @@ LOAD_TIME_OPTIONS = frozenset(("num_ctx", "num_batch", "num_gpu", "main_gpu", "u
 
 
 def parse_job_settings(mapping: Mapping[str, Any], source: str) -> tuple[JobSettings, list[str]]:
-    """A job's own settings, and notes in plain words on options left out or moved.
+    """A job's own settings, and notes in plain words on options left out or moved; messages call them ``source``.
 
-    Args:
-        mapping: the settings as read; a configuration of the original project is valid.
-        source: their name in messages.
-
-    Raises:
-        ConfigError: lists every unknown or wrong setting.
+    A configuration of the original project is valid, too. Raises ConfigError, which lists all that is unknown or wrong.
     """
     data = dict(mapping)
     notes = []

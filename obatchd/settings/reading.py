@@ -115,8 +115,7 @@ def value_of(settings: Settings, leaf: Leaf) -> Any:
 def load(file: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
     """Read the configuration: a TOML file, ``OBATCHD_…`` variables, and flags by dotted key, ``None`` if not given.
 
-    Raises:
-        ConfigError: lists every unreadable, unknown or wrong setting.
+    Raises ConfigError, which lists every unreadable, unknown or wrong setting.
     """
     return load_with_origin(file, environ=environ, flags=flags)[0]
 
@@ -153,11 +152,7 @@ def load_with_origin(
 
 
 def read_toml(file: Path) -> dict[str, Any]:
-    """A TOML file as a mapping.
-
-    Raises:
-        ConfigError: it cannot be read or is not TOML.
-    """
+    """A TOML file as a mapping; raises ConfigError where it cannot be read or is not TOML."""
     try:
         return tomllib.loads(file.read_text("utf-8"))
     except OSError as error:

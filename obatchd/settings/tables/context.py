@@ -22,8 +22,7 @@ class Opened(NamedTuple):
 def opened(entry: str) -> Opened:
     """An entry of the allow-list: ``wiki.lab``, ``*.lab:8080``, ``10.1.0.0/16``, ``127.0.0.1:8080``, ``[fd00::1]:80``.
 
-    Raises:
-        ValueError: it is none of these.
+    Raises ValueError for anything else.
     """
     match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\]:(\d{1,5})|([^\s:/\[\]]+):(\d{1,5})", entry)
     host, port = (match[1] or match[3], int(match[2] or match[4])) if match else (entry, 0)
