@@ -4,11 +4,9 @@ from __future__ import annotations
 
 
 class ObatchError(Exception):
-    """Root of the tree.
+    """Root of the tree. The message says what is wrong, where, and what to do, in plain words.
 
-    Args:
-        message: what is wrong, where, and what to do, in plain words.
-        code: slug used in JSON output, logs and result files; it overrides the class's own.
+    The code is the slug in JSON output, logs and result files; one that is given overrides the class's own.
     """
 
     code = "error"

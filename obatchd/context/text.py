@@ -30,7 +30,9 @@ def text_of(content: bytes, media_type: str, charset: str, max_characters: int) 
     """Title and main text of a document.
 
     The media type is without parameters; empty or ``application/octet-stream`` is judged by the content. The charset is
-    what the server says; it may be wrong. Raises SourceError ``source_unsupported``, ``source_empty``, ``parse_failed``.
+    what the server says; it may be wrong.
+
+    Raises SourceError ``source_unsupported``, ``source_empty`` or ``parse_failed``.
     """
     kind = _kind(content, media_type)
     if kind == _PDF_TYPE:

@@ -67,18 +67,18 @@ class AnswerFormat:
         if self._validator is None:
             if not isinstance(data, dict | list):
                 raise Mismatch("it is neither a JSON object nor an array")
-        elif (reason := self._first_problem(data)) is not None:
-            raise Mismatch(reason)
+        else:
+            self._check(self._validator, data)
         return Parsed(msgspec.Raw(raw), data)
 
-    def _first_problem(self, data: Any) -> str | None:
+    @staticmethod
+    def _check(validator: Validator, data: Any) -> None:
         from jsonschema.exceptions import best_match
         from referencing.exceptions import Unresolvable
 
-        assert self._validator is not None
         try:
             with _time_limit(_CHECK_S):
-                problem = best_match(self._validator.iter_errors(data))
+                problem = best_match(validator.iter_errors(data))
         except TimeoutError:
             reason = f"checking an answer takes longer than {_CHECK_S:g} s: simplify its patterns"
             raise FormatError(reason) from None
@@ -88,9 +88,8 @@ class AnswerFormat:
             raise FormatError(f"a pattern of the schema is no regular expression: {error}") from None
         except RecursionError:
             raise Mismatch("it is nested too deeply to be checked") from None
-        if problem is None:
-            return None
-        return f"at {problem.json_path}: {problem.message[:_REASON_CHARACTERS]}"
+        if problem is not None:
+            raise Mismatch(f"at {problem.json_path}: {problem.message[:_REASON_CHARACTERS]}")
 
 
 @contextlib.contextmanager

@@ -56,8 +56,8 @@ class Leaf(NamedTuple):
 
     @property
     def type_text(self) -> str:
-        """The type in plain words."""
-        return type_text(self.model, self.name)
+        """The type in plain words, e.g. ``"auto" or an integer from 1 to 64``."""
+        return _in_words(self.model.model_json_schema()["properties"][self.name])
 
 
 def section_model(field: FieldInfo) -> type[BaseModel] | None:
@@ -73,11 +73,6 @@ def leaves() -> Iterator[Leaf]:
     for section, outer in fields.items():
         if model := section_model(outer):
             yield from (Leaf(model, section, name, field) for name, field in model.model_fields.items())
-
-
-def type_text(model: type[BaseModel], name: str) -> str:
-    """The type of a field in plain words, e.g. ``"auto" or an integer from 1 to 64``."""
-    return _in_words(model.model_json_schema()["properties"][name])
 
 
 def _in_words(schema: Mapping[str, Any]) -> str:
@@ -214,7 +209,7 @@ def _explain(location: tuple[int | str, ...], kind: str, message: str, model: ty
                 return key, "no such setting" + _nearest_setting(key, list(table.model_fields))
             return key, message[:1].lower() + message[1:]
         else:
-            return key, "must be " + type_text(model, str(part))
+            return key, "must be " + Leaf(model, "", str(part), field).type_text
     key = ".".join(map(str, location))
     return key, f"must be a table, written as [{key}]"
 

@@ -27,7 +27,6 @@ class GpuSettings(Section):
         "Silent for this long: the process that asks it is given up and replaced. A driver in trouble may "
         "take 45 s for one call.",
     )
-
     shared_bytes: Natural = setting(
         512 * 1024**2, "Other people's processes may hold so much on a GPU; beside more no model is loaded."
     )
@@ -60,8 +59,6 @@ class GpuSettings(Section):
 
 # Below the kernel's range for outgoing connections (32768 and up, ip(7)).
 SERVICE_BASE_PORT = 11500
-
-
 SERVICE_PORTS = 64
 
 
