@@ -17,7 +17,7 @@ from yarl import URL
 
 from obatchd.context.addresses import AddressPolicy, PinnedResolver
 from obatchd.context.cache import Entry, SourceCache, is_fresh
-from obatchd.context.text import Text
+from obatchd.context.parsing import Text
 from obatchd.errors import SourceError
 from obatchd.settings.tables.context import ContextSettings
 
@@ -91,11 +91,9 @@ class Fetcher:
             known.checked_s, known.fresh_s = time.time(), self._fresh_s(answer.headers)
             self._cache.put(owner, known)
             return Fetched(Text(known.title, known.text), str(answer.url), True)
-        media_type = parse_mimetype(answer.headers.get("Content-Type", ""))
-        text = await self._parse(
-            content, f"{media_type.type}/{media_type.subtype}".lower().strip("/"),
-            media_type.parameters.get("charset", ""),
-        )  # fmt: skip
+        kind = parse_mimetype(answer.headers.get("Content-Type", ""))
+        media_type = f"{kind.type}/{kind.subtype}".lower().strip("/")
+        text = await self._parse(content, media_type, kind.parameters.get("charset", ""))
         self._keep(owner, url, text, answer.headers)
         return Fetched(text, str(answer.url), False)
 
@@ -130,7 +128,8 @@ class Fetcher:
             left_s -= time.monotonic() - begun_s - waiting_s
             if answer.status in _BUSY and not waited:
                 waited = True
-                await asyncio.sleep(_busy_s(answer.headers))
+                said = answer.headers.get("Retry-After", "")
+                await asyncio.sleep(min(float(said), _BUSY_LIMIT_S) if said.isdecimal() else _BUSY_WAIT_S)
                 continue
             if answer.status in (200, 304):
                 return answer, content
@@ -197,8 +196,3 @@ def _location(url: URL, headers: Mapping[str, str]) -> URL:
     if not to or found.scheme not in ("http", "https"):
         raise SourceError(f"it is redirected to {to[:200]!r}, which is no http or https URL", code="redirects")
     return found
-
-
-def _busy_s(headers: Mapping[str, str]) -> float:
-    said = headers.get("Retry-After", "")
-    return min(float(said), _BUSY_LIMIT_S) if said.isdecimal() else _BUSY_WAIT_S

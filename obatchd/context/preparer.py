@@ -27,8 +27,7 @@ from obatchd.context.cache import SourceCache
 from obatchd.context.compose import Source
 from obatchd.context.fetch import Fetcher
 from obatchd.context.model import Alive, Context, Prepared, Rules, ToPreparer, Wish, asked_text, to_preparer
-from obatchd.context.parsing import Document, Parsed, fork_parser, parsed
-from obatchd.context.text import Text
+from obatchd.context.parsing import Document, Parsed, Text, fork_parser, parsed
 from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import parse_request
 from obatchd.settings.tables.context import ContextSettings
@@ -117,11 +116,9 @@ class Preparer:
     async def _context(self, wish: Wish) -> Context:
         rules = self._rules
         request = parse_request(wish.raw)
-        if request.embed is not None:
-            return Context(None, [], False)
-        urls = compose.named_urls(request, from_links=rules.from_links)
+        urls = compose.named_urls(request, from_links=rules.from_links) if request.embed is None else []
         count = len(urls) + len(request.files)
-        if not count:
+        if not count or request.embed is not None:
             return Context(None, [], False)
         if count > rules.max_sources:
             raise SourceError(

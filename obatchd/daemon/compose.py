@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon import platform
 from obatchd.daemon.burnin import BurninHost
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.recovery import Watchdog
@@ -27,16 +28,42 @@ from obatchd.engine.housekeeping import Housekeeping
 from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
+from obatchd.gpus.kernel_log import KMSG
 from obatchd.gpus.probe import Probe
+from obatchd.gpus.source import OpenSource, open_nvml
 from obatchd.jobs.store import Facts
 from obatchd.live.work import Work
 from obatchd.operations.service import OperatorService
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
+from obatchd.servers.program import Ollama, Program
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
+from obatchd.settings.settings import Settings
 
-Reload = Callable[[], Awaitable[Reloaded]]
+
+class Platform(NamedTuple):
+    """The source of GPU readings, the kernel's log, and the program of servers."""
+
+    open_source: OpenSource
+    kernel_log: Path
+    program: Program
+
+
+def choose_platform(settings: Settings, work: Path) -> Platform:
+    """The platform of a daemon; stand-ins share files in ``work``."""
+    use = settings.gpus.use
+    simulated_gpus = isinstance(use, str) and use.startswith("simulated:")
+    if not simulated_gpus and settings.servers.ollama != "simulator":
+        return Platform(open_nvml, KMSG, Ollama(settings.servers.ollama))
+    from obatchd.simulator.gpus import SimulatedGpus, kernel_log
+    from obatchd.simulator.program import SimulatedOllama
+
+    directory = work.absolute() / "simulator"
+    open_source: OpenSource = open_nvml
+    if simulated_gpus:
+        open_source = partial(SimulatedGpus, directory, int(str(use).partition(":")[2]))
+    return Platform(open_source, kernel_log(directory), SimulatedOllama(directory))
 
 
 @dataclass(frozen=True)
@@ -67,7 +94,7 @@ class Head:
 async def host(work: Work) -> Host:
     """The parts of this machine. The probe runs already: which GPUs there are decides what is made."""
     settings, directory, facts = work.settings, work.layout.work, Facts(work.store.state)
-    chosen = platform.choose(settings.value, directory)
+    chosen = choose_platform(settings.value, directory)
     probe = Probe(settings.value.gpus, chosen.open_source, work.owner)
     await probe.start()
     fleet = Fleet(settings, directory, work.layout.uuid, chosen.program, probe, facts, work.owner)
@@ -75,7 +102,7 @@ async def host(work: Work) -> Host:
     return Host(probe, fleet, ModelKeeper(settings, fleet), watch)
 
 
-def head(work: Work, here: Host, alarms: Alarms, reload: Reload) -> Head:
+def head(work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[Reloaded]]) -> Head:
     """All other parts; none of them runs yet."""
     settings, layout, owner = work.settings, work.layout, work.owner
     engine = Engine(work, _ServedModels(here.models, here.fleet))

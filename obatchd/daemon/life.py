@@ -54,7 +54,10 @@ class Daemon:
 
     async def run(self) -> int:
         """Run until told to stop; returns the exit code, or raises ObatchError, with what to do, if it cannot start."""
-        self._listen_to_signals()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number.name)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)  # before it is ready: done then
         settings = self._settings.value
         layout = await asyncio.to_thread(Layout.open, settings.spool_path, _owners(settings.access))
         with layout.lock():
@@ -135,12 +138,6 @@ class Daemon:
             self._exit_code = EXIT_FAILED  # answers that the disk did not take; they are asked for again
 
     # Signals, and the end of a part.
-
-    def _listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number.name)
-        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)  # before it is ready: done then
 
     def _stop(self, name: str) -> None:
         if self._stopping.is_set():

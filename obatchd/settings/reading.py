@@ -140,9 +140,8 @@ def load_with_origin(
             _table_of(data, by_key[key])[by_key[key].name] = value
             origin[key] = "--" + key.replace("_", "-").replace(".", "-")
     settings, wrong = validate(data, origin, str(file) if file else "defaults", Settings)
-    problems += wrong
     if settings is None or problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problems + wrong))
     return settings, {leaf.key: origin[leaf.key] for leaf in leaves() if leaf.key in origin}
 
 

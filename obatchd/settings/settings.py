@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from obatchd.prompts.structured import FormatError, answer_format
 from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, setting
@@ -26,6 +26,23 @@ from obatchd.settings.tables.spool import DiskSettings, InboxSettings, LimitSett
 
 Priority = Literal["low", "normal", "high"]
 _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
+
+
+def _usable_format(value: str | dict[str, Any]) -> str | dict[str, Any]:
+    if value:
+        try:
+            answer_format(value)
+        except FormatError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+def _addresses(value: dict[str, int]) -> dict[str, int]:
+    for address in value:
+        match = _HOST_PORT.match(address)
+        if not match or (match[4] and not 0 < int(match[4]) < 65536):
+            raise ValueError(f'"{address}" is not host:port (nor http(s)://host:port)')
+    return value
 
 
 class Settings(Section):
@@ -45,7 +62,7 @@ class Settings(Section):
         '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
     )
     options: NextJob[dict[str, Any]] = setting({}, "Ollama run-time options of every request, e.g. temperature.")
-    format: NextJob[Literal["", "json"] | dict[str, Any]] = setting(
+    format: NextJob[Annotated[Literal["", "json"] | dict[str, Any], AfterValidator(_usable_format)]] = setting(
         "", 'What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.'
     )
     in_source: NextJob[list[str]] = setting(
@@ -72,7 +89,7 @@ class Settings(Section):
     alarms: AlarmSettings = Field(AlarmSettings())
     access: AccessSettings = Field(AccessSettings())
     limits: LimitSettings = Field(LimitSettings())
-    ollama_instances: dict[str, int] = setting(
+    ollama_instances: Annotated[dict[str, int], AfterValidator(_addresses)] = setting(
         {},
         'Remote servers, as in the original project: "host:port" = index of the GPU whose readings belong '
         "to it. With any here, gpus defaults to none.",
@@ -101,25 +118,6 @@ class Settings(Section):
             return datetime.fromisoformat(text).astimezone(UTC).isoformat()
         except (ValueError, OverflowError):
             raise ValueError("must be a number of seconds or a time such as 2026-12-31T18:00:00+01:00") from None
-
-    @field_validator("format")
-    @classmethod
-    def _usable_schema(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
-        if value:
-            try:
-                answer_format(value)
-            except FormatError as error:
-                raise ValueError(str(error)) from None
-        return value
-
-    @field_validator("ollama_instances")
-    @classmethod
-    def _addresses(cls, value: dict[str, int]) -> dict[str, int]:
-        for address in value:
-            match = _HOST_PORT.match(address)
-            if not match or (match[4] and not 0 < int(match[4]) < 65536):
-                raise ValueError(f'"{address}" is not host:port (nor http(s)://host:port)')
-        return value
 
     @property
     def spool_path(self) -> Path:

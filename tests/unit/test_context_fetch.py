@@ -18,7 +18,7 @@ from obatchd.context.addresses import AddressPolicy
 from obatchd.context.cache import SourceCache
 from obatchd.context.compose import parsed_url
 from obatchd.context.fetch import Fetched, Fetcher
-from obatchd.context.text import Text, text_of
+from obatchd.context.parsing import Text, text_of
 from obatchd.errors import SourceError
 from obatchd.settings.tables.context import ContextSettings
 

@@ -22,9 +22,8 @@ from obatchd.child import Channel
 from obatchd.context.cache import Entry, SourceCache, is_fresh
 from obatchd.context.compose import Source, full_prompt, named_urls
 from obatchd.context.model import Alive, FromPreparer, Prepared, Wish, from_preparer, to_preparer
-from obatchd.context.parsing import Document, fork_parser, parsed
+from obatchd.context.parsing import Document, Text, decoded, fork_parser, parsed, text_of
 from obatchd.context.preparer import ParserPool, Preparer
-from obatchd.context.text import Text, decoded, text_of
 from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import Request
 from obatchd.settings.tables.context import ContextSettings

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import field_validator
+from pydantic import AfterValidator
 
 from obatchd.settings.base import Count, Live, Natural, NotNegative, Positive, Section, setting
 
@@ -36,6 +36,11 @@ def opened(entry: str) -> Opened:
     return Opened(host.lower().rstrip("."), None, port)
 
 
+def _host_or_network(entry: str) -> str:
+    opened(entry)
+    return entry
+
+
 class ContextSettings(Section):
     """Sources that requests name (urls, files), fetched and put in front of their prompts."""
 
@@ -45,7 +50,7 @@ class ContextSettings(Section):
         "fail", 'What cannot be had fails its request, or ("note") is noted in the prompt and the result.'
     )
     keep_full_prompt: Live[bool] = setting(False, "Keep the prompt as it was sent in the result (full_prompt).")
-    allow: Live[list[str]] = setting(
+    allow: Live[list[Annotated[str, AfterValidator(_host_or_network)]]] = setting(
         [],
         "What may be fetched beside public addresses: hosts, with or without a port, and networks, such as "
         '"wiki.lab", "*.lab:8080", "10.1.0.0/16".',
@@ -63,10 +68,3 @@ class ContextSettings(Section):
     )
     cache_bytes: Live[Natural] = setting(1024**3, "Most bytes of fetched texts kept, for each owner apart; 0: none.")
     user_agent: Live[str] = setting("obatchd", "How the daemon names itself to servers.", min_length=1)
-
-    @field_validator("allow")
-    @classmethod
-    def _hosts_or_networks(cls, value: list[str]) -> list[str]:
-        for entry in value:
-            opened(entry)
-        return value

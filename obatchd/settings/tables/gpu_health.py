@@ -5,12 +5,19 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from obatchd.settings.base import Count, Live, Natural, NotNegative, Positive, Section, setting
 
 XidClass = Literal["fatal", "reset", "memory", "application", "warn", "ignore"]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _numbers(value: dict[str, XidClass]) -> dict[str, XidClass]:
+    for number in value:
+        if not re.fullmatch(r"[1-9]\d{0,3}", number):
+            raise ValueError(f'"{number}" is no XID: the names are numbers, e.g. {{"63" = "warn"}}')
+    return value
 
 
 class GpuHealthSettings(Section):
@@ -19,7 +26,7 @@ class GpuHealthSettings(Section):
     lost_polls: Live[Count] = setting(2, "Readings in a row that say the GPU is gone: quarantine.")
 
     # XIDs
-    xids: Live[dict[str, XidClass]] = setting(
+    xids: Live[Annotated[dict[str, XidClass], AfterValidator(_numbers)]] = setting(
         {},
         'Another class for single XIDs, e.g. {"63" = "memory", "109" = "application"}. "fatal", "reset": '
         'quarantine; "memory": quarantine with the second in a day; "application": with repeats on this GPU alone; '
@@ -76,14 +83,6 @@ class GpuHealthSettings(Section):
     )
     replays_run: Live[Positive] = setting(5, "The same for 10 minutes of a burn-in: it fails.")
     power_polls: Live[Count] = setting(3, "Readings in a row without power, that was readable: a warning.")
-
-    @field_validator("xids")
-    @classmethod
-    def _numbers(cls, value: dict[str, XidClass]) -> dict[str, XidClass]:
-        for number in value:
-            if not re.fullmatch(r"[1-9]\d{0,3}", number):
-                raise ValueError(f'"{number}" is no XID: the names are numbers, e.g. {{"63" = "warn"}}')
-        return value
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]

@@ -5,15 +5,27 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from obatchd.settings.base import Count, Live, Natural, NotNegative, Positive, Section, setting
+
+
+def _hours(value: str) -> str:
+    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", value):
+        raise ValueError('must be hours such as "22:00-06:00"')
+    return value
+
+
+def _known_use(value: str | list[str | int]) -> str | list[str | int]:
+    if isinstance(value, str) and not re.fullmatch(r"all|none|simulated:[1-9]\d{0,2}", value):
+        raise ValueError('must be "all", "none", "simulated:N" or a list of UUIDs or indices')
+    return value
 
 
 class GpuSettings(Section):
     """Which GPUs get a server. ``gpus = "all"`` at the top level is short for ``[gpus] use = "all"``."""
 
-    use: str | list[str | int] = setting(
+    use: Annotated[str | list[str | int], AfterValidator(_known_use)] = setting(
         "all", '"all", "none" (client only: remote servers), "simulated:N", or a list of GPU UUIDs or indices.'
     )
     exclude: list[str | int] = setting([], "UUIDs or indices of GPUs to leave alone.")
@@ -30,7 +42,7 @@ class GpuSettings(Section):
     shared_bytes: Natural = setting(
         512 * 1024**2, "Other people's processes may hold so much on a GPU; beside more no model is loaded."
     )
-    allow: list[str] = setting(
+    allow: list[Annotated[str, AfterValidator(_hours)]] = setting(
         [],
         'Hours of the day, local time, in which the GPUs are used, e.g. ["22:00-06:00"]; empty: always. '
         "Outside of them models are unloaded and requests wait.",
@@ -40,21 +52,6 @@ class GpuSettings(Section):
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
-
-    @field_validator("allow")
-    @classmethod
-    def _hours(cls, value: list[str]) -> list[str]:
-        for hours in value:
-            if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d", hours):
-                raise ValueError('must be hours such as "22:00-06:00"')
-        return value
-
-    @field_validator("use")
-    @classmethod
-    def _known_use(cls, value: str | list[str | int]) -> str | list[str | int]:
-        if isinstance(value, str) and not re.fullmatch(r"all|none|simulated:[1-9]\d{0,2}", value):
-            raise ValueError('must be "all", "none", "simulated:N" or a list of UUIDs or indices')
-        return value
 
 
 # Below the kernel's range for outgoing connections (32768 and up, ip(7)).
