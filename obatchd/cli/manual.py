@@ -15,7 +15,7 @@ import click
 from obatchd import __version__
 from obatchd.cli import obatchctl, obatchd
 from obatchd.cli.commands.completion import script
-from obatchd.settings.reading import leaves, type_text
+from obatchd.settings.reading import leaves
 from obatchd.settings.text import default_text
 
 _EXIT_CODES = (
@@ -98,7 +98,7 @@ def _settings() -> Iterator[str]:
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         yield f".SH {_text(f'[{section}]' if section else 'SETTINGS').upper()}"
         for leaf in group:
-            kind = type_text(leaf.field.annotation, leaf.field.metadata)
+            kind = leaf.type_text
             kind = f"{kind[:1].upper()}{kind[1:]}"
             about = f"{leaf.field.description or ''} {kind}; default {default_text(leaf)}; {leaf.reload}."
             yield from (".TP", f".B {_text(leaf.name)}", _text(about), ".br", _text(f"Variable: {leaf.variable}"))

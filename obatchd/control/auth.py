@@ -14,7 +14,7 @@ from typing import NamedTuple
 from attrs import define, field
 
 from obatchd.errors import ForbiddenError
-from obatchd.settings.tables.access import AccessSettings
+from obatchd.settings.tables.people import AccessSettings
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _REMEMBER_S = 30.0  # a directory service may take long to say who is in a group

@@ -30,7 +30,7 @@ from obatchd.errors import ObatchError, ServerError
 from obatchd.ollama import faults
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.watchdog import WatchdogSettings
+from obatchd.settings.tables.dispatch import WatchdogSettings
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)

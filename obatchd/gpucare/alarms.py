@@ -22,7 +22,7 @@ from obatchd.documents import SCHEMA
 from obatchd.documents.alarms import Alarm
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.alarms import AlarmSettings
+from obatchd.settings.tables.people import AlarmSettings
 from obatchd.tasks import TaskSet
 from obatchd.times import instant
 

@@ -13,7 +13,7 @@ from obatchd.child import Child, End, Keeper
 from obatchd.gpus import probe_child
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.source import OpenSource
-from obatchd.settings.tables.gpus import GpuSettings
+from obatchd.settings.tables.servers import GpuSettings
 from obatchd.tasks import TaskSet
 
 log = obatchd.log.get(__name__)

@@ -20,8 +20,7 @@ from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entr
 from obatchd.jobs.lane import Pending
 from obatchd.jobs.model import Entry
 from obatchd.jobs.store import DISK_ERRORS, REFUSED_LANE, IndexBatch, IndexedChunk, JobRow, Store
-from obatchd.settings.job import JobSettings
-from obatchd.settings.job_file import parse_job_settings
+from obatchd.settings.job import JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 

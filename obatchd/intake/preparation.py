@@ -60,7 +60,7 @@ class Preparation(Part):
     def settings_changed(self) -> None:
         """Tell the preparer, which is a process of its own."""
         if self._preparer is not None:
-            self._preparer.send(rules_of(self._settings))
+            self._preparer.send(Rules(self._settings.model_dump()))
 
     def ready(self, lane: Lane, pending: Sequence[Pending], queue: JobQueue) -> Sequence[Pending]:
         """Those of ``pending`` that need no preparation; the others come to the queue when they are prepared."""
@@ -95,7 +95,7 @@ class Preparation(Part):
 
     def started(self, child: Child) -> None:
         self._preparer = child
-        child.send(rules_of(self._settings))
+        child.send(Rules(self._settings.model_dump()))
         for waiting in list(self._waiting.values()):
             self._tell(waiting)
 
@@ -125,11 +125,6 @@ class Preparation(Part):
             return
         pending.prepared = answer.context
         waiting.queue.prepared(lane, pending)
-
-
-def rules_of(settings: ContextSettings) -> Rules:
-    """The settings for the preparer."""
-    return Rules(**{name: getattr(settings, name) for name in Rules.__struct_fields__})
 
 
 def may_name_sources(raw: bytes, links: bool) -> bool:

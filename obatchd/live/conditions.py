@@ -13,7 +13,7 @@ from obatchd import log
 from obatchd.dispatch.holds import Holds
 from obatchd.documents.alarms import Alarm, DiskLow
 from obatchd.jobs.store import DISK_ERRORS
-from obatchd.settings.tables.disk import DiskSettings
+from obatchd.settings.tables.spool import DiskSettings
 from obatchd.spool.layout import FreeSpace, Layout
 
 _log = log.get(__name__)

@@ -17,9 +17,7 @@ from obatchd.intake.limits import OwnerLimits
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.model import FILE_ENDINGS, JobState
 from obatchd.jobs.store import JobRow
-from obatchd.settings.frozen import FrozenSettings
-from obatchd.settings.job import JobSettings
-from obatchd.settings.job_file import parse_job_settings
+from obatchd.settings.job import FrozenSettings, JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 

@@ -26,7 +26,7 @@ from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.models import ModelSettings
+from obatchd.settings.tables.servers import ModelSettings
 
 log = obatchd.log.get(__name__)
 

@@ -11,7 +11,7 @@ import msgspec
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.model import TEMPORARY_ENDINGS
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 
 
 class Drop(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from obatchd.errors import DropRefused
 from obatchd.jobs.model import FILE_ENDINGS
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 from obatchd.spool.drop import Blocked, Drop, describe, is_temporary, not_a_file, permission_trouble, stillness
 from obatchd.spool.layout import Layout
 from obatchd.spool.watching import Watch

@@ -24,7 +24,7 @@ from obatchd.jobs.model import Profile
 from obatchd.ollama.api import Generated, OllamaApi
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.burnin import BurninSettings
+from obatchd.settings.tables.gpu_health import BurninSettings
 
 
 class MemoryApi(OllamaApi):

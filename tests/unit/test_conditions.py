@@ -16,7 +16,7 @@ from obatchd.intake.intake import Intake
 from obatchd.jobs.store import JobRow
 from obatchd.live.conditions import Conditions
 from obatchd.live.work import Work
-from obatchd.settings.tables.disk import DiskSettings
+from obatchd.settings.tables.spool import DiskSettings
 from obatchd.spool.layout import FreeSpace
 
 LIMITS = DiskSettings(min_free_bytes=1000, min_free_inodes=100)

@@ -17,7 +17,7 @@ from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import REPLACEMENTS, Listener, Probe
 from obatchd.gpus.source import GpuSource
-from obatchd.settings.tables.gpus import GpuSettings
+from obatchd.settings.tables.servers import GpuSettings
 from obatchd.simulator.gpus import SimulatedGpus
 from obatchd.simulator.timeline import GpuEvent, write_script
 

@@ -166,7 +166,7 @@ def _hand_over(
 def _settings(config: Path | None, given: dict[str, Any]) -> Document:
     settings: Document = {}
     if config is not None:
-        from obatchd.settings.job_file import parse_job_settings
+        from obatchd.settings.job import parse_job_settings
         from obatchd.settings.reading import read_toml
 
         settings = read_toml(config)

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from obatchd.context.apply import apply_context, recorded
 from obatchd.context.model import context as prepared_context
 from obatchd.dispatch import protocol, records
 from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
@@ -96,7 +95,7 @@ class Attempts:
         sources: dict[str, Any] = {}
         if held.item.prepared:
             prepared = prepared_context.decode(held.item.prepared)
-            request, sources = apply_context(request, prepared), recorded(prepared)
+            request, sources = prepared.applied_to(request), prepared.recorded()
         elif request.urls or request.files:
             words = "it names sources, and sources are off here: an administrator can enable [context]"
             return Answer(fault=Cause.CONTEXT_OFF.fault(words)), {}

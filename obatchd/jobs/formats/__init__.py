@@ -24,7 +24,7 @@ from obatchd.jobs.formats.unpack import Unpacking
 from obatchd.jobs.model import Entry
 
 if TYPE_CHECKING:  # pydantic takes longer to import than all the rest that workers need
-    from obatchd.settings.tables.inbox import InboxSettings
+    from obatchd.settings.tables.spool import InboxSettings
 
 __all__ = [
     "Format",

@@ -22,7 +22,7 @@ from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, 
 from obatchd.jobs.model import TEXT_ENDINGS, Entry, RequestRefused
 
 if TYPE_CHECKING:
-    from obatchd.settings.tables.inbox import InboxSettings
+    from obatchd.settings.tables.spool import InboxSettings
 
 Index = Callable[[int, int, bytes, str], Entry]
 _SPACE_CHECK_BYTES = 8 * 1024**2

@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 
 from obatchd.jobs.model import JobState
-from obatchd.settings.frozen import FrozenSettings
-from obatchd.settings.job import JobSettings
+from obatchd.settings.job import FrozenSettings, JobSettings
 
 _JSON_COLUMNS = ("settings", "notes", "summary")
 defaults_of = lru_cache(64)(msgspec.json.Decoder(FrozenSettings).decode)

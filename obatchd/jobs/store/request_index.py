@@ -11,7 +11,7 @@ import msgspec
 from obatchd.jobs.model import Entry, Outcome, Refusal, default_id
 from obatchd.jobs.store.job_row import keep
 from obatchd.jobs.store.rows import REFUSED_LANE, IndexedChunk, LaneRow, ResultRow, request_key
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 
 Lanes = dict[tuple[str | None, int | None, str | None], int]  # by model, context length and priority
 # A copy of state.db's data on the jobs, for the case that it is lost. Made in files of earlier versions too, without

@@ -22,7 +22,7 @@ from obatchd.jobs.store.rows import (
     request_key,
 )
 from obatchd.jobs.store.schema import Schema
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (

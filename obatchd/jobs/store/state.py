@@ -16,7 +16,7 @@ from obatchd.jobs.store.database import Database, open_reader, rewrite, transact
 from obatchd.jobs.store.job_row import COLUMNS, SELECT, JobRow, columns, job_of, keep, kept
 from obatchd.jobs.store.schema import Schema
 from obatchd.settings.current import Current
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)

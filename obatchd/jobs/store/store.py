@@ -19,7 +19,7 @@ from obatchd.jobs.store.schema import BACKUP_MARK
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import StateStore
 from obatchd.settings.current import Current
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
 
 # A drop above this size gets a segment of its own, so that its store goes away with it.
