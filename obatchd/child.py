@@ -25,8 +25,9 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Generic, NamedTuple, Never, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Never, Protocol, TypeVar
 
+import attrs
 import msgspec
 
 from obatchd import log
@@ -44,6 +45,7 @@ _encode = msgspec.msgpack.Encoder().encode
 Message = TypeVar("Message")
 Heard = TypeVar("Heard", contravariant=True)
 Decoder = msgspec.msgpack.Decoder
+Work = Callable[[socket.socket], object]  # of a child, with its end of the socket
 
 
 def preload(modules: Sequence[str]) -> None:
@@ -55,7 +57,6 @@ def preload(modules: Sequence[str]) -> None:
 
 
 def frame(message: object) -> bytes:
-    """``message`` as it goes over a socket."""
     body = _encode(message)
     return _HEADER.pack(len(body)) + body
 
@@ -67,14 +68,14 @@ def _length(header: bytes | bytearray) -> int:
     return int(length)
 
 
+@attrs.define(eq=False)
 class Channel(Generic[Message]):
     """One end of a socket, in an event loop."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, decoder: Decoder[Message]) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._decoder = decoder
-        self._length: int | None = None  # of the frame that is being received
+    _reader: asyncio.StreamReader
+    _writer: asyncio.StreamWriter
+    _decoder: Decoder[Message]
+    _length: int | None = attrs.field(default=None, init=False)  # of the frame that is being received
 
     @classmethod
     async def open(cls, connection: socket.socket, decoder: Decoder[Message]) -> Channel[Message]:
@@ -145,7 +146,7 @@ def _exactly(connection: socket.socket, size: int) -> bytearray:
 # In the child.
 
 
-def fork(work: Callable[[socket.socket], object], close: Sequence[socket.socket] = ()) -> socket.socket:
+def fork(work: Work, close: Sequence[socket.socket] = ()) -> socket.socket:
     """Start a child as a fork of this process, which must have one thread; returns our end of its socket.
 
     ``close`` are sockets of this process that the child must not keep open.
@@ -159,16 +160,14 @@ def fork(work: Callable[[socket.socket], object], close: Sequence[socket.socket]
     return ours
 
 
-def _main(work: Callable[[socket.socket], object], connection: socket.socket) -> Never:
-    """Body of every child."""
+def _main(work: Work, connection: socket.socket) -> Never:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     status = 1
     try:
-        work(connection)
+        with contextlib.suppress(ConnectionError):  # the daemon is gone
+            work(connection)
         status = 0
-    except ConnectionError:
-        status = 0  # the daemon is gone
     except Exception:  # noqa: BLE001 - the last chance to say why it ends; another one follows
         traceback.print_exc()
     finally:
@@ -204,14 +203,17 @@ class End(NamedTuple):
         return _PAUSE_S if self.lived_s < _SHORT_LIFE_S else 0.0
 
 
+@attrs.define(eq=False)
 class Child:
     """A process that runs, as its parent sees it."""
 
-    def __init__(self, process: BaseProcess, channel: Channel[Message]) -> None:
-        assert process.pid is not None
-        self.pid = process.pid
-        self._process = process
-        self._channel = channel
+    _process: BaseProcess
+    _channel: Channel[Any]
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     def send(self, message: object) -> bool:
         """Queue a message. False: the child is known to be gone, and the message with it."""
@@ -251,38 +253,19 @@ class Parent(Protocol[Heard]):
         """The child is gone, or could not be started. Returns seconds until the next is started; None: none is."""
 
 
+@attrs.define(eq=False)
 class Keeper(Generic[Message]):
-    """Keeps one child running.
+    """Keeps one child running."""
 
-    Args:
-        name: of the process, for the log.
-        work: of the child with its end of the socket; it returns, or raises ConnectionError, when that closes.
-            It is pickled.
-        decoder: of the child's messages.
-        silent_s: a child that says nothing for so long is killed; None: it may be silent.
-        exit_s: how long its end is waited for; 0: not at all.
-
-    Attributes:
-        tried: set when the first process runs, or could not be started.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        work: Callable[[socket.socket], object],
-        decoder: Decoder[Message],
-        parent: Parent[Message],
-        *,
-        silent_s: float | None = None,
-        exit_s: float = _EXIT_S,
-    ) -> None:
-        self.tried = asyncio.Event()
-        self.name = name
-        self._work = work
-        self._decoder = decoder
-        self._parent = parent
-        self._silent_s = silent_s
-        self._exit_s = exit_s
+    name: str  # of the process, for the log
+    _work: Work  # it returns, or raises ConnectionError, when its end of the socket closes; pickled
+    _decoder: Decoder[Message]  # of the child's messages
+    _parent: Parent[Message]
+    # A child that says nothing for so long is killed; None: it may be silent.
+    _silent_s: float | None = attrs.field(default=None, kw_only=True)
+    _exit_s: float = attrs.field(default=_EXIT_S, kw_only=True)  # how long its end is waited for; 0: not at all
+    # Set when the first process runs, or could not be started.
+    tried: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
 
     async def run(self) -> None:
         """Start a child, and another one after its end, until the parent wants none; cancelled, end it."""
@@ -334,7 +317,7 @@ class Keeper(Generic[Message]):
         raise TimeoutError
 
 
-async def _spawn(name: str, work: Callable[[socket.socket], object]) -> tuple[BaseProcess, socket.socket]:
+async def _spawn(name: str, work: Work) -> tuple[BaseProcess, socket.socket]:
     """Start a process; returns it and our end of its socket."""
     starting = asyncio.get_running_loop().run_in_executor(None, _start, name, work)
     try:
@@ -344,7 +327,7 @@ async def _spawn(name: str, work: Callable[[socket.socket], object]) -> tuple[Ba
         raise
 
 
-def _start(name: str, work: Callable[[socket.socket], object]) -> tuple[BaseProcess, socket.socket]:
+def _start(name: str, work: Work) -> tuple[BaseProcess, socket.socket]:
     # The sockets are made here because this thread goes on when its waiter is cancelled, and a number that
     # is closed meanwhile may be another file's when it is sent to the forkserver.
     ours, theirs = socket.socketpair()

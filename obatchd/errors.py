@@ -4,14 +4,15 @@ from __future__ import annotations
 
 
 class ObatchError(Exception):
-    """Root of the tree.
+    """Root of the tree. The message says what is wrong, where, and what to do, in plain words.
 
-    Args:
-        message: what is wrong, where, and what to do, in plain words.
-        code: slug used in JSON output, logs and result files; it overrides the class's own.
+    The code is the slug in JSON output, logs and result files; one that is given overrides the class's own.
     """
 
     code = "error"
+
+    def __init_subclass__(cls, *, code: str) -> None:
+        cls.code = code
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -23,79 +24,53 @@ class ObatchError(Exception):
         return str(self.args[0])
 
 
-class ConfigError(ObatchError):
+class ConfigError(ObatchError, code="config"):
     """Settings that cannot be used; the daemon exits with 78."""
 
-    code = "config"
 
-
-class SpoolError(ObatchError):
+class SpoolError(ObatchError, code="spool"):
     """The spool cannot be used: missing, wrong filesystem, locked, full."""
 
-    code = "spool"
 
-
-class DropRefused(SpoolError):
+class DropRefused(SpoolError, code="drop_refused"):
     """One drop cannot become a job; it goes to ``failed/``."""
 
-    code = "drop_refused"
 
-
-class StoreError(ObatchError):
+class StoreError(ObatchError, code="store"):
     """A store file is unreadable or inconsistent."""
 
-    code = "store"
 
-
-class ServerError(ObatchError):
+class ServerError(ObatchError, code="server"):
     """An Ollama server cannot be started, reached or used."""
 
-    code = "server"
 
-
-class ModelError(ServerError):
+class ModelError(ServerError, code="model"):
     """A model is missing, forbidden, or cannot be pulled or loaded."""
 
-    code = "model"
 
-
-class GpuError(ObatchError):
+class GpuError(ObatchError, code="gpu"):
     """NVML or a GPU cannot be used."""
 
-    code = "gpu"
 
-
-class SourceError(ObatchError):
+class SourceError(ObatchError, code="source"):
     """A source that a request names cannot be fetched or read."""
 
-    code = "source"
 
-
-class ResultsError(ObatchError):
+class ResultsError(ObatchError, code="results"):
     """Results cannot be read or exported."""
 
-    code = "results"
 
-
-class ControlError(ObatchError):
+class ControlError(ObatchError, code="control"):
     """A control request cannot be carried out."""
 
-    code = "control"
 
-
-class NotFoundError(ControlError):
+class NotFoundError(ControlError, code="not_found"):
     """No such job, server or model."""
 
-    code = "not_found"
 
-
-class ForbiddenError(ControlError):
+class ForbiddenError(ControlError, code="forbidden"):
     """The caller may not do this."""
 
-    code = "forbidden"
 
-
-class DaemonDownError(ControlError):
+class DaemonDownError(ControlError, code="daemon_down"):
     """No daemon answers on this spool."""
-
-    code = "daemon_down"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 
 _QUOTE = frozenset(' "=\\')
+_JOURNAL = "JOURNAL_STREAM" in os.environ  # systemd.exec(5): stderr is the journal, which stamps the time itself
 _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
@@ -20,18 +22,14 @@ def field(value: object) -> str:
 
 
 class EventLogger:
-    """Writes events: a name and its fields. ``bind`` adds fields to every event of the copy."""
+    """Writes events: a name and its fields."""
 
-    def __init__(self, logger: logging.Logger, bound: dict[str, object] | None = None) -> None:
+    def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        self._bound = bound or {}
-
-    def bind(self, **fields: object) -> EventLogger:
-        return EventLogger(self._logger, {**self._bound, **fields})
 
     def _write(self, level: int, event: str, fields: dict[str, object], *, error: BaseException | None = None) -> None:
         if self._logger.isEnabledFor(level):
-            pairs = (f"{key}={field(value)}" for key, value in {**self._bound, **fields}.items())
+            pairs = (f"{key}={field(value)}" for key, value in fields.items())
             self._logger.log(level, "%s", " ".join([f"event={field(event)}", *pairs]), exc_info=error)
 
     def debug(self, event: str, **fields: object) -> None:
@@ -54,22 +52,17 @@ class EventLogger:
 class _Formatter(logging.Formatter):
     """``time=… level=… logger=… event=… key=value``; under systemd the journal's own priority prefix."""
 
-    def __init__(self, *, journal: bool) -> None:
-        super().__init__()
-        self._journal = journal
-
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         if record.exc_info:
-            trace = self.formatException(record.exc_info)
-            message += " trace=" + field(trace)
+            message += " trace=" + field(self.formatException(record.exc_info))
         if not message.startswith("event="):
             message = "event=message text=" + field(message)
-        name = record.name.removeprefix("obatchd.")
-        if self._journal:
-            return f"<{_PRIORITY.get(record.levelname, 6)}>level={record.levelname.lower()} logger={name} {message}"
+        origin = f"level={record.levelname.lower()} logger={record.name.removeprefix('obatchd.')}"
+        if _JOURNAL:
+            return f"<{_PRIORITY.get(record.levelname, 6)}>{origin} {message}"
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        return f"time={stamp}.{int(record.msecs):03d}Z level={record.levelname.lower()} logger={name} {message}"
+        return f"time={stamp}.{int(record.msecs):03d}Z {origin} {message}"
 
 
 def get(name: str) -> EventLogger:
@@ -84,15 +77,10 @@ def reason(error: BaseException) -> str:
     return str(error)
 
 
-def configure(level: str, *, journal: bool = False) -> None:
-    """Send every event to stderr.
-
-    Args:
-        level: ``debug``, ``info``, ``warning`` or ``error``.
-        journal: stderr is the systemd journal, which stamps the time itself.
-    """
+def configure(level: str) -> None:
+    """Send every event of at least ``level`` (``debug``, ``info``, ``warning`` or ``error``) to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter(journal=journal))
+    handler.setFormatter(_Formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

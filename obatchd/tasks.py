@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from obatchd import log
 
 _log = log.get(__name__)
+
+
+async def set_within(timeout_s: float, event: asyncio.Event) -> bool:
+    """Wait for ``event``, for ``timeout_s`` at most; whether it is set."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+    return event.is_set()
 
 
 class TaskOwner(Protocol):

@@ -6,7 +6,7 @@ from typing import Any
 
 from obatchd.settings import reading
 from obatchd.settings.current import Current
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
 
 DEFAULTS = FrozenSettings.of(Settings())

@@ -6,15 +6,16 @@ Used when a package is built or obatchd is installed. The pages are for man(7); 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import click
-from click.shell_completion import get_completion_class
 
 from obatchd import __version__
 from obatchd.cli import obatchctl, obatchd
-from obatchd.settings.reading import leaves, type_text
+from obatchd.cli.commands.completion import script
+from obatchd.settings.reading import leaves
 from obatchd.settings.text import default_text
 
 _EXIT_CODES = (
@@ -48,132 +49,100 @@ _REMOVING = (
 )
 
 
+_TOML = (
+    "TOML. Every setting has a default. Each may also be given as an environment variable, which goes before the file. "
+    "obatchctl config check says what is wrong in a file, obatchctl reload applies a changed one: at once what is "
+    "marked live, to jobs accepted afterwards what is marked next job. Settings marked restart need systemctl restart "
+    "obatchd."
+)
+_COMPLETIONS = {
+    "bash": "bash-completion/completions/obatchctl",
+    "zsh": "zsh/vendor-completions/_obatchctl",
+    "fish": "fish/vendor_completions.d/obatchctl.fish",
+}
+
+
 def main(directory: Path) -> None:
     """Write everything below ``directory`` as it lies below /usr/share."""
-    pages = {
-        "man8/obatchd.8": daemon_page(),
-        "man1/obatchctl.1": control_page(),
-        "man5/obatchd.toml.5": settings_page(),
-    }
-    files = {f"man/{name}": "\n".join(lines) + "\n" for name, lines in pages.items()}
-    places = {
-        "bash": "bash-completion/completions/obatchctl",
-        "zsh": "zsh/vendor-completions/_obatchctl",
-        "fish": "fish/vendor_completions.d/obatchctl.fish",
-    }
-    for shell, place in places.items():
-        complete = get_completion_class(shell)
-        assert complete is not None  # one of click's own
-        files[place] = complete(obatchctl.main, {}, "obatchctl", "_OBATCHCTL_COMPLETE").source()
+    files = {place: script(obatchctl.main, shell) for shell, place in _COMPLETIONS.items()}
+    pages = {"man8/obatchd.8": _daemon(), "man1/obatchctl.1": _control(), "man5/obatchd.toml.5": _settings()}
+    files |= {f"man/{name}": "".join(f"{line}\n" for line in lines) for name, lines in pages.items()}
     for place, text in files.items():
         path = directory / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
 
 
-def daemon_page() -> list[str]:
-    """obatchd(8)."""
-    command = obatchd.main
-    return [
-        *_head("obatchd", 8, "keeps an Ollama server on every GPU and answers prompts from an inbox"),
-        *_synopsis("obatchd", command),
-        *_section("description", *_paragraphs(command.help)),
-        *_section("options", *_options(command)),
-        *_section("files", *_tagged(_FILES)),
-        *_section("going back", _text(_GOING_BACK)),
-        *_section("removing", _text(_REMOVING)),
-        *_section("exit status", *_tagged(_EXIT_CODES)),
-        *_section("see also", ".BR obatchctl (1),", ".BR obatchd.toml (5)"),
-    ]
+def _daemon() -> Iterator[str]:
+    yield from _head("obatchd", 8, "keeps an Ollama server on every GPU and answers prompts from an inbox")
+    yield from _about("obatchd", obatchd.main)
+    yield from (".SH FILES", *_tagged(_FILES), ".SH GOING BACK", _text(_GOING_BACK), ".SH REMOVING", _text(_REMOVING))
+    yield from (".SH EXIT STATUS", *_tagged(_EXIT_CODES))
+    yield from (".SH SEE ALSO", ".BR obatchctl (1),", ".BR obatchd.toml (5)")
 
 
-def control_page() -> list[str]:
-    """obatchctl(1)."""
-    lines = [
-        *_head("obatchctl", 1, "talks to obatchd: jobs, servers, models"),
-        *_synopsis("obatchctl", obatchctl.main),
-        *_section("description", *_paragraphs(obatchctl.main.help)),
-        *_section("options", *_options(obatchctl.main)),
-        ".SH COMMANDS",
-    ]
+def _control() -> Iterator[str]:
+    yield from _head("obatchctl", 1, "talks to obatchd: jobs, servers, models")
+    yield from _about("obatchctl", obatchctl.main)
+    yield ".SH COMMANDS"
     context = click.Context(obatchctl.main, info_name="obatchctl")
-    for name, command in _commands(obatchctl.main, context, ""):
-        usage = " ".join(piece for piece in command.collect_usage_pieces(click.Context(command)))
-        lines += [f".SS {_text(f'obatchctl {name} {usage}')}", *_paragraphs(command.help), *_options(command)]
-    lines += _section("exit status", *_tagged(_EXIT_CODES))
-    return [*lines, *_section("see also", ".BR obatchd (8),", ".BR obatchd.toml (5)")]
+    for name, command in _commands(obatchctl.main, context, "obatchctl"):
+        yield from (f".SS {_text(f'{name} {_usage(command)}')}", *_paragraphs(command.help), *_options(command))
+    yield from (".SH EXIT STATUS", *_tagged(_EXIT_CODES))
+    yield from (".SH SEE ALSO", ".BR obatchd (8),", ".BR obatchd.toml (5)")
 
 
-def settings_page() -> list[str]:
-    """obatchd.toml(5)."""
-    lines = [
-        *_head("obatchd.toml", 5, "configuration of obatchd"),
-        *_section(
-            "description",
-            _text(
-                "TOML. Every setting has a default. Each may also be given as an environment variable, which goes "
-                "before the file. obatchctl config check says what is wrong in a file, obatchctl reload applies a "
-                "changed one: at once what is marked live, to jobs accepted afterwards what is marked next job. "
-                "Settings marked restart need systemctl restart obatchd."
-            ),
-        ),
-    ]
-    section = None
-    for leaf in leaves():
-        if leaf.section != section:
-            section = leaf.section
-            lines.append(f".SH {_text(f'[{section}]' if section else 'SETTINGS').upper()}")
-        kind = type_text(leaf.field.annotation, leaf.field.metadata)
-        about = (
-            f"{leaf.field.description or ''} {kind[:1].upper()}{kind[1:]}; default {default_text(leaf)}; {leaf.reload}."
-        )
-        lines += [".TP", f".B {_text(leaf.name)}", _text(about), ".br", _text(f"Variable: {leaf.variable}")]
-    return [*lines, *_section("see also", ".BR obatchd (8),", ".BR obatchctl (1)")]
+def _settings() -> Iterator[str]:
+    yield from _head("obatchd.toml", 5, "configuration of obatchd")
+    yield from (".SH DESCRIPTION", _text(_TOML))
+    for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
+        yield f".SH {_text(f'[{section}]' if section else 'SETTINGS').upper()}"
+        for leaf in group:
+            kind = leaf.type_text
+            kind = f"{kind[:1].upper()}{kind[1:]}"
+            about = f"{leaf.field.description or ''} {kind}; default {default_text(leaf)}; {leaf.reload}."
+            yield from (".TP", f".B {_text(leaf.name)}", _text(about), ".br", _text(f"Variable: {leaf.variable}"))
+    yield from (".SH SEE ALSO", ".BR obatchd (8),", ".BR obatchctl (1)")
 
 
-def _commands(group: click.Group, context: click.Context, prefix: str) -> Iterator[tuple[str, click.Command]]:
+def _commands(group: click.Group, context: click.Context, path: str) -> Iterator[tuple[str, click.Command]]:
     for name in group.list_commands(context):
         command = group.get_command(context, name)
-        if command is None or command.hidden:
-            continue
-        yield f"{prefix}{name}", command
+        assert command is not None
+        yield f"{path} {name}", command
         if isinstance(command, click.Group):
-            yield from _commands(command, click.Context(command, parent=context), f"{prefix}{name} ")
+            yield from _commands(command, click.Context(command, parent=context), f"{path} {name}")
 
 
-def _head(name: str, section: int, about: str) -> list[str]:
-    title = f'.TH {name.upper()} {section} "" "obatchd {__version__}" "obatchd"'
-    return [title, ".SH NAME", _text(f"{name} - {about}")]
+def _head(name: str, section: int, about: str) -> Iterator[str]:
+    yield f'.TH {name.upper()} {section} "" "obatchd {__version__}" "obatchd"'
+    yield from (".SH NAME", _text(f"{name} - {about}"))
 
 
-def _synopsis(name: str, command: click.Command) -> list[str]:
-    pieces = command.collect_usage_pieces(click.Context(command))
-    return [".SH SYNOPSIS", f".B {name}", _text(" ".join(pieces))]
+def _about(name: str, command: click.Command) -> Iterator[str]:
+    yield from (".SH SYNOPSIS", f".B {name}", _text(_usage(command)))
+    yield from (".SH DESCRIPTION", *_paragraphs(command.help), ".SH OPTIONS", *_options(command))
 
 
-def _section(title: str, *lines: str) -> list[str]:
-    return [f".SH {title.upper()}", *lines]
+def _usage(command: click.Command) -> str:
+    return " ".join(command.collect_usage_pieces(click.Context(command)))
 
 
-def _paragraphs(text: str | None) -> list[str]:
-    lines: list[str] = []
+def _paragraphs(text: str | None) -> Iterator[str]:
     for paragraph in (text or "").split("\n\n"):
-        words = " ".join(paragraph.replace("\b", "").split())
-        lines += [".PP", _text(words)] if words else []
-    return lines
+        if words := " ".join(paragraph.replace("\b", "").split()):
+            yield from (".PP", _text(words))
 
 
-def _options(command: click.Command) -> list[str]:
+def _options(command: click.Command) -> Iterator[str]:
     context = click.Context(command)
-    records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
-    return list(_tagged(record for record in records if record))
+    records = (parameter.get_help_record(context) for parameter in command.get_params(context))
+    return _tagged(filter(None, records))
 
 
-def _tagged(rows: object) -> list[str]:
-    lines: list[str] = []
-    for tag, text in rows:  # type: ignore[attr-defined]
-        lines += [".TP", f".B {_text(tag)}", _text(text)]
-    return lines
+def _tagged(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    for tag, text in rows:
+        yield from (".TP", f".B {_text(tag)}", _text(text))
 
 
 def _text(text: str) -> str:

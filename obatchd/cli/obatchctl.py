@@ -3,41 +3,35 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import click
 
 from obatchd import __version__
-from obatchd.cli.command import Invocation, RootGroup
+from obatchd.cli import exit_codes
+from obatchd.cli.command import Invocation, clean, print_json
 from obatchd.client.runtime import default_spool
+from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchError
 
-# Command to module; the module's attribute has the command's name, with _command behind it.
-_COMMANDS = {
-    "status": "commands.status",
-    "jobs": "commands.jobs",
-    "job": "commands.jobs",
-    "submit": "commands.submit",
-    "results": "commands.results",
-    "cancel": "commands.jobs",
-    "retry": "commands.jobs",
-    "rm": "commands.jobs",
-    "pause": "commands.jobs",
-    "resume": "commands.jobs",
-    "servers": "commands.servers",
-    "gpus": "commands.gpus",
-    "drain": "commands.host",
-    "undrain": "commands.host",
-    "reload": "commands.host",
-    "models": "commands.models",
-    "burnin": "commands.burnin",
-    "config": "commands.config",
+# In the order of the help. The module's attribute has the command's name, with _command behind it.
+_COMMANDS = (
+    "status", "jobs", "job", "submit", "results", "cancel", "retry", "rm", "pause", "resume", "servers", "gpus",
+    "drain", "undrain", "reload", "models", "burnin", "config", "doctor", "completion",
+)  # fmt: skip
+# Modules that do not have their command's name.
+_ELSEWHERE = {
+    **dict.fromkeys(("job", "cancel", "retry", "rm", "pause", "resume"), "commands.jobs"),
+    **dict.fromkeys(("status", "drain", "undrain", "reload"), "commands.host"),
     "doctor": "doctor.doctor",
-    "completion": "commands.completion",
 }
 
 
-class _Commands(RootGroup):
+class _Commands(click.Group):
+    """Reports obatchd's errors of every command below it in plain words, or as JSON, with their exit codes."""
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
@@ -51,11 +45,35 @@ class _Commands(RootGroup):
             raise click.UsageError(f"{error.message} Did you mean '{close[0]}'?", ctx) if close else error from None
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        module = _COMMANDS.get(cmd_name)
-        if module is None:
+        if cmd_name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"obatchd.cli.{module}"), f"{cmd_name}_command")
+        module = import_module(f"obatchd.cli.{_ELSEWHERE.get(cmd_name, f'commands.{cmd_name}')}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Wrong usage ends the parsing before --json is reached.
+        ctx.meta[__name__] = "--json" in args
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as error:
+            if not ctx.meta[__name__]:
+                raise
+            print_json({"error": {"code": "usage", "message": error.format_message()}})
+            sys.exit(exit_codes.USAGE)
+        except ObatchError as error:
+            if ctx.obj.json:
+                print_json({"error": {"code": error.code, "message": error.message}})
+            else:
+                click.echo(clean(error.message, keep="\n"), err=True)
+            if isinstance(error, DaemonDownError) and error.code != "permission":
+                sys.exit(exit_codes.NOT_RUNNING)
+            if isinstance(error, DaemonDownError | ForbiddenError):
+                sys.exit(exit_codes.UNKNOWN)
+            sys.exit(exit_codes.CONFIG if error.code == ConfigError.code else ctx.obj.failure)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -75,5 +93,4 @@ def main(ctx: click.Context, spool: Path, as_json: bool) -> None:
 
     Exit codes: 0 good, 1 failed or degraded, 2 usage, 3 the daemon is not running, 4 no permission, 78 configuration.
     """
-    ctx.obj = Invocation(spool.expanduser().absolute())
-    ctx.obj.json = as_json
+    ctx.obj = Invocation(spool.expanduser().absolute(), as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -29,17 +30,10 @@ _BY_STATUS: dict[int, type[errors.ObatchError]] = {
 }
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, connection: socket.socket) -> None:
-        super().__init__("localhost")
-        self.sock = connection
-
-
 class Client:
-    """Talks to the daemon of one spool. Every method raises DaemonDownError when none answers.
+    """Talks to the daemon of one spool.
 
-    Args:
-        spool: the spool's directory.
+    Every method raises DaemonDownError when none answers, and another ControlError for what is refused or unreadable.
     """
 
     def __init__(self, spool: Path) -> None:
@@ -68,10 +62,7 @@ class Client:
 
     def _lines(self, method: str, path: str, body: Document | None, timeout_s: float | None) -> Iterator[Document]:
         """An answer that is one document a line."""
-        connection = self._connect(CONTROL_SOCKET, timeout_s)
-        with connection, self._send(connection, method, path, body) as response:
-            if response.status != 200:
-                _raise(_document(response.read()), response.status)
+        with self._asked(method, path, body, timeout_s) as response:
             for line in response:
                 document = _document(line)
                 if "error" in document:
@@ -79,13 +70,9 @@ class Client:
                 yield document
 
     def submit(self, path: Path, settings: Document) -> Document:
-        """Hand a file or folder over; returns the job once the daemon has it durably.
-
-        Raises:
-            ControlError: something in ``path`` cannot be read, or the daemon refuses it.
-        """
+        """Hand a file or folder over; returns the job once the daemon has it durably."""
         kind = "folder" if path.is_dir() else "file"
-        files = folder_files(path) if kind == "folder" else iter([(path.name, path)])
+        files = _folder_files(path) if kind == "folder" else iter([(path.name, path)])
         with self._connect(SUBMIT_SOCKET, _SUBMIT_TIMEOUT_S) as connection:
             name = os.path.basename(os.path.abspath(path))  # of a link, its own; of "." the directory's
             try:
@@ -118,27 +105,28 @@ class Client:
                 handover.close_all(descriptors)
 
     def _call(self, method: str, path: str, body: Document | None = None) -> Document:
-        connection = self._connect(CONTROL_SOCKET, _TIMEOUT_S)
-        with connection, self._send(connection, method, path, body) as response:
-            document = _document(response.read())
-            if response.status >= 400:
-                _raise(document, response.status)
-            return document
+        with self._asked(method, path, body, _TIMEOUT_S) as response:
+            return _document(response.read())
 
-    def _send(
-        self, connection: socket.socket, method: str, path: str, body: Document | None
-    ) -> http.client.HTTPResponse:
-        request = _UnixConnection(connection)
+    @contextlib.contextmanager
+    def _asked(
+        self, method: str, path: str, body: Document | None, timeout_s: float | None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """A good answer, whose body is not read yet; an error is raised."""
+        request = http.client.HTTPConnection("localhost")
         sent = None if body is None else json.dumps(body)
-        try:
-            request.request(method, "/v1/" + path, sent, {"Content-Type": "application/json"} if sent else {})
-            return request.getresponse()
-        except TimeoutError:
-            raise errors.DaemonDownError(
-                f"obatchd on {self._spool} does not answer within {_TIMEOUT_S:.0f} s. Look at its log."
-            ) from None
-        except (http.client.HTTPException, OSError) as error:
-            raise errors.DaemonDownError(f"obatchd on {self._spool} broke off: {error}. Look at its log.") from None
+        with self._connect(CONTROL_SOCKET, timeout_s) as request.sock:
+            try:
+                request.request(method, "/v1/" + path, sent, {"Content-Type": "application/json"} if sent else {})
+                response = request.getresponse()
+            except (http.client.HTTPException, OSError) as error:
+                late = isinstance(error, TimeoutError)
+                what = f"does not answer within {_TIMEOUT_S:.0f} s" if late else f"broke off: {error}"
+                raise errors.DaemonDownError(f"obatchd on {self._spool} {what}. Look at its log.") from None
+            with response:
+                if response.status >= 400:
+                    _raise(_document(response.read()), response.status)
+                yield response
 
     def _connect(self, name: str, timeout_s: float | None) -> socket.socket:
         directory = read_record(self._spool).runtime_dir
@@ -159,12 +147,8 @@ def _target(path: str, names: Iterable[str], query: Mapping[str, str | float | N
     return f"{target}?{urlencode(given)}" if given else target
 
 
-def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a folder in name order, without hidden ones.
-
-    Raises:
-        ControlError: it cannot be read, or there is a folder in it.
-    """
+def _folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a folder in name order, without hidden ones."""
     try:
         files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
     except OSError as error:

@@ -8,6 +8,7 @@ directory keyed by the spool's uuid, and ``<spool>/obatchd.json`` says which. Th
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -48,18 +49,10 @@ def guarded_ports(record: Path = PORT_GUARD) -> range:
         return range(0)
 
 
-def personal_spool(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where a user's own daemon has its spool (``systemd/user``)."""
-    state = environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(state) / "obatch"
-
-
 def default_spool() -> Path:
-    """The user's own spool where it is in use or the only one, else the system's."""
-    own = personal_spool()
-    if (own / RECORD).exists() or (own.is_dir() and not SYSTEM_SPOOL.is_dir()):
-        return own
-    return SYSTEM_SPOOL
+    """The spool of the user's own daemon (``systemd/user``) where it is in use or the only one, else the system's."""
+    own = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "obatch"
+    return own if (own / RECORD).exists() or (own.is_dir() and not SYSTEM_SPOOL.is_dir()) else SYSTEM_SPOOL
 
 
 def create(spool: Path, uuid: str, *, shared: bool = False, environ: Mapping[str, str] = os.environ) -> Path:
@@ -143,10 +136,8 @@ def permission_denied(spool: Path) -> DaemonDownError:
 
 
 def _parents(environ: Mapping[str, str]) -> list[Path]:
-    candidates = []
-    if user_runtime := environ.get("XDG_RUNTIME_DIR"):
-        candidates.append(Path(user_runtime) / "obatchd")
-    run = Path("/run/obatchd")
+    user_runtime, run = environ.get("XDG_RUNTIME_DIR"), Path("/run/obatchd")
+    candidates = [Path(user_runtime) / "obatchd"] if user_runtime else []
     if os.access(run if run.exists() else run.parent, os.W_OK | os.X_OK):
         candidates.append(run)
     name = f"obatchd-{os.geteuid()}"
@@ -183,13 +174,8 @@ def _sweep(own: Path) -> None:
 def _listens(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except OSError:  # its queue is full, or it is not ours
-            return True
-    return True
+        # With another error its queue is full, or it is not ours.
+        return probe.connect_ex(str(path)) not in (errno.ENOENT, errno.ECONNREFUSED)
 
 
 def _record(spool: Path, record: Record, mode: int) -> None:

@@ -18,7 +18,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from obatchd.errors import SourceError
-from obatchd.settings.allow_list import Opened, opened
+from obatchd.settings.tables.context import Opened, opened
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -60,8 +60,7 @@ class AddressPolicy:
     def target(self, url: URL) -> Target:
         """The server of a URL that may be asked, as far as can be told before its name is resolved.
 
-        Raises:
-            SourceError: ``url_invalid`` or ``url_forbidden``.
+        Raises SourceError ``url_invalid`` or ``url_forbidden``.
         """
         if len(str(url)) > _URL_CHARACTERS:
             raise SourceError(f"the URL has more than {_URL_CHARACTERS} characters", code="url_invalid")
@@ -75,11 +74,7 @@ class AddressPolicy:
         return target
 
     def require(self, target: Target, address: str) -> None:
-        """Make sure that ``address`` may be connected to for ``target``.
-
-        Raises:
-            SourceError: ``url_forbidden``.
-        """
+        """Make sure that ``address`` may be connected to for ``target``; raises SourceError ``url_forbidden``."""
         if not self.permits(target, address):
             raise SourceError(
                 f"{target.host} is at {address}, which is no public address; an administrator can open it with allow "
@@ -121,12 +116,8 @@ class PinnedResolver(AbstractResolver):
         if found and not allowed:
             self.policy.require(target, found[0]["host"])
         for result in allowed:
-            self._remember(result["host"], port)
+            self.remember(result["host"], port)
         return allowed
-
-    def literal(self, target: Target) -> None:
-        """The host of a checked URL is an address itself: it does not come by here."""
-        self._remember(target.host, target.port)
 
     def open_socket(self, info: tuple[Any, Any, int, str, tuple[Any, ...]]) -> socket.socket:
         """The last line of defence: a socket only for an address that was judged."""
@@ -135,7 +126,8 @@ class PinnedResolver(AbstractResolver):
             raise OSError(f"{address[0]} was not judged before the connection")
         return socket.socket(family, kind, protocol)
 
-    def _remember(self, address: str, port: int) -> None:
+    def remember(self, address: str, port: int) -> None:
+        """An address was judged; also from outside where the host of a checked URL is one: it is not resolved."""
         self._judged.pop((address, port), None)
         self._judged[address, port] = None
         if len(self._judged) > 10_000:

@@ -25,10 +25,6 @@ class Entry(msgspec.Struct):
     last_modified: str = ""
 
 
-_entry = msgspec.msgpack.Decoder(Entry)
-_encode = msgspec.msgpack.Encoder().encode
-
-
 class SourceCache:
     """Files ``<directory>/<owner>/<hash of the URL>``; the longest unused go first when there are too many bytes."""
 
@@ -41,7 +37,7 @@ class SourceCache:
         """The entry of ``url``; a damaged one counts as none."""
         path = self._path(owner, url)
         try:
-            entry = _entry.decode(path.read_bytes())
+            entry = msgspec.msgpack.decode(path.read_bytes(), type=Entry)
             os.utime(path)  # its last use
         except (OSError, msgspec.DecodeError):
             return None
@@ -53,7 +49,7 @@ class SourceCache:
         with contextlib.suppress(OSError):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             temporary = path.with_name(f".{path.name}.tmp")
-            temporary.write_bytes(_encode(entry))
+            temporary.write_bytes(msgspec.msgpack.encode(entry))
             temporary.replace(path)
             self._stored += 1
             if self._stored % _TRIM_EVERY == 1:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from yarl import URL
 
-from obatchd.context.apply import asked_text
+from obatchd.context.model import asked_text
 from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import Request
 
@@ -34,26 +34,15 @@ class Source(NamedTuple):
 
 
 def named_urls(request: Request, *, from_links: bool) -> list[URL]:
-    """The URLs of a request in order, each once: its ``urls``, then the links in its text.
-
-    Raises:
-        SourceError: ``url_invalid``.
-    """
+    """The URLs of a request in order, each once: its ``urls``, then the links in its text. Raises as ``parsed_url``."""
     given = list(request.urls)
     if from_links:
         given += [match[2] for match in _LINK.finditer(asked_text(request))]
-    found: dict[URL, None] = {}
-    for text in given:
-        found[parsed_url(text)] = None
-    return list(found)
+    return list(dict.fromkeys(map(parsed_url, given)))
 
 
 def parsed_url(text: str) -> URL:
-    """A URL without its fragment.
-
-    Raises:
-        SourceError: ``url_invalid``.
-    """
+    """A URL without its fragment; raises SourceError ``url_invalid``."""
     try:
         url = URL(text.strip())
         host = url.host

@@ -17,9 +17,9 @@ from yarl import URL
 
 from obatchd.context.addresses import AddressPolicy, PinnedResolver
 from obatchd.context.cache import Entry, SourceCache, is_fresh
-from obatchd.context.model import Rules
-from obatchd.context.text import Text
+from obatchd.context.parsing import Text
 from obatchd.errors import SourceError
+from obatchd.settings.tables.context import ContextSettings
 
 _READ_BYTES = 64 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -29,7 +29,7 @@ _BUSY_LIMIT_S = 30.0
 _HOSTS_LIMIT = 1000
 _ACCEPT = "text/html, application/xhtml+xml, text/plain, text/markdown, application/pdf;q=0.9, */*;q=0.1"
 
-Parser = Callable[[bytes, str, str], Awaitable[Text]]
+Parser = Callable[[bytes, str, str], Awaitable[Text]]  # content, media type, charset; raises SourceError
 
 
 class Fetched(NamedTuple):
@@ -38,13 +38,6 @@ class Fetched(NamedTuple):
     text: Text
     url: str  # where redirects led
     cached: bool
-
-
-class _Answer(NamedTuple):
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-    url: URL
 
 
 class _Host:
@@ -56,26 +49,19 @@ class _Host:
 
 
 class Fetcher:
-    """Fetches for all owners; close it in the end.
-
-    Args:
-        parse: content, media type and charset to text; raises SourceError.
-        resolver: of names; the system's unless given.
-    """
+    """Fetches for all owners; close it in the end. Names are resolved by the system unless ``resolver`` is given."""
 
     def __init__(
-        self, rules: Rules, cache: SourceCache, parse: Parser, resolver: AbstractResolver | None = None
+        self, rules: ContextSettings, cache: SourceCache, parse: Parser, resolver: AbstractResolver | None = None
     ) -> None:
         self._cache = cache
         self._parse = parse
         self._resolver = PinnedResolver(AddressPolicy(), resolver or aiohttp.ThreadedResolver())
+        connector = aiohttp.TCPConnector(
+            resolver=self._resolver, use_dns_cache=False, force_close=True, socket_factory=self._resolver.open_socket
+        )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=self._resolver,
-                use_dns_cache=False,
-                force_close=True,
-                socket_factory=self._resolver.open_socket,
-            ),
+            connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
@@ -84,34 +70,30 @@ class Fetcher:
         self._hosts: dict[str, _Host] = {}
         self.apply(rules)
 
-    def apply(self, rules: Rules) -> None:
+    def apply(self, rules: ContextSettings) -> None:
         """Use changed rules from now on."""
         self._rules = rules
+        self._cache.limit_bytes = rules.cache_bytes
         self._resolver.policy = AddressPolicy(rules.allow)
 
     async def close(self) -> None:
         await self._session.close()
 
     async def fetch(self, owner: int, url: URL) -> Fetched:
-        """The text behind ``url``, from the owner's cache where that is fresh.
-
-        Raises:
-            SourceError: it cannot be had.
-        """
+        """The text behind ``url``, from the owner's cache where that is fresh; raises SourceError if there is none."""
         self._resolver.policy.target(url)  # also where it is cached: a forbidden address is not read from there
         known = self._cache.get(owner, str(url))
         if known is not None and is_fresh(known):
             return Fetched(Text(known.title, known.text), str(url), True)
-        answer = await self._follow(url, _validators(known))
+        asked = {"If-None-Match": known.etag, "If-Modified-Since": known.last_modified} if known else {}
+        answer, content = await self._follow(url, {name: value for name, value in asked.items() if value})
         if answer.status == 304 and known is not None:
             known.checked_s, known.fresh_s = time.time(), self._fresh_s(answer.headers)
             self._cache.put(owner, known)
             return Fetched(Text(known.title, known.text), str(answer.url), True)
-        media_type = parse_mimetype(answer.headers.get("Content-Type", ""))
-        text = await self._parse(
-            answer.content, f"{media_type.type}/{media_type.subtype}".lower().strip("/"),
-            media_type.parameters.get("charset", ""),
-        )  # fmt: skip
+        kind = parse_mimetype(answer.headers.get("Content-Type", ""))
+        media_type = f"{kind.type}/{kind.subtype}".lower().strip("/")
+        text = await self._parse(content, media_type, kind.parameters.get("charset", ""))
         self._keep(owner, url, text, answer.headers)
         return Fetched(text, str(answer.url), False)
 
@@ -131,8 +113,8 @@ class Fetcher:
         said = re.search(r"max-age=(\d{1,9})", control)
         return max(self._rules.cache_s, float(said[1]) if said else 0.0)
 
-    async def _follow(self, url: URL, headers: dict[str, str]) -> _Answer:
-        """The answer at the end of the redirects, each of them judged like the first URL."""
+    async def _follow(self, url: URL, headers: dict[str, str]) -> tuple[aiohttp.ClientResponse, bytes]:
+        """The answer at the end of the redirects, each of them judged like the first URL, and its content."""
         seen = {url}
         left_s, waited = self._rules.timeout_s, False
         while True:
@@ -140,16 +122,17 @@ class Fetcher:
             try:
                 async with self._turn_at(url.raw_host or "") as waiting_s:
                     async with asyncio.timeout(left_s):
-                        answer = await self._ask(url, headers)
+                        answer, content = await self._ask(url, headers)
             except TimeoutError:
                 raise SourceError(f"it did not come within {self._rules.timeout_s:g} s", code="fetch_timeout") from None
             left_s -= time.monotonic() - begun_s - waiting_s
             if answer.status in _BUSY and not waited:
                 waited = True
-                await asyncio.sleep(_busy_s(answer.headers))
+                said = answer.headers.get("Retry-After", "")
+                await asyncio.sleep(min(float(said), _BUSY_LIMIT_S) if said.isdecimal() else _BUSY_WAIT_S)
                 continue
             if answer.status in (200, 304):
-                return answer
+                return answer, content
             if answer.status not in _REDIRECTS:
                 raise SourceError(f"its server answered {answer.status}", code="fetch_failed")
             url = _location(url, answer.headers)
@@ -173,16 +156,14 @@ class Fetcher:
             finally:
                 host.free_s = time.monotonic() + self._rules.host_pause_s
 
-    async def _ask(self, url: URL, headers: dict[str, str]) -> _Answer:
+    async def _ask(self, url: URL, headers: dict[str, str]) -> tuple[aiohttp.ClientResponse, bytes]:
         target = self._resolver.policy.target(url)
         if ":" in target.host or target.host.replace(".", "").isdigit():
-            self._resolver.literal(target)
+            self._resolver.remember(*target)
         asked = {"User-Agent": self._rules.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "gzip", **headers}
         try:
             async with self._session.get(url, headers=asked, allow_redirects=False) as response:
-                wanted = response.status == 200
-                content = await self._content(response) if wanted else b""
-                return _Answer(response.status, response.headers, content, url)
+                return response, await self._content(response) if response.status == 200 else b""
         except aiohttp.ClientError as error:
             raise SourceError(f"it cannot be fetched: {error}", code="fetch_failed") from error
         except (ValueError, zlib.error) as error:
@@ -206,11 +187,6 @@ class Fetcher:
         return bytes(content)
 
 
-def _validators(known: Entry | None) -> dict[str, str]:
-    headers = {"If-None-Match": known.etag, "If-Modified-Since": known.last_modified} if known else {}
-    return {name: value for name, value in headers.items() if value}
-
-
 def _location(url: URL, headers: Mapping[str, str]) -> URL:
     to = headers.get("Location", "")
     try:
@@ -220,8 +196,3 @@ def _location(url: URL, headers: Mapping[str, str]) -> URL:
     if not to or found.scheme not in ("http", "https"):
         raise SourceError(f"it is redirected to {to[:200]!r}, which is no http or https URL", code="redirects")
     return found
-
-
-def _busy_s(headers: Mapping[str, str]) -> float:
-    said = headers.get("Retry-After", "")
-    return min(float(said), _BUSY_LIMIT_S) if said.isdecimal() else _BUSY_WAIT_S

@@ -1,4 +1,4 @@
-"""Messages between the daemon, the preparer and the worker."""
+"""Messages between the daemon, the preparer and the worker. Imports little: workers have it from their first moment."""
 
 from __future__ import annotations
 
@@ -6,25 +6,13 @@ from typing import Any
 
 import msgspec
 
+from obatchd.jobs.formats.request import Request
+
 
 class Rules(msgspec.Struct, tag="rules", frozen=True):
-    """The settings of ``[context]`` that the preparer needs; first frame, and again when one changes."""
+    """The settings of ``[context]``; first frame, and again when one changes."""
 
-    from_links: bool
-    on_error: str  # fail, note
-    allow: list[str]
-    max_sources: int
-    max_bytes: int
-    max_characters: int
-    max_redirects: int
-    timeout_s: float
-    host_pause_s: float
-    parse_timeout_s: float
-    parse_memory_bytes: int
-    cache_s: float
-    cache_bytes: int
-    user_agent: str
-    keep_full_prompt: bool
+    settings: dict[str, Any]
 
 
 class Wish(msgspec.Struct, tag="wish", frozen=True):
@@ -62,6 +50,35 @@ class Context(msgspec.Struct, frozen=True):
     sources: list[dict[str, Any]]
     keep_full_prompt: bool
 
+    def applied_to(self, request: Request) -> Request:
+        """``request`` with the prompt that has its sources in front."""
+        if self.prompt is None:
+            return request
+        place = last_question(request.messages)
+        if place is None:
+            return msgspec.structs.replace(request, prompt=self.prompt)
+        messages = list(request.messages)
+        messages[place] = {**messages[place], "content": self.prompt}
+        return msgspec.structs.replace(request, messages=messages)
+
+    def recorded(self) -> dict[str, Any]:
+        """The sources in the record of a request."""
+        if self.prompt is None:
+            return {}
+        own: dict[str, Any] = {"sources": self.sources}
+        return own | {"full_prompt": self.prompt} if self.keep_full_prompt else own
+
+
+def asked_text(request: Request) -> str:
+    """The text that sources belong to: of a chat its last question, else the prompt."""
+    place = last_question(request.messages)
+    return request.prompt if place is None else str(request.messages[place].get("content", ""))
+
+
+def last_question(messages: list[dict[str, Any]]) -> int | None:
+    """Where the last message of the user stands."""
+    return next((n for n in range(len(messages) - 1, -1, -1) if messages[n].get("role") == "user"), None)
+
 
 ToPreparer = Rules | Wish
 FromPreparer = Prepared | Alive
@@ -69,4 +86,3 @@ FromPreparer = Prepared | Alive
 to_preparer: msgspec.msgpack.Decoder[ToPreparer] = msgspec.msgpack.Decoder(ToPreparer)
 from_preparer: msgspec.msgpack.Decoder[FromPreparer] = msgspec.msgpack.Decoder(FromPreparer)
 context = msgspec.msgpack.Decoder(Context)
-encode_context = msgspec.msgpack.Encoder().encode

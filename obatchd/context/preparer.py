@@ -13,28 +13,29 @@ import socket
 import stat
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Any, Never
 
+import msgspec
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from obatchd.child import Channel
 from obatchd.context import compose
-from obatchd.context.apply import asked_text
 from obatchd.context.cache import SourceCache
 from obatchd.context.compose import Source
 from obatchd.context.fetch import Fetcher
-from obatchd.context.model import Alive, Context, Prepared, Rules, ToPreparer, Wish, encode_context, to_preparer
-from obatchd.context.parsing import Document, Parse, Parsed, fork_parser, parsed
-from obatchd.context.text import Text, text_of
+from obatchd.context.model import Alive, Context, Prepared, Rules, ToPreparer, Wish, asked_text, to_preparer
+from obatchd.context.parsing import Document, Parsed, Text, fork_parser, parsed
 from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import parse_request
+from obatchd.settings.tables.context import ContextSettings
 
 _PARSERS = 2
 _AT_A_TIME = 32  # requests of one owner in preparation: slow sources of one hold up no other
 _ALIVE_S = 1.0
+_Having = Coroutine[Any, Any, tuple[Text, dict[str, Any]]]  # the text, and what is recorded of its origin
 _FILE_TYPES = {".pdf": "application/pdf", ".html": "text/html", ".htm": "text/html", ".md": "text/markdown",
                ".txt": "text/plain", ".csv": "text/csv", ".json": "application/json"}  # fmt: skip
 
@@ -48,11 +49,7 @@ class ParserPool:
             self._free.put_nowait(channel)
 
     async def parse(self, document: Document) -> Text:
-        """The document's text.
-
-        Raises:
-            SourceError: there is none, or its parser did not end well.
-        """
+        """The document's text; raises SourceError where there is none, or its parser did not end well."""
         channel = await self._free.get()
         try:
             channel.send(document)
@@ -72,16 +69,15 @@ class Preparer:
     def __init__(
         self,
         channel: Channel[ToPreparer],
-        rules: Rules,
+        rules: ContextSettings,
         cache_dir: Path,
         parsers: ParserPool,
         resolver: AbstractResolver | None = None,
     ) -> None:
         self._channel = channel
         self._rules = rules
-        self._cache = SourceCache(cache_dir, rules.cache_bytes)
         self._parsers = parsers
-        self._fetcher = Fetcher(rules, self._cache, self._parse, resolver)
+        self._fetcher = Fetcher(rules, SourceCache(cache_dir, rules.cache_bytes), self._parse, resolver)
         self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_AT_A_TIME))
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -92,7 +88,8 @@ class Preparer:
             while True:
                 message = await self._channel.receive()
                 if isinstance(message, Rules):
-                    self._apply(message)
+                    self._rules = ContextSettings.model_validate(message.settings)
+                    self._fetcher.apply(self._rules)
                 else:
                     task = asyncio.create_task(self._fulfil(message))
                     self._tasks.add(task)
@@ -104,16 +101,11 @@ class Preparer:
             self._channel.send(Alive())
             await asyncio.sleep(_ALIVE_S)
 
-    def _apply(self, rules: Rules) -> None:
-        self._rules = rules
-        self._cache.limit_bytes = rules.cache_bytes
-        self._fetcher.apply(rules)
-
     async def _fulfil(self, wish: Wish) -> None:
         try:
             async with self._turns[wish.owner]:
                 context = await self._context(wish)
-            answer = Prepared(wish.job, wish.line, encode_context(context))
+            answer = Prepared(wish.job, wish.line, msgspec.msgpack.encode(context))
         except SourceError as error:
             answer = Prepared(wish.job, wish.line, code=error.code, message=error.message)
         except Exception as error:  # noqa: BLE001 - a defect must cost one request, and be seen
@@ -125,38 +117,41 @@ class Preparer:
         rules = self._rules
         request = parse_request(wish.raw)
         urls = compose.named_urls(request, from_links=rules.from_links) if request.embed is None else []
-        if (not urls and not request.files) or request.embed is not None:
+        count = len(urls) + len(request.files)
+        if not count or request.embed is not None:
             return Context(None, [], False)
-        if len(urls) + len(request.files) > rules.max_sources:
-            count = len(urls) + len(request.files)
+        if count > rules.max_sources:
             raise SourceError(
                 f"it names {count} sources, more than {rules.max_sources} (max_sources)", code="too_many_sources"
             )
-        work = [self._from_url(wish.owner, url) for url in urls]
-        work += [self._from_file(wish.folder, name) for name in request.files]
+        work = [self._source("url", str(url), self._page(wish.owner, url)) for url in urls]
+        work += [self._source("file", name, self._file(wish.folder, name)) for name in request.files]
         found = await asyncio.gather(*work)
-        sources = [source for source, _ in found]
-        text = compose.full_prompt(asked_text(request), sources)
+        text = compose.full_prompt(asked_text(request), [source for source, _ in found])
         return Context(text, [about for _, about in found], rules.keep_full_prompt or wish.keep_full_prompt)
 
-    async def _from_url(self, owner: int, url: URL) -> tuple[Source, dict[str, Any]]:
-        about: dict[str, Any] = {"url": str(url)}
+    async def _source(self, kind: str, name: str, having: _Having) -> tuple[Source, dict[str, Any]]:
+        """A source and its record; one that cannot be had is a note, or fails the request: as the rules say."""
+        about: dict[str, Any] = {kind: name}
         try:
-            fetched = await self._fetcher.fetch(owner, url)
+            text, found = await having
         except SourceError as error:
-            return self._problem(str(url), about, error)
-        if fetched.url != str(url):
-            about["fetched_from"] = fetched.url
-        return self._source(str(url), fetched.text, about | {"cached": fetched.cached})
+            if self._rules.on_error == "fail":
+                raise SourceError(f"{name}: {error.message}", code=error.code) from None
+            return Source(name, "", "", False, error.message), about | {"code": error.code, "message": error.message}
+        limit = self._rules.max_characters
+        cut = len(text.text) > limit
+        about |= found | {"title": text.title, "characters": min(len(text.text), limit), "truncated": cut}
+        return Source(name, text.title, text.text[:limit], cut), about
 
-    async def _from_file(self, folder: str, name: str) -> tuple[Source, dict[str, Any]]:
-        about: dict[str, Any] = {"file": name}
-        try:
-            content = await asyncio.to_thread(self._read, folder, name)
-            text = await self._parse(content, _FILE_TYPES.get(Path(name).suffix.lower(), ""), "")
-        except SourceError as error:
-            return self._problem(name, about, error)
-        return self._source(name, text, about)
+    async def _page(self, owner: int, url: URL) -> tuple[Text, dict[str, Any]]:
+        fetched = await self._fetcher.fetch(owner, url)
+        moved = {"fetched_from": fetched.url} if fetched.url != str(url) else {}
+        return fetched.text, moved | {"cached": fetched.cached}
+
+    async def _file(self, folder: str, name: str) -> tuple[Text, dict[str, Any]]:
+        content = await asyncio.to_thread(self._read, folder, name)
+        return await self._parse(content, _FILE_TYPES.get(Path(name).suffix.lower(), ""), ""), {}
 
     def _read(self, folder: str, name: str) -> bytes:
         if not folder:
@@ -176,44 +171,25 @@ class Preparer:
             raise SourceError(f"it has more than {self._rules.max_bytes} bytes (max_bytes)", code="source_too_large")
         return content
 
-    def _problem(self, name: str, about: dict[str, Any], error: SourceError) -> tuple[Source, dict[str, Any]]:
-        """Sources that could not be had, as a note; or the failure of the request, as the rules say."""
-        if self._rules.on_error == "fail":
-            raise SourceError(f"{name}: {error.message}", code=error.code)
-        return Source(name, "", "", False, error.message), about | {"code": error.code, "message": error.message}
-
-    def _source(self, name: str, text: Text, about: dict[str, Any]) -> tuple[Source, dict[str, Any]]:
-        limit = self._rules.max_characters
-        cut = len(text.text) > limit
-        about |= {"title": text.title, "characters": min(len(text.text), limit), "truncated": cut}
-        return Source(name, text.title, text.text[:limit], cut), about
-
     async def _parse(self, content: bytes, media_type: str, charset: str) -> Text:
         rules = self._rules
-        return await self._parsers.parse(
-            Document(
-                content, media_type, charset, rules.max_characters, rules.parse_timeout_s, rules.parse_memory_bytes
-            )
-        )
+        limits = rules.max_characters, rules.parse_timeout_s, rules.parse_memory_bytes
+        return await self._parsers.parse(Document(content, media_type, charset, *limits))
 
 
-def main(
-    connection: socket.socket, cache_dir: Path, parse: Parse = text_of, resolver: AbstractResolver | None = None
-) -> None:
+def main(connection: socket.socket, cache_dir: Path) -> None:
     """The work of the process."""
     sockets: list[socket.socket] = []
     for _ in range(_PARSERS):  # before the loop, which may start threads
-        sockets.append(fork_parser([connection, *sockets], parse))
-    asyncio.run(_serve(connection, cache_dir, sockets, resolver))
+        sockets.append(fork_parser([connection, *sockets]))
+    asyncio.run(_serve(connection, cache_dir, sockets))
 
 
-async def _serve(
-    connection: socket.socket, cache_dir: Path, sockets: list[socket.socket], resolver: AbstractResolver | None
-) -> Never:
+async def _serve(connection: socket.socket, cache_dir: Path, sockets: list[socket.socket]) -> Never:
     parsers = ParserPool([await Channel.open(one, parsed) for one in sockets])
     channel = await Channel.open(connection, to_preparer)
-    rules = await channel.receive()
-    assert isinstance(rules, Rules)
-    await Preparer(channel, rules, cache_dir, parsers, resolver).run()
+    first = await channel.receive()
+    assert isinstance(first, Rules)
+    await Preparer(channel, ContextSettings.model_validate(first.settings), cache_dir, parsers).run()
     # Here and not after the loop is closed, which would wait for files that are being read.
     os._exit(0)

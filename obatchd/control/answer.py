@@ -1,17 +1,19 @@
-"""An answer of the control API: one JSON document, or a line of several, each with the number of the schema."""
+"""What every route needs: numbers of a query, and an answer as one JSON document or a line of several."""
 
 from __future__ import annotations
 
 import json
+import re
 
 import msgspec
 from aiohttp import web
 
+from obatchd import errors
 from obatchd.documents import SCHEMA
 
 
 def answer(document: msgspec.Struct, status: int = 200) -> web.Response:
-    """The whole answer."""
+    """The whole answer, with the number of the schema."""
     return web.Response(body=_encoded(document), status=status, content_type="application/json", charset="utf-8")
 
 
@@ -26,3 +28,15 @@ def _encoded(document: msgspec.Struct) -> bytes:
         return msgspec.json.encode(fields)
     except UnicodeEncodeError:  # a path that is not UTF-8, as Python has it
         return json.dumps(msgspec.to_builtins(fields)).encode()
+
+
+def count_asked(request: web.Request, name: str, default: int, most: int) -> int:
+    """The number that a query asks for.
+
+    Raises:
+        ConfigError: it is none from 1 to ``most``.
+    """
+    text = request.query.get(name, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text) or not 0 < int(text) <= most:
+        raise errors.ConfigError(f"{name} must be a number from 1 to {most}", code="bad_request")
+    return int(text)

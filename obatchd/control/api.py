@@ -15,12 +15,11 @@ from aiohttp import web
 
 from obatchd import __version__, errors, log
 from obatchd.client.runtime import CONTROL_SOCKET
-from obatchd.control import auth, burnin, gpu_routes
-from obatchd.control.answer import answer, answer_line
+from obatchd.control import auth
+from obatchd.control.answer import answer, answer_line, count_asked
 from obatchd.control.auth import Access, Caller
-from obatchd.control.burnin import BURNIN, Burnin
-from obatchd.control.operations import Operations, ServerAction
-from obatchd.control.query import count_asked
+from obatchd.control.gpu_routes import GpuRoutes
+from obatchd.control.operations import Burnin, Operations, ServerAction
 from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
 from obatchd.documents.jobs import Jobs
 from obatchd.documents.models import Models
@@ -28,9 +27,6 @@ from obatchd.documents.status import Servers
 from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
-_OPERATIONS = web.AppKey("operations", Operations)
-_ACCESS = web.AppKey("access", Access)
-_STOPPING = web.AppKey("stopping", asyncio.Event)
 _CALLER = web.RequestKey("caller", Caller)
 _BODY_LIMIT_BYTES = 1024**2
 _SHUTDOWN_S = 1.0
@@ -67,16 +63,19 @@ def listen(path: Path, *, shared: bool) -> socket.socket:
     """A listening Unix socket, for everybody or for the daemon's user alone; replaces a stale one of an earlier run.
 
     The identity of the peer decides whether it is answered, never the socket's mode alone.
+
+    Raises:
+        SpoolError: it cannot be made.
     """
-    path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        path.unlink(missing_ok=True)
         listener.bind(str(path))
         os.chmod(path, 0o666 if shared else 0o600)
         listener.listen(128)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        raise errors.SpoolError(f"{path}: cannot listen: {error.strerror}") from error
     return listener
 
 
@@ -84,10 +83,8 @@ class ControlServer:
     """Serves the API while it runs.
 
     Args:
-        operations: takes the requests.
         runtime_dir: directory of the socket; see :mod:`obatchd.client.runtime`.
         access: the peers that are answered.
-        burnin_runs: takes requests about burn-in runs.
         owner: told when nobody is admitted any more: a daemon that cannot be asked cannot be stopped in good order.
     """
 
@@ -97,25 +94,15 @@ class ControlServer:
         self._path = runtime_dir / CONTROL_SOCKET
         self._shared = access.is_shared
         self._tasks = TaskSet(owner)
+        self._api = _Api(operations, access, burnin_runs)
         self._runner = web.AppRunner(
-            application(operations, access, burnin_runs),
-            access_log=None,
-            handle_signals=False,
-            shutdown_timeout=_SHUTDOWN_S,
+            self._api.application(), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
         )
 
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            SpoolError: the socket cannot be made.
-        """
+        """Listen; raises SpoolError where the socket cannot be made."""
+        listener = listen(self._path, shared=self._shared)
         await self._runner.setup()
-        try:
-            listener = listen(self._path, shared=self._shared)
-        except OSError as error:
-            await self._runner.cleanup()
-            raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
         self._tasks.start(self._accept(listener), "control-accept")
         _log.info("control_listening", path=self._path)
 
@@ -151,7 +138,7 @@ class ControlServer:
 
     def only_looks(self) -> None:
         """From now on answer questions and refuse to change anything: the daemon is stopping."""
-        self._runner.app[_STOPPING].set()
+        self._api.stopping = True
 
     async def stop(self) -> None:
         """Stop listening and end all connections."""
@@ -160,40 +147,7 @@ class ControlServer:
         self._path.unlink(missing_ok=True)
 
 
-def application(operations: Operations, access: Access, burnin_runs: Burnin) -> web.Application:
-    """The API as an aiohttp application."""
-    app = web.Application(middlewares=[_errors_as_json, _identify], client_max_size=_BODY_LIMIT_BYTES)
-    app[_OPERATIONS] = operations
-    app[gpu_routes.GPUS] = operations.gpus
-    app[_ACCESS] = access
-    app[_STOPPING] = asyncio.Event()
-    app[BURNIN] = burnin_runs
-    app.add_routes(
-        [
-            web.get("/v1/ping", _ping),
-            web.get("/v1/status", _status),
-            web.get("/v1/servers", _servers),
-            web.post(r"/v1/servers/{server}/{action:drain|resume|restart}", _server_action),
-            web.get("/v1/servers/{server}/log", _server_log),
-            web.get("/v1/jobs", _jobs),
-            web.get("/v1/jobs/{job}", _job),
-            web.delete("/v1/jobs/{job}", _remove_job),
-            web.post(r"/v1/jobs/{job}/{action:cancel|retry|pause|resume}", _job_action),
-            web.post(r"/v1/{action:pause|resume|drain|undrain|reload}", _host_action),
-            web.get("/v1/models", _models),
-            web.post("/v1/models/pull", _pull),
-            web.delete("/v1/models/{model:.+}", _remove_model),
-            *gpu_routes.routes(),
-            web.get("/healthz", _healthz),
-            web.get("/readyz", _readyz),
-            *burnin.routes(),
-        ]
-    )
-    return app
-
-
 def error_document(error: errors.ObatchError) -> ErrorDocument:
-    """How an error looks in JSON."""
     return ErrorDocument(Error(error.code, error.message))
 
 
@@ -202,7 +156,8 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except errors.ObatchError as error:
-        return answer(error_document(error), _status_of(error))
+        status = next((status for kind, status in _HTTP_STATUS if isinstance(error, kind)), 500)
+        return answer(error_document(error), status)
     except web.HTTPException as error:
         reason = f"{request.method} {request.path}: {error.reason}"
         return answer(ErrorDocument(Error("http", reason)), error.status)
@@ -211,147 +166,156 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return answer(INTERNAL, 500)
 
 
-def _status_of(error: errors.ObatchError) -> int:
-    return next((status for kind, status in _HTTP_STATUS if isinstance(error, kind)), 500)
+class _Api:
+    """The routes, and who may use them."""
 
+    def __init__(self, operations: Operations, access: Access, burnin_runs: Burnin) -> None:
+        self._operations = operations
+        self._access = access
+        self._burnin_runs = burnin_runs
+        self._gpus = GpuRoutes(operations.gpus, burnin_runs)
+        self.stopping = False
+        self._for_every_caller = frozenset(route.handler for route in self._routes_for_every_caller())
 
-@web.middleware
-async def _identify(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Only known callers are answered, and only administrators where nothing says that the others may."""
-    connection = request.get_extra_info("socket")
-    if connection is None:  # the client has gone already
-        raise errors.ForbiddenError("the caller cannot be identified")
-    caller = await request.app[_ACCESS].caller(auth.peer_of(connection.fileno()))
-    if not caller.is_administrator and request.match_info.handler not in _FOR_EVERY_CALLER:
-        raise errors.ForbiddenError("only administrators of obatchd may do this (root, and the administrators' group)")
-    if request.app[_STOPPING].is_set() and request.method != "GET":
-        raise errors.ControlError("obatchd is stopping and takes no commands; start it again first", code="stopping")
-    request[_CALLER] = caller
-    return await handler(request)
+    def application(self) -> web.Application:
+        """The API as an aiohttp application."""
+        app = web.Application(middlewares=[_errors_as_json, self._identify], client_max_size=_BODY_LIMIT_BYTES)
+        app.add_routes(self._routes_for_every_caller())
+        app.add_routes(self._routes_for_administrators())
+        return app
 
+    def _routes_for_every_caller(self) -> list[web.RouteDef]:
+        """The daemon shows and changes only their own jobs."""
+        return [
+            web.get("/v1/ping", self._ping),
+            web.get("/v1/status", self._status),
+            web.get("/v1/servers", self._servers),
+            web.get("/v1/jobs", self._jobs),
+            web.get("/v1/jobs/{job}", self._job),
+            web.delete("/v1/jobs/{job}", self._remove_job),
+            web.post(r"/v1/jobs/{job}/{action:cancel|retry|pause|resume}", self._job_action),
+            web.get("/v1/models", self._models),
+            *self._gpus.for_every_caller(),
+            web.get("/healthz", self._healthz),
+            web.get("/readyz", self._readyz),
+        ]
 
-def _caller(request: web.Request) -> Caller:
-    return request[_CALLER]
+    def _routes_for_administrators(self) -> list[web.RouteDef]:
+        return [
+            web.post(r"/v1/servers/{server}/{action:drain|resume|restart}", self._server_action),
+            web.get("/v1/servers/{server}/log", self._server_log),
+            web.post(r"/v1/{action:pause|resume|drain|undrain|reload}", self._host_action),
+            web.post("/v1/models/pull", self._pull),
+            web.delete("/v1/models/{model:.+}", self._remove_model),
+            *self._gpus.for_administrators(),
+        ]
 
+    @web.middleware
+    async def _identify(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Only known callers are answered, and only administrators where nothing says that the others may."""
+        connection = request.get_extra_info("socket")
+        if connection is None:  # the client has gone already
+            raise errors.ForbiddenError("the caller cannot be identified")
+        caller = await self._access.caller(auth.peer_of(connection.fileno()))
+        if not caller.is_administrator and request.match_info.handler not in self._for_every_caller:
+            words = "only administrators of obatchd may do this (root, and the administrators' group)"
+            raise errors.ForbiddenError(words)
+        if self.stopping and request.method != "GET":
+            words = "obatchd is stopping and takes no commands; start it again first"
+            raise errors.ControlError(words, code="stopping")
+        request[_CALLER] = caller
+        return await handler(request)
 
-async def _ping(request: web.Request) -> web.Response:
-    return answer(Ping(__version__, os.getpid()))
+    async def _ping(self, request: web.Request) -> web.Response:
+        return answer(Ping(__version__, os.getpid()))
 
+    async def _status(self, request: web.Request) -> web.Response:
+        status = self._operations.status(request[_CALLER])
+        status.burnin = self._burnin_runs.brief()
+        return answer(status)
 
-async def _status(request: web.Request) -> web.Response:
-    status = request.app[_OPERATIONS].status(_caller(request))
-    status.burnin = request.app[BURNIN].brief()
-    return answer(status)
+    async def _servers(self, request: web.Request) -> web.Response:
+        return answer(Servers(self._operations.status(request[_CALLER]).servers))
 
+    async def _server_action(self, request: web.Request) -> web.Response:
+        action = cast(ServerAction, request.match_info["action"])
+        return answer(await self._operations.server_action(request.match_info["server"], action))
 
-async def _servers(request: web.Request) -> web.Response:
-    return answer(Servers(request.app[_OPERATIONS].status(_caller(request)).servers))
+    async def _server_log(self, request: web.Request) -> web.StreamResponse:
+        """One JSON document per line; with ``follow=1`` it goes on until the client leaves or the daemon stops."""
+        lines = count_asked(request, "lines", 200, _LOG_LINES_LIMIT)
+        follow = request.query.get("follow") == "1"
+        async with contextlib.aclosing(
+            self._operations.server_log(request.match_info["server"], lines, follow)
+        ) as found:
+            line = await anext(found, None)  # an unknown server is an answer of its own
+            response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+            await response.prepare(request)
+            with contextlib.suppress(ConnectionError):  # the client has gone
+                while line is not None:
+                    await response.write(answer_line(LogLine(line)))
+                    line = await anext(found, None)
+        return response
 
+    async def _jobs(self, request: web.Request) -> web.Response:
+        limit = count_asked(request, "limit", 100, _JOBS_LIMIT)
+        caller, owner = request[_CALLER], request.query.get("owner")
+        if owner == "all" and not caller.is_administrator:
+            raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
+        if owner not in (None, "all", "mine"):
+            raise errors.ConfigError("owner must be mine or all", code="bad_request")
+        jobs = self._operations.jobs(caller, request.query.get("state"), limit, mine=owner == "mine")
+        return answer(Jobs(jobs))
 
-async def _server_action(request: web.Request) -> web.Response:
-    action = cast(ServerAction, request.match_info["action"])
-    return answer(await request.app[_OPERATIONS].server_action(request.match_info["server"], action))
+    async def _job(self, request: web.Request) -> web.Response:
+        return answer(self._operations.job(request[_CALLER], request.match_info["job"]))
 
+    async def _job_action(self, request: web.Request) -> web.Response:
+        ask = self._operations
+        actions = {"cancel": ask.cancel, "retry": ask.retry, "pause": ask.pause, "resume": ask.resume}
+        return answer(await actions[request.match_info["action"]](request[_CALLER], request.match_info["job"]))
 
-async def _server_log(request: web.Request) -> web.StreamResponse:
-    """One JSON document per line; with ``follow=1`` it goes on until the client leaves or the daemon stops."""
-    lines = count_asked(request, "lines", 200, _LOG_LINES_LIMIT)
-    follow = request.query.get("follow") == "1"
-    async with contextlib.aclosing(
-        request.app[_OPERATIONS].server_log(request.match_info["server"], lines, follow)
-    ) as found:
-        line = await anext(found, None)  # an unknown server is an answer of its own
+    async def _remove_job(self, request: web.Request) -> web.Response:
+        return answer(await self._operations.remove_job(request[_CALLER], request.match_info["job"]))
+
+    async def _host_action(self, request: web.Request) -> web.Response:
+        ask, name = self._operations, request.match_info["action"]
+        if name in ("pause", "resume"):
+            return answer(await (ask.pause if name == "pause" else ask.resume)(request[_CALLER], None))
+        actions = {"drain": ask.drain, "undrain": ask.undrain, "reload": ask.reload}
+        return answer(await actions[name]())
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return answer(Models(await self._operations.models()))
+
+    async def _remove_model(self, request: web.Request) -> web.Response:
+        return answer(await self._operations.remove_model(request.match_info["model"]))
+
+    async def _pull(self, request: web.Request) -> web.StreamResponse:
+        """One JSON document per line while the pull goes on; an error is the last line."""
+        try:
+            body = await request.json()
+            name = body["model"]
+        except (ValueError, KeyError, TypeError):
+            name = None
+        if not isinstance(name, str) or not name:
+            raise errors.ConfigError('the body must be {"model": "name"}', code="bad_request")
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        with contextlib.suppress(ConnectionError):  # the client has gone
-            while line is not None:
-                await response.write(answer_line(LogLine(line)))
-                line = await anext(found, None)
-    return response
+        try:
+            async for progress in self._operations.pull_model(name):
+                await response.write(answer_line(progress))
+        except errors.ObatchError as error:
+            await response.write(answer_line(error_document(error)))
+        except ConnectionError:
+            pass  # the client has gone; whether the pull goes on is the daemon's business
+        return response
 
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return answer(Alive(True))
 
-async def _jobs(request: web.Request) -> web.Response:
-    limit = count_asked(request, "limit", 100, _JOBS_LIMIT)
-    caller, owner = _caller(request), request.query.get("owner")
-    if owner == "all" and not caller.is_administrator:
-        raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
-    if owner not in (None, "all", "mine"):
-        raise errors.ConfigError("owner must be mine or all", code="bad_request")
-    jobs = request.app[_OPERATIONS].jobs(caller, request.query.get("state"), limit, mine=owner == "mine")
-    return answer(Jobs(jobs))
-
-
-async def _job(request: web.Request) -> web.Response:
-    return answer(request.app[_OPERATIONS].job(_caller(request), request.match_info["job"]))
-
-
-async def _job_action(request: web.Request) -> web.Response:
-    ask = request.app[_OPERATIONS]
-    actions = {"cancel": ask.cancel, "retry": ask.retry, "pause": ask.pause, "resume": ask.resume}
-    return answer(await actions[request.match_info["action"]](_caller(request), request.match_info["job"]))
-
-
-async def _remove_job(request: web.Request) -> web.Response:
-    return answer(await request.app[_OPERATIONS].remove_job(_caller(request), request.match_info["job"]))
-
-
-async def _host_action(request: web.Request) -> web.Response:
-    operations = request.app[_OPERATIONS]
-    match request.match_info["action"]:
-        case "pause":
-            return answer(await operations.pause(_caller(request), None))
-        case "resume":
-            return answer(await operations.resume(_caller(request), None))
-        case "drain":
-            return answer(await operations.drain())
-        case "undrain":
-            return answer(await operations.undrain())
-        case _:
-            return answer(await operations.reload())
-
-
-async def _models(request: web.Request) -> web.Response:
-    return answer(Models(await request.app[_OPERATIONS].models()))
-
-
-async def _remove_model(request: web.Request) -> web.Response:
-    return answer(await request.app[_OPERATIONS].remove_model(request.match_info["model"]))
-
-
-async def _pull(request: web.Request) -> web.StreamResponse:
-    """One JSON document per line while the pull goes on; an error is the last line."""
-    try:
-        body = await request.json()
-        name = body["model"]
-    except (ValueError, KeyError, TypeError):
-        name = None
-    if not isinstance(name, str) or not name:
-        raise errors.ConfigError('the body must be {"model": "name"}', code="bad_request")
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    await response.prepare(request)
-    try:
-        async for progress in request.app[_OPERATIONS].pull_model(name):
-            await response.write(answer_line(progress))
-    except errors.ObatchError as error:
-        await response.write(answer_line(error_document(error)))
-    except ConnectionError:
-        pass  # the client has gone; whether the pull goes on is the daemon's business
-    return response
-
-
-async def _healthz(request: web.Request) -> web.Response:
-    return answer(Alive(True))
-
-
-async def _readyz(request: web.Request) -> web.Response:
-    status = request.app[_OPERATIONS].status(_caller(request))
-    up = any(server.state == "ready" for server in status.servers)
-    ready = up and not status.disk.low and status.state != "stopping"
-    return answer(Readiness(ready), 200 if ready else 503)
-
-
-# Routes for callers who are no administrators. The daemon shows and changes only their own jobs.
-_FOR_EVERY_CALLER = frozenset(
-    {_ping, _status, _servers, _jobs, _job, _remove_job, _job_action, _models, _healthz, _readyz}
-    | {gpu_routes.gpus, gpu_routes.gpu, gpu_routes.events}
-)
+    async def _readyz(self, request: web.Request) -> web.Response:
+        status = self._operations.status(request[_CALLER])
+        up = any(server.state == "ready" for server in status.servers)
+        ready = up and not status.disk.low and status.state != "stopping"
+        return answer(Readiness(ready), 200 if ready else 503)

@@ -11,8 +11,10 @@ import struct
 import time
 from typing import NamedTuple
 
+from attrs import define, field
+
 from obatchd.errors import ForbiddenError
-from obatchd.settings.tables.access import AccessSettings
+from obatchd.settings.tables.people import AccessSettings
 
 _UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 _REMEMBER_S = 30.0  # a directory service may take long to say who is in a group
@@ -59,17 +61,16 @@ def peer_of(descriptor: int) -> Peer:
         return Peer(*_UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)))
 
 
+@define(eq=False)
 class Access:
     """Decides who may use the daemon.
 
-    Args:
-        settings: personal mode answers the daemon's own user and root alone; service mode also the members of two
-            groups, by the user database rather than by the caller's process, which may be older than the membership.
+    Personal mode answers the daemon's own user and root alone; service mode also the members of two groups, by the
+    user database rather than by the caller's process, which may be older than the membership.
     """
 
-    def __init__(self, settings: AccessSettings) -> None:
-        self._settings = settings
-        self._users: dict[int, _User] = {}
+    _settings: AccessSettings
+    _users: dict[int, _User] = field(factory=dict, init=False)
 
     @property
     def is_shared(self) -> bool:
@@ -108,8 +109,13 @@ class Access:
         return user
 
     def _look_up(self, uid: int) -> _User:
+        try:
+            user = pwd.getpwuid(uid)
+            name, groups = user.pw_name, set(os.getgrouplist(user.pw_name, user.pw_gid))
+        except KeyError:
+            name, groups = f"uid {uid}", set()
         gids = group_id(self._settings.admin_group), group_id(self._settings.submit_group)
-        return _User(time.monotonic(), _user_name(uid), _groups_of(uid), *gids)
+        return _User(time.monotonic(), name, groups, *gids)
 
 
 def group_id(name: str) -> int | None:
@@ -118,18 +124,3 @@ def group_id(name: str) -> int | None:
         return grp.getgrnam(name).gr_gid
     except KeyError:
         return None
-
-
-def _groups_of(uid: int) -> set[int]:
-    try:
-        user = pwd.getpwuid(uid)
-    except KeyError:
-        return set()
-    return set(os.getgrouplist(user.pw_name, user.pw_gid))
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

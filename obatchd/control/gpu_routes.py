@@ -1,62 +1,92 @@
-"""The part of the control API about GPUs, under ``/v1/gpus``."""
+"""The part of the control API about GPUs, under ``/v1/gpus``, and burn-in runs, under ``/v1/burnin``."""
 
 from __future__ import annotations
 
+import json
+
 from aiohttp import web
+from attrs import define
 
 from obatchd import errors
-from obatchd.control.answer import answer
-from obatchd.control.operations import GpuOperations
-from obatchd.control.query import count_asked
+from obatchd.control.answer import answer, count_asked
+from obatchd.control.operations import Burnin, GpuOperations
+from obatchd.documents.burnin import BurninRuns
 from obatchd.documents.gpus import GpuEvents
 
-GPUS = web.AppKey("gpus", GpuOperations)
 _MOST_EVENTS = 10_000
 
 
-def routes() -> list[web.RouteDef]:
-    return [
-        web.get("/v1/gpus", gpus),
-        web.get("/v1/gpu-events", events),
-        web.get("/v1/gpus/{gpu}", gpu),
-        web.post("/v1/gpus/{gpu}/quarantine", _quarantine),
-        web.post("/v1/gpus/{gpu}/release", _release),
-        web.post("/v1/gpus/{gpu}/lend", _lend),
-        web.post("/v1/gpus/{gpu}/take-back", _take_back),
-    ]
+@define(eq=False)
+class GpuRoutes:
+    """The routes, and who may use them."""
 
+    _gpus: GpuOperations
+    _burnin: Burnin
 
-async def gpus(request: web.Request) -> web.Response:
-    """``GET /v1/gpus``; for every caller."""
-    return answer(request.app[GPUS].all())
+    def for_every_caller(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/gpus", self._all),
+            web.get("/v1/gpu-events", self._events),
+            web.get("/v1/gpus/{gpu}", self._one),
+        ]
 
+    def for_administrators(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/gpus/{gpu}/quarantine", self._quarantine),
+            web.post("/v1/gpus/{gpu}/release", self._release),
+            web.post("/v1/gpus/{gpu}/lend", self._lend),
+            web.post("/v1/gpus/{gpu}/take-back", self._take_back),
+            web.get("/v1/burnin", self._burnin_runs),
+            web.post("/v1/burnin", self._start_burnin),
+            web.get("/v1/burnin/status", self._burnin_status),
+            web.post("/v1/burnin/stop", self._stop_burnin),
+            web.get("/v1/burnin/reports/{run}", self._burnin_report),
+        ]
 
-async def gpu(request: web.Request) -> web.Response:
-    """``GET /v1/gpus/G``; for every caller."""
-    return answer(await request.app[GPUS].one(request.match_info["gpu"]))
+    async def _all(self, request: web.Request) -> web.Response:
+        return answer(self._gpus.all())
 
+    async def _one(self, request: web.Request) -> web.Response:
+        return answer(await self._gpus.one(request.match_info["gpu"]))
 
-async def events(request: web.Request) -> web.Response:
-    """``GET /v1/gpu-events?gpu=G&limit=N``; for every caller."""
-    limit = count_asked(request, "limit", 100, _MOST_EVENTS)
-    return answer(GpuEvents(await request.app[GPUS].events(request.query.get("gpu"), limit)))
+    async def _events(self, request: web.Request) -> web.Response:
+        limit = count_asked(request, "limit", 100, _MOST_EVENTS)
+        return answer(GpuEvents(await self._gpus.events(request.query.get("gpu"), limit)))
 
+    async def _quarantine(self, request: web.Request) -> web.Response:
+        reason = request.query.get("reason", "")[:500]
+        return answer(await self._gpus.quarantine(request.match_info["gpu"], reason))
 
-async def _quarantine(request: web.Request) -> web.Response:
-    return answer(await request.app[GPUS].quarantine(request.match_info["gpu"], request.query.get("reason", "")[:500]))
+    async def _release(self, request: web.Request) -> web.Response:
+        return answer(await self._gpus.release(request.match_info["gpu"]))
 
+    async def _lend(self, request: web.Request) -> web.Response:
+        try:
+            for_s = float(request.query.get("for_s", ""))
+        except ValueError:
+            raise errors.ConfigError("for_s must be a number of seconds", code="bad_request") from None
+        return answer(await self._gpus.lend(request.match_info["gpu"], for_s))
 
-async def _release(request: web.Request) -> web.Response:
-    return answer(await request.app[GPUS].release(request.match_info["gpu"]))
+    async def _take_back(self, request: web.Request) -> web.Response:
+        return answer(await self._gpus.take_back(request.match_info["gpu"]))
 
+    async def _burnin_runs(self, request: web.Request) -> web.Response:
+        return answer(BurninRuns(await self._burnin.runs()))
 
-async def _lend(request: web.Request) -> web.Response:
-    try:
-        for_s = float(request.query.get("for_s", ""))
-    except ValueError:
-        raise errors.ConfigError("for_s must be a number of seconds", code="bad_request") from None
-    return answer(await request.app[GPUS].lend(request.match_info["gpu"], for_s))
+    async def _start_burnin(self, request: web.Request) -> web.Response:
+        try:
+            asked = json.loads(await request.read() or b"{}")
+        except ValueError:
+            asked = None
+        if not isinstance(asked, dict):
+            raise errors.ConfigError("the body must be a JSON object", code="bad_request")
+        return answer(await self._burnin.start(asked))
 
+    async def _burnin_status(self, request: web.Request) -> web.Response:
+        return answer(await self._burnin.status())
 
-async def _take_back(request: web.Request) -> web.Response:
-    return answer(await request.app[GPUS].take_back(request.match_info["gpu"]))
+    async def _stop_burnin(self, request: web.Request) -> web.Response:
+        return answer(await self._burnin.stop("by an administrator"))
+
+    async def _burnin_report(self, request: web.Request) -> web.Response:
+        return answer(await self._burnin.report(request.match_info["run"]))

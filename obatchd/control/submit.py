@@ -49,7 +49,6 @@ class SubmitServer:
         runtime_dir: directory of the socket.
         access: who may submit.
         owner: told when no submission is accepted any more. One that fails is its client's alone.
-        frame_timeout_s: longest wait for a client's next frame.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class SubmitServer:
         self._operations = operations
         self._access = access
         self._path = runtime_dir / SUBMIT_SOCKET
-        self._frame_timeout_s = frame_timeout_s
+        self._frame_timeout_s = frame_timeout_s  # longest wait for a client's next frame
         self._threads = ThreadPoolExecutor(_SIMULTANEOUS, thread_name_prefix="submit")
         self._free = asyncio.Semaphore(_SIMULTANEOUS)
         self._turns: dict[int, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(_OF_ONE_USER))
@@ -75,15 +74,8 @@ class SubmitServer:
         self._listener: socket.socket | None = None
 
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            SpoolError: the socket cannot be made.
-        """
-        try:
-            self._listener = listen(self._path, shared=self._access.is_shared)
-        except OSError as error:
-            raise errors.SpoolError(f"{self._path}: cannot listen: {error.strerror}") from error
+        """Listen; raises SpoolError where the socket cannot be made."""
+        self._listener = listen(self._path, shared=self._access.is_shared)
         self._accepting.start(self._accept(self._listener), "submit-accept")
 
     async def stop(self) -> None:
@@ -120,8 +112,11 @@ class SubmitServer:
         connection.setblocking(True)
         with connection:
             answer = await self._answer(connection)
-            # By itself it fills no buffer: nobody has to wait for the client here.
-            _reply(connection, answer)
+            connection.setblocking(False)  # by itself it fills no buffer: nobody has to wait for the client here
+            try:
+                send_frame(connection, msgspec.to_builtins(answer))
+            except OSError as error:
+                _log.info("submitter_gone", error=error)
 
     async def _answer(self, connection: socket.socket) -> Submitted | ErrorDocument:
         files = received_files(connection, self._frame_timeout_s)
@@ -130,7 +125,9 @@ class SubmitServer:
             peer = auth.peer_of(connection.fileno())
             await self._access.caller(peer)
             async with self._turn(peer.uid):
-                header, descriptors = await self._in_thread(receive_frame, connection, self._frame_timeout_s)
+                header, descriptors = await asyncio.get_running_loop().run_in_executor(
+                    self._threads, receive_frame, connection, self._frame_timeout_s
+                )
                 close_all(descriptors)
                 return Submitted(await self._operations.submit(_submission(header, peer, files)))
         except errors.ObatchError as error:
@@ -157,17 +154,6 @@ class SubmitServer:
                 yield
         finally:
             self._connections[uid] -= 1
-
-    async def _in_thread(self, function: Any, *arguments: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
-
-
-def _reply(connection: socket.socket, answer: Submitted | ErrorDocument) -> None:
-    connection.setblocking(False)
-    try:
-        send_frame(connection, msgspec.to_builtins(answer))
-    except OSError as error:
-        _log.info("submitter_gone", error=error)
 
 
 def _submission(header: dict[str, Any], peer: auth.Peer, files: Iterator[tuple[str, int]]) -> Submission:

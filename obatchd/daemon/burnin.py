@@ -6,22 +6,20 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
-from obatchd.burnin.run.plan import Defaults
+import attrs
+
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.documents.alarms import BurninFinished
-from obatchd.documents.burnin import Limits
 from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.monitor import MonitorListener, Quarantine
-from obatchd.jobs.model import round_context
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 _HOLD = "burnin"
 _FRESH_S = 15.0
@@ -29,40 +27,29 @@ _XIDS = 1000  # kept until a run asks for them
 
 
 class _Told(MonitorListener):
-    """Messages of the monitor since the daemon began; XIDs wait until a run asks for them."""
+    """XIDs since the daemon began, which wait until a run asks for them."""
 
     def __init__(self) -> None:
-        self.cards: dict[str, Identity] = {}
         self.xids: deque[XidEvent] = deque(maxlen=_XIDS)
-
-    def card(self, card: Identity) -> None:
-        self.cards[card.uuid] = card
 
     def xid(self, event: XidEvent) -> None:
         self.xids.append(event)
 
 
+@attrs.define(eq=False)
 class BurninHost:
     """This daemon as burn-in runs see it. Implements :class:`obatchd.burnin.run.ports.RunHost`."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        policy: GpuPolicy,
-        models: ModelKeeper,
-        dispatcher: Dispatcher,
-        settings: Current[Settings],
-        announcer: Alarms,
-    ) -> None:
-        self._fleet = fleet
-        self._policy = policy
-        self._probe = policy.watch.probe
-        self._told = _Told()
-        self._models = models
-        self._dispatcher = dispatcher
-        self._settings = settings
-        self._announcer = announcer
-        policy.monitor.listen(self._told)
+    _fleet: Fleet
+    _policy: GpuPolicy
+    _models: ModelKeeper
+    _dispatcher: Dispatcher
+    _settings: Current[Settings]
+    _announcer: Alarms
+    _told: _Told = attrs.field(factory=_Told, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._policy.monitor.listen(self._told)
 
     @property
     def servers(self) -> Mapping[str, Server]:
@@ -73,7 +60,7 @@ class BurninHost:
         return {name: server.gpus for name, server in self._fleet.servers.items() if server.gpus}
 
     def reading(self, gpu: str) -> Reading | None:
-        reading = self._probe.readings.get(gpu)
+        reading = self._policy.watch.probe.readings.get(gpu)
         limit_s = max(_FRESH_S, 3 * self._settings.value.gpus.poll_s)
         return reading if reading is not None and time.time() - reading.at_s < limit_s else None
 
@@ -82,10 +69,8 @@ class BurninHost:
         return track.slow if track is not None else None
 
     def identity(self, gpu: Gpu) -> Identity:
-        known = self._told.cards.get(gpu.card)
-        return known or Identity(
-            gpu.card, gpu.name, gpu.index, gpu.pci_bus_id, driver=gpu.driver, memory_bytes=gpu.memory_bytes
-        )
+        track = self._policy.monitor.tracks.get(gpu.card)
+        return track.identity if track is not None else gpu.as_card()
 
     def new_xids(self) -> list[XidEvent]:
         xids = list(self._told.xids)
@@ -93,42 +78,20 @@ class BurninHost:
         return xids
 
     def monitoring_trouble(self) -> str:
-        return "" if self._probe.state == "ok" else self._probe.message
+        return "" if self._policy.watch.probe.state == "ok" else self._policy.watch.probe.message
 
     def host_trouble(self) -> str:
-        return self._probe.host_trouble[1]
+        return self._policy.watch.probe.host_trouble[1]
 
-    def health_limits(self) -> GpuHealthSettings:
-        return self._settings.value.gpu_health
-
-    def defaults(self) -> Defaults:
-        settings = self._settings.value
-        chosen = settings.burnin
-        return Defaults(
-            chosen.model or settings.model,
-            round_context(settings.context_length),
-            chosen.canary_s,
-            chosen.canary_runs,
-            Limits(
-                slower_warn_percent=chosen.slower_warn_percent,
-                slower_fail_percent=chosen.slower_fail_percent,
-                stress_power_percent=chosen.stress_power_percent,
-                stress_utilisation_percent=chosen.stress_utilisation_percent,
-                stress_loaded_percent=chosen.stress_loaded_percent,
-                least_loaded_percent=chosen.least_loaded_percent,
-                least_seen_percent=chosen.least_seen_percent,
-                vram_target_percent=chosen.vram_target_percent,
-            ),
-            chosen.keep_runs,
-            chosen.keep_days * 86_400.0,
-        )
+    def settings(self) -> Settings:
+        return self._settings.value
 
     async def ensure_model(self, server: str, model: str) -> None:
         await self._models.ensure_on(self._fleet.servers[server], model)
 
     def model(self, name: str) -> Model:
         info = self._models.info(name)
-        return Model(info.digest or "", info.context_length or 0) if info else Model("", 0)
+        return Model(info.digest, info.context_length) if info else Model("", 0)
 
     def batch_load(self, server: str) -> BatchLoad:
         link = self._dispatcher.links.get(server)

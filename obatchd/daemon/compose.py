@@ -7,52 +7,63 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access
 from obatchd.control.submit import SubmitServer
-from obatchd.daemon import platform
 from obatchd.daemon.burnin import BurninHost
-from obatchd.daemon.models import ServedModels
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.recovery import Watchdog
+from obatchd.documents import excerpt
 from obatchd.documents.alarms import ServerFailed
 from obatchd.documents.answers import Reloaded
+from obatchd.documents.jobs import ModelFacts
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
 from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
+from obatchd.gpus.kernel_log import KMSG
 from obatchd.gpus.probe import Probe
-from obatchd.jobs.store import Facts, Store
+from obatchd.gpus.source import OpenSource, open_nvml
+from obatchd.jobs.store import Facts
 from obatchd.live.work import Work
 from obatchd.operations.service import OperatorService
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
+from obatchd.servers.program import Ollama, Program
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
-from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.spool.layout import Layout
-from obatchd.tasks import TaskOwner
-
-Reload = Callable[[], Awaitable[Reloaded]]
 
 
-@dataclass(frozen=True)
-class Spool:
-    """The daemon's spool: layout and store."""
+class Platform(NamedTuple):
+    """The source of GPU readings, the kernel's log, and the program of servers."""
 
-    layout: Layout
-    store: Store
+    open_source: OpenSource
+    kernel_log: Path
+    program: Program
 
-    @property
-    def facts(self) -> Facts:
-        """Facts that outlive restarts, beside jobs."""
-        return Facts(self.store.state)
+
+def choose_platform(settings: Settings, work: Path) -> Platform:
+    """The platform of a daemon; stand-ins share files in ``work``."""
+    use = settings.gpus.use
+    simulated_gpus = isinstance(use, str) and use.startswith("simulated:")
+    if not simulated_gpus and settings.servers.ollama != "simulator":
+        return Platform(open_nvml, KMSG, Ollama(settings.servers.ollama))
+    from obatchd.simulator.gpus import SimulatedGpus, kernel_log
+    from obatchd.simulator.program import SimulatedOllama
+
+    directory = work.absolute() / "simulator"
+    open_source: OpenSource = open_nvml
+    if simulated_gpus:
+        open_source = partial(SimulatedGpus, directory, int(str(use).partition(":")[2]))
+    return Platform(open_source, kernel_log(directory), SimulatedOllama(directory))
 
 
 @dataclass(frozen=True)
@@ -80,25 +91,21 @@ class Head:
     runtime_dir: Path
 
 
-async def host(settings: Current[Settings], spool: Spool, owner: TaskOwner) -> Host:
+async def host(work: Work) -> Host:
     """The parts of this machine. The probe runs already: which GPUs there are decides what is made."""
-    work = spool.layout.work
-    chosen = platform.choose(settings.value, work)
-    probe = Probe(settings.value.gpus, chosen.open_source, owner)
+    settings, directory, facts = work.settings, work.layout.work, Facts(work.store.state)
+    chosen = choose_platform(settings.value, directory)
+    probe = Probe(settings.value.gpus, chosen.open_source, work.owner)
     await probe.start()
-    fleet = Fleet(settings, work, spool.layout.uuid, chosen.program, probe, spool.facts, owner)
-    models = ModelKeeper(settings, fleet)
-    watch = GpuWatch(settings, probe, fleet, spool.facts, work, chosen.kernel_log, owner)
-    return Host(probe, fleet, models, watch)
+    fleet = Fleet(settings, directory, work.layout.uuid, chosen.program, probe, facts, work.owner)
+    watch = GpuWatch(settings, probe, fleet, facts, directory, chosen.kernel_log, work.owner)
+    return Host(probe, fleet, ModelKeeper(settings, fleet), watch)
 
 
-def head(
-    settings: Current[Settings], spool: Spool, here: Host, alarms: Alarms, reload: Reload, owner: TaskOwner
-) -> Head:
+def head(work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[Reloaded]]) -> Head:
     """All other parts; none of them runs yet."""
-    layout = spool.layout
-    work = Work(settings, layout, spool.store, owner, alarms)
-    engine = Engine(work, ServedModels(here.models, here.fleet))
+    settings, layout, owner = work.settings, work.layout, work.owner
+    engine = Engine(work, _ServedModels(here.models, here.fleet))
     policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
     here.fleet.listen(_ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
@@ -125,3 +132,30 @@ class _ServerNews:
         self._dispatcher.server_changed(server)
         if new is ServerState.FAILED:
             self._alarms.announce(ServerFailed(server.id, server.gpu_label, reason))
+
+
+class _ServedModels:
+    """The engine's questions about models, answered by the servers. Implements :class:`obatchd.live.models.Models`."""
+
+    def __init__(self, keeper: ModelKeeper, fleet: Fleet) -> None:
+        self._keeper = keeper
+        self._fleet = fleet
+
+    async def ensure(self, server_id: str, model: str) -> list[str]:
+        return (await self._keeper.ensure_on(self._fleet.servers[server_id], model)).capabilities
+
+    def forget(self, model: str) -> None:
+        self._keeper.forget(model)
+
+    def facts(self, model: str) -> ModelFacts:
+        info = self._keeper.info(model)
+        return excerpt(ModelFacts, info) if info else ModelFacts()
+
+    def server_version(self, server_id: str) -> str | None:
+        server = self._fleet.servers.get(server_id)
+        return server.version or None if server else None
+
+    async def digest(self, model: str) -> str | None:
+        if (digest := self.facts(model).digest) is None:
+            digest = await self._keeper.digest(model)
+        return digest or None

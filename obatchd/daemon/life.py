@@ -19,14 +19,18 @@ from obatchd import __version__, log
 from obatchd.client import runtime
 from obatchd.control.auth import group_id
 from obatchd.daemon import compose, process, systemd
-from obatchd.daemon.compose import Head, Host, Spool
-from obatchd.daemon.reload import Reloader
+from obatchd.daemon.compose import Head, Host
+from obatchd.documents.answers import Reloaded
+from obatchd.errors import ConfigError
 from obatchd.gpucare.alarms import Alarms
 from obatchd.jobs.store import Store
 from obatchd.jobs.store.database import is_corrupt
+from obatchd.live.work import Work
+from obatchd.settings import reading
+from obatchd.settings.base import Reload
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.access import AccessSettings
+from obatchd.settings.tables.people import AccessSettings
 from obatchd.spool.layout import Layout
 from obatchd.spool.owners import OwnerDirectories
 from obatchd.tasks import TaskSet
@@ -40,40 +44,42 @@ class Daemon:
 
     def __init__(self, settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> None:
         self._settings = Current(settings)
-        self._reloader = Reloader(self._settings, config_file, flags, self)
+        self._config_file, self._flags = config_file, flags
+        self._reload_asked = asyncio.Event()
+        self._reloading = asyncio.Lock()
         self._tasks = TaskSet(self)
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._exit_code = EXIT_OK
 
     async def run(self) -> int:
-        """Run until told to stop; returns the exit code.
-
-        Raises:
-            ObatchError: the daemon cannot start, with what to do.
-        """
-        self._listen_to_signals()
+        """Run until told to stop; returns the exit code, or raises ObatchError, with what to do, if it cannot start."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number.name)
+        loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)  # before it is ready: done then
         settings = self._settings.value
         layout = await asyncio.to_thread(Layout.open, settings.spool_path, _owners(settings.access))
         with layout.lock():
             self._store = await asyncio.to_thread(Store, layout.work, self._settings)
             try:
-                await self._run_locked(Spool(layout, self._store))
+                await self._run_locked(layout)
             finally:
                 await asyncio.to_thread(self._store.close)
         _log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
 
-    async def _run_locked(self, spool: Spool) -> None:
-        _log.info("starting", version=__version__, spool=spool.layout.root, pid=os.getpid())
-        self._alarms = Alarms(self._settings, self)
-        self._alarms.start()
+    async def _run_locked(self, layout: Layout) -> None:
+        _log.info("starting", version=__version__, spool=layout.root, pid=os.getpid())
+        alarms = Alarms(self._settings, self)
+        alarms.start()
         async with contextlib.AsyncExitStack() as at_end:
-            at_end.push_async_callback(self._alarms.stop)
-            here = self._here = await compose.host(self._settings, spool, self)
+            at_end.push_async_callback(alarms.stop)
+            work = Work(self._settings, layout, self._store, self, alarms)
+            here = await compose.host(work)
             at_end.push_async_callback(here.probe.stop)
-            head = self._head = compose.head(self._settings, spool, here, self._alarms, self._reloader.reload, self)
-            at_end.callback(runtime.remove, spool.layout.root, head.runtime_dir)
+            head = self._head = compose.head(work, here, alarms, self.reload)
+            at_end.callback(runtime.remove, layout.root, head.runtime_dir)
             at_end.push_async_callback(here.fleet.stop)
             at_end.push_async_callback(here.models.close)
             await here.fleet.start()
@@ -81,8 +87,8 @@ class Daemon:
             at_end.push_async_callback(head.policy.stop)
             # Servers planned but not started yet are handed over too: dispatch waits until they are READY.
             await head.engine.dispatcher.start(here.fleet.servers.values())
-            if spool.store.state.get("paused"):
-                head.engine.work.holds.hold("paused")
+            if self._store.state.get("paused"):
+                work.holds.hold("paused")
             await head.engine.start()
             await self._serve(here, head)
 
@@ -112,7 +118,7 @@ class Daemon:
         if not stopping.done():
             systemd.ready("watching the inbox")
             _log.info("ready", servers=len(here.fleet.servers), jobs=len(head.engine.jobs))
-            self._tasks.start(self._reloader.run(), "reload")
+            self._tasks.start(self._reload_when_asked(), "reload")
         self._tasks.start(systemd.tell(head.operator), "systemd")
         self._tasks.start(process.return_memory(head.engine.jobs), "memory")
         await stopping
@@ -133,12 +139,6 @@ class Daemon:
 
     # Signals, and the end of a part.
 
-    def _listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number.name)
-        loop.add_signal_handler(signal.SIGHUP, self._reloader.ask)
-
     def _stop(self, name: str) -> None:
         if self._stopping.is_set():
             self._hurry.set()
@@ -158,11 +158,42 @@ class Daemon:
         self._exit_code = EXIT_FAILED
         self._stopping.set()
 
-    def settings_changed(self) -> None:
-        """Tell the parts that do more than to read the settings at the moment of use."""
-        log.configure(self._settings.value.log_level, journal="JOURNAL_STREAM" in os.environ)
-        self._head.engine.settings_changed()
-        self._head.housekeeping.settings_changed()
+    # Reloading.
+
+    async def _reload_when_asked(self) -> None:
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            systemd.reloading()
+            try:
+                await self.reload()
+            except ConfigError as error:
+                _log.error("reload_refused", reason=error.message)
+            except Exception:  # noqa: BLE001 - a defect in reloading must not end the reloading of the next
+                _log.exception("reload_failed")
+            systemd.ready("watching the inbox")
+
+    async def reload(self) -> Reloaded:
+        """Read the configuration again; keys that a running daemon can change take effect, the others are named.
+
+        Raises ConfigError where it cannot be used; the old one stays.
+        """
+        async with self._reloading:
+            old = self._settings.value
+            new = await asyncio.to_thread(reading.load, self._config_file, environ=os.environ, flags=self._flags)
+            changes = reading.changes(old, new)
+            self._settings.value = reading.reloaded(old, new)
+            log.configure(self._settings.value.log_level)
+            self._head.engine.settings_changed()
+            self._head.housekeeping.settings_changed()
+        applied = [leaf.key for leaf in changes if leaf.reload is not Reload.RESTART]
+        next_job = [leaf.key for leaf in changes if leaf.reload is Reload.NEXT_JOB]
+        waiting = [leaf.key for leaf in changes if leaf.reload is Reload.RESTART]
+        _log.info(
+            "reloaded", changed=",".join(applied) or "nothing", next_job=",".join(next_job) or "nothing",
+            needs_restart=",".join(waiting) or "nothing",
+        )  # fmt: skip
+        return Reloaded(applied, next_job, waiting)
 
 
 def _owners(access: AccessSettings) -> OwnerDirectories | None:
@@ -176,11 +207,7 @@ def _owners(access: AccessSettings) -> OwnerDirectories | None:
 
 
 def run(settings: Settings, config_file: Path | None, flags: dict[str, Any]) -> int:
-    """Run the daemon in the foreground; returns its exit code.
-
-    Raises:
-        ObatchError: it cannot start.
-    """
+    """Run the daemon in the foreground; returns its exit code, or raises ObatchError if it cannot start."""
     process.prepare()
-    log.configure(settings.log_level, journal="JOURNAL_STREAM" in os.environ)
+    log.configure(settings.log_level)
     return int(uvloop.run(Daemon(settings, config_file, flags).run()))

@@ -26,15 +26,15 @@ def prepare() -> None:
     gc.freeze()
     gc.set_threshold(_GARBAGE_THRESHOLD)
     child.preload(PRELOADED)
-    _share_memory()
-    _allow_many_files()
-
-
-def _share_memory() -> None:
-    """One heap for all threads: glibc has one for each, and keeps in each the memory of its largest burst."""
+    # One heap for all threads: glibc has one for each, and keeps in each the memory of its largest burst.
     mallopt = getattr(_libc, "mallopt", None)
     if mallopt is not None:  # musl has none, and one heap only
         mallopt(_M_ARENA_MAX, 1)
+    # Each large job that waits has its store open; the usual soft limit of 1,024 files is there for select(2) only.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 async def return_memory(jobs: Sized) -> None:
@@ -48,11 +48,3 @@ async def return_memory(jobs: Sized) -> None:
         await asyncio.sleep(_RETURN_S)
         if len(jobs):
             await asyncio.to_thread(trim, 0)
-
-
-def _allow_many_files() -> None:
-    """Each large job that waits has its store open; the usual soft limit of 1,024 files is there for select(2) only."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

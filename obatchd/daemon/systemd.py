@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
@@ -20,12 +21,10 @@ def _send(*assignments: str) -> None:
         return
     if address.startswith("@"):  # systemd's notation for Linux's abstract namespace
         address = "\0" + address[1:]
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.setblocking(False)
-            sender.sendto("\n".join(assignments).encode(), address)
-    except OSError:
-        pass  # as libsystemd: a service manager that cannot be told is no reason to fail
+    # As libsystemd: a service manager that cannot be told is no reason to fail.
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        sender.sendto("\n".join(assignments).encode(), address)
 
 
 def ready(status_text: str) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
+from attrs import define, field
+
 from obatchd import crash_points, log
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.store import AttemptRow, ResultRow
-from obatchd.live.work import Work
-from obatchd.tasks import TaskSet
+from obatchd.live.work import Part
 
 _log = log.get(__name__)
 
@@ -30,21 +31,18 @@ class AttemptsInProgress(Protocol):
 
     def unrecorded_starts(self) -> list[Failed]:
         """Attempts that run and should be remembered with the next commit, each given once."""
-        ...
 
 
-class Committer:
+@define(eq=False)
+class Committer(Part):
     """Makes results durable, then tells its listener. From then on the store is the truth."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
-        self._finished: list[Finished] = []
-        self._failed: list[Failed] = []
-        self._committing = 0  # results that a commit in progress has in hand
-        self._event = asyncio.Event()
-        self._waiters: list[asyncio.Future[None]] = []
-        self._tasks = TaskSet(work.owner)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+    _finished: list[Finished] = field(factory=list, init=False)
+    _failed: list[Failed] = field(factory=list, init=False)
+    _committing: int = field(default=0, init=False)  # results that a commit in progress has in hand
+    _event: asyncio.Event = field(factory=asyncio.Event, init=False)
+    _waiters: list[asyncio.Future[None]] = field(factory=list, init=False)
+    _thread: ThreadPoolExecutor = field(factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store"), init=False)
 
     def start(self, listener: CommitListener, attempts: AttemptsInProgress) -> None:
         self._tasks.start(self._run(listener, attempts), "committer")
@@ -81,7 +79,6 @@ class Committer:
             self._event.set()
 
     def fail(self, attempt: Failed) -> None:
-        """An attempt failed and another one follows."""
         self._failed.append(attempt)
         self._event.set()
 

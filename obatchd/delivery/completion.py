@@ -1,72 +1,73 @@
-"""From an answer to ``summary.json``: results are committed, counted and written out, then the job is published."""
+"""From an answer to ``summary.json``: results are committed, counted and written out, then the job is published.
+
+A cancelled or expired job is over before all its requests are answered: the others get that outcome.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
-from obatchd.delivery.cancellation import Cancellation
+from attrs import define, field
+
+from obatchd import log
 from obatchd.delivery.committer import AttemptsInProgress, Committer
 from obatchd.delivery.publisher import DeliveryEvents, Publisher
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.dispatch.protocol import JobContext
 from obatchd.errors import ObatchError
+from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Outcome, Profile
 from obatchd.jobs.queue import JobQueue
-from obatchd.live.job import LiveJob
+from obatchd.live.job import CANCELLED, Ending, LiveJob
 from obatchd.live.models import Models
-from obatchd.live.work import Work
+from obatchd.live.work import Part, Work
+from obatchd.times import instant
 
+_log = log.get(__name__)
 # Results not yet committed above which nothing more is offered: bounds memory while a disk is slow or full.
 _BACKLOG_LIMIT = 20_000
 _BACKLOG = "backlog"
+_TOGETHER = 5000  # requests ended at once
 
 
+@define(eq=False, slots=False)
 class Completion:
-    """Called from the main loop. Implements ``DispatchEvents`` and ``CommitListener``.
+    """Called from the main loop. Implements ``DispatchEvents`` and ``CommitListener``."""
 
-    Attributes:
-        cancellation: ends jobs and lanes before all is answered.
-    """
+    _work: Work
+    _queue: JobQueue
+    _committer: Committer
+    _models: Models
+    _events: DeliveryEvents
+    publisher: Publisher = field(init=False)
+    cancellation: Cancellation = field(init=False)  # ends jobs and lanes before all is answered
 
-    def __init__(
-        self,
-        work: Work,
-        queue: JobQueue,
-        committer: Committer,
-        models: Models,
-        events: DeliveryEvents,
-    ) -> None:
-        self._work = work
-        self._queue = queue
-        self._committer = committer
-        self._models = models
-        self.publisher = Publisher(work, models, events)
-        self.cancellation = Cancellation(work, queue, committer, self)
+    def __attrs_post_init__(self) -> None:
+        self.publisher = Publisher(self._work, self._models, self._events)
+        self.cancellation = Cancellation(self._work, self._queue, self._committer, self)
 
     async def start(self, attempts: AttemptsInProgress) -> None:
         self._committer.start(self, attempts)
         await self.publisher.start()
 
-    # Events of dispatch.
+    # Events of dispatch, whose Protocol says what they mean.
 
     def finished(self, finished: Finished) -> None:
-        """A request has its outcome."""
         self._committer.finish(finished)
 
     def failed(self, failed: Failed) -> None:
-        """An attempt failed and another one follows."""
         self._committer.fail(failed)
 
     def model_missing(self, model: str) -> None:
-        """A server says that it does not have a model."""
         self._models.forget(model)
 
     def unservable(self, profile: Profile, error: ObatchError) -> None:
-        """No server can have ``profile``: requests that need it fail."""
         self.cancellation.unservable(profile, error)
 
     def context_of(self, job: int) -> JobContext:
-        """The shared part of a job's requests."""
         return self._work.jobs[job].context()
 
     # From commit to publication.
@@ -106,3 +107,75 @@ class Completion:
             live.publishing = True
             self._queue.remove_job(live.key)
             self.publisher.publish(live)
+
+
+@define(eq=False)
+class Cancellation(Part):
+    """Gives requests that will not be answered their outcome."""
+
+    _queue: JobQueue
+    _committer: Committer
+    _completion: Completion
+
+    def unservable(self, profile: Profile, error: ObatchError) -> None:
+        message = f"{error.message} (model {profile.model}, context {profile.context_length})"
+        for lane in self._queue.lanes_of_profile(profile):
+            self.fail_lane(lane, error.code, message)
+
+    def fail_lane(self, lane: Lane, code: str, message: str) -> None:
+        """Fail the waiting requests of a lane."""
+        live = self._work.jobs.get(lane.job)
+        if live is None:
+            return
+        self._queue.remove_lanes([lane])
+        live.lanes.pop(lane.number, None)
+        _log.warning("requests_unservable", job=live.row.job, model=lane.profile.model, code=code, reason=message)
+        self._start(live, self._end_pending(live, Ending(Outcome.FAILED, code, message), lane.number))
+
+    async def cancel(self, live: LiveJob) -> None:
+        """End a job: answers stay, all other requests are cancelled."""
+        await asyncio.to_thread(self._work.store.state.update, live.key, cancelled=1)
+        _log.info("job_cancelled", job=live.row.job)
+        live.ending = CANCELLED
+        self._queue.cancel_job(live.key)
+        await self._end_pending(live, CANCELLED)
+
+    def expire(self, live: LiveJob) -> None:
+        if self.mark_expired(live):
+            self._queue.cancel_job(live.key)
+            self.carry_out(live)
+
+    def mark_expired(self, live: LiveJob) -> bool:
+        """Whether a job's deadline has just passed. A restart finds it passed again."""
+        expires_s = live.expires_s
+        if expires_s is None or live.ending or live.complete or time.time() < expires_s:
+            return False
+        live.ending = Ending(Outcome.EXPIRED, "expired", f"the job's deadline, {instant(expires_s)}, passed")
+        _log.warning("job_expired", job=live.row.job, deadline=instant(expires_s), requests=live.requests,
+                     finished=live.finished)  # fmt: skip
+        return True
+
+    def carry_out(self, live: LiveJob) -> None:
+        """Go on with an ending that was decided before the job was indexed, or by an earlier run."""
+        assert live.ending is not None
+        self._start(live, self._end_pending(live, live.ending))
+
+    def _start(self, live: LiveJob, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.start(work, f"end-{live.row.job}")
+
+    async def _end_pending(self, live: LiveJob, ending: Ending, lane: int | None = None) -> None:
+        """Give every request without a result, of one lane or of all, this outcome, a chunk at a time."""
+        await self._committer.settle(timeout_s=60)
+        reached = 0
+
+        async def end_some() -> list[int]:
+            segment = await asyncio.to_thread(self._work.store.of, live.row)
+            return await asyncio.to_thread(segment.end_pending, live.key, lane, *ending, _TOGETHER, reached)
+
+        words = f"job {live.row.job} cannot be ended"
+        while ended := await self._work.conditions.until_disk_takes(
+            end_some, live.key, "end_failed", words, job=live.row.job
+        ):
+            live.count(ending.outcome, len(ended))
+            reached = ended[-1]
+        self._completion.check(live)

@@ -9,6 +9,7 @@ import time
 from obatchd import __version__
 from obatchd.delivery.advice import advice
 from obatchd.dispatch.protocol import context_sha256
+from obatchd.documents import excerpt
 from obatchd.documents.jobs import DropFacts, Failure, JobDocument, SettingsUsed, Summary
 from obatchd.jobs.model import JobState, by_outcome
 from obatchd.jobs.store import JobRow
@@ -56,7 +57,6 @@ def last_status(live: LiveJob, summary: Summary) -> JobDocument:
 
 
 def finished_document(row: JobRow, layout: Layout) -> JobDocument:
-    """A job that is over."""
     summary = row.summary or {}
     requests, counts = summary.get("requests", 0), by_outcome(summary)
     refused = row.state is JobState.REFUSED
@@ -130,15 +130,12 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
 def _settings_used(live: LiveJob) -> SettingsUsed:
     context = live.context()
     system_message = context.system_message
-    return SettingsUsed(
+    return excerpt(
+        SettingsUsed,
+        context,
         model=live.frozen.model or None,
         context_length=sorted(live.asked_before.union(lane.profile.context_length for lane in live.lanes.values())),
-        options=context.options,
-        max_response_tokens=context.max_response_tokens,
         context_sha256=context_sha256(context),
-        format=context.format,
-        in_source=context.in_source,
-        think=context.think,
         system_message_sha256=hashlib.sha256(system_message.encode()).hexdigest() if system_message else None,
     )
 

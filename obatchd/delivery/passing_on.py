@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -38,18 +37,12 @@ def with_input(
                 with contextlib.suppress(OSError):
                     descriptor = os.open(request_file, os.O_RDONLY | os.O_CLOEXEC)
                     stack.callback(os.close, descriptor)
-            yield line, outcome, _completed(record, _bytes(descriptor, segment, job, line))
-
-
-def _bytes(descriptor: int, segment: Segment, job: int, line: int) -> bytes:
-    place = segment.place(job, line) if descriptor >= 0 else None
-    if place is None or not place.length:
-        return b""
-    raw = os.pread(descriptor, place.length, place.offset)
-    return raw if zlib.crc32(raw) == place.checksum else b""
+            place = segment.place(job, line) if descriptor >= 0 else None
+            raw = place.read(descriptor) if place is not None else None
+            yield line, outcome, _completed(record, raw) if raw else record
 
 
 def _completed(record: bytes, raw: bytes) -> bytes:
-    found = {"prompt": request_prompt(raw), "input": unused_fields(raw)} if raw else {}
+    found = {"prompt": request_prompt(raw), "input": unused_fields(raw)}
     given = msgspec.json.encode({name: value for name, value in found.items() if value})
     return record[:-1] + b"," + given[1:] if len(given) > 2 else record

@@ -23,16 +23,14 @@ from obatchd.delivery.passing_on import with_input
 from obatchd.delivery.responses import ResponseWriter
 from obatchd.documents import excerpt
 from obatchd.documents.jobs import Counts, JobDocument, Summary
-from obatchd.jobs.formats import request_file
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
-from obatchd.live.work import Work
+from obatchd.live.work import Part, Work
 from obatchd.spool.batch_lines import batch_line
 from obatchd.spool.layout import size_bytes
 from obatchd.spool.outbox import JobOutbox, flush_outboxes
-from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _TOGETHER = 1000
@@ -47,17 +45,16 @@ class DeliveryEvents(Protocol):
         """The ``summary.json`` of a job is durable."""
 
 
-class Publisher:
+class Publisher(Part):
     """Publishes jobs in the order in which their last results came."""
 
     def __init__(self, work: Work, models: Models, events: DeliveryEvents) -> None:
+        super().__init__(work)
         self.responses = ResponseWriter(work.owner)
-        self._work = work
         self._models = models
         self._events = events
         self._queue: deque[LiveJob] = deque()
         self._event = asyncio.Event()
-        self._tasks = TaskSet(work.owner)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publisher")
         # Its own thread: a status must not wait behind the whole of a large job.
         self._status_thread = ThreadPoolExecutor(1, thread_name_prefix="status")
@@ -76,7 +73,6 @@ class Publisher:
         await asyncio.to_thread(self._status_thread.shutdown)
 
     def publish(self, live: LiveJob) -> None:
-        """Publish a job whose requests all have results."""
         self._queue.append(live)
         self._event.set()
         self._backlog += 1
@@ -142,13 +138,11 @@ class Publisher:
         boxes = [JobOutbox(live.outbox, live.text_suffix) for live in batch]
         every, unfinished = [], []
         for live, box in zip(batch, boxes, strict=True):
-            if live.resumed and (published := box.valid_summary()) is not None:
-                # All else was flushed before it was written; a crash came before the index knew of it.
-                every.append(excerpt(Counts, published))
-                continue
-            summary = self._write_whole(live, box)
-            every.append(excerpt(Counts, summary))
-            unfinished.append((box, summary))
+            # Of a valid one all else was flushed before it was written; a crash came before the index knew of it.
+            published = box.valid_summary() if live.resumed else None
+            if published is None:
+                unfinished.append((box, self._write_whole(live, box)))
+            every.append(excerpt(Counts, published or unfinished[-1][1]))
         crash_points.reach("publish.after_whole")
         flush_outboxes(boxes)
         crash_points.reach("publish.after_flush")
@@ -157,10 +151,12 @@ class Publisher:
         crash_points.reach("publish.after_summary")
         flush_outboxes(boxes)
         finished_s = time.time()
-        changes = [
-            (live.row.key, self._done(live.row, box, counts, finished_s))
-            for live, box, counts in zip(batch, boxes, every, strict=True)
-        ]
+        changes: list[tuple[int, dict[str, Any]]] = []
+        for live, box, counts in zip(batch, boxes, every, strict=True):
+            # The store holds just the results that it wrote.
+            kept_bytes = size_bytes(self._work.layout.job_dir(live.row.job)) + box.whole_bytes()
+            done = {"state": JobState.DONE, "finished_s": finished_s, "summary": msgspec.structs.asdict(counts)}
+            changes.append((live.row.key, done | {"kept_bytes": kept_bytes}))
         self._work.store.state.update_many(changes)
         for live in batch:
             self._work.store.settle(live.row)
@@ -171,7 +167,7 @@ class Publisher:
         box.create()
         again = live.resumed or live.outbox in self.responses.incomplete
         row, store = live.row, self._work.store
-        rows = with_input(store.results(row), store.of(row), row.key, request_file(self._work.input_of(row)))
+        rows = with_input(store.results(row), store.of(row), row.key, self._work.request_file(row))
         line_of = partial(batch_line, row.job) if row.settings.openai_batch else None
         totals = box.write_whole(rows, responses=live.response_files() and again, line_of=line_of)
         self.responses.incomplete.discard(live.outbox)
@@ -179,13 +175,3 @@ class Publisher:
         summary = summary_of(live, totals, self._models)
         box.write_status(last_status(live, summary))
         return summary
-
-    def _done(self, row: JobRow, box: JobOutbox, counts: Counts, finished_s: float) -> dict[str, Any]:
-        """The columns of the index that change for a published job."""
-        return {
-            "state": JobState.DONE,
-            "finished_s": finished_s,
-            "summary": msgspec.structs.asdict(counts),
-            # The store holds just the results that it wrote.
-            "kept_bytes": size_bytes(self._work.layout.job_dir(row.job)) + box.whole_bytes(),
-        }

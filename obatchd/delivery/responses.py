@@ -36,7 +36,6 @@ class ResponseWriter:
         self._progress = asyncio.Event()  # replaced whenever something was written or lost
 
     async def start(self) -> None:
-        """Start the process."""
         self._tasks.start(self._keeper.run(), self._keeper.name)
         await self._keeper.tried.wait()
 

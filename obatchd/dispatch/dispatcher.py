@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from obatchd import log
@@ -17,10 +17,10 @@ from obatchd.dispatch.offering import Offering
 from obatchd.dispatch.outcomes import OutcomeHandler, Suspicion
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.jobs.queue import JobQueue
-from obatchd.ollama import faults
+from obatchd.ollama.faults import Cause, Fault
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.tasks import TaskOwner
+from obatchd.tasks import TaskOwner, TaskSet, set_within
 
 _log = log.get(__name__)
 _MOVED_S = 10.0  # a worker gives up its attempts within moments
@@ -29,9 +29,8 @@ _MOVED_S = 10.0  # a worker gives up its attempts within moments
 class Dispatcher:
     """Matches the queue to the servers.
 
-    Args:
-        holds: reasons for which nothing new is offered.
-        owner: told when a part of dispatch ends by a defect: requests would wait for ever.
+    ``holds`` are reasons for which nothing new is offered. ``owner`` is told when a part of dispatch ends by a defect:
+    requests would wait for a worker, or for a server between two profiles, for ever.
     """
 
     def __init__(
@@ -48,10 +47,10 @@ class Dispatcher:
         self._outcomes = OutcomeHandler(queue, settings, events, self)
         self.suspicion = self._outcomes.suspicion
         self._offering = Offering(queue, self.links, settings, events)
-        self._keeper = WorkerKeeper(self.links, self, owner)
-        self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, owner)
+        self._tasks = TaskSet(owner)
+        self._keeper = WorkerKeeper(self.links, self, self._tasks)
+        self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, self._tasks)
         self.holds = holds
-        self._suspected: dict[int, list[tuple[int, int]]] = {}  # by job, from an earlier run
         self._pumping = False
         self._closing = False
         self._given_up = asyncio.Event()
@@ -67,15 +66,14 @@ class Dispatcher:
     async def stop(self) -> None:
         """End every worker; requests that they still hold stay pending in the store."""
         self._closing = True
-        await self._keeper.stop()
-        await self._switcher.stop()
+        await self._tasks.stop()
         for link in self.links.values():
             self._outcomes.interrupted(link)
 
     def settings_changed(self) -> None:
         """Tell the workers of their time-outs."""
         for link in self.links.values():
-            self._offering.configure(link)
+            link.configure()
 
     def listen_to_crashes(self, listener: CrashListener) -> None:
         """Tell of each request that was in flight in a crash of a server, and when another server answers it."""
@@ -107,7 +105,7 @@ class Dispatcher:
             if link.worker is not None and job in link.contexts:
                 link.worker.send(protocol.Cancel(job))
 
-    def give_up(self, link: Link, fault: faults.Fault, hold_s: float) -> None:
+    def give_up(self, link: Link, fault: Fault, hold_s: float) -> None:
         """End the requests of a server that does no work; it gets nothing new for ``hold_s`` or until ``release``."""
         link.hold(hold_s)  # ends by release, or by the tick
         if link.worker is not None:
@@ -116,26 +114,18 @@ class Dispatcher:
     async def empty(self, link: Link, timeout_s: float) -> bool:
         """Give a server nothing new until ``release``; whether its requests ended within ``timeout_s``."""
         link.hold(float("inf"))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await link.server.idle.wait()
-        return link.server.idle.is_set()
+        return await set_within(timeout_s, link.server.idle)
 
     async def vacate(self, link: Link, patience_s: float, reason: str) -> None:
         """Wait ``patience_s`` for the requests of a server that gets nothing new, then let others answer the rest.
 
         That costs no attempt, and the end of the server then counts as no crash.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                await link.server.idle.wait()
-        if link.server.idle.is_set():
+        if await set_within(patience_s, link.server.idle):
             return
         _log.info("requests_moved", server=link.server.id, requests=len(link.offers), reason=reason)
-        self.give_up(link, faults.withdrawn(reason), 0.0)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_MOVED_S):
-                await link.server.idle.wait()
+        self.give_up(link, Cause.SERVER_WITHDRAWN.fault(f"{reason}; another one answers"), 0.0)
+        await set_within(_MOVED_S, link.server.idle)
 
     def release(self, link: Link) -> None:
         """Offer to a server again that was held."""
@@ -144,14 +134,12 @@ class Dispatcher:
 
     def suspect(self, job: int, known: Mapping[int, Suspicion]) -> None:
         """Suspicions against requests of a job, by line, from an earlier run."""
-        found = {(job, line): suspicion for line, suspicion in known.items() if suspicion.crashes}
-        self.suspicion.update(found)
-        self._suspected[job] = list(found)
+        self.suspicion.update({(job, line): suspicion for line, suspicion in known.items() if suspicion.crashes})
 
     def forget_job(self, job: int) -> None:
         """The job is over."""
-        for key in self._suspected.pop(job, ()):
-            self.suspicion.pop(key, None)
+        for key in [key for key in self.suspicion if key[0] == job]:
+            del self.suspicion[key]
         for link in self.links.values():
             if job in link.contexts:
                 link.contexts.discard(job)
@@ -160,12 +148,8 @@ class Dispatcher:
 
     def in_flight(self) -> dict[int, int]:
         """Requests that have a slot, by job key."""
-        counts: dict[int, int] = {}
-        for link in self.links.values():
-            for (job, _), offered in link.offers.items():
-                if offered.started_s:
-                    counts[job] = counts.get(job, 0) + 1
-        return counts
+        offers = (offer for link in self.links.values() for offer in link.offers.items())
+        return Counter(job for (job, _), offered in offers if offered.started_s)
 
     def busy(self) -> bool:
         return any(link.offers for link in self.links.values())
@@ -221,9 +205,8 @@ class Dispatcher:
         match message:
             case protocol.Results():
                 link.token_s = time.monotonic()
-                result = self._outcomes.result
                 for item in message.items:
-                    result(link, item)
+                    self._outcomes.result(link, item)
                 link.counted()
                 self.wake()
             case protocol.Started():
@@ -243,4 +226,4 @@ class Dispatcher:
                     link.token_s = time.monotonic()
                     link.server.progress()
             case protocol.Hello():
-                self._offering.configure(link)
+                link.configure()

@@ -54,18 +54,15 @@ class DispatchEvents(Protocol):
 
     def context_of(self, job: int) -> JobContext:
         """The shared part of the requests of a job, by its key."""
-        ...
 
 
 class CrashListener:
     """Hears of crashes of servers; does nothing by itself. :class:`obatchd.gpucare.policy.GpuPolicy` judges by them."""
 
     def crashed(self, server_id: str, work: str, crashed_s: float) -> None:
-        """A request was in flight as a server crashed.
+        """A request was in flight as a server crashed, whose profile is ``work`` in words.
 
-        Args:
-            work: the profile of the server in words.
-            crashed_s: monotonic; nearly the same for all requests that the crash took along.
+        ``crashed_s`` is monotonic, and nearly the same for all requests that the crash took along.
         """
 
     def cleared(self, server_id: str, work: str, crashed_s: float, answered_by: str) -> None:
@@ -76,9 +73,4 @@ class ModelStore(Protocol):
     """Knows the servers' models; :class:`obatchd.daemon.models.ServedModels`."""
 
     async def ensure(self, server_id: str, model: str) -> list[str]:
-        """Make sure that a model is in the store of a server; returns its capabilities.
-
-        Raises:
-            ModelError: it cannot be had there.
-        """
-        ...
+        """Make sure that a model is in the store of a server; its capabilities. Raises ModelError where it cannot."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import attrs
+
 from obatchd import log
 
 _log = log.get(__name__)
@@ -19,31 +21,26 @@ class HoldListener(Protocol):
         """``reason`` is over; others may still hold."""
 
 
+@attrs.define(eq=False)
 class Holds:
     """The reasons that hold dispatch now. In-flight requests end as they would."""
 
-    def __init__(self) -> None:
-        self._reasons: set[str] = set()
-        self._listeners: list[HoldListener] = []
+    reasons: set[str] = attrs.field(factory=set, init=False)  # empty while dispatch runs
+    _listeners: list[HoldListener] = attrs.field(factory=list, init=False)
 
     def listen(self, listener: HoldListener) -> None:
         self._listeners.append(listener)
 
     def hold(self, reason: str) -> None:
-        if reason not in self._reasons:
-            self._reasons.add(reason)
+        if reason not in self.reasons:
+            self.reasons.add(reason)
             _log.info("dispatch_held", reason=reason)
             for listener in self._listeners:
                 listener.held(reason)
 
     def release(self, reason: str) -> None:
-        if reason in self._reasons:
-            self._reasons.discard(reason)
+        if reason in self.reasons:
+            self.reasons.discard(reason)
             _log.info("dispatch_resumed", reason=reason)
             for listener in self._listeners:
                 listener.released(reason)
-
-    @property
-    def reasons(self) -> frozenset[str]:
-        """Empty while dispatch runs."""
-        return frozenset(self._reasons)

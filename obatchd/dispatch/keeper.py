@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
+import attrs
+
 from obatchd import log
 from obatchd.child import Child, End, Keeper
 from obatchd.dispatch import protocol
 from obatchd.dispatch.link import Link, Waker
 from obatchd.dispatch.worker import worker
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _TICK_S = 1.0
@@ -29,18 +31,13 @@ class WorkerEvents(Waker, Protocol):
         """A worker is gone, for this reason; its offers are still in the link."""
 
 
+@attrs.define(eq=False)
 class WorkerKeeper:
-    """The life of the workers.
+    """The life of the workers."""
 
-    Args:
-        links: the servers, by id.
-        owner: told when a server gets no other worker any more, or nobody looks for workers that hang.
-    """
-
-    def __init__(self, links: Mapping[str, Link], events: WorkerEvents, owner: TaskOwner) -> None:
-        self._links = links
-        self._events = events
-        self._tasks = TaskSet(owner)
+    _links: Mapping[str, Link]  # the servers, by id
+    _events: WorkerEvents
+    _tasks: TaskSet
 
     async def start(self) -> None:
         """Start a worker for each server."""
@@ -49,10 +46,6 @@ class WorkerKeeper:
             self._tasks.start(keeper.run(), keeper.name)
         self._tasks.start(self._tick(), "dispatch-tick")
         await asyncio.gather(*(keeper.tried.wait() for keeper in keepers))
-
-    async def stop(self) -> None:
-        """End every worker, and replace none from now on."""
-        await self._tasks.stop()
 
     async def _tick(self) -> None:
         while True:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Set
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from obatchd.child import Child
 from obatchd.dispatch import protocol
 from obatchd.dispatch.watchdog import ServerWatch
@@ -73,15 +75,12 @@ class Refused(NamedTuple):
     until_s: float
 
 
-class Offered:
-    """One request at a worker. ``started_s`` is set when it has a slot; ``recorded`` when the store knows of that."""
+class Offered(msgspec.Struct, eq=False):
+    """One request at a worker."""
 
-    __slots__ = ("recorded", "started_s", "taken")
-
-    def __init__(self, taken: Taken) -> None:
-        self.taken = taken
-        self.started_s = 0.0
-        self.recorded = False
+    taken: Taken
+    started_s: float = 0.0  # set when it has a slot
+    recorded: bool = False  # the store knows of that
 
 
 class Link:
@@ -89,6 +88,7 @@ class Link:
 
     def __init__(self, server: ServerPort, settings: Current[Settings]) -> None:
         self.server = server
+        self._settings = settings
         self.worker: Child | None = None
         self.configured: protocol.Configure | None = None
         self.offers: dict[tuple[int, int], Offered] = {}
@@ -150,9 +150,10 @@ class Link:
         waiting = [offered.taken.pending.servers for offered in self.offers.values() if not offered.started_s]
         return any(earlier and earlier[-1] in servers for earlier in waiting)
 
-    def configure(self, timeouts: tuple[float, float, float]) -> None:
+    def configure(self) -> None:
         """Tell the worker its server; does nothing when it knows already."""
-        server = self.server
+        server, limits = self.server, self._settings.value.dispatch
+        timeouts = (limits.connect_timeout_s, limits.stall_s, limits.request_timeout_s)
         message = protocol.Configure(
             server.id, server.gpu_label, server.base_url, server.token, server.slots, *timeouts
         )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import attrs
+
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
@@ -16,27 +18,16 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 
+@attrs.define(eq=False)
 class Offering:
-    """Fills the servers from the queue.
+    """Fills the servers from the queue."""
 
-    Args:
-        links: the servers, by id.
-    """
-
-    def __init__(
-        self,
-        queue: JobQueue,
-        links: Mapping[str, Link],
-        settings: Current[Settings],
-        events: DispatchEvents,
-    ) -> None:
-        self._settings = settings
-        self._queue = queue
-        self._links = links
-        self._events = events
+    _queue: JobQueue
+    _links: Mapping[str, Link]  # the servers, by id
+    _settings: Current[Settings]
+    _events: DispatchEvents
 
     def fill(self) -> None:
-        """Fill the room of every server with offers."""
         by_profile: dict[Profile, list[Link]] = {}
         for link in self._links.values():
             if link.usable and link.server.loaded is not None:
@@ -47,16 +38,10 @@ class Offering:
             self._isolate(profile, links)
             self._feed(profile, [link for link in links if not link.isolating])
 
-    def configure(self, link: Link) -> None:
-        """Tell a worker its server, if it does not know."""
-        settings = self._settings.value.dispatch
-        link.configure((settings.connect_timeout_s, settings.stall_s, settings.request_timeout_s))
-
     def _isolate(self, profile: Profile, links: list[Link]) -> None:
         """Give a request that was in several crashes a server of its own, on one server at a time."""
-        if not self._queue.has_suspects(profile):
-            return
-        if any(link.isolating for link in self._links.values() if link.server.loaded == profile):
+        isolating = (link for link in self._links.values() if link.isolating and link.server.loaded == profile)
+        if not self._queue.has_suspects(profile) or any(isolating):
             return
         link = min(links, key=lambda candidate: len(candidate.offers))
         link.isolating = True
@@ -89,14 +74,12 @@ class Offering:
             batch = batches.setdefault(link.server.id, [])
             if len(link.offers) + len(batch) >= link.credit:
                 break
-            taken = self._queue.take(profile, 1, link.server.id, avoid=avoid)
-            if not taken:
+            if taken := self._queue.take(profile, 1, link.server.id, avoid=avoid):
+                batch.extend(taken)
+            else:
                 links = [other for other in links if other is not link]
-                continue
-            batch.extend(taken)
         for server, batch in batches.items():
-            if batch:
-                self._offer(self._links[server], profile, batch)
+            self._offer(self._links[server], profile, batch)
 
     def _steal(self, profile: Profile) -> None:
         """Where a server has a free slot and nothing waits, take back requests that wait behind a busy server."""
@@ -116,7 +99,7 @@ class Offering:
             for taken in batch:
                 self._queue.give_back(taken)
             return
-        self.configure(link)
+        link.configure()
         settings = self._settings.value.dispatch
         items = []
         for taken in batch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import attrs
 import msgspec
 
 from obatchd import log
@@ -37,19 +38,18 @@ class Suspicion(msgspec.Struct):
     servers: dict[str, float] = {}
 
 
+@attrs.define(eq=False)
 class OutcomeHandler:
     """Draws the consequences for the request and for the server."""
 
-    def __init__(self, queue: JobQueue, settings: Current[Settings], events: DispatchEvents, waker: Waker) -> None:
-        self._settings = settings
-        self.suspicion: dict[tuple[int, int], Suspicion] = {}
-        self.crash_listener = CrashListener()
-        self._queue = queue
-        self._events = events
-        self._waker = waker
+    _queue: JobQueue
+    _settings: Current[Settings]
+    _events: DispatchEvents
+    _waker: Waker
+    suspicion: dict[tuple[int, int], Suspicion] = attrs.field(factory=dict, init=False)
+    crash_listener: CrashListener = attrs.field(factory=CrashListener, init=False)
 
     def result(self, link: Link, item: ResultItem) -> None:
-        """A worker has the result of an attempt."""
         key = (item.job, item.line)
         offered = link.offers.get(key)
         if offered is None or offered.taken.pending.attempt != item.attempt:
@@ -66,8 +66,7 @@ class OutcomeHandler:
             )  # fmt: skip
             link.server.progress()
             self._clear(key, offered.taken, link)
-            tokens = item.response_tokens
-            self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=tokens)
+            self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=item.response_tokens)
             return
         fault = faults.Fault(item.fault, item.code, item.message)
         # A message about a request or an answer may quote it: its owner reads that in errors.jsonl.
@@ -135,25 +134,22 @@ class OutcomeHandler:
         link.attempts_failed += fault.kind != faults.ANSWER
         self._strike(link, taken, fault)
         kind = "crash_alone" if alone else fault.kind
-        self._events.failed(
-            Failed(*key, pending.attempt, link.server.id, offered.started_s or time.time(), kind, took_s)
-        )
+        began_s = offered.started_s or time.time()
+        self._events.failed(Failed(*key, pending.attempt, link.server.id, began_s, kind, took_s))
         suspicion = self._suspect(key, taken, fault, link, alone=alone)
         settings = self._settings.value.dispatch
         if suspicion.alone >= settings.poison_crashes:
             record = records.poisoned(record, suspicion.crashes, suspicion.alone)
-            self._finish(taken, record, 0.0, succeeded=False)
         elif (spent_s := pending.spent_s + took_s) + LEAST_LIMIT_S > settings.request_total_s:
-            self._finish(taken, records.out_of_time(record, spent_s), 0.0, succeeded=False)
-        elif pending.attempt >= settings.max_attempts:
-            self._finish(taken, record, 0.0, succeeded=False)
-        else:
+            record = records.out_of_time(record, spent_s)
+        elif pending.attempt < settings.max_attempts:
             servers = [*pending.servers, link.server.id]
             again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s, pending.prepared)
             self.requeue(Taken(taken.lane, again, 0.0))
+            return
+        self._finish(taken, record, 0.0, succeeded=False)
 
     def _hold(self, link: Link) -> None:
-        """Offer nothing to a server for a moment."""
         link.hold(_HOLD_S)
         asyncio.get_running_loop().call_later(_HOLD_S, self._waker.wake)
 
@@ -173,12 +169,9 @@ class OutcomeHandler:
     def _suspect(
         self, key: tuple[int, int], taken: Taken, fault: faults.Fault, link: Link, *, alone: bool
     ) -> Suspicion:
-        suspicion = self.suspicion.get(key)
-        if suspicion is None:
-            suspicion = Suspicion()
-            if fault.kind == faults.CRASH:
-                self.suspicion[key] = suspicion
+        suspicion = self.suspicion.get(key) or Suspicion()
         if fault.kind == faults.CRASH:
+            self.suspicion[key] = suspicion
             suspicion.crashes += 1
             suspicion.alone += alone
             if fault.code != "server_hung":  # the watchdog deals with that one
@@ -187,8 +180,6 @@ class OutcomeHandler:
         return suspicion
 
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
-        lane = taken.lane
-        self.suspicion.pop((lane.job, taken.pending.line), None)
-        self._events.finished(
-            Finished(lane.job, taken.pending.line, lane.number, succeeded, record, duration_s, tokens)
-        )
+        lane, line = taken.lane, taken.pending.line
+        self.suspicion.pop((lane.job, line), None)
+        self._events.finished(Finished(lane.job, line, lane.number, succeeded, record, duration_s, tokens))

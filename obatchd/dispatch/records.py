@@ -15,22 +15,14 @@ from obatchd.ollama.client import Answer
 from obatchd.ollama.faults import Fault
 
 _encode = msgspec.json.Encoder().encode
+Found = tuple[Answer, dict[str, Any]]  # with more fields for the record: parsed data, notes
 
 
 def attempt(
-    server: Configure,
-    model: str,
-    item: OfferItem,
-    request: Request,
-    answer: Answer,
-    started_s: float,
-    duration_s: float,
-    extra: dict[str, Any] | None = None,
+    server: Configure, model: str, item: OfferItem, request: Request, found: Found, started_s: float, duration_s: float
 ) -> bytes:
-    """The record of an attempt that ended, well or not, at the worker; it began at ``started_s`` (epoch).
-
-    ``extra`` are more fields for it: parsed data, notes.
-    """
+    """The record of an attempt that ended, well or not, at the worker; it began at ``started_s`` (epoch)."""
+    answer, extra = found
     record: dict[str, Any] = {
         "id": request.id or default_id(item.line),
         "line": item.line,
@@ -45,8 +37,7 @@ def attempt(
         record["url"] = request.url
     if answer.think:
         record["think"] = answer.think
-    if extra:
-        record |= extra
+    record |= extra
     record |= {
         "model": model,
         "server": server.server,
@@ -84,11 +75,8 @@ def lost(raw: bytes, line: int, number: int, servers: list[str], fault: Fault) -
 
 def poisoned(record: bytes, crashes: int, alone: int) -> bytes:
     """The failure of a request that crashes servers, with the evidence."""
-    return _reworded(
-        record,
-        "poison",
-        f"the request was in flight in {crashes} crashes, {alone} of them while it was alone on the server",
-    )
+    words = f"the request was in flight in {crashes} crashes, {alone} of them while it was alone on the server"
+    return _reworded(record, "poison", words)
 
 
 def out_of_time(record: bytes, spent_s: float) -> bytes:

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
+import attrs
+
 from obatchd import log
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.link import Link
@@ -28,8 +30,8 @@ from obatchd.errors import ObatchError, ServerError
 from obatchd.ollama import faults
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.watchdog import WatchdogSettings
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.settings.tables.dispatch import WatchdogSettings
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _PERIOD_S = 1.0
@@ -43,24 +45,20 @@ class GpuLoad(Protocol):
 
     def utilisation(self, server_id: str) -> int | None:
         """Of the GPUs of a server in percent; None where nobody knows it."""
-        ...
 
 
+@attrs.define(eq=False)
 class Watchdog:
-    """The watch over all servers of a dispatcher.
+    """The watch over all servers of a dispatcher."""
 
-    Args:
-        owner: told when the watch ends by an exception: hung servers would go unnoticed.
-    """
-
-    def __init__(self, dispatcher: Dispatcher, settings: Current[Settings], load: GpuLoad, owner: TaskOwner) -> None:
-        self._dispatcher = dispatcher
-        self._load = load
-        self._tasks = TaskSet(owner)
-        self._remedies: dict[str, asyncio.Task[None]] = {}
-        self._restarts: dict[str, deque[tuple[float, Symptom]]] = {}
-        self._looked_s: dict[str, float] = {}  # at the VRAM
-        self._current = settings
+    _dispatcher: Dispatcher
+    _current: Current[Settings] = attrs.field(alias="settings")
+    _load: GpuLoad
+    # The owner is told when the watch ends by an exception: hung servers would go unnoticed.
+    _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)
+    _remedies: dict[str, asyncio.Task[None]] = attrs.field(factory=dict, init=False)
+    _restarts: dict[str, deque[tuple[float, Symptom]]] = attrs.field(factory=dict, init=False)
+    _looked_s: dict[str, float] = attrs.field(factory=dict, init=False)  # at the VRAM
 
     @property
     def _settings(self) -> WatchdogSettings:
@@ -126,9 +124,8 @@ class Watchdog:
                 self._found(link, symptom, reason, "ask for one token")
                 await self._restart_unless_it_answers(link, symptom, reason)
             case Symptom.SLOTS_LEAKING:
-                reason = (
-                    f"answers wait for a slot although it has {link.server.slots} for them: some do not become free"
-                )
+                slots = link.server.slots
+                reason = f"answers wait for a slot although it has {slots} for them: some do not become free"
                 self._found(link, symptom, reason, "restart when idle")
                 await self._restart_when_idle(link, reason)
             case Symptom.SLOW:
@@ -192,9 +189,8 @@ class Watchdog:
     async def _speed_up(self, link: Link) -> None:
         watch, server = link.watch, link.server
         watch.slow_remedies += 1
-        reason = (
-            f"below {self._settings.slow_factor:g} of its own best tokens per second for {self._settings.slow_s:g} s"
-        )
+        limits = self._settings
+        reason = f"below {limits.slow_factor:g} of its own best tokens per second for {limits.slow_s:g} s"
         remedy = {1: "load the model again", 2: "restart when idle"}.get(watch.slow_remedies, "none: take it as it is")
         self._found(link, Symptom.SLOW, reason, remedy)
         if watch.slow_remedies == 1:

@@ -12,6 +12,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 
+import attrs
+
 from obatchd import log
 from obatchd.dispatch.events import DispatchEvents, ModelStore
 from obatchd.dispatch.link import Link, Refused, Waker
@@ -20,7 +22,7 @@ from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _LOAD_TIMES_TO_WAIT = 10.0
@@ -29,36 +31,18 @@ _REFUSED_S = 600.0  # a server that refused a profile is asked again after this:
 _PREPARED_S = 60.0
 
 
+@attrs.define(eq=False)
 class ProfileSwitcher:
-    """Decides and carries out loads.
+    """Decides and carries out loads."""
 
-    Args:
-        links: the servers, by id.
-        owner: told when a load ends by a defect: its server would stay between two profiles for ever.
-    """
-
-    def __init__(
-        self,
-        queue: JobQueue,
-        links: Mapping[str, Link],
-        settings: Current[Settings],
-        models: ModelStore,
-        events: DispatchEvents,
-        waker: Waker,
-        owner: TaskOwner,
-    ) -> None:
-        self._queue = queue
-        self._links = links
-        self._settings = settings
-        self._models = models
-        self._events = events
-        self._waker = waker
-        self._tasks = TaskSet(owner)
-        self._unserved_since_s: dict[Profile, float] = {}
-
-    async def stop(self) -> None:
-        """Give up loads in progress."""
-        await self._tasks.stop()
+    _queue: JobQueue
+    _links: Mapping[str, Link]  # the servers, by id
+    _settings: Current[Settings]
+    _models: ModelStore
+    _events: DispatchEvents
+    _waker: Waker
+    _tasks: TaskSet
+    _unserved_since_s: dict[Profile, float] = attrs.field(factory=dict, init=False)
 
     def look(self) -> None:
         """Start the switches that are due."""
@@ -92,12 +76,8 @@ class ProfileSwitcher:
         now_s = time.monotonic()
         served = {link.server.loaded for link in self._links.values() if link.server.ready and not link.switching_to}
         served |= {link.switching_to for link in self._links.values()}
-        for profile in list(self._unserved_since_s):
-            if profile in served or profile not in waiting:
-                del self._unserved_since_s[profile]
-        for profile in waiting:
-            if profile not in served:
-                self._unserved_since_s.setdefault(profile, now_s)
+        since_s = self._unserved_since_s
+        self._unserved_since_s = {each: since_s.get(each, now_s) for each in waiting if each not in served}
 
     def _wanted(self, link: Link, waiting: list[Profile]) -> Profile | None:
         """The profile to load instead of the present one, or None to stay."""
@@ -109,23 +89,15 @@ class ProfileSwitcher:
             return self._contender(link, loaded, candidates)
         if link.offers:
             return None
-        for profile in candidates:
-            if self._worth_another_server(link, profile):
-                return profile
-        return None
+        return next((profile for profile in candidates if self._worth_another_server(link, profile)), None)
 
     def _contender(self, link: Link, loaded: Profile, candidates: list[Profile]) -> Profile | None:
         """A profile with a stronger claim that has waited long enough."""
         switch_after_s = self._settings.value.dispatch.switch_after_s
         patience_s = max(switch_after_s, _LOAD_TIMES_TO_WAIT * (link.server.load_s or 0.0))
-        claim = self._queue.claim(loaded)
-        for profile in candidates:
-            since_s = self._unserved_since_s.get(profile)
-            if since_s is None or time.monotonic() - since_s < patience_s:
-                continue
-            if self._queue.claim(profile)[:2] < claim[:2]:
-                return profile
-        return None
+        claim, until_s = self._queue.claim(loaded)[:2], time.monotonic() - patience_s
+        waited = (profile for profile in candidates if self._unserved_since_s.get(profile, float("inf")) <= until_s)
+        return next((profile for profile in waited if self._queue.claim(profile)[:2] < claim), None)
 
     def _worth_another_server(self, link: Link, profile: Profile) -> bool:
         """Whether an idle server should load a profile of others: only if they need longer than a load."""
@@ -185,8 +157,7 @@ class ProfileSwitcher:
         """Fail requests nobody can serve. A server that is out of use is not waited for, one that restarts is."""
         now_s = time.monotonic()
         for link in self._links.values():
-            for profile in [p for p, refused in link.refused.items() if refused.until_s < now_s]:
-                del link.refused[profile]
+            link.refused = {profile: refused for profile, refused in link.refused.items() if refused.until_s >= now_s}
         for profile in {profile for link in self._links.values() for profile in link.refused}.intersection(waiting):
             if any(profile not in link.refused and not link.server.out_of_use for link in self._links.values()):
                 continue

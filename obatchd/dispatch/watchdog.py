@@ -81,15 +81,11 @@ class _Speed(msgspec.Struct):
 
 
 class ServerWatch:
-    """The history of one server that its faults show in.
-
-    Attributes:
-        slow_remedies: how often in a row it was found slow; 0 again when it reaches its speed.
-    """
+    """The history of one server that its faults show in."""
 
     def __init__(self, settings: Current[Settings]) -> None:
         self._settings = settings
-        self.slow_remedies = 0
+        self.slow_remedies = 0  # how often in a row it was found slow; 0 again when it reaches its speed
         self._quiet_from_s = 0.0  # silence is counted from here at the earliest
         self._idle_from_s = 0.0  # the same for the GPU
         self._waits = 0
@@ -99,7 +95,6 @@ class ServerWatch:
         self._slow_until_s = 0.0
 
     def answered(self, answer: TimedAnswer) -> None:
-        """Learn from a finished answer."""
         if answer.wait_s > max(_LEAST_WAIT_S, _LEAST_WAIT_SHARE * answer.took_s):
             if not self._waits:
                 self._waits_from_s = answer.at_s
@@ -149,11 +144,7 @@ class ServerWatch:
         return None
 
     def begin_again(self, *, forget_speed: bool = False) -> None:
-        """The server was dealt with: counts against it no longer hold, its best speed does.
-
-        Args:
-            forget_speed: the best is not to be expected any more.
-        """
+        """The server was dealt with: counts against it no longer hold; its best speed does, if not ``forget_speed``."""
         self._waits, self._slow_from_s = 0, None
         for speed in self._speeds.values():
             speed.mean, speed.answers = 0.0, 0

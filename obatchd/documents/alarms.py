@@ -10,7 +10,7 @@ import msgspec
 class Alarm(msgspec.Struct, frozen=True):
     """Something needs somebody."""
 
-    kind: ClassVar[str]  # one of settings.tables.alarms.AlarmKind
+    kind: ClassVar[str]  # one of settings.tables.people.AlarmKind
 
 
 class GpuQuarantined(Alarm, frozen=True):

@@ -177,7 +177,7 @@ class GpuEntry(msgspec.Struct, kw_only=True):
     slowed: bool | None = None  # by its hardware, or by the driver for heat
 
 
-class GpuEventEntry(msgspec.Struct):
+class GpuEvent(msgspec.Struct):
     """Something that happened to a card, kept by its serial number and slot."""
 
     at_s: float  # seconds since the epoch
@@ -188,6 +188,11 @@ class GpuEventEntry(msgspec.Struct):
     level: str
     signal: str
     text: str
+
+
+class GpuEventEntry(GpuEvent):
+    """An event, and its time as text."""
+
     at: str | None
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from attrs import define
+
 from obatchd import log
 from obatchd.delivery.committer import Committer
 from obatchd.delivery.completion import Completion
@@ -16,31 +18,21 @@ from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import JobRow, LaneRow
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
-from obatchd.live.work import Work
-from obatchd.tasks import TaskSet
+from obatchd.live.work import Part
 
 _log = log.get(__name__)
 
 
-class Admission:
+@define(eq=False)
+class Admission(Part):
     """Called from the main loop. Implements :class:`obatchd.intake.intake.IntakeEvents`."""
 
-    def __init__(
-        self, work: Work, queue: JobQueue, completion: Completion, committer: Committer, models: Models
-    ) -> None:
-        self._work = work
-        self._queue = queue
-        self._completion = completion
-        self._cancellation = completion.cancellation
-        self._committer = committer
-        self._reuse = Reuse(work, models)
-        self._tasks = TaskSet(work.owner)
-
-    async def stop(self) -> None:
-        await self._tasks.stop()
+    _queue: JobQueue
+    _completion: Completion
+    _committer: Committer
+    _models: Models
 
     def add(self, row: JobRow) -> LiveJob:
-        """Make a job live."""
         live = self._work.jobs[row.key] = LiveJob(row, self._work.outbox_of(row))
         if row.paused:
             self._queue.pause(row.key)
@@ -56,17 +48,14 @@ class Admission:
             self._queue.resume(live.key)
 
     def accepted(self, row: JobRow) -> None:
-        """A drop has become a job; its chunks follow."""
-        self._cancellation.mark_expired(self.add(row))
+        self._completion.cancellation.mark_expired(self.add(row))
         _log.info("job_accepted", job=row.job, owner=row.owner, size=row.size)
 
     def refused(self, row: JobRow) -> None:
-        """An accepted drop turned out not to be a job."""
         if self._work.jobs.pop(row.key, None) is not None:
             self._queue.cancel_job(row.key)
 
     def indexed(self, job: int, chunk: Chunk) -> None:
-        """More of a job is indexed."""
         live = self._work.jobs.get(job)
         if live is None:
             return
@@ -84,7 +73,7 @@ class Admission:
     def go_on(self, live: LiveJob) -> None:
         """Take the steps that a job's state asks for, beside answering its requests."""
         if live.ending:
-            self._cancellation.carry_out(live)
+            self._completion.cancellation.carry_out(live)
         elif live.looking_back and live.indexed:
             self._tasks.start(self._look_back(live), f"reuse-{live.row.job}")
         self._completion.check(live)
@@ -92,7 +81,7 @@ class Admission:
     async def _look_back(self, live: LiveJob) -> None:
         """Copy earlier answers, then let the rest be asked."""
         copied = 0
-        async for batch in self._reuse.answers(live):
+        async for batch in Reuse(self._work, self._models).answers(live):
             for finished in batch:
                 self._committer.finish(finished)
             copied += len(batch)
@@ -115,6 +104,6 @@ class Admission:
             live.lanes[row.lane] = self._queue.add_lane(lane)
         if not lane.profile.model:
             message = "no model is named: set model in the request, in job.toml or in the daemon's configuration"
-            self._cancellation.fail_lane(lane, "no_model", message)
+            self._completion.cancellation.fail_lane(lane, "no_model", message)
             return
         self._queue.extend(lane, stored, pending)

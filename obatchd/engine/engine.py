@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from obatchd import log
 from obatchd.delivery.committer import Committer
 from obatchd.delivery.completion import Completion
 from obatchd.dispatch.dispatcher import Dispatcher
-from obatchd.documents.alarms import JobDone
 from obatchd.documents.jobs import Counts
 from obatchd.engine.admission import Admission
 from obatchd.engine.resumption import Resumption
@@ -18,8 +16,6 @@ from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import JobRow
 from obatchd.live.models import Models
 from obatchd.live.work import Work
-
-_log = log.get(__name__)
 
 
 class Engine:
@@ -77,16 +73,6 @@ class Engine:
         self.intake.settings_changed()
 
     def published(self, row: JobRow, counts: Counts) -> None:
-        """A job is over: forget it, and tell."""
-        work = self.work
-        work.jobs.pop(row.key, None)
-        work.conditions.of_jobs.pop(row.key, None)
+        self.work.over(row, counts)
         self.dispatcher.forget_job(row.key)
         self._feeder.forget(row.key)
-        work.store.of(row).forget_lanes(row.key)
-        done = JobDone(row.job, row.owner, counts.requests, counts.succeeded, counts.failed, counts.wall_s)
-        _log.info(
-            "job_done", job=done.job, requests=done.requests, succeeded=done.succeeded, failed=done.failed,
-            wall_s=done.wall_s,
-        )  # fmt: skip
-        work.announcer.announce(done)

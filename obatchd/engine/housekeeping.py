@@ -13,9 +13,9 @@ from obatchd.engine.erasure import erase
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.jobs.store.integrity import boot_id, delete_set_aside
+from obatchd.live.work import Part
 from obatchd.spool.outbox import JobOutbox
 from obatchd.spool.prune import empty_trash, prune, prune_refused
-from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _PERIOD_S = 60.0
@@ -29,12 +29,12 @@ def _is_torn(box: JobOutbox) -> bool:
     return box.directory.is_dir() and box.valid_summary() is None
 
 
-class Housekeeping:
+class Housekeeping(Part):
     """Runs beside the engine and never in its way. A step that the disk refuses is tried again a minute later."""
 
     def __init__(self, engine: Engine) -> None:
+        super().__init__(engine.work)
         self._engine = engine
-        self._tasks = TaskSet(engine.work.owner)
         self._booted = False
         self._pruned_s = float("-inf")
         self._wake = asyncio.Event()
@@ -46,9 +46,6 @@ class Housekeeping:
 
     def start(self) -> None:
         self._tasks.start(self._run(), "housekeeping")
-
-    async def stop(self) -> None:
-        await self._tasks.stop()
 
     async def _run(self) -> None:
         while True:

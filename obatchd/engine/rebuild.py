@@ -19,8 +19,7 @@ from obatchd.errors import DropRefused
 from obatchd.intake.indexing import DropReader
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import JobRow, Store
-from obatchd.settings.frozen import FrozenSettings
-from obatchd.settings.job import JobSettings
+from obatchd.settings.job import FrozenSettings, JobSettings
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.layout import Layout

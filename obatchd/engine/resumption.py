@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from attrs import define, field
+
 from obatchd import log
 from obatchd.delivery.completion import Completion
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -16,43 +18,27 @@ from obatchd.intake.intake import Intake
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow, LaneRow, Segment
 from obatchd.live.job import LiveJob
-from obatchd.live.work import Work
+from obatchd.live.work import Part
 from obatchd.spool import claim
-from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 
 
-class Resumption:
+@define(eq=False)
+class Resumption(Part):
     """Takes up jobs from the store."""
 
-    def __init__(
-        self,
-        work: Work,
-        admission: Admission,
-        completion: Completion,
-        feeder: Feeder,
-        intake: Intake,
-        dispatcher: Dispatcher,
-    ) -> None:
-        self._work = work
-        self._layout = work.layout
-        self._store = work.store
-        self._admission = admission
-        self._completion = completion
-        self._feeder = feeder
-        self._intake = intake
-        self._dispatcher = dispatcher
-        self._tried = asyncio.Event()
-        self._tasks = TaskSet(work.owner)
+    _admission: Admission
+    _completion: Completion
+    _feeder: Feeder
+    _intake: Intake
+    _dispatcher: Dispatcher
+    _tried: asyncio.Event = field(factory=asyncio.Event, init=False)
 
     async def start(self) -> None:
         """Take up everything, then watch the inbox; where the disk refuses, return and go on as soon as it does not."""
         self._tasks.start(self._run(), "resumption")
         await self._tried.wait()
-
-    async def stop(self) -> None:
-        await self._tasks.stop()
 
     async def _run(self) -> None:
         words = "earlier jobs cannot be taken up"
@@ -64,22 +50,22 @@ class Resumption:
 
     async def _take_up(self) -> None:
         try:
-            if not self._store.state.is_complete:
-                await asyncio.to_thread(rebuild, self._store, self._layout, self._work.settings.value)
-            await asyncio.to_thread(claim.recover, self._layout, self._store.state)
+            if not self._work.store.state.is_complete:
+                await asyncio.to_thread(rebuild, self._work.store, self._work.layout, self._work.settings.value)
+            await asyncio.to_thread(claim.recover, self._work.layout, self._work.store.state)
             await self._take_up_jobs()
         except DISK_ERRORS:
             self._tried.set()  # the daemon starts, and says what hinders it
             raise
 
     async def _take_up_jobs(self) -> None:
-        rows = await asyncio.to_thread(self._store.state.list_jobs, [JobState.RUNNING, JobState.PUBLISHING])
+        rows = await asyncio.to_thread(self._work.store.state.list_jobs, [JobState.RUNNING, JobState.PUBLISHING])
         fresh = []
         for row in rows:
             if row.key in self._work.jobs:
                 continue  # taken up by an earlier try that the disk cut short
-            await asyncio.to_thread(self._layout.make_owner, row.owner)
-            segment = await asyncio.to_thread(self._store.of, row)
+            await asyncio.to_thread(self._work.layout.make_owner, row.owner)
+            segment = await asyncio.to_thread(self._work.store.of, row)
             line, indexed = segment.job_progress(row.key)
             if line == 0 and not indexed:
                 fresh.append(row)
@@ -111,14 +97,14 @@ class Resumption:
             if lane.lane in live.lanes:
                 live.lanes[lane.lane].begin_after(reached[lane.lane])
         if not indexed:
-            self._intake.go_on(DropReader(row, self._layout, self._work.settings.value, lambda size: None))
+            self._intake.go_on(DropReader(row, self._work.layout, self._work.settings.value, lambda size: None))
         self._admission.go_on(live)
 
     def republish(self, row: JobRow) -> None:
         """Write the outbox of a finished job again from the store."""
         live = self._admission.add(row)
         live.resumed = live.indexed = True
-        segment = self._store.of(row)
+        segment = self._work.store.of(row)
         live.counts, live.asked_before = segment.tallies(row.key), _asked_before(live, segment.lanes(row.key))
         live.requests = live.finished
         self._completion.check(live)

@@ -4,41 +4,33 @@ from __future__ import annotations
 
 import asyncio
 
+from attrs import define
+
 from obatchd.delivery.completion import Completion
 from obatchd.delivery.documents import job_document
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.live.forecast import forecast
-from obatchd.live.work import Work
-from obatchd.tasks import TaskSet
+from obatchd.live.work import Part
 
 _PERIOD_S = 1.0
 _FORECAST_JOBS = 2000  # of more nobody waits for the turn, and counting costs a moment of the main loop
 
 
-class StatusWriter:
+@define(eq=False)
+class StatusWriter(Part):
     """Looks once a second."""
 
-    def __init__(self, work: Work, completion: Completion, dispatcher: Dispatcher) -> None:
-        self._work = work
-        self._completion = completion
-        self._dispatcher = dispatcher
-        self._tasks = TaskSet(work.owner)
+    _completion: Completion
+    _dispatcher: Dispatcher
 
     async def start(self) -> None:
-        """Look at the disk once, then begin."""
-        await self._look_at_disk()
-        self._tasks.start(self._run(), "job-status")
-
-    async def stop(self) -> None:
-        await self._tasks.stop()
-
-    async def _look_at_disk(self) -> None:
         await self._work.conditions.look_at_disk(self._work.layout, self._work.settings.value.disk)
+        self._tasks.start(self._run(), "job-status")
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_PERIOD_S)
-            await self._look_at_disk()
+            await self._work.conditions.look_at_disk(self._work.layout, self._work.settings.value.disk)
             self._completion.watch_backlog()
             self._write()
 

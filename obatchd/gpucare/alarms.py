@@ -14,6 +14,7 @@ import time
 from collections import deque
 from typing import Any
 
+import attrs
 import msgspec
 
 from obatchd import log
@@ -21,8 +22,8 @@ from obatchd.documents import SCHEMA
 from obatchd.documents.alarms import Alarm
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.alarms import AlarmSettings
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.settings.tables.people import AlarmSettings
+from obatchd.tasks import TaskSet
 from obatchd.times import instant
 
 _log = log.get(__name__)
@@ -30,20 +31,18 @@ _MOST_WAITING = 100
 _LAST_S = 5.0  # for the alarms that wait when the daemon ends
 
 
+@attrs.define(eq=False)
 class Alarms:
-    """Collects alarms and runs the command.
+    """Collects alarms and runs the command."""
 
-    Args:
-        owner: told when no alarm is passed on any more, because a defect ended the task that does it.
-    """
+    _current: Current[Settings] = attrs.field(alias="settings")
+    _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # one, without which no alarm is passed on
+    _waiting: deque[dict[str, Any]] = attrs.field(factory=deque, init=False)
+    _wake: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
+    _idle: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
 
-    def __init__(self, settings: Current[Settings], owner: TaskOwner) -> None:
-        self._current = settings
-        self._waiting: deque[dict[str, Any]] = deque()
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
+    def __attrs_post_init__(self) -> None:
         self._idle.set()
-        self._tasks = TaskSet(owner)
 
     @property
     def _settings(self) -> AlarmSettings:
@@ -64,16 +63,13 @@ class Alarms:
         if not self._settings.command or alarm.kind not in self._settings.on:
             return
         if len(self._waiting) >= _MOST_WAITING:
-            _log.warning("alarm_dropped", kind=self._drop()["kind"], reason="too many wait for the command")
+            victim = next((waiting for waiting in self._waiting if waiting["kind"] == "job_done"), self._waiting[0])
+            self._waiting.remove(victim)
+            _log.warning("alarm_dropped", kind=victim["kind"], reason="too many wait for the command")
         head = {"schema": SCHEMA, "kind": alarm.kind, "at": instant(time.time()), "host": socket.gethostname()}
         self._waiting.append(head | msgspec.structs.asdict(alarm))
         self._idle.clear()
         self._wake.set()
-
-    def _drop(self) -> dict[str, Any]:
-        victim = next((waiting for waiting in self._waiting if waiting["kind"] == "job_done"), self._waiting[0])
-        self._waiting.remove(victim)
-        return victim
 
     async def _run(self) -> None:
         while True:

@@ -1,7 +1,6 @@
 """Consequences of the state of the GPUs for servers and requests: quarantine, lending, hours of use.
 
-The monitor judges, servers obey, the dispatcher moves requests; they do not know each other. One of the three modules
-that know servers and GPUs besides the engine.
+The monitor judges, servers obey, the dispatcher moves requests; they do not know each other.
 """
 
 from __future__ import annotations
@@ -10,18 +9,21 @@ import asyncio
 import time
 from datetime import datetime
 
+import attrs
+
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
 from obatchd.documents.alarms import GpuQuarantined
+from obatchd.documents.gpus import GpuEvent
 from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.watch import GpuWatch, servers_on
-from obatchd.gpus.monitor import HealthEvent, MonitorListener, Quarantine
+from obatchd.gpus.monitor import Monitor, MonitorListener, Quarantine
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.states import ServerState
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.tasks import TaskSet
 
 _TICK_S = 1.0
 QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left
@@ -30,31 +32,22 @@ _FLUSH_S = 60.0
 _DANGER = ("near_shutdown", "lost")
 
 
+@attrs.define(eq=False)
 class GpuPolicy(MonitorListener, CrashListener):
-    """Connects the health of GPUs, loans and hours of use with servers and dispatch.
+    """Connects the health of GPUs, loans and hours of use with servers and dispatch."""
 
-    Args:
-        owner: told when the tick of the policy ends by an exception: GPUs would be cared for by nobody.
-    """
+    _settings: Current[Settings]
+    watch: GpuWatch
+    fleet: Fleet
+    _dispatcher: Dispatcher
+    _announcer: Alarms
+    _ticks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # without them GPUs are cared for by nobody
+    _actions: TaskSet = attrs.field(default=attrs.Factory(TaskSet, takes_self=True), init=False)
+    _flushed_s: float = attrs.field(factory=time.monotonic, init=False)
 
-    def __init__(
-        self,
-        settings: Current[Settings],
-        watch: GpuWatch,
-        fleet: Fleet,
-        dispatcher: Dispatcher,
-        announcer: Alarms,
-        owner: TaskOwner,
-    ) -> None:
-        self._settings = settings
-        self.watch = watch
-        self.monitor = watch.monitor
-        self.fleet = fleet
-        self._dispatcher = dispatcher
-        self._announcer = announcer
-        self._flushed_s = time.monotonic()
-        self._ticks = TaskSet(owner)
-        self._actions = TaskSet(self)
+    @property
+    def monitor(self) -> Monitor:
+        return self.watch.monitor
 
     def task_failed(self, name: str, error: BaseException) -> None:
         """Trouble with one GPU, which is in the log, does not end the care of the others."""
@@ -82,7 +75,7 @@ class GpuPolicy(MonitorListener, CrashListener):
 
     # Messages of the monitor and the servers.
 
-    def health_event(self, event: HealthEvent) -> None:
+    def health_event(self, event: GpuEvent) -> None:
         if event.kind in ("quarantine", "release"):  # too rare and too important to wait for the minute
             self._flushed_s = float("-inf")
 
@@ -118,7 +111,7 @@ class GpuPolicy(MonitorListener, CrashListener):
         """
         while server.under_test and not self._in_danger(server):
             await asyncio.sleep(_TICK_S)
-        if not any((r := self.monitor.records.get(gpu.card)) and r.quarantine for gpu in server.gpus):
+        if not self._is_bad(server):
             return  # released meanwhile
         await self._empty(server, 0.0 if urgent else self._settings.value.servers.drain_s)
         for gpu in server.gpus:
@@ -126,6 +119,10 @@ class GpuPolicy(MonitorListener, CrashListener):
                 track.add_ended(time.time())
         await server.quarantine(reason)
         self._look()
+
+    def _is_bad(self, server: ManagedServer) -> bool:
+        """Whether one of its cards is in quarantine."""
+        return any((record := self.monitor.records.get(gpu.card)) and record.quarantine for gpu in server.gpus)
 
     def _in_danger(self, server: ManagedServer) -> bool:
         found = [self.monitor.assessments.get(gpu.card) for gpu in server.gpus]
@@ -151,16 +148,17 @@ class GpuPolicy(MonitorListener, CrashListener):
     def _look(self) -> None:
         now_s = time.time()
         closed = not in_hours(self._settings.value.gpus.allow, datetime.fromtimestamp(now_s))
-        for uuid, record in list(self.monitor.records.items()):
+        for uuid, record in self.monitor.records.items():
             if record.lent_until_s and now_s >= record.lent_until_s:
-                self.take_back(uuid)
-            for server in servers_on(self.fleet, uuid):
-                until = time.strftime("%d %b %H:%M", time.localtime(record.lent_until_s))
-                self._keep(server, _LENT, f"lent until {until}" if record.lent_until_s else "")
+                self.monitor.lend(uuid, 0.0)
         servers = self.fleet.servers.values()
         hours = f"its GPU may be used at {', '.join(self._settings.value.gpus.allow)} only (gpus.allow)"
         for each in servers:
             if isinstance(each, ManagedServer) and each.gpus:
+                records = [self.monitor.records.get(gpu.card) for gpu in each.gpus]
+                until_s = max(record.lent_until_s if record else 0.0 for record in records)
+                until = time.strftime("%d %b %H:%M", time.localtime(until_s))
+                self._keep(each, _LENT, f"lent until {until}" if until_s else "")
                 self._keep(each, _HOURS, hours if closed else "")
         if servers and all(server.state is ServerState.QUARANTINED for server in servers):
             self._dispatcher.holds.hold(QUARANTINE)
@@ -185,8 +183,7 @@ class GpuPolicy(MonitorListener, CrashListener):
         """End a quarantine; the lasting defects that were accepted with it."""
         accepted = self.monitor.release(card)
         for server in servers_on(self.fleet, card):
-            others = [gpu.card for gpu in server.gpus if gpu.card != card]
-            if not any((record := self.monitor.records.get(o)) and record.quarantine for o in others):
+            if not self._is_bad(server):
                 server.resume(QUARANTINE)
                 server.release()
         self._look()
@@ -200,8 +197,7 @@ class GpuPolicy(MonitorListener, CrashListener):
     def take_back(self, card: str) -> None:
         """End a loan."""
         self.monitor.lend(card, 0.0)
-        for server in servers_on(self.fleet, card):
-            server.resume(_LENT)
+        self._look()
 
 
 def _epoch_s(monotonic_s: float) -> float:

@@ -9,8 +9,7 @@ from pathlib import Path
 from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.history import History
 from obatchd.gpus.kernel_log import KernelLog
-from obatchd.gpus.model import ClockReason
-from obatchd.gpus.monitor import Monitor, RecordStore
+from obatchd.gpus.monitor import Monitor, RecordStore, Siblings
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
@@ -21,13 +20,8 @@ from obatchd.tasks import TaskOwner
 _FRESH_S = 15.0
 
 
-class GpuWatch:
-    """The parts that watch.
-
-    Args:
-        work: directory of ``history.db`` and ``gpus.json``.
-        kernel_log: where the kernel's messages are read.
-    """
+class GpuWatch(Siblings):
+    """The parts that watch. ``work`` is the directory of ``history.db`` and ``gpus.json``."""
 
     def __init__(
         self,
@@ -42,9 +36,9 @@ class GpuWatch:
         self.probe = probe
         self._settings = settings
         self._fleet = fleet
-        self.history = History(work / "history.db", ClockReason.HARDWARE)
+        self.history = History(work / "history.db")
         records = GpuRecords(work / "gpus.json", facts)
-        self.monitor = Monitor(probe, records, settings, SameWork(fleet), self.history)
+        self.monitor = Monitor(probe, records, settings, self, [self.history])
         self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log, owner)
 
     def utilisation(self, server_id: str) -> int | None:
@@ -54,13 +48,6 @@ class GpuWatch:
         fresh = [r.utilisation_percent for r in found if r and time.time() - r.at_s < limit_s]
         known = [percent for percent in fresh if percent is not None]
         return max(known) if len(known) == len(found) else None
-
-
-class SameWork:
-    """Implements :class:`obatchd.gpus.monitor.Siblings`."""
-
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
 
     def comparable(self, card: str) -> set[str]:
         """Cards whose servers do the same work: a fault that they suffer, too, is not this card's."""

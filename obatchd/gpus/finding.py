@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -11,6 +11,7 @@ from obatchd.gpus.model import Identity
 
 Level = Literal["ok", "warn", "quarantine"]
 Consequence = Literal["ok", "warn", "fail"]  # for the verdict of a burn-in
+Value = str | float | int | None
 _LEVELS: tuple[Level, ...] = ("ok", "warn", "quarantine")
 _CONSEQUENCES: tuple[Consequence, ...] = ("ok", "warn", "fail")
 
@@ -38,28 +39,76 @@ _NEEDS_EVIDENCE = frozenset({"power", "seating", "reset", "reboot", "diagnose", 
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One rule that does not call the GPU good.
+    """One rule that does not call the GPU good."""
 
-    Attributes:
-        signal: slug of the rule, e.g. ``ecc_uncorrected``.
-        level: its consequence while work goes on.
-        burn_in: its consequence for a burn-in's verdict.
-        text: the fault in plain words.
-        value, limit: the value seen, and the allowed one.
-        since_s: from when on it was so, epoch seconds.
-        remedies: what to do.
-        urgent: the load must go at once: answers in flight cannot be trusted, cannot come, or hurt the hardware.
-    """
-
-    signal: str
-    level: Level
+    signal: str  # slug of the rule, e.g. ecc_uncorrected
+    level: Level  # while work goes on
     burn_in: Consequence
     text: str
-    value: str | float | int | None = None
-    limit: str | float | int | None = None
-    since_s: float = 0.0
+    value: Value = None  # seen
+    limit: Value = None  # allowed
+    since_s: float = 0.0  # epoch seconds
     remedies: tuple[Remedy, ...] = ()
+    urgent: bool = False  # answers in flight cannot be trusted, cannot come, or hurt the hardware
+
+
+class Signal(NamedTuple):
+    """The usual consequences of a rule's finding."""
+
+    level: Level
+    burn_in: Consequence
+    remedies: tuple[Remedy, ...]
     urgent: bool = False
+
+
+_REPLACE: tuple[Remedy, ...] = ("reset", "diagnose", "rma")
+SIGNALS = {  # the rules of docs/gpu-health.md
+    "lost": Signal("quarantine", "fail", ("power", "seating", "reboot", "diagnose", "rma"), urgent=True),
+    "reset_required": Signal("quarantine", "fail", ("reset", "diagnose"), urgent=True),
+    "recovery_action": Signal("quarantine", "fail", ("reboot",), urgent=True),
+    "irq": Signal("warn", "warn", ("reboot",)),
+    "inforom": Signal("warn", "warn", ("diagnose", "rma")),
+    "xid of class fatal": Signal("quarantine", "fail", _REPLACE, urgent=True),
+    "xid of class reset": Signal("quarantine", "fail", ("reset", "reboot", "diagnose"), urgent=True),
+    "xid of class memory": Signal("warn", "fail", _REPLACE),
+    "xid of class application": Signal("warn", "warn", ("application",)),
+    "xid of class warn": Signal("warn", "warn", ("watch", "diagnose")),
+    "xid_repeats": Signal("quarantine", "fail", _REPLACE),
+    "server_crashes": Signal("warn", "warn", ("application", "diagnose")),
+    "ecc_uncorrected": Signal("quarantine", "fail", _REPLACE, urgent=True),
+    "ecc_uncorrected_before": Signal("warn", "ok", ("reset", "diagnose")),
+    "sram_uncorrected": Signal("warn", "warn", ("diagnose", "rma")),
+    "ecc_corrected": Signal("warn", "warn", ("watch", "diagnose")),
+    "ecc_corrected_rising": Signal("warn", "warn", ("watch", "diagnose")),
+    "ecc_corrected_rate": Signal("quarantine", "fail", _REPLACE),
+    "ecc_corrected_total": Signal("ok", "fail", ("diagnose", "rma")),
+    **dict.fromkeys(("remap_failed", "memory_unrepairable"), Signal("quarantine", "fail", _REPLACE)),
+    **dict.fromkeys(("remap_pending", "retired_pending", "repair_pending"), Signal("warn", "fail", ("reset",))),
+    **dict.fromkeys(("remapped_rows", "retired_pages"), Signal("warn", "fail", ("diagnose", "rma"))),
+    "banks_without_spares": Signal("warn", "warn", ("watch", "diagnose")),
+    "hw_slowdown": Signal("warn", "warn", ("cooling",)),
+    "hw_slowdown_time": Signal("ok", "fail", ("cooling", "power", "diagnose")),
+    "sw_thermal": Signal("warn", "warn", ("cooling",)),
+    "temp": Signal("warn", "fail", ("cooling",)),
+    "near_shutdown": Signal("quarantine", "fail", ("cooling", "diagnose"), urgent=True),
+    "memory_temp": Signal("warn", "fail", ("cooling",)),
+    "temp_margin": Signal("warn", "warn", ("cooling",)),
+    "pcie_width": Signal("warn", "fail", ("seating",)),
+    "pcie_gen": Signal("warn", "warn", ("seating",)),
+    "pcie_replays": Signal("warn", "warn", ("seating", "diagnose")),
+    "pcie_fatal": Signal("warn", "fail", ("seating", "diagnose")),
+    "pcie_non_fatal": Signal("warn", "warn", ("seating", "diagnose")),
+    "nvlink": Signal("warn", "warn", ("seating", "diagnose")),
+    "power_unreadable": Signal("warn", "warn", ("reset", "diagnose")),
+    **dict.fromkeys(("power_limit", "persistence", "ecc_off", "ecc_pending"), Signal("warn", "warn", ("settings",))),
+}
+
+
+def finding(signal: str, text: str, value: Value, limit: Value, since_s: float, **this_time: Any) -> Finding:
+    """A finding with the consequences of its signal, but for those that are others ``this_time``."""
+    level, burn_in, remedies, urgent = SIGNALS[signal]
+    usual = Finding(signal, level, burn_in, text, value, limit, since_s, remedies, urgent)
+    return msgspec.structs.replace(usual, **this_time)
 
 
 class Assessment(msgspec.Struct, frozen=True):
@@ -85,8 +134,8 @@ class Assessment(msgspec.Struct, frozen=True):
 def summarise(identity: Identity, findings: Iterable[Finding]) -> Assessment:
     """Sort findings and say what to do next."""
     found = sorted(findings, key=lambda f: (-_LEVELS.index(f.level), -_CONSEQUENCES.index(f.burn_in), f.since_s))
-    level: Level = max([f.level for f in found], key=_LEVELS.index) if found else "ok"
-    burn_in: Consequence = max([f.burn_in for f in found], key=_CONSEQUENCES.index) if found else "ok"
+    level: Level = found[0].level if found else "ok"
+    burn_in: Consequence = max((f.burn_in for f in found), key=_CONSEQUENCES.index, default="ok")
     serious = [f for f in found if f.level == "quarantine" or f.burn_in == "fail"] or found
     remedies = {remedy for finding in serious for remedy in finding.remedies}
     return Assessment(identity.uuid, level, burn_in, tuple(found), next_action(identity, remedies))

@@ -11,15 +11,18 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import msgspec
 
 import obatchd.log
-from obatchd.gpus.model import Identity, Reading
-from obatchd.gpus.monitor import HealthEvent, MonitorListener
+from obatchd.documents.gpus import GpuEvent
+from obatchd.gpus.model import ClockReason, Identity, Reading
+from obatchd.gpus.monitor import MonitorListener
 
 log = obatchd.log.get(__name__)
 
@@ -40,86 +43,65 @@ CREATE TABLE IF NOT EXISTS samples (
     memory_used_bytes REAL, clock_mhz REAL, slowed REAL NOT NULL, PRIMARY KEY (uuid, seconds, at_s)
 ) WITHOUT ROWID;
 """
-_SHOWN = (
-    "at_s", "seconds", "count", "temp_c", "temp_max_c", "power_w", "utilisation_percent", "memory_used_bytes",
-    "clock_mhz", "slowed",
-)  # fmt: skip
+# In the order of the columns.
 _MEANS = ("temp_c", "power_w", "utilisation_percent", "memory_used_bytes", "clock_mhz")
+_EVENT = ", ".join(GpuEvent.__struct_fields__)
 
 
-class HistoryEvent(msgspec.Struct, frozen=True):
-    """One event as it is kept."""
-
-    at_s: float
-    uuid: str
-    serial: str
-    slot: str
-    kind: str
-    level: str
-    signal: str
-    text: str
-
-
-_EVENT = ", ".join(HistoryEvent.__struct_fields__)
-
-
+@attrs.define(eq=False)
 class _Minute:
     """The readings of one card in one minute."""
 
-    def __init__(self) -> None:
-        self.count = 0
-        self.slowed = 0
-        self.temp_max_c: float | None = None
-        self._sums = dict.fromkeys(_MEANS, 0.0)
-        self._counts = dict.fromkeys(_MEANS, 0)
+    card: Identity
+    count: int = 0
+    slowed: int = 0
+    temp_max_c: float | None = None
+    _sums: dict[str, float] = attrs.field(factory=dict)
+    _counts: Counter[str] = attrs.field(factory=Counter)
 
-    def add(self, reading: Reading, hardware_bits: int) -> None:
+    def add(self, card: Identity, reading: Reading) -> None:
+        self.card = card
         self.count += 1
-        self.slowed += bool((reading.clock_reasons or 0) & hardware_bits)
+        self.slowed += bool((reading.clock_reasons or 0) & ClockReason.HARDWARE)
         if reading.temp_c is not None:
             self.temp_max_c = max(self.temp_max_c or 0.0, reading.temp_c)
         for name in _MEANS:
             if (value := getattr(reading, name)) is not None:
-                self._sums[name] += value
+                self._sums[name] = self._sums.get(name, 0.0) + value
                 self._counts[name] += 1
 
-    def mean(self, name: str) -> float | None:
-        return self._sums[name] / self._counts[name] if self._counts[name] else None
+    def row(self, at_s: int) -> tuple[Any, ...]:
+        """The minute that began at ``at_s``, as it is kept."""
+        temp_c, *means = (self._sums[name] / self._counts[name] if self._counts[name] else None for name in _MEANS)
+        place = self.card.slot or self.card.pci_bus_id
+        head = (self.card.uuid, _MINUTE_S, at_s, self.card.serial, place, self.count)
+        return (*head, temp_c, self.temp_max_c, *means, self.slowed / self.count)
 
 
+@attrs.define(eq=False)
 class History(MonitorListener):
     """Collects in memory; ``flush`` writes. Events can be read at once, samples when they are written."""
 
-    def __init__(self, path: Path, hardware_bits: int) -> None:
-        """``hardware_bits``: the clock reasons that count as slowed."""
-        self._bits = hardware_bits
-        self._lock = threading.Lock()
-        self._events: list[HistoryEvent] = []
-        self._minutes: dict[tuple[str, int], _Minute] = {}
-        self._places: dict[str, tuple[str, str]] = {}
-        self._path = path
-        self._database = _open(path)
-        self._tidied_s = 0.0
+    _path: Path
+    _lock: threading.Lock = attrs.field(factory=threading.Lock, init=False)
+    _events: list[GpuEvent] = attrs.field(factory=list, init=False)
+    _minutes: dict[tuple[str, int], _Minute] = attrs.field(factory=dict, init=False)
+    _tidied_s: float = attrs.field(default=0.0, init=False)
+    _database: sqlite3.Connection | None = attrs.field(init=False)
 
-    def card(self, card: Identity) -> None:
-        """Remember serial number and slot of a card; where the firmware names no slot its bus address stands for it."""
-        self._places[card.uuid] = (card.serial, card.slot or card.pci_bus_id)
+    def __attrs_post_init__(self) -> None:
+        self._database = _open(self._path)
 
-    def health_event(self, event: HealthEvent) -> None:
-        """Something happened to a card."""
-        place = self._places.get(event.uuid, ("", ""))
+    def health_event(self, event: GpuEvent) -> None:
         with self._lock:
-            self._events.append(
-                HistoryEvent(event.at_s, event.uuid, *place, event.kind, event.level, event.signal, event.text)
-            )
+            self._events.append(event)
             del self._events[:-_MOST_EVENTS]
 
-    def readings_of_cards(self, readings: Iterable[Reading]) -> None:
-        """Readings of one moment."""
+    def readings_of_cards(self, readings: Iterable[tuple[Identity, Reading]]) -> None:
         with self._lock:
-            for reading in readings:
-                key = (reading.uuid, int(reading.at_s // _MINUTE_S) * _MINUTE_S)
-                self._minutes.setdefault(key, _Minute()).add(reading, self._bits)
+            for card, reading in readings:
+                key = (card.uuid, int(reading.at_s // _MINUTE_S) * _MINUTE_S)
+                self._minutes.setdefault(key, _Minute(card)).add(card, reading)
 
     def flush(self) -> None:
         """Write the collected samples, but for the present minute; blocks."""
@@ -139,7 +121,7 @@ class History(MonitorListener):
                         f"INSERT INTO events ({_EVENT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         [msgspec.structs.astuple(event) for event in events],
                     )
-                    rows = [self._row(*key, minute) for key, minute in done.items()]
+                    rows = [minute.row(at_s) for (_, at_s), minute in done.items()]
                     marks = ", ".join("?" * 13)
                     database.executemany(f"INSERT OR REPLACE INTO samples VALUES ({marks})", rows)
                     if now_s - self._tidied_s > _HOUR_S:
@@ -150,33 +132,15 @@ class History(MonitorListener):
                 del self._events[:-_MOST_EVENTS]
                 log.warning("gpu_history_not_written", reason=str(error))
 
-    def _row(self, uuid: str, at_s: int, minute: _Minute) -> tuple[Any, ...]:
-        serial, slot = self._places.get(uuid, ("", ""))
-        return (
-            uuid, _MINUTE_S, at_s, serial, slot, minute.count, minute.mean("temp_c"), minute.temp_max_c,
-            minute.mean("power_w"), minute.mean("utilisation_percent"), minute.mean("memory_used_bytes"),
-            minute.mean("clock_mhz"), minute.slowed / minute.count,
-        )  # fmt: skip
-
-    def events(self, uuid: str | None = None, limit: int = 100, serial: str = "") -> list[HistoryEvent]:
+    def events(self, uuid: str | None = None, limit: int = 100, serial: str = "") -> list[GpuEvent]:
         """The latest events, oldest first; of one card, by UUID or by serial number."""
         with self._lock:
             waiting = [e for e in self._events if uuid is None or e.uuid == uuid or (serial and e.serial == serial)]
             where = "1" if uuid is None else "(uuid = ? OR (serial = ? AND serial <> ''))"
             given: Sequence[Any] = () if uuid is None else (uuid, serial)
-            rows = self._read(f"SELECT {_EVENT} FROM events WHERE {where} ORDER BY id DESC LIMIT ?", (*given, limit))
-        return [*(HistoryEvent(*row) for row in reversed(rows)), *waiting][-limit:]
-
-    def samples(self, uuid: str, since_s: float) -> list[dict[str, Any]]:
-        """Samples of a card, oldest first."""
-        with self._lock:
-            rows = self._read(
-                f"SELECT {', '.join(_SHOWN)} FROM samples WHERE uuid = ? AND at_s >= ? ORDER BY at_s", (uuid, since_s)
-            )
-        return [dict(zip(_SHOWN, row, strict=True)) for row in rows]
-
-    def _read(self, query: str, given: Sequence[Any]) -> list[Any]:
-        return self._database.execute(query, given).fetchall() if self._database else []
+            query = f"SELECT {_EVENT} FROM events WHERE {where} ORDER BY id DESC LIMIT ?"
+            rows = self._database.execute(query, (*given, limit)).fetchall() if self._database else []
+        return [*(GpuEvent(*row) for row in reversed(rows)), *waiting][-limit:]
 
     def close(self) -> None:
         self.flush()

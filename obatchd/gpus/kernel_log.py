@@ -20,9 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import attrs
+
 import obatchd.log
 from obatchd.gpus.model import XidEvent
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.tasks import TaskSet
 
 log = obatchd.log.get(__name__)
 
@@ -48,12 +50,12 @@ def normal_address(bus_id: str) -> str:
     return ":".join([parts[0][-4:].zfill(4), *parts[1:]]) if len(parts) == 3 else bus_id.lower()
 
 
+@attrs.define(eq=False)
 class Parser:
     """Finds XIDs in the messages of the kernel, which may spread one over several records."""
 
-    def __init__(self) -> None:
-        self._named = ""  # address that a message named just before
-        self._for = 0  # more messages for which that holds
+    _named: str = attrs.field(default="", init=False)  # address that a message named just before
+    _for: int = attrs.field(default=0, init=False)  # more messages for which that holds
 
     def event(self, message: str, at_s: float) -> XidEvent | None:
         """The XID in one message, if there is one."""
@@ -80,28 +82,17 @@ class XidListener(Protocol):
         """The kernel log told of these."""
 
 
+@attrs.define(eq=False)
 class KernelLog:
-    """Follows the kernel log.
+    """Follows the kernel log."""
 
-    Args:
-        listener: gets each XID that is not older than ``since_s``.
-        since_s: epoch seconds.
-        path: ``/dev/kmsg``, or a file of such records, one a line.
-        owner: told when nobody follows the log any more: errors of GPUs would go unnoticed.
-
-    Attributes:
-        source: ``kmsg``, ``journal``, or empty while the log cannot be read.
-        problem: why not, in words.
-    """
-
-    def __init__(self, listener: XidListener, since_s: float, path: Path, owner: TaskOwner) -> None:
-        self.source = ""
-        self.problem = "the kernel log has not been opened yet"
-        self._listener = listener
-        self._since_s = since_s
-        self._path = path
-        self._parser = Parser()
-        self._tasks = TaskSet(owner)
+    _listener: XidListener
+    _since_s: float  # epoch seconds; XIDs that are older are passed over
+    _path: Path  # /dev/kmsg, or a file of such records, one a line
+    _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # one, without which errors of GPUs go unnoticed
+    _parser: Parser = attrs.field(factory=Parser, init=False)
+    source: str = attrs.field(default="", init=False)  # kmsg, journal, or empty while the log cannot be read
+    problem: str = attrs.field(default="the kernel log has not been opened yet", init=False)  # why it cannot
 
     def start(self) -> None:
         self._tasks.start(self._follow(), "kernel-log")
@@ -183,19 +174,16 @@ class KernelLog:
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
             limit=_LINE_LIMIT_BYTES,
         )  # fmt: skip
+        count = 0
         try:
-            return await self._read_journal(process, take)
+            while process.stdout is not None and (line := await process.stdout.readline()):
+                count += 1
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    entry = json.loads(line)
+                    if take:
+                        self._take(str(entry["MESSAGE"]), int(entry["__REALTIME_TIMESTAMP"]) / 1e6)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
-
-    async def _read_journal(self, process: asyncio.subprocess.Process, take: bool) -> int:
-        count = 0
-        while process.stdout is not None and (line := await process.stdout.readline()):
-            count += 1
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                entry = json.loads(line)
-                if take:
-                    self._take(str(entry["MESSAGE"]), int(entry["__REALTIME_TIMESTAMP"]) / 1e6)
         return count

@@ -33,6 +33,11 @@ class Gpu(msgspec.Struct, frozen=True):
         """UUID of the card: health belongs to it, not to a slice."""
         return self.parent_uuid or self.uuid
 
+    def as_card(self) -> Identity:
+        """The part of the card's identity that is known before the probe tells it."""
+        card = Identity(self.card, self.name, self.index, self.pci_bus_id, driver=self.driver)
+        return card if self.parent_uuid else msgspec.structs.replace(card, memory_bytes=self.memory_bytes)
+
 
 class XidEvent(msgspec.Struct, frozen=True):
     """One error that the driver reported for a GPU.

@@ -10,9 +10,11 @@ import time
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
+import attrs
 import msgspec
 
 import obatchd.log
+from obatchd.documents.gpus import GpuEvent
 from obatchd.gpus.finding import Assessment, Finding
 from obatchd.gpus.kernel_log import normal_address
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
@@ -25,6 +27,7 @@ from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 
+EventKind = Literal["finding", "cleared", "xid", "quarantine", "release", "lend", "return", "crash"]
 _PREFIX = "gpu/"
 _FORGOTTEN = "null"
 _SAME_S = 5.0  # the same XID of the same card within this time is one event, told by both sources or in a storm
@@ -61,28 +64,18 @@ class Record(msgspec.Struct):
     quarantine: Quarantine | None = None
     lent_until_s: float = 0.0  # epoch seconds; 0: not lent
 
-
-class HealthEvent(msgspec.Struct, frozen=True):
-    """Something that happened to a card."""
-
-    at_s: float
-    uuid: str
-    kind: Literal["finding", "cleared", "xid", "quarantine", "release", "lend", "return", "crash"]
-    text: str
-    level: str = ""
-    signal: str = ""
+    def track(self) -> Track:
+        """The track of the card that begins with this record."""
+        return Track(self.identity, self.began_s, self.mark, accepted=self.accepted)
 
 
 class MonitorListener:
     """Hears the messages of the monitor, in the event loop; does nothing by itself."""
 
-    def card(self, card: Identity) -> None:
-        """The identity of a card."""
-
-    def readings_of_cards(self, readings: list[Reading]) -> None:
+    def readings_of_cards(self, readings: list[tuple[Identity, Reading]]) -> None:
         """One reading of each card."""
 
-    def health_event(self, event: HealthEvent) -> None:
+    def health_event(self, event: GpuEvent) -> None:
         """Something happened to a card."""
 
     def xid(self, event: XidEvent) -> None:
@@ -93,50 +86,34 @@ class MonitorListener:
 
 
 class Siblings(Protocol):
-    """Knows which cards do the same work; :class:`obatchd.gpucare.policy.GpuPolicy`."""
+    """Knows which cards do the same work; :class:`obatchd.gpucare.watch.GpuWatch`."""
 
     def comparable(self, card: str) -> set[str]:
         """Cards that do the same work as ``card``: trouble that they have, too, is not its own fault."""
         ...
 
 
+@attrs.define(eq=False)
 class Monitor(Listener):
-    """One for all cards of the host; lives in the event loop.
+    """One for all cards of the host; lives in the event loop."""
 
-    Args:
-        settings: those in force; the rules have their limits there.
-
-    Attributes:
-        records, tracks, assessments: by UUID of the card.
-        dirty: UUIDs whose record has to be written; see ``save``.
-    """
-
-    def __init__(
-        self,
-        probe: Probe,
-        store: RecordStore,
-        settings: Current[Settings],
-        siblings: Siblings,
-        *listeners: MonitorListener,
-    ) -> None:
-        self._settings = settings
-        self.records: dict[str, Record] = {}
-        self.tracks: dict[str, Track] = {}
-        self.assessments: dict[str, Assessment] = {}
-        self.dirty: set[str] = set()
-        self._probe = probe
-        self._store = store
-        self._siblings = siblings
-        self._listeners = list(listeners)
-        self._waiting: list[XidEvent] = []
-        self._told: dict[tuple[str, str], float] = {}
-        self._restore()
+    _probe: Probe
+    _store: RecordStore
+    _settings: Current[Settings]
+    _siblings: Siblings
+    _listeners: list[MonitorListener] = attrs.field(factory=list)
+    records: dict[str, Record] = attrs.field(factory=dict, init=False)  # by UUID of the card, as the next two
+    tracks: dict[str, Track] = attrs.field(factory=dict, init=False)
+    assessments: dict[str, Assessment] = attrs.field(factory=dict, init=False)
+    dirty: set[str] = attrs.field(factory=set, init=False)  # UUIDs whose record has to be written
+    _waiting: list[XidEvent] = attrs.field(factory=list, init=False)
+    _told: dict[tuple[str, str], float] = attrs.field(factory=dict, init=False)
 
     def listen(self, listener: MonitorListener) -> None:
         """Let ``listener`` hear what happens from now on."""
         self._listeners.append(listener)
 
-    def _restore(self) -> None:
+    def __attrs_post_init__(self) -> None:
         """Only cards of the present source: a spool that was tried with another one misses none of its cards."""
         source = source_of(next((gpu.driver for gpu in self._probe.gpus), ""))
         for key, text in self._store.starting_with(_PREFIX).items():
@@ -149,10 +126,7 @@ class Monitor(Listener):
                 continue
             if source_of(record.identity.driver) == source:
                 uuid = record.identity.uuid
-                self.records[uuid] = record
-                track = Track(record.identity, record.began_s, record.mark, accepted=record.accepted)
-                self.tracks[uuid] = track
-                self._tell_card(record.identity)
+                self.records[uuid], self.tracks[uuid] = record, record.track()
         for gpu in self._probe.gpus:
             self._track(gpu.card)
 
@@ -168,20 +142,19 @@ class Monitor(Listener):
             record = self.records.get(uuid)
             self._store.set(_PREFIX + uuid, msgspec.json.encode(record).decode() if record else _FORGOTTEN)
 
-    def _tell(self, event: HealthEvent) -> None:
+    def _tell(
+        self, uuid: str, kind: EventKind, text: str, level: str = "", signal: str = "", at_s: float | None = None
+    ) -> None:
+        card, at_s = self.tracks[uuid].identity, time.time() if at_s is None else at_s
+        event = GpuEvent(at_s, uuid, card.serial, card.slot or card.pci_bus_id, kind, level, signal, text)
         for listener in self._listeners:
             listener.health_event(event)
-
-    def _tell_card(self, card: Identity) -> None:
-        for listener in self._listeners:
-            listener.card(card)
 
     # From the probe and the kernel log.
 
     def identities(self, identities: list[Identity]) -> None:
         for card in identities:
             track = self._track(card.uuid)
-            self._tell_card(card)
             if track.identity != card:
                 track.identity = self.records[card.uuid].identity = card
                 self.dirty.add(card.uuid)
@@ -197,7 +170,7 @@ class Monitor(Listener):
                 of_cards[uuid] = msgspec.structs.replace(reading, uuid=uuid)
                 self._track(uuid).add(of_cards[uuid])
         for listener in self._listeners:
-            listener.readings_of_cards(list(of_cards.values()))
+            listener.readings_of_cards([(self.tracks[uuid].identity, reading) for uuid, reading in of_cards.items()])
         for uuid, track in self.tracks.items():
             if uuid not in of_cards and readings:
                 words = {"handle": "the driver does not list it any more"}
@@ -236,7 +209,8 @@ class Monitor(Listener):
         if event.at_s > time.time() - _FRESH_S:
             for listener in self._listeners:
                 listener.xid(event)
-            self._tell(HealthEvent(event.at_s, uuid, "xid", event.line or f"XID {event.xid}", signal=str(event.xid)))
+            words = event.line or f"XID {event.xid}"
+            self._tell(uuid, "xid", words, signal=str(event.xid), at_s=event.at_s)
 
     def crashed(self, uuid: str, work: str, at_s: float) -> None:
         """The server on a card, or its runner, crashed with ``work`` loaded; it may have been what it worked on."""
@@ -253,14 +227,13 @@ class Monitor(Listener):
                 crash.answered_by = sorted({*crash.answered_by, *others})
                 return
         track.add_crash(Crash(at_s, work, others))
-        self._tell(HealthEvent(at_s, uuid, "crash", reason))
+        self._tell(uuid, "crash", reason, at_s=at_s)
 
     def _track(self, uuid: str) -> Track:
         if uuid not in self.tracks:
-            gpu = next((gpu for gpu in self._probe.gpus if gpu.card == uuid), None)
-            card = Identity(uuid, gpu.name, gpu.index, gpu.pci_bus_id, driver=gpu.driver) if gpu else Identity(uuid)
+            card = next((gpu.as_card() for gpu in self._probe.gpus if gpu.card == uuid), Identity(uuid))
             self.records[uuid] = Record(card, time.time())
-            self.tracks[uuid] = Track(card, time.time())
+            self.tracks[uuid] = self.records[uuid].track()
             self.dirty.add(uuid)
         return self.tracks[uuid]
 
@@ -286,11 +259,11 @@ class Monitor(Listener):
             worse = signal not in old or old[signal].level != finding.level
             if worse and finding.level != "ok" and self._may_tell(uuid, f"{signal}/{finding.level}"):
                 log.warning("gpu_finding", gpu=uuid, signal=signal, level=finding.level, reason=finding.text)
-                self._tell(HealthEvent(time.time(), uuid, "finding", finding.text, finding.level, signal))
+                self._tell(uuid, "finding", finding.text, finding.level, signal)
         for signal in old.keys() - new.keys():
             if self._may_tell(uuid, f"{signal}/cleared"):
                 log.info("gpu_finding_cleared", gpu=uuid, signal=signal)
-                self._tell(HealthEvent(time.time(), uuid, "cleared", f"no more: {old[signal].text}", signal=signal))
+                self._tell(uuid, "cleared", f"no more: {old[signal].text}", signal=signal)
 
     def _may_tell(self, uuid: str, what: str) -> bool:
         now_s, key = time.monotonic(), (uuid, what)
@@ -306,7 +279,7 @@ class Monitor(Listener):
         self.records[uuid].quarantine = quarantine
         self.dirty.add(uuid)
         log.error("gpu_quarantined", gpu=uuid, by=quarantine.by, reason=quarantine.reason, action=quarantine.action)
-        self._tell(HealthEvent(time.time(), uuid, "quarantine", quarantine.reason, "quarantine"))
+        self._tell(uuid, "quarantine", quarantine.reason, "quarantine")
         for listener in self._listeners:
             listener.quarantined(uuid, quarantine, urgent)
 
@@ -315,8 +288,7 @@ class Monitor(Listener):
         track = self.tracks[uuid]
         fresh = Track(track.identity, track.now_s, track.slow, track.latest, track.slow, recent=list(track.recent[-5:]))
         found = assess(fresh, self._settings.value.gpu_health)
-        lasting = [f for f in found.findings if f.level == "quarantine" and f.signal not in LASTING]
-        return lasting[0].text if lasting else ""
+        return next((f.text for f in found.findings if f.level == "quarantine" and f.signal not in LASTING), "")
 
     def release(self, uuid: str) -> list[str]:
         """End a quarantine; errors count from now on. Lasting defects are accepted and only warn; returns them.
@@ -331,14 +303,13 @@ class Monitor(Listener):
             return []
         judged = self.assessments.get(uuid)
         accepted = [f.signal for f in judged.findings if f.signal in LASTING] if judged else []
-        now_s = time.time()
-        mark = track.slow
+        now_s, mark = time.time(), track.slow
         self.records[uuid] = Record(track.identity, now_s, mark, accepted, lent_until_s=record.lent_until_s)
-        self.tracks[uuid] = Track(track.identity, now_s, mark, track.latest, track.slow, accepted=accepted)
+        self.tracks[uuid] = Track(track.identity, now_s, mark, track.latest, mark, accepted=accepted)
         self.dirty.add(uuid)
         self._told = {key: at_s for key, at_s in self._told.items() if key[0] != uuid}
         log.warning("gpu_released", gpu=uuid, accepted=",".join(accepted))
-        self._tell(HealthEvent(now_s, uuid, "release", "released by an administrator"))
+        self._tell(uuid, "release", "released by an administrator")
         return accepted
 
     def lend(self, uuid: str, until_s: float) -> None:
@@ -346,4 +317,4 @@ class Monitor(Listener):
         self.records[uuid].lent_until_s = until_s
         self.dirty.add(uuid)
         words = f"lent until {time.strftime('%d %b %H:%M', time.localtime(until_s))}" if until_s else "taken back"
-        self._tell(HealthEvent(time.time(), uuid, "lend" if until_s else "return", words))
+        self._tell(uuid, "lend" if until_s else "return", words)

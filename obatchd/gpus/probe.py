@@ -6,13 +6,15 @@ import asyncio
 from functools import partial
 from typing import Literal
 
+import attrs
+
 import obatchd.log
 from obatchd.child import Child, End, Keeper
 from obatchd.gpus import probe_child
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.source import OpenSource
-from obatchd.settings.tables.gpus import GpuSettings
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.settings.tables.servers import GpuSettings
+from obatchd.tasks import TaskSet
 
 log = obatchd.log.get(__name__)
 
@@ -39,58 +41,42 @@ class Listener:
         """Errors that NVML reported."""
 
 
+@attrs.define(eq=False)
 class Probe:
-    """Runs the probe process, whose parent it is, and keeps its messages.
+    """Runs the probe process, whose parent it is, and keeps its messages."""
 
-    Args:
-        open_source: opens the source of readings, in the probe's process.
-        owner: told when nobody keeps the process any more: the last readings would seem to be the present ones.
+    _settings: GpuSettings
+    _open_source: OpenSource  # called in the probe's process
+    # Its owner hears when nobody keeps the process any more: the last readings would seem to be the present ones.
+    _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)
+    _start_timeout_s: float = attrs.field(default=START_TIMEOUT_S, kw_only=True)
+    gpus: list[Gpu] = attrs.field(factory=list, init=False)  # of the latest listing
+    readings: dict[str, Reading] = attrs.field(factory=dict, init=False)  # latest by UUID; empty once the probe is gone
+    host_trouble: tuple[str, str] = attrs.field(default=("", ""), init=False)  # see GpuSource; readings go on
+    state: State = attrs.field(default="unknown", init=False)
+    message: str = attrs.field(default="The GPUs have not been listed yet.", init=False)  # with what to do
+    code: str = attrs.field(default="starting", init=False)  # slug of a state that is not ok: no_driver, probe_silent …
+    replacements: int = attrs.field(default=0, init=False)
+    pid: int | None = attrs.field(default=None, init=False)
+    _keeper: Keeper[probe_child.Message] = attrs.field(init=False)
+    _warn_s: float = attrs.field(init=False)
+    _listener: Listener = attrs.field(factory=Listener, init=False)
+    _identities: list[Identity] = attrs.field(factory=list, init=False)
+    _unusable: bool = attrs.field(default=False, init=False)
+    _warning: asyncio.TimerHandle | None = attrs.field(default=None, init=False)
+    _late: tuple[State, str, str] | None = attrs.field(default=None, init=False)
+    _listed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
 
-    Attributes:
-        gpus: GPUs of the latest listing.
-        readings: latest reading by GPU UUID; empty again once the probe is gone.
-        host_trouble: slug and words of what is wrong with the driver of the whole host, while readings go on.
-        state: ``ok``; ``absent``: no driver here; ``unknown``: the probe hangs or dies, which is not healthy.
-        message: the state in plain words, with what to do.
-        code: slug of the state when it is not ``ok``: ``no_driver``, ``driver_mismatch``, ``probe_silent`` …
-    """
-
-    def __init__(
-        self,
-        settings: GpuSettings,
-        open_source: OpenSource,
-        owner: TaskOwner,
-        *,
-        silent_s: float | None = None,
-        start_timeout_s: float = START_TIMEOUT_S,
-    ) -> None:
-        self.gpus: list[Gpu] = []
-        self.readings: dict[str, Reading] = {}
-        self.state: State = "unknown"
-        self.message = "The GPUs have not been listed yet."
-        self.code = "starting"
-        self.replacements = 0
-        self.pid: int | None = None
-        self.host_trouble = ("", "")
-        self._listeners: list[Listener] = []
-        self._identities: list[Identity] = []
-        silent_s = silent_s or settings.silent_s
-        self._warn_s = min(settings.silent_warn_s, silent_s)
-        self._start_timeout_s = start_timeout_s
-        work = partial(
-            probe_child.main, open_source=open_source, poll_s=settings.poll_s, slow_poll_s=settings.slow_poll_s
-        )
+    def __attrs_post_init__(self) -> None:
+        poll_s, slow_poll_s, silent_s = self._settings.poll_s, self._settings.slow_poll_s, self._settings.silent_s
+        self._warn_s = min(self._settings.silent_warn_s, silent_s)
+        work = partial(probe_child.main, open_source=self._open_source, poll_s=poll_s, slow_poll_s=slow_poll_s)
         # It may hang in the driver for ever: its end is not waited for.
         self._keeper = Keeper("probe", work, probe_child.decoder, self, silent_s=silent_s, exit_s=0.0)
-        self._unusable = False
-        self._warning: asyncio.TimerHandle | None = None
-        self._late: tuple[State, str, str] | None = None
-        self._listed = asyncio.Event()
-        self._tasks = TaskSet(owner)
 
     def listen(self, listener: Listener) -> None:
         """Let ``listener`` hear what is read from now on, and who the cards are as far as that was told already."""
-        self._listeners.append(listener)
+        self._listener = listener
         if self._identities:
             listener.identities(self._identities)
 
@@ -119,7 +105,25 @@ class Probe:
         if self._late is not None:
             self._set(*self._late)
         self._expect()
-        self._take(message)
+        match message:
+            case probe_child.Listing(gpus, problems):
+                self._list(gpus, problems)
+            case probe_child.Absent(code, words):
+                self._unusable = True
+                self._set("unknown" if self.gpus else "absent", code, words)  # a driver that goes away is no absence
+                self._listed.set()
+            case probe_child.Readings(readings, xids):
+                self.readings = {reading.uuid: reading for reading in readings}
+                self._listener.readings(readings)
+                self._listener.xids(xids)
+            case probe_child.Identities(identities):
+                self._identities = identities
+                self._listener.identities(identities)
+            case probe_child.SlowReadings(slow, code, words):
+                if (code, words) != self.host_trouble:
+                    log.warning("gpu_host_trouble", code=code, message=words or "none any more")
+                self.host_trouble = (code, words)
+                self._listener.slow_readings(slow)
 
     def ended(self, end: End) -> float | None:
         self.pid = None
@@ -155,27 +159,6 @@ class Probe:
         words = f"The GPU driver has said nothing for {self._warn_s:g} s: the health of the GPUs is unknown."
         self._set("unknown", "probe_late", words)
 
-    def _take(self, said: probe_child.Message) -> None:
-        match said:
-            case probe_child.Listing(gpus, problems):
-                self._list(gpus, problems)
-            case probe_child.Absent(code, message):
-                self._unusable = True
-                self._set("unknown" if self.gpus else "absent", code, message)  # a driver that goes away is no absence
-                self._listed.set()
-            case probe_child.Readings(readings, _):
-                self.readings = {reading.uuid: reading for reading in readings}
-            case probe_child.Identities(identities):
-                self._identities = identities
-            case probe_child.SlowReadings(_, code, message):
-                if (code, message) != self.host_trouble:
-                    log.warning("gpu_host_trouble", code=code, message=message or "none any more")
-                self.host_trouble = (code, message)
-            case probe_child.Beat():
-                pass
-        for listener in self._listeners:
-            _tell(listener, said)
-
     def _list(self, gpus: list[Gpu], problems: list[str]) -> None:
         self._unusable = False
         self.gpus = gpus or self.gpus
@@ -194,15 +177,3 @@ class Probe:
             write = log.warning if state == "unknown" else log.info
             write("probe_state", state=state, code=code, message=message)
         self.state, self.code, self.message = state, code, message
-
-
-def _tell(listener: Listener, said: probe_child.Message) -> None:
-    match said:
-        case probe_child.Readings(readings, xids):
-            listener.readings(readings)
-            if xids:
-                listener.xids(xids)
-        case probe_child.Identities(identities):
-            listener.identities(identities)
-        case probe_child.SlowReadings(slow):
-            listener.slow_readings(slow)

@@ -68,10 +68,6 @@ decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 def main(connection: socket.socket, open_source: Callable[[], GpuSource], poll_s: float, slow_poll_s: float) -> None:
     """The work of the process."""
     child.end_with_parent(connection)
-    _serve(connection, open_source, poll_s, slow_poll_s)
-
-
-def _serve(connection: socket.socket, open_source: Callable[[], GpuSource], poll_s: float, slow_poll_s: float) -> None:
     try:
         source = open_source()
         gpus = source.gpus()

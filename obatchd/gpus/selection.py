@@ -8,8 +8,7 @@ import msgspec
 
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
-from obatchd.settings.tables.gpus import GpuSettings
-from obatchd.settings.tables.servers import ServerGroup
+from obatchd.settings.tables.servers import GpuSettings, ServerGroup
 
 
 class PlannedServer(msgspec.Struct, frozen=True):

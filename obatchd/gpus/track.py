@@ -23,28 +23,13 @@ _CAUSES = {
     "power_cap": ClockReason.POWER_CAP,
 }
 # Counters whose increase since the mark some rule looks at.
-COUNTERS = (
-    "ecc_corrected",
-    "ecc_uncorrected",
-    "ecc_corrected_aggregate",
-    "ecc_uncorrected_aggregate",
-    "sram_uncorrected",
-    "sram_uncorrected_aggregate",
-    "remapped_corrected",
-    "remapped_uncorrected",
-    "retired_single_bit",
-    "retired_double_bit",
-    "hw_thermal_s",
-    "hw_power_brake_s",
-    "sw_thermal_s",
-    "pcie_replays",
-    "pcie_correctable",
-    "pcie_non_fatal",
-    "pcie_fatal",
-    "nvlink_replays",
-    "nvlink_recoveries",
-    "nvlink_crc",
-)
+UNCORRECTED = ("ecc_uncorrected", "ecc_uncorrected_aggregate")
+_OF_MEMORY = ("ecc_corrected", "ecc_corrected_aggregate", "sram_uncorrected", "sram_uncorrected_aggregate")
+_REPLACED = ("remapped_corrected", "remapped_uncorrected", "retired_single_bit", "retired_double_bit")
+HARDWARE_SLOWDOWN = ("hw_thermal_s", "hw_power_brake_s")
+_PCIE = ("pcie_replays", "pcie_correctable", "pcie_non_fatal", "pcie_fatal")
+NVLINK = ("nvlink_replays", "nvlink_recoveries", "nvlink_crc")
+COUNTERS = (*UNCORRECTED, *_OF_MEMORY, *_REPLACED, *HARDWARE_SLOWDOWN, "sw_thermal_s", *_PCIE, *NVLINK)
 
 
 def increase(before: SlowReading | None, after: SlowReading | None, counter: str) -> float:
@@ -67,44 +52,26 @@ class Crash(msgspec.Struct):
 
 
 class Track(msgspec.Struct):
-    """The condensed history of one card.
-
-    Attributes:
-        began_s: when watching began, epoch seconds.
-        mark: slow reading at the beginning, once there is one; increases count from it.
-        recent: readings of the last eleven minutes, oldest first.
-        hour: slow readings of the last hour, oldest first.
-        first_s: when a counter was first seen above its mark.
-        grown: by how much each counter grew, added up over restarts of the driver.
-        watched_s, loaded_s: seconds seen at all, and at a utilisation of 50 % or more.
-        slowed_s: seconds by cause of slowdown, by sampling; counters of the driver are more exact where it has them.
-        xids: of the last 24 h, de-duplicated, oldest first; in a burn-in all.
-        server_crashes: when its server or runner crashed and it was not what it worked on.
-        crashed_s: of the latest crash, whatever the reason, by what its server had loaded; epoch seconds.
-        ended: when we ended its server ourselves.
-        accepted: signals of lasting defects that an administrator knows of; they only warn.
-        had_power: whether its power was ever readable.
-    """
+    """The condensed history of one card; lists begin with the oldest, times are epoch seconds."""
 
     identity: Identity
     began_s: float = 0.0
-    mark: SlowReading | None = None
+    mark: SlowReading | None = None  # the first; increases count from it
     latest: Reading | None = None
     slow: SlowReading | None = None
-    recent: list[Reading] = []
-    hour: list[SlowReading] = []
-    first_s: dict[str, float] = {}
-    grown: dict[str, float] = {}
-    watched_s: float = 0.0
+    recent: list[Reading] = []  # of the last eleven minutes
+    hour: list[SlowReading] = []  # of the last hour
+    first_s: dict[str, float] = {}  # when a counter was first seen above its mark
+    grown: dict[str, float] = {}  # by how much each counter grew, added up over restarts of the driver
     loaded_s: float = 0.0
-    slowed_s: dict[str, float] = {}
-    xids: list[XidEvent] = []
-    server_crashes: list[Crash] = []
-    crashed_s: dict[str, float] = {}
-    ended: list[float] = []
-    accepted: list[str] = []
-    had_power: bool = False
-    keep_xids: bool = False
+    slowed_s: dict[str, float] = {}  # by cause, by sampling; counters of the driver are more exact where it has them
+    xids: list[XidEvent] = []  # of the last 24 h, de-duplicated
+    server_crashes: list[Crash] = []  # of its server or runner, where it was not what it worked on
+    crashed_s: dict[str, float] = {}  # of the latest crash, whatever the reason, by what its server had loaded
+    ended: list[float] = []  # when we ended its server ourselves
+    accepted: list[str] = []  # signals of lasting defects that an administrator knows of; they only warn
+    had_power: bool = False  # ever
+    keep_xids: bool = False  # all, in a burn-in
 
     @property
     def uuid(self) -> str:
@@ -121,13 +88,11 @@ class Track(msgspec.Struct):
         if earlier is None:
             return
         passed_s = min(max(0.0, reading.at_s - earlier.at_s), GAP_S)
-        self.watched_s += passed_s
         if (reading.utilisation_percent or 0) >= LOADED_PERCENT:
             self.loaded_s += passed_s
-        if reasons := reading.clock_reasons:
-            for cause, bits in _CAUSES.items():
-                if reasons & bits:
-                    self.slowed_s[cause] = self.slowed_s.get(cause, 0.0) + passed_s
+        for cause, bits in _CAUSES.items():
+            if (reading.clock_reasons or 0) & bits:
+                self.slowed_s[cause] = self.slowed_s.get(cause, 0.0) + passed_s
 
     def add_slow(self, reading: SlowReading) -> None:
         """The next slow reading, in order of time."""

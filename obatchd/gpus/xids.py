@@ -72,8 +72,7 @@ _WARN = {
     56: "display engine error",
     57: "error in programming the video memory interface",
     58: "unstable video memory interface",
-    66: "illegal access by the driver",
-    67: "illegal access by the driver",
+    **dict.fromkeys((66, 67), "illegal access by the driver"),
     78: "vGPU start error",
     81: "VGA subsystem error",
     93: "InfoROM wear limit",
@@ -97,8 +96,7 @@ _WARN = {
     161: "memory channel retirement failed",
 }
 _IGNORE = {
-    106: "SMBPBI test message",
-    107: "SMBPBI test message",
+    **dict.fromkeys((106, 107), "SMBPBI test message"),
     152: "DLA SMMU error",
     153: "DLA timeout",
     154: "recovery action changed; the driver's own verdict is read too",
@@ -136,16 +134,13 @@ BURN_IN_FAILS = frozenset({57, 58, 109})
 _NVLINK5 = range(144, 151)  # Blackwell: the text says whether it is fatal
 
 
-def lookup(number: int, overrides: Mapping[str, XidClass]) -> Xid:
-    """An XID by its number; one that nobody has listed is a warning, never silently good."""
-    found = XIDS.get(number, Xid(number, "not in NVIDIA's catalogue", "warn", known=False))
-    kind = overrides.get(str(number))
-    return found._replace(kind=kind, known=True) if kind else found
-
-
 def classify(event: XidEvent, overrides: Mapping[str, XidClass]) -> Xid:
-    """The XID of an event, by its number and, where that is not enough, its text."""
-    found = lookup(event.xid, overrides)
-    if event.xid in _NVLINK5 and str(event.xid) not in overrides and re.search(r"\bFatal\b", event.line):
-        return found._replace(kind="reset")
-    return found
+    """The XID of an event, by its number and, where that is not enough, its text.
+
+    One that nobody has listed is a warning, never silently good.
+    """
+    found = XIDS.get(event.xid, Xid(event.xid, "not in NVIDIA's catalogue", "warn", known=False))
+    if kind := overrides.get(str(event.xid)):
+        return found._replace(kind=kind, known=True)
+    fatal = event.xid in _NVLINK5 and re.search(r"\bFatal\b", event.line)
+    return found._replace(kind="reset") if fatal else found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from obatchd.jobs.formats.source import Unreadable, open_source
@@ -18,18 +17,13 @@ def content_digest(path: Path) -> str:
 
     A file in a folder that cannot be read counts by its name.
     """
-    digest = hashlib.sha256()
     if not path.is_dir():
         with open(path, "rb") as file:
-            _hash(digest, file.read)
-        return digest.hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
     for inside in sorted(p for p in path.rglob("*") if p.is_file() and not p.is_symlink()):
         digest.update(os.fsencode(inside.relative_to(path)) + b"\0")
         with contextlib.suppress(Unreadable), open_source(inside, packed=False) as source:
-            _hash(digest, source.read)
+            while block := source.read(_READ_BYTES):
+                digest.update(block)
     return digest.hexdigest()
-
-
-def _hash(digest: hashlib._Hash, read: Callable[[int], bytes]) -> None:
-    while block := read(_READ_BYTES):
-        digest.update(block)

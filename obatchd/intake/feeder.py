@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from attrs import define, field
 
 from obatchd.dispatch.events import INTERRUPTED, Finished
 from obatchd.dispatch.outcomes import Suspicion
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
-from obatchd.jobs.model import Outcome
+from obatchd.jobs.model import Entry, Outcome
 from obatchd.jobs.queue import JobQueue
-from obatchd.jobs.store import AttemptRow, PendingRow, unanswered_record
-from obatchd.live.work import Outcomes, Work
-from obatchd.tasks import TaskSet
+from obatchd.jobs.store import AttemptRow, unanswered_record
+from obatchd.live.work import Outcomes, Part
 
 # Bytes of one fetch: 1,024 small requests, or a few long ones.
 _FETCH_BYTES = 4 * 1024**2
@@ -46,33 +46,27 @@ def histories(attempts: Sequence[AttemptRow]) -> dict[int, History]:
 
 
 def read_requests(
-    path: Path, rows: Sequence[PendingRow], known: dict[int, History], byte_limit: int = _FETCH_BYTES
-) -> tuple[list[Pending], list[PendingRow]]:
+    path: Path, rows: Sequence[Entry], known: dict[int, History], byte_limit: int = _FETCH_BYTES
+) -> tuple[list[Pending], list[Entry]]:
     """The bytes of ``rows`` up to ``byte_limit`` (at least one row), and the rows whose bytes have changed."""
     pending: list[Pending] = []
-    changed: list[PendingRow] = []
+    changed: list[Entry] = []
     size = 0
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with open(path, "rb", buffering=0) as file:
         for row in rows:
             if size and size + row.length > byte_limit:
                 break
-            raw = os.pread(descriptor, row.length, row.offset)
             size += row.length
-            if zlib.crc32(raw) != row.checksum:
+            if (raw := row.read(file.fileno())) is None:
                 changed.append(row)
                 continue
             history = known.get(row.line)
-            if history is None:
-                pending.append(Pending(row.line, raw))
-            else:
-                pending.append(Pending(row.line, raw, history.attempts + 1, history.servers, history.spent_s))
-    finally:
-        os.close(descriptor)
+            earlier = (history.attempts + 1, history.servers, history.spent_s) if history is not None else ()
+            pending.append(Pending(row.line, raw, *earlier))
     return pending, changed
 
 
-def changed_record(row: PendingRow) -> bytes:
+def changed_record(row: Entry) -> bytes:
     """The failure of a request whose bytes are not those that were indexed."""
     message = (
         f"line {row.line}: its {row.length} bytes at offset {row.offset} changed after the drop was accepted; drop the "
@@ -81,16 +75,14 @@ def changed_record(row: PendingRow) -> bytes:
     return unanswered_record(row.id, row.line, Outcome.FAILED, "input_changed", message)
 
 
-class Feeder:
+@define(eq=False)
+class Feeder(Part):
     """Fills lanes' windows in a thread of its own. Implements :class:`obatchd.jobs.queue.LaneFeeder`."""
 
-    def __init__(self, work: Work, preparation: Preparation, outcomes: Outcomes) -> None:
-        self._work = work
-        self._preparation = preparation
-        self._outcomes = outcomes
-        self._known: dict[int, dict[int, History]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feeder")
-        self._tasks = TaskSet(work.owner)
+    _preparation: Preparation
+    _outcomes: Outcomes
+    _known: dict[int, dict[int, History]] = field(factory=dict, init=False)
+    _thread: ThreadPoolExecutor = field(factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="feeder"), init=False)
 
     def remember(self, job: int, known: dict[int, History]) -> None:
         """Earlier attempts of a job taken up again."""
@@ -101,11 +93,9 @@ class Feeder:
         self._known.pop(job, None)
 
     def fetch(self, lane: Lane, queue: JobQueue) -> None:
-        """Start reading more of ``lane``."""
         self._tasks.start(self._fetch(lane, queue), "feeder")
 
     def ready(self, lane: Lane, pending: Sequence[Pending], queue: JobQueue) -> Sequence[Pending]:
-        """Those of ``pending`` that need no sources; the others come to the queue when theirs are there."""
         return self._preparation.ready(lane, pending, queue)
 
     async def stop(self) -> None:
@@ -119,7 +109,7 @@ class Feeder:
         known = self._known.get(lane.job, {})
         expected = lane.unread  # lines that are indexed while this reads may be missing
 
-        def read() -> tuple[list[Pending], list[PendingRow], int]:
+        def read() -> tuple[list[Pending], list[Entry], int]:
             if lane.job not in self._work.jobs:  # over meanwhile: its files may be gone
                 return [], [], 0
             segment = source.open_segment()
@@ -128,11 +118,9 @@ class Feeder:
                 rows = segment.pending(lane.job, lane.number, lane.gaps[0], WINDOW_FETCH, lane.gaps[1])
             return (*read_requests(source.request_file, rows, known), len(rows))
 
-        async def read_in_thread() -> tuple[list[Pending], list[PendingRow], int]:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, read)
-
+        in_thread = partial(asyncio.get_running_loop().run_in_executor, self._thread, read)
         pending, changed, found = await self._work.conditions.until_disk_takes(
-            read_in_thread, lane.job, "input_unreadable", "its input cannot be read", job=lane.job
+            in_thread, lane.job, "input_unreadable", "its input cannot be read", job=lane.job
         )
         lines = [p.line for p in pending] + [row.line for row in changed]
         if lines and min(lines) > lane.cursor:

@@ -19,9 +19,8 @@ from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entries, recognise, refused, request_file
 from obatchd.jobs.lane import Pending
 from obatchd.jobs.model import Entry
-from obatchd.jobs.store import DISK_ERRORS, REFUSED_LANE, IndexBatch, IndexedChunk, JobRow, PendingRow, Store
-from obatchd.settings.job import JobSettings
-from obatchd.settings.job_file import parse_job_settings
+from obatchd.jobs.store import DISK_ERRORS, REFUSED_LANE, IndexBatch, IndexedChunk, JobRow, Store
+from obatchd.settings.job import JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 
@@ -70,18 +69,15 @@ class DropReader:
             DropRefused: the drop cannot become a job.
         """
         with self._at_its_cost():
-            return self._prepare(store)
-
-    def _prepare(self, store: Store) -> dict[str, Any]:
-        changes = self.own_columns()
-        self.row.settings = changes["settings"]  # they say how the drop is read
-        if self.row.settings.sample:
-            self._sample()
-            changes["settings"] = self.row.settings
-        elif self._settings.inbox.dedupe == "reject" or self.row.size <= _INLINE_DIGEST_BYTES:
-            changes["digest"] = self._digest(store)
-        if self._settings.inbox.on_invalid == "fail_file":
-            self._require_all_valid()
+            changes = self.own_columns()
+            self.row.settings = changes["settings"]  # they say how the drop is read
+            if self.row.settings.sample:
+                self._sample()
+                changes["settings"] = self.row.settings
+            elif self._settings.inbox.dedupe == "reject" or self.row.size <= _INLINE_DIGEST_BYTES:
+                changes["digest"] = self._digest(store)
+            if self._settings.inbox.on_invalid == "fail_file":
+                self._require_all_valid()
         changes["notes"] = self.notes
         for name, value in changes.items():
             setattr(self.row, name, value)
@@ -97,7 +93,9 @@ class DropReader:
         own = self._folder_settings()
         given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
         merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
-        if self._recognised() is Format.BATCH and not _rules(merged).given:
+        with contextlib.suppress(DropRefused, OSError):  # where it cannot be told, reading it says why
+            self._form = recognise(self.input, self.row.label)
+        if self._form is Format.BATCH and not _rules(merged).given:
             merged = msgspec.structs.replace(merged, openai_batch=True)
         self._note(*submitted.notes)
         frozen = {"defaults": submitted.defaults} if submitted.defaults is not None else {}
@@ -122,12 +120,6 @@ class DropReader:
                 code="reader_defect",
             ) from error
 
-    def _recognised(self) -> Format | None:
-        """The format of the drop; None where it cannot be told: reading it says why."""
-        with contextlib.suppress(DropRefused, OSError):
-            self._form = recognise(self.input, self.row.label)
-        return self._form
-
     def finish_digest(self, store: Store) -> dict[str, Any]:
         """The digest of a drop too large to be hashed before its first request runs."""
         if self._hashed or self.row.digest or self.row.settings.sample:
@@ -149,11 +141,7 @@ class DropReader:
         return IndexBatch(self.row, entries, final=len(entries) < size)
 
     def first_batch(self) -> IndexBatch:
-        """The first entries, which are dispatched before the others are read.
-
-        Raises:
-            DropRefused: as of :meth:`batch`.
-        """
+        """The first entries, which are dispatched before the others are read; raises as :meth:`batch`."""
         return self.batch(_FIRST_OF_SMALL if self.row.size <= _SMALL_BYTES else _FIRST_OF_LARGE)
 
     def broken_off(self, store: Store, reason: str) -> IndexBatch:
@@ -166,25 +154,23 @@ class DropReader:
         """``indexed`` with the requests' bytes where they are few and small."""
         pending: dict[int, list[Pending]] = {}
         if sum(entry.length for entry in batch.entries) <= _AT_HAND_BYTES:
-            rows = [PendingRow(e.line, e.offset, e.length, e.checksum, e.id) for e in batch.entries]
             lanes = dict(zip((e.line for e in batch.entries), indexed.lane_of, strict=True))
             # Bytes that cannot be read now are read when their turn comes; the index has them already.
             with contextlib.suppress(OSError):
-                for request in read_requests(self.request_file, rows, {})[0]:
+                for request in read_requests(self.request_file, batch.entries, {})[0]:
                     if (lane := lanes[request.line]) != REFUSED_LANE:
                         pending.setdefault(lane, []).append(request)
         return Chunk(indexed, pending, batch.final)
 
     def _read(self) -> Iterator[Entry]:
-        limits, size_bytes = self._settings.inbox, self.row.size
         return read_entries(
             self.input,
             self.row.label,
-            limits,
+            self._settings.inbox,
             form=self._form,
             rules=_rules(self.row.settings),
             check_space=self._check_space,
-            size_bytes=size_bytes,
+            size_bytes=self.row.size,
         )
 
     def _sample(self) -> list[Entry]:

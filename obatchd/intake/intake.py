@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import time
 from collections.abc import Sequence
@@ -17,13 +18,12 @@ from obatchd.intake.limits import OwnerLimits
 from obatchd.jobs.model import JobIds, JobState
 from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow
 from obatchd.live.conditions import INTAKE, RETRY_S
-from obatchd.live.work import Work
+from obatchd.live.work import Part, Work
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.inbox import Inbox, ScanReport
 from obatchd.spool.refusal import refuse_claimed, refuse_drop
-from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 # Up to this many drops their own fsyncs are cheaper than one flush of the whole file system.
@@ -43,16 +43,14 @@ class IntakeEvents(Protocol):
         """An accepted drop turned out not to be a job."""
 
 
-class Intake:
+class Intake(Part):
     """Takes drops and submissions; runs its file and store work in threads."""
 
     def __init__(self, work: Work, events: IntakeEvents) -> None:
-        self._work = work
-        self._layout = work.layout
-        self._store = work.store
-        self._conditions = work.conditions
-        self.ids = JobIds(work.store.state.last_job())
+        super().__init__(work)
+        self._layout, self._store, self._conditions = work.layout, work.store, work.conditions
         self._events = events
+        self.ids = JobIds(work.store.state.last_job())
         self.inbox = Inbox(work.layout, work.settings)
         self.report = ScanReport()
         self.refused = 0
@@ -60,7 +58,6 @@ class Intake:
         self._claim_failed = False  # the disk refused: the next claim settles the one that was cut short
         self._unlisted: list[str] = []  # accepted, but their rows could not be read yet
         self._wake = asyncio.Event()
-        self._tasks = TaskSet(work.owner)
         self._claim_thread = ThreadPoolExecutor(1, thread_name_prefix="intake")
         self._index_threads = ThreadPoolExecutor(2, thread_name_prefix="index")
         self._conditions.listen(self)
@@ -110,11 +107,9 @@ class Intake:
                 self._conditions.report(INTAKE, f"drops cannot be taken: {log.reason(error)}")
                 delay_s = RETRY_S
             self.scanned.set()
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay_s):
                     await self._wake.wait()
-            except TimeoutError:
-                continue
 
     async def _look(self) -> bool:
         """One scan and claim; whether another should follow at once."""
@@ -174,11 +169,10 @@ class Intake:
     async def _begin(self, rows: Sequence[JobRow]) -> None:
         loop = asyncio.get_running_loop()
         readers = [DropReader(row, self._layout, self._settings, self._check_space) for row in rows]
-        for reader, chunk, refusal in await loop.run_in_executor(self._claim_thread, self._first_chunks, readers):
+        for reader, chunk in await loop.run_in_executor(self._claim_thread, self._first_chunks, readers):
             self._conditions.report_job(reader.row.key, "")
-            if refusal is not None:
-                self._events.refused(reader.row)
             if chunk is None:
+                self._events.refused(reader.row)
                 continue
             self._events.accepted(reader.row)
             self._events.indexed(reader.row.key, chunk)
@@ -189,28 +183,25 @@ class Intake:
         """Index the rest of a drop in the background."""
         self._tasks.start(self._index_rest(reader), f"index-{reader.row.job}")
 
-    def _first_chunks(self, readers: list[DropReader]) -> list[tuple[DropReader, Chunk | None, DropRefused | None]]:
+    def _first_chunks(self, readers: list[DropReader]) -> list[tuple[DropReader, Chunk | None]]:
+        """The first chunk of each drop; None of one that is refused."""
         batches: list[tuple[DropReader, IndexBatch]] = []
         changes: list[tuple[int, dict[str, Any]]] = []
-        outcomes: dict[int, tuple[DropReader, Chunk | None, DropRefused | None]] = {}
         for reader in readers:
             claim.complete_submission(reader.directory)
             try:
                 changed = reader.prepare(self._store)
                 batches.append((reader, reader.first_batch()))
                 changes.append((reader.row.key, changed))  # not of a refused one: its row says why
-            except (DropRefused, FileNotFoundError) as error:
-                # Not found: a crash came between moving the drop to failed/ and saying so in the store.
-                gone = DropRefused("it had been moved to failed/ before", code="drop_refused")
-                refusal = error if isinstance(error, DropRefused) else gone
+            except DropRefused as refusal:
                 self.refuse(reader.row, refusal)
-                outcomes[reader.row.key] = (reader, None, refusal)
+            except FileNotFoundError:  # a crash came between moving the drop to failed/ and saying so in the store
+                self.refuse(reader.row, DropRefused("it had been moved to failed/ before", code="drop_refused"))
         flush_unpacked([reader for reader, _ in batches])
         self._store.state.update_many(changes)
         indexed = self._store.write_index([batch for _, batch in batches])
-        for (reader, batch), chunk in zip(batches, indexed, strict=True):
-            outcomes[reader.row.key] = (reader, reader.chunk(batch, chunk), None)
-        return [outcomes[reader.row.key] for reader in readers]
+        chunks = {r.row.key: r.chunk(batch, chunk) for (r, batch), chunk in zip(batches, indexed, strict=True)}
+        return [(reader, chunks.get(reader.row.key)) for reader in readers]
 
     async def _index_rest(self, reader: DropReader) -> None:
         row, loop = reader.row, asyncio.get_running_loop()
@@ -237,10 +228,8 @@ class Intake:
             # Part of it runs already; only a change by its owner can have made it unreadable since.
             batch = reader.broken_off(self._store, refusal.message)
         flush_unpacked([reader])
-        if batch.final:
-            changes = reader.finish_digest(self._store)
-            if changes:
-                self._store.state.update(reader.row.key, **changes)
+        if batch.final and (changes := reader.finish_digest(self._store)):
+            self._store.state.update(reader.row.key, **changes)
         [indexed] = self._store.write_index([batch])
         return Chunk(indexed, {}, batch.final)
 

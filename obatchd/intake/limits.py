@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from obatchd.live.job import LiveJob
-from obatchd.settings.tables.limits import LimitSettings
+from obatchd.settings.tables.spool import LimitSettings
 
 
 class _Open(msgspec.Struct):

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from attrs import define, field
+
 from obatchd import log
 from obatchd.child import Child, End, Keeper
 from obatchd.context import preparer
@@ -19,36 +21,37 @@ from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import unanswered_record
-from obatchd.live.work import Outcomes, Work
+from obatchd.live.work import Outcomes, Part
 from obatchd.settings.tables.context import ContextSettings
-from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _SILENT_S = 30.0  # a preparer says something every second
 _TELLINGS = 2  # a request that is in preparation in so many ends of the preparer has caused them, for all we know
 
 
+@define(eq=False)
 class _Waiting:
     """A request in preparation."""
 
-    def __init__(self, lane: Lane, pending: Pending, queue: JobQueue) -> None:
-        self.lane = lane
-        self.pending = pending
-        self.queue = queue  # where it goes then
-        self.told = 0  # preparers that had it
+    lane: Lane
+    pending: Pending
+    queue: JobQueue  # where it goes then
+    told: int = 0  # preparers that had it
 
 
-class Preparation:
-    """Keeps one preparer, whose parent it is, and the preparer's requests."""
+@define(eq=False)
+class Preparation(Part):
+    """Keeps one preparer, whose parent it is, and the preparer's requests; those stay pending in the store."""
 
-    def __init__(self, work: Work, outcomes: Outcomes) -> None:
-        self._work = work
-        self._outcomes = outcomes
-        self._tasks = TaskSet(work.owner)
-        self._waiting: dict[tuple[int, int], _Waiting] = {}
-        task = partial(preparer.main, cache_dir=work.layout.sources)
-        self._keeper = Keeper("preparer", task, from_preparer, self, silent_s=_SILENT_S)
-        self._preparer: Child | None = None
+    _outcomes: Outcomes
+    _waiting: dict[tuple[int, int], _Waiting] = field(factory=dict, init=False)
+    _keeper: Keeper[FromPreparer] = field(init=False)
+    _preparer: Child | None = field(default=None, init=False)
+
+    @_keeper.default
+    def _of_one_preparer(self) -> Keeper[FromPreparer]:
+        task = partial(preparer.main, cache_dir=self._work.layout.sources)
+        return Keeper("preparer", task, from_preparer, self, silent_s=_SILENT_S)
 
     @property
     def _settings(self) -> ContextSettings:
@@ -57,11 +60,7 @@ class Preparation:
     def settings_changed(self) -> None:
         """Tell the preparer, which is a process of its own."""
         if self._preparer is not None:
-            self._preparer.send(rules_of(self._settings))
-
-    async def stop(self) -> None:
-        """End the preparer; requests that wait for it stay pending in the store."""
-        await self._tasks.stop()
+            self._preparer.send(Rules(self._settings.model_dump()))
 
     def ready(self, lane: Lane, pending: Sequence[Pending], queue: JobQueue) -> Sequence[Pending]:
         """Those of ``pending`` that need no preparation; the others come to the queue when they are prepared."""
@@ -69,7 +68,7 @@ class Preparation:
             return pending
         ready = []
         for one in pending:
-            if one.prepared or not self._needs(one.raw):
+            if one.prepared or not may_name_sources(one.raw, self._settings.from_links):
                 ready.append(one)
                 continue
             self._waiting[lane.job, one.line] = waiting = _Waiting(lane, one, queue)
@@ -78,10 +77,6 @@ class Preparation:
         if len(ready) < len(pending) and not self._tasks:
             self._tasks.start(self._keeper.run(), "preparation")
         return ready
-
-    def _needs(self, raw: bytes) -> bool:
-        """Whether a request may name sources; the preparer finds out whether it does."""
-        return b'"urls"' in raw or b'"files"' in raw or (self._settings.from_links and b"](http" in raw)
 
     def _tell(self, waiting: _Waiting) -> None:
         if self._preparer is None:
@@ -100,7 +95,7 @@ class Preparation:
 
     def started(self, child: Child) -> None:
         self._preparer = child
-        child.send(rules_of(self._settings))
+        child.send(Rules(self._settings.model_dump()))
         for waiting in list(self._waiting.values()):
             self._tell(waiting)
 
@@ -124,17 +119,14 @@ class Preparation:
         lane, pending = waiting.lane, waiting.pending
         if answer.code:
             waiting.queue.prepared(lane, None)
-            record = _failure(pending, answer)
+            id_ = request_id(pending.raw)
+            record = unanswered_record(id_, pending.line, Outcome.FAILED, answer.code, answer.message)
             self._outcomes.finish(Finished(lane.job, pending.line, lane.number, False, record, 0.0))
             return
         pending.prepared = answer.context
         waiting.queue.prepared(lane, pending)
 
 
-def rules_of(settings: ContextSettings) -> Rules:
-    """The settings for the preparer."""
-    return Rules(**{name: getattr(settings, name) for name in Rules.__struct_fields__})
-
-
-def _failure(pending: Pending, answer: Prepared) -> bytes:
-    return unanswered_record(request_id(pending.raw), pending.line, Outcome.FAILED, answer.code, answer.message)
+def may_name_sources(raw: bytes, links: bool) -> bool:
+    """Whether a request may name sources; the preparer finds out whether it does."""
+    return b'"urls"' in raw or b'"files"' in raw or (links and b"](http" in raw)

@@ -11,20 +11,22 @@ import asyncio
 import hashlib
 import os
 import time
-import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
+from attrs import define
 
 from obatchd import log
 from obatchd.dispatch.events import Finished
 from obatchd.dispatch.protocol import context_sha256
 from obatchd.documents.jobs import EarlierSummary
 from obatchd.intake.feeder import read_requests
-from obatchd.jobs.formats import parse_request, request_file
+from obatchd.intake.preparation import may_name_sources
+from obatchd.jobs.formats import parse_request
 from obatchd.jobs.model import Outcome, default_id
-from obatchd.jobs.store import DISK_ERRORS, JobRow, PendingRow
+from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
 from obatchd.live.work import Work
@@ -59,7 +61,7 @@ def fingerprint(raw: bytes, context: str, model_digest: str, *, links: bool = Fa
 
     A request that names sources outside itself is never the same: they may have changed. ``links`` in it do so, too.
     """
-    if b'"urls"' in raw or b'"files"' in raw or (links and b"](http" in raw):
+    if may_name_sources(raw, links):
         return None
     try:
         request = parse_request(raw)
@@ -70,13 +72,12 @@ def fingerprint(raw: bytes, context: str, model_digest: str, *, links: bool = Fa
     return hashlib.sha256(_encode([context, model_digest, same])).digest()
 
 
+@define(eq=False)
 class Reuse:
     """Finds earlier answers."""
 
-    def __init__(self, work: Work, models: Models) -> None:
-        self._work = work
-        self._store = work.store
-        self._models = models
+    _work: Work
+    _models: Models
 
     async def answers(self, live: LiveJob) -> AsyncIterator[list[Finished]]:
         """Results for requests of ``live`` that have none and were answered before, some at a time.
@@ -84,7 +85,7 @@ class Reuse:
         A disk that refuses ends the search: the other answers are computed.
         """
         try:
-            lanes = await asyncio.to_thread(lambda: self._store.of(live.row).lanes(live.key))
+            lanes = await asyncio.to_thread(lambda: self._work.store.of(live.row).lanes(live.key))
             digests = {row.lane: await self._models.digest(live.profile_of(row).model) for row in lanes}
             known = {lane: digest for lane, digest in digests.items() if digest}
             pending = self._pending(live, known)
@@ -93,15 +94,15 @@ class Reuse:
             while wanted := await asyncio.to_thread(self._take, pending, context_sha256(live.context()), known, links):
                 earlier = await asyncio.to_thread(self._earlier_jobs, live)
                 found = self._found(live, wanted, earlier, set(known.values()))
-                while batch := await asyncio.to_thread(_next, found):
+                while batch := await asyncio.to_thread(list, islice(found, _TOGETHER)):
                     yield batch
         except DISK_ERRORS as error:
             _log.error("earlier_answers_not_read", job=live.row.job, reason=log.reason(error))
 
     def _pending(self, live: LiveJob, lanes: dict[int, str]) -> Iterator[tuple[int, int, bytes]]:
         """(line, lane, bytes) of the job's requests without a result."""
-        segment = self._store.of(live.row)
-        path = request_file(self._work.input_of(live.row))
+        segment = self._work.store.of(live.row)
+        path = self._work.request_file(live.row)
         for lane in lanes:
             reached = 0
             while rows := segment.pending(live.key, lane, reached, _TOGETHER):
@@ -115,18 +116,16 @@ class Reuse:
         pending: Iterator[tuple[int, int, bytes]], context: str, digests: dict[int, str], links: bool
     ) -> dict[bytes, list[Wanted]]:
         wanted: dict[bytes, list[Wanted]] = {}
-        for count, (line, lane, raw) in enumerate(pending, start=1):
+        for line, lane, raw in islice(pending, _WANTED_LIMIT):
             key = fingerprint(raw, context, digests[lane], links=links)
             if key is not None:
                 request = parse_request(raw)
                 wanted.setdefault(key, []).append(Wanted(line, lane, request.id or default_id(line), request.input))
-            if count >= _WANTED_LIMIT:
-                break
         return wanted
 
     def _earlier_jobs(self, live: LiveJob) -> list[JobRow]:
         only = live.row.settings.skip_done
-        rows = self._store.state.finished_before(time.time() + 1, _JOBS_LIMIT)
+        rows = self._work.store.state.finished_before(time.time() + 1, _JOBS_LIMIT)
         mine = [row for row in rows if row.owner == live.row.owner and row.key != live.key]
         return [row for row in reversed(mine) if only is True or row.job == only]
 
@@ -146,16 +145,17 @@ class Reuse:
 
     def _answered(self, row: JobRow, context: str, models: dict[str, str]) -> Iterator[tuple[int, bytes, bytes]]:
         """(line, fingerprint, record) of the successes of an earlier job."""
-        segment = self._store.of(row)
+        segment = self._work.store.of(row)
         try:
-            descriptor = os.open(request_file(self._work.input_of(row)), os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(self._work.request_file(row), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return  # released meanwhile
         try:
             for line, outcome, record in segment.results(row.key):
                 digest = models.get(_model.decode(record).model)
                 if outcome is Outcome.SUCCEEDED and digest and _SOURCES not in record:
-                    raw = _bytes(descriptor, segment.place(row.key, line))
+                    place = segment.place(row.key, line)
+                    raw = place.read(descriptor) if place is not None else None
                     key = fingerprint(raw, context, digest) if raw else None
                     if key is not None:
                         yield line, key, record
@@ -163,26 +163,10 @@ class Reuse:
             os.close(descriptor)
 
 
-def _bytes(descriptor: int, place: PendingRow | None) -> bytes:
-    raw = os.pread(descriptor, place.length, place.offset) if place is not None else b""
-    return raw if place is not None and zlib.crc32(raw) == place.checksum else b""
-
-
 def _copied(record: bytes, wanted: Wanted, job: str, line: int) -> bytes:
     """The record of an earlier answer as that of this request; it took no time and no attempt."""
     document = msgspec.json.decode(record, type=dict[str, msgspec.Raw])
     document.pop("input", None)
-    own: dict[str, Any] = {"id": wanted.id, "line": wanted.line}
-    more: dict[str, Any] = {"attempts": 0, "servers": [], "duration_s": 0.0, "copied_from": f"{job}/{line}"}
-    if wanted.input:
-        more["input"] = wanted.input
-    return msgspec.json.encode({**document, **own, **more})
-
-
-def _next(found: Iterator[Finished]) -> list[Finished]:
-    batch: list[Finished] = []
-    for finished in found:
-        batch.append(finished)
-        if len(batch) >= _TOGETHER:
-            break
-    return batch
+    own: dict[str, Any] = {"id": wanted.id, "line": wanted.line, "attempts": 0, "servers": [], "duration_s": 0.0}
+    own |= {"copied_from": f"{job}/{line}"} | ({"input": wanted.input} if wanted.input else {})
+    return msgspec.json.encode({**document, **own})

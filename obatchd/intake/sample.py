@@ -10,9 +10,7 @@ from obatchd.jobs.model import Entry
 class Reservoir:
     """Makes a reservoir sample (Vitter 1985, algorithm R): every request is chosen with the same probability.
 
-    Args:
-        size: how many.
-        seed: the same seed over the same requests makes the same choice.
+    The same seed over the same requests makes the same choice.
     """
 
     def __init__(self, size: int, seed: str) -> None:
@@ -22,7 +20,6 @@ class Reservoir:
         self._chosen: list[Entry] = []
 
     def offer(self, entry: Entry) -> None:
-        """The next request of the drop."""
         self.seen += 1
         if len(self._chosen) < self._size:
             self._chosen.append(entry)

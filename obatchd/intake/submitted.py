@@ -7,8 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from obatchd.settings.frozen import FrozenSettings
-from obatchd.settings.job import JobSettings
+from obatchd.settings.job import FrozenSettings, JobSettings
 
 _SETTINGS_FILE = "settings.json"
 

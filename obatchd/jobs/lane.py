@@ -15,41 +15,37 @@ _AGEING_S = 3600.0
 
 
 class Pending(msgspec.Struct, array_like=True):
-    """A request ready to be offered. ``servers`` are those of its earlier attempts, which took ``spent_s``.
-
-    ``prepared`` is the preparer's text of its sources, for the worker; empty where it names none.
-    """
+    """A request ready to be offered."""
 
     line: int
     raw: bytes
     attempt: int = 1
-    servers: list[str] = []
-    spent_s: float = 0.0
-    prepared: bytes = b""
+    servers: list[str] = []  # of its earlier attempts
+    spent_s: float = 0.0  # on them
+    prepared: bytes = b""  # the preparer's text of its sources, for the worker; empty where it names none
 
 
-class Lane:
+class Lane(msgspec.Struct, eq=False):
     """Requests of one job for one profile and priority class, in input order."""
 
-    __slots__ = (
-        "accepted_s", "cursor", "fetching", "gaps", "job", "number", "order", "owner", "preparing", "priority",
-        "profile", "unread", "window",
-    )  # fmt: skip
+    job: int
+    number: int
+    owner: int
+    profile: Profile
+    priority: str
+    accepted_s: float
+    window: deque[Pending] = msgspec.field(default_factory=deque)
+    cursor: int = 0  # greatest line that was ever put into the window
+    gaps: tuple[int, int] = (0, 0)  # requests without a result that an earlier run left lie between these lines
+    unread: int = 0  # requests without a result that are only in the store
+    preparing: int = 0  # requests that wait for their sources before they come into the window
+    fetching: bool = False
+    order: tuple[int, int] = (0, 0)
+    base_class: int = 0
 
-    def __init__(self, job: int, number: int, owner: int, profile: Profile, priority: str, accepted_s: float) -> None:
-        self.job = job
-        self.number = number
-        self.owner = owner
-        self.profile = profile
-        self.priority = PRIORITY_CLASS[priority]
-        self.accepted_s = accepted_s
-        self.order = (job, number)
-        self.window: deque[Pending] = deque()
-        self.cursor = 0  # greatest line that was ever put into the window
-        self.gaps = (0, 0)  # requests without a result that an earlier run left behind lie between these lines
-        self.unread = 0  # requests without a result that are only in the store
-        self.preparing = 0  # requests that wait for their sources before they come into the window
-        self.fetching = False
+    def __post_init__(self) -> None:
+        self.order = (self.job, self.number)
+        self.base_class = PRIORITY_CLASS[self.priority]
 
     def begin_after(self, line: int) -> None:
         """Take those behind ``line`` first: to find the few requests left before it, all before it must be looked at,
@@ -68,7 +64,7 @@ class Lane:
 
     def priority_class(self, now_s: float) -> int:
         """The lane's class, one more per hour since its job was accepted."""
-        return self.priority + int((now_s - self.accepted_s) / _AGEING_S)
+        return self.base_class + int((now_s - self.accepted_s) / _AGEING_S)
 
 
 class Taken(msgspec.Struct, array_like=True):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import calendar
 import os
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from enum import StrEnum
 
@@ -17,6 +19,8 @@ SOURCE_ENDINGS = (".html", ".htm", ".pdf", ".source.txt", ".source.md")  # in a 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # in a folder, for requests that name them
 _PLAIN_ENDINGS = (".json", ".jsonl", ".ndjson", *TABLE_ENDINGS, *TEXT_ENDINGS)
 FILE_ENDINGS = (*_PLAIN_ENDINGS, *(f"{ending}.gz" for ending in _PLAIN_ENDINGS))
+# Endings that copying programs and editors use until they are done.
+TEMPORARY_ENDINGS = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
@@ -29,12 +33,9 @@ class Outcome(StrEnum):
     EXPIRED = "expired"
 
 
-_OUTCOMES = tuple(outcome.value for outcome in Outcome)
-
-
 def by_outcome(counts: Mapping[str, int]) -> dict[str, int]:
     """``counts`` with every outcome named."""
-    return {outcome: counts.get(outcome, 0) for outcome in _OUTCOMES}
+    return {outcome.value: counts.get(outcome, 0) for outcome in Outcome}
 
 
 class JobState(StrEnum):
@@ -67,12 +68,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class RequestRefused(ValueError):
-    """One request cannot be run.
-
-    Args:
-        code: slug for the result, as in :class:`Refusal`; for lines of batch files as OpenAI's API has it.
-        reason: in plain words.
-    """
+    """One request cannot be run. ``code`` as in :class:`Refusal`; for lines of batch files as OpenAI's API has it."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(reason)
@@ -80,23 +76,36 @@ class RequestRefused(ValueError):
         self.reason = reason
 
 
+class Intent(msgspec.Struct, frozen=True):
+    """One drop about to be claimed: enough to find it again wherever a crash left it."""
+
+    job: str
+    name: bytes  # in the inbox, as the file system has it
+    owner: int  # uid
+    device: int
+    inode: int
+    size: int  # bytes
+    kind: str  # file or folder
+    at_s: float  # wall clock
+
+
 class Entry(msgspec.Struct, frozen=True):
-    """One indexed line of a drop.
+    """One indexed line of a drop."""
 
-    ``offset`` and ``length`` are bytes in the request file (surrounding white space left out), ``checksum`` is
-    ``zlib.crc32`` of exactly those bytes. ``line`` counts from 1: the physical line of a JSONL file, the element of
-    an array, the position in name order in a folder.
-    """
-
-    line: int
-    offset: int
-    length: int
-    checksum: int
+    line: int  # from 1: the physical line of a JSONL file, the element of an array, the position by name in a folder
+    offset: int  # bytes in the request file
+    length: int  # bytes, surrounding white space left out
+    checksum: int  # zlib.crc32 of exactly those bytes
     id: str | None = None
     model: str | None = None
     context_length: int | None = None  # tokens, as asked (options.num_ctx or context_length), not rounded
     priority: str | None = None
     refusal: Refusal | None = None
+
+    def read(self, descriptor: int) -> bytes | None:
+        """The bytes from the open request file; None where they are not those that were indexed."""
+        raw = os.pread(descriptor, self.length, self.offset)
+        return raw if zlib.crc32(raw) == self.checksum else None
 
 
 def round_context(tokens: int) -> int:
@@ -116,16 +125,15 @@ class JobIds:
     """Makes job ids: ``YYYYMMDD-HHMMSS-xxxx``, unique in one process, sortable by time even if the clock steps back."""
 
     def __init__(self, last: str = "") -> None:
-        self._last_ticks = 0
         self._last = last
         self._lock = threading.Lock()
 
     def new(self) -> str:
         with self._lock:
-            ticks = max(time.time_ns() // 1000, self._last_ticks + 1)
-            while (job := self._format(ticks)) <= self._last:
-                ticks = max(ticks + 1, self._ticks_after(self._last))
-            self._last_ticks, self._last = ticks, job
+            job = self._format(time.time_ns() // 1000)
+            if job <= self._last:
+                job = self._format(self._ticks_after(self._last))
+            self._last = job
             return job
 
     @staticmethod
@@ -136,15 +144,8 @@ class JobIds:
 
     @staticmethod
     def _ticks_after(job: str) -> int:
-        import calendar
-
         seconds = calendar.timegm(time.strptime(job[:15], "%Y%m%d-%H%M%S"))
         micros = 0
         for digit in job[16:20]:
             micros = micros * 32 + _BASE32.index(digit)
         return seconds * 1_000_000 + micros + 1
-
-
-def process_owner() -> int:
-    """The uid that owns jobs submitted without another identity."""
-    return os.getuid()

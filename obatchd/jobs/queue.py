@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
+import msgspec
+
 from obatchd.jobs.lane import Lane, Pending, Taken
 from obatchd.jobs.model import Profile
 
@@ -21,14 +23,11 @@ _LOOK_AHEAD_REQUESTS = 8
 _FIRST_ESTIMATE_S = 1.0
 
 
-class _Share:
+class _Share(msgspec.Struct):
     """One owner's use of the servers, in slot-seconds."""
 
-    __slots__ = ("mean_s", "used_s")
-
-    def __init__(self, used_s: float) -> None:
-        self.used_s = used_s
-        self.mean_s = _FIRST_ESTIMATE_S
+    used_s: float
+    mean_s: float = _FIRST_ESTIMATE_S
 
 
 class LaneFeeder(Protocol):
@@ -53,11 +52,7 @@ class QueueListener(Protocol):
 
 
 class JobQueue:
-    """All lanes with waiting requests.
-
-    Args:
-        clock: wall-clock seconds; classes of priority rise with the time that a lane has waited.
-    """
+    """All lanes with waiting requests. ``clock`` gives wall-clock seconds."""
 
     def __init__(self, feeder: LaneFeeder, clock: Callable[[], float] = time.time) -> None:
         self._lanes: dict[int, dict[int, Lane]] = {}  # by job, then number
@@ -153,9 +148,8 @@ class JobQueue:
 
     def remove_job(self, job: int) -> None:
         """Forget everything of a job that is over."""
-        self._suspects = [taken for taken in self._suspects if taken.lane.job != job]
-        for lane in self._lanes.pop(job, {}).values():
-            self._unlist(lane)
+        self.remove_lanes(self._lanes_of(job))
+        self._lanes.pop(job, None)
         self._paused.discard(job)
 
     def remove_lanes(self, lanes: Iterable[Lane]) -> None:
@@ -204,7 +198,7 @@ class JobQueue:
     ) -> list[Taken]:
         share = self._share(owner)
         taken: list[Taken] = []
-        for lane in self._in_order(classes):
+        for lane in self._in_order(lane for lanes in classes for lane in lanes[:_LOOK_AHEAD_LANES]):
             if lane.wants_fetch:
                 lane.fetching = True
                 self._feeder.fetch(lane, self)
@@ -217,12 +211,10 @@ class JobQueue:
                 break
         return taken
 
-    def _in_order(self, classes: tuple[list[Lane], list[Lane], list[Lane]]) -> Iterator[Lane]:
-        """The first lanes to look at: by present class, then by acceptance."""
+    def _in_order(self, lanes: Iterable[Lane]) -> list[Lane]:
+        """By present class, then by acceptance."""
         now_s = self._clock()
-        heads = [lane for lanes in classes for lane in lanes[:_LOOK_AHEAD_LANES]]
-        heads.sort(key=lambda lane: (-lane.priority_class(now_s), lane.order))
-        yield from heads
+        return sorted(lanes, key=lambda lane: (-lane.priority_class(now_s), lane.order))
 
     def charge(self, taken: Taken, used_s: float) -> None:
         """The slot time that a request really used replaces the charge made in advance."""
@@ -257,11 +249,9 @@ class JobQueue:
         owners = self._waiting.get(profile)
         if not owners:
             return (float("inf"), 0, (0, 0))  # only suspects wait
-        now_s = self._clock()
         owner = min(owners, key=lambda o: self._share(o).used_s)
-        heads = [lanes[0] for lanes in owners[owner] if lanes]
-        first = min(heads, key=lambda lane: (-lane.priority_class(now_s), lane.order))
-        return (self._share(owner).used_s, -first.priority_class(now_s), first.order)
+        first = self._in_order(lanes[0] for lanes in owners[owner] if lanes)[0]
+        return (self._share(owner).used_s, -first.priority_class(self._clock()), first.order)
 
     def lanes_of_profile(self, profile: Profile) -> list[Lane]:
         """Every registered lane whose requests need ``profile``."""
@@ -294,7 +284,7 @@ class JobQueue:
         if lane.owner not in owners:
             self._join(lane.owner)
             owners[lane.owner] = ([], [], [])
-        lanes = owners[lane.owner][lane.priority]
+        lanes = owners[lane.owner][lane.base_class]
         at = bisect.bisect_left(lanes, lane.order, key=lambda other: other.order)
         if at == len(lanes) or lanes[at] is not lane:
             lanes.insert(at, lane)
@@ -311,7 +301,7 @@ class JobQueue:
         classes = owners.get(lane.owner)
         if classes is None:
             return
-        lanes = classes[lane.priority]
+        lanes = classes[lane.base_class]
         at = bisect.bisect_left(lanes, lane.order, key=lambda other: other.order)
         if at < len(lanes) and lanes[at] is lane:
             del lanes[at]

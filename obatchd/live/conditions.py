@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol, TypeVar
+
+from attrs import define, field
 
 from obatchd import log
 from obatchd.dispatch.holds import Holds
 from obatchd.documents.alarms import Alarm, DiskLow
 from obatchd.jobs.store import DISK_ERRORS
-from obatchd.live.disk import disk_trouble
-from obatchd.settings.tables.disk import DiskSettings
+from obatchd.settings.tables.spool import DiskSettings
 from obatchd.spool.layout import FreeSpace, Layout
 
 _log = log.get(__name__)
 RETRY_S = 1.0  # between two tries of a step that the disk refused
 INTAKE = "intake"  # must not keep the intake from finding out that this condition is over
 _DISK = "disk"
+_RESUME = 1.1  # this much more than the least must be free again, so that the daemon does not go on and off
 T = TypeVar("T")
 
 
@@ -35,23 +38,17 @@ class ConditionListener(Protocol):
         """A condition that may have kept drops in the inbox is over."""
 
 
+@define(eq=False, slots=False)
 class Conditions:
-    """Holds dispatch while any condition hinders all of it.
+    """Holds dispatch while any condition hinders all of it."""
 
-    Attributes:
-        of_all: conditions that hinder everything: reason by kind.
-        of_jobs: conditions that hinder one job: reason by key.
-        free: of the spool's file system, as last seen.
-    """
-
-    def __init__(self, holds: Holds, announcer: Announcer) -> None:
-        self.of_all: dict[str, str] = {}
-        self.of_jobs: dict[int, str] = {}
-        self.free = FreeSpace(0, 0)
-        self._unpublished = False
-        self._holds = holds
-        self._announcer = announcer
-        self._listeners: list[ConditionListener] = []
+    _holds: Holds
+    _announcer: Announcer
+    of_all: dict[str, str] = field(factory=dict, init=False)  # those that hinder everything: reason by kind
+    of_jobs: dict[int, str] = field(factory=dict, init=False)  # those that hinder one job: reason by key
+    free: FreeSpace = field(default=FreeSpace(0, 0), init=False)  # of the spool's file system, as last seen
+    _unpublished: bool = field(default=False, init=False)
+    _listeners: list[ConditionListener] = field(factory=list, init=False)
 
     def listen(self, listener: ConditionListener) -> None:
         self._listeners.append(listener)
@@ -103,22 +100,17 @@ class Conditions:
             event: logged for each refusal, with ``fields``.
             words: for people: the step that the disk holds up.
         """
+        report = partial(self.report, where) if isinstance(where, str) else partial(self.report_job, where)
         while True:
             try:
                 done = await step()
             except DISK_ERRORS as error:
                 _log.error(event, **fields, reason=log.reason(error))
-                self._report(where, f"{words}: {log.reason(error)}")
+                report(f"{words}: {log.reason(error)}")
                 await asyncio.sleep(RETRY_S)
             else:
-                self._report(where, "")
+                report("")
                 return done
-
-    def _report(self, where: str | int, reason: str) -> None:
-        if isinstance(where, str):
-            self.report(where, reason)
-        else:
-            self.report_job(where, reason)
 
     async def look_at_disk(self, layout: Layout, limits: DiskSettings) -> None:
         """See whether the spool's disk is too full, or refuses to tell."""
@@ -133,3 +125,21 @@ class Conditions:
     def _over(self) -> None:
         for listener in self._listeners:
             listener.condition_over()
+
+
+def disk_trouble(free: FreeSpace, limits: DiskSettings, *, low_already: bool) -> str:
+    """Why nothing more should be begun; empty when all is well."""
+    factor = _RESUME if low_already else 1
+    found = []
+    if free.read_only:
+        found.append("it is mounted read-only; look at the kernel's log (dmesg) for errors of the disk")
+    if free.bytes < limits.min_free_bytes * factor:
+        found.append(
+            f"{free.bytes // 1024**2} MiB free, less than min_free_bytes ({limits.min_free_bytes // 1024**2} MiB); "
+            "free some space"
+        )
+    if 0 <= free.inodes < limits.min_free_inodes * factor:
+        found.append(
+            f"{free.inodes} inodes free, less than min_free_inodes ({limits.min_free_inodes}); delete some files"
+        )
+    return "; ".join(found)

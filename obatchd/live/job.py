@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from obatchd.dispatch.protocol import JobContext
+from obatchd.documents import excerpt
 from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import JobState, Outcome, Profile, round_context
 from obatchd.jobs.store import JobRow, LaneRow
@@ -87,17 +88,7 @@ class LiveJob:
 
     def context(self) -> JobContext:
         """The common part of the job's requests, for its workers."""
-        frozen = self.frozen
-        return JobContext(
-            self.key,
-            self.row.job,
-            frozen.system_message,
-            frozen.options,
-            frozen.max_response_tokens,
-            frozen.format,
-            frozen.in_source,
-            frozen.think,
-        )
+        return excerpt(JobContext, self.frozen, job=self.key, name=self.row.job)
 
     def count(self, outcome: Outcome, requests: int = 1, tokens: int = 0) -> None:
         """``requests`` more have this outcome, with so many tokens in their answers."""

@@ -7,8 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from attrs import define, field
+
+from obatchd import log
 from obatchd.dispatch.events import Finished
 from obatchd.dispatch.holds import Holds
+from obatchd.documents.alarms import JobDone
+from obatchd.documents.jobs import Counts
 from obatchd.jobs.formats import request_file
 from obatchd.jobs.store import JobRow, Segment, Store
 from obatchd.live.conditions import Announcer, Conditions
@@ -16,7 +21,9 @@ from obatchd.live.job import LiveJob
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
-from obatchd.tasks import TaskOwner
+from obatchd.tasks import TaskOwner, TaskSet
+
+_log = log.get(__name__)
 
 
 class Outcomes(Protocol):
@@ -33,40 +40,63 @@ class RequestSource(NamedTuple):
     request_file: Path
 
 
+@define(eq=False)
 class Work:
-    """Made once, handed to every part of the path.
+    """Made once, handed to every part of the path."""
 
-    Attributes:
-        settings: those in force.
-        owner: answers for the long-lived tasks of the parts.
-        jobs: live jobs by key; only the main loop changes it.
-        holds: reasons for which nothing new is offered.
-        conditions: hindrances from outside.
-    """
+    settings: Current[Settings]  # those in force
+    layout: Layout
+    store: Store
+    owner: TaskOwner  # answers for the long-lived tasks of the parts
+    announcer: Announcer
+    jobs: dict[int, LiveJob] = field(factory=dict, init=False)  # by key; only the main loop changes it
+    holds: Holds = field(factory=Holds, init=False)  # reasons for which nothing new is offered
+    conditions: Conditions = field(init=False)  # hindrances from outside
 
-    def __init__(
-        self, settings: Current[Settings], layout: Layout, store: Store, owner: TaskOwner, announcer: Announcer
-    ) -> None:
-        self.settings = settings
-        self.layout = layout
-        self.store = store
-        self.owner = owner
-        self.announcer = announcer
-        self.jobs: dict[int, LiveJob] = {}
-        self.holds = Holds()
-        self.conditions = Conditions(self.holds, announcer)
+    @conditions.default
+    def _conditions(self) -> Conditions:
+        return Conditions(self.holds, self.announcer)
 
     def input_of(self, row: JobRow) -> Path:
         """The drop of a job as it lies in the spool: a file or a folder."""
         return self.layout.job_dir(row.job) / "input"
 
+    def request_file(self, row: JobRow) -> Path:
+        """The file with the bytes of a job's requests."""
+        return request_file(self.input_of(row))
+
     def outbox_of(self, row: JobRow) -> Path:
-        """The directory of a job's results."""
         return self.layout.outbox_dir(row.job, row.name, row.owner)
 
     def source_of(self, job: int) -> RequestSource | None:
         """Where the requests of a live job are read; None when the job is gone."""
         live = self.jobs.get(job)
-        if live is None:
-            return None
-        return RequestSource(partial(self.store.of, live.row), request_file(self.input_of(live.row)))
+        return RequestSource(partial(self.store.of, live.row), self.request_file(live.row)) if live else None
+
+    def over(self, row: JobRow, counts: Counts) -> None:
+        """A job is published: forget it, and tell."""
+        self.jobs.pop(row.key, None)
+        self.conditions.of_jobs.pop(row.key, None)
+        self.store.of(row).forget_lanes(row.key)
+        done = JobDone(row.job, row.owner, counts.requests, counts.succeeded, counts.failed, counts.wall_s)
+        _log.info(
+            "job_done", job=done.job, requests=done.requests, succeeded=done.succeeded, failed=done.failed,
+            wall_s=done.wall_s,
+        )  # fmt: skip
+        self.announcer.announce(done)
+
+
+@define(eq=False, slots=False)
+class Part:
+    """A part of the path with tasks of its own."""
+
+    _work: Work
+    _tasks: TaskSet = field(init=False)
+
+    @_tasks.default
+    def _of_the_owner(self) -> TaskSet:
+        return TaskSet(self._work.owner)
+
+    async def stop(self) -> None:
+        """End its tasks; the next start goes on with what they had not done."""
+        await self._tasks.stop()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+import attrs
 import msgspec
 
 from obatchd.errors import ModelError, ServerError
@@ -62,16 +63,12 @@ class Generated(msgspec.Struct):
     logprobs: list[_Logprob] | None = None
 
 
-class _Stored(msgspec.Struct):
-    models: list[StoredModel] | None = None
+class _Models(msgspec.Struct, Generic[_T]):
+    models: list[_T] | None = None
 
 
 class _Version(msgspec.Struct):
     version: str
-
-
-class _Loaded(msgspec.Struct):
-    models: list[LoadedModel] | None = None
 
 
 def canonical(model: str) -> str:
@@ -79,6 +76,7 @@ def canonical(model: str) -> str:
     return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
 
 
+@attrs.define(eq=False)
 class OllamaApi:
     """One server's API. Each call has a connection of its own: one kept to a server that was restarted would fail it.
 
@@ -89,9 +87,8 @@ class OllamaApi:
             not give, or ``server_error`` with the server's words.
     """
 
-    def __init__(self, base_url: str, token: str = "") -> None:
-        self._base_url = base_url
-        self._token = token
+    _base_url: str
+    _token: str = ""
 
     async def version(self, timeout_s: float) -> str:
         body = await self._call("GET", "/api/version", timeout_s)
@@ -103,28 +100,22 @@ class OllamaApi:
             ) from None
 
     async def loaded(self, timeout_s: float) -> list[LoadedModel]:
-        return (await self._ask(_Loaded, "GET", "/api/ps", timeout_s)).models or []
+        return (await self._ask(_Models[LoadedModel], "GET", "/api/ps", timeout_s)).models or []
 
     async def stored(self, timeout_s: float) -> list[StoredModel]:
-        """The models in the server's store."""
-        return (await self._ask(_Stored, "GET", "/api/tags", timeout_s)).models or []
+        return (await self._ask(_Models[StoredModel], "GET", "/api/tags", timeout_s)).models or []
 
     async def show(self, model: str, timeout_s: float) -> ShownModel:
-        """
-        Raises:
-            ModelError: ``model_not_found``.
-        """
+        """Raises ModelError (``model_not_found``), too."""
         return await self._ask(ShownModel, "POST", "/api/show", timeout_s, {"model": model})
 
     async def delete(self, model: str, timeout_s: float) -> None:
-        """Remove a model from the server's store."""
         await self._call("DELETE", "/api/delete", timeout_s, {"model": model})
 
     async def load(self, model: str, options: dict[str, Any], timeout_s: float, *, pin: bool) -> None:
         """Load a model. The request must live as long as the load takes: hanging up aborts the load.
 
-        Raises:
-            ModelError: ``model_not_found``, or ``does_not_fit`` for want of memory.
+        Raises ModelError, too: ``model_not_found``, or ``does_not_fit`` for want of memory.
         """
         body = {"model": model, "options": options, "stream": False} | ({"keep_alive": -1} if pin else {})
         await self._call_or_embed("/api/generate", body, {**body, "input": []}, timeout_s)
@@ -144,8 +135,7 @@ class OllamaApi:
     ) -> Generated:
         """The answer to a raw prompt, without template, so that a prompt begins as it is written; nothing is cut.
 
-        Raises:
-            ServerError: ``context_exceeded``, too.
+        Raises ServerError (``context_exceeded``), too.
         """
         body = {
             "model": model, "prompt": prompt, "raw": True, "stream": False, "truncate": False, "shift": False,

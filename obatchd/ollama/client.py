@@ -9,7 +9,7 @@ import msgspec
 
 from obatchd.ollama import faults
 from obatchd.ollama.connections import Connections
-from obatchd.ollama.faults import Fault
+from obatchd.ollama.faults import Cause, Fault
 from obatchd.ollama.reading import Lines, Whole, exchange
 from obatchd.prompts.reasoning import split_reasoning
 
@@ -36,24 +36,34 @@ class _Chunk(msgspec.Struct):
 class Answer(NamedTuple):
     """A whole answer, or the fault that prevented one."""
 
-    text: str
-    think: str
-    done_reason: str
-    prompt_tokens: int
-    response_tokens: int
-    eval_s: float
-    fault: Fault | None
+    text: str = ""
+    think: str = ""
+    done_reason: str = ""
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    eval_s: float = 0.0
+    fault: Fault | None = None
     wait_s: float = 0.0  # inside the server, for a slot
     tool_calls: Sequence[msgspec.Raw] = ()  # functions that the model asks for, instead of text
 
 
+class _Vectors(msgspec.Struct):
+    embeddings: list[msgspec.Raw] = []
+    prompt_eval_count: int = 0
+
+
+class Embedded(NamedTuple):
+    """Vectors as JSON arrays of numbers, one for each text, or the fault that prevented them."""
+
+    vectors: list[msgspec.Raw]
+    prompt_tokens: int
+    fault: Fault | None
+
+
 _chunk = msgspec.json.Decoder(_Chunk)
+_vectors = msgspec.json.Decoder(_Vectors)
 _encode = msgspec.json.Encoder().encode
 _NOTHING = _Chunk()
-
-
-def _failed(fault: Fault) -> Answer:
-    return Answer("", "", "", 0, 0, 0.0, fault)
 
 
 class _Stream(Lines):
@@ -74,10 +84,15 @@ class _Stream(Lines):
             self._on_token()
 
     def answer(self) -> Answer:
-        """The answer, when the stream has ended."""
         if self._fault is not None:
-            return _failed(self._fault)
-        return _finish(self._last, "".join(self._texts), "".join(self._thoughts), self._calls)
+            return Answer(fault=self._fault)
+        last = self._last
+        text, think = split_reasoning("".join(self._texts), "".join(self._thoughts))
+        fault = faults.incomplete(last.done, last.done_reason, text or ("(a call)" if self._calls else ""))
+        counts = (last.prompt_eval_count, last.eval_count, last.eval_duration / 1e9)
+        # load_duration ends when the runner is handed over; the wait for a slot is after it (ollama server/routes.go).
+        wait_ns = last.total_duration - last.load_duration - last.prompt_eval_duration - last.eval_duration
+        return Answer(text, think, last.done_reason, *counts, fault, max(0.0, wait_ns / 1e9), self._calls)
 
     def take(self, line: bytes) -> None:
         if self._fault is not None:
@@ -102,11 +117,8 @@ class _Stream(Lines):
 class OllamaClient:
     """Asks one server, over connections that are kept. Proxies of the environment are never used.
 
-    Args:
-        base_url: e.g. ``http://127.0.0.1:11500``.
-        token: bearer token, or empty.
-        connect_timeout_s: limit on connecting. How long an attempt may take is for the worker, and silence has no limit
-            here: a request may wait behind others or have a long prompt, so it counts per server (dispatch.watchdog).
+    ``connect_timeout_s`` limits connecting. How long an attempt may take is for the worker, and silence has no limit
+    here: a request may wait behind others or have a long prompt, so it counts per server (dispatch.watchdog).
     """
 
     def __init__(self, base_url: str, token: str, *, connect_timeout_s: float) -> None:
@@ -123,45 +135,18 @@ class OllamaClient:
         """
         stream = _Stream(on_token)
         fault = await exchange(self._connections, "/api/chat", _encode(body), stream)
-        return _failed(fault) if fault is not None else stream.answer()
+        return Answer(fault=fault) if fault is not None else stream.answer()
 
     async def embed(self, body: dict[str, Any]) -> Embedded:
         """Send ``body``, whose ``input`` is a list of texts, to ``/api/embed``; as little raised as by ``chat``."""
         answer = Whole()
-        fault = await exchange(self._connections, "/api/embed", _encode(body), answer)
-        return Embedded([], 0, fault) if fault is not None else _embedded(answer.body, len(body["input"]))
-
-
-class _Vectors(msgspec.Struct):
-    embeddings: list[msgspec.Raw] = []
-    prompt_eval_count: int = 0
-
-
-class Embedded(NamedTuple):
-    """Vectors as JSON arrays of numbers, one for each text, or the fault that prevented them."""
-
-    vectors: list[msgspec.Raw]
-    prompt_tokens: int
-    fault: Fault | None
-
-
-_vectors = msgspec.json.Decoder(_Vectors)
-
-
-def _embedded(body: bytes, texts: int) -> Embedded:
-    try:
-        answer = _vectors.decode(body)
-    except msgspec.DecodeError as error:
-        return Embedded([], 0, faults.not_ollama(str(error)))
-    if len(answer.embeddings) != texts:
-        return Embedded([], 0, faults.wrong_count(texts, len(answer.embeddings)))
-    return Embedded(answer.embeddings, answer.prompt_eval_count, None)
-
-
-def _finish(last: _Chunk, text: str, think: str, calls: Sequence[msgspec.Raw] = ()) -> Answer:
-    text, think = split_reasoning(text, think)
-    fault = faults.incomplete(last.done, last.done_reason, text or ("(a call)" if calls else ""))
-    counts = (last.prompt_eval_count, last.eval_count, last.eval_duration / 1e9)
-    # load_duration ends when the runner is handed over; the wait for a slot comes after it (ollama server/routes.go).
-    wait_ns = last.total_duration - last.load_duration - last.prompt_eval_duration - last.eval_duration
-    return Answer(text, think, last.done_reason, *counts, fault, max(0.0, wait_ns / 1e9), calls)
+        if (fault := await exchange(self._connections, "/api/embed", _encode(body), answer)) is not None:
+            return Embedded([], 0, fault)
+        try:
+            found = _vectors.decode(answer.body)
+        except msgspec.DecodeError as error:
+            return Embedded([], 0, faults.not_ollama(str(error)))
+        if len(found.embeddings) != len(body["input"]):  # nobody can tell which vector belongs to which text
+            words = f"the server made {len(found.embeddings)} vectors of {len(body['input'])} texts"
+            return Embedded([], 0, Cause.INCOMPLETE.fault(words))
+        return Embedded(found.embeddings, found.prompt_eval_count, None)

@@ -71,16 +71,17 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(f"not HTTP: {error}")
+            self._finish(Broken(f"not HTTP: {error}"))
             self.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        self._pool.lost(self)
+        with contextlib.suppress(ValueError):
+            self._pool.kept.remove(self)
         if self._began and not self._sized and error is None:
             self._finish()  # without a length, the end of the connection is the end of the body (RFC 9112 §6.3)
         else:
-            self._fail(str(error) if error else "no error is told")
+            self._finish(Broken(str(error) if error else "no error is told"))
 
     # Called by the parser.
 
@@ -100,29 +101,26 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._parser.should_keep_alive():
             self.free_since_s = asyncio.get_running_loop().time()
-            self._pool.keep(self)
+            self._pool.kept.append(self)
         else:
             self.abort()
         self._finish()
 
-    def _finish(self) -> None:
+    def _finish(self, error: Broken | None = None) -> None:
         done, self._done, self._sink = self._done, None, None
-        if done is not None and not done.done():
+        if done is None or done.done():
+            return
+        if error is None:
             done.set_result(None)
-
-    def _fail(self, reason: str) -> None:
-        done, self._done, self._sink = self._done, None, None
-        if done is not None and not done.done():
-            done.set_exception(Broken(reason))
+        else:
+            done.set_exception(error)
 
 
 class Connections:
     """The connections to one server. Proxies of the environment are never used, redirects are not followed.
 
-    Args:
-        base_url: e.g. ``http://127.0.0.1:11500``, with or without a path.
-        token: bearer token, or empty.
-        connect_timeout_s: limit on making a connection, None for none. Limits after that are the caller's.
+    ``base_url`` is e.g. ``http://127.0.0.1:11500``, with or without a path, ``token`` a bearer token or empty.
+    ``connect_timeout_s`` limits making a connection, None for no limit; limits after that are the caller's.
     """
 
     def __init__(self, base_url: str, token: str, connect_timeout_s: float | None) -> None:
@@ -135,7 +133,7 @@ class Connections:
         authorisation = f"Authorization: Bearer {token}\r\n" if token else ""
         self._headers = f"Host: {url.netloc}\r\nContent-Type: application/json\r\n{authorisation}"
         self._heads: dict[tuple[str, str], bytes] = {}  # by method and path
-        self._kept: list[_Connection] = []
+        self.kept: list[_Connection] = []  # free for another request
         self._busy = 0
         self._unused: asyncio.Event | None = None
 
@@ -149,11 +147,14 @@ class Connections:
         self._busy += 1
         try:
             connection = self._take() or await self._connect()
-            head = self._heads.get((method, path)) or self._head(method, path)
+            if (head := self._heads.get((method, path))) is None:
+                head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}Content-Length: ".encode()
+                self._heads[method, path] = head
             try:
                 await connection.ask(b"%b%d\r\n\r\n%b" % (head, len(body), body), sink)
             except asyncio.CancelledError:
-                self.lost(connection)  # its response may have come in this very moment: then it is kept already
+                if connection in self.kept:  # its response has come in this very moment
+                    self.kept.remove(connection)
                 connection.abort()
                 raise
         finally:
@@ -166,47 +167,32 @@ class Connections:
         if self._busy:
             self._unused = asyncio.Event()
             await self._unused.wait()
-        for connection in self._kept:
+        for connection in self.kept:
             connection.abort()
-        self._kept.clear()
-
-    def keep(self, connection: _Connection) -> None:
-        """A connection is free for another request."""
-        self._kept.append(connection)
-
-    def lost(self, connection: _Connection) -> None:
-        """A connection has ended."""
-        with contextlib.suppress(ValueError):
-            self._kept.remove(connection)
+        self.kept.clear()
 
     def _take(self) -> _Connection | None:
         """The connection that was used last, unless it has been idle for so long that its end may be on the way."""
-        if not self._kept:
+        if not self.kept:
             return None
-        connection = self._kept.pop()
+        connection = self.kept.pop()
         if asyncio.get_running_loop().time() - connection.free_since_s < _KEPT_S:
             return connection
-        for old in (connection, *self._kept):
+        for old in (connection, *self.kept):
             old.abort()
-        self._kept.clear()
+        self.kept.clear()
         return None
-
-    def _head(self, method: str, path: str) -> bytes:
-        head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}Content-Length: ".encode()
-        self._heads[method, path] = head
-        return head
 
     async def _connect(self) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 make = functools.partial(_Connection, self)
-                _, connection = await loop.create_connection(make, self._host, self._port, ssl=self._tls)
+                return (await loop.create_connection(make, self._host, self._port, ssl=self._tls))[1]
         except TimeoutError as error:
             raise Unreachable(f"no connection within {self._connect_timeout_s:g} s") from error
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that no server can have
             raise Unreachable(_reason(error)) from error
-        return connection
 
 
 @functools.cache

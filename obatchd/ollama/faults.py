@@ -73,9 +73,7 @@ class Cause(Enum):
         r"requires more system memory|unable to load full model on gpu|resource limitations|failed to allocate"
         r"|(cuda|hip)Malloc failed|out[ -]of[ -](device[ -])?memory|(not enough|insufficient) memory",
     )  # fmt: skip
-    RUNNER_GONE = (
-        CRASH, "runner_crash", RETRY, r"(runner|llama-server) process (has terminated|no longer running)"
-    )  # fmt: skip
+    RUNNER_GONE = CRASH, "runner_crash", RETRY, r"(runner|llama-server) process (has terminated|no longer running)"
     LOAD_FAILED = (
         LOAD, "load_failed", RETRY,
         r"timed out waiting for llama.(runner|server)|error starting (runner|llama-server)"
@@ -170,18 +168,14 @@ def _unpacked(text: str) -> str:
         error = _body.decode(text).error
     except msgspec.DecodeError:
         return text
-    if error is None:
-        return text
-    return error.message if isinstance(error, _Inner) else _unpacked(error)
+    return text if error is None else error.message if isinstance(error, _Inner) else _unpacked(error)
 
 
 def connection_refused(detail: str) -> Fault:
-    """No connection could be made: the server is down or restarting."""
     return Cause.UNREACHABLE.fault(f"the server cannot be reached ({detail})")
 
 
 def connection_lost(detail: str) -> Fault:
-    """The connection ended in the middle of an answer: the server died."""
     return Cause.CONNECTION_LOST.fault(f"the server closed the connection in the middle of the answer ({detail})")
 
 
@@ -200,39 +194,8 @@ def hung(reason: str) -> Fault:
     return Cause.SERVER_HUNG.fault(reason)
 
 
-def withdrawn(reason: str) -> Fault:
-    """The server is taken away on purpose while it works."""
-    return Cause.SERVER_WITHDRAWN.fault(f"{reason}; another one answers")
-
-
 def out_of_time(limit_s: float) -> Fault:
-    """The attempt ran into its total limit."""
     return Cause.TIMEOUT.fault(f"the attempt took longer than {limit_s:.0f} s")
-
-
-def invalid_format(reason: str) -> Fault:
-    """The ``format`` of the request cannot be used."""
-    return Cause.INVALID_FORMAT.fault(reason)
-
-
-def format_mismatch(reason: str, tries: int) -> Fault:
-    """The answer does not fit ``format``; the model was shown why and tried again where that could help."""
-    return Cause.FORMAT_MISMATCH.fault(f"the answer does not fit the format after {tries} tries: {reason}")
-
-
-def no_vision(model: str) -> Fault:
-    """The request has images and its model would not see them: Ollama ignores them without a word."""
-    return Cause.NOT_SUPPORTED.fault(f"the model {model} cannot see images; use one with the capability vision")
-
-
-def wrong_count(texts: int, vectors: int) -> Fault:
-    """Another number of vectors than of texts: nobody can tell which vector belongs to which text."""
-    return Cause.INCOMPLETE.fault(f"the server made {vectors} vectors of {texts} texts")
-
-
-def sources_off() -> Fault:
-    """A request names sources, and nobody has fetched them."""
-    return Cause.CONTEXT_OFF.fault("it names sources, and sources are off here: an administrator can enable [context]")
 
 
 def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
 
 import msgspec
+from attrs import define
 
+from obatchd.documents import excerpt
 from obatchd.documents import gpus as documents
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, GpuFinding, Gpus, Released
 from obatchd.errors import ControlError, NotFoundError
@@ -21,21 +22,16 @@ from obatchd.times import instant
 
 _MOST_LENT_S = 30 * 86_400.0
 _EVENTS_SHOWN = 20
-_OF_A_READING = (
-    "utilisation_percent", "memory_used_bytes", "memory_total_bytes", "temp_c", "memory_temp_c", "power_w",
-    "power_limit_w", "clock_mhz",
-)  # fmt: skip
 
 
+@define(eq=False)
 class GpuService:
-    """Documents and commands about GPUs."""
+    """Documents and commands about GPUs; the Protocol says what each does."""
 
-    def __init__(self, policy: GpuPolicy, probe: Probe) -> None:
-        self._policy = policy
-        self._probe = probe
+    _policy: GpuPolicy
+    _probe: Probe
 
     def all(self) -> Gpus:
-        """All cards in the order of their index, and the state of the host."""
         cards = sorted(self._policy.monitor.tracks.values(), key=lambda track: (track.identity.index or 0, track.uuid))
         code, message = self._probe.host_trouble
         log = self._policy.watch.kernel_log
@@ -48,7 +44,6 @@ class GpuService:
         )
 
     async def one(self, name: str) -> GpuDetails:
-        """One card with identity, findings and its latest events."""
         uuid = self._find(name)
         track, monitor = self._policy.monitor.tracks[uuid], self._policy.monitor
         found = monitor.assessments.get(uuid)
@@ -66,14 +61,13 @@ class GpuService:
         )
 
     async def events(self, name: str | None, limit: int) -> list[GpuEventEntry]:
-        """The latest events, of one card or of all, oldest first. A card's serial number is followed to other slots."""
         uuid = self._find(name) if name else None
+        # A card's serial number is followed to other slots.
         serial = self._policy.monitor.tracks[uuid].identity.serial if uuid else ""
         events = await asyncio.to_thread(self._policy.watch.history.events, uuid, limit, serial)
         return [GpuEventEntry(**msgspec.structs.asdict(event), at=instant(event.at_s)) for event in events]
 
     async def quarantine(self, name: str, reason: str) -> GpuEntry:
-        """Take a card out of use until it is released."""
         uuid = self._find(name)
         if self._policy.monitor.records[uuid].quarantine is not None:
             raise ControlError(f"GPU {uuid} is in quarantine already", code="already")
@@ -83,7 +77,6 @@ class GpuService:
         return self._card(uuid)
 
     async def release(self, name: str) -> Released:
-        """End a quarantine, or forget past errors that only warn; refused while the reason is still there."""
         uuid, monitor = self._find(name), self._policy.monitor
         found = monitor.assessments.get(uuid)
         if monitor.records[uuid].quarantine is None and (found is None or found.level == "ok"):
@@ -96,7 +89,6 @@ class GpuService:
         return Released(uuid, uuid not in monitor.tracks, accepted)
 
     async def lend(self, name: str, for_s: float) -> GpuEntry:
-        """Free a card for somebody else; it is taken back by itself."""
         uuid = self._find(name)
         if not 0 < for_s <= _MOST_LENT_S:
             raise ControlError("a GPU is lent for more than nothing and for 30 days at most", code="usage")
@@ -105,7 +97,6 @@ class GpuService:
         return self._card(uuid)
 
     async def take_back(self, name: str) -> GpuEntry:
-        """End a loan before its time."""
         uuid = self._find(name)
         if not self._policy.monitor.records[uuid].lent_until_s:
             raise ControlError(f"GPU {uuid} is not lent", code="not_lent")
@@ -134,7 +125,11 @@ class GpuService:
         blind = self._probe.state != "ok"
         level = "quarantine" if record.quarantine else "unknown" if blind or found is None else found.level
         quarantine = record.quarantine
-        return GpuEntry(
+        reading = track.latest or Reading(uuid, 0.0)
+        slows, reasons = ClockReason.HARDWARE | ClockReason.SW_THERMAL, reading.clock_reasons
+        return excerpt(
+            GpuEntry,
+            reading,
             uuid=uuid,
             index=track.identity.index,
             name=track.identity.name,
@@ -147,7 +142,7 @@ class GpuService:
             lent_until=instant(record.lent_until_s) if record.lent_until_s else None,
             servers=[server.id for server in servers],
             shared_with="; ".join(server.shared_with for server in servers if server.shared_with),
-            **_now(track.latest),
+            slowed=None if reasons is None else bool(reasons & slows),
         )
 
 
@@ -156,17 +151,5 @@ def _quarantine(quarantine: Quarantine) -> documents.QuarantineEntry:
     return documents.QuarantineEntry(instant(quarantine.since_s), quarantine.by, quarantine.reason, findings)
 
 
-def _now(reading: Reading | None) -> dict[str, Any]:
-    """The fields of an entry that are called like those of a reading, and whether the card is slowed down."""
-    if reading is None:
-        return {}
-    reasons = reading.clock_reasons
-    slowed = None if reasons is None else bool(reasons & (ClockReason.HARDWARE | ClockReason.SW_THERMAL))
-    return {name: getattr(reading, name) for name in _OF_A_READING} | {"slowed": slowed}
-
-
 def _finding(finding: Finding) -> GpuFinding:
-    since = instant(finding.since_s) if finding.since_s else None
-    return GpuFinding(
-        finding.signal, finding.level, finding.burn_in, finding.text, finding.value, finding.limit, since
-    )  # fmt: skip
+    return excerpt(GpuFinding, finding, since=instant(finding.since_s) if finding.since_s else None)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar
+import contextlib
+from collections.abc import AsyncIterator
+
+from attrs import define
 
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Submission
@@ -18,35 +19,27 @@ from obatchd.errors import ControlError, NotFoundError, SpoolError
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
-from obatchd.operations.overview import OPERATOR
 from obatchd.operations.submissions import Submissions
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+OPERATOR = "paused"  # the reason that holds dispatch
 
 
-def _told(command: Callable[_P, Awaitable[_T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+@contextlib.asynccontextmanager
+async def _told() -> AsyncIterator[None]:
     """A disk that refuses is no defect: the caller is told, and nothing has changed."""
-
-    @functools.wraps(command)
-    async def run(*arguments: _P.args, **named: _P.kwargs) -> _T:
-        try:
-            return await command(*arguments, **named)
-        except DISK_ERRORS as error:
-            raise SpoolError(f"the spool's disk refuses: {error}. Try again when it is well.", code="disk") from error
-
-    return run
+    try:
+        yield
+    except DISK_ERRORS as error:
+        raise SpoolError(f"the spool's disk refuses: {error}. Try again when it is well.", code="disk") from error
 
 
+@define(eq=False, slots=False)
 class JobCommands:
-    """Documents of jobs and commands to them."""
+    """Documents of jobs and commands to them; the Protocol says what each does."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._submissions = Submissions(engine)
+    _engine: Engine
 
     def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
-        """Jobs, newest first; ``state`` is ``running``, ``done``, ``refused`` … or None for all."""
         try:
             states = [JobState(state)] if state else list(JobState)
         except ValueError:
@@ -61,11 +54,13 @@ class JobCommands:
         live = self._engine.jobs.get(row.key)
         # The index hears first, in the publisher's thread, that a job is over.
         if live is not None and row.state is not JobState.DONE:
-            return job_document(live, in_flight.get(row.key, 0))
+            return self._live_document(live, in_flight)
         return finished_document(row, self._engine.layout)
 
+    def _live_document(self, live: LiveJob, in_flight: dict[int, int]) -> JobDocument:
+        return job_document(live, in_flight.get(live.key, 0))
+
     def job(self, caller: Caller, job_id: str) -> JobDocument:
-        """One job, by its id or the beginning of it."""
         return self._job_document(self._find(caller, job_id), self._engine.dispatcher.in_flight())
 
     def _find(self, caller: Caller, job_id: str) -> JobRow:
@@ -86,51 +81,42 @@ class JobCommands:
             raise ControlError(f"job {row.job} is over already ({row.state.value})", code="job_over")
         return live
 
-    @_told
+    @_told()
     async def submit(self, submission: Submission) -> JobDocument:
-        """Take a submission; answers when it would survive a power cut."""
-        return self._job_document(await self._submissions.submit(submission), {})
+        return self._job_document(await Submissions(self._engine).submit(submission), {})
 
-    @_told
+    @_told()
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
-        """End a job; answers stay."""
         live = self._live(caller, job_id)
         await self._engine.completion.cancellation.cancel(live)
         return job_document(live, 0)
 
-    @_told
+    @_told()
     async def retry(self, caller: Caller, job_id: str) -> JobDocument:
-        """A new job from the requests of a finished one that did not succeed."""
         row = self._find(caller, job_id)
         if row.key in self._engine.jobs and row.state is not JobState.DONE:
             raise ControlError(f"job {row.job} is not over yet; retry it when it is", code="job_running")
-        return self._job_document(await self._submissions.retry(row), {})
+        return self._job_document(await Submissions(self._engine).retry(row), {})
 
-    @_told
     async def pause(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
-        """Offer nothing new, of one job or of all."""
-        if job_id is None:
-            await asyncio.to_thread(self._engine.store.state.set, "paused", "1")
-            self._engine.dispatcher.holds.hold(OPERATOR)
-            return Paused(True)
-        live = self._live(caller, job_id)
-        await self._engine.admission.pause(live, True)
-        return job_document(live, 0)
+        return await self._set_paused(caller, job_id, True)
 
-    @_told
     async def resume(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
-        """Go on."""
+        return await self._set_paused(caller, job_id, False)
+
+    @_told()
+    async def _set_paused(self, caller: Caller, job_id: str | None, paused: bool) -> JobDocument | Paused:
+        engine = self._engine
         if job_id is None:
-            await asyncio.to_thread(self._engine.store.state.set, "paused", "")
-            self._engine.dispatcher.holds.release(OPERATOR)
-            return Paused(False)
+            await asyncio.to_thread(engine.store.state.set, "paused", "1" if paused else "")
+            (engine.dispatcher.holds.hold if paused else engine.dispatcher.holds.release)(OPERATOR)
+            return Paused(paused)
         live = self._live(caller, job_id)
-        await self._engine.admission.pause(live, False)
+        await engine.admission.pause(live, paused)
         return job_document(live, 0)
 
-    @_told
+    @_told()
     async def remove_job(self, caller: Caller, job_id: str) -> Removed:
-        """Erase a job that is over."""
         row, engine = self._find(caller, job_id), self._engine
         if row.key in engine.jobs:
             raise ControlError(f"job {row.job} is not over; first: obatchctl cancel {row.job}", code="job_running")

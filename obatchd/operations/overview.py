@@ -6,27 +6,18 @@ import os
 import time
 from itertools import islice
 
+from attrs import define, field
+
 from obatchd import __version__
 from obatchd.client.runtime import guarded_ports
 from obatchd.control.auth import Caller
-from obatchd.delivery.documents import job_document
+from obatchd.documents import excerpt
+from obatchd.documents import status as documents
 from obatchd.documents.models import Pull
-from obatchd.documents.status import (
-    BlockedDrop,
-    DiskState,
-    InboxState,
-    LoadedModel,
-    ProbeState,
-    QueueCounts,
-    ServerEntry,
-    ServerGpu,
-    Status,
-)
-from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
-from obatchd.gpus.model import Gpu
+from obatchd.gpus.model import Gpu, Reading
 from obatchd.gpus.probe import Probe
-from obatchd.jobs.model import Profile
+from obatchd.operations.jobs import OPERATOR, JobCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
@@ -34,32 +25,28 @@ from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.times import instant
 
-# Reasons of operators that hold dispatch.
-OPERATOR = "paused"
-DRAIN = "draining"
+DRAIN = "draining"  # a reason of operators that holds dispatch, as OPERATOR
 _STOPPING = "stopping"
 _STATUS_JOBS = 50
 
 
-class Overview:
-    """Reads the state of the daemon's parts; changes nothing."""
+@define(eq=False, slots=False)
+class Overview(JobCommands):
+    """Documents about the daemon and its servers; the Protocol says what each shows."""
 
-    def __init__(self, engine: Engine, fleet: Fleet, models: ModelKeeper, probe: Probe) -> None:
-        self._engine = engine
-        self._fleet = fleet
-        self._models = models
-        self._probe = probe
-        self._started_s = time.time()
+    _fleet: Fleet
+    _models: ModelKeeper
+    _probe: Probe
+    _started_s: float = field(factory=time.time, init=False)
 
-    def status(self, caller: Caller) -> Status:
-        """The whole state of the daemon in one document, with those jobs and drops that the caller may see."""
+    def status(self, caller: Caller) -> documents.Status:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
         state, reasons = self.state(caller)
         free_bytes, free_inodes, _ = engine.conditions.free
         report = engine.intake.report
         seen = (live for live in engine.jobs.values() if caller.may_see(live.row.owner))
-        return Status(
+        return documents.Status(
             version=__version__,
             spool=str(engine.layout.root),
             pid=os.getpid(),
@@ -67,23 +54,23 @@ class Overview:
             state=state,
             reasons=reasons,
             servers=[self.server(server) for server in self._fleet.servers.values()],
-            gpus=ProbeState(self._probe.state, self._probe.message, self._probe.pid),
+            gpus=documents.ProbeState(self._probe.state, self._probe.message, self._probe.pid),
             notices=[*self._fleet.notices, *self._open_ports()],
             queue=self._queue(),
-            inbox=InboxState(
+            inbox=documents.InboxState(
                 report.settling,
-                [BlockedDrop(b.name, b.reason) for b in report.blocked if caller.may_see(b.owner)],
+                [documents.BlockedDrop(b.name, b.reason) for b in report.blocked if caller.may_see(b.owner)],
                 engine.intake.refused,
                 report.problem,
             ),
-            disk=DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
+            disk=documents.DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
             pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
-            jobs=[job_document(live, in_flight.get(live.key, 0)) for live in islice(seen, _STATUS_JOBS)],
+            jobs=[self._live_document(live, in_flight) for live in islice(seen, _STATUS_JOBS)],
         )
 
-    def _queue(self) -> QueueCounts:
+    def _queue(self) -> documents.QueueCounts:
         jobs = self._engine.jobs.values()
-        return QueueCounts(
+        return documents.QueueCounts(
             requests=self._engine.queue.total(),
             jobs=len(jobs),
             finished=sum(live.finished for live in jobs),
@@ -94,14 +81,11 @@ class Overview:
     def state(self, caller: Caller) -> tuple[str, list[str]]:
         """The state of the daemon and its faults, as far as they concern the caller."""
         holds = self._engine.dispatcher.holds.reasons
-        jobs = self._engine.jobs
-        hindered = [
-            key for key in self._engine.conditions.of_jobs if key in jobs and caller.may_see(jobs[key].row.owner)
-        ]
-        reasons = [
-            *self._engine.conditions.of_all.values(),
-            *(self._engine.conditions.of_jobs[key] for key in hindered),
-        ]
+        conditions, jobs = self._engine.conditions, self._engine.jobs
+        reasons = list(conditions.of_all.values())
+        for key, reason in conditions.of_jobs.items():
+            if key in jobs and caller.may_see(jobs[key].row.owner):
+                reasons.append(reason)
         servers = list(self._fleet.servers.values())
         down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
         reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
@@ -134,10 +118,13 @@ class Overview:
             return []
         return ["every user of this host can reach the servers' ports (install nftables, then restart obatchd)"]
 
-    def server(self, server: Server) -> ServerEntry:
-        """The entry of one server."""
+    def server(self, server: Server) -> documents.ServerEntry:
         link = self._engine.dispatcher.links.get(server.id)
-        return ServerEntry(
+        loaded, loading = (
+            documents.LoadedModel(profile.model, profile.context_length) if profile else None
+            for profile in (server.loaded, server.loading)
+        )
+        return documents.ServerEntry(
             id=server.id,
             kind=server.kind,
             state=server.state.value,
@@ -145,8 +132,8 @@ class Overview:
             url=server.base_url,
             gpu=self._gpu(server.gpu) if server.gpu else None,
             gpus=[self._gpu(gpu) for gpu in server.gpus],
-            loaded=_loaded(server.loaded),
-            loading=_loaded(server.loading),
+            loaded=loaded,
+            loading=loading,
             in_flight=link.started if link else 0,
             offered=len(link.offers) if link else 0,
             slots=server.slots,
@@ -158,15 +145,6 @@ class Overview:
             worker_pid=link.worker.pid if link and link.worker else None,
         )
 
-    def _gpu(self, gpu: Gpu) -> ServerGpu:
-        reading = self._probe.readings.get(gpu.uuid)
-        if reading is None:
-            return ServerGpu(gpu.uuid, gpu.index, gpu.name, memory_total_bytes=gpu.memory_bytes)
-        return ServerGpu(
-            gpu.uuid, gpu.index, gpu.name, reading.utilisation_percent, reading.memory_used_bytes,
-            reading.memory_total_bytes, reading.temp_c, reading.power_w,
-        )  # fmt: skip
-
-
-def _loaded(profile: Profile | None) -> LoadedModel | None:
-    return LoadedModel(profile.model, profile.context_length) if profile else None
+    def _gpu(self, gpu: Gpu) -> documents.ServerGpu:
+        reading = self._probe.readings.get(gpu.uuid) or Reading(gpu.uuid, 0.0, memory_total_bytes=gpu.memory_bytes)
+        return excerpt(documents.ServerGpu, reading, index=gpu.index, name=gpu.name)

@@ -5,31 +5,28 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 
 import msgspec
+from attrs import define
 
 from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, DropRefused
 from obatchd.intake.limits import OwnerLimits
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.formats import request_file
-from obatchd.jobs.ledger import Intent
 from obatchd.jobs.model import FILE_ENDINGS, JobState
 from obatchd.jobs.store import JobRow
-from obatchd.settings.frozen import FrozenSettings
-from obatchd.settings.job import JobSettings
-from obatchd.settings.job_file import parse_job_settings
+from obatchd.settings.job import FrozenSettings, JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 
 
+@define(eq=False)
 class Submissions:
     """Takes them; a returned job has begun and would survive a power cut."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    _engine: Engine
 
     async def submit(self, submission: Submission) -> JobRow:
         """The job of a submission.
@@ -40,15 +37,9 @@ class Submissions:
             DropRefused: it cannot become a job.
         """
         self._may_submit(submission.owner)
-        settings, notes = parse_job_settings(submission.settings, "the submission's settings")
-        daemon = self._engine.settings.value
-        return await self._take(
-            os.fsencode(submission.name),
-            submission.owner,
-            submission.kind,
-            SubmittedSettings(settings, notes),
-            lambda incoming: _copy(submission, incoming, daemon),
-        )
+        settings = SubmittedSettings(*parse_job_settings(submission.settings, "the submission's settings"))
+        copy = partial(_copy, submission, self._engine.settings.value)
+        return await self._take(os.fsencode(submission.name), submission.owner, submission.kind, settings, copy)
 
     async def retry(self, row: JobRow) -> JobRow:
         """A job of the requests of ``row`` that did not succeed.
@@ -59,9 +50,7 @@ class Submissions:
         self._may_submit(row.owner)
         defaults = _defaults_of_retry(row.defaults, self._engine.store.state.defaults_now())
         settings = SubmittedSettings(_settings_of_retry(row.settings), [], row.job, defaults)
-        return await self._take(
-            _retry_name(row), row.owner, "file", settings, lambda incoming: self._copy_failed(row, incoming.input)
-        )
+        return await self._take(_retry_name(row), row.owner, "file", settings, partial(self._copy_failed, row))
 
     async def _take(
         self, name: bytes, owner: int, kind: str, settings: SubmittedSettings, fill: Callable[[claim.Incoming], None]
@@ -69,7 +58,14 @@ class Submissions:
         """``fill`` puts the prompts into place; it is called in a thread."""
         engine = self._engine
         try:
-            claimed = await self._claim(name, owner, kind, settings, fill)
+            begun = await asyncio.to_thread(claim.begin_submission, engine.layout, engine.intake.ids, name, owner, kind)
+            try:
+                await asyncio.to_thread(fill, begun)
+                await asyncio.to_thread(settings.write, begun.directory)
+                claimed = await asyncio.to_thread(claim.commit_submission, begun, engine.layout, engine.store.state)
+            except BaseException:
+                await asyncio.to_thread(begun.abandon)
+                raise
         except OSError as error:
             raise ControlError(f"it cannot be copied: {error.strerror or error}", code="not_copied") from error
         await engine.intake.begin(engine.store.state.find([claimed.job]))
@@ -78,45 +74,31 @@ class Submissions:
             raise DropRefused("; ".join(row.notes))
         return row
 
-    async def _claim(
-        self, name: bytes, owner: int, kind: str, settings: SubmittedSettings, fill: Callable[[claim.Incoming], None]
-    ) -> Intent:
-        engine = self._engine
-        begun = await asyncio.to_thread(claim.begin_submission, engine.layout, engine.intake.ids, name, owner, kind)
-        try:
-            await asyncio.to_thread(fill, begun)
-            await asyncio.to_thread(settings.write, begun.directory)
-            return await asyncio.to_thread(claim.commit_submission, begun, engine.layout, engine.store.state)
-        except BaseException:
-            await asyncio.to_thread(begun.abandon)
-            raise
-
     def _may_submit(self, owner: int) -> None:
         if self._engine.conditions.of_all:
             raise ControlError("; ".join(self._engine.conditions.of_all.values()), code="trouble")
         if reason := OwnerLimits(self._engine.settings.value.limits, self._engine.jobs.values()).room(owner, 0):
             raise ControlError(reason, code="over_limit")
 
-    def _copy_failed(self, row: JobRow, target: Path) -> None:
-        source = request_file(self._engine.layout.job_dir(row.job) / "input")
+    def _copy_failed(self, row: JobRow, incoming: claim.Incoming) -> None:
+        source = self._engine.work.request_file(row)
         if not source.exists():
             raise ControlError(f"the prompts of job {row.job} are no longer kept; drop them again", code="released")
         rows = self._engine.store.of(row).failed_requests(row.key)
         if not rows:
             raise ControlError(f"job {row.job} has no failed request that could be tried again", code="nothing")
-        with open(source, "rb") as prompts, open(target, "wb") as file:
+        with open(source, "rb") as prompts, open(incoming.input, "wb") as file:
             for request in rows:
                 prompts.seek(request.offset)
                 file.write(prompts.read(request.length).replace(b"\n", b" ") + b"\n")
 
 
 def _settings_of_retry(settings: JobSettings) -> JobSettings:
-    # Records have been made into requests already.
-    again = msgspec.structs.replace(settings, template=None, text_column=None, id_column=None)
-    again = msgspec.structs.replace(again, sample=None, sample_of=None)
-    if isinstance(again.deadline, str):  # a time of the first job; it may be over
-        again = msgspec.structs.replace(again, deadline=None)
-    return again
+    # Records have been made into requests already. A deadline that is a time was meant for the first job.
+    deadline = None if isinstance(settings.deadline, str) else settings.deadline
+    return msgspec.structs.replace(
+        settings, template=None, text_column=None, id_column=None, sample=None, sample_of=None, deadline=deadline
+    )
 
 
 def _defaults_of_retry(first: FrozenSettings, now: FrozenSettings) -> FrozenSettings:
@@ -125,7 +107,7 @@ def _defaults_of_retry(first: FrozenSettings, now: FrozenSettings) -> FrozenSett
     return msgspec.structs.replace(first, model=model, priority=now.priority, deadline=now.deadline)
 
 
-def _copy(submission: Submission, incoming: claim.Incoming, settings: Settings) -> None:
+def _copy(submission: Submission, settings: Settings, incoming: claim.Incoming) -> None:
     for name, descriptor in submission.files:
         with os.fdopen(descriptor, "rb", closefd=False) as source:
             incoming.add(name, source, settings.inbox.max_unpacked_bytes, settings.disk.min_free_bytes)

@@ -42,30 +42,20 @@ class Parsed(NamedTuple):
 
 
 class AnswerFormat:
-    """The form that an answer must have.
+    """The form that an answer must have: ``"json"`` (any object or array) or a JSON Schema, else FormatError is raised.
 
-    Args:
-        wanted: ``"json"`` (any object or array) or a JSON Schema, of the draft that its ``$schema`` names, else of
-            draft 2020-12.
-
-    Raises:
-        FormatError: it is neither.
+    A schema is of the draft that its ``$schema`` names, else of draft 2020-12.
     """
 
     def __init__(self, wanted: str | dict[str, Any]) -> None:
-        self._validator: Validator | None = None
-        if wanted == "json":
-            return
-        if not isinstance(wanted, dict):
+        if wanted != "json" and not isinstance(wanted, dict):
             raise FormatError(f'format must be "json" or a JSON Schema, not {type(wanted).__name__}')
-        self._validator = _validator(wanted)
+        self._validator = _validator(wanted) if isinstance(wanted, dict) else None
 
     def parse(self, text: str) -> Parsed:
         """The JSON in ``text``, which may stand in a fenced block.
 
-        Raises:
-            Mismatch: there is none, or it does not fit.
-            FormatError: the schema turns out to be unusable: it refers to a part that it does not have.
+        Raises Mismatch where there is none or it does not fit, FormatError where the schema turns out to be unusable.
         """
         text = text.strip()
         fenced = _FENCE.match(text)
@@ -77,18 +67,18 @@ class AnswerFormat:
         if self._validator is None:
             if not isinstance(data, dict | list):
                 raise Mismatch("it is neither a JSON object nor an array")
-        elif (reason := self._first_problem(data)) is not None:
-            raise Mismatch(reason)
+        else:
+            self._check(self._validator, data)
         return Parsed(msgspec.Raw(raw), data)
 
-    def _first_problem(self, data: Any) -> str | None:
+    @staticmethod
+    def _check(validator: Validator, data: Any) -> None:
         from jsonschema.exceptions import best_match
         from referencing.exceptions import Unresolvable
 
-        assert self._validator is not None
         try:
             with _time_limit(_CHECK_S):
-                problem = best_match(self._validator.iter_errors(data))
+                problem = best_match(validator.iter_errors(data))
         except TimeoutError:
             reason = f"checking an answer takes longer than {_CHECK_S:g} s: simplify its patterns"
             raise FormatError(reason) from None
@@ -98,9 +88,8 @@ class AnswerFormat:
             raise FormatError(f"a pattern of the schema is no regular expression: {error}") from None
         except RecursionError:
             raise Mismatch("it is nested too deeply to be checked") from None
-        if problem is None:
-            return None
-        return f"at {problem.json_path}: {problem.message[:_REASON_CHARACTERS]}"
+        if problem is not None:
+            raise Mismatch(f"at {problem.json_path}: {problem.message[:_REASON_CHARACTERS]}")
 
 
 @contextlib.contextmanager
@@ -126,11 +115,7 @@ def _time_limit(limit_s: float) -> Iterator[None]:
 
 
 def answer_format(wanted: str | dict[str, Any]) -> AnswerFormat:
-    """An :class:`AnswerFormat`, made once for each schema.
-
-    Raises:
-        FormatError: as there.
-    """
+    """An :class:`AnswerFormat`, made once for each schema; raises as there."""
     return _kept(_encode(wanted))
 
 
@@ -164,8 +149,7 @@ def ungrounded(data: Any, fields: Sequence[str], source: str) -> list[dict[str, 
     A field is a name, or several joined by dots that must follow each other (``patient.mrn``). Capitals and the amount
     of white space do not count; a value is not found inside a longer word or number; null and "" need no source.
 
-    Raises:
-        FormatError: it takes too long, as it may where very many values are compared with a very long source.
+    Raises FormatError where it takes too long, as it may with very many values and a very long source.
     """
     wanted = [(field, tuple(field.split("."))) for field in fields]
     try:

@@ -8,17 +8,14 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TextIO
+from itertools import islice, starmap
+from typing import Any, BinaryIO, Literal, TextIO
 
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed, parse_answer
-from obatchd.results.rows import ResultSet, Row
-from obatchd.results.table import Column, TableShape, as_cell, as_text, cells
+from obatchd.results.rows import Record, ResultSet, Row
+from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
 from obatchd.results.tally import Tally
-
-if TYPE_CHECKING:
-    import pyarrow
 
 Format = Literal["text", "json", "jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet")
@@ -50,14 +47,18 @@ def export(source: ResultSet, form: Format, target: BinaryIO, *, data_only: bool
     """
     tally = Tally()
     rows = _counted(source, tally)
+    spread = form in ("csv", "parquet")  # over columns that have to be known first
+    columns = columns_of((row, data_of(row).data) for row in source.rows()) if spread else []
     if form == "parquet":
-        _write_parquet(rows, _shape(source), target)
+        _write_parquet(rows, columns, target)
         return tally
     with writing_text(target) as text:
         if form == "text":
             _write_text(rows, text)
         elif form == "csv":
-            _write_csv(rows, _shape(source), text)
+            writer = csv.writer(text)
+            writer.writerow(as_cell(column.heading) for column in columns)
+            writer.writerows(map(as_cell, cells(row, parsed.data, columns)) for row, parsed in rows)
         elif form == "json":
             _write_json(_documents(rows, data_only), text)
         else:
@@ -83,13 +84,15 @@ def _counted(source: ResultSet, tally: Tally) -> _Rows:
         yield row, parsed
 
 
+def document(row: Row, parsed: Parsed) -> Record:
+    """One row as JSON."""
+    return {**({"file": row.file} if row.file else {}), **row.record, **({"data": parsed.data} if parsed.found else {})}
+
+
 def _documents(rows: _Rows, data_only: bool) -> Iterator[Any]:
-    for row, parsed in rows:
-        if not data_only:
-            found = {"data": parsed.data} if parsed.found else {}
-            yield {**({"file": row.file} if row.file else {}), **row.record, **found}
-        elif parsed.found:
-            yield parsed.data
+    if data_only:
+        return (parsed.data for _, parsed in rows if parsed.found)
+    return starmap(document, rows)
 
 
 def _json(document: Any) -> str:
@@ -107,30 +110,13 @@ def _write_json(documents: Iterator[Any], target: TextIO) -> None:
 
 def _write_text(rows: _Rows, target: TextIO) -> None:
     for row, _ in rows:
-        record = row.record
         parts = [f"{'─' * 72}\n{row.name}{f'  ({row.file})' if row.file and row.file != row.name else ''}"]
-        if record.get("prompt"):
-            parts.append(f"Prompt: {record['prompt']}")
-        if row.succeeded:
-            answer = record.get("response") or next((record[key] for key in _VECTORS & record.keys()), "")
-            parts.append(answer if isinstance(answer, str) else _json(answer))
-        else:
-            parts.append(f"{str(record['outcome']).upper()} {record.get('code', '')}: {record.get('message', '')}")
+        if row.record.get("prompt"):
+            parts.append(f"Prompt: {row.record['prompt']}")
+        answer = row.record.get("response") or next((row.record[key] for key in _VECTORS & row.record.keys()), "")
+        answer = answer if row.succeeded else row.failure
+        parts.append(answer if isinstance(answer, str) else _json(answer))
         target.writelines(f"{_CONTROL.sub('', part)}\n\n" for part in parts)
-
-
-def _shape(source: ResultSet) -> list[Column]:
-    shape = TableShape()
-    for row in source.rows():
-        shape.learn(row, data_of(row).data)
-    return shape.columns()
-
-
-def _write_csv(rows: _Rows, columns: list[Column], target: TextIO) -> None:
-    writer = csv.writer(target)
-    writer.writerow(as_cell(column.heading) for column in columns)
-    for row, parsed in rows:
-        writer.writerow(map(as_cell, cells(row, parsed.data, columns)))
 
 
 def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None:
@@ -141,7 +127,9 @@ def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None
         raise ResultsError(
             "Parquet needs the library pyarrow; install it with: pip install 'obatchd[parquet]'", code="no_pyarrow"
         ) from None
-    schema = pyarrow.schema([(column.heading, _arrow_type(column)) for column in columns])
+    types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}
+    types["numbers"] = pyarrow.list_(pyarrow.float64())
+    schema = pyarrow.schema([(column.heading, types.get(column.kind, pyarrow.string())) for column in columns])
     with pyarrow.parquet.ParquetWriter(target, schema) as writer:
         while batch := list(islice(rows, _PARQUET_ROWS)):
             table = [cells(row, parsed.data, columns) for row, parsed in batch]
@@ -150,14 +138,6 @@ def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None
                 for values, column, field in zip(zip(*table, strict=True), columns, schema, strict=True)
             ]
             writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
-
-
-def _arrow_type(column: Column) -> pyarrow.DataType:
-    import pyarrow
-
-    types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}
-    types["numbers"] = pyarrow.list_(pyarrow.float64())
-    return types.get(column.kind, pyarrow.string())
 
 
 def _arrow_value(value: Any, column: Column) -> Any:

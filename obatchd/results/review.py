@@ -30,14 +30,14 @@ _HEAD = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <title>{title}</title><style>{style}</style></head><body>
 <h1>{title}</h1>
-"""
-_LEGEND = """<p>Values that stand in the source are <mark>marked there</mark>; those that do not are
+<p class="sum">{sum}</p>
+<p>Values that stand in the source are <mark>marked there</mark>; those that do not are
 <span class="missing">red</span>.</p>
 """
 
 
-def write_review(source: ResultSet, count: int, target: BinaryIO, *, seed: int | None = None) -> tuple[int, Tally]:
-    """Write a page with ``count`` successes chosen at random; returns how many are on it, and the tally of all rows.
+def write_review(source: ResultSet, count: int, target: BinaryIO, *, seed: int | None = None) -> Tally:
+    """Write a page with ``count`` successes chosen at random; returns the tally of all rows.
 
     Memory holds the chosen rows only. The same ``seed`` chooses the same rows.
     """
@@ -46,12 +46,10 @@ def write_review(source: ResultSet, count: int, target: BinaryIO, *, seed: int |
     title = f"Review of {source.job or source.path}"
     lines = [f"{len(chosen)} of {tally.outcomes['succeeded']:,} answers, chosen at random.", *tally.lines(source)]
     with writing_text(target) as page:
-        page.write(_HEAD.format(title=html.escape(title), style=_STYLE))
-        page.write(f'<p class="sum">{html.escape(chr(10).join(lines))}</p>\n')
-        page.write(_LEGEND)
+        page.write(_HEAD.format(title=html.escape(title), style=_STYLE, sum=html.escape("\n".join(lines))))
         page.writelines(map(_article, chosen))
         page.write("</body></html>\n")
-    return len(chosen), tally
+    return tally
 
 
 def _choose(source: ResultSet, count: int, randomness: random.Random, tally: Tally) -> list[Row]:

@@ -7,7 +7,7 @@ import heapq
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ Record = dict[str, Any]
 
 _OUTBOX_FILES = ("summary.json", "status.json")
 _WHOLE_FILES = ("results.jsonl", "errors.jsonl")
+_LINES, _TEXT = (".jsonl", ".ndjson"), (".txt", ".md")  # endings of files with a response a line, and of plain text
 _ANSWER_KEYS = ("response", "message", "choices", "error", "code", "data", "embedding", "embeddings")
 _OUR_BATCH_LINE = re.compile(r"batch_req_.+-([0-9]{1,10})")  # the id that spool.batch_lines gives to a line of a job
 _FILE_LIMIT_BYTES = 256 * 1024**2  # of one response file; the lines of a .jsonl are read one by one
@@ -37,70 +38,52 @@ class Row(NamedTuple):
         """The name of the row in a list."""
         return str(self.record.get("id") or self.file or self.record.get("line"))
 
+    @property
+    def failure(self) -> str:
+        """What happened instead of an answer."""
+        return f"{str(self.record['outcome']).upper()} {self.record.get('code', '')}: {self.record.get('message', '')}"
+
 
 class ResultSet:
-    """Results that can be read more than once.
-
-    Attributes:
-        path: directory or file.
-        job: id of the job, where it is an outbox.
-        asked: requests of the job, where that is known; else None, and the rows are all there is.
-        complete: whether the job is over.
-    """
+    """Results that can be read more than once."""
 
     def __init__(self, path: Path) -> None:
         """Raises: NotFoundError: there is nothing at ``path``. ResultsError: it cannot be read."""
-        self.path = path
-        self.job = ""
-        self.asked: int | None = None
-        self.complete = True
         if not path.exists():
             raise NotFoundError(f"{path}: there is no such file or directory")
-        if path.is_dir():
-            self.path = _place_of(path)
+        self.path = _place_of(path) if path.is_dir() else path  # directory or file
         self._outbox = self.path.is_dir() and _is_outbox(self.path)
-        if self._outbox:
-            self._read_state()
-
-    def _read_state(self) -> None:
-        summary, status = (_object(self.path / name) for name in _OUTBOX_FILES)
+        summary, status = (read_object(self.path / name) if self._outbox else {} for name in _OUTBOX_FILES)
         known = summary or status
-        self.job = str(known.get("job") or "")
-        self.complete = bool(summary)
-        asked = known.get("requests")
+        self.job = str(known.get("job") or "")  # its id, where it is an outbox
+        asked = known.get("requests")  # where that is not known, the rows are all there is
         self.asked = asked if isinstance(asked, int) else None
+        self.complete = bool(summary) or not self._outbox  # the job is over
 
     def rows(self) -> Iterator[Row]:
         """Every row: of a job in the order of its requests, of a directory in the order of its file names."""
         if not self.path.is_dir():
-            yield from _file_rows(self.path)
-        elif self._outbox and any((self.path / name).exists() for name in _WHOLE_FILES):
-            streams = [_lines(self.path / name) for name in _WHOLE_FILES if (self.path / name).exists()]
-            for row in heapq.merge(*streams, key=lambda row: _number(row.record.get("line"))):
-                yield row._replace(file="")
-        elif self._outbox:
-            yield from self._partial()
-        else:
-            yield from self._directory(self.path)
-
-    def _partial(self) -> Iterator[Row]:
-        """The answers so far of a job that is still running."""
+            return _file_rows(self.path)
+        if not self._outbox:
+            return _directory_rows(self.path)
+        whole = (self.path / name for name in _WHOLE_FILES)
+        streams: list[Iterable[Row]] = [_lines(path) for path in whole if path.exists()]
         responses = self.path / "responses"
-        if responses.is_dir():
-            found = [row for row in self._directory(responses) if row.file.endswith(".json")]
-            yield from (row._replace(file="") for row in sorted(found, key=lambda r: _number(r.record.get("line"))))
+        if not streams and responses.is_dir():  # the answers so far of a job that is still running
+            streams = [sorted((row for row in _directory_rows(responses) if row.file.endswith(".json")), key=_line)]
+        return (row._replace(file="") for row in heapq.merge(*streams, key=_line))
 
-    def _directory(self, directory: Path) -> Iterator[Row]:
-        try:
-            files = [file for file in directory.iterdir() if not file.name.startswith(".") and file.is_file()]
-        except OSError as error:
-            raise ResultsError(f"{directory}: cannot be read: {error.strerror}") from None
-        told = {file.stem for file in files if file.suffix.lower() in (".json", ".jsonl")}
-        for file in sorted(files, key=lambda file: _natural(file.name)):
-            if file.suffix.lower() in (".txt", ".md") and file.stem in told:
-                continue  # the text of a response that is there as JSON
-            if file.suffix.lower() in (".json", ".jsonl", ".ndjson", ".txt", ".md"):
-                yield from _file_rows(file)
+
+def _directory_rows(directory: Path) -> Iterator[Row]:
+    try:
+        files = [file for file in directory.iterdir() if not file.name.startswith(".") and file.is_file()]
+    except OSError as error:
+        raise ResultsError(f"{directory}: cannot be read: {error.strerror}") from None
+    told = {file.stem for file in files if file.suffix.lower() in (".json", ".jsonl")}
+    for file in sorted(files, key=lambda file: _natural(file.name)):
+        # The text of a response that is there as JSON is not one more response.
+        if file.suffix.lower() in (".json", *_LINES) or (file.suffix.lower() in _TEXT and file.stem not in told):
+            yield from _file_rows(file)
 
 
 def _place_of(directory: Path) -> Path:
@@ -111,20 +94,19 @@ def _place_of(directory: Path) -> Path:
         inside = [path for path in directory.iterdir() if not path.name.startswith(".")]
         outboxes = [path for path in inside if path.is_dir() and _is_outbox(path)]
         if outboxes and not any(path.is_file() for path in inside):
-            if len(outboxes) > 1:
-                names = ", ".join(sorted(path.name for path in outboxes))
-                raise ResultsError(
-                    f"{directory} has the results of several jobs; name one of {names}", code="ambiguous"
-                )
-            return outboxes[0]
+            if len(outboxes) == 1:
+                return outboxes[0]
+            names = ", ".join(sorted(path.name for path in outboxes))
+            raise ResultsError(f"{directory} has the results of several jobs; name one of {names}", code="ambiguous")
     return directory
 
 
 def _is_outbox(directory: Path) -> bool:
-    return any("job" in _object(directory / name) for name in _OUTBOX_FILES if (directory / name).is_file())
+    return any("job" in read_object(directory / name) for name in _OUTBOX_FILES if (directory / name).is_file())
 
 
-def _object(path: Path) -> Record:
+def read_object(path: Path) -> Record:
+    """The JSON object in a file; an empty one where there is none, or nothing to read."""
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -137,33 +119,31 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)]
 
 
-def _number(line: Any) -> int:
+def _line(row: Row) -> int:
+    line = row.record.get("line")
     return line if isinstance(line, int) else 0
 
 
 def _file_rows(path: Path) -> Iterator[Row]:
     suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson"):
+    if suffix in _LINES:
         yield from _lines(path)
         return
     try:
         if path.stat().st_size > _FILE_LIMIT_BYTES:
             yield _broken(path, "too_large", f"it has more than {_FILE_LIMIT_BYTES} bytes")
-            return
-        content = path.read_bytes()
+        elif suffix in _TEXT:
+            answer = path.read_bytes().decode("utf-8", "replace")
+            yield Row({"id": path.stem, "outcome": "succeeded", "response": answer}, path.name)
+        elif isinstance(document := _parsed(path.read_bytes()), list):
+            for position, element in enumerate(document, start=1):
+                yield _row(element, path, f"{path.stem}#{position}")
+        else:
+            yield _row(document, path, path.stem)
     except OSError as error:
         yield _broken(path, "unreadable", f"it cannot be read: {error.strerror}")
-        return
-    if suffix in (".txt", ".md"):
-        yield Row({"id": path.stem, "outcome": "succeeded", "response": content.decode("utf-8", "replace")}, path.name)
-        return
-    try:
-        document = _parsed(content)
     except (ValueError, RecursionError) as error:
         yield _broken(path, "bad_json", f"it is not JSON: {error}")
-        return
-    for position, element in enumerate(document if isinstance(document, list) else [document], start=1):
-        yield _row(element, path, path.stem if not isinstance(document, list) else f"{path.stem}#{position}")
 
 
 def _parsed(content: bytes) -> Any:
@@ -235,8 +215,7 @@ def _of_api(body: Record) -> Record:
         message = choices[0].get("message") or {"content": choices[0].get("text")}
     if isinstance(message, dict):
         record["response"] = str(message.get("content") or "")
-        thinking = message.get("thinking") or message.get("reasoning")
-        if thinking:
+        if thinking := message.get("thinking") or message.get("reasoning"):
             record["think"] = thinking
     data = body.get("data")
     if isinstance(data, list) and data and isinstance(data[0], dict) and "embedding" in data[0]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
-from obatchd.results.rows import Record, Row
+from obatchd.results.rows import Row
 
 Kind = Literal["empty", "bool", "int", "float", "text", "numbers", "json"]
 Origin = Literal["record", "input", "data", "file"]
 
-_FIRST = ("id", "line")
-_MIDDLE = ("outcome", "prompt", "response", "think")
+# The columns from left to right: a field of ours, or all fields of an origin that have no place of their own.
+_ORDER = (
+    ("record", "id"), ("record", "line"), "file", "input", ("record", "outcome"), ("record", "prompt"),
+    ("record", "response"), ("record", "think"), "data", "record",
+)  # fmt: skip
+_KINDS: dict[type, Kind] = {type(None): "empty", bool: "bool", float: "float", str: "text"}
 _APART = ("input", "data")  # spread over columns of their own
 _INT64 = 2**63
 _FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -29,40 +34,25 @@ class Column(NamedTuple):
     kind: Kind
 
 
-class TableShape:
-    """Learns the columns from all rows; a second pass over the rows then fills them."""
+def columns_of(rows: Iterable[tuple[Row, Any]]) -> list[Column]:
+    """The columns of rows and their data; a second pass over the rows then fills them.
 
-    def __init__(self) -> None:
-        self._kinds: dict[tuple[Origin, str], Kind] = {}
-
-    def learn(self, row: Row, data: Any) -> None:
-        """Take note of one row's fields."""
+    A heading that is taken already gets its origin in front: ``input.model``, ``data.mrn``.
+    """
+    kinds: dict[tuple[Origin, str], set[Kind]] = defaultdict(set)
+    for row, data in rows:
         for origin, key, value in _cells(row, data):
-            self._kinds[origin, key] = _common(self._kinds.get((origin, key), "empty"), _kind(value))
-
-    def columns(self) -> list[Column]:
-        """Id, fields of the input, outcome and answer, fields of the answer's data, and everything else.
-
-        A heading that is taken already gets its origin in front: ``input.model``, ``data.mrn``.
-        """
-        known = list(self._kinds)
-        own = [key for origin, key in known if origin == "record"]
-        order: list[tuple[Origin, str]] = [("record", key) for key in _FIRST if key in own]
-        order += [pair for pair in known if pair[0] == "file"]
-        order += [pair for pair in known if pair[0] == "input"]
-        order += [("record", key) for key in _MIDDLE if key in own]
-        order += [pair for pair in known if pair[0] == "data"]
-        order += [pair for pair in known if pair[0] == "record" and pair not in order]
-        # Fields of ours keep their names, so that a column means the same in every export.
-        taken = {key for origin, key in order if origin == "record"}
-        columns = []
-        for origin, key in order:
-            heading = key
-            while origin in ("input", "data") and heading in taken:
-                heading = f"{origin}.{heading}"
-            taken.add(heading)
-            columns.append(Column(heading, origin, key, self._kinds[origin, key]))
-        return columns
+            kinds[origin, key].add(_kind(value))
+    # Fields of ours keep their names, so that a column means the same in every export.
+    taken = {key for origin, key in kinds if origin == "record"}
+    columns = []
+    for origin, key in sorted(kinds, key=lambda column: _ORDER.index(column if column in _ORDER else column[0])):
+        heading = key
+        while origin in ("input", "data") and heading in taken:
+            heading = f"{origin}.{heading}"
+        taken.add(heading)
+        columns.append(Column(heading, origin, key, _common(kinds[origin, key] - {"empty"})))
+    return columns
 
 
 def cells(row: Row, data: Any, columns: Iterable[Column]) -> list[Any]:
@@ -87,45 +77,27 @@ def as_cell(value: Any) -> str:
     return f"'{text}" if text.startswith(_FORMULA_BEGINS) and not _NUMBER.fullmatch(text) else text
 
 
-def _cells(row: Row, data: Any) -> Iterable[tuple[Origin, str, Any]]:
-    record: Record = row.record
-    if row.file:
-        yield "file", "file", row.file
-    given = record.get("input")
-    if isinstance(given, dict):
-        for key, value in given.items():
-            yield "input", key, value
-    for key, value in record.items():
-        if key not in _APART:
-            yield "record", key, value
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield "data", key, value
-    elif data is not None:
-        yield "data", "data", data
+def _cells(row: Row, data: Any) -> Iterator[tuple[Origin, str, Any]]:
+    parts: dict[Origin, Any] = {
+        "file": {"file": row.file} if row.file else {},
+        "input": row.record.get("input"),
+        "record": {key: value for key, value in row.record.items() if key not in _APART},
+        "data": data if isinstance(data, dict) or data is None else {"data": data},
+    }
+    for origin, fields in parts.items():
+        if isinstance(fields, dict):
+            yield from ((origin, key, value) for key, value in fields.items())
 
 
 def _kind(value: Any) -> Kind:
-    match value:
-        case None:
-            return "empty"
-        case bool():
-            return "bool"
-        case int():
-            return "int" if -_INT64 <= value < _INT64 else "text"
-        case float():
-            return "float"
-        case str():
-            return "text"
-        case [*numbers] if numbers and all(_kind(number) in ("int", "float") for number in numbers):
-            return "numbers"
-        case _:
-            return "json"
+    if type(value) is int:
+        return "int" if -_INT64 <= value < _INT64 else "text"
+    if isinstance(value, list) and value and all(_kind(number) in ("int", "float") for number in value):
+        return "numbers"
+    return _KINDS.get(type(value), "json")
 
 
-def _common(one: Kind, other: Kind) -> Kind:
-    if one == other or other == "empty":
-        return one
-    if one == "empty":
-        return other
-    return "float" if {one, other} == {"int", "float"} else "text"
+def _common(kinds: set[Kind]) -> Kind:
+    if len(kinds) < 2:
+        return next(iter(kinds), "empty")
+    return "float" if kinds == {"int", "float"} else "text"

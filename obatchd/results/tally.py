@@ -12,20 +12,13 @@ _OUTCOMES = ("failed", "cancelled", "expired")
 
 
 class Tally:
-    """Counts rows as they go by.
-
-    Attributes:
-        outcomes: rows by outcome.
-        failures: by code: how many, and the message of the first.
-        not_json: (name, why) of each success whose answer is no JSON.
-        json: successes whose answer is JSON.
-    """
+    """Counts rows as they go by."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
-        self.failures: dict[str, tuple[int, str]] = {}
-        self.not_json: list[tuple[str, str]] = []
-        self.json = 0
+        self.failures: dict[str, tuple[int, str]] = {}  # by code: how many, and the message of the first
+        self.not_json: list[tuple[str, str]] = []  # name of each success whose answer is no JSON, and why
+        self.json = 0  # successes whose answer is JSON
 
     def add(self, row: Row, problem: str | None) -> None:
         """Count one row; ``problem`` says why its answer is no JSON, "" that it is, None that nobody looked."""
@@ -55,7 +48,7 @@ class Tally:
             "json": self.json,
             "not_json": [{"id": name, "reason": problem} for name, problem in self.not_json],
             "failures": {code: {"requests": n, "example": example} for code, (n, example) in self.failures.items()},
-            "retry": retry_command(source) if self.failures else None,
+            "retry": _retry(source) if self.failures else None,
         }
 
     def lines(self, source: ResultSet) -> list[str]:
@@ -66,26 +59,19 @@ class Tally:
             lines += [f"  {name}: {problem}" for name, problem in self.not_json]
         elif self.not_json:
             lines.append(f"No answer is JSON ({len(self.not_json):,} are text).")
-        lines.append(self._sum(source))
-        for code, (count, example) in sorted(self.failures.items(), key=lambda item: -item[1][0]):
-            lines.append(f"  {count:,} {code}: {_short(example)}")
-        if self.failures and (command := retry_command(source)):
-            lines.append(f"  try these again:  {command}")
-        return lines
-
-    def _sum(self, source: ResultSet) -> str:
         waiting = self.unanswered(source)
         parts = [f"{self.outcomes['succeeded']:,}"]
         parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]
         parts += [f"{waiting:,} not answered yet"] if waiting else []
-        return f"{self.outcomes.total() + waiting:,} in = {' + '.join(parts)}"
+        lines.append(f"{self.outcomes.total() + waiting:,} in = {' + '.join(parts)}")
+        for code, (count, example) in sorted(self.failures.items(), key=lambda item: -item[1][0]):
+            line = " ".join(example.split())
+            line = line if len(line) <= _EXAMPLE_CHARACTERS else f"{line[: _EXAMPLE_CHARACTERS - 1]}…"
+            lines.append(f"  {count:,} {code}: {line}")
+        if self.failures and (command := _retry(source)):
+            lines.append(f"  try these again:  {command}")
+        return lines
 
 
-def retry_command(source: ResultSet) -> str | None:
-    """The command that tries the failed requests of a finished job again."""
+def _retry(source: ResultSet) -> str | None:
     return f"obatchctl retry {source.job}" if source.job and source.complete else None
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= _EXAMPLE_CHARACTERS else line[: _EXAMPLE_CHARACTERS - 1] + "…"

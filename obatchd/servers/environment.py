@@ -41,13 +41,9 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 def build(base: Mapping[str, str], settings: ServerSettings, launch: Launch) -> dict[str, str]:
-    """The whole environment of one process.
+    """The whole environment of one process; raises ConfigError as :func:`check`.
 
-    Args:
-        base: the daemon's own environment; only allow-listed names are taken from it.
-
-    Raises:
-        ConfigError: ``servers.environment`` sets a variable that obatchd itself has to set.
+    ``base`` is the daemon's own; only allow-listed names are taken from it.
     """
     check(settings)
     environment = {name: value for name, value in base.items() if name in _PASS or name.startswith("LC_")}
@@ -67,11 +63,7 @@ def build(base: Mapping[str, str], settings: ServerSettings, launch: Launch) -> 
 
 
 def check(settings: ServerSettings) -> None:
-    """Make sure that the settings name no variable that obatchd itself has to set for every server.
-
-    Raises:
-        ConfigError: ``servers.environment`` names such a variable.
-    """
+    """Raise ConfigError where ``servers.environment`` names a variable that obatchd itself has to set."""
     anyone = Launch("", "", "", 0, 1, 1, Path(), Path())
     if clash := sorted(_pinned(anyone).keys() & settings.environment.keys()):
         raise ConfigError(f"servers.environment: {', '.join(clash)} is set by obatchd for every server; remove it.")

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import attrs
 import psutil
 
 import obatchd.log
@@ -17,19 +18,14 @@ from obatchd.gpus.probe import Probe
 from obatchd.gpus.selection import PlannedServer, choose
 from obatchd.ollama.api import OllamaApi
 from obatchd.servers import environment
-from obatchd.servers.facts import FactStore
-from obatchd.servers.managed import Host, ManagedServer, free_port, port_is_free
+from obatchd.servers.managed import FactStore, Host, ManagedServer, free_port, port_is_free
 from obatchd.servers.neighbours import Neighbours, process_words
 from obatchd.servers.program import Program
-from obatchd.servers.remote import RemoteServer
-from obatchd.servers.server import Server, ServerListener
-from obatchd.servers.states import ServerState
+from obatchd.servers.server import RemoteServer, Server, ServerListener
 from obatchd.servers.sweep import sweep
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.tasks import TaskOwner, TaskSet
-
-__all__ = ["FactStore", "Fleet"]
+from obatchd.tasks import TaskSet
 
 log = obatchd.log.get(__name__)
 
@@ -39,49 +35,24 @@ _LOOK_S = 30.0
 _FOREIGN_TIMEOUT_S = 1.0
 
 
+@attrs.define(eq=False)
 class Fleet:
-    """Plans, starts and ends the servers.
+    """Plans, starts and ends the servers."""
 
-    Args:
-        work: directory for logs and homes of the servers.
-        instance: uuid of the spool; marks every process we start.
-        program: of managed servers.
-        owner: told when one of the fleet's tasks ends by an exception.
-
-    Attributes:
-        servers: by id, in order.
-        foreign_ollama: an Ollama that is not ours, in plain words; empty when there is none.
-    """
-
-    def __init__(
-        self,
-        settings: Current[Settings],
-        work: Path,
-        instance: str,
-        program: Program,
-        probe: Probe,
-        facts: FactStore,
-        owner: TaskOwner,
-    ) -> None:
-        self.servers: dict[str, Server] = {}
-        self.foreign_ollama = ""
-        self._current = settings
-        self._work = work
-        self._instance = instance
-        self._program = program
-        self._probe = probe
-        self._facts = facts
-        self._listeners: list[ServerListener] = []
-        self._tasks = TaskSet(owner)
-        self._neighbours = Neighbours(probe, instance, settings)
+    _current: Current[Settings] = attrs.field(alias="settings")
+    _work: Path  # directory for logs and homes of the servers
+    _instance: str  # uuid of the spool; marks every process we start
+    _program: Program  # of managed servers
+    _probe: Probe
+    _facts: FactStore
+    _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # told when one of them ends by an exception
+    servers: dict[str, Server] = attrs.field(factory=dict, init=False)  # by id, in order
+    foreign_ollama: str = attrs.field(default="", init=False)  # one that is not ours, in plain words; empty for none
+    _listener: ServerListener = attrs.field(init=False)
 
     def listen(self, listener: ServerListener) -> None:
-        """Let ``listener`` hear of each change of state from now on, in the event loop."""
-        self._listeners.append(listener)
-
-    def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
-        for listener in self._listeners:
-            listener.server_changed(server, old, new, reason)
+        """Let ``listener`` hear of each change of state, in the event loop; before ``start``."""
+        self._listener = listener
 
     @property
     def _settings(self) -> Settings:
@@ -96,14 +67,15 @@ class Fleet:
             ServerError: ``no_ollama`` or ``bad_address``.
         """
         planned = self._plan()
-        killed = await asyncio.to_thread(sweep, self._instance)
-        if killed:
+        if killed := await asyncio.to_thread(sweep, self._instance):
             log.info("orphans_swept", count=len(killed))
         self._make(planned)
-        self._warn_about_listen()
+        if self._is_exposed:
+            log.warning("servers_exposed", listen=self._settings.servers.listen, reason=_EXPOSED)
         self._tasks.start(self._start_all(), "fleet-start")
         self._tasks.start(self._look_around(), "fleet-look")
-        self._tasks.start(self._neighbours.watch(self.servers.values()), "fleet-neighbours")
+        neighbours = Neighbours(self._probe, self._instance, self._current)
+        self._tasks.start(neighbours.watch(self.servers.values()), "fleet-neighbours")
 
     async def stop(self) -> None:
         """End every server that was started here, all at once; remote servers are only left."""
@@ -137,7 +109,7 @@ class Fleet:
             work=self._work.absolute(),
             instance=self._instance,
             facts=self._facts,
-            listener=self,
+            listener=self._listener,
             base=dict(os.environ),
             program=self._program,
             cpu_servers=sum(not plan.gpus for plan in planned),
@@ -146,7 +118,7 @@ class Fleet:
             log.info("server_planned", number=number, server=plan.id, gpus=[gpu.uuid for gpu in plan.gpus], port=port)
             self._add(ManagedServer(plan.id, plan.gpus, port, host))
         for address, index in self._settings.ollama_instances.items():
-            server = RemoteServer(address, self._current, self)
+            server = RemoteServer(address, self._current, self._listener)
             gpu = next((gpu for gpu in self._probe.gpus if gpu.index == index and gpu.parent_uuid is None), None)
             if gpu is not None and _is_local(urlsplit(server.base_url).hostname or ""):
                 server.gpus, server.gpu_label = (gpu,), gpu.uuid
@@ -178,21 +150,17 @@ class Fleet:
         managed = any(server.kind == "managed" for server in self.servers.values())
         return managed and not _is_loopback(self._settings.servers.listen)
 
-    def _warn_about_listen(self) -> None:
-        if self._is_exposed:
-            log.warning("servers_exposed", listen=self._settings.servers.listen, reason=_EXPOSED)
-
     @property
     def notices(self) -> list[str]:
         """Notices for operators although everything works: exposed ports, other processes on our GPUs."""
         found = [f"The servers listen on {self._settings.servers.listen}. {_EXPOSED}"] if self._is_exposed else []
         if self.foreign_ollama:
             found.append(self.foreign_ollama)
-        for server in self.servers.values():
-            if server.foreign:
-                held = process_words(server.foreign)
-                found.append(f"Others hold memory on the GPU of {server.id}: {held}. They are left alone.")
-        return found
+        return found + [
+            f"Others hold memory on the GPU of {server.id}: {process_words(server.foreign)}. They are left alone."
+            for server in self.servers.values()
+            if server.foreign
+        ]
 
     # --- in the background ------------------------------------------------------------------------------------------
 
@@ -204,12 +172,11 @@ class Fleet:
 
     async def _look_around(self) -> None:
         while True:
-            await self._look_for_ollama()
+            if all(server.base_url != FOREIGN_URL for server in self.servers.values()):
+                await self._look_for_ollama()
             await asyncio.sleep(_LOOK_S)
 
     async def _look_for_ollama(self) -> None:
-        if any(server.base_url == FOREIGN_URL for server in self.servers.values()):
-            return
         api = OllamaApi(FOREIGN_URL)
         found = ""
         with contextlib.suppress(ServerError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import contextlib
 import random
 import time
 from collections import deque
@@ -18,7 +17,7 @@ from obatchd.servers.states import ServerState
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.servers import ServerSettings
-from obatchd.tasks import TaskSet
+from obatchd.tasks import TaskSet, set_within
 
 log = obatchd.log.get(__name__)
 
@@ -26,6 +25,7 @@ _BACKOFF_FIRST_S = 1.0
 _JITTER = 0.2
 _MISSES = 3  # failed health checks in a row, without progress, that restart a server
 _UP = frozenset({ServerState.READY, ServerState.DRAINING})
+_RUNS = _UP | {ServerState.STARTING}
 
 
 class Ending(NamedTuple):
@@ -36,26 +36,18 @@ class Ending(NamedTuple):
 
 
 class Life(abc.ABC):
-    """The life of every server, whatever it computes.
-
-    Attributes:
-        id: ``gpu0``, ``gpu0.mig1``, ``group0``, ``cpu0``, ``remote-<host>-<port>``.
-        gpu_label: GPU UUID (comma-separated for a group), ``cpu``, or empty when unknown.
-        reason: of the latest change of state.
-        idle: set when nothing is in flight.
-        restarts: runs that ended unasked.
-    """
+    """The life of every server, whatever it computes."""
 
     def __init__(self, server_id: str, settings: Current[Settings]) -> None:
-        self.id = server_id
-        self.gpu_label = ""
+        self.id = server_id  # ``gpu0``, ``gpu0.mig1``, ``group0``, ``cpu0``, ``remote-<host>-<port>``
+        self.gpu_label = ""  # GPU UUID (comma-separated for a group), ``cpu``, or empty when unknown
         self.state = ServerState.STOPPED
-        self.reason = "not started yet"
-        self.idle = asyncio.Event()
+        self.reason = "not started yet"  # of the latest change of state
+        self.idle = asyncio.Event()  # set when nothing is in flight
         self.idle.set()
-        self.restarts = 0
+        self.restarts = 0  # runs that ended unasked
         self._current = settings
-        self._holds: dict[str, str] = {}  # holders that keep work away, and their reasons; outlives a restart
+        self.holds: dict[str, str] = {}  # holders that keep work away, and their reasons; outlives a restart
         self._quarantine: str | None = None  # why its GPU is out of use
         self._failures: deque[float] = deque()  # monotonic times of runs that ended unasked and completed no request
         self._strikes: deque[float] = deque()
@@ -130,7 +122,7 @@ class Life(abc.ABC):
     async def stop(self) -> None:
         """End the server and stop looking after it."""
         await self._tasks.stop()
-        if self.up or self.state is ServerState.STARTING:
+        if self.state in _RUNS:
             self._set(ServerState.STOPPING, "asked to stop")
         await self._close()
         self._forget()
@@ -155,9 +147,7 @@ class Life(abc.ABC):
             self.restarts += 1
             pause_s = self._after_failure(ending.reason)
             self._wake.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._wake.wait()
+            await set_within(pause_s, self._wake)
             reason = f"another try after: {ending.reason}"
 
     async def _stay_quarantined(self) -> None:
@@ -188,7 +178,7 @@ class Life(abc.ABC):
         ready_s = time.monotonic()
         if not self._ending.done():
             self._set(ServerState.READY, "answers")
-            if self._holds:
+            if self.holds:
                 self._set(ServerState.DRAINING, self._hold_words)
             await self._watch(self._ending)
             if time.monotonic() - ready_s >= self._settings.backoff_reset_s:
@@ -230,17 +220,13 @@ class Life(abc.ABC):
 
     def _after_failure(self, reason: str) -> float:
         """Go to BACKOFF, or to FAILED; the pause in seconds."""
-        now_s = time.monotonic()
-        self._failures.append(now_s)
-        while self._failures[0] < now_s - self._settings.starts_window_s:
-            self._failures.popleft()
-        pause_s: float
-        if len(self._failures) >= self._settings.starts_limit:
-            pause_s = self._settings.slow_retry_s
-            words = f"{reason} ({len(self._failures)} starts without a completed request; next try in {pause_s:g} s)"
+        failures = _count(self._failures, self._settings.starts_window_s)
+        if failures >= self._settings.starts_limit:
+            retry_s = self._settings.slow_retry_s
+            words = f"{reason} ({failures} starts without a completed request; next try in {retry_s:g} s)"
             self._set(ServerState.FAILED, words)
-            return pause_s
-        pause_s = min(_BACKOFF_FIRST_S * 2**self._pauses, self._settings.backoff_max_s)
+            return retry_s
+        pause_s: float = min(_BACKOFF_FIRST_S * 2**self._pauses, self._settings.backoff_max_s)
         self._pauses = min(self._pauses + 1, 30)
         self._set(ServerState.BACKOFF, reason)
         return pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)
@@ -273,7 +259,7 @@ class Life(abc.ABC):
 
     async def restart(self, reason: str) -> None:
         """End the server and start it again at once; ends a pause too. Returns when the old process is gone."""
-        if self.up or self.state is ServerState.STARTING:
+        if self.state in _RUNS:
             changed = self._changed
             self._end(reason, planned=True)
             await changed.wait()
@@ -285,20 +271,13 @@ class Life(abc.ABC):
             await self.until(set(ServerState) - {ServerState.BACKOFF, ServerState.FAILED})
 
     async def drain(self, reason: str) -> bool:
-        """Give the server no new requests, and wait up to ``drain_s`` for those in flight.
-
-        Returns:
-            Whether nothing is in flight any more.
-        """
+        """Give the server no new requests; whether those in flight have ended within ``drain_s``."""
         self.hold("operator", reason)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._settings.drain_s):
-                await self.idle.wait()
-        return self.idle.is_set()
+        return await set_within(self._settings.drain_s, self.idle)
 
     def hold(self, by: str, reason: str) -> None:
         """Give the server no new requests until ``resume`` of the same name."""
-        self._holds[by] = reason
+        self.holds[by] = reason
         if self.state is ServerState.READY:
             self._set(ServerState.DRAINING, self._hold_words)
         elif self.state is ServerState.DRAINING:
@@ -306,21 +285,15 @@ class Life(abc.ABC):
 
     def resume(self, by: str = "operator") -> None:
         """End a drain; the server works again when nobody else keeps work away."""
-        self._holds.pop(by, None)
+        self.holds.pop(by, None)
         if self.state is ServerState.DRAINING:
-            if self._holds:
-                self.reason = self._hold_words
-            else:
+            self.reason = self._hold_words
+            if not self.holds:
                 self._set(ServerState.READY, "resumed")
 
     @property
-    def holds(self) -> dict[str, str]:
-        """Holders that keep work away, and their reasons."""
-        return dict(self._holds)
-
-    @property
     def _hold_words(self) -> str:
-        return "; ".join(self._holds.values())
+        return "; ".join(self.holds.values())
 
     def quarantine_at_start(self, reason: str) -> None:
         """Let the server begin in quarantine; before ``begin``."""
@@ -329,14 +302,13 @@ class Life(abc.ABC):
     async def quarantine(self, reason: str) -> None:
         """End the server and keep it ended, whatever it does now, until ``release``. Nothing is waited for."""
         self._quarantine = reason
-        if self.up or self.state is ServerState.STARTING:
+        if self.state in _RUNS:
             self._end(reason, planned=True)
         self._wake.set()
         if self._tasks:
             await self.until({ServerState.QUARANTINED})
 
     def release(self) -> None:
-        """End a quarantine."""
         self._quarantine = None
         self._wake.set()
 
@@ -349,18 +321,24 @@ class Life(abc.ABC):
 
     def fault(self, reason: str) -> None:
         """A strike: a failure that was the server's fault. Enough of them restart it."""
-        now_s = time.monotonic()
-        self._strikes.append(now_s)
-        while self._strikes[0] < now_s - self._current.value.dispatch.strike_window_s:
-            self._strikes.popleft()
-        log.warning("server_strike", server=self.id, gpu=self.gpu_label, strikes=len(self._strikes), reason=reason)
-        if len(self._strikes) >= self._current.value.dispatch.strikes and self.up:
-            self._end(f"{len(self._strikes)} faults, the latest: {reason}", planned=False)
+        limits = self._current.value.dispatch
+        strikes = _count(self._strikes, limits.strike_window_s)
+        log.warning("server_strike", server=self.id, gpu=self.gpu_label, strikes=strikes, reason=reason)
+        if strikes >= limits.strikes:
+            self.broken(f"{strikes} faults, the latest: {reason}")
 
     def broken(self, reason: str) -> None:
         """It does not do its work: end it, and start it again after a pause."""
         if self.up:
             self._end(reason, planned=False)
+
+
+def _count(times: deque[float], window_s: float) -> int:
+    """Add now to the times of an event; how often it happened in the last ``window_s``."""
+    times.append(time.monotonic())
+    while times[0] < times[-1] - window_s:
+        times.popleft()
+    return len(times)
 
 
 def _defect_words(error: BaseException) -> str:

@@ -8,8 +8,11 @@ import os
 import re
 from collections import deque
 from collections.abc import AsyncGenerator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
+
+import attrs
 
 import obatchd.log
 
@@ -83,21 +86,16 @@ class LineListener(Protocol):
         """One line, without its end."""
 
 
+@attrs.define(eq=False)
 class LogDrain:
-    """Takes the output of one server, stdout and stderr, across restarts of the server.
+    """Takes the output of one server, stdout and stderr, across restarts of the server."""
 
-    Args:
-        server: id, for our own log.
-        path: the file; when it reaches ``FILE_BYTES`` it becomes ``<path>.1``.
-    """
-
-    def __init__(self, server: str, path: Path, listener: LineListener) -> None:
-        self.lines: deque[str] = deque(maxlen=RING_LINES)
-        self._server = server
-        self._path = path
-        self._listener = listener
-        self._rest = b""
-        self._file: BinaryIO | None = None
+    _server: str  # id, for our own log
+    _path: Path  # the file; when it reaches ``FILE_BYTES`` it becomes ``<path>.1``
+    _listener: LineListener
+    lines: deque[str] = attrs.field(factory=partial(deque, maxlen=RING_LINES), init=False)
+    _rest: bytes = attrs.field(default=b"", init=False)
+    _file: BinaryIO | None = attrs.field(default=None, init=False)
 
     def data_received(self, data: bytes) -> None:
         """Bytes read from its pipe, as many as there were."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import psutil
@@ -19,7 +20,6 @@ from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile, round_context
 from obatchd.ollama.api import LoadedModel, canonical
 from obatchd.servers import environment
-from obatchd.servers.facts import FactStore
 from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program
 from obatchd.servers.server import Server, ServerListener
@@ -35,6 +35,14 @@ _ANSWER_TIMEOUT_S = 2.0
 _ASK_AGAIN_S = 0.05
 _LOG_LAG_S = 2.0  # the log line that names the GPU is written before the server answers
 _PS_TIMEOUT_S = 15.0
+
+
+class FactStore(Protocol):
+    """Strings kept across restarts of the daemon: ports, and the slots that fit; :class:`obatchd.jobs.store.Facts`."""
+
+    def get(self, key: str) -> str | None: ...
+
+    def set(self, key: str, value: str) -> None: ...
 
 
 class Host(msgspec.Struct, frozen=True):
@@ -77,9 +85,8 @@ class ManagedServer(Server):
         self.port = port
         self.base_url = self._url()
         self._host = host
-        auto = AUTO_SLOTS if gpus else CPU_SLOTS
-        self._auto = self._settings.slots == "auto"
-        self.slots = auto if self._settings.slots == "auto" else self._settings.slots
+        self._auto_slots = (AUTO_SLOTS if gpus else CPU_SLOTS) if self._settings.slots == "auto" else 0
+        self.slots = self._auto_slots or int(self._settings.slots)
         self._parallel = self.slots  # the number given to the process; a model may allow it less
         self._proven: bool | None = None  # whether it is known to compute on its GPUs
         self._process = ServerProcess(server_id, self.log_file, self)
@@ -177,51 +184,49 @@ class ManagedServer(Server):
         return since_s is not None and time.monotonic() - since_s < self._settings.load_timeout_s
 
     async def fallen_back(self) -> str:
-        if not self.gpus or self.loaded is None:
-            return ""
-        found = _entry(await self.api.loaded(_PS_TIMEOUT_S), self.loaded.model)
+        found = await self._shown(self.loaded.model) if self.gpus and self.loaded else None
         if found is None or found.size_vram >= found.size:
             return ""
         return f"only {found.size_vram / 2**30:.1f} of {found.size / 2**30:.1f} GiB of the model are in VRAM"
 
+    async def _shown(self, model: str) -> LoadedModel | None:
+        models = await self.api.loaded(_PS_TIMEOUT_S)
+        wanted = canonical(model)
+        return next((entry for entry in models if wanted in (canonical(entry.name), canonical(entry.model))), None)
+
     # --- profiles ---------------------------------------------------------------------------------------------------
 
     def load_options(self, profile: Profile) -> dict[str, Any]:
-        options: dict[str, Any] = {"num_ctx": profile.context_length}
-        if not self.gpus:
-            options["num_thread"] = cpu_threads(usable_cores(), self._host.cpu_servers)
-        return options
+        threads = {} if self.gpus else {"num_thread": cpu_threads(usable_cores(), self._host.cpu_servers)}
+        return super().load_options(profile) | threads
 
     async def _load(self, profile: Profile) -> None:
         slots = self._first_slots(profile)
-        while True:
-            if slots != self._parallel:
-                await self._change_slots(slots)
-            if reason := await self._try(profile):
-                if not self._auto or slots == 1:
-                    raise ModelError(
-                        f"{profile.model} with a context of {profile.context_length} tokens and {slots} slots does not "
-                        f"fit {self.id} ({self._memory()}): {reason} Use a smaller model, quantization, context_length"
-                        f"{'' if slots == 1 else ' or servers.slots'}, or a [[servers.group]] of GPUs.",
-                        code="does_not_fit",
-                    )
-                log.info("slots_halved", server=self.id, model=profile.model, slots=slots // 2, reason=reason)
-                slots //= 2
-                continue
-            self.slots = 1 if self._process.one_slot else slots
-            if self._auto and not self.foreign:  # slots that fit beside somebody else's process say nothing about later
-                self._host.facts.set(self._slots_key(profile), str(slots))
-            return
+        while reason := await self._try(profile, slots):
+            if not self._auto_slots or slots == 1:
+                known = [gpu.memory_bytes for gpu in self.gpus if gpu.memory_bytes]
+                memory = f"{sum(known) / 2**30:.0f} GiB" if known else "CPU"
+                raise ModelError(
+                    f"{profile.model} with a context of {profile.context_length} tokens and {slots} slots does not fit "
+                    f"{self.id} ({memory}): {reason} Use a smaller model, quantization, context_length"
+                    f"{'' if slots == 1 else ' or servers.slots'}, or a [[servers.group]] of GPUs.",
+                    code="does_not_fit",
+                )
+            log.info("slots_halved", server=self.id, model=profile.model, slots=slots // 2, reason=reason)
+            slots //= 2
+        self.slots = 1 if self._process.one_slot else slots
+        if self._auto_slots and not self.foreign:  # slots that fit beside somebody else's process say nothing of later
+            self._host.facts.set(self._slots_key(profile), str(slots))
 
     def _slots_key(self, profile: Profile) -> str:
         device = self.gpu.name if self.gpu else f"{len(self.gpus)} x {self.gpus[0].name}" if self.gpus else "cpu"
         return f"slots/{device}/{profile.model}/{profile.context_length}"
 
     def _first_slots(self, profile: Profile) -> int:
-        if not self._auto:
+        if not self._auto_slots:
             return self._parallel
         known = self._host.facts.get(self._slots_key(profile)) or ""
-        return int(known) if known.isdecimal() and int(known) > 0 else (AUTO_SLOTS if self.gpus else CPU_SLOTS)
+        return int(known) if known.isdecimal() and int(known) > 0 else self._auto_slots
 
     async def _change_slots(self, slots: int) -> None:
         """Start the process again with other slots: Ollama takes them from its environment only."""
@@ -231,23 +236,22 @@ class ManagedServer(Server):
         if self.state not in (ServerState.READY, ServerState.DRAINING):
             raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")
 
-    async def _try(self, profile: Profile) -> str:
-        """Load once. Empty when all is well, else why the profile does not fit."""
+    async def _try(self, profile: Profile, slots: int) -> str:
+        """Load once, with ``slots``. Empty when all is well, else why the profile does not fit."""
+        if slots != self._parallel:
+            await self._change_slots(slots)
         self._process.one_slot = False
-        began_s = time.monotonic()
         try:
-            await self.api.load(profile.model, self.load_options(profile), self._settings.load_timeout_s, pin=True)
+            await super()._load(profile)
         except ModelError as error:
             if error.code != "does_not_fit":
                 raise
             return error.message
-        self.load_s = time.monotonic() - began_s
         return await self._not_in_vram(profile) if self.gpus else ""
 
     async def _not_in_vram(self, profile: Profile) -> str:
         """Ollama puts layers that do not fit on the CPU without a word; only ``/api/ps`` shows it."""
-        models = await self.api.loaded(_PS_TIMEOUT_S)
-        found = _entry(models, profile.model)
+        found = await self._shown(profile.model)
         if found is None:
             raise ServerError(f"{self.id} does not show {profile.model} after loading it.", code="load_failed")
         if found.size_vram >= found.size:
@@ -259,15 +263,6 @@ class ManagedServer(Server):
         await self.api.unload(profile.model, self._settings.load_timeout_s)
         return f"only {found.size_vram / 2**30:.1f} of {found.size / 2**30:.1f} GiB are in VRAM."
 
-    def _memory(self) -> str:
-        known = [gpu.memory_bytes for gpu in self.gpus if gpu.memory_bytes]
-        return f"{sum(known) / 2**30:.0f} GiB" if known else "CPU"
-
-
-def _entry(models: list[LoadedModel], name: str) -> LoadedModel | None:
-    wanted = canonical(name)
-    return next((entry for entry in models if wanted in (canonical(entry.name), canonical(entry.model))), None)
-
 
 def _bind(address: str, port: int) -> int:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -278,19 +273,13 @@ def _bind(address: str, port: int) -> int:
 
 
 def port_is_free(address: str, port: int) -> bool:
-    try:
-        _bind(address, port)
-    except OSError:
-        return False
-    return True
+    with contextlib.suppress(OSError):
+        return _bind(address, port) == port
+    return False
 
 
 def free_port(address: str) -> int:
-    """A port nobody has now.
-
-    Raises:
-        ServerError: ``bad_address``: this host does not have the address.
-    """
+    """A port nobody has now; raises ServerError (``bad_address``) where this host does not have the address."""
     try:
         return _bind(address, 0)
     except OSError as error:

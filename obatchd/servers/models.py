@@ -11,45 +11,55 @@ import fnmatch
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
-from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
+
+import attrs
+import msgspec
 
 import obatchd.log
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ServerError
-from obatchd.ollama.api import OllamaApi, canonical
+from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel, canonical
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
-from obatchd.servers.model_info import LOCAL, ModelInfo, describe
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.models import ModelSettings
-
-__all__ = ["LOCAL", "ModelInfo", "ModelKeeper", "store_of"]
+from obatchd.settings.tables.servers import ModelSettings
 
 log = obatchd.log.get(__name__)
 
 _TIMEOUT_S = 60.0
 _T = TypeVar("_T")
 _FIRST_SERVER_S = 0.5  # between two looks whether a server is up
+LOCAL = "local"  # the store of the managed servers; the others are called like their server
 
 
+class ModelInfo(msgspec.Struct, frozen=True):
+    """Facts about a model in a store. Texts are empty and numbers 0 where Ollama does not tell."""
+
+    name: str
+    digest: str
+    quantization: str
+    parameter_size: str
+    context_length: int  # tokens it was trained for
+    capabilities: list[str]  # completion, vision, tools, thinking, embedding, insert
+    size_bytes: int
+    store: str = LOCAL
+
+
+@attrs.define(eq=False)
 class ModelKeeper:
-    """Makes sure of models, once per store.
+    """Makes sure of models, once per store."""
 
-    Attributes:
-        pulls: downloads in progress by model name; of a remote server, with its id behind it.
-    """
-
-    def __init__(self, settings: Current[Settings], fleet: Fleet) -> None:
-        self.pulls: dict[str, PullProgress] = {}
-        self._current = settings
-        self._fleet = fleet
-        self._known: dict[tuple[str, str], ModelInfo] = {}
-        self._running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = {}
-        self._hosts: dict[str, asyncio.Lock] = {}
+    _current: Current[Settings] = attrs.field(alias="settings")
+    _fleet: Fleet
+    # Downloads in progress by model name; of a remote server, with its id behind it.
+    pulls: dict[str, PullProgress] = attrs.field(factory=dict, init=False)
+    _known: dict[tuple[str, str], ModelInfo] = attrs.field(factory=dict, init=False)
+    _running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = attrs.field(factory=dict, init=False)
+    _hosts: dict[str, asyncio.Lock] = attrs.field(factory=dict, init=False)
 
     @property
     def _settings(self) -> ModelSettings:
@@ -83,12 +93,9 @@ class ModelKeeper:
             ServerError: ``no_server``: no server can be asked now.
         """
         self._check_allowed(model, by_admin)
-        stores = self._stores()
-        if not stores:
-            raise ServerError(f"No server is up to look for {model}: obatchctl status shows why.", code="no_server")
-        outcomes = await asyncio.gather(
-            *(self._ensure_in(store, model, by_admin) for store in stores), return_exceptions=True
-        )
+        stores = self._stores(f"look for {model}")
+        looks = (self._ensure_in(store, model, by_admin) for store in stores)
+        outcomes = await asyncio.gather(*looks, return_exceptions=True)
         found = [outcome for outcome in outcomes if isinstance(outcome, ModelInfo)]
         failed = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if not found:
@@ -99,11 +106,7 @@ class ModelKeeper:
         return found[0]
 
     async def ensure_on(self, server: Server, model: str) -> ModelInfo:
-        """Make sure that one server's store has the model, e.g. of a remote server that came up later.
-
-        Raises:
-            ModelError, ServerError: as :meth:`ensure`.
-        """
+        """As :meth:`ensure` of one server's store, e.g. of a remote server that came up later."""
         self._check_allowed(model, by_admin=False)
         return await self._ensure_in(store_of(server), model, by_admin=False)
 
@@ -117,8 +120,12 @@ class ModelKeeper:
             code="model_forbidden",
         )
 
-    def _stores(self) -> list[str]:
-        return list(dict.fromkeys(store_of(server) for server in self._fleet.servers.values() if server.up))
+    def _stores(self, aim: str = "") -> list[str]:
+        """The stores that can be asked; with an ``aim`` there must be one."""
+        stores = list(dict.fromkeys(store_of(server) for server in self._fleet.servers.values() if server.up))
+        if aim and not stores:
+            raise ServerError(f"No server is up to {aim}: obatchctl status shows why.", code="no_server")
+        return stores
 
     def _servers(self, store: str) -> list[Server]:
         return [server for server in self._fleet.servers.values() if store_of(server) == store and server.up]
@@ -127,8 +134,7 @@ class ModelKeeper:
         key = (store, canonical(model))
         if key in self._known:
             return self._known[key]
-        task = self._running.get(key)
-        if task is None:
+        if (task := self._running.get(key)) is None:
             task = asyncio.create_task(self._find_or_pull(store, model, by_admin), name=f"ensure-{model}")
             self._running[key] = task
             task.add_done_callback(lambda _: self._running.pop(key, None))
@@ -136,26 +142,24 @@ class ModelKeeper:
         return await asyncio.shield(task)
 
     async def _find_or_pull(self, store: str, model: str, by_admin: bool) -> ModelInfo:
-        info = await self._look_up(store, model)
-        if info is None:
-            policy = self._settings.pull
-            if not by_admin and policy != "allowed":
-                raise ModelError(
-                    f'Model {model} is not in the store ({store}), and models.pull = "{policy}" keeps jobs from '
-                    f"pulling it. An administrator can: obatchctl models pull {model}.",
-                    code="model_not_found",
-                )
-            async with self._alone_on_host(store):
-                info = await self._look_up(store, model)
-                if info is None:
-                    async with aclosing(self._pull(store, model)) as progress:
-                        async for _ in progress:
-                            pass
-                    info = await self._look_up(store, model)
-        if info is None:
-            raise ModelError(f"Model {model} was pulled but is not in the store ({store}).", code="pull_failed")
-        self._known[store, canonical(model)] = info
-        return info
+        if (info := await self._look_up(store, model)) is not None:
+            return info
+        policy = self._settings.pull
+        if not by_admin and policy != "allowed":
+            raise ModelError(
+                f'Model {model} is not in the store ({store}), and models.pull = "{policy}" keeps jobs from '
+                f"pulling it. An administrator can: obatchctl models pull {model}.",
+                code="model_not_found",
+            )
+        async with self._alone_on_host(store):
+            if (info := await self._look_up(store, model)) is not None:
+                return info
+            async with aclosing(self._pull(store, model)) as progress:
+                async for _ in progress:
+                    pass
+            if (info := await self._look_up(store, model)) is not None:
+                return info
+        raise ModelError(f"Model {model} was pulled but is not in the store ({store}).", code="pull_failed")
 
     def _alone_on_host(self, store: str) -> asyncio.Lock:
         """Remote servers of one host may share a store without our knowing: there one pulls after the other."""
@@ -163,12 +167,16 @@ class ModelKeeper:
         return self._hosts.setdefault(LOCAL if store == LOCAL else host, asyncio.Lock())
 
     async def _look_up(self, store: str, model: str) -> ModelInfo | None:
+        """What a store says of a model; it is known from then on."""
+
         async def ask(api: OllamaApi) -> ModelInfo | None:
             listed = await api.stored(_TIMEOUT_S)
             entry = next((entry for entry in listed if canonical(entry.model) == canonical(model)), None)
-            return None if entry is None else describe(model, store, entry, await api.show(model, _TIMEOUT_S))
+            return None if entry is None else _describe(model, store, entry, await api.show(model, _TIMEOUT_S))
 
-        return await self._ask(store, f"look for {model}", ask)
+        if (info := await self._ask(store, f"look for {model}", ask)) is not None:
+            self._known[store, canonical(model)] = info
+        return info
 
     async def _ask(self, store: str, what: str, ask: Callable[[OllamaApi], Awaitable[_T]]) -> _T:
         """Ask the servers of a store one after another until one can be reached."""
@@ -190,16 +198,12 @@ class ModelKeeper:
         Raises:
             ModelError: ``model_forbidden`` when pulls are switched off, else as :meth:`ensure`.
         """
-        stores = self._stores()
-        if not stores:
-            raise ServerError(f"No server is up to pull {name}: obatchctl status shows why.", code="no_server")
+        stores = self._stores(f"pull {name}")
         for store in [LOCAL] if LOCAL in stores else stores:
             async with aclosing(self._pull(store, name)) as progress:
                 async for step in progress:
                     yield step
-            info = await self._look_up(store, name)
-            if info is not None:
-                self._known[store, canonical(name)] = info
+            await self._look_up(store, name)
 
     async def _pull(self, store: str, model: str) -> AsyncGenerator[PullProgress, None]:
         if self._settings.pull == "never":
@@ -242,7 +246,10 @@ class ModelKeeper:
         """Remote stores are on disks that we cannot see; there the server itself names the fault."""
         if not isinstance(server, ManagedServer):
             return
-        free_bytes = _free_bytes(server.models_dir)
+        path = server.models_dir
+        while not path.exists():
+            path = path.parent
+        free_bytes = shutil.disk_usage(path).free
         if free_bytes - missing_bytes < self._settings.pull_margin_bytes:
             raise ModelError(
                 f"No space to pull {model}: {missing_bytes / 1e9:.1f} GB are missing, {server.models_dir} has "
@@ -262,7 +269,7 @@ class ModelKeeper:
             except ServerError as error:
                 log.warning("models_not_listed", store=store, reason=error.message)
                 continue
-            found += [describe(entry.model, store, entry, None) for entry in listed]
+            found += [_describe(entry.model, store, entry, ShownModel()) for entry in listed]
         return found
 
     async def digest(self, model: str) -> str | None:
@@ -278,7 +285,11 @@ class ModelKeeper:
         Raises:
             ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it.
         """
-        users = [s for s in self._servers(LOCAL) for p in (s.loaded, s.loading) if p and _same(p.model, name)]
+        users = [
+            server
+            for server in self._servers(LOCAL)
+            if canonical(name) in {canonical(profile.model) for profile in (server.loaded, server.loading) if profile}
+        ]
         if busy := [server.id for server in users if server.loading or server.in_flight]:
             words = f"Model {name} is at work on {', '.join(busy)}. Wait for its jobs, or cancel them: obatchctl jobs."
             raise ModelError(words, code="model_in_use")
@@ -296,11 +307,10 @@ def store_of(server: Server) -> str:
     return LOCAL if server.kind == "managed" else server.id
 
 
-def _same(one: str, other: str) -> bool:
-    return canonical(one) == canonical(other)
-
-
-def _free_bytes(path: Path) -> int:
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
+def _describe(name: str, store: str, entry: StoredModel, show: ShownModel) -> ModelInfo:
+    context = next((value for key, value in show.model_info.items() if key.endswith(".context_length")), 0)
+    details = entry.details
+    return ModelInfo(
+        name, entry.digest, details.quantization_level, details.parameter_size, int(context or 0), show.capabilities,
+        entry.size, store,
+    )  # fmt: skip

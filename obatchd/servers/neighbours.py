@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable
 
+import attrs
 import psutil
 
 import obatchd.log
 from obatchd.errors import ObatchError
-from obatchd.gpus.model import Gpu, GpuProcess, Reading
+from obatchd.gpus.model import GpuProcess
 from obatchd.gpus.probe import Probe
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
@@ -23,9 +25,8 @@ from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 
-_Seen = tuple[tuple[int, int | None], ...]
 
-
+@attrs.define(eq=False)
 class Neighbours:
     """Looks at every reading of the probe.
 
@@ -33,11 +34,10 @@ class Neighbours:
     until the others have left, or the host is rebooted.
     """
 
-    def __init__(self, probe: Probe, instance: str, settings: Current[Settings]) -> None:
-        self._probe = probe
-        self._instance = instance
-        self._settings = settings
-        self._seen: dict[str, _Seen] = {}
+    _probe: Probe
+    _instance: str
+    _settings: Current[Settings]
+    _seen: dict[str, tuple[tuple[int, int | None], ...]] = attrs.field(factory=dict, init=False)  # pid and memory
 
     async def watch(self, servers: Iterable[Server]) -> None:
         """Look for ever."""
@@ -51,12 +51,12 @@ class Neighbours:
             await asyncio.sleep(self._settings.value.gpus.poll_s)
 
     async def _look(self, server: ManagedServer) -> None:
-        readings = dict(self._probe.readings)
-        found = [process for gpu in server.gpus if gpu.uuid in readings for process in readings[gpu.uuid].processes]
+        readings = [reading for gpu in server.gpus if (reading := self._probe.readings.get(gpu.uuid))]
+        found = [process for reading in readings for process in reading.processes]
         seen = tuple(sorted((process.pid, process.memory_bytes) for process in found))
         if seen != self._seen.get(server.id):  # else nobody came or left
             self._seen[server.id] = seen
-            self._note(server, await asyncio.to_thread(foreign_processes, server.gpus, readings, self._instance))
+            self._note(server, await asyncio.to_thread(_foreign, found, self._instance))
         server.driver_trouble = self._probe.host_trouble[1]
         await self._hold(server, "shared", server.shared_with)
         await self._hold(server, "driver", server.driver_trouble)
@@ -75,34 +75,29 @@ class Neighbours:
             log.warning("gpu_shared", server=server.id, gpu=server.gpu_label, processes=process_words(foreign),
                         reason="other processes hold memory on this GPU; they are left alone")  # fmt: skip
         server.foreign = foreign
-        unknown = any(process.memory_bytes is None for process in foreign)
-        held_bytes = sum(process.memory_bytes or 0 for process in foreign)
-        much = unknown or held_bytes > self._settings.value.gpus.shared_bytes
-        server.shared_with = (
-            f"other processes hold memory on its GPU: {process_words(foreign)}" if foreign and much else ""
-        )
+        held_bytes = sum(math.inf if process.memory_bytes is None else process.memory_bytes for process in foreign)
+        much = held_bytes > self._settings.value.gpus.shared_bytes
+        server.shared_with = f"other processes hold memory on its GPU: {process_words(foreign)}" if much else ""
 
 
-def foreign_processes(gpus: Iterable[Gpu], readings: Mapping[str, Reading], instance: str) -> list[GpuProcess]:
-    """Processes on these GPUs that are not ours.
+def _foreign(processes: Iterable[GpuProcess], instance: str) -> list[GpuProcess]:
+    """Those of ``processes`` that are not ours.
 
     In a container NVML shows the host's pids: those unknown here cannot be told from our own and are left out.
     """
     found = []
-    for gpu in gpus:
-        reading = readings.get(gpu.uuid)
-        for process in reading.processes if reading else []:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                owner = psutil.Process(process.pid)
-                # A zombie holds nothing any more: an orphan that was swept a moment ago.
-                if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance):
-                    found.append(process)
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            owner = psutil.Process(process.pid)
+            # A zombie holds nothing any more: an orphan that was swept a moment ago.
+            if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance):
+                found.append(process)
     return found
 
 
 def process_words(processes: Iterable[GpuProcess]) -> str:
     """Processes and their memory, for people."""
-    return ", ".join(_one_in_words(process) for process in processes)
+    return ", ".join(map(_one_in_words, processes))
 
 
 def _one_in_words(process: GpuProcess) -> str:

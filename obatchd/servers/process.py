@@ -18,6 +18,7 @@ import psutil
 import obatchd.log
 from obatchd.errors import ServerError
 from obatchd.servers.logs import LogDrain
+from obatchd.tasks import set_within
 
 log = obatchd.log.get(__name__)
 
@@ -49,47 +50,29 @@ class ProcessListener(Protocol):
 
 
 class ServerProcess:
-    """Starts and ends ``ollama serve``.
-
-    Args:
-        server: id, for the log.
-        log_path: where its output is kept.
-
-    Attributes:
-        pid: of the serving process, None when none runs.
-        ended: set when the process has ended and been reaped with its whole group.
-        returncode: of the latest process; negative for a signal.
-        loading_since_s: monotonic time since when it loads a model, as its log tells; None while it does not.
-        one_slot: in its log the server said that the loaded model cannot use more than one slot.
-    """
+    """Starts and ends ``ollama serve``."""
 
     def __init__(self, server: str, log_path: Path, listener: ProcessListener) -> None:
-        self.pid: int | None = None
-        self.returncode: int | None = None
-        self.ended = asyncio.Event()
-        self.loading_since_s: float | None = None
-        self.one_slot = False
+        self.pid: int | None = None  # of the serving process, None when none runs
+        self.returncode: int | None = None  # of the latest process; negative for a signal
+        self.ended = asyncio.Event()  # set when the process has ended and been reaped with its whole group
+        self.loading_since_s: float | None = None  # monotonic; as its log tells, None while it loads no model
+        self.one_slot = False  # the server said in its log that the loaded model cannot use more than one slot
         self._server = server
         self._listener = listener
         self._devices: list[str] = []
         self._device_seen = asyncio.Event()
         self.log = LogDrain(server, log_path, self)
         self._popen: subprocess.Popen[bytes] | None = None
-        self._pidfd = -1
         self._output = -1  # read end of the pipe that it writes to; -1: closed
 
     async def start(self, command: Sequence[str], environment: Mapping[str, str], cwd: Path) -> None:
-        """Start the process.
-
-        Raises:
-            ServerError: ``start_failed``: the program cannot be executed.
-        """
+        """Start the process; raises ServerError (``start_failed``) where the program cannot be executed."""
         self._devices.clear()
         self._device_seen.clear()
-        self.loading_since_s = None
+        self.ended.clear()
+        self.loading_since_s = self.returncode = None
         self.one_slot = False
-        self.returncode = None
-        self.ended = asyncio.Event()
         self._output, write_fd = os.pipe()
         try:
             self._popen = subprocess.Popen(
@@ -103,8 +86,8 @@ class ServerProcess:
             os.close(write_fd)
         self.pid = self._popen.pid
         loop = asyncio.get_running_loop()
-        self._pidfd = os.pidfd_open(self.pid)
-        loop.add_reader(self._pidfd, self._exited)
+        pidfd = os.pidfd_open(self.pid)
+        loop.add_reader(pidfd, self._exited, self._popen, pidfd)
         # Read here and not by a transport: uvloop's closes the pipe twice (uvloop issue 763), and by the second time
         # its number may be another thread's file.
         os.set_blocking(self._output, False)
@@ -124,47 +107,40 @@ class ServerProcess:
             self._output = -1
             self.log.close()
 
-    def _exited(self) -> None:
+    def _exited(self, popen: subprocess.Popen[bytes], pidfd: int) -> None:
         """The process is a zombie now. Until it is reaped its group id cannot belong to anybody else: the moment to
         kill its runners, which outlive it and hold the memory of the GPU."""
-        assert self._popen is not None
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
-        self._signal_group(signal.SIGKILL)
-        self.returncode = self._popen.wait()
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        _signal_group(popen.pid, signal.SIGKILL)
+        returncode = popen.wait()
+        if popen is not self._popen:
+            return  # it was stuck when it was stopped, and another one may have followed
+        self.returncode = returncode
         if self._output >= 0:
             self._read_output()  # its last words, which tell why it ended
         self.ended.set()
         self._listener.process_ended()
-
-    def _signal_group(self, number: signal.Signals) -> None:
-        assert self.pid is not None
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM to the group, SIGKILL after ``grace_s``; returns when the whole group is gone. Idempotent."""
         if self.pid is None:
             return
         if not self.ended.is_set():
-            self._signal_group(signal.SIGTERM)
-            try:
-                async with asyncio.timeout(grace_s):
-                    await self.ended.wait()
-            except TimeoutError:
+            _signal_group(self.pid, signal.SIGTERM)
+            if not await set_within(grace_s, self.ended):
                 log.warning("server_killed", server=self._server, pid=self.pid, grace_s=grace_s)
-                self._signal_group(signal.SIGKILL)
+                _signal_group(self.pid, signal.SIGKILL)
         await self._await_group()
         self._close_output()
-        self.pid = None
+        self.pid = self._popen = None
 
     async def _await_group(self) -> None:
         """Wait for the process and its runners, but not for ever: one may be stuck in the kernel."""
         assert self.pid is not None
         deadline_s = time.monotonic() + _LEFTOVER_S
-        while not self.ended.is_set() or (left := await asyncio.to_thread(_members, self.pid)):
+        while left := await asyncio.to_thread(_members, self.pid) if self.ended.is_set() else [self.pid]:
             if time.monotonic() > deadline_s:
-                left = [self.pid] if not self.ended.is_set() else left
                 log.error("server_stuck", server=self._server, pids=left, remedy="look at dmesg, reboot the host")
                 return
             await asyncio.sleep(_POLL_S)
@@ -184,19 +160,19 @@ class ServerProcess:
     async def sees(self, uuids: Iterable[str], timeout_s: float) -> bool | None:
         """Whether the server said in its log that it computes on these GPUs; call it after the server answers.
 
-        Returns:
-            True: it named every UUID beside the CUDA library. False: it found no GPU at all and would silently compute
-            on the CPU until it is restarted. None: it used words we do not know.
+        True: it named every UUID beside the CUDA library. False: it found no GPU at all and would silently compute
+        on the CPU until it is restarted. None: it used words we do not know.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._device_seen.wait()
+        await set_within(timeout_s, self._device_seen)
         text = "\n".join(line for line in self._devices if "library=CUDA" in line)
         if text and all(uuid in text for uuid in uuids):
             return True
-        if self._devices and all("library=cpu" in line for line in self._devices):
-            return False
-        return None
+        return False if self._devices and all("library=cpu" in line for line in self._devices) else None
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
 
 
 def _members(group: int) -> list[int]:

@@ -15,11 +15,7 @@ class Program(Protocol):
     """Serves the API of Ollama; :class:`Ollama`, where the composition root does not choose something else."""
 
     def command(self) -> list[str]:
-        """The command line of a server.
-
-        Raises:
-            ServerError: ``no_ollama``: the program is not there.
-        """
+        """The command line of a server; raises ServerError (``no_ollama``) where the program is not there."""
 
     def environment(self) -> Mapping[str, str]:
         """Variables of its own, beside those that every server gets."""

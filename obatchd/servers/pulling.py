@@ -9,7 +9,7 @@ import httpx
 import ollama
 
 from obatchd.documents.models import PullProgress
-from obatchd.servers.model_info import pull_error
+from obatchd.errors import ModelError
 from obatchd.servers.server import Server
 
 # Silence while a layer of hundreds of gigabytes is verified is no failure.
@@ -45,9 +45,23 @@ async def pull_through(server: Server, state: PullProgress) -> AsyncGenerator[in
                     state.total_bytes = sum(total for _, total in layers.values())
                 yield state.total_bytes - state.completed_bytes
     except ollama.ResponseError as error:
-        raise pull_error(state.model, server, error.error) from error
+        raise _refusal(state.model, server, error.error) from error
     except (httpx.TransportError, ConnectionError) as error:
         raise ServerLost(f"{server.id} was lost: {error or type(error).__name__}") from error
+
+
+def _refusal(model: str, server: Server, words: str) -> ModelError:
+    if "file does not exist" in words or "not found" in words:
+        return ModelError(
+            f"There is no model {model} in the registry ({server.id}: {words}). Check the name.",
+            code="model_not_found",
+        )
+    if "no space left" in words:
+        return ModelError(f"No space to pull {model} on {server.id}: {words}.", code="no_space")
+    return ModelError(
+        f"Pulling {model} through {server.id} failed: {words}. Check the network and the proxy (servers.environment).",
+        code="pull_failed",
+    )
 
 
 def _authorisation(token: str) -> Callable[[httpx.Request], httpx.Request]:

@@ -2,15 +2,15 @@
 
 :class:`~obatchd.servers.life.Life` keeps it alive, :class:`Server` holds what is common to those that are: loading and
 looking closer. What it means to open and close a server is for :class:`~obatchd.servers.managed.ManagedServer` and
-:class:`~obatchd.servers.remote.RemoteServer`.
+:class:`RemoteServer`.
 """
 
 from __future__ import annotations
 
-import abc
 import asyncio
 import time
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 import obatchd.log
 from obatchd.errors import ServerError
@@ -27,7 +27,7 @@ log = obatchd.log.get(__name__)
 
 _HEALTH_TIMEOUT_S = 5.0
 _UNLOAD_TIMEOUT_S = 30.0
-
+_DEFAULT_PORT = 11434
 _BURN_IN = "burn-in"
 _OF_TESTS = frozenset({_BURN_IN, "quarantine"})
 
@@ -40,37 +40,26 @@ class ServerListener(Protocol):
 
 
 class Server(Life):
-    """One server.
-
-    Attributes:
-        gpus: its GPUs, as far as we can see them; none for the CPU.
-        slots: requests it works on at a time.
-        loaded, loading: profile it has, profile it is being given.
-        load_s: seconds the latest load took.
-        in_flight: written by the dispatcher, as is ``idle``.
-        version: of Ollama, empty until known.
-        foreign: other people's processes that hold memory on its GPU.
-        shared_with: these in words, when they hold so much that nothing is loaded beside them.
-        driver_trouble: why a model that is loaded now would not find its GPU.
-    """
+    """One server."""
 
     kind: Literal["managed", "remote"]
+    pins = True  # it is for us to say how long a model is kept
 
     def __init__(self, server_id: str, base_url: str, settings: Current[Settings], listener: ServerListener) -> None:
         super().__init__(server_id, settings)
         self.base_url = base_url
-        self.gpus: tuple[Gpu, ...] = ()
-        self.slots = 1
+        self.gpus: tuple[Gpu, ...] = ()  # as far as we can see them; none for the CPU
+        self.slots = 1  # requests it works on at a time
         self.loaded: Profile | None = None
-        self.loading: Profile | None = None
-        self.load_s: float | None = None
-        self.in_flight = 0
+        self.loading: Profile | None = None  # it is being given this one
+        self.load_s: float | None = None  # seconds that the latest load took
+        self.in_flight = 0  # written by the dispatcher, as is ``idle``
         self.pid: int | None = None
         self.token = ""
-        self.version = ""
-        self.foreign: list[GpuProcess] = []
-        self.shared_with = ""
-        self.driver_trouble = ""
+        self.version = ""  # of Ollama, empty until known
+        self.foreign: list[GpuProcess] = []  # other people's processes that hold memory on its GPU
+        self.shared_with = ""  # these in words, when they hold so much that nothing is loaded beside them
+        self.driver_trouble = ""  # why a model that is loaded now would not find its GPU
         self._listener = listener
         self._used_s = 0.0  # monotonic time of the latest load or progress
         self._load_lock = asyncio.Lock()
@@ -84,17 +73,9 @@ class Server(Life):
         """Of a server with one GPU, else None."""
         return self.gpus[0] if len(self.gpus) == 1 else None
 
-    # --- what the two kinds differ in -------------------------------------------------------------------------------
-
-    @abc.abstractmethod
     def load_options(self, profile: Profile) -> dict[str, Any]:
         """Load-time options; the same with every request for a profile, because Ollama reloads when one differs."""
-
-    @abc.abstractmethod
-    async def _load(self, profile: Profile) -> None:
-        """Load a profile and verify it; raises ServerError or ModelError."""
-
-    # --- life -------------------------------------------------------------------------------------------------------
+        return {"num_ctx": profile.context_length}
 
     async def _check_health(self) -> None:
         await self.api.version(_HEALTH_TIMEOUT_S)
@@ -106,8 +87,6 @@ class Server(Life):
     def _tell(self, old: ServerState, new: ServerState, reason: str) -> None:
         self._listener.server_changed(self, old, new, reason)
 
-    # --- tests ------------------------------------------------------------------------------------------------------
-
     def begin_test(self, reason: str) -> None:
         """Give the server no batch work until ``end_test``: a burn-in has it for itself."""
         self.hold(_BURN_IN, reason)
@@ -118,18 +97,16 @@ class Server(Life):
     @property
     def under_test(self) -> bool:
         """Whether a burn-in has the server for itself."""
-        return _BURN_IN in self._holds
+        return _BURN_IN in self.holds
 
     @property
     def ready_for_test(self) -> bool:
         """Whether the server is up, and only a burn-in, or a quarantine that it tests again, keeps work away."""
-        return self.up and not self._holds.keys() - _OF_TESTS
+        return self.up and not self.holds.keys() - _OF_TESTS
 
     def progress(self) -> None:
         super().progress()
         self._used_s = time.monotonic()
-
-    # --- looking closer ---------------------------------------------------------------------------------------------
 
     @property
     def starting_runner(self) -> bool:
@@ -139,14 +116,11 @@ class Server(Life):
     async def one_token(self, timeout_s: float) -> None:
         """Have one token generated by the loaded model; raises ServerError when it does not come."""
         if (profile := self.loaded) is not None:
-            pin = self.kind == "managed"
-            await self.api.one_token(profile.model, self.load_options(profile), timeout_s, pin=pin)
+            await self.api.one_token(profile.model, self.load_options(profile), timeout_s, pin=self.pins)
 
     async def fallen_back(self) -> str:
         """Why the loaded model does not compute on the GPU alone any more; empty when it does or nobody can tell."""
         return ""
-
-    # --- profiles ---------------------------------------------------------------------------------------------------
 
     async def load(self, profile: Profile) -> None:
         """Give the server a profile; nothing may be in flight.
@@ -167,18 +141,23 @@ class Server(Life):
             self.loaded, self.loading = None, profile
             try:
                 await self._load(profile)
-                run_goes_on = self._ending is not None and not self._ending.done()
-                if not run_goes_on:
+                if self._ending is None or self._ending.done():
                     raise ServerError(f"{self.id} ended while it loaded {profile.model}.", code="not_ready")
                 self.loaded, self._used_s = profile, time.monotonic()
             finally:
                 self.loading = None
 
+    async def _load(self, profile: Profile) -> None:
+        """Load a profile and verify it; raises ServerError or ModelError."""
+        began_s, timeout_s = time.monotonic(), self._settings.load_timeout_s
+        await self.api.load(profile.model, self.load_options(profile), timeout_s, pin=self.pins)
+        self.load_s = time.monotonic() - began_s
+
     async def unload(self) -> None:
         """Free the memory of an idle model."""
         async with self._load_lock:
             profile, self.loaded = self.loaded, None
-            if profile is not None and self.kind == "managed":
+            if profile is not None and self.pins:
                 await self.api.unload(profile.model, _UNLOAD_TIMEOUT_S)
 
     async def _when_healthy(self) -> None:
@@ -188,8 +167,32 @@ class Server(Life):
             await self.unload()
 
     async def _check_version(self, timeout_s: float) -> None:
-        version = await self.api.version(timeout_s)
-        if version != self.version:
-            self.version = version
-            if warning := version_warning(version):
-                log.warning("ollama_version", server=self.id, version=version, warning=warning)
+        known, self.version = self.version, await self.api.version(timeout_s)
+        if self.version != known and (warning := version_warning(self.version)):
+            log.warning("ollama_version", server=self.id, version=self.version, warning=warning)
+
+
+class RemoteServer(Server):
+    """One entry of ``[ollama_instances]``, which somebody else keeps: it is only used and watched.
+
+    It is told what to load, never for how long to keep it.
+    """
+
+    kind = "remote"
+    pins = False
+
+    def __init__(self, address: str, settings: Current[Settings], listener: ServerListener) -> None:
+        url = urlsplit(address if "://" in address else f"http://{address}")
+        port = url.port or _DEFAULT_PORT
+        host = url.hostname or ""
+        netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        server_id = f"remote-{host.replace(':', '.')}-{port}"
+        super().__init__(server_id, f"{url.scheme}://{netloc}", settings, listener)
+        self.slots = settings.value.servers.remote_slots
+        self.token = settings.value.servers.remote_token
+
+    async def _open(self) -> None:
+        await self._check_version(_HEALTH_TIMEOUT_S)
+
+    async def _close(self) -> None:
+        pass

@@ -22,10 +22,9 @@ _ROUNDS = 5  # a process may start another between the look and the kill
 
 
 def sweep(instance: str, *, timeout_s: float = 10.0) -> list[int]:
-    """Kill every process of our uid that carries the mark of this spool; blocks until they are gone.
+    """Kill every process of our uid that carries the mark of this spool, and wait until they are gone; their pids.
 
-    Returns:
-        Pids of the processes killed. One that is stuck in the kernel is reported in the log and left.
+    One that is stuck in the kernel is reported in the log and left.
     """
     killed: list[int] = []
     deadline_s = time.monotonic() + timeout_s
@@ -34,9 +33,8 @@ def sweep(instance: str, *, timeout_s: float = 10.0) -> list[int]:
         if not held:
             break
         if stuck := _wait_gone(held, deadline_s):
-            log.error(
-                "orphan_stuck", count=stuck, remedy="it does not react to SIGKILL: look at dmesg, reboot the host"
-            )
+            remedy = "it does not react to SIGKILL: look at dmesg, reboot the host"
+            log.error("orphan_stuck", count=stuck, remedy=remedy)
             break
     return killed
 

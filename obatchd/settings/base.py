@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,10 +19,18 @@ class Reload(StrEnum):
 _T = TypeVar("_T")
 Live = Annotated[_T, Reload.LIVE]
 NextJob = Annotated[_T, Reload.NEXT_JOB]
-PositiveSeconds = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
     """A table of the configuration: unknown keys are errors, values are not changed after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, validate_default=True)
+
+
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field: its default, its meaning in a sentence for people, and its limits as pydantic's ``Field`` names them."""
+    return Field(default, description=meaning, **limits)

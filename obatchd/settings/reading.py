@@ -10,9 +10,8 @@ import difflib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -22,12 +21,20 @@ from obatchd.settings.settings import Settings
 
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
+_KINDS = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false"}
+_LIMITS = {  # words of JSON Schema
+    "exclusiveMinimum": " greater than {}",
+    "minimum": " from {}",
+    "maximum": " to {}",
+    "minLength": " with at least {} elements",
+}
 _Model = TypeVar("_Model", bound=Section)
 
 
 class Leaf(NamedTuple):
     """One setting of the declaration."""
 
+    model: type[BaseModel]
     section: str  # "" at the top level
     name: str
     field: FieldInfo
@@ -47,6 +54,11 @@ class Leaf(NamedTuple):
         """The effect of a reload on a change."""
         return next((mark for mark in self.field.metadata if isinstance(mark, Reload)), Reload.RESTART)
 
+    @property
+    def type_text(self) -> str:
+        """The type in plain words, e.g. ``"auto" or an integer from 1 to 64``."""
+        return _in_words(self.model.model_json_schema()["properties"][self.name])
+
 
 def section_model(field: FieldInfo) -> type[BaseModel] | None:
     """The model behind a table of the configuration; ``None`` for a single setting."""
@@ -57,44 +69,21 @@ def section_model(field: FieldInfo) -> type[BaseModel] | None:
 def leaves() -> Iterator[Leaf]:
     """Every setting: those of the top level first, then table by table."""
     fields = Settings.model_fields
-    yield from (Leaf("", name, field) for name, field in fields.items() if not section_model(field))
+    yield from (Leaf(Settings, "", name, field) for name, field in fields.items() if not section_model(field))
     for section, outer in fields.items():
         if model := section_model(outer):
-            yield from (Leaf(section, name, field) for name, field in model.model_fields.items())
+            yield from (Leaf(model, section, name, field) for name, field in model.model_fields.items())
 
 
-def type_text(kind: Any, limits: Iterable[object] = ()) -> str:
-    """A type in plain words, e.g. ``"auto" or an integer from 1 to 64``."""
-    if isinstance(kind, type) and not get_args(kind):
-        name = {int: "an integer", float: "a number", str: "text", bool: "true or false"}.get(kind, "a table")
-        return name + _limits_text(limits)
-    arguments = get_args(kind)
-    if get_origin(kind) is Literal:
-        return " or ".join(f'"{value}"' for value in arguments)
-    if get_origin(kind) is list:
-        return f"a list of ({type_text(arguments[0])})"
-    if get_origin(kind) is dict:
-        return "a table"
-    if hasattr(kind, "__metadata__"):
-        nested: list[object] = []
-        for item in kind.__metadata__:
-            nested += item.metadata if isinstance(item, FieldInfo) else [item]
-        return type_text(arguments[0], nested)
-    return " or ".join(type_text(argument) for argument in arguments)
-
-
-def _limits_text(limits: Iterable[object]) -> str:
-    low = high = ""
-    for limit in limits:
-        if isinstance(limit, Gt):
-            low = f" greater than {limit.gt}"
-        elif isinstance(limit, Ge):
-            low = f" from {limit.ge}"
-        elif isinstance(limit, Le):
-            high = f" to {limit.le}"
-        elif isinstance(limit, MinLen):
-            low = f" with at least {limit.min_length} elements"
-    return low + high
+def _in_words(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_in_words(kind) for kind in schema["anyOf"] if kind != {"type": "null"})
+    if "enum" in schema or "const" in schema:
+        return " or ".join(f'"{value}"' for value in schema.get("enum", [schema.get("const")]))
+    if "items" in schema:
+        return f"a list of ({_in_words(schema['items'])})"
+    limits = [words.format(schema[limit]) for limit, words in _LIMITS.items() if limit in schema]
+    return _KINDS.get(schema.get("type", ""), "a table") + "".join(limits)
 
 
 def changes(old: Settings, new: Settings) -> list[Leaf]:
@@ -104,14 +93,13 @@ def changes(old: Settings, new: Settings) -> list[Leaf]:
 
 def reloaded(old: Settings, new: Settings) -> Settings:
     """``new``, but with everything that needs a restart as it is in ``old``."""
-    kept = [leaf for leaf in changes(old, new) if leaf.reload is Reload.RESTART]
-    tables: dict[str, Any] = {
-        section: getattr(new, section).model_copy(
-            update={leaf.name: value_of(old, leaf) for leaf in kept if leaf.section == section}
-        )
-        for section in {leaf.section for leaf in kept if leaf.section}
-    }
-    return new.model_copy(update={leaf.name: value_of(old, leaf) for leaf in kept if not leaf.section} | tables)
+    for leaf in changes(old, new):
+        if leaf.reload is Reload.RESTART:
+            kept = {leaf.name: value_of(old, leaf)}
+            if leaf.section:
+                kept = {leaf.section: getattr(new, leaf.section).model_copy(update=kept)}
+            new = new.model_copy(update=kept)
+    return new
 
 
 def value_of(settings: Settings, leaf: Leaf) -> Any:
@@ -120,15 +108,9 @@ def value_of(settings: Settings, leaf: Leaf) -> Any:
 
 
 def load(file: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Settings:
-    """Read the configuration.
+    """Read the configuration: a TOML file, ``OBATCHD_…`` variables, and flags by dotted key, ``None`` if not given.
 
-    Args:
-        file: TOML file, or ``None`` for none.
-        environ: the environment; ``OBATCHD_…`` variables count.
-        flags: dotted key to value; ``None`` values count as not given.
-
-    Raises:
-        ConfigError: lists every unreadable, unknown or wrong setting.
+    Raises ConfigError, which lists every unreadable, unknown or wrong setting.
     """
     return load_with_origin(file, environ=environ, flags=flags)[0]
 
@@ -137,13 +119,11 @@ def load_with_origin(
     file: Path | None, *, environ: Mapping[str, str], flags: Mapping[str, Any]
 ) -> tuple[Settings, dict[str, str]]:
     """As :func:`load`, with where each setting that is not a default came from (file, variable or flag)."""
-    data: dict[str, Any] = {}
-    origin: dict[str, str] = {}
+    data = read_toml(file) if file else {}
+    if isinstance(data.get("gpus"), str | list):  # the short form, before a variable or flag sets another key of it
+        data["gpus"] = {"use": data["gpus"]}
+    origin = {leaf.key: str(file) for leaf in leaves() if leaf.name in _table_of(data, leaf)}
     problems: list[str] = []
-    if file is not None:
-        data = read_toml(file)
-        _expand_gpus(data)
-        origin = {key: str(file) for key in _flat_keys(data)}
     by_key = {leaf.key: leaf for leaf in leaves()}
     by_variable = {leaf.variable: leaf for leaf in leaves()} | {"OBATCHD_GPUS": by_key["gpus.use"]}
     for variable in sorted(environ):
@@ -152,24 +132,21 @@ def load_with_origin(
         leaf = by_variable.get(variable)
         if leaf is None:
             problems.append(f"{variable}: no such setting{nearest(variable, by_variable)}")
-        elif _put(data, leaf, _environment_value(leaf, environ[variable])):
+        else:
+            _table_of(data, leaf)[leaf.name] = _environment_value(leaf, environ[variable])
             origin[leaf.key] = variable
     for key, value in flags.items():
-        if value is not None and _put(data, by_key[key], value):
+        if value is not None:
+            _table_of(data, by_key[key])[by_key[key].name] = value
             origin[key] = "--" + key.replace("_", "-").replace(".", "-")
     settings, wrong = validate(data, origin, str(file) if file else "defaults", Settings)
-    problems += wrong
     if settings is None or problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(problems + wrong))
     return settings, {leaf.key: origin[leaf.key] for leaf in leaves() if leaf.key in origin}
 
 
 def read_toml(file: Path) -> dict[str, Any]:
-    """A TOML file as a mapping.
-
-    Raises:
-        ConfigError: it cannot be read or is not TOML.
-    """
+    """A TOML file as a mapping; raises ConfigError where it cannot be read or is not TOML."""
     try:
         return tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
@@ -178,27 +155,10 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: is not valid TOML: {error}") from None
 
 
-def _expand_gpus(data: dict[str, Any]) -> None:
-    # The short form has to become a table before a variable or flag sets another key of it.
-    if isinstance(data.get("gpus"), str | list):
-        data["gpus"] = {"use": data["gpus"]}
-
-
-def _flat_keys(data: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in data.items():
-        field = Settings.model_fields.get(name)
-        if isinstance(value, dict) and field and section_model(field):
-            yield from (f"{name}.{inner}" for inner in value)
-        else:
-            yield name
-
-
-def _put(data: dict[str, Any], leaf: Leaf, value: Any) -> bool:
-    target = data.setdefault(leaf.section, {}) if leaf.section else data
-    if isinstance(target, dict):  # else the file has something else there, which validation reports
-        target[leaf.name] = value
-        return True
-    return False
+def _table_of(data: dict[str, Any], leaf: Leaf) -> dict[str, Any]:
+    """The table in ``data`` that a setting belongs to."""
+    table = data.setdefault(leaf.section, {}) if leaf.section else data
+    return table if isinstance(table, dict) else {}  # the file has something else there, which validation reports
 
 
 def _environment_value(leaf: Leaf, text: str) -> Any:
@@ -222,21 +182,13 @@ def validate(
         found: dict[str, str] = {}
         for detail in error.errors(include_url=False, include_input=False, include_context=False):
             key, reason = _explain(detail["loc"], detail["type"], detail["msg"], model)
-            found.setdefault(key, reason)
-        return None, [f"{_source_of(key, origin) or source}: {key}: {reason}" for key, reason in found.items()]
+            begin = f"{key}."
+            place = next((place for known, place in origin.items() if begin.startswith(f"{known}.")), source)
+            found.setdefault(key, f"{place}: {key}: {reason}")
+        return None, list(found.values())
 
 
-def _source_of(key: str, origin: Mapping[str, str]) -> str | None:
-    parts = key.split(".")
-    for count in range(len(parts), 0, -1):
-        if found := origin.get(".".join(parts[:count])):
-            return found
-    return None
-
-
-def _explain(
-    location: tuple[int | str, ...], kind: str, message: str, model: type[BaseModel] = Settings
-) -> tuple[str, str]:
+def _explain(location: tuple[int | str, ...], kind: str, message: str, model: type[BaseModel]) -> tuple[str, str]:
     """The dotted key and the reason of one pydantic error; the members of a union collapse into their setting."""
     if not location:
         return ", ".join(model.model_fields), message.removeprefix("Value error, ")
@@ -256,7 +208,7 @@ def _explain(
                 return key, "no such setting" + _nearest_setting(key, list(table.model_fields))
             return key, message[:1].lower() + message[1:]
         else:
-            return key, "must be " + type_text(field.annotation, field.metadata)
+            return key, "must be " + Leaf(model, "", str(part), field).type_text
     key = ".".join(map(str, location))
     return key, f"must be a table, written as [{key}]"
 

@@ -7,67 +7,74 @@ reading, merging and explaining errors is :mod:`obatchd.settings.reading`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from obatchd.settings.base import Live, NextJob, Section
-from obatchd.settings.tables.access import AccessSettings
-from obatchd.settings.tables.alarms import AlarmSettings
-from obatchd.settings.tables.burnin import BurninSettings
+from obatchd.prompts.structured import FormatError, answer_format
+from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, setting
 from obatchd.settings.tables.context import ContextSettings
-from obatchd.settings.tables.disk import DiskSettings
-from obatchd.settings.tables.dispatch import DispatchSettings
-from obatchd.settings.tables.gpu_health import GpuHealthSettings
-from obatchd.settings.tables.gpus import GpuSettings
-from obatchd.settings.tables.inbox import InboxSettings
-from obatchd.settings.tables.limits import LimitSettings
-from obatchd.settings.tables.models import ModelSettings
-from obatchd.settings.tables.outbox import OutboxSettings
-from obatchd.settings.tables.servers import SERVICE_BASE_PORT, ServerSettings
-from obatchd.settings.tables.watchdog import WatchdogSettings
+from obatchd.settings.tables.dispatch import DispatchSettings, WatchdogSettings
+from obatchd.settings.tables.gpu_health import BurninSettings, GpuHealthSettings
+from obatchd.settings.tables.people import AccessSettings, AlarmSettings
+from obatchd.settings.tables.servers import SERVICE_BASE_PORT, GpuSettings, ModelSettings, ServerSettings
+from obatchd.settings.tables.spool import DiskSettings, InboxSettings, LimitSettings, OutboxSettings
 
 Priority = Literal["low", "normal", "high"]
 _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
 
 
+def _usable_format(value: str | dict[str, Any]) -> str | dict[str, Any]:
+    if value:
+        try:
+            answer_format(value)
+        except FormatError as error:
+            raise ValueError(str(error)) from None
+    return value
+
+
+def _addresses(value: dict[str, int]) -> dict[str, int]:
+    for address in value:
+        match = _HOST_PORT.match(address)
+        if not match or (match[4] and not 0 < int(match[4]) < 65536):
+            raise ValueError(f'"{address}" is not host:port (nor http(s)://host:port)')
+    return value
+
+
 class Settings(Section):
     """The whole configuration."""
 
-    spool: str = Field("/var/spool/obatch", description="Directory of inbox, work, outbox and failed.")
-    model: NextJob[str] = Field("", description="Model of requests that name none.")
-    system_message: NextJob[str] = Field("", description="System message of requests that bring none.")
-    context_length: NextJob[int] = Field(
-        8192, ge=256, le=4_194_304, description="Context in tokens; rounded up to 4k/8k/16k/…."
+    spool: str = setting("/var/spool/obatch", "Directory of inbox, work, outbox and failed.")
+    model: NextJob[str] = setting("", "Model of requests that name none.")
+    system_message: NextJob[str] = setting("", "System message of requests that bring none.")
+    context_length: NextJob[int] = setting(8192, "Context in tokens; rounded up to 4k/8k/16k/….", ge=256, le=4_194_304)
+    max_response_tokens: NextJob[Count] = setting(
+        4096, "Token limit of an answer (num_predict) unless asked otherwise."
     )
-    max_response_tokens: NextJob[int] = Field(
-        4096, ge=1, description="Token limit of an answer (num_predict) unless asked otherwise."
-    )
-    priority: NextJob[Priority] = Field("normal", description="Priority of jobs that name none.")
-    deadline: NextJob[Annotated[float, Field(ge=0)] | str] = Field(
+    priority: NextJob[Priority] = setting("normal", "Priority of jobs that name none.")
+    deadline: NextJob[Annotated[float, Field(ge=0)] | str] = setting(
         0,
-        description="When what is not answered of a job expires: seconds after acceptance, or a time such as "
+        "When what is not answered of a job expires: seconds after acceptance, or a time such as "
         '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
     )
-    options: NextJob[dict[str, Any]] = Field(
-        {}, description="Ollama run-time options of every request, e.g. temperature."
+    options: NextJob[dict[str, Any]] = setting({}, "Ollama run-time options of every request, e.g. temperature.")
+    format: NextJob[Annotated[Literal["", "json"] | dict[str, Any], AfterValidator(_usable_format)]] = setting(
+        "", 'What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.'
     )
-    format: NextJob[Literal["", "json"] | dict[str, Any]] = Field(
-        "", description='What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.'
+    in_source: NextJob[list[str]] = setting(
+        [], "Fields of JSON answers whose values must occur in the prompt; others are listed as ungrounded."
     )
-    in_source: NextJob[list[str]] = Field(
-        [], description="Fields of JSON answers whose values must occur in the prompt; others are listed as ungrounded."
-    )
-    think: NextJob[Literal["auto", "low", "medium", "high", "max"] | bool] = Field(
+    think: NextJob[Literal["auto", "low", "medium", "high", "max"] | bool] = setting(
         "auto",
-        description='Whether models that can reason do so, which costs tokens: true, false, a level, or "auto", which '
+        'Whether models that can reason do so, which costs tokens: true, false, a level, or "auto", which '
         "leaves it to the model.",
     )
-    drain_s: Live[float] = Field(60, ge=0, description="On SIGTERM, longest wait for in-flight requests.")
-    log_level: Live[Literal["debug", "info", "warning", "error"]] = Field("info", description="Least level logged.")
+    drain_s: Live[NotNegative] = setting(60, "On SIGTERM, longest wait for in-flight requests.")
+    log_level: Live[Literal["debug", "info", "warning", "error"]] = setting("info", "Least level logged.")
     gpus: GpuSettings = Field(GpuSettings())
     gpu_health: GpuHealthSettings = Field(GpuHealthSettings())
     burnin: BurninSettings = Field(BurninSettings())
@@ -82,27 +89,21 @@ class Settings(Section):
     alarms: AlarmSettings = Field(AlarmSettings())
     access: AccessSettings = Field(AccessSettings())
     limits: LimitSettings = Field(LimitSettings())
-    ollama_instances: dict[str, int] = Field(
+    ollama_instances: Annotated[dict[str, int], AfterValidator(_addresses)] = setting(
         {},
-        description='Remote servers, as in the original project: "host:port" = index of the GPU whose readings belong '
+        'Remote servers, as in the original project: "host:port" = index of the GPU whose readings belong '
         "to it. With any here, gpus defaults to none.",
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        data = dict(data)
-        gpus = data.get("gpus")
-        if isinstance(gpus, str | list):
-            data["gpus"] = {"use": gpus}
-        access, servers = data.get("access"), data.get("servers", {})
-        service = isinstance(access, dict) and access.get("mode") == "service"
-        if service and isinstance(servers, dict) and not servers.get("base_port"):
-            data["servers"] = {**servers, "base_port": SERVICE_BASE_PORT}
-        if data.get("ollama_instances") and "use" not in (data.get("gpus") or {}):
-            data["gpus"] = {**(data.get("gpus") or {}), "use": "none"}
+    def _defaults_that_depend(cls, data: dict[str, Any]) -> dict[str, Any]:
+        servers, gpus = data.get("servers", {}), data.get("gpus", {})
+        match data.get("access"):
+            case {"mode": "service"} if isinstance(servers, dict) and not servers.get("base_port"):
+                data = data | {"servers": {**servers, "base_port": SERVICE_BASE_PORT}}
+        if data.get("ollama_instances") and isinstance(gpus, dict):
+            data = data | {"gpus": {"use": "none", **gpus}}
         return data
 
     @field_validator("deadline", mode="before")
@@ -111,35 +112,12 @@ class Settings(Section):
         text = value.isoformat() if isinstance(value, date) else value  # a datetime is a date, too
         if not isinstance(text, str):
             return value
-        try:
+        with contextlib.suppress(ValueError):
             return float(text)
-        except ValueError:
-            pass
         try:
             return datetime.fromisoformat(text).astimezone(UTC).isoformat()
         except (ValueError, OverflowError):
             raise ValueError("must be a number of seconds or a time such as 2026-12-31T18:00:00+01:00") from None
-
-    @field_validator("format")
-    @classmethod
-    def _usable_schema(cls, value: str | dict[str, Any]) -> str | dict[str, Any]:
-        if value:
-            from obatchd.prompts.structured import FormatError, answer_format
-
-            try:
-                answer_format(value)
-            except FormatError as error:
-                raise ValueError(str(error)) from None
-        return value
-
-    @field_validator("ollama_instances")
-    @classmethod
-    def _addresses(cls, value: dict[str, int]) -> dict[str, int]:
-        for address in value:
-            match = _HOST_PORT.match(address)
-            if not match or (match[4] and not 0 < int(match[4]) < 65536):
-                raise ValueError(f'"{address}" is not host:port (nor http(s)://host:port)')
-        return value
 
     @property
     def spool_path(self) -> Path:

@@ -9,14 +9,14 @@ from itertools import groupby
 from typing import Any
 
 import toml
-from pydantic import BaseModel
+from pydantic import TypeAdapter
 
-from obatchd.settings.reading import Leaf, leaves, type_text, value_of
+from obatchd.settings.reading import Leaf, leaves, value_of
 from obatchd.settings.settings import Settings
 
 _WIDTH = 100
 _HIDDEN = "(hidden)"
-_SECTION_NOTES = {
+_NOTES = {
     "gpus": 'Instead of this table, gpus = "all" (or another value of use) may stand at the top of the file.',
     "ollama_instances": 'Written as a table:  [ollama_instances]  "10.0.0.5:11434" = 0',
 }
@@ -34,7 +34,8 @@ def commented_toml() -> str:
         if section:
             lines += ["", "", f"[{section}]", *_comment(_section_text(section))]
         for leaf in group:
-            lines += ["", *_comment(_meaning(leaf)), f"#{_assignment(leaf.name, _default(leaf))}"]
+            meaning = _comment(f"{_meaning(leaf)} [{leaf.type_text}; {leaf.reload}]")
+            lines += ["", *meaning, f"#{leaf.name} = {default_text(leaf)}"]
     return "\n".join(lines) + "\n"
 
 
@@ -60,19 +61,14 @@ def reference_page() -> str:
 
 
 def show(settings: Settings, origin: Mapping[str, str]) -> str:
-    """The settings in force as TOML, each with where it comes from; secrets are hidden.
-
-    Args:
-        settings: the settings.
-        origin: dotted key to file, variable or flag; a missing key is a default.
-    """
+    """The settings in force as TOML, each with its origin, by dotted key, or "default"; secrets are hidden."""
     lines = []
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         if section:
             lines += ["", f"[{section}]"]
         for leaf in group:
-            source = origin.get(leaf.key, "default")
-            lines.append(f"{_assignment(leaf.name, visible_value(settings, leaf))}  # {source}")
+            value = _inline(visible_value(settings, leaf))
+            lines.append(f"{leaf.name} = {value}  # {origin.get(leaf.key, 'default')}")
     return "\n".join(lines) + "\n"
 
 
@@ -83,20 +79,16 @@ def visible_value(settings: Settings, leaf: Leaf) -> Any:
         return _HIDDEN if value else ""
     if leaf.key == "servers.environment":  # a proxy's address may hold a password
         return dict.fromkeys(value, _HIDDEN)
-    return _plain(value)
+    return TypeAdapter(Any).dump_python(value)
 
 
 def _section_text(section: str) -> str:
-    model = Settings.model_fields[section].annotation
-    text = " ".join((getattr(model, "__doc__", "") or "").replace("``", "").split())
-    note = _SECTION_NOTES.get(section)
-    return text.split(". ")[0].rstrip(".") + "." + (f" {note}" if note else "")
+    text = " ".join((Settings.model_fields[section].annotation.__doc__ or "").replace("``", "").split())
+    return f"{text.split('. ')[0].rstrip('.')}. {_NOTES.get(section, '')}".strip()
 
 
 def _meaning(leaf: Leaf) -> str:
-    kind = type_text(leaf.field.annotation, leaf.field.metadata)
-    note = _SECTION_NOTES.get(leaf.name, "") if not leaf.section else ""
-    return f"{leaf.field.description} {note}".strip() + f" [{kind}; {leaf.reload}]"
+    return f"{leaf.field.description} {_NOTES.get(leaf.key, '')}".strip()
 
 
 def _comment(text: str) -> Iterator[str]:
@@ -105,21 +97,7 @@ def _comment(text: str) -> Iterator[str]:
 
 def default_text(leaf: Leaf) -> str:
     """The default of a setting as it is written in the file."""
-    return _inline(_default(leaf))
-
-
-def _default(leaf: Leaf) -> Any:
-    return _plain(leaf.field.get_default(call_default_factory=True))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    return [_plain(item) for item in value] if isinstance(value, list) else value
-
-
-def _assignment(name: str, value: Any) -> str:
-    return f"{name} = {_inline(value)}"
+    return _inline(leaf.field.default)
 
 
 def _inline(value: Any) -> str:
@@ -136,7 +114,6 @@ def _inline(value: Any) -> str:
 
 
 def _row(leaf: Leaf) -> str:
-    kind = type_text(leaf.field.annotation, leaf.field.metadata)
-    note = _SECTION_NOTES.get(leaf.name, "") if not leaf.section else ""
-    meaning = f"{leaf.field.description} {note}".strip().replace("|", "\\|")
-    return f"| `{leaf.name}`<br>`{leaf.variable}` | {kind} | `{_inline(_default(leaf))}` | {leaf.reload} | {meaning} |"
+    meaning = _meaning(leaf).replace("|", "\\|")
+    name, default = f"`{leaf.name}`<br>`{leaf.variable}`", default_text(leaf)
+    return f"| {name} | {leaf.type_text} | `{default}` | {leaf.reload} | {meaning} |"

@@ -45,21 +45,21 @@ class _Record(msgspec.Struct):
 
     id: str
     line: int
-    code: str = ""
-    message: str = ""
     url: str = ""
     model: str = ""
+    attempts: int = 0
+    finished_at: str = "1970-01-01T00:00:00Z"
+    code: str = ""
+    message: str = ""
     response: str = ""
     think: str = ""
+    tool_calls: list[_Call] = []
     done_reason: str = ""
-    attempts: int = 0
     prompt_tokens: int = 0
     response_tokens: int = 0
-    finished_at: str = "1970-01-01T00:00:00Z"
     embedding: list[float] | None = None
     embeddings: list[list[float]] | None = None
     encoding: str = ""
-    tool_calls: list[_Call] = []
 
 
 _record = msgspec.json.Decoder(_Record)

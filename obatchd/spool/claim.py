@@ -20,8 +20,8 @@ import msgspec
 
 from obatchd import crash_points, log
 from obatchd.errors import ControlError, DropRefused
-from obatchd.jobs.ledger import Intent, Ledger
-from obatchd.jobs.model import JobIds
+from obatchd.jobs.model import Intent, JobIds
+from obatchd.jobs.store import StateStore
 from obatchd.spool.drop import Drop
 from obatchd.spool.flush import sync_filesystem, sync_paths, tree
 from obatchd.spool.layout import Layout
@@ -42,7 +42,7 @@ class ClaimReport(msgspec.Struct):
     not_taken: list[tuple[Drop, OSError]] = []
 
 
-def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) -> ClaimReport:
+def claim(drops: Sequence[Drop], layout: Layout, ledger: StateStore, ids: JobIds) -> ClaimReport:
     """Take everything that is ready, in the order given, and drops that an earlier call that failed has left.
 
     A drop that is not the one that the scan saw is left where it is: the next scan looks at it again.
@@ -70,7 +70,7 @@ def claim(drops: Sequence[Drop], layout: Layout, ledger: Ledger, ids: JobIds) ->
     return ClaimReport([*accepted, *taken], not_taken)
 
 
-def _conclude(taken: Sequence[Intent], lost: Sequence[str], layout: Layout, ledger: Ledger) -> None:
+def _conclude(taken: Sequence[Intent], lost: Sequence[str], layout: Layout, ledger: StateStore) -> None:
     _flush(taken, layout)
     crash_points.reach("claim.after_flush")
     if lost:
@@ -90,20 +90,24 @@ def _intend(drop: Drop, ids: JobIds) -> Intent | None:
             status = os.fstat(descriptor)
         finally:
             os.close(descriptor)
-        size = _folder_bytes(drop.path) if drop.kind == "folder" else status.st_size
+        intent = _intent(ids.new(), drop.name, drop.path, status, time.time())
     except OSError:
         return None
-    if (status.st_dev, status.st_ino, status.st_mtime_ns) != (drop.device, drop.inode, drop.mtime_ns):
+    found = (intent.device, intent.inode, intent.kind, status.st_mtime_ns)
+    if found != (drop.device, drop.inode, drop.kind, drop.mtime_ns) or (
+        drop.kind == "file" and intent.size != drop.size
+    ):
         return None
-    if drop.kind == "file" and size != drop.size:
-        return None
-    return Intent(
-        ids.new(), drop.name, status.st_uid, status.st_dev, status.st_ino, size, drop.kind, time.time()
-    )  # fmt: skip
+    return intent
 
 
-def _folder_bytes(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+def _intent(job: str, name: bytes, path: Path, status: os.stat_result, at_s: float) -> Intent:
+    """The intent for what lies at ``path``, for its own owner."""
+    kind, size = "file", status.st_size
+    if stat.S_ISDIR(status.st_mode):
+        kind = "folder"
+        size = sum(path.lstat().st_size for path in path.iterdir() if path.is_file() and not path.is_symlink())
+    return Intent(job, name, status.st_uid, status.st_dev, status.st_ino, size, kind, at_s)
 
 
 def _take(drop: Drop, intent: Intent, layout: Layout, not_taken: list[tuple[Drop, OSError]]) -> Intent | None:
@@ -181,7 +185,7 @@ def _flush(intents: Sequence[Intent], layout: Layout) -> None:
         sync_filesystem(layout.jobs)
 
 
-def settle(intents: Sequence[Intent], layout: Layout, ledger: Ledger) -> list[Intent]:
+def settle(intents: Sequence[Intent], layout: Layout, ledger: StateStore) -> list[Intent]:
     """End claims that were cut short: adopt drops in work, forget those still in the inbox."""
     adopted: list[Intent] = []
     forgotten: list[str] = []
@@ -198,7 +202,7 @@ def settle(intents: Sequence[Intent], layout: Layout, ledger: Ledger) -> list[In
     return adopted
 
 
-def recover(layout: Layout, ledger: Ledger) -> list[Intent]:
+def recover(layout: Layout, ledger: StateStore) -> list[Intent]:
     """Settle claims that a crash cut short; returns the adopted drops. Only at the start."""
     adopted = settle(ledger.intents(), layout, ledger)
     known = ledger.jobs()
@@ -230,10 +234,7 @@ def _found(directory: Path, status: os.stat_result) -> Intent:
     name = b"recovered.jsonl"
     with contextlib.suppress(OSError):
         name = (directory / _NAME_FILE).read_bytes() or name
-    folder = stat.S_ISDIR(status.st_mode)
-    size = _folder_bytes(directory / "input") if folder else status.st_size
-    kind = "folder" if folder else "file"
-    return Intent(directory.name, name, status.st_uid, status.st_dev, status.st_ino, size, kind, status.st_mtime)
+    return _intent(directory.name, name, directory / "input", status, status.st_mtime)
 
 
 def _lstat(path: Path) -> os.stat_result | None:
@@ -246,17 +247,19 @@ def _lstat(path: Path) -> os.stat_result | None:
 # Submissions: drops that come through obatchctl submit.
 
 
-class Incoming:
+class Incoming(msgspec.Struct):
     """A submission being written into work. Not accepted before :func:`commit_submission`."""
 
-    def __init__(self, job: str, name: bytes, owner: int, kind: str, directory: Path) -> None:
-        self.job = job
-        self.name = name
-        self.owner = owner
-        self.kind = kind
-        self.directory = directory
-        self.input = directory / _INCOMING
-        self._copied_bytes = 0
+    job: str
+    name: bytes
+    owner: int
+    kind: str
+    directory: Path
+    copied_bytes: int = 0
+
+    @property
+    def input(self) -> Path:
+        return self.directory / _INCOMING
 
     def add(self, name: str, source: IO[bytes], limit_bytes: int, keep_free_bytes: int = 0) -> None:
         """Copy one file; for a folder ``name`` is its name inside. ``limit_bytes`` is for all files together.
@@ -275,8 +278,8 @@ class Incoming:
             raise ControlError(f"{name} is there twice in the submission", code="bad_name")
         with open(target, "xb") as file:
             while block := source.read(_COPY_BYTES):
-                self._copied_bytes += len(block)
-                if self._copied_bytes > limit_bytes:
+                self.copied_bytes += len(block)
+                if self.copied_bytes > limit_bytes:
                     reason = f"it has more than the {limit_bytes} bytes of max_unpacked_bytes in [inbox]"
                     raise ControlError(reason, code="too_large")
                 disk = os.fstatvfs(file.fileno())
@@ -303,7 +306,7 @@ def begin_submission(layout: Layout, ids: JobIds, name: bytes, owner: int, kind:
     return Incoming(job, name, owner, kind, directory)
 
 
-def commit_submission(incoming: Incoming, layout: Layout, ledger: Ledger) -> Intent:
+def commit_submission(incoming: Incoming, layout: Layout, ledger: StateStore) -> Intent:
     """Make a submission durable and accept it.
 
     Raises:
@@ -312,10 +315,8 @@ def commit_submission(incoming: Incoming, layout: Layout, ledger: Ledger) -> Int
     status = _lstat(incoming.input)
     if status is None or (incoming.kind == "file" and not status.st_size):
         raise ControlError(f"{os.fsdecode(incoming.name)} is empty: there is no request in it", code="empty")
-    size = status.st_size if incoming.kind == "file" else _folder_bytes(incoming.input)
-    intent = Intent(
-        incoming.job, incoming.name, incoming.owner, status.st_dev, status.st_ino, size, incoming.kind, time.time()
-    )
+    intent = _intent(incoming.job, incoming.name, incoming.input, status, time.time())
+    intent = msgspec.structs.replace(intent, owner=incoming.owner)
     _flush([intent], layout)
     layout.make_owner(incoming.owner)
     # Accepted before it gets its final name: a crash before this forgets it, one after it completes the rename.

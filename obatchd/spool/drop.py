@@ -10,14 +10,11 @@ from pathlib import Path
 import msgspec
 
 from obatchd.errors import DropRefused
-from obatchd.settings.tables.inbox import InboxSettings
-
-_TEMPORARY = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
+from obatchd.jobs.model import TEMPORARY_ENDINGS
+from obatchd.settings.tables.spool import InboxSettings
 
 
 class Drop(msgspec.Struct, frozen=True):
-    """Something in the inbox."""
-
     name: bytes
     path: Path
     owner: int  # uid
@@ -45,13 +42,12 @@ def is_temporary(name: bytes) -> bool:
     """Whether a name is one that copying programs and editors use until they are done."""
     text = os.fsdecode(name)
     return (
-        text.startswith(".") or text.endswith(_TEMPORARY) or (text.startswith("#") and text.endswith("#"))
+        text.startswith(".") or text.endswith(TEMPORARY_ENDINGS) or (text.startswith("#") and text.endswith("#"))
         or text == "4913"
     )  # fmt: skip
 
 
 def describe(name: bytes, path: Path, status: os.stat_result) -> Drop:
-    """The drop at ``path``."""
     kind = "folder" if stat.S_ISDIR(status.st_mode) else "file"
     size = status.st_size if kind == "file" else 0
     return Drop(name, path, status.st_uid, status.st_dev, status.st_ino, size, kind, status.st_mtime_ns)

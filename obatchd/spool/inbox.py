@@ -16,7 +16,7 @@ from obatchd.errors import DropRefused
 from obatchd.jobs.model import FILE_ENDINGS
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 from obatchd.spool.drop import Blocked, Drop, describe, is_temporary, not_a_file, permission_trouble, stillness
 from obatchd.spool.layout import Layout
 from obatchd.spool.watching import Watch
@@ -59,10 +59,8 @@ class Inbox:
     """The watched directory. ``scan`` is called from one thread at a time; events come from watchdog's own.
 
     A scan looks at the whole directory every ``rescan_s``, and in between only at names that events or the clock bring
-    up, so that one more drop costs little however many lie there.
-
-    Args:
-        clock: monotonic seconds. Settling never looks at the wall clock or compares it with mtimes.
+    up, so that one more drop costs little however many lie there. Settling goes by ``clock``, in monotonic seconds; it
+    never looks at the wall clock or compares it with mtimes.
     """
 
     def __init__(
@@ -84,11 +82,9 @@ class Inbox:
         return self._current.value.inbox
 
     def start(self, wake: Callable[[], None]) -> None:
-        """Begin to watch; ``wake`` is called, from another thread, when a scan would find something new."""
         self._watch.start(wake)
 
     def stop(self) -> None:
-        """End watching; scans go on finding everything."""
         self._watch.stop()
 
     # Scanning.
@@ -170,6 +166,8 @@ class Inbox:
                 report.refused.append((drop, refusal))
                 return
             if (reason := permission_trouble(drop)) is not None:
+                self._waiting.pop(name, None)
+                self._ready.pop(name, None)
                 self._block(drop, reason)
                 return
             if (blocked := self._blocked.get(name)) is not None and not blocked.tried:
@@ -210,15 +208,10 @@ class Inbox:
         reason = f"it cannot be renamed out of the inbox: {error.strerror}"
         if isinstance(error, PermissionError):
             reason += "; mind the sticky bit and the owner of the inbox, or use obatchctl submit"
-        self._set_blocked(drop, Blocked(drop.label, reason, drop.owner, tried=True))
+        self._block(drop, reason, tried=True)
 
-    def _block(self, drop: Drop, reason: str) -> None:
-        self._waiting.pop(drop.name, None)
-        self._ready.pop(drop.name, None)
-        self._set_blocked(drop, Blocked(drop.label, reason, drop.owner))
-
-    def _set_blocked(self, drop: Drop, blocked: Blocked) -> None:
+    def _block(self, drop: Drop, reason: str, *, tried: bool = False) -> None:
         told = self._blocked.get(drop.name)
-        self._blocked[drop.name] = blocked
-        if told is None or told.reason != blocked.reason:
-            _log.warning("drop_blocked", owner=drop.owner, inode=drop.inode, reason=blocked.reason)
+        self._blocked[drop.name] = Blocked(drop.label, reason, drop.owner, tried)
+        if told is None or told.reason != reason:
+            _log.warning("drop_blocked", owner=drop.owner, inode=drop.inode, reason=reason)

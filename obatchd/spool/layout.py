@@ -52,11 +52,11 @@ def file_stem(label: str | None, line: int) -> str:
 
 def drop_stem(name: bytes) -> str:
     """A drop's name without the endings of our formats, safe in a path."""
-    text = os.fsdecode(name)
+    text = name.decode("utf-8", "replace")
     for suffix in _SUFFIXES:
         if text.lower().endswith(suffix):
             text = text[: -len(suffix)]
-    return safe_name(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))[0]
+    return safe_name(text)[0]
 
 
 class FreeSpace(NamedTuple):
@@ -160,16 +160,13 @@ class Layout:
             os.close(descriptor)
 
     def job_dir(self, job: str) -> Path:
-        """Where a job's input lies."""
         return self.jobs / job
 
     def outbox_dir(self, job: str, name: bytes, owner: int) -> Path:
-        """Where a job's results go."""
         parent = self.outbox if self._owners is None else self.outbox / str(owner)
         return parent / f"{drop_stem(name)}.{job}"
 
     def outbox_dirs(self) -> Iterator[Path]:
-        """The directories of all jobs in the outbox."""
         parents: Iterable[Path] = [self.outbox]
         if self._owners is not None:
             parents = [path for path in self.outbox.iterdir() if path.name.isdigit() and path.is_dir()]
@@ -191,10 +188,7 @@ class Layout:
         return self.failed / str(owner) / f"{drop_stem(name)}.{job}"
 
     def free(self, *, doubtful: bool = False) -> FreeSpace:
-        """The space left for us on the spool's file system.
-
-        Args:
-            doubtful: something could not be written; find out whether anything can.
+        """The space left for us on the spool's file system; ``doubtful``: find out whether anything can be written.
 
         Raises:
             OSError: the disk does not say.
@@ -235,15 +229,13 @@ def _mount(path: Path) -> _Mount:
 
 
 def size_bytes(directory: Path) -> int:
-    """Bytes of the files below ``directory``; 0 where there is none."""
-    if not directory.is_dir():
-        return 0
-    with os.scandir(directory) as entries:
-        return sum(
-            size_bytes(Path(entry.path)) if entry.is_dir(follow_symlinks=False)
-            else entry.stat(follow_symlinks=False).st_size
-            for entry in entries
-        )  # fmt: skip
+    """Bytes of the files below ``directory`` that may be seen; 0 where there is none."""
+    return sum(
+        status.st_size
+        for folder, folders, files in os.walk(directory)
+        for name in (*folders, *files)
+        if not stat.S_ISDIR((status := os.lstat(os.path.join(folder, name))).st_mode)
+    )
 
 
 def _directory(path: Path, mode: int) -> None:
@@ -268,16 +260,12 @@ def _directory(path: Path, mode: int) -> None:
 
 
 def _closed(path: Path) -> str:
-    if os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True) and not _read_only(path):
+    if os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True) and not os.statvfs(path).f_flag & os.ST_RDONLY:
         return ""
     return (
         f"{path} cannot be read and written by uid {os.geteuid()}: check its owner and mode, and that its file "
         "system is not mounted read-only."
     )
-
-
-def _read_only(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 def _takes_no_file(path: Path) -> bool:

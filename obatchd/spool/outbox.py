@@ -48,63 +48,49 @@ _record = msgspec.json.Decoder(_Record)
 _response = msgspec.json.Decoder(_Response)
 
 
-class ServerUse:
+class ServerUse(msgspec.Struct):
     """The work of one server for a job."""
 
-    def __init__(self, first: str, last: str) -> None:
-        self.requests = 0
-        self.response_tokens = 0
-        self.busy_s = 0.0  # slot time
-        self._first, self._last = first, last
+    first: str  # when it began, as in records
+    last: str
+    requests: int = 0
+    response_tokens: int = 0
+    busy_s: float = 0.0  # slot time
 
     def add(self, record: _Record) -> None:
         self.requests += 1
         self.response_tokens += record.response_tokens
         self.busy_s += record.duration_s
-        self._first, self._last = min(self._first, record.started_at), max(self._last, record.finished_at)
+        self.first, self.last = min(self.first, record.started_at), max(self.last, record.finished_at)
 
     def document(self, ollama_version: str | None) -> ServerWork:
-        """As ``summary.json`` shows it."""
         span_s = 0.0
-        if self._first and self._last:
-            span_s = (datetime.fromisoformat(self._last) - datetime.fromisoformat(self._first)).total_seconds()
+        if self.first and self.last:
+            span_s = (datetime.fromisoformat(self.last) - datetime.fromisoformat(self.first)).total_seconds()
         tokens_per_s = round(self.response_tokens / span_s, 2) if span_s > 0 else None
         return ServerWork(self.requests, self.response_tokens, round(self.busy_s, 6), tokens_per_s, ollama_version)
 
 
 class FailureCount(msgspec.Struct):
-    """The failures of one code."""
-
     example: str  # the message of the first
     requests: int = 0
 
 
-class Totals:
-    """The sums of a job's results.
+class Totals(msgspec.Struct):
+    """The sums of a job's results."""
 
-    Attributes:
-        outcomes: requests by outcome.
-        failures: by code.
-        servers: by id: requests, response tokens, seconds of slot time, when it began and ended to work on the job.
-        serial_s: the sum of all durations.
-        copied: answers of earlier jobs; they count for no server, time or token.
-        ungrounded: answers with a value that does not occur in their prompt.
-    """
-
-    def __init__(self) -> None:
-        self.outcomes: Counter[str] = Counter()
-        self.failures: dict[str, FailureCount] = {}
-        self.servers: dict[str, ServerUse] = {}
-        self.models: set[str] = set()
-        self.serial_s = 0.0
-        self.prompt_tokens = 0
-        self.response_tokens = 0
-        self.truncated = 0
-        self.copied = 0
-        self.ungrounded = 0
+    outcomes: Counter[str] = msgspec.field(default_factory=Counter)
+    failures: dict[str, FailureCount] = {}  # by code
+    servers: dict[str, ServerUse] = {}  # by id
+    models: set[str] = set()
+    serial_s: float = 0.0  # the sum of all durations
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    truncated: int = 0
+    copied: int = 0  # answers of earlier jobs; they count for no server, time or token
+    ungrounded: int = 0  # answers with a value that does not occur in their prompt
 
     def add(self, outcome: Outcome, raw: bytes) -> None:
-        """Count one result."""
         record = _record.decode(raw)
         self.outcomes[outcome.value] += 1
         if record.model:
@@ -139,9 +125,8 @@ class JobOutbox:
         self.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
 
     def write_status(self, document: JobDocument) -> None:
-        """Replace ``status.json``."""
         self.create()
-        _replace(self.directory / "status.json", _pretty(document))
+        self._write("status.json", document)
 
     @contextlib.contextmanager
     def response_files(self) -> Iterator[Callable[[int, bytes], None]]:
@@ -190,7 +175,14 @@ class JobOutbox:
 
     def write_summary(self, document: Summary) -> None:
         """Write ``summary.json``, whose presence means that the job is complete."""
-        _replace(self.directory / "summary.json", _pretty(document))
+        self._write("summary.json", document)
+
+    def _write(self, name: str, document: msgspec.Struct) -> None:
+        directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _replace_in(directory, name, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+        finally:
+            os.close(directory)
 
     def valid_summary(self) -> EarlierSummary | None:
         """The summary, or None where there is none or a crash left it torn."""
@@ -201,7 +193,6 @@ class JobOutbox:
         return _document(self.directory / "status.json", EarlierStatus)
 
     def whole_bytes(self) -> int:
-        """Size of all results together."""
         names = ("results.jsonl", "errors.jsonl")
         return sum(path.stat().st_size for name in names if (path := self.directory / name).exists())
 
@@ -232,21 +223,10 @@ def flush_outboxes(boxes: Sequence[JobOutbox]) -> None:
 
 
 def _document(path: Path, kind: type[_T]) -> _T | None:
-    with contextlib.suppress(OSError, msgspec.DecodeError):
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    return None
-
-
-def _pretty(document: msgspec.Struct) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _replace_in(directory, path.name, content)
-    finally:
-        os.close(directory)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def _replace_in(directory: int, name: str, content: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +22,10 @@ def prune(layout: Layout, before_s: float) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    for path in (*_old_results(layout, before_s), *_old_refusals(layout, before_s)):
-        discard(layout, path)
+    for path in list(layout.outbox_dirs()):
+        if _changed_s(path / "summary.json", before_s) < before_s:
+            discard(layout, path)
+    prune_refused(layout, before_s)
 
 
 def prune_refused(layout: Layout, before_s: float) -> None:
@@ -33,8 +34,12 @@ def prune_refused(layout: Layout, before_s: float) -> None:
     Raises:
         OSError: the disk refuses.
     """
-    for path in _old_refusals(layout, before_s):
-        discard(layout, path)
+    for owner in list(layout.failed.iterdir()):
+        if owner.is_symlink() or not owner.is_dir():
+            continue
+        for path in list(owner.iterdir()):
+            if path.is_dir() and _changed_s(path, before_s) < before_s:
+                discard(layout, path)
 
 
 def discard(layout: Layout, path: Path) -> None:
@@ -61,21 +66,6 @@ def empty_trash(layout: Layout) -> None:
 
 def _trash(layout: Layout) -> Path:
     return layout.work / "trash"
-
-
-def _old_results(layout: Layout, before_s: float) -> Iterator[Path]:
-    for path in list(layout.outbox_dirs()):
-        if _changed_s(path / "summary.json", before_s) < before_s:
-            yield path
-
-
-def _old_refusals(layout: Layout, before_s: float) -> Iterator[Path]:
-    for owner in list(layout.failed.iterdir()):
-        if owner.is_symlink() or not owner.is_dir():
-            continue
-        for path in list(owner.iterdir()):
-            if path.is_dir() and _changed_s(path, before_s) < before_s:
-                yield path
 
 
 def _changed_s(path: Path, otherwise: float) -> float:

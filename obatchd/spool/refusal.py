@@ -39,7 +39,7 @@ def refuse_claimed(job: str, name: bytes, owner: int, layout: Layout, error: Oba
 
 
 def _failed_name(name: bytes) -> str:
-    return safe_name(os.fsdecode(name).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))[0]
+    return safe_name(name.decode("utf-8", "replace"))[0]
 
 
 def _explain(job: str, name: bytes, owner: int, layout: Layout, error: ObatchError) -> Path:

@@ -29,7 +29,6 @@ errors = msgspec.msgpack.Decoder(list[str])  # the answer: for each batch nothin
 
 
 def main(connection: socket.socket) -> None:
-    """The work of the process."""
     while True:
         child.send(connection, [_write(batch) for batch in child.receive(connection, _batches)])
 

@@ -48,15 +48,7 @@ class _Emitter(InotifyFullEmitter):
         return Mask(_MASK)
 
 
-class _Handler(FileSystemEventHandler):
-    def __init__(self, on_event: Callable[[FileSystemEvent], None]) -> None:
-        self._on_event = on_event
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        self._on_event(event)
-
-
-class Watch:
+class Watch(FileSystemEventHandler):
     """Watches the inbox from ``start`` to ``stop``. Events come from watchdog's threads, calls from one at a time."""
 
     def __init__(self, layout: Layout, clock: Callable[[], float]) -> None:
@@ -99,7 +91,7 @@ class Watch:
         try:
             inode = self._layout.inbox.stat().st_ino
             observer = BaseObserver(_Emitter, timeout=1.0)
-            observer.schedule(_Handler(self._on_event), os.fspath(self._layout.inbox), recursive=False)
+            observer.schedule(self, os.fspath(self._layout.inbox), recursive=False)
             observer.start()
         except OSError as error:
             # ENOSPC: fs.inotify.max_user_watches; EMFILE: max_user_instances. Rescans go on without events.
@@ -108,7 +100,7 @@ class Watch:
         self._observer, self._inode = observer, inode
         self._new = True
 
-    def _on_event(self, event: FileSystemEvent) -> None:
+    def on_any_event(self, event: FileSystemEvent) -> None:
         path = os.fsencode(event.dest_path or event.src_path)
         if path == os.fsencode(self._layout.inbox):
             if event.event_type == EVENT_TYPE_DELETED:

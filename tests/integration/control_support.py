@@ -39,8 +39,8 @@ from obatchd.documents.status import (
     Status,
 )
 from obatchd.errors import ConfigError, ControlError, DropRefused, ModelError, NotFoundError
-from obatchd.settings.job_file import parse_job_settings
-from obatchd.settings.tables.access import AccessSettings
+from obatchd.settings.job import parse_job_settings
+from obatchd.settings.tables.people import AccessSettings
 
 OBATCHCTL = Path(sys.executable).with_name("obatchctl")
 

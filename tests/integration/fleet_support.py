@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from task_support import Failures
 
-from obatchd.daemon import platform
+from obatchd.daemon.compose import choose_platform
 from obatchd.gpus.probe import Probe
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.server import Server
@@ -36,7 +36,7 @@ class Bench:
         self.instance = instance
         self.failures = Failures()
         self.changes: list[tuple[str, ServerState, ServerState]] = []
-        host = platform.choose(settings, work)
+        host = choose_platform(settings, work)
         self.probe = Probe(settings.gpus, host.open_source, self.failures)
         self.fleet = Fleet(Current(settings), work, instance, host.program, self.probe, facts, self.failures)
         self.fleet.listen(self)

@@ -27,10 +27,10 @@ from obatchd.settings.settings import Settings
 DAY_S = 86_400.0
 
 
-def defaults(settings: Current[Settings]) -> plans.Defaults:
+def those_of_a_run(settings: Current[Settings]) -> Settings:
     """What a run asks its host for when it begins."""
     host: Any = SimpleNamespace(_settings=settings)
-    return BurninHost.defaults(host)
+    return BurninHost.settings(host)
 
 
 class Host(Bench):
@@ -42,8 +42,8 @@ class Host(Bench):
         self.checks = 0
         self.says = self._check
 
-    def defaults(self) -> plans.Defaults:
-        return defaults(self._current)
+    def settings(self) -> Settings:
+        return those_of_a_run(self._current)
 
     def _check(self, server: str) -> str:
         self.checks += server == "gpu0"
@@ -52,7 +52,7 @@ class Host(Bench):
     async def run(self) -> int:
         """A run of an hour, in a thousandth of its time; how many answers of a GPU were checked."""
         asked = plans.Asked(duration="1h")
-        plan = plans.make("20261124-180000", asked, [uuid(number) for number in range(3)], self.defaults())
+        plan = plans.make("20261124-180000", asked, [uuid(number) for number in range(3)], self.settings())
         self.checks = 0
         (self.directory / "r.jsonl").unlink(missing_ok=True)
         await self.carry_out(canary_s=plan.canary_s / 1000, canary_runs=plan.canary_runs)
@@ -68,7 +68,7 @@ def verdict_of(signal: str, first: Card, *others: Card) -> Look:
     async def look(directory: Path, patch: pytest.MonkeyPatch, settings: Current[Settings]) -> str:
         cards = [first, *others]
         asked = plans.Asked(duration="1h", profile="quick")
-        plan = plans.make("20261124-180000", asked, [uuid(n) for n in range(len(cards))], defaults(settings))
+        plan = plans.make("20261124-180000", asked, [uuid(n) for n in range(len(cards))], those_of_a_run(settings))
         reasons = judged(simulate(cards, 1.0, plan=plan))[0].reasons
         return next((str(reason.consequence) for reason in reasons if reason.signal == signal), "")
 

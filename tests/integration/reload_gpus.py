@@ -95,7 +95,7 @@ def see_limit(key: str, limit: Limit) -> None:
 def limits_of_a_run(current: Current[Settings]) -> Any:
     """Those that a burn-in asks its host for when it begins."""
     host: Any = SimpleNamespace(_settings=current)
-    return BurninHost.health_limits(host)
+    return BurninHost.settings(host).gpu_health
 
 
 def consequence(run: BurnedIn, signal: str) -> tuple[str, ...]:

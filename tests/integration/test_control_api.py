@@ -22,7 +22,7 @@ from obatchd.client.client import Client
 from obatchd.control import auth
 from obatchd.control.api import ControlServer
 from obatchd.control.submit import SubmitServer
-from obatchd.settings.tables.access import AccessSettings
+from obatchd.settings.tables.people import AccessSettings
 
 T = TypeVar("T")
 

@@ -13,8 +13,9 @@ from obatchd.burnin.journal.recorder import Occupied, Seen
 from obatchd.burnin.journal.records import Begun, Canary, Ended, Loading, Prepared, Record, Unit
 from obatchd.burnin.run import plan as plans
 from obatchd.burnin.run.recording import Recording
-from obatchd.documents.burnin import Host, Limits, Plan
+from obatchd.documents.burnin import Host, Plan
 from obatchd.gpus.model import ClockReason, Identity, Reading, SlowReading, XidEvent
+from obatchd.settings.settings import Settings
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 START_S = 1_790_000_000.0
@@ -47,8 +48,8 @@ def uuid(number: int) -> str:
 
 
 def make_plan(count: int, hours: float, **changes: Any) -> Plan:
-    defaults = plans.Defaults("llama3.3", 8192, 600.0, 20, Limits())
-    plan = plans.make("20261124-180000", plans.Asked(duration=f"{hours}h"), [uuid(i) for i in range(count)], defaults)
+    asked, settings = plans.Asked(duration=f"{hours}h"), Settings(model="llama3.3")
+    plan = plans.make("20261124-180000", asked, [uuid(i) for i in range(count)], settings)
     return msgspec.structs.replace(plan, **changes)
 
 

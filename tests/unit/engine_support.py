@@ -214,7 +214,7 @@ def _result(worker: FakeWorker, item: OfferItem, text: str, fault: Fault | None)
     model = next(message.model for message in reversed(worker.sent) if isinstance(message, protocol.Offer))
     tokens = (3, 0 if fault else 5)
     answer = Answer("" if fault else text, "", "stop", *tokens, 0.5, fault)
-    record = records.attempt(server, model, item, parse_request(item.raw), answer, time.time(), 0.5)
+    record = records.attempt(server, model, item, parse_request(item.raw), (answer, {}), time.time(), 0.5)
     return ResultItem(item.job, item.line, item.attempt, fault is None, record, 0.5, *tokens, *(fault or ("", "", "")))
 
 

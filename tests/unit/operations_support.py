@@ -24,7 +24,7 @@ from obatchd.gpus.model import Gpu, Reading
 from obatchd.jobs.model import Profile
 from obatchd.operations.service import OperatorService
 from obatchd.servers.managed import Host, ManagedServer
-from obatchd.servers.model_info import ModelInfo
+from obatchd.servers.models import ModelInfo
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 

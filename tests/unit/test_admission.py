@@ -27,7 +27,9 @@ async def test_requests_are_grouped_by_what_they_need_and_each_is_asked_with_it(
     live = await rig.take(
         "a", {"prompt": "b", "model": "large", "context_length": 5000}, {"prompt": "c", "priority": "high"}
     )
-    assert sorted((lane.profile.model, lane.profile.context_length, lane.priority) for lane in live.lanes.values()) == [
+    assert sorted(
+        (lane.profile.model, lane.profile.context_length, lane.base_class) for lane in live.lanes.values()
+    ) == [
         ("large", 8192, 1),
         ("small", 8192, 1),
         ("small", 8192, 2),

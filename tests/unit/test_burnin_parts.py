@@ -20,29 +20,30 @@ from obatchd.burnin.report.compare import compare
 from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.burnin.run import plan
-from obatchd.burnin.run.plan import Asked, Defaults
-from obatchd.burnin.run.watch import Watch, latest_tracks
+from obatchd.burnin.run.plan import Asked
+from obatchd.burnin.run.recording import Watch
 from obatchd.burnin.run.workload import Shape, context_for
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
-from obatchd.documents.burnin import BurninReport, Limits
+from obatchd.documents.burnin import BurninReport
 from obatchd.errors import ConfigError, NotFoundError, StoreError
 from obatchd.gpus.model import Identity, Reading, SlowReading
+from obatchd.settings.settings import Settings
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
-DEFAULTS = Defaults("llama3.3", 8192, 600.0, 20, Limits())
+SETTINGS = Settings(model="llama3.3")
 
 
 # Plan.
 
 
 def test_profiles_and_durations() -> None:
-    made = plan.make("r", Asked(profile="acceptance"), ["GPU-1"], DEFAULTS)
+    made = plan.make("r", Asked(profile="acceptance"), ["GPU-1"], SETTINGS)
     assert (made.duration_s, made.strict, made.canary_s) == (86400, True, 600)
     assert plan.duration_s("1d12h") == 129_600
-    short = plan.make("r", Asked(duration="3m", profile="quick"), ["GPU-1"], DEFAULTS)
+    short = plan.make("r", Asked(duration="3m", profile="quick"), ["GPU-1"], SETTINGS)
     assert (short.duration_s, short.canary_s, short.bucket_s) == (180, 30, 1.0)
-    assert plan.make("r", Asked(with_jobs=True), ["GPU-1"], DEFAULTS).canary_s == 0
+    assert plan.make("r", Asked(with_jobs=True), ["GPU-1"], SETTINGS).canary_s == 0
 
 
 @pytest.mark.parametrize(
@@ -56,11 +57,11 @@ def test_profiles_and_durations() -> None:
 )
 def test_what_cannot_be_planned_says_why(asked: Asked, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        plan.make("r", asked, ["GPU-1"], DEFAULTS)
+        plan.make("r", asked, ["GPU-1"], SETTINGS)
 
 
 def test_a_load_needs_a_model_and_batch_work_brings_its_own() -> None:
-    none = msgspec.structs.replace(DEFAULTS, model="")
+    none = Settings()
     with pytest.raises(ConfigError, match="no model"):
         plan.make("r", Asked(), ["GPU-1"], none)
     assert plan.make("r", Asked(with_jobs=True), ["GPU-1"], none).model == ""
@@ -194,7 +195,7 @@ def test_errors_while_nobody_watched_are_found_afterwards() -> None:
     before = Watch({uuid(0): identity}, settings)
     assert read(before, START_S, 0) == []
     kept = msgspec.json.decode(msgspec.json.encode(before.condensed(START_S)), type=type(before.condensed(START_S)))
-    after = Watch({uuid(0): identity}, settings, latest_tracks([kept]))
+    after = Watch({uuid(0): identity}, settings, journal.tracks([kept]))
     assert [event.signal for event in read(after, START_S + 600, 2)] == ["ecc_uncorrected"]
 
 

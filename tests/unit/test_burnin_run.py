@@ -17,14 +17,14 @@ from obatchd.burnin.journal.records import Begun, Canary, Record, Unit
 from obatchd.burnin.report import report
 from obatchd.burnin.run import run
 from obatchd.burnin.run.manager import Burnin
-from obatchd.burnin.run.plan import Defaults
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.documents.burnin import BurninReport, Host, Limits, Plan
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import Generated, OllamaApi
 from obatchd.servers.states import ServerState
-from obatchd.settings.tables.gpu_health import GpuHealthSettings
+from obatchd.settings.settings import Settings
+from obatchd.settings.tables.gpu_health import BurninSettings
 
 
 class MemoryApi(OllamaApi):
@@ -139,11 +139,8 @@ class Bench:
     def host_trouble(self) -> str:
         return self.trouble
 
-    def health_limits(self) -> GpuHealthSettings:
-        return GpuHealthSettings()
-
-    def defaults(self) -> Defaults:
-        return Defaults("llama3.3", 8192, 600.0, 4, Limits())
+    def settings(self) -> Settings:
+        return Settings(model="llama3.3", burnin=BurninSettings(canary_runs=4))
 
     async def ensure_model(self, server: str, model: str) -> None: ...
 

@@ -1,6 +1,6 @@
 """Jobs and lanes that are over before all their requests are answered.
 
-Of :mod:`obatchd.delivery.cancellation`, through an engine.
+Of :mod:`obatchd.delivery.completion`, through an engine.
 """
 
 from __future__ import annotations

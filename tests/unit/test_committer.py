@@ -15,8 +15,7 @@ from work_support import add_live, make_work
 
 from obatchd.delivery.committer import Committer
 from obatchd.dispatch.events import Failed, Finished
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, Outcome
+from obatchd.jobs.model import Entry, Intent, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow
 from obatchd.live import conditions
 from obatchd.live.job import CANCELLED

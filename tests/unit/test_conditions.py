@@ -1,6 +1,6 @@
 """What hinders from outside: dispatch is held, drops wait in the inbox, and both go on by themselves.
 
-Of :mod:`obatchd.live.conditions` and :mod:`obatchd.live.disk`.
+Of :mod:`obatchd.live.conditions`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from obatchd.intake.intake import Intake
 from obatchd.jobs.store import JobRow
 from obatchd.live.conditions import Conditions
 from obatchd.live.work import Work
-from obatchd.settings.tables.disk import DiskSettings
+from obatchd.settings.tables.spool import DiskSettings
 from obatchd.spool.layout import FreeSpace
 
 LIMITS = DiskSettings(min_free_bytes=1000, min_free_inodes=100)

@@ -106,7 +106,7 @@ async def test_a_connection_that_the_server_closes_is_not_used_again(
     assert (await ask(connections)).content == b"hello"
     await server.closed.wait()
     async with asyncio.timeout(5):
-        while connections._kept:
+        while connections.kept:
             await asyncio.sleep(0.001)
     assert (await ask(connections)).content == b"hello"
     assert server.connections == 3

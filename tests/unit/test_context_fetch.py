@@ -18,9 +18,8 @@ from obatchd.context.addresses import AddressPolicy
 from obatchd.context.cache import SourceCache
 from obatchd.context.compose import parsed_url
 from obatchd.context.fetch import Fetched, Fetcher
-from obatchd.context.text import Text, text_of
+from obatchd.context.parsing import Text, text_of
 from obatchd.errors import SourceError
-from obatchd.intake.preparation import rules_of
 from obatchd.settings.tables.context import ContextSettings
 
 OPEN, SHUT = "127.0.0.2", "127.0.0.1"  # the first is in the allow-list of these tests
@@ -41,7 +40,7 @@ class Bench:
         self._stack = contextlib.AsyncExitStack()
 
     async def fetcher(self, **settings: object) -> Fetcher:
-        rules = rules_of(ContextSettings(**{**QUICK, **settings}))  # type: ignore[arg-type]
+        rules = ContextSettings(**{**QUICK, **settings})  # type: ignore[arg-type]
         fetcher = Fetcher(rules, SourceCache(self.directory, rules.cache_bytes), parse, self.names)
         self._stack.push_async_callback(fetcher.close)
         return fetcher

@@ -22,11 +22,9 @@ from obatchd.child import Channel
 from obatchd.context.cache import Entry, SourceCache, is_fresh
 from obatchd.context.compose import Source, full_prompt, named_urls
 from obatchd.context.model import Alive, FromPreparer, Prepared, Wish, from_preparer, to_preparer
-from obatchd.context.parsing import Document, fork_parser, parsed
+from obatchd.context.parsing import Document, Text, decoded, fork_parser, parsed, text_of
 from obatchd.context.preparer import ParserPool, Preparer
-from obatchd.context.text import Text, decoded, text_of
 from obatchd.errors import SourceError
-from obatchd.intake.preparation import rules_of
 from obatchd.jobs.formats.request import Request
 from obatchd.settings.tables.context import ContextSettings
 
@@ -193,7 +191,7 @@ async def daemon(pool: ParserPool, tmp_path: Path) -> AsyncIterator[Daemon]:
         closing(await Channel.open(theirs, to_preparer)) as channel,
         closing(await Channel.open(ours, from_preparer)) as daemon,
     ):
-        rules = rules_of(ContextSettings(enabled=True))
+        rules = ContextSettings(enabled=True)
         preparer = Preparer(channel, rules, tmp_path / "cache", pool, _Stuck())
         running = asyncio.create_task(preparer.run())
         yield Daemon(preparer, daemon)

@@ -19,11 +19,12 @@ from test_gpu_service import service
 from obatchd.burnin.journal.recorder import Occupied, Seen
 from obatchd.burnin.journal.records import Begun, Canary, Ended, Event, Loading, Prepared, Record, Unit
 from obatchd.burnin.report import report
-from obatchd.burnin.run.plan import Asked, Defaults, make
+from obatchd.burnin.run.plan import Asked, make
 from obatchd.burnin.run.recording import Recording
-from obatchd.documents.burnin import BurninGpuPages, Host, Limits
+from obatchd.documents.burnin import BurninGpuPages, Host
 from obatchd.gpus.model import Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.track import Crash
+from obatchd.settings.settings import Settings
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 SECTION_6 = {
@@ -77,9 +78,7 @@ class BurnedIn(Watched):
 
     def __init__(self, card: Identity = CARD, limits: GpuHealthSettings | None = None, **counters: Any) -> None:
         self.limits = limits or GpuHealthSettings()
-        self.plan = make(
-            "20261124-180000", Asked(duration="10s"), list(NAMES), Defaults("m", 8192, 600.0, 20, Limits())
-        )
+        self.plan = make("20261124-180000", Asked(duration="10s"), list(NAMES), Settings(model="m"))
         self.cards = {name: msgspec.structs.replace(card if name == CARD.uuid else CARD, uuid=name) for name in NAMES}
         self.records: list[Record] = []
         self.recording: Recording | None = None

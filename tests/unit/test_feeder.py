@@ -16,8 +16,7 @@ from obatchd.dispatch.outcomes import Suspicion
 from obatchd.intake.feeder import Feeder, histories, read_requests
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, Outcome, Profile
+from obatchd.jobs.model import Entry, Intent, Outcome, Profile
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import AttemptRow, ResultRow
 from obatchd.live import conditions

@@ -17,7 +17,7 @@ from obatchd.errors import DropRefused
 from obatchd.jobs.formats import Format, parse_request, read_entries, recognise, request_file
 from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.model import Entry
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 
 KIB = 1024
 

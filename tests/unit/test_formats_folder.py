@@ -17,7 +17,7 @@ from obatchd.errors import DropRefused
 from obatchd.jobs.formats import folder_settings, parse_request, read_entries, recognise, request_file
 from obatchd.jobs.formats.recognise import Format
 from obatchd.jobs.model import Entry
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 
 
 @pytest.fixture

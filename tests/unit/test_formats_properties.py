@@ -25,7 +25,7 @@ from obatchd.jobs.formats.split import split_array, split_lines
 from obatchd.jobs.formats.table import split_rows
 from obatchd.jobs.model import Entry
 from obatchd.prompts.template import template_parts
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 
 pytestmark = pytest.mark.filterwarnings("error")
 SOME = settings(max_examples=80, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])

@@ -18,8 +18,8 @@ from obatchd.jobs.formats import Format, RecordRules, Request, parse_request, re
 from obatchd.jobs.formats.request import unused_fields
 from obatchd.jobs.model import Entry
 from obatchd.prompts.template import template_parts, template_problem
-from obatchd.settings.job_file import parse_job_settings
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.job import parse_job_settings
+from obatchd.settings.tables.spool import InboxSettings
 
 NOTE = RecordRules(text_column="note")
 

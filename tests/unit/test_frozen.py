@@ -9,14 +9,12 @@ from pathlib import Path
 import pytest
 from settings_support import DEFAULTS, in_force
 
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, JobState
+from obatchd.jobs.model import Entry, Intent, JobState
 from obatchd.jobs.store import IndexBatch, JobRow, LaneRow, Store
 from obatchd.live.job import LiveJob
 from obatchd.settings.base import Reload
 from obatchd.settings.current import Current
-from obatchd.settings.frozen import FrozenSettings
-from obatchd.settings.job import JobSettings
+from obatchd.settings.job import FrozenSettings, JobSettings
 from obatchd.settings.reading import leaves
 from obatchd.settings.settings import Settings
 

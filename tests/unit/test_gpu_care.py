@@ -22,7 +22,7 @@ from obatchd.gpucare.policy import in_hours
 from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.history import History
 from obatchd.gpus.model import Identity, Reading, SlowReading
-from obatchd.ollama import faults
+from obatchd.ollama.faults import Fault
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
 
@@ -71,7 +71,8 @@ async def test_an_urgent_quarantine_moves_the_requests_at_once(rig: Desk) -> Non
         rig.read(gpu0={"trouble": "lost"})
     await until(lambda: any(isinstance(message, GiveUp) for message in worker.sent))
     assert rig.server("gpu0").holds["quarantine"].startswith("GPU GPU-0 is put into quarantine: ")
-    worker.end((live.key, 1), faults.withdrawn("its GPU is taken out of use"))
+    [moved] = [message for message in worker.sent if isinstance(message, GiveUp)]
+    worker.end((live.key, 1), Fault(moved.fault, moved.code, moved.message))
     await until(lambda: rig.server("gpu0").state is ServerState.QUARANTINED)
     await rig.answer(live)
     summary = await rig.published(live)

@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 from settings_support import in_force
 
+from obatchd.documents.gpus import GpuEvent
 from obatchd.gpucare.records import GpuRecords
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
-from obatchd.gpus.monitor import HealthEvent, Monitor, MonitorListener, Quarantine
+from obatchd.gpus.monitor import Monitor, MonitorListener, Quarantine
 
 
 class DictFacts(dict[str, str]):
@@ -34,9 +35,9 @@ class Bench(MonitorListener):
         ]
         self.taken_out: list[tuple[str, str, bool]] = []
         self.alone = False  # each card does other work
-        self.events: list[HealthEvent] = []
+        self.events: list[GpuEvent] = []
         probe: Any = SimpleNamespace(gpus=self.gpus)
-        self.monitor = Monitor(probe, self.facts, in_force(), self, self)
+        self.monitor = Monitor(probe, self.facts, in_force(), self, [self])
         self.now_s = time.time()
 
     def comparable(self, card: str) -> set[str]:
@@ -45,7 +46,7 @@ class Bench(MonitorListener):
     def quarantined(self, card: str, quarantine: Quarantine, urgent: bool) -> None:
         self.taken_out.append((card, quarantine.reason, urgent))
 
-    def health_event(self, event: HealthEvent) -> None:
+    def health_event(self, event: GpuEvent) -> None:
         self.events.append(event)
 
     def read(self, times: int = 1, **changes: Any) -> None:
@@ -198,6 +199,17 @@ def test_what_comes_and_goes_is_not_told_every_time() -> None:
     for margin_c in (2, 20, 2, 20, 2):
         bench.read(gpu0={"margin_c": margin_c})
     assert bench.kinds() == ["finding", "cleared"]
+
+
+def test_an_event_names_serial_number_and_slot_or_else_the_bus_address() -> None:
+    bench = Bench(count=2)
+    bench.monitor.identities(
+        [Identity("GPU-0", serial="S1", slot="3"), Identity("GPU-1", pci_bus_id="00000000:41:00.0")]
+    )
+    bench.monitor.quarantine("GPU-0", Quarantine("noisy", 5.0, "administrator"), False)
+    bench.monitor.lend("GPU-1", 9e9)
+    told = [(event.uuid, event.kind, event.serial, event.slot) for event in bench.events]
+    assert told == [("GPU-0", "quarantine", "S1", "3"), ("GPU-1", "lend", "", "00000000:41:00.0")]
 
 
 def test_an_administrators_quarantine_and_loans_are_kept() -> None:

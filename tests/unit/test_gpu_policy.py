@@ -31,10 +31,16 @@ class OnCard(ManagedServer):
         self.state = ServerState.READY
         self.idle = asyncio.Event()
         self.idle.set()
-        self._holds: dict[str, str] = {}
+        self.holds: dict[str, str] = {}
 
     def hold(self, by: str, reason: str) -> None:
-        self._holds[by] = reason
+        self.holds[by] = reason
+
+    def resume(self, by: str) -> None:
+        del self._holds[by]
+
+    async def unload(self) -> None:
+        self.loaded = None
 
     async def quarantine(self, reason: str) -> None:
         self.state = ServerState.QUARANTINED
@@ -118,3 +124,13 @@ async def test_a_card_is_not_compared_with_those_that_have_another_model_or_whil
     assert host.judge() == [False, False]
     host.servers[0].loading = LARGE
     assert host.judge() == [True, False]
+
+
+@pytest.mark.parametrize("lent", [0, 1])
+async def test_a_group_gets_no_work_while_one_of_its_cards_is_lent(host: Host, lent: int) -> None:
+    group, other = host.servers
+    group.gpus, other.gpus = tuple(host.gpus), ()
+    host.duty.lend(host.gpus[lent].uuid, 3600.0)
+    assert "lent" in group.holds and "lent" not in other.holds
+    host.duty.take_back(host.gpus[lent].uuid)
+    assert "lent" not in group.holds

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 from health_support import CARD, FAST, SLOW, START_S, Watched, only
 
-from obatchd.gpus.model import Identity, SlowReading
+from obatchd.gpus.model import Identity, SlowReading, XidEvent
 from obatchd.gpus.rules.assessment import assess
 from obatchd.gpus.track import Crash, Track
-from obatchd.gpus.xids import XIDS, lookup
+from obatchd.gpus.xids import XIDS, classify
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 
@@ -117,7 +117,7 @@ def test_single_xids_can_be_given_another_class() -> None:
     assert Watched().xid(63).judge(xids={"63": "fatal"}).level == "quarantine"
     assert Watched().xid(79).judge(xids={"79": "ignore"}).level == "ok"
     assert only(Watched().xid(999).judge(xids={"999": "warn"})).burn_in == "warn"
-    assert lookup(145, {"145": "fatal"}).kind == "fatal"
+    assert classify(XidEvent(145, 0.0, line="RLW Fatal XC0"), {"145": "fatal"}).kind == "fatal"
 
 
 @pytest.mark.parametrize("name", ["x79", "0", "12345"])

@@ -5,8 +5,7 @@ import pytest
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
 from obatchd.gpus.selection import choose
-from obatchd.settings.tables.gpus import GpuSettings
-from obatchd.settings.tables.servers import ServerGroup
+from obatchd.settings.tables.servers import GpuSettings, ServerGroup
 
 
 def gpu(index: int, parent: str | None = None, position: int | None = None) -> Gpu:

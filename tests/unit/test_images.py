@@ -13,7 +13,7 @@ from obatchd.dispatch.protocol import JobContext
 from obatchd.dispatch.worker.body import has_images, left_out, request_body
 from obatchd.jobs.formats import Request, parse_request, read_entries, request_file
 from obatchd.jobs.formats.images import image_problem
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="

@@ -23,9 +23,8 @@ from obatchd.intake.indexing import DropReader
 from obatchd.intake.intake import flush_unpacked
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry
-from obatchd.jobs.store import IndexBatch, JobRow, PendingRow, Store
+from obatchd.jobs.model import Entry, Intent
+from obatchd.jobs.store import IndexBatch, JobRow, Store
 from obatchd.settings.job import JobSettings
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
@@ -95,7 +94,7 @@ def index(store: Store, what: DropReader, size: int) -> list[IndexBatch]:
     return batches
 
 
-def pending(store: Store, row: JobRow) -> list[PendingRow]:
+def pending(store: Store, row: JobRow) -> list[Entry]:
     return store.of(row).pending(row.key, 0, 0, 10_000)
 
 

@@ -17,8 +17,7 @@ from obatchd import __version__
 from obatchd.delivery.advice import advice
 from obatchd.delivery.documents import finished_document, job_document, last_status, summary_of
 from obatchd.jobs.lane import Lane
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import JobState, Outcome, Profile
+from obatchd.jobs.model import Intent, JobState, Outcome, Profile
 from obatchd.live.job import CANCELLED, LiveJob, Turn
 from obatchd.live.work import Work
 from obatchd.settings.job import JobSettings

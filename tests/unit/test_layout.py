@@ -308,6 +308,19 @@ def test_the_size_of_a_directory_is_that_of_all_files_below_it_and_no_link(tmp_p
     assert size_bytes(tmp_path / "a") == plain + (tmp_path / "a" / "loop").lstat().st_size
 
 
+def test_a_folder_that_may_not_be_read_has_no_size_and_stops_nothing() -> None:
+    """The publisher asks for the size of every job's directory, which holds a dropped folder as it came."""
+    with unprivileged() as directory:
+        (directory / "closed").mkdir()
+        (directory / "one").write_bytes(b"1" * 10)
+        (directory / "closed" / "two").write_bytes(b"2" * 32)
+        (directory / "closed").chmod(0)
+        try:
+            assert size_bytes(directory) == 10
+        finally:
+            (directory / "closed").chmod(0o700)
+
+
 def test_an_identity_that_a_crash_left_empty_is_made_again(tmp_path: Path) -> None:
     layout = Layout.open(tmp_path)
     (layout.work / "uuid").write_text("\n")

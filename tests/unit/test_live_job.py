@@ -11,8 +11,7 @@ import msgspec
 import pytest
 from work_support import add_live, make_work
 
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import JobState, Outcome, Profile
+from obatchd.jobs.model import Intent, JobState, Outcome, Profile
 from obatchd.jobs.store import LaneRow
 from obatchd.live.job import CANCELLED, Ending, LiveJob
 from obatchd.live.work import Work

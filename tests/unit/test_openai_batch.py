@@ -18,7 +18,7 @@ from obatchd.jobs.formats import Format, Request, parse_request, read_entries, r
 from obatchd.jobs.formats.openai import batch_fields
 from obatchd.jobs.model import Entry, Outcome, RequestRefused
 from obatchd.results.rows import ResultSet
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 from obatchd.spool.batch_lines import batch_line
 
 PNG = (

@@ -12,8 +12,7 @@ from settings_support import in_force
 
 from obatchd.control.auth import Caller
 from obatchd.errors import ObatchError
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import JobState
+from obatchd.jobs.model import Intent, JobState
 from obatchd.jobs.store import Store
 from obatchd.operations.service import OperatorService
 from obatchd.settings.current import Current

@@ -18,7 +18,7 @@ from obatchd.intake.limits import OwnerLimits
 from obatchd.live.job import LiveJob
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
-from obatchd.settings.tables.limits import LimitSettings
+from obatchd.settings.tables.spool import LimitSettings
 from obatchd.spool.drop import Drop
 from obatchd.spool.inbox import Inbox
 from obatchd.spool.layout import Layout

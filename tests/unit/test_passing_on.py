@@ -12,7 +12,7 @@ from obatchd.delivery.passing_on import with_input
 from obatchd.jobs.formats import read_entries
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.store import Segment
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 
 JOB = 1
 

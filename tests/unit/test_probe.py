@@ -17,7 +17,7 @@ from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import REPLACEMENTS, Listener, Probe
 from obatchd.gpus.source import GpuSource
-from obatchd.settings.tables.gpus import GpuSettings
+from obatchd.settings.tables.servers import GpuSettings
 from obatchd.simulator.gpus import SimulatedGpus
 from obatchd.simulator.timeline import GpuEvent, write_script
 
@@ -116,7 +116,7 @@ async def test_start_returns_when_the_driver_hangs() -> None:
 
 async def test_a_silent_probe_is_replaced_a_few_times_then_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("obatchd.gpus.probe.REPLACEMENTS", 1)
-    probe = Probe(settings(), partial(scripted, hang_at_second), Failures(), silent_s=3.0)
+    probe = Probe(GpuSettings(poll_s=0.02, silent_s=3.0), partial(scripted, hang_at_second), Failures())
     await probe.start()
     assert probe.state == "ok"
     first = probe.pid

@@ -16,8 +16,7 @@ from obatchd.delivery import publisher as module
 from obatchd.delivery.publisher import Publisher
 from obatchd.dispatch.events import Finished
 from obatchd.documents.alarms import JobDone
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, JobState, Outcome
+from obatchd.jobs.model import Entry, Intent, JobState, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, ResultRow
 from obatchd.live import conditions
 from obatchd.live.work import Work
@@ -110,20 +109,29 @@ def failing(monkeypatch: pytest.MonkeyPatch, directory: Path, times: float, erro
     return failed
 
 
+class Holds(list[str]):
+    """Implements :class:`obatchd.dispatch.holds.HoldListener`."""
+
+    def held(self, reason: str) -> None:
+        self.append(reason)
+
+    def released(self, reason: str) -> None:
+        pass
+
+
 async def test_jobs_wait_for_a_disk_that_refuses_them_and_are_published_whole(
     rig: Street, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed = failing(monkeypatch, rig.work.layout.outbox, 2, OSError(28, "No space left on device"))
     first, second = await rig.take("a"), await rig.take("b")
-    told: list[str] = []
-    hold = rig.work.holds.hold
-    monkeypatch.setattr(rig.work.holds, "hold", lambda reason: (told.append(reason), hold(reason))[1])
+    holds = Holds()
+    rig.work.holds.listen(holds)
     await rig.answer(first)
     await rig.answer(second)
     for live in (first, second):
         assert (await rig.published(live))["succeeded"] == 1
         assert sorted(path.name for path in (live.outbox / "responses").iterdir()) == ["0000001.json", "0000001.txt"]
-    assert len(failed) == 2 and "outbox" in told and rig.work.conditions.of_all == {}
+    assert len(failed) == 2 and holds == ["outbox"] and rig.work.conditions.of_all == {}
 
 
 async def test_a_defect_in_one_job_holds_up_no_other_and_loses_nothing(

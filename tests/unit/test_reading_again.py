@@ -10,7 +10,7 @@ import pytest
 
 from obatchd.jobs.formats import read_entries, request_file
 from obatchd.jobs.model import Entry
-from obatchd.settings.tables.inbox import InboxSettings
+from obatchd.settings.tables.spool import InboxSettings
 
 REQUESTS = 50
 

@@ -16,7 +16,7 @@ from yarl import URL
 
 from obatchd.context.addresses import AddressPolicy
 from obatchd.context.compose import Source, full_prompt, named_urls, parsed_url
-from obatchd.context.text import decoded
+from obatchd.context.parsing import decoded
 from obatchd.errors import SourceError
 from obatchd.jobs.formats.request import Request
 from obatchd.results.answers import parse_answer

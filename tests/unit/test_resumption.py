@@ -10,8 +10,7 @@ import pytest
 from work_support import make_work
 
 from obatchd.engine.resumption import Resumption
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry
+from obatchd.jobs.model import Entry, Intent
 from obatchd.jobs.store import IndexBatch, Segment
 from obatchd.live import conditions
 

@@ -14,9 +14,9 @@ from operations_support import Desk, desk
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.documents.answers import Removed
 from obatchd.errors import ControlError, NotFoundError
-from obatchd.ollama import faults
+from obatchd.ollama.faults import Fault
 from obatchd.operations import servers as module
-from obatchd.servers.model_info import ModelInfo
+from obatchd.servers.models import ModelInfo
 from obatchd.servers.states import ServerState
 
 
@@ -52,7 +52,8 @@ async def test_a_restart_moves_the_requests_and_ends_a_drain(tmp_path: Path, mon
         await until(lambda: any(isinstance(message, GiveUp) for message in worker.sent))
         assert rig.server("gpu0").state is ServerState.DRAINING
         assert rig.server("gpu0").reason == "is about to be restarted, asked by the operator"
-        worker.end((live.key, 1), faults.withdrawn("its server is restarted"))
+        [moved] = [message for message in worker.sent if isinstance(message, GiveUp)]
+        worker.end((live.key, 1), Fault(moved.fault, moved.code, moved.message))
         shown = await restarting
         assert (shown.state, shown.pid, rig.server("gpu0").holds) == ("ready", 4711, {})
         assert shown.reason == "resumed" and not shown.watchdog

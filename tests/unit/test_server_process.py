@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -67,3 +69,27 @@ async def test_everything_a_server_wrote_is_read_before_it_counts_as_ended(tmp_p
     await process.stop(5)
     assert process.log.lines[-1] == "last words"
     assert (tmp_path / "log").read_bytes().endswith(b"\nlast words\n")
+
+
+async def test_a_stuck_process_that_ends_at_last_takes_the_next_one_not_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obatchd.servers.process._LEFTOVER_S", 0.05)
+    kill = os.killpg
+    process = ServerProcess("gpu0", tmp_path / "log", Unheard())
+    await process.start(["/bin/sleep", "60"], {}, tmp_path)
+    stuck = process.pid
+    assert stuck is not None
+    with monkeypatch.context() as kernel:
+        kernel.setattr(os, "killpg", lambda group, number: None)  # the kernel does not let it end
+        await process.stop(0.05)
+    await process.start(["/bin/sleep", "60"], {}, tmp_path)
+    kill(stuck, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        async with asyncio.timeout(10):
+            while True:
+                kill(stuck, 0)
+                await asyncio.sleep(0.01)
+    assert not process.ended.is_set() and process.returncode is None
+    await process.stop(5)
+    assert process.returncode == -signal.SIGTERM

@@ -8,10 +8,10 @@ import pytest
 from settings_support import DEFAULTS
 
 from obatchd.errors import ConfigError
-from obatchd.settings import job_file, reading
+from obatchd.settings import job, reading
 from obatchd.settings import text as settings_text
 from obatchd.settings.base import Reload
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +106,7 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
     [
         ("inbox = 3", "inbox: must be a table, written as [inbox]"),
         ('gpus = "some"', 'gpus.use: must be "all", "none"'),
+        ('gpus = 3\n[ollama_instances]\n"a:1" = 0', "gpus: must be a table, written as [gpus]"),
         ("[[servers.group]]\ngpus = [1]", "servers.group.0.gpus: list should have at least 2 items"),
         (
             "[[servers.group]]\ngpus = [1, 2]\ngpu = 1",
@@ -180,40 +181,40 @@ def test_job_settings_of_every_kind() -> None:
         "in_source": ["mrn"],
         "think": "high",
     }
-    settings, notes = job_file.parse_job_settings(given, "job.toml")
+    settings, notes = job.parse_job_settings(given, "job.toml")
     assert not notes
-    assert {key: getattr(settings, key) for key in job_file.JOB_KEYS} == {**given, "template": None}
+    assert {key: getattr(settings, key) for key in job.JOB_KEYS} == {**given, "template": None}
 
 
 def test_what_is_found_in_a_drop_cannot_be_given() -> None:
     with pytest.raises(ConfigError, match="sample_of: no such job setting"):
-        job_file.parse_job_settings({"sample_of": 5}, "job.toml")
+        job.parse_job_settings({"sample_of": 5}, "job.toml")
 
 
 def test_a_deadline_is_seconds_or_any_way_to_write_a_time() -> None:
     at = datetime(2026, 12, 31, 18, 0, tzinfo=timezone(timedelta(hours=1)))
     for given in (at, at.isoformat(), "2026-12-31T17:00:00Z", at.astimezone().replace(tzinfo=None)):
-        settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
+        settings, _ = job.parse_job_settings({"deadline": given}, "job.toml")
         assert DEFAULTS.under(settings).expires_s(5.0) == at.timestamp()
     for given in (60, 60.0, "60"):
-        settings, _ = job_file.parse_job_settings({"deadline": given}, "job.toml")
+        settings, _ = job.parse_job_settings({"deadline": given}, "job.toml")
         assert DEFAULTS.under(settings).expires_s(5.0) == 65.0
     later = FrozenSettings.of(Settings.model_validate({"deadline": 10}))
-    assert later.under(job_file.parse_job_settings({}, "job.toml")[0]).expires_s(5.0) == 15.0
-    assert later.under(job_file.parse_job_settings({"deadline": 0}, "job.toml")[0]).expires_s(5.0) is None
+    assert later.under(job.parse_job_settings({}, "job.toml")[0]).expires_s(5.0) == 15.0
+    assert later.under(job.parse_job_settings({"deadline": 0}, "job.toml")[0]).expires_s(5.0) is None
     for wrong in (-1, "soon", [1]):
         with pytest.raises(ConfigError, match="deadline"):
-            job_file.parse_job_settings({"deadline": wrong}, "job.toml")
+            job.parse_job_settings({"deadline": wrong}, "job.toml")
 
 
 def test_job_settings_not_given_stay_open() -> None:
-    settings, _ = job_file.parse_job_settings({}, "job.toml")
+    settings, _ = job.parse_job_settings({}, "job.toml")
     assert settings.model is None
     assert settings.context_length is None
 
 
 def test_no_job_chooses_where_prompts_are_sent() -> None:
-    settings, notes = job_file.parse_job_settings({"model": "m", "ollama_instances": {"evil:1": 0}}, "job.toml")
+    settings, notes = job.parse_job_settings({"model": "m", "ollama_instances": {"evil:1": 0}}, "job.toml")
     assert settings.model == "m"
     assert len(notes) == 1
     assert "[ollama_instances] is ignored" in notes[0]
@@ -221,7 +222,7 @@ def test_no_job_chooses_where_prompts_are_sent() -> None:
 
 def test_load_time_options_leave_a_job() -> None:
     options = {"num_ctx": 9000, "num_gpu": 1, "num_thread": 2, "temperature": 0.1}
-    settings, notes = job_file.parse_job_settings({"options": options}, "job.toml")
+    settings, notes = job.parse_job_settings({"options": options}, "job.toml")
     assert settings.options == {"temperature": 0.1}
     assert settings.context_length == 9000
     assert len(notes) == 3
@@ -229,7 +230,7 @@ def test_load_time_options_leave_a_job() -> None:
 
 def test_wrong_job_settings_are_all_listed() -> None:
     with pytest.raises(ConfigError) as caught:
-        job_file.parse_job_settings({"modle": "a", "priority": 3, "context_length": "x", "spool": "/"}, "job.toml")
+        job.parse_job_settings({"modle": "a", "priority": 3, "context_length": "x", "spool": "/"}, "job.toml")
     assert caught.value.message.splitlines()[0] == "job.toml: modle: no such job setting; did you mean model?"
     assert len(caught.value.message.splitlines()) == 4
 
@@ -254,3 +255,17 @@ def test_the_settings_shown_can_be_read_again(tmp_path: Path) -> None:
     shown = settings_text.show(settings, origin)
     assert tomllib.loads(shown)["system_message"] == settings.system_message
     assert reading.load(write(tmp_path, shown), environ={}, flags={}) == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"template": 5}, "template: must be text"),
+        ({"sample": "x"}, "sample: must be an integer from 1 to 10000"),
+        ({"skip_done": [1]}, "skip_done: must be true or false or text"),
+    ],
+)
+def test_a_wrong_job_setting_is_not_said_to_be_possible_as_a_table(given: dict[str, object], reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        job.parse_job_settings(given, "job.toml")
+    assert caught.value.message == f"job.toml: {reason}"

@@ -9,8 +9,7 @@ import msgspec
 import pytest
 from settings_support import in_force
 
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, JobState, Outcome, Refusal
+from obatchd.jobs.model import Entry, Intent, JobState, Outcome, Refusal
 from obatchd.jobs.store import AttemptRow, IndexBatch, JobRow, ResultRow, Store
 
 

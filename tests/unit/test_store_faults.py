@@ -16,8 +16,7 @@ import pytest
 from settings_support import in_force
 
 from obatchd.errors import StoreError
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, JobState, Outcome
+from obatchd.jobs.model import Entry, Intent, JobState, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, ResultRow, Store, integrity, store
 
 

@@ -10,8 +10,7 @@ import pytest
 from settings_support import DEFAULTS, in_force
 
 from obatchd.errors import StoreError
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, JobState, Outcome
+from obatchd.jobs.model import Entry, Intent, JobState, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, Store
 from obatchd.jobs.store.rows import ResultRow
 from obatchd.jobs.store.schema import BACKUP_MARK

@@ -5,18 +5,23 @@ It stands for itself: report, verdict and bundle are worked out from it, here or
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import attrs
 import msgspec
 
-from obatchd.burnin.journal.records import Begun, Ended, Loading, Prepared, Record
+from obatchd import log
+from obatchd.burnin.journal.records import Begun, Ended, Loading, Prepared, Record, Tracks
 from obatchd.errors import NotFoundError, StoreError
+from obatchd.gpus.track import Track
 
+_log = log.get(__name__)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Record)
 _SUFFIX = ".jsonl"
@@ -35,11 +40,8 @@ class Journal:
         self.path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._lock = threading.Lock()
-        self._end_torn_line()
-
-    def _end_torn_line(self) -> None:
         size = os.fstat(self._file).st_size
-        if size and os.pread(self._file, 1, size - 1) != b"\n":
+        if size and os.pread(self._file, 1, size - 1) != b"\n":  # a torn line
             os.write(self._file, b"\n")
 
     def append(self, records: Iterable[Record]) -> None:
@@ -68,6 +70,28 @@ class Journal:
             os.close(file)
 
 
+@attrs.define(eq=False)
+class RecordWriter:
+    """Keeps records that the disk refuses and tries them again with the next."""
+
+    records: list[Record]  # all of the run so far, written or not
+    _file: Journal
+    _unwritten: list[Record] = attrs.field(factory=list, init=False)
+    _lock: asyncio.Lock = attrs.field(factory=asyncio.Lock, init=False)
+
+    async def write(self, *records: Record) -> None:
+        """Add these to the run."""
+        self.records += records
+        self._unwritten += records
+        async with self._lock:
+            batch, self._unwritten = self._unwritten, []
+            try:
+                await asyncio.to_thread(self._file.append, batch)
+            except OSError as error:
+                self._unwritten = [*batch, *self._unwritten]
+                _log.error("burnin_not_written", run=begun(self.records).plan.run, reason=str(error))
+
+
 def read(path: Path) -> list[Record]:
     """Every whole record of a run; torn lines of a crash are passed over.
 
@@ -83,31 +107,40 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-def begun(records: list[Record]) -> Begun:
+def begun(records: Sequence[Record]) -> Begun:
     first = records[0]
     assert isinstance(first, Begun)  # read() has made sure
     return first
 
 
-def ended(records: list[Record]) -> Ended | None:
+def ended(records: Sequence[Record]) -> Ended | None:
     return next((record for record in reversed(records) if isinstance(record, Ended)), None)
 
 
-def prepared(records: list[Record]) -> dict[str, Prepared]:
+def prepared(records: Sequence[Record]) -> dict[str, Prepared]:
     """The latest preparation of each server."""
     return {record.server: record for record in records if isinstance(record, Prepared)}
 
 
-def loading_s(records: list[Record]) -> float | None:
+def loading_s(records: Sequence[Record]) -> float | None:
     """When the load began."""
     return next((record.at_s for record in records if isinstance(record, Loading)), None)
 
 
+def tracks(records: Iterable[Record]) -> dict[str, Track]:
+    """The latest track of each GPU."""
+    known: dict[str, Track] = {}
+    for record in records:
+        if isinstance(record, Tracks):
+            known.update(record.tracks)
+    return known
+
+
+@attrs.define(eq=False)
 class Shelf:
     """The runs of a spool: ``<directory>/<run>.jsonl``."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    _directory: Path
 
     def path(self, run: str) -> Path:
         return self._directory / f"{run}{_SUFFIX}"

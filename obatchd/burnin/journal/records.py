@@ -14,6 +14,7 @@ from obatchd.gpus.model import Identity
 from obatchd.gpus.track import Track
 
 Consequence = Literal["note", "warn", "inconclusive", "fail"]
+Step = Literal["calibrated", "off", "match", "mismatch", "suspect", "confirmed", "cleared"]
 
 
 class Unit(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,7 +57,7 @@ class Loading(msgspec.Struct, tag="loading", frozen=True):
     at_s: float
 
 
-class Sample(msgspec.Struct, frozen=True, omit_defaults=True):
+class Sample(msgspec.Struct, omit_defaults=True):
     """One GPU over one bucket. Means are over the readings of the bucket."""
 
     seen_s: float = 0.0  # with fresh readings
@@ -105,7 +106,7 @@ class Canary(msgspec.Struct, tag="canary", frozen=True, omit_defaults=True):
 
     at_s: float
     gpu: str
-    step: Literal["calibrated", "off", "match", "mismatch", "suspect", "confirmed", "cleared"]
+    step: Step
     text: str = ""
     digest: str = ""
     deviation: float | None = None  # largest difference of a log probability from the reference

@@ -20,6 +20,7 @@ from obatchd.burnin.report import diagnostics
 from obatchd.burnin.report.diagnostics import Ran, Scrubber
 from obatchd.burnin.report.html import render
 from obatchd.burnin.report.terminal import summary
+from obatchd.documents import excerpt
 from obatchd.documents.burnin import BurninGpuPages, BurninReason, BurninReport, ToolOutcome
 from obatchd.errors import NotFoundError
 from obatchd.times import duration, epoch_s
@@ -27,7 +28,6 @@ from obatchd.times import duration, epoch_s
 _HOUR_S = 3600.0
 _SMI_S, _BUG_REPORT_S, _DIAGNOSTICS_S = 60.0, 900.0, 3600.0
 _REMAPPING = ("remapped_", "remap_", "retired_", "banks_without_spares")
-_LINK = ("pcie_",)
 
 
 def find_gpu(report: BurninReport, name: str) -> BurninGpuPages:
@@ -64,8 +64,12 @@ def write(
         OSError: the archive cannot be written.
     """
     files = _of_the_report(report, gpu)
-    ran = _tools(report, gpu, files, diagnose=diagnose, free=free, say=say)
-    tools = [one.document() for one in ran]
+    say("asking nvidia-smi and the kernel log")
+    ran = _tools(report, files)
+    if diagnose:
+        with tempfile.TemporaryDirectory(prefix="obatchd-bundle-") as directory, free():
+            ran += _diagnose(gpu, Path(directory), files, say)
+    tools = [excerpt(ToolOutcome, one) for one in ran]
     files["tools.json"] = _json(tools)
     files["README.txt"] = _readme(report, gpu, tools).encode()
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in sorted(files.items()))
@@ -92,45 +96,33 @@ def _of_the_report(report: BurninReport, gpu: BurninGpuPages) -> dict[str, bytes
         "xids.txt": "".join(f"{event.at}  {event.verbatim}\n" for event in xids).encode(),
         "counters.json": _json(counters),
         "memory-repair.json": _json({k: v for k, v in counters.items() if k.startswith(_REMAPPING)}),
-        "pcie.json": _json({k: v for k, v in counters.items() if k.startswith(_LINK)}),
+        "pcie.json": _json({k: v for k, v in counters.items() if k.startswith("pcie_")}),
     }
 
 
-def _tools(
-    report: BurninReport,
-    gpu: BurninGpuPages,
-    files: dict[str, bytes],
-    *,
-    diagnose: bool,
-    free: Callable[[], AbstractContextManager[object]],
-    say: Callable[[str], None],
-) -> list[Ran]:
-    say("asking nvidia-smi and the kernel log")
-    smi = diagnostics.run("nvidia-smi", ["nvidia-smi", "-q", "-x"], _SMI_S)
-    clean = Scrubber().data
+def _tools(report: BurninReport, files: dict[str, bytes]) -> list[Ran]:
     since_s = epoch_s(report.started_at) - _HOUR_S
     until_s = epoch_s(report.ended_at) + _HOUR_S if report.ended_at else time.time()
-    kernel = diagnostics.kernel_log(since_s, until_s)
-    ran = [smi, kernel]
-    if smi.output:
-        files["nvidia-smi-q.xml"] = clean(smi.output)
-    if kernel.output:
-        files["kernel.log"] = clean(kernel.output)
-    if not diagnose:
-        return ran
-    with tempfile.TemporaryDirectory(prefix="obatchd-bundle-") as directory, free():
-        say("running nvidia-bug-report.sh, which may take minutes")
-        # Without the slow and the dangerous parts: they are known to hang on a GPU that is in trouble.
-        command = ["nvidia-bug-report.sh", "--safe-mode", "--extra-system-data"]
-        bug = diagnostics.run("nvidia-bug-report", command, _BUG_REPORT_S, as_root=True, cwd=Path(directory))
-        for path in sorted(Path(directory).glob("nvidia-bug-report.log*")):
-            files[path.name] = clean(path.read_bytes())
-        say("running dcgmi diag -r 3, which takes about 15 minutes")
-        command = ["dcgmi", "diag", "-r", "3", "-j", "-i", str(gpu.index)]
-        diag = diagnostics.run("dcgmi diag", command, _DIAGNOSTICS_S)
-        if diag.output:
-            files["dcgmi-diag.json"] = clean(diag.output)
-    return [*ran, bug, diag]
+    ran = [diagnostics.run("nvidia-smi", ["nvidia-smi", "-q", "-x"], _SMI_S), diagnostics.kernel_log(since_s, until_s)]
+    for name, one in zip(("nvidia-smi-q.xml", "kernel.log"), ran, strict=True):
+        if one.output:
+            files[name] = Scrubber().data(one.output)
+    return ran
+
+
+def _diagnose(gpu: BurninGpuPages, directory: Path, files: dict[str, bytes], say: Callable[[str], None]) -> list[Ran]:
+    say("running nvidia-bug-report.sh, which may take minutes")
+    # Without the slow and the dangerous parts: they are known to hang on a GPU that is in trouble.
+    command = ["nvidia-bug-report.sh", "--safe-mode", "--extra-system-data"]
+    bug = diagnostics.run("nvidia-bug-report", command, _BUG_REPORT_S, as_root=True, cwd=directory)
+    for path in sorted(directory.glob("nvidia-bug-report.log*")):
+        files[path.name] = Scrubber().data(path.read_bytes())
+    say("running dcgmi diag -r 3, which takes about 15 minutes")
+    command = ["dcgmi", "diag", "-r", "3", "-j", "-i", str(gpu.index)]
+    diag = diagnostics.run("dcgmi diag", command, _DIAGNOSTICS_S)
+    if diag.output:
+        files["dcgmi-diag.json"] = Scrubber().data(diag.output)
+    return [bug, diag]
 
 
 def _readme(report: BurninReport, gpu: BurninGpuPages, tools: list[ToolOutcome]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
 from obatchd.burnin.verdict.verdict import EXIT_CODES, Result
-from obatchd.documents.burnin import BurninGpuPages, BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
+from obatchd.documents.burnin import BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
 from obatchd.errors import ConfigError
 
 _Kind = tuple[str, str, str, int | None, int | None]  # GPU, model, its digest, context, slots
@@ -25,29 +26,32 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
     rows: dict[_Kind, list[ComparedGpu]] = {}
     reports, left_out = _without_repetitions(reports)
     for number, report in enumerate(reports):
+        host, run = report.host.hostname, report.run
         for gpu in report.gpus:
-            if (speed := gpu.work.tokens_per_s) is None:
-                left_out.append(f"{report.host.hostname} {report.run} GPU {gpu.index}: no speed was measured")
+            load, stress, speed = gpu.load, gpu.stress, gpu.work.tokens_per_s
+            if speed is None:
+                left_out.append(f"{host} {run} GPU {gpu.index}: no speed was measured")
                 continue
-            load = gpu.load
             model = f"batch work, {load.model}" if report.plan.with_jobs else load.model
             key = (gpu.name, model, load.model_digest, load.context_length, load.slots)
-            rows.setdefault(key, []).append(_row(number, report, gpu, speed))
+            rows.setdefault(key, []).append(ComparedGpu(
+                number, host, run, gpu.index, gpu.uuid, gpu.verdict, speed, stress.power_percent, stress.clock_mhz,
+                stress.temp_c,
+            ))  # fmt: skip
     groups = [_group(key, members, reports) for key, members in sorted(rows.items(), key=str) if len(members) > 1]
-    for members in rows.values():
-        if len(members) == 1:
-            only = members[0]
-            left_out.append(f"{only.hostname} {only.run} GPU {only.index}: nothing like it to compare with")
+    only = [members[0] for members in rows.values() if len(members) == 1]
+    left_out += [f"{row.hostname} {row.run} GPU {row.index}: nothing like it to compare with" for row in only]
     if not groups:
         raise ConfigError(
             "the reports have no two GPUs of one kind with the same model, context and slots: " + "; ".join(left_out),
             code="nothing_to_compare",
         )
-    slow = [row for group in groups for row in group.gpus if row.judgement.startswith("FAIL")]
+    failed = any(group.hosts_fail or any(row.judgement.startswith("FAIL") for row in group.gpus) for group in groups)
+    verdict = Result.FAIL if failed else Result.PASS
     count = sum(len(group.gpus) for group in groups)
-    verdict, meaning = Result.PASS, f"{count} GPUs are as fast as the others of their kind."
-    if slow or any(group.hosts_fail for group in groups):
-        verdict, meaning = Result.FAIL, f"of {count} GPUs some are slower than others of their kind."
+    meaning = f"{count} GPUs are as fast as the others of their kind."
+    if failed:
+        meaning = f"of {count} GPUs some are slower than others of their kind."
     return Comparison(
         verdict=verdict.value, exit_code=EXIT_CODES[verdict], meaning=meaning, groups=groups, left_out=left_out
     )
@@ -66,50 +70,31 @@ def _without_repetitions(reports: Sequence[BurninReport]) -> tuple[list[BurninRe
     return list(kept.values()), left_out
 
 
-def _row(number: int, report: BurninReport, gpu: BurninGpuPages, speed: float) -> ComparedGpu:
-    stress = gpu.stress
-    return ComparedGpu(
-        number, report.host.hostname, report.run, gpu.index, gpu.uuid, gpu.verdict, speed, stress.power_percent,
-        stress.clock_mhz, stress.temp_c,
-    )  # fmt: skip
-
-
 def _group(key: _Kind, members: list[ComparedGpu], reports: Sequence[BurninReport]) -> ComparedGroup:
     limits = reports[members[0].report].plan.limits
     for row in members:
         usual = statistics.median(other.tokens_per_s for other in members if other is not row)
         row.of_median_percent = round(100 * row.tokens_per_s / usual, 1)
-        row.judgement = _judgement(100 - row.of_median_percent, limits)
+        slower, row.judgement = 100 - row.of_median_percent, "as the others"
+        if slower > limits.slower_warn_percent:
+            word = "FAIL" if slower > limits.slower_fail_percent else "warn"
+            row.judgement = f"{word}: {slower:.1f} % slower"
     hosts, fails = _hosts(members, limits)
     median = round(statistics.median(row.tokens_per_s for row in members), 2)
     return ComparedGroup(*key, median, members, hosts, fails)
 
 
-def _judgement(slower_percent: float, limits: Limits) -> str:
-    if slower_percent > limits.slower_fail_percent:
-        return f"FAIL: {slower_percent:.1f} % slower"
-    if slower_percent > limits.slower_warn_percent:
-        return f"warn: {slower_percent:.1f} % slower"
-    return "as the others"
-
-
 def _hosts(members: list[ComparedGpu], limits: Limits) -> tuple[list[str], bool]:
     """Whole reports that are slower than the others together, in words, and whether one is so slow that it fails."""
-    speeds: dict[int, list[float]] = {}
-    for row in members:
-        speeds.setdefault(row.report, []).append(row.tokens_per_s)
-    if len(speeds) < 2:
-        return [], False
-    medians = {number: statistics.median(values) for number, values in speeds.items()}
-    best = max(medians.values())
+    reports = [list(rows) for _, rows in itertools.groupby(members, key=lambda row: row.report)]
+    medians = [statistics.median(row.tokens_per_s for row in rows) for rows in reports]
     found, fails = [], False
-    for number, median in medians.items():
-        slower = 100 * (1 - median / best)
+    for (first, *_), median in zip(reports, medians, strict=True):
+        slower = 100 * (1 - median / max(medians))
         if slower > limits.slower_warn_percent:
-            row = next(row for row in members if row.report == number)
             fails = fails or slower > limits.slower_fail_percent
             found.append(
-                f"{row.hostname} {row.run} as a whole is {slower:.1f} % slower than the fastest: look at its air "
+                f"{first.hostname} {first.run} as a whole is {slower:.1f} % slower than the fastest: look at its air "
                 "flow, power supply and power limits"
             )
     return found, fails

@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from obatchd.documents.burnin import ToolOutcome
 
@@ -27,17 +26,11 @@ _OF_THE_DRIVER = re.compile(
 _MOST_OUTPUT_BYTES = 64 * 1024**2
 
 
-class Ran(NamedTuple):
-    """The outcome of one tool."""
+class Ran(ToolOutcome):
+    """The outcome of one tool, and its output."""
 
-    name: str
-    command: Sequence[str]
-    outcome: str  # in words
-    output: bytes
+    output: bytes = b""
     overdue: bool = False
-
-    def document(self) -> ToolOutcome:
-        return ToolOutcome(self.name, " ".join(self.command), self.outcome)
 
 
 def run(
@@ -50,11 +43,11 @@ def run(
     environment: Mapping[str, str] | None = None,
 ) -> Ran:
     """Run a tool if it is here and we may, for ``limit_s`` at most; a process that cannot be killed is left behind."""
-    program = shutil.which(command[0])
+    program, line = shutil.which(command[0]), " ".join(command)
     if program is None:
-        return Ran(name, command, f"not installed: there is no {command[0]} on PATH", b"")
+        return Ran(name, line, f"not installed: there is no {command[0]} on PATH")
     if as_root and os.geteuid() != 0:
-        return Ran(name, command, f"needs root: run  sudo {' '.join(command)}  and send its output too", b"")
+        return Ran(name, line, f"needs root: run  sudo {line}  and send its output too")
     began_s = time.monotonic()
     try:
         process = subprocess.Popen(
@@ -62,42 +55,33 @@ def run(
             start_new_session=True, cwd=cwd, env={**os.environ, **(environment or {})},
         )  # fmt: skip
     except OSError as error:
-        return Ran(name, command, f"cannot be started: {error.strerror}", b"")
+        return Ran(name, line, f"cannot be started: {error.strerror}")
     try:
         output, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        output, outcome = b"", "cannot be killed: the driver hangs"
         with contextlib.suppress(subprocess.TimeoutExpired):
             output, _ = process.communicate(timeout=_KILLED_S)
-            output = output[:_MOST_OUTPUT_BYTES]
-            return Ran(name, command, f"did not end within {limit_s:g} s and was killed", output, overdue=True)
-        outcome = f"did not end within {limit_s:g} s and cannot be killed: the driver hangs"
-        return Ran(name, command, outcome, b"", overdue=True)
+            outcome = "was killed"
+        outcome = f"did not end within {limit_s:g} s and {outcome}"
+        return Ran(name, line, outcome, output[:_MOST_OUTPUT_BYTES], overdue=True)
     took_s = time.monotonic() - began_s
-    return Ran(name, command, f"exit code {process.returncode} after {took_s:.0f} s", output[:_MOST_OUTPUT_BYTES])
+    return Ran(name, line, f"exit code {process.returncode} after {took_s:.0f} s", output[:_MOST_OUTPUT_BYTES])
 
 
 def kernel_log(since_s: float, until_s: float) -> Ran:
     """Lines of the kernel about the driver, the PCIe bus and the hardware in a time; nothing about other programs."""
-
-    def moment(at_s: float) -> str:
-        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s))
-
-    ran = run(
-        "kernel log",
-        ["journalctl", "-k", "-o", "short-iso", "--no-pager", "--since", moment(since_s), "--until", moment(until_s)],
-        60,
-    )
-    if ran.outcome.startswith("exit code 0") and ran.output.strip() and b"No entries" not in ran.output:
-        return ran._replace(output=_about_the_driver(ran.output))
-    ring = run("kernel log", ["dmesg", "--time-format", "iso"], 30)
-    return ring._replace(output=_about_the_driver(ring.output), outcome=f"{ring.outcome} (ring buffer, all times)")
-
-
-def _about_the_driver(text: bytes) -> bytes:
-    lines = text.decode("utf-8", "replace").splitlines()
-    return "".join(f"{line}\n" for line in lines if _OF_THE_DRIVER.search(line)).encode()
+    since, until = (time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at_s)) for at_s in (since_s, until_s))
+    command = ["journalctl", "-k", "-o", "short-iso", "--no-pager", "--since", since, "--until", until]
+    ran = run("kernel log", command, 60)
+    if not ran.outcome.startswith("exit code 0") or not ran.output.strip() or b"No entries" in ran.output:
+        ran = run("kernel log", ["dmesg", "--time-format", "iso"], 30)
+        ran.outcome += " (ring buffer, all times)"
+    lines = ran.output.decode("utf-8", "replace").splitlines()
+    ran.output = "".join(f"{line}\n" for line in lines if _OF_THE_DRIVER.search(line)).encode()
+    return ran
 
 
 class Scrubber:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from html import escape
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from obatchd.burnin.report import plots
 from obatchd.burnin.report.plots import PLOTS, Axes
 from obatchd.burnin.report.style import STYLE
-from obatchd.documents.burnin import BurninGap, BurninGpuPages, BurninReport
+from obatchd.documents.burnin import BurninGpuPages, BurninReport
 from obatchd.times import duration, epoch_s
 
 _CAUSES = {"hw_slowdown": "hardware", "hw_thermal": "hardware, heat", "hw_power_brake": "hardware, power brake",
@@ -46,20 +47,23 @@ def _front(axes: Axes, title: str) -> str:
         "Ollama": load.ollama if load else None,
         "obatchd": report.version,
     }
-    notes = [_gap(gap) for gap in report.gaps]
+    notes = [
+        f"Gap of {duration(epoch_s(gap.until) - epoch_s(gap.since))} from {_time(gap.since)}: {gap.reason}"
+        for gap in report.gaps
+    ]
     notes += [f"{_time(event.at)}: {event.text}" for event in report.events if event.consequence != "note"]
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    legend = "".join(
+        f'<span class="swatch" style="background:{plots.colour(number)}"></span>GPU {gpu.index}'
+        for number, gpu in enumerate(report.gpus)
+    )
     wanted = [p for p in PLOTS[:6] if any(axes.has(p, g) for g in report.gpus)]
     return (
         f"<header><h1>{escape(title)} {_badge(report.verdict)}</h1><p>{escape(report.meaning)}</p>"
         f"{_facts(facts)}{f'<ul>{listed}</ul>' if listed else ''}</header>"
-        f"{_table(report)}<h2>All GPUs</h2>{_legend(report)}"
+        f'{_table(report)}<h2>All GPUs</h2><p class="legend">Time since the load began.{legend}</p>'
         f'<div class="plots">{"".join(plots.overlay(axes, plot) for plot in wanted)}</div>'
     )
-
-
-def _gap(gap: BurninGap) -> str:
-    return f"Gap of {duration(epoch_s(gap.until) - epoch_s(gap.since))} from {_time(gap.since)}: {gap.reason}"
 
 
 def _badge(verdict: str) -> str:
@@ -73,51 +77,35 @@ def _facts(facts: dict[str, Any]) -> str:
 
 
 def _table(report: BurninReport) -> str:
-    heads = (
-        "GPU",
-        "Verdict",
-        "tokens/s",
-        "Utilisation",
-        "Power of limit",
-        "Hottest",
-        "Clock",
-        "Slots busy",
-        "First reason",
-    )
-    numbers = range(2, 8)
-    head = "".join(f"<th{' class=n' if n in numbers else ''}>{text}</th>" for n, text in enumerate(heads))
+    names: Iterable[str] = ()
     rows = []
     for number, gpu in enumerate(report.gpus):
         stress, reasons = gpu.stress, [r for r in gpu.reasons if r.consequence in _MARKED]
-        cells = [
-            _figure(gpu.work.tokens_per_s),
-            _figure(stress.utilisation_percent, " %"),
-            _figure(stress.power_percent, " %"),
-            _figure(stress.temp_c, " °C", 0),
-            _figure(stress.clock_mhz, " MHz", 0),
-            _figure(stress.slots_busy_percent, " %"),
-        ]
-        first = escape(reasons[0].text) if reasons else ""
+        numbers = {
+            "tokens/s": _figure(gpu.work.tokens_per_s),
+            "Utilisation": _figure(stress.utilisation_percent, " %"),
+            "Power of limit": _figure(stress.power_percent, " %"),
+            "Hottest": _figure(stress.temp_c, " °C", 0),
+            "Clock": _figure(stress.clock_mhz, " MHz", 0),
+            "Slots busy": _figure(stress.slots_busy_percent, " %"),
+        }
+        names = numbers.keys()
         rows.append(
             f'<tr><td><a href="#gpu-{number}">{gpu.index}</a> <span class="soft">{escape(gpu.name)}</span></td>'
-            f"<td>{_badge(gpu.verdict)}</td>{''.join(f'<td class=n>{cell}</td>' for cell in cells)}"
-            f"<td>{first}</td></tr>"
+            f"<td>{_badge(gpu.verdict)}</td>{''.join(f'<td class=n>{text}</td>' for text in numbers.values())}"
+            f"<td>{escape(reasons[0].text) if reasons else ''}</td></tr>"
         )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    head = "".join(f"<th class=n>{name}</th>" for name in names)
+    return (
+        f"<table><thead><tr><th>GPU</th><th>Verdict</th>{head}<th>First reason</th></tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
+    )
 
 
 def _figure(value: float | None, unit: str = "", digits: int = 1) -> str:
     if value is None:
         return "–"
     return f"{value:,.0f}{unit}" if abs(value) >= 100 and unit != " %" else f"{value:.{digits}f}{unit}"
-
-
-def _legend(report: BurninReport) -> str:
-    gpus = "".join(
-        f'<span class="swatch" style="background:{plots.colour(number)}"></span>GPU {gpu.index}'
-        for number, gpu in enumerate(report.gpus)
-    )
-    return f'<p class="legend">Time since the load began.{gpus}</p>'
 
 
 def _gpu(axes: Axes, number: int) -> str:

@@ -101,14 +101,6 @@ class Axes:
             last_s = at_s
         return "".join(parts)
 
-    def time_ticks(self) -> list[tuple[float, str]]:
-        """Positions and labels of the time axis, counted from the beginning of the load."""
-        span_s = self.end_s - self.start_s
-        step_s = next((step for step in _TIME_STEPS_S if span_s / step <= 7), _TIME_STEPS_S[-1])
-        return [
-            (self.x(self.start_s + seconds), _clock(seconds, step_s)) for seconds in range(0, int(span_s) + 1, step_s)
-        ]
-
 
 def definitions(axes: Axes) -> str:
     """All lines, to be referred to; invisible itself."""
@@ -196,7 +188,10 @@ def _grid(axes: Axes, plot: Plot) -> str:
         y = axes.y(plot, value)
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
         parts.append(f'<text class="tick" x="{_LEFT - 4}" y="{y + 3:.1f}" text-anchor="end">{_number(value)}</text>')
-    for x, label in axes.time_ticks():
+    span_s = axes.end_s - axes.start_s
+    step_s = next((step for step in _TIME_STEPS_S if span_s / step <= 7), _TIME_STEPS_S[-1])
+    for seconds in range(0, int(span_s) + 1, step_s):
+        x, label = axes.x(axes.start_s + seconds), _clock(seconds, step_s)
         parts.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
         if x < _WIDTH - 14:
             parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 7}" text-anchor="middle">{label}</text>')

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.recorder import CORRECTED, UNCORRECTED
-from obatchd.burnin.journal.records import Bucket, Event, Record, Sample
+from obatchd.burnin.journal.records import Bucket, Event, Gap, Record, Sample
 from obatchd.burnin.verdict import verdict
 from obatchd.burnin.verdict.canary import summary as canary_summary
-from obatchd.burnin.verdict.evidence import Evidence, Findings, Speed, gather
+from obatchd.burnin.verdict.evidence import Evidence, gather
 from obatchd.burnin.verdict.verdict import Result, Verdict
 from obatchd.documents import excerpt
 from obatchd.documents.burnin import (
@@ -27,8 +29,6 @@ from obatchd.documents.burnin import (
     BurninLoad,
     BurninReason,
     BurninReport,
-    BurninWork,
-    CounterChange,
     Series,
     Stress,
 )
@@ -38,30 +38,30 @@ _READ = ("utilisation_percent", "memory_used_bytes", "temp_c", "memory_temp_c", 
 
 def build(records: Sequence[Record]) -> BurninReport:
     """The report of a run, finished or not: the verdicts of an unfinished one say what they would be now."""
-    begun, ended = journal.begun(list(records)), journal.ended(list(records))
-    findings = gather(records)
-    verdicts = verdict.judge(findings.evidence)
+    begun, ended, loading_s = journal.begun(records), journal.ended(records), journal.loading_s(records)
+    evidence = gather(records)
+    verdicts = verdict.judge(evidence)
     buckets = [record for record in records if isinstance(record, Bucket)]
     result = verdict.worst([judged.result for judged in verdicts])
     return BurninReport(
         run=begun.plan.run,
         version=begun.version,
-        state=_state(findings, ended),
+        state=ended.reason if ended else "preparing" if loading_s is None else "loading",
         verdict=result.value,
         exit_code=verdict.EXIT_CODES[result],
         meaning=_meaning(result, verdicts),
         plan=begun.plan,
         host=begun.host,
         started_at=instant(begun.at_s),
-        loading_at=instant_if(findings.loading_s),
+        loading_at=instant_if(loading_s),
         ended_at=instant_if(ended.at_s if ended else None),
         end=ended.text or ended.reason if ended else "",
         asked_s=begun.plan.duration_s,
         elapsed_s=round(sum(bucket.span_s for bucket in buckets), 1),
-        gaps=[BurninGap(instant(gap.from_s), instant(gap.until_s), gap.reason) for gap in findings.gaps],
-        events=[_event(event) for event in findings.host_events],
+        gaps=[BurninGap(instant(r.from_s), instant(r.until_s), r.reason) for r in records if isinstance(r, Gap)],
+        events=[_event(record) for record in records if isinstance(record, Event) and not record.gpu],
         at=[instant(bucket.at_s) for bucket in buckets],
-        gpus=[_gpu(evidence, judged, buckets) for evidence, judged in zip(findings.evidence, verdicts, strict=True)],
+        gpus=[_gpu(found, judged, buckets) for found, judged in zip(evidence, verdicts, strict=True)],
     )
 
 
@@ -79,12 +79,6 @@ def instant(at_s: float) -> str:
 
 def instant_if(at_s: float | None) -> str | None:
     return None if at_s is None else instant(at_s)
-
-
-def _state(findings: Findings, ended: Any) -> str:
-    if ended is not None:
-        return str(ended.reason)
-    return "preparing" if findings.loading_s is None else "loading"
 
 
 def _meaning(result: Result, verdicts: Sequence[Verdict]) -> str:
@@ -105,13 +99,9 @@ def _gpus(count: int) -> str:
 
 
 def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGpuPages:
-    unit, ready = evidence.unit, evidence.prepared
+    ready = evidence.prepared
     return BurninGpuPages(
-        uuid=unit.uuid,
-        name=unit.name,
-        index=unit.index,
-        server=unit.server,
-        identity=unit.identity,
+        **msgspec.structs.asdict(evidence.unit),
         verdict=judged.result.value,
         action=judged.action,
         reasons=[
@@ -121,38 +111,18 @@ def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGp
         load=BurninLoad(ready.model, ready.digest, ready.ollama, ready.context_length, ready.slots)
         if ready
         else BurninLoad(),
-        stress=_stress(evidence),
-        work=BurninWork(
-            evidence.tokens,
-            evidence.prompt_tokens,
-            evidence.requests,
-            evidence.failed,
-            _speed(evidence.speed),
-            _speed(evidence.early_speed),
-        ),
-        canary=canary_summary(evidence.canaries, evidence.with_jobs),
+        stress=Stress(*map(_rounded, msgspec.structs.astuple(evidence.stress))),
+        work=evidence.work,
+        canary=canary_summary(evidence.canaries, evidence.plan.with_jobs),
         throttle_s={cause: round(seconds, 1) for cause, seconds in sorted(evidence.throttle_s.items())},
-        counters={
-            name: CounterChange(first, last := evidence.last_counters[name], last - first)
-            for name, first in sorted(evidence.first_counters.items())
-        },
+        counters=dict(sorted(evidence.counters.items())),
         events=[_event(event) for event in evidence.events if event.gpu],
-        series=_series(unit.uuid, buckets),
+        series=_series(evidence.unit.uuid, buckets),
     )
 
 
-def _stress(evidence: Evidence) -> Stress:
-    """What the evidence has under the same names, rounded."""
-    told: dict[str, Any] = {name: _rounded(getattr(evidence, name)) for name in Stress.__struct_fields__}
-    return Stress(**told)
-
-
-def _rounded(value: float | None) -> float | None:
+def _rounded(value: float | None) -> Any:
     return None if value is None else round(value, 1)
-
-
-def _speed(speed: Speed | None) -> float | None:
-    return None if speed is None else round(speed.tokens_per_s, 2)
 
 
 def _event(event: Event) -> BurninEvent:

@@ -41,19 +41,13 @@ figure svg { width: 100%; display: block; }
 .tick { font-size: 8.5px; fill: #5b6570; }
 .gap { fill: #d5d8dc; }
 .throttled { fill: #f6b26b; opacity: .45; }
-.mark { stroke-width: 1; stroke-dasharray: 3 2; fill: none; }
-.mark-number { font-size: 9px; font-weight: 700; }
-path.fail { stroke: var(--fail); }
-text.fail { fill: var(--fail); }
-path.warn { stroke: var(--low); }
-text.warn { fill: var(--low); }
-path.inconclusive { stroke: var(--unknown); }
-text.inconclusive { fill: var(--unknown); }
+.fail { color: var(--fail); }
+.warn { color: var(--low); }
+.inconclusive { color: var(--unknown); }
+.mark { stroke: currentColor; stroke-width: 1; stroke-dasharray: 3 2; fill: none; }
+.mark-number { fill: currentColor; font-size: 9px; font-weight: 700; }
 .reasons li { margin: 2px 0; }
 .tag { font-weight: 600; }
-.tag.fail { color: var(--fail); }
-.tag.warn { color: var(--low); }
-.tag.inconclusive { color: var(--unknown); }
 .action { border-left: 4px solid var(--ink); padding: 2px 0 2px 10px; margin: 8px 0; }
 .gpu { margin-top: 34px; border-top: 2px solid var(--ink); padding-top: 12px; }
 code { font-size: 12px; overflow-wrap: anywhere; }

@@ -6,16 +6,16 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Sequence
-from typing import Literal
+
+import attrs
 
 from obatchd import log
-from obatchd.burnin.journal.records import Canary
+from obatchd.burnin.journal.records import Canary, Step
 from obatchd.burnin.run.load import Load
 from obatchd.burnin.run.recording import Recording
 from obatchd.burnin.verdict import canary
 from obatchd.burnin.verdict.canary import Answer, Reference
 from obatchd.errors import ServerError
-from obatchd.ollama.api import Generated
 
 _log = log.get(__name__)
 _PROMPT = (
@@ -27,22 +27,15 @@ _TOKENS = 64
 _SEED = 20240607
 _TIMEOUT_S = 300.0
 _SIBLINGS_ASKED = 2
-Step = Literal["calibrated", "off", "match", "mismatch", "suspect", "confirmed", "cleared"]
 
 
+@attrs.define(eq=False)
 class Checker:
-    """The output check of one server.
+    """The output check of one server; a finding concerns all of its GPUs."""
 
-    Args:
-        gpus: UUIDs of its GPUs; a finding concerns all of them.
-        recording: takes the outcome of each step.
-    """
-
-    def __init__(self, load: Load, gpus: Sequence[str], recording: Recording) -> None:
-        self.load = load
-        self.reference: Reference | None = None
-        self._gpus = gpus
-        self._recording = recording
+    load: Load
+    _recording: Recording  # takes the outcome of each step
+    reference: Reference | None = attrs.field(default=None, init=False)
 
     async def calibrate(self, runs: int) -> None:
         """Learn the reference from ``runs`` answers; the first after a load is thrown away."""
@@ -57,14 +50,8 @@ class Checker:
         for _ in range(found.strays):
             self._tell("mismatch", "differed during the calibration")
 
-    def differs_from_all(self, count: int) -> None:
-        """Its reference is another than that of all ``count`` siblings, which agree."""
-        self._tell("confirmed", f"it repeats itself, but {count} GPUs of the same kind agree on another answer")
-
-    async def check(self, siblings: Sequence[Checker]) -> None:
+    async def check(self, every: Sequence[Checker]) -> None:
         """One output check, and its follow-up when the answer differs."""
-        if self.reference is None:
-            return
         agreed = await self._agrees()
         if agreed is None:
             return
@@ -74,18 +61,28 @@ class Checker:
         self._tell("mismatch", "the answer is another than in the calibration", agreed[1])
         repeats = [again[0] for _ in range(canary.REPEATS) if (again := await self._agrees()) is not None]
         # One server at a time is emptied, so two checks that ask each other cannot wait for each other.
-        asked = [sibling for sibling in siblings if sibling.reference is not None][:_SIBLINGS_ASKED]
-        others = [other[0] for sibling in asked if (other := await sibling._agrees()) is not None]
+        siblings = [other for other in self._alike(every) if other is not self and other.reference is not None]
+        others = [other[0] for sibling in siblings[:_SIBLINGS_ASKED] if (other := await sibling._agrees()) is not None]
         settled = canary.settle(repeats, others)
         _log.warning("burnin_output_differs", server=self.load.server.id, outcome=settled.step, reason=settled.text)
         self._tell(settled.step, settled.text)
 
+    def differs_from_all(self, every: Sequence[Checker]) -> None:
+        """Tell it if its reference is another than that of all servers like it, which agree with each other."""
+        references = {other.load.server.id: other.reference for other in self._alike(every) if other.reference}
+        if canary.outsider(references) == self.load.server.id:
+            count = len(references) - 1
+            self._tell("confirmed", f"it repeats itself, but {count} GPUs of the same kind agree on another answer")
+
+    def _alike(self, every: Sequence[Checker]) -> list[Checker]:
+        return [other for other in every if other.load.comparable == self.load.comparable]
+
     async def _agrees(self) -> tuple[bool, Answer] | None:
+        if self.reference is None:
+            return None
         async with self.load.emptied():
             answer = await self._answer()
-        if answer is None or self.reference is None:
-            return None
-        return canary.agrees(self.reference, answer), answer
+        return None if answer is None else (canary.agrees(self.reference, answer), answer)
 
     async def _answer(self) -> Answer | None:
         """Flush every slot, then ask. None when the server failed, which its supervision deals with."""
@@ -101,16 +98,11 @@ class Checker:
             _log.warning("burnin_canary_failed", server=load.server.id, code=error.code, reason=error.message)
             return None
         load.server.progress()
-        return _fingerprint(answer)
+        digest = hashlib.sha256(answer.response.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return Answer(digest, tuple(entry.logprob for entry in answer.logprobs or ()))
 
     def _tell(self, step: Step, text: str = "", answer: Answer | None = None) -> None:
         difference = canary.deviation(self.reference.answer, answer) if answer and self.reference else None
         digest = answer.digest if answer else ""
-        for gpu in self._gpus:
+        for gpu in self.load.gpus:
             self._recording.note(Canary(time.time(), gpu, step, text, digest, difference))
-
-
-def _fingerprint(answer: Generated) -> Answer:
-    """The parts of an answer that an output check compares."""
-    digest = hashlib.sha256(answer.response.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return Answer(digest, tuple(entry.logprob for entry in answer.logprobs or ()))

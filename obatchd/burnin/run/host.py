@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import socket
 from pathlib import Path
@@ -28,22 +29,17 @@ _PLACEHOLDERS = frozenset(
 def describe(dmi: Path = _DMI) -> Host:
     """Host name, machine, BIOS, kernel and driver, as far as they are told; serial numbers only root may read."""
     told = {name: text for name, file in _FIELDS.items() if (text := _text(dmi / file)).lower() not in _PLACEHOLDERS}
-    machine = " ".join(told[name] for name in ("vendor", "product") if name in told)
+    system = ""
+    with contextlib.suppress(OSError):
+        system = platform.freedesktop_os_release().get("PRETTY_NAME", "")
     return Host(
         hostname=socket.gethostname(),
-        machine=machine,
+        machine=" ".join(told[name] for name in ("vendor", "product") if name in told),
         dmi=told,
         kernel=platform.release(),
-        system=_os_name(),
+        system=system,
         driver_module=_text(_DRIVER).partition("\n")[0],
     )
-
-
-def _os_name() -> str:
-    try:
-        return platform.freedesktop_os_release().get("PRETTY_NAME", "")
-    except OSError:
-        return ""
 
 
 def _text(path: Path) -> str:

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from obatchd import log
-from obatchd.burnin.journal.recorder import Occupied
+from obatchd.burnin.journal.recorder import Occupied, Recorder
+from obatchd.burnin.journal.records import Prepared
+from obatchd.burnin.run.ports import Tested
 from obatchd.burnin.run.workload import Shape, Work
 from obatchd.errors import ServerError
 from obatchd.jobs.model import Profile
-from obatchd.ollama.api import Generated, OllamaApi
 from obatchd.ollama.faults import Cause
 
 _log = log.get(__name__)
@@ -23,57 +23,33 @@ _PAUSE_S = 1.0  # after a failure
 _NANO = 1e-9
 
 
-class LoadedServer(Protocol):
-    """The part of a server that a load needs."""
-
-    id: str
-    slots: int
-
-    @property
-    def api(self) -> OllamaApi: ...
-    def load_options(self, profile: Profile) -> dict[str, Any]: ...
-    def progress(self) -> None: ...
-    def fault(self, reason: str) -> None: ...
-
-
-class LoadListener(Protocol):
-    """Hears of the requests of a load; :class:`obatchd.burnin.run.events.EventRecorder`."""
-
-    def answered(self, server: str, answer: Generated) -> None:
-        """The server with this id answered a request."""
-
-    def request_failed(self, server: str) -> None:
-        """The server with this id failed at a request."""
-
-
 class Load:
     """The load of one server.
 
     Args:
         shape: shared by the servers that are compared.
+        recorder: counts the answers.
     """
 
-    def __init__(
-        self,
-        server: LoadedServer,
-        profile: Profile,
-        shape: Shape,
-        listener: LoadListener,
-    ) -> None:
-        self.server = server
+    def __init__(self, tested: Tested, profile: Profile, shape: Shape, recorder: Recorder) -> None:
+        self.server, self.gpus, self.kind = tested
         self.profile = profile
-        self.in_flight = 0
-        self.exclusive = False  # emptied, or being emptied, for an output check
+        self._in_flight = 0
+        self._exclusive = False  # emptied, or being emptied, for an output check
         self._shape = shape
-        self._listener = listener
+        self._recorder = recorder
         self._numbers = itertools.count()
         self._open = asyncio.Event()
         self._open.set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._lock = asyncio.Lock()
-        self._occupied = Occupied(0.0, 0.0, 0.0)
         self._counted_s = time.monotonic()
+
+    @property
+    def comparable(self) -> tuple[str, int, int]:
+        """Equal for servers that do the same work on GPUs of one kind."""
+        return self.kind, self.profile.context_length, self.server.slots
 
     async def run(self) -> None:
         """Load the server until cancelled. One request more than it has slots, so that no slot waits for the next."""
@@ -90,21 +66,26 @@ class Load:
         """Nothing else is in flight on the server inside of this."""
         async with self._lock:
             self._open.clear()
-            self._count()
-            self.exclusive = True
+            self.count()
+            self._exclusive = True
             try:
                 await self._idle.wait()
                 yield
             finally:
-                self._count()
-                self.exclusive = False
+                self.count()
+                self._exclusive = False
                 self._open.set()
 
-    def occupied(self) -> Occupied:
-        """How the time since the last call was spent."""
-        self._count()
-        taken, self._occupied = self._occupied, Occupied(0.0, 0.0, 0.0)
-        return taken
+    def count(self) -> None:
+        """Tell the recorder how the time since the last call was spent."""
+        now_s = time.monotonic()
+        span_s, self._counted_s = now_s - self._counted_s, now_s
+        busy = min(self._in_flight, self.server.slots)
+        occupied = Occupied(busy * span_s, span_s if self._in_flight else 0.0, 0.0)
+        if self._exclusive:
+            occupied = Occupied(0.0, 0.0, span_s)
+        for gpu in self.gpus:
+            self._recorder.loaded(gpu, occupied)
 
     async def _work(self) -> None:
         while True:
@@ -127,7 +108,8 @@ class Load:
                 self._shape.too_long()
                 return False
             _log.warning("burnin_request_failed", server=self.server.id, code=error.code, reason=error.message)
-            self._listener.request_failed(self.server.id)
+            for gpu in self.gpus:
+                self._recorder.failed(gpu)
             self.server.fault(f"burn-in: {error.message}")
             return True
         self.server.progress()
@@ -135,23 +117,29 @@ class Load:
             work, answer.prompt_eval_count, answer.prompt_eval_duration * _NANO,
             answer.eval_count, answer.eval_duration * _NANO,
         )  # fmt: skip
-        self._listener.answered(self.server.id, answer)
+        for gpu in self.gpus:
+            self._recorder.answered(gpu, tokens=answer.eval_count, prompt_tokens=answer.prompt_eval_count)
         return False
 
     def _enter(self, change: int) -> None:
-        self._count()
-        self.in_flight += change
-        if self.in_flight:
+        self.count()
+        self._in_flight += change
+        if self._in_flight:
             self._idle.clear()
         else:
             self._idle.set()
 
-    def _count(self) -> None:
-        now_s = time.monotonic()
-        span_s, self._counted_s = now_s - self._counted_s, now_s
-        slot_s, loaded_s, canary_s = self._occupied
-        if self.exclusive:
-            self._occupied = Occupied(slot_s, loaded_s, canary_s + span_s)
-        elif self.in_flight:
-            busy = min(self.in_flight, self.server.slots)
-            self._occupied = Occupied(slot_s + busy * span_s, loaded_s + span_s, canary_s)
+
+def loads(
+    tested: Iterable[Tested], prepared: Mapping[str, Prepared], duration_s: float, recorder: Recorder
+) -> list[Load]:
+    """A load for each server that is ready, and has a GPU."""
+    made: list[Load] = []
+    shapes: dict[tuple[str, int], Shape] = {}
+    for one in tested:
+        ready = prepared.get(one.server.id)
+        if ready is not None and not ready.problem and one.gpus:
+            context = ready.context_length
+            shape = shapes.setdefault((one.kind, context), Shape(context, duration_s))
+            made.append(Load(one, Profile(ready.model, context), shape, recorder))
+    return made

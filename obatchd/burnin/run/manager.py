@@ -19,31 +19,19 @@ from obatchd.burnin.run.host import describe
 from obatchd.burnin.run.plan import Asked
 from obatchd.burnin.run.ports import RunHost
 from obatchd.burnin.run.run import Run
-from obatchd.documents.burnin import (
-    BurninBrief,
-    BurninHead,
-    BurninReport,
-    BurninStatus,
-    ListedGpu,
-    ListedRun,
-)
-from obatchd.errors import ConfigError, ControlError, NotFoundError, StoreError
+from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedGpu, ListedRun
+from obatchd.errors import ConfigError, ControlError, StoreError
+from obatchd.gpus.model import Gpu
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
 _CLOSE_S = 10.0
-
-
+_DAY_S = 86_400.0
 _UNUSABLE = ("failed", "draining")  # states of a server that a run does not wait for
 
 
 class Burnin:
-    """Starts, stops and reports runs.
-
-    Args:
-        directory: of the journals.
-        host: the daemon.
-    """
+    """Starts, stops and reports runs, whose journals are in ``directory``."""
 
     def __init__(self, directory: Path, host: RunHost) -> None:
         self._shelf = journal.Shelf(directory)
@@ -60,23 +48,19 @@ class Burnin:
         for records in unfinished[:-1]:
             run = journal.begun(records).plan.run
             await asyncio.to_thread(self._append, run, [Ended(time.time(), "failed", "a later run was begun")])
-        if unfinished:
-            await self._go_on(unfinished[-1])
+        for records in unfinished[-1:]:
+            run = journal.begun(records).plan.run
+            last_s = max(record.until_s if isinstance(record, Gap) else record.at_s for record in records)
+            gap = Gap(last_s, max(last_s, time.time()), "obatchd was not running")
+            _log.warning("burnin_resumed", run=run, gap_s=round(gap.until_s - gap.from_s))
+            await asyncio.to_thread(self._append, run, [gap])
+            self._begin([*records, gap])
         await asyncio.to_thread(self._prune)
 
-    async def _go_on(self, records: list[Record]) -> None:
-        begun = journal.begun(records)
-        last_s = max(record.until_s if isinstance(record, Gap) else record.at_s for record in records)
-        gap = Gap(last_s, max(last_s, time.time()), "obatchd was not running")
-        _log.warning("burnin_resumed", run=begun.plan.run, gap_s=round(gap.until_s - gap.from_s))
-        await asyncio.to_thread(self._append, begun.plan.run, [gap])
-        self._begin([*records, gap])
-
     def _prune(self) -> None:
-        defaults = self._host.defaults()
-        kept, before_s = defaults.keep_runs, time.time() - defaults.keep_s
+        ours, spared = self._host.settings().burnin, self.active.plan.run if self.active else ""
         try:
-            if pruned := self._shelf.prune(kept, before_s, self.active.plan.run if self.active else ""):
+            if pruned := self._shelf.prune(ours.keep_runs, time.time() - ours.keep_days * _DAY_S, spared):
                 _log.info("burnin_journals_deleted", runs=",".join(pruned))
         except OSError as error:
             _log.warning("burnin_journals_not_deleted", reason=str(error))
@@ -99,11 +83,8 @@ class Burnin:
         """The end of a run could not be written down; a later daemon finds the run unfinished and goes on with it."""
 
     def _append(self, run: str, records: list[Record]) -> None:
-        file = journal.Journal(self._shelf.path(run))
-        try:
+        with contextlib.closing(journal.Journal(self._shelf.path(run))) as file:
             file.append(records)
-        finally:
-            file.close()
 
     def _begin(self, records: list[Record]) -> None:
         run = journal.begun(records).plan.run
@@ -144,11 +125,11 @@ class Burnin:
             wanted = msgspec.convert(asked, Asked)
         except msgspec.ValidationError as error:
             raise ConfigError(f"not a burn-in: {error}", code="bad_request") from None
-        units = self._choose(wanted)
-        gpus = {gpu.uuid: gpu for found in self._host.gpus_of.values() for gpu in found}
-        chosen = [unit.uuid for unit in units]
-        retest = [gpu for gpu in chosen if self._host.quarantine_reason(gpus[gpu])]
-        made = plan.make(plan.new_run_id(), wanted, chosen, self._host.defaults(), retest)
+        chosen = self._choose(wanted)
+        units = [Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu)) for gpu, name in chosen]
+        gpus = [unit.uuid for unit in units]
+        retest = [gpu.uuid for gpu, _ in chosen if self._host.quarantine_reason(gpu)]
+        made = plan.make(time.strftime("%Y%m%d-%H%M%S", time.gmtime()), wanted, gpus, self._host.settings(), retest)
         host = await asyncio.to_thread(describe)
         driver = next((unit.identity.driver for unit in units if unit.identity.driver), "")
         begun = Begun(time.time(), made, units, msgspec.structs.replace(host, driver=driver), __version__)
@@ -166,7 +147,7 @@ class Burnin:
             raise ControlError("no burn-in is running", code="not_running")
         run.stop(f"stopped {who}")
         await asyncio.wait({self._task}, timeout=_CLOSE_S)
-        return await self._head(run.records)
+        return report.head(await self.report(run.plan.run))
 
     def brief(self) -> BurninBrief | None:
         """The run in progress in a few words, for the status of the daemon."""
@@ -177,23 +158,16 @@ class Burnin:
 
     async def status(self) -> BurninStatus:
         """The run in progress, or the latest: the head of its report and how far it is."""
-        if self._run is not None:
-            records = self._run.records
-        elif runs := await asyncio.to_thread(self._shelf.runs):
-            records = await asyncio.to_thread(self._shelf.read, runs[-1])
-        else:
-            raise NotFoundError("no burn-in has been run here; obatchctl burnin start begins one")
-        head = await self._head(records)
+        head = report.head(await self.report("latest"))
         return BurninStatus(**msgspec.structs.asdict(head), active=self.active is not None)
-
-    async def _head(self, records: list[Record]) -> BurninHead:
-        return report.head(await asyncio.to_thread(report.build, list(records)))
 
     async def report(self, run: str) -> BurninReport:
         """The report of a run, by its id, the beginning of it, or ``latest``."""
         if self._run is not None and run in ("latest", self._run.plan.run):
-            return await asyncio.to_thread(report.build, list(self._run.records))
-        return report.build(await asyncio.to_thread(self._shelf.read, run))
+            records = list(self._run.records)
+        else:
+            records = await asyncio.to_thread(self._shelf.read, run)
+        return await asyncio.to_thread(report.build, records)
 
     async def runs(self) -> list[ListedRun]:
         """All runs, newest first."""
@@ -218,7 +192,7 @@ class Burnin:
             gpus=[ListedGpu(unit.uuid, unit.index, unit.name, verdicts.get(unit.uuid, "")) for unit in begun.units],
         )
 
-    def _choose(self, asked: Asked) -> list[Unit]:
+    def _choose(self, asked: Asked) -> list[tuple[Gpu, str]]:
         """The GPUs meant, each with its server.
 
         Raises:
@@ -244,7 +218,4 @@ class Burnin:
                     "choose other GPUs with --gpus",
                     code="not_usable",
                 )
-        return [
-            Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu))
-            for gpu, name in sorted(chosen, key=lambda pair: (pair[0].index, pair[0].slice_index or 0))
-        ]
+        return sorted(chosen, key=lambda pair: (pair[0].index, pair[0].slice_index or 0))

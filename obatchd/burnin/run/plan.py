@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
 from obatchd.documents.burnin import Limits, Plan
 from obatchd.errors import ConfigError
+from obatchd.jobs.model import round_context
+from obatchd.settings.settings import Settings
 
 _HOUR_S = 3600.0
 _UNITS_S = {"s": 1.0, "m": 60.0, "h": _HOUR_S, "d": 24 * _HOUR_S}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?[smhd])+")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _LEAST_S, _MOST_S = 10.0, 30 * 24 * _HOUR_S
 _BUCKETS = 1440  # lines of samples in a run: one a minute in 24 hours
 _CANARIES = 6  # output checks of each GPU in a run, at least
 
 
-class RunProfile(NamedTuple):
-    """A kind of run. How long others test: docs/burnin.md."""
-
-    duration_s: float
-    strict: bool
-    meaning: str
-
-
+# Seconds of load, and whether little stress is not enough for any PASS. How long others test: docs/burnin.md.
 PROFILES = {
-    "quick": RunProfile(0.5 * _HOUR_S, False, "30 minutes: after a repair, or before a long job"),
-    "overnight": RunProfile(12 * _HOUR_S, False, "12 hours: heat, drivers and early failures"),
-    "acceptance": RunProfile(24 * _HOUR_S, True, "24 hours at 90 % utilisation or more: before a machine is accepted"),
+    "quick": (0.5 * _HOUR_S, False),  # after a repair, or before a long job
+    "overnight": (12 * _HOUR_S, False),  # heat, drivers and early failures
+    "acceptance": (24 * _HOUR_S, True),  # at 90 % utilisation or more, before a machine is accepted
 }
 
 
@@ -47,75 +40,54 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     canary: bool = True
 
 
-class Defaults(msgspec.Struct, frozen=True):
-    """The configuration's part about burn-in runs."""
-
-    model: str
-    context_length: int  # tokens
-    canary_s: float
-    canary_runs: int
-    limits: Limits
-    keep_runs: int = 100
-    keep_s: float = 400 * 86_400.0
-
-
 def duration_s(text: str) -> float:
     """Seconds in ``90s``, ``15m``, ``12h``, ``1d12h``.
 
     Raises:
         ConfigError: it is none of these, under 10 seconds or over 30 days.
     """
-    if not _DURATION.fullmatch(text):
+    parts = _DURATION.findall(text)
+    if not text or text != "".join(number + unit for number, unit in parts):
         raise ConfigError(f"{text!r} is no duration; write 90s, 15m, 12h or 1d12h", code="usage")
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text)
     total_s = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
     if not _LEAST_S <= total_s <= _MOST_S:
         raise ConfigError(f"{text} is out of range: a burn-in takes 10 seconds to 30 days", code="usage")
     return total_s
 
 
-def make(run: str, asked: Asked, gpus: list[str], defaults: Defaults, retest: Sequence[str] = ()) -> Plan:
-    """The plan of a run.
-
-    Args:
-        run: its id.
-        gpus: UUIDs of the chosen GPUs, in index order.
-        retest: those of them that are in quarantine.
+def make(run: str, asked: Asked, gpus: list[str], settings: Settings, retest: Sequence[str] = ()) -> Plan:
+    """The plan of a run on these GPUs (UUIDs), of which those in ``retest`` are in quarantine.
 
     Raises:
         ConfigError: wishes contradict each other, or no model is known.
     """
-    profile = PROFILES.get(asked.profile)
-    if profile is None:
+    if asked.profile not in PROFILES:
         raise ConfigError(f"no profile {asked.profile!r}; there are: {', '.join(PROFILES)}", code="usage")
     if asked.exclusive and asked.with_jobs:
         raise ConfigError(
             "--exclusive keeps batch work away and --with-jobs makes it the load: choose one of them", code="usage"
         )
-    model = asked.model or defaults.model
+    ours = settings.burnin
+    model = asked.model or ours.model or settings.model
     if not model and not asked.with_jobs:
         raise ConfigError("no model is named: use --model, or set model or burnin.model in the configuration")
-    wanted_s = duration_s(asked.duration) if asked.duration else profile.duration_s
+    usual_s, strict = PROFILES[asked.profile]
+    wanted_s = duration_s(asked.duration) if asked.duration else usual_s
     return Plan(
         run=run,
         profile=asked.profile,
         duration_s=wanted_s,
         gpus=gpus,
         model=model,
-        context_length=defaults.context_length,
+        context_length=round_context(settings.context_length),
         exclusive=asked.exclusive,
         with_jobs=asked.with_jobs,
         fill_vram=not asked.with_jobs,
         # Batch work in other slots changes an answer's rounding, so with jobs there is no output check.
-        canary_s=min(defaults.canary_s, wanted_s / _CANARIES) if asked.canary and not asked.with_jobs else 0.0,
-        canary_runs=defaults.canary_runs,
+        canary_s=min(ours.canary_s, wanted_s / _CANARIES) if asked.canary and not asked.with_jobs else 0.0,
+        canary_runs=ours.canary_runs,
         bucket_s=max(1.0, wanted_s / _BUCKETS),
-        strict=profile.strict,
-        limits=defaults.limits,
+        strict=strict,
+        limits=Limits(**{name: getattr(ours, name) for name in Limits.__struct_fields__}),
         retest=list(retest),
     )
-
-
-def new_run_id(now_s: float | None = None) -> str:
-    """``YYYYMMDD-HHMMSS``, sortable by time."""
-    return time.strftime("%Y%m%d-%H%M%S", time.gmtime(now_s))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from obatchd.burnin.run.load import LoadedServer
-from obatchd.burnin.run.plan import Defaults
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.jobs.model import Profile
-from obatchd.settings.tables.gpu_health import GpuHealthSettings
+from obatchd.ollama.api import OllamaApi
+from obatchd.settings.settings import Settings
 
 
-class RunServer(LoadedServer, Protocol):
+class RunServer(Protocol):
     """The part of a server that a run uses; :class:`obatchd.servers.server.Server` has it."""
 
+    id: str
+    slots: int
     reason: str
     loaded: Profile | None
     restarts: int
@@ -26,28 +27,36 @@ class RunServer(LoadedServer, Protocol):
     @property
     def state(self) -> str:
         """In a word, for people."""
-        ...
-
-    @property
-    def ready(self) -> bool:
-        """Whether the server takes work."""
-        ...
 
     @property
     def out_of_use(self) -> bool:
         """Whether nobody should wait for it."""
-        ...
 
     @property
     def ready_for_test(self) -> bool:
         """Whether the server is up, and only a run, or a quarantine that it tests again, keeps work away."""
-        ...
 
+    @property
+    def api(self) -> OllamaApi: ...
+    def load_options(self, profile: Profile) -> dict[str, Any]: ...
+    def progress(self) -> None: ...
+    def fault(self, reason: str) -> None: ...
     async def load(self, profile: Profile) -> None: ...
     def begin_test(self, reason: str) -> None: ...
     def end_test(self) -> None: ...
     async def quarantine(self, reason: str) -> None: ...
     def release(self) -> None: ...
+
+
+class Tested(NamedTuple):
+    """A server of a run, the UUIDs of its GPUs, and their kind.
+
+    Servers of one kind get the same context and the same prompts, so that they can be compared.
+    """
+
+    server: RunServer
+    gpus: list[str]
+    kind: str
 
 
 class BatchLoad(NamedTuple):
@@ -72,53 +81,40 @@ class RunHost(Protocol):
     @property
     def servers(self) -> Mapping[str, RunServer]:
         """By id."""
-        ...
 
     @property
     def gpus_of(self) -> Mapping[str, tuple[Gpu, ...]]:
         """The GPUs of each server that has some, by server id."""
-        ...
 
     def reading(self, gpu: str) -> Reading | None:
         """The latest of a GPU or slice by UUID; None when there is none that is fresh."""
-        ...
 
     def slow_reading(self, card: str) -> SlowReading | None:
         """The latest of a card by UUID."""
-        ...
 
     def identity(self, gpu: Gpu) -> Identity:
         """Of the card of a GPU or slice."""
-        ...
 
     def new_xids(self) -> list[XidEvent]:
         """The XIDs seen since the last call."""
-        ...
 
     def monitoring_trouble(self) -> str:
         """Why nobody can watch the GPUs; empty when all is well."""
-        ...
 
     def host_trouble(self) -> str:
         """The fault of the driver of the whole host; empty when there is none."""
-        ...
 
-    def health_limits(self) -> GpuHealthSettings: ...
-
-    def defaults(self) -> Defaults:
-        """The configuration's part about runs."""
-        ...
+    def settings(self) -> Settings:
+        """Those in force."""
 
     async def ensure_model(self, server: str, model: str) -> None:
         """Make sure of a model at the server with this id; raises ModelError."""
 
     def model(self, name: str) -> Model:
         """Facts about a model."""
-        ...
 
     def batch_load(self, server: str) -> BatchLoad:
         """The batch work of a server."""
-        ...
 
     def keep_batch_away(self, away: bool) -> None:
         """Hold all batch work of the host, or let it go on."""
@@ -128,7 +124,6 @@ class RunHost(Protocol):
 
     def quarantine_reason(self, gpu: Gpu) -> str:
         """Why a GPU is in quarantine; empty when it is not."""
-        ...
 
     def quarantine(self, gpu: Gpu, reason: str, action: str) -> None:
         """Take a GPU out of use; ``action`` says what to do about it."""

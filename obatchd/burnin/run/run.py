@@ -5,29 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
 from obatchd import log
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.recorder import Seen
 from obatchd.burnin.journal.records import Bucket, Ended, Loading, Record
 from obatchd.burnin.report import report
 from obatchd.burnin.run.checker import Checker
 from obatchd.burnin.run.events import EventRecorder
-from obatchd.burnin.run.load import Load
-from obatchd.burnin.run.ports import RunHost, RunServer
-from obatchd.burnin.run.preparing import Preparer, take, up, up_soon
+from obatchd.burnin.run.load import Load, loads
+from obatchd.burnin.run.ports import RunHost, Tested
+from obatchd.burnin.run.preparing import Preparer, take, up_soon
 from obatchd.burnin.run.recording import Recording
-from obatchd.burnin.run.watch import latest_tracks
-from obatchd.burnin.run.workload import Shape
-from obatchd.burnin.run.writing import RecordWriter
-from obatchd.burnin.verdict import canary, verdict
-from obatchd.documents.burnin import BurninGpu, Plan
+from obatchd.burnin.verdict import verdict
+from obatchd.documents.burnin import BurninGpu
 from obatchd.errors import ObatchError
-from obatchd.jobs.model import Profile
 from obatchd.tasks import TaskSet
 
 _log = log.get(__name__)
@@ -38,46 +32,35 @@ _LOAD_PER_CHECK = 9.0  # time under load for each second of an output check: the
 
 
 class Run:
-    """Carries out a plan.
-
-    Args:
-        records: of the run so far; its beginning at least.
-        file: takes new records.
-        host: the daemon.
-    """
+    """Carries out a plan; ``records`` are those of the run so far, its beginning at least."""
 
     def __init__(self, records: list[Record], file: journal.Journal, host: RunHost) -> None:
         begun = journal.begun(records)
-        self.plan: Plan = begun.plan
-        self._writer = RecordWriter(records, file)
+        self.plan = begun.plan
         self.leaving = False  # the daemon ends: the servers are not to get other work in its last moments
-        self._units = begun.units
+        self._writer = journal.RecordWriter(records, file)
         self._host = host
         self._stop = asyncio.Event()
         self._stop_text = ""
         self._tasks = TaskSet(self)  # of the load and the output checks
         self._defect: BaseException | None = None
         self._before_s = sum(record.span_s for record in records if isinstance(record, Bucket))
-        gpus = {gpu.uuid: gpu for found in host.gpus_of.values() for gpu in found}
-        self._cards = {gpu.uuid: gpu.card for gpu in gpus.values()}
-        identities = {
-            unit.uuid: host.identity(gpus[unit.uuid]) for unit in self._units if unit.uuid in gpus
-        }  # fmt: skip
-        self._recording = Recording(self.plan, identities, host.health_limits(), time.time(), latest_tracks(records))
-        self._gpus_of = {
-            server: [unit.uuid for unit in self._units if unit.server == server and unit.uuid in identities]
-            for server in dict.fromkeys(unit.server for unit in self._units)
-        }
-        self._servers = {name: host.servers[name] for name in self._gpus_of if name in host.servers}
-        # GPUs of one kind get the same context, so that their speeds can be compared.
-        self._kinds = {
-            server: "+".join(unit.name for unit in self._units if unit.server == server) for server in self._gpus_of
-        }
-        self._loads: dict[str, Load] = {}
-        self._checkers: dict[str, Checker] = {}
-        self._events = EventRecorder(host, self._recording, self._servers, self._gpus_of, self._cards)
-        for unit in self._units:
-            if unit.uuid not in identities:
+        known = {gpu.uuid: gpu for found in host.gpus_of.values() for gpu in found}
+        gpus = {unit.uuid: known[unit.uuid] for unit in begun.units if unit.uuid in known}
+        identities = {uuid: host.identity(gpu) for uuid, gpu in gpus.items()}
+        limits = host.settings().gpu_health
+        self._recording = Recording(self.plan, identities, limits, time.time(), journal.tracks(records))
+        self._servers: dict[str, Tested] = {}
+        for name in dict.fromkeys(unit.server for unit in begun.units if unit.server in host.servers):
+            units = [unit for unit in begun.units if unit.server == name]
+            present = [unit.uuid for unit in units if unit.uuid in gpus]
+            self._servers[name] = Tested(host.servers[name], present, "+".join(unit.name for unit in units))
+        self._loads: list[Load] = []
+        self._checkers: list[Checker] = []
+        cards = {uuid: gpu.card for uuid, gpu in gpus.items()}
+        self._events = EventRecorder(host, self._recording, self._servers, cards)
+        for unit in begun.units:
+            if unit.uuid not in gpus:
                 self._events.gone(unit.uuid)
 
     @property
@@ -100,52 +83,39 @@ class Run:
         self._stop_text = text
         self._stop.set()
 
-    @property
-    def servers(self) -> frozenset[str]:
-        """Ids of the servers that are tested."""
-        return frozenset(self._servers)
-
     async def carry_out(self) -> None:
         """From taking the servers to giving them back. Cancelled, the run stays unfinished and a later daemon goes on.
 
         Returns when the last record is written.
         """
         plan = self.plan
-        reason = f"burn-in {plan.run}"
         if plan.exclusive:
             self._host.keep_batch_away(True)
         ended: Ended | None = None
         try:
             if not plan.with_jobs:
-                ended = await self._or_stopped(self._make_ready(reason))
+                ended = await self._ready_or_stopped()
             if ended is None:
                 if not self.loading:
-                    await self._writer.write([Loading(time.time())])
-                self._begin_recording()
+                    await self._writer.write(Loading(time.time()))
                 self._start_loading()
                 ended = await self._record()
         finally:
             await self._tasks.stop()
             await asyncio.shield(self._close(ended))
-            if not self.leaving:
-                self._give_back()
-
-    def _give_back(self) -> None:
-        """Let the servers have batch work again."""
-        if not self.plan.with_jobs:
-            for server in self._servers.values():
-                server.end_test()
-        if self.plan.exclusive:
-            self._host.keep_batch_away(False)
+            for tested in self._servers.values() if not self.leaving and not plan.with_jobs else ():
+                tested.server.end_test()
+            if plan.exclusive and not self.leaving:
+                self._host.keep_batch_away(False)
 
     async def _close(self, ended: Ended | None) -> None:
         """Write down the last records, and at the end of the run its verdict."""
-        await self._writer.write(self._recording.finish(time.time()))
+        await self._writer.write(*self._recording.finish(time.time()))
         if ended is None:
             return
         document = await asyncio.to_thread(report.build, [*self.records, ended])
         verdicts = {gpu.uuid: gpu.verdict for gpu in document.gpus}
-        await self._writer.write([msgspec.structs.replace(ended, verdict=document.verdict, verdicts=verdicts)])
+        await self._writer.write(msgspec.structs.replace(ended, verdict=document.verdict, verdicts=verdicts))
         _log.info("burnin_ended", run=self.plan.run, reason=ended.reason, verdict=document.verdict)
         self._host.finished(self.plan.run, document.verdict)
         self._condemn(document.gpus)
@@ -159,27 +129,26 @@ class Run:
                 if reason.signal == verdict.CORRUPTION and gpu.uuid in known:
                     self._host.quarantine(known[gpu.uuid], reason.text, gpu.action)
 
-    def _is_retest(self, server: str) -> bool:
-        return any(gpu in self.plan.retest for gpu in self._gpus_of[server])
+    def _is_retest(self, tested: Tested) -> bool:
+        return any(gpu in self.plan.retest for gpu in tested.gpus)
 
     async def _end_retests(self, verdicts: dict[str, str]) -> None:
         """A GPU that passed a long enough run leaves its quarantine, any other goes back."""
-        for name, server in self._servers.items():
-            if not self._is_retest(name):
+        for name, tested in self._servers.items():
+            if not self._is_retest(tested):
                 continue
-            passed = all(verdicts.get(gpu, "").startswith(verdict.Result.PASS) for gpu in self._gpus_of[name])
+            passed = all(verdicts.get(gpu, "").startswith(verdict.Result.PASS) for gpu in tested.gpus)
             if passed and self.plan.duration_s >= RETEST_S:
                 for gpu in self._host.gpus_of[name]:
                     self._host.release(gpu)
             else:
                 short = f"; only a run of {RETEST_S / 60:g} minutes or more ends a quarantine" if passed else ""
-                await server.quarantine(f"in quarantine; burn-in {self.plan.run} did not release it{short}")
+                await tested.server.quarantine(f"in quarantine; burn-in {self.plan.run} did not release it{short}")
 
     # --- getting ready ----------------------------------------------------------------------------------------------
 
-    async def _or_stopped(self, work: Coroutine[Any, Any, None]) -> Ended | None:
-        """Do ``work`` unless the run is stopped meanwhile."""
-        task, stopped = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+    async def _ready_or_stopped(self) -> Ended | None:
+        task, stopped = asyncio.create_task(self._make_ready()), asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
             if task.done():
@@ -192,57 +161,43 @@ class Run:
                 waiting.cancel()
             await asyncio.gather(task, stopped, return_exceptions=True)
 
-    async def _make_ready(self, reason: str) -> None:
+    async def _make_ready(self) -> None:
         _log.info("burnin_preparing", run=self.plan.run, servers=",".join(self._servers))
-        await asyncio.gather(
-            *(take(server, reason, retest=self._is_retest(name)) for name, server in self._servers.items())
-        )
+        tested, reason = list(self._servers.values()), f"burn-in {self.plan.run}"
+        await asyncio.gather(*(take(one.server, reason, retest=self._is_retest(one)) for one in tested))
         if not self._servers.keys() <= journal.prepared(self.records).keys():  # else an earlier part of the run chose
-            preparer = Preparer(self.plan, self._host, self._gpus_of, self._kinds, self._writer)
-            await preparer.prepare(list(self._servers.values()))
-        self._make_loads()
+            await Preparer(self.plan, self._host, self._writer).prepare(tested)
+        ready = journal.prepared(self.records)
+        self._loads = loads(tested, ready, self.plan.duration_s, self._recording.recorder)
         if self.plan.canary_s:
-            await asyncio.gather(*(self._calibrate(name) for name in self._checkers))
-            self._find_outsiders()
+            self._checkers = [Checker(load, self._recording) for load in self._loads]
+            await asyncio.gather(*(self._calibrate(checker) for checker in self._checkers))
+            for checker in self._checkers:
+                checker.differs_from_all(self._checkers)
 
-    def _make_loads(self) -> None:
-        shapes: dict[tuple[str, int], Shape] = {}
-        for name, ready in journal.prepared(self.records).items():
-            server = self._servers.get(name)
-            if server is None or ready.problem or not self._gpus_of[name]:
-                continue
-            profile = Profile(ready.model, ready.context_length)
-            shape = shapes.setdefault(
-                (self._kinds[name], profile.context_length), Shape(profile.context_length, self.plan.duration_s)
-            )
-            load = self._loads[name] = Load(server, profile, shape, self._events)
-            self._checkers[name] = Checker(load, self._gpus_of[name], self._recording)
-
-    async def _calibrate(self, name: str) -> None:
+    async def _calibrate(self, checker: Checker) -> None:
         """Learn the answers of its output check; a server that is not up now goes without."""
-        server = self._servers[name]
+        server = checker.load.server
         try:
             await up_soon(server)
-            await server.load(self._loads[name].profile)
+            await server.load(checker.load.profile)
         except ObatchError as error:
-            _log.warning("burnin_not_calibrated", server=name, code=error.code, reason=error.message)
+            _log.warning("burnin_not_calibrated", server=server.id, code=error.code, reason=error.message)
             return
-        await self._checkers[name].calibrate(self.plan.canary_runs)
+        await checker.calibrate(self.plan.canary_runs)
 
     # --- loading ----------------------------------------------------------------------------------------------------
 
-    def _begin_recording(self) -> None:
-        for load in self._loads.values():
-            load.occupied()  # getting ready is no part of the run
+    def _start_loading(self) -> None:
+        for load in self._loads:
+            load.count()  # getting ready is no part of the run
         self._events.strangers()
         self._recording.recorder.begin(time.time())
         _log.info("burnin_loading", run=self.plan.run, duration_s=self.plan.duration_s)
-
-    def _start_loading(self) -> None:
-        for name, load in self._loads.items():
-            self._tasks.start(self._keep_loaded(load), f"burnin-load-{name}")
-        for place, name in enumerate(self._checkers if self.plan.canary_s else ()):
-            self._tasks.start(self._check_regularly(place, name), f"burnin-check-{name}")
+        for load in self._loads:
+            self._tasks.start(self._keep_loaded(load), f"burnin-load-{load.server.id}")
+        for place, checker in enumerate(self._checkers):
+            self._tasks.start(self._check_regularly(place, checker), f"burnin-check-{checker.load.server.id}")
 
     def task_failed(self, name: str, error: BaseException) -> None:
         """A server is not loaded or not checked any more: the run ends, because its verdict would be about less."""
@@ -251,9 +206,10 @@ class Run:
 
     async def _keep_loaded(self, load: Load) -> None:
         """Load the server whenever it is up, over its restarts."""
-        server: RunServer = self._servers[load.server.id]
-        while not self._urgent(server.id):
-            await up(server)
+        server = load.server
+        while not self._urgent(load):
+            while not server.ready_for_test:
+                await asyncio.sleep(LOOK_S / 4)
             try:
                 await server.load(load.profile)
             except ObatchError as error:
@@ -266,7 +222,7 @@ class Run:
                     server.ready_for_test
                     and server.loaded == load.profile
                     and not running.done()
-                    and not self._urgent(server.id)
+                    and not self._urgent(load)
                 ):
                     await asyncio.sleep(LOOK_S / 4)
                 if running.done():
@@ -275,36 +231,16 @@ class Run:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
 
-    def _urgent(self, server: str) -> bool:
+    def _urgent(self, load: Load) -> bool:
         """Whether the load of a server must end at once: it could hurt the hardware, or no answer can be trusted."""
-        return any(gpu in self._recording.watch.urgent for gpu in self._gpus_of[server])
+        return any(gpu in self._recording.watch.urgent for gpu in load.gpus)
 
-    def _siblings(self, name: str) -> list[str]:
-        ready = journal.prepared(self.records)
-        mine = ready[name]
-        return [
-            other
-            for other in self._checkers
-            if self._kinds[other] == self._kinds[name]
-            and (ready[other].context_length, self._servers[other].slots)
-            == (mine.context_length, self._servers[name].slots)
-        ]
-
-    def _find_outsiders(self) -> None:
-        for names in {tuple(self._siblings(name)) for name in self._checkers}:
-            references = {
-                name: reference for name in names if (reference := self._checkers[name].reference) is not None
-            }
-            if (different := canary.outsider(references)) is not None:
-                self._checkers[different].differs_from_all(len(references) - 1)
-
-    async def _check_regularly(self, place: int, name: str) -> None:
+    async def _check_regularly(self, place: int, checker: Checker) -> None:
         # Not all at once: the others are to stay under load meanwhile.
         await asyncio.sleep(self.plan.canary_s * (place + 1) / (len(self._checkers) + 1))
         while True:
-            siblings = [self._checkers[other] for other in self._siblings(name) if other != name]
             begun_s = time.monotonic()
-            await self._checkers[name].check(siblings)
+            await checker.check(self._checkers)
             took_s = time.monotonic() - begun_s
             await asyncio.sleep(max(self.plan.canary_s, _LOAD_PER_CHECK * took_s))
 
@@ -316,26 +252,15 @@ class Run:
                 async with asyncio.timeout(LOOK_S):
                     await self._stop.wait()
             self._events.look()
-            seen = {gpu: self._see(name, gpu) for name, gpus in self._gpus_of.items() for gpu in gpus}
-            self._count_load()
-            await self._writer.write(self._recording.look(time.time(), seen))
+            seen = self._events.seen()
+            for load in self._loads:
+                load.count()
+            if self.plan.with_jobs:
+                self._events.count_batch(LOOK_S)
+            await self._writer.write(*self._recording.look(time.time(), seen))
             if self._defect is not None:  # looked at last: it may have come while this was written
                 raise self._defect
             if self._stop.is_set():
                 return Ended(time.time(), "stopped", self._stop_text)
             if self.elapsed_s >= self.plan.duration_s:
                 return Ended(time.time(), "completed")
-
-    def _see(self, name: str, gpu: str) -> Seen:
-        slots = self._servers[name].slots if name in self._servers else 0
-        return Seen(self._host.reading(gpu), self._host.slow_reading(self._cards[gpu]), slots)
-
-    def _count_load(self) -> None:
-        recorder = self._recording.recorder
-        for name, load in self._loads.items():
-            occupied = load.occupied()
-            for gpu in self._gpus_of[name]:
-                recorder.loaded(gpu, occupied)
-        if self.plan.with_jobs:
-            for name in self._servers:
-                self._events.count_batch(name, LOOK_S)

@@ -45,15 +45,10 @@ class Work(NamedTuple):
 
 
 class Shape:
-    """Measured speed of a model on one kind of GPU; shared by all servers that are to be compared.
-
-    Args:
-        context_length: tokens of one slot.
-        duration_s: of the run.
-    """
+    """Measured speed of a model on one kind of GPU; shared by all servers that are to be compared."""
 
     def __init__(self, context_length: int, duration_s: float) -> None:
-        self.context_length = context_length
+        self.context_length = context_length  # tokens of one slot
         self._most_s = min(_MOST_S, max(_LEAST_S, duration_s * _RUN_SHARE))
         self._tokens_per_word = _FIRST_TOKENS_PER_WORD
         self._read_per_s = _FIRST_PROMPT / self._most_s
@@ -63,22 +58,16 @@ class Shape:
         """The ``number``-th request of every server; each begins differently, so that no cached prompt is reused."""
         draw = random.Random(number)
         kind: Kind = draw.choices([kind for kind, _ in _KINDS], [weight for _, weight in _KINDS])[0]
-        answer = self._answer_tokens(kind, draw)
-        words = max(8, int(self._prompt_tokens(kind, draw, answer) / self._tokens_per_word))
+        share = {"read": 0.08, "write": draw.uniform(0.5, 1.0), "both": draw.uniform(0.1, 0.3)}[kind]
+        most = min(_MOST_ANSWER, self.context_length // 3, max(_LEAST_ANSWER, int(self._write_per_s * self._most_s)))
+        answer = max(_LEAST_ANSWER, int(most * share))
+        share = {"read": draw.uniform(0.5, 1.0), "write": 0.02, "both": draw.uniform(0.1, 0.4)}[kind]
+        room = int(self.context_length * _CONTEXT_SHARE) - answer
+        most = min(room, max(_LEAST_PROMPT, int(self._read_per_s * self._most_s)))
+        words = max(8, int(max(_LEAST_PROMPT, int(most * share)) / self._tokens_per_word))
         start = draw.randrange(len(_WORDS))
         text = " ".join(itertools.islice(itertools.cycle(_WORDS), start, start + words - 6))
         return Work(kind, f"{number} {draw.getrandbits(32):08x} {text}\nContinue the text above.", words, answer)
-
-    def _answer_tokens(self, kind: Kind, draw: random.Random) -> int:
-        most = min(_MOST_ANSWER, self.context_length // 3, max(_LEAST_ANSWER, int(self._write_per_s * self._most_s)))
-        share = {"read": 0.08, "write": draw.uniform(0.5, 1.0), "both": draw.uniform(0.1, 0.3)}[kind]
-        return max(_LEAST_ANSWER, int(most * share))
-
-    def _prompt_tokens(self, kind: Kind, draw: random.Random, answer: int) -> int:
-        room = int(self.context_length * _CONTEXT_SHARE) - answer
-        most = min(room, max(_LEAST_PROMPT, int(self._read_per_s * self._most_s)))
-        share = {"read": draw.uniform(0.5, 1.0), "write": 0.02, "both": draw.uniform(0.1, 0.4)}[kind]
-        return max(_LEAST_PROMPT, int(most * share))
 
     def learn(self, work: Work, prompt_tokens: int, read_s: float, answer_tokens: int, write_s: float) -> None:
         """Learn from an answer; a prompt that the server knew already says nothing about reading."""
@@ -98,15 +87,8 @@ class Shape:
 def context_for(target_bytes: float, small: tuple[int, float], large: tuple[int, float], most_tokens: int) -> int:
     """The context with which a model fills memory up to a target.
 
-    The memory of a model grows evenly with its context, so two measurements show it.
-
-    Args:
-        target_bytes: memory to be in use.
-        small, large: two contexts in tokens, and the memory in use with each.
-        most_tokens: the model's own limit.
-
-    Returns:
-        Tokens, a multiple of 256; the larger of the two where memory does not grow with the context.
+    The memory of a model grows evenly with its context, so two measurements (tokens, and bytes in use) show it.
+    A multiple of 256 tokens; the larger of the two where memory does not grow with the context.
     """
     per_token = (large[1] - small[1]) / (large[0] - small[0])
     if per_token <= 0:

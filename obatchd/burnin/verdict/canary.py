@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
-from obatchd.burnin.journal.records import Canary
+from obatchd.burnin.journal.records import Canary, Step
 from obatchd.documents.burnin import OutputCheck
 
 LEAST_RUNS = 3  # a reference needs a majority
@@ -86,7 +86,7 @@ def agrees(reference: Reference, answer: Answer) -> bool:
 class Settled(NamedTuple):
     """The result of following up a mismatch."""
 
-    step: Literal["cleared", "suspect", "confirmed"]
+    step: Step
     text: str
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from obatchd.burnin.journal import journal
-from obatchd.burnin.journal.records import Bucket, Canary, Event, Gap, Loading, Prepared, Record, Sample, Unit
-from obatchd.documents.burnin import Limits
+from obatchd.burnin.journal.records import Bucket, Canary, Event, Prepared, Record, Sample, Unit
+from obatchd.documents.burnin import BurninWork, CounterChange, Plan, Stress
 
 _WINDOW_S = 3600.0  # of load that speeds are compared over
 
@@ -23,118 +23,87 @@ class Speed(msgspec.Struct, frozen=True):
     uncertain_percent: float
 
 
-class Evidence(msgspec.Struct):
+class Evidence(msgspec.Struct, kw_only=True):
     """The evidence of a run on one GPU. Percentages and speeds are over the time under load."""
 
     unit: Unit
     prepared: Prepared | None
-    limits: Limits
-    with_jobs: bool
-    strict: bool
+    plan: Plan
     one_profile: bool  # its server had the same model, context and slots from beginning to end
     asked_s: float
-    elapsed_s: float = 0.0  # of the run, without gaps
-    loaded_s: float = 0.0  # with requests in a slot, output checks included
-    canary_s: float = 0.0
-    seen_s: float = 0.0  # of the elapsed time, with fresh readings
-    slots_busy_percent: float | None = None  # of the slots, outside of output checks
-    tokens: int = 0
-    prompt_tokens: int = 0
-    requests: int = 0
-    failed: int = 0
-    utilisation_percent: float | None = None
-    power_w: float | None = None  # median
-    power_limit_w: float | None = None
-    power_percent: float | None = None  # median, of the limit
-    power_p95_percent: float | None = None
-    temp_c: float | None = None  # highest
-    memory_temp_c: float | None = None  # highest
-    clock_mhz: float | None = None
-    vram_bytes: int | None = None
-    vram_percent: float | None = None
-    throttle_s: dict[str, float] = {}
-    first_counters: dict[str, int] = {}
-    last_counters: dict[str, int] = {}
-    speed: Speed | None = None  # over the last hour of load, or all of it where that is less
-    early_speed: Speed | None = None  # over the first hour, where the two do not overlap
-    events: list[Event] = []  # its own and the host's
-    canaries: list[Canary] = []
+    elapsed_s: float  # of the run, without gaps
+    stress: Stress  # exact
+    work: BurninWork
+    speed: Speed | None  # over the last hour of load, or all of it where that is less
+    early_speed: Speed | None  # over the first hour, where the two do not overlap
+    throttle_s: dict[str, float]
+    counters: dict[str, CounterChange]
+    events: list[Event]  # its own and the host's
+    canaries: list[Canary]
 
 
-class Findings(msgspec.Struct):
-    """The evidence of a whole run."""
-
-    evidence: list[Evidence]  # in index order
-    gaps: list[Gap]
-    host_events: list[Event]
-    loading_s: float | None
-    last_s: float  # time of the latest record
-
-
-def gather(records: Sequence[Record]) -> Findings:
-    """Everything the records show."""
-    begun = journal.begun(list(records))
-    ready = journal.prepared(list(records))
-    loading = next((r.at_s for r in records if isinstance(r, Loading)), None)
+def gather(records: Sequence[Record]) -> list[Evidence]:
+    """The evidence on each GPU, in index order."""
+    begun, ready = journal.begun(records), journal.prepared(records)
+    plan = begun.plan
     buckets = [r for r in records if isinstance(r, Bucket)]
-    events = [r for r in records if isinstance(r, Event)]
-    canaries = [r for r in records if isinstance(r, Canary)]
+    elapsed_s = sum(bucket.span_s for bucket in buckets)
+    # The time still to come is not held against an unfinished run.
+    asked_s = plan.duration_s if journal.ended(records) else min(plan.duration_s, elapsed_s)
     loads = {(r.server, r.model, r.context_length, r.slots) for r in records if isinstance(r, Prepared)}
     profiles = Counter(server for server, *_ in loads)
     found = []
     for unit in sorted(begun.units, key=lambda unit: (unit.index, unit.uuid)):
-        evidence = Evidence(
-            unit, ready.get(unit.server), begun.plan.limits, begun.plan.with_jobs, begun.plan.strict,
-            profiles[unit.server] <= 1, begun.plan.duration_s,
-        )  # fmt: skip
-        evidence.elapsed_s = sum(bucket.span_s for bucket in buckets)
-        if journal.ended(list(records)) is None:  # the time still to come is not held against it
-            evidence.asked_s = min(evidence.asked_s, evidence.elapsed_s)
-        _add_samples(evidence, [(b.span_s, b.gpus[unit.uuid]) for b in buckets if unit.uuid in b.gpus])
-        evidence.events = [event for event in events if event.gpu in (unit.uuid, "")]
-        evidence.canaries = [canary for canary in canaries if canary.gpu == unit.uuid]
-        found.append(evidence)
-    return Findings(
-        found,
-        [r for r in records if isinstance(r, Gap)],
-        [event for event in events if not event.gpu],
-        loading,
-        max((_at(record) for record in records), default=0.0),
-    )
+        samples = [bucket.gpus[unit.uuid] for bucket in buckets if unit.uuid in bucket.gpus]
+        loaded = [s for s in samples if s.loaded_s + s.canary_s > 0]
+        speed, early_speed = _speed(reversed(loaded), alike=not plan.with_jobs), None
+        if sum(s.loaded_s for s in loaded) >= 2 * _WINDOW_S:
+            early_speed = _speed(loaded, alike=not plan.with_jobs)
+        found.append(
+            Evidence(
+                unit=unit,
+                prepared=ready.get(unit.server),
+                plan=plan,
+                one_profile=profiles[unit.server] <= 1,
+                asked_s=asked_s,
+                elapsed_s=elapsed_s,
+                stress=_stress(samples, loaded),
+                work=_work(samples, speed, early_speed),
+                speed=speed,
+                early_speed=early_speed,
+                throttle_s=_throttled_s(samples),
+                counters=_counters(samples),
+                events=[r for r in records if isinstance(r, Event) and r.gpu in (unit.uuid, "")],
+                canaries=[r for r in records if isinstance(r, Canary) and r.gpu == unit.uuid],
+            )
+        )
+    return found
 
 
-def _at(record: Record) -> float:
-    return record.until_s if isinstance(record, Gap) else record.at_s
-
-
-def _add_samples(evidence: Evidence, samples: list[tuple[float, Sample]]) -> None:
-    loaded = [s for _, s in samples if s.loaded_s + s.canary_s > 0]
-    evidence.seen_s = sum(s.seen_s for _, s in samples)
-    evidence.canary_s = sum(s.canary_s for s in loaded)
-    load_only_s = sum(s.loaded_s for s in loaded)
-    evidence.loaded_s = load_only_s + evidence.canary_s
+def _stress(samples: list[Sample], loaded: list[Sample]) -> Stress:
+    canary_s, load_only_s = sum(s.canary_s for s in loaded), sum(s.loaded_s for s in loaded)
     capacity = sum(s.loaded_s * s.slots for s in loaded)
-    evidence.slots_busy_percent = 100 * sum(s.slot_s for s in loaded) / capacity if capacity else None
-    for name in ("tokens", "prompt_tokens", "requests", "failed"):
-        setattr(evidence, name, sum(getattr(s, name) for _, s in samples))
-    evidence.utilisation_percent = _mean((s.utilisation_percent, s.seen_s) for s in loaded)
-    evidence.clock_mhz = _mean((s.clock_mhz, s.seen_s) for s in loaded)
-    _add_power(evidence, loaded)
-    evidence.temp_c = max((s.temp_c for _, s in samples if s.temp_c is not None), default=None)
-    evidence.memory_temp_c = max((s.memory_temp_c for _, s in samples if s.memory_temp_c is not None), default=None)
-    _add_memory(evidence, loaded)
-    evidence.throttle_s = {}
-    for _, sample in samples:
-        for cause, seconds in sample.throttle_s.items():
-            evidence.throttle_s[cause] = evidence.throttle_s.get(cause, 0.0) + seconds
-    counted = [s.counters for _, s in samples if s.counters]
-    for counters in counted:
-        for name, value in counters.items():
-            evidence.first_counters = {name: value, **evidence.first_counters}
-            evidence.last_counters = {**evidence.last_counters, name: value}
-    evidence.speed = _speed(reversed(loaded), _WINDOW_S, alike=not evidence.with_jobs)
-    if load_only_s >= 2 * _WINDOW_S:
-        evidence.early_speed = _speed(loaded, _WINDOW_S, alike=not evidence.with_jobs)
+    watts = [s.power_w for s in loaded if s.power_w is not None]
+    limits = [s.power_limit_w for s in loaded if s.power_limit_w]
+    shares = [100 * s.power_w / s.power_limit_w for s in loaded if s.power_w is not None and s.power_limit_w]
+    filled = [(s.memory_used_bytes, s.memory_total_bytes) for s in loaded if s.memory_used_bytes is not None]
+    used, total = max(filled, key=lambda pair: pair[0], default=(None, None))
+    return Stress(
+        loaded_s=load_only_s + canary_s,
+        canary_s=canary_s,
+        seen_s=sum(s.seen_s for s in samples),
+        slots_busy_percent=100 * sum(s.slot_s for s in loaded) / capacity if capacity else None,
+        utilisation_percent=_mean((s.utilisation_percent, s.seen_s) for s in loaded),
+        power_w=statistics.median(watts) if watts else None,
+        power_limit_w=limits[-1] if limits else None,
+        power_percent=statistics.median(shares) if shares else None,
+        power_p95_percent=sorted(shares)[int(0.95 * (len(shares) - 1))] if shares else None,
+        clock_mhz=_mean((s.clock_mhz, s.seen_s) for s in loaded),
+        temp_c=max((s.temp_c for s in samples if s.temp_c is not None), default=None),
+        memory_temp_c=max((s.memory_temp_c for s in samples if s.memory_temp_c is not None), default=None),
+        vram_bytes=used,
+        vram_percent=100 * used / total if used is not None and total else None,
+    )
 
 
 def _mean(pairs: Iterable[tuple[float | None, float]]) -> float | None:
@@ -143,26 +112,29 @@ def _mean(pairs: Iterable[tuple[float | None, float]]) -> float | None:
     return sum(value * weight for value, weight in known) / total if total else None
 
 
-def _add_power(evidence: Evidence, loaded: list[Sample]) -> None:
-    watts = [s.power_w for s in loaded if s.power_w is not None]
-    limits = [s.power_limit_w for s in loaded if s.power_limit_w]
-    shares = [100 * s.power_w / s.power_limit_w for s in loaded if s.power_w is not None and s.power_limit_w]
-    evidence.power_w = statistics.median(watts) if watts else None
-    evidence.power_limit_w = limits[-1] if limits else None
-    evidence.power_percent = statistics.median(shares) if shares else None
-    evidence.power_p95_percent = sorted(shares)[int(0.95 * (len(shares) - 1))] if shares else None
+def _work(samples: list[Sample], *speeds: Speed | None) -> BurninWork:
+    return BurninWork(
+        *(sum(getattr(s, name) for s in samples) for name in ("tokens", "prompt_tokens", "requests", "failed")),
+        *(round(speed.tokens_per_s, 2) if speed else None for speed in speeds),
+    )
 
 
-def _add_memory(evidence: Evidence, loaded: list[Sample]) -> None:
-    used = [(s.memory_used_bytes, s.memory_total_bytes) for s in loaded if s.memory_used_bytes is not None]
-    if used:
-        most, total = max(used, key=lambda pair: pair[0])
-        evidence.vram_bytes = most
-        evidence.vram_percent = 100 * most / total if total else None
+def _throttled_s(samples: list[Sample]) -> dict[str, float]:
+    causes = {cause for sample in samples for cause in sample.throttle_s}
+    return {cause: sum(sample.throttle_s.get(cause, 0.0) for sample in samples) for cause in causes}
 
 
-def _speed(samples: Iterable[Sample], window_s: float, *, alike: bool) -> Speed | None:
-    """Speed over the first ``window_s`` of load in ``samples``.
+def _counters(samples: list[Sample]) -> dict[str, CounterChange]:
+    changes: dict[str, CounterChange] = {}
+    for sample in samples:
+        for name, value in sample.counters.items():
+            first = changes[name].start if name in changes else value
+            changes[name] = CounterChange(first, value, value - first)
+    return changes
+
+
+def _speed(samples: Iterable[Sample], *, alike: bool) -> Speed | None:
+    """Speed over the first ``_WINDOW_S`` of load in ``samples``.
 
     A request counts when it ends, so at both edges of a window up to the answers of all slots may be missing or too
     many: the fewer requests, the less a speed says. Where requests are not ``alike`` on all GPUs, who got the long ones
@@ -170,7 +142,7 @@ def _speed(samples: Iterable[Sample], window_s: float, *, alike: bool) -> Speed 
     """
     seconds, tokens, requests, slots = 0.0, 0, 0, 0
     for sample in samples:
-        if seconds >= window_s:
+        if seconds >= _WINDOW_S:
             break
         seconds += sample.loaded_s
         tokens += sample.tokens

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 
 import msgspec
@@ -23,9 +23,12 @@ _DIAGNOSE = (
     "Run dcgmi diag -r 3 (or gpu-burn) on this GPU; if it fails there too, or here again, ask the vendor for a "
     "replacement."
 )
+_COMPARE = (
+    "Compare clocks, power limit, PCIe link and temperature with its siblings; exchange slots to see whether the "
+    "slowness follows the card."
+)
 _SOFTWARE = "Read the log of its Ollama server, and try the GPU with another model before blaming the hardware."
 _BUSY_PERCENT = 90.0  # of the slots, from which batch work compares GPUs
-MONITORING_LOST = "monitoring_lost"
 CORRUPTION = "silent_corruption"
 _ORDER: dict[Consequence, int] = {"fail": 0, "inconclusive": 1, "warn": 2, "note": 3}
 
@@ -39,7 +42,6 @@ class Result(StrEnum):
     FAIL = "FAIL"
 
 
-_RANK = {result: rank for rank, result in enumerate(Result)}
 EXIT_CODES = {Result.PASS: 0, Result.PASS_LOW_STRESS: 0, Result.FAIL: 1, Result.INCONCLUSIVE: 2}
 
 
@@ -51,7 +53,6 @@ class Reason(msgspec.Struct, frozen=True):
     text: str
     action: str = ""
     at_s: float | None = None  # first seen
-    low_stress: bool = False
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -64,7 +65,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def worst(results: Sequence[Result]) -> Result:
     """The result of a run as a whole; without any GPU nothing was shown."""
-    return max(results, key=lambda result: _RANK[result], default=Result.INCONCLUSIVE)
+    return max(results, key=list(Result).index, default=Result.INCONCLUSIVE)
 
 
 def judge(every: Sequence[Evidence]) -> list[Verdict]:
@@ -79,7 +80,8 @@ def _sibling(one: Evidence, other: Evidence) -> bool:
     """
     if one is other or one.prepared is None or other.prepared is None:
         return False
-    if one.with_jobs and not all(e.one_profile and (e.slots_busy_percent or 0) >= _BUSY_PERCENT for e in (one, other)):
+    busy = [e.one_profile and (e.stress.slots_busy_percent or 0) >= _BUSY_PERCENT for e in (one, other)]
+    if one.plan.with_jobs and not all(busy):
         return False
     ours, theirs = one.prepared, other.prepared
     same_load = (ours.model, ours.context_length, ours.slots) == (theirs.model, theirs.context_length, theirs.slots)
@@ -92,7 +94,6 @@ def _judge(evidence: Evidence, siblings: list[Evidence]) -> Verdict:
         *_of_canaries(evidence),
         *_of_speed(evidence, siblings),
         *_of_work(evidence),
-        *_of_failures(evidence),
         *_of_monitoring(evidence),
     ]
     if not any(reason.consequence == "inconclusive" for reason in reasons):
@@ -104,7 +105,7 @@ def _judge(evidence: Evidence, siblings: list[Evidence]) -> Verdict:
     elif "inconclusive" in found:
         result = Result.INCONCLUSIVE
     else:
-        result = Result.PASS_LOW_STRESS if any(reason.low_stress for reason in reasons) else Result.PASS
+        result = Result.PASS_LOW_STRESS if any(reason.signal == "low_stress" for reason in reasons) else Result.PASS
     return Verdict(result, reasons, _action(result, reasons, evidence))
 
 
@@ -117,118 +118,102 @@ def _action(result: Result, reasons: list[Reason], evidence: Evidence) -> str:
     return first if any(reason.consequence == "warn" for reason in reasons) else "None."
 
 
-def _of_events(evidence: Evidence) -> list[Reason]:
+def _of_events(evidence: Evidence) -> Iterator[Reason]:
     """The gravest consequence that each signal came to, with the latest words about it."""
     groups: dict[str, list[Event]] = {}
     for event in evidence.events:
         if event.consequence != "note":
             groups.setdefault(event.signal, []).append(event)
-    reasons = []
     for signal, events in groups.items():
         gravest = min((event.consequence for event in events), key=lambda consequence: _ORDER[consequence])
         last = [event for event in events if event.consequence == gravest][-1]
-        reasons.append(Reason(gravest, signal, last.text, last.action, events[0].at_s))
-    return reasons
+        yield Reason(gravest, signal, last.text, last.action, events[0].at_s)
 
 
-def _of_canaries(evidence: Evidence) -> list[Reason]:
+def _of_canaries(evidence: Evidence) -> Iterator[Reason]:
     """Reasons from the output checks: see :mod:`obatchd.burnin.verdict.canary` for the steps."""
     steps = Counter(canary.step for canary in evidence.canaries)
     firsts = {canary.step: canary for canary in reversed(evidence.canaries)}
     if (confirmed := firsts.get("confirmed")) is not None:
         text = f"wrong output, confirmed: {confirmed.text}"
-        return [Reason("fail", CORRUPTION, text, _DIAGNOSE, confirmed.at_s)]
-    if (suspect := firsts.get("suspect")) is not None:
+        yield Reason("fail", CORRUPTION, text, _DIAGNOSE, confirmed.at_s)
+    elif (suspect := firsts.get("suspect")) is not None:
         text = f"its output differs and no second GPU could settle it: {suspect.text}"
-        return [Reason("inconclusive", "output_suspect", text, _DIAGNOSE, suspect.at_s)]
-    if (mismatch := firsts.get("mismatch")) is not None:
+        yield Reason("inconclusive", "output_suspect", text, _DIAGNOSE, suspect.at_s)
+    elif (mismatch := firsts.get("mismatch")) is not None:
         checks = steps["match"] + steps["mismatch"]
         text = f"{steps['mismatch']} of {checks} output checks differed once and not again"
-        return [Reason("warn", "output_mismatch", text, "Watch it: run the burn-in again.", mismatch.at_s)]
-    return []
+        yield Reason("warn", "output_mismatch", text, "Watch it: run the burn-in again.", mismatch.at_s)
 
 
-def _of_speed(evidence: Evidence, siblings: list[Evidence]) -> list[Reason]:
-    limits, own = evidence.limits, evidence.speed
+def _of_speed(evidence: Evidence, siblings: list[Evidence]) -> Iterator[Reason]:
+    limits, own = evidence.plan.limits, evidence.speed
     # The error at the edges of the window must be small against the difference that is looked for.
     usable_percent = limits.slower_warn_percent / 2
     if own is None or own.uncertain_percent > usable_percent:
-        return []
+        return
     others = [s.speed.tokens_per_s for s in siblings if s.speed and s.speed.uncertain_percent <= usable_percent]
     if others:
         usual, against = statistics.median(others), f"the median of {len(others)} GPUs like it"
-    elif evidence.early_speed is not None and not evidence.with_jobs:
+    elif evidence.early_speed is not None and not evidence.plan.with_jobs:
         usual, against = evidence.early_speed.tokens_per_s, "its own first hour"
     else:
-        return []
+        return
     slower_percent = 100 * (1 - own.tokens_per_s / usual)
-    if slower_percent <= limits.slower_warn_percent:
-        return []
-    failed = slower_percent > limits.slower_fail_percent
-    text = (
-        f"{own.tokens_per_s:.1f} tokens/s, {slower_percent:.1f} % less than {against} ({usual:.1f}; limits "
-        f"{limits.slower_warn_percent:g} % and {limits.slower_fail_percent:g} %)"
-    )
-    action = "Compare clocks, power limit, PCIe link and temperature with its siblings; exchange slots to see whether "
-    return [Reason("fail" if failed else "warn", "slow", text, action + "the slowness follows the card.")]
-
-
-def _of_work(evidence: Evidence) -> list[Reason]:
-    if evidence.prepared is not None and evidence.prepared.problem and not evidence.tokens:
-        return [Reason("inconclusive", "not_prepared", evidence.prepared.problem, _SOFTWARE)]
-    if not evidence.tokens:
-        return [Reason("inconclusive", "no_work", "no token was answered: nothing was tested", _SOFTWARE)]
-    share = 100 * evidence.loaded_s / max(evidence.asked_s, 1e-3)
-    if share < evidence.limits.least_loaded_percent:
+    if slower_percent > limits.slower_warn_percent:
         text = (
-            f"under load for {share:.0f} % of the time asked for (at least {evidence.limits.least_loaded_percent:g} % "
-            "is needed)"
+            f"{own.tokens_per_s:.1f} tokens/s, {slower_percent:.1f} % less than {against} ({usual:.1f}; limits "
+            f"{limits.slower_warn_percent:g} % and {limits.slower_fail_percent:g} %)"
         )
-        return [Reason("inconclusive", "short_load", text, _RETEST)]
-    return []
+        yield Reason("fail" if slower_percent > limits.slower_fail_percent else "warn", "slow", text, _COMPARE)
 
 
-def _of_failures(evidence: Evidence) -> list[Reason]:
-    if not evidence.failed:
-        return []
-    text = f"{evidence.failed} of {evidence.failed + evidence.requests} requests failed"
-    return [Reason("warn", "failed_requests", text, _SOFTWARE)]
+def _of_work(evidence: Evidence) -> Iterator[Reason]:
+    work, ready = evidence.work, evidence.prepared
+    share = 100 * evidence.stress.loaded_s / max(evidence.asked_s, 1e-3)
+    least = evidence.plan.limits.least_loaded_percent
+    if not work.tokens and ready is not None and ready.problem:
+        yield Reason("inconclusive", "not_prepared", ready.problem, _SOFTWARE)
+    elif not work.tokens:
+        yield Reason("inconclusive", "no_work", "no token was answered: nothing was tested", _SOFTWARE)
+    elif share < least:
+        text = f"under load for {share:.0f} % of the time asked for (at least {least:g} % is needed)"
+        yield Reason("inconclusive", "short_load", text, _RETEST)
+    if work.failed:
+        text = f"{work.failed} of {work.failed + work.requests} requests failed"
+        yield Reason("warn", "failed_requests", text, _SOFTWARE)
 
 
-def _of_monitoring(evidence: Evidence) -> list[Reason]:
-    if not evidence.elapsed_s:
-        return []
-    share = 100 * evidence.seen_s / evidence.elapsed_s
-    if share < evidence.limits.least_seen_percent:
+def _of_monitoring(evidence: Evidence) -> Iterator[Reason]:
+    share = 100 * evidence.stress.seen_s / evidence.elapsed_s if evidence.elapsed_s else 100.0
+    least = evidence.plan.limits.least_seen_percent
+    if share < least:
         text = (
-            f"readings for only {share:.0f} % of the run (at least {evidence.limits.least_seen_percent:g} % is needed)"
-            ": what happened in the rest is not known"
+            f"readings for only {share:.0f} % of the run (at least {least:g} % is needed): what happened in the rest "
+            "is not known"
         )
-        return [Reason("inconclusive", MONITORING_LOST, text, "Look at nvidia-smi and dmesg, then run it again.")]
-    return []
+        yield Reason("inconclusive", "monitoring_lost", text, "Look at nvidia-smi and dmesg, then run it again.")
 
 
 def _of_stress(evidence: Evidence) -> list[Reason]:
-    limits = evidence.limits
-    found: list[tuple[str, str]] = []
-    loaded_percent = 100 * evidence.loaded_s / max(evidence.asked_s, evidence.elapsed_s)
+    limits, stress, reasons = evidence.plan.limits, evidence.stress, []
+    loaded_percent = 100 * stress.loaded_s / max(evidence.asked_s, evidence.elapsed_s)
     checks = (
-        ("loaded time", loaded_percent, limits.stress_loaded_percent, True),
-        ("utilisation", evidence.utilisation_percent, limits.stress_utilisation_percent, True),
-        ("median power", evidence.power_percent, limits.stress_power_percent, False),
+        ("loaded time", "", loaded_percent, limits.stress_loaded_percent, True),
+        ("utilisation", "", stress.utilisation_percent, limits.stress_utilisation_percent, True),
+        ("median power", " of its limit", stress.power_percent, limits.stress_power_percent, False),
     )
-    for name, value, least, accepted in checks:
-        of = " of its limit" if "power" in name else ""
-        if value is None:
-            found.append((name, f"{name} cannot be read: how hard it was loaded is not known"))
-        elif value < least:
-            words = f"{name} {value:.0f} %{of}, below {least:g} %"
-            if accepted and evidence.strict:
-                return [Reason("inconclusive", "low_stress", f"{words}, which acceptance needs", _STRESS)]
-            found.append((name, words))
-    reasons = [Reason("note", "low_stress", text, low_stress=True) for _, text in found]
-    filled = evidence.vram_percent
-    if filled is not None and filled < limits.vram_target_percent and not evidence.with_jobs:
+    for name, of, value, least, accepted in checks:
+        text = f"{name} cannot be read: how hard it was loaded is not known"
+        if value is not None:
+            text = f"{name} {value:.0f} %{of}, below {least:g} %"
+            if value >= least:
+                continue
+            if accepted and evidence.plan.strict:
+                return [Reason("inconclusive", "low_stress", f"{text}, which acceptance needs", _STRESS)]
+        reasons.append(Reason("note", "low_stress", text))
+    filled = stress.vram_percent
+    if filled is not None and filled < limits.vram_target_percent and not evidence.plan.with_jobs:
         text = f"{filled:.0f} % of its memory was in use; the rest was not tested"
         reasons.append(Reason("note", "vram_untested", text, _STRESS))
     return reasons

@@ -6,32 +6,35 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Never
 
 import click
+import msgspec
 
-from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
+from obatchd.burnin.report import bundle
+from obatchd.burnin.report.compare import compare
+from obatchd.burnin.report.html import render
+from obatchd.burnin.report.reading import read_file, typed
+from obatchd.burnin.report.terminal import comparison, summary
+from obatchd.cli.command import Document, Group, Invocation, clean
 from obatchd.cli.views.text import table
+from obatchd.cli.views.waiting import over_restarts
+from obatchd.documents.burnin import BurninReport, BurninStatus
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 from obatchd.times import duration
 
-if TYPE_CHECKING:
-    from obatchd.documents.burnin import BurninReport, BurninStatus
-
+burnin_command = Group(
+    "burnin",
+    "Test GPUs under load for hours, with a verdict for each.\n\n"
+    "Exit codes of start --wait, report, compare: 0 every GPU passed, 1 one failed, 2 one cannot be judged, or no run "
+    "or report can be had.",
+)
 _LOOK_S = 2.0
 _LENT_S = 2 * 3600.0  # longest time that the tools of a bundle have the GPU
 _FREE_S = 120.0
 _NOT_JUDGED = 2  # never 1, which says that a GPU failed
-
-
-@click.group("burnin", cls=Group)
-def burnin_command() -> None:
-    """Test GPUs under load for hours, with a verdict for each.
-
-    Exit codes of start --wait, report, compare: 0 every GPU passed, 1 one failed, 2 one cannot be judged, or no run or
-    report can be had.
-    """
 
 
 @burnin_command.command("start")
@@ -49,7 +52,6 @@ def burnin_command() -> None:
 @click.option("--with-jobs", is_flag=True, help="Batch work is the load; without any, nothing is tested.")
 @click.option("--no-canary", is_flag=True, help="Without the output check, which empties a GPU every ten minutes.")
 @click.option("--wait", is_flag=True, help="Wait for the end, show the report, and exit with its code.")
-@pass_invocation
 def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: bool, **asked: Any) -> None:
     """Begin a burn-in. Batch work goes on on the other GPUs."""
     if wait:
@@ -57,20 +59,17 @@ def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: b
     chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
     document = invocation.client().post("burnin", body={**asked, "gpus": chosen, "canary": not no_canary})
     run = document["run"]
-    if not wait:
-        invocation.answer(document, f"Burn-in {run} has begun.  obatchctl burnin status")
-        return
-    _wait(invocation, run)
-    _show_report(invocation, _report(invocation, run))
+    if wait:
+        _wait(invocation, run)
+        _show_report(invocation, _report(invocation, run))
+    invocation.answer(document, f"Burn-in {run} has begun.  obatchctl burnin status")
 
 
 def _wait(invocation: Invocation, run: str) -> None:
     """Until the run is over; over a restart of the daemon, too."""
-    from obatchd.cli.views.waiting import over_restarts
-
     shown = ""
     while True:
-        status = over_restarts(lambda: invocation.client().get("burnin/status"))
+        status = over_restarts(partial(invocation.client().get, "burnin/status"))
         if status["run"] != run or not status["active"]:
             return
         line = _progress(status)
@@ -87,37 +86,27 @@ def _progress(status: Document) -> str:
 
 
 @burnin_command.command("status")
-@pass_invocation
 def status_command(invocation: Invocation) -> None:
     """How far the burn-in is, and what it has found; after its end, the latest one."""
     invocation.answer(invocation.client().get("burnin/status"), view=_status)
 
 
 def _status(document: Document) -> list[str]:
-    from obatchd.burnin.report.reading import typed
-    from obatchd.burnin.report.terminal import summary
-    from obatchd.documents.burnin import BurninStatus
-
     status, lines = typed(document, BurninStatus), []
     if status.active:
+        # What is missing because it is not over is no reason yet, and nothing to do something about.
         lines.append(clean(_progress(document)))
-        _show_as_until_now(status)
+        if status.verdict in ("PASS", "INCONCLUSIVE"):
+            status.verdict = "nothing found yet"
+        status.meaning = "It is not over: this is how it looks until now."
+        for gpu in status.gpus:
+            if gpu.verdict == "INCONCLUSIVE":
+                gpu.verdict, gpu.action = "not yet", ""
+                gpu.reasons = [reason for reason in gpu.reasons if reason.consequence != "inconclusive"]
     return [*lines, clean(summary(status), keep="\n")]
 
 
-def _show_as_until_now(status: BurninStatus) -> None:
-    """A run in progress: what is missing because it is not over is no reason yet, and nothing to do something about."""
-    if status.verdict in ("PASS", "INCONCLUSIVE"):
-        status.verdict = "nothing found yet"
-    status.meaning = "It is not over: this is how it looks until now."
-    for gpu in status.gpus:
-        if gpu.verdict == "INCONCLUSIVE":
-            gpu.verdict, gpu.action = "not yet", ""
-            gpu.reasons = [reason for reason in gpu.reasons if reason.consequence != "inconclusive"]
-
-
 @burnin_command.command("stop")
-@pass_invocation
 def stop_command(invocation: Invocation) -> None:
     """End the burn-in now; its report says what was done until then."""
     document = invocation.client().post("burnin/stop")
@@ -125,31 +114,26 @@ def stop_command(invocation: Invocation) -> None:
 
 
 @burnin_command.command("list")
-@pass_invocation
 def list_command(invocation: Invocation) -> None:
     """All burn-ins of this spool, newest first."""
-    invocation.answer(invocation.client().get("burnin"), view=_list)
-
-
-def _list(document: Document) -> list[str]:
+    document = invocation.client().get("burnin")
     rows = [
         (run["run"], run["state"], run.get("profile"), len(run.get("gpus", [])) or None, run.get("verdict") or None)
         for run in document["runs"]
     ]
-    return table(["RUN", "STATE", "PROFILE", ">GPUS", "VERDICT"], rows) if rows else ["No burn-in has been run."]
+    lines = table(["RUN", "STATE", "PROFILE", ">GPUS", "VERDICT"], rows) if rows else ["No burn-in has been run."]
+    invocation.answer(document, view=lambda _: lines)
 
 
 @burnin_command.command("report")
 @click.argument("run", default="latest")
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the page to this file.")
-@pass_invocation
 def report_command(invocation: Invocation, run: str, page: Path | None) -> None:
     """The report of RUN: an id, its beginning, a report's file, or the latest. --json gives all of it."""
     document = _report(invocation, run)
     if page is not None:
-        from obatchd.burnin.report.html import render
-
-        _write(page, render(_typed(document)))
+        with _writing(page):
+            page.write_text(render(typed(document, BurninReport)), "utf-8")
         if not invocation.json:
             click.echo(f"written: {page}")
             sys.exit(document["exit_code"])
@@ -161,49 +145,32 @@ def _report(invocation: Invocation, run: str) -> Document:
     invocation.failure = _NOT_JUDGED
     path = Path(run)
     if path.suffix == ".json" or path.is_file():
-        from obatchd.burnin.report.reading import read_file
-
         return read_file(path)
     return invocation.client().get("burnin/reports", run)
 
 
-def _typed(report: Document) -> BurninReport:
-    from obatchd.burnin.report.reading import typed
-    from obatchd.documents.burnin import BurninReport
-
-    return typed(report, BurninReport)
-
-
-def _show_report(invocation: Invocation, document: Document) -> None:
-    from obatchd.burnin.report.terminal import summary
-
-    invocation.answer(document, view=lambda report: [clean(summary(_typed(report)), keep="\n")])
+def _show_report(invocation: Invocation, document: Document) -> Never:
+    invocation.answer(document, view=lambda _: [clean(summary(typed(document, BurninReport)), keep="\n")])
     sys.exit(document["exit_code"])
 
 
-def _write(path: Path, text: str) -> None:
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        path.write_text(text, "utf-8")
+        yield
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written: {error.strerror}", code="unwritable") from None
 
 
 @burnin_command.command("compare")
 @click.argument("reports", metavar="REPORT…", nargs=-1, required=True)
-@pass_invocation
 def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
     """Compare GPUs of one kind over reports: files of other hosts, or runs of this one.
 
     Siblings in one hot chassis are all slow together; only other hosts and earlier runs show it.
     """
-    import msgspec
-
-    from obatchd.burnin.report.compare import compare
-    from obatchd.burnin.report.terminal import comparison
-
-    compared = compare([_typed(_report(invocation, name)) for name in reports])
-    view = [clean(comparison(compared), keep="\n")]
-    invocation.answer(msgspec.to_builtins(compared), view=lambda _: view)
+    compared = compare([typed(_report(invocation, name), BurninReport) for name in reports])
+    invocation.answer(msgspec.to_builtins(compared), view=lambda _: [clean(comparison(compared), keep="\n")])
     sys.exit(compared.exit_code)
 
 
@@ -212,26 +179,18 @@ def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
 @click.option("--run", default="latest", show_default=True, help="The burn-in, by id, or a report's file.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The archive; default: named by run.")
 @click.option("--no-diagnostics", is_flag=True, help="Without nvidia-bug-report.sh and dcgmi, which take minutes.")
-@pass_invocation
 def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | None, no_diagnostics: bool) -> None:
     """Make one archive about GPU (index, UUID or serial number) for the vendor. Run it as root for all of it.
 
     The GPU is freed meanwhile. No prompt, user or job name is in the archive.
     """
-    import msgspec
-
-    from obatchd.burnin.report import bundle
-
-    report = _typed(_report(invocation, run))
+    report = typed(_report(invocation, run), BurninReport)
     found = bundle.find_gpu(report, gpu)
     target = output or Path(f"burnin-{report.run}-gpu{found.index}.tar.gz")
     say = (lambda text: None) if invocation.json else (lambda text: click.echo(f"{text} …", err=True))
-    try:
-        tools = bundle.write(
-            report, found, target, diagnose=not no_diagnostics, free=lambda: _freed(invocation, found.uuid), say=say
-        )
-    except OSError as error:
-        raise ConfigError(f"{target}: cannot be written: {error.strerror}", code="unwritable") from None
+    free = partial(_freed, invocation, found.uuid)
+    with _writing(target):
+        tools = bundle.write(report, found, target, diagnose=not no_diagnostics, free=free, say=say)
     archive = str(target.absolute())
     document = {"archive": archive, "gpu": found.uuid, "run": report.run, "tools": msgspec.to_builtins(tools)}
     invocation.answer(document, *(f"{tool.tool}: {tool.outcome}" for tool in tools), f"written: {archive}")

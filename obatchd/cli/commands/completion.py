@@ -7,22 +7,25 @@ from pathlib import Path
 
 import click
 
-from obatchd.cli.command import Command, Invocation, pass_invocation
+from obatchd.cli.command import Command, Invocation
 from obatchd.errors import ObatchError
 
 
 @click.command("completion", cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-@click.pass_context
-@pass_invocation
-def completion_command(invocation: Invocation, ctx: click.Context, shell: str) -> None:
+def completion_command(invocation: Invocation, shell: str) -> None:
     """Print a completion script, e.g.  eval "$(obatchctl completion bash)"."""
+    source = script(click.get_current_context().find_root().command, shell)
+    invocation.answer({"shell": shell, "script": source}, view=lambda _: [source])
+
+
+def script(main: click.Command, shell: str) -> str:
+    """The completion script of ``obatchctl`` for one of click's shells."""
     from click.shell_completion import get_completion_class
 
     complete = get_completion_class(shell)
-    assert complete is not None  # one of the three above
-    source = complete(ctx.find_root().command, {}, "obatchctl", "_OBATCHCTL_COMPLETE").source()
-    invocation.answer({"shell": shell, "script": source}, view=lambda _: [source])
+    assert complete is not None
+    return complete(main, {}, "obatchctl", "_OBATCHCTL_COMPLETE").source()
 
 
 def known(what: str, key: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import click
 
-from obatchd.cli.command import Group, Invocation, pass_invocation
+from obatchd.cli.command import Group, Invocation
 from obatchd.errors import ControlError
 
 SYSTEM_FILE = Path("/etc/obatch/obatchd.toml")
-_FILE = click.Path(dir_okay=False, path_type=Path)
+config_command = Group("config", "Check, show or begin a configuration file.")
+_file = click.argument("file", required=False, type=click.Path(dir_okay=False, path_type=Path))
 
 
 def file_or_system(file: Path | None) -> Path | None:
@@ -19,14 +20,8 @@ def file_or_system(file: Path | None) -> Path | None:
     return file or (SYSTEM_FILE if os.path.exists(SYSTEM_FILE) else None)
 
 
-@click.group("config", cls=Group)
-def config_command() -> None:
-    """Check, show or begin a configuration file."""
-
-
 @config_command.command("check")
-@click.argument("file", required=False, type=_FILE)
-@pass_invocation
+@_file
 def check_command(invocation: Invocation, file: Path | None) -> None:
     """Say everything that is wrong in FILE and in OBATCHD_… variables; exit code 78 if something is."""
     from obatchd.settings import reading
@@ -38,8 +33,7 @@ def check_command(invocation: Invocation, file: Path | None) -> None:
 
 
 @config_command.command("show")
-@click.argument("file", required=False, type=_FILE)
-@pass_invocation
+@_file
 def show_command(invocation: Invocation, file: Path | None) -> None:
     """The settings that a daemon would have with FILE, each with where it comes from."""
     from obatchd.settings import reading, text
@@ -51,8 +45,7 @@ def show_command(invocation: Invocation, file: Path | None) -> None:
 
 
 @config_command.command("init")
-@click.argument("file", required=False, type=_FILE)
-@pass_invocation
+@_file
 def init_command(invocation: Invocation, file: Path | None) -> None:
     """Write a commented configuration to FILE, or to standard output."""
     from obatchd.settings.text import commented_toml

@@ -5,43 +5,35 @@ from __future__ import annotations
 import re
 import shutil
 import textwrap
-from collections.abc import Callable
 from typing import Any
 
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Document, Group, Invocation, clean, pass_invocation
+from obatchd.cli.command import Document, Group, Invocation, clean
 from obatchd.cli.views.text import NOTHING, number, size, table
 
 _HEADINGS = (
     ">#", "HEALTH", "~NAME", "SERVER", ">TEMP", ">POWER", ">UTIL", ">MEMORY", "~SERIAL", "~SLOT", "~REASON",
 )  # fmt: skip
-_UNITS_S = {"": 60.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-
-
-class Span(click.ParamType[float]):
-    """A length of time such as 90m, 3h or 2d."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|d)", str(value))
-        if not found:
-            self.fail(f"{value} is not a length of time; write 90m, 3h or 2d", param, ctx)
-        return float(found[1]) * _UNITS_S[found[2]]
-
-
-@click.group("gpus", cls=Group, invoke_without_command=True)
-@click.pass_context
-def gpus_command(ctx: click.Context) -> None:
-    """See the health of the GPUs, take one out of use, lend one."""
-    if ctx.invoked_subcommand is None:
-        ctx.invoke(list_command)
+_UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+# Facts that a card tells about itself: label, field, unit.
+_IDENTITY = (
+    ("index", "index", ""), ("bus address", "pci_bus_id", ""), ("slot", "slot", ""), ("serial number", "serial", ""),
+    ("board part number", "board_part_number", ""), ("VBIOS", "vbios", ""), ("InfoROM", "inforom", ""),
+    ("driver", "driver", ""), ("CUDA", "cuda", ""), ("GSP firmware", "gsp_firmware", ""),
+    ("memory", "memory_bytes", "bytes"), ("ECC", "ecc", ""), ("ECC after a reset", "ecc_pending", ""),
+    ("MIG", "mig", ""), ("persistence mode", "persistence", ""), ("power limit by default", "power_default_w", "W"),
+    ("highest for long", "temp_max_c", "°C"), ("slows down at", "temp_slowdown_c", "°C"),
+    ("turns itself off at", "temp_shutdown_c", "°C"), ("memory, highest for long", "memory_temp_max_c", "°C"),
+    ("clock, highest", "clock_max_mhz", "MHz"), ("PCIe generation", "pcie_gen_max", ""),
+    ("PCIe lanes", "pcie_width_max", ""),
+)  # fmt: skip
+gpus_command = Group("gpus", "See the health of the GPUs, take one out of use, lend one.", lists=True)
+_one_gpu = click.argument("gpu", metavar="GPU")
 
 
 @gpus_command.command("list")
-@pass_invocation
 def list_command(invocation: Invocation) -> None:
     """The GPUs and how they are. Exit code 1 when one needs somebody's attention."""
     document = invocation.client().get("gpus")
@@ -57,10 +49,8 @@ def _overview(document: Document) -> list[str]:
     if document["host"]:
         lines += ["", click.style(clean(document["host"]["message"]), fg="red")]
     if document["gpus"] and not document["kernel_log"]["source"]:
-        lines += [
-            "",
-            f"The kernel log cannot be read, so some XIDs go unseen: {clean(document['kernel_log']['problem'])}",
-        ]
+        problem = clean(document["kernel_log"]["problem"])
+        lines += ["", f"The kernel log cannot be read, so some XIDs go unseen: {problem}"]
     for gpu in document["gpus"]:
         if gpu["action"] and gpu["health"] != "ok":
             lines += ["", f"What to do about GPU {gpu['index']}:", *_wrapped(gpu["action"])]
@@ -82,8 +72,7 @@ def _row(gpu: Document) -> list[object]:
 
 
 @gpus_command.command("show")
-@click.argument("gpu", metavar="GPU")
-@pass_invocation
+@_one_gpu
 def show_command(invocation: Invocation, gpu: str) -> None:
     """Identity, findings and last events of one GPU, named by index, UUID or serial number."""
     invocation.answer(invocation.client().get("gpus", gpu), view=_page)
@@ -98,8 +87,13 @@ def _page(gpu: Document) -> list[str]:
         lines.append(f"lent until {_time(gpu['lent_until'])}")
     if gpu["shared_with"]:
         lines.append(clean(gpu["shared_with"]))
-    lines += ["", "Identity", *_identity(gpu["identity"])]
-    lines += ["", f"Findings since {_time(gpu['watched_since'])}", *(_finding(f) for f in gpu["findings"])]
+    identity = [(label, gpu["identity"][key], unit) for label, key, unit in _IDENTITY]
+    told = [f"  {label:<26}{_fact(value, unit)}" for label, value, unit in identity if value not in ("", None)]
+    lines += ["", "Identity", *told]
+    lines += ["", f"Findings since {_time(gpu['watched_since'])}"]
+    for finding in gpu["findings"]:
+        since = f", since {_time(finding['since'])}" if finding["since"] else ""
+        lines.append(f"  {finding['level']:<11}{clean(finding['text'])} ({finding['signal']}{since})")
     if not gpu["findings"]:
         lines.append("  none")
     if gpu["action"]:
@@ -107,34 +101,12 @@ def _page(gpu: Document) -> list[str]:
     return [*lines, "", "Last events", *(map(_event_line, gpu["events"]) if gpu["events"] else ["  none"])]
 
 
-def _identity(identity: Document) -> list[str]:
-    """Facts that the card tells about itself; unknown ones are left out."""
-
-    def yes(value: bool) -> str:
+def _fact(value: Any, unit: str) -> str:
+    if isinstance(value, bool):
         return "on" if value else "off"
-
-    def unit(words: str) -> Callable[[Any], str]:
-        return lambda value: f"{value:g}{words}"
-
-    rows: list[tuple[str, str, Callable[[Any], str]]] = [
-        ("index", "index", str), ("bus address", "pci_bus_id", clean), ("slot", "slot", clean),
-        ("serial number", "serial", clean), ("board part number", "board_part_number", clean),
-        ("VBIOS", "vbios", clean), ("InfoROM", "inforom", clean), ("driver", "driver", clean), ("CUDA", "cuda", clean),
-        ("GSP firmware", "gsp_firmware", clean), ("memory", "memory_bytes", size), ("ECC", "ecc", yes),
-        ("ECC after a reset", "ecc_pending", yes), ("MIG", "mig", yes), ("persistence mode", "persistence", yes),
-        ("power limit by default", "power_default_w", unit(" W")), ("highest for long", "temp_max_c", unit(" °C")),
-        ("slows down at", "temp_slowdown_c", unit(" °C")), ("turns itself off at", "temp_shutdown_c", unit(" °C")),
-        ("memory, highest for long", "memory_temp_max_c", unit(" °C")),
-        ("clock, highest", "clock_max_mhz", unit(" MHz")), ("PCIe generation", "pcie_gen_max", str),
-        ("PCIe lanes", "pcie_width_max", str),
-    ]  # fmt: skip
-    told = [(label, show(identity[key])) for label, key, show in rows if identity[key] not in ("", None)]
-    return [f"  {label:<26}{value}" for label, value in told]
-
-
-def _finding(finding: Document) -> str:
-    since = f", since {_time(finding['since'])}" if finding["since"] else ""
-    return f"  {finding['level']:<11}{clean(finding['text'])} ({finding['signal']}{since})"
+    if unit == "bytes":
+        return size(value)
+    return f"{value:g} {unit}" if unit else clean(value)
 
 
 def _event_line(event: Document) -> str:
@@ -155,7 +127,6 @@ def _wrapped(text: str) -> list[str]:
 @gpus_command.command("events")
 @click.argument("gpu", metavar="[GPU]", required=False)
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
-@pass_invocation
 def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
     """What happened to the GPUs, oldest first, with serial number and slot: did an error follow the card?"""
     document = invocation.client().get("gpu-events", limit=limit, gpu=gpu or None)
@@ -163,9 +134,8 @@ def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
 
 
 @gpus_command.command("quarantine")
-@click.argument("gpu", metavar="GPU")
+@_one_gpu
 @click.option("--reason", default="", help="Why; shown with the GPU.")
-@pass_invocation
 def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
     """Take a GPU out of use: its requests move to others. Holds over restarts, until release."""
     document = invocation.client().post("gpus", gpu, "quarantine", reason=reason)
@@ -173,8 +143,7 @@ def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
 
 
 @gpus_command.command("release")
-@click.argument("gpu", metavar="GPU")
-@pass_invocation
+@_one_gpu
 def release_command(invocation: Invocation, gpu: str) -> None:
     """End a quarantine, or a known warning: errors count from now on. A GPU that is gone is forgotten."""
     document = invocation.client().post("gpus", gpu, "release")
@@ -184,11 +153,17 @@ def release_command(invocation: Invocation, gpu: str) -> None:
     invocation.answer(document, *lines)
 
 
+def _seconds(span: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|d)", span)
+    if not found:
+        raise click.BadParameter(f"{span} is not a length of time; write 90m, 3h or 2d")
+    return float(found[1]) * _UNITS_S[found[2]]
+
+
 @gpus_command.command("lend")
-@click.argument("gpu", metavar="GPU")
-@click.option("--for", "for_s", type=Span(), help="How long, e.g. 90m, 3h, 2d.")
+@_one_gpu
+@click.option("--for", "for_s", type=_seconds, metavar="TIME", help="How long, e.g. 90m, 3h, 2d.")
 @click.option("--back", is_flag=True, help="Take it back now.")
-@pass_invocation
 def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bool) -> None:
     """Free a GPU for somebody else: it is drained, its memory freed, and taken back by itself."""
     if back == (for_s is not None):

@@ -1,50 +1,61 @@
-"""``obatchctl drain``, ``undrain`` and ``reload``: the whole host."""
+"""``obatchctl status``, ``drain``, ``undrain`` and ``reload``: the whole host."""
 
 from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation, pass_invocation
+from obatchd.cli.command import Command, Invocation
+from obatchd.cli.views.status import render
+from obatchd.cli.views.waiting import watch as show_again
 from obatchd.errors import ControlError
 
 _POLL_S = 0.3
 
 
+@click.command("status", cls=Command)
+@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C; with --json, one document a line.")
+@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Seconds, for --watch.")
+def status_command(invocation: Invocation, watch: bool, interval: float) -> None:
+    """Servers, queue, inbox and jobs. Exit code 0 healthy, 1 degraded, 3 not running, 4 unknown."""
+    look = partial(invocation.client().get, "status")
+    if watch:
+        show_again(invocation, interval, look, render)
+    status = look()
+    invocation.answer(status, view=render)
+    sys.exit(exit_codes.FAILED if status["state"] == "degraded" else exit_codes.OK)
+
+
 @click.command("drain", cls=Command)
 @click.option("--wait", is_flag=True, help="Return when nothing is in flight any more.")
-@pass_invocation
 def drain_command(invocation: Invocation, wait: bool) -> None:
     """Send nothing to any server until undrain. Afterwards the host is safe to reboot: what waits is on disk."""
     client = invocation.client()
     client.post("drain")
-    status = client.get("status")
     try:
-        while wait and status["state"] != "drained":
-            if status["state"] != "draining" and status["state"] != "degraded":
-                raise ControlError(f"draining was ended: the state is {status['state']}", code="not_draining")
+        while (state := client.get("status")["state"]) != "drained" and wait:
+            if state not in ("draining", "degraded"):
+                raise ControlError(f"draining was ended: the state is {state}", code="not_draining")
             time.sleep(_POLL_S)
-            status = client.get("status")
     except KeyboardInterrupt:
         click.echo("Still draining; obatchctl undrain ends it.", err=True)
         sys.exit(exit_codes.INTERRUPTED)
-    drained = status["state"] == "drained"
-    text = "Drained: safe to reboot." if drained else "Draining; obatchctl status says when it is drained."
-    invocation.answer({"state": status["state"]}, text)
+    drained = "Drained: safe to reboot."
+    draining = "Draining; obatchctl status says when it is drained."
+    invocation.answer({"state": state}, drained if state == "drained" else draining)
 
 
 @click.command("undrain", cls=Command)
-@pass_invocation
 def undrain_command(invocation: Invocation) -> None:
     """Take up work again after drain."""
     invocation.answer(invocation.client().post("undrain"), "Work goes on.")
 
 
 @click.command("reload", cls=Command)
-@pass_invocation
 def reload_command(invocation: Invocation) -> None:
     """Make the daemon read its configuration again; a wrong one changes nothing."""
     document = invocation.client().post("reload")

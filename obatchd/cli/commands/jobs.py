@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import click
 
-from obatchd.cli.command import Command, Document, Invocation, clean, given, pass_invocation
+from obatchd.cli.command import Command, Document, Invocation, clean, given
 from obatchd.cli.commands.completion import known
 from obatchd.cli.views.status import job_table
-from obatchd.cli.views.watching import watch as show_again
+from obatchd.cli.views.waiting import watch as show_again
 
 _ids = known("jobs", "job")
 _one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=_ids)
-_job_or_all = click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=_ids)
 
 
 @click.command("jobs", cls=Command)
@@ -23,15 +23,11 @@ _job_or_all = click.argument("job_id", metavar="[JOB]", required=False, callback
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
 @click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
 @click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Seconds, for --watch.")
-@pass_invocation
 def jobs_command(
     invocation: Invocation, state: str | None, owner: str | None, limit: int, watch: bool, interval: float
 ) -> None:
     """List jobs with progress, speed and failures, newest first: an administrator's list has everybody's."""
-
-    def look() -> Document:
-        return invocation.client().get("jobs", state=state, owner=owner, limit=limit)
-
+    look = partial(invocation.client().get, "jobs", state=state, owner=owner, limit=limit)
     if watch:
         show_again(invocation, interval, look, _list)
     invocation.answer(look(), view=_list)
@@ -43,7 +39,6 @@ def _list(document: Document) -> list[str]:
 
 @click.command("job", cls=Command)
 @_one_job
-@pass_invocation
 def job_command(invocation: Invocation, job_id: str) -> None:
     """Everything about one job. JOB is an id or its beginning."""
     invocation.answer(invocation.client().get("jobs", job_id), view=_page)
@@ -56,50 +51,41 @@ def _page(job: Document) -> Iterator[str]:
     yield from (f"note: {clean(note)}" for note in job["notes"] or [])
 
 
-def _act(invocation: Invocation, job_id: str | None, action: str) -> Document:
-    client = invocation.client()
-    return client.post("jobs", job_id, action) if job_id else client.post(action)
-
-
 @click.command("cancel", cls=Command)
 @_one_job
-@pass_invocation
 def cancel_command(invocation: Invocation, job_id: str) -> None:
     """Cancel what is not finished of a job; what is finished stays in its outbox."""
-    job = _act(invocation, job_id, "cancel")
+    job = invocation.client().post("jobs", job_id, "cancel")
     invocation.answer(job, f"{job['job']} cancelled; results: {job['outbox']}")
 
 
 @click.command("retry", cls=Command)
 @_one_job
-@pass_invocation
 def retry_command(invocation: Invocation, job_id: str) -> None:
     """Make a new job from the requests of JOB that did not succeed."""
-    job = _act(invocation, job_id, "retry")
+    job = invocation.client().post("jobs", job_id, "retry")
     invocation.answer(job, f"{job['job']} tries again what failed in {job_id}")
 
 
 @click.command("rm", cls=Command)
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=_ids)
-@pass_invocation
 def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
     """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone."""
-    client = invocation.client()
-    removed = [client.delete("jobs", job_id)["removed"] for job_id in job_ids]
+    removed = [invocation.client().delete("jobs", job_id)["removed"] for job_id in job_ids]
     invocation.answer({"removed": removed}, *(f"{job} erased" for job in removed))
 
 
-@click.command("pause", cls=Command)
-@_job_or_all
-@pass_invocation
-def pause_command(invocation: Invocation, job_id: str | None) -> None:
-    """Send no more requests of JOB, or of any job; what is in flight finishes."""
-    invocation.answer(_act(invocation, job_id, "pause"), f"{job_id or 'All jobs'} paused.")
+def _one_or_all(action: str, about: str, done: str) -> click.Command:
+    @click.command(action, cls=Command, help=about)
+    @click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=_ids)
+    def act(invocation: Invocation, job_id: str | None) -> None:
+        target = ("jobs", job_id, action) if job_id else (action,)
+        invocation.answer(invocation.client().post(*target), f"{job_id or 'All jobs'} {done}.")
+
+    return act
 
 
-@click.command("resume", cls=Command)
-@_job_or_all
-@pass_invocation
-def resume_command(invocation: Invocation, job_id: str | None) -> None:
-    """Go on after pause."""
-    invocation.answer(_act(invocation, job_id, "resume"), f"{job_id or 'All jobs'} resumed.")
+pause_command = _one_or_all(
+    "pause", "Send no more requests of JOB, or of any job; what is in flight finishes.", "paused"
+)
+resume_command = _one_or_all("resume", "Go on after pause.", "resumed")

@@ -7,29 +7,25 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import click
 
-from obatchd.cli.command import Command, Invocation, clean, given, pass_invocation
+from obatchd.cli.command import Command, Invocation, clean, given
 from obatchd.cli.commands.completion import known
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
-
-if TYPE_CHECKING:
-    from obatchd.results.export import Format
-    from obatchd.results.rows import ResultSet
-
-_FORMATS = ("text", "json", "jsonl", "csv", "parquet")
+from obatchd.results.export import FORMATS, Format, export
+from obatchd.results.review import write_review
+from obatchd.results.rows import ResultSet
 
 
 @click.command("results", cls=Command)
 @click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=known("jobs", "job"))
-@click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: by the ending of --output, else text.")
+@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by the ending of --output, else text.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
 @click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
 @click.option("--seed", type=int, help="Choose the same answers for --review again.")
-@pass_invocation
 def results_command(
     invocation: Invocation,
     /,
@@ -45,14 +41,11 @@ def results_command(
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
     stands the sum, and the failures by cause; on standard error when the export goes to standard output.
     """
-    from obatchd.results.export import export
-    from obatchd.results.review import write_review
-
     source = _source(invocation, place)
     if review is not None:
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
         with _target(output) as target:
-            _, tally = write_review(source, review, target, seed=seed)
+            tally = write_review(source, review, target, seed=seed)
     else:
         form = form or _form_of(output)
         if data_only and form not in ("json", "jsonl"):
@@ -68,46 +61,34 @@ def results_command(
 
 
 def _source(invocation: Invocation, place: str) -> ResultSet:
-    from obatchd.results.rows import ResultSet
-
+    """A path as it is; of a job the daemon's place of its results; without a daemon, the one in the spool's outbox."""
     if os.sep in place or Path(place).exists():
         return ResultSet(Path(place))
-    return ResultSet(_outbox_of(invocation, place))
-
-
-def _outbox_of(invocation: Invocation, job: str) -> Path:
-    """The daemon's place of the job's results; without a daemon, the place in the spool's outbox."""
     try:
-        found = invocation.client().get("jobs", job)
-        if found["outbox"] is None:
-            raise ControlError(f"{job} was refused; {found['refused_to']} has it and the reason", code="refused")
-        return Path(found["outbox"])
+        found = invocation.client().get("jobs", place)
     except DaemonDownError:
-        kept = [path for path in _outboxes(invocation.spool / "outbox") if _job_of(path).startswith(job)]
+        paths: list[Path] = []
+        outbox = invocation.spool / "outbox"  # a personal one, or a system service's with a directory of the user
+        for parent in (outbox, outbox / str(os.getuid())):
+            with contextlib.suppress(OSError):
+                paths += [path for path in parent.iterdir() if "." in path.name]
+        kept = [path for path in paths if path.name.rpartition(".")[2].startswith(place)]
         if len(kept) != 1:
             raise
-        return kept[0]
+        return ResultSet(kept[0])
     except NotFoundError:
-        raise NotFoundError(f"{job} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
-
-
-def _outboxes(directory: Path) -> Iterator[Path]:
-    """Those in a personal spool, and in a system service's directory of the user."""
-    for parent in (directory, directory / str(os.getuid())):
-        with contextlib.suppress(OSError):
-            yield from (path for path in parent.iterdir() if "." in path.name)
-
-
-def _job_of(outbox: Path) -> str:
-    return outbox.name.rpartition(".")[2]
+        raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
+    if found["outbox"] is None:
+        raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
+    return ResultSet(Path(found["outbox"]))
 
 
 def _form_of(output: Path | None) -> Format:
     ending = output.suffix.lower().removeprefix(".") if output else "text"
     ending = {"txt": "text", "md": "text", "ndjson": "jsonl"}.get(ending, ending)
-    if ending not in _FORMATS:
+    if ending not in FORMATS:
         raise click.UsageError(f"--output {output}: its ending says no format; name one with --format")
-    return ending  # type: ignore[return-value]
+    return ending
 
 
 @contextlib.contextmanager

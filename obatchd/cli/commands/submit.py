@@ -11,8 +11,15 @@ from typing import Any
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Document, Invocation, clean, pass_invocation
+from obatchd.cli.command import Command, Document, Invocation, clean
+from obatchd.cli.views import waiting
+from obatchd.cli.views.status import OUTCOMES
+from obatchd.cli.views.text import duration
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
+from obatchd.results.export import data_of, document
+from obatchd.results.rows import ResultSet, Row, read_object
+
+_PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of it
 
 
 @click.command("submit", cls=Command)
@@ -39,7 +46,6 @@ from obatchd.errors import ControlError, DaemonDownError, ObatchError
 @click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
 )
-@pass_invocation
 def submit_command(
     invocation: Invocation,
     /,
@@ -69,14 +75,12 @@ def submit_command(
         if not invocation.json:
             _report(jobs)
     invocation.answer({"jobs": jobs, "refused": refused})
-    sys.exit(exit_codes.FAILED if refused or not all(map(_good, jobs)) else exit_codes.OK)
+    bad = any(job.get("state") == "refused" or any(map(job.get, OUTCOMES[1:])) for job in jobs)
+    sys.exit(exit_codes.FAILED if refused or bad else exit_codes.OK)
 
 
 def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool) -> dict[Path, str] | None:
     """Run a sample of each drop and show it; the jobs of the samples, or None when the whole is not wanted."""
-    from obatchd.cli.views import sampling
-    from obatchd.results.rows import ResultSet
-
     jobs, refused = _hand_over(invocation, drops, "a sample; results:")
     samples = {path: job["job"] for path, job in zip(drops, jobs, strict=False)}
     jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
@@ -84,28 +88,56 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
     if refused:
         invocation.answer({"jobs": jobs, "refused": refused})
         sys.exit(exit_codes.FAILED)
-    expected = sampling.estimate(jobs, sources, invocation.client().get("status"))
+    requests, seconds = _estimate(jobs, sources, invocation.client().get("status"))
     if invocation.json:
         if ask:
-            rows = [sampling.document(row) for source in sources for row in source.rows()]
-            estimate = {"requests": expected.requests, "estimate_s": expected.seconds}
+            rows = [document(row, data_of(row)) for source in sources for row in source.rows()]
+            estimate = {"requests": requests, "estimate_s": seconds}
             invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate})
         return None if ask else samples
-    for source in sources:
-        sampling.show(source)
-    click.echo(sampling.sentence(expected))
-    if ask and not _confirmed():
-        click.echo("The whole was not submitted.")
-        return None
-    return samples
-
-
-def _confirmed() -> bool:
+    for row in (row for source in sources for row in source.rows()):
+        _show(row)
+    if seconds is None:
+        click.echo(f"The whole has {requests:,} requests; no answer of the sample says how long they take.")
+    else:
+        click.echo(f"The whole has {requests:,} requests and takes about {duration(seconds)}.")
     try:
-        return click.confirm("Run it?", default=False)
+        if not ask or click.confirm("Run it?", default=False):
+            return samples
     except click.Abort:
         click.echo("\nNobody answered; --yes runs the whole without asking.", err=True)
         sys.exit(exit_codes.FAILED)
+    click.echo("The whole was not submitted.")
+    return None
+
+
+def _estimate(jobs: list[Document], sources: list[ResultSet], status: Document) -> tuple[int, float | None]:
+    """Requests of the whole drops, and the seconds that all slots of the servers that are ready need for them.
+
+    The mean time of the sample's answers is taken for all; None where nothing was answered. It is short where fewer
+    answers ran at a time than there are slots.
+    """
+    slots = sum(server["slots"] or 0 for server in status["servers"] if server["state"] == "ready")
+    wholes, seconds = [job["sample_of"] or 0 for job in jobs], []
+    for whole, source in zip(wholes, sources, strict=True):
+        if times := [row.record["duration_s"] for row in source.rows() if row.record.get("duration_s")]:
+            seconds.append(whole * sum(times) / len(times) / max(slots, 1))
+    return sum(wholes), sum(seconds) if seconds else None
+
+
+def _show(row: Row) -> None:
+    """A request of a sample: the prompt as it was sent, and the answer."""
+    click.secho(clean(f"── {row.name} "), bold=True)
+    prompt = str(row.record.get("full_prompt") or row.record.get("prompt") or "")
+    if len(prompt) > _PROMPT_CHARACTERS:
+        prompt = f"{prompt[:_PROMPT_CHARACTERS]} … ({len(prompt):,} characters)"
+    click.echo(clean(prompt, keep="\n\t"))
+    click.secho("→ ", nl=False, bold=True)
+    parsed = data_of(row)
+    answer = str(row.record.get("response", "")) if row.succeeded else row.failure
+    if parsed.found:
+        answer = json.dumps(parsed.data, ensure_ascii=False, indent=2)
+    click.echo(clean(answer, keep="\n\t"))
 
 
 def _hand_over(
@@ -134,7 +166,7 @@ def _hand_over(
 def _settings(config: Path | None, given: dict[str, Any]) -> Document:
     settings: Document = {}
     if config is not None:
-        from obatchd.settings.job_file import parse_job_settings
+        from obatchd.settings.job import parse_job_settings
         from obatchd.settings.reading import read_toml
 
         settings = read_toml(config)
@@ -171,25 +203,14 @@ def _text_of(path: Path, option: str) -> str:
     raise click.BadParameter(f"{clean(path)} cannot be read: {reason}", param_hint=option)
 
 
-def _good(job: Document) -> bool:
-    return job.get("state") != "refused" and not any(job.get(name) for name in ("failed", "expired", "cancelled"))
-
-
 def _wait(invocation: Invocation, job_ids: list[str]) -> list[Document]:
     """The jobs' last documents, once all are over."""
-    from obatchd.cli.views import waiting
-
     client = invocation.client()
-
-    def look() -> list[Document]:
-        return [client.get("jobs", job_id) for job_id in job_ids]
-
     try:
-        return waiting.wait(look, quiet=invocation.json)
+        return waiting.wait(lambda: [client.get("jobs", job_id) for job_id in job_ids], quiet=invocation.json)
     except KeyboardInterrupt:
-        click.echo(
-            f"The work goes on; see  obatchctl job {job_ids[0]}\nTo end it:  obatchctl cancel {job_ids[0]}", err=True
-        )
+        first = job_ids[0]
+        click.echo(f"The work goes on; see  obatchctl job {first}\nTo end it:  obatchctl cancel {first}", err=True)
         sys.exit(exit_codes.INTERRUPTED)
 
 
@@ -213,22 +234,11 @@ def _fetch(job: Document, directory: Path) -> Document:
 
 def _report(jobs: list[Document]) -> None:
     for job in jobs:
-        counts = ", ".join(
-            f"{job[name]} {name}" for name in ("succeeded", "failed", "cancelled", "expired") if job[name]
-        )
+        counts = ", ".join(f"{job[name]} {name}" for name in OUTCOMES if job[name])
         place = job.get("copied_to") or job["outbox"] or job["refused_to"]
         click.echo(f"{job['job']}  {job['state']}  {counts or 'no requests'}  {clean(place)}")
         for note in job["notes"] or []:
             click.echo(f"  note: {clean(note)}")
-        for code, failure in _failures(Path(place)).items():
+        for code, failure in read_object(Path(place) / "summary.json").get("failures", {}).items():
             click.echo(f"  {failure['requests']} {clean(code)}: {clean(failure['example'])}")
             click.echo(f"    → {clean(failure['advice'])}")
-
-
-def _failures(outbox: Path) -> Document:
-    """Failures by their code, with an example and what to do; none where the summary cannot be read."""
-    try:
-        found: Document = json.loads((outbox / "summary.json").read_bytes()).get("failures", {})
-    except (OSError, ValueError):
-        return {}
-    return found

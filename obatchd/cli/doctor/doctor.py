@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -10,23 +11,27 @@ from pathlib import Path
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation, clean, pass_invocation
+from obatchd.cli.command import Command, Invocation, clean
 from obatchd.cli.commands.config import file_or_system
 from obatchd.cli.doctor import host_checks, spool_checks
 from obatchd.cli.doctor.result import CheckResult, bad, ok
 from obatchd.cli.views.text import styled
-from obatchd.errors import ConfigError
+from obatchd.client.client import Client
+from obatchd.errors import ConfigError, ObatchError
 from obatchd.settings.settings import Settings
 
 
 @click.command("doctor", cls=Command)
 @click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The daemon's configuration file.")
-@pass_invocation
 def doctor_command(invocation: Invocation, config: Path | None) -> None:
     """Look for what is wrong on this host. Exit code 1 if a line is bad."""
-    results = list(examine(invocation.spool, file_or_system(config)))
+    results, lines = list(examine(invocation.spool, file_or_system(config))), []
+    for result in results:
+        lines.append(styled(f"{result.level:<6}") + clean(f"{result.about:<8}{result.text}"))
+        if result.next_command:
+            lines.append(f"{'':<14}→ {clean(result.next_command)}")
     document = {"findings": [result._asdict() for result in results]}
-    invocation.answer(document, view=lambda _: _lines(results))
+    invocation.answer(document, view=lambda _: lines)
     sys.exit(exit_codes.FAILED if any(result.level == "bad" for result in results) else exit_codes.OK)
 
 
@@ -44,16 +49,13 @@ def examine(spool: Path, config: Path | None) -> Iterator[CheckResult]:
     yield host_checks.ollama(settings)
     if not settings.ollama_instances:
         yield host_checks.model_store(settings, spool)
-    yield host_checks.ports(settings, spool_checks.daemon_runs(spool))
+    running = False
+    with contextlib.suppress(ObatchError):
+        Client(spool).get("ping")
+        running = True
+    yield host_checks.ports(settings, running)
     yield host_checks.foreign_ollama()
     yield host_checks.clock()
     yield from spool_checks.daemon(spool)
     yield from spool_checks.directories(spool)
     yield spool_checks.disk(spool, settings)
-
-
-def _lines(results: list[CheckResult]) -> Iterator[str]:
-    for result in results:
-        yield styled(f"{result.level:<6}") + clean(f"{result.about:<8}{result.text}")
-        if result.next_command:
-            yield f"{'':<14}→ {clean(result.next_command)}"

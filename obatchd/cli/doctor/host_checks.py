@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,8 @@ def model_store(settings: Settings, spool: Path) -> CheckResult:
     store = (home or Path.home()) / ".ollama/models" if given is None else Path(given).expanduser()
     place, closed = nearest(store)
     if closed:
-        return warn(
-            "models", f"{store} is where you may not look; the daemon's user must be able to", f"ls -ld {place}"
-        )
+        text = f"{store} is where you may not look; the daemon's user must be able to"
+        return warn("models", text, f"ls -ld {place}")
     free_bytes = shutil.disk_usage(place).free
     text = f"{store}, {size(free_bytes)} free"
     if not os.access(place, os.W_OK):
@@ -101,10 +100,8 @@ def ports(settings: Settings, running: bool) -> CheckResult:
     wanted = range(base, base + 8)
     taken = [port for port in wanted if not _is_free(settings.servers.listen, port)]
     if taken:
-        numbers = ", ".join(map(str, taken))
-        return warn(
-            "ports", f"in use already: {numbers}; set servers.base_port to others", f"ss -ltnp sport = :{taken[0]}"
-        )
+        text = f"in use already: {', '.join(map(str, taken))}; set servers.base_port to others"
+        return warn("ports", text, f"ss -ltnp sport = :{taken[0]}")
     return ok("ports", f"{wanted.start} to {wanted.stop - 1} are free")
 
 
@@ -149,10 +146,9 @@ def _is_free(address: str, port: int) -> bool:
 
 
 def _get_json(port: int, path: str) -> dict[str, Any] | None:
-    try:
-        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=_CONNECT_TIMEOUT_S)) as connection:
-            connection.request("GET", path)
-            document = json.loads(connection.getresponse().read(1024**2))
-    except (OSError, http.client.HTTPException, ValueError):
-        return None
-    return document if isinstance(document, dict) else None
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_CONNECT_TIMEOUT_S)
+    with suppress(OSError, http.client.HTTPException, ValueError), closing(connection):
+        connection.request("GET", path)
+        document = json.loads(connection.getresponse().read(1024**2))
+        return document if isinstance(document, dict) else None
+    return None

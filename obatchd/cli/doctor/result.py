@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -16,19 +17,9 @@ class CheckResult(NamedTuple):
     next_command: str = ""
 
 
-def ok(about: str, text: str) -> CheckResult:
-    """Good as it is."""
-    return CheckResult("ok", about, text)
-
-
-def warn(about: str, text: str, next_command: str) -> CheckResult:
-    """Works, but not as well as it could."""
-    return CheckResult("warn", about, text, next_command)
-
-
-def bad(about: str, text: str, next_command: str) -> CheckResult:
-    """The daemon will not work like this."""
-    return CheckResult("bad", about, text, next_command)
+ok = partial(CheckResult, "ok")
+warn = partial(CheckResult, "warn")  # works, but not as well as it could
+bad = partial(CheckResult, "bad")  # the daemon will not work like this
 
 
 def nearest(path: Path) -> tuple[Path, bool]:

@@ -18,30 +18,19 @@ from obatchd.settings.settings import Settings
 _DIRECTORIES = ("inbox", "work", "outbox", "failed")
 
 
-def daemon_runs(spool: Path) -> bool:
-    """Whether a daemon answers on the spool."""
-    try:
-        Client(spool).get("ping")
-    except ObatchError:
-        return False
-    return True
-
-
-def daemon(spool: Path) -> Iterator[CheckResult]:
+def daemon(spool: Path) -> list[CheckResult]:
     """Whether the daemon answers, and is content."""
+    look = f"obatchctl --spool {spool} status"
     try:
         status = Client(spool).get("status")
     except DaemonDownError as error:
-        yield warn("daemon", error.message, f"obatchd --spool {spool}")
+        return [warn("daemon", error.message, f"obatchd --spool {spool}")]
     except ObatchError as error:
-        yield bad("daemon", error.message, f"obatchctl --spool {spool} status")
-    else:
-        if status["state"] == "degraded":
-            yield bad("daemon", "; ".join(status["reasons"]), f"obatchctl --spool {spool} status")
-        else:
-            for notice in status["notices"]:
-                yield warn("daemon", notice, f"obatchctl --spool {spool} status")
-            yield ok("daemon", f"{status['state']}, pid {status['pid']}, version {status['version']}")
+        return [bad("daemon", error.message, look)]
+    if status["state"] == "degraded":
+        return [bad("daemon", "; ".join(status["reasons"]), look)]
+    content = ok("daemon", f"{status['state']}, pid {status['pid']}, version {status['version']}")
+    return [*(warn("daemon", notice, look) for notice in status["notices"]), content]
 
 
 def directories(spool: Path) -> Iterator[CheckResult]:
@@ -51,10 +40,15 @@ def directories(spool: Path) -> Iterator[CheckResult]:
         yield warn("spool", f"{spool} is where you may not look; the daemon's user must be able to", f"ls -ld {place}")
         return
     if place != spool.absolute():
-        yield _missing(spool, place)
+        text = f"{spool} does not exist and {place} is not yours to write"
+        if os.access(place, os.W_OK):
+            yield warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
+        else:
+            yield bad("spool", text, f"sudo install -d -o {os.geteuid()} {spool}")
         return
-    if os.geteuid() not in (0, spool.stat().st_uid) and _is_shared(spool / "inbox"):
-        yield _of_a_service(spool / "inbox")
+    inbox = spool / "inbox"
+    if os.geteuid() not in (0, spool.stat().st_uid) and inbox.is_dir() and inbox.stat().st_mode & stat.S_ISGID:
+        yield _of_a_service(inbox)
         return
     devices = {}
     for name in _DIRECTORIES:
@@ -76,13 +70,8 @@ def directories(spool: Path) -> Iterator[CheckResult]:
         yield ok("spool", f"{spool}: writable, one filesystem")
 
 
-def _is_shared(inbox: Path) -> bool:
-    """Whether a group may drop files, as into the inbox of a system service."""
-    return inbox.is_dir() and bool(inbox.stat().st_mode & stat.S_ISGID)
-
-
 def _of_a_service(inbox: Path) -> CheckResult:
-    """Whether this user may drop files into another user's spool, and what to do if not."""
+    """Whether this user may drop files into a system service's inbox, as its group may, and what to do if not."""
     if os.access(inbox, os.W_OK | os.X_OK):
         return ok("spool", f"you may drop files into {inbox}")
     try:
@@ -95,16 +84,6 @@ def _of_a_service(inbox: Path) -> CheckResult:
         return bad("spool", text, f"newgrp {group.gr_name}")
     text = f"only members of the group {group.gr_name} may drop files into {inbox}; then log out and in again"
     return bad("spool", text, f"sudo usermod -aG {group.gr_name} {name}")
-
-
-def _missing(spool: Path, parent: Path) -> CheckResult:
-    if os.access(parent, os.W_OK):
-        return warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
-    return bad(
-        "spool",
-        f"{spool} does not exist and {parent} is not yours to write",
-        f"sudo install -d -o {os.geteuid()} {spool}",
-    )
 
 
 def disk(spool: Path, settings: Settings) -> CheckResult:

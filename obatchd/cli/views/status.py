@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -10,6 +10,7 @@ import click
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import NOTHING, age_s, bar, duration, number, size, styled, table
 
+OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
 _JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
@@ -17,7 +18,10 @@ _JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", "?>BUS
 
 def render(status: Document) -> list[str]:
     """The whole page, as lines."""
-    lines = [_headline(status), *(_alarm(f"  ! {reason}") for reason in status["reasons"])]
+    up = duration(age_s(status["started_at"]))
+    rest = f"obatchd {status['version']} · up {up} · pid {status['pid']} · {status['spool']}"
+    lines = [f"{styled(clean(status['state']))} · {clean(rest)}"]
+    lines += [click.style(clean(f"  ! {reason}"), fg="red") for reason in status["reasons"]]
     lines += ["", *server_table(status["servers"], told=status["reasons"])]
     if status["gpus"]["state"] != "ok":
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
@@ -25,20 +29,21 @@ def render(status: Document) -> list[str]:
     if run := status["burnin"]:
         done = min(100, round(100 * run["elapsed_s"] / run["asked_s"]))
         lines.append(clean(f"burn-in {run['run']}: {run['state']}, {done} %, on {len(run['gpus'])} GPUs"))
-    lines += ["", *map(clean, _lines(status)), *(clean(_pull(pull)) for pull in status["pulls"])]
+    queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
+    waiting = f"{inbox['settling']} settling, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
+    waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
+    told = [f"queue  {queue['requests']} requests in {queue['jobs']} jobs", f"inbox  {waiting}"]
+    told += [f"       ! {inbox['problem']}"] if inbox["problem"] else []
+    told += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
+    told.append(f"disk   {size(disk['free_bytes'])} free{'  ! dispatch pauses: see above' if disk['low'] else ''}")
+    for pull in status["pulls"]:
+        done, total = pull["completed_bytes"], pull["total_bytes"]
+        amount = f"{bar(done or 0, total)}  {size(done)} / {size(total)}"
+        told.append(f"pull   {pull['model']}  {amount}  {pull['status']}")
+    lines += ["", *map(clean, told)]
     if status["jobs"]:
         lines += ["", *job_table(status["jobs"])]
     return lines
-
-
-def _headline(status: Document) -> str:
-    up = duration(age_s(status["started_at"]))
-    rest = f"obatchd {status['version']} · up {up} · pid {status['pid']} · {status['spool']}"
-    return f"{styled(clean(status['state']))} · {clean(rest)}"
-
-
-def _alarm(text: str) -> str:
-    return click.style(clean(text), fg="red")
 
 
 def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]:
@@ -54,68 +59,38 @@ def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]
 
 
 def _server_row(server: Document) -> list[object]:
+    loading, loaded = server["loading"], server["loaded"]
+    model = f"{loaded['model']} ({loaded['context_length']})" if loaded else NOTHING
+    if loading:
+        model = f"loading {loading.get('model', '')}".rstrip()
     readings = _readings(server["gpus"]) if server["gpus"] else [NOTHING] * len(_READINGS)
     busy = f"{server['in_flight']}/{server['slots'] if server['slots'] is not None else '?'}"
     speed = number(server["tokens_per_s"], digits=1)
-    return [server["id"], server["state"], _loaded(server), *readings, busy, speed, server["restarts"]]
+    return [server["id"], server["state"], model, *readings, busy, speed, server["restarts"]]
 
 
 def _readings(gpus: list[Document]) -> list[str]:
     """Of one GPU, or of a group: its memory and power in all, its mean utilisation, its hottest GPU."""
 
-    def known(name: str) -> list[Any]:
+    def known(name: str, combine: Callable[[list[Any]], Any]) -> Any:
         values = [gpu[name] for gpu in gpus]
-        return [] if None in values else values
+        return None if None in values else combine(values)
 
-    def in_all(name: str) -> Any:
-        return sum(values) if (values := known(name)) else None
-
-    busy = known("utilisation_percent")
+    memory = [known(name, sum) for name in ("memory_used_bytes", "memory_total_bytes")]
+    busy = known("utilisation_percent", sum)
     names = dict.fromkeys(str(gpu["name"]).removeprefix("NVIDIA ") for gpu in gpus)
     return [
         f"{','.join(str(gpu['index']) for gpu in gpus)} {', '.join(names)}",
-        number(sum(busy) / len(busy) if busy else None, " %"),
-        _memory(in_all("memory_used_bytes"), in_all("memory_total_bytes")),
-        number(max(known("temp_c"), default=None), " °C"),
-        number(in_all("power_w"), " W"),
+        number(None if busy is None else busy / len(gpus), " %"),
+        "/".join(NOTHING if value is None else f"{value / 1024**3:.1f}" for value in memory),
+        number(known("temp_c", max), " °C"),
+        number(known("power_w", sum), " W"),
     ]
-
-
-def _memory(used_bytes: int | None, total_bytes: int | None) -> str:
-    used, total = (NOTHING if value is None else f"{value / 1024**3:.1f}" for value in (used_bytes, total_bytes))
-    return f"{used}/{total}"
-
-
-def _loaded(server: Document) -> str:
-    if loading := server["loading"]:
-        return f"loading {loading.get('model', '')}".rstrip()
-    if loaded := server["loaded"]:
-        return f"{loaded['model']} ({loaded['context_length']})"
-    return NOTHING
-
-
-def _lines(status: Document) -> list[str]:
-    queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
-    waiting = f"{inbox['settling']} settling, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
-    waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
-    lines = [f"queue  {queue['requests']} requests in {queue['jobs']} jobs", f"inbox  {waiting}"]
-    if inbox["problem"]:
-        lines.append(f"       ! {inbox['problem']}")
-    lines += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
-    low = "  ! dispatch pauses: see above" if disk["low"] else ""
-    return [*lines, f"disk   {size(disk['free_bytes'])} free{low}"]
-
-
-def _pull(pull: Document) -> str:
-    amount = f"{size(pull['completed_bytes'])} / {size(pull['total_bytes'])}"
-    return (
-        f"pull   {pull['model']}  {bar(pull['completed_bytes'] or 0, pull['total_bytes'])}  {amount}  {pull['status']}"
-    )
 
 
 def finished(job: Document) -> int:
     """How many requests of a job have their result."""
-    return sum(job[outcome] or 0 for outcome in ("succeeded", "failed", "cancelled", "expired"))
+    return sum(job[outcome] or 0 for outcome in OUTCOMES)
 
 
 def job_table(jobs: list[Document]) -> list[str]:
@@ -123,20 +98,13 @@ def job_table(jobs: list[Document]) -> list[str]:
     return table(_JOB_HEADINGS, map(_job_row, jobs))
 
 
-def _state(job: Document) -> str:
-    """A job that is over because somebody or its deadline ended it is called so: its bar is full like any other's."""
-    if job["state"] != "done":
-        return str(job["state"])
-    return next((ending for ending in ("cancelled", "expired") if job[ending]), "done")
-
-
 def _job_row(job: Document) -> list[object]:
-    total = job["requests"]
-    done = finished(job)
+    total, done, state = job["requests"], finished(job), job["state"]
+    if state == "done":
+        # Somebody or its deadline ended it: its bar is full like any other's.
+        state = next((ending for ending in ("cancelled", "expired") if job[ending]), state)
+    state = f"paused {state}" if job["paused"] else state
     of = total if total is not None else f"{job['indexed']}+"
-    state = f"{'paused ' if job['paused'] else ''}{_state(job)}"
-    failed = job["failed"] or ""
-    rate, eta = number(job["requests_per_s"], digits=1), duration(job["eta_s"])
-    tokens = number(job["tokens_per_s"], digits=1)
-    progress = bar(done, total)
+    rate, tokens = (number(job[name], digits=1) for name in ("requests_per_s", "tokens_per_s"))
+    eta, progress, failed = duration(job["eta_s"]), bar(done, total), job["failed"] or ""
     return [job["job"], state, job["name"], progress, f"{done}/{of}", failed, job["in_flight"], rate, tokens, eta]

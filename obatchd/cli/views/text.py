@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from unicodedata import combining, east_asian_width
 
 import click
@@ -38,8 +38,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
 
     Args:
         headings: before the name ``>`` aligns the column to the right; where the terminal is narrow ``~`` lets it give
-            way, and ``?`` leaves it out, the last one first. The columns ``STATE`` and ``HEALTH`` are
-            coloured.
+            way, and ``?`` leaves it out, the last one first. ``STATE`` and ``HEALTH`` are coloured.
         rows: cells; ``None`` is shown as a dash.
     """
     names = [heading.lstrip(_MARKS) for heading in headings]
@@ -51,16 +50,16 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
         del widths[spare.pop()]
     shown, gap = fitted or ({column: _LEAST_WIDTH if column in flexible else widths[column] for column in widths}, " ")
 
-    def line(row: Sequence[str], style: Callable[[str, str], str]) -> str:
+    def line(row: Sequence[str], is_heading: bool = False) -> str:
         parts = []
         for column, width in shown.items():
             cell = _cut(row[column], width)
             room = " " * (width - _columns(cell))
-            parts.append(style(names[column], room + cell if ">" in headings[column] else cell + room))
+            cell = room + cell if ">" in headings[column] else cell + room
+            parts.append(styled(cell) if names[column] in ("STATE", "HEALTH") and not is_heading else cell)
         return gap.join(parts).rstrip()
 
-    coloured = [line(row, lambda name, cell: styled(cell) if name in ("STATE", "HEALTH") else cell) for row in cells]
-    return [click.style(line(names, lambda _, cell: cell), bold=True), *coloured]
+    return [click.style(line(names, is_heading=True), bold=True), *map(line, cells)]
 
 
 def _columns(text: str) -> int:

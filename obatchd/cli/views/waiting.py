@@ -1,15 +1,18 @@
-"""``submit --wait``: progress until jobs are over."""
+"""Asking the daemon again and again: ``--watch``, and ``submit --wait``, which shows progress until jobs are over."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from functools import partial
+from typing import Never, TypeVar
 
 import click
 
-from obatchd.cli.command import Document, clean
+from obatchd.cli import exit_codes
+from obatchd.cli.command import Document, Invocation, View, clean
 from obatchd.cli.views.status import finished
 from obatchd.cli.views.text import duration
 from obatchd.errors import DaemonDownError
@@ -19,6 +22,9 @@ _LINE_S = 30.0  # between two lines where there is no terminal to draw on
 _DOWN_S = 120.0  # a daemon that is being restarted is waited for
 _T = TypeVar("_T")
 _OVER = ("done", "refused")
+# Of a terminal (ECMA-48, xterm): its second screen, so that nothing of the first is lost; no flicker by erasing late.
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+_HOME, _ERASE_LINE, _ERASE_BELOW = "\x1b[H", "\x1b[K", "\x1b[K\x1b[J"
 
 
 def wait(look: Callable[[], list[Document]], *, quiet: bool) -> list[Document]:
@@ -58,16 +64,13 @@ def _until_over(look: Callable[[], list[Document]], show: Callable[[list[Documen
 
 def speed(job: Document) -> str:
     """Speed, time left and failures of a job."""
-    parts = []
-    if job["requests_per_s"]:
-        parts.append(f"{job['requests_per_s']:.1f}/s")
-    if job["tokens_per_s"]:
-        parts.append(f"{job['tokens_per_s']:,.0f} tokens/s")
-    if job["eta_s"] is not None:
-        parts.append(f"{duration(job['eta_s'])} left")
-    if job["failed"]:
-        parts.append(f"{job['failed']:,} failed")
-    return ", ".join(parts)
+    parts = (
+        f"{job['requests_per_s']:.1f}/s" if job["requests_per_s"] else "",
+        f"{job['tokens_per_s']:,.0f} tokens/s" if job["tokens_per_s"] else "",
+        f"{duration(job['eta_s'])} left" if job["eta_s"] is not None else "",
+        f"{job['failed']:,} failed" if job["failed"] else "",
+    )
+    return ", ".join(filter(None, parts))
 
 
 def _with_lines(look: Callable[[], list[Document]]) -> list[Document]:
@@ -89,12 +92,8 @@ def _with_bars(look: Callable[[], list[Document]]) -> list[Document]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}", markup=False),
-    )
+    text = partial(TextColumn, markup=False)
+    columns = (text("{task.description}"), BarColumn(), MofNCompleteColumn(), text("{task.fields[speed]}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         tasks = {job["job"]: progress.add_task(clean(job["name"]), total=None, speed="") for job in look()}
 
@@ -104,3 +103,31 @@ def _with_bars(look: Callable[[], list[Document]]) -> list[Document]:
                 progress.update(task, completed=finished(job), total=job["requests"], speed=speed(job))
 
         return _until_over(look, show)
+
+
+def watch(invocation: Invocation, interval_s: float, look: Callable[[], Document], view: View) -> Never:
+    """Show the document of ``look`` every ``interval_s`` until Ctrl-C; with ``--json``, one document a line."""
+    full_screen = sys.stdout.isatty() and not invocation.json
+    try:
+        if full_screen:
+            click.echo(_ENTER, nl=False)
+        while True:
+            if full_screen:
+                _draw(look, view)
+            else:
+                invocation.answer(look(), view=view)
+            time.sleep(interval_s)
+    except KeyboardInterrupt:
+        sys.exit(exit_codes.OK)
+    finally:
+        if full_screen:
+            click.echo(_LEAVE, nl=False)
+
+
+def _draw(look: Callable[[], Document], view: View) -> None:
+    try:
+        lines = [*view(look())]
+    except DaemonDownError as error:  # it may come back
+        lines = [clean(error.message)]
+    room = os.get_terminal_size(sys.stdout.fileno()).lines or len(lines)
+    click.echo(_HOME + f"{_ERASE_LINE}\n".join(lines[:room]) + _ERASE_BELOW, nl=False)

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from obatchd.dispatch.records import Found
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer
+from obatchd.ollama.faults import Cause
 from obatchd.prompts.structured import AnswerFormat, FormatError, Mismatch, Parsed, answer_format, ungrounded
 
 Body = dict[str, Any]
+Ask = Callable[[Body], Awaitable[Answer]]
 _TRIES = 2
 _SOURCE_ROLES = ("user", "tool")
 
 
-async def structured_answer(
-    ask: Callable[[Body], Awaitable[Answer]], body: Body, in_source: Sequence[str]
-) -> tuple[Answer, dict[str, Any]]:
+async def structured_answer(ask: Ask, body: Body, in_source: Sequence[str]) -> Found:
     """The answer to ``body``, whose ``format`` it fits or else has the fault, and more fields for its record.
 
     A model whose answer does not fit is shown the answer and the reason, once. An answer that its token limit cut would
@@ -31,13 +32,11 @@ async def structured_answer(
             if in_source:
                 extra["ungrounded"] = ungrounded(parsed.data, in_source, _source(body))
     except FormatError as error:
-        return Answer("", "", "", 0, 0, 0.0, faults.invalid_format(str(error))), {}
+        return Answer(fault=Cause.INVALID_FORMAT.fault(str(error))), {}
     return answer, extra
 
 
-async def _asked(
-    ask: Callable[[Body], Awaitable[Answer]], body: Body, wanted: AnswerFormat
-) -> tuple[Answer, Parsed | None, int]:
+async def _asked(ask: Ask, body: Body, wanted: AnswerFormat) -> tuple[Answer, Parsed | None, int]:
     earlier: Answer | None = None
     reason = ""
     for tries in range(1, _TRIES + 1):
@@ -56,18 +55,13 @@ async def _asked(
             reason = f"it was cut by its token limit, raise max_response_tokens ({reason})"
             earlier = answer
             break
-        earlier, body = answer, _with_reason(body, answer.text, reason)
+        said = {"role": "assistant", "content": answer.text}
+        wish = f"That does not fit the required format: {reason}. Answer again, with JSON only."
+        earlier = answer
+        body = {**body, "messages": [*body["messages"], said, {"role": "user", "content": wish}]}
     assert earlier is not None
-    return earlier._replace(fault=faults.format_mismatch(reason, tries)), None, tries
-
-
-def _with_reason(body: Body, text: str, reason: str) -> Body:
-    said = {"role": "assistant", "content": text}
-    wish = {
-        "role": "user",
-        "content": f"That does not fit the required format: {reason}. Answer again, with JSON only.",
-    }
-    return {**body, "messages": [*body["messages"], said, wish]}
+    words = f"the answer does not fit the format after {tries} tries: {reason}"
+    return earlier._replace(fault=Cause.FORMAT_MISMATCH.fault(words)), None, tries
 
 
 def _together(earlier: Answer | None, answer: Answer) -> Answer:

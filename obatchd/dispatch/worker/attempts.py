@@ -8,32 +8,36 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from obatchd.context.apply import apply_context, recorded
+import msgspec
+
 from obatchd.context.model import context as prepared_context
 from obatchd.dispatch import protocol, records
 from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
+from obatchd.dispatch.records import Found
 from obatchd.dispatch.worker.answering import structured_answer
 from obatchd.dispatch.worker.body import has_images, left_out, request_body
 from obatchd.dispatch.worker.embedding import Vectors, embed, may_share
 from obatchd.jobs.formats.request import Request, parse_request, request_id
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer, OllamaClient
-from obatchd.ollama.faults import Fault
+from obatchd.ollama.faults import Cause, Fault
+
+_UNCONFIGURED = protocol.Configure("", "", "", "", 0, 0.0, 0.0, 0.0)  # no slot yet
 
 
-class Held:
-    """A request the worker holds; ``task`` is that of its slot while it has one."""
+class Held(msgspec.Struct, eq=False):
+    """A request the worker holds."""
 
-    __slots__ = ("active", "began_s", "fault", "item", "offer", "task", "token_s")
+    item: OfferItem
+    offer: protocol.Offer
+    task: asyncio.Task[None] | None = None  # of its slot while it has one
+    active: int = 0  # requests in a slot when it got one, itself included
+    began_s: float = 0.0  # monotonic; when it got its slot
+    token_s: float = 0.0  # monotonic; of the latest token, 0 before the first
+    fault: Fault | None = None  # why its attempt was ended from outside
 
-    def __init__(self, item: OfferItem, offer: protocol.Offer) -> None:
-        self.item = item
-        self.offer = offer
-        self.task: asyncio.Task[None] | None = None
-        self.active = 0  # requests in a slot when it got one, itself included
-        self.began_s = 0.0  # monotonic; when it got its slot
-        self.token_s = 0.0  # monotonic; of the latest token, 0 before the first
-        self.fault: Fault | None = None  # why its attempt was ended from outside
+
+Together = Sequence[tuple[Held, Request]]
 
 
 class TokenListener(Protocol):
@@ -44,25 +48,16 @@ class TokenListener(Protocol):
 
 
 class Attempts:
-    """Makes results, with the worker's knowledge of its server and its jobs.
-
-    Attributes:
-        server: as the main process configured it.
-        client: asks it.
-        jobs: the common part of a job's requests, by job key.
-        active: slots in use.
-    """
+    """Makes results, with the worker's knowledge of its server and its jobs."""
 
     def __init__(self, listener: TokenListener) -> None:
-        self.server: protocol.Configure | None = None
-        self.client: OllamaClient | None = None
-        self.jobs: dict[int, JobContext] = {}
-        self.active = 0
+        self.server = _UNCONFIGURED  # as the main process configured it
+        self.client: OllamaClient | None = None  # asks it
+        self.jobs: dict[int, JobContext] = {}  # the common part of a job's requests, by job key
+        self.active = 0  # slots in use
         self._listener = listener
 
-    async def run(
-        self, held: Held, joining: Callable[[Held, Request], Sequence[tuple[Held, Request]]]
-    ) -> list[tuple[Held, ResultItem]]:
+    async def run(self, held: Held, joining: Callable[[Held, Request], Together]) -> list[tuple[Held, ResultItem]]:
         """The results of one attempt: of ``held``, and of requests that ``joining`` lets share its call for vectors."""
         started_s, clock = time.time(), time.perf_counter()
         try:
@@ -72,51 +67,43 @@ class Attempts:
             return [(held, self.without_answer(held, fault))]
         if request.embed is not None:
             return await self._embed([(held, request), *joining(held, request)])
-        answer, extra = await self._fulfil(held, request)
-        duration_s = time.perf_counter() - clock
-        return [(held, self._result(held, request, answer, extra, started_s, duration_s))]
+        found = await self._fulfil(held, request)
+        return [(held, self._result(held, request, found, started_s, time.perf_counter() - clock))]
 
     def without_answer(self, held: Held, fault: Fault) -> ResultItem:
         """The result of an attempt that a fault outside the server ended."""
         request = Request(id=request_id(held.item.raw))
-        return self._result(held, request, _failed(fault), None, time.time(), 0.0)
+        return self._result(held, request, (Answer(fault=fault), {}), time.time(), 0.0)
 
-    def _result(
-        self,
-        held: Held,
-        request: Request,
-        answer: Answer,
-        extra: dict[str, Any] | None,
-        started_s: float,
-        duration_s: float,
-    ) -> ResultItem:
-        assert self.server is not None
-        item = held.item
-        record = records.attempt(self.server, held.offer.model, item, request, answer, started_s, duration_s, extra)
+    def _result(self, held: Held, request: Request, found: Found, started_s: float, duration_s: float) -> ResultItem:
+        item, (answer, extra) = held.item, found
+        record = records.attempt(self.server, held.offer.model, item, request, found, started_s, duration_s)
         fault = answer.fault or Fault("", "", "")
         tokens = (answer.prompt_tokens, answer.response_tokens)
         # A constrained answer of a model that thinks takes a slot twice and reports the second time only; images are
         # decoded before the clock of the prompt starts. Neither is a wait (ollama server/routes.go, llama/runner).
-        plain = not (extra and "data" in extra) and not has_images(request)
+        plain = "data" not in extra and not has_images(request)
         return ResultItem(
             item.job, item.line, item.attempt, answer.fault is None, record, duration_s, *tokens, *fault,
             eval_s=answer.eval_s, wait_s=answer.wait_s if plain else 0.0, active=min(held.active, self.active),
             vectors=may_share(request),
         )  # fmt: skip
 
-    async def _fulfil(self, held: Held, request: Request) -> tuple[Answer, dict[str, Any] | None]:
+    async def _fulfil(self, held: Held, request: Request) -> Found:
         """The answer to a request, and more fields for its record."""
         offer, context = held.offer, self.jobs[held.item.job]
         sources: dict[str, Any] = {}
         if held.item.prepared:
             prepared = prepared_context.decode(held.item.prepared)
-            request, sources = apply_context(request, prepared), recorded(prepared)
+            request, sources = prepared.applied_to(request), prepared.recorded()
         elif request.urls or request.files:
-            return _failed(faults.sources_off()), None
+            words = "it names sources, and sources are off here: an administrator can enable [context]"
+            return Answer(fault=Cause.CONTEXT_OFF.fault(words)), {}
         if offer.capabilities and "vision" not in offer.capabilities and has_images(request):
-            return _failed(faults.no_vision(offer.model)), None
+            words = f"the model {offer.model} cannot see images; use one with the capability vision"
+            return Answer(fault=Cause.NOT_SUPPORTED.fault(words)), {}
         body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
-        extra: dict[str, Any] | None = None
+        extra: dict[str, Any] = {}
         if "format" in body and not request.tools:
             in_source = request.in_source if request.in_source is not None else context.in_source
             answer, extra = await structured_answer(partial(self._ask, held), body, in_source)
@@ -125,8 +112,8 @@ class Attempts:
         if answer.tool_calls:
             extra = {"tool_calls": answer.tool_calls}
         if notes := left_out(request, offer.capabilities):
-            extra = {**(extra or {}), "notes": notes}
-        return answer, {**(extra or {}), **sources} if sources else extra
+            extra["notes"] = notes
+        return answer, extra | sources
 
     async def _ask(self, held: Held, body: dict[str, Any]) -> Answer:
         assert self.client is not None
@@ -134,9 +121,9 @@ class Attempts:
         try:
             return await self.client.chat(body, partial(self._listener.token, held))
         except asyncio.CancelledError:
-            return _failed(_given_up(held))
+            return Answer(fault=_given_up(held))
 
-    async def _embed(self, together: Sequence[tuple[Held, Request]]) -> list[tuple[Held, ResultItem]]:
+    async def _embed(self, together: Together) -> list[tuple[Held, ResultItem]]:
         assert self.client is not None
         started_s, clock = time.time(), time.perf_counter()
         held = together[0][0]
@@ -144,11 +131,11 @@ class Attempts:
         try:
             found = await embed(self.client.embed, requests, self.jobs[held.item.job], held.offer)
         except asyncio.CancelledError:
-            found = [Vectors(_failed(_given_up(held)), {})] * len(together)
+            found = [Vectors(Answer(fault=_given_up(held)), {})] * len(together)
         self._listener.token(held)
         duration_s = (time.perf_counter() - clock) / len(together)
         return [
-            (one, self._result(one, request, vectors.answer, vectors.extra, started_s, duration_s))
+            (one, self._result(one, request, vectors, started_s, duration_s))
             for (one, request), vectors in zip(together, found, strict=True)
         ]
 
@@ -159,7 +146,3 @@ def _given_up(held: Held) -> Fault:
         raise asyncio.CancelledError
     held.task.uncancel()  # only the attempt ends here
     return held.fault
-
-
-def _failed(fault: Fault) -> Answer:
-    return Answer("", "", "", 0, 0, 0.0, fault)

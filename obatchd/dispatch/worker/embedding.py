@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-import msgspec
-
 from obatchd.dispatch.protocol import JobContext, Offer
 from obatchd.dispatch.worker.body import LOAD_OPTIONS
 from obatchd.jobs.formats.request import Request
@@ -54,8 +52,7 @@ async def embed(ask: Ask, requests: Sequence[Request], context: JobContext, offe
     if answered.fault is not None:
         if len(requests) > 1 and answered.fault.kind == faults.REQUEST:
             return [(await embed(ask, [request], context, offer))[0] for request in requests]
-        failed = Answer("", "", "", 0, 0, 0.0, answered.fault)
-        return [Vectors(failed, {}) for _ in requests]
+        return [Vectors(Answer(fault=answered.fault), {}) for _ in requests]
     return _shared(requests, answered)
 
 
@@ -81,16 +78,11 @@ def _shared(requests: Sequence[Request], answered: Embedded) -> list[Vectors]:
         vectors = answered.vectors[begin : begin + count]
         begin, length = begin + count, length + own
         until = answered.prompt_tokens * length // max(1, total)
-        extra = _extra(request, vectors, len(requests))
-        found.append(Vectors(Answer("", "", "stop", until - counted, 0, 0.0, None), extra))
+        extra: dict[str, Any] = {"embedding": vectors[0]} if isinstance(request.embed, str) else {"embeddings": vectors}
+        if len(requests) > 1:
+            extra["together"] = len(requests)
+        if request.encoding:
+            extra["encoding"] = request.encoding
+        found.append(Vectors(Answer(done_reason="stop", prompt_tokens=until - counted), extra))
         counted = until
     return found
-
-
-def _extra(request: Request, vectors: list[msgspec.Raw], together: int) -> dict[str, Any]:
-    extra: dict[str, Any] = {"embedding": vectors[0]} if isinstance(request.embed, str) else {"embeddings": vectors}
-    if together > 1:
-        extra["together"] = together
-    if request.encoding:
-        extra["encoding"] = request.encoding
-    return extra

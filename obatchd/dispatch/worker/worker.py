@@ -55,7 +55,7 @@ class Worker:
 
     async def run(self) -> None:
         """Serve until the socket closes."""
-        self._send(protocol.Hello(os.getpid()))
+        self._channel.send(protocol.Hello(os.getpid()))
         ticker = asyncio.create_task(self._tick())
         with contextlib.suppress(ConnectionError):
             while True:
@@ -87,15 +87,14 @@ class Worker:
                 self._report_progress()
 
     def _reconfigure(self, message: protocol.Configure) -> None:
-        old, self._attempts.server = self._attempts.server, message
-        if self._attempts.client is None or old is None or msgspec.structs.replace(old, slots=message.slots) != message:
-            if self._attempts.client is not None:
-                closing = self._loop.create_task(self._attempts.client.close())
+        attempts, limit_s = self._attempts, message.connect_timeout_s
+        old, attempts.server = attempts.server, message
+        if attempts.client is None or msgspec.structs.replace(old, slots=message.slots) != message:
+            if attempts.client is not None:
+                closing = self._loop.create_task(attempts.client.close())
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
-            self._attempts.client = OllamaClient(
-                message.base_url, message.token, connect_timeout_s=message.connect_timeout_s
-            )
+            attempts.client = OllamaClient(message.base_url, message.token, connect_timeout_s=limit_s)
         for held in self._held.values():
             if held.task is not None:
                 self._watch_limit(held)
@@ -103,7 +102,7 @@ class Worker:
 
     def _fill(self) -> None:
         """Open a slot for each request that may begin; a slot goes on with the next request by itself."""
-        slots = self._attempts.server.slots if self._attempts.server else 0
+        slots = self._attempts.server.slots
         for _ in range(min(len(self._queue), slots - self._attempts.active)):
             if self._attempts.active == 0:
                 self._last_token_s = time.monotonic()
@@ -127,7 +126,7 @@ class Worker:
 
     def _next(self) -> Held | None:
         """The request that begins now; None when there is none, or when slots became fewer."""
-        slots = self._attempts.server.slots if self._attempts.server else 0
+        slots = self._attempts.server.slots
         while self._queue and self._attempts.active <= slots:
             key = self._queue.popleft()
             held = self._held.get(key)
@@ -140,13 +139,6 @@ class Worker:
                 return held
         return None
 
-    def _result(self, held: Held, result: ResultItem) -> None:
-        key = (held.item.job, held.item.line)
-        if self._held.get(key) is held:
-            del self._held[key]
-            self._results.append(result)
-            self._flush_soon()
-
     def _recall(self, count: int) -> None:
         returned: list[tuple[int, int]] = []
         while self._queue and len(returned) < count:
@@ -154,7 +146,7 @@ class Worker:
             if self._held.pop(key, None) is not None:
                 returned.append(key)
         self._flush()
-        self._send(protocol.Returned(returned))
+        self._channel.send(protocol.Returned(returned))
 
     def _cancel(self, job: int) -> None:
         keys = [key for key in self._held if key[0] == job]
@@ -163,7 +155,7 @@ class Worker:
             if held.task is not None:
                 held.task.cancel()
         self._flush()
-        self._send(protocol.Returned(keys))
+        self._channel.send(protocol.Returned(keys))
 
     def _give_up(self, held: Held, fault: Fault) -> None:
         if held.task is not None and held.fault is None:
@@ -175,9 +167,9 @@ class Worker:
         self._tokens += 1
         self._last_token_s = held.token_s = time.monotonic()
 
-    def _give_up_stuck(self, settings: protocol.Configure) -> None:
+    def _give_up_stuck(self) -> None:
         """An answer that began and stopped while others go on is stuck; one that did not begin may have to wait."""
-        now_s, limit_s = time.monotonic(), settings.stall_s
+        now_s, limit_s = time.monotonic(), self._attempts.server.stall_s
         if now_s - self._last_token_s >= limit_s / 2:
             return  # nothing moves on this server: the main process knows whether its GPU is busy
         for held in self._held.values():
@@ -186,7 +178,6 @@ class Worker:
 
     def _watch_limit(self, held: Held) -> None:
         """See to it that an attempt ends in time: by one timer for all, which rings for the first whose time is up."""
-        assert self._attempts.server is not None
         ends_s = held.began_s + (held.item.limit_s or self._attempts.server.request_timeout_s)
         if self._limit is None or ends_s < self._limit_s:
             if self._limit is not None:
@@ -195,7 +186,6 @@ class Worker:
             self._limit = self._loop.call_later(max(0.0, ends_s - time.monotonic()), self._give_up_late)
 
     def _give_up_late(self) -> None:
-        assert self._attempts.server is not None
         self._limit, now_s = None, time.monotonic()
         for held in self._held.values():
             if held.task is None:
@@ -215,7 +205,11 @@ class Worker:
             fault = Fault(faults.ANSWER, "worker_defect", f"line {held.item.line}: {type(error).__name__}: {error}")
             results = [(one, self._attempts.without_answer(one, fault)) for one in (held, *joined)]
         for one, result in results:
-            self._result(one, result)
+            key = (one.item.job, one.item.line)
+            if self._held.get(key) is one:
+                del self._held[key]
+                self._results.append(result)
+                self._flush_soon()
 
     def _joining(self, joined: list[Held], first: Held, request: Request) -> list[tuple[Held, Request]]:
         """The next requests of the job that can share a call; half of the queue stays for the next one.
@@ -244,11 +238,12 @@ class Worker:
         self._queue.extendleft(reversed(passed))
         return found
 
-    # Sending: everything of one turn of the loop goes out in as few frames as possible.
+    # Sending: everything of one turn of the loop goes out in as few frames as possible. Where that fails, the main
+    # process is gone, and this one about to be.
 
     def _flush_soon(self) -> None:
         """While there is enough to do, messages may gather for a moment; before work runs out, they may not."""
-        slots = self._attempts.server.slots if self._attempts.server else 0
+        slots = self._attempts.server.slots
         if len(self._queue) <= slots:
             if self._flushing is None or self._gathering:
                 self._stop_gathering()
@@ -267,28 +262,25 @@ class Worker:
         self._stop_gathering()
         # Ends before beginnings, or more requests than slots would seem to be in flight.
         if self._results:
-            self._send(protocol.Results(self._results))
+            self._channel.send(protocol.Results(self._results))
             self._results = []
         if self._started:
             if going := [key for key in self._started if key in self._held]:
-                self._send(protocol.Started(going))
+                self._channel.send(protocol.Started(going))
             self._started = []
-
-    def _send(self, message: protocol.ToMain) -> None:
-        self._channel.send(message)  # else the main process is gone, and this one about to be
 
     def _report_progress(self) -> None:
         silent_s = time.monotonic() - self._last_token_s if self._attempts.active else 0.0
-        self._send(protocol.Progress(self._tokens, self._attempts.active, silent_s))
+        self._channel.send(protocol.Progress(self._tokens, self._attempts.active, silent_s))
         self._tokens = 0
 
     async def _tick(self) -> None:
         # Nothing to say while idle: an idle worker costs no wake-up of the main process.
         while True:
             await asyncio.sleep(_PROGRESS_S)
-            if self._attempts.server is not None and (self._attempts.active or self._tokens):
+            if self._attempts.active or self._tokens:
                 self._report_progress()
-                self._give_up_stuck(self._attempts.server)
+                self._give_up_stuck()
 
 
 def _parsed(held: Held) -> Request | None:
@@ -299,7 +291,6 @@ def _parsed(held: Held) -> Request | None:
 
 
 def main(connection: socket.socket) -> None:
-    """The work of the process."""
     uvloop.run(_serve(connection))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import attrs
 import pynvml
 
 from obatchd.gpus.model import Trouble
@@ -24,30 +25,22 @@ _TROUBLES: dict[int, Trouble] = {
     pynvml.NVML_ERROR_CORRUPTED_INFOROM: "inforom_corrupted",
 }
 _WORST: tuple[Trouble, ...] = ("", "inforom_corrupted", "irq", "unknown", "reset_required", "lost")
-_VALUES = {
-    pynvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
-    pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
-    pynvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
-}
+_VALUES = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")  # by nvmlValueType_t of nvml.h
 _NOT_AVAILABLE = frozenset({0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF})
 
 
+@attrs.define(eq=False)
 class Asking:
     """Asks one card for fields, and keeps the errors of each apart."""
 
-    def __init__(self) -> None:
-        self.errors: dict[str, str] = {}
-        self.trouble: Trouble = ""
-        self.answers = 0
+    errors: dict[str, str] = attrs.field(factory=dict)
+    trouble: Trouble = ""
+    answers: int = 0
 
-    def field(self, name: str, read: Callable[[], T]) -> T | None:
-        """The value; None when the card or driver does not tell, or when it failed, which is then in ``errors``."""
+    def field(self, name: str, read: Callable[..., T], *given: Any) -> T | None:
+        """What ``read`` answers to ``given``; None when card or driver do not tell, or after an entry in ``errors``."""
         try:
-            value = read()
+            value = read(*given)
         except ERRORS as error:
             self.failed(name, error)
             return None
@@ -56,49 +49,48 @@ class Asking:
 
     def failed(self, name: str, error: Exception) -> None:
         """Note an error of one field. "Not supported" is none."""
-        code = getattr(error, "value", None)  # never compared as a whole: NVMLError's == fails on other types
-        if code in ABSENT:
-            return
+        code = getattr(error, "value", 0)  # never compared as a whole: NVMLError's == fails on other types
+        if code not in ABSENT:
+            self._note(name, error, _TROUBLES.get(code, ""))
+
+    def gone(self, error: Any) -> None:
+        """The device itself is not found under its UUID, although it was there."""
+        absent: Trouble = "lost" if error.value == pynvml.NVML_ERROR_NOT_FOUND else "unknown"
+        self._note("handle", error, _TROUBLES.get(error.value, absent))
+
+    def _note(self, name: str, error: Exception, trouble: Trouble) -> None:
         self.errors[name] = words(error)
-        trouble = _TROUBLES.get(code, "") if code is not None else ""
         self.trouble = max(self.trouble, trouble, key=_WORST.index)
 
-    def gone(self, error: Exception) -> None:
-        """The device itself is not found under its UUID, although it was there."""
-        self.errors["handle"] = words(error)
-        known = _TROUBLES.get(getattr(error, "value", -1), "")
-        found = getattr(error, "value", None) == pynvml.NVML_ERROR_NOT_FOUND
-        self.trouble = max(known or ("lost" if found else "unknown"), self.trouble, key=_WORST.index)
+
+def newest(new: Callable[..., T], old: Callable[..., T], *given: Any) -> T:
+    """What ``new`` answers to ``given``, or ``old`` where the driver does not know that call yet."""
+    try:
+        return new(*given)
+    except pynvml.NVMLError as error:
+        if error.value not in _OLD_CALL:
+            raise
+    return old(*given)
 
 
-def newest(*calls: Callable[[], T]) -> T:
-    """The first call that this driver knows, newest first; raises what the last one raises."""
-    for call in calls[:-1]:
-        try:
-            return call()
-        except pynvml.NVMLError as error:
-            if error.value not in _OLD_CALL:
-                raise
-    return calls[-1]()
-
-
-def field_values(handle: Any, numbers: Sequence[int], asking: Asking, prefix: str) -> dict[int, float]:
+def field_values(handle: Any, numbers: Sequence[int], asking: Asking, prefix: str) -> dict[int, Any]:
     """Values by field number, in one call. A bad number fails for itself only; each has a return code of its own."""
-    values = asking.field(prefix, lambda: pynvml.nvmlDeviceGetFieldValues(handle, list(numbers)))
-    found: dict[int, float] = {}
+    values = asking.field(prefix, pynvml.nvmlDeviceGetFieldValues, handle, list(numbers))
+    found: dict[int, Any] = {}
     for number, entry in zip(numbers, values or (), strict=False):
         if entry.nvmlReturn == pynvml.NVML_SUCCESS:
-            if (kind := _VALUES.get(entry.valueType)) and (value := getattr(entry.value, kind)) not in _NOT_AVAILABLE:
+            value = getattr(entry.value, _VALUES[entry.valueType]) if entry.valueType < len(_VALUES) else None
+            if value is not None and value not in _NOT_AVAILABLE:
                 found[number] = value
         elif entry.nvmlReturn not in _ABSENT_FIELD:
             asking.failed(f"{prefix}.{number}", pynvml.NVMLError(entry.nvmlReturn))
     return found
 
 
-def or_none(read: Callable[[], T]) -> T | None:
-    """The value, or None where it is not supported; other errors are raised."""
+def or_none(read: Callable[..., T], *given: Any) -> T | None:
+    """What ``read`` answers to ``given``, or None where it is not supported; other errors are raised."""
     try:
-        return read()
+        return read(*given)
     except pynvml.NVMLError as error:
         if error.value not in ABSENT:
             raise
@@ -106,7 +98,7 @@ def or_none(read: Callable[[], T]) -> T | None:
 
 
 def text(value: str | bytes) -> str:
-    """Old bindings give bytes."""
+    """Some calls of the binding give bytes."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 

@@ -9,6 +9,7 @@ lists raise ``NVMLLibraryMismatchError``, which is no ``NVMLError``.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ _NO_DRIVER = frozenset({pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_D
 _UPDATED = "The NVIDIA driver was updated under the running kernel module: reboot the host."
 _KERNEL_MODULE = Path("/proc/driver/nvidia/version")
 _MAPPED = Path("/proc/self/maps")
+_MEMORY_TEMP = pynvml.NVML_FI_DEV_MEMORY_TEMP
 
 
 class Nvml(GpuSource):
@@ -35,10 +37,10 @@ class Nvml(GpuSource):
     """
 
     def __init__(self) -> None:
-        self.problems: list[str] = []  # of the latest listing: GPUs that cannot be used, in plain words
-        self._gpus: dict[str, Gpu] = {}
+        self.problems: list[str] = []  # of the listing: GPUs that cannot be used, in plain words
+        self._gpus: list[Gpu] = []
         self._handles: dict[str, Any] = {}
-        self._cards: dict[str, tuple[int, str]] = {}  # UUID to index and bus id; slices share their card
+        self._cards: dict[str, Gpu] = {}  # by UUID; slices share their card
         self._inforom: dict[str, bool | None] = {}
         self._events: health.Events | None = None
         try:
@@ -48,21 +50,19 @@ class Nvml(GpuSource):
             raise _explained(error) from error
 
     def gpus(self) -> list[Gpu]:
-        self.problems = []
-        found: list[Gpu] = []
+        self.problems, self._gpus = [], []
         for index in range(pynvml.nvmlDeviceGetCount()):
             try:
-                found += self._list(index)
+                self._gpus += self._list(index)
             except ERRORS as error:
                 self.problems.append(f"GPU {index} cannot be used: {words(error)}")
-        self._gpus = {gpu.uuid: gpu for gpu in found}
-        return found
+        return list(self._gpus)
 
     def _list(self, index: int) -> list[Gpu]:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         parent = self._describe(handle, index)
-        mode = or_none(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0])
-        if mode != pynvml.NVML_DEVICE_MIG_ENABLE:
+        mode = or_none(pynvml.nvmlDeviceGetMigMode, handle)
+        if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
             return [parent]
         slices: list[Gpu] = []
         for position in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
@@ -80,23 +80,23 @@ class Nvml(GpuSource):
     def _describe(self, handle: Any, index: int, parent: Gpu | None = None, position: int | None = None) -> Gpu:
         uuid = text(pynvml.nvmlDeviceGetUUID(handle))
         self._handles[uuid] = handle
-        bus_id = parent.pci_bus_id if parent else text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
-        if parent is None:
-            self._cards[uuid] = (index, bus_id)
-        memory = or_none(lambda: _memory(handle))
-        return Gpu(
+        memory = or_none(_memory, handle)
+        gpu = Gpu(
             uuid=uuid,
-            name=or_none(lambda: text(pynvml.nvmlDeviceGetName(handle))) or (parent.name if parent else "unknown"),
+            name=text(or_none(pynvml.nvmlDeviceGetName, handle) or (parent.name if parent else "unknown")),
             index=index,
-            pci_bus_id=bus_id,
-            memory_bytes=memory[1] if memory else None,
+            pci_bus_id=parent.pci_bus_id if parent else text(pynvml.nvmlDeviceGetPciInfo(handle).busId),
+            memory_bytes=memory.total if memory else None,
             driver=self._driver,
             parent_uuid=parent.uuid if parent else None,
             slice_index=position,
         )
+        if parent is None:
+            self._cards[uuid] = gpu
+        return gpu
 
     def readings(self) -> list[Reading]:
-        return [self._read(gpu) for gpu in self._gpus.values()]
+        return [self._read(gpu) for gpu in self._gpus]
 
     def _read(self, gpu: Gpu) -> Reading:
         ask = Asking()
@@ -105,37 +105,37 @@ class Nvml(GpuSource):
         card = self._handle(gpu.parent_uuid, ask) if gpu.parent_uuid else handle
         if handle is None or card is None:
             return Reading(uuid=gpu.uuid, at_s=time.time(), errors=ask.errors, trouble=ask.trouble)
-        memory = ask.field("memory", lambda: _memory(handle))
-        utilisation = ask.field("utilisation", lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
-        values = {
-            "temp_c": ask.field("temp", lambda: _temperature(card)),
-            "power_w": ask.field("power", lambda: pynvml.nvmlDeviceGetPowerUsage(card) / 1000),
-            "power_limit_w": ask.field("power_limit", lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(card) / 1000),
-            "margin_c": ask.field("margin", lambda: int(pynvml.nvmlDeviceGetMarginTemperature(card))),
-            "clock_mhz": ask.field("clock", lambda: _clock(card, pynvml.NVML_CLOCK_SM)),
-            "memory_clock_mhz": ask.field("memory_clock", lambda: _clock(card, pynvml.NVML_CLOCK_MEM)),
-            "clock_reasons": ask.field("clock_reasons", lambda: _clock_reasons(card)),
-            "performance_state": ask.field("performance_state", lambda: _performance_state(card)),
-            "fan_percent": ask.field("fan", lambda: int(pynvml.nvmlDeviceGetFanSpeed(card))),
-            "memory_temp_c": _memory_temp(card, ask),
-        }
-        processes = ask.field("processes", lambda: _processes(handle)) or []
-        if ask.errors:  # found again by UUID next time: the driver may have reset it
-            self._handles.pop(gpu.uuid, None)
-        if not ask.answers and not ask.trouble:
-            ask.trouble = "unknown"
-        return Reading(
+        memory = ask.field("memory", _memory, handle)
+        utilisation = ask.field("utilisation", pynvml.nvmlDeviceGetUtilizationRates, handle)
+        power_mw = ask.field("power", pynvml.nvmlDeviceGetPowerUsage, card)
+        power_limit_mw = ask.field("power_limit", pynvml.nvmlDeviceGetEnforcedPowerLimit, card)
+        state = ask.field("performance_state", pynvml.nvmlDeviceGetPerformanceState, card)
+        processes = ask.field("processes", pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+        reading = Reading(
             uuid=gpu.uuid,
             at_s=time.time(),
-            utilisation_percent=int(utilisation.gpu) if utilisation else None,
-            memory_utilisation_percent=int(utilisation.memory) if utilisation else None,
-            memory_used_bytes=memory[0] if memory else None,
-            memory_total_bytes=memory[1] if memory else None,
-            processes=processes,
+            utilisation_percent=utilisation.gpu if utilisation else None,
+            memory_utilisation_percent=utilisation.memory if utilisation else None,
+            memory_used_bytes=memory.used if memory else None,
+            memory_total_bytes=memory.total if memory else None,
+            temp_c=ask.field("temp", _temperature, card),
+            power_w=None if power_mw is None else power_mw / 1000,
+            power_limit_w=None if power_limit_mw is None else power_limit_mw / 1000,
+            margin_c=ask.field("margin", pynvml.nvmlDeviceGetMarginTemperature, card),
+            clock_mhz=ask.field("clock", pynvml.nvmlDeviceGetClockInfo, card, pynvml.NVML_CLOCK_SM),
+            memory_clock_mhz=ask.field("memory_clock", pynvml.nvmlDeviceGetClockInfo, card, pynvml.NVML_CLOCK_MEM),
+            clock_reasons=ask.field("clock_reasons", _clock_reasons, card),
+            performance_state=None if state == pynvml.NVML_PSTATE_UNKNOWN else state,
+            fan_percent=ask.field("fan", pynvml.nvmlDeviceGetFanSpeed, card),
+            # Of HBM; other cards have no such field, or answer 0.
+            memory_temp_c=field_values(card, [_MEMORY_TEMP], ask, "memory_temp").get(_MEMORY_TEMP) or None,
+            processes=[GpuProcess(entry.pid, entry.usedGpuMemory) for entry in processes or ()],
             errors=ask.errors,
-            trouble=ask.trouble,
-            **values,
+            trouble=ask.trouble or ("" if ask.answers else "unknown"),  # asked for last
         )
+        if ask.errors:  # found again by UUID next time: the driver may have reset it
+            self._handles.pop(gpu.uuid, None)
+        return reading
 
     def _handle(self, uuid: str, ask: Asking) -> Any:
         if uuid not in self._handles:
@@ -147,11 +147,11 @@ class Nvml(GpuSource):
 
     def identities(self) -> list[Identity]:
         found = []
-        for uuid, (index, bus_id) in self._cards.items():
+        for uuid, card in self._cards.items():
             if (handle := self._handle(uuid, Asking())) is not None:
                 if uuid not in self._inforom:
                     self._inforom[uuid] = health.inforom_valid(handle)
-                found.append(health.identity(handle, uuid, index, self._driver, bus_id))
+                found.append(health.identity(handle, card))
         return found
 
     def slow_readings(self) -> list[SlowReading]:
@@ -179,51 +179,20 @@ class Nvml(GpuSource):
         return "", ""
 
 
-def _memory(handle: Any) -> tuple[int, int]:
-    """Used and total bytes. Version 1 of the call counts memory reserved by the driver as used."""
-    memory = newest(
-        lambda: pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2),
-        lambda: pynvml.nvmlDeviceGetMemoryInfo(handle),
-    )
-    return int(memory.used), int(memory.total)
+def _memory(handle: Any) -> Any:
+    """``used`` and ``total`` bytes. Version 1 of the call counts memory reserved by the driver as used."""
+    version_2 = partial(pynvml.nvmlDeviceGetMemoryInfo, version=pynvml.nvmlMemory_v2)
+    return newest(version_2, pynvml.nvmlDeviceGetMemoryInfo, handle)
 
 
-def _temperature(handle: Any) -> int:
-    sensor = pynvml.NVML_TEMPERATURE_GPU
-    value = newest(
-        lambda: pynvml.nvmlDeviceGetTemperatureV(handle, sensor),
-        lambda: pynvml.nvmlDeviceGetTemperature(handle, sensor),
-    )
-    return int(value)
+def _temperature(handle: Any) -> Any:
+    calls = pynvml.nvmlDeviceGetTemperatureV, pynvml.nvmlDeviceGetTemperature
+    return newest(*calls, handle, pynvml.NVML_TEMPERATURE_GPU)
 
 
-def _memory_temp(handle: Any, ask: Asking) -> int | None:
-    """Of HBM; the others have no such field, or answer 0."""
-    number = pynvml.NVML_FI_DEV_MEMORY_TEMP
-    value = field_values(handle, [number], ask, "memory_temp").get(number)
-    return int(value) if value else None
-
-
-def _clock(handle: Any, kind: int) -> int:
-    return int(pynvml.nvmlDeviceGetClockInfo(handle, kind))
-
-
-def _clock_reasons(handle: Any) -> int:
-    bits = newest(
-        lambda: pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle),
-        lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
-    )
-    return int(bits)
-
-
-def _performance_state(handle: Any) -> int | None:
-    state = int(pynvml.nvmlDeviceGetPerformanceState(handle))
-    return state if state <= pynvml.NVML_PSTATE_15 else None
-
-
-def _processes(handle: Any) -> list[GpuProcess]:
-    found = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
-    return [GpuProcess(int(entry.pid), entry.usedGpuMemory) for entry in found]
+def _clock_reasons(handle: Any) -> Any:
+    calls = pynvml.nvmlDeviceGetCurrentClocksEventReasons, pynvml.nvmlDeviceGetCurrentClocksThrottleReasons
+    return newest(*calls, handle)
 
 
 def _read(path: Path) -> str:

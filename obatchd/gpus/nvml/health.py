@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from ctypes import byref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pynvml
 
 import obatchd.log
-from obatchd.gpus.model import Identity, SlowReading, XidEvent
+from obatchd.gpus.model import Gpu, Identity, SlowReading, XidEvent
 from obatchd.gpus.nvml.calls import Asking, field_values, text
 
 log = obatchd.log.get(__name__)
@@ -40,50 +41,52 @@ _FIELDS = {  # of SlowReading, with the unit of the field
 }
 
 
-def identity(handle: Any, uuid: str, index: int, driver: str, bus_id: str) -> Identity:
+def identity(handle: Any, card: Gpu) -> Identity:
     """The identity of a card, and its own limits; unknown fields stay empty."""
-    ask = Asking()
+    ask = partial(Asking().field, "identity")
 
     def words(read: Any) -> str:
-        return text(ask.field("identity", lambda: read(handle)) or "")
+        return text(ask(read, handle) or "")
 
     def limit_c(kind: int) -> int | None:
-        value = ask.field("limit", lambda: pynvml.nvmlDeviceGetTemperatureThreshold(handle, kind))
-        return value or None  # some cards answer 0 for "none"
+        return ask(pynvml.nvmlDeviceGetTemperatureThreshold, handle, kind) or None  # some cards answer 0 for "none"
 
-    ecc = ask.field("ecc", lambda: pynvml.nvmlDeviceGetEccMode(handle))
-    mig = ask.field("mig", lambda: pynvml.nvmlDeviceGetMigMode(handle))
-    persistence = ask.field("persistence", lambda: pynvml.nvmlDeviceGetPersistenceMode(handle))
-    power_mw = ask.field("power", lambda: pynvml.nvmlDeviceGetPowerManagementDefaultLimit(handle))
-    memory = ask.field("memory", lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
-    cuda = ask.field("cuda", pynvml.nvmlSystemGetCudaDriverVersion)
+    ecc, ecc_pending = map(_flag, ask(pynvml.nvmlDeviceGetEccMode, handle) or (None, None))
+    mig, _ = map(_flag, ask(pynvml.nvmlDeviceGetMigMode, handle) or (None, None))
+    power_mw = ask(pynvml.nvmlDeviceGetPowerManagementDefaultLimit, handle)
+    memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    cuda = ask(pynvml.nvmlSystemGetCudaDriverVersion)
     return Identity(
-        uuid=uuid,
+        uuid=card.uuid,
         name=words(pynvml.nvmlDeviceGetName),
-        index=index,
-        pci_bus_id=bus_id,
-        slot=physical_slot(bus_id),
+        index=card.index,
+        pci_bus_id=card.pci_bus_id,
+        slot=physical_slot(card.pci_bus_id),
         serial=words(pynvml.nvmlDeviceGetSerial),
         board_part_number=words(pynvml.nvmlDeviceGetBoardPartNumber),
         vbios=words(pynvml.nvmlDeviceGetVbiosVersion),
         inforom=words(pynvml.nvmlDeviceGetInforomImageVersion),
-        driver=driver,
+        driver=card.driver,
         cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else "",
         gsp_firmware=words(pynvml.nvmlDeviceGetGspFirmwareVersion),
-        memory_bytes=int(memory.total) if memory else None,
-        ecc=bool(ecc[0]) if ecc else None,
-        ecc_pending=bool(ecc[1]) if ecc else None,
-        mig=bool(mig[0]) if mig else None,
-        persistence=None if persistence is None else bool(persistence),
+        memory_bytes=memory.total if memory else None,
+        ecc=ecc,
+        ecc_pending=ecc_pending,
+        mig=mig,
+        persistence=_flag(ask(pynvml.nvmlDeviceGetPersistenceMode, handle)),
         power_default_w=power_mw / 1000 if power_mw else None,
         temp_max_c=limit_c(pynvml.NVML_TEMPERATURE_THRESHOLD_GPU_MAX),
         temp_slowdown_c=limit_c(pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN),
         temp_shutdown_c=limit_c(pynvml.NVML_TEMPERATURE_THRESHOLD_SHUTDOWN),
         memory_temp_max_c=limit_c(pynvml.NVML_TEMPERATURE_THRESHOLD_MEM_MAX),
-        clock_max_mhz=ask.field("clock", lambda: pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)),
-        pcie_gen_max=ask.field("pcie_gen", lambda: pynvml.nvmlDeviceGetMaxPcieLinkGeneration(handle)),
-        pcie_width_max=ask.field("pcie_width", lambda: pynvml.nvmlDeviceGetMaxPcieLinkWidth(handle)),
+        clock_max_mhz=ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        pcie_gen_max=ask(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+        pcie_width_max=ask(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle),
     )
+
+
+def _flag(value: int | None) -> bool | None:
+    return None if value is None else bool(value)
 
 
 def physical_slot(bus_id: str, slots: Path = _SLOTS) -> str:
@@ -100,26 +103,25 @@ def slow_reading(handle: Any, uuid: str, inforom_valid: bool | None) -> SlowRead
     ask = Asking()
 
     def ecc(kind: int, counter: int) -> int | None:
-        return ask.field("ecc", lambda: int(pynvml.nvmlDeviceGetTotalEccErrors(handle, kind, counter)))
+        return ask.field("ecc", pynvml.nvmlDeviceGetTotalEccErrors, handle, kind, counter)
 
     def sram(counter: int) -> int | None:
-        call = pynvml.nvmlDeviceGetMemoryErrorCounter
-        return ask.field("sram", lambda: int(call(handle, _UNCORRECTED, counter, _SRAM)))
+        return ask.field("sram", pynvml.nvmlDeviceGetMemoryErrorCounter, handle, _UNCORRECTED, counter, _SRAM)
 
     def retired(cause: int) -> int | None:
-        return ask.field("pages", lambda: len(pynvml.nvmlDeviceGetRetiredPages(handle, cause)))
+        pages = ask.field("pages", pynvml.nvmlDeviceGetRetiredPages, handle, cause)
+        return None if pages is None else len(pages)
 
-    rows = ask.field("rows", lambda: pynvml.nvmlDeviceGetRemappedRows(handle))
-    histogram = ask.field("row_histogram", lambda: pynvml.nvmlDeviceGetRowRemapperHistogram(handle))
-    repair = ask.field("repair", lambda: pynvml.nvmlDeviceGetRepairStatus(handle))
-    pending = ask.field("pages_pending", lambda: pynvml.nvmlDeviceGetRetiredPagesPendingStatus(handle))
+    rows = ask.field("rows", pynvml.nvmlDeviceGetRemappedRows, handle) or (None, None, None, None)
+    histogram = ask.field("row_histogram", pynvml.nvmlDeviceGetRowRemapperHistogram, handle)
+    repair = ask.field("repair", pynvml.nvmlDeviceGetRepairStatus, handle)
     fields: dict[str, Any] = _by_field(handle, ask)
     if "pcie_replays" not in fields:
-        fields["pcie_replays"] = ask.field("replays", lambda: int(pynvml.nvmlDeviceGetPcieReplayCounter(handle)))
+        fields["pcie_replays"] = ask.field("replays", pynvml.nvmlDeviceGetPcieReplayCounter, handle)
     if "energy_j" not in fields:
         fields["energy_j"] = ask.field("energy", lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
     if "sw_thermal_s" not in fields:  # older drivers count all slowing for heat together
-        fields["sw_thermal_s"] = ask.field("thermal", lambda: _thermal_s(handle))
+        fields["sw_thermal_s"] = ask.field("thermal", _thermal_s, handle)
     return SlowReading(
         uuid=uuid,
         at_s=time.time(),
@@ -129,21 +131,19 @@ def slow_reading(handle: Any, uuid: str, inforom_valid: bool | None) -> SlowRead
         ecc_uncorrected_aggregate=ecc(_UNCORRECTED, _AGGREGATE),
         sram_uncorrected=sram(_VOLATILE),
         sram_uncorrected_aggregate=sram(_AGGREGATE),
-        sram_threshold_exceeded=ask.field("sram_threshold", lambda: _sram_threshold(handle)),
-        remapped_corrected=rows[0] if rows else None,
-        remapped_uncorrected=rows[1] if rows else None,
-        remap_pending=bool(rows[2]) if rows else None,
-        remap_failed=bool(rows[3]) if rows else None,
-        banks_without_spares=int(histogram.none) if histogram else None,
+        sram_threshold_exceeded=ask.field("sram_threshold", _sram_threshold, handle),
+        remapped_corrected=rows[0],
+        remapped_uncorrected=rows[1],
+        remap_pending=_flag(rows[2]),
+        remap_failed=_flag(rows[3]),
+        banks_without_spares=histogram.none if histogram else None,
         retired_single_bit=retired(pynvml.NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS),
         retired_double_bit=retired(pynvml.NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR),
-        retired_pending=None if pending is None else bool(pending),
+        retired_pending=_flag(ask.field("pages_pending", pynvml.nvmlDeviceGetRetiredPagesPendingStatus, handle)),
         repair_pending=any(repair) if repair else None,
-        memory_unrepairable=ask.field(
-            "unrepairable", lambda: bool(pynvml.nvmlDeviceGetUnrepairableMemoryFlag_v1(handle))
-        ),
-        pcie_gen=ask.field("pcie_gen", lambda: pynvml.nvmlDeviceGetCurrPcieLinkGeneration(handle)),
-        pcie_width=ask.field("pcie_width", lambda: pynvml.nvmlDeviceGetCurrPcieLinkWidth(handle)),
+        memory_unrepairable=_flag(ask.field("unrepairable", pynvml.nvmlDeviceGetUnrepairableMemoryFlag_v1, handle)),
+        pcie_gen=ask.field("pcie_gen", pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle),
+        pcie_width=ask.field("pcie_width", pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle),
         inforom_valid=inforom_valid,
         errors=ask.errors,
         trouble=ask.trouble,

@@ -43,13 +43,7 @@ LASTING = frozenset({"remap_failed", "memory_unrepairable", "remapped_rows", "re
 
 
 def assess(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track] = ()) -> Assessment:
-    """Judge one card.
-
-    Args:
-        track: its readings since its mark.
-        settings: the limits.
-        siblings: the other cards of the host; trouble that they have, too, is no fault of this one.
-    """
+    """Judge one card. Trouble that its ``siblings``, other cards of the host, have, too, is no fault of this one."""
     findings = [finding for rule in OWN_RULES for finding in rule(track, settings)]
     findings += [finding for rule in SIBLING_RULES for finding in rule(track, settings, siblings)]
     return summarise(track.identity, [_accepted(track, finding) for finding in findings])

@@ -3,102 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from obatchd.gpus.finding import Finding, Remedy
+from obatchd.gpus.finding import SIGNALS, Finding, finding
 from obatchd.gpus.model import RECOVERY_ACTIONS, SlowReading, XidEvent
-from obatchd.gpus.track import DAY_S, Track, increase
+from obatchd.gpus.track import DAY_S, NVLINK, Track, increase
 from obatchd.gpus.xids import BURN_IN_FAILS, CLEANUP, Xid, classify
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
 
 _OURS_S = 10.0  # an XID 45 so near to the end of a server that we ended is its echo
 _TEN_MINUTES_S = 600.0
 _DRAIN_ONLY = frozenset({3, 5})
+_AWAY = frozenset({54, 79})  # XIDs of a card without power or off the bus
+_PERSISTENCE_OFF = (
+    "persistence mode is off: the driver's counters begin anew whenever nobody uses the GPU (`sudo nvidia-smi -pm 1`)"
+)
+_ECC_OFF = "ECC is off on a card that has it: errors of its memory stay unseen (`sudo nvidia-smi -e 1`, then a reset)"
 # Replays per minute and lane that a bit error rate of 1e-12 explains, by PCIe generation (DCGM).
 _REPLAYS_PER_MIN = {1: 0.15, 2: 0.30, 3: 0.48, 4: 0.96, 5: 1.92, 6: 3.84}
 
 
 def lost(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     """Gone, or wants a reset; other errors of the whole device are shown."""
-    last = track.recent[-settings.lost_polls :]
-    gone = [r for r in last if r.trouble in ("lost", "unknown")]
-    if len(gone) == settings.lost_polls:
-        yield Finding(
-            "lost", "quarantine", "fail", "the driver does not find the GPU any more", len(gone), settings.lost_polls,
-            gone[0].at_s, ("power", "seating", "reboot", "diagnose", "rma"), True,
-        )  # fmt: skip
+    gone = [r for r in track.recent[-settings.lost_polls :] if r.trouble in ("lost", "unknown")]
+    if len(gone) == (limit := settings.lost_polls):
+        yield finding("lost", "the driver does not find the GPU any more", len(gone), limit, gone[0].at_s)
     now = {track.latest.trouble if track.latest else "", track.slow.trouble if track.slow else ""}
     if "reset_required" in now:
-        yield Finding(
-            "reset_required", "quarantine", "fail", "the driver says that the GPU must be reset", None, None,
-            track.now_s, ("reset", "diagnose"), True,
-        )  # fmt: skip
+        yield finding("reset_required", "the driver says that the GPU must be reset", None, None, track.now_s)
     if "irq" in now:
-        yield Finding(
-            "irq", "warn", "warn", "the driver has trouble with the interrupts of the GPU", None, None, track.now_s,
-            ("reboot",),
-        )  # fmt: skip
+        yield finding("irq", "the driver has trouble with the interrupts of the GPU", None, None, track.now_s)
     if "inforom_corrupted" in now or (track.slow and track.slow.inforom_valid is False):
-        yield Finding(
-            "inforom", "warn", "warn", "the card's InfoROM is corrupted; its identity and counters may be wrong", None,
-            None, track.now_s, ("diagnose", "rma"),
-        )  # fmt: skip
+        text = "the card's InfoROM is corrupted; its identity and counters may be wrong"
+        yield finding("inforom", text, None, None, track.now_s)
 
 
 def recovery(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     """The driver's own verdict."""
     action = track.slow.recovery_action if track.slow else None
-    if not action:
-        return
-    words = RECOVERY_ACTIONS.get(action, f"action {action}")
-    light = action in _DRAIN_ONLY or action not in RECOVERY_ACTIONS
-    remedies: tuple[Remedy, ...] = ("reset",) if action in (1, 4) else ("watch",) if light else ("reboot",)
-    yield Finding(
-        "recovery_action", "warn" if light else "quarantine", "warn" if light else "fail",
-        f"the driver asks: {words}", action, 0, track.now_s, remedies, not light,
-    )  # fmt: skip
+    if action:
+        text = f"the driver asks: {RECOVERY_ACTIONS.get(action, f'action {action}')}"
+        this_time: dict[str, object] = {}
+        if action in (1, 4):
+            this_time = {"remedies": ("reset",)}
+        elif action in _DRAIN_ONLY or action not in RECOVERY_ACTIONS:
+            this_time = {"level": "warn", "burn_in": "warn", "remedies": ("watch",), "urgent": False}
+        yield finding("recovery_action", text, action, 0, track.now_s, **this_time)
 
 
 def xids(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]) -> Iterator[Finding]:
     """XIDs by class. Each number gives one finding."""
-    day = [event for event in track.xids if track.keep_xids or event.at_s >= track.now_s - DAY_S]
+    day_s = track.now_s - DAY_S
     by_number: dict[int, list[XidEvent]] = {}
     kinds: dict[int, Xid] = {}
-    for event in day:
+    for event in (event for event in track.xids if track.keep_xids or event.at_s >= day_s):
         xid = classify(event, settings.xids)
         if xid.kind == "ignore" or (event.xid == CLEANUP and _is_echo(track, event)):
             continue
         by_number.setdefault(event.xid, []).append(event)
         if event.xid not in kinds or xid.kind == "reset":  # the worst text of a number counts
             kinds[event.xid] = xid
-    memory = [e for number, events in by_number.items() if kinds[number].kind == "memory" for e in events]
-    recent = [event for event in memory if event.at_s >= track.now_s - DAY_S]
-    again = len(recent) >= settings.memory_xids or bool(track.slow and track.slow.remap_pending)
+    memory = [e for number, xid in kinds.items() if xid.kind == "memory" for e in by_number[number] if e.at_s >= day_s]
+    again = len(memory) >= settings.memory_xids or bool(track.slow and track.slow.remap_pending)
     for number, events in by_number.items():
         yield _xid(kinds[number], events, again)
     yield from _repeats(track, settings, siblings)
 
 
 def _xid(xid: Xid, events: Sequence[XidEvent], again: bool) -> Finding:
-    first = events[0]
+    usual = "lost" if xid.kind == "fatal" and xid.number in _AWAY else f"xid of class {xid.kind}"
+    level, burn_in, remedies, urgent = SIGNALS[usual]
+    if xid.kind == "memory" and again:
+        level = "quarantine"
+    if xid.number in BURN_IN_FAILS or not xid.known:
+        burn_in = "fail"
     text = f"XID {xid.number}: {xid.meaning}" + (f", {len(events)} times" if len(events) > 1 else "")
-    common = (text, xid.number, None, first.at_s)
-    signal = f"xid_{xid.number}"
-    fails = xid.number in BURN_IN_FAILS or not xid.known
-    match xid.kind:
-        case "fatal":
-            heavy: tuple[Remedy, ...] = ("power", "seating", "reboot", "diagnose", "rma")
-            remedies = heavy if xid.number in (54, 79) else ("reset", "diagnose", "rma")
-            return Finding(signal, "quarantine", "fail", *common, remedies, urgent=True)
-        case "reset":
-            return Finding(signal, "quarantine", "fail", *common, ("reset", "reboot", "diagnose"), urgent=True)
-        case "memory":
-            return Finding(signal, "quarantine" if again else "warn", "fail", *common, ("reset", "diagnose", "rma"))
-        case "application":
-            return Finding(signal, "warn", "fail" if fails else "warn", *common, ("application",))
-        case _:
-            return Finding(signal, "warn", "fail" if fails else "warn", *common, ("watch", "diagnose"))
+    return Finding(f"xid_{xid.number}", level, burn_in, text, xid.number, None, events[0].at_s, remedies, urgent)
 
 
 def _is_echo(track: Track, event: XidEvent) -> bool:
@@ -117,12 +97,9 @@ def _repeats(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track
 
     times = count(track)
     if len(times) >= settings.repeats and siblings and not any(count(other) for other in siblings):
-        numbers = Counter(e.xid for e in track.xids if e.at_s >= times[0])
-        listed = ", ".join(str(number) for number in sorted(numbers))
-        yield Finding(
-            "xid_repeats", "quarantine", "fail", f"{len(times)} application XIDs (among {listed}) on this GPU alone",
-            len(times), settings.repeats, times[0], ("reset", "diagnose", "rma"),
-        )  # fmt: skip
+        listed = ", ".join(map(str, sorted({e.xid for e in track.xids if e.at_s >= times[0]})))
+        text = f"{len(times)} application XIDs (among {listed}) on this GPU alone"
+        yield finding("xid_repeats", text, len(times), settings.repeats, times[0])
 
 
 def crashes(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]) -> Iterator[Finding]:
@@ -136,14 +113,12 @@ def crashes(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]
     work = {crash.work for crash in recent}
     clean = {(other.uuid, each) for other in siblings for each in work if other.crashed_s.get(each, 0.0) < after_s}
     only_here = [crash for crash in recent if any((card, crash.work) in clean for card in crash.answered_by)]
-    heavy = len(only_here) >= settings.repeats
+    level = "quarantine" if len(only_here) >= settings.repeats else "warn" if recent else "ok"
     fails = len(crashes) >= settings.repeats and not any(other.server_crashes for other in siblings)
     if recent or fails:
-        yield Finding(
-            "server_crashes", "quarantine" if heavy else "warn" if recent else "ok", "fail" if fails else "warn",
-            f"the server on this GPU crashed {len(crashes)} times, {len(recent)} of them in the last hour",
-            len(recent), settings.repeats, crashes[0].at_s, ("application", "diagnose"),
-        )  # fmt: skip
+        text = f"the server on this GPU crashed {len(crashes)} times, {len(recent)} of them in the last hour"
+        this_time = {"level": level, "burn_in": "fail" if fails else "warn"}
+        yield finding("server_crashes", text, len(recent), settings.repeats, crashes[0].at_s, **this_time)
 
 
 def pcie_link(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
@@ -154,16 +129,13 @@ def pcie_link(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     loaded = (track.latest.utilisation_percent or 0) >= settings.link_load_percent
     width, gen = settings.pcie_width or card.pcie_width_max, card.pcie_gen_max
     if width and loaded and all(0 < (reading.pcie_width or 0) < width for reading in last):
-        yield Finding(
-            "pcie_width", "warn", "fail", f"the PCIe link has {last[-1].pcie_width} lanes of {width}",
-            last[-1].pcie_width, width, last[0].at_s, ("seating",),
-        )  # fmt: skip
+        now, since_s = last[-1].pcie_width, last[0].at_s
+        yield finding("pcie_width", f"the PCIe link has {now} lanes of {width}", now, width, since_s)
     if gen and loaded and all(0 < (reading.pcie_gen or 0) < gen for reading in last):
-        yield Finding(
-            "pcie_gen", "warn", "fail" if settings.pcie_gen_fails else "warn",
-            f"the PCIe link runs at generation {last[-1].pcie_gen} of {gen} under load", last[-1].pcie_gen, gen,
-            last[0].at_s, ("seating",),
-        )  # fmt: skip
+        now, since_s = last[-1].pcie_gen, last[0].at_s
+        text = f"the PCIe link runs at generation {now} of {gen} under load"
+        burn_in = "fail" if settings.pcie_gen_fails else "warn"
+        yield finding("pcie_gen", text, now, gen, since_s, burn_in=burn_in)
 
 
 def pcie_errors(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
@@ -174,19 +146,14 @@ def pcie_errors(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
         normal = math.ceil(_REPLAYS_PER_MIN.get(gen, 0.96) * (last.pcie_width or 16))
         rate = _per_min(track.hour, 60.0)
         long_rate = _per_min(track.hour, _TEN_MINUTES_S)
-        if rate > normal * settings.replays:
-            fails = long_rate > normal * settings.replays_run
-            yield Finding(
-                "pcie_replays", "warn", "fail" if fails else "warn",
-                f"{rate:.0f} PCIe replays per minute, {count:.0f} in all", round(rate, 1), normal * settings.replays,
-                track.first_s.get("pcie_replays", track.began_s), ("seating", "diagnose"),
-            )  # fmt: skip
-    for counter, fails_run, words in (("pcie_fatal", True, "fatal"), ("pcie_non_fatal", False, "uncorrected")):
+        if rate > (limit := normal * settings.replays):
+            text = f"{rate:.0f} PCIe replays per minute, {count:.0f} in all"
+            since_s = track.first_s.get("pcie_replays", track.began_s)
+            burn_in = "fail" if long_rate > normal * settings.replays_run else "warn"
+            yield finding("pcie_replays", text, round(rate, 1), limit, since_s, burn_in=burn_in)
+    for counter, words in (("pcie_fatal", "fatal"), ("pcie_non_fatal", "uncorrected")):
         if count := track.grown.get(counter):
-            yield Finding(
-                counter, "warn", "fail" if fails_run else "warn", f"{count:.0f} new {words} PCIe errors", int(count), 0,
-                track.first_s[counter], ("seating", "diagnose"),
-            )  # fmt: skip
+            yield finding(counter, f"{count:.0f} new {words} PCIe errors", int(count), 0, track.first_s[counter])
 
 
 def _per_min(readings: Sequence[SlowReading], window_s: float) -> float:
@@ -198,32 +165,18 @@ def _per_min(readings: Sequence[SlowReading], window_s: float) -> float:
 
 def nvlink(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     """Errors of NVLink. Our servers do not use it; they are a clue about the hardware."""
-    counts = {
-        name: track.grown[name] for name in ("nvlink_replays", "nvlink_recoveries", "nvlink_crc") if name in track.grown
-    }
-    if counts:
+    if counts := {name: track.grown[name] for name in NVLINK if name in track.grown}:
         listed = ", ".join(f"{int(count)} {name.partition('_')[2]}" for name, count in counts.items())
-        yield Finding(
-            "nvlink", "warn", "warn", f"new NVLink errors: {listed}", int(sum(counts.values())), 0,
-            min(track.first_s[name] for name in counts), ("seating", "diagnose"),
-        )  # fmt: skip
+        since_s = min(track.first_s[name] for name in counts)
+        yield finding("nvlink", f"new NVLink errors: {listed}", int(sum(counts.values())), 0, since_s)
 
 
 def setup(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     """Settings of the card that keep it from being watched or tested well."""
     card = track.identity
     if card.persistence is False:
-        yield Finding(
-            "persistence", "warn", "warn", "persistence mode is off: the driver's counters begin anew whenever nobody "
-            "uses the GPU (`sudo nvidia-smi -pm 1`)", "off", "on", track.began_s, ("settings",),
-        )  # fmt: skip
+        yield finding("persistence", _PERSISTENCE_OFF, "off", "on", track.began_s)
     if card.ecc is False:
-        yield Finding(
-            "ecc_off", "warn", "warn", "ECC is off on a card that has it: errors of its memory stay unseen "
-            "(`sudo nvidia-smi -e 1`, then a reset)", "off", "on", track.began_s, ("settings",),
-        )  # fmt: skip
+        yield finding("ecc_off", _ECC_OFF, "off", "on", track.began_s)
     elif card.ecc and card.ecc_pending is False:
-        yield Finding(
-            "ecc_pending", "warn", "warn", "ECC will be off after the next reset", "off", "on", track.began_s,
-            ("settings",),
-        )  # fmt: skip
+        yield finding("ecc_pending", "ECC will be off after the next reset", "off", "on", track.began_s)

@@ -2,8 +2,8 @@
 
 Plain JSONL of requests is indexed where it lies. Everything else — gzip, one JSON object, an array, a table, text, a
 folder, records to be made into requests — is unpacked beside the input into ``requests.jsonl`` while it is read, and
-entries refer to that. Unpacking is deterministic, so a reading
-that a crash interrupted starts over and writes the same bytes.
+entries refer to that. Unpacking is deterministic, so a reading that a crash interrupted starts over and writes the same
+bytes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import Request, parse_request
 from obatchd.jobs.formats.source import is_packed, open_source
 from obatchd.jobs.formats.split import split_lines
-from obatchd.jobs.formats.unpack import Unpacked, Unpacking
+from obatchd.jobs.formats.unpack import Unpacking
 from obatchd.jobs.model import Entry
 
 if TYPE_CHECKING:  # pydantic takes longer to import than all the rest that workers need
-    from obatchd.settings.tables.inbox import InboxSettings
+    from obatchd.settings.tables.spool import InboxSettings
 
 __all__ = [
     "Format",
@@ -68,43 +68,28 @@ def read_entries(
         DropRefused: the drop is none of our formats, or there is no request in it at all.
     """
     form = form or recognise(input_path, name)
+    unpacked = input_path.with_name(_REQUESTS)
+    plain = form in (Format.LINES, Format.BATCH) and not is_packed(name) and not rules.given
+    if plain and not unpacked.exists():
+        entries = _in_place(input_path, form, limits.max_line_bytes, size_bytes)
+    else:
+        entries = Unpacking(limits, rules, check_space).entries(input_path, name, form, unpacked)
     count = 0
-    for entry in _entries(form, input_path, name, limits, rules, check_space, size_bytes):
-        if count >= limits.max_requests:
+    for count, entry in enumerate(entries, 1):
+        if count > limits.max_requests:
             more = f"the drop has more than max_requests ({limits.max_requests}) requests"
             reason = f"{more}; this one and the rest are not run"
             yield refused(entry.line, entry.offset, entry.length, "too_many_requests", reason)
             return
-        count += 1
         yield entry
     if not count:
         remedy = "; put files of prompts into it: .jsonl, .json, .csv, .tsv, .txt, .md" if form is Format.FOLDER else ""
         raise DropRefused(f"{name} holds no request{remedy}", code="no_requests")
 
 
-def _entries(
-    form: Format,
-    input_path: Path,
-    name: str,
-    limits: InboxSettings,
-    rules: RecordRules,
-    check_space: Callable[[int], None] | None,
-    size_bytes: int | None,
-) -> Iterator[Entry]:
-    plain = form in (Format.LINES, Format.BATCH) and not is_packed(name) and not rules.given
-    if plain and request_file(input_path) == input_path:
-        index = BatchIndexer() if form is Format.BATCH else index_line
-        yield from _in_place(input_path, limits.max_line_bytes, size_bytes, index)
-        return
-    with Unpacked(input_path.with_name(_REQUESTS), limits, check_space) as target:
-        unpacking = Unpacking(target, rules)
-        yield from unpacking.folder(input_path) if form is Format.FOLDER else unpacking.file(input_path, name, form)
-
-
-def _in_place(
-    input_path: Path, max_line_bytes: int, size_bytes: int | None, index: Callable[[int, int, bytes], Entry]
-) -> Iterator[Entry]:
-    with open_source(input_path, packed=False, size_bytes=size_bytes) as source:
+def _in_place(path: Path, form: Format, max_line_bytes: int, size_bytes: int | None) -> Iterator[Entry]:
+    index = BatchIndexer() if form is Format.BATCH else index_line
+    with open_source(path, packed=False, size_bytes=size_bytes) as source:
         for number, offset, raw, length in split_lines(source, max_line_bytes):
             if raw is not None:
                 yield index(number, offset, raw)

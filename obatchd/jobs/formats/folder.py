@@ -12,7 +12,7 @@ from typing import Any
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.source import Unreadable, open_source
-from obatchd.jobs.model import FILE_ENDINGS, IMAGE_ENDINGS, SOURCE_ENDINGS
+from obatchd.jobs.model import FILE_ENDINGS, IMAGE_ENDINGS, SOURCE_ENDINGS, TEMPORARY_ENDINGS
 
 SETTINGS_FILES = ("job.toml", "config.toml")
 _SETTINGS_BYTES = 1024**2
@@ -22,7 +22,6 @@ _LONG_NAME = re.compile(
     rb"""(?<![\w-])(?:(?:"(?:[^"\\\n]|\\.){0,200}+"|'[^'\n]{0,200}+'|[\w-]++)[ \t]*+\.[ \t]*+){%d}"""
     % (_NAME_PARTS - 1)
 )
-_IGNORED_SUFFIXES = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
 
 
 def shown_name(path: Path) -> str:
@@ -36,7 +35,7 @@ def folder_files(folder: Path) -> Iterator[tuple[Path, str | None]]:
     Settings files, images, sources, hidden files and temporary names are left out without a word.
     """
     for path in sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name)):
-        if path.name.startswith(".") or path.name.endswith(_IGNORED_SUFFIXES) or path.name in SETTINGS_FILES:
+        if path.name.startswith(".") or path.name.endswith(TEMPORARY_ENDINGS) or path.name in SETTINGS_FILES:
             continue
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode) and path.name.lower().endswith(IMAGE_ENDINGS + SOURCE_ENDINGS):

@@ -17,16 +17,12 @@ from obatchd.jobs.model import RequestRefused
 
 
 class Found(NamedTuple):
-    """A piece of a drop, and how its author finds it.
-
-    ``raw`` is the request as a line of a request file, or, with a ``refusal``, the fields that come back with it; None
-    where the piece is too long to be kept.
-    """
+    """A piece of a drop."""
 
     number: int
-    raw: bytes | None
+    raw: bytes | None  # a line of a request file, or the fields that come back with the refusal; None: too long
     length: int
-    where: str
+    where: str  # for its author
     refusal: RequestRefused | None = None
 
 
@@ -41,26 +37,25 @@ def find(source: ByteSource, name: str, form: Format, limit_bytes: int, rules: R
         return _rows(source, name, limit_bytes, rules)
     if form is Format.TEXT:
         return _text(source, name, limit_bytes, rules)
-    pieces = _FINDERS[form](source, limit_bytes)
+    pieces = _pieces(source, form, limit_bytes)
     return _made(pieces, RecordMaker(rules, limit_bytes)) if rules.given else pieces
 
 
-def _in_lines(source: ByteSource, limit: int) -> Iterator[Found]:
-    for number, offset, raw, length in split_lines(source, limit):
-        yield Found(number, raw, length, f"line {number}, byte offset {offset}")
+_SPLITTERS = {
+    Format.LINES: (split_lines, "line"),
+    Format.BATCH: (split_lines, "line"),
+    Format.ARRAY: (split_array, "element"),
+}
 
 
-def _in_array(source: ByteSource, limit: int) -> Iterator[Found]:
-    for number, offset, raw, length in split_array(source, limit):
-        yield Found(number, raw, length, f"element {number}, byte offset {offset}")
-
-
-def _in_object(source: ByteSource, limit: int) -> Iterator[Found]:
-    content = source.whole(limit).removeprefix(UTF8_BOM).strip(b" \t\r\n")
-    yield Found(1, content if len(content) <= limit else None, len(content), "the object")
-
-
-_FINDERS = {Format.LINES: _in_lines, Format.BATCH: _in_lines, Format.ARRAY: _in_array, Format.OBJECT: _in_object}
+def _pieces(source: ByteSource, form: Format, limit: int) -> Iterator[Found]:
+    if form is Format.OBJECT:
+        content = source.whole(limit).removeprefix(UTF8_BOM).strip(b" \t\r\n")
+        yield Found(1, content if len(content) <= limit else None, len(content), "the object")
+        return
+    split, word = _SPLITTERS[form]
+    for number, offset, raw, length in split(source, limit):
+        yield Found(number, raw, length, f"{word} {number}, byte offset {offset}")
 
 
 def _made(pieces: Iterator[Found], maker: RecordMaker) -> Iterator[Found]:

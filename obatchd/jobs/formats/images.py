@@ -11,14 +11,13 @@ from typing import Any
 
 import msgspec
 
-from obatchd.jobs.formats.source import Budget, Unreadable, open_source
+from obatchd.jobs.formats.source import Budget, Unreadable, open_source, raw_fields
 from obatchd.jobs.model import IMAGE_ENDINGS, RequestRefused
 
 # How the formats begin that Ollama's runners decode.
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM")
 _NAMES = "image_files"
 _encode = msgspec.json.Encoder().encode
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _images = msgspec.json.Decoder(list[str] | None)
 _messages = msgspec.json.Decoder(list[dict[str, Any]] | None)
 
@@ -58,7 +57,7 @@ def with_images(raw: bytes, folder: Path, budget: Budget, limit_bytes: int) -> b
     if b'"images"' not in raw:
         return raw
     try:
-        fields = _fields.decode(raw)
+        fields = raw_fields(raw)
         own = _images.decode(fields.get("images", b"null"))
         messages = _messages.decode(fields.get("messages", b"null")) or []
     except (ValueError, RecursionError):

@@ -9,12 +9,18 @@ import msgspec
 
 from obatchd.jobs.formats.images import image_problem
 from obatchd.jobs.formats.openai import label_in
-from obatchd.jobs.formats.request import Known, Request, embed_texts, label_of, parse_batch_request, request_id
-from obatchd.jobs.formats.source import decoded
+from obatchd.jobs.formats.request import (
+    Known,
+    Request,
+    embed_texts,
+    label_of,
+    parse_batch_request,
+    request_id,
+    whole_fields,
+)
+from obatchd.jobs.formats.source import decoded, raw_fields
 from obatchd.jobs.model import PRIORITY_CLASS, Entry, Refusal, RequestRefused
 
-_known = msgspec.json.Decoder(Known)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 THINK_LEVELS = ("auto", "low", "medium", "high", "max")
 _CONTEXT_LIMIT = 2**24  # tokens; no model comes near
 
@@ -25,15 +31,13 @@ def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
     ``offset`` is that of ``raw`` in the request file; ``where`` says where its author finds it, if not there.
     """
     try:
-        known = _known.decode(raw)
+        known = whole_fields(raw)
         if not raw.isascii():  # msgspec does not check skipped values, and they would fail in the worker
             decoded(raw)
         _check(known, raw)
     except (ValueError, RecursionError) as error:
-        return _bad(number, offset, raw, request_id(raw), where, _explained(error, raw))
-    context = known.context_length
-    if context is None and known.options is not None:
-        context = known.options.get("num_ctx")
+        return refused_request(number, offset, raw, request_id(raw), where, _explained(error, raw))
+    context = _context_of(known)
     return Entry(number, offset, len(raw), zlib.crc32(raw), label_of(known), known.model, context, known.priority)
 
 
@@ -52,7 +56,7 @@ class BatchIndexer:
             label = request.id
             self._check(request, number)
         except RequestRefused as refusal:
-            return _bad(number, offset, raw, label, where, refusal)
+            return refused_request(number, offset, raw, label, where, refusal)
         return Entry(number, offset, len(raw), zlib.crc32(raw), label, request.model)
 
     def _check(self, request: Request, number: int) -> None:
@@ -74,7 +78,10 @@ def refused(number: int, offset: int, length: int, code: str, reason: str, where
     return Entry(number, offset, length, 0, refusal=_refusal(number, offset, where, code, reason))
 
 
-def _bad(number: int, offset: int, raw: bytes, label: str | None, where: str, refused: RequestRefused) -> Entry:
+def refused_request(
+    number: int, offset: int, raw: bytes, label: str | None, where: str, refused: RequestRefused
+) -> Entry:
+    """The entry of a request that cannot be run; ``raw`` has the fields that come back with the failure."""
     refusal = _refusal(number, offset, where, refused.code, refused.reason)
     return Entry(number, offset, len(raw), zlib.crc32(raw), label, refusal=refusal)
 
@@ -97,11 +104,8 @@ def _check(known: Known, raw: bytes) -> None:
             raise RequestRefused("wrong_type", 'every message needs a "role" and a "content", both strings')
     if known.priority is not None and known.priority not in PRIORITY_CLASS:
         raise RequestRefused("wrong_type", f"priority {known.priority!r} is not one of low, normal, high")
-    context = known.context_length if known.context_length is not None else (known.options or {}).get("num_ctx")
-    if not _is_count(context, _CONTEXT_LIMIT):
-        raise RequestRefused("wrong_type", f"context_length {context!r} is not a number of tokens")
-    if not _is_count(limit := known.max_response_tokens, _CONTEXT_LIMIT):
-        raise RequestRefused("wrong_type", f"max_response_tokens {limit!r} is not a number of tokens")
+    _check_count("context_length", _context_of(known))
+    _check_count("max_response_tokens", known.max_response_tokens)
     if isinstance(known.format, str) and known.format not in ("", "json"):
         raise RequestRefused("wrong_type", f'format {known.format!r} is neither "json" nor a JSON Schema')
     if isinstance(known.think, str) and known.think not in THINK_LEVELS:
@@ -113,7 +117,7 @@ def _check(known: Known, raw: bytes) -> None:
 def _check_without_prompt(raw: bytes) -> None:
     """A line that may be a request for vectors."""
     try:
-        if embed_texts(_fields.decode(raw)) is not None:
+        if embed_texts(raw_fields(raw)) is not None:
             return
     except ValueError as error:
         raise RequestRefused("wrong_type", str(error)) from None
@@ -133,8 +137,13 @@ def _check_images(known: Known) -> None:
         raise RequestRefused("bad_image", problem)
 
 
-def _is_count(value: Any, limit: int) -> bool:
-    return value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 < value < limit)
+def _context_of(known: Known) -> Any:
+    return known.context_length if known.context_length is not None else (known.options or {}).get("num_ctx")
+
+
+def _check_count(name: str, tokens: Any) -> None:
+    if tokens is not None and (type(tokens) is not int or not 0 < tokens < _CONTEXT_LIMIT):  # booleans are integers too
+        raise RequestRefused("wrong_type", f"{name} {tokens!r} is not a number of tokens")
 
 
 def _explained(error: Exception, raw: bytes) -> RequestRefused:

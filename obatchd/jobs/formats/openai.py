@@ -13,15 +13,13 @@ from typing import Any
 
 import msgspec
 
+from obatchd.jobs.formats.source import raw_fields
 from obatchd.jobs.model import RequestRefused
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 # Run-time options that the two APIs share, by their name there; the last ones are vLLM's.
-_OPTIONS = {
-    "temperature": "temperature", "top_p": "top_p", "seed": "seed", "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty", "top_k": "top_k", "min_p": "min_p",
-    "repetition_penalty": "repeat_penalty",
-}  # fmt: skip
+_SHARED = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "top_k", "min_p")
+_OPTIONS = {**dict(zip(_SHARED, _SHARED, strict=True)), "repetition_penalty": "repeat_penalty"}
 _LEVELS: dict[str, bool | str] = {"none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 _ROLES = {"developer": "system", "function": "tool"}
 _NOTHING: tuple[Any, ...] = (None, False, [], {}, "")
@@ -29,7 +27,6 @@ _UNSUPPORTED = ("functions", "function_call", "audio", "logit_bias", "logprobs",
 _ID = re.compile(rb'"custom_id"\s*:\s*"((?:[^"\\]|\\.){1,200})"')
 _LOOKED_AT_LINES = 20
 _document = msgspec.json.Decoder()
-_keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _string = msgspec.json.Decoder(str)
 
 
@@ -40,7 +37,7 @@ def looks_like_batch(head: bytes) -> bool:
     *lines, rest = head.split(b"\n")
     for line in (lines or [rest])[:_LOOKED_AT_LINES]:
         try:
-            return is_batch_line(_keys.decode(line))
+            return is_batch_line(raw_fields(line))
         except (ValueError, RecursionError):
             continue
     return len(lines) <= 1

@@ -6,11 +6,9 @@ import re
 from enum import Enum
 from pathlib import Path
 
-import msgspec
-
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.openai import looks_like_batch
-from obatchd.jobs.formats.source import ByteSource, Unreadable, is_packed, open_source
+from obatchd.jobs.formats.source import ByteSource, Unreadable, is_packed, open_source, raw_fields
 from obatchd.jobs.formats.split import UTF8_BOM
 from obatchd.jobs.model import TABLE_ENDINGS, TEXT_ENDINGS
 
@@ -22,8 +20,6 @@ _OBJECT_LINE = re.compile(rb"^[^\S\n]*\{", re.MULTILINE)
 
 
 class Format(Enum):
-    """The format of a drop."""
-
     LINES = "JSON Lines"
     OBJECT = "one JSON object"
     ARRAY = "a JSON array"
@@ -98,7 +94,7 @@ def _head(source: ByteSource) -> bytes:
 def _begins_with_json(text: bytes) -> bool:
     """Whether text is called so by mistake: its first line is a JSON object."""
     try:
-        msgspec.json.decode(text.partition(b"\n")[0], type=dict[str, msgspec.Raw])
+        raw_fields(text.partition(b"\n")[0])
     except (ValueError, RecursionError):
         return False
     return True

@@ -11,7 +11,7 @@ import msgspec
 
 from obatchd.errors import ConfigError
 from obatchd.jobs.formats.request import PASSED_ON
-from obatchd.jobs.formats.source import decoded
+from obatchd.jobs.formats.source import decoded, raw_fields
 from obatchd.jobs.model import RequestRefused
 from obatchd.prompts.template import template_parts
 
@@ -20,7 +20,6 @@ _ID_FIELDS = ("id", "custom_id")
 _NAMES_SHOWN = 12
 _NAME_CHARACTERS = 100
 _encode = msgspec.json.Encoder().encode
-_record = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text = msgspec.json.Decoder(str)
 
 Record = Mapping[str, str | msgspec.Raw]
@@ -39,12 +38,7 @@ class RecordRules(msgspec.Struct, frozen=True):
 
 
 class RecordMaker:
-    """Makes the requests of one drop.
-
-    Args:
-        rules: the job's.
-        max_bytes: longest request; a template may repeat a field.
-        columns: of every record, where they are known from the start.
+    """Makes the requests of one drop, each of ``max_bytes`` at most; ``columns`` where all records have the same.
 
     Raises:
         ConfigError: the rules name a field that is not among the columns, or no column can be taken for the prompt.
@@ -73,7 +67,7 @@ class RecordMaker:
         """
         try:
             decoded(raw)  # fields that are passed on unread are not checked otherwise
-            record = _record.decode(raw)
+            record = raw_fields(raw)
         except msgspec.ValidationError:
             raise RequestRefused("wrong_type", "it is not a JSON object") from None
         except (msgspec.DecodeError, RecursionError) as error:
@@ -91,7 +85,7 @@ class RecordMaker:
     def refused(self, record: Record | msgspec.Raw) -> bytes:
         """A line of a request file for a refused record: its id, and the fields that come back with the failure."""
         try:
-            fields = _record.decode(record) if isinstance(record, msgspec.Raw) else record
+            fields = raw_fields(record) if isinstance(record, msgspec.Raw) else record
         except (ValueError, RecursionError):
             fields = {}
         return passed_on_alone(record, self._id(fields))

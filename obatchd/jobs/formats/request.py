@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from obatchd.jobs.formats.openai import batch_fields, embed_problem, is_batch_line
+from obatchd.jobs.formats.source import raw_fields
 
 # An object that comes back under ``input`` as it is, whatever its names are: how records are passed on.
 PASSED_ON = "input_fields"
@@ -67,8 +68,7 @@ class Request(_Asked, frozen=True):
 
 _OURS = frozenset(Known.__struct_fields__)
 _EMBEDDED = _OURS | {"input"}
-_whole = msgspec.json.Decoder(Known)
-_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+whole_fields = msgspec.json.Decoder(Known).decode
 _label = msgspec.json.Decoder(_Label)
 
 
@@ -94,13 +94,13 @@ def parse_request(raw: bytes) -> Request:
     Raises:
         ValueError: the line is not a request (msgspec.DecodeError is one).
     """
-    whole = _whole.decode(raw)
+    whole = whole_fields(raw)
     messages = whole.messages or []
     prompt = whole.prompt or whole.content
     embed: str | list[str] | None = None
     if prompt is None:
         if not messages:
-            fields = _fields.decode(raw)
+            fields = raw_fields(raw)
             if is_batch_line(fields):
                 return parse_batch_request(raw)
             embed = embed_texts(fields)
@@ -152,11 +152,11 @@ def embed_texts(fields: dict[str, msgspec.Raw]) -> str | list[str] | None:
 
 
 def _input(raw: bytes, ours: frozenset[str] = _OURS) -> dict[str, msgspec.Raw]:
-    fields = {name: value for name, value in _fields.decode(raw).items() if name not in ours}
+    fields = {name: value for name, value in raw_fields(raw).items() if name not in ours}
     passed_on = fields.get(PASSED_ON)
     if passed_on is not None and bytes(passed_on).startswith(b"{"):
         del fields[PASSED_ON]
-        fields |= _fields.decode(passed_on)
+        fields |= raw_fields(passed_on)
     return fields
 
 

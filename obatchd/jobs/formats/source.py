@@ -7,15 +7,19 @@ import gzip
 import io
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from obatchd.jobs.model import RequestRefused
 
 # What opening says of this one file; anything else (no descriptors left, a failing disk) may be over in a moment.
 _NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENXIO})
+raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode  # the fields of one JSON object, not read yet
 _DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError)
 
 
@@ -40,22 +44,22 @@ def decoded(raw: bytes, column: str = "") -> str:
         raise RequestRefused("invalid_utf8", f"{byte} is not UTF-8") from None
 
 
-class Budget:
+class Budget(msgspec.Struct):
     """How much may still be read, over all files of a drop."""
 
-    def __init__(self, left_bytes: int) -> None:
-        self.left_bytes = left_bytes
+    left_bytes: int
 
 
 class ByteSource:
-    """The content of one file.
+    """The content of one file, or its first ``size_bytes``, however much is appended to it meanwhile.
 
     ``budget`` bounds the bytes read, not the packed ones: a few kilobytes of gzip can hold terabytes.
     """
 
-    def __init__(self, file: io.BufferedIOBase, budget: Budget | None = None) -> None:
+    def __init__(self, file: io.BufferedIOBase, budget: Budget | None = None, size_bytes: int = sys.maxsize) -> None:
         self._file = file
         self._budget = budget
+        self._left_bytes = size_bytes
 
     def read(self, size: int) -> bytes:
         """Up to ``size`` bytes, as soon as there are any; none at the end.
@@ -64,16 +68,16 @@ class ByteSource:
             Unreadable: it is damaged; everything before the damage was read.
             TooMuch: there is more than the budget.
         """
-        budget = self._budget
+        size, budget = min(size, self._left_bytes), self._budget
         try:
-            if budget is None:
-                return self._file.read1(size)
-            block = self._file.read1(min(size, budget.left_bytes) or 1)
+            block = self._file.read1(size if budget is None else min(size, budget.left_bytes) or 1)
         except _DAMAGED as error:
             raise Unreadable(f"the gzip file is damaged or was cut off: {error}") from error
-        if block and not budget.left_bytes:
-            raise TooMuch
-        budget.left_bytes -= len(block)
+        if budget is not None:
+            if block and not budget.left_bytes:
+                raise TooMuch
+            budget.left_bytes -= len(block)
+        self._left_bytes -= len(block)
         return block
 
     def whole(self, limit_bytes: int) -> bytes:
@@ -82,19 +86,6 @@ class ByteSource:
         while (block := self.read(limit_bytes + 1)) and len(content) <= limit_bytes:
             content += block
         return bytes(content)
-
-
-class _Beginning(ByteSource):
-    """The first bytes of a file, however much is appended to it meanwhile."""
-
-    def __init__(self, file: io.BufferedIOBase, size_bytes: int) -> None:
-        super().__init__(file)
-        self._left_bytes = size_bytes
-
-    def read(self, size: int) -> bytes:
-        block = super().read(min(size, self._left_bytes))
-        self._left_bytes -= len(block)
-        return block
 
 
 @contextmanager
@@ -121,10 +112,8 @@ def open_source(
         if packed:
             with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
                 yield ByteSource(unpacked, budget)
-        elif size_bytes is not None:
-            yield _Beginning(file, size_bytes)
         else:
-            yield ByteSource(file, budget)
+            yield ByteSource(file, budget, sys.maxsize if size_bytes is None else size_bytes)
 
 
 def is_packed(name: str) -> bool:

@@ -20,12 +20,11 @@ _OUTSIDE = re.compile(rb'["\[\]{},]')
 
 
 class Piece(NamedTuple):
-    """One line or element without the white space around it: its number from 1, its offset in bytes, and its bytes, or
-    None where it is longer than allowed."""
+    """One line or element without the white space around it."""
 
-    number: int
-    offset: int
-    raw: bytes | None
+    number: int  # from 1
+    offset: int  # bytes
+    raw: bytes | None  # None where it is longer than allowed
     length: int
 
 

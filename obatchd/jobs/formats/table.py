@@ -19,16 +19,13 @@ _UNCLOSED = "a quotation mark is not closed, or text follows the closing one; in
 
 
 class Row(NamedTuple):
-    """One row: the number of the line it begins on, its offset and length in bytes, and its cells.
+    """One row."""
 
-    ``cells`` is None where it cannot be read: then ``problem`` says why.
-    """
-
-    number: int
-    offset: int
-    length: int
-    cells: list[bytes] | None
-    problem: str = ""
+    number: int  # of the line that it begins on
+    offset: int  # bytes
+    length: int  # bytes
+    cells: list[bytes] | None  # None where they cannot be read
+    problem: str = ""  # why
 
 
 def split_rows(source: ByteSource, max_row_bytes: int, delimiter: bytes | None = None) -> Iterator[Row]:
@@ -38,14 +35,12 @@ def split_rows(source: ByteSource, max_row_bytes: int, delimiter: bytes | None =
         Unreadable, TooMuch: from the source, after the rows before.
     """
     reader = _Reader(source, max_row_bytes)
-    grammar = _Grammar(delimiter or _delimiter_of(reader.first_line()))
+    if delimiter is None:
+        outside = re.sub(rb'"[^"]*"', b"", reader.first_line())
+        delimiter = max(_DELIMITERS, key=outside.count)
+    grammar = _Grammar(delimiter)
     while reader.more():
         yield from reader.next_row(grammar)
-
-
-def _delimiter_of(line: bytes) -> bytes:
-    outside = re.sub(rb'"[^"]*"', b"", line)
-    return max(_DELIMITERS, key=outside.count)
 
 
 class _Grammar:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,7 +14,7 @@ from obatchd.errors import DropRefused
 from obatchd.jobs.formats.folder import folder_files, shown_name
 from obatchd.jobs.formats.found import Found, find
 from obatchd.jobs.formats.images import with_images
-from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused
+from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused, refused_request
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import request_id
@@ -24,72 +22,12 @@ from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, 
 from obatchd.jobs.model import TEXT_ENDINGS, Entry, RequestRefused
 
 if TYPE_CHECKING:
-    from obatchd.settings.tables.inbox import InboxSettings
+    from obatchd.settings.tables.spool import InboxSettings
 
 Index = Callable[[int, int, bytes, str], Entry]
 _SPACE_CHECK_BYTES = 8 * 1024**2
 _ALONE = frozenset({Format.OBJECT, Format.TEXT})
 _encode = msgspec.json.Encoder().encode
-
-
-class Unpacked:
-    """The file ``requests.jsonl`` while it is written. The indexer flushes it to the disk.
-
-    A reading that starts over writes the same bytes over those of the one before: what was indexed then is being
-    dispatched meanwhile, so it must stay readable all the time.
-    """
-
-    def __init__(self, path: Path, limits: InboxSettings, check_space: Callable[[int], None] | None) -> None:
-        self.limits = limits
-        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), "wb")
-        self._check_space = check_space
-        self._checked = 0
-        self.offset = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._file as file:
-            file.flush()
-            if kind is None:
-                file.truncate(self.offset)
-
-    def add(self, number: int, raw: bytes, where: str, label: str | None = None, index: Index = index_line) -> Entry:
-        """Append one request and index it. ``label`` becomes its id where it has none."""
-        raw = _on_one_line(raw)
-        entry = index(number, self.offset, raw, where)
-        if label is not None and entry.id is None:
-            if entry.refusal is None:
-                raw = raw[:-1] + b',"id":' + _encode(label) + b"}"  # of two values of a name the last one counts
-            entry = msgspec.structs.replace(index(number, self.offset, raw, where), id=label)
-        self._write(raw)
-        return entry
-
-    def add_refused(
-        self, number: int, raw: bytes, refusal: RequestRefused, where: str, label: str | None = None
-    ) -> Entry:
-        """Append the fields that come back with the failure of a piece that cannot be a request."""
-        raw = _on_one_line(raw)
-        entry = refused(number, self.offset, len(raw), refusal.code, refusal.reason, where)
-        self._write(raw)
-        return msgspec.structs.replace(entry, checksum=zlib.crc32(raw), id=request_id(raw) or label)
-
-    def _write(self, raw: bytes) -> None:
-        if self._check_space is not None and self.offset >= self._checked:
-            self._check_space(_SPACE_CHECK_BYTES)
-            self._checked = self.offset + _SPACE_CHECK_BYTES
-        self._file.write(raw + b"\n")
-        # Dispatch reads this file while it grows.
-        self._file.flush()
-        self.offset += len(raw) + 1
-
-
-def _on_one_line(raw: bytes) -> bytes:
-    """Outside of strings line breaks are white space; inside they are not JSON, and still are not."""
-    return raw.replace(b"\n", b" ").replace(b"\r", b" ")
 
 
 def _stem(name: str) -> str:
@@ -100,25 +38,42 @@ def _stem(name: str) -> str:
 
 
 class Unpacking:
-    """The requests of a drop, unpacked one after the other."""
+    """The requests of a drop, unpacked one after the other. The indexer flushes them to the disk.
 
-    def __init__(self, target: Unpacked, rules: RecordRules) -> None:
-        self._target = target
+    A reading that starts over writes the same bytes over those of the one before: what was indexed then is being
+    dispatched meanwhile, so it must stay readable all the time.
+    """
+
+    def __init__(
+        self, limits: InboxSettings, rules: RecordRules, check_space: Callable[[int], None] | None = None
+    ) -> None:
+        self._limits = limits
         self._rules = rules
-        self._limits = target.limits
-        self._budget = Budget(target.limits.max_unpacked_bytes)
+        self._budget = Budget(limits.max_unpacked_bytes)
+        self._check_space = check_space
+        self._checked = 0
+        self._offset = 0
 
-    def file(self, path: Path, name: str, form: Format) -> Iterator[Entry]:
+    def entries(self, path: Path, name: str, form: Format, target: Path) -> Iterator[Entry]:
+        """The entries of the drop at ``path``, each when it is written to ``target``."""
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as self._file:
+            yield from self._of_folder(path) if form is Format.FOLDER else self._of_file(path, name, form)
+            self._file.truncate(self._offset)
+
+    def _of_file(self, path: Path, name: str, form: Format) -> Iterator[Entry]:
         """Those of one file, numbered as they stand in it."""
         number, index = 0, self._index_of(form)
         try:
             for found in self._found(path, name, form):
                 number = found.number
                 yield self._entry(number, found, found.where, index=index)
-        except (TooMuch, Unreadable) as error:
-            yield self._rest(number + 1, "the drop", error)
+        except TooMuch:
+            yield self._too_much(number + 1, "the drop")
+        except Unreadable as error:
+            yield self._refused(number + 1, "unreadable", f"the rest cannot be read: {error}", "the drop")
 
-    def folder(self, folder: Path) -> Iterator[Entry]:
+    def _of_folder(self, folder: Path) -> Iterator[Entry]:
         """Those of a folder's files, numbered in name order.
 
         One that is alone in its file and has no id is called by the file's stem, or by its whole name where files
@@ -144,8 +99,8 @@ class Unpacking:
                 number += 1
                 reason = str(error).removeprefix(name).lstrip(": ")
                 yield self._refused(number, "bad_file", reason, name)
-            except TooMuch as error:
-                yield self._rest(number + 1, name, error)
+            except TooMuch:
+                yield self._too_much(number + 1, name)
                 return
 
     def _found(self, path: Path, name: str, form: Format) -> Iterator[Found]:
@@ -166,19 +121,36 @@ class Unpacking:
     def _entry(
         self, number: int, found: Found, where: str, label: str | None = None, index: Index = index_line
     ) -> Entry:
+        """Write one piece and index it. ``label`` becomes its id where it has none."""
+        if found.raw is None and found.refusal is None:
+            reason = f"the request has {found.length} bytes, more than max_line_bytes ({self._limits.max_line_bytes})"
+            return self._refused(number, "line_too_long", reason, where)
+        # Outside of strings line breaks are white space; inside they are not JSON, and still are not.
+        raw = (found.raw or b"").replace(b"\n", b" ").replace(b"\r", b" ")
         if found.refusal is not None:
-            return self._target.add_refused(number, found.raw or b"", found.refusal, where, label)
-        if found.raw is not None:
-            return self._target.add(number, found.raw, where, label, index)
-        reason = f"the request has {found.length} bytes, more than max_line_bytes ({self._limits.max_line_bytes})"
-        return self._refused(number, "line_too_long", reason, where)
+            entry = refused_request(number, self._offset, raw, request_id(raw) or label, where, found.refusal)
+        else:
+            entry = index(number, self._offset, raw, where)
+            if label is not None and entry.id is None:
+                if entry.refusal is None:
+                    raw = raw[:-1] + b',"id":' + _encode(label) + b"}"  # of two values of a name the last one counts
+                entry = msgspec.structs.replace(index(number, self._offset, raw, where), id=label)
+        self._write(raw)
+        return entry
 
-    def _rest(self, number: int, where: str, error: Exception) -> Entry:
+    def _write(self, raw: bytes) -> None:
+        if self._check_space is not None and self._offset >= self._checked:
+            self._check_space(_SPACE_CHECK_BYTES)
+            self._checked = self._offset + _SPACE_CHECK_BYTES
+        self._file.write(raw + b"\n")
+        # Dispatch reads this file while it grows.
+        self._file.flush()
+        self._offset += len(raw) + 1
+
+    def _too_much(self, number: int, where: str) -> Entry:
         """One failed request that stands for everything after it."""
-        if isinstance(error, TooMuch):
-            reason = f"it unpacks to more than max_unpacked_bytes ({self._limits.max_unpacked_bytes})"
-            return self._refused(number, "unpacked_too_large", reason + "; the rest is not run", where)
-        return self._refused(number, "unreadable", f"the rest cannot be read: {error}", where)
+        reason = f"it unpacks to more than max_unpacked_bytes ({self._limits.max_unpacked_bytes})"
+        return self._refused(number, "unpacked_too_large", reason + "; the rest is not run", where)
 
     def _refused(self, number: int, code: str, reason: str, where: str) -> Entry:
-        return refused(number, self._target.offset, 0, code, reason, where)
+        return refused(number, self._offset, 0, code, reason, where)

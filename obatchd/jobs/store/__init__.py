@@ -6,8 +6,8 @@ import sqlite3
 
 from obatchd.errors import StoreError
 from obatchd.jobs.store.job_row import JobRow
-from obatchd.jobs.store.results import unanswered_record
-from obatchd.jobs.store.rows import REFUSED_LANE, AttemptRow, IndexedChunk, LaneRow, PendingRow, ResultRow
+from obatchd.jobs.store.request_index import unanswered_record
+from obatchd.jobs.store.rows import REFUSED_LANE, AttemptRow, IndexedChunk, LaneRow, ResultRow
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import Facts, StateStore
 from obatchd.jobs.store.store import IndexBatch, Store
@@ -24,7 +24,6 @@ __all__ = [
     "IndexedChunk",
     "JobRow",
     "LaneRow",
-    "PendingRow",
     "ResultRow",
     "Segment",
     "StateStore",

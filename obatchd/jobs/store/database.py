@@ -7,9 +7,11 @@ WAL with synchronous=FULL flushes the log at every commit, so a reported commit 
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from obatchd.errors import StoreError
 from obatchd.jobs.store.schema import Schema, bring_up, flush
@@ -71,6 +73,40 @@ def _create(path: Path) -> None:
         connection.execute("PRAGMA journal_mode=MEMORY")
         connection.execute("PRAGMA journal_mode=WAL")
     flush(path, path.parent)
+
+
+class Database:
+    """One open file. Every write is one flushed transaction; safe to use from several threads."""
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        self.path = path
+        self._database = open_database(path, schema)
+        self._lock = threading.RLock()
+        # Reads beside the writer: a look must not wait behind a flush.
+        self._reader: sqlite3.Connection | None = None
+        self._read_lock = threading.Lock()
+
+    def close(self) -> None:
+        with self._lock, self._read_lock:
+            self._close()
+
+    def _close(self) -> None:
+        # The writer last: the one that is closed last empties the log into the file, and readers may not.
+        for connection in (self._reader, self._database):
+            if connection is not None:
+                connection.close()
+        self._reader = None
+
+    def _rows(self, query: str, *given: Any) -> list[Any]:
+        with self._lock:
+            return self._database.execute(query, given).fetchall()
+
+    def _seen(self, query: str, *given: Any) -> list[Any]:
+        """Rows that are read beside the writer."""
+        with self._read_lock:
+            if self._reader is None:
+                self._reader = open_reader(self.path)
+            return self._reader.execute(query, given).fetchall()
 
 
 def open_reader(path: Path) -> sqlite3.Connection:

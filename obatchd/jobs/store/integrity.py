@@ -20,6 +20,7 @@ _log = log.get(__name__)
 _FILES = ("", "-wal", "-shm")  # the files of one SQLite database
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DAMAGED = "damaged"
+_CORRUPT_MARK = ".corrupt-"
 
 
 def boot_id() -> str:
@@ -30,20 +31,14 @@ def boot_id() -> str:
 
 
 class Session:
-    """A file that is there from the start of a daemon to its orderly end.
-
-    Attributes:
-        suspicious: whether the store's files should be looked at before they are trusted.
-    """
+    """A file that is there from the start of a daemon to its orderly end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        boot = boot_id()
-        try:
-            found: str | None = path.read_text("ascii").strip()
-        except FileNotFoundError:
-            found = None
-        self.suspicious = found is not None and found != boot
+        boot = found = boot_id()
+        with suppress(FileNotFoundError):
+            found = path.read_text("ascii").strip()
+        self.suspicious = found != boot  # the store's files should be looked at before they are trusted
         self._write(boot)
 
     def end(self, *, damaged: bool) -> None:
@@ -91,7 +86,7 @@ def set_aside(path: Path) -> Path:
         OSError: the disk refuses.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    target = Path(f"{path}.corrupt-{stamp}")
+    target = Path(f"{path}{_CORRUPT_MARK}{stamp}")
     for suffix in _FILES:
         with suppress(FileNotFoundError):
             os.rename(f"{path}{suffix}", f"{target}{suffix}")
@@ -99,9 +94,9 @@ def set_aside(path: Path) -> Path:
     return target
 
 
-def delete_set_aside(work: Path, before_s: float) -> None:
-    """Remove damaged files that were set aside before this wall-clock time."""
-    for path in (*work.glob("*.corrupt-*"), *work.glob("segments/*.corrupt-*")):
+def delete_set_aside(work: Path, before_s: float, mark: str = _CORRUPT_MARK) -> None:
+    """Remove damaged files that were set aside before this wall-clock time, or other files with a ``mark``."""
+    for path in (*work.glob(f"*{mark}*"), *work.glob(f"segments/*{mark}*")):
         if path.stat().st_ctime < before_s:  # when it was renamed
             path.unlink(missing_ok=True)
 

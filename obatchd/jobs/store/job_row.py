@@ -15,21 +15,14 @@ from typing import Any
 import msgspec
 
 from obatchd.jobs.model import JobState
-from obatchd.settings.frozen import FrozenSettings
-from obatchd.settings.job import JobSettings
+from obatchd.settings.job import FrozenSettings, JobSettings
 
-_settings_decoder = msgspec.json.Decoder(JobSettings)
+_JSON_COLUMNS = ("settings", "notes", "summary")
 defaults_of = lru_cache(64)(msgspec.json.Decoder(FrozenSettings).decode)
 
 
 class JobRow(msgspec.Struct):
-    """One accepted drop in the index.
-
-    Attributes:
-        settings: the job's own.
-        summary: the final counts of a finished job as JSON.
-        defaults: the settings of the daemon when the job was accepted.
-    """
+    """One accepted drop in the index."""
 
     key: int
     job: str
@@ -43,12 +36,12 @@ class JobRow(msgspec.Struct):
     finished_s: float | None
     paused: bool
     cancelled: bool
-    settings: JobSettings
+    settings: JobSettings  # its own
     notes: list[str]
     digest: str | None
     retry_of: str | None
-    summary: dict[str, Any] | None
-    defaults: FrozenSettings
+    summary: dict[str, Any] | None  # the final counts of a finished job
+    defaults: FrozenSettings  # of the daemon when the job was accepted
 
     @property
     def label(self) -> str:
@@ -71,13 +64,9 @@ SELECT = (
 def job_of(row: tuple[Any, ...]) -> JobRow:
     """The object of a row selected by :data:`SELECT`."""
     values = dict(zip(JobRow.__struct_fields__, row, strict=True))
-    values["state"] = JobState(values["state"])
-    values["paused"], values["cancelled"] = bool(values["paused"]), bool(values["cancelled"])
-    values["settings"] = _settings_decoder.decode(values["settings"])
-    values["notes"] = msgspec.json.decode(values["notes"])
-    values["summary"] = msgspec.json.decode(values["summary"]) if values["summary"] else None
+    values |= {name: msgspec.json.decode(values[name] or b"null") for name in _JSON_COLUMNS}
     values["defaults"] = defaults_of(values["defaults"])
-    return JobRow(**values)
+    return msgspec.convert(values, JobRow, strict=False)  # numbers of SQLite become booleans
 
 
 def kept(defaults: FrozenSettings) -> tuple[bytes, bytes]:
@@ -95,10 +84,10 @@ def keep(cursor: sqlite3.Cursor, defaults: FrozenSettings) -> bytes:
 
 def columns(cursor: sqlite3.Cursor, values: Mapping[str, Any]) -> list[Any]:
     """Values of columns, given as objects, as they are stored."""
-    return [keep(cursor, value) if name == "defaults" else _column(name, value) for name, value in values.items()]
-
-
-def _column(name: str, value: Any) -> Any:
-    if name in ("settings", "notes", "summary") and value is not None:
-        return msgspec.json.encode(value)
-    return value
+    stored = dict(values)
+    for name in values:
+        if name == "defaults":
+            stored[name] = keep(cursor, values[name])
+        elif name in _JSON_COLUMNS and values[name] is not None:
+            stored[name] = msgspec.json.encode(values[name])
+    return list(stored.values())

@@ -37,16 +37,6 @@ class LaneRow(msgspec.Struct):
     finished: int = 0
 
 
-class PendingRow(msgspec.Struct, array_like=True):
-    """Where the bytes of a request without a result lie."""
-
-    line: int
-    offset: int
-    length: int
-    checksum: int
-    id: str | None
-
-
 class ResultRow(msgspec.Struct, array_like=True):
     job: int
     line: int

@@ -23,16 +23,11 @@ BACKUP_MARK = ".before-schema-"
 
 
 class Schema(NamedTuple):
-    """Tables of a file.
-
-    Attributes:
-        version: of the tables that ``create`` makes in a new file.
-        steps: SQL by version that makes it from the one before; empty where the tables stay as they are.
-    """
+    """Tables of a file."""
 
     version: int
-    create: str
-    steps: Mapping[int, str]
+    create: str  # makes them in a new file
+    steps: Mapping[int, str]  # by version, SQL that makes it from the one before; empty where the tables stay
 
 
 def bring_up(connection: sqlite3.Connection, path: Path, schema: Schema) -> None:
@@ -92,9 +87,3 @@ def flush(*paths: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def delete_backups(work: Path) -> None:
-    """Remove the copies made before upgrades: they hold the erased jobs."""
-    for path in (*work.glob(f"*{BACKUP_MARK}*"), *work.glob(f"segments/*{BACKUP_MARK}*")):
-        path.unlink(missing_ok=True)

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from obatchd.jobs.model import Entry, Outcome
-from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction, unflushed
-from obatchd.jobs.store.integrity import delete_database, size_bytes
+from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction, unflushed
 from obatchd.jobs.store.job_row import defaults_of
-from obatchd.jobs.store.request_index import RequestIndex
-from obatchd.jobs.store.results import unanswered_record, write_results
+from obatchd.jobs.store.request_index import Lanes, add_requests, make_defaults, unanswered_record, write_results
 from obatchd.jobs.store.rows import (
     LINE_MASK,
     AttemptRow,
     IndexedChunk,
     LaneRow,
-    PendingRow,
     ResultRow,
     keys_of,
     request_key,
 )
 from obatchd.jobs.store.schema import Schema
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -55,27 +50,20 @@ CREATE TABLE IF NOT EXISTS tallies (
 _SCHEMA = Schema(1, _TABLES, {1: ""})
 
 
-class Segment:
-    """One SQLite file. Every write is one flushed transaction; safe to use from several threads."""
+class Segment(Database):
+    """The requests, attempts and results of some jobs."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._database = open_database(path, _SCHEMA)
-        self._reader: sqlite3.Connection | None = None
+        super().__init__(path, _SCHEMA)
         self._idle_reader: sqlite3.Connection | None = None
         self._closed = False
-        self._lock = threading.Lock()
-        self._read_lock = threading.Lock()
-        self._index = RequestIndex()
+        self._lanes: dict[int, Lanes] = {}  # of jobs that are being indexed
 
-    def close(self) -> None:
-        with self._lock, self._read_lock:
-            self._closed = True
-            # The writer last: the one that is closed last empties the log into the file, and readers may not.
-            for connection in (self._reader, self._idle_reader, self._database):
-                if connection is not None:
-                    connection.close()
-            self._reader = self._idle_reader = None
+    def _close(self) -> None:
+        self._closed = True
+        if self._idle_reader is not None:
+            self._idle_reader.close()
+        super()._close()
 
     def shrink(self) -> None:
         """Give back the memory of its caches, some 1.5 MB; the next reads go to the file."""
@@ -85,27 +73,19 @@ class Segment:
                     if connection is not None:
                         connection.execute("PRAGMA shrink_memory")
 
-    def delete(self) -> None:
-        """Close and remove the file; only after everything in it is published and flushed."""
-        self.close()
-        delete_database(self.path)
-
     def erase(self, jobs: Iterable[int]) -> None:
         """Delete everything of finished jobs so that nothing of it is left in the file."""
         with self._lock:
             with transaction(self._database) as cursor:
-                self._index.make_tables(cursor)
+                make_defaults(cursor)
                 for job in jobs:
                     low, high = keys_of(job)
                     for table in ("requests", "attempts", "results"):
                         cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
                     for table in ("labels", "lanes", "tallies", "jobs", "defaults_of"):
                         cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
-                    self._index.forget(job)
+                    self.forget_lanes(job)
             rewrite(self._database, self.path)
-
-    def size_bytes(self) -> int:
-        return size_bytes(self.path)
 
     # Indexing.
 
@@ -123,17 +103,13 @@ class Segment:
             if not any(final for *_, final in batches):
                 stack.enter_context(unflushed(self._database))
             cursor = stack.enter_context(transaction(self._database))
-            self._index.make_tables(cursor)
-            return [self._index.add(cursor, *batch) for batch in batches]
+            make_defaults(cursor)
+            return [add_requests(cursor, self._lanes, *batch) for batch in batches]
 
     # Results.
 
     def write_results(self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow]) -> set[tuple[int, int]]:
-        """Record outcomes and attempts; a request that has a result keeps it.
-
-        Returns:
-            (job, line) of the requests that have another result than the one given.
-        """
+        """Record outcomes and attempts; see :func:`~obatchd.jobs.store.request_index.write_results`."""
         with self._lock, transaction(self._database) as cursor:
             cursor.executemany(
                 "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
@@ -158,17 +134,16 @@ class Segment:
                 " ORDER BY request LIMIT ?",
                 (low, high, lane, lane, limit),
             ).fetchall()
-            tried: dict[int, list[str]] = {}
-            if rows:
-                span = (rows[0][0], rows[-1][0])
-                for request, server in cursor.execute(
-                    "SELECT request, server FROM attempts WHERE request BETWEEN ? AND ? ORDER BY request, attempt", span
-                ):
-                    tried.setdefault(request, []).append(server)
+            tried: dict[int, list[str]] = defaultdict(list)
+            for request, server in cursor.execute(
+                "SELECT request, server FROM attempts WHERE request BETWEEN ? AND ? ORDER BY request, attempt",
+                (rows[0][0], rows[-1][0]) if rows else (0, 0),
+            ):
+                tried[request].append(server)
             results = []
             for request, number, label in rows:
                 line = request & LINE_MASK
-                record = unanswered_record(label, line, outcome, code, message, tried.get(request, []))
+                record = unanswered_record(label, line, outcome, code, message, tried[request])
                 results.append(ResultRow(job, line, number, outcome, record))
             write_results(cursor, results)
         return [result.line for result in results]
@@ -178,7 +153,7 @@ class Segment:
     def jobs(self) -> list[tuple[int, str, FrozenSettings | None]]:
         """Key, id and defaults of every job that was ever indexed into this segment; None in those of 0.1.0."""
         with self._lock, transaction(self._database) as cursor:
-            self._index.make_tables(cursor)
+            make_defaults(cursor)
             rows = cursor.execute(
                 "SELECT job, name, settings FROM jobs LEFT JOIN defaults_of USING (job)"
                 " LEFT JOIN job_defaults USING (sha256) ORDER BY job"
@@ -213,7 +188,7 @@ class Segment:
         )
         return rows[0][0] & LINE_MASK if rows else 0
 
-    def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = LINE_MASK) -> list[PendingRow]:
+    def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = LINE_MASK) -> list[Entry]:
         """The next requests of a lane without a result, in input order; of those up to ``to_line``."""
         low, high = keys_of(job)[0], request_key(job, to_line) + 1
         rows = self._seen(
@@ -221,7 +196,7 @@ class Segment:
             " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) LIMIT ?",
             *(max(low, request_key(job, after_line)), high, lane, limit),
         )
-        return [PendingRow(row[0] & LINE_MASK, *row[1:]) for row in rows]
+        return [Entry(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def attempts(self, job: int) -> list[AttemptRow]:
         """Recorded attempts of requests that have no result yet."""
@@ -256,32 +231,20 @@ class Segment:
                 else:
                     self._idle_reader = reader
 
-    def place(self, job: int, line: int) -> PendingRow | None:
+    def place(self, job: int, line: int) -> Entry | None:
         """Where the bytes of one request lie."""
         query = "SELECT offset, length, checksum, id FROM requests WHERE request = ?"
         rows = self._seen(query, request_key(job, line))
-        return PendingRow(line, *rows[0]) if rows else None
+        return Entry(line, *rows[0]) if rows else None
 
-    def failed_requests(self, job: int) -> list[PendingRow]:
+    def failed_requests(self, job: int) -> list[Entry]:
         """Where the bytes of the requests that ran and did not succeed lie, in input order, without refused lines."""
         rows = self._rows(
             "SELECT r.request, offset, length, checksum, id FROM requests r JOIN results USING (request)"
             " WHERE r.request > ? AND r.request < ? AND lane >= 0 AND outcome <> 'succeeded' ORDER BY r.request",
             *keys_of(job),
         )
-        return [PendingRow(row[0] & LINE_MASK, *row[1:]) for row in rows]
+        return [Entry(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def forget_lanes(self, job: int) -> None:
-        """Forget the lanes of a finished job."""
-        self._index.forget(job)
-
-    def _rows(self, query: str, *given: Any) -> list[Any]:
-        with self._lock:
-            return self._database.execute(query, given).fetchall()
-
-    def _seen(self, query: str, *given: Any) -> list[Any]:
-        """Rows that are read beside the writer."""
-        with self._read_lock:
-            if self._reader is None:
-                self._reader = open_reader(self.path)
-            return self._reader.execute(query, given).fetchall()
+        self._lanes.pop(job, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import Any
 import msgspec
 
 from obatchd import log
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import JobState
-from obatchd.jobs.store.database import open_database, open_reader, rewrite, transaction
+from obatchd.jobs.model import Intent, JobState
+from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction
 from obatchd.jobs.store.job_row import COLUMNS, SELECT, JobRow, columns, job_of, keep, kept
 from obatchd.jobs.store.schema import Schema
 from obatchd.settings.current import Current
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)
@@ -79,53 +77,41 @@ class Facts:
             _log.warning("fact_not_kept", key=key, reason=str(error))
 
 
-class StateStore:
-    """Safe to use from several threads; every write is one flushed transaction. Is a spool ``Ledger`` and ``Facts``."""
+class StateStore(Database):
+    """The index of jobs, the memory of the protocol of claim, and facts.
+
+    ``choose_segment(intent)`` names the segment that is to hold an accepted drop's requests. ``settings`` are kept with
+    each job, as they are when it is accepted.
+    """
 
     def __init__(self, path: Path, choose_segment: Callable[[Intent], str], settings: Current[Settings]) -> None:
-        """``choose_segment(intent)`` names the segment that is to hold an accepted drop's requests.
-
-        ``settings`` are kept with each job, as they are when it is accepted.
-        """
-        self._path = path
         self._settings = settings
-        self._database = open_database(path, _schema(self.defaults_now()))
-        self._lock = threading.RLock()
-        # Questions of people are answered beside the writer: a look must not wait behind a flush.
+        super().__init__(path, _schema(self.defaults_now()))
         self._reader = open_reader(path)
-        self._read_lock = threading.Lock()
         self._choose_segment = choose_segment
 
-    def close(self) -> None:
-        with self._lock, self._read_lock:
-            self._reader.close()
-            self._database.close()
-
-    def _rows(self, query: str, *given: Any) -> list[Any]:
-        with self._lock:
-            return self._database.execute(query, given).fetchall()
-
-    def _seen(self, query: str, *given: Any) -> list[JobRow]:
-        """Jobs, read beside the writer."""
-        with self._read_lock:
-            return [job_of(row) for row in self._reader.execute(query, given).fetchall()]
+    def _jobs(self, condition: str, *given: Any) -> list[JobRow]:
+        return [job_of(row) for row in self._seen(f"{SELECT} jobs WHERE {condition}", *given)]
 
     def defaults_now(self) -> FrozenSettings:
         """The settings of a job that is accepted now."""
         return FrozenSettings.of(self._settings.value)
 
-    # Ledger: the claim protocol's durable steps.
+    # The protocol of claim.
 
     def add_intents(self, intents: Sequence[Intent]) -> None:
+        """These drops are about to be renamed into work."""
         rows = [(intent.job, msgspec.msgpack.encode(intent)) for intent in intents]
         with self._lock, transaction(self._database) as cursor:
             cursor.executemany("INSERT INTO intents VALUES (?, ?)", rows)
 
     def forget(self, jobs: Sequence[str]) -> None:
+        """These intents came to nothing."""
         with self._lock, transaction(self._database) as cursor:
             cursor.executemany("DELETE FROM intents WHERE job = ?", [(job,) for job in jobs])
 
     def accept(self, intents: Sequence[Intent]) -> None:
+        """These drops are jobs now; their intents are over."""
         with self._lock:
             segments = [self._choose_segment(intent) for intent in intents]
             with transaction(self._database) as cursor:
@@ -141,10 +127,12 @@ class StateStore:
                 cursor.executemany("DELETE FROM intents WHERE job = ?", [(i.job,) for i in intents])
 
     def intents(self) -> list[Intent]:
+        """Intents neither accepted nor forgotten."""
         rows = self._rows("SELECT intent FROM intents ORDER BY job")
         return [msgspec.msgpack.decode(row[0], type=Intent) for row in rows]
 
     def jobs(self) -> set[str]:
+        """Ids of all jobs ever accepted and not forgotten."""
         return {row[0] for row in self._rows("SELECT job FROM jobs")}
 
     # Rebuilding.
@@ -199,14 +187,12 @@ class StateStore:
 
     def find(self, jobs: Sequence[str]) -> list[JobRow]:
         """The rows of these job ids, in the order asked, unknown ones left out."""
-        return [row for job in jobs for row in self._seen(f"{SELECT} jobs WHERE job = ?", job)]
+        return [row for job in jobs for row in self._jobs("job = ?", job)]
 
     def find_prefix(self, prefix: str, owner: int | None = None) -> list[JobRow]:
         """Up to two jobs, of one owner or of all, whose id begins with ``prefix``, newest first."""
-        return self._seen(
-            f"{SELECT} jobs WHERE job >= ? AND job < ? AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT 2",
-            *(prefix, prefix + "\x7f", owner, owner),
-        )
+        condition = "job >= ? AND job < ? AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT 2"
+        return self._jobs(condition, prefix, prefix + "\x7f", owner, owner)
 
     def list_jobs(
         self, states: Iterable[JobState], *, limit: int = -1, newest_first: bool = False, owner: int | None = None
@@ -215,10 +201,8 @@ class StateStore:
         names = list(states)
         marks = ",".join("?" * len(names))
         order = "DESC" if newest_first else "ASC"
-        return self._seen(
-            f"{SELECT} jobs WHERE state IN ({marks}) AND (? IS NULL OR owner = ?) ORDER BY key {order} LIMIT ?",
-            *(*names, owner, owner, limit),
-        )
+        condition = f"state IN ({marks}) AND (? IS NULL OR owner = ?) ORDER BY key {order} LIMIT ?"
+        return self._jobs(condition, *names, owner, owner, limit)
 
     def duplicate_of(self, digest: str, job: str) -> str | None:
         """An earlier job whose drop had the same content."""
@@ -239,8 +223,7 @@ class StateStore:
 
     def finished_before(self, when_s: float, limit: int) -> list[JobRow]:
         """Jobs done before ``when_s`` whose input and store are still kept."""
-        query = f"{SELECT} jobs WHERE state = 'done' AND released = 0 AND finished_s < ? ORDER BY key LIMIT ?"
-        return [job_of(row) for row in self._rows(query, when_s, limit)]
+        return self._jobs("state = 'done' AND released = 0 AND finished_s < ? ORDER BY key LIMIT ?", when_s, limit)
 
     def finished_beyond(self, kept_bytes: int, limit: int) -> list[JobRow]:
         """The oldest finished jobs, without which what is still kept of the others is at most ``kept_bytes``."""
@@ -248,7 +231,7 @@ class StateStore:
             f"{SELECT} (SELECT *, sum(kept_bytes) OVER (ORDER BY key DESC) AS with_newer FROM jobs"
             " WHERE state = 'done' AND released = 0) WHERE with_newer > ? ORDER BY key LIMIT ?"
         )
-        return [job_of(row) for row in self._rows(query, kept_bytes, limit)]
+        return [job_of(row) for row in self._seen(query, kept_bytes, limit)]
 
     def forget_released(self, when_s: float, limit: int) -> int:
         """Delete rows of jobs finished before ``when_s`` of which nothing is kept; how many."""
@@ -262,8 +245,7 @@ class StateStore:
 
     def ended_before(self, when_s: float, limit: int) -> list[JobRow]:
         """Jobs done or refused before ``when_s``, the oldest first."""
-        query = f"{SELECT} jobs WHERE state IN ('done', 'refused') AND finished_s < ? ORDER BY key LIMIT ?"
-        return [job_of(row) for row in self._rows(query, when_s, limit)]
+        return self._jobs("state IN ('done', 'refused') AND finished_s < ? ORDER BY key LIMIT ?", when_s, limit)
 
     def erase(self, keys: Sequence[int]) -> None:
         """Delete rows of jobs so that nothing of them is left in the file."""
@@ -271,7 +253,7 @@ class StateStore:
             with transaction(self._database) as cursor:
                 cursor.executemany("DELETE FROM jobs WHERE key = ?", [(key,) for key in keys])
                 cursor.execute("DELETE FROM job_defaults WHERE sha256 NOT IN (SELECT defaults FROM jobs)")
-            rewrite(self._database, self._path)
+            rewrite(self._database, self.path)
 
     def unreleased_in(self, segment: str) -> int:
         """How many jobs still need ``segment``."""

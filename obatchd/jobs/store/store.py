@@ -11,16 +11,15 @@ from typing import TypeVar
 import msgspec
 
 from obatchd.errors import StoreError
-from obatchd.jobs.ledger import Intent
-from obatchd.jobs.model import Entry, Outcome
-from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside
+from obatchd.jobs.model import Entry, Intent, Outcome
+from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside, size_bytes
 from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.rows import AttemptRow, IndexedChunk, ResultRow
-from obatchd.jobs.store.schema import delete_backups
+from obatchd.jobs.store.schema import BACKUP_MARK
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import StateStore
 from obatchd.settings.current import Current
-from obatchd.settings.frozen import FrozenSettings
+from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
 
 # A drop above this size gets a segment of its own, so that its store goes away with it.
@@ -91,7 +90,7 @@ class Store:
         if intent.size > _OWN_SEGMENT_BYTES:
             return intent.job
         shared = self._segments.get(self._shared_name)
-        full = self._shared_jobs >= _SEGMENT_JOBS or (shared is not None and shared.size_bytes() > _SEGMENT_BYTES)
+        full = self._shared_jobs >= _SEGMENT_JOBS or (shared is not None and size_bytes(shared.path) > _SEGMENT_BYTES)
         if not self._shared_name or full:
             self._shared_name, self._shared_jobs = f"shared-{intent.job}", 0
         self._shared_jobs += 1
@@ -115,7 +114,6 @@ class Store:
         return found
 
     def of(self, job: JobRow) -> Segment:
-        """The segment that holds ``job``."""
         return self.segment(job.segment)
 
     def write_index(self, batches: Sequence[IndexBatch]) -> list[IndexedChunk]:
@@ -132,11 +130,7 @@ class Store:
     def write_results(
         self, results: Sequence[tuple[str, ResultRow]], attempts: Sequence[tuple[str, AttemptRow]]
     ) -> set[tuple[int, int]]:
-        """Record outcomes and attempts, given with the name of their segment; one commit per segment.
-
-        Returns:
-            (job, line) of the requests that have another result than the one given.
-        """
+        """As :meth:`Segment.write_results`, given with the name of their segment; one commit per segment."""
         grouped: dict[str, tuple[list[ResultRow], list[AttemptRow]]] = defaultdict(lambda: ([], []))
         for name, result in results:
             grouped[name][0].append(result)
@@ -180,11 +174,14 @@ class Store:
             elif (self._directory / f"{name}.db").exists():
                 self.segment(name).erase(keys)
         self.state.erase([job.key for job in jobs])
-        delete_backups(self._directory.parent)
         delete_set_aside(self._directory.parent, float("inf"))
+        delete_set_aside(self._directory.parent, float("inf"), BACKUP_MARK)
 
     def _delete_segment(self, name: str) -> None:
-        self.segment(name).delete()
+        """Only after everything in it is published and flushed."""
+        segment = self.segment(name)
+        segment.close()
+        delete_database(segment.path)
         with self._lock:
             self._segments.pop(name, None)
 

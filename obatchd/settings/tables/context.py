@@ -1,56 +1,70 @@
-"""The settings of ``[context]``."""
+"""``[context]``: sources in front of prompts, and the addresses that an administrator opens to fetches."""
 
 from __future__ import annotations
 
-from typing import Literal
+import ipaddress
+import re
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator
 
-from obatchd.settings.allow_list import opened
-from obatchd.settings.base import Live, PositiveSeconds, Section
+from obatchd.settings.base import Count, Live, Natural, NotNegative, Positive, Section, setting
+
+
+class Opened(NamedTuple):
+    """One entry of the allow-list: a pattern of host names, or a network; port 0 is any."""
+
+    pattern: str
+    network: ipaddress.IPv4Network | ipaddress.IPv6Network | None
+    port: int
+
+
+def opened(entry: str) -> Opened:
+    """An entry of the allow-list: ``wiki.lab``, ``*.lab:8080``, ``10.1.0.0/16``, ``127.0.0.1:8080``, ``[fd00::1]:80``.
+
+    Raises ValueError for anything else.
+    """
+    match = re.fullmatch(r"\[([0-9a-fA-F:.]+)\]:(\d{1,5})|([^\s:/\[\]]+):(\d{1,5})", entry)
+    host, port = (match[1] or match[3], int(match[2] or match[4])) if match else (entry, 0)
+    if port > 65535:
+        raise ValueError(f'"{entry}" has a port that does not exist')
+    try:
+        return Opened("", ipaddress.ip_network(host, strict=False), port)
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9_*?.-]+", host) or not host.strip("*?."):
+            raise ValueError(f'"{entry}" is neither a host, with or without a port, nor a network') from None
+    return Opened(host.lower().rstrip("."), None, port)
+
+
+def _host_or_network(entry: str) -> str:
+    opened(entry)
+    return entry
 
 
 class ContextSettings(Section):
     """Sources that requests name (urls, files), fetched and put in front of their prompts."""
 
-    enabled: Live[bool] = Field(False, description="Fetch them. Off, a request that names sources fails.")
-    from_links: Live[bool] = Field(False, description="Markdown links in prompts name sources, too.")
-    on_error: Live[Literal["fail", "note"]] = Field(
-        "fail", description='What cannot be had fails its request, or ("note") is noted in the prompt and the result.'
+    enabled: Live[bool] = setting(False, "Fetch them. Off, a request that names sources fails.")
+    from_links: Live[bool] = setting(False, "Markdown links in prompts name sources, too.")
+    on_error: Live[Literal["fail", "note"]] = setting(
+        "fail", 'What cannot be had fails its request, or ("note") is noted in the prompt and the result.'
     )
-    keep_full_prompt: Live[bool] = Field(
-        False, description="Keep the prompt as it was sent in the result (full_prompt)."
-    )
-    allow: Live[list[str]] = Field(
+    keep_full_prompt: Live[bool] = setting(False, "Keep the prompt as it was sent in the result (full_prompt).")
+    allow: Live[list[Annotated[str, AfterValidator(_host_or_network)]]] = setting(
         [],
-        description="What may be fetched beside public addresses: hosts, with or without a port, and networks, such as "
+        "What may be fetched beside public addresses: hosts, with or without a port, and networks, such as "
         '"wiki.lab", "*.lab:8080", "10.1.0.0/16".',
     )
-    max_sources: Live[int] = Field(10, ge=1, le=1000, description="Most sources of one request.")
-    max_bytes: Live[int] = Field(8 * 1024**2, ge=1024, le=1024**3, description="Most bytes of one source, unpacked.")
-    max_characters: Live[int] = Field(
-        20_000, ge=1, description="Most characters of one source in a prompt; the rest is cut."
+    max_sources: Live[int] = setting(10, "Most sources of one request.", ge=1, le=1000)
+    max_bytes: Live[int] = setting(8 * 1024**2, "Most bytes of one source, unpacked.", ge=1024, le=1024**3)
+    max_characters: Live[Count] = setting(20_000, "Most characters of one source in a prompt; the rest is cut.")
+    max_redirects: Live[int] = setting(5, "Most redirects of one URL; each is judged like the first.", ge=0, le=50)
+    timeout_s: Live[Positive] = setting(30, "Longest time for one URL, redirects included.")
+    host_pause_s: Live[NotNegative] = setting(0.5, "Pause between two requests to one host, which come one by one.")
+    parse_timeout_s: Live[Positive] = setting(20, "Longest time to find the text in one source.")
+    parse_memory_bytes: Live[int] = setting(1024**3, "Most memory for that.", ge=64 * 1024**2)
+    cache_s: Live[NotNegative] = setting(
+        3600, "How long a fetched text is used without asking; later it is asked whether it changed."
     )
-    max_redirects: Live[int] = Field(
-        5, ge=0, le=50, description="Most redirects of one URL; each is judged like the first."
-    )
-    timeout_s: Live[PositiveSeconds] = Field(30, description="Longest time for one URL, redirects included.")
-    host_pause_s: Live[float] = Field(
-        0.5, ge=0, description="Pause between two requests to one host, which come one by one."
-    )
-    parse_timeout_s: Live[PositiveSeconds] = Field(20, description="Longest time to find the text in one source.")
-    parse_memory_bytes: Live[int] = Field(1024**3, ge=64 * 1024**2, description="Most memory for that.")
-    cache_s: Live[float] = Field(
-        3600, ge=0, description="How long a fetched text is used without asking; later it is asked whether it changed."
-    )
-    cache_bytes: Live[int] = Field(
-        1024**3, ge=0, description="Most bytes of fetched texts kept, for each owner apart; 0: none."
-    )
-    user_agent: Live[str] = Field("obatchd", min_length=1, description="How the daemon names itself to servers.")
-
-    @field_validator("allow")
-    @classmethod
-    def _hosts_or_networks(cls, value: list[str]) -> list[str]:
-        for entry in value:
-            opened(entry)
-        return value
+    cache_bytes: Live[Natural] = setting(1024**3, "Most bytes of fetched texts kept, for each owner apart; 0: none.")
+    user_agent: Live[str] = setting("obatchd", "How the daemon names itself to servers.", min_length=1)
