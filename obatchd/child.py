@@ -96,9 +96,8 @@ class Channel(Generic[Message]):
     async def receive(self) -> Message:
         """The next message; when this is cancelled, it is the next call's.
 
-        Raises:
-            ConnectionError: the other end is gone.
-            ValueError, msgspec.DecodeError: the frame is too long, or no message.
+        Raises ConnectionError where the other end is gone, ValueError or msgspec.DecodeError where the frame is too
+        long, or no message.
         """
         try:
             if self._length is None:
@@ -119,11 +118,7 @@ class Channel(Generic[Message]):
 
 
 def send(connection: socket.socket, message: object) -> None:
-    """Send a message from a process without event loop.
-
-    Raises:
-        ConnectionError: the other end is gone.
-    """
+    """Send a message from a process without event loop. Raises ConnectionError where the other end is gone."""
     connection.sendall(frame(message))
 
 

@@ -34,8 +34,7 @@ def send_frame(connection: socket.socket, document: dict[str, Any], descriptors:
 def receive_frame(connection: socket.socket, timeout_s: float) -> tuple[dict[str, Any], list[int]]:
     """One frame and its descriptors, which the caller must close.
 
-    Raises:
-        ControlError: the peer went away, is too slow or broke the protocol; no descriptor stays open.
+    Raises ControlError where the peer went away, is too slow or broke the protocol; no descriptor stays open.
     """
     deadline = time.monotonic() + timeout_s
     descriptors: list[int] = []

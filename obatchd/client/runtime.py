@@ -58,10 +58,8 @@ def default_spool() -> Path:
 def create(spool: Path, uuid: str, *, shared: bool = False, environ: Mapping[str, str] = os.environ) -> Path:
     """Make the runtime directory of a spool and record it there. The caller holds the spool's lock.
 
-    With ``shared`` every user can find the sockets and connect.
-
-    Raises:
-        SpoolError: no candidate directory can be used, or the spool cannot be written.
+    With ``shared`` every user can find the sockets and connect. Raises SpoolError where no candidate directory can be
+    used, or the spool cannot be written.
     """
     problems = []
     for parent in _parents(environ):
@@ -98,8 +96,7 @@ def remove(spool: Path, runtime_dir: Path) -> None:
 def read_record(spool: Path) -> Record:
     """The spool's record of its daemon.
 
-    Raises:
-        DaemonDownError: with code ``no_spool``, ``daemon_down`` or ``permission``.
+    Raises DaemonDownError (``no_spool``, ``daemon_down`` or ``permission``).
     """
     try:
         document = json.loads((spool / RECORD).read_bytes())
@@ -147,8 +144,7 @@ def _parents(environ: Mapping[str, str]) -> list[Path]:
 def _own_directory(path: Path) -> None:
     """Make ``path``, or make sure that nobody else could have put something there.
 
-    Raises:
-        OSError: it cannot be made, is not a directory, belongs to somebody else or is writable for others.
+    Raises OSError where it cannot be made, is not a directory, belongs to somebody else or is writable for others.
     """
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)

@@ -16,8 +16,7 @@ _log = log.get(__name__)
 def erase(layout: Layout, store: Store, jobs: Sequence[JobRow]) -> None:
     """Results, input, and all that the store knows; the row in the index goes last, so that it can be asked again.
 
-    Raises:
-        OSError: the disk refuses, or sqlite3.OperationalError does.
+    Raises OSError or sqlite3.OperationalError where the disk refuses.
     """
     for job in jobs:
         discard(layout, layout.outbox_dir(job.job, job.name, job.owner))

@@ -35,8 +35,7 @@ _DEFAULTS_LOST = (
 def rebuild(store: Store, layout: Layout, settings: Settings) -> None:
     """Enter every job that segments or the outbox know into the index, all or none.
 
-    Raises:
-        OSError: the disk refuses, or sqlite3.OperationalError does.
+    Raises OSError or sqlite3.OperationalError where the disk refuses.
     """
     known = store.jobs_in_segments()
     outboxes = {path.name.rpartition(".")[2]: path for path in layout.outbox_dirs()}

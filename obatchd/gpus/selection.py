@@ -21,8 +21,7 @@ class PlannedServer(msgspec.Struct, frozen=True):
 def choose(gpus: Sequence[Gpu], settings: GpuSettings, groups: Sequence[ServerGroup] = ()) -> list[PlannedServer]:
     """One server per chosen GPU and one per group; the GPUs of groups leave the pool.
 
-    Raises:
-        ConfigError: a setting names a GPU that does not exist, or one GPU twice.
+    Raises ConfigError where a setting names a GPU that does not exist, or one GPU twice.
     """
     if settings.use == "none":
         return []

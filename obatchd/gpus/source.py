@@ -40,11 +40,7 @@ OpenSource = Callable[[], GpuSource]  # pickled for the probe's process, which c
 
 
 def open_nvml() -> GpuSource:
-    """The GPUs of this host.
-
-    Raises:
-        GpuError: there is no driver, or it cannot be used.
-    """
+    """The GPUs of this host. Raises GpuError where there is no driver, or it cannot be used."""
     from obatchd.gpus.nvml.driver import Nvml
 
     return Nvml()

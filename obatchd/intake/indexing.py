@@ -65,8 +65,7 @@ class DropReader:
     def prepare(self, store: Store) -> dict[str, Any]:
         """Settings, digest and refusals that need no full reading; returns the columns of the job's row to change.
 
-        Raises:
-            DropRefused: the drop cannot become a job.
+        Raises DropRefused where the drop cannot become a job.
         """
         with self._at_its_cost():
             changes = self.own_columns()
@@ -86,8 +85,7 @@ class DropReader:
     def own_columns(self) -> dict[str, Any]:
         """Settings and notes of the drop, as columns of the job's row.
 
-        Raises:
-            DropRefused: its settings cannot be used.
+        Raises DropRefused where its settings cannot be used.
         """
         submitted = SubmittedSettings.read(self.directory)
         own = self._folder_settings()
@@ -131,8 +129,7 @@ class DropReader:
     def batch(self, size: int) -> IndexBatch:
         """The next ``size`` entries.
 
-        Raises:
-            DropRefused: the drop is not one of our formats or holds no request.
+        Raises DropRefused where the drop is not one of our formats or holds no request.
         """
         with self._at_its_cost():
             if self._entries is None:

@@ -140,9 +140,8 @@ class Connections:
     async def request(self, method: str, path: str, body: bytes, sink: Sink) -> None:
         """Send ``body`` to ``path`` and give ``sink`` the response. Cancelled, it closes the connection.
 
-        Raises:
-            Unreachable: no connection could be made.
-            Broken: the connection ended in the middle of the response.
+        Raises Unreachable where no connection could be made, Broken where the connection ended in the middle of the
+        response.
         """
         self._busy += 1
         try:

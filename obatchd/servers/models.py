@@ -88,9 +88,8 @@ class ModelKeeper:
     async def ensure(self, model: str, *, by_admin: bool = False) -> ModelInfo:
         """Make sure that at least one store has the model, and every reachable one that may have it.
 
-        Raises:
-            ModelError: ``model_forbidden``, ``model_not_found``, ``pull_failed`` or ``no_space``.
-            ServerError: ``no_server``: no server can be asked now.
+        Raises ModelError: ``model_forbidden``, ``model_not_found``, ``pull_failed`` or ``no_space``, ServerError
+        (``no_server``) where no server can be asked now.
         """
         self._check_allowed(model, by_admin)
         stores = self._stores(f"look for {model}")
@@ -195,8 +194,7 @@ class ModelKeeper:
     async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
         """Pull or update a model in the managed servers' store, else in every remote one; yields the progress.
 
-        Raises:
-            ModelError: ``model_forbidden`` when pulls are switched off, else as :meth:`ensure`.
+        Raises ModelError: ``model_forbidden`` when pulls are switched off, else as :meth:`ensure`.
         """
         stores = self._stores(f"pull {name}")
         for store in [LOCAL] if LOCAL in stores else stores:
@@ -282,8 +280,7 @@ class ModelKeeper:
     async def remove(self, name: str) -> None:
         """Delete a model from the managed servers' store; idle servers unload it. Remote stores are never touched.
 
-        Raises:
-            ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it.
+        Raises ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it.
         """
         users = [
             server

@@ -23,9 +23,7 @@ class ServerLost(Exception):
 async def pull_through(server: Server, state: PullProgress) -> AsyncGenerator[int, None]:
     """Pull ``state.model``, whose progress is kept in ``state``; yields the bytes known to be missing at each step.
 
-    Raises:
-        ModelError: the server or the registry refuses.
-        ServerLost: the server cannot be reached any more.
+    Raises ModelError where the server or the registry refuses, ServerLost where the server cannot be reached any more.
     """
     client = ollama.AsyncClient(
         server.base_url,

@@ -125,9 +125,8 @@ class Server(Life):
     async def load(self, profile: Profile) -> None:
         """Give the server a profile; nothing may be in flight.
 
-        Raises:
-            ModelError: this server cannot have it: ``model_not_found``, ``does_not_fit``, ``not_supported``.
-            ServerError: it could not be loaded now.
+        Raises ModelError where this server cannot have it: ``model_not_found``, ``does_not_fit``, ``not_supported``,
+        ServerError where it could not be loaded now.
         """
         async with self._load_lock:
             if self.loaded == profile:

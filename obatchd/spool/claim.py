@@ -45,10 +45,8 @@ class ClaimReport(msgspec.Struct):
 def claim(drops: Sequence[Drop], layout: Layout, ledger: StateStore, ids: JobIds) -> ClaimReport:
     """Take everything that is ready, in the order given, and drops that an earlier call that failed has left.
 
-    A drop that is not the one that the scan saw is left where it is: the next scan looks at it again.
-
-    Raises:
-        OSError: the spool's file system refused; the next call, or :func:`recover`, settles the claims in progress.
+    A drop that is not the one that the scan saw is left where it is: the next scan looks at it again. Raises OSError
+    where the spool's file system refused; the next call, or :func:`recover`, settles the claims in progress.
     """
     accepted = settle(ledger.intents(), layout, ledger)
     wanted = [(drop, intent) for drop in drops if (intent := _intend(drop, ids)) is not None]
@@ -264,10 +262,8 @@ class Incoming(msgspec.Struct):
     def add(self, name: str, source: IO[bytes], limit_bytes: int, keep_free_bytes: int = 0) -> None:
         """Copy one file; for a folder ``name`` is its name inside. ``limit_bytes`` is for all files together.
 
-        Raises:
-            ControlError: the name leads out of the folder, is there already, or there is too much of it for the limit
-                or for a disk that is to keep ``keep_free_bytes``.
-            OSError: it cannot be written.
+        Raises ControlError where the name leads out of the folder, is there already, or there is too much of it for the
+        limit or for a disk that is to keep ``keep_free_bytes``, OSError where it cannot be written.
         """
         target = self.input
         if self.kind == "folder":
@@ -307,11 +303,7 @@ def begin_submission(layout: Layout, ids: JobIds, name: bytes, owner: int, kind:
 
 
 def commit_submission(incoming: Incoming, layout: Layout, ledger: StateStore) -> Intent:
-    """Make a submission durable and accept it.
-
-    Raises:
-        ControlError: it is empty.
-    """
+    """Make a submission durable and accept it. Raises ControlError where it is empty."""
     status = _lstat(incoming.input)
     if status is None or (incoming.kind == "file" and not status.st_size):
         raise ControlError(f"{os.fsdecode(incoming.name)} is empty: there is no request in it", code="empty")

@@ -13,8 +13,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def sync_filesystem(path: Path) -> None:
     """Flush everything written to the file system of ``path``; Python has no syncfs.
 
-    Raises:
-        OSError: the disk refused, now or since the last call (Linux 5.8 reports it once per open file).
+    Raises OSError where the disk refused, now or since the last call (Linux 5.8 reports it once per open file).
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

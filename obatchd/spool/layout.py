@@ -83,8 +83,7 @@ class Layout:
     def open(cls, root: Path, owners: OwnerDirectories | None = None) -> Layout:
         """The spool at ``root``; missing directories are created. With ``owners`` each has a directory of their own.
 
-        Raises:
-            SpoolError: it cannot be used, with what to do.
+        Raises SpoolError where it cannot be used, with what to do.
         """
         layout = cls(root.resolve(), owners)
         modes = {layout.root: 0o755, layout.inbox: 0o700, layout.work: 0o700, layout.outbox: 0o700}
@@ -110,8 +109,7 @@ class Layout:
     def inbox_problem(self) -> str:
         """Why no drop can be taken from the inbox as it is now, which somebody may have changed; empty when one can.
 
-        Raises:
-            OSError: it is not there.
+        Raises OSError where it is not there.
         """
         if problem := _closed(self.inbox):
             return problem
@@ -131,11 +129,7 @@ class Layout:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the spool for one daemon.
-
-        Raises:
-            SpoolError: another daemon has it (``locked``).
-        """
+        """Hold the spool for one daemon. Raises SpoolError where another daemon has it (``locked``)."""
         descriptor = os.open(self.work / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             try:
@@ -176,8 +170,7 @@ class Layout:
     def make_owner(self, owner: int) -> None:
         """Make sure that an owner's own directories are there, where owners have some.
 
-        Raises:
-            OSError: the disk refuses.
+        Raises OSError where the disk refuses.
         """
         if self._owners is not None:
             for parent in (self.outbox, self.failed):
@@ -190,8 +183,7 @@ class Layout:
     def free(self, *, doubtful: bool = False) -> FreeSpace:
         """The space left for us on the spool's file system; ``doubtful``: find out whether anything can be written.
 
-        Raises:
-            OSError: the disk does not say.
+        Raises OSError where the disk does not say.
         """
         status = os.statvfs(self.root)
         read_only = bool(status.f_flag & os.ST_RDONLY) or (doubtful and _takes_no_file(self.work))

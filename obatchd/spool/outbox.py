@@ -211,8 +211,7 @@ _FEW_FILES = 16
 def flush_outboxes(boxes: Sequence[JobOutbox]) -> None:
     """Make everything in these directories durable: one job's by fsync, many together by one syncfs.
 
-    Raises:
-        OSError: the disk refused.
+    Raises OSError where the disk refused.
     """
     if not boxes:
         return

@@ -35,8 +35,7 @@ class OwnerDirectories:
     def prepare(self, parent: Path) -> None:
         """Let everybody pass through ``parent``, but not list it; and make sure that access lists work there.
 
-        Raises:
-            SpoolError: they do not.
+        Raises SpoolError where they do not.
         """
         try:
             os.chmod(parent, 0o711)
@@ -60,8 +59,7 @@ class OwnerDirectories:
     def make(self, parent: Path, uid: int) -> None:
         """``parent/<uid>``, and beside it a link with the user's name; existing ones stay.
 
-        Raises:
-            OSError: the disk refuses.
+        Raises OSError where the disk refuses.
         """
         directory = parent / str(uid)
         if not directory.is_dir():

@@ -17,10 +17,8 @@ _log = log.get(__name__)
 def prune(layout: Layout, before_s: float) -> None:
     """Delete results and refused drops that are older than this wall-clock time.
 
-    Each directory is renamed out of sight first, so that nobody reads half of it.
-
-    Raises:
-        OSError: the disk refuses.
+    Each directory is renamed out of sight first, so that nobody reads half of it. Raises OSError where the disk
+    refuses.
     """
     for path in list(layout.outbox_dirs()):
         if _changed_s(path / "summary.json", before_s) < before_s:
@@ -31,8 +29,7 @@ def prune(layout: Layout, before_s: float) -> None:
 def prune_refused(layout: Layout, before_s: float) -> None:
     """Delete drops refused before this wall-clock time, also those that never were a job.
 
-    Raises:
-        OSError: the disk refuses.
+    Raises OSError where the disk refuses.
     """
     for owner in list(layout.failed.iterdir()):
         if owner.is_symlink() or not owner.is_dir():
@@ -43,11 +40,7 @@ def prune_refused(layout: Layout, before_s: float) -> None:
 
 
 def discard(layout: Layout, path: Path) -> None:
-    """Delete a directory whole; nothing happens where there is none.
-
-    Raises:
-        OSError: the disk refuses.
-    """
+    """Delete a directory whole; nothing happens where there is none. Raises OSError where the disk refuses."""
     trash = _trash(layout)
     trash.mkdir(mode=0o700, exist_ok=True)
     target = trash / f"{path.name}.{time.monotonic_ns()}"

@@ -37,7 +37,7 @@ class OnCard(ManagedServer):
         self.holds[by] = reason
 
     def resume(self, by: str) -> None:
-        del self._holds[by]
+        del self.holds[by]
 
     async def unload(self) -> None:
         self.loaded = None

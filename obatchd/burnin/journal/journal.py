@@ -47,8 +47,8 @@ class Journal:
     def append(self, records: Iterable[Record]) -> None:
         """Write records so that they survive a power cut.
 
-        Raises:
-            OSError: the disk refuses, or the file is closed; nothing was added, so the same records may be given again.
+        Raises OSError where the disk refuses, or the file is closed; nothing was added, so the same records may be
+        given again.
         """
         data = b"".join(_encoder.encode(record) + b"\n" for record in records)
         if not data:
@@ -95,8 +95,7 @@ class RecordWriter:
 def read(path: Path) -> list[Record]:
     """Every whole record of a run; torn lines of a crash are passed over.
 
-    Raises:
-        StoreError: the file does not begin as a run does.
+    Raises StoreError where the file does not begin as a run does.
     """
     records: list[Record] = []
     for line in path.read_bytes().splitlines():
@@ -152,10 +151,7 @@ class Shelf:
     def prune(self, keep_runs: int, before_s: float, spare: str) -> list[str]:
         """Delete all but the newest runs, and those last written before ``before_s``; never ``spare``.
 
-        Returns the ids of those deleted.
-
-        Raises:
-            OSError: the disk refuses.
+        Returns the ids of those deleted. Raises OSError where the disk refuses.
         """
         runs = self.runs()
         old = [run for run in runs if run in runs[:-keep_runs] or self.path(run).stat().st_mtime < before_s]
@@ -165,11 +161,7 @@ class Shelf:
         return deleted
 
     def ends(self, run: str) -> tuple[Begun, Ended | None]:
-        """First record of a run, and the last one if the run is over.
-
-        Raises:
-            StoreError: its file is damaged.
-        """
+        """First record of a run, and the last one if the run is over. Raises StoreError where its file is damaged."""
         last: Record | None = None
         with open(self.path(run), "rb") as file, contextlib.suppress(msgspec.DecodeError):
             first = _decoder.decode(file.readline())
@@ -183,9 +175,7 @@ class Shelf:
     def read(self, run: str) -> list[Record]:
         """The records of a run, by its id, the beginning of it, or ``latest``.
 
-        Raises:
-            NotFoundError: there is no such run, or several.
-            StoreError: its file is damaged.
+        Raises NotFoundError where there is no such run, or several, StoreError where its file is damaged.
         """
         runs = self.runs()
         if not runs:

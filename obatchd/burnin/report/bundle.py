@@ -33,8 +33,7 @@ _REMAPPING = ("remapped_", "remap_", "retired_", "banks_without_spares")
 def find_gpu(report: BurninReport, name: str) -> BurninGpuPages:
     """A GPU of a report by index, UUID (or its beginning) or serial number.
 
-    Raises:
-        NotFoundError: there is none.
+    Raises NotFoundError where there is none.
     """
     for gpu in report.gpus:
         known = (str(gpu.index), gpu.uuid, gpu.identity.serial)

@@ -18,10 +18,8 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
     """GPUs beside each other that are of one kind and did the same work.
 
     A GPU is compared with the median of all others of its group, and each report as a whole with the others: in a
-    chassis that is too hot, or with too little power, all siblings are slow and none stands out.
-
-    Raises:
-        ConfigError: the reports have nothing in common.
+    chassis that is too hot, or with too little power, all siblings are slow and none stands out. Raises ConfigError
+    where the reports have nothing in common.
     """
     rows: dict[_Kind, list[ComparedGpu]] = {}
     reports, left_out = _without_repetitions(reports)

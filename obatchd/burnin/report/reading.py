@@ -15,11 +15,7 @@ _T = TypeVar("_T")
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """A report from a file, as it stands there.
-
-    Raises:
-        ConfigError: it is none.
-    """
+    """A report from a file, as it stands there. Raises ConfigError where it is none."""
     try:
         document = msgspec.json.decode(path.read_bytes())
     except OSError as error:
@@ -36,8 +32,7 @@ def read_file(path: Path) -> dict[str, Any]:
 def typed(document: dict[str, Any], kind: type[_T]) -> _T:
     """The fields of a report, or of its head, that this version knows.
 
-    Raises:
-        ConfigError: one is missing, or is something else.
+    Raises ConfigError where one is missing, or is something else.
     """
     try:
         return msgspec.convert(document, kind)

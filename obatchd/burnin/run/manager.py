@@ -113,9 +113,7 @@ class Burnin:
     async def start(self, asked: dict[str, Any]) -> BurninStatus:
         """Begin a run; returns its status.
 
-        Raises:
-            ConfigError: it cannot be carried out as asked.
-            ControlError: ``busy``: there is one already.
+        Raises ConfigError where it cannot be carried out as asked, ControlError (``busy``) where there is one already.
         """
         if self.active is not None:
             raise ControlError(
@@ -193,11 +191,7 @@ class Burnin:
         )
 
     def _choose(self, asked: Asked) -> list[tuple[Gpu, str]]:
-        """The GPUs meant, each with its server.
-
-        Raises:
-            ConfigError: there is none, or one cannot be used now.
-        """
+        """The GPUs meant, each with its server. Raises ConfigError where there is none, or one cannot be used now."""
         every = [(gpu, name) for name, gpus in self._host.gpus_of.items() for gpu in gpus]
         present = ", ".join(f"{gpu.index} = {gpu.uuid} ({name})" for gpu, name in every) or "none"
         chosen = [(gpu, name) for gpu, name in every if not asked.gpus and not self._host.quarantine_reason(gpu)]

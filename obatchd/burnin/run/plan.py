@@ -43,8 +43,7 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def duration_s(text: str) -> float:
     """Seconds in ``90s``, ``15m``, ``12h``, ``1d12h``.
 
-    Raises:
-        ConfigError: it is none of these, under 10 seconds or over 30 days.
+    Raises ConfigError where it is none of these, under 10 seconds or over 30 days.
     """
     parts = _DURATION.findall(text)
     if not text or text != "".join(number + unit for number, unit in parts):
@@ -58,8 +57,7 @@ def duration_s(text: str) -> float:
 def make(run: str, asked: Asked, gpus: list[str], settings: Settings, retest: Sequence[str] = ()) -> Plan:
     """The plan of a run on these GPUs (UUIDs), of which those in ``retest`` are in quarantine.
 
-    Raises:
-        ConfigError: wishes contradict each other, or no model is known.
+    Raises ConfigError where wishes contradict each other, or no model is known.
     """
     if asked.profile not in PROFILES:
         raise ConfigError(f"no profile {asked.profile!r}; there are: {', '.join(PROFILES)}", code="usage")

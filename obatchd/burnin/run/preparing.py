@@ -41,8 +41,7 @@ async def take(server: RunServer, reason: str, *, retest: bool) -> None:
 async def up_soon(server: RunServer) -> None:
     """Wait for a server that is being started.
 
-    Raises:
-        ServerError: ``not_ready``: it does not come up in time, or is out of use.
+    Raises ServerError (``not_ready``) where it does not come up in time, or is out of use.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_UP_TIMEOUT_S):
@@ -101,10 +100,8 @@ class Preparer:
     async def _fill(self, server: RunServer, gpu: str) -> int:
         """Load the model with the largest useful context; returns that context in tokens.
 
-        More context for fewer slots gains nothing, so the slots of the first load are kept.
-
-        Raises:
-            ModelError, ServerError: the model cannot be loaded at all.
+        More context for fewer slots gains nothing, so the slots of the first load are kept. Raises ModelError or
+        ServerError where the model cannot be loaded at all.
         """
         plan, known = self._plan, self._plan.context_length
         most = self._host.model(plan.model).context_length or known

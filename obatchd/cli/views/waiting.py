@@ -37,8 +37,7 @@ def wait(look: Callable[[], list[Document]], *, quiet: bool) -> list[Document]:
 def over_restarts(ask: Callable[[], _T]) -> _T:
     """The answer of ``ask``; while the daemon is being restarted, it is asked again.
 
-    Raises:
-        DaemonDownError: the daemon stays away for two minutes, or the caller may not talk to it.
+    Raises DaemonDownError where the daemon stays away for two minutes, or the caller may not talk to it.
     """
     down_since_s: float | None = None
     while True:

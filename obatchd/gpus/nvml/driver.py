@@ -31,9 +31,8 @@ _MEMORY_TEMP = pynvml.NVML_FI_DEV_MEMORY_TEMP
 class Nvml(GpuSource):
     """The real source.
 
-    Raises:
-        GpuError: ``no_driver`` without a usable driver, ``driver_mismatch`` after a driver update without reboot,
-            ``nvml`` for anything else that keeps the library from starting.
+    Raises GpuError: ``no_driver`` without a usable driver, ``driver_mismatch`` after a driver update without reboot,
+    ``nvml`` for anything else that keeps the library from starting.
     """
 
     def __init__(self) -> None:

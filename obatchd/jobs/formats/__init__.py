@@ -62,10 +62,8 @@ def read_entries(
 
     ``form`` is what :func:`recognise` found, where that is known. ``rules`` say how records become requests.
     ``check_space`` is called with the number of bytes about to be unpacked, again and again, and raises to stop it.
-    ``size_bytes`` is how much of a plain file counts: bytes that somebody appended since it was taken do not.
-
-    Raises:
-        DropRefused: the drop is none of our formats, or there is no request in it at all.
+    ``size_bytes`` is how much of a plain file counts: bytes that somebody appended since it was taken do not. Raises
+    DropRefused where the drop is none of our formats, or there is no request in it at all.
     """
     form = form or recognise(input_path, name)
     unpacked = input_path.with_name(_REQUESTS)

@@ -55,8 +55,7 @@ def folder_files(folder: Path) -> Iterator[tuple[Path, str | None]]:
 def folder_settings(folder: Path) -> tuple[dict[str, Any], str] | None:
     """The content of the folder's ``job.toml`` (or ``config.toml`` of the original project), and which file it was.
 
-    Raises:
-        DropRefused: it cannot be read or is not TOML (``job_settings``).
+    Raises DropRefused where it cannot be read or is not TOML (``job_settings``).
     """
     for name in SETTINGS_FILES:
         if not os.path.lexists(folder / name):

@@ -29,9 +29,8 @@ class Found(NamedTuple):
 def find(source: ByteSource, name: str, form: Format, limit_bytes: int, rules: RecordRules) -> Iterator[Found]:
     """The pieces of the file ``name``; its records made into requests by ``rules``.
 
-    Raises:
-        DropRefused: a table has no column that the rules need.
-        Unreadable, TooMuch: from the source, after the pieces before.
+    Raises DropRefused where a table has no column that the rules need, Unreadable or TooMuch where the source raises
+    it, after the pieces before.
     """
     if form is Format.TABLE:
         return _rows(source, name, limit_bytes, rules)

@@ -50,9 +50,8 @@ def _is_image(content: bytes) -> bool:
 def with_images(raw: bytes, folder: Path, budget: Budget, limit_bytes: int) -> bytes:
     """A request of a folder with the files that it names as images in it; their names come back with the result.
 
-    Raises:
-        RequestRefused: a file cannot be read, is no image or makes the request too long.
-        TooMuch: the drop unpacks to more than it may.
+    Raises RequestRefused where a file cannot be read, is no image or makes the request too long, TooMuch where the drop
+    unpacks to more than it may.
     """
     if b'"images"' not in raw:
         return raw

@@ -59,8 +59,7 @@ def label_in(raw: bytes) -> str | None:
 def batch_fields(raw: bytes) -> dict[str, Any]:
     """The fields of our request that a line amounts to.
 
-    Raises:
-        RequestRefused: it is no such line, or asks for something that Ollama cannot do.
+    Raises RequestRefused where it is no such line, or asks for something that Ollama cannot do.
     """
     line = _line(raw)
     read = _ENDPOINTS.get(line["url"])

@@ -32,9 +32,8 @@ class Format(Enum):
 def recognise(path: Path, name: str) -> Format:
     """The format of a drop, or of a file in a folder.
 
-    Raises:
-        DropRefused: it is none of our formats (``format``), not UTF-8 (``encoding``) or empty (``empty``).
-        OSError: the system is at fault.
+    Raises DropRefused where it is none of our formats (``format``), not UTF-8 (``encoding``) or empty (``empty``),
+    OSError where the system is at fault.
     """
     if path.is_dir():
         return Format.FOLDER

@@ -40,8 +40,8 @@ class RecordRules(msgspec.Struct, frozen=True):
 class RecordMaker:
     """Makes the requests of one drop, each of ``max_bytes`` at most; ``columns`` where all records have the same.
 
-    Raises:
-        ConfigError: the rules name a field that is not among the columns, or no column can be taken for the prompt.
+    Raises ConfigError where the rules name a field that is not among the columns, or no column can be taken for the
+    prompt.
     """
 
     def __init__(self, rules: RecordRules, max_bytes: int, columns: Sequence[str] | None = None) -> None:
@@ -60,11 +60,7 @@ class RecordMaker:
             self._fixed = _text_column(columns)
 
     def of_json(self, raw: bytes) -> bytes:
-        """The request made of one JSON object.
-
-        Raises:
-            RequestRefused: it is none, or lacks a field.
-        """
+        """The request made of one JSON object. Raises RequestRefused where it is none, or lacks a field."""
         try:
             decoded(raw)  # fields that are passed on unread are not checked otherwise
             record = raw_fields(raw)
@@ -77,8 +73,7 @@ class RecordMaker:
     def request(self, record: Record, passed_on: Record) -> bytes:
         """The request made of ``record``, as a line of a request file; ``passed_on`` comes back with the result.
 
-        Raises:
-            RequestRefused: it lacks a field.
+        Raises RequestRefused where it lacks a field.
         """
         return _encode({"prompt": self._prompt(record), PASSED_ON: passed_on} | self._id(record))
 

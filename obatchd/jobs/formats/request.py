@@ -89,10 +89,8 @@ def request_id(raw: bytes) -> str | None:
 def parse_request(raw: bytes) -> Request:
     """The request in one line of a request file: the full parse, done by the worker process.
 
-    Fields that are not ours are passed on byte for byte: a number too large for us comes back as it was.
-
-    Raises:
-        ValueError: the line is not a request (msgspec.DecodeError is one).
+    Fields that are not ours are passed on byte for byte: a number too large for us comes back as it was. Raises
+    ValueError where the line is not a request (msgspec.DecodeError is one).
     """
     whole = whole_fields(raw)
     messages = whole.messages or []
@@ -125,11 +123,7 @@ def _last_said(messages: list[dict[str, Any]]) -> str:
 
 
 def parse_batch_request(raw: bytes) -> Request:
-    """The request in one line of an OpenAI batch file.
-
-    Raises:
-        RequestRefused: it is none.
-    """
+    """The request in one line of an OpenAI batch file. Raises RequestRefused where it is none."""
     given = {name: value for name, value in batch_fields(raw).items() if value is not None}
     text = given.get("embed")
     prompt = text if isinstance(text, str) else _last_said(given.get("messages", []))
@@ -139,8 +133,7 @@ def parse_batch_request(raw: bytes) -> Request:
 def embed_texts(fields: dict[str, msgspec.Raw]) -> str | list[str] | None:
     """The texts of a request for vectors, ``{"input": …}``; None where it is none.
 
-    Raises:
-        ValueError: it is one, and they cannot be embedded.
+    Raises ValueError where it is one, and they cannot be embedded.
     """
     if "input" not in fields:
         return None

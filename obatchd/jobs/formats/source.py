@@ -32,11 +32,7 @@ class TooMuch(Exception):
 
 
 def decoded(raw: bytes, column: str = "") -> str:
-    """UTF-8 as text; ``column`` is where it stands in a row.
-
-    Raises:
-        RequestRefused: it is none.
-    """
+    """UTF-8 as text; ``column`` is where it stands in a row. Raises RequestRefused where it is none."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -64,9 +60,8 @@ class ByteSource:
     def read(self, size: int) -> bytes:
         """Up to ``size`` bytes, as soon as there are any; none at the end.
 
-        Raises:
-            Unreadable: it is damaged; everything before the damage was read.
-            TooMuch: there is more than the budget.
+        Raises Unreadable where it is damaged; everything before the damage was read, TooMuch where there is more than
+        the budget.
         """
         size, budget = min(size, self._left_bytes), self._budget
         try:
@@ -94,10 +89,8 @@ def open_source(
 ) -> Iterator[ByteSource]:
     """``path`` opened for reading; of a plain file only ``size_bytes``, if given.
 
-    Raises:
-        Unreadable: it is not there, not for us, or not a regular file; links are not followed, because the owner of a
-            folder may still swap its files.
-        OSError: the system is at fault.
+    Raises Unreadable where it is not there, not for us, or not a regular file; links are not followed, because the
+    owner of a folder may still swap its files, OSError where the system is at fault.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

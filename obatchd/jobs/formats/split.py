@@ -36,8 +36,7 @@ def _piece(number: int, offset: int, raw: bytes) -> Piece:
 def split_lines(source: ByteSource, max_line_bytes: int) -> Iterator[Piece]:
     """The lines that are not blank; blank ones are counted. One byte order mark at the start is passed over.
 
-    Raises:
-        Unreadable, TooMuch: from the source, after the lines before.
+    Raises Unreadable or TooMuch where the source raises it, after the lines before.
     """
     number, offset, rest, skipped = 0, 0, bytearray(), 0
     while True:
@@ -90,8 +89,8 @@ class _Element:
 def split_array(source: ByteSource, max_element_bytes: int) -> Iterator[Piece]:
     """The elements of a JSON array, as they stand in the file. A comma before the closing bracket is passed over.
 
-    Raises:
-        Unreadable, TooMuch: from the source; or the array has no end, or it is not the end of the file.
+    Raises Unreadable or TooMuch where the source raises it, where the array has no end, or it is not the end of the
+    file.
     """
     number, offset, begun = 0, 0, 0
     depth, in_string, skip = 0, False, 0

@@ -31,8 +31,7 @@ class Row(NamedTuple):
 def split_rows(source: ByteSource, max_row_bytes: int, delimiter: bytes | None = None) -> Iterator[Row]:
     """The rows that are not blank, the header among them. Without ``delimiter`` the first row decides.
 
-    Raises:
-        Unreadable, TooMuch: from the source, after the rows before.
+    Raises Unreadable or TooMuch where the source raises it, after the rows before.
     """
     reader = _Reader(source, max_row_bytes)
     if delimiter is None:

@@ -30,9 +30,8 @@ def is_corrupt(error: BaseException) -> bool:
 def open_database(path: Path, schema: Schema) -> sqlite3.Connection:
     """The database at ``path``, created with ``schema`` where it is new, brought up to it where it is older.
 
-    Raises:
-        StoreError: the file is damaged (``store_corrupt``), written by a newer obatchd (``store_newer``), or the disk
-            refuses (``store_unusable``).
+    Raises StoreError where the file is damaged (``store_corrupt``), written by a newer obatchd (``store_newer``), or
+    the disk refuses (``store_unusable``).
     """
     connection = None
     try:

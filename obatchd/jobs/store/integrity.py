@@ -82,8 +82,7 @@ def is_damaged(path: Path) -> bool:
 def set_aside(path: Path) -> Path:
     """Rename a damaged database to ``<name>.corrupt-<time>``, for whoever wants to look at it.
 
-    Raises:
-        OSError: the disk refuses.
+    Raises OSError where the disk refuses.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     target = Path(f"{path}{_CORRUPT_MARK}{stamp}")

@@ -42,10 +42,7 @@ class Store:
     """Synchronous and safe to use from several threads; the engine calls it from its own store threads.
 
     A damaged file is set aside and begun anew: the jobs of a segment are indexed again from their inputs, the index of
-    jobs is rebuilt (``state.is_complete``).
-
-    Raises:
-        StoreError: a file cannot be opened.
+    jobs is rebuilt (``state.is_complete``). Raises StoreError where a file cannot be opened.
     """
 
     def __init__(self, work: Path, settings: Current[Settings]) -> None:
