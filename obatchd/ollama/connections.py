@@ -188,9 +188,9 @@ class Connections:
             async with asyncio.timeout(self._connect_timeout_s):
                 make = functools.partial(_Connection, self)
                 return (await loop.create_connection(make, self._host, self._port, ssl=self._tls))[1]
-        except TimeoutError as error:
-            raise Unreachable(f"no connection within {self._connect_timeout_s:g} s") from error
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that no server can have
+            if isinstance(error, TimeoutError) and not error.errno:  # with a number it is the kernel that gave up
+                raise Unreachable(f"no connection within {self._connect_timeout_s:g} s") from error
             raise Unreachable(_reason(error)) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import AsyncIterator
 
 import pytest
@@ -181,6 +182,18 @@ async def test_a_connection_cancelled_as_its_response_comes_is_not_used_again(
 async def test_nobody_listens(unused_tcp_port: int) -> None:
     with pytest.raises(Unreachable):
         await ask(Connections(f"http://127.0.0.1:{unused_tcp_port}", "", 1.0))
+
+
+@pytest.mark.parametrize("limit_s", [None, 60.0])
+async def test_a_host_that_the_kernel_gives_up_is_unreachable(
+    monkeypatch: pytest.MonkeyPatch, limit_s: float | None
+) -> None:
+    async def unanswered(*_: object, **__: object) -> None:
+        raise OSError(errno.ETIMEDOUT, "Connect call failed")  # Python makes a TimeoutError of it
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", unanswered)
+    with pytest.raises(Unreachable, match="Connection timed out"):
+        await ask(Connections("http://192.0.2.1:1", "", limit_s))
 
 
 async def test_a_path_in_front_and_a_closing_that_waits(server: Scripted) -> None:
