@@ -10,7 +10,7 @@ import msgspec
 
 from obatchd.errors import ModelError, ServerError
 from obatchd.ollama.connections import Broken, Connections, Unreachable
-from obatchd.ollama.faults import Cause, Fault
+from obatchd.ollama.faults import UNREADABLE, Cause, Fault
 from obatchd.ollama.reading import Whole
 
 _T = TypeVar("_T")
@@ -94,7 +94,7 @@ class OllamaApi:
         body = await self._call("GET", "/api/version", timeout_s)
         try:
             return msgspec.json.decode(body, type=_Version).version
-        except msgspec.DecodeError:
+        except UNREADABLE:
             raise ServerError(
                 f"{self._base_url} answers, but not as Ollama does: something else has the port.", code="not_ollama"
             ) from None
@@ -162,7 +162,7 @@ class OllamaApi:
         data = await self._call(method, path, timeout_s, body)
         try:
             return msgspec.json.decode(data, type=kind)
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             words = f"{self._base_url}{path} gave an answer that is not Ollama's: {error}"
             raise ServerError(words, code="not_ollama") from None
 

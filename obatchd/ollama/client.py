@@ -99,7 +99,7 @@ class _Stream(Lines):
             return
         try:
             chunk = self._last = _chunk.decode(line)
-        except msgspec.DecodeError as error:
+        except faults.UNREADABLE as error:
             self._fault = faults.not_ollama(str(error))
             return
         if chunk.error:
@@ -144,7 +144,7 @@ class OllamaClient:
             return Embedded([], 0, fault)
         try:
             found = _vectors.decode(answer.body)
-        except msgspec.DecodeError as error:
+        except faults.UNREADABLE as error:
             return Embedded([], 0, faults.not_ollama(str(error)))
         if len(found.embeddings) != len(body["input"]):  # nobody can tell which vector belongs to which text
             words = f"the server made {len(found.embeddings)} vectors of {len(body['input'])} texts"

@@ -37,6 +37,8 @@ _MEND = "mend the request as the message says, and drop it again"
 _MORE = "raise max_response_tokens, or look at the prompt"
 _LOOK = "look at the servers with: obatchctl status, then retry the job"
 _QUOTED = 500  # characters of an error page that is not Ollama's
+# Of msgspec over an answer that is not the wanted JSON: bytes that are no UTF-8, too, and arrays in arrays in arrays.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Cause(Enum):
@@ -166,7 +168,7 @@ def _unpacked(text: str) -> str:
         return text
     try:
         error = _body.decode(text).error
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return text
     return text if error is None else error.message if isinstance(error, _Inner) else _unpacked(error)
 

@@ -160,7 +160,10 @@ async def test_an_error_page_that_is_not_json_is_quoted(ask: Ask) -> None:
     assert len(answer.fault.message) <= 500
 
 
-@pytest.mark.parametrize("garbage", [b"<html>hello</html>\n", b"{]\n", b"\xff\xfe\n", b'{"message": 5}\n', b"[1]\n"])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"<html>hello</html>\n", b"{]\n", b"\xff\xfe\n", b'{"message": 5}\n', b"[1]\n", b'{"error": "\xff"}\n'],
+)
 async def test_an_answer_that_is_not_ollamas_is_the_servers_fault(ask: Ask, garbage: bytes) -> None:
     kind, _ = blame(await ask(streaming(line("be"), garbage, DONE)))
     assert kind == SERVER

@@ -129,12 +129,26 @@ async def test_a_model_that_makes_only_vectors_is_loaded_and_tried_by_one(serve:
     assert asked == ["/api/generate", "/api/embed", "/api/chat", "/api/embed"]
 
 
-@pytest.mark.parametrize("body", [b"<html>hello</html>", b'{"version": 5}', b"[]"])
+_DEEP = b'{"x":' + b"[" * 100_000
+
+
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b'{"version": 5}', b"[]", b'{"version": "\xff"}', _DEEP])
 async def test_something_else_on_the_port_is_not_taken_for_ollama(serve: Serve, body: bytes) -> None:
     api = await serve(answering(200, body))
     with pytest.raises(ServerError) as caught:
         await api.version(5)
     assert caught.value.code == "not_ollama"
+
+
+@pytest.mark.parametrize("body", [b'{"models": [{"name": "\xff"}]}', _DEEP])
+@pytest.mark.parametrize(("status", "code"), [(200, "not_ollama"), (500, "server_error")])
+async def test_an_answer_that_nobody_can_read_is_an_error_of_the_server(
+    serve: Serve, status: int, code: str, body: bytes
+) -> None:
+    api = await serve(answering(status, body))
+    with pytest.raises(ServerError) as caught:
+        await api.loaded(5)
+    assert caught.value.code == code
 
 
 async def test_a_server_that_cannot_be_reached_or_does_not_answer_in_time(serve: Serve, unused_tcp_port: int) -> None:
