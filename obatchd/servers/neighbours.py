@@ -53,7 +53,7 @@ class Neighbours:
     async def _look(self, server: ManagedServer) -> None:
         readings = [reading for gpu in server.gpus if (reading := self._probe.readings.get(gpu.uuid))]
         found = [process for reading in readings for process in reading.processes]
-        seen = tuple(sorted((process.pid, process.memory_bytes) for process in found))
+        seen = tuple(sorted(((process.pid, process.memory_bytes) for process in found), key=str))
         if seen != self._seen.get(server.id):  # else nobody came or left
             self._seen[server.id] = seen
             self._note(server, await asyncio.to_thread(_foreign, found, self._instance))
@@ -87,11 +87,15 @@ def _foreign(processes: Iterable[GpuProcess], instance: str) -> list[GpuProcess]
     """
     found = []
     for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
+        try:
             owner = psutil.Process(process.pid)
             # A zombie holds nothing any more: an orphan that was swept a moment ago.
             if owner.status() != psutil.STATUS_ZOMBIE and not is_marked(owner, instance):
                 found.append(process)
+        except psutil.AccessDenied:  # of another user, where /proc is mounted with hidepid=1
+            found.append(process)
+        except psutil.NoSuchProcess:
+            pass
     return found
 
 
