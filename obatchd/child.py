@@ -34,7 +34,7 @@ from obatchd import log
 
 _log = log.get(__name__)
 _HEADER = struct.Struct("<I")
-FRAME_LIMIT_BYTES = 512 * 1024**2
+FRAME_LIMIT_BYTES = 7 * 2**29  # a source may have 1 GiB (context.max_bytes), and thrice as much as UTF-8
 _BUFFER_BYTES = 2**20  # read ahead of what is asked for
 _LOOKS = 10  # at a silent child, until it is given up
 _EXIT_S = 0.5

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
+from annotated_types import Le
 from web_support import article
 
-from obatchd.child import Channel
+from obatchd.child import FRAME_LIMIT_BYTES, Channel
 from obatchd.context.cache import Entry, SourceCache, is_fresh
 from obatchd.context.compose import Source, full_prompt, named_urls
 from obatchd.context.model import Alive, FromPreparer, Prepared, Wish, from_preparer, to_preparer
@@ -47,6 +48,12 @@ def pdf(text: str, title: str = "A title") -> bytes:
     table = b"".join(b"%010d 00000 n \n" % place for place in places)
     end = b"trailer<</Size 7/Root 1 0 R/Info 6 0 R>>\nstartxref\n%d\n%%%%EOF" % len(body)
     return body + b"xref\n0 7\n0000000000 65535 f \n" + table + end
+
+
+def test_the_largest_source_and_its_text_fit_into_a_frame() -> None:
+    limits = ContextSettings.model_fields["max_bytes"].metadata
+    (most_bytes,) = (limit.le for limit in limits if isinstance(limit, Le))
+    assert most_bytes * len("€".encode()) < FRAME_LIMIT_BYTES  # one byte in a page of Windows-1252
 
 
 def test_the_main_text_of_a_page_without_what_is_around_it() -> None:
