@@ -1,1 +1,1 @@
-"""Requests to servers: worker pool, protocol, client, faults."""
+"""Requests to servers: offers, switches between models, outcomes of attempts, the watchdog, and the workers."""

@@ -70,7 +70,7 @@ class CrashListener:
 
 
 class ModelStore(Protocol):
-    """Knows the servers' models; :class:`obatchd.daemon.models.ServedModels`."""
+    """Knows the servers' models; :mod:`obatchd.daemon.compose` has the one of the daemon."""
 
     async def ensure(self, server_id: str, model: str) -> list[str]:
         """Make sure that a model is in the store of a server; its capabilities. Raises ModelError where it cannot."""
