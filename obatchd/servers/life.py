@@ -113,10 +113,11 @@ class Life(abc.ABC):
         """Nobody looks after the server any more: it is out of use until its life begins again."""
         self.state, self.reason = ServerState.FAILED, _defect_words(error)
         self._wake_waiting()
+        self._wake.clear()
         self._tasks.start(self._live_again(), name)
 
     async def _live_again(self) -> None:
-        await asyncio.sleep(self._settings.slow_retry_s)
+        await set_within(self._settings.slow_retry_s, self._wake)
         await self._live()
 
     async def stop(self) -> None:

@@ -18,8 +18,8 @@ QUICK = {"backoff_max_s": 0.01, "slow_retry_s": 0.01, "health_s": 0.01, "starts_
 class Cared(Life):
     """A server of which the test says what goes wrong."""
 
-    def __init__(self) -> None:
-        super().__init__("gpu0", in_force(servers=QUICK))
+    def __init__(self, **slower: float) -> None:
+        super().__init__("gpu0", in_force(servers=QUICK | slower))
         self.defects: dict[str, int] = {}  # how often each step still fails
         self.states: list[ServerState] = []
         self.closed = 0
@@ -111,3 +111,18 @@ async def test_who_waits_hears_of_a_life_that_has_ended(server: Cared) -> None:
     server.begin()
     async with asyncio.timeout(5):
         await waiting
+
+
+async def test_a_life_that_has_ended_goes_on_when_an_operator_asks() -> None:
+    server = Cared(slow_retry_s=600)
+    server.defects = {"open": 1, "tell-backoff": 1}
+    server.begin()
+    await until(lambda: server.state is S.FAILED)
+    async with asyncio.timeout(5):
+        await server.restart("asked by the operator")
+    await until(lambda: server.ready)
+    server.defects = {"health": 1, "tell-backoff": 1}
+    await until(lambda: server.state is S.FAILED)
+    async with asyncio.timeout(5):
+        await server.quarantine("its GPU is bad")
+    await server.stop()
