@@ -33,7 +33,7 @@ _BACKLOG = "backlog"
 _TOGETHER = 5000  # requests ended at once
 
 
-@define(eq=False, slots=False)
+@define(eq=False)
 class Completion:
     """Called from the main loop. Implements ``DispatchEvents`` and ``CommitListener``."""
 

@@ -38,7 +38,7 @@ class ConditionListener(Protocol):
         """A condition that may have kept drops in the inbox is over."""
 
 
-@define(eq=False, slots=False)
+@define(eq=False)
 class Conditions:
     """Holds dispatch while any condition hinders all of it."""
 

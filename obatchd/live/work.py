@@ -86,7 +86,7 @@ class Work:
         self.announcer.announce(done)
 
 
-@define(eq=False, slots=False)
+@define(eq=False)
 class Part:
     """A part of the path with tasks of its own."""
 

@@ -240,14 +240,17 @@ async def test_claims_that_the_disk_refuses_are_told_and_tried_again(
 ) -> None:
     refused = refusing(monkeypatch, claim, "claim", 2, error)
     seen: list[str] = []
-    report = rig.work.conditions.report
 
-    def note(kind: str, reason: str) -> None:
-        if reason:
-            seen.append(f"{kind}: {reason}")
-        report(kind, reason)
+    class Watcher:
+        """Notes the condition for which dispatch is held."""
 
-    monkeypatch.setattr(rig.work.conditions, "report", note)
+        def held(self, reason: str) -> None:
+            seen.append(f"{reason}: {rig.work.conditions.of_all.get(reason)}")
+
+        def released(self, reason: str) -> None:
+            pass
+
+    rig.work.holds.listen(Watcher())
     drop(rig)
     await until(lambda: rig.work.jobs)
     assert len(refused) == 2 and seen[0].startswith("intake: drops cannot be taken: ")
