@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import cast
 
 from aiohttp import web
 
@@ -19,7 +18,7 @@ from obatchd.control import auth
 from obatchd.control.answer import answer, answer_line, count_asked
 from obatchd.control.auth import Access, Caller
 from obatchd.control.gpu_routes import GpuRoutes
-from obatchd.control.operations import Burnin, Operations, ServerAction
+from obatchd.control.operations import Operations
 from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
 from obatchd.documents.jobs import Jobs
 from obatchd.documents.models import Models
@@ -88,13 +87,11 @@ class ControlServer:
         owner: told when nobody is admitted any more: a daemon that cannot be asked cannot be stopped in good order.
     """
 
-    def __init__(
-        self, operations: Operations, runtime_dir: Path, access: Access, burnin_runs: Burnin, owner: TaskOwner
-    ) -> None:
+    def __init__(self, operations: Operations, runtime_dir: Path, access: Access, owner: TaskOwner) -> None:
         self._path = runtime_dir / CONTROL_SOCKET
         self._shared = access.is_shared
         self._tasks = TaskSet(owner)
-        self._api = _Api(operations, access, burnin_runs)
+        self._api = _Api(operations, access)
         self._runner = web.AppRunner(
             self._api.application(), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S
         )
@@ -169,11 +166,10 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
 class _Api:
     """The routes, and who may use them."""
 
-    def __init__(self, operations: Operations, access: Access, burnin_runs: Burnin) -> None:
+    def __init__(self, operations: Operations, access: Access) -> None:
         self._operations = operations
         self._access = access
-        self._burnin_runs = burnin_runs
-        self._gpus = GpuRoutes(operations.gpus, burnin_runs)
+        self._gpus = GpuRoutes(operations.gpus, operations.burnin)
         self.stopping = False
         self._for_every_caller = frozenset(route.handler for route in self._routes_for_every_caller())
 
@@ -230,24 +226,23 @@ class _Api:
         return answer(Ping(__version__, os.getpid()))
 
     async def _status(self, request: web.Request) -> web.Response:
-        status = self._operations.status(request[_CALLER])
-        status.burnin = self._burnin_runs.brief()
+        status = self._operations.host.status(request[_CALLER])
+        status.burnin = self._operations.burnin.brief()
         return answer(status)
 
     async def _servers(self, request: web.Request) -> web.Response:
-        return answer(Servers(self._operations.status(request[_CALLER]).servers))
+        return answer(Servers(self._operations.servers.all()))
 
     async def _server_action(self, request: web.Request) -> web.Response:
-        action = cast(ServerAction, request.match_info["action"])
-        return answer(await self._operations.server_action(request.match_info["server"], action))
+        asked = request.match_info
+        return answer(await self._operations.servers.act(asked["server"], asked["action"]))
 
     async def _server_log(self, request: web.Request) -> web.StreamResponse:
         """One JSON document per line; with ``follow=1`` it goes on until the client leaves or the daemon stops."""
         lines = count_asked(request, "lines", 200, _LOG_LINES_LIMIT)
         follow = request.query.get("follow") == "1"
-        async with contextlib.aclosing(
-            self._operations.server_log(request.match_info["server"], lines, follow)
-        ) as found:
+        log_lines = self._operations.servers.log(request.match_info["server"], lines, follow)
+        async with contextlib.aclosing(log_lines) as found:
             line = await anext(found, None)  # an unknown server is an answer of its own
             response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
             await response.prepare(request)
@@ -264,32 +259,31 @@ class _Api:
             raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
         if owner not in (None, "all", "mine"):
             raise errors.ConfigError("owner must be mine or all", code="bad_request")
-        jobs = self._operations.jobs(caller, request.query.get("state"), limit, mine=owner == "mine")
+        jobs = self._operations.jobs.all(caller, request.query.get("state"), limit, mine=owner == "mine")
         return answer(Jobs(jobs))
 
     async def _job(self, request: web.Request) -> web.Response:
-        return answer(self._operations.job(request[_CALLER], request.match_info["job"]))
+        return answer(self._operations.jobs.one(request[_CALLER], request.match_info["job"]))
 
     async def _job_action(self, request: web.Request) -> web.Response:
-        ask = self._operations
-        actions = {"cancel": ask.cancel, "retry": ask.retry, "pause": ask.pause, "resume": ask.resume}
+        jobs = self._operations.jobs
+        actions = {"cancel": jobs.cancel, "retry": jobs.retry, "pause": jobs.pause, "resume": jobs.resume}
         return answer(await actions[request.match_info["action"]](request[_CALLER], request.match_info["job"]))
 
     async def _remove_job(self, request: web.Request) -> web.Response:
-        return answer(await self._operations.remove_job(request[_CALLER], request.match_info["job"]))
+        return answer(await self._operations.jobs.remove(request[_CALLER], request.match_info["job"]))
 
     async def _host_action(self, request: web.Request) -> web.Response:
-        ask, name = self._operations, request.match_info["action"]
-        if name in ("pause", "resume"):
-            return answer(await (ask.pause if name == "pause" else ask.resume)(request[_CALLER], None))
-        actions = {"drain": ask.drain, "undrain": ask.undrain, "reload": ask.reload}
-        return answer(await actions[name]())
+        host = self._operations.host
+        changes = {"pause": host.pause, "resume": host.resume, "drain": host.drain, "undrain": host.undrain}
+        actions = {**changes, "reload": host.reload}
+        return answer(await actions[request.match_info["action"]]())
 
     async def _models(self, request: web.Request) -> web.Response:
-        return answer(Models(await self._operations.models()))
+        return answer(Models(await self._operations.models.all()))
 
     async def _remove_model(self, request: web.Request) -> web.Response:
-        return answer(await self._operations.remove_model(request.match_info["model"]))
+        return answer(await self._operations.models.remove(request.match_info["model"]))
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         """One JSON document per line while the pull goes on; an error is the last line."""
@@ -303,7 +297,7 @@ class _Api:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
         try:
-            async for progress in self._operations.pull_model(name):
+            async for progress in self._operations.models.pull(name):
                 await response.write(answer_line(progress))
         except errors.ObatchError as error:
             await response.write(answer_line(error_document(error)))
@@ -315,7 +309,7 @@ class _Api:
         return answer(Alive(True))
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        status = self._operations.status(request[_CALLER])
+        status = self._operations.host.status(request[_CALLER])
         up = any(server.state == "ready" for server in status.servers)
         ready = up and not status.disk.low and status.state != "stopping"
         return answer(Readiness(ready), 200 if ready else 503)

@@ -1,10 +1,15 @@
-"""Questions and commands to the daemon: the interface between ``control`` and the composition root."""
+"""Questions and commands to the daemon: the interface between ``control`` and the composition root.
+
+Every method may raise NotFoundError, and ControlError where the present state forbids the action. The classes of
+:mod:`obatchd.operations` implement the Protocols, and :class:`obatchd.burnin.run.manager.Burnin` the one of that name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+from attrs import frozen
 
 from obatchd.control.auth import Caller
 from obatchd.documents.answers import HostState, Paused, Reloaded, Removed
@@ -14,10 +19,8 @@ from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.status import ServerEntry, Status
 
-ServerAction = Literal["drain", "resume", "restart"]
 
-
-@dataclass(frozen=True)
+@frozen(eq=False)
 class Submission:
     """A drop handed over through ``submit.sock``.
 
@@ -34,12 +37,66 @@ class Submission:
     files: Iterator[tuple[str, int]]
 
 
-class GpuOperations(Protocol):
-    """GPUs as operators see them. A GPU is named by UUID or its beginning, index, or serial number.
+class JobOperations(Protocol):
+    """Jobs. An id may be given as a unique beginning; a job that the caller may not see is not found."""
 
-    Every method but ``all`` raises NotFoundError for an unknown one. Implemented by
-    :class:`obatchd.operations.gpus.GpuService`.
-    """
+    def all(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
+        """Jobs, newest first, in a JobState or (None) in any; with ``mine`` administrators get only their own, too."""
+
+    def one(self, caller: Caller, job_id: str) -> JobDocument:
+        """One of them."""
+
+    async def submit(self, submission: Submission) -> JobDocument:
+        """Take a drop; returns once it is durably accepted.
+
+        Raises DropRefused where it cannot become a job, ConfigError where its settings are wrong: then no file has been
+        asked for.
+        """
+
+    async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
+        """Cancel the unfinished requests of a job."""
+
+    async def retry(self, caller: Caller, job_id: str) -> JobDocument:
+        """A new job from the requests of a finished one that did not succeed."""
+
+    async def remove(self, caller: Caller, job_id: str) -> Removed:
+        """Erase a job that is over: results, prompts, and every trace in the store."""
+
+    async def pause(self, caller: Caller, job_id: str) -> JobDocument:
+        """Dispatch nothing more of a job."""
+
+    async def resume(self, caller: Caller, job_id: str) -> JobDocument:
+        """End ``pause``."""
+
+
+class ServerOperations(Protocol):
+    """Servers, for administrators."""
+
+    def all(self) -> list[ServerEntry]:
+        """The servers of this host, with their work."""
+
+    async def act(self, server_id: str, action: str) -> ServerEntry:
+        """``drain``, ``resume`` or ``restart`` one server; after a few seconds it returns how far that is."""
+
+    def log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
+        """The last lines that a managed server wrote; with ``follow`` those that come, until the caller goes away."""
+
+
+class ModelOperations(Protocol):
+    """The models in the stores of the servers."""
+
+    async def all(self) -> list[ModelEntry]:
+        """The models present."""
+
+    def pull(self, name: str) -> AsyncIterator[PullProgress]:
+        """Pull a model; yields until it is there."""
+
+    async def remove(self, name: str) -> Removed:
+        """Delete a model from the store."""
+
+
+class GpuOperations(Protocol):
+    """GPUs as operators see them. A GPU is named by UUID or its beginning, index, or serial number."""
 
     def all(self) -> Gpus:
         """The GPUs of this host, and the state of the host."""
@@ -54,11 +111,7 @@ class GpuOperations(Protocol):
         """Take a GPU out of use."""
 
     async def release(self, name: str) -> Released:
-        """End a quarantine or a known warning.
-
-        Raises:
-            ControlError: its reason still holds, or there is none.
-        """
+        """End a quarantine or a known warning; raises ControlError where its reason still holds, or there is none."""
 
     async def lend(self, name: str, for_s: float) -> GpuEntry:
         """Free a GPU for so long."""
@@ -89,73 +142,35 @@ class Burnin(Protocol):
         """All runs, newest first."""
 
 
-class Operations(Protocol):
-    """The daemon as its operators see it. Job ids may be given as a unique beginning.
-
-    Every method may raise NotFoundError, and ControlError where the present state forbids the action. A job that the
-    caller may not see is not found. Implemented by :class:`obatchd.operations.service.OperatorService`.
-    """
-
-    @property
-    def gpus(self) -> GpuOperations:
-        """GPUs and their health."""
+class HostOperations(Protocol):
+    """The host as a whole."""
 
     def status(self, caller: Caller) -> Status:
         """The whole state, of jobs and drops only those that the caller may see; without the burn-in in progress."""
 
-    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
-        """Jobs, newest first, in a JobState or (None) in any; with ``mine`` administrators get only their own, too."""
+    async def pause(self) -> Paused:
+        """Dispatch nothing more of any job, until ``resume``, after a restart of the daemon too."""
 
-    def job(self, caller: Caller, job_id: str) -> JobDocument:
-        """One job."""
-
-    async def submit(self, submission: Submission) -> JobDocument:
-        """Take a drop; returns once it is durably accepted.
-
-        Raises:
-            DropRefused: it cannot become a job.
-            ConfigError: its settings are wrong; no file has been asked for.
-        """
-
-    async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
-        """Cancel the unfinished requests of a job."""
-
-    async def retry(self, caller: Caller, job_id: str) -> JobDocument:
-        """A new job from the requests of a finished one that did not succeed."""
-
-    async def remove_job(self, caller: Caller, job_id: str) -> Removed:
-        """Erase a job that is over: results, prompts, and every trace in the store."""
-
-    async def pause(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
-        """Dispatch nothing more of a job, or of all (``None``, for administrators)."""
-
-    async def resume(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
+    async def resume(self) -> Paused:
         """End ``pause``."""
 
-    async def server_action(self, server_id: str, action: ServerAction) -> ServerEntry:
-        """Drain, resume or restart one server; after a few seconds it returns how far that is."""
-
-    def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
-        """The last lines that a managed server wrote; with ``follow`` those that come, until the caller goes away."""
-
     async def drain(self) -> HostState:
-        """Dispatch nothing new on the whole host; the state goes draining, then drained. Returns at once."""
+        """Dispatch nothing new; the state goes draining, then drained. Returns at once."""
 
     async def undrain(self) -> HostState:
         """End ``drain``."""
 
-    async def models(self) -> list[ModelEntry]:
-        """The models present."""
-
-    def pull_model(self, name: str) -> AsyncIterator[PullProgress]:
-        """Pull a model; yields until it is there."""
-
-    async def remove_model(self, name: str) -> Removed:
-        """Delete a model from the store."""
-
     def reload(self) -> Awaitable[Reloaded]:
-        """Read the settings again.
+        """Read the settings again; raises ConfigError where they are wrong: the old ones stay in force."""
 
-        Raises:
-            ConfigError: they are wrong; the old ones stay in force.
-        """
+
+@frozen(eq=False)
+class Operations:
+    """The daemon as its operators see it, by what they ask about."""
+
+    jobs: JobOperations
+    servers: ServerOperations
+    models: ModelOperations
+    gpus: GpuOperations
+    burnin: Burnin
+    host: HostOperations

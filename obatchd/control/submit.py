@@ -26,7 +26,7 @@ from obatchd.client.runtime import SUBMIT_SOCKET
 from obatchd.control import auth
 from obatchd.control.api import INTERNAL, error_document, listen
 from obatchd.control.auth import Access
-from obatchd.control.operations import Operations, Submission
+from obatchd.control.operations import JobOperations, Submission
 from obatchd.documents.answers import ErrorDocument
 from obatchd.documents.jobs import Submitted
 from obatchd.tasks import TaskOwner, TaskSet
@@ -45,22 +45,19 @@ class SubmitServer:
     """Accepts submissions while it runs.
 
     Args:
-        operations: gets each :class:`Submission`.
-        runtime_dir: directory of the socket.
-        access: who may submit.
         owner: told when no submission is accepted any more. One that fails is its client's alone.
     """
 
     def __init__(
         self,
-        operations: Operations,
+        jobs: JobOperations,
         runtime_dir: Path,
         access: Access,
         owner: TaskOwner,
         *,
         frame_timeout_s: float = _FRAME_TIMEOUT_S,
     ) -> None:
-        self._operations = operations
+        self._jobs = jobs
         self._access = access
         self._path = runtime_dir / SUBMIT_SOCKET
         self._frame_timeout_s = frame_timeout_s  # longest wait for a client's next frame
@@ -129,7 +126,7 @@ class SubmitServer:
                     self._threads, receive_frame, connection, self._frame_timeout_s
                 )
                 close_all(descriptors)
-                return Submitted(await self._operations.submit(_submission(header, peer, files)))
+                return Submitted(await self._jobs.submit(_submission(header, peer, files)))
         except errors.ObatchError as error:
             _log.info("submission_refused", owner=peer.uid if peer else None, code=error.code)
             return error_document(error)

@@ -15,6 +15,7 @@ from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access
+from obatchd.control.operations import Operations
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -33,7 +34,10 @@ from obatchd.gpus.probe import Probe
 from obatchd.gpus.source import OpenSource, open_nvml
 from obatchd.jobs.store import Facts
 from obatchd.live.work import Work
-from obatchd.operations.service import OperatorService
+from obatchd.operations.gpus import GpuService
+from obatchd.operations.host import HostCommands
+from obatchd.operations.jobs import JobCommands
+from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.program import Ollama, Program
@@ -85,7 +89,7 @@ class Head:
     watchdog: Watchdog
     housekeeping: Housekeeping
     burnin: Burnin
-    operator: OperatorService
+    operations: Operations
     control: ControlServer
     submit: SubmitServer
     runtime_dir: Path
@@ -111,13 +115,17 @@ def head(work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
     tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
     runs = Burnin(layout.work / "burnin", tested)
-    operator = OperatorService(engine, here.fleet, here.models, here.probe, policy, reload)
+    servers = ServerCommands(engine, here.fleet, here.probe)
+    operations = Operations(
+        JobCommands(engine), servers, ModelCommands(here.models), GpuService(policy, here.probe), runs,
+        HostCommands(engine, here.fleet, servers, here.models, here.probe, reload),
+    )  # fmt: skip
     access = Access(settings.value.access)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
     return Head(
-        engine, policy, watchdog, Housekeeping(engine), runs, operator,
-        ControlServer(operator, runtime_dir, access, runs, owner), SubmitServer(operator, runtime_dir, access, owner),
-        runtime_dir,
+        engine, policy, watchdog, Housekeeping(engine), runs, operations,
+        ControlServer(operations, runtime_dir, access, owner),
+        SubmitServer(operations.jobs, runtime_dir, access, owner), runtime_dir,
     )  # fmt: skip
 
 

@@ -119,7 +119,7 @@ class Daemon:
             systemd.ready("watching the inbox")
             _log.info("ready", servers=len(here.fleet.servers), jobs=len(head.engine.jobs))
             self._tasks.start(self._reload_when_asked(), "reload")
-        self._tasks.start(systemd.tell(head.operator), "systemd")
+        self._tasks.start(systemd.tell(head.operations.host), "systemd")
         self._tasks.start(process.return_memory(head.engine.jobs), "memory")
         await stopping
         await self._tasks.stop()

@@ -9,7 +9,7 @@ import socket
 import time
 
 from obatchd.control.auth import daemon_itself
-from obatchd.operations.service import OperatorService
+from obatchd.control.operations import HostOperations
 from obatchd.servers.states import ServerState
 
 _STATUS_S = 5.0
@@ -60,7 +60,7 @@ def watchdog_interval_s() -> float | None:
     return int(limit_us) / 2_000_000 or None
 
 
-async def tell(operator: OperatorService) -> None:
+async def tell(host: HostOperations) -> None:
     """STATUS for ``systemctl status``, and WATCHDOG while this loop turns."""
     interval_s = watchdog_interval_s()
     period_s = min(interval_s / 2 if interval_s else _STATUS_S, _STATUS_S)
@@ -69,12 +69,12 @@ async def tell(operator: OperatorService) -> None:
         watchdog()
         if time.monotonic() - told_s >= _STATUS_S:
             told_s = time.monotonic()
-            status(_status_line(operator))
+            status(_status_line(host))
         await asyncio.sleep(period_s)
 
 
-def _status_line(operator: OperatorService) -> str:
-    status = operator.status(daemon_itself())
+def _status_line(host: HostOperations) -> str:
+    status = host.status(daemon_itself())
     ready = sum(1 for server in status.servers if server.state == ServerState.READY)
     queue = status.queue
     line = (

@@ -19,6 +19,6 @@ class Document(msgspec.Struct, tag_field="schema", tag=SCHEMA):
     """A document that stands for itself, in a file or a list, too: the number of its schema is its first field."""
 
 
-def excerpt(kind: type[_T], whole: msgspec.Struct, **own: Any) -> _T:
+def excerpt(kind: type[_T], whole: object, **own: Any) -> _T:
     """A document of a kind that has fields of ``whole``, and ``own`` ones."""
     return kind(**{name: getattr(whole, name) for name in kind.__struct_fields__ if name not in own}, **own)

@@ -1,4 +1,4 @@
-"""Questions and commands of operators about GPUs. Implements :class:`obatchd.control.operations.GpuOperations`."""
+"""GPUs as operators see and command them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _EVENTS_SHOWN = 20
 
 @define(eq=False)
 class GpuService:
-    """Documents and commands about GPUs; the Protocol says what each does."""
+    """Implements :class:`obatchd.control.operations.GpuOperations`, which says what each method does."""
 
     _policy: GpuPolicy
     _probe: Probe

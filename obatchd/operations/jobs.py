@@ -1,4 +1,4 @@
-"""Jobs as operators and owners see and command them: a part of :class:`obatchd.control.operations.Operations`."""
+"""Jobs as operators and owners see and command them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from attrs import define
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Submission
 from obatchd.delivery.documents import finished_document, job_document
-from obatchd.documents.answers import Paused, Removed
+from obatchd.documents.answers import Removed
 from obatchd.documents.jobs import JobDocument
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
@@ -21,11 +21,9 @@ from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.operations.submissions import Submissions
 
-OPERATOR = "paused"  # the reason that holds dispatch
-
 
 @contextlib.asynccontextmanager
-async def _told() -> AsyncIterator[None]:
+async def disk_faults_told() -> AsyncIterator[None]:
     """A disk that refuses is no defect: the caller is told, and nothing has changed."""
     try:
         yield
@@ -33,35 +31,31 @@ async def _told() -> AsyncIterator[None]:
         raise SpoolError(f"the spool's disk refuses: {error}. Try again when it is well.", code="disk") from error
 
 
-@define(eq=False, slots=False)
+@define(eq=False)
 class JobCommands:
-    """Documents of jobs and commands to them; the Protocol says what each does."""
+    """Implements :class:`obatchd.control.operations.JobOperations`, which says what each method does."""
 
     _engine: Engine
 
-    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
-        try:
-            states = [JobState(state)] if state else list(JobState)
-        except ValueError:
-            known = ", ".join(s.value for s in JobState)
-            raise ControlError(f"no such job state: {state}; use one of {known}", code="usage") from None
+    def all(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
+        known = [each.value for each in JobState]
+        if state and state not in known:
+            raise ControlError(f"no such job state: {state}; use one of {', '.join(known)}", code="usage")
+        states = [JobState(state)] if state else list(JobState)
         owner = caller.uid if mine or not caller.is_administrator else None
         rows = self._engine.store.state.list_jobs(states, limit=limit, newest_first=True, owner=owner)
         in_flight = self._engine.dispatcher.in_flight()
-        return [self._job_document(row, in_flight) for row in rows]
+        return [self._document(row, in_flight) for row in rows]
 
-    def _job_document(self, row: JobRow, in_flight: dict[int, int]) -> JobDocument:
+    def _document(self, row: JobRow, in_flight: dict[int, int]) -> JobDocument:
         live = self._engine.jobs.get(row.key)
         # The index hears first, in the publisher's thread, that a job is over.
         if live is not None and row.state is not JobState.DONE:
-            return self._live_document(live, in_flight)
+            return job_document(live, in_flight.get(live.key, 0))
         return finished_document(row, self._engine.layout)
 
-    def _live_document(self, live: LiveJob, in_flight: dict[int, int]) -> JobDocument:
-        return job_document(live, in_flight.get(live.key, 0))
-
-    def job(self, caller: Caller, job_id: str) -> JobDocument:
-        return self._job_document(self._find(caller, job_id), self._engine.dispatcher.in_flight())
+    def one(self, caller: Caller, job_id: str) -> JobDocument:
+        return self._document(self._find(caller, job_id), self._engine.dispatcher.in_flight())
 
     def _find(self, caller: Caller, job_id: str) -> JobRow:
         """The job; one that the caller may not see is not found, so that nobody can try out ids."""
@@ -81,42 +75,37 @@ class JobCommands:
             raise ControlError(f"job {row.job} is over already ({row.state.value})", code="job_over")
         return live
 
-    @_told()
+    @disk_faults_told()
     async def submit(self, submission: Submission) -> JobDocument:
-        return self._job_document(await Submissions(self._engine).submit(submission), {})
+        return self._document(await Submissions(self._engine).submit(submission), {})
 
-    @_told()
+    @disk_faults_told()
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
         live = self._live(caller, job_id)
         await self._engine.completion.cancellation.cancel(live)
         return job_document(live, 0)
 
-    @_told()
+    @disk_faults_told()
     async def retry(self, caller: Caller, job_id: str) -> JobDocument:
         row = self._find(caller, job_id)
         if row.key in self._engine.jobs and row.state is not JobState.DONE:
             raise ControlError(f"job {row.job} is not over yet; retry it when it is", code="job_running")
-        return self._job_document(await Submissions(self._engine).retry(row), {})
+        return self._document(await Submissions(self._engine).retry(row), {})
 
-    async def pause(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
+    async def pause(self, caller: Caller, job_id: str) -> JobDocument:
         return await self._set_paused(caller, job_id, True)
 
-    async def resume(self, caller: Caller, job_id: str | None) -> JobDocument | Paused:
+    async def resume(self, caller: Caller, job_id: str) -> JobDocument:
         return await self._set_paused(caller, job_id, False)
 
-    @_told()
-    async def _set_paused(self, caller: Caller, job_id: str | None, paused: bool) -> JobDocument | Paused:
-        engine = self._engine
-        if job_id is None:
-            await asyncio.to_thread(engine.store.state.set, "paused", "1" if paused else "")
-            (engine.dispatcher.holds.hold if paused else engine.dispatcher.holds.release)(OPERATOR)
-            return Paused(paused)
+    @disk_faults_told()
+    async def _set_paused(self, caller: Caller, job_id: str, paused: bool) -> JobDocument:
         live = self._live(caller, job_id)
-        await engine.admission.pause(live, paused)
+        await self._engine.admission.pause(live, paused)
         return job_document(live, 0)
 
-    @_told()
-    async def remove_job(self, caller: Caller, job_id: str) -> Removed:
+    @disk_faults_told()
+    async def remove(self, caller: Caller, job_id: str) -> Removed:
         row, engine = self._find(caller, job_id), self._engine
         if row.key in engine.jobs:
             raise ControlError(f"job {row.job} is not over; first: obatchctl cancel {row.job}", code="job_running")

@@ -1,55 +1,61 @@
-"""Servers and models as operators see and command them: a part of :class:`obatchd.control.operations.Operations`."""
+"""Servers and the models in their stores, as operators see and command them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from attrs import define, field
+from attrs import Factory, define, field
 
+from obatchd.client.runtime import guarded_ports
 from obatchd.documents import excerpt
 from obatchd.documents.answers import Removed
 from obatchd.documents.models import ModelEntry, PullProgress
-from obatchd.documents.status import ServerEntry
+from obatchd.documents.status import LoadedModel, ServerEntry, ServerGpu
+from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, NotFoundError
-from obatchd.operations.overview import Overview
+from obatchd.gpus.model import Gpu, Reading
+from obatchd.gpus.probe import Probe
+from obatchd.servers.fleet import Fleet
 from obatchd.servers.logs import read_log
 from obatchd.servers.managed import ManagedServer
+from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.tasks import TaskSet
 
 _ACTION_S = 5.0  # longest wait for a drain or restart before the answer says how far it is
 
 
-@define(eq=False, slots=False)
-class ServerCommands(Overview):
-    """Commands to servers and their stores of models."""
+@define(eq=False)
+class ServerCommands:
+    """Implements :class:`obatchd.control.operations.ServerOperations`, which says what each method does."""
 
-    _actions: TaskSet = field(init=False)
+    _engine: Engine
+    _fleet: Fleet
+    _probe: Probe
+    _actions: TaskSet = field(default=Factory(TaskSet, takes_self=True), init=False)
 
-    @_actions.default
-    def _own_actions(self) -> TaskSet:
-        return TaskSet(self)
+    def all(self) -> list[ServerEntry]:
+        return [self._document(server) for server in self._fleet.servers.values()]
 
-    def _known_server(self, server_id: str) -> Server:
-        server = self._fleet.servers.get(server_id)
-        if server is None:
+    def _find(self, server_id: str) -> Server:
+        if (server := self._fleet.servers.get(server_id)) is None:
             known = ", ".join(self._fleet.servers) or "none"
             raise NotFoundError(f"no server {server_id}; there are: {known}")
         return server
 
-    async def server_action(self, server_id: str, action: str) -> ServerEntry:
-        server = self._known_server(server_id)
+    async def act(self, server_id: str, action: str) -> ServerEntry:
+        server = self._find(server_id)
         if action == "resume":
             server.resume()
-            return self.server(server)
+            return self._document(server)
         work = self._drain(server) if action == "drain" else self._restart(server)
         task = self._actions.start(work, f"{action}-{server_id}")
         # Long answers may be in flight: the caller hears how far it is, the rest goes on.
         done, _ = await asyncio.wait({task}, timeout=_ACTION_S)
         for ended in done:
             ended.result()  # its caller is not to hear that all is well
-        return self.server(server)
+        return self._document(server)
 
     def task_failed(self, name: str, error: BaseException) -> None:
         """An action failed by a defect; its caller is told while waiting, else the state of the server shows it."""
@@ -65,18 +71,62 @@ class ServerCommands(Overview):
         await server.restart("asked by the operator")
         server.resume()
 
-    def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
-        server = self._known_server(server_id)
+    def log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
+        server = self._find(server_id)
         if not isinstance(server, ManagedServer):
             raise ControlError(f"{server_id} runs elsewhere: its output is on its own host", code="remote")
         return read_log(server.log_file, lines, follow=follow)
 
-    async def models(self) -> list[ModelEntry]:
+    def open_ports(self) -> list[str]:
+        """A notice where, on a host for several users, the servers' ports are open to all of them."""
+        if self._engine.settings.value.access.mode != "service":
+            return []
+        shut = guarded_ports()
+        managed = [server for server in self._fleet.servers.values() if isinstance(server, ManagedServer)]
+        if all(server.port in shut for server in managed):
+            return []
+        return ["every user of this host can reach the servers' ports (install nftables, then restart obatchd)"]
+
+    def _document(self, server: Server) -> ServerEntry:
+        link = self._engine.dispatcher.links.get(server.id)
+        loaded, loading = (
+            LoadedModel(profile.model, profile.context_length) if profile else None
+            for profile in (server.loaded, server.loading)
+        )
+        return excerpt(
+            ServerEntry,
+            server,
+            state=server.state.value,
+            url=server.base_url,
+            gpu=self._gpu(server.gpu) if server.gpu else None,
+            gpus=[self._gpu(gpu) for gpu in server.gpus],
+            loaded=loaded,
+            loading=loading,
+            in_flight=link.started if link else 0,
+            offered=len(link.offers) if link else 0,
+            tokens_per_s=round(link.tokens_per_s(), 1) if link else 0.0,
+            requests_done=link.requests_done if link else 0,
+            watchdog=dict(link.watchdog) if link else {},
+            worker_pid=link.worker.pid if link and link.worker else None,
+        )
+
+    def _gpu(self, gpu: Gpu) -> ServerGpu:
+        reading = self._probe.readings.get(gpu.uuid) or Reading(gpu.uuid, 0.0, memory_total_bytes=gpu.memory_bytes)
+        return excerpt(ServerGpu, reading, index=gpu.index, name=gpu.name)
+
+
+@define(eq=False)
+class ModelCommands:
+    """Implements :class:`obatchd.control.operations.ModelOperations`, which says what each method does."""
+
+    _models: ModelKeeper
+
+    async def all(self) -> list[ModelEntry]:
         return [excerpt(ModelEntry, info, model=info.name) for info in await self._models.list_models()]
 
-    def pull_model(self, name: str) -> AsyncIterator[PullProgress]:
+    def pull(self, name: str) -> AsyncIterator[PullProgress]:
         return self._models.pull(name)
 
-    async def remove_model(self, name: str) -> Removed:
+    async def remove(self, name: str) -> Removed:
         await self._models.remove(name)
         return Removed(name)

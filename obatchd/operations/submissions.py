@@ -31,10 +31,8 @@ class Submissions:
     async def submit(self, submission: Submission) -> JobRow:
         """The job of a submission.
 
-        Raises:
-            ControlError: it may not be taken now, or is empty.
-            ConfigError: its settings are wrong.
-            DropRefused: it cannot become a job.
+        Raises ControlError where it may not be taken now, or is empty, ConfigError where its settings are wrong,
+        DropRefused where it cannot become a job.
         """
         self._may_submit(submission.owner)
         settings = SubmittedSettings(*parse_job_settings(submission.settings, "the submission's settings"))
@@ -44,8 +42,7 @@ class Submissions:
     async def retry(self, row: JobRow) -> JobRow:
         """A job of the requests of ``row`` that did not succeed.
 
-        Raises:
-            ControlError: there is none, its prompts are gone, or nothing may be taken now.
+        Raises ControlError where there is none, its prompts are gone, or nothing may be taken now.
         """
         self._may_submit(row.owner)
         defaults = _defaults_of_retry(row.defaults, self._engine.store.state.defaults_now())

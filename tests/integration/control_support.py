@@ -19,7 +19,7 @@ from task_support import Failures
 from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, Caller
-from obatchd.control.operations import Submission
+from obatchd.control.operations import Operations, Submission
 from obatchd.control.submit import SubmitServer
 from obatchd.documents.answers import HostState, Paused, Reloaded, Removed
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
@@ -159,30 +159,23 @@ class FakeOperations:
     looked: int = 0  # how often somebody asked for one job
     failures: Failures = field(default_factory=Failures)  # of the tasks of the sockets
 
-    def status(self, caller: Caller) -> Status:
-        return Status(
-            version="0.1.0",
-            spool="/s",
-            pid=os.getpid(),
-            started_at="2026-11-22T10:00:00Z",
-            state=self.state,
-            reasons=self.reasons,
-            servers=self.servers,
-            gpus=ProbeState("ok", "", None),
-            notices=["another Ollama runs here"],
-            queue=QueueCounts(requests=5, jobs=1, finished=5, total=10, requests_per_s=2.5),
-            inbox=InboxState(1, [BlockedDrop("a\x1b[31m", "EACCES")], refused=2, problem=""),
-            disk=DiskState(5 * 1024**3, 10, low=False),
-            pulls=[Pull("m", "pulling", 1, 2)],
-            jobs=list(self.known.values()),
-        )
+    def __post_init__(self) -> None:
+        parts = FakeJobs(self), FakeServers(self), FakeModels(self), self.gpus, FakeBurnin(), FakeHost(self)
+        self.operations = Operations(*parts)
 
-    def jobs(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
-        return [one for one in self.known.values() if state in (None, one.state)][:limit]
 
-    def job(self, caller: Caller, job_id: str) -> JobDocument:
-        self.looked += 1
-        for known, summary in self.known.items():
+@dataclass
+class FakeJobs:
+    """Its part about jobs."""
+
+    daemon: FakeOperations
+
+    def all(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
+        return [one for one in self.daemon.known.values() if state in (None, one.state)][:limit]
+
+    def one(self, caller: Caller, job_id: str) -> JobDocument:
+        self.daemon.looked += 1
+        for known, summary in self.daemon.known.items():
             if known.startswith(job_id):
                 return summary
         raise NotFoundError(f"no job {job_id}")
@@ -194,75 +187,125 @@ class FakeOperations:
         if submission.name == "crash.json":
             raise RuntimeError("unexpected")
         content = await asyncio.to_thread(read_all, submission)
-        self.submitted.append((submission, content))
-        job_id = f"job{len(self.submitted)}"
-        outbox = self.directory / "outbox" / f"{submission.name}.{job_id}"
+        self.daemon.submitted.append((submission, content))
+        job_id = f"job{len(self.daemon.submitted)}"
+        outbox = self.daemon.directory / "outbox" / f"{submission.name}.{job_id}"
         (outbox / "responses").mkdir(parents=True, mode=0o700)
         (outbox / "responses" / "1.txt").write_text("answer")
         failed = 1 if submission.name.startswith("bad") else 0
         failures = {"no_model": {"requests": 1, "example": "no model is named", "advice": "name a model"}}
         (outbox / "summary.json").write_text(json.dumps({"failures": failures} if failed else {}))
-        over = {"state": self.finished_state, "succeeded": 10 - failed, "failed": failed}
-        self.known[job_id] = job(job=job_id, name=submission.name, outbox=str(outbox), **over)
+        over = {"state": self.daemon.finished_state, "succeeded": 10 - failed, "failed": failed}
+        self.daemon.known[job_id] = job(job=job_id, name=submission.name, outbox=str(outbox), **over)
         return job(job=job_id, outbox=str(outbox), succeeded=0, failed=0, in_flight=0)
 
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
-        self.calls.append(("cancel", job_id))
-        return self.job(caller, job_id)
+        self.daemon.calls.append(("cancel", job_id))
+        return self.one(caller, job_id)
 
     async def retry(self, caller: Caller, job_id: str) -> JobDocument:
-        self.calls.append(("retry", job_id))
-        return msgspec.structs.replace(self.job(caller, job_id), job="new")
+        self.daemon.calls.append(("retry", job_id))
+        return msgspec.structs.replace(self.one(caller, job_id), job="new")
 
-    async def remove_job(self, caller: Caller, job_id: str) -> Removed:
-        self.calls.append(("rm", job_id))
-        return Removed(self.job(caller, job_id).job)
+    async def remove(self, caller: Caller, job_id: str) -> Removed:
+        self.daemon.calls.append(("rm", job_id))
+        return Removed(self.one(caller, job_id).job)
 
-    async def pause(self, caller: Caller, job_id: str | None) -> Paused:
-        self.calls.append(("pause", job_id))
-        return Paused(True)
+    async def pause(self, caller: Caller, job_id: str) -> JobDocument:
+        self.daemon.calls.append(("pause", job_id))
+        return self.one(caller, job_id)
 
-    async def resume(self, caller: Caller, job_id: str | None) -> Paused:
-        self.calls.append(("resume", job_id))
-        return Paused(False)
+    async def resume(self, caller: Caller, job_id: str) -> JobDocument:
+        self.daemon.calls.append(("resume", job_id))
+        return self.one(caller, job_id)
 
-    async def server_action(self, server_id: str, action: str) -> ServerEntry:
-        self.calls.append((action, server_id))
+
+@dataclass
+class FakeServers:
+    """Its part about servers."""
+
+    daemon: FakeOperations
+
+    def all(self) -> list[ServerEntry]:
+        return self.daemon.servers
+
+    async def act(self, server_id: str, action: str) -> ServerEntry:
+        self.daemon.calls.append((action, server_id))
         return server(id=server_id, state="draining")
 
-    async def server_log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
+    async def log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
         for number in range(lines):
             yield f"{server_id} line {number}"
         while follow:
             await asyncio.sleep(0.05)
             yield "more"
 
-    async def drain(self) -> HostState:
-        self.calls.append(("drain",))
-        self.state = "draining"
-        asyncio.get_running_loop().call_later(0.2, setattr, self, "state", "drained")
-        return HostState("draining")
 
-    async def undrain(self) -> HostState:
-        self.state = "running"
-        return HostState("running")
+@dataclass
+class FakeModels:
+    """Its part about models."""
 
-    async def models(self) -> list[ModelEntry]:
+    daemon: FakeOperations
+
+    async def all(self) -> list[ModelEntry]:
         name = "llama3:8b"
         return [ModelEntry(name, "sha256:abcdef0123456789", "Q4_K_M", "8.0B", 0, [], 5 * 1024**3, "local", name)]
 
-    async def pull_model(self, name: str) -> AsyncIterator[PullProgress]:
+    async def pull(self, name: str) -> AsyncIterator[PullProgress]:
         for done in (1, 2):
             yield PullProgress(name, "gpu0", "pulling", done, 2)
         if name == "missing":
             raise ModelError("there is no model missing")
 
-    async def remove_model(self, name: str) -> Removed:
-        self.calls.append(("rm", name))
+    async def remove(self, name: str) -> Removed:
+        self.daemon.calls.append(("rm", name))
         return Removed(name)
 
+
+@dataclass
+class FakeHost:
+    """Its part about the whole host."""
+
+    daemon: FakeOperations
+
+    def status(self, caller: Caller) -> Status:
+        return Status(
+            version="0.1.0",
+            spool="/s",
+            pid=os.getpid(),
+            started_at="2026-11-22T10:00:00Z",
+            state=self.daemon.state,
+            reasons=self.daemon.reasons,
+            servers=self.daemon.servers,
+            gpus=ProbeState("ok", "", None),
+            notices=["another Ollama runs here"],
+            queue=QueueCounts(requests=5, jobs=1, finished=5, total=10, requests_per_s=2.5),
+            inbox=InboxState(1, [BlockedDrop("a\x1b[31m", "EACCES")], refused=2, problem=""),
+            disk=DiskState(5 * 1024**3, 10, low=False),
+            pulls=[Pull("m", "pulling", 1, 2)],
+            jobs=list(self.daemon.known.values()),
+        )
+
+    async def pause(self) -> Paused:
+        self.daemon.calls.append(("pause", None))
+        return Paused(True)
+
+    async def resume(self) -> Paused:
+        self.daemon.calls.append(("resume", None))
+        return Paused(False)
+
+    async def drain(self) -> HostState:
+        self.daemon.calls.append(("drain",))
+        self.daemon.state = "draining"
+        asyncio.get_running_loop().call_later(0.2, setattr, self.daemon, "state", "drained")
+        return HostState("draining")
+
+    async def undrain(self) -> HostState:
+        self.daemon.state = "running"
+        return HostState("running")
+
     async def reload(self) -> Reloaded:
-        if self.state == "degraded":
+        if self.daemon.state == "degraded":
             raise ConfigError("obatchd.toml: modle: no such setting")
         return Reloaded(["model", "inbox.settle_s"], ["model"], ["servers.slots"])
 
@@ -304,15 +347,15 @@ async def serving(tmp_path: Path, *, frame_timeout_s: float = 10.0) -> AsyncIter
     """The control sockets of stand-in operations, and their spool."""
     spool = tmp_path / "spool"
     spool.mkdir()
-    operations = FakeOperations(directory=tmp_path)
+    daemon = FakeOperations(directory=tmp_path)
     directory = runtime.create(spool, uuid.uuid4().hex)
     access = Access(AccessSettings())
-    control = ControlServer(operations, directory, access, FakeBurnin(), operations.failures)
-    submit = SubmitServer(operations, directory, access, operations.failures, frame_timeout_s=frame_timeout_s)
+    control = ControlServer(daemon.operations, directory, access, daemon.failures)
+    submit = SubmitServer(daemon.operations.jobs, directory, access, daemon.failures, frame_timeout_s=frame_timeout_s)
     await control.start()
     await submit.start()
     try:
-        yield operations, spool
+        yield daemon, spool
     finally:
         await submit.stop()
         await control.stop()

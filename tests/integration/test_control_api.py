@@ -124,7 +124,7 @@ async def test_a_fault_in_the_daemon_is_one_answer(
     def fail() -> dict[str, Any]:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr(daemon, "status", fail)
+    monkeypatch.setattr(daemon.operations.host, "status", fail)
     status, document = await call(raw, spool, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (status, document["error"]["code"]) == (500, "internal")
     assert "secret" not in document["error"]["message"]

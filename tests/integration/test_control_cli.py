@@ -87,10 +87,11 @@ async def test_status_as_json_is_the_daemons_document(
     served: tuple[FakeOperations, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon, spool = served
-    status = daemon.status(daemon_itself())
+    host = daemon.operations.host
+    status = host.status(daemon_itself())
     assert await as_json(spool, "status") == msgspec.to_builtins(status)
     newer = LaterStatus(**msgspec.structs.asdict(status), later="caf\xe9 \udcff")
-    monkeypatch.setattr(daemon, "status", lambda caller: newer)
+    monkeypatch.setattr(host, "status", lambda caller: newer)
     assert await as_json(spool, "status") == {**msgspec.to_builtins(status), "later": "caf\xe9 \udcff"}
 
 

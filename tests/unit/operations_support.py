@@ -14,6 +14,7 @@ from dispatch_support import FakeKeeper, FakeWorker
 from engine_support import NoProcess, Street
 from test_gpu_monitor import Bench, DictFacts
 
+from obatchd.control.operations import Operations
 from obatchd.delivery import responses as responses_module
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.documents.answers import Reloaded
@@ -22,7 +23,10 @@ from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.model import Gpu, Reading
 from obatchd.jobs.model import Profile
-from obatchd.operations.service import OperatorService
+from obatchd.operations.gpus import GpuService
+from obatchd.operations.host import HostCommands
+from obatchd.operations.jobs import JobCommands
+from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.managed import Host, ManagedServer
 from obatchd.servers.models import ModelInfo
 from obatchd.servers.server import Server
@@ -102,7 +106,16 @@ class Desk(Street):
         )
         self.reloads = 0
         models: Any = self.store
-        self.service = OperatorService(self.engine, self.fleet, models, self.probe, self.policy, self._reload)
+        unused: Any = None
+        commands = ServerCommands(self.engine, self.fleet, self.probe)
+        self.operations = Operations(
+            jobs=JobCommands(self.engine),
+            servers=commands,
+            models=ModelCommands(models),
+            gpus=GpuService(self.policy, self.probe),
+            burnin=unused,
+            host=HostCommands(self.engine, self.fleet, commands, models, self.probe, self._reload),
+        )
 
     async def _reload(self) -> Reloaded:
         self.reloads += 1

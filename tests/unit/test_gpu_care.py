@@ -40,7 +40,7 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 async def test_a_card_in_quarantine_has_no_server_and_others_do_its_work(rig: Desk) -> None:
     live = await rig.take("a")
     await rig.begun(live)
-    shown = await rig.service.gpus.quarantine("0", "it smells")
+    shown = await rig.operations.gpus.quarantine("0", "it smells")
     assert (shown.health, shown.reason, shown.quarantine and shown.quarantine.by) == (
         "quarantine",
         "it smells",
@@ -57,7 +57,7 @@ async def test_a_card_in_quarantine_has_no_server_and_others_do_its_work(rig: De
     other = await rig.take("b")
     await rig.answer(other)
     assert list((await rig.published(other))["servers"]) == ["gpu1"]
-    released = await rig.service.gpus.release("0")
+    released = await rig.operations.gpus.release("0")
     assert (released.uuid, released.accepted) == ("GPU-0", [])
     await until(lambda: rig.server("gpu0").state is ServerState.READY)
     assert rig.server("gpu0").holds == {}
@@ -81,7 +81,7 @@ async def test_an_urgent_quarantine_moves_the_requests_at_once(rig: Desk) -> Non
 
 async def test_a_quarantine_outlives_the_daemon_and_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with desk(monkeypatch, tmp_path) as rig:
-        await rig.service.gpus.quarantine("1", "it smells")
+        await rig.operations.gpus.quarantine("1", "it smells")
     async with desk(monkeypatch, tmp_path) as rig:  # with facts of its own, which do not know it
         await until(lambda: rig.server("gpu1").state is ServerState.QUARANTINED)
         assert rig.server("gpu1").reason == "GPU GPU-1 is in quarantine: it smells"
@@ -90,11 +90,11 @@ async def test_a_quarantine_outlives_the_daemon_and_its_index(tmp_path: Path, mo
 
 async def test_nothing_is_offered_while_every_card_is_out_of_use(rig: Desk) -> None:
     for name in ("0", "1"):
-        await rig.service.gpus.quarantine(name, "")
+        await rig.operations.gpus.quarantine(name, "")
     await until(lambda: "quarantine" in rig.work.holds.reasons)
-    assert (await rig.service.gpus.one("0")).reason == "asked by an administrator"
+    assert (await rig.operations.gpus.one("0")).reason == "asked by an administrator"
     live = await rig.take("a")
-    await rig.service.gpus.release("1")
+    await rig.operations.gpus.release("1")
     await until(lambda: not rig.work.holds.reasons)
     await rig.answer(live)
 
@@ -102,7 +102,7 @@ async def test_nothing_is_offered_while_every_card_is_out_of_use(rig: Desk) -> N
 async def test_a_burn_in_goes_on_unless_it_would_hurt_the_card(rig: Desk) -> None:
     for server in ("gpu0", "gpu1"):
         rig.server(server).begin_test("a burn-in")
-    await rig.service.gpus.quarantine("0", "it smells")
+    await rig.operations.gpus.quarantine("0", "it smells")
     for _ in range(3):
         rig.read(gpu1={"trouble": "lost"})
     await until(lambda: rig.server("gpu1").state is ServerState.QUARANTINED)
@@ -114,8 +114,8 @@ async def test_a_burn_in_goes_on_unless_it_would_hurt_the_card(rig: Desk) -> Non
 async def test_a_card_released_during_its_burn_in_keeps_its_server(rig: Desk) -> None:
     server = rig.server("gpu0")
     server.begin_test("a burn-in")
-    await rig.service.gpus.quarantine("0", "it smells")
-    await rig.service.gpus.release("0")
+    await rig.operations.gpus.quarantine("0", "it smells")
+    await rig.operations.gpus.release("0")
     server.end_test()
     for _ in range(3):
         await asyncio.sleep(0.01)
@@ -126,21 +126,21 @@ async def test_a_server_on_two_cards_waits_for_both(rig: Desk) -> None:
     server = rig.server("gpu0")
     server.gpus = tuple(rig.gpus)
     for name in ("0", "1"):
-        await rig.service.gpus.quarantine(name, "it smells")
+        await rig.operations.gpus.quarantine(name, "it smells")
     await until(lambda: server.state is ServerState.QUARANTINED)
-    await rig.service.gpus.release("0")
+    await rig.operations.gpus.release("0")
     assert server.state is ServerState.QUARANTINED and "quarantine" in server.holds
-    await rig.service.gpus.release("1")
+    await rig.operations.gpus.release("1")
     await until(lambda: server.ready)
 
 
 async def test_a_quarantine_is_given_once_and_ended_when_there_is_one(rig: Desk) -> None:
     rig.read()
     with pytest.raises(ControlError, match="not in quarantine") as nothing:
-        await rig.service.gpus.release("0")
-    await rig.service.gpus.quarantine("0", "it smells")
+        await rig.operations.gpus.release("0")
+    await rig.operations.gpus.quarantine("0", "it smells")
     with pytest.raises(ControlError, match="already") as twice:
-        await rig.service.gpus.quarantine("0", "again")
+        await rig.operations.gpus.quarantine("0", "again")
     assert (nothing.value.code, twice.value.code) == ("nothing", "already")
 
 
@@ -151,7 +151,7 @@ async def test_a_card_is_lent_emptied_and_taken_back(rig: Desk) -> None:
     live = await rig.take("a")
     await rig.answer(live)
     server = rig.server("gpu0")
-    lent = await rig.service.gpus.lend("0", 3600)
+    lent = await rig.operations.gpus.lend("0", 3600)
     assert lent.lent_until is not None
     until_s = datetime.fromisoformat(lent.lent_until).timestamp()
     assert until_s == pytest.approx(time.time() + 3600, abs=30)
@@ -160,23 +160,23 @@ async def test_a_card_is_lent_emptied_and_taken_back(rig: Desk) -> None:
     for _ in range(4):  # of the clock's ticks, which change nothing
         await asyncio.sleep(0.006)
         assert "lent" in server.holds and rig.did.count("gpu0 unloads") == 1
-    back = await rig.service.gpus.take_back("0")
+    back = await rig.operations.gpus.take_back("0")
     assert back.lent_until is None and server.ready and server.holds == {}
     with pytest.raises(ControlError, match="not lent") as wrong:
-        await rig.service.gpus.take_back("0")
+        await rig.operations.gpus.take_back("0")
     assert wrong.value.code == "not_lent"
 
 
 async def test_a_loan_ends_by_itself(rig: Desk) -> None:
-    await rig.service.gpus.lend("1", 0.05)
+    await rig.operations.gpus.lend("1", 0.05)
     assert "lent" in rig.server("gpu1").holds
     await until(lambda: rig.server("gpu1").ready)
-    assert (await rig.service.gpus.one("1")).lent_until is None
+    assert (await rig.operations.gpus.one("1")).lent_until is None
 
 
 async def test_a_loan_is_remembered_by_the_next_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with desk(monkeypatch, tmp_path) as rig:
-        await rig.service.gpus.lend("0", 3600)
+        await rig.operations.gpus.lend("0", 3600)
     async with desk(monkeypatch, tmp_path) as rig:
         assert "lent" in rig.server("gpu0").holds and rig.server("gpu1").ready
 
@@ -232,14 +232,14 @@ def test_hours_of_use(allow: list[str], at: str, expected: bool) -> None:
 
 
 async def test_events_of_a_card_are_kept_and_shown(rig: Desk) -> None:
-    await rig.service.gpus.quarantine("0", "it smells")
-    await rig.service.gpus.lend("1", 60)
+    await rig.operations.gpus.quarantine("0", "it smells")
+    await rig.operations.gpus.lend("1", 60)
     await until(lambda: rig.server("gpu0").state is ServerState.QUARANTINED)
     rig.watch.history.flush()
-    every = await rig.service.gpus.events(None, 10)
+    every = await rig.operations.gpus.events(None, 10)
     assert [(event.uuid, event.kind) for event in every] == [("GPU-0", "quarantine"), ("GPU-1", "lend")]
-    assert [event.kind for event in await rig.service.gpus.events("1", 10)] == ["lend"]
-    assert [event.text for event in (await rig.service.gpus.one("0")).events] == [every[0].text]
+    assert [event.kind for event in await rig.operations.gpus.events("1", 10)] == ["lend"]
+    assert [event.text for event in (await rig.operations.gpus.one("0")).events] == [every[0].text]
 
 
 async def test_a_quarantine_is_written_down_at_once_and_records_when_they_change(
@@ -257,7 +257,7 @@ async def test_a_quarantine_is_written_down_at_once_and_records_when_they_change
     kept = rig.work.layout.work / "gpus.json"
     await until(lambda: kept.exists() and "1320" in kept.read_text())
     assert flushed == []
-    await rig.service.gpus.quarantine("0", "it smells")
+    await rig.operations.gpus.quarantine("0", "it smells")
     await until(lambda: flushed)
     for _ in range(3):
         await asyncio.sleep(0.01)
@@ -267,27 +267,27 @@ async def test_a_quarantine_is_written_down_at_once_and_records_when_they_change
 async def test_a_card_shows_its_readings_its_servers_and_who_shares_it(rig: Desk) -> None:
     rig.read(gpu1={"clock_reasons": 0})
     rig.server("gpu0").shared_with = "pid 7 (python)"
-    first, second = rig.service.gpus.all().gpus
+    first, second = rig.operations.gpus.all().gpus
     assert (first.uuid, first.servers, first.shared_with) == ("GPU-0", ["gpu0"], "pid 7 (python)")
     assert (first.utilisation_percent, first.temp_c, first.slowed, second.slowed) == (90, 60, None, False)
     assert (first.health, first.slot, second.shared_with) == ("ok", "00000000:01:00.0", "")
     rig.probe.host_trouble = ("driver", "The driver was updated.")
-    trouble = rig.service.gpus.all().host
+    trouble = rig.operations.gpus.all().host
     assert trouble is not None and (trouble.code, trouble.message) == ("driver", "The driver was updated.")
 
 
 async def test_findings_of_a_card_are_shown_with_their_limits(rig: Desk) -> None:
     for _ in range(3):
         rig.read(gpu1={"trouble": "lost"})
-    details = await rig.service.gpus.one("1")
+    details = await rig.operations.gpus.one("1")
     assert [finding.signal for finding in details.findings] == ["lost"]
     assert details.quarantine is not None and details.quarantine.by == "rules"
     assert [finding.signal for finding in details.quarantine.findings] == ["lost"]
     advised = details.action
     assert advised
     rig.read()
-    assert (await rig.service.gpus.one("1")).action == advised  # also when the card is there again
-    assert (await rig.service.gpus.one("0")).findings == []
+    assert (await rig.operations.gpus.one("1")).action == advised  # also when the card is there again
+    assert (await rig.operations.gpus.one("0")).findings == []
 
 
 async def test_a_card_that_was_taken_out_by_hand_shows_what_is_found_against_it(rig: Desk) -> None:
@@ -295,9 +295,9 @@ async def test_a_card_that_was_taken_out_by_hand_shows_what_is_found_against_it(
     monitor.slow_readings([SlowReading("GPU-0", time.time(), pcie_fatal=0)])
     monitor.slow_readings([SlowReading("GPU-0", time.time(), pcie_fatal=1)])
     rig.read()
-    warned = rig.service.gpus.all().gpus[0]
+    warned = rig.operations.gpus.all().gpus[0]
     assert (warned.health, bool(warned.reason), bool(warned.action)) == ("warn", True, True)
-    shown = await rig.service.gpus.quarantine("0", "it smells")
+    shown = await rig.operations.gpus.quarantine("0", "it smells")
     assert (shown.health, shown.reason, shown.action) == ("quarantine", "it smells", warned.action)
 
 

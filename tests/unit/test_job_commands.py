@@ -1,6 +1,6 @@
 """Commands of owners and administrators to jobs, and jobs as each of them may see them.
 
-Of :mod:`obatchd.operations.jobs` and :mod:`obatchd.operations.submissions`, through the service.
+Of :mod:`obatchd.operations.jobs` and :mod:`obatchd.operations.submissions`, through the parts that routes ask.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def left(rig: Desk) -> list[str]:
 
 async def test_jobs_are_listed_newest_first_and_each_owner_sees_their_own(rig: Desk) -> None:
     first, second, third = await rig.run("a"), await rig.take("b"), await rig.take("c", owner=1001)
-    jobs = rig.service.jobs
+    jobs = rig.operations.jobs.all
     assert [job.job for job in jobs(ADMIN, None, 10)] == [third.row.job, second.row.job, first.job]
     assert [job.job for job in jobs(ADMIN, None, 2)] == [third.row.job, second.row.job]
     assert [job.job for job in jobs(ALICE, None, 10)] == [second.row.job, first.job]
@@ -80,22 +80,22 @@ async def test_jobs_are_listed_newest_first_and_each_owner_sees_their_own(rig: D
 async def test_a_job_in_work_is_shown_as_it_is_now(rig: Desk) -> None:
     live = await rig.take("a", "b")
     await rig.begun(live, 1)
-    assert rig.service.job(ALICE, live.row.job).in_flight == 1
-    assert [job.in_flight for job in rig.service.jobs(ALICE, None, 9)] == [1]
+    assert rig.operations.jobs.one(ALICE, live.row.job).in_flight == 1
+    assert [job.in_flight for job in rig.operations.jobs.all(ALICE, None, 9)] == [1]
 
 
 async def test_a_job_is_named_by_the_beginning_of_its_id_by_those_who_may_see_it(rig: Desk) -> None:
     mine, other = await rig.take("a"), await rig.take("b", owner=1001)
-    service = rig.service
-    assert service.job(ALICE, mine.row.job[:-1]).job == mine.row.job
-    assert service.job(ADMIN, other.row.job).owner == 1001
-    assert service.job(ALICE, mine.row.job[:4]).job == mine.row.job  # there is one of theirs only
+    jobs = rig.operations.jobs
+    assert jobs.one(ALICE, mine.row.job[:-1]).job == mine.row.job
+    assert jobs.one(ADMIN, other.row.job).owner == 1001
+    assert jobs.one(ALICE, mine.row.job[:4]).job == mine.row.job  # there is one of theirs only
     with pytest.raises(ControlError, match="several job ids") as ambiguous:
-        service.job(ADMIN, mine.row.job[:4])
+        jobs.one(ADMIN, mine.row.job[:4])
     assert ambiguous.value.code == "ambiguous"
     for job in (other.row.job, "19990101"):
         with pytest.raises(NotFoundError, match=f"no job {job}"):
-            service.job(ALICE, job)
+            jobs.one(ALICE, job)
 
 
 # Commands.
@@ -103,21 +103,21 @@ async def test_a_job_is_named_by_the_beginning_of_its_id_by_those_who_may_see_it
 
 async def test_a_job_is_paused_and_resumed(rig: Desk) -> None:
     live = await rig.take(*"abcdefghijklmnopqrstuvwxyz")
-    document = await rig.service.pause(ALICE, live.row.job)
+    document = await rig.operations.jobs.pause(ALICE, live.row.job)
     assert isinstance(document, JobDocument) and document.paused and rig.row(live).paused
-    document = await rig.service.resume(ALICE, live.row.job)
+    document = await rig.operations.jobs.resume(ALICE, live.row.job)
     assert isinstance(document, JobDocument) and not document.paused and not rig.row(live).paused
     with pytest.raises(NotFoundError):
-        await rig.service.pause(BOB, live.row.job)
+        await rig.operations.jobs.pause(BOB, live.row.job)
 
 
 async def test_everything_is_paused_until_it_is_resumed(rig: Desk) -> None:
-    assert await rig.service.pause(ADMIN, None) == Paused(True)
+    assert await rig.operations.host.pause() == Paused(True)
     live = await rig.take("a")
     other = await rig.take("b")
     await rig.engine.committer.settle(5)
     assert rig.held() == [] and rig.work.store.state.get("paused") == "1"
-    assert await rig.service.resume(ADMIN, None) == Paused(False)
+    assert await rig.operations.host.resume() == Paused(False)
     assert rig.work.store.state.get("paused") == ""
     await rig.answer(live)
     await rig.answer(other)
@@ -126,10 +126,10 @@ async def test_everything_is_paused_until_it_is_resumed(rig: Desk) -> None:
 async def test_a_job_is_cancelled_and_its_answers_stay(rig: Desk) -> None:
     live = await rig.take("a", "b")
     await rig.answer(live, 2)
-    document = await rig.service.cancel(ALICE, live.row.job)
+    document = await rig.operations.jobs.cancel(ALICE, live.row.job)
     assert (document.state, document.succeeded) == ("cancelling", 1)
     assert (await rig.published(live))["cancelled"] == 1
-    for command in (rig.service.cancel, rig.service.pause, rig.service.resume):
+    for command in (rig.operations.jobs.cancel, rig.operations.jobs.pause, rig.operations.jobs.resume):
         with pytest.raises(ControlError, match=r"is over already \(done\)") as over:
             await command(ALICE, live.row.job)
         assert over.value.code == "job_over"
@@ -138,14 +138,14 @@ async def test_a_job_is_cancelled_and_its_answers_stay(rig: Desk) -> None:
 async def test_a_job_that_is_over_is_removed_and_no_other(rig: Desk) -> None:
     live = await rig.take("a")
     with pytest.raises(ControlError, match="obatchctl cancel") as running:
-        await rig.service.remove_job(ALICE, live.row.job)
+        await rig.operations.jobs.remove(ALICE, live.row.job)
     assert running.value.code == "job_running"
     await rig.answer(live)
     await rig.published(live)
-    assert await rig.service.remove_job(ALICE, live.row.job) == Removed(live.row.job)
+    assert await rig.operations.jobs.remove(ALICE, live.row.job) == Removed(live.row.job)
     assert not live.outbox.exists() and left(rig) == []
     with pytest.raises(NotFoundError):
-        rig.service.job(ADMIN, live.row.job)
+        rig.operations.jobs.one(ADMIN, live.row.job)
 
 
 async def test_a_disk_that_refuses_a_command_is_told_and_nothing_has_changed(
@@ -159,12 +159,12 @@ async def test_a_disk_that_refuses_a_command_is_told_and_nothing_has_changed(
     with monkeypatch.context() as failing:
         for name in ("update", "set"):
             failing.setattr(StateStore, name, refuse)
-        for command, job in ((rig.service.pause, live.row.job), (rig.service.cancel, live.row.job)):
+        for command, job in ((rig.operations.jobs.pause, live.row.job), (rig.operations.jobs.cancel, live.row.job)):
             with pytest.raises(SpoolError, match="Try again when it is well") as refused:
                 await command(ALICE, job)
             assert refused.value.code == "disk"
         with pytest.raises(SpoolError):
-            await rig.service.pause(ADMIN, None)
+            await rig.operations.host.pause()
     assert (live.paused, live.ending, rig.work.holds.reasons) == (False, None, frozenset())
 
 
@@ -177,12 +177,12 @@ async def test_what_did_not_succeed_is_tried_again_as_it_was(rig: Desk) -> None:
         deadline="2099-01-01T00:00:00Z", sample=3,
     )  # fmt: skip
     with pytest.raises(ControlError, match="not over yet"):
-        await rig.service.retry(ALICE, live.row.job)
+        await rig.operations.jobs.retry(ALICE, live.row.job)
     await rig.answer(live, 1)
     await rig.answer(live, 2, 3, fault=NO)
     await rig.published(live)
     reload(rig.work.settings, "system_message", "Be long.")
-    document = await rig.service.retry(ALICE, live.row.job)
+    document = await rig.operations.jobs.retry(ALICE, live.row.job)
     assert (document.retry_of, document.name, document.requests) == (live.row.job, "drop.retry.jsonl", 2)
     again = rig.work.jobs[max(rig.work.jobs)]
     assert (again.frozen.model, again.frozen.system_message, again.expires_s) == ("large", "Be brief.", None)
@@ -198,7 +198,7 @@ async def test_a_deadline_after_so_many_seconds_holds_for_the_retry_too(rig: Des
     live = await rig.take("a", deadline=3600)
     await rig.answer(live, fault=NO)
     await rig.published(live)
-    await rig.service.retry(ALICE, live.row.job)
+    await rig.operations.jobs.retry(ALICE, live.row.job)
     [again] = rig.work.jobs.values()
     assert again.expires_s == pytest.approx(again.row.accepted_s + 3600)
 
@@ -208,10 +208,10 @@ async def test_a_retry_needs_a_failure_and_its_prompt(rig: Desk) -> None:
     await rig.answer(bad, fault=NO)
     await rig.published(bad)
     with pytest.raises(ControlError, match="no failed request") as nothing:
-        await rig.service.retry(ALICE, good.job)
+        await rig.operations.jobs.retry(ALICE, good.job)
     rig.work.input_of(bad.row).unlink()
     with pytest.raises(ControlError, match="no longer kept") as released:
-        await rig.service.retry(ALICE, bad.row.job)
+        await rig.operations.jobs.retry(ALICE, bad.row.job)
     assert (nothing.value.code, released.value.code) == ("nothing", "released")
     assert left(rig) == sorted([good.job, bad.row.job])
 
@@ -223,7 +223,7 @@ async def test_a_job_that_nobody_had_a_model_for_is_tried_with_the_one_of_now(
         live = await rig.take("a")
         await rig.published(live)
         reload(rig.work.settings, "model", "large")
-        await rig.service.retry(ALICE, live.row.job)
+        await rig.operations.jobs.retry(ALICE, live.row.job)
         [again] = rig.work.jobs.values()
         assert again.frozen.model == "large"
 
@@ -232,7 +232,7 @@ async def test_a_job_that_nobody_had_a_model_for_is_tried_with_the_one_of_now(
 
 
 async def test_a_submission_is_a_job_with_its_own_settings(rig: Desk, tmp_path: Path) -> None:
-    document = await rig.service.submit(handed(tmp_path, lines("a", "b"), model="large"))
+    document = await rig.operations.jobs.submit(handed(tmp_path, lines("a", "b"), model="large"))
     assert (document.name, document.owner, document.model, document.requests) == ("drop.jsonl", 1000, "large", 2)
     [live] = rig.work.jobs.values()
     await rig.answer(live)
@@ -240,7 +240,7 @@ async def test_a_submission_is_a_job_with_its_own_settings(rig: Desk, tmp_path: 
 
 
 async def test_a_submitted_folder_is_one_job(rig: Desk, tmp_path: Path) -> None:
-    document = await rig.service.submit(handed(tmp_path, {"a.txt": b"x", "b.txt": b"y"}, name="folder"))
+    document = await rig.operations.jobs.submit(handed(tmp_path, {"a.txt": b"x", "b.txt": b"y"}, name="folder"))
     assert document.requests == 2
 
 
@@ -258,32 +258,32 @@ async def test_a_submission_that_cannot_be_a_job_leaves_nothing_behind(
     rig: Desk, tmp_path: Path, content: Any, settings: dict[str, Any], error: type[ObatchError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        await rig.service.submit(handed(tmp_path, content, **settings))
+        await rig.operations.jobs.submit(handed(tmp_path, content, **settings))
     assert rig.work.jobs == {} and left(rig) == []
 
 
 async def test_a_submission_beyond_the_bounds_is_refused(rig: Desk, tmp_path: Path) -> None:
     reload(rig.work.settings, "inbox.max_unpacked_bytes", 1024)
     with pytest.raises(ControlError, match="max_unpacked_bytes"):
-        await rig.service.submit(handed(tmp_path, lines("x" * 2000)))
+        await rig.operations.jobs.submit(handed(tmp_path, lines("x" * 2000)))
     reload(rig.work.settings, "disk.min_free_bytes", 2**62)
     with pytest.raises(ControlError, match="min_free_bytes"):
-        await rig.service.submit(handed(tmp_path, lines("x")))
+        await rig.operations.jobs.submit(handed(tmp_path, lines("x")))
     assert left(rig) == []
 
 
 async def test_nothing_is_taken_while_there_is_trouble_or_an_owner_has_enough(rig: Desk, tmp_path: Path) -> None:
     rig.work.conditions.report("disk", "it is full")
     with pytest.raises(ControlError, match="it is full") as trouble:
-        await rig.service.submit(handed(tmp_path, lines("a")))
+        await rig.operations.jobs.submit(handed(tmp_path, lines("a")))
     rig.work.conditions.report("disk", "")
     reload(rig.work.settings, "limits.open_jobs", 1)
     await rig.take("a")
     with pytest.raises(ControlError, match="open_jobs") as limit:
-        await rig.service.submit(handed(tmp_path, lines("a")))
+        await rig.operations.jobs.submit(handed(tmp_path, lines("a")))
     assert (trouble.value.code, limit.value.code) == ("trouble", "over_limit")
     assert OwnerLimits(rig.work.settings.value.limits, rig.work.jobs.values()).room(1001, 0) == ""
-    await rig.service.submit(handed(tmp_path, lines("a"), owner=1001))
+    await rig.operations.jobs.submit(handed(tmp_path, lines("a"), owner=1001))
     await until(lambda: len(rig.work.jobs) == 2)
 
 
@@ -295,7 +295,7 @@ async def test_a_copy_that_the_disk_refuses_is_told_and_taken_away(
 
     monkeypatch.setattr(claim, "commit_submission", refuse)
     with pytest.raises(ControlError, match="it cannot be copied: No space left on device") as refused:
-        await rig.service.submit(handed(tmp_path, lines("a")))
+        await rig.operations.jobs.submit(handed(tmp_path, lines("a")))
     assert refused.value.code == "not_copied" and left(rig) == []
 
 
@@ -308,7 +308,7 @@ async def test_a_retry_is_called_like_its_first_job(rig: Desk, name: str, again:
     if not live.finished:
         await rig.answer(live, fault=NO)
     await rig.published(live)
-    assert (await rig.service.retry(ALICE, live.row.job)).name == again
+    assert (await rig.operations.jobs.retry(ALICE, live.row.job)).name == again
 
 
 async def _failed(rig: Desk, name: str) -> Any:

@@ -14,7 +14,8 @@ from obatchd.control.auth import Caller
 from obatchd.errors import ObatchError
 from obatchd.jobs.model import Intent, JobState
 from obatchd.jobs.store import Store
-from obatchd.operations.service import OperatorService
+from obatchd.operations.jobs import JobCommands
+from obatchd.operations.servers import ServerCommands
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
@@ -22,12 +23,11 @@ from obatchd.spool.layout import Layout
 CALLER = Caller(1000, False)
 
 
-def service_of(store: Store, layout: Layout, live: Any) -> OperatorService:
+def jobs_of(store: Store, layout: Layout, live: Any) -> JobCommands:
     engine = MagicMock()
     engine.store, engine.layout, engine.settings, engine.jobs = store, layout, Current(Settings()), {live.key: live}
     engine.dispatcher.in_flight.return_value = {}
-    parts: list[Any] = [MagicMock() for _ in range(5)]
-    return OperatorService(engine, *parts)
+    return JobCommands(engine)
 
 
 async def test_a_job_the_index_has_as_done_is_over_before_the_engine_lets_go_of_it(tmp_path: Path) -> None:
@@ -35,15 +35,15 @@ async def test_a_job_the_index_has_as_done_is_over_before_the_engine_lets_go_of_
     store = Store(layout.work, in_force())
     store.state.accept([Intent("job-1", b"a.jsonl", 1000, 1, 1, 10, "file", 0.0)])
     [row] = store.state.find(["job-1"])
-    service = service_of(store, layout, MagicMock(key=row.key, row=row, publishing=True))
+    jobs = jobs_of(store, layout, MagicMock(key=row.key, row=row, publishing=True))
     with pytest.raises(ObatchError, match="not over yet"):
-        await service.retry(CALLER, "job-1")
+        await jobs.retry(CALLER, "job-1")
     # The publisher's thread has written the index; the event loop has not heard of it.
     counts = {"requests": 1, "succeeded": 1, "failed": 0, "cancelled": 0, "expired": 0, "wall_s": 1.0}
     store.state.update(row.key, state=JobState.DONE, finished_s=1_700_000_000.0, summary=counts)
-    [listed] = service.jobs(CALLER, "done", 10)
+    [listed] = jobs.all(CALLER, "done", 10)
     assert (listed.state, listed.finished_at, listed.succeeded) == ("done", "2023-11-14T22:13:20.000Z", 1)
-    assert service.job(CALLER, "job-1") == listed
+    assert jobs.one(CALLER, "job-1") == listed
     store.close()
 
 
@@ -53,7 +53,6 @@ async def test_an_action_that_fails_by_a_defect_is_no_success(tmp_path: Path) ->
 
     layout = Layout.open(tmp_path / "spool")
     fleet: Any = SimpleNamespace(servers={"gpu0": SimpleNamespace(id="gpu0", drain=drain)})
-    others: list[Any] = [MagicMock() for _ in range(4)]
-    service = OperatorService(MagicMock(layout=layout), fleet, *others)
+    servers = ServerCommands(MagicMock(layout=layout), fleet, MagicMock())
     with pytest.raises(KeyError, match="HOME"):
-        await service.server_action("gpu0", "drain")
+        await servers.act("gpu0", "drain")

@@ -15,7 +15,8 @@ from obatchd.client import runtime
 from obatchd.control.auth import Caller
 from obatchd.documents.models import PullProgress
 from obatchd.documents.status import LoadedModel
-from obatchd.operations import overview as module
+from obatchd.operations import host as module
+from obatchd.operations import servers as servers_module
 from obatchd.servers.states import ServerState
 from obatchd.spool.drop import Blocked
 
@@ -29,12 +30,12 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 def state(rig: Desk, caller: Caller = ADMIN) -> tuple[str, list[str]]:
-    status = rig.service.status(caller)
+    status = rig.operations.host.status(caller)
     return status.state, status.reasons
 
 
 async def test_a_daemon_without_trouble_runs(rig: Desk) -> None:
-    status = rig.service.status(ADMIN)
+    status = rig.operations.host.status(ADMIN)
     assert (status.state, status.reasons, status.pid) == ("running", [], os.getpid())
     assert status.spool == str(rig.work.layout.root)
     assert [server.id for server in status.servers] == ["gpu0", "gpu1"]
@@ -46,32 +47,32 @@ async def test_jobs_and_requests_are_counted(rig: Desk) -> None:
     first, second = await rig.take("a", "b", "c"), await rig.take("d", owner=1001)
     await rig.answer(first, 1)
     await until(lambda: len(rig.held()) == 3)
-    queue = rig.service.status(ADMIN).queue
+    queue = rig.operations.host.status(ADMIN).queue
     assert (queue.jobs, queue.total, queue.finished) == (2, 4, 1)
     assert queue.requests_per_s == pytest.approx(first.requests_per_s(), abs=0.01)
     assert rig.engine.queue.total() == queue.requests
-    assert [job.job for job in rig.service.status(ADMIN).jobs] == [first.row.job, second.row.job]
-    assert [job.job for job in rig.service.status(BOB).jobs] == [second.row.job]
+    assert [job.job for job in rig.operations.host.status(ADMIN).jobs] == [first.row.job, second.row.job]
+    assert [job.job for job in rig.operations.host.status(BOB).jobs] == [second.row.job]
 
 
 async def test_no_more_jobs_are_shown_than_anybody_reads(rig: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STATUS_JOBS", 1)
     first, _ = await rig.take("a"), await rig.take("b")
-    assert [job.job for job in rig.service.status(ADMIN).jobs] == [first.row.job]
+    assert [job.job for job in rig.operations.host.status(ADMIN).jobs] == [first.row.job]
 
 
 async def test_drops_that_wait_are_shown_to_their_owners(rig: Desk) -> None:
     rig.engine.intake.report.blocked = [Blocked("a.jsonl", "too many", 1000), Blocked("b.jsonl", "too many", 1001)]
     rig.engine.intake.report.settling, rig.engine.intake.refused = 3, 2
-    inbox = rig.service.status(ALICE).inbox
+    inbox = rig.operations.host.status(ALICE).inbox
     assert [(drop.name, drop.reason) for drop in inbox.blocked] == [("a.jsonl", "too many")]
     assert (inbox.settling, inbox.refused) == (3, 2)
-    assert len(rig.service.status(ADMIN).inbox.blocked) == 2
+    assert len(rig.operations.host.status(ADMIN).inbox.blocked) == 2
 
 
 async def test_downloads_are_shown(rig: Desk) -> None:
     rig.store.pulls["large"] = PullProgress("large", "gpu0", "pulling", 1, 3)
-    [pull] = rig.service.status(ADMIN).pulls
+    [pull] = rig.operations.host.status(ADMIN).pulls
     assert (pull.model, pull.status, pull.completed_bytes, pull.total_bytes) == ("large", "pulling", 1, 3)
 
 
@@ -121,25 +122,25 @@ async def test_a_server_that_is_down_or_waits_is_a_reason(rig: Desk) -> None:
 async def test_a_drain_is_over_when_nothing_is_at_a_server_any_more(rig: Desk) -> None:
     live = await rig.take("a")
     await rig.begun(live)
-    assert (await rig.service.drain()).state == "draining"
+    assert (await rig.operations.host.drain()).state == "draining"
     await rig.answer(live)
     assert state(rig)[0] == "drained"
-    assert (await rig.service.undrain()).state == "running"
+    assert (await rig.operations.host.undrain()).state == "running"
     assert rig.work.holds.reasons == frozenset()
 
 
 async def test_a_daemon_that_stops_says_so_before_all_else(rig: Desk) -> None:
-    await rig.service.drain()
+    await rig.operations.host.drain()
     rig.work.holds.hold("stopping")
     assert state(rig)[0] == "stopping"
 
 
 async def test_a_pause_is_no_trouble_and_a_quarantine_of_all_says_what_to_do(rig: Desk) -> None:
-    await rig.service.pause(ADMIN, None)
+    await rig.operations.host.pause()
     assert state(rig) == ("paused", [])
-    await rig.service.resume(ADMIN, None)
+    await rig.operations.host.resume()
     for name in ("0", "1"):
-        await rig.service.gpus.quarantine(name, "for a test")
+        await rig.operations.gpus.quarantine(name, "for a test")
     await until(lambda: "quarantine" in rig.work.holds.reasons)
     word, reasons = state(rig)
     assert word == "paused" and reasons[0].startswith("every GPU is in quarantine: requests wait")
@@ -155,7 +156,7 @@ async def test_a_server_is_shown_with_its_work_and_its_gpu(rig: Desk) -> None:
     rig.read(gpu0={"memory_used_bytes": 7, "memory_total_bytes": 9, "power_w": 300.0})
     link = rig.engine.dispatcher.links["gpu0"]
     link.watchdog["slow"] = 2
-    shown, idle = rig.service.status(ADMIN).servers
+    shown, idle = rig.operations.host.status(ADMIN).servers
     assert (shown.kind, shown.state, shown.pid, shown.worker_pid) == ("managed", "ready", 4711, 4711)
     assert (shown.in_flight, shown.offered, shown.slots, shown.loaded) == (1, 2, 8, LoadedModel("small", 8192))
     assert (shown.watchdog, shown.restarts, shown.requests_done) == ({"slow": 2}, 0, 0)
@@ -165,7 +166,7 @@ async def test_a_server_is_shown_with_its_work_and_its_gpu(rig: Desk) -> None:
     assert (gpu.memory_total_bytes, gpu.temp_c, gpu.power_w) == (9, 60, 300.0)
     assert (idle.loaded, idle.in_flight) == (None, 0)
     await rig.answer(live)
-    done = rig.service.status(ADMIN).servers[0]
+    done = rig.operations.host.status(ADMIN).servers[0]
     assert done.requests_done == 2 and done.tokens_per_s == pytest.approx(link.tokens_per_s(), abs=0.1)
     assert done.tokens_per_s > 0
 
@@ -173,7 +174,7 @@ async def test_a_server_is_shown_with_its_work_and_its_gpu(rig: Desk) -> None:
 async def test_a_server_that_dispatch_does_not_know_yet_is_shown_idle(rig: Desk) -> None:
     links = rig.engine.dispatcher.links
     link = links.pop("gpu1")
-    shown = rig.service.status(ADMIN).servers[1]
+    shown = rig.operations.host.status(ADMIN).servers[1]
     assert (shown.in_flight, shown.offered, shown.tokens_per_s, shown.watchdog) == (0, 0, 0.0, {})
     assert shown.worker_pid is None
     links["gpu1"] = link
@@ -182,7 +183,7 @@ async def test_a_server_that_dispatch_does_not_know_yet_is_shown_idle(rig: Desk)
 
 async def test_a_server_on_several_gpus_has_no_single_one(rig: Desk) -> None:
     rig.server("gpu0").gpus = tuple(rig.gpus)
-    shown = rig.service.status(ADMIN).servers[0]
+    shown = rig.operations.host.status(ADMIN).servers[0]
     assert shown.gpu is None and [gpu.uuid for gpu in shown.gpus] == ["GPU-0", "GPU-1"]
     rig.server("gpu0").gpus = (rig.gpus[0],)
 
@@ -196,9 +197,9 @@ async def test_ports_that_every_user_reaches_are_noticed_on_a_shared_host(
     def shut(record: Any = None) -> range:
         return range(ports["first"], ports["last"] + 1) if ports else range(0)
 
-    monkeypatch.setattr(module, "guarded_ports", shut)
+    monkeypatch.setattr(servers_module, "guarded_ports", shut)
     assert runtime.guarded_ports(tmp_path / "none") == range(0)
     async with desk(monkeypatch, tmp_path, access={"mode": mode}) as rig:
         rig.fleet.notices.append("a notice of the fleet")
-        found = rig.service.status(ADMIN).notices
+        found = rig.operations.host.status(ADMIN).notices
     assert len(found) == 1 + notices and found[0] == "a notice of the fleet"

@@ -27,9 +27,9 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 async def test_a_server_is_drained_and_resumed(rig: Desk) -> None:
-    drained = await rig.service.server_action("gpu0", "drain")
+    drained = await rig.operations.servers.act("gpu0", "drain")
     assert (drained.state, drained.reason) == ("draining", "asked by the operator")
-    assert (await rig.service.server_action("gpu0", "resume")).state == "ready"
+    assert (await rig.operations.servers.act("gpu0", "resume")).state == "ready"
     assert rig.server("gpu1").ready
 
 
@@ -37,7 +37,7 @@ async def test_a_drain_that_lasts_is_answered_before_it_is_done(rig: Desk, monke
     monkeypatch.setattr(module, "_ACTION_S", 0.01)
     live = await rig.take("a")
     await rig.begun(live)
-    answered = await rig.service.server_action("gpu0", "drain")
+    answered = await rig.operations.servers.act("gpu0", "drain")
     assert (answered.state, answered.in_flight) == ("draining", 1)
     await rig.answer(live)
     assert (await rig.published(live))["succeeded"] == 1
@@ -48,7 +48,7 @@ async def test_a_restart_moves_the_requests_and_ends_a_drain(tmp_path: Path, mon
         live = await rig.take("a")
         await rig.begun(live)
         worker = rig.worker("gpu0")
-        restarting = asyncio.create_task(rig.service.server_action("gpu0", "restart"))
+        restarting = asyncio.create_task(rig.operations.servers.act("gpu0", "restart"))
         await until(lambda: any(isinstance(message, GiveUp) for message in worker.sent))
         assert rig.server("gpu0").state is ServerState.DRAINING
         assert rig.server("gpu0").reason == "is about to be restarted, asked by the operator"
@@ -63,22 +63,22 @@ async def test_a_restart_moves_the_requests_and_ends_a_drain(tmp_path: Path, mon
 
 async def test_a_server_that_dispatch_does_not_know_is_restarted_too(rig: Desk) -> None:
     rig.engine.dispatcher.links.pop("gpu1")
-    assert (await rig.service.server_action("gpu1", "restart")).state == "ready"
+    assert (await rig.operations.servers.act("gpu1", "restart")).state == "ready"
 
 
 async def test_an_unknown_server_is_told_with_those_there_are(rig: Desk) -> None:
     with pytest.raises(NotFoundError, match="no server gpu9; there are: gpu0, gpu1"):
-        await rig.service.server_action("gpu9", "drain")
+        await rig.operations.servers.act("gpu9", "drain")
 
 
 async def test_the_log_of_a_managed_server_is_read_and_that_of_another_host_is_there(rig: Desk) -> None:
     server = rig.server("gpu0")
     server.log_file.parent.mkdir(parents=True)
     server.log_file.write_text("one\ntwo\nthree\n")
-    assert [line.strip() async for line in rig.service.server_log("gpu0", 2, False)] == ["two", "three"]
+    assert [line.strip() async for line in rig.operations.servers.log("gpu0", 2, False)] == ["two", "three"]
     rig.fleet.servers["far"] = SimpleNamespace(id="far")
     with pytest.raises(ControlError, match="on its own host") as remote:
-        await anext(rig.service.server_log("far", 2, False))
+        await anext(rig.operations.servers.log("far", 2, False))
     del rig.fleet.servers["far"]
     assert remote.value.code == "remote"
 
@@ -88,20 +88,20 @@ async def test_models_are_listed_pulled_and_removed(rig: Desk, monkeypatch: pyte
         return [ModelInfo("small:latest", "sha", "Q4", "1B", 0, [], 5)]
 
     monkeypatch.setattr(rig.store, "list_models", listed)
-    [entry] = await rig.service.models()
+    [entry] = await rig.operations.models.all()
     assert (entry.model, entry.name, entry.digest, entry.size_bytes) == ("small:latest", "small:latest", "sha", 5)
-    assert [step.completed_bytes async for step in rig.service.pull_model("large")] == [1, 2, 3]
-    assert await rig.service.remove_model("large") == Removed("large")
+    assert [step.completed_bytes async for step in rig.operations.models.pull("large")] == [1, 2, 3]
+    assert await rig.operations.models.remove("large") == Removed("large")
     assert rig.store.removed == ["large"]
 
 
 async def test_a_download_that_nobody_waits_for_any_more_is_left_in_order(rig: Desk) -> None:
-    steps = rig.service.pull_model("large")
+    steps = rig.operations.models.pull("large")
     await anext(steps)
     await steps.aclose()  # type: ignore[attr-defined]
     assert rig.store.given_up == 1
 
 
 async def test_the_configuration_is_read_again_by_whoever_can(rig: Desk) -> None:
-    answer = await rig.service.reload()
-    assert rig.reloads == 1 and answer == await rig.service.reload()
+    answer = await rig.operations.host.reload()
+    assert rig.reloads == 1 and answer == await rig.operations.host.reload()

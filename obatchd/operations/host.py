@@ -1,48 +1,53 @@
-"""The state of the whole daemon in one document, as ``obatchctl status`` shows it."""
+"""The state of the whole daemon in one document, as ``obatchctl status`` shows it, and commands to all of it."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from collections.abc import Awaitable, Callable
 from itertools import islice
 
 from attrs import define, field
 
 from obatchd import __version__
-from obatchd.client.runtime import guarded_ports
-from obatchd.control.auth import Caller
-from obatchd.documents import excerpt
+from obatchd.control.auth import Caller, daemon_itself
+from obatchd.delivery.documents import job_document
 from obatchd.documents import status as documents
+from obatchd.documents.answers import HostState, Paused, Reloaded
 from obatchd.documents.models import Pull
+from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
-from obatchd.gpus.model import Gpu, Reading
 from obatchd.gpus.probe import Probe
-from obatchd.operations.jobs import OPERATOR, JobCommands
+from obatchd.operations.jobs import disk_faults_told
+from obatchd.operations.servers import ServerCommands
 from obatchd.servers.fleet import Fleet
-from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
-from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.times import instant
 
-DRAIN = "draining"  # a reason of operators that holds dispatch, as OPERATOR
+_DRAIN = "draining"  # this and the next two are reasons that hold dispatch
+_PAUSED = "paused"
 _STOPPING = "stopping"
 _STATUS_JOBS = 50
 
 
-@define(eq=False, slots=False)
-class Overview(JobCommands):
-    """Documents about the daemon and its servers; the Protocol says what each shows."""
+@define(eq=False)
+class HostCommands:
+    """Implements :class:`obatchd.control.operations.HostOperations`, which says what each method does."""
 
+    _engine: Engine
     _fleet: Fleet
+    _servers: ServerCommands
     _models: ModelKeeper
     _probe: Probe
+    reload: Callable[[], Awaitable[Reloaded]]
     _started_s: float = field(factory=time.time, init=False)
 
     def status(self, caller: Caller) -> documents.Status:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
-        state, reasons = self.state(caller)
+        state, reasons = self._state(caller)
         free_bytes, free_inodes, _ = engine.conditions.free
         report = engine.intake.report
         seen = (live for live in engine.jobs.values() if caller.may_see(live.row.owner))
@@ -53,9 +58,9 @@ class Overview(JobCommands):
             started_at=instant(self._started_s),
             state=state,
             reasons=reasons,
-            servers=[self.server(server) for server in self._fleet.servers.values()],
+            servers=self._servers.all(),
             gpus=documents.ProbeState(self._probe.state, self._probe.message, self._probe.pid),
-            notices=[*self._fleet.notices, *self._open_ports()],
+            notices=[*self._fleet.notices, *self._servers.open_ports()],
             queue=self._queue(),
             inbox=documents.InboxState(
                 report.settling,
@@ -65,8 +70,29 @@ class Overview(JobCommands):
             ),
             disk=documents.DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
             pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
-            jobs=[self._live_document(live, in_flight) for live in islice(seen, _STATUS_JOBS)],
+            jobs=[job_document(live, in_flight.get(live.key, 0)) for live in islice(seen, _STATUS_JOBS)],
         )
+
+    async def pause(self) -> Paused:
+        return await self._set_paused(True)
+
+    async def resume(self) -> Paused:
+        return await self._set_paused(False)
+
+    @disk_faults_told()
+    async def _set_paused(self, paused: bool) -> Paused:
+        holds = self._engine.dispatcher.holds
+        await asyncio.to_thread(self._engine.store.state.set, "paused", "1" if paused else "")
+        (holds.hold if paused else holds.release)(_PAUSED)
+        return Paused(paused)
+
+    async def drain(self) -> HostState:
+        self._engine.dispatcher.holds.hold(_DRAIN)
+        return HostState(self._state(daemon_itself())[0])
+
+    async def undrain(self) -> HostState:
+        self._engine.dispatcher.holds.release(_DRAIN)
+        return HostState(self._state(daemon_itself())[0])
 
     def _queue(self) -> documents.QueueCounts:
         jobs = self._engine.jobs.values()
@@ -78,7 +104,7 @@ class Overview(JobCommands):
             requests_per_s=round(sum(live.requests_per_s() for live in jobs), 2),
         )
 
-    def state(self, caller: Caller) -> tuple[str, list[str]]:
+    def _state(self, caller: Caller) -> tuple[str, list[str]]:
         """The state of the daemon and its faults, as far as they concern the caller."""
         holds = self._engine.dispatcher.holds.reasons
         conditions, jobs = self._engine.conditions, self._engine.jobs
@@ -100,51 +126,10 @@ class Overview(JobCommands):
             reasons.append("there is no server")
         if _STOPPING in holds:
             return "stopping", reasons
-        if DRAIN in holds:
+        if _DRAIN in holds:
             return ("draining" if self._engine.dispatcher.busy() else "drained"), reasons
         if QUARANTINE in holds:
             reasons.insert(0, "every GPU is in quarantine: requests wait (obatchctl gpus says what to do)")
-        if OPERATOR in holds or QUARANTINE in holds:
+        if _PAUSED in holds or QUARANTINE in holds:
             return "paused", reasons
         return ("degraded" if reasons else "running"), reasons
-
-    def _open_ports(self) -> list[str]:
-        """A notice where, on a host for several users, the servers' ports are open to all of them."""
-        if self._engine.settings.value.access.mode != "service":
-            return []
-        shut = guarded_ports()
-        managed = [server for server in self._fleet.servers.values() if isinstance(server, ManagedServer)]
-        if all(server.port in shut for server in managed):
-            return []
-        return ["every user of this host can reach the servers' ports (install nftables, then restart obatchd)"]
-
-    def server(self, server: Server) -> documents.ServerEntry:
-        link = self._engine.dispatcher.links.get(server.id)
-        loaded, loading = (
-            documents.LoadedModel(profile.model, profile.context_length) if profile else None
-            for profile in (server.loaded, server.loading)
-        )
-        return documents.ServerEntry(
-            id=server.id,
-            kind=server.kind,
-            state=server.state.value,
-            reason=server.reason,
-            url=server.base_url,
-            gpu=self._gpu(server.gpu) if server.gpu else None,
-            gpus=[self._gpu(gpu) for gpu in server.gpus],
-            loaded=loaded,
-            loading=loading,
-            in_flight=link.started if link else 0,
-            offered=len(link.offers) if link else 0,
-            slots=server.slots,
-            tokens_per_s=round(link.tokens_per_s(), 1) if link else 0.0,
-            requests_done=link.requests_done if link else 0,
-            restarts=server.restarts,
-            watchdog=dict(link.watchdog) if link else {},
-            pid=server.pid,
-            worker_pid=link.worker.pid if link and link.worker else None,
-        )
-
-    def _gpu(self, gpu: Gpu) -> documents.ServerGpu:
-        reading = self._probe.readings.get(gpu.uuid) or Reading(gpu.uuid, 0.0, memory_total_bytes=gpu.memory_bytes)
-        return excerpt(documents.ServerGpu, reading, index=gpu.index, name=gpu.name)
