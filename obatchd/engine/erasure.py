@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from obatchd import log
 from obatchd.jobs.store import JobRow, Store
 from obatchd.spool.layout import Layout
-from obatchd.spool.prune import discard
+from obatchd.spool.prune import delete_tree, discard
 
 _log = log.get(__name__)
 
@@ -22,7 +22,7 @@ def erase(layout: Layout, store: Store, jobs: Sequence[JobRow]) -> None:
         discard(layout, layout.outbox_dir(job.job, job.name, job.owner))
         discard(layout, layout.failed_dir(job.job, job.name, job.owner))
         if layout.job_dir(job.job).exists():
-            shutil.rmtree(layout.job_dir(job.job))
+            delete_tree(layout.job_dir(job.job))
         # Which of its owner's fetched texts are the job's cannot be told; the others are fetched again.
         shutil.rmtree(layout.sources / str(job.owner), ignore_errors=True)
     store.erase(jobs)

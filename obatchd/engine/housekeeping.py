@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 
 from obatchd import log
@@ -15,7 +14,7 @@ from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.jobs.store.integrity import boot_id, delete_set_aside
 from obatchd.live.work import Part
 from obatchd.spool.outbox import JobOutbox
-from obatchd.spool.prune import empty_trash, prune, prune_refused
+from obatchd.spool.prune import delete_tree, empty_trash, prune, prune_refused
 
 _log = log.get(__name__)
 _PERIOD_S = 60.0
@@ -118,7 +117,8 @@ class Housekeeping(Part):
         rows = state.finished_before(time.time() - disk.keep_done_s, _TOGETHER)
         rows = rows or state.finished_beyond(disk.keep_done_bytes, _TOGETHER)
         for row in rows:
-            shutil.rmtree(engine.layout.job_dir(row.job), ignore_errors=True)
+            with contextlib.suppress(OSError):
+                delete_tree(engine.layout.job_dir(row.job))
             engine.store.release(row)
             _log.info("job_released", job=row.job)
         return len(rows) > 0

@@ -43,18 +43,30 @@ def discard(layout: Layout, path: Path) -> None:
     """Delete a directory whole; nothing happens where there is none. Raises OSError where the disk refuses."""
     trash = _trash(layout)
     trash.mkdir(mode=0o700, exist_ok=True)
-    target = trash / f"{path.name}.{time.monotonic_ns()}"
-    try:
-        os.rename(path, target)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(target)
-    _log.info("deleted", job=path.name.rpartition(".")[2])
+    with suppress(FileNotFoundError):
+        os.rename(path, trash / f"{path.name}.{time.monotonic_ns()}")
+    for whole in list(trash.iterdir()):
+        if whole.name.startswith(f"{path.name}."):  # also one that the disk did not let go when it was asked before
+            delete_tree(whole)
+            _log.info("deleted", job=path.name.rpartition(".")[2])
 
 
 def empty_trash(layout: Layout) -> None:
     """Delete the rest of a deletion that the end of a daemon cut short."""
-    shutil.rmtree(_trash(layout), ignore_errors=True)
+    with suppress(OSError):
+        delete_tree(_trash(layout))
+
+
+def delete_tree(path: Path) -> None:
+    """Delete a directory whole, with folders in it that their owner has closed. Raises OSError where it cannot be."""
+    try:
+        shutil.rmtree(path)
+    except PermissionError:
+        for folder, folders, _ in os.walk(path):
+            for inside in (os.path.join(folder, name) for name in folders):
+                if not os.path.islink(inside):
+                    os.chmod(inside, 0o700)
+        shutil.rmtree(path)
 
 
 def _trash(layout: Layout) -> Path:

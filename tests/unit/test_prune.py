@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from settings_support import in_force
+from spool_support import unprivileged
 
+from obatchd.engine.erasure import erase
+from obatchd.jobs.model import Intent
+from obatchd.jobs.store import Store
 from obatchd.spool.layout import Layout
 from obatchd.spool.owners import OwnerDirectories
 from obatchd.spool.prune import discard, empty_trash, prune, prune_refused
@@ -159,3 +164,49 @@ def test_what_a_killed_daemon_had_begun_to_delete_goes_at_the_next_start(
     empty_trash(layout)
     empty_trash(layout)
     assert left(box, layout.work / "trash", other, layout.jobs) == [other.name, "jobs"]
+
+
+def close(folder: Path) -> None:
+    """A folder with a prompt that its owner has closed, inside one that can be read."""
+    for mode in (0o000, 0o500):
+        inside = folder / f"{mode:o}" / "deeper"
+        inside.mkdir(parents=True)
+        (inside / "prompt.txt").write_text("secret")
+        inside.chmod(mode)
+        inside.parent.chmod(mode)
+
+
+def test_nothing_of_an_erased_job_is_left_in_folders_that_were_closed() -> None:
+    with unprivileged() as root:
+        layout = Layout.open(root / "spool")
+        store = Store(layout.work, in_force())
+        store.state.accept([Intent(job, b"drop", 1000, 1, 2, 10, "folder", 0.0) for job in ("done", "refused")])
+        done, refused = store.state.find(["done", "refused"])
+        elsewhere = root / "elsewhere"
+        elsewhere.mkdir(mode=0o500)
+        close(layout.job_dir("done") / "input")
+        (layout.job_dir("done") / "input" / "link").symlink_to(elsewhere)
+        close(layout.failed_dir("refused", b"drop", 1000) / "drop")
+        erase(layout, store, [done, refused])
+        assert store.state.jobs() == set()
+        store.close()
+        places = (layout.jobs, layout.failed / "1000", layout.work / "trash")
+        assert [path for place in places for path in place.iterdir()] == []
+        assert elsewhere.stat().st_mode & 0o777 == 0o500, "a link in a drop opens nothing elsewhere"
+
+
+def test_a_job_whose_files_the_disk_kept_is_not_called_deleted_the_second_time(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = results(layout, "job", OLD_S)
+
+    def refuse(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Input/output"):
+                discard(layout, box)
+    discard(layout, box)
+    assert left(*(layout.work / "trash").iterdir()) == []
