@@ -218,6 +218,16 @@ async def test_a_defect_in_the_load_ends_the_run_and_gives_everything_back(bench
     assert all(server.holds == {} for server in bench.servers.values())
 
 
+async def test_a_defect_in_the_verdict_keeps_no_server_from_its_work(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.report, "build", lambda records: {}["a defect"])
+    with pytest.raises(KeyError):
+        await bench.carry_out(exclusive=True)
+    assert bench.batch_away == [True, False]
+    assert not any(server.holds for server in bench.servers.values())
+
+
 async def test_a_run_that_a_defect_ends_is_recorded_as_failed(bench: Bench, tmp_path: Path) -> None:
     runs = Burnin(tmp_path / "runs", bench)
     await runs.start({"duration": "10m", "canary": False})
