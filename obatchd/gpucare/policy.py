@@ -160,6 +160,9 @@ class GpuPolicy(MonitorListener, CrashListener):
                 until = time.strftime("%d %b %H:%M", time.localtime(until_s))
                 self._keep(each, _LENT, f"lent until {until}" if until_s else "")
                 self._keep(each, _HOURS, hours if closed else "")
+                for gpu in each.gpus:
+                    if (track := self.monitor.tracks.get(gpu.card)) is not None:
+                        track.add_ended(*each.ended)
         if servers and all(server.state is ServerState.QUARANTINED for server in servers):
             self._dispatcher.holds.hold(QUARANTINE)
         else:

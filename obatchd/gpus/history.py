@@ -176,7 +176,7 @@ def _open(path: Path) -> sqlite3.Connection | None:
         path.rename(aside)
         for ending in ("-wal", "-shm"):
             path.with_name(path.name + ending).unlink(missing_ok=True)
-        return _connect(path)
+        return _open(path)  # which the disk may refuse, too
 
 
 def _connect(path: Path) -> sqlite3.Connection:

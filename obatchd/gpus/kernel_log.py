@@ -107,7 +107,6 @@ class KernelLog:
             self.problem = f"{self._path}: {error.strerror}"
             await self._follow_journal()
             return
-        self.source, self.problem = "kmsg", ""
         try:
             rest = b""
             while True:
@@ -119,6 +118,7 @@ class KernelLog:
     def _take_records(self, descriptor: int, rest: bytes) -> bytes:
         """Take the lines that are there; the unfinished end of a line is given back."""
         boot_s = time.time() - time.monotonic()
+        self.source, self.problem = "kmsg", ""
         for _ in range(_MOST_RECORDS):
             try:
                 data = os.read(descriptor, _RECORD_BYTES)

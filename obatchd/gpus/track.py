@@ -15,6 +15,7 @@ DAY_S = 86_400.0
 GAP_S = 10.0  # time between two readings that counts at most; a longer gap was not watched
 LOADED_PERCENT = 50  # utilisation from which time counts as loaded
 _MOST_XIDS = 1000
+_MOST_ENDED = 100
 _CAUSES = {
     "hw_slowdown": ClockReason.HARDWARE,
     "hw_thermal": ClockReason.HW_THERMAL,
@@ -117,9 +118,9 @@ class Track(msgspec.Struct):
         """The card's server or its runner crashed, and it was not what it worked on."""
         self.server_crashes = [*self.server_crashes[-_MOST_XIDS:], crash]
 
-    def add_ended(self, at_s: float) -> None:
-        """We end the card's server ourselves: an XID 45 is to be expected."""
-        self.ended = [*self.ended[-10:], at_s]
+    def add_ended(self, *at_s: float) -> None:
+        """We end the card's server ourselves: an XID 45 is to be expected. Known times may be told again."""
+        self.ended = sorted({*self.ended, *at_s})[-_MOST_ENDED:]
 
     @property
     def now_s(self) -> float:

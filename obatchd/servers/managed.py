@@ -179,6 +179,10 @@ class ManagedServer(Server):
     # --- looking closer ---------------------------------------------------------------------------------------------
 
     @property
+    def ended(self) -> Sequence[float]:
+        return self._process.stopped
+
+    @property
     def starting_runner(self) -> bool:
         since_s = self._process.loading_since_s
         return since_s is not None and time.monotonic() - since_s < self._settings.load_timeout_s

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +26,7 @@ log = obatchd.log.get(__name__)
 SUPPORTED = ((0, 20), (0, 33))  # first and last minor version this was written against and tried with
 _POLL_S = 0.02
 _LEFTOVER_S = 5.0  # how long SIGKILLed runners may take to give their memory back
+_STOPS = 20
 _PIPE_BYTES = 64 * 1024  # capacity of a pipe: pipe(7)
 # A runner that serves as a probe of the GPUs has no model. Ollama's words of v0.24, and since v0.30 (llm/server.go).
 _RUNNER_STARTS = re.compile(r"starting (runner|llama-server)\b.*--model")
@@ -56,6 +58,7 @@ class ServerProcess:
         self.pid: int | None = None  # of the serving process, None when none runs
         self.returncode: int | None = None  # of the latest process; negative for a signal
         self.ended = asyncio.Event()  # set when the process has ended and been reaped with its whole group
+        self.stopped = deque[float](maxlen=_STOPS)  # when we signalled one to end lately; epoch seconds
         self.loading_since_s: float | None = None  # monotonic; as its log tells, None while it loads no model
         self.one_slot = False  # the server said in its log that the loaded model cannot use more than one slot
         self._server = server
@@ -127,9 +130,11 @@ class ServerProcess:
         if self.pid is None:
             return
         if not self.ended.is_set():
+            self.stopped.append(time.time())
             _signal_group(self.pid, signal.SIGTERM)
             if not await set_within(grace_s, self.ended):
                 log.warning("server_killed", server=self._server, pid=self.pid, grace_s=grace_s)
+                self.stopped.append(time.time())
                 _signal_group(self.pid, signal.SIGKILL)
         await self._await_group()
         self._close_output()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
@@ -107,6 +108,11 @@ class Server(Life):
     def progress(self) -> None:
         super().progress()
         self._used_s = time.monotonic()
+
+    @property
+    def ended(self) -> Sequence[float]:
+        """When we ended its process lately, seconds since the epoch."""
+        return ()
 
     @property
     def starting_runner(self) -> bool:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -206,7 +207,7 @@ async def test_strikes_restart_a_server(tmp_path: Path) -> None:
         assert server.ready
         server.fault("stalled again")
         await asyncio.wait_for(server.until({S.BACKOFF}), 40)
-        assert "stalled again" in server.reason
+        assert "stalled again" in server.reason and len(server.ended) == 1
         await bench.ready()
 
 
@@ -218,6 +219,7 @@ async def test_a_server_that_does_not_answer_is_restarted(tmp_path: Path, monkey
         os.kill(frozen, signal.SIGSTOP)
         await asyncio.wait_for(server.until({S.BACKOFF}), 40)
         assert "health checks missed" in server.reason and not alive(frozen)
+        assert len(server.ended) == 2  # SIGTERM, and SIGKILL after the grace
         await bench.ready()
 
 
@@ -234,7 +236,7 @@ async def test_drain_waits_for_what_is_in_flight_and_outlives_a_crash(tmp_path: 
         await asyncio.wait_for(server.until({S.BACKOFF}), 40)
         await asyncio.wait_for(server.until({S.DRAINING}), 40)
         server.resume()
-        assert server.ready
+        assert server.ready and not server.ended
 
 
 async def test_restart_by_an_operator(tmp_path: Path) -> None:
@@ -243,6 +245,7 @@ async def test_restart_by_an_operator(tmp_path: Path) -> None:
         old = server.pid
         await server.restart("asked")
         assert not alive(old or 0)
+        assert [time.time() - at_s < 10 for at_s in server.ended] == [True]
         await bench.ready()
         assert bench.states_of("gpu0") == [S.STARTING, S.READY, S.STOPPING, S.STOPPED, S.STARTING, S.READY]
         assert server.restarts == 0

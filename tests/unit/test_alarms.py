@@ -132,3 +132,16 @@ async def test_alarms_that_are_passed_on_no_more_are_told(tmp_path: Path) -> Non
     alarms.announce(DiskLow(object()))  # type: ignore[arg-type]  # which JSON does not have
     await wait_for(lambda: failures)
     assert failures[0].startswith("alarms: TypeError")
+
+
+async def test_alarms_that_wait_when_a_reload_ends_the_command_are_forgotten(tmp_path: Path) -> None:
+    out, failures = tmp_path / "told", Failures()
+    current = settings("sh", "-c", f"echo told >> {out}; sleep 0.5")
+    alarms = Alarms(current, failures)
+    alarms.start()
+    alarms.announce(LOST)
+    alarms.announce(DiskLow("full"))
+    await wait_for(out.exists)
+    current.value = settings().value
+    await alarms.stop()
+    assert failures == [] and out.read_text() == "told\n"

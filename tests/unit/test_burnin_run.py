@@ -54,6 +54,7 @@ class MemoryServer:
         self.state = ServerState.READY
         self.loaded: Profile | None = None
         self.restarts = 0
+        self.ended: list[float] = []
         self.idle = asyncio.Event()
         self.idle.set()
         self.holds: dict[str, str] = {}
@@ -108,6 +109,7 @@ class Bench:
         self.released: list[str] = []
         self.quarantined: list[tuple[str, str]] = []
         self.trouble = ""
+        self.xids: list[XidEvent] = []
         self.batch_away: list[bool] = []
         self.directory = directory
         monkeypatch.setattr(run, "LOOK_S", 0.02)
@@ -131,7 +133,8 @@ class Bench:
         return identity(gpu.index, Card())
 
     def new_xids(self) -> list[XidEvent]:
-        return []
+        xids, self.xids = self.xids, []
+        return xids
 
     def monitoring_trouble(self) -> str:
         return ""
@@ -215,6 +218,16 @@ async def test_a_defect_in_the_load_ends_the_run_and_gives_everything_back(bench
     assert all(server.holds == {} for server in bench.servers.values())
 
 
+async def test_a_defect_in_the_verdict_keeps_no_server_from_its_work(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.report, "build", lambda records: {}["a defect"])
+    with pytest.raises(KeyError):
+        await bench.carry_out(exclusive=True)
+    assert bench.batch_away == [True, False]
+    assert not any(server.holds for server in bench.servers.values())
+
+
 async def test_a_run_that_a_defect_ends_is_recorded_as_failed(bench: Bench, tmp_path: Path) -> None:
     runs = Burnin(tmp_path / "runs", bench)
     await runs.start({"duration": "10m", "canary": False})
@@ -240,6 +253,16 @@ async def test_a_driver_updated_underneath_is_blamed_on_no_gpu_and_strangers_are
     stray = [[r.consequence for r in gpu.reasons if r.signal == "stray_processes"] for gpu in document.gpus]
     assert stray == [[], ["warn"], []]
     assert bench.quarantined == []
+
+
+async def test_the_end_of_a_server_that_we_ended_is_no_finding(bench: Bench) -> None:
+    now_s = time.time()
+    bench.servers["gpu0"].ended = [now_s - 3, now_s]
+    bench.xids = [XidEvent(45, now_s, uuid(number)) for number in (0, 1)]
+    document = await bench.carry_out()
+    told = [{reason.signal for reason in gpu.reasons} & {"xid_45"} for gpu in document.gpus]
+    assert told == [set(), {"xid_45"}, set()]
+    assert [event.signal for event in document.gpus[0].events] == ["xid_45"]  # verbatim all the same
 
 
 async def test_a_gpu_that_begins_to_compute_wrong_is_found_by_its_siblings(bench: Bench) -> None:

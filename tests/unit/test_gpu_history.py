@@ -10,6 +10,7 @@ import pytest
 
 from obatchd.documents.gpus import GpuEvent
 from obatchd.gpucare.policy import in_hours
+from obatchd.gpus import history as history_module
 from obatchd.gpus.history import History
 from obatchd.gpus.model import Identity, Reading
 
@@ -66,6 +67,27 @@ def test_old_minutes_become_hours_and_very_old_ones_go(tmp_path: Path) -> None:
     kept.flush()
     (sample,) = samples(tmp_path)
     assert (sample["seconds"], sample["count"], sample["temp_c"], sample["at_s"]) == (3600, 60, 50.5, hour_s)
+    kept.close()
+
+
+def test_a_damaged_file_on_a_disk_that_is_full_harms_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, connect = tmp_path / "history.db", history_module._connect
+    path.write_bytes(b"no database" * 1000)
+
+    def refused(path: Path) -> sqlite3.Connection:
+        if path.exists():
+            return connect(path)
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+
+    with monkeypatch.context() as full:
+        full.setattr(history_module, "_connect", refused)
+        kept = history(tmp_path)
+        kept.health_event(GpuEvent(1.0, "GPU-1", "S1", "3", "xid", "", "", "XID 48"))
+        kept.flush()
+    kept.flush()
+    assert len(samples(tmp_path)) == 0 and len(kept.events()) == 1
     kept.close()
 
 

@@ -32,6 +32,11 @@ class OnCard(ManagedServer):
         self.idle = asyncio.Event()
         self.idle.set()
         self.holds: dict[str, str] = {}
+        self.ends: list[float] = []
+
+    @property
+    def ended(self) -> list[float]:
+        return self.ends
 
     def hold(self, by: str, reason: str) -> None:
         self.holds[by] = reason
@@ -134,3 +139,14 @@ async def test_a_group_gets_no_work_while_one_of_its_cards_is_lent(host: Host, l
     assert "lent" in group.holds and "lent" not in other.holds
     host.duty.take_back(host.gpus[lent].uuid)
     assert "lent" not in group.holds
+
+
+async def test_the_end_of_a_server_that_we_ended_is_no_finding(host: Host) -> None:
+    now_s = time.time()
+    host.servers[0].ends = [now_s]
+    host.duty.monitor.xids([XidEvent(45, now_s, uuid=gpu.uuid) for gpu in host.gpus])
+    async with asyncio.timeout(10):
+        while not host.duty.monitor.tracks["GPU-0"].ended:
+            await asyncio.sleep(0.01)
+    host.judge()
+    assert [host.duty.monitor.assessments[gpu.uuid].level for gpu in host.gpus] == ["ok", "warn"]

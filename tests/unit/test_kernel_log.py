@@ -111,6 +111,21 @@ async def test_records_that_come_in_pieces_and_messages_of_several_lines(tmp_pat
     assert [event.pci_bus_id for event in events] == ["0000:41:00", "0000:18:00"]
 
 
+async def test_a_read_that_fails_is_told_until_one_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("obatchd.gpus.kernel_log._LOOK_S", 0.01)
+    log = KernelLog(Heard([]), 0.0, tmp_path, Failures())  # a directory can be opened, but not read
+    log.start()
+    async with asyncio.timeout(10):
+        while "directory" not in log.problem:
+            await asyncio.sleep(0.01)
+    assert log.source == ""
+    with monkeypatch.context() as healed:
+        healed.setattr("obatchd.gpus.kernel_log.os.read", lambda *_: b"")
+        await asyncio.sleep(0.1)
+        assert (log.source, log.problem) == ("kmsg", "")
+    await log.stop()
+
+
 async def test_without_the_log_the_journal_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journalctl = tmp_path / "journalctl"
     entry = f'{{"MESSAGE": "{XID}", "__REALTIME_TIMESTAMP": "{time.time() * 1e6:.0f}"}}'

@@ -87,6 +87,8 @@ class EventRecorder:
                     self._recording.watch.crashed(gpu, now_s)
                     self._recording.note(Event(now_s, gpu, "server_ended", f"its server ended: {server.reason}"))
             self._restarts[name] = server.restarts
+            for gpu in gpus:
+                self._recording.watch.ended(gpu, server.ended)
         for xid in self._host.new_xids():
             for gpu, card in self._cards.items():
                 if card == xid.uuid:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
@@ -27,6 +27,10 @@ class RunServer(Protocol):
     @property
     def state(self) -> str:
         """In a word, for people."""
+
+    @property
+    def ended(self) -> Sequence[float]:
+        """When we ended its process lately, seconds since the epoch."""
 
     @property
     def out_of_use(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -115,6 +115,10 @@ class Watch:
     def crashed(self, gpu: str, at_s: float) -> None:
         """The server on a GPU ended by itself."""
         self._tracks[gpu].add_crash(Crash(at_s))
+
+    def ended(self, gpu: str, at_s: Iterable[float]) -> None:
+        """We ended the server on a GPU at these times."""
+        self._tracks[gpu].add_ended(*at_s)
 
     def judge(self, now_s: float) -> list[Event]:
         """Findings that are new, or graver than when they were told."""

@@ -102,11 +102,13 @@ class Run:
                 ended = await self._record()
         finally:
             await self._tasks.stop()
-            await asyncio.shield(self._close(ended))
-            for tested in self._servers.values() if not self.leaving and not plan.with_jobs else ():
-                tested.server.end_test()
-            if plan.exclusive and not self.leaving:
-                self._host.keep_batch_away(False)
+            try:
+                await asyncio.shield(self._close(ended))
+            finally:  # also after a defect in the verdict
+                for tested in self._servers.values() if not self.leaving and not plan.with_jobs else ():
+                    tested.server.end_test()
+                if plan.exclusive and not self.leaving:
+                    self._host.keep_batch_away(False)
 
     async def _close(self, ended: Ended | None) -> None:
         """Write down the last records, and at the end of the run its verdict."""
