@@ -81,6 +81,8 @@ class Alarms:
 
     async def _tell(self, alarm: dict[str, Any]) -> None:
         command, kind = self._settings.command, alarm["kind"]
+        if not command:  # a reload took it away while the alarm waited
+            return
         try:
             process = await self._begin(msgspec.json.encode(alarm) + b"\n")
         except (OSError, ValueError) as error:

@@ -100,6 +100,18 @@ async def test_commands_that_end_before_they_read_stop_no_later_alarm(tmp_path: 
     assert json.loads(out.read_text())["reason"] == "last"
 
 
+async def test_alarms_that_wait_when_a_reload_takes_the_command_away_harm_nobody(tmp_path: Path) -> None:
+    current, failures = settings("sh", "-c", f"touch {tmp_path}/begun; sleep 0.5"), Failures()
+    alarms = Alarms(current, failures)
+    alarms.start()
+    alarms.announce(LOST)
+    alarms.announce(DiskLow("full"))
+    await wait_for((tmp_path / "begun").exists)
+    current.value = settings().value
+    await alarms.stop()
+    assert not failures and not alarms._waiting
+
+
 async def test_finished_jobs_give_way_when_too_many_wait(tmp_path: Path) -> None:
     out = tmp_path / "told"
     alarms = Alarms(settings(sys.executable, "-c", KEEP, out, on=["job_done", "quarantine"]), Failures())
