@@ -56,7 +56,7 @@ class Settings(Section):
         4096, "Token limit of an answer (num_predict) unless asked otherwise."
     )
     priority: NextJob[Priority] = setting("normal", "Priority of jobs that name none.")
-    deadline: NextJob[Annotated[float, Field(ge=0)] | str] = setting(
+    deadline: NextJob[Annotated[float, Field(ge=0, allow_inf_nan=False)] | str] = setting(
         0,
         "When what is not answered of a job expires: seconds after acceptance, or a time such as "
         '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
