@@ -15,6 +15,8 @@ from obatchd.settings.reading import leaves, nearest, validate, value_of
 from obatchd.settings.settings import Settings
 from obatchd.times import epoch_s
 
+_NEVER_S = 2.5e11  # a deadline so far off is none: no time can be written whose year has five digits
+
 
 class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     """A job's own settings: between a request's fields and the daemon's settings. ``None`` means not given."""
@@ -74,7 +76,7 @@ class FrozenSettings(msgspec.Struct, frozen=True):
         """Wall-clock time at which the deadline of a job passes that was accepted at ``accepted_s``, or None."""
         if isinstance(self.deadline, str):
             return epoch_s(self.deadline)
-        return accepted_s + self.deadline if self.deadline else None
+        return accepted_s + self.deadline if 0 < self.deadline < _NEVER_S else None
 
 
 _FROZEN = tuple(leaf for leaf in leaves() if leaf.reload is Reload.NEXT_JOB)

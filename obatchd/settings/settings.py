@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from obatchd.prompts.structured import FormatError, answer_format
@@ -26,6 +27,15 @@ from obatchd.settings.tables.spool import DiskSettings, InboxSettings, LimitSett
 
 Priority = Literal["low", "normal", "high"]
 _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
+
+
+def _passable(value: Any) -> Any:
+    """Refuses what no message to a worker can hold: it would stop the requests of all jobs."""
+    try:
+        msgspec.msgpack.encode(value)
+    except (OverflowError, UnicodeEncodeError):
+        raise ValueError("must have no whole number of more than 64 bits, and no half of a character") from None
+    return value
 
 
 def _usable_format(value: str | dict[str, Any]) -> str | dict[str, Any]:
@@ -52,19 +62,21 @@ class Settings(Section):
     model: NextJob[str] = setting("", "Model of requests that name none.")
     system_message: NextJob[str] = setting("", "System message of requests that bring none.")
     context_length: NextJob[int] = setting(8192, "Context in tokens; rounded up to 4k/8k/16k/….", ge=256, le=4_194_304)
-    max_response_tokens: NextJob[Count] = setting(
+    max_response_tokens: NextJob[Annotated[Count, AfterValidator(_passable)]] = setting(
         4096, "Token limit of an answer (num_predict) unless asked otherwise."
     )
     priority: NextJob[Priority] = setting("normal", "Priority of jobs that name none.")
-    deadline: NextJob[Annotated[float, Field(ge=0)] | str] = setting(
+    deadline: NextJob[Annotated[float, Field(ge=0, allow_inf_nan=False)] | str] = setting(
         0,
         "When what is not answered of a job expires: seconds after acceptance, or a time such as "
         '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
     )
-    options: NextJob[dict[str, Any]] = setting({}, "Ollama run-time options of every request, e.g. temperature.")
-    format: NextJob[Annotated[Literal["", "json"] | dict[str, Any], AfterValidator(_usable_format)]] = setting(
-        "", 'What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.'
+    options: NextJob[Annotated[dict[str, Any], AfterValidator(_passable)]] = setting(
+        {}, "Ollama run-time options of every request, e.g. temperature."
     )
+    format: NextJob[
+        Annotated[Literal["", "json"] | dict[str, Any], AfterValidator(_passable), AfterValidator(_usable_format)]
+    ] = setting("", 'What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.')
     in_source: NextJob[list[str]] = setting(
         [], "Fields of JSON answers whose values must occur in the prompt; others are listed as ungrounded."
     )

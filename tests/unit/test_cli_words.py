@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,13 @@ def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["config", "init", str(tmp_path / "batch.toml")])
     assert (result.exit_code, result.stderr) == (1, f"{tmp_path / 'batch.toml'} is there already; name another file\n")
     assert (tmp_path / "batch.toml").read_text() == "mine"
+
+
+def test_shown_settings_are_toml_whatever_separates_lines_in_a_text(tmp_path: Path) -> None:
+    file, text = tmp_path / "batch.toml", "one\u2028two\x85three"
+    file.write_text(f'system_message = "{text}"\n', "utf-8")
+    shown = CliRunner().invoke(main, ["config", "show", str(file)]).stdout
+    assert tomllib.loads(shown)["system_message"] == text
 
 
 def reason(consequence: str, text: str) -> dict[str, Any]:

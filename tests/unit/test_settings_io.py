@@ -3,6 +3,7 @@ from __future__ import annotations
 import tomllib
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from settings_support import DEFAULTS
@@ -201,10 +202,26 @@ def test_a_deadline_is_seconds_or_any_way_to_write_a_time() -> None:
         assert DEFAULTS.under(settings).expires_s(5.0) == 65.0
     later = FrozenSettings.of(Settings.model_validate({"deadline": 10}))
     assert later.under(job.parse_job_settings({}, "job.toml")[0]).expires_s(5.0) == 15.0
-    assert later.under(job.parse_job_settings({"deadline": 0}, "job.toml")[0]).expires_s(5.0) is None
+    for never in (0, 1e12, 9e99):  # no date can be written for the last two
+        assert later.under(job.parse_job_settings({"deadline": never}, "job.toml")[0]).expires_s(5.0) is None
     for wrong in (-1, "soon", [1]):
         with pytest.raises(ConfigError, match="deadline"):
             job.parse_job_settings({"deadline": wrong}, "job.toml")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_response_tokens": 2**64},
+        {"options": {"seed": -(2**63) - 1}},
+        {"options": {"stop": ["\ud800"]}},
+        {"format": {"type": "object", "properties": {"a": {"const": 2**64}}}},
+    ],
+)
+def test_a_value_that_no_message_to_a_worker_can_hold_is_refused(given: dict[str, Any]) -> None:
+    [key] = given
+    with pytest.raises(ConfigError, match=f"job.toml: {key}: must have no whole number of more than 64 bits"):
+        job.parse_job_settings(given, "job.toml")
 
 
 def test_job_settings_not_given_stay_open() -> None:

@@ -41,7 +41,7 @@ def show_command(invocation: Invocation, file: Path | None) -> None:
     settings, origin = reading.load_with_origin(file_or_system(file), environ=os.environ, flags={})
     values = {leaf.key: text.visible_value(settings, leaf) for leaf in reading.leaves()}
     document = {"settings": values, "origin": origin}
-    invocation.answer(document, view=lambda _: text.show(settings, origin).splitlines())
+    invocation.answer(document, view=lambda _: [text.show(settings, origin).removesuffix("\n")])
 
 
 @config_command.command("init")
