@@ -65,8 +65,11 @@ async def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
 
 
 def alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):  # the second: it went between opening and reading
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 @asynccontextmanager
