@@ -281,7 +281,9 @@ class Keeper(Generic[Message]):
         try:
             process, connection = await _spawn(self.name, self._work)
             channel = await Channel.open(connection, self._decoder)
-        except Exception as error:  # noqa: BLE001 - no process, descriptor or memory now; it is tried again
+        except (OSError, EOFError) as error:  # no descriptor or memory now, or the forkserver was killed meanwhile
+            return f"cannot be started: {log.reason(error)}"
+        except Exception as error:  # noqa: BLE001 - it is tried again
             _log.exception("child_not_started", child=self.name)
             return f"cannot be started: {log.reason(error)}"
         child, reason = Child(process, channel), ""

@@ -208,6 +208,24 @@ async def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest
         assert [end.words for end in parent.ends] == ["cannot be started: Too many open files (errno 24)"]
 
 
+async def test_a_forkserver_that_is_killed_while_it_starts_a_child_is_no_defect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, asked = child._forkserver.Process.start, []
+
+    def start(process: Any) -> None:
+        asked.append(process)
+        if len(asked) == 1:
+            raise EOFError("unexpected EOF")  # what multiprocessing says then
+        real(process)
+
+    monkeypatch.setattr(child._forkserver.Process, "start", start)
+    async with kept(echo, Watched(0.0)) as parent:
+        await until(lambda: parent.children)
+        assert [end.words for end in parent.ends] == ["cannot be started: unexpected EOF"]
+    assert "child_not_started" not in caplog.text
+
+
 async def test_a_parent_that_gives_up_while_a_child_starts_closes_nothing_under_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
