@@ -174,7 +174,7 @@ def upgrade_and_removal(s: System) -> None:
     c.run("echo '# mine' >> /etc/obatch/obatchd.toml")
     s.drop("alice", "upgrade.jsonl", 60)
     s.under_way("alice", "upgrade", 5)
-    c.run("dpkg -i /root/newer.deb")
+    c.run("dpkg -i --force-confold /root/newer.deb")
     s.finished("alice", "upgrade", 60)
     version = c.ctl("status")["version"]
     assert version == "0.2.0" and "# mine" in c.out("cat /etc/obatch/obatchd.toml")
@@ -182,13 +182,13 @@ def upgrade_and_removal(s: System) -> None:
     venvs = c.out("ls /opt/obatchd")
     assert "0.1.0" not in venvs, venvs
     s.say("dpkg -i of 0.2.0 in mid-job", f"runs {version}; 60 of 60, each once; edited configuration kept; {copies}")
-    done = c.run("dpkg -i /root/obatchd.deb")
+    done = c.run("dpkg -i --force-confold /root/obatchd.deb")
     code = c.out("systemctl show -P ExecMainStatus obatchd")
     said = re.findall(r"was written by a newer obatchd.*", s.journal())
     assert code == "78" and said and c.out("systemctl is-active obatchd", check=False) == "failed"
     assert "did not start again" in done.stderr
     s.say("dpkg -i of 0.1.0 again", f"exit {code}, no restart: {said[-1][:120]}")
-    c.run("dpkg -i /root/newer.deb; systemctl reset-failed obatchd; systemctl start obatchd")
+    c.run("dpkg -i --force-confold /root/newer.deb; systemctl reset-failed obatchd; systemctl start obatchd")
     s.ready()
     s.drop("bob", "again.jsonl", 3)
     s.finished("bob", "again", 3)
