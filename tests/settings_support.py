@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import pwd
+from typing import Any, Never
+
+import pytest
 
 from obatchd.settings import reading
 from obatchd.settings.current import Current
@@ -23,3 +26,16 @@ def reload(current: Current[Settings], key: str, value: Any) -> None:
 def in_force(**tables: Any) -> Current[Settings]:
     """The defaults, with these settings of these tables over them."""
     return Current(Settings.model_validate(tables))
+
+
+def nobody(monkeypatch: pytest.MonkeyPatch, home: str | None = None) -> None:
+    """Let this process belong to a uid that passwd does not know, with ``home`` as HOME."""
+
+    def unknown(uid: int) -> Never:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "OLLAMA_MODELS", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)

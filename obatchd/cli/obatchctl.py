@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -93,4 +94,4 @@ def main(ctx: click.Context, spool: Path, as_json: bool) -> None:
 
     Exit codes: 0 good, 1 failed or degraded, 2 usage, 3 the daemon is not running, 4 no permission, 78 configuration.
     """
-    ctx.obj = Invocation(spool.expanduser().absolute(), as_json)
+    ctx.obj = Invocation(Path(os.path.expanduser(spool)).absolute(), as_json)

@@ -14,6 +14,7 @@ import msgspec
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
 from obatchd.servers.program import Program
+from obatchd.settings.base import expanded
 from obatchd.settings.tables.servers import ServerSettings
 
 INSTANCE_MARK = "OBATCH_INSTANCE"
@@ -88,7 +89,14 @@ def _pinned(launch: Launch) -> dict[str, str]:
     }
 
 
-def models_dir(settings: ServerSettings, program: Program) -> Path:
-    """The model store: the configured one, else the one that the program itself would use here."""
-    chosen = Path(settings.models_dir) if settings.models_dir else program.models_dir()
-    return chosen.expanduser().absolute()
+def models_dir(settings: ServerSettings, program: Program, work: Path) -> Path:
+    """The model store: the configured one, else the one that the program itself would use here, else below ``work``.
+
+    The last is for users without a home directory, as in a container. Raises ConfigError where the settings name one.
+    """
+    if settings.models_dir:
+        return expanded(settings.models_dir)
+    try:
+        return expanded(program.models_dir())
+    except ConfigError:
+        return work / "models"

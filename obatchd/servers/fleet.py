@@ -104,15 +104,17 @@ class Fleet:
         if planned:
             self._program.command()  # it has to be there
         environment.check(self._settings.servers)
+        work = self._work.absolute()
         host = Host(
             settings=self._current,
-            work=self._work.absolute(),
+            work=work,
             instance=self._instance,
             facts=self._facts,
             listener=self._listener,
             base=dict(os.environ),
             program=self._program,
             cpu_servers=sum(not plan.gpus for plan in planned),
+            models_dir=environment.models_dir(self._settings.servers, self._program, work),
         )
         for number, (plan, port) in enumerate(zip(planned, self._ports(planned), strict=True)):
             log.info("server_planned", number=number, server=plan.id, gpus=[gpu.uuid for gpu in plan.gpus], port=port)

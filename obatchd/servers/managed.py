@@ -56,6 +56,7 @@ class Host(msgspec.Struct, frozen=True):
     base: Mapping[str, str]  # the daemon's own environment
     program: Program
     cpu_servers: int  # how many share the cores
+    models_dir: Path  # their model store
 
 
 def cpu_threads(cores: int, servers: int) -> int:
@@ -98,7 +99,7 @@ class ManagedServer(Server):
     @property
     def models_dir(self) -> Path:
         """The model store all managed servers share."""
-        return environment.models_dir(self._settings, self._host.program)
+        return self._host.models_dir
 
     @property
     def log_file(self) -> Path:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from obatchd.errors import ConfigError
 
 
 class Reload(StrEnum):
@@ -34,3 +38,17 @@ class Section(BaseModel):
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
     """A field: its default, its meaning in a sentence for people, and its limits as pydantic's ``Field`` names them."""
     return Field(default, description=meaning, **limits)
+
+
+def expanded(path: str | Path) -> Path:
+    """``path``, absolute, with the home directory for ``~``; raises ConfigError (``no_home``) where nobody knows it."""
+    try:
+        if str(path).startswith("~") and os.environ.get("HOME") == "":  # Python would take the root directory
+            raise RuntimeError
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path}: the home directory is not known, because HOME is not set and uid {os.geteuid()} has no entry in "
+            "passwd. Set HOME, or write a path that begins with /.",
+            code="no_home",
+        ) from None

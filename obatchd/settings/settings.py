@@ -17,7 +17,7 @@ import msgspec
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from obatchd.prompts.structured import FormatError, answer_format
-from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, setting
+from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, expanded, setting
 from obatchd.settings.tables.context import ContextSettings
 from obatchd.settings.tables.dispatch import DispatchSettings, WatchdogSettings
 from obatchd.settings.tables.gpu_health import BurninSettings, GpuHealthSettings
@@ -133,4 +133,5 @@ class Settings(Section):
 
     @property
     def spool_path(self) -> Path:
-        return Path(self.spool).expanduser()
+        """Raises ConfigError where it begins with ``~`` and there is no home directory."""
+        return expanded(self.spool)

@@ -87,7 +87,7 @@ class Desk(Street):
         self.did: list[str] = []
         self.gpus = Bench(count=2).gpus
         program: Any = SimpleNamespace()
-        host = Host(self.work.settings, directory, "uuid", DictFacts(), self, {}, program, 0)
+        host = Host(self.work.settings, directory, "uuid", DictFacts(), self, {}, program, 0, directory)
         servers = [Played(f"gpu{number}", [gpu], host, self.did) for number, gpu in enumerate(self.gpus)]
         self.ports = tuple(servers)
         self.fleet: Any = SimpleNamespace(servers={server.id: server for server in servers}, notices=[])

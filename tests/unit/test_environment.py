@@ -3,11 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from settings_support import nobody
 
 from obatchd.errors import ConfigError
 from obatchd.gpus.model import Gpu
 from obatchd.servers.environment import Launch, build, models_dir
 from obatchd.servers.program import Ollama
+from obatchd.settings.settings import Settings
 from obatchd.settings.tables.servers import ServerSettings
 from obatchd.simulator.program import SimulatedOllama
 
@@ -96,8 +98,20 @@ def test_ipv6_addresses_are_bracketed() -> None:
 def test_model_store(monkeypatch: pytest.MonkeyPatch) -> None:
     ollama, simulated = Ollama("ollama"), SimulatedOllama(Path("/sim"))
     monkeypatch.setenv("OLLAMA_MODELS", "/o")
-    assert models_dir(ServerSettings(models_dir="/m"), ollama) == Path("/m")
-    assert models_dir(ServerSettings(), ollama) == Path("/o")
-    assert models_dir(ServerSettings(), simulated) == Path("/sim/models")
+    work = Path("/spool/work")
+    assert models_dir(ServerSettings(models_dir="/m"), ollama, work) == Path("/m")
+    assert models_dir(ServerSettings(), ollama, work) == Path("/o")
+    assert models_dir(ServerSettings(), simulated, work) == Path("/sim/models")
     monkeypatch.delenv("OLLAMA_MODELS")
-    assert models_dir(ServerSettings(), ollama) == Path("~/.ollama/models").expanduser()
+    assert models_dir(ServerSettings(), ollama, work) == Path("~/.ollama/models").expanduser()
+
+
+@pytest.mark.parametrize("home", [None, ""])
+def test_a_user_without_a_home_has_models_in_the_spool(monkeypatch: pytest.MonkeyPatch, home: str | None) -> None:
+    nobody(monkeypatch, home)
+    assert models_dir(ServerSettings(), Ollama("ollama"), Path("/spool/work")) == Path("/spool/work/models")
+    with pytest.raises(ConfigError, match=r"~/models: the home directory is not known.* Set HOME"):
+        models_dir(ServerSettings(models_dir="~/models"), Ollama("ollama"), Path("/spool/work"))
+    with pytest.raises(ConfigError, match=r"~/batch: the home directory is not known"):
+        _ = Settings(spool="~/batch").spool_path
+    assert Settings(spool="/batch").spool_path == Path("/batch")

@@ -26,9 +26,8 @@ async def test_a_process_that_may_not_be_looked_at_is_somebody_elses(
     monkeypatch.setattr(psutil.Process, "status", hidden)
     settings, anything = in_force(gpus={"poll_s": 0.1, "shared_bytes": 2**30}), cast(Any, None)
     gpus = [Gpu(f"GPU-{n}", "H100", n, f"0000:0{n}:00.0", 80 * 2**30, "570.1") for n in range(2)]
-    server = ManagedServer(
-        "group0", gpus, 1, Host(settings, tmp_path, "mine", anything, anything, {}, anything, cpu_servers=0)
-    )
+    host = Host(settings, tmp_path, "mine", anything, anything, {}, anything, cpu_servers=0, models_dir=tmp_path)
+    server = ManagedServer("group0", gpus, 1, host)
     # The same process on both, once without a number: the two are compared.
     held = {gpu.uuid: GpuProcess(os.getppid(), size) for gpu, size in zip(gpus, (None, 2**31), strict=True)}
     readings = {uuid: Reading(uuid, 0.0, processes=[process]) for uuid, process in held.items()}

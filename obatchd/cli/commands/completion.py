@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def known(what: str, key: str) -> Callable[[click.Context, click.Parameter, str]
         from obatchd.client.client import Client
 
         try:
-            listed = Client(Path(ctx.find_root().params["spool"]).expanduser().absolute()).get(what)[what]
+            listed = Client(Path(os.path.expanduser(ctx.find_root().params["spool"])).absolute()).get(what)[what]
         except ObatchError:  # nothing, because the user is only typing
             return []
         return [str(entry[key]) for entry in listed if str(entry[key]).startswith(incomplete)]

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import closing, suppress
@@ -20,6 +21,8 @@ import obatchd
 from obatchd.burnin.report.diagnostics import run
 from obatchd.cli.doctor.result import CheckResult, bad, nearest, ok, warn
 from obatchd.cli.views.text import size
+from obatchd.errors import ConfigError
+from obatchd.settings.base import expanded
 from obatchd.settings.settings import Settings
 
 _COMMAND_TIMEOUT_S = 15.0
@@ -58,7 +61,8 @@ def ollama(settings: Settings) -> CheckResult:
         text = f"there is no program {settings.servers.ollama}; install Ollama (https://ollama.com/download/linux)"
         return bad("ollama", text + ", or set servers.ollama to its path", "which ollama")
     # It asks a running server first; port 1 makes sure that there is none, so it tells its own version.
-    output = _run([binary, "--version"], {"OLLAMA_HOST": "127.0.0.1:1"}) or ""
+    variables = {"OLLAMA_HOST": "127.0.0.1:1", "HOME": os.environ.get("HOME") or tempfile.gettempdir()}
+    output = _run([binary, "--version"], variables) or ""
     version = re.search(r"\d+\.\d+\.\d+\S*", output)
     if version is None:
         return bad("ollama", f"{binary} does not tell its version", f"{binary} --version")
@@ -69,7 +73,12 @@ def model_store(settings: Settings, spool: Path) -> CheckResult:
     """Where models lie, and how much room there is for more; root is told of those of the spool's owner."""
     home = _home_of_other(spool)
     given = settings.servers.models_dir or (os.environ.get("OLLAMA_MODELS") if home is None else None)
-    store = (home or Path.home()) / ".ollama/models" if given is None else Path(given).expanduser()
+    try:
+        store = expanded(given or (home or Path("~")) / ".ollama/models")
+    except ConfigError as error:
+        if settings.servers.models_dir:
+            return bad("models", f"servers.models_dir: {error.message}", "id; echo $HOME")
+        store = spool / "work/models"  # as the daemon has it where nobody has a home
     place, closed = nearest(store)
     if closed:
         text = f"{store} is where you may not look; the daemon's user must be able to"
