@@ -15,7 +15,7 @@ import psutil
 import obatchd.log
 from obatchd.errors import ConfigError, GpuError, ServerError
 from obatchd.gpus.probe import Probe
-from obatchd.gpus.selection import PlannedServer, choose
+from obatchd.gpus.selection import Given, PlannedServer, choose, given
 from obatchd.ollama.api import OllamaApi
 from obatchd.servers import environment
 from obatchd.servers.managed import FactStore, Host, ManagedServer, free_port, port_is_free
@@ -47,6 +47,9 @@ class Fleet:
     _facts: FactStore
     _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)  # told when one of them ends by an exception
     servers: dict[str, Server] = attrs.field(factory=dict, init=False)  # by id, in order
+    swept_s: list[float] = attrs.field(factory=list, init=False)  # when we killed processes of an earlier daemon; epoch
+    lacks_gpus: bool = attrs.field(default=False, init=False)  # servers on GPUs were to be, and there was no GPU
+    _ours: Given = attrs.field(default=Given([], ""), init=False)
     foreign_ollama: str = attrs.field(default="", init=False)  # one that is not ours, in plain words; empty for none
     _listener: ServerListener = attrs.field(init=False)
 
@@ -86,18 +89,27 @@ class Fleet:
 
     def _plan(self) -> list[PlannedServer]:
         settings, probe = self._settings, self._probe
-        wants_gpus = settings.gpus.use != "none"
+        self.lacks_gpus = settings.gpus.use != "none" and not probe.gpus
         hidden = probe.state == "unknown" or (probe.state == "absent" and probe.code not in ("no_driver", "no_gpu"))
-        if wants_gpus and not probe.gpus and hidden:
+        if self.lacks_gpus and hidden:
             raise GpuError(f'{probe.message} To go on without GPUs, set gpus = "none".', code=probe.code)
-        planned = choose(probe.gpus, settings.gpus, settings.servers.group)
+        count = settings.servers.cpu_servers
+        if self.lacks_gpus and (isinstance(settings.gpus.use, list) or settings.servers.group or not count):
+            log.warning(
+                "gpus_awaited", reason=f"{probe.message} The settings ask for GPUs: their servers wait for them."
+            )
+            return []
+        self._ours = given(probe.gpus, os.environ)
+        planned = choose(probe.gpus, settings.gpus, settings.servers.group, self._ours)
+        if self._limit:
+            log.warning("gpus_limited", reason=self._limit)
         if planned or settings.ollama_instances:
             return planned
-        count = settings.servers.cpu_servers
         if count == 0:
             raise ConfigError("There is no GPU to use, no [ollama_instances], and servers.cpu_servers is 0: no server.")
-        reason = probe.message if wants_gpus and not probe.gpus else "The settings choose no GPU."
-        log.warning("cpu_only", cpu_servers=count, reason=f"{reason} No remote server either: the CPU does the work.")
+        why = f"{probe.message} Should one come, its server begins by itself." if self.lacks_gpus else self._limit
+        why = why or "The settings choose no GPU."
+        log.warning("cpu_only", cpu_servers=count, reason=f"{why} No remote server either: the CPU does the work.")
         return [PlannedServer(f"cpu{number}", ()) for number in range(count)]
 
     def _make(self, planned: list[PlannedServer]) -> None:
@@ -148,16 +160,23 @@ class Fleet:
         return ports
 
     @property
+    def _limit(self) -> str:
+        """What the environment takes from us, in words; empty for nothing, and where the settings name the GPUs."""
+        ours = self._ours
+        if self._settings.gpus.use != "all" or not ours.by:
+            return ""
+        return f"{ours.by} gives obatchd {len(ours.gpus)} of {len(self._probe.gpus)} GPUs; the others get no server."
+
+    @property
     def _is_exposed(self) -> bool:
         managed = any(server.kind == "managed" for server in self.servers.values())
         return managed and not _is_loopback(self._settings.servers.listen)
 
     @property
     def notices(self) -> list[str]:
-        """Notices for operators although everything works: exposed ports, other processes on our GPUs."""
+        """Notices for operators although everything works: exposed ports, GPUs kept from us, others on our GPUs."""
         found = [f"The servers listen on {self._settings.servers.listen}. {_EXPOSED}"] if self._is_exposed else []
-        if self.foreign_ollama:
-            found.append(self.foreign_ollama)
+        found += [notice for notice in (self._limit, self.foreign_ollama) if notice]
         return found + [
             f"Others hold memory on the GPU of {server.id}: {process_words(server.foreign)}. They are left alone."
             for server in self.servers.values()

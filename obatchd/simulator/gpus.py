@@ -154,6 +154,8 @@ class SimulatedGpus(GpuSource):
         self._gpus = simulated_gpus(count)
         self._listed = list(self._gpus)
         self._timeline = Timeline(directory, config.load(os.environ).gpus)
+        if self._timeline.active(0, "no_driver"):
+            raise GpuError("No NVIDIA driver on this host.", code="no_driver")
         if self._timeline.active(0, "mismatch"):
             raise GpuError(_MISMATCH, code="driver_mismatch")
 

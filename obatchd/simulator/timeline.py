@@ -24,6 +24,7 @@ EventKind = Literal[
     "hang",  # no call into the driver returns
     "no_data_centre",  # a GeForce: no ECC, remapping, throttle counters, memory temperature
     "old_driver",  # the newer calls do not exist
+    "no_driver",  # the driver is not loaded (yet)
     "mismatch",  # the driver was updated under the running kernel module
     "foreign",  # process `pid` holds `memory_bytes`
 ]

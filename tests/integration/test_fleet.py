@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.servers.sweep import marked, sweep
 from obatchd.settings.settings import Settings
+from obatchd.simulator.gpus import SimulatedGpus
 from obatchd.simulator.timeline import GpuEvent, write_script
 
 GIB = 1024**3
@@ -394,3 +396,35 @@ async def test_foreign_processes_on_a_gpu_are_reported_and_left_alone(tmp_path: 
             [notice] = [words for words in ours.fleet.notices if "GPU of gpu0" in words]
             assert f"(pid {server.foreign[0].pid}, " in notice
         assert alive(other.pid or 0)
+
+
+async def test_gpus_that_the_environment_keeps_from_us_get_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obatchd.daemon.compose.open_nvml", partial(SimulatedGpus, tmp_path, 3))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    async with running(settings("all"), tmp_path) as bench:
+        assert list(bench.fleet.servers) == ["gpu2"]
+        assert "CUDA_VISIBLE_DEVICES=2 gives obatchd 1 of 3 GPUs; the others get no server." in bench.fleet.notices
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    async with running(settings("all"), tmp_path) as bench:
+        assert list(bench.fleet.servers) == ["cpu0"]
+        assert "CUDA_VISIBLE_DEVICES= gives obatchd 0 of 3 GPUs; the others get no server." in bench.fleet.notices
+    with pytest.raises(ConfigError, match=r"gpus.use: GPU '0' is here, but CUDA_VISIBLE_DEVICES="):
+        async with running(Settings.model_validate(settings().model_dump() | {"gpus": {"use": [0]}}), tmp_path):
+            pass
+
+
+@pytest.mark.parametrize(
+    "changes", [{"gpus": {"use": [0]}}, {"servers": {"group": [{"gpus": [0, 1]}]}}, {"servers": {"cpu_servers": 0}}]
+)
+async def test_gpus_that_the_settings_ask_for_are_awaited(
+    tmp_path: Path, changes: dict[str, dict[str, object]]
+) -> None:
+    tables = settings("simulated:2").model_dump()
+    for table, values in changes.items():
+        tables[table] |= values
+    tables["servers"]["ollama"] = "simulator"
+    write_script(tmp_path / "simulator", {"0": [GpuEvent("no_driver")]})
+    async with running(Settings.model_validate(tables), tmp_path) as bench:
+        assert bench.fleet.servers == {} and bench.fleet.lacks_gpus

@@ -26,7 +26,9 @@ class GpuSettings(Section):
     """Which GPUs get a server. ``gpus = "all"`` at the top level is short for ``[gpus] use = "all"``."""
 
     use: Annotated[str | list[str | int], AfterValidator(_known_use)] = setting(
-        "all", '"all", "none" (client only: remote servers), "simulated:N", or a list of GPU UUIDs or indices.'
+        "all",
+        '"all" (that CUDA_VISIBLE_DEVICES, NVIDIA_VISIBLE_DEVICES and SLURM_JOB_GPUS leave to obatchd), "none" (client '
+        'only: remote servers), "simulated:N", or a list of GPU UUIDs or indices.',
     )
     exclude: list[str | int] = setting([], "UUIDs or indices of GPUs to leave alone.")
     poll_s: Positive = setting(2.0, "Seconds between two readings of utilisation, memory, power.")
