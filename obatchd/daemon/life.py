@@ -80,6 +80,7 @@ class Daemon:
             at_end.push_async_callback(here.probe.stop)
             head = self._head = compose.head(work, here, alarms, self.reload)
             at_end.callback(runtime.remove, layout.root, head.runtime_dir)
+            at_end.push_async_callback(head.policy.servers_ended)
             at_end.push_async_callback(here.fleet.stop)
             at_end.push_async_callback(here.models.close)
             await here.fleet.start()

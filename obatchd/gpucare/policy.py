@@ -73,6 +73,11 @@ class GpuPolicy(MonitorListener, CrashListener):
         await asyncio.to_thread(self.monitor.save)
         await asyncio.to_thread(self.watch.history.close)
 
+    async def servers_ended(self) -> None:
+        """Remember when: after ``stop`` and the end of the servers."""
+        self._note_ends()
+        await asyncio.to_thread(self.monitor.save)
+
     # Messages of the monitor and the servers.
 
     def health_event(self, event: GpuEvent) -> None:
@@ -115,8 +120,7 @@ class GpuPolicy(MonitorListener, CrashListener):
             return  # released meanwhile
         await self._empty(server, 0.0 if urgent else self._settings.value.servers.drain_s)
         for gpu in server.gpus:
-            if (track := self.monitor.tracks.get(gpu.card)) is not None:
-                track.add_ended(time.time())
+            self.monitor.ended(gpu.card, time.time())
         await server.quarantine(reason)
         self._look()
 
@@ -160,13 +164,17 @@ class GpuPolicy(MonitorListener, CrashListener):
                 until = time.strftime("%d %b %H:%M", time.localtime(until_s))
                 self._keep(each, _LENT, f"lent until {until}" if until_s else "")
                 self._keep(each, _HOURS, hours if closed else "")
-                for gpu in each.gpus:
-                    if (track := self.monitor.tracks.get(gpu.card)) is not None:
-                        track.add_ended(*each.ended)
+        self._note_ends()
         if servers and all(server.state is ServerState.QUARANTINED for server in servers):
             self._dispatcher.holds.hold(QUARANTINE)
         else:
             self._dispatcher.holds.release(QUARANTINE)
+
+    def _note_ends(self) -> None:
+        for server in self.fleet.servers.values():
+            if isinstance(server, ManagedServer):
+                for gpu in server.gpus:
+                    self.monitor.ended(gpu.card, *server.ended, *self.fleet.swept_s)
 
     def _keep(self, server: ManagedServer, by: str, reason: str) -> None:
         """Keep work away from a server, and its model out of the GPU, while there is a reason."""

@@ -63,10 +63,11 @@ class Record(msgspec.Struct):
     accepted: list[str] = []
     quarantine: Quarantine | None = None
     lent_until_s: float = 0.0  # epoch seconds; 0: not lent
+    ended: list[float] = []  # when we ended its server; the next daemon reads the XID 45 of that again
 
     def track(self) -> Track:
         """The track of the card that begins with this record."""
-        return Track(self.identity, self.began_s, self.mark, accepted=self.accepted)
+        return Track(self.identity, self.began_s, self.mark, accepted=self.accepted, ended=self.ended)
 
 
 class MonitorListener:
@@ -229,6 +230,14 @@ class Monitor(Listener):
         track.add_crash(Crash(at_s, work, others))
         self._tell(uuid, "crash", reason, at_s=at_s)
 
+    def ended(self, uuid: str, *at_s: float) -> None:
+        """We ended the server on a card, or a process that an earlier daemon left there; known times may come again."""
+        if (track := self.tracks.get(uuid)) is not None:
+            track.add_ended(*at_s)
+            if self.records[uuid].ended != track.ended:
+                self.records[uuid].ended = track.ended
+                self.dirty.add(uuid)
+
     def _track(self, uuid: str) -> Track:
         if uuid not in self.tracks:
             card = next((gpu.as_card() for gpu in self._probe.gpus if gpu.card == uuid), Identity(uuid))
@@ -304,8 +313,9 @@ class Monitor(Listener):
         judged = self.assessments.get(uuid)
         accepted = [f.signal for f in judged.findings if f.signal in LASTING] if judged else []
         now_s, mark = time.time(), track.slow
-        self.records[uuid] = Record(track.identity, now_s, mark, accepted, lent_until_s=record.lent_until_s)
-        self.tracks[uuid] = Track(track.identity, now_s, mark, track.latest, mark, accepted=accepted)
+        lent_until_s, ended = record.lent_until_s, track.ended
+        self.records[uuid] = Record(track.identity, now_s, mark, accepted, lent_until_s=lent_until_s, ended=ended)
+        self.tracks[uuid] = Track(track.identity, now_s, mark, track.latest, mark, accepted=accepted, ended=ended)
         self.dirty.add(uuid)
         self._told = {key: at_s for key, at_s in self._told.items() if key[0] != uuid}
         log.warning("gpu_released", gpu=uuid, accepted=",".join(accepted))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -71,6 +72,7 @@ class Fleet:
         """
         planned = self._plan()
         if killed := await asyncio.to_thread(sweep, self._instance):
+            self.swept_s = [time.time()]
             log.info("orphans_swept", count=len(killed))
         self._make(planned)
         if self._is_exposed:

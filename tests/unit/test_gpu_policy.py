@@ -60,10 +60,12 @@ class Host:
         self.servers = [OnCard(f"gpu{n}", gpu, SMALL) for n, gpu in enumerate(self.gpus)]
         fleet: Any = SimpleNamespace(
             servers={each.id: each for each in self.servers} | {"far": SimpleNamespace(state=ServerState.READY)},
+            swept_s=[],
         )
         probe: Any = SimpleNamespace(gpus=self.gpus, listen=lambda listener: None)
         self.owner, alarms = Failures(), Alarms()
-        watch = GpuWatch(in_force(), probe, fleet, DictFacts(), work, work / "kernel.log", self.owner)
+        self.facts, self.fleet = DictFacts(), fleet
+        watch = GpuWatch(in_force(), probe, fleet, self.facts, work, work / "kernel.log", self.owner)
         self.duty = GpuPolicy(in_force(), watch, fleet, rig.dispatcher, alarms, self.owner)  # type: ignore[arg-type]
         self.duty.start()
         self.jobs = 0
@@ -150,3 +152,27 @@ async def test_the_end_of_a_server_that_we_ended_is_no_finding(host: Host) -> No
             await asyncio.sleep(0.01)
     host.judge()
     assert [host.duty.monitor.assessments[gpu.uuid].level for gpu in host.gpus] == ["ok", "warn"]
+
+
+async def test_an_xid_that_the_end_of_the_daemon_leaves_is_no_finding_of_the_next(host: Host) -> None:
+    await host.duty.stop()
+    now_s = time.time()
+    host.servers[0].ends = [now_s]
+    await host.duty.servers_ended()
+    again = Bench(host.facts, count=2)  # the next daemon, which reads the kernel log from the beginning
+    again.monitor.xids([XidEvent(45, now_s + 1, uuid=gpu.uuid) for gpu in again.gpus])
+    again.read()
+    assert [again.monitor.assessments[gpu.uuid].level for gpu in again.gpus] == ["ok", "warn"]
+
+
+async def test_what_a_killed_daemon_left_is_ended_by_the_next_without_a_finding(host: Host) -> None:
+    host.fleet.swept_s.append(time.time())
+    host.duty.take_back(host.gpus[0].uuid)  # any look
+    host.duty.monitor.xids([XidEvent(45, time.time(), uuid=gpu.uuid) for gpu in host.gpus])
+    host.judge()
+    assert [host.duty.monitor.assessments[gpu.uuid].level for gpu in host.gpus] == ["ok", "ok"]
+    host.duty.monitor.save()
+    again = Bench(host.facts, count=2)
+    again.monitor.xids([XidEvent(45, host.fleet.swept_s[0], uuid=gpu.uuid) for gpu in again.gpus])
+    again.read()
+    assert [again.monitor.assessments[gpu.uuid].level for gpu in again.gpus] == ["ok", "ok"]
