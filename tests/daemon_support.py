@@ -184,6 +184,7 @@ class Daemon:
         self.log_file = root / "log"
         self.configure(config)
         self.simulator = simulator or {}
+        self.wrapper: tuple[str, ...] = ()  # a command that starts the daemon
         self.client = Client(self.spool)
         self.process: subprocess.Popen[bytes] | None = None
         self._parts: dict[int, psutil.Process] = {}
@@ -211,7 +212,7 @@ class Daemon:
         }
         if crash_at:
             environment["OBATCHD_CRASH_AT"] = crash_at
-        command = [BIN / "obatchd", "--config", self.config_file, "--spool", self.spool]
+        command = [*self.wrapper, BIN / "obatchd", "--config", self.config_file, "--spool", self.spool]
         with open(self.log_file, "ab") as log:
             # A session of its own, as a terminal's foreground group is: Ctrl-C reaches everything in it.
             self.process = subprocess.Popen(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import Never
 
 import click
 
 from obatchd import __version__
-from obatchd.cli import exit_codes
+from obatchd.cli import exit_codes, first_process
 from obatchd.errors import ConfigError, ObatchError, StoreError
 
 
@@ -24,6 +26,10 @@ def main(config: Path | None, spool: str | None, log_level: str | None) -> None:
     Stays in the foreground. SIGTERM or Ctrl-C lets what is in flight finish, a second one stops at once; SIGHUP reads
     the configuration again.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
+    if os.getpid() == 1:
+        first_process.stand_before()
     flags = {"spool": spool, "log_level": log_level}
     try:
         from obatchd.settings import reading
@@ -40,3 +46,8 @@ def main(config: Path | None, spool: str | None, log_level: str | None) -> None:
         click.echo(f"obatchd: {error.message}", err=True)
         newer = isinstance(error, StoreError) and error.code == "store_newer"  # starting again would not help
         sys.exit(exit_codes.CONFIG if newer else exit_codes.FAILED)
+
+
+def _leave(number: int, frame: object) -> Never:
+    """Of a signal before the daemon takes signals itself: nothing has begun that a kill could harm."""
+    os._exit(exit_codes.OK)
