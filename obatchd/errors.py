@@ -28,6 +28,10 @@ class ConfigError(ObatchError, code="config"):
     """Settings that cannot be used; the daemon exits with 78."""
 
 
+class HostError(ObatchError, code="host"):
+    """This machine, or a limit that it sets, does not let the daemon run."""
+
+
 class SpoolError(ObatchError, code="spool"):
     """The spool cannot be used: missing, wrong filesystem, locked, full."""
 

@@ -84,6 +84,7 @@ class Daemon:
             at_end.push_async_callback(here.fleet.stop)
             at_end.push_async_callback(here.models.close)
             await here.fleet.start()
+            process.check_open_files(len(here.fleet.servers))
             head.policy.start()
             at_end.push_async_callback(head.policy.stop)
             # Servers planned but not started yet are handed over too: dispatch waits until they are READY.

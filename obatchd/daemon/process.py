@@ -9,11 +9,14 @@ import resource
 from collections.abc import Sized
 
 from obatchd import child
+from obatchd.errors import HostError
 
 # Imported once by the forkserver; the preparer is not, because few need it.
 PRELOADED = ("obatchd.dispatch.worker.worker", "obatchd.gpus.probe_child", "obatchd.spool.response_process")
 _GARBAGE_THRESHOLD = 20_000  # new objects between two small collections; Python begins with 700
 _OPEN_FILES = 65_536  # as in the systemd unit
+_LEAST_FILES = 128  # a daemon has 40, and some for each job in work
+_FILES_OF_A_SERVER = 8  # 6 were counted
 _M_ARENA_MAX = -8  # malloc.h of glibc; mallopt(3)
 _RETURN_S = 1.0
 _libc = ctypes.CDLL(None)
@@ -25,7 +28,6 @@ def prepare() -> None:
     # jobs makes hundreds of thousands of objects that all live for a while.
     gc.freeze()
     gc.set_threshold(_GARBAGE_THRESHOLD)
-    child.preload(PRELOADED)
     # One heap for all threads: glibc has one for each, and keeps in each the memory of its largest burst.
     mallopt = getattr(_libc, "mallopt", None)
     if mallopt is not None:  # musl has none, and one heap only
@@ -35,6 +37,21 @@ def prepare() -> None:
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    check_open_files(0)
+    child.preload(PRELOADED)
+
+
+def check_open_files(servers: int) -> None:
+    """Raise HostError where the process may not have the files open that the daemon needs with so many servers."""
+    may, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _LEAST_FILES + servers * _FILES_OF_A_SERVER
+    if may != resource.RLIM_INFINITY and may < needed:
+        raise HostError(
+            f"obatchd may have only {may} files open and needs {needed} or more"
+            f"{f' with {servers} servers' if servers else ''}: allow more in the shell with  ulimit -n {_OPEN_FILES}, "
+            f"in a unit with LimitNOFILE={_OPEN_FILES}, in a container with --ulimit nofile={_OPEN_FILES}.",
+            code="open_files",
+        )
 
 
 async def return_memory(jobs: Sized) -> None:

@@ -3,6 +3,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from obatchd.daemon import process
+from obatchd.errors import HostError
+
 _BURST = """
 import asyncio, ctypes, time
 from obatchd.daemon import process
@@ -40,3 +45,19 @@ asyncio.run(main())
 def test_what_a_burst_needed_is_given_back() -> None:
     found = subprocess.run([sys.executable, "-c", _BURST], capture_output=True, check=True, text=True)
     assert int(found.stdout) <= 2_000
+
+
+@pytest.mark.parametrize(
+    ("may", "servers", "needed"),
+    [(64, 0, "128"), (128, 0, None), (128, 4, "160 or more with 4 servers"), (4096, 64, None)],
+)
+def test_too_few_open_files_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, may: int, servers: int, needed: str | None
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda which: (may, may))
+    if needed is None:
+        process.check_open_files(servers)
+        return
+    with pytest.raises(HostError) as caught:
+        process.check_open_files(servers)
+    assert f"only {may} files open and needs {needed}" in caught.value.message and "ulimit -n" in caught.value.message
