@@ -24,6 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, NamedTuple, Never, Protocol, TypeVar
 
@@ -49,7 +50,11 @@ Work = Callable[[socket.socket], object]  # of a child, with its end of the sock
 
 
 def preload(modules: Sequence[str]) -> None:
-    """Let the forkserver import modules of children, once for all; to be called before the first child is started."""
+    """Let the forkserver import modules of children, once for all; to be called before the first child is started.
+
+    Nothing is imported from the current directory, which is in the path of ``python -c``, as the forkserver runs.
+    """
+    os.environ["PYTHONSAFEPATH"] = "1"
     _forkserver.set_forkserver_preload(list(modules))
 
 
@@ -328,6 +333,10 @@ def _start(name: str, work: Work) -> tuple[BaseProcess, socket.socket]:
     # The sockets are made here because this thread goes on when its waiter is cancelled, and a number that
     # is closed meanwhile may be another file's when it is sent to the forkserver.
     ours, theirs = socket.socketpair()
+    # A signal for the whole group must not end a forkserver that still imports. What is started has the same signals
+    # blocked; multiprocessing unblocks them itself when it has started the resource tracker, so that goes first.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         with theirs:
             process = _forkserver.Process(target=_main, args=(work, theirs), name=name, daemon=True)
@@ -335,6 +344,8 @@ def _start(name: str, work: Work) -> tuple[BaseProcess, socket.socket]:
     except BaseException:
         ours.close()
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     # multiprocessing waits for its children when the interpreter ends, and one may hang in the kernel.
     multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
     return process, ours

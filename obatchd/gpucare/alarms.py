@@ -104,7 +104,8 @@ class Alarms:
             await process.wait()
 
     async def _begin(self, document: bytes) -> asyncio.subprocess.Process:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("OBATCH")}
+        ours = ("OBATCH", "PYTHONSAFEPATH")
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
         # A file in memory, not a pipe: a command that ends without reading it breaks nothing here.
         with open(os.memfd_create("alarm"), "w+b") as standard_input:
             standard_input.write(document)

@@ -17,7 +17,7 @@ class SimulatedOllama:
         self._directory = directory
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "obatchd.simulator.ollama", "serve"]
+        return [sys.executable, "-P", "-m", "obatchd.simulator.ollama", "serve"]
 
     def environment(self) -> Mapping[str, str]:
         return {

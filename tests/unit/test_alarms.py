@@ -39,6 +39,7 @@ def done(job: str) -> JobDone:
 
 async def test_each_alarm_is_one_document_for_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OBATCHD_SERVERS_REMOTE_TOKEN", "secret")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # ours; a script in Python finds the modules beside it
     out = tmp_path / "told; touch hacked"
     script = KEEP + "; open(sys.argv[1] + '.env', 'w').write(repr(dict(__import__('os').environ)))"
     alarms = Alarms(settings(sys.executable, "-c", script, out), Failures())
@@ -50,7 +51,8 @@ async def test_each_alarm_is_one_document_for_the_command(tmp_path: Path, monkey
     told = [json.loads(line) for line in out.read_text().splitlines()]
     assert [(alarm["kind"], alarm["reason"]) for alarm in told] == [("quarantine", "lost"), ("disk_low", "full")]
     assert told[0]["uuid"] == "GPU-1" and told[0]["host"] and told[0]["schema"] == 1
-    assert "secret" not in (tmp_path / "told; touch hacked.env").read_text()
+    environment = (tmp_path / "told; touch hacked.env").read_text()
+    assert "secret" not in environment and "PYTHONSAFEPATH" not in environment
     assert not (tmp_path / "hacked").exists() and not Path("hacked").exists()
 
 

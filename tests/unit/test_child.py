@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing.forkserver
 import os
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from child_support import (
     ANYTHING,
@@ -277,3 +281,55 @@ def test_a_fork_has_its_own_socket_and_no_other() -> None:
         child.send(connection, "hello")
         assert child.receive(connection, ANYTHING) == "hello"
     kept_open.close()
+
+
+_FROM_ANYWHERE = """
+import asyncio, sys
+from child_support import ANYTHING, echo
+from obatchd.child import Keeper, preload
+from test_child import Watched, until
+
+async def main():
+    parent = Watched()
+    keeping = asyncio.create_task(Keeper("test", echo, ANYTHING, parent).run())
+    await until(lambda: parent.children or parent.ends)
+    parent.children[0].send("hello")
+    await until(lambda: parent.said or parent.ends)
+    print(parent.said, parent.ends)
+    keeping.cancel()
+
+if __name__ == "__main__":
+    preload(["obatchd.dispatch.worker.worker"])
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("decoy", ["obatchd/__init__.py", "obatchd/__none__.py", "msgspec.py", "selectors.py"])
+def test_children_import_nothing_from_the_current_directory(tmp_path: Path, decoy: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / decoy).parent.mkdir(parents=True)
+    (elsewhere / decoy).write_text("raise RuntimeError('from the current directory')\n")
+    script = tmp_path / "script.py"
+    script.write_text(_FROM_ANYWHERE)
+    tests = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent, tests.parents[1])))}
+    command = [sys.executable, script]
+    done = subprocess.run(
+        command, cwd=elsewhere, env=environment, timeout=60, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("['hello'] []\n", "")
+
+
+def blocked(pid: int) -> bool:
+    mask = int(Path(f"/proc/{pid}/status").read_text().split("SigBlk:")[1].split()[0], 16)
+    return all(mask >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM))
+
+
+async def test_no_signal_for_the_whole_group_ends_the_forkserver() -> None:
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    async with kept(echo, Watched()) as parent:
+        forkserver = psutil.Process(parent.pid).ppid()
+        assert forkserver != os.getpid() and blocked(forkserver) and blocked(parent.pid)
+        assert not blocked(os.getpid())
+        parent.children[0].send("there?")
+        await until(lambda: parent.said)

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
+from settings_support import nobody
 
 from obatchd.cli.doctor import host_checks, spool_checks
+from obatchd.cli.doctor.doctor import examine
 from obatchd.settings.settings import Settings
 
 
@@ -47,3 +49,42 @@ def test_root_is_told_of_the_models_of_the_service(
     spool = cast(Path, SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owner)))
     finding = host_checks.model_store(Settings(), spool)
     assert finding.text.startswith(f"{tmp_path / home}")
+
+
+@pytest.mark.parametrize("home", [None, ""])
+def test_a_page_without_a_home_or_an_entry_in_passwd(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str | None
+) -> None:
+    nobody(monkeypatch, home)
+    found = {result.about: result for result in examine(tmp_path, None)}
+    assert found["models"].text.startswith(str(tmp_path / "work/models")) and {"spool", "disk"} <= found.keys()
+    config = tmp_path / "obatchd.toml"
+    config.write_text('[servers]\nmodels_dir = "~/models"\n')
+    models = next(result for result in examine(tmp_path, config) if result.about == "models")
+    assert (models.level, "the home directory is not known" in models.text) == ("bad", True)
+
+
+def test_an_ollama_that_needs_a_home_tells_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nobody(monkeypatch)
+    program = tmp_path / "ollama"
+    program.write_text(
+        '#!/bin/sh\n[ -n "$HOME" ] && echo client version is 0.24.0 || echo "panic: \\$HOME is not defined"\n'
+    )
+    program.chmod(0o755)
+    finding = host_checks.ollama(Settings(servers={"ollama": str(program)}))
+    assert (finding.level, finding.text) == ("ok", f"0.24.0 at {program}")
+
+
+@pytest.mark.parametrize("decoy", ["obatchd/__init__.py", "pynvml.py", "json.py"])
+def test_the_driver_is_asked_from_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoy: str) -> None:
+    (tmp_path / decoy).parent.mkdir(exist_ok=True)
+    (tmp_path / decoy).write_text("raise RuntimeError('from the current directory')\n")
+    monkeypatch.chdir(tmp_path)
+    assert "usable NVIDIA driver" in host_checks.driver(Settings()).text
+
+
+def test_a_program_that_cannot_be_imported_is_no_fault_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_checks, "_run", lambda command: "Traceback …\nModuleNotFoundError: No module named 'x'\n")
+    finding = host_checks.driver(Settings())
+    assert (finding.level, "nvidia-smi" in finding.next_command) == ("bad", False)
+    assert "No module named 'x'" in finding.text and "installation is incomplete" in finding.text

@@ -87,7 +87,7 @@ def test_the_simulator_gets_its_own_variables(monkeypatch: pytest.MonkeyPatch) -
     simulated = SimulatedOllama(Path("/sim"))
     environment = build({}, ServerSettings(), launch(own=simulated.environment()))
     assert environment["OBATCHD_SIMULATOR"] == "{}" and environment["OBATCHD_SIMULATOR_GPU_DIR"] == "/sim"
-    assert simulated.command()[1:] == ["-m", "obatchd.simulator.ollama", "serve"]
+    assert simulated.command()[1:] == ["-P", "-m", "obatchd.simulator.ollama", "serve"]
     assert Ollama("/bin/sh").command() == ["/bin/sh", "serve"]
 
 

@@ -36,13 +36,17 @@ def driver(settings: Settings) -> CheckResult:
     use = settings.gpus.use
     if isinstance(use, str) and use != "all":
         return ok("gpus", f"gpus = {use}: the driver is not needed")
-    output = _run([sys.executable, "-m", "obatchd.cli.doctor.nvml_report"])
+    output = _run([sys.executable, "-P", "-m", "obatchd.cli.doctor.nvml_report"])
     if output is None:
         return bad("gpus", f"the driver does not answer within {_COMMAND_TIMEOUT_S:.0f} s", "sudo dmesg | grep -i nvrm")
     try:
         report = json.loads(output)
     except ValueError:
-        report = {"error": "NVML cannot be asked"}
+        said = (output.strip() or "without a word").splitlines()[-1]
+        if re.match("(ModuleNotFound|Import)Error", said):
+            text = f"obatchd's installation is incomplete, so the driver cannot be asked ({said}): install it again"
+            return bad("gpus", text, f"{sys.executable} -P -m obatchd.cli.doctor.nvml_report")
+        report = {"error": f"NVML cannot be asked: its process ended, {said}"}
     if "error" in report:
         text = f"no usable NVIDIA driver ({report['error']}): work goes to the CPU or to remote servers"
         return warn("gpus", text, "nvidia-smi")
