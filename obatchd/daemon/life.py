@@ -1,7 +1,9 @@
 """The life of the daemon: it starts the parts, runs until a signal says stop, drains, and stops them.
 
 Order of start: lock, store, probe, servers, engine, control sockets; READY is said when the sockets are open and the
-inbox was scanned once. Stopping is the reverse, with a drain in between; a second signal skips the drain.
+inbox was scanned once. Stopping is the reverse, with a drain in between; a second signal skips the drain. A signal
+during the start cuts the start short. Where the driver of the GPUs comes later than the daemon, the parts are stopped
+and made anew, in the same process and under the same lock.
 """
 
 from __future__ import annotations
@@ -50,24 +52,44 @@ class Daemon:
         self._tasks = TaskSet(self)
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._starting: asyncio.Task[Any] | None = None  # the task of run, while parts are being started
+        self._again = False  # the parts are stopped to be made anew
         self._exit_code = EXIT_OK
 
     async def run(self) -> int:
         """Run until told to stop; returns the exit code, or raises ObatchError, with what to do, if it cannot start."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number.name)
         loop.add_signal_handler(signal.SIGHUP, self._reload_asked.set)  # before it is ready: done then
         settings = self._settings.value
         layout = await asyncio.to_thread(Layout.open, settings.spool_path, _owners(settings.access))
         with layout.lock():
             self._store = await asyncio.to_thread(Store, layout.work, self._settings)
+            # Until now the handlers of the command line end the process at once: there was nothing to stop.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._stop, number.name)
             try:
-                await self._run_locked(layout)
+                while not self._stopping.is_set():
+                    await self._run_once(layout)
             finally:
-                await asyncio.to_thread(self._store.close)
+                # A thread of a start that was cut short may still use the store, which the lock protects.
+                await loop.shutdown_default_executor()
+                self._store.close()
         _log.info("stopped", exit_code=self._exit_code)
         return self._exit_code
+
+    async def _run_once(self, layout: Layout) -> None:
+        """Make the parts and run them until they are to stop, for good or to be made anew."""
+        self._starting = task = asyncio.current_task()
+        assert task is not None
+        try:
+            await self._run_locked(layout)
+        except asyncio.CancelledError:
+            if not self._stopping.is_set():
+                raise
+            task.uncancel()  # the start was cut short
+        if self._again:
+            self._again = False
+            self._stopping.clear()
 
     async def _run_locked(self, layout: Layout) -> None:
         _log.info("starting", version=__version__, spool=layout.root, pid=os.getpid())
@@ -87,15 +109,15 @@ class Daemon:
             process.check_open_files(len(here.fleet.servers))
             head.policy.start()
             at_end.push_async_callback(head.policy.stop)
-            # Servers planned but not started yet are handed over too: dispatch waits until they are READY.
-            await head.engine.dispatcher.start(here.fleet.servers.values())
             if self._store.state.get("paused"):
                 work.holds.hold("paused")
-            await head.engine.start()
             await self._serve(here, head)
 
     async def _serve(self, here: Host, head: Head) -> None:
         try:
+            # Servers planned but not started yet are handed over too: dispatch waits until they are READY.
+            await head.engine.dispatcher.start(here.fleet.servers.values())
+            await head.engine.start()
             await head.burnin.resume()  # before anybody may ask whether a run is over
             await head.control.start()
             await head.submit.start()
@@ -103,7 +125,8 @@ class Daemon:
             head.watchdog.start()
             await self._until_stopped(here, head)
         finally:
-            systemd.stopping("stopping")
+            if not self._again:
+                systemd.stopping("stopping")
             await head.submit.stop()
             head.control.only_looks()
             await head.housekeeping.stop()
@@ -113,6 +136,7 @@ class Daemon:
             await head.control.stop()
 
     async def _until_stopped(self, here: Host, head: Head) -> None:
+        self._starting = None
         stopping = asyncio.create_task(self._stopping.wait())
         scanned = asyncio.create_task(head.engine.intake.scanned.wait())
         await asyncio.wait([stopping, scanned], return_when=asyncio.FIRST_COMPLETED)
@@ -123,12 +147,22 @@ class Daemon:
             self._tasks.start(self._reload_when_asked(), "reload")
         self._tasks.start(systemd.tell(head.operations.host), "systemd")
         self._tasks.start(process.return_memory(head.engine.jobs), "memory")
+        if here.fleet.lacks_gpus:
+            self._tasks.start(self._begin_again_with_gpus(here), "late-gpus")
         await stopping
         await self._tasks.stop()
 
+    async def _begin_again_with_gpus(self, here: Host) -> None:
+        """The driver came later than the daemon, as at boot. Requests in flight are asked again, of servers on GPUs."""
+        await here.probe.present.wait()
+        _log.warning("gpus_came", gpus=len(here.probe.gpus), reason="all parts begin again, with servers on GPUs")
+        if not self._stopping.is_set():
+            self._again = True
+            self._stopping.set()
+
     async def _drain(self, head: Head) -> None:
         """Stop the engine after in-flight requests ended, or at once when a second signal comes."""
-        stop = asyncio.create_task(head.engine.stop(self._settings.value.drain_s))
+        stop = asyncio.create_task(head.engine.stop(0 if self._again else self._settings.value.drain_s))
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait([stop, hurry], return_when=asyncio.FIRST_COMPLETED)
         if not stop.done():
@@ -142,11 +176,19 @@ class Daemon:
     # Signals, and the end of a part.
 
     def _stop(self, name: str) -> None:
-        if self._stopping.is_set():
+        if self._stopping.is_set() and not self._again:
             self._hurry.set()
             return
         _log.info("stop_asked", signal=name, drain_s=self._settings.value.drain_s)
+        self._end()
+
+    def _end(self) -> None:
+        """Stop for good; a start in progress is cut short."""
+        self._again = False
         self._stopping.set()
+        starting, self._starting = self._starting, None  # once: what it has started is stopped then
+        if starting is not None:
+            starting.cancel()
 
     def task_failed(self, name: str, error: BaseException) -> None:
         """A part of the daemon is gone: stop, so that the service manager starts a whole one again.
@@ -158,7 +200,7 @@ class Daemon:
             _log.error("store_damaged", task=name, reason=str(error), remedy=remedy)
             self._store.distrust()
         self._exit_code = EXIT_FAILED
-        self._stopping.set()
+        self._end()
 
     # Reloading.
 

@@ -20,7 +20,7 @@ log = obatchd.log.get(__name__)
 
 START_TIMEOUT_S = 60.0  # without persistence mode the driver wakes each GPU first, for seconds
 REPLACEMENTS = 3
-RETRY_S = 60.0  # after a probe that ended because the driver cannot be used now
+RETRY_S = 60.0  # at most, after a probe that ended because the driver cannot be used now; 2, 4, 8 … s at first
 
 State = Literal["ok", "absent", "unknown"]
 
@@ -51,6 +51,7 @@ class Probe:
     _tasks: TaskSet = attrs.field(alias="owner", converter=TaskSet)
     _start_timeout_s: float = attrs.field(default=START_TIMEOUT_S, kw_only=True)
     gpus: list[Gpu] = attrs.field(factory=list, init=False)  # of the latest listing
+    present: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)  # there was a listing with GPUs
     readings: dict[str, Reading] = attrs.field(factory=dict, init=False)  # latest by UUID; empty once the probe is gone
     host_trouble: tuple[str, str] = attrs.field(default=("", ""), init=False)  # see GpuSource; readings go on
     state: State = attrs.field(default="unknown", init=False)
@@ -62,7 +63,8 @@ class Probe:
     _warn_s: float = attrs.field(init=False)
     _listener: Listener = attrs.field(factory=Listener, init=False)
     _identities: list[Identity] = attrs.field(factory=list, init=False)
-    _unusable: bool = attrs.field(default=False, init=False)
+    _unusable: int = attrs.field(default=0, init=False)  # processes in a row that said why they cannot read, and ended
+    _spoke: bool = attrs.field(default=False, init=False)  # whether the present process said anything yet
     _warning: asyncio.TimerHandle | None = attrs.field(default=None, init=False)
     _late: tuple[State, str, str] | None = attrs.field(default=None, init=False)
     _listed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
@@ -81,13 +83,19 @@ class Probe:
             listener.identities(self._identities)
 
     async def start(self) -> None:
-        """Returns after the first listing, the news that there is no driver, or ``start_timeout_s``."""
+        """Returns after the first listing, the news that there is no driver, or ``start_timeout_s``.
+
+        Cancelled, it leaves no process.
+        """
         self._tasks.start(self._keeper.run(), self._keeper.name)
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 await self._listed.wait()
         except TimeoutError:
             self._set("unknown", "probe_silent", f"The GPU driver did not answer within {self._start_timeout_s:.0f} s.")
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
         """Close the channel; the process ends by itself. It is never waited for: it may hang in the driver."""
@@ -104,12 +112,13 @@ class Probe:
     def heard(self, message: probe_child.Message) -> None:
         if self._late is not None:
             self._set(*self._late)
+        self._spoke = True
         self._expect()
         match message:
             case probe_child.Listing(gpus, problems):
                 self._list(gpus, problems)
             case probe_child.Absent(code, words):
-                self._unusable = True
+                self._unusable += 1
                 self._set("unknown" if self.gpus else "absent", code, words)  # a driver that goes away is no absence
                 self._listed.set()
             case probe_child.Readings(readings, xids):
@@ -128,14 +137,15 @@ class Probe:
     def ended(self, end: End) -> float | None:
         self.pid = None
         self._expect_nothing()
-        if self.state == "absent":
-            return None
         self.readings.clear()
-        if self._unusable:  # it said why and ended: nothing hangs, so it may be asked again and again
-            return RETRY_S
-        given_up = self.replacements >= REPLACEMENTS
+        spoke, self._spoke = self._spoke, False
+        if self._unusable:  # it said why, nothing hangs: it is asked for ever, because at boot a driver may be late
+            return min(RETRY_S, 2.0 ** min(self._unusable, 10))
+        given_up = self.replacements >= (REPLACEMENTS if spoke or self.gpus else 1)
         advice = f"Look at nvidia-smi and dmesg; replacement {self.replacements + 1} of {REPLACEMENTS} starts."
-        if given_up:
+        if not spoke:
+            advice = "It could not ask the driver at all: see the log for its error, or install obatchd again."
+        elif given_up:
             advice = "It was replaced too often and is given up: look at nvidia-smi and dmesg, then restart."
         self._set("unknown", "probe_silent", f"The probe {end.words}: the health of the GPUs is unknown. {advice}")
         if given_up:
@@ -160,16 +170,11 @@ class Probe:
         self._set("unknown", "probe_late", words)
 
     def _list(self, gpus: list[Gpu], problems: list[str]) -> None:
-        self._unusable = False
-        self.gpus = gpus or self.gpus
+        self.gpus, self._unusable = gpus, 0
         for problem in problems:
             log.warning("gpu_unusable", problem=problem)
-        if gpus or problems:
-            self._set("ok", "ok", " ".join([f"{len(gpus)} GPUs.", *problems]))
-        elif self.gpus:
-            self._set("unknown", "no_gpu", "The NVIDIA driver shows no GPU any more: look at dmesg.")
-        else:
-            self._set("absent", "no_gpu", "The NVIDIA driver is there but shows no GPU.")
+        self._set("ok", "ok", " ".join([f"{len(gpus)} GPUs.", *problems]))
+        self.present.set()
         self._listed.set()
 
     def _set(self, state: State, code: str, message: str) -> None:

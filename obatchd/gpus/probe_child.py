@@ -23,7 +23,7 @@ BEAT_S = 2.0  # longest silence of a healthy probe
 
 
 class Listing(msgspec.Struct, tag="listing", frozen=True):
-    """The GPUs found, and in plain words those that cannot be used."""
+    """The GPUs found, one at least, and in plain words those that cannot be used."""
 
     gpus: list[Gpu]
     problems: list[str]
@@ -68,13 +68,23 @@ decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 def main(connection: socket.socket, open_source: Callable[[], GpuSource], poll_s: float, slow_poll_s: float) -> None:
     """The work of the process."""
     child.end_with_parent(connection)
+    child.send(connection, Beat())  # it runs: for what follows the driver may be to blame
     try:
         source = open_source()
         gpus = source.gpus()
     except GpuError as error:
         child.send(connection, Absent(error.code, error.message))
         return
-    child.send(connection, Listing(gpus, list(getattr(source, "problems", []))))
+    except ImportError as error:
+        words = f"NVML cannot be asked, because obatchd's installation is incomplete ({error}): install it again."
+        child.send(connection, Absent("broken_install", words))
+        return
+    problems = list(getattr(source, "problems", []))
+    if not gpus:
+        words = " ".join(problems) or "The NVIDIA driver is there but shows no GPU."
+        child.send(connection, Absent("no_gpu", words))
+        return
+    child.send(connection, Listing(gpus, problems))
     slow_s, slow_count = 0.0, 0
     while True:
         child.send(connection, Readings(source.readings(), list(source.xids())))

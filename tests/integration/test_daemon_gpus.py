@@ -192,3 +192,20 @@ def test_gpus_that_are_shared_lent_closed_or_silent(daemon: Start, stranger: sub
     assert d.control("gpus", "lend", "1", "--for", "soon").returncode == 2
     assert d.control("gpus", "lend", "1", "--back").returncode == 0
     wait_for(lambda: "lent until" not in d.servers()[1]["reason"])
+
+
+def test_a_driver_that_comes_later_gets_its_servers(make_daemon: Callable[..., Daemon]) -> None:
+    d = make_daemon({"gpus": GPUS}, simulator=STEADY | {"gpus": {"0": [{"kind": "no_driver"}]}}).start()
+    wait_for(lambda: [s["id"] for s in d.servers()] == ["cpu0"])
+    asked = prompts(40)
+    d.drop("job.jsonl", asked)
+    wait_for(lambda: d.servers()[0]["in_flight"] == 4)
+    happens(d, 0)
+    wait_for(lambda: d.events("gpus_came"), 20, "the driver is asked again")
+    job = d.done("job.jsonl")
+    job.check(asked)
+    assert [s["id"] for s in d.ready().servers()] == ["gpu0", "gpu1"]
+    assert {"gpu0", "gpu1"} <= set(job.summary["servers"])
+    assert {result["attempts"] for result in job.results} == {1}
+    assert d.status()["state"] == "running"
+    assert d.stop() == 0

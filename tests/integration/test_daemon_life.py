@@ -301,3 +301,94 @@ def test_sighup_reloads_what_can_be_reloaded(daemon: Start) -> None:
     d.process.send_signal(signal.SIGHUP)
     wait_for(lambda: d.events("reload_refused"), 5, "the wrong file is refused")
     assert d.status()["state"] == "running"
+
+
+def takes_signals(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM."""
+    caught = Path(f"/proc/{pid}/status").read_text().split("SigCgt:")[1].split()[0]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+HANGING: dict[str, Any] = {"gpus": {"0": [{"kind": "hang"}]}}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("moment", ["imports", "starting", "driver asked"])
+def test_a_signal_during_the_start_stops_at_once(
+    make_daemon: Callable[..., Daemon], number: signal.Signals, moment: str
+) -> None:
+    d = make_daemon(simulator=HANGING)
+    process = d.launch()
+    if moment == "imports":
+        wait_for(lambda: takes_signals(process.pid), 10, "it takes signals")
+    else:
+        wait_for(lambda: d.events("starting"), 10, "it starts")
+    if moment == "driver asked":
+        wait_for(lambda: len(d.parts()) >= 3, 10, "forkserver, resource tracker and probe")
+    parts = d.parts()
+    os.killpg(process.pid, number)  # as a terminal and a scheduler do
+    assert process.wait(5) == 0
+    gone(parts)
+    assert not (d.spool / "obatchd.json").exists() and "Traceback" not in d.log() and "KeyboardInterrupt" not in d.log()
+
+
+def test_a_signal_while_jobs_are_taken_up_loses_nothing(daemon: Start) -> None:
+    d = daemon(simulator=STEADY)
+    asked = prompts(60)
+    d.drop("job.jsonl", asked)
+    under_way(d, "job.jsonl")
+    d.kill()
+    before = len(d.events("worker_started"))
+    d.launch()
+    wait_for(lambda: len(d.events("worker_started")) > before, 10, "dispatch has begun, the engine has not")
+    assert d.stop() == 0
+    assert d.servers_alive() == []
+    d.start()
+    d.done("job.jsonl").check(asked)
+
+
+def test_the_first_process_of_a_container_leaves_no_zombie(make_daemon: Callable[..., Daemon]) -> None:
+    d = make_daemon()
+    d.wrapper = ("unshare", "--user", "--map-current-user", "--pid", "--fork", "--mount-proc", "--kill-child")
+    if subprocess.run([*d.wrapper, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("may not make a PID namespace")
+    process = d.launch()
+    wait_for(lambda: d.events("ready"), 20, "it runs")
+    d.ready()
+    d.drop("job.jsonl", prompts(8))
+    d.done("job.jsonl").check()
+    [first] = psutil.Process(process.pid).children()
+    inside = first.children(recursive=True)
+    for server in [part for part in inside if "simulator.ollama" in " ".join(part.cmdline())]:
+        if server.ppid() != first.pid:
+            server.kill()
+    wait_for(lambda: all(s["restarts"] == 1 and s["state"] == "ready" for s in d.servers()), 20, "they are back")
+    wait_for(lambda: zombies(first) == [], 5, "nothing is left")
+    first.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+
+
+def zombies(process: psutil.Process) -> list[int]:
+    return [c.pid for c in process.children(recursive=True) if c.status() == psutil.STATUS_ZOMBIE]
+
+
+def test_too_few_open_files_are_one_sentence(make_daemon: Callable[..., Daemon]) -> None:
+    d = make_daemon()
+    d.wrapper = ("sh", "-c", 'ulimit -n 60; exec "$@"', "sh")
+    code, said = run(d)
+    assert (code, len(said.splitlines())) == (1, 1)
+    assert "only 60 files open" in said and "ulimit -n" in said
+
+
+def test_a_daemon_imports_nothing_from_the_current_directory(
+    make_daemon: Callable[..., Daemon], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "obatchd").mkdir()
+    for decoy in ("obatchd/__init__.py", "msgspec.py", "selectors.py"):
+        (tmp_path / decoy).write_text("raise RuntimeError('from the current directory')\n")
+    monkeypatch.chdir(tmp_path)
+    d = make_daemon().start().ready()
+    d.drop("job.jsonl", prompts(4))
+    d.done("job.jsonl").check()
+    assert d.stop() == 0
+    assert "from the current directory" not in d.log()

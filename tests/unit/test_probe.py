@@ -16,6 +16,7 @@ from obatchd.child import End
 from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import REPLACEMENTS, Listener, Probe
+from obatchd.gpus.probe_child import Absent
 from obatchd.gpus.source import GpuSource
 from obatchd.settings.tables.servers import GpuSettings
 from obatchd.simulator.gpus import SimulatedGpus
@@ -230,3 +231,80 @@ async def test_a_process_that_nobody_keeps_any_more_is_told(monkeypatch: pytest.
     await wait_for(lambda: failures)
     assert failures == ["probe: RuntimeError: a defect"]
     await probe.stop()
+
+
+class Late(Scripted):
+    """A driver that is not loaded when it is asked at first, shows no GPU then, and is there the third time."""
+
+    def __init__(self, directory: Path, first: str) -> None:
+        super().__init__(fine)
+        self._starts = len(list(directory.iterdir()))
+        (directory / str(self._starts)).touch()
+        if self._starts == 0 and first == "no_driver":
+            raise GpuError("No NVIDIA driver on this host.", code="no_driver")
+
+    def gpus(self) -> list[Gpu]:
+        return [GPU] if self._starts > 1 else []
+
+
+@pytest.mark.parametrize("first", ["no_driver", "no_gpu"])
+async def test_a_driver_that_comes_later_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str) -> None:
+    monkeypatch.setattr("obatchd.gpus.probe.RETRY_S", 0.05)
+    probe = Probe(settings(), partial(Late, tmp_path, first), Failures())
+    await probe.start()
+    assert (probe.state, probe.code, probe.present.is_set()) == ("absent", first, False)
+    await wait_for(probe.present.is_set)
+    assert (probe.state, probe.gpus) == ("ok", [GPU])
+    await wait_for(lambda: probe.readings)
+    await probe.stop()
+
+
+async def test_the_driver_is_asked_again_for_ever_and_ever_more_seldom() -> None:
+    probe = Probe(settings(), no_driver, Failures())
+    pauses = []
+    for _ in range(40):
+        probe.heard(Absent("no_driver", ""))
+        pauses.append(probe.ended(End("died", 0.1)))
+    assert pauses[:3] == [2.0, 4.0, 8.0] and set(pauses[6:]) == {60.0}
+
+
+def not_installed() -> Scripted:
+    raise ModuleNotFoundError("No module named 'pynvml'", name="pynvml")
+
+
+class Unreadable:
+    """A source of which the probe's process finds no module."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return __import__, ("no_such_module",)
+
+    def __call__(self) -> Scripted:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("source", [not_installed, Unreadable()])
+async def test_what_cannot_be_imported_is_no_fault_of_the_driver(source: Callable[[], Scripted]) -> None:
+    probe = Probe(settings(), source, Failures())
+    await probe.start()
+    assert not probe.gpus and probe.state != "ok"
+    assert "nvidia-smi" not in probe.message and "install" in probe.message
+    await probe.stop()
+
+
+async def test_a_process_that_cannot_be_started_is_no_fault_of_the_driver() -> None:
+    probe = Probe(settings(), no_driver, Failures())
+    for pause_s in (0.0, None):
+        assert probe.ended(End("cannot be started: Too many open files", 0.1)) == pause_s
+        assert "Too many open files" in probe.message and "nvidia-smi" not in probe.message
+
+
+async def test_a_start_that_is_cut_short_leaves_no_process() -> None:
+    probe = Probe(settings(), hang, Failures())
+    starting = asyncio.create_task(probe.start())
+    await wait_for(lambda: probe.pid)
+    pid = probe.pid
+    assert pid is not None
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    await wait_for(lambda: not alive(pid))
