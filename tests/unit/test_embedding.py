@@ -53,6 +53,12 @@ async def test_many_requests_share_a_call_and_its_tokens() -> None:
     assert [one.extra["together"] for one in found] == [3, 3, 3]
 
 
+async def test_a_call_of_two_says_so_and_a_call_of_one_does_not() -> None:
+    two = await embed(Server().embed, [Request(embed="a"), Request(embed="b")], CONTEXT, OFFER)
+    one = await embed(Server().embed, [Request(embed="a")], CONTEXT, OFFER)
+    assert [found.extra.get("together") for found in [*two, *one]] == [2, 2, None]
+
+
 async def test_a_request_that_spoils_its_call_fails_alone() -> None:
     too_long = faults.from_response(400, "the input length exceeds the context length")
     server = Server(too_long)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from obatchd.dispatch import recovery
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.dispatch.recovery import Watchdog
-from obatchd.dispatch.watchdog import TimedAnswer
+from obatchd.dispatch.watchdog import Observation, TimedAnswer
 from obatchd.errors import ServerError
 from obatchd.ollama.faults import Fault
 from obatchd.settings.settings import Settings
@@ -179,6 +180,21 @@ async def test_a_server_that_loses_slots_is_restarted_when_it_is_empty(make: Mak
     assert watched.server.did == []
     worker.end_all([(1, 1), (1, 2)])
     await watched.until_did("restart")
+
+
+async def test_what_a_server_did_before_its_restart_is_not_held_against_it_afterwards(make: Make) -> None:
+    watched = await make(leak_s=5)
+    watched.answer(10, wait_s=0.5)
+    worker = watched.rig.worker("gpu0")
+    async with asyncio.timeout(20):
+        while not worker.recalls:
+            await asyncio.sleep(0.005)
+    watched.answer(10, wait_s=0.5)  # it is not empty yet
+    worker.end_all([(1, 1), (1, 2)])
+    await watched.until_did("restart")
+    await watched.watchdog.stop()
+    assert watched.link.watch.look(Observation(time.monotonic(), True, 1, time.monotonic(), None)) is None
+    assert watched.link.watchdog["restart"] == 1
 
 
 async def test_what_does_not_end_before_a_restart_is_moved_and_no_crash(make: Make) -> None:

@@ -276,6 +276,23 @@ async def test_a_load_that_fails_for_now_is_tried_again(make: Make) -> None:
     assert rig.unservable == []
 
 
+async def test_a_server_that_stops_in_the_middle_of_a_load_gets_no_strike_for_it(make: Make) -> None:
+    class Stopping(Port):
+        async def load(self, profile: Profile) -> None:
+            self.loads.append(profile)
+            self.is_ready = False
+            raise ServerError("it is stopping", code="not_ready")
+
+    gpu = Stopping("gpu0")
+    rig = await make(gpu)
+    await rig.add(1, 1)
+    async with asyncio.timeout(5):
+        while len(gpu.loads) < 2:
+            await look(rig)
+            gpu.is_ready = not rig.link("gpu0").loading
+    assert gpu.strikes == []
+
+
 async def test_a_server_that_says_it_is_ready_and_refuses_every_load_gets_strikes(make: Make) -> None:
     gpu = Port("gpu0")
     gpu.refuse[SMALL] = ServerError("no answer", code="timeout")

@@ -371,6 +371,7 @@ async def test_an_answer_that_must_be_json_is_checked(server: Server, wire: Wire
     server.content = '{"a": 1}'
     result, record = await recorded(server, wire, {"prompt": "what?", "format": "json"})
     assert (result.succeeded, record["data"]) == (True, {"a": 1})
+    assert record["outcome"] == "succeeded" and "code" not in record
 
 
 async def test_a_model_that_asks_for_a_tool_need_not_answer_in_json(server: Server, wire: Wire) -> None:
