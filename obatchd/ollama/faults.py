@@ -68,14 +68,18 @@ class Cause(Enum):
     SERVER_BUSY = NOBODY, "server_busy", RETRY, r"server busy|^loading model$", (408, 429, 503)
     RUNNER_DIED = (  # while it worked, for whatever reason
         CRASH, "runner_crash", RETRY,
-        r"error was encountered while running the model|model runner has unexpectedly stopped",
+        r"error was encountered while running the model|model runner has unexpectedly stopped"
+        r"|error reading (llama-server|embed)|do embedding request|http://127\.0\.0\.1:\d+/(de)?tokenize",  # of 0.33
     )  # fmt: skip
     DOES_NOT_FIT = (  # which a runner may tell with its last words
         LOAD, "does_not_fit", "use a smaller model, a smaller context_length, or a [[servers.group]] of several GPUs",
         r"requires more system memory|unable to load full model on gpu|resource limitations|failed to allocate"
         r"|(cuda|hip)Malloc failed|out[ -]of[ -](device[ -])?memory|(not enough|insufficient) memory",
     )  # fmt: skip
-    RUNNER_GONE = CRASH, "runner_crash", RETRY, r"(runner|llama-server) process (has terminated|no longer running)"
+    RUNNER_GONE = (
+        CRASH, "runner_crash", RETRY,
+        r"(runner|llama-server) process (has terminated|no longer running)|^connection refused$|^health resp:",
+    )  # fmt: skip
     LOAD_FAILED = (
         LOAD, "load_failed", RETRY,
         r"timed out waiting for llama.(runner|server)|error starting (runner|llama-server)"
@@ -106,7 +110,10 @@ class Cause(Enum):
         "", (401, 403),
     )  # fmt: skip
     BAD_REQUEST = REQUEST, "bad_request", _MEND, "", range(400, 499)  # 499: the client went away
-    SERVER_ERROR = SERVER, "server_error", RETRY  # anything else
+    SERVER_ERROR = (  # anything else, and what 0.33 answers to a request for vectors with 400 where 0.24 has 500
+        SERVER, "server_error", RETRY,
+        r"^server not responding$|embedding contains nan|unmarshal embedding|empty embedding|^(de)?tokenize error",
+    )  # fmt: skip
 
     # Found by obatchd.
 

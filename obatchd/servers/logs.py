@@ -28,8 +28,9 @@ _LAST_WORDS_LINES = 3
 _LAST_WORDS_CHARACTERS = 400
 _ALARM = re.compile(r"CUDA error|GGML_ASSERT|panic:|fatal error:|^Error:|level=ERROR|out of memory")
 _NOTABLE = re.compile(
-    r"CUDA error|cudaMalloc failed|GGML_ASSERT|panic:|fatal error:|llama runner terminated|"
-    r"address already in use|failure during GPU discovery|offloaded \d+/\d+ layers"
+    r"CUDA error|cudaMalloc failed|GGML_ASSERT|panic:|fatal error:|llama(-server| runner) terminated|"
+    r"address already in use|failure during (llama-server )?GPU discovery|GPU discovery watchdog|"
+    r"offloaded \d+/\d+ layers"
 )
 
 

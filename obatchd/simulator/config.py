@@ -17,8 +17,6 @@ import msgspec
 from obatchd.errors import ConfigError
 from obatchd.simulator.timeline import Script
 
-VERSION = "0.24.0-simulated"
-
 FaultKind = Literal[
     "crash",  # serve ends as by a Go panic; its runner stays
     "runner_crash",  # the runner is killed: everything in flight fails together
@@ -156,6 +154,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     faults: list[Fault] = []
     gpus: Script = {}  # events of the stand-in GPUs, by index; read by the probe, not by servers
     seed: int = 0  # of the faults' probabilities
+    ollama: Literal["0.24", "0.33"] = "0.24"  # the line of versions that it stands for: simulator.lines
 
 
 # Where nobody chose: about what a GPU does with a model of 30 billion parameters, so that people see it work.
