@@ -63,13 +63,14 @@ class Cause(Enum):
     CONTEXT_EXCEEDED = (
         REQUEST, "context_exceeded", "give the request a larger context_length, or shorten the prompt",
         r"input length exceeds the context length|longer than the context length|exceeds maximum context length"
-        r"|exceeds the available context size|larger than the max context size",  # of llama-server
+        r"|exceed_context_size_error|exceeds the available context|larger than the max context size",  # of llama-server
     )  # fmt: skip
     SERVER_BUSY = NOBODY, "server_busy", RETRY, r"server busy|^loading model$", (408, 429, 503)
     RUNNER_DIED = (  # while it worked, for whatever reason
         CRASH, "runner_crash", RETRY,
         r"error was encountered while running the model|model runner has unexpectedly stopped"
-        r"|error reading (llama-server|embed)|do embedding request|http://127\.0\.0\.1:\d+/(de)?tokenize",  # of 0.33
+        # Of 0.33, whose calls to llama-server broke off; a call to /v2/ is one to a registry.
+        r"|error reading (llama-server|embed)|(post|get) \"http://127\.0\.0\.1:\d+/(?!v2/)|read tcp 127\.0\.0\.1:\d+->",
     )  # fmt: skip
     DOES_NOT_FIT = (  # which a runner may tell with its last words
         LOAD, "does_not_fit", "use a smaller model, a smaller context_length, or a [[servers.group]] of several GPUs",
@@ -78,7 +79,7 @@ class Cause(Enum):
     )  # fmt: skip
     RUNNER_GONE = (
         CRASH, "runner_crash", RETRY,
-        r"(runner|llama-server) process (has terminated|no longer running)|^connection refused$|^health resp:",
+        r"(runner|llama-server) process (has terminated|no longer running)|^connection refused$",
     )  # fmt: skip
     LOAD_FAILED = (
         LOAD, "load_failed", RETRY,
@@ -87,17 +88,17 @@ class Cause(Enum):
     )  # fmt: skip
     INVALID_FORMAT = (
         REQUEST, "invalid_format", "mend the JSON Schema as the message says, and drop it again",
-        r"invalid format|invalid json schema"
+        r"invalid format:|invalid json schema"
         r"|failed to parse grammar|json schema conversion failed",  # of llama-server
     )  # fmt: skip
     INVALID_OPTION = (
         REQUEST, "invalid_option", "mend the option that the message names, and drop it again",
         r"option \".*\" must be of type",
     )  # fmt: skip
-    NO_INPUT = REQUEST, "bad_request", _MEND, r"no input provided|template:"
+    NO_INPUT = REQUEST, "bad_request", _MEND, r"no input provided|template:|^decode webp image"
     NOT_SUPPORTED = (
         REQUEST, "not_supported", "use a model with the capability that the message names",
-        r"does not support|(image|audio|video) input is not supported",
+        r"does not support|(image|audio|video) input is not supported", (501,),
     )  # fmt: skip
     MODEL_NOT_FOUND = (
         LOAD, "model_not_found", "check the model's name, or pull it with: obatchctl models pull NAME",
@@ -156,14 +157,15 @@ _body = msgspec.json.Decoder(_Body)
 def from_body(status: int, body: bytes) -> Fault:
     """Classify an error answer: its HTTP status and body."""
     page = body.decode("utf-8", "replace").strip()
-    text = _unpacked(page)
-    return from_response(status, page[:_QUOTED] if text is page else text)
+    return from_response(status, page[:_QUOTED] if _unpacked(page) is page else page)
 
 
 def from_response(status: int, text: str) -> Fault:
     """Classify an error answer: its HTTP status (200 for an error line inside a stream) and error text."""
-    text = _unpacked(text)
-    cause = next((cause for cause in Cause if cause.words is not None and cause.words.search(text)), None)
+    whole, text = text, _unpacked(text)
+    # Its words first, then the whole, which may say what type of error it is.
+    told = ((cause, words) for words in (text, whole) for cause in Cause if cause.words is not None)
+    cause = next((cause for cause, words in told if cause.words.search(words)), None)
     if cause is None:
         cause = next((cause for cause in Cause if status in cause.statuses), Cause.SERVER_ERROR)
     return cause.fault(text or f"the server answered {status}")
