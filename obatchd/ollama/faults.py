@@ -89,7 +89,8 @@ class Cause(Enum):
     INVALID_FORMAT = (
         REQUEST, "invalid_format", "mend the JSON Schema as the message says, and drop it again",
         r"invalid format:|invalid json schema"
-        r"|failed to parse grammar|json schema conversion failed",  # of llama-server
+        # Of llama-server:
+        r"|failed to (parse grammar|initialize samplers)|json schema conversion failed|empty grammar stack",
     )  # fmt: skip
     INVALID_OPTION = (
         REQUEST, "invalid_option", "mend the option that the message names, and drop it again",

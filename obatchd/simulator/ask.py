@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from obatchd.simulator.config import ModelSpec
-from obatchd.simulator.lines import Line
+from obatchd.simulator.config import Line, ModelSpec
 from obatchd.simulator.scheduler import ServeError
 from obatchd.simulator.wire import check_options, keep_alive_s
 

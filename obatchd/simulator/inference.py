@@ -130,7 +130,9 @@ class Answering:
             shown = msgspec.json.encode(ask.format).decode().replace('"', '\\"')
             raise ServeError(500, f'invalid format: "{shown}"; expected "json" or a valid JSON Schema object')
         line = self._scheduler.line
-        if isinstance(ask.format, dict) and (refusal := line.no_grammar(ask.format)):
+        if isinstance(ask.format, dict) and (
+            refusal := line.no_grammar(ask.format, valid=answers.valid_schema(ask.format))
+        ):
             raise ServeError(*refusal)
         if ask.prompt_tokens <= self._num_ctx:
             return ask.prompt_tokens

@@ -14,7 +14,6 @@ from obatchd.errors import ConfigError
 from obatchd.simulator import config as configuration
 from obatchd.simulator import golog
 from obatchd.simulator.config import Config
-from obatchd.simulator.lines import LINES
 
 if TYPE_CHECKING:
     from obatchd.simulator.scheduler import Limits
@@ -35,7 +34,7 @@ def main(arguments: list[str]) -> int:
         config = configuration.load(os.environ)
         if arguments[0].startswith("-"):
             golog.notice("Warning: could not connect to a running Ollama instance")
-            golog.notice(f"Warning: client version is {LINES[config.ollama].version}")
+            golog.notice(f"Warning: client version is {config.line.version}")
             return 0
         if config.start_failure:
             return _failed(config.start_failure)
@@ -112,7 +111,7 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     host, port = listener.getsockname()[:2]
     golog.slog("WARN", "simulated", "simulated Ollama: no model runs here, the answers are made up")
-    line = LINES[config.ollama]
+    line = config.line
     listening = f"Listening on {host}:{port} (version {line.version})"
     golog.slog("INFO", line.source("routes.go:1864", "routes.go:2008"), listening)
     golog.slog("INFO", "runner.go:67", "discovering available GPUs...")
@@ -172,7 +171,7 @@ def _keep_alive_s(text: str) -> float:
 
 
 def _log_gpus(gpus: list[str], config: Config) -> None:
-    line = LINES[config.ollama]
+    line = config.line
     source = line.source("types.go:60", "types.go:32")
     for index, uuid in enumerate(gpus):
         names = {"id": index, "filter_id": uuid} if line.separate else {"id": uuid, "filter_id": ""}

@@ -18,7 +18,6 @@ from typing import Any
 from obatchd.simulator import golog
 from obatchd.simulator.config import Config, FaultBox, ModelSpec
 from obatchd.simulator.gpus import LoadReporter
-from obatchd.simulator.lines import LINES
 from obatchd.simulator.runner import RunnerGone, RunnerProcess
 
 FOREVER_S = (2**63 - 1) / 1e9  # Go's longest duration, what a negative keep_alive means
@@ -127,7 +126,7 @@ class Scheduler:
 
     def __init__(self, config: Config, limits: Limits, gpu_count: int, reporter: LoadReporter | None) -> None:
         self.config = config
-        self.line = LINES[config.ollama]
+        self.line = config.line
         self.limits = limits
         self.faults = FaultBox(config.faults, config.seed)
         self.statistics = Statistics(served_by_slot=[0] * limits.slots)

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from daemon_support import Daemon, Job, alive, json_array_gz, jsonl, kill_server, prompts, wait_for
-from ollama_support import real_version
+from ollama_support import real_line, real_version
 
 Start = Callable[..., Daemon]
 pytestmark = [pytest.mark.real_ollama, pytest.mark.timeout(180)]
@@ -109,7 +109,7 @@ def test_the_original_configuration_works_with_real_remote_servers(real: Start, 
 
 
 def test_a_prompt_is_never_cut(real: Start, tmp_path: Path) -> None:
-    # At this level Ollama logs each prompt as it is given to the model. obatchd refuses to set it.
+    # At this level 0.24 logs each prompt as it is given to the model, 0.33 its length. obatchd refuses to set it.
     telling = tmp_path / "ollama"
     telling.write_text(f'#!/bin/sh\nOLLAMA_DEBUG=2 exec "{os.environ.get("OBATCHD_TEST_OLLAMA")}" "$@"\n')
     telling.chmod(0o755)
@@ -126,11 +126,9 @@ def test_a_prompt_is_never_cut(real: Start, tmp_path: Path) -> None:
     [record] = fits.results
     assert 4096 < record["prompt_tokens"] < 16384
     assert "truncating input prompt" not in server_log(d, "cpu0")
-    assert "xylophone word number" in _prompts_run(d)
-
-
-def _prompts_run(d: Daemon) -> str:
-    return "\n".join(line for line in server_log(d, "cpu0").splitlines() if "completion request" in line)
+    run = "\n".join(line for line in server_log(d, "cpu0").splitlines() if "completion request" in line)
+    rendered = f"<|im_start|>user\n{words}<|im_end|>\n<|im_start|>assistant\n"
+    assert ("xylophone word number" if real_line() == "0.24" else f"prompt_len={len(rendered)}") in run
 
 
 @pytest.mark.root

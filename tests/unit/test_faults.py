@@ -71,6 +71,16 @@ TABLE_033 = [  # of the line whose engine is llama-server, 0.30 and later
     (
         400,
         llama_server(
+            400,
+            "Failed to initialize samplers: Unexpected empty grammar stack after accepting piece: <think>",
+            "invalid_request_error",
+        ),
+        REQUEST,
+        "invalid_format",
+    ),
+    (
+        400,
+        llama_server(
             400, 'JSON schema conversion failed:\nUnrecognized schema: {"type":"nothing"}', "invalid_request_error"
         ),
         REQUEST,
