@@ -165,8 +165,8 @@ def from_response(status: int, text: str) -> Fault:
     """Classify an error answer: its HTTP status (200 for an error line inside a stream) and error text."""
     whole, text = text, _unpacked(text)
     # Its words first, then the whole, which may say what type of error it is.
-    told = ((cause, words) for words in (text, whole) for cause in Cause if cause.words is not None)
-    cause = next((cause for cause, words in told if cause.words.search(words)), None)
+    told = ((cause, words) for words in (text, whole) for cause in Cause)
+    cause = next((cause for cause, words in told if cause.words is not None and cause.words.search(words)), None)
     if cause is None:
         cause = next((cause for cause in Cause if status in cause.statuses), Cause.SERVER_ERROR)
     return cause.fault(text or f"the server answered {status}")

@@ -99,7 +99,7 @@ def test_shows_a_model(server: Ollama) -> None:
     assert isinstance(shown["model_info"][f"{architecture}.context_length"], int)
 
 
-def test_loads_lists_and_unloads(server: Ollama) -> None:
+def test_loads_lists_and_unloads(server: Ollama, kind: Kind) -> None:
     loaded = server.ask("POST", "/api/generate", {"model": "tiny", "keep_alive": -1})
     assert (loaded.status, loaded.type) == (200, "application/json")
     assert shape(loaded.json()) == {**DONE, "response": "str"}
@@ -108,7 +108,9 @@ def test_loads_lists_and_unloads(server: Ollama) -> None:
     text = dict.fromkeys(("name", "model", "digest", "expires_at"), "str")
     numbers = dict.fromkeys(("size", "size_vram", "context_length"), "int")
     assert shape(model) == {**text, **numbers, "details": DETAILS}
-    assert (model["name"], model["context_length"], model["size_vram"]) == ("tiny:latest", 4096, 0)
+    assert (model["name"], model["context_length"]) == ("tiny:latest", 4096)
+    # 0.33 takes every buffer for a GPU's whose name does not begin with CPU: that of a CPU with AMX, too.
+    assert model["size_vram"] == 0 or (kind.real and kind.line == "0.33" and model["size_vram"] < model["size"])
     assert model["expires_at"] > "2200"
     unloaded = server.ask("POST", "/api/chat", {"model": "tiny", "messages": [], "keep_alive": 0})
     assert shape(unloaded.json()) == {**DONE, "message": {"role": "str", "content": "str"}}
