@@ -90,7 +90,8 @@ class Cause(Enum):
         REQUEST, "invalid_format", "mend the JSON Schema as the message says, and drop it again",
         r"invalid format:|invalid json schema"
         # Of llama-server:
-        r"|failed to (parse grammar|initialize samplers)|json schema conversion failed|empty grammar stack",
+        r"|failed to (parse grammar|initialize samplers)|field 'json_schema'|json schema conversion"
+        r"|empty grammar stack",
     )  # fmt: skip
     INVALID_OPTION = (
         REQUEST, "invalid_option", "mend the option that the message names, and drop it again",

@@ -81,6 +81,16 @@ TABLE_033 = [  # of the line whose engine is llama-server, 0.30 and later
     (
         400,
         llama_server(
+            400,
+            "Field 'json_schema': \"json_schema\": At least one of min_value or max_value must be set",
+            "invalid_request_error",
+        ),
+        REQUEST,
+        "invalid_format",
+    ),
+    (
+        400,
+        llama_server(
             400, 'JSON schema conversion failed:\nUnrecognized schema: {"type":"nothing"}', "invalid_request_error"
         ),
         REQUEST,
