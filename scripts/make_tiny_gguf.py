@@ -69,6 +69,8 @@ def add_metadata(writer: gguf.GGUFWriter, options: argparse.Namespace) -> None:
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_chat_template(CHAT_TEMPLATE)
+    if options.pooling:
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
 
 
 def add_tensors(writer: gguf.GGUFWriter, options: argparse.Namespace) -> None:
@@ -117,6 +119,7 @@ def main() -> None:
     parser.add_argument("--ff", type=int, default=1024)
     parser.add_argument("--ctx", type=int, default=2048)
     parser.add_argument("--eos-bias", type=float, default=0.4, help="1.0: 5 tokens, 0.4: about 50, 0.2: never stops")
+    parser.add_argument("--pooling", action="store_true", help="makes vectors and no text")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--name", default="tiny-random")
     options = parser.parse_args()

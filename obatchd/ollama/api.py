@@ -14,6 +14,18 @@ from obatchd.ollama.faults import UNREADABLE, Cause, Fault
 from obatchd.ollama.reading import Whole
 
 _T = TypeVar("_T")
+# Since 0.30 whether a context may shift is chosen when a model is loaded: a call that says otherwise than the prompts,
+# or nothing, waits until nothing is in flight and loads the model again (ollama server/sched.go, needsReload).
+_AS_PROMPTS = {"shift": False}
+
+
+def for_vectors(options: dict[str, Any]) -> dict[str, Any]:
+    """Load-time options of a model that makes vectors: a text of the whole context is one batch.
+
+    Since 0.30 a text is refused as too long for the context where it is longer than a batch, which has at most 2,048
+    tokens unless another number is asked for (ollama llm/llama_server.go, DefaultEmbeddingNumBatch).
+    """
+    return options | {"num_batch": options["num_ctx"]} if "num_ctx" in options else options
 
 
 class LoadedModel(msgspec.Struct):
@@ -118,7 +130,7 @@ class OllamaApi:
         Raises ModelError, too: ``model_not_found``, or ``does_not_fit`` for want of memory.
         """
         body = {"model": model, "options": options, "stream": False} | ({"keep_alive": -1} if pin else {})
-        await self._call_or_embed("/api/generate", body, {**body, "input": []}, timeout_s)
+        await self._call_or_embed("/api/generate", body | _AS_PROMPTS, {**body, "input": []}, timeout_s)
 
     async def unload(self, model: str, timeout_s: float) -> None:
         await self._call("POST", "/api/generate", timeout_s, {"model": model, "keep_alive": 0, "stream": False})
@@ -127,7 +139,7 @@ class OllamaApi:
         """Have one token generated: the least that shows whether a server works."""
         options = {**options, "num_predict": 1}
         body = {"model": model, "messages": [{"role": "user", "content": "1"}], "options": options, "stream": False}
-        body |= {"keep_alive": -1} if pin else {}
+        body |= _AS_PROMPTS | ({"keep_alive": -1} if pin else {})
         await self._call_or_embed("/api/chat", body, {"model": model, "input": "1", "options": options}, timeout_s)
 
     async def generate(
@@ -154,6 +166,7 @@ class OllamaApi:
         except ModelError as error:
             if error.code != Cause.NOT_SUPPORTED.code:
                 raise
+            embed["options"] = for_vectors(embed["options"])
             await self._call("POST", "/api/embed", timeout_s, embed)
 
     async def _ask(

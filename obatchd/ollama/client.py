@@ -141,6 +141,9 @@ class OllamaClient:
         """Send ``body``, whose ``input`` is a list of texts, to ``/api/embed``; as little raised as by ``chat``."""
         answer = Whole()
         if (fault := await exchange(self._connections, "/api/embed", _encode(body), answer)) is not None:
+            if fault.code == Cause.NOT_SUPPORTED.code:  # since 0.30 of every model of text
+                words = f"{body['model']} makes no vectors on this server; name an embedding model ({fault.message})"
+                fault = fault._replace(message=words)
             return Embedded([], 0, fault)
         try:
             found = _vectors.decode(answer.body)

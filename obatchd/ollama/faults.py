@@ -63,19 +63,24 @@ class Cause(Enum):
     CONTEXT_EXCEEDED = (
         REQUEST, "context_exceeded", "give the request a larger context_length, or shorten the prompt",
         r"input length exceeds the context length|longer than the context length|exceeds maximum context length"
-        r"|exceeds the available context size|larger than the max context size",  # of llama-server
+        r"|exceed_context_size_error|exceeds the available context|larger than the max context size",  # of llama-server
     )  # fmt: skip
     SERVER_BUSY = NOBODY, "server_busy", RETRY, r"server busy|^loading model$", (408, 429, 503)
     RUNNER_DIED = (  # while it worked, for whatever reason
         CRASH, "runner_crash", RETRY,
-        r"error was encountered while running the model|model runner has unexpectedly stopped",
+        r"error was encountered while running the model|model runner has unexpectedly stopped"
+        # Of 0.33, whose calls to llama-server broke off; a call to /v2/ is one to a registry.
+        r"|error reading (llama-server|embed)|(post|get) \"http://127\.0\.0\.1:\d+/(?!v2/)|read tcp 127\.0\.0\.1:\d+->",
     )  # fmt: skip
     DOES_NOT_FIT = (  # which a runner may tell with its last words
         LOAD, "does_not_fit", "use a smaller model, a smaller context_length, or a [[servers.group]] of several GPUs",
         r"requires more system memory|unable to load full model on gpu|resource limitations|failed to allocate"
         r"|(cuda|hip)Malloc failed|out[ -]of[ -](device[ -])?memory|(not enough|insufficient) memory",
     )  # fmt: skip
-    RUNNER_GONE = CRASH, "runner_crash", RETRY, r"(runner|llama-server) process (has terminated|no longer running)"
+    RUNNER_GONE = (
+        CRASH, "runner_crash", RETRY,
+        r"(runner|llama-server) process (has terminated|no longer running)|^connection refused$",
+    )  # fmt: skip
     LOAD_FAILED = (
         LOAD, "load_failed", RETRY,
         r"timed out waiting for llama.(runner|server)|error starting (runner|llama-server)"
@@ -83,17 +88,19 @@ class Cause(Enum):
     )  # fmt: skip
     INVALID_FORMAT = (
         REQUEST, "invalid_format", "mend the JSON Schema as the message says, and drop it again",
-        r"invalid format|invalid json schema"
-        r"|failed to parse grammar|json schema conversion failed",  # of llama-server
+        r"invalid format:|invalid json schema"
+        # Of llama-server:
+        r"|failed to (parse grammar|initialize samplers)|field 'json_schema'|json schema conversion"
+        r"|empty grammar stack",
     )  # fmt: skip
     INVALID_OPTION = (
         REQUEST, "invalid_option", "mend the option that the message names, and drop it again",
         r"option \".*\" must be of type",
     )  # fmt: skip
-    NO_INPUT = REQUEST, "bad_request", _MEND, r"no input provided|template:"
+    NO_INPUT = REQUEST, "bad_request", _MEND, r"no input provided|template:|^decode webp image"
     NOT_SUPPORTED = (
         REQUEST, "not_supported", "use a model with the capability that the message names",
-        r"does not support|(image|audio|video) input is not supported",
+        r"does not support|(image|audio|video) input is not supported", (501,),
     )  # fmt: skip
     MODEL_NOT_FOUND = (
         LOAD, "model_not_found", "check the model's name, or pull it with: obatchctl models pull NAME",
@@ -106,7 +113,10 @@ class Cause(Enum):
         "", (401, 403),
     )  # fmt: skip
     BAD_REQUEST = REQUEST, "bad_request", _MEND, "", range(400, 499)  # 499: the client went away
-    SERVER_ERROR = SERVER, "server_error", RETRY  # anything else
+    SERVER_ERROR = (  # anything else, and what 0.33 answers to a request for vectors with 400 where 0.24 has 500
+        SERVER, "server_error", RETRY,
+        r"^server not responding$|embedding contains nan|unmarshal embedding|empty embedding|^(de)?tokenize error",
+    )  # fmt: skip
 
     # Found by obatchd.
 
@@ -149,14 +159,15 @@ _body = msgspec.json.Decoder(_Body)
 def from_body(status: int, body: bytes) -> Fault:
     """Classify an error answer: its HTTP status and body."""
     page = body.decode("utf-8", "replace").strip()
-    text = _unpacked(page)
-    return from_response(status, page[:_QUOTED] if text is page else text)
+    return from_response(status, page[:_QUOTED] if _unpacked(page) is page else page)
 
 
 def from_response(status: int, text: str) -> Fault:
     """Classify an error answer: its HTTP status (200 for an error line inside a stream) and error text."""
-    text = _unpacked(text)
-    cause = next((cause for cause in Cause if cause.words is not None and cause.words.search(text)), None)
+    whole, text = text, _unpacked(text)
+    # Its words first, then the whole, which may say what type of error it is.
+    told = ((cause, words) for words in (text, whole) for cause in Cause)
+    cause = next((cause for cause, words in told if cause.words is not None and cause.words.search(words)), None)
     if cause is None:
         cause = next((cause for cause in Cause if status in cause.statuses), Cause.SERVER_ERROR)
     return cause.fault(text or f"the server answered {status}")

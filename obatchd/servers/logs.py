@@ -21,6 +21,8 @@ log = obatchd.log.get(__name__)
 RING_LINES = 200
 FILE_BYTES = 10 * 1024**2  # of each of two files: the current and the one before
 _LINE_BYTES = 64 * 1024
+# About 18 lines of llama-server for each prompt, none of a fault: they would push out those that tell of one.
+_CHATTER = (b"slot ", b"\t")
 
 _TAIL_BYTES = 1024**2
 _FOLLOW_S = 0.5
@@ -28,8 +30,9 @@ _LAST_WORDS_LINES = 3
 _LAST_WORDS_CHARACTERS = 400
 _ALARM = re.compile(r"CUDA error|GGML_ASSERT|panic:|fatal error:|^Error:|level=ERROR|out of memory")
 _NOTABLE = re.compile(
-    r"CUDA error|cudaMalloc failed|GGML_ASSERT|panic:|fatal error:|llama runner terminated|"
-    r"address already in use|failure during GPU discovery|offloaded \d+/\d+ layers"
+    r"CUDA error|cudaMalloc failed|GGML_ASSERT|panic:|fatal error:|llama(-server| runner) terminated|"
+    r"address already in use|failure during (llama-server )?GPU discovery|GPU discovery watchdog|"
+    r"offloaded \d+/\d+ layers"
 )
 
 
@@ -106,7 +109,8 @@ class LogDrain:
             rest = b""
         self._rest = rest
         for line in lines:
-            self._take(line.decode(errors="replace").rstrip())
+            if not line.startswith(_CHATTER):
+                self._take(line.decode(errors="replace").rstrip())
 
     def last_words(self) -> str:
         """Its last words that tell why it ended: from the last alarming line on."""

@@ -6,8 +6,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from obatchd.simulator.config import ModelSpec
-from obatchd.simulator.scheduler import LOAD_OPTIONS, ServeError
+from obatchd.simulator.config import Line, ModelSpec
+from obatchd.simulator.scheduler import ServeError
 from obatchd.simulator.wire import check_options, keep_alive_s
 
 _MESSAGE_TOKENS = 4  # tokens that a chat template adds to every message
@@ -37,9 +37,9 @@ class Ask:
     load_only: bool
     arrived_s: float = field(default_factory=time.monotonic)
 
-    def load_options(self) -> dict[str, Any]:
-        """Options that make a model be loaded again when they differ."""
-        return {name: self.options[name] for name in LOAD_OPTIONS if name in self.options}
+    def load_options(self, line: Line) -> dict[str, Any]:
+        """What makes a model be loaded again when it differs."""
+        return line.load_options(self.options, shift=self.shift)
 
 
 def read_ask(asked: dict[str, Any], spec: ModelSpec, default_context: int, *, chat: bool) -> Ask:

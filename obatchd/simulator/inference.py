@@ -62,7 +62,7 @@ async def answer(scheduler: Scheduler, ask: Ask, output: Output) -> None:
     if (fault := scheduler.faults.strike(_AT_ARRIVAL, ask.spec.name, ask.prompt)) is not None:
         busy = fault.kind == "busy"
         raise ServeError(503 if busy else fault.status, _BUSY_TEXT if busy else fault.message)
-    loaded = await scheduler.acquire(ask.spec, ask.load_options(), ask.keep_alive_s)
+    loaded = await scheduler.acquire(ask.spec, ask.load_options(scheduler.line), ask.keep_alive_s)
     try:
         load_duration_s = time.monotonic() - ask.arrived_s
         slot = await scheduler.take_slot(loaded)
@@ -129,14 +129,15 @@ class Answering:
         if not format_ok:
             shown = msgspec.json.encode(ask.format).decode().replace('"', '\\"')
             raise ServeError(500, f'invalid format: "{shown}"; expected "json" or a valid JSON Schema object')
-        if isinstance(ask.format, dict) and not answers.valid_schema(ask.format):
-            raise ServeError(500, "invalid JSON schema in format")
+        line = self._scheduler.line
+        if isinstance(ask.format, dict) and (
+            refusal := line.no_grammar(ask.format, valid=answers.valid_schema(ask.format))
+        ):
+            raise ServeError(*refusal)
         if ask.prompt_tokens <= self._num_ctx:
             return ask.prompt_tokens
-        if not ask.truncate:
-            message = "the input length exceeds the context length"
-            golog.slog("INFO", "server.go:1664", f"llm predict error: {message}")
-            raise ServeError(400, message)
+        if refusal := line.too_long(ask.prompt_tokens, self._num_ctx, truncate=ask.truncate, shift=ask.shift):
+            raise ServeError(*refusal)
         golog.slog("WARN", "runner.go:153", "truncating input prompt", limit=self._num_ctx, prompt=ask.prompt_tokens)
         return self._num_ctx
 
@@ -283,5 +284,5 @@ async def load(scheduler: Scheduler, ask: Ask) -> dict[str, Any]:
     if ask.keep_alive_s == 0:
         scheduler.unload(ask.spec)
         return load_answer(ask, "unload")
-    scheduler.release(await scheduler.acquire(ask.spec, ask.load_options(), ask.keep_alive_s))
+    scheduler.release(await scheduler.acquire(ask.spec, ask.load_options(scheduler.line), ask.keep_alive_s))
     return load_answer(ask, "load")

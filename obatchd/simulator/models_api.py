@@ -17,7 +17,7 @@ from aiohttp import web
 
 from obatchd.simulator import golog
 from obatchd.simulator.config import ModelSpec
-from obatchd.simulator.scheduler import FOREVER_S, LOAD_OPTIONS, Loaded, Scheduler, ServeError
+from obatchd.simulator.scheduler import FOREVER_S, Loaded, Scheduler, ServeError
 from obatchd.simulator.store import ModelStore, details, full_name, valid_name
 from obatchd.simulator.wire import check_options, decode, keep_alive_s
 
@@ -47,6 +47,7 @@ class ModelsApi:
     def __init__(self, scheduler: Scheduler, store: ModelStore) -> None:
         self._scheduler = scheduler
         self._store = store
+        self._line = scheduler.line
 
     async def tags(self, _request: web.Request) -> web.Response:
         models = [
@@ -56,11 +57,17 @@ class ModelsApi:
                 "modified_at": spec.modified_at,
                 "size": spec.size_bytes,
                 "digest": spec.digest,
-                "details": details(spec),
+                **self._detailed(spec),
             }
             for spec in self._store.all().values()
         ]
         return _json({"models": sorted(models, key=lambda model: str(model["modified_at"]), reverse=True)})
+
+    def _detailed(self, spec: ModelSpec) -> dict[str, Any]:
+        if not self._line.separate:
+            return {"details": details(spec)}
+        lengths = {"context_length": spec.context_length, "embedding_length": _EMBEDDING_SIZE}
+        return {"details": details(spec) | lengths, "capabilities": spec.capabilities}
 
     async def ps(self, _request: web.Request) -> web.Response:
         return _json({"models": [_loaded(loaded) for loaded in self._scheduler.loaded.values()]})
@@ -68,6 +75,7 @@ class ModelsApi:
     async def show(self, request: web.Request) -> web.Response:
         asked = decode(await request.read(), "ShowRequest")
         name = asked.get("model") or asked.get("name", "")
+        name = full_name(name) if name and self._line.separate else name  # as an error calls it
         spec = find(self._store, name, when_empty=ServeError(400, "model is required"))
         return _json(_shown(spec))
 
@@ -164,10 +172,13 @@ class ModelsApi:
             raise ServeError(404, quoted)
         options = check_options({**spec.parameters, **asked.get("options", {})})
         options["num_ctx"] = min(options.get("num_ctx", self._scheduler.limits.context_length), spec.context_length)
-        load_options = {key: options[key] for key in LOAD_OPTIONS if key in options}
-        loaded = await self._scheduler.acquire(spec, load_options, keep_alive_s(asked.get("keep_alive")))
+        loads = self._line.load_options(options, shift=True)
+        loaded = await self._scheduler.acquire(spec, loads, keep_alive_s(asked.get("keep_alive")))
         self._scheduler.release(loaded)
-        if not asked.get("truncate", True) and any(len(text.split()) > options["num_ctx"] for text in texts):
+        if texts and (refusal := self._line.no_vectors(spec.capabilities)):
+            raise ServeError(*refusal)
+        longest = self._line.longest_text(options)
+        if not asked.get("truncate", True) and any(len(text.split()) > longest for text in texts):
             raise ServeError(400, "the input length exceeds the context length")
         if texts:
             self._scheduler.statistics.requests += 1

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from obatchd.errors import ConfigError
 from obatchd.simulator import config as configuration
 from obatchd.simulator import golog
-from obatchd.simulator.config import VERSION, Config
+from obatchd.simulator.config import Config
 
 if TYPE_CHECKING:
     from obatchd.simulator.scheduler import Limits
@@ -28,14 +28,14 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status.
     """
-    if arguments in (["--version"], ["-v"]):
-        golog.notice("Warning: could not connect to a running Ollama instance")
-        golog.notice(f"Warning: client version is {VERSION}")
-        return 0
-    if arguments not in (["serve"], ["start"]):
+    if arguments not in (["serve"], ["start"], ["--version"], ["-v"]):
         return _failed("usage: python -m obatchd.simulator.ollama serve")
     try:
         config = configuration.load(os.environ)
+        if arguments[0].startswith("-"):
+            golog.notice("Warning: could not connect to a running Ollama instance")
+            golog.notice(f"Warning: client version is {config.line.version}")
+            return 0
         if config.start_failure:
             return _failed(config.start_failure)
         _key_pair()
@@ -111,7 +111,9 @@ async def _serve(config: Config, listener: socket.socket) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     host, port = listener.getsockname()[:2]
     golog.slog("WARN", "simulated", "simulated Ollama: no model runs here, the answers are made up")
-    golog.slog("INFO", "routes.go:1864", f"Listening on {host}:{port} (version {VERSION})")
+    line = config.line
+    listening = f"Listening on {host}:{port} (version {line.version})"
+    golog.slog("INFO", line.source("routes.go:1864", "routes.go:2008"), listening)
     golog.slog("INFO", "runner.go:67", "discovering available GPUs...")
     await asyncio.sleep(config.discovery_s)
     gpus = visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"), config)
@@ -169,15 +171,16 @@ def _keep_alive_s(text: str) -> float:
 
 
 def _log_gpus(gpus: list[str], config: Config) -> None:
-    source = "types.go:60"
+    line = config.line
+    source = line.source("types.go:60", "types.go:32")
     for index, uuid in enumerate(gpus):
+        names = {"id": index, "filter_id": uuid} if line.separate else {"id": uuid, "filter_id": ""}
         total = f"{config.gpu_memory_bytes / _GIB:.1f} GiB"
         golog.slog(
             "INFO",
             source,
             "inference compute",
-            id=uuid,
-            filter_id="",
+            **names,
             library="CUDA",
             compute="9.0",
             name=f"CUDA{index}",

@@ -21,7 +21,6 @@ from obatchd.simulator.gpus import LoadReporter
 from obatchd.simulator.runner import RunnerGone, RunnerProcess
 
 FOREVER_S = (2**63 - 1) / 1e9  # Go's longest duration, what a negative keep_alive means
-LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
 
 _BUSY = "server busy, please try again.  maximum pending requests exceeded"
 _STOPPED = (
@@ -127,6 +126,7 @@ class Scheduler:
 
     def __init__(self, config: Config, limits: Limits, gpu_count: int, reporter: LoadReporter | None) -> None:
         self.config = config
+        self.line = config.line
         self.limits = limits
         self.faults = FaultBox(config.faults, config.seed)
         self.statistics = Statistics(served_by_slot=[0] * limits.slots)
@@ -236,7 +236,9 @@ class Scheduler:
     async def _load(self, spec: ModelSpec, options: dict[str, Any]) -> Loaded:
         start_s = time.monotonic()
         name = spec.name
-        golog.slog("INFO", "server.go:433", "starting runner", cmd=f"simulated runner --model sha256-{spec.digest}")
+        line = self.line
+        command = f"simulated runner --model sha256-{spec.digest}"
+        golog.slog("INFO", line.source("server.go:433", "llama_server.go:433"), line.starting, cmd=command)
         runner = await RunnerProcess.start(name, spec.digest, on_death=self._died)
         self._runners.add(runner)
         try:
@@ -245,7 +247,7 @@ class Scheduler:
                 raise RunnerGone
         except RunnerGone:
             runner.kill()
-            raise ServeError(500, "llama runner process has terminated: exit status 2") from None
+            raise ServeError(500, f"{line.engine} process has terminated: exit status 2") from None
         except asyncio.CancelledError:  # the one that wanted it has gone; Ollama gives up the load too
             runner.kill()
             raise
@@ -256,7 +258,8 @@ class Scheduler:
         self.loaded[name] = loaded
         took_s = time.monotonic() - start_s
         self.statistics.loads.append({"model": name, "num_ctx": loaded.num_ctx, "at_s": time.time()})
-        golog.slog("INFO", "server.go:1432", f"llama runner started in {took_s:.2f} seconds")
+        source = line.source("server.go:1432", "llama_server.go:1362")
+        golog.slog("INFO", source, f"{line.engine} started in {took_s:.2f} seconds")
         golog.slog("INFO", "sched.go:561", "loaded runners", count=len(self.loaded))
         self._report_memory()
         return loaded
@@ -264,7 +267,9 @@ class Scheduler:
     def _died(self, runner: RunnerProcess) -> None:
         self._runners.discard(runner)
         if any(loaded.runner is runner for loaded in self.loaded.values()):
-            golog.slog("WARN", "server.go:1299", "llama runner process no longer running", pid=runner.pid)
+            line = self.line
+            source = line.source("server.go:1299", "llama_server.go:1196")
+            golog.slog("WARN", source, f"{line.engine} process no longer running", pid=runner.pid)
             self._report_memory()
 
     def _expire(self, loaded: Loaded) -> None:

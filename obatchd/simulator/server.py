@@ -12,7 +12,7 @@ from aiohttp import web
 
 from obatchd.simulator import golog, inference
 from obatchd.simulator.ask import Ask, read_ask
-from obatchd.simulator.config import VERSION, Fault, FaultBox
+from obatchd.simulator.config import Fault, FaultBox
 from obatchd.simulator.models_api import ModelsApi, find
 from obatchd.simulator.scheduler import Scheduler, ServeError
 from obatchd.simulator.store import ModelStore
@@ -116,7 +116,7 @@ class Server:
         return web.Response(text="Ollama is running")
 
     async def version(self, _request: web.Request) -> web.Response:
-        return json_response({"version": VERSION})
+        return json_response({"version": self._scheduler.line.version})
 
     async def generate(self, request: web.Request) -> web.StreamResponse:
         return await self._infer(request, chat=False)
@@ -165,7 +165,7 @@ class Server:
         return json_response(
             {
                 "simulated": True,
-                "version": VERSION,
+                "version": self._scheduler.line.version,
                 "pid": os.getpid(),
                 "slots": self._scheduler.limits.slots,
                 "loaded": [loaded.spec.name for loaded in self._scheduler.loaded.values()],

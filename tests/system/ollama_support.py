@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -28,8 +29,25 @@ def real_command() -> list[str] | None:
     return [path] if path and os.environ.get("OBATCHD_TEST_MODELS") else None
 
 
+@functools.cache
+def real_version() -> str:
+    """Its version, such as ``0.33.2``."""
+    command = real_command()
+    assert command is not None
+    # The port is one where nothing answers, so that the program speaks of itself only.
+    asked = subprocess.run(
+        [*command, "--version"], env={**os.environ, "OLLAMA_HOST": "127.0.0.1:1"}, capture_output=True, text=True
+    )
+    return (asked.stdout + asked.stderr).split()[-1]
+
+
+def real_line() -> str:
+    """The line of versions that it belongs to, such as ``0.33``."""
+    return real_version().rpartition(".")[0]
+
+
 def real_models() -> Path:
-    """The model store that goes with it: ``tiny``, ``tiny2`` and ``endless``. Tests never change it."""
+    """The model store that goes with it: ``tiny``, ``tiny2``, ``endless`` and ``vectors``. Tests never change it."""
     return Path(os.environ["OBATCHD_TEST_MODELS"])
 
 

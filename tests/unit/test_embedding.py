@@ -46,7 +46,7 @@ async def test_many_requests_share_a_call_and_its_tokens() -> None:
     [body] = server.asked
     assert body == {
         "model": "vectors", "input": ["a", "bb", "ccc", "dddd"], "truncate": False,
-        "options": {"temperature": 1, "num_ctx": 8192},
+        "options": {"temperature": 1, "num_ctx": 8192, "num_batch": 8192},
     }  # fmt: skip
     assert [values(one) for one in found] == [[1, 0.5], [[2, 0.5], [3, 0.5]], [4, 0.5]]
     assert sum(one.answer.prompt_tokens for one in found) == 12

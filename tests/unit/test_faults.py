@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,26 @@ TABLE_033 = [  # of the line whose engine is llama-server, 0.30 and later
     (
         400,
         llama_server(
+            400,
+            "Failed to initialize samplers: Unexpected empty grammar stack after accepting piece: <think>",
+            "invalid_request_error",
+        ),
+        REQUEST,
+        "invalid_format",
+    ),
+    (
+        400,
+        llama_server(
+            400,
+            "Field 'json_schema': \"json_schema\": At least one of min_value or max_value must be set",
+            "invalid_request_error",
+        ),
+        REQUEST,
+        "invalid_format",
+    ),
+    (
+        400,
+        llama_server(
             400, 'JSON schema conversion failed:\nUnrecognized schema: {"type":"nothing"}', "invalid_request_error"
         ),
         REQUEST,
@@ -91,6 +112,15 @@ TABLE_033 = [  # of the line whose engine is llama-server, 0.30 and later
         REQUEST,
         "not_supported",
     ),
+    (
+        501,
+        llama_server(501, "This server does not support completions.", "not_supported_error"),
+        REQUEST,
+        "not_supported",
+    ),
+    (501, "in other words", REQUEST, "not_supported"),
+    (400, llama_server(400, "in other words", "exceed_context_size_error", n_ctx=4096), REQUEST, "context_exceeded"),
+    (500, "decode WebP image: invalid format", REQUEST, "bad_request"),
     (404, "model 'nope:latest' not found", LOAD, "model_not_found"),
     (500, "timed out waiting for llama-server to start - error loading model", LOAD, "load_failed"),
     (500, "error starting llama-server: fork/exec /usr/lib/ollama/llama-server: no such file", LOAD, "load_failed"),
@@ -128,12 +158,27 @@ TABLE_033 = [  # of the line whose engine is llama-server, 0.30 and later
     (500, llama_server(500, "Compute error.", "server_error"), SERVER, "server_error"),
     (500, llama_server(500, "Context size has been exceeded.", "server_error"), SERVER, "server_error"),
     (503, llama_server(503, "Loading model", "unavailable_error"), NOBODY, "server_busy"),
+    # llama-server died while it worked; "unexpected EOF" has the words of 0.24, all else these (llm/llama_server.go)
     (
         500,
         "error reading llama-server response: read tcp 127.0.0.1:1->127.0.0.1:2: connection reset by peer",
-        SERVER,
-        "server_error",
+        CRASH,
+        "runner_crash",
     ),
+    (500, "error reading llama-server chat response: read tcp: connection reset by peer", CRASH, "runner_crash"),
+    # /api/embed answers every plain error with 400 (server/routes.go, EmbedHandler)
+    (400, 'do embedding request: Post "http://127.0.0.1:45871/v1/embeddings": EOF', CRASH, "runner_crash"),
+    (400, "error reading embed response: unexpected EOF", CRASH, "runner_crash"),
+    (400, 'Post "http://127.0.0.1:45871/tokenize": dial tcp 127.0.0.1:45871: connect: refused', CRASH, "runner_crash"),
+    (400, "llama-server process no longer running: signal: killed", CRASH, "runner_crash"),
+    (400, "connection refused", CRASH, "runner_crash"),
+    (500, "error reading llama-server response: read tcp 127.0.0.1:1->127.0.0.1:2: broken pipe", CRASH, "runner_crash"),
+    (400, "read tcp 127.0.0.1:44418->127.0.0.1:45871: read: connection reset by peer", CRASH, "runner_crash"),
+    (400, 'health resp: Get "http://127.0.0.1:45871/health": EOF', CRASH, "runner_crash"),
+    (400, "server not responding", SERVER, "server_error"),
+    (400, "embedding contains NaN or Inf values", SERVER, "server_error"),
+    (400, "empty embedding response", SERVER, "server_error"),
+    (400, "unexpected server status: llm server loading model", SERVER, "no_slot"),
 ]
 TABLE = [
     # 400: the request
@@ -268,3 +313,30 @@ def test_every_failure_has_advice() -> None:
     assert summary_advice("stalled") == "look at the servers with: obatchctl status, then retry the job"
     assert summary_advice("missing_prompt") == 'give the request a "prompt"'
     assert summary_advice("brand_new_code") == RETRY
+
+
+RECORDED = Path(__file__).parents[1] / "recorded"
+BLAMED = {  # the codes of what a real server refused, by the names in tests/system/exchanges.py
+    "context_exceeded": ("too long to generate", "too long to chat", "too long and not to be shifted",
+                         "too long for vectors", "vectors of a text longer than a batch"),
+    "invalid_format": ("a format that is none", "a type that is none", r"pattern ^\d{6}$", r"pattern ^\w+$"),
+    "invalid_option": ("text for temperature", "text for num_ctx", "text for stop"),
+    "not_supported": ("no thinking in chat", "no thinking in generate", "no tools", "vectors of a model of text",
+                      "text of a model of vectors", "generated text of a model of vectors"),
+    "model_not_found": ("no model to chat with", "no model to generate with", "no name of a model to generate with",
+                        "no model to show", "no model to embed with", "no model to delete"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["0.24", "0.33"])
+def test_what_real_servers_refused_is_blamed_on_whom_it_should_be(line: str) -> None:
+    outcomes = json.loads((RECORDED / f"ollama-{line}.json").read_text())["outcomes"]
+    codes = {name: code for code, names in BLAMED.items() for name in names}
+    refused = {name: found for name, found in outcomes.items() if found["status"] != 200}
+    found = {name: faults.from_body(answer["status"], json.dumps({"error": answer["error"]}).encode())
+             for name, answer in refused.items()}  # fmt: skip
+    assert {name: fault.code for name, fault in found.items()} == {
+        name: codes.get(name, "bad_request") for name in found
+    }
+    assert {fault.kind for fault in found.values()} == {REQUEST, LOAD}
+    assert not [fault.message for fault in found.values() if fault.message.startswith("{")]

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from obatchd.dispatch.protocol import JobContext
+from obatchd.dispatch.worker.body import request_body
 from obatchd.errors import ModelError, ServerError
+from obatchd.jobs.formats.request import Request
 from obatchd.ollama.api import OllamaApi
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -83,7 +86,11 @@ async def test_every_call_has_its_method_its_body_the_token_and_a_connection_of_
         ("GET", "/api/ps", None),
         ("POST", "/api/show", {"model": "m"}),
         ("DELETE", "/api/delete", {"model": "m"}),
-        ("POST", "/api/generate", {"model": "m", "options": {"num_ctx": 4096}, "stream": False, "keep_alive": -1}),
+        (
+            "POST",
+            "/api/generate",
+            {"model": "m", "options": {"num_ctx": 4096}, "stream": False, "keep_alive": -1, "shift": False},
+        ),
         ("POST", "/api/generate", {"model": "m", "keep_alive": 0, "stream": False}),
     ]
     assert len(peers) == len(seen)
@@ -114,19 +121,36 @@ async def test_the_table_of_faults_decides_what_an_error_answer_is(
 
 
 async def test_a_model_that_makes_only_vectors_is_loaded_and_tried_by_one(serve: Serve) -> None:
-    asked: list[str] = []
+    asked: list[tuple[str, int | None]] = []
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        asked.append(request.path)
         body = await request.json()
+        asked.append((request.path, body["options"].get("num_batch")))
         if request.path != "/api/embed":
             return web.json_response({"error": f'"{body["model"]}" does not support chat'}, status=400)
         return web.json_response({"embeddings": []})
 
     api = await serve(handle)
-    await api.load("m", {}, 5, pin=False)
-    await api.one_token("m", {}, 5, pin=False)
-    assert asked == ["/api/generate", "/api/embed", "/api/chat", "/api/embed"]
+    await api.load("m", {"num_ctx": 8192}, 5, pin=False)
+    await api.one_token("m", {"num_ctx": 8192}, 5, pin=False)
+    # As with every request for vectors (dispatch.worker.embedding), or the model would be loaded again.
+    assert asked == [("/api/generate", None), ("/api/embed", 8192), ("/api/chat", None), ("/api/embed", 8192)]
+
+
+async def test_every_call_wants_the_model_loaded_as_prompts_do(serve: Serve) -> None:
+    """Since 0.30 a call that says otherwise whether a context may shift, or nothing, loads the model again."""
+    shifts: list[Any] = []
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        shifts.append((await request.json()).get("shift"))
+        return web.json_response({"done": True})
+
+    api = await serve(handle)
+    await api.load("m", {}, 5, pin=True)
+    await api.one_token("m", {}, 5, pin=True)
+    await api.generate("m", "x", {}, 5)
+    shifts.append(request_body(Request(prompt="x"), JobContext(1, "job", "", {}, 500), "m", {})["shift"])
+    assert shifts == [False] * 4
 
 
 _DEEP = b'{"x":' + b"[" * 100_000

@@ -41,3 +41,14 @@ def test_the_last_words_begin_with_the_alarm(tmp_path: Path) -> None:
     drain.data_received(b"CUDA error: out of memory\n  current device: 0\n")
     assert drain.last_words() == "CUDA error: out of memory | current device: 0"
     drain.close()
+
+
+def test_what_llama_server_says_of_every_prompt_pushes_nothing_out(tmp_path: Path) -> None:
+    drain = LogDrain("gpu0", tmp_path / "log", Unread())
+    drain.data_received(b"ggml_backend_cuda: CUDA error: an illegal memory access\nsrv  update_slots: stopped\n")
+    prompt = b"slot launch_slot_: id  1 | task -1 | sampler params: \n\trepeat_last_n = 64\n" * 10
+    for _ in range(30):
+        drain.data_received(prompt)
+    assert drain.last_words() == "ggml_backend_cuda: CUDA error: an illegal memory access | srv  update_slots: stopped"
+    drain.close()
+    assert (tmp_path / "log").read_bytes().count(b"slot ") == 300, "the file has it all"

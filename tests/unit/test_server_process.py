@@ -32,6 +32,21 @@ async def test_a_stop_at_the_moment_the_gpu_is_seen_is_not_swallowed(tmp_path: P
         await looking
 
 
+@pytest.mark.parametrize(
+    "named", ["id=GPU-1 filter_id=", "id=0 filter_id=GPU-1"], ids=["0.24", "0.33"]
+)  # where the server saw the UUID that it was given
+async def test_a_server_proves_its_gpu_and_its_loads_by_the_words_of_its_line(tmp_path: Path, named: str) -> None:
+    process = ServerProcess("gpu0", tmp_path / "log", Unheard())
+    process.line(f'level=INFO source=types.go:32 msg="inference compute" {named} library=CUDA compute=9.0 name=CUDA0')
+    assert await process.sees(["GPU-1"], 0) is True
+    assert await process.sees(["GPU-2"], 0) is None
+    engine, short = ("llama-server", "llama-server") if named.startswith("id=0") else ("llama runner", "runner")
+    process.line(f'level=INFO msg="starting {short}" cmd="/usr/lib/ollama/{short} --model /m/sha256-1 --port 1"')
+    assert process.loading_since_s is not None
+    process.line(f'level=INFO msg="{engine} started in 0.25 seconds"')
+    assert process.loading_since_s is None
+
+
 async def test_the_end_of_a_server_closes_no_descriptor_of_anybody_else(tmp_path: Path) -> None:
     """A number that is closed twice may be another thread's file by the second time."""
     over, closed = threading.Event(), []

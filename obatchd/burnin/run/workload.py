@@ -51,19 +51,20 @@ class Shape:
         self.context_length = context_length  # tokens of one slot
         self._most_s = min(_MOST_S, max(_LEAST_S, duration_s * _RUN_SHARE))
         self._tokens_per_word = _FIRST_TOKENS_PER_WORD
-        self._read_per_s = _FIRST_PROMPT / self._most_s
-        self._write_per_s = _FIRST_ANSWER / self._most_s
+        # Seconds and not tokens: the mean of rates follows the few requests that had a server for themselves.
+        self._read_s = self._most_s / _FIRST_PROMPT  # for one token, as the next
+        self._write_s = self._most_s / _FIRST_ANSWER
 
     def work(self, number: int) -> Work:
         """The ``number``-th request of every server; each begins differently, so that no cached prompt is reused."""
         draw = random.Random(number)
         kind: Kind = draw.choices([kind for kind, _ in _KINDS], [weight for _, weight in _KINDS])[0]
         share = {"read": 0.08, "write": draw.uniform(0.5, 1.0), "both": draw.uniform(0.1, 0.3)}[kind]
-        most = min(_MOST_ANSWER, self.context_length // 3, max(_LEAST_ANSWER, int(self._write_per_s * self._most_s)))
+        most = min(_MOST_ANSWER, self.context_length // 3, max(_LEAST_ANSWER, int(self._most_s / self._write_s)))
         answer = max(_LEAST_ANSWER, int(most * share))
         share = {"read": draw.uniform(0.5, 1.0), "write": 0.02, "both": draw.uniform(0.1, 0.4)}[kind]
         room = int(self.context_length * _CONTEXT_SHARE) - answer
-        most = min(room, max(_LEAST_PROMPT, int(self._read_per_s * self._most_s)))
+        most = min(room, max(_LEAST_PROMPT, int(self._most_s / self._read_s)))
         words = max(8, int(max(_LEAST_PROMPT, int(most * share)) / self._tokens_per_word))
         start = draw.randrange(len(_WORDS))
         text = " ".join(itertools.islice(itertools.cycle(_WORDS), start, start + words - 6))
@@ -75,9 +76,9 @@ class Shape:
             told = min(_MOST_TOKENS_PER_WORD, max(_LEAST_TOKENS_PER_WORD, prompt_tokens / work.words))
             self._tokens_per_word += _WEIGHT * (told - self._tokens_per_word)
         if read_s > 0 and prompt_tokens >= _LEAST_PROMPT // 2:
-            self._read_per_s += _WEIGHT * (prompt_tokens / read_s - self._read_per_s)
+            self._read_s += _WEIGHT * (read_s / prompt_tokens - self._read_s)
         if write_s > 0 and answer_tokens > 1:
-            self._write_per_s += _WEIGHT * (answer_tokens / write_s - self._write_per_s)
+            self._write_s += _WEIGHT * (write_s / answer_tokens - self._write_s)
 
     def too_long(self) -> None:
         """A prompt did not fit its context."""

@@ -9,6 +9,7 @@ from obatchd.dispatch.protocol import JobContext, Offer
 from obatchd.dispatch.worker.body import LOAD_OPTIONS
 from obatchd.jobs.formats.request import Request
 from obatchd.ollama import faults
+from obatchd.ollama.api import for_vectors
 from obatchd.ollama.client import Answer, Embedded
 
 TOGETHER = 32  # requests in one call
@@ -63,7 +64,7 @@ def _body(requests: Sequence[Request], context: JobContext, offer: Offer) -> dic
         "model": offer.model,
         "input": [text for request in requests for text in texts_of(request)],
         "truncate": False,
-        "options": options | offer.load_options,
+        "options": options | for_vectors(offer.load_options),
     }
     return body | ({"dimensions": first.dimensions} if first.dimensions else {})
 
