@@ -40,6 +40,9 @@ _ADVICE = faults.ADVICE | {
     "missing_field": "give every record the fields that the template names",
     "missing_required_parameter": "give the line what the message names",
     "missing_prompt": 'give the request a "prompt"',
+    "format_crashes": "this JSON Schema crashes servers: simplify it, and drop it again; do not retry it unchanged",
+    "settings_crash": "what these requests share crashes servers: try other options or another model; do not retry it "
+    "unchanged",
     "model_forbidden": "ask an administrator to pull the model or to allow its name in [models]",
     "model_mismatch": "drop the lines of each model as a file of their own",
     "no_model": "name a model in the request, in job.toml or in the configuration",

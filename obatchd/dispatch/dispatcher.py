@@ -9,13 +9,15 @@ from collections.abc import Iterable, Mapping
 
 from obatchd import log
 from obatchd.dispatch import protocol
+from obatchd.dispatch.controls import Controls
 from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed, ModelStore
-from obatchd.dispatch.holds import Holds
+from obatchd.dispatch.holds import STOPPING, Holds
 from obatchd.dispatch.keeper import WorkerKeeper
 from obatchd.dispatch.link import Link, ServerPort
 from obatchd.dispatch.offering import Offering
-from obatchd.dispatch.outcomes import OutcomeHandler, Suspicion
+from obatchd.dispatch.outcomes import OutcomeHandler
 from obatchd.dispatch.switching import ProfileSwitcher
+from obatchd.dispatch.trials import Suspicion, Trials
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama.faults import Cause, Fault
 from obatchd.settings.current import Current
@@ -44,10 +46,12 @@ class Dispatcher:
     ) -> None:
         self._settings = settings
         self.links: dict[str, Link] = {}
-        self._outcomes = OutcomeHandler(queue, settings, events, self)
-        self.suspicion = self._outcomes.suspicion
-        self._offering = Offering(queue, self.links, settings, events)
+        self._trials = Trials(queue, events)
+        self.suspicion = self._trials.suspicion
+        self._outcomes = OutcomeHandler(queue, settings, events, self, self._trials)
+        self._offering = Offering(queue, self.links, settings, events, self._outcomes)
         self._tasks = TaskSet(owner)
+        self._controls = Controls(self.links, settings, self._trials, self, self._tasks)
         self._keeper = WorkerKeeper(self.links, self, self._tasks)
         self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, self._tasks)
         self.holds = holds
@@ -83,6 +87,8 @@ class Dispatcher:
 
     def held(self, reason: str) -> None:
         """Take back requests that wait at the workers; those in flight end."""
+        if reason == STOPPING:
+            self._outcomes.stop()
         for link in self.links.values():
             link.recall(len(link.offers))
 
@@ -138,8 +144,7 @@ class Dispatcher:
 
     def forget_job(self, job: int) -> None:
         """The job is over."""
-        for key in [key for key in self.suspicion if key[0] == job]:
-            del self.suspicion[key]
+        self._trials.forget(job)
         for link in self.links.values():
             if job in link.contexts:
                 link.contexts.discard(job)
@@ -192,6 +197,7 @@ class Dispatcher:
     def _pump(self) -> None:
         self._pumping = False
         if not self.holds.reasons and not self._closing:
+            self._controls.look()
             self._switcher.look()
             self._offering.fill()
 

@@ -9,6 +9,7 @@ import attrs
 from obatchd import log
 
 _log = log.get(__name__)
+STOPPING = "stopping"  # the daemon is told to stop
 
 
 class HoldListener(Protocol):

@@ -12,6 +12,7 @@ import msgspec
 
 from obatchd.child import Child
 from obatchd.dispatch import protocol
+from obatchd.dispatch.events import Failed
 from obatchd.dispatch.watchdog import ServerWatch
 from obatchd.dispatch.worker import embedding
 from obatchd.errors import ObatchError
@@ -43,6 +44,8 @@ class ServerPort(Protocol):
     in_flight: int
     idle: asyncio.Event
 
+    @property
+    def up(self) -> bool: ...
     @property
     def ready(self) -> bool: ...
     @property
@@ -101,6 +104,9 @@ class Link:
         self.loading: asyncio.Task[None] | None = None
         self.held_until_s = 0.0  # monotonic; no offers before, after a refused connection
         self.crashed_s = float("-inf")  # monotonic
+        self.crashed_with: list[tuple[Taken, Failed]] = []  # what was in flight then, until its control
+        self.crashed_profile: Profile | None = None
+        self.owes_control = False  # it crashed, and has to answer one token before anything else
         self.mean_s = 1.0
         self.vectors = False  # the latest answer was vectors
         self.requests_done = 0
@@ -124,6 +130,7 @@ class Link:
             and self.loading is None
             and self.switching_to is None
             and not self.isolating
+            and not self.owes_control
             and time.monotonic() >= self.held_until_s
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 import attrs
@@ -9,13 +10,15 @@ import attrs
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
-from obatchd.dispatch.outcomes import LEAST_LIMIT_S
+from obatchd.dispatch.outcomes import LEAST_LIMIT_S, OutcomeHandler
 from obatchd.dispatch.protocol import OfferItem
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+
+_PATIENCE_S = 60.0  # requests that are to be tried alone let all others go first for so long
 
 
 @attrs.define(eq=False)
@@ -27,6 +30,9 @@ class Offering:
     _settings: Current[Settings]
     _events: DispatchEvents
 
+    _outcomes: OutcomeHandler
+    _waited_s: dict[Profile, float] = attrs.field(factory=dict, init=False)  # since when requests are to be tried alone
+
     def fill(self) -> None:
         by_profile: dict[Profile, list[Link]] = {}
         for link in self._links.values():
@@ -35,19 +41,41 @@ class Offering:
             elif link.switching_to is not None and link.offers:
                 link.recall(len(link.offers))
         for profile, links in by_profile.items():
-            self._isolate(profile, links)
+            suspects = self._queue.has_suspects(profile, self._outcomes.trials.undecided)
+            overdue = self._overdue(profile, suspects=suspects)
+            if overdue:
+                self._isolate(profile, links)
             self._feed(profile, [link for link in links if not link.isolating])
+            if suspects and not overdue and not self._acquittal_near(profile):
+                self._isolate(profile, [link for link in links if not link.offers])
+
+    def _overdue(self, profile: Profile, *, suspects: bool) -> bool:
+        """Whether requests that are to be tried alone have let all others go first for long enough."""
+        if not suspects:
+            self._waited_s.pop(profile, None)
+            return False
+        now_s = time.monotonic()
+        return now_s - self._waited_s.setdefault(profile, now_s) >= _PATIENCE_S
+
+    def _acquittal_near(self, profile: Profile) -> bool:
+        """Whether a request is at work beside whose answer nobody would be accused any more."""
+        links = (link for link in self._links.values() if link.server.loaded == profile)
+        return any(offered.taken.lane.accused for link in links for offered in link.offers.values())
 
     def _isolate(self, profile: Profile, links: list[Link]) -> None:
-        """Give a request that was in several crashes a server of its own, on one server at a time."""
-        isolating = (link for link in self._links.values() if link.isolating and link.server.loaded == profile)
-        if not self._queue.has_suspects(profile) or any(isolating):
+        """Give a request that may crash its server one of its own, on one server at a time.
+
+        The server is the one whose latest crash is longest ago, so that no single one is the judge.
+        """
+        isolating = any(link.isolating and link.server.loaded == profile for link in self._links.values())
+        if not links or isolating or not self._queue.has_suspects(profile, self._outcomes.trials.undecided):
             return
-        link = min(links, key=lambda candidate: len(candidate.offers))
+        link = min(links, key=lambda candidate: (len(candidate.offers), candidate.crashed_s))
         link.isolating = True
         if link.offers:
             link.recall(len(link.offers))
-        elif (taken := self._queue.take_suspect(profile)) is not None:
+        elif (taken := self._queue.take_suspect(profile, self._outcomes.trials.undecided)) is not None:
+            self._waited_s.pop(profile, None)
             link.alone = True
             self._offer(link, profile, [taken])
 
@@ -95,9 +123,11 @@ class Offering:
                 free -= surplus
 
     def _offer(self, link: Link, profile: Profile, batch: list[Taken]) -> None:
+        batch = self._outcomes.admitted(batch)
         if not batch or link.worker is None:
             for taken in batch:
                 self._queue.give_back(taken)
+            link.counted()
             return
         link.configure()
         settings = self._settings.value.dispatch

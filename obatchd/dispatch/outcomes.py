@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 
 import attrs
 import msgspec
@@ -13,6 +14,7 @@ from obatchd.dispatch import records
 from obatchd.dispatch.events import INTERRUPTED, CrashListener, DispatchEvents, Failed, Finished
 from obatchd.dispatch.link import Link, Offered, Waker
 from obatchd.dispatch.protocol import ResultItem
+from obatchd.dispatch.trials import Trials
 from obatchd.dispatch.watchdog import TimedAnswer
 from obatchd.jobs.lane import Pending, Taken
 from obatchd.jobs.queue import JobQueue
@@ -23,19 +25,8 @@ from obatchd.settings.settings import Settings
 _log = log.get(__name__)
 _HOLD_S = 0.5  # a server that refused a connection is offered nothing
 _ONE_CRASH_S = 1.0  # failures this close together are one crash
-_SUSPECT_CRASHES = 2
+_JUST_BEFORE_S = 10.0  # what fails so shortly before the daemon is told to stop was stopped with it
 LEAST_LIMIT_S = 0.1  # an attempt with less time left than this is not worth a try
-
-
-class Suspicion(msgspec.Struct):
-    """How often a request was in flight when its server crashed, and how often it was alone then.
-
-    ``servers`` are those that crashed, with the time of the latest crash (monotonic).
-    """
-
-    crashes: int = 0
-    alone: int = 0
-    servers: dict[str, float] = {}
 
 
 @attrs.define(eq=False)
@@ -46,7 +37,9 @@ class OutcomeHandler:
     _settings: Current[Settings]
     _events: DispatchEvents
     _waker: Waker
-    suspicion: dict[tuple[int, int], Suspicion] = attrs.field(factory=dict, init=False)
+    trials: Trials
+    _stopping: bool = attrs.field(default=False, init=False)
+    _lately: deque[tuple[float, Link, Failed]] = attrs.field(factory=deque, init=False)  # with the time, monotonic
     crash_listener: CrashListener = attrs.field(factory=CrashListener, init=False)
 
     def result(self, link: Link, item: ResultItem) -> None:
@@ -79,10 +72,11 @@ class OutcomeHandler:
 
     def _clear(self, key: tuple[int, int], taken: Taken, link: Link) -> None:
         """A request that was in flight in crashes is answered: it was not its fault, where it came from elsewhere."""
-        if (suspicion := self.suspicion.get(key)) is not None:
+        if (suspicion := self.trials.suspicion.get(key)) is not None:
             for server, crashed_s in suspicion.servers.items():
                 if server != link.server.id:
                     self.crash_listener.cleared(server, str(taken.lane.profile), crashed_s, link.server.id)
+        self.trials.answered(taken)
 
     def worker_lost(self, link: Link, reason: str) -> None:
         """A worker is gone: requests with a slot have failed, waiting ones go back."""
@@ -106,10 +100,34 @@ class OutcomeHandler:
                 attempt = offered.taken.pending.attempt
                 self._events.failed(Failed(job, line, attempt, link.server.id, offered.started_s, INTERRUPTED))
 
+    def stop(self) -> None:
+        """The daemon is told to stop, perhaps with all servers: what fails from now on is cut short by that, and no
+        attempt, and so is what failed just before in a crash or on a server that is gone."""
+        self._stopping = True
+        for failed_s, link, failed in self._lately:
+            gone = failed.fault == faults.CRASH or not link.server.ready
+            if gone and time.monotonic() - failed_s < _JUST_BEFORE_S:
+                self._events.failed(msgspec.structs.replace(failed, fault=INTERRUPTED))
+
+    def admitted(self, batch: list[Taken]) -> list[Taken]:
+        """Those of ``batch`` that may be tried; the others fail for what they or their like did to servers."""
+        if not self.trials.open:
+            return batch
+        admitted = []
+        for taken in batch:
+            record = self.trials.sentence(taken, self._settings.value.dispatch.poison_crashes)
+            if record is None:
+                admitted.append(taken)
+            else:
+                self._queue.withdraw(taken)
+                self._finish(taken, record, 0.0, succeeded=False)
+        if len(admitted) < len(batch):
+            self._waker.wake()
+        return admitted
+
     def requeue(self, taken: Taken) -> None:
         """Put a request back: in front of its lane, or among the suspects that are tried alone."""
-        suspicion = self.suspicion.get((taken.lane.job, taken.pending.line))
-        if suspicion is not None and suspicion.crashes >= _SUSPECT_CRASHES:
+        if self.trials.is_suspect(taken):
             self._queue.set_aside(taken)
         else:
             self._queue.give_back(taken)
@@ -126,23 +144,25 @@ class OutcomeHandler:
             self._hold(link)
             self.requeue(Taken(taken.lane, pending, 0.0))
             return
+        began_s = offered.started_s or time.time()
+        failed = Failed(*key, pending.attempt, link.server.id, began_s, fault.kind, took_s)
+        if self._stopping:
+            self._events.failed(msgspec.structs.replace(failed, fault=INTERRUPTED))
+            self.requeue(Taken(taken.lane, pending, 0.0))
+            return
         if fault.code == "connection_lost":
-            # The process may be dead without our knowing it yet: new requests would be lost there as well, and a
-            # suspect that is tried alone would be blamed for a crash that was over before it came.
+            # The process may be dead without our knowing it yet: new requests would be lost there as well.
             self._hold(link)
-        alone = fault.kind == faults.CRASH and link.alone
         link.attempts_failed += fault.kind != faults.ANSWER
         self._strike(link, taken, fault)
-        kind = "crash_alone" if alone else fault.kind
-        began_s = offered.started_s or time.time()
-        self._events.failed(Failed(*key, pending.attempt, link.server.id, began_s, kind, took_s))
-        suspicion = self._suspect(key, taken, fault, link, alone=alone)
+        self._events.failed(failed)
+        self._remember(link, failed)
+        if fault.kind == faults.CRASH:
+            self._suspect(taken, failed, fault, link, record)
         settings = self._settings.value.dispatch
-        if suspicion.alone >= settings.poison_crashes:
-            record = records.poisoned(record, suspicion.crashes, suspicion.alone)
-        elif (spent_s := pending.spent_s + took_s) + LEAST_LIMIT_S > settings.request_total_s:
+        if (spent_s := pending.spent_s + took_s) + LEAST_LIMIT_S > settings.request_total_s:
             record = records.out_of_time(record, spent_s)
-        elif pending.attempt < settings.max_attempts:
+        elif pending.attempt - self.trials.uncounted(taken) < settings.max_attempts:
             servers = [*pending.servers, link.server.id]
             again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s, pending.prepared)
             self.requeue(Taken(taken.lane, again, 0.0))
@@ -158,7 +178,12 @@ class OutcomeHandler:
         now_s = time.monotonic()
         together = fault.kind == faults.CRASH and now_s - link.crashed_s < _ONE_CRASH_S
         if fault.kind == faults.CRASH:
-            link.crashed_s = now_s
+            if not together:
+                link.crashed_s = now_s
+            # Whether the server or what it worked on is at fault shows when it has answered one token.
+            link.owes_control, link.crashed_profile = True, taken.lane.profile
+            link.recall(len(link.offers))
+            together = together or link.alone  # no strike for what a suspect did
         if fault.kind == faults.LOAD:
             link.server.loaded = None  # make sure of the model again before anything else is offered
             if fault.code == "model_not_found":
@@ -166,20 +191,19 @@ class OutcomeHandler:
         if fault.code not in ("worker_lost", "server_hung") and fault.kind != faults.ANSWER and not together:
             link.server.fault(f"{fault.code}: {fault.message[:200]}")
 
-    def _suspect(
-        self, key: tuple[int, int], taken: Taken, fault: faults.Fault, link: Link, *, alone: bool
-    ) -> Suspicion:
-        suspicion = self.suspicion.get(key) or Suspicion()
-        if fault.kind == faults.CRASH:
-            self.suspicion[key] = suspicion
-            suspicion.crashes += 1
-            suspicion.alone += alone
-            if fault.code != "server_hung":  # the watchdog deals with that one
-                suspicion.servers[link.server.id] = link.crashed_s
-                self.crash_listener.crashed(link.server.id, str(taken.lane.profile), link.crashed_s)
-        return suspicion
+    def _remember(self, link: Link, failed: Failed) -> None:
+        now_s = time.monotonic()
+        self._lately.append((now_s, link, failed))
+        while self._lately and now_s - self._lately[0][0] >= _JUST_BEFORE_S:
+            self._lately.popleft()
+
+    def _suspect(self, taken: Taken, failed: Failed, fault: faults.Fault, link: Link, record: bytes) -> None:
+        suspicion = self.trials.crashed(link, taken, failed, record, alone=link.alone)
+        if fault.code != "server_hung":  # the watchdog deals with that one
+            suspicion.servers[link.server.id] = link.crashed_s
+            self.crash_listener.crashed(link.server.id, str(taken.lane.profile), link.crashed_s)
 
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
         lane, line = taken.lane, taken.pending.line
-        self.suspicion.pop((lane.job, line), None)
+        self.trials.finished(taken)
         self._events.finished(Finished(lane.job, line, lane.number, succeeded, record, duration_s, tokens))

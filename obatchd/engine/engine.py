@@ -5,6 +5,7 @@ from __future__ import annotations
 from obatchd.delivery.committer import Committer
 from obatchd.delivery.completion import Completion
 from obatchd.dispatch.dispatcher import Dispatcher
+from obatchd.dispatch.holds import STOPPING
 from obatchd.documents.jobs import Counts
 from obatchd.engine.admission import Admission
 from obatchd.engine.resumption import Resumption
@@ -51,7 +52,7 @@ class Engine:
         """Give in-flight requests ``drain_s`` to end, make their results durable, stop."""
         await self.resumption.stop()
         await self.intake.stop()
-        self.work.holds.hold("stopping")
+        self.work.holds.hold(STOPPING)
         await self.dispatcher.until_idle(drain_s)
         await self.dispatcher.stop()
         await self._feeder.stop()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from attrs import define, field
 
 from obatchd.dispatch.events import INTERRUPTED, Finished
-from obatchd.dispatch.outcomes import Suspicion
+from obatchd.dispatch.trials import Suspicion
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Entry, Outcome
@@ -34,12 +34,13 @@ class History(NamedTuple):
 
 
 def histories(attempts: Sequence[AttemptRow]) -> dict[int, History]:
-    """The attempts of each line. An attempt that never ended counts as a crash seen, not as a try."""
+    """The attempts of each line. An attempt that never ended counts as a crash seen, and has no number."""
     found: dict[int, History] = {}
     for attempt in attempts:
         count, servers, suspicion, spent_s = found.get(attempt.line, History(0, [], Suspicion()))
         suspicion.crashes += attempt.fault in ("", "crash", "crash_alone")
         suspicion.alone += attempt.fault == "crash_alone"
+        suspicion.uncounted += attempt.fault in ("crash", "crash_alone")
         tries, spent_s = count + (attempt.fault not in ("", INTERRUPTED)), spent_s + attempt.spent_s
         found[attempt.line] = History(tries, [*servers, attempt.server], suspicion, spent_s)
     return found

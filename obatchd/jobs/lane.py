@@ -6,12 +6,14 @@ from collections import deque
 
 import msgspec
 
+from obatchd.jobs.formats.request import shared_settings
 from obatchd.jobs.model import PRIORITY_CLASS, Profile
 
 WINDOW_LOW = 256  # requests in memory below which a lane wants more
 WINDOW_FETCH = 1024
 WINDOW_BYTES = 4 * 1024**2  # the same where requests are long
 _AGEING_S = 3600.0
+_LOOK_AHEAD = 8  # requests
 
 
 class Pending(msgspec.Struct, array_like=True):
@@ -42,6 +44,11 @@ class Lane(msgspec.Struct, eq=False):
     fetching: bool = False
     order: tuple[int, int] = (0, 0)
     base_class: int = 0
+    # Settings that requests share (``shared_settings``): those that were in flight in a crash, those that crash all.
+    accused: set[bytes] = msgspec.field(default_factory=set)
+    condemned: set[bytes] = msgspec.field(default_factory=set)
+    answered: bytes = b""  # the latest request with an answer
+    trials: int = 0  # how often one of the accused was tried alone
 
     def __post_init__(self) -> None:
         self.order = (self.job, self.number)
@@ -51,6 +58,22 @@ class Lane(msgspec.Struct, eq=False):
         """Take those behind ``line`` first: to find the few requests left before it, all before it must be looked at,
         which takes half a second for half a million."""
         self.cursor, self.gaps = line, (0, line)
+
+    def is_accused(self, pending: Pending) -> bool:
+        """Whether a request has to be tried alone because of its settings."""
+        return bool(self.accused) and shared_settings(pending.raw) in self.accused
+
+    def pop(self, avoid: str) -> Pending | None:
+        """Take the first request of the window that is not accused and whose last attempt was not on ``avoid``."""
+        window = self.window
+        if not avoid and not self.accused:
+            return window.popleft() if window else None
+        for position in range(len(window) if self.accused else min(len(window), _LOOK_AHEAD)):
+            pending = window[position]
+            if not (avoid and pending.servers and pending.servers[-1] == avoid) and not self.is_accused(pending):
+                del window[position]
+                return pending
+        return None
 
     @property
     def waiting(self) -> int:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Protocol
 
 import msgspec
@@ -19,7 +19,6 @@ from obatchd.jobs.lane import Lane, Pending, Taken
 from obatchd.jobs.model import Profile
 
 _LOOK_AHEAD_LANES = 8
-_LOOK_AHEAD_REQUESTS = 8
 _FIRST_ESTIMATE_S = 1.0
 
 
@@ -62,6 +61,7 @@ class JobQueue:
         self._paused: set[int] = set()
         # Requests that were in flight in several crashes: each waits for a server of its own.
         self._suspects: list[Taken] = []
+        self._accused: dict[tuple[int, int], Lane] = {}  # lanes with accused settings, by order
         self._feeder = feeder
         self._clock = clock
         self._listeners: list[QueueListener] = []
@@ -127,18 +127,55 @@ class JobQueue:
         if self._known(taken.lane):
             self._suspects.append(Taken(taken.lane, taken.pending, 0.0))
 
-    def take_suspect(self, profile: Profile) -> Taken | None:
-        """The next request to be tried alone."""
-        taken = next(self._suspects_for(profile), None)
-        if taken is not None:
+    def take_suspect(self, profile: Profile, undecided: Container[tuple[int, int]] = ()) -> Taken | None:
+        """The next request to be tried alone: of the accused that were never tried, of the suspects, of the accused.
+
+        Those that are ``undecided`` (job and line) wait.
+        """
+        accused = sorted(self._accused_for(profile, undecided), key=lambda taken: taken.lane.trials)
+        fresh = (taken for taken in accused if not taken.pending.servers)
+        taken = next(chain(fresh, self._suspects_for(profile, undecided), accused), None)
+        if taken is None:
+            return None
+        taken.lane.trials += 1
+        if taken in self._suspects:
             self._suspects.remove(taken)
+        else:
+            taken.lane.window.remove(taken.pending)
+            if not taken.lane.waiting:
+                self._unlist(taken.lane)
         return taken
 
-    def has_suspects(self, profile: Profile) -> bool:
-        return any(self._suspects_for(profile))
+    def has_suspects(self, profile: Profile, undecided: Container[tuple[int, int]] = ()) -> bool:
+        return any(self._suspects_for(profile, undecided)) or any(self._accused_for(profile, undecided))
 
-    def _suspects_for(self, profile: Profile) -> Iterator[Taken]:
-        return (t for t in self._suspects if t.lane.profile == profile and t.lane.job not in self._paused)
+    def _suspects_for(self, profile: Profile, undecided: Container[tuple[int, int]]) -> Iterator[Taken]:
+        ours = (t for t in self._suspects if t.lane.profile == profile and t.lane.job not in self._paused)
+        return (taken for taken in ours if (taken.lane.job, taken.pending.line) not in undecided)
+
+    def _accused_for(self, profile: Profile, undecided: Container[tuple[int, int]]) -> Iterator[Taken]:
+        """The first accused requests of each lane: one that was never tried, and one that was."""
+        for lane in self._accused.values():
+            if lane.profile == profile and lane.job not in self._paused:
+                accused = [p for p in lane.window if (lane.job, p.line) not in undecided and lane.is_accused(p)]
+                for tried in (False, True):
+                    yield from (Taken(lane, p, 0.0) for p in [p for p in accused if bool(p.servers) is tried][:1])
+
+    def accuse(self, lane: Lane, settings: bytes) -> None:
+        """Keep the requests of a lane with these settings back for ``take_suspect``."""
+        if self._known(lane):
+            lane.accused.add(settings)
+            self._accused[lane.order] = lane
+
+    def acquit(self, lane: Lane, settings: bytes) -> None:
+        """Give out the requests of a lane with these settings like all others."""
+        lane.accused.discard(settings)
+        if not lane.accused:
+            self._accused.pop(lane.order, None)
+
+    def withdraw(self, taken: Taken) -> None:
+        """A request that was taken is not tried after all: take its charge off its owner."""
+        self._share(taken.lane.owner).used_s -= taken.charge_s
 
     def cancel_job(self, job: int) -> None:
         """Forget everything of a job, and have its requests in flight abandoned."""
@@ -157,6 +194,7 @@ class JobQueue:
         self._suspects = [taken for taken in self._suspects if taken.lane not in gone]
         for lane in gone:
             self._lanes.get(lane.job, {}).pop(lane.number, None)
+            self._accused.pop(lane.order, None)
             self._unlist(lane)
 
     def pause(self, job: int) -> None:
@@ -202,7 +240,7 @@ class JobQueue:
             if lane.wants_fetch:
                 lane.fetching = True
                 self._feeder.fetch(lane, self)
-            while len(taken) < count and (pending := _pop(lane.window, avoid)) is not None:
+            while len(taken) < count and (pending := lane.pop(avoid)) is not None:
                 taken.append(Taken(lane, pending, share.mean_s))
                 share.used_s += share.mean_s
             if not lane.waiting:
@@ -309,15 +347,3 @@ class JobQueue:
             del owners[lane.owner]
             if not owners:
                 del self._waiting[lane.profile]
-
-
-def _pop(window: deque[Pending], avoid: str) -> Pending | None:
-    """The first request of ``window`` whose last attempt was not on ``avoid``."""
-    if not avoid:
-        return window.popleft() if window else None
-    for position in range(min(len(window), _LOOK_AHEAD_REQUESTS)):
-        pending = window[position]
-        if not pending.servers or pending.servers[-1] != avoid:
-            del window[position]
-            return pending
-    return None

@@ -11,10 +11,12 @@ import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
+
+from obatchd.prompts.grammar import ServerFormat, server_format
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -50,7 +52,17 @@ class AnswerFormat:
     def __init__(self, wanted: str | dict[str, Any]) -> None:
         if wanted != "json" and not isinstance(wanted, dict):
             raise FormatError(f'format must be "json" or a JSON Schema, not {type(wanted).__name__}')
+        self._wanted = wanted
         self._validator = _validator(wanted) if isinstance(wanted, dict) else None
+
+    @cached_property
+    def for_server(self) -> ServerFormat:
+        """What a server is asked for, which may be less than what is checked. Raises FormatError."""
+        try:
+            with _time_limit(_CHECK_S):
+                return server_format(self._wanted)
+        except TimeoutError:
+            raise FormatError(f"reading the schema takes longer than {_CHECK_S:g} s: simplify it") from None
 
     def parse(self, text: str) -> Parsed:
         """The JSON in ``text``, which may stand in a fenced block.

@@ -6,10 +6,12 @@ Text that begins with a digest of the prompt, so that a test can tell whose answ
 from __future__ import annotations
 
 import hashlib
+import random
 from typing import Any
 
 import msgspec
 
+from obatchd.simulator import grammar
 from obatchd.simulator.config import Distribution
 
 _TEXT = (
@@ -17,7 +19,6 @@ _TEXT = (
     "but what some we can out other were all there when up use your how said an each she which do their time if will"
 )
 _WORDS = _TEXT.split()
-_TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean", "null"})
 _DEPTH_LIMIT = 32
 
 
@@ -60,12 +61,8 @@ def filler(key: str, count: int) -> list[str]:
 
 
 def valid_schema(schema: dict[str, Any]) -> bool:
-    """Whether Ollama's grammar maker would take it; an unknown type is what it refuses most often."""
-    kinds = schema.get("type", [])
-    if not all(kind in _TYPES for kind in ([kinds] if isinstance(kinds, str) else kinds)):
-        return False
-    inner = [*_object(schema.get("properties")).values(), schema.get("items"), *schema.get("anyOf", [])]
-    return all(valid_schema(part) for part in inner if isinstance(part, dict))
+    """Whether Ollama's grammar maker takes it, or dies of it, instead of refusing it."""
+    return grammar.trouble(schema) != "refused"
 
 
 def instance(schema: Any, root: dict[str, Any], text: str, depth: int = 0) -> Any:
@@ -98,6 +95,9 @@ def _of_type(schema: dict[str, Any], root: dict[str, Any], text: str, depth: int
         return schema.get("minimum", schema.get("maximum", 1))
     if kind in ("boolean", "null"):
         return True if kind == "boolean" else None
+    if isinstance(pattern := schema.get("pattern"), str):
+        written = grammar.text_for(pattern, random.Random(text))
+        return msgspec.json.decode(f'"{written}"'.encode("utf-8", "surrogatepass"))
     least = int(schema.get("minLength", 0))
     return text[: schema.get("maxLength")].ljust(least)
 

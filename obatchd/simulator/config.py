@@ -30,6 +30,7 @@ _NO_SHIFT = (
 FaultKind = Literal[
     "crash",  # serve ends as by a Go panic; its runner stays
     "runner_crash",  # the runner is killed: everything in flight fails together
+    "cuda_error",  # the same, and the runner says why
     "load_failure",  # the runner ends while it loads the model
     "hang",  # no more tokens: for `seconds`, or for ever with the slot kept even when the client goes away
     "status",  # answers `status` with the error `message`
@@ -57,6 +58,7 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     kind: FaultKind
     marker: str | None = None  # only prompts that contain this text
     model: str | None = None  # only requests for this model
+    schema: bool | None = None  # only requests for an answer that follows a JSON Schema, or only others
     at: int | None = None  # only the at-th matching request
     every: int | None = None  # every k-th matching request
     probability: float | None = None
@@ -78,18 +80,20 @@ class FaultBox:
         self._struck = [0] * len(faults)
         self._random = random.Random(seed)
 
-    def strike(self, kinds: frozenset[str], model: str, prompt: str = "") -> Fault | None:
+    def strike(self, kinds: frozenset[str], model: str, prompt: str = "", *, schema: bool = False) -> Fault | None:
         """The first fault of ``kinds`` that strikes this request or load, counted."""
         chosen: Fault | None = None
         for place, fault in enumerate(self.faults):
-            if fault.kind in kinds and self._strikes(place, fault, model, prompt) and chosen is None:
+            if fault.kind in kinds and self._strikes(place, fault, model, prompt, schema) and chosen is None:
                 chosen = fault
                 self._struck[place] += 1
                 self.fired[fault.kind] = self.fired.get(fault.kind, 0) + 1
         return chosen
 
-    def _strikes(self, place: int, fault: Fault, model: str, prompt: str) -> bool:
+    def _strikes(self, place: int, fault: Fault, model: str, prompt: str, schema: bool) -> bool:
         if fault.model not in (None, model, model.removesuffix(":latest")):
+            return False
+        if fault.schema not in (None, schema):
             return False
         if fault.marker is not None and fault.marker not in prompt:
             return False

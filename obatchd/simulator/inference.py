@@ -9,18 +9,20 @@ from typing import Any, Protocol
 
 import msgspec
 
-from obatchd.simulator import answers, golog
+from obatchd.simulator import answers, golog, grammar
 from obatchd.simulator.ask import Ask
 from obatchd.simulator.config import Fault
 from obatchd.simulator.runner import RunnerGone
 from obatchd.simulator.scheduler import Loaded, Scheduler, ServeError
 
 _UNEXPECTED_EOF = "an error was encountered while running the model: unexpected EOF"
+_CUDA_ERROR = "an error was encountered while running the model: CUDA error: an illegal memory access was encountered"
 _AT_ARRIVAL = frozenset({"status", "busy"})
 _IN_SLOT = frozenset(
     {
         "crash",
         "runner_crash",
+        "cuda_error",
         "hang",
         "slow",
         "cut",
@@ -59,7 +61,8 @@ async def answer(scheduler: Scheduler, ask: Ask, output: Output) -> None:
         CutStream: the connection is to end.
     """
     scheduler.statistics.requests += 1
-    if (fault := scheduler.faults.strike(_AT_ARRIVAL, ask.spec.name, ask.prompt)) is not None:
+    schema = isinstance(ask.format, dict)
+    if (fault := scheduler.faults.strike(_AT_ARRIVAL, ask.spec.name, ask.prompt, schema=schema)) is not None:
         busy = fault.kind == "busy"
         raise ServeError(503 if busy else fault.status, _BUSY_TEXT if busy else fault.message)
     loaded = await scheduler.acquire(ask.spec, ask.load_options(scheduler.line), ask.keep_alive_s)
@@ -75,7 +78,7 @@ async def answer(scheduler: Scheduler, ask: Ask, output: Output) -> None:
             scheduler.statistics.served_by_slot[slot] += 1
         except RunnerGone:
             golog.slog("ERROR", "server.go:1724", "simulated runner died", model=ask.spec.name)
-            raise ServeError(500, _UNEXPECTED_EOF) from None
+            raise ServeError(500, _CUDA_ERROR if answering.says_why else _UNEXPECTED_EOF) from None
         finally:
             scheduler.leave_slot(loaded, slot, leaks=leaks)
     finally:
@@ -92,15 +95,18 @@ class Answering:
         self._num_ctx = loaded.num_ctx
         self._output = output
         self._load_duration_s = load_duration_s
-        self._fault = scheduler.faults.strike(_IN_SLOT, ask.spec.name, ask.prompt)
+        schema = isinstance(ask.format, dict)
+        self._fault = scheduler.faults.strike(_IN_SLOT, ask.spec.name, ask.prompt, schema=schema)
         self._slowness = loaded.slowness
         if self._fault is not None and self._fault.kind == "slow":
             self._slowness *= self._fault.factor
+        self.says_why = self._fault is not None and self._fault.kind == "cuda_error"
         self.leaks = self._fault is not None and self._fault.kind == "leak"
 
     async def run(self) -> None:
         ask, config = self._ask, self._scheduler.config
         prompt_tokens = self._checked_prompt()
+        await self._make_grammar()
         pieces, thinking, done_reason = self._pieces(prompt_tokens)
         prompt_s = 0.0
         rate = config.tokens_per_s / self._slowness
@@ -140,6 +146,16 @@ class Answering:
             raise ServeError(*refusal)
         golog.slog("WARN", "runner.go:153", "truncating input prompt", limit=self._num_ctx, prompt=ask.prompt_tokens)
         return self._num_ctx
+
+    async def _make_grammar(self) -> None:
+        """Die of a schema as the real one does."""
+        match grammar.trouble(self._ask.format) if isinstance(self._ask.format, dict) else "":
+            case "serve":
+                golog.slog("ERROR", "simulated", "SIGSEGV: segmentation violation")
+                os._exit(2)
+            case "runner":
+                self._runner.kill()
+                await self._runner.pause(None)
 
     def _pieces(self, prompt_tokens: int) -> tuple[list[str], int, str]:
         """All tokens, how many of the first are reasoning, and why they end."""
@@ -220,7 +236,7 @@ class Answering:
             os._exit(2)
         if fault.kind == "cut":
             raise CutStream
-        if fault.kind == "runner_crash":
+        if fault.kind in ("runner_crash", "cuda_error"):
             self._runner.kill()
             await self._runner.pause(None)
         if fault.kind == "hang":

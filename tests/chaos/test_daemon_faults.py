@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 from collections.abc import Callable
 from typing import Any
 
+import psutil
 import pytest
-from daemon_support import Daemon, prompts, wait_for
+from daemon_support import Daemon, jsonl, prompts, wait_for
 
 Start = Callable[..., Daemon]
 STEADY: dict[str, Any] = {"service_s": {"kind": "fixed", "value": 0.05}}
@@ -119,3 +122,55 @@ def test_a_slow_server_takes_less_and_holds_nobody_up(daemon: Start) -> None:
     job = d.done("job.jsonl")
     summary = job.check(asked)
     assert summary["servers"]["gpu1"]["requests"] > 3 * summary["servers"]["gpu0"]["requests"]
+
+
+PERSON = b'[format]\ntype = "object"\n[format.properties.name]\ntype = "string"\n'
+
+
+@pytest.mark.parametrize("kind", ["runner_crash", "crash"])
+def test_a_schema_that_crashes_every_server_fails_its_job_and_no_other(daemon: Start, kind: str) -> None:
+    d = daemon(
+        {"servers": {"backoff_max_s": 0.1}},
+        simulator={**STEADY, "faults": [{"kind": kind, "schema": True}]},
+    )
+    d.drop("schema", {"job.toml": PERSON, "p.jsonl": jsonl(prompts(200))})
+    wait_for(lambda: d.events("attempt_failed"), 20, "the schema has crashed a server")
+    asked = prompts(40, "innocent")
+    d.drop("innocent.jsonl", asked)
+    d.done("innocent.jsonl", 20).check(asked)
+    job = d.done("schema", 30)
+    assert job.codes() == {"format_crashes": 200}
+    assert "format" in job.errors[0]["message"] and "Schema" in job.summary["failures"]["format_crashes"]["advice"]
+    assert 3 <= len(d.events("control_passed")) <= 8
+    assert not any("new=failed" in event for event in d.events("server_state"))
+
+
+def test_prompts_are_not_blamed_for_gpus_that_answer_nothing(daemon: Start) -> None:
+    d = daemon(
+        {"servers": {"backoff_max_s": 0.1, "starts_limit": 3}},
+        simulator={**STEADY, "faults": [{"kind": "cuda_error"}]},
+    )
+    asked = prompts(100)
+    d.drop("job.jsonl", asked)
+    wait_for(lambda: {s["state"] for s in d.servers()} == {"failed"}, 30, "both servers have failed")
+    assert all("does not answer one token" in s["reason"] for s in d.servers())
+    assert d.stop() == 0
+    d.simulator = STEADY
+    d.start().ready()
+    d.done("job.jsonl").check(asked)
+
+
+def test_what_is_cut_short_by_a_stop_of_everything_is_no_attempt(daemon: Start) -> None:
+    d = daemon({"dispatch": {"max_attempts": 2}}, simulator={"service_s": {"kind": "fixed", "value": 2.0}})
+    asked = prompts(6)
+    d.drop("job.jsonl", asked)
+    for _ in range(4):
+        wait_for(lambda: sum(s["in_flight"] for s in d.servers()) >= 4, 20, "most are in flight")
+        for process in d.servers_alive():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        assert d.stop() == 0
+        d.start().ready()
+    job = d.done("job.jsonl")
+    job.check(asked)
+    assert {record["attempts"] for record in job.results} == {1}

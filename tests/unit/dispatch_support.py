@@ -19,7 +19,7 @@ from obatchd.dispatch.events import Failed, Finished
 from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import OfferItem, ResultItem
-from obatchd.errors import ObatchError
+from obatchd.errors import ObatchError, ServerError
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
@@ -52,9 +52,14 @@ class Port:
         self.refuse: dict[Profile, ObatchError] = {}
         self.may_load = asyncio.Event()
         self.may_load.set()
+        self.works = True  # else it answers no token
 
     @property
     def ready(self) -> bool:
+        return self.is_ready
+
+    @property
+    def up(self) -> bool:
         return self.is_ready
 
     @property
@@ -85,7 +90,8 @@ class Port:
         self.loaded = None
 
     async def one_token(self, timeout_s: float) -> None:
-        pass
+        if not self.works:
+            raise ServerError("CUDA error", code="server_error")
 
     async def fallen_back(self) -> str:
         return ""
@@ -236,7 +242,7 @@ class Told:
         self._rig.queue.remove_lanes(self._rig.queue.lanes_of_profile(profile))
 
     def context_of(self, job: int) -> protocol.JobContext:
-        return protocol.JobContext(job, str(job), "", {}, 100)
+        return protocol.JobContext(job, str(job), "", {}, 100, self._rig.formats.get(job, ""))
 
 
 class Rig:
@@ -251,6 +257,7 @@ class Rig:
         self.failed: list[Failed] = []
         self.unservable: list[tuple[Profile, str]] = []
         self.prepared: list[tuple[str, str]] = []
+        self.formats: dict[int, dict[str, Any]] = {}  # of jobs
         self.forgotten: list[str] = []  # models that a server said it does not have
         self.missing: dict[str, ObatchError] = {}
         self.may_prepare = asyncio.Event()
@@ -288,11 +295,18 @@ class Rig:
         return next(worker for worker in reversed(FakeWorker.made) if worker.name == server)
 
     async def add(
-        self, job: int, lines: int, profile: Profile = SMALL, *, owner: int = 1, priority: str = "normal"
+        self,
+        job: int,
+        lines: int,
+        profile: Profile = SMALL,
+        *,
+        owner: int = 1,
+        priority: str = "normal",
+        raw: bytes = b'{"id":"x"}',
     ) -> Lane:
         lane = self.queue.add_lane(Lane(job, 0, owner, profile, priority, 1000.0))
         first = 1 + lane.cursor
-        pending = [Pending(line, b'{"id":"x"}') for line in range(first, first + lines)]
+        pending = [Pending(line, raw) for line in range(first, first + lines)]
         self.queue.extend(lane, lines, pending)
         self.dispatcher.wake()
         await settle()

@@ -19,7 +19,7 @@ from obatchd.dispatch import link as link_module
 from obatchd.dispatch import outcomes as consequences_module
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import INTERRUPTED, CrashListener
-from obatchd.dispatch.outcomes import Suspicion
+from obatchd.dispatch.trials import Suspicion
 from obatchd.jobs.model import Profile
 from obatchd.ollama import faults
 
@@ -303,8 +303,11 @@ async def test_suspects_are_tried_alone_and_two_crashes_then_are_poison(
     rig = await make(slots=2)
     await rig.add(1, 3)
     await crash(rig, [(1, 1), (1, 2)])
-    await crash(rig, [(1, 1), (1, 2)])
     worker = rig.worker("gpu0")
+    [last] = worker.held  # it was in no crash, so it goes first: alone, because the others' settings are its own
+    worker.end(last)
+    await settle()
+    await crash(rig, [(1, 1), (1, 2)])
     [innocent] = worker.held  # alone, although there are two slots and all three wait
     worker.end(innocent)
     await settle()
@@ -312,8 +315,6 @@ async def test_suspects_are_tried_alone_and_two_crashes_then_are_poison(
     await crash(rig, [guilty])
     assert list(worker.held) == [guilty]
     await crash(rig, [guilty])
-    [last] = worker.held
-    worker.end(last)
     assert sorted([innocent, guilty, last]) == [(1, 1), (1, 2), (1, 3)]
     outcomes = {finished.line: json.loads(finished.record).get("code") for finished in rig.finished}
     assert outcomes == {innocent[1]: None, guilty[1]: "poison", last[1]: None}
@@ -330,8 +331,10 @@ async def test_a_suspect_that_is_recalled_or_refused_stays_one(make: Make) -> No
     await settle()
     assert rig.queue.has_suspects(SMALL)
     rig.dispatcher.holds.release("paused")
-    await rig.add(2, 2)
+    await settle()
     assert list(worker.held) == [(1, 1)]
+    await rig.add(2, 2)
+    assert list(worker.held) == [(1, 1)], "it has the server for itself"
     worker.end((1, 1), REFUSED)
     assert rig.queue.has_suspects(SMALL)
 

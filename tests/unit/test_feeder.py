@@ -12,7 +12,7 @@ from settings_support import DEFAULTS
 from work_support import Outcomes, add_live, make_work
 
 from obatchd.dispatch.events import INTERRUPTED
-from obatchd.dispatch.outcomes import Suspicion
+from obatchd.dispatch.trials import Suspicion
 from obatchd.intake.feeder import Feeder, histories, read_requests
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import Lane
@@ -160,7 +160,8 @@ async def test_earlier_attempts_are_remembered(rig: Rig) -> None:
 def test_what_an_attempt_counts_for(faults: list[str], attempts: int, crashes: int, alone: int) -> None:
     rows = [AttemptRow(1, 5, number, "gpu0", 0.0, fault) for number, fault in enumerate(faults, 1)]
     history = histories(rows)[5]
-    assert (history.attempts, history.suspicion) == (attempts, Suspicion(crashes, alone))
+    ended = sum(fault.startswith("crash") for fault in faults)
+    assert (history.attempts, history.suspicion) == (attempts, Suspicion(crashes, alone, uncounted=ended))
 
 
 async def test_what_an_earlier_run_left_behind_comes_last(rig: Rig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from obatchd.dispatch.records import Found
@@ -21,12 +22,19 @@ async def structured_answer(ask: Ask, body: Body, in_source: Sequence[str]) -> F
     """The answer to ``body``, whose ``format`` it fits or else has the fault, and more fields for its record.
 
     A model whose answer does not fit is shown the answer and the reason, once. An answer that its token limit cut would
-    be cut again, so there is no second try.
+    be cut again, so there is no second try. The server is told of the format what it can take (``prompts.grammar``);
+    one that refuses even that is asked for any JSON.
     """
+    notes: list[str] = []
     try:
         wanted = answer_format(body["format"])
-        answer, parsed, tries = await _asked(ask, body, wanted)
+        for_server = wanted.for_server
+        notes += for_server.notes
+        body = {**body, "format": for_server.format}
+        answer, parsed, tries = await _asked(partial(_ask, ask, notes), body, wanted)
         extra: dict[str, Any] = {"format_tries": tries} if tries > 1 else {}
+        if notes:
+            extra["notes"] = list(dict.fromkeys(notes))
         if parsed is not None:
             extra["data"] = parsed.raw
             if in_source:
@@ -34,6 +42,15 @@ async def structured_answer(ask: Ask, body: Body, in_source: Sequence[str]) -> F
     except FormatError as error:
         return Answer(fault=Cause.INVALID_FORMAT.fault(str(error))), {}
     return answer, extra
+
+
+async def _ask(ask: Ask, notes: list[str], body: Body) -> Answer:
+    answer = await ask(body)
+    if answer.fault is None or answer.fault.code != Cause.INVALID_FORMAT.code or not isinstance(body["format"], dict):
+        return answer
+    notes.append(f"format: the server was asked for any JSON, because it refuses the schema ({answer.fault.message})")
+    others = {name: value for name, value in body.items() if name != "format"}
+    return await ask(others if body["format"].get("type", "object") != "object" else {**others, "format": "json"})
 
 
 async def _asked(ask: Ask, body: Body, wanted: AnswerFormat) -> tuple[Answer, Parsed | None, int]:

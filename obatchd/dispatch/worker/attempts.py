@@ -21,6 +21,7 @@ from obatchd.jobs.formats.request import Request, parse_request, request_id
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer, OllamaClient
 from obatchd.ollama.faults import Cause, Fault
+from obatchd.prompts.structured import FormatError, answer_format
 
 _UNCONFIGURED = protocol.Configure("", "", "", "", 0, 0.0, 0.0, 0.0)  # no slot yet
 
@@ -104,14 +105,20 @@ class Attempts:
             return Answer(fault=Cause.NOT_SUPPORTED.fault(words)), {}
         body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
         extra: dict[str, Any] = {}
-        if "format" in body and not request.tools:
+        if "format" in body and request.tools:  # nobody knows whether text or a call will come, so nothing is checked
+            try:
+                body["format"], extra["notes"] = answer_format(body["format"]).for_server
+            except FormatError as error:
+                return Answer(fault=Cause.INVALID_FORMAT.fault(str(error))), {}
+            answer = await self._ask(held, body)
+        elif "format" in body:
             in_source = request.in_source if request.in_source is not None else context.in_source
             answer, extra = await structured_answer(partial(self._ask, held), body, in_source)
         else:
             answer = await self._ask(held, body)
         if answer.tool_calls:
-            extra = {"tool_calls": answer.tool_calls}
-        if notes := left_out(request, offer.capabilities):
+            extra["tool_calls"] = answer.tool_calls
+        if notes := [*extra.pop("notes", ()), *left_out(request, offer.capabilities)]:
             extra["notes"] = notes
         return answer, extra | sources
 

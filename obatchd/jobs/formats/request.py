@@ -69,6 +69,9 @@ class Request(_Asked, frozen=True):
 _OURS = frozenset(Known.__struct_fields__)
 _EMBEDDED = _OURS | {"input"}
 whole_fields = msgspec.json.Decoder(Known).decode
+_SHARED = frozenset({"system", "format", "response_format", "think", "options", "tools"})
+_OF_ONE = frozenset({"messages", "input", "prompt", "user", "metadata"})  # in the body of a batch line
+_sorted = msgspec.json.Encoder(order="sorted").encode
 _label = msgspec.json.Decoder(_Label)
 
 
@@ -151,6 +154,23 @@ def _input(raw: bytes, ours: frozenset[str] = _OURS) -> dict[str, msgspec.Raw]:
         del fields[PASSED_ON]
         fields |= raw_fields(passed_on)
     return fields
+
+
+def shared_settings(raw: bytes) -> bytes:
+    """The settings in one line of a request file that other lines may have as well, as JSON.
+
+    The same settings give the same bytes; empty where it has none or is no request.
+    """
+    try:
+        fields = raw_fields(raw)
+        if is_batch_line(fields):
+            body = raw_fields(fields["body"])
+            fields = {name: value for name, value in body.items() if name not in _OF_ONE}
+        else:
+            fields = {name: value for name, value in fields.items() if name in _SHARED}
+    except (ValueError, RecursionError):
+        return b""
+    return _sorted(fields) if fields else b""
 
 
 def request_prompt(raw: bytes) -> str:
