@@ -185,7 +185,7 @@ class Line:
 
     def no_grammar(self, schema: dict[str, Any], *, valid: bool) -> Refusal | None:
         """To a schema that cannot be made into a grammar: not a ``valid`` one, or, by llama-server, one with a class of
-        characters in a pattern. 0.24 would crash of that, which the stand-in does not."""
+        characters in a pattern; 0.24 does not refuse that but crashes (:mod:`obatchd.simulator.grammar`)."""
         if not valid:
             if not self.separate:
                 return 500, "invalid JSON schema in format"
