@@ -36,6 +36,7 @@ class Housekeeping(Part):
         self._engine = engine
         self._booted = False
         self._pruned_s = float("-inf")
+        self._not_erased: dict[str, str] = {}  # jobs that could not be, with the reason
         self._wake = asyncio.Event()
 
     def settings_changed(self) -> None:
@@ -105,9 +106,14 @@ class Housekeeping(Part):
             self._pruned_s = time.monotonic()
 
     def _erase_old(self, before_s: float) -> None:
-        engine = self._engine
-        while rows := engine.store.state.ended_before(before_s, _TOGETHER):
-            erase(engine.layout, engine.store, rows)
+        engine, reached, failed = self._engine, 0, dict[str, str]()
+        while rows := engine.store.state.ended_before(before_s, _TOGETHER, reached):
+            failed |= {row.job: log.reason(error) for row, error in erase(engine.layout, engine.store, rows)}
+            reached = rows[-1].key
+        for job, reason in failed.items():
+            if job not in self._not_erased:  # tried again every minute, and told once
+                _log.error("job_not_erased", job=job, reason=reason, remedy="see why; it is tried again")
+        self._not_erased = failed
         prune_refused(engine.layout, before_s)
 
     def _release(self) -> bool:

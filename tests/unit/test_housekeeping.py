@@ -15,9 +15,11 @@ import pytest
 from engine_support import Street, records_of, street, until
 from settings_support import reload
 
+from obatchd.engine import housekeeping as module
 from obatchd.engine.housekeeping import Housekeeping
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import JobRow, Store
+from obatchd.spool import prune
 
 
 @contextlib.asynccontextmanager
@@ -96,6 +98,35 @@ async def test_everything_of_a_job_is_erased_after_the_days_of_retention(rig: St
         await until(lambda: not disk.known(old) and not refused.exists())
     assert not disk.input(old) and not disk.outbox(old)
     assert disk.known(young) and disk.input(young) and disk.outbox(young)
+
+
+async def test_a_job_that_cannot_be_deleted_does_not_end_the_erasing_of_the_others(
+    rig: Street, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_TOGETHER", 1)
+    rows, disk = [await rig.run(word, name=f"{word}.jsonl") for word in ("stuck", "b", "c")], Disk(rig)
+    for row in rows:
+        disk.ended_before(row, 3 * 86400)
+    real, tried = prune.delete_tree, []
+
+    def refuse(path: Path) -> None:
+        if "stuck" in path.name:
+            tried.append(path)
+            raise PermissionError(1, "Operation not permitted")
+        real(path)
+
+    monkeypatch.setattr(prune, "delete_tree", refuse)
+    reload(rig.work.settings, "disk.retention_days", 2)
+    async with kept(rig) as housekeeping:
+        await until(lambda: not disk.known(rows[1]) and not disk.known(rows[2]))
+        seen = len(tried)
+        housekeeping.settings_changed()
+        await until(lambda: len(tried) > seen)
+        assert disk.known(rows[0])
+        monkeypatch.setattr(prune, "delete_tree", real)
+        housekeeping.settings_changed()
+        await until(lambda: not disk.known(rows[0]))
+    assert caplog.text.count("event=job_not_erased") == 1 and "Operation not permitted" in caplog.text
 
 
 async def test_results_are_pruned_only_where_that_is_asked_for_and_at_once_after_a_reload(rig: Street) -> None:

@@ -243,9 +243,10 @@ class StateStore(Database):
             )
             return cursor.rowcount
 
-    def ended_before(self, when_s: float, limit: int) -> list[JobRow]:
-        """Jobs done or refused before ``when_s``, the oldest first."""
-        return self._jobs("state IN ('done', 'refused') AND finished_s < ? ORDER BY key LIMIT ?", when_s, limit)
+    def ended_before(self, when_s: float, limit: int, after: int = 0) -> list[JobRow]:
+        """Jobs with keys above ``after`` done or refused before ``when_s``, the oldest first."""
+        condition = "state IN ('done', 'refused') AND finished_s < ? AND key > ? ORDER BY key LIMIT ?"
+        return self._jobs(condition, when_s, after, limit)
 
     def erase(self, keys: Sequence[int]) -> None:
         """Delete rows of jobs so that nothing of them is left in the file."""
