@@ -221,9 +221,10 @@ class StateStore(Database):
                 assignments = ", ".join(f"{name} = ?" for name in values)
                 cursor.execute(f"UPDATE jobs SET {assignments} WHERE key = ?", (*plain, key))
 
-    def finished_before(self, when_s: float, limit: int) -> list[JobRow]:
-        """Jobs done before ``when_s`` whose input and store are still kept."""
-        return self._jobs("state = 'done' AND released = 0 AND finished_s < ? ORDER BY key LIMIT ?", when_s, limit)
+    def finished_before(self, when_s: float, limit: int, after: int = 0) -> list[JobRow]:
+        """Jobs with keys above ``after`` done before ``when_s`` whose input and store are still kept, by key."""
+        condition = "state = 'done' AND released = 0 AND finished_s < ? AND key > ? ORDER BY key LIMIT ?"
+        return self._jobs(condition, when_s, after, limit)
 
     def finished_beyond(self, kept_bytes: int, limit: int) -> list[JobRow]:
         """The oldest finished jobs, without which what is still kept of the others is at most ``kept_bytes``."""
