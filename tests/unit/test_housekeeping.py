@@ -163,6 +163,18 @@ async def test_a_drop_that_is_written_to_after_its_job_is_over_is_noted_and_told
     assert rig.row(other).notes == []
 
 
+async def test_drops_of_many_jobs_are_compared_in_turns(rig: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TOGETHER", 1)
+    rows = [await rig.run(name, name=f"{name}.jsonl") for name in "abc"]
+    for row in rows:
+        with rig.work.input_of(row).open("ab") as file:
+            file.write(b"more\n")
+    async with kept(rig) as housekeeping:
+        for count in (1, 2, 3):
+            await until(lambda count=count: sum(bool(rig.row(row).notes) for row in rows) == count)
+            housekeeping.settings_changed()
+
+
 async def test_a_job_whose_results_were_taken_away_keeps_its_note_in_the_index(rig: Street) -> None:
     row = await rig.run("a")
     shutil.rmtree(rig.work.outbox_of(row))

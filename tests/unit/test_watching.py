@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from watchdog.observers.inotify_c import InotifyConstants, InotifyEvent, WatchDescriptor
 
 from obatchd.spool.layout import Layout
 from obatchd.spool.watching import Sign, Watch
@@ -71,8 +72,8 @@ def overflow(watch: Watch) -> None:
     """Let watchdog hear from the kernel that its queue ran over, which takes 16,384 events that nobody reads."""
     assert watch._observer is not None
     for emitter in watch._observer.emitters:
-        group: Any = emitter
-        group._inotify.on_queue_overflow()
+        reader: Any = emitter
+        reader._inotify_fd.handle_event(InotifyEvent(WatchDescriptor(-1), InotifyConstants.IN_Q_OVERFLOW, 0, b""))
 
 
 @pytest.fixture
