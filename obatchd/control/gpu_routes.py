@@ -77,8 +77,8 @@ class GpuRoutes:
     async def _start_burnin(self, request: web.Request) -> web.Response:
         try:
             asked = msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:  # half a character, too, which cannot be kept
-            reason = f"the body must be a JSON object whose texts are whole characters: {error}"
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # half a character, too, which cannot be kept
+            reason = "the body must be a JSON object, and its texts whole characters (UTF-8)"
             raise errors.ConfigError(reason, code="bad_request") from None
         return answer(await self._burnin.start(asked))
 

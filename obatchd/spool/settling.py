@@ -114,7 +114,7 @@ class Waiting(msgspec.Struct):
             return in_full(drop, why) if now_s - self.first_s >= PATIENCE_S else ""
         if has_known_ending(drop) or now_s - self.since_s < _SHOWN_S:
             return ""
-        return f"{NO_FORMAT.format(drop.label)}. It goes to failed/ when it has been so for {PATIENCE_S / 60:g} minutes"
+        return f"{NO_FORMAT.format('it')}. It goes to failed/ when it has been so for {PATIENCE_S / 60:g} minutes"
 
 
 def has_known_ending(drop: Drop) -> bool:
