@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+from typing import Any
 
+import msgspec
 from aiohttp import web
 from attrs import define
 
@@ -75,11 +76,10 @@ class GpuRoutes:
 
     async def _start_burnin(self, request: web.Request) -> web.Response:
         try:
-            asked = json.loads(await request.read() or b"{}")
-        except ValueError:
-            asked = None
-        if not isinstance(asked, dict):
-            raise errors.ConfigError("the body must be a JSON object", code="bad_request")
+            asked = msgspec.json.decode(await request.read() or b"{}", type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError):  # half a character, too, which cannot be kept
+            reason = "the body must be a JSON object, and its texts whole characters (UTF-8)"
+            raise errors.ConfigError(reason, code="bad_request") from None
         return answer(await self._burnin.start(asked))
 
     async def _burnin_status(self, request: web.Request) -> web.Response:

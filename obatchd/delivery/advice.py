@@ -36,6 +36,7 @@ _ADVICE = faults.ADVICE | {
     "url_forbidden": "use a public address, or ask an administrator to open this one with allow in [context]",
     "url_invalid": "mend the URL and drop the request again",
     "invalid_utf8": "save the file as UTF-8",
+    "job_defect": "mend the job's settings as the message says, and submit it again; please report it",
     "line_too_long": "shorten the prompt, or raise max_line_bytes in [inbox]",
     "missing_field": "give every record the fields that the template names",
     "missing_required_parameter": "give the line what the message names",

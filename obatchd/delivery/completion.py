@@ -31,6 +31,12 @@ _log = log.get(__name__)
 _BACKLOG_LIMIT = 20_000
 _BACKLOG = "backlog"
 _TOGETHER = 5000  # requests ended at once
+_DEFECTIVE = Ending(
+    Outcome.FAILED,
+    "job_defect",
+    "obatchd itself failed to offer the requests of this job to a server; the daemon's log says where. Most likely a "
+    "setting of the job cannot be sent to one, such as a whole number of more than 64 bits: submit it again without",
+)
 
 
 @define(eq=False)
@@ -69,6 +75,13 @@ class Completion:
 
     def context_of(self, job: int) -> JobContext:
         return self._work.jobs[job].context()
+
+    def defective(self, job: int) -> None:
+        if (live := self._work.jobs.get(job)) is not None:
+            _log.error("job_defective", job=live.row.job, remedy="its requests fail; please report the error above")
+            self.cancellation.end(live, _DEFECTIVE)
+        else:
+            self._queue.cancel_job(job)
 
     # From commit to publication.
 
@@ -140,10 +153,15 @@ class Cancellation(Part):
         self._queue.cancel_job(live.key)
         await self._end_pending(live, CANCELLED)
 
+    def end(self, live: LiveJob, ending: Ending) -> None:
+        """End a job: answers stay, all other requests get this outcome."""
+        live.ending = ending
+        self._queue.cancel_job(live.key)
+        self.carry_out(live)
+
     def expire(self, live: LiveJob) -> None:
-        if self.mark_expired(live):
-            self._queue.cancel_job(live.key)
-            self.carry_out(live)
+        if self.mark_expired(live) and live.ending:
+            self.end(live, live.ending)
 
     def mark_expired(self, live: LiveJob) -> bool:
         """Whether a job's deadline has just passed. A restart finds it passed again."""

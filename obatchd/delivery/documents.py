@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 
@@ -138,12 +137,3 @@ def _settings_used(live: LiveJob) -> SettingsUsed:
         context_sha256=context_sha256(context),
         system_message_sha256=hashlib.sha256(system_message.encode()).hexdigest() if system_message else None,
     )
-
-
-def late_note(row: JobRow, layout: Layout) -> list[str]:
-    """A note about bytes that somebody appended to a drop after it was taken."""
-    with contextlib.suppress(OSError):
-        late_bytes = (layout.job_dir(row.job) / "input").stat().st_size - row.size
-        if row.kind == "file" and late_bytes > 0:
-            return [f"{late_bytes} bytes were appended after the drop was taken; they were not run: drop files by mv"]
-    return []

@@ -18,10 +18,12 @@ from typing import Any, Protocol
 import msgspec
 
 from obatchd import crash_points, log
-from obatchd.delivery.documents import last_status, late_note, summary_of
+from obatchd.delivery.documents import last_status, summary_of
+from obatchd.delivery.late import note_change
 from obatchd.delivery.passing_on import with_input
 from obatchd.delivery.responses import ResponseWriter
 from obatchd.documents import excerpt
+from obatchd.documents.alarms import DropChanged
 from obatchd.documents.jobs import Counts, JobDocument, Summary
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
@@ -58,6 +60,7 @@ class Publisher(Part):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="publisher")
         # Its own thread: a status must not wait behind the whole of a large job.
         self._status_thread = ThreadPoolExecutor(1, thread_name_prefix="status")
+        self._changed: list[DropChanged] = []  # alarms that the thread found
         self._alone = 0  # jobs at the head of the queue to be published one by one
         self._backlog = 0  # jobs that are answered and not published yet
 
@@ -114,6 +117,8 @@ class Publisher(Part):
                 for live, counts in zip(batch, published, strict=True):
                     self._gone()
                     self._events.published(live.row, counts)
+                while self._changed:
+                    self._work.announcer.announce(self._changed.pop())
 
     async def _try(self, batch: list[LiveJob]) -> list[Counts]:
         await self.responses.settle(live.outbox for live in batch)
@@ -156,7 +161,7 @@ class Publisher(Part):
             # The store holds just the results that it wrote.
             kept_bytes = size_bytes(self._work.layout.job_dir(live.row.job)) + box.whole_bytes()
             done = {"state": JobState.DONE, "finished_s": finished_s, "summary": msgspec.structs.asdict(counts)}
-            changes.append((live.row.key, done | {"kept_bytes": kept_bytes}))
+            changes.append((live.row.key, done | {"kept_bytes": kept_bytes, "notes": live.row.notes}))
         self._work.store.state.update_many(changes)
         for live in batch:
             self._work.store.settle(live.row)
@@ -171,7 +176,8 @@ class Publisher(Part):
         line_of = partial(batch_line, row.job) if row.settings.openai_batch else None
         totals = box.write_whole(rows, responses=live.response_files() and again, line_of=line_of)
         self.responses.incomplete.discard(live.outbox)
-        row.notes = [*row.notes, *(note for note in late_note(row, self._work.layout) if note not in row.notes)]
+        if (alarm := note_change(row, self._work.layout)) is not None:
+            self._changed.append(alarm)
         summary = summary_of(live, totals, self._models)
         box.write_status(last_status(live, summary))
         return summary

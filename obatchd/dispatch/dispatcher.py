@@ -110,6 +110,7 @@ class Dispatcher:
         for link in self.links.values():
             if link.worker is not None and job in link.contexts:
                 link.worker.send(protocol.Cancel(job))
+        self.wake()
 
     def give_up(self, link: Link, fault: Fault, hold_s: float) -> None:
         """End the requests of a server that does no work; it gets nothing new for ``hold_s`` or until ``release``."""

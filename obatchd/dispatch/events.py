@@ -55,6 +55,9 @@ class DispatchEvents(Protocol):
     def context_of(self, job: int) -> JobContext:
         """The shared part of the requests of a job, by its key."""
 
+    def defective(self, job: int) -> None:
+        """The requests of the job with this key cannot be offered to any server, by a defect: they are to fail."""
+
 
 class CrashListener:
     """Hears of crashes of servers; does nothing by itself. :class:`obatchd.gpucare.policy.GpuPolicy` judges by them."""

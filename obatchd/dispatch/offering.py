@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import attrs
 
+from obatchd import log
+from obatchd.child import Child
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import DispatchEvents
 from obatchd.dispatch.link import Link, Offered
@@ -18,6 +20,7 @@ from obatchd.jobs.queue import JobQueue
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
+_log = log.get(__name__)
 _PATIENCE_S = 60.0  # requests that are to be tried alone let all others go first for so long
 
 
@@ -131,12 +134,14 @@ class Offering:
             return
         link.configure()
         settings = self._settings.value.dispatch
-        items = []
+        items, spoiled = [], set[int]()
         for taken in batch:
             lane, pending = taken.lane, taken.pending
-            if lane.job not in link.contexts:
-                link.contexts.add(lane.job)
-                link.worker.send(self._events.context_of(lane.job))
+            if lane.job not in link.contexts and (lane.job in spoiled or not self._introduce(link.worker, lane.job)):
+                spoiled.add(lane.job)
+                self._queue.give_back(taken)
+                continue
+            link.contexts.add(lane.job)
             link.offers[lane.job, pending.line] = Offered(taken)
             left_s = settings.request_total_s - pending.spent_s
             limit_s = max(left_s, LEAST_LIMIT_S) if left_s < settings.request_timeout_s else None
@@ -146,5 +151,16 @@ class Offering:
                 )
             )
         capabilities = link.capabilities.get(profile.model, [])
-        link.worker.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
+        if items:
+            link.worker.send(protocol.Offer(profile.model, link.server.load_options(profile), items, capabilities))
         link.counted()
+
+    def _introduce(self, worker: Child, job: int) -> bool:
+        """Make a job known to a worker. One whose settings no message can hold ends by that, and keeps up nobody."""
+        try:
+            worker.send(self._events.context_of(job))
+        except Exception:  # noqa: BLE001 - logged; the defect of one job must not keep the requests of all others
+            _log.exception("job_not_offered", key=job)
+            self._events.defective(job)
+            return False
+        return True

@@ -50,6 +50,16 @@ class DiskLow(Alarm, frozen=True):
     reason: str
 
 
+class DropChanged(Alarm, frozen=True):
+    """A drop was written to after it had been taken: its job has not run the whole of it, or half an upload."""
+
+    kind = "drop_changed"
+    job: str
+    owner: int  # uid
+    more_bytes: int  # than were taken; negative: fewer
+    action: str  # what to do
+
+
 class JobDone(Alarm, frozen=True):
     """A job's ``summary.json`` is there."""
 

@@ -52,7 +52,7 @@ class Admission(Part):
         _log.info("job_accepted", job=row.job, owner=row.owner, size=row.size)
 
     def refused(self, row: JobRow) -> None:
-        if self._work.jobs.pop(row.key, None) is not None:
+        if self._work.forget(row.key) is not None:
             self._queue.cancel_job(row.key)
 
     def indexed(self, job: int, chunk: Chunk) -> None:

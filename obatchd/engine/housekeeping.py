@@ -7,6 +7,8 @@ import contextlib
 import time
 
 from obatchd import log
+from obatchd.delivery.late import note_change
+from obatchd.documents.alarms import DropChanged
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
 from obatchd.jobs.model import JobState
@@ -36,6 +38,8 @@ class Housekeeping(Part):
         self._engine = engine
         self._booted = False
         self._pruned_s = float("-inf")
+        self._compared = 0  # the greatest key of those whose drops were compared in this turn
+        self._not_erased: dict[str, str] = {}  # jobs that could not be, with the reason
         self._wake = asyncio.Event()
 
     def settings_changed(self) -> None:
@@ -91,8 +95,10 @@ class Housekeeping(Part):
 
     async def _keep_bounds(self) -> None:
         engine, disk = self._engine, self._engine.settings.value.disk
-        while await asyncio.to_thread(self._release):
-            continue
+        await self._compare(await asyncio.to_thread(self._page))
+        while rows := await asyncio.to_thread(self._due):
+            await self._compare(rows)
+            await asyncio.to_thread(self._release, rows)
         in_use = {live.row.segment for live in engine.jobs.values()}
         await asyncio.to_thread(engine.store.trim, in_use)
         await asyncio.to_thread(delete_set_aside, engine.layout.work, time.time() - disk.keep_done_s)
@@ -105,20 +111,48 @@ class Housekeeping(Part):
             self._pruned_s = time.monotonic()
 
     def _erase_old(self, before_s: float) -> None:
-        engine = self._engine
-        while rows := engine.store.state.ended_before(before_s, _TOGETHER):
-            erase(engine.layout, engine.store, rows)
+        engine, reached, failed = self._engine, 0, dict[str, str]()
+        while rows := engine.store.state.ended_before(before_s, _TOGETHER, reached):
+            failed |= {row.job: log.reason(error) for row, error in erase(engine.layout, engine.store, rows)}
+            reached = rows[-1].key
+        for job, reason in failed.items():
+            if job not in self._not_erased:  # tried again every minute, and told once
+                _log.error("job_not_erased", job=job, reason=reason, remedy="see why; it is tried again")
+        self._not_erased = failed
         prune_refused(engine.layout, before_s)
 
-    def _release(self) -> bool:
-        """Give up the input and store of jobs done long enough ago or too large together; whether there is more."""
-        engine, disk = self._engine, self._engine.settings.value.disk
-        state = engine.store.state
+    def _page(self) -> list[JobRow]:
+        """The next jobs whose drops are compared, in turns: as many as cost a moment once a minute."""
+        rows = self._engine.store.state.finished_before(float("inf"), _TOGETHER, self._compared)
+        self._compared = rows[-1].key if len(rows) == _TOGETHER else 0
+        return rows
+
+    async def _compare(self, rows: list[JobRow]) -> None:
+        """See whether somebody goes on writing to the drops of jobs that are over."""
+        for alarm in await asyncio.to_thread(self._changed, rows):
+            self._engine.work.announcer.announce(alarm)
+
+    def _changed(self, rows: list[JobRow]) -> list[DropChanged]:
+        engine, alarms = self._engine, list[DropChanged]()
+        for row in rows:
+            before = row.notes
+            alarm = note_change(row, engine.layout)
+            if row.notes is not before:
+                engine.store.state.update(row.key, notes=row.notes)
+                JobOutbox(engine.work.outbox_of(row)).write_notes(row.notes)
+            if alarm is not None:
+                alarms.append(alarm)
+        return alarms
+
+    def _due(self) -> list[JobRow]:
+        """Jobs done long enough ago, or too large together, whose input and store are given up."""
+        disk, state = self._engine.settings.value.disk, self._engine.store.state
         rows = state.finished_before(time.time() - disk.keep_done_s, _TOGETHER)
-        rows = rows or state.finished_beyond(disk.keep_done_bytes, _TOGETHER)
+        return rows or state.finished_beyond(disk.keep_done_bytes, _TOGETHER)
+
+    def _release(self, rows: list[JobRow]) -> None:
         for row in rows:
             with contextlib.suppress(OSError):
-                delete_tree(engine.layout.job_dir(row.job))
-            engine.store.release(row)
+                delete_tree(self._engine.layout.job_dir(row.job))
+            self._engine.store.release(row)
             _log.info("job_released", job=row.job)
-        return len(rows) > 0

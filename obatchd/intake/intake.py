@@ -141,9 +141,12 @@ class Intake(Part):
             _log.warning("drop_refused", owner=drop.owner, inode=drop.inode, code=refusal.code)
 
     def _claim(self, report: ScanReport) -> list[JobRow]:
-        result = claim.claim(report.ready, self._layout, self._store.state, self.ids)
+        keep_free_bytes = self._settings.disk.min_free_bytes
+        result = claim.claim(report.ready, self._layout, self._store.state, self.ids, keep_free_bytes)
+        not_taken = {drop.name for drop, _ in result.not_taken}
         for drop in report.ready:
-            self.inbox.taken(drop)
+            if drop.name not in not_taken:  # else that it is blocked stays known, and is not logged again
+                self.inbox.taken(drop)
         for drop, error in result.not_taken:
             self.inbox.not_taken(drop, error)
         self._unlisted += [accepted.job for accepted in result.accepted]

@@ -19,9 +19,24 @@ SOURCE_ENDINGS = (".html", ".htm", ".pdf", ".source.txt", ".source.md")  # in a 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # in a folder, for requests that name them
 _PLAIN_ENDINGS = (".json", ".jsonl", ".ndjson", *TABLE_ENDINGS, *TEXT_ENDINGS)
 FILE_ENDINGS = (*_PLAIN_ENDINGS, *(f"{ending}.gz" for ending in _PLAIN_ENDINGS))
-# Endings that copying programs and editors use until they are done.
-TEMPORARY_ENDINGS = ("~", ".tmp", ".part", ".partial", ".crdownload", ".swp", ".swx")
+# Endings that transfers use until they are done. Some lie beside the file itself, which then is not complete either.
+TRANSFER_ENDINGS = (".part", ".partial", ".filepart", ".crdownload", ".download", ".opdownload", ".fdmdownload",
+                    ".aria2", ".uploading", ".upload", ".!qb", ".!ut", ".lftp-pget-status", ".gstmp")  # fmt: skip
+_TEMPORARY_ENDINGS = (*TRANSFER_ENDINGS, "~", ".tmp", ".temp", ".swp", ".swx")
+# Left by file managers, file systems and storage boxes, in small letters.
+_LITTER = frozenset(("4913", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir", "#recycle",
+                     "$recycle.bin", "system volume information", "lost+found", "network trash folder",
+                     "temporary items"))  # fmt: skip
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def is_passed_over(name: str) -> bool:
+    """Whether a file or folder of this name is no drop: hidden, half written by some program, or litter."""
+    small = name.lower()
+    return (
+        small.startswith((".", "~$")) or small.endswith(_TEMPORARY_ENDINGS) or small in _LITTER
+        or (small.startswith("#") and small.endswith("#"))
+    )  # fmt: skip
 
 
 class Outcome(StrEnum):

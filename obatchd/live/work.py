@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from obatchd.live.job import LiveJob
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
-from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.tasks import TaskOwner, TaskSet, set_within
 
 _log = log.get(__name__)
 
@@ -52,6 +53,9 @@ class Work:
     jobs: dict[int, LiveJob] = field(factory=dict, init=False)  # by key; only the main loop changes it
     holds: Holds = field(factory=Holds, init=False)  # reasons for which nothing new is offered
     conditions: Conditions = field(init=False)  # hindrances from outside
+    _ends: dict[int, asyncio.Event] = field(
+        factory=dict, init=False
+    )  # by key of a job, where somebody waits for its end
 
     @conditions.default
     def _conditions(self) -> Conditions:
@@ -73,9 +77,19 @@ class Work:
         live = self.jobs.get(job)
         return RequestSource(partial(self.store.of, live.row), self.request_file(live.row)) if live else None
 
+    def forget(self, job: int) -> LiveJob | None:
+        """The job with this key is not in work any more."""
+        if (end := self._ends.pop(job, None)) is not None:
+            end.set()
+        return self.jobs.pop(job, None)
+
+    async def until_forgotten(self, job: int, timeout_s: float) -> bool:
+        """Wait for the end of the work on a job; whether it came within ``timeout_s``."""
+        return job not in self.jobs or await set_within(timeout_s, self._ends.setdefault(job, asyncio.Event()))
+
     def over(self, row: JobRow, counts: Counts) -> None:
         """A job is published: forget it, and tell."""
-        self.jobs.pop(row.key, None)
+        self.forget(row.key)
         self.conditions.of_jobs.pop(row.key, None)
         self.store.of(row).forget_lanes(row.key)
         done = JobDone(row.job, row.owner, counts.requests, counts.succeeded, counts.failed, counts.wall_s)

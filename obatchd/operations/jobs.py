@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 from attrs import define
 
+from obatchd import log
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Submission
 from obatchd.delivery.documents import finished_document, job_document
@@ -15,11 +16,13 @@ from obatchd.documents.answers import Removed
 from obatchd.documents.jobs import JobDocument
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
-from obatchd.errors import ControlError, NotFoundError, SpoolError
+from obatchd.errors import ControlError, NotFoundError, SpoolError, StoreError
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.operations.submissions import Submissions
+
+_ENDING_S = 30.0  # longest wait for a job that is about to be over; obatchctl waits a minute for an answer
 
 
 @contextlib.asynccontextmanager
@@ -107,7 +110,17 @@ class JobCommands:
     @disk_faults_told()
     async def remove(self, caller: Caller, job_id: str) -> Removed:
         row, engine = self._find(caller, job_id), self._engine
-        if row.key in engine.jobs:
-            raise ControlError(f"job {row.job} is not over; first: obatchctl cancel {row.job}", code="job_running")
-        await asyncio.to_thread(erase, engine.layout, engine.store, [row])
+        if (live := engine.jobs.get(row.key)) is not None:
+            await self._end_of(live, row)
+            row = self._find(caller, job_id)
+        for _, error in await asyncio.to_thread(erase, engine.layout, engine.store, [row]):
+            raise StoreError(f"job {row.job} cannot be deleted: {log.reason(error)}") from error
         return Removed(row.job)
+
+    async def _end_of(self, live: LiveJob, row: JobRow) -> None:
+        """Wait for a job that has all its answers, or is to get no more. Raises ControlError where one is not over."""
+        if not (live.publishing or live.complete or live.ending or row.state in (JobState.DONE, JobState.REFUSED)):
+            raise ControlError(f"job {row.job} is not over; first: obatchctl cancel {row.job}", code="job_running")
+        if not await self._engine.work.until_forgotten(row.key, _ENDING_S):
+            reason = f"job {row.job} has ended, and its results are still being written; try again later"
+            raise ControlError(reason, code="job_running")

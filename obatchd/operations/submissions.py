@@ -20,6 +20,7 @@ from obatchd.jobs.store import JobRow
 from obatchd.settings.job import FrozenSettings, JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
+from obatchd.spool.copying import Incoming
 
 
 @define(eq=False)
@@ -50,7 +51,7 @@ class Submissions:
         return await self._take(_retry_name(row), row.owner, "file", settings, partial(self._copy_failed, row))
 
     async def _take(
-        self, name: bytes, owner: int, kind: str, settings: SubmittedSettings, fill: Callable[[claim.Incoming], None]
+        self, name: bytes, owner: int, kind: str, settings: SubmittedSettings, fill: Callable[[Incoming], None]
     ) -> JobRow:
         """``fill`` puts the prompts into place; it is called in a thread."""
         engine = self._engine
@@ -77,7 +78,7 @@ class Submissions:
         if reason := OwnerLimits(self._engine.settings.value.limits, self._engine.jobs.values()).room(owner, 0):
             raise ControlError(reason, code="over_limit")
 
-    def _copy_failed(self, row: JobRow, incoming: claim.Incoming) -> None:
+    def _copy_failed(self, row: JobRow, incoming: Incoming) -> None:
         source = self._engine.work.request_file(row)
         if not source.exists():
             raise ControlError(f"the prompts of job {row.job} are no longer kept; drop them again", code="released")
@@ -104,7 +105,7 @@ def _defaults_of_retry(first: FrozenSettings, now: FrozenSettings) -> FrozenSett
     return msgspec.structs.replace(first, model=model, priority=now.priority, deadline=now.deadline)
 
 
-def _copy(submission: Submission, settings: Settings, incoming: claim.Incoming) -> None:
+def _copy(submission: Submission, settings: Settings, incoming: Incoming) -> None:
     for name, descriptor in submission.files:
         with os.fdopen(descriptor, "rb", closefd=False) as source:
             incoming.add(name, source, settings.inbox.max_unpacked_bytes, settings.disk.min_free_bytes)

@@ -8,8 +8,9 @@ reading, merging and explaining errors is :mod:`obatchd.settings.reading`.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,12 +31,23 @@ _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5
 
 
 def _passable(value: Any) -> Any:
-    """Refuses what no message to a worker can hold: it would stop the requests of all jobs."""
+    """Refuses what no message to a worker can hold: it would stop the requests of all jobs; and what JSON has not."""
     try:
         msgspec.msgpack.encode(value)
     except (OverflowError, UnicodeEncodeError):
         raise ValueError("must have no whole number of more than 64 bits, and no half of a character") from None
+    for name, inner in value.items() if isinstance(value, dict) else ():
+        _as_json(name, inner)
     return value
+
+
+def _as_json(name: str, value: Any) -> None:
+    if isinstance(value, date | time):  # a datetime is a date, too
+        raise ValueError(f"{name} must have no date or time, which JSON does not know: put it between quotes")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _as_json(name, inner)
 
 
 def _usable_format(value: str | dict[str, Any]) -> str | dict[str, Any]:

@@ -3,18 +3,21 @@
 Order: intents committed → renamed into work → inode compared → flushed → accepted. After a crash an intent whose inode
 is in work is adopted, one still in the inbox is forgotten, an input without intent is adopted as recovered. A claimed
 drop is never put back.
+
+Where the inbox is another mount, the drop is copied and flushed instead, and then deleted from the inbox. After a crash
+an input that is the copy of what still lies in the inbox is adopted, and the original deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import msgspec
 
@@ -22,17 +25,16 @@ from obatchd import crash_points, log
 from obatchd.errors import ControlError, DropRefused
 from obatchd.jobs.model import Intent, JobIds
 from obatchd.jobs.store import StateStore
+from obatchd.spool.copying import INCOMING, Incoming, clear_taken, copy, leave, leave_again
 from obatchd.spool.drop import Drop
 from obatchd.spool.flush import sync_filesystem, sync_paths, tree
-from obatchd.spool.layout import Layout
+from obatchd.spool.layout import Layout, size_bytes
 from obatchd.spool.refusal import refuse_claimed
 
 _log = log.get(__name__)
-_COPY_BYTES = 1024**2
 # Up to this many files their own fsyncs are cheaper than one flush of the whole file system.
 _FEW_DROPS = 4
 _NAME_FILE = "name"
-_INCOMING = "incoming"
 
 
 class ClaimReport(msgspec.Struct):
@@ -42,11 +44,14 @@ class ClaimReport(msgspec.Struct):
     not_taken: list[tuple[Drop, OSError]] = []
 
 
-def claim(drops: Sequence[Drop], layout: Layout, ledger: StateStore, ids: JobIds) -> ClaimReport:
+def claim(
+    drops: Sequence[Drop], layout: Layout, ledger: StateStore, ids: JobIds, keep_free_bytes: int = 0
+) -> ClaimReport:
     """Take everything that is ready, in the order given, and drops that an earlier call that failed has left.
 
-    A drop that is not the one that the scan saw is left where it is: the next scan looks at it again. Raises OSError
-    where the spool's file system refused; the next call, or :func:`recover`, settles the claims in progress.
+    A drop that is not the one that the scan saw is left where it is: the next scan looks at it again. One that has to
+    be copied is taken only while ``keep_free_bytes`` stay free. Raises OSError where the spool's file system refused;
+    the next call, or :func:`recover`, settles the claims in progress.
     """
     accepted = settle(ledger.intents(), layout, ledger)
     wanted = [(drop, intent) for drop in drops if (intent := _intend(drop, ids)) is not None]
@@ -58,7 +63,7 @@ def claim(drops: Sequence[Drop], layout: Layout, ledger: StateStore, ids: JobIds
     lost: list[str] = []
     not_taken: list[tuple[Drop, OSError]] = []
     for drop, intent in wanted:
-        arrived = _take(drop, intent, layout, not_taken)
+        arrived = _take(drop, intent, layout, not_taken, keep_free_bytes)
         if arrived is None:
             lost.append(intent.job)
         else:
@@ -91,36 +96,77 @@ def _intend(drop: Drop, ids: JobIds) -> Intent | None:
         intent = _intent(ids.new(), drop.name, drop.path, status, time.time())
     except OSError:
         return None
+    return intent if _is_seen(drop, intent, status) else None
+
+
+def _is_seen(drop: Drop, intent: Intent, status: os.stat_result) -> bool:
+    """Whether it is still what the scan saw."""
     found = (intent.device, intent.inode, intent.kind, status.st_mtime_ns)
-    if found != (drop.device, drop.inode, drop.kind, drop.mtime_ns) or (
-        drop.kind == "file" and intent.size != drop.size
-    ):
-        return None
-    return intent
+    return found == (drop.device, drop.inode, drop.kind, drop.mtime_ns) and (
+        drop.kind == "folder" or intent.size == drop.size
+    )
 
 
 def _intent(job: str, name: bytes, path: Path, status: os.stat_result, at_s: float) -> Intent:
     """The intent for what lies at ``path``, for its own owner."""
     kind, size = "file", status.st_size
     if stat.S_ISDIR(status.st_mode):
-        kind = "folder"
-        size = sum(path.lstat().st_size for path in path.iterdir() if path.is_file() and not path.is_symlink())
+        kind, size = "folder", input_bytes(path)
     return Intent(job, name, status.st_uid, status.st_dev, status.st_ino, size, kind, at_s)
 
 
-def _take(drop: Drop, intent: Intent, layout: Layout, not_taken: list[tuple[Drop, OSError]]) -> Intent | None:
-    """Rename one drop into its own new directory; None when nothing that can be a job arrived there."""
+def input_bytes(path: Path) -> int:
+    """The size of a drop: of a file, or of all files that lie directly in a folder. Raises OSError where it is gone."""
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size
+    return sum(path.lstat().st_size for path in path.iterdir() if path.is_file() and not path.is_symlink())
+
+
+def _take(
+    drop: Drop, intent: Intent, layout: Layout, not_taken: list[tuple[Drop, OSError]], keep_free_bytes: int
+) -> Intent | None:
+    """Move one drop into its own new directory; None when nothing that can be a job arrived there."""
     directory = layout.job_dir(intent.job)
     directory.mkdir(mode=0o700)
     crash_points.reach("claim.after_mkdir")
     try:
         os.rename(drop.path, directory / "input")
     except OSError as error:
+        if error.errno == errno.EXDEV:
+            return _take_copy(drop, intent, layout, not_taken, keep_free_bytes)
         directory.rmdir()
         if not isinstance(error, FileNotFoundError):  # else it was withdrawn in the last instant
             not_taken.append((drop, error))
         return None
     return _arrived(intent, layout)
+
+
+def _take_copy(
+    drop: Drop, intent: Intent, layout: Layout, not_taken: list[tuple[Drop, OSError]], keep_free_bytes: int
+) -> Intent | None:
+    """The same for a drop that lies on another mount: until it is gone from there, the copy counts for nothing."""
+    directory = layout.job_dir(intent.job)
+    try:
+        _write_name(directory, intent.name)
+        if layout.free().bytes - (intent.size or size_bytes(drop.path)) < keep_free_bytes:
+            raise OSError(errno.ENOSPC, "the disk of the spool has no room for a copy")
+        copied = copy(drop.path, directory / "input")
+        sync_paths([directory / _NAME_FILE, layout.jobs])
+        crash_points.reach("claim.after_copy")
+        status = drop.path.lstat()
+        now = _intent(intent.job, intent.name, drop.path, status, intent.at_s)
+        if copied != (intent.device, intent.inode) or not _is_seen(drop, now, status):
+            raise FileNotFoundError(errno.ENOENT, "it was changed meanwhile")  # the next scan looks at it again
+        leave(drop.path, intent.job)
+    except OSError as error:
+        shutil.rmtree(directory, ignore_errors=True)
+        if not isinstance(error, FileNotFoundError):
+            not_taken.append((drop, error))
+        return None
+    sync_paths([layout.inbox])
+    found = _found(directory, (directory / "input").lstat())
+    return msgspec.structs.replace(found, owner=intent.owner, at_s=intent.at_s)
 
 
 def _arrived(intent: Intent, layout: Layout) -> Intent | None:
@@ -188,7 +234,8 @@ def settle(intents: Sequence[Intent], layout: Layout, ledger: StateStore) -> lis
     adopted: list[Intent] = []
     forgotten: list[str] = []
     for intent in intents:
-        arrived = _arrived(intent, layout)
+        has_left = leave_again(intent, layout.inbox, layout.job_dir(intent.job) / "input")
+        arrived = _arrived(intent, layout) if has_left else None
         if arrived is None:
             forgotten.append(intent.job)
             shutil.rmtree(layout.job_dir(intent.job), ignore_errors=True)
@@ -204,6 +251,7 @@ def recover(layout: Layout, ledger: StateStore) -> list[Intent]:
     """Settle claims that a crash cut short; returns the adopted drops. Only at the start."""
     adopted = settle(ledger.intents(), layout, ledger)
     known = ledger.jobs()
+    clear_taken(layout.inbox, known)
     found: list[Intent] = []
     for directory in sorted(layout.jobs.iterdir()):
         if directory.name in known:
@@ -245,52 +293,6 @@ def _lstat(path: Path) -> os.stat_result | None:
 # Submissions: drops that come through obatchctl submit.
 
 
-class Incoming(msgspec.Struct):
-    """A submission being written into work. Not accepted before :func:`commit_submission`."""
-
-    job: str
-    name: bytes
-    owner: int
-    kind: str
-    directory: Path
-    copied_bytes: int = 0
-
-    @property
-    def input(self) -> Path:
-        return self.directory / _INCOMING
-
-    def add(self, name: str, source: IO[bytes], limit_bytes: int, keep_free_bytes: int = 0) -> None:
-        """Copy one file; for a folder ``name`` is its name inside. ``limit_bytes`` is for all files together.
-
-        Raises ControlError where the name leads out of the folder, is there already, or there is too much of it for the
-        limit or for a disk that is to keep ``keep_free_bytes``, OSError where it cannot be written.
-        """
-        target = self.input
-        if self.kind == "folder":
-            if "/" in name or name in ("", ".", "..") or "\0" in name:
-                raise ControlError(f"{name!r} cannot be a file name in a submitted folder", code="bad_name")
-            target = self.input / name
-        if os.path.lexists(target):
-            raise ControlError(f"{name} is there twice in the submission", code="bad_name")
-        with open(target, "xb") as file:
-            while block := source.read(_COPY_BYTES):
-                self.copied_bytes += len(block)
-                if self.copied_bytes > limit_bytes:
-                    reason = f"it has more than the {limit_bytes} bytes of max_unpacked_bytes in [inbox]"
-                    raise ControlError(reason, code="too_large")
-                disk = os.fstatvfs(file.fileno())
-                free_bytes = disk.f_bavail * disk.f_frsize
-                if free_bytes - len(block) < keep_free_bytes:
-                    least = f"{keep_free_bytes // 1024**2} MiB (min_free_bytes in [disk]) must stay free"
-                    reason = f"the disk has no room for it: {free_bytes // 1024**2} MiB are left, {least}"
-                    raise ControlError(reason, code="no_room")
-                file.write(block)
-
-    def abandon(self) -> None:
-        """Remove the written files; nothing was accepted."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-
 def begin_submission(layout: Layout, ids: JobIds, name: bytes, owner: int, kind: str) -> Incoming:
     """Make room for a submission of ``kind`` ``file`` or ``folder``."""
     job = ids.new()
@@ -298,7 +300,7 @@ def begin_submission(layout: Layout, ids: JobIds, name: bytes, owner: int, kind:
     directory.mkdir(mode=0o700)
     _write_name(directory, name)
     if kind == "folder":
-        (directory / _INCOMING).mkdir(mode=0o700)
+        (directory / INCOMING).mkdir(mode=0o700)
     return Incoming(job, name, owner, kind, directory)
 
 
@@ -322,6 +324,6 @@ def complete_submission(directory: Path) -> None:
     """Give an accepted submission its final name, where that was not done yet."""
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.rename(directory / _INCOMING, directory / "input")
+            os.rename(directory / INCOMING, directory / "input")
     except OSError as error:
         _log.error("submission_not_renamed", job=directory.name, reason=log.reason(error), remedy="it is tried again")

@@ -1,8 +1,7 @@
-"""An entry of the inbox: its kind, whether it may be taken, and the signs that it is complete."""
+"""An entry of the inbox: its kind, and whether it may be taken."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from pathlib import Path
@@ -10,8 +9,7 @@ from pathlib import Path
 import msgspec
 
 from obatchd.errors import DropRefused
-from obatchd.jobs.model import TEMPORARY_ENDINGS
-from obatchd.settings.tables.spool import InboxSettings
+from obatchd.jobs.model import is_passed_over
 
 
 class Drop(msgspec.Struct, frozen=True):
@@ -39,12 +37,8 @@ class Blocked(msgspec.Struct, frozen=True):
 
 
 def is_temporary(name: bytes) -> bool:
-    """Whether a name is one that copying programs and editors use until they are done."""
-    text = os.fsdecode(name)
-    return (
-        text.startswith(".") or text.endswith(TEMPORARY_ENDINGS) or (text.startswith("#") and text.endswith("#"))
-        or text == "4913"
-    )  # fmt: skip
+    """Whether a name is passed over: one that copying programs and editors use until they are done, or litter."""
+    return is_passed_over(os.fsdecode(name))
 
 
 def describe(name: bytes, path: Path, status: os.stat_result) -> Drop:
@@ -71,27 +65,3 @@ def permission_trouble(drop: Drop) -> str | None:
     if not os.access(drop.path, needed, effective_ids=True) and os.path.lexists(drop.path):
         return "EACCES: the daemon's user may not read it; chmod it, or use obatchctl submit"
     return None
-
-
-def stillness(drop: Drop, status: os.stat_result, settings: InboxSettings) -> tuple[float, tuple[object, ...]]:
-    """For how many seconds a drop must stay as it is to be complete, and its signature that must stay."""
-    if drop.kind == "folder":
-        count, signature = _folder_signature(drop.path)
-        settle_s = settings.folder_settle_s if count else max(settings.folder_settle_s, settings.empty_s)
-        return settle_s, (status.st_ino, status.st_mtime_ns, count, signature)
-    return (
-        settings.settle_s if drop.size else settings.empty_s,
-        (status.st_ino, status.st_mtime_ns, status.st_size),
-    )
-
-
-def _folder_signature(folder: Path) -> tuple[int, int]:
-    """How many things are inside, and a hash of their paths, inodes, sizes and mtimes: a flat watch sees none of it."""
-    found: list[tuple[str, int, int, int]] = []
-    for directory, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            with contextlib.suppress(OSError):
-                path = os.path.join(directory, name)
-                status = os.lstat(path)
-                found.append((path, status.st_ino, status.st_size, status.st_mtime_ns))
-    return len(found), hash(tuple(sorted(found)))

@@ -13,22 +13,19 @@ import msgspec
 
 from obatchd import log
 from obatchd.errors import DropRefused
-from obatchd.jobs.model import FILE_ENDINGS
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.spool import InboxSettings
-from obatchd.spool.drop import Blocked, Drop, describe, is_temporary, not_a_file, permission_trouble, stillness
+from obatchd.spool.drop import Blocked, Drop, describe, is_temporary, not_a_file, permission_trouble
 from obatchd.spool.layout import Layout
-from obatchd.spool.watching import Watch
+from obatchd.spool.settling import NO_FORMAT, Waiting, has_known_ending, signature_of
+from obatchd.spool.watching import Sign, Watch
 
 _log = log.get(__name__)
-_NO_FORMAT = (
-    "{} is none of our formats: drop JSON (.jsonl, .ndjson, .json), a table (.csv, .tsv) or text (.txt, .md), each "
-    "also .gz, or a folder of them"
-)
 _SLOW_S = 60.0
 # Looking at everything takes at most a tenth of the time, where events tell of new drops.
 _WHOLE_SHARE = 10
+_NEVER_S = float("inf")
 
 
 class ScanReport(msgspec.Struct):
@@ -40,19 +37,6 @@ class ScanReport(msgspec.Struct):
     settling: int = 0
     next_s: float | None = None
     problem: str = ""
-
-
-class _Waiting(msgspec.Struct):
-    """A name that has not been taken yet: its signature and since when it is unchanged (monotonic)."""
-
-    signature: tuple[object, ...]
-    since_s: float
-    first_s: float
-    settle_s: float
-    told: bool = False
-
-    def left_s(self, now_s: float) -> float:
-        return self.since_s + self.settle_s - now_s
 
 
 class Inbox:
@@ -69,9 +53,10 @@ class Inbox:
         self._current = settings
         self._layout = layout
         self._clock = clock
-        self._waiting: dict[bytes, _Waiting] = {}
+        self._waiting: dict[bytes, Waiting] = {}
         self._ready: dict[bytes, Drop] = {}  # settled, and more than one batch
         self._blocked: dict[bytes, Blocked] = {}
+        self._late: dict[bytes, Blocked] = {}  # waiting for so long that their owners should know why
         self._watch = Watch(layout, clock)
         self._whole_s = float("-inf")
         self._whole_took_s = 0.0
@@ -94,19 +79,19 @@ class Inbox:
 
         ``hindrance`` says of each why it has to wait, though it is ready; empty: it is taken.
         """
-        named, renamed = self._watch.take_names()
+        signs = self._watch.take_names()
         report = ScanReport()
         now_s = self._clock()
         try:
-            names = self._names(named, now_s)
+            names = self._names(signs, now_s)
         except OSError as error:
-            self._watch.add_names(named, renamed)
+            self._watch.add_names(signs)
             self._whole_s = float("-inf")
             report.problem = f"the inbox {self._layout.inbox} cannot be read: {error.strerror}; put it back"
             return report
         known = len(self._ready)
         for name in names:
-            self._look(name, name in renamed, now_s, report)
+            self._look(name, signs.get(name), now_s, report)
         if self._problem:  # everything waits where it is
             report.problem, report.refused = self._problem, []
         if self._whole_s == now_s:
@@ -116,9 +101,14 @@ class Inbox:
         report.ready, held = ([], []) if self._problem else self._choose(hindrance)
         for drop in report.ready:
             del self._ready[drop.name]
-        left_s = [left for waiting in self._waiting.values() if (left := waiting.left_s(now_s)) > 0]
-        report.settling, report.next_s = len(left_s), min(left_s, default=None)
-        report.blocked = [*self._blocked.values(), *held]
+        left_s = [
+            left
+            for name, waiting in self._waiting.items()
+            if (left := waiting.left_s(now_s)) > 0 and name not in self._blocked
+        ]
+        next_s = min(left_s, default=_NEVER_S)
+        report.settling, report.next_s = len(left_s), next_s if next_s < _NEVER_S else None
+        report.blocked = [*self._blocked.values(), *self._late.values(), *held]
         return report
 
     def _choose(self, hindrance: Callable[[Drop], str]) -> tuple[list[Drop], list[Blocked]]:
@@ -134,14 +124,20 @@ class Inbox:
                 chosen.append(drop)
         return chosen, held
 
-    def _names(self, named: set[bytes], now_s: float) -> Collection[bytes]:
-        """Names to look at: all when that is due or there are no events, else those that may have changed."""
+    def _names(self, signs: dict[bytes, Sign], now_s: float) -> Collection[bytes]:
+        """Names to look at: all when that is due or there are no events, else those that may have changed.
+
+        Where events were lost, ``signs`` and what earlier ones told of files being written are not relied on.
+        """
         inode = self._layout.inbox.stat().st_ino
-        if self._watch.tells_all(inode) and now_s - self._whole_s < max(
-            self._settings.rescan_s, _WHOLE_SHARE * self._whole_took_s
-        ):
+        told_all = self._watch.tells_all(inode)
+        if told_all and now_s - self._whole_s < max(self._settings.rescan_s, _WHOLE_SHARE * self._whole_took_s):
             due = {name for name, waiting in self._waiting.items() if waiting.left_s(now_s) <= 0}
-            return named | (due - self._ready.keys())
+            return signs.keys() | (due - self._ready.keys())
+        if not told_all:
+            signs.update({name: Sign.CHANGED for name, sign in signs.items() if sign is Sign.CREATED})
+            for waiting in self._waiting.values():
+                waiting.lost(now_s)
         self._problem = self._layout.inbox_problem()
         with os.scandir(os.fsencode(self._layout.inbox)) as entries:
             names = {entry.name for entry in entries if not is_temporary(entry.name)}
@@ -155,49 +151,70 @@ class Inbox:
         self._waiting.pop(name, None)
         self._blocked.pop(name, None)
         self._ready.pop(name, None)
+        self._late.pop(name, None)
 
-    def _look(self, name: bytes, renamed: bool, now_s: float, report: ScanReport) -> None:
+    def _look(self, name: bytes, sign: Sign | None, now_s: float, report: ScanReport) -> None:
         path = self._layout.inbox / os.fsdecode(name)
+        blocked = self._blocked.get(name)
         try:
             status = path.lstat()
             drop = describe(name, path, status)
             if (refusal := not_a_file(status)) is not None:
                 self._forget(name)
+                if blocked is not None and blocked.tried:
+                    self._blocked[name] = blocked  # refusing it was tried already
                 report.refused.append((drop, refusal))
                 return
-            if (reason := permission_trouble(drop)) is not None:
-                self._waiting.pop(name, None)
-                self._ready.pop(name, None)
-                self._block(drop, reason)
-                return
-            if (blocked := self._blocked.get(name)) is not None and not blocked.tried:
-                del self._blocked[name]
-            settle_s, signature = stillness(drop, status, self._settings)
+            trouble = permission_trouble(drop)
+            empty, signature = signature_of(drop, status, inside=trouble is None)
         except FileNotFoundError:
             self._forget(name)  # taken away again
             return
         waiting = self._waiting.get(name)
-        if waiting is None or waiting.signature != signature:
-            first_s, told = (now_s, False) if waiting is None else (waiting.first_s, waiting.told)
-            waiting = self._waiting[name] = _Waiting(signature, now_s, first_s, settle_s, told)
-        if renamed and (drop.size or drop.kind == "folder"):
-            waiting.since_s = float("-inf")
-        if waiting.left_s(now_s) <= 0:
-            self._settled(drop, report)
+        if waiting is None or waiting.signature[0] != signature[0]:
+            waiting = self._waiting[name] = Waiting(signature, now_s, now_s)
+        if sign is Sign.CREATED and drop.kind == "file" and status.st_nlink > 1:
+            sign = Sign.CHANGED  # another name was given to a file: no event tells of the end of its writing
+        waiting.look(drop, signature, sign, now_s)
+        waiting.let_settle(drop, empty, self._settings)
+        if trouble is not None:
+            waiting.since_s = _NEVER_S
+            self._ready.pop(name, None)
+            self._late.pop(name, None)
+            self._block(drop, trouble)
             return
-        self._ready.pop(name, None)
-        if now_s - waiting.first_s > _SLOW_S and not waiting.told and drop.size:
-            waiting.told = True
-            _log.info("drop_still_growing", owner=drop.owner, inode=drop.inode, size=drop.size)
+        waiting.since_s = min(waiting.since_s, now_s)
+        if blocked is not None and not blocked.tried:
+            del self._blocked[name]
+        if waiting.left_s(now_s) <= 0 and waiting.is_whole(drop, self._watch.sees_writers, now_s):
+            self._late.pop(name, None)
+            self._settled(drop, report)
+        else:
+            self._ready.pop(name, None)
+            self._wait(drop, waiting, now_s)
 
     def _settled(self, drop: Drop, report: ScanReport) -> None:
         """Refused or ready. It stays known until it is gone, so that nothing settles twice when it is not taken yet."""
-        if drop.kind == "file" and not drop.label.lower().endswith(FILE_ENDINGS):
-            report.refused.append((drop, DropRefused(_NO_FORMAT.format(drop.label), code="format")))
+        if not has_known_ending(drop):
+            report.refused.append((drop, DropRefused(NO_FORMAT.format(drop.label), code="format")))
         elif drop.kind == "file" and not drop.size:
             report.refused.append((drop, DropRefused("the file is empty: there is no request in it", code="empty")))
         else:
             self._ready[drop.name] = drop
+
+    def _wait(self, drop: Drop, waiting: Waiting, now_s: float) -> None:
+        """Show a drop that is not complete, once its owner may wonder."""
+        reason, event = waiting.reason(drop, now_s), ""
+        if reason:
+            self._late[drop.name] = Blocked(drop.label, reason, drop.owner)
+            event = "drop_not_complete"
+        else:
+            self._late.pop(drop.name, None)
+            if now_s - waiting.first_s > _SLOW_S and drop.size and not waiting.told:
+                event = "drop_still_growing"
+        if event not in ("", waiting.told):
+            waiting.told = event
+            _log.info(event, owner=drop.owner, inode=drop.inode, size=drop.size)
 
     def taken(self, drop: Drop) -> None:
         """A drop of the latest scan is not in the inbox any more."""
@@ -205,7 +222,7 @@ class Inbox:
 
     def not_taken(self, drop: Drop, error: OSError) -> None:
         """A drop of the latest scan could not be renamed away: it is shown as blocked, and offered again."""
-        reason = f"it cannot be renamed out of the inbox: {error.strerror}"
+        reason = f"it cannot be taken out of the inbox: {error.strerror}"
         if isinstance(error, PermissionError):
             reason += "; mind the sticky bit and the owner of the inbox, or use obatchctl submit"
         self._block(drop, reason, tried=True)

@@ -66,7 +66,7 @@ class FreeSpace(NamedTuple):
 
 
 class Layout:
-    """A spool whose directories exist, lie on one file system and can be written. Made by :meth:`open`."""
+    """A spool whose directories exist and can be written, on whatever file systems. Made by :meth:`open`."""
 
     def __init__(self, root: Path, owners: OwnerDirectories | None = None) -> None:
         self.root = root
@@ -90,31 +90,18 @@ class Layout:
         modes |= {layout.failed: 0o700, layout.jobs: 0o700}
         for path, mode in modes.items():
             _directory(path, mode)
-        for path in (layout.inbox, layout.outbox, layout.failed):
-            if problem := layout._elsewhere(path):
-                remedy = "Put the whole spool on one file system, or point --spool at one that is."
-                raise SpoolError(f"{problem}. {remedy}", code="two_filesystems")
         if owners is not None:
             for path in (layout.outbox, layout.failed):
                 owners.prepare(path)
         layout.uuid = layout._identity()
         return layout
 
-    def _elsewhere(self, path: Path) -> str:
-        # rename(2) fails between two mounts even of the same file system (bind mounts).
-        if path.stat().st_dev == self.work.stat().st_dev and _mount(path).point == _mount(self.work).point:
-            return ""
-        return f"{path} is on another file system than {self.work}: a drop could not be renamed into work"
-
     def inbox_problem(self) -> str:
         """Why no drop can be taken from the inbox as it is now, which somebody may have changed; empty when one can.
 
         Raises OSError where it is not there.
         """
-        if problem := _closed(self.inbox):
-            return problem
-        elsewhere = self._elsewhere(self.inbox)
-        return f"{elsewhere}. Unmount what was mounted there" if elsewhere else ""
+        return _closed(self.inbox)
 
     def _identity(self) -> str:
         path = self.work / "uuid"
@@ -181,17 +168,17 @@ class Layout:
         return self.failed / str(owner) / f"{drop_stem(name)}.{job}"
 
     def free(self, *, doubtful: bool = False) -> FreeSpace:
-        """The space left for us on the spool's file system; ``doubtful``: find out whether anything can be written.
+        """The space left for us on the file system of ``work``; ``doubtful``: find out whether anything can be written.
 
         Raises OSError where the disk does not say.
         """
-        status = os.statvfs(self.root)
+        status = os.statvfs(self.work)
         read_only = bool(status.f_flag & os.ST_RDONLY) or (doubtful and _takes_no_file(self.work))
         return FreeSpace(status.f_bavail * status.f_frsize, status.f_favail if status.f_files else -1, read_only)
 
     def filesystem_kind(self) -> str:
         """The type of the inbox's file system as the kernel names it, or ``unknown``."""
-        return _mount(self.inbox).kind
+        return _filesystem_kind(self.inbox)
 
     def is_remote(self) -> bool:
         """Whether changes in the inbox may come without events, so that only rescans find them."""
@@ -199,25 +186,20 @@ class Layout:
         return kind in _REMOTE_KINDS or kind.startswith("fuse")
 
 
-class _Mount(NamedTuple):
-    point: bytes
-    kind: str
-
-
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
 
-def _mount(path: Path) -> _Mount:
-    """The mount that ``path`` lies on, after proc_pid_mountinfo(5); the last one listed hides the others."""
-    wanted, found = os.fsencode(path), _Mount(b"", "unknown")
+def _filesystem_kind(path: Path) -> str:
+    """Of the mount that ``path`` lies on, after proc_pid_mountinfo(5); the last one listed hides the others."""
+    wanted, found, kind = os.fsencode(path), b"", "unknown"
     with contextlib.suppress(OSError), open("/proc/self/mountinfo", "rb") as mounts:
         for mount in mounts:
             head, _, tail = mount.partition(b" - ")
             point = _OCTAL.sub(lambda code: bytes([int(code[1], 8)]), head.split(b" ")[4])
             inside = wanted == point or wanted.startswith(point.rstrip(b"/") + b"/")
-            if inside and len(point) >= len(found.point):
-                found = _Mount(point, tail.split(b" ")[0].decode())
-    return found
+            if inside and len(point) >= len(found):
+                found, kind = point, tail.split(b" ")[0].decode()
+    return kind
 
 
 def size_bytes(directory: Path) -> int:

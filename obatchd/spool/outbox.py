@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
@@ -177,7 +177,14 @@ class JobOutbox:
         """Write ``summary.json``, whose presence means that the job is complete."""
         self._write("summary.json", document)
 
-    def _write(self, name: str, document: msgspec.Struct) -> None:
+    def write_notes(self, notes: list[str]) -> None:
+        """Replace the notes in the summary of a job that is over; nothing where that was taken away."""
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            summary = msgspec.json.decode((self.directory / "summary.json").read_bytes(), type=dict[str, Any])
+            self._write("summary.json", {**summary, "notes": notes})
+            flush_outboxes([self])
+
+    def _write(self, name: str, document: msgspec.Struct | dict[str, Any]) -> None:
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _replace_in(directory, name, msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from obatchd.errors import ObatchError
+from obatchd.spool.copying import move
 from obatchd.spool.drop import Drop
 from obatchd.spool.flush import sync_paths
 from obatchd.spool.layout import Layout, safe_name
@@ -18,7 +19,7 @@ def refuse_drop(drop: Drop, layout: Layout, error: ObatchError) -> OSError | Non
     """Move a drop from the inbox to ``failed/``, its error file written first; returns why it could not be moved."""
     directory = _explain(f"refused-{time.time_ns():x}", drop.name, drop.owner, layout, error)
     try:
-        os.rename(drop.path, directory / _failed_name(drop.name))
+        move(drop.path, directory / _failed_name(drop.name))
     except OSError as problem:
         shutil.rmtree(directory, ignore_errors=True)
         return None if isinstance(problem, FileNotFoundError) else problem
@@ -33,7 +34,7 @@ def refuse_claimed(job: str, name: bytes, owner: int, layout: Layout, error: Oba
     if os.path.lexists(source) or not directory.exists():  # else it lies there with its reason already
         _explain(job, name, owner, layout, error)
     with contextlib.suppress(FileNotFoundError):
-        os.rename(source, directory / _failed_name(name))
+        move(source, directory / _failed_name(name))
     sync_paths([directory])
     shutil.rmtree(layout.job_dir(job), ignore_errors=True)
 

@@ -3,10 +3,12 @@
 Facts of the kernel and of watchdog 7.1 that shape this module (inotify(7); measured):
 
 * A rename into the inbox gives IN_MOVED_TO alone, so a moved event without a source is a complete file. A ``cp``
-  gives IN_CREATE and IN_CLOSE_WRITE, and IN_CLOSE_WRITE does not mean "finished": ``>`` then ``>>`` gives two.
+  gives IN_CREATE and IN_CLOSE_WRITE, and IN_CLOSE_WRITE does not mean "finished": ``>`` then ``>>`` gives two. ``ln``
+  gives IN_CREATE alone.
 * Our own claims rename files away. With IN_MOVED_FROM in the mask, watchdog would hold back every later event for
   half a second to find its other half; so it is not in our mask.
-* Events overflow (16,384 by default), watches die with their directory, and network file systems give none.
+* Events overflow (16,384 by default), watches die with their directory, and network file systems give none. watchdog
+  passes an overflow to its groups of watches and not to handlers.
 """
 
 from __future__ import annotations
@@ -14,8 +16,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
+from enum import Enum, auto
 
 from watchdog.events import (
+    EVENT_TYPE_CLOSED,
+    EVENT_TYPE_CREATED,
     EVENT_TYPE_DELETED,
     EVENT_TYPE_MODIFIED,
     EVENT_TYPE_MOVED,
@@ -23,7 +28,7 @@ from watchdog.events import (
     FileSystemEventHandler,
 )
 from watchdog.observers.api import BaseObserver
-from watchdog.observers.inotify import InotifyFullEmitter
+from watchdog.observers.inotify import InotifyFullEmitter, InotifyWatchGroup
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
 from obatchd import log
@@ -41,11 +46,39 @@ _MASK = (
 _WATCH_AGAIN_S = 5.0
 
 
-class _Emitter(InotifyFullEmitter):
-    """watchdog's emitter with the mask of this module."""
+class Sign(Enum):
+    """What the latest events of a name tell of it."""
 
-    def get_event_mask_from_filter(self) -> Mask:
-        return Mask(_MASK)
+    CHANGED = auto()  # nothing but that it should be looked at
+    CREATED = auto()  # made here: a file is being written
+    CLOSED = auto()  # written and closed, at least once
+    RENAMED = auto()  # renamed into the inbox
+
+
+class _Lost(FileSystemEvent):
+    """The kernel dropped events."""
+
+    event_type = "lost"
+
+
+class _Group(InotifyWatchGroup):
+    """watchdog's group of watches, which tells of an overflow like of any other event."""
+
+    tell: Callable[[FileSystemEvent], None] | None = None
+
+    def on_queue_overflow(self) -> None:
+        super().on_queue_overflow()
+        if self.tell is not None:  # else it has just begun, and the next scan looks at everything anyway
+            self.tell(_Lost(self.path))
+
+
+class _Emitter(InotifyFullEmitter):
+    """watchdog's emitter with the mask and the group of this module."""
+
+    def on_thread_start(self) -> None:
+        group = _Group(self._inotify_fd, os.fsencode(self.watch.path), Mask(_MASK))
+        group.tell = self.queue_event
+        self._inotify = group
 
 
 class Watch(FileSystemEventHandler):
@@ -54,14 +87,14 @@ class Watch(FileSystemEventHandler):
     def __init__(self, layout: Layout, clock: Callable[[], float]) -> None:
         self._layout = layout
         self._clock = clock
-        self._named: set[bytes] = set()
-        self._renamed: set[bytes] = set()
+        self._signs: dict[bytes, Sign] = {}
         self._lock = threading.Lock()
         self._observer: BaseObserver | None = None
         self._inode: int | None = None
         self._tried_s = float("-inf")
-        self._new = False  # begun since the last call of tells_all
+        self._new = False  # begun, or events were lost, since the last call of tells_all
         self._remote = False
+        self._refusal = ""  # why it could not be watched, as it was logged
         self._wake: Callable[[], None] | None = None  # None: not started, or stopped
 
     def start(self, wake: Callable[[], None]) -> None:
@@ -95,38 +128,47 @@ class Watch(FileSystemEventHandler):
             observer.start()
         except OSError as error:
             # ENOSPC: fs.inotify.max_user_watches; EMFILE: max_user_instances. Rescans go on without events.
-            _log.warning("inbox_not_watched", path=self._layout.inbox, reason=str(error))
+            if str(error) != self._refusal:  # it is tried again and again
+                self._refusal = str(error)
+                _log.warning("inbox_not_watched", path=self._layout.inbox, reason=self._refusal)
             return
-        self._observer, self._inode = observer, inode
+        self._observer, self._inode, self._refusal = observer, inode, ""
         self._new = True
 
-    def on_any_event(self, event: FileSystemEvent) -> None:
+    def dispatch(self, event: FileSystemEvent) -> None:
         path = os.fsencode(event.dest_path or event.src_path)
-        if path == os.fsencode(self._layout.inbox):
+        if isinstance(event, _Lost):
+            _log.warning("inbox_events_lost", path=self._layout.inbox, reason="too many at once; it is looked at whole")
+            with self._lock:
+                self._new = True
+        elif path == os.fsencode(self._layout.inbox):
             if event.event_type == EVENT_TYPE_DELETED:
                 self._inode = None  # a new inbox may well get the inode of the old one
             elif event.event_type == EVENT_TYPE_MODIFIED:
                 return  # comes with every event of a name
         elif not is_temporary(name := os.path.basename(path)):
             with self._lock:
-                self._named.add(name)
-                if event.event_type == EVENT_TYPE_MOVED and not event.src_path:
-                    self._renamed.add(name)
+                sign = _latest(self._signs.get(name, Sign.CHANGED), event)
+                # Where other hosts write without events, one of our own says nothing of the others.
+                self._signs[name] = Sign.CHANGED if self._remote and sign is not Sign.RENAMED else sign
         if (wake := self._wake) is not None:
             wake()
 
-    def take_names(self) -> tuple[set[bytes], set[bytes]]:
-        """The names that events told of since the last call, and those of them that were renamed into the inbox."""
+    def take_names(self) -> dict[bytes, Sign]:
+        """The names that events told of since the last call, with what they tell of each."""
         with self._lock:
-            named, self._named = self._named, set()
-            renamed, self._renamed = self._renamed, set()
-        return named, renamed
+            signs, self._signs = self._signs, {}
+        return signs
 
-    def add_names(self, named: set[bytes], renamed: set[bytes]) -> None:
+    def add_names(self, signs: dict[bytes, Sign]) -> None:
         """Give back names that could not be looked at."""
         with self._lock:
-            self._named |= named
-            self._renamed |= renamed
+            self._signs = signs | self._signs
+
+    @property
+    def sees_writers(self) -> bool:
+        """Whether the kernel can be asked if a file is open for writing: it knows of this host's programs only."""
+        return not self._remote
 
     def tells_all(self, inode: int) -> bool:
         """Whether every change of the inbox since the last call gave an event; ``inode`` is the inbox's.
@@ -137,7 +179,8 @@ class Watch(FileSystemEventHandler):
         if wanted and self._clock() - self._tried_s >= _WATCH_AGAIN_S:
             self._unwatch()
             self._watch()
-        new, self._new = self._new, False
+        with self._lock:
+            new, self._new = self._new, False
         return self._is_watching(inode) and not self._remote and not new
 
     def _is_watching(self, inode: int) -> bool:
@@ -147,3 +190,14 @@ class Watch(FileSystemEventHandler):
             and inode == self._inode
             and all(thread.is_alive() for thread in (observer, *observer.emitters))
         )
+
+
+def _latest(known: Sign, event: FileSystemEvent) -> Sign:
+    """What is known of a name after one more event."""
+    if event.event_type == EVENT_TYPE_MOVED and not event.src_path:
+        return Sign.RENAMED
+    if event.event_type == EVENT_TYPE_CREATED:
+        return Sign.CREATED
+    if event.event_type == EVENT_TYPE_CLOSED and known is not Sign.RENAMED:
+        return Sign.CLOSED
+    return known

@@ -45,8 +45,10 @@ class Silent:
 
     def __init__(self, *_: Any) -> None: ...
 
-    def take_names(self) -> tuple[set[bytes], set[bytes]]:
-        return set(), set()
+    sees_writers = True
+
+    def take_names(self) -> dict[bytes, inbox.Sign]:
+        return {}
 
     def tells_all(self, inode: int) -> bool:
         return True
@@ -63,7 +65,7 @@ async def rescanned(directory: Path, patch: pytest.MonkeyPatch, key: str, old: A
 
 
 async def claimed(directory: Path, patch: pytest.MonkeyPatch, key: str, old: Any, new: Any) -> None:
-    bench = InboxBench(directory / "spool", settle_s=1, claim_batch=old)
+    bench = InboxBench(directory / "spool", settle_s=0.1, claim_batch=old)
     for number in range(9):
         bench.put(f"{number}.jsonl")
     bench.scan()

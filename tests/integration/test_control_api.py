@@ -197,6 +197,16 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
         await call(client.get, "jobs", owner="all")
 
 
+@pytest.mark.parametrize("body", [{"model": "\udcff"}, {"gpus": ["0", "\ud800"]}, {"\udfff": 1}])
+async def test_a_text_with_half_a_character_is_refused_and_no_defect(
+    served: tuple[FakeOperations, Path], body: dict[str, Any]
+) -> None:
+    """As an argument that is not UTF-8 comes from a terminal: no journal could hold it."""
+    with pytest.raises(errors.ConfigError, match="whole characters") as refused:
+        await call(Client(served[1]).post, "burnin", body=body)
+    assert refused.value.code == "bad_request"
+
+
 async def test_the_sockets_are_private(served: tuple[FakeOperations, Path]) -> None:
     _, spool = served
     directory = runtime.read_record(spool).runtime_dir

@@ -11,7 +11,7 @@ from settings_support import in_force
 from task_support import Failures
 from work_support import NoFeeder
 
-from obatchd.child import End, Parent
+from obatchd.child import End, Parent, frame
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import protocol
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -125,6 +125,7 @@ class FakeWorker:
         self.pid = 4711
 
     def send(self, message: protocol.ToWorker) -> None:
+        frame(message)  # as a real one does: not every message can be sent
         self.sent.append(message)
         match message:
             case protocol.Offer():
@@ -243,6 +244,9 @@ class Told:
 
     def context_of(self, job: int) -> protocol.JobContext:
         return protocol.JobContext(job, str(job), "", {}, 100, self._rig.formats.get(job, ""))
+
+    def defective(self, job: int) -> None:
+        self._rig.queue.cancel_job(job)
 
 
 class Rig:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from obatchd.spool import flush
+from obatchd.spool.layout import Layout
 
 _NOBODY = 65534
 
@@ -28,6 +31,22 @@ def unprivileged() -> Iterator[Path]:
             yield Path(directory)
         finally:
             os.seteuid(0)
+
+
+def two_mounts(layout: Layout) -> Callable[..., None]:
+    """os.rename as it is where inbox, outbox and failed are mounts of their own."""
+    rename = os.rename
+
+    def place(path: Any) -> Path | None:
+        return next((top for top in (layout.inbox, layout.outbox, layout.failed) if top in Path(path).parents), None)
+
+    def refusing(source: Any, target: Any, **named: Any) -> None:
+        os.lstat(source)
+        if place(source) != place(target):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target, **named)
+
+    return refusing
 
 
 class Disk:

@@ -7,13 +7,15 @@ import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from engine_support import Street, lines, records_of, street, until
 from settings_support import reload
 
-from obatchd.dispatch.protocol import Configure, Forget
+from obatchd.dispatch.protocol import Configure, Forget, JobContext
 from obatchd.documents.alarms import JobDone
 from obatchd.jobs.model import JobState
+from obatchd.live.job import LiveJob
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Fault
 
@@ -49,6 +51,32 @@ async def test_a_job_that_is_over_is_told_and_forgotten_everywhere(rig: Street) 
     assert rig.work.conditions.of_jobs == {}
     assert Forget(live.key) in rig.worker("gpu0").sent
     assert rig.row(live).state is JobState.DONE
+
+
+async def test_a_job_that_cannot_be_offered_fails_alone_and_keeps_up_no_other(
+    rig: Street, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An earlier version took settings with a whole number of more than 64 bits, which no message can hold."""
+    before = await rig.take("a")
+    real = LiveJob.context
+
+    def context(live: LiveJob) -> JobContext:
+        return msgspec.structs.replace(real(live), options={"seed": 2**70}) if live.key in bad else real(live)
+
+    bad = {before.key + 1, before.key + 2}
+    monkeypatch.setattr(LiveJob, "context", context)
+    first = await rig.take(*"abcdefgh")
+    second = await rig.take({"prompt": "a"}, {"prompt": "b", "priority": "high"})
+    after = await rig.take("a", "b")
+    for live in (before, after):
+        await rig.answer(live)
+        assert (await rig.published(live))["failed"] == 0
+    for live, requests in ((first, 8), (second, 2)):
+        summary = await rig.published(live)
+        assert (summary["failed"], list(summary["failures"])) == (requests, ["job_defect"])
+        assert "more than 64 bits" in summary["failures"]["job_defect"]["example"]
+    assert caplog.text.count("event=job_not_offered") == 2 and "OverflowError" in caplog.text
+    assert rig.engine.queue.total() == 0
 
 
 async def test_requests_in_flight_may_end_before_the_engine_does(

@@ -82,7 +82,11 @@ def test_a_file_may_hold_any_format_and_be_packed(folder: Path) -> None:
 
 def test_settings_hidden_and_temporary_files_are_no_requests(folder: Path) -> None:
     put(folder, "a.json", "x")
-    for name in ("job.toml", "config.toml", ".hidden.json", "b.json~", "c.json.part", "d.tmp"):
+    (folder / "__MACOSX").mkdir()
+    for name in (
+        "job.toml", "config.toml", ".hidden.json", "b.json~", "c.json.part", "d.tmp", "e.json.filepart", "Thumbs.db",
+        "desktop.ini", "__MACOSX/._a.json", "~$f.csv",
+    ):  # fmt: skip
         (folder / name).write_text("")
     assert [entry.id for entry in read(folder)] == ["a"]
 

@@ -15,9 +15,12 @@ import pytest
 from engine_support import Street, records_of, street, until
 from settings_support import reload
 
+from obatchd.documents.alarms import DropChanged
+from obatchd.engine import housekeeping as module
 from obatchd.engine.housekeeping import Housekeeping
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import JobRow, Store
+from obatchd.spool import prune
 
 
 @contextlib.asynccontextmanager
@@ -96,6 +99,90 @@ async def test_everything_of_a_job_is_erased_after_the_days_of_retention(rig: St
         await until(lambda: not disk.known(old) and not refused.exists())
     assert not disk.input(old) and not disk.outbox(old)
     assert disk.known(young) and disk.input(young) and disk.outbox(young)
+
+
+async def test_a_job_that_cannot_be_deleted_does_not_end_the_erasing_of_the_others(
+    rig: Street, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_TOGETHER", 1)
+    rows, disk = [await rig.run(word, name=f"{word}.jsonl") for word in ("stuck", "b", "c")], Disk(rig)
+    for row in rows:
+        disk.ended_before(row, 3 * 86400)
+    real, tried = prune.delete_tree, []
+
+    def refuse(path: Path) -> None:
+        if "stuck" in path.name:
+            tried.append(path)
+            raise PermissionError(1, "Operation not permitted")
+        real(path)
+
+    monkeypatch.setattr(prune, "delete_tree", refuse)
+    reload(rig.work.settings, "disk.retention_days", 2)
+    async with kept(rig) as housekeeping:
+        await until(lambda: not disk.known(rows[1]) and not disk.known(rows[2]))
+        seen = len(tried)
+        housekeeping.settings_changed()
+        await until(lambda: len(tried) > seen)
+        assert disk.known(rows[0])
+        monkeypatch.setattr(prune, "delete_tree", real)
+        housekeeping.settings_changed()
+        await until(lambda: not disk.known(rows[0]))
+    assert caplog.text.count("event=job_not_erased") == 1 and "Operation not permitted" in caplog.text
+
+
+# Drops that somebody goes on writing to.
+
+
+@pytest.mark.parametrize("released", [False, True])
+async def test_a_drop_that_is_written_to_after_its_job_is_over_is_noted_and_told_once(
+    rig: Street, released: bool
+) -> None:
+    row, disk = await rig.run("a"), Disk(rig)
+    other = await rig.run("b", name="b.jsonl")
+    with rig.work.input_of(row).open("ab") as file:
+        file.write(b"more\n")
+    if released:
+        disk.ended_before(row, 8 * 86400)  # at the last look
+    async with kept(rig) as housekeeping:
+        await until(lambda: rig.row(row).notes)
+        await until(lambda: any(isinstance(alarm, DropChanged) for alarm in rig.alarms))
+        await until(lambda: disk.input(row) is not released)
+        summary = json.loads((rig.work.outbox_of(row) / "summary.json").read_bytes())
+        assert summary["notes"] == rig.row(row).notes and summary["succeeded"] == 1
+        [note] = summary["notes"]
+        assert note.startswith("5 bytes were appended") and "mv" in note
+        if not released:
+            with rig.work.input_of(row).open("ab") as file:
+                file.write(b"still more\n")
+            housekeeping.settings_changed()
+            await until(lambda: rig.row(row).notes != [note])
+            [note] = rig.row(row).notes
+            assert note.startswith("16 bytes were appended")
+    [alarm] = [alarm for alarm in rig.alarms if isinstance(alarm, DropChanged)]
+    assert (alarm.job, alarm.owner, alarm.more_bytes) == (row.job, 1000, 5)
+    assert rig.row(other).notes == []
+
+
+async def test_drops_of_many_jobs_are_compared_in_turns(rig: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TOGETHER", 1)
+    rows = [await rig.run(name, name=f"{name}.jsonl") for name in "abc"]
+    for row in rows:
+        with rig.work.input_of(row).open("ab") as file:
+            file.write(b"more\n")
+    async with kept(rig) as housekeeping:
+        for count in (1, 2, 3):
+            await until(lambda count=count: sum(bool(rig.row(row).notes) for row in rows) == count)
+            housekeeping.settings_changed()
+
+
+async def test_a_job_whose_results_were_taken_away_keeps_its_note_in_the_index(rig: Street) -> None:
+    row = await rig.run("a")
+    shutil.rmtree(rig.work.outbox_of(row))
+    with rig.work.input_of(row).open("ab") as file:
+        file.write(b"more\n")
+    async with kept(rig):
+        await until(lambda: rig.row(row).notes)
+    assert not rig.work.outbox_of(row).exists()
 
 
 async def test_results_are_pruned_only_where_that_is_asked_for_and_at_once_after_a_reload(rig: Street) -> None:

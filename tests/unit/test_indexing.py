@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from settings_support import in_force
 
-from obatchd.delivery.documents import late_note
+from obatchd.delivery.late import late_note
 from obatchd.errors import DropRefused
 from obatchd.intake import indexing
 from obatchd.intake.digest import content_digest

@@ -112,7 +112,8 @@ async def test_a_refusal_that_cannot_be_carried_out_blocks_the_drop_alone(
         real(source, target)
 
     monkeypatch.setattr(os, "rename", rename)
-    (rig.work.layout.inbox / "picture.png").write_bytes(b"x")
+    (rig.work.layout.root / "picture.png").write_bytes(b"x")
+    os.replace(rig.work.layout.root / "picture.png", rig.work.layout.inbox / "picture.png")
     await until(lambda: rig.engine.intake.report.blocked)
     [blocked] = rig.engine.intake.report.blocked
     assert (blocked.name, "sticky bit" in blocked.reason, blocked.owner) == ("picture.png", True, ME)
@@ -137,6 +138,31 @@ async def test_a_drop_that_cannot_be_renamed_is_shown_as_blocked_and_offered_aga
         await until(lambda: rig.engine.intake.report.blocked)
         assert rows(rig) == []
     await until(lambda: rig.work.jobs and not rig.engine.intake.report.blocked)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+async def test_that_a_drop_cannot_be_taken_is_logged_once_however_often_it_is_tried(
+    rig: Street, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """A file that cannot be claimed, and a link that cannot be moved to failed/."""
+    real, tried = os.rename, []
+
+    def rename(source: Any, target: Any) -> None:
+        if "stuck" in os.fspath(source):
+            tried.append(source)
+            raise PermissionError(1, "Operation not permitted")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", rename)
+    stuck = rig.work.layout.inbox / "stuck.jsonl"
+    if kind == "file":
+        stuck.write_bytes(lines("a"))
+    else:
+        stuck.symlink_to("/etc/passwd")
+    await until(lambda: len(tried) > 4)
+    assert caplog.text.count("event=drop_blocked") == 1
+    [blocked] = rig.engine.intake.report.blocked
+    assert "Operation not permitted" in blocked.reason
 
 
 async def test_an_accepted_drop_that_cannot_be_run_goes_to_failed(rig: Street) -> None:

@@ -5,9 +5,11 @@ Of :mod:`obatchd.operations.jobs` and :mod:`obatchd.operations.submissions`, thr
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,47 @@ async def test_a_job_that_is_over_is_removed_and_no_other(rig: Desk) -> None:
     assert not live.outbox.exists() and left(rig) == []
     with pytest.raises(NotFoundError):
         rig.operations.jobs.one(ADMIN, live.row.job)
+
+
+async def test_a_job_that_is_just_over_is_removed_as_soon_as_its_results_are_written(
+    rig: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ``summary.json`` is there before the engine lets go of it, and its owner need not know."""
+    may_end, real = threading.Event(), StateStore.update_many
+
+    def slow(state: StateStore, changes: Any) -> None:
+        may_end.wait(10)
+        real(state, changes)
+
+    live, other = await rig.take("a"), await rig.take("b")
+    monkeypatch.setattr(StateStore, "update_many", slow)
+    await rig.answer(live)
+    await until((live.outbox / "summary.json").exists)
+    removing = asyncio.create_task(rig.operations.jobs.remove(ALICE, live.row.job))
+    await asyncio.sleep(0)
+    assert live.key in rig.work.jobs and not removing.done()
+    may_end.set()
+    assert await removing == Removed(live.row.job)
+    assert not live.outbox.exists() and other.key in rig.work.jobs
+
+
+async def test_a_job_that_was_cancelled_is_removed_as_soon_as_it_has_ended(rig: Desk) -> None:
+    live = await rig.take("a", "b")
+    await rig.begun(live, 1)
+    await rig.operations.jobs.cancel(ALICE, live.row.job)
+    assert await rig.operations.jobs.remove(ALICE, live.row.job) == Removed(live.row.job)
+    assert left(rig) == []
+
+
+async def test_a_job_whose_results_cannot_be_written_is_not_waited_for_for_ever(
+    rig: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obatchd.operations.jobs._ENDING_S", 0.01)
+    live = await rig.take("a")
+    live.publishing = True
+    with pytest.raises(ControlError, match="still being written; try again later") as refused:
+        await rig.operations.jobs.remove(ALICE, live.row.job)
+    assert refused.value.code == "job_running" and live.key in rig.work.jobs
 
 
 async def test_a_disk_that_refuses_a_command_is_told_and_nothing_has_changed(

@@ -197,7 +197,7 @@ def test_what_has_to_wait_keeps_nobody_else_back(tmp_path: Path) -> None:
         (layout.inbox / f"{name}.json").write_text("{}")
         os.utime(layout.inbox / f"{name}.json", (ord(name), ord(name)))
     inbox.scan()
-    now[0] += 3
+    now[0] += 30
 
     def hindrance(drop: Drop) -> str:
         return "too many" if drop.name in (b"a.json", b"b.json") else ""

@@ -15,7 +15,7 @@ from work_support import add_live, make_work
 from obatchd.delivery import publisher as module
 from obatchd.delivery.publisher import Publisher
 from obatchd.dispatch.events import Finished
-from obatchd.documents.alarms import JobDone
+from obatchd.documents.alarms import DropChanged, JobDone
 from obatchd.jobs.model import Entry, Intent, JobState, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, ResultRow
 from obatchd.live import conditions
@@ -176,6 +176,25 @@ async def test_late_bytes_of_a_drop_are_noted_once(rig: Street) -> None:
     await rig.answer(live)
     [note] = (await rig.published(live))["notes"]
     assert note.startswith("5 bytes were appended")
+    assert rig.row(live).notes == [note]
+    [alarm] = [alarm for alarm in rig.alarms if isinstance(alarm, DropChanged)]
+    assert (alarm.job, alarm.owner, alarm.more_bytes) == (live.row.job, 1000, 5)
+
+
+@pytest.mark.parametrize("change", ["another file", "cut short"])
+async def test_a_folder_that_is_another_than_was_taken_is_noted(rig: Street, change: str) -> None:
+    row = rig.accept_folder({"a.jsonl": b'{"prompt": "a"}\n', "b.jsonl": b'{"prompt": "b"}\n'})
+    await rig.engine.intake.begin([row])
+    live = rig.work.jobs[row.key]
+    if change == "another file":
+        (rig.work.input_of(row) / "c.jsonl").write_bytes(b'{"prompt": "c"}\n')
+    else:
+        (rig.work.input_of(row) / "b.jsonl").write_bytes(b"")
+    await rig.answer(live)
+    [note] = (await rig.published(live))["notes"]
+    assert ("16 bytes were appended" if change == "another file" else "lost 16 bytes") in note
+    [alarm] = [alarm for alarm in rig.alarms if isinstance(alarm, DropChanged)]
+    assert alarm.more_bytes == (16 if change == "another file" else -16)
 
 
 async def test_a_batch_file_is_answered_in_its_own_lines(rig: Street) -> None:

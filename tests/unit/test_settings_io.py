@@ -224,6 +224,25 @@ def test_a_value_that_no_message_to_a_worker_can_hold_is_refused(given: dict[str
         job.parse_job_settings(given, "job.toml")
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "options = {seed = 2026-01-01}",
+        "options = {stop = [[12:30:00]]}",
+        "options = {a = {b = 2026-01-01T12:30:00Z}}",
+        "options = {temperature = nan}",
+        "options = {temperature = -inf}",
+        'format = {type = "string", const = 2026-01-01}',
+    ],
+)
+def test_a_value_of_toml_that_json_does_not_have_is_refused_by_its_name(line: str) -> None:
+    given = tomllib.loads(line)
+    [key] = given
+    [name] = given["options"] if key == "options" else ["const"]
+    with pytest.raises(ConfigError, match=rf"^job\.toml: {key}: {name} must (have no date or time|be a finite number)"):
+        job.parse_job_settings(given, "job.toml")
+
+
 def test_job_settings_not_given_stay_open() -> None:
     settings, _ = job.parse_job_settings({}, "job.toml")
     assert settings.model is None

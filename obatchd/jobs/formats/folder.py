@@ -12,7 +12,7 @@ from typing import Any
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.source import Unreadable, open_source
-from obatchd.jobs.model import FILE_ENDINGS, IMAGE_ENDINGS, SOURCE_ENDINGS, TEMPORARY_ENDINGS
+from obatchd.jobs.model import FILE_ENDINGS, IMAGE_ENDINGS, SOURCE_ENDINGS, is_passed_over
 
 SETTINGS_FILES = ("job.toml", "config.toml")
 _SETTINGS_BYTES = 1024**2
@@ -32,10 +32,10 @@ def shown_name(path: Path) -> str:
 def folder_files(folder: Path) -> Iterator[tuple[Path, str | None]]:
     """The folder's entries in name order, each with the reason why it is not read, or None.
 
-    Settings files, images, sources, hidden files and temporary names are left out without a word.
+    Settings files, images, sources, hidden files, temporary names and litter are left out without a word.
     """
     for path in sorted(folder.iterdir(), key=lambda path: os.fsencode(path.name)):
-        if path.name.startswith(".") or path.name.endswith(TEMPORARY_ENDINGS) or path.name in SETTINGS_FILES:
+        if is_passed_over(path.name) or path.name in SETTINGS_FILES:
             continue
         mode = path.lstat().st_mode
         if stat.S_ISREG(mode) and path.name.lower().endswith(IMAGE_ENDINGS + SOURCE_ENDINGS):

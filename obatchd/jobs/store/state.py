@@ -221,9 +221,10 @@ class StateStore(Database):
                 assignments = ", ".join(f"{name} = ?" for name in values)
                 cursor.execute(f"UPDATE jobs SET {assignments} WHERE key = ?", (*plain, key))
 
-    def finished_before(self, when_s: float, limit: int) -> list[JobRow]:
-        """Jobs done before ``when_s`` whose input and store are still kept."""
-        return self._jobs("state = 'done' AND released = 0 AND finished_s < ? ORDER BY key LIMIT ?", when_s, limit)
+    def finished_before(self, when_s: float, limit: int, after: int = 0) -> list[JobRow]:
+        """Jobs with keys above ``after`` done before ``when_s`` whose input and store are still kept, by key."""
+        condition = "state = 'done' AND released = 0 AND finished_s < ? AND key > ? ORDER BY key LIMIT ?"
+        return self._jobs(condition, when_s, after, limit)
 
     def finished_beyond(self, kept_bytes: int, limit: int) -> list[JobRow]:
         """The oldest finished jobs, without which what is still kept of the others is at most ``kept_bytes``."""
@@ -243,9 +244,10 @@ class StateStore(Database):
             )
             return cursor.rowcount
 
-    def ended_before(self, when_s: float, limit: int) -> list[JobRow]:
-        """Jobs done or refused before ``when_s``, the oldest first."""
-        return self._jobs("state IN ('done', 'refused') AND finished_s < ? ORDER BY key LIMIT ?", when_s, limit)
+    def ended_before(self, when_s: float, limit: int, after: int = 0) -> list[JobRow]:
+        """Jobs with keys above ``after`` done or refused before ``when_s``, the oldest first."""
+        condition = "state IN ('done', 'refused') AND finished_s < ? AND key > ? ORDER BY key LIMIT ?"
+        return self._jobs(condition, when_s, after, limit)
 
     def erase(self, keys: Sequence[int]) -> None:
         """Delete rows of jobs so that nothing of them is left in the file."""

@@ -21,7 +21,7 @@ class AccessSettings(Section):
     )
 
 
-AlarmKind = Literal["quarantine", "server_failed", "burn_in_finished", "disk_low", "job_done"]
+AlarmKind = Literal["quarantine", "server_failed", "burn_in_finished", "disk_low", "drop_changed", "job_done"]
 
 
 class AlarmSettings(Section):
@@ -34,5 +34,5 @@ class AlarmSettings(Section):
     )
     timeout_s: Live[Positive] = setting(30, "Longest time of one run; then it is killed.")
     on: Live[list[AlarmKind]] = setting(
-        ["quarantine", "server_failed", "burn_in_finished", "disk_low"], "Which alarms are told."
+        ["quarantine", "server_failed", "burn_in_finished", "disk_low", "drop_changed"], "Which alarms are told."
     )

@@ -10,7 +10,11 @@ from obatchd.settings.base import Count, Live, Natural, NextJob, NotNegative, Po
 class InboxSettings(Section):
     """How drops are taken."""
 
-    settle_s: Live[Positive] = setting(2, "A file that was not renamed in is taken when unchanged this long.")
+    settle_s: Live[Positive] = setting(
+        2,
+        "A file that was not renamed in is taken when it is closed and unchanged this long. Ten times as long where "
+        "nobody saw its beginning: after a start, and where other hosts write to the inbox.",
+    )
     folder_settle_s: Live[Positive] = setting(5, "The same for a folder, over all it contains.")
     rescan_s: Live[Positive] = setting(2, "Seconds between two looks at the whole inbox.")
     empty_s: Live[Positive] = setting(60, "An empty file is refused after this long.")
