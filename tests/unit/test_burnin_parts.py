@@ -386,6 +386,37 @@ def test_a_hot_chassis_whose_siblings_all_agree_shows_beside_another_host() -> N
     assert "hot" in comparison(document)
 
 
+def failed(document: BurninReport, index: int, verdict: str) -> BurninReport:
+    document.gpus[index].verdict = verdict
+    return document
+
+
+@pytest.mark.parametrize(
+    ("verdict", "exit_code"), [("FAIL", 1), ("INCONCLUSIVE", 2), ("PASS_LOW_STRESS", 0), ("PASS", 0)]
+)
+def test_the_reports_own_verdicts_count_in_a_comparison(verdict: str, exit_code: int) -> None:
+    document = compare([host("one", 1, 1), failed(host("two", 1, 1), 1, verdict)])
+    assert (document.verdict, document.exit_code) == (verdict, exit_code)
+    run, page = document.groups[0].gpus[0].run, comparison(document)
+    assert (f"The reports themselves say: two {run} GPU 1: {verdict}." in document.meaning) == (verdict != "PASS")
+    assert [line.split()[3] for line in page.splitlines() if line.startswith(("one ", "two "))] == [
+        "PASS", "PASS", "PASS", verdict,
+    ]  # fmt: skip
+
+
+def test_a_failed_gpu_without_a_speed_fails_the_comparison_too() -> None:
+    bad = failed(host("two", 1, 1, 1), 2, "FAIL")
+    bad.gpus[2].work.tokens_per_s = None
+    document = compare([host("one", 1, 1), bad])
+    assert (document.verdict, document.exit_code) == ("FAIL", 1)
+    assert "GPU 2: FAIL" in document.meaning and any("no speed" in text for text in document.left_out)
+
+
+def test_a_verdict_that_this_version_does_not_know_is_no_pass() -> None:
+    with pytest.raises(ConfigError, match="verdict SPLENDID"):
+        compare([host("one", 1, 1), failed(host("two", 1, 1), 0, "SPLENDID")])
+
+
 def test_equal_hosts_pass_and_what_cannot_be_compared_is_named() -> None:
     other = host("other", 1.0)
     other.gpus[0].name = "NVIDIA A100"
