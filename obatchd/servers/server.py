@@ -184,6 +184,7 @@ class RemoteServer(Server):
     """
 
     kind = "remote"
+    ours = False
     pins = False
 
     def __init__(self, address: str, settings: Current[Settings], listener: ServerListener) -> None:

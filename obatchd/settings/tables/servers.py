@@ -99,7 +99,10 @@ class ServerSettings(Section):
     backoff_reset_s: Positive = setting(120, "READY for this long resets the pause.")
     starts_limit: Count = setting(6, "Starts without a completed request before FAILED.")
     starts_window_s: Positive = setting(600, "Window of starts_limit.")
-    slow_retry_s: Positive = setting(600, "Pause between tries of a FAILED server.")
+    slow_retry_s: Positive = setting(
+        600,
+        "Pause between tries of a FAILED server; one that others start is looked for at least every backoff_max_s.",
+    )
     idle_unload_s: NotNegative = setting(0, "Unload an idle model after this long; 0 keeps it.")
     health_s: Positive = setting(5, "Seconds between two health checks; three misses restart.")
 
