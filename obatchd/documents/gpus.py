@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 # Errors of NVML that are verdicts about the GPU, not about one reading; the worst one is kept.
 Trouble = Literal["", "lost", "reset_required", "inforom_corrupted", "irq", "unknown"]
@@ -165,7 +166,9 @@ class GpuEntry(msgspec.Struct, kw_only=True):
     quarantine: QuarantineEntry | None
     lent_until: str | None
     servers: list[str]  # ids of those that compute on it
-    shared_with: str  # processes of others on it, in words
+    shared_with: str  # processes of others on it, in words, where nothing is loaded beside them
+    # models are loaded beside processes of others whose memory the driver does not tell
+    shares_unknown: bool | UnsetType = UNSET
     utilisation_percent: int | None = None
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
@@ -184,7 +187,7 @@ class GpuEvent(msgspec.Struct):
     uuid: str
     serial: str
     slot: str
-    kind: str  # finding, cleared, xid, quarantine, release, lend, return, crash
+    kind: str  # finding, cleared, xid, quarantine, release, lend, return, share, crash
     level: str
     signal: str
     text: str

@@ -160,6 +160,9 @@ class GpuPolicy(MonitorListener, CrashListener):
                 until = time.strftime("%d %b %H:%M", time.localtime(until_s))
                 self._keep(each, _LENT, f"lent until {until}" if until_s else "")
                 self._keep(each, _HOURS, hours if closed else "")
+                each.shared_cards = frozenset(
+                    record.identity.uuid for record in records if record and record.shares_unknown
+                )
                 for gpu in each.gpus:
                     if (track := self.monitor.tracks.get(gpu.card)) is not None:
                         track.add_ended(*each.ended)
@@ -195,6 +198,11 @@ class GpuPolicy(MonitorListener, CrashListener):
     def lend(self, card: str, for_s: float) -> None:
         """Free a card for somebody else for a while."""
         self.monitor.lend(card, time.time() + for_s)
+        self._look()
+
+    def share(self, card: str, shared: bool) -> None:
+        """Load models beside processes of others whose memory nobody tells, or do so no more."""
+        self.monitor.share(card, shared)
         self._look()
 
     def take_back(self, card: str) -> None:

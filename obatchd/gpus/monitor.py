@@ -27,7 +27,7 @@ from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 
-EventKind = Literal["finding", "cleared", "xid", "quarantine", "release", "lend", "return", "crash"]
+EventKind = Literal["finding", "cleared", "xid", "quarantine", "release", "lend", "return", "share", "crash"]
 _PREFIX = "gpu/"
 _FORGOTTEN = "null"
 _SAME_S = 5.0  # the same XID of the same card within this time is one event, told by both sources or in a storm
@@ -63,6 +63,7 @@ class Record(msgspec.Struct):
     accepted: list[str] = []
     quarantine: Quarantine | None = None
     lent_until_s: float = 0.0  # epoch seconds; 0: not lent
+    shares_unknown: bool = False  # what others hold on it of unknown size is accepted
 
     def track(self) -> Track:
         """The track of the card that begins with this record."""
@@ -304,7 +305,10 @@ class Monitor(Listener):
         judged = self.assessments.get(uuid)
         accepted = [f.signal for f in judged.findings if f.signal in LASTING] if judged else []
         now_s, mark = time.time(), track.slow
-        self.records[uuid] = Record(track.identity, now_s, mark, accepted, lent_until_s=record.lent_until_s)
+        lent_until_s, shares = record.lent_until_s, record.shares_unknown
+        self.records[uuid] = Record(
+            track.identity, now_s, mark, accepted, lent_until_s=lent_until_s, shares_unknown=shares
+        )
         self.tracks[uuid] = Track(track.identity, now_s, mark, track.latest, mark, accepted=accepted)
         self.dirty.add(uuid)
         self._told = {key: at_s for key, at_s in self._told.items() if key[0] != uuid}
@@ -318,3 +322,10 @@ class Monitor(Listener):
         self.dirty.add(uuid)
         words = f"lent until {time.strftime('%d %b %H:%M', time.localtime(until_s))}" if until_s else "taken back"
         self._tell(uuid, "lend" if until_s else "return", words)
+
+    def share(self, uuid: str, shared: bool) -> None:
+        """Note whether processes of others whose memory nobody tells are accepted on a card."""
+        self.records[uuid].shares_unknown = shared
+        self.dirty.add(uuid)
+        words = "is" if shared else "is not"
+        self._tell(uuid, "share", f"memory of unknown size that others hold {words} accepted")

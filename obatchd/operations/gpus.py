@@ -7,6 +7,7 @@ import time
 
 import msgspec
 from attrs import define
+from msgspec import UNSET
 
 from obatchd.documents import excerpt
 from obatchd.documents import gpus as documents
@@ -96,6 +97,12 @@ class GpuService:
         await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
 
+    async def share(self, name: str, shared: bool) -> GpuEntry:
+        uuid = self._find(name)
+        self._policy.share(uuid, shared)
+        await asyncio.to_thread(self._policy.monitor.save)
+        return self._card(uuid)
+
     async def take_back(self, name: str) -> GpuEntry:
         uuid = self._find(name)
         if not self._policy.monitor.records[uuid].lent_until_s:
@@ -141,6 +148,7 @@ class GpuService:
             quarantine=_quarantine(quarantine) if quarantine else None,
             lent_until=instant(record.lent_until_s) if record.lent_until_s else None,
             servers=[server.id for server in servers],
+            shares_unknown=record.shares_unknown or UNSET,
             shared_with="; ".join(server.shared_with for server in servers if server.shared_with),
             slowed=None if reasons is None else bool(reasons & slows),
         )

@@ -42,6 +42,11 @@ class GpuSettings(Section):
     shared_bytes: Natural = setting(
         512 * 1024**2, "Other people's processes may hold so much on a GPU; beside more no model is loaded."
     )
+    share_unknown: bool = setting(
+        False,
+        "Load models also beside other people's processes whose memory the driver does not tell, as under WSL, on "
+        "vGPUs and MIG slices. For one GPU: obatchctl gpus share.",
+    )
     allow: list[Annotated[str, AfterValidator(_hours)]] = setting(
         [],
         'Hours of the day, local time, in which the GPUs are used, e.g. ["22:00-06:00"]; empty: always. '
