@@ -75,6 +75,7 @@ class Reading(msgspec.Struct, frozen=True):
     performance_state: int | None = None
     fan_percent: int | None = None
     trouble: Trouble = ""
+    asleep: bool | UnsetType = UNSET  # it is not asked, so that it can sleep: these are no values of now
 
 
 class SlowReading(msgspec.Struct, frozen=True):
@@ -178,6 +179,7 @@ class GpuEntry(msgspec.Struct, kw_only=True):
     power_limit_w: float | None = None
     clock_mhz: int | None = None  # of the multiprocessors
     slowed: bool | None = None  # by its hardware, or by the driver for heat
+    asleep: bool | UnsetType = UNSET  # nobody uses it, and it is not asked, so that it can sleep
 
 
 class GpuEvent(msgspec.Struct):

@@ -106,6 +106,7 @@ class Monitor(Listener):
     records: dict[str, Record] = attrs.field(factory=dict, init=False)  # by UUID of the card, as the next two
     tracks: dict[str, Track] = attrs.field(factory=dict, init=False)
     assessments: dict[str, Assessment] = attrs.field(factory=dict, init=False)
+    asleep: set[str] = attrs.field(factory=set, init=False)  # UUIDs of cards that are not asked, so that they can sleep
     dirty: set[str] = attrs.field(factory=set, init=False)  # UUIDs whose record has to be written
     _waiting: list[XidEvent] = attrs.field(factory=list, init=False)
     _told: dict[tuple[str, str], float] = attrs.field(factory=dict, init=False)
@@ -169,9 +170,13 @@ class Monitor(Listener):
             uuid = cards.get(reading.uuid, reading.uuid)
             if uuid not in of_cards:  # heat and power of slices are those of their card
                 of_cards[uuid] = msgspec.structs.replace(reading, uuid=uuid)
-                self._track(uuid).add(of_cards[uuid])
+        self.asleep = {uuid for uuid, reading in of_cards.items() if reading.asleep}  # nothing befalls them
+        told = [(self._track(uuid), reading) for uuid, reading in of_cards.items()]
+        asked = [(track, reading) for track, reading in told if not reading.asleep]
+        for track, reading in asked:
+            track.add(reading)
         for listener in self._listeners:
-            listener.readings_of_cards([(self.tracks[uuid].identity, reading) for uuid, reading in of_cards.items()])
+            listener.readings_of_cards([(track.identity, reading) for track, reading in asked])
         for uuid, track in self.tracks.items():
             if uuid not in of_cards and readings:
                 words = {"handle": "the driver does not list it any more"}

@@ -133,6 +133,8 @@ class GpuService:
         level = "quarantine" if record.quarantine else "unknown" if blind or found is None else found.level
         quarantine = record.quarantine
         reading = track.latest or Reading(uuid, 0.0)
+        if uuid in monitor.asleep:  # the latest is old
+            reading = Reading(uuid, 0.0, memory_total_bytes=reading.memory_total_bytes, asleep=True)
         slows, reasons = ClockReason.HARDWARE | ClockReason.SW_THERMAL, reading.clock_reasons
         return excerpt(
             GpuEntry,

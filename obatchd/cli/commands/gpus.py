@@ -66,7 +66,8 @@ def _row(gpu: Document) -> list[object]:
         reason = f"lent until {_time(gpu['lent_until'])}"
     return [
         gpu["index"], gpu["health"], gpu["name"], " ".join(gpu["servers"]) or NOTHING,
-        number(gpu["temp_c"], " °C"), number(gpu["power_w"], " W"), number(gpu["utilisation_percent"], " %"),
+        number(gpu["temp_c"], " °C"), number(gpu["power_w"], " W"),
+        "asleep" if gpu.get("asleep") else number(gpu["utilisation_percent"], " %"),
         NOTHING if used is None else f"{size(used)}/{size(total)}", gpu["serial"] or NOTHING, gpu["slot"], reason,
     ]  # fmt: skip
 
