@@ -23,7 +23,8 @@ def answer_line(document: msgspec.Struct) -> bytes:
 
 
 def _encoded(document: msgspec.Struct) -> bytes:
-    fields = {"schema": SCHEMA} | msgspec.structs.asdict(document)
+    told = msgspec.structs.asdict(document).items()
+    fields = {"schema": SCHEMA} | {name: value for name, value in told if value is not msgspec.UNSET}
     try:
         return msgspec.json.encode(fields)
     except UnicodeEncodeError:  # a path that is not UTF-8, as Python has it

@@ -37,6 +37,8 @@ class GpuRoutes:
             web.post("/v1/gpus/{gpu}/release", self._release),
             web.post("/v1/gpus/{gpu}/lend", self._lend),
             web.post("/v1/gpus/{gpu}/take-back", self._take_back),
+            web.post("/v1/gpus/{gpu}/share", self._share),
+            web.post("/v1/gpus/{gpu}/unshare", self._unshare),
             web.get("/v1/burnin", self._burnin_runs),
             web.post("/v1/burnin", self._start_burnin),
             web.get("/v1/burnin/status", self._burnin_status),
@@ -70,6 +72,12 @@ class GpuRoutes:
 
     async def _take_back(self, request: web.Request) -> web.Response:
         return answer(await self._gpus.take_back(request.match_info["gpu"]))
+
+    async def _share(self, request: web.Request) -> web.Response:
+        return answer(await self._gpus.share(request.match_info["gpu"], True))
+
+    async def _unshare(self, request: web.Request) -> web.Response:
+        return answer(await self._gpus.share(request.match_info["gpu"], False))
 
     async def _burnin_runs(self, request: web.Request) -> web.Response:
         return answer(BurninRuns(await self._burnin.runs()))

@@ -119,6 +119,9 @@ class GpuOperations(Protocol):
     async def take_back(self, name: str) -> GpuEntry:
         """End a loan."""
 
+    async def share(self, name: str, shared: bool) -> GpuEntry:
+        """Load models beside processes of others whose memory the driver does not tell, or do so no more."""
+
 
 class Burnin(Protocol):
     """Questions and commands about burn-in runs."""

@@ -111,7 +111,7 @@ def head(work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[
     settings, layout, owner = work.settings, work.layout, work.owner
     engine = Engine(work, _ServedModels(here.models, here.fleet))
     policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
-    here.fleet.listen(_ServerNews(engine.dispatcher, alarms))
+    here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
     tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
     runs = Burnin(layout.work / "burnin", tested)
@@ -129,16 +129,23 @@ def head(work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[
     )  # fmt: skip
 
 
-class _ServerNews:
-    """Tells dispatch and the alarms of the servers. Implements :class:`obatchd.servers.server.ServerListener`."""
+class ServerNews:
+    """Tells dispatch and the alarms of the servers. Implements :class:`obatchd.servers.server.ServerListener`.
+
+    A server that is tried again and again raises one alarm, until it has been ready.
+    """
 
     def __init__(self, dispatcher: Dispatcher, alarms: Alarms) -> None:
         self._dispatcher = dispatcher
         self._alarms = alarms
+        self._failed: set[str] = set()  # ids of the servers that an alarm was raised for
 
     def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
         self._dispatcher.server_changed(server)
-        if new is ServerState.FAILED:
+        if new is ServerState.READY:
+            self._failed.discard(server.id)
+        if new is ServerState.FAILED and server.id not in self._failed:
+            self._failed.add(server.id)
             self._alarms.announce(ServerFailed(server.id, server.gpu_label, reason))
 
 

@@ -300,7 +300,7 @@ class Comparison(Document, kw_only=True):
     """``obatchctl burnin compare --json``."""
 
     kind: str = "obatchd-burnin-comparison"
-    verdict: str  # PASS, FAIL
+    verdict: str  # the worst of the comparison and of the reports' own
     exit_code: int
     meaning: str
     groups: list[ComparedGroup]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 # Errors of NVML that are verdicts about the GPU, not about one reading; the worst one is kept.
 Trouble = Literal["", "lost", "reset_required", "inforom_corrupted", "irq", "unknown"]
@@ -74,6 +75,7 @@ class Reading(msgspec.Struct, frozen=True):
     performance_state: int | None = None
     fan_percent: int | None = None
     trouble: Trouble = ""
+    asleep: bool | UnsetType = UNSET  # it is not asked, so that it can sleep: these are no values of now
 
 
 class SlowReading(msgspec.Struct, frozen=True):
@@ -165,7 +167,9 @@ class GpuEntry(msgspec.Struct, kw_only=True):
     quarantine: QuarantineEntry | None
     lent_until: str | None
     servers: list[str]  # ids of those that compute on it
-    shared_with: str  # processes of others on it, in words
+    shared_with: str  # processes of others on it, in words, where nothing is loaded beside them
+    # models are loaded beside processes of others whose memory the driver does not tell
+    shares_unknown: bool | UnsetType = UNSET
     utilisation_percent: int | None = None
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
@@ -175,6 +179,7 @@ class GpuEntry(msgspec.Struct, kw_only=True):
     power_limit_w: float | None = None
     clock_mhz: int | None = None  # of the multiprocessors
     slowed: bool | None = None  # by its hardware, or by the driver for heat
+    asleep: bool | UnsetType = UNSET  # nobody uses it, and it is not asked, so that it can sleep
 
 
 class GpuEvent(msgspec.Struct):
@@ -184,7 +189,7 @@ class GpuEvent(msgspec.Struct):
     uuid: str
     serial: str
     slot: str
-    kind: str  # finding, cleared, xid, quarantine, release, lend, return, crash
+    kind: str  # finding, cleared, xid, quarantine, release, lend, return, share, crash
     level: str
     signal: str
     text: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from obatchd.documents import Document, Number
 from obatchd.documents.burnin import BurninBrief
@@ -21,6 +22,7 @@ class ServerGpu(msgspec.Struct):
     memory_total_bytes: int | None = None
     temp_c: int | None = None
     power_w: float | None = None
+    asleep: bool | UnsetType = UNSET  # nobody uses it, and it is not asked, so that it can sleep
 
 
 class LoadedModel(msgspec.Struct):

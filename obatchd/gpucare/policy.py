@@ -164,6 +164,9 @@ class GpuPolicy(MonitorListener, CrashListener):
                 until = time.strftime("%d %b %H:%M", time.localtime(until_s))
                 self._keep(each, _LENT, f"lent until {until}" if until_s else "")
                 self._keep(each, _HOURS, hours if closed else "")
+                each.shared_cards = frozenset(
+                    record.identity.uuid for record in records if record and record.shares_unknown
+                )
         self._note_ends()
         if servers and all(server.state is ServerState.QUARANTINED for server in servers):
             self._dispatcher.holds.hold(QUARANTINE)
@@ -203,6 +206,11 @@ class GpuPolicy(MonitorListener, CrashListener):
     def lend(self, card: str, for_s: float) -> None:
         """Free a card for somebody else for a while."""
         self.monitor.lend(card, time.time() + for_s)
+        self._look()
+
+    def share(self, card: str, shared: bool) -> None:
+        """Load models beside processes of others whose memory nobody tells, or do so no more."""
+        self.monitor.share(card, shared)
         self._look()
 
     def take_back(self, card: str) -> None:

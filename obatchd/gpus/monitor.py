@@ -27,7 +27,7 @@ from obatchd.settings.settings import Settings
 
 log = obatchd.log.get(__name__)
 
-EventKind = Literal["finding", "cleared", "xid", "quarantine", "release", "lend", "return", "crash"]
+EventKind = Literal["finding", "cleared", "xid", "quarantine", "release", "lend", "return", "share", "crash"]
 _PREFIX = "gpu/"
 _FORGOTTEN = "null"
 _SAME_S = 5.0  # the same XID of the same card within this time is one event, told by both sources or in a storm
@@ -64,6 +64,7 @@ class Record(msgspec.Struct):
     quarantine: Quarantine | None = None
     lent_until_s: float = 0.0  # epoch seconds; 0: not lent
     ended: list[float] = []  # when we ended its server; the next daemon reads the XID 45 of that again
+    shares_unknown: bool = False  # what others hold on it of unknown size is accepted
 
     def track(self) -> Track:
         """The track of the card that begins with this record."""
@@ -106,6 +107,7 @@ class Monitor(Listener):
     records: dict[str, Record] = attrs.field(factory=dict, init=False)  # by UUID of the card, as the next two
     tracks: dict[str, Track] = attrs.field(factory=dict, init=False)
     assessments: dict[str, Assessment] = attrs.field(factory=dict, init=False)
+    asleep: set[str] = attrs.field(factory=set, init=False)  # UUIDs of cards that are not asked, so that they can sleep
     dirty: set[str] = attrs.field(factory=set, init=False)  # UUIDs whose record has to be written
     _waiting: list[XidEvent] = attrs.field(factory=list, init=False)
     _told: dict[tuple[str, str], float] = attrs.field(factory=dict, init=False)
@@ -169,9 +171,13 @@ class Monitor(Listener):
             uuid = cards.get(reading.uuid, reading.uuid)
             if uuid not in of_cards:  # heat and power of slices are those of their card
                 of_cards[uuid] = msgspec.structs.replace(reading, uuid=uuid)
-                self._track(uuid).add(of_cards[uuid])
+        self.asleep = {uuid for uuid, reading in of_cards.items() if reading.asleep}  # nothing befalls them
+        told = [(self._track(uuid), reading) for uuid, reading in of_cards.items()]
+        asked = [(track, reading) for track, reading in told if not reading.asleep]
+        for track, reading in asked:
+            track.add(reading)
         for listener in self._listeners:
-            listener.readings_of_cards([(self.tracks[uuid].identity, reading) for uuid, reading in of_cards.items()])
+            listener.readings_of_cards([(track.identity, reading) for track, reading in asked])
         for uuid, track in self.tracks.items():
             if uuid not in of_cards and readings:
                 words = {"handle": "the driver does not list it any more"}
@@ -313,8 +319,10 @@ class Monitor(Listener):
         judged = self.assessments.get(uuid)
         accepted = [f.signal for f in judged.findings if f.signal in LASTING] if judged else []
         now_s, mark = time.time(), track.slow
-        lent_until_s, ended = record.lent_until_s, track.ended
-        self.records[uuid] = Record(track.identity, now_s, mark, accepted, lent_until_s=lent_until_s, ended=ended)
+        lent_until_s, ended, shares = record.lent_until_s, track.ended, record.shares_unknown
+        self.records[uuid] = Record(
+            track.identity, now_s, mark, accepted, lent_until_s=lent_until_s, ended=ended, shares_unknown=shares
+        )
         self.tracks[uuid] = Track(track.identity, now_s, mark, track.latest, mark, accepted=accepted, ended=ended)
         self.dirty.add(uuid)
         self._told = {key: at_s for key, at_s in self._told.items() if key[0] != uuid}
@@ -328,3 +336,10 @@ class Monitor(Listener):
         self.dirty.add(uuid)
         words = f"lent until {time.strftime('%d %b %H:%M', time.localtime(until_s))}" if until_s else "taken back"
         self._tell(uuid, "lend" if until_s else "return", words)
+
+    def share(self, uuid: str, shared: bool) -> None:
+        """Note whether processes of others whose memory nobody tells are accepted on a card."""
+        self.records[uuid].shares_unknown = shared
+        self.dirty.add(uuid)
+        words = "is" if shared else "is not"
+        self._tell(uuid, "share", f"memory of unknown size that others hold {words} accepted")

@@ -88,7 +88,7 @@ def main(connection: socket.socket, open_source: Callable[[], GpuSource], poll_s
     slow_s, slow_count = 0.0, 0
     while True:
         child.send(connection, Readings(source.readings(), list(source.xids())))
-        if time.monotonic() >= slow_s:
+        if time.monotonic() >= slow_s and not source.resting():
             if slow_count % IDENTITY_EVERY == 0:
                 child.send(connection, Identities(list(source.identities())))
             child.send(connection, SlowReadings(list(source.slow_readings()), *source.host_trouble()))

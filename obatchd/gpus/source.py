@@ -31,6 +31,10 @@ class GpuSource(Protocol):
         """Errors reported since the last call; never waits."""
         return ()
 
+    def resting(self) -> bool:
+        """Whether the driver is left alone now, so that idle GPUs can sleep: only ``readings`` says when that ends."""
+        return False
+
     def host_trouble(self) -> tuple[str, str]:
         """Slug and words of what is wrong with the driver of the whole host, no GPU's fault; empty: nothing."""
         return "", ""

@@ -7,6 +7,7 @@ import time
 
 import msgspec
 from attrs import define
+from msgspec import UNSET
 
 from obatchd.documents import excerpt
 from obatchd.documents import gpus as documents
@@ -96,6 +97,12 @@ class GpuService:
         await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
 
+    async def share(self, name: str, shared: bool) -> GpuEntry:
+        uuid = self._find(name)
+        self._policy.share(uuid, shared)
+        await asyncio.to_thread(self._policy.monitor.save)
+        return self._card(uuid)
+
     async def take_back(self, name: str) -> GpuEntry:
         uuid = self._find(name)
         if not self._policy.monitor.records[uuid].lent_until_s:
@@ -126,6 +133,8 @@ class GpuService:
         level = "quarantine" if record.quarantine else "unknown" if blind or found is None else found.level
         quarantine = record.quarantine
         reading = track.latest or Reading(uuid, 0.0)
+        if uuid in monitor.asleep:  # the latest is old
+            reading = Reading(uuid, 0.0, memory_total_bytes=reading.memory_total_bytes, asleep=True)
         slows, reasons = ClockReason.HARDWARE | ClockReason.SW_THERMAL, reading.clock_reasons
         return excerpt(
             GpuEntry,
@@ -141,6 +150,7 @@ class GpuService:
             quarantine=_quarantine(quarantine) if quarantine else None,
             lent_until=instant(record.lent_until_s) if record.lent_until_s else None,
             servers=[server.id for server in servers],
+            shares_unknown=record.shares_unknown or UNSET,
             shared_with="; ".join(server.shared_with for server in servers if server.shared_with),
             slowed=None if reasons is None else bool(reasons & slows),
         )

@@ -48,6 +48,7 @@ class ServerCommands:
         server = self._find(server_id)
         if action == "resume":
             server.resume()
+            await server.try_again()
             return self._document(server)
         work = self._drain(server) if action == "drain" else self._restart(server)
         task = self._actions.start(work, f"{action}-{server_id}")

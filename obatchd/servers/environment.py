@@ -51,12 +51,16 @@ def build(base: Mapping[str, str], settings: ServerSettings, launch: Launch) -> 
     environment |= {
         "OLLAMA_VULKAN": "0",  # since 0.30 Vulkan ignores CUDA_VISIBLE_DEVICES and brings back the other GPUs
         "GGML_VK_VISIBLE_DEVICES": "-1",
+        "ROCR_VISIBLE_DEVICES": "-1",  # no AMD GPU, by an id that does not exist: Ollama's gpu.mdx, 0.24 and 0.33
+        "HIP_VISIBLE_DEVICES": "-1",
         "OLLAMA_NO_CLOUD": "1",
         "OLLAMA_LOAD_TIMEOUT": f"{int(settings.load_timeout_s)}s",
         "LLAMA_ARG_CACHE_RAM": "0",  # since 0.30 each runner else keeps up to 8 GiB of old prompts in host memory
     }
     if launch.gpus:
         environment["OLLAMA_FLASH_ATTENTION"] = "1"
+    else:  # no library of this name: discover/runner.go passes over those of every GPU (its troubleshooting.mdx)
+        environment["OLLAMA_LLM_LIBRARY"] = "cpu"
     environment |= {**launch.own, **settings.environment}
     bypass = [environment.get("NO_PROXY") or base.get("NO_PROXY") or base.get("no_proxy") or "", "127.0.0.1,localhost"]
     environment["NO_PROXY"] = ",".join(part for part in [*bypass, launch.host] if part)

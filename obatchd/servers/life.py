@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import Collection
@@ -14,6 +13,7 @@ import obatchd.log
 from obatchd.errors import ObatchError, ServerError
 from obatchd.servers import states
 from obatchd.servers.states import ServerState
+from obatchd.servers.tries import Tries, count
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.servers import ServerSettings
@@ -21,8 +21,6 @@ from obatchd.tasks import TaskSet, set_within
 
 log = obatchd.log.get(__name__)
 
-_BACKOFF_FIRST_S = 1.0
-_JITTER = 0.2
 _MISSES = 3  # failed health checks in a row, without progress, that restart a server
 _UP = frozenset({ServerState.READY, ServerState.DRAINING})
 _RUNS = _UP | {ServerState.STARTING}
@@ -38,6 +36,8 @@ class Ending(NamedTuple):
 class Life(abc.ABC):
     """The life of every server, whatever it computes."""
 
+    ours = True  # whether we start it; else it can only be reached or not
+
     def __init__(self, server_id: str, settings: Current[Settings]) -> None:
         self.id = server_id  # ``gpu0``, ``gpu0.mig1``, ``group0``, ``cpu0``, ``remote-<host>-<port>``
         self.gpu_label = ""  # GPU UUID (comma-separated for a group), ``cpu``, or empty when unknown
@@ -49,10 +49,10 @@ class Life(abc.ABC):
         self._current = settings
         self.holds: dict[str, str] = {}  # holders that keep work away, and their reasons; outlives a restart
         self._quarantine: str | None = None  # why its GPU is out of use
-        self._failures: deque[float] = deque()  # monotonic times of runs that ended unasked and completed no request
+        self._tries = Tries()
         self._strikes: deque[float] = deque()
         self._misses = 0
-        self._pauses = 0
+        self._reached = False  # whether the latest run came to READY and did not end because nobody answered any more
         self._ending: asyncio.Future[Ending] | None = None
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
@@ -158,13 +158,14 @@ class Life(abc.ABC):
         while self._quarantine is not None:
             self._wake.clear()
             await self._wake.wait()
-        self._failures.clear()
+        self._tries.useful()
         self._set(ServerState.STOPPED, "released from quarantine")
 
     async def _run(self, reason: str) -> Ending:
         """One run: from STARTING until the server has ended, its group is gone and the state says so."""
         self._ending = asyncio.get_running_loop().create_future()
         self._misses = 0
+        self._reached = False
         self._strikes.clear()
         self._set(ServerState.STARTING, reason)
         try:
@@ -178,12 +179,13 @@ class Life(abc.ABC):
             self._end(f"it cannot be started: {error}", planned=False)
         ready_s = time.monotonic()
         if not self._ending.done():
+            self._reached = True
             self._set(ServerState.READY, "answers")
             if self.holds:
                 self._set(ServerState.DRAINING, self._hold_words)
             await self._watch(self._ending)
             if time.monotonic() - ready_s >= self._settings.backoff_reset_s:
-                self._pauses = 0
+                self._tries.steady()
         ending = self._ending.result()
         if ending.planned:
             self._set(ServerState.STOPPING, ending.reason)
@@ -217,20 +219,18 @@ class Life(abc.ABC):
                 self._misses += 1
                 log.warning("health_missed", server=self.id, misses=self._misses, reason=error.message)
                 if self._misses >= _MISSES:
+                    self._reached = False
                     self._end(f"{_MISSES} health checks missed: {error.message}", planned=False)
 
     def _after_failure(self, reason: str) -> float:
         """Go to BACKOFF, or to FAILED; the pause in seconds."""
-        failures = _count(self._failures, self._settings.starts_window_s)
-        if failures >= self._settings.starts_limit:
-            retry_s = self._settings.slow_retry_s
-            words = f"{reason} ({failures} starts without a completed request; next try in {retry_s:g} s)"
-            self._set(ServerState.FAILED, words)
-            return retry_s
-        pause_s: float = min(_BACKOFF_FIRST_S * 2**self._pauses, self._settings.backoff_max_s)
-        self._pauses = min(self._pauses + 1, 30)
-        self._set(ServerState.BACKOFF, reason)
-        return pause_s * random.uniform(1 - _JITTER, 1 + _JITTER)
+        pause_s, given_up = self._tries.failed(self._settings, ours=self.ours, reached=self._reached)
+        if given_up:
+            at_once = f"obatchctl servers resume {self.id}"
+            self._set(ServerState.FAILED, f"{reason} ({given_up}, at once with: {at_once})")
+        else:
+            self._set(ServerState.BACKOFF, reason)
+        return pause_s
 
     def _end(self, reason: str, *, planned: bool) -> None:
         if self._ending is not None and not self._ending.done():
@@ -265,9 +265,13 @@ class Life(abc.ABC):
             self._end(reason, planned=True)
             await changed.wait()
             await self.until(set(ServerState) - {ServerState.STOPPING})
-        elif self.state in (ServerState.BACKOFF, ServerState.FAILED):
-            self._failures.clear()
-            self._pauses = 0
+        else:
+            await self.try_again()
+
+    async def try_again(self) -> None:
+        """End the pause of a server in BACKOFF or FAILED, and begin to count anew."""
+        if self.state in (ServerState.BACKOFF, ServerState.FAILED):
+            self._tries = Tries()
             self._wake.set()
             await self.until(set(ServerState) - {ServerState.BACKOFF, ServerState.FAILED})
 
@@ -318,12 +322,12 @@ class Life(abc.ABC):
     def progress(self) -> None:
         """A request was completed, or tokens came: the server is alive and of use."""
         self._misses = 0
-        self._failures.clear()
+        self._tries.useful()
 
     def fault(self, reason: str) -> None:
         """A strike: a failure that was the server's fault. Enough of them restart it."""
         limits = self._current.value.dispatch
-        strikes = _count(self._strikes, limits.strike_window_s)
+        strikes = count(self._strikes, limits.strike_window_s)
         log.warning("server_strike", server=self.id, gpu=self.gpu_label, strikes=strikes, reason=reason)
         if strikes >= limits.strikes:
             self.broken(f"{strikes} faults, the latest: {reason}")
@@ -332,14 +336,6 @@ class Life(abc.ABC):
         """It does not do its work: end it, and start it again after a pause."""
         if self.up:
             self._end(reason, planned=False)
-
-
-def _count(times: deque[float], window_s: float) -> int:
-    """Add now to the times of an event; how often it happened in the last ``window_s``."""
-    times.append(time.monotonic())
-    while times[0] < times[-1] - window_s:
-        times.popleft()
-    return len(times)
 
 
 def _defect_words(error: BaseException) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
-import psutil
 
 import obatchd.log
 from obatchd.errors import ModelError, ServerError
@@ -20,6 +18,7 @@ from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile, round_context
 from obatchd.ollama.api import LoadedModel, canonical
 from obatchd.servers import environment
+from obatchd.servers.cores import cpu_threads, usable_cores
 from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program
 from obatchd.servers.server import Server, ServerListener
@@ -59,21 +58,6 @@ class Host(msgspec.Struct, frozen=True):
     models_dir: Path  # their model store
 
 
-def cpu_threads(cores: int, servers: int) -> int:
-    """Threads of each of ``servers`` CPU servers: never more in all than there are cores.
-
-    Ollama's threads spin while they wait for each other: two servers with two threads each on two cores were measured
-    200 times slower than with one thread each. A server alone leaves one core to the rest of the machine.
-    """
-    return max(1, cores - 1) if servers == 1 else max(1, cores // servers)
-
-
-def usable_cores() -> int:
-    """Cores this process may use, hyperthreads not counted twice."""
-    allowed = len(os.sched_getaffinity(0))
-    return min(allowed, psutil.cpu_count(logical=False) or allowed)
-
-
 class ManagedServer(Server):
     """One ``ollama serve`` of ours."""
 
@@ -89,6 +73,7 @@ class ManagedServer(Server):
         self._auto_slots = (AUTO_SLOTS if gpus else CPU_SLOTS) if self._settings.slots == "auto" else 0
         self.slots = self._auto_slots or int(self._settings.slots)
         self._parallel = self.slots  # the number given to the process; a model may allow it less
+        self._threads = 0 if gpus else cpu_threads(usable_cores(), host.cpu_servers)  # the same for life: load_options
         self._proven: bool | None = None  # whether it is known to compute on its GPUs
         self._process = ServerProcess(server_id, self.log_file, self)
 
@@ -202,8 +187,7 @@ class ManagedServer(Server):
     # --- profiles ---------------------------------------------------------------------------------------------------
 
     def load_options(self, profile: Profile) -> dict[str, Any]:
-        threads = {} if self.gpus else {"num_thread": cpu_threads(usable_cores(), self._host.cpu_servers)}
-        return super().load_options(profile) | threads
+        return super().load_options(profile) | ({} if self.gpus else {"num_thread": self._threads})
 
     async def _load(self, profile: Profile) -> None:
         slots = self._first_slots(profile)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Iterable
 
 import attrs
@@ -15,7 +14,7 @@ import psutil
 
 import obatchd.log
 from obatchd.errors import ObatchError
-from obatchd.gpus.model import GpuProcess
+from obatchd.gpus.model import Gpu, GpuProcess
 from obatchd.gpus.probe import Probe
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
@@ -38,6 +37,7 @@ class Neighbours:
     _instance: str
     _settings: Current[Settings]
     _seen: dict[str, tuple[tuple[int, int | None], ...]] = attrs.field(factory=dict, init=False)  # pid and memory
+    _words: dict[str, str] = attrs.field(factory=dict, init=False)  # the processes of others, by server
 
     async def watch(self, servers: Iterable[Server]) -> None:
         """Look for ever."""
@@ -51,12 +51,12 @@ class Neighbours:
             await asyncio.sleep(self._settings.value.gpus.poll_s)
 
     async def _look(self, server: ManagedServer) -> None:
-        readings = [reading for gpu in server.gpus if (reading := self._probe.readings.get(gpu.uuid))]
-        found = [process for reading in readings for process in reading.processes]
+        found = [process for gpu in server.gpus for process in self._processes_on(gpu)]
         seen = tuple(sorted(((process.pid, process.memory_bytes) for process in found), key=str))
         if seen != self._seen.get(server.id):  # else nobody came or left
             self._seen[server.id] = seen
             self._note(server, await asyncio.to_thread(_foreign, found, self._instance))
+        server.shared_with = self._hindrance(server)
         server.driver_trouble = self._probe.host_trouble[1]
         await self._hold(server, "shared", server.shared_with)
         await self._hold(server, "driver", server.driver_trouble)
@@ -74,10 +74,34 @@ class Neighbours:
         if {process.pid for process in foreign} - {process.pid for process in server.foreign}:
             log.warning("gpu_shared", server=server.id, gpu=server.gpu_label, processes=process_words(foreign),
                         reason="other processes hold memory on this GPU; they are left alone")  # fmt: skip
-        server.foreign = foreign
-        held_bytes = sum(math.inf if process.memory_bytes is None else process.memory_bytes for process in foreign)
-        much = held_bytes > self._settings.value.gpus.shared_bytes
-        server.shared_with = f"other processes hold memory on its GPU: {process_words(foreign)}" if much else ""
+        server.foreign, self._words[server.id] = foreign, process_words(foreign)
+
+    def _hindrance(self, server: ManagedServer) -> str:
+        """The processes of others, in words, where they hold so much that nothing is loaded beside them.
+
+        An amount that the driver does not tell is too much, until an administrator says that it is not.
+        """
+        settings, foreign = self._settings.value.gpus, server.foreign
+        words = f"other processes hold memory on its GPU: {self._words.get(server.id, '')}"
+        if sum(process.memory_bytes or 0 for process in foreign) > settings.shared_bytes:
+            return words
+        unknown = [process for process in foreign if process.memory_bytes is None]
+        doubtful = [
+            str(gpu.index)
+            for gpu in server.gpus
+            if gpu.card not in server.shared_cards and any(p in unknown for p in self._processes_on(gpu))
+        ]
+        if not doubtful or settings.share_unknown:
+            return ""
+        verbs = " and ".join(f"obatchctl gpus share {index}" for index in dict.fromkeys(doubtful))
+        return (
+            f"{words}; the driver does not tell how much, so nothing is loaded beside them. If there is room: {verbs} "
+            "(or gpus.share_unknown = true in the configuration)"
+        )
+
+    def _processes_on(self, gpu: Gpu) -> list[GpuProcess]:
+        reading = self._probe.readings.get(gpu.uuid)
+        return reading.processes if reading else []
 
 
 def _foreign(processes: Iterable[GpuProcess], instance: str) -> list[GpuProcess]:

@@ -60,6 +60,7 @@ class Server(Life):
         self.version = ""  # of Ollama, empty until known
         self.foreign: list[GpuProcess] = []  # other people's processes that hold memory on its GPU
         self.shared_with = ""  # these in words, when they hold so much that nothing is loaded beside them
+        self.shared_cards: frozenset[str] = frozenset()  # UUIDs: what others hold there of unknown size is accepted
         self.driver_trouble = ""  # why a model that is loaded now would not find its GPU
         self._listener = listener
         self._used_s = 0.0  # monotonic time of the latest load or progress
@@ -184,6 +185,7 @@ class RemoteServer(Server):
     """
 
     kind = "remote"
+    ours = False
     pins = False
 
     def __init__(self, address: str, settings: Current[Settings], listener: ServerListener) -> None:

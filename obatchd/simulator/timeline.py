@@ -44,7 +44,7 @@ class GpuEvent(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     xid: int = 79
     line: str = ""  # of the kernel log, behind the address
     pid: int = 0
-    memory_bytes: int = 4 * 1024**3
+    memory_bytes: int | None = 4 * 1024**3  # None: the driver does not tell
 
     def lasted_s(self, now_s: float) -> float:
         """For how long it has been so, up to ``now_s`` on the timeline."""

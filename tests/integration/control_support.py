@@ -142,6 +142,10 @@ class FakeGpuOperations:
         self.calls.append(("take_back", name))
         return gpu(name)
 
+    async def share(self, name: str, shared: bool) -> GpuEntry:
+        self.calls.append(("share", name, shared))
+        return gpu(name)
+
 
 @dataclass
 class FakeOperations:

@@ -82,11 +82,11 @@ async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path
     assert (await call(client.get, "gpus"))["state"] == "ok"
     for path in ("gpus/2", "gpu-events?gpu=2&limit=7"):
         await call(client.get, path)
-    for path in ("quarantine?reason=a%20b", "release", "lend?for_s=60.0", "take-back"):
+    for path in ("quarantine?reason=a%20b", "release", "lend?for_s=60.0", "take-back", "share", "unshare"):
         await call(client.post, f"gpus/2/{path}")
     assert daemon.gpus.calls == [
         ("gpu", "2"), ("events", "2", 7), ("quarantine", "2", "a b"), ("release", "2"), ("lend", "2", 60.0),
-        ("take_back", "2"),
+        ("take_back", "2"), ("share", "2", True), ("share", "2", False),
     ]  # fmt: skip
     for path in ("gpu-events?limit=x", "gpu-events?limit=0", "jobs?limit=" + "9" * 5000):
         with pytest.raises(errors.ObatchError, match="limit must be"):
@@ -190,6 +190,7 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
         (client.post, "drain"), (client.post, "pause"), (client.post, "reload"), (client.post, "servers/gpu0/restart"),
         (client.delete, "models/m"), (client.get, "burnin/status"), (client.post, "burnin"), (client.get, "unknown"),
         (client.post, "gpus/0/release"), (client.post, "gpus/0/quarantine"), (client.post, "gpus/0/lend?for_s=1"),
+        (client.post, "gpus/0/share"),
     ):  # fmt: skip
         with pytest.raises(errors.ForbiddenError, match="only administrators"):
             await call(method, path)

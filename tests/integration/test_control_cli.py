@@ -46,6 +46,7 @@ async def test_status_shows_everything_without_colour_when_piped(served: tuple[F
     assert first.gpu is not None
     pair = [first.gpu, replace(first.gpu, index=1, utilisation_percent=90, temp_c=72)]
     daemon.servers.append(replace(first, id="group0", gpu=None, gpus=pair))
+    daemon.servers.append(replace(first, id="gpu1", gpus=[replace(first.gpu, utilisation_percent=None, asleep=True)]))
     code, page = await obatchctl(spool, "status")
     assert code == 0
     for expected in (
@@ -56,6 +57,7 @@ async def test_status_shows_everything_without_colour_when_piped(served: tuple[F
         "61 °C",
         "0,1 L40S",
         "94 %",
+        "asleep",
         "60.0/96.0",
         "72 °C",
         "603 W",

@@ -170,10 +170,13 @@ def test_gpus_that_are_shared_lent_closed_or_silent(daemon: Start, stranger: sub
     wait_for(lambda: states(d) == ["draining", "draining"])
     assert f"pid {stranger.pid}" in d.servers()[0]["reason"] and "4.0 GiB" in d.servers()[0]["reason"]
     wait_for(lambda: d.servers()[0]["loaded"] is None, what="our own model is unloaded")
-    stranger.kill()
+    happens(d, 0, GpuEvent("foreign", pid=stranger.pid, memory_bytes=None))
+    wait_for(lambda: "obatchctl gpus share 0" in reasons(d), what="the driver does not tell how much")
+    assert d.control("gpus", "share", "0").returncode == 0
     job = d.done("second.jsonl")
     job.check(second)
     assert {result["attempts"] for result in job.results} == {1}
+    stranger.kill()
 
     happens(d, 0, GpuEvent("hang"))
     wait_for(lambda: health(d) == ["unknown", "unknown"])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import operator
 import os
 import re
 import threading
@@ -18,6 +21,7 @@ from obatchd.burnin.journal.records import Bucket, Ended, Event, Gap, Record, Sa
 from obatchd.burnin.report import reading, report
 from obatchd.burnin.report.compare import compare
 from obatchd.burnin.report.html import render
+from obatchd.burnin.report.plots import line_style
 from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.burnin.run import plan
 from obatchd.burnin.run.plan import Asked
@@ -349,6 +353,44 @@ def test_the_page_stands_alone_and_has_a_page_for_each_gpu() -> None:
     assert "Serial number" in page and "1651223000001" in page
 
 
+@pytest.mark.parametrize("count", [12, 56])  # 56: eight cards in seven slices each
+def test_every_gpu_has_a_line_of_its_own_in_plots_and_legend(count: int) -> None:
+    page = render(report.build(simulate([Card() for _ in range(count)], 0.1)))
+    keys = re.findall(r'<path class="line" d="M0 4H34" style="([^"]+)"/></svg> GPU (\d+)<', page)
+    assert [int(index) for _, index in keys] == list(range(count))
+    assert len({style for style, _ in keys}) == count
+    for number, (style, _) in enumerate(keys):
+        assert f'<use href="#power_w-{number}" class="line" style="{style}"/>' in page
+    assert [style.partition(";")[0] for style, _ in keys[:4]] == [style.partition(";")[0] for style, _ in keys[8:12]]
+
+
+# Machado, Oliveira and Fernandes, A Physiologically-based Model for Simulation of Color Vision Deficiency, 2009
+_EYES = {
+    "all cones": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "no red": ((0.152286, 1.052583, -0.204868), (0.114503, 0.786281, 0.099216), (-0.003882, -0.048116, 1.051998)),
+    "no green": ((0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)),
+    "no blue": ((1.255528, -0.076749, -0.178779), (-0.078411, 0.930809, 0.147602), (0.004733, 0.691367, 0.303900)),
+}
+
+
+@pytest.mark.parametrize("eyes", _EYES)
+def test_eight_colours_are_told_apart_by_everybody(eyes: str) -> None:
+    def seen(style: str) -> tuple[float, float, float]:
+        channels = [int(style[place : place + 2], 16) / 255 for place in (8, 10, 12)]
+        light = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        r, g, b = (min(1, max(0, sum(map(operator.mul, row, light)))) for row in _EYES[eyes])
+        xyz = (
+            (0.4124 * r + 0.3576 * g + 0.1805 * b) / 0.95047,
+            0.2126 * r + 0.7152 * g + 0.0722 * b,
+            (0.0193 * r + 0.1192 * g + 0.9505 * b) / 1.08883,
+        )
+        x, y, z = (t ** (1 / 3) if t > 0.008856 else 7.787 * t + 16 / 116 for t in xyz)
+        return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+    pairs = itertools.combinations(map(seen, map(line_style, range(8))), 2)
+    assert min(math.dist(*pair) for pair in pairs) > 15  # before: 14 with all cones, 1 to 3 without some
+
+
 def test_the_page_of_a_run_that_has_not_begun() -> None:
     page = render(report.build(begin(make_plan(2, 1.0), [Card(), Card()])[:1]))
     assert "INCONCLUSIVE" in page
@@ -392,6 +434,37 @@ def test_a_hot_chassis_whose_siblings_all_agree_shows_beside_another_host() -> N
     [group] = document.groups
     assert len(group.hosts) == 1 and group.hosts[0].startswith("hot ")
     assert "hot" in comparison(document)
+
+
+def failed(document: BurninReport, index: int, verdict: str) -> BurninReport:
+    document.gpus[index].verdict = verdict
+    return document
+
+
+@pytest.mark.parametrize(
+    ("verdict", "exit_code"), [("FAIL", 1), ("INCONCLUSIVE", 2), ("PASS_LOW_STRESS", 0), ("PASS", 0)]
+)
+def test_the_reports_own_verdicts_count_in_a_comparison(verdict: str, exit_code: int) -> None:
+    document = compare([host("one", 1, 1), failed(host("two", 1, 1), 1, verdict)])
+    assert (document.verdict, document.exit_code) == (verdict, exit_code)
+    run, page = document.groups[0].gpus[0].run, comparison(document)
+    assert (f"The reports themselves say: two {run} GPU 1: {verdict}." in document.meaning) == (verdict != "PASS")
+    assert [line.split()[3] for line in page.splitlines() if line.startswith(("one ", "two "))] == [
+        "PASS", "PASS", "PASS", verdict,
+    ]  # fmt: skip
+
+
+def test_a_failed_gpu_without_a_speed_fails_the_comparison_too() -> None:
+    bad = failed(host("two", 1, 1, 1), 2, "FAIL")
+    bad.gpus[2].work.tokens_per_s = None
+    document = compare([host("one", 1, 1), bad])
+    assert (document.verdict, document.exit_code) == ("FAIL", 1)
+    assert "GPU 2: FAIL" in document.meaning and any("no speed" in text for text in document.left_out)
+
+
+def test_a_verdict_that_this_version_does_not_know_is_no_pass() -> None:
+    with pytest.raises(ConfigError, match="verdict SPLENDID"):
+        compare([host("one", 1, 1), failed(host("two", 1, 1), 0, "SPLENDID")])
 
 
 def test_equal_hosts_pass_and_what_cannot_be_compared_is_named() -> None:

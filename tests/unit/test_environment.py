@@ -68,6 +68,18 @@ def test_a_group_sees_its_gpus_and_a_cpu_server_none() -> None:
     assert build({}, ServerSettings(), launch())["CUDA_VISIBLE_DEVICES"] == "-1"
 
 
+def test_no_server_computes_on_a_gpu_that_nobody_gave_it() -> None:
+    """Of AMD or Intel: those that CUDA_VISIBLE_DEVICES says nothing about."""
+    base = {"ROCR_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "0", "GGML_VK_VISIBLE_DEVICES": "0"}
+    hidden = {name: "-1" for name in base} | {"OLLAMA_VULKAN": "0"}
+    for gpus in ([], [GPU]):
+        assert hidden.items() <= build(base, ServerSettings(), launch(gpus=gpus)).items()
+    assert build({}, ServerSettings(), launch())["OLLAMA_LLM_LIBRARY"] == "cpu"
+    assert "OLLAMA_LLM_LIBRARY" not in build({}, ServerSettings(), launch(gpus=[GPU]))
+    chosen = ServerSettings(environment={"ROCR_VISIBLE_DEVICES": "GPU-1234"})
+    assert build(base, chosen, launch())["ROCR_VISIBLE_DEVICES"] == "GPU-1234"
+
+
 def test_proxies_pass_for_pulls_but_never_for_loopback() -> None:
     settings = ServerSettings(environment={"HTTPS_PROXY": "http://proxy:1"})
     base = {"HTTPS_PROXY": "http://other:2", "no_proxy": "example.org", "SSL_CERT_FILE": "/ca.pem"}

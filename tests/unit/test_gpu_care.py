@@ -181,6 +181,22 @@ async def test_a_loan_is_remembered_by_the_next_daemon(tmp_path: Path, monkeypat
         assert "lent" in rig.server("gpu0").holds and rig.server("gpu1").ready
 
 
+async def test_unknown_memory_is_accepted_over_restarts_and_releases_until_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(monkeypatch, tmp_path) as rig:
+        assert (await rig.operations.gpus.share("0", True)).shares_unknown
+        assert rig.server("gpu0").shared_cards == {"GPU-0"} and rig.server("gpu1").shared_cards == set()
+    async with desk(monkeypatch, tmp_path) as rig:
+        assert rig.server("gpu0").shared_cards == {"GPU-0"}
+        await rig.operations.gpus.quarantine("0", "")
+        await rig.operations.gpus.release("0")
+        assert (await rig.operations.gpus.one("0")).shares_unknown
+        assert not (await rig.operations.gpus.share("0", False)).shares_unknown
+        assert rig.server("gpu0").shared_cards == set()
+        assert {"share", "quarantine"} <= {event.kind for event in await rig.operations.gpus.events("0", 10)}
+
+
 def allow(rig: Desk, hours: list[str]) -> None:
     """As the clock does: what was within the hours is not any more, or again."""
     settings = rig.work.settings

@@ -10,7 +10,7 @@ from test_gpu_monitor import Bench
 
 from obatchd.documents.gpus import KernelLogState
 from obatchd.errors import ControlError, NotFoundError
-from obatchd.gpus.model import Identity
+from obatchd.gpus.model import Identity, Reading
 from obatchd.operations.gpus import GpuService
 
 
@@ -79,6 +79,15 @@ async def test_without_a_probe_nobody_is_called_well() -> None:
     document = service(bench, state="unknown").all()
     assert [gpu.health for gpu in document.gpus] == ["unknown", "unknown"]
     assert document.kernel_log == KernelLogState(None, "/dev/kmsg: Operation not permitted")
+
+
+async def test_a_card_that_sleeps_is_shown_so_and_nothing_of_its_latest_reading() -> None:
+    bench = Bench(count=2)
+    bench.read()
+    bench.monitor.readings([Reading("GPU-0", bench.now_s, asleep=True), Reading("GPU-1", bench.now_s, temp_c=60)])
+    asleep, awake = service(bench).all().gpus
+    assert (asleep.asleep, asleep.temp_c, asleep.health) == (True, None, "ok")
+    assert (bool(awake.asleep), awake.temp_c) == (False, 60)
 
 
 @pytest.mark.parametrize("for_s", [0.0, -5.0, 31 * 86_400.0, float("nan")])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 from settings_support import in_force
 
+from obatchd.errors import ServerError
 from obatchd.servers.life import Life
 from obatchd.servers.states import ServerState
+from obatchd.servers.tries import Tries
 
 S = ServerState
 QUICK = {"backoff_max_s": 0.01, "slow_retry_s": 0.01, "health_s": 0.01, "starts_limit": 3, "start_timeout_s": 5}
@@ -126,3 +129,50 @@ async def test_a_life_that_has_ended_goes_on_when_an_operator_asks() -> None:
     async with asyncio.timeout(5):
         await server.quarantine("its GPU is bad")
     await server.stop()
+
+
+class Elsewhere(Cared):
+    """A server that others start."""
+
+    ours = False
+
+    def _step(self, name: str) -> None:
+        if self.defects.get(name, 0):
+            self.defects[name] -= 1
+            raise ServerError("10.0.0.5:11434 cannot be reached: Connection refused.", code="server_unreachable")
+
+
+@pytest.mark.parametrize("step", ["open", "health"])
+async def test_a_server_elsewhere_that_cannot_be_reached_is_looked_for_as_often_as_ever(step: str) -> None:
+    """Before, ten minutes passed although it was back after one."""
+    server = Elsewhere(slow_retry_s=600, starts_limit=2)
+    server.id = "remote-10.0.0.5-11434"
+    server.defects = {step: 1_000_000}
+    server.begin()
+    await until(lambda: server.states.count(S.FAILED) >= 3)
+    seen = server.reason
+    await server.stop()
+    assert "cannot be reached: Connection refused." in seen and "start" not in seen
+    assert "next try in 0.01 s, at once with: obatchctl servers resume remote-10.0.0.5-11434" in seen
+    assert "(tried " in seen
+
+
+async def test_a_server_elsewhere_that_answers_wrongly_is_left_alone_for_long() -> None:
+    server = Elsewhere(slow_retry_s=600, starts_limit=1)
+    server.begin()
+    await until(lambda: server.ready)
+    server.broken("5 faults, the latest: 502")
+    await until(lambda: server.state is S.FAILED)
+    assert "(tried once; next try in 600 s" in server.reason
+    async with asyncio.timeout(5):
+        await server.try_again()
+    await until(lambda: server.ready)
+    await server.stop()
+
+
+async def test_no_pause_is_longer_than_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(random, "uniform", lambda low, high: high)
+    tries, settings = Tries(), in_force(servers={"backoff_max_s": 5, "starts_limit": 9}).value.servers
+    assert [tries.failed(settings, ours=False, reached=False) for _ in range(5)] == [
+        (pause_s, "") for pause_s in (1, 2, 4, 5, 5)
+    ]

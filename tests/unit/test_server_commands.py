@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from engine_support import until
 from operations_support import Desk, desk
 
+from obatchd.daemon.compose import ServerNews
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.documents.answers import Removed
 from obatchd.errors import ControlError, NotFoundError
@@ -59,6 +61,28 @@ async def test_a_restart_moves_the_requests_and_ends_a_drain(tmp_path: Path, mon
         assert shown.reason == "resumed" and not shown.watchdog
         await rig.answer(live)
         assert (await rig.published(live))["succeeded"] == 1
+
+
+async def test_a_server_that_was_given_up_is_tried_at_once_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(monkeypatch, tmp_path, servers={"starts_limit": 1, "slow_retry_s": 600}) as rig:
+        server = rig.server("gpu0")
+        server.broken("5 faults")
+        await until(lambda: server.state is ServerState.FAILED)
+        assert "next try in 600 s, at once with: obatchctl servers resume gpu0" in server.reason
+        assert (await rig.operations.servers.act("gpu0", "resume")).state in ("starting", "ready")
+        await until(lambda: server.ready)
+
+
+def test_a_server_that_is_tried_again_and_again_raises_one_alarm() -> None:
+    raised: list[Any] = []
+    nobody: Any = SimpleNamespace(server_changed=lambda server: None, announce=raised.append)
+    news, server = ServerNews(nobody, nobody), cast(Any, SimpleNamespace(id="gpu0", gpu_label=""))
+    S = ServerState
+    for new in (S.FAILED, S.STARTING, S.FAILED, S.STARTING, S.READY, S.BACKOFF, S.FAILED):
+        news.server_changed(server, S.STARTING, new, new.value)
+    assert [alarm.server for alarm in raised] == ["gpu0", "gpu0"]
 
 
 async def test_a_server_that_dispatch_does_not_know_is_restarted_too(rig: Desk) -> None:

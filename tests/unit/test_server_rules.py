@@ -1,4 +1,4 @@
-"""The pure rules of servers: states, versions, names, threads."""
+"""The pure rules of servers: states, versions, names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 
 from obatchd.errors import ServerError
 from obatchd.ollama.api import canonical
-from obatchd.servers.managed import cpu_threads
 from obatchd.servers.process import version_warning
 from obatchd.servers.program import Ollama
 from obatchd.servers.states import DESCRIPTIONS, TRANSITIONS, ServerState, check
@@ -24,17 +23,6 @@ def test_a_change_that_is_not_in_the_table_is_a_bug() -> None:
     check(ServerState.STARTING, ServerState.READY)
     with pytest.raises(AssertionError, match="from stopped to ready"):
         check(ServerState.STOPPED, ServerState.READY)
-
-
-@pytest.mark.parametrize(("cores", "servers"), [(1, 1), (2, 1), (2, 2), (8, 1), (8, 3), (4, 9)])
-def test_threads_never_exceed_the_cores(cores: int, servers: int) -> None:
-    threads = cpu_threads(cores, servers)
-    assert threads >= 1
-    assert threads * servers <= max(cores, servers)
-
-
-def test_a_cpu_server_alone_leaves_a_core_to_the_others() -> None:
-    assert [cpu_threads(cores, 1) for cores in (1, 2, 8)] == [1, 1, 7]
 
 
 @pytest.mark.parametrize("version", ["0.24.0", "0.24.9", "v0.33.1-rc2", "0.24.0-simulated"])

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from obatchd.burnin.verdict.verdict import EXIT_CODES, Result
+from obatchd.burnin.verdict.verdict import EXIT_CODES, Result, worst
 from obatchd.documents.burnin import BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
 from obatchd.errors import ConfigError
 
@@ -18,8 +18,8 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
     """GPUs beside each other that are of one kind and did the same work.
 
     A GPU is compared with the median of all others of its group, and each report as a whole with the others: in a
-    chassis that is too hot, or with too little power, all siblings are slow and none stands out. Raises ConfigError
-    where the reports have nothing in common.
+    chassis that is too hot, or with too little power, all siblings are slow and none stands out. The verdict is the
+    worst of the comparison and of the reports' own. Raises ConfigError where the reports have nothing in common.
     """
     rows: dict[_Kind, list[ComparedGpu]] = {}
     reports, left_out = _without_repetitions(reports)
@@ -45,14 +45,24 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
             code="nothing_to_compare",
         )
     failed = any(group.hosts_fail or any(row.judgement.startswith("FAIL") for row in group.gpus) for group in groups)
-    verdict = Result.FAIL if failed else Result.PASS
+    own = {f"{r.host.hostname} {r.run} GPU {gpu.index}": _result(gpu.verdict) for r in reports for gpu in r.gpus}
+    verdict = worst([Result.FAIL if failed else Result.PASS, *own.values()])
     count = sum(len(group.gpus) for group in groups)
     meaning = f"{count} GPUs are as fast as the others of their kind."
     if failed:
         meaning = f"of {count} GPUs some are slower than others of their kind."
+    if told := [f"{gpu}: {result.value}" for gpu, result in own.items() if result is not Result.PASS]:
+        meaning += f" The reports themselves say: {', '.join(told)}."
     return Comparison(
         verdict=verdict.value, exit_code=EXIT_CODES[verdict], meaning=meaning, groups=groups, left_out=left_out
     )
+
+
+def _result(verdict: str) -> Result:
+    try:
+        return Result(verdict)
+    except ValueError:
+        raise ConfigError(f"not a burn-in report of this version: verdict {verdict}", code="not_a_report") from None
 
 
 def _without_repetitions(reports: Sequence[BurninReport]) -> tuple[list[BurninReport], list[str]]:

@@ -54,14 +54,13 @@ def _front(axes: Axes, title: str) -> str:
     notes += [f"{_time(event.at)}: {event.text}" for event in report.events if event.consequence != "note"]
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     legend = "".join(
-        f'<span class="swatch" style="background:{plots.colour(number)}"></span>GPU {gpu.index}'
-        for number, gpu in enumerate(report.gpus)
+        f'<span class="named">{plots.key(number)} GPU {gpu.index}</span> ' for number, gpu in enumerate(report.gpus)
     )
     wanted = [p for p in PLOTS[:6] if any(axes.has(p, g) for g in report.gpus)]
     return (
         f"<header><h1>{escape(title)} {_badge(report.verdict)}</h1><p>{escape(report.meaning)}</p>"
         f"{_facts(facts)}{f'<ul>{listed}</ul>' if listed else ''}</header>"
-        f'{_table(report)}<h2>All GPUs</h2><p class="legend">Time since the load began.{legend}</p>'
+        f'{_table(report)}<h2>All GPUs</h2><p class="legend">Time since the load began. {legend}</p>'
         f'<div class="plots">{"".join(plots.overlay(axes, plot) for plot in wanted)}</div>'
     )
 

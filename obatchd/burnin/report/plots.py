@@ -19,6 +19,10 @@ _POINTS = 360  # of a line at most
 _BREAK = 3.0  # a step longer than so many usual ones interrupts the line
 _TICKS = 4
 _MOST_MARKS = 12
+_KEY = 34  # width of a line in the legend
+# M. A. Petroff, Accessible Color Sequences for Data Visualization, arXiv:2107.02270 (petroff8 of matplotlib): the least
+# distance of any two, ΔE*ab, is 28; with Machado's simulation 27 without red, 21 without green, 18 without blue cones.
+_COLOURS = ("#1845fb", "#ff5e02", "#c91f16", "#c849a9", "#adad7d", "#86c8dd", "#578dff", "#656364")
 _NEAR = 12  # units of the picture that a number takes
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 _TIME_STEPS_S = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 14400, 21600, 43200, 86400, 172800)
@@ -122,7 +126,7 @@ def overlay(axes: Axes, plot: Plot, number: int | None = None) -> str:
     if number is not None and number not in shown:
         return f'<figure>{head}<p class="none">not told by this GPU or its driver</p></figure>'
     if number is None:
-        lines = [f'<use href="#{_id(plot, i)}" class="line" style="stroke:{colour(i)}"/>' for i in shown]
+        lines = [f'<use href="#{_id(plot, i)}" class="line" style="{line_style(i)}"/>' for i in shown]
     else:
         lines = [f'<use href="#{_id(plot, i)}" class="sibling"/>' for i in shown if i != number]
         lines.append(f'<use href="#{_id(plot, number)}" class="line own"/>')
@@ -135,9 +139,17 @@ def overlay(axes: Axes, plot: Plot, number: int | None = None) -> str:
     )
 
 
-def colour(number: int) -> str:
-    """A colour of its own for each GPU; steps of the golden angle keep neighbours apart."""
-    return f"hsl({(number * 137.508 + 210) % 360:.0f} 65% 42%)"
+def line_style(number: int) -> str:
+    """The style of the line of GPU ``number``, no other's: eight colours, then the same with ever longer dashes."""
+    dashes = number // len(_COLOURS)
+    pattern = " ".join(["6 2.5", *["1.5 2.5"] * (dashes - 1)])
+    return f"stroke:{_COLOURS[number % len(_COLOURS)]}" + (f";stroke-dasharray:{pattern}" if dashes else "")
+
+
+def key(number: int) -> str:
+    """A piece of that line, for a legend."""
+    line = f'<path class="line" d="M0 4H{_KEY}" style="{line_style(number)}"/>'
+    return f'<svg class="key" width="{_KEY}" height="8" aria-hidden="true">{line}</svg>'
 
 
 def marked(gpu: BurninGpuPages) -> list[BurninReason]:

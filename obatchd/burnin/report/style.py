@@ -52,6 +52,9 @@ figure svg { width: 100%; display: block; }
 .gpu { margin-top: 34px; border-top: 2px solid var(--ink); padding-top: 12px; }
 code { font-size: 12px; overflow-wrap: anywhere; }
 .legend { font-size: 12px; color: var(--soft); }
+.named { display: inline-block; white-space: nowrap; margin-left: 12px; }
+.key { vertical-align: middle; }
+.key .line { stroke-width: 2.4; }
 .swatch { display: inline-block; width: 14px; height: 3px; vertical-align: middle; margin: 0 4px 0 12px; }
 @page { size: A4; margin: 12mm; }
 @media print {

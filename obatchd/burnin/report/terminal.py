@@ -57,19 +57,20 @@ def _reasons(gpu: BurninGpu) -> list[str]:
 
 def comparison(document: Comparison) -> str:
     """A comparison: a line for each GPU, grouped by kind of GPU and load."""
-    lines = [f"{document.verdict}: {document.meaning}"]
+    lines = textwrap.wrap(f"{document.verdict}: {document.meaning}", _WIDTH)
+    width = min(20, max(len(row.hostname) for group in document.groups for row in group.gpus))
     for group in document.groups:
         lines += [
             "",
             f"{group.name}, {group.model}, context {group.context_length}, {group.slots} slots: "
             f"median {group.tokens_per_s:.1f} tokens/s",
-            f"{'HOST':<20} {'RUN':<16} {'GPU':<4} {'TOKENS/S':>9} {'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  "
-            "JUDGEMENT",
+            f"{'HOST':<{width}} {'RUN':<16} {'GPU':<4} {'VERDICT':<15} {'TOKENS/S':>9} "
+            f"{'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  JUDGEMENT",
         ]
         for row in group.gpus:
             lines.append(
-                f"{row.hostname[:20]:<20} {row.run:<16} {row.index:<4} {row.tokens_per_s:>9.1f} "
-                f"{row.of_median_percent:>9.1f}% {_cell(row.power_percent, '%'):>6} "
+                f"{row.hostname[:width]:<{width}} {row.run:<16} {row.index:<4} {row.verdict:<15} "
+                f"{row.tokens_per_s:>9.1f} {row.of_median_percent:>9.1f}% {_cell(row.power_percent, '%'):>6} "
                 f"{_cell(row.clock_mhz, ' MHz'):>8}  {row.judgement}"
             )
         lines += [f"  {text}" for text in group.hosts]

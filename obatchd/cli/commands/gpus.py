@@ -66,7 +66,8 @@ def _row(gpu: Document) -> list[object]:
         reason = f"lent until {_time(gpu['lent_until'])}"
     return [
         gpu["index"], gpu["health"], gpu["name"], " ".join(gpu["servers"]) or NOTHING,
-        number(gpu["temp_c"], " °C"), number(gpu["power_w"], " W"), number(gpu["utilisation_percent"], " %"),
+        number(gpu["temp_c"], " °C"), number(gpu["power_w"], " W"),
+        "asleep" if gpu.get("asleep") else number(gpu["utilisation_percent"], " %"),
         NOTHING if used is None else f"{size(used)}/{size(total)}", gpu["serial"] or NOTHING, gpu["slot"], reason,
     ]  # fmt: skip
 
@@ -85,6 +86,9 @@ def _page(gpu: Document) -> list[str]:
         lines.append(f"in quarantine since {since}, by {quarantine['by']}: {clean(gpu['reason'])}")
     if gpu["lent_until"]:
         lines.append(f"lent until {_time(gpu['lent_until'])}")
+    if gpu.get("shares_unknown"):
+        back = f"obatchctl gpus share {gpu['index']} --back ends that"
+        lines.append(f"models are loaded beside processes of others whose memory is unknown; {back}")
     if gpu["shared_with"]:
         lines.append(clean(gpu["shared_with"]))
     identity = [(label, gpu["identity"][key], unit) for label, key, unit in _IDENTITY]
@@ -171,3 +175,16 @@ def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bo
     document = invocation.client().post("gpus", gpu, "take-back" if back else "lend", for_s=for_s)
     words = "taken back" if back else f"lent until {_time(document['lent_until'])}"
     invocation.answer(document, f"{document['uuid']}: {words}")
+
+
+@gpus_command.command("share")
+@_one_gpu
+@click.option("--back", is_flag=True, help="Do so no more.")
+def share_command(invocation: Invocation, gpu: str, back: bool) -> None:
+    """Load models beside processes of others whose memory the driver does not tell (WSL, vGPU, MIG).
+
+    Those whose memory it tells still count, see gpus.shared_bytes. Holds over restarts, until --back.
+    """
+    document = invocation.client().post("gpus", gpu, "unshare" if back else "share")
+    words = "keep models away again" if back else "keep no model away any more"
+    invocation.answer(document, f"{document['uuid']}: processes of others whose memory is unknown {words}")

@@ -29,6 +29,9 @@ _COMMAND_TIMEOUT_S = 15.0
 _CONNECT_TIMEOUT_S = 1.0
 _OLLAMA_PORT = 11434
 _LOW_STORE_BYTES = 10 * 1024**3
+_PCI = Path("/sys/bus/pci/devices")
+_AMD = "0x1002"
+_DISPLAYS, _ACCELERATORS = "0x03", "0x12"  # classes of pci.ids
 
 
 def driver(settings: Settings) -> CheckResult:
@@ -48,12 +51,31 @@ def driver(settings: Settings) -> CheckResult:
             return bad("gpus", text, f"{sys.executable} -P -m obatchd.cli.doctor.nvml_report")
         report = {"error": f"NVML cannot be asked: its process ended, {said}"}
     if "error" in report:
-        text = f"no usable NVIDIA driver ({report['error']}): work goes to the CPU or to remote servers"
-        return warn("gpus", text, "nvidia-smi")
+        return _without_nvidia(f"no usable NVIDIA driver ({report['error']})")
     if not report["gpus"]:
         return warn("gpus", f"driver {report['driver']}, but no GPU", "lspci | grep -i nvidia")
     names = ", ".join(sorted(set(report["gpus"])))
     return ok("gpus", f"driver {report['driver']}, {len(report['gpus'])} GPUs: {names}")
+
+
+def _without_nvidia(found: str) -> CheckResult:
+    """Where the work goes; an AMD GPU is used through an Ollama that somebody else starts."""
+    count = sum(map(_is_amd_gpu, _PCI.glob("*")))
+    if not count:
+        return warn("gpus", f"{found}: work goes to the CPU or to remote servers", "nvidia-smi")
+    text = (
+        f"{count} AMD GPU{'s' if count > 1 else ''}, but {found}. obatchd starts servers on NVIDIA GPUs only, and "
+        "would work on the CPU. Start an Ollama of your own on each AMD GPU, and name it in the configuration: "
+        '[ollama_instances] "127.0.0.1:11501" = -1'
+    )
+    return warn("gpus", text, "ROCR_VISIBLE_DEVICES=0 OLLAMA_HOST=127.0.0.1:11501 ollama serve")
+
+
+def _is_amd_gpu(device: Path) -> bool:
+    with suppress(OSError):
+        kind = (device / "class").read_text()
+        return kind.startswith((_DISPLAYS, _ACCELERATORS)) and (device / "vendor").read_text().strip() == _AMD
+    return False
 
 
 def ollama(settings: Settings) -> CheckResult:

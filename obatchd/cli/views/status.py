@@ -81,7 +81,9 @@ def _readings(gpus: list[Document]) -> list[str]:
     names = dict.fromkeys(str(gpu["name"]).removeprefix("NVIDIA ") for gpu in gpus)
     return [
         f"{','.join(str(gpu['index']) for gpu in gpus)} {', '.join(names)}",
-        number(None if busy is None else busy / len(gpus), " %"),
+        "asleep"
+        if all(gpu.get("asleep") for gpu in gpus)
+        else number(None if busy is None else busy / len(gpus), " %"),
         "/".join(NOTHING if value is None else f"{value / 1024**3:.1f}" for value in memory),
         number(known("temp_c", max), " °C"),
         number(known("power_w", sum), " W"),

@@ -19,6 +19,7 @@ from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu, GpuProcess, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.nvml import health
 from obatchd.gpus.nvml.calls import ERRORS, Asking, field_values, newest, or_none, text, words
+from obatchd.gpus.nvml.sleep import Sleep
 from obatchd.gpus.source import GpuSource
 
 _NO_DRIVER = frozenset({pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED})
@@ -41,12 +42,25 @@ class Nvml(GpuSource):
         self._handles: dict[str, Any] = {}
         self._cards: dict[str, Gpu] = {}  # by UUID; slices share their card
         self._inforom: dict[str, bool | None] = {}
+        self._identities: dict[str, Identity] = {}
+        self._readings: list[Reading] = []  # the latest
         self._events: health.Events | None = None
+        self._sleep = Sleep({})
+        self._open()
+
+    def _open(self) -> None:
         try:
             pynvml.nvmlInit()
             self._driver = text(pynvml.nvmlSystemGetDriverVersion())
         except pynvml.NVMLError as error:
             raise _explained(error) from error
+        self._closed = False
+
+    def _close(self) -> None:
+        self._events = None
+        self._handles.clear()
+        pynvml.nvmlShutdown()
+        self._closed = True
 
     def gpus(self) -> list[Gpu]:
         self.problems, self._gpus = [], []
@@ -55,6 +69,7 @@ class Nvml(GpuSource):
                 self._gpus += self._list(index)
             except ERRORS as error:
                 self.problems.append(f"GPU {index} cannot be used: {words(error)}")
+        self._sleep = Sleep({uuid: card.pci_bus_id for uuid, card in self._cards.items()})
         return list(self._gpus)
 
     def _list(self, index: int) -> list[Gpu]:
@@ -95,7 +110,27 @@ class Nvml(GpuSource):
         return gpu
 
     def readings(self) -> list[Reading]:
-        return [self._read(gpu) for gpu in self._gpus]
+        """A GPU that sleeps is not asked; while all are idle, none is, and the library is closed."""
+        if not self._closed and self._sleep.leaves_alone(self._readings):
+            self._close()
+        if self._closed and not self._sleep.is_over():
+            self._readings = [self._unasked(gpu) for gpu in self._gpus]
+            return self._readings
+        if self._closed:
+            self._open()
+        asleep = self._sleep.asleep()
+        self._sleep.read(asleep)
+        self._readings = [self._unasked(gpu) if gpu.card in asleep else self._read(gpu) for gpu in self._gpus]
+        return self._readings
+
+    def _unasked(self, gpu: Gpu) -> Reading:
+        """What stays true while it sleeps."""
+        last = next((r for r in self._readings if r.uuid == gpu.uuid), Reading(gpu.uuid, time.time()))
+        total_bytes, processes = gpu.memory_bytes, last.processes
+        return Reading(gpu.uuid, last.at_s, memory_total_bytes=total_bytes, processes=processes, asleep=True)
+
+    def resting(self) -> bool:
+        return self._closed
 
     def _read(self, gpu: Gpu) -> Reading:
         ask = Asking()
@@ -145,17 +180,17 @@ class Nvml(GpuSource):
         return self._handles.get(uuid)
 
     def identities(self) -> list[Identity]:
-        found = []
-        for uuid, card in self._cards.items():
+        for uuid in self._cards.keys() - self._sleep.asleep():
             if (handle := self._handle(uuid, Asking())) is not None:
                 if uuid not in self._inforom:
                     self._inforom[uuid] = health.inforom_valid(handle)
-                found.append(health.identity(handle, card))
-        return found
+                self._identities[uuid] = health.identity(handle, self._cards[uuid])
+        return [self._identities[uuid] for uuid in self._cards if uuid in self._identities]
 
     def slow_readings(self) -> list[SlowReading]:
         found = []
-        for uuid in self._cards:
+        asleep = self._sleep.asleep()
+        for uuid in (uuid for uuid in self._cards if uuid not in asleep):
             ask = Asking()
             if (handle := self._handle(uuid, ask)) is None:
                 found.append(SlowReading(uuid, time.time(), errors=ask.errors, trouble=ask.trouble))
@@ -164,6 +199,8 @@ class Nvml(GpuSource):
         return found
 
     def xids(self) -> list[XidEvent]:
+        if self._closed:
+            return []  # the kernel log tells them too
         if self._events is None:
             cards = {uuid: self._handle(uuid, Asking()) for uuid in self._cards}
             self._events = health.Events({uuid: handle for uuid, handle in cards.items() if handle is not None})

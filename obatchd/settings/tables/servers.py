@@ -44,6 +44,11 @@ class GpuSettings(Section):
     shared_bytes: Natural = setting(
         512 * 1024**2, "Other people's processes may hold so much on a GPU; beside more no model is loaded."
     )
+    share_unknown: bool = setting(
+        False,
+        "Load models also beside other people's processes whose memory the driver does not tell, as under WSL, on "
+        "vGPUs and MIG slices. For one GPU: obatchctl gpus share.",
+    )
     allow: list[Annotated[str, AfterValidator(_hours)]] = setting(
         [],
         'Hours of the day, local time, in which the GPUs are used, e.g. ["22:00-06:00"]; empty: always. '
@@ -101,7 +106,10 @@ class ServerSettings(Section):
     backoff_reset_s: Positive = setting(120, "READY for this long resets the pause.")
     starts_limit: Count = setting(6, "Starts without a completed request before FAILED.")
     starts_window_s: Positive = setting(600, "Window of starts_limit.")
-    slow_retry_s: Positive = setting(600, "Pause between tries of a FAILED server.")
+    slow_retry_s: Positive = setting(
+        600,
+        "Pause between tries of a FAILED server; one that others start is looked for at least every backoff_max_s.",
+    )
     idle_unload_s: NotNegative = setting(0, "Unload an idle model after this long; 0 keeps it.")
     health_s: Positive = setting(5, "Seconds between two health checks; three misses restart.")
 
