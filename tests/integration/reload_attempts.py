@@ -76,7 +76,7 @@ ATTEMPTS = Scene(
     {
         "dispatch.max_attempts": Effect(3, 1, attempts_until_it_fails, (3, 1)),
         "dispatch.poison_crashes": Effect(
-            2, 1, attempts_of_poison, (("poison", 4), ("poison", 3)), {"dispatch.max_attempts": 20}
+            2, 1, attempts_of_poison, (("poison", 3), ("poison", 2)), {"dispatch.max_attempts": 20}
         ),
         "dispatch.request_timeout_s": Effect(30, 0.2, code_of_a_slow_answer, ("", "timeout")),
         "dispatch.request_total_s": Effect(
@@ -84,7 +84,7 @@ ATTEMPTS = Scene(
         ),
         "dispatch.strikes": Effect(1000, 3, is_restarted, (False, True)),
         "dispatch.strike_window_s": Effect(1e-3, 300, is_restarted, (False, True), {"dispatch.strikes": 3}),
-        "dispatch.stall_s": Effect(1000, 0.1, code_of_a_stuck_answer, ("", "server_hung")),
+        "dispatch.stall_s": Effect(1000, 0.1, code_of_a_stuck_answer, ("", "poison")),
         "drain_s": Effect(30, 0, answer_is_waited_for, (True, False)),
     },
     {"dispatch.strikes": 1000, "dispatch.max_attempts": 1, "servers.starts_limit": 50},

@@ -200,7 +200,7 @@ def test_gpus_that_are_shared_lent_closed_or_silent(daemon: Start, stranger: sub
 def test_a_driver_that_comes_later_gets_its_servers(make_daemon: Callable[..., Daemon]) -> None:
     d = make_daemon({"gpus": GPUS}, simulator=STEADY | {"gpus": {"0": [{"kind": "no_driver"}]}}).start()
     wait_for(lambda: [s["id"] for s in d.servers()] == ["cpu0"])
-    asked = prompts(40)
+    asked = prompts(160)  # enough for every server
     d.drop("job.jsonl", asked)
     wait_for(lambda: d.servers()[0]["in_flight"] == 4)
     happens(d, 0)
