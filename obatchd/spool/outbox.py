@@ -16,7 +16,7 @@ from obatchd.documents.jobs import EarlierStatus, EarlierSummary, JobDocument, S
 from obatchd.jobs.model import Outcome
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import file_stem
-from obatchd.spool.text import clean_text
+from obatchd.spool.text import clean_text, one_line
 
 _T = TypeVar("_T")
 _WRITE_BYTES = 1024**2
@@ -140,7 +140,7 @@ class JobOutbox:
         def write(line: int, record: bytes) -> None:
             response = _response.decode(record)
             stem = file_stem(response.id, line)
-            _replace_in(directory, f"{stem}.json", record + b"\n")
+            _replace_in(directory, f"{stem}.json", one_line(record) + b"\n")
             if response.response is not None:  # a vector has no text
                 _replace_in(directory, stem + self._text_suffix, clean_text(response.response).encode() + b"\n")
 
@@ -168,7 +168,7 @@ class JobOutbox:
             for line, outcome, record in rows:
                 totals.add(outcome, record)
                 text = record if line_of is None else line_of(outcome, record)
-                (good if outcome is Outcome.SUCCEEDED else bad).write(text + b"\n")
+                (good if outcome is Outcome.SUCCEEDED else bad).write(one_line(text) + b"\n")
                 if write_response is not None and outcome is Outcome.SUCCEEDED:
                     write_response(line, record)
         return totals
