@@ -210,10 +210,10 @@ class Dispatcher:
                 link.counted()
                 self.wake()
             case protocol.Started():
-                now_s = time.time()
+                now_s, began_s = time.time(), time.monotonic()
                 for key in message.keys:
                     if (offered := link.offers.get(key)) is not None:
-                        offered.started_s = now_s
+                        offered.started_s, offered.began_s = now_s, began_s
             case protocol.Returned():
                 link.recalling = 0
                 for key in message.keys:

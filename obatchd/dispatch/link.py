@@ -79,7 +79,8 @@ class Offered(msgspec.Struct, eq=False):
     """One request at a worker."""
 
     taken: Taken
-    started_s: float = 0.0  # set when it has a slot
+    started_s: float = 0.0  # set when it has a slot: since the epoch
+    began_s: float = 0.0  # the same moment, monotonic
     recorded: bool = False  # the store knows of that
 
 

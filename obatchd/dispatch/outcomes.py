@@ -93,7 +93,7 @@ class OutcomeHandler:
                 fault = faults.Fault(faults.SERVER, "worker_lost", f"the worker of {server} {reason}")
                 pending = offered.taken.pending
                 record = records.lost(pending.raw, pending.line, pending.attempt, [*pending.servers, server], fault)
-                spent_s = max(0.0, time.time() - offered.started_s)
+                spent_s = time.monotonic() - offered.began_s
                 self._failed_attempt(link, key, offered, fault, record, spent_s)
             else:
                 self.requeue(offered.taken)

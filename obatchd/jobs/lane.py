@@ -63,8 +63,8 @@ class Lane(msgspec.Struct, eq=False):
         return sum(len(pending.raw) for pending in self.window) < WINDOW_BYTES
 
     def priority_class(self, now_s: float) -> int:
-        """The lane's class, one more per hour since its job was accepted."""
-        return self.base_class + int((now_s - self.accepted_s) / _AGEING_S)
+        """The lane's class, one more per hour since its job was accepted; none less where the clock was set back."""
+        return self.base_class + max(0, int((now_s - self.accepted_s) / _AGEING_S))
 
 
 class Taken(msgspec.Struct, array_like=True):

@@ -63,10 +63,12 @@ class ServerUse(msgspec.Struct):
         self.busy_s += record.duration_s
         self.first, self.last = min(self.first, record.started_at), max(self.last, record.finished_at)
 
-    def document(self, ollama_version: str | None) -> ServerWork:
+    def document(self, ollama_version: str | None, wall_s: float) -> ServerWork:
+        """``wall_s`` is the time of the whole job: a clock that was set meanwhile makes no server's time longer."""
         span_s = 0.0
         if self.first and self.last:
             span_s = (datetime.fromisoformat(self.last) - datetime.fromisoformat(self.first)).total_seconds()
+            span_s = min(span_s, wall_s)
         tokens_per_s = round(self.response_tokens / span_s, 2) if span_s > 0 else None
         return ServerWork(self.requests, self.response_tokens, round(self.busy_s, 6), tokens_per_s, ollama_version)
 

@@ -84,8 +84,8 @@ def test_the_speed_of_a_server_is_over_the_time_it_worked_for_the_job(box: JobOu
         (3, Outcome.SUCCEEDED, success("c", server="old")),
     ]
     servers = box.write_whole(rows, responses=False).servers
-    assert servers["gpu0"].document("0.24") == ServerWork(2, 50, 3.0, 25.0, "0.24")
-    assert servers["old"].document(None).tokens_per_s is None
+    assert servers["gpu0"].document("0.24", 60.0) == ServerWork(2, 50, 3.0, 25.0, "0.24")
+    assert servers["old"].document(None, 60.0).tokens_per_s is None
 
 
 @pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b\x0c\x1c\x1d\x1e\r"])
@@ -250,7 +250,7 @@ def test_a_server_without_a_span_of_time_has_no_speed() -> None:
     for started, finished in ((at[0], at[0]), (at[1], at[0]), ("", at[0]), (at[0], "")):
         totals = Totals()
         totals.add(Outcome.SUCCEEDED, success("a", started_at=started, finished_at=finished))
-        assert totals.servers["gpu0"].document("0.24") == ServerWork(1, 5, 1.5, None, "0.24")
+        assert totals.servers["gpu0"].document("0.24", 60.0) == ServerWork(1, 5, 1.5, None, "0.24")
 
 
 def test_a_vector_has_a_record_and_no_text(box: JobOutbox) -> None:

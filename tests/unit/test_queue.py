@@ -96,6 +96,13 @@ def test_a_job_gains_one_class_per_hour(queue: JobQueue, clock: Clock) -> None:
     assert take(queue, 2) == [(1, 1), (2, 1)]
 
 
+def test_a_clock_that_is_set_back_takes_no_class_away(queue: JobQueue, clock: Clock) -> None:
+    add(queue, 1, 1, accepted_s=clock.now_s)
+    clock.now_s -= 24 * 3600
+    add(queue, 2, 1, accepted_s=clock.now_s)
+    assert take(queue, 2) == [(1, 1), (2, 1)]
+
+
 def test_only_requests_of_the_profile_asked_for_are_given(queue: JobQueue) -> None:
     add(queue, 1, 1, profile=SMALL)
     add(queue, 2, 1, profile=LARGE)
