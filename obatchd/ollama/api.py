@@ -12,6 +12,7 @@ from obatchd.errors import ModelError, ServerError
 from obatchd.ollama.connections import Broken, Connections, Unreachable
 from obatchd.ollama.faults import UNREADABLE, Cause, Fault
 from obatchd.ollama.reading import Whole
+from obatchd.prompts.reasoning import OPENS, opened_by
 
 _T = TypeVar("_T")
 
@@ -45,6 +46,13 @@ class ShownModel(msgspec.Struct):
 
     model_info: dict[str, Any] = {}
     capabilities: list[str] = []
+    template: str = ""
+
+    @property
+    def abilities(self) -> list[str]:
+        """``capabilities``, and with which tag the template begins the reasoning, where it does."""
+        tag = opened_by(self.template)
+        return [*self.capabilities, OPENS + tag] if tag and self.capabilities else self.capabilities
 
 
 class _Logprob(msgspec.Struct):

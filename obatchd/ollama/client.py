@@ -69,9 +69,10 @@ _NOTHING = _Chunk()
 class _Stream(Lines):
     """An answer in pieces of text; ``on_token`` is called as they arrive."""
 
-    def __init__(self, on_token: Callable[[], None]) -> None:
+    def __init__(self, on_token: Callable[[], None], opened: str) -> None:
         super().__init__()
         self._on_token = on_token
+        self._opened = opened
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._calls: list[msgspec.Raw] = []
@@ -87,7 +88,9 @@ class _Stream(Lines):
         if self._fault is not None:
             return Answer(fault=self._fault)
         last = self._last
-        text, think = split_reasoning("".join(self._texts), "".join(self._thoughts))
+        text, think = split_reasoning(
+            "".join(self._texts), "".join(self._thoughts), opened=self._opened, cut=last.done_reason == "length"
+        )
         fault = faults.incomplete(last.done, last.done_reason, text or ("(a call)" if self._calls else ""))
         counts = (last.prompt_eval_count, last.eval_count, last.eval_duration / 1e9)
         # load_duration ends when the runner is handed over; the wait for a slot is after it (ollama server/routes.go).
@@ -128,12 +131,13 @@ class OllamaClient:
         """Close the connections when the last request that uses them has ended."""
         await self._connections.close()
 
-    async def chat(self, body: dict[str, Any], on_token: Callable[[], None]) -> Answer:
+    async def chat(self, body: dict[str, Any], on_token: Callable[[], None], opened: str = "") -> Answer:
         """Send ``body`` to ``/api/chat`` and read the stream to its end; never raises for a fault of the server.
 
-        ``on_token`` is called for each piece of text that arrives.
+        ``on_token`` is called for each piece of text that arrives. ``opened`` is the tag of reasoning that the model's
+        template puts before the answer.
         """
-        stream = _Stream(on_token)
+        stream = _Stream(on_token, opened)
         fault = await exchange(self._connections, "/api/chat", _encode(body), stream)
         return Answer(fault=fault) if fault is not None else stream.answer()
 

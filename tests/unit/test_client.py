@@ -62,7 +62,9 @@ async def ask() -> AsyncIterator[Ask]:
     runners: list[web.AppRunner] = []
     clients: list[OllamaClient] = []
 
-    async def run(handler: Handler, *, token: str = "", on_token: Callable[[], None] = lambda: None) -> Answer:
+    async def run(
+        handler: Handler, *, token: str = "", on_token: Callable[[], None] = lambda: None, **more: str
+    ) -> Answer:
         app = web.Application()
         app.router.add_post("/api/chat", handler)
         runners.append(web.AppRunner(app, shutdown_timeout=0))
@@ -70,7 +72,7 @@ async def ask() -> AsyncIterator[Ask]:
         await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runners[-1].addresses[0][1]}"
         clients.append(OllamaClient(url, token, connect_timeout_s=1))
-        return await clients[-1].chat(BODY, on_token)
+        return await clients[-1].chat(BODY, on_token, **more)
 
     yield run
     for client in clients:
@@ -158,6 +160,20 @@ async def test_an_error_page_that_is_not_json_is_quoted(ask: Ask) -> None:
     assert answer.fault is not None
     assert answer.fault.message.startswith("<html>Bad Gateway</html>")
     assert len(answer.fault.message) <= 500
+
+
+async def test_a_tag_that_the_template_opened_is_closed_in_the_text(ask: Ask) -> None:
+    answer = await ask(streaming(line("plan</think>Paris"), DONE), opened="<think>")
+    assert (answer.text, answer.think) == ("Paris", "plan")
+    answer = await ask(streaming(line("plan</think>Paris"), DONE))
+    assert (answer.text, answer.think) == ("plan</think>Paris", "")
+
+
+async def test_reasoning_that_the_token_limit_cut_is_no_answer(ask: Ask) -> None:
+    cut = line(done=True, done_reason="length")
+    assert blame(await ask(streaming(line("<think>plan"), cut))) == (REQUEST, "empty_response")
+    answer = await ask(streaming(line("<think> is a tag of DeepSeek."), DONE))
+    assert (answer.text, answer.fault) == ("<think> is a tag of DeepSeek.", None)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,13 @@ async def test_an_answer_that_nobody_can_read_is_an_error_of_the_server(
     api = await serve(answering(status, body))
     with pytest.raises(ServerError) as caught:
         await api.loaded(5)
-    assert caught.value.code == code
+    assert caught.value.code == "not_ollama"
+
+
+async def test_what_a_template_opens_is_among_the_abilities_of_its_model(serve: Serve) -> None:
+    body = {"capabilities": ["completion"], "template": "{{ .Prompt }}<|Assistant|><think>\n"}
+    assert (await (await serve(answering(200, body))).show("m", 5)).abilities == ["completion", "opens <think>"]
+    assert (await (await serve(answering(200, body | {"template": "x"}))).show("m", 5)).abilities == ["completion"]
 
 
 async def test_a_server_that_cannot_be_reached_or_does_not_answer_in_time(serve: Serve, unused_tcp_port: int) -> None:
