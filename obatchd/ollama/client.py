@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 
 
 class _Vectors(msgspec.Struct):
-    embeddings: list[msgspec.Raw] = []
+    embeddings: list[msgspec.Raw]
     prompt_eval_count: int = 0
 
 
@@ -69,8 +69,8 @@ _NOTHING = _Chunk()
 class _Stream(Lines):
     """An answer in pieces of text; ``on_token`` is called as they arrive."""
 
-    def __init__(self, on_token: Callable[[], None], opened: str) -> None:
-        super().__init__()
+    def __init__(self, url: str, on_token: Callable[[], None], opened: str) -> None:
+        super().__init__(url)
         self._on_token = on_token
         self._opened = opened
         self._texts: list[str] = []
@@ -80,8 +80,9 @@ class _Stream(Lines):
         self._fault: Fault | None = None  # of an error line; lines after it are passed over
 
     def data(self, data: bytes) -> None:
+        before = self._last
         super().data(data)
-        if self.status == 200:
+        if self._last is not before:
             self._on_token()
 
     def answer(self) -> Answer:
@@ -100,11 +101,16 @@ class _Stream(Lines):
     def take(self, line: bytes) -> None:
         if self._fault is not None:
             return
+        begins = self._last is _NOTHING
         try:
-            chunk = self._last = _chunk.decode(line)
+            chunk = _chunk.decode(line)
         except faults.UNREADABLE as error:
-            self._fault = faults.not_ollama(str(error))
+            self._fault = faults.elsewhere(self.url, line) if begins else faults.not_ollama(str(error))
             return
+        if begins and chunk == _NOTHING:  # JSON of something else: Ollama's has a message, an error or an end
+            self._fault = faults.elsewhere(self.url, line)
+            return
+        self._last = chunk
         if chunk.error:
             self._fault = faults.from_response(200, chunk.error)
         if chunk.message is not None:
@@ -126,6 +132,7 @@ class OllamaClient:
 
     def __init__(self, base_url: str, token: str, *, connect_timeout_s: float) -> None:
         self._connections = Connections(base_url, token, connect_timeout_s)
+        self._chat_url, self._embed_url = f"{base_url}/api/chat", f"{base_url}/api/embed"
 
     async def close(self) -> None:
         """Close the connections when the last request that uses them has ended."""
@@ -137,19 +144,19 @@ class OllamaClient:
         ``on_token`` is called for each piece of text that arrives. ``opened`` is the tag of reasoning that the model's
         template puts before the answer.
         """
-        stream = _Stream(on_token, opened)
+        stream = _Stream(self._chat_url, on_token, opened)
         fault = await exchange(self._connections, "/api/chat", _encode(body), stream)
         return Answer(fault=fault) if fault is not None else stream.answer()
 
     async def embed(self, body: dict[str, Any]) -> Embedded:
         """Send ``body``, whose ``input`` is a list of texts, to ``/api/embed``; as little raised as by ``chat``."""
-        answer = Whole()
+        answer = Whole(self._embed_url)
         if (fault := await exchange(self._connections, "/api/embed", _encode(body), answer)) is not None:
             return Embedded([], 0, fault)
         try:
             found = _vectors.decode(answer.body)
-        except faults.UNREADABLE as error:
-            return Embedded([], 0, faults.not_ollama(str(error)))
+        except faults.UNREADABLE:
+            return Embedded([], 0, faults.elsewhere(answer.url, answer.body))
         if len(found.embeddings) != len(body["input"]):  # nobody can tell which vector belongs to which text
             words = f"the server made {len(found.embeddings)} vectors of {len(body['input'])} texts"
             return Embedded([], 0, Cause.INCOMPLETE.fault(words))
