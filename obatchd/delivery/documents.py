@@ -29,7 +29,7 @@ def job_document(live: LiveJob, in_flight: int) -> JobDocument:
     """A job in progress, as ``status.json`` and the control API show it."""
     rate, counts = live.requests_per_s(), live.counts
     left = live.requests - live.finished
-    return JobDocument(
+    document = JobDocument(
         *_head(live.row, "cancelling" if live.cancelled else live.state().value),
         paused=live.paused,
         requests=live.requests if live.indexed else None,
@@ -47,6 +47,9 @@ def job_document(live: LiveJob, in_flight: int) -> JobDocument:
         expires_at=instant(live.expires_s),
         outbox=str(live.outbox),
     )
+    if live.hindrance and not in_flight:
+        document.notes = [*document.notes, f"it waits: {live.hindrance}"]
+    return document
 
 
 def last_status(live: LiveJob, summary: Summary) -> JobDocument:

@@ -140,6 +140,7 @@ class Dispatcher:
         """The job is over."""
         for key in [key for key in self.suspicion if key[0] == job]:
             del self.suspicion[key]
+        self._outcomes.refusals.forget_job(job)
         for link in self.links.values():
             if job in link.contexts:
                 link.contexts.discard(job)
@@ -191,6 +192,7 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pumping = False
+        self._outcomes.look()
         if not self.holds.reasons and not self._closing:
             self._switcher.look()
             self._offering.fill()

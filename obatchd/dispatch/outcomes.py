@@ -13,6 +13,7 @@ from obatchd.dispatch import records
 from obatchd.dispatch.events import INTERRUPTED, CrashListener, DispatchEvents, Failed, Finished
 from obatchd.dispatch.link import Link, Offered, Waker
 from obatchd.dispatch.protocol import ResultItem
+from obatchd.dispatch.refusals import Refusals
 from obatchd.dispatch.watchdog import TimedAnswer
 from obatchd.jobs.lane import Pending, Taken
 from obatchd.jobs.queue import JobQueue
@@ -48,6 +49,10 @@ class OutcomeHandler:
     _waker: Waker
     suspicion: dict[tuple[int, int], Suspicion] = attrs.field(factory=dict, init=False)
     crash_listener: CrashListener = attrs.field(factory=CrashListener, init=False)
+    refusals: Refusals = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.refusals = Refusals(self._queue)
 
     def result(self, link: Link, item: ResultItem) -> None:
         key = (item.job, item.line)
@@ -57,6 +62,8 @@ class OutcomeHandler:
         del link.offers[key]
         self._queue.charge(offered.taken, item.duration_s)
         if item.succeeded:
+            if link.rests:
+                self.refusals.answered()
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             link.watch.answered(
                 TimedAnswer(
@@ -114,6 +121,11 @@ class OutcomeHandler:
         else:
             self._queue.give_back(taken)
 
+    def look(self) -> None:
+        """Put requests back that were turned away and have waited."""
+        for taken in reversed(self.refusals.due()):  # the first comes to the front last
+            self.requeue(taken)
+
     def _failed_attempt(
         self, link: Link, key: tuple[int, int], offered: Offered, fault: faults.Fault, record: bytes, took_s: float
     ) -> None:
@@ -122,10 +134,16 @@ class OutcomeHandler:
             link.server.progress()
             self._finish(taken, record, 0.0, succeeded=False)
             return
+        if fault.kind != faults.ANSWER:  # the message of which may quote it
+            self._events.hindered(taken.lane.job, f"{link.server.id}: {fault.message}")
         if fault.kind == faults.NOBODY:
             self._hold(link)
             self.requeue(Taken(taken.lane, pending, 0.0))
             return
+        if fault.kind == faults.FOREIGN:
+            self._turned_away(link, key, taken, fault, record, took_s)
+            return
+        link.failures += 1
         if fault.code == "connection_lost":
             # The process may be dead without our knowing it yet: new requests would be lost there as well, and a
             # suspect that is tried alone would be blamed for a crash that was over before it came.
@@ -146,6 +164,23 @@ class OutcomeHandler:
             servers = [*pending.servers, link.server.id]
             again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s, pending.prepared)
             self.requeue(Taken(taken.lane, again, 0.0))
+            return
+        self._finish(taken, record, 0.0, succeeded=False)
+
+    def _turned_away(
+        self, link: Link, key: tuple[int, int], taken: Taken, fault: faults.Fault, record: bytes, took_s: float
+    ) -> None:
+        """Not Ollama answered: the server rests, and the request waits. Attempts are not counted, their time is."""
+        link.attempts_failed += 1
+        if link.rest():  # those in flight together are turned away together
+            link.server.fault(f"{fault.code}: {fault.message[:200]}")
+        pending = msgspec.structs.replace(taken.pending, spent_s=taken.pending.spent_s + took_s)
+        if pending.spent_s + LEAST_LIMIT_S > self._settings.value.dispatch.request_total_s:
+            record = records.out_of_time(record, pending.spent_s)
+        elif times := self.refusals.count(key, link):
+            record = records.singled_out(record, times)
+        else:
+            self.refusals.postpone(key, Taken(taken.lane, pending, 0.0), link)
             return
         self._finish(taken, record, 0.0, succeeded=False)
 
@@ -182,4 +217,5 @@ class OutcomeHandler:
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
         lane, line = taken.lane, taken.pending.line
         self.suspicion.pop((lane.job, line), None)
+        self.refusals.forget((lane.job, line))
         self._events.finished(Finished(lane.job, line, lane.number, succeeded, record, duration_s, tokens))

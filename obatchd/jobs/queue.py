@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Protocol
 
 import msgspec
@@ -106,7 +106,7 @@ class JobQueue:
         self._filled()
 
     def prepared(self, lane: Lane, pending: Pending | None) -> None:
-        """A request of ``lane`` has its sources, or (None) has failed for want of them."""
+        """A request of ``lane`` may be offered: it has its sources. None: it comes otherwise, or has failed."""
         lane.preparing -= 1
         if pending is not None and self._known(lane):
             lane.window.append(pending)
@@ -120,6 +120,11 @@ class JobQueue:
         if self._known(lane):
             lane.window.appendleft(taken.pending)
             self._enlist(lane)
+
+    def postpone(self, taken: Taken) -> None:
+        """Keep a request for later: count it as waiting until :meth:`prepared`, and take its charge off its owner."""
+        self._share(taken.lane.owner).used_s -= taken.charge_s
+        taken.lane.preparing += 1
 
     def set_aside(self, taken: Taken) -> None:
         """Keep a request that is suspected of crashing servers until one can be had for it alone."""
@@ -172,10 +177,11 @@ class JobQueue:
 
     # Taking.
 
-    def take(self, profile: Profile, count: int, server: str = "", *, avoid: bool = False) -> list[Taken]:
+    def take(self, profile: Profile, count: int, server: str = "", servers: Set[str] = frozenset()) -> list[Taken]:
         """Up to ``count`` requests for ``profile``, charged to their owners.
 
-        With ``avoid`` a request whose last attempt was on ``server`` is left for another one.
+        Where ``server`` is not the only one of ``servers``, a request is left for another of them if ``server`` had its
+        last attempt, or any, while one of them had none.
         """
         taken: list[Taken] = []
         owners = self._waiting.get(profile)
@@ -186,7 +192,7 @@ class JobQueue:
                 break
             owner = min(candidates, key=lambda o: self._share(o).used_s)
             burst = count - len(taken) if len(candidates) == 1 else 1
-            got = self._take_from(owners[owner], owner, burst, server if avoid else "")
+            got = self._take_from(owners[owner], owner, burst, server, servers)
             if not got:
                 passed.add(owner)
             taken.extend(got)
@@ -194,7 +200,12 @@ class JobQueue:
         return taken
 
     def _take_from(
-        self, classes: tuple[list[Lane], list[Lane], list[Lane]], owner: int, count: int, avoid: str
+        self,
+        classes: tuple[list[Lane], list[Lane], list[Lane]],
+        owner: int,
+        count: int,
+        server: str,
+        servers: Set[str],
     ) -> list[Taken]:
         share = self._share(owner)
         taken: list[Taken] = []
@@ -202,7 +213,7 @@ class JobQueue:
             if lane.wants_fetch:
                 lane.fetching = True
                 self._feeder.fetch(lane, self)
-            while len(taken) < count and (pending := _pop(lane.window, avoid)) is not None:
+            while len(taken) < count and (pending := _pop(lane.window, server, servers)) is not None:
                 taken.append(Taken(lane, pending, share.mean_s))
                 share.used_s += share.mean_s
             if not lane.waiting:
@@ -311,13 +322,14 @@ class JobQueue:
                 del self._waiting[lane.profile]
 
 
-def _pop(window: deque[Pending], avoid: str) -> Pending | None:
-    """The first request of ``window`` whose last attempt was not on ``avoid``."""
-    if not avoid:
+def _pop(window: deque[Pending], server: str, servers: Set[str]) -> Pending | None:
+    """The first request of ``window`` that is not left for another one of ``servers``."""
+    if len(servers) < 2:
         return window.popleft() if window else None
     for position in range(min(len(window), _LOOK_AHEAD_REQUESTS)):
-        pending = window[position]
-        if not pending.servers or pending.servers[-1] != avoid:
+        tried = window[position].servers
+        if not tried or not (server == tried[-1] or (server in tried and not servers <= {*tried})):
+            pending = window[position]
             del window[position]
             return pending
     return None

@@ -22,6 +22,7 @@ from obatchd.live.job import CANCELLED, LiveJob, Turn
 from obatchd.live.work import Work
 from obatchd.settings.job import JobSettings
 from obatchd.spool.outbox import Totals
+from obatchd.times import instant, uptime_s
 
 ACCEPTED_S = 1_700_000_000.0
 
@@ -65,6 +66,15 @@ def test_a_job_in_work_says_who_it_is_and_how_far(work: Work) -> None:
     assert document.requests_per_s and document.eta_s == pytest.approx(4 / live.requests_per_s(), abs=0.1)
     assert document.tokens_per_s == pytest.approx(live.tokens_per_s(), abs=0.1)
     assert (document.position, document.expected_start_at, document.outbox) == (None, None, str(live.outbox))
+
+
+def test_a_job_that_waits_for_a_server_says_why_until_it_has_a_result(work: Work) -> None:
+    live = job(work)
+    live.hindrance = "gpu0: http://front answered 404"
+    assert job_document(live, 0).notes == ["a note", "it waits: gpu0: http://front answered 404"]
+    assert job_document(live, 1).notes == ["a note"]
+    live.count(Outcome.SUCCEEDED)
+    assert job_document(live, 0).notes == live.row.notes == ["a note"]
 
 
 def test_a_job_that_waits_has_its_turn_and_a_cancelled_one_its_state(work: Work) -> None:
@@ -132,9 +142,7 @@ def test_a_summary_has_the_facts_for_a_methods_section(work: Work) -> None:
 
 
 def test_a_job_without_a_system_message_has_no_digest_of_one(work: Work) -> None:
-    live = job(work)
-    live.row.accepted_s = time.time() + 3600  # the clock was set back
-    summary = summary_of(live, totals(), Models())
+    summary = summary_of(job(work), totals(), Models())
     assert (summary.settings.system_message_sha256, summary.settings.model) == (None, "small")
 
 
