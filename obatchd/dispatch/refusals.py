@@ -19,7 +19,7 @@ from obatchd.jobs.queue import JobQueue
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
-_SINGLED_OUT = 10
+_SINGLED_OUT = 15
 Key = tuple[int, int]  # job, line
 
 
