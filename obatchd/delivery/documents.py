@@ -47,8 +47,8 @@ def job_document(live: LiveJob, in_flight: int) -> JobDocument:
         expires_at=instant(live.expires_s),
         outbox=str(live.outbox),
     )
-    if live.hindrance and not in_flight:
-        document.notes = [*document.notes, f"it waits: {live.hindrance}"]
+    if live.hindrance:
+        document.notes = [*document.notes, f"it is held up: {live.hindrance}"]
     return document
 
 

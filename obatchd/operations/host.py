@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 
 from attrs import define, field
@@ -49,7 +49,7 @@ class HostCommands:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
         seen = [live for live in engine.jobs.values() if caller.may_see(live.row.owner)]
-        state, reasons = self._state(caller, _waits(seen, in_flight))
+        state, reasons = self._state(caller, _held_up(seen))
         free_bytes, free_inodes, _ = engine.conditions.free
         report = engine.intake.report
         return documents.Status(
@@ -105,15 +105,15 @@ class HostCommands:
             requests_per_s=round(sum(live.requests_per_s() for live in jobs), 2),
         )
 
-    def _state(self, caller: Caller, waits: Sequence[str] = ()) -> tuple[str, list[str]]:
-        """The state of the daemon and its faults, as far as they concern the caller, with ``waits`` among them."""
+    def _state(self, caller: Caller, held_up: Sequence[str] = ()) -> tuple[str, list[str]]:
+        """The state of the daemon and its faults, as far as they concern the caller, with ``held_up`` among them."""
         holds = self._engine.dispatcher.holds.reasons
         conditions, jobs = self._engine.conditions, self._engine.jobs
         reasons = list(conditions.of_all.values())
         for key, reason in conditions.of_jobs.items():
             if key in jobs and caller.may_see(jobs[key].row.owner):
                 reasons.append(reason)
-        reasons += waits
+        reasons += held_up
         servers = list(self._fleet.servers.values())
         down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
         reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
@@ -137,13 +137,13 @@ class HostCommands:
         return ("degraded" if reasons else "running"), reasons
 
 
-def _waits(jobs: Iterable[LiveJob], in_flight: Mapping[int, int]) -> list[str]:
-    """Bad answers of servers, each with the jobs of which nothing is in flight since."""
-    waiting: dict[str, list[str]] = {}
+def _held_up(jobs: Iterable[LiveJob]) -> list[str]:
+    """Bad answers of servers, each with the jobs that had no result since."""
+    held_up: dict[str, list[str]] = {}
     for live in jobs:
-        if live.hindrance and not in_flight.get(live.key):
-            waiting.setdefault(live.hindrance, []).append(live.row.job)
+        if live.hindrance:
+            held_up.setdefault(live.hindrance, []).append(live.row.job)
     return [
-        f"job {found[0]}{f' and {len(found) - 1} more wait' if found[1:] else ' waits'}: {reason}"
-        for reason, found in waiting.items()
+        f"job {found[0]} {f'and {len(found) - 1} more are' if found[1:] else 'is'} held up: {reason}"
+        for reason, found in held_up.items()
     ]

@@ -22,34 +22,22 @@ def fronts(make_daemon: Callable[..., Daemon]) -> Iterator[Fronts]:
         yield host, [stack.enter_context(front_of(server["url"])) for server in host.servers()]
 
 
-def test_a_server_behind_a_proxy_that_does_not_know_the_path_costs_no_request(
+def test_servers_behind_proxies_that_answer_themselves_fail_no_request(
     fronts: Fronts, make_daemon: Callable[..., Daemon]
 ) -> None:
     _, (bad, good) = fronts
-    bad.pages["/api/chat"] = Page(404)
+    bad.pages["/api/chat"], good.pages["/api/chat"] = Page(404), Page(502)
     d = make_daemon({**SERVERS, "ollama_instances": {bad.url: 0, good.url: 0}}).start().ready()
     d.drop("job.jsonl", prompts(100))
+    words = [f"{front.url}/api/chat answered {front.pages['/api/chat'].status} (not Ollama)" for front in (bad, good)]
+    wait_for(lambda: any(word in reason for word in words for reason in d.status()["reasons"]))
+    [waiting] = d.status()["jobs"]
+    assert (waiting["failed"], waiting["succeeded"]) == (0, 0)
+    assert any("[ollama_instances]" in note for note in waiting["notes"])
+    good.pages.clear()
     job = d.done("job.jsonl")
     job.check()
     assert {record["server"] for record in job.results} == {f"remote-127.0.0.1-{good.url.rpartition(':')[2]}"}
     assert {record["attempts"] for record in job.results} == {1}
     assert bad.asked["/api/chat"] < 20
-
-
-def test_a_job_that_waits_for_the_only_proxy_says_why_and_goes_on_when_it_is_well(
-    fronts: Fronts, make_daemon: Callable[..., Daemon]
-) -> None:
-    _, (front, _) = fronts
-    front.pages["/api/chat"] = Page(502)
-    d = make_daemon({**SERVERS, "ollama_instances": {front.url: 0}}).start().ready()
-    d.drop("job.jsonl", prompts(20))
-    words = f"{front.url}/api/chat answered 502 (not Ollama)"
-    wait_for(lambda: any(words in reason for reason in d.status()["reasons"]))
-    [job] = d.status()["jobs"]
-    assert (job["failed"], job["succeeded"]) == (0, 0)
-    assert any("[ollama_instances]" in note for note in job["notes"])
-    front.pages.clear()
-    done = d.done("job.jsonl")
-    done.check()
-    assert {record["attempts"] for record in done.results} == {1}
-    assert done.summary["notes"] == []
+    assert job.summary["notes"] == []
