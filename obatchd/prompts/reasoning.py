@@ -28,6 +28,7 @@ _CHANNEL = r"(?:<\|start\|>assistant)?<\|channel\|>{}(?:(?!<\|message\|>)[^\n])*
 _CHANNEL_END = "<|end|>"
 _OPENING = "|".join(f"({re.escape(opening)})" for opening in _TAGS) + f"|({_CHANNEL.format('(?:analysis|commentary)')})"
 _CLOSINGS = [re.compile(re.escape(closing), re.IGNORECASE) for closing in (*_TAGS.values(), _CHANNEL_END)]
+_FIRST = {opening[0] for opening in _TAGS}
 _BEGINS = re.compile(rf"\s*(?:{_OPENING})", re.IGNORECASE)
 # What some of them put around the answer then.
 _ANSWER = re.compile(
@@ -52,6 +53,8 @@ def split_reasoning(text: str, think: str = "", *, opened: str = "", cut: bool =
     ``opened`` is the tag that the template put before the text. A tag that is never closed holds all that follows if
     the answer was ``cut`` by its token limit; else it is text, like all tags after the beginning.
     """
+    if not opened and text.lstrip()[:1] not in _FIRST:
+        return text, think
     rest = text
     if opened and not think and not _BEGINS.match(text) and not text.lstrip().startswith(_JSON_BEGINS):
         rest = opened + text
