@@ -62,7 +62,8 @@ class Offering:
             for link, free in rooms:
                 # A fast server is sent many at a time: a frame costs more than its requests.
                 if free > (link.server.slots if link.fast else 0):
-                    self._offer(link, profile, self._queue.take(profile, free, link.server.id, avoid))
+                    taken = self._queue.take(profile, free, link.server.id, avoid, wary=link.rests > 0)
+                    self._offer(link, profile, taken)
             return
         self._spread(profile, links, avoid)
         self._steal(profile)
@@ -75,7 +76,7 @@ class Offering:
             batch = batches.setdefault(link.server.id, [])
             if len(link.offers) + len(batch) >= link.credit:
                 break
-            if taken := self._queue.take(profile, 1, link.server.id, avoid):
+            if taken := self._queue.take(profile, 1, link.server.id, avoid, wary=link.rests > 0):
                 batch.extend(taken)
             else:
                 links = [other for other in links if other is not link]

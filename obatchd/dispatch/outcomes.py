@@ -62,8 +62,9 @@ class OutcomeHandler:
         del link.offers[key]
         self._queue.charge(offered.taken, item.duration_s)
         if item.succeeded:
-            if link.rests:
-                self.refusals.answered()
+            offered.taken.lane.turned_away = False
+            for taken in self.refusals.after_answer(offered.taken.lane.profile):
+                self.requeue(taken)
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             link.watch.answered(
                 TimedAnswer(
@@ -123,7 +124,7 @@ class OutcomeHandler:
 
     def look(self) -> None:
         """Put requests back that were turned away and have waited."""
-        for taken in reversed(self.refusals.due()):  # the first comes to the front last
+        for taken in self.refusals.while_idle():
             self.requeue(taken)
 
     def _failed_attempt(
@@ -172,6 +173,7 @@ class OutcomeHandler:
     ) -> None:
         """Not Ollama answered: the server rests, and the request waits. Attempts are not counted, their time is."""
         link.attempts_failed += 1
+        taken.lane.turned_away = True
         if link.rest():  # those in flight together are turned away together
             link.server.fault(f"{fault.code}: {fault.message[:200]}")
         pending = msgspec.structs.replace(taken.pending, spent_s=taken.pending.spent_s + took_s)

@@ -1,13 +1,14 @@
 """Requests that were turned away by what stands in front of a server: each waits, for longer each time.
 
 That is no verdict on a request, so it costs no attempt. But a proxy may turn away just one: it is too large, or it ends
-the server behind. A request that was turned away again and again by servers that answered others in between is singled
-out, and fails.
+the server behind. So these requests let all others go first, and come back a few at a time. One that was turned away
+again and again by servers that answered others in between is singled out, and fails.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import attrs
@@ -15,11 +16,13 @@ import msgspec
 
 from obatchd.dispatch.link import Link
 from obatchd.jobs.lane import Taken
+from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _SINGLED_OUT = 15
+_AFTER_ANSWER = 2  # come back for each answer: many that are turned away again must keep the others from no server
 Key = tuple[int, int]  # job, line
 
 
@@ -51,26 +54,37 @@ class Refusals:
         return refusal.alone if refusal.alone >= _SINGLED_OUT else 0
 
     def postpone(self, key: Key, taken: Taken, link: Link) -> None:
-        """Let a request that was turned away wait until others have had their turn when the server has rested."""
+        """Let a request that was turned away wait, longer than the server rests."""
         self._queue.postpone(taken)
         pause_s = min(_FIRST_PAUSE_S * 2 ** min(self._known[key].times - 1, 16), _LONGEST_PAUSE_S)
         self._waiting[key] = _Waiting(taken, max(time.monotonic(), link.held_until_s) + pause_s)
 
-    def answered(self) -> None:
-        """A server that turned requests away answers again: end the wait of all that were not turned away alone."""
-        for key, waiting in self._waiting.items():
-            if not self._known[key].alone:
-                self._waiting[key] = waiting._replace(until_s=0.0)
-
-    def due(self) -> list[Taken]:
-        """Requests that have waited; they belong to nobody now."""
+    def after_answer(self, profile: Profile) -> list[Taken]:
+        """A server answered another request: the next few that may be tried again, for nobody else holds them."""
         if not self._waiting:
             return []
-        now_s = time.monotonic()
-        due = [self._waiting.pop(key).taken for key, waiting in [*self._waiting.items()] if waiting.until_s <= now_s]
-        for taken in due:
-            self._queue.prepared(taken.lane, None)
-        return due
+        ready = [key for key in self._of(profile) if not self._known[key].alone or self._is_due(key)]
+        return [self._take(key) for key in ready[:_AFTER_ANSWER]]
+
+    def while_idle(self) -> list[Taken]:
+        """Of each profile for which nothing else waits one that has waited: it shows whether a server answers."""
+        if not self._waiting:
+            return []
+        profiles = {waiting.taken.lane.profile for waiting in self._waiting.values()}
+        idle = (profile for profile in profiles if not self._queue.more_than(profile, 0))
+        first = (next(filter(self._is_due, self._of(profile)), None) for profile in idle)
+        return [self._take(key) for key in first if key is not None]
+
+    def _of(self, profile: Profile) -> Iterator[Key]:
+        return (key for key, waiting in self._waiting.items() if waiting.taken.lane.profile == profile)
+
+    def _is_due(self, key: Key) -> bool:
+        return self._waiting[key].until_s <= time.monotonic()
+
+    def _take(self, key: Key) -> Taken:
+        taken = self._waiting.pop(key).taken
+        self._queue.prepared(taken.lane, None)
+        return taken
 
     def forget(self, key: Key) -> None:
         """The request is over."""

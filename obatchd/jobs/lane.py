@@ -40,6 +40,7 @@ class Lane(msgspec.Struct, eq=False):
     unread: int = 0  # requests without a result that are only in the store
     preparing: int = 0  # requests that wait for their sources before they come into the window
     fetching: bool = False
+    turned_away: bool = False  # one of its requests was, in front of a server, and none was answered since
     order: tuple[int, int] = (0, 0)
     base_class: int = 0
 

@@ -177,12 +177,19 @@ class JobQueue:
 
     # Taking.
 
-    def take(self, profile: Profile, count: int, server: str = "", servers: Set[str] = frozenset()) -> list[Taken]:
+    def take(
+        self, profile: Profile, count: int, server: str = "", servers: Set[str] = frozenset(), *, wary: bool = False
+    ) -> list[Taken]:
         """Up to ``count`` requests for ``profile``, charged to their owners.
 
         Where ``server`` is not the only one of ``servers``, a request is left for another of them if ``server`` had its
-        last attempt, or any, while one of them had none.
+        last attempt, or any, while one of them had none. If ``wary``, to see whether a server answers, those come first
+        whose like was not turned away.
         """
+        first = self._take(profile, count, server, servers, wary=True) if wary else []
+        return first or self._take(profile, count, server, servers, wary=False)
+
+    def _take(self, profile: Profile, count: int, server: str, servers: Set[str], *, wary: bool) -> list[Taken]:
         taken: list[Taken] = []
         owners = self._waiting.get(profile)
         passed: set[int] = set()
@@ -192,7 +199,7 @@ class JobQueue:
                 break
             owner = min(candidates, key=lambda o: self._share(o).used_s)
             burst = count - len(taken) if len(candidates) == 1 else 1
-            got = self._take_from(owners[owner], owner, burst, server, servers)
+            got = self._take_from(owners[owner], owner, burst, server, servers, wary=wary)
             if not got:
                 passed.add(owner)
             taken.extend(got)
@@ -206,10 +213,14 @@ class JobQueue:
         count: int,
         server: str,
         servers: Set[str],
+        *,
+        wary: bool,
     ) -> list[Taken]:
         share = self._share(owner)
         taken: list[Taken] = []
         for lane in self._in_order(lane for lanes in classes for lane in lanes[:_LOOK_AHEAD_LANES]):
+            if wary and lane.turned_away:
+                continue
             if lane.wants_fetch:
                 lane.fetching = True
                 self._feeder.fetch(lane, self)
