@@ -67,6 +67,10 @@ class Completion:
     def failed(self, failed: Failed) -> None:
         self._committer.fail(failed)
 
+    def hindered(self, job: int, reason: str) -> None:
+        if (live := self._work.jobs.get(job)) is not None:
+            live.hindrance = reason
+
     def model_missing(self, model: str) -> None:
         self._models.forget(model)
 

@@ -16,7 +16,7 @@ from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import Totals
-from obatchd.times import instant
+from obatchd.times import instant, since
 
 # Given by place: by name takes three times as long, and a flood has ten thousand jobs.
 _Head = tuple[
@@ -28,7 +28,7 @@ def job_document(live: LiveJob, in_flight: int) -> JobDocument:
     """A job in progress, as ``status.json`` and the control API show it."""
     rate, counts = live.requests_per_s(), live.counts
     left = live.requests - live.finished
-    return JobDocument(
+    document = JobDocument(
         *_head(live.row, "cancelling" if live.cancelled else live.state().value),
         paused=live.paused,
         requests=live.requests if live.indexed else None,
@@ -46,6 +46,9 @@ def job_document(live: LiveJob, in_flight: int) -> JobDocument:
         expires_at=instant(live.expires_s),
         outbox=str(live.outbox),
     )
+    if live.hindrance:
+        document.notes = [*document.notes, f"it is held up: {live.hindrance}"]
+    return document
 
 
 def last_status(live: LiveJob, summary: Summary) -> JobDocument:
@@ -94,7 +97,7 @@ def _head(row: JobRow, state: str) -> _Head:
 def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
     """``summary.json`` of a job whose results are written."""
     row, finished_s = live.row, time.time()
-    wall_s = max(finished_s - row.accepted_s, 1e-6)
+    wall_s = max(since(row.accepted_moment, row.accepted_s), 1e-6)
     counts = by_outcome(totals.outcomes)
     return Summary(
         job=row.job,
@@ -116,7 +119,7 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
         prompt_tokens=totals.prompt_tokens,
         response_tokens=totals.response_tokens,
         tokens_per_s=round(totals.response_tokens / wall_s, 2),
-        servers={name: use.document(models.server_version(name)) for name, use in totals.servers.items()},
+        servers={name: use.document(models.server_version(name), wall_s) for name, use in totals.servers.items()},
         models={name: models.facts(name) for name in totals.models},
         drop=DropFacts(row.digest, row.size),
         settings=_settings_used(live),

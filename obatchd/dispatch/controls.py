@@ -65,7 +65,7 @@ class Controls:
                 await self._failed(link, error)
         else:
             _log.info("control_passed", server=server.id, gpu=server.gpu_label)
-            link.owes_control = False
+            link.owes_control, link.failures = False, 0
             server.progress()
             self._trials.controlled(link)
         finally:

@@ -146,6 +146,7 @@ class Dispatcher:
     def forget_job(self, job: int) -> None:
         """The job is over."""
         self._trials.forget(job)
+        self._outcomes.refusals.forget_job(job)
         for link in self.links.values():
             if job in link.contexts:
                 link.contexts.discard(job)
@@ -197,6 +198,7 @@ class Dispatcher:
 
     def _pump(self) -> None:
         self._pumping = False
+        self._outcomes.look()
         if not self.holds.reasons and not self._closing:
             self._controls.look()
             self._switcher.look()
@@ -217,10 +219,10 @@ class Dispatcher:
                 link.counted()
                 self.wake()
             case protocol.Started():
-                now_s = time.time()
+                now_s, began_s = time.time(), time.monotonic()
                 for key in message.keys:
                     if (offered := link.offers.get(key)) is not None:
-                        offered.started_s = now_s
+                        offered.started_s, offered.began_s = now_s, began_s
             case protocol.Returned():
                 link.recalling = 0
                 for key in message.keys:

@@ -46,6 +46,9 @@ class DispatchEvents(Protocol):
     def failed(self, failed: Failed) -> None:
         """An attempt failed and another one follows."""
 
+    def hindered(self, job: int, reason: str) -> None:
+        """A server's bad answer keeps a request of a job waiting, or cost it an attempt; in words for its owner."""
+
     def model_missing(self, model: str) -> None:
         """A server says that it does not have a model."""
 

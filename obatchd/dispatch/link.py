@@ -28,6 +28,9 @@ _FAST_CREDIT = 4  # times the slots
 # Requests for vectors share calls: a worker is sent as many for each slot as take this long.
 _VECTORS_S = 0.5
 _RATE_WINDOW_S = 10
+# The first rest of a server that fails, and the longest: each takes twice as long as the one before.
+_FIRST_REST_S = 0.5
+_LONGEST_REST_S = 30.0
 
 
 class ServerPort(Protocol):
@@ -82,7 +85,8 @@ class Offered(msgspec.Struct, eq=False):
     """One request at a worker."""
 
     taken: Taken
-    started_s: float = 0.0  # set when it has a slot
+    started_s: float = 0.0  # set when it has a slot: since the epoch
+    began_s: float = 0.0  # the same moment, monotonic
     recorded: bool = False  # the store knows of that
 
 
@@ -107,6 +111,8 @@ class Link:
         self.crashed_with: list[tuple[Taken, Failed]] = []  # what was in flight then, until its control
         self.crashed_profile: Profile | None = None
         self.owes_control = False  # it crashed, and has to answer one token before anything else
+        self.rests = 0  # since its latest answer
+        self.failures = 0  # attempts since then that failed, not through the request's own doing
         self.mean_s = 1.0
         self.vectors = False  # the latest answer was vectors
         self.requests_done = 0
@@ -137,6 +143,8 @@ class Link:
     @property
     def credit(self) -> int:
         """How many requests the worker may hold."""
+        if self.rests:
+            return 1  # to see whether it answers
         slots = self.server.slots
         credit = _FAST_CREDIT * slots if self.fast else slots + 1
         together = min(embedding.TOGETHER, int(_VECTORS_S / self.mean_s)) if self.vectors else 0
@@ -153,9 +161,9 @@ class Link:
         return sum(1 for offered in self.offers.values() if offered.started_s)
 
     def waits_to_avoid(self, servers: Set[str]) -> bool:
-        """Whether a request waits here because its last attempt was on one of ``servers``: it would come back."""
-        waiting = [offered.taken.pending.servers for offered in self.offers.values() if not offered.started_s]
-        return any(earlier and earlier[-1] in servers for earlier in waiting)
+        """Whether a request waits here because it failed on one of ``servers``: it would come back."""
+        waiting = (offered.taken.pending.servers for offered in self.offers.values() if not offered.started_s)
+        return any(not servers.isdisjoint(earlier) for earlier in waiting)
 
     def configure(self) -> None:
         """Tell the worker its server; does nothing when it knows already."""
@@ -179,6 +187,17 @@ class Link:
         self.held_until_s = max(self.held_until_s, time.monotonic() + hold_s)
         self.recall(len(self.offers))
 
+    def rest(self) -> bool:
+        """Be offered nothing for a while, each time for longer until it answers; False where it rests already.
+
+        A server that fails would otherwise get more than others, because its slots are free at once.
+        """
+        if time.monotonic() < self.held_until_s:
+            return False
+        self.hold(min(_FIRST_REST_S * 2**self.rests, _LONGEST_REST_S))
+        self.rests = min(self.rests + 1, 16)
+        return True
+
     def counted(self) -> None:
         """Let the server know how many requests it has."""
         self.server.in_flight = len(self.offers)
@@ -189,7 +208,8 @@ class Link:
             self.server.idle.set()
 
     def note(self, duration_s: float, tokens: int, *, vectors: bool) -> None:
-        """Account for a finished attempt."""
+        """Account for an answer."""
+        self.rests = self.failures = 0
         self.vectors = vectors
         self.requests_done += 1
         self.mean_s += max(0.1, 1 / self.requests_done) * (duration_s - self.mean_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 
 import attrs
 
@@ -44,6 +44,7 @@ class Offering:
             elif link.switching_to is not None and link.offers:
                 link.recall(len(link.offers))
         for profile, links in by_profile.items():
+            links = _without_failing(links)
             suspects = self._queue.has_suspects(profile, self._outcomes.trials.undecided)
             overdue = self._overdue(profile, suspects=suspects)
             if overdue:
@@ -87,17 +88,18 @@ class Offering:
         room = sum(free for _, free in rooms)
         if not room:
             return
-        avoid = len(links) > 1
+        avoid = {link.server.id for link in links}
         if self._queue.more_than(profile, room):
             for link, free in rooms:
                 # A fast server is sent many at a time: a frame costs more than its requests.
                 if free > (link.server.slots if link.fast else 0):
-                    self._offer(link, profile, self._queue.take(profile, free, link.server.id, avoid=avoid))
+                    taken = self._queue.take(profile, free, link.server.id, avoid, wary=link.rests > 0)
+                    self._offer(link, profile, taken)
             return
-        self._spread(profile, links, avoid=avoid)
+        self._spread(profile, links, avoid)
         self._steal(profile)
 
-    def _spread(self, profile: Profile, links: list[Link], *, avoid: bool) -> None:
+    def _spread(self, profile: Profile, links: list[Link], avoid: Set[str]) -> None:
         """Share the waiting requests, fewer than there is room for, one by one between the servers with the fewest."""
         batches: dict[str, list[Taken]] = {}
         while links:
@@ -105,7 +107,7 @@ class Offering:
             batch = batches.setdefault(link.server.id, [])
             if len(link.offers) + len(batch) >= link.credit:
                 break
-            if taken := self._queue.take(profile, 1, link.server.id, avoid=avoid):
+            if taken := self._queue.take(profile, 1, link.server.id, avoid, wary=link.rests > 0):
                 batch.extend(taken)
             else:
                 links = [other for other in links if other is not link]
@@ -164,3 +166,14 @@ class Offering:
             self._events.defective(job)
             return False
         return True
+
+
+def _without_failing(links: list[Link]) -> list[Link]:
+    """While one of ``links`` answers, let those rest that fail whatever they are given; the others."""
+    failing = [link for link in links if link.failures > link.server.slots]
+    if not failing or not any(link.requests_done and not link.failures for link in links):
+        return links
+    for link in failing:
+        link.failures = link.server.slots  # one more failure, and it rests again
+        link.rest()
+    return [link for link in links if link not in failing]

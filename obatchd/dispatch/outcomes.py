@@ -14,6 +14,7 @@ from obatchd.dispatch import records
 from obatchd.dispatch.events import INTERRUPTED, CrashListener, DispatchEvents, Failed, Finished
 from obatchd.dispatch.link import Link, Offered, Waker
 from obatchd.dispatch.protocol import ResultItem
+from obatchd.dispatch.refusals import Refusals
 from obatchd.dispatch.trials import Trials
 from obatchd.dispatch.watchdog import TimedAnswer
 from obatchd.jobs.lane import Pending, Taken
@@ -41,6 +42,10 @@ class OutcomeHandler:
     _stopping: bool = attrs.field(default=False, init=False)
     _lately: deque[tuple[float, Link, Failed]] = attrs.field(factory=deque, init=False)  # with the time, monotonic
     crash_listener: CrashListener = attrs.field(factory=CrashListener, init=False)
+    refusals: Refusals = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.refusals = Refusals(self._queue)
 
     def result(self, link: Link, item: ResultItem) -> None:
         key = (item.job, item.line)
@@ -50,6 +55,9 @@ class OutcomeHandler:
         del link.offers[key]
         self._queue.charge(offered.taken, item.duration_s)
         if item.succeeded:
+            offered.taken.lane.turned_away = False
+            for taken in self.refusals.after_answer(offered.taken.lane.profile):
+                self.requeue(taken)
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             link.watch.answered(
                 TimedAnswer(
@@ -87,7 +95,7 @@ class OutcomeHandler:
                 fault = faults.Fault(faults.SERVER, "worker_lost", f"the worker of {server} {reason}")
                 pending = offered.taken.pending
                 record = records.lost(pending.raw, pending.line, pending.attempt, [*pending.servers, server], fault)
-                spent_s = max(0.0, time.time() - offered.started_s)
+                spent_s = time.monotonic() - offered.began_s
                 self._failed_attempt(link, key, offered, fault, record, spent_s)
             else:
                 self.requeue(offered.taken)
@@ -132,6 +140,11 @@ class OutcomeHandler:
         else:
             self._queue.give_back(taken)
 
+    def look(self) -> None:
+        """Put requests back that were turned away and have waited."""
+        for taken in self.refusals.while_idle():
+            self.requeue(taken)
+
     def _failed_attempt(
         self, link: Link, key: tuple[int, int], offered: Offered, fault: faults.Fault, record: bytes, took_s: float
     ) -> None:
@@ -140,6 +153,8 @@ class OutcomeHandler:
             link.server.progress()
             self._finish(taken, record, 0.0, succeeded=False)
             return
+        if fault.kind != faults.ANSWER:  # the message of which may quote it
+            self._events.hindered(taken.lane.job, f"{link.server.id}: {fault.message}")
         if fault.kind == faults.NOBODY:
             self._hold(link)
             self.requeue(Taken(taken.lane, pending, 0.0))
@@ -150,6 +165,10 @@ class OutcomeHandler:
             self._events.failed(msgspec.structs.replace(failed, fault=INTERRUPTED))
             self.requeue(Taken(taken.lane, pending, 0.0))
             return
+        if fault.kind == faults.FOREIGN:
+            self._turned_away(link, key, taken, fault, record, took_s)
+            return
+        link.failures += 1
         if fault.code == "connection_lost":
             # The process may be dead without our knowing it yet: new requests would be lost there as well.
             self._hold(link)
@@ -166,6 +185,24 @@ class OutcomeHandler:
             servers = [*pending.servers, link.server.id]
             again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s, pending.prepared)
             self.requeue(Taken(taken.lane, again, 0.0))
+            return
+        self._finish(taken, record, 0.0, succeeded=False)
+
+    def _turned_away(
+        self, link: Link, key: tuple[int, int], taken: Taken, fault: faults.Fault, record: bytes, took_s: float
+    ) -> None:
+        """Not Ollama answered: the server rests, and the request waits. Attempts are not counted, their time is."""
+        link.attempts_failed += 1
+        taken.lane.turned_away = True
+        if link.rest():  # those in flight together are turned away together
+            link.server.fault(f"{fault.code}: {fault.message[:200]}")
+        pending = msgspec.structs.replace(taken.pending, spent_s=taken.pending.spent_s + took_s)
+        if pending.spent_s + LEAST_LIMIT_S > self._settings.value.dispatch.request_total_s:
+            record = records.out_of_time(record, pending.spent_s)
+        elif times := self.refusals.count(key, link):
+            record = records.singled_out(record, times)
+        else:
+            self.refusals.postpone(key, Taken(taken.lane, pending, 0.0), link)
             return
         self._finish(taken, record, 0.0, succeeded=False)
 
@@ -206,4 +243,5 @@ class OutcomeHandler:
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
         lane, line = taken.lane, taken.pending.line
         self.trials.finished(taken)
+        self.refusals.forget((lane.job, line))
         self._events.finished(Finished(lane.job, line, lane.number, succeeded, record, duration_s, tokens))

@@ -61,7 +61,8 @@ class OfferItem(msgspec.Struct, array_like=True, frozen=True):
 class Offer(msgspec.Struct, tag="offer", frozen=True):
     """Requests for the profile that the server has loaded. ``load_options`` go into every body unchanged.
 
-    ``capabilities`` are those of the model as Ollama names them (vision, thinking …); none where they are not known.
+    ``capabilities`` are those of the model as Ollama names them (vision, thinking …), and last "opens <think>" where
+    its template begins the reasoning; none where they are not known.
     """
 
     model: str

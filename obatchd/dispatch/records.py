@@ -79,6 +79,12 @@ def poisoned(record: bytes, crashes: int, alone: int) -> bytes:
     return _reworded(record, "poison", words)
 
 
+def singled_out(record: bytes, times: int) -> bytes:
+    """The failure of a request that something in front of the servers turns away, with the evidence."""
+    words = f"the request was turned away {times} times by servers that answered others meanwhile"
+    return _reworded(record, msgspec.json.decode(record)["code"], words)
+
+
 def out_of_time(record: bytes, spent_s: float) -> bytes:
     """The failure of a request that took too long over all its attempts."""
     return _reworded(record, "timeout", f"the attempts took {spent_s:.0f} s in all, more than dispatch.request_total_s")

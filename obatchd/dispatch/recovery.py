@@ -36,7 +36,7 @@ from obatchd.tasks import TaskSet
 _log = log.get(__name__)
 _PERIOD_S = 1.0
 _MARGIN_S = 5.0
-_NO_ANSWER = frozenset({"timeout", "server_unreachable", "server_error"})
+_NO_ANSWER = frozenset({"timeout", "server_unreachable", "server_error", "not_ollama"})
 _HARDWARE = frozenset({Symptom.STALLED, Symptom.GPU_IDLE, Symptom.CPU_FALLBACK})
 
 

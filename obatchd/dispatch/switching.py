@@ -105,6 +105,7 @@ class ProfileSwitcher:
             other
             for other in self._links.values()
             if other is not link
+            and not other.rests
             and (other.switching_to == profile or (other.server.ready and other.server.loaded == profile))
         ]
         if not serving:
@@ -142,16 +143,26 @@ class ProfileSwitcher:
                 "profile_refused", server=server.id, model=profile.model, code=error.code, reason=error.message
             )
             link.refused[profile] = Refused(error, time.monotonic() + _REFUSED_S)
+            self._hinder(profile, f"{server.id}: {error.message}")
         except ObatchError as error:
             # The server is restarting or gone: the fleet deals with it, the profile is tried again.
             _log.warning("load_failed", server=server.id, model=profile.model, code=error.code, reason=error.message)
+            self._hinder(profile, f"{server.id}: {error.message}")
             if server.ready:  # it says that it works, and refuses: enough of that restarts it
                 server.fault(f"load failed: {error.message}")
-            await asyncio.sleep(_RETRY_S)
+            if link.switching_to == profile:
+                # Meanwhile another one may load the profile.
+                link.held_until_s = max(link.held_until_s, time.monotonic() + _RETRY_S)
+            else:
+                await asyncio.sleep(_RETRY_S)
         except Exception as error:  # noqa: BLE001 - a defect in one load must not stop the others
             _log.exception("load_failed", server=server.id, model=profile.model)
             server.fault(f"load failed: {error}")
             await asyncio.sleep(_RETRY_S)
+
+    def _hinder(self, profile: Profile, reason: str) -> None:
+        for lane in self._queue.lanes_of_profile(profile):
+            self._events.hindered(lane.job, reason)
 
     def _fail_unservable(self, waiting: list[Profile]) -> None:
         """Fail requests nobody can serve. A server that is out of use is not waited for, one that restarts is."""

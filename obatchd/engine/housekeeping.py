@@ -13,10 +13,11 @@ from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
-from obatchd.jobs.store.integrity import boot_id, delete_set_aside
+from obatchd.jobs.store.integrity import delete_set_aside
 from obatchd.live.work import Part
 from obatchd.spool.outbox import JobOutbox
 from obatchd.spool.prune import delete_tree, empty_trash, prune, prune_refused
+from obatchd.times import boot_id
 
 _log = log.get(__name__)
 _PERIOD_S = 60.0

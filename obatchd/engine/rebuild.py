@@ -85,6 +85,7 @@ def _row(
         digest=told.drop.sha256,
         retry_of=told.retry_of,
         summary=msgspec.structs.asdict(excerpt(Counts, summary)) if summary is not None else None,
+        accepted_moment=None,
         defaults=defaults or now,
     )
 

@@ -43,7 +43,7 @@ class StatusWriter(Part):
         for live in jobs.values():
             self._completion.cancellation.expire(live)
             stamp = (live.finished, live.requests, live.paused, live.publishing, in_flight.get(live.key, 0),
-                     live.turn and live.turn.position)  # fmt: skip
+                     live.turn and live.turn.position, live.hindrance)  # fmt: skip
             if stamp != live.status_written and not live.publishing:
                 live.status_written = stamp
                 changed.append((live.outbox, job_document(live, in_flight.get(live.key, 0))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence, Set
 
 import msgspec
 
@@ -42,6 +43,7 @@ class Lane(msgspec.Struct, eq=False):
     unread: int = 0  # requests without a result that are only in the store
     preparing: int = 0  # requests that wait for their sources before they come into the window
     fetching: bool = False
+    turned_away: bool = False  # one of its requests was, in front of a server, and none was answered since
     order: tuple[int, int] = (0, 0)
     base_class: int = 0
     # Settings that requests share (``shared_settings``): those that were in flight in a crash, those that crash all.
@@ -63,14 +65,14 @@ class Lane(msgspec.Struct, eq=False):
         """Whether a request has to be tried alone because of its settings."""
         return bool(self.accused) and shared_settings(pending.raw) in self.accused
 
-    def pop(self, avoid: str) -> Pending | None:
-        """Take the first request of the window that is not accused and whose last attempt was not on ``avoid``."""
-        window = self.window
-        if not avoid and not self.accused:
+    def pop(self, server: str, servers: Set[str]) -> Pending | None:
+        """Take the first request of the window that is not accused and not left for another one of ``servers``."""
+        window, others = self.window, len(servers) > 1
+        if not others and not self.accused:
             return window.popleft() if window else None
         for position in range(len(window) if self.accused else min(len(window), _LOOK_AHEAD)):
             pending = window[position]
-            if not (avoid and pending.servers and pending.servers[-1] == avoid) and not self.is_accused(pending):
+            if not (others and _left_for_others(pending.servers, server, servers)) and not self.is_accused(pending):
                 del window[position]
                 return pending
         return None
@@ -86,8 +88,8 @@ class Lane(msgspec.Struct, eq=False):
         return sum(len(pending.raw) for pending in self.window) < WINDOW_BYTES
 
     def priority_class(self, now_s: float) -> int:
-        """The lane's class, one more per hour since its job was accepted."""
-        return self.base_class + int((now_s - self.accepted_s) / _AGEING_S)
+        """The lane's class, one more per hour since its job was accepted; none less where the clock was set back."""
+        return self.base_class + max(0, int((now_s - self.accepted_s) / _AGEING_S))
 
 
 class Taken(msgspec.Struct, array_like=True):
@@ -96,3 +98,8 @@ class Taken(msgspec.Struct, array_like=True):
     lane: Lane
     pending: Pending
     charge_s: float
+
+
+def _left_for_others(tried: Sequence[str], server: str, servers: Set[str]) -> bool:
+    """Whether ``server`` had the last of these attempts, or any while another one of ``servers`` had none."""
+    return bool(tried) and (server == tried[-1] or (server in tried and not servers <= {*tried}))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Protocol
 
 import msgspec
 
 from obatchd.jobs.lane import Lane, Pending, Taken
 from obatchd.jobs.model import Profile
+from obatchd.jobs.suspects import Suspects, Undecided
 
 _LOOK_AHEAD_LANES = 8
 _FIRST_ESTIMATE_S = 1.0
@@ -59,9 +59,7 @@ class JobQueue:
         self._waiting: dict[Profile, dict[int, tuple[list[Lane], list[Lane], list[Lane]]]] = {}
         self._shares: dict[int, _Share] = {}
         self._paused: set[int] = set()
-        # Requests that were in flight in several crashes: each waits for a server of its own.
-        self._suspects: list[Taken] = []
-        self._accused: dict[tuple[int, int], Lane] = {}  # lanes with accused settings, by order
+        self._suspects = Suspects(self._paused)
         self._feeder = feeder
         self._clock = clock
         self._listeners: list[QueueListener] = []
@@ -106,7 +104,7 @@ class JobQueue:
         self._filled()
 
     def prepared(self, lane: Lane, pending: Pending | None) -> None:
-        """A request of ``lane`` has its sources, or (None) has failed for want of them."""
+        """A request of ``lane`` may be offered: it has its sources. None: it comes otherwise, or has failed."""
         lane.preparing -= 1
         if pending is not None and self._known(lane):
             lane.window.append(pending)
@@ -121,57 +119,35 @@ class JobQueue:
             lane.window.appendleft(taken.pending)
             self._enlist(lane)
 
+    def postpone(self, taken: Taken) -> None:
+        """Keep a request for later: count it as waiting until :meth:`prepared`, and take its charge off its owner."""
+        self._share(taken.lane.owner).used_s -= taken.charge_s
+        taken.lane.preparing += 1
+
     def set_aside(self, taken: Taken) -> None:
         """Keep a request that is suspected of crashing servers until one can be had for it alone."""
         self._share(taken.lane.owner).used_s -= taken.charge_s
         if self._known(taken.lane):
-            self._suspects.append(Taken(taken.lane, taken.pending, 0.0))
+            self._suspects.add(Taken(taken.lane, taken.pending, 0.0))
 
-    def take_suspect(self, profile: Profile, undecided: Container[tuple[int, int]] = ()) -> Taken | None:
-        """The next request to be tried alone: of the accused that were never tried, of the suspects, of the accused.
-
-        Those that are ``undecided`` (job and line) wait.
-        """
-        accused = sorted(self._accused_for(profile, undecided), key=lambda taken: taken.lane.trials)
-        fresh = (taken for taken in accused if not taken.pending.servers)
-        taken = next(chain(fresh, self._suspects_for(profile, undecided), accused), None)
-        if taken is None:
-            return None
-        taken.lane.trials += 1
-        if taken in self._suspects:
-            self._suspects.remove(taken)
-        else:
-            taken.lane.window.remove(taken.pending)
-            if not taken.lane.waiting:
-                self._unlist(taken.lane)
+    def take_suspect(self, profile: Profile, undecided: Undecided = ()) -> Taken | None:
+        """The next request to be tried alone; those that are ``undecided`` wait."""
+        taken = self._suspects.take(profile, undecided)
+        if taken is not None and not taken.lane.waiting:
+            self._unlist(taken.lane)
         return taken
 
-    def has_suspects(self, profile: Profile, undecided: Container[tuple[int, int]] = ()) -> bool:
-        return any(self._suspects_for(profile, undecided)) or any(self._accused_for(profile, undecided))
-
-    def _suspects_for(self, profile: Profile, undecided: Container[tuple[int, int]]) -> Iterator[Taken]:
-        ours = (t for t in self._suspects if t.lane.profile == profile and t.lane.job not in self._paused)
-        return (taken for taken in ours if (taken.lane.job, taken.pending.line) not in undecided)
-
-    def _accused_for(self, profile: Profile, undecided: Container[tuple[int, int]]) -> Iterator[Taken]:
-        """The first accused requests of each lane: one that was never tried, and one that was."""
-        for lane in self._accused.values():
-            if lane.profile == profile and lane.job not in self._paused:
-                accused = [p for p in lane.window if (lane.job, p.line) not in undecided and lane.is_accused(p)]
-                for tried in (False, True):
-                    yield from (Taken(lane, p, 0.0) for p in [p for p in accused if bool(p.servers) is tried][:1])
+    def has_suspects(self, profile: Profile, undecided: Undecided = ()) -> bool:
+        return self._suspects.any(profile, undecided)
 
     def accuse(self, lane: Lane, settings: bytes) -> None:
         """Keep the requests of a lane with these settings back for ``take_suspect``."""
         if self._known(lane):
-            lane.accused.add(settings)
-            self._accused[lane.order] = lane
+            self._suspects.accuse(lane, settings)
 
     def acquit(self, lane: Lane, settings: bytes) -> None:
         """Give out the requests of a lane with these settings like all others."""
-        lane.accused.discard(settings)
-        if not lane.accused:
-            self._accused.pop(lane.order, None)
+        self._suspects.acquit(lane, settings)
 
     def withdraw(self, taken: Taken) -> None:
         """A request that was taken is not tried after all: take its charge off its owner."""
@@ -191,10 +167,9 @@ class JobQueue:
 
     def remove_lanes(self, lanes: Iterable[Lane]) -> None:
         gone = list(lanes)
-        self._suspects = [taken for taken in self._suspects if taken.lane not in gone]
+        self._suspects.forget(gone)
         for lane in gone:
             self._lanes.get(lane.job, {}).pop(lane.number, None)
-            self._accused.pop(lane.order, None)
             self._unlist(lane)
 
     def pause(self, job: int) -> None:
@@ -210,11 +185,19 @@ class JobQueue:
 
     # Taking.
 
-    def take(self, profile: Profile, count: int, server: str = "", *, avoid: bool = False) -> list[Taken]:
+    def take(
+        self, profile: Profile, count: int, server: str = "", servers: Set[str] = frozenset(), *, wary: bool = False
+    ) -> list[Taken]:
         """Up to ``count`` requests for ``profile``, charged to their owners.
 
-        With ``avoid`` a request whose last attempt was on ``server`` is left for another one.
+        Where ``server`` is not the only one of ``servers``, a request is left for another of them if ``server`` had its
+        last attempt, or any, while one of them had none. If ``wary``, to see whether a server answers, those come first
+        whose like was not turned away.
         """
+        first = self._take(profile, count, server, servers, wary=True) if wary else []
+        return first or self._take(profile, count, server, servers, wary=False)
+
+    def _take(self, profile: Profile, count: int, server: str, servers: Set[str], *, wary: bool) -> list[Taken]:
         taken: list[Taken] = []
         owners = self._waiting.get(profile)
         passed: set[int] = set()
@@ -224,7 +207,7 @@ class JobQueue:
                 break
             owner = min(candidates, key=lambda o: self._share(o).used_s)
             burst = count - len(taken) if len(candidates) == 1 else 1
-            got = self._take_from(owners[owner], owner, burst, server if avoid else "")
+            got = self._take_from(owners[owner], owner, burst, server, servers, wary=wary)
             if not got:
                 passed.add(owner)
             taken.extend(got)
@@ -232,15 +215,24 @@ class JobQueue:
         return taken
 
     def _take_from(
-        self, classes: tuple[list[Lane], list[Lane], list[Lane]], owner: int, count: int, avoid: str
+        self,
+        classes: tuple[list[Lane], list[Lane], list[Lane]],
+        owner: int,
+        count: int,
+        server: str,
+        servers: Set[str],
+        *,
+        wary: bool,
     ) -> list[Taken]:
         share = self._share(owner)
         taken: list[Taken] = []
         for lane in self._in_order(lane for lanes in classes for lane in lanes[:_LOOK_AHEAD_LANES]):
+            if wary and lane.turned_away:
+                continue
             if lane.wants_fetch:
                 lane.fetching = True
                 self._feeder.fetch(lane, self)
-            while len(taken) < count and (pending := lane.pop(avoid)) is not None:
+            while len(taken) < count and (pending := lane.pop(server, servers)) is not None:
                 taken.append(Taken(lane, pending, share.mean_s))
                 share.used_s += share.mean_s
             if not lane.waiting:
@@ -279,8 +271,7 @@ class JobQueue:
 
     def profiles(self) -> list[Profile]:
         """Profiles that requests wait for, the one that should be served first in front."""
-        alone = {taken.lane.profile for taken in self._suspects if taken.lane.job not in self._paused}
-        return sorted(alone | self._waiting.keys(), key=self.claim)
+        return sorted(self._suspects.profiles() | self._waiting.keys(), key=self.claim)
 
     def claim(self, profile: Profile) -> tuple[float, int, tuple[int, int]]:
         """How strong the claim of ``profile`` is (less is stronger): use of its least served owner, class, order."""

@@ -52,6 +52,7 @@ class LiveJob:
         self.asked_before: set[int] = set()  # context lengths of requests that an earlier run finished
         self.looking_back = bool(row.settings.skip_done)  # earlier answers are looked for: nothing is offered yet
         self.turn: Turn | None = None  # None once it has begun
+        self.hindrance = ""  # a server's bad answer since its latest result, in words
         self.status_written: tuple[Any, ...] = ()
         self._rate = RateMeter(_RATE_WINDOW_S)
         self._token_rate = RateMeter(_RATE_WINDOW_S)
@@ -93,6 +94,7 @@ class LiveJob:
     def count(self, outcome: Outcome, requests: int = 1, tokens: int = 0) -> None:
         """``requests`` more have this outcome, with so many tokens in their answers."""
         self.counts[outcome.value] += requests
+        self.hindrance = ""
         self._rate.add(requests)
         if tokens:
             self._token_rate.add(tokens)

@@ -10,8 +10,9 @@ import msgspec
 
 from obatchd.errors import ModelError, ServerError
 from obatchd.ollama.connections import Broken, Connections, Unreachable
-from obatchd.ollama.faults import UNREADABLE, Cause, Fault
+from obatchd.ollama.faults import FOREIGN, UNREADABLE, Cause, Fault
 from obatchd.ollama.reading import Whole
+from obatchd.prompts.reasoning import OPENS, opened_by
 
 _T = TypeVar("_T")
 # Since 0.30 whether a context may shift is chosen when a model is loaded: a call that says otherwise than the prompts,
@@ -57,6 +58,13 @@ class ShownModel(msgspec.Struct):
 
     model_info: dict[str, Any] = {}
     capabilities: list[str] = []
+    template: str = ""
+
+    @property
+    def abilities(self) -> list[str]:
+        """``capabilities``, and with which tag the template begins the reasoning, where it does."""
+        tag = opened_by(self.template)
+        return [*self.capabilities, OPENS + tag] if tag and self.capabilities else self.capabilities
 
 
 class _Logprob(msgspec.Struct):
@@ -180,7 +188,7 @@ class OllamaApi:
             raise ServerError(words, code="not_ollama") from None
 
     async def _call(self, method: str, path: str, timeout_s: float, body: dict[str, Any] | None = None) -> bytes:
-        answer = Whole()
+        answer = Whole(f"{self._base_url}{path}")
         connections = Connections(self._base_url, self._token, None)
         try:
             async with asyncio.timeout(timeout_s):
@@ -199,6 +207,8 @@ class OllamaApi:
 
     def _refusal(self, status: int, fault: Fault) -> ServerError:
         """The error with which a call fails; only errors that a caller can act on have codes of their own."""
+        if fault.kind == FOREIGN:
+            return ServerError(f"{fault.message}.", code=fault.code)
         words = f"{self._base_url}: {fault.message}."
         match fault.code:
             case Cause.MODEL_NOT_FOUND.code:

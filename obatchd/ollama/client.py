@@ -48,7 +48,7 @@ class Answer(NamedTuple):
 
 
 class _Vectors(msgspec.Struct):
-    embeddings: list[msgspec.Raw] = []
+    embeddings: list[msgspec.Raw]
     prompt_eval_count: int = 0
 
 
@@ -69,9 +69,10 @@ _NOTHING = _Chunk()
 class _Stream(Lines):
     """An answer in pieces of text; ``on_token`` is called as they arrive."""
 
-    def __init__(self, on_token: Callable[[], None]) -> None:
-        super().__init__()
+    def __init__(self, url: str, on_token: Callable[[], None], opened: str) -> None:
+        super().__init__(url)
         self._on_token = on_token
+        self._opened = opened
         self._texts: list[str] = []
         self._thoughts: list[str] = []
         self._calls: list[msgspec.Raw] = []
@@ -79,15 +80,18 @@ class _Stream(Lines):
         self._fault: Fault | None = None  # of an error line; lines after it are passed over
 
     def data(self, data: bytes) -> None:
+        before = self._last
         super().data(data)
-        if self.status == 200:
+        if self._last is not before:
             self._on_token()
 
     def answer(self) -> Answer:
         if self._fault is not None:
             return Answer(fault=self._fault)
         last = self._last
-        text, think = split_reasoning("".join(self._texts), "".join(self._thoughts))
+        text, think = split_reasoning(
+            "".join(self._texts), "".join(self._thoughts), opened=self._opened, cut=last.done_reason == "length"
+        )
         fault = faults.incomplete(last.done, last.done_reason, text or ("(a call)" if self._calls else ""))
         counts = (last.prompt_eval_count, last.eval_count, last.eval_duration / 1e9)
         # load_duration ends when the runner is handed over; the wait for a slot is after it (ollama server/routes.go).
@@ -97,11 +101,16 @@ class _Stream(Lines):
     def take(self, line: bytes) -> None:
         if self._fault is not None:
             return
+        begins = self._last is _NOTHING
         try:
-            chunk = self._last = _chunk.decode(line)
+            chunk = _chunk.decode(line)
         except faults.UNREADABLE as error:
-            self._fault = faults.not_ollama(str(error))
+            self._fault = faults.elsewhere(self.url, line) if begins else faults.not_ollama(str(error))
             return
+        if begins and chunk == _NOTHING:  # JSON of something else: Ollama's has a message, an error or an end
+            self._fault = faults.elsewhere(self.url, line)
+            return
+        self._last = chunk
         if chunk.error:
             self._fault = faults.from_response(200, chunk.error)
         if chunk.message is not None:
@@ -123,23 +132,25 @@ class OllamaClient:
 
     def __init__(self, base_url: str, token: str, *, connect_timeout_s: float) -> None:
         self._connections = Connections(base_url, token, connect_timeout_s)
+        self._chat_url, self._embed_url = f"{base_url}/api/chat", f"{base_url}/api/embed"
 
     async def close(self) -> None:
         """Close the connections when the last request that uses them has ended."""
         await self._connections.close()
 
-    async def chat(self, body: dict[str, Any], on_token: Callable[[], None]) -> Answer:
+    async def chat(self, body: dict[str, Any], on_token: Callable[[], None], opened: str = "") -> Answer:
         """Send ``body`` to ``/api/chat`` and read the stream to its end; never raises for a fault of the server.
 
-        ``on_token`` is called for each piece of text that arrives.
+        ``on_token`` is called for each piece of text that arrives. ``opened`` is the tag of reasoning that the model's
+        template puts before the answer.
         """
-        stream = _Stream(on_token)
+        stream = _Stream(self._chat_url, on_token, opened)
         fault = await exchange(self._connections, "/api/chat", _encode(body), stream)
         return Answer(fault=fault) if fault is not None else stream.answer()
 
     async def embed(self, body: dict[str, Any]) -> Embedded:
         """Send ``body``, whose ``input`` is a list of texts, to ``/api/embed``; as little raised as by ``chat``."""
-        answer = Whole()
+        answer = Whole(self._embed_url)
         if (fault := await exchange(self._connections, "/api/embed", _encode(body), answer)) is not None:
             if fault.code == Cause.NOT_SUPPORTED.code:  # since 0.30 of every model of text
                 words = f"{body['model']} makes no vectors on this server; name an embedding model ({fault.message})"
@@ -147,8 +158,8 @@ class OllamaClient:
             return Embedded([], 0, fault)
         try:
             found = _vectors.decode(answer.body)
-        except faults.UNREADABLE as error:
-            return Embedded([], 0, faults.not_ollama(str(error)))
+        except faults.UNREADABLE:
+            return Embedded([], 0, faults.elsewhere(answer.url, answer.body))
         if len(found.embeddings) != len(body["input"]):  # nobody can tell which vector belongs to which text
             words = f"the server made {len(found.embeddings)} vectors of {len(body['input'])} texts"
             return Embedded([], 0, Cause.INCOMPLETE.fault(words))

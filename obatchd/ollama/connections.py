@@ -30,9 +30,12 @@ class Broken(Exception):
 
 
 class Sink(Protocol):
-    """Where a response goes: its status first, then its body piece by piece as it arrives."""
+    """Where a response goes: its status first, then its body piece by piece as it arrives.
 
-    def begin(self, status: int) -> None: ...
+    ``location`` is the address that a redirect names, else empty.
+    """
+
+    def begin(self, status: int, location: str) -> None: ...
     def data(self, data: bytes) -> None: ...
 
 
@@ -46,13 +49,16 @@ class _Connection(asyncio.Protocol):
         self._sink: Sink | None = None
         self._done: asyncio.Future[None] | None = None
         self._began = self._sized = False
+        self._location = b""
+        self.heard = False  # any byte since the latest request
         self.free_since_s = 0.0  # of the loop's clock
 
     def ask(self, request: bytes, sink: Sink) -> asyncio.Future[None]:
         """Send ``request``; the future ends with the response."""
         assert self._transport is not None
         self._sink = sink
-        self._began = self._sized = False
+        self._began = self._sized = self.heard = False
+        self._location = b""
         self._done = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._done
@@ -68,6 +74,10 @@ class _Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
 
     def data_received(self, data: bytes) -> None:
+        if self._done is None:  # nobody asked: a proxy that takes its leave with an answer (408), say
+            self.abort()
+            return
+        self.heard = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
@@ -85,21 +95,24 @@ class _Connection(asyncio.Protocol):
 
     # Called by the parser.
 
-    def on_header(self, name: bytes, _value: bytes) -> None:
-        if name.lower() in (b"content-length", b"transfer-encoding"):
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name in (b"content-length", b"transfer-encoding"):
             self._sized = True
+        elif name == b"location":
+            self._location = value
 
     def on_headers_complete(self) -> None:
         self._began = True
         if self._sink is not None:
-            self._sink.begin(self._parser.get_status_code())
+            self._sink.begin(self._parser.get_status_code(), self._location.decode("latin-1"))
 
     def on_body(self, data: bytes) -> None:
         if self._sink is not None:
             self._sink.data(data)
 
     def on_message_complete(self) -> None:
-        if self._parser.should_keep_alive():
+        if self._done is not None and self._parser.should_keep_alive():
             self.free_since_s = asyncio.get_running_loop().time()
             self._pool.kept.append(self)
         else:
@@ -145,21 +158,36 @@ class Connections:
         """
         self._busy += 1
         try:
-            connection = self._take() or await self._connect()
             if (head := self._heads.get((method, path))) is None:
                 head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}Content-Length: ".encode()
                 self._heads[method, path] = head
+            request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
+            kept = self._take()
             try:
-                await connection.ask(b"%b%d\r\n\r\n%b" % (head, len(body), body), sink)
-            except asyncio.CancelledError:
-                if connection in self.kept:  # its response has come in this very moment
-                    self.kept.remove(connection)
-                connection.abort()
-                raise
+                await self._ask(kept or await self._connect(), request, sink)
+            except Broken as error:
+                if kept is None or kept.heard:
+                    raise
+                # The other end may have closed it before the request came, as it may close any that is idle. Where
+                # nobody listens now, the server died: of what it was doing, perhaps.
+                try:
+                    again = await self._connect()
+                except Unreachable:
+                    raise error from None
+                await self._ask(again, request, sink)
         finally:
             self._busy -= 1
             if self._unused is not None and not self._busy:
                 self._unused.set()
+
+    async def _ask(self, connection: _Connection, request: bytes, sink: Sink) -> None:
+        try:
+            await connection.ask(request, sink)
+        except asyncio.CancelledError:
+            if connection in self.kept:  # its response has come in this very moment
+                self.kept.remove(connection)
+            connection.abort()
+            raise
 
     async def close(self) -> None:
         """Close every connection when the last request has ended."""

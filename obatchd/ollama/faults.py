@@ -10,6 +10,8 @@ from live servers. Causes without words are those that obatchd finds by itself. 
 * ``load``: the server could not load the model; the profile is tried elsewhere.
 * ``answer``: the answer is no good (empty, aborted); it is tried again, and nobody gets a strike.
 * ``nobody``: a restarting server or a full queue; the request waits and nobody gets a strike.
+* ``foreign``: not Ollama answered, but a proxy in front of it or something else at its address. That is no verdict on
+  the request, which waits; the server gets a strike, and less and less until it answers.
 """
 
 from __future__ import annotations
@@ -21,22 +23,25 @@ from typing import NamedTuple
 
 import msgspec
 
+from obatchd.ollama import foreign
+
 
 class Fault(NamedTuple):
     """What went wrong in an attempt."""
 
-    kind: str  # request, server, crash, load, answer or nobody
+    kind: str  # request, server, crash, load, answer, nobody or foreign
     code: str
     message: str
 
 
 REQUEST, SERVER, CRASH, LOAD, ANSWER, NOBODY = "request", "server", "crash", "load", "answer", "nobody"
+FOREIGN = "foreign"
 
 RETRY = "retry the job with: obatchctl retry JOB"
 _MEND = "mend the request as the message says, and drop it again"
 _MORE = "raise max_response_tokens, or look at the prompt"
 _LOOK = "look at the servers with: obatchctl status, then retry the job"
-_QUOTED = 500  # characters of an error page that is not Ollama's
+_ACCESS = "ask an administrator for access: remote_token in [servers], then retry the job"
 # Of msgspec over an answer that is not the wanted JSON: bytes that are no UTF-8, too, and arrays in arrays in arrays.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -108,18 +113,19 @@ class Cause(Enum):
     )  # fmt: skip
     NO_SPACE = LOAD, "no_space", RETRY, r"no space left"
     NO_SLOT = SERVER, "no_slot", RETRY, r"no slots available|unexpected server status"
-    FORBIDDEN = (
-        LOAD, "forbidden", "ask an administrator for access: remote_token in [servers], then retry the job",
-        "", (401, 403),
-    )  # fmt: skip
-    BAD_REQUEST = REQUEST, "bad_request", _MEND, "", range(400, 499)  # 499: the client went away
-    SERVER_ERROR = (  # anything else, and what 0.33 answers to a request for vectors with 400 where 0.24 has 500
+    VECTORS_FAILED = (  # with 400 by 0.33
         SERVER, "server_error", RETRY,
         r"^server not responding$|embedding contains nan|unmarshal embedding|empty embedding|^(de)?tokenize error",
     )  # fmt: skip
+    FORBIDDEN = LOAD, "forbidden", _ACCESS, "", (401, 403)
+    BAD_REQUEST = REQUEST, "bad_request", _MEND, "", (400, 422)
+    # Statuses that Ollama gives only with words that are above. 499: the client went away.
+    NOT_OLLAMA = FOREIGN, "not_ollama", _LOOK, "", (*range(300, 400), *range(402, 499), 502, 504, *range(520, 530))
+    SERVER_ERROR = SERVER, "server_error", RETRY  # anything else
 
     # Found by obatchd.
 
+    NO_ACCESS = FOREIGN, "forbidden", _ACCESS
     UNREACHABLE = NOBODY, "unreachable", RETRY
     CONNECTION_LOST = CRASH, "connection_lost", RETRY
     STALLED = SERVER, "stalled", _LOOK
@@ -153,35 +159,70 @@ class _Body(msgspec.Struct):
     error: str | _Inner | None = None
 
 
+class _Whole(_Body, forbid_unknown_fields=True):
+    """All that Ollama's error answers have."""
+
+    signin_url: str | None = None
+
+
 _body = msgspec.json.Decoder(_Body)
+_whole = msgspec.json.Decoder(_Whole)
 
 
-def from_body(status: int, body: bytes) -> Fault:
-    """Classify an error answer: its HTTP status and body."""
+def from_body(status: int, body: bytes, url: str, location: str = "") -> Fault:
+    """Classify an error answer of ``url``: its HTTP status and body, and the address that a redirect names."""
     page = body.decode("utf-8", "replace").strip()
-    return from_response(status, page[:_QUOTED] if _unpacked(page) is page else page)
+    # Nothing at all with 500 is Ollama's, of a request over which its own code panicked (gin's Recovery).
+    words = "" if status == 500 and not page else _words(page)
+    cause = None if words is None else _cause(status, words, page)
+    if cause is None or (page and cause.words is None and not _has_no_more(page)):
+        cause = Cause.NO_ACCESS if status in Cause.FORBIDDEN.statuses else Cause.NOT_OLLAMA
+    if cause.kind == FOREIGN:
+        return cause.fault(foreign.words(url, status, words or page, location))
+    return _fault(cause, status, words or "")
 
 
 def from_response(status: int, text: str) -> Fault:
-    """Classify an error answer: its HTTP status (200 for an error line inside a stream) and error text."""
-    whole, text = text, _unpacked(text)
+    """Classify an error of Ollama's: its HTTP status (200 for an error line inside a stream) and error text."""
+    words = _unpacked(text)
+    return _fault(_cause(status, words, text), status, words)
+
+
+def _cause(status: int, words: str, whole: str) -> Cause:
     # Its words first, then the whole, which may say what type of error it is.
-    told = ((cause, words) for words in (text, whole) for cause in Cause)
-    cause = next((cause for cause, words in told if cause.words is not None and cause.words.search(words)), None)
-    if cause is None:
-        cause = next((cause for cause in Cause if status in cause.statuses), Cause.SERVER_ERROR)
+    told = ((cause, text) for text in (words, whole) for cause in Cause)
+    cause = next((cause for cause, text in told if cause.words is not None and cause.words.search(text)), None)
+    return cause or next((cause for cause in Cause if status in cause.statuses), Cause.SERVER_ERROR)
+
+
+def _fault(cause: Cause, status: int, text: str) -> Fault:
     return cause.fault(text or f"the server answered {status}")
 
 
-def _unpacked(text: str) -> str:
-    """The words in ``{"error": …}``. Since 0.30 they may be llama-server's own answer, in JSON once more."""
-    if not text.startswith("{"):
-        return text
+def _has_no_more(page: str) -> bool:
+    """Whether an error answer has nothing that Ollama's have not, as those of other programs do (status, path …)."""
     try:
-        error = _body.decode(text).error
+        _whole.decode(page)
     except UNREADABLE:
-        return text
-    return text if error is None else error.message if isinstance(error, _Inner) else _unpacked(error)
+        return False
+    return True
+
+
+def _words(page: str) -> str | None:
+    """The words of an error answer of Ollama's, ``{"error": …}``; None where it is somebody else's."""
+    if not page.startswith("{"):
+        return None
+    try:
+        error = _body.decode(page).error
+    except UNREADABLE:
+        return None
+    return error.message if isinstance(error, _Inner) else None if error is None else _unpacked(error)
+
+
+def _unpacked(text: str) -> str:
+    """Since 0.30 the words of an error may be llama-server's own answer, in JSON once more."""
+    words = _words(text)
+    return text if words is None else words
 
 
 def connection_refused(detail: str) -> Fault:
@@ -192,8 +233,13 @@ def connection_lost(detail: str) -> Fault:
     return Cause.CONNECTION_LOST.fault(f"the server closed the connection in the middle of the answer ({detail})")
 
 
+def elsewhere(url: str, page: bytes) -> Fault:
+    """An answer of ``url`` with status 200 that is not Ollama's from its beginning."""
+    return Cause.NOT_OLLAMA.fault(foreign.words(url, 200, page.decode("utf-8", "replace")))
+
+
 def not_ollama(reason: str) -> Fault:
-    """An answer with status 200 whose body is not one of Ollama's."""
+    """An answer with status 200 whose body begins as one of Ollama's and does not go on so."""
     return Cause.SERVER_ERROR.fault(f"the answer is not one of Ollama's: {reason}")
 
 

@@ -10,14 +10,17 @@ from obatchd.ollama.faults import Fault
 
 
 class Whole:
-    """The status and the body of an answer."""
+    """The status and the body of an answer of ``url``."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.status = 0
+        self._location = ""
         self._parts: list[bytes] = []
 
-    def begin(self, status: int) -> None:
+    def begin(self, status: int, location: str) -> None:
         self.status = status
+        self._location = location
 
     def data(self, data: bytes) -> None:
         self._parts.append(data)
@@ -28,14 +31,14 @@ class Whole:
 
     def end(self) -> Fault | None:
         """There is no more; the fault of an error answer."""
-        return None if self.status == 200 else faults.from_body(self.status, self.body)
+        return None if self.status == 200 else faults.from_body(self.status, self.body, self.url, self._location)
 
 
 class Lines(Whole, abc.ABC):
     """An answer in lines of JSON; the body of an error answer is kept as a whole."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
         self._rest = b""  # the beginning of a line
 
     def data(self, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 
 from attrs import define, field
@@ -19,6 +19,7 @@ from obatchd.documents.models import Pull
 from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
 from obatchd.gpus.probe import Probe
+from obatchd.live.job import LiveJob
 from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.servers import ServerCommands
 from obatchd.servers.fleet import Fleet
@@ -47,10 +48,10 @@ class HostCommands:
     def status(self, caller: Caller) -> documents.Status:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
-        state, reasons = self._state(caller)
+        seen = [live for live in engine.jobs.values() if caller.may_see(live.row.owner)]
+        state, reasons = self._state(caller, _held_up(seen))
         free_bytes, free_inodes, _ = engine.conditions.free
         report = engine.intake.report
-        seen = (live for live in engine.jobs.values() if caller.may_see(live.row.owner))
         return documents.Status(
             version=__version__,
             spool=str(engine.layout.root),
@@ -104,14 +105,15 @@ class HostCommands:
             requests_per_s=round(sum(live.requests_per_s() for live in jobs), 2),
         )
 
-    def _state(self, caller: Caller) -> tuple[str, list[str]]:
-        """The state of the daemon and its faults, as far as they concern the caller."""
+    def _state(self, caller: Caller, held_up: Sequence[str] = ()) -> tuple[str, list[str]]:
+        """The state of the daemon and its faults, as far as they concern the caller, with ``held_up`` among them."""
         holds = self._engine.dispatcher.holds.reasons
         conditions, jobs = self._engine.conditions, self._engine.jobs
         reasons = list(conditions.of_all.values())
         for key, reason in conditions.of_jobs.items():
             if key in jobs and caller.may_see(jobs[key].row.owner):
                 reasons.append(reason)
+        reasons += held_up
         servers = list(self._fleet.servers.values())
         down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
         reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
@@ -133,3 +135,15 @@ class HostCommands:
         if _PAUSED in holds or QUARANTINE in holds:
             return "paused", reasons
         return ("degraded" if reasons else "running"), reasons
+
+
+def _held_up(jobs: Iterable[LiveJob]) -> list[str]:
+    """Bad answers of servers, each with the jobs that had no result since."""
+    held_up: dict[str, list[str]] = {}
+    for live in jobs:
+        if live.hindrance:
+            held_up.setdefault(live.hindrance, []).append(live.row.job)
+    return [
+        f"job {found[0]} {f'and {len(found) - 1} more are' if found[1:] else 'is'} held up: {reason}"
+        for reason, found in held_up.items()
+    ]

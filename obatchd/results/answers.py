@@ -7,7 +7,8 @@ import math
 import re
 from typing import Any, NamedTuple, NoReturn
 
-_THINK = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+from obatchd.prompts.reasoning import split_reasoning
+
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 
 
@@ -29,7 +30,7 @@ def parse_answer(text: str) -> Parsed:
     A bare number, word or string is prose here, although it is valid JSON. Numbers that JSON does not know (NaN,
     Infinity) are no JSON, and numbers that are too large for us are none here.
     """
-    text = _THINK.sub("", text).strip()
+    text = split_reasoning(text)[0].strip()
     if not text:
         return Parsed(problem="it is empty")
     whole = _parse(text)

@@ -25,6 +25,9 @@ _VECTORS = {"embedding", "embeddings"}
 # Characters that command a terminal; all but tab and line feed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+# Where str.splitlines and others end a line, beside the line feed; JSON has them in strings alone.
+_LINE_ENDS = {ord(end): f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"}
+
 
 def data_of(row: Row) -> Parsed:
     """The data of a success: as the daemon checked and recorded it, else as parsed here."""
@@ -96,7 +99,7 @@ def _documents(rows: _Rows, data_only: bool) -> Iterator[Any]:
 
 
 def _json(document: Any) -> str:
-    return json.dumps(document, ensure_ascii=False)
+    return json.dumps(document, ensure_ascii=False).translate(_LINE_ENDS)
 
 
 def _write_json(documents: Iterator[Any], target: TextIO) -> None:

@@ -44,7 +44,7 @@ class ModelInfo(msgspec.Struct, frozen=True):
     quantization: str
     parameter_size: str
     context_length: int  # tokens it was trained for
-    capabilities: list[str]  # completion, vision, tools, thinking, embedding, insert
+    capabilities: list[str]  # completion, vision, tools, thinking, embedding, insert; "opens <think>" of the template
     size_bytes: int
     store: str = LOCAL
 
@@ -308,6 +308,6 @@ def _describe(name: str, store: str, entry: StoredModel, show: ShownModel) -> Mo
     context = next((value for key, value in show.model_info.items() if key.endswith(".context_length")), 0)
     details = entry.details
     return ModelInfo(
-        name, entry.digest, details.quantization_level, details.parameter_size, int(context or 0), show.capabilities,
+        name, entry.digest, details.quantization_level, details.parameter_size, int(context or 0), show.abilities,
         entry.size, store,
     )  # fmt: skip

@@ -9,7 +9,8 @@ import httpx
 import ollama
 
 from obatchd.documents.models import PullProgress
-from obatchd.errors import ModelError
+from obatchd.errors import ModelError, ServerError
+from obatchd.ollama import foreign
 from obatchd.servers.server import Server
 
 # Silence while a layer of hundreds of gigabytes is verified is no failure.
@@ -23,12 +24,14 @@ class ServerLost(Exception):
 async def pull_through(server: Server, state: PullProgress) -> AsyncGenerator[int, None]:
     """Pull ``state.model``, whose progress is kept in ``state``; yields the bytes known to be missing at each step.
 
-    Raises ModelError where the server or the registry refuses, ServerLost where the server cannot be reached any more.
+    Raises ModelError where the server or the registry refuses, ServerError where something else answers in the server's
+    place, ServerLost where it cannot be reached any more.
     """
     client = ollama.AsyncClient(
         server.base_url,
         timeout=_TIMEOUT,
         trust_env=False,
+        follow_redirects=False,
         verify=ssl.create_default_context(),
         auth=_authorisation(server.token),
     )
@@ -43,6 +46,10 @@ async def pull_through(server: Server, state: PullProgress) -> AsyncGenerator[in
                     state.total_bytes = sum(total for _, total in layers.values())
                 yield state.total_bytes - state.completed_bytes
     except ollama.ResponseError as error:
+        # What Ollama has to say of a pull comes with 200, but for a request that it does not take.
+        if error.status_code >= 300 and error.status_code not in (400, 500):
+            words = foreign.words(f"{server.base_url}/api/pull", error.status_code, str(error.error))
+            raise ServerError(f"{words}.", code="not_ollama") from error
         raise _refusal(state.model, server, error.error) from error
     except (httpx.TransportError, ConnectionError) as error:
         raise ServerLost(f"{server.id} was lost: {error or type(error).__name__}") from error

@@ -28,7 +28,7 @@ log = obatchd.log.get(__name__)
 
 _HEALTH_TIMEOUT_S = 5.0
 _UNLOAD_TIMEOUT_S = 30.0
-_DEFAULT_PORT = 11434
+_DEFAULT_PORTS = {"http": 11434, "https": 443}  # of Ollama itself, and of a proxy in front of it
 _BURN_IN = "burn-in"
 _OF_TESTS = frozenset({_BURN_IN, "quarantine"})
 
@@ -190,7 +190,7 @@ class RemoteServer(Server):
 
     def __init__(self, address: str, settings: Current[Settings], listener: ServerListener) -> None:
         url = urlsplit(address if "://" in address else f"http://{address}")
-        port = url.port or _DEFAULT_PORT
+        port = url.port or _DEFAULT_PORTS[url.scheme]
         host = url.hostname or ""
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         server_id = f"remote-{host.replace(':', '.')}-{port}"

@@ -116,7 +116,8 @@ class Settings(Section):
     ollama_instances: Annotated[dict[str, int], AfterValidator(_addresses)] = setting(
         {},
         'Remote servers, as in the original project: "host:port" = index of the GPU whose readings belong '
-        "to it. With any here, gpus defaults to none.",
+        'to it. Without a port it is 11434, of "https://host" 443. Redirects are not followed. With any here, gpus '
+        "defaults to none.",
     )
 
     @model_validator(mode="before")

@@ -41,8 +41,8 @@ FaultKind = Literal[
     "no_reason",  # the last line is done without a reason
     "empty",  # no text at all, done_reason length
     "no_format",  # answers in text although JSON was asked for
-    "think_tags",  # reasons in tags in its text
-    "think_open",  # reasons in its text and never closes the tag
+    "think_tags",  # reasons in tags in its text; without the first one where the model's template ends with it
+    "think_open",  # mentions an opening tag in its text
     "leak",  # the slot is never free again, although the answer is whole
     "cpu",  # the model is loaded beside the VRAM and answers `factor` times as slowly
 ]

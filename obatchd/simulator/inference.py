@@ -187,7 +187,9 @@ class Answering:
         format_ = None if kind == "no_format" else ask.format or None
         text = answers.tokens(prompt_digest, ask.options.get("seed", -1), config.answer, format_)
         if kind == "think_tags":
-            text = ["<think>\n", "well, ", "</think>\n\n", *text]
+            text = ["well, ", "</think>\n\n", *text]
+            if not ask.spec.template.endswith("<think>"):
+                text.insert(0, "<think>\n")
         elif kind == "think_open":
             text = [*text, " <think>", "well, "]
         pieces = thinking + text

@@ -16,7 +16,7 @@ from obatchd.documents.jobs import EarlierStatus, EarlierSummary, JobDocument, S
 from obatchd.jobs.model import Outcome
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import file_stem
-from obatchd.spool.text import clean_text
+from obatchd.spool.text import clean_text, one_line
 
 _T = TypeVar("_T")
 _WRITE_BYTES = 1024**2
@@ -63,10 +63,12 @@ class ServerUse(msgspec.Struct):
         self.busy_s += record.duration_s
         self.first, self.last = min(self.first, record.started_at), max(self.last, record.finished_at)
 
-    def document(self, ollama_version: str | None) -> ServerWork:
+    def document(self, ollama_version: str | None, wall_s: float) -> ServerWork:
+        """``wall_s`` is the time of the whole job: a clock that was set meanwhile makes no server's time longer."""
         span_s = 0.0
         if self.first and self.last:
             span_s = (datetime.fromisoformat(self.last) - datetime.fromisoformat(self.first)).total_seconds()
+            span_s = min(span_s, wall_s)
         tokens_per_s = round(self.response_tokens / span_s, 2) if span_s > 0 else None
         return ServerWork(self.requests, self.response_tokens, round(self.busy_s, 6), tokens_per_s, ollama_version)
 
@@ -140,7 +142,7 @@ class JobOutbox:
         def write(line: int, record: bytes) -> None:
             response = _response.decode(record)
             stem = file_stem(response.id, line)
-            _replace_in(directory, f"{stem}.json", record + b"\n")
+            _replace_in(directory, f"{stem}.json", one_line(record) + b"\n")
             if response.response is not None:  # a vector has no text
                 _replace_in(directory, stem + self._text_suffix, clean_text(response.response).encode() + b"\n")
 
@@ -168,7 +170,7 @@ class JobOutbox:
             for line, outcome, record in rows:
                 totals.add(outcome, record)
                 text = record if line_of is None else line_of(outcome, record)
-                (good if outcome is Outcome.SUCCEEDED else bad).write(text + b"\n")
+                (good if outcome is Outcome.SUCCEEDED else bad).write(one_line(text) + b"\n")
                 if write_response is not None and outcome is Outcome.SUCCEEDED:
                     write_response(line, record)
         return totals

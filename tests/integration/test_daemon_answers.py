@@ -20,6 +20,7 @@ MODELS = [
     {"name": "tiny"},
     {"name": "thinker", "capabilities": ["completion", "thinking"]},
     {"name": "seer", "capabilities": ["completion", "vision"]},
+    {"name": "opener", "template": "{{ .Prompt }}<think>"},
 ]
 PERSON = {
     "type": "object",
@@ -90,7 +91,8 @@ def test_reasoning_images_and_what_has_no_effect(daemon: Start) -> None:
                 {"id": "json", "prompt": "c", "model": "thinker", "think": "high", "format": "json"},
                 {"id": "cannot", "prompt": "d", "think": True},
                 {"id": "tags", "prompt": "TAGS"},
-                {"id": "open", "prompt": "OPEN"},
+                {"id": "opened", "prompt": "TAGS of its template", "model": "opener"},
+                {"id": "mention", "prompt": "OPEN"},
                 {"id": "told", "prompt": "e", "keep_alive": 0, "options": {"num_gpu": 3, "seed": 4}},
             ],
             "pictures": {
@@ -103,11 +105,11 @@ def test_reasoning_images_and_what_has_no_effect(daemon: Start) -> None:
     thoughts, pictures = d.done("thoughts.jsonl"), d.done("pictures")
     assert thoughts.errors == []
     found = {record["id"]: record for record in thoughts.results}
-    assert {name for name, record in found.items() if record.get("think")} == {"native", "json", "tags", "open"}
-    assert (found["tags"]["think"], found["open"]["think"]) == ("well,", "well,")
-    for name in ("tags", "open"):
+    assert {name for name, record in found.items() if record.get("think")} == {"native", "json", "tags", "opened"}
+    assert (found["tags"]["think"], found["opened"]["think"]) == ("well,", "well,")
+    for name in ("tags", "opened", "mention"):
         assert found[name]["response"].startswith(digest(found[name]["prompt"]))
-        assert "think>" not in found[name]["response"]
+    assert found["mention"]["response"].endswith(" <think>well, ")
     assert found["json"]["data"]["answer"].startswith(digest("c"))
     assert [note.partition(" is left out")[0] for note in found["cannot"]["notes"]] == ["think"]
     assert [note.partition(" is left out")[0] for note in found["told"]["notes"]] == ["options.num_gpu", "keep_alive"]

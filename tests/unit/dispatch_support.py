@@ -235,6 +235,9 @@ class Told:
     def failed(self, failed: Failed) -> None:
         self._rig.failed.append(failed)
 
+    def hindered(self, job: int, reason: str) -> None:
+        self._rig.hindered.append((job, reason))
+
     def model_missing(self, model: str) -> None:
         self._rig.forgotten.append(model)
 
@@ -259,6 +262,7 @@ class Rig:
         self.ports = {port.id: port for port in ports}
         self.finished: list[Finished] = []
         self.failed: list[Failed] = []
+        self.hindered: list[tuple[int, str]] = []
         self.unservable: list[tuple[Profile, str]] = []
         self.prepared: list[tuple[str, str]] = []
         self.formats: dict[int, dict[str, Any]] = {}  # of jobs
@@ -322,5 +326,6 @@ class Rig:
 
 CRASH = Fault(faults.CRASH, "runner_crash", "the runner died")
 REFUSED = Fault(faults.NOBODY, "unreachable", "connection refused")
+FOREIGN = Fault(faults.FOREIGN, "not_ollama", "http://front/api/chat answered 404")
 SERVER = Fault(faults.SERVER, "server_error", "it failed")
 BAD_REQUEST = Fault(faults.REQUEST, "bad_request", "no")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -49,10 +50,10 @@ def streaming(*pieces: bytes, cut: bool = False, hang: bool = False) -> Handler:
     return handle
 
 
-def failing(status: int, body: bytes) -> Handler:
+def failing(status: int, body: bytes, **headers: str) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         await request.read()
-        return web.Response(status=status, body=body)
+        return web.Response(status=status, body=body, headers=headers)
 
     return handle
 
@@ -62,7 +63,9 @@ async def ask() -> AsyncIterator[Ask]:
     runners: list[web.AppRunner] = []
     clients: list[OllamaClient] = []
 
-    async def run(handler: Handler, *, token: str = "", on_token: Callable[[], None] = lambda: None) -> Answer:
+    async def run(
+        handler: Handler, *, token: str = "", on_token: Callable[[], None] = lambda: None, **more: str
+    ) -> Answer:
         app = web.Application()
         app.router.add_post("/api/chat", handler)
         runners.append(web.AppRunner(app, shutdown_timeout=0))
@@ -70,7 +73,7 @@ async def ask() -> AsyncIterator[Ask]:
         await web.TCPSite(runners[-1], "127.0.0.1", 0).start()
         url = f"http://127.0.0.1:{runners[-1].addresses[0][1]}"
         clients.append(OllamaClient(url, token, connect_timeout_s=1))
-        return await clients[-1].chat(BODY, on_token)
+        return await clients[-1].chat(BODY, on_token, **more)
 
     yield run
     for client in clients:
@@ -152,12 +155,70 @@ async def test_the_text_of_an_error_status_decides(ask: Ask) -> None:
     assert answer.fault.message == "invalid JSON schema in format"
 
 
-async def test_an_error_page_that_is_not_json_is_quoted(ask: Ask) -> None:
-    answer = await ask(failing(502, b"<html>Bad Gateway</html>" + b"x" * 10_000))
-    assert blame(answer) == (SERVER, "server_error")
+PAGE = b"<html><head><title>Sorry</title></head><body>%s</body></html>" % (b"x" * 10_000)
+SPRING = b'{"timestamp": 1, "status": 400, "error": "Bad Request", "path": "/api/chat"}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "words"),
+    [
+        (404, PAGE, "not_ollama", "(Sorry)"),
+        (404, b"404 page not found", "not_ollama", "[ollama_instances]"),
+        (404, b'{"error": "Not Found"}', "not_ollama", "(Not Found)"),
+        (405, b'{"detail": "Method Not Allowed"}', "not_ollama", "Method Not Allowed"),
+        (400, PAGE, "not_ollama", "[ollama_instances]"),
+        (400, SPRING, "not_ollama", "[ollama_instances]"),
+        (500, PAGE, "not_ollama", "[ollama_instances]"),
+        (502, b"", "not_ollama", "does not reach it"),
+        (503, PAGE, "not_ollama", "does not reach it"),
+        (504, PAGE, "not_ollama", "proxy_read_timeout"),
+        (413, PAGE, "not_ollama", "client_max_body_size"),
+        (429, b"slow down", "not_ollama", "servers.remote_slots"),
+        (401, b"", "forbidden", "servers.remote_token"),
+        (403, PAGE, "forbidden", "servers.remote_token"),
+        (200, PAGE, "not_ollama", "(Sorry)"),
+        (200, b'{"status": "ok"}', "not_ollama", "[ollama_instances]"),
+        (204, b"", "not_ollama", "[ollama_instances]"),
+    ],
+)
+async def test_an_answer_of_somebody_else_is_no_verdict_and_says_where_it_came_from(
+    ask: Ask, status: int, body: bytes, code: str, words: str
+) -> None:
+    tokens: list[int] = []
+    answer = await ask(failing(status, body), on_token=lambda: tokens.append(1))
+    assert blame(answer) == ("foreign", code)
     assert answer.fault is not None
-    assert answer.fault.message.startswith("<html>Bad Gateway</html>")
-    assert len(answer.fault.message) <= 500
+    message = answer.fault.message
+    assert re.match(rf"http://127\.0\.0\.1:\d+/api/chat answered {status}\b", message)
+    assert words in message and "<" not in message and len(message) < 500
+    assert tokens == []
+
+
+@pytest.mark.parametrize(("status", "target"), [(301, "https://front.example/api/chat"), (302, "/login"), (308, "")])
+async def test_a_redirect_is_not_followed_and_its_target_is_told(ask: Ask, status: int, target: str) -> None:
+    answer = await ask(failing(status, PAGE, **({"Location": f"{target}?secret=1"} if target else {})))
+    assert blame(answer) == ("foreign", "not_ollama")
+    assert answer.fault is not None
+    assert f"answered {status}, a redirect{target and f' to {target}'}, and" in answer.fault.message
+    assert "[ollama_instances]" in answer.fault.message and "secret" not in answer.fault.message
+
+
+async def test_an_empty_answer_with_500_is_of_ollama_itself(ask: Ask) -> None:
+    assert blame(await ask(failing(500, b""))) == (SERVER, "server_error")
+
+
+async def test_a_tag_that_the_template_opened_is_closed_in_the_text(ask: Ask) -> None:
+    answer = await ask(streaming(line("plan</think>Paris"), DONE), opened="<think>")
+    assert (answer.text, answer.think) == ("Paris", "plan")
+    answer = await ask(streaming(line("plan</think>Paris"), DONE))
+    assert (answer.text, answer.think) == ("plan</think>Paris", "")
+
+
+async def test_reasoning_that_the_token_limit_cut_is_no_answer(ask: Ask) -> None:
+    cut = line(done=True, done_reason="length")
+    assert blame(await ask(streaming(line("<think>plan"), cut))) == (REQUEST, "empty_response")
+    answer = await ask(streaming(line("<think> is a tag of DeepSeek."), DONE))
+    assert (answer.text, answer.fault) == ("<think> is a tag of DeepSeek.", None)
 
 
 @pytest.mark.parametrize(

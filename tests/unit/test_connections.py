@@ -17,10 +17,11 @@ class Body:
 
     def __init__(self) -> None:
         self.status = 0
+        self.location = ""
         self.content = b""
 
-    def begin(self, status: int) -> None:
-        self.status = status
+    def begin(self, status: int, location: str = "") -> None:
+        self.status, self.location = status, location
 
     def data(self, data: bytes) -> None:
         self.content += data
@@ -120,6 +121,54 @@ async def test_what_was_idle_for_long_is_not_trusted(
     server.responses = [[WHOLE], [WHOLE]]
     assert [(await ask(connections)).content for _ in range(2)] == [b"hello"] * 2
     assert server.connections == 2
+
+
+async def test_a_kept_connection_that_ends_without_a_byte_is_replaced(
+    server: Scripted, connections: Connections
+) -> None:
+    server.responses = [[WHOLE], [None], [WHOLE]]
+    assert (await ask(connections)).content == b"hello"
+    assert (await ask(connections, b"again")).content == b"hello"
+    assert server.connections == 2
+    assert [request.endswith(b"again") for request in server.requests] == [False, True, True]
+
+
+@pytest.mark.parametrize("responses", [[[None]], [[WHOLE], [b"HTTP/1.1 2", None]], [[WHOLE], [None], [None]]])
+async def test_a_new_connection_or_one_with_a_byte_that_ends_is_broken(
+    server: Scripted, connections: Connections, responses: list[list[bytes | None]]
+) -> None:
+    server.responses = [list(pieces) for pieces in responses]
+    for _ in range(responses.count([WHOLE])):
+        await ask(connections)
+    with pytest.raises(Broken):
+        await ask(connections)
+    assert server.responses == []
+
+
+async def test_a_kept_connection_to_a_server_that_is_gone_then_is_broken(
+    server: Scripted, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.responses = [[WHOLE], [None]]
+    await ask(connections)
+    connections._port = 1  # nobody listens there
+    with pytest.raises(Broken):
+        await ask(connections)
+
+
+async def test_an_answer_that_nobody_asked_for_ends_its_connection(server: Scripted, connections: Connections) -> None:
+    late = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
+    server.responses = [[WHOLE + late], [WHOLE]]
+    assert (await ask(connections)).content == b"hello"
+    answer = await ask(connections)
+    assert (answer.status, answer.content) == (200, b"hello")
+    assert server.connections == 2
+
+
+async def test_the_target_of_a_redirect_is_told(server: Scripted, connections: Connections) -> None:
+    server.responses = [[b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"], [WHOLE]]
+    answer = await ask(connections)
+    assert (answer.status, answer.location) == (307, "/there")
+    assert (await ask(connections)).location == ""
 
 
 async def test_without_a_length_the_end_of_the_connection_is_the_end(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -132,6 +133,20 @@ async def test_a_lost_worker_costs_what_had_a_slot_an_attempt_and_the_rest_nothi
     assert again is not lost
     assert {key: item.attempt for key, item in again.held.items()} == {(1, 1): 2, (1, 2): 2, (1, 3): 1}
     assert rig.ports["gpu0"].strikes == []
+
+
+async def test_an_attempt_does_not_take_longer_because_the_clock_is_set(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    rig.worker("gpu0").begin((1, 1))
+    real_s = time.time
+    monkeypatch.setattr(time, "time", lambda: real_s() + 1e6)
+    rig.worker("gpu0").die()
+    await settle()
+    assert rig.finished == []
+    assert rig.worker("gpu0").held[1, 1].attempt == 2
 
 
 async def test_a_worker_that_cannot_be_started_is_tried_again(make: Make) -> None:

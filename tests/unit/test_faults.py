@@ -9,7 +9,7 @@ import pytest
 
 from obatchd.delivery.advice import advice as summary_advice
 from obatchd.ollama import faults
-from obatchd.ollama.faults import ANSWER, CRASH, LOAD, NOBODY, REQUEST, SERVER
+from obatchd.ollama.faults import ANSWER, CRASH, FOREIGN, LOAD, NOBODY, REQUEST, SERVER
 
 
 def llama_server(code: int, message: str, kind: str, **more: int) -> str:
@@ -226,7 +226,6 @@ TABLE = [
     (500, "no slots available after 10 retries", SERVER, "no_slot"),
     (500, "unexpected server status: llm server loading model", SERVER, "no_slot"),
     (500, "error parsing tool call: raw='{', err=unexpected end of JSON input", SERVER, "server_error"),
-    (502, "", SERVER, "server_error"),
     (499, "request canceled", SERVER, "server_error"),
     # pulls
     (200, "pull model manifest: file does not exist", LOAD, "model_not_found"),
@@ -252,7 +251,7 @@ def test_an_error_answer_is_blamed_on_whom_the_table_says(status: int, text: str
         assert fault.message == json.loads(text)["error"]["message"]
     else:
         assert fault.message == text or (not text and str(status) in fault.message)
-    assert faults.from_body(status, json.dumps({"error": text}).encode()) == fault
+    assert faults.from_body(status, json.dumps({"error": text}).encode(), "http://h") == fault
 
 
 @pytest.mark.parametrize(("status", "text", "kind", "code"), [row for row in TABLE if row[0] in (500, 503) and row[1]])
@@ -295,16 +294,29 @@ def test_a_connection_that_was_never_made_is_nobodys_fault_and_one_that_broke_is
     ("body", "message"),
     [
         (b'{"error": {"code": 400, "message": "no"}}', "no"),
-        (b'{"detail": "no"}', '{"detail": "no"}'),
-        (b"<html>no</html>\n", "<html>no</html>"),
-        (b'{"error": {"mess', '{"error": {"mess'),
+        (b'{"error": "no", "signin_url": "https://ollama.com/connect"}', "no"),
         (b'{"error": ""}', "the server answered 400"),
-        (b"", "the server answered 400"),
-        (b"\xff" * 1000, "\ufffd" * 500),
+        (b'{"error": "model runner has unexpectedly stopped", "new": 1}', "model runner has unexpectedly stopped"),
     ],
 )
 def test_the_words_of_an_error_answer_are_found_wherever_they_are(body: bytes, message: str) -> None:
-    assert faults.from_body(400, body) == (REQUEST, "bad_request", message)
+    assert faults.from_body(400, body, "http://h").message == message
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"detail": "no"}', '{"detail": "no"}'),
+        (b"<html>\n<b>no</b></html>\n", "no"),
+        (b'{"error": {"mess', '{"error": {"mess'),
+        (b'{"error": "no", "path": "/"}', "no"),
+        (b"\xff" * 1000, "\ufffd" * 119 + "…"),
+    ],
+)
+def test_what_somebody_else_says_is_told_in_short(body: bytes, said: str) -> None:
+    fault = faults.from_body(400, body, "http://h/api/chat")
+    assert (fault.kind, fault.code) == (FOREIGN, "not_ollama")
+    assert fault.message.startswith(f"http://h/api/chat answered 400 ({said}), not as Ollama does: ")
 
 
 def test_every_failure_has_advice() -> None:

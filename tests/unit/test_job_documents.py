@@ -22,6 +22,7 @@ from obatchd.live.job import CANCELLED, LiveJob, Turn
 from obatchd.live.work import Work
 from obatchd.settings.job import JobSettings
 from obatchd.spool.outbox import Totals
+from obatchd.times import instant, uptime_s
 
 ACCEPTED_S = 1_700_000_000.0
 
@@ -33,10 +34,11 @@ def work(tmp_path: Path) -> Iterator[Work]:
     made.store.close()
 
 
-def job(work: Work, **settings: Any) -> LiveJob:
+def job(work: Work, moment: str | None = None, **settings: Any) -> LiveJob:
     work.store.state.accept([Intent("job", b"a.jsonl", 1000, 1, 1, 10, "file", 0.0)])
     [row] = work.store.state.find(["job"])
-    work.store.state.update(row.key, settings=JobSettings(**settings), accepted_s=ACCEPTED_S, notes=["a note"])
+    work.store.state.update(row.key, settings=JobSettings(**settings), accepted_s=ACCEPTED_S, accepted_moment=moment,
+                            notes=["a note"])  # fmt: skip
     return add_live(work, *work.store.state.find(["job"]))
 
 
@@ -64,6 +66,14 @@ def test_a_job_in_work_says_who_it_is_and_how_far(work: Work) -> None:
     assert document.requests_per_s and document.eta_s == pytest.approx(4 / live.requests_per_s(), abs=0.1)
     assert document.tokens_per_s == pytest.approx(live.tokens_per_s(), abs=0.1)
     assert (document.position, document.expected_start_at, document.outbox) == (None, None, str(live.outbox))
+
+
+def test_a_job_that_a_server_holds_up_says_why_until_it_has_a_result(work: Work) -> None:
+    live = job(work)
+    live.hindrance = "gpu0: http://front answered 404"
+    assert job_document(live, 0).notes == ["a note", "it is held up: gpu0: http://front answered 404"]
+    live.count(Outcome.SUCCEEDED)
+    assert job_document(live, 0).notes == live.row.notes == ["a note"]
 
 
 def test_a_job_that_waits_has_its_turn_and_a_cancelled_one_its_state(work: Work) -> None:
@@ -131,11 +141,37 @@ def test_a_summary_has_the_facts_for_a_methods_section(work: Work) -> None:
 
 
 def test_a_job_without_a_system_message_has_no_digest_of_one(work: Work) -> None:
-    live = job(work)
-    live.row.accepted_s = time.time() + 3600  # the clock was set back
-    summary = summary_of(live, totals(), Models())
+    summary = summary_of(job(work), totals(), Models())
     assert (summary.settings.system_message_sha256, summary.settings.model) == (None, "small")
-    assert (summary.wall_s, summary.tokens_per_s, summary.speedup) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("set_by_s", [-86400.0, 86400.0])
+def test_the_times_of_a_job_are_right_though_the_clock_was_set(
+    work: Work, monkeypatch: pytest.MonkeyPatch, set_by_s: float
+) -> None:
+    """Also of a job that an earlier run of the daemon accepted: its moment is in the index."""
+    work.store.state.accept([Intent("other", b"b.jsonl", 1000, 1, 1, 10, "file", 0.0)])
+    real_s, up_s = time.time, time.clock_gettime(time.CLOCK_BOOTTIME)
+    monkeypatch.setattr(time, "time", lambda: real_s() + set_by_s)
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: up_s + 60)
+    live = add_live(work, *work.store.state.find(["other"]))
+    answers = [
+        {"model": "small", "server": "gpu0", "duration_s": 90.0, "response_tokens": 300,
+         "started_at": instant(at_s), "finished_at": instant(at_s + 90)}
+        for at_s in (real_s(), real_s() + set_by_s)
+    ]  # fmt: skip
+    summary = summary_of(live, totals(*((Outcome.SUCCEEDED, answer) for answer in answers)), Models())
+    assert summary.wall_s == pytest.approx(60, abs=1)
+    assert (summary.serial_s, summary.speedup) == (180, pytest.approx(3, abs=0.1))
+    assert summary.servers["gpu0"].tokens_per_s == pytest.approx(10, abs=0.2)
+
+
+def test_a_job_that_was_accepted_before_the_last_boot_is_timed_by_the_wall_clock(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: ACCEPTED_S + 5000)
+    live = job(work, "another-boot/77.0")
+    assert summary_of(live, totals(), Models()).wall_s == pytest.approx(max(5000, uptime_s()), abs=5)
 
 
 def test_the_last_status_says_that_the_job_is_over(work: Work) -> None:

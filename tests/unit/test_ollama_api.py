@@ -107,7 +107,8 @@ async def test_every_call_has_its_method_its_body_the_token_and_a_connection_of_
         (400, "the input length exceeds the context length", ServerError, "context_exceeded", ""),
         (500, "an error was encountered while running the model: CUDA error", ServerError, "server_error", "500: an"),
         (503, "server busy, please try again", ServerError, "server_error", "answered 503"),
-        (302, "", ServerError, "server_error", "302"),
+        (302, "", ServerError, "not_ollama", "/api/generate answered 302, a redirect"),
+        (404, "Not Found", ServerError, "not_ollama", "answered 404 (Not Found), not as Ollama does"),
     ],
 )
 async def test_the_table_of_faults_decides_what_an_error_answer_is(
@@ -165,14 +166,18 @@ async def test_something_else_on_the_port_is_not_taken_for_ollama(serve: Serve, 
 
 
 @pytest.mark.parametrize("body", [b'{"models": [{"name": "\xff"}]}', _DEEP])
-@pytest.mark.parametrize(("status", "code"), [(200, "not_ollama"), (500, "server_error")])
-async def test_an_answer_that_nobody_can_read_is_an_error_of_the_server(
-    serve: Serve, status: int, code: str, body: bytes
-) -> None:
+@pytest.mark.parametrize("status", [200, 500])
+async def test_an_answer_that_nobody_can_read_is_an_error_of_the_server(serve: Serve, status: int, body: bytes) -> None:
     api = await serve(answering(status, body))
     with pytest.raises(ServerError) as caught:
         await api.loaded(5)
-    assert caught.value.code == code
+    assert caught.value.code == "not_ollama"
+
+
+async def test_what_a_template_opens_is_among_the_abilities_of_its_model(serve: Serve) -> None:
+    body = {"capabilities": ["completion"], "template": "{{ .Prompt }}<|Assistant|><think>\n"}
+    assert (await (await serve(answering(200, body))).show("m", 5)).abilities == ["completion", "opens <think>"]
+    assert (await (await serve(answering(200, body | {"template": "x"}))).show("m", 5)).abilities == ["completion"]
 
 
 async def test_a_server_that_cannot_be_reached_or_does_not_answer_in_time(serve: Serve, unused_tcp_port: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -13,6 +14,7 @@ from spool_support import Disk
 
 from obatchd.documents.jobs import Counts, EarlierStatus, EarlierSummary, ServerWork
 from obatchd.jobs.model import Outcome
+from obatchd.spool.batch_lines import batch_line
 from obatchd.spool.outbox import JobOutbox, Totals, flush_outboxes
 
 
@@ -82,8 +84,30 @@ def test_the_speed_of_a_server_is_over_the_time_it_worked_for_the_job(box: JobOu
         (3, Outcome.SUCCEEDED, success("c", server="old")),
     ]
     servers = box.write_whole(rows, responses=False).servers
-    assert servers["gpu0"].document("0.24") == ServerWork(2, 50, 3.0, 25.0, "0.24")
-    assert servers["old"].document(None).tokens_per_s is None
+    assert servers["gpu0"].document("0.24", 60.0) == ServerWork(2, 50, 3.0, 25.0, "0.24")
+    assert servers["old"].document(None, 60.0).tokens_per_s is None
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\x85", "\x0b\x0c\x1c\x1d\x1e\r"])
+@pytest.mark.parametrize("form", ["as it is", "batch"])
+def test_every_result_is_one_line_to_any_reader(box: JobOutbox, end: str, form: str) -> None:
+    text = f"before{end}after\\{end}"
+    good = success("a", response=text, prompt=text, input={text: text}, line=1, attempts=1, url="/v1/completions")
+    bad = msgspec.json.encode({"id": text, "line": 2, "code": "bad_request", "message": text, "attempts": 1})
+    line_of = partial(batch_line, "job") if form == "batch" else None
+    box.write_whole([(1, Outcome.SUCCEEDED, good), (2, Outcome.FAILED, bad)], responses=True, line_of=line_of)
+    names = ("results.jsonl", "errors.jsonl", "responses/a.json")
+    for path in (box.directory / name for name in names):
+        [line] = path.read_text("utf-8").splitlines()
+        assert text in leaves(json.loads(line))
+    assert (box.responses / "a.txt").exists()
+
+
+def leaves(value: object) -> list[object]:
+    """The values in a document, at any depth."""
+    if isinstance(value, dict):
+        return [leaf for inner in value.values() for leaf in leaves(inner)]
+    return [leaf for inner in value for leaf in leaves(inner)] if isinstance(value, list) else [value]
 
 
 def test_a_response_is_a_record_and_a_text(box: JobOutbox) -> None:
@@ -226,7 +250,7 @@ def test_a_server_without_a_span_of_time_has_no_speed() -> None:
     for started, finished in ((at[0], at[0]), (at[1], at[0]), ("", at[0]), (at[0], "")):
         totals = Totals()
         totals.add(Outcome.SUCCEEDED, success("a", started_at=started, finished_at=finished))
-        assert totals.servers["gpu0"].document("0.24") == ServerWork(1, 5, 1.5, None, "0.24")
+        assert totals.servers["gpu0"].document("0.24", 60.0) == ServerWork(1, 5, 1.5, None, "0.24")
 
 
 def test_a_vector_has_a_record_and_no_text(box: JobOutbox) -> None:

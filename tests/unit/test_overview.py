@@ -15,6 +15,7 @@ from obatchd.client import runtime
 from obatchd.control.auth import Caller
 from obatchd.documents.models import PullProgress
 from obatchd.documents.status import LoadedModel
+from obatchd.jobs.model import Outcome
 from obatchd.operations import host as module
 from obatchd.operations import servers as servers_module
 from obatchd.servers.states import ServerState
@@ -93,6 +94,17 @@ async def test_trouble_of_one_job_concerns_its_owner(rig: Desk) -> None:
     rig.work.conditions.report_job(99, "of a job that is gone")
     assert state(rig, ALICE) == ("degraded", ["its input cannot be read"])
     assert state(rig, BOB) == ("running", [])
+
+
+async def test_jobs_that_a_server_holds_up_say_why_to_those_who_may_see_them(rig: Desk) -> None:
+    lives = [await rig.take(name) for name in "abc"]
+    for live in lives[:2]:
+        live.hindrance = "gpu0: it answered 404"
+    words = f"job {lives[0].row.job} and 1 more are held up: gpu0: it answered 404"
+    assert state(rig, ALICE) == state(rig) == ("degraded", [words])
+    assert state(rig, BOB) == ("running", [])
+    lives[0].count(Outcome.SUCCEEDED)
+    assert state(rig) == ("degraded", [f"job {lives[1].row.job} is held up: gpu0: it answered 404"])
 
 
 async def test_probe_and_host_are_reasons(rig: Desk) -> None:

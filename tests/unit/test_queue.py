@@ -96,6 +96,13 @@ def test_a_job_gains_one_class_per_hour(queue: JobQueue, clock: Clock) -> None:
     assert take(queue, 2) == [(1, 1), (2, 1)]
 
 
+def test_a_clock_that_is_set_back_takes_no_class_away(queue: JobQueue, clock: Clock) -> None:
+    add(queue, 1, 1, accepted_s=clock.now_s)
+    clock.now_s -= 24 * 3600
+    add(queue, 2, 1, accepted_s=clock.now_s)
+    assert take(queue, 2) == [(1, 1), (2, 1)]
+
+
 def test_only_requests_of_the_profile_asked_for_are_given(queue: JobQueue) -> None:
     add(queue, 1, 1, profile=SMALL)
     add(queue, 2, 1, profile=LARGE)
@@ -115,8 +122,22 @@ def test_a_retried_request_is_left_for_another_server(queue: JobQueue) -> None:
     first = queue.take(SMALL, 1)[0]
     first.pending = Pending(1, b"{}", 2, ["gpu0"])
     queue.give_back(first)
-    assert [t.pending.line for t in queue.take(SMALL, 1, "gpu0", avoid=True)] == [2]
-    assert [t.pending.line for t in queue.take(SMALL, 1, "gpu1", avoid=True)] == [1]
+    assert [t.pending.line for t in queue.take(SMALL, 1, "gpu0", {"gpu0", "gpu1"})] == [2]
+    assert [t.pending.line for t in queue.take(SMALL, 1, "gpu1", {"gpu0", "gpu1"})] == [1]
+
+
+def test_a_request_that_failed_at_two_servers_is_left_for_a_third(queue: JobQueue) -> None:
+    add(queue, 1, 1)
+    servers = {"gpu0", "gpu1", "gpu2"}
+    first = queue.take(SMALL, 1)[0]
+    first.pending = Pending(1, b"{}", 3, ["gpu0", "gpu1"])
+    queue.give_back(first)
+    assert queue.take(SMALL, 1, "gpu0", servers) == queue.take(SMALL, 1, "gpu1", servers) == []
+    [taken] = queue.take(SMALL, 1, "gpu2", servers)
+    taken.pending = Pending(1, b"{}", 4, ["gpu0", "gpu1", "gpu2"])
+    queue.give_back(taken)
+    assert queue.take(SMALL, 1, "gpu2", servers) == []
+    assert queue.take(SMALL, 1, "gpu0", servers) != []
 
 
 def test_a_paused_job_is_passed_over_and_goes_on_later(queue: JobQueue) -> None:

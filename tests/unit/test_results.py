@@ -52,6 +52,13 @@ def failure(line: int, code: str = "context_exceeded", **more: Any) -> Document:
     return {"id": f"n{line}", "line": line, "outcome": "failed", "code": code, "message": "too\nlong", **more}
 
 
+def test_every_exported_row_is_one_line_to_any_reader(tmp_path: Path) -> None:
+    row = success(1, "before\u2028\u2029\x85after", input={"\x85": "\u2028"})
+    outbox(tmp_path / "o", [row], {"requests": 1})
+    [line] = exported(tmp_path / "o", "jsonl")[0].splitlines()
+    assert json.loads(line) == row
+
+
 NOTES = [
     success(1, '{"mrn": "17", "age": 40}', input={"ward": "A", "mrn": "0017"}),
     failure(2, input={"ward": "B"}),

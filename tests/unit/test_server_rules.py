@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from settings_support import in_force
 
 from obatchd.errors import ServerError
 from obatchd.ollama.api import canonical
 from obatchd.servers.process import version_warning
 from obatchd.servers.program import Ollama
+from obatchd.servers.server import RemoteServer, Server
 from obatchd.servers.states import DESCRIPTIONS, TRANSITIONS, ServerState, check
 
 
@@ -17,6 +19,28 @@ def test_every_state_is_described_and_can_be_left_and_reached() -> None:
     reached = set().union(*TRANSITIONS.values())
     assert set(DESCRIPTIONS) == set(TRANSITIONS) == reached == set(ServerState)
     assert all(TRANSITIONS.values())
+
+
+@pytest.mark.parametrize(
+    ("address", "url", "server"),
+    [
+        ("10.0.0.5", "http://10.0.0.5:11434", "remote-10.0.0.5-11434"),
+        ("http://10.0.0.5", "http://10.0.0.5:11434", "remote-10.0.0.5-11434"),
+        ("https://front.example", "https://front.example:443", "remote-front.example-443"),
+        ("https://front.example:8443", "https://front.example:8443", "remote-front.example-8443"),
+        ("[::1]:80", "http://[::1]:80", "remote-..1-80"),
+    ],
+)
+def test_the_address_of_a_remote_server(address: str, url: str, server: str) -> None:
+    made = RemoteServer(address, in_force(), Deaf())
+    assert (made.base_url, made.id) == (url, server)
+
+
+class Deaf:
+    """Implements :class:`obatchd.servers.server.ServerListener`."""
+
+    def server_changed(self, server: Server, old: ServerState, new: ServerState, reason: str) -> None:
+        pass
 
 
 def test_a_change_that_is_not_in_the_table_is_a_bug() -> None:

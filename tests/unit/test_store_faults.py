@@ -221,7 +221,7 @@ def test_a_lost_index_is_begun_anew_and_restored_with_the_keys_that_segments_use
     fresh = JobRow(
         key=0, job="c", name=b"c", owner=0, kind="file", size=1, state=JobState.RUNNING, segment="c", accepted_s=1.0,
         finished_s=None, paused=False, cancelled=False, settings=jobs[0].settings, notes=["n"], digest=None,
-        retry_of=None, summary=None, defaults=jobs[0].defaults,
+        retry_of=None, summary=None, accepted_moment=None, defaults=jobs[0].defaults,
     )  # fmt: skip
     second.state.restore([(fresh, False), *((job, False) for job in jobs)], last_key=max(job.key for job in jobs))
     assert second.state.is_complete

@@ -304,6 +304,20 @@ async def test_a_server_that_says_it_is_ready_and_refuses_every_load_gets_strike
     assert set(gpu.strikes) == {"load failed: no answer"}
 
 
+async def test_a_profile_that_one_server_does_not_get_loaded_is_loaded_by_another(make: Make) -> None:
+    bad, good = Port("gpu0"), Port("gpu1", loaded=LARGE)
+    bad.refuse[SMALL] = ServerError("http://front/api/generate answered 404", code="not_ollama")
+    rig = await make(bad, good)
+    await rig.add(2, 1, LARGE)
+    await rig.add(1, 1)
+    await answer(rig)
+    async with asyncio.timeout(5):
+        while (1, 1) not in rig.worker("gpu1").held:
+            await look(rig)
+    assert good.loads == [SMALL]
+    assert (1, "gpu0: http://front/api/generate answered 404") in rig.hindered
+
+
 async def test_a_defect_in_a_load_is_a_strike_and_the_load_is_tried_again(make: Make) -> None:
     gpu = Port("gpu0")
     defect: Any = KeyError("a mistake of ours")

@@ -401,6 +401,16 @@ async def test_a_vector_has_no_speed_and_an_answer_its_reasoning(server: Server,
     assert vector["tokens_per_s"] is None and "response" not in vector
 
 
+async def test_reasoning_that_the_template_began_is_told_apart(server: Server, wire: Wire) -> None:
+    server.go.set()
+    server.content = "plan</think>Paris"
+    opens = Offer("tiny", {"num_ctx": 4096}, offer(1, 1).items, ["completion", "opens <think>"])
+    wire.feed(configure(server.url), CONTEXT, opens)
+    await wire.until(wire.results)
+    record = json.loads(wire.results()[1, 1].record)
+    assert (record["response"], record["think"]) == ("Paris", "plan")
+
+
 async def test_a_ping_is_answered_with_the_state_of_the_work(server: Server, wire: Wire) -> None:
     wire.feed(protocol.Ping())
     [first] = await wire.until(lambda: [m for m in wire.sent if isinstance(m, protocol.Progress)])

@@ -21,6 +21,7 @@ from obatchd.jobs.formats.request import Request, parse_request, request_id
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer, OllamaClient
 from obatchd.ollama.faults import Cause, Fault
+from obatchd.prompts.reasoning import OPENS
 from obatchd.prompts.structured import FormatError, answer_format
 
 _UNCONFIGURED = protocol.Configure("", "", "", "", 0, 0.0, 0.0, 0.0)  # no slot yet
@@ -125,8 +126,10 @@ class Attempts:
     async def _ask(self, held: Held, body: dict[str, Any]) -> Answer:
         assert self.client is not None
         held.token_s = 0.0
+        able = held.offer.capabilities
+        opened = able[-1].removeprefix(OPENS) if able and able[-1].startswith(OPENS) else ""
         try:
-            return await self.client.chat(body, partial(self._listener.token, held))
+            return await self.client.chat(body, partial(self._listener.token, held), opened)
         except asyncio.CancelledError:
             return Answer(fault=_given_up(held))
 

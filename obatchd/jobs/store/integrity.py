@@ -15,19 +15,12 @@ from pathlib import Path
 
 from obatchd import log
 from obatchd.jobs.store.database import is_corrupt
+from obatchd.times import boot_id
 
 _log = log.get(__name__)
 _FILES = ("", "-wal", "-shm")  # the files of one SQLite database
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _DAMAGED = "damaged"
 _CORRUPT_MARK = ".corrupt-"
-
-
-def boot_id() -> str:
-    """The id of this boot of the machine; empty where the kernel does not say (proc(5))."""
-    with suppress(OSError):
-        return _BOOT_ID.read_text("ascii").strip()
-    return ""
 
 
 class Session:

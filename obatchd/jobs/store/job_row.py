@@ -41,6 +41,7 @@ class JobRow(msgspec.Struct):
     digest: str | None
     retry_of: str | None
     summary: dict[str, Any] | None  # the final counts of a finished job
+    accepted_moment: str | None  # of obatchd.times; None of a job that an earlier version accepted
     defaults: FrozenSettings  # of the daemon when the job was accepted
 
     @property

@@ -18,6 +18,7 @@ from obatchd.jobs.store.schema import Schema
 from obatchd.settings.current import Current
 from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
+from obatchd.times import moment
 
 _log = log.get(__name__)
 _TABLES = """
@@ -28,7 +29,8 @@ CREATE TABLE IF NOT EXISTS jobs (
     kind TEXT NOT NULL, size INTEGER NOT NULL, state TEXT NOT NULL, segment TEXT NOT NULL, accepted_s REAL NOT NULL,
     finished_s REAL, paused INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
     settings BLOB NOT NULL DEFAULT '{}', notes BLOB NOT NULL DEFAULT '[]', digest TEXT, retry_of TEXT,
-    summary BLOB, released INTEGER NOT NULL DEFAULT 0, kept_bytes INTEGER NOT NULL DEFAULT 0, defaults BLOB NOT NULL
+    summary BLOB, released INTEGER NOT NULL DEFAULT 0, kept_bytes INTEGER NOT NULL DEFAULT 0, defaults BLOB NOT NULL,
+    accepted_moment TEXT
 );
 CREATE TABLE IF NOT EXISTS job_defaults (sha256 BLOB PRIMARY KEY, settings BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, key);
@@ -55,7 +57,12 @@ def _schema(defaults: FrozenSettings) -> Schema:
     UPDATE jobs SET notes = CAST(json_insert(CAST(notes AS TEXT), '$[#]', '{_UPGRADED}') AS BLOB)
         WHERE state = 'running';
     """
-    return Schema(2, _TABLES, {1: "CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);", 2: freeze})
+    steps = {
+        1: "CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);",
+        2: freeze,
+        3: "ALTER TABLE jobs ADD COLUMN accepted_moment TEXT;",
+    }
+    return Schema(3, _TABLES, steps)
 
 
 class Facts:
@@ -114,13 +121,15 @@ class StateStore(Database):
         """These drops are jobs now; their intents are over."""
         with self._lock:
             segments = [self._choose_segment(intent) for intent in intents]
+            now_s, now = time.time(), moment()
             with transaction(self._database) as cursor:
                 defaults = keep(cursor, self.defaults_now())
                 cursor.executemany(
-                    "INSERT OR IGNORE INTO jobs (job, name, owner, kind, size, state, segment, accepted_s, defaults)"
-                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT OR IGNORE INTO jobs"
+                    " (job, name, owner, kind, size, state, segment, accepted_s, accepted_moment, defaults)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     [
-                        (i.job, i.name, i.owner, i.kind, i.size, JobState.RUNNING, segment, time.time(), defaults)
+                        (i.job, i.name, i.owner, i.kind, i.size, JobState.RUNNING, segment, now_s, now, defaults)
                         for i, segment in zip(intents, segments, strict=True)
                     ],
                 )

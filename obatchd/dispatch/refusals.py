@@ -1,0 +1,96 @@
+"""Requests that were turned away by what stands in front of a server: each waits, for longer each time.
+
+That is no verdict on a request, so it costs no attempt. But a proxy may turn away just one: it is too large, or it ends
+the server behind. So these requests let all others go first, and come back a few at a time. One that was turned away
+again and again by servers that answered others in between is singled out, and fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import attrs
+import msgspec
+
+from obatchd.dispatch.link import Link
+from obatchd.jobs.lane import Taken
+from obatchd.jobs.model import Profile
+from obatchd.jobs.queue import JobQueue
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+_SINGLED_OUT = 15
+_AFTER_ANSWER = 2  # come back for each answer: many that are turned away again must keep the others from no server
+Key = tuple[int, int]  # job, line
+
+
+class _Refusal(msgspec.Struct):
+    times: int = 0
+    alone: int = 0  # of them, after the same server had answered others since the time before
+    answers: dict[str, int] = {}  # by server: of how many requests, when it turned this one away
+
+
+class _Waiting(NamedTuple):
+    taken: Taken
+    until_s: float  # monotonic
+
+
+@attrs.define(eq=False)
+class Refusals:
+    """Keeps them until their next try."""
+
+    _queue: JobQueue
+    _known: dict[Key, _Refusal] = attrs.field(factory=dict, init=False)
+    _waiting: dict[Key, _Waiting] = attrs.field(factory=dict, init=False)
+
+    def count(self, key: Key, link: Link) -> int:
+        """A request was turned away; 0, or if that singles it out, how often it was while others were answered."""
+        refusal = self._known.setdefault(key, _Refusal())
+        refusal.times += 1
+        refusal.alone += link.requests_done > refusal.answers.get(link.server.id, link.requests_done)
+        refusal.answers[link.server.id] = link.requests_done
+        return refusal.alone if refusal.alone >= _SINGLED_OUT else 0
+
+    def postpone(self, key: Key, taken: Taken, link: Link) -> None:
+        """Let a request that was turned away wait, longer than the server rests."""
+        self._queue.postpone(taken)
+        pause_s = min(_FIRST_PAUSE_S * 2 ** min(self._known[key].times - 1, 16), _LONGEST_PAUSE_S)
+        self._waiting[key] = _Waiting(taken, max(time.monotonic(), link.held_until_s) + pause_s)
+
+    def after_answer(self, profile: Profile) -> list[Taken]:
+        """A server answered another request: the next few that may be tried again, for nobody else holds them."""
+        if not self._waiting:
+            return []
+        ready = [key for key in self._of(profile) if not self._known[key].alone or self._is_due(key)]
+        return [self._take(key) for key in ready[:_AFTER_ANSWER]]
+
+    def while_idle(self) -> list[Taken]:
+        """Of each profile for which nothing else waits one that has waited: it shows whether a server answers."""
+        if not self._waiting:
+            return []
+        profiles = {waiting.taken.lane.profile for waiting in self._waiting.values()}
+        idle = (profile for profile in profiles if not self._queue.more_than(profile, 0))
+        first = (next(filter(self._is_due, self._of(profile)), None) for profile in idle)
+        return [self._take(key) for key in first if key is not None]
+
+    def _of(self, profile: Profile) -> Iterator[Key]:
+        return (key for key, waiting in self._waiting.items() if waiting.taken.lane.profile == profile)
+
+    def _is_due(self, key: Key) -> bool:
+        return self._waiting[key].until_s <= time.monotonic()
+
+    def _take(self, key: Key) -> Taken:
+        taken = self._waiting.pop(key).taken
+        self._queue.prepared(taken.lane, None)
+        return taken
+
+    def forget(self, key: Key) -> None:
+        """The request is over."""
+        self._known.pop(key, None)
+        self._waiting.pop(key, None)
+
+    def forget_job(self, job: int) -> None:
+        for key in [key for key in self._known if key[0] == job]:
+            self.forget(key)
