@@ -92,7 +92,7 @@ class DropReader:
         given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
         merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
         with contextlib.suppress(DropRefused, OSError):  # where it cannot be told, reading it says why
-            self._form = recognise(self.input, self.row.label)
+            self._form = recognise(self.input, self.row.label, merged.encoding)
         if self._form is Format.BATCH and not _rules(merged).given:
             merged = msgspec.structs.replace(merged, openai_batch=True)
         self._note(*submitted.notes)
@@ -219,4 +219,4 @@ class DropReader:
 
 
 def _rules(settings: JobSettings) -> RecordRules:
-    return RecordRules(settings.template, settings.text_column, settings.id_column)
+    return RecordRules(settings.template, settings.text_column, settings.id_column, settings.encoding, settings.lines)

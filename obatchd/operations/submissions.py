@@ -94,8 +94,9 @@ def _settings_of_retry(settings: JobSettings) -> JobSettings:
     # Records have been made into requests already. A deadline that is a time was meant for the first job.
     deadline = None if isinstance(settings.deadline, str) else settings.deadline
     return msgspec.structs.replace(
-        settings, template=None, text_column=None, id_column=None, sample=None, sample_of=None, deadline=deadline
-    )
+        settings, template=None, text_column=None, id_column=None, encoding=None, lines=None, sample=None,
+        sample_of=None, deadline=deadline,
+    )  # fmt: skip
 
 
 def _defaults_of_retry(first: FrozenSettings, now: FrozenSettings) -> FrozenSettings:

@@ -96,7 +96,7 @@ def test_what_cannot_be_read_fails_alone_and_by_its_name(folder: Path, tmp_path:
     os.mkfifo(folder / "c_pipe.json")
     (folder / "d_text.docx").write_text("hello")
     (folder / "e_empty.json").write_text("")
-    (folder / "f_wide.json").write_bytes('{"prompt": "x"}'.encode("utf-16"))
+    (folder / "f_latin.csv").write_bytes("prompt\nGrüße\n".encode("latin-1"))
     (folder / "g_none.json.gz").write_bytes(b"{}")
     (folder / "h_bad.json").write_text('{"prompt": }')
     (folder / "i_lines.jsonl").write_text('{"prompt": "good"}\nbad\n')
@@ -111,7 +111,7 @@ def test_what_cannot_be_read_fails_alone_and_by_its_name(folder: Path, tmp_path:
         3: "c_pipe.json: it is not a regular file",
         4: "d_text.docx: it is not a .json",
         5: "e_empty.json: is empty",
-        6: "f_wide.json: is UTF-16",
+        6: "f_latin.csv: is not UTF-8 (line 2): save it as UTF-8, or",
         7: "g_none.json.gz: cannot be read",
         8: "h_bad.json, the object: JSON is malformed",
         10: "i_lines.jsonl, line 2, byte offset 19: JSON is malformed",

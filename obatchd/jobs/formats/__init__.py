@@ -17,8 +17,8 @@ from obatchd.jobs.formats.folder import folder_settings
 from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
-from obatchd.jobs.formats.request import Request, parse_request
-from obatchd.jobs.formats.source import is_packed, open_source
+from obatchd.jobs.formats.request import Request, parse_request, request_id
+from obatchd.jobs.formats.source import is_packed, is_utf8, open_source
 from obatchd.jobs.formats.split import split_lines
 from obatchd.jobs.formats.unpack import Unpacking
 from obatchd.jobs.model import Entry
@@ -65,10 +65,10 @@ def read_entries(
     ``size_bytes`` is how much of a plain file counts: bytes that somebody appended since it was taken do not. Raises
     DropRefused where the drop is none of our formats, or there is no request in it at all.
     """
-    form = form or recognise(input_path, name)
+    form = form or recognise(input_path, name, rules.encoding)
     unpacked = input_path.with_name(_REQUESTS)
     plain = form in (Format.LINES, Format.BATCH) and not is_packed(name) and not rules.given
-    if plain and not unpacked.exists():
+    if plain and not unpacked.exists() and is_utf8(input_path, rules.encoding):
         entries = _in_place(input_path, form, limits.max_line_bytes, size_bytes)
     else:
         entries = Unpacking(limits, rules, check_space).entries(input_path, name, form, unpacked)
@@ -77,7 +77,7 @@ def read_entries(
         if count > limits.max_requests:
             more = f"the drop has more than max_requests ({limits.max_requests}) requests"
             reason = f"{more}; this one and the rest are not run"
-            yield refused(entry.line, entry.offset, entry.length, "too_many_requests", reason)
+            yield refused(entry.line, entry.offset, entry.length, "too_many_requests", reason, label=entry.id)
             return
         yield entry
     if not count:
@@ -88,9 +88,9 @@ def read_entries(
 def _in_place(path: Path, form: Format, max_line_bytes: int, size_bytes: int | None) -> Iterator[Entry]:
     index = BatchIndexer() if form is Format.BATCH else index_line
     with open_source(path, packed=False, size_bytes=size_bytes) as source:
-        for number, offset, raw, length in split_lines(source, max_line_bytes):
+        for number, offset, raw, length, ends in split_lines(source, max_line_bytes):
             if raw is not None:
-                yield index(number, offset, raw)
+                yield index(number, offset, raw.removesuffix(b","))
             else:
                 reason = f"the line has {length} bytes, more than max_line_bytes ({max_line_bytes})"
-                yield refused(number, offset, length, "line_too_long", reason)
+                yield refused(number, offset, length, "line_too_long", reason, label=request_id(ends))

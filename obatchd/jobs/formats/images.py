@@ -17,14 +17,16 @@ from obatchd.jobs.model import IMAGE_ENDINGS, RequestRefused
 # How the formats begin that Ollama's runners decode.
 _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM")
 _NAMES = "image_files"
+_USUAL = str.maketrans("-_", "+/")  # from the alphabet of URLs and file names
 _encode = msgspec.json.Encoder().encode
 _images = msgspec.json.Decoder(list[str] | None)
 _messages = msgspec.json.Decoder(list[dict[str, Any]] | None)
 
 
 def bare_base64(image: str) -> str:
-    """Base64 as Ollama takes it: without the beginning of a data URL."""
-    return image.partition(",")[2] if image.startswith("data:") else image
+    """Base64 as Ollama takes it: without the beginning of a data URL and line ends, in the usual alphabet."""
+    bare = image.partition(",")[2] if image.startswith("data:") else image
+    return "".join(bare.split()).translate(_USUAL)
 
 
 def image_problem(images: Iterable[Any]) -> str:
@@ -32,11 +34,13 @@ def image_problem(images: Iterable[Any]) -> str:
     for image in images:
         if not isinstance(image, str):
             return "images must be texts: base64, or names of files of the dropped folder"
+        if image.startswith(("http://", "https://")):
+            return f"the image {image[:200]} is an address, and pictures are not fetched; give base64, or a folder"
         try:
             content = binascii.a2b_base64(bare_base64(image), strict_mode=True)
         except (ValueError, binascii.Error):
             if len(image) < 256:
-                return f"the image {image!r} is no base64; files can be named only in a dropped folder that holds them"
+                return f"the image '{image}' is no base64; files can be named only in a dropped folder that holds them"
             return "an image is no valid base64"
         if not _is_image(content):
             return "an image is not PNG, JPEG, GIF, BMP or WebP"

@@ -16,9 +16,11 @@ from pathlib import Path
 import msgspec
 
 from obatchd.jobs.model import RequestRefused
+from obatchd.prompts.encodings import Utf8, coding_of
 
 # What opening says of this one file; anything else (no descriptors left, a failing disk) may be over in a moment.
 _NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENXIO})
+_HEAD_BYTES = 64 * 1024
 raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode  # the fields of one JSON object, not read yet
 _DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError)
 
@@ -85,9 +87,17 @@ class ByteSource:
 
 @contextmanager
 def open_source(
-    path: Path, *, packed: bool, budget: Budget | None = None, size_bytes: int | None = None
+    path: Path,
+    *,
+    packed: bool,
+    budget: Budget | None = None,
+    size_bytes: int | None = None,
+    text: bool = False,
+    encoding: str | None = None,
 ) -> Iterator[ByteSource]:
     """``path`` opened for reading; of a plain file only ``size_bytes``, if given.
+
+    ``text`` is read as UTF-8, whatever its byte-order mark or else ``encoding`` says that it is.
 
     Raises Unreadable where it is not there, not for us, or not a regular file; links are not followed, because the
     owner of a folder may still swap its files, OSError where the system is at fault.
@@ -104,9 +114,16 @@ def open_source(
     with open(descriptor, "rb") as file:
         if packed:
             with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-                yield ByteSource(unpacked, budget)
+                yield ByteSource(Utf8(unpacked, encoding) if text else unpacked, budget)
         else:
-            yield ByteSource(file, budget, sys.maxsize if size_bytes is None else size_bytes)
+            size = sys.maxsize if size_bytes is None else size_bytes
+            yield ByteSource(Utf8(file, encoding) if text else file, budget, size)
+
+
+def is_utf8(path: Path, encoding: str | None) -> bool:
+    """Whether a plain text can be read where it lies, with the byte offsets that it has there."""
+    with open_source(path, packed=False) as source:
+        return coding_of(source.read(_HEAD_BYTES), encoding) is None
 
 
 def is_packed(name: str) -> bool:

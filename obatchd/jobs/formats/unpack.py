@@ -80,6 +80,7 @@ class Unpacking:
         share a stem.
         """
         number = 0
+        self._rules = msgspec.structs.replace(self._rules, lines=self._rules.lines or False)  # no text is suspect here
         files = list(folder_files(folder))
         stems = Counter(_stem(shown_name(path)) for path, _ in files)
         for path, problem in files:
@@ -88,13 +89,13 @@ class Unpacking:
             try:
                 if problem is not None:
                     raise Unreadable(problem)
-                form = recognise(path, name)
+                form = recognise(path, name, self._rules.encoding)
                 label = (stem if stems[stem] == 1 else name) if form in _ALONE else None
                 index = self._index_of(form)
                 for found in self._found(path, name, form):
                     number += 1
                     found = self._with_images(found, folder)
-                    yield self._entry(number, found, f"{name}, {found.where}", label, index)
+                    yield self._entry(number, found, f"{name}, {found.where}", label if found.alone else None, index)
             except (Unreadable, DropRefused) as error:
                 number += 1
                 reason = str(error).removeprefix(name).lstrip(": ")
@@ -104,7 +105,9 @@ class Unpacking:
                 return
 
     def _found(self, path: Path, name: str, form: Format) -> Iterator[Found]:
-        with open_source(path, packed=is_packed(name), budget=self._budget) as source:
+        with open_source(
+            path, packed=is_packed(name), budget=self._budget, text=True, encoding=self._rules.encoding
+        ) as source:
             yield from find(source, name, form, self._limits.max_line_bytes, self._rules)
 
     def _index_of(self, form: Format) -> Index:
@@ -124,7 +127,7 @@ class Unpacking:
         """Write one piece and index it. ``label`` becomes its id where it has none."""
         if found.raw is None and found.refusal is None:
             reason = f"the request has {found.length} bytes, more than max_line_bytes ({self._limits.max_line_bytes})"
-            return self._refused(number, "line_too_long", reason, where)
+            return self._refused(number, "line_too_long", reason, where, request_id(found.ends) or label)
         # Outside of strings line breaks are white space; inside they are not JSON, and still are not.
         raw = (found.raw or b"").replace(b"\n", b" ").replace(b"\r", b" ")
         if found.refusal is not None:
@@ -152,5 +155,5 @@ class Unpacking:
         reason = f"it unpacks to more than max_unpacked_bytes ({self._limits.max_unpacked_bytes})"
         return self._refused(number, "unpacked_too_large", reason + "; the rest is not run", where)
 
-    def _refused(self, number: int, code: str, reason: str, where: str) -> Entry:
-        return refused(number, self._offset, 0, code, reason, where)
+    def _refused(self, number: int, code: str, reason: str, where: str, label: str | None = None) -> Entry:
+        return refused(number, self._offset, 0, code, reason, where, label)
