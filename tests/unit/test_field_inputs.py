@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -476,6 +477,15 @@ def test_every_shape_that_pandas_writes_is_taken(read: Read, frame: Any) -> None
     assert (reading.prompts, reading.refused) == (["a", "b"], {})
 
 
+def test_a_data_frame_that_is_too_long_says_how_it_is_written_otherwise(read: Read) -> None:
+    frame = {"prompt": {str(number): "a" * 100 for number in range(50_000)}}
+    code, message = read("d.json", json.dumps(frame)).refused["1"]
+    assert code == "wrong_type"
+    assert 'to_json(…, orient="records", lines=True)' in message
+    for more in ({}, {"id": "x"}, {"options": {"seed": 1}}):
+        assert read("d.json", json.dumps({"prompt": "a" * 5_000_000, **more})).refused == {}
+
+
 def test_a_list_inside_an_object_is_taken_where_there_is_one(read: Read) -> None:
     assert read("a11-pandas-default.json").ids == ["11", "12"]
     assert read("a13-wrapper.json").ids == ["w1", "w2"]
@@ -514,6 +524,14 @@ def test_objects_may_be_laid_out_in_any_way(read: Read) -> None:
     assert (long.ids, long.refused["big"][0]) == (["a", "big", "a"], "line_too_long")
 
 
+@pytest.mark.parametrize("begin", [b"{", b'{"a":', b'{"a":[', b'{"a":1,"b'])
+def test_what_only_begins_like_an_object_takes_no_time(read: Read, begin: bytes) -> None:
+    content = begin * (8 * 1024**2 // len(begin)) + b"\n" + lines({"id": "x", "prompt": "p"})
+    begun_s = time.process_time()
+    assert list(read("d.jsonl", content).requests) == ["x"]
+    assert time.process_time() - begun_s < 3  # many times that, where each bracket is looked at
+
+
 def test_what_is_nearly_json_is_taken_with_a_note(read: Read) -> None:
     reading = read("a14-nan.jsonl")
     assert [bytes(reading[name].input["score"]) for name in "1234"] == [b"null", b"0.5", b"null", b"1e400"]
@@ -532,6 +550,8 @@ def test_what_is_nearly_json_is_taken_with_a_note(read: Read) -> None:
     records = read("r.jsonl", b'{"note": "a", "n": NaN}\n', RecordRules("{note}"))
     assert (records.prompts, records.notes) == (["a"], ["NaN or Infinity in it is read as null"])
     assert refusal(read, b'{"prompt": "x", "n": nan}\n')[0] == "bad_json"
+    pretty = json.dumps({"id": "a", "prompt": "p", "n": float("nan")}, indent=1)
+    assert read("p.jsonl", pretty + "\n" + pretty).ids == ["a", "a"]
 
 
 # Encodings and line ends.

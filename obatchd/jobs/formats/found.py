@@ -67,7 +67,11 @@ def _object(content: bytes, limit: int) -> Iterator[Found]:
     if len(content) > limit:
         yield Found(1, None, len(content), "the object", alone=True, ends=content)
         return
-    requests = requests_in(content)
+    try:
+        requests = requests_in(content)
+    except RequestRefused as refused:
+        yield Found(1, passed_on_alone({}), len(content), "the object", refused, alone=True)
+        return
     if requests is None:
         yield Found(1, content, len(content), "the object", alone=True)
         return

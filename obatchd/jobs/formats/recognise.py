@@ -8,7 +8,7 @@ from pathlib import Path
 
 from obatchd.errors import DropRefused
 from obatchd.jobs.formats.reader.batch import is_batch_line
-from obatchd.jobs.formats.reader.fields import fields_of
+from obatchd.jobs.formats.reader.fields import begins_object, fields_of
 from obatchd.jobs.formats.source import ByteSource, Unreadable, is_packed, open_source, raw_fields
 from obatchd.jobs.formats.split import UTF8_BOM, ObjectScan
 from obatchd.jobs.model import TABLE_ENDINGS, TEXT_ENDINGS
@@ -138,8 +138,9 @@ def _of_objects(text: bytes, source: ByteSource, *, lines: bool) -> Format:
     if _is_object(first):
         return _of_lines(text) if lines or rest.lstrip().startswith(b"{") or is_batch_line(first) else Format.OBJECT
     seen, scan = bytearray(text), ObjectScan()
-    end = next(scan.ends(text), None)
-    while end is None and len(seen) <= _FIRST_OBJECT_BYTES:
+    well = begins_object(text[:_HEAD_BYTES])
+    end = next(scan.ends(text), None) if well else None
+    while well and end is None and len(seen) <= _FIRST_OBJECT_BYTES:
         try:
             block = source.read(_FIRST_OBJECT_BYTES)
         except Unreadable:

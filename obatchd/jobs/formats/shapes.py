@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from obatchd.jobs.formats.reader.fields import fields_of, is_object, quoted
+from obatchd.jobs.formats.reader.fields import fields_of, quoted
 from obatchd.jobs.formats.reader.said import CHAT_NAMES, TEXT_NAMES
 from obatchd.jobs.formats.reader.settings import SETTINGS
 from obatchd.jobs.formats.request import PASSED_NOTES, PASSED_ON
+from obatchd.jobs.formats.source import ByteSource
+from obatchd.jobs.formats.split import split_array
+from obatchd.jobs.model import RequestRefused
 
 _ASKED = frozenset({*TEXT_NAMES, *CHAT_NAMES, "input"})
 _LABELS = frozenset({"id", "custom_id"})
+_FRAME_BYTES = 4 * 1024**2  # its cells take up to twenty times that in memory
 _encode = msgspec.json.Encoder().encode
-_rows = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _columns = msgspec.json.Decoder(dict[str, dict[str, msgspec.Raw]]).decode
 _lists = msgspec.json.Decoder(dict[str, list[msgspec.Raw]]).decode
 
@@ -38,24 +42,23 @@ def as_request(element: bytes) -> bytes:
 
 
 def requests_in(raw: bytes) -> Iterator[tuple[str, bytes]] | None:
-    """(where, request) of each request in a JSON object that is none itself; None where it is no such object."""
+    """(where, request) of each request in a JSON object that is none itself; None where it is no such object.
+
+    Raises RequestRefused for a data frame that is too long to be taken apart in memory.
+    """
     try:
         fields, _ = fields_of(raw)
-        for found in (_frame, _split_frame, _wrapper):
-            if (requests := found(raw, fields)) is not None:
-                return requests
     except (ValueError, RecursionError):
-        pass
-    return None
+        return None
+    return _wrapper(fields) or _frame(raw, fields) or _split_frame(raw, fields)
 
 
 def _frame(raw: bytes, fields: dict[str, msgspec.Raw]) -> Iterator[tuple[str, bytes]] | None:
     """Columns by row, rows by column, or a list for each column: pandas' ``to_json`` and ``to_dict``."""
-    if len({memoryview(value)[:1].tobytes() for value in fields.values()}) != 1:
-        return None
-    if not is_object(next(iter(fields.values()))):
-        return _of_lists(raw) if fields.keys() & {*TEXT_NAMES} else None
-    cells = _decoded(_columns, raw)
+    begins = {memoryview(value)[:1].tobytes() for value in fields.values()}
+    if begins == {b"["} and fields.keys() & {*TEXT_NAMES}:
+        return _of_lists(raw)
+    cells = _decoded(_columns, raw) if begins == {b"{"} else None
     if cells is None or len({tuple(inner) for inner in cells.values()}) != 1:
         return None
     if fields.keys() & _ASKED:
@@ -90,7 +93,7 @@ def _split_frame(raw: bytes, fields: dict[str, msgspec.Raw]) -> Iterator[tuple[s
     return ((f"row {number}", _encode(dict(zip(frame.columns, row, strict=False)))) for number, row in rows)
 
 
-def _wrapper(raw: bytes, fields: dict[str, msgspec.Raw]) -> Iterator[tuple[str, bytes]] | None:
+def _wrapper(fields: dict[str, msgspec.Raw]) -> Iterator[tuple[str, bytes]] | None:
     """The elements of the one list of objects or texts in an object; settings beside it hold for all of them."""
     if fields.keys() & _ASKED:
         return None
@@ -101,9 +104,10 @@ def _wrapper(raw: bytes, fields: dict[str, msgspec.Raw]) -> Iterator[tuple[str, 
     common = {key: value for key, value in fields.items() if key in SETTINGS}
     others = [key for key in fields if key not in (name, *common)]
     notes = [f'{quoted(others)} beside "{name}" is left out'] if others else []
+    elements = split_array(ByteSource(io.BytesIO(value)), len(bytes(value)))
     return (
-        (f'element {number} of "{name}"', _with(as_request(bytes(element)), common, notes))
-        for number, element in enumerate(_rows(value), 1)
+        (f'element {element.number} of "{name}"', _with(as_request(element.raw or b""), common, notes))
+        for element in elements
     )
 
 
@@ -123,6 +127,12 @@ def _with(element: bytes, common: dict[str, msgspec.Raw], notes: list[str]) -> b
 
 
 def _decoded(decode: Any, raw: bytes) -> Any:
+    if len(raw) > _FRAME_BYTES:
+        raise RequestRefused(
+            "wrong_type",
+            f"it may be a data frame, and has more than {_FRAME_BYTES} bytes: write a row a line into a .jsonl file, "
+            'with pandas to_json(…, orient="records", lines=True)',
+        )
     try:
         return decode(raw)
     except (ValueError, RecursionError):

@@ -16,10 +16,16 @@ IF_DATA = "; if the lines are data, submit them with --text-column or --template
 _SHOWN_CHARACTERS = 60
 _NAMES_SHOWN = 12
 _NAME_CHARACTERS = 100
-_PIECES = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|-?\b(?:Infinity|NaN)\b', re.DOTALL)
+# Everything up to the next number that is none, or to the end, so that no position is looked at twice.
+_NO_NUMBERS = re.compile(
+    rb'((?:[^"NI-]++|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|(?!-?(?:NaN|Infinity)\b)[NI-])*+)(-?(?:NaN|Infinity)\b|\Z)',
+    re.DOTALL,
+)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_ESCAPES = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(\\u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+_HALVES = re.compile(  # the same for halves of characters
+    rb"((?:[^\\]++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?!\\u[dD][89a-fA-F])\\(?:.|\Z))*+)"
+    rb"(\\u[dD][89a-fA-F][0-9a-fA-F]{2}|\\|\Z)",
+    re.DOTALL,
 )
 _LABEL = rb'"(?:%b)"\s*+:\s*+(?:"((?:[^"\\]|\\.){1,200}+)"|(-?[0-9][0-9.eE+-]{0,200}+))'
 # Names of ids; the last ones are other vendors', and count beside these fields.
@@ -107,25 +113,35 @@ def fields_of(raw: bytes) -> tuple[dict[str, msgspec.Raw], list[str]]:
         raise RequestRefused("bad_json", str(error)) from None
 
 
+def begins_object(text: bytes) -> bool:
+    """Whether a text may be the beginning of a JSON object, or of objects one after the other, as far as it goes."""
+    for candidate in (text, _mended(text, [])):
+        try:
+            raw_fields(candidate)
+        except msgspec.ValidationError:
+            return False
+        except msgspec.DecodeError as error:
+            if "truncated" not in str(error) and "trailing" not in str(error):
+                continue
+        except RecursionError:
+            return False
+        return True
+    return False
+
+
 def _mended(raw: bytes, notes: list[str]) -> bytes:
     """``raw`` with U+FFFD in place of halves of characters, and null in place of NaN and infinite numbers."""
-    found: set[str] = set()
-
-    def escape(match: re.Match[bytes]) -> bytes:
-        if match[1] is None:
-            return match[0]
-        found.add("half of a character in it is read as U+FFFD")
-        return rb"\ufffd"
-
-    def piece(match: re.Match[bytes]) -> bytes:
-        if match[0].startswith(b'"'):
-            return _ESCAPES.sub(escape, match[0]) if b"\\u" in match[0] else match[0]
-        found.add("NaN or Infinity in it is read as null")
-        return b"null"
-
-    mended = _PIECES.sub(piece, raw)
-    notes += sorted(found)
-    return mended
+    if _SURROGATE.search(raw):
+        whole = _HALVES.sub(lambda match: match[1] + (rb"\ufffd" if len(match[2]) > 1 else match[2]), raw)
+        if whole != raw:
+            raw = whole
+            notes.append("half of a character in it is read as U+FFFD")
+    if b"NaN" in raw or b"Infinity" in raw:
+        whole = _NO_NUMBERS.sub(lambda match: match[1] + (b"null" if match[2] else b""), raw)
+        if whole != raw:
+            raw = whole
+            notes.append("NaN or Infinity in it is read as null")
+    return raw
 
 
 def label_of(fields: dict[str, msgspec.Raw]) -> str | None:
