@@ -55,6 +55,25 @@ def test_files_of_the_folder_become_base64_and_their_names_come_back(folder: Pat
     assert requests[1].messages == [{**messages[0], "images": [TEXT, TEXT]}, *messages[1:]]
 
 
+def test_files_are_found_wherever_a_request_may_have_images(folder: Path) -> None:
+    part = {"type": "image_url", "image_url": {"url": "scan.png"}}
+    put(
+        folder,
+        {"prompt": "see", "images": "scan.png"},
+        {"prompt": "see", "image": "scan.png", "url": "scan.png"},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, part]}]},
+        {"messages": {"role": "user", "content": "see", "images": "scan.png"}},
+        {"prompt": "see", "image_url": {"url": "scan.png"}},
+        {"prompt": "the file scan.png", "images": [TEXT]},
+    )
+    requests, refused = read(folder)
+    assert refused == {}
+    seen = [request.images or request.messages[0]["images"] for request in requests]
+    assert seen == [[TEXT]] * 6
+    assert json.loads(bytes(requests[1].input["url"])) == "scan.png"
+    assert requests[5].prompt == "the file scan.png"
+
+
 def test_an_image_of_a_message_is_found_beside_images_that_are_null(folder: Path) -> None:
     message = {"role": "user", "content": "see", "images": ["scan.png"]}
     put(folder, {"prompt": None, "images": None, "messages": [message]})

@@ -19,8 +19,10 @@ _BEGINNINGS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM
 _NAMES = "image_files"
 _USUAL = str.maketrans("-_", "+/")  # from the alphabet of URLs and file names
 _encode = msgspec.json.Encoder().encode
-_images = msgspec.json.Decoder(list[str] | None)
-_messages = msgspec.json.Decoder(list[dict[str, Any]] | None)
+# Fields that may have images in them, and those that are one.
+_PICTURED = ("images", "image", "image_url", "messages", "content", "prompt")
+_OF_IMAGES = ("images", "image", "image_url", "url")
+_value = msgspec.json.Decoder().decode
 
 
 def bare_base64(image: str) -> str:
@@ -57,22 +59,18 @@ def with_images(raw: bytes, folder: Path, budget: Budget, limit_bytes: int) -> b
     Raises RequestRefused where a file cannot be read, is no image or makes the request too long, TooMuch where the drop
     unpacks to more than it may.
     """
-    if b'"images"' not in raw:
+    if b'"image' not in raw:
         return raw
     try:
         fields = raw_fields(raw)
-        own = _images.decode(fields.get("images", b"null"))
-        messages = _messages.decode(fields.get("messages", b"null")) or []
+        given = {name: _value(fields[name]) for name in _PICTURED if name in fields}
     except (ValueError, RecursionError):
         return raw  # indexing says why it is wrong
     reader = _Reader(folder, budget, limit_bytes)
-    added: dict[str, Any] = {}
-    if own:
-        added["images"] = [reader.image(image) for image in own]
-    for message in messages:
-        if isinstance(message.get("images"), list):
-            message["images"] = [reader.image(image) for image in message["images"]]
-            added["messages"] = messages
+    try:
+        added = {name: reader.filled(value, name) for name, value in given.items()}
+    except RecursionError:
+        return raw
     if not reader.names:
         return raw
     added[_NAMES] = reader.names
@@ -88,9 +86,17 @@ class _Reader:
         self._budget = budget
         self._left_bytes = limit_bytes
 
-    def image(self, image: Any) -> Any:
+    def filled(self, value: Any, name: str) -> Any:
+        """``value``, which the field ``name`` has, with the images that it names, at any depth."""
+        if isinstance(value, dict):
+            return {key: self.filled(inner, key) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [self.filled(inner, name) for inner in value]
+        return self.image(value) if isinstance(value, str) and name in _OF_IMAGES else value
+
+    def image(self, image: str) -> str:
         """Base64 of the file that ``image`` names; anything that names none stays as it is."""
-        if not isinstance(image, str) or not image.lower().endswith(IMAGE_ENDINGS):
+        if not image.lower().endswith(IMAGE_ENDINGS) or image.startswith(("http:", "https:")):
             return image
         if "/" in image or "\0" in image:
             raise RequestRefused("bad_image", f"the image {image!r} is no file directly in the folder")

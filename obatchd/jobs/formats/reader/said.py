@@ -305,11 +305,11 @@ def images_of(fields: Fields) -> list[Any]:
         found += value if isinstance(value, list) else [] if value in (None, "") else [value]
     url = fields.peek("image_url") if "image_url" in fields.raw else None
     url = url.get("url") if isinstance(url, dict) else url
-    if isinstance(url, str) and url.startswith("data:"):
+    if isinstance(url, str) and url.startswith(("http:", "https:")):
+        fields.cannot("image_url", "pictures must be base64 or files of a dropped folder; addresses are not fetched")
+    elif url:
         fields.take("image_url")
         found.append(url)
-    elif url:
-        fields.cannot("image_url", "pictures must be base64 or files of a dropped folder; addresses are not fetched")
     return [image_text(image) for image in found]
 
 
