@@ -13,7 +13,7 @@ from obatchd.jobs.formats.records import RecordMaker, RecordRules, passed_on_alo
 from obatchd.jobs.formats.source import ByteSource, decoded
 from obatchd.jobs.formats.split import UTF8_BOM, split_array, split_lines
 from obatchd.jobs.formats.table import Row, split_rows
-from obatchd.jobs.model import RequestRefused
+from obatchd.jobs.model import RequestRefused, without_packing
 
 
 class Found(NamedTuple):
@@ -87,7 +87,7 @@ def _text(source: ByteSource, name: str, limit: int, rules: RecordRules) -> Iter
 
 
 def _rows(source: ByteSource, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
-    delimiter = b"\t" if name.lower().removesuffix(".gz").endswith(".tsv") else None
+    delimiter = b"\t" if without_packing(name.lower()).endswith(".tsv") else None
     rows = split_rows(source, limit, delimiter)
     header = next(rows, None)
     if header is None or header.cells is None:

@@ -7,15 +7,22 @@ from enum import Enum
 from pathlib import Path
 
 from obatchd.errors import DropRefused
+from obatchd.jobs.containers.kinds import kind_in_words
 from obatchd.jobs.formats.openai import looks_like_batch
 from obatchd.jobs.formats.source import ByteSource, Unreadable, is_packed, open_source, raw_fields
 from obatchd.jobs.formats.split import UTF8_BOM
-from obatchd.jobs.model import TABLE_ENDINGS, TEXT_ENDINGS
+from obatchd.jobs.model import (
+    FORMATS_IN_WORDS,
+    PARQUET_ENDINGS,
+    TABLE_ENDINGS,
+    TEXT_ENDINGS,
+    WORKBOOK_ENDINGS,
+    without_packing,
+)
 
 _HEAD_BYTES = 65536
 _FIRST_LINE_BYTES = 16 * 1024**2
 _WIDE_BOMS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
-_GZIP_MAGIC = b"\x1f\x8b"
 _OBJECT_LINE = re.compile(rb"^[^\S\n]*\{", re.MULTILINE)
 
 
@@ -29,16 +36,16 @@ class Format(Enum):
     FOLDER = "a folder of files"
 
 
-def recognise(path: Path, name: str) -> Format:
-    """The format of a drop, or of a file in a folder.
+def recognise(path: Path, name: str, *, folder: Path | None = None) -> Format:
+    """The format of a drop, or of the file at ``path`` in ``folder``.
 
     Raises DropRefused where it is none of our formats (``format``), not UTF-8 (``encoding``) or empty (``empty``),
     OSError where the system is at fault.
     """
-    if path.is_dir():
+    if folder is None and path.is_dir():
         return Format.FOLDER
     try:
-        with open_source(path, packed=is_packed(name)) as source:
+        with open_source(path, packed=is_packed(name), folder=folder) as source:
             return _by_content(source, name)
     except Unreadable as error:
         raise DropRefused(f"{name} cannot be read: {error}", code="format") from error
@@ -48,17 +55,18 @@ def _by_content(source: ByteSource, name: str) -> Format:
     head = _head(source)
     if head.startswith(_WIDE_BOMS):
         raise DropRefused(f"{name} is UTF-16 or UTF-32; save it as UTF-8", code="encoding")
-    if head.startswith(_GZIP_MAGIC):
-        raise DropRefused(f"{name} is packed with gzip; drop it with a name that ends in .gz", code="format")
+    kind, remedy = kind_in_words(head)
+    if kind:
+        raise DropRefused(f"{name} is {kind}, by its first bytes; {remedy}", code="format")
     text = head.removeprefix(UTF8_BOM).lstrip()
     if not text and len(head) < _HEAD_BYTES:
         raise DropRefused(f"{name} is empty: there is no request in it", code="empty")
-    plain_name = name.lower().removesuffix(".gz")
-    if plain_name.endswith(TABLE_ENDINGS):
+    plain_name = without_packing(name.lower())
+    if plain_name.endswith(TABLE_ENDINGS + WORKBOOK_ENDINGS):
         return Format.TABLE
     if plain_name.endswith(TEXT_ENDINGS) and not _begins_with_json(text):
         return Format.TEXT
-    if plain_name.endswith((".jsonl", ".ndjson")):
+    if plain_name.endswith((".jsonl", ".ndjson", *PARQUET_ENDINGS)):
         if not text or text.startswith(b"{") or (not _opens_array(text) and _OBJECT_LINE.search(text)):
             return Format.BATCH if looks_like_batch(text) else Format.LINES
     elif text.startswith(b"{"):
@@ -68,8 +76,7 @@ def _by_content(source: ByteSource, name: str) -> Format:
     if text.startswith(b"["):
         return Format.ARRAY
     raise DropRefused(
-        f"{name} begins neither with {{ nor with [: it is no JSON. Drop JSON Lines (.jsonl), one object or an array "
-        "(.json), a table (.csv, .tsv), text (.txt, .md), or a folder of such files",
+        f"{name} begins neither with {{ nor with [: it is no JSON. Drop {FORMATS_IN_WORDS}",
         code="format",
     )
 
