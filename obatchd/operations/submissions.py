@@ -13,13 +13,14 @@ from attrs import define
 from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, DropRefused
-from obatchd.intake.limits import OwnerLimits
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.model import FILE_ENDINGS, JobState
+from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState
 from obatchd.jobs.store import JobRow
 from obatchd.settings.job import FrozenSettings, JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
+
+_UNPACKED_S = 5.0  # an archive that cannot be unpacked is refused at once where that is found out soon
 
 
 @define(eq=False)
@@ -65,7 +66,7 @@ class Submissions:
                 raise
         except OSError as error:
             raise ControlError(f"it cannot be copied: {error.strerror or error}", code="not_copied") from error
-        await engine.intake.begin(engine.store.state.find([claimed.job]))
+        await engine.intake.begin(engine.store.state.find([claimed.job]), _UNPACKED_S)
         [row] = engine.store.state.find([claimed.job])
         if row.state is JobState.REFUSED:
             raise DropRefused("; ".join(row.notes))
@@ -74,7 +75,7 @@ class Submissions:
     def _may_submit(self, owner: int) -> None:
         if self._engine.conditions.of_all:
             raise ControlError("; ".join(self._engine.conditions.of_all.values()), code="trouble")
-        if reason := OwnerLimits(self._engine.settings.value.limits, self._engine.jobs.values()).room(owner, 0):
+        if reason := self._engine.intake.limits().room(owner, 0):
             raise ControlError(reason, code="over_limit")
 
     def _copy_failed(self, row: JobRow, incoming: claim.Incoming) -> None:
@@ -113,6 +114,6 @@ def _copy(submission: Submission, settings: Settings, incoming: claim.Incoming) 
 
 def _retry_name(row: JobRow) -> bytes:
     stem = row.name
-    for ending in (".gz", *FILE_ENDINGS):
+    for ending in (*PACKED_ENDINGS, *FILE_ENDINGS):
         stem = stem.removesuffix(ending.encode())
     return stem + b".retry.jsonl"

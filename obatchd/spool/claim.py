@@ -104,8 +104,16 @@ def _intent(job: str, name: bytes, path: Path, status: os.stat_result, at_s: flo
     kind, size = "file", status.st_size
     if stat.S_ISDIR(status.st_mode):
         kind = "folder"
-        size = sum(path.lstat().st_size for path in path.iterdir() if path.is_file() and not path.is_symlink())
+        size = sum(_file_bytes(os.path.join(place, name)) for place, _, files in os.walk(path) for name in files)
     return Intent(job, name, status.st_uid, status.st_dev, status.st_ino, size, kind, at_s)
+
+
+def _file_bytes(path: str) -> int:
+    """0 of anything that is no file."""
+    with contextlib.suppress(FileNotFoundError):
+        status = os.lstat(path)
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
 
 
 def _take(drop: Drop, intent: Intent, layout: Layout, not_taken: list[tuple[Drop, OSError]]) -> Intent | None:
@@ -260,16 +268,17 @@ class Incoming(msgspec.Struct):
         return self.directory / _INCOMING
 
     def add(self, name: str, source: IO[bytes], limit_bytes: int, keep_free_bytes: int = 0) -> None:
-        """Copy one file; for a folder ``name`` is its name inside. ``limit_bytes`` is for all files together.
+        """Copy one file; for a folder ``name`` is its path inside. ``limit_bytes`` is for all files together.
 
         Raises ControlError where the name leads out of the folder, is there already, or there is too much of it for the
         limit or for a disk that is to keep ``keep_free_bytes``, OSError where it cannot be written.
         """
         target = self.input
         if self.kind == "folder":
-            if "/" in name or name in ("", ".", "..") or "\0" in name:
+            if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
                 raise ControlError(f"{name!r} cannot be a file name in a submitted folder", code="bad_name")
             target = self.input / name
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.path.lexists(target):
             raise ControlError(f"{name} is there twice in the submission", code="bad_name")
         with open(target, "xb") as file:

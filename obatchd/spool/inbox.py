@@ -13,7 +13,7 @@ import msgspec
 
 from obatchd import log
 from obatchd.errors import DropRefused
-from obatchd.jobs.model import FILE_ENDINGS
+from obatchd.jobs.model import FILE_ENDINGS, FORMATS_IN_WORDS
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.spool import InboxSettings
@@ -22,10 +22,7 @@ from obatchd.spool.layout import Layout
 from obatchd.spool.watching import Watch
 
 _log = log.get(__name__)
-_NO_FORMAT = (
-    "{} is none of our formats: drop JSON (.jsonl, .ndjson, .json), a table (.csv, .tsv) or text (.txt, .md), each "
-    "also .gz, or a folder of them"
-)
+_NO_FORMAT = f"{{}} is none of our formats: drop {FORMATS_IN_WORDS}"
 _SLOW_S = 60.0
 # Looking at everything takes at most a tenth of the time, where events tell of new drops.
 _WHOLE_SHARE = 10

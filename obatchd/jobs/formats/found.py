@@ -14,7 +14,7 @@ from obatchd.jobs.formats.shapes import as_request, requests_in
 from obatchd.jobs.formats.source import ByteSource, TooMuch, Unreadable, decoded
 from obatchd.jobs.formats.split import UTF8_BOM, split_array, split_lines, split_objects
 from obatchd.jobs.formats.table import Row, split_rows
-from obatchd.jobs.model import RequestRefused
+from obatchd.jobs.model import RequestRefused, without_packing
 
 
 class Found(NamedTuple):
@@ -122,7 +122,7 @@ def _of_text(content: bytes, name: str, limit: int, rules: RecordRules, notes: l
 
 
 def _rows(source: ByteSource, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
-    delimiter = b"\t" if name.lower().removesuffix(".gz").endswith(".tsv") else None
+    delimiter = b"\t" if without_packing(name.lower()).endswith(".tsv") else None
     rows = split_rows(source, limit, delimiter)
     header = next(rows, None)
     if header is None or header.cells is None:

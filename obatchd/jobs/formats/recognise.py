@@ -7,11 +7,19 @@ from enum import Enum
 from pathlib import Path
 
 from obatchd.errors import DropRefused
+from obatchd.jobs.containers.kinds import kind_in_words
 from obatchd.jobs.formats.reader.batch import is_batch_line
 from obatchd.jobs.formats.reader.fields import begins_object, fields_of
 from obatchd.jobs.formats.source import ByteSource, Unreadable, is_packed, open_source, raw_fields
 from obatchd.jobs.formats.split import UTF8_BOM, ObjectScan
-from obatchd.jobs.model import TABLE_ENDINGS, TEXT_ENDINGS
+from obatchd.jobs.model import (
+    FORMATS_IN_WORDS,
+    PARQUET_ENDINGS,
+    TABLE_ENDINGS,
+    TEXT_ENDINGS,
+    WORKBOOK_ENDINGS,
+    without_packing,
+)
 from obatchd.prompts.encodings import seems_other
 
 _HEAD_BYTES = 65536
@@ -19,7 +27,6 @@ _FIRST_OBJECT_BYTES = 16 * 1024**2
 _WIDE_JSON = (b"{\0", b"[\0", b"\0{", b"\0[")  # without a byte-order mark
 _LOOKED_AT_LINES = 20
 _RECORD_SEPARATOR = b"\x1e"
-_GZIP_MAGIC = b"\x1f\x8b"
 _OBJECT_LINE = re.compile(rb"^[^\S\n]*\{", re.MULTILINE)
 
 
@@ -34,16 +41,16 @@ class Format(Enum):
     FOLDER = "a folder of files"
 
 
-def recognise(path: Path, name: str, encoding: str | None = None) -> Format:
-    """The format of a drop, or of a file in a folder; of texts in ``encoding``, where they do not say theirs.
+def recognise(path: Path, name: str, encoding: str | None = None, *, folder: Path | None = None) -> Format:
+    """The format of a drop, or of the file at ``path`` in ``folder``; ``encoding`` is that of texts that name none.
 
     Raises DropRefused where it is none of our formats (``format``), not UTF-8 (``encoding``) or empty (``empty``),
     OSError where the system is at fault.
     """
-    if path.is_dir():
+    if folder is None and path.is_dir():
         return Format.FOLDER
     try:
-        with open_source(path, packed=is_packed(name), text=True, encoding=encoding) as source:
+        with open_source(path, packed=is_packed(name), folder=folder, text=True, encoding=encoding) as source:
             return _by_content(source, name)
     except Unreadable as error:
         raise DropRefused(f"{name} cannot be read: {error}", code="format") from error
@@ -51,21 +58,22 @@ def recognise(path: Path, name: str, encoding: str | None = None) -> Format:
 
 def _by_content(source: ByteSource, name: str) -> Format:
     head = _head(source)
-    if head.startswith(_GZIP_MAGIC):
-        raise DropRefused(f"{name} is packed with gzip; drop it with a name that ends in .gz", code="format")
+    kind, remedy = kind_in_words(head)
+    if kind:
+        raise DropRefused(f"{name} is {kind}, by its first bytes; {remedy}", code="format")
     text = head.removeprefix(UTF8_BOM).lstrip()
     if not text and len(head) < _HEAD_BYTES:
         raise DropRefused(f"{name} is empty: there is no request in it", code="empty")
-    plain_name = name.lower().removesuffix(".gz")
+    plain_name = without_packing(name.lower())
     if head[:2] in _WIDE_JSON:
         _require_utf8(head, name)
-    if plain_name.endswith(TABLE_ENDINGS):
+    if plain_name.endswith(TABLE_ENDINGS + WORKBOOK_ENDINGS):
         _require_utf8(head, name)
         return Format.TABLE
     if plain_name.endswith(TEXT_ENDINGS) and not _begins_with_json(text):
         _require_utf8(head, name)
         return Format.TEXT
-    lines = plain_name.endswith((".jsonl", ".ndjson"))
+    lines = plain_name.endswith((".jsonl", ".ndjson", *PARQUET_ENDINGS))
     if text.startswith((b"{", _RECORD_SEPARATOR)):
         return _of_objects(text, source, lines=lines)
     if lines and (not text or (not _opens_array(text) and _OBJECT_LINE.search(text))):
@@ -73,8 +81,7 @@ def _by_content(source: ByteSource, name: str) -> Format:
     if text.startswith(b"["):
         return Format.ARRAY
     raise DropRefused(
-        f"{name} begins neither with {{ nor with [: it is no JSON. Drop JSON Lines (.jsonl), one object or an array "
-        "(.json), a table (.csv, .tsv), text (.txt, .md), or a folder of such files",
+        f"{name} begins neither with {{ nor with [: it is no JSON. Drop {FORMATS_IN_WORDS}",
         code="format",
     )
 
