@@ -56,9 +56,7 @@ class ByteSource:
     ``budget`` bounds the bytes read, not the packed ones: a few kilobytes of gzip can hold terabytes.
     """
 
-    def __init__(
-        self, file: io.BufferedReader | gzip.GzipFile, budget: Budget | None = None, size_bytes: int = sys.maxsize
-    ) -> None:
+    def __init__(self, file: io.BufferedIOBase, budget: Budget | None = None, size_bytes: int = sys.maxsize) -> None:
         self._file = file
         self._budget = budget
         self._left_bytes = size_bytes
