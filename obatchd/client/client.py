@@ -148,18 +148,19 @@ def _target(path: str, names: Iterable[str], query: Mapping[str, str | float | N
 
 
 def _folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """The files of a folder in name order, without hidden ones."""
-    try:
-        files = sorted(file for file in folder.iterdir() if not file.name.startswith("."))
-    except OSError as error:
-        raise errors.ControlError(f"{folder}: cannot be read: {error.strerror}", code="unreadable") from None
-    for file in files:
-        if file.is_dir():
-            raise errors.ControlError(
-                f"{file} is a folder inside the folder; put its files directly into {folder}, or submit it by itself",
-                code="nested_folder",
-            )
-    return ((file.name, file) for file in files)
+    """The files of a folder and of those in it, by their paths in it and in name order, without hidden ones."""
+
+    def unreadable(error: OSError) -> NoReturn:
+        raise errors.ControlError(f"{error.filename}: cannot be read: {error.strerror}", code="unreadable") from None
+
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            if (path := Path(place, name)).is_symlink():
+                raise errors.ControlError(f"{path} is a link to a folder; put the folder itself there", code="link")
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    return ((str(file.relative_to(folder)), file) for file in sorted(found))
 
 
 def _open(file: Path) -> int:

@@ -1,8 +1,7 @@
 """The text in a document: a process that parses one document at a time, each in a child of its own.
 
-The parent of the children has one thread and the parsers imported, so a child is a fork of 2 ms. The kernel ends a
-child that runs too long (setitimer(2): SIGALRM's default kills, whatever the parser is doing) and gives it no more
-memory than its limit (RLIMIT_AS). So a document that makes a parser hang, crash or grow costs that document.
+The parent of the children has one thread and the parsers imported, and the children are confined
+(:mod:`obatchd.confined`). So a document that makes a parser hang, crash or grow costs that document.
 """
 
 from __future__ import annotations
@@ -10,22 +9,17 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
-import os
 import re
-import resource
-import select
-import signal
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, Never
+from typing import NamedTuple
 
 import msgspec
 
-from obatchd import child
+from obatchd import child, confined
 from obatchd.errors import SourceError
 
-_READ_BYTES = 1024**2
 _META_CHARSET = re.compile(rb"""<meta[^>]{0,200}charset\s*=\s*["']?\s*([A-Za-z0-9_.:-]{1,40})""", re.IGNORECASE)
 _HEAD_BYTES = 4096
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -175,63 +169,17 @@ def _serve(connection: socket.socket, parse: Parse) -> None:
 
 
 def _parsed_apart(document: Document, connection: socket.socket, parse: Parse) -> Parsed:
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(reading)
-        connection.close()
-        _child(document, writing, parse)
-    os.close(writing)
-    answer = bytearray()
+    limits = confined.Limits(document.timeout_s, document.memory_bytes)
     try:
-        while True:
-            ready, _, _ = select.select([reading, connection.fileno()], [], [])
-            if connection.fileno() in ready:  # nothing is sent before the answer: this is the end of the preparer
-                os.kill(pid, signal.SIGKILL)
-                os._exit(0)
-            block = os.read(reading, _READ_BYTES)
-            if not block:
-                break
-            answer += block
-    finally:
-        os.close(reading)
-    _, status = os.waitpid(pid, 0)
-    return _judged(status, bytes(answer), document)
+        answers = list(confined.messages(partial(_answer, document, parse), parsed, limits, connection))
+    except confined.Died as died:
+        cause = "failed" if died.cause == "crash" else died.cause
+        return Parsed(code=f"parse_{cause}", message=f"its parser {died.words}")
+    return answers[-1] if answers else Parsed(code="parse_failed", message="its parser ended without an answer")
 
 
-def _judged(status: int, answer: bytes, document: Document) -> Parsed:
-    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    if number in (signal.SIGALRM, signal.SIGXCPU):
-        return Parsed(code="parse_timeout", message=f"its parser took longer than {document.timeout_s:g} s")
-    if number or os.WEXITSTATUS(status):
-        how = f"signal {number}" if number else f"exit code {os.WEXITSTATUS(status)}"
-        return Parsed(code="parse_failed", message=f"its parser crashed ({how})")
-    try:
-        return parsed.decode(answer)
-    except msgspec.DecodeError:
-        return Parsed(code="parse_failed", message="its parser ended without an answer")
-
-
-def _child(document: Document, writing: int, parse: Parse) -> Never:
-    try:
-        # Complaints of parsers concern their document, not the daemon's log.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, document.timeout_s)
-        seconds = int(document.timeout_s) + 1
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        with open("/proc/self/statm", "rb") as file:  # proc(5): the first number is the size in pages
-            size = int(file.read().split()[0]) * resource.getpagesize() + document.memory_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-        answer = msgspec.msgpack.encode(_result(document, parse))
-        while answer:
-            answer = answer[os.write(writing, answer) :]
-        os._exit(0)
-    finally:
-        os._exit(1)
+def _answer(document: Document, parse: Parse, send: confined.Send) -> None:
+    send(_result(document, parse))
 
 
 def _result(document: Document, parse: Parse) -> Parsed:
@@ -240,8 +188,7 @@ def _result(document: Document, parse: Parse) -> Parsed:
     except SourceError as error:
         return Parsed(code=error.code, message=error.message)
     except MemoryError:
-        limit = document.memory_bytes // 1024**2
-        return Parsed(code="parse_memory", message=f"its parser needs more than {limit} MiB")
+        raise
     except Exception as error:  # noqa: BLE001 - a parser may raise anything over what a stranger wrote; it is reported
         return Parsed(code="parse_failed", message=f"its parser failed: {type(error).__name__}: {str(error)[:200]}")
     title = " ".join(found.title.split())[:300]

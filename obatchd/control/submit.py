@@ -39,6 +39,7 @@ _FRAME_TIMEOUT_S = 30.0
 _STOP_GRACE_S = 5.0
 _NAME_LIMIT_BYTES = 255  # NAME_MAX
 _FILES_LIMIT = 1_000_000
+_DEPTH = 33  # one more than folders in one another that are read
 
 
 class SubmitServer:
@@ -190,8 +191,8 @@ def _checked_names(names: Any, descriptors: list[int]) -> list[str]:
     if not isinstance(names, list) or not 0 < len(names) <= BATCH or len(names) != len(descriptors):
         raise errors.ControlError("names and descriptors do not match", code="bad_frame")
     for name, descriptor in zip(names, descriptors, strict=True):
-        if not _is_file_name(name):
-            raise errors.ControlError("a file's name is no plain name", code="bad_frame")
+        if not isinstance(name, str) or not all(map(_is_file_name, parts := name.split("/"))) or len(parts) > _DEPTH:
+            raise errors.ControlError("a file's name is no path in a folder", code="bad_frame")
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise errors.ControlError(f"{name} is not a regular file", code="not_a_file")
     return names

@@ -35,7 +35,7 @@ _ADVICE = faults.ADVICE | {
     "too_many_sources": "name fewer sources, or raise max_sources in [context]",
     "url_forbidden": "use a public address, or ask an administrator to open this one with allow in [context]",
     "url_invalid": "mend the URL and drop the request again",
-    "invalid_utf8": "save the file as UTF-8",
+    "invalid_utf8": "save the file as UTF-8, or say what it is with --encoding (encoding in job.toml)",
     "job_defect": "mend the job's settings as the message says, and submit it again; please report it",
     "line_too_long": "shorten the prompt, or raise max_line_bytes in [inbox]",
     "missing_field": "give every record the fields that the template names",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,19 @@ from obatchd.intake.digest import content_digest
 from obatchd.intake.feeder import read_requests
 from obatchd.intake.sample import Reservoir
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.formats import Format, RecordRules, folder_settings, read_entries, recognise, refused, request_file
+from obatchd.jobs.formats import (
+    Contents,
+    Format,
+    RecordRules,
+    contents,
+    folder_settings,
+    needs_unpacking,
+    read_entries,
+    read_me_files,
+    recognise,
+    refused,
+    request_file,
+)
 from obatchd.jobs.lane import Pending
 from obatchd.jobs.model import Entry
 from obatchd.jobs.store import DISK_ERRORS, REFUSED_LANE, IndexBatch, IndexedChunk, JobRow, Store
@@ -62,6 +75,21 @@ class DropReader:
         """The file that entries refer to."""
         return request_file(self.input)
 
+    @cached_property
+    def _drop(self) -> Contents:
+        return contents(self.input, self.row.label)
+
+    @property
+    def writes_requests(self) -> bool:
+        """Whether entries refer to a file that is written while the drop is read."""
+        return self.request_file.parent == self.directory and self.request_file != self.input
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the drop has to be unpacked first; raises OSError where the disk does not say."""
+        with self._at_its_cost():
+            return needs_unpacking(self._drop)
+
     def prepare(self, store: Store) -> dict[str, Any]:
         """Settings, digest and refusals that need no full reading; returns the columns of the job's row to change.
 
@@ -88,11 +116,16 @@ class DropReader:
         Raises DropRefused where its settings cannot be used.
         """
         submitted = SubmittedSettings.read(self.directory)
-        own = self._folder_settings()
+        drop = self._drop
+        self._note(*drop.notes)
+        is_folder = drop.path.is_dir()
+        own = self._folder_settings(drop.path) if is_folder else JobSettings()
+        if is_folder and (about := ", ".join(path.name for path in read_me_files(drop.path)[:5])):
+            self._note(f"{about} is taken for words about the drop, not for a prompt; call it otherwise if it is one")
         given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
         merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
         with contextlib.suppress(DropRefused, OSError):  # where it cannot be told, reading it says why
-            self._form = recognise(self.input, self.row.label)
+            self._form = recognise(drop.path, drop.name, merged.encoding)
         if self._form is Format.BATCH and not _rules(merged).given:
             merged = msgspec.structs.replace(merged, openai_batch=True)
         self._note(*submitted.notes)
@@ -186,8 +219,8 @@ class DropReader:
             self._note(note + (f"; {bad} more cannot be run" if bad else ""))
         return self._sampled
 
-    def _folder_settings(self) -> JobSettings:
-        found = folder_settings(self.input) if self.row.kind == "folder" else None
+    def _folder_settings(self, folder: Path) -> JobSettings:
+        found = folder_settings(folder)
         if found is None:
             return JobSettings()
         mapping, source = found
@@ -219,4 +252,4 @@ class DropReader:
 
 
 def _rules(settings: JobSettings) -> RecordRules:
-    return RecordRules(settings.template, settings.text_column, settings.id_column)
+    return RecordRules(settings.template, settings.text_column, settings.id_column, settings.encoding, settings.lines)

@@ -15,6 +15,7 @@ from obatchd import log
 from obatchd.errors import DropRefused, SpoolError
 from obatchd.intake.indexing import NEXT_CHUNK, Chunk, DropReader
 from obatchd.intake.limits import OwnerLimits
+from obatchd.intake.unpacking import DropUnpacker
 from obatchd.jobs.model import JobIds, JobState
 from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow
 from obatchd.live.conditions import INTAKE, RETRY_S
@@ -60,6 +61,8 @@ class Intake(Part):
         self._wake = asyncio.Event()
         self._claim_thread = ThreadPoolExecutor(1, thread_name_prefix="intake")
         self._index_threads = ThreadPoolExecutor(2, thread_name_prefix="index")
+        self._unpacker = DropUnpacker(work)
+        self._unpacking: dict[int, tuple[JobRow, asyncio.Task[None]]] = {}  # drops being unpacked, by key of their job
         self._conditions.listen(self)
 
     def start(self) -> None:
@@ -114,7 +117,7 @@ class Intake(Part):
     async def _look(self) -> bool:
         """One scan and claim; whether another should follow at once."""
         loop = asyncio.get_running_loop()
-        limits, known_problem = OwnerLimits(self._settings.limits, self._work.jobs.values()), self.report.problem
+        limits, known_problem = self.limits(), self.report.problem
         self.report = await loop.run_in_executor(
             self._claim_thread, self.inbox.scan, lambda drop: limits.room(drop.owner, drop.size)
         )
@@ -130,6 +133,13 @@ class Intake(Part):
         self._claim_failed = False
         await self.begin(rows)
         return len(self.report.ready) >= self._settings.inbox.claim_batch
+
+    def limits(self) -> OwnerLimits:
+        """The limits of every owner, with the open work as it is now."""
+        limits = OwnerLimits(self._settings.limits, self._work.jobs.values())
+        for row, _ in self._unpacking.values():
+            limits.room(row.owner, row.size)
+        return limits
 
     def _refuse_found(self, report: ScanReport) -> None:
         for drop, refusal in report.refused:
@@ -154,10 +164,15 @@ class Intake(Part):
         self._unlisted = []
         return rows
 
-    async def begin(self, rows: Sequence[JobRow]) -> None:
-        """Index the first chunk of newly accepted jobs, together; longer drops go on in the background."""
+    async def begin(self, rows: Sequence[JobRow], unpacked_s: float = 0.0) -> None:
+        """Index the first chunk of newly accepted jobs, together; longer drops go on in the background.
+
+        Those that have to be unpacked first are waited for as long as ``unpacked_s``.
+        """
         try:
             await self._begin(rows)
+            if unpacked_s and (tasks := [self._unpacking[row.key][1] for row in rows if row.key in self._unpacking]):
+                await asyncio.wait(tasks, timeout=unpacked_s)
         except DISK_ERRORS as error:
             _log.error("index_failed", jobs=len(rows), reason=log.reason(error))
             for row in rows:  # one by one, so that a single bad drop does not hold up the others
@@ -172,7 +187,11 @@ class Intake(Part):
     async def _begin(self, rows: Sequence[JobRow]) -> None:
         loop = asyncio.get_running_loop()
         readers = [DropReader(row, self._layout, self._settings, self._check_space) for row in rows]
-        for reader, chunk in await loop.run_in_executor(self._claim_thread, self._first_chunks, readers):
+        packed, read = await loop.run_in_executor(self._claim_thread, self._first_chunks, readers)
+        for reader in packed:
+            task = self._tasks.start(self._unpack_first(reader.row), f"unpack-{reader.row.job}")
+            self._unpacking[reader.row.key] = reader.row, task
+        for reader, chunk in read:
             self._conditions.report_job(reader.row.key, "")
             if chunk is None:
                 self._events.refused(reader.row)
@@ -182,17 +201,43 @@ class Intake(Part):
             if not chunk.final:
                 self.go_on(reader)
 
+    async def _unpack_first(self, row: JobRow) -> None:
+        """Have a drop unpacked by a process of its own, then index it; other drops go on."""
+        loop = asyncio.get_running_loop()
+
+        async def step() -> bool:
+            try:
+                await self._unpacker.unpack(row)
+            except DropRefused as refusal:
+                await loop.run_in_executor(self._claim_thread, self.refuse, row, refusal)
+                return False
+            return True
+
+        words = f"job {row.job} cannot be unpacked"
+        unpacked = await self._conditions.until_disk_takes(step, row.key, "unpack_failed", words, job=row.job)
+        del self._unpacking[row.key]
+        if unpacked:
+            await self.begin([row])
+        else:
+            self._events.refused(row)
+
     def go_on(self, reader: DropReader) -> None:
         """Index the rest of a drop in the background."""
         self._tasks.start(self._index_rest(reader), f"index-{reader.row.job}")
 
-    def _first_chunks(self, readers: list[DropReader]) -> list[tuple[DropReader, Chunk | None]]:
-        """The first chunk of each drop; None of one that is refused."""
+    def _first_chunks(
+        self, readers: list[DropReader]
+    ) -> tuple[list[DropReader], list[tuple[DropReader, Chunk | None]]]:
+        """Drops that have to be unpacked first, and the first chunk of each other; None of one that is refused."""
+        packed: list[DropReader] = []
         batches: list[tuple[DropReader, IndexBatch]] = []
         changes: list[tuple[int, dict[str, Any]]] = []
         for reader in readers:
             claim.complete_submission(reader.directory)
             try:
+                if reader.is_packed:
+                    packed.append(reader)
+                    continue
                 changed = reader.prepare(self._store)
                 batches.append((reader, reader.first_batch()))
                 changes.append((reader.row.key, changed))  # not of a refused one: its row says why
@@ -204,7 +249,7 @@ class Intake(Part):
         self._store.state.update_many(changes)
         indexed = self._store.write_index([batch for _, batch in batches])
         chunks = {r.row.key: r.chunk(batch, chunk) for (r, batch), chunk in zip(batches, indexed, strict=True)}
-        return [(reader, chunks.get(reader.row.key)) for reader in readers]
+        return packed, [(reader, chunks.get(reader.row.key)) for reader in readers if reader not in packed]
 
     async def _index_rest(self, reader: DropReader) -> None:
         row, loop = reader.row, asyncio.get_running_loop()
@@ -254,7 +299,7 @@ class Intake(Part):
 
 def flush_unpacked(readers: Sequence[DropReader]) -> None:
     """Make unpacked bytes durable: the index, which is written next, must not outlive the bytes it refers to."""
-    unpacked = [reader for reader in readers if reader.request_file != reader.input]
+    unpacked = [reader for reader in readers if reader.writes_requests]
     if len(unpacked) > _FEW_DROPS:
         sync_filesystem(unpacked[0].directory)
     else:

@@ -86,7 +86,8 @@ class Preparation(Part):
         if live is None:  # the job is over
             del self._waiting[lane.job, pending.line]
             return
-        folder = str(self._work.input_of(live.row)) if live.row.kind == "folder" else ""
+        drop = self._work.contents_of(live.row)
+        folder = str(drop) if live.row.kind == "folder" or drop.is_dir() else ""
         keep_full_prompt = bool(live.row.settings.sample)
         wish = Wish(lane.job, pending.line, lane.owner, pending.raw, folder, keep_full_prompt)
         waiting.told += self._preparer.send(wish)

@@ -68,7 +68,7 @@ def fingerprint(raw: bytes, context: str, model_digest: str, *, links: bool = Fa
     except (ValueError, RecursionError):
         return None
     # The model stands in the digest; a name may be spelt in several ways.
-    same = msgspec.structs.replace(request, id=None, model=None, priority=None, context_length=None, input={})
+    same = msgspec.structs.replace(request, id=None, model=None, priority=None, context_length=None, input={}, notes=[])
     return hashlib.sha256(_encode([context, model_digest, same])).digest()
 
 

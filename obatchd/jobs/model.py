@@ -17,8 +17,22 @@ TABLE_ENDINGS = (".csv", ".tsv")
 TEXT_ENDINGS = (".txt", ".md")
 SOURCE_ENDINGS = (".html", ".htm", ".pdf", ".source.txt", ".source.md")  # in a folder, for requests that name them
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # in a folder, for requests that name them
+PACKED_ENDINGS = (".gz", ".zst", ".xz", ".bz2")
+WORKBOOK_ENDINGS = (".xlsx", ".xlsm")
+PARQUET_ENDINGS = (".parquet",)
+ARCHIVE_ENDINGS = (".zip", ".tar", *(f".tar{packed}" for packed in PACKED_ENDINGS), ".tgz", ".tzst", ".txz", ".tbz2")
 _PLAIN_ENDINGS = (".json", ".jsonl", ".ndjson", *TABLE_ENDINGS, *TEXT_ENDINGS)
-FILE_ENDINGS = (*_PLAIN_ENDINGS, *(f"{ending}.gz" for ending in _PLAIN_ENDINGS))
+FILE_ENDINGS = (
+    *_PLAIN_ENDINGS,
+    *(f"{ending}{packed}" for ending in _PLAIN_ENDINGS for packed in PACKED_ENDINGS),
+    *WORKBOOK_ENDINGS,
+    *PARQUET_ENDINGS,
+    *ARCHIVE_ENDINGS,
+)
+FORMATS_IN_WORDS = (
+    "JSON (.jsonl, .ndjson, .json), a table (.csv, .tsv, .xlsx, .parquet) or text (.txt, .md), each also packed (.gz, "
+    ".zst, .xz, .bz2), an archive of such files (.zip, .tar, .tar.gz), or a folder of them"
+)
 # Endings that transfers use until they are done. Some lie beside the file itself, which then is not complete either.
 TRANSFER_ENDINGS = (".part", ".partial", ".filepart", ".crdownload", ".download", ".opdownload", ".fdmdownload",
                     ".aria2", ".uploading", ".upload", ".!qb", ".!ut", ".lftp-pget-status", ".gstmp")  # fmt: skip
@@ -37,6 +51,12 @@ def is_passed_over(name: str) -> bool:
         small.startswith((".", "~$")) or small.endswith(_TEMPORARY_ENDINGS) or small in _LITTER
         or (small.startswith("#") and small.endswith("#"))
     )  # fmt: skip
+
+
+def without_packing(name: str) -> str:
+    """A file's name without the ending that says how it is packed."""
+    ending = next((ending for ending in PACKED_ENDINGS if name.lower().endswith(ending)), "")
+    return name[: -len(ending)] if ending else name
 
 
 class Outcome(StrEnum):

@@ -15,7 +15,7 @@ from obatchd.dispatch.events import Finished
 from obatchd.dispatch.holds import Holds
 from obatchd.documents.alarms import JobDone
 from obatchd.documents.jobs import Counts
-from obatchd.jobs.formats import request_file
+from obatchd.jobs.formats import contents, request_file
 from obatchd.jobs.store import JobRow, Segment, Store
 from obatchd.live.conditions import Announcer, Conditions
 from obatchd.live.job import LiveJob
@@ -64,6 +64,10 @@ class Work:
     def input_of(self, row: JobRow) -> Path:
         """The drop of a job as it lies in the spool: a file or a folder."""
         return self.layout.job_dir(row.job) / "input"
+
+    def contents_of(self, row: JobRow) -> Path:
+        """The file or folder that is read: the drop, or what was unpacked from it."""
+        return contents(self.input_of(row), row.label).path
 
     def request_file(self, row: JobRow) -> Path:
         """The file with the bytes of a job's requests."""

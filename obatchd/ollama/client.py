@@ -14,23 +14,24 @@ from obatchd.ollama.reading import Lines, Whole, exchange
 from obatchd.prompts.reasoning import split_reasoning
 
 
+# Ollama leaves out what is absent; programs in front of it and its imitators write null.
 class _Message(msgspec.Struct):
-    content: str = ""
-    thinking: str = ""
-    tool_calls: list[msgspec.Raw] = []
+    content: str | None = None
+    thinking: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
 
 
 class _Chunk(msgspec.Struct):
     message: _Message | None = None
-    done: bool = False
-    done_reason: str = ""
-    error: str = ""
-    prompt_eval_count: int = 0
-    eval_count: int = 0
-    total_duration: int = 0  # ns, as the three that follow
-    load_duration: int = 0
-    prompt_eval_duration: int = 0
-    eval_duration: int = 0
+    done: bool | None = None
+    done_reason: str | None = None
+    error: str | dict[str, Any] | None = None
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
+    total_duration: int | None = None  # ns, as the three that follow
+    load_duration: int | None = None
+    prompt_eval_duration: int | None = None
+    eval_duration: int | None = None
 
 
 class Answer(NamedTuple):
@@ -49,7 +50,7 @@ class Answer(NamedTuple):
 
 class _Vectors(msgspec.Struct):
     embeddings: list[msgspec.Raw]
-    prompt_eval_count: int = 0
+    prompt_eval_count: int | None = None
 
 
 class Embedded(NamedTuple):
@@ -89,14 +90,15 @@ class _Stream(Lines):
         if self._fault is not None:
             return Answer(fault=self._fault)
         last = self._last
+        reason, eval_ns = last.done_reason or "", last.eval_duration or 0
         text, think = split_reasoning(
-            "".join(self._texts), "".join(self._thoughts), opened=self._opened, cut=last.done_reason == "length"
+            "".join(self._texts), "".join(self._thoughts), opened=self._opened, cut=reason == "length"
         )
-        fault = faults.incomplete(last.done, last.done_reason, text or ("(a call)" if self._calls else ""))
-        counts = (last.prompt_eval_count, last.eval_count, last.eval_duration / 1e9)
+        fault = faults.incomplete(bool(last.done), reason, text or ("(a call)" if self._calls else ""))
+        counts = (last.prompt_eval_count or 0, last.eval_count or 0, eval_ns / 1e9)
         # load_duration ends when the runner is handed over; the wait for a slot is after it (ollama server/routes.go).
-        wait_ns = last.total_duration - last.load_duration - last.prompt_eval_duration - last.eval_duration
-        return Answer(text, think, last.done_reason, *counts, fault, max(0.0, wait_ns / 1e9), self._calls)
+        wait_ns = (last.total_duration or 0) - (last.load_duration or 0) - (last.prompt_eval_duration or 0) - eval_ns
+        return Answer(text, think, reason, *counts, fault, max(0.0, wait_ns / 1e9), self._calls)
 
     def take(self, line: bytes) -> None:
         if self._fault is not None:
@@ -112,7 +114,8 @@ class _Stream(Lines):
             return
         self._last = chunk
         if chunk.error:
-            self._fault = faults.from_response(200, chunk.error)
+            words = chunk.error if isinstance(chunk.error, str) else _encode({"error": chunk.error}).decode()
+            self._fault = faults.from_response(200, words)
         if chunk.message is not None:
             if chunk.message.content:
                 self._texts.append(chunk.message.content)
@@ -163,4 +166,4 @@ class OllamaClient:
         if len(found.embeddings) != len(body["input"]):  # nobody can tell which vector belongs to which text
             words = f"the server made {len(found.embeddings)} vectors of {len(body['input'])} texts"
             return Embedded([], 0, Cause.INCOMPLETE.fault(words))
-        return Embedded(found.embeddings, found.prompt_eval_count, None)
+        return Embedded(found.embeddings, found.prompt_eval_count or 0, None)

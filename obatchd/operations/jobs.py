@@ -74,6 +74,8 @@ class JobCommands:
     def _live(self, caller: Caller, job_id: str) -> LiveJob:
         row = self._find(caller, job_id)
         live = self._engine.jobs.get(row.key)
+        if live is None and row.state is JobState.RUNNING:
+            raise ControlError(f"job {row.job} is not read yet; try again when it is unpacked", code="job_not_read")
         if live is None or live.publishing:
             raise ControlError(f"job {row.job} is over already ({row.state.value})", code="job_over")
         return live

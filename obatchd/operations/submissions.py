@@ -13,14 +13,15 @@ from attrs import define
 from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, DropRefused
-from obatchd.intake.limits import OwnerLimits
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.model import FILE_ENDINGS, JobState
+from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState
 from obatchd.jobs.store import JobRow
 from obatchd.settings.job import FrozenSettings, JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.copying import Incoming
+
+_UNPACKED_S = 5.0  # an archive that cannot be unpacked is refused at once where that is found out soon
 
 
 @define(eq=False)
@@ -66,7 +67,7 @@ class Submissions:
                 raise
         except OSError as error:
             raise ControlError(f"it cannot be copied: {error.strerror or error}", code="not_copied") from error
-        await engine.intake.begin(engine.store.state.find([claimed.job]))
+        await engine.intake.begin(engine.store.state.find([claimed.job]), _UNPACKED_S)
         [row] = engine.store.state.find([claimed.job])
         if row.state is JobState.REFUSED:
             raise DropRefused("; ".join(row.notes))
@@ -75,7 +76,7 @@ class Submissions:
     def _may_submit(self, owner: int) -> None:
         if self._engine.conditions.of_all:
             raise ControlError("; ".join(self._engine.conditions.of_all.values()), code="trouble")
-        if reason := OwnerLimits(self._engine.settings.value.limits, self._engine.jobs.values()).room(owner, 0):
+        if reason := self._engine.intake.limits().room(owner, 0):
             raise ControlError(reason, code="over_limit")
 
     def _copy_failed(self, row: JobRow, incoming: Incoming) -> None:
@@ -95,8 +96,9 @@ def _settings_of_retry(settings: JobSettings) -> JobSettings:
     # Records have been made into requests already. A deadline that is a time was meant for the first job.
     deadline = None if isinstance(settings.deadline, str) else settings.deadline
     return msgspec.structs.replace(
-        settings, template=None, text_column=None, id_column=None, sample=None, sample_of=None, deadline=deadline
-    )
+        settings, template=None, text_column=None, id_column=None, encoding=None, lines=None, sample=None,
+        sample_of=None, deadline=deadline,
+    )  # fmt: skip
 
 
 def _defaults_of_retry(first: FrozenSettings, now: FrozenSettings) -> FrozenSettings:
@@ -113,6 +115,6 @@ def _copy(submission: Submission, settings: Settings, incoming: Incoming) -> Non
 
 def _retry_name(row: JobRow) -> bytes:
     stem = row.name
-    for ending in (".gz", *FILE_ENDINGS):
+    for ending in (*PACKED_ENDINGS, *FILE_ENDINGS):
         stem = stem.removesuffix(ending.encode())
     return stem + b".retry.jsonl"

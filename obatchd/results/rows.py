@@ -213,13 +213,29 @@ def _of_api(body: Record) -> Record:
     choices = body.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
         message = choices[0].get("message") or {"content": choices[0].get("text")}
+    if isinstance(body.get("response"), str):
+        message = {**body, "content": body["response"]}
+    elif isinstance(body.get("output"), list):
+        message = _of_items([item for item in body["output"] if isinstance(item, dict)])
     if isinstance(message, dict):
         record["response"] = str(message.get("content") or "")
         if thinking := message.get("thinking") or message.get("reasoning"):
             record["think"] = thinking
+    if isinstance(body.get("embeddings"), list):
+        record["embeddings"] = body["embeddings"]
     data = body.get("data")
     if isinstance(data, list) and data and isinstance(data[0], dict) and "embedding" in data[0]:
         record["embeddings"] = [vector.get("embedding") for vector in data if isinstance(vector, dict)]
     if isinstance(body.get("model"), str):
         record["model"] = body["model"]
     return record
+
+
+def _of_items(items: list[Record]) -> Record:
+    """The texts in the output of OpenAI's Responses API."""
+    texts: dict[str, list[str]] = {"message": [], "reasoning": []}
+    for item in items:
+        for part in item.get("content") or item.get("summary") or ():
+            if item.get("type") in texts and isinstance(part, dict):
+                texts[item["type"]].append(str(part.get("text") or ""))
+    return {"content": "\n".join(texts["message"]), "reasoning": "\n".join(texts["reasoning"])}

@@ -9,6 +9,7 @@ import msgspec
 from pydantic import field_validator, model_validator
 
 from obatchd.errors import ConfigError
+from obatchd.prompts.encodings import encoding_problem
 from obatchd.prompts.template import template_problem
 from obatchd.settings.base import Reload, Section, setting
 from obatchd.settings.reading import leaves, nearest, validate, value_of
@@ -34,6 +35,8 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     template: str | None = None  # these three: how records become prompts
     text_column: str | None = None
     id_column: str | None = None
+    encoding: str | None = None  # of texts, where they do not say it themselves; None: UTF-8
+    lines: bool | None = None  # each line of a text is a prompt
     sample: int | None = None  # run only so many requests of the drop, chosen at random
     openai_batch: bool = False  # the drop is a batch file of that API; found when it is read, not given
     sample_of: int | None = None  # of how many; found when the drop is read, not given
@@ -89,11 +92,20 @@ class RecordSettings(Section):
     template: str | None = setting(None, "The prompt, with fields of the record in braces: {note}.")
     text_column: str | None = setting(None, "The field or column that is the prompt.", min_length=1)
     id_column: str | None = setting(None, "The field or column that is the id.", min_length=1)
+    encoding: str | None = setting(None, "The encoding of files that are not UTF-8: cp1252, latin-1, shift_jis ….")
+    lines: bool | None = setting(None, "Each line of a text is a prompt; else the text is one.")
 
     @field_validator("template")
     @classmethod
     def _has_a_field(cls, value: str | None) -> str | None:
         if value is not None and (problem := template_problem(value)):
+            raise ValueError(problem)
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, value: str | None) -> str | None:
+        if value is not None and (problem := encoding_problem(value)):
             raise ValueError(problem)
         return value
 

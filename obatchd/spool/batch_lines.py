@@ -84,8 +84,12 @@ def batch_line(job: str, outcome: Outcome, raw: bytes) -> bytes:
 
 
 def _body(key: str, record: _Record) -> dict[str, Any]:
+    if record.url.startswith("/api/"):
+        return _native(record)
     if record.embedding is not None or record.embeddings is not None:
         return _embeddings(record)
+    if record.url.endswith("/responses"):
+        return _responses(key, record)
     choice: dict[str, Any] = {
         "index": 0, "logprobs": None, "finish_reason": "length" if record.done_reason == "length" else "stop",
     }  # fmt: skip
@@ -101,12 +105,60 @@ def _body(key: str, record: _Record) -> dict[str, Any]:
     return {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{key}",
         "object": "chat.completion" if chat else "text_completion",
-        "created": int(datetime.fromisoformat(record.finished_at).timestamp()),
+        "created": _created(record),
         "model": record.model,
         "choices": [choice],
         "usage": {
             "prompt_tokens": record.prompt_tokens,
             "completion_tokens": record.response_tokens,
+            "total_tokens": record.prompt_tokens + record.response_tokens,
+        },
+    }
+
+
+def _created(record: _Record) -> int:
+    return int(datetime.fromisoformat(record.finished_at).timestamp())
+
+
+def _native(record: _Record) -> dict[str, Any]:
+    """What Ollama itself answers, of lines for its own endpoints."""
+    tokens = {"prompt_eval_count": record.prompt_tokens, "eval_count": record.response_tokens}
+    if record.url == "/api/embed":
+        return {"model": record.model, "embeddings": _vectors(record), "prompt_eval_count": record.prompt_tokens}
+    think = {"thinking": record.think} if record.think else {}
+    calls = {"tool_calls": record.tool_calls} if record.tool_calls else {}
+    said: dict[str, Any] = {"response": record.response, **think}
+    if record.url == "/api/chat":
+        said = {"message": {"role": "assistant", "content": record.response, **think, **calls}}
+    head = {"model": record.model, "created_at": record.finished_at}
+    return {**head, **said, "done": True, "done_reason": record.done_reason, **tokens}
+
+
+def _responses(key: str, record: _Record) -> dict[str, Any]:
+    """An object of the Responses API."""
+    cut = record.done_reason == "length"
+    status = "incomplete" if cut else "completed"
+    output: list[dict[str, Any]] = []
+    if record.think:
+        thought = {"type": "summary_text", "text": record.think}
+        output.append({"id": f"rs_{key}", "type": "reasoning", "summary": [thought]})
+    if record.response or not record.tool_calls:
+        text = {"type": "output_text", "text": record.response, "annotations": []}
+        output.append({"id": f"msg_{key}", "type": "message", "role": "assistant", "status": status, "content": [text]})
+    for call in _calls(key, record.tool_calls):
+        output.append({"id": f"fc_{key}", "type": "function_call", "call_id": call["id"], **call["function"]})
+    return {
+        "id": f"resp_{key}",
+        "object": "response",
+        "created_at": _created(record),
+        "status": status,
+        "error": None,
+        "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+        "model": record.model,
+        "output": output,
+        "usage": {
+            "input_tokens": record.prompt_tokens,
+            "output_tokens": record.response_tokens,
             "total_tokens": record.prompt_tokens + record.response_tokens,
         },
     }
@@ -125,7 +177,7 @@ def _calls(key: str, calls: Sequence[_Call]) -> list[dict[str, Any]]:
 
 
 def _embeddings(record: _Record) -> dict[str, Any]:
-    vectors = record.embeddings if record.embeddings is not None else [record.embedding or []]
+    vectors = _vectors(record)
     return {
         "object": "list",
         "data": [
@@ -135,6 +187,10 @@ def _embeddings(record: _Record) -> dict[str, Any]:
         "model": record.model,
         "usage": {"prompt_tokens": record.prompt_tokens, "total_tokens": record.prompt_tokens},
     }
+
+
+def _vectors(record: _Record) -> list[list[float]]:
+    return record.embeddings if record.embeddings is not None else [record.embedding or []]
 
 
 def _base64(vector: Sequence[float]) -> str:

@@ -116,11 +116,19 @@ def _intent(job: str, name: bytes, path: Path, status: os.stat_result, at_s: flo
 
 
 def input_bytes(path: Path) -> int:
-    """The size of a drop: of a file, or of all files that lie directly in a folder. Raises OSError where it is gone."""
+    """The size of a drop: of a file, or of all files in a folder. Raises OSError where it is gone."""
     status = path.lstat()
     if not stat.S_ISDIR(status.st_mode):
         return status.st_size
-    return sum(path.lstat().st_size for path in path.iterdir() if path.is_file() and not path.is_symlink())
+    return sum(_file_bytes(os.path.join(place, name)) for place, _, files in os.walk(path) for name in files)
+
+
+def _file_bytes(path: str) -> int:
+    """0 of anything that is no file."""
+    with contextlib.suppress(FileNotFoundError):
+        status = os.lstat(path)
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
 
 
 def _take(

@@ -160,16 +160,17 @@ class Incoming(msgspec.Struct):
         return self.directory / INCOMING
 
     def add(self, name: str, source: IO[bytes], limit_bytes: int, keep_free_bytes: int = 0) -> None:
-        """Copy one file; for a folder ``name`` is its name inside. ``limit_bytes`` is for all files together.
+        """Copy one file; for a folder ``name`` is its path inside. ``limit_bytes`` is for all files together.
 
         Raises ControlError where the name leads out of the folder, is there already, or there is too much of it for the
         limit or for a disk that is to keep ``keep_free_bytes``, OSError where it cannot be written.
         """
         target = self.input
         if self.kind == "folder":
-            if "/" in name or name in ("", ".", "..") or "\0" in name:
+            if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
                 raise ControlError(f"{name!r} cannot be a file name in a submitted folder", code="bad_name")
             target = self.input / name
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.path.lexists(target):
             raise ControlError(f"{name} is there twice in the submission", code="bad_name")
         with open(target, "xb") as file:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obatchd.errors import SpoolError
-from obatchd.jobs.model import default_id
+from obatchd.jobs.model import PACKED_ENDINGS, default_id
 from obatchd.spool.owners import OwnerDirectories
 
 _NAME_BYTES = 100
@@ -22,7 +22,7 @@ _FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]")
 # Ids that could meet the number of another line, or another request's altered id with its line appended: only a name
 # with "_" can be an altered one.
 _AMBIGUOUS_ID = re.compile(r"\d{7,}|(\d{7,}|.*_.*)\.[1-9]\d*")
-_SUFFIXES = (".gz", ".jsonl", ".ndjson", ".json")
+_SUFFIXES = (*PACKED_ENDINGS, ".jsonl", ".ndjson", ".json")
 # File systems on which inotify does not see changes by other hosts (inotify(7), "Limitations and caveats").
 _REMOTE_KINDS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre"})
 

@@ -19,15 +19,12 @@ from pathlib import Path
 
 import msgspec
 
-from obatchd.jobs.model import FILE_ENDINGS, TRANSFER_ENDINGS
+from obatchd.jobs.model import FILE_ENDINGS, FORMATS_IN_WORDS, TRANSFER_ENDINGS
 from obatchd.settings.tables.spool import InboxSettings
 from obatchd.spool.drop import Drop
 from obatchd.spool.watching import Sign
 
-NO_FORMAT = (
-    "{} is none of our formats: drop JSON (.jsonl, .ndjson, .json), a table (.csv, .tsv) or text (.txt, .md), each "
-    "also .gz, or a folder of them"
-)
+NO_FORMAT = f"{{}} is none of our formats: drop {FORMATS_IN_WORDS}"
 PATIENCE_S = 600.0  # for what may yet get its name, or its end; afterwards it is refused or shown
 _SHOWN_S = 2.0  # after which a name that is none of a format is shown
 _TAIL_BYTES = 64  # as many zeros at its end: space that was reserved, and not written yet

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import time
+import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from daemon_support import Daemon, Document, json_array_gz, jsonl, prompts, wait
 Make = Callable[..., Daemon]
 Drop = tuple[str, Any, list[Document]]
 INSTANTS = [
+    "unpack.after_write",
+    "unpack.after_flush",
+    "unpack.after_conclude",
     "claim.after_intents",
     "claim.after_mkdir",
     "claim.after_rename",
@@ -44,6 +49,15 @@ def folder(name: str, count: int) -> Drop:
     return name, {f"{request['id']}.json": json.dumps(request).encode() for request in asked}, asked
 
 
+def archive(name: str, count: int) -> Drop:
+    _, files, asked = folder(name, count)
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as zip_:
+        for file, content in files.items():
+            zip_.writestr(file, content)
+    return f"{name}.zip", packed.getvalue(), asked
+
+
 def single(name: str, _count: int) -> Drop:
     [asked] = prompts(1, name)
     return f"{name}.json", json.dumps(asked, indent=1).encode(), [asked]
@@ -64,7 +78,7 @@ def check_all(d: Daemon, drops: list[Drop], timeout_s: float = 60) -> None:
 @pytest.mark.parametrize("instant", INSTANTS)
 def test_killed_at_an_instant_of_a_protocol(make_daemon: Make, instant: str) -> None:
     d = make_daemon(simulator={"service_s": {"kind": "fixed", "value": 0.05}}).start(instant)
-    drops = [lines("lines", 40), folder("folder", 5), array("array", 20), single("single", 1)]
+    drops = [lines("lines", 40), folder("folder", 5), array("array", 20), single("single", 1), archive("archive", 5)]
     d.drop_all({name: content for name, content, _ in drops})
     assert d.process is not None
     assert d.process.wait(20) == -signal.SIGKILL

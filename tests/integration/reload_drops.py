@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import lzma
+import zipfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 from daemon_support import Job, jsonl, prompts, wait_for
@@ -45,6 +48,18 @@ def three_requests(stage: Stage) -> dict[str, int]:
 
 def packed_drop(stage: Stage) -> dict[str, int]:
     return dict(stage.run(content=gzip.compress(jsonl([{"prompt": "x" * 3000}])), ending=".jsonl.gz").codes())
+
+
+def archive(stage: Stage) -> str:
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as zip_:
+        zip_.writestr("a.jsonl", jsonl([ASK]))
+    return stage.fate(packed.getvalue(), ".zip")
+
+
+def packed_with_much_memory(stage: Stage) -> str:
+    """The dictionary of xz -9 alone takes 64 MiB."""
+    return stage.fate(lzma.compress(jsonl([ASK]), preset=9), ".jsonl.xz")
 
 
 def one_bad_line(stage: Stage) -> str:
@@ -159,6 +174,8 @@ DROPS = Scene(
         "inbox.max_line_bytes": Effect(10_000, 1024, long_line, ({}, {"line_too_long": 1})),
         "inbox.max_requests": Effect(10, 2, three_requests, ({}, {"too_many_requests": 1})),
         "inbox.max_unpacked_bytes": Effect(10_000, 1024, packed_drop, ({}, {"unpacked_too_large": 1})),
+        "inbox.unpack_timeout_s": Effect(600, 1e-6, archive, ("done", "refused")),
+        "inbox.unpack_memory_bytes": Effect(2**30, 2**26, packed_with_much_memory, ("done", "refused")),
         "inbox.on_invalid": Effect("fail_line", "fail_file", one_bad_line, ("done", "refused")),
         "inbox.dedupe": Effect("allow", "reject", same_content, ("done", "refused")),
         "disk.keep_done_s": Effect(1e6, 0, of_an_earlier_job(input_of), (True, False)),

@@ -255,12 +255,17 @@ async def test_a_folder_of_more_files_than_one_batch(served: tuple[FakeOperation
         (folder / name).write_text(name)
     (folder / os.fsdecode(b"caf\xe9.json")).write_text("odd")
     (folder / ".hidden").write_text("left out")
+    (folder / "sub" / "deep").mkdir(parents=True)
+    (folder / "sub" / "deep" / "a.json").write_text("in a folder of it")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "a.json").write_text("left out")
     open_before = len(os.listdir("/proc/self/fd"))
     await call(Client(spool).submit, folder, {})
     _, content = daemon.submitted[0]
     assert list(content)[:300] == names
     assert content[os.fsdecode(b"caf\xe9.json")] == b"odd"
-    assert len(content) == 301
+    assert content["sub/deep/a.json"] == b"in a folder of it"
+    assert len(content) == 302
     # The server is in this process too and closes its end a little later than the client.
     await until(lambda: len(os.listdir("/proc/self/fd")) <= open_before)
 
@@ -287,8 +292,9 @@ async def test_only_regular_readable_files_are_sent(served: tuple[FakeOperations
     os.mkfifo(folder / "pipe.json")
     with pytest.raises(errors.ControlError, match="not a regular file"):
         await call(Client(spool).submit, folder, {})
-    (tmp_path / "nested" / "inner").mkdir(parents=True)
-    with pytest.raises(errors.ControlError, match="folder inside the folder"):
+    (tmp_path / "nested").mkdir()
+    (tmp_path / "nested" / "inner").symlink_to(folder)
+    with pytest.raises(errors.ControlError, match="link to a folder"):
         await call(Client(spool).submit, tmp_path / "nested", {})
     with pytest.raises(errors.ControlError, match="cannot be read"):
         await call(Client(spool).submit, tmp_path / "nowhere.json", {})
@@ -337,6 +343,9 @@ def broken_clients(tmp_path: Path) -> dict[str, Callable[[socket.socket], None]]
         "gone after the header": with_header(nothing),
         "no descriptor": with_header(lambda connection: handover.send_frame(connection, {"files": ["a"]})),
         "too many descriptors": with_header(files("a", count=2)),
+        "out of the folder": with_header(files("a/../../b"), kind="folder"),
+        "from the root": with_header(files("/a"), kind="folder"),
+        "deep": with_header(files("a/" * 40 + "b"), kind="folder"),
         "a directory": with_header(files("a", path=tmp_path)),
         "a device": with_header(files("a", path=Path("/dev/zero"))),
         "an absolute name": with_header(files("/etc/passwd"), kind="folder"),

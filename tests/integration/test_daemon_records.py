@@ -62,13 +62,20 @@ def test_tables_texts_and_records_become_prompts_and_rows_can_be_joined(plain: D
     assert "say which one is the prompt" in reason.read_text()
 
 
-def test_what_is_cancelled_or_tried_again_keeps_its_fields(daemon: Start) -> None:
+def test_what_is_cancelled_or_tried_again_keeps_its_fields(daemon: Start, tmp_path: Path) -> None:
     d = daemon(simulator={"faults": [{"kind": "status", "status": 400, "message": "no"}]})
+    (tmp_path / "lines.txt").write_bytes("schön\ngrün\n".encode("cp1252"))
+    submitted = d.control("submit", tmp_path / "lines.txt", "--encoding", "cp1252", "--lines", "--wait")
+    assert submitted.returncode == 1, submitted.stderr
+    old = d.done("lines.txt")
+    assert [error["prompt"] for error in old.errors] == ["schön", "grün"]
     d.drop("r", {"r.jsonl": b'{"who": "Ann"}\n{"who": "Bob"}\n', "job.toml": b'template = "Greet {who}."'})
     failed = d.done("r")
     assert [e["input"] for e in failed.errors] == [{"who": "Ann"}, {"who": "Bob"}]
     d.faults()
     assert d.control("retry", failed.id).returncode == 0
+    assert d.control("retry", old.id).returncode == 0
+    assert [r["prompt"] for r in d.done("lines.retry.jsonl").results] == ["schön", "grün"]
     again = d.done("r.retry.jsonl")
     assert [(r["prompt"], r["input"]) for r in again.results] == [
         ("Greet Ann.", {"who": "Ann"}),

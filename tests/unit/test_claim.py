@@ -545,10 +545,11 @@ def test_a_job_whose_input_was_deleted_is_not_touched_at_the_start(layout: Layou
 
 def test_a_submitted_folder_takes_only_plain_names_once(layout: Layout, store: Store) -> None:
     incoming = begin_submission(layout, JobIds(), b"folder", 1234, "folder")
-    for bad in ("../x.json", "/etc/passwd", "..", "", "a\0b"):
+    for bad in ("../x.json", "/etc/passwd", "..", "", "a\0b", "b/../x.json", "b//x.json", "b/"):
         with pytest.raises(ControlError, match="cannot be a file name"):
             incoming.add(bad, io.BytesIO(b"{}"), 99)
     incoming.add("a.json", io.BytesIO(b"{}"), 99)
+    incoming.add("b/c/d.json", io.BytesIO(b"{}"), 99)
     with pytest.raises(ControlError, match="twice"):
         incoming.add("a.json", io.BytesIO(b"{}"), 99)
     with pytest.raises(ControlError, match="more than the 99 bytes") as caught:
@@ -556,6 +557,7 @@ def test_a_submitted_folder_takes_only_plain_names_once(layout: Layout, store: S
     assert caught.value.code == "too_large"
     intent = commit_submission(incoming, layout, store.state)
     assert (intent.kind, intent.owner) == ("folder", 1234)
+    assert (layout.job_dir(intent.job) / "input" / "b" / "c" / "d.json").read_bytes() == b"{}"
     assert (layout.job_dir(intent.job) / "input" / "a.json").read_bytes() == b"{}"
 
 

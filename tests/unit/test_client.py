@@ -230,6 +230,24 @@ async def test_an_answer_that_is_not_ollamas_is_the_servers_fault(ask: Ask, garb
     assert kind == SERVER
 
 
+@pytest.mark.parametrize("absent", ["thinking", "tool_calls", "content"])
+async def test_null_stands_for_what_is_absent(ask: Ask, absent: str) -> None:
+    fields = dict.fromkeys(
+        ("done_reason", "prompt_eval_count", "eval_count", "eval_duration", "load_duration", "error")
+    )
+    nulls = {"model": "tiny", "message": {"role": "assistant", "content": "yes", absent: None}, "done": None, **fields}
+    end = {**nulls, "message": None, "done": True, "done_reason": "stop"}
+    answer = await ask(streaming(line("oh "), json.dumps(nulls).encode() + b"\n", json.dumps(end).encode() + b"\n"))
+    assert answer.fault is None
+    assert (answer.text, answer.prompt_tokens, answer.eval_s) == ("oh " if absent == "content" else "oh yes", 0, 0.0)
+
+
+@pytest.mark.parametrize("error", [{"message": "unexpected EOF", "code": 500}, {"code": 1, "message": "CUDA error: x"}])
+async def test_an_error_may_be_an_object(ask: Ask, error: dict[str, Any]) -> None:
+    words = {"error": {**error, "message": f"an error was encountered while running the model: {error['message']}"}}
+    assert blame(await ask(streaming(line("be"), json.dumps(words).encode()))) == (CRASH, "runner_crash")
+
+
 async def test_fields_of_a_later_version_are_passed_over(ask: Ask) -> None:
     answer = await ask(streaming(line("yes", logprobs=[{"token": "yes"}], novelty={"a": 1}), DONE))
     assert (answer.text, answer.fault) == ("yes", None)

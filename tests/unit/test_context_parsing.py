@@ -128,6 +128,8 @@ def misbehave(content: bytes, media_type: str, charset: str, max_characters: int
             ctypes.string_at(0)
         case b"exit":
             os._exit(3)
+        case b"connect":
+            socket.socket().close()
         case b"raise":
             raise RuntimeError("unexpected")
     return Text("", content.decode())
@@ -149,13 +151,14 @@ async def pool(parser: socket.socket) -> AsyncIterator[ParserPool]:
 async def test_a_parser_that_misbehaves_costs_its_document_only(pool: ParserPool) -> None:
     async def parse(content: bytes) -> str:
         try:
-            return (await pool.parse(Document(content, "text/plain", "", 1000, 1.0, 256 * 1024**2))).text
+            return (await pool.parse(Document(content, "text/plain", "", 1000, 1.0, 64 * 1024**2))).text
         except SourceError as error:
             return error.code
 
     wanted = {
         b"fine": "fine", b"hang": "parse_timeout", b"crash": "parse_failed", b"grow": "parse_memory",
-        b"exit": "parse_failed", b"raise": "parse_failed", b"spin": "parse_timeout", b"fine too": "fine too",
+        b"exit": "parse_failed", b"connect": "parse_failed",
+        b"raise": "parse_failed", b"spin": "parse_timeout", b"fine too": "fine too",
     }  # fmt: skip
     began_s = time.monotonic()
     found = dict(zip(wanted, await asyncio.gather(*map(parse, wanted)), strict=True))

@@ -155,9 +155,13 @@ def test_the_last_line_needs_no_newline(read: Read) -> None:
     assert read("d.jsonl", prompt("a") + b"\n" + prompt("b")).prompts == ["a", "b"]
 
 
-def test_lone_carriage_returns_do_not_end_lines(read: Read) -> None:
-    reading = read("d.jsonl", prompt("a") + b"\r" + prompt("b") + b"\r")
-    assert reading.codes == {1: "bad_json"}
+def test_lone_carriage_returns_end_lines_only_where_nothing_else_does(read: Read) -> None:
+    reading = read("d.jsonl", prompt("a") + b"\r" + prompt("b") + b"\n" + prompt("c"))
+    assert (reading.prompts, reading.codes) == (["a", "b", "c"], {})  # objects one after the other
+    reading = read("d.jsonl", prompt("c") + b"\n" + prompt("a") + b"\r" + prompt("b") + b"\n")
+    assert reading.codes == {2: "bad_json"}
+    reading = read("d.jsonl", prompt("a") + b"\r{oops\r" + prompt("b") + b"\r")
+    assert (reading.prompts, reading.codes) == (["a", "b"], {2: "bad_json"})
 
 
 def test_unicode_line_ends_inside_strings_do_not_end_lines(read: Read) -> None:
@@ -205,29 +209,28 @@ BAD: list[tuple[bytes, str, str]] = [
     (b'{"prompt": "x"} {"prompt": "y"}', "bad_json", "trailing"),
     (b'{"prompt": "x"}\x00', "bad_json", "trailing"),
     (b"\x00\x00\x00\x00", "bad_json", "byte 0"),
-    (b'{"prompt": "\\ud800"}', "bad_json", ""),
-    (b'{"prompt": "x", "n": NaN}', "bad_json", ""),
+    (b'{"prompt": "x", "n": nan}', "bad_json", ""),
     (b'{"prompt": "a\tb"}', "bad_json", ""),
     (b'{"prompt": "x", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "bad_json", "too deeply"),
     (b'{"prompt": "x", "n": ' + b"[" * 100_000, "bad_json", "too deeply"),
     (b"[1, 2]", "wrong_type", "object"),
     (b'"just text"', "wrong_type", "object"),
-    (b'{"prompt": 5}', "wrong_type", "$.prompt"),
-    (b'{"prompt": "x", "id": {}}', "wrong_type", "$.id"),
-    (b'{"prompt": "x", "options": []}', "wrong_type", "$.options"),
+    (b'{"prompt": 5}', "wrong_type", "prompt must be a text, not 5"),
+    (b'{"prompt": "x", "id": {}}', "wrong_type", "id must be a text or a number, not {}"),
+    (b'{"prompt": "x", "options": []}', "wrong_type", "options must be an object"),
     (b'{"prompt": "x", "priority": "urgent"}', "wrong_type", "low, normal, high"),
     (b'{"prompt": "x", "context_length": 0}', "wrong_type", "context_length"),
     (b'{"prompt": "x", "options": {"num_ctx": "8k"}}', "wrong_type", "8k"),
-    (b'{"prompt": "x", "options": {"num_ctx": true}}', "wrong_type", "True"),
+    (b'{"prompt": "x", "options": {"num_ctx": true}}', "wrong_type", "not true"),
     (b'{"prompt": "x", "max_response_tokens": -1}', "wrong_type", "max_response_tokens"),
     (b'{"messages": [{"role": "user"}]}', "wrong_type", "content"),
     (b'{"messages": ["x"]}', "wrong_type", "messages"),
-    (b'{"prompt": "x", "messages": [{"role": "user", "content": "y"}]}', "wrong_type", "one of them"),
     (b"{}", "missing_prompt", ""),
     (b'{"prompt": ""}', "missing_prompt", ""),
     (b'{"prompt": null, "messages": []}', "missing_prompt", ""),
     (b'{"content": " \\n\\t "}', "missing_prompt", "white space"),
-    (b'{"text": "x"}', "missing_prompt", '"prompt"'),
+    (b'{"note": "x", "n": 1}', "missing_prompt", 'it has the fields "note", "n"'),
+    (b'{"note": "x"}', "missing_prompt", "--text-column or --template"),
 ]
 
 
@@ -301,10 +304,6 @@ def test_a_refused_line_keeps_its_id(read: Read) -> None:
         ("d.jsonl", b"\n" * 100 * KIB, "no_requests"),
         ("d.json", b"[]", "no_requests"),
         ("d.json", b"[ \n ]\n", "no_requests"),
-        ("d.json", '{"prompt": "x"}'.encode("utf-16"), "encoding"),
-        ("d.jsonl", '{"prompt": "x"}'.encode("utf-32"), "encoding"),
-        ("d.jsonl", b"\xfe\xff" + '{"prompt": "x"}'.encode("utf-16-be"), "encoding"),
-        ("d.jsonl.gz", '{"prompt": "x"}'.encode("utf-16"), "encoding"),
         ("d.jsonl", b"id,prompt\n1,hello\n", "format"),
         ("d.json", b'"only a string"', "format"),
         ("d.json", b"\x89PNG\r\n\x1a\n" + b"\0" * 100, "format"),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from obatchd.errors import DropRefused
-from obatchd.jobs.formats import folder_settings, parse_request, read_entries, recognise, request_file
+from obatchd.jobs.formats import folder_settings, parse_request, read_entries, read_me_files, recognise, request_file
 from obatchd.jobs.formats.recognise import Format
 from obatchd.jobs.model import Entry
 from obatchd.settings.tables.spool import InboxSettings
@@ -95,12 +95,11 @@ def test_what_cannot_be_read_fails_alone_and_by_its_name(folder: Path, tmp_path:
     secret = tmp_path / "secret.json"
     secret.write_text('{"prompt": "secret"}')
     (folder / "a_link.json").symlink_to(secret)
-    (folder / "b_folder").mkdir()
-    put(folder / "b_folder", "inside.json", "never")
+    (folder / "b_link").symlink_to(tmp_path)
     os.mkfifo(folder / "c_pipe.json")
     (folder / "d_text.docx").write_text("hello")
     (folder / "e_empty.json").write_text("")
-    (folder / "f_wide.json").write_bytes('{"prompt": "x"}'.encode("utf-16"))
+    (folder / "f_latin.csv").write_bytes("prompt\nGrüße\n".encode("latin-1"))
     (folder / "g_none.json.gz").write_bytes(b"{}")
     (folder / "h_bad.json").write_text('{"prompt": }')
     (folder / "i_lines.jsonl").write_text('{"prompt": "good"}\nbad\n')
@@ -111,11 +110,11 @@ def test_what_cannot_be_read_fails_alone_and_by_its_name(folder: Path, tmp_path:
     assert len(entries) == 11
     for line, words in {
         1: "a_link.json: it is a link",
-        2: "b_folder: it is a folder inside",
+        2: "b_link: it is a link",
         3: "c_pipe.json: it is not a regular file",
-        4: "d_text.docx: it is not a .json",
+        4: "d_text.docx: it is none of our formats",
         5: "e_empty.json: is empty",
-        6: "f_wide.json: is UTF-16",
+        6: "f_latin.csv: is not UTF-8 (line 2): save it as UTF-8, or",
         7: "g_none.json.gz: cannot be read",
         8: "h_bad.json, the object: JSON is malformed",
         10: "i_lines.jsonl, line 2, byte offset 19: JSON is malformed",
@@ -130,7 +129,7 @@ def test_a_file_swapped_for_a_link_after_the_look_is_not_followed(
     """The owner of a folder may keep it open, and so change it while it is read."""
     (tmp_path / "secret.json").write_text('{"prompt": "secret"}')
     (folder / "a.json").symlink_to(tmp_path / "secret.json")
-    monkeypatch.setattr("obatchd.jobs.formats.unpack.folder_files", lambda _: [(folder / "a.json", None)])
+    monkeypatch.setattr("obatchd.jobs.formats.unpack.folder_files", lambda _: [(Path("a.json"), None)])
     [entry] = read(folder)
     assert entry.refusal is not None
     assert entry.refusal.code == "bad_file"
@@ -146,6 +145,72 @@ def test_names_that_are_not_utf8_are_escaped(folder: Path) -> None:
     assert entries[0].id == "caf\\xe9"
     assert refusals(entries)[2].startswith("d\\xe9j\n.json, the object")
     assert json.dumps(refusals(entries)[2]).isascii()
+
+
+def test_folders_in_the_folder_are_read_behind_its_files(folder: Path) -> None:
+    for inside in ("b/c", "a", ".hidden", "__MACOSX", "@eaDir"):
+        (folder / inside).mkdir(parents=True)
+        put(folder / inside, "one.json", f"in {inside}")
+    put(folder, "z.json", "of the folder itself")
+    put(folder, "one.json", "also")
+    (folder / "a" / "job.toml").write_text("")
+    (folder / "b" / "Thumbs.db").write_bytes(b"\0")
+    (folder / "a" / "link").symlink_to(folder)
+    entries = read(folder)
+    assert prompts(folder, entries) == ["also", "of the folder itself", "in a", "in b/c"]
+    assert [e.id for e in entries if e.refusal is None] == ["one.json", "z", "a/one.json", "b/c/one.json"]
+    assert list(refusals(entries).values()) == [
+        "a/job.toml: it counts only directly in the dropped folder; move it there",
+        "a/link: it is a link; links are not followed",
+    ]
+
+
+def test_a_folder_swapped_for_a_link_after_the_look_is_not_entered(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    put(tmp_path / "elsewhere", "a.json", "secret")
+    (folder / "in").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.setattr("obatchd.jobs.formats.unpack.folder_files", lambda _: [(Path("in/a.json"), None)])
+    [entry] = read(folder)
+    assert entry.refusal is not None and entry.refusal.code == "bad_file"
+
+
+def test_a_folder_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of another user's, who has closed it."""
+    (folder / "closed").mkdir()
+    put(folder / "closed", "a.json", "never")
+    put(folder, "b.json", "x")
+    real = os.open
+
+    def refusing(path: Any, *arguments: Any, **keywords: Any) -> int:
+        if os.fspath(path) == "closed":
+            raise PermissionError(13, "Permission denied")
+        return real(path, *arguments, **keywords)
+
+    monkeypatch.setattr(os, "open", refusing)
+    entries = read(folder)
+    assert prompts(folder, entries) == ["x"]
+    assert refusals(entries) == {2: "closed: it is a folder that cannot be read"}
+
+
+def test_folders_in_one_another_have_an_end(folder: Path) -> None:
+    deep = folder / "/".join("d" * 40)
+    deep.mkdir(parents=True)
+    put(deep, "a.json", "never")
+    put(folder, "a.json", "x")
+    entries = read(folder)
+    assert prompts(folder, entries) == ["x"]
+    assert ["32 folders deep" in reason for reason in refusals(entries).values()] == [True]
+
+
+def test_a_read_me_file_is_a_prompt_only_where_there_is_nothing_else(folder: Path) -> None:
+    (folder / "README.md").write_text("How to use")
+    assert prompts(folder, read(folder)) == ["How to use"]
+    put(folder, "a.json", "x")
+    (folder / "LICENSE").write_text("MIT")
+    assert prompts(folder, read(folder)) == ["x"]
+    assert read_me_files(folder) == [Path("LICENSE"), Path("README.md")]
 
 
 def test_a_folder_without_requests_is_refused(folder: Path) -> None:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import tempfile
 import tracemalloc
 from pathlib import Path
@@ -40,11 +41,12 @@ TOKENS = st.sampled_from(
      b"a,prompt", b'{"images":["a.png"],"prompt":"x"}', b'{"prompt":"x","messages":[]}',
      b'{"prompt":"x","images":["",1]}',
      b'{"a":', b"null", b"\xef\xbb\xbf", b"\xff", b"\x00", b"1e999",
-     b'{"custom_id":"c","method":"POST","url":"/v1/completions","body":{}}']
+     b'{"custom_id":"c","method":"POST","url":"/v1/completions","body":{}}', b"NaN", b"\\ud83d", b"\x1e", b"sep=;",
+     b'{"rows":[', b'{"prompt":{"0":"a"}}', b"\r", b"\xff\xfe", b'"id":"i"', b'{"messages":[["human","x"]]}']
 )  # fmt: skip
 BYTES = st.one_of(st.binary(max_size=300), st.lists(TOKENS, max_size=60).map(b"".join))
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
@@ -111,6 +113,8 @@ def test_no_line_of_a_table_is_lost(content: bytes, size: int, delimiter: bytes 
     again = list(split_rows(ByteSource(io.BytesIO(content)), 64, delimiter))
     assert rows == again  # however the bytes come
     begin = len(b"\xef\xbb\xbf") if content.startswith(b"\xef\xbb\xbf") else 0
+    if separator := re.match(rb'\s*"?sep=[^\r\n"]"?\r?\n', content[begin:], re.IGNORECASE):
+        begin += separator.end()  # a line for Excel, which is no row
     for row in rows:
         between = content[begin : row.offset]
         assert not between.strip(b" \r\n")  # nothing but blank lines is passed over
@@ -159,23 +163,33 @@ def test_every_field_of_a_record_comes_back_as_it_was(record: dict[str, Any], ru
 
 
 PARTS = st.sampled_from(
-    ["role", "content", "type", "text", "image_url", "url", "user", "hi", "json_schema", "schema", "low", "tokens", 1]
-)
+    ["role", "content", "type", "text", "image_url", "url", "user", "hi", "json_schema", "schema", "low", "tokens", 1,
+     "from", "value", "human", "function_call", "tool_calls", "function", "name", "arguments", "{}", "assistant", 2.0]
+)  # fmt: skip
 ODD = st.recursive(PARTS | JSON, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-    st.sampled_from(["role", "content", "type", "text", "image_url", "url", "schema", "json_schema"]), inner, max_size=4
+    st.sampled_from(
+        ["role", "content", "type", "text", "image_url", "url", "schema", "json_schema", "from", "value", "tool_calls",
+         "function", "name", "arguments", "images", "effort", "temperature", "num_ctx", "stop"]
+    ), inner, max_size=4
 ), max_leaves=8)  # fmt: skip
 NAMES_OF_BODY = [
     "model", "messages", "prompt", "input", "stream", "n", "tools", "temperature", "stop", "max_tokens", "dimensions",
-    "response_format", "reasoning_effort", "logprobs", "encoding_format",
+    "response_format", "reasoning_effort", "logprobs", "encoding_format", "system", "instructions", "text", "thinking",
+    "tool_choice", "options", "images", "reasoning",
 ]  # fmt: skip
 GOOD = {"messages": [{"role": "user", "content": "hi"}], "prompt": "hi", "input": "hi", "model": "m"}
 # One thing odd in what is good otherwise: so each check is reached.
 BODY = st.dictionaries(st.sampled_from(NAMES_OF_BODY), ODD, max_size=2).map(lambda odd: GOOD | odd)
 NAMES_OF_REQUEST = [
     "id", "prompt", "content", "messages", "system", "options", "images", "format", "think", "in_source", "input",
-    "keep_alive", "model", "priority", "context_length", "max_response_tokens", "role", "other",
+    "keep_alive", "model", "priority", "context_length", "max_response_tokens", "role", "other", "conversations",
+    "instruction", "history", "context", "image", "image_url", "tools", "tool_choice", "temperature", "stop",
+    "reasoning", "chat_template_kwargs", "response_format", "system_prompt", "body", "params", "url", "custom_id",
+    "input_notes", "input_fields", "text", "n", "instructions", "logprobs",
 ]  # fmt: skip
-URLS = st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+URLS = st.sampled_from(
+    ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/api/generate", "/api/chat"]
+)
 
 
 @settings(SOME, max_examples=150)
@@ -187,7 +201,7 @@ def test_any_line_of_a_batch_file_is_read_or_refused(rows: list[tuple[Any, Any, 
         entry = index(number, 0, raw)
         if entry.refusal is None:
             request = parse_request(raw)
-            assert (request.id, request.url) == (custom_id, url)
+            assert (request.id, request.url) == (custom_id, url)  # a text that is not empty, an endpoint
             assert request.embed is not None or request.prompt or request.messages
             assert request_body(request, CONTEXT, "m", {})["messages"]
         else:

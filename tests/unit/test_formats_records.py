@@ -124,7 +124,7 @@ def test_a_bad_row_fails_alone_and_its_cells_come_back(read: Read) -> None:
     assert reading.passed_on(3) == {"id": "2", "note": "too"}
     assert reading.passed_on(7) == {"id": "6", "note": ""}
     assert reading.passed_on(9) == {"id": "8", "note": "\ufffd"}
-    assert [entry.id for entry in reading.entries] == ["1", None, None, "4", None, "6", None, "8", "1"]
+    assert [entry.id for entry in reading.entries] == ["1", "2", "3", "4", "5", "6", "7", "8", "1"]
 
 
 def test_a_row_that_is_too_long_fails_alone(read: Read) -> None:
@@ -294,6 +294,10 @@ def test_a_text_that_is_too_long_is_refused(read: Read) -> None:
         ({"text_column": ""}, "text_column: must be"),
         ({"id_column": 5}, "id_column: must be"),
         ({"tmplate": "{a}"}, "did you mean template"),
+        ({"encoding": "klingon"}, "encoding: there is no encoding 'klingon'; utf-8, cp1252"),
+        ({"encoding": "hex"}, "there is no encoding 'hex'"),
+        ({"encoding": "punycode"}, "there is no encoding 'punycode'"),
+        ({"lines": "many"}, "lines"),
     ],
 )
 def test_wrong_settings_of_records_are_explained(mapping: dict[str, Any], words: str) -> None:

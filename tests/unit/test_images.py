@@ -55,6 +55,25 @@ def test_files_of_the_folder_become_base64_and_their_names_come_back(folder: Pat
     assert requests[1].messages == [{**messages[0], "images": [TEXT, TEXT]}, *messages[1:]]
 
 
+def test_files_are_found_wherever_a_request_may_have_images(folder: Path) -> None:
+    part = {"type": "image_url", "image_url": {"url": "scan.png"}}
+    put(
+        folder,
+        {"prompt": "see", "images": "scan.png"},
+        {"prompt": "see", "image": "scan.png", "url": "scan.png"},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "see"}, part]}]},
+        {"messages": {"role": "user", "content": "see", "images": "scan.png"}},
+        {"prompt": "see", "image_url": {"url": "scan.png"}},
+        {"prompt": "the file scan.png", "images": [TEXT]},
+    )
+    requests, refused = read(folder)
+    assert refused == {}
+    seen = [request.images or request.messages[0]["images"] for request in requests]
+    assert seen == [[TEXT]] * 6
+    assert json.loads(bytes(requests[1].input["url"])) == "scan.png"
+    assert requests[5].prompt == "the file scan.png"
+
+
 def test_an_image_of_a_message_is_found_beside_images_that_are_null(folder: Path) -> None:
     message = {"role": "user", "content": "see", "images": ["scan.png"]}
     put(folder, {"prompt": None, "images": None, "messages": [message]})
@@ -77,13 +96,13 @@ def test_what_is_no_image_of_the_folder_fails_its_request_alone(folder: Path, tm
     requests, refused = read(folder, max_line_bytes=50_000)
     assert len(requests) == 1
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
-    problems = {line - 2: refused[line] for line in refused}  # behind the folder and the link themselves
+    problems = {line - 1: refused[line] for line in refused}  # behind the link itself
     assert {code for code, _ in problems.values()} == {"bad_image", "bad_file"}
     for line, words in {
         1: "r.jsonl, line 1, byte offset 0: the image 'scan.pmg' is no base64",
         2: "the image scam.png cannot be read: No such file or directory; did you mean scan.png?",
         3: "note.jpg is not PNG",
-        4: "'../secret.png' is no file directly in the folder",
+        4: "'../secret.png' is no file in the folder",
         5: "with big.bmp the request is longer than max_line_bytes",
         7: "the image link.png cannot be read",
         8: "cannot be read: File name too long",
@@ -98,7 +117,7 @@ def test_a_folder_is_no_image(folder: Path) -> None:
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     requests, refused = read(folder)
     assert len(requests) == 1
-    assert "the image folder.png cannot be read: it is not a regular file" in refused[2][1]
+    assert "the image folder.png cannot be read: it is not a regular file" in refused[1][1]
     assert len(list(Path("/proc/self/fd").iterdir())) == open_before
 
 
@@ -183,3 +202,37 @@ def test_a_request_may_want_text_where_its_job_wants_json() -> None:
     assert request_body(Request(prompt="p"), context, "m", {})["format"] == "json"
     assert "format" not in request_body(Request(prompt="p", format=""), context, "m", {})
     assert request_body(Request(prompt="p", format={}), context, "m", {}).get("format") is None
+
+
+def test_images_lie_in_folders_and_capitals_count_only_where_they_have_to(folder: Path) -> None:
+    """A data set of pictures, as it comes from Windows, macOS or Hugging Face."""
+    (folder / "images").mkdir()
+    for place in ("images/a.png", "B.PNG", "twice.png", "Twice.png", "images/only.png"):
+        (folder / place).write_bytes(PNG)
+    rows = [{"prompt": name, "images": [name]} for name in (
+        "images/a.png", "B.PNG", "b.png", "Images/A.PNG", "TWICE.png", "only.png", "c.png", "images/../scan.png"
+    )]  # fmt: skip
+    put(folder, *rows)
+    (folder / "images" / "metadata.jsonl").write_text('{"prompt": "near", "images": ["only.png"]}\n')
+    requests, refused = read(folder)
+    assert [request.prompt for request in requests] == ["images/a.png", "B.PNG", "b.png", "Images/A.PNG", "near"]
+    assert {line: code for line, (code, _) in refused.items()} == dict.fromkeys((5, 6, 7, 8), "bad_image")
+    assert "did you mean" in refused[5][1]
+
+
+def test_rows_of_metadata_are_about_the_picture_that_they_name(folder: Path) -> None:
+    rows = [
+        {"file_name": "scan.png", "prompt": "What?"},
+        {"prompt": "no picture"},
+        {"file_name": "a.txt", "prompt": "c"},
+    ]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    put(folder, {"file_name": "scan.png", "prompt": "elsewhere it is a field like any other"})
+    requests, refused = read(folder)
+    assert refused == {}
+    assert [request.images for request in requests] == [[TEXT], [], [], []]
+    (folder / "metadata.jsonl").rename(folder / "metadata.csv")
+    (folder / "metadata.csv").write_text("file_name,prompt\nscan.png,What?\ngone.png,What?\n")
+    requests, refused = read(folder)
+    assert [request.images for request in requests] == [[TEXT], []]
+    assert "gone.png cannot be read" in refused[2][1]

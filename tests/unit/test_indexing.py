@@ -122,6 +122,23 @@ def test_chunks_are_whole_and_in_order(
     assert not changed
 
 
+def test_a_job_may_say_its_encoding_and_that_lines_are_prompts(store: Store, layout: Layout, accept: Accept) -> None:
+    row = accept("e.txt", "schön\ngrün\n".encode("cp1252"))
+    SubmittedSettings(JobSettings(encoding="cp1252", lines=True)).write(layout.job_dir(row.job))
+    reader = reading(row, layout)
+    reader.prepare(store)
+    index(store, reader, 16)
+    found, _ = read_requests(request_file(input_of(layout, row)), pending(store, row), {})
+    assert [json.loads(request.raw)["prompt"] for request in found] == ["schön", "grün"]
+
+
+def test_lines_in_another_encoding_are_run_as_utf8(store: Store, layout: Layout, accept: Accept) -> None:
+    row = accept("e.jsonl", '{"prompt": "schön"}\r\n{"prompt": "grün"}\r\n'.encode("utf-16"))
+    index(store, reading(row, layout), 1)
+    found, _ = read_requests(request_file(input_of(layout, row)), pending(store, row), {})
+    assert [json.loads(request.raw)["prompt"] for request in found] == ["schön", "grün"]
+
+
 @pytest.mark.parametrize(("name", "content"), CONTENTS)
 def test_a_reading_that_starts_over_adds_nothing_twice(
     store: Store, layout: Layout, accept: Accept, name: str, content: bytes | dict[str, bytes]

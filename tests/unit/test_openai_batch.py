@@ -15,7 +15,7 @@ from openai_shapes import CHAT, COMPLETION, EMBEDDINGS, ERROR_LINE, OUTPUT_LINE
 from obatchd.dispatch.protocol import JobContext
 from obatchd.dispatch.worker.body import request_body
 from obatchd.jobs.formats import Format, Request, parse_request, read_entries, recognise, request_file
-from obatchd.jobs.formats.openai import batch_fields
+from obatchd.jobs.formats.request import parse_batch_request
 from obatchd.jobs.model import Entry, Outcome, RequestRefused
 from obatchd.results.rows import ResultSet
 from obatchd.settings.tables.spool import InboxSettings
@@ -127,7 +127,8 @@ BAD: list[tuple[bytes, str, str]] = [
     (b"[1]", "invalid_json_line", "not a JSON object"),
     (b'{"method": "POST", "url": "/v1/completions", "body": {}}', "missing_required_parameter", "no custom_id"),
     (b'{"custom_id": "a", "method": "POST", "url": "/v1/completions"}', "missing_required_parameter", "no body"),
-    (line(custom_id=5), "invalid_request", "custom_id must be a text"),
+    (line(custom_id={}), "invalid_request", "custom_id must be a text"),
+    (line(custom_id=""), "invalid_request", "custom_id must be a text"),
     (line(method="GET"), "invalid_request", "'GET' is not POST"),
     (line(url="/v1/audio/speech"), "url_mismatch", "/v1/audio/speech"),
     (line(stream=True), "unsupported_parameter", "stream"),
@@ -160,7 +161,7 @@ BAD: list[tuple[bytes, str, str]] = [
     (line(max_tokens=-1), "invalid_request", "token limit"),
     (line(temperature="hot"), "invalid_request", "temperature must be a number"),
     (line(stop=[1]), "invalid_request", "stop"),
-    (line(response_format="json"), "invalid_request", "response_format"),
+    (line(response_format="xml"), "invalid_request", "response_format"),
     (line(reasoning_effort="huge"), "invalid_request", "reasoning_effort"),
     (line(reasoning_effort=["low"]), "invalid_request", "reasoning_effort"),
     (line(url="/v1/completions"), "missing_required_parameter", "no prompt"),
@@ -175,7 +176,7 @@ BAD: list[tuple[bytes, str, str]] = [
 @pytest.mark.parametrize(("raw", "code", "words"), BAD)
 def test_what_cannot_be_run_is_refused_in_the_apis_words(raw: bytes, code: str, words: str) -> None:
     with pytest.raises(RequestRefused, match=words) as refused:
-        batch_fields(raw)
+        parse_batch_request(raw)
     assert refused.value.code == code
 
 
@@ -236,6 +237,28 @@ def test_answers_have_the_published_shape() -> None:
     assert cut["response"]["body"]["choices"][0] == {
         "index": 0, "logprobs": None, "finish_reason": "length", "text": "yes"
     }  # fmt: skip
+
+
+def test_answers_of_other_endpoints_have_their_shapes() -> None:
+    def body(url: str, **fields: Any) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(batch_line("job", Outcome.SUCCEEDED, record(url=url, **fields)))
+        return found["response"]["body"]  # type: ignore[no-any-return]
+
+    answer = body("/v1/responses", think="hm", done_reason="length")
+    assert (answer["object"], answer["status"]) == ("response", "incomplete")
+    assert answer["incomplete_details"] == {"reason": "max_output_tokens"}
+    thought, message = answer["output"]
+    assert (thought["type"], thought["summary"][0]["text"]) == ("reasoning", "hm")
+    assert (message["role"], message["content"][0]["text"]) == ("assistant", "yes")
+    assert answer["usage"] == {"input_tokens": 4, "output_tokens": 5, "total_tokens": 9}
+    calls = [{"function": {"name": "weather", "arguments": {"town": "Ulm"}}}]
+    [call] = body("/v1/responses", response="", tool_calls=calls)["output"]
+    assert (call["type"], call["name"], json.loads(call["arguments"])) == ("function_call", "weather", {"town": "Ulm"})
+    native = body("/api/chat", think="hm", tool_calls=calls)
+    assert native["message"] == {"role": "assistant", "content": "yes", "thinking": "hm", "tool_calls": calls}
+    assert (native["done"], native["done_reason"], native["eval_count"]) == (True, "stop", 5)
+    assert body("/api/generate")["response"] == "yes"
+    assert body("/api/embed", embedding=[1.5])["embeddings"] == [[1.5]]
 
 
 def test_a_call_of_a_tool_has_the_published_shape() -> None:
@@ -348,12 +371,17 @@ def test_results_of_a_batch_file_are_read_in_the_order_of_its_lines(tmp_path: Pa
         (Outcome.SUCCEEDED, record(id="a", line=1, url="/v1/chat/completions")),
         (Outcome.FAILED, record(id="b", line=2, code="bad_json", attempts=0)),
         (Outcome.SUCCEEDED, record(id="c", line=3, url="/v1/embeddings", embedding=[1.0])),
+        (Outcome.SUCCEEDED, record(id="d", line=4, url="/v1/responses", think="hm")),
+        (Outcome.SUCCEEDED, record(id="e", line=5, url="/api/generate")),
+        (Outcome.SUCCEEDED, record(id="f", line=6, url="/api/embed", embedding=[2.0])),
     ]
     for name, wanted in (("results.jsonl", True), ("errors.jsonl", False)):
         lines = [batch_line("20261123-133648-darg", o, raw) for o, raw in rows if (o is Outcome.SUCCEEDED) is wanted]
         (tmp_path / name).write_bytes(b"".join(line + b"\n" for line in lines))
     found = [row.record for row in ResultSet(tmp_path).rows()]
     assert [(r["id"], r["line"], r["outcome"]) for r in found] == [
-        ("a", 1, "succeeded"), ("b", 2, "failed"), ("c", 3, "succeeded")
+        ("a", 1, "succeeded"), ("b", 2, "failed"), ("c", 3, "succeeded"), ("d", 4, "succeeded"), ("e", 5, "succeeded"),
+        ("f", 6, "succeeded"),
     ]  # fmt: skip
-    assert found[0]["response"] == "yes"
+    assert [found[place]["response"] for place in (0, 3, 4)] == ["yes"] * 3
+    assert (found[3]["think"], found[5]["embeddings"]) == ("hm", [[2.0]])

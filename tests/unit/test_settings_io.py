@@ -176,6 +176,8 @@ def test_job_settings_of_every_kind() -> None:
         "deadline": 3600,
         "text_column": "note",
         "id_column": "mrn",
+        "encoding": "cp1252",
+        "lines": True,
         "sample": 20,
         "skip_done": True,
         "format": {"type": "object"},

@@ -367,6 +367,20 @@ async def test_a_model_that_cannot_see_gets_no_images(
     assert result.code == ("" if asked else "not_supported")
 
 
+async def test_what_the_reader_noted_comes_with_the_answer(server: Server, wire: Wire) -> None:
+    _, record = await recorded(server, wire, {"prompt": "why?", "stream": True, "temperature": 0, "keep_alive": 1})
+    assert [note.partition(":")[0] for note in record["notes"]] == ["stream is left out", "keep_alive is left out"]
+    assert server.bodies[0]["options"]["temperature"] == 0
+
+
+@pytest.mark.parametrize(("capabilities", "noted"), [(["completion"], True), (["embedding"], False), ([], False)])
+async def test_vectors_of_a_model_for_answers_are_noted(
+    server: Server, wire: Wire, capabilities: list[str], noted: bool
+) -> None:
+    _, record = await recorded(server, wire, {"input": "what?"}, capabilities=capabilities)
+    assert ("--text-column input" in "".join(record.get("notes", []))) is noted
+
+
 async def test_an_answer_that_must_be_json_is_checked(server: Server, wire: Wire) -> None:
     server.content = '{"a": 1}'
     result, record = await recorded(server, wire, {"prompt": "what?", "format": "json"})

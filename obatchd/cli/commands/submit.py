@@ -37,6 +37,8 @@ _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of
 @click.option("--template", metavar="TEXT|@FILE", help="The prompt, with fields of each record in braces: {note}.")
 @click.option("--text-column", metavar="NAME", help="The column or field of each record that is the prompt.")
 @click.option("--id-column", metavar="NAME", help="The column or field of each record that is its id.")
+@click.option("--encoding", metavar="NAME", help="What texts and tables are, if not UTF-8: cp1252, shift_jis ….")
+@click.option("--lines", is_flag=True, default=None, help="Make each line of a text a prompt.")
 @click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Priority among your own jobs.")
 @click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
 @click.option("--sample", type=click.IntRange(1, 10_000), metavar="N", help="Run N random requests first, and ask.")

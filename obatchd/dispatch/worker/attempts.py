@@ -145,9 +145,18 @@ class Attempts:
         self._listener.token(held)
         duration_s = (time.perf_counter() - clock) / len(together)
         return [
-            (one, self._result(one, request, vectors, started_s, duration_s))
+            (one, self._result(one, request, _noted(request, vectors, held.offer), started_s, duration_s))
             for (one, request), vectors in zip(together, found, strict=True)
         ]
+
+
+def _noted(request: Request, vectors: Vectors, offer: protocol.Offer) -> Found:
+    """Vectors with the notes for their author: texts in a field called ``input`` may be meant as prompts."""
+    notes = list(request.notes)
+    if not request.url and offer.capabilities and "embedding" not in offer.capabilities:
+        advice = "for answers, call the field prompt or submit with --text-column input"
+        notes.append(f"{offer.model} is a model for answers, not for vectors: {advice}")
+    return vectors.answer, vectors.extra | ({"notes": notes} if notes else {})
 
 
 def _given_up(held: Held) -> Fault:

@@ -76,8 +76,8 @@ def has_images(request: Request) -> bool:
 
 
 def left_out(request: Request, capabilities: Collection[str] = ()) -> list[str]:
-    """The fields of a request without effect, in words for its author."""
-    notes = [
+    """The fields of a request without effect, in words for its author; what its reader noted comes first."""
+    notes = request.notes + [
         f"options.{name} is left out: it belongs to the server, not to a request"
         for name in request.options
         if name in LOAD_OPTIONS and (name != "num_ctx" or request.context_length is not None)

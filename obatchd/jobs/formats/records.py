@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from obatchd.errors import ConfigError
-from obatchd.jobs.formats.request import PASSED_ON
+from obatchd.jobs.formats.reader.fields import fields_of, label_within, quoted
+from obatchd.jobs.formats.reader.said import TEXT_NAMES, instructed_columns
+from obatchd.jobs.formats.request import PASSED_NOTES, PASSED_ON
 from obatchd.jobs.formats.source import decoded, raw_fields
 from obatchd.jobs.model import RequestRefused
 from obatchd.prompts.template import template_parts
 
-_TEXT_FIELDS = ("prompt", "text", "content")
 _ID_FIELDS = ("id", "custom_id")
-_NAMES_SHOWN = 12
-_NAME_CHARACTERS = 100
+_DOCUMENTED = ("prompt", "text", "content")
 _encode = msgspec.json.Encoder().encode
 _text = msgspec.json.Decoder(str)
 
@@ -26,15 +26,17 @@ Record = Mapping[str, str | msgspec.Raw]
 
 
 class RecordRules(msgspec.Struct, frozen=True):
-    """How a job's records become requests; none of them given, lines are requests of ours."""
+    """How a job's records become requests; none of the first three given, lines are requests of ours."""
 
     template: str | None = None
     text_column: str | None = None
     id_column: str | None = None
+    encoding: str | None = None  # of texts without a byte-order mark
+    lines: bool | None = None  # whether each line of a text is a prompt; None: nobody said
 
     @property
     def given(self) -> bool:
-        return self != RecordRules()
+        return not (self.template is self.text_column is self.id_column is None)
 
 
 class RecordMaker:
@@ -46,44 +48,60 @@ class RecordMaker:
 
     def __init__(self, rules: RecordRules, max_bytes: int, columns: Sequence[str] | None = None) -> None:
         self._max_bytes = max_bytes
-        self._id_fields = (rules.id_column,) if rules.id_column else _ID_FIELDS
-        self._fixed = rules.text_column
+        self._id_fields = [rules.id_column] if rules.id_column else list(_ID_FIELDS)
         self._parts = template_parts(rules.template) if rules.template else []
+        self._texts = [rules.text_column] if rules.text_column else []  # the fields that make the prompt
+        self._notes: list[str] = []
         if columns is not None:
             self._check(rules, columns)
 
     def _check(self, rules: RecordRules, columns: Sequence[str]) -> None:
         wanted = {field for _, field in self._parts if field} | {rules.text_column, rules.id_column} - {None}
         if missing := sorted(name for name in wanted if name and name not in columns):
-            raise ConfigError(f"it has no column {_quoted(missing)}; it has {_quoted(columns)}", code="columns")
-        if not self._parts and not self._fixed:
-            self._fixed = _text_column(columns)
+            raise ConfigError(f"it has no column {quoted(missing)}; it has {quoted(columns)}", code="columns")
+        by_name = {name.lower(): name for name in reversed(columns)}
+        if not rules.id_column:
+            self._id_fields = [by_name[name] for name in _ID_FIELDS if name in by_name]
+        if self._parts or self._texts:
+            return
+        self._texts = _text_columns(by_name, columns)
+        others = [name for name in columns if name not in (*self._texts, *self._id_fields)]
+        if others and self._texts[0].lower() not in _DOCUMENTED and len(columns) > 1:
+            made = f"the prompt is {quoted(self._texts)}"
+            self._notes = [f"{made}; --template puts other columns into it: {quoted(others)}"]
 
     def of_json(self, raw: bytes) -> bytes:
         """The request made of one JSON object. Raises RequestRefused where it is none, or lacks a field."""
+        decoded(raw)  # fields that are passed on unread are not checked otherwise
         try:
-            decoded(raw)  # fields that are passed on unread are not checked otherwise
-            record = raw_fields(raw)
-        except msgspec.ValidationError:
-            raise RequestRefused("wrong_type", "it is not a JSON object") from None
-        except (msgspec.DecodeError, RecursionError) as error:
+            record, notes = fields_of(raw)
+        except RecursionError as error:
             raise RequestRefused("bad_json", str(error)) from None
-        return self.request(record, record)
+        return self.request(record, record, notes)
 
-    def request(self, record: Record, passed_on: Record) -> bytes:
-        """The request made of ``record``, as a line of a request file; ``passed_on`` comes back with the result.
+    def request(self, record: Record, passed_on: Record, notes: Sequence[str] = ()) -> bytes:
+        """The request made of ``record``, as a line of a request file; ``passed_on`` comes back with the result, and
+        ``notes`` with it.
 
         Raises RequestRefused where it lacks a field.
         """
-        return _encode({"prompt": self._prompt(record), PASSED_ON: passed_on} | self._id(record))
+        made = {"prompt": self._prompt(record), PASSED_ON: passed_on} | self._id(record)
+        return _encode(made | {PASSED_NOTES: [*self._notes, *notes]} if self._notes or notes else made)
 
     def refused(self, record: Record | msgspec.Raw) -> bytes:
         """A line of a request file for a refused record: its id, and the fields that come back with the failure."""
+        if not isinstance(record, msgspec.Raw):
+            return passed_on_alone(record, self._id(record))
         try:
-            fields = raw_fields(record) if isinstance(record, msgspec.Raw) else record
+            return passed_on_alone(record, self._id(raw_fields(record)))
         except (ValueError, RecursionError):
-            fields = {}
-        return passed_on_alone(record, self._id(fields))
+            label = label_within(bytes(record), self._id_fields)
+            return passed_on_alone({}, {"id": label} if label else None)
+
+    def refused_row(self, cells: Mapping[str, str]) -> bytes:
+        """The same for cells of a row that has too many or too few: an id counts where it is the first one."""
+        first = next(iter(cells), "")
+        return passed_on_alone(cells, self._id(cells) if first in self._id_fields else None)
 
     def _id(self, record: Record) -> dict[str, str]:
         label = next((label for name in self._id_fields if (label := _label(record.get(name)))), None)
@@ -91,7 +109,8 @@ class RecordMaker:
 
     def _prompt(self, record: Record) -> str:
         if not self._parts:
-            return self._value(record, self._fixed or next((f for f in _TEXT_FIELDS if f in record), _TEXT_FIELDS[0]))
+            fields = self._texts or [next((name for name in TEXT_NAMES if name in record), TEXT_NAMES[0])]
+            return "\n\n".join(filter(None, (self._value(record, field) for field in fields)))
         pieces, size = [], 0
         for literal, field in self._parts:
             piece = literal if field is None else self._value(record, field)
@@ -104,7 +123,7 @@ class RecordMaker:
     def _value(self, record: Record, field: str) -> str:
         value = record.get(field)
         if value is None:
-            raise RequestRefused("missing_field", f'there is no field "{field}" in it; it has {_quoted(list(record))}')
+            raise RequestRefused("missing_field", f'there is no field "{field}" in it; it has {quoted(list(record))}')
         if not isinstance(value, str) and bytes(value) == b"null":
             raise RequestRefused("missing_field", f'the field "{field}" is null')
         try:
@@ -118,15 +137,15 @@ def passed_on_alone(record: Record | msgspec.Raw, more: Mapping[str, str] | None
     return _encode({PASSED_ON: record, **(more or {})})
 
 
-def _text_column(columns: Sequence[str]) -> str:
-    by_name = {name.lower(): name for name in reversed(columns)}
-    for wanted in _TEXT_FIELDS:
+def _text_columns(by_name: Mapping[str, str], columns: Sequence[str]) -> list[str]:
+    """The columns that make the prompt where nobody says which."""
+    for wanted in TEXT_NAMES:
         if wanted in by_name:
-            return by_name[wanted]
+            return instructed_columns(by_name) if wanted == "instruction" else [by_name[wanted]]
     if len(columns) == 1:
-        return columns[0]
+        return list(columns)
     raise ConfigError(
-        f"it has the columns {_quoted(columns)}: say which one is the prompt with --text-column, or text_column or "
+        f"it has the columns {quoted(columns)}: say which one is the prompt with --text-column, or text_column or "
         "template in job.toml",
         code="columns",
     )
@@ -148,8 +167,3 @@ def _as_text(value: str | msgspec.Raw) -> str:
         return value
     text = bytes(value)
     return _text.decode(text) if text.startswith(b'"') else text.decode()
-
-
-def _quoted(names: Sequence[str]) -> str:
-    shown = ", ".join(f'"{name[:_NAME_CHARACTERS]}"' for name in names[:_NAMES_SHOWN])
-    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "") if names else "none"

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import msgspec
 
-from obatchd.jobs.formats.openai import batch_fields, embed_problem, is_batch_line
+from obatchd.jobs.formats.reader.batch import batch_request, envelope, responses
+from obatchd.jobs.formats.reader.fields import Fields, fields_of, is_object, label_in, label_of
+from obatchd.jobs.formats.reader.said import BESIDE_PROMPTS, is_prompt, last_said, said
+from obatchd.jobs.formats.reader.settings import KNOWN, settings
 from obatchd.jobs.formats.source import raw_fields
+from obatchd.jobs.model import RequestRefused
 
 # An object that comes back under ``input`` as it is, whatever its names are: how records are passed on.
 PASSED_ON = "input_fields"
+# Notes for the author of a record, beside it.
+PASSED_NOTES = "input_notes"
+_LABELS = ("id", "custom_id")
+# A line with none of these fields has nothing but ids, a prompt and data: most have.
+_SPECIAL = BESIDE_PROMPTS | KNOWN | {PASSED_ON}
+_SIMPLE = (*_LABELS, "prompt")
+# Fields of ours that a refused line has; the others come back with the failure.
+_OURS = frozenset(
+    {*_LABELS, "prompt", "content", "role", "messages", "options", "images", "urls", "files", "system", "model",
+     "priority", "context_length", "max_response_tokens", "format", "in_source", "think", "keep_alive"}
+)  # fmt: skip
+_OF_RESPONSES = frozenset({"instructions", "max_output_tokens", "reasoning", "text"})
+_NO_RESPONSES = frozenset({"prompt", "messages", "content", "instruction", "question"})
 
 
-class _Asked(msgspec.Struct, frozen=True):
-    """Fields that a parsed request has as they stand."""
+class Request(msgspec.Struct, frozen=True):
+    """A parsed request. ``input`` holds the fields that are not ours, as JSON; they come back in the result."""
 
+    id: str | None = None
     system: str | None = None
     model: str | None = None
     priority: str | None = None
@@ -25,32 +44,6 @@ class _Asked(msgspec.Struct, frozen=True):
     in_source: list[str] | None = None
     think: bool | str | None = None
     keep_alive: Any = None  # of no effect; its author is told so
-
-
-class _Label(msgspec.Struct):
-    id: str | int | float | bool | None = None
-    custom_id: str | int | float | bool | None = None
-
-
-class Known(_Asked, frozen=True):
-    """The fields that are ours, as they stand."""
-
-    id: str | int | float | bool | None = None
-    custom_id: str | int | float | bool | None = None
-    prompt: str | None = None
-    content: str | None = None
-    role: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    options: dict[str, Any] | None = None
-    images: list[str] | None = None
-    urls: list[str] | None = None
-    files: list[str] | None = None
-
-
-class Request(_Asked, frozen=True):
-    """A parsed request. ``input`` holds the fields that are not ours, as JSON; they come back in the result."""
-
-    id: str | None = None
     prompt: str = ""
     role: str = "user"
     messages: list[dict[str, Any]] = []
@@ -59,101 +52,82 @@ class Request(_Asked, frozen=True):
     embed: str | list[str] | None = None  # texts to be made into vectors instead of answered
     dimensions: int | None = None  # of the vectors
     encoding: str = ""  # of vectors in the lines of a batch file: float or base64
-    tools: list[dict[str, Any]] = []  # functions that the model may ask for; of batch files
-    url: str = ""  # of a line of an OpenAI batch file
+    tools: list[dict[str, Any]] = []  # functions that the model may ask for
+    url: str = ""  # of a line of a batch file
     urls: list[str] = []  # sources to be put in front of the prompt
     files: list[str] = []  # the same, of the dropped folder
     input: dict[str, msgspec.Raw] = {}
+    notes: list[str] = []  # for its author: what was left out, or may be meant otherwise
 
 
-_OURS = frozenset(Known.__struct_fields__)
-_EMBEDDED = _OURS | {"input"}
-whole_fields = msgspec.json.Decoder(Known).decode
 _SHARED = frozenset({"system", "format", "response_format", "think", "options", "tools"})
 _OF_ONE = frozenset({"messages", "input", "prompt", "user", "metadata"})  # in the body of a batch line
 _sorted = msgspec.json.Encoder(order="sorted").encode
-_label = msgspec.json.Decoder(_Label)
-
-
-def label_of(known: Known | _Label) -> str | None:
-    """The author's id of a request; None when it has none."""
-    given = known.id if known.id is not None else known.custom_id
-    return None if given is None else str(given) or None
 
 
 def request_id(raw: bytes) -> str | None:
-    """The id in one line of a request file, None where there is none or the line is no request."""
-    try:
-        return label_of(_label.decode(raw))
-    except (ValueError, RecursionError):
-        return None
+    """The id in one line of a request file, as far as it can be made out; None where there is none."""
+    return label_in(raw)
 
 
 def parse_request(raw: bytes) -> Request:
-    """The request in one line of a request file: the full parse, done by the worker process.
+    """The request in one line of a request file, plain or of a batch file: the one reader of all lines.
 
     Fields that are not ours are passed on byte for byte: a number too large for us comes back as it was. Raises
-    ValueError where the line is not a request (msgspec.DecodeError is one).
+    RequestRefused where the line is not a request, RecursionError where it is nested too deeply.
     """
-    whole = whole_fields(raw)
-    messages = whole.messages or []
-    prompt = whole.prompt or whole.content
-    embed: str | list[str] | None = None
-    if prompt is None:
-        if not messages:
-            fields = raw_fields(raw)
-            if is_batch_line(fields):
-                return parse_batch_request(raw)
-            embed = embed_texts(fields)
-        prompt = embed if isinstance(embed, str) else _last_said(messages)
-    return Request(
-        id=label_of(whole),
-        prompt=prompt or "",
-        role=whole.role or "user",
-        messages=messages,
-        options=whole.options or {},
-        images=whole.images or [],
-        embed=embed,
-        urls=whole.urls or [],
-        files=whole.files or [],
-        input=_input(raw, _EMBEDDED if embed is not None else _OURS),
-        **{name: getattr(whole, name) for name in _Asked.__struct_fields__},
-    )
-
-
-def _last_said(messages: list[dict[str, Any]]) -> str:
-    return next((str(m.get("content", "")) for m in reversed(messages) if m.get("role") == "user"), "")
+    fields, notes = fields_of(raw)
+    if (
+        _SPECIAL.isdisjoint(fields)
+        and "prompt" in fields
+        and is_prompt(prompt := msgspec.json.decode(fields["prompt"]))
+    ):
+        data = {name: value for name, value in fields.items() if name not in _SIMPLE}
+        return Request(id=label_of(fields), prompt=prompt, input=data, notes=notes)
+    return _of_batch(fields, notes) if envelope(fields) else _plain(Fields(fields, notes, _LABELS))
 
 
 def parse_batch_request(raw: bytes) -> Request:
-    """The request in one line of an OpenAI batch file. Raises RequestRefused where it is none."""
-    given = {name: value for name, value in batch_fields(raw).items() if value is not None}
-    text = given.get("embed")
-    prompt = text if isinstance(text, str) else _last_said(given.get("messages", []))
-    return Request(**{"prompt": prompt, **given})
+    """The request in one line of a batch file. Raises RequestRefused, with a code of that API's, where it is none."""
+    try:
+        fields, notes = fields_of(raw)
+    except (RequestRefused, RecursionError) as error:
+        raise RequestRefused("invalid_json_line", str(error)) from None
+    return _of_batch(fields, notes)
 
 
-def embed_texts(fields: dict[str, msgspec.Raw]) -> str | list[str] | None:
-    """The texts of a request for vectors, ``{"input": …}``; None where it is none.
+def _of_batch(fields: dict[str, msgspec.Raw], notes: list[str]) -> Request:
+    return Request(**{name: value for name, value in batch_request(fields, notes).items() if value is not None})
 
-    Raises ValueError where it is one, and they cannot be embedded.
-    """
-    if "input" not in fields:
-        return None
-    texts = msgspec.json.decode(fields["input"])
-    if problem := embed_problem(texts):
-        raise ValueError(problem)
-    found: str | list[str] = texts
+
+def _plain(fields: Fields) -> Request:
+    label = label_of(fields.raw)
+    given = settings(fields)
+    given |= responses(fields) if _is_of_responses(fields) else said(fields)
+    if "messages" in given:
+        given["prompt"] = last_said(given["messages"])
+        if given.get("system") and any(message["role"] == "system" for message in given["messages"]):
+            fields.notes.append('"system" is left out: the messages have a system message of their own')
+    return Request(id=label, input=_input(fields), notes=fields.notes, **given)
+
+
+def _is_of_responses(fields: Fields) -> bool:
+    """Whether the line is the body of a call of ``/v1/responses``, whose prompt is called ``input``."""
+    raw = fields.raw
+    return "input" in raw and bool(raw.keys() & _OF_RESPONSES) and not raw.keys() & _NO_RESPONSES
+
+
+def _input(fields: Fields) -> dict[str, msgspec.Raw]:
+    found = fields.rest()
+    passed_on = found.get(PASSED_ON)
+    if passed_on is not None and is_object(passed_on):
+        del found[PASSED_ON]
+        notes = fields.peek(PASSED_NOTES)
+        if isinstance(notes, list) and all(isinstance(note, str) for note in notes):
+            del found[PASSED_NOTES]
+            fields.notes += notes
+        found |= raw_fields(passed_on)
     return found
-
-
-def _input(raw: bytes, ours: frozenset[str] = _OURS) -> dict[str, msgspec.Raw]:
-    fields = {name: value for name, value in raw_fields(raw).items() if name not in ours}
-    passed_on = fields.get(PASSED_ON)
-    if passed_on is not None and bytes(passed_on).startswith(b"{"):
-        del fields[PASSED_ON]
-        fields |= raw_fields(passed_on)
-    return fields
 
 
 def shared_settings(raw: bytes) -> bytes:
@@ -162,10 +136,9 @@ def shared_settings(raw: bytes) -> bytes:
     The same settings give the same bytes; empty where it has none or is no request.
     """
     try:
-        fields = raw_fields(raw)
-        if is_batch_line(fields):
-            body = raw_fields(fields["body"])
-            fields = {name: value for name, value in body.items() if name not in _OF_ONE}
+        fields = fields_of(raw)[0]
+        if body := envelope(fields):
+            fields = {name: value for name, value in raw_fields(fields[body]).items() if name not in _OF_ONE}
         else:
             fields = {name: value for name, value in fields.items() if name in _SHARED}
     except (ValueError, RecursionError):
@@ -174,17 +147,23 @@ def shared_settings(raw: bytes) -> bytes:
 
 
 def request_prompt(raw: bytes) -> str:
-    """The prompt in one line of a request file; empty where it has none or is no request."""
-    try:
+    """The prompt in one line of a request file, be the rest of it wrong; empty where it has none."""
+    with contextlib.suppress(ValueError, RecursionError):
         return parse_request(raw).prompt
-    except (ValueError, RecursionError):
-        return ""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = said(Fields(fields_of(raw)[0], []))
+        return str(found.get("prompt") or last_said(found.get("messages", [])))
+    return ""
 
 
 def unused_fields(raw: bytes) -> dict[str, msgspec.Raw]:
     """The fields of a line that come back in its result; none where it is no JSON object."""
     try:
         raw.decode("utf-8")
-        return _input(raw)
+        fields = Fields(fields_of(raw)[0], [], _OURS)
     except (ValueError, RecursionError):
         return {}
+    try:
+        return parse_request(raw).input
+    except (ValueError, RecursionError):
+        return _input(fields)

@@ -16,9 +16,13 @@ from pathlib import Path
 import msgspec
 
 from obatchd.jobs.model import RequestRefused
+from obatchd.prompts.encodings import Utf8, coding_of
 
 # What opening says of this one file; anything else (no descriptors left, a failing disk) may be over in a moment.
-_NOT_OURS = frozenset({errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENXIO})
+_NOT_OURS = frozenset(
+    {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.ENXIO}
+)
+_HEAD_BYTES = 64 * 1024
 raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode  # the fields of one JSON object, not read yet
 _DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError)
 
@@ -83,30 +87,63 @@ class ByteSource:
         return bytes(content)
 
 
-@contextmanager
-def open_source(
-    path: Path, *, packed: bool, budget: Budget | None = None, size_bytes: int | None = None
-) -> Iterator[ByteSource]:
-    """``path`` opened for reading; of a plain file only ``size_bytes``, if given.
+def open_file(path: Path, folder: Path | None = None) -> io.BufferedReader:
+    """``path`` opened for reading; it is one in ``folder``, if given.
 
     Raises Unreadable where it is not there, not for us, or not a regular file; links are not followed, because the
-    owner of a folder may still swap its files, OSError where the system is at fault.
+    owner of a folder may still swap its files and folders, OSError where the system is at fault.
     """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    above: int | None = None
+    folders = [] if folder is None else [str(folder), *path.parts[:-1]]
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        for part in folders:
+            inner = os.open(part, flags | os.O_DIRECTORY, dir_fd=above)
+            if above is not None:
+                os.close(above)
+            above = inner
+        descriptor = os.open(path if folder is None else path.name, flags, dir_fd=above)
     except OSError as error:
         if error.errno in _NOT_OURS:
             raise Unreadable(error.strerror) from error
         raise
+    finally:
+        if above is not None:
+            os.close(above)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)  # open() would refuse a folder, and leave it open
         raise Unreadable("it is not a regular file")
-    with open(descriptor, "rb") as file:
+    return open(descriptor, "rb")
+
+
+@contextmanager
+def open_source(
+    path: Path,
+    *,
+    packed: bool,
+    budget: Budget | None = None,
+    size_bytes: int | None = None,
+    folder: Path | None = None,
+    text: bool = False,
+    encoding: str | None = None,
+) -> Iterator[ByteSource]:
+    """``path`` opened as :func:`open_file` does; of a plain file only ``size_bytes``, if given.
+
+    ``text`` is read as UTF-8, whatever its byte-order mark or else ``encoding`` says that it is.
+    """
+    with open_file(path, folder) as file:
         if packed:
             with gzip.GzipFile(fileobj=file, mode="rb") as unpacked:
-                yield ByteSource(unpacked, budget)
+                yield ByteSource(Utf8(unpacked, encoding) if text else unpacked, budget)
         else:
-            yield ByteSource(file, budget, sys.maxsize if size_bytes is None else size_bytes)
+            size = sys.maxsize if size_bytes is None else size_bytes
+            yield ByteSource(Utf8(file, encoding) if text else file, budget, size)
+
+
+def is_utf8(path: Path, encoding: str | None) -> bool:
+    """Whether a plain text can be read where it lies, with the byte offsets that it has there."""
+    with open_source(path, packed=False) as source:
+        return coding_of(source.read(_HEAD_BYTES), encoding) is None
 
 
 def is_packed(name: str) -> bool:

@@ -14,7 +14,10 @@ from obatchd.jobs.formats.source import ByteSource
 from obatchd.jobs.formats.split import UTF8_BOM
 
 _BLOCK_BYTES = 1024**2
+_LOOKED_AT_BYTES = 64 * 1024
 _DELIMITERS = (b",", b";", b"\t", b"|")
+_FIRST_CELL_BYTES = 400
+_SEPARATOR = re.compile(rb'\s*"?sep=([^\r\n"])"?\r?\n', re.IGNORECASE)  # a first line for Excel
 _UNCLOSED = "a quotation mark is not closed, or text follows the closing one; inside quotes write it twice"
 
 
@@ -26,20 +29,36 @@ class Row(NamedTuple):
     length: int  # bytes
     cells: list[bytes] | None  # None where they cannot be read
     problem: str = ""  # why
+    first: bytes = b""  # the first cell of such a row, as far as it can be told
 
 
 def split_rows(source: ByteSource, max_row_bytes: int, delimiter: bytes | None = None) -> Iterator[Row]:
-    """The rows that are not blank, the header among them. Without ``delimiter`` the first row decides.
+    """The rows that are not blank, the header among them. Without ``delimiter`` the first rows decide, or a line
+    ``sep=;`` before them.
 
     Raises Unreadable or TooMuch where the source raises it, after the rows before.
     """
     reader = _Reader(source, max_row_bytes)
-    if delimiter is None:
-        outside = re.sub(rb'"[^"]*"', b"", reader.first_line())
-        delimiter = max(_DELIMITERS, key=outside.count)
+    begin = reader.first_lines()
+    if match := _SEPARATOR.match(begin):
+        reader.pass_over(match.end())
+        delimiter = match[1]
+    delimiter = delimiter or _delimiter(begin)
     grammar = _Grammar(delimiter)
     while reader.more():
         yield from reader.next_row(grammar)
+
+
+def _delimiter(lines: bytes) -> bytes:
+    """The delimiter that cuts most of the first rows into as many cells as the header, whose names may hold commas."""
+    whole = lines if len(lines) < _LOOKED_AT_BYTES or b"\n" not in lines else lines[: lines.rindex(b"\n")]
+    header, *rows = [line for line in re.sub(rb'"[^"]*"', b"", whole).split(b"\n") if line.strip()] or [b""]
+
+    def fit(delimiter: bytes) -> tuple[int, int]:
+        count = header.count(delimiter)
+        return (sum(row.count(delimiter) == count for row in rows) if count else -1, count)
+
+    return max(_DELIMITERS, key=fit)
 
 
 class _Grammar:
@@ -48,7 +67,8 @@ class _Grammar:
     def __init__(self, delimiter: bytes) -> None:
         self._delimiter = delimiter
         escaped = re.escape(delimiter)
-        cell = rb'"[^"]*+(?:""[^"]*+)*+"|(?!")[^\n' + escaped + rb"]*+"
+        blank = rb" *+" if delimiter == b"\t" else rb"[ \t]*+"  # around quotes it is no part of the cell
+        cell = blank + rb'"[^"]*+(?:""[^"]*+)*+"' + blank + rb'|(?!%b")[^\n%b]*+' % (blank, escaped)
         self._cell = re.compile(rb"%b(%b)" % (escaped, cell))
         self._row = re.compile(rb"(?:%b)(?:%b(?:%b))*+\r?" % (cell, escaped, cell))
 
@@ -76,7 +96,14 @@ class _Grammar:
         if b'"' not in row:
             return row.split(self._delimiter)
         found = self._cell.findall(self._delimiter + row)
-        return [cell[1:-1].replace(b'""', b'"') if cell.startswith(b'"') else cell for cell in found]
+        return [
+            bare[1:-1].replace(b'""', b'"') if (bare := cell.strip(b" \t")).startswith(b'"') else cell for cell in found
+        ]
+
+    def first_cell(self, begin: bytes) -> bytes:
+        """The first cell of a row that cannot be read; empty where it cannot be told."""
+        cell, found, _ = begin.partition(self._delimiter)
+        return cell.strip() if found and b'"' not in cell and b"\n" not in cell else b""
 
 
 class _Reader:
@@ -96,12 +123,16 @@ class _Reader:
         """Whether there is another row, or may be."""
         return self._at < len(self._bytes) or self._read()
 
-    def first_line(self) -> bytes:
-        """The first line that is not blank, as far as it is short enough for a row."""
-        while True:
-            line, ended, _ = bytes(self._bytes[self._at :]).lstrip(b"\r\n").partition(b"\n")
-            if ended or len(self._bytes) > self._max_bytes or not self._read():
-                return line
+    def first_lines(self) -> bytes:
+        """The beginning: as much as is looked at to tell the delimiter, however it comes."""
+        while len(self._bytes) - self._at < _LOOKED_AT_BYTES and self._read():
+            pass
+        return bytes(self._bytes[self._at : self._at + _LOOKED_AT_BYTES])
+
+    def pass_over(self, line_end: int) -> None:
+        """Begin behind the lines that end there, counted from the beginning."""
+        self._number += self._bytes.count(b"\n", self._at, self._at + line_end)
+        self._at += line_end
 
     def _read(self) -> bool:
         """Read on; whether there was anything."""
@@ -128,7 +159,7 @@ class _Reader:
                 break
             self._read()
         if end < 0:
-            yield self._first_line_alone()
+            yield self._first_line_alone(grammar)
             return
         line = bytes(self._bytes[self._at : end])
         cells = grammar.cells(line)
@@ -136,14 +167,14 @@ class _Reader:
         self._number += 1 + line.count(b"\n")
         self._at = end + 1
         if row.length > self._max_bytes:
-            yield row._replace(cells=None, problem=self._too_long(row.length))
+            yield row._replace(cells=None, problem=self._too_long(row.length), first=cells[0])
         elif len(cells) > 1 or line.strip(b" \r"):
             yield row
 
-    def _first_line_alone(self) -> Row:
+    def _first_line_alone(self, grammar: _Grammar) -> Row:
         """The first line of a malformed row; the next line begins another row."""
         begin, number = self._offset + self._at, self._number
-        length = 0
+        length, first = 0, grammar.first_cell(bytes(self._bytes[self._at : self._at + _FIRST_CELL_BYTES]))
         while (end := self._bytes.find(b"\n", self._at)) < 0:
             length += len(self._bytes) - self._at
             self._at = len(self._bytes)
@@ -153,7 +184,8 @@ class _Reader:
         length += end - self._at
         self._at = end + 1
         self._number += 1
-        return Row(number, begin, length, None, self._too_long(length) if length > self._max_bytes else _UNCLOSED)
+        problem = self._too_long(length) if length > self._max_bytes else _UNCLOSED
+        return Row(number, begin, length, None, problem, first)
 
     def _too_long(self, length: int) -> str:
         return f"the row has {length} bytes, more than max_line_bytes ({self._max_bytes})"

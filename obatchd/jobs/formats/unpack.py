@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from obatchd.errors import DropRefused
+from obatchd.jobs.containers.kinds import is_to_convert
+from obatchd.jobs.containers.unpacked import Contents
 from obatchd.jobs.formats.folder import folder_files, shown_name
 from obatchd.jobs.formats.found import Found, find
-from obatchd.jobs.formats.images import with_images
+from obatchd.jobs.formats.images import Pictures, with_images
 from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused, refused_request
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, open_source
-from obatchd.jobs.model import TEXT_ENDINGS, Entry, RequestRefused
+from obatchd.jobs.model import PACKED_ENDINGS, TEXT_ENDINGS, Entry, RequestRefused
 
 if TYPE_CHECKING:
     from obatchd.settings.tables.spool import InboxSettings
@@ -31,7 +33,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _stem(name: str) -> str:
-    for ending in (".gz", ".json", *TEXT_ENDINGS):
+    for ending in (*PACKED_ENDINGS, ".json", *TEXT_ENDINGS):
         if name.lower().endswith(ending):
             name = name[: -len(ending)]
     return name
@@ -54,11 +56,11 @@ class Unpacking:
         self._checked = 0
         self._offset = 0
 
-    def entries(self, path: Path, name: str, form: Format, target: Path) -> Iterator[Entry]:
-        """The entries of the drop at ``path``, each when it is written to ``target``."""
+    def entries(self, drop: Contents, form: Format, target: Path) -> Iterator[Entry]:
+        """The entries of a drop, each when it is written to ``target``."""
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as self._file:
-            yield from self._of_folder(path) if form is Format.FOLDER else self._of_file(path, name, form)
+            yield from self._of_folder(drop) if form is Format.FOLDER else self._of_file(drop.path, drop.name, form)
             self._file.truncate(self._offset)
 
     def _of_file(self, path: Path, name: str, form: Format) -> Iterator[Entry]:
@@ -73,28 +75,31 @@ class Unpacking:
         except Unreadable as error:
             yield self._refused(number + 1, "unreadable", f"the rest cannot be read: {error}", "the drop")
 
-    def _of_folder(self, folder: Path) -> Iterator[Entry]:
-        """Those of a folder's files, numbered in name order.
+    def _of_folder(self, drop: Contents) -> Iterator[Entry]:
+        """Those of a folder's files, numbered in the order of :func:`folder_files`.
 
-        One that is alone in its file and has no id is called by the file's stem, or by its whole name where files
-        share a stem.
+        One that is alone in its file and has no id is called by the file's stem, or by its whole path in the folder
+        where files share a stem.
         """
         number = 0
-        files = list(folder_files(folder))
-        stems = Counter(_stem(shown_name(path)) for path, _ in files)
+        self._rules = msgspec.structs.replace(self._rules, lines=self._rules.lines or False)  # no text is suspect here
+        files, pictures = list(folder_files(drop.path)), Pictures(drop.path)
+        stems = Counter(_stem(Path(shown_name(path)).name) for path, _ in files)
         for path, problem in files:
             name = shown_name(path)
-            stem = _stem(name)
+            stem = _stem(Path(name).name)
+            problem = drop.problems.get(name, problem)
+            folder = drop.overlay if drop.overlay and is_to_convert(path.name) else drop.path
             try:
                 if problem is not None:
                     raise Unreadable(problem)
-                form = recognise(path, name)
+                form = recognise(path, name, self._rules.encoding, folder=folder)
                 label = (stem if stems[stem] == 1 else name) if form in _ALONE else None
                 index = self._index_of(form)
-                for found in self._found(path, name, form):
+                for found in self._found(path, name, form, folder):
                     number += 1
-                    found = self._with_images(found, folder)
-                    yield self._entry(number, found, f"{name}, {found.where}", label, index)
+                    found = self._with_images(found, pictures, path)
+                    yield self._entry(number, found, f"{name}, {found.where}", label if found.alone else None, index)
             except (Unreadable, DropRefused) as error:
                 number += 1
                 reason = str(error).removeprefix(name).lstrip(": ")
@@ -103,18 +108,22 @@ class Unpacking:
                 yield self._too_much(number + 1, name)
                 return
 
-    def _found(self, path: Path, name: str, form: Format) -> Iterator[Found]:
-        with open_source(path, packed=is_packed(name), budget=self._budget) as source:
+    def _found(self, path: Path, name: str, form: Format, folder: Path | None = None) -> Iterator[Found]:
+        coding = self._rules.encoding
+        with open_source(
+            path, packed=is_packed(name), budget=self._budget, folder=folder, text=True, encoding=coding
+        ) as source:
             yield from find(source, name, form, self._limits.max_line_bytes, self._rules)
 
     def _index_of(self, form: Format) -> Index:
         return BatchIndexer() if form is Format.BATCH and not self._rules.given else index_line
 
-    def _with_images(self, found: Found, folder: Path) -> Found:
+    def _with_images(self, found: Found, pictures: Pictures, origin: Path) -> Found:
         if found.raw is None or found.refusal is not None:
             return found
         try:
-            return found._replace(raw=with_images(found.raw, folder, self._budget, self._limits.max_line_bytes))
+            raw = with_images(found.raw, pictures, origin, self._budget, self._limits.max_line_bytes)
+            return found._replace(raw=raw)
         except RequestRefused as refused:
             return found._replace(refusal=refused)
 
@@ -124,7 +133,7 @@ class Unpacking:
         """Write one piece and index it. ``label`` becomes its id where it has none."""
         if found.raw is None and found.refusal is None:
             reason = f"the request has {found.length} bytes, more than max_line_bytes ({self._limits.max_line_bytes})"
-            return self._refused(number, "line_too_long", reason, where)
+            return self._refused(number, "line_too_long", reason, where, request_id(found.ends) or label)
         # Outside of strings line breaks are white space; inside they are not JSON, and still are not.
         raw = (found.raw or b"").replace(b"\n", b" ").replace(b"\r", b" ")
         if found.refusal is not None:
@@ -152,5 +161,5 @@ class Unpacking:
         reason = f"it unpacks to more than max_unpacked_bytes ({self._limits.max_unpacked_bytes})"
         return self._refused(number, "unpacked_too_large", reason + "; the rest is not run", where)
 
-    def _refused(self, number: int, code: str, reason: str, where: str) -> Entry:
-        return refused(number, self._offset, 0, code, reason, where)
+    def _refused(self, number: int, code: str, reason: str, where: str, label: str | None = None) -> Entry:
+        return refused(number, self._offset, 0, code, reason, where, label)

@@ -1,0 +1,334 @@
+"""How a model shall answer: options, limits, formats, reasoning and tools, whatever API their names come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from obatchd.jobs.formats.reader.fields import Fields, parsed, shown
+from obatchd.jobs.model import PRIORITY_CLASS, RequestRefused
+
+THINK_LEVELS = ("auto", "low", "medium", "high", "max")
+_EFFORTS: dict[str, bool | str] = {
+    "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max",
+}  # fmt: skip
+_SWITCHED: dict[Any, Any] = {"enabled": True, "adaptive": True, "disabled": False}
+# Ollama's options (ollama api/types.go), with those of versions up to 0.12.
+_WHOLE = frozenset(
+    {"num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_ctx", "num_batch", "num_gpu", "main_gpu",
+     "num_thread", "draft_num_predict", "mirostat"}
+)  # fmt: skip
+_NUMBERS = frozenset(
+    {"temperature", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty", "tfs_z",
+     "mirostat_eta", "mirostat_tau"}
+)  # fmt: skip
+_SWITCHES = frozenset(
+    {"use_mmap", "use_mlock", "numa", "low_vram", "penalize_newline", "f16_kv", "logits_all", "vocab_only"}
+)
+_COUNTED = _WHOLE | _NUMBERS
+_OPTIONS = _COUNTED | _SWITCHES | {"stop"}
+_LIMITS = ("max_response_tokens", "max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens",
+           "n_predict")  # fmt: skip
+_ALIASES: dict[str, str] = {
+    **{name: "num_predict" for name in _LIMITS}, "repetition_penalty": "repeat_penalty", "stop_sequences": "stop",
+    "random_seed": "seed",
+}  # fmt: skip
+_NO_TEMPLATE = "every prompt goes through the template of its model"
+# What /api/chat cannot do, with the kinds of values that tell it from data.
+_IMPOSSIBLE: dict[str, tuple[tuple[type, ...], str]] = {
+    "stream": ((bool,), "a batch has no stream"),
+    "raw": ((bool,), _NO_TEMPLATE),
+    "template": ((str,), _NO_TEMPLATE),
+    "suffix": ((str,), "nothing can be filled in before a text"),
+    "context": ((list,), "give the earlier conversation as messages"),
+    "echo": ((bool,), "the prompt is not part of the answer"),
+    "logprobs": ((bool, int), "probabilities are not recorded"),
+    "top_logprobs": ((int,), "probabilities are not recorded"),
+    "logit_bias": ((dict,), "Ollama has no such option"),
+    "functions": ((list,), "give them as tools"),
+    "function_call": ((str, dict), "no model can be made to call a function"),
+    "audio": ((dict,), "answers are text"),
+    "n": ((), "n must be 1"),
+    "best_of": ((), "best_of must be 1"),
+}
+# Keywords without any of which an object is no JSON Schema.
+_KEYWORDS = frozenset(
+    {"type", "properties", "items", "prefixItems", "required", "enum", "const", "anyOf", "allOf", "oneOf", "not", "if",
+     "additionalProperties", "patternProperties", "definitions", "pattern", "contains", "minimum", "maximum",
+     "minLength", "maxLength", "minItems", "maxItems", "minProperties", "dependentRequired"}
+)  # fmt: skip
+_OPENAIS = ("json_schema", "json_object")
+_CONTEXT_LIMIT = 2**24  # tokens; no model comes near
+_HOTTEST = 2  # the highest temperature that any API takes; a patient's is higher
+
+
+def settings(fields: Fields) -> dict[str, Any]:
+    """The settings of a request, as fields of :class:`obatchd.jobs.formats.request.Request`.
+
+    Raises RequestRefused where one of them is of the wrong kind.
+    """
+    found: dict[str, Any] = {}
+    if _READERS.keys().isdisjoint(fields.raw):
+        return found
+    for name in sorted(fields.raw.keys() & _READERS.keys(), key=_RANK.__getitem__):
+        target, read = _READERS[name]
+        value = read(fields, name)
+        if target == "options" and value is not None:
+            found["options"] = value | found.get("options", {})
+        elif value is not None:
+            found.setdefault(target, value)
+    if "context_length" not in found and "num_ctx" in found.get("options", ()):
+        found["context_length"] = _tokens("options.num_ctx", found["options"]["num_ctx"])
+    return found
+
+
+def _text(fields: Fields, name: str) -> str | None:
+    value = fields.take(name)
+    if value is not None and not isinstance(value, str):
+        raise fields.wrong(name, "a text", value)
+    return value
+
+
+def _texts(fields: Fields, name: str) -> list[str] | None:
+    given = fields.take(name)
+    texts: list[str] | None = [given] if isinstance(given, str) else given
+    if texts is not None and not (isinstance(texts, list) and all(isinstance(text, str) for text in texts)):
+        raise fields.wrong(name, "a list of texts", given)
+    return texts
+
+
+def _system(fields: Fields, name: str) -> str | None:
+    """A system message: a text, or the parts of one."""
+    value = fields.peek(name)
+    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
+        fields.take(name)
+        return "\n".join(part["text"] for part in value)
+    return _text(fields, name)
+
+
+def _priority(fields: Fields, name: str) -> str | None:
+    value = fields.take(name)
+    if value is not None and (not isinstance(value, str) or value not in PRIORITY_CLASS):
+        raise fields.wrong(name, "one of low, normal, high", value)
+    priority: str | None = value
+    return priority
+
+
+def _limit(fields: Fields, name: str) -> int | None:
+    value = fields.take(name)
+    return None if value is None else _tokens(f"the token limit {name}", value)
+
+
+def _tokens(name: str, value: Any) -> int:
+    count = value if type(value) is int else _whole(value)
+    if count is None or not 0 < count < _CONTEXT_LIMIT:
+        raise RequestRefused("wrong_type", f"{name} must be a number of tokens, not {shown(value)}")
+    return count
+
+
+def _number(value: Any) -> int | float | None:
+    """A number, also one in a text; None where it is none."""
+    number = parsed(value.strip()) if isinstance(value, str) else value
+    good = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+    return number if good else None
+
+
+def _whole(value: Any) -> int | None:
+    """A whole number; programs for data frames write 100 as 100.0."""
+    number = _number(value)
+    return None if number is None or number != int(number) else int(number)
+
+
+# Options.
+
+
+def _options(fields: Fields, name: str) -> dict[str, Any] | None:
+    given = fields.take(name)
+    options = parsed(given) if isinstance(given, str) else given
+    if options is None:
+        return None
+    if not isinstance(options, dict):
+        raise fields.wrong(name, "an object with Ollama's options", given)
+    found = {}
+    for key, value in options.items():
+        if value is not None:
+            own = str(_ALIASES.get(key, key))
+            found[own] = _option(fields, f"{name}.{key}", own, value)
+            if own not in _OPTIONS:
+                fields.notes.append(f"{name}.{key} is no option that Ollama is known to have")
+    return found
+
+
+def _parameters(fields: Fields, name: str) -> dict[str, Any] | None:
+    """The object in which Hugging Face and vLLM have the options, where it is nothing else."""
+    value = fields.peek(name)
+    if isinstance(value, dict) and value and value.keys() <= _OPTIONS | _ALIASES.keys():
+        return _options(fields, name)
+    return None
+
+
+def _beside(fields: Fields, name: str) -> dict[str, Any] | None:
+    """An option that stands beside the prompt."""
+    given = fields.take(name)
+    if given is None:
+        return None
+    own = _ALIASES.get(name, name)
+    value = _option(fields, name, own, given)
+    if name == "temperature" and not fields.strict and not 0 <= value <= _HOTTEST:
+        raise fields.wrong(name, f"from 0 to {_HOTTEST}", given)
+    return {own: value}
+
+
+def _option(fields: Fields, name: str, own: str, value: Any) -> Any:
+    read, must_be = value, ""
+    if type(value) is int and own in _COUNTED:
+        return value
+    if own in _WHOLE:
+        read, must_be = _whole(value), "a whole number"
+    elif own in _NUMBERS:
+        read, must_be = _number(value), "a number"
+    elif own == "stop":
+        read, must_be = ([value] if isinstance(value, str) else value), "a text or a list of texts"
+        if not isinstance(read, list) or not all(isinstance(text, str) for text in read):
+            read = None
+    if read is None:
+        raise fields.wrong(name, must_be, value)
+    return read
+
+
+# The form of the answer.
+
+
+def _format(fields: Fields, name: str) -> str | dict[str, Any] | None:
+    """Text (empty), "json" or a JSON Schema, in any of the shapes that APIs give it."""
+    given = fields.take(name)
+    if given is None:
+        return None
+    named = {"": "", "text": "", "json": "json", "json_object": "json"}
+    kind = given.strip().lower() if isinstance(given, str) else ""
+    if isinstance(given, str) and kind in named:
+        return named[kind]
+    wanted = parsed(given) if isinstance(given, str) else given
+    if isinstance(wanted, dict):
+        shape = wanted.get("type")
+        if shape == "text":
+            return ""
+        inner = wanted.get("json_schema", wanted)
+        schema = inner.get("schema", inner if shape == "json_schema" else None) if isinstance(inner, dict) else None
+        if isinstance(schema, dict) and schema is not wanted and (shape in _OPENAIS or not _is_schema(wanted)):
+            return schema
+        if shape == "json_object":
+            return "json"
+        if shape not in _OPENAIS and (not wanted or _is_schema(wanted)):
+            return wanted
+    raise fields.wrong(name, '"json" or a JSON Schema', given)
+
+
+def _is_schema(wanted: dict[str, Any]) -> bool:
+    return any(name in _KEYWORDS or name.startswith("$") for name in wanted)
+
+
+def _think(fields: Fields, name: str) -> bool | str | None:
+    """Whether the model reasons, and how much."""
+    value = fields.take(name)
+    read = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+    if read is not None and not isinstance(read, bool) and (not isinstance(read, str) or read not in THINK_LEVELS):
+        raise fields.wrong(name, f"true, false or one of {', '.join(THINK_LEVELS)}", value)
+    thinks: bool | str | None = read
+    return thinks
+
+
+def _effort(fields: Fields, name: str) -> bool | str | None:
+    """The same in the words of other APIs: ``reasoning_effort``, ``reasoning.effort``, ``thinking.type``,
+    ``enable_thinking``, ``chat_template_kwargs.enable_thinking``. Under their names data stands, too.
+    """
+    value = fields.peek(name)
+    if isinstance(value, dict):
+        value = next((value[key] for key in ("effort", "enable_thinking", "type") if key in value), None)
+    if isinstance(value, str):
+        value = _SWITCHED.get(value, _EFFORTS.get(value, value))
+    if value is None:
+        return None
+    if isinstance(value, bool) or (isinstance(value, str) and value in THINK_LEVELS):
+        fields.take(name)
+        return value
+    if name != "reasoning_effort":
+        return None
+    raise RequestRefused("wrong_type", f"{name} {shown(value)} is none of {', '.join(_EFFORTS)}")
+
+
+# Functions that the model may ask for.
+
+
+def _tools(fields: Fields, name: str) -> list[dict[str, Any]] | None:
+    given = fields.take(name)
+    tools = parsed(given) if isinstance(given, str) else given
+    if not tools or _choice_of(fields) == "none":
+        return None
+    if not isinstance(tools, list):
+        raise fields.wrong(name, "a list of functions", given)
+    return [_tool(fields, tool, given) for tool in tools]
+
+
+def _tool(fields: Fields, tool: Any, given: Any) -> dict[str, Any]:
+    """A function in the shape of Ollama and of Chat Completions; Responses and Anthropic have flat ones."""
+    if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
+        return tool
+    if isinstance(tool, dict) and isinstance(tool.get("name"), str) and tool.get("type", "function") == "function":
+        about = {"name": tool["name"], "description": tool.get("description"),
+                 "parameters": tool.get("parameters", tool.get("input_schema"))}  # fmt: skip
+        return {"type": "function", "function": {key: value for key, value in about.items() if value is not None}}
+    raise fields.wrong("tools", "a list of functions", given)
+
+
+def _tool_choice(fields: Fields, name: str) -> None:
+    if _choice_of(fields) not in (None, "auto", "none"):
+        fields.cannot(name, "it must be auto or none, as no model can be made to call a function")
+
+
+def _choice_of(fields: Fields) -> Any:
+    choice = fields.take("tool_choice")
+    return choice.get("type") if isinstance(choice, dict) else choice
+
+
+def _impossible(fields: Fields, name: str) -> None:
+    """Something that Ollama cannot do; in a plain line only where the value shows that it is meant, and not data."""
+    value = fields.peek(name)
+    kinds, why = _IMPOSSIBLE[name]
+    meant = fields.strict or (isinstance(value, kinds) if kinds else "messages" in fields.raw and bool(_whole(value)))
+    if value and meant and (kinds or value != 1):
+        fields.cannot(name, why)
+
+
+def _keep_alive(fields: Fields, name: str) -> Any:
+    return fields.take(name)
+
+
+_Reader = Callable[[Fields, str], Any]
+# By name of the field: the setting, and how it is read. Of several names of a setting the first one given counts.
+_READERS: dict[str, tuple[str, _Reader]] = {
+    "model": ("model", _text),
+    **dict.fromkeys(("system", "system_prompt", "system_message"), ("system", _system)),
+    "options": ("options", _options),
+    **dict.fromkeys(("parameters", "sampling_params", "generation_config"), ("options", _parameters)),
+    **dict.fromkeys(
+        sorted((_WHOLE | _NUMBERS | _ALIASES.keys() | {"stop"}) - {*_LIMITS}), ("options", _beside)
+    ),
+    **dict.fromkeys(_LIMITS, ("max_response_tokens", _limit)),
+    "context_length": ("context_length", _limit),
+    **dict.fromkeys(("format", "response_format", "guided_json"), ("format", _format)),
+    "think": ("think", _think),
+    **dict.fromkeys(
+        ("reasoning_effort", "reasoning", "thinking", "enable_thinking", "chat_template_kwargs"), ("think", _effort)
+    ),
+    "tools": ("tools", _tools),
+    "tool_choice": ("", _tool_choice),
+    "priority": ("priority", _priority),
+    "keep_alive": ("keep_alive", _keep_alive),
+    **{name: (name, _texts) for name in ("in_source", "urls", "files")},
+    **dict.fromkeys(_IMPOSSIBLE, ("", _impossible)),
+}  # fmt: skip
+_RANK = {name: rank for rank, name in enumerate(_READERS)}
+KNOWN = frozenset(_READERS)
+SETTINGS = KNOWN - _IMPOSSIBLE.keys()
