@@ -24,6 +24,7 @@ _NOT_OURS = frozenset(
 )
 _HEAD_BYTES = 64 * 1024
 raw_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode  # the fields of one JSON object, not read yet
+_WHOLE_BYTES = 256 * 1024  # at a time
 _DAMAGED = (gzip.BadGzipFile, zlib.error, EOFError)
 
 
@@ -80,9 +81,9 @@ class ByteSource:
         return block
 
     def whole(self, limit_bytes: int) -> bytes:
-        """All of it, or more than ``limit_bytes`` of it; raises as ``read`` does."""
+        """All of it, or one byte more than ``limit_bytes`` of it; raises as ``read`` does."""
         content = bytearray()
-        while (block := self.read(limit_bytes + 1)) and len(content) <= limit_bytes:
+        while (left := limit_bytes + 1 - len(content)) and (block := self.read(min(left, _WHOLE_BYTES))):
             content += block
         return bytes(content)
 
