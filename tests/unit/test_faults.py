@@ -345,7 +345,7 @@ def test_what_real_servers_refused_is_blamed_on_whom_it_should_be(line: str) -> 
     outcomes = json.loads((RECORDED / f"ollama-{line}.json").read_text())["outcomes"]
     codes = {name: code for code, names in BLAMED.items() for name in names}
     refused = {name: found for name, found in outcomes.items() if found["status"] != 200}
-    found = {name: faults.from_body(answer["status"], json.dumps({"error": answer["error"]}).encode())
+    found = {name: faults.from_body(answer["status"], json.dumps({"error": answer["error"]}).encode(), "http://h")
              for name, answer in refused.items()}  # fmt: skip
     assert {name: fault.code for name, fault in found.items()} == {
         name: codes.get(name, "bad_request") for name in found

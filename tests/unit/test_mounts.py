@@ -81,7 +81,7 @@ def test_a_folder_is_copied_with_all_that_lies_in_it(layout: Layout, store: Stor
     os.mkfifo(folder / "pipe")
     [intent] = claim([look(folder)], layout, store.state, JobIds()).accepted
     target = layout.job_dir(intent.job) / "input"
-    assert (intent.kind, intent.size, names(layout.inbox)) == ("folder", len(TEXT), [])
+    assert (intent.kind, intent.size, names(layout.inbox)) == ("folder", 2 * len(TEXT), [])
     assert names(target) == ["a.json", "deep", "link", "pipe"]
     assert (os.readlink(target / "link"), (target / "deep" / "b.json").read_text()) == ("/etc/passwd", TEXT)
 
