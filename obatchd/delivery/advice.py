@@ -47,7 +47,7 @@ _ADVICE = faults.ADVICE | {
     "model_forbidden": "ask an administrator to pull the model or to allow its name in [models]",
     "model_mismatch": "drop the lines of each model as a file of their own",
     "no_model": "name a model in the request, in job.toml or in the configuration",
-    "poison": "this request crashes servers: look at the prompt; do not retry it unchanged",
+    "poison": "this request crashes or hangs servers: look at the prompt; do not retry it unchanged",
     "pull_failed": "pull the model with: obatchctl models pull NAME, then retry the job",
     "too_many_requests": "split the drop, or raise max_requests in [inbox]",
     "unpacked_too_large": "split the drop, or raise max_unpacked_bytes in [inbox]",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator
-from itertools import chain
+from collections.abc import Collection, Container, Iterable, Iterator
 
 import attrs
 
-from obatchd.jobs.lane import Lane, Taken
+from obatchd.jobs.lane import Lane, Pending, Taken
 from obatchd.jobs.model import Profile
 
 Undecided = Container[tuple[int, int]]  # job and line of requests that wait
@@ -47,9 +46,7 @@ class Suspects:
 
     def take(self, profile: Profile, undecided: Undecided) -> Taken | None:
         """The next one: of the accused that were never tried, of the suspects, of the accused."""
-        accused = sorted(self._accused_for(profile, undecided), key=lambda taken: taken.lane.trials)
-        fresh = (taken for taken in accused if not taken.pending.servers)
-        taken = next(chain(fresh, self._suspects_for(profile, undecided), accused), None)
+        taken = next(self._in_order(profile, undecided), None)
         if taken is not None:
             taken.lane.trials += 1
             if taken in self._taken:
@@ -59,17 +56,22 @@ class Suspects:
         return taken
 
     def any(self, profile: Profile, undecided: Undecided) -> bool:
-        found = chain(self._suspects_for(profile, undecided), self._accused_for(profile, undecided))
-        return next(found, None) is not None
+        return next(self._in_order(profile, undecided), None) is not None
 
-    def _suspects_for(self, profile: Profile, undecided: Undecided) -> Iterator[Taken]:
+    def _in_order(self, profile: Profile, undecided: Undecided) -> Iterator[Taken]:
+        """Looks at no more requests than the caller takes: this runs at each free slot."""
+        lanes = [lane for lane in self._accused.values() if lane.profile == profile and lane.job not in self.paused]
+        lanes.sort(key=lambda lane: lane.trials)
+        for lane in lanes:
+            fresh = (pending for pending in lane.window if not pending.servers)
+            yield from _accused(lane, fresh, undecided)
         ours = (t for t in self._taken if t.lane.profile == profile and t.lane.job not in self.paused)
-        return (taken for taken in ours if (taken.lane.job, taken.pending.line) not in undecided)
+        yield from (taken for taken in ours if (taken.lane.job, taken.pending.line) not in undecided)
+        for lane in lanes:
+            yield from _accused(lane, lane.window, undecided)
 
-    def _accused_for(self, profile: Profile, undecided: Undecided) -> Iterator[Taken]:
-        """The first accused requests of each lane: one that was never tried, and one that was."""
-        for lane in self._accused.values():
-            if lane.profile == profile and lane.job not in self.paused:
-                accused = [p for p in lane.window if (lane.job, p.line) not in undecided and lane.is_accused(p)]
-                for tried in (False, True):
-                    yield from (Taken(lane, p, 0.0) for p in [p for p in accused if bool(p.servers) is tried][:1])
+
+def _accused(lane: Lane, requests: Iterable[Pending], undecided: Undecided) -> Iterator[Taken]:
+    for pending in requests:
+        if (lane.job, pending.line) not in undecided and lane.is_accused(pending):
+            yield Taken(lane, pending, 0.0)

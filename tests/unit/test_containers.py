@@ -409,9 +409,10 @@ def test_a_library_that_is_not_installed_is_named_with_the_words_that_install_it
 ) -> None:
     [container] = [container for container in CONTAINERS if container.name == kind]
     library = container.library.partition(".")[0]
+    name, make_content = SMALL[kind]
+    content = make_content()  # with the library
     monkeypatch.setitem(sys.modules, container.library, None)
-    name, content = SMALL[kind]
-    for drop in (make(name, content()), make("p", {name: content(), "a.txt": b"a"})):
+    for drop in (make(name, content), make("p", {name: content, "a.txt": b"a"})):
         with pytest.raises(DropRefused) as refused:
             drop.unpack()
         assert refused.value.code == "library_missing"
