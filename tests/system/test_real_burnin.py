@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.real_ollama, pytest.mark.timeout(400)]
 DURATION_S = int(os.environ.get("OBATCHD_TEST_BURNIN_S", "25"))  # 180 for the whole thing
 
 
+@pytest.mark.alone
 def test_slots_stay_busy_and_output_checks_are_calibrated_or_honestly_off(make_daemon: Start) -> None:
     program, models = os.environ.get("OBATCHD_TEST_OLLAMA"), os.environ.get("OBATCHD_TEST_MODELS")
     if not program or not models:

@@ -63,6 +63,7 @@ def whole(job: Job, ids: set[str]) -> dict[str, Any]:
     return summary
 
 
+@pytest.mark.alone
 def test_three_drops_keep_two_real_servers_busy(real: Start) -> None:
     # Answers of 256 tokens: with 60 ms each, what passes between two of them weighs more than the servers' time.
     d = real(model="endless", max_response_tokens=256)
