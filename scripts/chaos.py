@@ -14,9 +14,10 @@ from pathlib import Path
 TESTS = Path(__file__).parent.parent / "tests"
 sys.path.insert(0, str(TESTS))
 
-from storm import make_storm, real_servers  # noqa: E402 - needs the path above
+from storm import Storm  # noqa: E402 - needs the path above
 from storm_plan import make_plan  # noqa: E402
-from storm_verdict import judge  # noqa: E402
+from storm_setup import make_storm  # noqa: E402
+from storm_verdict import Verdict, judge  # noqa: E402
 
 
 def main() -> int:
@@ -34,19 +35,8 @@ def main() -> int:
     plan = make_plan(options.seed, options.kills, options.requests or 20 * options.kills, real=options.real)
     root = Path(tempfile.mkdtemp(prefix="obatchd-chaos-", dir=options.root))
     print(f"seed {plan.seed}: {plan.kills} kills, {plan.requests} requests in {len(plan.drops)} drops, in {root}")
-    storm = make_storm(root, plan, **(real_servers() if options.real else {}))
-    begun_s = time.monotonic()
-    violations: list[str] = []
-    try:
-        storm.run()
-    except Exception as error:  # noqa: BLE001 - whatever stops the storm is shown beside what it left
-        traceback.print_exc()
-        violations.append(f"the storm broke off: {type(error).__name__}: {error}")
-    finally:
-        if storm.exit_code is None:
-            storm.d.clean()
-    verdict = judge(storm, time.monotonic() - begun_s, real=options.real)
-    violations += verdict.violations
+    with make_storm(root, plan, real=options.real) as storm:
+        verdict, violations = _weather(storm, real=options.real)
     width = max(len(name) for name, _ in verdict.rows)
     for name, value in verdict.rows:
         print(f"{name:<{width}}  {value}")
@@ -59,6 +49,22 @@ def main() -> int:
     shutil.rmtree(root)
     print("every promise was kept")
     return 0
+
+
+def _weather(storm: Storm, *, real: bool) -> tuple[Verdict, list[str]]:
+    """Go through the whole storm; what it left, and every promise that was broken."""
+    begun_s = time.monotonic()
+    violations: list[str] = []
+    try:
+        storm.run()
+    except Exception as error:  # noqa: BLE001 - whatever stops the storm is shown beside what it left
+        traceback.print_exc()
+        violations.append(f"the storm broke off: {type(error).__name__}: {error}")
+    finally:
+        if storm.exit_code is None:
+            storm.d.clean()
+    verdict = judge(storm, time.monotonic() - begun_s, real=real)
+    return verdict, violations + verdict.violations
 
 
 if __name__ == "__main__":

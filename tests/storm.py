@@ -13,30 +13,15 @@ from typing import NamedTuple
 
 import psutil
 from daemon_support import Daemon, Document, wait_for
-from storm_plan import CONTEXT_TOKENS, FAULTS, Drop, Life, Plan, Strike
+from storm_means import FrontedServer, SlowWriter, preempt
+from storm_plan import Drop, Life, Plan, Strike
 
 from obatchd.errors import ControlError, DaemonDownError
 
-SERVERS = 3
-# Everything that counts what we kill, so that no request fails because of us, and pauses that suit a storm.
-CONFIG: Document = {
-    "log_level": "info",
-    "context_length": CONTEXT_TOKENS,
-    "gpus": {"use": f"simulated:{SERVERS}", "poll_s": 1},
-    "servers": {"slots": 4, "stagger_s": 0, "backoff_max_s": 0.2, "starts_limit": 1_000_000, "stop_grace_s": 3},
-    "dispatch": {
-        "max_attempts": 1000, "poison_crashes": 8, "strikes": 1_000_000, "stall_s": 2, "connect_timeout_s": 5,
-    },
-    "watchdog": {"probe_s": 1, "leak_s": 2, "idle_gpu_s": 3, "repeats": 1_000_000, "slow_factor": 0},
-    "gpu_health": {"repeats": 1_000_000},
-    "inbox": {"settle_s": 0.2, "folder_settle_s": 0.2, "rescan_s": 0.5},
-}  # fmt: skip
-SIMULATOR: Document = {
-    "service_s": {"kind": "uniform", "low": 0.03, "high": 0.3}, "load_s": 0.05, "faults": FAULTS,
-}  # fmt: skip
 _CALM_S = 1.0  # without an answer for so long, the next kill comes all the same
 _PROBES_OF_A_LIFE = 3  # with more the daemon gives the probe up, as it should: a worker is killed instead
 _TARGET_S = 5.0  # longest wait for a process that may be killed
+_PREEMPTED_S = 20.0  # from SIGTERM to all processes to SIGKILL; Slurm waits 30 s
 _INSTANT_S = 15.0  # longest wait for the daemon to come by the instant at which it dies
 _END_S = 180.0  # longest time without an answer at the end
 _AHEAD = 150  # requests handed over before they are due, so that there is always something to do
@@ -62,7 +47,7 @@ class Storm:
         ports: every port that one of its servers listened on.
     """
 
-    def __init__(self, d: Daemon, plan: Plan) -> None:
+    def __init__(self, d: Daemon, plan: Plan, front: FrontedServer | None = None) -> None:
         self.d = d
         self.plan = plan
         self.kills: Counter[str] = Counter()
@@ -77,6 +62,8 @@ class Storm:
         self._released = 0
         self._carried: list[Strike] = []
         self._probes = 0  # killed in this life
+        self._front = front
+        self._writer = SlowWriter()
         self._staging = d.root / "staged"
         self._staging.mkdir()
 
@@ -110,7 +97,7 @@ class Storm:
                 break
             if not life.death:
                 self.samples.append(self._sample())
-        if life.death == "answers":
+        if life.death in ("answers", "preempted"):
             self._wait_for_answers(life.count)
         if instant:
             self._hand_over(life, at_least_one=True)
@@ -134,7 +121,13 @@ class Storm:
     def _count_death(self, life: Life) -> None:
         process = self.d.process
         assert process is not None
-        if "." not in life.death:
+        if life.death == "preempted":
+            parts = self.d.parts()
+            self.seen.update(parts)
+            code = preempt(process, parts, _PREEMPTED_S)
+            assert code == 0, f"told to stop with all of its processes, the daemon ended: {code}"
+            self.kills["daemon and all of its processes by SIGTERM"] += 1
+        elif "." not in life.death:
             self._kill_daemon()
             self.kills["daemon"] += 1
         elif process.poll() is None:
@@ -162,6 +155,10 @@ class Storm:
 
     def _strike(self, strike: Strike) -> bool:
         """Kill a part, a server where there is none of that kind; False if the daemon is dead."""
+        if strike.what == "front" and self._front is not None:
+            self._front.turn()
+            self.kills[strike.what] += 1
+            return self._status() is not None
         deadline_s = time.monotonic() + _TARGET_S
         helped = False
         if strike.what == "probe":
@@ -188,7 +185,7 @@ class Storm:
         parts = self.d.parts()
         self.seen.update(parts)
         servers = status["servers"]
-        self.ports.update(int(server["url"].rpartition(":")[2]) for server in servers if server["url"])
+        self.ports.update(int(server["url"].rpartition(":")[2]) for server in servers if server["pid"])
         place = int(strike.where * len(servers))
         chosen = [*servers[place:], *servers[:place]]  # the planned one, or the next that has such a process
         if strike.what == "worker":
@@ -223,6 +220,10 @@ class Storm:
 
     def _drop(self, drop: Drop, *, submit: bool) -> None:
         path = self._staging / drop.name
+        if drop.slow and not submit and isinstance(drop.content, bytes):
+            self._writer.write(self.d.inbox / drop.name, drop.content)
+            self.handed_over.append(drop)
+            return
         if isinstance(drop.content, bytes):
             path.write_bytes(drop.content)
         else:
@@ -283,6 +284,9 @@ class Storm:
         """Hand over the rest and wait until nothing is left to do."""
         while self._waiting:
             self._hand_over(Life([], ""), at_least_one=True)
+        self._writer.join()
+        if self._front is not None:
+            self._front.clear()
         last, moved_s = "", time.monotonic()
         while time.monotonic() - moved_s < _END_S:
             status = self._status()
@@ -318,24 +322,3 @@ def _is_forkserver(process: psutil.Process, daemon: int) -> bool:
     with contextlib.suppress(psutil.Error):
         return process.ppid() == daemon and any("forkserver" in word for word in process.cmdline())
     return False
-
-
-def make_storm(root: Path, plan: Plan, config: Document | None = None, simulator: Document | None = None) -> Storm:
-    """A storm on a spool below ``root``."""
-    d = Daemon(root, config or CONFIG, SIMULATOR if simulator is None else simulator)
-    d.inbox.mkdir(parents=True)
-    d.log_file.touch()
-    return Storm(d, plan)
-
-
-def real_servers() -> dict[str, Document]:
-    """Arguments of :func:`make_storm` for two CPU servers of the Ollama that ``scripts/real-ollama`` found."""
-    servers = {
-        **CONFIG["servers"],
-        "ollama": os.environ["OBATCHD_TEST_OLLAMA"],
-        "models_dir": os.environ["OBATCHD_TEST_MODELS"],
-        "cpu_servers": 2,
-    }
-    # A real runner takes seconds to load on busy cores: nothing here may call that a hang.
-    dispatch = {**CONFIG["dispatch"], "stall_s": 60}
-    return {"config": {**CONFIG, "gpus": {"use": "none"}, "servers": servers, "dispatch": dispatch}, "simulator": {}}

@@ -28,14 +28,24 @@ PASSING: dict[str, tuple[float, Document]] = {
     "~hang~": (0.001, {"kind": "hang", "probability": 0.5, "after_tokens": 3}),
     "~leak~": (0.001, {"kind": "leak", "probability": 0.5}),
 }
-POISON, EMPTY = "~poison~", "~empty~"
+POISON, EMPTY, SCHEMA = "~poison~", "~empty~", "~schema~"
+# Of a server that the storm itself starts, behind a proxy; what would end it for good is left out.
+LASTING: list[Document] = [
+    {"marker": POISON, "kind": "runner_crash"},
+    {"marker": SCHEMA, "kind": "runner_crash", "schema": True},
+    {"marker": EMPTY, "kind": "empty"},
+]
 FAULTS: list[Document] = [
     *({"marker": marker, **fault} for marker, (_, fault) in PASSING.items()),
-    {"marker": POISON, "kind": "runner_crash"},
-    {"marker": EMPTY, "kind": "empty"},
+    *LASTING,
     {"kind": "load_failure", "probability": 0.05},
 ]
 CONTEXT_TOKENS = 4096
+_SCHEMA: Document = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+# A drop's requests with a schema that crashes servers; some of them crash so often before that is found out that they
+# fail by themselves.
+_SCHEMA_CODES = frozenset({"format_crashes", "poison"})
+_SCHEMA_REQUESTS = 20
 
 # Requests that have to fail: share, fields beside id and prompt, codes that are right.
 _FAILING: tuple[tuple[float, Document, frozenset[str]], ...] = (
@@ -85,6 +95,7 @@ class Drop:
     asked: list[Asked]
     submitted: bool = False  # over the socket instead of renamed into the inbox
     refused: bool = False  # has to end in failed/
+    slow: bool = False  # its writer stalls in the middle
 
 
 @dataclass(frozen=True)
@@ -100,8 +111,9 @@ class Strike:
 class Life:
     """One life of the daemon: the kills of its parts, and how it dies itself.
 
-    ``death`` is an instant with its pass, ``start`` with the number of log lines written by then, ``answers`` with the
-    number of more answers by then, or empty: it lives until everything is done.
+    ``death`` is an instant with its pass, ``start`` with the number of log lines written by then, ``answers`` or
+    ``preempted`` (with all of its processes) with the number of more answers by then, or empty: it lives until
+    everything is done.
     """
 
     strikes: list[Strike]
@@ -138,6 +150,8 @@ def _drops(source: random.Random, requests: int, *, real: bool) -> list[Drop]:
     drops: list[Drop] = []
     # A poisonous request brings down its server again and again; a few of them are enough.
     poison_left = 0 if real else max(1, requests // 5000)
+    if not real:
+        drops.append(_with_a_schema_that_crashes(source))
     while (left := requests - sum(len(drop.asked) for drop in drops)) > 0:
         name = f"d{len(drops):04d}"
         if source.random() < 0.02:
@@ -152,8 +166,21 @@ def _drops(source: random.Random, requests: int, *, real: bool) -> list[Drop]:
             asked[place], entries[place] = _request(f"{name}-poison", place + 1, POISON, frozenset({"poison"}), model)
         make = source.choice(_FORMATS) if count > 1 else source.choice((*_FORMATS, _single))
         drop_name, content, asked = make(source, name, asked, entries)
-        drops.append(Drop(drop_name, content, asked, submitted=source.random() < 0.1))
+        fate = source.random()
+        slow = isinstance(content, bytes) and 0.1 <= fate < 0.2
+        drops.append(Drop(drop_name, content, asked, submitted=fate < 0.1, slow=slow))
     return drops
+
+
+def _with_a_schema_that_crashes(source: random.Random) -> Drop:
+    """Its requests fail, those beside them in the same file do not."""
+    made: list[tuple[Asked, bytes]] = []
+    for line in range(1, _SCHEMA_REQUESTS + 1):
+        bad = source.random() < 0.8
+        more = {"format": _SCHEMA} if bad else {}
+        codes = _SCHEMA_CODES if bad else frozenset[str]()
+        made.append(_request(f"schema-{line}", line, SCHEMA if bad else "", codes, more))
+    return Drop("schema.jsonl", b"".join(entry + b"\n" for _, entry in made), [asked for asked, _ in made])
 
 
 def _request(
@@ -236,13 +263,16 @@ _FORMATS: Sequence[_Maker] = (_lines, _packed_lines, _array, _packed_array, _fol
 
 # Kills.
 
-_PARTS = {"worker": 27, "serve": 24, "runner": 27, "group": 8, "probe": 6, "responses": 5, "forkserver": 3}
+_PARTS = {
+    "worker": 27, "serve": 24, "runner": 27, "group": 8, "probe": 6, "responses": 5, "forkserver": 3, "front": 8,
+}  # fmt: skip
+_NOT_REAL = ("probe", "front")
 _DAEMON_SHARE = 0.17
 
 
 def _lives(source: random.Random, kills: int, most_gap: int, *, real: bool) -> list[Life]:
     deaths = max(3, round(kills * _DAEMON_SHARE))
-    parts = {name: weight for name, weight in _PARTS.items() if not (real and name == "probe")}
+    parts = {name: weight for name, weight in _PARTS.items() if not (real and name in _NOT_REAL)}
     # Each part is killed at least once in every storm; the last life, in which the daemon is measured, has many.
     strikes = [*parts, *source.choices(list(parts), list(parts.values()), k=max(0, kills - deaths - len(parts)))]
     source.shuffle(strikes)
@@ -264,7 +294,8 @@ def _lives(source: random.Random, kills: int, most_gap: int, *, real: bool) -> l
             lives.append(Life([], "start", source.randint(1, 30)))
             strikes = taken + strikes  # they come in the lives that follow
         else:
-            lives.append(Life(planned, "answers", source.randint(0, most_gap)))
+            death = "preempted" if number % 5 == 4 else "answers"
+            lives.append(Life(planned, death, source.randint(0, most_gap)))
     if strikes:
         rest = [Strike(what, source.random(), source.randint(0, most_gap)) for what in strikes]
         lives[-1] = Life([*lives[-1].strikes, *rest], "")

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from storm import make_storm
 from storm_plan import Plan, make_plan
+from storm_setup import make_storm
 from storm_verdict import judge
 
 SEED = int(os.environ.get("OBATCHD_TEST_SEED", "7"))
@@ -22,19 +22,27 @@ def test_a_seed_is_a_plan() -> None:
     assert shown(plan) == shown(make_plan(3, 1000, 20_000)) != shown(make_plan(4, 1000, 20_000))
     assert plan.kills == 1000
     assert 20_000 <= plan.requests < 20_500
-    assert {life.death for life in plan.lives} >= {"", "start", "answers", "claim.after_rename", "commit.before"}
-    assert {strike.what for life in plan.lives for strike in life.strikes} >= {"worker", "serve", "runner", "probe"}
+    assert {life.death for life in plan.lives} >= {
+        "",
+        "start",
+        "answers",
+        "preempted",
+        "claim.after_rename",
+        "commit.before",
+    }
+    assert {strike.what for life in plan.lives for strike in life.strikes} >= {"worker", "serve", "runner", "front"}
+    assert any(drop.slow for drop in plan.drops)
 
 
 @pytest.mark.timeout(300)
 def test_a_storm_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    storm = make_storm(tmp_path / "storm", make_plan(SEED, 60, 1200))
-    begun_s = time.monotonic()
-    try:
-        storm.run()
-        verdict = judge(storm, time.monotonic() - begun_s)
-    finally:
-        storm.d.clean()
+    with make_storm(tmp_path / "storm", make_plan(SEED, 60, 1200)) as storm:
+        begun_s = time.monotonic()
+        try:
+            storm.run()
+            verdict = judge(storm, time.monotonic() - begun_s)
+        finally:
+            storm.d.clean()
     print("", *(f"{name}: {value}" for name, value in verdict.rows), sep="\n")
     assert verdict.violations == []
     assert sum(storm.kills.values()) >= 60
