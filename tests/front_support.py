@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import aiohttp
@@ -40,9 +40,10 @@ class Front:
             session.request(request.method, self.upstream + request.path_qs, data=body) as answer,
         ):
             response = web.StreamResponse(status=answer.status)
-            await response.prepare(request)
-            async for piece in answer.content.iter_any():
-                await response.write(piece)
+            with contextlib.suppress(ConnectionResetError):  # the client is gone, as clients of daemons that die are
+                await response.prepare(request)
+                async for piece in answer.content.iter_any():
+                    await response.write(piece)
             return response
 
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
@@ -57,7 +58,7 @@ class Front:
         await runner.cleanup()
 
 
-@contextmanager
+@contextlib.contextmanager
 def front_of(upstream: str) -> Iterator[Front]:
     """A proxy in front of ``upstream``."""
     front, ready, loop = Front(upstream), threading.Event(), asyncio.new_event_loop()
