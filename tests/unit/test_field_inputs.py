@@ -154,6 +154,7 @@ def test_a_prompt_may_be_messages_and_stand_beside_messages(read: Read) -> None:
     reading = read("a04-trl-prompt-list.jsonl")
     assert said(reading["1"]) == [("user", "What colour is the sky?")]
     assert given(reading["1"]) == {"answer": "blue"}
+    assert reading.notes == ['its "prompt" is a list of messages, and is sent as a conversation']
     reading = read("j02-ultrachat.jsonl")
     assert said(reading["1"])[-1] == ("assistant", "Mix flour...")
     assert "the messages are sent, the prompt is not" in reading.notes[0]

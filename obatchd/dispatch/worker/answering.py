@@ -77,7 +77,8 @@ async def _asked(ask: Ask, body: Body, wanted: AnswerFormat) -> tuple[Answer, Pa
         earlier = answer
         body = {**body, "messages": [*body["messages"], said, {"role": "user", "content": wish}]}
     assert earlier is not None
-    words = f"the answer does not fit the format after {tries} tries: {reason}"
+    count = "1 try" if tries == 1 else f"{tries} tries"
+    words = f"the answer does not fit the format after {count}: {reason}"
     return earlier._replace(fault=Cause.FORMAT_MISMATCH.fault(words)), None, tries
 
 

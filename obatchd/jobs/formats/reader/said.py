@@ -89,6 +89,8 @@ def _chat(fields: Fields) -> dict[str, Any] | None:
         if prompt and name == "messages":
             fields.give_back("prompt")
             fields.notes.append('it has "prompt" and "messages": the messages are sent, the prompt is not')
+        if name == "prompt":
+            fields.notes.append('its "prompt" is a list of messages, and is sent as a conversation')
         if images_of(fields):
             raise RequestRefused("wrong_type", f'it has "images" and "{name}"; put the images into a message')
         return {"messages": messages_of(fields, name, value)}
