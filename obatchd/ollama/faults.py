@@ -42,6 +42,8 @@ _MEND = "mend the request as the message says, and drop it again"
 _MORE = "raise max_response_tokens, or look at the prompt"
 _LOOK = "look at the servers with: obatchctl status, then retry the job"
 _ACCESS = "ask an administrator for access: remote_token in [servers], then retry the job"
+_LONGEST_REPEAT = 2000  # characters at the end of an answer that are looked at
+_REPEATED = re.compile(r"(.{1,60}?)\1{29}\s*$", re.DOTALL)  # Ollama ends an answer at 30 equal tokens (llm/server.go)
 # Of msgspec over an answer that is not the wanted JSON: bytes that are no UTF-8, too, and arrays in arrays in arrays.
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -264,6 +266,11 @@ def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:
     the generation was aborted; ``load`` and ``unload`` mean that only the model was loaded or unloaded; no text
     at all is no answer.
     """
+    if not done and _REPEATED.search(text[-_LONGEST_REPEAT:]):
+        return Cause.INCOMPLETE.fault(
+            "the model wrote the same piece of text again and again, and Ollama ends such an answer: try another prompt, "
+            "a higher temperature or repeat_penalty"
+        )
     if not done:
         return Cause.INCOMPLETE.fault("the server ended the answer without finishing it (done is false)")
     if done_reason in ("load", "unload"):

@@ -283,6 +283,14 @@ def test_an_answer_with_200_is_whole_or_it_is_a_fault(
     assert (fault and (fault.kind, fault.code)) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "repeats"), [(")" * 31, True), ("So: " + " yes" * 30 + " ", True), (" yes no" * 12, False)]
+)
+def test_an_answer_that_ollama_ends_because_it_repeats_itself_says_so(text: str, repeats: bool) -> None:
+    fault = faults.incomplete(False, "", text)
+    assert fault is not None and ("again and again" in fault.message) is repeats
+
+
 def test_a_connection_that_was_never_made_is_nobodys_fault_and_one_that_broke_is_a_crash() -> None:
     assert faults.connection_refused("refused").kind == NOBODY
     assert faults.connection_lost("reset").kind == CRASH
