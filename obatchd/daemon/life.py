@@ -50,6 +50,7 @@ class Daemon:
         self._reload_asked = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._tasks = TaskSet(self)
+        self._between = TaskSet(self)  # while parts are made anew
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._starting: asyncio.Task[Any] | None = None  # the task of run, while parts are being started
@@ -71,6 +72,7 @@ class Daemon:
                 while not self._stopping.is_set():
                     await self._run_once(layout)
             finally:
+                await self._between.stop()
                 # A thread of a start that was cut short may still use the store, which the lock protects.
                 await loop.shutdown_default_executor()
                 self._store.close()
@@ -145,6 +147,7 @@ class Daemon:
             systemd.ready("watching the inbox")
             _log.info("ready", servers=len(here.fleet.servers), jobs=len(head.engine.jobs))
             self._tasks.start(self._reload_when_asked(), "reload")
+        await self._between.stop()
         self._tasks.start(systemd.tell(head.operations.host), "systemd")
         self._tasks.start(process.return_memory(head.engine.jobs), "memory")
         if here.fleet.lacks_gpus:
@@ -158,6 +161,7 @@ class Daemon:
         _log.warning("gpus_came", gpus=len(here.probe.gpus), reason="all parts begin again, with servers on GPUs")
         if not self._stopping.is_set():
             self._again = True
+            self._between.start(systemd.beat(), "systemd")  # which watches since READY
             self._stopping.set()
 
     async def _drain(self, head: Head) -> None:

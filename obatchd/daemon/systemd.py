@@ -60,17 +60,27 @@ def watchdog_interval_s() -> float | None:
     return int(limit_us) / 2_000_000 or None
 
 
+async def beat() -> None:
+    """WATCHDOG while this loop turns, and nothing else: there are no parts now to tell of."""
+    while True:
+        watchdog()
+        await asyncio.sleep(_period_s())
+
+
 async def tell(host: HostOperations) -> None:
     """STATUS for ``systemctl status``, and WATCHDOG while this loop turns."""
-    interval_s = watchdog_interval_s()
-    period_s = min(interval_s / 2 if interval_s else _STATUS_S, _STATUS_S)
     told_s = float("-inf")
     while True:
         watchdog()
         if time.monotonic() - told_s >= _STATUS_S:
             told_s = time.monotonic()
             status(_status_line(host))
-        await asyncio.sleep(period_s)
+        await asyncio.sleep(_period_s())
+
+
+def _period_s() -> float:
+    interval_s = watchdog_interval_s()
+    return min(interval_s / 2 if interval_s else _STATUS_S, _STATUS_S)
 
 
 def _status_line(host: HostOperations) -> str:

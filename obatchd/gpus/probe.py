@@ -64,7 +64,7 @@ class Probe:
     _listener: Listener = attrs.field(factory=Listener, init=False)
     _identities: list[Identity] = attrs.field(factory=list, init=False)
     _unusable: int = attrs.field(default=0, init=False)  # processes in a row that said why they cannot read, and ended
-    _spoke: bool = attrs.field(default=False, init=False)  # whether the present process said anything yet
+    _said: probe_child.Message | None = attrs.field(default=None, init=False)  # latest of the present process
     _warning: asyncio.TimerHandle | None = attrs.field(default=None, init=False)
     _late: tuple[State, str, str] | None = attrs.field(default=None, init=False)
     _listed: asyncio.Event = attrs.field(factory=asyncio.Event, init=False)
@@ -112,7 +112,7 @@ class Probe:
     def heard(self, message: probe_child.Message) -> None:
         if self._late is not None:
             self._set(*self._late)
-        self._spoke = True
+        self._said = message
         self._expect()
         match message:
             case probe_child.Listing(gpus, problems):
@@ -138,12 +138,13 @@ class Probe:
         self.pid = None
         self._expect_nothing()
         self.readings.clear()
-        spoke, self._spoke = self._spoke, False
-        if self._unusable:  # it said why, nothing hangs: it is asked for ever, because at boot a driver may be late
+        said, self._said = self._said, None
+        if isinstance(said, probe_child.Absent):  # nothing hangs: asked for ever, because at boot a driver may be late
             return min(RETRY_S, 2.0 ** min(self._unusable, 10))
-        given_up = self.replacements >= (REPLACEMENTS if spoke or self.gpus else 1)
+        self._unusable = 0
+        given_up = self.replacements >= (REPLACEMENTS if said or self.gpus else 1)
         advice = f"Look at nvidia-smi and dmesg; replacement {self.replacements + 1} of {REPLACEMENTS} starts."
-        if not spoke:
+        if not said:
             advice = "It could not ask the driver at all: see the log for its error, or install obatchd again."
         elif given_up:
             advice = "It was replaced too often and is given up: look at nvidia-smi and dmesg, then restart."

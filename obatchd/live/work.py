@@ -53,9 +53,7 @@ class Work:
     jobs: dict[int, LiveJob] = field(factory=dict, init=False)  # by key; only the main loop changes it
     holds: Holds = field(factory=Holds, init=False)  # reasons for which nothing new is offered
     conditions: Conditions = field(init=False)  # hindrances from outside
-    _ends: dict[int, asyncio.Event] = field(
-        factory=dict, init=False
-    )  # by key of a job, where somebody waits for its end
+    _ends: dict[int, asyncio.Event] = field(factory=dict, init=False)  # by key of a job that somebody waits for
 
     @conditions.default
     def _conditions(self) -> Conditions:

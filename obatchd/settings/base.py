@@ -42,13 +42,15 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
 
 def expanded(path: str | Path) -> Path:
     """``path``, absolute, with the home directory for ``~``; raises ConfigError (``no_home``) where nobody knows it."""
+    who = str(path).partition("/")[0]
     try:
-        if str(path).startswith("~") and os.environ.get("HOME") == "":  # Python would take the root directory
+        if who == "~" and os.environ.get("HOME") == "":  # Python would take the root directory
             raise RuntimeError
         return Path(path).expanduser().absolute()
     except RuntimeError:
+        reason = f"HOME is not set and uid {os.geteuid()} has no entry in passwd. Set HOME, or write"
+        if who != "~":
+            reason = f"passwd has no user {who[1:]}. Write"
         raise ConfigError(
-            f"{path}: the home directory is not known, because HOME is not set and uid {os.geteuid()} has no entry in "
-            "passwd. Set HOME, or write a path that begins with /.",
-            code="no_home",
+            f"{path}: the home directory is not known, because {reason} a path that begins with /.", code="no_home"
         ) from None

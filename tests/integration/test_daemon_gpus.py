@@ -6,10 +6,13 @@ Starting a daemon takes longer than what is looked at, so each of them is shown 
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -197,8 +200,30 @@ def test_gpus_that_are_shared_lent_closed_or_silent(daemon: Start, stranger: sub
     wait_for(lambda: "lent until" not in d.servers()[1]["reason"])
 
 
-def test_a_driver_that_comes_later_gets_its_servers(make_daemon: Callable[..., Daemon]) -> None:
-    d = make_daemon({"gpus": GPUS}, simulator=STEADY | {"gpus": {"0": [{"kind": "no_driver"}]}}).start()
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[list[tuple[float, str]]]:
+    """What a service manager at ``notify`` is told, each with its time."""
+    told: list[tuple[float, str]] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+
+        def listen() -> None:
+            while words := listener.recv(4096).decode():
+                told.append((time.time(), words))
+
+        thread = threading.Thread(target=listen)
+        thread.start()
+        yield told
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", str(tmp_path / "notify"))
+        thread.join()
+
+
+def test_a_driver_that_comes_later_gets_its_servers(
+    make_daemon: Callable[..., Daemon], manager: list[tuple[float, str]], tmp_path: Path
+) -> None:
+    d = make_daemon({"gpus": GPUS}, simulator=STEADY | {"gpus": {"0": [{"kind": "no_driver"}]}})
+    d.start(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="40000")
     wait_for(lambda: [s["id"] for s in d.servers()] == ["cpu0"])
     asked = prompts(160)  # enough for every server
     d.drop("job.jsonl", asked)
@@ -212,3 +237,8 @@ def test_a_driver_that_comes_later_gets_its_servers(make_daemon: Callable[..., D
     assert {result["attempts"] for result in job.results} == {1}
     assert d.status()["state"] == "running"
     assert d.stop() == 0
+    came = d.events("gpus_came")[0].partition("time=")[2].split()[0]
+    began_s = datetime.fromisoformat(came).timestamp()
+    [_, ready_s] = [at_s for at_s, words in manager if words.startswith("READY=1")]
+    beats = [at_s for at_s, words in manager if words == "WATCHDOG=1" and began_s < at_s < ready_s]
+    assert len(beats) > 5, "the service manager does not take it for dead meanwhile"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pwd
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,11 @@ def test_a_user_without_a_home_has_models_in_the_spool(monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match=r"~/batch: the home directory is not known"):
         _ = Settings(spool="~/batch").spool_path
     assert Settings(spool="/batch").spool_path == Path("/batch")
+
+
+def test_the_home_of_somebody_else_has_nothing_to_do_with_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError) as refused:
+        _ = Settings(spool="~no-such-user/batch").spool_path
+    assert "passwd has no user no-such-user" in refused.value.message and "HOME" not in refused.value.message
+    monkeypatch.setenv("HOME", "")
+    assert Settings(spool="~root/batch").spool_path == Path(pwd.getpwnam("root").pw_dir, "batch")

@@ -16,7 +16,7 @@ from obatchd.child import End
 from obatchd.errors import GpuError
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.probe import REPLACEMENTS, Listener, Probe
-from obatchd.gpus.probe_child import Absent
+from obatchd.gpus.probe_child import Absent, Beat
 from obatchd.gpus.source import GpuSource
 from obatchd.settings.tables.servers import GpuSettings
 from obatchd.simulator.gpus import SimulatedGpus
@@ -266,6 +266,18 @@ async def test_the_driver_is_asked_again_for_ever_and_ever_more_seldom() -> None
         probe.heard(Absent("no_driver", ""))
         pauses.append(probe.ended(End("died", 0.1)))
     assert pauses[:3] == [2.0, 4.0, 8.0] and set(pauses[6:]) == {60.0}
+
+
+async def test_a_driver_that_hangs_after_it_was_absent_is_not_asked_for_ever() -> None:
+    """Each process that hangs in the driver may stay for ever."""
+    probe = Probe(settings(), no_driver, Failures())
+    probe.heard(Absent("no_driver", ""))
+    assert probe.ended(End("died", 0.1)) == 2.0
+    for pause_s in [*[0.0] * REPLACEMENTS, None]:
+        probe.heard(Beat())
+        assert probe.ended(End("said nothing for 60 s", 60.0)) == pause_s
+        assert (probe.state, probe.code) == ("unknown", "probe_silent")
+    assert "given up" in probe.message
 
 
 def not_installed() -> Scripted:
