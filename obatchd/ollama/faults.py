@@ -268,8 +268,8 @@ def incomplete(done: bool, done_reason: str, text: str) -> Fault | None:
     """
     if not done and _REPEATED.search(text[-_LONGEST_REPEAT:]):
         return Cause.INCOMPLETE.fault(
-            "the model wrote the same piece of text again and again, and Ollama ends such an answer: try another prompt, "
-            "a higher temperature or repeat_penalty"
+            "the model wrote the same piece of text again and again, and Ollama ends such an answer: try another "
+            "prompt, a higher temperature or repeat_penalty"
         )
     if not done:
         return Cause.INCOMPLETE.fault("the server ended the answer without finishing it (done is false)")
