@@ -308,6 +308,12 @@ HOSTILE = {
         "p.zip", lambda: patched(zipped(("a.txt", b"x")), b"PK\x01\x02", 10, b"\x09\0"), "bad_archive", "method 9"
     ),
     "nothing": Hostile("p.zip", lambda: zipped(("__MACOSX/a", b"")), "empty", "no file"),
+    "folders of few files": Hostile(
+        "p.zip",
+        lambda: zipped(*[(f"{number}/" * 30 + "a.txt", b"") for number in range(40)]),
+        "too_many_files",
+        "1000 files and folders",
+    ),
     # tar
     "tar link": Hostile(
         "p.tar",
