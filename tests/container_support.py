@@ -330,6 +330,7 @@ HOSTILE = {
     "tar pipe": Hostile("p.tar", lambda: tarred((special("d", tarfile.FIFOTYPE), b"")), "bad_archive", "no plain file"),
     "tar dots": Hostile("p.tar", lambda: tarred(("../b.txt", b"")), "bad_archive", "leads out"),
     "tar absolute": Hostile("p.tar", lambda: tarred(("/b.txt", b"")), "bad_archive", "absolute"),
+    "tar no name": Hostile("p.tar", lambda: tarred(("", b"hidden"), ("a.txt", b"a")), "bad_archive", "without a name"),
     "tar newline": Hostile("p.tar", lambda: tarred(("a\nb.txt", b"")), "bad_archive", "control character"),
     "tar twice": Hostile("p.tar", lambda: tarred(("a.txt", b""), ("./a.txt", b"")), "bad_archive", "twice"),
     "tar sparse": Hostile(
