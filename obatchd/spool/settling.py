@@ -28,6 +28,7 @@ NO_FORMAT = f"{{}} is none of our formats: drop {FORMATS_IN_WORDS}"
 PATIENCE_S = 600.0  # for what may yet get its name, or its end; afterwards it is refused or shown
 _SHOWN_S = 2.0  # after which a name that is none of a format is shown
 _TAIL_BYTES = 64  # as many zeros at its end: space that was reserved, and not written yet
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe that took its place holds nobody up
 _ZERO_ENDED = (".tar",)  # they do end with zeros
 
 
@@ -173,7 +174,7 @@ def is_written(path: Path | str) -> bool | None:
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return None
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, _LOOK)
     except BlockingIOError:
         return True  # another process has a lease on it, as Samba has on its clients' files
     except OSError:
@@ -192,7 +193,7 @@ def is_written(path: Path | str) -> bool | None:
 
 
 def _ends_with_zeros(path: Path, size: int) -> bool:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), open(os.open(path, _LOOK), "rb") as file:
         file.seek(max(0, size - _TAIL_BYTES))
         tail = file.read(_TAIL_BYTES)
         return bool(tail) and not tail.strip(b"\0")
