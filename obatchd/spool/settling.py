@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from obatchd.errors import DropRefused
 from obatchd.jobs.model import FILE_ENDINGS, FORMATS_IN_WORDS, TRANSFER_ENDINGS
 from obatchd.settings.tables.spool import InboxSettings
 from obatchd.spool.drop import Drop
@@ -29,6 +30,7 @@ PATIENCE_S = 600.0  # for what may yet get its name, or its end; afterwards it i
 _SHOWN_S = 2.0  # after which a name that is none of a format is shown
 _TAIL_BYTES = 64  # as many zeros at its end: space that was reserved, and not written yet
 _LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe that took its place holds nobody up
+_DEPTH = 200  # of folders in one another; os.walk(), and what deletes them, can take some 900
 _ZERO_ENDED = (".tar",)  # they do end with zeros
 
 
@@ -121,7 +123,10 @@ def has_known_ending(drop: Drop) -> bool:
 
 
 def signature_of(drop: Drop, status: os.stat_result, *, inside: bool) -> tuple[bool, tuple[object, ...]]:
-    """Whether there is nothing in a drop, and the signature that must stay; ``inside``: a folder is looked into."""
+    """Whether there is nothing in a drop, and the signature that must stay; ``inside``: a folder is looked into.
+
+    Raises DropRefused where it has folders in one another without end.
+    """
     if drop.kind == "folder":
         count, found = _folder_signature(drop.path) if inside else (0, 0)
         return not count, (status.st_ino, status.st_mtime_ns, count, found)
@@ -132,6 +137,8 @@ def _folder_signature(folder: Path) -> tuple[int, int]:
     """How many things are inside, and a hash of their paths, inodes, sizes and mtimes: a flat watch sees none of it."""
     found: list[tuple[str, int, int, int]] = []
     for directory, folders, files in os.walk(folder):
+        if directory.count("/") - os.fspath(folder).count("/") > _DEPTH:
+            raise DropRefused(f"it has more than {_DEPTH} folders in one another", code="too_deep")
         for name in (*folders, *files):
             with contextlib.suppress(OSError):
                 path = os.path.join(directory, name)
