@@ -308,6 +308,12 @@ HOSTILE = {
         "p.zip", lambda: patched(zipped(("a.txt", b"x")), b"PK\x01\x02", 10, b"\x09\0"), "bad_archive", "method 9"
     ),
     "nothing": Hostile("p.zip", lambda: zipped(("__MACOSX/a", b"")), "empty", "no file"),
+    "folders of few files": Hostile(
+        "p.zip",
+        lambda: zipped(*[(f"{number}/" * 30 + "a.txt", b"") for number in range(40)]),
+        "too_many_files",
+        "1000 files and folders",
+    ),
     # tar
     "tar link": Hostile(
         "p.tar",
@@ -324,6 +330,7 @@ HOSTILE = {
     "tar pipe": Hostile("p.tar", lambda: tarred((special("d", tarfile.FIFOTYPE), b"")), "bad_archive", "no plain file"),
     "tar dots": Hostile("p.tar", lambda: tarred(("../b.txt", b"")), "bad_archive", "leads out"),
     "tar absolute": Hostile("p.tar", lambda: tarred(("/b.txt", b"")), "bad_archive", "absolute"),
+    "tar no name": Hostile("p.tar", lambda: tarred(("", b"hidden"), ("a.txt", b"a")), "bad_archive", "without a name"),
     "tar newline": Hostile("p.tar", lambda: tarred(("a\nb.txt", b"")), "bad_archive", "control character"),
     "tar twice": Hostile("p.tar", lambda: tarred(("a.txt", b""), ("./a.txt", b"")), "bad_archive", "twice"),
     "tar sparse": Hostile(

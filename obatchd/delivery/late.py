@@ -7,8 +7,7 @@ import contextlib
 from obatchd import log
 from obatchd.documents.alarms import DropChanged
 from obatchd.jobs.store import JobRow
-from obatchd.spool.claim import input_bytes
-from obatchd.spool.layout import Layout
+from obatchd.spool.layout import Layout, input_bytes
 
 _log = log.get(__name__)
 _ACTION = "drop the whole again; move files into the inbox when they are complete (mv), or use obatchctl submit"

@@ -30,9 +30,11 @@ class _Process:
 
     answer: FromUnpacker | None = None
     words: str = ""  # how it ended
+    has_run: bool = False
 
     def started(self, child: Child) -> None:
         """It has its order already."""
+        self.has_run = True
 
     def heard(self, message: FromUnpacker) -> None:
         self.answer = message
@@ -54,7 +56,8 @@ class DropUnpacker:
     async def unpack(self, row: JobRow) -> None:
         """Unpack the drop of a job.
 
-        Raises DropRefused where it cannot be unpacked, OSError where the disk refuses: it can be tried again.
+        Raises DropRefused where it cannot be unpacked, OSError where the disk refuses or no process can be started: it
+        can be tried again.
         """
         await asyncio.to_thread(self._require_room, row)
         async with self._turns[row.owner], self._free:
@@ -76,6 +79,8 @@ class DropUnpacker:
                 case Trouble(number, message, needed_bytes):
                     self._needed_bytes[row.key] = needed_bytes
                     raise OSError(number, message)
+            if not process.has_run:  # no descriptor or memory now, which is not the fault of the drop
+                raise OSError(errno.EAGAIN, f"the process that unpacks it {process.words}")
             _log.warning("unpacker_lost", job=row.job, reason=process.words)
         reason = f"the process that unpacked it {process.words}, {_TRIES} times; unpack it yourself and drop the files"
         raise DropRefused(reason, code="unpack_crash")

@@ -28,7 +28,7 @@ from obatchd.jobs.store import StateStore
 from obatchd.spool.copying import INCOMING, Incoming, clear_taken, copy, leave, leave_again
 from obatchd.spool.drop import Drop
 from obatchd.spool.flush import sync_filesystem, sync_paths, tree
-from obatchd.spool.layout import Layout, size_bytes
+from obatchd.spool.layout import Layout, input_bytes, size_bytes
 from obatchd.spool.refusal import refuse_claimed
 
 _log = log.get(__name__)
@@ -113,22 +113,6 @@ def _intent(job: str, name: bytes, path: Path, status: os.stat_result, at_s: flo
     if stat.S_ISDIR(status.st_mode):
         kind, size = "folder", input_bytes(path)
     return Intent(job, name, status.st_uid, status.st_dev, status.st_ino, size, kind, at_s)
-
-
-def input_bytes(path: Path) -> int:
-    """The size of a drop: of a file, or of all files in a folder. Raises OSError where it is gone."""
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode):
-        return status.st_size
-    return sum(_file_bytes(os.path.join(place, name)) for place, _, files in os.walk(path) for name in files)
-
-
-def _file_bytes(path: str) -> int:
-    """0 of anything that is no file."""
-    with contextlib.suppress(FileNotFoundError):
-        status = os.lstat(path)
-        return status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return 0
 
 
 def _take(

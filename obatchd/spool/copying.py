@@ -21,6 +21,7 @@ from obatchd import log
 from obatchd.errors import ControlError
 from obatchd.jobs.model import Intent
 from obatchd.spool.flush import sync_paths, tree
+from obatchd.spool.layout import input_bytes
 
 _log = log.get(__name__)
 INCOMING = "incoming"
@@ -112,13 +113,18 @@ def leave(path: Path, job: str) -> None:
 
 
 def leave_again(intent: Intent, inbox: Path, target: Path) -> bool:
-    """Delete the original of the copy at ``target``, where a crash has left it in the inbox; False: that cannot be."""
+    """Delete the original of the copy at ``target``, where a crash has left it in the inbox.
+
+    False: that cannot be, or the original was written to since.
+    """
     source, wanted = inbox / os.fsdecode(intent.name), (intent.device, intent.inode)
     if not os.path.lexists(target) or _identity(source) != wanted:
         return True
     if _identity(target) == wanted:
         return True  # it was renamed, and has that name again because it has several
     try:
+        if input_bytes(source) != input_bytes(target):
+            return False
         leave(source, intent.job)
     except OSError as error:
         _log.warning("drop_not_deleted", job=intent.job, owner=intent.owner, reason=log.reason(error))

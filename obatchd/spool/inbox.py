@@ -159,16 +159,18 @@ class Inbox:
         try:
             status = path.lstat()
             drop = describe(name, path, status)
-            if (refusal := not_a_file(status)) is not None:
-                self._forget(name)
-                if blocked is not None and blocked.tried:
-                    self._blocked[name] = blocked  # refusing it was tried already
-                report.refused.append((drop, refusal))
-                return
+            if (problem := not_a_file(status)) is not None:
+                raise problem
             trouble = permission_trouble(drop)
             empty, signature = signature_of(drop, status, inside=trouble is None)
         except FileNotFoundError:
             self._forget(name)  # taken away again
+            return
+        except DropRefused as refusal:
+            self._forget(name)
+            if blocked is not None and blocked.tried:
+                self._blocked[name] = blocked  # refusing it was tried already
+            report.refused.append((drop, refusal))
             return
         waiting = self._waiting.get(name)
         if waiting is None or waiting.signature[0] != signature[0]:

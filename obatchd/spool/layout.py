@@ -212,6 +212,22 @@ def size_bytes(directory: Path) -> int:
     )
 
 
+def input_bytes(path: Path) -> int:
+    """The size of a drop: of a file, or of all files in a folder. Raises OSError where it is gone."""
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size
+    return sum(_file_bytes(os.path.join(place, name)) for place, _, files in os.walk(path) for name in files)
+
+
+def _file_bytes(path: str) -> int:
+    """0 of anything that is no file."""
+    with contextlib.suppress(FileNotFoundError):
+        status = os.lstat(path)
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
+
+
 def _directory(path: Path, mode: int) -> None:
     try:
         path.mkdir(mode=mode, parents=True, exist_ok=True)

@@ -90,6 +90,19 @@ def delete_tree(path: Path) -> None:
                 if not os.path.islink(inside):
                     os.chmod(inside, 0o700)
         shutil.rmtree(path)
+    except RecursionError:
+        _flatten(path)
+        shutil.rmtree(path)
+
+
+def _flatten(path: Path) -> None:
+    """Move every folder below ``path`` directly into it; of folders in one another rmtree can delete some 900."""
+    places = [path]
+    for place in places:
+        for inside in place.iterdir():
+            if inside.is_dir() and not inside.is_symlink():
+                places.append(path / f"{time.monotonic_ns()}{_GONE}")
+                inside.rename(places[-1])
 
 
 def _trash(layout: Layout) -> Path:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from obatchd.errors import DropRefused
 from obatchd.jobs.model import FILE_ENDINGS, FORMATS_IN_WORDS, TRANSFER_ENDINGS
 from obatchd.settings.tables.spool import InboxSettings
 from obatchd.spool.drop import Drop
@@ -28,6 +29,8 @@ NO_FORMAT = f"{{}} is none of our formats: drop {FORMATS_IN_WORDS}"
 PATIENCE_S = 600.0  # for what may yet get its name, or its end; afterwards it is refused or shown
 _SHOWN_S = 2.0  # after which a name that is none of a format is shown
 _TAIL_BYTES = 64  # as many zeros at its end: space that was reserved, and not written yet
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe that took its place holds nobody up
+_DEPTH = 200  # of folders in one another; os.walk(), and what deletes them, can take some 900
 _ZERO_ENDED = (".tar",)  # they do end with zeros
 
 
@@ -120,7 +123,10 @@ def has_known_ending(drop: Drop) -> bool:
 
 
 def signature_of(drop: Drop, status: os.stat_result, *, inside: bool) -> tuple[bool, tuple[object, ...]]:
-    """Whether there is nothing in a drop, and the signature that must stay; ``inside``: a folder is looked into."""
+    """Whether there is nothing in a drop, and the signature that must stay; ``inside``: a folder is looked into.
+
+    Raises DropRefused where it has folders in one another without end.
+    """
     if drop.kind == "folder":
         count, found = _folder_signature(drop.path) if inside else (0, 0)
         return not count, (status.st_ino, status.st_mtime_ns, count, found)
@@ -131,6 +137,8 @@ def _folder_signature(folder: Path) -> tuple[int, int]:
     """How many things are inside, and a hash of their paths, inodes, sizes and mtimes: a flat watch sees none of it."""
     found: list[tuple[str, int, int, int]] = []
     for directory, folders, files in os.walk(folder):
+        if directory.count("/") - os.fspath(folder).count("/") > _DEPTH:
+            raise DropRefused(f"it has more than {_DEPTH} folders in one another", code="too_deep")
         for name in (*folders, *files):
             with contextlib.suppress(OSError):
                 path = os.path.join(directory, name)
@@ -173,7 +181,7 @@ def is_written(path: Path | str) -> bool | None:
     try:
         if not stat.S_ISREG(os.lstat(path).st_mode):
             return None
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, _LOOK)
     except BlockingIOError:
         return True  # another process has a lease on it, as Samba has on its clients' files
     except OSError:
@@ -192,7 +200,7 @@ def is_written(path: Path | str) -> bool | None:
 
 
 def _ends_with_zeros(path: Path, size: int) -> bool:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), open(os.open(path, _LOOK), "rb") as file:
         file.seek(max(0, size - _TAIL_BYTES))
         tail = file.read(_TAIL_BYTES)
         return bool(tail) and not tail.strip(b"\0")

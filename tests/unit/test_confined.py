@@ -6,10 +6,12 @@ import ctypes
 import errno
 import os
 import platform
+import resource
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,6 +56,8 @@ def test_it_has_no_network_no_program_no_file_and_no_other_process(parent: socke
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         address, path, me = listening.getsockname(), tmp_path / "file", os.getpid()
+        path.touch()
+        open_before = os.open(path, os.O_WRONLY)
 
         def misbehave(send: Send) -> None:
             send([
@@ -61,11 +65,66 @@ def test_it_has_no_network_no_program_no_file_and_no_other_process(parent: socke
                 tried(lambda: socket.socket(socket.AF_UNIX)),
                 tried(lambda: os.execv("/bin/true", ["true"])),
                 tried(lambda: os.kill(me, signal.SIGKILL)),
-                tried(lambda: path.write_bytes(b"x")),
+                tried(lambda: os.write(open_before, b"x")),
             ])  # fmt: skip
 
         assert run(misbehave, parent) == [errno.EACCES] * 4 + [errno.EFBIG]
+        os.close(open_before)
     assert path.read_bytes() == b""
+
+
+def test_it_changes_no_file_and_leaves_no_process_behind(parent: socket.socket, tmp_path: Path) -> None:
+    """A write limit of 0 bytes lets it empty, rename and delete files, and write into the memory of its parent."""
+    path, me = tmp_path / "file", os.getpid()
+    path.write_bytes(b"kept")
+    actions: list[Callable[[], object]] = [
+        lambda: os.open(path, os.O_WRONLY),
+        lambda: os.open(path, os.O_RDONLY | os.O_TRUNC),
+        lambda: os.open(tmp_path / "new", os.O_RDONLY | os.O_CREAT),
+        lambda: os.open(f"/proc/{me}/mem", os.O_RDWR),
+        lambda: os.truncate(path, 0),
+        lambda: os.unlink(path),
+        lambda: os.rename(path, tmp_path / "other"),
+        lambda: os.link(path, tmp_path / "other"),
+        lambda: os.symlink(path, tmp_path / "other"),
+        lambda: os.mkdir(tmp_path / "folder"),
+        lambda: os.rmdir(tmp_path),
+        lambda: os.mkfifo(tmp_path / "pipe"),
+        lambda: os.chmod(path, 0o666),
+        lambda: os.chown(path, os.getuid(), os.getgid()),
+        lambda: os.setxattr(path, "user.x", b"x"),
+        lambda: resource.prlimit(me, resource.RLIMIT_CPU, (1, 1)),
+        lambda: os.fork() or os._exit(0),
+    ]
+
+    def misbehave(send: Send) -> None:
+        send([tried(action) for action in actions])
+
+    assert run(misbehave, parent) == [errno.EACCES] * len(actions)
+    assert (path.read_bytes(), os.listdir(tmp_path)) == (b"kept", ["file"])
+
+
+def test_a_signal_to_a_thread_is_a_signal_to_a_process(parent: socket.socket) -> None:
+    libc, me = ctypes.CDLL(None, use_errno=True), os.getpid()
+    tgkill = 234 if platform.machine() == "x86_64" else 131
+
+    def misbehave(send: Send) -> None:
+        assert libc.syscall(tgkill, me, me, 0) == -1
+        send([ctypes.get_errno(), libc.syscall(tgkill, os.getpid(), os.getpid(), 0)])
+
+    assert run(misbehave, parent) == [errno.EACCES, 0]
+
+
+def test_it_may_have_threads_and_read_files(parent: socket.socket, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+
+    def work(send: Send) -> None:
+        thread = threading.Thread(target=lambda: send([len(path.read_bytes())]))
+        thread.start()
+        thread.join()
+
+    assert run(work, parent) == [3]
 
 
 def test_the_calls_of_other_numbers_are_no_way_out(parent: socket.socket) -> None:

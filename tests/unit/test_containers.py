@@ -154,6 +154,7 @@ def test_an_archive_of_one_file_is_that_file(make: Make) -> None:
     assert (one.prompts, one.ids) == (["text"], [None])
     assert make("p.zip", zipped(("book.xlsx", workbook(["prompt"], ["hi"])))).read().prompts == ["hi"]
     assert make("p.zip", zipped(("folder\\a.jsonl", LINE), ("folder\\b.txt", b"b"))).read().prompts == ["Say hi", "b"]
+    assert make("p.zip", zipped(("folder\\", b""), ("folder\\a.jsonl", LINE))).read().prompts == ["Say hi"]
 
 
 @pytest.mark.parametrize("name", ["p.xlsx", "called.csv", "P.XLSM", "p.jsonl"])

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from obatchd.settings.settings import Settings
 from obatchd.spool.drop import is_temporary
 from obatchd.spool.inbox import Inbox, ScanReport
 from obatchd.spool.layout import Layout
+from obatchd.spool.prune import prune_refused
+from obatchd.spool.refusal import refuse_drop
 from obatchd.spool.watching import Sign, Watch
 
 TEXT = '{"prompt": "hello"}\n'
@@ -337,6 +340,23 @@ def test_a_folder_settles_with_all_it_contains(bench: Bench) -> None:
     assert bench.ready(5.0) == []
     [drop] = bench.scan(5.0).ready
     assert (drop.label, drop.kind) == ("folder", "folder")
+
+
+def test_folders_in_one_another_without_end_are_refused_and_can_be_deleted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at a folder in a folder is a call within a call, of which Python makes a thousand."""
+    (bench.path / "folder").mkdir()
+    monkeypatch.chdir(bench.path / "folder")
+    for _ in range(1200):
+        os.mkdir("a")
+        os.chdir("a")
+    os.chdir(bench.path)
+    [(drop, refusal)] = bench.scan().refused
+    assert (drop.label, refusal.code) == ("folder", "too_deep")
+    assert refuse_drop(drop, bench.layout, refusal) is None
+    prune_refused(bench.layout, time.time() + 1)
+    assert os.listdir(bench.layout.failed / str(drop.owner)) == os.listdir(bench.path) == []
 
 
 def test_an_empty_folder_is_given_the_time_of_an_empty_file(bench: Bench) -> None:

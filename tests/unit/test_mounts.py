@@ -239,6 +239,21 @@ def test_an_original_that_cannot_be_deleted_after_a_crash_is_the_drop_and_its_co
     store.close()
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "folder"])
+def test_an_original_that_was_written_to_after_a_crash_is_the_drop_and_its_copy_goes(layout: Layout, name: str) -> None:
+    file = layout.inbox / name / "b.jsonl" if name == "folder" else layout.inbox / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(TEXT)
+    environment = {**os.environ, "OBATCHD_CRASH_AT": "claim.after_copy"}
+    subprocess.run([sys.executable, "-c", _CRASHING, layout.root, Path(__file__).parent], env=environment)
+    file.write_text(TEXT * 2)
+
+    store = Store(layout.work, in_force())
+    assert recover(layout, store.state) == []
+    assert (file.read_text(), names(layout.jobs)) == (TEXT * 2, [])
+    store.close()
+
+
 def test_what_a_crash_left_of_a_folder_that_was_copied_is_deleted_at_the_start(layout: Layout, store: Store) -> None:
     [intent] = claim([put(layout, "a.jsonl")], layout, store.state, JobIds()).accepted
     for job in (intent.job, "20261123-133648-darg"):

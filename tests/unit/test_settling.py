@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from test_inbox import TEXT, Bench, EventBench
 from test_watching import overflow
 
 from obatchd.spool import settling
-from obatchd.spool.settling import is_written
+from obatchd.spool.drop import describe
+from obatchd.spool.settling import hindrance, is_written
 from obatchd.spool.watching import Watch
 
 SETTINGS: dict[str, float] = {"settle_s": 2, "folder_settle_s": 5, "empty_s": 60}
@@ -260,6 +262,22 @@ def test_zeros_elsewhere_or_few_of_them_are_content(watched: EventBench) -> None
     (watched.path / "b.txt").write_bytes(b"\0" * 100 + b"x")
     until_closed(watched, "b.txt")
     assert sorted(watched.ready(2.0)) == ["a.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("swap", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_link_in_the_place_of_a_file_that_was_looked_at_holds_nobody_up(
+    tmp_path: Path, swap: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(TEXT)
+    drop = describe(b"a.jsonl", path, path.lstat())
+    path.unlink()
+    swap(path)
+    looked: list[str] = []
+    looking = threading.Thread(target=lambda: looked.append(hindrance(drop, False)), daemon=True)
+    looking.start()
+    looking.join(10)
+    assert looked == [""], "its next look sees what it is"
 
 
 @pytest.mark.parametrize("ending", [".aria2", ".part", ".filepart"])

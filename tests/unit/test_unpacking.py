@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import zipfile
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from container_support import MIB, endless_workbook, workbook
 from engine_support import Street, lines, street, until
 from settings_support import reload
 
+from obatchd import child
 from obatchd.child import Child
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Submission
@@ -50,7 +52,13 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 def started(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
     """The processes that unpack, as they are started."""
     children: list[Child] = []
-    monkeypatch.setattr(unpacking._Process, "started", lambda self, child: children.append(child))
+    real = unpacking._Process.started
+
+    def note(process: unpacking._Process, child: Child) -> None:
+        children.append(child)
+        real(process, child)
+
+    monkeypatch.setattr(unpacking._Process, "started", note)
     return children
 
 
@@ -87,8 +95,7 @@ async def test_a_drop_that_takes_for_ever_holds_up_archives_of_its_owner_alone(
     assert len(started) == 2 and second.key not in rig.work.jobs
     with pytest.raises(ControlError, match="not read yet"):
         await JobCommands(rig.engine).cancel(Caller(1000, False), slow.job)
-    for child in list(started[:1]):
-        child.kill()  # as the kernel does where memory is short
+    started[0].kill()  # as the kernel does where memory is short
     await until(lambda: len(started) == 3)
     started[2].kill()
     await until(lambda: rig.row(slow).state is JobState.REFUSED)
@@ -117,6 +124,21 @@ async def test_a_disk_without_room_is_waited_for(rig: Street, started: list[Chil
     assert len(started) == 1
     assert not (rig.work.layout.job_dir(row.job) / "unpacked").exists()
     reload(rig.work.settings, "disk.min_free_bytes", 0)
+    await until(lambda: row.key in rig.work.jobs)
+    assert row.key not in rig.work.conditions.of_jobs
+
+
+async def test_a_process_that_cannot_be_started_is_not_the_fault_of_the_drop(
+    rig: Street, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    row = rig.accept(GOOD, name="p.zip")
+    with monkeypatch.context() as patch:
+        patch.setattr(child, "_start", refuse)
+        await rig.engine.intake.begin([row])
+        await until(lambda: "Too many open files" in rig.work.conditions.of_jobs.get(row.key, ""))
     await until(lambda: row.key in rig.work.jobs)
     assert row.key not in rig.work.conditions.of_jobs
 

@@ -9,6 +9,7 @@ import zipfile
 from typing import BinaryIO
 
 from obatchd.confined import Send
+from obatchd.errors import DropRefused
 from obatchd.jobs.containers.limits import MEMBERS, bad_member, too_many
 from obatchd.jobs.containers.messages import Member
 from obatchd.jobs.containers.streams import BLOCK_BYTES, Peeked, copy
@@ -22,9 +23,9 @@ _LINK = "is a link; pack the file itself"
 def zip(file: BinaryIO, name: str, send: Send) -> None:
     with zipfile.ZipFile(file) as archive:
         for info in checked_members(archive):
-            raw = _name(info)
-            send(Member(raw, info.file_size, info.is_dir()))
-            if not info.is_dir():
+            member = _member(_name(info), info.file_size, _name(info).endswith(b"/"))
+            send(member)
+            if not member.is_folder:
                 with archive.open(info) as source:
                     copy(source, send)
 
@@ -52,6 +53,12 @@ def checked_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     return members
 
 
+def _member(name: bytes, size: int, is_folder: bool) -> Member:
+    if not name:  # it would pass for the one content
+        raise DropRefused("it holds a file without a name; pack it again", code="bad_archive")
+    return Member(name, size, is_folder)
+
+
 def _name(info: zipfile.ZipInfo) -> bytes:
     # zipfile cuts names off at a NUL; programs of Windows separate folders by backslashes.
     return os.fsencode(info.orig_filename.replace("\\", "/"))
@@ -73,7 +80,7 @@ def tar_members(source: Peeked, send: Send) -> None:
                 raise bad_member(raw, "is a sparse file; pack it as a plain one")
             if not member.isreg() and not member.isdir():
                 raise bad_member(raw, "is no plain file; leave it out")
-            send(Member(raw, member.size, member.isdir()))
+            send(_member(raw, member.size, member.isdir()))
             if member.isreg():
                 content = archive.extractfile(member)
                 assert content is not None

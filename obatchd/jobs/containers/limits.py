@@ -14,7 +14,7 @@ from obatchd.jobs.containers.kinds import HEAD_BYTES, container_of
 from obatchd.jobs.containers.messages import Order
 from obatchd.jobs.model import ARCHIVE_ENDINGS, is_passed_over
 
-MEMBERS = 100_000
+MEMBERS = 100_000  # with the folders that only their paths name: each takes space on the disk
 DEPTH = 32  # folders in one another
 _NAME_BYTES, _PATH_BYTES = 255, 2000  # NAME_MAX, and half of PATH_MAX
 # Texts shrink to a twentieth at best, and a few repetitive ones to a hundredth; bombs to less than a thousandth.
@@ -96,6 +96,8 @@ class Names:
         else:
             self._files.add(key)
         self._folders |= folders
+        if len(self._files) + len(self._folders) > MEMBERS:
+            raise too_many()
         if folders & self._files or (not is_folder and key in self._folders):
             raise bad_member(name, "is a file and a folder at once")
         return None if is_folder else path
@@ -125,7 +127,7 @@ def _path(name: bytes) -> PurePosixPath:
 
 
 def too_many() -> DropRefused:
-    return DropRefused(f"it holds more than {MEMBERS} files{_REMEDY}", code="too_many_files")
+    return DropRefused(f"it holds more than {MEMBERS} files and folders{_REMEDY}", code="too_many_files")
 
 
 def bomb() -> DropRefused:
