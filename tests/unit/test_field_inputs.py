@@ -688,3 +688,26 @@ def test_ids_survive_every_refusal(read: Read, name: str, content: bytes) -> Non
 def test_the_id_column_of_a_broken_record_survives(read: Read) -> None:
     reading = read("r.jsonl", b'{"mrn": "x7", "note": "never closed\n', RecordRules(None, "note", "mrn"))
     assert reading.ids == ["x7"]
+
+
+# A bad piece fails alone.
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b'{"id":"x","prompt":"p","seed":"1' + b"0" * 400 + b'.5"}',
+     b'{"id":"x","prompt":"p","options":{"num_ctx":"1' + b"0" * 400 + b'"}}',
+     b'{"id":"x","prompt":"p","temperature":"1' + b"0" * 400 + b'"}', b'{"id":"x","prompt":' + b"9" * 5000 + b"}",
+     b'{"id":"x","url":"http://[h/v1/chat/completions","body":{"messages":[{"role":"user","content":"hi"}]}}'],
+)  # fmt: skip
+def test_numbers_and_addresses_beyond_all_measure_fail_alone(read: Read, bad: bytes) -> None:
+    reading = read("r.jsonl", bad + b"\n" + lines({"id": "good", "prompt": "p"}))
+    assert (list(reading.refused), list(reading.requests)) == (["x"], ["good"])
+    many = b'{"id":"n","n":1' + b"0" * 400 + b',"messages":[{"role":"user","content":"hi"}]}'
+    assert read("n.jsonl", many)["n"].notes == ["n is left out: n must be 1"]
+
+
+@pytest.mark.parametrize("beside", [{"model": "m"}, {"about": "x"}])
+def test_an_element_that_is_no_request_fails_alone(read: Read, beside: dict[str, str]) -> None:
+    reading = read("w.json", json.dumps({**beside, "rows": [{"prompt": "a"}, 7, None, {"prompt": "b"}]}))
+    assert (reading.prompts, list(reading.refused)) == (["a", "b"], ["2", "3"])

@@ -121,7 +121,10 @@ def _with(element: bytes, common: dict[str, msgspec.Raw], notes: list[str]) -> b
     """An element with the settings that hold for all, where it has none of its own, and notes."""
     if not common and not notes:
         return element
-    fields, _ = fields_of(element)
+    try:
+        fields, _ = fields_of(element)
+    except (ValueError, RecursionError):
+        return element  # indexing says why it is none
     told: dict[str, Any] = {PASSED_NOTES: notes, PASSED_ON: fields.pop(PASSED_ON, {})} if notes else {}
     return _encode({**common, **fields, **told})
 

@@ -99,8 +99,7 @@ def _endpoint(url: Any, name: str, body: Fields) -> str:
     if isinstance(url, str) and url in _ENDPOINTS:
         return url
     if isinstance(url, str) and url:
-        path = urlsplit(url).path.rstrip("/").lower()
-        known = _PATH.search(path)
+        known = _PATH.search(_path_of(url))
         found = f"/{'' if known[1].startswith('api/') else 'v1/'}{known[1]}" if known else ""
         if found in _ENDPOINTS:
             return found
@@ -117,6 +116,14 @@ def _endpoint(url: Any, name: str, body: Fields) -> str:
         f"there is no url, and its {name} has neither messages nor a prompt, but {quoted(body.raw)}{vendor}: lines of "
         f"OpenAI's Batch API are read, and those of others whose {name} has messages",
     )
+
+
+def _path_of(url: str) -> str:
+    """The path in a full address or a bare one; empty where it is no address."""
+    try:
+        return urlsplit(url).path.rstrip("/").lower()
+    except ValueError:  # a bracket of an IPv6 address that is not closed, and its like
+        return ""
 
 
 def _chat(body: Fields) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Fields:
         if name not in self._values:
             if name not in self.raw:
                 return None
-            self._values[name] = _decoded(self.raw[name])
+            self._values[name] = value_of(self.raw[name])
         return self._values[name]
 
     def take(self, name: str) -> Any:
@@ -87,7 +87,8 @@ class Fields:
         self.notes.append(f"{name} is left out: {why}")
 
 
-def _decoded(raw: msgspec.Raw) -> Any:
+def value_of(raw: msgspec.Raw) -> Any:
+    """The value in the bytes of a field."""
     try:
         return _value(raw)
     except msgspec.ValidationError:  # a number that is too large for us: it is passed on as it is, or refused
