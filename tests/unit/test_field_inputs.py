@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -711,3 +714,28 @@ def test_numbers_and_addresses_beyond_all_measure_fail_alone(read: Read, bad: by
 def test_an_element_that_is_no_request_fails_alone(read: Read, beside: dict[str, str]) -> None:
     reading = read("w.json", json.dumps({**beside, "rows": [{"prompt": "a"}, 7, None, {"prompt": "b"}]}))
     assert (reading.prompts, list(reading.refused)) == (["a", "b"], ["2", "3"])
+
+
+def test_the_id_of_a_batch_line_is_its_custom_id(read: Read) -> None:
+    assert read("b.jsonl", lines(batch("a", id="x"), batch("b", id=5))).ids == ["a", "b"]
+    assert read("b.jsonl", lines(batch("a", id=["x"]))).ids == ["a"]
+    assert read("b.jsonl", lines(batch("a", id="x", method="GET"))).ids == ["a"]
+    assert read("r.jsonl", lines({"id": "x", "custom_id": "a", "prompt": "p"})).ids == ["x"]
+    assert read("r.jsonl", lines({"id": "", "custom_id": "a", "prompt": "p"})).ids == ["a"]
+    assert read("r.jsonl", lines({"prompt": "p", "key": "C major", "request": "r"})).ids == [None]
+    assert read("d.json", json.dumps({"0": {"custom_id": "a", "prompt": "p"}})).ids == ["a"]
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3", "4", "5", "6"])
+def test_of_two_bodies_every_process_takes_the_same(seed: str) -> None:
+    line = batch("a", params={"x": 1}, request={"y": 1}, modelInput={"z": 1})
+    code = f"from obatchd.jobs.formats import parse_request; print(parse_request({json.dumps(line).encode()}).prompt)"
+    asked = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
+    )
+    assert (asked.stdout, asked.returncode) == ("Say hi\n", 0)
+
+
+def test_a_conversation_beside_params_is_no_batch_line(read: Read) -> None:
+    request = one(read, {"id": "c", "conversations": [{"from": "human", "value": "hi"}], "params": {"a": 1}})
+    assert (said(request), given(request)) == ([("user", "hi")], {"params": {"a": 1}})

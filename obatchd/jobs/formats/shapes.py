@@ -65,7 +65,9 @@ def _frame(raw: bytes, fields: dict[str, msgspec.Raw]) -> Iterator[tuple[str, by
         keys = list(next(iter(cells.values())))
         return ((f'row "{key}"', _encode({name: cells[name][key] for name in cells})) for key in keys)
     if next(iter(cells.values())).keys() & _ASKED:
-        return ((f'row "{key}"', _encode({"id": key, **row})) for key, row in cells.items())
+        return (
+            (f'row "{key}"', _encode(row if row.keys() & _LABELS else {"id": key, **row})) for key, row in cells.items()
+        )
     return None
 
 

@@ -15,16 +15,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from obatchd.jobs.formats.reader.fields import Fields, fields_of, is_object, label_of, quoted, shown
-from obatchd.jobs.formats.reader.said import TEXT_NAMES, embed_problem, images_of, last_said, messages_of
+from obatchd.jobs.formats.reader.said import CHAT_NAMES, TEXT_NAMES, embed_problem, images_of, last_said, messages_of
 from obatchd.jobs.formats.reader.settings import settings
 from obatchd.jobs.model import RequestRefused
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
-_BODIES = frozenset({"body", "params", "modelInput", "request"})
+_BODIES = ("body", "params", "modelInput", "request")  # the first one first
 _MARKS = frozenset({"custom_id", "id", "key", "method", "recordId", "url"})
 _VENDORS = {"contents": "Gemini", "inputText": "Titan", "chat_history": "Cohere"}
-_OURS = frozenset({*TEXT_NAMES, "messages", "input"})
+_OURS = frozenset({*TEXT_NAMES, *CHAT_NAMES, "input"})
 _PATH = re.compile(
     r"(?:\A|/)(chat/completions|completions|embeddings|responses|messages|api/(?:chat|generate|embed))\Z"
 )
@@ -42,7 +42,7 @@ _CODES = {
 
 def envelope(fields: dict[str, msgspec.Raw]) -> str | None:
     """The field that holds the body, where this is a line of a batch file; None where it is not."""
-    if _BODIES.isdisjoint(fields):
+    if fields.keys().isdisjoint(_BODIES):
         return None
     for name in _BODIES:
         if is_object(fields.get(name)) and fields.keys() & _MARKS and not fields.keys() & _OURS:
