@@ -739,3 +739,38 @@ def test_of_two_bodies_every_process_takes_the_same(seed: str) -> None:
 def test_a_conversation_beside_params_is_no_batch_line(read: Read) -> None:
     request = one(read, {"id": "c", "conversations": [{"from": "human", "value": "hi"}], "params": {"a": 1}})
     assert (said(request), given(request)) == ([("user", "hi")], {"params": {"a": 1}})
+
+
+def test_what_the_names_of_a_data_set_hold_is_not_lost(read: Read) -> None:
+    for row in (
+        {"Instruction": "Translate.", "Input": "Good morning.", "Output": "x"},
+        {"INSTRUCTION": "Translate.", "CONTEXT": "Good morning."},
+    ):
+        assert one(read, row).prompt == "Translate.\n\nGood morning."
+    assert "--text-column" in refusal(read, {"Input": "x"})[1]
+    assert one(read, {"instruction": "Sort.", "input": [3, 1]}).notes == [
+        '"instruction" is the prompt; --template puts other fields into it: "input"'
+    ]
+    assert one(read, {"text": "Summarise: the cat", "input": "abc"}).prompt == "Summarise: the cat"
+    assert one(read, {"text": None, "input": "abc"}).embed == "abc"
+
+
+@pytest.mark.parametrize("text", ["text", "value", "content"])
+def test_a_message_of_the_assistant_keeps_its_text(read: Read, text: str) -> None:
+    chat = [
+        {"role": "prompter", text: "q"},
+        {"role": "assistant", text: "a", "rank": 0},
+        {"role": "prompter", text: "z"},
+    ]
+    assert said(one(read, {"messages": chat})) == [("user", "q"), ("assistant", "a"), ("user", "z")]
+    assert one(read, {"messages": [{"role": None, "from": "human", text: "q"}]}).prompt == "q"
+    lost = [{"role": "user", "content": "q"}, {"role": "assistant", "message": "a"}, {"role": "user", "content": "z"}]
+    assert "needs a content" in refusal(read, {"messages": lost})[1]
+    empty = {"role": "assistant", "content": None}
+    assert said(one(read, {"messages": [chat[0], empty, chat[2]]}))[1] == ("assistant", "")
+
+
+def test_instructions_that_are_no_text_are_never_sent_as_python_writes_them(read: Read) -> None:
+    body = {"input": "q", "instructions": [{"role": "developer", "content": "x"}]}
+    assert "instructions must be a text" in refusal(read, body)[1]
+    assert read("b.jsonl", lines(batch(url="/v1/responses", body=body))).refused["a"][0] == "invalid_request"

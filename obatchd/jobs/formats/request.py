@@ -110,7 +110,9 @@ def _plain(fields: Fields) -> Request:
 def _is_of_responses(fields: Fields) -> bool:
     """Whether the line is the body of a call of ``/v1/responses``, whose prompt is called ``input``."""
     raw = fields.raw
-    return "input" in raw and bool(raw.keys() & _OF_RESPONSES) and not raw.keys() & _NO_RESPONSES
+    if "input" not in raw or not raw.keys() & _OF_RESPONSES or raw.keys() & _NO_RESPONSES:
+        return False
+    return "text" not in raw or is_object(raw["text"])  # a text is the prompt of a row of data
 
 
 def _input(fields: Fields) -> dict[str, msgspec.Raw]:

@@ -169,7 +169,9 @@ def responses(body: Fields) -> dict[str, Any]:
     items = [_item(item) for item in given] if isinstance(given, list) else given
     messages = messages_of(body, "input", items)
     if (instructions := body.take("instructions")) is not None:
-        messages.insert(0, {"role": "system", "content": str(instructions)})
+        if not isinstance(instructions, str):
+            raise body.wrong("instructions", "a text", instructions)
+        messages.insert(0, {"role": "system", "content": instructions})
     found: dict[str, Any] = {"messages": messages, "prompt": last_said(messages)}
     text = body.take("text")
     if isinstance(text, dict) and text.get("format") is not None:

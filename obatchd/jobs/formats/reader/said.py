@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from obatchd.jobs.formats.reader.fields import IF_DATA, Fields, parsed, quoted, shown
 from obatchd.jobs.model import RequestRefused
@@ -29,6 +31,8 @@ _ROLES = {
     }.items()
     for name in names
 }
+_CONTENTS = ("content", "value", "text", "parts")
+_MAY_BE_NULL = (*_CONTENTS, "thinking", "reasoning_content", "tool_calls", "function_call")  # of an assistant
 _PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _ENDS_WITH_ASSISTANT = (
     "the conversation ends with the assistant: the model goes on with that message; leave it out to have the one "
@@ -55,7 +59,7 @@ def said(fields: Fields) -> dict[str, Any]:
         return found
     if "input" in fields.raw:
         return _of_input(fields)
-    if (renamed := {_usual(name): value for name, value in fields.raw.items()}).keys() != fields.raw.keys():
+    if (renamed := _usually_called(fields.raw)).keys() != fields.raw.keys():
         fields.raw = renamed
         return said(fields)
     names = quoted(name for name in fields.raw)
@@ -66,10 +70,11 @@ def said(fields: Fields) -> dict[str, Any]:
     )
 
 
-def _usual(name: str) -> str:
-    """The usual spelling of a name: ``Prompt`` is a prompt, too."""
-    small = name.lower()
-    return small if small in TEXT_NAMES or small in CHAT_NAMES else name
+def _usually_called(raw: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """The fields with their names in the usual spelling: ``Prompt`` is a prompt, too."""
+    small = {name: name.lower() for name in raw}
+    usual = {*TEXT_NAMES, *CHAT_NAMES, *(_MATERIAL if "instruction" in small.values() else ())}
+    return {small[name] if small[name] in usual else name: value for name, value in raw.items()}
 
 
 def is_prompt(value: Any) -> bool:
@@ -137,6 +142,8 @@ def _instructed(fields: Fields, instruction: str) -> dict[str, Any]:
     if material is not None:
         prompt = f"{instruction}\n\n{fields.take(material)}".lstrip("\n")
         fields.notes.append(f'the prompt is made of "instruction" and "{material}"')
+    elif others := [name for name in _MATERIAL if fields.peek(name)]:
+        fields.notes.append(f'"instruction" is the prompt; --template puts other fields into it: {quoted(others)}')
     if not prompt:
         return {}
     history = fields.peek("history")
@@ -229,12 +236,12 @@ def _message(fields: Fields, name: str, message: Any, calls: dict[str, str]) -> 
         return {"role": role_of(message.get("role", message.get("from"))), "content": message["content"]}
     if isinstance(message, list) and len(message) == 2:
         message = {"role": message[0], "content": message[1]}
-    role = message.get("role", message.get("from")) if isinstance(message, dict) else None
+    role = _first(message, ("role", "from")) if isinstance(message, dict) else None
     if role is None:
         raise RequestRefused(
             "wrong_type", f"every message in {name} needs a role and a content, as {shown(message)} lacks"
         )
-    content = next((message[key] for key in ("content", "value", "parts") if message.get(key) is not None), None)
+    content = _first(message, _CONTENTS)
     texts, images = _content(fields, content)
     own = message.get("images") or []
     images = [*(own if isinstance(own, list) else [own]), *images]
@@ -244,7 +251,7 @@ def _message(fields: Fields, name: str, message: Any, calls: dict[str, str]) -> 
     given = message.get("tool_calls") or message.get("function_call") or []
     if given:
         made["tool_calls"] = [_tool_call(call, calls) for call in (given if isinstance(given, list) else [given])]
-    elif content is None and not images and made["role"] != "assistant":
+    elif content is None and not images and (made["role"] != "assistant" or message.keys().isdisjoint(_MAY_BE_NULL)):
         raise RequestRefused("wrong_type", f"every message in {name} needs a content, as {shown(message)} lacks")
     thinking = message.get("thinking") or message.get("reasoning_content")
     if thinking and isinstance(thinking, str):
@@ -254,6 +261,10 @@ def _message(fields: Fields, name: str, message: Any, calls: dict[str, str]) -> 
         if isinstance(tool, str):
             made["tool_name"] = tool
     return made
+
+
+def _first(message: dict[str, Any], names: Iterable[str]) -> Any:
+    return next((message[name] for name in names if message.get(name) is not None), None)
 
 
 def _tool_call(call: Any, names: dict[str, str]) -> dict[str, Any]:
