@@ -774,3 +774,31 @@ def test_instructions_that_are_no_text_are_never_sent_as_python_writes_them(read
     body = {"input": "q", "instructions": [{"role": "developer", "content": "x"}]}
     assert "instructions must be a text" in refusal(read, body)[1]
     assert read("b.jsonl", lines(batch(url="/v1/responses", body=body))).refused["a"][0] == "invalid_request"
+
+
+def test_a_column_of_ids_alone_leaves_the_prompt_to_the_reader(read: Read) -> None:
+    rows: list[dict[str, Any]] = [
+        {"mrn": "a", "instruction": "Translate.", "input": "Good morning."},
+        {"mrn": "b", "instruction": "Say hi", "input": ""},
+        {"mrn": "c", "instruction": "", "context": "Say hi"}, {"mrn": "d", "prompt": None, "text": "t"},
+        {"mrn": "e", "instruction": "Say hi", "input": None, "context": "x"}, {"mrn": "f", "prompt": "", "text": "t"},
+    ]  # fmt: skip
+    named = read("r.jsonl", lines(*rows), RecordRules(id_column="mrn"))
+    assert named.ids == list("abcdef")
+    assert named.prompts == read("r.jsonl", lines(*rows)).prompts
+    assert read("r.jsonl", lines({"mrn": "a"}), RecordRules(id_column="mrn")).refused["a"][0] == "missing_field"
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_data_frame_may_have_numbers_that_are_none(read: Read, frame: dict[str, Any]) -> None:
+    text = json.dumps(frame).replace('"b"', '"b\\ud83d"')
+    if "columns" in frame:
+        text = text.replace("[1, ", "[NaN, ")
+    reading = read("d.json", text)
+    assert (reading.prompts, reading.refused) == (["a", "b\ufffd"], {})
+    assert all("of the whole file: half of a character" in note for note in reading.notes)
+    columns = {"prompt": {"0": "a", "1": "b"}, "score": {"0": float("nan"), "1": 1.5}}
+    assert read("d.json", json.dumps(columns)).prompts == ["a", "b"]
+    whole = {"about": "x", "rows": [{"prompt": "a", "n": float("nan")}]}
+    assert "beside" in (note := read("w.json", json.dumps(whole)).notes[0])
+    assert "NaN" in note

@@ -13,7 +13,7 @@ from obatchd.jobs.model import RequestRefused
 # Names that data sets give to the text that a model is asked, the first one first; and to chats.
 TEXT_NAMES = ("prompt", "text", "content", "question", "query", "instruction")
 CHAT_NAMES = ("messages", "conversations", "conversation", "dialogue", "dialog")
-_MATERIAL = ("input", "context")  # of an instruction
+MATERIAL = ("input", "context")  # of an instruction
 _IMAGE_NAMES = frozenset({"images", "image", "image_url"})
 BESIDE_PROMPTS = _IMAGE_NAMES | {"messages", "role"}
 _DOCUMENTED = ("prompt", "content")
@@ -73,7 +73,7 @@ def said(fields: Fields) -> dict[str, Any]:
 def _usually_called(raw: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
     """The fields with their names in the usual spelling: ``Prompt`` is a prompt, too."""
     small = {name: name.lower() for name in raw}
-    usual = {*TEXT_NAMES, *CHAT_NAMES, *(_MATERIAL if "instruction" in small.values() else ())}
+    usual = {*TEXT_NAMES, *CHAT_NAMES, *(MATERIAL if "instruction" in small.values() else ())}
     return {small[name] if small[name] in usual else name: value for name, value in raw.items()}
 
 
@@ -137,12 +137,12 @@ def _others(fields: Fields) -> list[str]:
 
 def _instructed(fields: Fields, instruction: str) -> dict[str, Any]:
     """Rows of Alpaca, Dolly and their like: an instruction, its material, and the turns before it."""
-    material = next((name for name in _MATERIAL if isinstance(fields.peek(name), str) and fields.peek(name)), None)
+    material = next((name for name in MATERIAL if isinstance(fields.peek(name), str) and fields.peek(name)), None)
     prompt = instruction
     if material is not None:
         prompt = f"{instruction}\n\n{fields.take(material)}".lstrip("\n")
         fields.notes.append(f'the prompt is made of "instruction" and "{material}"')
-    elif others := [name for name in _MATERIAL if fields.peek(name)]:
+    elif others := [name for name in MATERIAL if fields.peek(name)]:
         fields.notes.append(f'"instruction" is the prompt; --template puts other fields into it: {quoted(others)}')
     if not prompt:
         return {}
@@ -162,7 +162,7 @@ def instructed_columns(names: Mapping[str, str]) -> list[str]:
     """The columns whose texts make the prompt of a table like Alpaca's, by small names; none where it is no such."""
     if "instruction" not in names:
         return []
-    return [names["instruction"], *(names[name] for name in _MATERIAL if name in names)][:2]
+    return [names["instruction"], *(names[name] for name in MATERIAL if name in names)][:2]
 
 
 def _of_input(fields: Fields) -> dict[str, Any]:
