@@ -802,3 +802,13 @@ def test_a_data_frame_may_have_numbers_that_are_none(read: Read, frame: dict[str
     whole = {"about": "x", "rows": [{"prompt": "a", "n": float("nan")}]}
     assert "beside" in (note := read("w.json", json.dumps(whole)).notes[0])
     assert "NaN" in note
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_break_inside_a_text_of_json_is_never_read_as_blanks(read: Read, end: str) -> None:
+    good = '{"id": "y",\t' + end + '"prompt": "p"}'
+    for name, content in (("d.json", '[{"id": "x", "prompt": "a' + end + 'b"},' + good + "]"), ("d.jsonl", good)):
+        reading = read(name, content)
+        assert reading.prompts == ["p"]
+        assert [code for code, _ in reading.refused.values()] == ["bad_json"] * (name == "d.json")
+    assert read("d.json", '{"id": "x", "prompt": "a' + end + 'b"}').refused["x"][0] == "bad_json"
