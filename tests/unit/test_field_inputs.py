@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -689,3 +692,124 @@ def test_ids_survive_every_refusal(read: Read, name: str, content: bytes) -> Non
 def test_the_id_column_of_a_broken_record_survives(read: Read) -> None:
     reading = read("r.jsonl", b'{"mrn": "x7", "note": "never closed\n', RecordRules(None, "note", "mrn"))
     assert reading.ids == ["x7"]
+
+
+# A bad piece fails alone.
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b'{"id":"x","prompt":"p","seed":"1' + b"0" * 400 + b'.5"}',
+     b'{"id":"x","prompt":"p","options":{"num_ctx":"1' + b"0" * 400 + b'"}}',
+     b'{"id":"x","prompt":"p","temperature":"1' + b"0" * 400 + b'"}', b'{"id":"x","prompt":' + b"9" * 5000 + b"}",
+     b'{"id":"x","url":"http://[h/v1/chat/completions","body":{"messages":[{"role":"user","content":"hi"}]}}'],
+)  # fmt: skip
+def test_numbers_and_addresses_beyond_all_measure_fail_alone(read: Read, bad: bytes) -> None:
+    reading = read("r.jsonl", bad + b"\n" + lines({"id": "good", "prompt": "p"}))
+    assert (list(reading.refused), list(reading.requests)) == (["x"], ["good"])
+    many = b'{"id":"n","n":1' + b"0" * 400 + b',"messages":[{"role":"user","content":"hi"}]}'
+    assert read("n.jsonl", many)["n"].notes == ["n is left out: n must be 1"]
+
+
+@pytest.mark.parametrize("beside", [{"model": "m"}, {"about": "x"}])
+def test_an_element_that_is_no_request_fails_alone(read: Read, beside: dict[str, str]) -> None:
+    reading = read("w.json", json.dumps({**beside, "rows": [{"prompt": "a"}, 7, None, {"prompt": "b"}]}))
+    assert (reading.prompts, list(reading.refused)) == (["a", "b"], ["2", "3"])
+
+
+def test_the_id_of_a_batch_line_is_its_custom_id(read: Read) -> None:
+    assert read("b.jsonl", lines(batch("a", id="x"), batch("b", id=5))).ids == ["a", "b"]
+    assert read("b.jsonl", lines(batch("a", id=["x"]))).ids == ["a"]
+    assert read("b.jsonl", lines(batch("a", id="x", method="GET"))).ids == ["a"]
+    assert read("r.jsonl", lines({"id": "x", "custom_id": "a", "prompt": "p"})).ids == ["x"]
+    assert read("r.jsonl", lines({"id": "", "custom_id": "a", "prompt": "p"})).ids == ["a"]
+    assert read("r.jsonl", lines({"prompt": "p", "key": "C major", "request": "r"})).ids == [None]
+    assert read("d.json", json.dumps({"0": {"custom_id": "a", "prompt": "p"}})).ids == ["a"]
+
+
+@pytest.mark.parametrize("seed", ["1", "2", "3", "4", "5", "6"])
+def test_of_two_bodies_every_process_takes_the_same(seed: str) -> None:
+    line = batch("a", params={"x": 1}, request={"y": 1}, modelInput={"z": 1})
+    code = f"from obatchd.jobs.formats import parse_request; print(parse_request({json.dumps(line).encode()}).prompt)"
+    asked = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
+    )
+    assert (asked.stdout, asked.returncode) == ("Say hi\n", 0)
+
+
+def test_a_conversation_beside_params_is_no_batch_line(read: Read) -> None:
+    request = one(read, {"id": "c", "conversations": [{"from": "human", "value": "hi"}], "params": {"a": 1}})
+    assert (said(request), given(request)) == ([("user", "hi")], {"params": {"a": 1}})
+
+
+def test_what_the_names_of_a_data_set_hold_is_not_lost(read: Read) -> None:
+    for row in (
+        {"Instruction": "Translate.", "Input": "Good morning.", "Output": "x"},
+        {"INSTRUCTION": "Translate.", "CONTEXT": "Good morning."},
+    ):
+        assert one(read, row).prompt == "Translate.\n\nGood morning."
+    assert "--text-column" in refusal(read, {"Input": "x"})[1]
+    assert one(read, {"instruction": "Sort.", "input": [3, 1]}).notes == [
+        '"instruction" is the prompt; --template puts other fields into it: "input"'
+    ]
+    assert one(read, {"text": "Summarise: the cat", "input": "abc"}).prompt == "Summarise: the cat"
+    assert one(read, {"text": None, "input": "abc"}).embed == "abc"
+
+
+@pytest.mark.parametrize("text", ["text", "value", "content"])
+def test_a_message_of_the_assistant_keeps_its_text(read: Read, text: str) -> None:
+    chat = [
+        {"role": "prompter", text: "q"},
+        {"role": "assistant", text: "a", "rank": 0},
+        {"role": "prompter", text: "z"},
+    ]
+    assert said(one(read, {"messages": chat})) == [("user", "q"), ("assistant", "a"), ("user", "z")]
+    assert one(read, {"messages": [{"role": None, "from": "human", text: "q"}]}).prompt == "q"
+    lost = [{"role": "user", "content": "q"}, {"role": "assistant", "message": "a"}, {"role": "user", "content": "z"}]
+    assert "needs a content" in refusal(read, {"messages": lost})[1]
+    empty = {"role": "assistant", "content": None}
+    assert said(one(read, {"messages": [chat[0], empty, chat[2]]}))[1] == ("assistant", "")
+
+
+def test_instructions_that_are_no_text_are_never_sent_as_python_writes_them(read: Read) -> None:
+    body = {"input": "q", "instructions": [{"role": "developer", "content": "x"}]}
+    assert "instructions must be a text" in refusal(read, body)[1]
+    assert read("b.jsonl", lines(batch(url="/v1/responses", body=body))).refused["a"][0] == "invalid_request"
+
+
+def test_a_column_of_ids_alone_leaves_the_prompt_to_the_reader(read: Read) -> None:
+    rows: list[dict[str, Any]] = [
+        {"mrn": "a", "instruction": "Translate.", "input": "Good morning."},
+        {"mrn": "b", "instruction": "Say hi", "input": ""},
+        {"mrn": "c", "instruction": "", "context": "Say hi"}, {"mrn": "d", "prompt": None, "text": "t"},
+        {"mrn": "e", "instruction": "Say hi", "input": None, "context": "x"}, {"mrn": "f", "prompt": "", "text": "t"},
+    ]  # fmt: skip
+    named = read("r.jsonl", lines(*rows), RecordRules(id_column="mrn"))
+    assert named.ids == list("abcdef")
+    assert named.prompts == read("r.jsonl", lines(*rows)).prompts
+    assert read("r.jsonl", lines({"mrn": "a"}), RecordRules(id_column="mrn")).refused["a"][0] == "missing_field"
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_a_data_frame_may_have_numbers_that_are_none(read: Read, frame: dict[str, Any]) -> None:
+    text = json.dumps(frame).replace('"b"', '"b\\ud83d"')
+    if "columns" in frame:
+        text = text.replace("[1, ", "[NaN, ")
+    reading = read("d.json", text)
+    assert (reading.prompts, reading.refused) == (["a", "b\ufffd"], {})
+    assert all("of the whole file: half of a character" in note for note in reading.notes)
+    columns = {"prompt": {"0": "a", "1": "b"}, "score": {"0": float("nan"), "1": 1.5}}
+    assert read("d.json", json.dumps(columns)).prompts == ["a", "b"]
+    whole = {"about": "x", "rows": [{"prompt": "a", "n": float("nan")}]}
+    assert "beside" in (note := read("w.json", json.dumps(whole)).notes[0])
+    assert "NaN" in note
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_line_break_inside_a_text_of_json_is_never_read_as_blanks(read: Read, end: str) -> None:
+    good = '{"id": "y",\t' + end + '"prompt": "p"}'
+    for name, content in (("d.json", '[{"id": "x", "prompt": "a' + end + 'b"},' + good + "]"), ("d.jsonl", good)):
+        reading = read(name, content)
+        assert reading.prompts == ["p"]
+        assert [code for code, _ in reading.refused.values()] == ["bad_json"] * (name == "d.json")
+    assert read("d.json", '{"id": "x", "prompt": "a' + end + 'b"}').refused["x"][0] == "bad_json"

@@ -220,6 +220,13 @@ def test_images_lie_in_folders_and_capitals_count_only_where_they_have_to(folder
     assert "did you mean" in refused[5][1]
 
 
+def test_a_number_that_is_none_hides_no_picture(folder: Path) -> None:
+    (folder / "metadata.jsonl").write_text('{"file_name": "scan.png", "prompt": "What?", "score": NaN}\n')
+    put(folder, {"prompt": "see", "images": ["scan.png"], "score": float("nan")})
+    requests, refused = read(folder)
+    assert ([request.images for request in requests], refused) == ([[TEXT], [TEXT]], {})
+
+
 def test_rows_of_metadata_are_about_the_picture_that_they_name(folder: Path) -> None:
     rows = [
         {"file_name": "scan.png", "prompt": "What?"},

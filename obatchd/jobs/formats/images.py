@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from obatchd.jobs.formats.reader.fields import fields_of
 from obatchd.jobs.formats.source import Budget, Unreadable, open_source, raw_fields
 from obatchd.jobs.model import IMAGE_ENDINGS, RequestRefused
 
@@ -104,7 +105,7 @@ def with_images(raw: bytes, pictures: Pictures, origin: Path, budget: Budget, li
     if b'"image' not in raw and not is_metadata:
         return raw
     try:
-        fields = raw_fields(raw)
+        fields, _ = fields_of(raw)
         given = {name: _value(fields[name]) for name in _PICTURED if name in fields}
         if is_metadata and not any(given.get(name) for name in ("images", "image", "messages")):
             given["images"] = _described(fields)

@@ -11,7 +11,7 @@ import msgspec
 
 from obatchd.errors import ConfigError
 from obatchd.jobs.formats.reader.fields import fields_of, label_within, quoted
-from obatchd.jobs.formats.reader.said import TEXT_NAMES, instructed_columns
+from obatchd.jobs.formats.reader.said import MATERIAL, TEXT_NAMES, instructed_columns
 from obatchd.jobs.formats.request import PASSED_NOTES, PASSED_ON
 from obatchd.jobs.formats.source import decoded, raw_fields
 from obatchd.jobs.model import RequestRefused
@@ -109,7 +109,7 @@ class RecordMaker:
 
     def _prompt(self, record: Record) -> str:
         if not self._parts:
-            fields = self._texts or [next((name for name in TEXT_NAMES if name in record), TEXT_NAMES[0])]
+            fields = self._texts or _asked(record)
             return "\n\n".join(filter(None, (self._value(record, field) for field in fields)))
         pieces, size = [], 0
         for literal, field in self._parts:
@@ -148,6 +148,21 @@ def _text_columns(by_name: Mapping[str, str], columns: Sequence[str]) -> list[st
         f"it has the columns {quoted(columns)}: say which one is the prompt with --text-column, or text_column or "
         "template in job.toml",
         code="columns",
+    )
+
+
+def _asked(record: Record) -> list[str]:
+    """The fields that make the prompt of a record where nobody says which; the reader of lines takes the same."""
+    filled = {name: name for name in (*TEXT_NAMES, *MATERIAL) if _is_filled(record.get(name))}
+    found = next(
+        (name for name in TEXT_NAMES if name in filled), "instruction" if "instruction" in record else "prompt"
+    )
+    return instructed_columns(filled | {found: found}) if found == "instruction" else [found]
+
+
+def _is_filled(value: str | msgspec.Raw | None) -> bool:
+    return (
+        bool(value) if value is None or isinstance(value, str) else bytes(value) not in (b"null", b'""', b"[]", b"{}")
     )
 
 

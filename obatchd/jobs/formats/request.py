@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from obatchd.jobs.formats.reader.batch import batch_request, envelope, responses
-from obatchd.jobs.formats.reader.fields import Fields, fields_of, is_object, label_in, label_of
+from obatchd.jobs.formats.reader.fields import Fields, fields_of, is_object, label_in, label_of, value_of
 from obatchd.jobs.formats.reader.said import BESIDE_PROMPTS, is_prompt, last_said, said
 from obatchd.jobs.formats.reader.settings import KNOWN, settings
 from obatchd.jobs.formats.source import raw_fields
@@ -77,11 +77,7 @@ def parse_request(raw: bytes) -> Request:
     RequestRefused where the line is not a request, RecursionError where it is nested too deeply.
     """
     fields, notes = fields_of(raw)
-    if (
-        _SPECIAL.isdisjoint(fields)
-        and "prompt" in fields
-        and is_prompt(prompt := msgspec.json.decode(fields["prompt"]))
-    ):
+    if _SPECIAL.isdisjoint(fields) and "prompt" in fields and is_prompt(prompt := value_of(fields["prompt"])):
         data = {name: value for name, value in fields.items() if name not in _SIMPLE}
         return Request(id=label_of(fields), prompt=prompt, input=data, notes=notes)
     return _of_batch(fields, notes) if envelope(fields) else _plain(Fields(fields, notes, _LABELS))
@@ -114,7 +110,9 @@ def _plain(fields: Fields) -> Request:
 def _is_of_responses(fields: Fields) -> bool:
     """Whether the line is the body of a call of ``/v1/responses``, whose prompt is called ``input``."""
     raw = fields.raw
-    return "input" in raw and bool(raw.keys() & _OF_RESPONSES) and not raw.keys() & _NO_RESPONSES
+    if "input" not in raw or not raw.keys() & _OF_RESPONSES or raw.keys() & _NO_RESPONSES:
+        return False
+    return "text" not in raw or is_object(raw["text"])  # a text is the prompt of a row of data
 
 
 def _input(fields: Fields) -> dict[str, msgspec.Raw]:

@@ -47,10 +47,15 @@ def requests_in(raw: bytes) -> Iterator[tuple[str, bytes]] | None:
     Raises RequestRefused for a data frame that is too long to be taken apart in memory.
     """
     try:
-        fields, _ = fields_of(raw)
+        fields, mended = fields_of(raw)
     except (ValueError, RecursionError):
         return None
-    return _wrapper(fields) or _frame(raw, fields) or _split_frame(raw, fields)
+    raw = _encode(fields) if mended else raw
+    notes = [f"of the whole file: {note}" for note in mended]
+    if (elements := _wrapper(fields, notes)) is not None:
+        return elements
+    rows = _frame(raw, fields) or _split_frame(raw, fields)
+    return rows and ((where, _with(row, {}, notes)) for where, row in rows)
 
 
 def _frame(raw: bytes, fields: dict[str, msgspec.Raw]) -> Iterator[tuple[str, bytes]] | None:
@@ -65,7 +70,9 @@ def _frame(raw: bytes, fields: dict[str, msgspec.Raw]) -> Iterator[tuple[str, by
         keys = list(next(iter(cells.values())))
         return ((f'row "{key}"', _encode({name: cells[name][key] for name in cells})) for key in keys)
     if next(iter(cells.values())).keys() & _ASKED:
-        return ((f'row "{key}"', _encode({"id": key, **row})) for key, row in cells.items())
+        return (
+            (f'row "{key}"', _encode(row if row.keys() & _LABELS else {"id": key, **row})) for key, row in cells.items()
+        )
     return None
 
 
@@ -93,7 +100,7 @@ def _split_frame(raw: bytes, fields: dict[str, msgspec.Raw]) -> Iterator[tuple[s
     return ((f"row {number}", _encode(dict(zip(frame.columns, row, strict=False)))) for number, row in rows)
 
 
-def _wrapper(fields: dict[str, msgspec.Raw]) -> Iterator[tuple[str, bytes]] | None:
+def _wrapper(fields: dict[str, msgspec.Raw], notes: list[str]) -> Iterator[tuple[str, bytes]] | None:
     """The elements of the one list of objects or texts in an object; settings beside it hold for all of them."""
     if fields.keys() & _ASKED:
         return None
@@ -103,7 +110,7 @@ def _wrapper(fields: dict[str, msgspec.Raw]) -> Iterator[tuple[str, bytes]] | No
     [(name, value)] = lists.items()
     common = {key: value for key, value in fields.items() if key in SETTINGS}
     others = [key for key in fields if key not in (name, *common)]
-    notes = [f'{quoted(others)} beside "{name}" is left out'] if others else []
+    notes = [f'{quoted(others)} beside "{name}" is left out', *notes] if others else notes
     elements = split_array(ByteSource(io.BytesIO(value)), len(bytes(value)))
     return (
         (f'element {element.number} of "{name}"', _with(as_request(element.raw or b""), common, notes))
@@ -121,7 +128,10 @@ def _with(element: bytes, common: dict[str, msgspec.Raw], notes: list[str]) -> b
     """An element with the settings that hold for all, where it has none of its own, and notes."""
     if not common and not notes:
         return element
-    fields, _ = fields_of(element)
+    try:
+        fields, _ = fields_of(element)
+    except (ValueError, RecursionError):
+        return element  # indexing says why it is none
     told: dict[str, Any] = {PASSED_NOTES: notes, PASSED_ON: fields.pop(PASSED_ON, {})} if notes else {}
     return _encode({**common, **fields, **told})
 

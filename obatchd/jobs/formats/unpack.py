@@ -20,7 +20,7 @@ from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused, refuse
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import request_id
-from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, open_source
+from obatchd.jobs.formats.source import Budget, TooMuch, Unreadable, is_packed, open_source, raw_fields
 from obatchd.jobs.model import PACKED_ENDINGS, TEXT_ENDINGS, Entry, RequestRefused
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Index = Callable[[int, int, bytes, str], Entry]
 _SPACE_CHECK_BYTES = 8 * 1024**2
 _ALONE = frozenset({Format.OBJECT, Format.TEXT})
+_BLANKS, _TABS = (bytes.maketrans(b"\r\n", blanks) for blanks in (b"  ", b"\t\t"))
 _encode = msgspec.json.Encoder().encode
 
 
@@ -37,6 +38,17 @@ def _stem(name: str) -> str:
         if name.lower().endswith(ending):
             name = name[: -len(ending)]
     return name
+
+
+def _on_one_line(raw: bytes) -> bytes:
+    """Outside of strings line breaks are white space. Inside they are not JSON, and stay so, as tabs."""
+    if b"\n" not in raw and b"\r" not in raw:
+        return raw
+    try:
+        raw_fields(raw)
+    except (ValueError, RecursionError):
+        return raw.translate(_TABS)
+    return raw.translate(_BLANKS)
 
 
 class Unpacking:
@@ -134,8 +146,7 @@ class Unpacking:
         if found.raw is None and found.refusal is None:
             reason = f"the request has {found.length} bytes, more than max_line_bytes ({self._limits.max_line_bytes})"
             return self._refused(number, "line_too_long", reason, where, request_id(found.ends) or label)
-        # Outside of strings line breaks are white space; inside they are not JSON, and still are not.
-        raw = (found.raw or b"").replace(b"\n", b" ").replace(b"\r", b" ")
+        raw = _on_one_line(found.raw or b"")
         if found.refusal is not None:
             entry = refused_request(number, self._offset, raw, request_id(raw) or label, where, found.refusal)
         else:

@@ -15,16 +15,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from obatchd.jobs.formats.reader.fields import Fields, fields_of, is_object, label_of, quoted, shown
-from obatchd.jobs.formats.reader.said import TEXT_NAMES, embed_problem, images_of, last_said, messages_of
+from obatchd.jobs.formats.reader.said import CHAT_NAMES, TEXT_NAMES, embed_problem, images_of, last_said, messages_of
 from obatchd.jobs.formats.reader.settings import settings
 from obatchd.jobs.model import RequestRefused
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
-_BODIES = frozenset({"body", "params", "modelInput", "request"})
+_BODIES = ("body", "params", "modelInput", "request")  # the first one first
 _MARKS = frozenset({"custom_id", "id", "key", "method", "recordId", "url"})
 _VENDORS = {"contents": "Gemini", "inputText": "Titan", "chat_history": "Cohere"}
-_OURS = frozenset({*TEXT_NAMES, "messages", "input"})
+_OURS = frozenset({*TEXT_NAMES, *CHAT_NAMES, "input"})
 _PATH = re.compile(
     r"(?:\A|/)(chat/completions|completions|embeddings|responses|messages|api/(?:chat|generate|embed))\Z"
 )
@@ -42,7 +42,7 @@ _CODES = {
 
 def envelope(fields: dict[str, msgspec.Raw]) -> str | None:
     """The field that holds the body, where this is a line of a batch file; None where it is not."""
-    if _BODIES.isdisjoint(fields):
+    if fields.keys().isdisjoint(_BODIES):
         return None
     for name in _BODIES:
         if is_object(fields.get(name)) and fields.keys() & _MARKS and not fields.keys() & _OURS:
@@ -99,8 +99,7 @@ def _endpoint(url: Any, name: str, body: Fields) -> str:
     if isinstance(url, str) and url in _ENDPOINTS:
         return url
     if isinstance(url, str) and url:
-        path = urlsplit(url).path.rstrip("/").lower()
-        known = _PATH.search(path)
+        known = _PATH.search(_path_of(url))
         found = f"/{'' if known[1].startswith('api/') else 'v1/'}{known[1]}" if known else ""
         if found in _ENDPOINTS:
             return found
@@ -117,6 +116,14 @@ def _endpoint(url: Any, name: str, body: Fields) -> str:
         f"there is no url, and its {name} has neither messages nor a prompt, but {quoted(body.raw)}{vendor}: lines of "
         f"OpenAI's Batch API are read, and those of others whose {name} has messages",
     )
+
+
+def _path_of(url: str) -> str:
+    """The path in a full address or a bare one; empty where it is no address."""
+    try:
+        return urlsplit(url).path.rstrip("/").lower()
+    except ValueError:  # a bracket of an IPv6 address that is not closed, and its like
+        return ""
 
 
 def _chat(body: Fields) -> dict[str, Any]:
@@ -162,7 +169,9 @@ def responses(body: Fields) -> dict[str, Any]:
     items = [_item(item) for item in given] if isinstance(given, list) else given
     messages = messages_of(body, "input", items)
     if (instructions := body.take("instructions")) is not None:
-        messages.insert(0, {"role": "system", "content": str(instructions)})
+        if not isinstance(instructions, str):
+            raise body.wrong("instructions", "a text", instructions)
+        messages.insert(0, {"role": "system", "content": instructions})
     found: dict[str, Any] = {"messages": messages, "prompt": last_said(messages)}
     text = body.take("text")
     if isinstance(text, dict) and text.get("format") is not None:

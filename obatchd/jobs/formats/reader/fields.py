@@ -28,8 +28,8 @@ _HALVES = re.compile(  # the same for halves of characters
     re.DOTALL,
 )
 _LABEL = rb'"(?:%b)"\s*+:\s*+(?:"((?:[^"\\]|\\.){1,200}+)"|(-?[0-9][0-9.eE+-]{0,200}+))'
-# Names of ids; the last ones are other vendors', and count beside these fields.
-_LABELS = (("id", None), ("custom_id", None), ("recordId", "modelInput"), ("key", "request"))
+# Names of ids, the first one first, and the object beside which one counts: those of lines of batch files.
+_LABELS = (("custom_id", "body"), ("id", None), ("custom_id", None), ("recordId", "modelInput"), ("key", "request"))
 _value = msgspec.json.Decoder().decode
 _string = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
@@ -58,7 +58,7 @@ class Fields:
         if name not in self._values:
             if name not in self.raw:
                 return None
-            self._values[name] = _decoded(self.raw[name])
+            self._values[name] = value_of(self.raw[name])
         return self._values[name]
 
     def take(self, name: str) -> Any:
@@ -87,7 +87,8 @@ class Fields:
         self.notes.append(f"{name} is left out: {why}")
 
 
-def _decoded(raw: msgspec.Raw) -> Any:
+def value_of(raw: msgspec.Raw) -> Any:
+    """The value in the bytes of a field."""
     try:
         return _value(raw)
     except msgspec.ValidationError:  # a number that is too large for us: it is passed on as it is, or refused
@@ -148,11 +149,13 @@ def label_of(fields: dict[str, msgspec.Raw]) -> str | None:
     """The author's id of a request; None where there is none. Raises RequestRefused where it can be none."""
     for name, beside in _LABELS:
         raw = fields.get(name)
-        if raw is None or (beside is not None and beside not in fields):
+        if raw is None or (beside is not None and not is_object(fields.get(beside))):
             continue
         given = bytes(raw)
         if given.startswith(b'"'):
-            return _string(given) or None
+            if label := _string(given):
+                return label
+            continue
         if given.startswith((b"{", b"[")):
             raise RequestRefused("wrong_type", f"{name} must be a text or a number, not {shown(raw)}")
         if given != b"null":

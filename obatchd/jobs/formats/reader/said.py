@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from obatchd.jobs.formats.reader.fields import IF_DATA, Fields, parsed, quoted, shown
 from obatchd.jobs.model import RequestRefused
@@ -11,7 +13,7 @@ from obatchd.jobs.model import RequestRefused
 # Names that data sets give to the text that a model is asked, the first one first; and to chats.
 TEXT_NAMES = ("prompt", "text", "content", "question", "query", "instruction")
 CHAT_NAMES = ("messages", "conversations", "conversation", "dialogue", "dialog")
-_MATERIAL = ("input", "context")  # of an instruction
+MATERIAL = ("input", "context")  # of an instruction
 _IMAGE_NAMES = frozenset({"images", "image", "image_url"})
 BESIDE_PROMPTS = _IMAGE_NAMES | {"messages", "role"}
 _DOCUMENTED = ("prompt", "content")
@@ -29,6 +31,8 @@ _ROLES = {
     }.items()
     for name in names
 }
+_CONTENTS = ("content", "value", "text", "parts")
+_MAY_BE_NULL = (*_CONTENTS, "thinking", "reasoning_content", "tool_calls", "function_call")  # of an assistant
 _PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _ENDS_WITH_ASSISTANT = (
     "the conversation ends with the assistant: the model goes on with that message; leave it out to have the one "
@@ -55,7 +59,7 @@ def said(fields: Fields) -> dict[str, Any]:
         return found
     if "input" in fields.raw:
         return _of_input(fields)
-    if (renamed := {_usual(name): value for name, value in fields.raw.items()}).keys() != fields.raw.keys():
+    if (renamed := _usually_called(fields.raw)).keys() != fields.raw.keys():
         fields.raw = renamed
         return said(fields)
     names = quoted(name for name in fields.raw)
@@ -66,10 +70,11 @@ def said(fields: Fields) -> dict[str, Any]:
     )
 
 
-def _usual(name: str) -> str:
-    """The usual spelling of a name: ``Prompt`` is a prompt, too."""
-    small = name.lower()
-    return small if small in TEXT_NAMES or small in CHAT_NAMES else name
+def _usually_called(raw: dict[str, msgspec.Raw]) -> dict[str, msgspec.Raw]:
+    """The fields with their names in the usual spelling: ``Prompt`` is a prompt, too."""
+    small = {name: name.lower() for name in raw}
+    usual = {*TEXT_NAMES, *CHAT_NAMES, *(MATERIAL if "instruction" in small.values() else ())}
+    return {small[name] if small[name] in usual else name: value for name, value in raw.items()}
 
 
 def is_prompt(value: Any) -> bool:
@@ -134,11 +139,13 @@ def _others(fields: Fields) -> list[str]:
 
 def _instructed(fields: Fields, instruction: str) -> dict[str, Any]:
     """Rows of Alpaca, Dolly and their like: an instruction, its material, and the turns before it."""
-    material = next((name for name in _MATERIAL if isinstance(fields.peek(name), str) and fields.peek(name)), None)
+    material = next((name for name in MATERIAL if isinstance(fields.peek(name), str) and fields.peek(name)), None)
     prompt = instruction
     if material is not None:
         prompt = f"{instruction}\n\n{fields.take(material)}".lstrip("\n")
         fields.notes.append(f'the prompt is made of "instruction" and "{material}"')
+    elif others := [name for name in MATERIAL if fields.peek(name)]:
+        fields.notes.append(f'"instruction" is the prompt; --template puts other fields into it: {quoted(others)}')
     if not prompt:
         return {}
     history = fields.peek("history")
@@ -157,7 +164,7 @@ def instructed_columns(names: Mapping[str, str]) -> list[str]:
     """The columns whose texts make the prompt of a table like Alpaca's, by small names; none where it is no such."""
     if "instruction" not in names:
         return []
-    return [names["instruction"], *(names[name] for name in _MATERIAL if name in names)][:2]
+    return [names["instruction"], *(names[name] for name in MATERIAL if name in names)][:2]
 
 
 def _of_input(fields: Fields) -> dict[str, Any]:
@@ -231,12 +238,12 @@ def _message(fields: Fields, name: str, message: Any, calls: dict[str, str]) -> 
         return {"role": role_of(message.get("role", message.get("from"))), "content": message["content"]}
     if isinstance(message, list) and len(message) == 2:
         message = {"role": message[0], "content": message[1]}
-    role = message.get("role", message.get("from")) if isinstance(message, dict) else None
+    role = _first(message, ("role", "from")) if isinstance(message, dict) else None
     if role is None:
         raise RequestRefused(
             "wrong_type", f"every message in {name} needs a role and a content, as {shown(message)} lacks"
         )
-    content = next((message[key] for key in ("content", "value", "parts") if message.get(key) is not None), None)
+    content = _first(message, _CONTENTS)
     texts, images = _content(fields, content)
     own = message.get("images") or []
     images = [*(own if isinstance(own, list) else [own]), *images]
@@ -246,7 +253,7 @@ def _message(fields: Fields, name: str, message: Any, calls: dict[str, str]) -> 
     given = message.get("tool_calls") or message.get("function_call") or []
     if given:
         made["tool_calls"] = [_tool_call(call, calls) for call in (given if isinstance(given, list) else [given])]
-    elif content is None and not images and made["role"] != "assistant":
+    elif content is None and not images and (made["role"] != "assistant" or message.keys().isdisjoint(_MAY_BE_NULL)):
         raise RequestRefused("wrong_type", f"every message in {name} needs a content, as {shown(message)} lacks")
     thinking = message.get("thinking") or message.get("reasoning_content")
     if thinking and isinstance(thinking, str):
@@ -256,6 +263,10 @@ def _message(fields: Fields, name: str, message: Any, calls: dict[str, str]) -> 
         if isinstance(tool, str):
             made["tool_name"] = tool
     return made
+
+
+def _first(message: dict[str, Any], names: Iterable[str]) -> Any:
+    return next((message[name] for name in names if message.get(name) is not None), None)
 
 
 def _tool_call(call: Any, names: dict[str, str]) -> dict[str, Any]:

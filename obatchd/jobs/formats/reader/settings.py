@@ -130,8 +130,9 @@ def _tokens(name: str, value: Any) -> int:
 def _number(value: Any) -> int | float | None:
     """A number, also one in a text; None where it is none."""
     number = parsed(value.strip()) if isinstance(value, str) else value
-    good = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-    return number if good else None
+    if isinstance(number, float):
+        return number if math.isfinite(number) else None
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 def _whole(value: Any) -> int | None:
