@@ -75,7 +75,10 @@ def lost(raw: bytes, line: int, number: int, servers: list[str], fault: Fault) -
 
 def poisoned(record: bytes, crashes: int, alone: int) -> bytes:
     """The failure of a request that crashes or hangs servers, with the evidence."""
-    words = f"the request was in flight in {crashes} crashes or hangs of servers, {alone} of them while it was alone on its server"
+    words = (
+        f"the request was in flight in {crashes} crashes or hangs of servers, {alone} of them while it was alone on "
+        "its server"
+    )
     return _reworded(record, "poison", words)
 
 
