@@ -67,11 +67,11 @@ class Refusals:
         return [self._take(key) for key in ready[:_AFTER_ANSWER]]
 
     def while_idle(self) -> list[Taken]:
-        """Of each profile for which nothing else waits one that has waited: it shows whether a server answers."""
+        """Of each profile for which nothing else is at hand one that has waited: it shows whether a server answers."""
         if not self._waiting:
             return []
         profiles = {waiting.taken.lane.profile for waiting in self._waiting.values()}
-        idle = (profile for profile in profiles if not self._queue.more_than(profile, 0))
+        idle = (profile for profile in profiles if not self._queue.at_hand(profile))
         first = (next(filter(self._is_due, self._of(profile)), None) for profile in idle)
         return [self._take(key) for key in first if key is not None]
 

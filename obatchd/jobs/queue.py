@@ -266,6 +266,10 @@ class JobQueue:
                 return True
         return False
 
+    def at_hand(self, profile: Profile) -> bool:
+        """Whether a request for ``profile`` can be taken, or is about to be read; not all in the store are."""
+        return any(lane.window or lane.fetching or lane.wants_fetch for lane in self._waiting_for(profile))
+
     def _waiting_for(self, profile: Profile) -> Iterator[Lane]:
         return (lane for classes in self._waiting.get(profile, {}).values() for lanes in classes for lane in lanes)
 

@@ -15,6 +15,7 @@ from dispatch_support import FOREIGN, SMALL, FakeWorker, Key, Port, Rig, settle
 from obatchd.dispatch import link as link_module
 from obatchd.dispatch import refusals
 from obatchd.dispatch import switching as switching_module
+from obatchd.jobs.lane import WINDOW_LOW
 from obatchd.ollama.faults import Cause
 
 Make = Callable[..., Awaitable[Rig]]
@@ -117,6 +118,30 @@ async def test_requests_that_were_turned_away_come_back_when_the_server_answers(
         rig.worker("gpu0").end(key)
     await settle()
     assert len(rig.worker("gpu0").held) == 1
+
+
+async def test_a_lane_of_which_all_that_is_in_memory_was_turned_away_goes_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many more are in the store: no more are read while so many wait."""
+    clock = Clock(monkeypatch)
+    rig = await make(slots=1)
+    lane = await rig.add(1, WINDOW_LOW)
+    rig.queue.extend(lane, 1000)
+    while lane.window:
+        await turned_away(rig)
+        clock.now_s += 60
+        rig.dispatcher.wake()
+        await settle()
+    await turned_away(rig)
+    assert rig.fetches == []
+    clock.now_s += 60
+    rig.dispatcher.wake()
+    await settle()
+    assert len(rig.worker("gpu0").held) == 1, "one shows whether the proxy is well again"
+    rig.worker("gpu0").end(next(iter(rig.worker("gpu0").held)))
+    await settle()
+    assert len(rig.worker("gpu0").held) == 2
 
 
 async def test_requests_that_are_turned_away_alone_keep_the_others_from_no_server(
