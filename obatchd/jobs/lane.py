@@ -26,6 +26,14 @@ class Pending(msgspec.Struct, array_like=True):
     servers: list[str] = []  # of its earlier attempts
     spent_s: float = 0.0  # on them
     prepared: bytes = b""  # the preparer's text of its sources, for the worker; empty where it names none
+    known_settings: bytes | None = None  # ``settings``, when somebody has asked for them
+
+    @property
+    def settings(self) -> bytes:
+        """The settings that it may share with others: read once, because each free slot may ask a whole window."""
+        if self.known_settings is None:
+            self.known_settings = shared_settings(self.raw)
+        return self.known_settings
 
 
 class Lane(msgspec.Struct, eq=False):
@@ -63,7 +71,7 @@ class Lane(msgspec.Struct, eq=False):
 
     def is_accused(self, pending: Pending) -> bool:
         """Whether a request has to be tried alone because of its settings."""
-        return bool(self.accused) and shared_settings(pending.raw) in self.accused
+        return bool(self.accused) and pending.settings in self.accused
 
     def pop(self, server: str, servers: Set[str]) -> Pending | None:
         """Take the first request of the window that is not accused and not left for another one of ``servers``."""
