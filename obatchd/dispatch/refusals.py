@@ -8,7 +8,7 @@ again and again by servers that answered others in between is singled out, and f
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 import attrs
@@ -36,6 +36,10 @@ class _Waiting(NamedTuple):
     taken: Taken
     until_s: float  # monotonic
 
+    @property
+    def is_due(self) -> bool:
+        return self.until_s <= time.monotonic()
+
 
 @attrs.define(eq=False)
 class Refusals:
@@ -43,7 +47,7 @@ class Refusals:
 
     _queue: JobQueue
     _known: dict[Key, _Refusal] = attrs.field(factory=dict, init=False)
-    _waiting: dict[Key, _Waiting] = attrs.field(factory=dict, init=False)
+    _waiting: dict[Profile, dict[Key, _Waiting]] = attrs.field(factory=dict, init=False)
 
     def count(self, key: Key, link: Link) -> int:
         """A request was turned away; 0, or if that singles it out, how often it was while others were answered."""
@@ -57,40 +61,35 @@ class Refusals:
         """Let a request that was turned away wait, longer than the server rests."""
         self._queue.postpone(taken)
         pause_s = min(_FIRST_PAUSE_S * 2 ** min(self._known[key].times - 1, 16), _LONGEST_PAUSE_S)
-        self._waiting[key] = _Waiting(taken, max(time.monotonic(), link.held_until_s) + pause_s)
+        waiting = _Waiting(taken, max(time.monotonic(), link.held_until_s) + pause_s)
+        self._waiting.setdefault(taken.lane.profile, {})[key] = waiting
 
     def after_answer(self, profile: Profile) -> list[Taken]:
         """A server answered another request: the next few that may be tried again, for nobody else holds them."""
-        if not self._waiting:
-            return []
-        ready = [key for key in self._of(profile) if not self._known[key].alone or self._is_due(key)]
-        return [self._take(key) for key in ready[:_AFTER_ANSWER]]
+        waiting = self._waiting.get(profile, {})
+        ready = (key for key, one in waiting.items() if not self._known[key].alone or one.is_due)
+        return [self._take(profile, key) for key in list(islice(ready, _AFTER_ANSWER))]
 
     def while_idle(self) -> list[Taken]:
-        """Of each profile for which nothing else waits one that has waited: it shows whether a server answers."""
-        if not self._waiting:
-            return []
-        profiles = {waiting.taken.lane.profile for waiting in self._waiting.values()}
-        idle = (profile for profile in profiles if not self._queue.more_than(profile, 0))
-        first = (next(filter(self._is_due, self._of(profile)), None) for profile in idle)
-        return [self._take(key) for key in first if key is not None]
+        """Of each profile for which nothing else is at hand one that has waited: it shows whether a server answers."""
+        idle = [each for each in self._waiting.items() if not self._queue.at_hand(each[0])]
+        first = [(profile, next((key for key, one in them.items() if one.is_due), None)) for profile, them in idle]
+        return [self._take(profile, key) for profile, key in first if key is not None]
 
-    def _of(self, profile: Profile) -> Iterator[Key]:
-        return (key for key, waiting in self._waiting.items() if waiting.taken.lane.profile == profile)
-
-    def _is_due(self, key: Key) -> bool:
-        return self._waiting[key].until_s <= time.monotonic()
-
-    def _take(self, key: Key) -> Taken:
-        taken = self._waiting.pop(key).taken
-        self._queue.prepared(taken.lane, None)
+    def _take(self, profile: Profile, key: Key) -> Taken:
+        taken = self._waiting[profile].pop(key).taken
+        if not self._waiting[profile]:
+            del self._waiting[profile]
+        self._queue.take_up(taken)
         return taken
 
     def forget(self, key: Key) -> None:
-        """The request is over."""
+        """The request, which does not wait here, is over."""
         self._known.pop(key, None)
-        self._waiting.pop(key, None)
 
     def forget_job(self, job: int) -> None:
+        for profile, waiting in list(self._waiting.items()):
+            for key in [key for key in waiting if key[0] == job]:
+                self._take(profile, key)
         for key in [key for key in self._known if key[0] == job]:
             self.forget(key)

@@ -168,7 +168,7 @@ class Trials:
 
     def _shared(self, taken: Taken) -> list[str]:
         """The names of the settings that requests of a cause share."""
-        context, own = self._events.context_of(taken.lane.job), shared_settings(taken.pending.raw)
+        context, own = self._events.context_of(taken.lane.job), taken.pending.settings
         names = set(msgspec.json.decode(own)) if own else set()
         names |= {"format"} if context.format else set()
         names |= {"options"} if context.options else set()
@@ -197,4 +197,4 @@ class Trials:
 
 
 def _cause(taken: Taken) -> _Cause:
-    return _Cause(taken.lane.job, taken.lane.number, shared_settings(taken.pending.raw))
+    return _Cause(taken.lane.job, taken.lane.number, taken.pending.settings)

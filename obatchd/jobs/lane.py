@@ -13,6 +13,9 @@ from obatchd.jobs.model import PRIORITY_CLASS, Profile
 WINDOW_LOW = 256  # requests in memory below which a lane wants more
 WINDOW_FETCH = 1024
 WINDOW_BYTES = 4 * 1024**2  # the same where requests are long
+# Requests of a lane that were turned away in front of servers: with so many nothing more of it is read.
+POSTPONED = 8192
+POSTPONED_BYTES = 512 * 1024**2
 _AGEING_S = 3600.0
 _LOOK_AHEAD = 8  # requests
 
@@ -26,6 +29,14 @@ class Pending(msgspec.Struct, array_like=True):
     servers: list[str] = []  # of its earlier attempts
     spent_s: float = 0.0  # on them
     prepared: bytes = b""  # the preparer's text of its sources, for the worker; empty where it names none
+    known_settings: bytes | None = None  # ``settings``, when somebody has asked for them
+
+    @property
+    def settings(self) -> bytes:
+        """The settings that it may share with others: read once, because each free slot may ask a whole window."""
+        if self.known_settings is None:
+            self.known_settings = shared_settings(self.raw)
+        return self.known_settings
 
 
 class Lane(msgspec.Struct, eq=False):
@@ -42,6 +53,8 @@ class Lane(msgspec.Struct, eq=False):
     gaps: tuple[int, int] = (0, 0)  # requests without a result that an earlier run left lie between these lines
     unread: int = 0  # requests without a result that are only in the store
     preparing: int = 0  # requests that wait for their sources before they come into the window
+    postponed: int = 0  # requests that were turned away in front of a server, and wait outside the window
+    postponed_bytes: int = 0
     fetching: bool = False
     turned_away: bool = False  # one of its requests was, in front of a server, and none was answered since
     order: tuple[int, int] = (0, 0)
@@ -63,7 +76,7 @@ class Lane(msgspec.Struct, eq=False):
 
     def is_accused(self, pending: Pending) -> bool:
         """Whether a request has to be tried alone because of its settings."""
-        return bool(self.accused) and shared_settings(pending.raw) in self.accused
+        return bool(self.accused) and pending.settings in self.accused
 
     def pop(self, server: str, servers: Set[str]) -> Pending | None:
         """Take the first request of the window that is not accused and not left for another one of ``servers``."""
@@ -84,6 +97,8 @@ class Lane(msgspec.Struct, eq=False):
     @property
     def wants_fetch(self) -> bool:
         if self.unread <= 0 or self.fetching or len(self.window) + self.preparing >= WINDOW_LOW:
+            return False
+        if self.postponed >= POSTPONED or self.postponed_bytes >= POSTPONED_BYTES:
             return False
         return sum(len(pending.raw) for pending in self.window) < WINDOW_BYTES
 

@@ -104,7 +104,7 @@ class JobQueue:
         self._filled()
 
     def prepared(self, lane: Lane, pending: Pending | None) -> None:
-        """A request of ``lane`` may be offered: it has its sources. None: it comes otherwise, or has failed."""
+        """A request of ``lane`` has its sources, or (None) has failed for want of them."""
         lane.preparing -= 1
         if pending is not None and self._known(lane):
             lane.window.append(pending)
@@ -120,9 +120,15 @@ class JobQueue:
             self._enlist(lane)
 
     def postpone(self, taken: Taken) -> None:
-        """Keep a request for later: count it as waiting until :meth:`prepared`, and take its charge off its owner."""
+        """Somebody keeps a request until :meth:`take_up`: count it as waiting, and take its charge off its owner."""
         self._share(taken.lane.owner).used_s -= taken.charge_s
-        taken.lane.preparing += 1
+        taken.lane.postponed += 1
+        taken.lane.postponed_bytes += len(taken.pending.raw)
+
+    def take_up(self, taken: Taken) -> None:
+        """A request that was postponed comes back, by ``give_back`` or ``set_aside``."""
+        taken.lane.postponed -= 1
+        taken.lane.postponed_bytes -= len(taken.pending.raw)
 
     def set_aside(self, taken: Taken) -> None:
         """Keep a request that is suspected of crashing servers until one can be had for it alone."""
@@ -266,6 +272,10 @@ class JobQueue:
                 return True
         return False
 
+    def at_hand(self, profile: Profile) -> bool:
+        """Whether a request for ``profile`` can be taken, or is about to be read; not all in the store are."""
+        return any(lane.window or lane.fetching or lane.wants_fetch for lane in self._waiting_for(profile))
+
     def _waiting_for(self, profile: Profile) -> Iterator[Lane]:
         return (lane for classes in self._waiting.get(profile, {}).values() for lanes in classes for lane in lanes)
 
@@ -288,7 +298,7 @@ class JobQueue:
 
     def total(self) -> int:
         """All waiting requests, those of paused jobs included."""
-        return len(self._suspects) + sum(lane.waiting + lane.preparing for lane in self._all())
+        return len(self._suspects) + sum(lane.waiting + lane.preparing + lane.postponed for lane in self._all())
 
     def _lanes_of(self, job: int) -> list[Lane]:
         return list(self._lanes.get(job, {}).values())

@@ -19,6 +19,9 @@ import httptools
 # Ollama keeps idle connections for ever, but a proxy in front of a remote one may close them after a few seconds
 # (75 s in nginx, 5 s in uvicorn), and a request sent at that moment would look like one that crashed its server.
 _KEPT_S = 4.0
+# One that was closed while it was idle says so as soon as the request comes there. What ends later has been worked on:
+# the server died of it, perhaps, or a proxy waited no longer.
+_STALE_S = 2.0
 
 
 class Unreachable(Exception):
@@ -162,11 +165,12 @@ class Connections:
                 head = f"{method} {self._prefix}{path} HTTP/1.1\r\n{self._headers}Content-Length: ".encode()
                 self._heads[method, path] = head
             request = b"%b%d\r\n\r\n%b" % (head, len(body), body)
-            kept = self._take()
+            kept, asked_s = self._take(), asyncio.get_running_loop().time()
             try:
                 await self._ask(kept or await self._connect(), request, sink)
             except Broken as error:
-                if kept is None or kept.heard:
+                took_s = asyncio.get_running_loop().time() - asked_s
+                if kept is None or kept.heard or took_s >= _STALE_S:
                     raise
                 # The other end may have closed it before the request came, as it may close any that is idle. Where
                 # nobody listens now, the server died: of what it was doing, perhaps.

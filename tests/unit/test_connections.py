@@ -133,6 +133,18 @@ async def test_a_kept_connection_that_ends_without_a_byte_is_replaced(
     assert [request.endswith(b"again") for request in server.requests] == [False, True, True]
 
 
+async def test_a_kept_connection_that_ends_long_after_the_request_came_is_broken(
+    server: Scripted, connections: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has worked on it until then."""
+    monkeypatch.setattr("obatchd.ollama.connections._STALE_S", 0.0)
+    server.responses = [[WHOLE], [None], [WHOLE]]
+    await ask(connections)
+    with pytest.raises(Broken):
+        await ask(connections, b"again")
+    assert [request.endswith(b"again") for request in server.requests] == [False, True]
+
+
 @pytest.mark.parametrize("responses", [[[None]], [[WHOLE], [b"HTTP/1.1 2", None]], [[WHOLE], [None], [None]]])
 async def test_a_new_connection_or_one_with_a_byte_that_ends_is_broken(
     server: Scripted, connections: Connections, responses: list[list[bytes | None]]

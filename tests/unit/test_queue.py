@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from work_support import NoFeeder
 
+from obatchd.jobs import lane as lane_module
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
@@ -138,6 +139,28 @@ def test_a_request_that_failed_at_two_servers_is_left_for_a_third(queue: JobQueu
     queue.give_back(taken)
     assert queue.take(SMALL, 1, "gpu2", servers) == []
     assert queue.take(SMALL, 1, "gpu0", servers) != []
+
+
+def test_the_settings_of_a_request_are_read_once_however_often_it_is_passed_over(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[bytes] = []
+
+    def shared_settings(raw: bytes) -> bytes:
+        read.append(raw)
+        return real(raw)
+
+    real = lane_module.shared_settings
+    monkeypatch.setattr(lane_module, "shared_settings", shared_settings)
+    lane = add(queue, 1, 100)
+    queue.accuse(lane, b"")
+    lane.window.append(Pending(101, b'{"prompt": "a", "format": "json"}'))
+    lane.window.append(Pending(102, b'{"prompt": "b", "format": "json"}'))
+    for _ in range(5):
+        queue.take(SMALL, 10)
+        assert queue.has_suspects(SMALL)
+    assert len(lane.window) == 100
+    assert len(read) == 102
 
 
 def test_a_paused_job_is_passed_over_and_goes_on_later(queue: JobQueue) -> None:

@@ -15,6 +15,8 @@ from dispatch_support import FOREIGN, SMALL, FakeWorker, Key, Port, Rig, settle
 from obatchd.dispatch import link as link_module
 from obatchd.dispatch import refusals
 from obatchd.dispatch import switching as switching_module
+from obatchd.jobs import lane as lane_module
+from obatchd.jobs.lane import WINDOW_LOW
 from obatchd.ollama.faults import Cause
 
 Make = Callable[..., Awaitable[Rig]]
@@ -117,6 +119,48 @@ async def test_requests_that_were_turned_away_come_back_when_the_server_answers(
         rig.worker("gpu0").end(key)
     await settle()
     assert len(rig.worker("gpu0").held) == 1
+
+
+async def test_requests_that_are_turned_away_do_not_keep_those_from_being_read_that_come_after_them(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    rig = await make(slots=1)
+    lane = await rig.add(1, WINDOW_LOW + 10)
+    rig.queue.extend(lane, 1000)
+    for _ in range(WINDOW_LOW + 10):
+        await turned_away(rig)
+        clock.now_s += 60
+        rig.dispatcher.wake()
+        await settle()
+    assert rig.fetches == [lane]
+    assert rig.queue.total() + len(rig.worker("gpu0").held) == WINDOW_LOW + 1010
+
+
+@pytest.mark.parametrize(("limit", "at_most"), [("POSTPONED", 10), ("POSTPONED_BYTES", 100)])
+async def test_a_lane_of_which_all_that_is_in_memory_was_turned_away_goes_on(
+    make: Make, monkeypatch: pytest.MonkeyPatch, limit: str, at_most: int
+) -> None:
+    """However many more are in the store: no more are read while so many wait."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(lane_module, limit, at_most)
+    rig = await make(slots=1)
+    lane = await rig.add(1, WINDOW_LOW + 20)
+    rig.queue.extend(lane, 1000)
+    while lane.window:
+        await turned_away(rig)
+        clock.now_s += 60
+        rig.dispatcher.wake()
+        await settle()
+    await turned_away(rig)
+    assert rig.fetches == []
+    clock.now_s += 60
+    rig.dispatcher.wake()
+    await settle()
+    assert len(rig.worker("gpu0").held) == 1, "one shows whether the proxy is well again"
+    rig.worker("gpu0").end(next(iter(rig.worker("gpu0").held)))
+    await settle()
+    assert len(rig.worker("gpu0").held) == 2
 
 
 async def test_requests_that_are_turned_away_alone_keep_the_others_from_no_server(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from obatchd.dispatch.worker.answering import structured_answer
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer
+from obatchd.ollama.faults import Cause
 from obatchd.prompts.structured import AnswerFormat, FormatError, Mismatch, answer_format, ungrounded
 
 PERSON = {
@@ -223,6 +224,28 @@ async def test_the_model_is_shown_its_error_once() -> None:
     assert said == {"role": "assistant", "content": "Ann!"}
     assert "it is not JSON" in wish["content"]
     assert model.asked[0]["messages"] == body(PERSON)["messages"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text", "asked"),
+    [
+        (PERSON, '{"name": "Ann"}', "for any JSON"),
+        ({"type": "array", "items": {"type": "string"}}, '["a"]', "without a format"),
+        ({"enum": ["a", "b"]}, '"a"', "without a format"),
+        ({"anyOf": [{"type": "array"}, {"type": "object", "required": ["a"]}]}, "[1]", "without a format"),
+    ],
+)
+async def test_a_server_that_refuses_the_schema_is_asked_for_nothing_that_it_forbids(
+    wanted: Any, text: str, asked: str
+) -> None:
+    """Any JSON is an object, to Ollama."""
+    model = Model(Answer(fault=Cause.INVALID_FORMAT.fault("failed to parse grammar")), text)
+    answer, extra = await structured_answer(model.ask, body(wanted), [])
+    assert (answer.fault, answer.text) == (None, text)
+    assert model.asked[1].get("format", "") == ("json" if asked == "for any JSON" else "")
+    assert len(model.asked) == 2
+    words = f"format: the server was asked {asked}, because it refuses the schema (failed to parse grammar)"
+    assert words in extra["notes"]
 
 
 async def test_what_does_not_fit_twice_fails_with_the_reason_and_keeps_the_answer() -> None:

@@ -68,7 +68,7 @@ class Server:
         self.asked = 0
         self.url = ""
         self.bodies: list[dict[str, Any]] = []
-        self.content, self.thinking = "yes", ""
+        self.content, self.thinking, self.done_reason = "yes", "", "stop"
         self.tool_calls: list[dict[str, Any]] = []
 
     async def chat(self, request: web.Request) -> web.Response:
@@ -80,7 +80,8 @@ class Server:
             return web.json_response({"embeddings": [[1.5] for _ in body["input"]], "prompt_eval_count": 1})
         message = {"content": self.content, "thinking": self.thinking, "tool_calls": self.tool_calls}
         given = {name: value for name, value in message.items() if value}
-        return web.Response(body=json.dumps({"message": given, "done": True, "done_reason": "stop"}).encode() + b"\n")
+        end = {"message": given, "done": True, "done_reason": self.done_reason}
+        return web.Response(body=json.dumps(end).encode() + b"\n")
 
 
 @asynccontextmanager
@@ -423,6 +424,18 @@ async def test_reasoning_that_the_template_began_is_told_apart(server: Server, w
     await wire.until(wire.results)
     record = json.loads(wire.results()[1, 1].record)
     assert (record["response"], record["think"]) == ("Paris", "plan")
+
+
+@pytest.mark.parametrize(("able", "succeeds"), [(["completion", "thinking"], True), (["completion"], False)])
+async def test_a_cut_answer_of_a_model_that_was_told_not_to_reason_is_one(
+    server: Server, wire: Wire, able: list[str], succeeds: bool
+) -> None:
+    """Where it can be told: else its template began to reason all the same."""
+    server.content, server.done_reason = "Paris is the", "length"
+    result, record = await recorded(
+        server, wire, {"prompt": "where?", "think": False}, capabilities=[*able, "opens <think>"]
+    )
+    assert (result.succeeded, record["response"]) == (succeeds, "Paris is the" if succeeds else "")
 
 
 async def test_a_ping_is_answered_with_the_state_of_the_work(server: Server, wire: Wire) -> None:

@@ -23,7 +23,7 @@ async def structured_answer(ask: Ask, body: Body, in_source: Sequence[str]) -> F
 
     A model whose answer does not fit is shown the answer and the reason, once. An answer that its token limit cut would
     be cut again, so there is no second try. The server is told of the format what it can take (``prompts.grammar``);
-    one that refuses even that is asked for any JSON.
+    one that refuses even that is asked for any JSON, or where that need not be an object, without a format.
     """
     notes: list[str] = []
     try:
@@ -48,9 +48,11 @@ async def _ask(ask: Ask, notes: list[str], body: Body) -> Answer:
     answer = await ask(body)
     if answer.fault is None or answer.fault.code != Cause.INVALID_FORMAT.code or not isinstance(body["format"], dict):
         return answer
-    notes.append(f"format: the server was asked for any JSON, because it refuses the schema ({answer.fault.message})")
+    is_object = body["format"].get("type") == "object"  # and so is any JSON, to Ollama
+    asked = "for any JSON" if is_object else "without a format"
+    notes.append(f"format: the server was asked {asked}, because it refuses the schema ({answer.fault.message})")
     others = {name: value for name, value in body.items() if name != "format"}
-    return await ask(others if body["format"].get("type", "object") != "object" else {**others, "format": "json"})
+    return await ask({**others, "format": "json"} if is_object else others)
 
 
 async def _asked(ask: Ask, body: Body, wanted: AnswerFormat) -> tuple[Answer, Parsed | None, int]:

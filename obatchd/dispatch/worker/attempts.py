@@ -128,6 +128,8 @@ class Attempts:
         held.token_s = 0.0
         able = held.offer.capabilities
         opened = able[-1].removeprefix(OPENS) if able and able[-1].startswith(OPENS) else ""
+        if body.get("think") is False and "thinking" in able:
+            opened = ""  # its template takes that into account
         try:
             return await self.client.chat(body, partial(self._listener.token, held), opened)
         except asyncio.CancelledError:
