@@ -11,7 +11,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import openpyxl
@@ -214,21 +215,27 @@ def cells(head: bytes) -> bytes:
     return head + sheet('<row r="1"><c r="A1" t="inlineStr"><is><t>&i;</t></is></c></row>').partition(b"?>")[2]
 
 
-def with_shared_strings(strings: str) -> bytes:
+def with_shared_strings(strings: Iterable[str]) -> bytes:
     """A workbook as Excel writes it: the texts of its cells stand in a table of their own."""
     part = '<Override PartName="/xl/sharedStrings.xml" ContentType="application/vnd.openxmlformats-officedocument.'
     part += 'spreadsheetml.sharedStrings+xml"/></Types>'
-    table = f"<sst {SPREADSHEET}>{strings}</sst>"
     cells = "".join(f'<row r="{n}"><c r="A{n}" t="s"><v>{n - 1}</v></c></row>' for n in (1, 2))
     with zipfile.ZipFile(io.BytesIO(altered_workbook(sheet=sheet(cells)))) as whole:
         parts = {name: whole.read(name) for name in whole.namelist()}
     parts["[Content_Types].xml"] = parts["[Content_Types].xml"].replace(b"</Types>", part.encode())
-    return zipped(*parts.items(), ("xl/sharedStrings.xml", table.encode()))
+    file = io.BytesIO(zipped(*parts.items()))
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as whole, whole.open("xl/sharedStrings.xml", "w") as table:
+        for text in chain((f"<sst {SPREADSHEET}>",), strings, ("</sst>",)):
+            table.write(text.encode())
+    return file.getvalue()
 
 
 def expensive_strings() -> bytes:
-    """Long ones that do not shrink like a bomb."""
-    return with_shared_strings("".join(f"<si><t>{os.urandom(150).hex() * 100}</t></si>" for _ in range(4000)))
+    """Long ones that do not shrink like a bomb.
+
+    They are made one by one: memory that this process has used and let go is there for a child of it, too.
+    """
+    return with_shared_strings(f"<si><t>{os.urandom(150).hex() * 100}</t></si>" for _ in range(4000))
 
 
 def endless_workbook() -> bytes:

@@ -176,7 +176,7 @@ def test_values_of_a_workbook_are_texts_as_they_are_seen(make: Make) -> None:
 
 def test_a_workbook_of_excel_has_its_texts_in_a_table(make: Make) -> None:
     strings = "<si><t>prompt</t></si><si><r><t>Say </t></r><r><t>hi</t></r></si>"
-    assert make("p.xlsx", with_shared_strings(strings)).read().prompts == ["Say hi"]
+    assert make("p.xlsx", with_shared_strings([strings])).read().prompts == ["Say hi"]
 
 
 def test_other_sheets_of_a_workbook_are_named_and_not_read(make: Make) -> None:
