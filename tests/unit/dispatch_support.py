@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import msgspec
@@ -322,6 +324,24 @@ class Rig:
 
     def lines(self) -> list[tuple[int, bool]]:
         return [(finished.line, finished.succeeded) for finished in self.finished]
+
+
+Make = Callable[..., Awaitable[Rig]]
+
+
+@asynccontextmanager
+async def rigs(monkeypatch: pytest.MonkeyPatch, slots: int) -> AsyncIterator[Make]:
+    """Makes dispatchers, on one server with so many slots unless told otherwise, and stops them at the end."""
+    made: list[Rig] = []
+
+    async def make(servers: int = 1, slots: int = slots, **settings: Any) -> Rig:
+        ports = [Port(f"gpu{i}", slots, SMALL) for i in range(servers)]
+        made.append(await Rig(monkeypatch, *ports, **settings).start())
+        return made[-1]
+
+    yield make
+    for each in made:
+        await each.dispatcher.stop()
 
 
 CRASH = Fault(faults.CRASH, "runner_crash", "the runner died")

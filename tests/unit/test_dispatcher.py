@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from dispatch_support import BAD_REQUEST, CRASH, REFUSED, SERVER, SMALL, FakeWorker, Port, Rig, settle
+from dispatch_support import BAD_REQUEST, CRASH, REFUSED, SERVER, SMALL, FakeWorker, Make, Rig, rigs, settle
 from settings_support import reload
 
 from obatchd.dispatch import keeper as keeper_module
@@ -24,21 +24,11 @@ from obatchd.dispatch.trials import Suspicion
 from obatchd.jobs.model import Profile
 from obatchd.ollama import faults
 
-Make = Callable[..., Awaitable[Rig]]
-
 
 @pytest.fixture
 async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    made: list[Rig] = []
-
-    async def rig(servers: int = 1, slots: int = 2, **settings: Any) -> Rig:
-        ports = [Port(f"gpu{i}", slots, SMALL) for i in range(servers)]
-        made.append(await Rig(monkeypatch, *ports, **settings).start())
-        return made[-1]
-
-    yield rig
-    for each in made:
-        await each.dispatcher.stop()
+    async with rigs(monkeypatch, slots=2) as make:
+        yield make
 
 
 class Crashes(CrashListener):

@@ -6,11 +6,10 @@ Of :mod:`obatchd.dispatch.refusals`, :mod:`obatchd.dispatch.outcomes` and :mod:`
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
-from dispatch_support import FOREIGN, SMALL, FakeWorker, Key, Port, Rig, settle
+from dispatch_support import FOREIGN, FakeWorker, Key, Make, Rig, rigs, settle
 
 from obatchd.dispatch import link as link_module
 from obatchd.dispatch import refusals
@@ -19,7 +18,6 @@ from obatchd.jobs import lane as lane_module
 from obatchd.jobs.lane import WINDOW_LOW
 from obatchd.ollama.faults import Cause
 
-Make = Callable[..., Awaitable[Rig]]
 EMPTY = Cause.EMPTY_RESPONSE.fault("the answer is empty")
 
 
@@ -34,19 +32,17 @@ class Clock:
     def monotonic(self) -> float:
         return self.now_s
 
+    async def wait(self, rig: Rig, seconds: float) -> None:
+        """Let time go by, and the dispatcher see what may go on."""
+        self.now_s += seconds
+        rig.dispatcher.wake()
+        await settle()
+
 
 @pytest.fixture
 async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    made: list[Rig] = []
-
-    async def rig(servers: int = 1, slots: int = 2, **settings: Any) -> Rig:
-        ports = [Port(f"gpu{i}", slots, SMALL) for i in range(servers)]
-        made.append(await Rig(monkeypatch, *ports, **settings).start())
-        return made[-1]
-
-    yield rig
-    for each in made:
-        await each.dispatcher.stop()
+    async with rigs(monkeypatch, slots=2) as make:
+        yield make
 
 
 async def turned_away(rig: Rig, server: str = "gpu0") -> list[Key]:
@@ -108,9 +104,7 @@ async def test_requests_that_were_turned_away_come_back_when_the_server_answers(
     rig = await make(slots=2)
     await rig.add(1, 4)
     await turned_away(rig)
-    clock.now_s += 0.5
-    rig.dispatcher.wake()
-    await settle()
+    await clock.wait(rig, 0.5)
     assert list(rig.worker("gpu0").held) == [(1, 4)]
     rig.worker("gpu0").end((1, 4))
     await settle()
@@ -130,9 +124,7 @@ async def test_requests_that_are_turned_away_do_not_keep_those_from_being_read_t
     rig.queue.extend(lane, 1000)
     for _ in range(WINDOW_LOW + 10):
         await turned_away(rig)
-        clock.now_s += 60
-        rig.dispatcher.wake()
-        await settle()
+        await clock.wait(rig, 60)
     assert rig.fetches == [lane]
     assert rig.queue.total() + len(rig.worker("gpu0").held) == WINDOW_LOW + 1010
 
@@ -149,14 +141,10 @@ async def test_a_lane_of_which_all_that_is_in_memory_was_turned_away_goes_on(
     rig.queue.extend(lane, 1000)
     while lane.window:
         await turned_away(rig)
-        clock.now_s += 60
-        rig.dispatcher.wake()
-        await settle()
+        await clock.wait(rig, 60)
     await turned_away(rig)
     assert rig.fetches == []
-    clock.now_s += 60
-    rig.dispatcher.wake()
-    await settle()
+    await clock.wait(rig, 60)
     assert len(rig.worker("gpu0").held) == 1, "one shows whether the proxy is well again"
     rig.worker("gpu0").end(next(iter(rig.worker("gpu0").held)))
     await settle()
@@ -172,9 +160,7 @@ async def test_requests_that_are_turned_away_alone_keep_the_others_from_no_serve
     await rig.add(1, 50)
     for _ in range(20):  # alone in the queue they try the server again and again
         await turned_away(rig)
-        clock.now_s += 30
-        rig.dispatcher.wake()
-        await settle()
+        await clock.wait(rig, 30)
     await rig.add(2, 100)
     began_s, worker = clock.now_s, rig.worker("gpu0")
     while sum(finished.job == 2 for finished in rig.finished) < 100 and clock.now_s - began_s < 300:
@@ -184,9 +170,7 @@ async def test_requests_that_are_turned_away_alone_keep_the_others_from_no_serve
         for key in [key for key in worker.held if key[0] == 2]:
             worker.begin(key)
             worker.end(key)
-        clock.now_s += 0.5
-        rig.dispatcher.wake()
-        await settle()
+        await clock.wait(rig, 0.5)
     assert clock.now_s - began_s < 150
     assert all(finished.succeeded for finished in rig.finished)
 
@@ -208,9 +192,7 @@ async def test_a_request_alone_that_is_turned_away_while_others_are_answered_fai
             worker.end((1, 1), FOREIGN, took_s=0.001)
         for key in [key for key in worker.held if key[0] == 2]:
             worker.end(key)
-        clock.now_s += 0.5
-        rig.dispatcher.wake()
-        await settle()
+        await clock.wait(rig, 0.5)
     [failed] = [finished for finished in rig.finished if not finished.succeeded]
     record = json.loads(failed.record)
     assert (record["code"], away) == ("not_ollama", 16)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from dispatch_support import CRASH, SERVER, SMALL, FakeWorker, Key, Port, Rig, settle
+from dispatch_support import CRASH, SERVER, SMALL, FakeWorker, Key, Make, Rig, rigs, settle
 
 from obatchd.dispatch import controls as controls_module
 from obatchd.dispatch import offering as offering_module
@@ -21,24 +21,15 @@ from obatchd.dispatch.holds import STOPPING
 from obatchd.dispatch.trials import Suspicion
 
 Guilty = Callable[[str, Key, bytes], bool]  # whether a request crashes a server
-Make = Callable[..., Awaitable[Rig]]
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?!x)$"}}}
 
 
 @pytest.fixture
 async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
-    made: list[Rig] = []
     monkeypatch.setattr(controls_module, "_PAUSE_S", 0.0)
     monkeypatch.setattr(outcomes_module, "_ONE_CRASH_S", 0.0)
-
-    async def rig(servers: int = 1, slots: int = 4, **settings: Any) -> Rig:
-        ports = [Port(f"gpu{i}", slots, SMALL) for i in range(servers)]
-        made.append(await Rig(monkeypatch, *ports, **settings).start())
-        return made[-1]
-
-    yield rig
-    for each in made:
-        await each.dispatcher.stop()
+    async with rigs(monkeypatch, slots=4) as make:
+        yield make
 
 
 async def play(rig: Rig, guilty: Guilty, rounds: int = 2000) -> list[list[Key]]:
