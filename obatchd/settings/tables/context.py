@@ -62,7 +62,7 @@ class ContextSettings(Section):
     timeout_s: Live[Positive] = setting(30, "Longest time for one URL, redirects included.")
     host_pause_s: Live[NotNegative] = setting(0.5, "Pause between two requests to one host, which come one by one.")
     parse_timeout_s: Live[Positive] = setting(20, "Longest time to find the text in one source.")
-    parse_memory_bytes: Live[int] = setting(1024**3, "Most memory for that.", ge=64 * 1024**2)
+    parse_memory_bytes: Live[int] = setting(1024**3, "Most memory to find the text in one source.", ge=64 * 1024**2)
     cache_s: Live[NotNegative] = setting(
         3600, "How long a fetched text is used without asking; later it is asked whether it changed."
     )
