@@ -30,7 +30,13 @@ def test_a_seed_is_a_plan() -> None:
         "claim.after_rename",
         "commit.before",
     }
-    assert {strike.what for life in plan.lives for strike in life.strikes} >= {"worker", "serve", "runner", "front"}
+    assert {strike.what for life in plan.lives for strike in life.strikes} >= {
+        "worker",
+        "serve",
+        "runner",
+        "probe",
+        "front",
+    }
     assert any(drop.slow for drop in plan.drops)
 
 
