@@ -22,7 +22,9 @@ class InboxSettings(Section):
     max_line_bytes: Live[int] = setting(16 * 1024**2, "Longest request.", ge=1024)
     max_unpacked_bytes: Live[int] = setting(64 * 1024**3, "Most bytes a drop may unpack to.", ge=1024)
     unpack_timeout_s: Live[Positive] = setting(600, "Longest time to unpack one drop: an archive, a workbook, Parquet.")
-    unpack_memory_bytes: Live[int] = setting(1024**3, "Most memory that the unpacking of one drop may take.", ge=64 * 1024**2)
+    unpack_memory_bytes: Live[int] = setting(
+        1024**3, "Most memory that the unpacking of one drop may take.", ge=64 * 1024**2
+    )
     max_requests: Live[Count] = setting(10_000_000, "Most requests in one drop.")
     on_invalid: Live[Literal["fail_line", "fail_file"]] = setting(
         "fail_line", 'A bad line fails alone ("fail_line") or refuses the whole drop before it runs.'
