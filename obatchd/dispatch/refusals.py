@@ -66,6 +66,8 @@ class Refusals:
 
     def after_answer(self, profile: Profile) -> list[Taken]:
         """A server answered another request: the next few that may be tried again, for nobody else holds them."""
+        if not self._waiting:  # as nearly always, and this runs for each answer
+            return []
         waiting = self._waiting.get(profile, {})
         ready = (key for key, one in waiting.items() if not self._known[key].alone or one.is_due)
         return [self._take(profile, key) for key in list(islice(ready, _AFTER_ANSWER))]

@@ -90,8 +90,7 @@ class Trials:
         return suspicion
 
     def answered(self, taken: Taken) -> None:
-        """A request is answered, and so is every doubt about what it shares with others."""
-        self.finished(taken)
+        """A request is answered, and so is every doubt about what it shares with others; ``finished`` comes next."""
         taken.lane.answered = taken.pending.raw
         if taken.lane.accused:
             cause = _cause(taken)

@@ -81,8 +81,8 @@ class Lane(msgspec.Struct, eq=False):
     def pop(self, server: str, servers: Set[str]) -> Pending | None:
         """Take the first request of the window that is not accused and not left for another one of ``servers``."""
         window, others = self.window, len(servers) > 1
-        if not others and not self.accused:
-            return window.popleft() if window else None
+        if window and not self.accused and not (others and window[0].servers):  # as for nearly all
+            return window.popleft()
         for position in range(len(window) if self.accused else min(len(window), _LOOK_AHEAD)):
             pending = window[position]
             if not (others and _left_for_others(pending.servers, server, servers)) and not self.is_accused(pending):
