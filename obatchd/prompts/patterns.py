@@ -27,6 +27,15 @@ _LAST = 0x10FFFF
 Ranges = Sequence[tuple[int, int]]  # of code points, both ends included
 # As they stand in a JSON string: not ", not \\, no control characters; and no surrogates, which UTF-8 does not have.
 _PLAIN: Ranges = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0xA0, 0xD7FF), (0xE000, _LAST)]
+_LOST = {
+    "ASSERT": "a look ahead or behind",
+    "ASSERT_NOT": "a look ahead or behind",
+    "GROUPREF": "a reference to a group",
+    "GROUPREF_EXISTS": "a reference to a group",
+    # A grammar tries everything that a part may take.
+    "ATOMIC_GROUP": "a part that gives nothing back of what it took",
+    "POSSESSIVE_REPEAT": "a part that gives nothing back of what it took",
+}
 _DIGITS: Ranges = [(0x30, 0x39)]
 _ASCII_WORDS: Ranges = [*_DIGITS, (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
 # Letters of the great scripts, without a gap: Latin, Cyrillic, kana, Han, Hangul. ``re`` knows them all.
@@ -128,17 +137,16 @@ class _Writer:
                 if argument[1] or argument[2]:
                     raise _Unusable("there are flags in it")
                 return _grouped(within(argument[3]))
+            case "MAX_REPEAT" | "MIN_REPEAT":
+                return self._repeat(*argument)
+        self.lost.add(_LOST.get(operator, "an anchor or a word boundary"))
+        match operator:
             case "ATOMIC_GROUP":
                 return _grouped(within(argument))
-            case "MAX_REPEAT" | "MIN_REPEAT" | "POSSESSIVE_REPEAT":
+            case "POSSESSIVE_REPEAT":
                 return self._repeat(*argument)
             case "GROUPREF" | "GROUPREF_EXISTS":
-                self.lost.add("a reference to a group")
                 return _ANYTHING
-            case "ASSERT" | "ASSERT_NOT":
-                self.lost.add("a look ahead or behind")
-            case _:
-                self.lost.add("an anchor or a word boundary")
         return _Part("", 1)
 
     def _repeat(self, least: int, most: int, items: Iterable[Any]) -> _Part:

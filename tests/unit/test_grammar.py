@@ -176,6 +176,8 @@ def _patterns() -> st.SearchStrategy[str]:
 @example("^a|b$")
 @example("^(^a$|^b$)$")
 @example("^(a$|b)c$")
+@example("^(a|aa)?+$")
+@example("^(?>a|ab)c$")
 @example(r'^["\\\n]+\\$')
 @example(r"^[^\W\d_]+ \w\W\s\S\d\D$")
 def test_a_pattern_for_a_server_is_safe_and_never_allows_more(pattern: str) -> None:
