@@ -11,6 +11,7 @@ import fnmatch
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -19,7 +20,7 @@ import msgspec
 
 import obatchd.log
 from obatchd.documents.models import PullProgress
-from obatchd.errors import ModelError, ServerError
+from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel, canonical
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.managed import ManagedServer
@@ -136,9 +137,19 @@ class ModelKeeper:
         if (task := self._running.get(key)) is None:
             task = asyncio.create_task(self._find_or_pull(store, model, by_admin), name=f"ensure-{model}")
             self._running[key] = task
-            task.add_done_callback(lambda _: self._running.pop(key, None))
+            task.add_done_callback(partial(self._ended, key))
         # Shielded: whoever waits may give up without ending it for the others.
         return await asyncio.shield(task)
+
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[ModelInfo]) -> None:
+        """A look or a download is over. Where all who waited have given up, nobody else asks how it ended."""
+        self._running.pop(key, None)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, ObatchError):
+            log.info("model_not_had", model=key[1], store=key[0], reason=error)
+        else:
+            log.exception("defect", error, task=task.get_name())
 
     async def _find_or_pull(self, store: str, model: str, by_admin: bool) -> ModelInfo:
         if (info := await self._look_up(store, model)) is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -79,6 +80,21 @@ async def test_a_model_that_cannot_be_had(
         with pytest.raises(ModelError, match=words) as caught:
             await keeper.ensure(model)
         assert caught.value.code == code and not keeper.pulls
+
+
+async def test_a_look_that_nobody_waits_for_any_more_ends_without_a_defect(tmp_path: Path) -> None:
+    async with running(settings(simulator={"pull_s": 0.2}), tmp_path) as bench, keeping(bench) as keeper:
+        await bench.ready()
+        lost: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: lost.append(context))
+        for model in ("missing-one", "missing-two"):
+            waiting = asyncio.create_task(keeper.ensure(model))
+            await wait_for(lambda model=model: any(t.get_name() == f"ensure-{model}" for t in asyncio.all_tasks()))
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            await wait_for(lambda: not any(t.get_name().startswith("ensure-") for t in asyncio.all_tasks()))
+            gc.collect()
+        assert not lost
 
 
 async def test_a_pull_stops_when_its_size_is_known_to_be_too_much(tmp_path: Path) -> None:
