@@ -17,6 +17,7 @@ from settings_support import reload
 
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import link as link_module
+from obatchd.dispatch import offering as offering_module
 from obatchd.dispatch import outcomes as consequences_module
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import INTERRUPTED, CrashListener
@@ -71,6 +72,28 @@ async def test_what_waits_behind_a_busy_server_goes_to_a_free_one(make: Make) ->
     assert len(rig.finished) == 2
 
 
+async def test_a_request_is_taken_back_from_a_busy_server_though_it_failed_on_another_busy_one(make: Make) -> None:
+    rig = await make(servers=3, slots=1)
+    await rig.add(1, 3)
+    for worker in FakeWorker.made:
+        worker.begin(*worker.held)
+    rig.link("gpu2").mean_s = 9.0
+    first = rig.worker("gpu1")
+    [failing] = first.held
+    rig.ports["gpu0"].is_ready = False
+    first.end(failing, SERVER)
+    await rig.add(1, 1)
+    first.begin(next(key for key in first.held if key != failing))
+    await settle()
+    [waits_at] = [worker for worker in FakeWorker.made if failing in worker.held]
+    assert waits_at.name == "gpu2"
+    rig.worker("gpu0").end(next(iter(rig.worker("gpu0").held)))
+    rig.ports["gpu0"].is_ready = True
+    rig.dispatcher.wake()
+    await settle()
+    assert failing in rig.worker("gpu0").held
+
+
 async def test_a_request_is_not_passed_back_and_forth_to_avoid_the_server_it_failed_on(make: Make) -> None:
     rig = await make(servers=2, slots=1)
     await rig.add(1, 1)
@@ -110,6 +133,30 @@ async def test_a_hold_takes_back_everything_also_while_a_smaller_recall_is_under
     rig.dispatcher.holds.release("paused")
     await settle()
     assert len(worker.held) == 8
+
+
+async def test_the_same_requests_are_asked_back_once(make: Make) -> None:
+    rig = await make(slots=2)
+    await rig.add(1, 3)
+    worker = rig.worker("gpu0")
+    worker.answers_recalls = False
+    for _ in range(3):
+        rig.link("gpu0").recall(2)
+    assert worker.recalls == 1
+    worker.give_back(1)
+    await settle()
+    rig.link("gpu0").recall(2)
+    assert worker.recalls == 2
+
+
+async def test_many_reasons_to_look_in_one_turn_are_one_look(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = await make()
+    looks: list[None] = []
+    monkeypatch.setattr(offering_module.Offering, "fill", lambda _: looks.append(None))
+    for _ in range(100):
+        rig.dispatcher.wake()
+    await settle()
+    assert len(looks) == 1
 
 
 async def test_a_lost_worker_costs_what_had_a_slot_an_attempt_and_the_rest_nothing(make: Make) -> None:
@@ -157,6 +204,15 @@ async def test_a_worker_that_says_nothing_is_asked_and_then_killed(make: Make, m
         while not worker.killed:
             await asyncio.sleep(0.001)
     assert protocol.Ping() in worker.sent
+
+
+async def test_a_worker_that_has_nothing_to_do_may_say_nothing(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "_TICK_S", 0.0)
+    rig = await make()
+    rig.link("gpu0").unheard_ticks = 7
+    for _ in range(3):
+        await settle()
+        assert rig.link("gpu0").unheard_ticks == 0
 
 
 async def test_a_request_that_fails_everywhere_ends_after_its_attempts(make: Make) -> None:

@@ -125,6 +125,20 @@ async def test_a_slow_load_makes_patient(make: Make, clock: Clock) -> None:
     assert rig.link("gpu0").switching_to == LARGE
 
 
+async def test_a_server_of_which_no_load_was_timed_waits_as_long_as_the_setting_says(make: Make, clock: Clock) -> None:
+    gpu = Port("gpu0", loaded=SMALL)
+    gpu.load_s = None
+    rig = await make(gpu, switch_after_s=2.0)
+    await rig.add(1, 1000, SMALL, owner=1)
+    await answer(rig, 10.0)
+    await rig.add(2, 10, LARGE, owner=2)
+    await answer(rig, 10.0)
+    rig.worker("gpu0").begin(*rig.worker("gpu0").held)
+    clock.now_s += 3
+    await look(rig)
+    assert rig.link("gpu0").switching_to == LARGE
+
+
 async def test_two_owners_and_two_models_on_one_server_do_not_play_ping_pong(make: Make, clock: Clock) -> None:
     gpu = Port("gpu0", loaded=SMALL)
     rig = await make(gpu)

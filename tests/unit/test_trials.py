@@ -156,6 +156,17 @@ async def test_a_server_that_crashed_gets_nothing_before_its_control(make: Make)
     assert len(worker.held) == 1, "one request, to see whether the others are innocent"
 
 
+async def test_nobody_waits_for_the_control_of_a_server_that_is_out_of_use(make: Make) -> None:
+    rig = await make(servers=1)
+    await rig.add(1, 3)
+    worker, port = rig.worker("gpu0"), rig.ports["gpu0"]
+    worker.begin(*list(worker.held))
+    port.out_of_use, port.is_ready = True, False
+    worker.end_all(list(worker.held), CRASH)
+    await settle()
+    assert {suspicion.crashes for suspicion in rig.dispatcher.suspicion.values()} == {0}
+
+
 async def test_requests_to_be_tried_alone_are_not_put_off_for_ever(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = await make(servers=1)
     rig.formats[1] = SCHEMA

@@ -120,6 +120,13 @@ def test_answers_that_wait_although_there_are_slots_show_a_leak() -> None:
     assert server.answer(62, wait_s=0.6) == {Symptom.SLOTS_LEAKING: 61}
 
 
+def test_a_leak_is_found_again_only_after_as_long_a_time() -> None:
+    server = Server()
+    assert server.answer(61, wait_s=0.6) == {Symptom.SLOTS_LEAKING: 61}
+    assert server.answer(60, wait_s=0.6) == {}
+    assert server.answer(1, wait_s=0.6) == {Symptom.SLOTS_LEAKING: 1}
+
+
 def test_a_leak_is_found_at_part_load_too() -> None:
     assert Server().answer(62, wait_s=0.6, active=SLOTS - 1) == {Symptom.SLOTS_LEAKING: 61}
 
