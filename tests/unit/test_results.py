@@ -55,7 +55,7 @@ def failure(line: int, code: str = "context_exceeded", **more: Any) -> Document:
 def test_every_exported_row_is_one_line_to_any_reader(tmp_path: Path) -> None:
     row = success(1, "before\u2028\u2029\x85after", input={"\x85": "\u2028"})
     outbox(tmp_path / "o", [row], {"requests": 1})
-    [line] = exported(tmp_path / "o", "jsonl")[0].splitlines()
+    [line] = exported(tmp_path / "o", "jsonl")[0].decode().splitlines()
     assert json.loads(line) == row
 
 
