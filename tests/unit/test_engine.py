@@ -12,10 +12,11 @@ import pytest
 from engine_support import Street, lines, records_of, street, until
 from settings_support import reload
 
+from obatchd.delivery.committer import Committer
 from obatchd.dispatch.protocol import Configure, Forget, JobContext
 from obatchd.documents.alarms import JobDone
-from obatchd.jobs.model import JobState
-from obatchd.live.job import LiveJob
+from obatchd.jobs.model import JobState, Outcome
+from obatchd.live.job import Ending, LiveJob
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Fault
 
@@ -96,6 +97,39 @@ async def test_requests_in_flight_may_end_before_the_engine_does(
         assert rig.done(again) == {1}
         await until(rig.held)
         assert [(item.line, item.attempt) for item in rig.held()] == [(2, 1)]
+
+
+async def test_a_job_goes_on_behind_its_last_answer_and_counts_what_was_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(monkeypatch, tmp_path) as rig:
+        live = await rig.take(*"abcdef", {"nothing": "asked"})
+        await rig.answer(live, 3)
+    async with street(monkeypatch, tmp_path) as rig:
+        [again] = rig.work.jobs.values()
+        assert (again.requests, again.finished) == (7, 2)
+        await until(lambda: len(rig.held()) == 3)
+        assert [item.line for item in rig.held()] == [4, 5, 6]
+        await rig.answer(again)
+        summary = await rig.published(again)
+        assert (summary["requests"], summary["succeeded"], summary["failed"]) == (7, 6, 1)
+
+
+async def test_a_job_whose_end_the_disk_holds_up_does_not_hold_up_the_end_of_the_engine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(monkeypatch, tmp_path) as rig:
+        live = await rig.take("a")
+        held_up = asyncio.Event()
+
+        async def settle(_: Committer, timeout_s: float) -> None:
+            if not held_up.is_set():
+                held_up.set()
+                await asyncio.Event().wait()
+
+        monkeypatch.setattr(Committer, "settle", settle)
+        rig.engine.completion.cancellation.end(live, Ending(Outcome.EXPIRED, "expired", "its deadline passed"))
+        await held_up.wait()  # nothing of it goes on after the end of the street
 
 
 async def test_nothing_is_waited_for_in_a_hurry_and_nothing_lost(
