@@ -136,13 +136,13 @@ def _changes(asked: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     own = table.get("options", {})
     if options and isinstance(own, dict):
         table["options"] = options | own
-    settings, notes = parse_job_settings(table, "the changes")
-    given: dict[str, Any] = msgspec.to_builtins(settings)
-    if fixed := sorted(given.keys() - REQUEST_KEYS):
+    if fixed := sorted(table.keys() & set(JOB_KEYS) - REQUEST_KEYS):
         raise ConfigError(
             f"a retry asks the same prompts again, so it cannot change {' and '.join(fixed)}; submit the drop again"
             " with that"
         )
+    settings, notes = parse_job_settings(table, "the changes")
+    given: dict[str, Any] = msgspec.to_builtins(settings)
     return given, notes
 
 

@@ -48,11 +48,15 @@ class Rate:
 
     @property
     def text(self) -> str:
-        """For people: ``31 of 40 (78 %; 95 % interval 62 to 88 %)``."""
-        if self.interval is None:
-            return "0 of 0"
-        low, high = (f"{100 * end:.0f}" for end in self.interval)
-        return f"{self.count:,} of {self.of:,} ({100 * self.count / self.of:.0f} %; 95 % interval {low} to {high} %)"
+        """For people: ``31 of 40, 78 % (62–88 %)``, with the interval in brackets."""
+        return f"{self.count:,} of {self.of:,}" + (f", {self.percent}" if self.of else "")
+
+    @property
+    def percent(self) -> str:
+        """The same without the counts."""
+        low, high = self.interval or (0.0, 1.0)
+        rate = f"{100 * self.count / self.of:.0f} %" if self.of else "–"
+        return f"{rate} ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
 def counted(count: int, noun: str) -> str:

@@ -72,10 +72,9 @@ class Tally:
         parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]
         parts += [f"{waiting:,} not answered yet"] if waiting else []
         total = f"{self.outcomes.total() + waiting:,} in = {' + '.join(parts)}"
-        of_retries = (
-            f"{self.answered_by[retry.job]:,}{'' if place else ' of them'} in {retry.job}"
-            for place, retry in enumerate(source.retries)
-        )
+        told = [retry.job for retry in source.retries if self.answered_by[retry.job]]
+        told = told or [retry.job for retry in source.retries[-1:]]
+        of_retries = [f"{self.answered_by[job]:,}{' of them' if job == told[0] else ''} in {job}" for job in told]
         lines.append(", ".join([total, *of_retries]))
         for code, (count, example) in sorted(self.failures.items(), key=lambda item: -item[1][0]):
             line = " ".join(example.split())

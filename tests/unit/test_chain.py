@@ -100,6 +100,9 @@ def test_the_best_of_every_request_counts_and_the_latest_of_equals(tmp_path: Pat
     ]  # fmt: skip
     lines = export(chain, "json", io.BytesIO()).lines(chain)
     assert f"7 in = 4 + 3 failed, 1 of them in {SECOND}, 2 in {THIRD}" in lines
+    vain = place(tmp_path, "20261128-101114-abcd", [ask(4)], {})
+    chain = Chain(first, [(SECOND, second), ("20261128-101114-abcd", vain)])
+    assert f"7 in = 3 + 4 failed, 2 of them in {SECOND}" in export(chain, "json", io.BytesIO()).lines(chain)
 
 
 def test_rows_that_fit_no_request_are_told_and_not_mixed_in(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ async def test_changes_count_before_the_settings_of_job_and_requests(rig: Desk) 
     [
         ({"modle": "x"}, "the changes: modle: no such job setting; did you mean model?"),
         ({"context_length": 0}, "context_length"),
-        ({"template": "{a}", "sample": 3}, "cannot change sample and template; submit the drop again with that"),
+        ({"template": "a", "sample": 3}, "cannot change sample and template; submit the drop again with that"),
         ({"lines_of": "x"}, "lines_of: no such job setting"),
     ],
 )

@@ -46,6 +46,7 @@ def job_command(invocation: Invocation, job_id: str) -> None:
 
 def _page(job: Document) -> Iterator[str]:
     for key, value in job.items():
+        value = ", ".join(value) if isinstance(value, list) else value
         if key not in ("schema", "notes") and value is not None:
             yield f"{key:<18}{clean({True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value)}"
     yield from (f"note: {clean(note)}" for note in job["notes"] or [])

@@ -26,7 +26,7 @@ from obatchd.results.rows import ResultSet
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
 @click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
-@click.option("--only-this", is_flag=True, help="Of a job that was retried: without the answers of its retries.")
+@click.option("--only-this", is_flag=True, help="Leave out the answers of its retries.")
 @click.option("--seed", type=int, help="Choose the same answers for --review again.")
 def results_command(
     invocation: Invocation,
@@ -41,7 +41,7 @@ def results_command(
 ) -> None:
     """Print, merge and export answers. JOB is a job id or its beginning; DIR an outbox, or any response files.
 
-    Answers of the retries of a job are among them, in place of its failures; attempt_job says which job answered.
+    Where a job was retried, the answers of its retries replace its failures; attempt_job says which job answered.
 
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
     stands the sum, and the failures by cause; on standard error when the export goes to standard output.

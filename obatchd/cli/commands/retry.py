@@ -37,10 +37,10 @@ def retry_command(
     output_dir: Path | None,
     **settings: Any,
 ) -> None:
-    """Make a new job from the requests of JOB that no answer came to, in JOB or in an earlier retry of it.
+    """Ask again, as a new job, the requests of JOB that were not answered, in JOB or in an earlier retry of it.
 
-    It has the settings that JOB had, but for those given here, which also count before those in the prompts' own lines.
-    obatchctl results JOB shows the answers of both as one.
+    The new job has the settings of JOB. Settings that are given here replace them, also those in a prompt's own line.
+    obatchctl results JOB then shows the answers of both jobs as one.
     """
     changes = {name: value for name, value in settings.items() if value is not None}
     changes = _with_assignments(changes, assignments)
