@@ -67,7 +67,7 @@ def _numbered(number: int, row: Row) -> tuple[int, Row]:
     return number, row
 
 
-def _line(numbered: tuple[int, Row]) -> int:
+def _line(numbered: tuple[int, Row]) -> tuple[int, int]:
     return line_of(numbered[1])
 
 

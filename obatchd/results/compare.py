@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from attrs import define, field
 
 from obatchd.errors import ResultsError
-from obatchd.prompts.reasoning import split_reasoning
 from obatchd.results.answers import Parsed
 from obatchd.results.export import data_of
 from obatchd.results.rates import LIKENESSES, Likeness, Rate, counted, likeness
+from obatchd.results.repeats import Agreement, Prompts, text_of
 from obatchd.results.rows import Record, ResultSet, Row, read_object
 
 _SIDES = ("a", "b")
@@ -57,6 +57,7 @@ class Side:
     tokens_per_s: list[float] = field(factory=list)  # of each answer
     job_tokens_per_s: float | None = None  # of all, over the time from acceptance to the last answer
     right: Counter[str] = field(factory=Counter)  # rows with a known answer, by how theirs is like it
+    repeats: Agreement = field(factory=Agreement)  # of prompts that were answered several times
 
     def add(self, row: Row, parsed: Parsed) -> None:
         self.rows += 1
@@ -85,7 +86,7 @@ class Side:
             "name": self.name, "models": list(self.models), "rows": self.rows, "answered": self.answered,
             "json": self.json, "characters_median": middle(self.characters), "tokens_median": middle(self.tokens),
             "tokens_per_s_median": middle(self.tokens_per_s), "job_tokens_per_s": self.job_tokens_per_s,
-            "right": rights or None,
+            "right": rights or None, "repeats": self.repeats.document(),
         }  # fmt: skip
 
 
@@ -119,6 +120,8 @@ class Figures:
 class Comparison:
     """Two results joined by the ids of their requests. Memory holds ids; rows of the second wait in a temporary file.
 
+    A prompt that was answered several times is one row, by the answer that most agree on.
+
     Args:
         gold: the column of the input that has the known answers.
         answer: the field of JSON answers that is held against it; None: the one of that name, or the only one.
@@ -126,6 +129,7 @@ class Comparison:
 
     def __init__(self, a: ResultSet, b: ResultSet, gold: str | None = None, answer: str | None = None) -> None:
         self.sources = (a, b)
+        self._prompts = tuple(Prompts(source, majority=True) for source in self.sources)
         self.gold = gold
         self._answer = answer
 
@@ -135,7 +139,7 @@ class Comparison:
 
     def pairs(self) -> Iterator[Pair]:
         """Requests in the order of the first, then those that are in the second alone."""
-        a, b = self.sources
+        a, b = self._prompts
         with _Kept(b) as kept:
             for row in a.rows():
                 yield Pair(row, kept.take(row.name))
@@ -168,7 +172,8 @@ class Comparison:
                 have = f"the columns of the input are {', '.join(columns)}" if columns else "the input has no columns"
                 raise ResultsError(f"no row has a known answer in the column {self.gold}; {have}", code="no_gold")
             figures.known = known
-        for side, source in zip(figures.sides, self.sources, strict=True):
+        for side, source, prompts in zip(figures.sides, self.sources, self._prompts, strict=True):
+            side.repeats = prompts.agreement
             speed = None if source.retries else read_object(source.path / "summary.json").get("tokens_per_s")
             side.job_tokens_per_s = speed if isinstance(speed, int | float) else None
         return figures
@@ -224,7 +229,7 @@ class Comparison:
 class _Kept:
     """Rows in a temporary file, to be taken by name once."""
 
-    def __init__(self, source: ResultSet) -> None:
+    def __init__(self, source: Prompts) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed at the end of the block that this is made for
         self._places: dict[str, int] = {}
         for row in source.rows():
@@ -249,12 +254,6 @@ class _Kept:
         for name in list(self._places):
             if (row := self.take(name)) is not None:
                 yield row
-
-
-def text_of(row: Row) -> str:
-    """The text of an answer, without the reasoning before it."""
-    response = row.record.get("response")
-    return split_reasoning(response)[0].strip() if isinstance(response, str) else ""
 
 
 def same(pair: Pair, parsed: tuple[Parsed, ...]) -> Likeness:
@@ -292,7 +291,9 @@ def _outcome(pair: Pair) -> str:
 def _columns(row: Row | None, parsed: Parsed) -> Record:
     if row is None:
         return {}
-    names = ("outcome", "response", "model", "response_tokens", "tokens_per_s", "code", "message")
+    names = (
+        "outcome", "response", "model", "response_tokens", "tokens_per_s", "answers", "agree", "code", "message",
+    )  # fmt: skip
     record = {name: row.record[name] for name in names if name in row.record}
     if isinstance(parsed.data, dict):
         record |= {f"data.{name}" if name in names else name: value for name, value in parsed.data.items()}

@@ -71,14 +71,15 @@ def likeness(answer: Any, other: Any) -> Likeness:
         return "exact"
     if _folded(texts[0]) == _folded(texts[1]):
         return "folded"
-    numbers = [_number(text) for text in texts]
-    return "numeric" if numbers[0] is not None and numbers[0] == numbers[1] else ""
+    return "numeric" if canonical(texts[0]) == canonical(texts[1]) else ""
+
+
+def canonical(text: str) -> str | Decimal:
+    """The same for texts that are alike: the number that a text is, without commas between thousands, or its words."""
+    folded = _folded(text)
+    is_number = folded[-1:].isdigit() and _NUMBER.fullmatch(folded)
+    return Decimal(folded.replace(",", "")) if is_number else folded
 
 
 def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def _number(text: str) -> Decimal | None:
-    """The number that a text is, without the commas between thousands."""
-    return Decimal(text.replace(",", "")) if text and _NUMBER.fullmatch(text) and text[-1].isdigit() else None

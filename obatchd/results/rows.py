@@ -125,10 +125,10 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)]
 
 
-def line_of(row: Row) -> int:
-    """The line of a request in its drop, by which rows of a job are ordered."""
-    line = row.record.get("line")
-    return line if isinstance(line, int) else 0
+def line_of(row: Row) -> tuple[int, int]:
+    """The place of a row in its job: its line, and the number of its answer where prompts are repeated."""
+    line, number = row.record.get("line"), row.record.get("repeat")
+    return line if isinstance(line, int) else 0, number if isinstance(number, int) else 0
 
 
 def _file_rows(path: Path) -> Iterator[Row]:

@@ -8,9 +8,10 @@ from random import Random
 from typing import Any, BinaryIO
 
 from obatchd.results.answers import Parsed
-from obatchd.results.compare import Comparison, Pair, same, text_of
+from obatchd.results.compare import Comparison, Pair, same
 from obatchd.results.export import data_of, writing_text
 from obatchd.results.page import beginning, chosen, ending, leaves, shown
+from obatchd.results.repeats import text_of
 from obatchd.results.rows import Row
 from obatchd.results.table import as_text
 

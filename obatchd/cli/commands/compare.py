@@ -84,6 +84,9 @@ def _table(figures: Figures) -> list[str]:
         for side, column in zip(figures.sides, columns, strict=True):
             rights = side.rights(figures.known).items()
             column |= {_RIGHT[kind].format(figures.known): rate.percent for kind, rate in rights}
+    if any(side.repeats.times for side in figures.sides):
+        for side, column in zip(figures.sides, columns, strict=True):
+            column["repeats of a prompt all the same"] = side.repeats.rate.percent if side.repeats.times else "–"
     rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
     # Where nothing more is right by a more generous look, that look is left out.
     rows = [row for place, row in enumerate(rows) if row[0][:1] != " " or row[1:] != rows[place - 1][1:]]

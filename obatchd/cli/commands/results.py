@@ -16,6 +16,7 @@ from obatchd.cli.commands.completion import known
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 from obatchd.results.chain import Chain
 from obatchd.results.export import FORMATS, Format, export
+from obatchd.results.repeats import Prompts
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet
 
@@ -26,6 +27,7 @@ from obatchd.results.rows import ResultSet
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
 @click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
+@click.option("--majority", is_flag=True, help="Of a prompt's several answers only the most frequent one.")
 @click.option("--only-this", is_flag=True, help="Leave out the answers of its retries.")
 @click.option("--seed", type=int, help="Choose the same answers for --review again.")
 def results_command(
@@ -36,6 +38,7 @@ def results_command(
     output: Path | None,
     data_only: bool,
     review: int | None,
+    majority: bool,
     only_this: bool,
     seed: int | None,
 ) -> None:
@@ -47,6 +50,9 @@ def results_command(
     stands the sum, and the failures by cause; on standard error when the export goes to standard output.
     """
     source = source_of(invocation, place, only_this=only_this)
+    prompts = Prompts(source, majority=majority)
+    if review is not None and majority:
+        raise click.UsageError("--majority goes with an export, not with --review")
     if review is not None:
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
         with target_of(output) as target:
@@ -58,10 +64,12 @@ def results_command(
         if output is None and (invocation.json or (form == "parquet" and sys.stdout.isatty())):
             raise click.UsageError("name a file with --output")
         with target_of(output) as target:
-            tally = export(source, form, target, data_only=data_only)
-    invocation.answer({**tally.document(source), "output": str(output) if output else None})
+            tally = export(prompts, form, target, data_only=data_only)
+    agreement = prompts.agreement
+    document = {**tally.document(source), "repeats": agreement.document()}
+    invocation.answer({**document, "output": str(output) if output else None})
     if not invocation.json:
-        lines = [*tally.lines(source), *([f"written to {output}"] if output else [])]
+        lines = [*tally.lines(source), *agreement.lines(), *([f"written to {output}"] if output else [])]
         click.echo("\n".join(map(clean, lines)), err=output is None)
 
 
