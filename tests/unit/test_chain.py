@@ -144,6 +144,11 @@ def test_lines_of_a_batch_file_are_one_with_those_of_its_retry(tmp_path: Path) -
     assert [(row.name, row.record["attempt_job"]) for row in chain.rows()] == [("c1", FIRST), ("c2", SECOND)]
 
 
+def test_a_retry_that_is_erased_this_moment_is_passed_over(told: dict[str, Document]) -> None:
+    del told[SECOND]
+    assert "40 in = 5 + 35 failed\n" in obatchctl(FIRST).stderr
+
+
 def test_without_a_daemon_nobody_knows_of_retries_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch, jobs: dict[str, Document], tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from obatchd.cli.obatchctl import main
 from obatchd.client.client import Client
 from obatchd.control.auth import Caller
 from obatchd.documents.jobs import JobDocument
-from obatchd.errors import ConfigError, ControlError
+from obatchd.errors import ConfigError, ControlError, NotFoundError
 from obatchd.jobs.formats import with_changes
 from obatchd.live.job import LiveJob
 from obatchd.ollama import faults
@@ -218,6 +218,17 @@ async def test_what_a_retry_answered_is_not_asked_again(rig: Desk) -> None:
     assert "every failed request" not in await refused(rig, second.row.job)
     third = await again(rig, first.row.job)  # of it alone nothing is known but its own failure
     assert rig.left(third) == {3}
+
+
+async def test_a_retry_is_its_owners_whoever_asked_for_it(rig: Desk) -> None:
+    job = await failed(rig, "a")
+    with pytest.raises(NotFoundError):
+        await rig.operations.jobs.retry(BOB, job.row.job, {"model": "large"})
+    document = await rig.operations.jobs.retry(Caller(0, True), job.row.job, {"model": "large"})
+    assert document.owner == 1000
+    assert rig.operations.jobs.one(ALICE, job.row.job).retries == [document.job]
+    with pytest.raises(NotFoundError):
+        rig.operations.jobs.one(BOB, document.job)
 
 
 async def test_a_job_names_its_retries_to_those_who_may_see_it(rig: Desk) -> None:

@@ -90,7 +90,7 @@ def _table(figures: Figures) -> list[str]:
     rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
     # Where nothing more is right by a more generous look, that look is left out.
     rows = [row for place, row in enumerate(rows) if row[0][:1] != " " or row[1:] != rows[place - 1][1:]]
-    return table(("", *(f">{side.name}" for side in figures.sides)), rows)
+    return table(("", *(f">~{side.name}" for side in figures.sides)), rows)
 
 
 def _column(side: Side) -> dict[str, str]:

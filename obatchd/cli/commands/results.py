@@ -90,8 +90,11 @@ def source_of(invocation: Invocation, place: str, *, only_this: bool = False) ->
         raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
     if found["outbox"] is None:
         raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
-    retries = [] if only_this else [_job(invocation, job) for job in found.get("retries") or ()]
-    places = [(retry["job"], Path(retry["outbox"])) for retry in retries if retry["outbox"] is not None]
+    places: list[tuple[str, Path]] = []
+    for job in () if only_this else found.get("retries") or ():
+        with contextlib.suppress(NotFoundError):  # it was erased this moment
+            if (place_of_retry := _job(invocation, job)["outbox"]) is not None:
+                places.append((job, Path(place_of_retry)))
     return Chain(Path(found["outbox"]), places) if places else ResultSet(Path(found["outbox"]))
 
 
