@@ -68,7 +68,8 @@ class Side:
             return
         self.answered += 1
         self.json += parsed.found
-        self.characters.append(len(text_of(row)))
+        if record.get("response"):
+            self.characters.append(len(text_of(row)))
         if isinstance(tokens := record.get("response_tokens"), int):
             self.tokens.append(tokens)
         if isinstance(speed := record.get("tokens_per_s"), int | float) and not record.get("copied_from"):
@@ -202,9 +203,8 @@ class Comparison:
     def _answer_of(self, row: Row) -> Any:
         parsed = data_of(row)
         if parsed.found and isinstance(parsed.data, dict):
-            for name in (self._answer, self.gold) if self._answer is None else (self._answer,):
-                if name in parsed.data:
-                    return parsed.data[name]
+            if (name := self._answer or self.gold) in parsed.data:
+                return parsed.data[name]
             if self._answer is None and len(parsed.data) == 1:
                 return next(iter(parsed.data.values()))
         return parsed.data if parsed.found else text_of(row)

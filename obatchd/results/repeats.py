@@ -18,9 +18,11 @@ from obatchd.prompts.reasoning import split_reasoning
 from obatchd.results.export import Rows, data_of
 from obatchd.results.rates import Rate, canonical, counted
 from obatchd.results.rows import Record, Row
+from obatchd.results.table import as_text
 
 _OF_ANSWERS = ("repeat", "seed", "choices")  # and not of the prompt
 _OF_ONE = ("response", "think", "data")
+_NO_TEXT = ("embedding", "embeddings", "tool_calls")
 
 
 @frozen
@@ -138,9 +140,10 @@ def _answers(row: Row) -> Iterator[Row]:
 
 
 def text_of(row: Row) -> str:
-    """The text of an answer, without the reasoning before it."""
-    response = row.record.get("response")
-    return split_reasoning(response)[0].strip() if isinstance(response, str) else ""
+    """The text of an answer, without the reasoning before it; vectors and calls of functions as JSON."""
+    if isinstance(response := row.record.get("response"), str) and response:
+        return split_reasoning(response)[0].strip()
+    return as_text(next((row.record[name] for name in _NO_TEXT if row.record.get(name)), None))
 
 
 def _meaning(row: Row) -> Hashable:

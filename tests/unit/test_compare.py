@@ -197,6 +197,18 @@ def test_the_page_shows_both_and_runs_nothing(tmp_path: Path) -> None:
     assert few[0].exit_code == 0 and "2 of 3 requests, chosen at random." in page.read_text()
 
 
+def test_vectors_and_calls_of_functions_are_compared_as_well(tmp_path: Path) -> None:
+    def call(city: str) -> list[Document]:
+        return [{"function": {"name": "weather", "arguments": {"city": city}}}]
+
+    a = [success(1, "", embedding=[1.0, 2.0]), success(2, "", embedding=[1.0]), success(3, "", tool_calls=call("Bern"))]
+    b = [success(1, "", embedding=[1.0, 2.0]), success(2, "", embedding=[2.0]), success(3, "", tool_calls=call("Oslo"))]
+    figures = Comparison(
+        *(ResultSet(outbox(tmp_path / name, rows, {})) for name, rows in (("a", a), ("b", b)))
+    ).figures()
+    assert (figures.both, figures.agreement, figures.sides[0].characters) == (3, Rate(1, 3), [])
+
+
 def test_an_id_that_is_used_twice_is_compared_once(tmp_path: Path) -> None:
     first = outbox(tmp_path / "a", [success(1, "x"), {**failure(2), "id": "n1", "code": "duplicate_id"}], {})
     second = outbox(tmp_path / "b", [success(1, "x"), {**failure(2), "id": "n1", "code": "duplicate_id"}], {})
