@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -163,6 +164,17 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return answer(INTERNAL, 500)
 
 
+async def _object_sent(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body of a request; an empty one where there is no body."""
+    try:
+        sent = await request.json() if request.can_read_body else {}
+    except (ValueError, RecursionError):
+        sent = None
+    if not isinstance(sent, dict):
+        raise errors.ConfigError("the body must be a JSON object", code="bad_request")
+    return sent
+
+
 class _Api:
     """The routes, and who may use them."""
 
@@ -189,7 +201,8 @@ class _Api:
             web.get("/v1/jobs", self._jobs),
             web.get("/v1/jobs/{job}", self._job),
             web.delete("/v1/jobs/{job}", self._remove_job),
-            web.post(r"/v1/jobs/{job}/{action:cancel|retry|pause|resume}", self._job_action),
+            web.post("/v1/jobs/{job}/retry", self._retry),
+            web.post(r"/v1/jobs/{job}/{action:cancel|pause|resume}", self._job_action),
             web.get("/v1/models", self._models),
             *self._gpus.for_every_caller(),
             web.get("/healthz", self._healthz),
@@ -267,8 +280,14 @@ class _Api:
 
     async def _job_action(self, request: web.Request) -> web.Response:
         jobs = self._operations.jobs
-        actions = {"cancel": jobs.cancel, "retry": jobs.retry, "pause": jobs.pause, "resume": jobs.resume}
+        actions = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}
         return answer(await actions[request.match_info["action"]](request[_CALLER], request.match_info["job"]))
+
+    async def _retry(self, request: web.Request) -> web.Response:
+        changes = (await _object_sent(request)).get("settings", {})
+        if not isinstance(changes, dict):
+            raise errors.ConfigError('the body must be {"settings": {…}}', code="bad_request")
+        return answer(await self._operations.jobs.retry(request[_CALLER], request.match_info["job"], changes))
 
     async def _remove_job(self, request: web.Request) -> web.Response:
         return answer(await self._operations.jobs.remove(request[_CALLER], request.match_info["job"]))
@@ -287,11 +306,7 @@ class _Api:
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         """One JSON document per line while the pull goes on; an error is the last line."""
-        try:
-            body = await request.json()
-            name = body["model"]
-        except (ValueError, KeyError, TypeError):
-            name = None
+        name = (await _object_sent(request)).get("model")
         if not isinstance(name, str) or not name:
             raise errors.ConfigError('the body must be {"model": "name"}', code="bad_request")
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})

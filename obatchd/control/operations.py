@@ -56,8 +56,12 @@ class JobOperations(Protocol):
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
         """Cancel the unfinished requests of a job."""
 
-    async def retry(self, caller: Caller, job_id: str) -> JobDocument:
-        """A new job from the requests of a finished one that did not succeed."""
+    async def retry(self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None) -> JobDocument:
+        """A new job from the requests of a finished one that have no answer, in it or in an earlier retry of it.
+
+        ``changes`` are settings as in a job.toml, not checked yet; they count before those of the job and its requests.
+        Raises ConfigError where they are wrong.
+        """
 
     async def remove(self, caller: Caller, job_id: str) -> Removed:
         """Erase a job that is over: results, prompts, and every trace in the store."""

@@ -39,6 +39,8 @@ class JobDocument(Document):
     expires_at: str | None = None  # its deadline
     outbox: str | None = None  # directory of the results; a refused job has none
     refused_to: str | None = None  # where a refused drop lies, with the reason
+    # Jobs that try again what failed in it or in them, the oldest first. Of one job that is done; absent without any.
+    retries: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class Jobs(msgspec.Struct):

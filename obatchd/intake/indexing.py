@@ -98,6 +98,7 @@ class DropReader:
         with self._at_its_cost():
             changes = self.own_columns()
             self.row.settings = changes["settings"]  # they say how the drop is read
+            self.row.retry_of = changes["retry_of"]
             if self.row.settings.sample:
                 self._sample()
                 changes["settings"] = self.row.settings
@@ -124,8 +125,11 @@ class DropReader:
             self._note(f"{about} is taken for words about the drop, not for a prompt; call it otherwise if it is one")
         given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
         merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
-        with contextlib.suppress(DropRefused, OSError):  # where it cannot be told, reading it says why
-            self._form = recognise(drop.path, drop.name, merged.encoding)
+        if submitted.retry_of is not None:  # so many blank lines may be before the first request that none is seen
+            self._form = Format.BATCH if merged.openai_batch else Format.LINES
+        else:
+            with contextlib.suppress(DropRefused, OSError):  # where it cannot be told, reading it says why
+                self._form = recognise(drop.path, drop.name, merged.encoding)
         if self._form is Format.BATCH and not _rules(merged).given:
             merged = msgspec.structs.replace(merged, openai_batch=True)
         self._note(*submitted.notes)
@@ -234,7 +238,8 @@ class DropReader:
     def _digest(self, store: Store) -> str:
         self._hashed = True
         digest = content_digest(self.input)
-        earlier = store.state.duplicate_of(digest, self.row.job)
+        # A retry is no drop: where everything failed it has just the content of the first job.
+        earlier = None if self.row.retry_of else store.state.duplicate_of(digest, self.row.job)
         if earlier is not None:
             if self._settings.inbox.dedupe == "reject":
                 raise DropRefused(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 from attrs import define
+from msgspec import UNSET
 
 from obatchd import log
 from obatchd.control.auth import Caller
@@ -58,7 +60,12 @@ class JobCommands:
         return finished_document(row, self._engine.layout)
 
     def one(self, caller: Caller, job_id: str) -> JobDocument:
-        return self._document(self._find(caller, job_id), self._engine.dispatcher.in_flight())
+        row = self._find(caller, job_id)
+        document = self._document(row, self._engine.dispatcher.in_flight())
+        if row.state is JobState.DONE:
+            retries = self._engine.store.state.retries(row)
+            document.retries = [retry.job for retry in retries if caller.may_see(retry.owner)] or UNSET
+        return document
 
     def _find(self, caller: Caller, job_id: str) -> JobRow:
         """The job; one that the caller may not see is not found, so that nobody can try out ids."""
@@ -91,11 +98,11 @@ class JobCommands:
         return job_document(live, 0)
 
     @disk_faults_told()
-    async def retry(self, caller: Caller, job_id: str) -> JobDocument:
+    async def retry(self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None) -> JobDocument:
         row = self._find(caller, job_id)
         if row.key in self._engine.jobs and row.state is not JobState.DONE:
             raise ControlError(f"job {row.job} is not over yet; retry it when it is", code="job_running")
-        return self._document(await Submissions(self._engine).retry(row), {})
+        return self._document(await Submissions(self._engine).retry(row, changes or {}), {})
 
     async def pause(self, caller: Caller, job_id: str) -> JobDocument:
         return await self._set_paused(caller, job_id, True)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import msgspec
 from attrs import define
 
 from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
-from obatchd.errors import ControlError, DropRefused
+from obatchd.errors import ConfigError, ControlError, DropRefused
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState
+from obatchd.jobs.formats import with_changes
+from obatchd.jobs.formats.reader.settings import OPTIONS
+from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState, Outcome
 from obatchd.jobs.store import JobRow
-from obatchd.settings.job import FrozenSettings, JobSettings, parse_job_settings
+from obatchd.settings.job import JOB_KEYS, REQUEST_KEYS, FrozenSettings, JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.copying import Incoming
@@ -41,15 +44,21 @@ class Submissions:
         copy = partial(_copy, submission, self._engine.settings.value)
         return await self._take(os.fsencode(submission.name), submission.owner, submission.kind, settings, copy)
 
-    async def retry(self, row: JobRow) -> JobRow:
-        """A job of the requests of ``row`` that did not succeed.
+    async def retry(self, row: JobRow, changes: Mapping[str, Any]) -> JobRow:
+        """A job of the requests of ``row`` that have no answer, in it or in an earlier retry of it.
 
-        Raises ControlError where there is none, its prompts are gone, or nothing may be taken now.
+        Settings in ``changes`` count before those of the job and of its requests. Raises ConfigError where they are
+        wrong, ControlError where there is no such request, its prompt is gone, or nothing may be taken now.
         """
+        given, notes = _changes(changes)
         self._may_submit(row.owner)
-        defaults = _defaults_of_retry(row.defaults, self._engine.store.state.defaults_now())
-        settings = SubmittedSettings(_settings_of_retry(row.settings), [], row.job, defaults)
-        return await self._take(_retry_name(row), row.owner, "file", settings, partial(self._copy_failed, row))
+        defaults = _defaults_of_retry(row.defaults, self._engine.store.state.defaults_now(), given)
+        own = msgspec.structs.replace(
+            _settings_of_retry(row.settings, given), lines_of=row.settings.lines_of or row.job
+        )
+        settings = SubmittedSettings(own, notes, row.job, defaults)
+        copy = partial(self._copy_failed, row, given)
+        return await self._take(_retry_name(row), row.owner, "file", settings, copy)
 
     async def _take(
         self, name: bytes, owner: int, kind: str, settings: SubmittedSettings, fill: Callable[[Incoming], None]
@@ -79,32 +88,82 @@ class Submissions:
         if reason := self._engine.intake.limits().room(owner, 0):
             raise ControlError(reason, code="over_limit")
 
-    def _copy_failed(self, row: JobRow, incoming: Incoming) -> None:
+    def _copy_failed(self, row: JobRow, changes: Mapping[str, Any], incoming: Incoming) -> None:
+        """Each request keeps its line, for that is its key: of the lines between only their ends are written."""
         source = self._engine.work.request_file(row)
         if not source.exists():
             raise ControlError(f"the prompts of job {row.job} are no longer kept; drop them again", code="released")
-        rows = self._engine.store.of(row).failed_requests(row.key)
+        store, line = self._engine.store, 1
+        rows = store.of(row).failed_requests(row.key)
         if not rows:
             raise ControlError(f"job {row.job} has no failed request that could be tried again", code="nothing")
+        answered = self._answered_since(row)
+        rows = [request for request in rows if request.line not in answered]
+        if not rows:
+            has_all = f"obatchctl results {row.job} has all answers"
+            reason = f"every failed request of job {row.job} was answered by a retry of it; {has_all}"
+            raise ControlError(reason, code="nothing")
         with open(source, "rb") as prompts, open(incoming.input, "wb") as file:
             for request in rows:
                 prompts.seek(request.offset)
-                file.write(prompts.read(request.length).replace(b"\n", b" ") + b"\n")
+                raw = prompts.read(request.length).replace(b"\n", b" ")
+                file.write(b"\n" * (request.line - line) + with_changes(raw, changes))
+                line = request.line
+            file.write(b"\n")
+
+    def _answered_since(self, row: JobRow) -> set[int]:
+        """Lines of a job that earlier retries answered, also those that do not follow it directly.
+
+        Raises ControlError where one of them is not over.
+        """
+        store, answered = self._engine.store, set[int]()
+        lines_of = row.settings.lines_of or row.job
+        for retry in store.state.retries(row):
+            if retry.settings.lines_of != lines_of:
+                continue  # an earlier version made it, and numbered its lines anew
+            if retry.state in (JobState.RUNNING, JobState.PUBLISHING):
+                reason = f"job {retry.job} is still trying again what failed in {row.job}; retry it when that is over"
+                raise ControlError(reason, code="job_running")
+            if retry.state is JobState.DONE:
+                answered.update(line for line, outcome, _ in store.results(retry) if outcome is Outcome.SUCCEEDED)
+        return answered
 
 
-def _settings_of_retry(settings: JobSettings) -> JobSettings:
+def _changes(asked: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings that a retry changes, checked, and notes on them. An option of Ollama may be named as such."""
+    options = {name: asked[name] for name in OPTIONS & asked.keys() if name not in JOB_KEYS}
+    table = {name: value for name, value in asked.items() if name not in options}
+    own = table.get("options", {})
+    if options and isinstance(own, dict):
+        table["options"] = options | own
+    if fixed := sorted(table.keys() & set(JOB_KEYS) - REQUEST_KEYS):
+        raise ConfigError(
+            f"a retry asks the same prompts again, so it cannot change {' and '.join(fixed)}; submit the drop again"
+            " with that"
+        )
+    settings, notes = parse_job_settings(table, "the changes")
+    given: dict[str, Any] = msgspec.to_builtins(settings)
+    return given, notes
+
+
+def _settings_of_retry(settings: JobSettings, changes: Mapping[str, Any]) -> JobSettings:
     # Records have been made into requests already. A deadline that is a time was meant for the first job.
     deadline = None if isinstance(settings.deadline, str) else settings.deadline
-    return msgspec.structs.replace(
-        settings, template=None, text_column=None, id_column=None, encoding=None, lines=None, sample=None,
-        sample_of=None, deadline=deadline,
-    )  # fmt: skip
+    options = _without_limit(settings.options, changes) | changes.get("options", {})
+    records = dict.fromkeys(("template", "text_column", "id_column", "encoding", "lines", "sample", "sample_of"))
+    return msgspec.structs.replace(settings, **{**records, "deadline": deadline, **changes, "options": options})
 
 
-def _defaults_of_retry(first: FrozenSettings, now: FrozenSettings) -> FrozenSettings:
+def _defaults_of_retry(first: FrozenSettings, now: FrozenSettings, changes: Mapping[str, Any]) -> FrozenSettings:
     """Those of the first job, so that all its answers come about in the same way; as of now, when they are due."""
     model = first.model or now.model  # without one nothing was asked
-    return msgspec.structs.replace(first, model=model, priority=now.priority, deadline=now.deadline)
+    options = _without_limit(first.options, changes)
+    return msgspec.structs.replace(first, model=model, priority=now.priority, deadline=now.deadline, options=options)
+
+
+def _without_limit(options: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The option that is another name of a limit that changes would count before it."""
+    return {k: v for k, v in options.items() if k != "num_predict" or "max_response_tokens" not in changes}
 
 
 def _copy(submission: Submission, settings: Settings, incoming: Incoming) -> None:

@@ -9,11 +9,11 @@ import json
 import re
 from collections.abc import Iterator
 from itertools import islice, starmap
-from typing import Any, BinaryIO, Literal, TextIO
+from typing import Any, BinaryIO, Literal, Protocol, TextIO
 
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed, parse_answer
-from obatchd.results.rows import Record, ResultSet, Row
+from obatchd.results.rows import Record, Row
 from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
 from obatchd.results.tally import Tally
 
@@ -39,7 +39,13 @@ def data_of(row: Row) -> Parsed:
     return Parsed(problem=None)
 
 
-def export(source: ResultSet, form: Format, target: BinaryIO, *, data_only: bool = False) -> Tally:
+class Rows(Protocol):
+    """What has rows that can be read more than once."""
+
+    def rows(self) -> Iterator[Row]: ...
+
+
+def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = False) -> Tally:
     """Write all rows of ``source`` to ``target``; returns their count.
 
     Args:
@@ -80,7 +86,7 @@ def writing_text(target: BinaryIO) -> Iterator[TextIO]:
         text.detach()
 
 
-def _counted(source: ResultSet, tally: Tally) -> _Rows:
+def _counted(source: Rows, tally: Tally) -> _Rows:
     for row in source.rows():
         parsed = data_of(row)
         tally.add(row, parsed.problem)

@@ -7,7 +7,7 @@ import heapq
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,8 @@ class Row(NamedTuple):
 class ResultSet:
     """Results that can be read more than once."""
 
+    retries: Sequence[ResultSet] = ()  # of the job, where their rows are among these
+
     def __init__(self, path: Path) -> None:
         """Raises: NotFoundError: there is nothing at ``path``. ResultsError: it cannot be read."""
         if not path.exists():
@@ -70,8 +72,12 @@ class ResultSet:
         streams: list[Iterable[Row]] = [_lines(path) for path in whole if path.exists()]
         responses = self.path / "responses"
         if not streams and responses.is_dir():  # the answers so far of a job that is still running
-            streams = [sorted((row for row in _directory_rows(responses) if row.file.endswith(".json")), key=_line)]
-        return (row._replace(file="") for row in heapq.merge(*streams, key=_line))
+            streams = [sorted((row for row in _directory_rows(responses) if row.file.endswith(".json")), key=line_of)]
+        return (row._replace(file="") for row in heapq.merge(*streams, key=line_of))
+
+    def notes(self) -> list[str]:
+        """Notes for people at the end, once the rows were read."""
+        return []
 
 
 def _directory_rows(directory: Path) -> Iterator[Row]:
@@ -119,9 +125,10 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if place % 2 else (1, 0, part) for place, part in enumerate(parts)]
 
 
-def _line(row: Row) -> int:
-    line = row.record.get("line")
-    return line if isinstance(line, int) else 0
+def line_of(row: Row) -> tuple[int, int]:
+    """The place of a row in its job: its line, and the number of its answer where prompts are repeated."""
+    line, number = row.record.get("line"), row.record.get("repeat")
+    return line if isinstance(line, int) else 0, number if isinstance(number, int) else 0
 
 
 def _file_rows(path: Path) -> Iterator[Row]:

@@ -19,6 +19,7 @@ class Tally:
         self.failures: dict[str, tuple[int, str]] = {}  # by code: how many, and the message of the first
         self.not_json: list[tuple[str, str]] = []  # name of each success whose answer is no JSON, and why
         self.json = 0  # successes whose answer is JSON
+        self.answered_by: Counter[str] = Counter()  # successes by job, where there are retries
 
     def add(self, row: Row, problem: str | None) -> None:
         """Count one row; ``problem`` says why its answer is no JSON, "" that it is, None that nobody looked."""
@@ -28,7 +29,10 @@ class Tally:
             code = str(row.record.get("code") or outcome)
             count, example = self.failures.get(code, (0, str(row.record.get("message") or "")))
             self.failures[code] = (count + 1, example)
-        elif problem:
+            return
+        if job := row.record.get("attempt_job"):
+            self.answered_by[str(job)] += 1
+        if problem:
             self.not_json.append((row.name, problem))
         elif problem is not None:
             self.json += 1
@@ -49,6 +53,10 @@ class Tally:
             "not_json": [{"id": name, "reason": problem} for name, problem in self.not_json],
             "failures": {code: {"requests": n, "example": example} for code, (n, example) in self.failures.items()},
             "retry": _retry(source) if self.failures else None,
+            "retries": [
+                {"job": retry.job, "succeeded": self.answered_by[retry.job], "complete": retry.complete}
+                for retry in source.retries
+            ],
         }
 
     def lines(self, source: ResultSet) -> list[str]:
@@ -63,15 +71,21 @@ class Tally:
         parts = [f"{self.outcomes['succeeded']:,}"]
         parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]
         parts += [f"{waiting:,} not answered yet"] if waiting else []
-        lines.append(f"{self.outcomes.total() + waiting:,} in = {' + '.join(parts)}")
+        total = f"{self.outcomes.total() + waiting:,} in = {' + '.join(parts)}"
+        told = [retry.job for retry in source.retries if self.answered_by[retry.job]]
+        told = told or [retry.job for retry in source.retries[-1:]]
+        of_retries = [f"{self.answered_by[job]:,}{' of them' if job == told[0] else ''} in {job}" for job in told]
+        lines.append(", ".join([total, *of_retries]))
         for code, (count, example) in sorted(self.failures.items(), key=lambda item: -item[1][0]):
             line = " ".join(example.split())
             line = line if len(line) <= _EXAMPLE_CHARACTERS else f"{line[: _EXAMPLE_CHARACTERS - 1]}…"
             lines.append(f"  {count:,} {code}: {line}")
+        lines += [f"  {note}" for note in source.notes()]
         if self.failures and (command := _retry(source)):
             lines.append(f"  try these again:  {command}")
         return lines
 
 
 def _retry(source: ResultSet) -> str | None:
-    return f"obatchctl retry {source.job}" if source.job and source.complete else None
+    over = source.complete and all(retry.complete for retry in source.retries)
+    return f"obatchctl retry {source.job}" if source.job and over else None

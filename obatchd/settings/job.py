@@ -41,6 +41,7 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     openai_batch: bool = False  # the drop is a batch file of that API; found when it is read, not given
     sample_of: int | None = None  # of how many; found when the drop is read, not given
     skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
+    lines_of: str | None = None  # the job whose numbers of lines a retry keeps; set by the daemon, not given
 
 
 class FrozenSettings(msgspec.Struct, frozen=True):
@@ -125,7 +126,8 @@ class SelectionSettings(Section):
     )
 
 
-_FOUND = ("openai_batch", "sample_of")  # found while a job is read, never given
+_FOUND = ("openai_batch", "sample_of", "lines_of")  # found while a job is read or retried, never given
+REQUEST_KEYS = frozenset(_OF_JOBS_TOO)  # those that bear on requests as they are, and not on how records become some
 JOB_KEYS = tuple(name for name in JobSettings.__struct_fields__ if name not in _FOUND)
 # Options that make Ollama load a model anew: they belong to the server's profile, not to one request.
 LOAD_TIME_OPTIONS = frozenset(("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "use_mlock", "num_thread",

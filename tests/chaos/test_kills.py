@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from daemon_support import Daemon, Document, json_array_gz, jsonl, prompts, wait_for
 
+from obatchd.errors import DaemonDownError
+
 Make = Callable[..., Daemon]
 Drop = tuple[str, Any, list[Document]]
 INSTANTS = [
@@ -86,3 +88,22 @@ def test_killed_at_an_instant_of_a_protocol(make_daemon: Make, instant: str) -> 
     check_all(d, drops)
     assert d.stop() == 0
     assert d.servers_alive() == []
+
+
+def test_a_retry_with_changes_that_is_killed_when_it_is_accepted(make_daemon: Make) -> None:
+    faults = [{"kind": "status", "marker": "BAD", "model": "tiny"}]
+    d = make_daemon({"dispatch": {"max_attempts": 1, "strikes": 100}}, simulator={"faults": faults})
+    d.start("submit.after_accept")
+    d.drop("job.jsonl", [*prompts(3), *prompts(2, "BAD")])
+    job = d.done("job.jsonl")
+    wait_for(lambda: d.client.get("jobs", job.id)["state"] == "done", 5, "the job is over")
+    with pytest.raises(DaemonDownError):
+        d.client.post("jobs", job.id, "retry", body={"settings": {"model": "large", "options": {"seed": 7}}})
+    assert d.process is not None
+    assert d.process.wait(20) == -signal.SIGKILL
+    d.start()
+    again = d.done("job.retry.jsonl")
+    assert (again.summary["settings"]["model"], again.summary["settings"]["options"]) == ("large", {"seed": 7})
+    assert [result["line"] for result in again.results] == [4, 5]
+    assert f"5 in = 5 + 0 failed, 2 of them in {again.id}\n" in d.control("results", job.id).stderr
+    assert len(d.client.get("jobs")["jobs"]) == 2

@@ -207,9 +207,12 @@ class FakeJobs:
         self.daemon.calls.append(("cancel", job_id))
         return self.one(caller, job_id)
 
-    async def retry(self, caller: Caller, job_id: str) -> JobDocument:
-        self.daemon.calls.append(("retry", job_id))
-        return msgspec.structs.replace(self.one(caller, job_id), job="new")
+    async def retry(self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None) -> JobDocument:
+        self.daemon.calls.append(("retry", job_id, changes) if changes else ("retry", job_id))
+        first = self.one(caller, job_id)
+        over = {"state": self.daemon.finished_state, "succeeded": 1, "failed": 0}
+        self.daemon.known["new"] = msgspec.structs.replace(first, job="new", retry_of=first.job, **over)
+        return self.daemon.known["new"]
 
     async def remove(self, caller: Caller, job_id: str) -> Removed:
         self.daemon.calls.append(("rm", job_id))

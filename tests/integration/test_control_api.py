@@ -10,6 +10,7 @@ import socket
 import struct
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +92,11 @@ async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path
     for path in ("gpu-events?limit=x", "gpu-events?limit=0", "jobs?limit=" + "9" * 5000):
         with pytest.raises(errors.ObatchError, match="limit must be"):
             await call(client.get, path)
+    await call(lambda: client.post("jobs", "2026", "retry", body={"settings": {"model": "m"}}))
+    assert daemon.calls.pop() == ("retry", "2026", {"model": "m"})
+    for body in ([], {"settings": []}):
+        with pytest.raises(errors.ConfigError, match="the body must be"):
+            await call(partial(client.post, "jobs", "2026", "retry", body=body))  # type: ignore[arg-type]
     with pytest.raises(errors.ObatchError, match="for_s must be"):
         await call(client.post, "gpus/2/lend?for_s=soon")
     assert (await call(client.post, "drain"))["state"] == "draining"

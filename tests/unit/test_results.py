@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
+import re
+import shutil
+import subprocess
+from base64 import b64decode
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +21,7 @@ from obatchd.cli.obatchctl import main
 from obatchd.errors import NotFoundError
 from obatchd.results.answers import parse_answer
 from obatchd.results.export import Format, export
+from obatchd.results.rates import Z_95
 from obatchd.results.rows import ResultSet
 from obatchd.results.tally import Tally
 
@@ -306,3 +313,20 @@ def test_the_review_page_shows_source_and_data_side_by_side(tmp_path: Path) -> N
     one = [obatchctl(tmp_path / "o", "--review", "1", "--seed", "7", "-o", page) and page.read_text() for _ in range(2)]
     assert one[0] == one[1]
     assert "1 of 2 answers" in one[0]
+
+
+def test_the_review_page_takes_marks_and_runs_no_script_but_its_own(tmp_path: Path) -> None:
+    evil = '"><script>alert(1)</script>'
+    rows = [success(1, evil) | {"id": evil, "prompt": evil}, success(2, "x")]
+    page = tmp_path / "page.html"
+    assert obatchctl(outbox(tmp_path / "o", rows, {}), "--review", "9", "-o", page).exit_code == 0
+    text = page.read_text()
+    [script] = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    [allowed] = re.findall(r"script-src 'sha256-([^']+)'", text)
+    assert b64decode(allowed) == sha256(script.encode()).digest()
+    assert "default-src 'none'" in text and text.count("<script") == 1
+    assert f'<article data-id="{html.escape(evil)}">' in text
+    assert len(re.findall('<button type="button" value="(?:right|wrong)"', text)) == 4
+    assert f"z = {Z_95}," in script  # the intervals of both are the same
+    if node := shutil.which("node"):
+        assert subprocess.run([node, "--check", "-"], input=script, text=True).returncode == 0

@@ -1,4 +1,4 @@
-"""``obatchctl jobs``, ``job``, ``cancel``, ``retry``, ``rm``, ``pause`` and ``resume``."""
+"""``obatchctl jobs``, ``job``, ``cancel``, ``rm``, ``pause`` and ``resume``."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ def job_command(invocation: Invocation, job_id: str) -> None:
 
 def _page(job: Document) -> Iterator[str]:
     for key, value in job.items():
+        value = ", ".join(value) if isinstance(value, list) else value
         if key not in ("schema", "notes") and value is not None:
             yield f"{key:<18}{clean({True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value)}"
     yield from (f"note: {clean(note)}" for note in job["notes"] or [])
@@ -57,14 +58,6 @@ def cancel_command(invocation: Invocation, job_id: str) -> None:
     """Cancel what is not finished of a job; what is finished stays in its outbox."""
     job = invocation.client().post("jobs", job_id, "cancel")
     invocation.answer(job, f"{job['job']} cancelled; results: {job['outbox']}")
-
-
-@click.command("retry", cls=Command)
-@_one_job
-def retry_command(invocation: Invocation, job_id: str) -> None:
-    """Make a new job from the requests of JOB that did not succeed."""
-    job = invocation.client().post("jobs", job_id, "retry")
-    invocation.answer(job, f"{job['job']} tries again what failed in {job_id}")
 
 
 @click.command("rm", cls=Command)

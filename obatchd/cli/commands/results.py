@@ -11,10 +11,12 @@ from typing import BinaryIO
 
 import click
 
-from obatchd.cli.command import Command, Invocation, clean, given
+from obatchd.cli.command import Command, Document, Invocation, clean, given
 from obatchd.cli.commands.completion import known
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
+from obatchd.results.chain import Chain
 from obatchd.results.export import FORMATS, Format, export
+from obatchd.results.repeats import Prompts
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet
 
@@ -25,6 +27,8 @@ from obatchd.results.rows import ResultSet
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
 @click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
+@click.option("--majority", is_flag=True, help="Of a prompt's several answers only the most frequent one.")
+@click.option("--only-this", is_flag=True, help="Leave out the answers of its retries.")
 @click.option("--seed", type=int, help="Choose the same answers for --review again.")
 def results_command(
     invocation: Invocation,
@@ -34,56 +38,85 @@ def results_command(
     output: Path | None,
     data_only: bool,
     review: int | None,
+    majority: bool,
+    only_this: bool,
     seed: int | None,
 ) -> None:
     """Print, merge and export answers. JOB is a job id or its beginning; DIR an outbox, or any response files.
 
+    Where a job was retried, the answers of its retries replace its failures; attempt_job says which job answered.
+
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
     stands the sum, and the failures by cause; on standard error when the export goes to standard output.
     """
-    source = _source(invocation, place)
+    source = source_of(invocation, place, only_this=only_this)
+    prompts = Prompts(source, majority=majority)
+    if review is not None and majority:
+        raise click.UsageError("--majority goes with an export, not with --review")
     if review is not None:
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
-        with _target(output) as target:
+        with target_of(output) as target:
             tally = write_review(source, review, target, seed=seed)
     else:
-        form = form or _form_of(output)
+        form = form or form_of(output)
         if data_only and form not in ("json", "jsonl"):
             raise click.UsageError("--data-only goes with --format json or jsonl")
         if output is None and (invocation.json or (form == "parquet" and sys.stdout.isatty())):
             raise click.UsageError("name a file with --output")
-        with _target(output) as target:
-            tally = export(source, form, target, data_only=data_only)
-    invocation.answer({**tally.document(source), "output": str(output) if output else None})
+        with target_of(output) as target:
+            tally = export(prompts, form, target, data_only=data_only)
+    agreement = prompts.agreement
+    document = {**tally.document(source), "repeats": agreement.document()}
+    invocation.answer({**document, "output": str(output) if output else None})
     if not invocation.json:
-        lines = [*tally.lines(source), *([f"written to {output}"] if output else [])]
+        lines = [*tally.lines(source), *agreement.lines(), *([f"written to {output}"] if output else [])]
         click.echo("\n".join(map(clean, lines)), err=output is None)
 
 
-def _source(invocation: Invocation, place: str) -> ResultSet:
-    """A path as it is; of a job the daemon's place of its results; without a daemon, the one in the spool's outbox."""
+def source_of(invocation: Invocation, place: str, *, only_this: bool = False) -> ResultSet:
+    """A path as it is; of a job the results in the daemon's place of it, with those of its retries.
+
+    Without a daemon, the one in the spool's outbox.
+    """
     if os.sep in place or Path(place).exists():
         return ResultSet(Path(place))
     try:
-        found = invocation.client().get("jobs", place)
+        found = _job(invocation, place)
     except DaemonDownError:
-        paths: list[Path] = []
-        outbox = invocation.spool / "outbox"  # a personal one, or a system service's with a directory of the user
-        for parent in (outbox, outbox / str(os.getuid())):
-            with contextlib.suppress(OSError):
-                paths += [path for path in parent.iterdir() if "." in path.name]
-        kept = [path for path in paths if path.name.rpartition(".")[2].startswith(place)]
-        if len(kept) != 1:
+        if (kept := _without_daemon(invocation, place)) is None:
             raise
-        return ResultSet(kept[0])
+        return kept
     except NotFoundError:
         raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
     if found["outbox"] is None:
         raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
-    return ResultSet(Path(found["outbox"]))
+    places: list[tuple[str, Path]] = []
+    for job in () if only_this else found.get("retries") or ():
+        with contextlib.suppress(NotFoundError):  # it was erased this moment
+            if (place_of_retry := _job(invocation, job)["outbox"]) is not None:
+                places.append((job, Path(place_of_retry)))
+    return Chain(Path(found["outbox"]), places) if places else ResultSet(Path(found["outbox"]))
 
 
-def _form_of(output: Path | None) -> Format:
+def _job(invocation: Invocation, job: str) -> Document:
+    return invocation.client().get("jobs", job)
+
+
+def _without_daemon(invocation: Invocation, job: str) -> ResultSet | None:
+    paths: list[Path] = []
+    outbox = invocation.spool / "outbox"  # a personal one, or a system service's with a directory of the user
+    for parent in (outbox, outbox / str(os.getuid())):
+        with contextlib.suppress(OSError):
+            paths += [path for path in parent.iterdir() if "." in path.name]
+    kept = [path for path in paths if path.name.rpartition(".")[2].startswith(job)]
+    if len(kept) != 1:
+        return None
+    if not invocation.json:
+        click.echo("obatchd does not answer: nobody can say whether this job was retried.", err=True)
+    return ResultSet(kept[0])
+
+
+def form_of(output: Path | None) -> Format:
     ending = output.suffix.lower().removeprefix(".") if output else "text"
     ending = {"txt": "text", "md": "text", "ndjson": "jsonl"}.get(ending, ending)
     if ending not in FORMATS:
@@ -92,7 +125,7 @@ def _form_of(output: Path | None) -> Format:
 
 
 @contextlib.contextmanager
-def _target(output: Path | None) -> Iterator[BinaryIO]:
+def target_of(output: Path | None) -> Iterator[BinaryIO]:
     """Standard output, or a file that appears under its name when it is whole."""
     if output is None:
         yield sys.stdout.buffer

@@ -71,14 +71,24 @@ def submit_command(
         drops = {path: {"skip_done": samples[path], **own} for path, own in drops.items()}
     jobs, refused = _hand_over(invocation, drops)
     if jobs and (wait or output_dir is not None):
-        jobs = _wait(invocation, [job["job"] for job in jobs])
-        if output_dir is not None:
-            jobs = [_fetch(job, output_dir) if job["state"] == "done" else job for job in jobs]
-        if not invocation.json:
-            _report(jobs)
+        jobs = finish(invocation, jobs, output_dir)
     invocation.answer({"jobs": jobs, "refused": refused})
-    bad = any(job.get("state") == "refused" or any(map(job.get, OUTCOMES[1:])) for job in jobs)
-    sys.exit(exit_codes.FAILED if refused or bad else exit_codes.OK)
+    sys.exit(exit_codes.FAILED if refused or any(map(is_bad, jobs)) else exit_codes.OK)
+
+
+def finish(invocation: Invocation, jobs: list[Document], output_dir: Path | None) -> list[Document]:
+    """Wait for jobs, copy their results where that is wanted, and say how they ended; their last documents."""
+    jobs = _wait(invocation, [job["job"] for job in jobs])
+    if output_dir is not None:
+        jobs = [_fetch(job, output_dir) if job["state"] == "done" else job for job in jobs]
+    if not invocation.json:
+        _report(jobs)
+    return jobs
+
+
+def is_bad(job: Document) -> bool:
+    """Whether a job was refused, or a request of it has no answer although it is over."""
+    return job.get("state") == "refused" or any(map(job.get, OUTCOMES[1:]))
 
 
 def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool) -> dict[Path, str] | None:

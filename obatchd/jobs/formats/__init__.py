@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from obatchd.errors import DropRefused
 from obatchd.jobs.containers.kinds import HEAD_BYTES, drop_container, is_to_convert
 from obatchd.jobs.containers.unpacked import Contents, contents
+from obatchd.jobs.formats.changed import with_changes
 from obatchd.jobs.formats.folder import folder_files, folder_settings, read_me_files
 from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused
 from obatchd.jobs.formats.recognise import Format, recognise
@@ -44,6 +45,7 @@ __all__ = [
     "recognise",
     "refused",
     "request_file",
+    "with_changes",
 ]
 
 _REQUESTS = "requests.jsonl"

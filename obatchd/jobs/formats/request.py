@@ -99,7 +99,7 @@ def _of_batch(fields: dict[str, msgspec.Raw], notes: list[str]) -> Request:
 def _plain(fields: Fields) -> Request:
     label = label_of(fields.raw)
     given = settings(fields)
-    given |= responses(fields) if _is_of_responses(fields) else said(fields)
+    given |= responses(fields) if is_of_responses(fields) else said(fields)
     if "messages" in given:
         given["prompt"] = last_said(given["messages"])
         if given.get("system") and any(message["role"] == "system" for message in given["messages"]):
@@ -107,7 +107,7 @@ def _plain(fields: Fields) -> Request:
     return Request(id=label, input=_input(fields), notes=fields.notes, **given)
 
 
-def _is_of_responses(fields: Fields) -> bool:
+def is_of_responses(fields: Fields) -> bool:
     """Whether the line is the body of a call of ``/v1/responses``, whose prompt is called ``input``."""
     raw = fields.raw
     if "input" not in raw or not raw.keys() & _OF_RESPONSES or raw.keys() & _NO_RESPONSES:

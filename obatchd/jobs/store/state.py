@@ -218,6 +218,15 @@ class StateStore(Database):
         rows = self._rows("SELECT job FROM jobs WHERE digest = ? AND job <> ? ORDER BY key LIMIT 1", digest, job)
         return rows[0][0] if rows else None
 
+    def retries(self, job: JobRow) -> list[JobRow]:
+        """The retries of a job and theirs, by acceptance; all are its owner's, and have later ids."""
+        found, names = list[JobRow](), {job.job}
+        for row in self._jobs("owner = ? AND job > ? AND retry_of IS NOT NULL ORDER BY job", job.owner, job.job):
+            if row.retry_of in names:
+                names.add(row.job)
+                found.append(row)
+        return found
+
     def update(self, key: int, **values: Any) -> None:
         """Change columns of one job; JSON values are given as objects."""
         self.update_many([(key, values)])

@@ -83,6 +83,15 @@ def settings(fields: Fields) -> dict[str, Any]:
     return found
 
 
+def setting_in(fields: Fields, name: str) -> tuple[str, Any]:
+    """The setting that the field ``name`` is, and its value; None where the field is data, or null.
+
+    Raises RequestRefused where it is of the wrong kind.
+    """
+    target, read = _READERS[name]
+    return target, read(fields, name)
+
+
 def _text(fields: Fields, name: str) -> str | None:
     value = fields.take(name)
     if value is not None and not isinstance(value, str):
@@ -333,3 +342,4 @@ _READERS: dict[str, tuple[str, _Reader]] = {
 _RANK = {name: rank for rank, name in enumerate(_READERS)}
 KNOWN = frozenset(_READERS)
 SETTINGS = KNOWN - _IMPOSSIBLE.keys()
+OPTIONS = _OPTIONS

@@ -1,0 +1,216 @@
+"""The same prompts under two models, compared: figures, the table of both, and the page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from test_results import Document, failure, outbox, success
+
+from obatchd.cli.obatchctl import main
+from obatchd.errors import ResultsError
+from obatchd.results.compare import Comparison
+from obatchd.results.rates import Rate, likeness
+from obatchd.results.rows import ResultSet
+
+
+@pytest.mark.parametrize(
+    ("count", "of", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_is_wilsons(count: int, of: int, low: float, high: float) -> None:
+    """Figures: R. G. Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3."""
+    assert Rate(count, of).interval == pytest.approx((low, high), abs=0.00005)
+    assert Rate(of - count, of).interval == pytest.approx((1 - high, 1 - low), abs=0.00005)
+
+
+def test_a_rate_in_words() -> None:
+    assert Rate(31, 40).text == "31 of 40, 78 % (62–88 %)"
+    assert Rate(0, 0).text == "0 of 0"
+    assert Rate(0, 0).document() == {"count": 0, "of": 0, "rate": None, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("answer", "other", "how"),
+    [
+        ("Paris", "Paris\n", "exact"),
+        ("PARIS", "paris", "folded"),
+        ("New  York", "new york", "folded"),
+        ("STRASSE", "straße", "folded"),
+        ("42", "42.0", "numeric"),
+        (42, "42", "exact"),
+        ("1,234.50", 1234.5, "numeric"),
+        ("-3e2", "-300", "numeric"),
+        (True, "true", "exact"),
+        ("12345678901234567890", "12345678901234567891", ""),
+        ("1,23", "123", ""),
+        (".", "0", ""),
+        ("", "0", ""),
+        ("Paris.", "Paris", ""),
+        ("4 2", "42", ""),
+    ],
+)
+def test_answers_are_alike_by_their_letters_their_words_or_their_number(answer: Any, other: Any, how: str) -> None:
+    assert likeness(answer, other) == likeness(other, answer) == how
+
+
+def answered(line: int, response: str, label: Any = None, **more: Any) -> Document:
+    given = {"input": {"label": label, "ward": "w"}} if label is not None else {}
+    return success(line, response, response_tokens=line, tokens_per_s=10.0 * line, **given, **more)
+
+
+A = [
+    answered(1, "Yes", "yes", model="small"),
+    answered(2, "41", "42"),
+    answered(3, "no", "no"),
+    failure(4, input={"label": "yes"}),
+    answered(5, "alone"),
+]
+B = [
+    answered(3, "No", "no", model="large"),
+    answered(1, "yes", "yes"),
+    answered(2, "42.0", "42"),
+    answered(4, "yes", "yes"),
+    answered(6, "alone"),
+]
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    first = outbox(tmp_path / "first", A, {"job": "20261128-101112-aaaa", "tokens_per_s": 123.4})
+    second = outbox(tmp_path / "second", sorted(B, key=lambda row: row["line"]), {"job": "20261128-101113-bbbb"})
+    return first, second
+
+
+def compared(first: Path, second: Path, *options: str) -> Result:
+    return CliRunner().invoke(main, ["compare", str(first), str(second), *options])
+
+
+def test_agreement_lengths_speed_and_right_answers(two: tuple[Path, Path]) -> None:
+    run = compared(*two, "--gold", "label", "--json")
+    document = json.loads(run.stdout)
+    assert (document["joined"], document["both_answered"]) == (4, 3)
+    assert document["agreement"]["count"] == 2 and document["agreement_exact"]["count"] == 0
+    a, b = document["a"], document["b"]
+    assert (a["name"], a["models"], a["rows"], a["answered"]) == ("20261128-101112-aaaa", ["small"], 5, 4)
+    assert (a["characters_median"], a["tokens_median"], a["tokens_per_s_median"]) == (2.5, 2.5, 25.0)
+    assert (a["job_tokens_per_s"], b["job_tokens_per_s"]) == (123.4, None)
+    assert document["known"] == 4
+    assert [rate["count"] for rate in a["right"].values()] == [1, 2, 2]
+    assert [rate["count"] for rate in b["right"].values()] == [2, 3, 4]
+    assert (document["right_in_a_alone"], document["right_in_b_alone"]) == (0, 2)
+
+
+def test_the_figures_for_people(two: tuple[Path, Path]) -> None:
+    shown = compared(*two, "--gold", "label").stdout
+    assert re.search(r"^ +20261128-101112-aaaa +20261128-101113-bbbb$", shown, re.MULTILINE)
+    assert re.search(r"^model +small +large$", shown, re.MULTILINE)
+    assert "in 20261128-101112-aaaa alone: 1 row\n" in shown
+    assert "same answer: 2 of 3, 67 % (21–94 %)\n" in shown
+    rows = [re.split(r" {2,}", line.strip()) for line in shown.splitlines() if line.startswith(("right", "  or"))]
+    assert rows == [
+        ["right of 4, letter for letter", "25 % (5–70 %)", "50 % (15–85 %)"],
+        ["or but for case and spaces", "50 % (15–85 %)", "75 % (30–95 %)"],
+        ["or as a number", "50 % (15–85 %)", "100 % (51–100 %)"],
+        ["right by the column label in 20261128-101112-aaaa alone: 0; in 20261128-101113-bbbb alone: 2"],
+    ]
+    assert shown.endswith("In brackets stands the 95 % interval (Wilson's score).\n")
+
+
+def test_json_answers_agree_by_their_data_and_their_fields(tmp_path: Path) -> None:
+    first = [success(1, '{"age": 40, "sex": "F"}', input={"age": 40}), success(2, '{"age": 1}', input={"age": 2})]
+    second = [success(1, '```json\n{"sex": "f", "age": 40.0}\n```', input={"age": 40}), success(2, '{"age": "2"}')]
+    comparison = Comparison(
+        ResultSet(outbox(tmp_path / "a", first, {})), ResultSet(outbox(tmp_path / "b", second, {})), "age"
+    )
+    figures = comparison.figures()
+    assert figures.agreement == Rate(0, 2)  # an object is the same when each of its values is
+    assert {name: dict(same) for name, same in figures.fields.items()} == {
+        "age": {True: 1, False: 1}, "sex": {True: 1},
+    }  # fmt: skip
+    assert [side.json for side in figures.sides] == [2, 2]
+    assert [rate.count for rate in figures.sides[1].rights(2).values()] == [1, 1, 2]
+    named = Comparison(*comparison.sources, "age", "sex").figures()
+    assert [rate.count for side in named.sides for rate in side.rights(2).values()] == [0] * 6
+
+
+def test_nothing_in_common_and_no_such_column(two: tuple[Path, Path], tmp_path: Path) -> None:
+    other = outbox(tmp_path / "other", [success(77, "x")], {"job": "20261128-101114-cccc"})
+    run = compared(two[0], other)
+    assert run.exit_code == 1
+    assert run.stderr == (
+        "no id of 20261128-101112-aaaa (5 rows) is in 20261128-101114-cccc (1 row); compare jobs of the same prompts\n"
+    )
+    run = compared(*two, "--gold", "truth")
+    assert run.stderr == "no row has a known answer in the column truth; the columns of the input are label, ward\n"
+    with pytest.raises(ResultsError, match="the input has no columns"):
+        Comparison(*(ResultSet(outbox(tmp_path / name, [success(1, "x")], {})) for name in "xy"), "truth").figures()
+    assert "--answer goes with --gold" in compared(*two, "--answer", "x").stderr
+    assert "write a page (.html) or a table" in compared(*two, "-o", "x.txt").stderr
+
+
+def test_the_table_has_both_beside_each_other_joined_by_id(two: tuple[Path, Path], tmp_path: Path) -> None:
+    table = tmp_path / "both.csv"
+    assert compared(*two, "--gold", "label", "-o", str(table)).exit_code == 0
+    rows = list(csv.DictReader(io.StringIO(table.read_text())))
+    assert [(row["id"], row["outcome"]) for row in rows] == [
+        ("n1", "both"), ("n2", "both"), ("n3", "both"), ("n4", "b"), ("n5", "a"), ("n6", "b"),
+    ]  # fmt: skip
+    assert [row["same"] for row in rows] == ["folded", "", "folded", "", "", ""]
+    assert [row["right_b"] for row in rows] == ["exact", "numeric", "folded", "exact", "", ""]
+    assert (rows[1]["label"], rows[1]["response_a"], rows[1]["response_b"]) == ("42", "41", "42.0")
+    assert rows[3]["code_a"] == "context_exceeded" and rows[3]["outcome_a"] == "failed"
+    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    assert compared(*two, "-o", str(tmp_path / "both.parquet")).exit_code == 0
+
+
+def test_fields_of_json_stand_beside_each_other_too(tmp_path: Path) -> None:
+    rows = [[success(1, f'{{"age": {age}, "response": "r", "{extra}": 1}}')] for age, extra in ((1, "x"), (2, "y"))]
+    a, b = (ResultSet(outbox(tmp_path / name, given, {})) for name, given in zip("ab", rows, strict=True))
+    [row] = Comparison(a, b).rows()
+    record = row.record
+    assert (record["age_a"], record["age_b"], record["x_a"], record["x_b"], record["y_b"]) == (1, 2, 1, None, 1)
+    assert record["data.response_a"] == "r" and record["response_a"].startswith("{")
+
+
+def test_the_page_shows_both_and_runs_nothing(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    a = [success(1, evil, input={"label": evil}, model="<b>"), success(2, '{"x": 1, "y": "s"}'), failure(3)]
+    b = [success(1, "x"), success(2, '{"x": 2, "y": "s"}'), success(3, "ok")]
+    page = tmp_path / "page.html"
+    run = compared(
+        outbox(tmp_path / "a", a, {}), outbox(tmp_path / "b", b, {}), "--gold", "label", "-o", str(page)
+    )  # fmt: skip
+    assert run.exit_code == 0
+    text = page.read_text()
+    assert "<script" not in text and "script-src" not in text
+    assert text.count("<article") == 3 and "FAILED context_exceeded" in text
+    assert '<td><span class="differs">2</span></td>' in text and "<td>s</td>" in text
+    assert "✓ right" in text and "✗ wrong" in text
+    few = [compared(tmp_path / "a", tmp_path / "b", "-o", str(page), "--rows", "2", "--seed", "5") for _ in range(2)]
+    assert few[0].exit_code == 0 and "2 of 3 requests, chosen at random." in page.read_text()
+
+
+def test_vectors_and_calls_of_functions_are_compared_as_well(tmp_path: Path) -> None:
+    def call(city: str) -> list[Document]:
+        return [{"function": {"name": "weather", "arguments": {"city": city}}}]
+
+    a = [success(1, "", embedding=[1.0, 2.0]), success(2, "", embedding=[1.0]), success(3, "", tool_calls=call("Bern"))]
+    b = [success(1, "", embedding=[1.0, 2.0]), success(2, "", embedding=[2.0]), success(3, "", tool_calls=call("Oslo"))]
+    figures = Comparison(
+        *(ResultSet(outbox(tmp_path / name, rows, {})) for name, rows in (("a", a), ("b", b)))
+    ).figures()
+    assert (figures.both, figures.agreement, figures.sides[0].characters) == (3, Rate(1, 3), [])
+
+
+def test_an_id_that_is_used_twice_is_compared_once(tmp_path: Path) -> None:
+    first = outbox(tmp_path / "a", [success(1, "x"), {**failure(2), "id": "n1", "code": "duplicate_id"}], {})
+    second = outbox(tmp_path / "b", [success(1, "x"), {**failure(2), "id": "n1", "code": "duplicate_id"}], {})
+    figures = Comparison(ResultSet(first), ResultSet(second)).figures()
+    assert (figures.joined, figures.agreement) == (1, Rate(1, 1))
