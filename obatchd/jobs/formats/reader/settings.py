@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from obatchd.jobs.formats.reader.fields import Fields, parsed, shown
+from obatchd.jobs.formats.reader.tools import tool_choice, tools
 from obatchd.jobs.model import PRIORITY_CLASS, RequestRefused
 
 THINK_LEVELS = ("auto", "low", "medium", "high", "max")
@@ -259,40 +260,6 @@ def _effort(fields: Fields, name: str) -> bool | str | None:
     raise RequestRefused("wrong_type", f"{name} {shown(value)} is none of {', '.join(_EFFORTS)}")
 
 
-# Functions that the model may ask for.
-
-
-def _tools(fields: Fields, name: str) -> list[dict[str, Any]] | None:
-    given = fields.take(name)
-    tools = parsed(given) if isinstance(given, str) else given
-    if not tools or _choice_of(fields) == "none":
-        return None
-    if not isinstance(tools, list):
-        raise fields.wrong(name, "a list of functions", given)
-    return [_tool(fields, tool, given) for tool in tools]
-
-
-def _tool(fields: Fields, tool: Any, given: Any) -> dict[str, Any]:
-    """A function in the shape of Ollama and of Chat Completions; Responses and Anthropic have flat ones."""
-    if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
-        return tool
-    if isinstance(tool, dict) and isinstance(tool.get("name"), str) and tool.get("type", "function") == "function":
-        about = {"name": tool["name"], "description": tool.get("description"),
-                 "parameters": tool.get("parameters", tool.get("input_schema"))}  # fmt: skip
-        return {"type": "function", "function": {key: value for key, value in about.items() if value is not None}}
-    raise fields.wrong("tools", "a list of functions", given)
-
-
-def _tool_choice(fields: Fields, name: str) -> None:
-    if _choice_of(fields) not in (None, "auto", "none"):
-        fields.cannot(name, "it must be auto or none, as no model can be made to call a function")
-
-
-def _choice_of(fields: Fields) -> Any:
-    choice = fields.take("tool_choice")
-    return choice.get("type") if isinstance(choice, dict) else choice
-
-
 def _impossible(fields: Fields, name: str) -> None:
     """Something that Ollama cannot do; in a plain line only where the value shows that it is meant, and not data."""
     value = fields.peek(name)
@@ -323,8 +290,8 @@ _READERS: dict[str, tuple[str, _Reader]] = {
     **dict.fromkeys(
         ("reasoning_effort", "reasoning", "thinking", "enable_thinking", "chat_template_kwargs"), ("think", _effort)
     ),
-    "tools": ("tools", _tools),
-    "tool_choice": ("", _tool_choice),
+    "tools": ("tools", tools),
+    "tool_choice": ("", tool_choice),
     "priority": ("priority", _priority),
     "keep_alive": ("keep_alive", _keep_alive),
     **{name: (name, _texts) for name in ("in_source", "urls", "files")},
