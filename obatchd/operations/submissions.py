@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import groupby
 
 import msgspec
 from attrs import define
@@ -14,7 +15,8 @@ from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, DropRefused
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState
+from obatchd.jobs.formats import with_repeats
+from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState, written_line
 from obatchd.jobs.store import JobRow
 from obatchd.settings.job import FrozenSettings, JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
@@ -87,9 +89,12 @@ class Submissions:
         if not rows:
             raise ControlError(f"job {row.job} has no failed request that could be tried again", code="nothing")
         with open(source, "rb") as prompts, open(incoming.input, "wb") as file:
-            for request in rows:
+            for _, requests in groupby(rows, lambda request: written_line(request.line)[0]):
+                request, *others = requests
                 prompts.seek(request.offset)
-                file.write(prompts.read(request.length).replace(b"\n", b" ") + b"\n")
+                raw = prompts.read(request.length).replace(b"\n", b" ")
+                numbers = [written_line(one.line)[1] for one in (request, *others)]
+                file.write((with_repeats(raw, numbers) if any(numbers) else raw) + b"\n")
 
 
 def _settings_of_retry(settings: JobSettings) -> JobSettings:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from obatchd.jobs.formats.reader.fields import Fields, parsed, shown
+from obatchd.jobs.formats.reader.fields import IF_DATA, Fields, parsed, shown
 from obatchd.jobs.formats.reader.tools import tool_choice, tools
 from obatchd.jobs.model import PRIORITY_CLASS, RequestRefused
 
@@ -15,6 +15,7 @@ _EFFORTS: dict[str, bool | str] = {
     "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max",
 }  # fmt: skip
 _SWITCHED: dict[Any, Any] = {"enabled": True, "adaptive": True, "disabled": False}
+MOST_CHOICES = 16  # answers of one request
 # Ollama's options (ollama api/types.go), with those of versions up to 0.12.
 _WHOLE = frozenset(
     {"num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_ctx", "num_batch", "num_gpu", "main_gpu",
@@ -50,7 +51,6 @@ _IMPOSSIBLE: dict[str, tuple[tuple[type, ...], str]] = {
     "functions": ((list,), "give them as tools"),
     "function_call": ((str, dict), "no model can be made to call a function"),
     "audio": ((dict,), "answers are text"),
-    "n": ((), "n must be 1"),
     "best_of": ((), "best_of must be 1"),
 }
 # Keywords without any of which an object is no JSON Schema.
@@ -269,6 +269,27 @@ def _impossible(fields: Fields, name: str) -> None:
         fields.cannot(name, why)
 
 
+def _answers(fields: Fields, name: str) -> int | None:
+    """How many answers to one prompt are asked for; in a plain line only where it is the body of a call, or it is data.
+
+    Where ``n`` stands beside a prompt and not beside messages, a note says how it is taken.
+    """
+    value = fields.peek(name)
+    is_chat = fields.strict or "messages" in fields.raw
+    count = None if isinstance(value, bool) else _whole(value)
+    is_count = count is not None and 0 < count <= MOST_CHOICES
+    if is_chat and not is_count and (value if fields.strict else count):
+        fields.cannot(name, f"it must be a whole number from 1 to {MOST_CHOICES}")
+    if not is_count or (count == 1 and not fields.strict):
+        return None
+    if not is_chat:
+        if not {"model", "prompt"} <= fields.raw.keys():
+            return None
+        fields.notes.append(f'n is taken for a setting: there are {count} answers, in "choices"{IF_DATA}')
+    fields.take(name)
+    return count
+
+
 def _keep_alive(fields: Fields, name: str) -> Any:
     return fields.take(name)
 
@@ -294,6 +315,7 @@ _READERS: dict[str, tuple[str, _Reader]] = {
     "tool_choice": ("", tool_choice),
     "priority": ("priority", _priority),
     "keep_alive": ("keep_alive", _keep_alive),
+    "n": ("n", _answers),
     **{name: (name, _texts) for name in ("in_source", "urls", "files")},
     **dict.fromkeys(_IMPOSSIBLE, ("", _impossible)),
 }  # fmt: skip
