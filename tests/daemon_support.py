@@ -138,7 +138,7 @@ class Job:
         """
         results, errors, summary = self.results, self.errors, self.summary
         ids = [record["id"] for record in results + errors]
-        lines = Counter(record["line"] for record in results + errors)
+        lines = Counter((record["line"], record.get("repeat", 0)) for record in results + errors)
         assert len(lines) == len(ids), f"answered twice: lines {[line for line, n in lines.items() if n > 1]}"
         for record in results:
             assert record["response"].startswith(digest(record["prompt"])), record
@@ -146,7 +146,8 @@ class Job:
             wanted = dict(asked) if isinstance(asked, Mapping) else {str(r["id"]): r["prompt"] for r in asked}
             assert set(ids) == set(wanted)
             assert {r["id"]: r["prompt"] for r in results} == {r["id"]: wanted[r["id"]] for r in results}
-        assert [r["line"] for r in results] == sorted(r["line"] for r in results)
+        places = [(r["line"], r.get("repeat", 0)) for r in results]
+        assert places == sorted(places)
         outcomes = {name: summary[name] for name in ("succeeded", "failed", "cancelled", "expired")}
         assert summary["requests"] == sum(outcomes.values()) == len(ids), outcomes
         assert outcomes["succeeded"] == len(results)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 
+import msgspec
+
 from obatchd import __version__
 from obatchd.delivery.advice import advice
 from obatchd.dispatch.protocol import context_sha256
@@ -139,4 +141,5 @@ def _settings_used(live: LiveJob) -> SettingsUsed:
         context_length=sorted(live.asked_before.union(lane.profile.context_length for lane in live.lanes.values())),
         context_sha256=context_sha256(context),
         system_message_sha256=hashlib.sha256(system_message.encode()).hexdigest() if system_message else None,
+        repeat=live.row.settings.repeat or msgspec.UNSET,
     )

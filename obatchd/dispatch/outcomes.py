@@ -18,6 +18,7 @@ from obatchd.dispatch.refusals import Refusals
 from obatchd.dispatch.trials import Trials
 from obatchd.dispatch.watchdog import TimedAnswer
 from obatchd.jobs.lane import Pending, Taken
+from obatchd.jobs.model import place_of
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
 from obatchd.settings.current import Current
@@ -53,7 +54,8 @@ class OutcomeHandler:
         if offered is None or offered.taken.pending.attempt != item.attempt:
             return  # a late answer of an attempt that was given up
         del link.offers[key]
-        self._queue.charge(offered.taken, item.duration_s)
+        slot_s = item.duration_s + item.beside_s
+        self._queue.charge(offered.taken, slot_s)
         if item.succeeded:
             offered.taken.lane.turned_away = False
             for taken in self.refusals.after_answer(offered.taken.lane.profile):
@@ -61,7 +63,7 @@ class OutcomeHandler:
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             link.watch.answered(
                 TimedAnswer(
-                    link.token_s, link.server.loaded, link.server.slots, item.active, item.duration_s, item.wait_s,
+                    link.token_s, link.server.loaded, link.server.slots, item.active, slot_s, item.wait_s,
                     item.response_tokens, item.eval_s,
                 )
             )  # fmt: skip
@@ -73,7 +75,7 @@ class OutcomeHandler:
         # A message about a request or an answer may quote it: its owner reads that in errors.jsonl.
         quotes = fault.kind in (faults.REQUEST, faults.ANSWER)
         _log.info(
-            "attempt_failed", job=item.job, line=item.line, attempt=item.attempt, server=link.server.id,
+            "attempt_failed", job=item.job, **place_of(item.line), attempt=item.attempt, server=link.server.id,
             gpu=link.server.gpu_label, fault=fault.kind, code=fault.code, reason="" if quotes else fault.message[:300],
         )  # fmt: skip
         self._failed_attempt(link, key, offered, fault, item.record, item.duration_s)

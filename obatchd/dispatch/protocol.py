@@ -135,6 +135,7 @@ class ResultItem(msgspec.Struct, array_like=True, frozen=True):
     wait_s: float = 0.0  # inside the server, for a slot; 0 where it cannot be told
     active: int = 0  # the least number of requests in a slot at its start and its end
     vectors: bool = False  # asked for vectors, and may share a call with others that do
+    beside_s: float = 0.0  # of several answers of one request: the time in other slots than its own
 
 
 class Results(msgspec.Struct, tag="results", frozen=True):

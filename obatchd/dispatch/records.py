@@ -10,7 +10,7 @@ import msgspec
 
 from obatchd.dispatch.protocol import Configure, OfferItem
 from obatchd.jobs.formats.request import Request, request_id
-from obatchd.jobs.model import Outcome, default_id
+from obatchd.jobs.model import Outcome, id_at, place_of
 from obatchd.ollama.client import Answer
 from obatchd.ollama.faults import Fault
 
@@ -24,8 +24,8 @@ def attempt(
     """The record of an attempt that ended, well or not, at the worker; it began at ``started_s`` (epoch)."""
     answer, extra = found
     record: dict[str, Any] = {
-        "id": request.id or default_id(item.line),
-        "line": item.line,
+        "id": id_at(item.line, request.id),
+        **place_of(item.line),
         "outcome": Outcome.FAILED if answer.fault else Outcome.SUCCEEDED,
     }
     if answer.fault:
@@ -62,8 +62,8 @@ def lost(raw: bytes, line: int, number: int, servers: list[str], fault: Fault) -
     """The record of attempt ``number``, whose worker ended with it; its server is the last of ``servers``."""
     return _encode(
         {
-            "id": request_id(raw) or default_id(line),
-            "line": line,
+            "id": id_at(line, request_id(raw)),
+            **place_of(line),
             "outcome": Outcome.FAILED,
             "code": fault.code,
             "message": fault.message,

@@ -13,6 +13,7 @@ A crash takes along whatever is in flight, and says nothing about which of it wa
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import attrs
@@ -24,6 +25,7 @@ from obatchd.dispatch.events import INTERRUPTED, DispatchEvents, Failed
 from obatchd.dispatch.link import Link
 from obatchd.jobs.formats.request import shared_settings
 from obatchd.jobs.lane import Taken
+from obatchd.jobs.model import written_line
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Cause, Fault
@@ -31,6 +33,9 @@ from obatchd.ollama.faults import Cause, Fault
 _log = log.get(__name__)
 _SUSPECT_CRASHES = 2
 _CONDEMNED_BY = 3  # different requests that crashed their servers alone
+_SAME_PROMPT = Fault(
+    faults.REQUEST, "poison", "the same prompt, asked for other answers, crashed servers while it was alone"
+)
 FORMAT_CRASHES, SETTINGS_CRASH = "format_crashes", "settings_crash"
 
 Key = tuple[int, int]  # job and line
@@ -69,6 +74,7 @@ class Trials:
     _proven: set[_Cause] = attrs.field(factory=set, init=False)  # a request with these settings was answered
     _condemned: dict[_Cause, Fault] = attrs.field(factory=dict, init=False)
     _evidence: dict[_Cause, set[int]] = attrs.field(factory=dict, init=False)  # lines that crashed alone
+    _alone: Counter[Key] = attrs.field(factory=Counter, init=False)  # crashes of a repeated prompt, by job and its line
 
     def crashed(self, link: Link, taken: Taken, failed: Failed, record: bytes, *, alone: bool) -> Suspicion:
         """A request was in flight when its server crashed; its attempt ``failed`` with this record."""
@@ -92,6 +98,8 @@ class Trials:
     def answered(self, taken: Taken) -> None:
         """A request is answered, and so is every doubt about what it shares with others; ``finished`` comes next."""
         taken.lane.answered = taken.pending.raw
+        if self._alone:
+            self._alone.pop(_prompt(taken), None)
         if taken.lane.accused:
             cause = _cause(taken)
             self._queue.acquit(taken.lane, cause.settings)
@@ -114,7 +122,7 @@ class Trials:
     @property
     def open(self) -> bool:
         """Whether anything is known against anybody."""
-        return bool(self.suspicion or self._condemned)
+        return bool(self.suspicion or self._condemned or self._alone)
 
     def sentence(self, taken: Taken, poison_crashes: int) -> bytes | None:
         """The record with which a request fails instead of being tried again; None where it may be tried."""
@@ -123,7 +131,9 @@ class Trials:
         if taken.lane.condemned and (fault := self._condemned.get(_cause(taken))) is not None:
             return records.lost(pending.raw, pending.line, pending.attempt - 1, pending.servers, fault)
         if suspicion is None or suspicion.alone < poison_crashes:
-            return None
+            if self._alone[_prompt(taken)] < poison_crashes:
+                return None
+            return records.lost(pending.raw, pending.line, pending.attempt - 1, pending.servers, _SAME_PROMPT)
         seen = Cause.RUNNER_DIED.fault("an earlier run of the daemon saw it")
         record = suspicion.record or records.lost(pending.raw, pending.line, pending.attempt - 1, pending.servers, seen)
         return records.poisoned(record, suspicion.crashes, suspicion.alone)
@@ -134,6 +144,8 @@ class Trials:
             key = (taken.lane.job, taken.pending.line)
             if key in self.undecided and (suspicion := self.suspicion.get(key)) is not None:
                 suspicion.alone += 1
+                if written_line(taken.pending.line)[1]:
+                    self._alone[_prompt(taken)] += 1
                 self._events.failed(msgspec.structs.replace(failed, fault="crash_alone"))
                 self._add_evidence(_cause(taken), taken)
             self.undecided.discard(key)
@@ -152,7 +164,7 @@ class Trials:
     def _add_evidence(self, cause: _Cause, taken: Taken) -> None:
         if (lines := self._evidence.get(cause)) is None:
             return  # some such request was answered
-        lines.add(taken.pending.line)
+        lines.add(_prompt(taken)[1])
         if len(lines) < _CONDEMNED_BY:
             return
         del self._evidence[cause]
@@ -189,10 +201,17 @@ class Trials:
         for key in [key for key in self.suspicion if key[0] == job]:
             del self.suspicion[key]
         self.undecided = {key for key in self.undecided if key[0] != job}
+        for key in [key for key in self._alone if key[0] == job]:
+            del self._alone[key]
         self._proven = {cause for cause in self._proven if cause.job != job}
         for causes in (self._evidence, self._condemned):
             for cause in [cause for cause in causes if cause.job == job]:
                 del causes[cause]
+
+
+def _prompt(taken: Taken) -> Key:
+    """The prompt of a request: several have the same where a job is answered more than once."""
+    return taken.lane.job, written_line(taken.pending.line)[0]
 
 
 def _cause(taken: Taken) -> _Cause:

@@ -101,6 +101,7 @@ class SettingsUsed(msgspec.Struct):
     in_source: list[str]
     think: bool | str  # auto: the model's own way
     system_message_sha256: str | None
+    repeat: int | msgspec.UnsetType = msgspec.UNSET  # answers to each prompt, which are requests of their own
 
 
 class Summary(Document):

@@ -80,7 +80,7 @@ def _row(
         finished_s=_seconds(summary.finished_at) if summary is not None else None,
         paused=False,
         cancelled=False,
-        settings=JobSettings(),
+        settings=JobSettings(repeat=summary.settings.get("repeat") if summary is not None else None),
         notes=notes,
         digest=told.drop.sha256,
         retry_of=told.retry_of,

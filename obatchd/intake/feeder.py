@@ -15,7 +15,7 @@ from obatchd.dispatch.events import INTERRUPTED, Finished
 from obatchd.dispatch.trials import Suspicion
 from obatchd.intake.preparation import Preparation
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
-from obatchd.jobs.model import Entry, Outcome
+from obatchd.jobs.model import Entry, Outcome, written_line
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import AttemptRow, unanswered_record
 from obatchd.live.work import Outcomes, Part
@@ -70,8 +70,8 @@ def read_requests(
 def changed_record(row: Entry) -> bytes:
     """The failure of a request whose bytes are not those that were indexed."""
     message = (
-        f"line {row.line}: its {row.length} bytes at offset {row.offset} changed after the drop was accepted; drop the "
-        "file again, by mv rather than by writing into it"
+        f"line {written_line(row.line)[0]}: its {row.length} bytes at offset {row.offset} changed after the drop was "
+        "accepted; drop the file again, by mv rather than by writing into it"
     )
     return unanswered_record(row.id, row.line, Outcome.FAILED, "input_changed", message)
 

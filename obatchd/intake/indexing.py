@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -28,10 +28,11 @@ from obatchd.jobs.formats import (
     read_me_files,
     recognise,
     refused,
+    repeated,
     request_file,
 )
 from obatchd.jobs.lane import Pending
-from obatchd.jobs.model import Entry
+from obatchd.jobs.model import Entry, next_line
 from obatchd.jobs.store import DISK_ERRORS, REFUSED_LANE, IndexBatch, IndexedChunk, JobRow, Store
 from obatchd.settings.job import JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
@@ -170,9 +171,10 @@ class DropReader:
         """
         with self._at_its_cost():
             if self._entries is None:
-                self._entries = iter(self._sample()) if self.row.settings.sample else self._read()
-            entries = list(islice(self._entries, size))
-        return IndexBatch(self.row, entries, final=len(entries) < size)
+                entries: Iterable[Entry] = self._sample() if self.row.settings.sample else self._read()
+                self._entries = repeated(entries, self._times) if self._times > 1 else iter(entries)
+            found = list(islice(self._entries, size))
+        return IndexBatch(self.row, found, final=len(found) < size)
 
     def first_batch(self) -> IndexBatch:
         """The first entries, which are dispatched before the others are read; raises as :meth:`batch`."""
@@ -180,9 +182,9 @@ class DropReader:
 
     def broken_off(self, store: Store, reason: str) -> IndexBatch:
         """The end of a reading that cannot go on: one failed request that stands for the rest."""
-        last, _ = store.of(self.row).job_progress(self.row.key)
+        line = next_line(store.of(self.row).job_progress(self.row.key)[0])
         message = f"the drop was changed while it was read, and cannot be read on: {reason}"
-        return IndexBatch(self.row, [refused(last + 1, 0, 0, "input_changed", message, "the rest")], final=True)
+        return IndexBatch(self.row, [refused(line, 0, 0, "input_changed", message, "the rest")], final=True)
 
     def chunk(self, batch: IndexBatch, indexed: IndexedChunk) -> Chunk:
         """``indexed`` with the requests' bytes where they are few and small."""
@@ -205,6 +207,7 @@ class DropReader:
             rules=_rules(self.row.settings),
             check_space=self._check_space,
             size_bytes=self.row.size,
+            times=self._times,
         )
 
     def _sample(self) -> list[Entry]:
@@ -218,10 +221,16 @@ class DropReader:
                 else:
                     bad += 1
             self._sampled = chosen.entries()
-            self.row.settings = msgspec.structs.replace(self.row.settings, sample_of=chosen.seen)
-            note = f"sample: {len(self._sampled)} of {chosen.seen} requests, chosen at random"
+            self.row.settings = msgspec.structs.replace(self.row.settings, sample_of=chosen.seen * self._times)
+            each = f", each answered {self._times} times" if self._times > 1 else ""
+            note = f"sample: {len(self._sampled)} of {chosen.seen} requests, chosen at random{each}"
             self._note(note + (f"; {bad} more cannot be run" if bad else ""))
         return self._sampled
+
+    @property
+    def _times(self) -> int:
+        """How often each prompt is answered."""
+        return self.row.settings.repeat or 1
 
     def _folder_settings(self, folder: Path) -> JobSettings:
         found = folder_settings(folder)

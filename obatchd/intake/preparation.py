@@ -18,7 +18,7 @@ from obatchd.context.model import Alive, FromPreparer, Prepared, Rules, Wish, fr
 from obatchd.dispatch.events import Finished
 from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.lane import Lane, Pending
-from obatchd.jobs.model import Outcome
+from obatchd.jobs.model import Outcome, id_at
 from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import unanswered_record
 from obatchd.live.work import Outcomes, Part
@@ -120,8 +120,8 @@ class Preparation(Part):
         lane, pending = waiting.lane, waiting.pending
         if answer.code:
             waiting.queue.prepared(lane, None)
-            id_ = request_id(pending.raw)
-            record = unanswered_record(id_, pending.line, Outcome.FAILED, answer.code, answer.message)
+            label = id_at(pending.line, request_id(pending.raw))
+            record = unanswered_record(label, pending.line, Outcome.FAILED, answer.code, answer.message)
             self._outcomes.finish(Finished(lane.job, pending.line, lane.number, False, record, 0.0))
             return
         pending.prepared = answer.context

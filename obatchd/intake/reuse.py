@@ -25,7 +25,7 @@ from obatchd.documents.jobs import EarlierSummary
 from obatchd.intake.feeder import read_requests
 from obatchd.intake.preparation import may_name_sources
 from obatchd.jobs.formats import parse_request
-from obatchd.jobs.model import Outcome, default_id
+from obatchd.jobs.model import Outcome, id_at, place_of, repeated_id, written_line
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
@@ -56,10 +56,12 @@ class _Model(msgspec.Struct):
 _model = msgspec.json.Decoder(_Model)
 
 
-def fingerprint(raw: bytes, context: str, model_digest: str, *, links: bool = False) -> bytes | None:
+def fingerprint(raw: bytes, context: str, model_digest: str, *, number: int = 0, links: bool = False) -> bytes | None:
     """The key of a request: two with the same key must get the same answer; None where that cannot be told.
 
     A request that names sources outside itself is never the same: they may have changed. ``links`` in it do so, too.
+    Answer ``number`` to a repeated prompt is the same as that of the same number or, where the prompt gives a seed, as
+    the answer with the same seed.
     """
     if may_name_sources(raw, links):
         return None
@@ -68,8 +70,13 @@ def fingerprint(raw: bytes, context: str, model_digest: str, *, links: bool = Fa
     except (ValueError, RecursionError):
         return None
     # The model stands in the digest; a name may be spelt in several ways.
-    same = msgspec.structs.replace(request, id=None, model=None, priority=None, context_length=None, input={}, notes=[])
-    return hashlib.sha256(_encode([context, model_digest, same])).digest()
+    options, seed = request.options, request.options.get("seed", -1)
+    if number and seed >= 0:
+        options, number = options | {"seed": seed + (number - 1) * request.n}, 0
+    same = msgspec.structs.replace(
+        request, id=None, model=None, priority=None, context_length=None, input={}, notes=[], again=(), options=options
+    )
+    return hashlib.sha256(_encode([context, model_digest, number, same])).digest()
 
 
 @define(eq=False)
@@ -117,10 +124,10 @@ class Reuse:
     ) -> dict[bytes, list[Wanted]]:
         wanted: dict[bytes, list[Wanted]] = {}
         for line, lane, raw in islice(pending, _WANTED_LIMIT):
-            key = fingerprint(raw, context, digests[lane], links=links)
+            key = fingerprint(raw, context, digests[lane], number=written_line(line)[1], links=links)
             if key is not None:
                 request = parse_request(raw)
-                wanted.setdefault(key, []).append(Wanted(line, lane, request.id or default_id(line), request.input))
+                wanted.setdefault(key, []).append(Wanted(line, lane, id_at(line, request.id), request.input))
         return wanted
 
     def _earlier_jobs(self, live: LiveJob) -> list[JobRow]:
@@ -156,7 +163,7 @@ class Reuse:
                 if outcome is Outcome.SUCCEEDED and digest and _SOURCES not in record:
                     place = segment.place(row.key, line)
                     raw = place.read(descriptor) if place is not None else None
-                    key = fingerprint(raw, context, digest) if raw else None
+                    key = fingerprint(raw, context, digest, number=written_line(line)[1]) if raw else None
                     if key is not None:
                         yield line, key, record
         finally:
@@ -166,7 +173,10 @@ class Reuse:
 def _copied(record: bytes, wanted: Wanted, job: str, line: int) -> bytes:
     """The record of an earlier answer as that of this request; it took no time and no attempt."""
     document = msgspec.json.decode(record, type=dict[str, msgspec.Raw])
-    document.pop("input", None)
-    own: dict[str, Any] = {"id": wanted.id, "line": wanted.line, "attempts": 0, "servers": [], "duration_s": 0.0}
-    own |= {"copied_from": f"{job}/{line}"} | ({"input": wanted.input} if wanted.input else {})
+    for name in ("input", "repeat"):
+        document.pop(name, None)
+    own: dict[str, Any] = {"id": wanted.id, **place_of(wanted.line), "attempts": 0, "servers": [], "duration_s": 0.0}
+    written, number = written_line(line)
+    own |= {"copied_from": f"{job}/{repeated_id(str(written), number)}"}
+    own |= {"input": wanted.input} if wanted.input else {}
     return msgspec.json.encode({**document, **own})

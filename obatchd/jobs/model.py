@@ -136,6 +136,7 @@ class Entry(msgspec.Struct, frozen=True):
     context_length: int | None = None  # tokens, as asked (options.num_ctx or context_length), not rounded
     priority: str | None = None
     refusal: Refusal | None = None
+    again: tuple[int, ...] = ()  # of a retry: the numbers of its answers that are asked for, in order; else all
 
     def read(self, descriptor: int) -> bytes | None:
         """The bytes from the open request file; None where they are not those that were indexed."""
@@ -151,9 +152,52 @@ def round_context(tokens: int) -> int:
     return size
 
 
+# A prompt that is answered more than once has a request for each of its answers. The line of such a request, the key of
+# its attempts and results, says so itself: a mark, the line as its author counts, and the number of the answer.
+MOST_REPEATS = 100
+LAST_REPEATED_LINE = 2**24 - 2
+_REPEATED = 1 << 31
+_NUMBER_BITS = 7
+
+
+def repeated_line(line: int, number: int) -> int:
+    """The line of the request for answer ``number`` (from 1) to the prompt in ``line``; 0 where it has none."""
+    return _REPEATED | line << _NUMBER_BITS | number
+
+
+def written_line(line: int) -> tuple[int, int]:
+    """The line of a request as its author counts, and the number of its answer: 0 of one that is not repeated."""
+    if line & _REPEATED:
+        return (line ^ _REPEATED) >> _NUMBER_BITS, line & (1 << _NUMBER_BITS) - 1
+    return line, 0
+
+
+def next_line(line: int) -> int:
+    """The line behind that of a request, and behind the requests for the same prompt."""
+    written, _ = written_line(line)
+    return repeated_line(written + 1, 0) if written != line else line + 1
+
+
+def repeated_id(label: str, number: int) -> str:
+    """The id of answer ``number`` to the request ``label``; 0 of one that is not repeated."""
+    return f"{label}#{number}" if number else label
+
+
 def default_id(line: int) -> str:
     """The id of a request that names none: its zero-padded line number."""
-    return f"{line:07d}"
+    written, number = written_line(line)
+    return repeated_id(f"{written:07d}", number)
+
+
+def id_at(line: int, label: str | None) -> str:
+    """The id of the request at ``line``, whose prompt is called ``label`` by its author."""
+    return repeated_id(label, written_line(line)[1]) if label else default_id(line)
+
+
+def place_of(line: int) -> dict[str, int]:
+    """The line of a request as records have it: ``line``, and of a repeated one ``repeat``."""
+    written, number = written_line(line)
+    return {"line": written, "repeat": number} if number else {"line": written}
 
 
 class JobIds:

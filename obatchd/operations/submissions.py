@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import msgspec
@@ -15,9 +16,9 @@ from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
 from obatchd.errors import ConfigError, ControlError, DropRefused
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.formats import with_changes
+from obatchd.jobs.formats import with_changes, with_repeats
 from obatchd.jobs.formats.reader.settings import OPTIONS
-from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState, Outcome
+from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState, Outcome, written_line
 from obatchd.jobs.store import JobRow
 from obatchd.settings.job import JOB_KEYS, REQUEST_KEYS, FrozenSettings, JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
@@ -104,11 +105,15 @@ class Submissions:
             reason = f"every failed request of job {row.job} was answered by a retry of it; {has_all}"
             raise ControlError(reason, code="nothing")
         with open(source, "rb") as prompts, open(incoming.input, "wb") as file:
-            for request in rows:
+            for _, requests in groupby(rows, lambda request: written_line(request.line)[0]):
+                request, *others = requests
                 prompts.seek(request.offset)
                 raw = prompts.read(request.length).replace(b"\n", b" ")
-                file.write(b"\n" * (request.line - line) + with_changes(raw, changes))
-                line = request.line
+                raw = with_changes(raw, changes)
+                written = written_line(request.line)[0]
+                numbers = [written_line(one.line)[1] for one in (request, *others)]
+                file.write(b"\n" * (written - line) + (with_repeats(raw, numbers) if any(numbers) else raw))
+                line = written
             file.write(b"\n")
 
     def _answered_since(self, row: JobRow) -> set[int]:

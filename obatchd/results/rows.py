@@ -19,7 +19,9 @@ _OUTBOX_FILES = ("summary.json", "status.json")
 _WHOLE_FILES = ("results.jsonl", "errors.jsonl")
 _LINES, _TEXT = (".jsonl", ".ndjson"), (".txt", ".md")  # endings of files with a response a line, and of plain text
 _ANSWER_KEYS = ("response", "message", "choices", "error", "code", "data", "embedding", "embeddings")
-_OUR_BATCH_LINE = re.compile(r"batch_req_.+-([0-9]{1,10})")  # the id that spool.batch_lines gives to a line of a job
+_OUR_BATCH_LINE = re.compile(
+    r"batch_req_.+-([0-9]{1,10})(?:#([0-9]{1,3}))?"
+)  # the id that spool.batch_lines gives to a line of a job
 _FILE_LIMIT_BYTES = 256 * 1024**2  # of one response file; the lines of a .jsonl are read one by one
 
 
@@ -203,7 +205,7 @@ def _of_batch_line(line: Record) -> Record:
     body = _object_in(_object_in(line, "response"), "body")
     record: Record = {"id": str(line["custom_id"]), **_of_api(body)}
     if ours := _OUR_BATCH_LINE.fullmatch(str(line.get("id"))):
-        record["line"] = int(ours[1])
+        record |= {"line": int(ours[1])} | ({"repeat": int(ours[2])} if ours[2] else {})
     error = line.get("error") or body.get("error")
     if isinstance(error, dict):
         code = str(error.get("code") or error.get("type") or "failed")
@@ -219,15 +221,17 @@ def _of_api(body: Record) -> Record:
     message = body.get("message")
     choices = body.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        message = choices[0].get("message") or {"content": choices[0].get("text")}
+        found = [choice for choice in choices if isinstance(choice, dict)]
+        messages = [_object_in(choice, "message") or {"content": choice.get("text")} for choice in found]
+        message = messages[0]
+        if len(messages) > 1:
+            record["choices"] = [{"index": index, **_said(message)} for index, message in enumerate(messages)]
     if isinstance(body.get("response"), str):
         message = {**body, "content": body["response"]}
     elif isinstance(body.get("output"), list):
         message = _of_items([item for item in body["output"] if isinstance(item, dict)])
     if isinstance(message, dict):
-        record["response"] = str(message.get("content") or "")
-        if thinking := message.get("thinking") or message.get("reasoning"):
-            record["think"] = thinking
+        record |= _said(message)
     if isinstance(body.get("embeddings"), list):
         record["embeddings"] = body["embeddings"]
     data = body.get("data")
@@ -236,6 +240,12 @@ def _of_api(body: Record) -> Record:
     if isinstance(body.get("model"), str):
         record["model"] = body["model"]
     return record
+
+
+def _said(message: Record) -> Record:
+    """The text of a message, and its reasoning."""
+    thinking = message.get("thinking") or message.get("reasoning")
+    return {"response": str(message.get("content") or ""), **({"think": thinking} if thinking else {})}
 
 
 def _of_items(items: list[Record]) -> Record:

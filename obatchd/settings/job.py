@@ -42,6 +42,7 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     sample_of: int | None = None  # of how many; found when the drop is read, not given
     skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
     lines_of: str | None = None  # the job whose numbers of lines a retry keeps; set by the daemon, not given
+    repeat: int | None = None  # answer each prompt so many times
 
 
 class FrozenSettings(msgspec.Struct, frozen=True):
@@ -118,12 +119,13 @@ class RecordSettings(Section):
 
 
 class SelectionSettings(Section):
-    """Which requests of a drop are run. Only a job has these."""
+    """Which requests of a drop are run, and how often. Only a job has these."""
 
     sample: int | None = setting(None, "Run only so many requests, chosen at random.", ge=1, le=10_000)
     skip_done: bool | str | None = setting(
         None, "Copy the answers that the same requests got in earlier jobs, or in the one with this id."
     )
+    repeat: int | None = setting(None, "Answer each prompt so many times, each with a seed.", ge=1, le=100)
 
 
 _FOUND = ("openai_batch", "sample_of", "lines_of")  # found while a job is read or retried, never given

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from obatchd.jobs.model import Outcome
+from obatchd.jobs.model import Outcome, repeated_id
 
 # That API's names for ours.
 _CODES = {
@@ -40,21 +40,28 @@ class _Call(msgspec.Struct):
     function: _Function
 
 
-class _Record(msgspec.Struct):
+class _Answer(msgspec.Struct):
+    """The parts of an answer that a choice is made of."""
+
+    response: str = ""
+    think: str = ""
+    tool_calls: list[_Call] = []
+    done_reason: str = ""
+
+
+class _Record(_Answer, kw_only=True):
     """The parts of a result that a line is made of."""
 
     id: str
     line: int
+    repeat: int = 0
+    choices: list[_Answer] = []
     url: str = ""
     model: str = ""
     attempts: int = 0
     finished_at: str = "1970-01-01T00:00:00Z"
     code: str = ""
     message: str = ""
-    response: str = ""
-    think: str = ""
-    tool_calls: list[_Call] = []
-    done_reason: str = ""
     prompt_tokens: int = 0
     response_tokens: int = 0
     embedding: list[float] | None = None
@@ -68,7 +75,7 @@ _record = msgspec.json.Decoder(_Record)
 def batch_line(job: str, outcome: Outcome, raw: bytes) -> bytes:
     """The line of a result ``raw``, for the output file if it succeeded, else for the error file."""
     record = _record.decode(raw)
-    key = f"{job}-{record.line}"
+    key = repeated_id(f"{job}-{record.line}", record.repeat)
     line: dict[str, Any] = {"id": f"batch_req_{key}", "custom_id": record.id, "response": None, "error": None}
     error = {"code": _CODES.get(record.code, record.code), "message": record.message}
     if outcome is Outcome.SUCCEEDED:
@@ -90,30 +97,34 @@ def _body(key: str, record: _Record) -> dict[str, Any]:
         return _embeddings(record)
     if record.url.endswith("/responses"):
         return _responses(key, record)
-    choice: dict[str, Any] = {
-        "index": 0, "logprobs": None, "finish_reason": "length" if record.done_reason == "length" else "stop",
-    }  # fmt: skip
     chat = record.url.endswith("/chat/completions")
-    if chat:
-        message: dict[str, Any] = {"role": "assistant", "content": record.response, "refusal": None}
-        choice["message"] = message | ({"reasoning": record.think} if record.think else {})
-        if record.tool_calls:
-            choice["finish_reason"] = "tool_calls"
-            choice["message"] |= {"content": record.response or None, "tool_calls": _calls(key, record.tool_calls)}
-    else:
-        choice["text"] = record.response
+    answers = record.choices or [record]
     return {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{key}",
         "object": "chat.completion" if chat else "text_completion",
         "created": _created(record),
         "model": record.model,
-        "choices": [choice],
+        "choices": [_choice(key, index, answer, chat=chat) for index, answer in enumerate(answers)],
         "usage": {
             "prompt_tokens": record.prompt_tokens,
             "completion_tokens": record.response_tokens,
             "total_tokens": record.prompt_tokens + record.response_tokens,
         },
     }
+
+
+def _choice(key: str, index: int, answer: _Answer, *, chat: bool) -> dict[str, Any]:
+    cut = answer.done_reason == "length"
+    choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": "length" if cut else "stop"}
+    if not chat:
+        return choice | {"text": answer.response}
+    message: dict[str, Any] = {"role": "assistant", "content": answer.response, "refusal": None}
+    choice["message"] = message | ({"reasoning": answer.think} if answer.think else {})
+    if answer.tool_calls:
+        calls = _calls(f"{key}-{index}" if index else key, answer.tool_calls)
+        choice["finish_reason"] = "tool_calls"
+        choice["message"] |= {"content": answer.response or None, "tool_calls": calls}
+    return choice
 
 
 def _created(record: _Record) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obatchd.errors import SpoolError
-from obatchd.jobs.model import PACKED_ENDINGS, default_id
+from obatchd.jobs.model import PACKED_ENDINGS, default_id, repeated_id, written_line
 from obatchd.spool.owners import OwnerDirectories
 
 _NAME_BYTES = 100
@@ -43,6 +43,10 @@ def file_stem(label: str | None, line: int) -> str:
 
     An altered id, and one that another request could have, gets ``.<line>`` appended.
     """
+    line, number = written_line(line)
+    if number:  # no other name has the mark in it
+        label = label.removesuffix(f"#{number}") if label else None
+        return repeated_id(file_stem(label, line), number)
     implied = default_id(line)
     if label is None or label == implied:
         return implied

@@ -51,6 +51,13 @@ def folder(name: str, count: int) -> Drop:
     return name, {f"{request['id']}.json": json.dumps(request).encode() for request in asked}, asked
 
 
+def repeated(name: str, count: int) -> Drop:
+    """A folder whose prompts are answered three times each."""
+    _, files, asked = folder(name, count)
+    each = [{**request, "id": f"{request['id']}#{number}"} for request in asked for number in (1, 2, 3)]
+    return name, {**files, "job.toml": b"repeat = 3\n"}, each
+
+
 def archive(name: str, count: int) -> Drop:
     _, files, asked = folder(name, count)
     packed = BytesIO()
@@ -65,27 +72,43 @@ def single(name: str, _count: int) -> Drop:
     return f"{name}.json", json.dumps(asked, indent=1).encode(), [asked]
 
 
-def check_all(d: Daemon, drops: list[Drop], timeout_s: float = 60) -> None:
+def choosing(count: int) -> bytes:
+    """A batch file whose lines ask for four answers each."""
+    bodies = [{"model": "tiny", "messages": [{"role": "user", "content": f"p{n}"}], "n": 4} for n in range(count)]
+    lines = [{"custom_id": f"c{n}", "url": "/v1/chat/completions", "body": body} for n, body in enumerate(bodies)]
+    return jsonl(lines)
+
+
+def check_choices(d: Daemon, count: int) -> None:
+    """Every line has its answers, and one result."""
+    results = d.done("choices.jsonl").results
+    assert [result["custom_id"] for result in results] == [f"c{n}" for n in range(count)]
+    assert [len(result["response"]["body"]["choices"]) for result in results] == [4] * count
+
+
+def check_all(d: Daemon, drops: list[Drop], timeout_s: float = 60, *, others: int = 0) -> None:
     """Every drop is one complete job with one right answer for each request, and nothing else is anywhere."""
     deadline_s = time.monotonic() + timeout_s
     for name, _, asked in drops:
         d.done(name, deadline_s - time.monotonic()).check(asked)
-    assert len(list(d.outbox.iterdir())) == len(drops)
+    assert len(list(d.outbox.iterdir())) == len(drops) + others
     assert list(d.inbox.iterdir()) == []
     assert [path for path in (d.spool / "failed").rglob("*") if path.is_file()] == []
     wait_for(lambda: {job["state"] for job in d.client.get("jobs")["jobs"]} == {"done"}, 5, "every job is over")
-    assert len(d.client.get("jobs")["jobs"]) == len(drops)
+    assert len(d.client.get("jobs")["jobs"]) == len(drops) + others
 
 
 @pytest.mark.parametrize("instant", INSTANTS)
 def test_killed_at_an_instant_of_a_protocol(make_daemon: Make, instant: str) -> None:
     d = make_daemon(simulator={"service_s": {"kind": "fixed", "value": 0.05}}).start(instant)
     drops = [lines("lines", 40), folder("folder", 5), array("array", 20), single("single", 1), archive("archive", 5)]
-    d.drop_all({name: content for name, content, _ in drops})
+    drops.append(repeated("repeated", 4))
+    d.drop_all({name: content for name, content, _ in drops} | {"choices.jsonl": choosing(8)})
     assert d.process is not None
     assert d.process.wait(20) == -signal.SIGKILL
     d.start()
-    check_all(d, drops)
+    check_choices(d, 8)
+    check_all(d, drops, others=1)
     assert d.stop() == 0
     assert d.servers_alive() == []
 

@@ -75,6 +75,22 @@ def test_a_table_is_tried_run_exported_and_skipped(real: Start, tmp_path: Path) 
     assert d.control("results", newest["job"], "--review", "5", "-o", tmp_path / "r.html").returncode == 0
 
 
+def test_answers_to_one_prompt_differ_by_their_seeds(real: Start) -> None:
+    d = real(options={"temperature": 1})
+    body = {"messages": [{"role": "user", "content": "Tell a story."}], "n": 3}
+    batch = jsonl([{"custom_id": "c", "url": "/v1/chat/completions", "body": body}])
+    d.drop_all({"batch.jsonl": batch, "folder": {"story.txt": b"Tell a story.", "job.toml": b"repeat = 3\n"}})
+    records = d.done("folder", 90).results
+    assert [record["id"] for record in records] == ["story#1", "story#2", "story#3"]
+    assert len({record["response"] for record in records}) == len({record["seed"] for record in records}) == 3
+    [line] = d.done("batch.jsonl", 90).results
+    choices, usage = line["response"]["body"]["choices"], line["response"]["body"]["usage"]
+    assert len({choice["message"]["content"] for choice in choices}) == 3
+    [record] = [json.loads(path.read_bytes()) for path in d.outbox.glob("batch.*/responses/*.json")]
+    assert usage["completion_tokens"] == sum(choice["response_tokens"] for choice in record["choices"])
+    assert usage["prompt_tokens"] == sum(choice["prompt_tokens"] for choice in record["choices"])
+
+
 def test_a_source_is_part_of_the_prompt(real: Start) -> None:
     d = real(context={"enabled": True, "keep_full_prompt": True})
     folder = {

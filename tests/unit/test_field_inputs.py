@@ -345,7 +345,7 @@ def test_every_known_setting_beside_a_prompt_is_obeyed_or_noted(read: Read) -> N
         ("image_url", "http://x/y.png"),
     ):
         assert one(read, {"prompt": "p", name: value}).notes[0].startswith(f"{name} is left out: ")
-    asked = {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], "n": 3, "system": "c"}
+    asked = {"messages": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], "n": 17, "system": "c"}
     assert len(one(read, asked).notes) == 2
     assert given(one(read, {"prompt": "p", "n": 3, "context": "a text", "reasoning": "because", "echo": "e"})) == {
         "n": 3, "context": "a text", "reasoning": "because", "echo": "e"
@@ -708,7 +708,7 @@ def test_numbers_and_addresses_beyond_all_measure_fail_alone(read: Read, bad: by
     reading = read("r.jsonl", bad + b"\n" + lines({"id": "good", "prompt": "p"}))
     assert (list(reading.refused), list(reading.requests)) == (["x"], ["good"])
     many = b'{"id":"n","n":1' + b"0" * 400 + b',"messages":[{"role":"user","content":"hi"}]}'
-    assert read("n.jsonl", many)["n"].notes == ["n is left out: n must be 1"]
+    assert read("n.jsonl", many)["n"].notes == ["n is left out: it must be a whole number from 1 to 16"]
 
 
 @pytest.mark.parametrize("beside", [{"model": "m"}, {"about": "x"}])

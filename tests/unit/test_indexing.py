@@ -23,7 +23,7 @@ from obatchd.intake.indexing import DropReader
 from obatchd.intake.intake import flush_unpacked
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import request_file
-from obatchd.jobs.model import Entry, Intent
+from obatchd.jobs.model import Entry, Intent, default_id, repeated_line
 from obatchd.jobs.store import IndexBatch, JobRow, Store
 from obatchd.settings.job import JobSettings
 from obatchd.settings.settings import Settings
@@ -288,6 +288,36 @@ def test_a_drop_that_is_read_again_keeps_its_notes_and_tells_each_once(
     SubmittedSettings(JobSettings(), ["a note"]).write(layout.job_dir(row.job))
     for _ in range(2):
         assert reading(row, layout).prepare(store)["notes"] == ["of an upgrade", "a note"]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 100])
+def test_a_reading_that_starts_over_in_the_middle_of_a_prompts_answers_goes_on_there(
+    store: Store, layout: Layout, accept: Accept, chunk: int
+) -> None:
+    row = accept("d.jsonl", jsonl(prompts(5)))
+    row.settings = JobSettings(repeat=3)
+    store.write_index([reading(row, layout).batch(chunk)])
+    index(store, reading(row, layout), 4)
+    keys = [repeated_line(line, number) for line in range(1, 6) for number in range(1, 4)]
+    entries = pending(store, row)
+    assert [entry.line for entry in entries] == keys
+    assert [entry.id for entry in entries] == [f"r{line}#{number}" for line in range(5) for number in (1, 2, 3)]
+    [lane] = store.of(row).lanes(row.key)
+    assert lane.requests == 15
+    found, changed = read_requests(request_file(input_of(layout, row)), entries, {})
+    assert not changed
+    assert [json.loads(request.raw)["prompt"] for request in found] == [f"prompt {n // 3}" for n in range(15)]
+
+
+def test_a_repeated_reading_that_cannot_go_on_says_so_behind_its_last_line(
+    store: Store, layout: Layout, accept: Accept
+) -> None:
+    row = accept("d.jsonl", jsonl(prompts(5)))
+    row.settings = JobSettings(repeat=3)
+    reader = reading(row, layout)
+    store.write_index([reader.batch(4)])
+    [rest] = reader.broken_off(store, "it is gone").entries
+    assert (rest.line, default_id(rest.line)) == (repeated_line(3, 0), "0000003")
 
 
 def test_a_retry_brings_the_settings_of_its_first_job(store: Store, layout: Layout, accept: Accept) -> None:

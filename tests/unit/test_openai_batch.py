@@ -132,7 +132,8 @@ BAD: list[tuple[bytes, str, str]] = [
     (line(method="GET"), "invalid_request", "'GET' is not POST"),
     (line(url="/v1/audio/speech"), "url_mismatch", "/v1/audio/speech"),
     (line(stream=True), "unsupported_parameter", "stream"),
-    (line(n=2), "unsupported_parameter", "n must be 1"),
+    (line(n=17), "unsupported_parameter", "n is not supported: it must be a whole number from 1 to 16"),
+    (line(best_of=2), "unsupported_parameter", "best_of must be 1"),
     (line(tools=[{"type": "function"}]), "invalid_request", "tools must be a list of functions"),
     (line(tools=[TOOL], tool_choice="required"), "unsupported_parameter", "tool_choice"),
     (line(messages=[{"role": "assistant", "tool_calls": [{"id": "c"}]}]), "invalid_request", "a tool call needs"),
@@ -237,6 +238,38 @@ def test_answers_have_the_published_shape() -> None:
     assert cut["response"]["body"]["choices"][0] == {
         "index": 0, "logprobs": None, "finish_reason": "length", "text": "yes"
     }  # fmt: skip
+
+
+def test_several_answers_are_the_choices_of_one_line() -> None:
+    calls = [{"function": {"name": "weather", "arguments": {"town": "Ulm"}}}]
+    choices = [
+        {"index": 0, "response": "yes", "done_reason": "stop", "think": "hm"},
+        {"index": 1, "response": "no", "done_reason": "length"},
+        {"index": 2, "response": "", "done_reason": "stop", "tool_calls": calls},
+    ]
+    raw = record(url="/v1/chat/completions", choices=choices, prompt_tokens=12, response_tokens=15)
+    whole = json.loads(batch_line("job", Outcome.SUCCEEDED, raw))
+    jsonschema.validate(whole, OUTPUT_LINE)
+    body = whole["response"]["body"]
+    jsonschema.validate(body, CHAT)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
+    assert [choice["message"]["content"] for choice in body["choices"]] == ["yes", "no", None]
+    assert [choice["finish_reason"] for choice in body["choices"]] == ["stop", "length", "tool_calls"]
+    assert body["usage"] == {"prompt_tokens": 12, "completion_tokens": 15, "total_tokens": 27}
+    texts = json.loads(batch_line("job", Outcome.SUCCEEDED, record(url="/v1/completions", choices=choices[:2])))
+    assert [choice["text"] for choice in texts["response"]["body"]["choices"]] == ["yes", "no"]
+
+
+def test_several_answers_are_read_again_from_their_line(tmp_path: Path) -> None:
+    choices = [{"index": 0, "response": "yes", "think": "hm"}, {"index": 1, "response": "no"}]
+    line = batch_line("job", Outcome.SUCCEEDED, record(url="/v1/chat/completions", choices=choices))
+    (tmp_path / "results.jsonl").write_bytes(line + b"\n")
+    [row] = ResultSet(tmp_path / "results.jsonl").rows()
+    assert (row.record["response"], row.record["line"], row.record["choices"]) == ("yes", 3, choices)
+    strange = {"custom_id": "a", "response": {"body": {"choices": [{"text": "yes"}, 5, {"message": "no"}]}}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(strange))
+    [row] = ResultSet(tmp_path / "results.jsonl").rows()
+    assert [choice["response"] for choice in row.record["choices"]] == ["yes", ""]
 
 
 def test_answers_of_other_endpoints_have_their_shapes() -> None:

@@ -187,6 +187,18 @@ def test_parquet_has_types_and_the_same_rows(tmp_path: Path) -> None:
     assert table.column("ward").to_pylist()[:3] == ["A", "B", "C"]
 
 
+def test_all_answers_of_a_request_are_in_its_text(tmp_path: Path) -> None:
+    choices = [{"index": 0, "response": "Rhine"}, {"index": 1, "response": "Elbe"}]
+    written, _ = exported(outbox(tmp_path / "o", [success(1, "Rhine", choices=choices)], {}), "text")
+    assert b"\n\n[0] Rhine\n\n[1] Elbe\n\n" in written
+
+
+def test_answers_to_repeated_prompts_are_in_order_while_their_job_runs(tmp_path: Path) -> None:
+    rows = [success(line, "a", id=f"{name}#{k}", repeat=k) for line, name in ((1, "z"), (2, "a")) for k in (10, 2, 1)]
+    names = [row.name for row in ResultSet(outbox(tmp_path / "o", rows)).rows()]
+    assert names == ["z#1", "z#2", "z#10", "a#1", "a#2", "a#10"]
+
+
 def test_vectors_are_no_text_that_should_be_json(tmp_path: Path) -> None:
     rows = [success(1, "", embedding=[0.5, 0.25]), success(2, "", embeddings=[[1.0], [2.0]])]
     path = outbox(tmp_path / "o", rows, {})

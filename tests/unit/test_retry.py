@@ -20,9 +20,11 @@ from obatchd.control.auth import Caller
 from obatchd.documents.jobs import JobDocument
 from obatchd.errors import ConfigError, ControlError, NotFoundError
 from obatchd.jobs.formats import with_changes
+from obatchd.jobs.model import repeated_line
 from obatchd.live.job import LiveJob
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Fault
+from obatchd.results.chain import Chain
 
 ALICE, BOB = Caller(1000, False), Caller(1001, False)
 NO = Fault(faults.REQUEST, "bad_request", "no")
@@ -326,3 +328,24 @@ def test_an_assignment_that_is_none_is_wrong_usage(
 ) -> None:
     run = obatchctl("--model", "m", "--set", assignment)
     assert (run.exit_code, words in run.output, asked) == (2, True, [])
+
+
+async def test_the_answers_of_a_repeated_prompt_are_retried_by_their_numbers(rig: Desk) -> None:
+    job = await rig.take("a", {"id": "x", "prompt": "b"}, "c", repeat=3)
+    bad = {repeated_line(2, 2), repeated_line(3, 1), repeated_line(3, 3)}
+    await rig.answer(job, *bad, fault=NO)
+    await rig.answer(job)
+    await rig.published(job)
+    live = await again(rig, job.row.job, model="large")
+    assert rig.left(live) == bad
+    await rig.answer(live, repeated_line(3, 1), fault=NO)
+    await rig.answer(live)
+    await rig.published(live)
+    chain = Chain(job.outbox, [(live.row.job, live.outbox)])
+    rows = [(row.name, row.record["attempt_job"] == live.row.job, row.succeeded) for row in chain.rows()]
+    assert len(rows) == 9 and rows[4] == ("x#2", True, True)
+    assert sum(not succeeded for *_, succeeded in rows) == 1
+    last = await again(rig, job.row.job)
+    assert rig.left(last) == {repeated_line(3, 1)}
+    await rig.answer(last)
+    await rig.published(last)

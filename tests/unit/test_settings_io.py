@@ -180,6 +180,7 @@ def test_job_settings_of_every_kind() -> None:
         "lines": True,
         "sample": 20,
         "skip_done": True,
+        "repeat": 5,
         "format": {"type": "object"},
         "in_source": ["mrn"],
         "think": "high",

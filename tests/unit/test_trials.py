@@ -19,6 +19,8 @@ from obatchd.dispatch import outcomes as outcomes_module
 from obatchd.dispatch.events import INTERRUPTED
 from obatchd.dispatch.holds import STOPPING
 from obatchd.dispatch.trials import Suspicion
+from obatchd.jobs.lane import Lane, Pending
+from obatchd.jobs.model import repeated_line, written_line
 
 Guilty = Callable[[str, Key, bytes], bool]  # whether a request crashes a server
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(?!x)$"}}}
@@ -97,6 +99,19 @@ async def test_one_bad_prompt_on_healthy_servers_is_poison(make: Make, servers: 
     assert len(crashes) <= 4 and crashes[-2:] == [[(1, 2)], [(1, 2)]]
     [record] = [json.loads(f.record) for f in rig.finished if not f.succeeded]
     assert "2 of them while it was alone" in record["message"]
+
+
+async def test_a_bad_prompt_that_is_answered_many_times_is_poison_for_all_its_answers(make: Make) -> None:
+    rig = await make(servers=1)
+    lane = rig.queue.add_lane(Lane(1, 0, 1, SMALL, "normal", 1000.0))
+    keys = [repeated_line(line, number) for line in range(1, 4) for number in range(1, 11)]
+    rig.queue.extend(lane, len(keys), [Pending(key, b'{"id":"x"}') for key in keys])
+    rig.dispatcher.wake()
+    await settle()
+    crashes = await play(rig, lambda _, key, __: written_line(key[1])[0] == 2)
+    assert codes(rig) == {"": 20, "poison": 10}
+    alone = Counter(crash[0] for crash in crashes if len(crash) == 1)
+    assert len(alone) <= 2, "each answer was tried until it was poison by itself"
 
 
 async def test_a_schema_that_crashes_servers_is_judged_once_and_harms_no_other_job(make: Make) -> None:

@@ -24,6 +24,7 @@ from obatchd.daemon.process import PRELOADED
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import Cancel, Configure, GiveUp, JobContext, Offer, OfferItem, Recall, ToMain
 from obatchd.dispatch.worker.worker import Worker
+from obatchd.jobs.model import repeated_line
 from obatchd.ollama import faults
 
 CONTEXT = JobContext(1, "job", "", {}, 100)
@@ -473,3 +474,157 @@ async def test_another_server_is_asked_when_the_worker_is_told_so(server: Server
 def test_the_forkserver_imports_nothing_that_only_the_daemon_needs() -> None:
     script = f"import sys, {', '.join(PRELOADED)}\nsys.exit(str({{'aiohttp', 'pydantic'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).stderr == b"set()\n"
+
+
+# Repeated requests, and those that ask for several answers.
+
+CHAT = {"custom_id": "a", "url": "/v1/chat/completions", "method": "POST"}
+
+
+def choosing(n: int, **body: Any) -> bytes:
+    whole = {"messages": [{"role": "user", "content": "why?"}], "n": n, **body}
+    return json.dumps({**CHAT, "body": whole}).encode()
+
+
+async def test_a_repeated_request_is_asked_with_its_own_seed_which_is_recorded(server: Server, wire: Wire) -> None:
+    server.go.set()
+    first, second = repeated_line(7, 1), repeated_line(7, 2)
+    wire.feed(configure(server.url), CONTEXT, offer(1, first, second))
+    wire.feed(offer(1, repeated_line(8, 2), raw=b'{"prompt": "b", "options": {"seed": 40}}'))
+    await wire.until(lambda: len(wire.results()) == 3)
+    records = [json.loads(wire.results()[1, line].record) for line in (first, second, repeated_line(8, 2))]
+    assert [record["id"] for record in records] == ["a#1", "a#2", "0000008#2"]
+    assert [(record["line"], record["repeat"]) for record in records] == [(7, 1), (7, 2), (8, 2)]
+    assert sorted(record["seed"] for record in records) == sorted(body["options"]["seed"] for body in server.bodies)
+    assert records[2]["seed"] == 41
+    assert len({record["seed"] for record in records}) == 3
+
+
+async def test_several_answers_are_one_result(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure(server.url), CONTEXT, offer(1, 3, raw=choosing(3, seed=5)))
+    result = (await wire.until(wire.results))[1, 3]
+    record = json.loads(result.record)
+    assert [(c["index"], c["response"], c["seed"]) for c in record["choices"]] == [
+        (0, "yes", 5), (1, "yes", 6), (2, "yes", 7)
+    ]  # fmt: skip
+    assert (result.succeeded, record["id"], record["response"], record["truncated"]) == (True, "a", "yes", False)
+    assert "seed" not in record
+    assert sorted(body["options"]["seed"] for body in server.bodies) == [5, 6, 7]
+    assert all("n" not in body for body in server.bodies)
+
+
+async def test_several_answers_fail_as_a_whole_if_one_fails(wire: Wire) -> None:
+    asked = 0
+
+    async def chat(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if json.loads(await request.read())["options"]["seed"] == 6:
+            return web.json_response({"error": "the input length exceeds the context length"}, status=400)
+        return web.Response(body=ANSWER)
+
+    async with serving(chat) as url:
+        wire.feed(configure(url, slots=1), CONTEXT, offer(1, 3, raw=choosing(9, seed=5)))
+        result = (await wire.until(wire.results))[1, 3]
+    record = json.loads(result.record)
+    assert (result.succeeded, result.code, asked) == (False, "context_exceeded", 2)
+    assert record["message"].startswith("answer 2 of 9: ")
+    assert "choices" not in record
+
+
+async def test_answers_that_must_have_a_form_have_it_each(server: Server, wire: Wire) -> None:
+    server.go.set()
+    server.content, server.done_reason = '{"a": 1}', "length"
+    wire.feed(configure(server.url), CONTEXT, offer(1, 3, raw=choosing(2, response_format={"type": "json_object"})))
+    record = json.loads((await wire.until(wire.results))[1, 3].record)
+    assert [choice["data"] for choice in record["choices"]] == [{"a": 1}, {"a": 1}]
+    assert (record["data"], record["truncated"]) == ({"a": 1}, True)
+    assert [choice["truncated"] for choice in record["choices"]] == [True, True]
+
+
+async def test_several_answers_have_the_slots_that_nobody_else_needs(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=4), CONTEXT, offer(1, 1, raw=choosing(6)))
+    await wire.until(lambda: server.asked == 4)
+    wire.feed(offer(1, 2, 3, 4))
+    assert wire.started() == [(1, 1)], "never more at a server than it has slots"
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 4)
+    assert len(json.loads(wire.results()[1, 1].record)["choices"]) == 6
+    assert server.asked == 9
+
+
+async def test_an_idle_server_works_for_one_request_with_all_its_slots_and_others_come_in_between(
+    server: Server, wire: Wire
+) -> None:
+    order: list[str] = []
+
+    async def chat(request: web.Request) -> web.Response:
+        order.append(json.loads(await request.read())["messages"][-1]["content"])
+        await asyncio.sleep(0)
+        return web.Response(body=ANSWER)
+
+    async with serving(chat) as url:
+        wire.feed(configure(url, slots=2), CONTEXT, offer(1, 1, raw=choosing(16)), offer(1, 2, raw=b'{"prompt": "me"}'))
+        await wire.until(lambda: len(wire.results()) == 2)
+    assert order.index("me") < 4, order
+
+
+@pytest.mark.parametrize("beside", [1, 3])
+async def test_what_is_given_up_or_cancelled_ends_all_its_answers(server: Server, wire: Wire, beside: int) -> None:
+    wire.feed(configure(server.url, slots=beside + 1), CONTEXT, offer(1, 1, raw=choosing(8)))
+    await wire.until(lambda: server.asked == beside + 1)
+    wire.feed(GiveUp(faults.CRASH, "server_hung", "no token"))
+    result = (await wire.until(wire.results))[1, 1]
+    assert (result.code, result.succeeded) == ("server_hung", False)
+    wire.feed(offer(1, 2, raw=choosing(8)))
+    await wire.until(lambda: server.asked == 2 * (beside + 1))
+    wire.feed(Cancel(1), JobContext(2, "next", "", {}, 100), offer(2, 1))
+    await wire.until(lambda: server.asked == 2 * (beside + 1) + 1)
+    server.go.set()
+    await wire.until(lambda: (2, 1) in wire.results())
+    assert (1, 2) not in wire.results()
+
+
+async def test_a_request_that_waits_for_its_last_answers_in_other_slots_can_be_given_up(wire: Wire) -> None:
+    asked, over = 0, asyncio.Event()
+
+    async def chat(request: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        if json.loads(await request.read())["options"]["seed"] != 1:
+            await over.wait()
+        return web.Response(body=ANSWER)
+
+    async with serving(chat) as url:
+        wire.feed(configure(url, slots=2), CONTEXT, offer(1, 1, raw=choosing(2, seed=0)))
+        try:
+            await wire.until(lambda: asked == 2)
+            await asyncio.sleep(0.05)  # the answer with seed 1 comes; nothing can be seen of it from outside
+            wire.feed(GiveUp(faults.CRASH, "server_hung", "no token"), offer(1, 2))
+            assert (await wire.until(wire.results))[1, 1].code == "server_hung"
+        finally:
+            over.set()
+        await wire.until(lambda: (1, 2) in wire.results())
+
+
+async def test_each_of_several_answers_may_take_as_long_as_an_attempt(wire: Wire) -> None:
+    async def chat(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.15)
+        return web.Response(body=ANSWER)
+
+    async with serving(chat) as url:
+        wire.feed(configure(url, slots=1, request_timeout_s=0.4), CONTEXT, offer(1, 1, raw=choosing(5)))
+        assert (await wire.until(wire.results))[1, 1].succeeded
+
+
+async def test_time_in_borrowed_slots_is_told_apart(wire: Wire) -> None:
+    async def chat(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.1)
+        return web.Response(body=ANSWER)
+
+    async with serving(chat) as url:
+        wire.feed(configure(url, slots=4), CONTEXT, offer(1, 1, raw=choosing(4)))
+        result = (await wire.until(wire.results))[1, 1]
+    assert result.beside_s > 1.5 * result.duration_s
+    assert json.loads(result.record)["duration_s"] == pytest.approx(result.duration_s, abs=1e-3)

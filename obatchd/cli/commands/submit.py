@@ -42,6 +42,7 @@ _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of
 @click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Priority among your own jobs.")
 @click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
 @click.option("--sample", type=click.IntRange(1, 10_000), metavar="N", help="Run N random requests first, and ask.")
+@click.option("--repeat", type=click.IntRange(1, 100), metavar="K", help="Answer each prompt K times, as ID#1 to ID#K.")
 @click.option("--yes", is_flag=True, help="Do not ask after the sample.")
 @click.option("--skip-done", is_flag=True, help="Copy what the same requests were answered in your earlier jobs.")
 @click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")

@@ -17,7 +17,9 @@ from obatchd.dispatch.records import Found
 from obatchd.dispatch.worker.answering import structured_answer
 from obatchd.dispatch.worker.body import has_images, left_out, request_body
 from obatchd.dispatch.worker.embedding import Vectors, embed, may_share
+from obatchd.dispatch.worker.several import SlotLender, seeds_of, several
 from obatchd.jobs.formats.request import Request, parse_request, request_id
+from obatchd.jobs.model import id_at, written_line
 from obatchd.ollama import faults
 from obatchd.ollama.client import Answer, OllamaClient
 from obatchd.ollama.faults import Cause, Fault
@@ -35,6 +37,7 @@ class Held(msgspec.Struct, eq=False):
     task: asyncio.Task[None] | None = None  # of its slot while it has one
     active: int = 0  # requests in a slot when it got one, itself included
     began_s: float = 0.0  # monotonic; when it got its slot
+    beside_s: float = 0.0  # of its answers that had slots beside its own
     token_s: float = 0.0  # monotonic; of the latest token, 0 before the first
     fault: Fault | None = None  # why its attempt was ended from outside
 
@@ -42,8 +45,8 @@ class Held(msgspec.Struct, eq=False):
 Together = Sequence[tuple[Held, Request]]
 
 
-class TokenListener(Protocol):
-    """Hears that attempts get on; :class:`obatchd.dispatch.worker.worker.Worker`."""
+class TokenListener(SlotLender, Protocol):
+    """Hears that attempts get on, and lends slots; :class:`obatchd.dispatch.worker.worker.Worker`."""
 
     def token(self, held: Held) -> None:
         """More of an answer has arrived."""
@@ -65,7 +68,7 @@ class Attempts:
         try:
             request = parse_request(held.item.raw)
         except (ValueError, RecursionError) as error:  # of msgspec and of decoding, too
-            fault = Fault(faults.REQUEST, "bad_json", f"line {held.item.line}: {error}")
+            fault = Fault(faults.REQUEST, "bad_json", f"line {written_line(held.item.line)[0]}: {error}")
             return [(held, self.without_answer(held, fault))]
         if request.embed is not None:
             return await self._embed([(held, request), *joining(held, request)])
@@ -88,7 +91,7 @@ class Attempts:
         return ResultItem(
             item.job, item.line, item.attempt, answer.fault is None, record, duration_s, *tokens, *fault,
             eval_s=answer.eval_s, wait_s=answer.wait_s if plain else 0.0, active=min(held.active, self.active),
-            vectors=may_share(request),
+            vectors=may_share(request), beside_s=held.beside_s,
         )  # fmt: skip
 
     async def _fulfil(self, held: Held, request: Request) -> Found:
@@ -104,6 +107,29 @@ class Attempts:
         if offer.capabilities and "vision" not in offer.capabilities and has_images(request):
             words = f"the model {offer.model} cannot see images; use one with the capability vision"
             return Answer(fault=Cause.NOT_SUPPORTED.fault(words)), {}
+        number = written_line(held.item.line)[1]
+        if not number and request.n == 1:
+            answer, extra = await self._answer(held, request)
+        else:
+            label = id_at(held.item.line, request.id)
+            seeds = seeds_of(request, context, label, number)
+            try:
+                answer, extra = await several(partial(self._one_of_several, held), request, seeds, self._listener)
+            except asyncio.CancelledError:
+                answer, extra = Answer(fault=_given_up(held)), {}
+        return answer, extra | sources
+
+    async def _one_of_several(self, held: Held, request: Request) -> Found:
+        began_s = held.began_s = time.monotonic()  # each answer may take as long as an attempt
+        try:
+            return await self._answer(held, request)
+        finally:
+            if asyncio.current_task() is not held.task:
+                held.beside_s += time.monotonic() - began_s
+
+    async def _answer(self, held: Held, request: Request) -> Found:
+        """One answer to a request whose sources are in its prompt."""
+        offer, context = held.offer, self.jobs[held.item.job]
         body = request_body(request, context, offer.model, offer.load_options, offer.capabilities)
         extra: dict[str, Any] = {}
         if "format" in body and request.tools:  # nobody knows whether text or a call will come, so nothing is checked
@@ -121,7 +147,7 @@ class Attempts:
             extra["tool_calls"] = answer.tool_calls
         if notes := [*extra.pop("notes", ()), *left_out(request, offer.capabilities)]:
             extra["notes"] = notes
-        return answer, extra | sources
+        return answer, extra
 
     async def _ask(self, held: Held, body: dict[str, Any]) -> Answer:
         assert self.client is not None

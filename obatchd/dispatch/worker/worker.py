@@ -25,6 +25,7 @@ from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.worker.attempts import Attempts, Held
 from obatchd.dispatch.worker.embedding import TOGETHER, may_join, size_of
 from obatchd.jobs.formats.request import Request, parse_request
+from obatchd.jobs.model import written_line
 from obatchd.ollama import faults
 from obatchd.ollama.client import OllamaClient
 from obatchd.ollama.faults import Fault
@@ -167,6 +168,22 @@ class Worker:
         self._tokens += 1
         self._last_token_s = held.token_s = time.monotonic()
 
+    # Slots that are lent, to a request with several answers.
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self._queue) or self._attempts.active > self._attempts.server.slots
+
+    def borrow(self) -> bool:
+        if self._queue or self._attempts.active >= self._attempts.server.slots:
+            return False
+        self._attempts.active += 1
+        return True
+
+    def give_back(self) -> None:
+        self._attempts.active -= 1
+        self._fill()
+
     def _give_up_stuck(self) -> None:
         """An answer that began and stopped while others go on is stuck; one that did not begin may have to wait."""
         now_s, limit_s = time.monotonic(), self._attempts.server.stall_s
@@ -202,7 +219,8 @@ class Worker:
             results = await self._attempts.run(held, partial(self._joining, joined))
         except Exception as error:  # noqa: BLE001 - a defect must cost one attempt, not the slot and the request
             traceback.print_exc()
-            fault = Fault(faults.ANSWER, "worker_defect", f"line {held.item.line}: {type(error).__name__}: {error}")
+            line = written_line(held.item.line)[0]
+            fault = Fault(faults.ANSWER, "worker_defect", f"line {line}: {type(error).__name__}: {error}")
             results = [(one, self._attempts.without_answer(one, fault)) for one in (held, *joined)]
         for one, result in results:
             key = (one.item.job, one.item.line)

@@ -19,10 +19,10 @@ from obatchd.jobs.containers.kinds import HEAD_BYTES, drop_container, is_to_conv
 from obatchd.jobs.containers.unpacked import Contents, contents
 from obatchd.jobs.formats.changed import with_changes
 from obatchd.jobs.formats.folder import folder_files, folder_settings, read_me_files
-from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused
+from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused, repeated
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
-from obatchd.jobs.formats.request import Request, parse_request, request_id
+from obatchd.jobs.formats.request import Request, parse_request, request_id, with_repeats
 from obatchd.jobs.formats.source import Unreadable, is_packed, is_utf8, open_source
 from obatchd.jobs.formats.split import split_lines
 from obatchd.jobs.formats.unpack import Unpacking
@@ -44,8 +44,10 @@ __all__ = [
     "read_me_files",
     "recognise",
     "refused",
+    "repeated",
     "request_file",
     "with_changes",
+    "with_repeats",
 ]
 
 _REQUESTS = "requests.jsonl"
@@ -83,13 +85,15 @@ def read_entries(
     rules: RecordRules = _NO_RULES,
     check_space: Callable[[int], None] | None = None,
     size_bytes: int | None = None,
+    times: int = 1,
 ) -> Iterator[Entry]:
     """Every request of a drop, and every line that cannot be one.
 
     ``form`` is what :func:`recognise` found, where that is known. ``rules`` say how records become requests.
     ``check_space`` is called with the number of bytes about to be unpacked, again and again, and raises to stop it.
-    ``size_bytes`` is how much of a plain file counts: bytes that somebody appended since it was taken do not. Raises
-    DropRefused where the drop is none of our formats, or there is no request in it at all.
+    ``size_bytes`` is how much of a plain file counts: bytes that somebody appended since it was taken do not. Each
+    entry counts ``times`` times towards ``max_requests``: it is to be answered as often. Raises DropRefused where the
+    drop is none of our formats, or there is no request in it at all.
     """
     drop = contents(input_path, name)
     form = form or recognise(drop.path, drop.name, rules.encoding)
@@ -101,8 +105,9 @@ def read_entries(
         entries = Unpacking(limits, rules, check_space).entries(drop, form, unpacked)
     count = 0
     for count, entry in enumerate(entries, 1):
-        if count > limits.max_requests:
-            more = f"the drop has more than max_requests ({limits.max_requests}) requests"
+        if count * times > limits.max_requests:
+            each = f", when each prompt is answered {times} times" if times > 1 else ""
+            more = f"the drop has more than max_requests ({limits.max_requests}) requests{each}"
             reason = f"{more}; this one and the rest are not run"
             yield refused(entry.line, entry.offset, entry.length, "too_many_requests", reason, label=entry.id)
             return

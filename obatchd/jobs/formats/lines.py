@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
 
 from obatchd.jobs.formats.images import image_problem
 from obatchd.jobs.formats.request import Request, parse_batch_request, parse_request, request_id
 from obatchd.jobs.formats.source import decoded
-from obatchd.jobs.model import Entry, Refusal, RequestRefused
+from obatchd.jobs.model import (
+    LAST_REPEATED_LINE,
+    Entry,
+    Refusal,
+    RequestRefused,
+    repeated_id,
+    repeated_line,
+)
 
 
 def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
@@ -54,7 +63,8 @@ def _indexed(number: int, offset: int, raw: bytes, where: str, parse: Callable[[
         too_deep = RequestRefused("bad_json", "it is nested too deeply")
         return refused_request(number, offset, raw, request_id(raw), where, too_deep)
     of_queue = (request.id, request.model, request.context_length, request.priority)
-    return Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue)
+    entry = Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue)
+    return msgspec.structs.replace(entry, again=request.again) if request.again else entry
 
 
 def _check_images(request: Request) -> None:
@@ -68,6 +78,25 @@ def refused(
 ) -> Entry:
     """The entry of something that is refused without a look at its content."""
     return Entry(number, offset, length, 0, label, refusal=_refusal(number, offset, where, code, reason))
+
+
+def repeated(entries: Iterable[Entry], times: int) -> Iterator[Entry]:
+    """The entries of a job that has each prompt answered so many times; one for each answer, of the same bytes.
+
+    A line that cannot be run fails once.
+    """
+    for entry in entries:
+        if entry.line > LAST_REPEATED_LINE:
+            reason = f"prompts behind line {LAST_REPEATED_LINE} cannot be repeated; they are not run"
+            line = repeated_line(LAST_REPEATED_LINE + 1, 0)
+            yield refused(line, entry.offset, 0, "too_many_requests", reason, f"line {entry.line}")
+            return
+        if entry.refusal is not None:
+            yield msgspec.structs.replace(entry, line=repeated_line(entry.line, 0))
+            continue
+        for number in entry.again or range(1, times + 1):
+            label = None if entry.id is None else repeated_id(entry.id, number)
+            yield msgspec.structs.replace(entry, line=repeated_line(entry.line, number), id=label)
 
 
 def refused_request(

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from obatchd.jobs.formats.reader.batch import batch_request, envelope, responses
-from obatchd.jobs.formats.reader.fields import Fields, fields_of, is_object, label_in, label_of, value_of
+from obatchd.jobs.formats.reader.fields import (
+    PASSED_REPEATS,
+    Fields,
+    again_of,
+    fields_of,
+    is_object,
+    label_in,
+    label_of,
+    value_of,
+)
 from obatchd.jobs.formats.reader.said import BESIDE_PROMPTS, is_prompt, last_said, said
 from obatchd.jobs.formats.reader.settings import KNOWN, settings
 from obatchd.jobs.formats.source import raw_fields
@@ -20,7 +30,7 @@ PASSED_ON = "input_fields"
 PASSED_NOTES = "input_notes"
 _LABELS = ("id", "custom_id")
 # A line with none of these fields has nothing but ids, a prompt and data: most have.
-_SPECIAL = BESIDE_PROMPTS | KNOWN | {PASSED_ON}
+_SPECIAL = BESIDE_PROMPTS | KNOWN | {PASSED_ON, PASSED_REPEATS}
 _SIMPLE = (*_LABELS, "prompt")
 # Fields of ours that a refused line has; the others come back with the failure.
 _OURS = frozenset(
@@ -53,6 +63,10 @@ class Request(msgspec.Struct, frozen=True):
     dimensions: int | None = None  # of the vectors
     encoding: str = ""  # of vectors in the lines of a batch file: float or base64
     tools: list[dict[str, Any]] = []  # functions that the model may ask for
+    n: int = 1  # answers to the prompt, which are one result
+    again: tuple[
+        int, ...
+    ] = ()  # of a retry: the numbers of its answers that are asked for; else all of its job's ``repeat``
     url: str = ""  # of a line of a batch file
     urls: list[str] = []  # sources to be put in front of the prompt
     files: list[str] = []  # the same, of the dropped folder
@@ -104,7 +118,9 @@ def _plain(fields: Fields) -> Request:
         given["prompt"] = last_said(given["messages"])
         if given.get("system") and any(message["role"] == "system" for message in given["messages"]):
             fields.notes.append('"system" is left out: the messages have a system message of their own')
-    return Request(id=label, input=_input(fields), notes=fields.notes, **given)
+    if again := again_of(fields.raw):
+        fields.take(PASSED_REPEATS)
+    return Request(id=label, input=_input(fields), notes=fields.notes, again=again, **given)
 
 
 def is_of_responses(fields: Fields) -> bool:
@@ -126,6 +142,11 @@ def _input(fields: Fields) -> dict[str, msgspec.Raw]:
             fields.notes += notes
         found |= raw_fields(passed_on)
     return found
+
+
+def with_repeats(raw: bytes, numbers: Iterable[int]) -> bytes:
+    """The request in ``raw``, one line of a request file, for a job that asks only for these of its answers."""
+    return raw.rstrip()[:-1] + b',"%b":%b}' % (PASSED_REPEATS.encode(), _sorted([*numbers]))
 
 
 def shared_settings(raw: bytes) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from obatchd.jobs.model import Entry, Outcome, Refusal, default_id
+from obatchd.jobs.model import Entry, Outcome, Refusal, default_id, place_of, written_line
 from obatchd.jobs.store.job_row import keep
 from obatchd.jobs.store.rows import REFUSED_LANE, IndexedChunk, LaneRow, ResultRow, request_key
 from obatchd.settings.job import FrozenSettings
@@ -95,7 +95,8 @@ def _repeated_ids(cursor: sqlite3.Cursor, job: int, entries: Sequence[Entry]) ->
     for label, line in labelled:
         (first,) = cursor.execute("SELECT line FROM labels WHERE job = ? AND id = ?", (job, label)).fetchone()
         if first != line:
-            message = f"line {line}: the id {label!r} was used by line {first} already; give every request its own id"
+            here, there = written_line(line)[0], written_line(first)[0]
+            message = f"line {here}: the id {label!r} was used by line {there} already; give every request its own id"
             repeated[line] = Refusal("duplicate_id", message)
     return repeated
 
@@ -103,8 +104,8 @@ def _repeated_ids(cursor: sqlite3.Cursor, job: int, entries: Sequence[Entry]) ->
 def unanswered_record(
     label: str | None, line: int, outcome: Outcome, code: str, message: str, servers: Sequence[str] = ()
 ) -> bytes:
-    """The result object of a request that no server answered; ``servers`` are those that were tried."""
-    record = {"id": label or default_id(line), "line": line, "outcome": outcome, "code": code, "message": message}
+    """The result object of the request ``label`` that no server answered; ``servers`` are those that were tried."""
+    record = {"id": label or default_id(line), **place_of(line), "outcome": outcome, "code": code, "message": message}
     return msgspec.json.encode(record | {"attempts": len(servers), "servers": servers})
 
 

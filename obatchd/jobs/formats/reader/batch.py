@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from obatchd.jobs.formats.reader.fields import Fields, fields_of, is_object, label_of, quoted, shown
+from obatchd.jobs.formats.reader.fields import Fields, again_of, fields_of, is_object, label_of, quoted, shown
 from obatchd.jobs.formats.reader.said import CHAT_NAMES, TEXT_NAMES, embed_problem, images_of, last_said, messages_of
 from obatchd.jobs.formats.reader.settings import settings
 from obatchd.jobs.model import RequestRefused
@@ -31,7 +31,7 @@ _PATH = re.compile(
 # Fields of bodies that bear on no answer, and those that say what is done anyway.
 _NO_EFFECT = frozenset(
     {"user", "store", "metadata", "service_tier", "stream_options", "parallel_tool_calls", "prompt_cache_key",
-     "safety_identifier", "n", "best_of", "anthropic_version", "truncate", "truncation", "keep_alive", "modalities"}
+     "safety_identifier", "best_of", "anthropic_version", "truncate", "truncation", "keep_alive", "modalities"}
 )  # fmt: skip
 # Codes of that API's for ours: https://learn.microsoft.com/azure/ai-services/openai/how-to/batch
 _CODES = {
@@ -89,9 +89,11 @@ def _called(line: dict[str, msgspec.Raw], name: str, notes: list[str]) -> dict[s
     url = _endpoint(outer.peek("url"), name, body)
     given = _ENDPOINTS[url](body)
     given = settings(body) | given
+    if given.get("n", 1) > 1 and url not in (CHAT, COMPLETIONS):
+        body.cannot("n", f"it must be 1 for {url}")
     if unknown := [key for key in body.rest() if key not in _NO_EFFECT and body.peek(key)]:
         notes.append(f"{quoted(unknown)} of the {name} is left out: nothing here is called so")
-    return {"id": label, "url": url if name == "body" else "", "notes": notes, **given}
+    return {"id": label, "url": url if name == "body" else "", "notes": notes, "again": again_of(line), **given}
 
 
 def _endpoint(url: Any, name: str, body: Fields) -> str:

@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 
 from obatchd.jobs.formats.source import raw_fields
-from obatchd.jobs.model import RequestRefused
+from obatchd.jobs.model import MOST_REPEATS, RequestRefused
 
+# Beside an object of a retry: the numbers of its answers that are asked for again.
+PASSED_REPEATS = "input_repeats"
 IF_DATA = "; if the lines are data, submit them with --text-column or --template: no field is a setting then"
 _SHOWN_CHARACTERS = 60
 _NAMES_SHOWN = 12
@@ -32,6 +34,7 @@ _LABEL = rb'"(?:%b)"\s*+:\s*+(?:"((?:[^"\\]|\\.){1,200}+)"|(-?[0-9][0-9.eE+-]{0,
 _LABELS = (("custom_id", "body"), ("id", None), ("custom_id", None), ("recordId", "modelInput"), ("key", "request"))
 _value = msgspec.json.Decoder().decode
 _string = msgspec.json.Decoder(str).decode
+_numbers = msgspec.json.Decoder(list[int]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -161,6 +164,17 @@ def label_of(fields: dict[str, msgspec.Raw]) -> str | None:
         if given != b"null":
             return given.decode()
     return None
+
+
+def again_of(fields: dict[str, msgspec.Raw]) -> tuple[int, ...]:
+    """The numbers of the answers that a retry asks for; none where the line says nothing of them."""
+    raw = fields.get(PASSED_REPEATS)
+    if raw is None:
+        return ()
+    try:
+        return tuple(sorted({number for number in _numbers(raw) if 0 < number <= MOST_REPEATS}))
+    except (ValueError, RecursionError):
+        return ()  # a field of the author's that happens to be called so
 
 
 def label_in(raw: bytes) -> str | None:

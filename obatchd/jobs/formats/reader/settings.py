@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from obatchd.jobs.formats.reader.fields import Fields, parsed, shown
+from obatchd.jobs.formats.reader.fields import IF_DATA, Fields, parsed, shown
+from obatchd.jobs.formats.reader.tools import tool_choice, tools
 from obatchd.jobs.model import PRIORITY_CLASS, RequestRefused
 
 THINK_LEVELS = ("auto", "low", "medium", "high", "max")
@@ -14,6 +15,7 @@ _EFFORTS: dict[str, bool | str] = {
     "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max",
 }  # fmt: skip
 _SWITCHED: dict[Any, Any] = {"enabled": True, "adaptive": True, "disabled": False}
+MOST_CHOICES = 16  # answers of one request
 # Ollama's options (ollama api/types.go), with those of versions up to 0.12.
 _WHOLE = frozenset(
     {"num_keep", "seed", "num_predict", "top_k", "repeat_last_n", "num_ctx", "num_batch", "num_gpu", "main_gpu",
@@ -49,7 +51,6 @@ _IMPOSSIBLE: dict[str, tuple[tuple[type, ...], str]] = {
     "functions": ((list,), "give them as tools"),
     "function_call": ((str, dict), "no model can be made to call a function"),
     "audio": ((dict,), "answers are text"),
-    "n": ((), "n must be 1"),
     "best_of": ((), "best_of must be 1"),
 }
 # Keywords without any of which an object is no JSON Schema.
@@ -268,40 +269,6 @@ def _effort(fields: Fields, name: str) -> bool | str | None:
     raise RequestRefused("wrong_type", f"{name} {shown(value)} is none of {', '.join(_EFFORTS)}")
 
 
-# Functions that the model may ask for.
-
-
-def _tools(fields: Fields, name: str) -> list[dict[str, Any]] | None:
-    given = fields.take(name)
-    tools = parsed(given) if isinstance(given, str) else given
-    if not tools or _choice_of(fields) == "none":
-        return None
-    if not isinstance(tools, list):
-        raise fields.wrong(name, "a list of functions", given)
-    return [_tool(fields, tool, given) for tool in tools]
-
-
-def _tool(fields: Fields, tool: Any, given: Any) -> dict[str, Any]:
-    """A function in the shape of Ollama and of Chat Completions; Responses and Anthropic have flat ones."""
-    if isinstance(tool, dict) and isinstance(tool.get("function"), dict):
-        return tool
-    if isinstance(tool, dict) and isinstance(tool.get("name"), str) and tool.get("type", "function") == "function":
-        about = {"name": tool["name"], "description": tool.get("description"),
-                 "parameters": tool.get("parameters", tool.get("input_schema"))}  # fmt: skip
-        return {"type": "function", "function": {key: value for key, value in about.items() if value is not None}}
-    raise fields.wrong("tools", "a list of functions", given)
-
-
-def _tool_choice(fields: Fields, name: str) -> None:
-    if _choice_of(fields) not in (None, "auto", "none"):
-        fields.cannot(name, "it must be auto or none, as no model can be made to call a function")
-
-
-def _choice_of(fields: Fields) -> Any:
-    choice = fields.take("tool_choice")
-    return choice.get("type") if isinstance(choice, dict) else choice
-
-
 def _impossible(fields: Fields, name: str) -> None:
     """Something that Ollama cannot do; in a plain line only where the value shows that it is meant, and not data."""
     value = fields.peek(name)
@@ -309,6 +276,27 @@ def _impossible(fields: Fields, name: str) -> None:
     meant = fields.strict or (isinstance(value, kinds) if kinds else "messages" in fields.raw and bool(_whole(value)))
     if value and meant and (kinds or value != 1):
         fields.cannot(name, why)
+
+
+def _answers(fields: Fields, name: str) -> int | None:
+    """How many answers to one prompt are asked for; in a plain line only where it is the body of a call, or it is data.
+
+    Where ``n`` stands beside a prompt and not beside messages, a note says how it is taken.
+    """
+    value = fields.peek(name)
+    is_chat = fields.strict or "messages" in fields.raw
+    count = None if isinstance(value, bool) else _whole(value)
+    is_count = count is not None and 0 < count <= MOST_CHOICES
+    if is_chat and not is_count and (value if fields.strict else count):
+        fields.cannot(name, f"it must be a whole number from 1 to {MOST_CHOICES}")
+    if not is_count or (count == 1 and not fields.strict):
+        return None
+    if not is_chat:
+        if not {"model", "prompt"} <= fields.raw.keys():
+            return None
+        fields.notes.append(f'n is taken for a setting: there are {count} answers, in "choices"{IF_DATA}')
+    fields.take(name)
+    return count
 
 
 def _keep_alive(fields: Fields, name: str) -> Any:
@@ -332,10 +320,11 @@ _READERS: dict[str, tuple[str, _Reader]] = {
     **dict.fromkeys(
         ("reasoning_effort", "reasoning", "thinking", "enable_thinking", "chat_template_kwargs"), ("think", _effort)
     ),
-    "tools": ("tools", _tools),
-    "tool_choice": ("", _tool_choice),
+    "tools": ("tools", tools),
+    "tool_choice": ("", tool_choice),
     "priority": ("priority", _priority),
     "keep_alive": ("keep_alive", _keep_alive),
+    "n": ("n", _answers),
     **{name: (name, _texts) for name in ("in_source", "urls", "files")},
     **dict.fromkeys(_IMPOSSIBLE, ("", _impossible)),
 }  # fmt: skip
