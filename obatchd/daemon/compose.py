@@ -106,7 +106,9 @@ async def host(work: Work) -> Host:
     return Host(probe, fleet, ModelKeeper(settings, fleet), watch)
 
 
-def head(work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[Reloaded]]) -> Head:
+def head(
+    work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[Reloaded]], config: Path | None
+) -> Head:
     """All other parts; none of them runs yet."""
     settings, layout, owner = work.settings, work.layout, work.owner
     engine = Engine(work, _ServedModels(here.models, here.fleet))
@@ -121,7 +123,7 @@ def head(work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[
         HostCommands(engine, here.fleet, servers, here.models, here.probe, reload),
     )  # fmt: skip
     access = Access(settings.value.access)
-    runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
+    runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),

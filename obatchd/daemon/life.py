@@ -102,7 +102,7 @@ class Daemon:
             work = Work(self._settings, layout, self._store, self, alarms)
             here = await compose.host(work)
             at_end.push_async_callback(here.probe.stop)
-            head = self._head = compose.head(work, here, alarms, self.reload)
+            head = self._head = compose.head(work, here, alarms, self.reload, self._config_file)
             at_end.callback(runtime.remove, layout.root, head.runtime_dir)
             at_end.push_async_callback(head.policy.servers_ended)
             at_end.push_async_callback(here.fleet.stop)
