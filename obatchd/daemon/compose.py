@@ -26,7 +26,6 @@ from obatchd.documents.answers import Reloaded
 from obatchd.documents.jobs import ModelFacts
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
-from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.kernel_log import KMSG
@@ -44,6 +43,7 @@ from obatchd.servers.program import Ollama, Program
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
+from obatchd.telling.alarms import Alarms
 
 
 class Platform(NamedTuple):
@@ -120,7 +120,7 @@ def head(
     servers = ServerCommands(engine, here.fleet, here.probe)
     operations = Operations(
         JobCommands(engine), servers, ModelCommands(here.models), GpuService(policy, here.probe), runs,
-        HostCommands(engine, here.fleet, servers, here.models, here.probe, reload),
+        HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload),
     )  # fmt: skip
     access = Access(settings.value.access)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)

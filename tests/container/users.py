@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
 
+import pyarrow.parquet
 from container import wait_for
 from system import ANSWER_S, CANARY, CONFIG, SPOOL, System, step
 
@@ -183,3 +185,30 @@ def restart_and_reboot(s: System) -> None:
     s.under_way("bob", "reboot", 5)
     s.c.reboot()
     s.say("systemctl reboot in mid-job", f"{s.finished('bob', 'reboot', 60)['succeeded']} of 60, each once")
+
+
+@step
+def parquet(s: System) -> None:
+    """A library that is too large for the package comes with one of its own, and goes with it."""
+    prompts = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["one", "two"]}), prompts)
+    s.c.put("/home/alice/table.parquet", prompts.getvalue(), "alice")
+    advice = "sudo apt install ./obatchd-parquet_*.deb"
+    submit = "cd && obatchctl submit table.parquet --text-column prompt"
+    s.refused(submit, "alice", advice)
+    export = f"cd && obatchctl results {s.job_id('alice', 'first')} -o answers.parquet"
+    s.refused(export, "alice", advice)
+    package = next(s.packages.glob("obatchd-parquet_0.1*.deb"))
+    s.c.put("/root/parquet.deb", package.read_bytes())
+    began_s = time.monotonic()
+    s.c.run("dpkg -i /root/parquet.deb")
+    s.say("dpkg -i obatchd-parquet.deb, without network", f"installed in {time.monotonic() - began_s:.1f} s")
+    s.ready()
+    s.c.run(submit, "alice")
+    s.finished("alice", "table", 2)
+    s.c.run(export, "alice")
+    s.say(f"alice: {submit}; {export}", "answered, written")
+    s.c.run("dpkg -r obatchd-parquet")
+    s.ready()
+    s.refused(export, "alice", advice)
+    s.say("dpkg -r obatchd-parquet", "the daemon goes on without it")

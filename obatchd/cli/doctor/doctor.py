@@ -12,7 +12,7 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.commands.config import SYSTEM_FILE
-from obatchd.cli.doctor import host_checks, spool_checks
+from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks
 from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.cli.views.text import styled
 from obatchd.client.client import Client
@@ -76,6 +76,7 @@ def _checks(spool: Path, settings: Settings, found: Document | ObatchError) -> I
     yield host_checks.ports(settings, None if isinstance(found, ObatchError) else found)
     yield host_checks.foreign_ollama()
     yield host_checks.clock()
+    yield alarm_checks.alarms(settings)
     yield from spool_checks.daemon(spool, found)
     yield from spool_checks.directories(spool)
     yield spool_checks.disk(spool, settings)
