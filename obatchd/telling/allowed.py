@@ -13,6 +13,8 @@ from obatchd.errors import ConfigError, SourceError
 from obatchd.settings.tables.context import opened
 from obatchd.settings.tables.people import MAIL, NotificationSettings
 
+_SHOWN = 10  # of those who may be told
+
 
 def shown(target: str) -> str:
     """Somebody who is told, for people and logs: of a URL the host alone."""
@@ -34,7 +36,8 @@ def problem(target: str, rules: NotificationSettings) -> str:
     if not rules.allow:
         return "nobody may be told on this host. An administrator says who may, with allow in [notifications]"
     if not _is_allowed(target, rules.allow):
-        words = f"{shown(target)} is not allowed on this host; allowed: {', '.join(rules.allow)}"
+        more = f" and {len(rules.allow) - _SHOWN} more" if len(rules.allow) > _SHOWN else ""
+        words = f"{shown(target)} is not allowed on this host; allowed: {', '.join(rules.allow[:_SHOWN])}{more}"
         return f"{words}. An administrator can add others, with allow in [notifications]"
     if target.startswith(MAIL):
         program = rules.mail_command[0] if rules.mail_command else ""

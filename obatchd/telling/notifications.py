@@ -68,7 +68,13 @@ class Notifications(Part):
         self._tasks.start(self._load(f"{PREFIX}{row.job}/"), f"notifications-{row.job}")
 
     async def _load(self, prefix: str) -> None:
-        for owed in owed_of(await asyncio.to_thread(self._work.store.state.starting_with, prefix)):
+        def read() -> None:
+            found.extend(owed_of(self._work.store.state.starting_with(prefix)))
+
+        found: list[Owed] = []
+        while not await self._done(read):
+            await asyncio.sleep(_PAUSES_S[0])
+        for owed in found:
             self._add(owed)
 
     def _add(self, owed: Owed) -> None:
@@ -92,7 +98,8 @@ class Notifications(Part):
     async def _tell(self, owed: Owed) -> bool:
         """Try once; whether it is to be tried again."""
         state, way = self._work.store.state, logged(owed.to)
-        if await asyncio.to_thread(state.get, owed.key) is None:  # its job was erased
+        known: list[str | None] = []
+        if await self._done(lambda: known.append(state.get(owed.key))) and known == [None]:  # its job was erased
             return False
         async with self._free:
             reason = await self._send(owed)
@@ -100,25 +107,25 @@ class Notifications(Part):
             owed.next_s = time.time() + _PAUSES_S[owed.tries]
             owed.tries += 1
             _log.warning("notification_failed", job=owed.job, way=way, tries=owed.tries, reason=_without(owed, reason))
-            await self._kept(state.set, owed.key, owed.encoded())
+            await self._done(state.set, owed.key, owed.encoded())
             return True
         tries = owed.tries + 1
         if reason:
             _log.error("notification_given_up", job=owed.job, way=way, tries=tries, reason=_without(owed, reason))
             note = f"notify: {shown(owed.to)} was given up after {tries} tries: {reason}"
-            await self._kept(self._note, owed.job, note)
+            await self._done(self._note, owed.job, note)
         else:
             _log.info("notification_told", job=owed.job, way=way, tries=tries)
-        while not await self._kept(state.unset, owed.key):
+        while not await self._done(state.unset, owed.key):
             await asyncio.sleep(_PAUSES_S[0])
         return False
 
-    async def _kept(self, step: Callable[..., None], *given: str) -> bool:
-        """Whether the disk took a change."""
+    async def _done(self, step: Callable[..., None], *given: str) -> bool:
+        """Do a step in a thread; whether the disk let it be done."""
         try:
             await asyncio.to_thread(step, *given)
         except DISK_ERRORS as error:
-            _log.error("notification_not_kept", reason=log.reason(error))
+            _log.error("notification_store_failed", reason=log.reason(error))
             return False
         return True
 

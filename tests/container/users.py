@@ -212,3 +212,25 @@ def parquet(s: System) -> None:
     s.ready()
     s.refused(export, "alice", advice)
     s.say("dpkg -r obatchd-parquet", "the daemon goes on without it")
+
+
+@step
+def being_told(s: System) -> None:
+    """A member is told of the end of a job, as far as the administrator lets them, who tries whether alarms arrive."""
+    keep = '["sh", "-c", "cat > /var/lib/obatch/told-$0"'
+    told = f'[notifications]\nallow = ["*@example.org"]\nmail_command = {keep}]\n[alarms]\ncommand = {keep}, "rose"]\n'
+    s.c.put("/etc/obatch/obatchd.toml", CONFIG + told)
+    s.c.run("obatchctl reload", "rose")
+    s.c.put("/home/alice/told.jsonl", s.prompts(2, "told"), "alice")
+    submit = "cd && obatchctl submit told.jsonl --notify mail:"
+    s.refused(f"{submit}eve@elsewhere.net", "alice", "is not allowed on this host; allowed: *@example.org")
+    s.c.run(f"{submit}alice@example.org", "alice")
+    s.finished("alice", "told", 2)
+    look = "cat /var/lib/obatch/told-alice@example.org"
+    mail = wait_for(lambda: s.c.out(look, check=False), 30, "the submitter is told")
+    s.say(f"alice: {submit}alice@example.org", json.loads(mail)["text"])
+    s.refused("obatchctl alarms test", "alice", "only administrators")
+    s.say("rose: obatchctl alarms test", s.c.out("obatchctl alarms test", "rose"))
+    assert json.loads(s.c.out("cat /var/lib/obatch/told-rose"))["kind"] == "test"
+    s.c.put("/etc/obatch/obatchd.toml", CONFIG)
+    s.c.run("obatchctl reload", "rose")
