@@ -35,4 +35,6 @@ def how_to_add(library: str) -> str:
 
 def lacks(library: str, needs: str) -> str:
     """What to tell a user where ``needs`` (a kind of file) cannot be had without ``library``."""
-    return f"{needs} needs the library {library}, and that is not installed. To install it: {how_to_add(library)}"
+    command = how_to_add(library)
+    who = "An administrator installs it with" if command.startswith("sudo ") else "To install it"
+    return f"{needs} needs the library {library}, and that is not installed. {who}: {command}"

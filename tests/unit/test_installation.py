@@ -41,6 +41,10 @@ def test_a_system_service_gets_a_library_in_the_way_in_which_it_came(
     if mark:
         (tmp_path / "package").write_text(mark)
     assert installation.how_to_add("pyarrow") == command
+    words = (
+        f"Parquet needs the library pyarrow, and that is not installed. An administrator installs it with: {command}"
+    )
+    assert installation.lacks("pyarrow", "Parquet") == words
 
 
 def test_an_environment_of_pipx_is_named(prefix: Place) -> None:
