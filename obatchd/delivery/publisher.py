@@ -166,6 +166,7 @@ class Publisher(Part):
             if live.row.settings.notify:
                 owed += owed_for(live.row, job_done(live.row, counts))
         self._work.store.state.update_many(changes, owed)
+        crash_points.reach("publish.after_done")
         for live in batch:
             self._work.store.settle(live.row)
         return every

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import aiohttp
 from attrs import define, field
 
-from obatchd import log
+from obatchd import crash_points, log
 from obatchd.context.addresses import PinnedResolver
 from obatchd.errors import NotToldError
 from obatchd.jobs.store import DISK_ERRORS, JobRow, Owed
@@ -116,6 +116,7 @@ class Notifications(Part):
             await self._done(self._note, owed.job, note)
         else:
             _log.info("notification_told", job=owed.job, way=way, tries=tries)
+            crash_points.reach("notify.after_told")
         while not await self._done(state.unset, owed.key):
             await asyncio.sleep(_PAUSES_S[0])
         return False

@@ -310,6 +310,13 @@ def test_doctor_looks_at_the_ways_of_alarms(tables: dict[str, object], level: st
     assert finding.level == level and finding.text.startswith(words) and "T0KEN" not in finding.text
 
 
+def test_doctor_says_that_no_mail_can_be_sent_to_submitters() -> None:
+    rules = {"allow": ["*@example.org"], "mail_command": ["/nowhere/mail"]}
+    finding = doctor_of_alarms(in_force(notifications=rules).value)
+    assert finding.level == "warn" and "submitters cannot be told by mail" in finding.text
+    assert doctor_of_alarms(in_force(notifications=rules | {"allow": ["chat.lab"]}).value).level == "ok"
+
+
 def test_a_webhook_is_a_url_that_is_never_shown() -> None:
     with pytest.raises(ConfigError, match="webhook: must be an http or https URL"):
         reading.load(None, environ={"OBATCHD_ALARMS_WEBHOOK": "mail:ann@example.org"}, flags={})
