@@ -107,7 +107,7 @@ class Notifications(Part):
             owed.next_s = time.time() + _PAUSES_S[owed.tries]
             owed.tries += 1
             _log.warning("notification_failed", job=owed.job, way=way, tries=owed.tries, reason=_without(owed, reason))
-            await self._done(state.set, owed.key, owed.encoded())
+            await self._done(state.change, owed.key, owed.encoded())  # unless its job is erased at this moment
             return True
         tries = owed.tries + 1
         if reason:

@@ -158,6 +158,21 @@ async def test_an_erased_job_is_told_no_more(monkeypatch: pytest.MonkeyPatch, tm
     assert ANN not in (tmp_path / "spool/work/state.db").read_bytes().decode("latin-1")
 
 
+async def test_a_job_that_is_erased_while_it_is_told_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    wait = {"allow": ["*@*"], "mail_command": ["sh", "-c", f"touch {tmp_path}/begun; sleep 0.3; exit 1"]}
+    monkeypatch.setattr(notifications, "_PAUSES_S", (0.0, 600.0))
+    async with street(monkeypatch, tmp_path, notifications=wait) as made:
+        telling = started(made)
+        row = await made.run("one", notify=[ANN])
+        await until((tmp_path / "begun").exists)
+        await asyncio.to_thread(made.work.store.erase, [row])
+        await until(lambda: not telling._owners)
+        assert owed(made) == {}
+        await telling.stop()
+
+
 async def test_a_drop_that_is_refused_later_is_told_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "mails"
     async with street(monkeypatch, tmp_path, **tables(out)) as made:

@@ -190,6 +190,11 @@ class StateStore(Database):
                 "INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value)
             )
 
+    def change(self, key: str, value: str) -> None:
+        """Change a fact that is known; one that somebody has taken away stays away."""
+        with self._lock, transaction(self._database) as cursor:
+            cursor.execute("UPDATE facts SET value = ? WHERE key = ?", (value, key))
+
     def unset(self, key: str) -> None:
         with self._lock, transaction(self._database) as cursor:
             cursor.execute("DELETE FROM facts WHERE key = ?", (key,))
