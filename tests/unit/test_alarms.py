@@ -295,7 +295,7 @@ def test_a_test_of_the_alarms_tells_people_of_each_way(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("tables", "level", "words"),
     [
-        ({}, "ok", "nobody is told: [alarms] names no way"),
+        ({}, "ok", "nobody is told of alarms: neither command nor webhook is set under [alarms]"),
         ({"command": ["true", "x"]}, "ok", "told by command true"),
         (
             {"command": ["true"], "webhook": "https://chat.lab/T0KEN"},

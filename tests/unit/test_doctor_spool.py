@@ -167,7 +167,7 @@ def test_ports_are_in_use_where_somebody_uses_them() -> None:
         status = {"servers": [{"kind": "managed", "url": f"http://127.0.0.1:{port}"} for port in (used, unused)]}
         status["servers"].append({"kind": "remote", "url": "http://10.0.0.1:11434"})
         assert _ports("127.0.0.1", used, status).text == f"the daemon's servers use {used}"
-        assert _ports("127.0.0.1", used, {"servers": []}).text == "no server uses one"
+        assert _ports("127.0.0.1", used, {"servers": []}).text == "no server of the daemon uses one now"
         assert str(used) in _ports("127.0.0.1", used).text
 
 

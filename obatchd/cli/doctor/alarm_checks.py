@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.settings.settings import Settings
 
+_NOBODY = "nobody is told of alarms: neither command nor webhook is set under [alarms]"
+
 
 def alarms(settings: Settings) -> CheckResult:
     """Whether administrators are told of alarms; the daemon's notices say whether the last one arrived."""
@@ -21,4 +23,4 @@ def alarms(settings: Settings) -> CheckResult:
         return warn("alarms", text, "obatchctl config show | grep -A3 notifications")
     ways = [f"command {rules.command[0]}"] if rules.command else []
     ways += [f"webhook at {urlsplit(rules.webhook).hostname}"] if rules.webhook else []
-    return ok("alarms", f"told by {' and '.join(ways)}" if ways else "nobody is told: [alarms] names no way")
+    return ok("alarms", f"told by {' and '.join(ways)}" if ways else _NOBODY)

@@ -140,7 +140,11 @@ def ports(settings: Settings, status: dict[str, Any] | None) -> CheckResult:
     if status is not None:
         servers = [server for server in status["servers"] if server["kind"] == "managed"]
         held = [port for server in servers if (port := urlsplit(server["url"]).port) and _port_fault(listen, port)]
-        used = f"the daemon's servers use {', '.join(map(str, sorted(held)))}" if held else "no server uses one"
+        used = (
+            f"the daemon's servers use {', '.join(map(str, sorted(held)))}"
+            if held
+            else "no server of the daemon uses one now"
+        )
         return ok("ports", used)
     if not base:
         return ok("ports", "free ones are picked")
