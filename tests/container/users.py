@@ -208,10 +208,10 @@ def parquet(s: System) -> None:
     s.finished("alice", "table", 2)
     s.c.run(export, "alice")
     s.say(f"alice: {submit}; {export}", "answered, written")
-    s.c.run("dpkg -r obatchd-parquet")
+    s.c.run("dpkg -P obatchd-parquet")
     s.ready()
     s.refused(export, "alice", advice)
-    s.say("dpkg -r obatchd-parquet", "the daemon goes on without it")
+    s.say("dpkg -P obatchd-parquet", "the daemon goes on without it")
 
 
 @step
