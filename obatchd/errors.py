@@ -64,6 +64,10 @@ class ResultsError(ObatchError, code="results"):
     """Results cannot be read or exported."""
 
 
+class NotToldError(ObatchError, code="not_told"):
+    """A message did not reach whom it was for."""
+
+
 class ControlError(ObatchError, code="control"):
     """A control request cannot be carried out."""
 

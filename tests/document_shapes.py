@@ -17,7 +17,12 @@ from typing import Any
 RECORDED = Path(__file__).parent / "fixtures" / "documents"
 RECORD = "OBATCHD_RECORD_DOCUMENTS"  # set in the environment: add what is seen to the recorded shapes
 # Fields that came later, as ``document.path.field``: everything else must stay as it was recorded.
-ADDED = frozenset({"idle: POST /v1/reload.next_job", "idle: POST /v1/reload of changed settings.next_job"})
+ADDED = frozenset(
+    {"idle: POST /v1/reload.next_job", "idle: POST /v1/reload of changed settings.next_job"}
+    | {f"jobs: alarm job_done.{field}" for field in ("text", "cancelled", "expired")}
+    | {"jobs: alarm disk_low.text", "gpus: alarm quarantine.text", "gpus: alarm server_failed.text"}
+    | {"burnin: alarm burn_in_finished.text"}
+)
 _MAPS = {
     "counters", "dmi", "errors", "failures", "increases", "models", "options", "servers", "throttle_s", "watchdog",
 }  # fmt: skip

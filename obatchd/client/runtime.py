@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import grp
 import json
 import os
 import socket
@@ -25,6 +26,9 @@ CONTROL_SOCKET = "control.sock"
 SUBMIT_SOCKET = "submit.sock"
 RECORD = "obatchd.json"
 SYSTEM_SPOOL = Path("/var/spool/obatch")
+_UNITS = Path("/usr/lib/systemd")
+# Groups whose members may use sudo on most systems, and ours.
+_ADMIN_GROUPS = frozenset(("sudo", "wheel", "admin", "obatch-admin"))
 # Written as root by the system service's unit when the servers' ports are shut to other users of the host.
 PORT_GUARD = Path("/run/obatchd.ports")
 _LEFT_S = 3600.0  # a runtime directory where nobody listens is left over after that
@@ -38,6 +42,7 @@ class Record(NamedTuple):
     pid: int
     version: str
     uuid: str
+    config: str | None  # path of its configuration file; "" where it has none, None where an older daemon says nothing
 
 
 def guarded_ports(record: Path = PORT_GUARD) -> range:
@@ -51,15 +56,57 @@ def guarded_ports(record: Path = PORT_GUARD) -> range:
 
 def default_spool() -> Path:
     """The spool of the user's own daemon (``systemd/user``) where it is in use or the only one, else the system's."""
-    own = Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "obatch"
+    own = _own_spool()
     return own if (own / RECORD).exists() or (own.is_dir() and not SYSTEM_SPOOL.is_dir()) else SYSTEM_SPOOL
 
 
-def create(spool: Path, uuid: str, *, shared: bool = False, environ: Mapping[str, str] = os.environ) -> Path:
+def _own_spool() -> Path:
+    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "obatch"
+
+
+def is_service(spool: Path) -> bool:
+    """Whether a spool is the one of a system service: its inbox hands its group on, or the unit works on it."""
+    with contextlib.suppress(OSError):
+        if (spool / "inbox").stat().st_mode & stat.S_ISGID:
+            return True
+    return spool == SYSTEM_SPOOL and (_UNITS / "system/obatchd.service").exists()
+
+
+def start_command(spool: Path) -> str:
+    """The command that starts a daemon on a spool."""
+    if is_service(spool):
+        return "sudo systemctl start obatchd"
+    if spool == _own_spool() and (_UNITS / "user/obatchd.service").exists():
+        return "systemctl --user start obatchd"
+    return f"obatchd --spool {spool}"
+
+
+def next_step(command: str, *admin_groups: str) -> str:
+    """A command as advice to the caller, who may have to ask somebody else for it.
+
+    Administrators are root and the members of the usual groups, and of ``admin_groups``.
+    """
+    if not command.startswith("sudo ") or os.geteuid() == 0:
+        return command
+    for group in _ADMIN_GROUPS.union(admin_groups):
+        with contextlib.suppress(KeyError):
+            if grp.getgrnam(group).gr_gid in os.getgroups():
+                return command
+    return f"ask your administrator: {command}"
+
+
+def create(
+    spool: Path,
+    uuid: str,
+    *,
+    shared: bool = False,
+    config: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Path:
     """Make the runtime directory of a spool and record it there. The caller holds the spool's lock.
 
-    With ``shared`` every user can find the sockets and connect. Raises SpoolError where no candidate directory can be
-    used, or the spool cannot be written.
+    With ``shared`` every user can find the sockets and connect. ``config`` is the daemon's configuration file. Raises
+    SpoolError where no candidate directory can be used, or the spool cannot be written.
     """
     problems = []
     for parent in _parents(environ):
@@ -76,7 +123,8 @@ def create(spool: Path, uuid: str, *, shared: bool = False, environ: Mapping[str
             problems.append(f"{error.filename or directory}: {error.strerror or error}")
             continue
         _sweep(directory)
-        _record(spool, Record(directory, os.getpid(), __version__, uuid), 0o644 if shared else 0o600)
+        said = str(config.absolute()) if config else ""
+        _record(spool, Record(directory, os.getpid(), __version__, uuid, said), 0o644 if shared else 0o600)
         return directory
     raise SpoolError(
         "no directory for the control sockets can be used: " + "; ".join(problems) + ". Set XDG_RUNTIME_DIR to a "
@@ -100,14 +148,15 @@ def read_record(spool: Path) -> Record:
     """
     try:
         document = json.loads((spool / RECORD).read_bytes())
-        return Record(Path(document["runtime_dir"]), document["pid"], document["version"], document["uuid"])
+        pid, version, uuid = (document[name] for name in ("pid", "version", "uuid"))
+        return Record(Path(document["runtime_dir"]), pid, version, uuid, document.get("config"))
     except PermissionError:
         raise permission_denied(spool) from None
     except FileNotFoundError:
         if not spool.is_dir():
             raise DaemonDownError(
                 f"There is no spool at {spool}. Name the right one with --spool DIR or OBATCH_SPOOL, or start a "
-                f"daemon there: obatchd --spool {spool}",
+                f"daemon there: {next_step(start_command(spool))}",
                 code="no_spool",
             ) from None
         raise daemon_down(spool) from None
@@ -118,8 +167,8 @@ def read_record(spool: Path) -> Record:
 def daemon_down(spool: Path) -> DaemonDownError:
     """The error that says: nobody works on this spool."""
     return DaemonDownError(
-        f"obatchd is not running on {spool}. Start it with: obatchd --spool {spool}  (as a system service: "
-        "systemctl start obatchd). Drops in the inbox wait; nothing is lost."
+        f"obatchd is not running on {spool}. Drops in the inbox wait; nothing is lost. To start it: "
+        f"{next_step(start_command(spool))}"
     )
 
 

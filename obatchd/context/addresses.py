@@ -14,6 +14,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
@@ -54,8 +55,9 @@ class Target(NamedTuple):
 class AddressPolicy:
     """Judges URLs and addresses."""
 
-    def __init__(self, allow: Sequence[str] = ()) -> None:
+    def __init__(self, allow: Sequence[str] = (), table: str = "context") -> None:
         self._opened = [opened(entry) for entry in allow]
+        self._table = table  # of the settings, where ``allow`` comes from
 
     def target(self, url: URL) -> Target:
         """The server of a URL that may be asked, as far as can be told before its name is resolved.
@@ -78,7 +80,7 @@ class AddressPolicy:
         if not self.permits(target, address):
             raise SourceError(
                 f"{target.host} is at {address}, which is no public address; an administrator can open it with allow "
-                "in [context]",
+                f"in [{self._table}]",
                 code="url_forbidden",
             )
 
@@ -106,6 +108,18 @@ class PinnedResolver(AbstractResolver):
         self.policy = policy
         self._inner = inner
         self._judged: dict[tuple[str, int], None] = {}
+
+    def connector(self) -> aiohttp.TCPConnector:
+        """For a session that can connect to nothing else."""
+        return aiohttp.TCPConnector(
+            resolver=self, use_dns_cache=False, force_close=True, socket_factory=self.open_socket
+        )
+
+    def admit(self, url: URL) -> None:
+        """Make sure that a URL may be asked now; raises SourceError as :meth:`AddressPolicy.target` does."""
+        target = self.policy.target(url)
+        if ":" in target.host or target.host.replace(".", "").isdigit():
+            self.remember(*target)
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC

@@ -57,11 +57,8 @@ class Fetcher:
         self._cache = cache
         self._parse = parse
         self._resolver = PinnedResolver(AddressPolicy(), resolver or aiohttp.ThreadedResolver())
-        connector = aiohttp.TCPConnector(
-            resolver=self._resolver, use_dns_cache=False, force_close=True, socket_factory=self._resolver.open_socket
-        )
         self._session = aiohttp.ClientSession(
-            connector=connector,
+            connector=self._resolver.connector(),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None),
@@ -157,9 +154,7 @@ class Fetcher:
                 host.free_s = time.monotonic() + self._rules.host_pause_s
 
     async def _ask(self, url: URL, headers: dict[str, str]) -> tuple[aiohttp.ClientResponse, bytes]:
-        target = self._resolver.policy.target(url)
-        if ":" in target.host or target.host.replace(".", "").isdigit():
-            self._resolver.remember(*target)
+        self._resolver.admit(url)
         asked = {"User-Agent": self._rules.user_agent, "Accept": _ACCEPT, "Accept-Encoding": "gzip", **headers}
         try:
             async with self._session.get(url, headers=asked, allow_redirects=False) as response:

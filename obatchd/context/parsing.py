@@ -7,7 +7,6 @@ The parent of the children has one thread and the parsers imported, and the chil
 from __future__ import annotations
 
 import codecs
-import contextlib
 import io
 import re
 import socket
@@ -130,12 +129,8 @@ def _html(page: str) -> Text:
 
 
 def _pdf(content: bytes, max_characters: int) -> Text:
-    try:
-        import pypdf
-    except ImportError:
-        raise SourceError(
-            "it is PDF, which needs the library pypdf: pip install 'obatchd[pdf]'", code="source_unsupported"
-        ) from None
+    import pypdf
+
     try:
         reader = pypdf.PdfReader(io.BytesIO(content))
         if reader.is_encrypted and not reader.decrypt(""):
@@ -160,8 +155,7 @@ def fork_parser(close: list[socket.socket], parse: Parse = text_of) -> socket.so
 
 
 def _serve(connection: socket.socket, parse: Parse) -> None:
-    with contextlib.suppress(ImportError):
-        import pypdf  # noqa: F401 - an extra; imported here once, not in every child
+    import pypdf  # noqa: F401 - imported here once, not in every child
     import trafilatura  # noqa: F401 - as above
 
     while True:

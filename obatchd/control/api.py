@@ -214,6 +214,7 @@ class _Api:
             web.post(r"/v1/servers/{server}/{action:drain|resume|restart}", self._server_action),
             web.get("/v1/servers/{server}/log", self._server_log),
             web.post(r"/v1/{action:pause|resume|drain|undrain|reload}", self._host_action),
+            web.post("/v1/alarms/test", self._test_alarms),
             web.post("/v1/models/pull", self._pull),
             web.delete("/v1/models/{model:.+}", self._remove_model),
             *self._gpus.for_administrators(),
@@ -297,6 +298,9 @@ class _Api:
         changes = {"pause": host.pause, "resume": host.resume, "drain": host.drain, "undrain": host.undrain}
         actions = {**changes, "reload": host.reload}
         return answer(await actions[request.match_info["action"]]())
+
+    async def _test_alarms(self, request: web.Request) -> web.Response:
+        return answer(await self._operations.host.test_alarms())
 
     async def _models(self, request: web.Request) -> web.Response:
         return answer(Models(await self._operations.models.all()))

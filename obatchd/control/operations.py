@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from attrs import frozen
 
 from obatchd.control.auth import Caller
-from obatchd.documents.answers import HostState, Paused, Reloaded, Removed
+from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Released
 from obatchd.documents.jobs import JobDocument
@@ -166,6 +166,9 @@ class HostOperations(Protocol):
 
     async def undrain(self) -> HostState:
         """End ``drain``."""
+
+    async def test_alarms(self) -> AlarmsTested:
+        """Send an alarm through every way that is set up; it takes as long as the slowest."""
 
     def reload(self) -> Awaitable[Reloaded]:
         """Read the settings again; raises ConfigError where they are wrong: the old ones stay in force."""

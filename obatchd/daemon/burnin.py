@@ -11,7 +11,6 @@ import attrs
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.documents.alarms import BurninFinished
-from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.monitor import MonitorListener, Quarantine
@@ -20,6 +19,7 @@ from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+from obatchd.telling.alarms import Alarms
 
 _HOLD = "burnin"
 _FRESH_S = 15.0

@@ -26,7 +26,6 @@ from obatchd.documents.answers import Reloaded
 from obatchd.documents.jobs import ModelFacts
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
-from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.kernel_log import KMSG
@@ -44,6 +43,7 @@ from obatchd.servers.program import Ollama, Program
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
 from obatchd.settings.settings import Settings
+from obatchd.telling.alarms import Alarms
 
 
 class Platform(NamedTuple):
@@ -106,7 +106,9 @@ async def host(work: Work) -> Host:
     return Host(probe, fleet, ModelKeeper(settings, fleet), watch)
 
 
-def head(work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[Reloaded]]) -> Head:
+def head(
+    work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[Reloaded]], config: Path | None
+) -> Head:
     """All other parts; none of them runs yet."""
     settings, layout, owner = work.settings, work.layout, work.owner
     engine = Engine(work, _ServedModels(here.models, here.fleet))
@@ -118,10 +120,10 @@ def head(work: Work, here: Host, alarms: Alarms, reload: Callable[[], Awaitable[
     servers = ServerCommands(engine, here.fleet, here.probe)
     operations = Operations(
         JobCommands(engine), servers, ModelCommands(here.models), GpuService(policy, here.probe), runs,
-        HostCommands(engine, here.fleet, servers, here.models, here.probe, reload),
+        HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload),
     )  # fmt: skip
     access = Access(settings.value.access)
-    runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared)
+    runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),

@@ -24,7 +24,6 @@ from obatchd.daemon import compose, process, systemd
 from obatchd.daemon.compose import Head, Host
 from obatchd.documents.answers import Reloaded
 from obatchd.errors import ConfigError
-from obatchd.gpucare.alarms import Alarms
 from obatchd.jobs.store import Store
 from obatchd.jobs.store.database import is_corrupt
 from obatchd.live.work import Work
@@ -36,6 +35,8 @@ from obatchd.settings.tables.people import AccessSettings
 from obatchd.spool.layout import Layout
 from obatchd.spool.owners import OwnerDirectories
 from obatchd.tasks import TaskSet
+from obatchd.telling.alarms import Alarms
+from obatchd.telling.notifications import Notifications
 
 _log = log.get(__name__)
 EXIT_OK, EXIT_FAILED = 0, 1
@@ -100,9 +101,12 @@ class Daemon:
         async with contextlib.AsyncExitStack() as at_end:
             at_end.push_async_callback(alarms.stop)
             work = Work(self._settings, layout, self._store, self, alarms)
+            notifications = Notifications(work)
+            notifications.start()
+            at_end.push_async_callback(notifications.stop)
             here = await compose.host(work)
             at_end.push_async_callback(here.probe.stop)
-            head = self._head = compose.head(work, here, alarms, self.reload)
+            head = self._head = compose.head(work, here, alarms, self.reload, self._config_file)
             at_end.callback(runtime.remove, layout.root, head.runtime_dir)
             at_end.push_async_callback(head.policy.servers_ended)
             at_end.push_async_callback(here.fleet.stop)

@@ -26,10 +26,10 @@ from obatchd.documents import excerpt
 from obatchd.documents.alarms import DropChanged
 from obatchd.documents.jobs import Counts, JobDocument, Summary
 from obatchd.jobs.model import JobState
-from obatchd.jobs.store import DISK_ERRORS, JobRow
+from obatchd.jobs.store import DISK_ERRORS, JobRow, Owed, owed_for
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
-from obatchd.live.work import Part, Work
+from obatchd.live.work import Part, Work, job_done
 from obatchd.spool.batch_lines import batch_line
 from obatchd.spool.layout import size_bytes
 from obatchd.spool.outbox import JobOutbox, flush_outboxes
@@ -157,12 +157,16 @@ class Publisher(Part):
         flush_outboxes(boxes)
         finished_s = time.time()
         changes: list[tuple[int, dict[str, Any]]] = []
+        owed: list[Owed] = []
         for live, box, counts in zip(batch, boxes, every, strict=True):
             # The store holds just the results that it wrote.
             kept_bytes = size_bytes(self._work.layout.job_dir(live.row.job)) + box.whole_bytes()
             done = {"state": JobState.DONE, "finished_s": finished_s, "summary": msgspec.structs.asdict(counts)}
             changes.append((live.row.key, done | {"kept_bytes": kept_bytes, "notes": live.row.notes}))
-        self._work.store.state.update_many(changes)
+            if live.row.settings.notify:
+                owed += owed_for(live.row, job_done(live.row, counts))
+        self._work.store.state.update_many(changes, owed)
+        crash_points.reach("publish.after_done")
         for live in batch:
             self._work.store.settle(live.row)
         return every

@@ -63,6 +63,20 @@ class Reloaded(msgspec.Struct):
     needs_restart: list[str]  # not in force
 
 
+class WayTried(msgspec.Struct):
+    """What came of a message that was sent through one way."""
+
+    way: str  # command NAME, webhook at HOST
+    told: bool
+    reason: str  # why it did not arrive; empty: it did
+
+
+class AlarmsTested(msgspec.Struct):
+    """``POST /v1/alarms/test``: every way of ``[alarms]``."""
+
+    ways: list[WayTried]
+
+
 class LogLine(msgspec.Struct):
     """Each line of ``GET /v1/servers/SERVER/log``."""
 

@@ -54,6 +54,7 @@ class Admission(Part):
     def refused(self, row: JobRow) -> None:
         if self._work.forget(row.key) is not None:
             self._queue.cancel_job(row.key)
+        self._work.tell_submitter(row)
 
     def indexed(self, job: int, chunk: Chunk) -> None:
         live = self._work.jobs.get(job)

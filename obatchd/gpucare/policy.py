@@ -15,7 +15,6 @@ from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.dispatch.events import CrashListener
 from obatchd.documents.alarms import GpuQuarantined
 from obatchd.documents.gpus import GpuEvent
-from obatchd.gpucare.alarms import Alarms
 from obatchd.gpucare.watch import GpuWatch, servers_on
 from obatchd.gpus.monitor import Monitor, MonitorListener, Quarantine
 from obatchd.servers.fleet import Fleet
@@ -24,6 +23,7 @@ from obatchd.servers.states import ServerState
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskSet
+from obatchd.telling.alarms import Alarms
 
 _TICK_S = 1.0
 QUARANTINE = "quarantine"  # of a server, and of dispatch when no GPU is left

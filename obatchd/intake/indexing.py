@@ -37,6 +37,7 @@ from obatchd.jobs.store import DISK_ERRORS, REFUSED_LANE, IndexBatch, IndexedChu
 from obatchd.settings.job import JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
+from obatchd.telling.allowed import require_allowed
 
 _log = log.get(__name__)
 NEXT_CHUNK = 512  # requests
@@ -239,6 +240,7 @@ class DropReader:
         mapping, source = found
         try:
             settings, notes = parse_job_settings(mapping, source)
+            require_allowed(settings.notify, self._settings.notifications, source)
         except ConfigError as error:
             raise DropRefused(error.message, code="job_settings") from error
         self._note(*notes)

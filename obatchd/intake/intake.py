@@ -12,12 +12,14 @@ from functools import partial
 from typing import Any, Protocol
 
 from obatchd import log
+from obatchd.documents.alarms import JobRefused
 from obatchd.errors import DropRefused, SpoolError
 from obatchd.intake.indexing import NEXT_CHUNK, Chunk, DropReader
 from obatchd.intake.limits import OwnerLimits
+from obatchd.intake.submitted import SubmittedSettings
 from obatchd.intake.unpacking import DropUnpacker
 from obatchd.jobs.model import JobIds, JobState
-from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow
+from obatchd.jobs.store import DISK_ERRORS, IndexBatch, JobRow, owed_for
 from obatchd.live.conditions import INTAKE, RETRY_S
 from obatchd.live.work import Part, Work
 from obatchd.settings.settings import Settings
@@ -283,6 +285,10 @@ class Intake(Part):
 
     def refuse(self, row: JobRow, refusal: DropRefused) -> None:
         """Move an accepted drop that cannot be a job to ``failed/`` with the reason."""
+        if row.settings.notify is None:  # what was submitted is not read yet
+            row.settings = SubmittedSettings.read(self._layout.job_dir(row.job)).settings
+        if owed := owed_for(row, JobRefused(row.job, row.owner)):  # before what says so is gone
+            self._store.state.update_many([], owed)
         refuse_claimed(row.job, row.name, row.owner, self._layout, refusal)
         notes = [refusal.message]
         self._store.state.update(row.key, state=JobState.REFUSED, finished_s=time.time(), notes=notes, released=1)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Announcer(Protocol):
-    """Tells somebody outside; :class:`obatchd.gpucare.alarms.Alarms`."""
+    """Tells somebody outside; :class:`obatchd.telling.alarms.Alarms`."""
 
     def announce(self, alarm: Alarm) -> None:
         """Raise an alarm, if somebody wants to hear of its kind."""

@@ -13,6 +13,7 @@ from attrs import define, field
 from obatchd import log
 from obatchd.dispatch.events import Finished
 from obatchd.dispatch.holds import Holds
+from obatchd.documents import excerpt
 from obatchd.documents.alarms import JobDone
 from obatchd.documents.jobs import Counts
 from obatchd.jobs.formats import contents, request_file
@@ -34,11 +35,23 @@ class Outcomes(Protocol):
         """A request has its outcome, which is to be made durable."""
 
 
+class EndListener(Protocol):
+    """Tells submitters; :class:`obatchd.telling.notifications.Notifications`."""
+
+    def job_over(self, row: JobRow) -> None:
+        """A job is published, or was refused, whose submitter wants to be told; that is in the store."""
+
+
 class RequestSource(NamedTuple):
     """Where the requests of a job are read: its segment, opened when it is needed, and the file with their bytes."""
 
     open_segment: Callable[[], Segment]
     request_file: Path
+
+
+def job_done(row: JobRow, counts: Counts) -> JobDone:
+    """What is told of a published job."""
+    return excerpt(JobDone, counts, job=row.job, owner=row.owner)
 
 
 @define(eq=False)
@@ -53,11 +66,15 @@ class Work:
     jobs: dict[int, LiveJob] = field(factory=dict, init=False)  # by key; only the main loop changes it
     holds: Holds = field(factory=Holds, init=False)  # reasons for which nothing new is offered
     conditions: Conditions = field(init=False)  # hindrances from outside
+    _listeners: list[EndListener] = field(factory=list, init=False)
     _ends: dict[int, asyncio.Event] = field(factory=dict, init=False)  # by key of a job that somebody waits for
 
     @conditions.default
     def _conditions(self) -> Conditions:
         return Conditions(self.holds, self.announcer)
+
+    def listen(self, listener: EndListener) -> None:
+        self._listeners.append(listener)
 
     def input_of(self, row: JobRow) -> Path:
         """The drop of a job as it lies in the spool: a file or a folder."""
@@ -94,12 +111,18 @@ class Work:
         self.forget(row.key)
         self.conditions.of_jobs.pop(row.key, None)
         self.store.of(row).forget_lanes(row.key)
-        done = JobDone(row.job, row.owner, counts.requests, counts.succeeded, counts.failed, counts.wall_s)
+        done = job_done(row, counts)
         _log.info(
             "job_done", job=done.job, requests=done.requests, succeeded=done.succeeded, failed=done.failed,
             wall_s=done.wall_s,
         )  # fmt: skip
         self.announcer.announce(done)
+        self.tell_submitter(row)
+
+    def tell_submitter(self, row: JobRow) -> None:
+        """A job is over in the store, where it says whom to tell."""
+        for listener in self._listeners if row.settings.notify else ():
+            listener.job_over(row)
 
 
 @define(eq=False)

@@ -14,7 +14,7 @@ from obatchd import __version__
 from obatchd.control.auth import Caller, daemon_itself
 from obatchd.delivery.documents import job_document
 from obatchd.documents import status as documents
-from obatchd.documents.answers import HostState, Paused, Reloaded
+from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded
 from obatchd.documents.models import Pull
 from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
@@ -25,6 +25,7 @@ from obatchd.operations.servers import ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.states import ServerState
+from obatchd.telling.alarms import Alarms
 from obatchd.times import instant
 
 _DRAIN = "draining"  # this and the next two are reasons that hold dispatch
@@ -42,6 +43,7 @@ class HostCommands:
     _servers: ServerCommands
     _models: ModelKeeper
     _probe: Probe
+    _alarms: Alarms
     reload: Callable[[], Awaitable[Reloaded]]
     _started_s: float = field(factory=time.time, init=False)
 
@@ -61,7 +63,7 @@ class HostCommands:
             reasons=reasons,
             servers=self._servers.all(),
             gpus=documents.ProbeState(self._probe.state, self._probe.message, self._probe.pid),
-            notices=[*self._fleet.notices, *self._servers.open_ports()],
+            notices=self._notices(caller),
             queue=self._queue(),
             inbox=documents.InboxState(
                 report.settling,
@@ -94,6 +96,13 @@ class HostCommands:
     async def undrain(self) -> HostState:
         self._engine.dispatcher.holds.release(_DRAIN)
         return HostState(self._state(daemon_itself())[0])
+
+    def _notices(self, caller: Caller) -> list[str]:
+        alarms = self._alarms.troubles() if caller.is_administrator else []
+        return [*self._fleet.notices, *self._servers.open_ports(), *alarms]
+
+    async def test_alarms(self) -> AlarmsTested:
+        return AlarmsTested(await self._alarms.test())
 
     def _queue(self) -> documents.QueueCounts:
         jobs = self._engine.jobs.values()

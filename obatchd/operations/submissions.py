@@ -24,6 +24,7 @@ from obatchd.settings.job import JOB_KEYS, REQUEST_KEYS, FrozenSettings, JobSett
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.copying import Incoming
+from obatchd.telling.allowed import require_allowed
 
 _UNPACKED_S = 5.0  # an archive that cannot be unpacked is refused at once where that is found out soon
 
@@ -41,8 +42,10 @@ class Submissions:
         DropRefused where it cannot become a job.
         """
         self._may_submit(submission.owner)
-        settings = SubmittedSettings(*parse_job_settings(submission.settings, "the submission's settings"))
-        copy = partial(_copy, submission, self._engine.settings.value)
+        source, rules = "the submission's settings", self._engine.settings.value
+        settings = SubmittedSettings(*parse_job_settings(submission.settings, source))
+        require_allowed(settings.settings.notify, rules.notifications, source)
+        copy = partial(_copy, submission, rules)
         return await self._take(os.fsencode(submission.name), submission.owner, submission.kind, settings, copy)
 
     async def retry(self, row: JobRow, changes: Mapping[str, Any]) -> JobRow:

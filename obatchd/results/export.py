@@ -12,6 +12,7 @@ from itertools import islice, starmap
 from typing import Any, BinaryIO, Literal, Protocol, TextIO
 
 from obatchd.errors import ResultsError
+from obatchd.installation import lacks
 from obatchd.results.answers import Parsed, parse_answer
 from obatchd.results.rows import Record, Row
 from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
@@ -141,9 +142,7 @@ def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise ResultsError(
-            "Parquet needs the library pyarrow; install it with: pip install 'obatchd[parquet]'", code="no_pyarrow"
-        ) from None
+        raise ResultsError(lacks("pyarrow", "Parquet"), code="no_pyarrow") from None
     types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}
     types["numbers"] = pyarrow.list_(pyarrow.float64())
     schema = pyarrow.schema([(column.heading, types.get(column.kind, pyarrow.string())) for column in columns])

@@ -14,6 +14,7 @@ from obatchd.prompts.template import template_problem
 from obatchd.settings.base import Reload, Section, setting
 from obatchd.settings.reading import leaves, nearest, validate, value_of
 from obatchd.settings.settings import Settings
+from obatchd.settings.tables.people import target_problem
 from obatchd.times import epoch_s
 
 _NEVER_S = 2.5e11  # a deadline so far off is none: no time can be written whose year has five digits
@@ -40,6 +41,7 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     sample: int | None = None  # run only so many requests of the drop, chosen at random
     openai_batch: bool = False  # the drop is a batch file of that API; found when it is read, not given
     sample_of: int | None = None  # of how many; found when the drop is read, not given
+    notify: list[str] | None = None  # who is told that the job is over: mail:ADDRESS, or the URL of a webhook
     skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
     lines_of: str | None = None  # the job whose numbers of lines a retry keeps; set by the daemon, not given
     repeat: int | None = None  # answer each prompt so many times
@@ -128,6 +130,22 @@ class SelectionSettings(Section):
     repeat: int | None = setting(None, "Answer each prompt so many times, each with a seed.", ge=1, le=100)
 
 
+class NotifySelection(Section):
+    """Who is told that a job is over. Only a job has this."""
+
+    notify: list[str] | None = setting(
+        None, "Who is told that the job is over: mail:ADDRESS, or the URL of a webhook.", max_length=5
+    )
+
+    @field_validator("notify")
+    @classmethod
+    def _can_be_told(cls, value: list[str] | None) -> list[str] | None:
+        for target in value or ():
+            if problem := target_problem(target):
+                raise ValueError(problem)
+        return value
+
+
 _FOUND = ("openai_batch", "sample_of", "lines_of")  # found while a job is read or retried, never given
 REQUEST_KEYS = frozenset(_OF_JOBS_TOO)  # those that bear on requests as they are, and not on how records become some
 JOB_KEYS = tuple(name for name in JobSettings.__struct_fields__ if name not in _FOUND)
@@ -150,7 +168,7 @@ def parse_job_settings(mapping: Mapping[str, Any], source: str) -> tuple[JobSett
     if isinstance(options := data.get("options"), dict):
         notes += _move_load_time_options(data, options, source)
     values: dict[str, Any] = {}
-    for section in (Settings, RecordSettings, SelectionSettings):
+    for section in (Settings, RecordSettings, SelectionSettings, NotifySelection):
         own = {key: data[key] for key in JOB_KEYS if key in data and key in section.model_fields}
         settings, wrong = validate(own, {}, source, section)
         problems += wrong

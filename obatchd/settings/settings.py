@@ -22,7 +22,7 @@ from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, ex
 from obatchd.settings.tables.context import ContextSettings
 from obatchd.settings.tables.dispatch import DispatchSettings, WatchdogSettings
 from obatchd.settings.tables.gpu_health import BurninSettings, GpuHealthSettings
-from obatchd.settings.tables.people import AccessSettings, AlarmSettings
+from obatchd.settings.tables.people import AccessSettings, AlarmSettings, NotificationSettings
 from obatchd.settings.tables.servers import SERVICE_BASE_PORT, GpuSettings, ModelSettings, ServerSettings
 from obatchd.settings.tables.spool import DiskSettings, InboxSettings, LimitSettings, OutboxSettings
 
@@ -111,6 +111,7 @@ class Settings(Section):
     watchdog: WatchdogSettings = Field(WatchdogSettings())
     disk: DiskSettings = Field(DiskSettings())
     alarms: AlarmSettings = Field(AlarmSettings())
+    notifications: NotificationSettings = Field(NotificationSettings())
     access: AccessSettings = Field(AccessSettings())
     limits: LimitSettings = Field(LimitSettings())
     ollama_instances: Annotated[dict[str, int], AfterValidator(_addresses)] = setting(

@@ -8,6 +8,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,27 @@ def check_all(d: Daemon, drops: list[Drop], timeout_s: float = 60, *, others: in
     assert [path for path in (d.spool / "failed").rglob("*") if path.is_file()] == []
     wait_for(lambda: {job["state"] for job in d.client.get("jobs")["jobs"]} == {"done"}, 5, "every job is over")
     assert len(d.client.get("jobs")["jobs"]) == len(drops) + others
+
+
+@pytest.mark.parametrize(("instant", "most"), [("publish.after_done", 1), ("notify.after_told", 2)])
+def test_killed_before_and_after_a_submitter_is_told(
+    make_daemon: Make, tmp_path: Path, instant: str, most: int
+) -> None:
+    keep = ["sh", "-c", f"cat >> {tmp_path}/told"]
+    d = make_daemon({"notifications": {"allow": ["*@example.org"], "mail_command": keep}}).start(instant)
+    (tmp_path / "told.jsonl").write_bytes(jsonl(prompts(3, "told")))
+    d.client.submit(tmp_path / "told.jsonl", {"notify": ["mail:ann@example.org"]})
+    assert d.process is not None
+    assert d.process.wait(20) == -signal.SIGKILL
+    d.start()
+    told = tmp_path / "told"
+    wait_for(lambda: told.exists() and len(told.read_text().splitlines()) == most, 20, "the submitter is told")
+    wait_for(lambda: len(d.events("notification_told")) == most, 20, "it is told")
+    assert json.loads(told.read_text().splitlines()[0])["succeeded"] == 3
+    assert d.stop() == 0
+    d.start()
+    assert d.stop() == 0
+    assert len(told.read_text().splitlines()) == most
 
 
 @pytest.mark.parametrize("instant", INSTANTS)

@@ -20,7 +20,7 @@ from system import STEPS, System
 
 HERE = Path(__file__).resolve().parents[2]
 _SOURCES = ("obatchd", "docs", "etc", "scripts", "spool", "systemd")
-_SOURCE_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "requirements.lock")
+_SOURCE_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "requirements.lock", "requirements-dev.lock")
 _NEXT_SCHEMA = """
 
 _schema_before = _schema

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import time
 
+import pyarrow.parquet
 from container import wait_for
 from system import ANSWER_S, CANARY, CONFIG, SPOOL, System, step
 
@@ -183,3 +185,52 @@ def restart_and_reboot(s: System) -> None:
     s.under_way("bob", "reboot", 5)
     s.c.reboot()
     s.say("systemctl reboot in mid-job", f"{s.finished('bob', 'reboot', 60)['succeeded']} of 60, each once")
+
+
+@step
+def parquet(s: System) -> None:
+    """A library that is too large for the package comes with one of its own, and goes with it."""
+    prompts = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["one", "two"]}), prompts)
+    s.c.put("/home/alice/table.parquet", prompts.getvalue(), "alice")
+    advice = "sudo apt install ./obatchd-parquet_*.deb"
+    submit = "cd && obatchctl submit table.parquet --text-column prompt"
+    s.refused(submit, "alice", advice)
+    export = f"cd && obatchctl results {s.job_id('alice', 'first')} -o answers.parquet"
+    s.refused(export, "alice", advice)
+    package = next(s.packages.glob("obatchd-parquet_0.1*.deb"))
+    s.c.put("/root/parquet.deb", package.read_bytes())
+    began_s = time.monotonic()
+    s.c.run("dpkg -i /root/parquet.deb")
+    s.say("dpkg -i obatchd-parquet.deb, without network", f"installed in {time.monotonic() - began_s:.1f} s")
+    s.ready()
+    s.c.run(submit, "alice")
+    s.finished("alice", "table", 2)
+    s.c.run(export, "alice")
+    s.say(f"alice: {submit}; {export}", "answered, written")
+    s.c.run("dpkg -P obatchd-parquet")
+    s.ready()
+    s.refused(export, "alice", advice)
+    s.say("dpkg -P obatchd-parquet", "the daemon goes on without it")
+
+
+@step
+def being_told(s: System) -> None:
+    """A member is told of the end of a job, as far as the administrator lets them, who tries whether alarms arrive."""
+    keep = '["sh", "-c", "cat > /var/lib/obatch/told-$0"'
+    told = f'[notifications]\nallow = ["*@example.org"]\nmail_command = {keep}]\n[alarms]\ncommand = {keep}, "rose"]\n'
+    s.c.put("/etc/obatch/obatchd.toml", CONFIG + told)
+    s.c.run("obatchctl reload", "rose")
+    s.c.put("/home/alice/told.jsonl", s.prompts(2, "told"), "alice")
+    submit = "cd && obatchctl submit told.jsonl --notify mail:"
+    s.refused(f"{submit}eve@elsewhere.net", "alice", "is not allowed on this host; allowed: *@example.org")
+    s.c.run(f"{submit}alice@example.org", "alice")
+    s.finished("alice", "told", 2)
+    look = "cat /var/lib/obatch/told-alice@example.org"
+    mail = wait_for(lambda: s.c.out(look, check=False), 30, "the submitter is told")
+    s.say(f"alice: {submit}alice@example.org", json.loads(mail)["text"])
+    s.refused("obatchctl alarms test", "alice", "only administrators")
+    s.say("rose: obatchctl alarms test", s.c.out("obatchctl alarms test", "rose"))
+    assert json.loads(s.c.out("cat /var/lib/obatch/told-rose"))["kind"] == "test"
+    s.c.put("/etc/obatch/obatchd.toml", CONFIG)
+    s.c.run("obatchctl reload", "rose")

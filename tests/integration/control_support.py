@@ -21,7 +21,7 @@ from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, Caller
 from obatchd.control.operations import Operations, Submission
 from obatchd.control.submit import SubmitServer
-from obatchd.documents.answers import HostState, Paused, Reloaded, Removed
+from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, WayTried
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
 from obatchd.documents.jobs import JobDocument
@@ -310,6 +310,10 @@ class FakeHost:
     async def undrain(self) -> HostState:
         self.daemon.state = "running"
         return HostState("running")
+
+    async def test_alarms(self) -> AlarmsTested:
+        self.daemon.calls.append(("test alarms",))
+        return AlarmsTested([WayTried("command mail", True, ""), WayTried("webhook at chat.lab", False, "no\x1b[31m")])
 
     async def reload(self) -> Reloaded:
         if self.daemon.state == "degraded":

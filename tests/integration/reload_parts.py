@@ -5,26 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import pytest
 from dispatch_support import LARGE, SMALL, Port, Rig
-from settings_support import reload
+from settings_support import in_force, reload
+from task_support import Failures
 from test_committer import Rig as CommitterRig
 from test_inbox import Bench as InboxBench
 from test_recovery import NEVER_S, Suspect, Watched
 from test_switching import Clock, look
 from test_watchdog import Server
 from test_worker import CONTEXT, Wire, offer
+from work_support import make_work
 
 from obatchd.child import Channel
 from obatchd.dispatch import protocol, recovery, switching
 from obatchd.dispatch.watchdog import Symptom
 from obatchd.dispatch.worker.worker import Worker
 from obatchd.errors import ServerError
+from obatchd.jobs.store import JobRow, Owed
 from obatchd.spool import inbox
+from obatchd.telling import alarms as alarms_module
+from obatchd.telling import notifications as notifications_module
 
 See = Callable[[Path, pytest.MonkeyPatch, str, Any, Any], Awaitable[None]]
 
@@ -266,7 +272,56 @@ def slow(server: Server) -> dict[Symptom, float]:
     return server.answer(100, rate=1)
 
 
+# Who is told.
+
+
+async def posted(directory: Path, patch: pytest.MonkeyPatch, key: str, old: Any, new: Any) -> None:
+    urls: list[str] = []
+
+    async def post(url: str, message: object, *, timeout_s: float) -> None:
+        urls.append(url)
+
+    patch.setattr(alarms_module, "post", post)
+    current = in_force(alarms={"webhook": old})
+    alarms = alarms_module.Alarms(current, Failures())
+    await alarms.test()
+    reload(current, key, new)
+    await alarms.test()
+    assert urls == [old, new]
+
+
+def mailed(seen: Callable[[Sequence[str], float], Any], *expected: Any) -> See:
+    """What is seen of a mail with the setting as it was, and as it is; None: it was not sent."""
+
+    async def see(directory: Path, patch: pytest.MonkeyPatch, key: str, old: Any, new: Any) -> None:
+        sent: list[Any] = []
+
+        async def run(command: Sequence[str], message: object, timeout_s: float) -> None:
+            sent[-1] = seen(command, timeout_s)
+
+        patch.setattr(notifications_module, "run_command", run)
+        work = make_work(directory, notifications={"allow": ["*@example.org"], "mail_command": ["true"]})
+        notifications = notifications_module.Notifications(work)
+        for number, value in enumerate((old, new)):
+            reload(work.settings, key, value)
+            sent.append(None)
+            owed = Owed(f"notify/{number}/0", str(number), number, "mail:ann@example.org", {})
+            work.store.state.update_many([], [owed])
+            notifications.job_over(cast(JobRow, SimpleNamespace(job=str(number))))
+            while work.store.state.get(owed.key) == owed.encoded():
+                await asyncio.sleep(0.001)
+        assert sent == list(expected)
+        await notifications.stop()
+        work.store.close()
+
+    return see
+
+
 PARTS = {
+    "alarms.webhook": Part("http://a.lab/", "http://b.lab/", posted),
+    "notifications.allow": Part([], ["*@example.org"], mailed(lambda *_: "sent", None, "sent")),
+    "notifications.mail_command": Part(["true"], ["false"], mailed(lambda command, _: command[0], "true", "false")),
+    "notifications.timeout_s": Part(30, 60, mailed(lambda _, timeout_s: timeout_s, 30, 60)),
     "inbox.rescan_s": Part(600, 5, rescanned),
     "inbox.claim_batch": Part(2, 5, claimed),
     "dispatch.switch_after_s": Part(1e6, 10, switched),

@@ -194,6 +194,7 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
         assert await call(client.get, path)
     for method, path in (
         (client.post, "drain"), (client.post, "pause"), (client.post, "reload"), (client.post, "servers/gpu0/restart"),
+        (client.post, "alarms/test"),
         (client.delete, "models/m"), (client.get, "burnin/status"), (client.post, "burnin"), (client.get, "unknown"),
         (client.post, "gpus/0/release"), (client.post, "gpus/0/quarantine"), (client.post, "gpus/0/lend?for_s=1"),
         (client.post, "gpus/0/share"),

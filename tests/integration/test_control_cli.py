@@ -115,7 +115,8 @@ async def test_a_daemon_that_is_down_is_one_plain_sentence(tmp_path: Path) -> No
     for command in (["status"], ["jobs"], ["servers"], ["drain"], ["models"], ["submit", __file__]):
         code, text = await obatchctl(spool, *command, stderr=True)
         assert code == 3, command
-        assert text.startswith(f"obatchd is not running on {spool}. Start it with: obatchd --spool {spool}")
+        assert text.startswith(f"obatchd is not running on {spool}. Drops in the inbox wait; nothing is lost.")
+        assert text.endswith(f"To start it: obatchd --spool {spool}\n")
         assert text.count("\n") == 1
     document = await as_json(spool, "status", code=3)
     assert document["error"]["code"] == "daemon_down"

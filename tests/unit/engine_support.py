@@ -57,8 +57,13 @@ class NoProcess:
 class Told(list[Alarm]):
     """The alarms that were raised. Implements :class:`obatchd.live.conditions.Announcer`."""
 
+    not_arrived: Sequence[str] = ()
+
     def announce(self, alarm: Alarm) -> None:
         self.append(alarm)
+
+    def troubles(self) -> list[str]:
+        return list(self.not_arrived)
 
 
 class Models:

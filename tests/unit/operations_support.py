@@ -114,7 +114,7 @@ class Desk(Street):
             models=ModelCommands(models),
             gpus=GpuService(self.policy, self.probe),
             burnin=unused,
-            host=HostCommands(self.engine, self.fleet, commands, models, self.probe, self._reload),
+            host=HostCommands(self.engine, self.fleet, commands, models, self.probe, alarms, self._reload),
         )
 
     async def _reload(self) -> Reloaded:

@@ -1,22 +1,35 @@
 from __future__ import annotations
 
 import asyncio
+import email
+import email.policy
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import msgspec
 import pytest
+from chat_support import chat
+from click.testing import CliRunner, Result
 from settings_support import in_force
 from task_support import Failures
 
+from obatchd.cli.doctor.alarm_checks import alarms as doctor_of_alarms
+from obatchd.cli.obatchctl import main
 from obatchd.documents.alarms import DiskLow, GpuQuarantined, JobDone
-from obatchd.gpucare.alarms import Alarms
+from obatchd.documents.answers import WayTried
+from obatchd.errors import ConfigError
+from obatchd.settings import reading, text
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+from obatchd.telling.alarms import Alarms
 
 ROOT = Path(__file__).parents[2]
 LOST = GpuQuarantined("GPU-1", 0, "", "", "lost", "rules", "")
@@ -116,14 +129,15 @@ def test_the_mail_script_writes_to_sendmail(tmp_path: Path) -> None:
     sendmail = tmp_path / "sendmail"
     sendmail.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/arguments\ncat > {tmp_path}/mail\n')
     sendmail.chmod(0o755)
-    alarm = {"kind": "quarantine", "host": "node7", "index": 2, "reason": "XID 48\nBcc: evil@example.org"}
+    text = "obatchd on node7: GPU 2 is in quarantine: XID 48\nBcc: evil@example.org"
+    alarm = {"kind": "quarantine", "host": "node7", "text": text, "index": 2, "reason": "XID 48"}
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = [sys.executable, ROOT / "etc" / "alarm-mail", "admin@example.org"]
     subprocess.run(command, input=json.dumps(alarm), text=True, env=environment, check=True, timeout=30)
     mail = (tmp_path / "mail").read_text()
-    head, _, body = mail.partition("\n\n")
-    assert "Subject: obatchd on node7: GPU 2 is in quarantine" in head and "To: admin@example.org" in head
-    assert "Bcc" not in head and "XID 48" in body
+    read = email.message_from_string(mail, policy=email.policy.default)
+    assert read["Subject"] == "obatchd on node7: GPU 2 is in quarantine: XID 48 Bcc: evil@example.org"
+    assert read["To"] == "admin@example.org" and read["Bcc"] is None and "index: 2" in read.get_content()
     assert (tmp_path / "arguments").read_text().split() == ["-t", "-oi"]
 
 
@@ -147,3 +161,167 @@ async def test_alarms_that_wait_when_a_reload_ends_the_command_are_forgotten(tmp
     current.value = settings().value
     await alarms.stop()
     assert failures == [] and out.read_text() == "told\n"
+
+
+def test_the_mail_script_takes_a_mail_server_where_sendmail_fails(tmp_path: Path) -> None:
+    sendmail = tmp_path / "sendmail"
+    sendmail.write_text("#!/bin/sh\necho no queue >&2; exit 75\n")
+    sendmail.chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        got: list[str] = []
+        thread = threading.Thread(target=_take_mail, args=(server, got))
+        thread.start()
+        command = [sys.executable, ROOT / "etc" / "alarm-mail", "ann@example.org"]
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        given = '{"kind": "test", "text": "obatchd on here: a test"}'
+        by_server = environment | {"SMTP_SERVER": f"127.0.0.1:{server.getsockname()[1]}"}
+        subprocess.run(command, input=given, text=True, env=by_server, check=True, timeout=30)
+        thread.join(20)
+    assert "rcpt TO:<ann@example.org>" in got[0] and "Subject: obatchd on here: a test" in got[0]
+    failed = subprocess.run(command, input=given, text=True, env=environment | {"SMTP_SERVER": "127.0.0.1:1"},
+                            capture_output=True, timeout=30)  # fmt: skip
+    assert failed.returncode == 1 and "127.0.0.1:1 does not take it" in failed.stderr
+
+
+def _take_mail(server: socket.socket, got: list[str]) -> None:
+    """A mail server for one mail."""
+    connection, _ = server.accept()
+    with connection, connection.makefile("rw", newline="\r\n") as lines:
+        said, in_data = "", False
+
+        def answer(text: str) -> None:
+            lines.write(text + "\n")
+            lines.flush()
+
+        answer("220 here")
+        for line in lines:
+            said += line
+            if in_data:
+                if line.strip() == ".":
+                    in_data = False
+                    answer("250 taken")
+            elif line.lower().startswith("data"):
+                in_data = True
+                answer("354 go on")
+            elif line.lower().startswith("quit"):
+                answer("221 bye")
+                break
+            else:
+                answer("250 good")
+        got.append(said)
+
+
+async def test_a_webhook_gets_a_message_that_chat_services_show(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "obatchd")
+    async with chat() as service:
+        alarms = Alarms(in_force(alarms={"webhook": service.url("T0KEN")}), Failures())
+        alarms.start()
+        alarms.announce(DiskLow("<!channel> & @all"))
+        await alarms.stop()
+        [(path, told)] = service.got
+    assert path == "/T0KEN" and told["kind"] == "disk_low" and told["reason"] == "<!channel> & @all"
+    assert told["text"].endswith("work waits because of the disk: &lt;!channel&gt; &amp; @\u200ball")
+    assert told["content"].endswith("the disk: <!channel> & @\u200ball")
+    assert "T0KEN" not in caplog.text and "webhook at 127.0.0.1" in caplog.text
+
+
+async def test_a_webhook_that_fails_is_tried_again_and_shown_without_its_secret(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("obatchd.telling.alarms._POST_AGAIN_S", (0.0, 0.0))
+    async with chat() as service:
+        alarms = Alarms(in_force(alarms={"webhook": service.url("T0KEN")}), Failures())
+        alarms.start()
+        service.answers = [(500, "not now"), (200, "ok")]
+        alarms.announce(DiskLow("full"))
+        await wait_for(lambda: len(service.got) == 2)
+        await wait_for(lambda: not alarms.troubles())
+        service.answers = [(404, "no_service /T0KEN")] * 3
+        alarms.announce(DiskLow("full"))
+        await wait_for(lambda: len(service.got) == 5 and "404" in str(alarms.troubles()))
+        [trouble] = alarms.troubles()
+        assert trouble.startswith("alarms do not arrive: the webhook at 127.0.0.1 failed at 2")
+        assert trouble.endswith("127.0.0.1 answered 404: no_service /…. Try it: obatchctl alarms test")
+        await alarms.stop()
+    assert "T0KEN" not in caplog.text
+
+
+async def test_a_test_goes_through_every_way_and_says_what_came_of_it(tmp_path: Path) -> None:
+    script = "import sys; print('no queue', file=sys.stderr); sys.exit(75)"
+    async with chat() as service:
+        both = {"command": [sys.executable, "-c", script], "webhook": service.url("x"), "on": []}
+        current = in_force(alarms=both)
+        alarms = Alarms(current, Failures())
+        command, webhook = await alarms.test()
+        assert (webhook.way, webhook.told, webhook.reason) == ("webhook at 127.0.0.1", True, "")
+        assert not command.told and command.reason == "it ended with exit code 75: no queue"
+        assert service.got[0][1]["kind"] == "test"
+    assert len(alarms.troubles()) == 1
+    service_gone = (await alarms.test())[1]
+    assert not service_gone.told and service_gone.reason.startswith("127.0.0.1 cannot be reached")
+    current.value = in_force().value
+    assert await alarms.test() == [] and alarms.troubles() == []
+
+
+async def test_a_command_is_over_when_it_ends_though_something_holds_its_pipe(tmp_path: Path) -> None:
+    """A daemon that it starts, say."""
+    alarms = Alarms(settings("sh", "-c", "setsid sleep 60 & exit 0", timeout_s=20), Failures())
+    began_s = time.monotonic()
+    [way] = await alarms.test()
+    assert way.told and time.monotonic() - began_s < 10
+
+
+def run_obatchctl(monkeypatch: pytest.MonkeyPatch, *ways: WayTried, arguments: str = "alarms test") -> Result:
+    answer = {"schema": 1, "ways": [msgspec.to_builtins(way) for way in ways]}
+    fake = SimpleNamespace(post=lambda path: answer if path == "alarms/test" else {})
+    monkeypatch.setattr("obatchd.client.client.Client", lambda spool: fake)
+    return CliRunner().invoke(main, arguments.split())
+
+
+def test_a_test_of_the_alarms_tells_people_of_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, failed = (
+        WayTried("command mail", True, ""),
+        WayTried("webhook at chat.lab", False, "it \x1b[31m answered 404"),
+    )
+    both = run_obatchctl(monkeypatch, told, failed)
+    assert both.output == "command mail: told\nwebhook at chat.lab: failed: it \ufffd[31m answered 404\n"
+    assert both.exit_code == 1 and run_obatchctl(monkeypatch, told).exit_code == 0
+    none = run_obatchctl(monkeypatch)
+    assert none.exit_code == 1 and "neither command nor webhook under [alarms]" in none.output
+    document = json.loads(run_obatchctl(monkeypatch, failed, arguments="alarms test --json").output)
+    assert document["ways"][0]["told"] is False
+
+
+@pytest.mark.parametrize(
+    ("tables", "level", "words"),
+    [
+        ({}, "ok", "nobody is told of alarms: neither command nor webhook is set under [alarms]"),
+        ({"command": ["true", "x"]}, "ok", "told by command true"),
+        (
+            {"command": ["true"], "webhook": "https://chat.lab/T0KEN"},
+            "ok",
+            "told by command true and webhook at chat.lab",
+        ),
+        ({"command": ["/nowhere/mail"]}, "bad", "there is no program /nowhere/mail (alarms.command)"),
+    ],
+)
+def test_doctor_looks_at_the_ways_of_alarms(tables: dict[str, object], level: str, words: str) -> None:
+    finding = doctor_of_alarms(in_force(alarms=tables).value)
+    assert finding.level == level and finding.text.startswith(words) and "T0KEN" not in finding.text
+
+
+def test_doctor_says_that_no_mail_can_be_sent_to_submitters() -> None:
+    rules = {"allow": ["*@example.org"], "mail_command": ["/nowhere/mail"]}
+    finding = doctor_of_alarms(in_force(notifications=rules).value)
+    assert finding.level == "warn" and "submitters cannot be told by mail" in finding.text
+    assert doctor_of_alarms(in_force(notifications=rules | {"allow": ["chat.lab"]}).value).level == "ok"
+
+
+def test_a_webhook_is_a_url_that_is_never_shown() -> None:
+    with pytest.raises(ConfigError, match="webhook: must be an http or https URL"):
+        reading.load(None, environ={"OBATCHD_ALARMS_WEBHOOK": "mail:ann@example.org"}, flags={})
+    settings, origin = reading.load_with_origin(
+        None, environ={"OBATCHD_ALARMS_WEBHOOK": "https://chat.lab/T0KEN"}, flags={}
+    )
+    assert settings.alarms.webhook == "https://chat.lab/T0KEN" and "T0KEN" not in text.show(settings, origin)
+    assert "T0KEN" not in repr(settings)

@@ -9,6 +9,7 @@ import errno
 import gzip
 import lzma
 import os
+import re
 import socket
 import sys
 import time
@@ -22,6 +23,7 @@ from container_support import HOSTILE, LINE, MIB, PACKERS, parquet, tarred, with
 from test_architecture import MODULES, imported
 
 from obatchd.errors import DropRefused
+from obatchd.installation import how_to_add
 from obatchd.jobs.containers import archives, limits, tables
 from obatchd.jobs.containers.kinds import CONTAINERS
 from obatchd.jobs.containers.messages import Block, Member, Order, Unpacked
@@ -404,25 +406,24 @@ def test_a_disk_without_room_is_told_before_it_is_full(make: Make) -> None:
     assert [path.name for path in (drop.directory / "unpacked").rglob("*.txt") if path.stat().st_size] == []
 
 
-@pytest.mark.parametrize("kind", ["xlsx", "parquet", "zst"])
 def test_a_library_that_is_not_installed_is_named_with_the_words_that_install_it(
-    make: Make, monkeypatch: pytest.MonkeyPatch, kind: str
+    make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    [container] = [container for container in CONTAINERS if container.name == kind]
-    library = container.library.partition(".")[0]
-    name, make_content = SMALL[kind]
+    name, make_content = SMALL["parquet"]
     content = make_content()  # with the library
-    monkeypatch.setitem(sys.modules, container.library, None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     for drop in (make(name, content), make("p", {name: content, "a.txt": b"a"})):
         with pytest.raises(DropRefused) as refused:
             drop.unpack()
         assert refused.value.code == "library_missing"
-        assert refused.value.message.endswith(f"{sys.executable} -m pip install {library}")
-        assert f'the extra "{container.extra}"' in refused.value.message
-    extras = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
-        "optional-dependencies"
-    ]
-    assert extras[container.extra][0].startswith(library)
+        assert refused.value.message.endswith(how_to_add("pyarrow"))
+
+
+def test_every_library_of_a_kind_but_pyarrow_is_always_installed() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    always = {re.split(r"\W", dependency)[0] for dependency in project["dependencies"]}
+    libraries = {container.library.partition(".")[0] for container in CONTAINERS if container.library}
+    assert libraries - always == {"pyarrow"}
 
 
 def test_kinds_that_are_not_read_are_named_by_their_first_bytes(tmp_path: Path) -> None:

@@ -88,7 +88,6 @@ def test_text_markdown_and_pdf() -> None:
     assert text_of(b"# Head\n", "text/markdown", "", 100) == ("", "# Head\n")
     assert text_of(b"plain", "", "", 100) == ("", "plain")
     assert "Nile" in text_of(article("The Nile."), "application/octet-stream", "", 1000).text
-    pytest.importorskip("pypdf", reason="the extra pdf is not installed")
     assert text_of(pdf("The Nile is long."), "application/pdf", "", 100) == ("A title", "The Nile is long.")
     assert text_of(pdf("By its beginning."), "text/plain", "", 100).text == "By its beginning."
 

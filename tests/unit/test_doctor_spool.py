@@ -5,15 +5,19 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import socket
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from settings_support import nobody
 
 from obatchd.cli.doctor import host_checks, spool_checks
 from obatchd.cli.doctor.doctor import examine
+from obatchd.cli.doctor.result import CheckResult
+from obatchd.client import runtime
+from obatchd.errors import DaemonDownError
 from obatchd.settings.settings import Settings
 
 
@@ -88,3 +92,107 @@ def test_a_program_that_cannot_be_imported_is_no_fault_of_the_driver(monkeypatch
     finding = host_checks.driver(Settings())
     assert (finding.level, "nvidia-smi" in finding.next_command) == ("bad", False)
     assert "No module named 'x'" in finding.text and "installation is incomplete" in finding.text
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No program of the host is asked."""
+    monkeypatch.setattr(host_checks, "_run", lambda *_: "")
+
+
+@pytest.fixture
+def status(monkeypatch: pytest.MonkeyPatch, quick: None) -> dict[str, Any]:
+    """The status of a daemon that answers."""
+    found: dict[str, Any] = {
+        "state": "running", "pid": 1, "version": "1", "notices": [], "reasons": [], "servers": [],
+    }  # fmt: skip
+    monkeypatch.setattr("obatchd.cli.doctor.doctor.Client", lambda spool: SimpleNamespace(get=lambda _: found))
+    return found
+
+
+def test_the_configuration_is_the_one_that_the_running_daemon_has_read(tmp_path: Path, status: dict[str, Any]) -> None:
+    config = tmp_path / "mine.toml"
+    config.write_text("modle = 1")
+    runtime.create(tmp_path, "u", config=config, environ={"TMPDIR": str(tmp_path)})
+    lines = {line.about: line for line in examine(tmp_path, None)}
+    assert str(config) in lines["config"].text and "did you mean model?" in lines["config"].text
+    config.write_text('model = "m"')
+    lines = {line.about: line for line in examine(tmp_path, None)}
+    assert lines["config"].text == f"{config} (of the running daemon)"
+    runtime.create(tmp_path, "u", environ={"TMPDIR": str(tmp_path)})
+    lines = {line.about: line for line in examine(tmp_path, None)}
+    assert lines["config"].text.startswith("no file") and "running daemon" in lines["config"].text
+    given = tmp_path / "given.toml"
+    given.touch()
+    lines = {line.about: line for line in examine(tmp_path, given)}
+    assert lines["config"].text == str(given)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_file_of_the_system_is_not_the_one_of_every_spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "system.toml").write_text("modle = 1")
+    monkeypatch.setattr("obatchd.cli.doctor.doctor.SYSTEM_FILE", tmp_path / "system.toml")
+    assert next(examine(tmp_path, None)).level == "ok"
+    monkeypatch.setattr("obatchd.cli.doctor.doctor.SYSTEM_SPOOL", tmp_path)
+    assert next(examine(tmp_path, None)).level == "bad"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_configuration_of_somebody_else_is_no_fault_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "closed.toml"
+    config.touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != config)
+    first = next(examine(tmp_path, config))
+    assert first.level == "warn" and "is not yours to read" in first.text
+
+
+def _ports(listen: str, base: int, status: dict[str, Any] | None = None) -> CheckResult:
+    return host_checks.ports(Settings.model_validate({"servers": {"listen": listen, "base_port": base}}), status)
+
+
+def test_an_address_of_another_host_is_named_so() -> None:
+    for status in (None, {"servers": []}):
+        finding = _ports("192.0.2.7", 11500, status)  # RFC 5737: nobody has it
+        assert finding.level == "bad"
+        assert finding.text == "servers.listen = 192.0.2.7 is no address of this host: no server can start"
+
+
+def test_ports_are_in_use_where_somebody_uses_them() -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        for each in (taken, free):
+            each.bind(("127.0.0.1", 0))
+        taken.listen()
+        used, unused = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        status = {"servers": [{"kind": "managed", "url": f"http://127.0.0.1:{port}"} for port in (used, unused)]}
+        status["servers"].append({"kind": "remote", "url": "http://10.0.0.1:11434"})
+        assert _ports("127.0.0.1", used, status).text == f"the daemon's servers use {used}"
+        assert _ports("127.0.0.1", used, {"servers": []}).text == "no server of the daemon uses one now"
+        assert str(used) in _ports("127.0.0.1", used).text
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_next_command_is_the_one_that_starts_this_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def advice() -> str:
+        return {line.about: line for line in examine(tmp_path, None)}["daemon"].next_command
+
+    assert advice() == f"obatchd --spool {tmp_path}"
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox").chmod(0o3730)  # of a service
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert advice() == "sudo systemctl start obatchd"
+    with pytest.raises(DaemonDownError, match="To start it: sudo systemctl start obatchd"):
+        runtime.read_record(tmp_path)
+    groups = [4000]
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    monkeypatch.setattr(os, "getgroups", lambda: groups)
+    monkeypatch.setattr(grp, "getgrnam", lambda name: SimpleNamespace(gr_gid=27 if name == "sudo" else 4001))
+    assert advice() == "ask your administrator: sudo systemctl start obatchd"
+    groups.append(27)
+    assert advice() == "sudo systemctl start obatchd"
+
+
+def test_what_is_worth_knowing_is_told_of_a_degraded_daemon_too(tmp_path: Path, status: dict[str, Any]) -> None:
+    status.update(state="degraded", reasons=["no server"], notices=["alarms do not arrive"])
+    told = [(line.level, line.text) for line in examine(tmp_path, None) if line.about == "daemon"]
+    assert told == [("warn", "alarms do not arrive"), ("bad", "no server")]

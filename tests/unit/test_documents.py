@@ -96,7 +96,7 @@ TYPES: dict[str, dict[str, Any]] = {
 }
 _OF_FIELDS = {"schema": 1, "trouble": ""}  # where a type knows the value itself
 _SAMPLES = {"string": "text", "integer": 7, "number": 1.5, "boolean": True, "null": None}
-_ALARM_HEAD = ("schema", "kind", "at", "host")
+_ALARM_HEAD = ("schema", "kind", "at", "host", "text")
 
 
 def samples(shape: Shape) -> Iterator[Any]:
@@ -135,9 +135,10 @@ def told(sample: Any, kind: Any) -> Any:
 def test_the_type_of_a_document_has_what_was_recorded(family: str, state: str) -> None:
     kind = type_of(family, state)
     added = {path.rpartition(".")[2]: [] for path in ADDED if path.startswith(f"{family}: {state}.")}
+    needed = {name: value for name, value in added.items() if name not in ("cancelled", "expired")}  # these may lack
     for sample in samples(recorded(family)[state]):
         given = told(sample, kind)
-        read = msgspec.convert(given | added if added else given, kind, strict=True)
+        read = msgspec.convert(given | needed if needed else given, kind, strict=True)
         written = msgspec.to_builtins(read)
         assert json.dumps({k: v for k, v in written.items() if k not in added} if added else written) == json.dumps(
             given

@@ -200,6 +200,15 @@ async def test_a_server_on_several_gpus_has_no_single_one(rig: Desk) -> None:
     rig.server("gpu0").gpus = (rig.gpus[0],)
 
 
+async def test_alarms_that_do_not_arrive_are_shown_to_administrators(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with desk(monkeypatch, tmp_path) as rig:
+        rig.alarms.not_arrived = ["alarms do not arrive"]
+        assert rig.operations.host.status(ADMIN).notices == ["alarms do not arrive"]
+        assert rig.operations.host.status(Caller(4321, is_administrator=False)).notices == []
+
+
 @pytest.mark.parametrize(("mode", "ports", "notices"), [("personal", {}, 0), ("service", {}, 1),
                                                         ("service", {"first": 20000, "last": 20000}, 0),
                                                         ("service", {"first": 20001, "last": 20009}, 1)])  # fmt: skip

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from base64 import b64decode
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from obatchd.cli.obatchctl import main
-from obatchd.errors import NotFoundError
+from obatchd.errors import NotFoundError, ResultsError
 from obatchd.results.answers import parse_answer
 from obatchd.results.export import Format, export
 from obatchd.results.rates import Z_95
@@ -167,6 +168,18 @@ def test_json_is_one_array_of_all_rows_or_of_their_data(tmp_path: Path) -> None:
     assert json.loads(merged) == [{"mrn": "17", "age": 40}, rows[2]["data"]]
     assert [name for name, _ in tally.not_json] == ["n4"]
     assert [json.loads(line) for line in exported(path, "jsonl")[0].splitlines()] == rows
+
+
+def test_parquet_without_its_library_says_what_installs_it_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ResultsError) as error:
+        exported(outbox(tmp_path / "o", NOTES, {}), "parquet")
+    assert error.value.message == (
+        "Parquet needs the library pyarrow, and that is not installed. To install it: "
+        f"{sys.executable} -m pip install pyarrow"
+    )
 
 
 def test_parquet_has_types_and_the_same_rows(tmp_path: Path) -> None:

@@ -45,6 +45,9 @@ _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of
 @click.option("--repeat", type=click.IntRange(1, 100), metavar="K", help="Answer each prompt K times, as ID#1 to ID#K.")
 @click.option("--yes", is_flag=True, help="Do not ask after the sample.")
 @click.option("--skip-done", is_flag=True, help="Copy what the same requests were answered in your earlier jobs.")
+@click.option(
+    "--notify", metavar="mail:ADDRESS|URL", multiple=True, help="Who is told when the job is over; repeatable."
+)
 @click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
 @click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -11,21 +10,26 @@ from pathlib import Path
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation, clean
-from obatchd.cli.commands.config import file_or_system
-from obatchd.cli.doctor import host_checks, spool_checks
-from obatchd.cli.doctor.result import CheckResult, bad, ok
+from obatchd.cli.command import Command, Document, Invocation, clean
+from obatchd.cli.commands.config import SYSTEM_FILE
+from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks
+from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.cli.views.text import styled
 from obatchd.client.client import Client
-from obatchd.errors import ConfigError, ObatchError
+from obatchd.client.runtime import SYSTEM_SPOOL, is_service, next_step, read_record
+from obatchd.errors import ConfigError, DaemonDownError, ObatchError
 from obatchd.settings.settings import Settings
 
 
 @click.command("doctor", cls=Command)
-@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The daemon's configuration file.")
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A configuration file; else the one that the running daemon has read.",
+)
 def doctor_command(invocation: Invocation, config: Path | None) -> None:
     """Look for what is wrong on this host. Exit code 1 if a line is bad."""
-    results, lines = list(examine(invocation.spool, file_or_system(config))), []
+    results, lines = list(examine(invocation.spool, config)), []
     for result in results:
         lines.append(styled(f"{result.level:<6}") + clean(f"{result.about:<8}{result.text}"))
         if result.next_command:
@@ -36,26 +40,54 @@ def doctor_command(invocation: Invocation, config: Path | None) -> None:
 
 
 def examine(spool: Path, config: Path | None) -> Iterator[CheckResult]:
-    """Every check, in the order in which things have to work."""
+    """Every check, in the order in which things have to work; ``config`` instead of the daemon's own file."""
+    found: Document | ObatchError
+    try:
+        found = Client(spool).get("status")
+    except ObatchError as error:
+        found = error
+    of_daemon = config is None and not isinstance(found, ObatchError)
+    first, settings = _settings(spool, config or _configuration(spool), of_daemon)
+    for result in (first, *_checks(spool, settings, found)):
+        yield result._replace(next_command=next_step(result.next_command, settings.access.admin_group))
+
+
+def _settings(spool: Path, config: Path | None, of_daemon: bool) -> tuple[CheckResult, Settings]:
+    """The settings of a daemon on this spool, as far as they can be told: defaults where the file is wrong."""
     from obatchd.settings import reading
 
-    settings = Settings()
+    if config and os.path.exists(config) and not os.access(config, os.R_OK):
+        text = f"{config} is not yours to read; the lines below take the defaults for it"
+        return warn("config", text, "sudo obatchctl doctor"), Settings()
+    environment = {"OBATCHD_ACCESS_MODE": "service"} if is_service(spool) else {}  # as the unit has it
     try:
-        settings = reading.load(config, environ=os.environ, flags={})
-        yield ok("config", str(config) if config else "no file; the defaults and the environment count")
+        settings = reading.load(config, environ=environment | os.environ, flags={})
     except ConfigError as error:
-        yield bad("config", error.message.replace("\n", "; "), f"obatchctl config check {config or ''}")
+        return bad("config", error.message.replace("\n", "; "), f"obatchctl config check {config or ''}"), Settings()
+    text = str(config) if config else "no file; the defaults and the environment count"
+    return ok("config", f"{text} (of the running daemon)" if of_daemon else text), settings
+
+
+def _checks(spool: Path, settings: Settings, found: Document | ObatchError) -> Iterator[CheckResult]:
     yield host_checks.driver(settings)
     yield host_checks.ollama(settings)
     if not settings.ollama_instances:
         yield host_checks.model_store(settings, spool)
-    running = False
-    with contextlib.suppress(ObatchError):
-        Client(spool).get("ping")
-        running = True
-    yield host_checks.ports(settings, running)
+    yield host_checks.ports(settings, None if isinstance(found, ObatchError) else found)
     yield host_checks.foreign_ollama()
     yield host_checks.clock()
-    yield from spool_checks.daemon(spool)
+    yield alarm_checks.alarms(settings)
+    yield from spool_checks.daemon(spool, found)
     yield from spool_checks.directories(spool)
     yield spool_checks.disk(spool, settings)
+
+
+def _configuration(spool: Path) -> Path | None:
+    """The file of the daemon that works on the spool, or did last; else the system's, on the system's spool."""
+    try:
+        recorded = read_record(spool).config
+    except DaemonDownError:
+        recorded = None
+    if recorded is not None:
+        return Path(recorded) if recorded else None
+    return SYSTEM_FILE if spool == SYSTEM_SPOOL and os.path.exists(SYSTEM_FILE) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import obatchd
 from obatchd.burnin.report.diagnostics import run
@@ -127,13 +129,27 @@ def _home_of_other(spool: Path) -> Path | None:
         return None
 
 
-def ports(settings: Settings, running: bool) -> CheckResult:
-    """Whether the servers' ports are free; a running daemon uses them itself."""
-    base = settings.servers.base_port
-    if not base or running or settings.ollama_instances:
-        return ok("ports", "in use by the daemon" if base and running else "free ones are picked")
+def ports(settings: Settings, status: dict[str, Any] | None) -> CheckResult:
+    """Whether the servers' ports are free, or in use by those of the running daemon, which has this ``status``."""
+    listen, base = settings.servers.listen, settings.servers.base_port
+    if settings.ollama_instances and settings.gpus.use == "none":
+        return ok("ports", "no server is started here")
+    if _port_fault(listen, 0) == errno.EADDRNOTAVAIL:
+        text = f"servers.listen = {listen} is no address of this host: no server can start"
+        return bad("ports", text, "ip -brief address")
+    if status is not None:
+        servers = [server for server in status["servers"] if server["kind"] == "managed"]
+        held = [port for server in servers if (port := urlsplit(server["url"]).port) and _port_fault(listen, port)]
+        used = (
+            f"the daemon's servers use {', '.join(map(str, sorted(held)))}"
+            if held
+            else "no server of the daemon uses one now"
+        )
+        return ok("ports", used)
+    if not base:
+        return ok("ports", "free ones are picked")
     wanted = range(base, base + 8)
-    taken = [port for port in wanted if not _is_free(settings.servers.listen, port)]
+    taken = [port for port in wanted if _port_fault(listen, port)]
     if taken:
         text = f"in use already: {', '.join(map(str, taken))}; set servers.base_port to others"
         return warn("ports", text, f"ss -ltnp sport = :{taken[0]}")
@@ -169,15 +185,16 @@ def _run(command: list[str], environment: Mapping[str, str] | None = None) -> st
     return None if ran.overdue else ran.output.decode("utf-8", "replace")
 
 
-def _is_free(address: str, port: int) -> bool:
+def _port_fault(address: str, port: int) -> int:
+    """The ``errno`` with which the kernel refuses a port to a server; 0 where it is free."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: TIME_WAIT does not count
         try:
             probe.bind((address, port))
-        except OSError:
-            return False
-    return True
+        except OSError as error:
+            return error.errno or errno.EADDRNOTAVAIL  # a name that nobody knows has none
+    return 0
 
 
 def _get_json(port: int, path: str) -> dict[str, Any] | None:

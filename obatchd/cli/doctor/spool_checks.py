@@ -9,28 +9,29 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from obatchd.cli.command import Document
 from obatchd.cli.doctor.result import CheckResult, bad, nearest, ok, warn
 from obatchd.cli.views.text import size
-from obatchd.client.client import Client
+from obatchd.client.runtime import start_command
 from obatchd.errors import DaemonDownError, ObatchError
 from obatchd.settings.settings import Settings
 
 _DIRECTORIES = ("inbox", "work", "outbox", "failed")
 
 
-def daemon(spool: Path) -> list[CheckResult]:
-    """Whether the daemon answers, and is content."""
+def daemon(spool: Path, found: Document | ObatchError) -> list[CheckResult]:
+    """Whether the daemon answers, and is content; ``found`` is its status, or why that cannot be had."""
     look = f"obatchctl --spool {spool} status"
-    try:
-        status = Client(spool).get("status")
-    except DaemonDownError as error:
-        return [warn("daemon", error.message, f"obatchd --spool {spool}")]
-    except ObatchError as error:
-        return [bad("daemon", error.message, look)]
-    if status["state"] == "degraded":
-        return [bad("daemon", "; ".join(status["reasons"]), look)]
-    content = ok("daemon", f"{status['state']}, pid {status['pid']}, version {status['version']}")
-    return [*(warn("daemon", notice, look) for notice in status["notices"]), content]
+    if isinstance(found, DaemonDownError):
+        down = found.code == DaemonDownError.code
+        text = f"obatchd is not running on {spool}; drops in the inbox wait" if down else found.message
+        return [warn("daemon", text, look if found.code == "permission" else start_command(spool))]
+    if isinstance(found, ObatchError):
+        return [bad("daemon", found.message, look)]
+    content = ok("daemon", f"{found['state']}, pid {found['pid']}, version {found['version']}")
+    if found["state"] == "degraded":
+        content = bad("daemon", "; ".join(found["reasons"]), look)
+    return [*(warn("daemon", notice, look) for notice in found["notices"]), content]
 
 
 def directories(spool: Path) -> Iterator[CheckResult]:
@@ -42,7 +43,7 @@ def directories(spool: Path) -> Iterator[CheckResult]:
     if place != spool.absolute():
         text = f"{spool} does not exist and {place} is not yours to write"
         if os.access(place, os.W_OK):
-            yield warn("spool", f"{spool} does not exist yet; the daemon makes it", f"obatchd --spool {spool}")
+            yield warn("spool", f"{spool} does not exist yet; the daemon makes it", start_command(spool))
         else:
             yield bad("spool", text, f"sudo install -d -o {os.geteuid()} {spool}")
         return

@@ -34,28 +34,22 @@ class Container(NamedTuple):
     endings: tuple[str, ...]  # of files' names, of which content of this kind is expected
     read_as: tuple[str, ...] = ()  # endings under which it is read then; the first is appended to another name
     library: str = ""  # that it needs
-    extra: str = ""  # of this project, which brings the library
 
 
 _ZST = (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18")  # a frame, and one to be skipped, as of pzstd (RFC 8878, 3.1)
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _BOOK_NAMES = (*WORKBOOK_ENDINGS, ".csv")
-WORKBOOK = Container(
-    "xlsx", "an Excel workbook", (), "tables.workbook", WORKBOOK_ENDINGS, _BOOK_NAMES, "openpyxl", "xlsx"
-)  # fmt: skip
+WORKBOOK = Container("xlsx", "an Excel workbook", (), "tables.workbook", WORKBOOK_ENDINGS, _BOOK_NAMES, "openpyxl")
 TAR = Container("tar", "a tar archive", (), "archives.tar", ARCHIVE_ENDINGS)
 CONTAINERS = (
     Container("zip", "a zip archive", _ZIP, "archives.zip", (".zip",)),
     TAR,
     WORKBOOK,
     Container(
-        "parquet", "a Parquet file", (b"PAR1",), "tables.parquet", PARQUET_ENDINGS, PARQUET_ENDINGS, "pyarrow.parquet",
-        "parquet",
+        "parquet", "a Parquet file", (b"PAR1",), "tables.parquet", PARQUET_ENDINGS, PARQUET_ENDINGS, "pyarrow.parquet"
     ),
     Container("gz", "packed with gzip", (b"\x1f\x8b",), "streams.gz", (".gz", ".tgz")),
-    Container(
-        "zst", "packed with zstd", _ZST, "streams.zst", (".zst", ".tzst"), (), "zstandard", "zstd"
-    ),
+    Container("zst", "packed with zstd", _ZST, "streams.zst", (".zst", ".tzst"), (), "zstandard"),
     Container("xz", "packed with xz", (b"\xfd7zXZ\0",), "streams.xz", (".xz", ".txz")),
     Container("bz2", "packed with bzip2", (b"BZh",), "streams.bz2_", (".bz2", ".tbz2")),
 )  # fmt: skip

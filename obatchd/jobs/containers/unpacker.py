@@ -13,7 +13,6 @@ import lzma
 import os
 import shutil
 import socket
-import sys
 import tarfile
 import time
 import zipfile
@@ -25,6 +24,7 @@ from typing import BinaryIO
 
 from obatchd import child, confined
 from obatchd.errors import DropRefused
+from obatchd.installation import lacks
 from obatchd.jobs.containers.kinds import HEAD_BYTES, Container, container_of, is_to_convert, name_of_content
 from obatchd.jobs.containers.limits import Meter, Names, nested, refuse_nested
 from obatchd.jobs.containers.messages import (
@@ -255,13 +255,8 @@ def _require_library(container: Container) -> None:
     try:
         importlib.import_module(container.library)
     except ImportError:
-        library = container.library.partition(".")[0]
-        raise DropRefused(
-            f"it is {container.words}, and the library that reads it is not installed ({library}, the extra "
-            f'"{container.extra}" of obatchd); the administrator installs it with: {sys.executable} -m pip install '
-            f"{library}",
-            code="library_missing",
-        ) from None
+        words = lacks(container.library.partition(".")[0], f"it is {container.words}, which")
+        raise DropRefused(words, code="library_missing") from None
 
 
 def _read(container: Container, file: BinaryIO, name: str, send: confined.Send) -> None:

@@ -6,6 +6,7 @@ import sqlite3
 
 from obatchd.errors import StoreError
 from obatchd.jobs.store.job_row import JobRow
+from obatchd.jobs.store.owed import Owed, owed_for
 from obatchd.jobs.store.request_index import unanswered_record
 from obatchd.jobs.store.rows import REFUSED_LANE, AttemptRow, IndexedChunk, LaneRow, ResultRow
 from obatchd.jobs.store.segment import Segment
@@ -24,9 +25,11 @@ __all__ = [
     "IndexedChunk",
     "JobRow",
     "LaneRow",
+    "Owed",
     "ResultRow",
     "Segment",
     "StateStore",
     "Store",
+    "owed_for",
     "unanswered_record",
 ]

@@ -14,6 +14,7 @@ from obatchd import log
 from obatchd.jobs.model import Intent, JobState
 from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction
 from obatchd.jobs.store.job_row import COLUMNS, SELECT, JobRow, columns, job_of, keep, kept
+from obatchd.jobs.store.owed import FORGET_OWED, Owed
 from obatchd.jobs.store.schema import Schema
 from obatchd.settings.current import Current
 from obatchd.settings.job import FrozenSettings
@@ -180,13 +181,23 @@ class StateStore(Database):
 
     def starting_with(self, prefix: str) -> dict[str, str]:
         """All facts whose key begins with ``prefix``."""
-        return dict(self._rows("SELECT key, value FROM facts WHERE substr(key, 1, ?) = ?", len(prefix), prefix))
+        last = prefix + "\U0010ffff"
+        return dict(self._rows("SELECT key, value FROM facts WHERE key >= ? AND key < ?", prefix, last))
 
     def set(self, key: str, value: str) -> None:
         with self._lock, transaction(self._database) as cursor:
             cursor.execute(
                 "INSERT INTO facts VALUES (?, ?) ON CONFLICT DO UPDATE SET value = excluded.value", (key, value)
             )
+
+    def change(self, key: str, value: str) -> None:
+        """Change a fact that is known; one that somebody has taken away stays away."""
+        with self._lock, transaction(self._database) as cursor:
+            cursor.execute("UPDATE facts SET value = ? WHERE key = ?", (value, key))
+
+    def unset(self, key: str) -> None:
+        with self._lock, transaction(self._database) as cursor:
+            cursor.execute("DELETE FROM facts WHERE key = ?", (key,))
 
     # The job index.
 
@@ -231,13 +242,15 @@ class StateStore(Database):
         """Change columns of one job; JSON values are given as objects."""
         self.update_many([(key, values)])
 
-    def update_many(self, changes: Sequence[tuple[int, dict[str, Any]]]) -> None:
-        """Change columns of several jobs in one transaction."""
+    def update_many(self, changes: Sequence[tuple[int, dict[str, Any]]], owed: Sequence[Owed] = ()) -> None:
+        """Change columns of several jobs, and enter messages that are owed since, in one transaction."""
         with self._lock, transaction(self._database) as cursor:
             for key, values in changes:
                 plain = columns(cursor, values)
                 assignments = ", ".join(f"{name} = ?" for name in values)
                 cursor.execute(f"UPDATE jobs SET {assignments} WHERE key = ?", (*plain, key))
+            for one in owed:
+                cursor.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (one.key, one.encoded()))
 
     def finished_before(self, when_s: float, limit: int, after: int = 0) -> list[JobRow]:
         """Jobs with keys above ``after`` done before ``when_s`` whose input and store are still kept, by key."""
@@ -272,6 +285,7 @@ class StateStore(Database):
         with self._lock:
             with transaction(self._database) as cursor:
                 cursor.executemany("DELETE FROM jobs WHERE key = ?", [(key,) for key in keys])
+                cursor.execute(FORGET_OWED)
                 cursor.execute("DELETE FROM job_defaults WHERE sha256 NOT IN (SELECT defaults FROM jobs)")
             rewrite(self._database, self.path)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator
 
 from obatchd.settings.base import Live, Positive, Section, setting
+from obatchd.settings.tables.context import opened
 
 
 class AccessSettings(Section):
@@ -21,6 +26,37 @@ class AccessSettings(Section):
     )
 
 
+# An address as mail programs take it as an argument: it cannot be an option, nor two addresses.
+_MAIL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._%+-]*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
+_MAIL_PATTERN = re.compile(r"[A-Za-z0-9._%+*?-]+@[A-Za-z0-9.*?-]+")
+MAIL = "mail:"
+
+
+def target_problem(target: str) -> str:
+    """What is wrong with ``mail:ADDRESS`` or a URL as somebody to be told; empty when nothing is."""
+    if target.startswith(MAIL):
+        return "" if _MAIL.fullmatch(target.removeprefix(MAIL)) else "what follows mail: must be one mail address"
+    try:
+        url = urlsplit(target)
+        good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        good = False
+    # Anything else than ASCII would have to be encoded, and white space is a slip.
+    return "" if good and re.fullmatch(r"[!-~]{1,2000}", target) else "must be mail:ADDRESS or an http or https URL"
+
+
+def _webhook(url: str) -> str:
+    if url and (url.startswith(MAIL) or target_problem(url)):
+        raise ValueError("must be an http or https URL")
+    return url
+
+
+def _somebody(entry: str) -> str:
+    if not _MAIL_PATTERN.fullmatch(entry):
+        opened(entry)
+    return entry
+
+
 AlarmKind = Literal["quarantine", "server_failed", "burn_in_finished", "disk_low", "drop_changed", "job_done"]
 
 
@@ -32,7 +68,28 @@ class AlarmSettings(Section):
         "Program and arguments, run without a shell for each alarm, which it gets as JSON on its standard "
         "input; empty: none.",
     )
-    timeout_s: Live[Positive] = setting(30, "Longest time of one run; then it is killed.")
+    webhook: Live[Annotated[str, AfterValidator(_webhook)]] = setting(
+        "",
+        "URL to which each alarm is posted as JSON, ready for Slack, Mattermost, Discord and Teams; empty: none. "
+        "It is a secret, and never shown.",
+        repr=False,
+    )
+    timeout_s: Live[Positive] = setting(30, "Longest time of one run or post; then it is ended.")
     on: Live[list[AlarmKind]] = setting(
         ["quarantine", "server_failed", "burn_in_finished", "disk_low", "drop_changed"], "Which alarms are told."
     )
+
+
+class NotificationSettings(Section):
+    """Who may be told that a job is over: submitters ask for it with obatchctl submit --notify."""
+
+    allow: Live[list[Annotated[str, AfterValidator(_somebody)]]] = setting(
+        [],
+        'Mail addresses and hosts of webhooks, such as "*@example.org", "hooks.slack.com", "chat.lab:8065"; empty: '
+        "nobody. A host that is named without * may have an address that is not public.",
+    )
+    mail_command: Live[list[str]] = setting(
+        ["/usr/share/obatchd/alarm-mail"],
+        "Program and arguments that send a mail: the address comes behind them, the message as JSON on standard input.",
+    )
+    timeout_s: Live[Positive] = setting(30, "Longest time of one mail or post; then it is tried again later.")
