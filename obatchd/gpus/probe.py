@@ -180,6 +180,5 @@ class Probe:
 
     def _set(self, state: State, code: str, message: str) -> None:
         if (state, code, message) != (self.state, self.code, self.message):
-            write = log.warning if state == "unknown" else log.info
-            write("probe_state", state=state, code=code, message=message)
+            (log.warning if state == "unknown" else log.info)("probe_state", state=state, code=code, message=message)
         self.state, self.code, self.message = state, code, message
