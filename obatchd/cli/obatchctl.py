@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from obatchd import __version__
+from obatchd import __version__, terminal
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Invocation, clean, print_json
 from obatchd.client.runtime import default_spool
@@ -20,12 +20,14 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 # In the order of the help. The module's attribute has the command's name, with _command behind it.
 _COMMANDS = (
     "status", "jobs", "job", "submit", "results", "cancel", "retry", "rm", "pause", "resume", "servers", "gpus",
-    "drain", "undrain", "reload", "models", "burnin", "config", "doctor", "completion",
+    "drain", "undrain", "reload", "models", "burnin", "config", "doctor", "start", "stop", "logs", "completion",
+    "version", "help",
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {
     **dict.fromkeys(("job", "cancel", "retry", "rm", "pause", "resume"), "commands.jobs"),
     **dict.fromkeys(("status", "drain", "undrain", "reload"), "commands.host"),
+    **dict.fromkeys(("start", "stop", "logs", "version", "help"), "commands.service"),
     "doctor": "doctor.doctor",
 }
 
@@ -94,4 +96,5 @@ def main(ctx: click.Context, spool: Path, as_json: bool) -> None:
 
     Exit codes: 0 good, 1 failed or degraded, 2 usage, 3 the daemon is not running, 4 no permission, 78 configuration.
     """
+    ctx.color = terminal.colours()
     ctx.obj = Invocation(Path(os.path.expanduser(spool)).absolute(), as_json)

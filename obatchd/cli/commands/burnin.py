@@ -19,8 +19,9 @@ from obatchd.burnin.report.html import render
 from obatchd.burnin.report.reading import read_file, typed
 from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.cli.command import Document, Group, Invocation, clean
+from obatchd.cli.commands import completion
 from obatchd.cli.views.text import table
-from obatchd.cli.views.waiting import over_restarts
+from obatchd.cli.views.waiting import line_anew, over_restarts
 from obatchd.documents.burnin import BurninReport, BurninStatus
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 from obatchd.times import duration
@@ -38,9 +39,19 @@ _NOT_JUDGED = 2  # never 1, which says that a GPU failed
 
 
 @burnin_command.command("start")
-@click.option("--gpus", default="", help="Indices or UUIDs, with commas between; default: all that have a server.")
+@click.option(
+    "--gpus",
+    default="",
+    shell_complete=completion.listed(completion.gpus),
+    help="Indices or UUIDs, with commas between; default: all that have a server.",
+)
 @click.option("--duration", default="", metavar="TIME", help="Such as 90m, 12h or 1d; default: the profile's.")
-@click.option("--model", default="", help="Model of the load; default: burnin.model or model of the configuration.")
+@click.option(
+    "--model",
+    default="",
+    shell_complete=completion.models,
+    help="Model of the load; default: burnin.model or model of the configuration.",
+)
 @click.option(
     "--profile",
     type=click.Choice(["quick", "overnight", "acceptance"]),
@@ -71,10 +82,11 @@ def _wait(invocation: Invocation, run: str) -> None:
     while True:
         status = over_restarts(partial(invocation.client().get, "burnin/status"))
         if status["run"] != run or not status["active"]:
+            line_anew("")
             return
         line = _progress(status)
-        if line != shown and sys.stderr.isatty():
-            click.echo(f"\r{line}\x1b[K", nl=False, err=True)
+        if line != shown:
+            line_anew(line)
             shown = line
         time.sleep(_LOOK_S)
 
@@ -126,7 +138,7 @@ def list_command(invocation: Invocation) -> None:
 
 
 @burnin_command.command("report")
-@click.argument("run", default="latest")
+@click.argument("run", default="latest", shell_complete=completion.burnin_runs)
 @click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the page to this file.")
 def report_command(invocation: Invocation, run: str, page: Path | None) -> None:
     """The report of RUN: an id, its beginning, a report's file, or the latest. --json gives all of it."""
@@ -175,7 +187,7 @@ def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
 
 
 @burnin_command.command("bundle")
-@click.argument("gpu", metavar="GPU")
+@click.argument("gpu", metavar="GPU", shell_complete=completion.gpus)
 @click.option("--run", default="latest", show_default=True, help="The burn-in, by id, or a report's file.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The archive; default: named by run.")
 @click.option("--no-diagnostics", is_flag=True, help="Without nvidia-bug-report.sh and dcgmi, which take minutes.")

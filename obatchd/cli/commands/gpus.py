@@ -11,6 +11,7 @@ import click
 
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Group, Invocation, clean
+from obatchd.cli.commands.completion import gpus
 from obatchd.cli.views.text import NOTHING, number, size, table
 
 _HEADINGS = (
@@ -30,7 +31,7 @@ _IDENTITY = (
     ("PCIe lanes", "pcie_width_max", ""),
 )  # fmt: skip
 gpus_command = Group("gpus", "See the health of the GPUs, take one out of use, lend one.", lists=True)
-_one_gpu = click.argument("gpu", metavar="GPU")
+_one_gpu = click.argument("gpu", metavar="GPU", shell_complete=gpus)
 
 
 @gpus_command.command("list")
@@ -129,7 +130,7 @@ def _wrapped(text: str) -> list[str]:
 
 
 @gpus_command.command("events")
-@click.argument("gpu", metavar="[GPU]", required=False)
+@click.argument("gpu", metavar="[GPU]", required=False, shell_complete=gpus)
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
 def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
     """What happened to the GPUs, oldest first, with serial number and slot: did an error follow the card?"""

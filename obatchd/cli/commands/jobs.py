@@ -8,12 +8,11 @@ from functools import partial
 import click
 
 from obatchd.cli.command import Command, Document, Invocation, clean, given
-from obatchd.cli.commands.completion import known
+from obatchd.cli.commands.completion import jobs
 from obatchd.cli.views.status import job_table
 from obatchd.cli.views.waiting import watch as show_again
 
-_ids = known("jobs", "job")
-_one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=_ids)
+_one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=jobs)
 
 
 @click.command("jobs", cls=Command)
@@ -68,7 +67,7 @@ def retry_command(invocation: Invocation, job_id: str) -> None:
 
 
 @click.command("rm", cls=Command)
-@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=_ids)
+@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=jobs)
 def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
     """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone."""
     removed = [invocation.client().delete("jobs", job_id)["removed"] for job_id in job_ids]
@@ -77,7 +76,7 @@ def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
 
 def _one_or_all(action: str, about: str, done: str) -> click.Command:
     @click.command(action, cls=Command, help=about)
-    @click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=_ids)
+    @click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=jobs)
     def act(invocation: Invocation, job_id: str | None) -> None:
         target = ("jobs", job_id, action) if job_id else (action,)
         invocation.answer(invocation.client().post(*target), f"{job_id or 'All jobs'} {done}.")

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import click
 
 from obatchd.cli.command import Command, Invocation, clean, given
-from obatchd.cli.commands.completion import known
+from obatchd.cli.commands.completion import jobs
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 from obatchd.results.export import FORMATS, Format, export
 from obatchd.results.review import write_review
@@ -20,7 +20,7 @@ from obatchd.results.rows import ResultSet
 
 
 @click.command("results", cls=Command)
-@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=known("jobs", "job"))
+@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=jobs)
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by the ending of --output, else text.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")

@@ -12,6 +12,7 @@ import click
 
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
+from obatchd.cli.commands.completion import models
 from obatchd.cli.views import waiting
 from obatchd.cli.views.status import OUTCOMES
 from obatchd.cli.views.text import duration
@@ -25,7 +26,7 @@ _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of
 @click.command("submit", cls=Command)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="job.toml: job settings.")
-@click.option("--model", help="Model of requests that name none.")
+@click.option("--model", shell_complete=models, help="Model of requests that name none.")
 @click.option("--system-message", help="System message of requests that bring none.")
 @click.option("--context-length", type=click.IntRange(1), help="Context in tokens.")
 @click.option("--max-response-tokens", type=click.IntRange(1), help="Token limit of an answer.")
