@@ -51,9 +51,9 @@ _REMOVING = (
 
 _TOML = (
     "TOML. Every setting has a default. Each may also be given as an environment variable, which goes before the file. "
-    "obatchctl config check says what is wrong in a file, obatchctl reload applies a changed one: at once what is "
-    "marked live, to jobs accepted afterwards what is marked next job. Settings marked restart need systemctl restart "
-    "obatchd."
+    "obatchctl config check says what is wrong in a file, obatchctl reload has obatchd read a changed one again: "
+    "settings marked live change at once, those marked next job for jobs accepted afterwards. A change of settings "
+    "marked restart needs a restart: systemctl restart obatchd."
 )
 _COMPLETIONS = {
     "bash": "bash-completion/completions/obatchctl",

@@ -21,12 +21,12 @@ from obatchd.settings.settings import Settings
 
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
-_KINDS = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false"}
+_KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
 _LIMITS = {  # words of JSON Schema
     "exclusiveMinimum": " greater than {}",
     "minimum": " from {}",
     "maximum": " to {}",
-    "minLength": " with at least {} elements",
+    "minLength": " that is not empty",
 }
 _Model = TypeVar("_Model", bound=Section)
 
@@ -56,7 +56,7 @@ class Leaf(NamedTuple):
 
     @property
     def type_text(self) -> str:
-        """The type in plain words, e.g. ``"auto" or an integer from 1 to 64``."""
+        """The type in plain words, e.g. ``"auto" or a whole number from 1 to 64``."""
         return _in_words(self.model.model_json_schema()["properties"][self.name])
 
 

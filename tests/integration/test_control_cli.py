@@ -486,7 +486,7 @@ async def test_obatchd_refuses_a_wrong_configuration(tmp_path: Path) -> None:
     _, complaints = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 78
     assert f"{file}: modle: no such setting; did you mean model?" in complaints.decode()
-    assert 'servers.slots: must be "auto" or an integer from 1 to 64' in complaints.decode()
+    assert 'servers.slots: must be "auto" or a whole number from 1 to 64' in complaints.decode()
     assert not (tmp_path / "spool").exists()
 
 

@@ -93,10 +93,10 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
         [
             f"{file}: settle_s: no such setting; did you mean inbox.settle_s?",
             f'{file}: priority: must be "low" or "normal" or "high"',
-            f'{file}: servers.slots: must be "auto" or an integer from 1 to 64',
+            f'{file}: servers.slots: must be "auto" or a whole number from 1 to 64',
             f"{file}: servers.slotz: no such setting; did you mean servers.slots?",
             "OBATCHD_SERVERS_SLOT: no such setting; did you mean OBATCHD_SERVERS_SLOTS?",
-            "OBATCHD_SERVERS_REMOTE_SLOTS: servers.remote_slots: must be an integer from 1 to 256",
+            "OBATCHD_SERVERS_REMOTE_SLOTS: servers.remote_slots: must be a whole number from 1 to 256",
             '--log-level: log_level: must be "debug" or "info" or "warning" or "error"',
         ]
     )
@@ -299,7 +299,7 @@ def test_the_settings_shown_can_be_read_again(tmp_path: Path) -> None:
     ("given", "reason"),
     [
         ({"template": 5}, "template: must be text"),
-        ({"sample": "x"}, "sample: must be an integer from 1 to 10000"),
+        ({"sample": "x"}, "sample: must be a whole number from 1 to 10000"),
         ({"skip_done": [1]}, "skip_done: must be true or false or text"),
     ],
 )
