@@ -34,6 +34,7 @@ _FILES = (
     ("/var/spool/obatch/work", "Everything that must survive; the daemon's own."),
     ("/var/lib/obatch", "Home of the daemon: models, unless servers.models_dir says otherwise."),
     ("/opt/obatchd", "The program, one directory per version; current is the one in use."),
+    ("/usr/share/doc/obatchd/README.md", "Where every page of the documentation begins."),
     ("~/.local/state/obatch", "The spool of a user's own daemon: systemctl --user start obatchd."),
 )
 _GOING_BACK = (
