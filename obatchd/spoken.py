@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import click
 
 from obatchd import terminal, times
-from obatchd.words import count
+from obatchd.words import counted
 
 # Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds. A reason
 # and a remedy that the words do not name come behind them.
@@ -211,7 +211,7 @@ class _Counting(string.Formatter):
             return "–"
         if format_spec == "duration":
             return times.duration(float(value))
-        return count(int(value), format_spec) if format_spec else str(value)
+        return counted(int(value), format_spec) if format_spec else str(value)
 
 
 _words = _Counting()

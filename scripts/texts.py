@@ -34,6 +34,16 @@ _MARKUP = re.compile(r"^\s*<|[{};]\s*[a-z-]+:\s|^\s*@|var\(--")
 _TWO_WORDS = re.compile(r"[A-Za-z]{2,}[,:;]?\s+\(?[A-Za-z{]")
 
 
+# A plural right behind a number, and what may stand before a number that is many by itself.
+_PLURAL = re.compile(
+    r" (?!(?:answers|cannot|crash|makes|may|of|only|or|The|to|tries)\b)(?:[A-Za-z-]+ ){0,2}"
+    r"(answers|banks|blocks|bytes|cells|columns|crashes|errors|faults|files|GPUs|images|inodes|jobs|lanes|"
+    r"lines|minutes|models|pages|parts|processes|replays|requests|rows|servers|settings|slots|sources|texts|times|"
+    r"tokens|tries|values|vectors|XIDs)\b(?!, more than| of|/)"
+)
+_OF_MANY = re.compile(r"(\bof|more than|fewer than|less than|at least|the last|from \d+ to|needs) $")
+
+
 class Text(NamedTuple):
     """A text and where it is made."""
 
@@ -74,6 +84,18 @@ def messages() -> Iterator[Text]:
             text = _text(node)
             if _TWO_WORDS.search(text) and not _SQL.search(text) and not _MARKUP.search(text):
                 yield Text(f"{place}:{node.lineno}", text)
+
+
+def uncounted() -> Iterator[Text]:
+    """Texts in which a number that may be 1 stands before a plural: obatchd.words.counted says both right."""
+    for place, tree in trees():
+        if any(place.startswith(left_out) for left_out in LEFT_OUT):
+            continue
+        for node in (node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)):
+            for before, value, after in zip([None, *node.values], node.values, node.values[1:], strict=False):
+                is_counted = isinstance(value, ast.FormattedValue) and _PLURAL.match(_text_of(after))
+                if is_counted and not _OF_MANY.search(_text_of(before)) and not ast.unparse(value.value).isupper():
+                    yield Text(f"{place}:{node.lineno}", _text(node))
 
 
 def events() -> Iterator[Event]:
@@ -163,6 +185,10 @@ def _docstrings(tree: ast.Module) -> set[int]:
         # click shows the docstring of a command; it is in the help.
         and isinstance(node.body[0].value, ast.Constant)
     }
+
+
+def _text_of(node: ast.expr | None) -> str:
+    return _text(node) if isinstance(node, ast.Constant) else ""
 
 
 def _text(node: ast.Constant | ast.JoinedStr) -> str:

@@ -86,9 +86,11 @@ class _Commands(click.Group):
     default=default_spool,
     show_default="your own daemon's, else /var/spool/obatch",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Spool of the daemon to talk to; also OBATCH_SPOOL.",
+    help="The spool of the daemon to talk to; or set OBATCH_SPOOL.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document; also behind every command.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Answer with one JSON document; it may also stand behind a command."
+)
 @click.version_option(__version__, prog_name="obatchctl")
 @click.pass_context
 def main(ctx: click.Context, spool: Path, as_json: bool) -> None:

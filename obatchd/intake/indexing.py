@@ -121,7 +121,9 @@ class DropReader:
         is_folder = drop.path.is_dir()
         own = self._folder_settings(drop.path) if is_folder else JobSettings()
         if is_folder and (about := ", ".join(path.name for path in read_me_files(drop.path)[:5])):
-            self._note(f"{about} is taken for words about the drop, not for a prompt; call it otherwise if it is one")
+            self._note(
+                f"{about} is taken for a description of the drop, not for a prompt; if it is one, give it another name"
+            )
         given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
         merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
         with contextlib.suppress(DropRefused, OSError):  # where it cannot be told, reading it says why

@@ -35,7 +35,7 @@ def check_command(invocation: Invocation, file: Path | None) -> None:
 @config_command.command("show")
 @_file
 def show_command(invocation: Invocation, file: Path | None) -> None:
-    """The settings that a daemon would have with FILE, each with where it comes from."""
+    """Show the settings that a daemon would have with FILE, each with where it comes from."""
     from obatchd.settings import reading, text
 
     settings, origin = reading.load_with_origin(file_or_system(file), environ=os.environ, flags={})

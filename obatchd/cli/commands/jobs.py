@@ -16,12 +16,20 @@ _one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complet
 
 
 @click.command("jobs", cls=Command)
-@click.option("--state", type=click.Choice(["running", "publishing", "done", "refused"]), help="Only those.")
-@click.option("--mine", "owner", flag_value="mine", help="Only your own.")
-@click.option("--all", "owner", flag_value="all", help="Those of every owner; for administrators.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
+@click.option(
+    "--state", type=click.Choice(["running", "publishing", "done", "refused"]), help="Only jobs in this state."
+)
+@click.option("--mine", "owner", flag_value="mine", help="Only your own jobs.")
+@click.option("--all", "owner", flag_value="all", help="Jobs of every owner; for administrators.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
 @click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Seconds, for --watch.")
+@click.option(
+    "--interval",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    help="Seconds between two looks, for --watch.",
+)
 def jobs_command(
     invocation: Invocation, state: str | None, owner: str | None, limit: int, watch: bool, interval: float
 ) -> None:
@@ -39,7 +47,7 @@ def _list(document: Document) -> list[str]:
 @click.command("job", cls=Command)
 @_one_job
 def job_command(invocation: Invocation, job_id: str) -> None:
-    """Everything about one job. JOB is an id or its beginning."""
+    """Show everything about one job. JOB is an id or its beginning."""
     invocation.answer(invocation.client().get("jobs", job_id), view=_page)
 
 
@@ -53,7 +61,7 @@ def _page(job: Document) -> Iterator[str]:
 @click.command("cancel", cls=Command)
 @_one_job
 def cancel_command(invocation: Invocation, job_id: str) -> None:
-    """Cancel what is not finished of a job; what is finished stays in its outbox."""
+    """Cancel the requests of a job that are not finished; finished answers stay in its outbox."""
     job = invocation.client().post("jobs", job_id, "cancel")
     invocation.answer(job, f"{job['job']} cancelled; results: {job['outbox']}")
 
@@ -84,7 +92,5 @@ def _one_or_all(action: str, about: str, done: str) -> click.Command:
     return act
 
 
-pause_command = _one_or_all(
-    "pause", "Send no more requests of JOB, or of any job; what is in flight finishes.", "paused"
-)
-resume_command = _one_or_all("resume", "Go on after pause.", "resumed")
+pause_command = _one_or_all("pause", "Send no more requests of JOB, or of any job; running requests finish.", "paused")
+resume_command = _one_or_all("resume", "Go on with JOB, or with every job, after pause.", "resumed")

@@ -15,7 +15,7 @@ _one_model = click.argument("name", shell_complete=models)
 
 @models_command.command("list")
 def list_command(invocation: Invocation) -> None:
-    """The models in the store."""
+    """List the models in the store."""
     document, rows = invocation.client().get("models"), []
     for model in document["models"]:
         digest = (model.get("digest") or NOTHING).removeprefix("sha256:")[:12]

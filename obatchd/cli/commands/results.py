@@ -21,9 +21,16 @@ from obatchd.results.rows import ResultSet
 
 @click.command("results", cls=Command)
 @click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=jobs)
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by the ending of --output, else text.")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
-@click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="Format of the export; default: by the ending of --output, else text.",
+)
+@click.option(
+    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the export into this file."
+)
+@click.option("--data-only", is_flag=True, help="With json and jsonl: only the data of each answer.")
 @click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
 @click.option("--seed", type=int, help="Choose the same answers for --review again.")
 def results_command(
@@ -39,7 +46,7 @@ def results_command(
     """Print, merge and export answers. JOB is a job id or its beginning; DIR an outbox, or any response files.
 
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
-    stands the sum, and the failures by cause; on standard error when the export goes to standard output.
+    stand the sum and the failures by cause, on standard error when the export goes to standard output.
     """
     source = _source(invocation, place)
     if review is not None:

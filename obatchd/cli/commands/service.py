@@ -60,8 +60,10 @@ def stop_command(invocation: Invocation) -> None:
 
 
 @click.command("logs", cls=Command)
-@click.option("-n", "--lines", default=200, show_default=True, type=click.IntRange(1), help="The last so many.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what obatchd writes, until Ctrl-C.")
+@click.option(
+    "-n", "--lines", default=200, show_default=True, type=click.IntRange(1), help="How many lines, the latest ones."
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on as obatchd writes more, until Ctrl-C.")
 def logs_command(invocation: Invocation, lines: int, follow: bool) -> None:
     """Show what obatchd writes into the journal. What a server writes: obatchctl servers logs SERVER."""
     try:

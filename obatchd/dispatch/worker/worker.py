@@ -202,7 +202,11 @@ class Worker:
             results = await self._attempts.run(held, partial(self._joining, joined))
         except Exception as error:  # noqa: BLE001 - a defect must cost one attempt, not the slot and the request
             traceback.print_exc()
-            fault = Fault(faults.ANSWER, "worker_defect", f"line {held.item.line}: {type(error).__name__}: {error}")
+            fault = Fault(
+                faults.ANSWER,
+                "worker_defect",
+                f"line {held.item.line}: a defect of obatchd ({type(error).__name__}: {error})",
+            )
             results = [(one, self._attempts.without_answer(one, fault)) for one in (held, *joined)]
         for one, result in results:
             key = (one.item.job, one.item.line)

@@ -11,6 +11,7 @@ import msgspec
 
 from obatchd.jobs.formats.source import raw_fields
 from obatchd.jobs.model import RequestRefused
+from obatchd.words import not_json
 
 IF_DATA = "; if the lines are data, submit them with --text-column or --template: no field is a setting then"
 _SHOWN_CHARACTERS = 60
@@ -111,7 +112,7 @@ def fields_of(raw: bytes) -> tuple[dict[str, msgspec.Raw], list[str]]:
     except msgspec.DecodeError as error:
         if (mended := _mended(raw, notes)) != raw:
             return fields_of(mended)[0], notes
-        raise RequestRefused("bad_json", str(error)) from None
+        raise RequestRefused("bad_json", not_json(error, raw)) from None
 
 
 def begins_object(text: bytes) -> bool:
