@@ -30,11 +30,30 @@ logger.warning("health_missed", server="gpu0", misses=1, reason="no\\x1b[31m ans
 """
 
 
+_WATCH = """
+import click
+from pathlib import Path
+from obatchd import terminal
+from obatchd.cli.command import Invocation
+from obatchd.cli.views import waiting
+looks = iter([{"state": "ready"}])
+def look():
+    for document in looks:
+        return document
+    raise KeyboardInterrupt
+waiting.line_anew("50 %")
+with click.Context(click.Command("watch")) as context:
+    context.color = terminal.colours()  # as the command line has it
+    view = lambda document: [click.style(document["state"], fg="green")]
+    waiting.watch(Invocation(Path("/"), False), 0.0, look, view)
+"""
+
+
 def said(environment: dict[str, str], *, terminal: bool = True, code: str = _SPEAK) -> str:
-    """What a program writes to standard error, which is a terminal or a pipe."""
+    """What a program writes to its standard output and error, which are a terminal or a pipe."""
     parent, child = pty.openpty() if terminal else os.pipe()
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LANG") if name in os.environ}
-    program = subprocess.Popen([sys.executable, "-c", code], stderr=child, env=kept | environment)
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=child, stderr=child, env=kept | environment)
     os.close(child)
     parts = []
     while True:
@@ -92,6 +111,22 @@ def test_debugging_in_a_terminal_shows_every_field() -> None:
     assert "event=ready servers=4" in said(
         {"TERM": "xterm"}, code=_SPEAK.replace('configure("info")', 'configure("debug")')
     )
+
+
+@pytest.mark.parametrize(
+    ("environment", "drawn", "coloured"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
+        ({"TERM": "dumb"}, False, False),
+    ],
+)
+def test_who_wants_no_colours_sees_lines_drawn_anew_and_a_dumb_terminal_does_not(
+    environment: dict[str, str], drawn: bool, coloured: bool
+) -> None:
+    shown = said(environment, code=_WATCH)
+    assert ("\x1b[H" in shown, "\r\x1b[K50 %" in shown) == (drawn, drawn)
+    assert ("\x1b[32mready\x1b[0m" in shown, "ready" in shown) == (coloured, True)
 
 
 def test_a_defect_is_told_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:

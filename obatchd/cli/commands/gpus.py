@@ -25,8 +25,8 @@ _IDENTITY = (
     ("driver", "driver", ""), ("CUDA", "cuda", ""), ("GSP firmware", "gsp_firmware", ""),
     ("memory", "memory_bytes", "bytes"), ("ECC", "ecc", ""), ("ECC after a reset", "ecc_pending", ""),
     ("MIG", "mig", ""), ("persistence mode", "persistence", ""), ("power limit by default", "power_default_w", "W"),
-    ("highest for long", "temp_max_c", "°C"), ("slows down at", "temp_slowdown_c", "°C"),
-    ("turns itself off at", "temp_shutdown_c", "°C"), ("memory, highest for long", "memory_temp_max_c", "°C"),
+    ("highest temperature", "temp_max_c", "°C"), ("slows down at", "temp_slowdown_c", "°C"),
+    ("turns itself off at", "temp_shutdown_c", "°C"), ("highest of the memory", "memory_temp_max_c", "°C"),
     ("clock, highest", "clock_max_mhz", "MHz"), ("PCIe generation", "pcie_gen_max", ""),
     ("PCIe lanes", "pcie_width_max", ""),
 )  # fmt: skip
