@@ -108,7 +108,10 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
         ("inbox = 3", "inbox: must be a table, written as [inbox]"),
         ('gpus = "some"', 'gpus.use: must be "all", "none"'),
         ('gpus = 3\n[ollama_instances]\n"a:1" = 0', "gpus: must be a table, written as [gpus]"),
-        ("[[servers.group]]\ngpus = [1]", "servers.group.0.gpus: must be a list of (text or a whole number) with 2 or more"),
+        (
+            "[[servers.group]]\ngpus = [1]",
+            "servers.group.0.gpus: must be a list of (text or a whole number) with 2 or more",
+        ),
         ("[[servers.group]]", "servers.group.0.gpus: is missing"),
         ("[servers]\ngroup = [3]", "servers.group.0: must be a table"),
         ("[gpus]\nexclude = [1.5]", "gpus.exclude.0: must be text or a whole number"),

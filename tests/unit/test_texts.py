@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import msgspec
 import pytest
 
+from obatchd.cli import obatchctl
 from obatchd.words import counted, misfit, not_json
 
 TEXTS = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "texts.py"))
@@ -101,3 +104,26 @@ def test_a_text_that_is_no_json_is_told_with_line_and_column(text: str, words: s
     with pytest.raises(ValueError) as other:
         json.loads("[1,\n x]")
     assert not_json(other.value) == "it is not JSON: expecting value in line 2, column 2"
+
+
+def groups(command: click.Command, context: click.Context) -> Iterator[tuple[click.Group, click.Context]]:
+    """Every command that has commands of its own."""
+    if isinstance(command, click.Group):
+        yield command, context
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
+            yield from groups(inner, click.Context(inner, parent=context))
+
+
+def test_the_list_of_commands_cuts_no_sentence_in_80_columns() -> None:
+    cut = []
+    for group, context in groups(obatchctl.main, click.Context(obatchctl.main)):
+        names = group.list_commands(context)
+        room = 80 - 2 - 6 - max(map(len, names))  # click's margin, and its gaps before and behind a name
+        for name in names:
+            command = group.get_command(context, name)
+            assert command is not None
+            if (words := command.get_short_help_str(room)).endswith("..."):
+                cut.append((name, words))
+    assert cut == []

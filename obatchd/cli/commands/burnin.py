@@ -101,7 +101,7 @@ def _progress(status: Document) -> str:
 
 @burnin_command.command("status")
 def status_command(invocation: Invocation) -> None:
-    """Show how far the burn-in is, and what it has found; after its end, the latest one."""
+    """Show how far the burn-in is and what it has found. After its end it is the latest one."""
     invocation.answer(invocation.client().get("burnin/status"), view=_status)
 
 
@@ -122,7 +122,7 @@ def _status(document: Document) -> list[str]:
 
 @burnin_command.command("stop")
 def stop_command(invocation: Invocation) -> None:
-    """End the burn-in now; its report says what was done until then."""
+    """End the burn-in now. Its report says what was done until then."""
     document = invocation.client().post("burnin/stop")
     invocation.answer(document, f"Burn-in {document['run']} is being stopped.")
 
@@ -145,7 +145,7 @@ def list_command(invocation: Invocation) -> None:
     "--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file, as a page."
 )
 def report_command(invocation: Invocation, run: str, page: Path | None) -> None:
-    """Show the report of RUN: an id, its beginning, the file of a report, or latest. --json gives all of it."""
+    """Show the report of a burn-in, with --json all of it. RUN is an id or its beginning, a file, or latest."""
     document = _report(invocation, run)
     if page is not None:
         with _writing(page):
@@ -181,7 +181,7 @@ def _writing(path: Path) -> Iterator[None]:
 @burnin_command.command("compare")
 @click.argument("reports", metavar="REPORT…", nargs=-1, required=True)
 def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
-    """Compare GPUs of one kind over reports: files of other hosts, or runs of this one.
+    """Compare GPUs of one kind over several reports. REPORT is a file of another host, or a run of this one.
 
     GPUs in one hot chassis are all slow together; only other hosts and earlier runs show it.
     """
@@ -200,9 +200,9 @@ def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
 )
 @click.option("--no-diagnostics", is_flag=True, help="Leave out nvidia-bug-report.sh and dcgmi, which take minutes.")
 def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | None, no_diagnostics: bool) -> None:
-    """Make one archive about GPU (index, UUID or serial number) for the vendor. Only root can gather all of it.
+    """Make one archive about a GPU for its vendor. GPU is an index, a UUID or a serial number.
 
-    Meanwhile the GPU is freed. No prompt, user or job name is in the archive.
+    Only root can gather everything for it. Meanwhile the GPU is freed. No prompt, user or job name is in it.
     """
     report = typed(_report(invocation, run), BurninReport)
     found = bundle.find_gpu(report, gpu)

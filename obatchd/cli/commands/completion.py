@@ -18,7 +18,7 @@ Complete = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 @click.command("completion", cls=Command)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(invocation: Invocation, shell: str) -> None:
-    """Print a completion script, e.g.  eval "$(obatchctl completion bash)"."""
+    """Print a completion script for a shell. To use it:  eval "$(obatchctl completion bash)"."""
     source = script(click.get_current_context().find_root().command, shell)
     invocation.answer({"shell": shell, "script": source}, view=lambda _: [source])
 

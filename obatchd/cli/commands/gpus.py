@@ -76,7 +76,7 @@ def _row(gpu: Document) -> list[object]:
 @gpus_command.command("show")
 @_one_gpu
 def show_command(invocation: Invocation, gpu: str) -> None:
-    """Show identity, findings and last events of one GPU, named by index, UUID or serial number."""
+    """Show identity, findings and last events of one GPU. GPU is an index, a UUID or a serial number."""
     invocation.answer(invocation.client().get("gpus", gpu), view=_page)
 
 
@@ -133,7 +133,7 @@ def _wrapped(text: str) -> list[str]:
 @click.argument("gpu", metavar="[GPU]", required=False, shell_complete=gpus)
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
 def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
-    """Show what happened to the GPUs, oldest first; serial number and slot tell whether an error follows the card."""
+    """Show what happened to the GPUs, oldest first. Serial number and slot tell whether an error follows the card."""
     document = invocation.client().get("gpu-events", limit=limit, gpu=gpu or None)
     invocation.answer(document, view=lambda _: [*map(_event_line, document["events"])] or ["no events"])
 
@@ -150,7 +150,7 @@ def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
 @gpus_command.command("release")
 @_one_gpu
 def release_command(invocation: Invocation, gpu: str) -> None:
-    """End a quarantine, or a known warning: errors count from now on. obatchd forgets a GPU that is gone."""
+    """End a quarantine, or a known warning. Errors count from now on. obatchd forgets a GPU that is gone."""
     document = invocation.client().post("gpus", gpu, "release")
     lines = [f"{document['uuid']}: {'forgotten' if document['forgotten'] else 'released'}"]
     if document["accepted"]:
@@ -170,7 +170,7 @@ def _seconds(span: str) -> float:
 @click.option("--for", "for_s", type=_seconds, metavar="TIME", help="How long, e.g. 90m, 3h, 2d.")
 @click.option("--back", is_flag=True, help="Take the GPU back now.")
 def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bool) -> None:
-    """Free a GPU for somebody else: obatchd drains it, frees its memory, and takes it back by itself."""
+    """Free a GPU for somebody else, for a time. Its work ends, its memory is freed, and it comes back by itself."""
     if back == (for_s is not None):
         raise click.UsageError("give --for TIME to lend it, or --back to take it back")
     document = invocation.client().post("gpus", gpu, "take-back" if back else "lend", for_s=for_s)
@@ -182,7 +182,8 @@ def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bo
 @_one_gpu
 @click.option("--back", is_flag=True, help="End that.")
 def share_command(invocation: Invocation, gpu: str, back: bool) -> None:
-    """Load models beside processes of others whose memory the driver does not tell (WSL, vGPU, MIG).
+    """Load models beside processes of others of unknown size. Such are those whose memory the driver does not tell
+    (WSL, vGPU, MIG).
 
     Those whose memory it tells still count, see gpus.shared_bytes. Holds over restarts, until --back.
     """

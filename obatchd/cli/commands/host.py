@@ -65,7 +65,7 @@ def undrain_command(invocation: Invocation) -> None:
 
 @click.command("reload", cls=Command)
 def reload_command(invocation: Invocation) -> None:
-    """Make the daemon read its configuration again; a wrong one changes nothing."""
+    """Make the daemon read its configuration again. A wrong one changes nothing."""
     document = invocation.client().post("reload")
     next_job = document["next_job"]
     effects = {

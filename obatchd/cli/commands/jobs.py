@@ -33,7 +33,7 @@ _one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complet
 def jobs_command(
     invocation: Invocation, state: str | None, owner: str | None, limit: int, watch: bool, interval: float
 ) -> None:
-    """List jobs with progress, speed and failures, newest first: an administrator's list has everybody's."""
+    """List jobs with progress, speed and failures, newest first. An administrator's list has everybody's."""
     look = partial(invocation.client().get, "jobs", state=state, owner=owner, limit=limit)
     if watch:
         show_again(invocation, interval, look, _list)
@@ -61,7 +61,7 @@ def _page(job: Document) -> Iterator[str]:
 @click.command("cancel", cls=Command)
 @_one_job
 def cancel_command(invocation: Invocation, job_id: str) -> None:
-    """Cancel the requests of a job that are not finished; finished answers stay in its outbox."""
+    """Cancel the requests of a job that are not finished. Finished answers stay in its outbox."""
     job = invocation.client().post("jobs", job_id, "cancel")
     invocation.answer(job, f"{job['job']} cancelled; results: {job['outbox']}")
 
@@ -77,7 +77,7 @@ def retry_command(invocation: Invocation, job_id: str) -> None:
 @click.command("rm", cls=Command)
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=jobs)
 def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
-    """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone."""
+    """Erase jobs that are over, with every trace of them. Results and prompts go, too; that cannot be undone."""
     removed = [invocation.client().delete("jobs", job_id)["removed"] for job_id in job_ids]
     invocation.answer({"removed": removed}, *(f"{job} erased" for job in removed))
 
@@ -92,5 +92,5 @@ def _one_or_all(action: str, about: str, done: str) -> click.Command:
     return act
 
 
-pause_command = _one_or_all("pause", "Send no more requests of JOB, or of any job; running requests finish.", "paused")
+pause_command = _one_or_all("pause", "Send no more requests of JOB, or of any job. Running requests finish.", "paused")
 resume_command = _one_or_all("resume", "Go on with JOB, or with every job, after pause.", "resumed")

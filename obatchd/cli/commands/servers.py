@@ -51,4 +51,4 @@ def _add(action: str, about: str) -> None:
 
 _add("drain", "Give a server no more work; running requests finish.")
 _add("resume", "Take a drained or failed server into service again.")
-_add("restart", "Let a server finish its running requests, stop it and start it anew.")
+_add("restart", "Stop a server and start it anew. Its running requests finish first.")

@@ -51,7 +51,7 @@ def start_command(invocation: Invocation) -> None:
 
 @click.command("stop", cls=Command)
 def stop_command(invocation: Invocation) -> None:
-    """Say how to stop obatchd; running answers finish first, and what waits is kept."""
+    """Say how to stop obatchd. Running answers finish first, and what waits is kept."""
     pid = invocation.client().get("ping")["pid"]
     systemctl, _ = _of_systemd(pid)
     where = f"To stop it: {systemctl} stop obatchd" if systemctl else f"Press Ctrl-C there, or type: kill {pid}"
