@@ -37,6 +37,11 @@ _FILES = (
     ("/usr/share/doc/obatchd/README.md", "Where every page of the documentation begins."),
     ("~/.local/state/obatch", "The spool of a user's own daemon: systemctl --user start obatchd."),
 )
+_ENVIRONMENT = (
+    ("OBATCH_SPOOL", "The spool of the daemon to talk to, where --spool is not given."),
+    ("NO_COLOR, CLICOLOR=0, TERM=dumb", "Each turns colours off; a dumb terminal gets no line drawn anew either."),
+    ("CLICOLOR_FORCE=1", "Colours, in files and pipes, too."),
+)
 _GOING_BACK = (
     "A newer obatchd brings the files in work/ up to date when it first starts, and makes a copy of what it changes: "
     "state.db.before-schema-N. An older obatchd refuses them and exits with 78. To go back all the same: install the "
@@ -89,7 +94,7 @@ def _control() -> Iterator[str]:
     context = click.Context(obatchctl.main, info_name="obatchctl")
     for name, command in _commands(obatchctl.main, context, "obatchctl"):
         yield from (f".SS {_text(f'{name} {_usage(command)}')}", *_paragraphs(command.help), *_options(command))
-    yield from (".SH EXIT STATUS", *_tagged(_EXIT_CODES))
+    yield from (".SH ENVIRONMENT", *_tagged(_ENVIRONMENT), ".SH EXIT STATUS", *_tagged(_EXIT_CODES))
     yield from (".SH SEE ALSO", ".BR obatchd (8),", ".BR obatchd.toml (5)")
 
 
