@@ -1,4 +1,7 @@
-"""Structured key=value lines on stderr, one event per line, friendly to the journal."""
+"""Events on stderr: lines of key=value for the journal and pipes, words for a person at a terminal.
+
+The words are in :mod:`obatchd.spoken`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import sys
 import time
 
 _QUOTE = frozenset(' "=\\')
-_JOURNAL = "JOURNAL_STREAM" in os.environ  # systemd.exec(5): stderr is the journal, which stamps the time itself
 _PRIORITY = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 
 
@@ -30,7 +32,8 @@ class EventLogger:
     def _write(self, level: int, event: str, fields: dict[str, object], *, error: BaseException | None = None) -> None:
         if self._logger.isEnabledFor(level):
             pairs = (f"{key}={field(value)}" for key, value in fields.items())
-            self._logger.log(level, "%s", " ".join([f"event={field(event)}", *pairs]), exc_info=error)
+            text = " ".join([f"event={field(event)}", *pairs])
+            self._logger.log(level, "%s", text, exc_info=error, extra={"event": event, "fields": fields})
 
     def debug(self, event: str, **fields: object) -> None:
         self._write(logging.DEBUG, event, fields)
@@ -52,6 +55,10 @@ class EventLogger:
 class _Formatter(logging.Formatter):
     """``time=… level=… logger=… event=… key=value``; under systemd the journal's own priority prefix."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._journal = _is_journal()
+
     def format(self, record: logging.LogRecord) -> str:
         message = record.getMessage()
         if record.exc_info:
@@ -59,7 +66,7 @@ class _Formatter(logging.Formatter):
         if not message.startswith("event="):
             message = "event=message text=" + field(message)
         origin = f"level={record.levelname.lower()} logger={record.name.removeprefix('obatchd.')}"
-        if _JOURNAL:
+        if self._journal:
             return f"<{_PRIORITY.get(record.levelname, 6)}>{origin} {message}"
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         return f"time={stamp}.{int(record.msecs):03d}Z {origin} {message}"
@@ -77,10 +84,27 @@ def reason(error: BaseException) -> str:
     return str(error)
 
 
+def _is_journal() -> bool:
+    """Whether stderr is the journal, which stamps the time itself; a terminal's shell only inherits the variable."""
+    try:
+        found = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"  # systemd.exec(5)
+
+
 def configure(level: str) -> None:
-    """Send every event of at least ``level`` (``debug``, ``info``, ``warning`` or ``error``) to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Formatter())
+    """Send every event of at least ``level`` (``debug``, ``info``, ``warning`` or ``error``) to stderr.
+
+    In a terminal a person reads them in words, but for ``debug``, which has all fields.
+    """
+    if sys.stderr.isatty() and level != "debug":  # who looks for a defect wants every field
+        from obatchd.spoken import Handler
+
+        handler: logging.Handler = Handler(sys.stderr)
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_Formatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from obatchd import terminal
 from obatchd.client.client import Client
 from obatchd.errors import DaemonDownError
 
@@ -153,13 +154,13 @@ class Demo:
     def watch(self, count: int) -> list[dict[str, Any]]:
         """Show the status until ``count`` jobs are over; their summaries."""
         deadline_s, shown_s = time.monotonic() + WORK_S, float("-inf")
-        with self._live_status() if sys.stdout.isatty() else contextlib.nullcontext():
+        with self._live_status() if terminal.draws(sys.stdout) else contextlib.nullcontext():
             while True:
                 jobs: list[dict[str, Any]] = self.client.get("jobs")["jobs"]
                 over = len(jobs) >= count and all(job["state"] in ("done", "refused") for job in jobs)
                 if over or time.monotonic() > deadline_s:
                     return jobs
-                if not sys.stdout.isatty() and time.monotonic() - shown_s >= SHOW_S:
+                if not terminal.draws(sys.stdout) and time.monotonic() - shown_s >= SHOW_S:
                     shown_s = time.monotonic()
                     self.show_status()
                 time.sleep(LOOK_S)

@@ -55,6 +55,9 @@ class Command(click.Command):
 
     def __init__(self, *, callback: Callable[..., Any], **kwargs: Any) -> None:
         super().__init__(callback=click.make_pass_decorator(Invocation)(callback), **kwargs)
+        for option in self.params:
+            if isinstance(option.type, click.IntRange | click.FloatRange) and option.metavar is None:
+                option.metavar = "N"  # which click calls INTEGER RANGE
         self.params.append(_JSON)
 
 

@@ -34,7 +34,13 @@ _FILES = (
     ("/var/spool/obatch/work", "Everything that must survive; the daemon's own."),
     ("/var/lib/obatch", "Home of the daemon: models, unless servers.models_dir says otherwise."),
     ("/opt/obatchd", "The program, one directory per version; current is the one in use."),
+    ("/usr/share/doc/obatchd/README.md", "Where every page of the documentation begins."),
     ("~/.local/state/obatch", "The spool of a user's own daemon: systemctl --user start obatchd."),
+)
+_ENVIRONMENT = (
+    ("OBATCH_SPOOL", "The spool of the daemon to talk to, where --spool is not given."),
+    ("NO_COLOR, CLICOLOR=0, TERM=dumb", "Each turns colours off; a dumb terminal gets no line drawn anew either."),
+    ("CLICOLOR_FORCE=1", "Colours, in files and pipes, too."),
 )
 _GOING_BACK = (
     "A newer obatchd brings the files in work/ up to date when it first starts, and makes a copy of what it changes: "
@@ -51,9 +57,9 @@ _REMOVING = (
 
 _TOML = (
     "TOML. Every setting has a default. Each may also be given as an environment variable, which goes before the file. "
-    "obatchctl config check says what is wrong in a file, obatchctl reload applies a changed one: at once what is "
-    "marked live, to jobs accepted afterwards what is marked next job. Settings marked restart need systemctl restart "
-    "obatchd."
+    "obatchctl config check says what is wrong in a file, obatchctl reload has obatchd read a changed one again: "
+    "settings marked live change at once, those marked next job for jobs accepted afterwards. A change of settings "
+    "marked restart needs a restart: systemctl restart obatchd."
 )
 _COMPLETIONS = {
     "bash": "bash-completion/completions/obatchctl",
@@ -88,7 +94,7 @@ def _control() -> Iterator[str]:
     context = click.Context(obatchctl.main, info_name="obatchctl")
     for name, command in _commands(obatchctl.main, context, "obatchctl"):
         yield from (f".SS {_text(f'{name} {_usage(command)}')}", *_paragraphs(command.help), *_options(command))
-    yield from (".SH EXIT STATUS", *_tagged(_EXIT_CODES))
+    yield from (".SH ENVIRONMENT", *_tagged(_ENVIRONMENT), ".SH EXIT STATUS", *_tagged(_EXIT_CODES))
     yield from (".SH SEE ALSO", ".BR obatchd (8),", ".BR obatchd.toml (5)")
 
 

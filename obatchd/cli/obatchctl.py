@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from obatchd import __version__
+from obatchd import __version__, terminal
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Invocation, clean, print_json
 from obatchd.client.runtime import default_spool
@@ -20,12 +20,14 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 # In the order of the help. The module's attribute has the command's name, with _command behind it.
 _COMMANDS = (
     "status", "jobs", "job", "submit", "results", "compare", "cancel", "retry", "rm", "pause", "resume", "servers",
-    "gpus", "drain", "undrain", "reload", "models", "burnin", "alarms", "config", "doctor", "completion",
+    "gpus", "drain", "undrain", "reload", "models", "burnin", "alarms", "config", "doctor", "start", "stop", "logs",
+    "completion", "version", "help",
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {
     **dict.fromkeys(("job", "cancel", "rm", "pause", "resume"), "commands.jobs"),
     **dict.fromkeys(("status", "drain", "undrain", "reload"), "commands.host"),
+    **dict.fromkeys(("start", "stop", "logs", "version", "help"), "commands.service"),
     "doctor": "doctor.doctor",
 }
 
@@ -84,9 +86,11 @@ class _Commands(click.Group):
     default=default_spool,
     show_default="your own daemon's, else /var/spool/obatch",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Spool of the daemon to talk to; also OBATCH_SPOOL.",
+    help="The spool of the daemon to talk to; or set OBATCH_SPOOL.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Answer with one JSON document; also behind every command.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Answer with one JSON document; it may also stand behind a command."
+)
 @click.version_option(__version__, prog_name="obatchctl")
 @click.pass_context
 def main(ctx: click.Context, spool: Path, as_json: bool) -> None:
@@ -94,4 +98,5 @@ def main(ctx: click.Context, spool: Path, as_json: bool) -> None:
 
     Exit codes: 0 good, 1 failed or degraded, 2 usage, 3 the daemon is not running, 4 no permission, 78 configuration.
     """
+    ctx.color = terminal.colours()
     ctx.obj = Invocation(Path(os.path.expanduser(spool)).absolute(), as_json)

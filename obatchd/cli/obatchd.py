@@ -16,15 +16,21 @@ from obatchd.errors import ConfigError, ObatchError, StoreError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Configuration file (TOML).")
-@click.option("--spool", type=click.Path(file_okay=False), help="Directory of inbox and outbox; made when missing.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Least level logged.")
+@click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="The configuration file (TOML).")
+@click.option(
+    "--spool",
+    type=click.Path(file_okay=False),
+    help="The directory of inbox and outbox; obatchd makes it where it is missing.",
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Log events of this level and above."
+)
 @click.version_option(__version__, prog_name="obatchd")
 def main(config: Path | None, spool: str | None, log_level: str | None) -> None:
     """Keep an Ollama server on every GPU and answer every prompt dropped into the inbox, exactly once.
 
-    Stays in the foreground. SIGTERM or Ctrl-C lets what is in flight finish, a second one stops at once; SIGHUP reads
-    the configuration again.
+    obatchd stays in the foreground. Ctrl-C (or SIGTERM) lets running answers finish, a second one stops at once; SIGHUP
+    makes it read its configuration again.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)

@@ -15,6 +15,7 @@ import sys
 
 from obatchd.cli.commands.config import file_or_system
 from obatchd.client.runtime import PORT_GUARD
+from obatchd.errors import ConfigError
 from obatchd.settings import reading
 from obatchd.settings.tables.servers import SERVICE_PORTS
 
@@ -33,10 +34,18 @@ def main(arguments: list[str]) -> int:
     _nft(f"add table inet {_TABLE}\ndelete table inet {_TABLE}\n")
     if arguments[0] == "open":
         return 0
-    settings = reading.load(file_or_system(None), environ=os.environ, flags={})
+    try:
+        settings = reading.load(file_or_system(None), environ=os.environ, flags={})
+        uid = pwd.getpwnam(arguments[1]).pw_uid
+    except KeyError:
+        print(f"there is no user {arguments[1]}, so the servers' ports stay open", file=sys.stderr)
+        return 1
+    except ConfigError as error:
+        print(f"the configuration cannot be used, so the servers' ports stay open:\n{error.message}", file=sys.stderr)
+        return 1
     first = settings.servers.base_port
     last = first + SERVICE_PORTS - 1
-    if problem := _nft(rules(pwd.getpwnam(arguments[1]).pw_uid, first, last)):
+    if problem := _nft(rules(uid, first, last)):
         print(f"nft refused ({problem}): the servers' ports stay open to every user of this host", file=sys.stderr)
         return 1
     PORT_GUARD.write_text(json.dumps({"first": first, "last": last}) + "\n")

@@ -184,6 +184,6 @@ def _result(document: Document, parse: Parse) -> Parsed:
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001 - a parser may raise anything over what a stranger wrote; it is reported
-        return Parsed(code="parse_failed", message=f"its parser failed: {type(error).__name__}: {str(error)[:200]}")
+        return Parsed(code="parse_failed", message=f"its parser failed: {str(error)[:200] or type(error).__name__}")
     title = " ".join(found.title.split())[:300]
     return Parsed(title.encode("utf-8", "replace").decode(), found.text.encode("utf-8", "replace").decode())

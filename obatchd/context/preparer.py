@@ -155,7 +155,7 @@ class Preparer:
 
     def _read(self, folder: str, name: str) -> bytes:
         if not folder:
-            raise SourceError("files can be named only in a dropped folder that holds them", code="file_forbidden")
+            raise SourceError("a file can be a source only in a dropped folder that holds it", code="file_forbidden")
         if not name or "/" in name or "\0" in name or name.startswith("."):
             raise SourceError(f"{name!r} is no file directly in the folder", code="file_forbidden")
         try:

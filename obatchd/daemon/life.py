@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import signal
 from pathlib import Path
 from typing import Any
@@ -149,7 +150,8 @@ class Daemon:
         scanned.cancel()
         if not stopping.done():
             systemd.ready("watching the inbox")
-            _log.info("ready", servers=len(here.fleet.servers), jobs=len(head.engine.jobs))
+            counts = {"servers": len(here.fleet.servers), "jobs": len(head.engine.jobs)}
+            _log.info("ready", **counts, inbox=head.engine.layout.inbox, command=self._submit_command())
             self._tasks.start(self._reload_when_asked(), "reload")
         await self._between.stop()
         self._tasks.start(systemd.tell(head.operations.host), "systemd")
@@ -158,6 +160,13 @@ class Daemon:
             self._tasks.start(self._begin_again_with_gpus(here), "late-gpus")
         await stopping
         await self._tasks.stop()
+
+    def _submit_command(self) -> str:
+        """A command that hands a file to this daemon, for somebody who sees it for the first time."""
+        settings = self._settings.value
+        root = settings.spool_path.absolute()
+        spool = "" if root == runtime.default_spool() else f" --spool {shlex.quote(str(root))}"
+        return f"obatchctl{spool} submit FILE{'' if settings.model else ' --model NAME'} --wait"
 
     async def _begin_again_with_gpus(self, here: Host) -> None:
         """The driver came later than the daemon, as at boot. Requests in flight are asked again, of servers on GPUs."""

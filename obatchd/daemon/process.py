@@ -10,6 +10,7 @@ from collections.abc import Sized
 
 from obatchd import child
 from obatchd.errors import HostError
+from obatchd.words import counted
 
 # Imported once by the forkserver; the preparer is not, because few need it.
 PRELOADED = ("obatchd.dispatch.worker.worker", "obatchd.gpus.probe_child", "obatchd.spool.response_process")
@@ -46,9 +47,10 @@ def check_open_files(servers: int) -> None:
     may, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _LEAST_FILES + servers * _FILES_OF_A_SERVER
     if may != resource.RLIM_INFINITY and may < needed:
+        many = f" with {counted(servers, 'server')}" if servers else ""
         raise HostError(
-            f"obatchd may have only {may} files open and needs {needed} or more"
-            f"{f' with {servers} servers' if servers else ''}: allow more in the shell with  ulimit -n {_OPEN_FILES}, "
+            f"obatchd may have only {counted(may, 'file')} open and needs {needed} or more"
+            f"{many}: allow more in the shell with  ulimit -n {_OPEN_FILES}, "
             f"in a unit with LimitNOFILE={_OPEN_FILES}, in a container with --ulimit nofile={_OPEN_FILES}.",
             code="open_files",
         )

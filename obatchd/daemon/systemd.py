@@ -11,6 +11,7 @@ import time
 from obatchd.control.auth import daemon_itself
 from obatchd.control.operations import HostOperations
 from obatchd.servers.states import ServerState
+from obatchd.words import counted
 
 _STATUS_S = 5.0
 
@@ -88,7 +89,7 @@ def _status_line(host: HostOperations) -> str:
     ready = sum(1 for server in status.servers if server.state == ServerState.READY)
     queue = status.queue
     line = (
-        f"{status.state}: {ready} of {len(status.servers)} servers ready, {queue.jobs} jobs, "
+        f"{status.state}: {ready} of {len(status.servers)} servers ready, {counted(queue.jobs, 'job')}, "
         f"{queue.finished:,} of {queue.total:,} requests"
     )
     if not (left := queue.total - queue.finished) or not queue.requests_per_s:

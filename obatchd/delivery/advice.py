@@ -17,7 +17,7 @@ _ADVICE = faults.ADVICE | {
     "cancelled": "nothing: the job was cancelled",
     "duplicate_id": "give every request of a drop its own id",
     "expired": "drop it again with a later deadline, or with priority high",
-    "input_changed": "drop files by mv, not by writing into them",
+    "input_changed": "move whole files into the inbox with mv, do not write into them there",
     "invalid_json_line": "mend the line and drop it again",
     "invalid_request": "mend the request as the message says, and drop it again",
     "fetch_failed": "look at the source the message names, then retry the job",
@@ -42,8 +42,8 @@ _ADVICE = faults.ADVICE | {
     "missing_required_parameter": "give the line what the message names",
     "missing_prompt": 'give the request a "prompt"',
     "format_crashes": "this JSON Schema crashes servers: simplify it, and drop it again; do not retry it unchanged",
-    "settings_crash": "what these requests share crashes servers: try other options or another model; do not retry it "
-    "unchanged",
+    "settings_crash": "a setting that these requests share crashes servers: try other options or another model; do not "
+    "retry them unchanged",
     "model_forbidden": "ask an administrator to pull the model or to allow its name in [models]",
     "model_mismatch": "drop the lines of each model as a file of their own",
     "no_model": "name a model in the request, in job.toml or in the configuration",

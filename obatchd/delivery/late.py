@@ -8,18 +8,19 @@ from obatchd import log
 from obatchd.documents.alarms import DropChanged
 from obatchd.jobs.store import JobRow
 from obatchd.spool.layout import Layout, input_bytes
+from obatchd.words import counted
 
 _log = log.get(__name__)
-_ACTION = "drop the whole again; move files into the inbox when they are complete (mv), or use obatchctl submit"
+_ACTION = "drop all of it again; move files into the inbox when they are complete (mv), or use obatchctl submit"
 
 
 def late_note(row: JobRow, layout: Layout) -> list[str]:
     """A note on the bytes by which a drop, as it lies in the spool, differs from the one taken; none: it does not."""
     late_bytes = _late_bytes(row, layout)
     if late_bytes > 0:
-        return [f"{late_bytes} bytes were appended after the drop was taken; they were not run: {_ACTION}"]
+        return [f"{counted(late_bytes, 'byte')} came after the drop was taken and did not run: {_ACTION}"]
     if late_bytes:
-        return [f"the drop lost {-late_bytes} bytes after it was taken, which may not have been run: {_ACTION}"]
+        return [f"the drop lost {counted(-late_bytes, 'byte')} after it was taken, which may not have run: {_ACTION}"]
     return []
 
 

@@ -13,6 +13,7 @@ from obatchd.jobs.formats.request import Request, request_id
 from obatchd.jobs.model import Outcome, id_at, place_of
 from obatchd.ollama.client import Answer
 from obatchd.ollama.faults import Fault
+from obatchd.words import counted
 
 _encode = msgspec.json.Encoder().encode
 Found = tuple[Answer, dict[str, Any]]  # with more fields for the record: parsed data, notes
@@ -75,13 +76,15 @@ def lost(raw: bytes, line: int, number: int, servers: list[str], fault: Fault) -
 
 def poisoned(record: bytes, crashes: int, alone: int) -> bytes:
     """The failure of a request that crashes or hangs servers, with the evidence."""
-    words = f"the request was in flight in {crashes} crashes or hangs of servers, {alone} of them while it was alone"
+    words = (
+        f"servers that worked on the request crashed or hung {counted(crashes, 'time')}, {alone} of them with it alone"
+    )
     return _reworded(record, "poison", words)
 
 
 def singled_out(record: bytes, times: int) -> bytes:
     """The failure of a request that something in front of the servers turns away, with the evidence."""
-    words = f"the request was turned away {times} times by servers that answered others meanwhile"
+    words = f"servers turned the request away {counted(times, 'time')}, while they answered others"
     return _reworded(record, msgspec.json.decode(record)["code"], words)
 
 

@@ -32,6 +32,7 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.dispatch import WatchdogSettings
 from obatchd.tasks import TaskSet
+from obatchd.words import counted
 
 _log = log.get(__name__)
 _PERIOD_S = 1.0
@@ -151,7 +152,8 @@ class Watchdog:
         link.watch.begin_again()
         if condemn:
             link.watchdog["drained"] += 1
-            words = f"restarted {self._settings.repeats} times because it was {symptom}; look at it, then resume it"
+            often = counted(self._settings.repeats, "time")
+            words = f"restarted {often} because it was {symptom}; look at it, then resume it"
             _log.error("watchdog_drained", server=link.server.id, finding=symptom, reason=words)
             await link.server.drain(words)
         await asyncio.sleep(_PERIOD_S)  # by now its state keeps work away until it is READY again

@@ -15,6 +15,7 @@ from obatchd.gpus.model import Gpu, Identity, Reading, SlowReading, XidEvent
 from obatchd.gpus.source import OpenSource
 from obatchd.settings.tables.servers import GpuSettings
 from obatchd.tasks import TaskSet
+from obatchd.words import counted
 
 log = obatchd.log.get(__name__)
 
@@ -148,7 +149,11 @@ class Probe:
             advice = "It could not ask the driver at all: see the log for its error, or install obatchd again."
         elif given_up:
             advice = "It was replaced too often and is given up: look at nvidia-smi and dmesg, then restart."
-        self._set("unknown", "probe_silent", f"The probe {end.words}: the health of the GPUs is unknown. {advice}")
+        self._set(
+            "unknown",
+            "probe_silent",
+            f"The process that asks the driver {end.words}, so the health of the GPUs is unknown. {advice}",
+        )
         if given_up:
             self._listed.set()
             return None
@@ -174,12 +179,11 @@ class Probe:
         self.gpus, self._unusable = gpus, 0
         for problem in problems:
             log.warning("gpu_unusable", problem=problem)
-        self._set("ok", "ok", " ".join([f"{len(gpus)} GPUs.", *problems]))
+        self._set("ok", "ok", " ".join([f"{counted(len(gpus), 'GPU')}.", *problems]))
         self.present.set()
         self._listed.set()
 
     def _set(self, state: State, code: str, message: str) -> None:
         if (state, code, message) != (self.state, self.code, self.message):
-            write = log.warning if state == "unknown" else log.info
-            write("probe_state", state=state, code=code, message=message)
+            (log.warning if state == "unknown" else log.info)("probe_state", state=state, code=code, message=message)
         self.state, self.code, self.message = state, code, message

@@ -69,10 +69,8 @@ def read_requests(
 
 def changed_record(row: Entry) -> bytes:
     """The failure of a request whose bytes are not those that were indexed."""
-    message = (
-        f"line {written_line(row.line)[0]}: its {row.length} bytes at offset {row.offset} changed after the drop was "
-        "accepted; drop the file again, by mv rather than by writing into it"
-    )
+    line = written_line(row.line)[0]
+    message = f"line {line} changed after the drop was accepted; drop the file again, with mv, not by writing"
     return unanswered_record(row.id, row.line, Outcome.FAILED, "input_changed", message)
 
 

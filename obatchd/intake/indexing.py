@@ -38,6 +38,7 @@ from obatchd.settings.job import JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
 from obatchd.spool.layout import Layout
 from obatchd.telling.allowed import require_allowed
+from obatchd.words import counted
 
 _log = log.get(__name__)
 NEXT_CHUNK = 512  # requests
@@ -124,7 +125,9 @@ class DropReader:
         is_folder = drop.path.is_dir()
         own = self._folder_settings(drop.path) if is_folder else JobSettings()
         if is_folder and (about := ", ".join(path.name for path in read_me_files(drop.path)[:5])):
-            self._note(f"{about} is taken for words about the drop, not for a prompt; call it otherwise if it is one")
+            self._note(
+                f"{about} is taken for a description of the drop, not for a prompt; if it is one, give it another name"
+            )
         given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
         merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
         if submitted.retry_of is not None:  # so many blank lines may be before the first request that none is seen
@@ -223,7 +226,7 @@ class DropReader:
                     bad += 1
             self._sampled = chosen.entries()
             self.row.settings = msgspec.structs.replace(self.row.settings, sample_of=chosen.seen * self._times)
-            each = f", each answered {self._times} times" if self._times > 1 else ""
+            each = f", each answered {counted(self._times, 'time')}" if self._times > 1 else ""
             note = f"sample: {len(self._sampled)} of {chosen.seen} requests, chosen at random{each}"
             self._note(note + (f"; {bad} more cannot be run" if bad else ""))
         return self._sampled

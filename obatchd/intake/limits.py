@@ -9,6 +9,7 @@ import msgspec
 
 from obatchd.live.job import LiveJob
 from obatchd.settings.tables.spool import LimitSettings
+from obatchd.words import counted
 
 
 class _Open(msgspec.Struct):
@@ -39,11 +40,11 @@ class OwnerLimits:
         """Make room for one more drop; why there is none, else empty."""
         limits, count = self._settings, self._open[owner]
         if limits.open_jobs and count.jobs >= limits.open_jobs:
-            return _text(f"{count.jobs} jobs", "open_jobs", limits.open_jobs)
+            return _text(counted(count.jobs, "job"), "open_jobs", limits.open_jobs)
         if limits.open_bytes and count.jobs and count.size_bytes + size_bytes > limits.open_bytes:
-            return _text(f"{count.size_bytes} bytes of drops", "open_bytes", limits.open_bytes)
+            return _text(f"{counted(count.size_bytes, 'byte')} of drops", "open_bytes", limits.open_bytes)
         if limits.open_requests and count.requests >= limits.open_requests:
-            return _text(f"{count.requests} requests", "open_requests", limits.open_requests)
+            return _text(counted(count.requests, "request"), "open_requests", limits.open_requests)
         count.jobs += 1
         count.size_bytes += size_bytes
         return ""

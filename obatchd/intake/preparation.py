@@ -23,6 +23,7 @@ from obatchd.jobs.queue import JobQueue
 from obatchd.jobs.store import unanswered_record
 from obatchd.live.work import Outcomes, Part
 from obatchd.settings.tables.context import ContextSettings
+from obatchd.words import counted
 
 _log = log.get(__name__)
 _SILENT_S = 30.0  # a preparer says something every second
@@ -109,7 +110,9 @@ class Preparation(Part):
         _log.warning("preparer_lost", reason=end.words, requests=len(self._waiting))
         for waiting in list(self._waiting.values()):
             if waiting.told >= _TELLINGS:
-                message = f"the process that prepares requests ended {waiting.told} times while it had this one"
+                message = (
+                    f"the process that prepares requests ended {counted(waiting.told, 'time')} while it had this one"
+                )
                 self._answered(Prepared(waiting.lane.job, waiting.pending.line, b"", "preparer_lost", message))
         return end.pause_s
 

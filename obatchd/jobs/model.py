@@ -99,7 +99,7 @@ class Refusal(msgspec.Struct, frozen=True):
     """Why one line of a drop cannot be run."""
 
     code: str  # bad_json, invalid_utf8, missing_prompt, duplicate_id, line_too_long, wrong_type, too_many_requests …
-    message: str  # plain words with line number and byte offset
+    message: str  # plain words with line number
 
 
 class RequestRefused(ValueError):

@@ -15,6 +15,7 @@ from obatchd.documents.alarms import Alarm, DiskLow
 from obatchd.jobs.store import DISK_ERRORS
 from obatchd.settings.tables.spool import DiskSettings
 from obatchd.spool.layout import FreeSpace, Layout
+from obatchd.words import counted
 
 _log = log.get(__name__)
 RETRY_S = 1.0  # between two tries of a step that the disk refused
@@ -140,6 +141,7 @@ def disk_trouble(free: FreeSpace, limits: DiskSettings, *, low_already: bool) ->
         )
     if 0 <= free.inodes < limits.min_free_inodes * factor:
         found.append(
-            f"{free.inodes} inodes free, less than min_free_inodes ({limits.min_free_inodes}); delete some files"
+            f"{counted(free.inodes, 'inode')} free, less than min_free_inodes ({limits.min_free_inodes}); "
+            "delete some files"
         )
     return "; ".join(found)

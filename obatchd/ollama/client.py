@@ -12,6 +12,7 @@ from obatchd.ollama.connections import Connections
 from obatchd.ollama.faults import Cause, Fault
 from obatchd.ollama.reading import Lines, Whole, exchange
 from obatchd.prompts.reasoning import split_reasoning
+from obatchd.words import counted
 
 
 # Ollama leaves out what is absent; programs in front of it and its imitators write null.
@@ -164,6 +165,8 @@ class OllamaClient:
         except faults.UNREADABLE:
             return Embedded([], 0, faults.elsewhere(answer.url, answer.body))
         if len(found.embeddings) != len(body["input"]):  # nobody can tell which vector belongs to which text
-            words = f"the server made {len(found.embeddings)} vectors of {len(body['input'])} texts"
+            words = (
+                f"the server made {counted(len(found.embeddings), 'vector')} of {counted(len(body['input']), 'text')}"
+            )
             return Embedded([], 0, Cause.INCOMPLETE.fault(words))
         return Embedded(found.embeddings, found.prompt_eval_count or 0, None)

@@ -33,7 +33,9 @@ async def disk_faults_told() -> AsyncIterator[None]:
     try:
         yield
     except DISK_ERRORS as error:
-        raise SpoolError(f"the spool's disk refuses: {error}. Try again when it is well.", code="disk") from error
+        raise SpoolError(
+            f"the disk of the spool refuses to write: {error}. Try again when it works.", code="disk"
+        ) from error
 
 
 @define(eq=False)

@@ -104,7 +104,7 @@ class Submissions:
         answered = self._answered_since(row)
         rows = [request for request in rows if request.line not in answered]
         if not rows:
-            has_all = f"obatchctl results {row.job} has all answers"
+            has_all = f"all answers: obatchctl results {row.job}"
             reason = f"every failed request of job {row.job} was answered by a retry of it; {has_all}"
             raise ControlError(reason, code="nothing")
         with open(source, "rb") as prompts, open(incoming.input, "wb") as file:

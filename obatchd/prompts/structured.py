@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from obatchd.prompts.grammar import ServerFormat, server_format
+from obatchd.words import not_json
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
@@ -51,7 +52,7 @@ class AnswerFormat:
 
     def __init__(self, wanted: str | dict[str, Any]) -> None:
         if wanted != "json" and not isinstance(wanted, dict):
-            raise FormatError(f'format must be "json" or a JSON Schema, not {type(wanted).__name__}')
+            raise FormatError(f'format must be "json" or a JSON Schema, not {str(wanted)[:80]}')
         self._wanted = wanted
         self._validator = _validator(wanted) if isinstance(wanted, dict) else None
 
@@ -75,7 +76,7 @@ class AnswerFormat:
         try:
             data = msgspec.json.decode(raw)
         except (ValueError, RecursionError) as error:
-            raise Mismatch(f"it is not JSON: {error}") from None
+            raise Mismatch(not_json(error, raw)) from None
         if self._validator is None:
             if not isinstance(data, dict | list):
                 raise Mismatch("it is neither a JSON object nor an array")

@@ -8,6 +8,7 @@ import re
 from typing import Any, NamedTuple, NoReturn
 
 from obatchd.prompts.reasoning import split_reasoning
+from obatchd.words import counted, not_json
 
 _FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```[ \t]*$", re.DOTALL | re.MULTILINE)
 
@@ -40,7 +41,7 @@ def parse_answer(text: str) -> Parsed:
     if len(fenced) == 1:
         return Parsed(fenced[0])
     if fenced:
-        return Parsed(problem=f"it has {len(fenced)} JSON blocks")
+        return Parsed(problem=f"it has {counted(len(fenced), 'JSON block')}")
     between = _parse(text[text.find("{") : text.rfind("}") + 1])
     return between if between.found and isinstance(between.data, dict) else whole
 
@@ -51,7 +52,7 @@ def _parse(text: str) -> Parsed:
     except RecursionError:
         return Parsed(problem="it is nested too deeply")
     except ValueError as error:
-        return Parsed(problem=f"it is not JSON: {error}")
+        return Parsed(problem=not_json(error))
     return Parsed(data) if isinstance(data, dict | list) else Parsed(problem="it is a bare value, no object or array")
 
 

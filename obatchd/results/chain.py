@@ -10,8 +10,8 @@ from itertools import groupby
 from pathlib import Path
 
 from obatchd.errors import NotFoundError
-from obatchd.results.rates import counted
 from obatchd.results.rows import ResultSet, Row, line_of
+from obatchd.words import counted
 
 _RANKS = {"succeeded": 2, "failed": 1}  # that a request was cancelled or expired says less than how it failed
 

@@ -14,9 +14,10 @@ from attrs import define, field
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed
 from obatchd.results.export import data_of
-from obatchd.results.rates import LIKENESSES, Likeness, Rate, counted, likeness
+from obatchd.results.rates import LIKENESSES, Likeness, Rate, likeness
 from obatchd.results.repeats import Agreement, Prompts, text_of
 from obatchd.results.rows import Record, ResultSet, Row, read_object
+from obatchd.words import counted
 
 _SIDES = ("a", "b")
 

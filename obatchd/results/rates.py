@@ -59,11 +59,6 @@ class Rate:
         return f"{rate} ({100 * low:.0f}–{100 * high:.0f} %)"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number of things, in words: ``1 row``, ``2 rows``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def likeness(answer: Any, other: Any) -> Likeness:
     """How two answers are the same: letter for letter, but for case and white space, as numbers, or not at all."""
     texts = [as_text(value).strip() for value in (answer, other)]

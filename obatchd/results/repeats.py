@@ -16,9 +16,10 @@ from attrs import define, field, frozen
 
 from obatchd.prompts.reasoning import split_reasoning
 from obatchd.results.export import Rows, data_of
-from obatchd.results.rates import Rate, canonical, counted
+from obatchd.results.rates import Rate, canonical
 from obatchd.results.rows import Record, Row
 from obatchd.results.table import as_text
+from obatchd.words import counted
 
 _OF_ANSWERS = ("repeat", "seed", "choices")  # and not of the prompt
 _OF_ONE = ("response", "think", "data")
@@ -89,7 +90,7 @@ class Agreement:
         if not self.times:
             return []
         least, most = min(self.times), max(self.times)
-        often = f"{most} times" if least == most else f"{least} to {most} times"
+        often = counted(most, "time") if least == most else f"{least} to {counted(most, 'time')}"
         lines = [f"{counted(self.times.total(), 'prompt')} asked {often}:"]
         if self.share is not None:
             lines.append(f"  all answers the same: {self.rate.text}; in brackets the 95 % interval (Wilson's score)")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from obatchd.errors import NotFoundError, ResultsError
+from obatchd.words import not_json
 
 Record = dict[str, Any]
 
@@ -152,7 +153,7 @@ def _file_rows(path: Path) -> Iterator[Row]:
     except OSError as error:
         yield _broken(path, "unreadable", f"it cannot be read: {error.strerror}")
     except (ValueError, RecursionError) as error:
-        yield _broken(path, "bad_json", f"it is not JSON: {error}")
+        yield _broken(path, "bad_json", not_json(error))
 
 
 def _parsed(content: bytes) -> Any:
@@ -171,7 +172,7 @@ def _lines(path: Path) -> Iterator[Row]:
                 try:
                     yield _row(_parsed(line), path, f"{path.stem}#{number}")
                 except (ValueError, RecursionError) as error:
-                    yield _broken(path, "bad_json", f"line {number} is not JSON: {error}", f"{path.stem}#{number}")
+                    yield _broken(path, "bad_json", f"line {number}: {not_json(error)}", f"{path.stem}#{number}")
     except OSError as error:
         raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from obatchd.results.rows import ResultSet, Row
+from obatchd.words import counted
 
 _EXAMPLE_CHARACTERS = 160
 _OUTCOMES = ("failed", "cancelled", "expired")
@@ -63,7 +64,7 @@ class Tally:
         """The end of an export, for people."""
         lines = []
         if self.not_json and self.json:
-            lines.append(f"{len(self.not_json):,} answers are not JSON; their text is in the column response:")
+            lines.append(f"Not JSON: {counted(len(self.not_json), 'answer')}, whose text is in the column response:")
             lines += [f"  {name}: {problem}" for name, problem in self.not_json]
         elif self.not_json:
             lines.append(f"No answer is JSON ({len(self.not_json):,} are text).")

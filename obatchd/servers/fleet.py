@@ -108,10 +108,14 @@ class Fleet:
         if planned or settings.ollama_instances:
             return planned
         if count == 0:
-            raise ConfigError("There is no GPU to use, no [ollama_instances], and servers.cpu_servers is 0: no server.")
-        why = f"{probe.message} Should one come, its server begins by itself." if self.lacks_gpus else self._limit
+            raise ConfigError(
+                "There is no GPU to use, no server in [ollama_instances], and servers.cpu_servers is 0: name one."
+            )
+        why = f"{probe.message} If one comes later, its server starts by itself." if self.lacks_gpus else self._limit
         why = why or "The settings choose no GPU."
-        log.warning("cpu_only", cpu_servers=count, reason=f"{why} No remote server either: the CPU does the work.")
+        log.warning(
+            "cpu_only", cpu_servers=count, reason=f"{why} There is no remote server either, so the CPU does the work."
+        )
         return [PlannedServer(f"cpu{number}", ()) for number in range(count)]
 
     def _make(self, planned: list[PlannedServer]) -> None:
@@ -204,9 +208,10 @@ class Fleet:
         found = ""
         with contextlib.suppress(ServerError):
             version = await api.version(_FOREIGN_TIMEOUT_S)
-            found = f"Ollama {version} at {FOREIGN_URL} is not ours and may load models on our GPUs."
+            stranger = f"Ollama {version} at {FOREIGN_URL} is none of obatchd's servers"
+            found = f"{stranger} and may load models on the same GPUs."
             if models := [entry.name for entry in await api.loaded(_FOREIGN_TIMEOUT_S) if entry.size_vram]:
-                found = f"Ollama {version} at {FOREIGN_URL} is not ours and has {', '.join(models)} in VRAM."
+                found = f"{stranger} and has {', '.join(models)} in VRAM."
         if found and found != self.foreign_ollama:
             log.warning("foreign_ollama", reason=found, remedy="systemctl stop ollama, if it is not needed")
         self.foreign_ollama = found

@@ -18,6 +18,7 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.servers import ServerSettings
 from obatchd.tasks import TaskSet, set_within
+from obatchd.words import counted
 
 log = obatchd.log.get(__name__)
 
@@ -330,7 +331,7 @@ class Life(abc.ABC):
         strikes = count(self._strikes, limits.strike_window_s)
         log.warning("server_strike", server=self.id, gpu=self.gpu_label, strikes=strikes, reason=reason)
         if strikes >= limits.strikes:
-            self.broken(f"{strikes} faults, the latest: {reason}")
+            self.broken(f"{counted(strikes, 'fault')}, the latest: {reason}")
 
     def broken(self, reason: str) -> None:
         """It does not do its work: end it, and start it again after a pause."""

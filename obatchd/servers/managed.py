@@ -25,6 +25,7 @@ from obatchd.servers.server import Server, ServerListener
 from obatchd.servers.states import ServerState
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+from obatchd.words import counted
 
 log = obatchd.log.get(__name__)
 
@@ -196,8 +197,9 @@ class ManagedServer(Server):
                 known = [gpu.memory_bytes for gpu in self.gpus if gpu.memory_bytes]
                 memory = f"{sum(known) / 2**30:.0f} GiB" if known else "CPU"
                 raise ModelError(
-                    f"{profile.model} with a context of {profile.context_length} tokens and {slots} slots does not fit "
-                    f"{self.id} ({memory}): {reason} Use a smaller model, quantization, context_length"
+                    f"{profile.model} with a context of {profile.context_length} tokens and "
+                    f"{counted(slots, 'slot')} does not fit {self.id} ({memory}): {reason} Use a smaller model, "
+                    "quantization, context_length"
                     f"{'' if slots == 1 else ' or servers.slots'}, or a [[servers.group]] of GPUs.",
                     code="does_not_fit",
                 )
@@ -220,7 +222,7 @@ class ManagedServer(Server):
     async def _change_slots(self, slots: int) -> None:
         """Start the process again with other slots: Ollama takes them from its environment only."""
         self._parallel = self.slots = slots
-        await self.restart(f"{slots} slots for the next model")
+        await self.restart(f"{counted(slots, 'slot')} for the next model")
         await self.until(set(ServerState) - {ServerState.STARTING, ServerState.STOPPING})
         if self.state not in (ServerState.READY, ServerState.DRAINING):
             raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")

@@ -124,7 +124,7 @@ class ModelKeeper:
         """The stores that can be asked; with an ``aim`` there must be one."""
         stores = list(dict.fromkeys(store_of(server) for server in self._fleet.servers.values() if server.up))
         if aim and not stores:
-            raise ServerError(f"No server is up to {aim}: obatchctl status shows why.", code="no_server")
+            raise ServerError(f"No server is running that could {aim}: obatchctl status shows why.", code="no_server")
         return stores
 
     def _servers(self, store: str) -> list[Server]:
@@ -190,7 +190,7 @@ class ModelKeeper:
 
     async def _ask(self, store: str, what: str, ask: Callable[[OllamaApi], Awaitable[_T]]) -> _T:
         """Ask the servers of a store one after another until one can be reached."""
-        reason = "none is up"
+        reason = "none is running"
         for server in self._servers(store):
             try:
                 return await ask(server.api)
@@ -228,7 +228,9 @@ class ModelKeeper:
             raise ModelError(f"Model {model} is being pulled already: obatchctl models list.", code="pull_failed")
         servers = self._servers(store)
         if not servers:
-            raise ServerError(f"No server of the store ({store}) is up to pull {model}.", code="no_server")
+            raise ServerError(
+                f"No server of the store ({store}) is running, so {model} cannot be pulled.", code="no_server"
+            )
         state = self.pulls[key] = PullProgress(model, servers[0].id)
         log.info("pull_started", model=model, server=state.server, store=store)
         try:

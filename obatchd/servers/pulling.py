@@ -52,7 +52,7 @@ async def pull_through(server: Server, state: PullProgress) -> AsyncGenerator[in
             raise ServerError(f"{words}.", code="not_ollama") from error
         raise _refusal(state.model, server, error.error) from error
     except (httpx.TransportError, ConnectionError) as error:
-        raise ServerLost(f"{server.id} was lost: {error or type(error).__name__}") from error
+        raise ServerLost(f"{server.id} was lost: {str(error) or type(error).__name__}") from error
 
 
 def _refusal(model: str, server: Server, words: str) -> ModelError:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 
 from obatchd.settings.tables.servers import ServerSettings
+from obatchd.words import counted
 
 _FIRST_S = 1.0
 _JITTER = 0.2
@@ -38,7 +39,7 @@ class Tries:
             self._pauses = min(self._pauses + 1, 30)
             return pause_s * random.uniform(1 - _JITTER, 1), ""
         pause_s = settings.slow_retry_s if ours or reached else min(settings.slow_retry_s, longest_s)
-        times = "once" if failures == 1 else f"{failures} times"
+        times = "once" if failures == 1 else counted(failures, "time")
         tried = f"started {times} without a completed request" if ours else f"tried {times}"
         return pause_s, f"{tried}; next try in {pause_s:g} s"
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from obatchd.errors import ConfigError
@@ -21,12 +21,12 @@ from obatchd.settings.settings import Settings
 
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
-_KINDS = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false"}
+_KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
 _LIMITS = {  # words of JSON Schema
     "exclusiveMinimum": " greater than {}",
     "minimum": " from {}",
     "maximum": " to {}",
-    "minLength": " with at least {} elements",
+    "minLength": " that is not empty",
 }
 _Model = TypeVar("_Model", bound=Section)
 
@@ -56,7 +56,7 @@ class Leaf(NamedTuple):
 
     @property
     def type_text(self) -> str:
-        """The type in plain words, e.g. ``"auto" or an integer from 1 to 64``."""
+        """The type in plain words, e.g. ``"auto" or a whole number from 1 to 64``."""
         return _in_words(self.model.model_json_schema()["properties"][self.name])
 
 
@@ -81,7 +81,8 @@ def _in_words(schema: Mapping[str, Any]) -> str:
     if "enum" in schema or "const" in schema:
         return " or ".join(f'"{value}"' for value in schema.get("enum", [schema.get("const")]))
     if "items" in schema:
-        return f"a list of ({_in_words(schema['items'])})"
+        least = f" with {schema['minItems']} or more" if schema.get("minItems", 0) > 1 else ""
+        return f"a list of ({_in_words(schema['items'])}){least}"
     limits = [words.format(schema[limit]) for limit, words in _LIMITS.items() if limit in schema]
     return _KINDS.get(schema.get("type", ""), "a table") + "".join(limits)
 
@@ -202,15 +203,25 @@ def _explain(location: tuple[int | str, ...], kind: str, message: str, model: ty
         elif kind == "value_error":
             return key, message.removeprefix("Value error, ")
         elif depth + 1 < len(location) and get_origin(field.annotation) in (list, dict):
-            key = ".".join(map(str, location))
-            table = get_args(field.annotation)[-1]
-            if kind == "extra_forbidden" and issubclass(table, BaseModel):
-                return key, "no such setting" + _nearest_setting(key, list(table.model_fields))
-            return key, message[:1].lower() + message[1:]
+            return _explain_item(location, depth + 2, kind, get_args(field.annotation)[-1])
         else:
             return key, "must be " + Leaf(model, "", str(part), field).type_text
     key = ".".join(map(str, location))
     return key, f"must be a table, written as [{key}]"
+
+
+def _explain_item(location: tuple[int | str, ...], end: int, kind: str, wanted: Any) -> tuple[str, str]:
+    """The same of a value in a list or table of values; it lies at the first ``end`` parts of the location."""
+    key = ".".join(map(str, location[:end]))
+    if section_model(FieldInfo(annotation=wanted)) is None or end == len(location):
+        return key, "must be " + _in_words(TypeAdapter(wanted).json_schema())
+    name = str(location[end])
+    key = f"{key}.{name}"
+    if kind == "extra_forbidden":
+        return key, "no such setting" + _nearest_setting(key, list(wanted.model_fields))
+    if kind == "missing":
+        return key, "is missing"
+    return key, "must be " + Leaf(wanted, "", name, wanted.model_fields[name]).type_text
 
 
 def _nearest_setting(key: str, siblings: list[str]) -> str:

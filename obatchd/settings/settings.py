@@ -70,35 +70,51 @@ def _addresses(value: dict[str, int]) -> dict[str, int]:
 class Settings(Section):
     """The whole configuration."""
 
-    spool: str = setting("/var/spool/obatch", "Directory of inbox, work, outbox and failed.")
-    model: NextJob[str] = setting("", "Model of requests that name none.")
-    system_message: NextJob[str] = setting("", "System message of requests that bring none.")
-    context_length: NextJob[int] = setting(8192, "Context in tokens; rounded up to 4k/8k/16k/….", ge=256, le=4_194_304)
-    max_response_tokens: NextJob[Annotated[Count, AfterValidator(_passable)]] = setting(
-        4096, "Token limit of an answer (num_predict) unless asked otherwise."
+    spool: str = setting(
+        "/var/spool/obatch", "The directory in which obatchd keeps its inbox, outbox, failed and work."
     )
-    priority: NextJob[Priority] = setting("normal", "Priority of jobs that name none.")
+    model: NextJob[str] = setting("", "The model of requests that name none.")
+    system_message: NextJob[str] = setting("", "The system message of requests that bring none.")
+    context_length: NextJob[int] = setting(
+        8192,
+        "The context of each request in tokens, prompt and answer together; obatchd "
+        "rounds it up to 4k, 8k, 16k and so on.",
+        ge=256,
+        le=4_194_304,
+    )
+    max_response_tokens: NextJob[Annotated[Count, AfterValidator(_passable)]] = setting(
+        4096, "The most tokens of an answer (Ollama's num_predict), unless the request says otherwise."
+    )
+    priority: NextJob[Priority] = setting("normal", "The priority of jobs that name none.")
     deadline: NextJob[Annotated[float, Field(ge=0, allow_inf_nan=False)] | str] = setting(
         0,
         "When what is not answered of a job expires: seconds after acceptance, or a time such as "
         '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
     )
     options: NextJob[Annotated[dict[str, Any], AfterValidator(_passable)]] = setting(
-        {}, "Ollama run-time options of every request, e.g. temperature."
+        {}, "Ollama's run-time options for every request, such as temperature."
     )
     format: NextJob[
         Annotated[Literal["", "json"] | dict[str, Any], AfterValidator(_passable), AfterValidator(_usable_format)]
-    ] = setting("", 'What answers must be: "" is text, "json" any JSON, a table a JSON Schema. Checked by us, too.')
+    ] = setting(
+        "",
+        'What every answer must be: "" is text, "json" is any JSON, a table is a JSON '
+        "Schema. obatchd checks each answer, too.",
+    )
     in_source: NextJob[list[str]] = setting(
-        [], "Fields of JSON answers whose values must occur in the prompt; others are listed as ungrounded."
+        [], "Fields of JSON answers whose values must occur in the prompt; obatchd lists other values as ungrounded."
     )
     think: NextJob[Literal["auto", "low", "medium", "high", "max"] | bool] = setting(
         "auto",
         'Whether models that can reason do so, which costs tokens: true, false, a level, or "auto", which '
         "leaves it to the model.",
     )
-    drain_s: Live[NotNegative] = setting(60, "On SIGTERM, longest wait for in-flight requests.")
-    log_level: Live[Literal["debug", "info", "warning", "error"]] = setting("info", "Least level logged.")
+    drain_s: Live[NotNegative] = setting(
+        60, "How long obatchd waits for running answers when it is told to stop (SIGTERM or Ctrl-C)."
+    )
+    log_level: Live[Literal["debug", "info", "warning", "error"]] = setting(
+        "info", "obatchd logs events of this level and above."
+    )
     gpus: GpuSettings = Field(GpuSettings())
     gpu_health: GpuHealthSettings = Field(GpuHealthSettings())
     burnin: BurninSettings = Field(BurninSettings())
@@ -116,9 +132,10 @@ class Settings(Section):
     limits: LimitSettings = Field(LimitSettings())
     ollama_instances: Annotated[dict[str, int], AfterValidator(_addresses)] = setting(
         {},
-        'Remote servers, as in the original project: "host:port" = index of the GPU whose readings belong '
-        'to it. Without a port it is 11434, of "https://host" 443. Redirects are not followed. With any here, gpus '
-        "defaults to none.",
+        'Ollama servers that others start, here or on other hosts: "host:port" = the index of the '
+        "GPU whose readings are shown with the server, or -1. Without a port it is 11434, of "
+        '"https://host" 443. obatchd follows no redirects. With any server here, gpus defaults to '
+        '"none".',
     )
 
     @model_validator(mode="before")

@@ -26,9 +26,11 @@ def commented_toml() -> str:
     """The configuration file with every setting, its meaning and its default, all commented out."""
     lines = [
         "# Configuration of obatchd. Every setting is shown with its default; remove the # to change one.",
-        "# Order: these defaults, this file, OBATCHD_… variables (servers.slots is OBATCHD_SERVERS_SLOTS), flags.",
-        "# obatchctl config check FILE   says what is wrong in a file;   obatchctl reload   applies a changed one:",
-        "# at once what is marked live, to jobs accepted afterwards what is marked next job; restart needs a restart.",
+        "# A value here goes before the default, a variable (OBATCHD_SERVERS_SLOTS for slots of [servers])",
+        "# before a value here, and an option of the command obatchd before a variable.",
+        "# obatchctl config check FILE   says what is wrong in a file;   obatchctl reload   has obatchd read it again:",
+        "# settings marked live change at once, those marked next job for jobs accepted afterwards; a change of those",
+        "# marked restart needs a restart of obatchd.",
     ]
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         if section:
@@ -44,11 +46,12 @@ def reference_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from the declarations in `obatchd/settings`. Order of precedence: defaults, the file given with",
-        "`--config`, environment variables, flags. A list or table in a variable is written as a TOML value:",
-        "`OBATCHD_GPUS_EXCLUDE='[3]'`. *live*: `obatchctl reload` (or SIGHUP) applies a change at once; *next job*: to",
-        "jobs accepted afterwards, for each job is done with the settings that held when it was accepted; *restart*: a",
-        "change needs a restart of the daemon.",
+        "Generated from the declarations in `obatchd/settings`. The file given with `--config` goes before the",
+        "defaults, an environment variable before the file, an option of the command before a variable. A list or",
+        "table in a variable is written as a TOML value: `OBATCHD_GPUS_EXCLUDE='[3]'`. A change of a *live* setting",
+        "holds at once after `obatchctl reload` (or SIGHUP), one of a *next job* setting for jobs accepted",
+        "afterwards, because each job is done with the settings that held when it was accepted; one of a *restart*",
+        "setting needs a restart of obatchd.",
     ]
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         title = f"[{section}]" if section else "Top level"

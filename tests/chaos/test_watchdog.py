@@ -183,7 +183,7 @@ def test_a_prompt_that_hangs_every_server_fails_as_poison_with_the_evidence(daem
     job.check(asked, failed=1)
     [error] = job.errors
     assert (error["id"], error["code"]) == ("POISON-0", "poison")
-    assert "crashes or hangs of servers, 2 of them while it was alone" in error["message"]
+    assert "times, 2 of them with it alone" in error["message"]
     assert "no token" in error["message"]
     assert set(error["servers"]) <= {"gpu0", "gpu1"}
     assert len(error["servers"]) == error["attempts"]

@@ -17,7 +17,8 @@ def install(s: System) -> None:
     package = next(s.packages.glob("obatchd_0.1*.deb"))
     s.c.put("/root/obatchd.deb", package.read_bytes())
     began_s = time.monotonic()
-    s.c.run("dpkg -i /root/obatchd.deb")
+    told = s.c.out("dpkg -i /root/obatchd.deb")
+    assert "sudo systemctl enable --now obatchd" in told, told
     s.say("dpkg -i obatchd.deb, without network", f"installed in {time.monotonic() - began_s:.1f} s")
     assert s.c.out("systemctl is-enabled obatchd", check=False) == "disabled"
     assert s.c.out("systemctl is-active obatchd", check=False) == "inactive"

@@ -67,7 +67,7 @@ async def test_status_shows_everything_without_colour_when_piped(served: tuple[F
         "123.5",
         "llama3 (8192)",
         "note: another Ollama runs here",
-        "5 requests in 1 jobs",
+        "5 requests in 1 job",
         "1 settling, 1 blocked, 2 refused",
         "5.0 GiB free",
         "pulling",
@@ -487,7 +487,7 @@ async def test_obatchd_refuses_a_wrong_configuration(tmp_path: Path) -> None:
     _, complaints = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 78
     assert f"{file}: modle: no such setting; did you mean model?" in complaints.decode()
-    assert 'servers.slots: must be "auto" or an integer from 1 to 64' in complaints.decode()
+    assert 'servers.slots: must be "auto" or a whole number from 1 to 64' in complaints.decode()
     assert not (tmp_path / "spool").exists()
 
 

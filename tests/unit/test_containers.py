@@ -196,9 +196,7 @@ def test_rows_of_parquet_are_lines(make: Make, name: str) -> None:
     assert make(name, parquet([{"id": "a", "prompt": "one"}, {"id": "b", "prompt": "two"}])).read().ids == ["a", "b"]
     assert make(name, parquet([{"id": 7, "messages": chat}])).read().ids == ["7"]
     rows = [{"q": "x", "n": float("nan"), "b": b"\xff", "l": [1, 2]}]
-    assert make(name, parquet(rows)).read(RecordRules("{q} {n} {b} {l}")).refusals == [
-        'line 1, byte offset 3: the field "n" is null'
-    ]
+    assert make(name, parquet(rows)).read(RecordRules("{q} {n} {b} {l}")).refusals == ['line 1: the field "n" is null']
     assert make(name, parquet(rows)).read(RecordRules("{q} {b} {l}")).prompts == ["x /w== [1,2]"]
 
 

@@ -183,7 +183,7 @@ def test_a_line_too_long_fails_alone(read: Read, name: str) -> None:
     assert reading.codes == {2: "line_too_long"}
     assert reading.prompts == ["a", "b"]
     assert "max_line_bytes (4096)" in reading.message(2)
-    assert "line 2, byte offset 16" in reading.message(2)
+    assert "line 2" in reading.message(2)
 
 
 def test_lines_far_too_long_are_not_held_in_memory(read: Read) -> None:
@@ -199,16 +199,16 @@ def test_a_line_that_is_not_utf8_says_which_byte(read: Read, name: str) -> None:
         bad = b"{" + field + b': "\xff"}'
         reading = read(name, lines(prompt("a"), b"  " + bad, prompt("b")))
         assert reading.codes == {2: "invalid_utf8"}
-        assert reading.message(2) == f"line 2, byte offset 18: its byte {bad.index(255)} is not UTF-8"
+        assert reading.message(2) == f"line 2: its byte {bad.index(255)} is not UTF-8"
         assert reading.prompts == ["a", "b"]
 
 
 BAD: list[tuple[bytes, str, str]] = [
-    (b"{oops}", "bad_json", "byte 1"),
-    (b'{"prompt": "x"', "bad_json", "truncated"),
+    (b"{oops}", "bad_json", "column 2"),
+    (b'{"prompt": "x"', "bad_json", "its end is missing"),
     (b'{"prompt": "x"} {"prompt": "y"}', "bad_json", "trailing"),
     (b'{"prompt": "x"}\x00', "bad_json", "trailing"),
-    (b"\x00\x00\x00\x00", "bad_json", "byte 0"),
+    (b"\x00\x00\x00\x00", "bad_json", "column 1"),
     (b'{"prompt": "x", "n": nan}', "bad_json", ""),
     (b'{"prompt": "a\tb"}', "bad_json", ""),
     (b'{"prompt": "x", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "bad_json", "too deeply"),
@@ -238,7 +238,7 @@ BAD: list[tuple[bytes, str, str]] = [
 def test_a_bad_line_fails_alone_and_says_why(read: Read, raw: bytes, code: str, words: str) -> None:
     reading = read("d.jsonl", lines(prompt("a"), raw, prompt("b")))
     assert reading.codes == {2: code}
-    assert reading.message(2).startswith("line 2, byte offset 16: ")
+    assert reading.message(2).startswith("line 2: ")
     assert words in reading.message(2)
     assert reading.prompts == ["a", "b"]
     assert reading.raw[2] == raw
@@ -432,8 +432,7 @@ def test_a_bad_element_fails_alone(read: Read) -> None:
     reading = read("d.json", content)
     assert reading.prompts == ["a", "d"]
     assert reading.codes == {2: "bad_json", 3: "wrong_type", 4: "bad_json", 5: "bad_json"}
-    offset = content.index(b'{"prompt" ')
-    assert reading.message(2).startswith(f"element 2, byte offset {offset}: ")
+    assert reading.message(2).startswith("element 2: ")
 
 
 def test_an_array_that_was_cut_off_runs_what_is_there_and_says_so(read: Read) -> None:
@@ -449,7 +448,7 @@ def test_what_follows_an_array_is_reported(read: Read) -> None:
     reading = read("d.json", content + b"  " + prompt("b"))
     assert reading.prompts == ["a"]
     assert reading.codes == {2: "unreadable"}
-    assert f"byte offset {len(content) + 2}" in reading.message(2)
+    assert f"{len(content) + 2} bytes" in reading.message(2)
 
 
 def test_a_comma_too_many_at_the_end_is_forgiven(read: Read) -> None:

@@ -116,8 +116,8 @@ def test_what_cannot_be_read_fails_alone_and_by_its_name(folder: Path, tmp_path:
         5: "e_empty.json: is empty",
         6: "f_latin.csv: is not UTF-8 (line 2): save it as UTF-8, or",
         7: "g_none.json.gz: cannot be read",
-        8: "h_bad.json, the object: JSON is malformed",
-        10: "i_lines.jsonl, line 2, byte offset 19: JSON is malformed",
+        8: "h_bad.json, the object: it is not JSON",
+        10: "i_lines.jsonl, line 2: it is not JSON",
     }.items():
         assert said[line].startswith(words)
     assert "secret" not in request_file(folder).read_text()

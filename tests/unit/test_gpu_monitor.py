@@ -103,12 +103,12 @@ def test_a_quarantine_is_told_once_and_kept() -> None:
     bench.read()
     bench.slow(gpu1={"ecc_uncorrected": 1})
     bench.read(3)
-    assert bench.taken_out == [("GPU-1", "1 new uncorrectable ECC errors", True)]
+    assert bench.taken_out == [("GPU-1", "1 new uncorrectable ECC error", True)]
     assert bench.kinds() == ["finding", "quarantine"]
     bench.monitor.save()
     again = Bench(bench.facts)
     kept = again.monitor.records["GPU-1"].quarantine
-    assert kept is not None and kept.reason == "1 new uncorrectable ECC errors" and "RMA" in kept.action
+    assert kept is not None and kept.reason == "1 new uncorrectable ECC error" and "RMA" in kept.action
     again.slow(gpu1={"ecc_uncorrected": 1})
     again.read(3)
     assert again.taken_out == []  # it is in quarantine already

@@ -150,14 +150,14 @@ async def test_a_drop_that_is_written_to_after_its_job_is_over_is_noted_and_told
         summary = json.loads((rig.work.outbox_of(row) / "summary.json").read_bytes())
         assert summary["notes"] == rig.row(row).notes and summary["succeeded"] == 1
         [note] = summary["notes"]
-        assert note.startswith("5 bytes were appended") and "mv" in note
+        assert note.startswith("5 bytes came after") and "mv" in note
         if not released:
             with rig.work.input_of(row).open("ab") as file:
                 file.write(b"still more\n")
             housekeeping.settings_changed()
             await until(lambda: rig.row(row).notes != [note])
             [note] = rig.row(row).notes
-            assert note.startswith("16 bytes were appended")
+            assert note.startswith("16 bytes came after")
     [alarm] = [alarm for alarm in rig.alarms if isinstance(alarm, DropChanged)]
     assert (alarm.job, alarm.owner, alarm.more_bytes) == (row.job, 1000, 5)
     assert rig.row(other).notes == []

@@ -99,7 +99,7 @@ def test_what_is_no_image_of_the_folder_fails_its_request_alone(folder: Path, tm
     problems = {line - 1: refused[line] for line in refused}  # behind the link itself
     assert {code for code, _ in problems.values()} == {"bad_image", "bad_file"}
     for line, words in {
-        1: "r.jsonl, line 1, byte offset 0: the image 'scan.pmg' is no base64",
+        1: "r.jsonl, line 1: the image 'scan.pmg' is no base64",
         2: "the image scam.png cannot be read: No such file or directory; did you mean scan.png?",
         3: "note.jpg is not PNG",
         4: "'../secret.png' is no file in the folder",

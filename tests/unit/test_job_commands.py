@@ -203,7 +203,7 @@ async def test_a_disk_that_refuses_a_command_is_told_and_nothing_has_changed(
         for name in ("update", "set"):
             failing.setattr(StateStore, name, refuse)
         for command, job in ((rig.operations.jobs.pause, live.row.job), (rig.operations.jobs.cancel, live.row.job)):
-            with pytest.raises(SpoolError, match="Try again when it is well") as refused:
+            with pytest.raises(SpoolError, match="Try again when it works") as refused:
                 await command(ALICE, job)
             assert refused.value.code == "disk"
         with pytest.raises(SpoolError):

@@ -90,3 +90,23 @@ def test_the_picture_of_the_rooms_is_the_tables() -> None:
     script = runpy.run_path(str(ROOT / "scripts" / "draw_rooms.py"))
     drawn = script["draw"]((ROOT / "docs" / "rooms.md").read_text("utf-8"))
     assert (ROOT / "docs" / "rooms.svg").read_text("utf-8") == drawn, "draw it again: scripts/draw_rooms.py"
+
+
+def test_the_beginning_of_the_readme_is_enough() -> None:
+    """In forty lines: a sentence, a picture, the reason in figures, the demo and the tests; it all stays short."""
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    beginning = "\n".join(lines[:40])
+    assert len(lines) <= 150
+    for needed in ("](docs/status.svg)", "git clone … && cd obatchd && scripts/demo", "scripts/test", "--kills 1000"):
+        assert needed in beginning
+    claimed = re.search(r"\[(\d+) % of the time or more\]\(bench/README.md#figures\)", beginning)
+    measured = re.findall(r"busy slot time at [^|]*\| (\d\.\d+)", (ROOT / "bench" / "README.md").read_text("utf-8"))
+    assert claimed and measured and int(claimed[1]) <= min(100 * float(figure) for figure in measured)
+
+
+def test_the_picture_of_the_status_shows_four_busy_gpus_and_one_in_quarantine() -> None:
+    shown = re.sub(r"&#160;", " ", (ROOT / "docs" / "status.svg").read_text("utf-8"))
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", shown)
+    assert sum(text.strip() == "ready" for text in texts) == 4 and sum("8/8" in text for text in texts) == 4
+    assert sum(text.strip() == "quarantined" for text in texts) == 1
+    assert "http" not in shown.replace("http://www.w3.org/2000/svg", ""), "a page loads nothing from elsewhere"

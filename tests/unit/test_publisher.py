@@ -175,7 +175,7 @@ async def test_late_bytes_of_a_drop_are_noted_once(rig: Street) -> None:
         file.write(b"more\n")
     await rig.answer(live)
     [note] = (await rig.published(live))["notes"]
-    assert note.startswith("5 bytes were appended")
+    assert note.startswith("5 bytes came after")
     assert rig.row(live).notes == [note]
     [alarm] = [alarm for alarm in rig.alarms if isinstance(alarm, DropChanged)]
     assert (alarm.job, alarm.owner, alarm.more_bytes) == (live.row.job, 1000, 5)
@@ -192,7 +192,7 @@ async def test_a_folder_that_is_another_than_was_taken_is_noted(rig: Street, cha
         (rig.work.input_of(row) / "b.jsonl").write_bytes(b"")
     await rig.answer(live)
     [note] = (await rig.published(live))["notes"]
-    assert ("16 bytes were appended" if change == "another file" else "lost 16 bytes") in note
+    assert ("16 bytes came after" if change == "another file" else "lost 16 bytes") in note
     [alarm] = [alarm for alarm in rig.alarms if isinstance(alarm, DropChanged)]
     assert alarm.more_bytes == (16 if change == "another file" else -16)
 

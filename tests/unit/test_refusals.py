@@ -196,7 +196,10 @@ async def test_a_request_alone_that_is_turned_away_while_others_are_answered_fai
     [failed] = [finished for finished in rig.finished if not finished.succeeded]
     record = json.loads(failed.record)
     assert (record["code"], away) == ("not_ollama", 16)
-    assert "turned away 15 times by servers that answered others meanwhile; the last one, on gpu0" in record["message"]
+    assert (
+        "servers turned the request away 15 times, while they answered others; the last one, on gpu0"
+        in record["message"]
+    )
 
 
 async def test_a_request_that_is_turned_away_for_too_long_in_all_fails(make: Make) -> None:

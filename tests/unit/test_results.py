@@ -127,7 +127,7 @@ def test_csv_has_a_row_per_request_in_order_and_every_column_of_the_input(tmp_pa
     assert rows[2]["drugs"] == '["x"]'
     assert rows[3]["response"] == "I cannot do that."
     assert (rows[1]["outcome"], rows[1]["code"]) == ("failed", "context_exceeded")
-    assert tally.not_json == [("n4", "it is not JSON: Expecting value: line 1 column 1 (char 0)")]
+    assert tally.not_json == [("n4", "it is not JSON: expecting value in column 1")]
 
 
 def test_csv_runs_nothing_in_a_spreadsheet_and_numbers_stay(tmp_path: Path) -> None:

@@ -93,10 +93,10 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
         [
             f"{file}: settle_s: no such setting; did you mean inbox.settle_s?",
             f'{file}: priority: must be "low" or "normal" or "high"',
-            f'{file}: servers.slots: must be "auto" or an integer from 1 to 64',
+            f'{file}: servers.slots: must be "auto" or a whole number from 1 to 64',
             f"{file}: servers.slotz: no such setting; did you mean servers.slots?",
             "OBATCHD_SERVERS_SLOT: no such setting; did you mean OBATCHD_SERVERS_SLOTS?",
-            "OBATCHD_SERVERS_REMOTE_SLOTS: servers.remote_slots: must be an integer from 1 to 256",
+            "OBATCHD_SERVERS_REMOTE_SLOTS: servers.remote_slots: must be a whole number from 1 to 256",
             '--log-level: log_level: must be "debug" or "info" or "warning" or "error"',
         ]
     )
@@ -108,7 +108,15 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
         ("inbox = 3", "inbox: must be a table, written as [inbox]"),
         ('gpus = "some"', 'gpus.use: must be "all", "none"'),
         ('gpus = 3\n[ollama_instances]\n"a:1" = 0', "gpus: must be a table, written as [gpus]"),
-        ("[[servers.group]]\ngpus = [1]", "servers.group.0.gpus: list should have at least 2 items"),
+        (
+            "[[servers.group]]\ngpus = [1]",
+            "servers.group.0.gpus: must be a list of (text or a whole number) with 2 or more",
+        ),
+        ("[[servers.group]]", "servers.group.0.gpus: is missing"),
+        ("[servers]\ngroup = [3]", "servers.group.0: must be a table"),
+        ("[gpus]\nexclude = [1.5]", "gpus.exclude.0: must be text or a whole number"),
+        ('[gpu_health]\nxids = {"63" = "bad"}', 'gpu_health.xids.63: must be "fatal" or "reset" or'),
+        ("[servers.environment]\nA = 1", "servers.environment.A: must be text"),
         (
             "[[servers.group]]\ngpus = [1, 2]\ngpu = 1",
             "servers.group.0.gpu: no such setting; did you mean servers.group.0.gpus?",
@@ -301,7 +309,7 @@ def test_the_settings_shown_can_be_read_again(tmp_path: Path) -> None:
     ("given", "reason"),
     [
         ({"template": 5}, "template: must be text"),
-        ({"sample": "x"}, "sample: must be an integer from 1 to 10000"),
+        ({"sample": "x"}, "sample: must be a whole number from 1 to 10000"),
         ({"skip_done": [1]}, "skip_done: must be true or false or text"),
     ],
 )

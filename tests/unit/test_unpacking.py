@@ -188,5 +188,5 @@ async def test_notes_and_settings_of_an_archive_are_those_of_the_folder(rig: Str
     lives = [rig.work.jobs[row.key] for row in jobs]
     assert [live.row.settings.model for live in lives] == ["large", "large"]
     assert [live.row.notes for live in lives] == [
-        ["README.md is taken for words about the drop, not for a prompt; call it otherwise if it is one"]
+        ["README.md is taken for a description of the drop, not for a prompt; if it is one, give it another name"]
     ] * 2

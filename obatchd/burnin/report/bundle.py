@@ -24,6 +24,7 @@ from obatchd.documents import excerpt
 from obatchd.documents.burnin import BurninGpuPages, BurninReason, BurninReport, ToolOutcome
 from obatchd.errors import NotFoundError
 from obatchd.times import duration, epoch_s
+from obatchd.words import counted
 
 _HOUR_S = 3600.0
 _SMI_S, _BUG_REPORT_S, _DIAGNOSTICS_S = 60.0, 900.0, 3600.0
@@ -167,7 +168,7 @@ def _reproduction(report: BurninReport, gpu: BurninGpuPages, failures: list[Burn
     if moments and begin:
         first_s = min(moments)
         count = sum(1 for event in gpu.events if event.consequence == "fail")
-        lines.append(f"  seen {count} times in one run of {duration(report.elapsed_s)}")
+        lines.append(f"  seen {counted(count, 'time')} in one run of {duration(report.elapsed_s)}")
         lines.append(f"  first {duration(max(0.0, first_s - epoch_s(begin)))} after the load began")
         lines.append(f"  load then: {_load_at(report, gpu, first_s)}")
     return [*lines, f"  command: {command}"]

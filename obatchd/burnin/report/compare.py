@@ -10,6 +10,7 @@ from typing import Any
 from obatchd.burnin.verdict.verdict import EXIT_CODES, Result, worst
 from obatchd.documents.burnin import BurninReport, ComparedGpu, ComparedGroup, Comparison, Limits
 from obatchd.errors import ConfigError
+from obatchd.words import counted
 
 _Kind = tuple[str, str, str, int | None, int | None]  # GPU, model, its digest, context, slots
 
@@ -48,9 +49,9 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
     own = {f"{r.host.hostname} {r.run} GPU {gpu.index}": _result(gpu.verdict) for r in reports for gpu in r.gpus}
     verdict = worst([Result.FAIL if failed else Result.PASS, *own.values()])
     count = sum(len(group.gpus) for group in groups)
-    meaning = f"{count} GPUs are as fast as the others of their kind."
+    meaning = f"{counted(count, 'GPU')} are as fast as the others of their kind."
     if failed:
-        meaning = f"of {count} GPUs some are slower than others of their kind."
+        meaning = f"of {counted(count, 'GPU')} some are slower than others of their kind."
     if told := [f"{gpu}: {result.value}" for gpu, result in own.items() if result is not Result.PASS]:
         meaning += f" The reports themselves say: {', '.join(told)}."
     return Comparison(

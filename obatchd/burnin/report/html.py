@@ -12,6 +12,7 @@ from obatchd.burnin.report.plots import PLOTS, Axes
 from obatchd.burnin.report.style import STYLE
 from obatchd.documents.burnin import BurninGpuPages, BurninReport
 from obatchd.times import duration, epoch_s
+from obatchd.words import counted
 
 _CAUSES = {"hw_slowdown": "hardware", "hw_thermal": "hardware, heat", "hw_power_brake": "hardware, power brake",
            "sw_thermal": "driver, heat"}  # fmt: skip
@@ -167,15 +168,15 @@ def _measures(gpu: BurninGpuPages) -> str:
         "Under load": duration(stress.loaded_s),
         "Readings for": duration(stress.seen_s),
         "Slots": gpu.load.slots,
-        "Context": f"{gpu.load.context_length} tokens" if gpu.load.context_length else None,
+        "Context": counted(gpu.load.context_length, "token") if gpu.load.context_length else None,
         "Slots busy": _figure(stress.slots_busy_percent, " %"),
         "Utilisation": _figure(stress.utilisation_percent, " %"),
         "Power, median": f"{_figure(stress.power_w, ' W')} ({_figure(stress.power_percent, ' % of the limit')})",
         "Memory filled": _figure(stress.vram_percent, " %"),
-        "Answers": f"{work.requests:,} with {work.tokens:,} tokens, {work.failed:,} failed",
+        "Answers": f"{work.requests:,} with {counted(work.tokens, 'token')}, {work.failed:,} failed",
         "Speed, last hour": _figure(work.tokens_per_s, " tokens/s"),
         "Slowed down": throttled or "never",
-        "Output check": f"{canary.text}; {canary.checks} checks, {canary.mismatches} differed",
+        "Output check": f"{canary.text}; {counted(canary.checks, 'check')}, {canary.mismatches} differed",
     }
     changed = {
         name.replace("_", " "): f"{counter.start:,} → {counter.end:,} ({counter.change:+,})"

@@ -10,6 +10,7 @@ import msgspec
 from obatchd.documents import SCHEMA
 from obatchd.documents.burnin import KIND
 from obatchd.errors import ConfigError
+from obatchd.words import misfit, not_json
 
 _T = TypeVar("_T")
 
@@ -21,7 +22,7 @@ def read_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}", code="unreadable") from None
     except msgspec.DecodeError as error:
-        raise ConfigError(f"{path} is not a burn-in report: {error}", code="not_a_report") from None
+        raise ConfigError(f"{path} is not a burn-in report: {not_json(error)}", code="not_a_report") from None
     if not isinstance(document, dict) or document.get("kind") != KIND:
         raise ConfigError(f"{path} is not a burn-in report of obatchd", code="not_a_report")
     if document.get("schema") != SCHEMA:
@@ -37,4 +38,4 @@ def typed(document: dict[str, Any], kind: type[_T]) -> _T:
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"not a burn-in report of this version: {error}", code="not_a_report") from None
+        raise ConfigError(f"the report is not one of this version: {misfit(error)}", code="not_a_report") from None

@@ -32,6 +32,7 @@ from obatchd.documents.burnin import (
     Series,
     Stress,
 )
+from obatchd.words import counted
 
 _READ = ("utilisation_percent", "memory_used_bytes", "temp_c", "memory_temp_c", "power_w", "clock_mhz")
 
@@ -85,17 +86,14 @@ def _meaning(result: Result, verdicts: Sequence[Verdict]) -> str:
     count, bad = len(verdicts), sum(1 for judged in verdicts if judged.result is result)
     match result:
         case Result.PASS:
-            return f"No fault was found on {_gpus(count)}. This was a soak under model load, no proof of perfection."
+            found = f"No fault was found on {counted(count, 'GPU')}."
+            return f"{found} This was a soak under model load, no proof of perfection."
         case Result.PASS_LOW_STRESS:
-            return f"No fault was found, but {_gpus(bad)} of {count} did not reach full stress."
+            return f"No fault was found, but {counted(bad, 'GPU')} of {count} did not reach full stress."
         case Result.FAIL:
-            return f"{_gpus(bad)} of {count} failed. Take {'it' if bad == 1 else 'them'} out of production."
+            return f"{counted(bad, 'GPU')} of {count} failed. Take {'it' if bad == 1 else 'them'} out of production."
         case _:
-            return f"{_gpus(bad)} of {count} cannot be judged: not enough work, or nobody could watch."
-
-
-def _gpus(count: int) -> str:
-    return f"{count} GPU" if count == 1 else f"{count} GPUs"
+            return f"{counted(bad, 'GPU')} of {count} cannot be judged: not enough work, or nobody could watch."
 
 
 def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGpuPages:

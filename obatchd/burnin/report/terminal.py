@@ -6,6 +6,7 @@ import textwrap
 
 from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, Comparison
 from obatchd.times import duration
+from obatchd.words import counted
 
 _WIDTH = 100
 _SHOWN = ("fail", "inconclusive", "warn")
@@ -60,9 +61,10 @@ def comparison(document: Comparison) -> str:
     lines = textwrap.wrap(f"{document.verdict}: {document.meaning}", _WIDTH)
     width = min(20, max(len(row.hostname) for group in document.groups for row in group.gpus))
     for group in document.groups:
+        slots = counted(group.slots, "slot") if group.slots else "slots unknown"
         lines += [
             "",
-            f"{group.name}, {group.model}, context {group.context_length}, {group.slots} slots: "
+            f"{group.name}, {group.model}, context {group.context_length or 'unknown'}, {slots}: "
             f"median {group.tokens_per_s:.1f} tokens/s",
             f"{'HOST':<{width}} {'RUN':<16} {'GPU':<4} {'VERDICT':<15} {'TOKENS/S':>9} "
             f"{'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  JUDGEMENT",

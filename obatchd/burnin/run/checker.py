@@ -72,7 +72,7 @@ class Checker:
         references = {other.load.server.id: other.reference for other in self._alike(every) if other.reference}
         if canary.outsider(references) == self.load.server.id:
             count = len(references) - 1
-            self._tell("confirmed", f"it repeats itself, but {count} GPUs of the same kind agree on another answer")
+            self._tell("confirmed", f"it repeats itself, but all {count} others of its kind agree on another answer")
 
     def _alike(self, every: Sequence[Checker]) -> list[Checker]:
         return [other for other in every if other.load.comparable == self.load.comparable]

@@ -12,6 +12,7 @@ from obatchd.burnin.journal.records import Event, Prepared
 from obatchd.burnin.run.ports import BatchLoad, RunHost, Tested
 from obatchd.burnin.run.recording import Recording
 from obatchd.jobs.model import Profile
+from obatchd.words import counted
 
 _STRAY = "End them (`nvidia-smi` shows them), so that they neither slow the GPU down nor keep its memory from the test."
 _HOST_TROUBLE = "Reboot the host, then run it again; nothing was found against the GPU itself."
@@ -44,7 +45,8 @@ class EventRecorder:
         """Other people's processes on the GPUs when the load begins; in numbers, because a report names no user."""
         for server, gpus, _ in self._servers.values():
             held = sum(process.memory_bytes or 0 for process in server.foreign) / 2**30
-            text = f"{len(server.foreign)} processes of others are on it as the load begins and hold {held:.1f} GiB"
+            processes = counted(len(server.foreign), "process", "processes")
+            text = f"as the load begins, {processes} of others hold {held:.1f} GiB on it"
             for gpu in gpus if server.foreign else ():
                 self._recording.note(Event(time.time(), gpu, "stray_processes", text, "warn", _STRAY))
 

@@ -23,6 +23,7 @@ from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, Burn
 from obatchd.errors import ConfigError, ControlError, StoreError
 from obatchd.gpus.model import Gpu
 from obatchd.tasks import TaskSet
+from obatchd.words import misfit
 
 _log = log.get(__name__)
 _CLOSE_S = 10.0
@@ -122,7 +123,7 @@ class Burnin:
         try:
             wanted = msgspec.convert(asked, Asked)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"not a burn-in: {error}", code="bad_request") from None
+            raise ConfigError(f"no such burn-in can be run: {misfit(error)}", code="bad_request") from None
         chosen = self._choose(wanted)
         units = [Unit(gpu.uuid, gpu.name, gpu.index, name, self._host.identity(gpu)) for gpu, name in chosen]
         gpus = [unit.uuid for unit in units]

@@ -104,8 +104,8 @@ def settle(repeats: Sequence[bool], siblings: Sequence[bool]) -> Settled:
     if not siblings:
         return Settled("suspect", f"{again}; there is no GPU of the same kind in this run to compare with")
     if not all(siblings):
-        return Settled("suspect", f"{again}, and so do siblings: the environment has changed")
-    return Settled("confirmed", f"{again}, while {len(siblings)} of {len(siblings)} siblings answer as before")
+        return Settled("suspect", f"{again}, and so do other GPUs of its kind: the environment has changed")
+    return Settled("confirmed", f"{again}, while every other GPU of its kind ({len(siblings)}) answers as before")
 
 
 def outsider(references: dict[str, Reference]) -> str | None:

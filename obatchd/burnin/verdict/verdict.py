@@ -24,7 +24,7 @@ _DIAGNOSE = (
     "replacement."
 )
 _COMPARE = (
-    "Compare clocks, power limit, PCIe link and temperature with its siblings; exchange slots to see whether the "
+    "Compare clocks, power limit, PCIe link and temperature with GPUs of its kind; exchange slots to see whether the "
     "slowness follows the card."
 )
 _SOFTWARE = "Read the log of its Ollama server, and try the GPU with another model before blaming the hardware."

@@ -15,7 +15,10 @@ _NO_WAY = "Nobody is told: the daemon has neither command nor webhook under [ala
 
 @alarms_command.command("test")
 def test_command(invocation: Invocation) -> None:
-    """Send an alarm through every way of [alarms], and say what came of each. Exit code 1 if one did not arrive."""
+    """Send an alarm in every way, and say what came of it.
+
+    The ways are the settings in [alarms]. The exit code is 1 if one alarm did not arrive.
+    """
     tested = invocation.client().post("alarms/test")
     invocation.answer(tested, view=_lines)
     told = [way["told"] for way in tested["ways"]]

@@ -19,8 +19,9 @@ from obatchd.burnin.report.html import render
 from obatchd.burnin.report.reading import read_file, typed
 from obatchd.burnin.report.terminal import comparison, summary
 from obatchd.cli.command import Document, Group, Invocation, clean
+from obatchd.cli.commands import completion
 from obatchd.cli.views.text import table
-from obatchd.cli.views.waiting import over_restarts
+from obatchd.cli.views.waiting import line_anew, over_restarts
 from obatchd.documents.burnin import BurninReport, BurninStatus
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 from obatchd.times import duration
@@ -38,9 +39,21 @@ _NOT_JUDGED = 2  # never 1, which says that a GPU failed
 
 
 @burnin_command.command("start")
-@click.option("--gpus", default="", help="Indices or UUIDs, with commas between; default: all that have a server.")
-@click.option("--duration", default="", metavar="TIME", help="Such as 90m, 12h or 1d; default: the profile's.")
-@click.option("--model", default="", help="Model of the load; default: burnin.model or model of the configuration.")
+@click.option(
+    "--gpus",
+    default="",
+    shell_complete=completion.listed(completion.gpus),
+    help="Indices or UUIDs of GPUs, with commas between; default: all that have a server.",
+)
+@click.option(
+    "--duration", default="", metavar="TIME", help="How long, such as 90m, 12h or 1d; default: the profile's."
+)
+@click.option(
+    "--model",
+    default="",
+    shell_complete=completion.models,
+    help="The model of the load; default: burnin.model or model of the configuration.",
+)
 @click.option(
     "--profile",
     type=click.Choice(["quick", "overnight", "acceptance"]),
@@ -48,12 +61,12 @@ _NOT_JUDGED = 2  # never 1, which says that a GPU failed
     show_default=True,
     help="quick: 30 minutes. overnight: 12 hours. acceptance: 24 hours at 90 % utilisation or more.",
 )
-@click.option("--exclusive", is_flag=True, help="No batch work on the other GPUs of the host either.")
-@click.option("--with-jobs", is_flag=True, help="Batch work is the load; without any, nothing is tested.")
-@click.option("--no-canary", is_flag=True, help="Without the output check, which empties a GPU every ten minutes.")
-@click.option("--wait", is_flag=True, help="Wait for the end, show the report, and exit with its code.")
+@click.option("--exclusive", is_flag=True, help="Give no jobs to the other GPUs of the host either.")
+@click.option("--with-jobs", is_flag=True, help="Take jobs as the load; without any, nothing is tested.")
+@click.option("--no-canary", is_flag=True, help="Make no output check, for which a GPU is emptied every ten minutes.")
+@click.option("--wait", is_flag=True, help="Wait for the end, show the report, and exit with its exit code.")
 def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: bool, **asked: Any) -> None:
-    """Begin a burn-in. Batch work goes on on the other GPUs."""
+    """Begin a burn-in. The other GPUs go on with jobs."""
     if wait:
         invocation.failure = _NOT_JUDGED
     chosen = [gpu.strip() for gpu in gpus.split(",") if gpu.strip()]
@@ -62,7 +75,7 @@ def start_command(invocation: Invocation, /, gpus: str, wait: bool, no_canary: b
     if wait:
         _wait(invocation, run)
         _show_report(invocation, _report(invocation, run))
-    invocation.answer(document, f"Burn-in {run} has begun.  obatchctl burnin status")
+    invocation.answer(document, f"Burn-in {run} has begun. To see how far it is:  obatchctl burnin status")
 
 
 def _wait(invocation: Invocation, run: str) -> None:
@@ -71,10 +84,11 @@ def _wait(invocation: Invocation, run: str) -> None:
     while True:
         status = over_restarts(partial(invocation.client().get, "burnin/status"))
         if status["run"] != run or not status["active"]:
+            line_anew("")
             return
         line = _progress(status)
-        if line != shown and sys.stderr.isatty():
-            click.echo(f"\r{line}\x1b[K", nl=False, err=True)
+        if line != shown:
+            line_anew(line)
             shown = line
         time.sleep(_LOOK_S)
 
@@ -87,7 +101,7 @@ def _progress(status: Document) -> str:
 
 @burnin_command.command("status")
 def status_command(invocation: Invocation) -> None:
-    """How far the burn-in is, and what it has found; after its end, the latest one."""
+    """Show how far the burn-in is and what it has found. After its end it is the latest one."""
     invocation.answer(invocation.client().get("burnin/status"), view=_status)
 
 
@@ -108,14 +122,14 @@ def _status(document: Document) -> list[str]:
 
 @burnin_command.command("stop")
 def stop_command(invocation: Invocation) -> None:
-    """End the burn-in now; its report says what was done until then."""
+    """End the burn-in now. Its report says what was done until then."""
     document = invocation.client().post("burnin/stop")
     invocation.answer(document, f"Burn-in {document['run']} is being stopped.")
 
 
 @burnin_command.command("list")
 def list_command(invocation: Invocation) -> None:
-    """All burn-ins of this spool, newest first."""
+    """List all burn-ins of this spool, newest first."""
     document = invocation.client().get("burnin")
     rows = [
         (run["run"], run["state"], run.get("profile"), len(run.get("gpus", [])) or None, run.get("verdict") or None)
@@ -126,10 +140,12 @@ def list_command(invocation: Invocation) -> None:
 
 
 @burnin_command.command("report")
-@click.argument("run", default="latest")
-@click.option("--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the page to this file.")
+@click.argument("run", default="latest", shell_complete=completion.burnin_runs)
+@click.option(
+    "--html", "page", type=click.Path(dir_okay=False, path_type=Path), help="Write the report to this file, as a page."
+)
 def report_command(invocation: Invocation, run: str, page: Path | None) -> None:
-    """The report of RUN: an id, its beginning, a report's file, or the latest. --json gives all of it."""
+    """Show the report of a burn-in, with --json all of it. RUN is an id or its beginning, a file, or latest."""
     document = _report(invocation, run)
     if page is not None:
         with _writing(page):
@@ -165,9 +181,9 @@ def _writing(path: Path) -> Iterator[None]:
 @burnin_command.command("compare")
 @click.argument("reports", metavar="REPORT…", nargs=-1, required=True)
 def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
-    """Compare GPUs of one kind over reports: files of other hosts, or runs of this one.
+    """Compare GPUs of one kind over several reports. REPORT is a file of another host, or a run of this one.
 
-    Siblings in one hot chassis are all slow together; only other hosts and earlier runs show it.
+    GPUs in one hot chassis are all slow together; only other hosts and earlier runs show it.
     """
     compared = compare([typed(_report(invocation, name), BurninReport) for name in reports])
     invocation.answer(msgspec.to_builtins(compared), view=lambda _: [clean(comparison(compared), keep="\n")])
@@ -175,14 +191,18 @@ def compare_command(invocation: Invocation, reports: tuple[str, ...]) -> None:
 
 
 @burnin_command.command("bundle")
-@click.argument("gpu", metavar="GPU")
-@click.option("--run", default="latest", show_default=True, help="The burn-in, by id, or a report's file.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="The archive; default: named by run.")
-@click.option("--no-diagnostics", is_flag=True, help="Without nvidia-bug-report.sh and dcgmi, which take minutes.")
+@click.argument("gpu", metavar="GPU", shell_complete=completion.gpus)
+@click.option("--run", default="latest", show_default=True, help="The id of the burn-in, or the file of a report.")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The archive; default: a name made of run and GPU.",
+)
+@click.option("--no-diagnostics", is_flag=True, help="Leave out nvidia-bug-report.sh and dcgmi, which take minutes.")
 def bundle_command(invocation: Invocation, gpu: str, run: str, output: Path | None, no_diagnostics: bool) -> None:
-    """Make one archive about GPU (index, UUID or serial number) for the vendor. Run it as root for all of it.
+    """Make one archive about a GPU for its vendor. GPU is an index, a UUID or a serial number.
 
-    The GPU is freed meanwhile. No prompt, user or job name is in the archive.
+    Only root can gather everything for it. Meanwhile the GPU is freed. No prompt, user or job name is in it.
     """
     report = typed(_report(invocation, run), BurninReport)
     found = bundle.find_gpu(report, gpu)

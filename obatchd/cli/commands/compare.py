@@ -8,16 +8,16 @@ from pathlib import Path
 import click
 
 from obatchd.cli.command import Command, Invocation, clean, given
-from obatchd.cli.commands.completion import known
+from obatchd.cli.commands.completion import jobs
 from obatchd.cli.commands.results import form_of, source_of, target_of
 from obatchd.cli.views.text import number, table
 from obatchd.results.compare import Comparison, Figures, Side, middle
 from obatchd.results.export import export
-from obatchd.results.rates import Rate, counted
+from obatchd.results.rates import Rate
 from obatchd.results.side_by_side import write_page
+from obatchd.words import counted
 
 _FIELDS_SHOWN = 20
-_place = known("jobs", "job")
 _RIGHT = {
     "exact": "right of {:,}, letter for letter",
     "folded": "  or but for case and spaces",
@@ -26,8 +26,8 @@ _RIGHT = {
 
 
 @click.command("compare", cls=Command)
-@click.argument("first", metavar="JOB|DIR", callback=given, shell_complete=_place)
-@click.argument("second", metavar="JOB|DIR", callback=given, shell_complete=_place)
+@click.argument("first", metavar="JOB|DIR", callback=given, shell_complete=jobs)
+@click.argument("second", metavar="JOB|DIR", callback=given, shell_complete=jobs)
 @click.option("--gold", metavar="COLUMN", help="The column of the input that has the right answers.")
 @click.option(
     "--answer",
@@ -51,11 +51,11 @@ def compare_command(
     rows: int,
     seed: int | None,
 ) -> None:
-    """Compare the answers of two jobs to the same prompts, joined by their ids.
+    """Compare two jobs' answers to the same prompts.
 
-    Shows how many answers are the same, how long and how fast they are, and how many are JSON. With --gold it shows how
-    many are right: letter for letter, but for case and white space, or as a number. A request without an answer counts
-    as wrong.
+    Answers are joined by the ids of their requests. The command shows how many answers are the same, how long and how
+    fast they are, and how many are JSON. With --gold it shows how many are right: letter for letter, but for case and
+    white space, or as a number. A request without an answer counts as wrong.
     """
     if answer is not None and gold is None:
         raise click.UsageError("--answer goes with --gold")

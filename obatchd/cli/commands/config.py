@@ -23,7 +23,7 @@ def file_or_system(file: Path | None) -> Path | None:
 @config_command.command("check")
 @_file
 def check_command(invocation: Invocation, file: Path | None) -> None:
-    """Say everything that is wrong in FILE and in OBATCHD_… variables; exit code 78 if something is."""
+    """Say what is wrong in FILE and in OBATCHD_… variables. Exit code 78 if something is."""
     from obatchd.settings import reading
 
     source = file_or_system(file)
@@ -35,7 +35,7 @@ def check_command(invocation: Invocation, file: Path | None) -> None:
 @config_command.command("show")
 @_file
 def show_command(invocation: Invocation, file: Path | None) -> None:
-    """The settings that a daemon would have with FILE, each with where it comes from."""
+    """Show the settings of a daemon with FILE. Each is shown with the place that it comes from."""
     from obatchd.settings import reading, text
 
     settings, origin = reading.load_with_origin(file_or_system(file), environ=os.environ, flags={})

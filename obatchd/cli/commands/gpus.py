@@ -11,6 +11,7 @@ import click
 
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Group, Invocation, clean
+from obatchd.cli.commands.completion import gpus
 from obatchd.cli.views.text import NOTHING, number, size, table
 
 _HEADINGS = (
@@ -24,18 +25,18 @@ _IDENTITY = (
     ("driver", "driver", ""), ("CUDA", "cuda", ""), ("GSP firmware", "gsp_firmware", ""),
     ("memory", "memory_bytes", "bytes"), ("ECC", "ecc", ""), ("ECC after a reset", "ecc_pending", ""),
     ("MIG", "mig", ""), ("persistence mode", "persistence", ""), ("power limit by default", "power_default_w", "W"),
-    ("highest for long", "temp_max_c", "°C"), ("slows down at", "temp_slowdown_c", "°C"),
-    ("turns itself off at", "temp_shutdown_c", "°C"), ("memory, highest for long", "memory_temp_max_c", "°C"),
+    ("highest temperature", "temp_max_c", "°C"), ("slows down at", "temp_slowdown_c", "°C"),
+    ("turns itself off at", "temp_shutdown_c", "°C"), ("highest of the memory", "memory_temp_max_c", "°C"),
     ("clock, highest", "clock_max_mhz", "MHz"), ("PCIe generation", "pcie_gen_max", ""),
     ("PCIe lanes", "pcie_width_max", ""),
 )  # fmt: skip
 gpus_command = Group("gpus", "See the health of the GPUs, take one out of use, lend one.", lists=True)
-_one_gpu = click.argument("gpu", metavar="GPU")
+_one_gpu = click.argument("gpu", metavar="GPU", shell_complete=gpus)
 
 
 @gpus_command.command("list")
 def list_command(invocation: Invocation) -> None:
-    """The GPUs and how they are. Exit code 1 when one needs somebody's attention."""
+    """List the GPUs with their health. Exit code 1 when one needs somebody's attention."""
     document = invocation.client().get("gpus")
     invocation.answer(document, view=_overview)
     if any(gpu["health"] in ("quarantine", "unknown") for gpu in document["gpus"]) or document["host"]:
@@ -43,7 +44,7 @@ def list_command(invocation: Invocation) -> None:
 
 
 def _overview(document: Document) -> list[str]:
-    lines = table(_HEADINGS, map(_row, document["gpus"])) if document["gpus"] else ["no GPU is known here"]
+    lines = table(_HEADINGS, map(_row, document["gpus"])) if document["gpus"] else ["obatchd knows no GPU here"]
     if document["state"] != "ok":
         lines += ["", click.style(clean(document["message"]), fg="red")]
     if document["host"]:
@@ -75,7 +76,7 @@ def _row(gpu: Document) -> list[object]:
 @gpus_command.command("show")
 @_one_gpu
 def show_command(invocation: Invocation, gpu: str) -> None:
-    """Identity, findings and last events of one GPU, named by index, UUID or serial number."""
+    """Show identity, findings and last events of one GPU. GPU is an index, a UUID or a serial number."""
     invocation.answer(invocation.client().get("gpus", gpu), view=_page)
 
 
@@ -129,17 +130,17 @@ def _wrapped(text: str) -> list[str]:
 
 
 @gpus_command.command("events")
-@click.argument("gpu", metavar="[GPU]", required=False)
+@click.argument("gpu", metavar="[GPU]", required=False, shell_complete=gpus)
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
 def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
-    """What happened to the GPUs, oldest first, with serial number and slot: did an error follow the card?"""
+    """Show what happened to the GPUs, oldest first. Serial number and slot tell whether an error follows the card."""
     document = invocation.client().get("gpu-events", limit=limit, gpu=gpu or None)
     invocation.answer(document, view=lambda _: [*map(_event_line, document["events"])] or ["no events"])
 
 
 @gpus_command.command("quarantine")
 @_one_gpu
-@click.option("--reason", default="", help="Why; shown with the GPU.")
+@click.option("--reason", default="", help="The reason, which is shown with the GPU.")
 def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
     """Take a GPU out of use: its requests move to others. Holds over restarts, until release."""
     document = invocation.client().post("gpus", gpu, "quarantine", reason=reason)
@@ -149,7 +150,7 @@ def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
 @gpus_command.command("release")
 @_one_gpu
 def release_command(invocation: Invocation, gpu: str) -> None:
-    """End a quarantine, or a known warning: errors count from now on. A GPU that is gone is forgotten."""
+    """End a quarantine, or a known warning. Errors count from now on. obatchd forgets a GPU that is gone."""
     document = invocation.client().post("gpus", gpu, "release")
     lines = [f"{document['uuid']}: {'forgotten' if document['forgotten'] else 'released'}"]
     if document["accepted"]:
@@ -167,9 +168,9 @@ def _seconds(span: str) -> float:
 @gpus_command.command("lend")
 @_one_gpu
 @click.option("--for", "for_s", type=_seconds, metavar="TIME", help="How long, e.g. 90m, 3h, 2d.")
-@click.option("--back", is_flag=True, help="Take it back now.")
+@click.option("--back", is_flag=True, help="Take the GPU back now.")
 def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bool) -> None:
-    """Free a GPU for somebody else: it is drained, its memory freed, and taken back by itself."""
+    """Free a GPU for somebody else, for a time. Its work ends, its memory is freed, and it comes back by itself."""
     if back == (for_s is not None):
         raise click.UsageError("give --for TIME to lend it, or --back to take it back")
     document = invocation.client().post("gpus", gpu, "take-back" if back else "lend", for_s=for_s)
@@ -179,9 +180,10 @@ def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bo
 
 @gpus_command.command("share")
 @_one_gpu
-@click.option("--back", is_flag=True, help="Do so no more.")
+@click.option("--back", is_flag=True, help="End that.")
 def share_command(invocation: Invocation, gpu: str, back: bool) -> None:
-    """Load models beside processes of others whose memory the driver does not tell (WSL, vGPU, MIG).
+    """Load models beside processes of others of unknown size. Such are those whose memory the driver does not tell
+    (WSL, vGPU, MIG).
 
     Those whose memory it tells still count, see gpus.shared_bytes. Holds over restarts, until --back.
     """

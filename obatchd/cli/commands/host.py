@@ -18,10 +18,18 @@ _POLL_S = 0.3
 
 
 @click.command("status", cls=Command)
-@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C; with --json, one document a line.")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Seconds, for --watch.")
+@click.option(
+    "--watch", is_flag=True, help="Show them again and again, until Ctrl-C; with --json, one document a line."
+)
+@click.option(
+    "--interval",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    help="Seconds between two looks, for --watch.",
+)
 def status_command(invocation: Invocation, watch: bool, interval: float) -> None:
-    """Servers, queue, inbox and jobs. Exit code 0 healthy, 1 degraded, 3 not running, 4 unknown."""
+    """Show servers, queue, inbox and jobs. Exit code 0 healthy, 1 degraded, 3 not running, 4 unknown."""
     look = partial(invocation.client().get, "status")
     if watch:
         show_again(invocation, interval, look, render)
@@ -31,9 +39,9 @@ def status_command(invocation: Invocation, watch: bool, interval: float) -> None
 
 
 @click.command("drain", cls=Command)
-@click.option("--wait", is_flag=True, help="Return when nothing is in flight any more.")
+@click.option("--wait", is_flag=True, help="Return when no request is running any more.")
 def drain_command(invocation: Invocation, wait: bool) -> None:
-    """Send nothing to any server until undrain. Afterwards the host is safe to reboot: what waits is on disk."""
+    """Send no request to any server until undrain. Then the host is safe to reboot: waiting requests are on disk."""
     client = invocation.client()
     client.post("drain")
     try:
@@ -57,7 +65,7 @@ def undrain_command(invocation: Invocation) -> None:
 
 @click.command("reload", cls=Command)
 def reload_command(invocation: Invocation) -> None:
-    """Make the daemon read its configuration again; a wrong one changes nothing."""
+    """Make the daemon read its configuration again. A wrong one changes nothing."""
     document = invocation.client().post("reload")
     next_job = document["next_job"]
     effects = {

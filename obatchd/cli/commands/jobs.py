@@ -8,25 +8,32 @@ from functools import partial
 import click
 
 from obatchd.cli.command import Command, Document, Invocation, clean, given
-from obatchd.cli.commands.completion import known
+from obatchd.cli.commands.completion import jobs
 from obatchd.cli.views.status import job_table
 from obatchd.cli.views.waiting import watch as show_again
 
-_ids = known("jobs", "job")
-_one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=_ids)
+_one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=jobs)
 
 
 @click.command("jobs", cls=Command)
-@click.option("--state", type=click.Choice(["running", "publishing", "done", "refused"]), help="Only those.")
-@click.option("--mine", "owner", flag_value="mine", help="Only your own.")
-@click.option("--all", "owner", flag_value="all", help="Those of every owner; for administrators.")
-@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
+@click.option(
+    "--state", type=click.Choice(["running", "publishing", "done", "refused"]), help="Only jobs in this state."
+)
+@click.option("--mine", "owner", flag_value="mine", help="Only your own jobs.")
+@click.option("--all", "owner", flag_value="all", help="Jobs of every owner; for administrators.")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
 @click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Seconds, for --watch.")
+@click.option(
+    "--interval",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0.1),
+    help="Seconds between two looks, for --watch.",
+)
 def jobs_command(
     invocation: Invocation, state: str | None, owner: str | None, limit: int, watch: bool, interval: float
 ) -> None:
-    """List jobs with progress, speed and failures, newest first: an administrator's list has everybody's."""
+    """List jobs with progress, speed and failures, newest first. An administrator's list has everybody's."""
     look = partial(invocation.client().get, "jobs", state=state, owner=owner, limit=limit)
     if watch:
         show_again(invocation, interval, look, _list)
@@ -40,7 +47,7 @@ def _list(document: Document) -> list[str]:
 @click.command("job", cls=Command)
 @_one_job
 def job_command(invocation: Invocation, job_id: str) -> None:
-    """Everything about one job. JOB is an id or its beginning."""
+    """Show everything about one job. JOB is an id or its beginning."""
     invocation.answer(invocation.client().get("jobs", job_id), view=_page)
 
 
@@ -55,22 +62,22 @@ def _page(job: Document) -> Iterator[str]:
 @click.command("cancel", cls=Command)
 @_one_job
 def cancel_command(invocation: Invocation, job_id: str) -> None:
-    """Cancel what is not finished of a job; what is finished stays in its outbox."""
+    """Cancel the requests of a job that are not finished. Finished answers stay in its outbox."""
     job = invocation.client().post("jobs", job_id, "cancel")
     invocation.answer(job, f"{job['job']} cancelled; results: {job['outbox']}")
 
 
 @click.command("rm", cls=Command)
-@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=_ids)
+@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=jobs)
 def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
-    """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone."""
+    """Erase jobs that are over, with every trace of them. Results and prompts go, too; that cannot be undone."""
     removed = [invocation.client().delete("jobs", job_id)["removed"] for job_id in job_ids]
     invocation.answer({"removed": removed}, *(f"{job} erased" for job in removed))
 
 
 def _one_or_all(action: str, about: str, done: str) -> click.Command:
     @click.command(action, cls=Command, help=about)
-    @click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=_ids)
+    @click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=jobs)
     def act(invocation: Invocation, job_id: str | None) -> None:
         target = ("jobs", job_id, action) if job_id else (action,)
         invocation.answer(invocation.client().post(*target), f"{job_id or 'All jobs'} {done}.")
@@ -78,7 +85,5 @@ def _one_or_all(action: str, about: str, done: str) -> click.Command:
     return act
 
 
-pause_command = _one_or_all(
-    "pause", "Send no more requests of JOB, or of any job; what is in flight finishes.", "paused"
-)
-resume_command = _one_or_all("resume", "Go on after pause.", "resumed")
+pause_command = _one_or_all("pause", "Send no more requests of JOB, or of any job. Running requests finish.", "paused")
+resume_command = _one_or_all("resume", "Go on with JOB, or with every job, after pause.", "resumed")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from obatchd.cli.command import Document, Group, Invocation, clean
-from obatchd.cli.commands.completion import known
+from obatchd.cli.commands.completion import models
 from obatchd.cli.views.text import NOTHING, bar, size, table
+from obatchd.cli.views.waiting import line_anew
 
 models_command = Group("models", "List, pull and remove models.", lists=True)
-_one_model = click.argument("name", shell_complete=known("models", "model"))
+_one_model = click.argument("name", shell_complete=models)
 
 
 @models_command.command("list")
 def list_command(invocation: Invocation) -> None:
-    """The models in the store."""
+    """List the models in the store."""
     document, rows = invocation.client().get("models"), []
     for model in document["models"]:
         digest = (model.get("digest") or NOTHING).removeprefix("sha256:")[:12]
@@ -32,14 +31,12 @@ def list_command(invocation: Invocation) -> None:
 def pull_command(invocation: Invocation, name: str) -> None:
     """Get a model into the store."""
     last: Document = {"model": name, "status": ""}
-    shown = sys.stderr.isatty() and not invocation.json
     for last in invocation.client().pull(name):
-        if shown:
+        if not invocation.json:
             done, total = last.get("completed_bytes") or 0, last.get("total_bytes")
-            line = f"{bar(done, total)}  {size(done)} / {size(total)}  {clean(last['status'])}"
-            click.echo(f"\r\x1b[K{line}", err=True, nl=False)
-    if shown:
-        click.echo(err=True)
+            line_anew(f"{bar(done, total)}  {size(done)} / {size(total)}  {clean(last['status'])}")
+    if not invocation.json:
+        line_anew("")
     invocation.answer(last, f"{name}: {last['status'] or 'done'}")
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import click
 
 from obatchd.cli.command import Command, Document, Invocation, clean, given
-from obatchd.cli.commands.completion import known
+from obatchd.cli.commands.completion import jobs
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 from obatchd.results.chain import Chain
 from obatchd.results.export import FORMATS, Format, export
@@ -22,10 +22,17 @@ from obatchd.results.rows import ResultSet
 
 
 @click.command("results", cls=Command)
-@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=known("jobs", "job"))
-@click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by the ending of --output, else text.")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
-@click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
+@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=jobs)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="Format of the export; default: by the ending of --output, else text.",
+)
+@click.option(
+    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the export into this file."
+)
+@click.option("--data-only", is_flag=True, help="With json and jsonl: only the data of each answer.")
 @click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
 @click.option("--majority", is_flag=True, help="Of a prompt's several answers only the most frequent one.")
 @click.option("--only-this", is_flag=True, help="Leave out the answers of its retries.")
@@ -47,7 +54,7 @@ def results_command(
     Where a job was retried, the answers of its retries replace its failures; attempt_job says which job answered.
 
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
-    stands the sum, and the failures by cause; on standard error when the export goes to standard output.
+    stand the sum and the failures by cause, on standard error when the export goes to standard output.
     """
     source = source_of(invocation, place, only_this=only_this)
     prompts = Prompts(source, majority=majority)

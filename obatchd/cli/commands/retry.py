@@ -11,12 +11,12 @@ import click
 
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean, given
-from obatchd.cli.commands.completion import known
+from obatchd.cli.commands.completion import jobs
 from obatchd.cli.commands.submit import finish, is_bad
 
 
 @click.command("retry", cls=Command)
-@click.argument("job_id", metavar="JOB", callback=given, shell_complete=known("jobs", "job"))
+@click.argument("job_id", metavar="JOB", callback=given, shell_complete=jobs)
 @click.option("--model", metavar="NAME", help="Ask this model instead.")
 @click.option("--context-length", type=click.IntRange(1), help="Context in tokens.")
 @click.option("--max-response-tokens", type=click.IntRange(1), help="Token limit of an answer.")
@@ -37,8 +37,9 @@ def retry_command(
     output_dir: Path | None,
     **settings: Any,
 ) -> None:
-    """Ask again, as a new job, the requests of JOB that were not answered, in JOB or in an earlier retry of it.
+    """Ask again, as a new job, what JOB did not answer.
 
+    Requests that an earlier retry of JOB answered are left out.
     The new job has the settings of JOB. Settings that are given here replace them, also those in a prompt's own line.
     obatchctl results JOB then shows the answers of both jobs as one.
     """

@@ -17,16 +17,23 @@ _one_server = click.argument("server_id", metavar="SERVER", shell_complete=known
 
 @servers_command.command("list")
 def list_command(invocation: Invocation) -> None:
-    """The servers and what they do."""
+    """List the servers with their states."""
     invocation.answer(invocation.client().get("servers"), view=lambda document: server_table(document["servers"]))
 
 
 @servers_command.command("logs")
 @_one_server
-@click.option("-n", "--lines", default=200, show_default=True, type=click.IntRange(1, 10_000), help="The last so many.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what it writes, until Ctrl-C.")
+@click.option(
+    "-n",
+    "--lines",
+    default=200,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="How many lines, the latest ones.",
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on as the server writes more, until Ctrl-C.")
 def logs_command(invocation: Invocation, server_id: str, lines: int, follow: bool) -> None:
-    """What a server's ollama writes; for administrators. With --json one document a line."""
+    """Show what the Ollama of a server writes; for administrators. With --json one document a line."""
     try:
         for document in invocation.client().server_log(server_id, lines, follow=follow):
             invocation.answer(document, document["line"])
@@ -42,6 +49,6 @@ def _add(action: str, about: str) -> None:
         invocation.answer(server, f"{server['id']}: {server['state']}")
 
 
-_add("drain", "Give a server no more work; what is in flight finishes.")
+_add("drain", "Give a server no more work; running requests finish.")
 _add("resume", "Take a drained or failed server into service again.")
-_add("restart", "Drain a server, stop it and start it anew.")
+_add("restart", "Stop a server and start it anew. Its running requests finish first.")

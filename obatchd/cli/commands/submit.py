@@ -12,22 +12,28 @@ import click
 
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
+from obatchd.cli.commands.completion import models
 from obatchd.cli.views import waiting
 from obatchd.cli.views.status import OUTCOMES
 from obatchd.cli.views.text import duration
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.results.export import data_of, document
 from obatchd.results.rows import ResultSet, Row, read_object
+from obatchd.words import counted
 
 _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of it
 
 
 @click.command("submit", cls=Command)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
-@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="job.toml: job settings.")
-@click.option("--model", help="Model of requests that name none.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A file with settings of the job, such as job.toml.",
+)
+@click.option("--model", shell_complete=models, help="Model of requests that name none.")
 @click.option("--system-message", help="System message of requests that bring none.")
-@click.option("--context-length", type=click.IntRange(1), help="Context in tokens.")
+@click.option("--context-length", type=click.IntRange(1), help="Context of each request in tokens.")
 @click.option("--max-response-tokens", type=click.IntRange(1), help="Token limit of an answer.")
 @click.option("--format", metavar="json|FILE", help="Answers must be JSON, or fit the JSON Schema in FILE.")
 @click.option(
@@ -37,20 +43,27 @@ _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of
 @click.option("--template", metavar="TEXT|@FILE", help="The prompt, with fields of each record in braces: {note}.")
 @click.option("--text-column", metavar="NAME", help="The column or field of each record that is the prompt.")
 @click.option("--id-column", metavar="NAME", help="The column or field of each record that is its id.")
-@click.option("--encoding", metavar="NAME", help="What texts and tables are, if not UTF-8: cp1252, shift_jis ….")
+@click.option(
+    "--encoding", metavar="NAME", help="Encoding of texts and tables that are not UTF-8: cp1252, shift_jis …."
+)
 @click.option("--lines", is_flag=True, default=None, help="Make each line of a text a prompt.")
 @click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Priority among your own jobs.")
 @click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
-@click.option("--sample", type=click.IntRange(1, 10_000), metavar="N", help="Run N random requests first, and ask.")
+@click.option(
+    "--sample",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help="Run N random requests first, show the answers, and ask whether to run all.",
+)
 @click.option("--repeat", type=click.IntRange(1, 100), metavar="K", help="Answer each prompt K times, as ID#1 to ID#K.")
 @click.option("--yes", is_flag=True, help="Do not ask after the sample.")
-@click.option("--skip-done", is_flag=True, help="Copy what the same requests were answered in your earlier jobs.")
+@click.option("--skip-done", is_flag=True, help="Copy answers that the same requests got in your earlier jobs.")
 @click.option(
-    "--notify", metavar="mail:ADDRESS|URL", multiple=True, help="Who is told when the job is over; repeatable."
+    "--notify", metavar="mail:ADDRESS|URL", multiple=True, help="Tell this address when the job is over; repeatable."
 )
-@click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
+@click.option("--wait", is_flag=True, help="Return when every request is answered; exit code 1 if one failed.")
 @click.option(
-    "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
+    "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results into DIRECTORY."
 )
 def submit_command(
     invocation: Invocation,
@@ -114,9 +127,9 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
     for row in (row for source in sources for row in source.rows()):
         _show(row)
     if seconds is None:
-        click.echo(f"The whole has {requests:,} requests; no answer of the sample says how long they take.")
+        click.echo(f"The whole has {counted(requests, 'request')}; no answer of the sample says how long they take.")
     else:
-        click.echo(f"The whole has {requests:,} requests and takes about {duration(seconds)}.")
+        click.echo(f"The whole has {counted(requests, 'request')} and takes about {duration(seconds)}.")
     try:
         if not ask or click.confirm("Run it?", default=False):
             return samples

@@ -26,6 +26,7 @@ from obatchd.cli.views.text import size
 from obatchd.errors import ConfigError
 from obatchd.settings.base import expanded
 from obatchd.settings.settings import Settings
+from obatchd.words import counted
 
 _COMMAND_TIMEOUT_S = 15.0
 _CONNECT_TIMEOUT_S = 1.0
@@ -57,7 +58,7 @@ def driver(settings: Settings) -> CheckResult:
     if not report["gpus"]:
         return warn("gpus", f"driver {report['driver']}, but no GPU", "lspci | grep -i nvidia")
     names = ", ".join(sorted(set(report["gpus"])))
-    return ok("gpus", f"driver {report['driver']}, {len(report['gpus'])} GPUs: {names}")
+    return ok("gpus", f"driver {report['driver']}, {counted(len(report['gpus']), 'GPU')}: {names}")
 
 
 def _without_nvidia(found: str) -> CheckResult:
@@ -66,7 +67,7 @@ def _without_nvidia(found: str) -> CheckResult:
     if not count:
         return warn("gpus", f"{found}: work goes to the CPU or to remote servers", "nvidia-smi")
     text = (
-        f"{count} AMD GPU{'s' if count > 1 else ''}, but {found}. obatchd starts servers on NVIDIA GPUs only, and "
+        f"{counted(count, 'AMD GPU')}, but {found}. obatchd starts servers on NVIDIA GPUs only, and "
         "would work on the CPU. Start an Ollama of your own on each AMD GPU, and name it in the configuration: "
         '[ollama_instances] "127.0.0.1:11501" = -1'
     )
@@ -83,7 +84,7 @@ def _is_amd_gpu(device: Path) -> bool:
 def ollama(settings: Settings) -> CheckResult:
     """The ollama binary and its version."""
     if settings.ollama_instances:
-        return ok("ollama", f"{len(settings.ollama_instances)} remote servers; no binary is needed here")
+        return ok("ollama", f"{counted(len(settings.ollama_instances), 'remote server')}; no binary is needed here")
     binary = shutil.which(settings.servers.ollama)
     if binary is None:
         text = f"there is no program {settings.servers.ollama}; install Ollama (https://ollama.com/download/linux)"
@@ -109,7 +110,7 @@ def model_store(settings: Settings, spool: Path) -> CheckResult:
         store = spool / "work/models"  # as the daemon has it where nobody has a home
     place, closed = nearest(store)
     if closed:
-        text = f"{store} is where you may not look; the daemon's user must be able to"
+        text = f"you may not look into {store}; the daemon's user must be able to"
         return warn("models", text, f"ls -ld {place}")
     free_bytes = shutil.disk_usage(place).free
     text = f"{store}, {size(free_bytes)} free"

@@ -15,6 +15,7 @@ from obatchd.cli.views.text import size
 from obatchd.client.runtime import start_command
 from obatchd.errors import DaemonDownError, ObatchError
 from obatchd.settings.settings import Settings
+from obatchd.words import counted
 
 _DIRECTORIES = ("inbox", "work", "outbox", "failed")
 
@@ -38,7 +39,7 @@ def directories(spool: Path) -> Iterator[CheckResult]:
     """The spool's directories: there and usable."""
     place, closed = nearest(spool)
     if closed:
-        yield warn("spool", f"{spool} is where you may not look; the daemon's user must be able to", f"ls -ld {place}")
+        yield warn("spool", f"you may not look into {spool}; the daemon's user must be able to", f"ls -ld {place}")
         return
     if place != spool.absolute():
         text = f"{spool} does not exist and {place} is not yours to write"
@@ -93,7 +94,7 @@ def disk(spool: Path, settings: Settings) -> CheckResult:
     free_bytes = found.f_bavail * found.f_frsize
     text = f"{size(free_bytes)} free"
     if found.f_files:  # some filesystems, e.g. btrfs, have no fixed number of inodes and report 0
-        text += f", {found.f_favail} inodes free"
+        text += f", {counted(found.f_favail, 'inode')} free"
     low_inodes = bool(found.f_files) and found.f_favail < settings.disk.min_free_inodes
     if free_bytes < settings.disk.min_free_bytes or low_inodes:
         return bad("disk", f"{text}: too little, dispatch pauses", f"df -h {place}; df -i {place}")

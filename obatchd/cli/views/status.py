@@ -9,6 +9,7 @@ import click
 
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import NOTHING, age_s, bar, duration, number, size, styled, table
+from obatchd.words import counted
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
@@ -28,11 +29,11 @@ def render(status: Document) -> list[str]:
     lines += [clean(f"note: {notice}") for notice in status["notices"]]
     if run := status["burnin"]:
         done = min(100, round(100 * run["elapsed_s"] / run["asked_s"]))
-        lines.append(clean(f"burn-in {run['run']}: {run['state']}, {done} %, on {len(run['gpus'])} GPUs"))
+        lines.append(clean(f"burn-in {run['run']}: {run['state']}, {done} %, on {counted(len(run['gpus']), 'GPU')}"))
     queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
     waiting = f"{inbox['settling']} settling, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
     waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
-    told = [f"queue  {queue['requests']} requests in {queue['jobs']} jobs", f"inbox  {waiting}"]
+    told = [f"queue  {counted(queue['requests'], 'request')} in {counted(queue['jobs'], 'job')}", f"inbox  {waiting}"]
     told += [f"       ! {inbox['problem']}"] if inbox["problem"] else []
     told += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
     told.append(f"disk   {size(disk['free_bytes'])} free{'  ! dispatch pauses: see above' if disk['low'] else ''}")

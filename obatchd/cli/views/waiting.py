@@ -11,6 +11,7 @@ from typing import Never, TypeVar
 
 import click
 
+from obatchd import terminal
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Invocation, View, clean
 from obatchd.cli.views.status import finished
@@ -31,7 +32,7 @@ def wait(look: Callable[[], list[Document]], *, quiet: bool) -> list[Document]:
     """The jobs' last documents, once all are over; on a terminal with a bar for each, else with a line now and then."""
     if quiet:
         return _until_over(look, lambda jobs: None)
-    return _with_bars(look) if sys.stderr.isatty() else _with_lines(look)
+    return _with_bars(look) if terminal.draws(sys.stderr) else _with_lines(look)
 
 
 def over_restarts(ask: Callable[[], _T]) -> _T:
@@ -93,7 +94,7 @@ def _with_bars(look: Callable[[], list[Document]]) -> list[Document]:
 
     text = partial(TextColumn, markup=False)
     columns = (text("{task.description}"), BarColumn(), MofNCompleteColumn(), text("{task.fields[speed]}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Console(stderr=True, no_color=not terminal.coloured(sys.stderr))) as progress:
         tasks = {job["job"]: progress.add_task(clean(job["name"]), total=None, speed="") for job in look()}
 
         def show(jobs: list[Document]) -> None:
@@ -106,10 +107,10 @@ def _with_bars(look: Callable[[], list[Document]]) -> list[Document]:
 
 def watch(invocation: Invocation, interval_s: float, look: Callable[[], Document], view: View) -> Never:
     """Show the document of ``look`` every ``interval_s`` until Ctrl-C; with ``--json``, one document a line."""
-    full_screen = sys.stdout.isatty() and not invocation.json
+    full_screen = terminal.draws(sys.stdout) and not invocation.json
     try:
         if full_screen:
-            click.echo(_ENTER, nl=False)
+            _control(_ENTER)
         while True:
             if full_screen:
                 _draw(look, view)
@@ -120,7 +121,7 @@ def watch(invocation: Invocation, interval_s: float, look: Callable[[], Document
         sys.exit(exit_codes.OK)
     finally:
         if full_screen:
-            click.echo(_LEAVE, nl=False)
+            _control(_LEAVE)
 
 
 def _draw(look: Callable[[], Document], view: View) -> None:
@@ -129,4 +130,16 @@ def _draw(look: Callable[[], Document], view: View) -> None:
     except DaemonDownError as error:  # it may come back
         lines = [clean(error.message)]
     room = os.get_terminal_size(sys.stdout.fileno()).lines or len(lines)
-    click.echo(_HOME + f"{_ERASE_LINE}\n".join(lines[:room]) + _ERASE_BELOW, nl=False)
+    shown = lines[:room] if terminal.coloured(sys.stdout) else map(click.unstyle, lines[:room])
+    _control(_HOME + f"{_ERASE_LINE}\n".join(shown) + _ERASE_BELOW)
+
+
+def _control(text: str) -> None:
+    """Send what moves the cursor: without colours ``click.echo`` would take it for one of them."""
+    click.echo(text, nl=False, color=True)
+
+
+def line_anew(text: str) -> None:
+    """Draw the one line of standard error that shows how far something is, over the one before."""
+    if terminal.draws(sys.stderr):
+        click.echo(f"\r{_ERASE_LINE}{text}", nl=False, err=True, color=True)

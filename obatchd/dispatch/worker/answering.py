@@ -11,6 +11,7 @@ from obatchd.ollama import faults
 from obatchd.ollama.client import Answer
 from obatchd.ollama.faults import Cause
 from obatchd.prompts.structured import AnswerFormat, FormatError, Mismatch, Parsed, answer_format, ungrounded
+from obatchd.words import counted
 
 Body = dict[str, Any]
 Ask = Callable[[Body], Awaitable[Answer]]
@@ -79,8 +80,7 @@ async def _asked(ask: Ask, body: Body, wanted: AnswerFormat) -> tuple[Answer, Pa
         earlier = answer
         body = {**body, "messages": [*body["messages"], said, {"role": "user", "content": wish}]}
     assert earlier is not None
-    count = "1 try" if tries == 1 else f"{tries} tries"
-    words = f"the answer does not fit the format after {count}: {reason}"
+    words = f"the answer does not fit the format after {counted(tries, 'try', 'tries')}: {reason}"
     return earlier._replace(fault=Cause.FORMAT_MISMATCH.fault(words)), None, tries
 
 

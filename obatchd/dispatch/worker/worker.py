@@ -220,7 +220,8 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a defect must cost one attempt, not the slot and the request
             traceback.print_exc()
             line = written_line(held.item.line)[0]
-            fault = Fault(faults.ANSWER, "worker_defect", f"line {line}: {type(error).__name__}: {error}")
+            reason = f"line {line}: a defect of obatchd ({type(error).__name__}: {error})"
+            fault = Fault(faults.ANSWER, "worker_defect", reason)
             results = [(one, self._attempts.without_answer(one, fault)) for one in (held, *joined)]
         for one, result in results:
             key = (one.item.job, one.item.line)

@@ -10,6 +10,7 @@ from obatchd.gpus.model import RECOVERY_ACTIONS, SlowReading, XidEvent
 from obatchd.gpus.track import DAY_S, NVLINK, Track, increase
 from obatchd.gpus.xids import BURN_IN_FAILS, CLEANUP, Xid, classify
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
+from obatchd.words import counted
 
 _OURS_S = 10.0  # an XID 45 so near to the end of a server that we ended is its echo
 _TEN_MINUTES_S = 600.0
@@ -77,7 +78,7 @@ def _xid(xid: Xid, events: Sequence[XidEvent], again: bool) -> Finding:
         level = "quarantine"
     if xid.number in BURN_IN_FAILS or not xid.known:
         burn_in = "fail"
-    text = f"XID {xid.number}: {xid.meaning}" + (f", {len(events)} times" if len(events) > 1 else "")
+    text = f"XID {xid.number}: {xid.meaning}" + (f", {counted(len(events), 'time')}" if len(events) > 1 else "")
     return Finding(f"xid_{xid.number}", level, burn_in, text, xid.number, None, events[0].at_s, remedies, urgent)
 
 
@@ -98,7 +99,7 @@ def _repeats(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track
     times = count(track)
     if len(times) >= settings.repeats and siblings and not any(count(other) for other in siblings):
         listed = ", ".join(map(str, sorted({e.xid for e in track.xids if e.at_s >= times[0]})))
-        text = f"{len(times)} application XIDs (among {listed}) on this GPU alone"
+        text = f"{counted(len(times), 'application XID')} (among {listed}) on this GPU alone"
         yield finding("xid_repeats", text, len(times), settings.repeats, times[0])
 
 
@@ -116,7 +117,7 @@ def crashes(track: Track, settings: GpuHealthSettings, siblings: Sequence[Track]
     level = "quarantine" if len(only_here) >= settings.repeats else "warn" if recent else "ok"
     fails = len(crashes) >= settings.repeats and not any(other.server_crashes for other in siblings)
     if recent or fails:
-        text = f"the server on this GPU crashed {len(crashes)} times, {len(recent)} of them in the last hour"
+        text = f"the server on this GPU crashed {counted(len(crashes), 'time')}, {len(recent)} of them in the last hour"
         this_time = {"level": level, "burn_in": "fail" if fails else "warn"}
         yield finding("server_crashes", text, len(recent), settings.repeats, crashes[0].at_s, **this_time)
 
@@ -147,13 +148,15 @@ def pcie_errors(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
         rate = _per_min(track.hour, 60.0)
         long_rate = _per_min(track.hour, _TEN_MINUTES_S)
         if rate > (limit := normal * settings.replays):
-            text = f"{rate:.0f} PCIe replays per minute, {count:.0f} in all"
+            text = f"{counted(round(rate), 'PCIe replay')} per minute, {count:.0f} in all"
             since_s = track.first_s.get("pcie_replays", track.began_s)
             burn_in = "fail" if long_rate > normal * settings.replays_run else "warn"
             yield finding("pcie_replays", text, round(rate, 1), limit, since_s, burn_in=burn_in)
     for counter, words in (("pcie_fatal", "fatal"), ("pcie_non_fatal", "uncorrected")):
         if count := track.grown.get(counter):
-            yield finding(counter, f"{count:.0f} new {words} PCIe errors", int(count), 0, track.first_s[counter])
+            yield finding(
+                counter, counted(round(count), f"new {words} PCIe error"), int(count), 0, track.first_s[counter]
+            )
 
 
 def _per_min(readings: Sequence[SlowReading], window_s: float) -> float:

@@ -9,6 +9,7 @@ from obatchd.gpus.finding import Finding, finding
 from obatchd.gpus.model import SlowReading
 from obatchd.gpus.track import UNCORRECTED, Track, increase
 from obatchd.settings.tables.gpu_health import GpuHealthSettings
+from obatchd.words import counted
 
 _HOUR_S = 3600
 _FLAGS = {  # of SlowReading: the value shown, and the words
@@ -25,10 +26,12 @@ def uncorrected(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     count = max(track.grown.get(counter, 0) for counter in UNCORRECTED)
     if count > (limit := settings.ecc_uncorrected):
         since_s = min(track.first_s[counter] for counter in UNCORRECTED if counter in track.first_s)
-        yield finding("ecc_uncorrected", f"{count:.0f} new uncorrectable ECC errors", int(count), limit, since_s)
+        yield finding(
+            "ecc_uncorrected", counted(round(count), "new uncorrectable ECC error"), int(count), limit, since_s
+        )
     before = track.mark.ecc_uncorrected if track.mark else None
     if before and not count:
-        text = f"{before} uncorrectable ECC errors since the driver was loaded, before obatchd watched"
+        text = f"{counted(before, 'uncorrectable ECC error')} since the driver was loaded, before obatchd watched"
         yield finding("ecc_uncorrected_before", text, before, 0, track.began_s)
 
 
@@ -40,7 +43,7 @@ def sram(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     count, grown = slow.sram_uncorrected_aggregate or 0, track.grown.get("sram_uncorrected_aggregate", 0)
     over = count > settings.sram_uncorrected
     if over or slow.sram_threshold_exceeded or grown:
-        text = f"{count} uncorrectable SRAM errors in the life of the card"
+        text = f"{counted(count, 'uncorrectable SRAM error')} in the life of the card"
         if slow.sram_threshold_exceeded:
             text += "; the driver calls its threshold exceeded"
         since_s, burn_in = track.first_s.get("sram_uncorrected_aggregate", track.began_s), "fail" if grown else "warn"
@@ -53,18 +56,18 @@ def corrected(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
         return
     since_s = track.first_s.get("ecc_corrected", track.began_s)
     if (rate := _sustained_per_s(track.hour)) > (limit := settings.ecc_corrected_per_s):
-        text = f"{rate:.0f} corrected ECC errors per second"
+        text = f"{counted(round(rate), 'corrected ECC error')} per second"
         yield finding("ecc_corrected_rate", text, round(rate), limit, since_s)
     last_hour = [reading for reading in track.hour if reading.at_s >= track.hour[-1].at_s - _HOUR_S]
     first, second, third = _thirds(last_hour)
     if (count := first + second + third) > (limit := settings.ecc_corrected_per_h):
-        text = f"{count:.0f} corrected ECC errors in the last hour"
+        text = f"{counted(round(count), 'corrected ECC error')} in the last hour"
         yield finding("ecc_corrected", text, int(count), limit, since_s)
     if first and second >= 2 * first and third >= max(2 * second, settings.ecc_corrected_rising):
         text = f"corrected ECC errors become more: {first:.0f}, {second:.0f}, {third:.0f} in 20 minutes each"
         yield finding("ecc_corrected_rising", text, int(third), settings.ecc_corrected_rising, since_s)
     if total > (limit := settings.ecc_corrected_per_run):
-        text = f"{total:.0f} corrected ECC errors since watching began"
+        text = f"{counted(round(total), 'corrected ECC error')} since watching began"
         yield finding("ecc_corrected_total", text, int(total), limit, since_s)
 
 
@@ -96,10 +99,12 @@ def remapping(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
             this_time = {"burn_in": "warn"} if known else {}
             yield finding(flag, text, value, None, _flag_since(track, flag), **this_time)
     if (rows := slow.remapped_uncorrected or 0) >= settings.remapped_rows:
-        text = f"{rows} rows were remapped for uncorrectable errors"
+        text = f"uncorrectable errors had {counted(rows, 'memory row')} remapped"
         yield finding("remapped_rows", text, rows, settings.remapped_rows, track.began_s)
     if banks := slow.banks_without_spares:
-        yield finding("banks_without_spares", f"{banks} memory banks have no spare row left", banks, 0, track.began_s)
+        yield finding(
+            "banks_without_spares", f"no spare row is left in {counted(banks, 'memory bank')}", banks, 0, track.began_s
+        )
 
 
 def retired(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
@@ -107,7 +112,7 @@ def retired(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
     slow = track.slow
     count = (slow.retired_single_bit or 0) + (slow.retired_double_bit or 0) if slow else 0
     if count >= settings.retired_pages:
-        text = f"{count} memory pages are retired; 64 is the most a card can"
+        text = f"{counted(count, 'retired memory page')}; a card can have 64 at most"
         yield finding("retired_pages", text, count, settings.retired_pages, track.began_s)
 
 

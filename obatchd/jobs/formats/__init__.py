@@ -27,6 +27,7 @@ from obatchd.jobs.formats.source import Unreadable, is_packed, is_utf8, open_sou
 from obatchd.jobs.formats.split import split_lines
 from obatchd.jobs.formats.unpack import Unpacking
 from obatchd.jobs.model import FORMATS_IN_WORDS, Entry
+from obatchd.words import counted
 
 if TYPE_CHECKING:  # pydantic takes longer to import than all the rest that workers need
     from obatchd.settings.tables.spool import InboxSettings
@@ -106,7 +107,7 @@ def read_entries(
     count = 0
     for count, entry in enumerate(entries, 1):
         if count * times > limits.max_requests:
-            each = f", when each prompt is answered {times} times" if times > 1 else ""
+            each = f", when each prompt is answered {counted(times, 'time')}" if times > 1 else ""
             more = f"the drop has more than max_requests ({limits.max_requests}) requests{each}"
             reason = f"{more}; this one and the rest are not run"
             yield refused(entry.line, entry.offset, entry.length, "too_many_requests", reason, label=entry.id)

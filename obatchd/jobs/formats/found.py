@@ -15,6 +15,7 @@ from obatchd.jobs.formats.source import ByteSource, TooMuch, Unreadable, decoded
 from obatchd.jobs.formats.split import UTF8_BOM, split_array, split_lines, split_objects
 from obatchd.jobs.formats.table import Row, split_rows
 from obatchd.jobs.model import RequestRefused, without_packing
+from obatchd.words import counted
 
 
 class Found(NamedTuple):
@@ -56,10 +57,10 @@ def _pieces(source: ByteSource, form: Format, limit: int) -> Iterator[Found]:
         yield from _object(source.whole(limit).removeprefix(UTF8_BOM).strip(b" \t\r\n"), limit)
         return
     split, word = _SPLITTERS[form]
-    for number, offset, raw, length, ends in split(source, limit):
+    for number, _, raw, length, ends in split(source, limit):
         if raw is not None:
             raw = as_request(raw) if form is Format.ARRAY else raw.removesuffix(b",")
-        yield Found(number, raw, length, f"{word} {number}, byte offset {offset}", ends=ends)
+        yield Found(number, raw, length, f"{word} {number}", ends=ends)
 
 
 def _object(content: bytes, limit: int) -> Iterator[Found]:
@@ -97,15 +98,15 @@ def _text(source: ByteSource, name: str, limit: int, rules: RecordRules) -> Iter
         return
     notes, count = [], sum(1 for line in content.split(b"\n") if line.strip())
     if rules.lines is None and not rules.given and count > 1:
-        notes = [f"the text has {count} lines and is one prompt; --lines makes each line a prompt"]
+        notes = [f"the text has {counted(count, 'line')} and is one prompt; --lines makes each line a prompt"]
     yield _of_text(content, name, limit, rules, notes)._replace(where="the text", alone=True)
 
 
 def _lines(source: ByteSource, name: str, limit: int, rules: RecordRules) -> Iterator[Found]:
     """The lines of a text, each a prompt."""
-    for number, offset, raw, length, _ in split_lines(source, limit):
+    for number, _, raw, length, _ in split_lines(source, limit):
         found = Found(number, None, length, "") if raw is None else _of_text(raw, name, limit, rules, [])
-        yield found._replace(number=number, where=f"line {number}, byte offset {offset}")
+        yield found._replace(number=number, where=f"line {number}")
 
 
 def _of_text(content: bytes, name: str, limit: int, rules: RecordRules, notes: list[str]) -> Found:
@@ -141,7 +142,7 @@ def _rows(source: ByteSource, name: str, limit: int, rules: RecordRules) -> Iter
             reason = f"{_uneven(row, columns)}; it is the last one, and all before it are whole: it may be cut off"
             raw, refusal = maker.refused_row(_record(row, columns)), RequestRefused("bad_row", reason)
         kinds.add(short)
-        yield Found(row.number, raw, row.length, f"line {row.number}, byte offset {row.offset}", refusal)
+        yield Found(row.number, raw, row.length, f"line {row.number}", refusal)
 
 
 def _with_last(rows: Iterator[Row]) -> Iterator[tuple[Row, bool]]:
@@ -200,4 +201,4 @@ def _record(row: Row, columns: list[str]) -> dict[str, str]:
 
 
 def _uneven(row: Row, columns: list[str]) -> str:
-    return f"the row has {len(row.cells or ())} cells, the header has {len(columns)}"
+    return f"the row has {counted(len(row.cells or ()), 'cell')}, the header has {len(columns)}"

@@ -77,7 +77,7 @@ def refused(
     number: int, offset: int, length: int, code: str, reason: str, where: str = "", label: str | None = None
 ) -> Entry:
     """The entry of something that is refused without a look at its content."""
-    return Entry(number, offset, length, 0, label, refusal=_refusal(number, offset, where, code, reason))
+    return Entry(number, offset, length, 0, label, refusal=_refusal(number, where, code, reason))
 
 
 def repeated(entries: Iterable[Entry], times: int) -> Iterator[Entry]:
@@ -103,9 +103,9 @@ def refused_request(
     number: int, offset: int, raw: bytes, label: str | None, where: str, refused: RequestRefused
 ) -> Entry:
     """The entry of a request that cannot be run; ``raw`` has the fields that come back with the failure."""
-    refusal = _refusal(number, offset, where, refused.code, refused.reason)
+    refusal = _refusal(number, where, refused.code, refused.reason)
     return Entry(number, offset, len(raw), zlib.crc32(raw), label, refusal=refusal)
 
 
-def _refusal(number: int, offset: int, where: str, code: str, reason: str) -> Refusal:
-    return Refusal(code, f"{where or f'line {number}, byte offset {offset}'}: {reason}")
+def _refusal(number: int, where: str, code: str, reason: str) -> Refusal:
+    return Refusal(code, f"{where or f'line {number}'}: {reason}")

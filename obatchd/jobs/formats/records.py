@@ -16,6 +16,7 @@ from obatchd.jobs.formats.request import PASSED_NOTES, PASSED_ON
 from obatchd.jobs.formats.source import decoded, raw_fields
 from obatchd.jobs.model import RequestRefused
 from obatchd.prompts.template import template_parts
+from obatchd.words import not_json
 
 _ID_FIELDS = ("id", "custom_id")
 _DOCUMENTED = ("prompt", "text", "content")
@@ -129,7 +130,7 @@ class RecordMaker:
         try:
             return _as_text(value)
         except msgspec.DecodeError as error:
-            raise RequestRefused("bad_json", f'the field "{field}": {error}') from None
+            raise RequestRefused("bad_json", f'the field "{field}": {not_json(error)}') from None
 
 
 def passed_on_alone(record: Record | msgspec.Raw, more: Mapping[str, str] | None = None) -> bytes:

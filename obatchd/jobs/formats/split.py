@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from obatchd.jobs.formats.source import ByteSource, Unreadable
+from obatchd.words import counted
 
 _BLOCK_BYTES = 64 * 1024  # there three times while it is split: as read, joined to the line before, and as lines
 UTF8_BOM = b"\xef\xbb\xbf"
@@ -198,4 +199,4 @@ def _require_end(source: ByteSource, rest: bytes, offset: int) -> None:
         if not (rest := source.read(_BLOCK_BYTES)):
             return
     offset += len(rest) - len(rest.lstrip(_BLANK))
-    raise Unreadable(f"there is more behind the end of the array, at byte offset {offset}")
+    raise Unreadable(f"there is more text behind the array, which ends after {counted(offset, 'byte')}")

@@ -44,27 +44,42 @@ def _host_or_network(entry: str) -> str:
 class ContextSettings(Section):
     """Sources that requests name (urls, files), fetched and put in front of their prompts."""
 
-    enabled: Live[bool] = setting(False, "Fetch them. Off, a request that names sources fails.")
-    from_links: Live[bool] = setting(False, "Markdown links in prompts name sources, too.")
-    on_error: Live[Literal["fail", "note"]] = setting(
-        "fail", 'What cannot be had fails its request, or ("note") is noted in the prompt and the result.'
+    enabled: Live[bool] = setting(
+        False, "Fetch the web pages and files that requests name as sources. When this is off, such a request fails."
     )
-    keep_full_prompt: Live[bool] = setting(False, "Keep the prompt as it was sent in the result (full_prompt).")
+    from_links: Live[bool] = setting(False, "Take Markdown links in prompts for sources, too.")
+    on_error: Live[Literal["fail", "note"]] = setting(
+        "fail",
+        'A source that cannot be had fails its request ("fail"), or prompt and result say that it is missing ("note").',
+    )
+    keep_full_prompt: Live[bool] = setting(
+        False, "Keep in each result the prompt as it was sent, with its sources (full_prompt)."
+    )
     allow: Live[list[Annotated[str, AfterValidator(_host_or_network)]]] = setting(
         [],
-        "What may be fetched beside public addresses: hosts, with or without a port, and networks, such as "
-        '"wiki.lab", "*.lab:8080", "10.1.0.0/16".',
+        "Hosts and networks that obatchd may fetch from beside public addresses: hosts, with or "
+        'without a port, and networks, such as "wiki.lab", "*.lab:8080", "10.1.0.0/16".',
     )
-    max_sources: Live[int] = setting(10, "Most sources of one request.", ge=1, le=1000)
-    max_bytes: Live[int] = setting(8 * 1024**2, "Most bytes of one source, unpacked.", ge=1024, le=1024**3)
-    max_characters: Live[Count] = setting(20_000, "Most characters of one source in a prompt; the rest is cut.")
-    max_redirects: Live[int] = setting(5, "Most redirects of one URL; each is judged like the first.", ge=0, le=50)
-    timeout_s: Live[Positive] = setting(30, "Longest time for one URL, redirects included.")
-    host_pause_s: Live[NotNegative] = setting(0.5, "Pause between two requests to one host, which come one by one.")
-    parse_timeout_s: Live[Positive] = setting(20, "Longest time to find the text in one source.")
-    parse_memory_bytes: Live[int] = setting(1024**3, "Most memory to find the text in one source.", ge=64 * 1024**2)
+    max_sources: Live[int] = setting(10, "How many sources one request may name.", ge=1, le=1000)
+    max_bytes: Live[int] = setting(8 * 1024**2, "How large one source may be, unpacked.", ge=1024, le=1024**3)
+    max_characters: Live[Count] = setting(
+        20_000, "How many characters of one source go into a prompt; the rest is cut."
+    )
+    max_redirects: Live[int] = setting(
+        5, "How many redirects of one URL obatchd follows; it judges each address like the first.", ge=0, le=50
+    )
+    timeout_s: Live[Positive] = setting(30, "How long one URL may take, redirects included.")
+    host_pause_s: Live[NotNegative] = setting(
+        0.5, "The pause between two requests to one host; obatchd sends a host one request at a time."
+    )
+    parse_timeout_s: Live[Positive] = setting(20, "How long obatchd may take to find the text in one source.")
+    parse_memory_bytes: Live[int] = setting(
+        1024**3, "How much memory obatchd may take to find the text in one source.", ge=64 * 1024**2
+    )
     cache_s: Live[NotNegative] = setting(
-        3600, "How long a fetched text is used without asking; later it is asked whether it changed."
+        3600,
+        "How long obatchd uses a fetched text without asking its host again; later it asks "
+        "whether the text has changed.",
     )
-    cache_bytes: Live[Natural] = setting(1024**3, "Most bytes of fetched texts kept, for each owner apart; 0: none.")
-    user_agent: Live[str] = setting("obatchd", "How the daemon names itself to servers.", min_length=1)
+    cache_bytes: Live[Natural] = setting(1024**3, "How much of fetched texts obatchd keeps for each owner; 0: nothing.")
+    user_agent: Live[str] = setting("obatchd", "The name under which obatchd asks web servers.", min_length=1)

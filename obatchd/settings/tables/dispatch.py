@@ -8,48 +8,61 @@ from obatchd.settings.base import Count, Live, Positive, Section, setting
 class DispatchSettings(Section):
     """How requests go to servers."""
 
-    max_attempts: Live[Count] = setting(5, "Tries of one request before it fails.")
+    max_attempts: Live[Count] = setting(5, "How often a request is tried before it fails.")
     poison_crashes: Live[Count] = setting(
-        2, "Crashes of a server that a request had to itself before it fails as poison."
+        2, "A request fails as poison after so many crashes of servers that worked on it alone."
     )
-    request_timeout_s: Live[Positive] = setting(3600, "Longest time of one attempt.")
+    request_timeout_s: Live[Positive] = setting(3600, "How long one try of a request may take.")
     request_total_s: Live[Positive] = setting(
-        14400, "Longest time of one request over all its attempts; waiting between them does not count."
+        14400, "How long all tries of a request may take together; the waiting between them does not count."
     )
     stall_s: Live[Positive] = setting(
         300,
-        "No token from any slot of a server for this long: what it works on is given up. Four times as "
-        "long while its GPU is busy, because a long prompt may take that.",
+        "When no slot of a server has given a token for so long, obatchd gives up the requests it "
+        "works on. Four times as long while its GPU is busy, because a long prompt may take that.",
     )
-    connect_timeout_s: Live[Positive] = setting(5, "Longest wait for a connection to a server.")
-    commit_interval_ms: Live[int] = setting(100, "Longest wait before results are committed.", ge=1, le=100)
-    switch_after_s: Live[Positive] = setting(60, "A waiting profile with less share takes a server after this.")
-    strikes: Live[Count] = setting(3, "Server faults in strike_window_s before a server is restarted.")
-    strike_window_s: Live[Positive] = setting(300, "Window of strikes.")
+    connect_timeout_s: Live[Positive] = setting(5, "How long it may take to connect to a server.")
+    commit_interval_ms: Live[int] = setting(
+        100, "How long an answer waits, at most, to be written to the disk together with others.", ge=1, le=100
+    )
+    switch_after_s: Live[Positive] = setting(
+        60,
+        "Requests for another model or context wait so long, at most, for a server that "
+        "is busy with requests of more weight; then it changes its model.",
+    )
+    strikes: Live[Count] = setting(3, "A server is restarted after so many faults in strike_window_s.")
+    strike_window_s: Live[Positive] = setting(300, "How long obatchd counts strikes.")
 
 
 class WatchdogSettings(Section):
     """When a server that answers its health checks but does not do its work is taken in hand. See also stall_s."""
 
     idle_gpu_s: Live[Positive] = setting(
-        60, "Requests in flight, no token and an idle GPU for this long: one token is asked for."
+        60,
+        "When a server has requests but has given no token, and its GPU has been idle, for so "
+        "long, obatchd asks it for one token.",
     )
-    idle_gpu_percent: Live[int] = setting(2, "Utilisation up to which a GPU counts as idle.", ge=0, le=100)
-    probe_s: Live[Positive] = setting(30, "Longest wait for that one token; then the server is restarted.")
+    idle_gpu_percent: Live[int] = setting(2, "A GPU counts as idle up to this utilisation.", ge=0, le=100)
+    probe_s: Live[Positive] = setting(30, "How long that one token may take; then obatchd restarts the server.")
     leak_s: Live[Positive] = setting(
-        60, "Answers that waited for a slot although there were enough, for this long: a restart."
+        60, "obatchd restarts a server whose answers have waited for a slot for so long, although it has slots enough."
     )
     slow_factor: Live[float] = setting(
-        0.3, "Tokens per second below this share of the server's own best are slow; 0: never.", ge=0, lt=1
+        0.3, "A server is slow when its tokens per second are below this share of its own best; 0: never.", ge=0, lt=1
     )
-    slow_s: Live[Positive] = setting(60, "Slow for this long: load the model again, then restart.")
+    slow_s: Live[Positive] = setting(
+        60,
+        "When a server has been slow for so long, obatchd loads its model again; if it "
+        "stays slow, obatchd restarts it.",
+    )
     vram_s: Live[Positive] = setting(
         60,
-        "Seconds between two looks at whether a model is still wholly in VRAM. Old versions of Ollama "
-        "may crash when they are asked too often.",
+        "How often obatchd looks whether a model is still wholly in the memory of its GPU. Old "
+        "versions of Ollama may crash when they are asked too often.",
     )
     repeats: Live[Count] = setting(
         3,
-        "Restarts for one reason in window_s after which a server gets no more work, if others do the same work well.",
+        "A server that was restarted so often for one reason in window_s gets no more work, if "
+        "others do the same work well.",
     )
-    window_s: Live[Positive] = setting(3600, "Window of repeats.")
+    window_s: Live[Positive] = setting(3600, "How long obatchd counts repeats.")

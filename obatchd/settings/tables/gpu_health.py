@@ -23,66 +23,122 @@ def _numbers(value: dict[str, XidClass]) -> dict[str, XidClass]:
 class GpuHealthSettings(Section):
     """When a GPU is warned about, taken out of use (quarantine), or fails a burn-in. See also docs/gpu-health.md."""
 
-    lost_polls: Live[Count] = setting(2, "Readings in a row that say the GPU is gone: quarantine.")
+    lost_polls: Live[Count] = setting(
+        2, "A GPU goes into quarantine after so many readings in a row that say that it is gone."
+    )
 
     # XIDs
     xids: Live[Annotated[dict[str, XidClass], AfterValidator(_numbers)]] = setting(
         {},
-        'Another class for single XIDs, e.g. {"63" = "memory", "109" = "application"}. "fatal", "reset": '
-        'quarantine; "memory": quarantine with the second in a day; "application": with repeats on this GPU alone; '
-        '"warn"; "ignore".',
+        "Classes of XIDs (error numbers of the NVIDIA driver) other than obatchd's own, such as "
+        '{"63" = "memory", "109" = "application"}. "fatal" and "reset": the GPU goes into quarantine '
+        'at once; "memory": at the second XID in a day; "application": when it repeats on this GPU '
+        'alone; "warn": obatchd warns; "ignore": nothing.',
     )
     repeats: Live[Count] = setting(
-        3, "XIDs of an application, or crashes of its server, on this GPU alone in repeat_s."
+        3,
+        "So many XIDs of applications, or crashes of its server, in repeat_s count against a GPU, "
+        "if no other GPU has them.",
     )
-    repeat_s: Live[Positive] = setting(3600, "Window of repeats.")
-    memory_xids: Live[Count] = setting(2, "XIDs of class memory in 24 h: quarantine.")
+    repeat_s: Live[Positive] = setting(3600, "How long obatchd counts repeats.")
+    memory_xids: Live[Count] = setting(2, "A GPU goes into quarantine after so many XIDs of class memory in 24 hours.")
 
     # Memory
-    ecc_uncorrected: Live[Natural] = setting(0, "More new uncorrectable ECC errors than this: quarantine.")
-    ecc_corrected_per_h: Live[Natural] = setting(100, "More corrected ECC errors in an hour: a warning.")
+    ecc_uncorrected: Live[Natural] = setting(
+        0, "A GPU goes into quarantine when it has more new uncorrectable ECC errors than this."
+    )
+    ecc_corrected_per_h: Live[Natural] = setting(
+        100, "obatchd warns when a GPU has more corrected ECC errors in an hour."
+    )
     ecc_corrected_rising: Live[Count] = setting(
-        10, "So many in 20 minutes, and twice as many from one 20 minutes to the next, twice over: a warning."
+        10,
+        "obatchd warns when the corrected ECC errors of a GPU rise: so many in 20 minutes, and "
+        "twice as many in the next 20 minutes, twice in a row.",
     )
-    ecc_corrected_per_s: Live[Count] = setting(1000, "More per second in two readings in a row: quarantine.")
-    ecc_corrected_per_run: Live[Natural] = setting(10_000, "More in one burn-in: it fails.")
+    ecc_corrected_per_s: Live[Count] = setting(
+        1000, "A GPU goes into quarantine when it has more corrected ECC errors per second in two readings in a row."
+    )
+    ecc_corrected_per_run: Live[Natural] = setting(
+        10_000, "A burn-in fails a GPU that has more corrected ECC errors in the run."
+    )
     sram_uncorrected: Live[Natural] = setting(
-        4, "More uncorrectable SRAM errors in the life of the card: a warning, often reason for RMA."
+        4,
+        "obatchd warns when a card has had more uncorrectable SRAM errors in its life; vendors "
+        "often replace it then (RMA).",
     )
-    remapped_rows: Live[Count] = setting(512, "Rows remapped for uncorrectable errors: a warning (DCGM).")
-    retired_pages: Live[Count] = setting(63, "Retired pages of a card before Ampere: a warning (DCGM).")
+    remapped_rows: Live[Count] = setting(
+        512,
+        "obatchd warns when so many memory rows of a GPU, or more, were remapped for "
+        "uncorrectable errors (a limit of DCGM).",
+    )
+    retired_pages: Live[Count] = setting(
+        63, "obatchd warns when a card older than Ampere has so many retired memory pages, or more (a limit of DCGM)."
+    )
 
     # Slowdowns and heat
     slowdown_share: Live[Share] = setting(
-        0.6, "Share of the last slowdown_minutes with a hardware slowdown: quarantine (gpud)."
+        0.6,
+        "A GPU goes into quarantine when its hardware slowed it down in this share of the last "
+        "slowdown_minutes (a limit of gpud).",
     )
-    slowdown_minutes: Live[int] = setting(10, "Window of slowdown_share.", ge=1, le=60)
-    slowdown_run_share: Live[Share] = setting(0.01, "Share of the loaded time of a burn-in: it fails.")
-    slowdown_run_s: Live[NotNegative] = setting(60, "Seconds of hardware slowdown in a burn-in: it fails.")
-    thermal_share: Live[Share] = setting(0.01, "Share of loaded time slowed by software for heat: a warning.")
-    thermal_run_share: Live[Share] = setting(0.10, "The same in a burn-in: it fails.")
-    heat_s: Live[Positive] = setting(60, "How long a temperature must stay above a limit to count.")
-    temp_c: Live[Count] = setting(90, "Limit of the core where the card tells none of its own.")
-    memory_temp_c: Live[Count] = setting(95, "Limit of the memory where the card tells none of its own.")
-    memory_temp_over_c: Live[Natural] = setting(5, "So far above the memory's limit: quarantine.")
+    slowdown_minutes: Live[int] = setting(10, "How far back slowdown_share looks.", ge=1, le=60)
+    slowdown_run_share: Live[Share] = setting(
+        0.01, "A burn-in fails a GPU that its hardware slowed down in more than this share of the time under load."
+    )
+    slowdown_run_s: Live[NotNegative] = setting(60, "A burn-in fails a GPU that its hardware slowed down for longer.")
+    thermal_share: Live[Share] = setting(
+        0.01, "obatchd warns when the driver slowed a GPU down for heat in more than this share of the time under load."
+    )
+    thermal_run_share: Live[Share] = setting(
+        0.10,
+        "A burn-in fails a GPU that the driver slowed down for heat in more than this share of the time under load.",
+    )
+    heat_s: Live[Positive] = setting(60, "A temperature counts when it has been above its limit for so long.")
+    temp_c: Live[Count] = setting(90, "The limit for the core in °C, for cards that tell none of their own.")
+    memory_temp_c: Live[Count] = setting(95, "The limit for the memory in °C, for cards that tell none of their own.")
+    memory_temp_over_c: Live[Natural] = setting(
+        5, "A GPU goes into quarantine when its memory is so many °C above its limit."
+    )
     slowdown_margin_c: Live[Natural] = setting(
-        5, "So far below its slowdown temperature the core is too hot, if the card tells only that."
+        5,
+        "The core is too hot when it comes so many °C near the temperature at which the card "
+        "slows down, if the card tells only that one.",
     )
-    limit_margin_c: Live[Natural] = setting(3, "Distance to the next slowdown (T.Limit): a warning.")
+    limit_margin_c: Live[Natural] = setting(
+        3, "obatchd warns when a GPU comes so many °C near its next slowdown (T.Limit)."
+    )
     shutdown_margin_c: Live[Natural] = setting(
-        3, "So near its shutdown temperature the load is taken away at once, and quarantine."
+        3,
+        "When a GPU comes so many °C near the temperature at which it turns itself off, obatchd "
+        "takes its load away at once and puts it into quarantine.",
     )
 
     # PCIe, power
-    link_polls: Live[Count] = setting(3, "Slow readings in a row with too narrow or slow a PCIe link.")
-    pcie_width: Live[int] = setting(0, "Expected PCIe lanes; 0: as many as the card can.", ge=0, le=32)
-    pcie_gen_fails: Live[bool] = setting(False, "A lower PCIe generation under load fails a burn-in.")
-    link_load_percent: Live[int] = setting(50, "Utilisation from which the link must be up to speed.", ge=0, le=100)
-    replays: Live[Positive] = setting(
-        1, "PCIe replays, as a multiple of what the link's bit error rate explains (DCGM): a warning."
+    link_polls: Live[Count] = setting(
+        3,
+        "obatchd reports a PCIe link that is too narrow or too slow in so many slow "
+        "readings in a row (see slow_poll_s).",
     )
-    replays_run: Live[Positive] = setting(5, "The same for 10 minutes of a burn-in: it fails.")
-    power_polls: Live[Count] = setting(3, "Readings in a row without power, that was readable: a warning.")
+    pcie_width: Live[int] = setting(
+        0, "How many PCIe lanes each GPU must have; 0: as many as the card can have.", ge=0, le=32
+    )
+    pcie_gen_fails: Live[bool] = setting(
+        False, "A burn-in fails a GPU whose PCIe link runs at a lower generation under load."
+    )
+    link_load_percent: Live[int] = setting(
+        50, "The PCIe link of a GPU must run at full speed from this utilisation on.", ge=0, le=100
+    )
+    replays: Live[Positive] = setting(
+        1,
+        "obatchd warns when a GPU has more than so many times the PCIe replays that the bit error "
+        "rate of its link explains (a limit of DCGM).",
+    )
+    replays_run: Live[Positive] = setting(
+        5, "A burn-in fails a GPU that has more than so many times these replays for 10 minutes."
+    )
+    power_polls: Live[Count] = setting(
+        3, "obatchd warns when the power of a GPU could be read before and cannot be read in so many readings in a row."
+    )
 
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -92,23 +148,40 @@ class BurninSettings(Section):
     """Burn-in runs; what makes a GPU fail besides is in [gpu_health]."""
 
     model: Live[str] = setting(
-        "", "Model of the load; empty: the daemon's model. A dense one that fills most of a GPU is best."
+        "",
+        "The model that is the load of a burn-in; empty: the daemon's model. A dense model that "
+        "fills most of a GPU is best.",
     )
     vram_target_percent: Live[Percent] = setting(
-        85, "How much of a GPU's memory the context is to fill, if the model can have so much of it."
+        85, "How much of a GPU's memory model and context fill in a burn-in, if the model can have so long a context."
     )
     canary_s: Live[Positive] = setting(
-        600, "Seconds between two output checks of a GPU; less in short runs, more where checks take long."
+        600,
+        "How often a burn-in checks the output of a GPU; in short runs more often, where checks take long less often.",
     )
-    canary_runs: Live[int] = setting(20, "Answers that the output check is calibrated with.", ge=3, le=1000)
-    slower_warn_percent: Live[Percent] = setting(5, "Tokens/s so far below GPUs like it: a warning.")
-    slower_fail_percent: Live[Percent] = setting(10, "The same: it fails.")
+    canary_runs: Live[int] = setting(
+        20, "From so many answers a burn-in learns the right output of a GPU, before it checks it.", ge=3, le=1000
+    )
+    slower_warn_percent: Live[Percent] = setting(
+        5, "A burn-in warns about a GPU that makes so many percent fewer tokens per second than GPUs like it."
+    )
+    slower_fail_percent: Live[Percent] = setting(
+        10, "A burn-in fails a GPU that makes so many percent fewer tokens per second than GPUs like it."
+    )
     stress_power_percent: Live[Percent] = setting(
-        75, "Median power below this share of the limit is low stress (DCGM: adequate from 75 %)."
+        75,
+        "The stress of a GPU was low when its median power was below this share of its limit "
+        "(DCGM: adequate from 75 %).",
     )
-    stress_utilisation_percent: Live[Percent] = setting(90, "Utilisation below this is low stress.")
-    stress_loaded_percent: Live[Percent] = setting(95, "Loaded for less of the time than this is low stress.")
-    least_loaded_percent: Live[Percent] = setting(80, "Loaded for less of the time asked for: inconclusive.")
-    least_seen_percent: Live[Percent] = setting(95, "Readings for less of the run: inconclusive.")
-    keep_runs: Live[Count] = setting(100, "How many journals of runs are kept: the newest.")
-    keep_days: Live[Count] = setting(400, "A run that ended so long ago is deleted, with its report.")
+    stress_utilisation_percent: Live[Percent] = setting(
+        90, "The stress of a GPU was low when its utilisation was lower."
+    )
+    stress_loaded_percent: Live[Percent] = setting(
+        95, "The stress of a GPU was low when it was under load for less of the time."
+    )
+    least_loaded_percent: Live[Percent] = setting(
+        80, "A burn-in judges no GPU that was under load for less of the time asked for."
+    )
+    least_seen_percent: Live[Percent] = setting(95, "A burn-in judges no GPU whose readings cover less of the run.")
+    keep_runs: Live[Count] = setting(100, "obatchd keeps the journals of so many burn-ins, the newest ones.")
+    keep_days: Live[Count] = setting(400, "obatchd deletes a burn-in so long after its end, with its report.")

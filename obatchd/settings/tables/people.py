@@ -17,12 +17,15 @@ class AccessSettings(Section):
 
     mode: Literal["personal", "service"] = setting(
         "personal",
-        '"personal": only the daemon\'s own user and root. "service": members of submit_group, each of '
-        "whom sees only what is theirs; outbox and failed have a directory per owner.",
+        '"personal": obatchd answers only its own user and root. "service": it answers the members '
+        "of submit_group, each of whom sees only their own jobs; outbox and failed have a directory "
+        "for each owner.",
     )
-    submit_group: str = setting("obatch-submit", "Group whose members may drop and submit.", min_length=1)
+    submit_group: str = setting(
+        "obatch-submit", "The group whose members may drop files and submit jobs.", min_length=1
+    )
     admin_group: str = setting(
-        "obatch-admin", "Group whose members see everything and may do everything.", min_length=1
+        "obatch-admin", "The group whose members see everything and may do everything.", min_length=1
     )
 
 

@@ -27,32 +27,37 @@ class GpuSettings(Section):
 
     use: Annotated[str | list[str | int], AfterValidator(_known_use)] = setting(
         "all",
-        '"all" (that CUDA_VISIBLE_DEVICES, NVIDIA_VISIBLE_DEVICES and SLURM_JOB_GPUS leave to obatchd), "none" (client '
-        'only: remote servers), "simulated:N", or a list of GPU UUIDs or indices.',
+        '"all" GPUs (that CUDA_VISIBLE_DEVICES, NVIDIA_VISIBLE_DEVICES and SLURM_JOB_GPUS leave to '
+        'obatchd), "none" (only the servers of ollama_instances), "simulated:N" (N stand-ins, to try '
+        "obatchd), or a list of UUIDs or indices.",
     )
-    exclude: list[str | int] = setting([], "UUIDs or indices of GPUs to leave alone.")
-    poll_s: Positive = setting(2.0, "Seconds between two readings of utilisation, memory, power.")
+    exclude: list[str | int] = setting([], "UUIDs or indices of GPUs that obatchd leaves alone.")
+    poll_s: Positive = setting(2.0, "How often obatchd reads utilisation, memory and power of the GPUs.")
     slow_poll_s: Positive = setting(
-        30, "Seconds between two readings of what changes slowly: ECC counters, remapped rows, PCIe."
+        30, "How often obatchd reads what changes slowly: ECC counters, remapped rows, the PCIe link."
     )
-    silent_warn_s: Positive = setting(10, "The driver is silent for this long: the health of the GPUs is unknown.")
+    silent_warn_s: Positive = setting(
+        10, "When the driver has been silent for so long, obatchd calls the health of the GPUs unknown."
+    )
     silent_s: Positive = setting(
         60,
-        "Silent for this long: the process that asks it is given up and replaced. A driver in trouble may "
-        "take 45 s for one call.",
+        "When the driver has been silent for so long, obatchd replaces the process that asks it. A "
+        "driver in trouble may take 45 s for one call.",
     )
     shared_bytes: Natural = setting(
-        512 * 1024**2, "Other people's processes may hold so much on a GPU; beside more no model is loaded."
+        512 * 1024**2,
+        "How much memory processes of other people may hold on a GPU; where they hold "
+        "more, obatchd loads no model there.",
     )
     share_unknown: bool = setting(
         False,
-        "Load models also beside other people's processes whose memory the driver does not tell, as under WSL, on "
-        "vGPUs and MIG slices. For one GPU: obatchctl gpus share.",
+        "Load models also beside processes of other people whose memory the driver does not tell, as "
+        "under WSL, on vGPUs and on MIG slices. For one GPU: obatchctl gpus share.",
     )
     allow: list[Annotated[str, AfterValidator(_hours)]] = setting(
         [],
-        'Hours of the day, local time, in which the GPUs are used, e.g. ["22:00-06:00"]; empty: always. '
-        "Outside of them models are unloaded and requests wait.",
+        'Hours of the day, in local time, in which obatchd uses the GPUs, such as ["22:00-06:00"]; '
+        "empty: always. At other hours obatchd unloads the models, and requests wait.",
     )
 
     @field_validator("allow", mode="before")
@@ -69,49 +74,73 @@ SERVICE_PORTS = 64
 class ServerGroup(Section):
     """One server over several GPUs, for a model that does not fit on one."""
 
-    gpus: list[str | int] = Field(description="UUIDs or indices; they leave the one-server-per-GPU pool.", min_length=2)
+    gpus: list[str | int] = Field(
+        description="UUIDs or indices of its GPUs; none of them has a server of its own.", min_length=2
+    )
 
 
 class ServerSettings(Section):
     """How the Ollama servers are started and watched."""
 
-    ollama: str = setting("ollama", "The ollama binary: a name on PATH or an absolute path.")
+    ollama: str = setting("ollama", "The program ollama: a name on PATH or an absolute path.")
     listen: str = setting(
         "127.0.0.1",
-        "Address the servers bind to. A LAN address lets another host's daemon use them; Ollama has no "
-        "authentication, so anybody who reaches the port can use, change and delete models.",
+        "The address on which the servers listen. With an address of the LAN, daemons of other hosts "
+        "can use them; Ollama has no authentication, so anybody who reaches a port can use, change "
+        "and delete models.",
     )
     base_port: int = setting(
         0,
-        "First port; server i gets base_port + i. 0 picks free ports and keeps them; as a system service 0 "
-        f"means {SERVICE_BASE_PORT}, because the {SERVICE_PORTS} ports from there are shut to other users of the host.",
+        "The port of the first server; each further one has the next port. 0: obatchd picks free ports and keeps them; "
+        f"as a system service 0 means {SERVICE_BASE_PORT}, because the {SERVICE_PORTS} ports from there are shut to "
+        "other users of the host.",
         ge=0,
         le=65000,
     )
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = setting(
-        "auto", 'Requests in flight per server: a number, or "auto" (the most of 8/4/2/1 wholly in VRAM).'
+        "auto",
+        'How many requests a server works on at a time: a number, or "auto" (the most of 8, '
+        "4, 2 and 1 with which all fits into the memory of the GPU).",
     )
-    cpu_servers: int = setting(1, "CPU servers to start where there is no GPU and no remote server.", ge=0, le=64)
-    remote_slots: int = setting(4, "Requests in flight per remote server.", ge=1, le=256)
-    remote_token: str = setting("", "Bearer token sent to remote servers; empty sends none.", repr=False)
-    group: list[ServerGroup] = setting([], "[[servers.group]]: one server over several GPUs.")
-    models_dir: str = setting("", "Model store of the servers (OLLAMA_MODELS); empty: Ollama's own default.")
-    environment: dict[str, str] = setting({}, "More environment variables for the servers, e.g. a proxy.")
-    start_timeout_s: Positive = setting(90, "Longest wait for a server to become ready.")
-    load_timeout_s: Positive = setting(900, "Longest wait for a model to be loaded.")
-    stagger_s: NotNegative = setting(0.5, "Pause between two server starts.")
-    stop_grace_s: Positive = setting(10, "Wait after SIGTERM before SIGKILL.")
-    drain_s: NotNegative = setting(60, "Longest wait for in-flight requests when one server is drained.")
-    backoff_max_s: Positive = setting(60, "Longest pause between restarts: 1, 2, 4 … seconds.")
-    backoff_reset_s: Positive = setting(120, "READY for this long resets the pause.")
-    starts_limit: Count = setting(6, "Starts without a completed request before FAILED.")
-    starts_window_s: Positive = setting(600, "Window of starts_limit.")
+    cpu_servers: int = setting(
+        1,
+        "How many servers on the CPU obatchd starts where there is no GPU and no server in ollama_instances.",
+        ge=0,
+        le=64,
+    )
+    remote_slots: int = setting(
+        4, "How many requests each server of ollama_instances works on at a time.", ge=1, le=256
+    )
+    remote_token: str = setting(
+        "", "The bearer token that obatchd sends to the servers of ollama_instances; empty: none.", repr=False
+    )
+    group: list[ServerGroup] = setting([], "Each [[servers.group]] is one server over several GPUs.")
+    models_dir: str = setting("", "The directory of the servers' models (OLLAMA_MODELS); empty: Ollama's own default.")
+    environment: dict[str, str] = setting({}, "Environment variables for the servers, such as that of a proxy.")
+    start_timeout_s: Positive = setting(90, "How long a server may take to become ready.")
+    load_timeout_s: Positive = setting(900, "How long a model may take to be loaded.")
+    stagger_s: NotNegative = setting(0.5, "The pause between the starts of two servers.")
+    stop_grace_s: Positive = setting(10, "A server that is stopped is killed when it has not ended after so long.")
+    drain_s: NotNegative = setting(60, "How long obatchd waits for running answers when one server is drained.")
+    backoff_max_s: Positive = setting(
+        60, "A server that ended is started again after a pause of 1, 2, 4 … seconds; this is the longest one."
+    )
+    backoff_reset_s: Positive = setting(
+        120, "When a server has been ready for so long, its next pause is a short one again."
+    )
+    starts_limit: Count = setting(
+        6, "A server counts as failed after so many starts in starts_window_s without an answer."
+    )
+    starts_window_s: Positive = setting(600, "How long obatchd counts starts.")
     slow_retry_s: Positive = setting(
         600,
-        "Pause between tries of a FAILED server; one that others start is looked for at least every backoff_max_s.",
+        "The pause between two tries of a failed server; obatchd looks for a server of "
+        "ollama_instances at least every backoff_max_s.",
     )
-    idle_unload_s: NotNegative = setting(0, "Unload an idle model after this long; 0 keeps it.")
-    health_s: Positive = setting(5, "Seconds between two health checks; three misses restart.")
+    idle_unload_s: NotNegative = setting(0, "A model that nobody has used for so long is unloaded; 0: never.")
+    health_s: Positive = setting(
+        5, "How often obatchd checks the health of a server; when three checks fail, it restarts the server."
+    )
 
     @field_validator("environment")
     @classmethod
@@ -127,8 +156,10 @@ class ModelSettings(Section):
 
     pull: Live[Literal["admin", "allowed", "never"]] = setting(
         "allowed",
-        'Who may cause a pull: "admin" (only obatchctl models pull), "allowed" (jobs too, if the name '
-        'matches allow), "never".',
+        'Who may have a model pulled: "admin" (only with obatchctl models pull), "allowed" (jobs, '
+        'too, if the name of the model matches allow), "never" (nobody).',
     )
-    allow: Live[list[str]] = setting(["*"], "Patterns of model names that jobs may use (shell style).")
-    pull_margin_bytes: Live[Natural] = setting(2 * 1024**3, "Free disk that must remain after a pull.")
+    allow: Live[list[str]] = setting(
+        ["*"], "Patterns for the names of models that jobs may use, written as in a shell."
+    )
+    pull_margin_bytes: Live[Natural] = setting(2 * 1024**3, "How much of the disk must stay free after a pull.")

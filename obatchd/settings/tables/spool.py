@@ -12,25 +12,28 @@ class InboxSettings(Section):
 
     settle_s: Live[Positive] = setting(
         2,
-        "A file that was not renamed in is taken when it is closed and unchanged this long. Ten times as long where "
-        "nobody saw its beginning: after a start, and where other hosts write to the inbox.",
+        "A file that is copied or written into the inbox is taken when nobody has it open and it has "
+        "not changed for so long. Ten times as long where obatchd did not see its beginning: after a "
+        "start, and where other hosts write into the inbox.",
     )
-    folder_settle_s: Live[Positive] = setting(5, "The same for a folder, over all it contains.")
-    rescan_s: Live[Positive] = setting(2, "Seconds between two looks at the whole inbox.")
-    empty_s: Live[Positive] = setting(60, "An empty file is refused after this long.")
-    claim_batch: Live[Count] = setting(1000, "Most drops claimed in one go.")
-    max_line_bytes: Live[int] = setting(16 * 1024**2, "Longest request.", ge=1024)
-    max_unpacked_bytes: Live[int] = setting(64 * 1024**3, "Most bytes a drop may unpack to.", ge=1024)
-    unpack_timeout_s: Live[Positive] = setting(600, "Longest time to unpack one drop: an archive, a workbook, Parquet.")
+    folder_settle_s: Live[Positive] = setting(5, "The same for a folder with everything in it.")
+    rescan_s: Live[Positive] = setting(2, "How often obatchd looks through the whole inbox.")
+    empty_s: Live[Positive] = setting(60, "An empty file is refused when it has been in the inbox for so long.")
+    claim_batch: Live[Count] = setting(1000, "How many drops obatchd takes from the inbox in one go, at most.")
+    max_line_bytes: Live[int] = setting(16 * 1024**2, "How long a request may be.", ge=1024)
+    max_unpacked_bytes: Live[int] = setting(64 * 1024**3, "How much one drop may unpack to.", ge=1024)
+    unpack_timeout_s: Live[Positive] = setting(
+        600, "How long obatchd may take to unpack one drop: an archive, a workbook, Parquet."
+    )
     unpack_memory_bytes: Live[int] = setting(
-        1024**3, "Most memory that the unpacking of one drop may take.", ge=64 * 1024**2
+        1024**3, "How much memory obatchd may take to unpack one drop.", ge=64 * 1024**2
     )
-    max_requests: Live[Count] = setting(10_000_000, "Most requests in one drop.")
+    max_requests: Live[Count] = setting(10_000_000, "How many requests one drop may have.")
     on_invalid: Live[Literal["fail_line", "fail_file"]] = setting(
-        "fail_line", 'A bad line fails alone ("fail_line") or refuses the whole drop before it runs.'
+        "fail_line", 'A bad line fails alone ("fail_line"), or the whole drop is refused before it runs ("fail_file").'
     )
     dedupe: Live[Literal["allow", "reject"]] = setting(
-        "allow", 'A drop with the content of an earlier one: run and report it, or "reject".'
+        "allow", 'A drop with the content of an earlier one is run, with a note ("allow"), or refused ("reject").'
     )
 
 
@@ -38,36 +41,47 @@ class OutboxSettings(Section):
     """How results are written."""
 
     response_files: NextJob[Literal["auto", "always", "never"]] = setting(
-        "auto", 'One file per response. "auto": for jobs of at most response_files_limit requests.'
+        "auto",
+        'Whether each answer is a file of its own, too: "always", "never", or "auto": in '
+        "jobs of at most response_files_limit requests.",
     )
     response_text: NextJob[Literal["txt", "md"]] = setting(
-        "txt", "Ending of the file with a response's text. The text is the model's Markdown either way."
+        "txt", "How the name of the file with the text of an answer ends. The text is the model's Markdown either way."
     )
-    response_files_limit: NextJob[Natural] = setting(100_000, 'Most requests of a job for "auto".')
+    response_files_limit: NextJob[Natural] = setting(100_000, 'How many requests a job may have for "auto".')
 
 
 class LimitSettings(Section):
     """What one owner may have open. Further drops of that owner wait in the inbox; 0: no limit."""
 
-    open_jobs: Live[Natural] = setting(0, "Jobs that are not done.")
-    open_bytes: Live[Natural] = setting(0, "Bytes of their drops.")
-    open_requests: Live[Natural] = setting(0, "Requests of theirs without a result when another drop is taken.")
+    open_jobs: Live[Natural] = setting(0, "How many jobs of one owner may be unfinished.")
+    open_bytes: Live[Natural] = setting(0, "How large the drops of one owner's unfinished jobs may be in all.")
+    open_requests: Live[Natural] = setting(
+        0, "How many requests of one owner may be without a result when another drop is taken."
+    )
 
 
 class DiskSettings(Section):
     """When dispatch pauses for lack of space."""
 
-    min_free_bytes: Live[Natural] = setting(256 * 1024**2, "Below this, dispatch pauses; submissions stop before.")
-    min_free_inodes: Live[Natural] = setting(10_000, "Below this, dispatch pauses.")
-    keep_done_s: Live[NotNegative] = setting(7 * 86400, "How long a finished job's input and store are kept.")
+    min_free_bytes: Live[Natural] = setting(
+        256 * 1024**2,
+        "When the disk has less room, obatchd sends no more requests to servers; submissions are refused even before.",
+    )
+    min_free_inodes: Live[Natural] = setting(
+        10_000, "When the disk has fewer free inodes, obatchd sends no more requests to servers."
+    )
+    keep_done_s: Live[NotNegative] = setting(
+        7 * 86400, "How long obatchd keeps the input and the store of a finished job; its results in the outbox stay."
+    )
     keep_done_bytes: Live[Natural] = setting(
-        10 * 1024**3, "Most bytes of them; the oldest finished jobs are released first."
+        10 * 1024**3, "How much room these may take in all; obatchd deletes those of the oldest finished jobs first."
     )
     retention_days: Live[NotNegative] = setting(
         0,
-        "Days after its end when everything of a job is erased, results, prompts and its row in the "
-        "index; 0: never. obatchctl rm does it at once.",
+        "When a job has ended so long ago, obatchd erases all of it: results, prompts and its row in "
+        "the index; 0: never. obatchctl rm does it at once.",
     )
     prune_outbox_s: Live[NotNegative] = setting(
-        0, "Delete results in the outbox and drops in failed/ after this long; 0 never does."
+        0, "obatchd deletes results in the outbox and drops in failed/ after so long; 0: never."
     )

@@ -92,7 +92,7 @@ def _called(line: dict[str, msgspec.Raw], name: str, notes: list[str]) -> dict[s
     if given.get("n", 1) > 1 and url not in (CHAT, COMPLETIONS):
         body.cannot("n", f"it must be 1 for {url}")
     if unknown := [key for key in body.rest() if key not in _NO_EFFECT and body.peek(key)]:
-        notes.append(f"{quoted(unknown)} of the {name} is left out: nothing here is called so")
+        notes.append(f"{quoted(unknown)} of the {name} is left out: obatchd knows no such field")
     return {"id": label, "url": url if name == "body" else "", "notes": notes, "again": again_of(line), **given}
 
 

@@ -11,6 +11,7 @@ import msgspec
 
 from obatchd.jobs.formats.source import raw_fields
 from obatchd.jobs.model import MOST_REPEATS, RequestRefused
+from obatchd.words import not_json
 
 # Beside an object of a retry: the numbers of its answers that are asked for again.
 PASSED_REPEATS = "input_repeats"
@@ -114,7 +115,7 @@ def fields_of(raw: bytes) -> tuple[dict[str, msgspec.Raw], list[str]]:
     except msgspec.DecodeError as error:
         if (mended := _mended(raw, notes)) != raw:
             return fields_of(mended)[0], notes
-        raise RequestRefused("bad_json", str(error)) from None
+        raise RequestRefused("bad_json", not_json(error, raw)) from None
 
 
 def begins_object(text: bytes) -> bool:

@@ -1,0 +1,270 @@
+"""The events of the log in words, for a person who has started obatchd in a terminal.
+
+The journal and pipes get each event as it is (:mod:`obatchd.log`); here it is one short line with the time of day. What
+only helps to find a defect has no words and is left out, as is a step on the way to what is told anyway.
+"""
+
+from __future__ import annotations
+
+import logging
+import string
+import time
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import click
+
+from obatchd import terminal, times
+from obatchd.words import counted
+
+# Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds. A reason
+# and a remedy that the words do not name come behind them.
+WORDS: Mapping[str, str] = {
+    # the daemon
+    "starting": "obatchd {version} starts on {spool}",
+    "ready": "Ready. Move files of prompts into {inbox}, or type in another terminal:  {command}",
+    "stop_asked": "Stopping: running answers have {drain_s:duration} to finish; Ctrl-C again stops at once",
+    "drain_skipped": "Stopping at once; answers that were running are asked for again at the next start",
+    "drain_ended": "{in_flight:answer} did not finish in time",
+    "stopped": "Stopped; unfinished jobs go on at the next start",
+    "reloaded": "The configuration was read again; changed: {changed}; for new jobs: {next_job}; at the next start: "
+    "{needs_restart}",
+    "reload_refused": "The configuration was read again and cannot be used; the old one stays",
+    "reload_failed": "The configuration could not be read again, because of a defect of obatchd; the old one stays",
+    "group_missing": "There is no group {group}",
+    "defect": "A part of obatchd failed ({task}) because of a defect of obatchd; it stops. Please report this",
+    "child_not_started": "obatchd could not start a process of its own ({child})",
+    "child_failed": "A process of obatchd failed ({child}) because of a defect of obatchd; please report this",
+    "control_listening": "",
+    "control_request_failed": "obatchd failed at a command of obatchctl, because of a defect; please report this",
+    "connection_not_accepted": "obatchctl could not be answered",
+    "submit_accept_failed": "A submission could not be received: {error}",
+    "submission_refused": "A submission was refused ({code}); its sender was told why",
+    "submission_failed": "A submission failed because of a defect of obatchd; please report this",
+    "submitter_gone": "",
+    # drops
+    "inbox_problem": "The inbox has a problem",
+    "inbox_polled": "obatchd gets no events of the inbox on a file system of kind {filesystem}",
+    "inbox_events_lost": "Too much happened in the inbox at once, so obatchd looks through all of it",
+    "inbox_not_watched": "The kernel gives obatchd no events of the inbox, so obatchd looks into it now and then",
+    "drop_not_complete": "A drop in the inbox is not complete yet; obatchctl status says why",
+    "drop_still_growing": "A drop in the inbox is still growing; it is taken when it is complete",
+    "drop_blocked": "A drop in the inbox cannot be taken",
+    "drop_refused": "A drop was refused ({code}); it is in failed/ with the reason",
+    "drop_not_deleted": "The drop of job {job} was copied and cannot be deleted from where it lay",
+    "drop_adopted": "A drop whose acceptance was cut short became job {job}",
+    "drop_copied": "",
+    "drop_unpacked": "",
+    "drop_changed_late": "The drop of job {job} was changed after it was taken; the change is not run",
+    "drop_not_readable": "The drop of job {job} cannot be read, because of a defect of obatchd; please report this",
+    "input_is_another_file": "Job {job}: its file was replaced by another one as it was taken; the other one is run",
+    "intake_failed": "obatchd cannot take drops; it tries again",
+    "index_failed": "obatchd cannot read a drop; it tries again",
+    "unpack_failed": "obatchd cannot unpack the drop of job {job}; it tries again",
+    "unpacker_lost": "The process that unpacks the drop of job {job} ended; it is tried again",
+    "input_unreadable": "obatchd cannot read the drop of a job; it tries again",
+    "submission_not_renamed": "A submission cannot be put into its place",
+    "preparer_lost": "The process that fetches sources ended; it is started again",
+    # jobs
+    "job_accepted": "",
+    "job_indexed": "Job {job}: {requests:request}",
+    "job_done": "Job {job} is done: {succeeded} answered, {failed} failed, in {wall_s:duration}",
+    "job_cancelled": "Job {job} was cancelled",
+    "job_expired": "Job {job} has passed its deadline; {finished} of {requests:request} were finished",
+    "job_defective": "Job {job} cannot go on because of a defect of obatchd",
+    "job_erased": "Job {job} was erased",
+    "job_not_erased": "Job {job} cannot be erased",
+    "job_released": "",
+    "job_published_again": "The results of job {job} were written again",
+    "job_not_published": "The results of job {job} cannot be written, because of a defect of obatchd",
+    "job_not_offered": "A job cannot go on because of a defect of obatchd; please report this",
+    "jobs_resumed": "Going on with {jobs:unfinished job} of an earlier run",
+    "index_rebuilt": "The list of jobs was lost and was made again from the inputs: {jobs:job}",
+    "earlier_answers_copied": "Job {job}: {requests:answer} copied from earlier jobs",
+    "earlier_answers_not_read": "Job {job}: earlier answers cannot be read, so all its requests are asked",
+    "requests_unservable": "Job {job}: requests for {model} cannot be answered",
+    "cause_condemned": "Job {job}: its requests for {model} crash every server, so the rest of them fail",
+    "attempt_failed": "",
+    "publish_failed": "The results of {jobs:job} cannot be written; obatchd tries again",
+    "commit_failed": "{results:answer} cannot be written; obatchd tries again",
+    "results_not_committed": "The disk did not take {results:answer}; they are asked for again at the next start",
+    "responses_not_written": "Job {job}: files of {responses:answer} cannot be written; results.jsonl has them",
+    "response_writer_lost": "The process that writes answer files ended; it is started again",
+    "end_failed": "The end of job {job} cannot be written; obatchd tries again",
+    "resumption_failed": "Jobs of an earlier run cannot be taken up; obatchd tries again",
+    "housekeeping_failed": "Old files cannot be deleted; obatchd tries again",
+    "deleted": "",
+    "trouble": "All work waits",
+    "trouble_over": "Work goes on",
+    "dispatch_held": "",
+    "dispatch_resumed": "",
+    # the store
+    "store_damaged": "A file of the store is damaged",
+    "store_set_aside": "A damaged file of the store was set aside as {kept_as}",
+    "store_migrated": "The tables of {file} were brought from version {from_version} to {to_version}",
+    "store_backed_up": "A copy of the tables as they were is in {file}",
+    "session_not_recorded": "obatchd cannot write beside the store",
+    "fact_not_kept": "obatchd cannot write down {key}",
+    # servers
+    "server_planned": "",
+    "server_state": "Server {server} is {new}",
+    "server_log": "Server {server} says: {line}",
+    "server_strike": "Server {server} has a fault ({strikes} lately)",
+    "server_killed": "Server {server} did not end in {grace_s:duration} and was killed",
+    "server_stuck": "Server {server} cannot be killed",
+    "server_defect": "Server {server} is not looked after because of a defect of obatchd; please report this",
+    "server_not_closed": "Server {server} was not closed because of a defect of obatchd; please report this",
+    "servers_exposed": "Everybody who reaches {listen} can use the servers",
+    "health_missed": "Server {server} does not answer",
+    "slots_halved": "Server {server}: {slots:slot} for {model}, because more do not fit",
+    "ollama_version": "{warning}",
+    "foreign_ollama": "{reason}",
+    "orphans_swept": "",
+    "orphan_killed": "An Ollama process of an earlier run was ended ({pid})",
+    "orphan_stuck": "{count:Ollama process} of an earlier run cannot be killed",
+    "worker_started": "",
+    "worker_lost": "The process that works with server {server} ended; it is started again",
+    "worker_hung": "The process that works with server {server} hangs; it is killed and started again",
+    "requests_moved": "Server {server}: {requests:request} moved to others",
+    "control_passed": "",
+    "control_failed": "Server {server} does not answer a test after a crash",
+    "watchdog_stalled": "Server {server} gives no more tokens",
+    "watchdog_gpu_idle": "Server {server} has requests and does not work on them",
+    "watchdog_slots_leaking": "Server {server} works on fewer requests than it has slots",
+    "watchdog_slow": "Server {server} is slow",
+    "watchdog_cpu_fallback": "Server {server} computes on the CPU although it has a GPU",
+    "watchdog_passed": "",
+    "watchdog_restart": "Server {server} is restarted",
+    "watchdog_drained": "Server {server} gets no more work",
+    "watchdog_hindered": "The watchdog cannot look at server {server}",
+    "watchdog_failed": "The watchdog failed at server {server} because of a defect of obatchd; please report this",
+    # models
+    "profile_switch": "",
+    "profile_loaded": "Server {server} has loaded {model} in {load_s:duration}: {slots:slot}, context {context_length}",
+    "profile_refused": "Server {server} cannot have {model}",
+    "load_failed": "Server {server} could not load {model}",
+    "model_unloaded": "Server {server} has unloaded {model}, which nobody used for {idle_s:duration}",
+    "model_removed": "Model {model} was removed",
+    "model_not_had": "",
+    "model_not_everywhere": "Not every server can have model {model}",
+    "models_not_listed": "The models in {store} cannot be listed",
+    "pull_started": "Pulling model {model}",
+    "pull_done": "Pulled model {model}",
+    # GPUs
+    "cpu_only": "{reason}",
+    "gpus_awaited": "{reason}",
+    "gpus_limited": "{reason}",
+    "gpus_came": "{gpus:GPU} came",
+    "gpu_unusable": "{problem}",
+    "probe_state": "{message}",
+    "gpu_host_trouble": "GPUs of this host: {message}",
+    "gpu_shared": "Server {server} waits: {processes}",
+    "gpu_shared_unload_failed": "Server {server} cannot unload its model",
+    "gpu_usable_again": "Server {server} goes on: its GPU is free again",
+    "gpu_xid": "{gpu}: XID {xid}",
+    "gpu_finding": "{gpu}",
+    "gpu_finding_cleared": "{gpu}: {signal} is good again",
+    "gpu_quarantined": "{gpu} is out of use",
+    "gpu_released": "{gpu} was released",
+    "gpu_record_unreadable": "A record of a GPU cannot be read",
+    "gpu_records_unreadable": "The records of the GPUs cannot be read",
+    "gpu_records_not_kept": "The records of the GPUs cannot be written",
+    "gpu_events_absent": "",
+    "gpu_events_failed": "The driver gives no events of GPUs",
+    "gpu_history_damaged": "The history of the GPUs is damaged and was set aside as {set_aside}",
+    "gpu_history_not_opened": "The history of the GPUs cannot be opened",
+    "gpu_history_not_written": "The history of the GPUs cannot be written",
+    "kernel_log_blind": "obatchd cannot read the kernel log, so it does not see every fault of a GPU",
+    # alarms and burn-ins
+    "alarm_dropped": "An alarm was dropped ({kind})",
+    "alarm_failed": "The alarm {kind} was not told through {way}",
+    "alarm_told": "",
+    "notification_failed": "{way} could not be told of job {job}, and is tried again",
+    "notification_given_up": "{way} could not be told of job {job}",
+    "notification_store_failed": "The disk does not take what came of telling that a job is over",
+    "notification_told": "",
+    "burnin_started": "Burn-in {run} has begun: {profile}, {duration_s:duration}",
+    "burnin_preparing": "",
+    "burnin_prepared": "",
+    "burnin_context_refused": "",
+    "burnin_loading": "Burn-in {run} loads the GPUs",
+    "burnin_ended": "Burn-in {run} is over: {verdict}",
+    "burnin_resumed": "Burn-in {run} goes on after a pause of {gap_s:duration}",
+    "burnin_failed": "Burn-in {run} failed because of a defect of obatchd; please report this",
+    "burnin_not_written": "Burn-in {run} cannot be written",
+    "burnin_not_calibrated": "The burn-in cannot measure server {server}",
+    "burnin_load_failed": "The burn-in cannot load server {server}",
+    "burnin_request_failed": "A request of the burn-in failed on server {server}",
+    "burnin_output_differs": "Server {server} gives another output than before in the burn-in",
+    "burnin_canary_failed": "The output check of the burn-in failed on server {server}",
+    "burnin_journals_deleted": "",
+    "burnin_journals_not_deleted": "Journals of old burn-ins cannot be deleted",
+}
+
+# Values of a field with which an event says nothing that is not told elsewhere.
+_ON_THE_WAY = {
+    "server_state": ("new", ("starting", "draining", "stopping", "stopped")),
+    "probe_state": ("state", ("ok", "absent")),
+}
+_GOOD = ("ready", "pull_done", "trouble_over", "gpu_usable_again", "gpu_finding_cleared")
+
+
+class _Counting(string.Formatter):
+    """``{name:duration}`` and ``{name:noun}`` beside plain fields."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if value is None:
+            return "–"
+        if format_spec == "duration":
+            return times.duration(float(value))
+        return counted(int(value), format_spec) if format_spec else str(value)
+
+
+_words = _Counting()
+
+
+def told(event: str, fields: Mapping[str, object]) -> str:
+    """The words of an event; empty where nobody in front of a terminal needs it."""
+    template = WORDS.get(event, event)
+    field, values = _ON_THE_WAY.get(event, ("", ()))
+    if not template or fields.get(field) in values:
+        return ""
+    line = _words.vformat(template, (), fields)
+    if (reason := fields.get("reason")) and "{reason}" not in template and fields.get("new") != "ready":
+        line += f": {reason}"
+    if remedy := fields.get("remedy") or fields.get("action"):
+        line += f"  → {remedy}"
+    return "".join(c if c.isprintable() else " " for c in line)
+
+
+def _colour(level: int, event: str, fields: Mapping[str, object]) -> str | None:
+    if level >= logging.ERROR:
+        return "red"
+    if level >= logging.WARNING:
+        return "yellow"
+    if event == "job_done" and fields["failed"]:
+        return "yellow" if fields["succeeded"] else "red"
+    return "green" if event in (*_GOOD, "job_done") or fields.get("new") == "ready" else None
+
+
+class Handler(logging.StreamHandler[TextIO]):
+    """Writes events as lines for a person."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._coloured = terminal.coloured(stream)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return bool(self._line(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        event, fields = getattr(record, "event", ""), getattr(record, "fields", {})
+        stamp = click.style(time.strftime("%H:%M:%S", time.localtime(record.created)), dim=True)
+        line = f"{stamp}  {click.style(self._line(record), fg=_colour(record.levelno, event, fields))}"
+        if record.exc_info:
+            line += "\n" + logging.Formatter().formatException(record.exc_info)
+        return line if self._coloured else click.unstyle(line)
+
+    def _line(self, record: logging.LogRecord) -> str:
+        event = getattr(record, "event", "")
+        return told(event, getattr(record, "fields", {})) if event else record.getMessage()

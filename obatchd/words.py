@@ -1,0 +1,50 @@
+"""Words for people that every room needs: numbers with their nouns, and errors of libraries."""
+
+from __future__ import annotations
+
+import re
+
+_MSGSPEC_PLACE = re.compile(r"JSON is malformed: (.*) \(byte (\d+)\)")
+_JSON_PLACE = re.compile(r"(.*): line (\d+) column (\d+) \(char \d+\)")
+_TYPE = re.compile(r"`([^`]+)`")
+_KINDS = {
+    "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "a list",
+    "object": "an object", "null": "nothing",
+}  # fmt: skip
+_MISFITS = (
+    (re.compile(r"^Expected (.+), got (.+)$"), r"must be \1, not \2"),
+    (re.compile(r"^Expected (.+)$"), r"must be \1"),
+    (re.compile(r"^Object missing required field (.+)$"), r"lacks the field \1"),
+    (re.compile(r"^Object contains unknown field (.+)$"), r"has the unknown field \1"),
+    (re.compile(r"^Invalid enum value (.+)$"), r"has the unknown value \1"),
+)
+
+
+def counted(number: int, noun: str, several: str = "") -> str:
+    """A number with its noun: ``1 job``, ``1,200 jobs``; ``several`` where the plural has more than an ``s``."""
+    return f"{number:,} {noun if number == 1 else several or f'{noun}s'}"
+
+
+def not_json(error: Exception, raw: bytes = b"") -> str:
+    """Why a text is not JSON, in plain words, from the error of msgspec or of :mod:`json`; ``raw`` is the text."""
+    said = str(error)
+    if said == "Input data was truncated":
+        return "it is not JSON: its end is missing"
+    if found := _MSGSPEC_PLACE.match(said):
+        before = raw[: int(found[2])]
+        line, column = before.count(b"\n") + 1, len(before.rpartition(b"\n")[2].decode("utf-8", "replace")) + 1
+    elif found := _JSON_PLACE.match(said):
+        line, column = int(found[2]), int(found[3])
+    else:
+        return f"it is not JSON: {said}"
+    place = f"line {line}, column {column}" if line > 1 else f"column {column}"
+    return f"it is not JSON: {found[1][:1].lower()}{found[1][1:]} in {place}"
+
+
+def misfit(error: Exception) -> str:
+    """What of a document has another form than it must have, in plain words, from a ValidationError of msgspec."""
+    said, _, place = str(error).partition(" - at `$")
+    said = _TYPE.sub(lambda found: " or ".join(_KINDS.get(kind, kind) for kind in found[1].split(" | ")), said)
+    for words, plain in _MISFITS:
+        said = words.sub(plain, said)
+    return f"{place.strip('.`') or 'it'} {said}"

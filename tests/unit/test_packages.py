@@ -1,0 +1,56 @@
+"""What the packages hold and say, as far as it can be seen without installing one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_package_holds_every_page_that_the_readme_and_the_index_lead_to(tmp_path: Path) -> None:
+    wheels, root = tmp_path / "wheels", tmp_path / "root"
+    wheels.mkdir()
+    (wheels / "obatchd-0-py3-none-any.whl").touch()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([ROOT / "scripts/package/stage", root, wheels, sys.executable], check=True, env=environment)
+    held = root / "usr/share/doc/obatchd"
+    lost = []
+    for page in (held / "README.md", held / "docs/README.md"):
+        for link in re.findall(r"\]\(([^)\s#]+)", page.read_text("utf-8")):
+            if "://" not in link and not (page.parent / link).exists():
+                lost.append((page.name, link))
+    assert lost == []
+    assert "/usr/share/doc/obatchd/README.md" in (root / "usr/share/man/man8/obatchd.8").read_text().replace("\\-", "-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "told"),
+    [
+        (("configure", ""), "obatchd", True),
+        (("configure", "0.1.0-1"), "obatchd", False),
+        (("configure", ""), "obatchd-parquet", False),
+        (("1",), None, True),
+        (("2",), None, False),
+        ((), None, False),  # by scripts/install, which says it itself
+    ],
+)
+def test_the_first_installation_ends_with_the_next_command(
+    tmp_path: Path, arguments: tuple[str, ...], package: str | None, told: bool
+) -> None:
+    for name in ("make-venv", "systemd-sysusers", "systemd-tmpfiles", "systemctl"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    script = (ROOT / "scripts/package/postinst").read_text().replace("/usr/lib/obatchd/", f"{tmp_path}/")
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | (
+        {"DPKG_MAINTSCRIPT_PACKAGE": package} if package else {}
+    )
+    done = subprocess.run(
+        ["sh", "-c", script, "postinst", *arguments], capture_output=True, text=True, check=True, env=environment
+    )
+    assert ("sudo systemctl enable --now obatchd" in done.stdout) == told and done.stderr == ""

@@ -1,0 +1,66 @@
+"""scripts/setup shows how far it is, and tells the next step to whom has called it by hand."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_PIP = """#!/bin/sh
+case "$*" in *--require-hashes*) echo "Collecting attrs==1 (from x)"; echo "Collecting click==2" ;; esac
+"""
+
+
+def called(directory: Path, *, by_hand: bool, term: str = "xterm") -> str:
+    """What scripts/setup shows in a terminal; a shell makes a process group for a command that is typed."""
+    parent, child = pty.openpty()
+    program = subprocess.Popen(
+        [directory / "scripts/setup"],
+        stdout=child,
+        stderr=child,
+        env=os.environ | {"TERM": term, "PYTHON": sys.executable},
+        process_group=0 if by_hand else None,
+    )
+    os.close(child)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(parent, 65536)
+        except OSError:  # EIO: the program has closed the terminal
+            break
+    os.close(parent)
+    assert program.wait() == 0, shown
+    return shown.decode().replace("\r\n", "\n")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(Path(__file__).parents[2] / "scripts/setup", tmp_path / "scripts/setup")
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        (tmp_path / lock).write_text("attrs==1 \\\n    --hash=sha256:0\nclick==2 \\\n    --hash=sha256:1\n")
+    (tmp_path / "pyproject.toml").touch()
+    pip = tmp_path / ".venv/bin/pip"
+    pip.parent.mkdir(parents=True)
+    pip.write_text(_PIP)
+    pip.chmod(0o755)
+    return tmp_path
+
+
+def test_it_shows_progress_and_ends_with_the_next_step(checkout: Path) -> None:
+    shown = called(checkout, by_hand=True)
+    assert "setup: installing 2 packages into .venv" in shown and "\r\x1b[Ksetup: 2 of 2: click" in shown
+    assert shown.endswith(f'  export PATH="{checkout}/.venv/bin:$PATH"\n  obatchd --spool ~/batch\n')
+    assert called(checkout, by_hand=True).startswith("obatchd is in .venv. Next"), (
+        "it is told again, and nothing is done"
+    )
+    assert called(checkout, by_hand=False) == "", "another script calls it"
+
+
+def test_a_dumb_terminal_gets_no_line_drawn_anew(checkout: Path) -> None:
+    assert "\x1b" not in called(checkout, by_hand=True, term="dumb")
