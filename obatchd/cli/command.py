@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from obatchd.cli import exit_codes
+from obatchd.times import span_s
 
 if TYPE_CHECKING:
     from obatchd.client.client import Client
@@ -70,6 +71,24 @@ class Group(click.Group):
         context = click.get_current_context()
         if context.invoked_subcommand is None:
             context.invoke(self.commands["list"])
+
+
+class Span(click.ParamType):  # type: ignore[type-arg]  # generic only in newer ones
+    """A length of time, ``90m``, ``2h``, ``3d`` or plain seconds, of at least ``least_s``; in seconds."""
+
+    name = "time"
+
+    def __init__(self, least_s: float = 0.0) -> None:
+        self._least_s = least_s
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = span_s(str(value))
+        except ValueError as error:
+            self.fail(clean(error), param, ctx)
+        if seconds < self._least_s:
+            self.fail(f"{clean(value)} is too short; at least {self._least_s:g} s", param, ctx)
+        return seconds
 
 
 def given(_ctx: click.Context, _parameter: click.Parameter, value: Any) -> Any:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from obatchd.errors import ConfigError
-from obatchd.settings.base import Reload, Section
+from obatchd.settings.base import Reload, Section, time_unit
 from obatchd.settings.settings import Settings
 
 _ENVIRONMENT_PREFIX = "OBATCHD_"
@@ -57,7 +57,10 @@ class Leaf(NamedTuple):
     @property
     def type_text(self) -> str:
         """The type in plain words, e.g. ``"auto" or an integer from 1 to 64``."""
-        return _in_words(self.model.model_json_schema()["properties"][self.name])
+        schema = self.model.model_json_schema()["properties"][self.name]
+        if (unit := time_unit(self.name)) is not None:
+            return f'{unit.words}{_limits(schema)}, or text such as "{unit.example}"'
+        return _in_words(schema)
 
 
 def section_model(field: FieldInfo) -> type[BaseModel] | None:
@@ -82,8 +85,11 @@ def _in_words(schema: Mapping[str, Any]) -> str:
         return " or ".join(f'"{value}"' for value in schema.get("enum", [schema.get("const")]))
     if "items" in schema:
         return f"a list of ({_in_words(schema['items'])})"
-    limits = [words.format(schema[limit]) for limit, words in _LIMITS.items() if limit in schema]
-    return _KINDS.get(schema.get("type", ""), "a table") + "".join(limits)
+    return _KINDS.get(schema.get("type", ""), "a table") + _limits(schema)
+
+
+def _limits(schema: Mapping[str, Any]) -> str:
+    return "".join(words.format(schema[limit]) for limit, words in _LIMITS.items() if limit in schema)
 
 
 def changes(old: Settings, new: Settings) -> list[Leaf]:

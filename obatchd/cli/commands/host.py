@@ -9,7 +9,7 @@ from functools import partial
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation
+from obatchd.cli.command import Command, Invocation, Span
 from obatchd.cli.views.status import render
 from obatchd.cli.views.waiting import watch as show_again
 from obatchd.errors import ControlError
@@ -19,7 +19,7 @@ _POLL_S = 0.3
 
 @click.command("status", cls=Command)
 @click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C; with --json, one document a line.")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Seconds, for --watch.")
+@click.option("--interval", default="1s", show_default=True, type=Span(0.1), metavar="TIME", help="For --watch.")
 def status_command(invocation: Invocation, watch: bool, interval: float) -> None:
     """Servers, queue, inbox and jobs. Exit code 0 healthy, 1 degraded, 3 not running, 4 unknown."""
     look = partial(invocation.client().get, "status")
