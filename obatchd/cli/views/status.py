@@ -13,7 +13,7 @@ from obatchd.cli.views.text import NOTHING, age_s, bar, duration, number, size, 
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
-_JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
+_JOB_HEADINGS = ("JOB", "STATE", "~~NAME", "?PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
 
 
 def render(status: Document) -> list[str]:
