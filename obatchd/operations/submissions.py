@@ -13,6 +13,7 @@ from attrs import define
 from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, DropRefused
+from obatchd.intake.first_look import look
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState
 from obatchd.jobs.store import JobRow
@@ -38,8 +39,13 @@ class Submissions:
         """
         self._may_submit(submission.owner)
         settings = SubmittedSettings(*parse_job_settings(submission.settings, "the submission's settings"))
-        copy = partial(_copy, submission, self._engine.settings.value)
-        return await self._take(os.fsencode(submission.name), submission.owner, submission.kind, settings, copy)
+        fill = partial(self._copy_and_look, submission, settings.settings)
+        return await self._take(os.fsencode(submission.name), submission.owner, submission.kind, settings, fill)
+
+    def _copy_and_look(self, submission: Submission, settings: JobSettings, incoming: Incoming) -> None:
+        engine = self._engine
+        _copy(submission, engine.settings.value, incoming)
+        look(incoming.input, incoming.name, settings, engine.store.state.defaults_now(), engine.settings.value)
 
     async def retry(self, row: JobRow) -> JobRow:
         """A job of the requests of ``row`` that did not succeed.
