@@ -24,7 +24,7 @@ _COMMANDS = (
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {
-    **dict.fromkeys(("job", "cancel", "retry", "rm", "pause", "resume"), "commands.jobs"),
+    **dict.fromkeys(("job", "cancel", "retry", "pause", "resume"), "commands.jobs"),
     **dict.fromkeys(("status", "drain", "undrain", "reload"), "commands.host"),
     "doctor": "doctor.doctor",
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 
+import msgspec
+
 from obatchd import __version__
 from obatchd.delivery.advice import advice
 from obatchd.dispatch.protocol import context_sha256
@@ -45,6 +47,7 @@ def job_document(live: LiveJob, in_flight: int) -> JobDocument:
         expected_start_at=instant(live.turn.starts_s) if live.turn else None,
         expires_at=instant(live.expires_s),
         outbox=str(live.outbox),
+        label=live.row.job_label or msgspec.UNSET,
     )
     if live.hindrance:
         document.notes = [*document.notes, f"it is held up: {live.hindrance}"]
@@ -74,6 +77,7 @@ def finished_document(row: JobRow, layout: Layout) -> JobDocument:
         expired=counts["expired"],
         outbox=None if refused else place,
         refused_to=place if refused else None,
+        label=row.job_label or msgspec.UNSET,
     )
 
 
@@ -126,6 +130,7 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
         notes=row.notes,
         retry_of=row.retry_of,
         obatchd_version=__version__,
+        label=row.job_label or msgspec.UNSET,
     )
 
 

@@ -39,6 +39,7 @@ class JobDocument(Document):
     expires_at: str | None = None  # its deadline
     outbox: str | None = None  # directory of the results; a refused job has none
     refused_to: str | None = None  # where a refused drop lies, with the reason
+    label: str | msgspec.UnsetType = msgspec.UNSET  # only where its owner gave it one
 
 
 class Jobs(msgspec.Struct):
@@ -133,6 +134,7 @@ class Summary(Document):
     notes: list[str]
     retry_of: str | None
     obatchd_version: str
+    label: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class EarlierStatus(msgspec.Struct):
@@ -144,6 +146,7 @@ class EarlierStatus(msgspec.Struct):
     finished_at: str | None = None
     notes: list[str] = []
     retry_of: str | None = None
+    label: str | None = None
     drop: DropFacts = DropFacts()
 
 

@@ -41,6 +41,7 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     openai_batch: bool = False  # the drop is a batch file of that API; found when it is read, not given
     sample_of: int | None = None  # of how many; found when the drop is read, not given
     skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
+    label: str | None = None  # a name for the job, to find it by
 
 
 class FrozenSettings(msgspec.Struct, frozen=True):
@@ -123,6 +124,14 @@ class SelectionSettings(Section):
     skip_done: bool | str | None = setting(
         None, "Copy the answers that the same requests got in earlier jobs, or in the one with this id."
     )
+    label: str | None = setting(None, "A name for the job, to find it by.", min_length=1, max_length=100)
+
+    @field_validator("label")
+    @classmethod
+    def _can_be_typed(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("must have no line break and no other control character")
+        return value
 
 
 _FOUND = ("openai_batch", "sample_of")  # found while a job is read, never given

@@ -183,6 +183,7 @@ def test_job_settings_of_every_kind() -> None:
         "format": {"type": "object"},
         "in_source": ["mrn"],
         "think": "high",
+        "label": "study 1",
     }
     settings, notes = job.parse_job_settings(given, "job.toml")
     assert not notes

@@ -1,33 +1,44 @@
-"""``obatchctl jobs``, ``job``, ``cancel``, ``retry``, ``rm``, ``pause`` and ``resume``."""
+"""``obatchctl jobs``, ``job``, ``cancel``, ``retry``, ``pause`` and ``resume``."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import click
 
-from obatchd.cli.command import Command, Document, Invocation, clean, given
-from obatchd.cli.commands.completion import known
+from obatchd.cli.command import Command, Document, Invocation, Span, clean
+from obatchd.cli.named import NAMED, one_job
 from obatchd.cli.views.status import job_table
 from obatchd.cli.views.waiting import watch as show_again
 
-_ids = known("jobs", "job")
-_one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=_ids)
+_one_job = one_job()
 
 
 @click.command("jobs", cls=Command)
 @click.option("--state", type=click.Choice(["running", "publishing", "done", "refused"]), help="Only those.")
 @click.option("--mine", "owner", flag_value="mine", help="Only your own.")
 @click.option("--all", "owner", flag_value="all", help="Those of every owner; for administrators.")
+@click.option("--label", metavar="TEXT", help="Only those with this label.")
+@click.option("--since", "since_s", type=Span(), metavar="TIME", help="Only those accepted in the last 2h, 3d ….")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
 @click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
-@click.option("--interval", default=1.0, show_default=True, type=click.FloatRange(0.1), help="Seconds, for --watch.")
+@click.option("--interval", default="1s", show_default=True, type=Span(0.1), metavar="TIME", help="For --watch.")
 def jobs_command(
-    invocation: Invocation, state: str | None, owner: str | None, limit: int, watch: bool, interval: float
+    invocation: Invocation,
+    /,
+    state: str | None,
+    owner: str | None,
+    since_s: float | None,
+    watch: bool,
+    interval: float,
+    **wanted: Any,
 ) -> None:
     """List jobs with progress, speed and failures, newest first: an administrator's list has everybody's."""
-    look = partial(invocation.client().get, "jobs", state=state, owner=owner, limit=limit)
+    since = None if since_s is None else time.time() - since_s
+    look = partial(invocation.client().get, "jobs", state=state, owner=owner, since=since, **wanted)
     if watch:
         show_again(invocation, interval, look, _list)
     invocation.answer(look(), view=_list)
@@ -37,10 +48,9 @@ def _list(document: Document) -> list[str]:
     return job_table(document["jobs"]) if document["jobs"] else ["No jobs."]
 
 
-@click.command("job", cls=Command)
+@click.command("job", cls=Command, help=f"Everything about one job.\n\n{NAMED}")
 @_one_job
 def job_command(invocation: Invocation, job_id: str) -> None:
-    """Everything about one job. JOB is an id or its beginning."""
     invocation.answer(invocation.client().get("jobs", job_id), view=_page)
 
 
@@ -67,17 +77,9 @@ def retry_command(invocation: Invocation, job_id: str) -> None:
     invocation.answer(job, f"{job['job']} tries again what failed in {job_id}")
 
 
-@click.command("rm", cls=Command)
-@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=_ids)
-def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
-    """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone."""
-    removed = [invocation.client().delete("jobs", job_id)["removed"] for job_id in job_ids]
-    invocation.answer({"removed": removed}, *(f"{job} erased" for job in removed))
-
-
 def _one_or_all(action: str, about: str, done: str) -> click.Command:
     @click.command(action, cls=Command, help=about)
-    @click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=_ids)
+    @one_job("[JOB]", needed=False)
     def act(invocation: Invocation, job_id: str | None) -> None:
         target = ("jobs", job_id, action) if job_id else (action,)
         invocation.answer(invocation.client().post(*target), f"{job_id or 'All jobs'} {done}.")

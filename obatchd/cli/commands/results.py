@@ -13,14 +13,17 @@ import click
 
 from obatchd.cli.command import Command, Invocation, clean, given
 from obatchd.cli.commands.completion import known
+from obatchd.cli.named import is_last, last, latest
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
+from obatchd.naming import JobName
 from obatchd.results.export import FORMATS, Format, export
 from obatchd.results.review import write_review
-from obatchd.results.rows import ResultSet
+from obatchd.results.rows import ResultSet, read_object
 
 
 @click.command("results", cls=Command)
-@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=known("jobs", "job"))
+@click.argument("place", metavar="JOB|DIR", required=False, callback=given, shell_complete=known("jobs", "job"))
+@last
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by the ending of --output, else text.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
@@ -29,18 +32,20 @@ from obatchd.results.rows import ResultSet
 def results_command(
     invocation: Invocation,
     /,
-    place: str,
+    place: str | None,
     form: Format | None,
     output: Path | None,
     data_only: bool,
     review: int | None,
     seed: int | None,
 ) -> None:
-    """Print, merge and export answers. JOB is a job id or its beginning; DIR an outbox, or any response files.
+    """Print, merge and export answers. JOB is named as for obatchctl job; DIR is an outbox, or any response files.
 
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
     stands the sum, and the failures by cause; on standard error when the export goes to standard output.
     """
+    if (place is None) != is_last():
+        raise click.UsageError("give one of JOB, DIR and --last")
     source = _source(invocation, place)
     if review is not None:
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
@@ -60,27 +65,43 @@ def results_command(
         click.echo("\n".join(map(clean, lines)), err=output is None)
 
 
-def _source(invocation: Invocation, place: str) -> ResultSet:
-    """A path as it is; of a job the daemon's place of its results; without a daemon, the one in the spool's outbox."""
-    if os.sep in place or Path(place).exists():
+def _source(invocation: Invocation, place: str | None) -> ResultSet:
+    """A path as it is; of a job the daemon's place of its results; without a daemon, the one in the spool's outbox.
+
+    None is the caller's latest job.
+    """
+    if place is not None and (os.sep in place or Path(place).exists()):
         return ResultSet(Path(place))
     try:
-        found = invocation.client().get("jobs", place)
+        client = invocation.client()
+        place = place or latest(client)
+        found = client.get("jobs", place)
     except DaemonDownError:
-        paths: list[Path] = []
-        outbox = invocation.spool / "outbox"  # a personal one, or a system service's with a directory of the user
-        for parent in (outbox, outbox / str(os.getuid())):
-            with contextlib.suppress(OSError):
-                paths += [path for path in parent.iterdir() if "." in path.name]
-        kept = [path for path in paths if path.name.rpartition(".")[2].startswith(place)]
-        if len(kept) != 1:
+        if (kept := _kept(invocation.spool, place)) is None:
             raise
-        return ResultSet(kept[0])
+        return ResultSet(kept)
     except NotFoundError:
         raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
     if found["outbox"] is None:
         raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
     return ResultSet(Path(found["outbox"]))
+
+
+def _kept(spool: Path, place: str | None) -> Path | None:
+    """The directory of the one job in the outbox that is named so; None where there is none or are several."""
+    paths: list[Path] = []
+    outbox = spool / "outbox"  # a personal one, or a system service's with a directory of the user
+    for parent in (outbox, outbox / str(os.getuid())):
+        with contextlib.suppress(OSError):
+            paths += [path for path in parent.iterdir() if "." in path.name]
+    if place is None:
+        return max(paths, key=lambda path: path.name.rpartition(".")[2], default=None)
+    name, ways = JobName(place), []
+    for path in paths:
+        told = read_object(path / "status.json")
+        ways.append(name.fits(path.name.rpartition(".")[2], str(told.get("name")), told.get("label")))
+    fitting = next((way for way in zip(*ways, strict=True) if any(way)), ())
+    return paths[fitting.index(True)] if sum(fitting) == 1 else None
 
 
 def _form_of(output: Path | None) -> Format:
