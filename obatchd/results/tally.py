@@ -19,6 +19,7 @@ class Tally:
         self.failures: dict[str, tuple[int, str]] = {}  # by code: how many, and the message of the first
         self.not_json: list[tuple[str, str]] = []  # name of each success whose answer is no JSON, and why
         self.json = 0  # successes whose answer is JSON
+        self.cut = 0  # texts that were too long for a cell of a workbook
 
     def add(self, row: Row, problem: str | None) -> None:
         """Count one row; ``problem`` says why its answer is no JSON, "" that it is, None that nobody looked."""
@@ -59,6 +60,9 @@ class Tally:
             lines += [f"  {name}: {problem}" for name, problem in self.not_json]
         elif self.not_json:
             lines.append(f"No answer is JSON ({len(self.not_json):,} are text).")
+        if self.cut:
+            cut = "1 text is" if self.cut == 1 else f"{self.cut:,} texts are"
+            lines.append(f"{cut} longer than a cell of a workbook may be, and cut; .csv and .json have all of it.")
         waiting = self.unanswered(source)
         parts = [f"{self.outcomes['succeeded']:,}"]
         parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]

@@ -16,7 +16,7 @@ from obatchd.cli.commands.completion import known
 from obatchd.cli.named import is_last, last, latest
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 from obatchd.naming import JobName
-from obatchd.results.export import FORMATS, Format, export
+from obatchd.results.export import BINARY, FORMATS, Format, export
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet, read_object
 
@@ -55,7 +55,7 @@ def results_command(
         form = form or _form_of(output)
         if data_only and form not in ("json", "jsonl"):
             raise click.UsageError("--data-only goes with --format json or jsonl")
-        if output is None and (invocation.json or (form == "parquet" and sys.stdout.isatty())):
+        if output is None and (invocation.json or (form in BINARY and sys.stdout.isatty())):
             raise click.UsageError("name a file with --output")
         with _target(output) as target:
             tally = export(source, form, target, data_only=data_only)
