@@ -71,11 +71,11 @@ def _judge(entries: Iterable[Entry], label: str, form: Format, has_model: bool) 
         runnable |= entry.refusal is None
         if runnable and (has_model or entry.model):
             return
-        first = first or (entry.refusal.message if entry.refusal else "")
+        first = first or (entry.refusal.message.partition(": ")[2] if entry.refusal else "")
     if count == _LOOKED_AT:
         return
     if not runnable and form is not Format.BATCH:
-        raise DropRefused(f"{label}: no request in it has a prompt; the first one, {first}", code="no_prompt")
+        raise DropRefused(f"{label}: none of its requests can run: {first}", code="no_prompt")
     if runnable:
         raise DropRefused(
             f"{label}: no model is named, neither in its requests nor in job.toml nor in the daemon's configuration: "

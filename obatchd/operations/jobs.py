@@ -29,10 +29,11 @@ _ENDING_S = 30.0  # longest wait for a job that is about to be over; obatchctl w
 
 def _several(typed: str, what: str, rows: list[JobRow]) -> str:
     """What to say of a name that several jobs have."""
-    words = "a part of several job ids" if what == "a part" else f"{what} of several jobs"
+    is_part = what == "a part"
+    words = "a part of several job ids; give more of it" if is_part else f"{what} of several jobs; name one by its id"
     told = [f"{row.job}  {row.label}  {row.state.value}" for row in rows[:_CHOICE]]
     more = ["  and more: obatchctl jobs lists them"] if len(rows) > _CHOICE else []
-    return "\n".join([f"{typed} is {words}; give more of the id:", *(f"  {line}" for line in told), *more])
+    return "\n".join([f"{typed} is {words}:", *(f"  {line}" for line in told), *more])
 
 
 @contextlib.asynccontextmanager

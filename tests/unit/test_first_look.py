@@ -40,7 +40,7 @@ PROMPTS = b'{"prompt": "a"}\n{"prompt": "b"}\n'
     ("content", "name", "settings", "words"),
     [
         (NOTES, "notes.jsonl", {}, 'with --text-column or --template which fields .* it has the fields "mrn", "note"'),
-        (NOTES, "notes.jsonl", {"text_column": "text"}, 'there is no field "text" in it; it has "mrn", "note"'),
+        (NOTES, "notes.jsonl", {"text_column": "text"}, 'field "text" in it; it has "mrn", "note"'),
         (gzip.compress(NOTES), "notes.jsonl.gz", {}, 'it has the fields "mrn", "note"'),
         (b"[" + NOTES.replace(b"}\n{", b"},{") + b"]", "notes.json", {}, 'it has the fields "mrn", "note"'),
     ],
@@ -49,7 +49,7 @@ PROMPTS = b'{"prompt": "a"}\n{"prompt": "b"}\n'
 async def test_a_submission_in_which_no_line_has_a_prompt_is_refused_at_once(
     rig: Desk, tmp_path: Path, content: bytes, name: str, settings: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(DropRefused, match=rf"{name}: no request in it has a prompt; the first one, .*{words}") as told:
+    with pytest.raises(DropRefused, match=rf"{name}: none of its requests can run: there is no .*{words}") as told:
         await rig.operations.jobs.submit(handed(tmp_path, content, name=name, **settings))
     assert told.value.code == "no_prompt"
     assert rig.work.jobs == {} and left(rig) == [] and not list(rig.work.layout.failed.iterdir())

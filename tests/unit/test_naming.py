@@ -84,7 +84,7 @@ async def test_where_several_jobs_fit_each_is_told_and_none_of_other_owners(rig:
     first, second = await rig.take("a", label="study"), await rig.take("b", label="study", name="b.jsonl")
     other = await rig.take("c", label="study", owner=1001)
     for command in (jobs.cancel, jobs.retry, jobs.remove, jobs.pause, jobs.resume):
-        with pytest.raises(ControlError, match="study is the label of several jobs; give more of the id:\n") as told:
+        with pytest.raises(ControlError, match="study is the label of several jobs; name one by its id:\n") as told:
             await command(ALICE, "study")
         assert told.value.code == "ambiguous"
         assert f"\n  {first.row.job}  drop.jsonl  running" in told.value.message
