@@ -13,11 +13,10 @@ _DATE = re.compile(r"(\d{4})-(\d\d)(?:-(\d\d)(?:[T ](\d\d)(?::(\d\d)(?::(\d\d))?
 
 
 class Way(NamedTuple):
-    """One way to read a name: as SQL over the index of jobs."""
+    """One way to read a name: as conditions in SQL over the index of jobs, of which one has to hold."""
 
     what: str  # the name is, for a message
-    condition: str
-    given: tuple[Any, ...]
+    conditions: tuple[tuple[str, tuple[Any, ...]], ...]
 
 
 class JobFilter(NamedTuple):
@@ -47,14 +46,15 @@ class JobName:
 
     def ways(self) -> Iterator[Way]:
         """In their order."""
-        yield Way("the id", "job = ?", (self._id,))
-        yield Way("the label", "job_label IN (?, ?)", self._labels)
+        yield Way("the id", (("job = ?", (self._id,)),))
+        yield Way("the label", (("job_label IN (?, ?)", self._labels),))
         name = self._last.encode()
-        stem = name + b"."
-        yield Way("the name", "(name = ? OR substr(name, 1, ?) = ?)", (name, len(stem), stem))
-        part = "(job >= ? AND job < ? OR substr(job, ?) = ?)"
-        beginning = self._beginning
-        yield Way("a part", part, (beginning, f"{beginning}\x7f", -len(self._end), self._end))
+        names = (name, name + b".", name + b"/")  # "/" is next to "."
+        yield Way("the name", (("(name = ? OR name >= ? AND name < ?)", names),))
+        beginning = (self._beginning, f"{self._beginning}\x7f")
+        end = (-len(self._end), self._end)
+        by_end = "key IN (SELECT key FROM jobs WHERE substr(job, ?) = ?)"  # which reads ids alone
+        yield Way("a part", (("job >= ? AND job < ?", beginning), (by_end, end)))
 
     def fits(self, job: str, name: str, label: str | None) -> list[bool]:
         """The same ways for one job that no index is asked about."""

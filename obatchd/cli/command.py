@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +91,18 @@ class Span(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
         if seconds < self._least_s:
             self.fail(f"{clean(value)} is too short; at least {self._least_s:g} s", param, ctx)
         return seconds
+
+
+class Since(Span):
+    """A length of time ago, or a date or time as ISO 8601 has them; in seconds of the wall clock."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return datetime.fromisoformat(str(value)).timestamp() if "-" in str(value) else time.time() - span_s(value)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{clean(value)} is neither a length of time such as 3d nor a date such as 2026-11-23", param, ctx
+            )
 
 
 def given(_ctx: click.Context, _parameter: click.Parameter, value: Any) -> Any:

@@ -53,9 +53,11 @@ class Workbook:
 
     def _cells(self, row: list[Any]) -> Iterator[Any]:
         for value, column in zip(row, self._columns, strict=True):
-            if value is None or (isinstance(value, bool) and column.kind == "bool"):
-                yield value
-            elif column.kind in ("int", "float") and abs(value) <= _DIGITS and math.isfinite(value):
+            if (
+                value is None
+                or (isinstance(value, bool) and column.kind == "bool")
+                or (column.kind in ("int", "float") and abs(value) <= _DIGITS and math.isfinite(value))
+            ):
                 yield value
             else:
                 yield self._text(as_text(value))

@@ -117,7 +117,9 @@ async def test_every_prompt_of_a_spool_is_answered_exactly_once_after_a_restore(
         await until(lambda: len(rig.work.jobs) == 4)  # with the one of the inbox
         found = await answered(rig)
         assert found == {
-            **{"a": ["yes"], "b": ["yes"], "c": ["yes"]},
+            "a": ["yes"],
+            "b": ["yes"],
+            "c": ["yes"],
             **{prompt: ["later"] for prompt in "defghi"},
         }
         [again] = rig.work.store.state.find([done.job])
@@ -357,7 +359,7 @@ def test_a_folder_with_a_link_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_no_daemon_takes_a_spool_that_is_half_restored(tmp_path: Path) -> None:
     layout = Layout.open(tmp_path / "spool")
     (layout.work / RESTORING).touch()
-    with pytest.raises(SpoolError, match="being restored into .*, or that was cut short: then delete") as refused:
+    with pytest.raises(SpoolError, match=r"being restored into .*, or that was cut short: then delete") as refused:
         Layout.open(tmp_path / "spool")
     assert refused.value.code == "restoring"
 

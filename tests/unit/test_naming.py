@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -355,3 +356,8 @@ def test_a_list_of_jobs_passes_on_what_it_is_chosen_by(monkeypatch: pytest.Monke
     [query] = daemon.asked
     assert (query["label"], query["owner"], query["limit"]) == ("x", "mine", 100)
     assert query["since"] == pytest.approx(time.time() - 7200, abs=60)
+    for given in ("2026-11-01", "2026-11-01T00:00"):
+        assert run("jobs", "--since", given).exit_code == 0
+        assert daemon.asked[-1]["since"] == datetime(2026, 11, 1).timestamp()
+    wrong = run("jobs", "--since", "soon")
+    assert wrong.exit_code == 2 and "soon is neither a length of time such as 3d nor a date such as" in wrong.stderr

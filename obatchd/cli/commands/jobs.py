@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import click
 
-from obatchd.cli.command import Command, Document, Invocation, Span, clean
+from obatchd.cli.command import Command, Document, Invocation, Since, Span, clean
 from obatchd.cli.named import NAMED, one_job
 from obatchd.cli.views.status import job_table
 from obatchd.cli.views.waiting import watch as show_again
@@ -22,7 +21,7 @@ _one_job = one_job()
 @click.option("--mine", "owner", flag_value="mine", help="Only your own.")
 @click.option("--all", "owner", flag_value="all", help="Those of every owner; for administrators.")
 @click.option("--label", metavar="TEXT", help="Only those with this label.")
-@click.option("--since", "since_s", type=Span(), metavar="TIME", help="Only those accepted in the last 2h, 3d ….")
+@click.option("--since", type=Since(), metavar="TIME", help="Only those accepted in the last 3d, or from a date on.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="At most so many.")
 @click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
 @click.option("--interval", default="1s", show_default=True, type=Span(0.1), metavar="TIME", help="For --watch.")
@@ -31,14 +30,12 @@ def jobs_command(
     /,
     state: str | None,
     owner: str | None,
-    since_s: float | None,
     watch: bool,
     interval: float,
     **wanted: Any,
 ) -> None:
     """List jobs with progress, speed and failures, newest first: an administrator's list has everybody's."""
-    since = None if since_s is None else time.time() - since_s
-    look = partial(invocation.client().get, "jobs", state=state, owner=owner, since=since, **wanted)
+    look = partial(invocation.client().get, "jobs", state=state, owner=owner, **wanted)
     if watch:
         show_again(invocation, interval, look, _list)
     invocation.answer(look(), view=_list)

@@ -209,10 +209,11 @@ class StateStore(Database):
 
     def named(self, typed: str, owner: int | None = None, limit: int = 2) -> tuple[str, list[JobRow]]:
         """How ``typed`` names jobs, of one owner or of all, and up to ``limit`` that it may mean, newest first."""
-        for what, condition, given in JobName(typed).ways():
-            asked = f"{condition} AND (? IS NULL OR owner = ?) ORDER BY key DESC LIMIT ?"
-            if rows := self._jobs(asked, *given, owner, owner, limit):
-                return what, rows
+        of_owner = "AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT ?"
+        for what, conditions in JobName(typed).ways():
+            found = [self._jobs(f"{asked} {of_owner}", *given, owner, owner, limit) for asked, given in conditions]
+            if rows := {row.key: row for rows in found for row in rows}:
+                return what, sorted(rows.values(), key=lambda row: row.key, reverse=True)[:limit]
         return "", []
 
     def list_jobs(
