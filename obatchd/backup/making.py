@@ -26,6 +26,7 @@ class Made(NamedTuple):
     manifest: Manifest
     drops: int  # of the inbox
     left_out: list[str]  # drops that were still being written
+    unreadable: list[str]  # drops that may not be read
     size_bytes: int
 
 
@@ -90,4 +91,4 @@ def _write(spool: Path, target: Path, *, secrets: bool, results: bool) -> Made:
         part.rename(target)
         sync_paths([target.parent])
     left_out = [name.removeprefix("inbox/") for name in archive.unfinished if name.startswith("inbox/")]
-    return Made(manifest, len(moment.drops) - len(left_out), left_out, target.stat().st_size)
+    return Made(manifest, len(moment.drops) - len(left_out), left_out, moment.unreadable, target.stat().st_size)

@@ -57,6 +57,7 @@ class Moment:
         self._spool, self._scratch = spool, scratch
         self._work = spool / "work"
         self.drops: list[_Drop] = []
+        self.unreadable: list[str] = []  # names of drops
         try:
             self._index = self._freeze(self._work / contents.INDEX)
         except BaseException:
@@ -86,12 +87,15 @@ class Moment:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a drop that is claimed meanwhile stays open
         with os.scandir(self._spool / "inbox") as entries:
             for entry in entries:
-                if not is_passed_over(entry.name) and (
-                    entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
-                ):
-                    with suppress(PermissionError):  # the daemon may not read it either
-                        descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-                        self.drops.append(_Drop(entry.name, descriptor, os.fstat(descriptor)))
+                kind = entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)
+                if not kind or is_passed_over(entry.name):
+                    continue
+                try:
+                    descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+                except PermissionError:
+                    self.unreadable.append(entry.name)
+                    continue
+                self.drops.append(_Drop(entry.name, descriptor, os.fstat(descriptor)))
 
     def manifest(self, *, secrets: bool, results: bool) -> Manifest:
         jobs, owner = self._jobs(), self._work.stat()

@@ -32,10 +32,12 @@ def backup_command(invocation: Invocation, file: Path, secrets: bool, no_results
         **msgspec.to_builtins(made.manifest),
         "drops": made.drops,
         "left_out": made.left_out,
+        "unreadable": made.unreadable,
         "size_bytes": made.size_bytes,
     }
     lines = [f"{file}: {_held(made.manifest)}, {_count(made.drops, 'drop')} in the inbox, {size(made.size_bytes)}"]
     lines += [f"{name} in the inbox is still being written, and is not in the backup" for name in made.left_out]
+    lines += [f"{name} in the inbox may not be read, and is not in the backup" for name in made.unreadable]
     invocation.answer(document, *lines)
 
 
