@@ -197,7 +197,7 @@ async def test_a_job_that_is_over_can_be_retried_after_a_restore(
         assert rig.work.input_of(row).read_bytes() == lines("a", "b")
 
 
-def test_a_drop_that_is_being_claimed_is_there_once(tmp_path: Path) -> None:
+async def test_a_drop_that_is_being_claimed_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One intent was written and its drop is still in the inbox; of another the drop has left it."""
     layout, settings = Layout.open(tmp_path / "spool"), in_force(model="small")
     store = Store(layout.work, settings)
@@ -216,6 +216,10 @@ def test_a_drop_that_is_being_claimed_is_there_once(tmp_path: Path) -> None:
     found = names(tmp_path / "spool.tar")
     assert "inbox/here.jsonl" in found and f"work/jobs/{intents[0].job}" not in found
     assert f"work/jobs/{intents[1].job}/input" in found and "inbox/gone.jsonl" not in found
+    restore(tmp_path / "spool.tar", tmp_path / "second" / "spool")
+    async with street(monkeypatch, tmp_path / "second") as rig:
+        await until(lambda: len(rig.work.jobs) == 2)
+        assert await answered(rig) == {"here.jsonl": ["later"], "gone.jsonl": ["later"]}
 
 
 async def test_a_backup_is_for_its_maker_alone_and_secrets_are_asked_for(
