@@ -134,9 +134,7 @@ async def test_what_happens_after_its_moment_changes_no_backup(tmp_path: Path, m
         old, erased = await rig.run("a"), await rig.run("b")
         ends, goes = await rig.take("c", "d"), await rig.take("e")
         await rig.answer(ends, 1)
-        claimed, withdrawn = drop(rig, "claimed.jsonl", "f"), drop(rig, "refused.xyz", "g")
-        withdrawn.write_bytes(b"\x7fELF\0\0")
-        os.utime(withdrawn, (time.time() - 60,) * 2)
+        claimed, refused = drop(rig, "claimed.jsonl", "f"), drop(rig, "refused.xyz", "g")
         async with at_its_moment(rig, monkeypatch, tmp_path / "spool.tar"):
             await rig.answer(ends)
             await rig.published(ends)
@@ -146,6 +144,10 @@ async def test_what_happens_after_its_moment_changes_no_backup(tmp_path: Path, m
                 shutil.rmtree(rig.work.layout.job_dir(row.job))
                 rig.work.store.release(row)
             assert erase(rig.work.layout, rig.work.store, [erased]) == []
+            await rig.run("n")
+            into = rig.work.layout.failed / "1000" / "refused.refused-1234"
+            into.mkdir(parents=True)
+            refused.rename(into / "refused.xyz")
             drop(rig, "comes.jsonl", "h")
             rig.work.settings.value = in_force(model="small", inbox={"settle_s": 0.01, "rescan_s": 0.01}).value
             rig.engine.settings_changed()
@@ -153,6 +155,8 @@ async def test_what_happens_after_its_moment_changes_no_backup(tmp_path: Path, m
     restore(tmp_path / "spool.tar", tmp_path / "second" / "spool")
     async with street(monkeypatch, tmp_path / "second") as rig:
         assert rig.work.store.state.find([erased.job]) == []
+        assert (rig.work.layout.failed / "1000" / "refused.refused-1234" / "refused.xyz").exists()
+        assert not (rig.work.layout.inbox / "refused.xyz").exists()
         await until(lambda: any(live.row.name == b"claimed.jsonl" for live in rig.work.jobs.values()))
         found = await answered(rig)
         # What is in the backup of the job that ended meanwhile may have its second answer, or not yet.
