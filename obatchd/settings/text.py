@@ -29,6 +29,7 @@ def commented_toml() -> str:
         "# Order: these defaults, this file, OBATCHD_… variables (servers.slots is OBATCHD_SERVERS_SLOTS), flags.",
         "# obatchctl config check FILE   says what is wrong in a file;   obatchctl reload   applies a changed one:",
         "# at once what is marked live, to jobs accepted afterwards what is marked next job; restart needs a restart.",
+        '# A time is a number in the unit that its name ends with, or a text with a unit: "90m", "2h", "3d", "1h30m".',
     ]
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         if section:
@@ -48,7 +49,8 @@ def reference_page() -> str:
         "`--config`, environment variables, flags. A list or table in a variable is written as a TOML value:",
         "`OBATCHD_GPUS_EXCLUDE='[3]'`. *live*: `obatchctl reload` (or SIGHUP) applies a change at once; *next job*: to",
         "jobs accepted afterwards, for each job is done with the settings that held when it was accepted; *restart*: a",
-        "change needs a restart of the daemon.",
+        "change needs a restart of the daemon. A time is a number in the unit that its name ends with, or a text with",
+        'a unit of its own: `"90s"`, `"90m"`, `"2h"`, `"3d"`, `"1h30m"`.',
     ]
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         title = f"[{section}]" if section else "Top level"
