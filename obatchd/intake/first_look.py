@@ -71,7 +71,8 @@ def _judge(entries: Iterable[Entry], label: str, form: Format, has_model: bool) 
         runnable |= entry.refusal is None
         if runnable and (has_model or entry.model):
             return
-        first = first or (entry.refusal.message.partition(": ")[2] if entry.refusal else "")
+        if entry.refusal is not None and not first:
+            first = entry.refusal.message.partition(": ")[2] or entry.refusal.message
     if count == _LOOKED_AT:
         return
     if not runnable and form is not Format.BATCH:
