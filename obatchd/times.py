@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_SPANS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_SPELT = {  # other ways to write them
+    **dict.fromkeys(("sec", "secs", "second", "seconds"), "s"),
+    **dict.fromkeys(("min", "mins", "minute", "minutes"), "m"),
+    **dict.fromkeys(("hr", "hrs", "hour", "hours"), "h"), **dict.fromkeys(("day", "days"), "d"),
+    **dict.fromkeys(("week", "weeks"), "w"),
+}  # fmt: skip
+_SPAN = re.compile(r"(\d+(?:\.\d+)?) ?([a-z]+) ?")
 _UNITS = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
@@ -21,6 +31,23 @@ def instant(at_s: float | None) -> str | None:
 def epoch_s(instant: str) -> float:
     """ISO 8601 as wall-clock seconds."""
     return datetime.fromisoformat(instant).timestamp()
+
+
+def span_s(text: str) -> float:
+    """Seconds in a length of time as people write it: ``90m``, ``2h``, ``3d``, ``1h30m``; a plain number is seconds.
+
+    The one reader of every setting and option. Raises ValueError, with what may be written, for anything else.
+    """
+    said = text.strip().lower()
+    parts = [] if said.isdigit() else _SPAN.findall(said)
+    try:
+        if not parts or _SPAN.sub("", said):
+            if not math.isfinite(plain := float(said)) or plain < 0:
+                raise ValueError
+            return plain
+        return math.fsum(float(number) * _SPANS_S[_SPELT.get(unit, unit)] for number, unit in parts)
+    except (ValueError, KeyError):
+        raise ValueError(f"{text} is no length of time; write 90s, 90m, 2h, 3d or plain seconds") from None
 
 
 def duration(seconds: float) -> str:

@@ -57,8 +57,9 @@ PLACES = {
     "burnin.journal": Place(200, 664, 150, 80, "bench"),
     "burnin.verdict": Place(380, 664, 150, 80, "bench"),
     "burnin.report": Place(560, 664, 150, 80, "bench"),
-    "results": Place(740, 664, 170, 80, "shared"),
-    "cluster": Place(940, 664, 160, 80, "cards"),
+    "results": Place(735, 664, 130, 80, "shared"),
+    "backup": Place(875, 664, 110, 80, "shared"),
+    "cluster": Place(1000, 664, 100, 80, "cards"),
 }
 # What is no room: what users and the machine bring.
 THINGS = {
@@ -82,8 +83,8 @@ LABELS = (
     (20, 500, "Used all along the street"),
     (560, 500, "Servers and cards"),
     (20, 652, "Burn-in: each a function of the one before"),
-    (740, 652, "After the job"),
-    (940, 652, "Other hosts"),
+    (735, 652, "After the job"),
+    (1000, 652, "Other hosts"),
 )
 _STYLE = """
   .ground { fill: #ffffff; stroke: #d0d7de; }

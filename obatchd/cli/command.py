@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from obatchd.cli import exit_codes
+from obatchd.times import span_s
 
 if TYPE_CHECKING:
     from obatchd.client.client import Client
@@ -73,6 +76,36 @@ class Group(click.Group):
         context = click.get_current_context()
         if context.invoked_subcommand is None:
             context.invoke(self.commands["list"])
+
+
+class Span(click.ParamType):  # type: ignore[type-arg]  # generic only in newer ones
+    """A length of time, ``90m``, ``2h``, ``3d`` or plain seconds, of at least ``least_s``; in seconds."""
+
+    name = "time"
+
+    def __init__(self, least_s: float = 0.0) -> None:
+        self._least_s = least_s
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = span_s(str(value))
+        except ValueError as error:
+            self.fail(clean(error), param, ctx)
+        if seconds < self._least_s:
+            self.fail(f"{clean(value)} is too short; at least {self._least_s:g} s", param, ctx)
+        return seconds
+
+
+class Since(Span):
+    """A length of time ago, or a date or time as ISO 8601 has them; in seconds of the wall clock."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return datetime.fromisoformat(str(value)).timestamp() if "-" in str(value) else time.time() - span_s(value)
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{clean(value)} is neither a length of time such as 3d nor a date such as 2026-11-23", param, ctx
+            )
 
 
 def given(_ctx: click.Context, _parameter: click.Parameter, value: Any) -> Any:

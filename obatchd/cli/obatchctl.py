@@ -20,14 +20,15 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 # In the order of the help. The module's attribute has the command's name, with _command behind it.
 _COMMANDS = (
     "status", "jobs", "job", "submit", "results", "compare", "cancel", "retry", "rm", "pause", "resume", "servers",
-    "gpus", "drain", "undrain", "reload", "models", "burnin", "alarms", "config", "doctor", "start", "stop", "logs",
-    "completion", "version", "help",
+    "gpus", "drain", "undrain", "reload", "models", "burnin", "alarms", "backup", "restore", "config", "doctor",
+    "start", "stop", "logs", "completion", "version", "help",
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {
-    **dict.fromkeys(("job", "cancel", "rm", "pause", "resume"), "commands.jobs"),
+    **dict.fromkeys(("job", "cancel", "pause", "resume"), "commands.jobs"),
     **dict.fromkeys(("status", "drain", "undrain", "reload"), "commands.host"),
     **dict.fromkeys(("start", "stop", "logs", "version", "help"), "commands.service"),
+    "restore": "commands.backup",
     "doctor": "doctor.doctor",
 }
 

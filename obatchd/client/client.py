@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +50,11 @@ class Client:
     def delete(self, path: str, *names: str) -> Document:
         """``DELETE /v1/<path>``, likewise."""
         return self._call("DELETE", _target(path, names, {}))
+
+    def remove(self, job_ids: Sequence[str]) -> Document:
+        """Erase jobs that are over; each file of the store is written anew, which takes long."""
+        with self._asked("POST", "jobs/remove", {"jobs": list(job_ids)}, _SUBMIT_TIMEOUT_S) as response:
+            return _document(response.read())
 
     def pull(self, model: str) -> Iterator[Document]:
         """Pull a model; yields its progress."""
@@ -143,7 +148,7 @@ class Client:
 
 def _target(path: str, names: Iterable[str], query: Mapping[str, str | float | None]) -> str:
     given = {name: value for name, value in query.items() if value is not None}
-    target = "/".join([path, *(quote(name, safe="") for name in names)])
+    target = "/".join([path, *(quote(name, safe="", errors="surrogateescape") for name in names)])
     return f"{target}?{urlencode(given)}" if given else target
 
 

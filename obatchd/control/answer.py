@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 
 import msgspec
@@ -41,3 +42,18 @@ def count_asked(request: web.Request, name: str, default: int, most: int) -> int
     if not re.fullmatch("[0-9]{1,9}", text) or not 0 < int(text) <= most:
         raise errors.ConfigError(f"{name} must be a number from 1 to {most}", code="bad_request")
     return int(text)
+
+
+def time_asked(request: web.Request, name: str) -> float | None:
+    """Wall-clock seconds that a query asks for.
+
+    Raises:
+        ConfigError: they are no number.
+    """
+    text = request.query.get(name)
+    try:
+        if text is None or math.isfinite(float(text)):
+            return text if text is None else float(text)
+        raise ValueError
+    except ValueError:
+        raise errors.ConfigError(f"{name} must be seconds since 1970", code="bad_request") from None

@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from obatchd import __version__, errors, log
 from obatchd.client.runtime import CONTROL_SOCKET
 from obatchd.control import auth
-from obatchd.control.answer import answer, answer_line, count_asked
+from obatchd.control.answer import answer, answer_line, count_asked, time_asked
 from obatchd.control.auth import Access, Caller
 from obatchd.control.gpu_routes import GpuRoutes
 from obatchd.control.operations import Operations
@@ -24,6 +25,7 @@ from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping
 from obatchd.documents.jobs import Jobs
 from obatchd.documents.models import Models
 from obatchd.documents.status import Servers
+from obatchd.naming import JobFilter
 from obatchd.tasks import TaskOwner, TaskSet
 
 _log = log.get(__name__)
@@ -175,6 +177,12 @@ async def _object_sent(request: web.Request) -> dict[str, Any]:
     return sent
 
 
+class _Removal(msgspec.Struct):
+    """The body of ``POST /v1/jobs/remove``."""
+
+    jobs: list[str]  # ids
+
+
 class _Api:
     """The routes, and who may use them."""
 
@@ -201,6 +209,7 @@ class _Api:
             web.get("/v1/jobs", self._jobs),
             web.get("/v1/jobs/{job}", self._job),
             web.delete("/v1/jobs/{job}", self._remove_job),
+            web.post("/v1/jobs/remove", self._remove_jobs),
             web.post("/v1/jobs/{job}/retry", self._retry),
             web.post(r"/v1/jobs/{job}/{action:cancel|pause|resume}", self._job_action),
             web.get("/v1/models", self._models),
@@ -273,7 +282,9 @@ class _Api:
             raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
         if owner not in (None, "all", "mine"):
             raise errors.ConfigError("owner must be mine or all", code="bad_request")
-        jobs = self._operations.jobs.all(caller, request.query.get("state"), limit, mine=owner == "mine")
+        given = (time_asked(request, name) for name in ("since", "ended_before"))
+        only = JobFilter(request.query.get("label"), *given)
+        jobs = self._operations.jobs.all(caller, request.query.get("state"), limit, mine=owner == "mine", only=only)
         return answer(Jobs(jobs))
 
     async def _job(self, request: web.Request) -> web.Response:
@@ -292,6 +303,13 @@ class _Api:
 
     async def _remove_job(self, request: web.Request) -> web.Response:
         return answer(await self._operations.jobs.remove(request[_CALLER], request.match_info["job"]))
+
+    async def _remove_jobs(self, request: web.Request) -> web.Response:
+        try:
+            jobs = msgspec.json.decode(await request.read(), type=_Removal).jobs
+        except msgspec.DecodeError:
+            raise errors.ConfigError('the body must be {"jobs": ["id", …]}', code="bad_request") from None
+        return answer(await self._operations.jobs.remove_all(request[_CALLER], jobs))
 
     async def _host_action(self, request: web.Request) -> web.Response:
         host = self._operations.host

@@ -6,18 +6,19 @@ Every method may raise NotFoundError, and ControlError where the present state f
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 from attrs import frozen
 
 from obatchd.control.auth import Caller
-from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed
+from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Released
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.status import ServerEntry, Status
+from obatchd.naming import EVERY_JOB, JobFilter
 
 
 @frozen(eq=False)
@@ -38,9 +39,11 @@ class Submission:
 
 
 class JobOperations(Protocol):
-    """Jobs. An id may be given as a unique beginning; a job that the caller may not see is not found."""
+    """Jobs. One is named as :class:`obatchd.naming.JobName` says; a job that the caller may not see is not found."""
 
-    def all(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
+    def all(
+        self, caller: Caller, state: str | None, limit: int, *, mine: bool = False, only: JobFilter = EVERY_JOB
+    ) -> list[JobDocument]:
         """Jobs, newest first, in a JobState or (None) in any; with ``mine`` administrators get only their own, too."""
 
     def one(self, caller: Caller, job_id: str) -> JobDocument:
@@ -65,6 +68,9 @@ class JobOperations(Protocol):
 
     async def remove(self, caller: Caller, job_id: str) -> Removed:
         """Erase a job that is over: results, prompts, and every trace in the store."""
+
+    async def remove_all(self, caller: Caller, job_ids: Sequence[str]) -> RemovedJobs:
+        """Erase jobs, given by their whole ids, those of them that are over."""
 
     async def pause(self, caller: Caller, job_id: str) -> JobDocument:
         """Dispatch nothing more of a job."""

@@ -47,6 +47,7 @@ def job_document(live: LiveJob, in_flight: int) -> JobDocument:
         expected_start_at=instant(live.turn.starts_s) if live.turn else None,
         expires_at=instant(live.expires_s),
         outbox=str(live.outbox),
+        label=live.row.job_label or msgspec.UNSET,
     )
     if live.hindrance:
         document.notes = [*document.notes, f"it is held up: {live.hindrance}"]
@@ -76,6 +77,7 @@ def finished_document(row: JobRow, layout: Layout) -> JobDocument:
         expired=counts["expired"],
         outbox=None if refused else place,
         refused_to=place if refused else None,
+        label=row.job_label or msgspec.UNSET,
     )
 
 
@@ -128,6 +130,7 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
         notes=row.notes,
         retry_of=row.retry_of,
         obatchd_version=__version__,
+        label=row.job_label or msgspec.UNSET,
     )
 
 

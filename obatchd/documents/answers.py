@@ -43,6 +43,13 @@ class Removed(msgspec.Struct):
     removed: str  # the job's id, the model's name
 
 
+class RemovedJobs(msgspec.Struct):
+    """``POST /v1/jobs/remove``."""
+
+    removed: list[str]  # ids
+    kept: dict[str, str]  # ids of those that could not be erased, with why
+
+
 class Paused(msgspec.Struct):
     """``POST /v1/pause`` and ``/v1/resume``: whether all dispatch is paused."""
 

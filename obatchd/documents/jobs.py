@@ -41,6 +41,7 @@ class JobDocument(Document):
     refused_to: str | None = None  # where a refused drop lies, with the reason
     # Jobs that try again what failed in it or in them, the oldest first. Of one job that is done; absent without any.
     retries: list[str] | msgspec.UnsetType = msgspec.UNSET
+    label: str | msgspec.UnsetType = msgspec.UNSET  # only where its owner gave it one
 
 
 class Jobs(msgspec.Struct):
@@ -136,6 +137,7 @@ class Summary(Document):
     notes: list[str]
     retry_of: str | None
     obatchd_version: str
+    label: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class EarlierStatus(msgspec.Struct):
@@ -147,6 +149,7 @@ class EarlierStatus(msgspec.Struct):
     finished_at: str | None = None
     notes: list[str] = []
     retry_of: str | None = None
+    label: str | None = None
     drop: DropFacts = DropFacts()
 
 

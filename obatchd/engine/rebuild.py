@@ -87,6 +87,7 @@ def _row(
         summary=msgspec.structs.asdict(excerpt(Counts, summary)) if summary is not None else None,
         accepted_moment=None,
         defaults=defaults or now,
+        job_label=told.label,
     )
 
 

@@ -139,7 +139,8 @@ class DropReader:
             merged = msgspec.structs.replace(merged, openai_batch=True)
         self._note(*submitted.notes)
         frozen = {"defaults": submitted.defaults} if submitted.defaults is not None else {}
-        return {"settings": merged, "retry_of": submitted.retry_of, "notes": self.notes, **frozen}
+        own_label = {"job_label": merged.label}
+        return {"settings": merged, "retry_of": submitted.retry_of, "notes": self.notes, **own_label, **frozen}
 
     def _note(self, *notes: str) -> None:
         """Tell the job's owner, once: a drop may be read more than once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from attrs import define
@@ -14,7 +14,7 @@ from obatchd import log
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Submission
 from obatchd.delivery.documents import finished_document, job_document
-from obatchd.documents.answers import Removed
+from obatchd.documents.answers import Removed, RemovedJobs
 from obatchd.documents.jobs import JobDocument
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
@@ -22,9 +22,20 @@ from obatchd.errors import ControlError, NotFoundError, SpoolError, StoreError
 from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
+from obatchd.naming import EVERY_JOB, JobFilter
 from obatchd.operations.submissions import Submissions
 
+_CHOICE = 10  # jobs that are told where a name fits several
 _ENDING_S = 30.0  # longest wait for a job that is about to be over; obatchctl waits a minute for an answer
+
+
+def _several(typed: str, what: str, rows: list[JobRow]) -> str:
+    """What to say of a name that several jobs have."""
+    is_part = what == "a part"
+    words = "a part of several job ids; give more of it" if is_part else f"{what} of several jobs; name one by its id"
+    told = [f"{row.job}  {row.label}  {row.state.value}" for row in rows[:_CHOICE]]
+    more = ["  and more: obatchctl jobs lists them"] if len(rows) > _CHOICE else []
+    return "\n".join([f"{typed} is {words}:", *(f"  {line}" for line in told), *more])
 
 
 @contextlib.asynccontextmanager
@@ -44,13 +55,15 @@ class JobCommands:
 
     _engine: Engine
 
-    def all(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
+    def all(
+        self, caller: Caller, state: str | None, limit: int, *, mine: bool = False, only: JobFilter = EVERY_JOB
+    ) -> list[JobDocument]:
         known = [each.value for each in JobState]
         if state and state not in known:
             raise ControlError(f"no such job state: {state}; use one of {', '.join(known)}", code="usage")
         states = [JobState(state)] if state else list(JobState)
         owner = caller.uid if mine or not caller.is_administrator else None
-        rows = self._engine.store.state.list_jobs(states, limit=limit, newest_first=True, owner=owner)
+        rows = self._engine.store.state.list_jobs(states, limit=limit, newest_first=True, owner=owner, only=only)
         in_flight = self._engine.dispatcher.in_flight()
         return [self._document(row, in_flight) for row in rows]
 
@@ -72,13 +85,16 @@ class JobCommands:
     def _find(self, caller: Caller, job_id: str) -> JobRow:
         """The job; one that the caller may not see is not found, so that nobody can try out ids."""
         owner = None if caller.is_administrator else caller.uid
-        state = self._engine.store.state
-        rows = [row for row in state.find([job_id]) if caller.may_see(row.owner)] or state.find_prefix(job_id, owner)
+        what, rows = self._engine.store.state.named(job_id, owner, _CHOICE + 1)
         if not rows:
             raise NotFoundError(f"no job {job_id}; obatchctl jobs lists them")
-        if len(rows) > 1:
-            raise ControlError(f"{job_id} is the beginning of several job ids; give more of it", code="ambiguous")
-        return rows[0]
+        # A retry carries the label and the name on, a sample comes before the whole.
+        known = {row.job for row in rows}
+        first = [row for row in rows if row.retry_of not in known and row.settings.sample is None] or rows
+        chosen = rows if what == "a part" else first
+        if len(chosen) > 1:
+            raise ControlError(_several(job_id, what, chosen), code="ambiguous")
+        return chosen[0]
 
     def _live(self, caller: Caller, job_id: str) -> LiveJob:
         row = self._find(caller, job_id)
@@ -127,6 +143,17 @@ class JobCommands:
         for _, error in await asyncio.to_thread(erase, engine.layout, engine.store, [row]):
             raise StoreError(f"job {row.job} cannot be deleted: {log.reason(error)}") from error
         return Removed(row.job)
+
+    @disk_faults_told()
+    async def remove_all(self, caller: Caller, job_ids: Sequence[str]) -> RemovedJobs:
+        engine, kept = self._engine, dict[str, str]()
+        rows = [row for row in engine.store.state.find(job_ids) if caller.may_see(row.owner)]
+        kept |= {job: "there is no such job" for job in {*job_ids} - {row.job for row in rows}}
+        kept |= {row.job: "it is not over" for row in rows if row.key in engine.jobs or row.finished_s is None}
+        gone = [row for row in rows if row.job not in kept]
+        for row, error in await asyncio.to_thread(erase, engine.layout, engine.store, gone):
+            kept[row.job] = log.reason(error)
+        return RemovedJobs([row.job for row in gone if row.job not in kept], kept)
 
     async def _end_of(self, live: LiveJob, row: JobRow) -> None:
         """Wait for a job that has all its answers, or is to get no more. Raises ControlError where one is not over."""

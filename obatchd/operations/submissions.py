@@ -15,6 +15,7 @@ from attrs import define
 from obatchd.control.operations import Submission
 from obatchd.engine.engine import Engine
 from obatchd.errors import ConfigError, ControlError, DropRefused
+from obatchd.intake.first_look import look
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import with_changes, with_repeats
 from obatchd.jobs.formats.reader.settings import OPTIONS
@@ -45,8 +46,13 @@ class Submissions:
         source, rules = "the submission's settings", self._engine.settings.value
         settings = SubmittedSettings(*parse_job_settings(submission.settings, source))
         require_allowed(settings.settings.notify, rules.notifications, source)
-        copy = partial(_copy, submission, rules)
-        return await self._take(os.fsencode(submission.name), submission.owner, submission.kind, settings, copy)
+        fill = partial(self._copy_and_look, submission, settings.settings)
+        return await self._take(os.fsencode(submission.name), submission.owner, submission.kind, settings, fill)
+
+    def _copy_and_look(self, submission: Submission, settings: JobSettings, incoming: Incoming) -> None:
+        engine = self._engine
+        _copy(submission, engine.settings.value, incoming)
+        look(incoming.input, incoming.name, settings, engine.store.state.defaults_now(), engine.settings.value)
 
     async def retry(self, row: JobRow, changes: Mapping[str, Any]) -> JobRow:
         """A job of the requests of ``row`` that have no answer, in it or in an earlier retry of it.

@@ -17,9 +17,11 @@ from obatchd.results.answers import Parsed, parse_answer
 from obatchd.results.rows import Record, Row
 from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
 from obatchd.results.tally import Tally
+from obatchd.results.workbook import Workbook
 
-Format = Literal["text", "json", "jsonl", "csv", "parquet"]
-FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet")
+Format = Literal["text", "json", "jsonl", "csv", "parquet", "xlsx"]
+FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet", "xlsx")
+BINARY = ("parquet", "xlsx")  # nothing for a terminal
 _Rows = Iterator[tuple[Row, Parsed]]
 _PARQUET_ROWS = 5000
 _VECTORS = {"embedding", "embeddings"}
@@ -53,14 +55,19 @@ def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = Fa
         data_only: for json and jsonl: of each success only its data; other answers are only in the tally.
 
     Raises:
-        ResultsError: Parquet is asked for and its library is not installed.
+        ResultsError: Parquet or a workbook is asked for and its library is not installed, or it has no room.
     """
     tally = Tally()
     rows = _counted(source, tally)
-    spread = form in ("csv", "parquet")  # over columns that have to be known first
+    spread = form in ("csv", *BINARY)  # over columns that have to be known first
     columns = columns_of((row, data_of(row).data) for row in source.rows()) if spread else []
     if form == "parquet":
         _write_parquet(rows, columns, target)
+        return tally
+    if form == "xlsx":
+        book = Workbook(columns)
+        book.write((cells(row, parsed.data, columns) for row, parsed in rows), target)
+        tally.cut = book.cut
         return tally
     with writing_text(target) as text:
         if form == "text":

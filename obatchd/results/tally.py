@@ -21,6 +21,7 @@ class Tally:
         self.not_json: list[tuple[str, str]] = []  # name of each success whose answer is no JSON, and why
         self.json = 0  # successes whose answer is JSON
         self.answered_by: Counter[str] = Counter()  # successes by job, where there are retries
+        self.cut = 0  # texts that were too long for a cell of a workbook
 
     def add(self, row: Row, problem: str | None) -> None:
         """Count one row; ``problem`` says why its answer is no JSON, "" that it is, None that nobody looked."""
@@ -68,6 +69,10 @@ class Tally:
             lines += [f"  {name}: {problem}" for name, problem in self.not_json]
         elif self.not_json:
             lines.append(f"No answer is JSON ({len(self.not_json):,} are text).")
+        if self.cut:
+            lines.append(
+                f"Cut: {counted(self.cut, 'text')}, too long for a cell of a workbook; .csv and .json have all."
+            )
         waiting = self.unanswered(source)
         parts = [f"{self.outcomes['succeeded']:,}"]
         parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from obatchd.errors import ConfigError
+from obatchd.times import span_s
 
 
 class Reload(StrEnum):
@@ -29,10 +31,47 @@ Natural = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
+class TimeUnit(NamedTuple):
+    """The unit of a setting that is a length of time: the end of its name."""
+
+    words: str
+    seconds: float
+    example: str  # of a text with a unit of its own
+
+
+_TIME_UNITS = {
+    "ms": TimeUnit("milliseconds", 0.001, "50ms"),
+    "s": TimeUnit("seconds", 1.0, "90m"),
+    "minutes": TimeUnit("minutes", 60.0, "10m"),
+    "days": TimeUnit("days", 86400.0, "30d"),
+}
+
+
+def time_unit(name: str | None) -> TimeUnit | None:
+    """The unit of the setting ``name``; None where it is no length of time."""
+    head, _, unit = (name or "").rpartition("_")
+    return None if head.endswith("_per") else _TIME_UNITS.get(unit)  # so many per second are no time
+
+
 class Section(BaseModel):
     """A table of the configuration: unknown keys are errors, values are not changed after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, validate_default=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _time_in_its_unit(cls, value: Any, about: ValidationInfo) -> Any:
+        """A length of time may be a text with a unit of its own."""
+        unit = time_unit(about.field_name)
+        if unit is None or not isinstance(value, str):
+            return value
+        with contextlib.suppress(ValueError):
+            float(value)  # a plain number, as a variable has it
+            return value
+        with contextlib.suppress(ValueError):
+            amount = round(span_s(value) / unit.seconds, 9)
+            return int(amount) if amount.is_integer() else amount
+        return value  # the check of its type says what may be written
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:

@@ -45,6 +45,7 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     skip_done: bool | str | None = None  # copy answers of the owner's earlier jobs, or of the one with this id
     lines_of: str | None = None  # the job whose numbers of lines a retry keeps; set by the daemon, not given
     repeat: int | None = None  # answer each prompt so many times
+    label: str | None = None  # a name for the job, to find it by
 
 
 class FrozenSettings(msgspec.Struct, frozen=True):
@@ -128,6 +129,14 @@ class SelectionSettings(Section):
         None, "Copy the answers that the same requests got in earlier jobs, or in the one with this id."
     )
     repeat: int | None = setting(None, "Answer each prompt so many times, each with a seed.", ge=1, le=100)
+    label: str | None = setting(None, "A name for the job, to find it by.", min_length=1, max_length=100)
+
+    @field_validator("label")
+    @classmethod
+    def _can_be_typed(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise ValueError("must have no line break and no other control character")
+        return value
 
 
 class NotifySelection(Section):

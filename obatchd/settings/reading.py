@@ -16,7 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from obatchd.errors import ConfigError
-from obatchd.settings.base import Reload, Section
+from obatchd.settings.base import Reload, Section, time_unit
 from obatchd.settings.settings import Settings
 
 _ENVIRONMENT_PREFIX = "OBATCHD_"
@@ -57,7 +57,10 @@ class Leaf(NamedTuple):
     @property
     def type_text(self) -> str:
         """The type in plain words, e.g. ``"auto" or a whole number from 1 to 64``."""
-        return _in_words(self.model.model_json_schema()["properties"][self.name])
+        schema = self.model.model_json_schema()["properties"][self.name]
+        if (unit := time_unit(self.name)) is not None:
+            return f'{unit.words}{_limits(schema)}, or text such as "{unit.example}"'
+        return _in_words(schema)
 
 
 def section_model(field: FieldInfo) -> type[BaseModel] | None:
@@ -83,8 +86,11 @@ def _in_words(schema: Mapping[str, Any]) -> str:
     if "items" in schema:
         least = f" with {schema['minItems']} or more" if schema.get("minItems", 0) > 1 else ""
         return f"a list of ({_in_words(schema['items'])}){least}"
-    limits = [words.format(schema[limit]) for limit, words in _LIMITS.items() if limit in schema]
-    return _KINDS.get(schema.get("type", ""), "a table") + "".join(limits)
+    return _KINDS.get(schema.get("type", ""), "a table") + _limits(schema)
+
+
+def _limits(schema: Mapping[str, Any]) -> str:
+    return "".join(words.format(schema[limit]) for limit, words in _LIMITS.items() if limit in schema)
 
 
 def changes(old: Settings, new: Settings) -> list[Leaf]:

@@ -25,6 +25,7 @@ from obatchd.settings.tables.gpu_health import BurninSettings, GpuHealthSettings
 from obatchd.settings.tables.people import AccessSettings, AlarmSettings, NotificationSettings
 from obatchd.settings.tables.servers import SERVICE_BASE_PORT, GpuSettings, ModelSettings, ServerSettings
 from obatchd.settings.tables.spool import DiskSettings, InboxSettings, LimitSettings, OutboxSettings
+from obatchd.times import span_s
 
 Priority = Literal["low", "normal", "high"]
 _HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
@@ -88,7 +89,7 @@ class Settings(Section):
     priority: NextJob[Priority] = setting("normal", "The priority of jobs that name none.")
     deadline: NextJob[Annotated[float, Field(ge=0, allow_inf_nan=False)] | str] = setting(
         0,
-        "When what is not answered of a job expires: seconds after acceptance, or a time such as "
+        'When what is not answered of a job expires: seconds after acceptance, a text such as "2h", or a time such as '
         '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
     )
     options: NextJob[Annotated[dict[str, Any], AfterValidator(_passable)]] = setting(
@@ -157,10 +158,14 @@ class Settings(Section):
             return value
         with contextlib.suppress(ValueError):
             return float(text)
+        with contextlib.suppress(ValueError):
+            return span_s(text)
         try:
             return datetime.fromisoformat(text).astimezone(UTC).isoformat()
         except (ValueError, OverflowError):
-            raise ValueError("must be a number of seconds or a time such as 2026-12-31T18:00:00+01:00") from None
+            raise ValueError(
+                'must be seconds, a text such as "2h", or a time such as 2026-12-31T18:00:00+01:00'
+            ) from None
 
     @property
     def spool_path(self) -> Path:

@@ -31,6 +31,7 @@ def commented_toml() -> str:
         "# obatchctl config check FILE   says what is wrong in a file;   obatchctl reload   has obatchd read it again:",
         "# settings marked live change at once, those marked next job for jobs accepted afterwards; a change of those",
         "# marked restart needs a restart of obatchd.",
+        '# A time is a number in the unit that its name ends with, or a text with a unit: "90m", "2h", "3d", "1h30m".',
     ]
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         if section:
@@ -51,7 +52,8 @@ def reference_page() -> str:
         "table in a variable is written as a TOML value: `OBATCHD_GPUS_EXCLUDE='[3]'`. A change of a *live* setting",
         "holds at once after `obatchctl reload` (or SIGHUP), one of a *next job* setting for jobs accepted",
         "afterwards, because each job is done with the settings that held when it was accepted; one of a *restart*",
-        "setting needs a restart of obatchd.",
+        "setting needs a restart of obatchd. A time is a number in the unit that its name ends with, or a text with",
+        'a unit of its own: `"90s"`, `"90m"`, `"2h"`, `"3d"`, `"1h30m"`.',
     ]
     for section, group in groupby(leaves(), key=lambda leaf: leaf.section):
         title = f"[{section}]" if section else "Top level"

@@ -17,6 +17,7 @@ from obatchd.errors import SpoolError
 from obatchd.jobs.model import PACKED_ENDINGS, default_id, repeated_id, written_line
 from obatchd.spool.owners import OwnerDirectories
 
+RESTORING = "restoring"  # in work: a restore from a backup is under way, or was cut short
 _NAME_BYTES = 100
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]")
 # Ids that could meet the number of another line, or another request's altered id with its line appended: only a name
@@ -97,6 +98,12 @@ class Layout:
         if owners is not None:
             for path in (layout.outbox, layout.failed):
                 owners.prepare(path)
+        if (layout.work / RESTORING).exists():
+            raise SpoolError(
+                f"a backup is being restored into {layout.root}, or that was cut short: then delete what is in its "
+                "folders inbox, work, outbox and failed, and restore it again",
+                code="restoring",
+            )
         layout.uuid = layout._identity()
         return layout
 

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, Caller
 from obatchd.control.operations import Operations, Submission
 from obatchd.control.submit import SubmitServer
-from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, WayTried
+from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs, WayTried
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
 from obatchd.documents.jobs import JobDocument
@@ -39,6 +39,7 @@ from obatchd.documents.status import (
     Status,
 )
 from obatchd.errors import ConfigError, ControlError, DropRefused, ModelError, NotFoundError
+from obatchd.naming import EVERY_JOB, JobFilter
 from obatchd.settings.job import parse_job_settings
 from obatchd.settings.tables.people import AccessSettings
 
@@ -156,6 +157,7 @@ class FakeOperations:
     servers: list[ServerEntry] = field(default_factory=lambda: [server()])
     known: dict[str, JobDocument] = field(default_factory=lambda: {job().job: job()})
     calls: list[tuple[Any, ...]] = field(default_factory=list)
+    filters: list[JobFilter] = field(default_factory=list)  # what lists of jobs were chosen by
     submitted: list[tuple[Submission, dict[str, bytes]]] = field(default_factory=list)
     directory: Path = Path()
     finished_state: str = "done"
@@ -174,7 +176,10 @@ class FakeJobs:
 
     daemon: FakeOperations
 
-    def all(self, caller: Caller, state: str | None, limit: int, *, mine: bool = False) -> list[JobDocument]:
+    def all(
+        self, caller: Caller, state: str | None, limit: int, *, mine: bool = False, only: JobFilter = EVERY_JOB
+    ) -> list[JobDocument]:
+        self.daemon.filters.append(only)
         return [one for one in self.daemon.known.values() if state in (None, one.state)][:limit]
 
     def one(self, caller: Caller, job_id: str) -> JobDocument:
@@ -217,6 +222,10 @@ class FakeJobs:
     async def remove(self, caller: Caller, job_id: str) -> Removed:
         self.daemon.calls.append(("rm", job_id))
         return Removed(self.one(caller, job_id).job)
+
+    async def remove_all(self, caller: Caller, job_ids: Sequence[str]) -> RemovedJobs:
+        self.daemon.calls.append(("remove", ",".join(job_ids)))
+        return RemovedJobs(list(job_ids), {})
 
     async def pause(self, caller: Caller, job_id: str) -> JobDocument:
         self.daemon.calls.append(("pause", job_id))

@@ -105,6 +105,21 @@ async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path
     assert (await call(client.get, "models"))["models"][0]["model"] == "llama3:8b"
 
 
+async def test_jobs_are_chosen_and_erased_together(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
+    client = Client(spool)
+    await call(client.get, "jobs", label="a b", since=12.5, ended_before=99)
+    assert daemon.filters == [("a b", 12.5, 99.0)]
+    for query in ("since=soon", "ended_before=nan", "since=inf"):
+        with pytest.raises(errors.ConfigError, match="must be seconds since 1970"):
+            await call(client.get, f"jobs?{query}")
+    assert (await call(client.remove, ["x", "y"]))["removed"] == ["x", "y"]
+    assert daemon.calls == [("remove", "x,y")]
+    for body in ({"jobs": "x"}, {}, {"jobs": ["\ud800"]}):
+        with pytest.raises(errors.ConfigError, match="the body must be"):
+            await call(client.post, "jobs/remove", body=body)
+
+
 async def test_errors_have_code_message_and_status(served: tuple[FakeOperations, Path]) -> None:
     daemon, spool = served
     client = Client(spool)

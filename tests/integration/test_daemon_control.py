@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,27 @@ def test_cancelled_while_a_restart_comes_between(daemon: Start) -> None:
     done = d.done("job.jsonl", 10)
     done.check(failed=60 - len(done.results))
     assert done.summary["cancelled"] == 60 - len(done.results)
+
+
+def test_a_spool_is_backed_up_at_work_lost_and_restored(daemon: Start, tmp_path: Path) -> None:
+    d, backup = daemon(simulator=SLOW), tmp_path / "spool.tar.gz"
+    d.drop("job.jsonl", prompts(60))
+    job = d.job("job.jsonl")
+    wait_for(lambda: d.client.get(f"jobs/{job.id}")["succeeded"] >= 10, 10, "some answers")
+    made = d.control("backup", str(backup))
+    assert made.returncode == 0 and "1 job, 1 of them open" in made.stdout, made.stderr
+    refused = d.control("restore", str(backup))
+    assert refused.returncode == 1 and "another obatchd" in refused.stderr
+    assert d.stop() == 0
+    refused = d.control("restore", str(backup))
+    assert refused.returncode == 1 and "is not empty" in refused.stderr
+    for folder in ("inbox", "work", "outbox", "failed"):
+        shutil.rmtree(d.spool / folder)
+    restored = d.control("restore", str(backup))
+    assert restored.returncode == 0, restored.stderr
+    d.start()
+    d.done("job.jsonl", 10).check()
+    assert len(d.received()) <= 50  # what had its answer is not asked again
 
 
 def test_retry_makes_a_new_job_of_what_failed(daemon: Start) -> None:

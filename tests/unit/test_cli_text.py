@@ -94,3 +94,29 @@ def test_a_job_that_was_ended_early_is_called_so(counts: dict[str, int], state: 
     shown = {"job": "j", "name": "n", "state": "done", "paused": False, "requests": 2, "in_flight": 0, **outcomes}
     unknown = dict.fromkeys(("requests_per_s", "tokens_per_s", "eta_s"))
     assert click.unstyle(job_table([shown | unknown])[1]).split()[1] == state
+
+
+def test_names_of_jobs_keep_room_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"job": "20261128-101112-abcd", "name": "patients-2026.csv", "state": "running", "paused": False}
+    job |= {"requests": 5000, "indexed": 5000, "succeeded": 1200, "failed": 12, "cancelled": 0, "expired": 0}
+    job |= {"in_flight": 32, "requests_per_s": 12.5, "tokens_per_s": 2400.0, "eta_s": 3723.0}
+    monkeypatch.setattr(text, "_width", lambda: 80)
+    lines = [click.unstyle(line) for line in job_table([job])]
+    assert "patients-2026.csv" in lines[1] and "20261128-101112-abcd" in lines[1]
+    assert max(map(len, lines)) <= 80
+    long = [click.unstyle(line) for line in job_table([job | {"name": "patients-of-all-years-2001-to-2026.csv"}])]
+    assert "patients-of-all-ye…" in long[1]
+
+
+def test_labels_of_jobs_have_a_column_where_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"job": "20261128-101112-abcd", "name": "a.csv", "state": "running", "paused": False, "requests": 5}
+    job |= dict.fromkeys(("indexed", "succeeded", "failed", "cancelled", "expired", "in_flight"), 0)
+    job |= dict.fromkeys(("requests_per_s", "tokens_per_s", "eta_s"))
+    heading, first, second = map(click.unstyle, job_table([job | {"label": "study 1"}, job]))
+    assert heading.split()[:4] == ["JOB", "STATE", "NAME", "LABEL"]
+    assert first[heading.index("LABEL") :].startswith("study 1  ") and "study" not in second
+    assert "LABEL" not in job_table([job])[0]
+    monkeypatch.setattr(text, "_width", lambda: 80)
+    long = job | {"label": "the whole study of all wards", "name": "patients-2026.csv", "requests": 5000}
+    narrow = [click.unstyle(line) for line in job_table([long])]
+    assert max(map(len, narrow)) <= 80 and "patients-2026.csv" in narrow[1]

@@ -193,6 +193,7 @@ def test_job_settings_of_every_kind() -> None:
         "in_source": ["mrn"],
         "think": "high",
         "notify": ["mail:ann@example.org"],
+        "label": "study 1",
     }
     settings, notes = job.parse_job_settings(given, "job.toml")
     assert not notes

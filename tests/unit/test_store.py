@@ -168,7 +168,7 @@ def test_a_segment_goes_with_its_last_job(store: Store, tmp_path: Path) -> None:
 def test_settings_notes_and_summary_come_back_as_they_were(store: Store) -> None:
     [job] = accept(store, "a")
     store.state.update(job.key, notes=["one"], summary={"requests": 3}, state=JobState.DONE, finished_s=1.0)
-    [found] = store.state.find_prefix("a")
+    _, [found] = store.state.named("a")
     assert (found.notes, found.summary, found.state) == (["one"], {"requests": 3}, JobState.DONE)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import msgspec
@@ -11,10 +10,9 @@ from obatchd.documents.burnin import Limits, Plan
 from obatchd.errors import ConfigError
 from obatchd.jobs.model import round_context
 from obatchd.settings.settings import Settings
+from obatchd.times import span_s
 
 _HOUR_S = 3600.0
-_UNITS_S = {"s": 1.0, "m": 60.0, "h": _HOUR_S, "d": 24 * _HOUR_S}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _LEAST_S, _MOST_S = 10.0, 30 * 24 * _HOUR_S
 _BUCKETS = 1440  # lines of samples in a run: one a minute in 24 hours
 _CANARIES = 6  # output checks of each GPU in a run, at least
@@ -43,12 +41,12 @@ class Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def duration_s(text: str) -> float:
     """Seconds in ``90s``, ``15m``, ``12h``, ``1d12h``.
 
-    Raises ConfigError where it is none of these, under 10 seconds or over 30 days.
+    Raises ConfigError where it is no length of time, under 10 seconds or over 30 days.
     """
-    parts = _DURATION.findall(text)
-    if not text or text != "".join(number + unit for number, unit in parts):
-        raise ConfigError(f"{text!r} is no duration; write 90s, 15m, 12h or 1d12h", code="usage")
-    total_s = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
+    try:
+        total_s = span_s(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is no duration; write 90s, 15m, 12h or 1d12h", code="usage") from None
     if not _LEAST_S <= total_s <= _MOST_S:
         raise ConfigError(f"{text} is out of range: a burn-in takes 10 seconds to 30 days", code="usage")
     return total_s

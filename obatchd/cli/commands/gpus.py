@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import textwrap
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Document, Group, Invocation, clean
+from obatchd.cli.command import Document, Group, Invocation, Span, clean
 from obatchd.cli.commands.completion import gpus
 from obatchd.cli.views.text import NOTHING, number, size, table
 
 _HEADINGS = (
     ">#", "HEALTH", "~NAME", "SERVER", ">TEMP", ">POWER", ">UTIL", ">MEMORY", "~SERIAL", "~SLOT", "~REASON",
 )  # fmt: skip
-_UNITS_S = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 # Facts that a card tells about itself: label, field, unit.
 _IDENTITY = (
     ("index", "index", ""), ("bus address", "pci_bus_id", ""), ("slot", "slot", ""), ("serial number", "serial", ""),
@@ -158,16 +156,9 @@ def release_command(invocation: Invocation, gpu: str) -> None:
     invocation.answer(document, *lines)
 
 
-def _seconds(span: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min|h|d)", span)
-    if not found:
-        raise click.BadParameter(f"{span} is not a length of time; write 90m, 3h or 2d")
-    return float(found[1]) * _UNITS_S[found[2]]
-
-
 @gpus_command.command("lend")
 @_one_gpu
-@click.option("--for", "for_s", type=_seconds, metavar="TIME", help="How long, e.g. 90m, 3h, 2d.")
+@click.option("--for", "for_s", type=Span(), metavar="TIME", help="How long, e.g. 90m, 3h, 2d.")
 @click.option("--back", is_flag=True, help="Take the GPU back now.")
 def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bool) -> None:
     """Free a GPU for somebody else, for a time. Its work ends, its memory is freed, and it comes back by itself."""

@@ -9,7 +9,7 @@ from functools import partial
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Invocation
+from obatchd.cli.command import Command, Invocation, Span
 from obatchd.cli.views.status import render
 from obatchd.cli.views.waiting import watch as show_again
 from obatchd.errors import ControlError
@@ -23,10 +23,11 @@ _POLL_S = 0.3
 )
 @click.option(
     "--interval",
-    default=1.0,
+    default="1s",
     show_default=True,
-    type=click.FloatRange(0.1),
-    help="Seconds between two looks, for --watch.",
+    type=Span(0.1),
+    metavar="TIME",
+    help="The pause between two looks.",
 )
 def status_command(invocation: Invocation, watch: bool, interval: float) -> None:
     """Show servers, queue, inbox and jobs. Exit code 0 healthy, 1 degraded, 3 not running, 4 unknown."""

@@ -1,18 +1,19 @@
-"""``obatchctl jobs``, ``job``, ``cancel``, ``rm``, ``pause`` and ``resume``."""
+"""``obatchctl jobs``, ``job``, ``cancel``, ``pause`` and ``resume``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import click
 
-from obatchd.cli.command import Command, Document, Invocation, clean, given
-from obatchd.cli.commands.completion import jobs
+from obatchd.cli.command import Command, Document, Invocation, Since, Span, clean
+from obatchd.cli.named import NAMED, one_job
 from obatchd.cli.views.status import job_table
 from obatchd.cli.views.waiting import watch as show_again
 
-_one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=jobs)
+_one_job = one_job()
 
 
 @click.command("jobs", cls=Command)
@@ -21,20 +22,29 @@ _one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complet
 )
 @click.option("--mine", "owner", flag_value="mine", help="Only your own jobs.")
 @click.option("--all", "owner", flag_value="all", help="Jobs of every owner; for administrators.")
+@click.option("--label", metavar="TEXT", help="Only jobs with this label.")
+@click.option("--since", type=Since(), metavar="TIME", help="Only jobs accepted in the last 3d, or from a date on.")
 @click.option("--limit", default=100, show_default=True, type=click.IntRange(1, 10_000), help="How many at most.")
 @click.option("--watch", is_flag=True, help="Show them again and again, until Ctrl-C.")
 @click.option(
     "--interval",
-    default=1.0,
+    default="1s",
     show_default=True,
-    type=click.FloatRange(0.1),
-    help="Seconds between two looks, for --watch.",
+    type=Span(0.1),
+    metavar="TIME",
+    help="The pause between two looks.",
 )
 def jobs_command(
-    invocation: Invocation, state: str | None, owner: str | None, limit: int, watch: bool, interval: float
+    invocation: Invocation,
+    /,
+    state: str | None,
+    owner: str | None,
+    watch: bool,
+    interval: float,
+    **wanted: Any,
 ) -> None:
     """List jobs with progress, speed and failures, newest first. An administrator's list has everybody's."""
-    look = partial(invocation.client().get, "jobs", state=state, owner=owner, limit=limit)
+    look = partial(invocation.client().get, "jobs", state=state, owner=owner, **wanted)
     if watch:
         show_again(invocation, interval, look, _list)
     invocation.answer(look(), view=_list)
@@ -44,10 +54,9 @@ def _list(document: Document) -> list[str]:
     return job_table(document["jobs"]) if document["jobs"] else ["No jobs."]
 
 
-@click.command("job", cls=Command)
+@click.command("job", cls=Command, help=f"Show everything about one job.\n\n{NAMED}")
 @_one_job
 def job_command(invocation: Invocation, job_id: str) -> None:
-    """Show everything about one job. JOB is an id or its beginning."""
     invocation.answer(invocation.client().get("jobs", job_id), view=_page)
 
 
@@ -67,17 +76,9 @@ def cancel_command(invocation: Invocation, job_id: str) -> None:
     invocation.answer(job, f"{job['job']} cancelled; results: {job['outbox']}")
 
 
-@click.command("rm", cls=Command)
-@click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=jobs)
-def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
-    """Erase jobs that are over, with every trace of them. Results and prompts go, too; that cannot be undone."""
-    removed = [invocation.client().delete("jobs", job_id)["removed"] for job_id in job_ids]
-    invocation.answer({"removed": removed}, *(f"{job} erased" for job in removed))
-
-
 def _one_or_all(action: str, about: str, done: str) -> click.Command:
     @click.command(action, cls=Command, help=about)
-    @click.argument("job_id", metavar="[JOB]", required=False, callback=given, shell_complete=jobs)
+    @one_job("[JOB]", needed=False)
     def act(invocation: Invocation, job_id: str | None) -> None:
         target = ("jobs", job_id, action) if job_id else (action,)
         invocation.answer(invocation.client().post(*target), f"{job_id or 'All jobs'} {done}.")

@@ -13,16 +13,19 @@ import click
 
 from obatchd.cli.command import Command, Document, Invocation, clean, given
 from obatchd.cli.commands.completion import jobs
+from obatchd.cli.named import is_last, last, latest
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
+from obatchd.naming import JobName
 from obatchd.results.chain import Chain
-from obatchd.results.export import FORMATS, Format, export
+from obatchd.results.export import BINARY, FORMATS, Format, export
 from obatchd.results.repeats import Prompts
 from obatchd.results.review import write_review
-from obatchd.results.rows import ResultSet
+from obatchd.results.rows import ResultSet, read_object
 
 
 @click.command("results", cls=Command)
-@click.argument("place", metavar="JOB|DIR", callback=given, shell_complete=jobs)
+@click.argument("place", metavar="JOB|DIR", required=False, callback=given, shell_complete=jobs)
+@last
 @click.option(
     "--format",
     "form",
@@ -40,7 +43,7 @@ from obatchd.results.rows import ResultSet
 def results_command(
     invocation: Invocation,
     /,
-    place: str,
+    place: str | None,
     form: Format | None,
     output: Path | None,
     data_only: bool,
@@ -49,13 +52,15 @@ def results_command(
     only_this: bool,
     seed: int | None,
 ) -> None:
-    """Print, merge and export answers. JOB is a job id or its beginning; DIR an outbox, or any response files.
+    """Print, merge and export answers. JOB is named as for obatchctl job; DIR is an outbox, or any response files.
 
     Where a job was retried, the answers of its retries replace its failures; attempt_job says which job answered.
 
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
     stand the sum and the failures by cause, on standard error when the export goes to standard output.
     """
+    if (place is None) != is_last():
+        raise click.UsageError("give one of JOB, DIR and --last")
     source = source_of(invocation, place, only_this=only_this)
     prompts = Prompts(source, majority=majority)
     if review is not None and majority:
@@ -68,7 +73,7 @@ def results_command(
         form = form or form_of(output)
         if data_only and form not in ("json", "jsonl"):
             raise click.UsageError("--data-only goes with --format json or jsonl")
-        if output is None and (invocation.json or (form == "parquet" and sys.stdout.isatty())):
+        if output is None and (invocation.json or (form in BINARY and sys.stdout.isatty())):
             raise click.UsageError("name a file with --output")
         with target_of(output) as target:
             tally = export(prompts, form, target, data_only=data_only)
@@ -80,19 +85,22 @@ def results_command(
         click.echo("\n".join(map(clean, lines)), err=output is None)
 
 
-def source_of(invocation: Invocation, place: str, *, only_this: bool = False) -> ResultSet:
+def source_of(invocation: Invocation, place: str | None, *, only_this: bool = False) -> ResultSet:
     """A path as it is; of a job the results in the daemon's place of it, with those of its retries.
 
-    Without a daemon, the one in the spool's outbox.
+    Without a daemon, the one in the spool's outbox. None is the caller's latest job.
     """
-    if os.sep in place or Path(place).exists():
+    if place is not None and (os.sep in place or Path(place).exists()):
         return ResultSet(Path(place))
     try:
+        place = place or latest(invocation.client())
         found = _job(invocation, place)
     except DaemonDownError:
-        if (kept := _without_daemon(invocation, place)) is None:
+        if (kept := _kept(invocation.spool, place)) is None:
             raise
-        return kept
+        if not invocation.json:
+            click.echo("obatchd does not answer: nobody can say whether this job was retried.", err=True)
+        return ResultSet(kept)
     except NotFoundError:
         raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
     if found["outbox"] is None:
@@ -109,18 +117,21 @@ def _job(invocation: Invocation, job: str) -> Document:
     return invocation.client().get("jobs", job)
 
 
-def _without_daemon(invocation: Invocation, job: str) -> ResultSet | None:
+def _kept(spool: Path, place: str | None) -> Path | None:
+    """The directory of the one job in the outbox that is named so; None where there is none or are several."""
     paths: list[Path] = []
-    outbox = invocation.spool / "outbox"  # a personal one, or a system service's with a directory of the user
+    outbox = spool / "outbox"  # a personal one, or a system service's with a directory of the user
     for parent in (outbox, outbox / str(os.getuid())):
         with contextlib.suppress(OSError):
             paths += [path for path in parent.iterdir() if "." in path.name]
-    kept = [path for path in paths if path.name.rpartition(".")[2].startswith(job)]
-    if len(kept) != 1:
-        return None
-    if not invocation.json:
-        click.echo("obatchd does not answer: nobody can say whether this job was retried.", err=True)
-    return ResultSet(kept[0])
+    if place is None:
+        return max(paths, key=lambda path: path.name.rpartition(".")[2], default=None)
+    name, ways = JobName(place), []
+    for path in paths:
+        told = read_object(path / "status.json")
+        ways.append(name.fits(path.name.rpartition(".")[2], str(told.get("name")), told.get("label")))
+    fitting = next((way for way in zip(*ways, strict=True) if any(way)), ())
+    return paths[fitting.index(True)] if sum(fitting) == 1 else None
 
 
 def form_of(output: Path | None) -> Format:

@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Command, Document, Invocation, clean, given
-from obatchd.cli.commands.completion import jobs
+from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.commands.submit import finish, is_bad
+from obatchd.cli.named import one_job
 
 
 @click.command("retry", cls=Command)
-@click.argument("job_id", metavar="JOB", callback=given, shell_complete=jobs)
+@one_job()
 @click.option("--model", metavar="NAME", help="Ask this model instead.")
 @click.option("--context-length", type=click.IntRange(1), help="Context in tokens.")
 @click.option("--max-response-tokens", type=click.IntRange(1), help="Token limit of an answer.")

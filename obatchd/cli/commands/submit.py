@@ -47,8 +47,11 @@ _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of
     "--encoding", metavar="NAME", help="Encoding of texts and tables that are not UTF-8: cp1252, shift_jis …."
 )
 @click.option("--lines", is_flag=True, default=None, help="Make each line of a text a prompt.")
+@click.option("--label", metavar="TEXT", help="A name for the job, to find it by: obatchctl job TEXT.")
 @click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Priority among your own jobs.")
-@click.option("--deadline", metavar="TIME", help="When the rest expires: seconds from acceptance, or an ISO 8601 time.")
+@click.option(
+    "--deadline", metavar="TIME", help="When the rest expires: 2h or 3d from acceptance, or an ISO 8601 time."
+)
 @click.option(
     "--sample",
     type=click.IntRange(1, 10_000),
@@ -81,7 +84,8 @@ def submit_command(
     settings = _settings(config, given)
     drops = {path: settings | {"skip_done": True} if skip_done else settings for path in paths}
     if sample is not None:
-        samples = _try_first(invocation, {path: settings | {"sample": sample} for path in paths}, ask=not yes)
+        tried = {key: value for key, value in settings.items() if key != "label"} | {"sample": sample}
+        samples = _try_first(invocation, dict.fromkeys(paths, tried), ask=not yes)
         if samples is None:
             return
         # Answers of the sample are not asked for again.
@@ -118,14 +122,21 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
         invocation.answer({"jobs": jobs, "refused": refused})
         sys.exit(exit_codes.FAILED)
     requests, seconds = _estimate(jobs, sources, invocation.client().get("status"))
+    all_failed = bool(jobs) and not any(job["succeeded"] for job in jobs)
     if invocation.json:
-        if ask:
+        if ask or all_failed:
             rows = [document(row, data_of(row)) for source in sources for row in source.rows()]
             estimate = {"requests": requests, "estimate_s": seconds}
             invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate})
+        if all_failed:
+            sys.exit(exit_codes.FAILED)
         return None if ask else samples
     for row in (row for source in sources for row in source.rows()):
         _show(row)
+    if all_failed:
+        _report(jobs)
+        click.echo("No request of the sample was answered, so the whole was not submitted.", err=True)
+        sys.exit(exit_codes.FAILED)
     if seconds is None:
         click.echo(f"The whole has {counted(requests, 'request')}; no answer of the sample says how long they take.")
     else:

@@ -14,7 +14,7 @@ from obatchd.words import counted
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
-_JOB_HEADINGS = ("JOB", "STATE", "~NAME", "PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
+_JOB_HEADINGS = ("JOB", "STATE", "~~NAME", "?PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
 
 
 def render(status: Document) -> list[str]:
@@ -97,8 +97,14 @@ def finished(job: Document) -> int:
 
 
 def job_table(jobs: list[Document]) -> list[str]:
-    """Job summaries as a table."""
-    return table(_JOB_HEADINGS, map(_job_row, jobs))
+    """Job summaries as a table; with a column of labels where any job has one."""
+    headings, rows = list(_JOB_HEADINGS), list(map(_job_row, jobs))
+    if any(job.get("label") for job in jobs):
+        behind = headings.index("~~NAME") + 1
+        headings.insert(behind, "?~LABEL")
+        for job, row in zip(jobs, rows, strict=True):
+            row.insert(behind, job.get("label") or "")
+    return table(headings, rows)
 
 
 def _job_row(job: Document) -> list[object]:

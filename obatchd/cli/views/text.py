@@ -20,6 +20,7 @@ NOTHING = "–"
 _PIPED_WIDTH = 10_000  # a pipe has no edge
 _MARKS = ">~?"
 _LEAST_WIDTH = 6  # of a column that gives way
+_ROOM = 20  # that it keeps while there are columns that may be left out
 _COLOURS = {
     "green": ("ready", "running", "done", "ok", "drained"),
     "red": ("failed", "quarantined", "quarantine", "unknown", "refused", "bad", "degraded"),
@@ -38,15 +39,18 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
 
     Args:
         headings: before the name ``>`` aligns the column to the right; where the terminal is narrow ``~`` lets it give
-            way, and ``?`` leaves it out, the last one first. ``STATE`` and ``HEALTH`` are coloured.
+            way, ``~~`` only after others were left out, and ``?`` leaves it out, the last one first. ``STATE`` and
+            ``HEALTH`` are coloured.
         rows: cells; ``None`` is shown as a dash.
     """
     names = [heading.lstrip(_MARKS) for heading in headings]
     cells = [[clean(NOTHING if cell is None else cell) for cell in row] for row in rows]
     widths = {column: max(_columns(row[column]) for row in [names, *cells]) for column in range(len(names))}
     spare = [column for column, heading in enumerate(headings) if "?" in heading]
-    flexible = [column for column, heading in enumerate(headings) if "~" in heading]
-    while (fitted := _fitted(widths, flexible)) is None and spare:
+    flexible = {
+        column: _ROOM if "~~" in heading else _LEAST_WIDTH for column, heading in enumerate(headings) if "~" in heading
+    }
+    while (fitted := _fitted(widths, flexible if spare else dict.fromkeys(flexible, _LEAST_WIDTH))) is None and spare:
         del widths[spare.pop()]
     shown, gap = fitted or ({column: _LEAST_WIDTH if column in flexible else widths[column] for column in widths}, " ")
 
@@ -77,16 +81,17 @@ def _cut(text: str, width: int) -> str:
     return text + "…"
 
 
-def _fitted(widths: Mapping[int, int], flexible: Sequence[int]) -> tuple[dict[int, int], str] | None:
-    """Widths with the flexible columns narrowed, the widest first, and the gap; None when a line does not fit."""
+def _fitted(widths: Mapping[int, int], flexible: Mapping[int, int]) -> tuple[dict[int, int], str] | None:
+    """Widths with the flexible columns narrowed down to theirs, the widest first, and the gap; None when a line does
+    not fit."""
     for gap in ("  ", " "):
         fitted = dict(widths)
         room = _width() - len(gap) * (len(fitted) - 1)
         while sum(fitted.values()) > room:
-            widest = max(flexible, key=lambda column: fitted[column], default=None)
-            if widest is None or fitted[widest] <= _LEAST_WIDTH:
+            wide = [column for column, least in flexible.items() if fitted[column] > least]
+            if not wide:
                 break
-            fitted[widest] -= 1
+            fitted[max(wide, key=lambda column: fitted[column])] -= 1
         else:
             return fitted, gap
     return None

@@ -43,6 +43,7 @@ class JobRow(msgspec.Struct):
     summary: dict[str, Any] | None  # the final counts of a finished job
     accepted_moment: str | None  # of obatchd.times; None of a job that an earlier version accepted
     defaults: FrozenSettings  # of the daemon when the job was accepted
+    job_label: str | None = None  # that its owner gave it
 
     @property
     def label(self) -> str:
@@ -56,10 +57,8 @@ class JobRow(msgspec.Struct):
 
 
 COLUMNS = ", ".join(JobRow.__struct_fields__)
-SELECT = (
-    f"SELECT {COLUMNS.removesuffix('defaults')}"
-    "(SELECT kept.settings FROM job_defaults kept WHERE kept.sha256 = defaults) AS defaults FROM"
-)
+_KEPT = "(SELECT kept.settings FROM job_defaults kept WHERE kept.sha256 = defaults) AS defaults"
+SELECT = f"SELECT {COLUMNS.replace('defaults', _KEPT)} FROM"
 
 
 def job_of(row: tuple[Any, ...]) -> JobRow:

@@ -16,6 +16,7 @@ from obatchd.jobs.store.database import Database, open_reader, rewrite, transact
 from obatchd.jobs.store.job_row import COLUMNS, SELECT, JobRow, columns, job_of, keep, kept
 from obatchd.jobs.store.owed import FORGET_OWED, Owed
 from obatchd.jobs.store.schema import Schema
+from obatchd.naming import EVERY_JOB, JobFilter, JobName
 from obatchd.settings.current import Current
 from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
@@ -31,15 +32,22 @@ CREATE TABLE IF NOT EXISTS jobs (
     finished_s REAL, paused INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
     settings BLOB NOT NULL DEFAULT '{}', notes BLOB NOT NULL DEFAULT '[]', digest TEXT, retry_of TEXT,
     summary BLOB, released INTEGER NOT NULL DEFAULT 0, kept_bytes INTEGER NOT NULL DEFAULT 0, defaults BLOB NOT NULL,
-    accepted_moment TEXT
+    accepted_moment TEXT, job_label TEXT
 );
 CREATE TABLE IF NOT EXISTS job_defaults (sha256 BLOB PRIMARY KEY, settings BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, key);
 CREATE INDEX IF NOT EXISTS jobs_by_segment ON jobs (segment) WHERE released = 0;
 CREATE INDEX IF NOT EXISTS jobs_by_digest ON jobs (digest) WHERE digest IS NOT NULL;
 CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);
+CREATE INDEX IF NOT EXISTS jobs_by_label ON jobs (job_label) WHERE job_label IS NOT NULL;
 """
+# Version 4, a line for each change.
+_VERSION_4 = (
+    "ALTER TABLE jobs ADD COLUMN job_label TEXT;",
+    "CREATE INDEX IF NOT EXISTS jobs_by_label ON jobs (job_label) WHERE job_label IS NOT NULL;",
+)
 _COMPLETE = "index_complete"
+_FILTERS = ("job_label = ?", "accepted_s >= ?", "finished_s < ?")
 # A literal of SQL.
 _UPGRADED = (
     "An earlier version of obatchd accepted this job. Where it names no settings of its own, those that the daemon had"
@@ -62,8 +70,9 @@ def _schema(defaults: FrozenSettings) -> Schema:
         1: "CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);",
         2: freeze,
         3: "ALTER TABLE jobs ADD COLUMN accepted_moment TEXT;",
+        4: "\n".join(_VERSION_4),
     }
-    return Schema(3, _TABLES, steps)
+    return Schema(4, _TABLES, steps)
 
 
 class Facts:
@@ -209,20 +218,34 @@ class StateStore(Database):
         """The rows of these job ids, in the order asked, unknown ones left out."""
         return [row for job in jobs for row in self._jobs("job = ?", job)]
 
-    def find_prefix(self, prefix: str, owner: int | None = None) -> list[JobRow]:
-        """Up to two jobs, of one owner or of all, whose id begins with ``prefix``, newest first."""
-        condition = "job >= ? AND job < ? AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT 2"
-        return self._jobs(condition, prefix, prefix + "\x7f", owner, owner)
+    def named(self, typed: str, owner: int | None = None, limit: int = 2) -> tuple[str, list[JobRow]]:
+        """How ``typed`` names jobs, of one owner or of all, and up to ``limit`` that it may mean, newest first."""
+        of_owner = "AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT ?"
+        for what, conditions in JobName(typed).ways():
+            found = [self._jobs(f"{asked} {of_owner}", *given, owner, owner, limit) for asked, given in conditions]
+            if rows := {row.key: row for rows in found for row in rows}:
+                return what, sorted(rows.values(), key=lambda row: row.key, reverse=True)[:limit]
+        return "", []
 
     def list_jobs(
-        self, states: Iterable[JobState], *, limit: int = -1, newest_first: bool = False, owner: int | None = None
+        self,
+        states: Iterable[JobState],
+        *,
+        limit: int = -1,
+        newest_first: bool = False,
+        owner: int | None = None,
+        only: JobFilter = EVERY_JOB,
     ) -> list[JobRow]:
         """Jobs in any of ``states``, of one owner or of all, by acceptance."""
-        names = list(states)
-        marks = ",".join("?" * len(names))
+        given: list[Any] = [*states]
+        conditions = [f"state IN ({','.join('?' * len(given))})", "(? IS NULL OR owner = ?)"]
+        given += [owner, owner]
+        for condition, value in zip(_FILTERS, only, strict=True):
+            if value is not None:
+                conditions.append(condition)
+                given.append(value)
         order = "DESC" if newest_first else "ASC"
-        condition = f"state IN ({marks}) AND (? IS NULL OR owner = ?) ORDER BY key {order} LIMIT ?"
-        return self._jobs(condition, *names, owner, owner, limit)
+        return self._jobs(f"{' AND '.join(conditions)} ORDER BY key {order} LIMIT ?", *given, limit)
 
     def duplicate_of(self, digest: str, job: str) -> str | None:
         """An earlier job whose drop had the same content."""

@@ -1,0 +1,1 @@
+"""Backups of a spool, and restoring them."""

@@ -1,0 +1,427 @@
+"""Backups of a spool: made while a daemon works, restored, and gone on with; and what restore refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import os
+import shutil
+import sqlite3
+import stat
+import tarfile
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from engine_support import Street, lines, records_of, street, until
+from settings_support import in_force
+from test_job_commands import NO
+
+from obatchd.backup import contents
+from obatchd.backup.making import Made, make
+from obatchd.backup.moment import Moment
+from obatchd.backup.restoring import restore
+from obatchd.cli.obatchctl import main
+from obatchd.engine.erasure import erase
+from obatchd.errors import SpoolError
+from obatchd.jobs.model import Intent, JobState
+from obatchd.jobs.store import Store
+from obatchd.spool.layout import RESTORING, Layout
+
+SLOW_INBOX = {"settle_s": 1000, "rescan_s": 0.01}  # a drop stays in it until somebody shortens that
+
+
+def drop(rig: Street, name: str, *prompts: str, age_s: float = 60.0) -> Path:
+    """A drop in the inbox."""
+    path = rig.work.layout.inbox / name
+    path.write_bytes(lines(*prompts))
+    os.utime(path, (time.time() - age_s,) * 2)
+    return path
+
+
+def names(backup: Path) -> list[str]:
+    with tarfile.open(backup) as tar:
+        return tar.getnames()
+
+
+async def backed_up(rig: Street, target: Path, **how: Any) -> Made:
+    return await asyncio.to_thread(make, rig.work.layout.root, target, **how)
+
+
+@contextlib.asynccontextmanager
+async def at_its_moment(rig: Street, monkeypatch: pytest.MonkeyPatch, target: Path) -> AsyncIterator[None]:
+    """The block runs between the moment of a backup and the copying of what belongs to it."""
+    begun, may_go_on, write = threading.Event(), threading.Event(), Moment.write
+
+    def waiting(self: Moment, *given: Any, **how: Any) -> None:
+        begun.set()
+        may_go_on.wait(30)
+        write(self, *given, **how)
+
+    monkeypatch.setattr(Moment, "write", waiting)
+    making = asyncio.create_task(backed_up(rig, target))
+    try:
+        await until(begun.is_set)
+        yield
+    finally:
+        may_go_on.set()
+        await making
+        monkeypatch.setattr(Moment, "write", write)
+
+
+async def answered(rig: Street) -> dict[str, list[str]]:
+    """Answer everything that is open, with "later"; the answers to each prompt over the whole outbox."""
+    await until(rig.engine.intake.scanned.is_set)
+    while rig.work.jobs:
+        live = next(iter(rig.work.jobs.values()))
+        await until(lambda live=live: live.indexed)
+        await rig.answer(live, text="later")
+        await rig.published(live)
+    found: dict[str, list[str]] = {}
+    for directory in rig.work.layout.outbox_dirs():
+        assert (directory / "summary.json").exists()
+        for record in records_of(directory):
+            found.setdefault(record["prompt"], []).append(record["response"])
+    return found
+
+
+async def test_every_prompt_of_a_spool_is_answered_exactly_once_after_a_restore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(monkeypatch, tmp_path / "first", inbox=SLOW_INBOX) as rig:
+        done = await rig.run("a", "b", label="study")
+        half = await rig.take({"id": "x", "prompt": "c"}, "d", "e")
+        await rig.answer(half, 1)
+        rig.accept(lines("f"))  # it was not read yet
+        folder = rig.accept_folder({"a.txt": b"g", "b.txt": b"h"})
+        await rig.engine.intake.begin([folder])
+        drop(rig, "waits.jsonl", "i")
+        drop(rig, "uploading.jsonl", "j", age_s=0)
+        (rig.work.layout.inbox / "half.jsonl.part").write_text("k")
+        made = await backed_up(rig, tmp_path / "spool.tar")
+        assert (made.manifest.jobs, made.manifest.open_jobs, made.drops) == (4, 3, 1)
+        assert made.left_out == ["uploading.jsonl"]
+        await rig.answer(half)  # the daemon goes on, and this is not in the backup
+        kept = {path.name: path.read_bytes() for path in rig.work.outbox_of(done).rglob("*") if path.is_file()}
+    manifest = restore(tmp_path / "spool.tar", tmp_path / "second" / "spool")
+    assert (manifest.jobs, manifest.spool) == (4, str(tmp_path / "first" / "spool"))
+    async with street(monkeypatch, tmp_path / "second") as rig:
+        assert rig.work.layout.uuid != (tmp_path / "first/spool/work/uuid").read_text().strip()
+        await until(lambda: len(rig.work.jobs) == 4)  # with the one of the inbox
+        found = await answered(rig)
+        assert found == {
+            "a": ["yes"],
+            "b": ["yes"],
+            "c": ["yes"],
+            **{prompt: ["later"] for prompt in "defghi"},
+        }
+        [again] = rig.work.store.state.find([done.job])
+        assert again.job_label == "study" and again.state is JobState.DONE
+        restored = {path.name: path.read_bytes() for path in rig.work.outbox_of(again).rglob("*") if path.is_file()}
+        assert restored == kept
+
+
+async def test_what_happens_after_its_moment_changes_no_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs end, are released and are erased; drops are claimed, come and are refused, while files are copied."""
+    async with street(monkeypatch, tmp_path / "first", inbox=SLOW_INBOX) as rig:
+        old, erased = await rig.run("a"), await rig.run("b")
+        ends, goes = await rig.take("c", "d"), await rig.take("e")
+        await rig.answer(ends, 1)
+        claimed, refused = drop(rig, "claimed.jsonl", "f"), drop(rig, "refused.xyz", "g")
+        async with at_its_moment(rig, monkeypatch, tmp_path / "spool.tar"):
+            await rig.answer(ends)
+            await rig.published(ends)
+            await rig.answer(goes)
+            await rig.published(goes)
+            for row in (rig.row(goes), rig.row(old)):  # as housekeeping does, a week later
+                shutil.rmtree(rig.work.layout.job_dir(row.job))
+                rig.work.store.release(row)
+            assert erase(rig.work.layout, rig.work.store, [erased]) == []
+            await rig.run("n")
+            into = rig.work.layout.failed / "1000" / "refused.refused-1234"
+            into.mkdir(parents=True)
+            refused.rename(into / "refused.xyz")
+            drop(rig, "comes.jsonl", "h")
+            rig.work.settings.value = in_force(model="small", inbox={"settle_s": 0.01, "rescan_s": 0.01}).value
+            rig.engine.settings_changed()
+            await until(lambda: not claimed.exists() and len(rig.work.jobs) == 2)
+    restore(tmp_path / "spool.tar", tmp_path / "second" / "spool")
+    async with street(monkeypatch, tmp_path / "second") as rig:
+        assert rig.work.store.state.find([erased.job]) == []
+        assert (rig.work.layout.failed / "1000" / "refused.refused-1234" / "refused.xyz").exists()
+        assert not (rig.work.layout.inbox / "refused.xyz").exists()
+        await until(lambda: any(live.row.name == b"claimed.jsonl" for live in rig.work.jobs.values()))
+        found = await answered(rig)
+        # What is in the backup of the job that ended meanwhile may have its second answer, or not yet.
+        assert found.pop("d") in (["yes"], ["later"])
+        assert found == {"a": ["yes"], "c": ["yes"], "e": ["yes"], "f": ["later"]}
+        assert sorted(path.name for path in rig.work.layout.jobs.iterdir()) == sorted(
+            row.job for row in rig.work.store.state.list_jobs(list(JobState)) if row.job not in (old.job, goes.row.job)
+        )
+
+
+async def test_answers_that_come_meanwhile_are_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backups in a row, while every answer is committed by itself."""
+    async with street(monkeypatch, tmp_path / "first") as rig:
+        prompts = [f"p{number}" for number in range(40)]
+        live = await rig.take(*prompts)
+        for turn in range(4):
+            making = asyncio.create_task(backed_up(rig, tmp_path / f"{turn}.tar"))
+            for line in range(turn * 10 + 1, turn * 10 + 11):
+                await rig.answer(live, line)
+            await making
+    for turn in range(4):
+        restore(tmp_path / f"{turn}.tar", tmp_path / f"again{turn}" / "spool")
+        async with street(monkeypatch, tmp_path / f"again{turn}") as rig:
+            found = await answered(rig)
+            assert sorted(found) == sorted(prompts) and {len(answers) for answers in found.values()} == {1}
+            assert sum(answers == ["later"] for answers in found.values()) >= 40 - (turn + 1) * 10
+
+
+async def test_a_job_that_is_over_can_be_retried_after_a_restore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with street(monkeypatch, tmp_path / "first") as rig:
+        live = await rig.take("a", "b")
+        await rig.answer(live, 1)
+        await rig.answer(live, 2, fault=NO)
+        await rig.published(live)
+        await backed_up(rig, tmp_path / "spool.tar.gz")
+    restore(tmp_path / "spool.tar.gz", tmp_path / "second" / "spool")
+    async with street(monkeypatch, tmp_path / "second") as rig:
+        [row] = rig.work.store.state.find([live.row.job])
+        assert [entry.line for entry in rig.work.store.of(row).failed_requests(row.key)] == [2]
+        assert rig.work.input_of(row).read_bytes() == lines("a", "b")
+
+
+async def test_a_drop_that_is_being_claimed_is_answered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One intent was written and its drop is still in the inbox; of another the drop has left it."""
+    layout, settings = Layout.open(tmp_path / "spool"), in_force(model="small")
+    store = Store(layout.work, settings)
+    intents = []
+    for number, name in enumerate((b"here.jsonl", b"gone.jsonl")):
+        path = layout.inbox / name.decode()
+        path.write_bytes(lines(name.decode()))
+        os.utime(path, (1.0, 1.0))
+        status, job = path.stat(), f"20261128-101112-abc{number}"
+        intents.append(Intent(job, name, 1000, status.st_dev, status.st_ino, status.st_size, "file", 1.0))
+        layout.job_dir(job).mkdir()
+    store.state.add_intents(intents)
+    (layout.inbox / "gone.jsonl").rename(layout.job_dir(intents[1].job) / "input")
+    make(layout.root, tmp_path / "spool.tar")
+    store.close()
+    found = names(tmp_path / "spool.tar")
+    assert "inbox/here.jsonl" in found and f"work/jobs/{intents[0].job}" not in found
+    assert f"work/jobs/{intents[1].job}/input" in found and "inbox/gone.jsonl" not in found
+    restore(tmp_path / "spool.tar", tmp_path / "second" / "spool")
+    async with street(monkeypatch, tmp_path / "second") as rig:
+        await until(lambda: len(rig.work.jobs) == 2)
+        assert await answered(rig) == {"here.jsonl": ["later"], "gone.jsonl": ["later"]}
+
+
+async def test_a_backup_is_for_its_maker_alone_and_secrets_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "SECRET", ("keys.json", "certificates"))
+    async with street(monkeypatch, tmp_path / "first") as rig:
+        await rig.run("a")
+        work = rig.work.layout.work
+        (work / "keys.json").write_text("hashes")
+        (work / "certificates").mkdir()
+        (work / "certificates" / "cert.pem").write_text("certificate")
+        (work / "logs").mkdir(exist_ok=True)
+        (work / "logs" / "gpu0.log").write_text("log")
+        without = await backed_up(rig, tmp_path / "without.tar")
+        whole = await backed_up(rig, tmp_path / "whole.tar", secrets=True, results=False)
+    for name in ("without.tar", "whole.tar"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "whole.tar", "without.tar"]
+    assert (without.manifest.secrets, whole.manifest.secrets, whole.manifest.results) == (False, True, False)
+    assert not [name for name in names(tmp_path / "without.tar") if "keys" in name or "cert" in name or "log" in name]
+    found = names(tmp_path / "whole.tar")
+    assert {"work/keys.json", "work/certificates/cert.pem"} <= set(found)
+    assert not [name for name in found if name.startswith("outbox/")]
+    for private in (b"hashes", b"certificate"):
+        assert private not in (tmp_path / "without.tar").read_bytes()
+
+
+def made_of(tmp_path: Path) -> Path:
+    """A backup of a spool with one drop."""
+    layout = Layout.open(tmp_path / "first")
+    Store(layout.work, in_force(model="small")).close()
+    (layout.inbox / "a.jsonl").write_bytes(lines("a"))
+    os.utime(layout.inbox / "a.jsonl", (1.0, 1.0))
+    make(layout.root, tmp_path / "spool.tar")
+    return tmp_path / "spool.tar"
+
+
+def test_restore_refuses_a_spool_that_has_something(tmp_path: Path) -> None:
+    backup = made_of(tmp_path)
+    for place in ("inbox/b.jsonl", "outbox/x.20261128-101112-abcd/summary.json", "failed/0/x/y", "work/state.db"):
+        spool = tmp_path / place.replace("/", "-")
+        Layout.open(spool)
+        (spool / place).parent.mkdir(parents=True, exist_ok=True)
+        (spool / place).write_text("mine")
+        with pytest.raises(SpoolError, match=r"is not empty: there is .*name another one with --spool") as refused:
+            restore(backup, spool)
+        assert refused.value.code == "not_empty" and (spool / place).read_text() == "mine"
+        assert not (spool / "inbox" / "a.jsonl").exists()
+
+
+def test_restore_refuses_a_spool_that_a_daemon_works_on(tmp_path: Path) -> None:
+    backup = made_of(tmp_path)
+    layout = Layout.open(tmp_path / "second")
+    with layout.lock(), pytest.raises(SpoolError, match="another obatchd") as refused:
+        restore(backup, tmp_path / "second")
+    assert refused.value.code == "locked"
+
+
+def left_in(spool: Path) -> list[str]:
+    return sorted(path.name for path in spool.rglob("*") if path.is_file() and path.name not in (".lock", "uuid"))
+
+
+@pytest.mark.parametrize("kept", [0, 100, 3000, -1024], ids=str)
+def test_a_backup_that_was_cut_off_restores_nothing(tmp_path: Path, kept: int) -> None:
+    backup = made_of(tmp_path)
+    content = backup.read_bytes()
+    with tarfile.open(backup) as tar:
+        end = tar.getmember(contents.END).offset
+    backup.write_bytes(content[:kept] if kept >= 0 else content[:end])
+    with pytest.raises(SpoolError) as refused:
+        restore(backup, tmp_path / "second")
+    assert refused.value.code == "no_backup"
+    assert not (tmp_path / "second").exists() or left_in(tmp_path / "second") == []
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        ("../out", tarfile.REGTYPE, ""),
+        ("/etc/out", tarfile.REGTYPE, ""),
+        ("inbox/../../out", tarfile.REGTYPE, ""),
+        ("elsewhere/out", tarfile.REGTYPE, ""),
+        ("inbox", tarfile.REGTYPE, ""),
+        ("inbox/device", tarfile.CHRTYPE, ""),
+        ("inbox/hard", tarfile.LNKTYPE, "inbox/a.jsonl"),
+    ],
+    ids=lambda member: f"{member[0]}-{member[1]!r}",
+)
+def test_a_backup_with_what_no_spool_has_restores_nothing(tmp_path: Path, member: tuple[str, bytes, str]) -> None:
+    backup = made_of(tmp_path)
+    rewritten = tmp_path / "other.tar"
+    with tarfile.open(backup) as tar, tarfile.open(rewritten, "w") as other:
+        for each in tar.getmembers():
+            if each.name == contents.END:
+                strange = tarfile.TarInfo(member[0])
+                strange.type, strange.linkname = member[1], member[2]
+                other.addfile(strange, io.BytesIO())
+            other.addfile(each, tar.extractfile(each))
+    with pytest.raises(SpoolError):
+        restore(rewritten, tmp_path / "second")
+    assert left_in(tmp_path / "second") == [] and not (tmp_path / "out").exists()
+
+
+def test_links_are_restored_as_links_and_nothing_is_written_through_them(tmp_path: Path) -> None:
+    backup, outside = made_of(tmp_path), tmp_path / "outside"
+    outside.mkdir()
+    rewritten = tmp_path / "other.tar"
+    with tarfile.open(backup) as tar, tarfile.open(rewritten, "w") as other:
+        for each in tar.getmembers():
+            if each.name == contents.END:
+                link = tarfile.TarInfo("inbox/link")
+                link.type, link.linkname = tarfile.SYMTYPE, str(outside)
+                other.addfile(link)
+                through = tarfile.TarInfo("inbox/link/x")
+                through.size = 1
+                other.addfile(through, io.BytesIO(b"x"))
+            other.addfile(each, tar.extractfile(each))
+    with pytest.raises(SpoolError):
+        restore(rewritten, tmp_path / "second")
+    assert list(outside.iterdir()) == []
+
+
+def test_a_folder_with_a_link_comes_back_as_it_was(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path / "first")
+    Store(layout.work, in_force(model="small")).close()
+    folder = layout.inbox / "folder"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "a.txt").write_text("a")
+    (folder / "b.txt").symlink_to("/etc/passwd")
+    os.utime(folder / "inner" / "a.txt", (1.0, 1.0))
+    for path in (folder / "b.txt", folder / "inner", folder):
+        os.utime(path, (1.0, 1.0), follow_symlinks=False)
+    assert make(layout.root, tmp_path / "spool.tar").drops == 1
+    restore(tmp_path / "spool.tar", tmp_path / "second")
+    again = tmp_path / "second" / "inbox" / "folder"
+    assert (again / "inner" / "a.txt").read_text() == "a"
+    assert os.readlink(again / "b.txt") == "/etc/passwd"
+
+
+def test_no_daemon_takes_a_spool_that_is_half_restored(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path / "spool")
+    (layout.work / RESTORING).touch()
+    with pytest.raises(SpoolError, match=r"being restored into .*, or that was cut short: then delete") as refused:
+        Layout.open(tmp_path / "spool")
+    assert refused.value.code == "restoring"
+
+
+def test_a_restored_index_knows_no_boot_and_no_port_of_the_other_spool(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path / "first")
+    store = Store(layout.work, in_force(model="small"))
+    for key in ("boot_id", "port/gpu0", "slots/L40S/small/4096", "paused"):
+        store.state.set(key, "1")
+    make(layout.root, tmp_path / "spool.tar")
+    assert store.state.get("boot_id") == "1"
+    store.close()
+    restore(tmp_path / "spool.tar", tmp_path / "second")
+    with closing(sqlite3.connect(tmp_path / "second" / "work" / "state.db")) as index:
+        known = {key for (key,) in index.execute("SELECT key FROM facts")}
+    assert {"slots/L40S/small/4096", "paused"} <= known and not known & {"boot_id", "port/gpu0"}
+    assert (tmp_path / "second" / "work" / "session").read_text() == "restored\n"
+
+
+def obatchctl(*arguments: str | Path) -> Any:
+    return CliRunner().invoke(main, [*map(str, arguments)])
+
+
+def test_what_people_see_of_a_backup_and_a_restore(tmp_path: Path) -> None:
+    layout = Layout.open(tmp_path / "first")
+    Store(layout.work, in_force(model="small")).close()
+    drops = [layout.inbox / name for name in ("a.jsonl", "b.jsonl")]
+    for path in drops:
+        path.write_bytes(lines("a"))
+    os.utime(drops[0], (1.0, 1.0))
+    backup = tmp_path / "spool.tar"
+    said = obatchctl("--spool", layout.root, "backup", backup)
+    assert said.exit_code == 0 and said.stdout.startswith(f"{backup}: 0 jobs, 0 of them open, 1 drop in the inbox, ")
+    assert said.stdout.endswith("b.jsonl in the inbox is still being written, and is not in the backup\n")
+    again = obatchctl("--spool", layout.root, "backup", backup)
+    assert (again.exit_code, again.stderr) == (1, f"{backup} is there already; name another file\n")
+    inside = obatchctl("--spool", layout.root, "backup", layout.work / "b.tar")
+    assert inside.exit_code == 1 and "lies in the spool itself; name a file elsewhere" in inside.stderr
+    none = obatchctl("--spool", tmp_path / "none", "backup", tmp_path / "c.tar")
+    assert none.exit_code == 1 and "there is no spool with jobs at" in none.stderr
+    (tmp_path / "second").mkdir()
+    said = obatchctl("--spool", tmp_path / "second", "restore", backup)
+    assert said.exit_code == 0, said.output
+    assert said.stdout.startswith(f"{tmp_path / 'second'}: 0 jobs, 0 of them open, as they were at 20")
+    assert said.stdout.endswith(f"Now start the daemon:  obatchd --spool {tmp_path / 'second'}\n")
+    assert sorted(path.name for path in (tmp_path / "second" / "inbox").iterdir()) == ["a.jsonl"]
+    shown = json.loads(obatchctl("--json", "--spool", layout.root, "backup", tmp_path / "d.tar.gz").stdout)
+    assert (shown["drops"], shown["secrets"], shown["left_out"]) == (1, False, ["b.jsonl"])
+    wrong = obatchctl("--spool", tmp_path / "third", "restore", drops[0])
+    assert wrong.exit_code == 1 and "is no backup of obatchd" in wrong.stderr
+
+
+def test_the_end_of_a_backup_says_that_it_is_whole(tmp_path: Path) -> None:
+    backup = made_of(tmp_path)
+    with tarfile.open(backup) as tar:
+        file = tar.extractfile(contents.END)
+        assert file is not None and json.loads(file.read()) == {"unfinished": []}
