@@ -19,8 +19,8 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 
 # In the order of the help. The module's attribute has the command's name, with _command behind it.
 _COMMANDS = (
-    "status", "jobs", "job", "submit", "results", "cancel", "retry", "rm", "pause", "resume", "servers", "gpus",
-    "drain", "undrain", "reload", "models", "burnin", "config", "doctor", "completion",
+    "status", "jobs", "job", "submit", "results", "cancel", "retry", "rm", "pause", "resume", "usage", "servers",
+    "gpus", "drain", "undrain", "reload", "models", "burnin", "config", "doctor", "completion",
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {

@@ -15,10 +15,11 @@ from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed, parse_answer
 from obatchd.results.rows import Record, ResultSet, Row
 from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
-from obatchd.results.tally import Tally
+from obatchd.results.tally import DOUBTS, Tally
 
 Format = Literal["text", "json", "jsonl", "csv", "parquet"]
 FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet")
+ONLY = (*DOUBTS, "failed")  # what an export may be limited to
 _Rows = Iterator[tuple[Row, Parsed]]
 _PARQUET_ROWS = 5000
 _VECTORS = {"embedding", "embeddings"}
@@ -39,19 +40,24 @@ def data_of(row: Row) -> Parsed:
     return Parsed(problem=None)
 
 
-def export(source: ResultSet, form: Format, target: BinaryIO, *, data_only: bool = False) -> Tally:
+def export(
+    source: ResultSet, form: Format, target: BinaryIO, *, data_only: bool = False, only: str | None = None
+) -> Tally:
     """Write all rows of ``source`` to ``target``; returns their count.
 
     Args:
+        only: write no others than these of :data:`ONLY`; all are counted.
         data_only: for json and jsonl: of each success only its data; other answers are only in the tally.
 
     Raises:
         ResultsError: Parquet is asked for and its library is not installed.
     """
     tally = Tally()
-    rows = _counted(source, tally)
+    rows = _counted(source, tally, only)
     spread = form in ("csv", "parquet")  # over columns that have to be known first
-    columns = columns_of((row, data_of(row).data) for row in source.rows()) if spread else []
+    columns = []
+    if spread:
+        columns = columns_of((row, data_of(row).data) for row in source.rows() if _wanted(row, only))
     if form == "parquet":
         _write_parquet(rows, columns, target)
         return tally
@@ -80,11 +86,16 @@ def writing_text(target: BinaryIO) -> Iterator[TextIO]:
         text.detach()
 
 
-def _counted(source: ResultSet, tally: Tally) -> _Rows:
+def _counted(source: ResultSet, tally: Tally, only: str | None) -> _Rows:
     for row in source.rows():
         parsed = data_of(row)
         tally.add(row, parsed.problem)
-        yield row, parsed
+        if _wanted(row, only):
+            yield row, parsed
+
+
+def _wanted(row: Row, only: str | None) -> bool:
+    return only is None or (not row.succeeded if only == "failed" else row.succeeded and bool(row.record.get(only)))
 
 
 def document(row: Row, parsed: Parsed) -> Record:

@@ -9,6 +9,7 @@ from obatchd.results.rows import ResultSet, Row
 
 _EXAMPLE_CHARACTERS = 160
 _OUTCOMES = ("failed", "cancelled", "expired")
+DOUBTS = ("truncated", "ungrounded")  # of answers that count as success: fields of their records
 
 
 class Tally:
@@ -16,6 +17,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
+        self.doubts: Counter[str] = Counter()
         self.failures: dict[str, tuple[int, str]] = {}  # by code: how many, and the message of the first
         self.not_json: list[tuple[str, str]] = []  # name of each success whose answer is no JSON, and why
         self.json = 0  # successes whose answer is JSON
@@ -28,7 +30,9 @@ class Tally:
             code = str(row.record.get("code") or outcome)
             count, example = self.failures.get(code, (0, str(row.record.get("message") or "")))
             self.failures[code] = (count + 1, example)
-        elif problem:
+            return
+        self.doubts.update(name for name in DOUBTS if row.record.get(name))
+        if problem:
             self.not_json.append((row.name, problem))
         elif problem is not None:
             self.json += 1
@@ -45,6 +49,7 @@ class Tally:
             "succeeded": self.outcomes["succeeded"],
             **{outcome: self.outcomes[outcome] for outcome in _OUTCOMES},
             "unanswered": self.unanswered(source),
+            **{name: self.doubts[name] for name in DOUBTS},
             "json": self.json,
             "not_json": [{"id": name, "reason": problem} for name, problem in self.not_json],
             "failures": {code: {"requests": n, "example": example} for code, (n, example) in self.failures.items()},

@@ -95,7 +95,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
     d.start().ready()
     work = d.spool / "work"
     [copy] = work.glob(f"*{BACKUP_MARK}*")
-    assert (version(work / "state.db"), version(copy)) == (3, 1)
+    assert (version(work / "state.db"), version(copy)) == (4, 1)
     assert not list(work.glob(f"segments/*{BACKUP_MARK}*")), "segments are not copied, and stay readable by 0.1.0"
     assert states(d)["paused.jsonl"] == "running" and states(d)["cancelled.jsonl"] == "done"
 
@@ -144,7 +144,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
 def test_a_kill_in_the_upgrade_freezes_once(make_daemon: Start, point: str, settings: Any) -> None:
     d, asked = spool_of_0_1_0(make_daemon, UPGRADE)
     assert d.launch(crash_at=f"schema.{point}").wait(20) == -signal.SIGKILL
-    assert version(d.spool / "work" / "state.db") == (1 if point == "before_commit" else 3)
+    assert version(d.spool / "work" / "state.db") == (1 if point == "before_commit" else 4)
     d.configure({**LATER, "format": ""})
     d.start().ready()
     job = d.done("waiting.jsonl", 60)

@@ -7,7 +7,6 @@ import pytest
 
 from obatchd.cli.command import clean
 from obatchd.cli.views import text
-from obatchd.cli.views.status import job_table
 
 
 @pytest.mark.parametrize(
@@ -83,14 +82,3 @@ def test_wide_characters_keep_a_table_in_line(monkeypatch: pytest.MonkeyPatch) -
     ]  # fmt: skip
     monkeypatch.setattr(text, "_width", lambda: 9)
     assert text.table(("~NAME", "N"), [["米米米米.txt", "1"]])[1] == "米米…   1"
-
-
-@pytest.mark.parametrize(
-    ("counts", "state"),
-    [({"succeeded": 2}, "done"), ({"succeeded": 1, "cancelled": 1}, "cancelled"), ({"expired": 2}, "expired")],
-)
-def test_a_job_that_was_ended_early_is_called_so(counts: dict[str, int], state: str) -> None:
-    outcomes = {"succeeded": 0, "failed": 0, "cancelled": 0, "expired": 0, **counts}
-    shown = {"job": "j", "name": "n", "state": "done", "paused": False, "requests": 2, "in_flight": 0, **outcomes}
-    unknown = dict.fromkeys(("requests_per_s", "tokens_per_s", "eta_s"))
-    assert click.unstyle(job_table([shown | unknown])[1]).split()[1] == state

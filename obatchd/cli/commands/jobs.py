@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 
 import click
 
-from obatchd.cli.command import Command, Document, Invocation, clean, given
+from obatchd.cli.command import Command, Document, Invocation, given
 from obatchd.cli.commands.completion import known
+from obatchd.cli.commands.usage import SUMS_STAY
+from obatchd.cli.views.job import doubts, page
 from obatchd.cli.views.status import job_table
 from obatchd.cli.views.waiting import watch as show_again
 
+_DOUBTS_SHOWN = 5
 _ids = known("jobs", "job")
 _one_job = click.argument("job_id", metavar="JOB", callback=given, shell_complete=_ids)
 
@@ -34,21 +36,17 @@ def jobs_command(
 
 
 def _list(document: Document) -> list[str]:
-    return job_table(document["jobs"]) if document["jobs"] else ["No jobs."]
+    jobs = document["jobs"]
+    lines = [line for job in jobs for line in doubts(job)]
+    more = [f"… and {len(lines) - _DOUBTS_SHOWN} more lines; obatchctl job JOB has them"] * (len(lines) > _DOUBTS_SHOWN)
+    return [*job_table(jobs), *lines[:_DOUBTS_SHOWN], *more] if jobs else ["No jobs."]
 
 
 @click.command("job", cls=Command)
 @_one_job
 def job_command(invocation: Invocation, job_id: str) -> None:
     """Everything about one job. JOB is an id or its beginning."""
-    invocation.answer(invocation.client().get("jobs", job_id), view=_page)
-
-
-def _page(job: Document) -> Iterator[str]:
-    for key, value in job.items():
-        if key not in ("schema", "notes") and value is not None:
-            yield f"{key:<18}{clean({True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value)}"
-    yield from (f"note: {clean(note)}" for note in job["notes"] or [])
+    invocation.answer(invocation.client().get("jobs", job_id), view=page)
 
 
 @click.command("cancel", cls=Command)
@@ -70,9 +68,12 @@ def retry_command(invocation: Invocation, job_id: str) -> None:
 @click.command("rm", cls=Command)
 @click.argument("job_ids", metavar="JOB...", nargs=-1, required=True, callback=given, shell_complete=_ids)
 def rm_command(invocation: Invocation, job_ids: tuple[str, ...]) -> None:
-    """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone."""
+    """Erase jobs that are over: results, prompts and every trace in the daemon's files. Cannot be undone.
+
+    The sums of obatchctl usage stay: they name an owner and a month, and no job.
+    """
     removed = [invocation.client().delete("jobs", job_id)["removed"] for job_id in job_ids]
-    invocation.answer({"removed": removed}, *(f"{job} erased" for job in removed))
+    invocation.answer({"removed": removed}, *(f"{job} erased" for job in removed), SUMS_STAY)
 
 
 def _one_or_all(action: str, about: str, done: str) -> click.Command:

@@ -13,8 +13,9 @@ import click
 
 from obatchd.cli.command import Command, Invocation, clean, given
 from obatchd.cli.commands.completion import known
+from obatchd.cli.views.job import doubts
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
-from obatchd.results.export import FORMATS, Format, export
+from obatchd.results.export import FORMATS, ONLY, Format, export
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet
 
@@ -24,6 +25,7 @@ from obatchd.results.rows import ResultSet
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by the ending of --output, else text.")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write into this file.")
 @click.option("--data-only", is_flag=True, help="json and jsonl: of each answer only its data.")
+@click.option("--only", type=click.Choice(ONLY), help="Write only these: answers that need a look, or failures.")
 @click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
 @click.option("--seed", type=int, help="Choose the same answers for --review again.")
 def results_command(
@@ -33,6 +35,7 @@ def results_command(
     form: Format | None,
     output: Path | None,
     data_only: bool,
+    only: str | None,
     review: int | None,
     seed: int | None,
 ) -> None:
@@ -53,11 +56,12 @@ def results_command(
         if output is None and (invocation.json or (form == "parquet" and sys.stdout.isatty())):
             raise click.UsageError("name a file with --output")
         with _target(output) as target:
-            tally = export(source, form, target, data_only=data_only)
+            tally = export(source, form, target, data_only=data_only, only=only)
     invocation.answer({**tally.document(source), "output": str(output) if output else None})
     if not invocation.json:
         lines = [*tally.lines(source), *([f"written to {output}"] if output else [])]
-        click.echo("\n".join(map(clean, lines)), err=output is None)
+        told = () if only else doubts({"job": source.job or source.path}, tally.doubts)
+        click.echo("\n".join([*map(clean, lines), *told]), err=output is None)
 
 
 def _source(invocation: Invocation, place: str) -> ResultSet:

@@ -13,11 +13,12 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.views import waiting
-from obatchd.cli.views.status import OUTCOMES
-from obatchd.cli.views.text import duration
+from obatchd.cli.views.job import causes, counts, doubts
+from obatchd.cli.views.status import OUTCOMES, job_state
+from obatchd.cli.views.text import duration, styled
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.results.export import data_of, document
-from obatchd.results.rows import ResultSet, Row, read_object
+from obatchd.results.rows import ResultSet, Row
 
 _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of it
 
@@ -236,11 +237,7 @@ def _fetch(job: Document, directory: Path) -> Document:
 
 def _report(jobs: list[Document]) -> None:
     for job in jobs:
-        counts = ", ".join(f"{job[name]} {name}" for name in OUTCOMES if job[name])
         place = job.get("copied_to") or job["outbox"] or job["refused_to"]
-        click.echo(f"{job['job']}  {job['state']}  {counts or 'no requests'}  {clean(place)}")
-        for note in job["notes"] or []:
-            click.echo(f"  note: {clean(note)}")
-        for code, failure in read_object(Path(place) / "summary.json").get("failures", {}).items():
-            click.echo(f"  {failure['requests']} {clean(code)}: {clean(failure['example'])}")
-            click.echo(f"    → {clean(failure['advice'])}")
+        click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(place)}")
+        for line in (*doubts(job), *(f"note: {clean(note)}" for note in job["notes"] or []), *causes(job)):
+            click.echo(f"  {line}")
