@@ -218,7 +218,11 @@ def test_outboxes_that_cannot_be_flushed_are_an_error(tmp_path: Path) -> None:
 def test_an_answer_of_an_earlier_job_counts_as_any_but_for_no_server_time_or_token(box: JobOutbox) -> None:
     rows = [
         (1, Outcome.SUCCEEDED, success("a")),
-        (2, Outcome.SUCCEEDED, success("b", server="gpu1", copied_from="20261123-133648-darg", truncated=True, ungrounded=["/name"])),
+        (
+            2,
+            Outcome.SUCCEEDED,
+            success("b", server="gpu1", copied_from="20261123-133648-darg", truncated=True, ungrounded=["/name"]),
+        ),
     ]
     totals = box.write_whole(rows, responses=False)
     assert totals.outcomes == {"succeeded": 2}
