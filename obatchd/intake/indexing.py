@@ -234,14 +234,18 @@ class DropReader:
     def _digest(self, store: Store) -> str:
         self._hashed = True
         digest = content_digest(self.input)
-        earlier = store.state.duplicate_of(digest, self.row.job)
+        earlier = store.state.duplicate_of(digest, self.row)
         if earlier is not None:
             if self._settings.inbox.dedupe == "reject":
                 raise DropRefused(
-                    f'job {earlier} had exactly this content; drop it again with dedupe = "allow" in [inbox]',
+                    f"your job {earlier} had exactly these prompts and settings; ask for its answers with obatchctl "
+                    f'results {earlier}, or an administrator for dedupe = "allow" in [inbox]',
                     code="duplicate",
                 )
-            self._note(f"duplicate_of {earlier}: an earlier drop had exactly this content")
+            self._note(
+                f"duplicate_of {earlier}: an earlier job of yours had exactly these prompts and settings; submit "
+                "--skip-done copies the answers that there are"
+            )
         return digest
 
     def _require_all_valid(self) -> None:

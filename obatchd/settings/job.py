@@ -125,6 +125,21 @@ class SelectionSettings(Section):
     )
 
 
+# Settings of a job that say who waits for it, or which answers it takes over, and not what is asked.
+_ABOUT_THE_JOB = frozenset({"priority", "deadline", "sample", "sample_of", "skip_done", "openai_batch", "label",
+                            "notify"})  # fmt: skip
+
+
+def asked_with(frozen: FrozenSettings, own: JobSettings) -> dict[str, Any]:
+    """What the answers of a job depend on beside its drop: two that are equal ask the same of the same model."""
+    return {
+        name: getattr(whole, name)
+        for whole in (own, frozen)  # those that are in force go over those that the job named
+        for name in whole.__struct_fields__
+        if name not in _ABOUT_THE_JOB and not name.startswith("response_")
+    }
+
+
 _FOUND = ("openai_batch", "sample_of")  # found while a job is read, never given
 JOB_KEYS = tuple(name for name in JobSettings.__struct_fields__ if name not in _FOUND)
 # Options that make Ollama load a model anew: they belong to the server's profile, not to one request.

@@ -17,7 +17,7 @@ from obatchd.jobs.store.job_row import COLUMNS, SELECT, JobRow, columns, job_of,
 from obatchd.jobs.store.schema import Schema
 from obatchd.jobs.store.usage import USAGE, USAGE_TABLE, UsageRow, add_usage
 from obatchd.settings.current import Current
-from obatchd.settings.job import FrozenSettings
+from obatchd.settings.job import FrozenSettings, asked_with
 from obatchd.settings.settings import Settings
 from obatchd.times import moment
 
@@ -222,10 +222,13 @@ class StateStore(Database):
         condition = f"state IN ({marks}) AND (? IS NULL OR owner = ?) ORDER BY key {order} LIMIT ?"
         return self._jobs(condition, *names, owner, owner, limit)
 
-    def duplicate_of(self, digest: str, job: str) -> str | None:
-        """An earlier job whose drop had the same content."""
-        rows = self._rows("SELECT job FROM jobs WHERE digest = ? AND job <> ? ORDER BY key LIMIT 1", digest, job)
-        return rows[0][0] if rows else None
+    def duplicate_of(self, digest: str, job: JobRow) -> str | None:
+        """The latest other job of the same owner whose drop has this digest, and that asks with the same settings."""
+        asked = asked_with(job.frozen, job.settings)
+        rows = self._jobs(
+            "digest = ? AND owner = ? AND job <> ? ORDER BY key DESC LIMIT 100", digest, job.owner, job.job
+        )
+        return next((row.job for row in rows if asked_with(row.frozen, row.settings) == asked), None)
 
     def update(self, key: int, **values: Any) -> None:
         """Change columns of one job; JSON values are given as objects."""

@@ -30,7 +30,7 @@ class InboxSettings(Section):
         "fail_line", 'A bad line fails alone ("fail_line") or refuses the whole drop before it runs.'
     )
     dedupe: Live[Literal["allow", "reject"]] = setting(
-        "allow", 'A drop with the content of an earlier one: run and report it, or "reject".'
+        "allow", 'A drop with the prompts and settings of an earlier one of its owner: run and report it, or "reject".'
     )
 
 
