@@ -19,6 +19,7 @@ from obatchd.intake.sample import Reservoir
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import (
     Contents,
+    FieldNotes,
     Format,
     RecordRules,
     contents,
@@ -69,6 +70,7 @@ class DropReader:
         self._form: Format | None = None
         self._hashed = False
         self._sampled: list[Entry] | None = None
+        self._field_notes = FieldNotes()
 
     @property
     def request_file(self) -> Path:
@@ -152,9 +154,10 @@ class DropReader:
             ) from error
 
     def finish_digest(self, store: Store) -> dict[str, Any]:
-        """The digest of a drop too large to be hashed before its first request runs."""
+        """The digest of a drop too large to be hashed before its first request runs, and notes on its fields."""
         if self._hashed or self.row.digest or self.row.settings.sample:
-            return {}  # a sample is no earlier drop of the same content
+            # A sample is no earlier drop of the same content.
+            return {"notes": self.notes} if self._field_notes.notes() else {}
         self.row.digest = self._digest(store)
         self.row.notes = self.notes
         return {"digest": self.row.digest, "notes": self.notes}
@@ -168,7 +171,12 @@ class DropReader:
             if self._entries is None:
                 self._entries = iter(self._sample()) if self.row.settings.sample else self._read()
             entries = list(islice(self._entries, size))
-        return IndexBatch(self.row, entries, final=len(entries) < size)
+        final = len(entries) < size
+        if final:
+            self._note(*self._field_notes.notes())
+        # Those of a part are shown and not kept: the whole has other counts.
+        self.row.notes = self.notes if final else [*self.notes, *self._field_notes.notes()]
+        return IndexBatch(self.row, entries, final)
 
     def first_batch(self) -> IndexBatch:
         """The first entries, which are dispatched before the others are read; raises as :meth:`batch`."""
@@ -193,6 +201,7 @@ class DropReader:
         return Chunk(indexed, pending, batch.final)
 
     def _read(self) -> Iterator[Entry]:
+        self._field_notes = FieldNotes()
         return read_entries(
             self.input,
             self.row.label,
@@ -201,6 +210,7 @@ class DropReader:
             rules=_rules(self.row.settings),
             check_space=self._check_space,
             size_bytes=self.row.size,
+            field_notes=self._field_notes,
         )
 
     def _sample(self) -> list[Entry]:

@@ -200,6 +200,18 @@ def test_waiting_ends_with_what_failed_and_what_needs_a_look(monkeypatch: pytest
     assert lines[2].strip().startswith(YELLOW)
 
 
+def test_notes_on_a_drop_are_told_when_it_is_submitted_and_not_twice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken = msgspec.to_builtins(job(state="running", totals=None, notes=['"modle" in 40 requests']))
+    monkeypatch.setattr(Client, "submit", lambda self, path, settings: taken)
+    monkeypatch.setattr(Client, "get", lambda self, path, *names, **query: {**taken, "state": "done"})
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
+    command = ["--spool", "/nowhere", "submit", str(tmp_path / "a.jsonl")]
+    assert CliRunner().invoke(main, command).stdout.splitlines()[1:] == ['  note: "modle" in 40 requests']
+    assert CliRunner().invoke(main, [*command, "--wait"]).stdout.count("note:") == 1
+
+
 # Results.
 
 

@@ -70,8 +70,9 @@ def submit_command(
             return
         # Answers of the sample are not asked for again.
         drops = {path: {"skip_done": samples[path], **own} for path, own in drops.items()}
-    jobs, refused = _hand_over(invocation, drops)
-    if jobs and (wait or output_dir is not None):
+    waits = wait or output_dir is not None
+    jobs, refused = _hand_over(invocation, drops, with_notes=not waits)
+    if jobs and waits:
         jobs = _wait(invocation, [job["job"] for job in jobs])
         if output_dir is not None:
             jobs = [_fetch(job, output_dir) if job["state"] == "done" else job for job in jobs]
@@ -144,7 +145,7 @@ def _show(row: Row) -> None:
 
 
 def _hand_over(
-    invocation: Invocation, drops: dict[Path, Document], what: str = "results:"
+    invocation: Invocation, drops: dict[Path, Document], what: str = "results:", *, with_notes: bool = True
 ) -> tuple[list[Document], list[Document]]:
     """Submit each path with its settings; one that is refused does not keep back the others."""
     client = invocation.client()
@@ -163,6 +164,8 @@ def _hand_over(
         jobs.append(job)
         if not invocation.json:
             click.echo(f"{job['job']}  {clean(path)}  {what} {clean(job['outbox'])}")
+            for note in job["notes"] if with_notes else ():
+                click.echo(f"  note: {clean(note)}")
     return jobs, refused
 
 

@@ -9,15 +9,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from obatchd.jobs.formats.reader.fields import Fields, fields_of, is_object, label_of, quoted, shown
+from obatchd.jobs.formats.reader.fields import (
+    LEFT_OUT,
+    OPTION,
+    Fields,
+    fields_of,
+    is_object,
+    label_of,
+    quoted,
+    shown,
+)
 from obatchd.jobs.formats.reader.said import CHAT_NAMES, TEXT_NAMES, embed_problem, images_of, last_said, messages_of
 from obatchd.jobs.formats.reader.settings import settings
 from obatchd.jobs.model import RequestRefused
+
+if TYPE_CHECKING:
+    from obatchd.jobs.formats.field_notes import FieldNotes
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -60,14 +72,16 @@ def is_batch_line(raw: bytes) -> bool | None:
         return None
 
 
-def batch_request(fields: dict[str, msgspec.Raw], notes: list[str]) -> dict[str, Any]:
-    """The fields of our request that a line amounts to.
+def batch_request(
+    fields: dict[str, msgspec.Raw], notes: list[str], field_notes: FieldNotes | None = None
+) -> dict[str, Any]:
+    """The fields of our request that a line amounts to; ``field_notes`` hear of those that may be meant otherwise.
 
     Raises RequestRefused, with a code of that API's, where it is no such line, or asks for what Ollama cannot do.
     """
     try:
         if (name := envelope(fields)) is not None:
-            return _called(fields, name, notes)
+            return _called(fields, name, notes, field_notes)
         if "body" in fields and not is_object(fields["body"]):
             raise RequestRefused("wrong_type", f"body must be an object, not {shown(fields['body'])}")
         missing = "custom_id" if "body" in fields else "body"
@@ -76,7 +90,9 @@ def batch_request(fields: dict[str, msgspec.Raw], notes: list[str]) -> dict[str,
         raise RequestRefused(_CODES.get(refused.code, refused.code), refused.reason) from None
 
 
-def _called(line: dict[str, msgspec.Raw], name: str, notes: list[str]) -> dict[str, Any]:
+def _called(
+    line: dict[str, msgspec.Raw], name: str, notes: list[str], field_notes: FieldNotes | None
+) -> dict[str, Any]:
     outer, label = Fields(line, notes, strict=True), label_of(line)
     method, custom_id = outer.peek("method"), outer.peek("custom_id")
     if label is None:
@@ -91,6 +107,9 @@ def _called(line: dict[str, msgspec.Raw], name: str, notes: list[str]) -> dict[s
     given = settings(body) | given
     if unknown := [key for key in body.rest() if key not in _NO_EFFECT and body.peek(key)]:
         notes.append(f"{quoted(unknown)} of the {name} is left out: nothing here is called so")
+    if field_notes is not None and (unknown or notes):  # options that are unknown have their note
+        odd = tuple(name for name in body.odd if name.startswith(OPTION))
+        field_notes.odd((*odd, *(LEFT_OUT + key for key in unknown)))
     return {"id": label, "url": url if name == "body" else "", "notes": notes, **given}
 
 

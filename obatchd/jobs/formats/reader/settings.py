@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from obatchd.jobs.formats.reader.fields import Fields, parsed, shown
+from obatchd.jobs.formats.reader.fields import OPTION, Fields, parsed, shown
 from obatchd.jobs.model import PRIORITY_CLASS, RequestRefused
 
 THINK_LEVELS = ("auto", "low", "medium", "high", "max")
@@ -157,6 +157,7 @@ def _options(fields: Fields, name: str) -> dict[str, Any] | None:
             own = str(_ALIASES.get(key, key))
             found[own] = _option(fields, f"{name}.{key}", own, value)
             if own not in _OPTIONS:
+                fields.odd += (OPTION + key,)
                 fields.notes.append(f"{name}.{key} is no option that Ollama is known to have")
     return found
 
@@ -178,6 +179,7 @@ def _beside(fields: Fields, name: str) -> dict[str, Any] | None:
     value = _option(fields, name, own, given)
     if name == "temperature" and not fields.strict and not 0 <= value <= _HOTTEST:
         raise fields.wrong(name, f"from 0 to {_HOTTEST}", given)
+    fields.odd += (name,)
     return {own: value}
 
 
@@ -302,34 +304,46 @@ def _impossible(fields: Fields, name: str) -> None:
         fields.cannot(name, why)
 
 
-def _keep_alive(fields: Fields, name: str) -> Any:
-    return fields.take(name)
-
-
 _Reader = Callable[[Fields, str], Any]
+
+
+def _noted(read: _Reader) -> _Reader:
+    """The reader of a setting under a name of another API, which in a plain line may be the name of data."""
+
+    def noted(fields: Fields, name: str) -> Any:
+        value = read(fields, name)
+        fields.odd += () if value is None else (name,)
+        return value
+
+    return noted
+
+
 # By name of the field: the setting, and how it is read. Of several names of a setting the first one given counts.
 _READERS: dict[str, tuple[str, _Reader]] = {
     "model": ("model", _text),
-    **dict.fromkeys(("system", "system_prompt", "system_message"), ("system", _system)),
+    "system": ("system", _system),
+    **dict.fromkeys(("system_prompt", "system_message"), ("system", _noted(_system))),
     "options": ("options", _options),
-    **dict.fromkeys(("parameters", "sampling_params", "generation_config"), ("options", _parameters)),
-    **dict.fromkeys(
-        sorted((_WHOLE | _NUMBERS | _ALIASES.keys() | {"stop"}) - {*_LIMITS}), ("options", _beside)
-    ),
-    **dict.fromkeys(_LIMITS, ("max_response_tokens", _limit)),
+    **dict.fromkeys(("parameters", "sampling_params", "generation_config"), ("options", _noted(_parameters))),
+    **dict.fromkeys(sorted((_WHOLE | _NUMBERS | _ALIASES.keys() | {"stop"}) - {*_LIMITS}), ("options", _beside)),
+    "max_response_tokens": ("max_response_tokens", _limit),
+    **dict.fromkeys(_LIMITS[1:], ("max_response_tokens", _noted(_limit))),
     "context_length": ("context_length", _limit),
-    **dict.fromkeys(("format", "response_format", "guided_json"), ("format", _format)),
+    "format": ("format", _format),
+    **dict.fromkeys(("response_format", "guided_json"), ("format", _noted(_format))),
     "think": ("think", _think),
     **dict.fromkeys(
-        ("reasoning_effort", "reasoning", "thinking", "enable_thinking", "chat_template_kwargs"), ("think", _effort)
+        ("reasoning_effort", "reasoning", "thinking", "enable_thinking", "chat_template_kwargs"),
+        ("think", _noted(_effort)),
     ),
     "tools": ("tools", _tools),
     "tool_choice": ("", _tool_choice),
     "priority": ("priority", _priority),
-    "keep_alive": ("keep_alive", _keep_alive),
+    "keep_alive": ("keep_alive", Fields.take),
     **{name: (name, _texts) for name in ("in_source", "urls", "files")},
     **dict.fromkeys(_IMPOSSIBLE, ("", _impossible)),
 }  # fmt: skip
 _RANK = {name: rank for rank, name in enumerate(_READERS)}
 KNOWN = frozenset(_READERS)
 SETTINGS = KNOWN - _IMPOSSIBLE.keys()
+OPTIONS = _OPTIONS
