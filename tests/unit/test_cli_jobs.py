@@ -134,18 +134,19 @@ def test_one_job_shows_why_requests_failed_its_settings_and_its_sums(monkeypatch
               notes=["a note"])  # fmt: skip
     lines = click.unstyle(shown(monkeypatch, "job", "x", answer=one).stdout).splitlines()
     for line in (
-        f"owner             ada ({ME})",
-        "state             done",
-        "requests          300: 260 succeeded, 40 failed",
-        "took              2 min 5 s",
-        "speed             2.4 requests/s, 80.0 tokens/s",
-        "tokens            3,000 of prompts, 10,000 of answers",
-        "GPU-seconds       31.2",
-        "copied            40 from earlier jobs",
-        "model             small",
-        'options           {"seed": 1}',
-        "template          Summarise:↵{note}",
-        "id column         mrn",
+        f"owner                ada ({ME})",
+        "state                done",
+        "requests             300: 260 succeeded, 40 failed",
+        "took                 2 min 5 s",
+        "speed                2.4 requests/s, 80.0 tokens/s",
+        "tokens               3,000 of prompts, 10,000 of answers",
+        "GPU-seconds          31.2",
+        "copied               40 from earlier jobs",
+        "model                small",
+        "context length       8192",
+        'options              {"seed": 1}',
+        "template             Summarise:↵{note}",
+        "id column            mrn",
         "note: a note",
     ):
         assert line in lines
@@ -174,7 +175,7 @@ def test_a_job_of_an_earlier_version_and_a_refused_drop_are_shown_as_far_as_they
     refused = job(state="refused", requests=0, succeeded=0, totals=None, outbox=None, refused_to="/failed/x",
                   notes=["it is empty"])  # fmt: skip
     lines = click.unstyle(shown(monkeypatch, "job", "x", answer=refused).stdout).splitlines()
-    assert "refused to        /failed/x" in lines and lines[-1] == "note: it is empty"
+    assert "refused to           /failed/x" in lines and lines[-1] == "note: it is empty"
 
 
 def test_waiting_ends_with_what_failed_and_what_needs_a_look(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -277,7 +278,7 @@ def test_usage_is_a_table_by_owner_and_month(monkeypatch: pytest.MonkeyPatch) ->
         ["ada", "2026-11", "1,298", "2", "10", "30,000", "1,000,000", "12,346"],
         ["4711", "2026-10", "1", "3", "4", "0"],
     ]
-    assert shown(monkeypatch, "usage", answer=Usage([])).stdout == "No job has ended yet.\n"
+    assert shown(monkeypatch, "usage", answer=Usage([])).stdout == "No job has ended in that time.\n"
     assert json.loads(shown(monkeypatch, "usage", "--json", answer=sums).stdout)["usage"][0]["name"] == "ada"
 
 

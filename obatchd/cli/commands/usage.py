@@ -47,4 +47,4 @@ def _list(document: Document) -> list[str]:
         ]
         for row in document["usage"]
     ]  # fmt: skip
-    return table(_HEADINGS, rows) if rows else ["No job has ended yet."]
+    return table(_HEADINGS, rows) if rows else ["No job has ended in that time."]

@@ -51,7 +51,7 @@ def page(job: Document) -> Iterator[str]:
     """Everything about a job."""
     for key, value in _facts(job):
         if value not in (None, "", [], {}):
-            yield f"{key:<18}{value}"
+            yield f"{key:<21}{value}"
     yield from doubts(job)
     yield from (f"note: {clean(note)}" for note in job["notes"] or [])
     if lines := [*causes(job)]:
@@ -97,6 +97,8 @@ def _shown(value: Any) -> Any:
     """A setting on one line; a long one is cut."""
     if value in (None, "", [], {}):
         return None
+    if isinstance(value, list):
+        return ", ".join(clean(each) for each in value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = clean(text.replace("\n", "↵"))
     return text if len(text) <= _VALUE_CHARACTERS else f"{text[:_VALUE_CHARACTERS]}…"
