@@ -19,7 +19,20 @@ RECORD = "OBATCHD_RECORD_DOCUMENTS"  # set in the environment: add what is seen 
 # Fields that came later, as ``document.path.field``: everything else must stay as it was recorded.
 ADDED = frozenset({"idle: POST /v1/reload.next_job", "idle: POST /v1/reload of changed settings.next_job"})
 # The same by name alone, wherever it stands: no recorded document has a field of this name.
-LATER = frozenset({"totals", "details", "gpu_s", "template", "text_column", "id_column", "encoding", "lines", "sample"})
+LATER = frozenset(
+    {
+        "totals",
+        "details",
+        "gpu_s",
+        "system_message",
+        "template",
+        "text_column",
+        "id_column",
+        "encoding",
+        "lines",
+        "sample",
+    }
+)
 _MAPS = {
     "counters", "dmi", "errors", "failures", "increases", "models", "options", "servers", "throttle_s", "watchdog",
 }  # fmt: skip

@@ -195,6 +195,7 @@ def _settings_used(row: JobRow, context_lengths: Iterable[int]) -> SettingsUsed:
         in_source=frozen.in_source,
         think=frozen.think,
         system_message_sha256=hashlib.sha256(system_message.encode()).hexdigest() if system_message else None,
+        system_message=system_message or None,
         template=own.template,
         text_column=own.text_column,
         id_column=own.id_column,

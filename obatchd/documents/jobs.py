@@ -29,6 +29,7 @@ class SettingsUsed(msgspec.Struct):
     in_source: list[str]
     think: bool | str  # auto: the model's own way
     system_message_sha256: str | None
+    system_message: str | None = None
     template: str | None = None  # these five: how records of the drop became prompts
     text_column: str | None = None
     id_column: str | None = None

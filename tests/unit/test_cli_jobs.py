@@ -125,7 +125,7 @@ def test_the_list_fits_80_columns_with_owners_and_what_counts(monkeypatch: pytes
 def test_one_job_shows_why_requests_failed_its_settings_and_its_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: pwd.struct_passwd(("ada", "", uid, uid, "", "", "")))
     used = SettingsUsed("small", [8192], {"seed": 1}, 300, "x" * 64, "json", ["name"], "auto", "y" * 64,
-                        "Summarise:\n{note}", id_column="mrn")  # fmt: skip
+                        template="Summarise:\n{note}", id_column="mrn")  # fmt: skip
     failures = {
         "timeout": Failure(2, "it took too long", "raise the limit"),
         "poison": Failure(38, "it crashes", "look at the prompt"),

@@ -149,7 +149,14 @@ def test_a_summary_has_the_facts_for_a_methods_section(work: Work) -> None:
 
 
 def test_a_summary_has_every_setting_that_made_the_prompts(work: Work) -> None:
-    given = {"template": "Summarise: {note}", "id_column": "mrn", "encoding": "cp1252", "lines": False, "sample": 3}
+    given = {
+        "system_message": "Be brief.",
+        "template": "Summarise: {note}",
+        "id_column": "mrn",
+        "encoding": "cp1252",
+        "lines": False,
+        "sample": 3,
+    }
     settings = summary_of(job(work, **given), totals(), Models()).settings
     assert {name: getattr(settings, name) for name in given} == given
     assert settings.text_column is None
@@ -198,6 +205,7 @@ def test_a_job_that_an_earlier_version_finished_has_no_sums(work: Work) -> None:
 def test_a_job_without_a_system_message_has_no_digest_of_one(work: Work) -> None:
     summary = summary_of(job(work), totals(), Models())
     assert (summary.settings.system_message_sha256, summary.settings.model) == (None, "small")
+    assert summary.settings.system_message is None
 
 
 @pytest.mark.parametrize("set_by_s", [-86400.0, 86400.0])

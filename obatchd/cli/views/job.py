@@ -33,7 +33,7 @@ def doubts(job: Document, told: Document | None = None) -> Iterator[str]:
     for name, (one, several, what) in _DOUBTS.items():
         if number := known.get(name):
             words = f"{number:,} {one if number == 1 else several} {what}"
-            yield click.style(f"{words}:  obatchctl results {job['job']} --only {name}", fg="yellow")
+            yield click.style(f"{words}:  obatchctl results {clean(job['job'])} --only {name}", fg="yellow")
 
 
 def causes(job: Document) -> Iterator[str]:
