@@ -141,6 +141,17 @@ def test_misspelt_fields_of_bodies_are_told(tmp_path: Path) -> None:
     ]
 
 
+def test_settings_beside_the_body_of_a_line_are_not_read_and_told(tmp_path: Path) -> None:
+    line = {"custom_id": "a", "body": {"model": "m", "messages": [{"role": "user", "content": "p"}]}}
+    for outside in ({"url": "/v1/chat/completions", "method": "POST"}, {}):
+        assert notes(tmp_path, jsonl(line | outside, line | outside | {"custom_id": "b", "note": "mine"})) == []
+        wrong = line | outside | {"temperature": 0, "model": "other"}
+        assert notes(tmp_path, jsonl(wrong, wrong | {"custom_id": "b"})) == [
+            'obatchd does not read these fields beside the body of a line; put them into it: "model" in 2 requests, '
+            '"temperature" in 2 requests'
+        ]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "rules"),
     [

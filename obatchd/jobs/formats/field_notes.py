@@ -9,7 +9,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from obatchd.jobs.formats.reader.fields import LEFT_OUT, OPTION
+from obatchd.jobs.formats.reader.fields import LEFT_OUT, OPTION, OUTSIDE
 from obatchd.jobs.formats.reader.settings import OPTIONS, SETTINGS
 
 _LIMIT = 2000  # different names that are looked at in one drop, and combinations of odd ones
@@ -23,6 +23,7 @@ _IF_DATA = "; if they are data, submit with --text-column or --template"
 _UNKNOWN_OPTIONS = "Ollama is not known to have these options, which are sent to it all the same"
 _DATA = "obatchd takes these fields for data, because it knows no setting of that name"
 _LEFT_OUT = "obatchd leaves these fields of the body out, because it knows no setting of that name"
+_OUTSIDE = "obatchd does not read these fields beside the body of a line; put them into it"
 
 
 class FieldNotes:
@@ -54,18 +55,19 @@ class FieldNotes:
 
     def notes(self) -> list[str]:
         """One note of each kind at most, for the drop's author."""
-        beside, options, left_out = Counter[str](), Counter[str](), Counter[str]()
+        counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("", OPTION, LEFT_OUT, OUTSIDE)}
         for names, lines in self._odd.items():
             for name in names:
-                kind = next((kind for kind in (OPTION, LEFT_OUT) if name.startswith(kind)), "")
-                counts = {OPTION: options, LEFT_OUT: left_out}.get(kind, beside)
-                counts[name.removeprefix(kind)] += lines
-        near = {name: meant for name in left_out if (meant := _nearest(name, _FIELDS))}  # results have the others
+                kind = next((kind for kind in (OPTION, LEFT_OUT, OUTSIDE) if name.startswith(kind)), "")
+                counts[kind][name.removeprefix(kind)] += lines
+        left_out = counts[LEFT_OUT]  # results have those that look like nothing known
+        near = {name: meant for name in left_out if (meant := _nearest(name, _FIELDS)) not in ("", name)}
         return [
             *_note(_DATA, self._misspelt, lambda name: _hint(self._meant[name])),
-            *_note(_BESIDE, beside, lambda name: "", _IF_DATA),
-            *_note(_UNKNOWN_OPTIONS, options, _option_hint),
+            *_note(_BESIDE, counts[""], lambda name: "", _IF_DATA),
+            *_note(_UNKNOWN_OPTIONS, counts[OPTION], _option_hint),
             *_note(_LEFT_OUT, Counter({name: left_out[name] for name in near}), lambda name: _hint(near[name])),
+            *_note(_OUTSIDE, counts[OUTSIDE], lambda name: ""),
         ]
 
 

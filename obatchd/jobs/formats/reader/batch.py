@@ -17,6 +17,7 @@ import msgspec
 from obatchd.jobs.formats.reader.fields import (
     LEFT_OUT,
     OPTION,
+    OUTSIDE,
     Fields,
     fields_of,
     is_object,
@@ -25,7 +26,7 @@ from obatchd.jobs.formats.reader.fields import (
     shown,
 )
 from obatchd.jobs.formats.reader.said import CHAT_NAMES, TEXT_NAMES, embed_problem, images_of, last_said, messages_of
-from obatchd.jobs.formats.reader.settings import settings
+from obatchd.jobs.formats.reader.settings import SETTINGS, settings
 from obatchd.jobs.model import RequestRefused
 
 if TYPE_CHECKING:
@@ -102,14 +103,17 @@ def _called(
     if method is not None and (not isinstance(method, str) or method.upper() != "POST"):
         raise RequestRefused("wrong_type", f"the method {method!r} is not POST")
     body = Fields(fields_of(bytes(line[name]))[0], notes, strict=True)
-    url = _endpoint(outer.peek("url"), name, body)
+    address = outer.peek("url")
+    url = _endpoint(address, name, body)
     given = _ENDPOINTS[url](body)
     given = settings(body) | given
     if unknown := [key for key in body.rest() if key not in _NO_EFFECT and body.peek(key)]:
         notes.append(f"{quoted(unknown)} of the {name} is left out: nothing here is called so")
-    if field_notes is not None and (unknown or notes):  # options that are unknown have their note
-        odd = tuple(name for name in body.odd if name.startswith(OPTION))
-        field_notes.odd((*odd, *(LEFT_OUT + key for key in unknown)))
+    outside = len(line) > 2 + (method is not None) + (address is not None)  # more than an id and the body
+    if field_notes is not None and (unknown or outside or notes):  # options that are unknown have their note
+        options = (key for key in body.odd if key.startswith(OPTION))
+        beside = (OUTSIDE + key for key in line if key in SETTINGS)
+        field_notes.odd((*options, *(LEFT_OUT + key for key in unknown), *beside))
     return {"id": label, "url": url if name == "body" else "", "notes": notes, **given}
 
 

@@ -30,7 +30,8 @@ _HALVES = re.compile(  # the same for halves of characters
 _LABEL = rb'"(?:%b)"\s*+:\s*+(?:"((?:[^"\\]|\\.){1,200}+)"|(-?[0-9][0-9.eE+-]{0,200}+))'
 # Names of ids, the first one first, and the object beside which one counts: those of lines of batch files.
 _LABELS = (("custom_id", "body"), ("id", None), ("custom_id", None), ("recordId", "modelInput"), ("key", "request"))
-OPTION, LEFT_OUT = "options.", "body."  # before the names of odd fields that do not stand beside the prompt
+# Before the names of odd fields that do not stand beside the prompt.
+OPTION, LEFT_OUT, OUTSIDE = "options.", "body.", "line."
 _value = msgspec.json.Decoder().decode
 _string = msgspec.json.Decoder(str).decode
 _encode = msgspec.json.Encoder().encode
