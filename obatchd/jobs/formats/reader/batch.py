@@ -109,7 +109,8 @@ def _called(
     given = settings(body) | given
     if unknown := [key for key in body.rest() if key not in _NO_EFFECT and body.peek(key)]:
         notes.append(f"{quoted(unknown)} of the {name} is left out: nothing here is called so")
-    outside = len(line) > 2 + (method is not None) + (address is not None)  # more than an id and the body
+    # Whether there may be more than id, method, address and body.
+    outside = len(line) > 4 or (len(line) > 2 and (method is None or address is None))
     if field_notes is not None and (unknown or outside or notes):  # options that are unknown have their note
         options = (key for key in body.odd if key.startswith(OPTION))
         beside = (OUTSIDE + key for key in line if key in SETTINGS)

@@ -179,7 +179,8 @@ def _beside(fields: Fields, name: str) -> dict[str, Any] | None:
     value = _option(fields, name, own, given)
     if name == "temperature" and not fields.strict and not 0 <= value <= _HOTTEST:
         raise fields.wrong(name, f"from 0 to {_HOTTEST}", given)
-    fields.odd += (name,)
+    if not fields.strict:  # bodies of calls have them
+        fields.odd += (name,)
     return {own: value}
 
 
