@@ -26,6 +26,7 @@ LEFT_OUT = {
     "burnin/verdict/canary_prompts.py": "prompts of the output check",
     "burnin/report/style.py": "CSS",
     "jobs/store/tables.py": "SQL",
+    "jobs/store/usage.py": "SQL",
 }
 _SQL = re.compile(
     r"^\s*\(?\b(SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|PRAGMA|WITH|BEGIN|FROM|WHERE|VACUUM|REPLACE)\b"

@@ -73,6 +73,7 @@ INSTANTS = (
     "publish.after_whole",
     "publish.after_flush",
     "publish.after_summary",
+    "publish.after_done",
 )
 
 

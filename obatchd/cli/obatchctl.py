@@ -19,13 +19,13 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 
 # In the order of the help. The module's attribute has the command's name, with _command behind it.
 _COMMANDS = (
-    "status", "jobs", "job", "submit", "results", "compare", "cancel", "retry", "rm", "pause", "resume", "servers",
-    "gpus", "drain", "undrain", "reload", "models", "burnin", "alarms", "backup", "restore", "config", "doctor",
-    "start", "stop", "logs", "completion", "version", "help",
+    "status", "jobs", "job", "submit", "results", "compare", "cancel", "retry", "rm", "pause", "resume", "usage",
+    "servers", "gpus", "drain", "undrain", "reload", "models", "burnin", "alarms", "backup", "restore", "config",
+    "doctor", "start", "stop", "logs", "completion", "version", "help",
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {
-    **dict.fromkeys(("job", "cancel", "pause", "resume"), "commands.jobs"),
+    **dict.fromkeys(("job", "cancel", "pause", "resume", "usage"), "commands.jobs"),
     **dict.fromkeys(("status", "drain", "undrain", "reload"), "commands.host"),
     **dict.fromkeys(("start", "stop", "logs", "version", "help"), "commands.service"),
     "restore": "commands.backup",

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from obatchd.control.auth import Access, Caller
 from obatchd.control.gpu_routes import GpuRoutes
 from obatchd.control.operations import Operations
 from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
-from obatchd.documents.jobs import Jobs
+from obatchd.documents.jobs import Jobs, Usage
 from obatchd.documents.models import Models
 from obatchd.documents.status import Servers
 from obatchd.naming import JobFilter
@@ -212,6 +213,7 @@ class _Api:
             web.post("/v1/jobs/remove", self._remove_jobs),
             web.post("/v1/jobs/{job}/retry", self._retry),
             web.post(r"/v1/jobs/{job}/{action:cancel|pause|resume}", self._job_action),
+            web.get("/v1/usage", self._usage),
             web.get("/v1/models", self._models),
             *self._gpus.for_every_caller(),
             web.get("/healthz", self._healthz),
@@ -286,6 +288,14 @@ class _Api:
         only = JobFilter(request.query.get("label"), *given)
         jobs = self._operations.jobs.all(caller, request.query.get("state"), limit, mine=owner == "mine", only=only)
         return answer(Jobs(jobs))
+
+    async def _usage(self, request: web.Request) -> web.Response:
+        month, owner = request.query.get("month"), request.query.get("owner")
+        if month is not None and not re.fullmatch("[0-9]{4}-(0[1-9]|1[0-2])", month):
+            raise errors.ConfigError("month must be written as 2026-11", code="bad_request")
+        if owner not in (None, "mine"):
+            raise errors.ConfigError("owner must be mine", code="bad_request")
+        return answer(Usage(await self._operations.jobs.usage(request[_CALLER], month, mine=owner == "mine")))
 
     async def _job(self, request: web.Request) -> web.Response:
         return answer(self._operations.jobs.one(request[_CALLER], request.match_info["job"]))

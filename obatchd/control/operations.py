@@ -15,7 +15,7 @@ from obatchd.control.auth import Caller
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Released
-from obatchd.documents.jobs import JobDocument
+from obatchd.documents.jobs import JobDocument, OwnerUsage
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.status import ServerEntry, Status
 from obatchd.naming import EVERY_JOB, JobFilter
@@ -48,6 +48,9 @@ class JobOperations(Protocol):
 
     def one(self, caller: Caller, job_id: str) -> JobDocument:
         """One of them."""
+
+    async def usage(self, caller: Caller, month: str | None, *, mine: bool = False) -> list[OwnerUsage]:
+        """The sums of a month (2026-11, in UTC) or (None) of all, of those owners whose jobs the caller may see."""
 
     async def submit(self, submission: Submission) -> JobDocument:
         """Take a drop; returns once it is durably accepted.

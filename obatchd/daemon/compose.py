@@ -172,6 +172,10 @@ class _ServedModels:
         server = self._fleet.servers.get(server_id)
         return server.version or None if server else None
 
+    def gpus_per_slot(self, server_id: str) -> float:
+        server = self._fleet.servers.get(server_id)
+        return len(server.gpus) / max(server.slots, 1) if server else 0.0
+
     async def digest(self, model: str) -> str | None:
         if (digest := self.facts(model).digest) is None:
             digest = await self._keeper.digest(model)

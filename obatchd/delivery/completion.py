@@ -10,6 +10,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+import msgspec
 from attrs import define, field
 
 from obatchd import log
@@ -37,6 +38,20 @@ _DEFECTIVE = Ending(
     "obatchd itself failed to offer the requests of this job to a server; the daemon's log says where. Most likely a "
     "setting of the job cannot be sent to one, such as a whole number of more than 64 bits: submit it again without",
 )
+
+
+class _Failure(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+
+
+_failure = msgspec.json.Decoder(_Failure)
+
+
+def _cause(record: bytes) -> tuple[str, str]:
+    """The code and the message of a failure."""
+    failure = _failure.decode(record)
+    return failure.code, failure.message
 
 
 @define(eq=False)
@@ -101,7 +116,9 @@ class Completion:
             outcome = Outcome.SUCCEEDED if finished.succeeded else Outcome.FAILED
             live.count(outcome, tokens=finished.response_tokens)
             touched[live.key] = live
-            if finished.succeeded and live.response_files():
+            if not finished.succeeded:
+                live.blame(*_cause(finished.record))
+            elif live.response_files():
                 responses.setdefault(live.key, []).append((finished.line, finished.record))
         if responses:
             given = [(jobs[key], records) for key, records in responses.items()]
@@ -199,5 +216,6 @@ class Cancellation(Part):
             end_some, live.key, "end_failed", words, job=live.row.job
         ):
             live.count(ending.outcome, len(ended))
+            live.blame(ending.code, ending.message, len(ended))
             reached = ended[-1]
         self._completion.check(live)

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 
 from obatchd import __version__
 from obatchd.delivery.advice import advice
-from obatchd.dispatch.protocol import context_sha256
+from obatchd.dispatch.protocol import JobContext, context_sha256
 from obatchd.documents import excerpt
-from obatchd.documents.jobs import DropFacts, Failure, JobDocument, SettingsUsed, Summary
-from obatchd.jobs.model import JobState, by_outcome
+from obatchd.documents.jobs import (
+    Counts,
+    DropFacts,
+    EarlierSummary,
+    Failure,
+    JobDetails,
+    JobDocument,
+    JobTotals,
+    SettingsUsed,
+    Summary,
+)
+from obatchd.jobs.model import JobState, by_outcome, round_context
 from obatchd.jobs.store import JobRow
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
@@ -20,6 +32,7 @@ from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import Totals
 from obatchd.times import instant, since
 
+_EXAMPLE_CHARACTERS = 300  # of a failure, in the index
 # Given by place: by name takes three times as long, and a flood has ten thousand jobs.
 _Head = tuple[
     str, str, int, str, str | None, str, str | None, str | None, list[str], str | None, int | None
@@ -78,7 +91,40 @@ def finished_document(row: JobRow, layout: Layout) -> JobDocument:
         outbox=None if refused else place,
         refused_to=place if refused else None,
         label=row.job_label or msgspec.UNSET,
+        totals=_totals(summary, sum(counts.values())) if "response_tokens" in summary else None,
     )
+
+
+def _totals(summary: dict[str, Any], results: int) -> JobTotals:
+    wall_s, tokens = summary["wall_s"], summary["response_tokens"]
+    return JobTotals(
+        wall_s,
+        round(results / wall_s, 2) if wall_s else None,
+        round(tokens / wall_s, 2) if wall_s else None,
+        summary["prompt_tokens"],
+        tokens,
+        summary["gpu_s"],
+        summary["truncated"],
+        summary["ungrounded"],
+        summary["copied"],
+    )
+
+
+def job_details(row: JobRow, live: LiveJob | None) -> JobDetails:
+    """More about one job; ``live`` where it is not over."""
+    failures = msgspec.convert((row.summary or {}).get("failures", {}), dict[str, Failure])
+    if live is not None and not failures:
+        failures = {code: Failure(count, first, advice(code)) for code, (count, first) in live.failures.items()}
+    return JobDetails(_settings_used(row, [round_context(row.frozen.context_length)]), failures)
+
+
+def counts_of(summary: Summary | EarlierSummary) -> Counts:
+    """The part of a summary that the index keeps."""
+    cut = {
+        code: msgspec.structs.replace(failure, example=failure.example[:_EXAMPLE_CHARACTERS])
+        for code, failure in summary.failures.items()
+    }
+    return excerpt(Counts, summary, failures=cut)
 
 
 def _head(row: JobRow, state: str) -> _Head:
@@ -126,23 +172,38 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
         servers={name: use.document(models.server_version(name), wall_s) for name, use in totals.servers.items()},
         models={name: models.facts(name) for name in totals.models},
         drop=DropFacts(row.digest, row.size),
-        settings=_settings_used(live),
+        settings=_settings_used(
+            row, live.asked_before.union(lane.profile.context_length for lane in live.lanes.values())
+        ),
         notes=row.notes,
         retry_of=row.retry_of,
         obatchd_version=__version__,
         label=row.job_label or msgspec.UNSET,
+        gpu_s=round(sum(busy_s * models.gpus_per_slot(name) for name, busy_s in totals.busy_s.items()), 3),
     )
 
 
-def _settings_used(live: LiveJob) -> SettingsUsed:
-    context = live.context()
-    system_message = context.system_message
-    return excerpt(
-        SettingsUsed,
-        context,
-        model=live.frozen.model or None,
-        context_length=sorted(live.asked_before.union(lane.profile.context_length for lane in live.lanes.values())),
+def _settings_used(row: JobRow, context_lengths: Iterable[int]) -> SettingsUsed:
+    """The settings of a job whose requests ask for these lengths of the context, in tokens."""
+    frozen, own = row.frozen, row.settings
+    context = excerpt(JobContext, frozen, job=row.key, name=row.job)
+    system_message = frozen.system_message
+    return SettingsUsed(
+        model=frozen.model or None,
+        context_length=sorted(context_lengths),
+        options=frozen.options,
+        max_response_tokens=frozen.max_response_tokens,
         context_sha256=context_sha256(context),
+        format=frozen.format,
+        in_source=frozen.in_source,
+        think=frozen.think,
         system_message_sha256=hashlib.sha256(system_message.encode()).hexdigest() if system_message else None,
-        repeat=live.row.settings.repeat or msgspec.UNSET,
+        system_message=system_message or None,
+        template=own.template,
+        text_column=own.text_column,
+        id_column=own.id_column,
+        encoding=own.encoding,
+        lines=own.lines,
+        sample=own.sample,
+        repeat=own.repeat or msgspec.UNSET,
     )

@@ -18,11 +18,10 @@ from typing import Any, Protocol
 import msgspec
 
 from obatchd import crash_points, log
-from obatchd.delivery.documents import last_status, summary_of
+from obatchd.delivery.documents import counts_of, last_status, summary_of
 from obatchd.delivery.late import note_change
 from obatchd.delivery.passing_on import with_input
 from obatchd.delivery.responses import ResponseWriter
-from obatchd.documents import excerpt
 from obatchd.documents.alarms import DropChanged
 from obatchd.documents.jobs import Counts, JobDocument, Summary
 from obatchd.jobs.model import JobState
@@ -147,7 +146,7 @@ class Publisher(Part):
             published = box.valid_summary() if live.resumed else None
             if published is None:
                 unfinished.append((box, self._write_whole(live, box)))
-            every.append(excerpt(Counts, published or unfinished[-1][1]))
+            every.append(counts_of(published or unfinished[-1][1]))
         crash_points.reach("publish.after_whole")
         flush_outboxes(boxes)
         crash_points.reach("publish.after_flush")
@@ -161,11 +160,11 @@ class Publisher(Part):
         for live, box, counts in zip(batch, boxes, every, strict=True):
             # The store holds just the results that it wrote.
             kept_bytes = size_bytes(self._work.layout.job_dir(live.row.job)) + box.whole_bytes()
-            done = {"state": JobState.DONE, "finished_s": finished_s, "summary": msgspec.structs.asdict(counts)}
+            done = {"state": JobState.DONE, "finished_s": finished_s, "summary": msgspec.to_builtins(counts)}
             changes.append((live.row.key, done | {"kept_bytes": kept_bytes, "notes": live.row.notes}))
             if live.row.settings.notify:
                 owed += owed_for(live.row, job_done(live.row, counts))
-        self._work.store.state.update_many(changes, owed)
+        self._work.store.state.finish(changes, owed)
         crash_points.reach("publish.after_done")
         for live in batch:
             self._work.store.settle(live.row)

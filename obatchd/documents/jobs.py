@@ -9,6 +9,57 @@ import msgspec
 from obatchd.documents import Document
 
 
+class Failure(msgspec.Struct):
+    """The failures of one code."""
+
+    requests: int
+    example: str  # the message of the first
+    advice: str  # what to do
+
+
+class SettingsUsed(msgspec.Struct):
+    """The settings that the requests of a job shared, for a methods section."""
+
+    model: str | None
+    context_length: list[int]  # every one that was used, in tokens
+    options: dict[str, Any]  # of Ollama
+    max_response_tokens: int | None
+    context_sha256: str  # equal where jobs may share answers
+    format: str | dict[str, Any]  # "" (text), "json" or a JSON Schema
+    in_source: list[str]
+    think: bool | str  # auto: the model's own way
+    system_message_sha256: str | None
+    system_message: str | None = None
+    template: str | None = None  # these five: how records of the drop became prompts
+    text_column: str | None = None
+    id_column: str | None = None
+    encoding: str | None = None
+    lines: bool | None = None
+    sample: int | None = None  # so many requests of the drop, chosen at random
+    repeat: int | msgspec.UnsetType = msgspec.UNSET  # answers to each prompt, which are requests of their own
+
+
+class JobTotals(msgspec.Struct):
+    """The sums of a job that is over."""
+
+    wall_s: float  # from acceptance to the last answer
+    requests_per_s: float | None  # results over that time
+    tokens_per_s: float | None  # of answers, over that time
+    prompt_tokens: int
+    response_tokens: int
+    gpu_s: float
+    truncated: int  # as in the summary, these three
+    ungrounded: int
+    copied: int
+
+
+class JobDetails(msgspec.Struct):
+    """What a list of many jobs has no room for."""
+
+    settings: SettingsUsed  # the length of the context is the one that the job asks for
+    failures: dict[str, Failure]  # by code, as far as they are known
+
+
 class JobDocument(Document):
     """A job, in work or over; also ``status.json``. A default is the value of a job that is over."""
 
@@ -42,6 +93,30 @@ class JobDocument(Document):
     # Jobs that try again what failed in it or in them, the oldest first. Of one job that is done; absent without any.
     retries: list[str] | msgspec.UnsetType = msgspec.UNSET
     label: str | msgspec.UnsetType = msgspec.UNSET  # only where its owner gave it one
+    totals: JobTotals | None = None  # of a job that is over, unless an earlier version finished it
+    details: JobDetails | None = None  # null in lists
+
+
+class OwnerUsage(msgspec.Struct):
+    """The work for one owner in one month; nothing of it says of which job."""
+
+    owner: int  # uid
+    name: str  # of that user; the uid as text where there is none any more
+    month: str  # in which the jobs ended, in UTC: 2026-11
+    requests: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    expired: int
+    prompt_tokens: int
+    response_tokens: int
+    gpu_s: float  # seconds of GPUs: of each answer, the share of its server's GPUs that its slot had
+
+
+class Usage(msgspec.Struct):
+    """``GET /v1/usage``: the latest month first. A caller who is no administrator sees only their own."""
+
+    usage: list[OwnerUsage]
 
 
 class Jobs(msgspec.Struct):
@@ -54,14 +129,6 @@ class Submitted(msgspec.Struct):
     """The last frame of ``submit.sock``: the job is durably accepted."""
 
     job: JobDocument
-
-
-class Failure(msgspec.Struct):
-    """The failures of one code."""
-
-    requests: int
-    example: str  # the message of the first
-    advice: str  # what to do
 
 
 class ServerWork(msgspec.Struct):
@@ -90,21 +157,6 @@ class DropFacts(msgspec.Struct, frozen=True):
     size_bytes: int = 0
 
 
-class SettingsUsed(msgspec.Struct):
-    """The settings that the requests of a job shared, for a methods section."""
-
-    model: str | None
-    context_length: list[int]  # every one that was used, in tokens
-    options: dict[str, Any]  # of Ollama
-    max_response_tokens: int | None
-    context_sha256: str  # equal where jobs may share answers
-    format: str | dict[str, Any]  # "" (text), "json" or a JSON Schema
-    in_source: list[str]
-    think: bool | str  # auto: the model's own way
-    system_message_sha256: str | None
-    repeat: int | msgspec.UnsetType = msgspec.UNSET  # answers to each prompt, which are requests of their own
-
-
 class Summary(Document):
     """``summary.json``: counts, failures, time, speed, and the facts for a methods section."""
 
@@ -119,7 +171,7 @@ class Summary(Document):
     cancelled: int
     expired: int
     truncated: int  # answers that ended at their token limit
-    copied: int  # answers of earlier jobs; they count for no server, time or token
+    copied: int  # answers of earlier jobs; they count for no server, time or token, and for the other counts
     ungrounded: int  # answers with a value that does not occur in their prompt
     failures: dict[str, Failure]  # by code
     accepted_at: str | None
@@ -138,6 +190,7 @@ class Summary(Document):
     retry_of: str | None
     obatchd_version: str
     label: str | msgspec.UnsetType = msgspec.UNSET
+    gpu_s: float = 0.0  # seconds of GPUs: of each answer, the share of its server's GPUs that its slot had
 
 
 class EarlierStatus(msgspec.Struct):
@@ -162,6 +215,13 @@ class EarlierSummary(EarlierStatus):
     cancelled: int = 0
     expired: int = 0
     wall_s: float = 0.0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    gpu_s: float = 0.0
+    truncated: int = 0
+    ungrounded: int = 0
+    copied: int = 0
+    failures: dict[str, Failure] = {}
     models: dict[str, ModelFacts] = {}
     settings: dict[str, Any] = {}
 
@@ -175,3 +235,10 @@ class Counts(msgspec.Struct, frozen=True):
     cancelled: int
     expired: int
     wall_s: float
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    gpu_s: float = 0.0
+    truncated: int = 0
+    ungrounded: int = 0
+    copied: int = 0
+    failures: dict[str, Failure] = {}

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 
 from obatchd import log
-from obatchd.documents import excerpt
-from obatchd.documents.jobs import Counts, EarlierStatus
+from obatchd.delivery.documents import counts_of
+from obatchd.documents.jobs import EarlierStatus
 from obatchd.errors import DropRefused
 from obatchd.intake.indexing import DropReader
 from obatchd.jobs.model import JobState
@@ -84,7 +84,7 @@ def _row(
         notes=notes,
         digest=told.drop.sha256,
         retry_of=told.retry_of,
-        summary=msgspec.structs.asdict(excerpt(Counts, summary)) if summary is not None else None,
+        summary=msgspec.to_builtins(counts_of(summary)) if summary is not None else None,
         accepted_moment=None,
         defaults=defaults or now,
         job_label=told.label,

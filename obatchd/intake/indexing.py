@@ -19,6 +19,7 @@ from obatchd.intake.sample import Reservoir
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import (
     Contents,
+    FieldNotes,
     Format,
     RecordRules,
     contents,
@@ -72,6 +73,7 @@ class DropReader:
         self._form: Format | None = None
         self._hashed = False
         self._sampled: list[Entry] | None = None
+        self._field_notes = FieldNotes()
 
     @property
     def request_file(self) -> Path:
@@ -162,9 +164,10 @@ class DropReader:
             ) from error
 
     def finish_digest(self, store: Store) -> dict[str, Any]:
-        """The digest of a drop too large to be hashed before its first request runs."""
+        """The digest of a drop too large to be hashed before its first request runs, and notes on its fields."""
         if self._hashed or self.row.digest or self.row.settings.sample:
-            return {}  # a sample is no earlier drop of the same content
+            # A sample is no earlier drop of the same content.
+            return {"notes": self.notes} if self._field_notes.notes() else {}
         self.row.digest = self._digest(store)
         self.row.notes = self.notes
         return {"digest": self.row.digest, "notes": self.notes}
@@ -179,7 +182,12 @@ class DropReader:
                 entries: Iterable[Entry] = self._sample() if self.row.settings.sample else self._read()
                 self._entries = repeated(entries, self._times) if self._times > 1 else iter(entries)
             found = list(islice(self._entries, size))
-        return IndexBatch(self.row, found, final=len(found) < size)
+        final = len(found) < size
+        if final:
+            self._note(*self._field_notes.notes())
+        # Those of a part are shown and not kept: the whole has other counts.
+        self.row.notes = self.notes if final else [*self.notes, *self._field_notes.notes()]
+        return IndexBatch(self.row, found, final)
 
     def first_batch(self) -> IndexBatch:
         """The first entries, which are dispatched before the others are read; raises as :meth:`batch`."""
@@ -204,6 +212,7 @@ class DropReader:
         return Chunk(indexed, pending, batch.final)
 
     def _read(self) -> Iterator[Entry]:
+        self._field_notes = FieldNotes()
         return read_entries(
             self.input,
             self.row.label,
@@ -213,6 +222,7 @@ class DropReader:
             check_space=self._check_space,
             size_bytes=self.row.size,
             times=self._times,
+            field_notes=self._field_notes,
         )
 
     def _sample(self) -> list[Entry]:
@@ -254,14 +264,18 @@ class DropReader:
         self._hashed = True
         digest = content_digest(self.input)
         # A retry is no drop: where everything failed it has just the content of the first job.
-        earlier = None if self.row.retry_of else store.state.duplicate_of(digest, self.row.job)
+        earlier = None if self.row.retry_of else store.state.duplicate_of(digest, self.row)
         if earlier is not None:
             if self._settings.inbox.dedupe == "reject":
                 raise DropRefused(
-                    f'job {earlier} had exactly this content; drop it again with dedupe = "allow" in [inbox]',
+                    f"your job {earlier} had exactly these prompts and settings; ask for its answers with obatchctl "
+                    f'results {earlier}, or an administrator for dedupe = "allow" in [inbox]',
                     code="duplicate",
                 )
-            self._note(f"duplicate_of {earlier}: an earlier drop had exactly this content")
+            self._note(
+                f"duplicate_of {earlier}: an earlier job of yours had exactly these prompts and settings; submit "
+                "--skip-done copies the answers that there are"
+            )
         return digest
 
     def _require_all_valid(self) -> None:

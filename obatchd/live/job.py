@@ -45,6 +45,7 @@ class LiveJob:
         self.requests = 0  # indexed so far
         self.indexed = False
         self.counts: Counter[str] = Counter()
+        self.failures: dict[str, tuple[int, str]] = {}  # since the daemon began: how many by code, the first's message
         self.paused = row.paused
         self.ending = CANCELLED if row.cancelled else None
         self.resumed = False  # taken up again after a restart: response files may be missing
@@ -98,6 +99,11 @@ class LiveJob:
         self._rate.add(requests)
         if tokens:
             self._token_rate.add(tokens)
+
+    def blame(self, code: str, message: str, requests: int = 1) -> None:
+        """``requests`` more failed with this code."""
+        count, first = self.failures.get(code, (0, message))
+        self.failures[code] = (count + requests, first)
 
     def requests_per_s(self) -> float:
         """Results per second over the last thirty seconds."""

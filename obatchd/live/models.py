@@ -20,5 +20,8 @@ class Models(ModelStore, Protocol):
     def server_version(self, server_id: str) -> str | None:
         """The Ollama version of a server."""
 
+    def gpus_per_slot(self, server_id: str) -> float:
+        """The share of a server's GPUs that each of its slots has; 0 on the CPU, elsewhere, or where it is gone."""
+
     async def digest(self, model: str) -> str | None:
         """The digest of a model, as soon as a server can tell it; None where no server has it."""

@@ -7,15 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import msgspec
 from attrs import define
 from msgspec import UNSET
 
 from obatchd import log
 from obatchd.control.auth import Caller
 from obatchd.control.operations import Submission
-from obatchd.delivery.documents import finished_document, job_document
+from obatchd.delivery.documents import finished_document, job_details, job_document
 from obatchd.documents.answers import Removed, RemovedJobs
-from obatchd.documents.jobs import JobDocument
+from obatchd.documents.jobs import JobDocument, OwnerUsage
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
 from obatchd.errors import ControlError, NotFoundError, SpoolError, StoreError
@@ -24,6 +25,7 @@ from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.naming import EVERY_JOB, JobFilter
 from obatchd.operations.submissions import Submissions
+from obatchd.users import user_name
 
 _CHOICE = 10  # jobs that are told where a name fits several
 _ENDING_S = 30.0  # longest wait for a job that is about to be over; obatchctl waits a minute for an answer
@@ -80,7 +82,17 @@ class JobCommands:
         if row.state is JobState.DONE:
             retries = self._engine.store.state.retries(row)
             document.retries = [retry.job for retry in retries if caller.may_see(retry.owner)] or UNSET
+        document.details = job_details(row, self._engine.jobs.get(row.key))
         return document
+
+    async def usage(self, caller: Caller, month: str | None, *, mine: bool = False) -> list[OwnerUsage]:
+        owner = caller.uid if mine or not caller.is_administrator else None
+
+        def look() -> list[OwnerUsage]:
+            rows = self._engine.store.state.usage(owner, month)
+            return [OwnerUsage(name=user_name(row.owner), **msgspec.structs.asdict(row)) for row in rows]
+
+        return await asyncio.to_thread(look)  # whoever knows the users may take long
 
     def _find(self, caller: Caller, job_id: str) -> JobRow:
         """The job; one that the caller may not see is not found, so that nobody can try out ids."""

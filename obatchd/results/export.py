@@ -16,12 +16,13 @@ from obatchd.installation import lacks
 from obatchd.results.answers import Parsed, parse_answer
 from obatchd.results.rows import Record, Row
 from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
-from obatchd.results.tally import Tally
+from obatchd.results.tally import DOUBTS, Tally
 from obatchd.results.workbook import Workbook
 
 Format = Literal["text", "json", "jsonl", "csv", "parquet", "xlsx"]
 FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet", "xlsx")
 BINARY = ("parquet", "xlsx")  # nothing for a terminal
+ONLY = (*DOUBTS, "failed")  # what an export may be limited to
 _Rows = Iterator[tuple[Row, Parsed]]
 _PARQUET_ROWS = 5000
 _VECTORS = {"embedding", "embeddings"}
@@ -48,19 +49,22 @@ class Rows(Protocol):
     def rows(self) -> Iterator[Row]: ...
 
 
-def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = False) -> Tally:
+def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = False, only: str | None = None) -> Tally:
     """Write all rows of ``source`` to ``target``; returns their count.
 
     Args:
+        only: write no others than these of :data:`ONLY`; all are counted.
         data_only: for json and jsonl: of each success only its data; other answers are only in the tally.
 
     Raises:
         ResultsError: Parquet or a workbook is asked for and its library is not installed, or it has no room.
     """
     tally = Tally()
-    rows = _counted(source, tally)
+    rows = _counted(source, tally, only)
     spread = form in ("csv", *BINARY)  # over columns that have to be known first
-    columns = columns_of((row, data_of(row).data) for row in source.rows()) if spread else []
+    columns = []
+    if spread:
+        columns = columns_of((row, data_of(row).data) for row in source.rows() if _wanted(row, only))
     if form == "parquet":
         _write_parquet(rows, columns, target)
         return tally
@@ -94,11 +98,16 @@ def writing_text(target: BinaryIO) -> Iterator[TextIO]:
         text.detach()
 
 
-def _counted(source: Rows, tally: Tally) -> _Rows:
+def _counted(source: Rows, tally: Tally, only: str | None) -> _Rows:
     for row in source.rows():
         parsed = data_of(row)
         tally.add(row, parsed.problem)
-        yield row, parsed
+        if _wanted(row, only):
+            yield row, parsed
+
+
+def _wanted(row: Row, only: str | None) -> bool:
+    return only is None or (not row.succeeded if only == "failed" else row.succeeded and bool(row.record.get(only)))
 
 
 def document(row: Row, parsed: Parsed) -> Record:

@@ -10,6 +10,7 @@ from obatchd.words import counted
 
 _EXAMPLE_CHARACTERS = 160
 _OUTCOMES = ("failed", "cancelled", "expired")
+DOUBTS = ("truncated", "ungrounded")  # of answers that count as success: fields of their records
 
 
 class Tally:
@@ -17,6 +18,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
+        self.doubts: Counter[str] = Counter()
         self.failures: dict[str, tuple[int, str]] = {}  # by code: how many, and the message of the first
         self.not_json: list[tuple[str, str]] = []  # name of each success whose answer is no JSON, and why
         self.json = 0  # successes whose answer is JSON
@@ -34,6 +36,7 @@ class Tally:
             return
         if job := row.record.get("attempt_job"):
             self.answered_by[str(job)] += 1
+        self.doubts.update(name for name in DOUBTS if row.record.get(name))
         if problem:
             self.not_json.append((row.name, problem))
         elif problem is not None:
@@ -51,6 +54,7 @@ class Tally:
             "succeeded": self.outcomes["succeeded"],
             **{outcome: self.outcomes[outcome] for outcome in _OUTCOMES},
             "unanswered": self.unanswered(source),
+            **{name: self.doubts[name] for name in DOUBTS},
             "json": self.json,
             "not_json": [{"id": name, "reason": problem} for name, problem in self.not_json],
             "failures": {code: {"requests": n, "example": example} for code, (n, example) in self.failures.items()},

@@ -155,6 +155,21 @@ class NotifySelection(Section):
         return value
 
 
+# Settings of a job that say who waits for it, or which answers it takes over, and not what is asked.
+_ABOUT_THE_JOB = frozenset({"priority", "deadline", "sample", "sample_of", "skip_done", "openai_batch", "label",
+                            "notify"})  # fmt: skip
+
+
+def asked_with(frozen: FrozenSettings, own: JobSettings) -> dict[str, Any]:
+    """What the answers of a job depend on beside its drop: two that are equal ask the same of the same model."""
+    return {
+        name: getattr(whole, name)
+        for whole in (own, frozen)  # those that are in force go over those that the job named
+        for name in whole.__struct_fields__
+        if name not in _ABOUT_THE_JOB and not name.startswith("response_")
+    }
+
+
 _FOUND = ("openai_batch", "sample_of", "lines_of")  # found while a job is read or retried, never given
 REQUEST_KEYS = frozenset(_OF_JOBS_TOO)  # those that bear on requests as they are, and not on how records become some
 JOB_KEYS = tuple(name for name in JobSettings.__struct_fields__ if name not in _FOUND)

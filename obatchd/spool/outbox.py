@@ -91,20 +91,23 @@ class Totals(msgspec.Struct):
     truncated: int = 0
     copied: int = 0  # answers of earlier jobs; they count for no server, time or token
     ungrounded: int = 0  # answers with a value that does not occur in their prompt
+    busy_s: dict[str, float] = {}  # slot time of all results by server, failures as well
 
     def add(self, outcome: Outcome, raw: bytes) -> None:
         record = _record.decode(raw)
         self.outcomes[outcome.value] += 1
         if record.model:
             self.models.add(record.model)
+        self.truncated += record.truncated
+        self.ungrounded += bool(record.ungrounded)
         if record.copied_from:
             self.copied += 1
             return
         self.serial_s += record.duration_s
         self.prompt_tokens += record.prompt_tokens
         self.response_tokens += record.response_tokens
-        self.truncated += record.truncated
-        self.ungrounded += bool(record.ungrounded)
+        if record.server:
+            self.busy_s[record.server] = self.busy_s.get(record.server, 0.0) + record.duration_s
         if outcome is not Outcome.SUCCEEDED:
             self.failures.setdefault(record.code, FailureCount(record.message)).requests += 1
         elif record.server:

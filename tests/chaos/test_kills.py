@@ -34,6 +34,7 @@ INSTANTS = [
     "publish.after_whole",
     "publish.after_flush",
     "publish.after_summary",
+    "publish.after_done",
 ]
 
 
@@ -97,6 +98,8 @@ def check_all(d: Daemon, drops: list[Drop], timeout_s: float = 60, *, others: in
     assert [path for path in (d.spool / "failed").rglob("*") if path.is_file()] == []
     wait_for(lambda: {job["state"] for job in d.client.get("jobs")["jobs"]} == {"done"}, 5, "every job is over")
     assert len(d.client.get("jobs")["jobs"]) == len(drops) + others
+    counted = [(sums["requests"], sums["succeeded"]) for sums in d.client.get("usage")["usage"]]
+    assert [sum(counts) for counts in zip(*counted, strict=True)] == [sum(len(asked) for _, _, asked in drops)] * 2
 
 
 @pytest.mark.parametrize(("instant", "most"), [("publish.after_done", 1), ("notify.after_told", 2)])

@@ -24,7 +24,7 @@ from obatchd.control.submit import SubmitServer
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs, WayTried
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
-from obatchd.documents.jobs import JobDocument
+from obatchd.documents.jobs import JobDocument, OwnerUsage
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.status import (
     BlockedDrop,
@@ -218,6 +218,10 @@ class FakeJobs:
         over = {"state": self.daemon.finished_state, "succeeded": 1, "failed": 0}
         self.daemon.known["new"] = msgspec.structs.replace(first, job="new", retry_of=first.job, **over)
         return self.daemon.known["new"]
+
+    async def usage(self, caller: Caller, month: str | None, *, mine: bool = False) -> list[OwnerUsage]:
+        self.daemon.calls.append(("usage", month, mine))
+        return [OwnerUsage(7, "ada", "2026-11", 3, 2, 1, 0, 0, 10, 20, 1.5)]
 
     async def remove(self, caller: Caller, job_id: str) -> Removed:
         self.daemon.calls.append(("rm", job_id))

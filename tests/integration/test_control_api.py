@@ -205,6 +205,10 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
     monkeypatch.setattr(auth.Access, "caller", member)
     client = Client(spool)
     assert await call(client.get, "jobs/2026")
+    assert (await call(client.get, "usage", month="2026-11", owner="mine"))["usage"][0]["name"] == "ada"
+    for query in ({"month": "2026-13"}, {"owner": "all"}):
+        with pytest.raises(errors.ConfigError, match="must be"):
+            await call(client.get, "usage", **query)
     for path in ("gpus", "gpus/0", "gpu-events"):
         assert await call(client.get, path)
     for method, path in (

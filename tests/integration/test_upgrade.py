@@ -1,4 +1,4 @@
-"""A spool that version 0.1.0 left with jobs in every state (``tests/fixtures``) is upgraded and finished."""
+"""Spools that earlier versions left with jobs in every state (``tests/fixtures``) are upgraded and finished."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from daemon_support import Daemon, Document, Job, prompts, wait_for
 from obatchd.jobs.store.schema import BACKUP_MARK
 
 Start = Callable[..., Daemon]
-ARCHIVE = Path(__file__).parents[1] / "fixtures" / "store-0.1.0.tar.xz"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 UPGRADE: Document = {
     "model": "tiny",
     "system_message": "Of the upgrade.",
@@ -39,10 +39,10 @@ LATER: Document = {
 IN_WORK = ("lanes.jsonl", "own", "paused.jsonl", "waiting.jsonl", "cancelling.jsonl", "publishing.jsonl")
 
 
-def spool_of_0_1_0(make_daemon: Start, config: Document) -> tuple[Daemon, dict[str, list[Document]]]:
-    """A daemon that is not started yet on a copy of that spool, and what was asked of the old one, by drop."""
+def spool_of(store: str, make_daemon: Start, config: Document) -> tuple[Daemon, dict[str, list[Document]]]:
+    """A daemon that is not started yet on a copy of a spool, and what was asked of the old one, by drop."""
     d: Daemon = make_daemon(config, simulator={"service_s": {"kind": "fixed", "value": 0.1}})
-    with tarfile.open(ARCHIVE) as archive:
+    with tarfile.open(FIXTURES / f"{store}.tar.xz") as archive:
         archive.extractall(d.root, filter="data")
     (d.root / "spool").rename(d.spool)
     # Servers are found again by this mark, and other tests have a copy of the same spool.
@@ -89,7 +89,7 @@ def states(d: Daemon) -> dict[str, str]:
 
 
 def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
-    d, asked = spool_of_0_1_0(make_daemon, UPGRADE)
+    d, asked = spool_of("store-0.1.0", make_daemon, UPGRADE)
     before = {path: path.read_bytes() for path in d.outbox.glob("*/summary.json")}
     old_results = answered_before(d)
     d.start().ready()
@@ -142,7 +142,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
 
 @pytest.mark.parametrize(("point", "settings"), [("before_commit", LATER), ("after_commit", UPGRADE)])
 def test_a_kill_in_the_upgrade_freezes_once(make_daemon: Start, point: str, settings: Any) -> None:
-    d, asked = spool_of_0_1_0(make_daemon, UPGRADE)
+    d, asked = spool_of("store-0.1.0", make_daemon, UPGRADE)
     assert d.launch(crash_at=f"schema.{point}").wait(20) == -signal.SIGKILL
     assert version(d.spool / "work" / "state.db") == (1 if point == "before_commit" else 4)
     d.configure({**LATER, "format": ""})
@@ -155,3 +155,33 @@ def test_a_kill_in_the_upgrade_freezes_once(make_daemon: Start, point: str, sett
     check_settings(job, received, settings, settings["system_message"])
     d.done("lanes.jsonl", 60).check(asked["lanes.jsonl"])
     assert len(list((d.spool / "work").glob(f"*{BACKUP_MARK}*"))) == 1
+
+
+def test_jobs_of_version_2_in_any_state_go_on_over_kills_in_the_migration(make_daemon: Start) -> None:
+    d, asked = spool_of("store-schema-2", make_daemon, LATER)
+    state, old_results = d.spool / "work" / "state.db", answered_before(d)
+    before = {path: path.read_bytes() for path in d.outbox.glob("*/summary.json")}
+    assert version(state) == 2
+    for point, reached in (("before_commit", 2), ("after_commit", 4)):
+        assert d.launch(crash_at=f"schema.{point}").wait(20) == -signal.SIGKILL
+        assert version(state) == reached
+    [copy] = state.parent.glob(f"*{BACKUP_MARK}*")
+    assert version(copy) == 2
+    d.start().ready()
+    assert all(job["paused"] == (job["name"] == "paused.jsonl") for job in d.status()["jobs"])
+    d.control("resume", d.job("paused.jsonl").id)
+    for name in IN_WORK:
+        cancelled = len(asked[name]) if name == "cancelling.jsonl" else 0
+        job = d.done(name, 60)
+        assert job.check(asked[name] if not cancelled else None, failed=cancelled)["cancelled"] == cancelled
+        assert job.summary["settings"]["options"] == {"top_k": 1}, "the settings with which it was accepted"
+        assert upgrade_notes(job) == []
+    assert not {request["prompt"] for request in d.received()} & {
+        request["prompt"] for requests in asked.values() for request in requests if request["id"] in old_results
+    }
+    assert {path: path.read_bytes() for path in before} == before and len(before) == 2
+    assert set(states(d).values()) == {"done", "refused"}
+    [sums] = d.client.get("usage")["usage"]  # of the jobs that ended since; the others have no tokens in the index
+    assert sums["requests"] == sum(len(asked[name]) for name in IN_WORK)
+    assert sums["response_tokens"] and sums["gpu_s"]
+    assert d.stop() == 0

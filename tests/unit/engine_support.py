@@ -88,6 +88,9 @@ class Models:
     def server_version(self, server_id: str) -> str | None:
         return "0.12.1"
 
+    def gpus_per_slot(self, server_id: str) -> float:
+        return 0.25 if server_id.startswith("gpu") else 0.0
+
     async def digest(self, model: str) -> str | None:
         return self.digests.get(model)
 

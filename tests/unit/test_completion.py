@@ -27,6 +27,7 @@ async def test_results_are_counted_as_they_become_durable_and_the_last_one_ends_
     await rig.answer(live, 1, fault=Fault(faults.REQUEST, "bad_request", "no"))
     assert (live.counts["succeeded"], live.counts["failed"], live.publishing) == (1, 1, False)
     assert live.tokens_per_s() > 0
+    assert live.failures == {"bad_request": (1, "no")}
     await rig.answer(live, 2)
     summary = await rig.published(live)
     assert (summary["succeeded"], summary["failed"], summary["response_tokens"]) == (2, 1, 10)

@@ -257,16 +257,46 @@ def test_a_bad_line_refuses_the_whole_where_that_is_wanted(store: Store, layout:
     assert len(pending(store, row)) == 2
 
 
-def test_the_same_content_is_noted_or_refused(store: Store, layout: Layout, accept: Accept) -> None:
+def test_the_same_prompts_with_the_same_settings_are_noted_or_refused(
+    store: Store, layout: Layout, accept: Accept
+) -> None:
     first = accept("d.jsonl", jsonl(prompts(2)))
     store.state.update(first.key, **reading(first, layout).prepare(store))
     second = accept("other name.jsonl", jsonl(prompts(2)))
     assert reading(second, layout).prepare(store)["notes"] == [
-        f"duplicate_of {first.job}: an earlier drop had exactly this content"
+        f"duplicate_of {first.job}: an earlier job of yours had exactly these prompts and settings; submit --skip-done "
+        "copies the answers that there are"
     ]
     with pytest.raises(DropRefused, match=first.job) as refused:
         reading(second, layout, dedupe="reject").prepare(store)
     assert refused.value.code == "duplicate"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"model": "another"}, {"template": "{prompt}!"}, {"options": {"seed": 1}}, {"system_message": "Be brief."},
+     {"text_column": "id"}, {"think": False}, {"context_length": 9000}],
+    ids=lambda own: next(iter(own)),
+)  # fmt: skip
+def test_the_same_prompts_asked_in_another_way_are_no_duplicate(
+    store: Store, layout: Layout, accept: Accept, own: dict[str, Any]
+) -> None:
+    first, second, third = (accept(f"{name}.jsonl", jsonl(prompts(2))) for name in "abc")
+    for row, settings in ((first, {}), (second, own), (third, own | {"priority": "low"})):
+        SubmittedSettings(JobSettings(**settings)).write(layout.job_dir(row.job))
+    store.state.update(first.key, **reading(first, layout, dedupe="reject").prepare(store))
+    changes = reading(second, layout, dedupe="reject").prepare(store)
+    assert changes["notes"] == []
+    store.state.update(second.key, **changes)
+    [note] = reading(third, layout).prepare(store)["notes"]
+    assert second.job in note and first.job not in note
+
+
+def test_nobody_learns_that_somebody_else_asked_the_same(store: Store, layout: Layout, accept: Accept) -> None:
+    first, second = (accept(f"{name}.jsonl", jsonl(prompts(2))) for name in "ab")
+    store.state.update(first.key, **reading(first, layout).prepare(store), owner=first.owner + 1)
+    for dedupe in ("allow", "reject"):
+        assert reading(second, layout, dedupe=dedupe).prepare(store)["notes"] == []
 
 
 def test_submitted_settings_win_over_those_of_the_folder(store: Store, layout: Layout, accept: Accept) -> None:

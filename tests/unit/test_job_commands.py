@@ -10,6 +10,7 @@ import gzip
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from obatchd.jobs.store import StateStore
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Fault
 from obatchd.spool import claim
+from obatchd.users import user_name
 
 ADMIN, ALICE, BOB = Caller(0, True), Caller(1000, False), Caller(1001, False)
 NO = Fault(faults.REQUEST, "bad_request", "no")
@@ -98,6 +100,34 @@ async def test_a_job_is_named_by_the_beginning_of_its_id_by_those_who_may_see_it
     for job in (other.row.job, "19990101"):
         with pytest.raises(NotFoundError, match=f"no job {job}"):
             jobs.one(ALICE, job)
+
+
+async def test_one_job_has_its_settings_and_the_causes_of_its_failures_and_a_list_has_not(rig: Desk) -> None:
+    live = await rig.take("a", "b")
+    await rig.begun(live, 1)
+    rig.work.jobs[live.key].blame("timeout", "it took too long", 2)
+    one = rig.operations.jobs.one(ALICE, live.row.job)
+    assert one.details is not None and one.totals is None
+    assert (one.details.settings.model, one.details.failures["timeout"].requests) == ("small", 2)
+    assert one.details.failures["timeout"].advice
+    assert [job.details for job in rig.operations.jobs.all(ALICE, None, 9)] == [None]
+
+
+async def test_everybody_sees_their_own_sums_and_administrators_all(rig: Desk) -> None:
+    mine, other = await rig.run("a", "b"), await rig.run("c", owner=1001)
+    usage = rig.operations.jobs.usage
+    month = time.strftime("%Y-%m", time.gmtime(rig.work.store.state.find([mine.job])[0].finished_s))
+    assert [(sums.owner, sums.succeeded, sums.month) for sums in await usage(ADMIN, None)] == [
+        (1000, 2, month),
+        (1001, 1, month),
+    ]
+    assert [sums.owner for sums in await usage(BOB, None)] == [1001]
+    assert [sums.owner for sums in await usage(Caller(1001, True), month, mine=True)] == [1001]
+    assert await usage(Caller(0, True), "1999-01") == await usage(Caller(4711, False), None) == []
+    assert [sums.name for sums in await usage(ADMIN, None)] == [user_name(1000), user_name(1001)]
+    await rig.operations.jobs.remove(ALICE, mine.job)
+    assert [sums.owner for sums in await usage(ADMIN, None)] == [1000, 1001]
+    assert other.owner == 1001
 
 
 # Commands.

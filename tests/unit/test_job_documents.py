@@ -15,7 +15,15 @@ from work_support import add_live, make_work
 
 from obatchd import __version__
 from obatchd.delivery.advice import advice
-from obatchd.delivery.documents import finished_document, job_document, last_status, summary_of
+from obatchd.delivery.documents import (
+    counts_of,
+    finished_document,
+    job_details,
+    job_document,
+    last_status,
+    summary_of,
+)
+from obatchd.documents.jobs import JobTotals
 from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Intent, JobState, Outcome, Profile
 from obatchd.live.job import CANCELLED, LiveJob, Turn
@@ -140,9 +148,64 @@ def test_a_summary_has_the_facts_for_a_methods_section(work: Work) -> None:
     assert summary.speedup == round(3 / summary.wall_s, 2)
 
 
+def test_a_summary_has_every_setting_that_made_the_prompts(work: Work) -> None:
+    given = {
+        "system_message": "Be brief.",
+        "template": "Summarise: {note}",
+        "id_column": "mrn",
+        "encoding": "cp1252",
+        "lines": False,
+        "sample": 3,
+    }
+    settings = summary_of(job(work, **given), totals(), Models()).settings
+    assert {name: getattr(settings, name) for name in given} == given
+    assert settings.text_column is None
+
+
+def test_a_summary_has_the_time_of_gpus_that_all_its_results_took(work: Work) -> None:
+    """A slot has a quarter of its GPU here; what somebody else's server did counts for none."""
+    answer = {"model": "small", "server": "gpu0", "duration_s": 3.0}
+    copied = answer | {"copied_from": "another-job"}
+    failed = {"code": "bad_format", "message": "no JSON", "server": "gpu1", "duration_s": 5.0}
+    remote = answer | {"server": "remote-host-11434"}
+    results = ((Outcome.SUCCEEDED, answer), (Outcome.SUCCEEDED, copied), (Outcome.FAILED, failed))
+    summary = summary_of(job(work), totals(*results, (Outcome.SUCCEEDED, remote)), Models())
+    assert summary.gpu_s == 2.0
+
+
+def test_a_job_that_is_over_keeps_its_sums_and_the_causes_of_its_failures(work: Work) -> None:
+    live = job(work)
+    answer = {"model": "small", "server": "gpu0", "duration_s": 3.0, "prompt_tokens": 2, "response_tokens": 50,
+              "truncated": True, "ungrounded": [{"field": "a"}]}  # fmt: skip
+    failure = {"code": "timeout", "message": "it took too long " * 100}
+    copied = {"copied_from": "x", "truncated": True}
+    results = ((Outcome.SUCCEEDED, answer), (Outcome.FAILED, failure), (Outcome.SUCCEEDED, copied))
+    summary = summary_of(live, totals(*results), Models())
+    summary.wall_s = 2.0
+    kept = msgspec.to_builtins(counts_of(summary))
+    work.store.state.finish([(live.key, {"state": JobState.DONE, "finished_s": ACCEPTED_S + 2, "summary": kept})])
+    [row] = work.store.state.find(["job"])
+    done = finished_document(row, work.layout)
+    assert done.totals == JobTotals(2.0, 1.5, 25.0, 2, 50, 0.75, 2, 1, 1)
+    assert done.details is None
+    failures = job_details(row, None).failures
+    assert (failures["timeout"].requests, failures["timeout"].advice) == (1, advice("timeout"))
+    assert len(failures["timeout"].example) == 300
+
+
+def test_a_job_that_an_earlier_version_finished_has_no_sums(work: Work) -> None:
+    live = job(work)
+    counts = {"requests": 1, "succeeded": 1, "failed": 0, "cancelled": 0, "expired": 0, "wall_s": 1.0}
+    work.store.state.update(live.key, state=JobState.DONE, finished_s=ACCEPTED_S + 1, summary=counts)
+    [row] = work.store.state.find(["job"])
+    assert finished_document(row, work.layout).totals is None
+    assert job_details(row, None).failures == {}
+
+
 def test_a_job_without_a_system_message_has_no_digest_of_one(work: Work) -> None:
     summary = summary_of(job(work), totals(), Models())
     assert (summary.settings.system_message_sha256, summary.settings.model) == (None, "small")
+    assert summary.settings.system_message is None
 
 
 @pytest.mark.parametrize("set_by_s", [-86400.0, 86400.0])

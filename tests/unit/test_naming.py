@@ -18,6 +18,7 @@ from operations_support import Desk, desk
 from settings_support import in_force
 from test_job_commands import ADMIN, ALICE, BOB, NO, handed
 
+from obatchd.cli.commands.jobs import SUMS_STAY
 from obatchd.cli.obatchctl import main
 from obatchd.client.client import Client
 from obatchd.documents.answers import RemovedJobs
@@ -179,6 +180,15 @@ async def test_many_jobs_that_are_over_are_erased_together(rig: Desk) -> None:
 # The command line.
 
 
+# The fields of a job's document that these commands only show.
+_REST: dict[str, Any] = {
+    **dict.fromkeys(("owner", "failed", "cancelled", "expired", "in_flight"), 0), "succeeded": 3, "indexed": 3,
+    **dict.fromkeys(("model", "retry_of", "sample_of", "requests_per_s", "tokens_per_s", "eta_s", "position")),
+    **dict.fromkeys(("accepted_at", "expected_start_at", "expires_at", "refused_to")), "paused": False,
+    "priority": "normal",
+}  # fmt: skip
+
+
 class Daemon:
     """A client whose daemon knows a few jobs, and remembers what it erased."""
 
@@ -186,7 +196,8 @@ class Daemon:
         self.jobs = [
             {
                 "job": f"2026112{n}-101112-abc{n}", "name": name, "notes": [],
-                "state": "done", "requests": 3, "finished_at": "2026-11-28T10:00:00Z", "outbox": f"/outbox/{n}",
+                "state": "done", "requests": 3, **_REST,
+                "finished_at": "2026-11-28T10:00:00Z", "outbox": f"/outbox/{n}",
             }
             for n, name in enumerate(names)
         ]  # fmt: skip
@@ -247,7 +258,7 @@ def test_whole_ids_are_erased_without_a_question(monkeypatch: pytest.MonkeyPatch
     ids = [job["job"] for job in daemon.jobs]
     result = run("rm", *ids)
     assert (result.exit_code, daemon.erased) == (0, ids)
-    assert result.stdout == "".join(f"{job} erased\n" for job in ids)
+    assert result.stdout == "".join(f"{line}\n" for line in (*(f"{job} erased" for job in ids), SUMS_STAY))
 
 
 def test_a_part_of_an_id_is_not_erased_where_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:

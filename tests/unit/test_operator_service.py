@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
+import msgspec
 import pytest
 from settings_support import in_force
 
@@ -43,7 +44,7 @@ async def test_a_job_the_index_has_as_done_is_over_before_the_engine_lets_go_of_
     store.state.update(row.key, state=JobState.DONE, finished_s=1_700_000_000.0, summary=counts)
     [listed] = jobs.all(CALLER, "done", 10)
     assert (listed.state, listed.finished_at, listed.succeeded) == ("done", "2023-11-14T22:13:20.000Z", 1)
-    assert jobs.one(CALLER, "job-1") == listed
+    assert msgspec.structs.replace(jobs.one(CALLER, "job-1"), details=None) == listed
     store.close()
 
 

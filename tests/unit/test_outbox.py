@@ -215,15 +215,20 @@ def test_outboxes_that_cannot_be_flushed_are_an_error(tmp_path: Path) -> None:
         flush_outboxes([JobOutbox(tmp_path / "nowhere" / "x")])
 
 
-def test_an_answer_of_an_earlier_job_counts_as_one_but_for_no_server_time_or_token(box: JobOutbox) -> None:
+def test_an_answer_of_an_earlier_job_counts_as_any_but_for_no_server_time_or_token(box: JobOutbox) -> None:
     rows = [
         (1, Outcome.SUCCEEDED, success("a")),
-        (2, Outcome.SUCCEEDED, success("b", server="gpu1", copied_from="20261123-133648-darg", truncated=True)),
+        (
+            2,
+            Outcome.SUCCEEDED,
+            success("b", server="gpu1", copied_from="20261123-133648-darg", truncated=True, ungrounded=["/name"]),
+        ),
     ]
     totals = box.write_whole(rows, responses=False)
     assert totals.outcomes == {"succeeded": 2}
     assert (totals.copied, totals.prompt_tokens, totals.response_tokens, totals.serial_s) == (1, 3, 5, 1.5)
-    assert (set(totals.servers), totals.truncated, totals.models) == ({"gpu0"}, 0, {"tiny"})
+    assert (set(totals.servers), totals.truncated, totals.models) == ({"gpu0"}, 1, {"tiny"})
+    assert (totals.ungrounded, totals.busy_s) == (1, {"gpu0": 1.5})
 
 
 def test_what_a_record_does_not_say_is_not_made_up() -> None:

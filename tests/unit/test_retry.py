@@ -267,7 +267,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any
 
     def get(_: Client, *path: str) -> dict[str, Any]:
         assert path == ("jobs", "second")
-        return {**job, "state": "done", "succeeded": 33, "failed": 2, "cancelled": 0, "expired": 0}
+        return {**job, "state": "done", "requests": 35, "succeeded": 33, "failed": 2, "cancelled": 0, "expired": 0}
 
     monkeypatch.setattr(Client, "post", post)
     monkeypatch.setattr(Client, "get", get)

@@ -52,7 +52,7 @@ def test_files_made_before_there_were_versions_are_brought_up_with_a_copy(tmp_pa
             connection.executescript("PRAGMA user_version = 0; DROP TABLE job_defaults")
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         connection.executescript("DROP INDEX jobs_by_owner; ALTER TABLE jobs DROP COLUMN defaults")
-        connection.executescript("ALTER TABLE jobs DROP COLUMN accepted_moment")
+        connection.executescript("ALTER TABLE jobs DROP COLUMN accepted_moment; DROP TABLE usage")
         connection.executescript("DROP INDEX jobs_by_label; ALTER TABLE jobs DROP COLUMN job_label")
     store = Store(tmp_path, in_force())
     assert version(tmp_path / "state.db") == 4

@@ -1,18 +1,28 @@
-"""``obatchctl jobs``, ``job``, ``cancel``, ``pause`` and ``resume``."""
+"""``obatchctl jobs``, ``job``, ``cancel``, ``pause``, ``resume`` and ``usage``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import click
 
-from obatchd.cli.command import Command, Document, Invocation, Since, Span, clean
+from obatchd.cli.command import Command, Document, Invocation, Since, Span
 from obatchd.cli.named import NAMED, one_job
+from obatchd.cli.views.job import doubts, page
 from obatchd.cli.views.status import job_table
+from obatchd.cli.views.text import table
 from obatchd.cli.views.waiting import watch as show_again
+from obatchd.words import counted
 
+# What erasing a job leaves behind.
+SUMS_STAY = "The sums of obatchctl usage stay: they name an owner and a month, and no job."
+_SUM_HEADINGS = (
+    "~OWNER", "MONTH", ">DONE", "?>FAILED", "?>CANCELLED", "?>EXPIRED", ">PROMPT TOKENS", ">ANSWER TOKENS",
+    ">GPU-SECONDS",
+)  # fmt: skip
+_DOUBTS_SHOWN = 5
 _one_job = one_job()
 
 
@@ -51,21 +61,17 @@ def jobs_command(
 
 
 def _list(document: Document) -> list[str]:
-    return job_table(document["jobs"]) if document["jobs"] else ["No jobs."]
+    jobs = document["jobs"]
+    lines = [line for job in jobs for line in doubts(job)]
+    left = counted(len(lines) - _DOUBTS_SHOWN, "more line")
+    more = [f"… and {left}; obatchctl job JOB shows them"] * (len(lines) > _DOUBTS_SHOWN)
+    return [*job_table(jobs), *lines[:_DOUBTS_SHOWN], *more] if jobs else ["No jobs."]
 
 
 @click.command("job", cls=Command, help=f"Show everything about one job.\n\n{NAMED}")
 @_one_job
 def job_command(invocation: Invocation, job_id: str) -> None:
-    invocation.answer(invocation.client().get("jobs", job_id), view=_page)
-
-
-def _page(job: Document) -> Iterator[str]:
-    for key, value in job.items():
-        value = ", ".join(value) if isinstance(value, list) else value
-        if key not in ("schema", "notes") and value is not None:
-            yield f"{key:<18}{clean({True: 'yes', False: 'no'}[value] if isinstance(value, bool) else value)}"
-    yield from (f"note: {clean(note)}" for note in job["notes"] or [])
+    invocation.answer(invocation.client().get("jobs", job_id), view=page)
 
 
 @click.command("cancel", cls=Command)
@@ -88,3 +94,36 @@ def _one_or_all(action: str, about: str, done: str) -> click.Command:
 
 pause_command = _one_or_all("pause", "Send no more requests of JOB, or of any job. Running requests finish.", "paused")
 resume_command = _one_or_all("resume", "Go on with JOB, or with every job, after pause.", "resumed")
+
+
+def _month(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        return datetime.strptime(value, "%Y-%m").strftime("%Y-%m")
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no month; write it as 2026-11") from None
+
+
+@click.command("usage", cls=Command)
+@click.option("--month", metavar="YYYY-MM", callback=_month, help="Only this month (UTC).")
+@click.option("--mine", "owner", flag_value="mine", help="Only your own sums.")
+def usage_command(invocation: Invocation, month: str | None, owner: str | None) -> None:
+    """Sum requests, tokens and GPU-seconds by owner and month.
+
+    An administrator sees everybody's sums. A job counts in the month in which it ends. An answer counts the share of
+    its server's GPUs that its slot has, while it takes. The sums name no job, and stay when jobs are erased.
+    """
+    invocation.answer(invocation.client().get("usage", month=month, owner=owner), view=_sums)
+
+
+def _sums(document: Document) -> list[str]:
+    rows = [
+        [
+            row["name"], row["month"], f"{row['succeeded']:,}",
+            *(f"{row[name]:,}" if row[name] else "" for name in ("failed", "cancelled", "expired")),
+            f"{row['prompt_tokens']:,}", f"{row['response_tokens']:,}", f"{row['gpu_s']:,.0f}",
+        ]
+        for row in document["usage"]
+    ]  # fmt: skip
+    return table(_SUM_HEADINGS, rows) if rows else ["No job has ended in that time."]

@@ -14,10 +14,11 @@ import click
 from obatchd.cli.command import Command, Document, Invocation, clean, given
 from obatchd.cli.commands.completion import jobs
 from obatchd.cli.named import is_last, last, latest
+from obatchd.cli.views.job import doubts
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 from obatchd.naming import JobName
 from obatchd.results.chain import Chain
-from obatchd.results.export import BINARY, FORMATS, Format, export
+from obatchd.results.export import BINARY, FORMATS, ONLY, Format, export
 from obatchd.results.repeats import Prompts
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet, read_object
@@ -36,6 +37,7 @@ from obatchd.results.rows import ResultSet, read_object
     "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="Write the export into this file."
 )
 @click.option("--data-only", is_flag=True, help="With json and jsonl: only the data of each answer.")
+@click.option("--only", type=click.Choice(ONLY), help="Write only these: answers that need a look, or failures.")
 @click.option("--review", type=click.IntRange(1), metavar="N", help="Write a page with N random answers to check.")
 @click.option("--majority", is_flag=True, help="Of a prompt's several answers only the most frequent one.")
 @click.option("--only-this", is_flag=True, help="Leave out the answers of its retries.")
@@ -47,6 +49,7 @@ def results_command(
     form: Format | None,
     output: Path | None,
     data_only: bool,
+    only: str | None,
     review: int | None,
     majority: bool,
     only_this: bool,
@@ -76,13 +79,14 @@ def results_command(
         if output is None and (invocation.json or (form in BINARY and sys.stdout.isatty())):
             raise click.UsageError("name a file with --output")
         with target_of(output) as target:
-            tally = export(prompts, form, target, data_only=data_only)
+            tally = export(prompts, form, target, data_only=data_only, only=only)
     agreement = prompts.agreement
     document = {**tally.document(source), "repeats": agreement.document()}
     invocation.answer({**document, "output": str(output) if output else None})
     if not invocation.json:
         lines = [*tally.lines(source), *agreement.lines(), *([f"written to {output}"] if output else [])]
-        click.echo("\n".join(map(clean, lines)), err=output is None)
+        told = () if only else doubts({"job": source.job or source.path}, tally.doubts)
+        click.echo("\n".join([*map(clean, lines), *told]), err=output is None)
 
 
 def source_of(invocation: Invocation, place: str | None, *, only_this: bool = False) -> ResultSet:

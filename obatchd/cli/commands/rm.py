@@ -10,6 +10,7 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, Span, clean, given
 from obatchd.cli.commands.completion import jobs
+from obatchd.cli.commands.jobs import SUMS_STAY
 from obatchd.cli.named import is_last, last, latest
 from obatchd.cli.views.text import table
 from obatchd.errors import ControlError
@@ -63,7 +64,9 @@ def rm_command(
         answer = client.remove(ids[place : place + _TOGETHER])
         removed += answer["removed"]
         kept |= answer["kept"]
-    invocation.answer({"removed": removed, "kept": kept}, *(f"{job} erased" for job in removed))
+    invocation.answer(
+        {"removed": removed, "kept": kept}, *(f"{job} erased" for job in removed), *([SUMS_STAY] * bool(removed))
+    )
     if kept:
         click.echo("\n".join(clean(f"{job} was not erased: {reason}") for job, reason in kept.items()), err=True)
         sys.exit(exit_codes.FAILED)

@@ -14,11 +14,12 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.commands.completion import models
 from obatchd.cli.views import waiting
-from obatchd.cli.views.status import OUTCOMES
-from obatchd.cli.views.text import duration
+from obatchd.cli.views.job import causes, counts, doubts
+from obatchd.cli.views.status import OUTCOMES, job_state
+from obatchd.cli.views.text import duration, styled
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.results.export import data_of, document
-from obatchd.results.rows import ResultSet, Row, read_object
+from obatchd.results.rows import ResultSet, Row
 from obatchd.words import counted
 
 _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of it
@@ -90,8 +91,9 @@ def submit_command(
             return
         # Answers of the sample are not asked for again.
         drops = {path: {"skip_done": samples[path], **own} for path, own in drops.items()}
-    jobs, refused = _hand_over(invocation, drops)
-    if jobs and (wait or output_dir is not None):
+    waits = wait or output_dir is not None
+    jobs, refused = _hand_over(invocation, drops, with_notes=not waits)
+    if jobs and waits:
         jobs = finish(invocation, jobs, output_dir)
     invocation.answer({"jobs": jobs, "refused": refused})
     sys.exit(exit_codes.FAILED if refused or any(map(is_bad, jobs)) else exit_codes.OK)
@@ -181,7 +183,7 @@ def _show(row: Row) -> None:
 
 
 def _hand_over(
-    invocation: Invocation, drops: dict[Path, Document], what: str = "results:"
+    invocation: Invocation, drops: dict[Path, Document], what: str = "results:", *, with_notes: bool = True
 ) -> tuple[list[Document], list[Document]]:
     """Submit each path with its settings; one that is refused does not keep back the others."""
     client = invocation.client()
@@ -200,6 +202,8 @@ def _hand_over(
         jobs.append(job)
         if not invocation.json:
             click.echo(f"{job['job']}  {clean(path)}  {what} {clean(job['outbox'])}")
+            for note in job["notes"] if with_notes else ():
+                click.echo(f"  note: {clean(note)}")
     return jobs, refused
 
 
@@ -274,11 +278,7 @@ def _fetch(job: Document, directory: Path) -> Document:
 
 def _report(jobs: list[Document]) -> None:
     for job in jobs:
-        counts = ", ".join(f"{job[name]} {name}" for name in OUTCOMES if job[name])
         place = job.get("copied_to") or job["outbox"] or job["refused_to"]
-        click.echo(f"{job['job']}  {job['state']}  {counts or 'no requests'}  {clean(place)}")
-        for note in job["notes"] or []:
-            click.echo(f"  note: {clean(note)}")
-        for code, failure in read_object(Path(place) / "summary.json").get("failures", {}).items():
-            click.echo(f"  {failure['requests']} {clean(code)}: {clean(failure['example'])}")
-            click.echo(f"    → {clean(failure['advice'])}")
+        click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(place)}")
+        for line in (*doubts(job), *(f"note: {clean(note)}" for note in job["notes"] or []), *causes(job)):
+            click.echo(f"  {line}")

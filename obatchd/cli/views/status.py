@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import click
 
 from obatchd.cli.command import Document, clean
-from obatchd.cli.views.text import NOTHING, age_s, bar, duration, number, size, styled, table
+from obatchd.cli.views.text import NOTHING, Painted, age_s, bar, duration, number, size, styled, table
+from obatchd.users import user_name
 from obatchd.words import counted
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
-_JOB_HEADINGS = ("JOB", "STATE", "~~NAME", "?PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">ETA")
+_JOB_HEADINGS = (
+    "JOB", "STATE", "~~NAME", "?PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">LEFT/TOOK",
+)  # fmt: skip
 
 
 def render(status: Document) -> list[str]:
@@ -97,23 +102,34 @@ def finished(job: Document) -> int:
 
 
 def job_table(jobs: list[Document]) -> list[str]:
-    """Job summaries as a table; with a column of labels where any job has one."""
+    """Jobs as a table, with their owners where somebody else's are among them, and labels where any job has one."""
     headings, rows = list(_JOB_HEADINGS), list(map(_job_row, jobs))
     if any(job.get("label") for job in jobs):
         behind = headings.index("~~NAME") + 1
         headings.insert(behind, "?~LABEL")
         for job, row in zip(jobs, rows, strict=True):
             row.insert(behind, job.get("label") or "")
-    return table(headings, rows)
+    if {job["owner"] for job in jobs} <= {os.getuid()}:
+        return table(headings, rows)
+    name = lru_cache(user_name)
+    return table(("~OWNER", *headings), ([name(job["owner"]), *row] for job, row in zip(jobs, rows, strict=True)))
+
+
+def job_state(job: Document) -> str:
+    """The state of a job in a word; of one that is over, how it ended."""
+    if job["state"] != "done":
+        return f"paused {job['state']}" if job["paused"] else str(job["state"])
+    # Somebody or its deadline ended it early, or there is no answer.
+    ending = next((ending for ending in ("cancelled", "expired") if job[ending]), "done")
+    return "failed" if job["failed"] and job["failed"] == job["requests"] else ending
 
 
 def _job_row(job: Document) -> list[object]:
-    total, done, state = job["requests"], finished(job), job["state"]
-    if state == "done":
-        # Somebody or its deadline ended it: its bar is full like any other's.
-        state = next((ending for ending in ("cancelled", "expired") if job[ending]), state)
-    state = f"paused {state}" if job["paused"] else state
+    total, failed, totals = job["requests"], job["failed"], job.get("totals")
     of = total if total is not None else f"{job['indexed']}+"
-    rate, tokens = (number(job[name], digits=1) for name in ("requests_per_s", "tokens_per_s"))
-    eta, progress, failed = duration(job["eta_s"]), bar(done, total), job["failed"] or ""
-    return [job["job"], state, job["name"], progress, f"{done}/{of}", failed, job["in_flight"], rate, tokens, eta]
+    speed = totals or job
+    rate, tokens = (number(speed[name], digits=1) for name in ("requests_per_s", "tokens_per_s"))
+    took = duration(totals["wall_s"] if totals else job["eta_s"])
+    progress = bar(job["succeeded"] + failed, total)
+    done, bad = f"{job['succeeded']}/{of}", Painted(failed, "red") if failed else ""
+    return [job["job"], job_state(job), job["name"], progress, done, bad, job["in_flight"], rate, tokens, took]

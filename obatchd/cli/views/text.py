@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 from unicodedata import combining, east_asian_width
 
 import click
@@ -29,6 +30,16 @@ _COLOURS = {
 _COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in states}
 
 
+class Painted(NamedTuple):
+    """A cell of a table in a colour of its own."""
+
+    value: object
+    colour: str
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+
 def styled(state: str) -> str:
     """A state in its colour; ``click.echo`` takes the colour away where the output is no terminal."""
     return click.style(state, fg=_COLOUR_OF.get(state.split(" ")[0]))
@@ -41,10 +52,12 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
         headings: before the name ``>`` aligns the column to the right; where the terminal is narrow ``~`` lets it give
             way, ``~~`` only after others were left out, and ``?`` leaves it out, the last one first. ``STATE`` and
             ``HEALTH`` are coloured.
-        rows: cells; ``None`` is shown as a dash.
+        rows: cells, some :class:`Painted`; ``None`` is shown as a dash.
     """
     names = [heading.lstrip(_MARKS) for heading in headings]
-    cells = [[clean(NOTHING if cell is None else cell) for cell in row] for row in rows]
+    given = [[*row] for row in rows]
+    cells = [[clean(NOTHING if cell is None else cell) for cell in row] for row in given]
+    plain = [None] * len(names)
     widths = {column: max(_columns(row[column]) for row in [names, *cells]) for column in range(len(names))}
     spare = [column for column, heading in enumerate(headings) if "?" in heading]
     flexible = {
@@ -54,16 +67,19 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
         del widths[spare.pop()]
     shown, gap = fitted or ({column: _LEAST_WIDTH if column in flexible else widths[column] for column in widths}, " ")
 
-    def line(row: Sequence[str], is_heading: bool = False) -> str:
+    def line(row: Sequence[str], whole: Sequence[object], is_heading: bool = False) -> str:
         parts = []
         for column, width in shown.items():
             cell = _cut(row[column], width)
             room = " " * (width - _columns(cell))
             cell = room + cell if ">" in headings[column] else cell + room
+            painted = whole[column]
+            if isinstance(painted, Painted):
+                cell = click.style(cell, fg=painted.colour)
             parts.append(styled(cell) if names[column] in ("STATE", "HEALTH") and not is_heading else cell)
         return gap.join(parts).rstrip()
 
-    return [click.style(line(names, is_heading=True), bold=True), *map(line, cells)]
+    return [click.style(line(names, plain, is_heading=True), bold=True), *map(line, cells, given)]
 
 
 def _columns(text: str) -> int:

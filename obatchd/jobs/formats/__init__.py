@@ -18,8 +18,9 @@ from obatchd.errors import DropRefused
 from obatchd.jobs.containers.kinds import HEAD_BYTES, drop_container, is_to_convert
 from obatchd.jobs.containers.unpacked import Contents, contents
 from obatchd.jobs.formats.changed import with_changes
+from obatchd.jobs.formats.field_notes import FieldNotes
 from obatchd.jobs.formats.folder import folder_files, folder_settings, read_me_files
-from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused, repeated
+from obatchd.jobs.formats.lines import BatchIndexer, line_indexer, refused, repeated
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import Request, parse_request, request_id, with_repeats
@@ -34,6 +35,7 @@ if TYPE_CHECKING:  # pydantic takes longer to import than all the rest that work
 
 __all__ = [
     "Contents",
+    "FieldNotes",
     "Format",
     "RecordRules",
     "Request",
@@ -87,23 +89,26 @@ def read_entries(
     check_space: Callable[[int], None] | None = None,
     size_bytes: int | None = None,
     times: int = 1,
+    field_notes: FieldNotes | None = None,
 ) -> Iterator[Entry]:
     """Every request of a drop, and every line that cannot be one.
 
     ``form`` is what :func:`recognise` found, where that is known. ``rules`` say how records become requests.
     ``check_space`` is called with the number of bytes about to be unpacked, again and again, and raises to stop it.
     ``size_bytes`` is how much of a plain file counts: bytes that somebody appended since it was taken do not. Each
-    entry counts ``times`` times towards ``max_requests``: it is to be answered as often. Raises DropRefused where the
-    drop is none of our formats, or there is no request in it at all.
+    entry counts ``times`` times towards ``max_requests``: it is to be answered as often.
+    ``field_notes`` hear of fields that may be meant otherwise. Raises DropRefused where the drop is none of our
+    formats, or there is no request in it at all.
     """
     drop = contents(input_path, name)
     form = form or recognise(drop.path, drop.name, rules.encoding)
     unpacked = input_path.with_name(_REQUESTS)
     plain = form in (Format.LINES, Format.BATCH) and not is_packed(drop.name) and not rules.given
     if plain and not unpacked.exists() and is_utf8(drop.path, rules.encoding):
-        entries = _in_place(drop.path, form, limits.max_line_bytes, None if drop.is_unpacked else size_bytes)
+        index = BatchIndexer(field_notes) if form is Format.BATCH else line_indexer(field_notes)
+        entries = _in_place(drop.path, index, limits.max_line_bytes, None if drop.is_unpacked else size_bytes)
     else:
-        entries = Unpacking(limits, rules, check_space).entries(drop, form, unpacked)
+        entries = Unpacking(limits, rules, check_space, field_notes).entries(drop, form, unpacked)
     count = 0
     for count, entry in enumerate(entries, 1):
         if count * times > limits.max_requests:
@@ -118,8 +123,7 @@ def read_entries(
         raise DropRefused(f"{name} holds no request{remedy}", code="no_requests")
 
 
-def _in_place(path: Path, form: Format, max_line_bytes: int, size_bytes: int | None) -> Iterator[Entry]:
-    index = BatchIndexer() if form is Format.BATCH else index_line
+def _in_place(path: Path, index: Callable[..., Entry], max_line_bytes: int, size_bytes: int | None) -> Iterator[Entry]:
     with open_source(path, packed=False, size_bytes=size_bytes) as source:
         for number, offset, raw, length, ends in split_lines(source, max_line_bytes):
             if raw is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from obatchd.jobs.formats.field_notes import FieldNotes
 from obatchd.jobs.formats.images import image_problem
 from obatchd.jobs.formats.request import Request, parse_batch_request, parse_request, request_id
 from obatchd.jobs.formats.source import decoded
@@ -19,29 +20,40 @@ from obatchd.jobs.model import (
     repeated_line,
 )
 
+_Parser = Callable[[bytes, FieldNotes | None], Request]
 
-def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
-    """The entry of one request whose surrounding white space is removed.
 
-    ``offset`` is that of ``raw`` in the request file; ``where`` says where its author finds it, if not there.
-    """
-    return _indexed(number, offset, raw, where, parse_request)
+def line_indexer(field_notes: FieldNotes | None = None) -> Callable[..., Entry]:
+    """A function that indexes the lines of a plain file; ``field_notes`` hear of fields that may be meant otherwise."""
+
+    def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
+        """The entry of one request whose surrounding white space is removed.
+
+        ``offset`` is that of ``raw`` in the request file; ``where`` says where its author finds it, if not there.
+        """
+        return _indexed(number, offset, raw, where, parse_request, field_notes)
+
+    return index_line
+
+
+index_line = line_indexer()
 
 
 class BatchIndexer:
     """Indexes the lines of one batch file, which has one model. Called as :func:`index_line`."""
 
-    def __init__(self) -> None:
+    def __init__(self, field_notes: FieldNotes | None = None) -> None:
+        self._field_notes = field_notes
         self._model: str | None = None
         self._first = 0
 
     def __call__(self, number: int, offset: int, raw: bytes, where: str = "") -> Entry:
-        def parsed(raw: bytes) -> Request:
-            request = parse_batch_request(raw)
+        def parsed(raw: bytes, field_notes: FieldNotes | None) -> Request:
+            request = parse_batch_request(raw, field_notes)
             self._check_model(request, number)
             return request
 
-        return _indexed(number, offset, raw, where, parsed)
+        return _indexed(number, offset, raw, where, parsed, self._field_notes)
 
     def _check_model(self, request: Request, number: int) -> None:
         if not self._first:
@@ -51,11 +63,11 @@ class BatchIndexer:
             raise RequestRefused("model_mismatch", f"it asks for {other}; a batch has one model")
 
 
-def _indexed(number: int, offset: int, raw: bytes, where: str, parse: Callable[[bytes], Request]) -> Entry:
+def _indexed(number: int, offset: int, raw: bytes, where: str, parse: _Parser, field_notes: FieldNotes | None) -> Entry:
     try:
         if not raw.isascii():  # msgspec does not check skipped values, and they would fail in the worker
             decoded(raw)
-        request = parse(raw)
+        request = parse(raw, field_notes)
         _check_images(request)
     except RequestRefused as refusal:
         return refused_request(number, offset, raw, request_id(raw), where, refusal)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from obatchd.jobs.formats.reader.batch import batch_request, envelope, responses
 from obatchd.jobs.formats.reader.fields import (
+    OPTION,
     PASSED_REPEATS,
     Fields,
     again_of,
@@ -23,6 +24,9 @@ from obatchd.jobs.formats.reader.said import BESIDE_PROMPTS, is_prompt, last_sai
 from obatchd.jobs.formats.reader.settings import KNOWN, settings
 from obatchd.jobs.formats.source import raw_fields
 from obatchd.jobs.model import RequestRefused
+
+if TYPE_CHECKING:
+    from obatchd.jobs.formats.field_notes import FieldNotes
 
 # An object that comes back under ``input`` as it is, whatever its names are: how records are passed on.
 PASSED_ON = "input_fields"
@@ -84,33 +88,41 @@ def request_id(raw: bytes) -> str | None:
     return label_in(raw)
 
 
-def parse_request(raw: bytes) -> Request:
+def parse_request(raw: bytes, field_notes: FieldNotes | None = None) -> Request:
     """The request in one line of a request file, plain or of a batch file: the one reader of all lines.
 
-    Fields that are not ours are passed on byte for byte: a number too large for us comes back as it was. Raises
-    RequestRefused where the line is not a request, RecursionError where it is nested too deeply.
+    ``field_notes`` hear of fields that may be meant otherwise. Fields that are not ours are passed on byte for byte: a
+    number too large for us comes back as it was. Raises RequestRefused where the line is not a request, RecursionError
+    where it is nested too deeply.
     """
     fields, notes = fields_of(raw)
-    if _SPECIAL.isdisjoint(fields) and "prompt" in fields and is_prompt(prompt := value_of(fields["prompt"])):
-        data = {name: value for name, value in fields.items() if name not in _SIMPLE}
-        return Request(id=label_of(fields), prompt=prompt, input=data, notes=notes)
-    return _of_batch(fields, notes) if envelope(fields) else _plain(Fields(fields, notes, _LABELS))
+    if "prompt" in fields:
+        known = field_notes is not None and fields.keys() <= field_notes.data
+        if (known or _SPECIAL.isdisjoint(fields)) and is_prompt(prompt := value_of(fields["prompt"])):
+            data = {name: value for name, value in fields.items() if name not in _SIMPLE}
+            if field_notes is not None and not known:
+                field_notes.look(data)
+            return Request(id=label_of(fields), prompt=prompt, input=data, notes=notes)
+    if envelope(fields):
+        return _of_batch(fields, notes, field_notes)
+    return _plain(Fields(fields, notes, _LABELS), field_notes)
 
 
-def parse_batch_request(raw: bytes) -> Request:
+def parse_batch_request(raw: bytes, field_notes: FieldNotes | None = None) -> Request:
     """The request in one line of a batch file. Raises RequestRefused, with a code of that API's, where it is none."""
     try:
         fields, notes = fields_of(raw)
     except (RequestRefused, RecursionError) as error:
         raise RequestRefused("invalid_json_line", str(error)) from None
-    return _of_batch(fields, notes)
+    return _of_batch(fields, notes, field_notes)
 
 
-def _of_batch(fields: dict[str, msgspec.Raw], notes: list[str]) -> Request:
-    return Request(**{name: value for name, value in batch_request(fields, notes).items() if value is not None})
+def _of_batch(fields: dict[str, msgspec.Raw], notes: list[str], field_notes: FieldNotes | None) -> Request:
+    found = batch_request(fields, notes, field_notes)
+    return Request(**{name: value for name, value in found.items() if value is not None})
 
 
-def _plain(fields: Fields) -> Request:
+def _plain(fields: Fields, field_notes: FieldNotes | None) -> Request:
     label = label_of(fields.raw)
     given = settings(fields)
     given |= responses(fields) if is_of_responses(fields) else said(fields)
@@ -120,7 +132,15 @@ def _plain(fields: Fields) -> Request:
             fields.notes.append('"system" is left out: the messages have a system message of their own')
     if again := again_of(fields.raw):
         fields.take(PASSED_REPEATS)
-    return Request(id=label, input=_input(fields), notes=fields.notes, again=again, **given)
+    data = _input(fields)
+    if field_notes is not None and (data or fields.odd) and PASSED_ON not in fields.raw:
+        if data and not data.keys() <= field_notes.data:
+            field_notes.look(data.keys() - _SPECIAL)  # a name of these is no data in every line
+        # Bodies of chats have settings under such names.
+        odd = fields.odd if "messages" not in given else tuple(name for name in fields.odd if name.startswith(OPTION))
+        if odd:
+            field_notes.odd(odd)
+    return Request(id=label, input=data, notes=fields.notes, again=again, **given)
 
 
 def is_of_responses(fields: Fields) -> bool:

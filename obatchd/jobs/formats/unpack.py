@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,10 +14,11 @@ import msgspec
 from obatchd.errors import DropRefused
 from obatchd.jobs.containers.kinds import is_to_convert
 from obatchd.jobs.containers.unpacked import Contents
+from obatchd.jobs.formats.field_notes import FieldNotes
 from obatchd.jobs.formats.folder import folder_files, shown_name
 from obatchd.jobs.formats.found import Found, find
 from obatchd.jobs.formats.images import Pictures, with_images
-from obatchd.jobs.formats.lines import BatchIndexer, index_line, refused, refused_request
+from obatchd.jobs.formats.lines import BatchIndexer, index_line, line_indexer, refused, refused_request
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import request_id
@@ -59,8 +61,13 @@ class Unpacking:
     """
 
     def __init__(
-        self, limits: InboxSettings, rules: RecordRules, check_space: Callable[[int], None] | None = None
+        self,
+        limits: InboxSettings,
+        rules: RecordRules,
+        check_space: Callable[[int], None] | None = None,
+        field_notes: FieldNotes | None = None,
     ) -> None:
+        self._field_notes = field_notes
         self._limits = limits
         self._rules = rules
         self._budget = Budget(limits.max_unpacked_bytes)
@@ -128,7 +135,9 @@ class Unpacking:
             yield from find(source, name, form, self._limits.max_line_bytes, self._rules)
 
     def _index_of(self, form: Format) -> Index:
-        return BatchIndexer() if form is Format.BATCH and not self._rules.given else index_line
+        if form is Format.BATCH and not self._rules.given:
+            return BatchIndexer(self._field_notes)
+        return index_line if self._rules.given else line_indexer(self._field_notes)
 
     def _with_images(self, found: Found, pictures: Pictures, origin: Path) -> Found:
         if found.raw is None or found.refusal is not None:
@@ -154,7 +163,7 @@ class Unpacking:
             if label is not None and entry.id is None:
                 if entry.refusal is None:
                     raw = raw[:-1] + b',"id":' + _encode(label) + b"}"  # of two values of a name the last one counts
-                entry = msgspec.structs.replace(index(number, self._offset, raw, where), id=label)
+                entry = msgspec.structs.replace(entry, length=len(raw), checksum=zlib.crc32(raw), id=label)
         self._write(raw)
         return entry
 

@@ -12,6 +12,7 @@ from obatchd.jobs.store.rows import REFUSED_LANE, AttemptRow, IndexedChunk, Lane
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import Facts, StateStore
 from obatchd.jobs.store.store import IndexBatch, Store
+from obatchd.jobs.store.usage import UsageRow
 
 # Errors of a full, failing or read-only disk. All of it passes: the same is tried again.
 DISK_ERRORS = (OSError, sqlite3.OperationalError, StoreError)
@@ -30,6 +31,7 @@ __all__ = [
     "Segment",
     "StateStore",
     "Store",
+    "UsageRow",
     "owed_for",
     "unanswered_record",
 ]

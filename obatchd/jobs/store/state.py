@@ -16,21 +16,22 @@ from obatchd.jobs.store.database import Database, open_reader, rewrite, transact
 from obatchd.jobs.store.job_row import COLUMNS, SELECT, JobRow, columns, job_of, keep, kept
 from obatchd.jobs.store.owed import FORGET_OWED, Owed
 from obatchd.jobs.store.schema import Schema
+from obatchd.jobs.store.usage import USAGE, USAGE_TABLE, UsageRow, add_usage
 from obatchd.naming import EVERY_JOB, JobFilter, JobName
 from obatchd.settings.current import Current
-from obatchd.settings.job import FrozenSettings
+from obatchd.settings.job import FrozenSettings, asked_with
 from obatchd.settings.settings import Settings
 from obatchd.times import moment
 
 _log = log.get(__name__)
-_TABLES = """
+_TABLES = f"""{USAGE_TABLE}
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS intents (job TEXT PRIMARY KEY, intent BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS jobs (
     key INTEGER PRIMARY KEY AUTOINCREMENT, job TEXT NOT NULL UNIQUE, name BLOB NOT NULL, owner INTEGER NOT NULL,
     kind TEXT NOT NULL, size INTEGER NOT NULL, state TEXT NOT NULL, segment TEXT NOT NULL, accepted_s REAL NOT NULL,
     finished_s REAL, paused INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
-    settings BLOB NOT NULL DEFAULT '{}', notes BLOB NOT NULL DEFAULT '[]', digest TEXT, retry_of TEXT,
+    settings BLOB NOT NULL DEFAULT '{{}}', notes BLOB NOT NULL DEFAULT '[]', digest TEXT, retry_of TEXT,
     summary BLOB, released INTEGER NOT NULL DEFAULT 0, kept_bytes INTEGER NOT NULL DEFAULT 0, defaults BLOB NOT NULL,
     accepted_moment TEXT, job_label TEXT
 );
@@ -45,6 +46,7 @@ CREATE INDEX IF NOT EXISTS jobs_by_label ON jobs (job_label) WHERE job_label IS 
 _VERSION_4 = (
     "ALTER TABLE jobs ADD COLUMN job_label TEXT;",
     "CREATE INDEX IF NOT EXISTS jobs_by_label ON jobs (job_label) WHERE job_label IS NOT NULL;",
+    USAGE_TABLE,
 )
 _COMPLETE = "index_complete"
 _FILTERS = ("job_label = ?", "accepted_s >= ?", "finished_s < ?")
@@ -164,7 +166,8 @@ class StateStore(Database):
     def restore(self, rows: Sequence[tuple[JobRow, bool]], last_key: int) -> None:
         """Enter jobs that an earlier file knew, all or none; a row of key 0 gets a key above ``last_key``.
 
-        Each comes with whether its input and store were given up already. Jobs known here stay as they are.
+        Each comes with whether its input and store were given up already. Jobs known here stay as they are. The sums
+        of owners are made again, of the jobs that are left.
         """
         marks = ", ".join("?" * (len(JobRow.__struct_fields__) + 1))
         with self._lock, transaction(self._database) as cursor:
@@ -176,10 +179,14 @@ class StateStore(Database):
             cursor.executemany(
                 f"INSERT OR IGNORE INTO jobs ({COLUMNS}, released) VALUES ({marks})",
                 [
-                    (row.key or None, *columns(cursor, msgspec.structs.asdict(row))[1:], released)
+                    (row.key or None, *columns(cursor, msgspec.structs.asdict(row) | {"summary": None})[1:], released)
                     for row, released in rows
                 ],
             )
+            for row, _ in rows:
+                if row.summary is not None:
+                    new = cursor.execute("SELECT key FROM jobs WHERE job = ? AND summary IS NULL", (row.job,))
+                    _finish(cursor, [(key, {"finished_s": row.finished_s, "summary": row.summary}) for (key,) in new])
             cursor.execute("INSERT OR IGNORE INTO facts VALUES (?, '1')", (_COMPLETE,))
 
     # Facts.
@@ -247,10 +254,13 @@ class StateStore(Database):
         order = "DESC" if newest_first else "ASC"
         return self._jobs(f"{' AND '.join(conditions)} ORDER BY key {order} LIMIT ?", *given, limit)
 
-    def duplicate_of(self, digest: str, job: str) -> str | None:
-        """An earlier job whose drop had the same content."""
-        rows = self._rows("SELECT job FROM jobs WHERE digest = ? AND job <> ? ORDER BY key LIMIT 1", digest, job)
-        return rows[0][0] if rows else None
+    def duplicate_of(self, digest: str, job: JobRow) -> str | None:
+        """The latest other job of the same owner whose drop has this digest, and that asks with the same settings."""
+        asked = asked_with(job.frozen, job.settings)
+        rows = self._jobs(
+            "digest = ? AND owner = ? AND job <> ? ORDER BY key DESC LIMIT 100", digest, job.owner, job.job
+        )
+        return next((row.job for row in rows if asked_with(row.frozen, row.settings) == asked), None)
 
     def retries(self, job: JobRow) -> list[JobRow]:
         """The retries of a job and theirs, by acceptance; all are its owner's, and have later ids."""
@@ -268,12 +278,18 @@ class StateStore(Database):
     def update_many(self, changes: Sequence[tuple[int, dict[str, Any]]], owed: Sequence[Owed] = ()) -> None:
         """Change columns of several jobs, and enter messages that are owed since, in one transaction."""
         with self._lock, transaction(self._database) as cursor:
-            for key, values in changes:
-                plain = columns(cursor, values)
-                assignments = ", ".join(f"{name} = ?" for name in values)
-                cursor.execute(f"UPDATE jobs SET {assignments} WHERE key = ?", (*plain, key))
-            for one in owed:
-                cursor.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (one.key, one.encoded()))
+            _update(cursor, changes)
+            _owe(cursor, owed)
+
+    def finish(self, changes: Sequence[tuple[int, dict[str, Any]]], owed: Sequence[Owed] = ()) -> None:
+        """As :meth:`update_many`, of jobs that are done; their ``summary`` goes into the sums of their owners, once."""
+        with self._lock, transaction(self._database) as cursor:
+            _finish(cursor, changes)
+            _owe(cursor, owed)
+
+    def usage(self, owner: int | None = None, month: str | None = None) -> list[UsageRow]:
+        """The sums of one owner or of all, of one month or of all; the latest month first."""
+        return [UsageRow(*row) for row in self._seen(USAGE, owner, owner, month, month)]
 
     def finished_before(self, when_s: float, limit: int, after: int = 0) -> list[JobRow]:
         """Jobs with keys above ``after`` done before ``when_s`` whose input and store are still kept, by key."""
@@ -315,3 +331,21 @@ class StateStore(Database):
     def unreleased_in(self, segment: str) -> int:
         """How many jobs still need ``segment``."""
         return int(self._rows("SELECT count(*) FROM jobs WHERE segment = ? AND released = 0", segment)[0][0])
+
+
+def _update(cursor: sqlite3.Cursor, changes: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    for key, values in changes:
+        plain = columns(cursor, values)
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        cursor.execute(f"UPDATE jobs SET {assignments} WHERE key = ?", (*plain, key))
+
+
+def _owe(cursor: sqlite3.Cursor, owed: Iterable[Owed]) -> None:
+    for one in owed:
+        cursor.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (one.key, one.encoded()))
+
+
+def _finish(cursor: sqlite3.Cursor, changes: Iterable[tuple[int, dict[str, Any]]]) -> None:
+    for key, values in changes:
+        add_usage(cursor, key, values["finished_s"] or 0.0, values["summary"])
+        _update(cursor, [(key, values)])

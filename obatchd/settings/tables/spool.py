@@ -33,7 +33,9 @@ class InboxSettings(Section):
         "fail_line", 'A bad line fails alone ("fail_line"), or the whole drop is refused before it runs ("fail_file").'
     )
     dedupe: Live[Literal["allow", "reject"]] = setting(
-        "allow", 'A drop with the content of an earlier one is run, with a note ("allow"), or refused ("reject").'
+        "allow",
+        'A drop with the prompts and settings of an earlier one of its owner is run, with a note ("allow"), or refused '
+        '("reject").',
     )
 
 

@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from obatchd.jobs.formats.reader.fields import Fields, again_of, fields_of, is_object, label_of, quoted, shown
+from obatchd.jobs.formats.reader.fields import (
+    LEFT_OUT,
+    OPTION,
+    OUTSIDE,
+    Fields,
+    again_of,
+    fields_of,
+    is_object,
+    label_of,
+    quoted,
+    shown,
+)
 from obatchd.jobs.formats.reader.said import CHAT_NAMES, TEXT_NAMES, embed_problem, images_of, last_said, messages_of
-from obatchd.jobs.formats.reader.settings import settings
+from obatchd.jobs.formats.reader.settings import SETTINGS, settings
 from obatchd.jobs.model import RequestRefused
+
+if TYPE_CHECKING:
+    from obatchd.jobs.formats.field_notes import FieldNotes
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 RESPONSES, MESSAGES = "/v1/responses", "/v1/messages"
@@ -60,14 +74,16 @@ def is_batch_line(raw: bytes) -> bool | None:
         return None
 
 
-def batch_request(fields: dict[str, msgspec.Raw], notes: list[str]) -> dict[str, Any]:
-    """The fields of our request that a line amounts to.
+def batch_request(
+    fields: dict[str, msgspec.Raw], notes: list[str], field_notes: FieldNotes | None = None
+) -> dict[str, Any]:
+    """The fields of our request that a line amounts to; ``field_notes`` hear of those that may be meant otherwise.
 
     Raises RequestRefused, with a code of that API's, where it is no such line, or asks for what Ollama cannot do.
     """
     try:
         if (name := envelope(fields)) is not None:
-            return _called(fields, name, notes)
+            return _called(fields, name, notes, field_notes)
         if "body" in fields and not is_object(fields["body"]):
             raise RequestRefused("wrong_type", f"body must be an object, not {shown(fields['body'])}")
         missing = "custom_id" if "body" in fields else "body"
@@ -76,7 +92,9 @@ def batch_request(fields: dict[str, msgspec.Raw], notes: list[str]) -> dict[str,
         raise RequestRefused(_CODES.get(refused.code, refused.code), refused.reason) from None
 
 
-def _called(line: dict[str, msgspec.Raw], name: str, notes: list[str]) -> dict[str, Any]:
+def _called(
+    line: dict[str, msgspec.Raw], name: str, notes: list[str], field_notes: FieldNotes | None
+) -> dict[str, Any]:
     outer, label = Fields(line, notes, strict=True), label_of(line)
     method, custom_id = outer.peek("method"), outer.peek("custom_id")
     if label is None:
@@ -86,13 +104,20 @@ def _called(line: dict[str, msgspec.Raw], name: str, notes: list[str]) -> dict[s
     if method is not None and (not isinstance(method, str) or method.upper() != "POST"):
         raise RequestRefused("wrong_type", f"the method {method!r} is not POST")
     body = Fields(fields_of(bytes(line[name]))[0], notes, strict=True)
-    url = _endpoint(outer.peek("url"), name, body)
+    address = outer.peek("url")
+    url = _endpoint(address, name, body)
     given = _ENDPOINTS[url](body)
     given = settings(body) | given
     if given.get("n", 1) > 1 and url not in (CHAT, COMPLETIONS):
         body.cannot("n", f"it must be 1 for {url}")
     if unknown := [key for key in body.rest() if key not in _NO_EFFECT and body.peek(key)]:
         notes.append(f"{quoted(unknown)} of the {name} is left out: obatchd knows no such field")
+    # Whether there may be more than id, method, address and body.
+    outside = len(line) > 4 or (len(line) > 2 and (method is None or address is None))
+    if field_notes is not None and (unknown or outside or notes):  # options that are unknown have their note
+        options = (key for key in body.odd if key.startswith(OPTION))
+        beside = (OUTSIDE + key for key in line if key in SETTINGS)
+        field_notes.odd((*options, *(LEFT_OUT + key for key in unknown), *beside))
     return {"id": label, "url": url if name == "body" else "", "notes": notes, "again": again_of(line), **given}
 
 

@@ -33,6 +33,8 @@ _HALVES = re.compile(  # the same for halves of characters
 _LABEL = rb'"(?:%b)"\s*+:\s*+(?:"((?:[^"\\]|\\.){1,200}+)"|(-?[0-9][0-9.eE+-]{0,200}+))'
 # Names of ids, the first one first, and the object beside which one counts: those of lines of batch files.
 _LABELS = (("custom_id", "body"), ("id", None), ("custom_id", None), ("recordId", "modelInput"), ("key", "request"))
+# Before the names of odd fields that do not stand beside the prompt.
+OPTION, LEFT_OUT, OUTSIDE = "options.", "body.", "line."
 _value = msgspec.json.Decoder().decode
 _string = msgspec.json.Decoder(str).decode
 _numbers = msgspec.json.Decoder(list[int]).decode
@@ -43,10 +45,10 @@ class Fields:
     """Fields of a request, or of the body in a line of a batch file; those that are ``taken`` are used already.
 
     ``notes`` are for its author. Where it is ``strict``, as batch files are, what cannot be done is refused; elsewhere
-    it is noted.
+    it is noted. ``odd`` names those that may be meant otherwise.
     """
 
-    __slots__ = ("_taken", "_values", "notes", "raw", "strict")
+    __slots__ = ("_taken", "_values", "notes", "odd", "raw", "strict")
 
     def __init__(
         self, raw: dict[str, msgspec.Raw], notes: list[str], taken: Iterable[str] = (), *, strict: bool = False
@@ -54,6 +56,7 @@ class Fields:
         self.raw = raw
         self.notes = notes
         self.strict = strict
+        self.odd: tuple[str, ...] = ()
         self._taken = set(taken)
         self._values: dict[str, Any] = {}
 

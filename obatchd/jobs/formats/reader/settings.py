@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from obatchd.jobs.formats.reader.fields import IF_DATA, Fields, parsed, shown
+from obatchd.jobs.formats.reader.fields import IF_DATA, OPTION, Fields, parsed, shown
 from obatchd.jobs.formats.reader.tools import tool_choice, tools
 from obatchd.jobs.model import PRIORITY_CLASS, RequestRefused
 
@@ -167,6 +167,7 @@ def _options(fields: Fields, name: str) -> dict[str, Any] | None:
             own = str(_ALIASES.get(key, key))
             found[own] = _option(fields, f"{name}.{key}", own, value)
             if own not in _OPTIONS:
+                fields.odd += (OPTION + key,)
                 fields.notes.append(f"{name}.{key} is no option that Ollama is known to have")
     return found
 
@@ -188,6 +189,8 @@ def _beside(fields: Fields, name: str) -> dict[str, Any] | None:
     value = _option(fields, name, own, given)
     if name == "temperature" and not fields.strict and not 0 <= value <= _HOTTEST:
         raise fields.wrong(name, f"from 0 to {_HOTTEST}", given)
+    if not fields.strict:  # bodies of calls have them
+        fields.odd += (name,)
     return {own: value}
 
 
@@ -299,31 +302,42 @@ def _answers(fields: Fields, name: str) -> int | None:
     return count
 
 
-def _keep_alive(fields: Fields, name: str) -> Any:
-    return fields.take(name)
-
-
 _Reader = Callable[[Fields, str], Any]
+
+
+def _noted(read: _Reader) -> _Reader:
+    """The reader of a setting under a name of another API, which in a plain line may be the name of data."""
+
+    def noted(fields: Fields, name: str) -> Any:
+        value = read(fields, name)
+        fields.odd += () if value is None else (name,)
+        return value
+
+    return noted
+
+
 # By name of the field: the setting, and how it is read. Of several names of a setting the first one given counts.
 _READERS: dict[str, tuple[str, _Reader]] = {
     "model": ("model", _text),
-    **dict.fromkeys(("system", "system_prompt", "system_message"), ("system", _system)),
+    "system": ("system", _system),
+    **dict.fromkeys(("system_prompt", "system_message"), ("system", _noted(_system))),
     "options": ("options", _options),
-    **dict.fromkeys(("parameters", "sampling_params", "generation_config"), ("options", _parameters)),
-    **dict.fromkeys(
-        sorted((_WHOLE | _NUMBERS | _ALIASES.keys() | {"stop"}) - {*_LIMITS}), ("options", _beside)
-    ),
-    **dict.fromkeys(_LIMITS, ("max_response_tokens", _limit)),
+    **dict.fromkeys(("parameters", "sampling_params", "generation_config"), ("options", _noted(_parameters))),
+    **dict.fromkeys(sorted((_WHOLE | _NUMBERS | _ALIASES.keys() | {"stop"}) - {*_LIMITS}), ("options", _beside)),
+    "max_response_tokens": ("max_response_tokens", _limit),
+    **dict.fromkeys(_LIMITS[1:], ("max_response_tokens", _noted(_limit))),
     "context_length": ("context_length", _limit),
-    **dict.fromkeys(("format", "response_format", "guided_json"), ("format", _format)),
+    "format": ("format", _format),
+    **dict.fromkeys(("response_format", "guided_json"), ("format", _noted(_format))),
     "think": ("think", _think),
     **dict.fromkeys(
-        ("reasoning_effort", "reasoning", "thinking", "enable_thinking", "chat_template_kwargs"), ("think", _effort)
+        ("reasoning_effort", "reasoning", "thinking", "enable_thinking", "chat_template_kwargs"),
+        ("think", _noted(_effort)),
     ),
     "tools": ("tools", tools),
     "tool_choice": ("", tool_choice),
     "priority": ("priority", _priority),
-    "keep_alive": ("keep_alive", _keep_alive),
+    "keep_alive": ("keep_alive", Fields.take),
     "n": ("n", _answers),
     **{name: (name, _texts) for name in ("in_source", "urls", "files")},
     **dict.fromkeys(_IMPOSSIBLE, ("", _impossible)),
