@@ -11,6 +11,7 @@ import time
 import traceback
 from pathlib import Path
 
+import admin
 import drills
 import rpm_package
 import source
@@ -58,7 +59,7 @@ def main(base: Path, wanted: list[str]) -> int:
     """Run all steps, or those named (the first two come always); returns the exit code."""
     steps = {
         name: run
-        for module in (users, drills, source, rpm_package)
+        for module in (users, drills, source, rpm_package, admin)
         for name, run in STEPS.items()
         if run.__module__ == module.__name__
     }
