@@ -76,7 +76,7 @@ def admin_lets_members_be_told(s: System) -> None:
 
 @step
 def admin_backs_up_and_restores(s: System) -> None:
-    """A backup of the working service; then the spool is lost, as with a disk, and restored (docs/backup.md)."""
+    """A backup of the working service; then the spool is lost, as with a disk, and restored."""
     c, backup = s.c, "/root/backup.tar.gz"
     s.drop("ada", "kept.jsonl", 40)
     s.under_way("ada", "kept", 5)
