@@ -50,7 +50,8 @@ _GOING_BACK = (
 )
 _REMOVING = (
     "Removing the package stops the daemon and removes the program. The configuration, the spool with all drops and "
-    "results, and the models stay; purging (dpkg --purge, scripts/install --purge) deletes these too. The user obatch "
+    "results, and the models stay; purging (dpkg --purge, scripts/install --purge) deletes these too. dnf and "
+    "rpm keep a configuration that you changed as /etc/obatch/obatchd.toml.rpmsave. The user obatch "
     "and the groups obatch-submit and obatch-admin stay in any case."
 )
 

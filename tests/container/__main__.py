@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +11,15 @@ import time
 import traceback
 from pathlib import Path
 
+import admin
 import drills
+import rpm_package
 import source
 import users
 from container import Container
 from system import STEPS, System
+
+import obatchd
 
 HERE = Path(__file__).resolve().parents[2]
 _SOURCES = ("obatchd", "docs", "etc", "scripts", "spool", "systemd")
@@ -39,14 +42,14 @@ def build(source: Path, out: Path) -> None:
 
 
 def newer_source(target: Path) -> Path:
-    """A copy of this source as version 0.2.0 would be, with other tables in its store."""
+    """A copy of this source as the next version would be, with other tables in its store."""
     for name in _SOURCES:
         shutil.copytree(HERE / name, target / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in _SOURCE_FILES:
         shutil.copy(HERE / name, target / name)
-    for name in ("obatchd/__init__.py", "pyproject.toml"):
-        path = target / name
-        path.write_text(re.sub(r'^(__version__|version) = "[^"]*"', r'\1 = "0.2.0"', path.read_text(), flags=re.M))
+    major, minor, _ = obatchd.__version__.split(".")
+    path = target / "obatchd/__init__.py"
+    path.write_text(path.read_text().replace(f'"{obatchd.__version__}"', f'"{major}.{int(minor) + 1}.0"'))
     with open(target / "obatchd/jobs/store/state.py", "a") as state:
         state.write(_NEXT_SCHEMA)
     return target
@@ -56,7 +59,7 @@ def main(base: Path, wanted: list[str]) -> int:
     """Run all steps, or those named (the first two come always); returns the exit code."""
     steps = {
         name: run
-        for module in (users, drills, source)
+        for module in (users, drills, source, rpm_package, admin)
         for name, run in STEPS.items()
         if run.__module__ == module.__name__
     }

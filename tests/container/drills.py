@@ -169,7 +169,7 @@ def manual(s: System) -> None:
 @step
 def upgrade_and_removal(s: System) -> None:
     c = s.c
-    newer = next(s.packages.glob("obatchd_0.2*.deb"))
+    (old, _), (new, newer) = s.package("deb", 0), s.package("deb", -1)
     c.put("/root/newer.deb", newer.read_bytes())
     c.run("echo '# mine' >> /etc/obatch/obatchd.toml")
     s.drop("alice", "upgrade.jsonl", 60)
@@ -177,22 +177,22 @@ def upgrade_and_removal(s: System) -> None:
     c.run("dpkg -i --force-confold /root/newer.deb")
     s.finished("alice", "upgrade", 60)
     version = c.ctl("status")["version"]
-    assert version == "0.2.0" and "# mine" in c.out("cat /etc/obatch/obatchd.toml")
+    assert version == new and "# mine" in c.out("cat /etc/obatch/obatchd.toml")
     copies = c.out(f"cd {SPOOL}/work && ls *.before-schema-*")
     venvs = c.out("ls /opt/obatchd")
-    assert "0.1.0" not in venvs, venvs
-    s.say("dpkg -i of 0.2.0 in mid-job", f"runs {version}; 60 of 60, each once; edited configuration kept; {copies}")
+    assert f"{old}-" not in venvs, venvs
+    s.say(f"dpkg -i of {new} in mid-job", f"runs {version}; 60 of 60, each once; edited configuration kept; {copies}")
     done = c.run("dpkg -i --force-confold /root/obatchd.deb")
     code = c.out("systemctl show -P ExecMainStatus obatchd")
     said = re.findall(r"was written by a newer obatchd.*", s.journal())
     assert code == "78" and said and c.out("systemctl is-active obatchd", check=False) == "failed"
     assert "did not start again" in done.stderr
-    s.say("dpkg -i of 0.1.0 again", f"exit {code}, no restart: {said[-1][:120]}")
+    s.say(f"dpkg -i of {old} again", f"exit {code}, no restart: {said[-1][:120]}")
     c.run("dpkg -i --force-confold /root/newer.deb; systemctl reset-failed obatchd; systemctl start obatchd")
     s.ready()
     s.drop("bob", "again.jsonl", 3)
     s.finished("bob", "again", 3)
-    s.say("dpkg -i of 0.2.0, systemctl start", "goes on where it was")
+    s.say(f"dpkg -i of {new}, systemctl start", "goes on where it was")
     c.run("dpkg -r obatchd")
     ours = f"/etc/obatch/obatchd.toml {SPOOL}/work/state.db /var/lib/obatch"
     program_gone(s, ours)

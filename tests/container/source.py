@@ -27,7 +27,7 @@ def source_installation(s: System) -> None:
     c.run("dpkg -r obatchd")
 
     wheels = c.root / "root/wheels"
-    package = next(s.packages.glob("obatchd_0.1*.deb"))
+    _, package = s.package("deb", 0)
     subprocess.run(["dpkg-deb", "-x", package, c.root / "root/unpacked"], check=True)
     shutil.move(c.root / "root/unpacked/usr/share/obatchd/wheels", wheels)
     install = f"{_INSTALL} --wheels=/root/wheels"

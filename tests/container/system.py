@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ class System:
         self.packages = packages
         self.uids: dict[str, int] = {}
         self.canary_job = ""
+
+    def package(self, kind: str, number: int) -> tuple[str, Path]:
+        """Version and place of the oldest (0) or newest (-1) package of a kind, ``deb`` or ``rpm``."""
+        found = {
+            tuple(map(int, re.findall(r"\d+", path.name)[:3])): path
+            for path in self.packages.glob(f"obatchd[_-][0-9]*.{kind}")
+        }
+        version = sorted(found)[number]
+        return ".".join(map(str, version)), found[version]
 
     def say(self, what: str, came: object = "") -> None:
         print(f"    {what}  →  {came}" if came != "" else f"    {what}", flush=True)

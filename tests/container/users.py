@@ -14,7 +14,7 @@ from system import ANSWER_S, CANARY, CONFIG, SPOOL, System, step
 
 @step
 def install(s: System) -> None:
-    package = next(s.packages.glob("obatchd_0.1*.deb"))
+    _, package = s.package("deb", 0)
     s.c.put("/root/obatchd.deb", package.read_bytes())
     began_s = time.monotonic()
     told = s.c.out("dpkg -i /root/obatchd.deb")

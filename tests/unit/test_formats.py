@@ -212,7 +212,7 @@ BAD: list[tuple[bytes, str, str]] = [
     (b'{"prompt": "x", "n": nan}', "bad_json", ""),
     (b'{"prompt": "a\tb"}', "bad_json", ""),
     (b'{"prompt": "x", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "bad_json", "too deeply"),
-    (b'{"prompt": "x", "n": ' + b"[" * 100_000, "bad_json", "too deeply"),
+    (b'{"prompt": "x", "n": ' + b"[" * 1_000_000, "bad_json", "too deeply"),
     (b"[1, 2]", "wrong_type", "object"),
     (b'"just text"', "wrong_type", "object"),
     (b'{"prompt": 5}', "wrong_type", "prompt must be a text, not 5"),

@@ -169,6 +169,7 @@ def test_every_page_is_read_after_the_machine_went_down_only(tmp_path: Path, mon
     assert again.of(job).job_progress(job.key) == (1, True)
     assert looked == []
     killed.state.close()
+    again.of(job).close()
     again.state.close()
 
     (tmp_path / "session").write_text("an earlier boot\n")

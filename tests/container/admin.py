@@ -1,0 +1,116 @@
+"""The way of a lab's administrator, from the package to its removal, with the commands of docs/service.md."""
+
+from __future__ import annotations
+
+import json
+import time
+
+from container import wait_for
+from system import CONFIG, SPOOL, System, no_trace, program_gone, step
+
+_APT = "DEBIAN_FRONTEND=noninteractive apt-get -y -q -o Dpkg::Options::=--force-confold"
+_MEMBERS = {"ada": 6, "ben": 4}  # requests that each has answered in the first job
+_TOLD = "/var/lib/obatch/told"
+_NOTIFY = f"""
+[notifications]
+allow = ["*@example.org"]
+mail_command = ["sh", "-c", "cat > {_TOLD}-$0"]
+"""
+
+
+@step
+def admin_installs(s: System) -> None:
+    c = s.c
+    c.run("dpkg -P obatchd 2>/dev/null; rm -rf /etc/obatch", check=False)
+    version, package = s.package("deb", 0)
+    c.put("/root/packages/obatchd_first.deb", package.read_bytes())
+    began_s = time.monotonic()
+    c.run(f"cd /root/packages && {_APT} install ./obatchd_*.deb")
+    c.put("/etc/obatch/obatchd.toml", CONFIG)
+    c.run("systemctl enable --now obatchd")
+    for name in (*_MEMBERS, "rita"):
+        c.run(f"id {name} 2>/dev/null || useradd -m {name}")
+        s.uids[name] = int(c.out(f"id -u {name}"))
+    c.run("for name in ada ben; do usermod -aG obatch-submit $name; done; usermod -aG obatch-admin rita")
+    s.ready()
+    assert c.ctl("status", "rita")["version"] == version
+    s.say("apt install ./obatchd_*.deb; a model; systemctl enable --now; three usermod", "ready")
+    c.put("/home/ada/first.jsonl", s.prompts(_MEMBERS["ada"], "first"), "ada")
+    c.run("cd && obatchctl submit first.jsonl --wait --output-dir answers && ls answers/*/results.jsonl", "ada")
+    s.say("ada: obatchctl submit first.jsonl --wait --output-dir answers",
+          f"answers {time.monotonic() - began_s:.0f} s after the package came")  # fmt: skip
+    s.drop("ben", "second.jsonl", _MEMBERS["ben"])
+    s.finished("ben", "second", _MEMBERS["ben"])
+    s.say("ben: mv second.jsonl /var/spool/obatch/inbox", "answered")
+
+
+@step
+def admin_looks(s: System) -> None:
+    """Whose jobs there are, and how much each member has used."""
+    c = s.c
+    heading, *rows = c.out("obatchctl jobs --all", "rita").splitlines()
+    assert heading.split()[0] == "OWNER" and {row.split()[0] for row in rows} == set(_MEMBERS), (heading, rows)
+    s.say("rita: obatchctl jobs --all", rows[0])
+    assert {row["name"]: row["succeeded"] for row in c.ctl("usage", "rita")["usage"]} == _MEMBERS
+    s.say("rita: obatchctl usage", " | ".join(c.out("obatchctl usage", "rita").splitlines()))
+    assert [row["name"] for row in c.ctl("usage", "ben")["usage"]] == ["ben"]
+    assert "ada" not in c.out("obatchctl usage; obatchctl jobs", "ben")
+    s.say("ben: obatchctl usage", "nothing of ada")
+    c.run(f"obatchctl rm {s.job_id('ben', 'second')}", "ben")
+    assert {row["name"] for row in c.ctl("usage", "rita")["usage"]} == set(_MEMBERS)
+    s.say("ben: obatchctl rm JOB; rita: obatchctl usage", "the sums stay")
+
+
+@step
+def admin_lets_members_be_told(s: System) -> None:
+    c = s.c
+    c.put("/etc/obatch/obatchd.toml", CONFIG + _NOTIFY)
+    c.run("obatchctl config check /etc/obatch/obatchd.toml && obatchctl reload", "rita")
+    c.put("/home/ada/told.jsonl", s.prompts(2, "told"), "ada")
+    s.refused("cd && obatchctl submit told.jsonl --notify mail:eve@elsewhere.net", "ada", "*@example.org")
+    c.run("cd && obatchctl submit told.jsonl --notify mail:ada@example.org", "ada")
+    s.finished("ada", "told", 2)
+    mail = wait_for(lambda: c.out(f"cat {_TOLD}-ada@example.org", check=False), 30, "ada is told")
+    s.say("ada: obatchctl submit told.jsonl --notify mail:ada@example.org", json.loads(mail)["text"])
+
+
+@step
+def admin_backs_up_and_restores(s: System) -> None:
+    """A backup of the working service; then the spool is lost, as with a disk, and restored."""
+    c, backup = s.c, "/root/backup.tar.gz"
+    s.drop("ada", "kept.jsonl", 40)
+    s.under_way("ada", "kept", 5)
+    s.say(f"obatchctl backup {backup}, in mid-job", c.out(f"obatchctl backup {backup}"))
+    assert c.out(f"stat -c %a {backup}") == "600"
+    c.run("systemctl stop obatchd")
+    s.refused(f"obatchctl restore {backup}", "root", "not empty")
+    c.run(f"cd {SPOOL} && rm -r work outbox failed")
+    s.say(f"rm -r work outbox failed; obatchctl restore {backup}", c.out(f"obatchctl restore {backup}"))
+    c.run("systemctl start obatchd")
+    s.ready()
+    s.finished("ada", "kept", 40)
+    assert c.out(f"cat {SPOOL}/outbox/ada/first.*/results.jsonl | wc -l", "ada") == str(_MEMBERS["ada"])
+    s.refused(f"ls {SPOOL}/outbox/ada", "ben", "denied")
+    used = {row["name"]: row["succeeded"] for row in c.ctl("usage", "rita")["usage"]}
+    assert used == {"ada": _MEMBERS["ada"] + 2 + 40, "ben": _MEMBERS["ben"]}, used
+    s.say("systemctl start", f"40 of 40, each once; earlier results and sums are there: {used}")
+
+
+@step
+def admin_upgrades_and_removes(s: System) -> None:
+    c = s.c
+    version, package = s.package("deb", -1)
+    c.put("/root/packages/obatchd_next.deb", package.read_bytes())
+    s.drop("ada", "upgrade.jsonl", 60)
+    s.under_way("ada", "upgrade", 5)
+    c.run(f"cd /root/packages && {_APT} install ./obatchd_next.deb")
+    s.finished("ada", "upgrade", 60)
+    wait_for(lambda: c.ctl("status", "rita")["version"] == version, 30, f"{version} runs")
+    s.say(f"apt install of {version} in mid-job", "60 of 60, each once")
+    c.run(f"{_APT} remove obatchd")
+    kept = f"/etc/obatch/obatchd.toml {SPOOL}/work/state.db /var/lib/obatch"
+    program_gone(s, kept)
+    s.say("apt remove obatchd", f"left: {kept}")
+    c.run(f"{_APT} purge obatchd")
+    no_trace(s)
+    s.say("apt purge obatchd", "nothing is left but the groups")
