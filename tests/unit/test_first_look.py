@@ -140,7 +140,8 @@ def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, *argu
     (outbox / "summary.json").write_text(json.dumps(summary))
     counts = {"succeeded": 0, "failed": 0, "cancelled": 0, "expired": 0} | {outcome: 1}
     job = {"job": "20261128-101112-abcd", "name": "drop.jsonl", "state": "done", "outbox": str(outbox), "notes": []}
-    job |= {"sample_of": 5, "refused_to": None, **counts}
+    job |= {"sample_of": 5, "refused_to": None, "requests": 1, "indexed": 1, "paused": False, **counts}
+    job |= {"details": {"failures": summary["failures"]}}
 
     def submit(client: Client, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         submitted.append(settings)
