@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 import uuid
@@ -24,7 +23,7 @@ from obatchd.control.submit import SubmitServer
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs, WayTried
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
-from obatchd.documents.jobs import JobDocument, OwnerUsage
+from obatchd.documents.jobs import Failure, JobDetails, JobDocument, OwnerUsage, SettingsUsed
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.status import (
     BlockedDrop,
@@ -202,9 +201,11 @@ class FakeJobs:
         (outbox / "responses").mkdir(parents=True, mode=0o700)
         (outbox / "responses" / "1.txt").write_text("answer")
         failed = 1 if submission.name.startswith("bad") else 0
-        failures = {"no_model": {"requests": 1, "example": "no model is named", "advice": "name a model"}}
-        (outbox / "summary.json").write_text(json.dumps({"failures": failures} if failed else {}))
+        (outbox / "summary.json").write_text("{}")
         over = {"state": self.daemon.finished_state, "succeeded": 10 - failed, "failed": failed}
+        if failed:
+            failures = {"no_model": Failure(1, "no model is named", "name a model")}
+            over["details"] = JobDetails(SettingsUsed(None, [], {}, None, "", "", [], "auto", None), failures)
         self.daemon.known[job_id] = job(job=job_id, name=submission.name, outbox=str(outbox), **over)
         return job(job=job_id, outbox=str(outbox), succeeded=0, failed=0, in_flight=0)
 
