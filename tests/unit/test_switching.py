@@ -61,6 +61,15 @@ async def look(rig: Rig) -> None:
     await settle()
 
 
+async def busy_while_another_waits(rig: Rig, requests: int) -> None:
+    """The server works for one owner, and so many requests of another owner wait for a profile of their own."""
+    await rig.add(1, 1000, SMALL, owner=1)
+    await answer(rig, 10.0)
+    await rig.add(2, requests, LARGE, owner=2)
+    await answer(rig, 10.0)
+    rig.worker("gpu0").begin(*rig.worker("gpu0").held)
+
+
 async def test_a_server_loads_what_waits(make: Make) -> None:
     gpu = Port("gpu0")
     rig = await make(gpu)
@@ -91,11 +100,7 @@ async def test_a_server_stays_with_its_profile_while_that_is_needed(make: Make, 
 async def test_another_owner_gets_the_server_after_the_wait_and_not_before(make: Make, clock: Clock) -> None:
     gpu = Port("gpu0", loaded=SMALL)
     rig = await make(gpu)
-    await rig.add(1, 1000, SMALL, owner=1)
-    await answer(rig, 10.0)
-    await rig.add(2, 1000, LARGE, owner=2)
-    await answer(rig, 10.0)
-    rig.worker("gpu0").begin(*rig.worker("gpu0").held)
+    await busy_while_another_waits(rig, 1000)
     clock.now_s += 59
     await look(rig)
     assert rig.link("gpu0").switching_to is None
@@ -112,11 +117,7 @@ async def test_a_slow_load_makes_patient(make: Make, clock: Clock) -> None:
     gpu = Port("gpu0", loaded=SMALL)
     gpu.load_s = 30.0
     rig = await make(gpu)
-    await rig.add(1, 1000, SMALL, owner=1)
-    await answer(rig, 10.0)
-    await rig.add(2, 10, LARGE, owner=2)
-    await answer(rig, 10.0)
-    rig.worker("gpu0").begin(*rig.worker("gpu0").held)
+    await busy_while_another_waits(rig, 10)
     clock.now_s += 290
     await look(rig)
     assert rig.link("gpu0").switching_to is None
@@ -129,11 +130,7 @@ async def test_a_server_of_which_no_load_was_timed_waits_as_long_as_the_setting_
     gpu = Port("gpu0", loaded=SMALL)
     gpu.load_s = None
     rig = await make(gpu, switch_after_s=2.0)
-    await rig.add(1, 1000, SMALL, owner=1)
-    await answer(rig, 10.0)
-    await rig.add(2, 10, LARGE, owner=2)
-    await answer(rig, 10.0)
-    rig.worker("gpu0").begin(*rig.worker("gpu0").held)
+    await busy_while_another_waits(rig, 10)
     clock.now_s += 3
     await look(rig)
     assert rig.link("gpu0").switching_to == LARGE
