@@ -6,7 +6,7 @@ import json
 import signal
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -88,18 +88,22 @@ def check_choices(d: Daemon, count: int) -> None:
     assert [len(result["response"]["body"]["choices"]) for result in results] == [4] * count
 
 
-def check_all(d: Daemon, drops: list[Drop], timeout_s: float = 60, *, others: int = 0) -> None:
-    """Every drop is one complete job with one right answer for each request, and nothing else is anywhere."""
+def check_all(d: Daemon, drops: list[Drop], timeout_s: float = 60, *, others: Sequence[int] = ()) -> None:
+    """Every drop is one complete job with one right answer for each request, and nothing else is anywhere.
+
+    ``others`` are the requests of each job that is looked at elsewhere.
+    """
     deadline_s = time.monotonic() + timeout_s
     for name, _, asked in drops:
         d.done(name, deadline_s - time.monotonic()).check(asked)
-    assert len(list(d.outbox.iterdir())) == len(drops) + others
+    assert len(list(d.outbox.iterdir())) == len(drops) + len(others)
     assert list(d.inbox.iterdir()) == []
     assert [path for path in (d.spool / "failed").rglob("*") if path.is_file()] == []
     wait_for(lambda: {job["state"] for job in d.client.get("jobs")["jobs"]} == {"done"}, 5, "every job is over")
-    assert len(d.client.get("jobs")["jobs"]) == len(drops) + others
+    assert len(d.client.get("jobs")["jobs"]) == len(drops) + len(others)
     counted = [(sums["requests"], sums["succeeded"]) for sums in d.client.get("usage")["usage"]]
-    assert [sum(counts) for counts in zip(*counted, strict=True)] == [sum(len(asked) for _, _, asked in drops)] * 2
+    everything = sum(len(asked) for _, _, asked in drops) + sum(others)
+    assert [sum(counts) for counts in zip(*counted, strict=True)] == [everything] * 2
 
 
 @pytest.mark.parametrize(("instant", "most"), [("publish.after_done", 1), ("notify.after_told", 2)])
@@ -133,7 +137,7 @@ def test_killed_at_an_instant_of_a_protocol(make_daemon: Make, instant: str) -> 
     assert d.process.wait(20) == -signal.SIGKILL
     d.start()
     check_choices(d, 8)
-    check_all(d, drops, others=1)
+    check_all(d, drops, others=[8])
     assert d.stop() == 0
     assert d.servers_alive() == []
 
