@@ -22,8 +22,10 @@ from system import STEPS, System
 import obatchd
 
 HERE = Path(__file__).resolve().parents[2]
-_SOURCES = ("obatchd", "docs", "etc", "scripts", "spool", "systemd")
-_SOURCE_FILES = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "requirements.lock", "requirements-dev.lock")
+_SOURCES = ("obatchd", "bench", "docs", "etc", "scripts", "spool", "systemd")
+_SOURCE_FILES = (
+    "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "requirements.lock", "requirements-dev.lock"
+)  # fmt: skip
 _NEXT_SCHEMA = """
 
 _schema_before = _schema
