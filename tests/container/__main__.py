@@ -24,7 +24,8 @@ import obatchd
 HERE = Path(__file__).resolve().parents[2]
 _SOURCES = ("obatchd", "bench", "docs", "etc", "scripts", "spool", "systemd")
 _SOURCE_FILES = (
-    "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "requirements.lock", "requirements-dev.lock"
+    "pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "requirements.lock",
+    "requirements-dev.lock",
 )  # fmt: skip
 _NEXT_SCHEMA = """
 

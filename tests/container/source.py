@@ -9,7 +9,8 @@ from pathlib import Path
 from system import CONFIG, SPOOL, System, no_trace, program_gone, step
 
 HERE = Path(__file__).resolve().parents[2]
-_SOURCE = ("bench", "docs", "etc", "scripts", "spool", "systemd", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
+_SOURCE = ("bench", "docs", "etc", "scripts", "spool", "systemd", "README.md", "CHANGELOG.md", "CONTRIBUTING.md",
+           "LICENSE")  # fmt: skip
 _INSTALL = "/root/source/scripts/install"
 
 
