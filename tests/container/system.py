@@ -44,11 +44,11 @@ class System:
         self.uids: dict[str, int] = {}
         self.canary_job = ""
 
-    def package(self, kind: str, number: int) -> tuple[str, Path]:
-        """Version and place of the oldest (0) or newest (-1) package of a kind, ``deb`` or ``rpm``."""
+    def package(self, kind: str, number: int, name: str = "obatchd") -> tuple[str, Path]:
+        """Version and place of the oldest (0) or newest (-1) package ``name`` of a kind, ``deb`` or ``rpm``."""
         found = {
             tuple(map(int, re.findall(r"\d+", path.name)[:3])): path
-            for path in self.packages.glob(f"obatchd[_-][0-9]*.{kind}")
+            for path in self.packages.glob(f"{name}[_-][0-9]*.{kind}")
         }
         version = sorted(found)[number]
         return ".".join(map(str, version)), found[version]
