@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -63,38 +63,42 @@ class Event(NamedTuple):
 
 
 @cache
-def trees() -> tuple[tuple[str, ast.Module], ...]:
-    """Each module of the package with its path below it."""
-    paths = sorted(PACKAGE.rglob("*.py"))
-    return tuple((path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text("utf-8"))) for path in paths)
+def modules() -> tuple[tuple[str, tuple[ast.AST, ...]], ...]:
+    """Each module's path below the package, with all nodes of its tree."""
+    return tuple(
+        (path.relative_to(PACKAGE).as_posix(), tuple(ast.walk(ast.parse(path.read_text("utf-8")))))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    )
+
+
+def _for_people() -> Iterator[tuple[str, tuple[ast.AST, ...]]]:
+    return (
+        (place, nodes) for place, nodes in modules() if not any(place.startswith(left_out) for left_out in LEFT_OUT)
+    )
 
 
 def messages() -> Iterator[Text]:
     """Every text of the code with two words or more that is neither docstring, SQL nor markup."""
-    for place, tree in trees():
-        if any(place.startswith(left_out) for left_out in LEFT_OUT):
-            continue
-        within = _docstrings(tree) | {
-            id(part)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.JoinedStr)
-            for part in ast.walk(node)
-            if part is not node
-        }
-        for node in ast.walk(tree):
-            if id(node) in within or not isinstance(node, ast.Constant | ast.JoinedStr):
+    for place, nodes in _for_people():
+        within = _docstrings(nodes)
+        for node in nodes:
+            if isinstance(node, ast.JoinedStr) and id(node) not in within:
+                within.update(id(part) for part in ast.walk(node) if part is not node)
+            elif not isinstance(node, ast.Constant | ast.JoinedStr):
                 continue
             text = _text(node)
-            if _TWO_WORDS.search(text) and not _SQL.search(text) and not _MARKUP.search(text):
+            if id(node) not in within and _is_message(text):
                 yield Text(f"{place}:{node.lineno}", text)
+
+
+def _is_message(text: str) -> bool:
+    return bool(_TWO_WORDS.search(text)) and not _SQL.search(text) and not _MARKUP.search(text)
 
 
 def uncounted() -> Iterator[Text]:
     """Texts in which a number that may be 1 stands before a plural: obatchd.words.counted says both right."""
-    for place, tree in trees():
-        if any(place.startswith(left_out) for left_out in LEFT_OUT):
-            continue
-        for node in (node for node in ast.walk(tree) if isinstance(node, ast.JoinedStr)):
+    for place, nodes in _for_people():
+        for node in (node for node in nodes if isinstance(node, ast.JoinedStr)):
             for before, value, after in zip([None, *node.values], node.values, node.values[1:], strict=False):
                 is_counted = isinstance(value, ast.FormattedValue) and _PLURAL.match(_text_of(after))
                 if is_counted and not _OF_MANY.search(_text_of(before)) and not ast.unparse(value.value).isupper():
@@ -103,17 +107,17 @@ def uncounted() -> Iterator[Text]:
 
 def events() -> Iterator[Event]:
     """Every log event."""
-    for place, tree in trees():
+    for place, nodes in modules():
         if place == "log.py":
             continue
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        for call in (node for node in nodes if isinstance(node, ast.Call)):
             level = _level(call.func)
-            if level and call.args and not _is_passed_on(call, tree):
+            if level and call.args and not _is_passed_on(call, nodes):
                 fields = frozenset(keyword.arg for keyword in call.keywords if keyword.arg)
-                yield Event(f"{place}:{call.lineno}", _names(call.args[0], tree), fields, level)
+                yield Event(f"{place}:{call.lineno}", _names(call.args[0], nodes), fields, level)
             elif isinstance(call.func, ast.Attribute) and call.func.attr == "until_disk_takes":
                 fields = frozenset({"reason", *(keyword.arg or "" for keyword in call.keywords)})
-                yield Event(f"{place}:{call.lineno}", _names(call.args[2], tree), fields, "error")
+                yield Event(f"{place}:{call.lineno}", _names(call.args[2], nodes), fields, "error")
 
 
 def help_texts() -> Iterator[Text]:
@@ -152,16 +156,17 @@ def _level(called: ast.expr) -> str:
     return ""
 
 
-def _is_passed_on(call: ast.Call, tree: ast.Module) -> bool:
+def _is_passed_on(call: ast.Call, nodes: Iterable[ast.AST]) -> bool:
     """Whether the event is an argument of the function around: its callers name it."""
-    return any(
-        isinstance(call.args[0], ast.Name) and call.args[0].id in {argument.arg for argument in function.args.args}
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef) and call in ast.walk(function)
+    event = call.args[0]
+    return isinstance(event, ast.Name) and any(
+        event.id in {argument.arg for argument in function.args.args} and call in ast.walk(function)
+        for function in nodes
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
     )
 
 
-def _names(node: ast.expr, tree: ast.Module) -> tuple[str, ...]:
+def _names(node: ast.expr, nodes: Iterable[ast.AST]) -> tuple[str, ...]:
     """The names that an event may have; of a variable every text that the module assigns to it."""
     if isinstance(node, ast.Constant):
         return (str(node.value),)
@@ -169,7 +174,7 @@ def _names(node: ast.expr, tree: ast.Module) -> tuple[str, ...]:
         return (re.sub(r"\{.*?\}", "*", _text(node)),)
     found = [
         value.value
-        for each in ast.walk(tree)
+        for each in nodes
         if isinstance(each, ast.Assign)
         and ast.unparse(each.targets[0]).strip("()").split(", ")[-1] == ast.unparse(node)
         for value in ast.walk(each.value)
@@ -178,10 +183,10 @@ def _names(node: ast.expr, tree: ast.Module) -> tuple[str, ...]:
     return tuple(map(str, found))
 
 
-def _docstrings(tree: ast.Module) -> set[int]:
+def _docstrings(nodes: Iterable[ast.AST]) -> set[int]:
     return {
         id(node.body[0].value)
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
         and node.body
         and isinstance(node.body[0], ast.Expr)

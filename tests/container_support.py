@@ -172,8 +172,10 @@ def zeros(count: int, pack: Any) -> bytes:
 
 
 def zipped_zeros(count: int) -> bytes:
-    packed, crc = zeros(count, zlib.compressobj(9, zlib.DEFLATED, -15)), 0
-    block = bytes(16 * MIB)
+    block, crc = bytes(16 * MIB), 0
+    pack = zlib.compressobj(9, zlib.DEFLATED, -15)
+    # Behind a full flush the packer has forgotten what came before: the next zeros are packed to the same bytes.
+    packed = (pack.compress(block) + pack.flush(zlib.Z_FULL_FLUSH)) * (count // len(block)) + pack.flush()
     for _ in range(count // len(block)):
         crc = zlib.crc32(block, crc)
     head = struct.pack("<HHHHHIIIHH", 20, 0, 8, 0, 33, crc, len(packed), count, 5, 0)
@@ -224,7 +226,10 @@ def with_shared_strings(strings: Iterable[str]) -> bytes:
         parts = {name: whole.read(name) for name in whole.namelist()}
     parts["[Content_Types].xml"] = parts["[Content_Types].xml"].replace(b"</Types>", part.encode())
     file = io.BytesIO(zipped(*parts.items()))
-    with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as whole, whole.open("xl/sharedStrings.xml", "w") as table:
+    with (
+        zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as whole,
+        whole.open("xl/sharedStrings.xml", "w") as table,
+    ):
         for text in chain((f"<sst {SPREADSHEET}>",), strings, ("</sst>",)):
             table.write(text.encode())
     return file.getvalue()

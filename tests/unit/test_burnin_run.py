@@ -15,7 +15,7 @@ from burnin_support import Card, identity, make_plan, uuid
 from obatchd.burnin.journal import journal
 from obatchd.burnin.journal.records import Begun, Canary, Record, Unit
 from obatchd.burnin.report import report
-from obatchd.burnin.run import run
+from obatchd.burnin.run import preparing, run
 from obatchd.burnin.run.manager import Burnin
 from obatchd.burnin.run.ports import BatchLoad, Model
 from obatchd.documents.burnin import BurninReport, Host, Limits, Plan
@@ -113,6 +113,8 @@ class Bench:
         self.batch_away: list[bool] = []
         self.directory = directory
         monkeypatch.setattr(run, "LOOK_S", 0.02)
+        monkeypatch.setattr(preparing, "LOOK_S", 0.02)
+        monkeypatch.setattr(preparing, "SETTLE_S", 0.02)  # a reading is of the moment it is asked for
 
     # The daemon as a run sees it: implements RunHost.
 

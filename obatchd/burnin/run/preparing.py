@@ -20,9 +20,9 @@ from obatchd.gpus.model import Reading
 from obatchd.jobs.model import Profile
 
 _log = log.get(__name__)
-_LOOK_S = 0.25
+LOOK_S = 0.25
 _READING_S = 15.0  # longest wait for a reading after a load
-_SETTLE_S = 1.0  # a reading older than this after a load may not have it yet
+SETTLE_S = 1.0  # a reading older than this after a load may not have it yet
 _UP_TIMEOUT_S = 300.0  # for a server that is being started
 
 
@@ -46,7 +46,7 @@ async def up_soon(server: RunServer) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_UP_TIMEOUT_S):
             while not server.ready_for_test and not server.out_of_use:
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(LOOK_S)
     if not server.ready_for_test:
         raise ServerError(f"{server.id} is {server.state}: {server.reason}", code="not_ready")
 
@@ -130,12 +130,12 @@ class Preparer:
     async def _loaded(self, server: RunServer, gpu: str, context: int) -> tuple[float, float] | None:
         """Load; memory in use after it and in all, in bytes, None where the GPU does not tell."""
         await server.load(Profile(self._plan.model, context))
-        after_s, deadline_s = time.time() + _SETTLE_S, time.monotonic() + _READING_S
+        after_s, deadline_s = time.time() + SETTLE_S, time.monotonic() + _READING_S
         while time.monotonic() < deadline_s:
             reading = self._host.reading(gpu)
             if reading is not None and reading.at_s >= after_s:
                 return _memory(reading)
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(LOOK_S)
         return None
 
 
