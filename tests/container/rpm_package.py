@@ -1,7 +1,8 @@
 """The rpm, in a root whose packages are rpm's: installed with dnf, started, upgraded in mid-job, removed.
 
 The root is still the Debian of the other steps, because no RPM distribution is asked for packages here. What that
-Debian has of the package's requirements is told to rpm by a package of its own, so that dnf resolves them.
+Debian has of the package's requirements is told to rpm by a package of its own, with the names of RHEL 9, so that dnf
+resolves them.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from system import CONFIG, SPOOL, System, no_trace, program_gone, step
 
 _HOST = """\
 Name: host
-Version: 1
+Version: {version}
 Release: 1
 Summary: What this Debian has, in the words of rpm
 License: none
 BuildArch: noarch
-Provides: python3 = {python}
+Provides: python3 = 3.9.21
+{newer}
 Provides: systemd = {systemd}
 %description
 %files
@@ -31,11 +33,13 @@ def rpm_package(s: System) -> None:
     for name, number in (("older", 0), ("newer", -1)):
         c.put(f"/root/{name}.rpm", s.package("rpm", number)[1].read_bytes())
     (old, _), (new, _) = s.package("rpm", 0), s.package("rpm", -1)
-    s.refused(f"{_DNF} install /root/older.rpm", "root", "nothing provides")
     python = c.out("python3 -c 'import platform; print(platform.python_version())'")
     systemd = c.out("systemctl --version | head -n 1 | cut -d ' ' -f 2")
-    c.put("/root/host.spec", _HOST.format(python=python, systemd=systemd))
-    c.run(f"cd /root && rpmbuild -bb --define '_rpmdir /root' host.spec && {_DNF} install noarch/host-1-1.noarch.rpm")
+    for version, newer in ((1, ""), (2, f"Provides: python3.11 = {python}")):  # RHEL 9, without and with a newer Python
+        s.refused(f"{_DNF} install /root/older.rpm", "root", "python3.11" if version == 2 else "nothing provides")
+        c.put("/root/host.spec", _HOST.format(version=version, newer=newer, systemd=systemd))
+        package = f"noarch/host-{version}-1.noarch.rpm"
+        c.run(f"cd /root && rpmbuild -bb --define '_rpmdir /root' host.spec && {_DNF} install {package}")
     done = c.run(f"{_DNF} install /root/older.rpm")
     assert "scriptlet" not in done.stdout + done.stderr, done
     assert c.out("rpm -q --qf '%{version}' obatchd") == old
