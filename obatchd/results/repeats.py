@@ -112,7 +112,7 @@ class Prompts:
         for _, numbered in groupby(enumerate(self._source.rows()), key=lambda pair: _prompt(pair[1]) or pair[0]):
             group = [row for _, row in numbered]
             prompt = _prompt(group[0])
-            if prompt is None and not isinstance(group[0].record.get("choices"), list):
+            if prompt is None and not group[0].choices:
                 yield group[0]
                 continue
             verdict = Verdict.of(group)
@@ -132,12 +132,11 @@ def _prompt(row: Row) -> tuple[object, str] | None:
 
 
 def _answers(row: Row) -> Iterator[Row]:
-    choices = row.record.get("choices")
-    if not row.succeeded or not isinstance(choices, list):
+    if not (choices := row.choices):
         yield row
         return
     shared = {name: value for name, value in row.record.items() if name not in _OF_ONE}
-    yield from (row._replace(record={**shared, **choice}) for choice in choices if isinstance(choice, dict))
+    yield from (row._replace(record={**shared, **choice}) for choice in choices)
 
 
 def text_of(row: Row) -> str:

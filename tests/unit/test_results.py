@@ -23,6 +23,7 @@ from obatchd.errors import NotFoundError, ResultsError
 from obatchd.results.answers import parse_answer
 from obatchd.results.export import Format, export
 from obatchd.results.rates import Z_95
+from obatchd.results.repeats import Prompts
 from obatchd.results.rows import ResultSet
 from obatchd.results.tally import Tally
 
@@ -204,6 +205,15 @@ def test_all_answers_of_a_request_are_in_its_text(tmp_path: Path) -> None:
     choices = [{"index": 0, "response": "Rhine"}, {"index": 1, "response": "Elbe"}]
     written, _ = exported(outbox(tmp_path / "o", [success(1, "Rhine", choices=choices)], {}), "text")
     assert b"\n\n[0] Rhine\n\n[1] Elbe\n\n" in written
+
+
+def test_an_answer_of_another_program_is_its_one_choice(tmp_path: Path) -> None:
+    (tmp_path / "openai.json").write_text(json.dumps({"choices": [{"index": 0, "message": {"content": "Rhine"}}]}))
+    written, _ = exported(tmp_path, "text")
+    assert b"\n\nRhine\n\n" in written
+    prompts = Prompts(ResultSet(tmp_path), majority=True)
+    assert [row.record["response"] for row in prompts.rows()] == ["Rhine"]
+    assert prompts.agreement.lines() == []
 
 
 def test_answers_to_repeated_prompts_are_in_order_while_their_job_runs(tmp_path: Path) -> None:
