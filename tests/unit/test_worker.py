@@ -628,3 +628,4 @@ async def test_time_in_borrowed_slots_is_told_apart(wire: Wire) -> None:
         result = (await wire.until(wire.results))[1, 1]
     assert result.beside_s > 1.5 * result.duration_s
     assert json.loads(result.record)["duration_s"] == pytest.approx(result.duration_s, abs=1e-3)
+    assert json.loads(result.record)["beside_s"] == pytest.approx(result.beside_s, abs=1e-3)
