@@ -197,6 +197,24 @@ def test_the_page_shows_both_and_runs_nothing(tmp_path: Path) -> None:
     assert few[0].exit_code == 0 and "2 of 3 requests, chosen at random." in page.read_text()
 
 
+def test_what_one_of_both_does_not_know_of_a_request_the_other_tells(tmp_path: Path) -> None:
+    crashed = {name: value for name, value in failure(1, "poison").items() if name != "prompt"}
+    a = [crashed, success(2, "no", input={"ward": "w"}), success(3, "x", input={"label": " "})]
+    b = [answered(1, "yes", "yes"), answered(2, "no", "no"), success(3, "x", input={"label": " "})]
+    comparison = Comparison(
+        *(ResultSet(outbox(tmp_path / name, rows, {})) for name, rows in (("a", a), ("b", b))), "label"
+    )
+    figures = comparison.figures()
+    assert figures.known == 2
+    assert [side.right["exact"] for side in figures.sides] == [1, 2]
+    first = next(comparison.rows()).record
+    assert (first["prompt"], first["input"]) == ("note 1", {"label": "yes", "ward": "w"})
+    page = tmp_path / "page.html"
+    assert compared(tmp_path / "a", tmp_path / "b", "--gold", "label", "-o", str(page)).exit_code == 0
+    assert '<div class="source">note 1</div>' in page.read_text()
+    assert page.read_text().count("<small>label: ") == 2
+
+
 def test_vectors_and_calls_of_functions_are_compared_as_well(tmp_path: Path) -> None:
     def call(city: str) -> list[Document]:
         return [{"function": {"name": "weather", "arguments": {"city": city}}}]
