@@ -365,3 +365,28 @@ def test_the_review_page_takes_marks_and_runs_no_script_but_its_own(tmp_path: Pa
     assert f"z = {Z_95}," in script  # the intervals of both are the same
     if node := shutil.which("node"):
         assert subprocess.run([node, "--check", "-"], input=script, text=True).returncode == 0
+
+
+def marks_of(page: Path) -> list[str]:
+    """The names under which the browser keeps the marks of a page."""
+    return re.findall('<h2 data-key="([0-9a-f]+)">', page.read_text())
+
+
+def test_a_mark_belongs_to_an_answer_and_not_to_whatever_has_its_id_elsewhere(tmp_path: Path) -> None:
+    keys = []
+    for name, answers in (("a", ("x", "y")), ("b", ("x", "z"))):
+        rows = [success(line, answer) for line, answer in enumerate(answers, start=1)]
+        path = outbox(tmp_path / name, rows, {}) / "results.jsonl"
+        assert obatchctl(path, "--review", "9", "-o", tmp_path / f"{name}.html").exit_code == 0
+        keys.append(marks_of(tmp_path / f"{name}.html"))
+    assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
+    assert len({*keys[0], *keys[1]}) == 3
+
+
+def test_marks_are_saved_under_the_ids_that_an_export_as_csv_has(tmp_path: Path) -> None:
+    ids = ["=1+1", "-5", "\uff1dx", "plain"]
+    path = outbox(tmp_path / "o", [success(line, "x") | {"id": name} for line, name in enumerate(ids, start=1)], {})
+    assert obatchctl(path, "--review", "9", "-o", tmp_path / "page.html").exit_code == 0
+    told = [html.unescape(name) for name in re.findall('data-id="([^"]*)"', (tmp_path / "page.html").read_text())]
+    written = csv.DictReader(io.StringIO(exported(path, "csv")[0].decode(), newline=""))
+    assert told == [row["id"] for row in written] == ["'=1+1", "-5", "'\uff1dx", "plain"]
