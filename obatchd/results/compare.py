@@ -14,7 +14,7 @@ from attrs import define, field
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed
 from obatchd.results.export import data_of
-from obatchd.results.rates import LIKENESSES, Likeness, Rate, likeness
+from obatchd.results.rates import LIKENESSES, Likeness, Rate, likeness, meaning
 from obatchd.results.repeats import Agreement, Prompts, text_of
 from obatchd.results.rows import Record, ResultSet, Row, read_object
 from obatchd.results.table import as_text
@@ -280,7 +280,7 @@ def same(pair: Pair, parsed: tuple[Parsed, ...]) -> Likeness:
 
 def _alike(a: Any, b: Any) -> Likeness:
     if isinstance(a, dict | list) or isinstance(b, dict | list):
-        return "exact" if a == b else ""
+        return "exact" if meaning(a) == meaning(b) else ""
     return likeness(a, b)
 
 

@@ -6,7 +6,6 @@ together in ``choices`` (``n`` of a request).
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from itertools import groupby
@@ -16,13 +15,13 @@ from attrs import define, field, frozen
 
 from obatchd.prompts.reasoning import split_reasoning
 from obatchd.results.export import Rows, data_of
-from obatchd.results.rates import Rate, canonical
+from obatchd.results.rates import Rate, meaning
 from obatchd.results.rows import Record, Row
 from obatchd.results.table import as_text
 from obatchd.words import counted
 
 _OF_ANSWERS = ("repeat", "seed", "choices")  # and not of the prompt
-_OF_ONE = ("response", "think", "data")
+_OF_ONE = ("response", "think", "data", "tool_calls", "format_tries", "ungrounded")
 _NO_TEXT = ("embedding", "embeddings", "tool_calls")
 
 
@@ -149,4 +148,4 @@ def text_of(row: Row) -> str:
 def _meaning(row: Row) -> Hashable:
     """The same for answers that are alike: JSON by its data, anything else by its number or its words."""
     parsed = data_of(row)
-    return json.dumps(parsed.data, sort_keys=True) if parsed.found else canonical(text_of(row))
+    return meaning(parsed.data if parsed.found else text_of(row))

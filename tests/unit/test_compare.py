@@ -140,6 +140,15 @@ def test_json_answers_agree_by_their_data_and_their_fields(tmp_path: Path) -> No
     assert [rate.count for side in named.sides for rate in side.rights(2).values()] == [0] * 6
 
 
+def test_true_is_not_the_number_one_and_a_list_not_its_text(tmp_path: Path) -> None:
+    values = [({"x": True}, {"x": 1}), ({"x": 1}, {"x": 1.0}), ([1], "[1]"), ({"x": [1]}, {"x": "[1]"})]
+    a, b = (
+        ResultSet(outbox(tmp_path / str(side), [success(n, "", data=pair[side]) for n, pair in enumerate(values)], {}))
+        for side in (0, 1)
+    )
+    assert [row.record["same"] for row in Comparison(a, b).rows()] == ["", "exact", "", ""]
+
+
 def test_nothing_in_common_and_no_such_column(two: tuple[Path, Path], tmp_path: Path) -> None:
     other = outbox(tmp_path / "other", [success(77, "x")], {"job": "20261128-101114-cccc"})
     run = compared(two[0], other)
