@@ -179,6 +179,15 @@ def test_the_table_has_both_beside_each_other_joined_by_id(two: tuple[Path, Path
     assert compared(*two, "-o", str(tmp_path / "both.parquet")).exit_code == 0
 
 
+def test_a_workbook_of_both_says_what_it_cut(tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl", reason="the extra xlsx is not installed")
+    paths = [outbox(tmp_path / name, [success(1, letter * 40_000)], {}) for name, letter in (("a", "x"), ("b", "y"))]
+    table = tmp_path / "both.xlsx"
+    said = compared(*paths, "-o", str(table)).stdout
+    assert "Cut: 2 texts, too long for a cell of a workbook; .csv and .json have all.\n" in said
+    assert said.endswith(f"written to {table}\n")
+
+
 def test_fields_of_json_stand_beside_each_other_too(tmp_path: Path) -> None:
     rows = [[success(1, f'{{"age": {age}, "response": "r", "{extra}": 1}}')] for age, extra in ((1, "x"), (2, "y"))]
     a, b = (ResultSet(outbox(tmp_path / name, given, {})) for name, given in zip("ab", rows, strict=True))
