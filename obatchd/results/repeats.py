@@ -37,7 +37,7 @@ class Verdict:
     @classmethod
     def of(cls, group: list[Row]) -> Verdict:
         """Of all rows of a prompt."""
-        answers = [answer for row in group for answer in _answers(row)]
+        answers = [answer for row in group for answer in answers_of(row)]
         meanings: dict[Hashable, list[Row]] = {}
         for answer in answers:
             if answer.succeeded:
@@ -130,7 +130,8 @@ def _prompt(row: Row) -> tuple[object, str] | None:
     return row.record.get("line"), name.removesuffix(f"#{number}")
 
 
-def _answers(row: Row) -> Iterator[Row]:
+def answers_of(row: Row) -> Iterator[Row]:
+    """Each answer of a request as a row: its choices, else itself."""
     if not (choices := row.choices):
         yield row
         return

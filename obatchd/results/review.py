@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from obatchd.results.export import data_of, writing_text
 from obatchd.results.page import beginning, chosen, ending, leaves, marked, pattern, shown
+from obatchd.results.repeats import answers_of
 from obatchd.results.rows import ResultSet, Row
 from obatchd.results.table import as_cell
 from obatchd.results.tally import Tally
@@ -63,7 +64,7 @@ def _successes(source: ResultSet, tally: Tally) -> Iterator[Row]:
     for row in source.rows():
         tally.add(row, data_of(row).problem)
         if row.succeeded:
-            yield row
+            yield from answers_of(row)
 
 
 def _article(row: Row) -> str:
@@ -77,13 +78,13 @@ def _article(row: Row) -> str:
     else:
         problem = f"<p>No data: {html.escape(parsed.problem or 'there is no text')}</p>"
         answer = f'{problem}<div class="text">{html.escape(str(record.get("response", "")))}</div>'
+    name = f"{row.name}[{record.get('index')}]" if row.choices else row.name
     # The browser keeps a mark for this very answer: other results may have the same ids, and their file the same name.
-    key = sha256(json.dumps([row.name, source, record.get("response")]).encode()).hexdigest()[:_KEY_DIGITS]
-    name = html.escape(row.name)
-    heading = f'<h2 data-key="{key}">{name} <small>{html.escape(about)}</small>{_BUTTONS}</h2>'
+    key = sha256(json.dumps([name, source, record.get("response")]).encode()).hexdigest()[:_KEY_DIGITS]
+    heading = f'<h2 data-key="{key}">{html.escape(name)} <small>{html.escape(about)}</small>{_BUTTONS}</h2>'
     source = f'<div class="source">{marked(source, found)}</div>'
     # The id as the marks are saved, and exports have it: a spreadsheet runs nothing in it.
-    return f'<article data-id="{html.escape(as_cell(row.name))}">{heading}{source}<div>{answer}</div></article>\n'
+    return f'<article data-id="{html.escape(as_cell(name))}">{heading}{source}<div>{answer}</div></article>\n'
 
 
 def _data_table(data: Any, source: str) -> tuple[str, list[str]]:

@@ -390,3 +390,13 @@ def test_marks_are_saved_under_the_ids_that_an_export_as_csv_has(tmp_path: Path)
     told = [html.unescape(name) for name in re.findall('data-id="([^"]*)"', (tmp_path / "page.html").read_text())]
     written = csv.DictReader(io.StringIO(exported(path, "csv")[0].decode(), newline=""))
     assert told == [row["id"] for row in written] == ["'=1+1", "-5", "'\uff1dx", "plain"]
+
+
+def test_each_of_several_choices_can_be_marked(tmp_path: Path) -> None:
+    choices = [{"index": index, "response": text} for index, text in enumerate(("Rhine", "Elbe", "Rhine"))]
+    path = outbox(tmp_path / "o", [success(1, "Rhine", choices=choices), success(2, "alone")], {})
+    page = tmp_path / "page.html"
+    assert obatchctl(path, "--review", "9", "-o", page).exit_code == 0
+    assert re.findall('<article data-id="([^"]*)"', page.read_text()) == ["n1[0]", "n1[1]", "n1[2]", "n2"]
+    assert "4 of 4 answers" in page.read_text() and '<div class="text">Elbe</div>' in page.read_text()
+    assert len(set(marks_of(page))) == 4
