@@ -173,7 +173,7 @@ class Reuse:
 def _copied(record: bytes, wanted: Wanted, job: str, line: int) -> bytes:
     """The record of an earlier answer as that of this request; it took no time and no attempt."""
     document = msgspec.json.decode(record, type=dict[str, msgspec.Raw])
-    for name in ("input", "repeat"):
+    for name in ("input", "repeat", "beside_s"):
         document.pop(name, None)
     own: dict[str, Any] = {"id": wanted.id, **place_of(wanted.line), "attempts": 0, "servers": [], "duration_s": 0.0}
     written, number = written_line(line)

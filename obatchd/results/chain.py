@@ -42,12 +42,16 @@ class Chain(ResultSet):
         for _, group in groupby(heapq.merge(*numbered, key=_line), key=_line):
             best: tuple[int, Row] | None = None
             for number, row in group:
-                if number and (best is None or not _is_same(best[1], row)):
+                if not number:
+                    if best is not None:  # rows without a line have one place
+                        yield _told(jobs, *best)
+                    best = number, row
+                elif best is None or not _is_same(best[1], row):
                     self.strange[jobs[number]] += 1
-                elif best is None or _rank(row) >= _rank(best[1]):
+                elif _rank(row) >= _rank(best[1]):
                     best = number, row
             if best is not None:
-                yield best[1]._replace(record={**best[1].record, "attempt_job": jobs[best[0]]})
+                yield _told(jobs, *best)
 
     def notes(self) -> list[str]:
         """What is to be known about the retries, once the rows were read."""
@@ -61,6 +65,10 @@ class Chain(ResultSet):
     @property
     def _running(self) -> list[str]:
         return [source.job for source in self.retries if not source.complete]
+
+
+def _told(jobs: Sequence[str], number: int, row: Row) -> Row:
+    return row._replace(record={**row.record, "attempt_job": jobs[number]})
 
 
 def _numbered(number: int, row: Row) -> tuple[int, Row]:

@@ -14,9 +14,10 @@ from attrs import define, field
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed
 from obatchd.results.export import data_of
-from obatchd.results.rates import LIKENESSES, Likeness, Rate, likeness
+from obatchd.results.rates import LIKENESSES, Likeness, Rate, likeness, meaning
 from obatchd.results.repeats import Agreement, Prompts, text_of
 from obatchd.results.rows import Record, ResultSet, Row, read_object
+from obatchd.results.table import as_text
 from obatchd.words import counted
 
 _SIDES = ("a", "b")
@@ -37,6 +38,16 @@ class Pair(NamedTuple):
         found = self.a or self.b
         assert found is not None
         return found
+
+    def first(self, name: str) -> Any:
+        """The field of the first of both that has it: a request that a crash ended has neither prompt nor input."""
+        return next((row.record[name] for row in self.rows if row is not None and row.record.get(name)), None)
+
+    @property
+    def inputs(self) -> list[Record]:
+        """The fields that obatchd did not use, where there are any."""
+        given = [row.record.get("input") for row in self.rows if row is not None]
+        return [fields for fields in given if isinstance(fields, dict)]
 
     @property
     def both(self) -> bool:
@@ -160,7 +171,7 @@ class Comparison:
             if pair.a is None or pair.b is None:
                 continue
             figures.joined += 1
-            columns |= dict.fromkeys(pair.any.record.get("input") or ())
+            columns |= dict.fromkeys(name for fields in pair.inputs for name in fields)
             self._judge(figures, pair, parsed)
             if self.gold is not None and (right := self.right(pair)) is not None:
                 known += 1
@@ -192,11 +203,14 @@ class Comparison:
                 equal = name in a and name in b and bool(_alike(a[name], b[name]))
                 figures.fields.setdefault(name, Counter())[equal] += 1
 
+    def known(self, pair: Pair) -> Any:
+        """The known answer; None where there is none."""
+        given = [fields.get(self.gold) for fields in pair.inputs] if self.gold is not None else []
+        return next((value for value in given if as_text(value).strip()), None)
+
     def right(self, pair: Pair) -> tuple[Likeness, Likeness] | None:
         """How each answer is like the known one; None where none is known. No answer is like none."""
-        given = [row.record["input"] for row in pair.rows if row and isinstance(row.record.get("input"), dict)]
-        expected = given[0].get(self.gold) if given else None
-        if expected is None or expected == "":
+        if (expected := self.known(pair)) is None:
             return None
         a, b = (likeness(self._answer_of(row), expected) if row and row.succeeded else "" for row in pair.rows)
         return a, b
@@ -213,9 +227,8 @@ class Comparison:
     def rows(self) -> Iterator[Row]:
         """The joined table: what both share, then each column of the first beside that of the second."""
         for pair in self.pairs():
-            shared = pair.any.record
-            record: Record = {"id": pair.any.name, "line": shared.get("line"), "outcome": _outcome(pair)}
-            record |= {"input": shared.get("input"), "prompt": shared.get("prompt")}
+            record: Record = {"id": pair.any.name, "line": pair.first("line"), "outcome": _outcome(pair)}
+            record |= {"input": pair.first("input"), "prompt": pair.first("prompt")}
             parsed = tuple(data_of(row) if row else Parsed(problem=None) for row in pair.rows)
             record["same"] = same(pair, parsed) if pair.both else None
             if self.gold is not None:
@@ -267,7 +280,7 @@ def same(pair: Pair, parsed: tuple[Parsed, ...]) -> Likeness:
 
 def _alike(a: Any, b: Any) -> Likeness:
     if isinstance(a, dict | list) or isinstance(b, dict | list):
-        return "exact" if a == b else ""
+        return "exact" if meaning(a) == meaning(b) else ""
     return likeness(a, b)
 
 

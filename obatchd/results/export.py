@@ -141,16 +141,9 @@ def _write_text(rows: _Rows, target: TextIO) -> None:
             parts.append(f"Prompt: {row.record['prompt']}")
         answer = row.record.get("response") or next((row.record[key] for key in _VECTORS & row.record.keys()), "")
         answer = answer if row.succeeded else row.failure
-        parts += _choices(row) or [answer if isinstance(answer, str) else _json(answer)]
+        choices = [f"[{choice.get('index')}] {choice['response']}" for choice in row.choices]
+        parts += choices or [answer if isinstance(answer, str) else _json(answer)]
         target.writelines(f"{_CONTROL.sub('', part)}\n\n" for part in parts)
-
-
-def _choices(row: Row) -> list[str]:
-    """The texts of a request that asked for several."""
-    choices = row.record.get("choices")
-    if not row.succeeded or not isinstance(choices, list):
-        return []
-    return [f"[{choice.get('index')}] {choice.get('response', '')}" for choice in choices if isinstance(choice, dict)]
 
 
 def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None:

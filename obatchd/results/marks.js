@@ -3,7 +3,7 @@
   const cards = [...document.querySelectorAll("article[data-id]")];
   const bar = document.getElementById("marks");
   const key = "obatch marks " + document.title;
-  const name = (card) => "#" + card.dataset.id;  // no id is a name that JavaScript has a meaning for
+  const name = (card) => card.querySelector("h2").dataset.key;
   let marks = {}, current = -1;
   try { marks = JSON.parse(localStorage.getItem(key)) || {}; } catch { /* a private window, or a file that may not */ }
 
@@ -53,15 +53,15 @@
   };
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    const act = keys[event.key.toLowerCase()];
+    const pressed = event.key.toLowerCase(), act = keys[pressed];
+    if (event.repeat && pressed !== "j" && pressed !== "k") return;  // a key that is held down marks one answer
     if (act) { event.preventDefault(); act(); }
   });
   cards.forEach((card, place) => card.addEventListener("click", (event) => {
     current = place;
     if (event.target.value) mark(place, event.target.value); else show();
   }));
-  // A spreadsheet must run no id as a formula.
-  const cell = (text) => '"' + text.replace(/^[=+\-@\t\r\n]/, "'$&").replaceAll('"', '""') + '"';
+  const cell = (text) => '"' + text.replaceAll('"', '""') + '"';
   document.getElementById("save").addEventListener("click", () => {
     const lines = cards.map((card) => `${cell(card.dataset.id)},${marks[name(card)] || ""}\r\n`);
     const link = document.createElement("a");

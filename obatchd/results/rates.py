@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import unicodedata
+from collections.abc import Hashable
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -74,6 +76,19 @@ def canonical(text: str) -> str | Decimal:
     folded = _folded(text)
     is_number = folded[-1:].isdigit() and _NUMBER.fullmatch(folded)
     return Decimal(folded.replace(",", "")) if is_number else folded
+
+
+def meaning(value: Any) -> Hashable:
+    """The same for data that are alike: objects and lists by all that is in them, anything else as ``canonical``."""
+    if not isinstance(value, dict | list):
+        return canonical(as_text(value))
+    # A number is one however it is written, and true is none: Python takes 1 and True for the same.
+    return (json.dumps(json.loads(json.dumps(value), parse_float=_number), sort_keys=True),)  # no text is a tuple
+
+
+def _number(text: str) -> int | float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def _folded(text: str) -> str:

@@ -6,7 +6,6 @@ together in ``choices`` (``n`` of a request).
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Hashable, Iterator
 from itertools import groupby
@@ -16,13 +15,13 @@ from attrs import define, field, frozen
 
 from obatchd.prompts.reasoning import split_reasoning
 from obatchd.results.export import Rows, data_of
-from obatchd.results.rates import Rate, canonical
+from obatchd.results.rates import Rate, meaning
 from obatchd.results.rows import Record, Row
 from obatchd.results.table import as_text
 from obatchd.words import counted
 
 _OF_ANSWERS = ("repeat", "seed", "choices")  # and not of the prompt
-_OF_ONE = ("response", "think", "data")
+_OF_ONE = ("response", "think", "data", "tool_calls", "format_tries", "ungrounded")
 _NO_TEXT = ("embedding", "embeddings", "tool_calls")
 
 
@@ -38,7 +37,7 @@ class Verdict:
     @classmethod
     def of(cls, group: list[Row]) -> Verdict:
         """Of all rows of a prompt."""
-        answers = [answer for row in group for answer in _answers(row)]
+        answers = [answer for row in group for answer in answers_of(row)]
         meanings: dict[Hashable, list[Row]] = {}
         for answer in answers:
             if answer.succeeded:
@@ -112,7 +111,7 @@ class Prompts:
         for _, numbered in groupby(enumerate(self._source.rows()), key=lambda pair: _prompt(pair[1]) or pair[0]):
             group = [row for _, row in numbered]
             prompt = _prompt(group[0])
-            if prompt is None and not isinstance(group[0].record.get("choices"), list):
+            if prompt is None and not group[0].choices:
                 yield group[0]
                 continue
             verdict = Verdict.of(group)
@@ -131,13 +130,13 @@ def _prompt(row: Row) -> tuple[object, str] | None:
     return row.record.get("line"), name.removesuffix(f"#{number}")
 
 
-def _answers(row: Row) -> Iterator[Row]:
-    choices = row.record.get("choices")
-    if not row.succeeded or not isinstance(choices, list):
+def answers_of(row: Row) -> Iterator[Row]:
+    """Each answer of a request as a row: its choices, else itself."""
+    if not (choices := row.choices):
         yield row
         return
     shared = {name: value for name, value in row.record.items() if name not in _OF_ONE}
-    yield from (row._replace(record={**shared, **choice}) for choice in choices if isinstance(choice, dict))
+    yield from (row._replace(record={**shared, **choice}) for choice in choices)
 
 
 def text_of(row: Row) -> str:
@@ -150,4 +149,4 @@ def text_of(row: Row) -> str:
 def _meaning(row: Row) -> Hashable:
     """The same for answers that are alike: JSON by its data, anything else by its number or its words."""
     parsed = data_of(row)
-    return json.dumps(parsed.data, sort_keys=True) if parsed.found else canonical(text_of(row))
+    return meaning(parsed.data if parsed.found else text_of(row))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Iterator
+from hashlib import sha256
 from importlib.resources import files
 from random import Random
 from typing import Any, BinaryIO
 
 from obatchd.results.export import data_of, writing_text
 from obatchd.results.page import beginning, chosen, ending, leaves, marked, pattern, shown
+from obatchd.results.repeats import answers_of
 from obatchd.results.rows import ResultSet, Row
+from obatchd.results.table import as_cell
 from obatchd.results.tally import Tally
 
+_KEY_DIGITS = 24
 _STYLE = """
 article { grid-template-columns: 1fr 1fr } article.current { border-color: #2457a6; box-shadow: 0 0 0 1px #2457a6 }
 #marks { position: sticky; top: 0; z-index: 1; margin: 0 -1.5rem; padding: .5rem 1.5rem; background: #fafafa;
@@ -59,7 +64,7 @@ def _successes(source: ResultSet, tally: Tally) -> Iterator[Row]:
     for row in source.rows():
         tally.add(row, data_of(row).problem)
         if row.succeeded:
-            yield row
+            yield from answers_of(row)
 
 
 def _article(row: Row) -> str:
@@ -73,10 +78,13 @@ def _article(row: Row) -> str:
     else:
         problem = f"<p>No data: {html.escape(parsed.problem or 'there is no text')}</p>"
         answer = f'{problem}<div class="text">{html.escape(str(record.get("response", "")))}</div>'
-    name = html.escape(row.name)
-    heading = f"<h2>{name} <small>{html.escape(about)}</small>{_BUTTONS}</h2>"
+    name = f"{row.name}[{record.get('index')}]" if row.choices else row.name
+    # The browser keeps a mark for this very answer: other results may have the same ids, and their file the same name.
+    key = sha256(json.dumps([name, source, record.get("response")]).encode()).hexdigest()[:_KEY_DIGITS]
+    heading = f'<h2 data-key="{key}">{html.escape(name)} <small>{html.escape(about)}</small>{_BUTTONS}</h2>'
     source = f'<div class="source">{marked(source, found)}</div>'
-    return f'<article data-id="{name}">{heading}{source}<div>{answer}</div></article>\n'
+    # The id as the marks are saved, and exports have it: a spreadsheet runs nothing in it.
+    return f'<article data-id="{html.escape(as_cell(name))}">{heading}{source}<div>{answer}</div></article>\n'
 
 
 def _data_table(data: Any, source: str) -> tuple[str, list[str]]:

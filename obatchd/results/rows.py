@@ -42,6 +42,12 @@ class Row(NamedTuple):
         return str(self.record.get("id") or self.file or self.record.get("line"))
 
     @property
+    def choices(self) -> list[Record]:
+        """The answers to a request that asked for several; what other programs call choices is none of them."""
+        found = self.record.get("choices") if self.succeeded else None
+        return [one for one in found if isinstance(one, dict) and "response" in one] if isinstance(found, list) else []
+
+    @property
     def failure(self) -> str:
         """What happened instead of an answer."""
         return f"{str(self.record['outcome']).upper()} {self.record.get('code', '')}: {self.record.get('message', '')}"

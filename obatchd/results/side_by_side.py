@@ -45,15 +45,14 @@ def write_page(
 
 
 def _article(comparison: Comparison, pair: Pair, names: tuple[str, str]) -> str:
-    shared = pair.any.record
     parsed = tuple(data_of(row) if row else Parsed() for row in pair.rows)
     alike = pair.both and bool(same(pair, parsed))
     rights = comparison.right(pair) if comparison.gold is not None else None
     heading = html.escape(pair.any.name)
     if rights is not None:
-        known = as_text((shared.get("input") or {}).get(comparison.gold))
+        known = as_text(comparison.known(pair))
         heading += f" <small>{html.escape(str(comparison.gold))}: {html.escape(known)}</small>"
-    source = html.escape(str(shared.get("full_prompt") or shared.get("prompt") or ""))
+    source = html.escape(str(pair.first("full_prompt") or pair.first("prompt") or ""))
     columns = [f'<div class="source">{source}</div>']
     for side, (row, name) in enumerate(zip(pair.rows, names, strict=True)):
         assert row is not None

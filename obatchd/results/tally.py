@@ -65,6 +65,11 @@ class Tally:
             ],
         }
 
+    def cut_lines(self) -> list[str]:
+        """What a workbook has no room for; nothing where it has all."""
+        texts = counted(self.cut, "text")
+        return [f"Cut: {texts}, too long for a cell of a workbook; .csv and .json have all."] if self.cut else []
+
     def lines(self, source: ResultSet) -> list[str]:
         """The end of an export, for people."""
         lines = []
@@ -73,10 +78,7 @@ class Tally:
             lines += [f"  {name}: {problem}" for name, problem in self.not_json]
         elif self.not_json:
             lines.append(f"No answer is JSON ({len(self.not_json):,} are text).")
-        if self.cut:
-            lines.append(
-                f"Cut: {counted(self.cut, 'text')}, too long for a cell of a workbook; .csv and .json have all."
-            )
+        lines += self.cut_lines()
         waiting = self.unanswered(source)
         parts = [f"{self.outcomes['succeeded']:,}"]
         parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]

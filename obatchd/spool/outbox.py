@@ -32,11 +32,16 @@ class _Record(msgspec.Struct):
     started_at: str = ""  # ISO 8601 in UTC, of one width: the text sorts by time
     finished_at: str = ""
     duration_s: float = 0.0
+    beside_s: float = 0.0  # of several answers of one request: the time in other slots than its own
     prompt_tokens: int = 0
     response_tokens: int = 0
     truncated: bool = False
     copied_from: str = ""
     ungrounded: list[msgspec.Raw] = []
+
+    @property
+    def slot_s(self) -> float:
+        return self.duration_s + self.beside_s
 
 
 class _Response(msgspec.Struct):
@@ -60,7 +65,7 @@ class ServerUse(msgspec.Struct):
     def add(self, record: _Record) -> None:
         self.requests += 1
         self.response_tokens += record.response_tokens
-        self.busy_s += record.duration_s
+        self.busy_s += record.slot_s
         self.first, self.last = min(self.first, record.started_at), max(self.last, record.finished_at)
 
     def document(self, ollama_version: str | None, wall_s: float) -> ServerWork:
@@ -103,11 +108,11 @@ class Totals(msgspec.Struct):
         if record.copied_from:
             self.copied += 1
             return
-        self.serial_s += record.duration_s
+        self.serial_s += record.slot_s
         self.prompt_tokens += record.prompt_tokens
         self.response_tokens += record.response_tokens
         if record.server:
-            self.busy_s[record.server] = self.busy_s.get(record.server, 0.0) + record.duration_s
+            self.busy_s[record.server] = self.busy_s.get(record.server, 0.0) + record.slot_s
         if outcome is not Outcome.SUCCEEDED:
             self.failures.setdefault(record.code, FailureCount(record.message)).requests += 1
         elif record.server:

@@ -108,3 +108,26 @@ def test_a_comparison_goes_by_the_majority(job: Path, tmp_path: Path) -> None:
     assert re.search(r"^repeats of a prompt all the same +33 % \(6–79 %\) +–$", shown, re.MULTILINE)
     [first, *_] = comparison.rows()
     assert (first.record["id"], first.record["agree_a"], first.record["agree_b"]) == ("n1", 2, None)
+
+
+def test_data_agree_as_they_do_in_a_comparison(tmp_path: Path) -> None:
+    def data(*values: Any) -> list[Document]:
+        return [{**row, "data": value} for row, value in zip(repeats(1, *"abc"), values, strict=True)]
+
+    def agreed(*values: Any) -> int:
+        path = tmp_path / str(len(list(tmp_path.iterdir())))
+        [row] = Prompts(ResultSet(outbox(path, data(*values), {})), majority=True).rows()
+        return int(row.record["agree"])
+
+    assert agreed({"n": 40}, {"n": 40.0}, {"n": 41}) == 2
+    assert agreed({"n": 1}, {"n": True}, {"n": "1"}) == 1
+    assert agreed("Yes", "yes", "no") == 2  # a form may ask for a bare value
+    assert agreed([1], "[1]", "x") == 1
+
+
+def test_a_choice_has_nothing_of_the_first_that_it_does_not_have_itself(tmp_path: Path) -> None:
+    call = [{"function": {"name": "f", "arguments": {}}}]
+    choices = [{"index": 0, "response": "", "tool_calls": call}, *({"index": i, "response": "No"} for i in (1, 2))]
+    rows = [success(1, "", choices=choices, tool_calls=call)]
+    [row] = Prompts(ResultSet(outbox(tmp_path / "o", rows, {})), majority=True).rows()
+    assert (row.record["response"], row.record["agree"], row.record.get("tool_calls")) == ("No", 2, None)

@@ -115,6 +115,15 @@ def test_rows_that_fit_no_request_are_told_and_not_mixed_in(tmp_path: Path) -> N
     assert export(chain, "json", io.BytesIO()).lines(chain) == lines  # read again, counted once
 
 
+def test_lines_that_nobody_can_read_are_rows_in_a_chain_too(tmp_path: Path) -> None:
+    first = place(tmp_path, FIRST, [success(1, "a"), ask(9)], {})
+    with open(first / "results.jsonl", "a") as results:
+        results.write('torn\n"torn"\n')
+    chain = Chain(first, [(SECOND, place(tmp_path, SECOND, [success(9, "b")], {}))])
+    assert [row.name for row in chain.rows()] == [row.name for row in ResultSet(first).rows()]
+    assert len(list(chain.rows())) == 4
+
+
 def test_a_retry_that_is_not_over_and_one_that_is_gone(tmp_path: Path) -> None:
     first = place(tmp_path, FIRST, [success(1, "a"), ask(2), ask(3)], {})
     second = place(tmp_path, SECOND, [success(3, "b")])

@@ -140,6 +140,15 @@ def test_json_answers_agree_by_their_data_and_their_fields(tmp_path: Path) -> No
     assert [rate.count for side in named.sides for rate in side.rights(2).values()] == [0] * 6
 
 
+def test_true_is_not_the_number_one_and_a_list_not_its_text(tmp_path: Path) -> None:
+    values = [({"x": True}, {"x": 1}), ({"x": 1}, {"x": 1.0}), ([1], "[1]"), ({"x": [1]}, {"x": "[1]"})]
+    a, b = (
+        ResultSet(outbox(tmp_path / str(side), [success(n, "", data=pair[side]) for n, pair in enumerate(values)], {}))
+        for side in (0, 1)
+    )
+    assert [row.record["same"] for row in Comparison(a, b).rows()] == ["", "exact", "", ""]
+
+
 def test_nothing_in_common_and_no_such_column(two: tuple[Path, Path], tmp_path: Path) -> None:
     other = outbox(tmp_path / "other", [success(77, "x")], {"job": "20261128-101114-cccc"})
     run = compared(two[0], other)
@@ -170,6 +179,15 @@ def test_the_table_has_both_beside_each_other_joined_by_id(two: tuple[Path, Path
     assert compared(*two, "-o", str(tmp_path / "both.parquet")).exit_code == 0
 
 
+def test_a_workbook_of_both_says_what_it_cut(tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl", reason="the extra xlsx is not installed")
+    paths = [outbox(tmp_path / name, [success(1, letter * 40_000)], {}) for name, letter in (("a", "x"), ("b", "y"))]
+    table = tmp_path / "both.xlsx"
+    said = compared(*paths, "-o", str(table)).stdout
+    assert "Cut: 2 texts, too long for a cell of a workbook; .csv and .json have all.\n" in said
+    assert said.endswith(f"written to {table}\n")
+
+
 def test_fields_of_json_stand_beside_each_other_too(tmp_path: Path) -> None:
     rows = [[success(1, f'{{"age": {age}, "response": "r", "{extra}": 1}}')] for age, extra in ((1, "x"), (2, "y"))]
     a, b = (ResultSet(outbox(tmp_path / name, given, {})) for name, given in zip("ab", rows, strict=True))
@@ -195,6 +213,24 @@ def test_the_page_shows_both_and_runs_nothing(tmp_path: Path) -> None:
     assert "✓ right" in text and "✗ wrong" in text
     few = [compared(tmp_path / "a", tmp_path / "b", "-o", str(page), "--rows", "2", "--seed", "5") for _ in range(2)]
     assert few[0].exit_code == 0 and "2 of 3 requests, chosen at random." in page.read_text()
+
+
+def test_what_one_of_both_does_not_know_of_a_request_the_other_tells(tmp_path: Path) -> None:
+    crashed = {name: value for name, value in failure(1, "poison").items() if name != "prompt"}
+    a = [crashed, success(2, "no", input={"ward": "w"}), success(3, "x", input={"label": " "})]
+    b = [answered(1, "yes", "yes"), answered(2, "no", "no"), success(3, "x", input={"label": " "})]
+    comparison = Comparison(
+        *(ResultSet(outbox(tmp_path / name, rows, {})) for name, rows in (("a", a), ("b", b))), "label"
+    )
+    figures = comparison.figures()
+    assert figures.known == 2
+    assert [side.right["exact"] for side in figures.sides] == [1, 2]
+    first = next(comparison.rows()).record
+    assert (first["prompt"], first["input"]) == ("note 1", {"label": "yes", "ward": "w"})
+    page = tmp_path / "page.html"
+    assert compared(tmp_path / "a", tmp_path / "b", "--gold", "label", "-o", str(page)).exit_code == 0
+    assert '<div class="source">note 1</div>' in page.read_text()
+    assert page.read_text().count("<small>label: ") == 2
 
 
 def test_vectors_and_calls_of_functions_are_compared_as_well(tmp_path: Path) -> None:

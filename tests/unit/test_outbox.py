@@ -76,6 +76,11 @@ def test_totals_add_up(box: JobOutbox) -> None:
     assert totals.failures["brand_new_code"].requests == 1
 
 
+def test_the_time_of_several_answers_beside_each_other_is_that_of_all_their_slots(box: JobOutbox) -> None:
+    totals = box.write_whole([(1, Outcome.SUCCEEDED, success("a", beside_s=4.5))], responses=False)
+    assert (totals.serial_s, totals.busy_s, totals.servers["gpu0"].busy_s) == (6.0, {"gpu0": 6.0}, 6.0)
+
+
 def test_the_speed_of_a_server_is_over_the_time_it_worked_for_the_job(box: JobOutbox) -> None:
     at = ["2026-11-24T23:59:58.000Z", "2026-11-24T23:59:59.500Z", "2026-11-25T00:00:00.000Z"]
     rows = [

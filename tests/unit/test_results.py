@@ -23,6 +23,7 @@ from obatchd.errors import NotFoundError, ResultsError
 from obatchd.results.answers import parse_answer
 from obatchd.results.export import Format, export
 from obatchd.results.rates import Z_95
+from obatchd.results.repeats import Prompts
 from obatchd.results.rows import ResultSet
 from obatchd.results.tally import Tally
 
@@ -206,6 +207,15 @@ def test_all_answers_of_a_request_are_in_its_text(tmp_path: Path) -> None:
     assert b"\n\n[0] Rhine\n\n[1] Elbe\n\n" in written
 
 
+def test_an_answer_of_another_program_is_its_one_choice(tmp_path: Path) -> None:
+    (tmp_path / "openai.json").write_text(json.dumps({"choices": [{"index": 0, "message": {"content": "Rhine"}}]}))
+    written, _ = exported(tmp_path, "text")
+    assert b"\n\nRhine\n\n" in written
+    prompts = Prompts(ResultSet(tmp_path), majority=True)
+    assert [row.record["response"] for row in prompts.rows()] == ["Rhine"]
+    assert prompts.agreement.lines() == []
+
+
 def test_answers_to_repeated_prompts_are_in_order_while_their_job_runs(tmp_path: Path) -> None:
     rows = [success(line, "a", id=f"{name}#{k}", repeat=k) for line, name in ((1, "z"), (2, "a")) for k in (10, 2, 1)]
     names = [row.name for row in ResultSet(outbox(tmp_path / "o", rows)).rows()]
@@ -355,3 +365,38 @@ def test_the_review_page_takes_marks_and_runs_no_script_but_its_own(tmp_path: Pa
     assert f"z = {Z_95}," in script  # the intervals of both are the same
     if node := shutil.which("node"):
         assert subprocess.run([node, "--check", "-"], input=script, text=True).returncode == 0
+
+
+def marks_of(page: Path) -> list[str]:
+    """The names under which the browser keeps the marks of a page."""
+    return re.findall('<h2 data-key="([0-9a-f]+)">', page.read_text())
+
+
+def test_a_mark_belongs_to_an_answer_and_not_to_whatever_has_its_id_elsewhere(tmp_path: Path) -> None:
+    keys = []
+    for name, answers in (("a", ("x", "y")), ("b", ("x", "z"))):
+        rows = [success(line, answer) for line, answer in enumerate(answers, start=1)]
+        path = outbox(tmp_path / name, rows, {}) / "results.jsonl"
+        assert obatchctl(path, "--review", "9", "-o", tmp_path / f"{name}.html").exit_code == 0
+        keys.append(marks_of(tmp_path / f"{name}.html"))
+    assert keys[0][0] == keys[1][0] and keys[0][1] != keys[1][1]
+    assert len({*keys[0], *keys[1]}) == 3
+
+
+def test_marks_are_saved_under_the_ids_that_an_export_as_csv_has(tmp_path: Path) -> None:
+    ids = ["=1+1", "-5", "\uff1dx", "plain"]
+    path = outbox(tmp_path / "o", [success(line, "x") | {"id": name} for line, name in enumerate(ids, start=1)], {})
+    assert obatchctl(path, "--review", "9", "-o", tmp_path / "page.html").exit_code == 0
+    told = [html.unescape(name) for name in re.findall('data-id="([^"]*)"', (tmp_path / "page.html").read_text())]
+    written = csv.DictReader(io.StringIO(exported(path, "csv")[0].decode(), newline=""))
+    assert told == [row["id"] for row in written] == ["'=1+1", "-5", "'\uff1dx", "plain"]
+
+
+def test_each_of_several_choices_can_be_marked(tmp_path: Path) -> None:
+    choices = [{"index": index, "response": text} for index, text in enumerate(("Rhine", "Elbe", "Rhine"))]
+    path = outbox(tmp_path / "o", [success(1, "Rhine", choices=choices), success(2, "alone")], {})
+    page = tmp_path / "page.html"
+    assert obatchctl(path, "--review", "9", "-o", page).exit_code == 0
+    assert re.findall('<article data-id="([^"]*)"', page.read_text()) == ["n1[0]", "n1[1]", "n1[2]", "n2"]
+    assert "4 of 4 answers" in page.read_text() and '<div class="text">Elbe</div>' in page.read_text()
+    assert len(set(marks_of(page))) == 4

@@ -36,7 +36,7 @@ _RIGHT = {
 )
 @click.option(
     "--output", "-o", type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page side by side (.html), or a table of both (.csv, .parquet, .json, .jsonl).",
+    help="Write a page side by side (.html), or a table of both (.csv, .xlsx, .parquet, .json, .jsonl).",
 )  # fmt: skip
 @click.option("--rows", default=500, show_default=True, type=click.IntRange(1), help="At most so many on the page.")
 @click.option("--seed", type=int, help="Choose the same rows for the page again.")
@@ -62,19 +62,20 @@ def compare_command(
     page = output is not None and output.suffix.lower() in (".html", ".htm")
     form = None if output is None or page else form_of(output)
     if form == "text":
-        raise click.UsageError(f"{output}: write a page (.html) or a table (.csv, .parquet, .json, .jsonl)")
+        raise click.UsageError(f"{output}: write a page (.html) or a table (.csv, .xlsx, .parquet, .json, .jsonl)")
     comparison = Comparison(source_of(invocation, first), source_of(invocation, second), gold, answer)
     figures = comparison.figures()
     lines = [*_table(figures), "", *(clean(line) for line in _lines(figures, gold))]
+    cut: list[str] = []
     if output is not None:
         with target_of(output) as target:
             if form is None:
                 write_page(comparison, list(map(click.unstyle, lines)), rows, target, seed=seed)
             else:
-                export(comparison, form, target)
+                cut = export(comparison, form, target).cut_lines()
     invocation.answer({**figures.document(), "output": str(output) if output else None})
     if not invocation.json:
-        click.echo("\n".join([*lines, *([f"written to {clean(output)}"] if output else [])]))
+        click.echo("\n".join([*lines, *cut, *([f"written to {clean(output)}"] if output else [])]))
 
 
 def _table(figures: Figures) -> list[str]:

@@ -117,6 +117,8 @@ class Attempts:
                 answer, extra = await several(partial(self._one_of_several, held), request, seeds, self._listener)
             except asyncio.CancelledError:
                 answer, extra = Answer(fault=_given_up(held)), {}
+            if held.beside_s:
+                extra = extra | {"beside_s": round(held.beside_s, 6)}
         return answer, extra | sources
 
     async def _one_of_several(self, held: Held, request: Request) -> Found:
