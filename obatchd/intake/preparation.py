@@ -20,7 +20,7 @@ from obatchd.jobs.formats.request import request_id
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Outcome, id_at
 from obatchd.jobs.queue import JobQueue
-from obatchd.jobs.store import unanswered_record
+from obatchd.jobs.store import JobRow, unanswered_record
 from obatchd.live.work import Outcomes, Part
 from obatchd.settings.tables.context import ContextSettings
 from obatchd.words import counted
@@ -87,11 +87,16 @@ class Preparation(Part):
         if live is None:  # the job is over
             del self._waiting[lane.job, pending.line]
             return
-        drop = self._work.contents_of(live.row)
-        folder = str(drop) if live.row.kind == "folder" or drop.is_dir() else ""
         keep_full_prompt = bool(live.row.settings.sample)
-        wish = Wish(lane.job, pending.line, lane.owner, pending.raw, folder, keep_full_prompt)
+        wish = Wish(lane.job, pending.line, lane.owner, pending.raw, self._folder(live.row), keep_full_prompt)
         waiting.told += self._preparer.send(wish)
+
+    def _folder(self, row: JobRow) -> str:
+        """Where the files lie that requests name: the dropped folder, for a retry that of its first job."""
+        if row.settings.lines_of is not None:
+            row = next(iter(self._work.store.state.find([row.settings.lines_of])), row)
+        drop = self._work.contents_of(row)
+        return str(drop) if row.kind == "folder" or drop.is_dir() else ""
 
     # Messages of the preparer.
 

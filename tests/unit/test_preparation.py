@@ -187,6 +187,19 @@ async def test_a_wish_says_what_the_preparer_has_to_know_of_the_job(make: Callab
     assert (second.folder, second.keep_full_prompt) == (str(rig.work.input_of(rig.work.jobs[folder.job].row)), True)
 
 
+async def test_a_retry_of_a_dropped_folder_finds_the_files_of_the_folder(make: Callable[..., Rig]) -> None:
+    rig = make()
+    folder, file = rig.live(kind="folder"), rig.live()
+    of_folder, of_file = rig.live(lines_of="job-0"), rig.live(lines_of="job-1")
+    gone = rig.live(lines_of="job-that-is-erased")
+    preparer = rig.begin()
+    for lane in (of_folder, of_file, gone):
+        rig.ready(lane, NAMED)
+    folders = [message.folder for message in preparer.told if isinstance(message, Wish)]
+    assert folders == [str(rig.work.input_of(rig.work.jobs[folder.job].row)), "", ""]
+    assert file.preparing == 0
+
+
 async def test_another_preparer_is_told_again_and_one_request_that_ends_two_fails(make: Callable[..., Rig]) -> None:
     rig = make()
     lane = rig.live()
