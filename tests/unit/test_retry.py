@@ -83,6 +83,7 @@ async def refused(rig: Desk, job: str, **changes: Any) -> str:
         ({"prompt": "p", "options": {"num_ctx": 9}, "context_length": 8}, {"context_length": 5}, {"prompt": "p"}),
         ({"prompt": "p", "max_tokens": 9, "n_predict": 8}, {"max_response_tokens": 5}, {"prompt": "p"}),
         ({"prompt": "p", "options": {"num_predict": 9}}, {"max_response_tokens": 5}, {"prompt": "p"}),
+        ({"prompt": "p", "max_tokens": 9}, {"options": {"num_predict": 5}}, {"prompt": "p"}),
         ({"prompt": "p", "system": "s"}, {"system_message": "t"}, {"prompt": "p"}),
         ({"prompt": "p", "response_format": {"type": "json_object"}}, {"format": ""}, {"prompt": "p"}),
         ({"prompt": "p", "reasoning_effort": "low"}, {"think": False}, {"prompt": "p"}),
@@ -92,6 +93,11 @@ async def refused(rig: Desk, job: str, **changes: Any) -> str:
             BATCH,
             {"model": "b", "max_response_tokens": 7, "system_message": "t"},
             {**BATCH, "body": {"model": "b", "messages": CHAT["messages"][1:]}},
+        ),
+        (
+            {**BATCH, "body": {**CHAT, "temperature": 2.5, "tool_choice": "auto"}},
+            {"model": "b"},
+            {**BATCH, "body": {**CHAT, "model": "b", "temperature": 2.5, "tool_choice": "auto"}},
         ),
         (
             RESPONSES,
