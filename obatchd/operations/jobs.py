@@ -166,7 +166,7 @@ class JobCommands:
     @disk_faults_told()
     async def remove_all(self, caller: Caller, job_ids: Sequence[str]) -> RemovedJobs:
         engine, kept = self._engine, dict[str, str]()
-        rows = [row for row in engine.store.state.find(job_ids) if caller.may_see(row.owner)]
+        rows = [row for row in engine.store.state.find(list(dict.fromkeys(job_ids))) if caller.may_see(row.owner)]
         kept |= {job: "there is no such job" for job in {*job_ids} - {row.job for row in rows}}
         kept |= {row.job: "it is not over" for row in rows if row.key in engine.jobs or row.finished_s is None}
         gone = [row for row in rows if row.job not in kept]

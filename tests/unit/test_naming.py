@@ -172,7 +172,7 @@ async def test_many_jobs_that_are_over_are_erased_together(rig: Desk) -> None:
     ids = [done.job, open_job.row.job, other.job, "19990101-000000-aaaa"]
     nobody = "there is no such job"
     kept = {open_job.row.job: "it is not over", other.job: nobody, ids[-1]: nobody}
-    assert await rig.operations.jobs.remove_all(ALICE, ids) == RemovedJobs([done.job], kept)
+    assert await rig.operations.jobs.remove_all(ALICE, [done.job, *ids]) == RemovedJobs([done.job], kept)
     assert not rig.work.outbox_of(done).exists() and rig.work.outbox_of(other).exists()
     assert await rig.operations.jobs.remove_all(ADMIN, [other.job]) == RemovedJobs([other.job], {})
 
