@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -31,9 +31,17 @@ _LOOKED_AT = 10_000  # requests; what comes behind them is not known at once
 _NO_PROMPT = ("missing_prompt", "missing_field")  # codes of requests that lack one
 
 
-def look(input_path: Path, name: bytes, given: JobSettings, defaults: FrozenSettings, settings: Settings) -> None:
+def look(
+    input_path: Path,
+    name: bytes,
+    given: JobSettings,
+    defaults: FrozenSettings,
+    settings: Settings,
+    check_space: Callable[[int], None],
+) -> None:
     """Look at a drop that was copied and is not accepted yet; as a rule only its first request is read.
 
+    ``check_space`` is that of :func:`~obatchd.jobs.formats.read_entries`; where it raises, no more is looked at.
     Raises DropRefused (``no_prompt``, ``no_model``) where none of its requests has a prompt, or nothing names a model.
     Other faults are left to those who read it.
     """
@@ -49,7 +57,7 @@ def look(input_path: Path, name: bytes, given: JobSettings, defaults: FrozenSett
             encoding, own.lines if given.lines is None else given.lines,
         )  # fmt: skip
         form = recognise(drop.path, drop.name, encoding)
-        entries = read_entries(input_path, label, settings.inbox, form=form, rules=rules)
+        entries = read_entries(input_path, label, settings.inbox, form=form, rules=rules, check_space=check_space)
         with contextlib.closing(cast("Generator[Entry]", entries)):
             _judge(islice(entries, _LOOKED_AT), label, form, bool(given.model or own.model or defaults.model))
     except DropRefused as refusal:

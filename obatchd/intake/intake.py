@@ -188,7 +188,7 @@ class Intake(Part):
 
     async def _begin(self, rows: Sequence[JobRow]) -> None:
         loop = asyncio.get_running_loop()
-        readers = [DropReader(row, self._layout, self._settings, self._check_space) for row in rows]
+        readers = [DropReader(row, self._layout, self._settings, self.check_space) for row in rows]
         packed, read = await loop.run_in_executor(self._claim_thread, self._first_chunks, readers)
         for reader in packed:
             task = self._tasks.start(self._unpack_first(reader.row), f"unpack-{reader.row.job}")
@@ -262,7 +262,7 @@ class Intake(Part):
                 return await loop.run_in_executor(self._index_threads, self._next_chunk, reader)
             except DISK_ERRORS:
                 # Read the drop from its beginning when the disk is well again: the store skips lines that it has.
-                reader = DropReader(row, self._layout, self._settings, self._check_space)
+                reader = DropReader(row, self._layout, self._settings, self.check_space)
                 raise
 
         words, final = f"job {row.job} cannot be read on", False
@@ -295,7 +295,7 @@ class Intake(Part):
         self.refused += 1
         _log.warning("drop_refused", job=row.job, owner=row.owner, code=refusal.code)
 
-    def _check_space(self, size_bytes: int) -> None:
+    def check_space(self, size_bytes: int) -> None:
         """Wait rather than refuse: space comes back, and requests of this drop may be answered already."""
         free_bytes = self._layout.free().bytes
         if free_bytes - size_bytes < self._settings.disk.min_free_bytes:
