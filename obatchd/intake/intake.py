@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
+
 from obatchd import log
 from obatchd.documents.alarms import JobRefused
 from obatchd.errors import DropRefused, SpoolError
@@ -286,7 +288,8 @@ class Intake(Part):
     def refuse(self, row: JobRow, refusal: DropRefused) -> None:
         """Move an accepted drop that cannot be a job to ``failed/`` with the reason."""
         if row.settings.notify is None:  # what was submitted is not read yet
-            row.settings = SubmittedSettings.read(self._layout.job_dir(row.job)).settings
+            with contextlib.suppress(msgspec.DecodeError):  # it may be the reason for the refusal
+                row.settings = SubmittedSettings.read(self._layout.job_dir(row.job)).settings
         if owed := owed_for(row, JobRefused(row.job, row.owner)):  # before what says so is gone
             self._store.state.update_many([], owed)
         refuse_claimed(row.job, row.name, row.owner, self._layout, refusal)
