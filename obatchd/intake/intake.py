@@ -264,6 +264,7 @@ class Intake(Part):
                 return await loop.run_in_executor(self._index_threads, self._next_chunk, reader)
             except DISK_ERRORS:
                 # Read the drop from its beginning when the disk is well again: the store skips lines that it has.
+                row.notes = reader.notes  # without those on a part
                 reader = DropReader(row, self._layout, self._settings, self.check_space)
                 raise
 
