@@ -90,6 +90,11 @@ def test_a_known_setting_beside_the_prompt_is_obeyed_and_told(tmp_path: Path) ->
     )
 
 
+def test_a_number_of_answers_beside_model_and_prompt_is_told(tmp_path: Path) -> None:
+    [note] = notes(tmp_path, jsonl(*({"model": "m", "prompt": "p", "n": number} for number in range(1, 21))))
+    assert note.startswith('obatchd takes these fields beside the prompt for settings: "n" in 15 requests;')
+
+
 def test_what_is_not_obeyed_is_not_called_so(tmp_path: Path) -> None:
     """A field that is null, or whose value shows that it is data."""
     for line in (
