@@ -61,6 +61,23 @@ def test_a_job_is_found_by_whatever_people_call_it(tmp_path: Path, typed: str) -
     store.close()
 
 
+def test_no_name_and_no_chain_of_retries_is_looked_for_in_whole_rows_of_all_jobs(tmp_path: Path) -> None:
+    """The main loop waits for these looks, and the index outlives jobs."""
+    store = Store(tmp_path, in_force())
+    accepted(store, JOB)
+    [row] = store.state.find([JOB])
+    asked, reader = list[str](), store.state._reader
+    assert reader is not None
+    reader.set_trace_callback(asked.append)
+    assert store.state.retries(row) == [] and store.state.named("nothing", 1000) == ("", [])
+    reader.set_trace_callback(None)
+    plans = [step for query in asked for *_, step in reader.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert len(asked) == 6
+    assert [step for step in plans if step.startswith("SCAN jobs") and "COVERING" not in step] == []
+    assert [step for step in plans if "jobs_by_owner" in step] == []
+    store.close()
+
+
 @pytest.mark.parametrize(
     "typed", ["efgh", "20261127", "note", "notes.tsv", "study", "%", "_bcd", "\ud800", "20261128-101112-abce"]
 )
