@@ -71,19 +71,18 @@ def look(
 
 
 def _judge(entries: Iterable[Entry], label: str, form: Format, has_model: bool) -> None:
-    first, count, runnable = "", 0, False
+    first, count, runnable, others = "", 0, False, False
     for entry in entries:
         count += 1
-        if entry.refusal is not None and entry.refusal.code not in _NO_PROMPT:
-            return
         runnable |= entry.refusal is None
-        if runnable and (has_model or entry.model):
+        others |= entry.refusal is not None and entry.refusal.code not in _NO_PROMPT
+        if entry.model or (has_model and (runnable or others)):
             return
         if entry.refusal is not None and not first:
             first = entry.refusal.message.partition(": ")[2] or entry.refusal.message
     if count == _LOOKED_AT:
         return
-    if not runnable and form is not Format.BATCH:
+    if not (runnable or others) and form is not Format.BATCH:
         raise DropRefused(f"{label}: none of its requests can run: {first}", code="no_prompt")
     if runnable:
         raise DropRefused(

@@ -63,8 +63,9 @@ async def test_a_submission_in_which_no_line_has_a_prompt_is_refused_at_once(
         gzip.compress(PROMPTS),
         {"a.txt": b"one", "b.txt": b"two"},
         b'{"note": "x"}\n' + PROMPTS,
+        PROMPTS + b'{"broken\n',
     ],
-    ids=["lines", "packed", "folder", "half"],
+    ids=["lines", "packed", "folder", "half", "a broken line"],
 )
 async def test_a_submission_for_which_nobody_names_a_model_is_refused_at_once(
     without_model: Desk, tmp_path: Path, content: Any
