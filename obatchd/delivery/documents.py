@@ -91,15 +91,16 @@ def finished_document(row: JobRow, layout: Layout) -> JobDocument:
         outbox=None if refused else place,
         refused_to=place if refused else None,
         label=row.job_label or msgspec.UNSET,
-        totals=_totals(summary, sum(counts.values())) if "response_tokens" in summary else None,
+        totals=_totals(summary) if "response_tokens" in summary else None,
     )
 
 
-def _totals(summary: dict[str, Any], results: int) -> JobTotals:
+def _totals(summary: dict[str, Any]) -> JobTotals:
     wall_s, tokens = summary["wall_s"], summary["response_tokens"]
+    asked = summary["succeeded"] + summary["failed"]
     return JobTotals(
         wall_s,
-        round(results / wall_s, 2) if wall_s else None,
+        round(asked / wall_s, 2) if wall_s else None,
         round(tokens / wall_s, 2) if wall_s else None,
         summary["prompt_tokens"],
         tokens,

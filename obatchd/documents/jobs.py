@@ -43,7 +43,7 @@ class JobTotals(msgspec.Struct):
     """The sums of a job that is over."""
 
     wall_s: float  # from acceptance to the last answer
-    requests_per_s: float | None  # results over that time
+    requests_per_s: float | None  # those that succeeded or failed, over that time
     tokens_per_s: float | None  # of answers, over that time
     prompt_tokens: int
     response_tokens: int

@@ -62,6 +62,8 @@ class Admission(Part):
             return
         if chunk.indexed.refused:
             live.count(Outcome.FAILED, chunk.indexed.refused)
+        for refusal in chunk.indexed.refusals:
+            live.blame(refusal.code, refusal.message)
         live.requests += chunk.indexed.refused
         for lane_row in chunk.indexed.lanes:
             live.requests += lane_row.requests

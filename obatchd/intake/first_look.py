@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import cast
@@ -31,9 +31,17 @@ _LOOKED_AT = 10_000  # requests; what comes behind them is not known at once
 _NO_PROMPT = ("missing_prompt", "missing_field")  # codes of requests that lack one
 
 
-def look(input_path: Path, name: bytes, given: JobSettings, defaults: FrozenSettings, settings: Settings) -> None:
+def look(
+    input_path: Path,
+    name: bytes,
+    given: JobSettings,
+    defaults: FrozenSettings,
+    settings: Settings,
+    check_space: Callable[[int], None],
+) -> None:
     """Look at a drop that was copied and is not accepted yet; as a rule only its first request is read.
 
+    ``check_space`` is that of :func:`~obatchd.jobs.formats.read_entries`; where it raises, no more is looked at.
     Raises DropRefused (``no_prompt``, ``no_model``) where none of its requests has a prompt, or nothing names a model.
     Other faults are left to those who read it.
     """
@@ -49,7 +57,7 @@ def look(input_path: Path, name: bytes, given: JobSettings, defaults: FrozenSett
             encoding, own.lines if given.lines is None else given.lines,
         )  # fmt: skip
         form = recognise(drop.path, drop.name, encoding)
-        entries = read_entries(input_path, label, settings.inbox, form=form, rules=rules)
+        entries = read_entries(input_path, label, settings.inbox, form=form, rules=rules, check_space=check_space)
         with contextlib.closing(cast("Generator[Entry]", entries)):
             _judge(islice(entries, _LOOKED_AT), label, form, bool(given.model or own.model or defaults.model))
     except DropRefused as refusal:
@@ -63,19 +71,18 @@ def look(input_path: Path, name: bytes, given: JobSettings, defaults: FrozenSett
 
 
 def _judge(entries: Iterable[Entry], label: str, form: Format, has_model: bool) -> None:
-    first, count, runnable = "", 0, False
+    first, count, runnable, others = "", 0, False, False
     for entry in entries:
         count += 1
-        if entry.refusal is not None and entry.refusal.code not in _NO_PROMPT:
-            return
         runnable |= entry.refusal is None
-        if runnable and (has_model or entry.model):
+        others |= entry.refusal is not None and entry.refusal.code not in _NO_PROMPT
+        if entry.model or (has_model and (runnable or others)):
             return
         if entry.refusal is not None and not first:
             first = entry.refusal.message.partition(": ")[2] or entry.refusal.message
     if count == _LOOKED_AT:
         return
-    if not runnable and form is not Format.BATCH:
+    if not (runnable or others) and form is not Format.BATCH:
         raise DropRefused(f"{label}: none of its requests can run: {first}", code="no_prompt")
     if runnable:
         raise DropRefused(

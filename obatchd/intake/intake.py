@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol
 
+import msgspec
+
 from obatchd import log
 from obatchd.documents.alarms import JobRefused
 from obatchd.errors import DropRefused, SpoolError
@@ -188,7 +190,7 @@ class Intake(Part):
 
     async def _begin(self, rows: Sequence[JobRow]) -> None:
         loop = asyncio.get_running_loop()
-        readers = [DropReader(row, self._layout, self._settings, self._check_space) for row in rows]
+        readers = [DropReader(row, self._layout, self._settings, self.check_space) for row in rows]
         packed, read = await loop.run_in_executor(self._claim_thread, self._first_chunks, readers)
         for reader in packed:
             task = self._tasks.start(self._unpack_first(reader.row), f"unpack-{reader.row.job}")
@@ -262,7 +264,8 @@ class Intake(Part):
                 return await loop.run_in_executor(self._index_threads, self._next_chunk, reader)
             except DISK_ERRORS:
                 # Read the drop from its beginning when the disk is well again: the store skips lines that it has.
-                reader = DropReader(row, self._layout, self._settings, self._check_space)
+                row.notes = reader.notes  # without those on a part
+                reader = DropReader(row, self._layout, self._settings, self.check_space)
                 raise
 
         words, final = f"job {row.job} cannot be read on", False
@@ -286,7 +289,8 @@ class Intake(Part):
     def refuse(self, row: JobRow, refusal: DropRefused) -> None:
         """Move an accepted drop that cannot be a job to ``failed/`` with the reason."""
         if row.settings.notify is None:  # what was submitted is not read yet
-            row.settings = SubmittedSettings.read(self._layout.job_dir(row.job)).settings
+            with contextlib.suppress(msgspec.DecodeError):  # it may be the reason for the refusal
+                row.settings = SubmittedSettings.read(self._layout.job_dir(row.job)).settings
         if owed := owed_for(row, JobRefused(row.job, row.owner)):  # before what says so is gone
             self._store.state.update_many([], owed)
         refuse_claimed(row.job, row.name, row.owner, self._layout, refusal)
@@ -295,7 +299,7 @@ class Intake(Part):
         self.refused += 1
         _log.warning("drop_refused", job=row.job, owner=row.owner, code=refusal.code)
 
-    def _check_space(self, size_bytes: int) -> None:
+    def check_space(self, size_bytes: int) -> None:
         """Wait rather than refuse: space comes back, and requests of this drop may be answered already."""
         free_bytes = self._layout.free().bytes
         if free_bytes - size_bytes < self._settings.disk.min_free_bytes:

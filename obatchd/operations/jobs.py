@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
-from attrs import define
+from attrs import define, field
 from msgspec import UNSET
 
 from obatchd import log
@@ -56,6 +56,7 @@ class JobCommands:
     """Implements :class:`obatchd.control.operations.JobOperations`, which says what each method does."""
 
     _engine: Engine
+    _retried: set[int] = field(factory=set, init=False)  # keys of jobs whose failed requests are being copied
 
     def all(
         self, caller: Caller, state: str | None, limit: int, *, mine: bool = False, only: JobFilter = EVERY_JOB
@@ -132,7 +133,13 @@ class JobCommands:
         row = self._find(caller, job_id)
         if row.key in self._engine.jobs and row.state is not JobState.DONE:
             raise ControlError(f"job {row.job} is not over yet; retry it when it is", code="job_running")
-        return self._document(await Submissions(self._engine).retry(row, changes or {}), {})
+        if row.key in self._retried:
+            raise ControlError(f"a retry of job {row.job} is being made at this moment", code="job_running")
+        self._retried.add(row.key)
+        try:
+            return self._document(await Submissions(self._engine).retry(row, changes or {}), {})
+        finally:
+            self._retried.discard(row.key)
 
     async def pause(self, caller: Caller, job_id: str) -> JobDocument:
         return await self._set_paused(caller, job_id, True)
@@ -159,7 +166,7 @@ class JobCommands:
     @disk_faults_told()
     async def remove_all(self, caller: Caller, job_ids: Sequence[str]) -> RemovedJobs:
         engine, kept = self._engine, dict[str, str]()
-        rows = [row for row in engine.store.state.find(job_ids) if caller.may_see(row.owner)]
+        rows = [row for row in engine.store.state.find(list(dict.fromkeys(job_ids))) if caller.may_see(row.owner)]
         kept |= {job: "there is no such job" for job in {*job_ids} - {row.job for row in rows}}
         kept |= {row.job: "it is not over" for row in rows if row.key in engine.jobs or row.finished_s is None}
         gone = [row for row in rows if row.job not in kept]

@@ -52,7 +52,8 @@ class Submissions:
     def _copy_and_look(self, submission: Submission, settings: JobSettings, incoming: Incoming) -> None:
         engine = self._engine
         _copy(submission, engine.settings.value, incoming)
-        look(incoming.input, incoming.name, settings, engine.store.state.defaults_now(), engine.settings.value)
+        defaults, check_space = engine.store.state.defaults_now(), engine.intake.check_space
+        look(incoming.input, incoming.name, settings, defaults, engine.settings.value, check_space)
 
     async def retry(self, row: JobRow, changes: Mapping[str, Any]) -> JobRow:
         """A job of the requests of ``row`` that have no answer, in it or in an earlier retry of it.

@@ -44,6 +44,8 @@ async def test_lines_that_cannot_be_run_fail_and_the_others_are_asked(rig: Stree
     await rig.engine.intake.begin([row])
     live = rig.work.jobs[row.key]
     assert (live.requests, live.finished, live.indexed) == (3, 1, True)
+    [(code, (count, message))] = live.failures.items()
+    assert (code, count, message[:8]) == ("bad_json", 1, "line 2: ")
     await rig.answer(live, 1, 3)
     summary = await rig.published(live)
     assert (summary["succeeded"], list(summary["failures"])) == (2, ["bad_json"])
@@ -113,5 +115,5 @@ async def test_a_drop_that_turns_out_to_be_no_job_is_forgotten_with_its_requests
 
 async def test_what_is_indexed_of_a_job_that_is_over_is_not_queued(rig: Street) -> None:
     lane = LaneRow(99, 0, None, None, None, 1)
-    rig.engine.admission.indexed(99, Chunk(IndexedChunk(99, [lane], [0], 0), {}, True))
+    rig.engine.admission.indexed(99, Chunk(IndexedChunk(99, [lane], [0], []), {}, True))
     assert rig.engine.queue.total() == 0 and rig.work.jobs == {}

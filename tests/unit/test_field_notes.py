@@ -11,7 +11,7 @@ import pytest
 from settings_support import in_force
 
 from obatchd.intake.indexing import DropReader
-from obatchd.jobs.formats import FieldNotes, RecordRules, read_entries
+from obatchd.jobs.formats import FieldNotes, RecordRules, field_notes, read_entries
 from obatchd.jobs.formats.request import parse_request
 from obatchd.jobs.model import Intent
 from obatchd.jobs.store import JobRow, Store
@@ -88,6 +88,11 @@ def test_a_known_setting_beside_the_prompt_is_obeyed_and_told(tmp_path: Path) ->
         '40 requests, "response_format" in 40 requests, "temperature" in 40 requests; if they are data, submit with '
         "--text-column or --template"
     )
+
+
+def test_a_number_of_answers_beside_model_and_prompt_is_told(tmp_path: Path) -> None:
+    [note] = notes(tmp_path, jsonl(*({"model": "m", "prompt": "p", "n": number} for number in range(1, 21))))
+    assert note.startswith('obatchd takes these fields beside the prompt for settings: "n" in 15 requests;')
 
 
 def test_what_is_not_obeyed_is_not_called_so(tmp_path: Path) -> None:
@@ -187,6 +192,26 @@ def test_a_drop_with_a_new_name_in_every_line_is_not_held_up(tmp_path: Path) -> 
     data, options = found.notes()
     assert len(data) < 1000 and len(options) < 1000
     assert " more" in data and " more" in options
+
+
+def test_a_new_name_in_every_body_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Notes are asked for with each chunk of a drop."""
+    compared: list[str] = []
+    real = field_notes._nearest
+
+    def nearest(name: str, names: tuple[str, ...]) -> str:
+        compared.append(name)
+        return real(name, names)
+
+    monkeypatch.setattr(field_notes, "_nearest", nearest)
+    found, body = FieldNotes(), {"model": "m", "messages": [{"role": "user", "content": "p"}], "temprature": 1}
+    for number in range(2500):
+        parse_request(json.dumps({"custom_id": "a", "body": {**body, f"f{number}": 1}}).encode(), found)
+        if number % 500 == 0:
+            found.notes()
+    [note] = found.notes()
+    assert '"temprature" in 2,500 requests' in note
+    assert len(compared) == len(set(compared)) <= field_notes._LIMIT
 
 
 # In a job.

@@ -18,6 +18,7 @@ from test_job_commands import handed, left
 from obatchd.cli.obatchctl import main
 from obatchd.client.client import Client
 from obatchd.errors import DropRefused
+from obatchd.intake.intake import Intake
 
 
 @pytest.fixture
@@ -62,8 +63,9 @@ async def test_a_submission_in_which_no_line_has_a_prompt_is_refused_at_once(
         gzip.compress(PROMPTS),
         {"a.txt": b"one", "b.txt": b"two"},
         b'{"note": "x"}\n' + PROMPTS,
+        PROMPTS + b'{"broken\n',
     ],
-    ids=["lines", "packed", "folder", "half"],
+    ids=["lines", "packed", "folder", "half", "a broken line"],
 )
 async def test_a_submission_for_which_nobody_names_a_model_is_refused_at_once(
     without_model: Desk, tmp_path: Path, content: Any
@@ -112,6 +114,20 @@ async def test_what_is_read_only_later_is_not_looked_at(without_model: Desk, tmp
         archive.writestr("a.jsonl", PROMPTS)
     document = await without_model.operations.jobs.submit(handed(tmp_path, packed.getvalue(), name="drop.zip"))
     assert document.job
+
+
+async def test_a_look_fills_no_disk(without_model: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig, asked = without_model, list[int]()
+
+    def full(intake: Intake, size_bytes: int) -> None:
+        asked.append(size_bytes)
+        raise OSError(28, "No space left on device")
+
+    submission = handed(tmp_path, gzip.compress(PROMPTS), name="drop.jsonl.gz")
+    with monkeypatch.context() as patched:
+        patched.setattr(Intake, "check_space", full)
+        document = await rig.operations.jobs.submit(submission)  # it is taken, and read when there is space
+    assert asked and document.job
 
 
 async def test_a_drop_of_the_inbox_without_a_model_is_a_job_as_before(without_model: Desk) -> None:

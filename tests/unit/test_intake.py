@@ -330,11 +330,13 @@ async def test_a_reading_that_the_disk_breaks_off_loses_and_doubles_nothing(
         return real(store, batches)
 
     monkeypatch.setattr(Store, "write_index", write_index)
-    row = rig.accept(lines(*("x" * 400 for _ in range(1500))))
+    row = rig.accept(lines(*({"prompt": "x" * 400, "modle": "m"} for _ in range(1500))))
     await rig.engine.intake.begin([row])
     live = rig.work.jobs[row.key]
     await until(lambda: live.indexed)
     assert live.requests == 1500 and rig.work.conditions.of_jobs == {}
+    [note] = live.row.notes
+    assert '"modle" in 1,500 requests' in note
     assert [found.requests for found in rig.work.store.of(row).lanes(row.key)] == [1500]
 
 

@@ -97,9 +97,11 @@ def test_a_job_that_waits_has_its_turn_and_a_cancelled_one_its_state(work: Work)
 def test_the_entry_of_a_job_that_is_over_is_its_counts_and_its_place(work: Work) -> None:
     live = job(work)
     counts = {"requests": 9, "succeeded": 4, "failed": 3, "cancelled": 2, "expired": 0, "wall_s": 1.0}
-    work.store.state.update(live.key, state=JobState.DONE, finished_s=ACCEPTED_S + 1, summary=counts)
+    sums = dict.fromkeys(("prompt_tokens", "response_tokens", "gpu_s", "truncated", "ungrounded", "copied"), 0)
+    work.store.state.update(live.key, state=JobState.DONE, finished_s=ACCEPTED_S + 1, summary=counts | sums)
     [row] = work.store.state.find(["job"])
     done = finished_document(row, work.layout)
+    assert done.totals is not None and done.totals.requests_per_s == 7.0  # nobody was asked what was cancelled
     assert (done.state, done.finished_at) == ("done", "2023-11-14T22:13:21.000Z")
     assert (done.requests, done.indexed, done.succeeded, done.failed, done.cancelled) == (9, 9, 4, 3, 2)
     assert (done.outbox, done.refused_to) == (str(live.outbox), None)

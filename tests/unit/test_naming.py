@@ -61,6 +61,23 @@ def test_a_job_is_found_by_whatever_people_call_it(tmp_path: Path, typed: str) -
     store.close()
 
 
+def test_no_name_and_no_chain_of_retries_is_looked_for_in_whole_rows_of_all_jobs(tmp_path: Path) -> None:
+    """The main loop waits for these looks, and the index outlives jobs."""
+    store = Store(tmp_path, in_force())
+    accepted(store, JOB)
+    [row] = store.state.find([JOB])
+    asked, reader = list[str](), store.state._reader
+    assert reader is not None
+    reader.set_trace_callback(asked.append)
+    assert store.state.retries(row) == [] and store.state.named("nothing", 1000) == ("", [])
+    reader.set_trace_callback(None)
+    plans = [step for query in asked for *_, step in reader.execute(f"EXPLAIN QUERY PLAN {query}")]
+    assert len(asked) == 6
+    assert [step for step in plans if step.startswith("SCAN jobs") and "COVERING" not in step] == []
+    assert [step for step in plans if "jobs_by_owner" in step] == []
+    store.close()
+
+
 @pytest.mark.parametrize(
     "typed", ["efgh", "20261127", "note", "notes.tsv", "study", "%", "_bcd", "\ud800", "20261128-101112-abce"]
 )
@@ -172,7 +189,7 @@ async def test_many_jobs_that_are_over_are_erased_together(rig: Desk) -> None:
     ids = [done.job, open_job.row.job, other.job, "19990101-000000-aaaa"]
     nobody = "there is no such job"
     kept = {open_job.row.job: "it is not over", other.job: nobody, ids[-1]: nobody}
-    assert await rig.operations.jobs.remove_all(ALICE, ids) == RemovedJobs([done.job], kept)
+    assert await rig.operations.jobs.remove_all(ALICE, [done.job, *ids]) == RemovedJobs([done.job], kept)
     assert not rig.work.outbox_of(done).exists() and rig.work.outbox_of(other).exists()
     assert await rig.operations.jobs.remove_all(ADMIN, [other.job]) == RemovedJobs([other.job], {})
 

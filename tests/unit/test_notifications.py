@@ -14,6 +14,7 @@ from chat_support import Chat, chat
 from engine_support import Street, street, until
 
 from obatchd.errors import ConfigError
+from obatchd.jobs.model import JobState
 from obatchd.settings.job import parse_job_settings
 from obatchd.settings.tables.people import NotificationSettings
 from obatchd.telling import notifications
@@ -183,6 +184,16 @@ async def test_a_drop_that_is_refused_later_is_told_too(monkeypatch: pytest.Monk
         [(_, told)] = mails(out)
         assert told["kind"] == "job_refused" and told["text"].endswith(f"To see why: obatchctl job {row.job}")
         await telling.stop()
+
+
+async def test_a_drop_whose_settings_cannot_be_read_is_refused_and_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async with street(monkeypatch, tmp_path) as made:
+        row, other = made.accept(b'{"prompt": "x"}\n', notify=[ANN]), made.accept(b'{"prompt": "y"}\n')
+        (made.work.layout.job_dir(row.job) / "settings.json").write_bytes(b'{"settings": {"lines": "of later"}}')
+        await made.engine.intake.begin([row, other])
+        assert made.row(row).state is JobState.REFUSED and other.key in made.work.jobs
 
 
 async def test_a_folder_whose_settings_name_who_may_not_be_told_is_refused(

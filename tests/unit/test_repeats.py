@@ -334,5 +334,8 @@ def test_a_retry_says_in_its_line_which_answers_it_asks_for() -> None:
     request = parse_request(raw)
     assert (request.id, request.prompt, request.again, request.input) == ("x", "a", (2, 5), {})
     assert parse_batch_request(with_repeats(batch(), [3])).again == (3,)
+    for again, numbers in (((2, 50), [2]), ((50,), [1, 2, 3]), ((), [1, 2, 3])):  # an author may have such a field
+        entries = repeated([Entry(1, 0, 1, 0, again=again)], 3)
+        assert [written_line(entry.line)[1] for entry in entries] == numbers
     theirs = parse_request(b'{"prompt": "a", "input_repeats": "often"}')
     assert (theirs.again, list(theirs.input)) == ((), ["input_repeats"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -83,6 +84,7 @@ async def refused(rig: Desk, job: str, **changes: Any) -> str:
         ({"prompt": "p", "options": {"num_ctx": 9}, "context_length": 8}, {"context_length": 5}, {"prompt": "p"}),
         ({"prompt": "p", "max_tokens": 9, "n_predict": 8}, {"max_response_tokens": 5}, {"prompt": "p"}),
         ({"prompt": "p", "options": {"num_predict": 9}}, {"max_response_tokens": 5}, {"prompt": "p"}),
+        ({"prompt": "p", "max_tokens": 9}, {"options": {"num_predict": 5}}, {"prompt": "p"}),
         ({"prompt": "p", "system": "s"}, {"system_message": "t"}, {"prompt": "p"}),
         ({"prompt": "p", "response_format": {"type": "json_object"}}, {"format": ""}, {"prompt": "p"}),
         ({"prompt": "p", "reasoning_effort": "low"}, {"think": False}, {"prompt": "p"}),
@@ -92,6 +94,11 @@ async def refused(rig: Desk, job: str, **changes: Any) -> str:
             BATCH,
             {"model": "b", "max_response_tokens": 7, "system_message": "t"},
             {**BATCH, "body": {"model": "b", "messages": CHAT["messages"][1:]}},
+        ),
+        (
+            {**BATCH, "body": {**CHAT, "temperature": 2.5, "tool_choice": "auto"}},
+            {"model": "b"},
+            {**BATCH, "body": {**CHAT, "model": "b", "temperature": 2.5, "tool_choice": "auto"}},
         ),
         (
             RESPONSES,
@@ -220,6 +227,16 @@ async def test_what_a_retry_answered_is_not_asked_again(rig: Desk) -> None:
     assert "every failed request" not in await refused(rig, second.row.job)
     third = await again(rig, first.row.job)  # of it alone nothing is known but its own failure
     assert rig.left(third) == {3}
+
+
+async def test_two_retries_at_the_same_moment_ask_the_same_once(rig: Desk) -> None:
+    job = await failed(rig, "a")
+    retry = rig.operations.jobs.retry
+    made = await asyncio.gather(*(retry(ALICE, job.row.job) for _ in range(2)), return_exceptions=True)
+    [document] = [one for one in made if isinstance(one, JobDocument)]
+    [error] = [one for one in made if isinstance(one, ControlError)]
+    assert (error.code, job.row.job in error.message) == ("job_running", True)
+    assert rig.operations.jobs.one(ALICE, job.row.job).retries == [document.job]
 
 
 async def test_a_retry_is_its_owners_whoever_asked_for_it(rig: Desk) -> None:

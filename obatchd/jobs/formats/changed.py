@@ -14,6 +14,7 @@ from obatchd.jobs.formats.request import is_of_responses
 
 _encode = msgspec.json.Encoder().encode
 _OF_SYSTEM = ("system", "developer")  # roles of messages
+_LIMITS = {"context_length": "num_ctx", "max_response_tokens": "num_predict"}
 
 
 def with_changes(raw: bytes, changes: Mapping[str, Any]) -> bytes:
@@ -29,7 +30,8 @@ def with_changes(raw: bytes, changes: Mapping[str, Any]) -> bytes:
         fields = fields_of(raw)[0]
         body = envelope(fields)
         inside = fields_of(bytes(fields[body]))[0] if body else fields
-        changed = _changed(inside, changes, responses=body is not None or is_of_responses(Fields(fields, [])))
+        responses = body is not None or is_of_responses(Fields(fields, []))
+        changed = _changed(Fields(inside, [], strict=body is not None), changes, responses=responses)
     except (ValueError, RecursionError):
         return raw  # it was run, so it is none of these; if it is, its reader says what is wrong
     if changed == inside:
@@ -37,15 +39,15 @@ def with_changes(raw: bytes, changes: Mapping[str, Any]) -> bytes:
     return _encode({**fields, body: changed} if body else changed)
 
 
-def _changed(
-    inside: Mapping[str, msgspec.Raw], changes: Mapping[str, Any], *, responses: bool
-) -> dict[str, msgspec.Raw]:
+def _changed(fields: Fields, changes: Mapping[str, Any], *, responses: bool) -> dict[str, msgspec.Raw]:
     options = set(changes.get("options", ()))
-    options |= {"num_ctx"} if "context_length" in changes else set()
-    options |= {"num_predict"} if "max_response_tokens" in changes else set()
     targets = {{"system_message": "system"}.get(name, name) for name in changes} - {"options"}
-    fields, kept = Fields(dict(inside), []), dict(inside)
-    for name in inside.keys() & KNOWN:
+    for limit, option in _LIMITS.items():  # each is the other by another name
+        if limit in changes or option in options:
+            targets.add(limit)
+            options.add(option)
+    kept = dict(fields.raw)
+    for name in kept.keys() & KNOWN:
         target, value = setting_in(fields, name)
         if value is None:
             continue

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from obatchd.jobs.formats.reader.fields import LEFT_OUT, OPTION, OUTSIDE
 from obatchd.jobs.formats.reader.settings import OPTIONS, SETTINGS
 
-_LIMIT = 2000  # different names that are looked at in one drop, and combinations of odd ones
+_LIMIT = 2000  # different names that are looked at in one drop, of data and of odd fields
 _TOLD = 8  # names in one note
 _NAME_CHARACTERS = 60
 _ALIKE, _SAME_LETTERS_ALIKE = 0.85, 0.8  # difflib's ratio: modle and model, but not temp, which may be a patient's
@@ -34,7 +34,8 @@ class FieldNotes:
         self.data = {"id", "custom_id", "prompt"}
         self._meant: dict[str, str] = {}  # by the name of a field that is data: the one that was probably meant
         self._misspelt: Counter[str] = Counter()
-        self._odd: Counter[tuple[str, ...]] = Counter()
+        self._odd: Counter[str] = Counter()
+        self._near: dict[str, str] = {}  # by the name of a field of a body that is left out: as above, if any
 
     def look(self, data: Iterable[str]) -> None:
         """A line has fields of these names that are data."""
@@ -50,18 +51,19 @@ class FieldNotes:
 
     def odd(self, names: tuple[str, ...]) -> None:
         """A line has these fields (:attr:`~obatchd.jobs.formats.reader.fields.Fields.odd`)."""
-        if names in self._odd or len(self._odd) < _LIMIT:
-            self._odd[names] += 1
+        for name in names:
+            if name in self._odd or len(self._odd) < _LIMIT:
+                self._odd[name] += 1
 
     def notes(self) -> list[str]:
         """One note of each kind at most, for the drop's author."""
         counts: dict[str, Counter[str]] = {kind: Counter() for kind in ("", OPTION, LEFT_OUT, OUTSIDE)}
-        for names, lines in self._odd.items():
-            for name in names:
-                kind = next((kind for kind in (OPTION, LEFT_OUT, OUTSIDE) if name.startswith(kind)), "")
-                counts[kind][name.removeprefix(kind)] += lines
+        for name, lines in self._odd.items():
+            kind = next((kind for kind in (OPTION, LEFT_OUT, OUTSIDE) if name.startswith(kind)), "")
+            counts[kind][name.removeprefix(kind)] = lines
         left_out = counts[LEFT_OUT]  # results have those that look like nothing known
-        near = {name: meant for name in left_out if (meant := _nearest(name, _FIELDS)) not in ("", name)}
+        self._near |= {name: _nearest(name, _FIELDS) for name in left_out.keys() - self._near.keys()}
+        near = {name: meant for name, meant in self._near.items() if meant not in ("", name)}
         return [
             *_note(_DATA, self._misspelt, lambda name: _hint(self._meant[name])),
             *_note(_BESIDE, counts[""], lambda name: "", _IF_DATA),

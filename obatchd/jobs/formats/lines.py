@@ -106,7 +106,7 @@ def repeated(entries: Iterable[Entry], times: int) -> Iterator[Entry]:
         if entry.refusal is not None:
             yield msgspec.structs.replace(entry, line=repeated_line(entry.line, 0))
             continue
-        for number in entry.again or range(1, times + 1):
+        for number in [number for number in entry.again if number <= times] or range(1, times + 1):
             label = None if entry.id is None else repeated_id(entry.id, number)
             yield msgspec.structs.replace(entry, line=repeated_line(entry.line, number), id=label)
 

@@ -53,7 +53,7 @@ def add_requests(
         known[job] = {(model, context, priority): lane for model, context, priority, lane in found}
     lanes = known[job]
     counts: Counter[int] = Counter()
-    lane_of, rows, refused = [], [], []
+    lane_of, rows, results, refused = [], [], [], []
     for entry in entries:
         lane, refusal = REFUSED_LANE, refusals.get(entry.line)
         if refusal is None:
@@ -65,13 +65,14 @@ def add_requests(
         rows.append((request_key(job, entry.line), entry.offset, entry.length, entry.checksum, lane, entry.id))
         if refusal is not None:
             record = unanswered_record(entry.id, entry.line, Outcome.FAILED, refusal.code, refusal.message)
-            refused.append(ResultRow(job, entry.line, lane, Outcome.FAILED, record))
+            results.append(ResultRow(job, entry.line, lane, Outcome.FAILED, record))
+            refused.append(refusal)
     cursor.executemany("INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)", rows)
-    write_results(cursor, refused)
+    write_results(cursor, results)
     chunk = _write_lanes(cursor, job, lanes, counts)
     last = entries[-1].line if entries else reached
     cursor.execute("UPDATE jobs SET indexed_line = max(indexed_line, ?), indexed = ? WHERE job = ?", (last, final, job))
-    return IndexedChunk(job, chunk, lane_of, len(refused))
+    return IndexedChunk(job, chunk, lane_of, refused)
 
 
 def _write_lanes(cursor: sqlite3.Cursor, job: int, lanes: Lanes, counts: Counter[int]) -> list[LaneRow]:

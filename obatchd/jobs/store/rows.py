@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from obatchd.jobs.model import Outcome
+from obatchd.jobs.model import Outcome, Refusal
 
 _LINE_BITS = 32
 LINE_MASK = (1 << _LINE_BITS) - 1
@@ -63,4 +63,9 @@ class IndexedChunk(msgspec.Struct):
     job: int
     lanes: list[LaneRow]  # of this chunk's requests, ``requests`` counts the chunk's own
     lane_of: list[int]  # lane of every entry given; REFUSED_LANE where it was refused
-    refused: int
+    refusals: list[Refusal]  # of this chunk's lines that cannot be run
+
+    @property
+    def refused(self) -> int:
+        """How many they are."""
+        return len(self.refusals)

@@ -24,6 +24,12 @@ from obatchd.settings.settings import Settings
 from obatchd.times import moment
 
 _log = log.get(__name__)
+# How people find jobs, and the retries of one.
+_FINDING = """
+CREATE INDEX IF NOT EXISTS jobs_by_label ON jobs (job_label) WHERE job_label IS NOT NULL;
+CREATE INDEX IF NOT EXISTS jobs_by_name ON jobs (name);
+CREATE INDEX IF NOT EXISTS jobs_by_retry ON jobs (owner, job) WHERE retry_of IS NOT NULL;
+"""
 _TABLES = f"""{USAGE_TABLE}
 CREATE TABLE IF NOT EXISTS facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS intents (job TEXT PRIMARY KEY, intent BLOB NOT NULL) WITHOUT ROWID;
@@ -40,14 +46,9 @@ CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, key);
 CREATE INDEX IF NOT EXISTS jobs_by_segment ON jobs (segment) WHERE released = 0;
 CREATE INDEX IF NOT EXISTS jobs_by_digest ON jobs (digest) WHERE digest IS NOT NULL;
 CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);
-CREATE INDEX IF NOT EXISTS jobs_by_label ON jobs (job_label) WHERE job_label IS NOT NULL;
-"""
+{_FINDING}"""
 # Version 4, a line for each change.
-_VERSION_4 = (
-    "ALTER TABLE jobs ADD COLUMN job_label TEXT;",
-    "CREATE INDEX IF NOT EXISTS jobs_by_label ON jobs (job_label) WHERE job_label IS NOT NULL;",
-    USAGE_TABLE,
-)
+_VERSION_4 = ("ALTER TABLE jobs ADD COLUMN job_label TEXT;", _FINDING, USAGE_TABLE)
 _COMPLETE = "index_complete"
 _FILTERS = ("job_label = ?", "accepted_s >= ?", "finished_s < ?")
 # A literal of SQL.

@@ -297,6 +297,7 @@ def _answers(fields: Fields, name: str) -> int | None:
     if not is_chat:
         if not {"model", "prompt"} <= fields.raw.keys():
             return None
+        fields.odd += (name,)
         fields.notes.append(f'n is taken for a setting: there are {count} answers, in "choices"{IF_DATA}')
     fields.take(name)
     return count
