@@ -21,6 +21,7 @@ from obatchd.telling.allowed import problem, require_allowed
 from obatchd.telling.notifications import Notifications
 
 ANN = "mail:ann@example.org"
+FAIL_LATER = "touch $0/begun; until [ -e $0/erased ]; do sleep 0.02; done; exit 1"
 KEEP = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + ' ' + sys.stdin.read())"
 
 
@@ -161,13 +162,14 @@ async def test_an_erased_job_is_told_no_more(monkeypatch: pytest.MonkeyPatch, tm
 async def test_a_job_that_is_erased_while_it_is_told_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    wait = {"allow": ["*@*"], "mail_command": ["sh", "-c", f"touch {tmp_path}/begun; sleep 0.3; exit 1"]}
+    wait = {"allow": ["*@*"], "mail_command": ["sh", "-c", FAIL_LATER, str(tmp_path)]}
     monkeypatch.setattr(notifications, "_PAUSES_S", (0.0, 600.0))
     async with street(monkeypatch, tmp_path, notifications=wait) as made:
         telling = started(made)
         row = await made.run("one", notify=[ANN])
         await until((tmp_path / "begun").exists)
         await asyncio.to_thread(made.work.store.erase, [row])
+        (tmp_path / "erased").touch()
         await until(lambda: not telling._owners)
         assert owed(made) == {}
         await telling.stop()
