@@ -40,16 +40,27 @@ async def run_command(command: Sequence[str], message: Message, timeout_s: float
             async with asyncio.timeout(timeout_s):
                 await process.wait()
         except TimeoutError:
-            raise NotToldError(f"it was not done in {timeout_s:g} s, and was killed") from None
+            end = "was killed" if _killed(process.pid) else "cannot be killed: it runs as another user"
+            raise NotToldError(f"it was not done in {timeout_s:g} s, and {end}") from None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # also processes that it left behind in its own group
-            await process.wait()
+            if _killed(process.pid):
+                await process.wait()
         if process.returncode:
             words = said.last_line()
             raise NotToldError(f"it ended with exit code {process.returncode}" + (f": {words}" if words else ""))
     finally:
         said.close()
+
+
+def _killed(group: int) -> bool:
+    """Kill a command and what it left behind in its own group; False where it runs as another user, as sudo does."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
 
 
 class _Said:
