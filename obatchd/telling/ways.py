@@ -121,7 +121,8 @@ async def post(url: str, message: Message, timeout_s: float, resolver: PinnedRes
     it is a secret.
     """
     target = URL(url)
-    body = msgspec.json.encode(chat_message(message, target.host or ""))
+    host = target.raw_host or ""
+    body = msgspec.json.encode(chat_message(message, host))
     headers = {"Content-Type": "application/json", "User-Agent": "obatchd"}
     try:
         if resolver is not None:
@@ -134,13 +135,13 @@ async def post(url: str, message: Message, timeout_s: float, resolver: PinnedRes
         ):
             said = _one_line((await response.content.read(_SAID_BYTES)).decode("utf-8", "replace"))
     except TimeoutError:
-        raise NotToldError(f"{target.host} did not answer in {timeout_s:g} s") from None
+        raise NotToldError(f"{host} did not answer in {timeout_s:g} s") from None
     except SourceError as error:
         raise NotToldError(error.message) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise NotToldError(f"{target.host} cannot be reached: {_without_secrets(str(error), target)}") from None
+        raise NotToldError(f"{host} cannot be reached: {_without_secrets(str(error), target)}") from None
     if not response.ok or response.status in range(300, 400):
-        words = f"{target.host} answered {response.status}"
+        words = f"{host} answered {response.status}"
         raise NotToldError(f"{words}: {_without_secrets(said, target)}" if said else words)
 
 
