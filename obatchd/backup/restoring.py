@@ -21,6 +21,7 @@ import msgspec
 from obatchd.backup import contents
 from obatchd.backup.contents import End, Manifest
 from obatchd.errors import SpoolError
+from obatchd.jobs.model import is_passed_over
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import RESTORING, Layout
 from obatchd.spool.owners import OwnerDirectories
@@ -88,11 +89,15 @@ def _manifest(tar: tarfile.TarFile, member: tarfile.TarInfo | None, backup: Path
 
 def _require_empty(layout: Layout) -> None:
     for name in contents.FOLDERS:
-        folder = layout.root / name
-        for place, _, files in os.walk(folder):
-            if left := [file for file in files if Path(place) != layout.work or file not in _MADE_BY_START]:
+        for place, folders, files in os.walk(layout.root / name):
+            directory = Path(place)
+            left = [file for file in files if directory != layout.work or file not in _MADE_BY_START]
+            left += [folder for folder in folders if (directory / folder).is_symlink()]
+            if directory == layout.inbox:  # a user can put a link into their own folder at any time
+                left += [folder for folder in folders if not is_passed_over(folder)]
+            if left:
                 raise SpoolError(
-                    f"{layout.root} is not empty: there is {Path(place, left[0])}. A backup is restored into an empty "
+                    f"{layout.root} is not empty: there is {directory / left[0]}. A backup is restored into an empty "
                     f"spool: name another one with --spool, or move the folders in it away first",
                     code="not_empty",
                 )

@@ -283,6 +283,28 @@ def test_restore_refuses_a_spool_that_a_daemon_works_on(tmp_path: Path) -> None:
     assert refused.value.code == "locked"
 
 
+@pytest.mark.parametrize("left", ["link", "folder"])
+def test_restore_goes_through_nothing_that_a_user_left_in_the_inbox(tmp_path: Path, left: str) -> None:
+    """Root would write where a link leads, and a user can put one into their own folder at any time."""
+    layout, second = Layout.open(tmp_path / "first"), Layout.open(tmp_path / "second")
+    Store(layout.work, in_force(model="small")).close()
+    (layout.inbox / "folder").mkdir()
+    (layout.inbox / "folder" / "a.txt").write_text("a")
+    for path in (layout.inbox / "folder" / "a.txt", layout.inbox / "folder"):
+        os.utime(path, (1.0, 1.0))
+    make(layout.root, tmp_path / "spool.tar")
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o700)
+    if left == "link":
+        (second.inbox / "folder").symlink_to(outside)
+    else:
+        (second.inbox / "folder").mkdir()
+    with pytest.raises(SpoolError, match=r"is not empty: there is .*/inbox/folder\."):
+        restore(tmp_path / "spool.tar", second.root)
+    assert list(outside.iterdir()) == [] and stat.S_IMODE(outside.stat().st_mode) == 0o700
+    assert os.path.lexists(second.inbox / "folder")
+
+
 def left_in(spool: Path) -> list[str]:
     return sorted(path.name for path in spool.rglob("*") if path.is_file() and path.name not in (".lock", "uuid"))
 
