@@ -118,10 +118,12 @@ class _Restoring:
         sync_paths([self._layout.work])
         try:
             end = self._members(tar, members)
-            for name in end.unfinished:
-                _delete(self._layout.root / name)
+            unfinished = [self._layout.root.joinpath(*_parts(name)) for name in end.unfinished]
+            for path in unfinished:
+                _delete(path)
             for path, target in self._links:  # last, so that nothing is written through them
-                os.symlink(target, path)
+                if not any(path.is_relative_to(gone) for gone in unfinished):
+                    os.symlink(target, path)
             (self._layout.work / "session").write_text("restored\n")  # the first start reads every file of the store
             self._give_to_daemon()
             for folder in contents.FOLDERS:
@@ -144,10 +146,8 @@ class _Restoring:
         raise SpoolError("the backup was cut off: its end is missing", code="no_backup")
 
     def _one(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        parts = Path(member.name).parts
-        if parts[:1] == () or parts[0] not in contents.FOLDERS or ".." in parts or len(parts) < 2:
-            raise SpoolError(f"the backup has a file that no spool has: {member.name}", code="no_backup")
-        path = self._layout.root / member.name
+        parts = _parts(member.name)
+        path = self._layout.root.joinpath(*parts)
         if parts[0] in ("outbox", "failed") and self._owners is not None and parts[1].isdigit():
             self._owners.make(self._layout.root / parts[0], int(parts[1]))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,6 +189,14 @@ class _Restoring:
                     path = Path(place, name)
                     if path.lstat().st_uid == 0:
                         os.chown(path, self._uid, self._gid, follow_symlinks=False)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The path of a member below the spool. Raises SpoolError where it leads elsewhere."""
+    parts = Path(name).parts
+    if len(parts) < 2 or parts[0] not in contents.FOLDERS or ".." in parts:
+        raise SpoolError(f"the backup has a file that no spool has: {name}", code="no_backup")
+    return parts
 
 
 def _delete(path: Path) -> None:

@@ -350,6 +350,23 @@ def test_a_backup_with_what_no_spool_has_restores_nothing(tmp_path: Path, member
     assert left_in(tmp_path / "second") == [] and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["../out", "inbox/../../out", "work"])
+def test_the_end_of_a_backup_deletes_nothing_that_it_has_not_brought(tmp_path: Path, name: str) -> None:
+    backup = made_of(tmp_path)
+    (tmp_path / "out").write_text("mine")
+    rewritten = tmp_path / "other.tar"
+    with tarfile.open(backup) as tar, tarfile.open(rewritten, "w") as other:
+        for each in tar.getmembers():
+            content = tar.extractfile(each)
+            if each.name == contents.END:
+                body = json.dumps({"unfinished": [name]}).encode()
+                each.size, content = len(body), io.BytesIO(body)
+            other.addfile(each, content)
+    with pytest.raises(SpoolError, match="has a file that no spool has"):
+        restore(rewritten, tmp_path / "second")
+    assert left_in(tmp_path / "second") == [] and (tmp_path / "out").read_text() == "mine"
+
+
 def test_links_are_restored_as_links_and_nothing_is_written_through_them(tmp_path: Path) -> None:
     backup, outside = made_of(tmp_path), tmp_path / "outside"
     outside.mkdir()
@@ -384,6 +401,17 @@ def test_a_folder_with_a_link_comes_back_as_it_was(tmp_path: Path) -> None:
     again = tmp_path / "second" / "inbox" / "folder"
     assert (again / "inner" / "a.txt").read_text() == "a"
     assert os.readlink(again / "b.txt") == "/etc/passwd"
+
+
+def test_a_folder_with_a_link_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
+    backup = made_of(tmp_path)
+    folder = tmp_path / "first" / "inbox" / "folder"
+    folder.mkdir()
+    (folder / "b.txt").symlink_to("a.txt")
+    backup.unlink()
+    assert make(tmp_path / "first", backup).left_out == ["folder"]
+    restore(backup, tmp_path / "second")
+    assert [path.name for path in (tmp_path / "second" / "inbox").iterdir()] == ["a.jsonl"]
 
 
 def test_no_daemon_takes_a_spool_that_is_half_restored(tmp_path: Path) -> None:
