@@ -133,6 +133,7 @@ class _Restoring:
                 for path in (self._layout.root / folder).iterdir():
                     if path != mark and path.name not in _MADE_BY_START:
                         _delete(path)
+            self._give_to_daemon()
             mark.unlink()
             raise
         mark.unlink()

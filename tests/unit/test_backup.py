@@ -283,6 +283,18 @@ def test_restore_refuses_a_spool_that_a_daemon_works_on(tmp_path: Path) -> None:
     assert refused.value.code == "locked"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root restores for another user")
+def test_a_restore_of_root_that_fails_leaves_the_daemon_its_spool(tmp_path: Path) -> None:
+    backup, spool = made_of(tmp_path), tmp_path / "second"
+    backup.write_bytes(backup.read_bytes()[:3000])
+    spool.mkdir()
+    os.chown(spool, 4321, 4321)
+    with pytest.raises(SpoolError):
+        restore(backup, spool)
+    found = {path.relative_to(spool).as_posix(): path.stat().st_uid for path in spool.rglob("*")}
+    assert "work/.lock" in found and set(found.values()) == {4321}, found
+
+
 @pytest.mark.parametrize("left", ["link", "folder"])
 def test_restore_goes_through_nothing_that_a_user_left_in_the_inbox(tmp_path: Path, left: str) -> None:
     """Root would write where a link leads, and a user can put one into their own folder at any time."""
