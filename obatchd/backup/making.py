@@ -90,5 +90,6 @@ def _write(spool: Path, target: Path, *, secrets: bool, results: bool) -> Made:
         os.fsync(file.fileno())
         part.rename(target)
         sync_paths([target.parent])
-    left_out = [name.removeprefix("inbox/") for name in archive.unfinished if name.startswith("inbox/")]
-    return Made(manifest, len(moment.drops) - len(left_out), left_out, moment.unreadable, target.stat().st_size)
+    partly = [name.removeprefix("inbox/") for name in archive.unfinished if name.startswith("inbox/")]
+    left_out = [name for name in partly if name not in moment.unreadable]
+    return Made(manifest, len(moment.drops) - len(partly), left_out, moment.unreadable, target.stat().st_size)

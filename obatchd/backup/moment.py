@@ -199,9 +199,15 @@ class Moment:
         return refused
 
     def _add_drop(self, archive: Archive, drop: _Drop) -> None:
-        name = f"inbox/{drop.name}"
-        fresh = time.time() - _written_s(drop) < _FRESH_S
-        if not archive.add_open(name, drop.descriptor) or fresh:
+        name, steady = f"inbox/{drop.name}", False
+        try:
+            fresh = time.time() - _written_s(drop) < _FRESH_S
+            steady = archive.add_open(name, drop.descriptor) and not fresh
+        except PermissionError:
+            self.unreadable.append(drop.name)
+        except FileNotFoundError:  # somebody takes files out of a folder
+            pass
+        if not steady:
             archive.unfinished.append(name)
 
 

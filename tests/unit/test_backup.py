@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from settings_support import in_force
 from test_job_commands import NO
 
 from obatchd.backup import contents
+from obatchd.backup.archive import Archive
 from obatchd.backup.making import Made, make
 from obatchd.backup.moment import Moment
 from obatchd.backup.restoring import restore
@@ -413,6 +415,38 @@ def test_a_folder_with_a_link_comes_back_as_it_was(tmp_path: Path) -> None:
     again = tmp_path / "second" / "inbox" / "folder"
     assert (again / "inner" / "a.txt").read_text() == "a"
     assert os.readlink(again / "b.txt") == "/etc/passwd"
+
+
+@pytest.mark.parametrize("trouble", ["gone", "closed"])
+def test_a_folder_that_cannot_be_read_to_its_end_is_left_out_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """One whose files somebody takes out all the while, and one with a file that may not be read."""
+    layout = Layout.open(tmp_path / "first")
+    Store(layout.work, in_force(model="small")).close()
+    folder = layout.inbox / "folder"
+    folder.mkdir()
+    for path in (folder / "a.txt", folder / "b0", layout.inbox / "whole.jsonl"):
+        path.write_bytes(lines("a"))
+        os.utime(path, (1.0, 1.0))
+    os.utime(folder, (1.0, 1.0))
+    add = Archive._add_file
+
+    def adding(archive: Archive, name: str, descriptor: int, status: os.stat_result) -> bool:
+        if name == "inbox/folder/a.txt" and trouble == "gone":
+            [left] = folder.glob("b*")
+            left.rename(folder / f"b{int(left.name[1:]) + 1}")
+        if name == "inbox/folder/b0" and trouble == "closed":
+            os.close(descriptor)
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return add(archive, name, descriptor, status)
+
+    monkeypatch.setattr(Archive, "_add_file", adding)
+    made = make(layout.root, tmp_path / "spool.tar")
+    assert (made.left_out, made.unreadable) == ((["folder"], []) if trouble == "gone" else ([], ["folder"]))
+    assert made.drops == 1
+    restore(tmp_path / "spool.tar", tmp_path / "second")
+    assert [path.name for path in (tmp_path / "second" / "inbox").iterdir()] == ["whole.jsonl"]
 
 
 def test_a_folder_with_a_link_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
