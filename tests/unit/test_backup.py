@@ -133,7 +133,7 @@ async def test_every_prompt_of_a_spool_is_answered_exactly_once_after_a_restore(
 async def test_what_happens_after_its_moment_changes_no_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs end, are released and are erased; drops are claimed, come and are refused, while files are copied."""
     async with street(monkeypatch, tmp_path / "first", inbox=SLOW_INBOX) as rig:
-        old, erased = await rig.run("a"), await rig.run("b")
+        old, erased = await rig.run("a"), await rig.run("b", notify=["mail:ann@example.org"])
         ends, goes = await rig.take("c", "d"), await rig.take("e")
         await rig.answer(ends, 1)
         claimed, refused = drop(rig, "claimed.jsonl", "f"), drop(rig, "refused.xyz", "g")
@@ -157,6 +157,7 @@ async def test_what_happens_after_its_moment_changes_no_backup(tmp_path: Path, m
     restore(tmp_path / "spool.tar", tmp_path / "second" / "spool")
     async with street(monkeypatch, tmp_path / "second") as rig:
         assert rig.work.store.state.find([erased.job]) == []
+        assert rig.work.store.state.starting_with("notify/") == {}  # nobody is told of an erased job
         assert (rig.work.layout.failed / "1000" / "refused.refused-1234" / "refused.xyz").exists()
         assert not (rig.work.layout.inbox / "refused.xyz").exists()
         await until(lambda: any(live.row.name == b"claimed.jsonl" for live in rig.work.jobs.values()))
