@@ -71,11 +71,9 @@ def _forbidden(error: PermissionError) -> SpoolError:
 
 
 def _write(spool: Path, target: Path, *, secrets: bool, results: bool) -> Made:
-    part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)
     with ExitStack() as stack:
-        stack.callback(part.unlink, missing_ok=True)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent)))
+        part = scratch / "backup"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         file = stack.enter_context(open(descriptor, "wb"))
         moment = stack.enter_context(closing(Moment(spool, scratch)))

@@ -320,6 +320,30 @@ def test_restore_goes_through_nothing_that_a_user_left_in_the_inbox(tmp_path: Pa
     assert os.path.lexists(second.inbox / "folder")
 
 
+async def test_of_two_backups_into_one_file_neither_takes_the_others_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup, write = made_of(tmp_path), Moment.write
+    backup.unlink()
+    begun: list[threading.Event] = []
+
+    def waiting(self: Moment, *given: Any, **how: Any) -> None:
+        begun.append(threading.Event())
+        begun[-1].wait(30)
+        write(self, *given, **how)
+
+    monkeypatch.setattr(Moment, "write", waiting)
+    making = []
+    for number in (1, 2):
+        making.append(asyncio.create_task(asyncio.to_thread(make, tmp_path / "first", backup)))
+        await until(lambda number=number: len(begun) == number)
+    for number in (0, 1):
+        begun[number].set()
+        await making[number]
+        assert restore(backup, tmp_path / f"again{number}").jobs == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again0", "again1", "first", "spool.tar"]
+
+
 def left_in(spool: Path) -> list[str]:
     return sorted(path.name for path in spool.rglob("*") if path.is_file() and path.name not in (".lock", "uuid"))
 
