@@ -179,6 +179,9 @@ class _Restoring:
         if os.geteuid() == 0:
             known = member.uid == self._manifest.uid
             os.chown(path, *((self._uid, self._gid) if known else (member.uid, member.gid)))
+        elif parts[0] == "inbox" and member.uid != self._manifest.uid:
+            words = "only root can give it back to them: restore the backup with sudo"
+            raise SpoolError(f"{member.name} is of another user (uid {member.uid}), and {words}", code="permission")
 
     def _give_to_daemon(self) -> None:
         """What root has made on the way is the daemon's."""

@@ -286,6 +286,20 @@ def test_restore_refuses_a_spool_that_a_daemon_works_on(tmp_path: Path) -> None:
     assert refused.value.code == "locked"
 
 
+def test_only_root_restores_a_drop_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its job, and the answers, would be of whoever restores it."""
+    backup, rewritten = made_of(tmp_path), tmp_path / "other.tar"
+    with tarfile.open(backup) as tar, tarfile.open(rewritten, "w") as other:
+        for each in tar.getmembers():
+            each.uid += each.name == "inbox/a.jsonl"
+            other.addfile(each, tar.extractfile(each))
+    monkeypatch.setattr("obatchd.backup.restoring.os.geteuid", lambda: 4321)
+    with pytest.raises(SpoolError, match=r"inbox/a\.jsonl is of another user \(uid \d+\).* with sudo") as refused:
+        restore(rewritten, tmp_path / "second")
+    assert refused.value.code == "permission" and left_in(tmp_path / "second") == []
+    assert restore(backup, tmp_path / "second").jobs == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root restores for another user")
 def test_a_restore_of_root_that_fails_leaves_the_daemon_its_spool(tmp_path: Path) -> None:
     backup, spool = made_of(tmp_path), tmp_path / "second"
