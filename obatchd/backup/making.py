@@ -71,11 +71,9 @@ def _forbidden(error: PermissionError) -> SpoolError:
 
 
 def _write(spool: Path, target: Path, *, secrets: bool, results: bool) -> Made:
-    part = target.with_name(f".{target.name}.part")
-    part.unlink(missing_ok=True)
     with ExitStack() as stack:
-        stack.callback(part.unlink, missing_ok=True)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent)))
+        part = scratch / "backup"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         file = stack.enter_context(open(descriptor, "wb"))
         moment = stack.enter_context(closing(Moment(spool, scratch)))
@@ -90,5 +88,6 @@ def _write(spool: Path, target: Path, *, secrets: bool, results: bool) -> Made:
         os.fsync(file.fileno())
         part.rename(target)
         sync_paths([target.parent])
-    left_out = [name.removeprefix("inbox/") for name in archive.unfinished if name.startswith("inbox/")]
-    return Made(manifest, len(moment.drops) - len(left_out), left_out, moment.unreadable, target.stat().st_size)
+    partly = [name.removeprefix("inbox/") for name in archive.unfinished if name.startswith("inbox/")]
+    left_out = [name for name in partly if name not in moment.unreadable]
+    return Made(manifest, len(moment.drops) - len(partly), left_out, moment.unreadable, target.stat().st_size)

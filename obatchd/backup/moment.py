@@ -28,6 +28,7 @@ from obatchd.backup import contents
 from obatchd.backup.archive import Archive
 from obatchd.backup.contents import Manifest
 from obatchd.jobs.model import Intent, is_passed_over
+from obatchd.jobs.store.owed import FORGET_OWED
 from obatchd.times import instant
 
 _BUSY_S = 60.0  # longest wait for the daemon's own writing
@@ -156,7 +157,9 @@ class Moment:
             row = live.execute("SELECT * FROM jobs WHERE job = ?", (job,)).fetchone()
             with index:
                 index.execute("DELETE FROM jobs WHERE job = ?", (job,))
-                if row is not None:
+                if row is None:
+                    index.execute(FORGET_OWED)
+                else:
                     marks = ", ".join("?" * len(columns))
                     index.execute(f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({marks})", row)
 
@@ -199,9 +202,15 @@ class Moment:
         return refused
 
     def _add_drop(self, archive: Archive, drop: _Drop) -> None:
-        name = f"inbox/{drop.name}"
-        fresh = time.time() - _written_s(drop) < _FRESH_S
-        if not archive.add_open(name, drop.descriptor) or fresh:
+        name, steady = f"inbox/{drop.name}", False
+        try:
+            fresh = time.time() - _written_s(drop) < _FRESH_S
+            steady = archive.add_open(name, drop.descriptor) and not fresh
+        except PermissionError:
+            self.unreadable.append(drop.name)
+        except FileNotFoundError:  # somebody takes files out of a folder
+            pass
+        if not steady:
             archive.unfinished.append(name)
 
 

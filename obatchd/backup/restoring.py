@@ -21,6 +21,7 @@ import msgspec
 from obatchd.backup import contents
 from obatchd.backup.contents import End, Manifest
 from obatchd.errors import SpoolError
+from obatchd.jobs.model import is_passed_over
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import RESTORING, Layout
 from obatchd.spool.owners import OwnerDirectories
@@ -88,11 +89,15 @@ def _manifest(tar: tarfile.TarFile, member: tarfile.TarInfo | None, backup: Path
 
 def _require_empty(layout: Layout) -> None:
     for name in contents.FOLDERS:
-        folder = layout.root / name
-        for place, _, files in os.walk(folder):
-            if left := [file for file in files if Path(place) != layout.work or file not in _MADE_BY_START]:
+        for place, folders, files in os.walk(layout.root / name):
+            directory = Path(place)
+            left = [file for file in files if directory != layout.work or file not in _MADE_BY_START]
+            left += [folder for folder in folders if (directory / folder).is_symlink()]
+            if directory == layout.inbox:  # a user can put a link into their own folder at any time
+                left += [folder for folder in folders if not is_passed_over(folder)]
+            if left:
                 raise SpoolError(
-                    f"{layout.root} is not empty: there is {Path(place, left[0])}. A backup is restored into an empty "
+                    f"{layout.root} is not empty: there is {directory / left[0]}. A backup is restored into an empty "
                     f"spool: name another one with --spool, or move the folders in it away first",
                     code="not_empty",
                 )
@@ -113,10 +118,12 @@ class _Restoring:
         sync_paths([self._layout.work])
         try:
             end = self._members(tar, members)
-            for name in end.unfinished:
-                _delete(self._layout.root / name)
+            unfinished = [self._layout.root.joinpath(*_parts(name)) for name in end.unfinished]
+            for path in unfinished:
+                _delete(path)
             for path, target in self._links:  # last, so that nothing is written through them
-                os.symlink(target, path)
+                if not any(path.is_relative_to(gone) for gone in unfinished):
+                    os.symlink(target, path)
             (self._layout.work / "session").write_text("restored\n")  # the first start reads every file of the store
             self._give_to_daemon()
             for folder in contents.FOLDERS:
@@ -126,6 +133,7 @@ class _Restoring:
                 for path in (self._layout.root / folder).iterdir():
                     if path != mark and path.name not in _MADE_BY_START:
                         _delete(path)
+            self._give_to_daemon()
             mark.unlink()
             raise
         mark.unlink()
@@ -139,10 +147,8 @@ class _Restoring:
         raise SpoolError("the backup was cut off: its end is missing", code="no_backup")
 
     def _one(self, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-        parts = Path(member.name).parts
-        if parts[:1] == () or parts[0] not in contents.FOLDERS or ".." in parts or len(parts) < 2:
-            raise SpoolError(f"the backup has a file that no spool has: {member.name}", code="no_backup")
-        path = self._layout.root / member.name
+        parts = _parts(member.name)
+        path = self._layout.root.joinpath(*parts)
         if parts[0] in ("outbox", "failed") and self._owners is not None and parts[1].isdigit():
             self._owners.make(self._layout.root / parts[0], int(parts[1]))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +179,9 @@ class _Restoring:
         if os.geteuid() == 0:
             known = member.uid == self._manifest.uid
             os.chown(path, *((self._uid, self._gid) if known else (member.uid, member.gid)))
+        elif parts[0] == "inbox" and member.uid != self._manifest.uid:
+            words = "only root can give it back to them: restore the backup with sudo"
+            raise SpoolError(f"{member.name} is of another user (uid {member.uid}), and {words}", code="permission")
 
     def _give_to_daemon(self) -> None:
         """What root has made on the way is the daemon's."""
@@ -184,6 +193,14 @@ class _Restoring:
                     path = Path(place, name)
                     if path.lstat().st_uid == 0:
                         os.chown(path, self._uid, self._gid, follow_symlinks=False)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The path of a member below the spool. Raises SpoolError where it leads elsewhere."""
+    parts = Path(name).parts
+    if len(parts) < 2 or parts[0] not in contents.FOLDERS or ".." in parts:
+        raise SpoolError(f"the backup has a file that no spool has: {name}", code="no_backup")
+    return parts
 
 
 def _delete(path: Path) -> None:

@@ -27,6 +27,7 @@ _LIMITS = {  # words of JSON Schema
     "minimum": " from {}",
     "maximum": " to {}",
     "minLength": " that is not empty",
+    "maxLength": ", {} characters at most",
 }
 _Model = TypeVar("_Model", bound=Section)
 
@@ -85,7 +86,8 @@ def _in_words(schema: Mapping[str, Any]) -> str:
         return " or ".join(f'"{value}"' for value in schema.get("enum", [schema.get("const")]))
     if "items" in schema:
         least = f" with {schema['minItems']} or more" if schema.get("minItems", 0) > 1 else ""
-        return f"a list of ({_in_words(schema['items'])}){least}"
+        most = f" with {schema['maxItems']} or fewer" if "maxItems" in schema else ""
+        return f"a list of ({_in_words(schema['items'])}){least}{most}"
     return _KINDS.get(schema.get("type", ""), "a table") + _limits(schema)
 
 

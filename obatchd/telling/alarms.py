@@ -102,7 +102,7 @@ class Alarms:
         if command := self._settings.command:
             ways[f"command {os.path.basename(command[0])}"] = partial(run_command, command)
         if webhook := self._settings.webhook:
-            ways[f"webhook at {URL(webhook).host}"] = partial(post, webhook)
+            ways[f"webhook at {URL(webhook).raw_host}"] = partial(post, webhook)
         return ways
 
     async def _run(self) -> None:

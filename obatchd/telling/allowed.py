@@ -18,7 +18,7 @@ _SHOWN = 10  # of those who may be told
 
 def shown(target: str) -> str:
     """Somebody who is told, for people and logs: of a URL the host alone."""
-    return f"mail to {target.removeprefix(MAIL)}" if target.startswith(MAIL) else f"webhook at {URL(target).host}"
+    return f"mail to {target.removeprefix(MAIL)}" if target.startswith(MAIL) else f"webhook at {URL(target).raw_host}"
 
 
 def logged(target: str) -> str:
@@ -64,7 +64,7 @@ def _is_allowed(target: str, allow: Sequence[str]) -> bool:
         address = target.removeprefix(MAIL).lower()
         return any(fnmatch.fnmatchcase(address, entry.lower()) for entry in allow if "@" in entry)
     url = URL(target)
-    host, port = (url.host or "").lower().rstrip("."), url.port
+    host, port = (url.raw_host or "").lower().rstrip("."), url.port
     for entry in map(opened, (entry for entry in allow if "@" not in entry)):
         if entry.port in (0, port):
             named = str(entry.network.network_address) if entry.network and entry.network.num_addresses == 1 else ""

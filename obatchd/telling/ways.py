@@ -40,16 +40,27 @@ async def run_command(command: Sequence[str], message: Message, timeout_s: float
             async with asyncio.timeout(timeout_s):
                 await process.wait()
         except TimeoutError:
-            raise NotToldError(f"it was not done in {timeout_s:g} s, and was killed") from None
+            end = "was killed" if _killed(process.pid) else "cannot be killed: it runs as another user"
+            raise NotToldError(f"it was not done in {timeout_s:g} s, and {end}") from None
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # also processes that it left behind in its own group
-            await process.wait()
+            if _killed(process.pid):
+                await process.wait()
         if process.returncode:
             words = said.last_line()
             raise NotToldError(f"it ended with exit code {process.returncode}" + (f": {words}" if words else ""))
     finally:
         said.close()
+
+
+def _killed(group: int) -> bool:
+    """Kill a command and what it left behind in its own group; False where it runs as another user, as sudo does."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        pass
+    return True
 
 
 class _Said:
@@ -110,7 +121,8 @@ async def post(url: str, message: Message, timeout_s: float, resolver: PinnedRes
     it is a secret.
     """
     target = URL(url)
-    body = msgspec.json.encode(chat_message(message, target.host or ""))
+    host = target.raw_host or ""
+    body = msgspec.json.encode(chat_message(message, host))
     headers = {"Content-Type": "application/json", "User-Agent": "obatchd"}
     try:
         if resolver is not None:
@@ -123,13 +135,13 @@ async def post(url: str, message: Message, timeout_s: float, resolver: PinnedRes
         ):
             said = _one_line((await response.content.read(_SAID_BYTES)).decode("utf-8", "replace"))
     except TimeoutError:
-        raise NotToldError(f"{target.host} did not answer in {timeout_s:g} s") from None
+        raise NotToldError(f"{host} did not answer in {timeout_s:g} s") from None
     except SourceError as error:
         raise NotToldError(error.message) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise NotToldError(f"{target.host} cannot be reached: {_without_secrets(str(error), target)}") from None
+        raise NotToldError(f"{host} cannot be reached: {_without_secrets(str(error), target)}") from None
     if not response.ok or response.status in range(300, 400):
-        words = f"{target.host} answered {response.status}"
+        words = f"{host} answered {response.status}"
         raise NotToldError(f"{words}: {_without_secrets(said, target)}" if said else words)
 
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import email
 import email.policy
+import errno
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -269,6 +271,27 @@ async def test_a_command_is_over_when_it_ends_though_something_holds_its_pipe(tm
     began_s = time.monotonic()
     [way] = await alarms.test()
     assert way.told and time.monotonic() - began_s < 10
+
+
+async def test_a_command_that_cannot_be_killed_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as sudo, or a sendmail that runs as another user."""
+    groups: list[int] = []
+
+    def forbidden(group: int, _: int) -> None:
+        groups.append(group)
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("obatchd.telling.ways.os.killpg", forbidden)
+    [way] = await Alarms(settings("true"), Failures()).test()
+    assert way.told and len(groups) == 1
+    async with asyncio.timeout(10):
+        [way] = await Alarms(settings("sleep", "60", timeout_s=0.2), Failures()).test()
+    assert way.reason == "it was not done in 0.2 s, and cannot be killed: it runs as another user"
+    monkeypatch.undo()
+    os.killpg(groups[-1], signal.SIGKILL)
+    await wait_for(lambda: not Path(f"/proc/{groups[-1]}").exists())
 
 
 def run_obatchctl(monkeypatch: pytest.MonkeyPatch, *ways: WayTried, arguments: str = "alarms test") -> Result:

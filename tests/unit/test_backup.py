@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import json
 import os
@@ -25,6 +26,7 @@ from settings_support import in_force
 from test_job_commands import NO
 
 from obatchd.backup import contents
+from obatchd.backup.archive import Archive
 from obatchd.backup.making import Made, make
 from obatchd.backup.moment import Moment
 from obatchd.backup.restoring import restore
@@ -131,7 +133,7 @@ async def test_every_prompt_of_a_spool_is_answered_exactly_once_after_a_restore(
 async def test_what_happens_after_its_moment_changes_no_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs end, are released and are erased; drops are claimed, come and are refused, while files are copied."""
     async with street(monkeypatch, tmp_path / "first", inbox=SLOW_INBOX) as rig:
-        old, erased = await rig.run("a"), await rig.run("b")
+        old, erased = await rig.run("a"), await rig.run("b", notify=["mail:ann@example.org"])
         ends, goes = await rig.take("c", "d"), await rig.take("e")
         await rig.answer(ends, 1)
         claimed, refused = drop(rig, "claimed.jsonl", "f"), drop(rig, "refused.xyz", "g")
@@ -155,6 +157,7 @@ async def test_what_happens_after_its_moment_changes_no_backup(tmp_path: Path, m
     restore(tmp_path / "spool.tar", tmp_path / "second" / "spool")
     async with street(monkeypatch, tmp_path / "second") as rig:
         assert rig.work.store.state.find([erased.job]) == []
+        assert rig.work.store.state.starting_with("notify/") == {}  # nobody is told of an erased job
         assert (rig.work.layout.failed / "1000" / "refused.refused-1234" / "refused.xyz").exists()
         assert not (rig.work.layout.inbox / "refused.xyz").exists()
         await until(lambda: any(live.row.name == b"claimed.jsonl" for live in rig.work.jobs.values()))
@@ -283,6 +286,78 @@ def test_restore_refuses_a_spool_that_a_daemon_works_on(tmp_path: Path) -> None:
     assert refused.value.code == "locked"
 
 
+def test_only_root_restores_a_drop_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its job, and the answers, would be of whoever restores it."""
+    backup, rewritten = made_of(tmp_path), tmp_path / "other.tar"
+    with tarfile.open(backup) as tar, tarfile.open(rewritten, "w") as other:
+        for each in tar.getmembers():
+            each.uid += each.name == "inbox/a.jsonl"
+            other.addfile(each, tar.extractfile(each))
+    monkeypatch.setattr("obatchd.backup.restoring.os.geteuid", lambda: 4321)
+    with pytest.raises(SpoolError, match=r"inbox/a\.jsonl is of another user \(uid \d+\).* with sudo") as refused:
+        restore(rewritten, tmp_path / "second")
+    assert refused.value.code == "permission" and left_in(tmp_path / "second") == []
+    assert restore(backup, tmp_path / "second").jobs == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root restores for another user")
+def test_a_restore_of_root_that_fails_leaves_the_daemon_its_spool(tmp_path: Path) -> None:
+    backup, spool = made_of(tmp_path), tmp_path / "second"
+    backup.write_bytes(backup.read_bytes()[:3000])
+    spool.mkdir()
+    os.chown(spool, 4321, 4321)
+    with pytest.raises(SpoolError):
+        restore(backup, spool)
+    found = {path.relative_to(spool).as_posix(): path.stat().st_uid for path in spool.rglob("*")}
+    assert "work/.lock" in found and set(found.values()) == {4321}, found
+
+
+@pytest.mark.parametrize("left", ["link", "folder"])
+def test_restore_goes_through_nothing_that_a_user_left_in_the_inbox(tmp_path: Path, left: str) -> None:
+    """Root would write where a link leads, and a user can put one into their own folder at any time."""
+    layout, second = Layout.open(tmp_path / "first"), Layout.open(tmp_path / "second")
+    Store(layout.work, in_force(model="small")).close()
+    (layout.inbox / "folder").mkdir()
+    (layout.inbox / "folder" / "a.txt").write_text("a")
+    for path in (layout.inbox / "folder" / "a.txt", layout.inbox / "folder"):
+        os.utime(path, (1.0, 1.0))
+    make(layout.root, tmp_path / "spool.tar")
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o700)
+    if left == "link":
+        (second.inbox / "folder").symlink_to(outside)
+    else:
+        (second.inbox / "folder").mkdir()
+    with pytest.raises(SpoolError, match=r"is not empty: there is .*/inbox/folder\."):
+        restore(tmp_path / "spool.tar", second.root)
+    assert list(outside.iterdir()) == [] and stat.S_IMODE(outside.stat().st_mode) == 0o700
+    assert os.path.lexists(second.inbox / "folder")
+
+
+async def test_of_two_backups_into_one_file_neither_takes_the_others_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup, write = made_of(tmp_path), Moment.write
+    backup.unlink()
+    begun: list[threading.Event] = []
+
+    def waiting(self: Moment, *given: Any, **how: Any) -> None:
+        begun.append(threading.Event())
+        begun[-1].wait(30)
+        write(self, *given, **how)
+
+    monkeypatch.setattr(Moment, "write", waiting)
+    making = []
+    for number in (1, 2):
+        making.append(asyncio.create_task(asyncio.to_thread(make, tmp_path / "first", backup)))
+        await until(lambda number=number: len(begun) == number)
+    for number in (0, 1):
+        begun[number].set()
+        await making[number]
+        assert restore(backup, tmp_path / f"again{number}").jobs == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again0", "again1", "first", "spool.tar"]
+
+
 def left_in(spool: Path) -> list[str]:
     return sorted(path.name for path in spool.rglob("*") if path.is_file() and path.name not in (".lock", "uuid"))
 
@@ -328,6 +403,23 @@ def test_a_backup_with_what_no_spool_has_restores_nothing(tmp_path: Path, member
     assert left_in(tmp_path / "second") == [] and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["../out", "inbox/../../out", "work"])
+def test_the_end_of_a_backup_deletes_nothing_that_it_has_not_brought(tmp_path: Path, name: str) -> None:
+    backup = made_of(tmp_path)
+    (tmp_path / "out").write_text("mine")
+    rewritten = tmp_path / "other.tar"
+    with tarfile.open(backup) as tar, tarfile.open(rewritten, "w") as other:
+        for each in tar.getmembers():
+            content = tar.extractfile(each)
+            if each.name == contents.END:
+                body = json.dumps({"unfinished": [name]}).encode()
+                each.size, content = len(body), io.BytesIO(body)
+            other.addfile(each, content)
+    with pytest.raises(SpoolError, match="has a file that no spool has"):
+        restore(rewritten, tmp_path / "second")
+    assert left_in(tmp_path / "second") == [] and (tmp_path / "out").read_text() == "mine"
+
+
 def test_links_are_restored_as_links_and_nothing_is_written_through_them(tmp_path: Path) -> None:
     backup, outside = made_of(tmp_path), tmp_path / "outside"
     outside.mkdir()
@@ -362,6 +454,49 @@ def test_a_folder_with_a_link_comes_back_as_it_was(tmp_path: Path) -> None:
     again = tmp_path / "second" / "inbox" / "folder"
     assert (again / "inner" / "a.txt").read_text() == "a"
     assert os.readlink(again / "b.txt") == "/etc/passwd"
+
+
+@pytest.mark.parametrize("trouble", ["gone", "closed"])
+def test_a_folder_that_cannot_be_read_to_its_end_is_left_out_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """One whose files somebody takes out all the while, and one with a file that may not be read."""
+    layout = Layout.open(tmp_path / "first")
+    Store(layout.work, in_force(model="small")).close()
+    folder = layout.inbox / "folder"
+    folder.mkdir()
+    for path in (folder / "a.txt", folder / "b0", layout.inbox / "whole.jsonl"):
+        path.write_bytes(lines("a"))
+        os.utime(path, (1.0, 1.0))
+    os.utime(folder, (1.0, 1.0))
+    add = Archive._add_file
+
+    def adding(archive: Archive, name: str, descriptor: int, status: os.stat_result) -> bool:
+        if name == "inbox/folder/a.txt" and trouble == "gone":
+            [left] = folder.glob("b*")
+            left.rename(folder / f"b{int(left.name[1:]) + 1}")
+        if name == "inbox/folder/b0" and trouble == "closed":
+            os.close(descriptor)
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+        return add(archive, name, descriptor, status)
+
+    monkeypatch.setattr(Archive, "_add_file", adding)
+    made = make(layout.root, tmp_path / "spool.tar")
+    assert (made.left_out, made.unreadable) == ((["folder"], []) if trouble == "gone" else ([], ["folder"]))
+    assert made.drops == 1
+    restore(tmp_path / "spool.tar", tmp_path / "second")
+    assert [path.name for path in (tmp_path / "second" / "inbox").iterdir()] == ["whole.jsonl"]
+
+
+def test_a_folder_with_a_link_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:
+    backup = made_of(tmp_path)
+    folder = tmp_path / "first" / "inbox" / "folder"
+    folder.mkdir()
+    (folder / "b.txt").symlink_to("a.txt")
+    backup.unlink()
+    assert make(tmp_path / "first", backup).left_out == ["folder"]
+    restore(backup, tmp_path / "second")
+    assert [path.name for path in (tmp_path / "second" / "inbox").iterdir()] == ["a.jsonl"]
 
 
 def test_no_daemon_takes_a_spool_that_is_half_restored(tmp_path: Path) -> None:

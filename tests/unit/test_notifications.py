@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import stat
 import sys
@@ -12,16 +13,18 @@ from typing import Any
 import pytest
 from chat_support import Chat, chat
 from engine_support import Street, street, until
+from yarl import URL
 
 from obatchd.errors import ConfigError
 from obatchd.jobs.model import JobState
 from obatchd.settings.job import parse_job_settings
-from obatchd.settings.tables.people import NotificationSettings
+from obatchd.settings.tables.people import NotificationSettings, target_problem
 from obatchd.telling import notifications
 from obatchd.telling.allowed import problem, require_allowed
 from obatchd.telling.notifications import Notifications
 
 ANN = "mail:ann@example.org"
+FAIL_LATER = "touch $0/begun; until [ -e $0/erased ]; do sleep 0.02; done; exit 1"
 KEEP = "import sys; open(sys.argv[1], 'a').write(sys.argv[2] + ' ' + sys.stdin.read())"
 
 
@@ -162,13 +165,14 @@ async def test_an_erased_job_is_told_no_more(monkeypatch: pytest.MonkeyPatch, tm
 async def test_a_job_that_is_erased_while_it_is_told_leaves_nothing(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    wait = {"allow": ["*@*"], "mail_command": ["sh", "-c", f"touch {tmp_path}/begun; sleep 0.3; exit 1"]}
+    wait = {"allow": ["*@*"], "mail_command": ["sh", "-c", FAIL_LATER, str(tmp_path)]}
     monkeypatch.setattr(notifications, "_PAUSES_S", (0.0, 600.0))
     async with street(monkeypatch, tmp_path, notifications=wait) as made:
         telling = started(made)
         row = await made.run("one", notify=[ANN])
         await until((tmp_path / "begun").exists)
         await asyncio.to_thread(made.work.store.erase, [row])
+        (tmp_path / "erased").touch()
         await until(lambda: not telling._owners)
         assert owed(made) == {}
         await telling.stop()
@@ -196,15 +200,23 @@ async def test_a_drop_whose_settings_cannot_be_read_is_refused_and_others_go_on(
         assert made.row(row).state is JobState.REFUSED and other.key in made.work.jobs
 
 
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("mail:eve@elsewhere.net", "mail to eve@elsewhere.net is not allowed on this host; allowed: *@example.org"),
+        ("http://a\\b/", "notify: must be mail:ADDRESS or an http or https URL"),
+        ("http://xn--a/", "webhook at xn--a is not allowed on this host"),
+    ],
+)
 async def test_a_folder_whose_settings_name_who_may_not_be_told_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str, words: str
 ) -> None:
     async with street(monkeypatch, tmp_path, **tables(tmp_path / "mails")) as made:
-        told = b'notify = ["mail:eve@elsewhere.net"]'
+        told = f"notify = ['{target}']".encode()
         row = made.accept_folder({"a.jsonl": b'{"prompt": "x"}\n', "job.toml": told})
         await made.engine.intake.begin([row])
         [note] = made.row(row).notes
-        assert "mail to eve@elsewhere.net is not allowed on this host; allowed: *@example.org" in note
+        assert words in note
 
 
 @pytest.mark.parametrize(
@@ -223,6 +235,8 @@ async def test_a_folder_whose_settings_name_who_may_not_be_told_is_refused(
         ("http://10.1.2.3:8065/x", ["10.*"], "webhook at 10.1.2.3: 10.1.2.3 is at 10.1.2.3, which is no public"),
         ("http://10.1.2.3:8065/x", ["10.0.0.0/8"], "webhook at 10.1.2.3 is not allowed"),
         ("http://169.254.169.254/S3CRET", ["1*"], "webhook at 169.254.169.254: 169.254.169.254 is at"),
+        ("https://hooks.xn--mller-kva.de/x", ["hooks.xn--mller-kva.de"], ""),
+        ("http://[fd00::1]:8065/x", ["[fd00::1]:8065"], ""),
         ("https://me:pw@hooks.slack.com/", ["hooks.slack.com"], "webhook at hooks.slack.com: a URL with a user"),
     ],
 )
@@ -256,6 +270,12 @@ def test_a_mail_that_nobody_can_send_is_refused_at_once() -> None:
         "ftp://x/y",
         "https://",
         "http://a b/",
+        "http://a\\b/",
+        "http://a\\@b/",
+        "http://[abc]/",
+        "http://[::1]x/",
+        "http://a%b/",
+        "http://a:70000/",
     ],
 )
 def test_what_is_nobody_to_be_told(target: str) -> None:
@@ -263,6 +283,14 @@ def test_what_is_nobody_to_be_told(target: str) -> None:
         parse_job_settings({"notify": [target]}, "job.toml")
     good, _ = parse_job_settings({"notify": [ANN, "https://hooks.slack.com/services/x"]}, "job.toml")
     assert good.notify == [ANN, "https://hooks.slack.com/services/x"]
+
+
+def test_whoever_can_be_named_has_a_host() -> None:
+    """Else the part that reads a URL would end, and the daemon with it."""
+    ends = ("".join(part) for length in range(5) for part in itertools.product("a1:.@[]\\%/?#-", repeat=length))
+    named = [url for end in ends if not target_problem(url := f"http://{end}")]
+    assert {"http://a", "http://a:1/", "http://a@a"} <= set(named)
+    assert all(URL(url).raw_host for url in named)
 
 
 async def test_the_addresses_stand_where_only_the_daemon_reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

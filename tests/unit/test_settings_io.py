@@ -284,6 +284,19 @@ def test_wrong_job_settings_are_all_listed() -> None:
     assert len(caught.value.message.splitlines()) == 4
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"label": "x" * 101}, "label: must be text that is not empty, 100 characters at most"),
+        ({"notify": ["mail:a@b"] * 6}, "notify: must be a list of (text) with 5 or fewer"),
+    ],
+)
+def test_a_value_that_is_too_long_is_refused_with_how_long_it_may_be(given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        job.parse_job_settings(given, "job.toml")
+    assert error.value.message == f"job.toml: {reason}"
+
+
 def test_committed_pages_are_the_generators_output() -> None:
     remedy = "generate it again from obatchd.settings.text"
     assert (ROOT / "etc/obatchd.toml").read_text() == settings_text.commented_toml(), remedy

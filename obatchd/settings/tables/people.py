@@ -33,6 +33,11 @@ class AccessSettings(Section):
 _MAIL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._%+-]*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 _MAIL_PATTERN = re.compile(r"[A-Za-z0-9._%+*?-]+@[A-Za-z0-9.*?-]+")
 MAIL = "mail:"
+# A URL that all libraries read alike. Anything else than ASCII would have to be encoded, and white space is a slip.
+_URL = re.compile(
+    r"(?=[!-~]{1,2000}\Z)[A-Za-z]+://([^/?#@\[\]\\]*@)?"
+    r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\])(:\d*)?([/?#].*)?"
+)
 
 
 def target_problem(target: str) -> str:
@@ -44,8 +49,7 @@ def target_problem(target: str) -> str:
         good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:
         good = False
-    # Anything else than ASCII would have to be encoded, and white space is a slip.
-    return "" if good and re.fullmatch(r"[!-~]{1,2000}", target) else "must be mail:ADDRESS or an http or https URL"
+    return "" if good and _URL.fullmatch(target) else "must be mail:ADDRESS or an http or https URL"
 
 
 def _webhook(url: str) -> str:
