@@ -261,6 +261,32 @@ def test_whole_ids_are_erased_without_a_question(monkeypatch: pytest.MonkeyPatch
     assert result.stdout == "".join(f"{line}\n" for line in (*(f"{job} erased" for job in ids), SUMS_STAY))
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_one_job_that_stays_hides_nothing_of_what_was_erased_before_it(
+    monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    daemon = Daemon(monkeypatch, "a.csv", "b.csv", "c.csv")
+    ids = [job["job"] for job in daemon.jobs]
+
+    def delete(client: Client, path: str, *names: str) -> dict[str, Any]:
+        if names[0] == ids[1]:
+            raise ControlError(f"job {ids[1]} is not over", code="job_running")
+        daemon.erased.append(names[0])
+        return {"removed": names[0]}
+
+    monkeypatch.setattr(Client, "delete", delete)
+    result = run("rm", *ids, *["--json"] * as_json)
+    assert (result.exit_code, daemon.erased) == (1, [ids[0], ids[2]])
+    assert f"{ids[1]} was not erased: job {ids[1]} is not over\n" in result.stderr
+    if as_json:
+        told = json.loads(result.stdout)
+        assert (told["removed"], [*told["kept"]]) == (daemon.erased, [ids[1]])
+    else:
+        assert result.stdout.splitlines() == [f"{ids[0]} erased", f"{ids[2]} erased", SUMS_STAY]
+    alone = run("rm", ids[1], "--json")
+    assert (alone.exit_code, json.loads(alone.stdout)["error"]["code"]) == (1, "job_running")
+
+
 def test_a_part_of_an_id_is_not_erased_where_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon(monkeypatch, "a.csv", "b.csv")
     for given in (["abc1"], ["--last"], ["--older-than", "30d"], ["abc1", daemon.jobs[0]["job"]]):
@@ -340,6 +366,15 @@ def test_the_latest_job_is_ones_own_latest(monkeypatch: pytest.MonkeyPatch, comm
     daemon.jobs = []
     result = run(command, "--last")
     assert result.exit_code == 1 and result.stderr == "you have no job yet; obatchctl submit PATH makes one\n"
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+def test_a_command_names_the_job_that_it_found(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    Daemon(monkeypatch)
+    found = lambda client, path, *names, **_: {"job": JOB} if names else {"paused": True}  # noqa: E731
+    monkeypatch.setattr(Client, "post", found)
+    assert run(command, "notes").stdout == f"{JOB} {command}d.\n"
+    assert run(command).stdout == f"All jobs {command}d.\n"
 
 
 @pytest.mark.parametrize("place", [JOB, "20261128", "abcd", "notes.csv", "notes", "study", "--last"])
