@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from operations_support import Desk, desk
 from settings_support import in_force
 from test_job_commands import ADMIN, ALICE, BOB, NO, handed
 
+from obatchd.cli.commands import rm
 from obatchd.cli.commands.jobs import SUMS_STAY
 from obatchd.cli.obatchctl import main
 from obatchd.client.client import Client
@@ -298,6 +300,14 @@ def test_a_part_of_an_id_is_not_erased_where_nobody_can_be_asked(monkeypatch: py
     assert run("rm", "abc1", "--yes").exit_code == 0 and daemon.erased == [daemon.jobs[1]["job"]]
 
 
+def test_nobody_can_be_asked_where_standard_input_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in ``obatchctl rm study <&-``, and under some schedulers."""
+    daemon = Daemon(monkeypatch, "a.csv")
+    monkeypatch.setattr(rm, "sys", SimpleNamespace(stdin=None))
+    result = run("rm", "abc0")
+    assert (result.exit_code, daemon.erased) == (2, []) and "nobody can be asked here" in result.stderr
+
+
 @pytest.mark.parametrize(("typed", "code", "count"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0), ("\n", 1, 0)])
 def test_somebody_at_a_terminal_sees_what_would_go_and_is_asked(
     monkeypatch: pytest.MonkeyPatch, typed: str, code: int, count: int
@@ -307,6 +317,7 @@ def test_somebody_at_a_terminal_sees_what_would_go_and_is_asked(
     assert (result.exit_code, len(daemon.erased)) == (code, count), result.output
     assert "20261121-101112-abc1  b.csv" in result.stdout
     assert "Erase 1 job, with results and prompts? This cannot be undone. [y/N]" in result.stdout
+    assert result.stderr == ("" if code == 0 else "Nothing was erased.\n")
 
 
 def test_a_question_about_many_jobs_counts_them_and_shows_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +367,11 @@ def test_what_is_missing_or_contradicts_itself_is_told(
     assert daemon.erased == [] and daemon.commanded == []
 
 
+def test_results_of_the_latest_job_of_somebody_who_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    Daemon(monkeypatch)
+    assert run("results", "--last").stderr == "you have no job yet; obatchctl submit PATH makes one\n"
+
+
 @pytest.mark.parametrize("command", ["cancel", "retry", "pause", "resume"])
 def test_the_latest_job_is_ones_own_latest(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     daemon = Daemon(monkeypatch, "a.csv", "b.csv")
@@ -394,6 +410,39 @@ def test_results_are_found_in_the_same_way_without_a_daemon(
     result = run("--spool", str(tmp_path), "results", place)
     assert result.exit_code == 0 and "of notes.csv" in result.stdout
     assert run("--spool", str(tmp_path), "results", "csv").exit_code == 3
+
+
+@pytest.mark.parametrize("command", ["results", "compare"])
+def test_the_dropped_file_beside_somebody_names_its_job_and_other_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    record = {"id": "1", "line": 1, "outcome": "succeeded", "response": "of the job"}
+    (tmp_path / "out" / "results.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "notes.jsonl").write_text('{"id": "1", "prompt": "a"}\n')
+    (tmp_path / "answers.jsonl").write_text('{"id": "1", "response": "of the file"}\n')
+
+    def get(client: Client, path: str, *names: str, **_: Any) -> dict[str, Any]:
+        if names != ("notes.jsonl",):
+            raise NotFoundError("no such job")
+        return {"outbox": str(tmp_path / "out"), "retries": []}
+
+    def looked(*places: str) -> Any:
+        result = run(command, *places, *(["--json", "-o", "o.csv"]))
+        assert result.exit_code == 0, result.output
+        return (tmp_path / "o.csv").read_text()
+
+    monkeypatch.setattr(Client, "get", get)
+    places = ["notes.jsonl", "answers.jsonl", "./answers.jsonl"][: 1 + (command == "compare")]
+    assert "of the job" in looked(*places)
+    assert "of the file" in looked(*["answers.jsonl", "./answers.jsonl"][: 1 + (command == "compare")])
+
+    def down(client: Client, *_: Any, **__: Any) -> Any:
+        raise DaemonDownError("not running")
+
+    monkeypatch.setattr(Client, "get", down)
+    assert "of the file" in looked(*["answers.jsonl", "out"][: 1 + (command == "compare")])
 
 
 def test_a_list_of_jobs_passes_on_what_it_is_chosen_by(monkeypatch: pytest.MonkeyPatch) -> None:

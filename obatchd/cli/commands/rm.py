@@ -98,7 +98,7 @@ def _over(invocation: Invocation, label: str | None, before_s: float | None, eve
 
 def _ask(invocation: Invocation, jobs: list[Document]) -> None:
     """Show what would go, and go on only when somebody says yes."""
-    if invocation.json or not sys.stdin.isatty():
+    if invocation.json or sys.stdin is None or not sys.stdin.isatty():  # None: it is closed
         ids = ", ".join(job["job"] for job in jobs[:_SHOWN])
         more = f" and {len(jobs) - _SHOWN:,} more" if len(jobs) > _SHOWN else ""
         raise click.UsageError(f"this would erase {ids}{more}; nobody can be asked here: give --yes, or whole ids")
@@ -113,9 +113,13 @@ def _ask(invocation: Invocation, jobs: list[Document]) -> None:
     lines += [f"… and {len(jobs) - _SHOWN:,} more"] if len(jobs) > _SHOWN else []
     click.echo("\n".join(lines))
     count = counted(len(jobs), "job")
-    if not click.confirm(f"Erase {count}, with results and prompts? This cannot be undone.", default=False):
-        click.echo("Nothing was erased.", err=True)
-        sys.exit(exit_codes.FAILED)
+    try:
+        if click.confirm(f"Erase {count}, with results and prompts? This cannot be undone.", default=False):
+            return
+    except click.Abort:
+        click.echo()
+    click.echo("Nothing was erased.", err=True)
+    sys.exit(exit_codes.FAILED)
 
 
 def _day(job: Document) -> str | None:
