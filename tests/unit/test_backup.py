@@ -404,6 +404,10 @@ def test_what_people_see_of_a_backup_and_a_restore(tmp_path: Path) -> None:
     assert said.stdout.endswith("b.jsonl in the inbox is still being written, and is not in the backup\n")
     again = obatchctl("--spool", layout.root, "backup", backup)
     assert (again.exit_code, again.stderr) == (1, f"{backup} is there already; name another file\n")
+    for name in ("e", "e.zip", "e.gz"):  # a tar, and not packed, whatever it is called
+        other = obatchctl("--spool", layout.root, "backup", tmp_path / name)
+        assert other.exit_code == 2 and "its name must end with .tar" in other.stderr
+        assert not (tmp_path / name).exists()
     inside = obatchctl("--spool", layout.root, "backup", layout.work / "b.tar")
     assert inside.exit_code == 1 and "lies in the spool itself; name a file elsewhere" in inside.stderr
     none = obatchctl("--spool", tmp_path / "none", "backup", tmp_path / "c.tar")

@@ -10,15 +10,21 @@ import click
 import msgspec
 
 from obatchd.backup.contents import Manifest
-from obatchd.cli.command import Command, Invocation
+from obatchd.cli.command import Command, Invocation, clean
 from obatchd.cli.commands.config import file_or_system
 from obatchd.cli.views.text import size
 from obatchd.client.runtime import next_step, start_command
 from obatchd.words import counted
 
 
+def _named(_ctx: click.Context, _parameter: click.Parameter, file: Path) -> Path:
+    if not file.name.endswith((".tar", ".tar.gz", ".tgz")):
+        raise click.BadParameter(f"{clean(file)}: its name must end with .tar, or with .tar.gz to be packed")
+    return file
+
+
 @click.command("backup", cls=Command)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path), callback=_named)
 @click.option("--secrets", is_flag=True, help="With key hashes and certificates. This version keeps none in a spool.")
 @click.option("--no-results", is_flag=True, help="Without outbox and failed.")
 def backup_command(invocation: Invocation, file: Path, secrets: bool, no_results: bool) -> None:
