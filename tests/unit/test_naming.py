@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +19,6 @@ from operations_support import Desk, desk
 from settings_support import in_force
 from test_job_commands import ADMIN, ALICE, BOB, NO, handed
 
-from obatchd.cli.commands import rm
 from obatchd.cli.commands.jobs import SUMS_STAY
 from obatchd.cli.obatchctl import main
 from obatchd.client.client import Client
@@ -300,12 +299,15 @@ def test_a_part_of_an_id_is_not_erased_where_nobody_can_be_asked(monkeypatch: py
     assert run("rm", "abc1", "--yes").exit_code == 0 and daemon.erased == [daemon.jobs[1]["job"]]
 
 
-def test_nobody_can_be_asked_where_standard_input_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_can_be_asked_where_standard_input_is_closed() -> None:
     """As in ``obatchctl rm study <&-``, and under some schedulers."""
-    daemon = Daemon(monkeypatch, "a.csv")
-    monkeypatch.setattr(rm, "sys", SimpleNamespace(stdin=None))
-    result = run("rm", "abc0")
-    assert (result.exit_code, daemon.erased) == (2, []) and "nobody can be asked here" in result.stderr
+    code = (
+        "from obatchd.cli.obatchctl import main; from obatchd.client.client import Client; "
+        "Client.get = lambda *_, **__: {'job': 'whole id', 'state': 'done'}; main(['rm', 'study'])"
+    )
+    called = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", code]
+    done = subprocess.run(called, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "this would erase whole id; nobody can be asked here" in done.stderr
 
 
 @pytest.mark.parametrize(("typed", "code", "count"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0), ("\n", 1, 0)])

@@ -98,7 +98,7 @@ def _over(invocation: Invocation, label: str | None, before_s: float | None, eve
 
 def _ask(invocation: Invocation, jobs: list[Document]) -> None:
     """Show what would go, and go on only when somebody says yes."""
-    if invocation.json or sys.stdin is None or not sys.stdin.isatty():  # None: it is closed
+    if invocation.json or not sys.stdin.isatty():
         ids = ", ".join(job["job"] for job in jobs[:_SHOWN])
         more = f" and {len(jobs) - _SHOWN:,} more" if len(jobs) > _SHOWN else ""
         raise click.UsageError(f"this would erase {ids}{more}; nobody can be asked here: give --yes, or whole ids")
