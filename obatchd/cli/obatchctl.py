@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from importlib import import_module
@@ -99,5 +100,7 @@ def main(ctx: click.Context, spool: Path, as_json: bool) -> None:
 
     Exit codes: 0 good, 1 failed or degraded, 2 usage, 3 the daemon is not running, 4 no permission, 78 configuration.
     """
+    if sys.stdin is None:  # it is closed, as in  obatchctl rm JOB <&-
+        sys.stdin = io.StringIO()
     ctx.color = terminal.colours()
     ctx.obj = Invocation(Path(os.path.expanduser(spool)).absolute(), as_json)

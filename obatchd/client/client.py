@@ -21,7 +21,7 @@ from obatchd.client.runtime import CONTROL_SOCKET, SUBMIT_SOCKET, daemon_down, p
 Document = dict[str, Any]
 
 _TIMEOUT_S = 60.0
-_SUBMIT_TIMEOUT_S = 3600.0  # the daemon copies and flushes before it answers
+_LONG_TIMEOUT_S = 3600.0  # the daemon copies and flushes, or writes files of the store anew, before it answers
 _BY_STATUS: dict[int, type[errors.ObatchError]] = {
     404: errors.NotFoundError,
     403: errors.ForbiddenError,
@@ -49,11 +49,11 @@ class Client:
 
     def delete(self, path: str, *names: str) -> Document:
         """``DELETE /v1/<path>``, likewise."""
-        return self._call("DELETE", _target(path, names, {}))
+        return self._call("DELETE", _target(path, names, {}), timeout_s=_LONG_TIMEOUT_S)
 
     def remove(self, job_ids: Sequence[str]) -> Document:
-        """Erase jobs that are over; each file of the store is written anew, which takes long."""
-        with self._asked("POST", "jobs/remove", {"jobs": list(job_ids)}, _SUBMIT_TIMEOUT_S) as response:
+        """Erase jobs that are over."""
+        with self._asked("POST", "jobs/remove", {"jobs": list(job_ids)}, _LONG_TIMEOUT_S) as response:
             return _document(response.read())
 
     def pull(self, model: str) -> Iterator[Document]:
@@ -78,7 +78,7 @@ class Client:
         """Hand a file or folder over; returns the job once the daemon has it durably."""
         kind = "folder" if path.is_dir() else "file"
         files = _folder_files(path) if kind == "folder" else iter([(path.name, path)])
-        with self._connect(SUBMIT_SOCKET, _SUBMIT_TIMEOUT_S) as connection:
+        with self._connect(SUBMIT_SOCKET, _LONG_TIMEOUT_S) as connection:
             name = os.path.basename(os.path.abspath(path))  # of a link, its own; of "." the directory's
             try:
                 handover.send_frame(connection, {"submit": {"name": name, "kind": kind, "settings": settings}})
@@ -93,7 +93,7 @@ class Client:
     @staticmethod
     def _hand_over(connection: socket.socket, files: Iterator[tuple[str, Path]]) -> Document:
         while True:
-            answer, _ = handover.receive_frame(connection, _SUBMIT_TIMEOUT_S)
+            answer, _ = handover.receive_frame(connection, _LONG_TIMEOUT_S)
             if "job" in answer:
                 job: Document = answer["job"]
                 return job
@@ -109,8 +109,8 @@ class Client:
             finally:
                 handover.close_all(descriptors)
 
-    def _call(self, method: str, path: str, body: Document | None = None) -> Document:
-        with self._asked(method, path, body, _TIMEOUT_S) as response:
+    def _call(self, method: str, path: str, body: Document | None = None, *, timeout_s: float = _TIMEOUT_S) -> Document:
+        with self._asked(method, path, body, timeout_s) as response:
             return _document(response.read())
 
     @contextlib.contextmanager
@@ -126,7 +126,7 @@ class Client:
                 response = request.getresponse()
             except (http.client.HTTPException, OSError) as error:
                 late = isinstance(error, TimeoutError)
-                what = f"does not answer within {_TIMEOUT_S:.0f} s" if late else f"broke off: {error}"
+                what = f"does not answer within {timeout_s:.0f} s" if late else f"broke off: {error}"
                 raise errors.DaemonDownError(f"obatchd on {self._spool} {what}. Look at its log.") from None
             with response:
                 if response.status >= 400:

@@ -28,7 +28,7 @@ from obatchd.operations.submissions import Submissions
 from obatchd.users import user_name
 
 _CHOICE = 10  # jobs that are told where a name fits several
-_ENDING_S = 30.0  # longest wait for a job that is about to be over; obatchctl waits a minute for an answer
+_ENDING_S = 30.0  # longest wait for a job that is about to be over
 
 
 def _several(typed: str, what: str, rows: list[JobRow]) -> str:

@@ -539,6 +539,10 @@ def test_what_people_see_of_a_backup_and_a_restore(tmp_path: Path) -> None:
     assert said.stdout.endswith("b.jsonl in the inbox is still being written, and is not in the backup\n")
     again = obatchctl("--spool", layout.root, "backup", backup)
     assert (again.exit_code, again.stderr) == (1, f"{backup} is there already; name another file\n")
+    for name in ("e", "e.zip", "e.gz"):  # a tar, and not packed, whatever it is called
+        other = obatchctl("--spool", layout.root, "backup", tmp_path / name)
+        assert other.exit_code == 2 and "its name must end with .tar" in other.stderr
+        assert not (tmp_path / name).exists()
     inside = obatchctl("--spool", layout.root, "backup", layout.work / "b.tar")
     assert inside.exit_code == 1 and "lies in the spool itself; name a file elsewhere" in inside.stderr
     none = obatchctl("--spool", tmp_path / "none", "backup", tmp_path / "c.tar")
@@ -560,3 +564,21 @@ def test_the_end_of_a_backup_says_that_it_is_whole(tmp_path: Path) -> None:
     with tarfile.open(backup) as tar:
         file = tar.extractfile(contents.END)
         assert file is not None and json.loads(file.read()) == {"unfinished": []}
+
+
+def test_a_backup_of_a_service_that_is_restored_elsewhere_is_not_started_as_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)  # who need not ask an administrator
+    made = contents.Manifest(
+        1, "0.2.0", "2026-11-28T10:00:00Z", "/var/spool/obatch", 990, 990, 1, 0, False, True, service=True
+    )
+    monkeypatch.setattr("obatchd.backup.restoring.restore", lambda *_: made)
+    (tmp_path / "spool.tar").touch()
+    said = obatchctl("--spool", tmp_path / "look", "restore", tmp_path / "spool.tar").stdout
+    assert said.startswith(f"{tmp_path / 'look'}: 1 job, 0 of them open, as they were at 2026-11-28T10:00:00Z\n")
+    assert said.endswith(f"Now start the daemon:  obatchd --spool {tmp_path / 'look'}\n")
+    (tmp_path / "look" / "inbox").mkdir(parents=True)
+    (tmp_path / "look" / "inbox").chmod(0o3730)  # of the service
+    said = obatchctl("--spool", tmp_path / "look", "restore", tmp_path / "spool.tar").stdout
+    assert said.endswith("Now start the daemon:  sudo systemctl start obatchd\n")

@@ -187,3 +187,42 @@ def test_the_whole_has_the_label_and_its_sample_has_none(tmp_path: Path, monkeyp
     result, submitted = sampled(tmp_path, monkeypatch, "succeeded", "--yes")
     assert result.exit_code == 0
     assert submitted == [{"sample": 1}, {"skip_done": "20261128-101112-abcd", "label": "study"}]
+
+
+@pytest.mark.parametrize("arguments", [("--yes",), ("--yes", "--json")])
+@pytest.mark.parametrize("state", ["done", "refused"])
+def test_one_sample_of_several_that_failed_or_was_refused_ends_them_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, arguments: tuple[str, ...]
+) -> None:
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good" / "results.jsonl").write_text(
+        json.dumps({"id": "1", "line": 1, "outcome": "succeeded", "prompt": "a", "response": "yes"}) + "\n"
+    )
+    common = {"notes": [], "sample_of": 5, "requests": 1, "indexed": 1, "paused": False, "refused_to": None}
+    common |= {"failed": 0, "cancelled": 0, "expired": 0, "succeeded": 0, "name": "x"}
+    good = common | {"job": "1", "state": "done", "outbox": str(tmp_path / "good"), "succeeded": 1}
+    (tmp_path / "bad").mkdir()
+    bad = common | {"job": "2", "state": "done", "outbox": str(tmp_path / "bad"), "failed": 1}
+    if state == "refused":
+        bad |= {"state": state, "outbox": None, "refused_to": "/failed/bad", "failed": 0, "sample_of": None}
+    jobs = {"good.jsonl": good, "bad.jsonl": bad}
+    submitted: list[dict[str, Any]] = []
+
+    def submit(client: Client, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+        submitted.append(settings)
+        return jobs[path.name]
+
+    def get(client: Client, path: str, *names: str, **_: Any) -> dict[str, Any]:
+        return next((job for job in jobs.values() if job["job"] in names), {"servers": []})
+
+    monkeypatch.setattr(Client, "submit", submit)
+    monkeypatch.setattr(Client, "get", get)
+    for name in jobs:
+        (tmp_path / name).write_bytes(PROMPTS)
+    paths = [str(tmp_path / name) for name in jobs]
+    result = CliRunner().invoke(main, ["submit", *paths, "--sample", "1", *arguments])
+    assert (result.exit_code, submitted) == (1, [{"sample": 1}] * 2)
+    if "--json" in arguments:
+        assert [job["succeeded"] for job in json.loads(result.stdout)["jobs"]] == [1, 0]
+    else:
+        assert f"No request of the sample of {paths[1]} was answered, so the whole was not" in result.stderr

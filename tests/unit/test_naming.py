@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -278,6 +279,32 @@ def test_whole_ids_are_erased_without_a_question(monkeypatch: pytest.MonkeyPatch
     assert result.stdout == "".join(f"{line}\n" for line in (*(f"{job} erased" for job in ids), SUMS_STAY))
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_one_job_that_stays_hides_nothing_of_what_was_erased_before_it(
+    monkeypatch: pytest.MonkeyPatch, as_json: bool
+) -> None:
+    daemon = Daemon(monkeypatch, "a.csv", "b.csv", "c.csv")
+    ids = [job["job"] for job in daemon.jobs]
+
+    def delete(client: Client, path: str, *names: str) -> dict[str, Any]:
+        if names[0] == ids[1]:
+            raise ControlError(f"job {ids[1]} is not over", code="job_running")
+        daemon.erased.append(names[0])
+        return {"removed": names[0]}
+
+    monkeypatch.setattr(Client, "delete", delete)
+    result = run("rm", *ids, *["--json"] * as_json)
+    assert (result.exit_code, daemon.erased) == (1, [ids[0], ids[2]])
+    assert f"{ids[1]} was not erased: job {ids[1]} is not over\n" in result.stderr
+    if as_json:
+        told = json.loads(result.stdout)
+        assert (told["removed"], [*told["kept"]]) == (daemon.erased, [ids[1]])
+    else:
+        assert result.stdout.splitlines() == [f"{ids[0]} erased", f"{ids[2]} erased", SUMS_STAY]
+    alone = run("rm", ids[1], "--json")
+    assert (alone.exit_code, json.loads(alone.stdout)["error"]["code"]) == (1, "job_running")
+
+
 def test_a_part_of_an_id_is_not_erased_where_nobody_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon(monkeypatch, "a.csv", "b.csv")
     for given in (["abc1"], ["--last"], ["--older-than", "30d"], ["abc1", daemon.jobs[0]["job"]]):
@@ -289,6 +316,17 @@ def test_a_part_of_an_id_is_not_erased_where_nobody_can_be_asked(monkeypatch: py
     assert run("rm", "abc1", "--yes").exit_code == 0 and daemon.erased == [daemon.jobs[1]["job"]]
 
 
+def test_nobody_can_be_asked_where_standard_input_is_closed() -> None:
+    """As in ``obatchctl rm study <&-``, and under some schedulers."""
+    code = (
+        "from obatchd.cli.obatchctl import main; from obatchd.client.client import Client; "
+        "Client.get = lambda *_, **__: {'job': 'whole id', 'state': 'done'}; main(['rm', 'study'])"
+    )
+    called = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", code]
+    done = subprocess.run(called, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "this would erase whole id; nobody can be asked here" in done.stderr
+
+
 @pytest.mark.parametrize(("typed", "code", "count"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0), ("\n", 1, 0)])
 def test_somebody_at_a_terminal_sees_what_would_go_and_is_asked(
     monkeypatch: pytest.MonkeyPatch, typed: str, code: int, count: int
@@ -298,6 +336,7 @@ def test_somebody_at_a_terminal_sees_what_would_go_and_is_asked(
     assert (result.exit_code, len(daemon.erased)) == (code, count), result.output
     assert "20261121-101112-abc1  b.csv" in result.stdout
     assert "Erase 1 job, with results and prompts? This cannot be undone. [y/N]" in result.stdout
+    assert result.stderr == ("" if code == 0 else "Nothing was erased.\n")
 
 
 def test_a_question_about_many_jobs_counts_them_and_shows_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,6 +386,11 @@ def test_what_is_missing_or_contradicts_itself_is_told(
     assert daemon.erased == [] and daemon.commanded == []
 
 
+def test_results_of_the_latest_job_of_somebody_who_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    Daemon(monkeypatch)
+    assert run("results", "--last").stderr == "you have no job yet; obatchctl submit PATH makes one\n"
+
+
 @pytest.mark.parametrize("command", ["cancel", "retry", "pause", "resume"])
 def test_the_latest_job_is_ones_own_latest(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     daemon = Daemon(monkeypatch, "a.csv", "b.csv")
@@ -357,6 +401,15 @@ def test_the_latest_job_is_ones_own_latest(monkeypatch: pytest.MonkeyPatch, comm
     daemon.jobs = []
     result = run(command, "--last")
     assert result.exit_code == 1 and result.stderr == "you have no job yet; obatchctl submit PATH makes one\n"
+
+
+@pytest.mark.parametrize("command", ["pause", "resume"])
+def test_a_command_names_the_job_that_it_found(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    Daemon(monkeypatch)
+    found = lambda client, path, *names, **_: {"job": JOB} if names else {"paused": True}  # noqa: E731
+    monkeypatch.setattr(Client, "post", found)
+    assert run(command, "notes").stdout == f"{JOB} {command}d.\n"
+    assert run(command).stdout == f"All jobs {command}d.\n"
 
 
 @pytest.mark.parametrize("place", [JOB, "20261128", "abcd", "notes.csv", "notes", "study", "--last"])
@@ -376,6 +429,39 @@ def test_results_are_found_in_the_same_way_without_a_daemon(
     result = run("--spool", str(tmp_path), "results", place)
     assert result.exit_code == 0 and "of notes.csv" in result.stdout
     assert run("--spool", str(tmp_path), "results", "csv").exit_code == 3
+
+
+@pytest.mark.parametrize("command", ["results", "compare"])
+def test_the_dropped_file_beside_somebody_names_its_job_and_other_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    record = {"id": "1", "line": 1, "outcome": "succeeded", "response": "of the job"}
+    (tmp_path / "out" / "results.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "notes.jsonl").write_text('{"id": "1", "prompt": "a"}\n')
+    (tmp_path / "answers.jsonl").write_text('{"id": "1", "response": "of the file"}\n')
+
+    def get(client: Client, path: str, *names: str, **_: Any) -> dict[str, Any]:
+        if names != ("notes.jsonl",):
+            raise NotFoundError("no such job")
+        return {"outbox": str(tmp_path / "out"), "retries": []}
+
+    def looked(*places: str) -> Any:
+        result = run(command, *places, *(["--json", "-o", "o.csv"]))
+        assert result.exit_code == 0, result.output
+        return (tmp_path / "o.csv").read_text()
+
+    monkeypatch.setattr(Client, "get", get)
+    places = ["notes.jsonl", "answers.jsonl", "./answers.jsonl"][: 1 + (command == "compare")]
+    assert "of the job" in looked(*places)
+    assert "of the file" in looked(*["answers.jsonl", "./answers.jsonl"][: 1 + (command == "compare")])
+
+    def down(client: Client, *_: Any, **__: Any) -> Any:
+        raise DaemonDownError("not running")
+
+    monkeypatch.setattr(Client, "get", down)
+    assert "of the file" in looked(*["answers.jsonl", "out"][: 1 + (command == "compare")])
 
 
 def test_a_list_of_jobs_passes_on_what_it_is_chosen_by(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,14 +43,31 @@ def test_a_package_holds_every_page_that_the_readme_and_the_index_lead_to(tmp_pa
 def test_the_first_installation_ends_with_the_next_command(
     tmp_path: Path, arguments: tuple[str, ...], package: str | None, told: bool
 ) -> None:
+    said = postinst(tmp_path, ROOT / "scripts/package/postinst", arguments, package)
+    assert ("sudo systemctl enable --now obatchd" in said) == told
+
+
+def test_the_rpm_of_parquet_does_not_say_that_obatchd_is_not_started(tmp_path: Path) -> None:
+    """Its script is the same, and rpm does not tell a script whose it is."""
+    _, _, of_rpm = (ROOT / "scripts/package/parquet.yaml").read_text().partition("\n  rpm:\n")
+    assert "posttrans: ${WORK}/posttrans\n" in of_rpm
+    lines = (ROOT / "scripts/build-package").read_text().splitlines()
+    [made] = [line for line in lines if line.endswith('>"$work/posttrans"')]
+    subprocess.run(["sh", "-c", made], check=True, cwd=ROOT, env={**os.environ, "work": str(tmp_path)})
+    assert postinst(tmp_path, tmp_path / "posttrans", ("1",), None) == ""
+
+
+def postinst(tmp_path: Path, script: Path, arguments: tuple[str, ...], package: str | None) -> str:
+    """What the script says on a host on which everything else goes well without a word."""
     for name in ("make-venv", "systemd-sysusers", "systemd-tmpfiles", "systemctl"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
-    script = (ROOT / "scripts/package/postinst").read_text().replace("/usr/lib/obatchd/", f"{tmp_path}/")
+    text = script.read_text().replace("/usr/lib/obatchd/", f"{tmp_path}/")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | (
         {"DPKG_MAINTSCRIPT_PACKAGE": package} if package else {}
     )
     done = subprocess.run(
-        ["sh", "-c", script, "postinst", *arguments], capture_output=True, text=True, check=True, env=environment
+        ["sh", "-c", text, "postinst", *arguments], capture_output=True, text=True, check=True, env=environment
     )
-    assert ("sudo systemctl enable --now obatchd" in done.stdout) == told and done.stderr == ""
+    assert done.stderr == ""
+    return done.stdout

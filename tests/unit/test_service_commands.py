@@ -17,6 +17,7 @@ from obatchd.cli.commands import service
 from obatchd.cli.obatchctl import main
 from obatchd.client.client import Client
 from obatchd.client.runtime import daemon_down
+from obatchd.errors import DaemonDownError
 
 _ANSWERS: dict[str, dict[str, Any]] = {
     "ping": {"version": "9.9", "pid": 41},
@@ -101,6 +102,29 @@ def test_stop_and_logs_fit_the_way_in_which_obatchd_was_started(
         )
     else:
         assert ran == [[*journal, "--unit=obatchd", "--lines=5", "--follow"]]
+
+
+def test_who_may_not_stop_the_service_is_told_whom_to_ask(running: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_of_systemd", lambda pid: ("sudo systemctl", ["journalctl"]))
+    monkeypatch.setattr("obatchd.client.runtime.os.geteuid", lambda: 4321)
+    monkeypatch.setattr("obatchd.client.runtime.os.getgroups", list)
+    assert call("stop").stderr.endswith("To stop it: ask your administrator: sudo systemctl stop obatchd\n")
+
+
+def test_erasing_may_take_as_long_for_one_job_as_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+
+    def connect(client: Client, name: str, timeout_s: float) -> Any:
+        waited.append(timeout_s)
+        raise daemon_down(Path("/srv/batch"))
+
+    monkeypatch.setattr(Client, "_connect", connect)
+    client = Client(Path("/srv/batch"))
+    for erase in (lambda: client.delete("jobs", "a"), lambda: client.remove(["a"]), lambda: client.get("jobs", "a")):
+        with pytest.raises(DaemonDownError):
+            erase()
+    one, many, look = waited
+    assert one == many > look
 
 
 def completed(arguments: list[str], typed: str) -> list[CompletionItem]:

@@ -13,10 +13,18 @@ from obatchd.backup.contents import Manifest
 from obatchd.cli.command import Command, Invocation, clean
 from obatchd.cli.commands.config import file_or_system
 from obatchd.cli.views.text import size
+from obatchd.client.runtime import next_step, start_command
+from obatchd.words import counted
+
+
+def _named(_ctx: click.Context, _parameter: click.Parameter, file: Path) -> Path:
+    if not file.name.endswith((".tar", ".tar.gz", ".tgz")):
+        raise click.BadParameter(f"{clean(file)}: its name must end with .tar, or with .tar.gz to be packed")
+    return file
 
 
 @click.command("backup", cls=Command)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path), callback=_named)
 @click.option("--secrets", is_flag=True, help="With key hashes and certificates. This version keeps none in a spool.")
 @click.option("--no-results", is_flag=True, help="Without outbox and failed.")
 def backup_command(invocation: Invocation, file: Path, secrets: bool, no_results: bool) -> None:
@@ -37,7 +45,7 @@ def backup_command(invocation: Invocation, file: Path, secrets: bool, no_results
         "unreadable": made.unreadable,
         "size_bytes": made.size_bytes,
     }
-    lines = [f"{file}: {_held(made.manifest)}, {_count(made.drops, 'drop')} in the inbox, {size(made.size_bytes)}"]
+    lines = [f"{file}: {_held(made.manifest)}, {counted(made.drops, 'drop')} in the inbox, {size(made.size_bytes)}"]
     lines += [f"{name} in the inbox is still being written, and is not in the backup" for name in made.left_out]
     lines += [f"{name} in the inbox may not be read, and is not in the backup" for name in made.unreadable]
     invocation.answer(document, *lines)
@@ -65,13 +73,9 @@ def restore_command(invocation: Invocation, file: Path, config: Path | None) -> 
     document = {"restored": str(file.absolute()), **msgspec.to_builtins(manifest), "spool": str(invocation.spool)}
     lines = [f"{invocation.spool}: {_held(manifest)}, as they were at {manifest.made_at}"]
     lines += [] if manifest.results else ["The backup has no results: outbox and failed are empty."]
-    start = "systemctl start obatchd" if manifest.service else f"obatchd --spool {invocation.spool}"
+    start = next_step(start_command(invocation.spool))
     invocation.answer(document, *lines, f"Now start the daemon:  {start}")
 
 
 def _held(manifest: Manifest) -> str:
-    return f"{_count(manifest.jobs, 'job')}, {clean(manifest.open_jobs)} of them open"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{counted(manifest.jobs, 'job')}, {manifest.open_jobs:,} of them open"

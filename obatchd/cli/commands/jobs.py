@@ -87,7 +87,8 @@ def _one_or_all(action: str, about: str, done: str) -> click.Command:
     @one_job("[JOB]", needed=False)
     def act(invocation: Invocation, job_id: str | None) -> None:
         target = ("jobs", job_id, action) if job_id else (action,)
-        invocation.answer(invocation.client().post(*target), f"{job_id or 'All jobs'} {done}.")
+        document = invocation.client().post(*target)
+        invocation.answer(document, f"{document.get('job') or 'All jobs'} {done}.")
 
     return act
 

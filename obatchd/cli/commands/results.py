@@ -92,20 +92,28 @@ def results_command(
 def source_of(invocation: Invocation, place: str | None, *, only_this: bool = False) -> ResultSet:
     """A path as it is; of a job the results in the daemon's place of it, with those of its retries.
 
-    Without a daemon, the one in the spool's outbox. None is the caller's latest job.
+    A file whose name alone is given may be what was dropped, so a job of that name goes before it. Without a daemon,
+    the one in the spool's outbox. None is the caller's latest job.
     """
-    if place is not None and (os.sep in place or Path(place).exists()):
-        return ResultSet(Path(place))
+    path = Path(place) if place is not None else None
+    if path is not None and (os.sep in str(place) or path.is_dir()):
+        return ResultSet(path)
     try:
         place = place or latest(invocation.client())
         found = _job(invocation, place)
     except DaemonDownError:
-        if (kept := _kept(invocation.spool, place)) is None:
+        if (kept := _kept(invocation.spool, place)) is None and path is not None and path.exists():
+            return ResultSet(path)
+        if kept is None:
             raise
         if not invocation.json:
             click.echo("obatchd does not answer: nobody can say whether this job was retried.", err=True)
         return ResultSet(kept)
     except NotFoundError:
+        if path is None:
+            raise
+        if path.exists():
+            return ResultSet(path)
         raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
     if found["outbox"] is None:
         raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")

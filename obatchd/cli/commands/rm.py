@@ -13,7 +13,8 @@ from obatchd.cli.commands.completion import jobs
 from obatchd.cli.commands.jobs import SUMS_STAY
 from obatchd.cli.named import is_last, last, latest
 from obatchd.cli.views.text import table
-from obatchd.errors import ControlError
+from obatchd.client.client import Client
+from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.words import counted
 
 _SHOWN = 20  # jobs of a question
@@ -58,8 +59,8 @@ def rm_command(
         return
     if not yes and (old or is_last() or set(named) != set(job_ids)):
         _ask(invocation, list((named | old).values()))
-    removed = [client.delete("jobs", job)["removed"] for job in named]
-    ids, kept = [job for job in old if job not in named], dict[str, str]()
+    removed, kept = _erase(client, list(named))
+    ids = [job for job in old if job not in named]
     for place in range(0, len(ids), _TOGETHER):
         answer = client.remove(ids[place : place + _TOGETHER])
         removed += answer["removed"]
@@ -70,6 +71,21 @@ def rm_command(
     if kept:
         click.echo("\n".join(clean(f"{job} was not erased: {reason}") for job, reason in kept.items()), err=True)
         sys.exit(exit_codes.FAILED)
+
+
+def _erase(client: Client, named: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Erase one after the other, as each may have to end first; those that went, and why others stayed."""
+    removed, kept = list[str](), dict[str, str]()
+    for job in named:
+        try:
+            removed.append(client.delete("jobs", job)["removed"])
+        except ObatchError as error:
+            if len(named) == 1:
+                raise
+            kept[job] = error.message  # what went before it is told all the same
+            if isinstance(error, DaemonDownError):
+                break
+    return removed, kept
 
 
 def _over(invocation: Invocation, label: str | None, before_s: float | None, everybodys: bool) -> dict[str, Document]:
@@ -97,9 +113,13 @@ def _ask(invocation: Invocation, jobs: list[Document]) -> None:
     lines += [f"… and {len(jobs) - _SHOWN:,} more"] if len(jobs) > _SHOWN else []
     click.echo("\n".join(lines))
     count = counted(len(jobs), "job")
-    if not click.confirm(f"Erase {count}, with results and prompts? This cannot be undone.", default=False):
-        click.echo("Nothing was erased.", err=True)
-        sys.exit(exit_codes.FAILED)
+    try:
+        if click.confirm(f"Erase {count}, with results and prompts? This cannot be undone.", default=False):
+            return
+    except click.Abort:
+        click.echo()
+    click.echo("Nothing was erased.", err=True)
+    sys.exit(exit_codes.FAILED)
 
 
 def _day(job: Document) -> str | None:

@@ -11,7 +11,7 @@ import click
 
 from obatchd import __version__
 from obatchd.cli.command import Command, Invocation
-from obatchd.client.runtime import SYSTEM_SPOOL, default_spool
+from obatchd.client.runtime import SYSTEM_SPOOL, default_spool, next_step
 from obatchd.errors import ControlError, DaemonDownError
 
 
@@ -54,8 +54,9 @@ def stop_command(invocation: Invocation) -> None:
     """Say how to stop obatchd. Running answers finish first, and what waits is kept."""
     pid = invocation.client().get("ping")["pid"]
     systemctl, _ = _of_systemd(pid)
-    where = f"To stop it: {systemctl} stop obatchd" if systemctl else f"Press Ctrl-C there, or type: kill {pid}"
-    runs = "as a service" if systemctl else "in a terminal"
+    runs, where = "in a terminal", f"Press Ctrl-C there, or type: kill {pid}"
+    if systemctl:
+        runs, where = "as a service", f"To stop it: {next_step(f'{systemctl} stop obatchd')}"
     raise ControlError(f"obatchd runs {runs} (pid {pid}), and obatchctl does not stop it. {where}", code="not_here")
 
 

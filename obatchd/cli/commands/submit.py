@@ -119,25 +119,27 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
     jobs, refused = _hand_over(invocation, drops, "a sample; results:")
     samples = {path: job["job"] for path, job in zip(drops, jobs, strict=False)}
     jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
-    sources = [ResultSet(Path(job["outbox"])) for job in jobs]
+    read = [job for job in jobs if job["outbox"]]  # the others were refused when they were unpacked
+    sources = [ResultSet(Path(job["outbox"])) for job in read]
     if refused:
         invocation.answer({"jobs": jobs, "refused": refused})
         sys.exit(exit_codes.FAILED)
-    requests, seconds = _estimate(jobs, sources, invocation.client().get("status"))
-    all_failed = bool(jobs) and not any(job["succeeded"] for job in jobs)
+    requests, seconds = _estimate(read, sources, invocation.client().get("status"))
+    failed = [path for path, job in zip(drops, jobs, strict=True) if not job["succeeded"]]
     if invocation.json:
-        if ask or all_failed:
+        if ask or failed:
             rows = [document(row, data_of(row)) for source in sources for row in source.rows()]
             estimate = {"requests": requests, "estimate_s": seconds}
             invocation.answer({"sample": rows, "jobs": jobs, "refused": [], **estimate})
-        if all_failed:
+        if failed:
             sys.exit(exit_codes.FAILED)
         return None if ask else samples
     for row in (row for source in sources for row in source.rows()):
         _show(row)
-    if all_failed:
+    if failed:
         _report(jobs)
-        click.echo("No request of the sample was answered, so the whole was not submitted.", err=True)
+        of = f" of {clean(', '.join(map(str, failed)))}" if len(jobs) > 1 else ""
+        click.echo(f"No request of the sample{of} was answered, so the whole was not submitted.", err=True)
         sys.exit(exit_codes.FAILED)
     if seconds is None:
         click.echo(f"The whole has {counted(requests, 'request')}; no answer of the sample says how long they take.")
