@@ -153,8 +153,8 @@ def _changes(asked: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         table["options"] = options | own
     if fixed := sorted(table.keys() & set(JOB_KEYS) - REQUEST_KEYS):
         raise ConfigError(
-            f"a retry asks the same prompts again, so it cannot change {' and '.join(fixed)}; submit the drop again"
-            " with that"
+            f"a retry asks the same prompts again and tells the same people, so it cannot change {' and '.join(fixed)};"
+            " submit the drop again with that"
         )
     settings, notes = parse_job_settings(table, "the changes")
     given: dict[str, Any] = msgspec.to_builtins(settings)

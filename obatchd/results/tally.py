@@ -77,7 +77,7 @@ class Tally:
             lines.append(f"Not JSON: {counted(len(self.not_json), 'answer')}, whose text is in the column response:")
             lines += [f"  {name}: {problem}" for name, problem in self.not_json]
         elif self.not_json:
-            lines.append(f"No answer is JSON ({len(self.not_json):,} are text).")
+            lines.append(f"No answer is JSON: {counted(len(self.not_json), 'text')} instead.")
         lines += self.cut_lines()
         waiting = self.unanswered(source)
         parts = [f"{self.outcomes['succeeded']:,}"]

@@ -74,7 +74,9 @@ def test_the_majority_has_one_row_for_each_prompt(job: Path, tmp_path: Path) -> 
     assert "repeat" not in rows[0] and "seed" not in rows[0]
     low, high = Rate(2, 3).interval or (0, 0)
     assert (float(rows[0]["agree_low"]), float(rows[0]["agree_high"])) == pytest.approx((low, high))
-    assert "--majority goes with an export" in results(job, "--majority", "--review", "3").stderr
+    for of_exports in (["--majority"], ["--data-only"], ["--only", "failed"], ["--format", "csv"]):
+        said = results(job, *of_exports, "--review", "3").stderr
+        assert f"{of_exports[0]} goes with an export, not with --review" in said
 
 
 def test_several_choices_of_one_request_are_judged_as_well(tmp_path: Path) -> None:

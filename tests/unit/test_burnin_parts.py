@@ -53,7 +53,7 @@ def test_profiles_and_durations() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (Asked(duration="soon"), "no duration"),
+        (Asked(duration="soon"), "no length of time"),
         (Asked(duration="1s"), "out of range"),
         (Asked(profile="slow"), "no profile"),
         (Asked(exclusive=True, with_jobs=True), "choose one"),

@@ -236,7 +236,7 @@ def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
     source = ResultSet(outbox(tmp_path / "o", rows, {}))
     lines = export(source, "jsonl", io.BytesIO()).lines(source)
     assert lines == [
-        "No answer is JSON (4,930 are text).",
+        "No answer is JSON: 4,930 texts instead.",
         "5,000 in = 4,930 + 70 failed",
         "  60 timeout: too long",
         "  10 bad_json: too long",

@@ -46,7 +46,7 @@ def duration_s(text: str) -> float:
     try:
         total_s = span_s(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is no duration; write 90s, 15m, 12h or 1d12h", code="usage") from None
+        raise ConfigError(f"{text!r} is no length of time; write 90s, 15m, 12h or 1d12h", code="usage") from None
     if not _LEAST_S <= total_s <= _MOST_S:
         raise ConfigError(f"{text} is out of range: a burn-in takes 10 seconds to 30 days", code="usage")
     return total_s

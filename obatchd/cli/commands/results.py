@@ -66,9 +66,10 @@ def results_command(
         raise click.UsageError("give one of JOB, DIR and --last")
     source = source_of(invocation, place, only_this=only_this)
     prompts = Prompts(source, majority=majority)
-    if review is not None and majority:
-        raise click.UsageError("--majority goes with an export, not with --review")
     if review is not None:
+        of_exports = {"--format": form, "--data-only": data_only, "--only": only, "--majority": majority}
+        if given := [option for option, value in of_exports.items() if value]:
+            raise click.UsageError(f"{given[0]} goes with an export, not with --review")
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
         with target_of(output) as target:
             tally = write_review(source, review, target, seed=seed)
