@@ -184,14 +184,14 @@ async def test_a_job_that_is_just_over_is_removed_as_soon_as_its_results_are_wri
     rig: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its ``summary.json`` is there before the engine lets go of it, and its owner need not know."""
-    may_end, real = threading.Event(), StateStore.update_many
+    may_end, real = threading.Event(), StateStore.finish
 
     def slow(state: StateStore, changes: Any, owed: Any = ()) -> None:
         may_end.wait(10)
         real(state, changes, owed)
 
     live, other = await rig.take("a"), await rig.take("b")
-    monkeypatch.setattr(StateStore, "update_many", slow)
+    monkeypatch.setattr(StateStore, "finish", slow)
     await rig.answer(live)
     await until((live.outbox / "summary.json").exists)
     removing = asyncio.create_task(rig.operations.jobs.remove(ALICE, live.row.job))
