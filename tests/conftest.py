@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,6 +32,12 @@ class _Loop(uvloop.Loop):
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Daemon and workers run on uvloop, whose transports are not asyncio's: so do the tests of their parts."""
     return {"uvloop": _Loop}
+
+
+def pytest_collection_finish() -> None:
+    """What is collected stays to the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
