@@ -306,10 +306,11 @@ class _Api:
         return answer(await actions[request.match_info["action"]](request[_CALLER], request.match_info["job"]))
 
     async def _retry(self, request: web.Request) -> web.Response:
-        changes = (await _object_sent(request)).get("settings", {})
+        asked = await _object_sent(request)
+        changes, only = asked.get("settings", {}), str(asked.get("only", "failed"))
         if not isinstance(changes, dict):
             raise errors.ConfigError('the body must be {"settings": {…}}', code="bad_request")
-        return answer(await self._operations.jobs.retry(request[_CALLER], request.match_info["job"], changes))
+        return answer(await self._operations.jobs.retry(request[_CALLER], request.match_info["job"], changes, only))
 
     async def _remove_job(self, request: web.Request) -> web.Response:
         return answer(await self._operations.jobs.remove(request[_CALLER], request.match_info["job"]))

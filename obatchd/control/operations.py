@@ -62,9 +62,12 @@ class JobOperations(Protocol):
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
         """Cancel the unfinished requests of a job."""
 
-    async def retry(self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None) -> JobDocument:
+    async def retry(
+        self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None, only: str = "failed"
+    ) -> JobDocument:
         """A new job from the requests of a finished one that have no answer, in it or in an earlier retry of it.
 
+        ``only`` may also be ``truncated`` or ``ungrounded``: those whose answer was cut, or has values of its own.
         ``changes`` are settings as in a job.toml, not checked yet; they count before those of the job and its requests.
         Raises ConfigError where they are wrong.
         """

@@ -129,7 +129,9 @@ class JobCommands:
         return job_document(live, 0)
 
     @disk_faults_told()
-    async def retry(self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None) -> JobDocument:
+    async def retry(
+        self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None, only: str = "failed"
+    ) -> JobDocument:
         row = self._find(caller, job_id)
         if row.key in self._engine.jobs and row.state is not JobState.DONE:
             raise ControlError(f"job {row.job} is not over yet; retry it when it is", code="job_running")
@@ -137,7 +139,7 @@ class JobCommands:
             raise ControlError(f"a retry of job {row.job} is being made at this moment", code="job_running")
         self._retried.add(row.key)
         try:
-            return self._document(await Submissions(self._engine).retry(row, changes or {}), {})
+            return self._document(await Submissions(self._engine).retry(row, changes or {}, only), {})
         finally:
             self._retried.discard(row.key)
 

@@ -19,7 +19,7 @@ from obatchd.intake.first_look import look
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats import with_changes, with_repeats
 from obatchd.jobs.formats.reader.settings import OPTIONS
-from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, JobState, Outcome, written_line
+from obatchd.jobs.model import FILE_ENDINGS, PACKED_ENDINGS, Entry, JobState, Outcome, written_line
 from obatchd.jobs.store import JobRow
 from obatchd.settings.job import JOB_KEYS, REQUEST_KEYS, FrozenSettings, JobSettings, parse_job_settings
 from obatchd.settings.settings import Settings
@@ -27,6 +27,12 @@ from obatchd.spool import claim
 from obatchd.spool.copying import Incoming
 from obatchd.telling.allowed import require_allowed
 
+RETRIED = ("failed", "truncated", "ungrounded")  # what may be tried again: failures, or answers that need a look
+_NO_SUCH = {
+    "failed": "failed request that could be tried again",
+    "truncated": "answer that was cut at its token limit",
+    "ungrounded": "answer with a value that is not in its prompt",
+}
 _UNPACKED_S = 5.0  # an archive that cannot be unpacked is refused at once where that is found out soon
 
 
@@ -55,12 +61,15 @@ class Submissions:
         defaults, check_space = engine.store.state.defaults_now(), engine.intake.check_space
         look(incoming.input, incoming.name, settings, defaults, engine.settings.value, check_space)
 
-    async def retry(self, row: JobRow, changes: Mapping[str, Any]) -> JobRow:
+    async def retry(self, row: JobRow, changes: Mapping[str, Any], only: str = "failed") -> JobRow:
         """A job of the requests of ``row`` that have no answer, in it or in an earlier retry of it.
 
-        Settings in ``changes`` count before those of the job and of its requests. Raises ConfigError where they are
-        wrong, ControlError where there is no such request, its prompt is gone, or nothing may be taken now.
+        With ``only``, another one of :data:`RETRIED`, of those whose answer needs a look. Settings in ``changes`` count
+        before those of the job and of its requests. Raises ConfigError where they are wrong, ControlError where there
+        is no such request, its prompt is gone, or nothing may be taken now.
         """
+        if only not in RETRIED:
+            raise ConfigError(f"only must be {', '.join(RETRIED[:-1])} or {RETRIED[-1]}")
         given, notes = _changes(changes)
         self._may_submit(row.owner)
         defaults = _defaults_of_retry(row.defaults, self._engine.store.state.defaults_now(), given)
@@ -68,7 +77,7 @@ class Submissions:
             _settings_of_retry(row.settings, given), lines_of=row.settings.lines_of or row.job
         )
         settings = SubmittedSettings(own, notes, row.job, defaults)
-        copy = partial(self._copy_failed, row, given)
+        copy = partial(self._copy_again, row, given, only)
         return await self._take(_retry_name(row), row.owner, "file", settings, copy)
 
     async def _take(
@@ -99,21 +108,12 @@ class Submissions:
         if reason := self._engine.intake.limits().room(owner, 0):
             raise ControlError(reason, code="over_limit")
 
-    def _copy_failed(self, row: JobRow, changes: Mapping[str, Any], incoming: Incoming) -> None:
+    def _copy_again(self, row: JobRow, changes: Mapping[str, Any], only: str, incoming: Incoming) -> None:
         """Each request keeps its line, for that is its key: of the lines between only their ends are written."""
         source = self._engine.work.request_file(row)
         if not source.exists():
             raise ControlError(f"the prompts of job {row.job} are no longer kept; drop them again", code="released")
-        store, line = self._engine.store, 1
-        rows = store.of(row).failed_requests(row.key)
-        if not rows:
-            raise ControlError(f"job {row.job} has no failed request that could be tried again", code="nothing")
-        answered = self._answered_since(row)
-        rows = [request for request in rows if request.line not in answered]
-        if not rows:
-            has_all = f"all answers: obatchctl results {row.job}"
-            reason = f"every failed request of job {row.job} was answered by a retry of it; {has_all}"
-            raise ControlError(reason, code="nothing")
+        rows, line = self._asked_again(row, only), 1
         with open(source, "rb") as prompts, open(incoming.input, "wb") as file:
             for _, requests in groupby(rows, lambda request: written_line(request.line)[0]):
                 request, *others = requests
@@ -126,7 +126,26 @@ class Submissions:
                 line = written
             file.write(b"\n")
 
-    def _answered_since(self, row: JobRow) -> set[int]:
+    def _asked_again(self, row: JobRow, only: str) -> list[Entry]:
+        """The requests of a job that are tried again. Raises ControlError where there are none."""
+        store = self._engine.store
+        rows = store.of(row).finished_requests(row.key, succeeded=only != "failed")
+        if only != "failed":
+            wanted = {line for line, outcome, record in store.results(row) if _needs_look(outcome, record, only)}
+            rows = [request for request in rows if request.line in wanted]
+        if not rows:
+            raise ControlError(f"job {row.job} has no {_NO_SUCH[only]}", code="nothing")
+        answered = self._answered_since(row, only)
+        rows = [request for request in rows if request.line not in answered]
+        if not rows:
+            has_all = f"all answers: obatchctl results {row.job}"
+            what = "failed request" if only == "failed" else "such request"
+            raise ControlError(
+                f"every {what} of job {row.job} was answered by a retry of it; {has_all}", code="nothing"
+            )
+        return rows
+
+    def _answered_since(self, row: JobRow, only: str) -> set[int]:
         """Lines of a job that earlier retries answered, also those that do not follow it directly.
 
         Raises ControlError where one of them is not over.
@@ -140,8 +159,29 @@ class Submissions:
                 reason = f"job {retry.job} is still trying again what failed in {row.job}; retry it when that is over"
                 raise ControlError(reason, code="job_running")
             if retry.state is JobState.DONE:
-                answered.update(line for line, outcome, _ in store.results(retry) if outcome is Outcome.SUCCEEDED)
+                answered.update(
+                    line
+                    for line, outcome, record in store.results(retry)
+                    if outcome is Outcome.SUCCEEDED and not _needs_look(outcome, record, only)
+                )
         return answered
+
+
+class _Answer(msgspec.Struct):
+    """The parts of a result that say whether its answer needs a look."""
+
+    truncated: bool = False
+    ungrounded: list[msgspec.Raw] = []
+
+
+_answer = msgspec.json.Decoder(_Answer)
+
+
+def _needs_look(outcome: Outcome, record: bytes, only: str) -> bool:
+    if only == "failed" or outcome is not Outcome.SUCCEEDED:
+        return False
+    answer = _answer.decode(record)
+    return answer.truncated if only == "truncated" else bool(answer.ungrounded)
 
 
 def _changes(asked: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

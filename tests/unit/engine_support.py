@@ -176,7 +176,9 @@ class Street:
         for worker in self._workers():
             worker.begin(*(key for key in worker.held if key[0] == live.key and (not only or key[1] in only)))
 
-    async def answer(self, live: LiveJob, *only: int, text: str = "yes", fault: Fault | None = None) -> None:
+    async def answer(
+        self, live: LiveJob, *only: int, text: str = "yes", fault: Fault | None = None, cut: bool = False
+    ) -> None:
         """Answer requests of a job, all or those of these lines, as soon as the workers have them."""
         wanted = set(only) or self.left(live)
         while wanted:
@@ -185,7 +187,7 @@ class Street:
                 for key in [key for key in worker.held if key[0] == live.key and key[1] in wanted]:
                     wanted.discard(key[1])
                     worker.begin(key) if key not in worker.started else None
-                    worker.tell(protocol.Results([_result(worker, worker.held.pop(key), text, fault)]))
+                    worker.tell(protocol.Results([_result(worker, worker.held.pop(key), text, fault, cut)]))
         await self.engine.committer.settle(5)
 
     def left(self, live: LiveJob) -> set[int]:
@@ -217,11 +219,11 @@ def _over(name: str, table: Any) -> Any:
     return {**_QUICK[name], **table} if name in _QUICK else table
 
 
-def _result(worker: FakeWorker, item: OfferItem, text: str, fault: Fault | None) -> ResultItem:
+def _result(worker: FakeWorker, item: OfferItem, text: str, fault: Fault | None, cut: bool) -> ResultItem:
     server = next(message for message in reversed(worker.sent) if isinstance(message, protocol.Configure))
     model = next(message.model for message in reversed(worker.sent) if isinstance(message, protocol.Offer))
     tokens = (3, 0 if fault else 5)
-    answer = Answer("" if fault else text, "", "stop", *tokens, 0.5, fault)
+    answer = Answer("" if fault else text, "", "length" if cut else "stop", *tokens, 0.5, fault)
     record = records.attempt(server, model, item, parse_request(item.raw), (answer, {}), time.time(), 0.5)
     return ResultItem(item.job, item.line, item.attempt, fault is None, record, 0.5, *tokens, *(fault or ("", "", "")))
 

@@ -18,11 +18,13 @@ from obatchd.control.operations import Operations
 from obatchd.delivery import responses as responses_module
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.documents.answers import Reloaded
+from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import PullProgress
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.model import Gpu, Reading
 from obatchd.jobs.model import Profile
+from obatchd.live.job import LiveJob
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
 from obatchd.operations.jobs import JobCommands
@@ -116,6 +118,11 @@ class Desk(Street):
             burnin=unused,
             host=HostCommands(self.engine, self.fleet, commands, models, self.probe, alarms, self._reload),
         )
+
+    def live(self, document: JobDocument) -> LiveJob:
+        """The job of a document, in work."""
+        [live] = [live for live in self.work.jobs.values() if live.row.job == document.job]
+        return live
 
     async def _reload(self) -> Reloaded:
         self.reloads += 1

@@ -200,7 +200,7 @@ async def test_a_job_that_is_over_can_be_retried_after_a_restore(
     restore(tmp_path / "spool.tar.gz", tmp_path / "second" / "spool")
     async with street(monkeypatch, tmp_path / "second") as rig:
         [row] = rig.work.store.state.find([live.row.job])
-        assert [entry.line for entry in rig.work.store.of(row).failed_requests(row.key)] == [2]
+        assert [entry.line for entry in rig.work.store.of(row).finished_requests(row.key, succeeded=False)] == [2]
         assert rig.work.input_of(row).read_bytes() == lines("a", "b")
 
 

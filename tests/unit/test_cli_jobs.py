@@ -262,6 +262,8 @@ def test_results_ends_with_what_needs_a_look(tmp_path: Path) -> None:
     ]
     result = CliRunner().invoke(main, ["results", str(place), "--only", "failed"], color=True)
     assert "--only" not in result.output
+    result = CliRunner().invoke(main, ["results", str(place), "--only", "truncated"], color=True)
+    assert "  ask these again:  obatchctl retry job1 --only truncated --max-response-tokens N\n" in result.output
 
 
 # Sums.

@@ -55,9 +55,7 @@ async def failed(rig: Desk, *requests: str | dict[str, Any], lines: tuple[int, .
 
 
 async def again(rig: Desk, job: str, **changes: Any) -> LiveJob:
-    document = await rig.operations.jobs.retry(ALICE, job, changes)
-    [live] = [live for live in rig.work.jobs.values() if live.row.job == document.job]
-    return live
+    return rig.live(await rig.operations.jobs.retry(ALICE, job, changes))
 
 
 async def refused(rig: Desk, job: str, **changes: Any) -> str:
@@ -229,6 +227,32 @@ async def test_what_a_retry_answered_is_not_asked_again(rig: Desk) -> None:
     assert rig.left(third) == {3}
 
 
+async def test_answers_that_need_a_look_are_asked_for_again(rig: Desk) -> None:
+    job = await rig.take("a", "b", "c")
+    await rig.answer(job, 1, cut=True)
+    await rig.answer(job, 2, fault=NO)
+    await rig.answer(job, 3)
+    await rig.published(job)
+    retry = rig.operations.jobs.retry
+    with pytest.raises(ControlError, match="has no answer with a value that is not in its prompt"):
+        await retry(ALICE, job.row.job, {}, "ungrounded")
+    with pytest.raises(ConfigError, match="only must be failed, truncated or ungrounded"):
+        await retry(ALICE, job.row.job, {}, "cut")
+    first = rig.live(await retry(ALICE, job.row.job, {"max_response_tokens": 9}, "truncated"))
+    assert rig.left(first) == {1}
+    await rig.answer(first, text="longer", cut=True)
+    await rig.published(first)
+    second = rig.live(await retry(ALICE, job.row.job, {"max_response_tokens": 99}, "truncated"))
+    await rig.answer(second, text="whole")
+    await rig.published(second)
+    with pytest.raises(ControlError, match="every such request"):
+        await retry(ALICE, job.row.job, {}, "truncated")
+    assert rig.left(rig.live(await retry(ALICE, job.row.job))) == {2}  # failures are tried again as ever
+    chain = Chain(job.outbox, [(one.row.job, one.outbox) for one in (first, second)])
+    told = [(row.record.get("response"), row.record["attempt_job"]) for row in chain.rows()]
+    assert told[0] == ("whole", second.row.job) and told[2] == ("yes", job.row.job)
+
+
 async def test_two_retries_at_the_same_moment_ask_the_same_once(rig: Desk) -> None:
     job = await failed(rig, "a")
     retry = rig.operations.jobs.retry
@@ -314,6 +338,12 @@ def test_the_command_says_what_is_changed(asked: list[dict[str, Any] | None]) ->
             }
         }
     ]  # fmt: skip
+
+
+def test_the_command_asks_for_cut_answers_again(asked: list[dict[str, Any] | None]) -> None:
+    run = obatchctl("--only", "truncated", "--max-response-tokens", "9")
+    assert run.output == "second tries again what was cut at the token limit in first, with max_response_tokens = 9\n"
+    assert asked == [{"settings": {"max_response_tokens": 9}, "only": "truncated"}]
 
 
 def test_the_command_waits_copies_and_names_what_has_all(asked: list[dict[str, Any] | None], tmp_path: Path) -> None:

@@ -86,8 +86,15 @@ def results_command(
     invocation.answer({**document, "output": str(output) if output else None})
     if not invocation.json:
         lines = [*tally.lines(source), *agreement.lines(), *([f"written to {output}"] if output else [])]
-        told = () if only else doubts({"job": source.job or source.path}, tally.doubts)
+        told = _again(source, only) if only else doubts({"job": source.job or source.path}, tally.doubts)
         click.echo("\n".join([*map(clean, lines), *told]), err=output is None)
+
+
+def _again(source: ResultSet, only: str) -> list[str]:
+    """The command that asks for answers again that were cut."""
+    if only != "truncated" or not source.job:
+        return []
+    return [f"  ask these again:  obatchctl retry {source.job} --only truncated --max-response-tokens N"]
 
 
 def source_of(invocation: Invocation, place: str | None, *, only_this: bool = False) -> ResultSet:

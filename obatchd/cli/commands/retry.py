@@ -14,6 +14,12 @@ from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.commands.submit import finish, is_bad
 from obatchd.cli.named import one_job
 
+_TRIED = {
+    "failed": "failed",
+    "truncated": "was cut at the token limit",
+    "ungrounded": "has values that are not in the prompts",
+}
+
 
 @click.command("retry", cls=Command)
 @one_job()
@@ -24,6 +30,10 @@ from obatchd.cli.named import one_job
     "--set", "assignments", metavar="KEY=VALUE", multiple=True,
     help="Any other setting of a job, or option of Ollama: think=false, temperature=0; repeatable.",
 )  # fmt: skip
+@click.option(
+    "--only", type=click.Choice(tuple(_TRIED)), default="failed",
+    help="Ask these again: what failed (the default), or answers that need a look.",
+)  # fmt: skip
 @click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
 @click.option(
     "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
@@ -33,22 +43,25 @@ def retry_command(
     /,
     job_id: str,
     assignments: tuple[str, ...],
+    only: str,
     wait: bool,
     output_dir: Path | None,
     **settings: Any,
 ) -> None:
     """Ask again, as a new job, what JOB did not answer.
 
-    Requests that an earlier retry of JOB answered are left out.
+    Requests that an earlier retry of JOB answered are left out. With --only truncated it asks for answers again that
+    were cut, say with a longer --max-response-tokens.
     The new job has the settings of JOB. Settings that are given here replace them, also those in a prompt's own line.
     obatchctl results JOB then shows the answers of both jobs as one.
     """
     changes = {name: value for name, value in settings.items() if value is not None}
     changes = _with_assignments(changes, assignments)
-    job = invocation.client().post("jobs", job_id, "retry", body={"settings": changes} if changes else None)
+    body = ({"settings": changes} if changes else {}) | ({"only": only} if only != "failed" else {})
+    job = invocation.client().post("jobs", job_id, "retry", body=body or None)
     if not invocation.json:
         how = ", ".join(f"{name} = {_shown(value)}" for name, value in _flat(changes).items())
-        click.echo(clean(f"{job['job']} tries again what failed in {job['retry_of']}{how and ', with '}{how}"))
+        click.echo(clean(f"{job['job']} tries again what {_TRIED[only]} in {job['retry_of']}{how and ', with '}{how}"))
     if not wait and output_dir is None:
         invocation.answer(job)
         return

@@ -237,13 +237,16 @@ class Segment(Database):
         rows = self._seen(query, request_key(job, line))
         return Entry(line, *rows[0]) if rows else None
 
-    def failed_requests(self, job: int) -> list[Entry]:
-        """Where the bytes of the requests that ran and did not succeed lie, in input order, without refused lines."""
+    def finished_requests(self, job: int, *, succeeded: bool) -> list[Entry]:
+        """Where the bytes of the requests that ran lie, in input order, of those that succeeded or of the others.
+
+        Lines that were refused did not run.
+        """
         rows = self._rows(
             "SELECT r.request, offset, length, checksum, id FROM requests r JOIN results USING (request)"
-            " WHERE r.request > ? AND r.request < ? AND lane >= 0 AND outcome <> 'succeeded' ORDER BY r.request",
-            *keys_of(job),
-        )
+            " WHERE r.request > ? AND r.request < ? AND lane >= 0 AND (outcome = 'succeeded') = ? ORDER BY r.request",
+            *keys_of(job), succeeded,
+        )  # fmt: skip
         return [Entry(row[0] & LINE_MASK, *row[1:]) for row in rows]
 
     def forget_lanes(self, job: int) -> None:
