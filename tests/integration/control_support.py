@@ -213,8 +213,10 @@ class FakeJobs:
         self.daemon.calls.append(("cancel", job_id))
         return self.one(caller, job_id)
 
-    async def retry(self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None) -> JobDocument:
-        self.daemon.calls.append(("retry", job_id, changes) if changes else ("retry", job_id))
+    async def retry(
+        self, caller: Caller, job_id: str, changes: dict[str, Any] | None = None, only: str = "failed"
+    ) -> JobDocument:
+        self.daemon.calls.append(("retry", job_id, *[one for one in (changes, only) if one and one != "failed"]))
         first = self.one(caller, job_id)
         over = {"state": self.daemon.finished_state, "succeeded": 1, "failed": 0}
         self.daemon.known["new"] = msgspec.structs.replace(first, job="new", retry_of=first.job, **over)

@@ -94,6 +94,8 @@ async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path
             await call(client.get, path)
     await call(lambda: client.post("jobs", "2026", "retry", body={"settings": {"model": "m"}}))
     assert daemon.calls.pop() == ("retry", "2026", {"model": "m"})
+    await call(lambda: client.post("jobs", "2026", "retry", body={"only": "truncated"}))
+    assert daemon.calls.pop() == ("retry", "2026", "truncated")
     for body in ([], {"settings": []}):
         with pytest.raises(errors.ConfigError, match="the body must be"):
             await call(partial(client.post, "jobs", "2026", "retry", body=body))  # type: ignore[arg-type]
