@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
     @property
     def succeeded(self) -> bool:
-        return bool(self.record["outcome"] == "succeeded")
+        return bool(self.record.get("outcome") == "succeeded")  # a comparison's rows have none
 
     @property
     def name(self) -> str:

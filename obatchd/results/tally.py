@@ -27,7 +27,7 @@ class Tally:
 
     def add(self, row: Row, problem: str | None) -> None:
         """Count one row; ``problem`` says why its answer is no JSON, "" that it is, None that nobody looked."""
-        outcome = str(row.record["outcome"])
+        outcome = str(row.record.get("outcome"))
         self.outcomes[outcome] += 1
         if not row.succeeded:
             code = str(row.record.get("code") or outcome)
