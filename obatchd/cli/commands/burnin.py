@@ -25,6 +25,7 @@ from obatchd.cli.views.waiting import line_anew, over_restarts
 from obatchd.documents.burnin import BurninReport, BurninStatus
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 from obatchd.times import duration
+from obatchd.words import not_written
 
 burnin_command = Group(
     "burnin",
@@ -175,7 +176,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}", code="unwritable") from None
+        raise ConfigError(not_written(path, error), code="unwritable") from None
 
 
 @burnin_command.command("compare")

@@ -22,6 +22,7 @@ from obatchd.results.export import BINARY, FORMATS, ONLY, Format, export
 from obatchd.results.repeats import Prompts
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet, read_object
+from obatchd.words import not_written
 
 
 @click.command("results", cls=Command)
@@ -174,6 +175,7 @@ def target_of(output: Path | None) -> Iterator[BinaryIO]:
             yield file
         temporary.replace(output)
     except OSError as error:
-        raise ResultsError(f"{output}: cannot be written: {error.strerror or error}") from None
+        raise ResultsError(not_written(output, error)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not even be made
+            temporary.unlink(missing_ok=True)
