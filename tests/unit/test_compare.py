@@ -161,7 +161,13 @@ def test_nothing_in_common_and_no_such_column(two: tuple[Path, Path], tmp_path: 
     with pytest.raises(ResultsError, match="the input has no columns"):
         Comparison(*(ResultSet(outbox(tmp_path / name, [success(1, "x")], {})) for name in "xy"), "truth").figures()
     assert "--answer goes with --gold" in compared(*two, "--answer", "x").stderr
-    assert "write a page (.html) or a table" in compared(*two, "-o", "x.txt").stderr
+
+
+@pytest.mark.parametrize("name", ["x.pdf", "x.txt", "x"])
+def test_a_file_that_compare_cannot_write_is_told_the_endings_that_it_can(two: tuple[Path, Path], name: str) -> None:
+    run = compared(*two, "-o", name)
+    endings = "with .html for a page, with .csv, .xlsx, .parquet, .json, .jsonl for a table"
+    assert (run.exit_code, run.stderr.splitlines()[-1]) == (2, f"Error: --output {name}: end its name {endings}")
 
 
 def test_the_table_has_both_beside_each_other_joined_by_id(two: tuple[Path, Path], tmp_path: Path) -> None:

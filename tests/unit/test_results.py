@@ -326,6 +326,11 @@ def test_wrong_usage_is_explained(tmp_path: Path, arguments: list[str]) -> None:
     assert obatchctl(outbox(tmp_path / "o", NOTES, {}), *arguments).exit_code == 2
 
 
+def test_an_ending_that_says_no_format_is_told_those_that_do(tmp_path: Path) -> None:
+    said = obatchctl(outbox(tmp_path / "o", NOTES, {}), "-o", "x.odd").stderr
+    assert said.endswith("end its name with .csv, .xlsx, .parquet, .json, .jsonl or .txt, or give --format as well\n")
+
+
 def test_the_review_page_shows_source_and_data_side_by_side(tmp_path: Path) -> None:
     text = "Patient <b>Jane</b>, MRN 4711, age 3"
     rows = [

@@ -24,6 +24,8 @@ from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet, read_object
 from obatchd.words import not_written
 
+TABLES = ".csv, .xlsx, .parquet, .json, .jsonl"  # endings of exports with a row for each request
+
 
 @click.command("results", cls=Command)
 @click.argument("place", metavar="JOB|DIR", required=False, callback=given, shell_complete=jobs)
@@ -75,7 +77,9 @@ def results_command(
         with target_of(output) as target:
             tally = write_review(source, review, target, seed=seed)
     else:
-        form = form or form_of(output)
+        form = form or ("text" if output is None else form_of(output))
+        if form is None:
+            raise click.UsageError(f"--output {output}: end its name with {TABLES} or .txt, or give --format as well")
         if data_only and form not in ("json", "jsonl"):
             raise click.UsageError("--data-only goes with --format json or jsonl")
         if output is None and (invocation.json or (form in BINARY and sys.stdout.isatty())):
@@ -155,12 +159,11 @@ def _kept(spool: Path, place: str | None) -> Path | None:
     return paths[fitting.index(True)] if sum(fitting) == 1 else None
 
 
-def form_of(output: Path | None) -> Format:
-    ending = output.suffix.lower().removeprefix(".") if output else "text"
+def form_of(output: Path) -> Format | None:
+    """The format that the ending of a name says; None where it says none."""
+    ending = output.suffix.lower().removeprefix(".")
     ending = {"txt": "text", "md": "text", "ndjson": "jsonl"}.get(ending, ending)
-    if ending not in FORMATS:
-        raise click.UsageError(f"--output {output}: its ending says no format; name one with --format")
-    return ending
+    return ending if ending in FORMATS else None
 
 
 @contextlib.contextmanager
