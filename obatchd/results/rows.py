@@ -31,6 +31,7 @@ class Row(NamedTuple):
 
     record: Record
     file: str = ""  # the name it was read from, in a directory that is no outbox
+    broken: bool = False  # what stands there is no result
 
     @property
     def succeeded(self) -> bool:
@@ -83,6 +84,10 @@ class ResultSet:
         if not streams and responses.is_dir():  # the answers so far of a job that is still running
             streams = [sorted((row for row in _directory_rows(responses) if row.file.endswith(".json")), key=line_of)]
         return (row._replace(file="") for row in heapq.merge(*streams, key=line_of))
+
+    def has_responses(self) -> bool:
+        """Whether there is any: a job in an outbox may still get some, other files and directories have them or not."""
+        return self._outbox or any(not row.broken for row in self.rows())
 
     def notes(self) -> list[str]:
         """Notes for people at the end, once the rows were read."""
@@ -185,7 +190,7 @@ def _lines(path: Path) -> Iterator[Row]:
 
 def _broken(path: Path, code: str, message: str, name: str = "") -> Row:
     record = {"id": name or path.stem, "outcome": "failed", "code": code, "message": f"{path.name}: {message}"}
-    return Row(record, path.name)
+    return Row(record, path.name, broken=True)
 
 
 def _row(element: Any, path: Path, name: str) -> Row:

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from obatchd.cli.obatchctl import main
+from obatchd.client.client import Client
 from obatchd.errors import NotFoundError, ResultsError
 from obatchd.results.answers import parse_answer
 from obatchd.results.export import Format, export
@@ -324,6 +325,51 @@ def test_the_command_prints_writes_and_sums_up(tmp_path: Path) -> None:
 )
 def test_wrong_usage_is_explained(tmp_path: Path, arguments: list[str]) -> None:
     assert obatchctl(outbox(tmp_path / "o", NOTES, {}), *arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts"),
+    [
+        ("prompts.csv", b"id,text\n1,Why?\n"),
+        ("prompts.jsonl", b'{"prompt": "Why?"}\n{"custom_id": "a", "url": "/v1/chat/completions", "body": {}}\n'),
+        ("prompts.json", b'[{"prompt": "Why?"}]'),
+        ("prompts.xlsx", b"PK\x03\x04\xff"),
+    ],
+)
+def test_a_file_of_prompts_has_no_answers_and_is_told_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, prompts: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(prompts)
+    down = CliRunner().invoke(main, ["--spool", str(tmp_path), "results", name, "-o", "table.csv"])
+    assert down.exit_code == 3 and not Path("table.csv").exists()
+    assert down.stderr.startswith(
+        f"there is no response in {name}. If it is a file of prompts, its answers are in a spool.\n"
+        f"obatchd is not running on {tmp_path}."
+    )
+    named = obatchctl(f"./{name}")
+    words = f"If it is a file of prompts, its job has the answers:  obatchctl results {name}"
+    assert (named.exit_code, named.stderr) == (1, f"there is no response in {name}. {words}\n")
+    monkeypatch.setattr(Client, "get", lambda *_, **__: raising(NotFoundError("no such job")))
+    other = obatchctl(name)
+    assert other.exit_code == 1
+    assert other.stderr.endswith("it has no job with its name yet; obatchctl jobs lists the jobs\n")
+
+
+def raising(error: Exception) -> None:
+    raise error
+
+
+def test_failures_of_a_job_are_results_also_where_every_line_of_it_was_broken(tmp_path: Path) -> None:
+    path = outbox(tmp_path / "o", [failure(1, "bad_json"), failure(2, "no_response")], {}) / "errors.jsonl"
+    assert obatchctl(path).exit_code == 0
+    assert obatchctl(outbox(tmp_path / "running", [], requests=3)).exit_code == 0
+
+
+def test_a_folder_without_responses_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    run = obatchctl(tmp_path)
+    assert (run.exit_code, run.stderr) == (1, f"there are no response files in {tmp_path}\n")
 
 
 def test_an_ending_that_says_no_format_is_told_those_that_do(tmp_path: Path) -> None:

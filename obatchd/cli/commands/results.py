@@ -110,23 +110,17 @@ def source_of(invocation: Invocation, place: str | None, *, only_this: bool = Fa
     """
     path = Path(place) if place is not None else None
     if path is not None and (os.sep in str(place) or path.is_dir()):
-        return ResultSet(path)
+        return _responses(path, f"its job has the answers:  obatchctl results {path.name}")
     try:
         place = place or latest(invocation.client())
         found = _job(invocation, place)
-    except DaemonDownError:
-        if (kept := _kept(invocation.spool, place)) is None and path is not None and path.exists():
-            return ResultSet(path)
-        if kept is None:
-            raise
-        if not invocation.json:
-            click.echo("obatchd does not answer: nobody can say whether this job was retried.", err=True)
-        return ResultSet(kept)
+    except DaemonDownError as down:
+        return _without_daemon(invocation, place, path, down)
     except NotFoundError:
         if path is None:
             raise
         if path.exists():
-            return ResultSet(path)
+            return _responses(path, "it has no job with its name yet; obatchctl jobs lists the jobs")
         raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
     if found["outbox"] is None:
         raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
@@ -136,6 +130,28 @@ def source_of(invocation: Invocation, place: str | None, *, only_this: bool = Fa
             if (place_of_retry := _job(invocation, job)["outbox"]) is not None:
                 places.append((job, Path(place_of_retry)))
     return Chain(Path(found["outbox"]), places) if places else ResultSet(Path(found["outbox"]))
+
+
+def _without_daemon(invocation: Invocation, place: str | None, path: Path | None, down: DaemonDownError) -> ResultSet:
+    if (kept := _kept(invocation.spool, place)) is not None:
+        if not invocation.json:
+            click.echo("obatchd does not answer: nobody can say whether this job was retried.", err=True)
+        return ResultSet(kept)
+    if path is None or not path.exists():
+        raise down from None
+    try:
+        return _responses(path, "its answers are in a spool.")
+    except ResultsError as none:
+        raise DaemonDownError(f"{none.message}\n{down.message}", code=down.code) from None
+
+
+def _responses(path: Path, hint: str) -> ResultSet:
+    """The responses at ``path``; where there are none, ``hint`` says where those to a file of prompts are."""
+    if (source := ResultSet(path)).has_responses():
+        return source
+    if path.is_dir():
+        raise ResultsError(f"there are no response files in {path}", code="no_responses")
+    raise ResultsError(f"there is no response in {path}. If it is a file of prompts, {hint}", code="no_responses")
 
 
 def _job(invocation: Invocation, job: str) -> Document:
