@@ -87,6 +87,14 @@ def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = Fa
     return tally
 
 
+def count_rows(source: Rows) -> Tally:
+    """The count of all rows alone."""
+    tally = Tally()
+    for _ in _counted(source, tally, None):
+        pass
+    return tally
+
+
 @contextlib.contextmanager
 def writing_text(target: BinaryIO) -> Iterator[TextIO]:
     """``target`` for text; it stays open, for it is the caller's to close."""

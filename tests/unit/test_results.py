@@ -321,10 +321,25 @@ def test_the_command_prints_writes_and_sums_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--json"], ["-o", "x.odd"], ["--format", "csv", "--data-only"], ["--format", "xml"]]
+    "arguments",
+    [
+        ["--json", "--format", "csv"],
+        ["--json", "--only", "failed"],
+        ["-o", "x.odd"],
+        ["--format", "csv", "--data-only"],
+        ["--format", "xml"],
+    ],
 )
 def test_wrong_usage_is_explained(tmp_path: Path, arguments: list[str]) -> None:
     assert obatchctl(outbox(tmp_path / "o", NOTES, {}), *arguments).exit_code == 2
+
+
+def test_json_alone_is_one_document_with_the_sums_and_the_place_of_the_answers(tmp_path: Path) -> None:
+    path = outbox(tmp_path / "o", NOTES, {})
+    run = obatchctl(path, "--json")
+    document = json.loads(run.stdout)
+    assert (run.exit_code, document["in"], document["failed"], document["output"]) == (0, 4, 1, None)
+    assert document["path"] == str(path)
 
 
 @pytest.mark.parametrize(

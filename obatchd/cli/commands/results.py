@@ -18,7 +18,7 @@ from obatchd.cli.views.job import doubts
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 from obatchd.naming import JobName
 from obatchd.results.chain import Chain
-from obatchd.results.export import BINARY, FORMATS, ONLY, Format, export
+from obatchd.results.export import BINARY, FORMATS, ONLY, Format, count_rows, export
 from obatchd.results.repeats import Prompts
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet, read_object
@@ -63,7 +63,8 @@ def results_command(
     Where a job was retried, the answers of its retries replace its failures; attempt_job says which job answered.
 
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
-    stand the sum and the failures by cause, on standard error when the export goes to standard output.
+    stand the sum and the failures by cause, on standard error when the export goes to standard output. With --json
+    these are one document, and its path says where the answers are.
     """
     if (place is None) != is_last():
         raise click.UsageError("give one of JOB, DIR and --last")
@@ -76,6 +77,8 @@ def results_command(
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
         with target_of(output) as target:
             tally = write_review(source, review, target, seed=seed)
+    elif invocation.json and not (output or form or data_only or only):
+        tally = count_rows(prompts)
     else:
         form = form or ("text" if output is None else form_of(output))
         if form is None:
@@ -87,8 +90,8 @@ def results_command(
         with target_of(output) as target:
             tally = export(prompts, form, target, data_only=data_only, only=only)
     agreement = prompts.agreement
-    document = {**tally.document(source), "repeats": agreement.document()}
-    invocation.answer({**document, "output": str(output) if output else None})
+    places = {"path": str(source.path.absolute()), "output": str(output) if output else None}
+    invocation.answer({**tally.document(source), "repeats": agreement.document(), **places})
     if not invocation.json:
         lines = [*tally.lines(source), *agreement.lines(), *([f"written to {output}"] if output else [])]
         told = _again(source, only) if only else doubts({"job": source.job or source.path}, tally.doubts)
