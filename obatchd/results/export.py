@@ -59,7 +59,7 @@ def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = Fa
     Raises:
         ResultsError: Parquet or a workbook is asked for and its library is not installed, or it has no room.
     """
-    tally = Tally()
+    tally = Tally(data_only=data_only)
     rows = _counted(source, tally, only)
     spread = form in ("csv", *BINARY)  # over columns that have to be known first
     columns = []

@@ -237,12 +237,40 @@ def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
     source = ResultSet(outbox(tmp_path / "o", rows, {}))
     lines = export(source, "jsonl", io.BytesIO()).lines(source)
     assert lines == [
-        "No answer is JSON: 4,930 texts instead.",
         "5,000 in = 4,930 + 70 failed",
         "  60 timeout: too long",
         "  10 bad_json: too long",
         "  try these again:  obatchctl retry 20261123-133648-darg",
     ]
+
+
+@pytest.mark.parametrize(
+    ("form", "answers", "told"),
+    [
+        ("", ["Paris", "42"], ""),
+        ("", ["Paris", "[1, 2]"], ""),
+        (None, ["Paris", "42"], ""),
+        (None, ["Paris", "London", "[1, 2]"], "Not JSON: 2 answers"),
+        ("", ["Paris", "[1]", "[2]"], "Not JSON: 1 answer,"),  # the prompt asked for it
+        ("json", ["Paris", "42"], "No answer is JSON: 2 texts instead."),
+        ({"type": "object"}, ["Paris", "{}"], "Not JSON: 1 answer,"),
+    ],
+)
+def test_that_answers_are_no_json_is_told_where_json_was_asked_for(
+    tmp_path: Path, form: Any, answers: list[str], told: str
+) -> None:
+    rows = [success(line, answer) for line, answer in enumerate(answers, start=1)]
+    path = outbox(tmp_path / "o", rows, {} if form is None else {"settings": {"format": form}})
+    said, page = obatchctl(path).stderr, tmp_path / "page.html"
+    assert (told in said) if told else said.splitlines() == [f"{len(answers)} in = {len(answers)} + 0 failed"]
+    assert obatchctl(path, "--review", "9", "-o", page).exit_code == 0
+    marks = [words in page.read_text() for words in ("<p>No data: ", "Not JSON: ", "No answer is JSON: ")]
+    assert marks == [bool(told), told.startswith("Not"), told.startswith("No ")]
+
+
+def test_answers_that_are_left_out_because_they_are_no_json_are_always_told(tmp_path: Path) -> None:
+    path = outbox(tmp_path / "o", [success(1, "Paris")], {"settings": {"format": ""}})
+    assert "No answer is JSON: 1 text instead." in obatchctl(path, "--format", "json", "--data-only").stderr
 
 
 def test_a_running_job_shows_what_it_has(tmp_path: Path) -> None:
