@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -174,6 +175,7 @@ def _show_report(invocation: Invocation, document: Document) -> Never:
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
+        os.stat(os.path.join(path.parent, ""))  # a bundle is written at the end of its tools, which take minutes
         yield
     except OSError as error:
         raise ConfigError(not_written(path, error), code="unwritable") from None
