@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 _MSGSPEC_PLACE = re.compile(r"JSON is malformed: (.*) \(byte (\d+)\)")
 _JSON_PLACE = re.compile(r"(.*): line (\d+) column (\d+) \(char \d+\)")
@@ -39,6 +41,22 @@ def not_json(error: Exception, raw: bytes = b"") -> str:
         return f"it is not JSON: {said}"
     place = f"line {line}, column {column}" if line > 1 else f"column {column}"
     return f"it is not JSON: {found[1][:1].lower()}{found[1][1:]} in {place}"
+
+
+def said(error: Exception) -> str:
+    """An error of the system without its number: the file, where it names one, and what is wrong."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def not_written(path: Path, error: OSError) -> str:
+    """Why ``path`` cannot be written, in plain words; of a folder that is missing its name."""
+    reason = error.strerror or str(error)
+    if isinstance(error, FileNotFoundError | NotADirectoryError) and not os.path.isdir(path.parent):
+        there = os.path.lexists(path.parent)
+        reason = f"{path.parent} is not a folder" if there else f"there is no folder {path.parent}"
+    return f"{path}: cannot be written: {reason}"
 
 
 def misfit(error: Exception) -> str:

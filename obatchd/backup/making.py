@@ -16,6 +16,7 @@ from obatchd.backup.contents import End, Manifest
 from obatchd.backup.moment import Moment
 from obatchd.errors import SpoolError
 from obatchd.spool.flush import sync_paths
+from obatchd.words import not_written, said
 
 _TRIES = 3
 
@@ -61,7 +62,7 @@ def make(spool: Path, target: Path, *, secrets: bool = False, results: bool = Tr
             raise _forbidden(error) from None
         except (OSError, sqlite3.Error) as error:
             if not left or not isinstance(error, FileNotFoundError):
-                raise SpoolError(f"the backup cannot be written: {error}", code="backup") from error
+                raise SpoolError(f"the backup cannot be written: {said(error)}", code="backup") from error
     raise AssertionError
 
 
@@ -72,7 +73,10 @@ def _forbidden(error: PermissionError) -> SpoolError:
 
 def _write(spool: Path, target: Path, *, secrets: bool, results: bool) -> Made:
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent)))
+        try:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=".backup-", dir=target.parent)))
+        except OSError as error:
+            raise SpoolError(not_written(target, error), code="backup") from None
         part = scratch / "backup"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         file = stack.enter_context(open(descriptor, "wb"))

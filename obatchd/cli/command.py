@@ -59,9 +59,27 @@ class Command(click.Command):
     def __init__(self, *, callback: Callable[..., Any], **kwargs: Any) -> None:
         super().__init__(callback=click.make_pass_decorator(Invocation)(callback), **kwargs)
         for option in self.params:
-            if isinstance(option.type, click.IntRange | click.FloatRange) and option.metavar is None:
+            if _number(option.type) and option.metavar is None:
                 option.metavar = "N"  # which click calls INTEGER RANGE
         self.params.append(_JSON)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.BadParameter as error:
+            if error.param is not None and (wanted := _number(error.param.type)):
+                raise click.BadParameter(f"it must be {wanted}", error.ctx, error.param, error.param_hint) from None
+            raise
+
+
+def _number(kind: click.ParamType) -> str:  # type: ignore[type-arg]  # generic only in newer ones
+    """What an option that takes a number takes, in plain words; nothing of another option."""
+    if not isinstance(kind, type(click.INT) | type(click.FLOAT)):
+        return ""
+    words = "a whole number" if isinstance(kind, type(click.INT)) else "a number"
+    least, most = getattr(kind, "min", None), getattr(kind, "max", None)
+    words += f" from {least}" if least is not None else ""
+    return f"{words} to {most}" if most is not None else words
 
 
 class Group(click.Group):

@@ -21,6 +21,7 @@ from obatchd.results.table import as_text
 from obatchd.words import counted
 
 _SIDES = ("a", "b")
+_UNLIKE = "no"  # in the table, where nothing stands for what cannot be told
 
 
 class Pair(NamedTuple):
@@ -227,13 +228,17 @@ class Comparison:
     def rows(self) -> Iterator[Row]:
         """The joined table: what both share, then each column of the first beside that of the second."""
         for pair in self.pairs():
-            record: Record = {"id": pair.any.name, "line": pair.first("line"), "outcome": _outcome(pair)}
+            record: Record = {"id": pair.any.name, "line": pair.first("line"), "answered_by": _answered_by(pair)}
             record |= {"input": pair.first("input"), "prompt": pair.first("prompt")}
             parsed = tuple(data_of(row) if row else Parsed(problem=None) for row in pair.rows)
-            record["same"] = same(pair, parsed) if pair.both else None
+            record["same"] = (same(pair, parsed) or _UNLIKE) if pair.both else None
             if self.gold is not None:
                 right = self.right(pair) or (None, None)
-                record |= {f"right_{side}": how for side, how in zip(_SIDES, right, strict=True)}
+                told = (
+                    None if row is None or how is None else how or _UNLIKE
+                    for row, how in zip(pair.rows, right, strict=True)
+                )
+                record |= {f"right_{side}": how for side, how in zip(_SIDES, told, strict=True)}
             records = [_columns(row, data) for row, data in zip(pair.rows, parsed, strict=True)]
             for name in {**records[0], **records[1]}:
                 record |= {f"{name}_{side}": one.get(name) for side, one in zip(_SIDES, records, strict=True)}
@@ -296,7 +301,7 @@ def _count_right(figures: Figures, right: tuple[Likeness, Likeness]) -> None:
         side.right[how] += 1
 
 
-def _outcome(pair: Pair) -> str:
+def _answered_by(pair: Pair) -> str:
     """Who has an answer."""
     answered = [side for side, row in zip(_SIDES, pair.rows, strict=True) if row is not None and row.succeeded]
     return "both" if len(answered) == 2 else "".join(answered) or "neither"

@@ -59,7 +59,7 @@ def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = Fa
     Raises:
         ResultsError: Parquet or a workbook is asked for and its library is not installed, or it has no room.
     """
-    tally = Tally()
+    tally = Tally(data_only=data_only)
     rows = _counted(source, tally, only)
     spread = form in ("csv", *BINARY)  # over columns that have to be known first
     columns = []
@@ -84,6 +84,14 @@ def export(source: Rows, form: Format, target: BinaryIO, *, data_only: bool = Fa
             _write_json(_documents(rows, data_only), text)
         else:
             text.writelines(f"{_json(document)}\n" for document in _documents(rows, data_only))
+    return tally
+
+
+def count_rows(source: Rows) -> Tally:
+    """The count of all rows alone."""
+    tally = Tally()
+    for _ in _counted(source, tally, None):
+        pass
     return tally
 
 

@@ -55,7 +55,7 @@ def write_review(source: ResultSet, count: int, target: BinaryIO, *, seed: int |
     script = files("obatchd.results").joinpath("marks.js").read_text("utf-8")
     with writing_text(target) as page:
         page.write(beginning(title, lines, style=_STYLE, script=script) + _MARKS)
-        page.writelines(map(_article, rows))
+        page.writelines(_article(row, tally.misses_json(source)) for row in rows)
         page.write(ending(script))
     return tally
 
@@ -67,7 +67,7 @@ def _successes(source: ResultSet, tally: Tally) -> Iterator[Row]:
             yield from answers_of(row)
 
 
-def _article(row: Row) -> str:
+def _article(row: Row, misses_json: bool) -> str:
     record = row.record
     source = str(record.get("full_prompt") or record.get("prompt") or "")
     parsed = data_of(row)
@@ -76,7 +76,8 @@ def _article(row: Row) -> str:
     if parsed.found:
         answer, found = _data_table(parsed.data, source)
     else:
-        problem = f"<p>No data: {html.escape(parsed.problem or 'there is no text')}</p>"
+        told = misses_json or parsed.problem is None  # a vector, say
+        problem = f"<p>No data: {html.escape(parsed.problem or 'there is no text')}</p>" if told else ""
         answer = f'{problem}<div class="text">{html.escape(str(record.get("response", "")))}</div>'
     name = f"{row.name}[{record.get('index')}]" if row.choices else row.name
     # The browser keeps a mark for this very answer: other results may have the same ids, and their file the same name.

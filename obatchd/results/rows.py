@@ -31,10 +31,11 @@ class Row(NamedTuple):
 
     record: Record
     file: str = ""  # the name it was read from, in a directory that is no outbox
+    broken: bool = False  # what stands there is no result
 
     @property
     def succeeded(self) -> bool:
-        return bool(self.record["outcome"] == "succeeded")
+        return bool(self.record.get("outcome") == "succeeded")  # a comparison's rows have none
 
     @property
     def name(self) -> str:
@@ -69,6 +70,9 @@ class ResultSet:
         self.job = str(known.get("job") or "")  # its id, where it is an outbox
         asked = known.get("requests")  # where that is not known, the rows are all there is
         self.asked = asked if isinstance(asked, int) else None
+        used = known.get("settings")
+        form = used.get("format") if isinstance(used, dict) else None
+        self.json_asked = None if form is None else bool(form)  # whether the job asked for JSON; None: not known
         self.complete = bool(summary) or not self._outbox  # the job is over
 
     def rows(self) -> Iterator[Row]:
@@ -83,6 +87,10 @@ class ResultSet:
         if not streams and responses.is_dir():  # the answers so far of a job that is still running
             streams = [sorted((row for row in _directory_rows(responses) if row.file.endswith(".json")), key=line_of)]
         return (row._replace(file="") for row in heapq.merge(*streams, key=line_of))
+
+    def has_responses(self) -> bool:
+        """Whether there is any: a job in an outbox may still get some, other files and directories have them or not."""
+        return self._outbox or any(not row.broken for row in self.rows())
 
     def notes(self) -> list[str]:
         """Notes for people at the end, once the rows were read."""
@@ -185,7 +193,7 @@ def _lines(path: Path) -> Iterator[Row]:
 
 def _broken(path: Path, code: str, message: str, name: str = "") -> Row:
     record = {"id": name or path.stem, "outcome": "failed", "code": code, "message": f"{path.name}: {message}"}
-    return Row(record, path.name)
+    return Row(record, path.name, broken=True)
 
 
 def _row(element: Any, path: Path, name: str) -> Row:

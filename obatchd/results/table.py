@@ -15,8 +15,8 @@ Origin = Literal["record", "input", "data", "file"]
 
 # The columns from left to right: a field of ours, or all fields of an origin that have no place of their own.
 _ORDER = (
-    ("record", "id"), ("record", "line"), "file", "input", ("record", "outcome"), ("record", "prompt"),
-    ("record", "response"), ("record", "think"), "data", "record",
+    ("record", "id"), ("record", "line"), "file", "input", ("record", "outcome"), ("record", "answered_by"),
+    ("record", "prompt"), ("record", "response"), ("record", "think"), "data", "record",
 )  # fmt: skip
 _KINDS: dict[type, Kind] = {type(None): "empty", bool: "bool", float: "float", str: "text"}
 _APART = ("input", "data")  # spread over columns of their own

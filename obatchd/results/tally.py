@@ -16,7 +16,8 @@ DOUBTS = ("truncated", "ungrounded")  # of answers that count as success: fields
 class Tally:
     """Counts rows as they go by."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, data_only: bool = False) -> None:
+        self._data_only = data_only  # then an answer that is no JSON is nowhere else
         self.outcomes: Counter[str] = Counter()
         self.doubts: Counter[str] = Counter()
         self.failures: dict[str, tuple[int, str]] = {}  # by code: how many, and the message of the first
@@ -27,7 +28,7 @@ class Tally:
 
     def add(self, row: Row, problem: str | None) -> None:
         """Count one row; ``problem`` says why its answer is no JSON, "" that it is, None that nobody looked."""
-        outcome = str(row.record["outcome"])
+        outcome = str(row.record.get("outcome"))
         self.outcomes[outcome] += 1
         if not row.succeeded:
             code = str(row.record.get("code") or outcome)
@@ -70,15 +71,24 @@ class Tally:
         texts = counted(self.cut, "text")
         return [f"Cut: {texts}, too long for a cell of a workbook; .csv and .json have all."] if self.cut else []
 
+    def misses_json(self, source: ResultSet) -> bool:
+        """Whether it matters that answers are no JSON: it was asked for, or else most answers are JSON; where nobody
+        knows what was asked, any answer that is JSON says that it was."""
+        if source.json_asked or self._data_only:
+            return True
+        return self.json > len(self.not_json) if source.json_asked is False else self.json > 0
+
+    def _not_json_lines(self) -> list[str]:
+        if not self.not_json:
+            return []
+        if not self.json:
+            return [f"No answer is JSON: {counted(len(self.not_json), 'text')} instead."]
+        heading = f"Not JSON: {counted(len(self.not_json), 'answer')}, whose text is in the column response:"
+        return [heading, *(f"  {name}: {problem}" for name, problem in self.not_json)]
+
     def lines(self, source: ResultSet) -> list[str]:
         """The end of an export, for people."""
-        lines = []
-        if self.not_json and self.json:
-            lines.append(f"Not JSON: {counted(len(self.not_json), 'answer')}, whose text is in the column response:")
-            lines += [f"  {name}: {problem}" for name, problem in self.not_json]
-        elif self.not_json:
-            lines.append(f"No answer is JSON: {counted(len(self.not_json), 'text')} instead.")
-        lines += self.cut_lines()
+        lines = [*(self._not_json_lines() if self.misses_json(source) else []), *self.cut_lines()]
         waiting = self.unanswered(source)
         parts = [f"{self.outcomes['succeeded']:,}"]
         parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]

@@ -9,13 +9,17 @@ from typing import Any
 import msgspec
 import pytest
 from click.testing import CliRunner
+from settings_support import in_force
 from test_burnin_parts import finished
 
 from obatchd.burnin.report.report import head
+from obatchd.cli.commands import submit
 from obatchd.cli.obatchctl import main
 from obatchd.cli.views import waiting
 from obatchd.client.client import Client
-from obatchd.errors import DaemonDownError
+from obatchd.errors import ControlError, DaemonDownError
+from obatchd.jobs.store import Store
+from obatchd.spool.layout import Layout
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,45 @@ def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["config", "init", str(tmp_path / "batch.toml")])
     assert (result.exit_code, result.stderr) == (1, f"{tmp_path / 'batch.toml'} is there already; name another file\n")
     assert (tmp_path / "batch.toml").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "results {here}/answers -o {here}/no/t.csv",
+        "results {here}/answers --review 5 -o {here}/no/t.csv",
+        "compare {here}/answers {here}/answers -o {here}/no/t.csv",
+        "config init {here}/no/t.csv",
+        "backup {here}/no/t.tar",
+        "burnin report {here}/report.json --html {here}/no/t.html",
+        "burnin bundle --run {here}/report.json 0 --output {here}/no/t.tar.gz",
+    ],
+)
+def test_a_folder_that_is_missing_is_named_by_every_command_that_writes_a_file(tmp_path: Path, words: str) -> None:
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "a.json").write_text('{"response": "yes"}')
+    (tmp_path / "report.json").write_bytes(msgspec.json.encode(finished()))
+    Store(Layout.open(tmp_path / "spool").work, in_force(model="small")).close()
+    command = words.format(here=tmp_path).split()
+    for what in ("there is no folder {no}", "{no} is not a folder"):
+        result = CliRunner().invoke(main, ["--spool", str(tmp_path / "spool"), *command])
+        assert result.exit_code == (2 if command[0] == "burnin" else 1)
+        assert result.stderr == f"{command[-1]}: cannot be written: {what.format(no=tmp_path / 'no')}\n"
+        (tmp_path / "no").write_text("a file")
+
+
+def test_results_that_cannot_be_copied_are_told_without_numbers_of_errors(tmp_path: Path) -> None:
+    source, taken = tmp_path / "outbox" / "a.job", tmp_path / "taken"
+    for what in (f"{source}: No such file or directory", f"No such file or directory: '{source / 'gone'}'"):
+        with pytest.raises(ControlError) as refused:
+            submit._fetch({"outbox": str(source)}, tmp_path)
+        assert refused.value.message == f"the results in {source} cannot be copied to {tmp_path}: {what}"
+        source.mkdir(parents=True, exist_ok=True)
+        (source / "gone").unlink(missing_ok=True)
+        (source / "gone").symlink_to("nowhere")
+    taken.write_text("a file")
+    with pytest.raises(ControlError, match=f"cannot be copied to {taken}: {taken}: File exists"):
+        submit._fetch({"outbox": str(source)}, taken)
 
 
 def test_shown_settings_are_toml_whatever_separates_lines_in_a_text(tmp_path: Path) -> None:

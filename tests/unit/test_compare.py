@@ -146,7 +146,7 @@ def test_true_is_not_the_number_one_and_a_list_not_its_text(tmp_path: Path) -> N
         ResultSet(outbox(tmp_path / str(side), [success(n, "", data=pair[side]) for n, pair in enumerate(values)], {}))
         for side in (0, 1)
     )
-    assert [row.record["same"] for row in Comparison(a, b).rows()] == ["", "exact", "", ""]
+    assert [row.record["same"] for row in Comparison(a, b).rows()] == ["no", "exact", "no", "no"]
 
 
 def test_nothing_in_common_and_no_such_column(two: tuple[Path, Path], tmp_path: Path) -> None:
@@ -161,22 +161,67 @@ def test_nothing_in_common_and_no_such_column(two: tuple[Path, Path], tmp_path: 
     with pytest.raises(ResultsError, match="the input has no columns"):
         Comparison(*(ResultSet(outbox(tmp_path / name, [success(1, "x")], {})) for name in "xy"), "truth").figures()
     assert "--answer goes with --gold" in compared(*two, "--answer", "x").stderr
-    assert "write a page (.html) or a table" in compared(*two, "-o", "x.txt").stderr
+
+
+@pytest.mark.parametrize("name", ["x.pdf", "x.txt", "x"])
+def test_a_file_that_compare_cannot_write_is_told_the_endings_that_it_can(two: tuple[Path, Path], name: str) -> None:
+    run = compared(*two, "-o", name)
+    endings = "with .html for a page, with .csv, .xlsx, .parquet, .json, .jsonl for a table"
+    assert (run.exit_code, run.stderr.splitlines()[-1]) == (2, f"Error: --output {name}: end its name {endings}")
 
 
 def test_the_table_has_both_beside_each_other_joined_by_id(two: tuple[Path, Path], tmp_path: Path) -> None:
     table = tmp_path / "both.csv"
     assert compared(*two, "--gold", "label", "-o", str(table)).exit_code == 0
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
-    assert [(row["id"], row["outcome"]) for row in rows] == [
+    assert [(row["id"], row["answered_by"]) for row in rows] == [
         ("n1", "both"), ("n2", "both"), ("n3", "both"), ("n4", "b"), ("n5", "a"), ("n6", "b"),
     ]  # fmt: skip
-    assert [row["same"] for row in rows] == ["folded", "", "folded", "", "", ""]
+    assert [row["same"] for row in rows] == ["folded", "no", "folded", "", "", ""]
+    assert [row["right_a"] for row in rows] == ["folded", "no", "exact", "no", "", ""]
     assert [row["right_b"] for row in rows] == ["exact", "numeric", "folded", "exact", "", ""]
     assert (rows[1]["label"], rows[1]["response_a"], rows[1]["response_b"]) == ("42", "41", "42.0")
     assert rows[3]["code_a"] == "context_exceeded" and rows[3]["outcome_a"] == "failed"
-    pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
-    assert compared(*two, "-o", str(tmp_path / "both.parquet")).exit_code == 0
+    assert "outcome" not in rows[0]
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "jsonl", "parquet", "xlsx"])
+def test_what_is_wrong_and_what_nobody_knows_are_told_apart_in_every_table(
+    two: tuple[Path, Path], tmp_path: Path, ending: str
+) -> None:
+    if ending == "parquet":
+        pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    if ending == "xlsx":
+        pytest.importorskip("openpyxl", reason="the extra xlsx is not installed")
+    table = tmp_path / f"both.{ending}"
+    assert compared(*two, "--gold", "label", "-o", str(table)).exit_code == 0
+    rows = [{name: value for name, value in row.items() if value not in (None, "")} for row in read_table(table)]
+    assert [row.get("right_a") for row in rows] == ["folded", "no", "exact", "no", None, None]
+    assert [row.get("same") for row in rows] == ["folded", "no", "folded", None, None, None]
+
+
+def read_table(path: Path) -> list[Document]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        found: list[Document] = pyarrow.parquet.read_table(path).to_pylist()
+        return found
+    if path.suffix == ".xlsx":
+        import openpyxl
+
+        headings, *rows = openpyxl.load_workbook(path).active.iter_rows(values_only=True)
+        return [dict(zip(headings, row, strict=True)) for row in rows]
+    if path.suffix == ".csv":
+        return list(csv.DictReader(io.StringIO(path.read_text())))
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads("".join(lines))
+
+
+def test_a_request_that_a_job_never_had_is_not_wrong_in_it(tmp_path: Path) -> None:
+    a, b = [answered(1, "x", "x"), answered(2, "x", "x")], [answered(1, "y", "x")]
+    paths = (outbox(tmp_path / name, rows, {}) for name, rows in (("a", a), ("b", b)))
+    rows = [row.record for row in Comparison(*map(ResultSet, paths), "label").rows()]
+    assert [(row["right_a"], row["right_b"]) for row in rows] == [("exact", "no"), ("exact", None)]
 
 
 def test_a_workbook_of_both_says_what_it_cut(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from obatchd.cli.obatchctl import main
+from obatchd.client.client import Client
 from obatchd.errors import NotFoundError, ResultsError
 from obatchd.results.answers import parse_answer
 from obatchd.results.export import Format, export
@@ -236,12 +237,40 @@ def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
     source = ResultSet(outbox(tmp_path / "o", rows, {}))
     lines = export(source, "jsonl", io.BytesIO()).lines(source)
     assert lines == [
-        "No answer is JSON: 4,930 texts instead.",
         "5,000 in = 4,930 + 70 failed",
         "  60 timeout: too long",
         "  10 bad_json: too long",
         "  try these again:  obatchctl retry 20261123-133648-darg",
     ]
+
+
+@pytest.mark.parametrize(
+    ("form", "answers", "told"),
+    [
+        ("", ["Paris", "42"], ""),
+        ("", ["Paris", "[1, 2]"], ""),
+        (None, ["Paris", "42"], ""),
+        (None, ["Paris", "London", "[1, 2]"], "Not JSON: 2 answers"),
+        ("", ["Paris", "[1]", "[2]"], "Not JSON: 1 answer,"),  # the prompt asked for it
+        ("json", ["Paris", "42"], "No answer is JSON: 2 texts instead."),
+        ({"type": "object"}, ["Paris", "{}"], "Not JSON: 1 answer,"),
+    ],
+)
+def test_that_answers_are_no_json_is_told_where_json_was_asked_for(
+    tmp_path: Path, form: Any, answers: list[str], told: str
+) -> None:
+    rows = [success(line, answer) for line, answer in enumerate(answers, start=1)]
+    path = outbox(tmp_path / "o", rows, {} if form is None else {"settings": {"format": form}})
+    said, page = obatchctl(path).stderr, tmp_path / "page.html"
+    assert (told in said) if told else said.splitlines() == [f"{len(answers)} in = {len(answers)} + 0 failed"]
+    assert obatchctl(path, "--review", "9", "-o", page).exit_code == 0
+    marks = [words in page.read_text() for words in ("<p>No data: ", "Not JSON: ", "No answer is JSON: ")]
+    assert marks == [bool(told), told.startswith("Not"), told.startswith("No ")]
+
+
+def test_answers_that_are_left_out_because_they_are_no_json_are_always_told(tmp_path: Path) -> None:
+    path = outbox(tmp_path / "o", [success(1, "Paris")], {"settings": {"format": ""}})
+    assert "No answer is JSON: 1 text instead." in obatchctl(path, "--format", "json", "--data-only").stderr
 
 
 def test_a_running_job_shows_what_it_has(tmp_path: Path) -> None:
@@ -320,10 +349,75 @@ def test_the_command_prints_writes_and_sums_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--json"], ["-o", "x.odd"], ["--format", "csv", "--data-only"], ["--format", "xml"]]
+    "arguments",
+    [
+        ["--json", "--format", "csv"],
+        ["--json", "--only", "failed"],
+        ["-o", "x.odd"],
+        ["--format", "csv", "--data-only"],
+        ["--format", "xml"],
+    ],
 )
 def test_wrong_usage_is_explained(tmp_path: Path, arguments: list[str]) -> None:
     assert obatchctl(outbox(tmp_path / "o", NOTES, {}), *arguments).exit_code == 2
+
+
+def test_json_alone_is_one_document_with_the_sums_and_the_place_of_the_answers(tmp_path: Path) -> None:
+    path = outbox(tmp_path / "o", NOTES, {})
+    run = obatchctl(path, "--json")
+    document = json.loads(run.stdout)
+    assert (run.exit_code, document["in"], document["failed"], document["output"]) == (0, 4, 1, None)
+    assert document["path"] == str(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts"),
+    [
+        ("prompts.csv", b"id,text\n1,Why?\n"),
+        ("prompts.jsonl", b'{"prompt": "Why?"}\n{"custom_id": "a", "url": "/v1/chat/completions", "body": {}}\n'),
+        ("prompts.json", b'[{"prompt": "Why?"}]'),
+        ("prompts.xlsx", b"PK\x03\x04\xff"),
+    ],
+)
+def test_a_file_of_prompts_has_no_answers_and_is_told_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, prompts: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(prompts)
+    down = CliRunner().invoke(main, ["--spool", str(tmp_path), "results", name, "-o", "table.csv"])
+    assert down.exit_code == 3 and not Path("table.csv").exists()
+    assert down.stderr.startswith(
+        f"there is no response in {name}. If it is a file of prompts, its answers are in a spool.\n"
+        f"obatchd is not running on {tmp_path}."
+    )
+    named = obatchctl(f"./{name}")
+    words = f"If it is a file of prompts, its job has the answers:  obatchctl results {name}"
+    assert (named.exit_code, named.stderr) == (1, f"there is no response in {name}. {words}\n")
+    monkeypatch.setattr(Client, "get", lambda *_, **__: raising(NotFoundError("no such job")))
+    other = obatchctl(name)
+    assert other.exit_code == 1
+    assert other.stderr.endswith("it has no job with its name yet; obatchctl jobs lists the jobs\n")
+
+
+def raising(error: Exception) -> None:
+    raise error
+
+
+def test_failures_of_a_job_are_results_also_where_every_line_of_it_was_broken(tmp_path: Path) -> None:
+    path = outbox(tmp_path / "o", [failure(1, "bad_json"), failure(2, "no_response")], {}) / "errors.jsonl"
+    assert obatchctl(path).exit_code == 0
+    assert obatchctl(outbox(tmp_path / "running", [], requests=3)).exit_code == 0
+
+
+def test_a_folder_without_responses_is_said_to_have_none(tmp_path: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    run = obatchctl(tmp_path)
+    assert (run.exit_code, run.stderr) == (1, f"there are no response files in {tmp_path}\n")
+
+
+def test_an_ending_that_says_no_format_is_told_those_that_do(tmp_path: Path) -> None:
+    said = obatchctl(outbox(tmp_path / "o", NOTES, {}), "-o", "x.odd").stderr
+    assert said.endswith("end its name with .csv, .xlsx, .parquet, .json, .jsonl or .txt, or give --format as well\n")
 
 
 def test_the_review_page_shows_source_and_data_side_by_side(tmp_path: Path) -> None:

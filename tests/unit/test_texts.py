@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from obatchd.cli import obatchctl
 from obatchd.words import counted, misfit, not_json
@@ -114,6 +115,33 @@ def groups(command: click.Command, context: click.Context) -> Iterator[tuple[cli
             inner = command.get_command(context, name)
             assert inner is not None
             yield from groups(inner, click.Context(inner, parent=context))
+
+
+def numbers(command: click.Command, names: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Every option that takes a number, with the command before it."""
+    if isinstance(command, click.Group):
+        for name in command.list_commands(click.Context(command)):
+            inner = command.get_command(click.Context(command), name)
+            assert inner is not None
+            yield from numbers(inner, (*names, name))
+    for option in command.params:
+        if isinstance(option, click.Option) and isinstance(option.type, type(click.INT) | type(click.FLOAT)):
+            yield (*names, option.opts[-1])
+
+
+@pytest.mark.parametrize("words", [*numbers(obatchctl.main)], ids=" ".join)
+def test_an_option_that_takes_a_number_says_so_in_plain_words(words: tuple[str, ...]) -> None:
+    said = CliRunner().invoke(obatchctl.main, [*words, "three"]).stderr
+    assert re.search(
+        r"Invalid value for '[^\n]*': it must be a whole number( from \d+)?( to \d+)?$", said, re.MULTILINE
+    )
+    assert "INTEGER" not in CliRunner().invoke(obatchctl.main, [*words[:-1], "--help"]).stdout
+
+
+def test_a_number_that_is_out_of_its_range_is_told_the_range(tmp_path: Path) -> None:
+    for value in ("three", "0", "101", "1.5"):
+        said = CliRunner().invoke(obatchctl.main, ["submit", str(tmp_path), "--repeat", value]).stderr
+        assert said.endswith("Error: Invalid value for '--repeat': it must be a whole number from 1 to 100\n")
 
 
 def test_the_list_of_commands_cuts_no_sentence_in_80_columns() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from obatchd.cli.views.waiting import line_anew, over_restarts
 from obatchd.documents.burnin import BurninReport, BurninStatus
 from obatchd.errors import ConfigError, DaemonDownError, NotFoundError
 from obatchd.times import duration
+from obatchd.words import not_written
 
 burnin_command = Group(
     "burnin",
@@ -173,9 +175,10 @@ def _show_report(invocation: Invocation, document: Document) -> Never:
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
     try:
+        os.stat(os.path.join(path.parent, ""))  # a bundle is written at the end of its tools, which take minutes
         yield
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}", code="unwritable") from None
+        raise ConfigError(not_written(path, error), code="unwritable") from None
 
 
 @burnin_command.command("compare")

@@ -9,7 +9,7 @@ import click
 
 from obatchd.cli.command import Command, Invocation, clean, given
 from obatchd.cli.commands.completion import jobs
-from obatchd.cli.commands.results import form_of, source_of, target_of
+from obatchd.cli.commands.results import TABLES, form_of, source_of, target_of
 from obatchd.cli.views.text import number, table
 from obatchd.results.compare import Comparison, Figures, Side, middle
 from obatchd.results.export import export
@@ -36,7 +36,7 @@ _RIGHT = {
 )
 @click.option(
     "--output", "-o", type=click.Path(dir_okay=False, path_type=Path),
-    help="Write a page side by side (.html), or a table of both (.csv, .xlsx, .parquet, .json, .jsonl).",
+    help=f"Write a page side by side (.html), or a table of both ({TABLES}).",
 )  # fmt: skip
 @click.option("--rows", default=500, show_default=True, type=click.IntRange(1), help="At most so many on the page.")
 @click.option("--seed", type=int, help="Choose the same rows for the page again.")
@@ -61,8 +61,8 @@ def compare_command(
         raise click.UsageError("--answer goes with --gold")
     page = output is not None and output.suffix.lower() in (".html", ".htm")
     form = None if output is None or page else form_of(output)
-    if form == "text":
-        raise click.UsageError(f"{output}: write a page (.html) or a table (.csv, .xlsx, .parquet, .json, .jsonl)")
+    if output is not None and not page and form in (None, "text"):
+        raise click.UsageError(f"--output {output}: end its name with .html for a page, with {TABLES} for a table")
     comparison = Comparison(source_of(invocation, first), source_of(invocation, second), gold, answer)
     figures = comparison.figures()
     lines = [*_table(figures), "", *(clean(line) for line in _lines(figures, gold))]

@@ -9,6 +9,7 @@ import click
 
 from obatchd.cli.command import Group, Invocation
 from obatchd.errors import ControlError
+from obatchd.words import not_written
 
 SYSTEM_FILE = Path("/etc/obatch/obatchd.toml")
 config_command = Group("config", "Check, show or begin a configuration file.")
@@ -60,5 +61,5 @@ def init_command(invocation: Invocation, file: Path | None) -> None:
     except FileExistsError:
         raise ControlError(f"{file} is there already; name another file", code="exists") from None
     except OSError as error:
-        raise ControlError(f"{file}: cannot be written: {error.strerror}", code="not_written") from None
+        raise ControlError(not_written(file, error), code="not_written") from None
     invocation.answer({"file": str(file)}, f"{file} written; every setting is in it.")

@@ -18,10 +18,13 @@ from obatchd.cli.views.job import doubts
 from obatchd.errors import ControlError, DaemonDownError, NotFoundError, ResultsError
 from obatchd.naming import JobName
 from obatchd.results.chain import Chain
-from obatchd.results.export import BINARY, FORMATS, ONLY, Format, export
+from obatchd.results.export import BINARY, FORMATS, ONLY, Format, count_rows, export
 from obatchd.results.repeats import Prompts
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet, read_object
+from obatchd.words import not_written
+
+TABLES = ".csv, .xlsx, .parquet, .json, .jsonl"  # endings of exports with a row for each request
 
 
 @click.command("results", cls=Command)
@@ -60,7 +63,8 @@ def results_command(
     Where a job was retried, the answers of its retries replace its failures; attempt_job says which job answered.
 
     Every row of the input has its row, failures too; fields that obatchd did not use come back with them. At the end
-    stand the sum and the failures by cause, on standard error when the export goes to standard output.
+    stand the sum and the failures by cause, on standard error when the export goes to standard output. With --json
+    these are one document, and its path says where the answers are.
     """
     if (place is None) != is_last():
         raise click.UsageError("give one of JOB, DIR and --last")
@@ -73,8 +77,12 @@ def results_command(
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
         with target_of(output) as target:
             tally = write_review(source, review, target, seed=seed)
+    elif invocation.json and not (output or form or data_only or only):
+        tally = count_rows(prompts)
     else:
-        form = form or form_of(output)
+        form = form or ("text" if output is None else form_of(output))
+        if form is None:
+            raise click.UsageError(f"--output {output}: end its name with {TABLES} or .txt, or give --format as well")
         if data_only and form not in ("json", "jsonl"):
             raise click.UsageError("--data-only goes with --format json or jsonl")
         if output is None and (invocation.json or (form in BINARY and sys.stdout.isatty())):
@@ -82,8 +90,8 @@ def results_command(
         with target_of(output) as target:
             tally = export(prompts, form, target, data_only=data_only, only=only)
     agreement = prompts.agreement
-    document = {**tally.document(source), "repeats": agreement.document()}
-    invocation.answer({**document, "output": str(output) if output else None})
+    places = {"path": str(source.path.absolute()), "output": str(output) if output else None}
+    invocation.answer({**tally.document(source), "repeats": agreement.document(), **places})
     if not invocation.json:
         lines = [*tally.lines(source), *agreement.lines(), *([f"written to {output}"] if output else [])]
         told = _again(source, only) if only else doubts({"job": source.job or source.path}, tally.doubts)
@@ -105,23 +113,17 @@ def source_of(invocation: Invocation, place: str | None, *, only_this: bool = Fa
     """
     path = Path(place) if place is not None else None
     if path is not None and (os.sep in str(place) or path.is_dir()):
-        return ResultSet(path)
+        return _responses(path, f"its job has the answers:  obatchctl results {path.name}")
     try:
         place = place or latest(invocation.client())
         found = _job(invocation, place)
-    except DaemonDownError:
-        if (kept := _kept(invocation.spool, place)) is None and path is not None and path.exists():
-            return ResultSet(path)
-        if kept is None:
-            raise
-        if not invocation.json:
-            click.echo("obatchd does not answer: nobody can say whether this job was retried.", err=True)
-        return ResultSet(kept)
+    except DaemonDownError as down:
+        return _without_daemon(invocation, place, path, down)
     except NotFoundError:
         if path is None:
             raise
         if path.exists():
-            return ResultSet(path)
+            return _responses(path, "it has no job with its name yet; obatchctl jobs lists the jobs")
         raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
     if found["outbox"] is None:
         raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
@@ -131,6 +133,28 @@ def source_of(invocation: Invocation, place: str | None, *, only_this: bool = Fa
             if (place_of_retry := _job(invocation, job)["outbox"]) is not None:
                 places.append((job, Path(place_of_retry)))
     return Chain(Path(found["outbox"]), places) if places else ResultSet(Path(found["outbox"]))
+
+
+def _without_daemon(invocation: Invocation, place: str | None, path: Path | None, down: DaemonDownError) -> ResultSet:
+    if (kept := _kept(invocation.spool, place)) is not None:
+        if not invocation.json:
+            click.echo("obatchd does not answer: nobody can say whether this job was retried.", err=True)
+        return ResultSet(kept)
+    if path is None or not path.exists():
+        raise down from None
+    try:
+        return _responses(path, "its answers are in a spool.")
+    except ResultsError as none:
+        raise DaemonDownError(f"{none.message}\n{down.message}", code=down.code) from None
+
+
+def _responses(path: Path, hint: str) -> ResultSet:
+    """The responses at ``path``; where there are none, ``hint`` says where those to a file of prompts are."""
+    if (source := ResultSet(path)).has_responses():
+        return source
+    if path.is_dir():
+        raise ResultsError(f"there are no response files in {path}", code="no_responses")
+    raise ResultsError(f"there is no response in {path}. If it is a file of prompts, {hint}", code="no_responses")
 
 
 def _job(invocation: Invocation, job: str) -> Document:
@@ -154,12 +178,11 @@ def _kept(spool: Path, place: str | None) -> Path | None:
     return paths[fitting.index(True)] if sum(fitting) == 1 else None
 
 
-def form_of(output: Path | None) -> Format:
-    ending = output.suffix.lower().removeprefix(".") if output else "text"
+def form_of(output: Path) -> Format | None:
+    """The format that the ending of a name says; None where it says none."""
+    ending = output.suffix.lower().removeprefix(".")
     ending = {"txt": "text", "md": "text", "ndjson": "jsonl"}.get(ending, ending)
-    if ending not in FORMATS:
-        raise click.UsageError(f"--output {output}: its ending says no format; name one with --format")
-    return ending
+    return ending if ending in FORMATS else None
 
 
 @contextlib.contextmanager
@@ -174,6 +197,7 @@ def target_of(output: Path | None) -> Iterator[BinaryIO]:
             yield file
         temporary.replace(output)
     except OSError as error:
-        raise ResultsError(f"{output}: cannot be written: {error.strerror or error}") from None
+        raise ResultsError(not_written(output, error)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where it could not even be made
+            temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from obatchd.cli.views.text import duration, styled
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.results.export import data_of, document
 from obatchd.results.rows import ResultSet, Row
-from obatchd.words import counted
+from obatchd.words import counted, said
 
 _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of it
 
@@ -274,7 +274,9 @@ def _fetch(job: Document, directory: Path) -> Document:
         shutil.copytree(source, temporary, copy_function=shutil.copyfile)
         temporary.replace(target)
     except (OSError, shutil.Error) as error:
-        raise ControlError(f"the results in {source} cannot be copied to {directory}: {error}", code="copy") from None
+        several = isinstance(error, shutil.Error)  # one for each file: source, target, and why as text
+        reason = error.args[0][0][2].partition("] ")[2] if several else said(error)
+        raise ControlError(f"the results in {source} cannot be copied to {directory}: {reason}", code="copy") from None
     return {**job, "copied_to": str(target)}
 
 
