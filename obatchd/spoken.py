@@ -22,6 +22,8 @@ from obatchd.words import counted
 WORDS: Mapping[str, str] = {
     # the daemon
     "starting": "obatchd {version} starts on {spool}",
+    "spool_not_of_obatchctl": "obatchctl in this terminal looks for a daemon on {other}, which OBATCH_SPOOL or "
+    "OBATCHD_SPOOL names; this one works on {spool}",
     "ready": "Ready. Move files of prompts into {inbox}, or type in another terminal:  {command}",
     "stop_asked": "Stopping: running answers have {drain_s:duration} to finish; Ctrl-C again stops at once",
     "drain_skipped": "Stopping at once; answers that were running are asked for again at the next start",

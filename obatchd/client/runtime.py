@@ -60,6 +60,12 @@ def default_spool() -> Path:
     return own if (own / RECORD).exists() or (own.is_dir() and not SYSTEM_SPOOL.is_dir()) else SYSTEM_SPOOL
 
 
+def spool_of_variables() -> Path | None:
+    """The spool that obatchctl talks to because a variable of this environment names it."""
+    named = os.environ.get("OBATCH_SPOOL") or os.environ.get("OBATCHD_SPOOL")
+    return Path(os.path.expanduser(named)).absolute() if named else None
+
+
 def _own_spool() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "obatch"
 
