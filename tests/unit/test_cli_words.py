@@ -100,3 +100,17 @@ def test_a_burn_in_that_is_not_over_asks_nobody_to_act(monkeypatch: pytest.Monke
     shown = CliRunner().invoke(main, ["burnin", "status"]).stdout
     assert "It is not over" in shown and "do: Replace it." in shown
     assert "do: Look." not in shown and "nothing was tested" not in shown and "INCONCLUSIVE" not in shown
+
+
+def test_a_gpu_is_called_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {"uuid": "GPU-5150a7ed-0000", "index": 0, "forgotten": False, "accepted": []}
+    monkeypatch.setattr(Client, "post", lambda *_, **__: told | {"lent_until": "2026-11-28T15:00:00.5Z"})
+    for words, answer in (
+        ("release 0", "GPU 0: released"),
+        ("lend 0 --for 3h", "GPU 0: lent until 2026-11-28T15:00:00Z"),
+        ("lend 0 --back", "GPU 0: taken back"),
+        ("quarantine 0", "GPU 0: in quarantine"),
+    ):
+        assert CliRunner().invoke(main, ["gpus", *words.split()]).stdout == f"{answer}\n"
+    told["index"] = None
+    assert CliRunner().invoke(main, ["gpus", "release", "0"]).stdout == "GPU GPU-5150a7ed-0000: released\n"
