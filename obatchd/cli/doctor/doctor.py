@@ -64,8 +64,10 @@ def _settings(spool: Path, config: Path | None, of_daemon: bool) -> tuple[CheckR
         settings = reading.load(config, environ=environment | os.environ, flags={})
     except ConfigError as error:
         return bad("config", error.message.replace("\n", "; "), f"obatchctl config check {config or ''}"), Settings()
-    text = str(config) if config else "no file; the defaults and the environment count"
-    return ok("config", f"{text} (of the running daemon)" if of_daemon else text), settings
+    if config:
+        return ok("config", f"{config} (of the running daemon)" if of_daemon else str(config)), settings
+    who = "the running daemon has" if of_daemon else "a daemon has"
+    return ok("config", f"no file: {who} the defaults, unless OBATCHD_… variables say otherwise"), settings
 
 
 def _checks(spool: Path, settings: Settings, found: Document | ObatchError) -> Iterator[CheckResult]:
