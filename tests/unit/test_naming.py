@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ async def test_where_several_jobs_fit_each_is_told_and_none_of_other_owners(rig:
             await command(ALICE, "study")
         assert told.value.code == "ambiguous"
         assert f"\n  {first.row.job}  drop.jsonl  running" in told.value.message
-        assert f"\n  {second.row.job}  b.jsonl  running" in told.value.message
+        when = datetime.fromtimestamp(second.row.accepted_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        assert f"\n  {second.row.job}  b.jsonl  running  small  study  {when}" in told.value.message
         assert other.row.job not in told.value.message
     assert jobs.one(BOB, "study").job == other.row.job
     with pytest.raises(NotFoundError):
