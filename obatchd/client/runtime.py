@@ -182,14 +182,22 @@ def read_record(spool: Path) -> Record:
 
 def _elsewhere(spool: Path) -> str:
     """What to do where there is no spool."""
-    if spool == SYSTEM_SPOOL and not is_service(spool):
+    start = next_step(first_start(spool))
+    if _of_no_service(spool):
         return (
             ", where a system service has its own, and no such service is installed. If you have started obatchd "
-            "yourself, name its spool once in this terminal: export OBATCH_SPOOL=~/batch. If not, start it: "
-            "obatchd --spool ~/batch"
+            f"yourself, name its spool once in this terminal: export OBATCH_SPOOL=~/batch. If not, start it: {start}"
         )
-    start = next_step(start_command(spool))
     return f". Name the right one with --spool DIR or OBATCH_SPOOL, or start a daemon there: {start}"
+
+
+def first_start(spool: Path) -> str:
+    """The command that starts a daemon where there is no spool; without a service that is one of the user's own."""
+    return "obatchd --spool ~/batch" if _of_no_service(spool) else start_command(spool)
+
+
+def _of_no_service(spool: Path) -> bool:
+    return spool == SYSTEM_SPOOL and not is_service(spool)
 
 
 def daemon_down(spool: Path) -> DaemonDownError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from obatchd.cli.doctor import spool_checks
 from obatchd.client import runtime
 from obatchd.errors import DaemonDownError, SpoolError
 
@@ -61,6 +62,7 @@ def test_who_has_no_service_is_told_of_a_spool_of_their_own(tmp_path: Path, monk
         runtime.read_record(tmp_path / "system")
     assert caught.value.code == "no_spool" and "export OBATCH_SPOOL=~/batch" in caught.value.message
     assert caught.value.message.endswith(" start it: obatchd --spool ~/batch")
+    assert spool_checks.daemon(tmp_path / "system", caught.value)[0].next_command == "obatchd --spool ~/batch"
     (tmp_path / "system").mkdir()  # of the units
     (tmp_path / "system" / "obatchd.service").touch()
     monkeypatch.setattr(runtime, "SYSTEM_SPOOL", tmp_path / "spool")
