@@ -15,13 +15,15 @@ from typing import Any, TextIO
 import click
 
 from obatchd import terminal, times
-from obatchd.words import counted
+from obatchd.words import ENDED, counted
 
-# Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds. A reason
-# and a remedy that the words do not name come behind them.
+# Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds,
+# {name:ending} is how a job ended. A reason and a remedy that the words do not name come behind them.
 WORDS: Mapping[str, str] = {
     # the daemon
     "starting": "obatchd {version} starts on {spool}",
+    "spool_not_of_obatchctl": "obatchctl in this terminal looks for a daemon on {other}, which OBATCH_SPOOL or "
+    "OBATCHD_SPOOL names; this one works on {spool}",
     "ready": "Ready. Move files of prompts into {inbox}, or type in another terminal:  {command}",
     "stop_asked": "Stopping: running answers have {drain_s:duration} to finish; Ctrl-C again stops at once",
     "drain_skipped": "Stopping at once; answers that were running are asked for again at the next start",
@@ -68,7 +70,7 @@ WORDS: Mapping[str, str] = {
     # jobs
     "job_accepted": "",
     "job_indexed": "Job {job}: {requests:request}",
-    "job_done": "Job {job} is done: {succeeded} answered, {failed} failed, in {wall_s:duration}",
+    "job_done": "Job {job} {ending:ending}: {succeeded} answered, {failed} failed, in {wall_s:duration}",
     "job_cancelled": "Job {job} was cancelled",
     "job_expired": "Job {job} has passed its deadline; {finished} of {requests:request} were finished",
     "job_defective": "Job {job} cannot go on because of a defect of obatchd",
@@ -210,13 +212,15 @@ _GOOD = ("ready", "pull_done", "trouble_over", "gpu_usable_again", "gpu_finding_
 
 
 class _Counting(string.Formatter):
-    """``{name:duration}`` and ``{name:noun}`` beside plain fields."""
+    """``{name:duration}``, ``{name:ending}`` of a job and ``{name:noun}`` beside plain fields."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         if value is None:
             return "–"
         if format_spec == "duration":
             return times.duration(float(value))
+        if format_spec == "ending":
+            return ENDED[str(value)]
         return counted(int(value), format_spec) if format_spec else str(value)
 
 

@@ -9,6 +9,12 @@ from pathlib import Path
 _MSGSPEC_PLACE = re.compile(r"JSON is malformed: (.*) \(byte (\d+)\)")
 _JSON_PLACE = re.compile(r"(.*): line (\d+) column (\d+) \(char \d+\)")
 _TYPE = re.compile(r"`([^`]+)`")
+ENDED = {
+    "done": "is done",
+    "failed": "failed",
+    "cancelled": "was cancelled",
+    "expired": "expired",
+}  # of a job, in a sentence
 _KINDS = {
     "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "a list",
     "object": "an object", "null": "nothing",
@@ -25,6 +31,13 @@ _MISFITS = (
 def counted(number: int, noun: str, several: str = "") -> str:
     """A number with its noun: ``1 job``, ``1,200 jobs``; ``several`` where the plural has more than an ``s``."""
     return f"{number:,} {noun if number == 1 else several or f'{noun}s'}"
+
+
+def job_ending(requests: int | None, failed: int, cancelled: int, expired: int) -> str:
+    """The one word for how a job ended: somebody or its deadline ended it early, or there is no answer."""
+    if failed and failed == requests:
+        return "failed"
+    return "cancelled" if cancelled else "expired" if expired else "done"
 
 
 def not_json(error: Exception, raw: bytes = b"") -> str:

@@ -12,7 +12,7 @@ import stat
 import tarfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -48,8 +48,9 @@ def restore(backup: Path, spool: Path, admin_gid: int | None = None) -> Manifest
                 words = "make it first, as the daemon's user or with  sudo install -d -o USER"
                 raise SpoolError(f"there is no directory {spool}; {words} {spool}", code="no_spool")
             owners = OwnerDirectories(admin_gid) if manifest.service else None
+            missing = _missing(spool.resolve())
             layout = Layout.open(spool, owners)
-            with layout.lock(), _closed(layout.inbox):
+            with layout.lock(), _taken_away(missing), _closed(layout.inbox):
                 _require_empty(layout)
                 _Restoring(layout, manifest, owners).all(tar, members)
             return manifest
@@ -58,6 +59,25 @@ def restore(backup: Path, spool: Path, admin_gid: int | None = None) -> Manifest
     except OSError as error:
         place = error.filename or backup
         raise SpoolError(f"{place}: it cannot be restored: {error.strerror or error}", code="restore") from error
+
+
+def _missing(root: Path) -> list[Path]:
+    """What of a spool a restore has to make itself, innermost first."""
+    work = root / "work"
+    places = [work / ".lock", work / "uuid", work / "jobs", *(root / name for name in contents.FOLDERS), root]
+    return [path for path in (*places, *root.parents) if not os.path.lexists(path)]
+
+
+@contextmanager
+def _taken_away(made: list[Path]) -> Iterator[None]:
+    """What a restore that fails has made of the spool goes, under its lock, unless somebody put something there."""
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            with suppress(OSError):
+                path.rmdir() if path.is_dir() else path.unlink()
+        raise
 
 
 @contextmanager
@@ -115,6 +135,8 @@ class _Restoring:
     def all(self, tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> None:
         mark = self._layout.work / RESTORING
         mark.touch(0o600)
+        folders = [self._layout.root / folder for folder in contents.FOLDERS]
+        there = {path for folder in folders for path in folder.rglob("*")}  # of an empty spool
         sync_paths([self._layout.work])
         try:
             end = self._members(tar, members)
@@ -126,13 +148,11 @@ class _Restoring:
                     os.symlink(target, path)
             (self._layout.work / "session").write_text("restored\n")  # the first start reads every file of the store
             self._give_to_daemon()
-            for folder in contents.FOLDERS:
-                sync_filesystem(self._layout.root / folder)
+            for folder in folders:
+                sync_filesystem(folder)
         except BaseException:
-            for folder in contents.FOLDERS:
-                for path in (self._layout.root / folder).iterdir():
-                    if path != mark and path.name not in _MADE_BY_START:
-                        _delete(path)
+            for folder in folders:
+                _clear(folder, there)
             self._give_to_daemon()
             mark.unlink()
             raise
@@ -201,6 +221,15 @@ def _parts(name: str) -> tuple[str, ...]:
     if len(parts) < 2 or parts[0] not in contents.FOLDERS or ".." in parts:
         raise SpoolError(f"the backup has a file that no spool has: {name}", code="no_backup")
     return parts
+
+
+def _clear(directory: Path, there: set[Path]) -> None:
+    """Delete what is in a directory but for what was there."""
+    for path in list(directory.iterdir()):
+        if path not in there:
+            _delete(path)
+        elif path.is_dir():
+            _clear(path, there)
 
 
 def _delete(path: Path) -> None:

@@ -37,6 +37,10 @@ _FILES = (
     ("/usr/share/doc/obatchd/README.md", "Where every page of the documentation begins."),
     ("~/.local/state/obatch", "The spool of a user's own daemon: systemctl --user start obatchd."),
 )
+_OF_DAEMON = (
+    ("OBATCH_SPOOL", "The spool, where neither --spool nor OBATCHD_SPOOL nor the configuration names one."),
+    ("OBATCHD_…", "Each setting has a variable; see obatchd.toml(5)."),
+)
 _ENVIRONMENT = (
     ("OBATCH_SPOOL", "The spool of the daemon to talk to, where --spool is not given."),
     ("NO_COLOR, CLICOLOR=0, TERM=dumb", "Each turns colours off; a dumb terminal gets no line drawn anew either."),
@@ -84,7 +88,7 @@ def _daemon() -> Iterator[str]:
     yield from _head("obatchd", 8, "keeps an Ollama server on every GPU and answers prompts from an inbox")
     yield from _about("obatchd", obatchd.main)
     yield from (".SH FILES", *_tagged(_FILES), ".SH GOING BACK", _text(_GOING_BACK), ".SH REMOVING", _text(_REMOVING))
-    yield from (".SH EXIT STATUS", *_tagged(_EXIT_CODES))
+    yield from (".SH ENVIRONMENT", *_tagged(_OF_DAEMON), ".SH EXIT STATUS", *_tagged(_EXIT_CODES))
     yield from (".SH SEE ALSO", ".BR obatchctl (1),", ".BR obatchd.toml (5)")
 
 

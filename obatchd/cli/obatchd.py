@@ -20,7 +20,7 @@ from obatchd.errors import ConfigError, ObatchError, StoreError
 @click.option(
     "--spool",
     type=click.Path(file_okay=False),
-    help="The directory of inbox and outbox; obatchd makes it where it is missing.",
+    help="The directory of inbox and outbox, which obatchd makes where it is missing; or set OBATCH_SPOOL.",
 )
 @click.option(
     "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Log events of this level and above."

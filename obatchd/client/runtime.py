@@ -12,6 +12,7 @@ import errno
 import grp
 import json
 import os
+import shlex
 import socket
 import stat
 import time
@@ -25,6 +26,7 @@ from obatchd.errors import DaemonDownError, SpoolError
 CONTROL_SOCKET = "control.sock"
 SUBMIT_SOCKET = "submit.sock"
 RECORD = "obatchd.json"
+_LAST = ".obatchd.last.json"  # what becomes of the record on a clean stop
 SYSTEM_SPOOL = Path("/var/spool/obatch")
 _UNITS = Path("/usr/lib/systemd")
 # Groups whose members may use sudo on most systems, and ours.
@@ -60,6 +62,12 @@ def default_spool() -> Path:
     return own if (own / RECORD).exists() or (own.is_dir() and not SYSTEM_SPOOL.is_dir()) else SYSTEM_SPOOL
 
 
+def spool_of_variables() -> Path | None:
+    """The spool that obatchctl talks to because a variable of this environment names it."""
+    named = os.environ.get("OBATCH_SPOOL") or os.environ.get("OBATCHD_SPOOL")
+    return Path(os.path.expanduser(named)).absolute() if named else None
+
+
 def _own_spool() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")) / "obatch"
 
@@ -78,7 +86,17 @@ def start_command(spool: Path) -> str:
         return "sudo systemctl start obatchd"
     if spool == _own_spool() and (_UNITS / "user/obatchd.service").exists():
         return "systemctl --user start obatchd"
-    return f"obatchd --spool {spool}"
+    config = f"--config {shlex.quote(told)} " if (told := last_config(spool)) else ""
+    return f"obatchd {config}--spool {shlex.quote(str(spool))}"
+
+
+def last_config(spool: Path) -> str | None:
+    """The configuration file of the spool's daemon or of its last one, "" for none; None where nobody knows."""
+    for name in (RECORD, _LAST):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            config = json.loads((spool / name).read_bytes()).get("config")
+            return config if isinstance(config, str) else None
+    return None
 
 
 def next_step(command: str, *admin_groups: str) -> str:
@@ -133,8 +151,10 @@ def create(
 
 
 def remove(spool: Path, runtime_dir: Path) -> None:
-    """Take the record and the sockets away again, on a clean stop."""
-    for path in (spool / RECORD, runtime_dir / CONTROL_SOCKET, runtime_dir / SUBMIT_SOCKET):
+    """Take the record and the sockets away again, on a clean stop; the record is kept under another name."""
+    with contextlib.suppress(OSError):
+        (spool / RECORD).replace(spool / _LAST)
+    for path in (runtime_dir / CONTROL_SOCKET, runtime_dir / SUBMIT_SOCKET):
         with contextlib.suppress(OSError):  # on a disk that refuses, they stay as after a kill
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else may lie in it
@@ -154,14 +174,30 @@ def read_record(spool: Path) -> Record:
         raise permission_denied(spool) from None
     except FileNotFoundError:
         if not spool.is_dir():
-            raise DaemonDownError(
-                f"There is no spool at {spool}. Name the right one with --spool DIR or OBATCH_SPOOL, or start a "
-                f"daemon there: {next_step(start_command(spool))}",
-                code="no_spool",
-            ) from None
+            raise DaemonDownError(f"There is no spool at {spool}{_elsewhere(spool)}", code="no_spool") from None
         raise daemon_down(spool) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DaemonDownError(f"{spool / RECORD} cannot be read ({error}); restart obatchd on this spool.") from None
+
+
+def _elsewhere(spool: Path) -> str:
+    """What to do where there is no spool."""
+    start = next_step(first_start(spool))
+    if _of_no_service(spool):
+        return (
+            ", where a system service has its own, and no such service is installed. If you have started obatchd "
+            f"yourself, name its spool once in this terminal: export OBATCH_SPOOL=~/batch. If not, start it: {start}"
+        )
+    return f". Name the right one with --spool DIR or OBATCH_SPOOL, or start a daemon there: {start}"
+
+
+def first_start(spool: Path) -> str:
+    """The command that starts a daemon where there is no spool; without a service that is one of the user's own."""
+    return "obatchd --spool ~/batch" if _of_no_service(spool) else start_command(spool)
+
+
+def _of_no_service(spool: Path) -> bool:
+    return spool == SYSTEM_SPOOL and not is_service(spool)
 
 
 def daemon_down(spool: Path) -> DaemonDownError:

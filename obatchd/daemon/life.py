@@ -97,6 +97,8 @@ class Daemon:
 
     async def _run_locked(self, layout: Layout) -> None:
         _log.info("starting", version=__version__, spool=layout.root, pid=os.getpid())
+        if (other := runtime.spool_of_variables()) not in (None, layout.root.absolute()):
+            _log.warning("spool_not_of_obatchctl", spool=layout.root, other=other)
         alarms = Alarms(self._settings, self)
         alarms.start()
         async with contextlib.AsyncExitStack() as at_end:
@@ -165,7 +167,8 @@ class Daemon:
         """A command that hands a file to this daemon, for somebody who sees it for the first time."""
         settings = self._settings.value
         root = settings.spool_path.absolute()
-        spool = "" if root == runtime.default_spool() else f" --spool {shlex.quote(str(root))}"
+        known = root == (runtime.spool_of_variables() or root) == runtime.default_spool()
+        spool = "" if known else f" --spool {shlex.quote(str(root))}"
         return f"obatchctl{spool} submit FILE{'' if settings.model else ' --model NAME'} --wait"
 
     async def _begin_again_with_gpus(self, here: Host) -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 from obatchd.documents import SCHEMA
 from obatchd.times import duration, instant
+from obatchd.words import ENDED, job_ending
 
 
 class Alarm(msgspec.Struct, frozen=True):
@@ -105,11 +106,17 @@ class JobDone(Alarm, frozen=True):
     expired: int = 0
 
     @property
+    def ending(self) -> str:
+        return job_ending(self.requests, self.failed, self.cancelled, self.expired)
+
+    @property
     def words(self) -> str:
         counts = {"failed": self.failed, "were cancelled": self.cancelled, "expired": self.expired}
         rest = "".join(f", {count} {what}" for what, count in counts.items() if count)
         of = f"{self.succeeded} of {self.requests} request{'' if self.requests == 1 else 's'} succeeded{rest}"
-        return f"job {self.job} is done: {of}, in {duration(self.wall_s)}. See it: obatchctl job {self.job}"
+        return (
+            f"job {self.job} {ENDED[self.ending]}: {of}, in {duration(self.wall_s)}. See it: obatchctl job {self.job}"
+        )
 
 
 class JobRefused(Alarm, frozen=True):

@@ -250,3 +250,4 @@ class Released(msgspec.Struct):
     uuid: str
     forgotten: bool  # the card is not there any more
     accepted: list[str]  # signals of lasting defects that only warn from now on
+    index: int | None = None

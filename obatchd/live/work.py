@@ -114,7 +114,7 @@ class Work:
         done = job_done(row, counts)
         _log.info(
             "job_done", job=done.job, requests=done.requests, succeeded=done.succeeded, failed=done.failed,
-            wall_s=done.wall_s,
+            wall_s=done.wall_s, ending=done.ending,
         )  # fmt: skip
         self.announcer.announce(done)
         self.tell_submitter(row)

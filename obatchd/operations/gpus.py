@@ -71,7 +71,7 @@ class GpuService:
     async def quarantine(self, name: str, reason: str) -> GpuEntry:
         uuid = self._find(name)
         if self._policy.monitor.records[uuid].quarantine is not None:
-            raise ControlError(f"GPU {uuid} is in quarantine already", code="already")
+            raise ControlError(f"{self._called(uuid)} is in quarantine already", code="already")
         words = reason or "asked by an administrator"
         self._policy.monitor.quarantine(uuid, Quarantine(words, time.time(), "administrator"), False)
         await asyncio.to_thread(self._policy.monitor.save)
@@ -81,13 +81,16 @@ class GpuService:
         uuid, monitor = self._find(name), self._policy.monitor
         found = monitor.assessments.get(uuid)
         if monitor.records[uuid].quarantine is None and (found is None or found.level == "ok"):
-            raise ControlError(f"GPU {uuid} is not in quarantine, and nothing is found against it", code="nothing")
+            raise ControlError(
+                f"{self._called(uuid)} is not in quarantine, and nothing is found against it", code="nothing"
+            )
         present = any(gpu.card == uuid for gpu in self._probe.gpus)
         if present and (obstacle := monitor.obstacle(uuid)):
-            raise ControlError(f"GPU {uuid} cannot be released: {obstacle} still holds", code="still_bad")
+            raise ControlError(f"{self._called(uuid)} cannot be released: {obstacle} still holds", code="still_bad")
+        index = monitor.tracks[uuid].identity.index  # which goes with a card that is forgotten
         accepted = self._policy.release(uuid)
         await asyncio.to_thread(monitor.save)
-        return Released(uuid, uuid not in monitor.tracks, accepted)
+        return Released(uuid, uuid not in monitor.tracks, accepted, index)
 
     async def lend(self, name: str, for_s: float) -> GpuEntry:
         uuid = self._find(name)
@@ -106,7 +109,7 @@ class GpuService:
     async def take_back(self, name: str) -> GpuEntry:
         uuid = self._find(name)
         if not self._policy.monitor.records[uuid].lent_until_s:
-            raise ControlError(f"GPU {uuid} is not lent", code="not_lent")
+            raise ControlError(f"{self._called(uuid)} is not lent", code="not_lent")
         self._policy.take_back(uuid)
         await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
@@ -124,6 +127,11 @@ class GpuService:
             known = ", ".join(f"{track.identity.index} = {uuid}" for uuid, track in tracks.items()) or "none"
             raise NotFoundError(f"{'several GPUs match' if hits else 'no GPU'} {name}; there are: {known}")
         return (exact or hits)[0]
+
+    def _called(self, uuid: str) -> str:
+        """A card as people name it."""
+        index = self._policy.monitor.tracks[uuid].identity.index
+        return f"GPU {uuid if index is None else index}"
 
     def _card(self, uuid: str) -> GpuEntry:
         monitor = self._policy.monitor

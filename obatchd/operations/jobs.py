@@ -25,17 +25,42 @@ from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.naming import EVERY_JOB, JobFilter
 from obatchd.operations.submissions import Submissions
+from obatchd.times import instant
 from obatchd.users import user_name
+from obatchd.words import job_ending
 
 _CHOICE = 10  # jobs that are told where a name fits several
 _ENDING_S = 30.0  # longest wait for a job that is about to be over
+
+
+def _line(row: JobRow) -> str:
+    """A job among several, with what tells it from another one with the same name and label."""
+    accepted = str(instant(row.accepted_s))[:16].replace("T", " ")
+    told = (row.job, row.label, _state(row), row.frozen.model, row.job_label, f"{accepted} UTC")
+    return "  ".join(filter(None, told))
+
+
+def _state(row: JobRow) -> str:
+    """The state of a job in a word; of one that is over, how it ended."""
+    if row.state is not JobState.DONE or row.summary is None:
+        return row.state.value
+    requests, *others = (row.summary.get(name, 0) for name in ("requests", "failed", "cancelled", "expired"))
+    return job_ending(requests, *others)
+
+
+def _over(row: JobRow, live: LiveJob | None) -> ControlError:
+    """Why nothing can be changed about a job any more."""
+    word = _state(row)
+    if live is not None and row.state is JobState.RUNNING:
+        word = live.ending.outcome.value if live.ending else "its results are being written"
+    return ControlError(f"job {row.job} is over already ({word})", code="job_over")
 
 
 def _several(typed: str, what: str, rows: list[JobRow]) -> str:
     """What to say of a name that several jobs have."""
     is_part = what == "a part"
     words = "a part of several job ids; give more of it" if is_part else f"{what} of several jobs; name one by its id"
-    told = [f"{row.job}  {row.label}  {row.state.value}" for row in rows[:_CHOICE]]
+    told = [_line(row) for row in rows[:_CHOICE]]
     more = ["  and more: obatchctl jobs lists them"] if len(rows) > _CHOICE else []
     return "\n".join([f"{typed} is {words}:", *(f"  {line}" for line in told), *more])
 
@@ -115,7 +140,7 @@ class JobCommands:
         if live is None and row.state is JobState.RUNNING:
             raise ControlError(f"job {row.job} is not read yet; try again when it is unpacked", code="job_not_read")
         if live is None or live.publishing:
-            raise ControlError(f"job {row.job} is over already ({row.state.value})", code="job_over")
+            raise _over(row, live)
         return live
 
     @disk_faults_told()
@@ -152,6 +177,8 @@ class JobCommands:
     @disk_faults_told()
     async def _set_paused(self, caller: Caller, job_id: str, paused: bool) -> JobDocument:
         live = self._live(caller, job_id)
+        if live.ending:
+            raise _over(live.row, live)
         await self._engine.admission.pause(live, paused)
         return job_document(live, 0)
 

@@ -21,6 +21,7 @@ from obatchd.settings.settings import Settings
 
 _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
+_SHARED_SPOOL = "OBATCH_SPOOL"  # which obatchctl obeys; it goes after every other way of naming the daemon's spool
 _KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
 _LIMITS = {  # words of JSON Schema
     "exclusiveMinimum": " greater than {}",
@@ -144,6 +145,8 @@ def load_with_origin(
         else:
             _table_of(data, leaf)[leaf.name] = _environment_value(leaf, environ[variable])
             origin[leaf.key] = variable
+    if environ.get(_SHARED_SPOOL) and "spool" not in data:
+        data["spool"], origin["spool"] = environ[_SHARED_SPOOL], _SHARED_SPOOL
     for key, value in flags.items():
         if value is not None:
             _table_of(data, by_key[key])[by_key[key].name] = value

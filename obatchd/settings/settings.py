@@ -72,7 +72,9 @@ class Settings(Section):
     """The whole configuration."""
 
     spool: str = setting(
-        "/var/spool/obatch", "The directory in which obatchd keeps its inbox, outbox, failed and work."
+        "/var/spool/obatch",
+        "The directory in which obatchd keeps its inbox, outbox, failed and work. Where nothing else names one, it is "
+        "that of the variable OBATCH_SPOOL, which obatchctl obeys, too.",
     )
     model: NextJob[str] = setting("", "The model of requests that name none.")
     system_message: NextJob[str] = setting("", "The system message of requests that bring none.")

@@ -362,7 +362,7 @@ async def test_config_check_show_and_init(tmp_path: Path) -> None:
     wrong.write_text("[inbox]\nsettle_s = 3\n")
     document = await as_json(tmp_path, "config", "show", wrong)
     assert document["settings"]["inbox.settle_s"] == 3
-    assert document["origin"] == {"inbox.settle_s": str(wrong)}
+    assert document["origin"] == {"spool": "OBATCH_SPOOL", "inbox.settle_s": str(wrong)}
     assert tomllib.loads((await obatchctl(tmp_path, "config", "show", wrong))[1])["inbox"]["settle_s"] == 3
 
 

@@ -336,7 +336,12 @@ def test_doctor_looks_at_the_ways_of_alarms(tables: dict[str, object], level: st
 def test_doctor_says_that_no_mail_can_be_sent_to_submitters() -> None:
     rules = {"allow": ["*@example.org"], "mail_command": ["/nowhere/mail"]}
     finding = doctor_of_alarms(in_force(notifications=rules).value)
-    assert finding.level == "warn" and "submitters cannot be told by mail" in finding.text
+    assert finding.level == "warn"
+    assert finding.text.startswith(
+        "submitters cannot be told by mail: there is no program /nowhere/mail. Install it, or set"
+    )
+    assert finding.next_command == "ls -l /nowhere/mail"
+    assert "no program is named" in doctor_of_alarms(in_force(notifications=rules | {"mail_command": []}).value).text
     assert doctor_of_alarms(in_force(notifications=rules | {"allow": ["chat.lab"]}).value).level == "ok"
 
 

@@ -304,8 +304,9 @@ def test_only_root_restores_a_drop_of_another_user(tmp_path: Path, monkeypatch: 
 def test_a_restore_of_root_that_fails_leaves_the_daemon_its_spool(tmp_path: Path) -> None:
     backup, spool = made_of(tmp_path), tmp_path / "second"
     backup.write_bytes(backup.read_bytes()[:3000])
-    spool.mkdir()
-    os.chown(spool, 4321, 4321)
+    with Layout.open(spool).lock():
+        for path in (spool, *spool.rglob("*")):
+            os.chown(path, 4321, 4321)
     with pytest.raises(SpoolError):
         restore(backup, spool)
     found = {path.relative_to(spool).as_posix(): path.stat().st_uid for path in spool.rglob("*")}
@@ -372,7 +373,24 @@ def test_a_backup_that_was_cut_off_restores_nothing(tmp_path: Path, kept: int) -
     with pytest.raises(SpoolError) as refused:
         restore(backup, tmp_path / "second")
     assert refused.value.code == "no_backup"
-    assert not (tmp_path / "second").exists() or left_in(tmp_path / "second") == []
+    assert not (tmp_path / "second").exists()
+
+
+def test_a_restore_that_fails_takes_away_what_it_made_and_nothing_that_was_there(tmp_path: Path) -> None:
+    backup = made_of(tmp_path)
+    backup.write_bytes(backup.read_bytes()[:3000])
+    with pytest.raises(SpoolError):
+        restore(backup, tmp_path / "new" / "deep")
+    assert not (tmp_path / "new").exists()
+    there = tmp_path / "there"
+    for name in ("inbox", "outbox/1000", "work/jobs", "notes"):
+        (there / name).mkdir(parents=True)
+    (there / "notes" / "mine.txt").write_text("mine")
+    (there / "work" / "uuid").write_text("known\n")
+    before = sorted(there.rglob("*"))
+    with pytest.raises(SpoolError):
+        restore(backup, there)
+    assert sorted(there.rglob("*")) == before and (there / "work" / "uuid").read_text() == "known\n"
 
 
 @pytest.mark.parametrize(

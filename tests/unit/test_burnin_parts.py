@@ -479,6 +479,14 @@ def test_equal_hosts_pass_and_what_cannot_be_compared_is_named() -> None:
         compare([host("one", 1), host("one", 1)])
 
 
+def test_a_gpu_beside_its_own_earlier_run_is_one_gpu() -> None:
+    later = host("one", 1)
+    later.run = "another"
+    assert compare([host("one", 1), later]).meaning == "1 GPU is as fast in each of its runs."
+    later.gpus[0].work.tokens_per_s = 1.0
+    assert compare([host("one", 1), later]).meaning == "1 GPU is slower in some of its runs than in others."
+
+
 def test_tokens_are_attributed_in_buckets() -> None:
     records = [r for r in simulate([Card()], 0.3) if isinstance(r, Bucket)]
     whole = sum((r.gpus[uuid(0)].tokens for r in records), 0)

@@ -172,3 +172,6 @@ def test_without_a_daemon_nobody_knows_of_retries_and_that_is_said(
     assert "40 in = 5 + 35 failed\n" in run.stderr
     assert run.stderr.startswith("obatchd does not answer: nobody can say whether this job was retried.\n")
     assert ResultSet(tmp_path / "spool" / "outbox" / path.name).notes() == []
+    run = CliRunner().invoke(main, ["--spool", str(tmp_path / "spool"), "results", "other"])
+    assert run.exit_code == 3
+    assert run.stderr == f"obatchd is not running\nResults of these jobs can be read meanwhile:\n  {path.name}\n"

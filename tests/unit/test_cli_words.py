@@ -143,3 +143,40 @@ def test_a_burn_in_that_is_not_over_asks_nobody_to_act(monkeypatch: pytest.Monke
     shown = CliRunner().invoke(main, ["burnin", "status"]).stdout
     assert "It is not over" in shown and "do: Replace it." in shown
     assert "do: Look." not in shown and "nothing was tested" not in shown and "INCONCLUSIVE" not in shown
+
+
+def test_a_gpu_is_called_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {"uuid": "GPU-5150a7ed-0000", "index": 0, "forgotten": False, "accepted": []}
+    monkeypatch.setattr(Client, "post", lambda *_, **__: told | {"lent_until": "2026-11-28T15:00:00.5Z"})
+    for words, answer in (
+        ("release 0", "GPU 0: released"),
+        ("lend 0 --for 3h", "GPU 0: lent until 2026-11-28T15:00:00Z"),
+        ("lend 0 --back", "GPU 0: taken back"),
+        ("quarantine 0", "GPU 0: in quarantine"),
+    ):
+        assert CliRunner().invoke(main, ["gpus", *words.split()]).stdout == f"{answer}\n"
+    told["index"] = None
+    assert CliRunner().invoke(main, ["gpus", "release", "0"]).stdout == "GPU GPU-5150a7ed-0000: released\n"
+
+
+def test_a_configuration_that_names_what_is_not_there_is_good_with_a_warning(tmp_path: Path) -> None:
+    file, store, program = tmp_path / "batch.toml", tmp_path / "models", tmp_path / "tell"
+    file.write_text(
+        f'[alarms]\ncommand = ["{program}", "x"]\n[servers]\nmodels_dir = "{store}"\nollama = "no-such-ollama"\n'
+        '[notifications]\nallow = ["*@example.org"]\nmail_command = ["no-such-mail"]\n'
+    )
+    result = CliRunner().invoke(main, ["config", "check", str(file)])
+    assert (result.exit_code, result.stdout.splitlines()) == (0, [
+        f"{file}: good, with 4 warnings:",
+        f"  alarms.command: there is no program {program}",
+        "  notifications.mail_command: there is no program no-such-mail",
+        "  servers.ollama: there is no program no-such-ollama",
+        f"  servers.models_dir: there is no directory {store}",
+    ])  # fmt: skip
+    program.touch(0o644)
+    store.mkdir()
+    file.write_text(f'[alarms]\ncommand = ["{program}"]\n[servers]\nmodels_dir = "{store}"\n')
+    lines = CliRunner().invoke(main, ["config", "check", str(file)]).stdout.splitlines()
+    assert lines == [f"{file}: good, with 1 warning:", f"  alarms.command: {program} cannot be run"]
+    program.chmod(0o755)
+    assert CliRunner().invoke(main, ["config", "check", str(file)]).stdout == f"{file}: good\n"

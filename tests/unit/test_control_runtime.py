@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from obatchd.cli.doctor import spool_checks
 from obatchd.client import runtime
 from obatchd.errors import DaemonDownError, SpoolError
 
@@ -52,6 +53,33 @@ def test_a_missing_spool_is_told_apart(tmp_path: Path) -> None:
     with pytest.raises(DaemonDownError) as caught:
         runtime.read_record(tmp_path / "nowhere")
     assert caught.value.code == "no_spool"
+
+
+def test_who_has_no_service_is_told_of_a_spool_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "SYSTEM_SPOOL", tmp_path / "system")
+    monkeypatch.setattr(runtime, "_UNITS", tmp_path)
+    with pytest.raises(DaemonDownError) as caught:
+        runtime.read_record(tmp_path / "system")
+    assert caught.value.code == "no_spool" and "export OBATCH_SPOOL=~/batch" in caught.value.message
+    assert caught.value.message.endswith(" start it: obatchd --spool ~/batch")
+    assert spool_checks.daemon(tmp_path / "system", caught.value)[0].next_command == "obatchd --spool ~/batch"
+    (tmp_path / "system").mkdir()  # of the units
+    (tmp_path / "system" / "obatchd.service").touch()
+    monkeypatch.setattr(runtime, "SYSTEM_SPOOL", tmp_path / "spool")
+    with pytest.raises(DaemonDownError, match=r"There is no spool at .* start a daemon there: .*systemctl start"):
+        runtime.read_record(tmp_path / "spool")
+
+
+def test_the_advice_to_start_a_stopped_daemon_names_its_configuration(tmp_path: Path) -> None:
+    spool, config = tmp_path / "my spool", tmp_path / "batch.toml"
+    spool.mkdir()
+    assert runtime.start_command(spool) == f"obatchd --spool '{spool}'"
+    for given, words in ((config, f"--config {config} "), (None, "")):
+        directory = runtime.create(spool, "u1", config=given, environ={"TMPDIR": str(tmp_path)})
+        assert runtime.start_command(spool) == f"obatchd {words}--spool '{spool}'"
+        runtime.remove(spool, directory)
+        assert runtime.last_config(spool) == str(given or "")
+        assert str(runtime.daemon_down(spool).message).endswith(f"To start it: obatchd {words}--spool '{spool}'")
 
 
 def test_a_damaged_record_is_explained(tmp_path: Path) -> None:

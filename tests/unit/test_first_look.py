@@ -189,7 +189,7 @@ def test_the_whole_has_the_label_and_its_sample_has_none(tmp_path: Path, monkeyp
     assert submitted == [{"sample": 1}, {"skip_done": "20261128-101112-abcd", "label": "study"}]
 
 
-@pytest.mark.parametrize("arguments", [("--yes",), ("--yes", "--json")])
+@pytest.mark.parametrize("arguments", [(), ("--yes",), ("--yes", "--json")])
 @pytest.mark.parametrize("state", ["done", "refused"])
 def test_one_sample_of_several_that_failed_or_was_refused_ends_them_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, arguments: tuple[str, ...]

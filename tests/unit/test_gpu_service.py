@@ -43,11 +43,12 @@ async def test_a_known_warning_ends_by_a_release_and_what_is_well_needs_none() -
     bench.read()
     view = service(bench)
     assert [gpu.health for gpu in view.all().gpus] == ["ok", "warn", "ok", "ok"]
-    assert (await view.release("1")).accepted == []
+    released = await view.release("1")
+    assert (released.uuid, released.index, released.accepted) == ("GPU-1", 1, [])
     bench.slow(gpu1={"pcie_fatal": 1})
     bench.read()
     assert view.all().gpus[1].health == "ok"
-    with pytest.raises(ControlError, match="nothing is found against it"):
+    with pytest.raises(ControlError, match=r"^GPU 1 is not in quarantine, and nothing is found against it"):
         await view.release("1")
 
 

@@ -160,9 +160,12 @@ async def test_a_job_is_cancelled_and_its_answers_stay(rig: Desk) -> None:
     await rig.answer(live, 2)
     document = await rig.operations.jobs.cancel(ALICE, live.row.job)
     assert (document.state, document.succeeded) == ("cancelling", 1)
+    for command in (rig.operations.jobs.pause, rig.operations.jobs.resume):
+        with pytest.raises(ControlError, match=r"is over already \(cancelled\)"):
+            await command(ALICE, live.row.job)
     assert (await rig.published(live))["cancelled"] == 1
     for command in (rig.operations.jobs.cancel, rig.operations.jobs.pause, rig.operations.jobs.resume):
-        with pytest.raises(ControlError, match=r"is over already \(done\)") as over:
+        with pytest.raises(ControlError, match=r"is over already \(cancelled\)") as over:
             await command(ALICE, live.row.job)
         assert over.value.code == "job_over"
 

@@ -66,3 +66,11 @@ def test_a_users_own_daemon_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert runtime.default_spool() == tmp_path / "system"
     (tmp_path / "obatch" / runtime.RECORD).write_text("{}")
     assert runtime.default_spool() == tmp_path / "obatch"
+
+
+def test_the_spool_that_variables_name_is_that_of_obatchctl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OBATCH_SPOOL", raising=False)
+    monkeypatch.setenv("OBATCHD_SPOOL", "/srv/own")
+    assert runtime.spool_of_variables() == Path("/srv/own")
+    monkeypatch.setenv("OBATCH_SPOOL", "~/batch")
+    assert runtime.spool_of_variables() == Path.home() / "batch"

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,8 @@ async def test_where_several_jobs_fit_each_is_told_and_none_of_other_owners(rig:
             await command(ALICE, "study")
         assert told.value.code == "ambiguous"
         assert f"\n  {first.row.job}  drop.jsonl  running" in told.value.message
-        assert f"\n  {second.row.job}  b.jsonl  running" in told.value.message
+        when = datetime.fromtimestamp(second.row.accepted_s, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        assert f"\n  {second.row.job}  b.jsonl  running  small  study  {when}" in told.value.message
         assert other.row.job not in told.value.message
     assert jobs.one(BOB, "study").job == other.row.job
     with pytest.raises(NotFoundError):
@@ -346,6 +347,15 @@ def test_a_question_about_many_jobs_counts_them_and_shows_the_first(monkeypatch:
         daemon.jobs[place] = job | {"job": f"{job['job']}{place}"}
     result = run("rm", "--older-than", "30d", typed="n\n", monkeypatch=monkeypatch)
     assert "… and 10 more\nErase 30 jobs" in result.stdout and daemon.erased == []
+
+
+def test_who_has_more_jobs_than_a_list_holds_is_told_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    Daemon(monkeypatch, "a.csv", "b.csv")
+    assert "There may be more such jobs" not in run("rm", "--label", "x", typed="n\n", monkeypatch=monkeypatch).stdout
+    monkeypatch.setattr("obatchd.cli.commands.rm._MOST", 2)
+    asked = run("rm", "--label", "x", typed="n\n", monkeypatch=monkeypatch).stdout
+    assert "There may be more such jobs: at a time the latest 10,000 that are done are erased" in asked
+    assert json.loads(run("rm", "--label", "x", "--yes", "--json").stdout)["more"] is True
 
 
 def test_old_jobs_are_ones_own_unless_all_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,21 @@ def test_order_is_defaults_file_environment_flags(tmp_path: Path) -> None:
     }
 
 
+def test_the_variable_of_obatchctl_names_the_daemons_spool_where_nothing_else_does(tmp_path: Path) -> None:
+    environ = {"OBATCH_SPOOL": "/home/ann/batch"}
+    settings, origin = reading.load_with_origin(None, environ=environ, flags={"spool": None})
+    assert settings.spool_path == Path("/home/ann/batch")
+    assert origin == {"spool": "OBATCH_SPOOL"}
+    file = write(tmp_path, 'spool = "/srv/of-file"\n')
+    for source, more, flag, expected in (
+        (file, {}, None, "/srv/of-file"),
+        (None, {"OBATCHD_SPOOL": "/srv/own"}, None, "/srv/own"),
+        (None, {}, "/srv/flag", "/srv/flag"),
+        (None, {"OBATCH_SPOOL": ""}, None, "/var/spool/obatch"),
+    ):
+        assert reading.load(source, environ=environ | more, flags={"spool": flag}).spool == expected
+
+
 def test_environment_takes_toml_values_and_plain_text() -> None:
     environ = {
         "OBATCHD_MODEL": "llama3.2:1b",

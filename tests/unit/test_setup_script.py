@@ -38,6 +38,35 @@ def called(directory: Path, *, by_hand: bool, term: str = "xterm") -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+# scripts/real-ollama makes its models anew whenever its text changes, and tells its usage at once as it is.
+OF_BASH = [
+    path.name
+    for path in SCRIPTS.iterdir()
+    if path.is_file() and path.name != "real-ollama" and path.read_bytes().startswith(b"#!/usr/bin/env bash")
+]
+
+
+@pytest.mark.parametrize("name", sorted(OF_BASH))
+def test_every_script_tells_how_it_is_used_before_it_does_anything(tmp_path: Path, name: str) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPTS / name, tmp_path / "scripts" / name)
+    for option in ("--help", "-h"):
+        told = subprocess.run(
+            [f"./{name}", option], cwd=tmp_path / "scripts", capture_output=True, text=True, timeout=10, check=True
+        )
+        assert told.stderr == "" and f"scripts/{name}" in told.stdout and "#!" not in told.stdout
+        assert "set -" not in told.stdout
+    assert [path.name for path in tmp_path.rglob("*")] == ["scripts", name]
+
+
+def test_a_wrong_option_of_the_demo_is_refused_before_it_does_anything(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPTS / "demo", tmp_path / "scripts" / "demo")
+    told = subprocess.run([tmp_path / "scripts" / "demo", "--burning"], capture_output=True, text=True, timeout=10)
+    assert told.returncode == 2 and "scripts/demo --burnin" in told.stderr
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "scripts").mkdir()

@@ -11,10 +11,13 @@ import string
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from obatchd import spoken
+from obatchd.cli.views.status import job_state
+from obatchd.documents.alarms import JobDone
 
 TEXTS = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "texts.py"))
 _SPEAK = """
@@ -25,7 +28,7 @@ logger.info("ready", servers=4, jobs=0, inbox="/srv/batch/inbox", command="obatc
 logger.info("server_state", server="gpu0", gpu="", old="stopped", new="starting", reason="")
 logger.info("server_state", server="gpu0", gpu="", old="starting", new="ready", reason="")
 logger.info("job_indexed", job="20261128-101500-abcd", requests=1)
-logger.info("job_done", job="20261128-101500-abcd", requests=40, succeeded=38, failed=2, wall_s=125.0)
+logger.info("job_done", job="20261128-101500-abcd", requests=40, succeeded=38, failed=2, wall_s=125.0, ending="done")
 logger.warning("health_missed", server="gpu0", misses=1, reason="no\\x1b[31m answer")
 """
 
@@ -160,6 +163,23 @@ def test_every_event_has_words_and_the_words_name_its_fields_alone() -> None:
                 silent += [(event.place, key)] if not words and event.level != "info" else []
     assert (unknown, wanting, silent) == ([], [], [])
     assert set(spoken.WORDS) - seen == set(), "words of events that there are no more"
+
+
+def test_the_end_of_a_job_has_the_word_that_obatchctl_jobs_has() -> None:
+    fields = {"requests": 2, "succeeded": 0, "failed": 2, "cancelled": 0, "expired": 0}
+    for changed, words in (
+        ({}, "failed: 0 answered, 2 failed"),
+        ({"failed": 1, "succeeded": 1}, "is done: 1 answered, 1 failed"),
+        ({"failed": 1, "cancelled": 1}, "was cancelled: 0 answered, 1 failed"),
+        ({"failed": 1, "expired": 1}, "expired: 0 answered, 1 failed"),
+    ):
+        job: dict[str, Any] = fields | changed
+        alarm = JobDone(**job, job="x", owner=1, wall_s=3.0)
+        word = alarm.ending
+        told = spoken.told("job_done", job | {"job": "x", "wall_s": 3.0, "ending": word})
+        assert told == f"Job x {words}, in 3 s"
+        assert job_state(job | {"state": "done"}) == word
+        assert alarm.words.startswith(f"job x {words.partition(':')[0]}: ")
 
 
 def test_an_event_that_lacks_a_value_is_told_all_the_same() -> None:

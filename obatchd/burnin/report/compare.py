@@ -48,10 +48,15 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
     failed = any(group.hosts_fail or any(row.judgement.startswith("FAIL") for row in group.gpus) for group in groups)
     own = {f"{r.host.hostname} {r.run} GPU {gpu.index}": _result(gpu.verdict) for r in reports for gpu in r.gpus}
     verdict = worst([Result.FAIL if failed else Result.PASS, *own.values()])
-    count = sum(len(group.gpus) for group in groups)
-    meaning = f"{counted(count, 'GPU')} are as fast as the others of their kind."
-    if failed:
+    count = len({(row.hostname, row.uuid) for group in groups for row in group.gpus})
+    if count == 1:
+        meaning = (
+            f"1 GPU is {'slower in some of its runs than in others' if failed else 'as fast in each of its runs'}."
+        )
+    elif failed:
         meaning = f"of {counted(count, 'GPU')} some are slower than others of their kind."
+    else:
+        meaning = f"{counted(count, 'GPU')} are as fast as the others of their kind."
     if told := [f"{gpu}: {result.value}" for gpu, result in own.items() if result is not Result.PASS]:
         meaning += f" The reports themselves say: {', '.join(told)}."
     return Comparison(

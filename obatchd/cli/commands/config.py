@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from obatchd.cli.command import Group, Invocation
-from obatchd.errors import ControlError
-from obatchd.words import not_written
+from obatchd.cli.doctor.result import nearest
+from obatchd.errors import ConfigError, ControlError
+from obatchd.words import counted, not_written
+
+if TYPE_CHECKING:
+    from obatchd.settings.settings import Settings
 
 SYSTEM_FILE = Path("/etc/obatch/obatchd.toml")
 config_command = Group("config", "Check, show or begin a configuration file.")
@@ -24,13 +32,39 @@ def file_or_system(file: Path | None) -> Path | None:
 @config_command.command("check")
 @_file
 def check_command(invocation: Invocation, file: Path | None) -> None:
-    """Say what is wrong in FILE and in OBATCHD_… variables. Exit code 78 if something is."""
+    """Say what is wrong in FILE and in OBATCHD_… variables. Exit code 78 if something is.
+
+    A program or directory that they name and that is not on this host gets a warning.
+    """
     from obatchd.settings import reading
 
     source = file_or_system(file)
-    reading.load(source, environ=os.environ, flags={})
-    shown = str(source) if source else None
-    invocation.answer({"file": shown, "valid": True}, f"{shown or 'the defaults'}: good")
+    settings, origin = reading.load_with_origin(source, environ=os.environ, flags={})
+    shown, warnings = str(source) if source else None, [*_not_here(settings, origin)]
+    good = f"good, with {counted(len(warnings), 'warning')}:" if warnings else "good"
+    document = {"file": shown, "valid": True, "warnings": warnings}
+    invocation.answer(document, f"{shown or 'the defaults'}: {good}", *(f"  {warning}" for warning in warnings))
+
+
+def _not_here(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
+    """What is named and not there, as far as the caller may look."""
+    from obatchd.settings.base import expanded
+
+    mail = settings.notifications
+    programs = {
+        "alarms.command": settings.alarms.command,
+        "notifications.mail_command": mail.mail_command if any("@" in entry for entry in mail.allow) else [],
+        "servers.ollama": [settings.servers.ollama] if "servers.ollama" in origin else [],
+    }
+    for key, (program, *_) in ((key, command) for key, command in programs.items() if command):
+        if shutil.which(program) is None and not nearest(Path(program))[1]:
+            there = os.path.exists(program)
+            yield f"{key}: {program} cannot be run" if there else f"{key}: there is no program {program}"
+    if settings.servers.models_dir:
+        with contextlib.suppress(ConfigError):  # the daemon's user has another home
+            store = expanded(settings.servers.models_dir)
+            if not store.is_dir() and not nearest(store)[1]:
+                yield f"servers.models_dir: there is no directory {store}"
 
 
 @config_command.command("show")

@@ -104,6 +104,12 @@ def _page(gpu: Document) -> list[str]:
     return [*lines, "", "Last events", *(map(_event_line, gpu["events"]) if gpu["events"] else ["  none"])]
 
 
+def _called(gpu: Document) -> str:
+    """A GPU as people name it; one without an index, as an older daemon may tell it, by its UUID."""
+    index = gpu.get("index")
+    return f"GPU {gpu['uuid'] if index is None else index}"
+
+
 def _fact(value: Any, unit: str) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
@@ -142,7 +148,7 @@ def events_command(invocation: Invocation, gpu: str | None, limit: int) -> None:
 def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
     """Take a GPU out of use: its requests move to others. Holds over restarts, until release."""
     document = invocation.client().post("gpus", gpu, "quarantine", reason=reason)
-    invocation.answer(document, f"{document['uuid']}: in quarantine")
+    invocation.answer(document, f"{_called(document)}: in quarantine")
 
 
 @gpus_command.command("release")
@@ -150,7 +156,7 @@ def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
 def release_command(invocation: Invocation, gpu: str) -> None:
     """End a quarantine, or a known warning. Errors count from now on. obatchd forgets a GPU that is gone."""
     document = invocation.client().post("gpus", gpu, "release")
-    lines = [f"{document['uuid']}: {'forgotten' if document['forgotten'] else 'released'}"]
+    lines = [f"{_called(document)}: {'forgotten' if document['forgotten'] else 'released'}"]
     if document["accepted"]:
         lines.append(f"accepted, and only warned about from now on: {', '.join(document['accepted'])}")
     invocation.answer(document, *lines)
@@ -166,7 +172,7 @@ def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bo
         raise click.UsageError("give --for TIME to lend it, or --back to take it back")
     document = invocation.client().post("gpus", gpu, "take-back" if back else "lend", for_s=for_s)
     words = "taken back" if back else f"lent until {_time(document['lent_until'])}"
-    invocation.answer(document, f"{document['uuid']}: {words}")
+    invocation.answer(document, f"{_called(document)}: {words}")
 
 
 @gpus_command.command("share")
@@ -180,4 +186,4 @@ def share_command(invocation: Invocation, gpu: str, back: bool) -> None:
     """
     document = invocation.client().post("gpus", gpu, "unshare" if back else "share")
     words = "keep models away again" if back else "keep no model away any more"
-    invocation.answer(document, f"{document['uuid']}: processes of others whose memory is unknown {words}")
+    invocation.answer(document, f"{_called(document)}: processes of others whose memory is unknown {words}")

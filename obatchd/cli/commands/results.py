@@ -26,6 +26,8 @@ from obatchd.words import not_written
 
 TABLES = ".csv, .xlsx, .parquet, .json, .jsonl"  # endings of exports with a row for each request
 
+_TOLD = 10  # jobs of a spool without a daemon
+
 
 @click.command("results", cls=Command)
 @click.argument("place", metavar="JOB|DIR", required=False, callback=given, shell_complete=jobs)
@@ -141,7 +143,7 @@ def _without_daemon(invocation: Invocation, place: str | None, path: Path | None
             click.echo("obatchd does not answer: nobody can say whether this job was retried.", err=True)
         return ResultSet(kept)
     if path is None or not path.exists():
-        raise down from None
+        raise _with_jobs(down, invocation.spool) from None
     try:
         return _responses(path, "its answers are in a spool.")
     except ResultsError as none:
@@ -161,13 +163,29 @@ def _job(invocation: Invocation, job: str) -> Document:
     return invocation.client().get("jobs", job)
 
 
-def _kept(spool: Path, place: str | None) -> Path | None:
-    """The directory of the one job in the outbox that is named so; None where there is none or are several."""
+def _with_jobs(error: DaemonDownError, spool: Path) -> DaemonDownError:
+    """The same with the jobs whose results can be read all the same."""
+    names = sorted(_in_outbox(spool), key=lambda path: path.name.rpartition(".")[2], reverse=True)
+    if error.code != DaemonDownError.code or not names:
+        return error
+    more = [f"  and {len(names) - _TOLD:,} more in {spool / 'outbox'}"] if len(names) > _TOLD else []
+    told = ["Results of these jobs can be read meanwhile:", *(f"  {clean(path.name)}" for path in names[:_TOLD]), *more]
+    return DaemonDownError("\n".join([error.message, *told]), code=error.code)
+
+
+def _in_outbox(spool: Path) -> list[Path]:
+    """The directories of jobs in the outbox: a personal one, or that of the user in a system service's."""
     paths: list[Path] = []
-    outbox = spool / "outbox"  # a personal one, or a system service's with a directory of the user
+    outbox = spool / "outbox"
     for parent in (outbox, outbox / str(os.getuid())):
         with contextlib.suppress(OSError):
             paths += [path for path in parent.iterdir() if "." in path.name]
+    return paths
+
+
+def _kept(spool: Path, place: str | None) -> Path | None:
+    """The directory of the one job in the outbox that is named so; None where there is none or are several."""
+    paths = _in_outbox(spool)
     if place is None:
         return max(paths, key=lambda path: path.name.rpartition(".")[2], default=None)
     name, ways = JobName(place), []

@@ -21,6 +21,10 @@ _SHOWN = 20  # jobs of a question
 _TOGETHER = 200  # jobs erased at a time, for which each file of the store is written anew once
 _MOST = 10_000  # jobs in a list of the daemon
 _OVER = ("done", "refused")
+_MORE = (
+    f"There may be more such jobs: at a time the latest {_MOST:,} that are done are erased, and as many that were "
+    "refused. Give the command again for the rest."
+)
 
 
 @click.command("rm", cls=Command)
@@ -53,21 +57,20 @@ def rm_command(
     names = [*job_ids, *([latest(client)] if is_last() else [])]
     named = {job["job"]: job for job in (client.get("jobs", name) for name in names)}
     before = None if older_s is None else time.time() - older_s
-    old = _over(invocation, label, before, everybodys) if chosen else {}
+    old, more = _over(invocation, label, before, everybodys) if chosen else ({}, False)
     if not (named | old):
         invocation.answer({"removed": []}, "There is no such job that is over; nothing was erased.")
         return
     if not yes and (old or is_last() or set(named) != set(job_ids)):
-        _ask(invocation, list((named | old).values()))
+        _ask(invocation, list((named | old).values()), more)
     removed, kept = _erase(client, list(named))
     ids = [job for job in old if job not in named]
     for place in range(0, len(ids), _TOGETHER):
         answer = client.remove(ids[place : place + _TOGETHER])
         removed += answer["removed"]
         kept |= answer["kept"]
-    invocation.answer(
-        {"removed": removed, "kept": kept}, *(f"{job} erased" for job in removed), *([SUMS_STAY] * bool(removed))
-    )
+    told = [*(f"{job} erased" for job in removed), *([SUMS_STAY] * bool(removed)), *([_MORE] * more)]
+    invocation.answer({"removed": removed, "kept": kept, "more": more}, *told)
     if kept:
         click.echo("\n".join(clean(f"{job} was not erased: {reason}") for job, reason in kept.items()), err=True)
         sys.exit(exit_codes.FAILED)
@@ -88,15 +91,17 @@ def _erase(client: Client, named: list[str]) -> tuple[list[str], dict[str, str]]
     return removed, kept
 
 
-def _over(invocation: Invocation, label: str | None, before_s: float | None, everybodys: bool) -> dict[str, Document]:
-    """Jobs that are over, by id; the latest of them where there are more than a list may have."""
+def _over(
+    invocation: Invocation, label: str | None, before_s: float | None, everybodys: bool
+) -> tuple[dict[str, Document], bool]:
+    """Jobs that are over, by id; the latest of them, and True, where there may be more than a list may have."""
     owner = "all" if everybodys else "mine"
     wanted = {"owner": owner, "label": label, "ended_before": before_s, "limit": _MOST}
-    listed = [job for state in _OVER for job in invocation.client().get("jobs", state=state, **wanted)["jobs"]]
-    return {job["job"]: job for job in listed}
+    lists = [invocation.client().get("jobs", state=state, **wanted)["jobs"] for state in _OVER]
+    return {job["job"]: job for jobs in lists for job in jobs}, any(len(jobs) >= _MOST for jobs in lists)
 
 
-def _ask(invocation: Invocation, jobs: list[Document]) -> None:
+def _ask(invocation: Invocation, jobs: list[Document], more_left: bool) -> None:
     """Show what would go, and go on only when somebody says yes."""
     if invocation.json or not sys.stdin.isatty():
         ids = ", ".join(job["job"] for job in jobs[:_SHOWN])
@@ -111,6 +116,7 @@ def _ask(invocation: Invocation, jobs: list[Document]) -> None:
     ]
     lines = table(("JOB", "~NAME", "~LABEL", "STATE", ">REQUESTS", "ENDED"), rows)
     lines += [f"… and {len(jobs) - _SHOWN:,} more"] if len(jobs) > _SHOWN else []
+    lines += [_MORE] * more_left
     click.echo("\n".join(lines))
     count = counted(len(jobs), "job")
     try:

@@ -19,8 +19,12 @@ def alarms(settings: Settings) -> CheckResult:
         return bad("alarms", text, f"ls -l {rules.command[0]}")
     mail = settings.notifications
     if any("@" in entry for entry in mail.allow) and not (mail.mail_command and shutil.which(mail.mail_command[0])):
-        text = "submitters cannot be told by mail: there is no program to send it (notifications.mail_command)"
-        return warn("alarms", text, "obatchctl config show | grep -A3 notifications")
+        named = f"there is no program {mail.mail_command[0]}" if mail.mail_command else "no program is named"
+        text = (
+            f"submitters cannot be told by mail: {named}. Install it, or set mail_command in [notifications] to one "
+            "that sends mail; obatchd's own is etc/alarm-mail, which packages install as /usr/share/obatchd/alarm-mail"
+        )
+        return warn("alarms", text, f"ls -l {mail.mail_command[0]}" if mail.mail_command else "")
     ways = [f"command {rules.command[0]}"] if rules.command else []
     ways += [f"webhook at {urlsplit(rules.webhook).hostname}"] if rules.webhook else []
     return ok("alarms", f"told by {' and '.join(ways)}" if ways else _NOBODY)

@@ -16,8 +16,8 @@ from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks
 from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.cli.views.text import styled
 from obatchd.client.client import Client
-from obatchd.client.runtime import SYSTEM_SPOOL, is_service, next_step, read_record
-from obatchd.errors import ConfigError, DaemonDownError, ObatchError
+from obatchd.client.runtime import SYSTEM_SPOOL, is_service, last_config, next_step
+from obatchd.errors import ConfigError, ObatchError
 from obatchd.settings.settings import Settings
 
 
@@ -64,8 +64,10 @@ def _settings(spool: Path, config: Path | None, of_daemon: bool) -> tuple[CheckR
         settings = reading.load(config, environ=environment | os.environ, flags={})
     except ConfigError as error:
         return bad("config", error.message.replace("\n", "; "), f"obatchctl config check {config or ''}"), Settings()
-    text = str(config) if config else "no file; the defaults and the environment count"
-    return ok("config", f"{text} (of the running daemon)" if of_daemon else text), settings
+    if config:
+        return ok("config", f"{config} (of the running daemon)" if of_daemon else str(config)), settings
+    who = "the running daemon has" if of_daemon else "a daemon has"
+    return ok("config", f"no file: {who} the defaults, unless OBATCHD_… variables say otherwise"), settings
 
 
 def _checks(spool: Path, settings: Settings, found: Document | ObatchError) -> Iterator[CheckResult]:
@@ -84,10 +86,7 @@ def _checks(spool: Path, settings: Settings, found: Document | ObatchError) -> I
 
 def _configuration(spool: Path) -> Path | None:
     """The file of the daemon that works on the spool, or did last; else the system's, on the system's spool."""
-    try:
-        recorded = read_record(spool).config
-    except DaemonDownError:
-        recorded = None
+    recorded = last_config(spool)
     if recorded is not None:
         return Path(recorded) if recorded else None
     return SYSTEM_FILE if spool == SYSTEM_SPOOL and os.path.exists(SYSTEM_FILE) else None

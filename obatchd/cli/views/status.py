@@ -12,7 +12,7 @@ import click
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import NOTHING, Painted, age_s, bar, duration, number, size, styled, table
 from obatchd.users import user_name
-from obatchd.words import counted
+from obatchd.words import counted, job_ending
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
@@ -119,9 +119,7 @@ def job_state(job: Document) -> str:
     """The state of a job in a word; of one that is over, how it ended."""
     if job["state"] != "done":
         return f"paused {job['state']}" if job["paused"] else str(job["state"])
-    # Somebody or its deadline ended it early, or there is no answer.
-    ending = next((ending for ending in ("cancelled", "expired") if job[ending]), "done")
-    return "failed" if job["failed"] and job["failed"] == job["requests"] else ending
+    return job_ending(job["requests"], job["failed"], job["cancelled"], job["expired"])
 
 
 def _job_row(job: Document) -> list[object]:
