@@ -32,6 +32,15 @@ class LoadedModel(msgspec.Struct):
     context_length: int  # tokens
 
 
+class RefusedModel(msgspec.Struct):
+    """A model that a server was to have lately, and cannot: it is asked again after ten minutes, or when resumed."""
+
+    model: str
+    context_length: int  # tokens
+    code: str
+    reason: str  # with what to do
+
+
 class ServerEntry(msgspec.Struct):
     """One server."""
 
@@ -53,6 +62,7 @@ class ServerEntry(msgspec.Struct):
     watchdog: dict[str, int]  # findings by name
     pid: int | None  # of ollama, where we started it
     worker_pid: int | None  # of the process that sends it requests
+    cannot_have: list[RefusedModel] | UnsetType = UNSET  # absent without any
 
 
 class Servers(msgspec.Struct):

@@ -51,7 +51,8 @@ class HostCommands:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
         seen = [live for live in engine.jobs.values() if caller.may_see(live.row.owner)]
-        state, reasons = self._state(caller, _held_up(seen))
+        servers = self._servers.all()
+        state, reasons = self._state(caller, [*_held_up(seen), *_lacking(servers)])
         free_bytes, free_inodes, _ = engine.conditions.free
         report = engine.intake.report
         return documents.Status(
@@ -61,7 +62,7 @@ class HostCommands:
             started_at=instant(self._started_s),
             state=state,
             reasons=reasons,
-            servers=self._servers.all(),
+            servers=servers,
             gpus=documents.ProbeState(self._probe.state, self._probe.message, self._probe.pid),
             notices=self._notices(caller),
             queue=self._queue(),
@@ -144,6 +145,16 @@ class HostCommands:
         if _PAUSED in holds or QUARANTINE in holds:
             return "paused", reasons
         return ("degraded" if reasons else "running"), reasons
+
+
+def _lacking(servers: Iterable[documents.ServerEntry]) -> list[str]:
+    """Models that servers cannot have: others do their work meanwhile, if any can."""
+    lacking = (
+        f"server {server.id} cannot have {refused.model}: {refused.reason}"
+        for server in servers
+        for refused in server.cannot_have or ()
+    )
+    return list(dict.fromkeys(lacking))  # one model may be asked for with several lengths of the context
 
 
 def _held_up(jobs: Iterable[LiveJob]) -> list[str]:

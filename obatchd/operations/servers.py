@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from attrs import Factory, define, field
+from msgspec import UNSET
 
 from obatchd.client.runtime import guarded_ports
+from obatchd.dispatch.link import Link
 from obatchd.documents import excerpt
 from obatchd.documents.answers import Removed
 from obatchd.documents.models import ModelEntry, PullProgress
-from obatchd.documents.status import LoadedModel, ServerEntry, ServerGpu
+from obatchd.documents.status import LoadedModel, RefusedModel, ServerEntry, ServerGpu
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpus.model import Gpu, Reading
@@ -48,6 +50,8 @@ class ServerCommands:
         server = self._find(server_id)
         if action == "resume":
             server.resume()
+            if (link := self._engine.dispatcher.links.get(server.id)) is not None:
+                link.refused.clear()  # somebody may have pulled the model by now
             await server.try_again()
             return self._document(server)
         work = self._drain(server) if action == "drain" else self._restart(server)
@@ -109,11 +113,19 @@ class ServerCommands:
             requests_done=link.requests_done if link else 0,
             watchdog=dict(link.watchdog) if link else {},
             worker_pid=link.worker.pid if link and link.worker else None,
+            cannot_have=_refused(link) or UNSET if link else UNSET,
         )
 
     def _gpu(self, gpu: Gpu) -> ServerGpu:
         reading = self._probe.readings.get(gpu.uuid) or Reading(gpu.uuid, 0.0, memory_total_bytes=gpu.memory_bytes)
         return excerpt(ServerGpu, reading, index=gpu.index, name=gpu.name)
+
+
+def _refused(link: Link) -> list[RefusedModel]:
+    return [
+        RefusedModel(profile.model, profile.context_length, refused.error.code, refused.error.message)
+        for profile, refused in link.refused.items()
+    ]
 
 
 @define(eq=False)

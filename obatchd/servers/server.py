@@ -71,6 +71,11 @@ class Server(Life):
         return OllamaApi(self.base_url, self.token)
 
     @property
+    def address(self) -> str:
+        """Its host and port, as [ollama_instances] names them."""
+        return urlsplit(self.base_url).netloc
+
+    @property
     def gpu(self) -> Gpu | None:
         """Of a server with one GPU, else None."""
         return self.gpus[0] if len(self.gpus) == 1 else None

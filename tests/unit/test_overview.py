@@ -7,15 +7,20 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from engine_support import until
+from msgspec import UNSET
 from operations_support import Desk, desk
 
+from obatchd.cli.views.status import server_table
 from obatchd.client import runtime
 from obatchd.control.auth import Caller
+from obatchd.dispatch.link import Refused
 from obatchd.documents.models import PullProgress
-from obatchd.documents.status import LoadedModel
-from obatchd.jobs.model import Outcome
+from obatchd.documents.status import LoadedModel, RefusedModel
+from obatchd.errors import ModelError
+from obatchd.jobs.model import Outcome, Profile
 from obatchd.operations import host as module
 from obatchd.operations import servers as servers_module
 from obatchd.servers.states import ServerState
@@ -113,6 +118,23 @@ async def test_probe_and_host_are_reasons(rig: Desk) -> None:
     rig.probe.state, rig.probe.host_trouble = "ok", ("driver", "The driver was updated.")
     assert state(rig) == ("degraded", ["The driver was updated."])
     rig.probe.state, rig.probe.host_trouble = "absent", ("", "")
+    assert state(rig) == ("running", [])
+
+
+async def test_a_server_that_cannot_have_a_model_says_so(rig: Desk) -> None:
+    """Before, it stood there as ready for the whole job, with nothing to do."""
+    reason = "Pulling tiny through gpu1 failed: timeout. Run on the host of 10.0.0.5:11434: ollama pull tiny."
+    refused = rig.engine.dispatcher.links["gpu1"].refused
+    for tokens in (4096, 8192):
+        refused[Profile("tiny", tokens)] = Refused(ModelError(reason, code="pull_failed"), float("inf"))
+    assert state(rig) == ("degraded", [f"server gpu1 cannot have tiny: {reason}"])
+    first, second = rig.operations.servers.all()
+    assert first.cannot_have is UNSET
+    assert second.cannot_have and second.cannot_have[0] == RefusedModel("tiny", 4096, "pull_failed", reason)
+    table = server_table(msgspec.to_builtins([first, second]))
+    assert "cannot have tiny" in table[2] and table[3] == f"  ! gpu1 cannot have tiny: {reason}"
+    assert len(server_table(msgspec.to_builtins([first, second]), told=state(rig)[1])) == 3
+    await rig.operations.servers.act("gpu1", "resume")
     assert state(rig) == ("running", [])
 
 

@@ -61,12 +61,20 @@ def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]
         for server in servers
         if server["reason"] and server["state"] != "ready" and not any(server["reason"] in reason for reason in told)
     ]
+    notes += [
+        f"  ! {server['id']} cannot have {refused['model']}: {refused['reason']}"
+        for server in servers
+        for refused in server.get("cannot_have") or ()
+        if not any(refused["reason"] in reason for reason in told)
+    ]
     return [*table(_SERVER_HEADINGS, map(_server_row, servers)), *map(clean, notes)]
 
 
 def _server_row(server: Document) -> list[object]:
     loading, loaded = server["loading"], server["loaded"]
     model = f"{loaded['model']} ({loaded['context_length']})" if loaded else NOTHING
+    if not loaded and (lacking := server.get("cannot_have")):
+        model = f"cannot have {lacking[-1]['model']}"
     if loading:
         model = f"loading {loading.get('model', '')}".rstrip()
     readings = _readings(server["gpus"]) if server["gpus"] else [NOTHING] * len(_READINGS)
