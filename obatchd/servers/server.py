@@ -21,6 +21,7 @@ from obatchd.ollama.api import OllamaApi
 from obatchd.servers.life import Life
 from obatchd.servers.process import version_warning
 from obatchd.servers.states import ServerState
+from obatchd.settings import addresses
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
@@ -28,7 +29,6 @@ log = obatchd.log.get(__name__)
 
 _HEALTH_TIMEOUT_S = 5.0
 _UNLOAD_TIMEOUT_S = 30.0
-_DEFAULT_PORTS = {"http": 11434, "https": 443}  # of Ollama itself, and of a proxy in front of it
 _BURN_IN = "burn-in"
 _OF_TESTS = frozenset({_BURN_IN, "quarantine"})
 
@@ -194,12 +194,10 @@ class RemoteServer(Server):
     pins = False
 
     def __init__(self, address: str, settings: Current[Settings], listener: ServerListener) -> None:
-        url = urlsplit(address if "://" in address else f"http://{address}")
-        port = url.port or _DEFAULT_PORTS[url.scheme]
-        host = url.hostname or ""
+        scheme, host, port = addresses.split(address)
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         server_id = f"remote-{host.replace(':', '.')}-{port}"
-        super().__init__(server_id, f"{url.scheme}://{netloc}", settings, listener)
+        super().__init__(server_id, f"{scheme}://{netloc}", settings, listener)
         self.slots = settings.value.servers.remote_slots
         self.token = settings.value.servers.remote_token
 
