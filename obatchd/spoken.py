@@ -17,7 +17,8 @@ import click
 from obatchd import terminal, times
 from obatchd.words import counted
 
-# Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds. A reason
+# Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds, {name:state}
+# is the state of a server. A reason
 # and a remedy that the words do not name come behind them.
 WORDS: Mapping[str, str] = {
     # the daemon
@@ -107,7 +108,7 @@ WORDS: Mapping[str, str] = {
     "fact_not_kept": "obatchd cannot write down {key}",
     # servers
     "server_planned": "",
-    "server_state": "Server {server} is {new}",
+    "server_state": "Server {server} is {new:state}",
     "server_log": "Server {server} says: {line}",
     "server_strike": "Server {server} has a fault ({strikes} lately)",
     "server_killed": "Server {server} did not end in {grace_s:duration} and was killed",
@@ -215,6 +216,8 @@ class _Counting(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         if value is None:
             return "–"
+        if format_spec == "state":
+            return "down" if value == "backoff" else str(value)
         if format_spec == "duration":
             return times.duration(float(value))
         return counted(int(value), format_spec) if format_spec else str(value)

@@ -58,7 +58,7 @@ class ServerEntry(msgspec.Struct):
     slots: int
     tokens_per_s: float  # over the last 30 s
     requests_done: int
-    restarts: int  # runs that ended unasked
+    restarts: int  # runs that ended unasked; of a server that others start, only those in which it answered
     watchdog: dict[str, int]  # findings by name
     pid: int | None  # of ollama, where we started it
     worker_pid: int | None  # of the process that sends it requests

@@ -22,6 +22,7 @@ from obatchd.gpus.probe import Probe
 from obatchd.live.job import LiveJob
 from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.servers import ServerCommands
+from obatchd.servers import states
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.states import ServerState
@@ -126,7 +127,7 @@ class HostCommands:
         reasons += held_up
         servers = list(self._fleet.servers.values())
         down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
-        reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
+        reasons += [f"server {s.id} is {states.words(s.state)}: {s.reason}" for s in down]
         if self._engine.intake.report.problem:
             reasons.append(self._engine.intake.report.problem)
         if self._probe.state == "unknown":

@@ -46,7 +46,7 @@ class Life(abc.ABC):
         self.reason = "not started yet"  # of the latest change of state
         self.idle = asyncio.Event()  # set when nothing is in flight
         self.idle.set()
-        self.restarts = 0  # runs that ended unasked
+        self.restarts = 0  # runs that ended unasked; where others start it, only those in which it answered
         self._current = settings
         self.holds: dict[str, str] = {}  # holders that keep work away, and their reasons; outlives a restart
         self._quarantine: str | None = None  # why its GPU is out of use
@@ -54,6 +54,7 @@ class Life(abc.ABC):
         self._strikes: deque[float] = deque()
         self._misses = 0
         self._reached = False  # whether the latest run came to READY and did not end because nobody answered any more
+        self._came_up = False  # whether the latest run came to READY
         self._ending: asyncio.Future[Ending] | None = None
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
@@ -146,7 +147,7 @@ class Life(abc.ABC):
             if ending.planned:
                 reason = ending.reason
                 continue
-            self.restarts += 1
+            self.restarts += self.ours or self._came_up
             pause_s = self._after_failure(ending.reason)
             self._wake.clear()
             await set_within(pause_s, self._wake)
@@ -166,7 +167,7 @@ class Life(abc.ABC):
         """One run: from STARTING until the server has ended, its group is gone and the state says so."""
         self._ending = asyncio.get_running_loop().create_future()
         self._misses = 0
-        self._reached = False
+        self._reached = self._came_up = False
         self._strikes.clear()
         self._set(ServerState.STARTING, reason)
         try:
@@ -180,7 +181,7 @@ class Life(abc.ABC):
             self._end(f"it cannot be started: {error}", planned=False)
         ready_s = time.monotonic()
         if not self._ending.done():
-            self._reached = True
+            self._reached = self._came_up = True
             self._set(ServerState.READY, "answers")
             if self.holds:
                 self._set(ServerState.DRAINING, self._hold_words)
@@ -230,7 +231,7 @@ class Life(abc.ABC):
             at_once = f"obatchctl servers resume {self.id}"
             self._set(ServerState.FAILED, f"{reason} ({given_up}, at once with: {at_once})")
         else:
-            self._set(ServerState.BACKOFF, reason)
+            self._set(ServerState.BACKOFF, f"{reason} (next try in {max(1, round(pause_s))} s)")
         return pause_s
 
     def _end(self, reason: str, *, planned: bool) -> None:

@@ -18,6 +18,7 @@ from obatchd.errors import ServerError
 from obatchd.gpus.model import Gpu, GpuProcess
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import OllamaApi
+from obatchd.servers import states
 from obatchd.servers.life import Life
 from obatchd.servers.process import version_warning
 from obatchd.servers.states import ServerState
@@ -144,7 +145,7 @@ class Server(Life):
             if self.loaded == profile:
                 return
             if not self.up:
-                raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")
+                raise ServerError(f"{self.id} is {states.words(self.state)}: {self.reason}", code="not_ready")
             for by, reason in (("shared", self.shared_with), ("driver", self.driver_trouble)):
                 if reason:
                     self.hold(by, reason)

@@ -141,7 +141,7 @@ async def test_a_server_that_cannot_have_a_model_says_so(rig: Desk) -> None:
 async def test_a_server_that_is_down_or_waits_is_a_reason(rig: Desk) -> None:
     server = rig.server("gpu1")
     server.state, server.reason = ServerState.BACKOFF, "it died"
-    assert state(rig) == ("degraded", ["server gpu1 is backoff: it died"])
+    assert state(rig) == ("degraded", ["server gpu1 is down: it died"])
     server.state = ServerState.READY
     server.shared_with = "pid 7 (python)"
     assert state(rig) == ("running", [])

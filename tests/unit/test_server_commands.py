@@ -9,9 +9,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from click.testing import CliRunner
 from engine_support import until
 from operations_support import Desk, desk
 
+from obatchd.cli.obatchctl import main
+from obatchd.client.client import Client
 from obatchd.daemon.compose import ServerNews
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.documents.answers import Removed
@@ -93,6 +96,25 @@ async def test_a_server_that_dispatch_does_not_know_is_restarted_too(rig: Desk) 
 async def test_an_unknown_server_is_told_with_those_there_are(rig: Desk) -> None:
     with pytest.raises(NotFoundError, match="no server gpu9; there are: gpu0, gpu1"):
         await rig.operations.servers.act("gpu9", "drain")
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1:20000", "http://127.0.0.1:20000", "gpu0"])
+async def test_a_server_may_be_named_by_its_address(rig: Desk, name: str) -> None:
+    """Before, the address as the configuration has it was no server."""
+    assert (await rig.operations.servers.act(name, "drain")).id == "gpu0"
+
+
+@pytest.mark.parametrize("kind", ["remote", "managed"])
+def test_a_server_elsewhere_is_not_said_to_be_started(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(Client, "post", lambda *_: {"id": "it", "kind": kind, "state": "starting"})
+    said = CliRunner().invoke(main, ["--spool", "/nowhere", "servers", "restart", "it"]).output
+    assert (
+        said
+        == {
+            "remote": "it: starting; it runs elsewhere and goes on there, obatchd only connects to it again\n",
+            "managed": "it: starting\n",
+        }[kind]
+    )
 
 
 async def test_the_log_of_a_managed_server_is_read_and_that_of_another_host_is_there(rig: Desk) -> None:
