@@ -17,9 +17,8 @@ import click
 from obatchd import terminal, times
 from obatchd.words import counted
 
-# Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds, {name:state}
-# is the state of a server. A reason
-# and a remedy that the words do not name come behind them.
+# Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds,
+# {name:state} is the state of a server. A reason and a remedy that the words do not name come behind them.
 WORDS: Mapping[str, str] = {
     # the daemon
     "starting": "obatchd {version} starts on {spool}",

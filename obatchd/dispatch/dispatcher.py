@@ -158,6 +158,16 @@ class Dispatcher:
         offers = (offer for link in self.links.values() for offer in link.offers.items())
         return Counter(job for (job, _), offered in offers if offered.started_s)
 
+    @property
+    def stranded(self) -> str:
+        """Why no server can have work; empty where one can, or is about to."""
+        reasons = [f"{link.server.id}: {link.server.down}" for link in self.links.values() if link.server.down]
+        if not reasons or len(reasons) < len(self.links):
+            return ""
+        return (
+            f"none of {len(reasons)} servers works; {reasons[0]}" if reasons[1:] else f"no server works; {reasons[0]}"
+        )
+
     def busy(self) -> bool:
         return any(link.offers for link in self.links.values())
 

@@ -75,7 +75,10 @@ class HostCommands:
             ),
             disk=documents.DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
             pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
-            jobs=[job_document(live, in_flight.get(live.key, 0)) for live in islice(seen, _STATUS_JOBS)],
+            jobs=[
+                job_document(live, in_flight.get(live.key, 0), engine.dispatcher.stranded)
+                for live in islice(seen, _STATUS_JOBS)
+            ],
         )
 
     async def pause(self) -> Paused:

@@ -23,7 +23,9 @@ from obatchd.words import counted
 log = obatchd.log.get(__name__)
 
 _MISSES = 3  # failed health checks in a row, without progress, that restart a server
+_ANOTHER = "another try after: "
 _UP = frozenset({ServerState.READY, ServerState.DRAINING})
+_DOWN = frozenset({ServerState.BACKOFF, ServerState.FAILED, ServerState.QUARANTINED})
 _RUNS = _UP | {ServerState.STARTING}
 
 
@@ -77,6 +79,12 @@ class Life(abc.ABC):
     def out_of_use(self) -> bool:
         """Whether nobody should wait for it: it is tried again after minutes, or not before somebody acts."""
         return self.state in (ServerState.FAILED, ServerState.QUARANTINED)
+
+    @property
+    def down(self) -> str:
+        """Why it can have no work, also while it is tried again; empty while it works, starts or is drained."""
+        tries = self.state is ServerState.STARTING and self.reason.startswith(_ANOTHER)
+        return self.reason.removeprefix(_ANOTHER) if tries or self.state in _DOWN else ""
 
     # --- what it is that lives --------------------------------------------------------------------------------------
 
@@ -151,7 +159,7 @@ class Life(abc.ABC):
             pause_s = self._after_failure(ending.reason)
             self._wake.clear()
             await set_within(pause_s, self._wake)
-            reason = f"another try after: {ending.reason}"
+            reason = f"{_ANOTHER}{ending.reason}"
 
     async def _stay_quarantined(self) -> None:
         if self.state is not ServerState.STOPPED:

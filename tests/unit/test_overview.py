@@ -13,7 +13,7 @@ from engine_support import until
 from msgspec import UNSET
 from operations_support import Desk, desk
 
-from obatchd.cli.views.status import server_table
+from obatchd.cli.views.status import job_state, server_table
 from obatchd.client import runtime
 from obatchd.control.auth import Caller
 from obatchd.dispatch.link import Refused
@@ -110,6 +110,22 @@ async def test_jobs_that_a_server_holds_up_say_why_to_those_who_may_see_them(rig
     assert state(rig, BOB) == ("running", [])
     lives[0].count(Outcome.SUCCEEDED)
     assert state(rig) == ("degraded", [f"job {lives[1].row.job} is held up: gpu0: it answered 404"])
+
+
+async def test_jobs_wait_while_no_server_works(rig: Desk) -> None:
+    """Before, a job was said to run while every server was down, and why only by obatchctl status."""
+    live = await rig.take("a")
+    first, second = rig.server("gpu0"), rig.server("gpu1")
+    first.state, first.reason = ServerState.BACKOFF, "it died (next try in 4 s)"
+    assert rig.operations.host.status(ADMIN).jobs[0].held_up is UNSET
+    second.state, second.reason = ServerState.STARTING, "another try after: no answer"
+    reason = "none of 2 servers works; gpu0: it died (next try in 4 s)"
+    for document in (rig.operations.host.status(ADMIN).jobs[0], rig.operations.jobs.one(ADMIN, live.row.job)):
+        assert (document.held_up, document.notes) == (reason, [f"it is held up: {reason}"])
+        assert job_state(msgspec.to_builtins(document)) == ("running" if document.in_flight else "waiting")
+    live.paused = True
+    assert rig.operations.jobs.one(ADMIN, live.row.job).held_up is UNSET
+    first.state = second.state = ServerState.READY
 
 
 async def test_probe_and_host_are_reasons(rig: Desk) -> None:

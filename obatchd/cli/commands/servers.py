@@ -54,5 +54,7 @@ def _add(action: str, about: str) -> None:
 _add("drain", "Give a server no more work; running requests finish.")
 _add("resume", "Take a drained or failed server into service again.")
 _add(
-    "restart", "Stop a server and start it anew, or connect again to one elsewhere. Its running requests finish first."
+    "restart",
+    "Stop a server and start it anew. Its running requests finish first. To one that runs elsewhere obatchd only "
+    "connects again.",
 )

@@ -126,7 +126,8 @@ def job_table(jobs: list[Document]) -> list[str]:
 def job_state(job: Document) -> str:
     """The state of a job in a word; of one that is over, how it ended."""
     if job["state"] != "done":
-        return f"paused {job['state']}" if job["paused"] else str(job["state"])
+        waits = job["state"] == "running" and job.get("held_up") and not job["in_flight"]
+        return f"paused {job['state']}" if job["paused"] else "waiting" if waits else str(job["state"])
     # Somebody or its deadline ended it early, or there is no answer.
     ending = next((ending for ending in ("cancelled", "expired") if job[ending]), "done")
     return "failed" if job["failed"] and job["failed"] == job["requests"] else ending
