@@ -249,7 +249,7 @@ class Daemon:
             self._head.housekeeping.settings_changed()
         applied = [leaf.key for leaf in changes if leaf.reload is not Reload.RESTART]
         next_job = [leaf.key for leaf in changes if leaf.reload is Reload.NEXT_JOB]
-        waiting = [leaf.key for leaf in changes if leaf.reload is Reload.RESTART]
+        waiting = self._settings.waiting = [leaf.key for leaf in changes if leaf.reload is Reload.RESTART]
         _log.info(
             "reloaded", changed=",".join(applied) or "nothing", next_job=",".join(next_job) or "nothing",
             needs_restart=",".join(waiting) or "nothing",

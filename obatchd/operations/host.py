@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 
 from attrs import define, field
+from msgspec import UNSET
 
 from obatchd import __version__
 from obatchd.control.auth import Caller, daemon_itself
@@ -79,6 +80,7 @@ class HostCommands:
                 job_document(live, in_flight.get(live.key, 0), engine.dispatcher.stranded)
                 for live in islice(seen, _STATUS_JOBS)
             ],
+            needs_restart=engine.settings.waiting or UNSET,
         )
 
     async def pause(self) -> Paused:

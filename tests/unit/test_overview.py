@@ -13,7 +13,7 @@ from engine_support import until
 from msgspec import UNSET
 from operations_support import Desk, desk
 
-from obatchd.cli.views.status import job_state, server_table
+from obatchd.cli.views.status import job_state, render, server_table
 from obatchd.client import runtime
 from obatchd.control.auth import Caller
 from obatchd.dispatch.link import Refused
@@ -126,6 +126,15 @@ async def test_jobs_wait_while_no_server_works(rig: Desk) -> None:
     live.paused = True
     assert rig.operations.jobs.one(ADMIN, live.row.job).held_up is UNSET
     first.state = second.state = ServerState.READY
+
+
+async def test_settings_that_wait_for_a_restart_are_told(rig: Desk) -> None:
+    assert rig.operations.host.status(ADMIN).needs_restart is UNSET
+    rig.work.settings.waiting = ["servers.slots"]
+    status = rig.operations.host.status(ADMIN)
+    assert status.needs_restart == ["servers.slots"]
+    note = "note: changed in the configuration, and waiting for a restart: servers.slots"
+    assert note in render(msgspec.to_builtins(status))
 
 
 async def test_probe_and_host_are_reasons(rig: Desk) -> None:

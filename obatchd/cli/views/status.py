@@ -32,6 +32,8 @@ def render(status: Document) -> list[str]:
     if status["gpus"]["state"] != "ok":
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
     lines += [clean(f"note: {notice}") for notice in status["notices"]]
+    if waiting := status.get("needs_restart"):
+        lines.append(clean(f"note: changed in the configuration, and waiting for a restart: {', '.join(waiting)}"))
     if run := status["burnin"]:
         done = min(100, round(100 * run["elapsed_s"] / run["asked_s"]))
         lines.append(clean(f"burn-in {run['run']}: {run['state']}, {done} %, on {counted(len(run['gpus']), 'GPU')}"))
