@@ -23,6 +23,7 @@ WORDS: Mapping[str, str] = {
     # the daemon
     "starting": "obatchd {version} starts on {spool}",
     "ready": "Ready. Move files of prompts into {inbox}, or type in another terminal:  {command}",
+    "stranded": "No prompt can be answered yet",
     "stop_asked": "Stopping: running answers have {drain_s:duration} to finish; Ctrl-C again stops at once",
     "drain_skipped": "Stopping at once; answers that were running are asked for again at the next start",
     "drain_ended": "{in_flight:answer} did not finish in time",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,9 +14,11 @@ from engine_support import until
 from msgspec import UNSET
 from operations_support import Desk, desk
 
+from obatchd import spoken
 from obatchd.cli.views.status import job_state, render, server_table
 from obatchd.client import runtime
 from obatchd.control.auth import Caller
+from obatchd.daemon.life import tell_if_stranded
 from obatchd.dispatch.link import Refused
 from obatchd.documents.models import PullProgress
 from obatchd.documents.status import LoadedModel, RefusedModel
@@ -126,6 +129,25 @@ async def test_jobs_wait_while_no_server_works(rig: Desk) -> None:
     live.paused = True
     assert rig.operations.jobs.one(ADMIN, live.row.job).held_up is UNSET
     first.state = second.state = ServerState.READY
+
+
+async def test_a_start_on_which_no_server_works_is_told(rig: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Before, the last line in the terminal was a green one that the daemon is ready."""
+    servers = [rig.server("gpu0"), rig.server("gpu1")]
+    servers[0].state, servers[0].reason = ServerState.BACKOFF, "no answer (next try in 1 s)"
+    await tell_if_stranded(servers, rig.engine.dispatcher)
+    assert "stranded" not in caplog.text
+    servers[1].state = ServerState.STARTING
+    telling = asyncio.create_task(tell_if_stranded(servers, rig.engine.dispatcher))
+    await asyncio.sleep(0)
+    assert not telling.done()
+    servers[1]._set(ServerState.BACKOFF, "no answer")
+    await telling
+    [fields] = [record.fields for record in caplog.records if getattr(record, "event", "") == "stranded"]  # type: ignore[attr-defined]
+    assert spoken.told("stranded", fields).startswith(
+        "No prompt can be answered yet: none of 2 servers works; gpu0: no answer (next try in 1 s)  → obatchctl status"
+    )
+    servers[0].state = servers[1].state = ServerState.READY
 
 
 async def test_settings_that_wait_for_a_restart_are_told(rig: Desk) -> None:
