@@ -141,6 +141,21 @@ async def test_models_are_listed_pulled_and_removed(rig: Desk, monkeypatch: pyte
     assert rig.store.removed == ["large"]
 
 
+def test_a_list_of_models_says_who_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, a model of seven hosts stood there seven times, without their names."""
+
+    def shown(*models: tuple[str, str, str]) -> list[str]:
+        listed = [{"model": name, "digest": digest, "size_bytes": 5, "store": store} for name, digest, store in models]
+        monkeypatch.setattr(Client, "get", lambda *_: {"models": listed})
+        output = CliRunner().invoke(main, ["--spool", "/nowhere", "models"]).output
+        return [" ".join(line.split()) for line in output.splitlines()]
+
+    assert shown(("a", "1", "far0"), ("a", "1", "far1"), ("a", "2", "local")) == [
+        "MODEL SIZE PARAMETERS QUANTIZATION DIGEST WHO HAS IT", "a 5 B – – 1 far0, far1", "a 5 B – – 2 this host"
+    ]  # fmt: skip
+    assert shown(("a", "1", "local")) == ["MODEL SIZE PARAMETERS QUANTIZATION DIGEST", "a 5 B – – 1"]
+
+
 async def test_a_download_that_nobody_waits_for_any_more_is_left_in_order(rig: Desk) -> None:
     steps = rig.operations.models.pull("large")
     await anext(steps)
