@@ -23,6 +23,7 @@ from obatchd.ollama.faults import Cause, Fault
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskOwner, TaskSet, set_within
+from obatchd.words import counted
 
 _log = log.get(__name__)
 _MOVED_S = 10.0  # a worker gives up its attempts within moments
@@ -164,9 +165,8 @@ class Dispatcher:
         reasons = [f"{link.server.id}: {link.server.down}" for link in self.links.values() if link.server.down]
         if not reasons or len(reasons) < len(self.links):
             return ""
-        return (
-            f"none of {len(reasons)} servers works; {reasons[0]}" if reasons[1:] else f"no server works; {reasons[0]}"
-        )
+        none = f"none of {counted(len(reasons), 'server')} works" if reasons[1:] else "no server works"
+        return f"{none}; {reasons[0]}"
 
     def busy(self) -> bool:
         return any(link.offers for link in self.links.values())

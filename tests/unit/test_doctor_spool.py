@@ -219,12 +219,12 @@ def test_every_server_in_trouble_has_a_line_with_what_to_do(tmp_path: Path, stat
         ("bad", "daemon", "degraded, pid 1, version 1: see the lines above"),
     ]
     assert [line.next_command for line in lines] == [
-        f"{control} servers",
+        f"{control} status",
         f"{control} servers resume far1",
         "check its address in [ollama_instances]",
         f"{control} servers resume far3",
         f"{control} gpus",
-        f"{control} servers",
+        f"{control} status",
         f"{control} status",
     ]
     status["reasons"].append("the disk is full")

@@ -90,7 +90,7 @@ def ollama(settings: Settings, status: dict[str, Any] | None = None) -> CheckRes
         text += "; no binary is needed here" if settings.gpus.use == "none" else ""
         if answer == len(remote):
             return ok("ollama", text)
-        return warn("ollama", text, f"obatchctl --spool {status['spool']} servers")
+        return warn("ollama", text, f"obatchctl --spool {status['spool']} status")
     if settings.ollama_instances:
         return ok("ollama", f"{counted(len(settings.ollama_instances), 'remote server')}; no binary is needed here")
     binary = shutil.which(settings.servers.ollama)

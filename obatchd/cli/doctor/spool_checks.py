@@ -51,7 +51,7 @@ def _trouble(reason: str, servers: list[Document], spool: Path) -> CheckResult:
     if server["kind"] == "remote" and any(words in reason for words in _NO_NAME):
         return bad("server", reason, "check its address in [ollama_instances]")
     helps = server["state"] in ("backoff", "failed") or server.get("cannot_have")
-    return bad("server", reason, f"{control} servers resume {server['id']}" if helps else f"{control} servers")
+    return bad("server", reason, " ".join([control, *(["servers resume", server["id"]] if helps else ["status"])]))
 
 
 def directories(spool: Path) -> Iterator[CheckResult]:
