@@ -125,10 +125,10 @@ class Settings(Section):
     ollama_instances: Annotated[dict[str, int], BeforeValidator(addresses.quoted), AfterValidator(addresses.usable)] = (
         setting(
             {},
-            'Ollama servers that others start, here or on other hosts: "host:port" = the index of the '
-            "GPU whose readings are shown with the server, or -1. Without a port it is 11434, of "
-            '"https://host" 443. obatchd follows no redirects. With any server here, gpus defaults to '
-            '"none".',
+            'Ollama servers that others start: "host:port" = -1. A server on this host may have the index of its '
+            "NVIDIA GPU instead, whose readings are then shown with it; for another host every number does the same as "
+            '-1. Without a port it is 11434, of "https://host" 443. obatchd follows no redirects. With any server '
+            'here, gpus defaults to "none".',
         )
     )
 
