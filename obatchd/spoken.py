@@ -18,13 +18,15 @@ from obatchd import terminal, times
 from obatchd.words import ENDED, counted
 
 # Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds,
-# {name:ending} is how a job ended. A reason and a remedy that the words do not name come behind them.
+# {name:ending} is how a job ended, {name:state} the state of a server. A reason and a remedy that the words do not name
+# come behind them.
 WORDS: Mapping[str, str] = {
     # the daemon
     "starting": "obatchd {version} starts on {spool}",
     "spool_not_of_obatchctl": "obatchctl in this terminal looks for a daemon on {other}, which OBATCH_SPOOL or "
     "OBATCHD_SPOOL names; this one works on {spool}",
     "ready": "Ready. Move files of prompts into {inbox}, or type in another terminal:  {command}",
+    "stranded": "No prompt can be answered yet",
     "stop_asked": "Stopping: running answers have {drain_s:duration} to finish; Ctrl-C again stops at once",
     "drain_skipped": "Stopping at once; answers that were running are asked for again at the next start",
     "drain_ended": "{in_flight:answer} did not finish in time",
@@ -109,7 +111,7 @@ WORDS: Mapping[str, str] = {
     "fact_not_kept": "obatchd cannot write down {key}",
     # servers
     "server_planned": "",
-    "server_state": "Server {server} is {new}",
+    "server_state": "Server {server} is {new:state}",
     "server_log": "Server {server} says: {line}",
     "server_strike": "Server {server} has a fault ({strikes} lately)",
     "server_killed": "Server {server} did not end in {grace_s:duration} and was killed",
@@ -217,6 +219,8 @@ class _Counting(string.Formatter):
     def format_field(self, value: Any, format_spec: str) -> str:
         if value is None:
             return "–"
+        if format_spec == "state":
+            return "down" if value == "backoff" else str(value)
         if format_spec == "duration":
             return times.duration(float(value))
         if format_spec == "ending":

@@ -36,6 +36,9 @@ LATER = frozenset(
         "encoding",
         "lines",
         "sample",
+        "cannot_have",
+        "held_up",
+        "needs_restart",
     }
 )
 _MAPS = {

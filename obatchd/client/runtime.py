@@ -99,6 +99,12 @@ def last_config(spool: Path) -> str | None:
     return None
 
 
+def restart_command(spool: Path) -> str:
+    """The command that starts the daemon of a spool anew."""
+    start = start_command(spool)
+    return start.replace(" start ", " restart ") if "systemctl" in start else f"stop it with Ctrl-C, then: {start}"
+
+
 def next_step(command: str, *admin_groups: str) -> str:
     """A command as advice to the caller, who may have to ask somebody else for it.
 

@@ -13,6 +13,7 @@ import contextlib
 import os
 import shlex
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,14 @@ from obatchd.client import runtime
 from obatchd.control.auth import group_id
 from obatchd.daemon import compose, process, systemd
 from obatchd.daemon.compose import Head, Host
+from obatchd.dispatch.dispatcher import Dispatcher
 from obatchd.documents.answers import Reloaded
 from obatchd.errors import ConfigError
 from obatchd.jobs.store import Store
 from obatchd.jobs.store.database import is_corrupt
 from obatchd.live.work import Work
+from obatchd.servers.server import Server
+from obatchd.servers.states import ServerState
 from obatchd.settings import reading
 from obatchd.settings.base import Reload
 from obatchd.settings.current import Current
@@ -155,6 +159,7 @@ class Daemon:
             counts = {"servers": len(here.fleet.servers), "jobs": len(head.engine.jobs)}
             _log.info("ready", **counts, inbox=head.engine.layout.inbox, command=self._submit_command())
             self._tasks.start(self._reload_when_asked(), "reload")
+            self._tasks.start(tell_if_stranded(here.fleet.servers.values(), head.engine.dispatcher), "stranded")
         await self._between.stop()
         self._tasks.start(systemd.tell(head.operations.host), "systemd")
         self._tasks.start(process.return_memory(head.engine.jobs), "memory")
@@ -252,12 +257,20 @@ class Daemon:
             self._head.housekeeping.settings_changed()
         applied = [leaf.key for leaf in changes if leaf.reload is not Reload.RESTART]
         next_job = [leaf.key for leaf in changes if leaf.reload is Reload.NEXT_JOB]
-        waiting = [leaf.key for leaf in changes if leaf.reload is Reload.RESTART]
+        waiting = self._settings.waiting = [leaf.key for leaf in changes if leaf.reload is Reload.RESTART]
         _log.info(
             "reloaded", changed=",".join(applied) or "nothing", next_job=",".join(next_job) or "nothing",
             needs_restart=",".join(waiting) or "nothing",
         )  # fmt: skip
         return Reloaded(applied, next_job, waiting)
+
+
+async def tell_if_stranded(servers: Iterable[Server], dispatcher: Dispatcher) -> None:
+    """When each server was tried once, say it if none works: ready is only the inbox then."""
+    for server in servers:
+        await server.until(set(ServerState) - {ServerState.STOPPED, ServerState.STARTING})
+    if reason := dispatcher.stranded:
+        _log.warning("stranded", reason=reason, remedy="obatchctl status names each; they are tried again and again")
 
 
 def _owners(access: AccessSettings) -> OwnerDirectories | None:

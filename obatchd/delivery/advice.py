@@ -48,7 +48,8 @@ _ADVICE = faults.ADVICE | {
     "model_mismatch": "drop the lines of each model as a file of their own",
     "no_model": "name a model in the request, in job.toml or in the configuration",
     "poison": "this request crashes or hangs servers: look at the prompt; do not retry it unchanged",
-    "pull_failed": "pull the model with: obatchctl models pull NAME, then retry the job",
+    "pull_failed": "do what the message says and have the model pulled (obatchctl models pull NAME, or ollama pull "
+    "NAME on the host of a server that others keep), then retry the job",
     "too_many_requests": "split the drop, or raise max_requests in [inbox]",
     "unpacked_too_large": "split the drop, or raise max_unpacked_bytes in [inbox]",
     "unsupported_parameter": "leave out what the message names",

@@ -39,8 +39,8 @@ _Head = tuple[
 ]  # fmt: skip
 
 
-def job_document(live: LiveJob, in_flight: int) -> JobDocument:
-    """A job in progress, as ``status.json`` and the control API show it."""
+def job_document(live: LiveJob, in_flight: int, stranded: str = "") -> JobDocument:
+    """A job in progress, as ``status.json`` and the control API show it; ``stranded`` says why no server works."""
     rate, counts = live.requests_per_s(), live.counts
     left = live.requests - live.finished
     document = JobDocument(
@@ -62,8 +62,10 @@ def job_document(live: LiveJob, in_flight: int) -> JobDocument:
         outbox=str(live.outbox),
         label=live.row.job_label or msgspec.UNSET,
     )
-    if live.hindrance:
-        document.notes = [*document.notes, f"it is held up: {live.hindrance}"]
+    waits = not (live.paused or live.publishing or live.ending)
+    if held_up := (stranded if waits else "") or live.hindrance:
+        document.notes = [*document.notes, f"it is held up: {held_up}"]
+        document.held_up = held_up
     return document
 
 

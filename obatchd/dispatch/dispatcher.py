@@ -23,6 +23,7 @@ from obatchd.ollama.faults import Cause, Fault
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskOwner, TaskSet, set_within
+from obatchd.words import counted
 
 _log = log.get(__name__)
 _MOVED_S = 10.0  # a worker gives up its attempts within moments
@@ -157,6 +158,15 @@ class Dispatcher:
         """Requests that have a slot, by job key."""
         offers = (offer for link in self.links.values() for offer in link.offers.items())
         return Counter(job for (job, _), offered in offers if offered.started_s)
+
+    @property
+    def stranded(self) -> str:
+        """Why no server can have work; empty where one can, or is about to."""
+        reasons = [f"{link.server.id}: {link.server.down}" for link in self.links.values() if link.server.down]
+        if not reasons or len(reasons) < len(self.links):
+            return ""
+        none = f"none of {counted(len(reasons), 'server')} works" if reasons[1:] else "no server works"
+        return f"{none}; {reasons[0]}"
 
     def busy(self) -> bool:
         return any(link.offers for link in self.links.values())

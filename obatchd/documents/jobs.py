@@ -93,6 +93,7 @@ class JobDocument(Document):
     # Jobs that try again what failed in it or in them, the oldest first. Of one job that is done; absent without any.
     retries: list[str] | msgspec.UnsetType = msgspec.UNSET
     label: str | msgspec.UnsetType = msgspec.UNSET  # only where its owner gave it one
+    held_up: str | msgspec.UnsetType = msgspec.UNSET  # why its requests wait for servers; absent where they do not
     totals: JobTotals | None = None  # of a job that is over, unless an earlier version finished it
     details: JobDetails | None = None  # null in lists
 

@@ -32,6 +32,15 @@ class LoadedModel(msgspec.Struct):
     context_length: int  # tokens
 
 
+class RefusedModel(msgspec.Struct):
+    """A model that a server was to have lately, and cannot: it is asked again after ten minutes, or when resumed."""
+
+    model: str
+    context_length: int  # tokens
+    code: str
+    reason: str  # with what to do
+
+
 class ServerEntry(msgspec.Struct):
     """One server."""
 
@@ -49,10 +58,11 @@ class ServerEntry(msgspec.Struct):
     slots: int
     tokens_per_s: float  # over the last 30 s
     requests_done: int
-    restarts: int  # runs that ended unasked
+    restarts: int  # runs that ended unasked; of a server that others start, only those in which it answered
     watchdog: dict[str, int]  # findings by name
     pid: int | None  # of ollama, where we started it
     worker_pid: int | None  # of the process that sends it requests
+    cannot_have: list[RefusedModel] | UnsetType = UNSET  # absent without any
 
 
 class Servers(msgspec.Struct):
@@ -121,3 +131,4 @@ class Status(Document):
     pulls: list[Pull]
     jobs: list[JobDocument]  # in work, the first 50
     burnin: BurninBrief | None = None  # the run in progress
+    needs_restart: list[str] | UnsetType = UNSET  # settings that a reload found changed, and that wait for a restart

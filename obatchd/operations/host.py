@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 
 from attrs import define, field
+from msgspec import UNSET
 
 from obatchd import __version__
 from obatchd.control.auth import Caller, daemon_itself
@@ -22,6 +23,7 @@ from obatchd.gpus.probe import Probe
 from obatchd.live.job import LiveJob
 from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.servers import ServerCommands
+from obatchd.servers import states
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.states import ServerState
@@ -51,7 +53,8 @@ class HostCommands:
         engine = self._engine
         in_flight = engine.dispatcher.in_flight()
         seen = [live for live in engine.jobs.values() if caller.may_see(live.row.owner)]
-        state, reasons = self._state(caller, _held_up(seen))
+        servers = self._servers.all()
+        state, reasons = self._state(caller, [*_held_up(seen), *_lacking(servers)])
         free_bytes, free_inodes, _ = engine.conditions.free
         report = engine.intake.report
         return documents.Status(
@@ -61,7 +64,7 @@ class HostCommands:
             started_at=instant(self._started_s),
             state=state,
             reasons=reasons,
-            servers=self._servers.all(),
+            servers=servers,
             gpus=documents.ProbeState(self._probe.state, self._probe.message, self._probe.pid),
             notices=self._notices(caller),
             queue=self._queue(),
@@ -73,7 +76,11 @@ class HostCommands:
             ),
             disk=documents.DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
             pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
-            jobs=[job_document(live, in_flight.get(live.key, 0)) for live in islice(seen, _STATUS_JOBS)],
+            jobs=[
+                job_document(live, in_flight.get(live.key, 0), engine.dispatcher.stranded)
+                for live in islice(seen, _STATUS_JOBS)
+            ],
+            needs_restart=engine.settings.waiting or UNSET,
         )
 
     async def pause(self) -> Paused:
@@ -125,7 +132,7 @@ class HostCommands:
         reasons += held_up
         servers = list(self._fleet.servers.values())
         down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
-        reasons += [f"server {s.id} is {s.state.value.lower()}: {s.reason}" for s in down]
+        reasons += [f"server {s.id} is {states.words(s.state)}: {s.reason}" for s in down]
         if self._engine.intake.report.problem:
             reasons.append(self._engine.intake.report.problem)
         if self._probe.state == "unknown":
@@ -144,6 +151,16 @@ class HostCommands:
         if _PAUSED in holds or QUARANTINE in holds:
             return "paused", reasons
         return ("degraded" if reasons else "running"), reasons
+
+
+def _lacking(servers: Iterable[documents.ServerEntry]) -> list[str]:
+    """Models that servers cannot have: others do their work meanwhile, if any can."""
+    lacking = (
+        f"server {server.id} cannot have {refused.model}: {refused.reason}"
+        for server in servers
+        for refused in server.cannot_have or ()
+    )
+    return list(dict.fromkeys(lacking))  # one model may be asked for with several lengths of the context
 
 
 def _held_up(jobs: Iterable[LiveJob]) -> list[str]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from attrs import Factory, define, field
+from msgspec import UNSET
 
 from obatchd.client.runtime import guarded_ports
+from obatchd.dispatch.link import Link
 from obatchd.documents import excerpt
 from obatchd.documents.answers import Removed
 from obatchd.documents.models import ModelEntry, PullProgress
-from obatchd.documents.status import LoadedModel, ServerEntry, ServerGpu
+from obatchd.documents.status import LoadedModel, RefusedModel, ServerEntry, ServerGpu
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpus.model import Gpu, Reading
@@ -21,6 +24,7 @@ from obatchd.servers.logs import read_log
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
+from obatchd.settings import addresses
 from obatchd.tasks import TaskSet
 
 _ACTION_S = 5.0  # longest wait for a drain or restart before the answer says how far it is
@@ -39,19 +43,28 @@ class ServerCommands:
         return [self._document(server) for server in self._fleet.servers.values()]
 
     def _find(self, server_id: str) -> Server:
-        if (server := self._fleet.servers.get(server_id)) is None:
-            known = ", ".join(self._fleet.servers) or "none"
-            raise NotFoundError(f"no server {server_id}; there are: {known}")
-        return server
+        """The server of this id, or at this address as [ollama_instances] has it."""
+        servers = self._fleet.servers
+        if server_id in servers:
+            return servers[server_id]
+        with contextlib.suppress(ValueError, KeyError):
+            _, host, port = addresses.split(server_id)
+            found = (server for server in servers.values() if addresses.split(server.base_url)[1:] == (host, port))
+            if (server := next(found, None)) is not None:
+                return server
+        known = ", ".join(servers) or "none"
+        raise NotFoundError(f"no server {server_id}; there are: {known}")
 
     async def act(self, server_id: str, action: str) -> ServerEntry:
         server = self._find(server_id)
         if action == "resume":
             server.resume()
+            if (link := self._engine.dispatcher.links.get(server.id)) is not None:
+                link.refused.clear()  # somebody may have pulled the model by now
             await server.try_again()
             return self._document(server)
         work = self._drain(server) if action == "drain" else self._restart(server)
-        task = self._actions.start(work, f"{action}-{server_id}")
+        task = self._actions.start(work, f"{action}-{server.id}")
         # Long answers may be in flight: the caller hears how far it is, the rest goes on.
         done, _ = await asyncio.wait({task}, timeout=_ACTION_S)
         for ended in done:
@@ -75,7 +88,7 @@ class ServerCommands:
     def log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
         server = self._find(server_id)
         if not isinstance(server, ManagedServer):
-            raise ControlError(f"{server_id} runs elsewhere: its output is on its own host", code="remote")
+            raise ControlError(f"{server.id} runs elsewhere: its output is on its own host", code="remote")
         return read_log(server.log_file, lines, follow=follow)
 
     def open_ports(self) -> list[str]:
@@ -109,11 +122,19 @@ class ServerCommands:
             requests_done=link.requests_done if link else 0,
             watchdog=dict(link.watchdog) if link else {},
             worker_pid=link.worker.pid if link and link.worker else None,
+            cannot_have=_refused(link) or UNSET if link else UNSET,
         )
 
     def _gpu(self, gpu: Gpu) -> ServerGpu:
         reading = self._probe.readings.get(gpu.uuid) or Reading(gpu.uuid, 0.0, memory_total_bytes=gpu.memory_bytes)
         return excerpt(ServerGpu, reading, index=gpu.index, name=gpu.name)
+
+
+def _refused(link: Link) -> list[RefusedModel]:
+    return [
+        RefusedModel(profile.model, profile.context_length, refused.error.code, refused.error.message)
+        for profile, refused in link.refused.items()
+    ]
 
 
 @define(eq=False)

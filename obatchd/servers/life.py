@@ -23,7 +23,9 @@ from obatchd.words import counted
 log = obatchd.log.get(__name__)
 
 _MISSES = 3  # failed health checks in a row, without progress, that restart a server
+_ANOTHER = "another try after: "
 _UP = frozenset({ServerState.READY, ServerState.DRAINING})
+_DOWN = frozenset({ServerState.BACKOFF, ServerState.FAILED, ServerState.QUARANTINED})
 _RUNS = _UP | {ServerState.STARTING}
 
 
@@ -46,7 +48,7 @@ class Life(abc.ABC):
         self.reason = "not started yet"  # of the latest change of state
         self.idle = asyncio.Event()  # set when nothing is in flight
         self.idle.set()
-        self.restarts = 0  # runs that ended unasked
+        self.restarts = 0  # runs that ended unasked; where others start it, only those in which it answered
         self._current = settings
         self.holds: dict[str, str] = {}  # holders that keep work away, and their reasons; outlives a restart
         self._quarantine: str | None = None  # why its GPU is out of use
@@ -54,6 +56,7 @@ class Life(abc.ABC):
         self._strikes: deque[float] = deque()
         self._misses = 0
         self._reached = False  # whether the latest run came to READY and did not end because nobody answered any more
+        self._came_up = False  # whether the latest run came to READY
         self._ending: asyncio.Future[Ending] | None = None
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
@@ -76,6 +79,12 @@ class Life(abc.ABC):
     def out_of_use(self) -> bool:
         """Whether nobody should wait for it: it is tried again after minutes, or not before somebody acts."""
         return self.state in (ServerState.FAILED, ServerState.QUARANTINED)
+
+    @property
+    def down(self) -> str:
+        """Why it can have no work, also while it is tried again; empty while it works, starts or is drained."""
+        tries = self.state is ServerState.STARTING and self.reason.startswith(_ANOTHER)
+        return self.reason.removeprefix(_ANOTHER) if tries or self.state in _DOWN else ""
 
     # --- what it is that lives --------------------------------------------------------------------------------------
 
@@ -146,11 +155,11 @@ class Life(abc.ABC):
             if ending.planned:
                 reason = ending.reason
                 continue
-            self.restarts += 1
+            self.restarts += self.ours or self._came_up
             pause_s = self._after_failure(ending.reason)
             self._wake.clear()
             await set_within(pause_s, self._wake)
-            reason = f"another try after: {ending.reason}"
+            reason = f"{_ANOTHER}{ending.reason}"
 
     async def _stay_quarantined(self) -> None:
         if self.state is not ServerState.STOPPED:
@@ -166,7 +175,7 @@ class Life(abc.ABC):
         """One run: from STARTING until the server has ended, its group is gone and the state says so."""
         self._ending = asyncio.get_running_loop().create_future()
         self._misses = 0
-        self._reached = False
+        self._reached = self._came_up = False
         self._strikes.clear()
         self._set(ServerState.STARTING, reason)
         try:
@@ -180,7 +189,7 @@ class Life(abc.ABC):
             self._end(f"it cannot be started: {error}", planned=False)
         ready_s = time.monotonic()
         if not self._ending.done():
-            self._reached = True
+            self._reached = self._came_up = True
             self._set(ServerState.READY, "answers")
             if self.holds:
                 self._set(ServerState.DRAINING, self._hold_words)
@@ -230,7 +239,7 @@ class Life(abc.ABC):
             at_once = f"obatchctl servers resume {self.id}"
             self._set(ServerState.FAILED, f"{reason} ({given_up}, at once with: {at_once})")
         else:
-            self._set(ServerState.BACKOFF, reason)
+            self._set(ServerState.BACKOFF, f"{reason} (next try in {max(1, round(pause_s))} s)")
         return pause_s
 
     def _end(self, reason: str, *, planned: bool) -> None:

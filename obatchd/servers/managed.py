@@ -17,7 +17,7 @@ from obatchd.errors import ModelError, ServerError
 from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile, round_context
 from obatchd.ollama.api import LoadedModel, canonical
-from obatchd.servers import environment
+from obatchd.servers import environment, states
 from obatchd.servers.cores import cpu_threads, usable_cores
 from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program
@@ -225,7 +225,7 @@ class ManagedServer(Server):
         await self.restart(f"{counted(slots, 'slot')} for the next model")
         await self.until(set(ServerState) - {ServerState.STARTING, ServerState.STOPPING})
         if self.state not in (ServerState.READY, ServerState.DRAINING):
-            raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")
+            raise ServerError(f"{self.id} is {states.words(self.state)}: {self.reason}", code="not_ready")
 
     async def _try(self, profile: Profile, slots: int) -> str:
         """Load once, with ``slots``. Empty when all is well, else why the profile does not fit."""

@@ -158,7 +158,7 @@ class ModelKeeper:
         if not by_admin and policy != "allowed":
             raise ModelError(
                 f'Model {model} is not in the store ({store}), and models.pull = "{policy}" keeps jobs from '
-                f"pulling it. An administrator can: obatchctl models pull {model}.",
+                f"pulling it. {self._who_pulls(store, model)}.",
                 code="model_not_found",
             )
         async with self._alone_on_host(store):
@@ -170,6 +170,11 @@ class ModelKeeper:
             if (info := await self._look_up(store, model)) is not None:
                 return info
         raise ModelError(f"Model {model} was pulled but is not in the store ({store}).", code="pull_failed")
+
+    def _who_pulls(self, store: str, model: str) -> str:
+        if store != LOCAL and (servers := self._servers(store)):
+            return f"Whoever keeps that server can: on the host of {servers[0].address}, ollama pull {model}"
+        return f"An administrator can: obatchctl models pull {model}"
 
     def _alone_on_host(self, store: str) -> asyncio.Lock:
         """Remote servers of one host may share a store without our knowing: there one pulls after the other."""

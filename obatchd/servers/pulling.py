@@ -56,17 +56,26 @@ async def pull_through(server: Server, state: PullProgress) -> AsyncGenerator[in
 
 
 def _refusal(model: str, server: Server, words: str) -> ModelError:
+    words = words.rstrip(".")
     if "file does not exist" in words or "not found" in words:
+        there = f", or {by_its_keeper(server, model)}" if server.kind == "remote" else ""
         return ModelError(
-            f"There is no model {model} in the registry ({server.id}: {words}). Check the name.",
+            f"There is no model {model} in the registry ({server.id}: {words}). Check the name{there}.",
             code="model_not_found",
         )
     if "no space left" in words:
         return ModelError(f"No space to pull {model} on {server.id}: {words}.", code="no_space")
+    advice = "check the network and the proxy (servers.environment)"
+    if server.kind == "remote":
+        advice = by_its_keeper(server, model)
     return ModelError(
-        f"Pulling {model} through {server.id} failed: {words}. Check the network and the proxy (servers.environment).",
-        code="pull_failed",
+        f"Pulling {model} through {server.id} failed: {words}. {advice[0].upper()}{advice[1:]}.", code="pull_failed"
     )
+
+
+def by_its_keeper(server: Server, model: str) -> str:
+    """What to do where a server that others keep lacks a model: our settings do not reach its network and its store."""
+    return f"run on the host of {server.address}: ollama pull {model}"
 
 
 def _authorisation(token: str) -> Callable[[httpx.Request], httpx.Request]:

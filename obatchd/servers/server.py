@@ -18,9 +18,11 @@ from obatchd.errors import ServerError
 from obatchd.gpus.model import Gpu, GpuProcess
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import OllamaApi
+from obatchd.servers import states
 from obatchd.servers.life import Life
 from obatchd.servers.process import version_warning
 from obatchd.servers.states import ServerState
+from obatchd.settings import addresses
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
@@ -28,7 +30,6 @@ log = obatchd.log.get(__name__)
 
 _HEALTH_TIMEOUT_S = 5.0
 _UNLOAD_TIMEOUT_S = 30.0
-_DEFAULT_PORTS = {"http": 11434, "https": 443}  # of Ollama itself, and of a proxy in front of it
 _BURN_IN = "burn-in"
 _OF_TESTS = frozenset({_BURN_IN, "quarantine"})
 
@@ -69,6 +70,11 @@ class Server(Life):
     @property
     def api(self) -> OllamaApi:
         return OllamaApi(self.base_url, self.token)
+
+    @property
+    def address(self) -> str:
+        """Its host and port, as [ollama_instances] names them."""
+        return urlsplit(self.base_url).netloc
 
     @property
     def gpu(self) -> Gpu | None:
@@ -139,7 +145,7 @@ class Server(Life):
             if self.loaded == profile:
                 return
             if not self.up:
-                raise ServerError(f"{self.id} is {self.state}: {self.reason}", code="not_ready")
+                raise ServerError(f"{self.id} is {states.words(self.state)}: {self.reason}", code="not_ready")
             for by, reason in (("shared", self.shared_with), ("driver", self.driver_trouble)):
                 if reason:
                     self.hold(by, reason)
@@ -189,12 +195,10 @@ class RemoteServer(Server):
     pins = False
 
     def __init__(self, address: str, settings: Current[Settings], listener: ServerListener) -> None:
-        url = urlsplit(address if "://" in address else f"http://{address}")
-        port = url.port or _DEFAULT_PORTS[url.scheme]
-        host = url.hostname or ""
+        scheme, host, port = addresses.split(address)
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         server_id = f"remote-{host.replace(':', '.')}-{port}"
-        super().__init__(server_id, f"{url.scheme}://{netloc}", settings, listener)
+        super().__init__(server_id, f"{scheme}://{netloc}", settings, listener)
         self.slots = settings.value.servers.remote_slots
         self.token = settings.value.servers.remote_token
 

@@ -45,6 +45,11 @@ TRANSITIONS: dict[ServerState, frozenset[ServerState]] = {
 assert set(TRANSITIONS) == set(DESCRIPTIONS) == set(ServerState)
 
 
+def words(state: ServerState) -> str:
+    """A state in a sentence for people: "server gpu0 is …"."""
+    return "down" if state is ServerState.BACKOFF else state.value
+
+
 def check(old: ServerState, new: ServerState) -> None:
     """Assert that ``old`` may become ``new``."""
     assert new in TRANSITIONS[old], f"a server cannot go from {old} to {new}"

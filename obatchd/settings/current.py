@@ -16,3 +16,4 @@ class Current(Generic[T]):
 
     def __init__(self, value: T) -> None:
         self.value = value
+        self.waiting: list[str] = []  # settings of the file that differ, and count from a restart on, by dotted key

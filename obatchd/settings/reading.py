@@ -7,6 +7,7 @@ repeated in a message, so a token cannot end up in a log.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ _ENVIRONMENT_PREFIX = "OBATCHD_"
 _ENVIRONMENT_OTHERS = ("OBATCHD_SIMULATOR", "OBATCHD_TEST_", "OBATCHD_CRASH_AT", "OBATCHD_CACHE")
 _SHARED_SPOOL = "OBATCH_SPOOL"  # which obatchctl obeys; it goes after every other way of naming the daemon's spool
 _KINDS = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+_PLACE = re.compile(r"\(at (?:line (\d+), column \d+|end of document)\)$")
+_ADDRESS = re.compile(r"(https?://)?(\[[0-9a-fA-F:]+\]|[\w.-]+)[:;,]\d+$")  # as it stands without quotes
 _LIMITS = {  # words of JSON Schema
     "exclusiveMinimum": " greater than {}",
     "minimum": " from {}",
@@ -164,7 +167,25 @@ def read_toml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: is not valid TOML: {error}") from None
+        raise ConfigError(f"{file}: is not valid TOML: {_toml_words(error, file)}") from None
+
+
+def _toml_words(error: tomllib.TOMLDecodeError | UnicodeDecodeError, file: Path) -> str:
+    """What is wrong with a file, in the words of those who write it; of its lines only names are repeated."""
+    said = str(error)
+    if isinstance(error, UnicodeDecodeError) or not (place := _PLACE.search(said)):
+        return said
+    lines = file.read_text("utf-8").rstrip().splitlines()
+    line = lines[min(int(place[1] or len(lines)), len(lines)) - 1]
+    name = line.partition("=")[0].strip()
+    where = place[0].replace("end of document", "the end").replace("at line", "line")
+    if said.startswith("Cannot overwrite a value"):
+        return f"{name} is named twice {where}; remove one"
+    if said.startswith("Cannot declare"):
+        return f"the table {name} is there twice {where}; put what is below the second one below the first"
+    if "=" in line and _ADDRESS.match(name):
+        return f'put the address in quotes: "{name}" {where}'
+    return said
 
 
 def _table_of(data: dict[str, Any], leaf: Leaf) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-import re
 from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from obatchd.prompts.structured import FormatError, answer_format
+from obatchd.settings import addresses
 from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, expanded, setting
 from obatchd.settings.tables.context import ContextSettings
 from obatchd.settings.tables.dispatch import DispatchSettings, WatchdogSettings
@@ -28,7 +28,6 @@ from obatchd.settings.tables.spool import DiskSettings, InboxSettings, LimitSett
 from obatchd.times import span_s
 
 Priority = Literal["low", "normal", "high"]
-_HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
 
 
 def _passable(value: Any) -> Any:
@@ -57,14 +56,6 @@ def _usable_format(value: str | dict[str, Any]) -> str | dict[str, Any]:
             answer_format(value)
         except FormatError as error:
             raise ValueError(str(error)) from None
-    return value
-
-
-def _addresses(value: dict[str, int]) -> dict[str, int]:
-    for address in value:
-        match = _HOST_PORT.match(address)
-        if not match or (match[4] and not 0 < int(match[4]) < 65536):
-            raise ValueError(f'"{address}" is not host:port (nor http(s)://host:port)')
     return value
 
 
@@ -133,12 +124,14 @@ class Settings(Section):
     notifications: NotificationSettings = Field(NotificationSettings())
     access: AccessSettings = Field(AccessSettings())
     limits: LimitSettings = Field(LimitSettings())
-    ollama_instances: Annotated[dict[str, int], AfterValidator(_addresses)] = setting(
-        {},
-        'Ollama servers that others start, here or on other hosts: "host:port" = the index of the '
-        "GPU whose readings are shown with the server, or -1. Without a port it is 11434, of "
-        '"https://host" 443. obatchd follows no redirects. With any server here, gpus defaults to '
-        '"none".',
+    ollama_instances: Annotated[dict[str, int], BeforeValidator(addresses.quoted), AfterValidator(addresses.usable)] = (
+        setting(
+            {},
+            'Ollama servers that others start: "host:port" = -1. A server on this host may have the index of its '
+            "NVIDIA GPU instead, whose readings are then shown with it; for another host every number does the same as "
+            '-1. Without a port it is 11434, of "https://host" 443. obatchd follows no redirects. With any server '
+            'here, gpus defaults to "none".',
+        )
     )
 
     @model_validator(mode="before")

@@ -18,7 +18,7 @@ _WIDTH = 100
 _HIDDEN = "(hidden)"
 _NOTES = {
     "gpus": 'Instead of this table, gpus = "all" (or another value of use) may stand at the top of the file.',
-    "ollama_instances": 'Written as a table:  [ollama_instances]  "10.0.0.5:11434" = 0',
+    "ollama_instances": 'Written as a table:  [ollama_instances]  "10.0.0.5:11434" = -1',
 }
 
 

@@ -49,6 +49,7 @@ class Port:
         self.idle.set()
         self.is_ready = True
         self.out_of_use = False
+        self.down = ""
         self.strikes: list[str] = []
         self.loads: list[Profile] = []
         self.refuse: dict[Profile, ObatchError] = {}

@@ -53,6 +53,13 @@ def row(monkeypatch: pytest.MonkeyPatch, shown_job: JobDocument) -> dict[str, st
     return {"line": line, "names": " ".join(names), "plain": " ".join(click.unstyle(line).split())}
 
 
+def test_a_job_that_waits_for_servers_says_so_in_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = job(state="running", succeeded=0, totals=None, finished_at=None, held_up="no server works; far: no answer")
+    _, line, why = shown(monkeypatch, "jobs", answer={"jobs": [waits]}).stdout.splitlines()
+    assert YELLOW in line and "waiting" in line
+    assert click.unstyle(why) == "20261128-120000-abcd waits: no server works; far: no answer"
+
+
 @pytest.mark.parametrize(
     ("counts", "state", "colour", "cells"),
     [

@@ -16,6 +16,7 @@ from obatchd.burnin.report.report import head
 from obatchd.cli.commands import submit
 from obatchd.cli.obatchctl import main
 from obatchd.cli.views import waiting
+from obatchd.cli.views.status import OUTCOMES
 from obatchd.client.client import Client
 from obatchd.errors import ControlError, DaemonDownError
 from obatchd.jobs.store import Store
@@ -65,6 +66,27 @@ def test_waiting_goes_on_over_a_restart_of_the_daemon(monkeypatch: pytest.Monkey
     answers = iter([DaemonDownError("not yours", code="permission")])
     with pytest.raises(DaemonDownError):
         waiting.wait(look, quiet=True)
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_who_waits_is_told_once_why_the_job_waits(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], draws: bool
+) -> None:
+    """Before, a bar stood at 0/200 and nothing said that no server could be reached."""
+    monkeypatch.setattr(waiting, "_POLL_S", 0.0)
+    monkeypatch.setattr(waiting.terminal, "draws", lambda stream: draws)
+    usual = {
+        "job": "20261128-120000-abcd", "name": "notes.jsonl", "paused": False, "state": "running", "requests": 200,
+        "eta_s": None, "requests_per_s": 0.0, "tokens_per_s": 0.0, **dict.fromkeys(OUTCOMES, 0),
+    }  # fmt: skip
+    refused = "far: 10.0.0.5:11434 cannot be reached: Connection refused. (next try in {} s)"
+    reasons = [refused.format(1), refused.format(4), refused.format(4), "far: [it] is full"]
+    looks = iter([*({**usual, "held_up": reason} for reason in reasons), {**usual, "state": "done"}])
+    first = [{**usual}] if draws else []
+    waiting.wait(lambda: [first.pop() if first else next(looks)], quiet=False)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("20261128-120000-abcd waits: far: ") == 2
+    assert "Connection refused. (next try in 1 s)" in said and "waits: far: [it] is full" in said
 
 
 def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:

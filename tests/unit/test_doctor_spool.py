@@ -197,3 +197,45 @@ def test_what_is_worth_knowing_is_told_of_a_degraded_daemon_too(tmp_path: Path, 
     status.update(state="degraded", reasons=["no server"], notices=["alarms do not arrive"])
     told = [(line.level, line.text) for line in examine(tmp_path, None) if line.about == "daemon"]
     assert told == [("warn", "alarms do not arrive"), ("bad", "no server")]
+
+
+def test_every_server_in_trouble_has_a_line_with_what_to_do(tmp_path: Path, status: dict[str, Any]) -> None:
+    """Before, all reasons stood in one line, whose next command repeated them, and seven servers were well."""
+    states = ["ready", "ready", "backoff", "failed", "quarantined", "draining"]
+    servers = [{"id": f"far{n}", "kind": "remote", "state": state} for n, state in enumerate(states)]
+    servers[1]["cannot_have"] = "tiny"  # one that is a list in truth
+    reasons = [
+        "server far1 cannot have tiny: no network. Run on the host of far1: ollama pull tiny.",
+        "server far2 is down: h:1 cannot be reached: Name or service not known. (next try in 4 s)",
+        "server far3 is failed: no answer",
+        "server far4 is quarantined: it smells",
+        "server far5 waits: pid 7",
+    ]
+    status.update(state="degraded", reasons=reasons, servers=servers, spool=str(tmp_path))
+    lines = [line for line in examine(tmp_path, None) if line.about in ("ollama", "server", "daemon")]
+    control = f"obatchctl --spool {tmp_path}"
+    assert [tuple(line)[:3] for line in lines] == [
+        ("warn", "ollama", "3 of 6 remote servers answer"),
+        *(("bad", "server", reason) for reason in reasons),
+        ("bad", "daemon", "degraded, pid 1, version 1: see the lines above"),
+    ]
+    assert [line.next_command for line in lines] == [
+        f"{control} status",
+        f"{control} servers resume far1",
+        "check its address in [ollama_instances]",
+        f"{control} servers resume far3",
+        f"{control} gpus",
+        f"{control} status",
+        f"{control} status",
+    ]
+    status["reasons"].append("the disk is full")
+    told = [(line.about, line.text) for line in examine(tmp_path, None) if line.about == "daemon"]
+    assert told == [("daemon", "the disk is full")]
+
+
+def test_settings_that_wait_for_a_restart_are_named(tmp_path: Path, status: dict[str, Any]) -> None:
+    """Before, only the answer to the reload said so, and nothing later."""
+    status["needs_restart"] = ["ollama_instances", "servers.slots"]
+    [line] = [line for line in examine(tmp_path, None) if line.about == "config" and line.level == "warn"]
+    assert line.text == "changed, and waiting for a restart of the daemon: ollama_instances, servers.slots"
+    assert line.next_command == f"stop it with Ctrl-C, then: obatchd --spool {tmp_path}"

@@ -80,6 +80,7 @@ def test_a_job_that_a_server_holds_up_says_why_until_it_has_a_result(work: Work)
     live = job(work)
     live.hindrance = "gpu0: http://front answered 404"
     assert job_document(live, 0).notes == ["a note", "it is held up: gpu0: http://front answered 404"]
+    assert job_document(live, 0).held_up == live.hindrance
     live.count(Outcome.SUCCEEDED)
     assert job_document(live, 0).notes == live.row.notes == ["a note"]
 

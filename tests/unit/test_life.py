@@ -155,6 +155,16 @@ async def test_a_server_elsewhere_that_cannot_be_reached_is_looked_for_as_often_
     assert "cannot be reached: Connection refused." in seen and "start" not in seen
     assert "next try in 0.01 s, at once with: obatchctl servers resume remote-10.0.0.5-11434" in seen
     assert "(tried " in seen
+    assert server.restarts >= 3 if step == "health" else server.restarts == 0  # where it never answered, nothing began
+
+
+async def test_a_server_that_is_down_says_when_it_is_tried_again() -> None:
+    server = Cared(backoff_max_s=4)
+    server.defects = {"open": 1_000_000}
+    server.begin()
+    await until(lambda: server.state is S.BACKOFF)
+    assert server.reason.endswith(" (next try in 1 s)")
+    await server.stop()
 
 
 async def test_a_server_elsewhere_that_answers_wrongly_is_left_alone_for_long() -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from engine_support import until
+from msgspec import UNSET
 from operations_support import Desk, desk
 
+from obatchd import spoken
+from obatchd.cli.views.status import job_state, render, server_table
 from obatchd.client import runtime
 from obatchd.control.auth import Caller
+from obatchd.daemon.life import tell_if_stranded
+from obatchd.dispatch.link import Refused
 from obatchd.documents.models import PullProgress
-from obatchd.documents.status import LoadedModel
-from obatchd.jobs.model import Outcome
+from obatchd.documents.status import LoadedModel, RefusedModel
+from obatchd.errors import ModelError
+from obatchd.jobs.model import Outcome, Profile
 from obatchd.operations import host as module
 from obatchd.operations import servers as servers_module
 from obatchd.servers.states import ServerState
@@ -107,6 +115,50 @@ async def test_jobs_that_a_server_holds_up_say_why_to_those_who_may_see_them(rig
     assert state(rig) == ("degraded", [f"job {lives[1].row.job} is held up: gpu0: it answered 404"])
 
 
+async def test_jobs_wait_while_no_server_works(rig: Desk) -> None:
+    """Before, a job was said to run while every server was down, and why only by obatchctl status."""
+    live = await rig.take("a")
+    first, second = rig.server("gpu0"), rig.server("gpu1")
+    first.state, first.reason = ServerState.BACKOFF, "it died (next try in 4 s)"
+    assert rig.operations.host.status(ADMIN).jobs[0].held_up is UNSET
+    second.state, second.reason = ServerState.STARTING, "another try after: no answer"
+    reason = "none of 2 servers works; gpu0: it died (next try in 4 s)"
+    for document in (rig.operations.host.status(ADMIN).jobs[0], rig.operations.jobs.one(ADMIN, live.row.job)):
+        assert (document.held_up, document.notes) == (reason, [f"it is held up: {reason}"])
+        assert job_state(msgspec.to_builtins(document)) == ("running" if document.in_flight else "waiting")
+    live.paused = True
+    assert rig.operations.jobs.one(ADMIN, live.row.job).held_up is UNSET
+    first.state = second.state = ServerState.READY
+
+
+async def test_a_start_on_which_no_server_works_is_told(rig: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """Before, the last line in the terminal was a green one that the daemon is ready."""
+    servers = [rig.server("gpu0"), rig.server("gpu1")]
+    servers[0].state, servers[0].reason = ServerState.BACKOFF, "no answer (next try in 1 s)"
+    await tell_if_stranded(servers, rig.engine.dispatcher)
+    assert "stranded" not in caplog.text
+    servers[1].state = ServerState.STARTING
+    telling = asyncio.create_task(tell_if_stranded(servers, rig.engine.dispatcher))
+    await asyncio.sleep(0)
+    assert not telling.done()
+    servers[1]._set(ServerState.BACKOFF, "no answer")
+    await telling
+    [fields] = [record.fields for record in caplog.records if getattr(record, "event", "") == "stranded"]  # type: ignore[attr-defined]
+    assert spoken.told("stranded", fields).startswith(
+        "No prompt can be answered yet: none of 2 servers works; gpu0: no answer (next try in 1 s)  → obatchctl status"
+    )
+    servers[0].state = servers[1].state = ServerState.READY
+
+
+async def test_settings_that_wait_for_a_restart_are_told(rig: Desk) -> None:
+    assert rig.operations.host.status(ADMIN).needs_restart is UNSET
+    rig.work.settings.waiting = ["servers.slots"]
+    status = rig.operations.host.status(ADMIN)
+    assert status.needs_restart == ["servers.slots"]
+    note = "note: changed in the configuration, and waiting for a restart: servers.slots"
+    assert note in render(msgspec.to_builtins(status))
+
+
 async def test_probe_and_host_are_reasons(rig: Desk) -> None:
     rig.probe.state, rig.probe.message = "unknown", "The probe hangs."
     assert state(rig) == ("degraded", ["The probe hangs."])
@@ -116,10 +168,27 @@ async def test_probe_and_host_are_reasons(rig: Desk) -> None:
     assert state(rig) == ("running", [])
 
 
+async def test_a_server_that_cannot_have_a_model_says_so(rig: Desk) -> None:
+    """Before, it stood there as ready for the whole job, with nothing to do."""
+    reason = "Pulling tiny through gpu1 failed: timeout. Run on the host of 10.0.0.5:11434: ollama pull tiny."
+    refused = rig.engine.dispatcher.links["gpu1"].refused
+    for tokens in (4096, 8192):
+        refused[Profile("tiny", tokens)] = Refused(ModelError(reason, code="pull_failed"), float("inf"))
+    assert state(rig) == ("degraded", [f"server gpu1 cannot have tiny: {reason}"])
+    first, second = rig.operations.servers.all()
+    assert first.cannot_have is UNSET
+    assert second.cannot_have and second.cannot_have[0] == RefusedModel("tiny", 4096, "pull_failed", reason)
+    table = server_table(msgspec.to_builtins([first, second]))
+    assert "cannot have tiny" in table[2] and table[3] == f"  ! gpu1 cannot have tiny: {reason}"
+    assert len(server_table(msgspec.to_builtins([first, second]), told=state(rig)[1])) == 3
+    await rig.operations.servers.act("gpu1", "resume")
+    assert state(rig) == ("running", [])
+
+
 async def test_a_server_that_is_down_or_waits_is_a_reason(rig: Desk) -> None:
     server = rig.server("gpu1")
     server.state, server.reason = ServerState.BACKOFF, "it died"
-    assert state(rig) == ("degraded", ["server gpu1 is backoff: it died"])
+    assert state(rig) == ("degraded", ["server gpu1 is down: it died"])
     server.state = ServerState.READY
     server.shared_with = "pid 7 (python)"
     assert state(rig) == ("running", [])

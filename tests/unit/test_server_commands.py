@@ -9,9 +9,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from click.testing import CliRunner
 from engine_support import until
 from operations_support import Desk, desk
 
+from obatchd.cli.obatchctl import main
+from obatchd.client.client import Client
 from obatchd.daemon.compose import ServerNews
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.documents.answers import Removed
@@ -95,6 +98,25 @@ async def test_an_unknown_server_is_told_with_those_there_are(rig: Desk) -> None
         await rig.operations.servers.act("gpu9", "drain")
 
 
+@pytest.mark.parametrize("name", ["127.0.0.1:20000", "http://127.0.0.1:20000", "gpu0"])
+async def test_a_server_may_be_named_by_its_address(rig: Desk, name: str) -> None:
+    """Before, the address as the configuration has it was no server."""
+    assert (await rig.operations.servers.act(name, "drain")).id == "gpu0"
+
+
+@pytest.mark.parametrize("kind", ["remote", "managed"])
+def test_a_server_elsewhere_is_not_said_to_be_started(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(Client, "post", lambda *_: {"id": "it", "kind": kind, "state": "starting"})
+    said = CliRunner().invoke(main, ["--spool", "/nowhere", "servers", "restart", "it"]).output
+    assert (
+        said
+        == {
+            "remote": "it: starting; it runs elsewhere and goes on there, obatchd only connects to it again\n",
+            "managed": "it: starting\n",
+        }[kind]
+    )
+
+
 async def test_the_log_of_a_managed_server_is_read_and_that_of_another_host_is_there(rig: Desk) -> None:
     server = rig.server("gpu0")
     server.log_file.parent.mkdir(parents=True)
@@ -117,6 +139,21 @@ async def test_models_are_listed_pulled_and_removed(rig: Desk, monkeypatch: pyte
     assert [step.completed_bytes async for step in rig.operations.models.pull("large")] == [1, 2, 3]
     assert await rig.operations.models.remove("large") == Removed("large")
     assert rig.store.removed == ["large"]
+
+
+def test_a_list_of_models_says_who_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, a model of seven hosts stood there seven times, without their names."""
+
+    def shown(*models: tuple[str, str, str]) -> list[str]:
+        listed = [{"model": name, "digest": digest, "size_bytes": 5, "store": store} for name, digest, store in models]
+        monkeypatch.setattr(Client, "get", lambda *_: {"models": listed})
+        output = CliRunner().invoke(main, ["--spool", "/nowhere", "models"]).output
+        return [" ".join(line.split()) for line in output.splitlines()]
+
+    assert shown(("a", "1", "far0"), ("a", "1", "far1"), ("a", "2", "local")) == [
+        "MODEL SIZE PARAMETERS QUANTIZATION DIGEST WHO HAS IT", "a 5 B – – 1 far0, far1", "a 5 B – – 2 this host"
+    ]  # fmt: skip
+    assert shown(("a", "1", "local")) == ["MODEL SIZE PARAMETERS QUANTIZATION DIGEST", "a 5 B – – 1"]
 
 
 async def test_a_download_that_nobody_waits_for_any_more_is_left_in_order(rig: Desk) -> None:

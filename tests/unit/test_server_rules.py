@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from settings_support import in_force
 
+from obatchd.delivery.advice import advice
 from obatchd.errors import ServerError
 from obatchd.ollama.api import canonical
+from obatchd.servers import pulling
+from obatchd.servers.models import LOCAL, ModelKeeper
 from obatchd.servers.process import version_warning
 from obatchd.servers.program import Ollama
 from obatchd.servers.server import RemoteServer, Server
@@ -34,6 +39,24 @@ def test_every_state_is_described_and_can_be_left_and_reached() -> None:
 def test_the_address_of_a_remote_server(address: str, url: str, server: str) -> None:
     made = RemoteServer(address, in_force(), Deaf())
     assert (made.base_url, made.id) == (url, server)
+
+
+@pytest.mark.parametrize("said", ["dial tcp: i/o timeout", "pull model manifest: file does not exist"])
+def test_a_pull_that_fails_on_a_host_of_others_is_for_its_keeper(said: str) -> None:
+    """Before, the advice was a setting for servers that obatchd starts."""
+    error = pulling._refusal("tiny", RemoteServer("10.0.0.5:11500", in_force(), Deaf()), said)
+    assert said in error.message and "run on the host of 10.0.0.5:11500: ollama pull tiny." in error.message.lower()
+    assert "servers.environment" not in error.message
+    assert "ollama pull NAME" in advice("pull_failed")
+
+
+def test_a_model_that_no_job_may_pull_is_pulled_by_whoever_keeps_the_store() -> None:
+    server = RemoteServer("10.0.0.5:11500", in_force(), Deaf())
+    server.state = ServerState.READY
+    fleet: Any = SimpleNamespace(servers={server.id: server})
+    keeper = ModelKeeper(in_force(), fleet)
+    assert keeper._who_pulls(server.id, "m").endswith("can: on the host of 10.0.0.5:11500, ollama pull m")
+    assert keeper._who_pulls(LOCAL, "m") == "An administrator can: obatchctl models pull m"
 
 
 class Deaf:

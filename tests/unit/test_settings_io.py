@@ -137,6 +137,27 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
             "servers.group.0.gpu: no such setting; did you mean servers.group.0.gpus?",
         ),
         ('[ollama_instances]\n"a b" = 1', "ollama_instances: "),
+        *(
+            (f'[ollama_instances]\n"{wrong}" = 0', f'"{wrong}" is not host:port (nor http(s)://host:port){hint}')
+            for wrong, hint in {
+                "127.0.0.15.11500": '; did you mean "127.0.0.15:11500"?',
+                "127.0.0.155;11500": '; did you mean "127.0.0.155:11500"?',
+                "http://gpu-1.lab,11500": '; did you mean "http://gpu-1.lab:11500"?',
+                "127.0.0.300:11500": "",
+                "10.1:11500": "",
+                "gpu$1:11500": "",
+                "[1::2::3]:11500": "",
+                "gpu1:99999": "",
+            }.items()
+        ),
+        ('[ollama_instances]\n"h" = 0\n"h:11434" = 1', '"h:11434" and "h" name one server; remove one'),
+        ('[ollama_instances]\n"h:1" = 0\n"h:1" = 1\n', '"h:1" is named twice (line 3, column '),
+        ("[ollama_instances]\n10.0.0.5:11500 = 0\n", 'put the address in quotes: "10.0.0.5:11500" (line 2, column '),
+        ("[ollama_instances]\n[::1]:11500 = 0\n", 'put the address in quotes: "[::1]:11500" (line 2, '),
+        ("[ollama_instances]\n10.0.0.5 = 0\n10.0.0.6 = 0\n", 'put the address in quotes: "10.0.0.5"'),
+        ("[inbox]\n[inbox]\n", "the table [inbox] is there twice (line 2, "),
+        ("drain_s = 1\ndrain_s = 2", "drain_s is named twice (at the end)"),
+        ('log_level = "secret', "Unterminated string"),
         ("model = ", "is not valid TOML"),
     ],
 )

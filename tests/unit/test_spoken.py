@@ -110,6 +110,11 @@ def test_a_pipe_gets_events_though_the_shell_of_a_terminal_inherits_the_journals
     assert re.match(r"time=\S+Z level=info logger=test event=ready servers=4 jobs=0 inbox=/srv/batch/inbox ", lines[0])
 
 
+def test_a_server_that_is_tried_again_is_down() -> None:
+    fields = {"server": "far", "old": "starting", "new": "backoff", "reason": "no answer (next try in 4 s)"}
+    assert spoken.told("server_state", fields) == "Server far is down: no answer (next try in 4 s)"
+
+
 def test_debugging_in_a_terminal_shows_every_field() -> None:
     assert "event=ready servers=4" in said(
         {"TERM": "xterm"}, code=_SPEAK.replace('configure("info")', 'configure("debug")')

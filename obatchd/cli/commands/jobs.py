@@ -10,7 +10,7 @@ import click
 
 from obatchd.cli.command import Command, Document, Invocation, Since, Span
 from obatchd.cli.named import NAMED, one_job
-from obatchd.cli.views.job import doubts, page
+from obatchd.cli.views.job import doubts, page, waits
 from obatchd.cli.views.status import job_table
 from obatchd.cli.views.text import table
 from obatchd.cli.views.waiting import watch as show_again
@@ -62,7 +62,7 @@ def jobs_command(
 
 def _list(document: Document) -> list[str]:
     jobs = document["jobs"]
-    lines = [line for job in jobs for line in doubts(job)]
+    lines = [line for job in jobs for line in (*waits(job), *doubts(job))]
     left = counted(len(lines) - _DOUBTS_SHOWN, "more line")
     more = [f"… and {left}; obatchctl job JOB shows them"] * (len(lines) > _DOUBTS_SHOWN)
     return [*job_table(jobs), *lines[:_DOUBTS_SHOWN], *more] if jobs else ["No jobs."]

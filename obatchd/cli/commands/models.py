@@ -10,20 +10,30 @@ from obatchd.cli.views.text import NOTHING, bar, size, table
 from obatchd.cli.views.waiting import line_anew
 
 models_command = Group("models", "List, pull and remove models.", lists=True)
+_LOCAL = "local"  # the store of the servers that obatchd starts
 _one_model = click.argument("name", shell_complete=models)
 
 
 @models_command.command("list")
 def list_command(invocation: Invocation) -> None:
-    """List the models in the store."""
-    document, rows = invocation.client().get("models"), []
+    """List the models, and who has them where servers run elsewhere."""
+    invocation.answer(invocation.client().get("models"), view=_list)
+
+
+def _list(document: Document) -> list[str]:
+    stores: dict[tuple[object, ...], list[str]] = {}  # that have the same model, by its cells
     for model in document["models"]:
         digest = (model.get("digest") or NOTHING).removeprefix("sha256:")[:12]
         facts = [model.get(name) for name in ("parameter_size", "quantization")]
-        rows.append([model["model"], size(model.get("size_bytes")), *facts, digest])
-    listed = table(("MODEL", ">SIZE", "PARAMETERS", "QUANTIZATION", "DIGEST"), rows)
-    lines = listed if rows else ["No models. obatchctl models pull NAME gets one."]
-    invocation.answer(document, view=lambda _: lines)
+        row = (model["model"], size(model.get("size_bytes")), *facts, digest)
+        stores.setdefault(row, []).append(model.get("store", _LOCAL))
+    if not stores:
+        return ["No models. obatchctl models pull NAME gets one."]
+    headings = ("MODEL", ">SIZE", "PARAMETERS", "?QUANTIZATION", "?DIGEST")
+    if all(store == _LOCAL for found in stores.values() for store in found):
+        return table(headings, stores)
+    names = (", ".join("this host" if store == _LOCAL else store for store in found) for found in stores.values())
+    return table((*headings, "~~WHO HAS IT"), ([*row, name] for row, name in zip(stores, names, strict=True)))
 
 
 @models_command.command("pull")

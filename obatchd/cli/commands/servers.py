@@ -12,6 +12,7 @@ from obatchd.cli.commands.completion import known
 from obatchd.cli.views.status import server_table
 
 servers_command = Group("servers", "List servers, take one out of service, bring it back.", lists=True)
+_ELSEWHERE = "; it runs elsewhere and goes on there, obatchd only connects to it again"
 _one_server = click.argument("server_id", metavar="SERVER", shell_complete=known("servers", "id"))
 
 
@@ -46,9 +47,14 @@ def _add(action: str, about: str) -> None:
     @_one_server
     def act(invocation: Invocation, server_id: str) -> None:
         server = invocation.client().post("servers", server_id, action)
-        invocation.answer(server, f"{server['id']}: {server['state']}")
+        there = action == "restart" and server["kind"] == "remote"
+        invocation.answer(server, f"{server['id']}: {server['state']}{_ELSEWHERE if there else ''}")
 
 
 _add("drain", "Give a server no more work; running requests finish.")
 _add("resume", "Take a drained or failed server into service again.")
-_add("restart", "Stop a server and start it anew. Its running requests finish first.")
+_add(
+    "restart",
+    "Stop a server and start it anew. Its running requests finish first. To one that runs elsewhere obatchd only "
+    "connects again.",
+)

@@ -16,7 +16,13 @@ from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks
 from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.cli.views.text import styled
 from obatchd.client.client import Client
-from obatchd.client.runtime import SYSTEM_SPOOL, is_service, last_config, next_step
+from obatchd.client.runtime import (
+    SYSTEM_SPOOL,
+    is_service,
+    last_config,
+    next_step,
+    restart_command,
+)
 from obatchd.errors import ConfigError, ObatchError
 from obatchd.settings.settings import Settings
 
@@ -71,11 +77,15 @@ def _settings(spool: Path, config: Path | None, of_daemon: bool) -> tuple[CheckR
 
 
 def _checks(spool: Path, settings: Settings, found: Document | ObatchError) -> Iterator[CheckResult]:
+    status = None if isinstance(found, ObatchError) else found
+    if status and (waiting := status.get("needs_restart")):
+        text = f"changed, and waiting for a restart of the daemon: {', '.join(waiting)}"
+        yield warn("config", text, restart_command(spool))
     yield host_checks.driver(settings)
-    yield host_checks.ollama(settings)
+    yield host_checks.ollama(settings, status)
     if not settings.ollama_instances:
         yield host_checks.model_store(settings, spool)
-    yield host_checks.ports(settings, None if isinstance(found, ObatchError) else found)
+    yield host_checks.ports(settings, status)
     yield host_checks.foreign_ollama()
     yield host_checks.clock()
     yield alarm_checks.alarms(settings)

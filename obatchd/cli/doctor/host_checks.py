@@ -81,8 +81,16 @@ def _is_amd_gpu(device: Path) -> bool:
     return False
 
 
-def ollama(settings: Settings) -> CheckResult:
-    """The ollama binary and its version."""
+def ollama(settings: Settings, status: dict[str, Any] | None = None) -> CheckResult:
+    """The ollama binary and its version; of servers that others start, how many answer, by the daemon's ``status``."""
+    remote = [server for server in (status or {}).get("servers", ()) if server["kind"] == "remote"]
+    if status and remote:
+        answer = sum(server["state"] in ("ready", "draining") for server in remote)
+        text = f"{answer} of {counted(len(remote), 'remote server')} {'answers' if answer == 1 else 'answer'}"
+        text += "; no binary is needed here" if settings.gpus.use == "none" else ""
+        if answer == len(remote):
+            return ok("ollama", text)
+        return warn("ollama", text, f"obatchctl --spool {status['spool']} status")
     if settings.ollama_instances:
         return ok("ollama", f"{counted(len(settings.ollama_instances), 'remote server')}; no binary is needed here")
     binary = shutil.which(settings.servers.ollama)

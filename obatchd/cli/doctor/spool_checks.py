@@ -17,6 +17,7 @@ from obatchd.errors import DaemonDownError, ObatchError
 from obatchd.settings.settings import Settings
 from obatchd.words import counted
 
+_NO_NAME = ("Name or service not known", "No address associated", "name resolution")  # getaddrinfo
 _DIRECTORIES = ("inbox", "work", "outbox", "failed")
 
 
@@ -31,9 +32,27 @@ def daemon(spool: Path, found: Document | ObatchError) -> list[CheckResult]:
     if isinstance(found, ObatchError):
         return [bad("daemon", found.message, look)]
     content = ok("daemon", f"{found['state']}, pid {found['pid']}, version {found['version']}")
-    if found["state"] == "degraded":
-        content = bad("daemon", "; ".join(found["reasons"]), look)
-    return [*(warn("daemon", notice, look) for notice in found["notices"]), content]
+    notices = [warn("daemon", notice, look) for notice in found["notices"]]
+    if found["state"] != "degraded":
+        return [*notices, content]
+    told = [_trouble(reason, found["servers"], spool) for reason in found["reasons"]]
+    if all(result.about == "server" for result in told):
+        told.append(bad("daemon", f"{content.text}: see the lines above", look))
+    return [*notices, *told]
+
+
+def _trouble(reason: str, servers: list[Document], spool: Path) -> CheckResult:
+    """One reason for which the daemon is not content, with what to do about it."""
+    control = f"obatchctl --spool {spool}"
+    server = next((server for server in servers if reason.startswith(f"server {server['id']} ")), None)
+    if server is None:
+        return bad("daemon", reason, f"{control} status")
+    if server["state"] == "quarantined":
+        return bad("server", reason, f"{control} gpus")
+    if server["kind"] == "remote" and any(words in reason for words in _NO_NAME):
+        return bad("server", reason, "check its address in [ollama_instances]")
+    helps = server["state"] in ("backoff", "failed") or server.get("cannot_have")
+    return bad("server", reason, " ".join([control, *(["servers resume", server["id"]] if helps else ["status"])]))
 
 
 def directories(spool: Path) -> Iterator[CheckResult]:

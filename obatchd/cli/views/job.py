@@ -37,6 +37,12 @@ def doubts(job: Document, told: Document | None = None) -> Iterator[str]:
             yield click.style(f"{words}:  obatchctl results {clean(job['job'])} --only {name}", fg="yellow")
 
 
+def waits(job: Document) -> Iterator[str]:
+    """Why it waits for servers, if it does."""
+    if (reason := job.get("held_up")) and not job["paused"]:
+        yield click.style(f"{clean(job['job'])} waits: {clean(reason)}", fg="yellow")
+
+
 def causes(job: Document) -> Iterator[str]:
     """Why requests of a job got no answer, each with what to do."""
     failures = (job.get("details") or {}).get("failures", {})

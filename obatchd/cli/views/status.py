@@ -32,6 +32,8 @@ def render(status: Document) -> list[str]:
     if status["gpus"]["state"] != "ok":
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
     lines += [clean(f"note: {notice}") for notice in status["notices"]]
+    if waiting := status.get("needs_restart"):
+        lines.append(clean(f"note: changed in the configuration, and waiting for a restart: {', '.join(waiting)}"))
     if run := status["burnin"]:
         done = min(100, round(100 * run["elapsed_s"] / run["asked_s"]))
         lines.append(clean(f"burn-in {run['run']}: {run['state']}, {done} %, on {counted(len(run['gpus']), 'GPU')}"))
@@ -61,12 +63,20 @@ def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]
         for server in servers
         if server["reason"] and server["state"] != "ready" and not any(server["reason"] in reason for reason in told)
     ]
+    notes += [
+        f"  ! {server['id']} cannot have {refused['model']}: {refused['reason']}"
+        for server in servers
+        for refused in server.get("cannot_have") or ()
+        if not any(refused["reason"] in reason for reason in told)
+    ]
     return [*table(_SERVER_HEADINGS, map(_server_row, servers)), *map(clean, notes)]
 
 
 def _server_row(server: Document) -> list[object]:
     loading, loaded = server["loading"], server["loaded"]
     model = f"{loaded['model']} ({loaded['context_length']})" if loaded else NOTHING
+    if not loaded and (lacking := server.get("cannot_have")):
+        model = f"cannot have {lacking[-1]['model']}"
     if loading:
         model = f"loading {loading.get('model', '')}".rstrip()
     readings = _readings(server["gpus"]) if server["gpus"] else [NOTHING] * len(_READINGS)
@@ -118,7 +128,8 @@ def job_table(jobs: list[Document]) -> list[str]:
 def job_state(job: Document) -> str:
     """The state of a job in a word; of one that is over, how it ended."""
     if job["state"] != "done":
-        return f"paused {job['state']}" if job["paused"] else str(job["state"])
+        waits = job["state"] == "running" and job.get("held_up") and not job["in_flight"]
+        return f"paused {job['state']}" if job["paused"] else "waiting" if waits else str(job["state"])
     return job_ending(job["requests"], job["failed"], job["cancelled"], job["expired"])
 
 

@@ -25,7 +25,18 @@ _ROOM = 20  # that it keeps while there are columns that may be left out
 _COLOURS = {
     "green": ("ready", "running", "done", "ok", "drained"),
     "red": ("failed", "quarantined", "quarantine", "unknown", "refused", "bad", "degraded"),
-    "yellow": ("backoff", "starting", "draining", "stopping", "paused", "warn", "publishing", "cancelled", "expired"),
+    "yellow": (
+        "backoff",
+        "starting",
+        "waiting",
+        "draining",
+        "stopping",
+        "paused",
+        "warn",
+        "publishing",
+        "cancelled",
+        "expired",
+    ),
 }
 _COLOUR_OF = {state: colour for colour, states in _COLOURS.items() for state in states}
 

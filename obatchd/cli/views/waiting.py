@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import click
 from obatchd import terminal
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Invocation, View, clean
+from obatchd.cli.views.job import waits
 from obatchd.cli.views.status import finished
 from obatchd.cli.views.text import duration
 from obatchd.errors import DaemonDownError
@@ -21,6 +23,7 @@ from obatchd.errors import DaemonDownError
 _POLL_S = 0.5
 _LINE_S = 30.0  # between two lines where there is no terminal to draw on
 _DOWN_S = 120.0  # a daemon that is being restarted is waited for
+_TIME = re.compile(r" \([^()]*next try in .*?\)")
 _T = TypeVar("_T")
 _OVER = ("done", "refused")
 # Of a terminal (ECMA-48, xterm): its second screen, so that nothing of the first is lost; no flicker by erasing late.
@@ -73,11 +76,30 @@ def speed(job: Document) -> str:
     return ", ".join(filter(None, parts))
 
 
+class _Reasons:
+    """Why jobs wait, told once for each reason."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._told: dict[str, str] = {}  # by job
+
+    def look(self, jobs: list[Document]) -> None:
+        for job in jobs:
+            reason = job.get("held_up") or ""
+            # The time to the next try is another one each time.
+            if reason and _TIME.sub("", reason) != self._told.get(job["job"]):
+                self._told[job["job"]] = _TIME.sub("", reason)
+                for line in waits(job):
+                    self._tell(line)
+
+
 def _with_lines(look: Callable[[], list[Document]]) -> list[Document]:
     next_s = time.monotonic() + _LINE_S
+    reasons = _Reasons(partial(click.echo, err=True))
 
     def show(jobs: list[Document]) -> None:
         nonlocal next_s
+        reasons.look(jobs)
         if time.monotonic() < next_s:
             return
         next_s = time.monotonic() + _LINE_S
@@ -91,13 +113,17 @@ def _with_lines(look: Callable[[], list[Document]]) -> list[Document]:
 def _with_bars(look: Callable[[], list[Document]]) -> list[Document]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.text import Text
 
     text = partial(TextColumn, markup=False)
     columns = (text("{task.description}"), BarColumn(), MofNCompleteColumn(), text("{task.fields[speed]}"))
     with Progress(*columns, console=Console(stderr=True, no_color=not terminal.coloured(sys.stderr))) as progress:
         tasks = {job["job"]: progress.add_task(clean(job["name"]), total=None, speed="") for job in look()}
 
+        reasons = _Reasons(lambda line: progress.console.print(Text.from_ansi(line)))
+
         def show(jobs: list[Document]) -> None:
+            reasons.look(jobs)
             for job in jobs:
                 task = tasks[job["job"]]
                 progress.update(task, completed=finished(job), total=job["requests"], speed=speed(job))
