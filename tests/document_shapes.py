@@ -38,7 +38,7 @@ LATER = frozenset(
         "sample",
         "cannot_have",
         "held_up",
-        "needs_restart",
+        "waiting_for_restart",
     }
 )
 _MAPS = {

@@ -131,4 +131,4 @@ class Status(Document):
     pulls: list[Pull]
     jobs: list[JobDocument]  # in work, the first 50
     burnin: BurninBrief | None = None  # the run in progress
-    needs_restart: list[str] | UnsetType = UNSET  # settings that a reload found changed, and that wait for a restart
+    waiting_for_restart: list[str] | UnsetType = UNSET  # settings that a reload found changed

@@ -80,7 +80,7 @@ class HostCommands:
                 job_document(live, in_flight.get(live.key, 0), engine.dispatcher.stranded)
                 for live in islice(seen, _STATUS_JOBS)
             ],
-            needs_restart=engine.settings.waiting or UNSET,
+            waiting_for_restart=engine.settings.waiting or UNSET,
         )
 
     async def pause(self) -> Paused:

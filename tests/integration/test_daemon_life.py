@@ -315,7 +315,7 @@ def test_sighup_reloads_what_can_be_reloaded(daemon: Start) -> None:
     [line] = wait_for(lambda: d.events("reloaded"), 5, "reloaded")
     assert "changed=model" in line
     assert "needs_restart=servers.slots" in line
-    assert d.status()["needs_restart"] == ["servers.slots"]
+    assert d.status()["waiting_for_restart"] == ["servers.slots"]
     d.drop("job.jsonl", prompts(3))
     job = d.done("job.jsonl")
     job.check()

@@ -235,7 +235,7 @@ def test_every_server_in_trouble_has_a_line_with_what_to_do(tmp_path: Path, stat
 
 def test_settings_that_wait_for_a_restart_are_named(tmp_path: Path, status: dict[str, Any]) -> None:
     """Before, only the answer to the reload said so, and nothing later."""
-    status["needs_restart"] = ["ollama_instances", "servers.slots"]
+    status["waiting_for_restart"] = ["ollama_instances", "servers.slots"]
     [line] = [line for line in examine(tmp_path, None) if line.about == "config" and line.level == "warn"]
     assert line.text == "changed, and waiting for a restart of the daemon: ollama_instances, servers.slots"
     assert line.next_command == f"stop it with Ctrl-C, then: obatchd --spool {tmp_path}"

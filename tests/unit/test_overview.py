@@ -151,10 +151,10 @@ async def test_a_start_on_which_no_server_works_is_told(rig: Desk, caplog: pytes
 
 
 async def test_settings_that_wait_for_a_restart_are_told(rig: Desk) -> None:
-    assert rig.operations.host.status(ADMIN).needs_restart is UNSET
+    assert rig.operations.host.status(ADMIN).waiting_for_restart is UNSET
     rig.work.settings.waiting = ["servers.slots"]
     status = rig.operations.host.status(ADMIN)
-    assert status.needs_restart == ["servers.slots"]
+    assert status.waiting_for_restart == ["servers.slots"]
     note = "note: changed in the configuration, and waiting for a restart: servers.slots"
     assert note in render(msgspec.to_builtins(status))
 

@@ -78,7 +78,7 @@ def _settings(spool: Path, config: Path | None, of_daemon: bool) -> tuple[CheckR
 
 def _checks(spool: Path, settings: Settings, found: Document | ObatchError) -> Iterator[CheckResult]:
     status = None if isinstance(found, ObatchError) else found
-    if status and (waiting := status.get("needs_restart")):
+    if status and (waiting := status.get("waiting_for_restart")):
         text = f"changed, and waiting for a restart of the daemon: {', '.join(waiting)}"
         yield warn("config", text, restart_command(spool))
     yield host_checks.driver(settings)

@@ -32,7 +32,7 @@ def render(status: Document) -> list[str]:
     if status["gpus"]["state"] != "ok":
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
     lines += [clean(f"note: {notice}") for notice in status["notices"]]
-    if waiting := status.get("needs_restart"):
+    if waiting := status.get("waiting_for_restart"):
         lines.append(clean(f"note: changed in the configuration, and waiting for a restart: {', '.join(waiting)}"))
     if run := status["burnin"]:
         done = min(100, round(100 * run["elapsed_s"] / run["asked_s"]))
