@@ -408,7 +408,7 @@ async def test_wrong_usage_is_a_document_with_json(tmp_path: Path, arguments: st
     assert code == 2
     error = json.loads(text)["error"]
     assert error["code"] == "usage"
-    assert any(word in error["message"] for word in ("does not exist", "integer", "--watch", "No such command"))
+    assert any(word in error["message"] for word in ("does not exist", "whole number", "--watch", "No such command"))
 
 
 async def test_json_may_come_before_the_command(served: tuple[FakeOperations, Path]) -> None:
