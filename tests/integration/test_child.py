@@ -31,6 +31,8 @@ from child_support import (
     send_raw,
     speak_slowly,
 )  # fmt: skip
+from daemon_support import alive
+from fleet_support import wait_for
 
 from obatchd import child
 from obatchd.child import Channel, Child, End, Keeper
@@ -62,20 +64,6 @@ class Watched:
         return self._pauses.pop(0) if self._pauses else None
 
 
-async def until(condition: Callable[[], object], timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):  # the second: it went between opening and reading
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
-
-
 @asynccontextmanager
 async def kept(work: Callable[[socket.socket], object], parent: Watched, **how: Any) -> AsyncIterator[Watched]:
     keeper = Keeper("test", work, ANYTHING, parent, **how)
@@ -94,32 +82,32 @@ async def test_messages_of_any_size_go_both_ways(work: Callable[[socket.socket],
     async with kept(work, Watched()) as parent:
         for message in messages:
             assert parent.children[0].send(message)
-        await until(lambda: len(parent.said) == len(messages))
+        await wait_for(lambda: len(parent.said) == len(messages))
         assert parent.said == messages
 
 
 async def test_a_child_ignores_the_signals_of_a_terminal_and_ends_with_its_parents_end() -> None:
     async with kept(echo, Watched()) as parent:
         parent.children[0].send("there?")
-        await until(lambda: parent.said)
+        await wait_for(lambda: parent.said)
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(parent.pid, number)
         parent.children[0].send("still there?")
-        await until(lambda: len(parent.said) == 2)
+        await wait_for(lambda: len(parent.said) == 2)
     assert parent.ends == []  # it was ended on purpose
     assert not alive(parent.pid)
 
 
 async def test_a_child_that_hangs_ends_with_its_parents_end() -> None:
     async with kept(hang, Watched(), exit_s=0.0) as parent:
-        await until(lambda: parent.said)
-    await until(lambda: not alive(parent.pid))
+        await wait_for(lambda: parent.said)
+    await wait_for(lambda: not alive(parent.pid))
 
 
 async def test_a_child_that_does_not_notice_is_killed() -> None:
     async with kept(hang_for_good, Watched()) as parent:
-        await until(lambda: parent.said)
-    await until(lambda: not alive(parent.pid))
+        await wait_for(lambda: parent.said)
+    await wait_for(lambda: not alive(parent.pid))
 
 
 @pytest.mark.parametrize(
@@ -128,17 +116,17 @@ async def test_a_child_that_does_not_notice_is_killed() -> None:
 )
 async def test_how_a_child_ended_is_said(work: Callable[[socket.socket], object], words: str) -> None:
     async with kept(work, Watched()) as parent:
-        await until(lambda: parent.ends)
+        await wait_for(lambda: parent.ends)
         assert parent.ends[0].words == words
 
 
 async def test_a_killed_child_is_followed_by_another_one() -> None:
     async with kept(echo, Watched(0.0)) as parent:
         os.kill(parent.pid, signal.SIGKILL)
-        await until(lambda: len(parent.children) == 2)
+        await wait_for(lambda: len(parent.children) == 2)
         assert parent.ends[0].words == "died of signal 9"
         parent.children[1].send("hello")
-        await until(lambda: parent.said)
+        await wait_for(lambda: parent.said)
         assert not parent.children[0].send("hello")
 
 
@@ -155,30 +143,30 @@ def test_only_a_child_that_cannot_live_is_followed_after_a_pause() -> None:
 
 async def test_a_silent_child_is_killed_and_one_that_speaks_is_not() -> None:
     async with kept(hang_for_good, Watched(), silent_s=0.3) as parent:
-        await until(lambda: parent.ends)
+        await wait_for(lambda: parent.ends)
         assert parent.ends[0].words == "said nothing for 0.3 s"
         assert parent.ends[0].lived_s >= 0.3
-        await until(lambda: not alive(parent.pid))
+        await wait_for(lambda: not alive(parent.pid))
     async with kept(speak_slowly, Watched(), silent_s=1.5) as parent:
-        await until(lambda: len(parent.said) >= 40)
+        await wait_for(lambda: len(parent.said) >= 40)
         assert parent.ends == []
 
 
 async def test_a_loop_that_stood_still_takes_no_child_for_silent() -> None:
     async with kept(speak_slowly, Watched(), silent_s=1.5) as parent:
-        await until(lambda: parent.said)
+        await wait_for(lambda: parent.said)
         time.sleep(2.0)
         said = len(parent.said)
-        await until(lambda: len(parent.said) > said)
+        await wait_for(lambda: len(parent.said) > said)
         assert parent.ends == []
 
 
 async def test_a_child_that_is_killed_is_not_listened_to_any_more() -> None:
     async with kept(speak_slowly, Watched()) as parent:
-        await until(lambda: parent.said)
+        await wait_for(lambda: parent.said)
         parent.children[0].kill()
         parent.children[0].kill()
-        await until(lambda: parent.ends)
+        await wait_for(lambda: parent.ends)
         assert not alive(parent.pid)
 
 
@@ -192,8 +180,8 @@ async def test_a_child_that_is_killed_is_not_listened_to_any_more() -> None:
 )
 async def test_what_is_no_message_ends_the_child_and_not_the_daemon(data: bytes, words: str) -> None:
     async with kept(partial(send_raw, data), Watched()) as parent:
-        await until(lambda: parent.ends)
-        await until(lambda: not alive(parent.pid))
+        await wait_for(lambda: parent.ends)
+        await wait_for(lambda: not alive(parent.pid))
         assert parent.ends[0].words == words
 
 
@@ -208,7 +196,7 @@ async def test_a_child_that_cannot_be_started_is_tried_again(monkeypatch: pytest
 
     monkeypatch.setattr("obatchd.child.socket.socketpair", pair)
     async with kept(echo, Watched(0.0)) as parent:
-        await until(lambda: parent.children)
+        await wait_for(lambda: parent.children)
         assert [end.words for end in parent.ends] == ["cannot be started: Too many open files (errno 24)"]
 
 
@@ -225,7 +213,7 @@ async def test_a_forkserver_that_is_killed_while_it_starts_a_child_is_no_defect(
 
     monkeypatch.setattr(child._forkserver.Process, "start", start)
     async with kept(echo, Watched(0.0)) as parent:
-        await until(lambda: parent.children)
+        await wait_for(lambda: parent.children)
         assert [end.words for end in parent.ends] == ["cannot be started: unexpected EOF"]
     assert "child_not_started" not in caplog.text
 
@@ -247,12 +235,12 @@ async def test_a_parent_that_gives_up_while_a_child_starts_closes_nothing_under_
     monkeypatch.setattr(child._forkserver.Process, "start", start)
     parent = Watched()
     task = asyncio.create_task(Keeper("test", echo, ANYTHING, parent).run())
-    await until(starting.is_set)
+    await wait_for(starting.is_set)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert parent.children == []
     go.set()
-    await until(lambda: sent)
+    await wait_for(lambda: sent)
     assert sent[0] > 0
 
 
@@ -287,14 +275,14 @@ _FROM_ANYWHERE = """
 import asyncio, sys
 from child_support import ANYTHING, echo
 from obatchd.child import Keeper, preload
-from test_child import Watched, until
+from test_child import Watched, wait_for
 
 async def main():
     parent = Watched()
     keeping = asyncio.create_task(Keeper("test", echo, ANYTHING, parent).run())
-    await until(lambda: parent.children or parent.ends)
+    await wait_for(lambda: parent.children or parent.ends)
     parent.children[0].send("hello")
-    await until(lambda: parent.said or parent.ends)
+    await wait_for(lambda: parent.said or parent.ends)
     print(parent.said, parent.ends)
     keeping.cancel()
 
@@ -332,4 +320,4 @@ async def test_no_signal_for_the_whole_group_ends_the_forkserver() -> None:
         assert forkserver != os.getpid() and blocked(forkserver) and blocked(parent.pid)
         assert not blocked(os.getpid())
         parent.children[0].send("there?")
-        await until(lambda: parent.said)
+        await wait_for(lambda: parent.said)

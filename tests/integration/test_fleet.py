@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from fleet_support import DictFacts, alive, running, settings, wait_for
+from daemon_support import alive
+from fleet_support import DictFacts, running, settings, wait_for
 
 from obatchd.errors import ConfigError, ModelError, ServerError
 from obatchd.jobs.model import Profile

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from daemon_support import alive
+from fleet_support import wait_for
 from task_support import Failures
 
 from obatchd.child import End
@@ -66,20 +68,6 @@ def no_driver() -> Scripted:
 def hang() -> Scripted:
     time.sleep(3600)
     return Scripted(fine)
-
-
-async def wait_for(condition: Callable[[], object], timeout_s: float = 20) -> None:
-    async with asyncio.timeout(timeout_s):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):  # gone before, or while it was read
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
 
 
 def settings() -> GpuSettings:

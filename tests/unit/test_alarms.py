@@ -20,6 +20,7 @@ import msgspec
 import pytest
 from chat_support import chat
 from click.testing import CliRunner, Result
+from daemon_support import alive
 from settings_support import in_force
 from task_support import Failures
 
@@ -83,11 +84,6 @@ async def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Pat
     await alarms.stop()
     assert time.monotonic() - began_s < 15
     await wait_for(lambda: not alive(child))
-
-
-def alive(pid: int) -> bool:
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.parametrize("command", [["/nonexistent/mailer"], ["sh", "-c", "exit 3"], ["true"]])
