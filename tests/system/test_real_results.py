@@ -76,13 +76,15 @@ def test_a_table_is_tried_run_exported_and_skipped(real: Start, tmp_path: Path) 
 
 
 def test_answers_to_one_prompt_differ_by_their_seeds(real: Start) -> None:
-    d = real(options={"temperature": 1})
+    # The seeds are fixed, because one of 75 drawn ones lets a model of random weights end at once, which is a failure.
+    d = real(options={"temperature": 1, "seed": 1})
     body = {"messages": [{"role": "user", "content": "Tell a story."}], "n": 3}
     batch = jsonl([{"custom_id": "c", "url": "/v1/chat/completions", "body": body}])
     d.drop_all({"batch.jsonl": batch, "folder": {"story.txt": b"Tell a story.", "job.toml": b"repeat = 3\n"}})
     records = d.done("folder", 90).results
     assert [record["id"] for record in records] == ["story#1", "story#2", "story#3"]
-    assert len({record["response"] for record in records}) == len({record["seed"] for record in records}) == 3
+    assert [record["seed"] for record in records] == [1, 2, 3]
+    assert len({record["response"] for record in records}) == 3
     [line] = d.done("batch.jsonl", 90).results
     choices, usage = line["response"]["body"]["choices"], line["response"]["body"]["usage"]
     assert len({choice["message"]["content"] for choice in choices}) == 3
