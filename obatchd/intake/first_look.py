@@ -21,7 +21,7 @@ from obatchd.jobs.formats import (
     needs_unpacking,
     read_entries,
     recognise,
-    request_file,
+    remove_request_file,
 )
 from obatchd.jobs.model import Entry
 from obatchd.settings.job import FrozenSettings, JobSettings, parse_job_settings
@@ -66,8 +66,7 @@ def look(
     except Exception:  # noqa: BLE001 - whatever it is, the reading of the accepted drop meets it, and says so
         return
     finally:
-        if (made := request_file(input_path)).parent == input_path.parent and made != input_path:
-            made.unlink(missing_ok=True)  # it is read again, under its settings
+        remove_request_file(input_path)  # it is read again, under its settings
 
 
 def _judge(entries: Iterable[Entry], label: str, form: Format, has_model: bool) -> None:

@@ -84,6 +84,10 @@ async def test_nothing_more_is_offered_while_results_gather_faster_than_they_are
         completion.finished(Finished(live.key, line, 0, True, b'{"line":%d}' % line, 1.0))
     completion.watch_backlog()
     assert "backlog" in holds.reasons
+    monkeypatch.setattr(module, "_BACKLOG_LIMIT", 9)
+    completion.watch_backlog()
+    assert "backlog" in holds.reasons  # until half of it is written
+    monkeypatch.setattr(module, "_BACKLOG_LIMIT", 4)
     await rig.engine.committer.settle(5)
     assert live.counts["succeeded"] == 5
     completion.watch_backlog()

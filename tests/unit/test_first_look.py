@@ -18,6 +18,7 @@ from test_job_commands import handed, left
 from obatchd.cli.obatchctl import main
 from obatchd.client.client import Client
 from obatchd.errors import DropRefused
+from obatchd.intake import first_look
 from obatchd.intake.intake import Intake
 
 
@@ -106,6 +107,20 @@ async def test_what_is_not_wrong_in_every_line_runs_and_says_what_failed(
 ) -> None:
     document = await rig.operations.jobs.submit(handed(tmp_path, content))
     assert document.requests == 2 and document.failed >= 1
+
+
+@pytest.mark.parametrize("by", ["submission", "job.toml"])
+async def test_what_comes_behind_the_requests_that_are_looked_at_is_not_known(
+    without_model: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    monkeypatch.setattr(first_look, "_LOOKED_AT", 3)
+    jobs, texts = without_model.operations.jobs, {"a.txt": b"one\ntwo\nthree\n"}
+    with pytest.raises(DropRefused, match="no model is named"):
+        await jobs.submit(handed(tmp_path, texts, name="texts"))  # it is one prompt
+    if by == "job.toml":
+        texts["job.toml"] = b"lines = true"
+    document = await jobs.submit(handed(tmp_path, texts, name="texts", **({} if by == "job.toml" else {"lines": True})))
+    assert document.job
 
 
 async def test_what_is_read_only_later_is_not_looked_at(without_model: Desk, tmp_path: Path) -> None:

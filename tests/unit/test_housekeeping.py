@@ -163,6 +163,18 @@ async def test_a_drop_that_is_written_to_after_its_job_is_over_is_noted_and_told
     assert rig.row(other).notes == []
 
 
+async def test_an_old_drop_is_compared_before_it_is_released(rig: Street, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TOGETHER", 1)
+    first, last, disk = await rig.run("a"), await rig.run("b", name="b.jsonl"), Disk(rig)
+    for row in (first, last):
+        disk.ended_before(row, 8 * 86400)
+        with rig.work.input_of(row).open("ab") as file:
+            file.write(b"more\n")
+    async with kept(rig):
+        await until(lambda: not disk.input(first) and not disk.input(last))
+    assert rig.row(first).notes and rig.row(last).notes
+
+
 async def test_drops_of_many_jobs_are_compared_in_turns(rig: Street, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_TOGETHER", 1)
     rows = [await rig.run(name, name=f"{name}.jsonl") for name in "abc"]

@@ -117,6 +117,22 @@ async def test_where_several_jobs_fit_each_is_told_and_none_of_other_owners(rig:
     assert jobs.one(ALICE, first.row.job[-4:]).label == "study"
 
 
+async def test_of_very_many_jobs_that_fit_ten_are_told(rig: Desk) -> None:
+    for number in range(10):
+        await rig.take("a", label="study", name=f"{number}.jsonl")
+    told = _told(rig)
+    assert told.count("  running") == 10 and "and more" not in told
+    await rig.take("a", label="study", name="last.jsonl")
+    told = _told(rig)
+    assert told.count("  running") == 10 and told.endswith("\n  and more: obatchctl jobs lists them")
+
+
+def _told(rig: Desk) -> str:
+    with pytest.raises(ControlError) as told:
+        rig.operations.jobs.one(ALICE, "study")
+    return told.value.message
+
+
 async def test_a_retry_has_the_label_of_its_job_and_stands_behind_it(rig: Desk) -> None:
     live = await rig.take("a", label="study")
     await rig.answer(live, fault=NO)

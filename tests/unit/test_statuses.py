@@ -61,7 +61,9 @@ async def test_of_very_many_jobs_no_turn_is_counted(rig: Street, monkeypatch: py
     monkeypatch.setattr(statuses, "_FORECAST_JOBS", 0)
     live = await rig.take("x")
     await until(lambda: status_of(live))
-    assert status_of(live)["position"] is None
+    assert (status_of(live)["position"], status_of(live)["in_flight"]) == (None, 0)
+    await rig.begun(live)
+    await until(lambda: status_of(live)["in_flight"] == 1)
 
 
 async def test_a_deadline_that_passes_ends_the_job(rig: Street) -> None:

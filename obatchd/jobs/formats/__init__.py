@@ -47,6 +47,7 @@ __all__ = [
     "read_me_files",
     "recognise",
     "refused",
+    "remove_request_file",
     "repeated",
     "request_file",
     "with_changes",
@@ -61,6 +62,11 @@ def request_file(input_path: Path) -> Path:
     """The file that the entries of a drop refer to. Settled once for each drop, when the reading begins."""
     unpacked = input_path.with_name(_REQUESTS)
     return unpacked if unpacked.exists() else contents(input_path, "").path
+
+
+def remove_request_file(input_path: Path) -> None:
+    """Remove what a reading has unpacked beside the input, where it has; the next reading begins anew."""
+    input_path.with_name(_REQUESTS).unlink(missing_ok=True)
 
 
 def needs_unpacking(drop: Contents) -> bool:
