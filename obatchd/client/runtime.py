@@ -82,10 +82,24 @@ def is_service(spool: Path) -> bool:
 
 def start_command(spool: Path) -> str:
     """The command that starts a daemon on a spool."""
+    return _service_command(spool, "start") or _by_hand(spool)
+
+
+def restart_command(spool: Path) -> str:
+    """The command that starts the daemon of a spool anew."""
+    return _service_command(spool, "restart") or f"stop it with Ctrl-C, then: {_by_hand(spool)}"
+
+
+def _service_command(spool: Path, verb: str) -> str | None:
+    """What to type to systemd; None where the daemon of a spool is no service."""
     if is_service(spool):
-        return "sudo systemctl start obatchd"
+        return f"sudo systemctl {verb} obatchd"
     if spool == _own_spool() and (_UNITS / "user/obatchd.service").exists():
-        return "systemctl --user start obatchd"
+        return f"systemctl --user {verb} obatchd"
+    return None
+
+
+def _by_hand(spool: Path) -> str:
     config = f"--config {shlex.quote(told)} " if (told := last_config(spool)) else ""
     return f"obatchd {config}--spool {shlex.quote(str(spool))}"
 
@@ -97,12 +111,6 @@ def last_config(spool: Path) -> str | None:
             config = json.loads((spool / name).read_bytes()).get("config")
             return config if isinstance(config, str) else None
     return None
-
-
-def restart_command(spool: Path) -> str:
-    """The command that starts the daemon of a spool anew."""
-    start = start_command(spool)
-    return start.replace(" start ", " restart ") if "systemctl" in start else f"stop it with Ctrl-C, then: {start}"
 
 
 def next_step(command: str, *admin_groups: str) -> str:

@@ -132,7 +132,7 @@ class HostCommands:
         reasons += held_up
         servers = list(self._fleet.servers.values())
         down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
-        reasons += [f"server {s.id} is {states.words(s.state)}: {s.reason}" for s in down]
+        reasons += [f"server {s.in_words}" for s in down]
         if self._engine.intake.report.problem:
             reasons.append(self._engine.intake.report.problem)
         if self._probe.state == "unknown":

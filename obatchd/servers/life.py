@@ -23,7 +23,6 @@ from obatchd.words import counted
 log = obatchd.log.get(__name__)
 
 _MISSES = 3  # failed health checks in a row, without progress, that restart a server
-_ANOTHER = "another try after: "
 _UP = frozenset({ServerState.READY, ServerState.DRAINING})
 _DOWN = frozenset({ServerState.BACKOFF, ServerState.FAILED, ServerState.QUARANTINED})
 _RUNS = _UP | {ServerState.STARTING}
@@ -57,6 +56,7 @@ class Life(abc.ABC):
         self._misses = 0
         self._reached = False  # whether the latest run came to READY and did not end because nobody answered any more
         self._came_up = False  # whether the latest run came to READY
+        self.failure = ""  # why the latest run ended unasked, until the server answers again
         self._ending: asyncio.Future[Ending] | None = None
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
@@ -83,8 +83,12 @@ class Life(abc.ABC):
     @property
     def down(self) -> str:
         """Why it can have no work, also while it is tried again; empty while it works, starts or is drained."""
-        tries = self.state is ServerState.STARTING and self.reason.startswith(_ANOTHER)
-        return self.reason.removeprefix(_ANOTHER) if tries or self.state in _DOWN else ""
+        return self.failure if self.state is ServerState.STARTING else self.reason if self.state in _DOWN else ""
+
+    @property
+    def in_words(self) -> str:
+        """Its state in a sentence for people, with the reason."""
+        return f"{self.id} is {states.words(self.state)}: {self.reason}"
 
     # --- what it is that lives --------------------------------------------------------------------------------------
 
@@ -145,6 +149,7 @@ class Life(abc.ABC):
         while True:
             if self._quarantine is not None:
                 await self._stay_quarantined()
+                self.failure = ""
                 reason = "released from quarantine"
             try:
                 ending = await self._run(reason)
@@ -153,13 +158,14 @@ class Life(abc.ABC):
                 ending = await self._end_defective(error)
             self._forget()
             if ending.planned:
-                reason = ending.reason
+                reason, self.failure = ending.reason, ""
                 continue
             self.restarts += self.ours or self._came_up
             pause_s = self._after_failure(ending.reason)
             self._wake.clear()
             await set_within(pause_s, self._wake)
-            reason = f"{_ANOTHER}{ending.reason}"
+            self.failure = ending.reason
+            reason = f"another try after: {ending.reason}"
 
     async def _stay_quarantined(self) -> None:
         if self.state is not ServerState.STOPPED:
@@ -190,6 +196,7 @@ class Life(abc.ABC):
         ready_s = time.monotonic()
         if not self._ending.done():
             self._reached = self._came_up = True
+            self.failure = ""
             self._set(ServerState.READY, "answers")
             if self.holds:
                 self._set(ServerState.DRAINING, self._hold_words)

@@ -225,7 +225,7 @@ class ManagedServer(Server):
         await self.restart(f"{counted(slots, 'slot')} for the next model")
         await self.until(set(ServerState) - {ServerState.STARTING, ServerState.STOPPING})
         if self.state not in (ServerState.READY, ServerState.DRAINING):
-            raise ServerError(f"{self.id} is {states.words(self.state)}: {self.reason}", code="not_ready")
+            raise ServerError(self.in_words, code="not_ready")
 
     async def _try(self, profile: Profile, slots: int) -> str:
         """Load once, with ``slots``. Empty when all is well, else why the profile does not fit."""

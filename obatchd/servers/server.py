@@ -145,7 +145,7 @@ class Server(Life):
             if self.loaded == profile:
                 return
             if not self.up:
-                raise ServerError(f"{self.id} is {states.words(self.state)}: {self.reason}", code="not_ready")
+                raise ServerError(self.in_words, code="not_ready")
             for by, reason in (("shared", self.shared_with), ("driver", self.driver_trouble)):
                 if reason:
                     self.hold(by, reason)

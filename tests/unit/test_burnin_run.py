@@ -71,6 +71,10 @@ class MemoryServer:
         return {"num_ctx": profile.context_length, "server": self.id}
 
     @property
+    def in_words(self) -> str:
+        return f"{self.id} is {self.state}: {self.reason}"
+
+    @property
     def ready(self) -> bool:
         return self.state is ServerState.READY
 

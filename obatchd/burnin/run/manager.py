@@ -209,8 +209,7 @@ class Burnin:
                 raise ConfigError(f"GPU {gpu.index} is in quarantine and gets no batch work", code="not_usable")
             if server.state in _UNUSABLE and not asked.with_jobs:
                 raise ConfigError(
-                    f"GPU {gpu.index}: its server {name} is {server.state} ({server.reason}); bring it back, or "
-                    "choose other GPUs with --gpus",
+                    f"GPU {gpu.index}: its server {server.in_words}. Bring it back, or choose other GPUs with --gpus",
                     code="not_usable",
                 )
         return sorted(chosen, key=lambda pair: (pair[0].index, pair[0].slice_index or 0))

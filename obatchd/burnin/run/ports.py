@@ -29,6 +29,10 @@ class RunServer(Protocol):
         """In a word, for people."""
 
     @property
+    def in_words(self) -> str:
+        """The state in a sentence for people, with the reason."""
+
+    @property
     def ended(self) -> Sequence[float]:
         """When we ended its process lately, seconds since the epoch."""
 

@@ -48,7 +48,7 @@ async def up_soon(server: RunServer) -> None:
             while not server.ready_for_test and not server.out_of_use:
                 await asyncio.sleep(LOOK_S)
     if not server.ready_for_test:
-        raise ServerError(f"{server.id} is {server.state}: {server.reason}", code="not_ready")
+        raise ServerError(server.in_words, code="not_ready")
 
 
 @attrs.define(eq=False)
