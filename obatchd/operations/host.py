@@ -23,7 +23,6 @@ from obatchd.gpus.probe import Probe
 from obatchd.live.job import LiveJob
 from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.servers import ServerCommands
-from obatchd.servers import states
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.states import ServerState

@@ -17,7 +17,7 @@ from obatchd.errors import ModelError, ServerError
 from obatchd.gpus.model import Gpu
 from obatchd.jobs.model import Profile, round_context
 from obatchd.ollama.api import LoadedModel, canonical
-from obatchd.servers import environment, states
+from obatchd.servers import environment
 from obatchd.servers.cores import cpu_threads, usable_cores
 from obatchd.servers.process import ServerProcess
 from obatchd.servers.program import Program

@@ -18,7 +18,6 @@ from obatchd.errors import ServerError
 from obatchd.gpus.model import Gpu, GpuProcess
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import OllamaApi
-from obatchd.servers import states
 from obatchd.servers.life import Life
 from obatchd.servers.process import version_warning
 from obatchd.servers.states import ServerState
