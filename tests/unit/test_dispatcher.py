@@ -172,6 +172,17 @@ async def test_a_lost_worker_costs_what_had_a_slot_an_attempt_and_the_rest_nothi
     assert rig.ports["gpu0"].strikes == []
 
 
+async def test_a_server_whose_worker_is_gone_is_idle(make: Make) -> None:
+    rig = await make()
+    await rig.add(1, 1)
+    rig.worker("gpu0").begin((1, 1))
+    assert (rig.ports["gpu0"].in_flight, rig.ports["gpu0"].idle.is_set()) == (1, False)
+    rig.dispatcher.holds.hold("stopping")
+    rig.worker("gpu0").die()
+    await settle()
+    assert (rig.ports["gpu0"].in_flight, rig.ports["gpu0"].idle.is_set()) == (0, True)
+
+
 async def test_an_attempt_does_not_take_longer_because_the_clock_is_set(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,6 +474,49 @@ async def test_waiting_for_idle_ends_with_the_last_result_or_when_nobody_waits_a
     assert waiting.done() is not rig.dispatcher.busy()
     rig.dispatcher.give_up_waiting()
     await asyncio.wait_for(waiting, 5)
+
+
+@pytest.mark.parametrize("begun", [0, 1])
+async def test_what_still_runs_when_nobody_waits_any_more_is_told(
+    make: Make, caplog: pytest.LogCaptureFixture, begun: int
+) -> None:
+    rig = await make()
+    await rig.add(1, begun)
+    for key in list(rig.worker("gpu0").held):
+        rig.worker("gpu0").begin(key)
+    await rig.dispatcher.until_idle(0.01)
+    assert ("event=drain_ended" in caplog.text, "in_flight=1" in caplog.text) == (bool(begun), bool(begun))
+
+
+async def test_why_no_server_can_have_work_is_said_with_their_number(make: Make) -> None:
+    rig = await make(servers=2)
+    assert rig.dispatcher.stranded == ""
+    rig.ports["gpu0"].down = "it died"
+    assert rig.dispatcher.stranded == ""
+    rig.ports["gpu1"].down = "it died, too"
+    assert rig.dispatcher.stranded == "none of 2 servers works; gpu0: it died"
+    one = await make(servers=1)
+    one.ports["gpu0"].down = "it died"
+    assert one.dispatcher.stranded == "no server works; gpu0: it died"
+
+
+async def test_a_server_that_is_to_try_a_suspect_alone_gives_back_what_waits_there(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await make(slots=2)
+    await rig.add(1, 1)
+    await rig.add(2, 8)
+    await crash(rig, [(1, 1)])
+    worker = rig.worker("gpu0")
+    worker.begin((2, 1))
+    assert len(worker.held) > 1 and {job for job, _ in worker.held} == {2}  # others go first, for a minute
+    monkeypatch.setattr(offering_module, "_PATIENCE_S", 0.0)
+    rig.dispatcher.wake()
+    await settle()
+    assert list(worker.held) == [(2, 1)]
+    worker.end((2, 1))
+    await settle()
+    assert list(worker.held) == [(1, 1)]
 
 
 async def test_a_server_that_makes_vectors_is_offered_as_many_as_share_its_calls(make: Make) -> None:

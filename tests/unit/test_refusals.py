@@ -115,6 +115,20 @@ async def test_requests_that_were_turned_away_come_back_when_the_server_answers(
     assert len(rig.worker("gpu0").held) == 1
 
 
+async def test_while_nothing_else_is_at_hand_a_request_that_was_turned_away_waits_for_its_pause(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    rig = await make(slots=2)
+    await rig.add(1, 1)
+    await turned_away(rig)
+    rig.link("gpu0").held_until_s = 0.0  # the server rests no more, and the request does
+    await clock.wait(rig, 0.0)
+    assert rig.worker("gpu0").held == {}
+    await clock.wait(rig, 60)
+    assert list(rig.worker("gpu0").held) == [(1, 1)]
+
+
 async def test_requests_that_are_turned_away_do_not_keep_those_from_being_read_that_come_after_them(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,17 @@ async def test_a_request_is_told_to_have_begun_while_it_runs(server: Server, wir
     assert wire.started() == [(1, 1), (1, 2)]
 
 
+async def test_a_request_that_has_ended_is_not_told_to_have_begun(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure(server.url), CONTEXT, offer(1, *range(1, 21)))
+    await wire.until(lambda: len(wire.results()) == 20)
+    ended = set[tuple[int, int]]()
+    for message in wire.sent:
+        if isinstance(message, protocol.Results):
+            ended |= {(item.job, item.line) for item in message.items}
+        assert not isinstance(message, protocol.Started) or not ended.intersection(message.keys)
+
+
 async def test_what_is_given_up_ends_and_its_slot_goes_on(server: Server, wire: Wire) -> None:
     wire.feed(configure(server.url, slots=1), CONTEXT, offer(1, 1))
     await wire.until(lambda: server.asked)
@@ -535,10 +546,10 @@ async def test_several_answers_fail_as_a_whole_if_one_fails(wire: Wire) -> None:
 
 async def test_answers_that_must_have_a_form_have_it_each(server: Server, wire: Wire) -> None:
     server.go.set()
-    server.content, server.done_reason = '{"a": 1}', "length"
+    server.content, server.thinking, server.done_reason = '{"a": 1}', "hm", "length"
     wire.feed(configure(server.url), CONTEXT, offer(1, 3, raw=choosing(2, response_format={"type": "json_object"})))
     record = json.loads((await wire.until(wire.results))[1, 3].record)
-    assert [choice["data"] for choice in record["choices"]] == [{"a": 1}, {"a": 1}]
+    assert [(choice["data"], choice["think"]) for choice in record["choices"]] == [({"a": 1}, "hm"), ({"a": 1}, "hm")]
     assert (record["data"], record["truncated"]) == ({"a": 1}, True)
     assert [choice["truncated"] for choice in record["choices"]] == [True, True]
 
