@@ -177,6 +177,7 @@ async def test_a_loan_ends_by_itself(rig: Desk) -> None:
 async def test_a_loan_is_remembered_by_the_next_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with desk(monkeypatch, tmp_path) as rig:
         await rig.operations.gpus.lend("0", 3600)
+        assert not rig.policy.monitor.dirty  # also where the daemon is killed
     async with desk(monkeypatch, tmp_path) as rig:
         assert "lent" in rig.server("gpu0").holds and rig.server("gpu1").ready
 

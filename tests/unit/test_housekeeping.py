@@ -72,6 +72,15 @@ async def test_input_and_store_go_when_they_were_kept_long_enough_and_the_result
     assert disk.outbox(old) and disk.known(old)
 
 
+async def test_a_job_of_which_nothing_is_kept_is_forgotten_after_a_year(rig: Street) -> None:
+    old, young, disk = await rig.run("a"), await rig.run("b"), Disk(rig)
+    disk.ended_before(old, 400 * 86400)
+    disk.ended_before(young, 300 * 86400)
+    async with kept(rig):
+        await until(lambda: not disk.known(old) and not disk.input(young))
+    assert disk.known(young)
+
+
 async def test_the_oldest_are_released_where_all_together_are_too_large(rig: Street) -> None:
     first, second, disk = await rig.run("a" * 5000), await rig.run("b" * 5000), Disk(rig)
     kept_bytes = [row["kept_bytes"] for row in _rows(rig, "SELECT kept_bytes FROM jobs ORDER BY key")]
