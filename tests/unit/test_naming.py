@@ -490,6 +490,59 @@ def test_the_dropped_file_beside_somebody_names_its_job_and_other_files_are_read
     assert "of the file" in looked(*["answers.jsonl", "out"][: 1 + (command == "compare")])
 
 
+def _answered(directory: Path, said: str) -> Path:
+    """A folder with one answer, which is no outbox."""
+    directory.mkdir(parents=True)
+    record = {"id": "1", "line": 1, "outcome": "succeeded", "response": said}
+    (directory / "results.jsonl").write_text(json.dumps(record) + "\n")
+    return directory
+
+
+def test_the_dropped_folder_beside_somebody_names_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "one.txt").write_text("my own letter")
+    _answered(tmp_path / "answers", "of the folder")
+    daemon = Daemon(monkeypatch, "letters")
+    daemon.jobs[0]["outbox"] = str(_answered(tmp_path / "out", "of the job"))
+
+    def get(client: Client, path: str, *names: str, **_: Any) -> dict[str, Any]:
+        if names != ("letters",):
+            raise NotFoundError("no such job")
+        return daemon.jobs[0]
+
+    monkeypatch.setattr(Client, "get", get)
+    result = run("results", "letters")
+    assert "of the job" in result.stdout and "my own letter" not in result.stdout
+    assert f"letters is a job and a folder here; this is the job {daemon.jobs[0]['job']}. The folder: ./letters" in (
+        result.stderr
+    )
+    assert "my own letter" in run("results", "./letters").stdout
+    assert "of the folder" in run("results", "answers").stdout
+
+
+@pytest.mark.parametrize("command", ["results", "compare"])
+def test_a_label_may_look_like_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    _answered(tmp_path / "study" / "2", "of the folder")
+    daemon = Daemon(monkeypatch, "a.csv")
+    daemon.jobs[0] |= {"outbox": str(_answered(tmp_path / "out", "of the job")), "label": "study/3"}
+
+    def get(client: Client, path: str, *names: str, **query: Any) -> dict[str, Any]:
+        assert names in ((), ("study/3",))
+        return daemon.jobs[0] if names else {"jobs": daemon.jobs if query["label"] == "study/3" else []}
+
+    monkeypatch.setattr(Client, "get", get)
+
+    def looked(place: str) -> str:
+        result = run(command, *[place] * (1 + (command == "compare")), "--json", "-o", "o.csv")
+        assert result.exit_code == 0, result.output
+        return (tmp_path / "o.csv").read_text()
+
+    assert "of the job" in looked("study/3")
+    assert "of the folder" in looked("study/2")
+
+
 def test_a_list_of_jobs_passes_on_what_it_is_chosen_by(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon(monkeypatch)
     assert run("jobs", "--label", "x", "--since", "2h", "--mine").exit_code == 0

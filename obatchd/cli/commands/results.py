@@ -110,11 +110,11 @@ def _again(source: ResultSet, only: str) -> list[str]:
 def source_of(invocation: Invocation, place: str | None, *, only_this: bool = False) -> ResultSet:
     """A path as it is; of a job the results in the daemon's place of it, with those of its retries.
 
-    A file whose name alone is given may be what was dropped, so a job of that name goes before it. Without a daemon,
-    the one in the spool's outbox. None is the caller's latest job.
+    A file or folder whose name alone is given may be what was dropped, so a job of that name goes before it. Without a
+    daemon, the one in the spool's outbox. None is the caller's latest job.
     """
     path = Path(place) if place is not None else None
-    if path is not None and (os.sep in str(place) or path.is_dir()):
+    if path is not None and _is_place(invocation, str(place), path):
         return _responses(path, f"its job has the answers:  obatchctl results {path.name}")
     try:
         place = place or latest(invocation.client())
@@ -127,6 +127,9 @@ def source_of(invocation: Invocation, place: str | None, *, only_this: bool = Fa
         if path.exists():
             return _responses(path, "it has no job with its name yet; obatchctl jobs lists the jobs")
         raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
+    if path is not None and path.is_dir() and not invocation.json:
+        both = f"{path} is a job and a folder here; this is the job {found['job']}. The folder: ./{path}"
+        click.echo(clean(both), err=True)
     if found["outbox"] is None:
         raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
     places: list[tuple[str, Path]] = []
@@ -135,6 +138,18 @@ def source_of(invocation: Invocation, place: str | None, *, only_this: bool = Fa
             if (place_of_retry := _job(invocation, job)["outbox"]) is not None:
                 places.append((job, Path(place_of_retry)))
     return Chain(Path(found["outbox"]), places) if places else ResultSet(Path(found["outbox"]))
+
+
+def _is_place(invocation: Invocation, place: str, path: Path) -> bool:
+    """Whether ``place`` is meant as a path and not as the name of a job: it has results of a job, or is no label."""
+    if path.is_dir() and ResultSet(path).job:
+        return True
+    if os.sep not in place or place.startswith((os.sep, "./", "../")):
+        return os.sep in place
+    try:
+        return not invocation.client().get("jobs", label=place, limit=1)["jobs"]
+    except DaemonDownError:
+        return True
 
 
 def _without_daemon(invocation: Invocation, place: str | None, path: Path | None, down: DaemonDownError) -> ResultSet:
