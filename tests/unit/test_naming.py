@@ -396,6 +396,8 @@ def test_old_jobs_are_ones_own_unless_all_are_asked_for(monkeypatch: pytest.Monk
         (["rm"], "name a JOB, or give --last, --older-than or --label"),
         (["rm", "x", "--all"], "--all goes with --older-than or --label"),
         (["rm", "--older-than", "soon"], "soon is no length of time"),
+        (["rm", "--older-than", "30"], "30 what? Write 30d for days, 30h for hours"),
+        (["jobs", "--since", "7"], "7 what? Write 7d for days, 7h for hours"),
         (["job"], "Missing argument 'JOB'"),
         (["cancel", "x", "--last"], "give JOB or --last, not both"),
         (["pause", "x", "--last"], "give JOB or --last, not both"),

@@ -30,7 +30,10 @@ _MORE = (
 @click.command("rm", cls=Command)
 @click.argument("job_ids", metavar="[JOB]...", nargs=-1, callback=given, shell_complete=jobs)
 @last
-@click.option("--older-than", "older_s", type=Span(), metavar="TIME", help="Jobs of yours that ended so long ago: 30d.")
+@click.option(
+    "--older-than", "older_s", type=Span(with_unit=True), metavar="TIME",
+    help="Jobs of yours that ended so long ago: 30d.",
+)  # fmt: skip
 @click.option("--label", metavar="TEXT", help="Jobs of yours that are over and have this label.")
 @click.option("--all", "everybodys", is_flag=True, help="With these two, jobs of every owner; for administrators.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
