@@ -241,6 +241,8 @@ def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
         "  60 timeout: too long",
         "  10 bad_json: too long",
         "  try these again:  obatchctl retry 20261123-133648-darg",
+        "  10 cannot be retried: mend lines 4935, 4942, 4949, 4956, 4963, 4970, 4977, 4984, 4991, 4998 of the drop and"
+        " submit them",
     ]
 
 
