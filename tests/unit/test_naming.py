@@ -143,6 +143,17 @@ async def test_a_retry_has_the_label_of_its_job_and_stands_behind_it(rig: Desk) 
     assert rig.operations.jobs.one(ALICE, "drop").job == live.row.job  # and not drop.retry.jsonl
 
 
+async def test_refused_drops_do_not_compete_for_the_name_of_a_job_that_has_answers(rig: Desk) -> None:
+    jobs = rig.operations.jobs
+    done = await rig.run("a", name="patients.jsonl")
+    for number in range(12):
+        accepted(rig.work.store, f"2026112{number % 10}-{number:06d}-zzzz", "patients.jsonl", state=JobState.REFUSED)
+    assert jobs.one(ALICE, "patients.jsonl").job == done.job
+    assert (await jobs.remove(ALICE, "patients")).removed == done.job
+    with pytest.raises(ControlError, match="patients is the name of several jobs"):
+        jobs.one(ALICE, "patients")
+
+
 async def test_lists_are_chosen_by_label_and_time(rig: Desk) -> None:
     jobs, began_s = rig.operations.jobs, time.time()
     done, open_job = await rig.run("a", label="x"), await rig.take("b", label="y")
@@ -412,6 +423,17 @@ def test_what_is_missing_or_contradicts_itself_is_told(
     result = run(*arguments)
     assert result.exit_code == 2 and words in result.stderr
     assert daemon.erased == [] and daemon.commanded == []
+
+
+def test_results_of_a_refused_drop_say_why_and_where_answers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(monkeypatch, "bad.csv", "worse.csv", "good.csv", "better.csv")
+    for job in daemon.jobs[:2]:
+        job |= {"state": "refused", "outbox": None, "refused_to": "/failed/bad", "notes": ["no column note"]}
+    bad, good = daemon.jobs[0]["job"], daemon.jobs[2]["job"]
+    told = f"job {bad} (bad.csv) was refused: no column note\n/failed/bad has it\n"
+    result = run("results", "--last")
+    assert (result.exit_code, result.stderr) == (1, f"{told}the one before:  obatchctl results {good}\n")
+    assert run("results", bad).stderr == told
 
 
 def test_results_of_the_latest_job_of_somebody_who_has_none(monkeypatch: pytest.MonkeyPatch) -> None:

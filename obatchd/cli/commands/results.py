@@ -26,6 +26,7 @@ from obatchd.words import not_written
 
 TABLES = ".csv, .xlsx, .parquet, .json, .jsonl"  # endings of exports with a row for each request
 
+_LATEST = 100  # jobs among which the latest one with answers is looked for
 _TOLD = 10  # jobs of a spool without a daemon
 
 
@@ -131,13 +132,23 @@ def source_of(invocation: Invocation, place: str | None, *, only_this: bool = Fa
         both = f"{path} is a job and a folder here; this is the job {found['job']}. The folder: ./{path}"
         click.echo(clean(both), err=True)
     if found["outbox"] is None:
-        raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
+        raise _refused(invocation, found, path)
     places: list[tuple[str, Path]] = []
     for job in () if only_this else found.get("retries") or ():
         with contextlib.suppress(NotFoundError):  # it was erased this moment
             if (place_of_retry := _job(invocation, job)["outbox"]) is not None:
                 places.append((job, Path(place_of_retry)))
     return Chain(Path(found["outbox"]), places) if places else ResultSet(Path(found["outbox"]))
+
+
+def _refused(invocation: Invocation, job: Document, path: Path | None) -> ControlError:
+    """That a job was refused, and why; where the latest one was meant, which one has answers."""
+    reasons = [f"job {job['job']} ({job['name']}) was refused: {'; '.join(job['notes'])}"]
+    reasons.append(f"{job['refused_to']} has it")
+    if path is None:
+        listed = invocation.client().get("jobs", owner="mine", limit=_LATEST)["jobs"]
+        reasons += [f"the one before:  obatchctl results {one['job']}" for one in listed if one["outbox"]][:1]
+    return ControlError("\n".join(reasons), code="refused")
 
 
 def _is_place(invocation: Invocation, place: str, path: Path) -> bool:
