@@ -82,6 +82,29 @@ def test_a_job_that_is_over_shows_how_it_ended_and_keeps_its_speed_and_time(
         assert click.style(str(counts["failed"]).rjust(6), fg="red") in cell["line"]
 
 
+@pytest.mark.parametrize(
+    ("state", "asked", "changes"),
+    [
+        ("failed", "done", {"succeeded": 0, "failed": 300}),
+        ("cancelled", "done", {"succeeded": 43, "cancelled": 257}),
+        ("expired", "done", {"succeeded": 150, "expired": 150}),
+        ("waiting", "running", {"state": "running", "held_up": "no server works"}),
+        ("paused", "running", {"state": "running", "paused": True}),
+        ("cancelling", "running", {"state": "cancelling"}),
+    ],
+)
+def test_every_word_of_the_state_column_chooses_jobs(
+    monkeypatch: pytest.MonkeyPatch, state: str, asked: str, changes: dict[str, Any]
+) -> None:
+    others = [job(), job(state="running")]
+    jobs = msgspec.to_builtins([*others, *[job(job=str(number), **changes) for number in range(3)]])
+    queries: list[dict[str, Any]] = []
+    monkeypatch.setattr(Client, "get", lambda self, path, **query: queries.append(query) or {"jobs": jobs})
+    result = CliRunner().invoke(main, ["jobs", "--state", state, "--limit", "2", "--json"])
+    assert [one["job"] for one in json.loads(result.stdout)["jobs"]] == ["0", "1"]
+    assert (queries[0]["state"], queries[0]["limit"]) == (asked, 10_000)
+
+
 def test_a_job_in_work_shows_what_succeeded_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     running = job(state="running", totals=None, succeeded=40, failed=5, in_flight=8, requests_per_s=1.0,
                   tokens_per_s=20.0, eta_s=255.0)  # fmt: skip
