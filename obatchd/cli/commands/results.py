@@ -133,6 +133,9 @@ def source_of(invocation: Invocation, place: str | None, *, only_this: bool = Fa
         click.echo(clean(both), err=True)
     if found["outbox"] is None:
         raise _refused(invocation, found, path)
+    if found.get("state") not in (None, "done") and not Path(found["outbox"]).exists():  # it has begun this moment
+        reason = f"{found.get('label') or found['name']} is still running: no request is answered yet"
+        raise ControlError(f"{reason}; see:  obatchctl job {found['job']}", code="no_responses")
     places: list[tuple[str, Path]] = []
     for job in () if only_this else found.get("retries") or ():
         with contextlib.suppress(NotFoundError):  # it was erased this moment
