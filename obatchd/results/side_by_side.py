@@ -17,15 +17,15 @@ from obatchd.results.rows import Row
 from obatchd.results.table import as_text
 
 _STYLE = """
-.sum { font: 13px/1.45 ui-monospace, monospace; white-space: pre; overflow-x: auto }
+.sum { font: 13px/1.45 ui-monospace, monospace; overflow-wrap: anywhere }
 article { grid-template-columns: 1fr 1fr 1fr } h3 { font-size: .85rem; margin: 0 0 .3rem; color: #666 }
+.source + h3 { margin-top: .8rem }
 .wrong, .failed { color: #b3261e } .right { color: #1d7a35 } .wrong, .right { white-space: nowrap }
+@media (max-width: 700px) { article { grid-template-columns: 1fr; gap: .8rem } .sum { font-size: 10px } }
 #differ:checked ~ article.same { display: none } .differs { background: #fff3c4 }
 """
-_CHOICE = (
-    '<input type="checkbox" id="differ"> <label for="differ">Only where the answers differ</label>. '
-    'Fields that differ are <span class="differs">yellow</span>.\n'
-)
+_CHOICE = '<input type="checkbox" id="differ"> <label for="differ">Only where the answers differ</label>.'
+_LEGEND = ' Fields that differ are <span class="differs">yellow</span>.'
 
 
 def write_page(
@@ -40,7 +40,8 @@ def write_page(
     names = comparison.titles()
     part = [f"{len(pairs):,} of {of:,} requests, chosen at random."] if len(pairs) < of else []
     with writing_text(target) as page:
-        page.write(beginning(f"{names[0]} and {names[1]}", [*lines, *part], style=_STYLE) + _CHOICE)
+        legend = _LEGEND if any(all(row and data_of(row).found for row in pair.rows) for pair in pairs) else ""
+        page.write(f"{beginning(f'{names[0]} and {names[1]}', [*lines, *part], style=_STYLE)}{_CHOICE}{legend}\n")
         page.writelines(_article(comparison, pair, names) for pair in pairs)
         page.write(ending())
 

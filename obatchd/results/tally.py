@@ -32,6 +32,7 @@ class Tally:
         self.not_json: list[tuple[str, str]] = []  # name of each success whose answer is no JSON, and why
         self.json = 0  # successes whose answer is JSON
         self.answered_by: Counter[str] = Counter()  # successes by job, where there are retries
+        self.shown: tuple[int, int] | None = None  # answers on a page, of so many
         self.cut = 0  # texts that were too long for a cell of a workbook
 
     def add(self, row: Row, problem: str | None) -> None:

@@ -277,7 +277,7 @@ def test_what_both_were_asked_is_told_where_it_differs(tmp_path: Path) -> None:
     a, b = _study(tmp_path, "aaaa", "Short: {}", label="study 1"), _study(tmp_path, "bbbb", long, temperature=0.7)
     shown = compared(a, b).stdout
     assert re.search(r"^ +study 1 +notes\.csv$", shown, re.MULTILINE)
-    assert re.search(r"^job +20261128-101112-aaaa +20261128-101112-bbbb$", shown, re.MULTILINE)
+    assert "job of study 1: 20261128-101112-aaaa\njob of notes.csv: 20261128-101112-bbbb\n" in shown
     assert re.search(r"^temperature +0 +0\.7$", shown, re.MULTILINE) and "sha256" not in shown
     assert f"template of study 1: Short: {{}}\ntemplate of notes.csv: {long}\nprompts that differ: 2 of 2\n" in shown
     document = json.loads(compared(a, b, "--json").stdout)

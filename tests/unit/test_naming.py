@@ -436,6 +436,15 @@ def test_results_of_a_refused_drop_say_why_and_where_answers_are(monkeypatch: py
     assert run("results", bad).stderr == told
 
 
+def test_the_end_of_the_latest_jobs_answers_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(monkeypatch, "good.csv")
+    place = _answered(tmp_path / f"good.{JOB}", "x")
+    daemon.jobs[0] |= {"job": JOB, "outbox": str(place)}
+    (place / "status.json").write_text(json.dumps({"job": JOB, "name": "good.csv"}))
+    assert f"good.csv, job {JOB}\n" in run("results", "--last").stderr
+    assert "good.csv, job" not in run("results", str(place)).stderr
+
+
 def test_results_of_the_latest_job_of_somebody_who_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
     Daemon(monkeypatch)
     assert run("results", "--last").stderr == "you have no job yet; obatchctl submit PATH makes one\n"

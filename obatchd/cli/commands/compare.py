@@ -19,7 +19,7 @@ from obatchd.results.side_by_side import write_page
 from obatchd.words import counted
 
 _FIELDS_SHOWN = 20
-_SHORT, _LONG = 24, 300  # characters of a setting in the table, and below it
+_SHORT, _LONG = 16, 300  # characters of a setting in the table, and below it
 _RIGHT = {
     "exact": "right of {:,}, letter for letter",
     "folded": "  or but for case and spaces",
@@ -110,7 +110,6 @@ def _cut(value: str) -> str:
 
 def _column(side: Side, settings: dict[str, str]) -> dict[str, str]:
     return {
-        **({"job": side.name} if side.name != side.title else {}),
         "model": ", ".join(side.models) or "–",
         **settings,
         "rows": f"{side.rows:,}",
@@ -126,6 +125,7 @@ def _column(side: Side, settings: dict[str, str]) -> dict[str, str]:
 def _lines(figures: Figures, gold: str | None) -> Iterator[str]:
     a, b = figures.sides
     yield from (side.unfinished for side in figures.sides if side.unfinished)
+    yield from (f"job of {side.title}: {side.name}" for side in figures.sides if side.name != side.title)
     for name, values in _settings(figures):
         if max(map(len, values)) > _SHORT:
             yield from (f"{name} of {side.title}: {_cut(value)}" for side, value in zip((a, b), values, strict=True))

@@ -22,7 +22,8 @@ from obatchd.results.export import BINARY, FORMATS, ONLY, Format, count_rows, ex
 from obatchd.results.repeats import Prompts
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet, read_object
-from obatchd.words import not_written
+from obatchd.results.tally import Tally
+from obatchd.words import counted, not_written
 
 TABLES = ".csv, .xlsx, .parquet, .json, .jsonl"  # endings of exports with a row for each request
 
@@ -77,6 +78,8 @@ def results_command(
         of_exports = {"--format": form, "--data-only": data_only, "--only": only, "--majority": majority}
         if given := [option for option, value in of_exports.items() if value]:
             raise click.UsageError(f"{given[0]} goes with an export, not with --review")
+        if output is not None and output.suffix.lower() not in (".html", ".htm"):
+            raise click.UsageError(f"--output {output}: --review writes a page; end its name with .html")
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
         with target_of(output) as target:
             tally = write_review(source, review, target, seed=seed)
@@ -96,9 +99,25 @@ def results_command(
     places = {"path": str(source.path.absolute()), "output": str(output) if output else None}
     invocation.answer({**tally.document(source), "repeats": agreement.document(), **places})
     if not invocation.json:
-        lines = [*tally.lines(source), *agreement.lines(), *([f"written to {output}"] if output else [])]
+        lines = [*_named(source), *tally.lines(source), *agreement.lines(), *_written(output, tally)]
         told = _again(source, only) if only else doubts({"job": source.job or source.path}, tally.doubts)
         click.echo("\n".join([*map(clean, lines), *told]), err=output is None)
+
+
+def _named(source: ResultSet) -> list[str]:
+    """The job, where nobody has named it."""
+    if not is_last():
+        return []
+    return [f"{source.title}, job {source.job}" if source.job not in ("", source.title) else source.title]
+
+
+def _written(output: Path | None, tally: Tally) -> list[str]:
+    if output is None:
+        return []
+    if tally.shown is None:
+        return [f"written to {output}"]
+    shown, of = tally.shown
+    return [f"written to {output}: {shown:,} of {counted(of, 'answer')}"]
 
 
 def _again(source: ResultSet, only: str) -> list[str]:
