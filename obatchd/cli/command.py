@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,10 +69,19 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            meant = _meant(error.option_name, error.possibilities or [])
+            raise click.NoSuchOption(error.option_name, possibilities=meant, ctx=error.ctx) from None
         except click.BadParameter as error:
             if error.param is not None and (wanted := _number(error.param.type)):
                 raise click.BadParameter(f"it must be {wanted}", error.ctx, error.param, error.param_hint) from None
             raise
+
+
+def _meant(typed: str, options: Sequence[str]) -> list[str]:
+    """The options that may be meant; the two dashes before each make none of them more like another."""
+    names = {option.lstrip("-"): option for option in options}
+    return [names[name] for name in difflib.get_close_matches(typed.lstrip("-"), names, 2)]
 
 
 def _number(kind: click.ParamType) -> str:  # type: ignore[type-arg]  # generic only in newer ones

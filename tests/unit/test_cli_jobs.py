@@ -220,15 +220,16 @@ def test_waiting_ends_with_what_failed_and_what_needs_a_look(monkeypatch: pytest
     )
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
-    assert click.style("2 failed", fg="red") in lines[1] and click.style("done", fg="green") in lines[1]
-    assert [click.unstyle(line) for line in lines[2:]] == [
+    assert lines[1] == "  note: n"
+    assert click.style("2 failed", fg="red") in lines[2] and click.style("done", fg="green") in lines[2]
+    assert [click.unstyle(line) for line in lines[3:]] == [
         "  3 answers were cut at the token limit:  obatchctl results 20261128-120000-abcd --only truncated",
         "  1 answer has a value that is not in the prompt:  obatchctl results 20261128-120000-abcd --only ungrounded",
-        "  note: n",
         "  2 timeout: it took too long",
         "    → raise the limit",
+        "see the answers:  obatchctl results 20261128-120000-abcd",
     ]
-    assert lines[2].strip().startswith(YELLOW)
+    assert lines[3].strip().startswith(YELLOW)
 
 
 def test_notes_on_a_drop_are_told_when_it_is_submitted_and_not_twice(
@@ -240,7 +241,11 @@ def test_notes_on_a_drop_are_told_when_it_is_submitted_and_not_twice(
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
     command = ["--spool", "/nowhere", "submit", str(tmp_path / "a.jsonl")]
     assert CliRunner().invoke(main, command).stdout.splitlines()[1:] == ['  note: "modle" in 40 requests']
+    assert CliRunner().invoke(main, [*command, "--wait"]).stdout.splitlines()[1] == '  note: "modle" in 40 requests'
     assert CliRunner().invoke(main, [*command, "--wait"]).stdout.count("note:") == 1
+    later = {**taken, "state": "done", "notes": [*taken["notes"], "a later note"]}
+    monkeypatch.setattr(Client, "get", lambda self, path, *names, **query: later)
+    assert CliRunner().invoke(main, [*command, "--wait"]).stdout.splitlines()[3] == "  note: a later note"
 
 
 # Results.

@@ -367,6 +367,13 @@ def test_somebody_at_a_terminal_sees_what_would_go_and_is_asked(
     assert result.stderr == ("" if code == 0 else "Nothing was erased.\n")
 
 
+def test_the_question_shows_states_as_lists_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(monkeypatch, "a.csv")
+    daemon.jobs[0] |= {"succeeded": 0, "failed": 3}
+    shown = run("rm", "abc0", typed="n\n", monkeypatch=monkeypatch).stdout
+    assert " failed " in shown and " done " not in shown
+
+
 def test_a_question_about_many_jobs_counts_them_and_shows_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon(monkeypatch, *(f"{n}.csv" for n in range(10)))
     daemon.jobs = daemon.jobs * 3

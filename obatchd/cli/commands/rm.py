@@ -12,6 +12,7 @@ from obatchd.cli.command import Command, Document, Invocation, Span, clean, give
 from obatchd.cli.commands.completion import jobs
 from obatchd.cli.commands.jobs import SUMS_STAY
 from obatchd.cli.named import is_last, last, latest
+from obatchd.cli.views.status import job_state
 from obatchd.cli.views.text import table
 from obatchd.client.client import Client
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
@@ -115,7 +116,7 @@ def _ask(invocation: Invocation, jobs: list[Document], more_left: bool) -> None:
         running = next(job["job"] for job in jobs if job["state"] not in _OVER)
         raise ControlError(f"job {running} is not over; first: obatchctl cancel {running}", code="job_running")
     rows = [
-        (job["job"], job["name"], job.get("label"), job["state"], job["requests"], _day(job)) for job in jobs[:_SHOWN]
+        (job["job"], job["name"], job.get("label"), job_state(job), job["requests"], _day(job)) for job in jobs[:_SHOWN]
     ]
     lines = table(("JOB", "~NAME", "~LABEL", "STATE", ">REQUESTS", "ENDED"), rows)
     lines += [f"… and {len(jobs) - _SHOWN:,} more"] if len(jobs) > _SHOWN else []
