@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 _MSGSPEC_PLACE = re.compile(r"JSON is malformed: (.*) \(byte (\d+)\)")
@@ -15,6 +16,7 @@ ENDED = {
     "cancelled": "was cancelled",
     "expired": "expired",
 }  # of a job, in a sentence
+LINES_TOLD = 10  # of a drop, in a sentence
 _KINDS = {
     "int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "array": "a list",
     "object": "an object", "null": "nothing",
@@ -31,6 +33,15 @@ _MISFITS = (
 def counted(number: int, noun: str, several: str = "") -> str:
     """A number with its noun: ``1 job``, ``1,200 jobs``; ``several`` where the plural has more than an ``s``."""
     return f"{number:,} {noun if number == 1 else several or f'{noun}s'}"
+
+
+def to_mend(count: int, lines: Sequence[int]) -> str:
+    """What to do about ``count`` lines that cannot be retried, of which ``lines`` are the first."""
+    names = ", ".join(map(str, lines)) + (f" and {count - len(lines):,} more" if count > len(lines) else "")
+    them = "it" if count == 1 else "them"
+    return (
+        f"{count:,} cannot be retried: mend {'line' if count == 1 else 'lines'} {names} of the drop and submit {them}"
+    )
 
 
 def job_ending(requests: int | None, failed: int, cancelled: int, expired: int) -> str:

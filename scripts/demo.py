@@ -26,6 +26,7 @@ from obatchd.errors import DaemonDownError
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "etc" / "examples"
 STORES = ("~/.ollama/models", "/usr/share/ollama/.ollama/models")  # of a user, of the service that the installer makes
+SMALL_MODEL = "qwen2.5:0.5b"  # 400 MB, for whoever has none
 SIMULATOR = {
     "load_s": 1.0,
     "tokens_per_s": 25.0,
@@ -96,7 +97,8 @@ def plan(*, simulator: bool) -> Plan:
             {},
             f"Ollama: {ollama} with the model {model.name}, the smallest here.",
         )
-    why = "no ollama on PATH" if not ollama else "the installed Ollama has no small model"
+    none_small = f"the installed Ollama has no small model; ollama pull {SMALL_MODEL} gets one"
+    why = none_small if ollama else "no ollama on PATH"
     return Plan(
         'model = "simulated"\ngpus = "simulated:4"\n[servers]\nslots = 2\nstagger_s = 0\n',
         {"OBATCHD_SIMULATOR": json.dumps(SIMULATOR)},
@@ -193,7 +195,7 @@ def _command(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
-def report(jobs: list[dict[str, Any]]) -> bool:
+def report(jobs: list[dict[str, Any]], *, simulated: bool) -> bool:
     """Where the answers are, and one of them; whether every request of every job succeeded."""
     good = True
     print("\nThe answers:")
@@ -204,7 +206,8 @@ def report(jobs: list[dict[str, Any]]) -> bool:
         good = good and job["state"] == "done" and job["succeeded"] == job["requests"]
     texts = sorted(path for job in jobs for path in Path(job["outbox"]).glob("responses/*.txt"))
     if texts:
-        print(f"\nOne of them, {texts[0]}:\n\n{texts[0].read_text('utf-8').strip()}")
+        made_up = ", random words by a stand-in server" if simulated else ""
+        print(f"\nOne of them, {texts[0]}{made_up}:\n\n{texts[0].read_text('utf-8').strip()}")
     return good
 
 
@@ -218,12 +221,13 @@ def run(directory: Path, chosen: Plan) -> int:
         demo.show_status()
     finally:
         demo.stop()
-    good = report(jobs)
+    good = report(jobs, simulated="OBATCHD_SIMULATOR" in chosen.environment)
     if not good or len(jobs) < count:
         print(f"\nNot every request succeeded within {WORK_S:.0f} s; the daemon's log is {demo.log}")
         print("With stand-in servers: scripts/demo --simulator")
         return 1
     print(f"\nThe daemon and its servers are stopped. Remove everything with: rm -r {directory}")
+    print('Next, with your own prompts: "The first hour" in README.md.')
     return 0
 
 

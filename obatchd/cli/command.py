@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from obatchd.client.client import Client
 
 Document = dict[str, Any]
+_PLAIN = re.compile(r"[0-9]+([.][0-9]*)?")
 View = Callable[[Document], Iterable[str]]  # a document as lines for people, without control characters of others
 
 
@@ -66,10 +69,19 @@ class Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         try:
             return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            meant = _meant(error.option_name, error.possibilities or [])
+            raise click.NoSuchOption(error.option_name, possibilities=meant, ctx=error.ctx) from None
         except click.BadParameter as error:
             if error.param is not None and (wanted := _number(error.param.type)):
                 raise click.BadParameter(f"it must be {wanted}", error.ctx, error.param, error.param_hint) from None
             raise
+
+
+def _meant(typed: str, options: Sequence[str]) -> list[str]:
+    """The options that may be meant; the two dashes before each make none of them more like another."""
+    names = {option.lstrip("-"): option for option in options}
+    return [names[name] for name in difflib.get_close_matches(typed.lstrip("-"), names, 2)]
 
 
 def _number(kind: click.ParamType) -> str:  # type: ignore[type-arg]  # generic only in newer ones
@@ -97,14 +109,20 @@ class Group(click.Group):
 
 
 class Span(click.ParamType):  # type: ignore[type-arg]  # generic only in newer ones
-    """A length of time, ``90m``, ``2h``, ``3d`` or plain seconds, of at least ``least_s``; in seconds."""
+    """A length of time, ``90m``, ``2h``, ``3d`` or plain seconds, of at least ``least_s``; in seconds.
+
+    Where ``with_unit``, a plain number is refused: who means days by it would get seconds.
+    """
 
     name = "time"
 
-    def __init__(self, least_s: float = 0.0) -> None:
+    def __init__(self, least_s: float = 0.0, *, with_unit: bool = False) -> None:
         self._least_s = least_s
+        self._with_unit = with_unit
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if self._with_unit:
+            _need_unit(str(value).strip(), param, ctx)
         try:
             seconds = span_s(str(value))
         except ValueError as error:
@@ -115,15 +133,21 @@ class Span(click.ParamType):  # type: ignore[type-arg]  # generic only in newer 
 
 
 class Since(Span):
-    """A length of time ago, or a date or time as ISO 8601 has them; in seconds of the wall clock."""
+    """A length of time ago, with its unit, or a date or time as ISO 8601 has them; in seconds of the wall clock."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        _need_unit(str(value).strip(), param, ctx)
         try:
             return datetime.fromisoformat(str(value)).timestamp() if "-" in str(value) else time.time() - span_s(value)
         except (ValueError, OverflowError):
             self.fail(
                 f"{clean(value)} is neither a length of time such as 3d nor a date such as 2026-11-23", param, ctx
             )
+
+
+def _need_unit(typed: str, param: click.Parameter | None, ctx: click.Context | None) -> None:
+    if _PLAIN.fullmatch(typed):
+        raise click.BadParameter(f"{typed} what? Write {typed}d for days, {typed}h for hours", ctx, param)
 
 
 def given(_ctx: click.Context, _parameter: click.Parameter, value: Any) -> Any:

@@ -126,9 +126,10 @@ class JobCommands:
         what, rows = self._engine.store.state.named(job_id, owner, _CHOICE + 1)
         if not rows:
             raise NotFoundError(f"no job {job_id}; obatchctl jobs lists them")
-        # A retry carries the label and the name on, a sample comes before the whole.
+        # A retry carries the label and the name on, a sample comes before the whole, and a refused drop has no answers.
         known = {row.job for row in rows}
         first = [row for row in rows if row.retry_of not in known and row.settings.sample is None] or rows
+        first = [row for row in first if row.state is not JobState.REFUSED] or first
         chosen = rows if what == "a part" else first
         if len(chosen) > 1:
             raise ControlError(_several(job_id, what, chosen), code="ambiguous")

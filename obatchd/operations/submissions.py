@@ -26,6 +26,7 @@ from obatchd.settings.settings import Settings
 from obatchd.spool import claim
 from obatchd.spool.copying import Incoming
 from obatchd.telling.allowed import require_allowed
+from obatchd.words import LINES_TOLD, to_mend
 
 RETRIED = ("failed", "truncated", "ungrounded")  # what may be tried again: failures, or answers that need a look
 _NO_SUCH = {
@@ -133,17 +134,23 @@ class Submissions:
         if only != "failed":
             wanted = {line for line, outcome, record in store.results(row) if _needs_look(outcome, record, only)}
             rows = [request for request in rows if request.line in wanted]
+        mend = self._to_mend(row) if only == "failed" else ""
         if not rows:
-            raise ControlError(f"job {row.job} has no {_NO_SUCH[only]}", code="nothing")
+            reason = f"job {row.job} has no {_NO_SUCH[only]}{f'; {mend}' if mend else ''}"
+            raise ControlError(reason, code="nothing")
         answered = self._answered_since(row, only)
         rows = [request for request in rows if request.line not in answered]
         if not rows:
-            has_all = f"all answers: obatchctl results {row.job}"
-            what = "failed request" if only == "failed" else "such request"
-            raise ControlError(
-                f"every {what} of job {row.job} was answered by a retry of it; {has_all}", code="nothing"
-            )
+            what = "such request" if only != "failed" else "other failed request" if mend else "failed request"
+            reason = f"every {what} of job {row.job} was answered by a retry of it"
+            told = f"{mend}; {reason}" if mend else f"{reason}; all answers: obatchctl results {row.job}"
+            raise ControlError(told, code="nothing")
         return rows
+
+    def _to_mend(self, row: JobRow) -> str:
+        """What to do about the lines that were refused; nothing where none was."""
+        count, lines = self._engine.store.of(row).refused_lines(row.key, LINES_TOLD)
+        return to_mend(count, [written_line(line)[0] for line in lines]) if count else ""
 
     def _answered_since(self, row: JobRow, only: str) -> set[int]:
         """Lines of a job that earlier retries answered, also those that do not follow it directly.

@@ -13,6 +13,7 @@ from attrs import define, field
 
 from obatchd.errors import ResultsError
 from obatchd.results.answers import Parsed
+from obatchd.results.asked import prompts_differ, settings_that_differ, titles, unfinished
 from obatchd.results.export import data_of
 from obatchd.results.rates import LIKENESSES, Likeness, Rate, likeness, meaning
 from obatchd.results.repeats import Agreement, Prompts, text_of
@@ -61,6 +62,8 @@ class Side:
     """The figures of one of the two."""
 
     name: str  # the job's id, else the place
+    title: str = ""  # what people call it
+    unfinished: str = ""  # how far the job is, where it is not over
     models: Counter[str] = field(factory=Counter)
     rows: int = 0
     answered: int = 0
@@ -100,7 +103,7 @@ class Side:
             "name": self.name, "models": list(self.models), "rows": self.rows, "answered": self.answered,
             "json": self.json, "characters_median": middle(self.characters), "tokens_median": middle(self.tokens),
             "tokens_per_s_median": middle(self.tokens_per_s), "job_tokens_per_s": self.job_tokens_per_s,
-            "right": rights or None, "repeats": self.repeats.document(),
+            "right": rights or None, "repeats": self.repeats.document(), "complete": not self.unfinished,
         }  # fmt: skip
 
 
@@ -114,6 +117,8 @@ class Figures:
     same: Counter[str] = field(factory=Counter)  # of these, by how alike they are
     fields: dict[str, Counter[bool]] = field(factory=dict)  # of JSON in both, by field: same or not
     known: int | None = None  # requests in both that have a known answer; None: nobody asked
+    settings: dict[str, tuple[Any, Any]] = field(factory=dict)  # in which both differ
+    prompts_differ: int = 0  # requests that are in both with another prompt each
     right_alone: tuple[int, int] = (0, 0)  # known answers that one of the two alone has right
 
     @property
@@ -128,6 +133,8 @@ class Figures:
             "joined": self.joined, "both_answered": self.both, "agreement": self.agreement.document(),
             "agreement_exact": Rate(self.same["exact"], self.both).document(), "fields": fields, "known": self.known,
             "right_in_a_alone": self.right_alone[0], "right_in_b_alone": self.right_alone[1],
+            "settings": {name: dict(zip(_SIDES, values, strict=True)) for name, values in self.settings.items()},
+            "prompts_differ": self.prompts_differ,
         }  # fmt: skip
 
 
@@ -147,9 +154,9 @@ class Comparison:
         self.gold = gold
         self._answer = answer
 
-    def names(self) -> tuple[str, str]:
-        a, b = (source.job or source.path.name for source in self.sources)
-        return a, b
+    def titles(self) -> tuple[str, str]:
+        """What people call both."""
+        return titles(*self.sources)
 
     def pairs(self) -> Iterator[Pair]:
         """Requests in the order of the first, then those that are in the second alone."""
@@ -162,8 +169,10 @@ class Comparison:
 
     def figures(self) -> Figures:
         """All sums. Raises ResultsError where the two have no request in common, or no row has the known answers."""
-        a, b = map(Side, self.names())
+        names = (source.job or source.path.name for source in self.sources)
+        a, b = map(Side, names, self.titles())
         figures, columns, known = Figures((a, b)), dict[str, None](), 0
+        figures.settings = settings_that_differ(*self.sources)
         for pair in self.pairs():
             parsed = tuple(data_of(row) if row else Parsed() for row in pair.rows)
             for side, row, data in zip(figures.sides, pair.rows, parsed, strict=True):
@@ -172,15 +181,19 @@ class Comparison:
             if pair.a is None or pair.b is None:
                 continue
             figures.joined += 1
+            figures.prompts_differ += prompts_differ(*pair.rows)
             columns |= dict.fromkeys(name for fields in pair.inputs for name in fields)
             self._judge(figures, pair, parsed)
             if self.gold is not None and (right := self.right(pair)) is not None:
                 known += 1
                 _count_right(figures, right)
+        for side, source in zip(figures.sides, self.sources, strict=True):
+            side.unfinished = unfinished(source, side.title, side.answered)
         if not figures.joined:
-            a_rows, b_rows = (f"{side.name} ({counted(side.rows, 'row')})" for side in figures.sides)
+            a_rows, b_rows = (f"{side.title} ({counted(side.rows, 'row')})" for side in figures.sides)
             reason = f"no id of {a_rows} is in {b_rows}; compare jobs of the same prompts"
-            raise ResultsError(reason, code="nothing_common")
+            running = "; ".join(side.unfinished for side in figures.sides if side.unfinished)
+            raise ResultsError(f"{running}; compare them later" if running else reason, code="nothing_common")
         if self.gold is not None:
             if not known:
                 have = f"the columns of the input are {', '.join(columns)}" if columns else "the input has no columns"
@@ -231,6 +244,9 @@ class Comparison:
             record: Record = {"id": pair.any.name, "line": pair.first("line"), "answered_by": _answered_by(pair)}
             record |= {"input": pair.first("input"), "prompt": pair.first("prompt")}
             parsed = tuple(data_of(row) if row else Parsed(problem=None) for row in pair.rows)
+            if prompts_differ(*pair.rows):
+                both = (row.record.get("prompt") if row else None for row in pair.rows)
+                record |= {f"prompt_{side}": prompt for side, prompt in zip(_SIDES, both, strict=True)}
             record["same"] = (same(pair, parsed) or _UNLIKE) if pair.both else None
             if self.gold is not None:
                 right = self.right(pair) or (None, None)

@@ -24,7 +24,7 @@ td { vertical-align: top; padding: .15rem .4rem; border-top: 1px solid #eee }
 td:first-child { color: #666; white-space: nowrap; width: 1%; padding-right: 1.2rem }
 td:last-child { overflow-wrap: anywhere; white-space: pre-wrap }
 mark { background: #d9f2d9; padding: 0 } .missing { background: #ffd9d6 }
-.text { color: #8a4b00; white-space: pre-wrap; overflow-wrap: anywhere }
+.text { white-space: pre-wrap; overflow-wrap: anywhere }
 """
 
 

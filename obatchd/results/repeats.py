@@ -22,6 +22,7 @@ from obatchd.words import counted
 
 _OF_ANSWERS = ("repeat", "seed", "choices")  # and not of the prompt
 _OF_ONE = ("response", "think", "data", "tool_calls", "format_tries", "ungrounded")
+_DIGITS = 3  # of an interval in a table
 _NO_TEXT = ("embedding", "embeddings", "tool_calls")
 
 
@@ -32,6 +33,7 @@ class Verdict:
     asked: int
     answered: int
     alike: int  # answers that are the same as the majority's
+    tied: bool  # another answer is as frequent as that one
     row: Row  # of the majority, the first of equals; the first of all where there is no answer
 
     @classmethod
@@ -44,12 +46,14 @@ class Verdict:
                 meanings.setdefault(_meaning(answer), []).append(answer)
         most = max(meanings.values(), key=len, default=[])
         answered = sum(map(len, meanings.values()))
-        return cls(len(answers), answered, len(most), most[0] if most else answers[0])
+        tied = [len(alike) for alike in meanings.values()].count(len(most)) > 1
+        return cls(len(answers), answered, len(most), tied, most[0] if most else answers[0])
 
     def majority(self, name: str) -> Row:
         """The one row of the prompt ``name``, with how many agree on it."""
         record: Record = {key: value for key, value in self.row.record.items() if key not in _OF_ANSWERS}
-        low, high = Rate(self.alike, self.answered).interval or (None, None)
+        interval = Rate(self.alike, self.answered).interval
+        low, high = (round(end, _DIGITS) for end in interval) if interval else (None, None)
         record |= {"id": name, "answers": self.answered, "agree": self.alike, "agree_low": low, "agree_high": high}
         return self.row._replace(record=record)
 
@@ -60,10 +64,12 @@ class Agreement:
 
     times: Counter[int] = field(factory=Counter)  # prompts by how often they were asked
     unanimous: int = 0  # of those with two answers or more
+    tied: int = 0  # prompts without a majority: several answers are equally frequent
     shares: list[float] = field(factory=list)  # of these: the part of the answers that is the majority's
 
     def add(self, verdict: Verdict) -> None:
         self.times[verdict.asked] += 1
+        self.tied += verdict.tied
         if verdict.answered > 1:
             self.unanimous += verdict.alike == verdict.answered
             self.shares.append(verdict.alike / verdict.answered)
@@ -82,7 +88,12 @@ class Agreement:
         """The same as JSON; None where no prompt was asked more than once."""
         if not self.times:
             return None
-        return {"prompts": self.times.total(), "all_the_same": self.rate.document(), "majority_share": self.share}
+        return {
+            "prompts": self.times.total(),
+            "all_the_same": self.rate.document(),
+            "majority_share": self.share,
+            "tied": self.tied,
+        }
 
     def lines(self) -> list[str]:
         """For people; nothing where no prompt was asked more than once."""
@@ -94,6 +105,9 @@ class Agreement:
         if self.share is not None:
             lines.append(f"  all answers the same: {self.rate.text}; in brackets the 95 % interval (Wilson's score)")
             lines.append(f"  answers that are the most frequent one of their prompt: {100 * self.share:.0f} %")
+        if self.tied:
+            of = f"{self.tied:,} of {counted(self.times.total(), 'prompt')}"
+            lines.append(f"  no majority, so --majority takes the first of the most frequent answers: {of}")
         return lines
 
 

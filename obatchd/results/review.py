@@ -27,13 +27,16 @@ article { grid-template-columns: 1fr 1fr } article.current { border-color: #2457
 kbd { border: 1px solid #bbb; border-radius: 3px; padding: 0 .3em }
 .judge { float: right; display: none } #marks:not([hidden]) ~ article .judge { display: inline }
 button { font: inherit; padding: 0 .6em; border: 1px solid #bbb; border-radius: 4px; background: #fff; cursor: pointer }
+@media (max-width: 700px) { article { grid-template-columns: 1fr; gap: .8rem } }
 button[value=right][aria-pressed=true] { background: #1d7a35; border-color: #1d7a35; color: #fff }
 button[value=wrong][aria-pressed=true] { background: #b3261e; border-color: #b3261e; color: #fff }
 """
-_MARKS = """<p>Values that stand in the source are <mark>marked there</mark>; those that do not are
+_LEGEND = """<p>Values that stand in the source are <mark>marked there</mark>; those that do not are
 <span class="missing">red</span>.</p>
-<div id="marks" hidden><span id="rate" role="status"></span>
-<span><kbd>r</kbd> right <kbd>w</kbd> wrong <kbd>u</kbd> take the mark away <kbd>j</kbd> next <kbd>k</kbd> back</span>
+"""
+_MARKS = """<div id="marks" hidden><span id="rate" role="status"></span>
+<span><kbd>r</kbd> right, <kbd>w</kbd> wrong, and on to the next; <kbd>u</kbd> take the mark away; <kbd>j</kbd> next;
+<kbd>k</kbd> back</span>
 <button type="button" id="save">Save the marks as CSV</button></div>
 """
 _BUTTONS = (
@@ -50,11 +53,13 @@ def write_review(source: ResultSet, count: int, target: BinaryIO, *, seed: int |
     """
     tally = Tally()
     rows, answers = chosen(_successes(source, tally), count, Random(seed))
-    title = f"Review of {source.job or source.path}"
+    tally.shown = len(rows), answers
+    title = f"Review of {source.title}" + (f" ({source.job})" if source.job not in ("", source.title) else "")
     lines = [f"{len(rows)} of {answers:,} answers, chosen at random.", *tally.lines(source)]
     script = files("obatchd.results").joinpath("marks.js").read_text("utf-8")
     with writing_text(target) as page:
-        page.write(beginning(title, lines, style=_STYLE, script=script) + _MARKS)
+        legend = _LEGEND if any(data_of(row).found for row in rows) else ""
+        page.write(beginning(title, lines, style=_STYLE, script=script) + legend + _MARKS)
         page.writelines(_article(row, tally.misses_json(source)) for row in rows)
         page.write(ending(script))
     return tally

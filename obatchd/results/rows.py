@@ -70,8 +70,9 @@ class ResultSet:
         self.job = str(known.get("job") or "")  # its id, where it is an outbox
         asked = known.get("requests")  # where that is not known, the rows are all there is
         self.asked = asked if isinstance(asked, int) else None
-        used = known.get("settings")
-        form = used.get("format") if isinstance(used, dict) else None
+        self.title = str(known.get("label") or known.get("name") or self.job or self.path.name)  # what people call it
+        self.settings = _object_in(known, "settings")  # that its requests shared, where they are known
+        form = self.settings.get("format")
         self.json_asked = None if form is None else bool(form)  # whether the job asked for JSON; None: not known
         self.complete = bool(summary) or not self._outbox  # the job is over
 

@@ -6,11 +6,17 @@ from collections import Counter
 from typing import Any
 
 from obatchd.results.rows import ResultSet, Row
-from obatchd.words import counted
+from obatchd.words import LINES_TOLD, counted, to_mend
 
 _EXAMPLE_CHARACTERS = 160
 _OUTCOMES = ("failed", "cancelled", "expired")
 DOUBTS = ("truncated", "ungrounded")  # of answers that count as success: fields of their records
+# Codes of lines that were refused when the drop was read, as ours and as lines of batch files have them.
+_REFUSED = frozenset({
+    "bad_image", "bad_json", "bad_row", "duplicate_custom_id", "duplicate_id", "invalid_json_line", "invalid_request",
+    "invalid_utf8", "line_too_long", "missing_field", "missing_prompt", "missing_required_parameter", "model_mismatch",
+    "not_supported", "too_many_requests", "too_many_tasks", "unsupported_parameter", "url_mismatch", "wrong_type",
+})  # fmt: skip
 
 
 class Tally:
@@ -21,9 +27,12 @@ class Tally:
         self.outcomes: Counter[str] = Counter()
         self.doubts: Counter[str] = Counter()
         self.failures: dict[str, tuple[int, str]] = {}  # by code: how many, and the message of the first
+        self.refused = 0  # failures that never ran, for nobody can ask what is not there: a retry leaves them out
+        self.refused_lines: list[int] = []  # the first of them
         self.not_json: list[tuple[str, str]] = []  # name of each success whose answer is no JSON, and why
         self.json = 0  # successes whose answer is JSON
         self.answered_by: Counter[str] = Counter()  # successes by job, where there are retries
+        self.shown: tuple[int, int] | None = None  # answers on a page, of so many
         self.cut = 0  # texts that were too long for a cell of a workbook
 
     def add(self, row: Row, problem: str | None) -> None:
@@ -34,6 +43,8 @@ class Tally:
             code = str(row.record.get("code") or outcome)
             count, example = self.failures.get(code, (0, str(row.record.get("message") or "")))
             self.failures[code] = (count + 1, example)
+            if code in _REFUSED and not row.record.get("attempts"):
+                self._add_refused(row.record.get("line"))
             return
         if job := row.record.get("attempt_job"):
             self.answered_by[str(job)] += 1
@@ -42,6 +53,16 @@ class Tally:
             self.not_json.append((row.name, problem))
         elif problem is not None:
             self.json += 1
+
+    def _add_refused(self, line: Any) -> None:
+        self.refused += 1
+        if isinstance(line, int) and len(self.refused_lines) < LINES_TOLD:
+            self.refused_lines.append(line)
+
+    @property
+    def can_be_retried(self) -> bool:
+        """Whether there is a failure of a request that ran."""
+        return sum(count for count, _ in self.failures.values()) > self.refused
 
     def unanswered(self, source: ResultSet) -> int:
         """Requests of a running job that have no result yet."""
@@ -59,7 +80,7 @@ class Tally:
             "json": self.json,
             "not_json": [{"id": name, "reason": problem} for name, problem in self.not_json],
             "failures": {code: {"requests": n, "example": example} for code, (n, example) in self.failures.items()},
-            "retry": _retry(source) if self.failures else None,
+            "retry": _retry(source) if self.can_be_retried else None,
             "retries": [
                 {"job": retry.job, "succeeded": self.answered_by[retry.job], "complete": retry.complete}
                 for retry in source.retries
@@ -103,8 +124,10 @@ class Tally:
             line = line if len(line) <= _EXAMPLE_CHARACTERS else f"{line[: _EXAMPLE_CHARACTERS - 1]}…"
             lines.append(f"  {count:,} {code}: {line}")
         lines += [f"  {note}" for note in source.notes()]
-        if self.failures and (command := _retry(source)):
+        if self.can_be_retried and (command := _retry(source)):
             lines.append(f"  try these again:  {command}")
+        if self.refused and source.job:
+            lines.append(f"  {to_mend(self.refused, self.refused_lines)}")
         return lines
 
 

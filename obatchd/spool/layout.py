@@ -135,8 +135,8 @@ class Layout:
             except BlockingIOError:
                 holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
                 raise SpoolError(
-                    f"another obatchd (pid {holder}) works on {self.root}. One daemon per spool: look at it with "
-                    f"obatchctl --spool {self.root} status, or use another --spool.",
+                    f"another obatchd (pid {holder}) works on {self.root}. One daemon per spool: stop it first "
+                    f"(obatchctl --spool {self.root} status shows it), or use another one with --spool DIR.",
                     code="locked",
                 ) from None
             except OSError as error:

@@ -72,11 +72,23 @@ def test_the_majority_has_one_row_for_each_prompt(job: Path, tmp_path: Path) -> 
         ("n5", "", "0", "0"),
     ]  # fmt: skip
     assert "repeat" not in rows[0] and "seed" not in rows[0]
-    low, high = Rate(2, 3).interval or (0, 0)
-    assert (float(rows[0]["agree_low"]), float(rows[0]["agree_high"])) == pytest.approx((low, high))
+    assert (rows[0]["agree_low"], rows[0]["agree_high"]) == ("0.208", "0.939")
     for of_exports in (["--majority"], ["--data-only"], ["--only", "failed"], ["--format", "csv"]):
         said = results(job, *of_exports, "--review", "3").stderr
         assert f"{of_exports[0]} goes with an export, not with --review" in said
+
+
+def test_a_prompt_without_a_majority_is_told(tmp_path: Path) -> None:
+    said = {"a": ("x", "y", "z"), "b": ("x", "x", "z"), "c": ("x", "X", "y"), "d": ("x", "x", "y")}
+    rows = [
+        {**success(line, text), "id": f"{name}#{number}", "repeat": number}
+        for line, (name, texts) in enumerate(said.items(), start=1)
+        for number, text in enumerate(texts, start=1)
+    ]
+    shown = results(outbox(tmp_path / "o", rows, {}), "--majority", "-o", tmp_path / "t.csv").stdout
+    assert "  no majority, so --majority takes the first of the most frequent answers: 1 of 4 prompts\n" in shown
+    document = json.loads(results(tmp_path / "o", "--json").stdout)
+    assert document["repeats"]["tied"] == 1
 
 
 def test_several_choices_of_one_request_are_judged_as_well(tmp_path: Path) -> None:

@@ -281,7 +281,8 @@ def test_restore_refuses_a_spool_that_has_something(tmp_path: Path) -> None:
 def test_restore_refuses_a_spool_that_a_daemon_works_on(tmp_path: Path) -> None:
     backup = made_of(tmp_path)
     layout = Layout.open(tmp_path / "second")
-    with layout.lock(), pytest.raises(SpoolError, match="another obatchd") as refused:
+    what_next = r"stop it first .* or use another one with --spool DIR"
+    with layout.lock(), pytest.raises(SpoolError, match=what_next) as refused:
         restore(backup, tmp_path / "second")
     assert refused.value.code == "locked"
 

@@ -399,7 +399,8 @@ def test_the_page_of_a_run_that_has_not_begun() -> None:
 
 def test_the_summary_fits_a_terminal() -> None:
     text = summary(finished())
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 80
+    assert " %" in text and not re.search(r"[0-9][%°]", text)
     assert "GPU 1" in text and "slow" not in text.splitlines()[0]
     assert "FAIL" in text and "gap from" in text
 

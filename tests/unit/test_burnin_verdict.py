@@ -64,6 +64,8 @@ def test_a_day_on_eight_gpus_finds_the_three_bad_ones() -> None:
     assert gpus[5].throttle_s["hw_thermal"] == pytest.approx(24 * 300, rel=0.05)
     assert signals(gpus[6], "fail") == {"slow"}
     assert signals(gpus[5], "fail") == {"hw_slowdown_time"}
+    assert gpus[5].reasons[0].text.startswith("slowed down by hardware (heat) for ")
+    assert gpus[5].reasons[0].text.endswith(" % of the loaded time")
 
 
 @pytest.mark.parametrize("seed", range(4))

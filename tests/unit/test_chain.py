@@ -75,6 +75,21 @@ def test_the_first_job_says_what_became_of_all_its_requests(told: dict[str, Docu
     assert document["retries"] == [{"job": SECOND, "succeeded": 33, "complete": True}]
 
 
+def test_lines_that_no_retry_can_ask_are_to_be_mended(told: dict[str, Document], tmp_path: Path) -> None:
+    refused = [ask(2, code="missing_prompt"), ask(4, code="duplicate_id"), ask(6, code="bad_json", attempts=0)]
+    for job, more in ((FIRST, []), (SECOND, [ask(7)])):
+        told[job] = {"job": job, "outbox": str(place(tmp_path / "b", job, [success(1, "a"), *refused, *more], {}))}
+    lines = obatchctl(FIRST).stderr.splitlines()
+    assert "  3 cannot be retried: mend lines 2, 4, 6 of the drop and submit them" in lines
+    assert not any("try these again" in line for line in lines)
+    assert json.loads(obatchctl(FIRST, "--json").stdout)["retry"] is None
+    lines = obatchctl(SECOND).stderr.splitlines()
+    assert lines[-2:] == [
+        f"  try these again:  obatchctl retry {SECOND}",
+        "  3 cannot be retried: mend lines 2, 4, 6 of the drop and submit them",
+    ]
+
+
 @pytest.mark.parametrize("form", ["text", "json", "jsonl", "csv"])
 def test_one_job_alone_is_exported_as_ever(told: dict[str, Document], form: Any) -> None:
     alone = exported(Path(told[FIRST]["outbox"]), form)[0]

@@ -82,6 +82,29 @@ def test_a_job_that_is_over_shows_how_it_ended_and_keeps_its_speed_and_time(
         assert click.style(str(counts["failed"]).rjust(6), fg="red") in cell["line"]
 
 
+@pytest.mark.parametrize(
+    ("state", "asked", "changes"),
+    [
+        ("failed", "done", {"succeeded": 0, "failed": 300}),
+        ("cancelled", "done", {"succeeded": 43, "cancelled": 257}),
+        ("expired", "done", {"succeeded": 150, "expired": 150}),
+        ("waiting", "running", {"state": "running", "held_up": "no server works"}),
+        ("paused", "running", {"state": "running", "paused": True}),
+        ("cancelling", "running", {"state": "cancelling"}),
+    ],
+)
+def test_every_word_of_the_state_column_chooses_jobs(
+    monkeypatch: pytest.MonkeyPatch, state: str, asked: str, changes: dict[str, Any]
+) -> None:
+    others = [job(), job(state="running")]
+    jobs = msgspec.to_builtins([*others, *[job(job=str(number), **changes) for number in range(3)]])
+    queries: list[dict[str, Any]] = []
+    monkeypatch.setattr(Client, "get", lambda self, path, **query: queries.append(query) or {"jobs": jobs})
+    result = CliRunner().invoke(main, ["jobs", "--state", state, "--limit", "2", "--json"])
+    assert [one["job"] for one in json.loads(result.stdout)["jobs"]] == ["0", "1"]
+    assert (queries[0]["state"], queries[0]["limit"]) == (asked, 10_000)
+
+
 def test_a_job_in_work_shows_what_succeeded_and_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     running = job(state="running", totals=None, succeeded=40, failed=5, in_flight=8, requests_per_s=1.0,
                   tokens_per_s=20.0, eta_s=255.0)  # fmt: skip
@@ -197,15 +220,16 @@ def test_waiting_ends_with_what_failed_and_what_needs_a_look(monkeypatch: pytest
     )
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
-    assert click.style("2 failed", fg="red") in lines[1] and click.style("done", fg="green") in lines[1]
-    assert [click.unstyle(line) for line in lines[2:]] == [
+    assert lines[1] == "  note: n"
+    assert click.style("2 failed", fg="red") in lines[2] and click.style("done", fg="green") in lines[2]
+    assert [click.unstyle(line) for line in lines[3:]] == [
         "  3 answers were cut at the token limit:  obatchctl results 20261128-120000-abcd --only truncated",
         "  1 answer has a value that is not in the prompt:  obatchctl results 20261128-120000-abcd --only ungrounded",
-        "  note: n",
         "  2 timeout: it took too long",
         "    → raise the limit",
+        "see the answers:  obatchctl results 20261128-120000-abcd",
     ]
-    assert lines[2].strip().startswith(YELLOW)
+    assert lines[3].strip().startswith(YELLOW)
 
 
 def test_notes_on_a_drop_are_told_when_it_is_submitted_and_not_twice(
@@ -217,7 +241,11 @@ def test_notes_on_a_drop_are_told_when_it_is_submitted_and_not_twice(
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
     command = ["--spool", "/nowhere", "submit", str(tmp_path / "a.jsonl")]
     assert CliRunner().invoke(main, command).stdout.splitlines()[1:] == ['  note: "modle" in 40 requests']
+    assert CliRunner().invoke(main, [*command, "--wait"]).stdout.splitlines()[1] == '  note: "modle" in 40 requests'
     assert CliRunner().invoke(main, [*command, "--wait"]).stdout.count("note:") == 1
+    later = {**taken, "state": "done", "notes": [*taken["notes"], "a later note"]}
+    monkeypatch.setattr(Client, "get", lambda self, path, *names, **query: later)
+    assert CliRunner().invoke(main, [*command, "--wait"]).stdout.splitlines()[3] == "  note: a later note"
 
 
 # Results.

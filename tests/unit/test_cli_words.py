@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -28,6 +30,8 @@ from obatchd.spool.layout import Layout
     [
         ("statu", "No such command 'statu'. Did you mean 'status'?"),
         ("xyzzy", "No such command 'xyzzy'.\n"),
+        ("submit {here} --wat", "No such option '--wat'. Did you mean '--wait'?\n"),
+        ("retry x --label", "No such option '--label'.\n"),
         ("submit {here} --template @{here}/none", "--template: {here}/none cannot be read: No such file or directory"),
         ("submit {here} --format {here}/none", "--format: {here}/none cannot be read: No such file or directory"),
         ("submit {here} --format {here}/latin", "--format: {here}/latin cannot be read: it is not UTF-8"),
@@ -68,6 +72,21 @@ def test_waiting_goes_on_over_a_restart_of_the_daemon(monkeypatch: pytest.Monkey
         waiting.wait(look, quiet=True)
 
 
+def test_a_view_that_is_drawn_again_says_how_to_leave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Client, "get", lambda *_, **__: {"jobs": []})
+    monkeypatch.setattr("obatchd.terminal.draws", lambda _: True)
+    monkeypatch.setattr(
+        waiting, "sys", SimpleNamespace(stdout=SimpleNamespace(fileno=lambda: 1, isatty=lambda: True), exit=sys.exit)
+    )
+    monkeypatch.setattr(waiting, "os", SimpleNamespace(get_terminal_size=lambda _: SimpleNamespace(lines=24)))
+    monkeypatch.setattr(waiting, "time", SimpleNamespace(sleep=leave))
+    result = CliRunner().invoke(main, ["jobs", "--watch"])
+    assert "Ctrl-C ends this view." in result.stdout
+
+
 @pytest.mark.parametrize("draws", [True, False])
 def test_who_waits_is_told_once_why_the_job_waits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], draws: bool
@@ -100,7 +119,7 @@ def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:
     "words",
     [
         "results {here}/answers -o {here}/no/t.csv",
-        "results {here}/answers --review 5 -o {here}/no/t.csv",
+        "results {here}/answers --review 5 -o {here}/no/t.html",
         "compare {here}/answers {here}/answers -o {here}/no/t.csv",
         "config init {here}/no/t.csv",
         "backup {here}/no/t.tar",

@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from test_results import Document, failure, outbox, success
 
 from obatchd.cli.obatchctl import main
+from obatchd.client.client import Client
 from obatchd.errors import ResultsError
 from obatchd.results.compare import Comparison
 from obatchd.results.rates import Rate, likeness
@@ -258,6 +259,70 @@ def test_the_page_shows_both_and_runs_nothing(tmp_path: Path) -> None:
     assert "✓ right" in text and "✗ wrong" in text
     few = [compared(tmp_path / "a", tmp_path / "b", "-o", str(page), "--rows", "2", "--seed", "5") for _ in range(2)]
     assert few[0].exit_code == 0 and "2 of 3 requests, chosen at random." in page.read_text()
+
+
+def _study(tmp_path: Path, name: str, template: str, **more: Any) -> Path:
+    settings = {
+        "template": template,
+        "options": {"temperature": more.pop("temperature", 0)},
+        "context_sha256": template,
+    }
+    rows = [success(line, "up", prompt=template.format(line), model="tiny") for line in (1, 2)]
+    summary = {"job": f"20261128-101112-{name}", "settings": settings, "name": "notes.csv", **more}
+    return outbox(tmp_path / name, rows, summary)
+
+
+def test_what_both_were_asked_is_told_where_it_differs(tmp_path: Path) -> None:
+    long = "Summarise for a nurse in two sentences: {}"
+    a, b = _study(tmp_path, "aaaa", "Short: {}", label="study 1"), _study(tmp_path, "bbbb", long, temperature=0.7)
+    shown = compared(a, b).stdout
+    assert re.search(r"^ +study 1 +notes\.csv$", shown, re.MULTILINE)
+    assert "job of study 1: 20261128-101112-aaaa\njob of notes.csv: 20261128-101112-bbbb\n" in shown
+    assert re.search(r"^temperature +0 +0\.7$", shown, re.MULTILINE) and "sha256" not in shown
+    assert f"template of study 1: Short: {{}}\ntemplate of notes.csv: {long}\nprompts that differ: 2 of 2\n" in shown
+    document = json.loads(compared(a, b, "--json").stdout)
+    assert document["settings"]["template"] == {"a": "Short: {}", "b": long} and document["prompts_differ"] == 2
+    page = tmp_path / "page.html"
+    compared(a, b, "-o", str(page))
+    assert "<title>study 1 and notes.csv</title>" in page.read_text()
+    told = (
+        'Prompt of study 1</h3><div class="source">Short: 1<',
+        f'Prompt of notes.csv</h3><div class="source">{long[:-2]}1<',
+    )
+    assert all(words in page.read_text() for words in told)
+    compared(a, b, "-o", str(tmp_path / "t.json"))
+    first = json.loads((tmp_path / "t.json").read_text())[0]
+    assert (first["prompt"], first["prompt_a"], first["prompt_b"]) == ("Short: 1", "Short: 1", f"{long[:-2]}1")
+
+
+def test_the_same_prompts_and_names_are_not_told_twice(tmp_path: Path) -> None:
+    a, b = (_study(tmp_path, name, "Short: {}") for name in ("aaaa", "bbbb"))
+    shown = compared(a, b).stdout
+    assert re.search(r"^ +notes\.csv aaaa +notes\.csv bbbb$", shown, re.MULTILINE)
+    assert "template" not in shown and "differ" not in shown
+    document = json.loads(compared(a, b, "--json").stdout)
+    assert (document["settings"], document["prompts_differ"], document["a"]["complete"]) == ({}, 0, True)
+
+
+def test_a_job_that_still_runs_is_told(tmp_path: Path) -> None:
+    whole = _study(tmp_path, "aaaa", "Short: {}", label="study 1")
+    more = {"job": "20261128-101112-bbbb", "label": "study 2", "requests": 30}
+    part = outbox(tmp_path / "part", [success(1, "up")], **more)
+    run = compared(whole, part)
+    assert "study 2 is still running: 1 of 30 requests answered\n" in run.stdout
+    assert json.loads(compared(whole, part, "--json").stdout)["b"]["complete"] is False
+    none = compared(whole, outbox(tmp_path / "none", [], **more))
+    assert (none.exit_code, none.stderr) == (
+        1, "study 2 is still running: 0 of 30 requests answered; compare them later\n"
+    )  # fmt: skip
+
+
+def test_a_job_that_has_just_begun_has_no_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = {"job": "20261128-101112-bbbb", "name": "notes.csv", "label": "study 2", "state": "running"}
+    monkeypatch.setattr(Client, "get", lambda *_: {**begun, "outbox": str(tmp_path / "none"), "retries": None})
+    run = CliRunner().invoke(main, ["compare", str(_study(tmp_path, "aaaa", "{}")), "study-2"])
+    told = "study 2 is still running: no request is answered yet; see:  obatchctl job 20261128-101112-bbbb\n"
+    assert (run.exit_code, run.stderr) == (1, told)
 
 
 def test_what_one_of_both_does_not_know_of_a_request_the_other_tells(tmp_path: Path) -> None:

@@ -143,6 +143,17 @@ async def test_a_retry_has_the_label_of_its_job_and_stands_behind_it(rig: Desk) 
     assert rig.operations.jobs.one(ALICE, "drop").job == live.row.job  # and not drop.retry.jsonl
 
 
+async def test_refused_drops_do_not_compete_for_the_name_of_a_job_that_has_answers(rig: Desk) -> None:
+    jobs = rig.operations.jobs
+    done = await rig.run("a", name="patients.jsonl")
+    for number in range(12):
+        accepted(rig.work.store, f"2026112{number % 10}-{number:06d}-zzzz", "patients.jsonl", state=JobState.REFUSED)
+    assert jobs.one(ALICE, "patients.jsonl").job == done.job
+    assert (await jobs.remove(ALICE, "patients")).removed == done.job
+    with pytest.raises(ControlError, match="patients is the name of several jobs"):
+        jobs.one(ALICE, "patients")
+
+
 async def test_lists_are_chosen_by_label_and_time(rig: Desk) -> None:
     jobs, began_s = rig.operations.jobs, time.time()
     done, open_job = await rig.run("a", label="x"), await rig.take("b", label="y")
@@ -356,6 +367,13 @@ def test_somebody_at_a_terminal_sees_what_would_go_and_is_asked(
     assert result.stderr == ("" if code == 0 else "Nothing was erased.\n")
 
 
+def test_the_question_shows_states_as_lists_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(monkeypatch, "a.csv")
+    daemon.jobs[0] |= {"succeeded": 0, "failed": 3}
+    shown = run("rm", "abc0", typed="n\n", monkeypatch=monkeypatch).stdout
+    assert " failed " in shown and " done " not in shown
+
+
 def test_a_question_about_many_jobs_counts_them_and_shows_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     daemon = Daemon(monkeypatch, *(f"{n}.csv" for n in range(10)))
     daemon.jobs = daemon.jobs * 3
@@ -396,6 +414,8 @@ def test_old_jobs_are_ones_own_unless_all_are_asked_for(monkeypatch: pytest.Monk
         (["rm"], "name a JOB, or give --last, --older-than or --label"),
         (["rm", "x", "--all"], "--all goes with --older-than or --label"),
         (["rm", "--older-than", "soon"], "soon is no length of time"),
+        (["rm", "--older-than", "30"], "30 what? Write 30d for days, 30h for hours"),
+        (["jobs", "--since", "7"], "7 what? Write 7d for days, 7h for hours"),
         (["job"], "Missing argument 'JOB'"),
         (["cancel", "x", "--last"], "give JOB or --last, not both"),
         (["pause", "x", "--last"], "give JOB or --last, not both"),
@@ -410,6 +430,26 @@ def test_what_is_missing_or_contradicts_itself_is_told(
     result = run(*arguments)
     assert result.exit_code == 2 and words in result.stderr
     assert daemon.erased == [] and daemon.commanded == []
+
+
+def test_results_of_a_refused_drop_say_why_and_where_answers_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(monkeypatch, "bad.csv", "worse.csv", "good.csv", "better.csv")
+    for job in daemon.jobs[:2]:
+        job |= {"state": "refused", "outbox": None, "refused_to": "/failed/bad", "notes": ["no column note"]}
+    bad, good = daemon.jobs[0]["job"], daemon.jobs[2]["job"]
+    told = f"job {bad} (bad.csv) was refused: no column note\n/failed/bad has it\n"
+    result = run("results", "--last")
+    assert (result.exit_code, result.stderr) == (1, f"{told}the one before:  obatchctl results {good}\n")
+    assert run("results", bad).stderr == told
+
+
+def test_the_end_of_the_latest_jobs_answers_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemon(monkeypatch, "good.csv")
+    place = _answered(tmp_path / f"good.{JOB}", "x")
+    daemon.jobs[0] |= {"job": JOB, "outbox": str(place)}
+    (place / "status.json").write_text(json.dumps({"job": JOB, "name": "good.csv"}))
+    assert f"good.csv, job {JOB}\n" in run("results", "--last").stderr
+    assert "good.csv, job" not in run("results", str(place)).stderr
 
 
 def test_results_of_the_latest_job_of_somebody_who_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,6 +528,59 @@ def test_the_dropped_file_beside_somebody_names_its_job_and_other_files_are_read
 
     monkeypatch.setattr(Client, "get", down)
     assert "of the file" in looked(*["answers.jsonl", "out"][: 1 + (command == "compare")])
+
+
+def _answered(directory: Path, said: str) -> Path:
+    """A folder with one answer, which is no outbox."""
+    directory.mkdir(parents=True)
+    record = {"id": "1", "line": 1, "outcome": "succeeded", "response": said}
+    (directory / "results.jsonl").write_text(json.dumps(record) + "\n")
+    return directory
+
+
+def test_the_dropped_folder_beside_somebody_names_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "one.txt").write_text("my own letter")
+    _answered(tmp_path / "answers", "of the folder")
+    daemon = Daemon(monkeypatch, "letters")
+    daemon.jobs[0]["outbox"] = str(_answered(tmp_path / "out", "of the job"))
+
+    def get(client: Client, path: str, *names: str, **_: Any) -> dict[str, Any]:
+        if names != ("letters",):
+            raise NotFoundError("no such job")
+        return daemon.jobs[0]
+
+    monkeypatch.setattr(Client, "get", get)
+    result = run("results", "letters")
+    assert "of the job" in result.stdout and "my own letter" not in result.stdout
+    assert f"letters is a job and a folder here; this is the job {daemon.jobs[0]['job']}. The folder: ./letters" in (
+        result.stderr
+    )
+    assert "my own letter" in run("results", "./letters").stdout
+    assert "of the folder" in run("results", "answers").stdout
+
+
+@pytest.mark.parametrize("command", ["results", "compare"])
+def test_a_label_may_look_like_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    _answered(tmp_path / "study" / "2", "of the folder")
+    daemon = Daemon(monkeypatch, "a.csv")
+    daemon.jobs[0] |= {"outbox": str(_answered(tmp_path / "out", "of the job")), "label": "study/3"}
+
+    def get(client: Client, path: str, *names: str, **query: Any) -> dict[str, Any]:
+        assert names in ((), ("study/3",))
+        return daemon.jobs[0] if names else {"jobs": daemon.jobs if query["label"] == "study/3" else []}
+
+    monkeypatch.setattr(Client, "get", get)
+
+    def looked(place: str) -> str:
+        result = run(command, *[place] * (1 + (command == "compare")), "--json", "-o", "o.csv")
+        assert result.exit_code == 0, result.output
+        return (tmp_path / "o.csv").read_text()
+
+    assert "of the job" in looked("study/3")
+    assert "of the folder" in looked("study/2")
 
 
 def test_a_list_of_jobs_passes_on_what_it_is_chosen_by(monkeypatch: pytest.MonkeyPatch) -> None:

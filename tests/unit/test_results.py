@@ -241,6 +241,8 @@ def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
         "  60 timeout: too long",
         "  10 bad_json: too long",
         "  try these again:  obatchctl retry 20261123-133648-darg",
+        "  10 cannot be retried: mend lines 4935, 4942, 4949, 4956, 4963, 4970, 4977, 4984, 4991, 4998 of the drop and"
+        " submit them",
     ]
 
 
@@ -442,6 +444,27 @@ def test_the_review_page_shows_source_and_data_side_by_side(tmp_path: Path) -> N
     one = [obatchctl(tmp_path / "o", "--review", "1", "--seed", "7", "-o", page) and page.read_text() for _ in range(2)]
     assert one[0] == one[1]
     assert "1 of 2 answers" in one[0]
+
+
+def test_a_page_explains_only_what_is_on_it(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    for number, (answer, has) in enumerate((("words", False), ('{"note": 1}', True))):
+        path = outbox(tmp_path / str(number), [success(1, answer), success(2, answer)], {"name": "notes.csv"})
+        told = obatchctl(path, "--review", "500", "-o", page)
+        assert told.stdout.endswith(f"written to {page}: 2 of 2 answers\n")
+        assert ("those that do not are" in page.read_text()) is has
+        assert "<title>Review of notes.csv (20261123-133648-darg)</title>" in page.read_text()
+        assert "<kbd>r</kbd> right, <kbd>w</kbd> wrong, and on to the next" in page.read_text()
+        assert CliRunner().invoke(main, ["compare", str(path), str(path), "-o", str(page)]).exit_code == 0
+        assert ("Fields that differ" in page.read_text()) is has
+
+
+@pytest.mark.parametrize("name", ["rev.csv", "rev"])
+def test_a_page_is_not_written_under_the_name_of_a_table(tmp_path: Path, name: str) -> None:
+    path = outbox(tmp_path / "o", [success(1, "words")], {})
+    told = obatchctl(path, "--review", "5", "-o", tmp_path / name)
+    assert told.exit_code == 2 and "--review writes a page; end its name with .html" in told.stderr
+    assert not (tmp_path / name).exists()
 
 
 def test_the_review_page_takes_marks_and_runs_no_script_but_its_own(tmp_path: Path) -> None:

@@ -227,6 +227,30 @@ async def test_what_a_retry_answered_is_not_asked_again(rig: Desk) -> None:
     assert rig.left(third) == {3}
 
 
+async def test_lines_that_cannot_be_retried_are_named(rig: Desk) -> None:
+    good, bad = b'{"prompt": "a"}\n', b'{"id": "x"}\nno JSON\n'
+    row = rig.accept(good + bad)
+    await rig.engine.intake.begin([row])
+    job = rig.work.jobs[row.key]
+    await rig.answer(job, fault=NO)
+    await rig.published(job)
+    first = await again(rig, row.job)
+    await rig.answer(first)
+    await rig.published(first)
+    mend = "2 cannot be retried: mend lines 2, 3 of the drop and submit them"
+    assert (
+        await refused(rig, row.job) == f"{mend}; every other failed request of job {row.job} was answered by a retry"
+        " of it"
+    )
+    row = rig.accept(good * 20 + bad * 6)
+    await rig.engine.intake.begin([row])
+    job = rig.work.jobs[row.key]
+    await rig.answer(job)
+    await rig.published(job)
+    mend = "12 cannot be retried: mend lines 21, 22, 23, 24, 25, 26, 27, 28, 29, 30 and 2 more of the drop and submit"
+    assert await refused(rig, row.job) == f"job {row.job} has no failed request that could be tried again; {mend} them"
+
+
 async def test_answers_that_need_a_look_are_asked_for_again(rig: Desk) -> None:
     job = await rig.take("a", "b", "c")
     await rig.answer(job, 1, cut=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import runpy
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,23 @@ def test_a_wrong_option_of_the_demo_is_refused_before_it_does_anything(tmp_path:
     shutil.copy(SCRIPTS / "demo", tmp_path / "scripts" / "demo")
     told = subprocess.run([tmp_path / "scripts" / "demo", "--burning"], capture_output=True, text=True, timeout=10)
     assert told.returncode == 2 and "scripts/demo --burnin" in told.stderr
+
+
+def test_the_demo_says_how_to_get_a_model_and_what_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/ollama")
+    demo = runpy.run_path(str(SCRIPTS / "demo.py"))
+    plan = demo["plan"](simulator=False)
+    assert "the installed Ollama has no small model; ollama pull qwen2.5:0.5b gets one" in plan.words
+    (tmp_path / "responses").mkdir()
+    (tmp_path / "responses" / "a.txt").write_text("digest:8ebd")
+    job = {"job": "1", "succeeded": 1, "requests": 1, "outbox": str(tmp_path), "notes": [], "state": "done"}
+    assert demo["report"]([job], simulated=True)
+    assert "a.txt, random words by a stand-in server:" in capsys.readouterr().out
+    assert demo["report"]([job], simulated=False)
+    assert "stand-in" not in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Reports and comparisons as plain text for a terminal, 100 columns wide."""
+"""Reports as plain text for a terminal, 80 columns wide, and comparisons, whose table has its own width."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, Compar
 from obatchd.times import duration
 from obatchd.words import counted
 
-_WIDTH = 100
+_WIDTH = 80
 _SHOWN = ("fail", "inconclusive", "warn")
 
 
@@ -18,9 +18,13 @@ def summary(report: BurninHead | BurninReport) -> str:
     load = "batch work" if plan.with_jobs else plan.model
     lines = [
         f"Burn-in {report.run} on {host.hostname}: {report.verdict} ({report.state})",
-        report.meaning,
+        *textwrap.wrap(report.meaning, _WIDTH),
         f"{plan.profile}, {duration(report.elapsed_s)} of {duration(report.asked_s)} with {load}",
-        *(f"gap from {gap.since} until {gap.until}: {gap.reason}" for gap in report.gaps),
+        *(
+            line
+            for gap in report.gaps
+            for line in textwrap.wrap(f"gap from {gap.since} until {gap.until}: {gap.reason}", _WIDTH)
+        ),
         "",
         f"{'GPU':<4} {'VERDICT':<16} {'TOKENS/S':>9} {'UTIL':>6} {'POWER':>6} {'HOTTEST':>8} {'SLOTS':>6}  CANARY",
     ]
@@ -31,8 +35,8 @@ def summary(report: BurninHead | BurninReport) -> str:
             check = f"{canary.mismatches} of {canary.checks} differ"
         lines.append(
             f"{gpu.index:<4} {gpu.verdict:<16} {_cell(gpu.work.tokens_per_s, ''):>9} "
-            f"{_cell(stress.utilisation_percent, '%'):>6} {_cell(stress.power_percent, '%'):>6} "
-            f"{_cell(stress.temp_c, '°C'):>8} {_cell(stress.slots_busy_percent, '%'):>6}  {check}"
+            f"{_cell(stress.utilisation_percent, ' %'):>6} {_cell(stress.power_percent, ' %'):>6} "
+            f"{_cell(stress.temp_c, ' °C'):>8} {_cell(stress.slots_busy_percent, ' %'):>6}  {check}"
         )
     for gpu in report.gpus:
         lines += _reasons(gpu)
@@ -48,7 +52,7 @@ def _reasons(gpu: BurninGpu) -> list[str]:
     low = [reason for reason in gpu.reasons if reason.signal == "low_stress"]
     if not shown and not low:
         return []
-    lines = ["", f"GPU {gpu.index}, {gpu.name}, {gpu.uuid}: {gpu.verdict}"]
+    lines = ["", *textwrap.wrap(f"GPU {gpu.index}, {gpu.name}, {gpu.uuid}: {gpu.verdict}", _WIDTH)]
     told = [f"{reason.consequence}: {reason.text}" for reason in shown or low]
     told += [f"do: {gpu.action}"] if gpu.action not in ("", "None.") else []
     for text in told:
@@ -72,7 +76,7 @@ def comparison(document: Comparison) -> str:
         for row in group.gpus:
             lines.append(
                 f"{row.hostname[:width]:<{width}} {row.run:<16} {row.index:<4} {row.verdict:<15} "
-                f"{row.tokens_per_s:>9.1f} {row.of_median_percent:>9.1f}% {_cell(row.power_percent, '%'):>6} "
+                f"{row.tokens_per_s:>9.1f} {row.of_median_percent:>8.1f} % {_cell(row.power_percent, ' %'):>6} "
                 f"{_cell(row.clock_mhz, ' MHz'):>8}  {row.judgement}"
             )
         lines += [f"  {text}" for text in group.hosts]

@@ -11,6 +11,7 @@ from obatchd.cli.command import Command, Invocation, clean, given
 from obatchd.cli.commands.completion import jobs
 from obatchd.cli.commands.results import TABLES, form_of, source_of, target_of
 from obatchd.cli.views.text import number, table
+from obatchd.results.asked import as_value
 from obatchd.results.compare import Comparison, Figures, Side, middle
 from obatchd.results.export import export
 from obatchd.results.rates import Rate
@@ -18,6 +19,7 @@ from obatchd.results.side_by_side import write_page
 from obatchd.words import counted
 
 _FIELDS_SHOWN = 20
+_SHORT, _LONG = 16, 300  # characters of a setting in the table, and below it
 _RIGHT = {
     "exact": "right of {:,}, letter for letter",
     "folded": "  or but for case and spaces",
@@ -80,7 +82,10 @@ def compare_command(
 
 def _table(figures: Figures) -> list[str]:
     """The figures of each side, as columns."""
-    columns = [_column(side) for side in figures.sides]
+    settings = [(name, values) for name, values in _settings(figures) if max(map(len, values)) <= _SHORT]
+    columns = [
+        _column(side, {name: values[place] for name, values in settings}) for place, side in enumerate(figures.sides)
+    ]
     if figures.known is not None:
         for side, column in zip(figures.sides, columns, strict=True):
             rights = side.rights(figures.known).items()
@@ -91,12 +96,22 @@ def _table(figures: Figures) -> list[str]:
     rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
     # Where nothing more is right by a more generous look, that look is left out.
     rows = [row for place, row in enumerate(rows) if row[0][:1] != " " or row[1:] != rows[place - 1][1:]]
-    return table(("", *(f">~{side.name}" for side in figures.sides)), rows)
+    return table(("", *(f">~{side.title}" for side in figures.sides)), rows)
 
 
-def _column(side: Side) -> dict[str, str]:
+def _settings(figures: Figures) -> list[tuple[str, tuple[str, str]]]:
+    """The settings in which both differ, as texts."""
+    return [(name.replace("_", " "), (as_value(a), as_value(b))) for name, (a, b) in figures.settings.items()]
+
+
+def _cut(value: str) -> str:
+    return value if len(value) <= _LONG else f"{value[:_LONG]}…"
+
+
+def _column(side: Side, settings: dict[str, str]) -> dict[str, str]:
     return {
         "model": ", ".join(side.models) or "–",
+        **settings,
         "rows": f"{side.rows:,}",
         "answered": f"{side.answered:,}",
         "answers that are JSON": f"{side.json:,}",
@@ -109,9 +124,16 @@ def _column(side: Side) -> dict[str, str]:
 
 def _lines(figures: Figures, gold: str | None) -> Iterator[str]:
     a, b = figures.sides
+    yield from (side.unfinished for side in figures.sides if side.unfinished)
+    yield from (f"job of {side.title}: {side.name}" for side in figures.sides if side.name != side.title)
+    for name, values in _settings(figures):
+        if max(map(len, values)) > _SHORT:
+            yield from (f"{name} of {side.title}: {_cut(value)}" for side, value in zip((a, b), values, strict=True))
+    if figures.prompts_differ:
+        yield f"prompts that differ: {figures.prompts_differ:,} of {figures.joined:,}"
     for side in figures.sides:
         if alone := side.rows - figures.joined:
-            yield f"in {side.name} alone: {counted(alone, 'row')}"
+            yield f"in {side.title} alone: {counted(alone, 'row')}"
     yield f"same answer: {figures.agreement.text}"
     if figures.agreement.count > figures.same["exact"]:
         exact = figures.same["exact"]
@@ -123,5 +145,5 @@ def _lines(figures: Figures, gold: str | None) -> Iterator[str]:
         yield f"  and {len(fields) - _FIELDS_SHOWN:,} more fields, which are the same more often"
     if figures.known is not None:
         in_a, in_b = figures.right_alone
-        yield f"right by the column {gold} in {a.name} alone: {in_a:,}; in {b.name} alone: {in_b:,}"
+        yield f"right by the column {gold} in {a.title} alone: {in_a:,}; in {b.title} alone: {in_b:,}"
     yield "In brackets stands the 95 % interval (Wilson's score)."

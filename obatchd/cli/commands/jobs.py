@@ -11,9 +11,10 @@ import click
 from obatchd.cli.command import Command, Document, Invocation, Since, Span
 from obatchd.cli.named import NAMED, one_job
 from obatchd.cli.views.job import doubts, page, waits
-from obatchd.cli.views.status import job_table
+from obatchd.cli.views.status import job_state, job_table
 from obatchd.cli.views.text import table
 from obatchd.cli.views.waiting import watch as show_again
+from obatchd.client.client import Client
 from obatchd.words import counted
 
 # What erasing a job leaves behind.
@@ -23,12 +24,18 @@ _SUM_HEADINGS = (
     ">GPU-SECONDS",
 )  # fmt: skip
 _DOUBTS_SHOWN = 5
+_MOST = 10_000  # jobs in a list of the daemon
+# Every word of the column STATE, and the state in which the daemon knows such jobs.
+_STATES = {state: state for state in ("running", "publishing", "done", "refused")} | {
+    "waiting": "running", "paused": "running", "cancelling": "running", "failed": "done", "cancelled": "done",
+    "expired": "done",
+}  # fmt: skip
 _one_job = one_job()
 
 
 @click.command("jobs", cls=Command)
 @click.option(
-    "--state", type=click.Choice(["running", "publishing", "done", "refused"]), help="Only jobs in this state."
+    "--state", type=click.Choice(tuple(_STATES)), help="Only jobs in this state; done: over, however they ended."
 )
 @click.option("--mine", "owner", flag_value="mine", help="Only your own jobs.")
 @click.option("--all", "owner", flag_value="all", help="Jobs of every owner; for administrators.")
@@ -51,13 +58,24 @@ def jobs_command(
     owner: str | None,
     watch: bool,
     interval: float,
+    limit: int,
     **wanted: Any,
 ) -> None:
     """List jobs with progress, speed and failures, newest first. An administrator's list has everybody's."""
-    look = partial(invocation.client().get, "jobs", state=state, owner=owner, **wanted)
+    look = partial(_look, invocation.client(), state, limit, owner=owner, **wanted)
     if watch:
         show_again(invocation, interval, look, _list)
     invocation.answer(look(), view=_list)
+
+
+def _look(client: Client, state: str | None, limit: int, **wanted: Any) -> Document:
+    """The jobs that are wanted; of a word that the daemon does not know as a state, those that show it."""
+    known = _STATES.get(state or "")
+    if known == state or not state:
+        return client.get("jobs", state=state, limit=limit, **wanted)
+    document = client.get("jobs", state=known, limit=_MOST, **wanted)
+    shown = [job for job in document["jobs"] if job_state(job).split()[0] == state]
+    return {**document, "jobs": shown[:limit]}
 
 
 def _list(document: Document) -> list[str]:

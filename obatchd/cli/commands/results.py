@@ -22,10 +22,12 @@ from obatchd.results.export import BINARY, FORMATS, ONLY, Format, count_rows, ex
 from obatchd.results.repeats import Prompts
 from obatchd.results.review import write_review
 from obatchd.results.rows import ResultSet, read_object
-from obatchd.words import not_written
+from obatchd.results.tally import Tally
+from obatchd.words import counted, not_written
 
 TABLES = ".csv, .xlsx, .parquet, .json, .jsonl"  # endings of exports with a row for each request
 
+_LATEST = 100  # jobs among which the latest one with answers is looked for
 _TOLD = 10  # jobs of a spool without a daemon
 
 
@@ -76,6 +78,8 @@ def results_command(
         of_exports = {"--format": form, "--data-only": data_only, "--only": only, "--majority": majority}
         if given := [option for option, value in of_exports.items() if value]:
             raise click.UsageError(f"{given[0]} goes with an export, not with --review")
+        if output is not None and output.suffix.lower() not in (".html", ".htm"):
+            raise click.UsageError(f"--output {output}: --review writes a page; end its name with .html")
         output = output or Path(f"{source.job or source.path.name or 'results'}-review.html")
         with target_of(output) as target:
             tally = write_review(source, review, target, seed=seed)
@@ -95,9 +99,25 @@ def results_command(
     places = {"path": str(source.path.absolute()), "output": str(output) if output else None}
     invocation.answer({**tally.document(source), "repeats": agreement.document(), **places})
     if not invocation.json:
-        lines = [*tally.lines(source), *agreement.lines(), *([f"written to {output}"] if output else [])]
+        lines = [*_named(source), *tally.lines(source), *agreement.lines(), *_written(output, tally)]
         told = _again(source, only) if only else doubts({"job": source.job or source.path}, tally.doubts)
         click.echo("\n".join([*map(clean, lines), *told]), err=output is None)
+
+
+def _named(source: ResultSet) -> list[str]:
+    """The job, where nobody has named it."""
+    if not is_last():
+        return []
+    return [f"{source.title}, job {source.job}" if source.job not in ("", source.title) else source.title]
+
+
+def _written(output: Path | None, tally: Tally) -> list[str]:
+    if output is None:
+        return []
+    if tally.shown is None:
+        return [f"written to {output}"]
+    shown, of = tally.shown
+    return [f"written to {output}: {shown:,} of {counted(of, 'answer')}"]
 
 
 def _again(source: ResultSet, only: str) -> list[str]:
@@ -110,11 +130,11 @@ def _again(source: ResultSet, only: str) -> list[str]:
 def source_of(invocation: Invocation, place: str | None, *, only_this: bool = False) -> ResultSet:
     """A path as it is; of a job the results in the daemon's place of it, with those of its retries.
 
-    A file whose name alone is given may be what was dropped, so a job of that name goes before it. Without a daemon,
-    the one in the spool's outbox. None is the caller's latest job.
+    A file or folder whose name alone is given may be what was dropped, so a job of that name goes before it. Without a
+    daemon, the one in the spool's outbox. None is the caller's latest job.
     """
     path = Path(place) if place is not None else None
-    if path is not None and (os.sep in str(place) or path.is_dir()):
+    if path is not None and _is_place(invocation, str(place), path):
         return _responses(path, f"its job has the answers:  obatchctl results {path.name}")
     try:
         place = place or latest(invocation.client())
@@ -127,14 +147,42 @@ def source_of(invocation: Invocation, place: str | None, *, only_this: bool = Fa
         if path.exists():
             return _responses(path, "it has no job with its name yet; obatchctl jobs lists the jobs")
         raise NotFoundError(f"{place} is neither a directory nor a job; obatchctl jobs lists the jobs") from None
+    if path is not None and path.is_dir() and not invocation.json:
+        both = f"{path} is a job and a folder here; this is the job {found['job']}. The folder: ./{path}"
+        click.echo(clean(both), err=True)
     if found["outbox"] is None:
-        raise ControlError(f"{place} was refused; {found['refused_to']} has it and the reason", code="refused")
+        raise _refused(invocation, found, path)
+    if found.get("state") not in (None, "done") and not Path(found["outbox"]).exists():  # it has begun this moment
+        reason = f"{found.get('label') or found['name']} is still running: no request is answered yet"
+        raise ControlError(f"{reason}; see:  obatchctl job {found['job']}", code="no_responses")
     places: list[tuple[str, Path]] = []
     for job in () if only_this else found.get("retries") or ():
         with contextlib.suppress(NotFoundError):  # it was erased this moment
             if (place_of_retry := _job(invocation, job)["outbox"]) is not None:
                 places.append((job, Path(place_of_retry)))
     return Chain(Path(found["outbox"]), places) if places else ResultSet(Path(found["outbox"]))
+
+
+def _refused(invocation: Invocation, job: Document, path: Path | None) -> ControlError:
+    """That a job was refused, and why; where the latest one was meant, which one has answers."""
+    reasons = [f"job {job['job']} ({job['name']}) was refused: {'; '.join(job['notes'])}"]
+    reasons.append(f"{job['refused_to']} has it")
+    if path is None:
+        listed = invocation.client().get("jobs", owner="mine", limit=_LATEST)["jobs"]
+        reasons += [f"the one before:  obatchctl results {one['job']}" for one in listed if one["outbox"]][:1]
+    return ControlError("\n".join(reasons), code="refused")
+
+
+def _is_place(invocation: Invocation, place: str, path: Path) -> bool:
+    """Whether ``place`` is meant as a path and not as the name of a job: it has results of a job, or is no label."""
+    if path.is_dir() and ResultSet(path).job:
+        return True
+    if os.sep not in place or place.startswith((os.sep, "./", "../")):
+        return os.sep in place
+    try:
+        return not invocation.client().get("jobs", label=place, limit=1)["jobs"]
+    except DaemonDownError:
+        return True
 
 
 def _without_daemon(invocation: Invocation, place: str | None, path: Path | None, down: DaemonDownError) -> ResultSet:

@@ -12,6 +12,7 @@ from obatchd.cli.command import Command, Document, Invocation, Span, clean, give
 from obatchd.cli.commands.completion import jobs
 from obatchd.cli.commands.jobs import SUMS_STAY
 from obatchd.cli.named import is_last, last, latest
+from obatchd.cli.views.status import job_state
 from obatchd.cli.views.text import table
 from obatchd.client.client import Client
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
@@ -30,7 +31,10 @@ _MORE = (
 @click.command("rm", cls=Command)
 @click.argument("job_ids", metavar="[JOB]...", nargs=-1, callback=given, shell_complete=jobs)
 @last
-@click.option("--older-than", "older_s", type=Span(), metavar="TIME", help="Jobs of yours that ended so long ago: 30d.")
+@click.option(
+    "--older-than", "older_s", type=Span(with_unit=True), metavar="TIME",
+    help="Jobs of yours that ended so long ago: 30d.",
+)  # fmt: skip
 @click.option("--label", metavar="TEXT", help="Jobs of yours that are over and have this label.")
 @click.option("--all", "everybodys", is_flag=True, help="With these two, jobs of every owner; for administrators.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -112,7 +116,7 @@ def _ask(invocation: Invocation, jobs: list[Document], more_left: bool) -> None:
         running = next(job["job"] for job in jobs if job["state"] not in _OVER)
         raise ControlError(f"job {running} is not over; first: obatchctl cancel {running}", code="job_running")
     rows = [
-        (job["job"], job["name"], job.get("label"), job["state"], job["requests"], _day(job)) for job in jobs[:_SHOWN]
+        (job["job"], job["name"], job.get("label"), job_state(job), job["requests"], _day(job)) for job in jobs[:_SHOWN]
     ]
     lines = table(("JOB", "~NAME", "~LABEL", "STATE", ">REQUESTS", "ENDED"), rows)
     lines += [f"… and {len(jobs) - _SHOWN:,} more"] if len(jobs) > _SHOWN else []

@@ -92,20 +92,29 @@ def submit_command(
         # Answers of the sample are not asked for again.
         drops = {path: {"skip_done": samples[path], **own} for path, own in drops.items()}
     waits = wait or output_dir is not None
-    jobs, refused = _hand_over(invocation, drops, with_notes=not waits)
+    jobs, refused = _hand_over(invocation, drops)
     if jobs and waits:
-        jobs = finish(invocation, jobs, output_dir)
+        told = {job["job"]: job["notes"] for job in jobs}
+        jobs = finish(invocation, jobs, output_dir, told)
+        if not invocation.json:
+            answered = [job["job"] for job in jobs if job["succeeded"]]
+            click.echo("".join(f"see the answers:  obatchctl results {clean(job)}\n" for job in answered), nl=False)
     invocation.answer({"jobs": jobs, "refused": refused})
     sys.exit(exit_codes.FAILED if refused or any(map(is_bad, jobs)) else exit_codes.OK)
 
 
-def finish(invocation: Invocation, jobs: list[Document], output_dir: Path | None) -> list[Document]:
-    """Wait for jobs, copy their results where that is wanted, and say how they ended; their last documents."""
+def finish(
+    invocation: Invocation, jobs: list[Document], output_dir: Path | None, told: dict[str, list[str]] | None = None
+) -> list[Document]:
+    """Wait for jobs, copy their results where that is wanted, and say how they ended; their last documents.
+
+    Notes that were ``told``, by job, are not told again.
+    """
     jobs = _wait(invocation, [job["job"] for job in jobs])
     if output_dir is not None:
         jobs = [_fetch(job, output_dir) if job["state"] == "done" else job for job in jobs]
     if not invocation.json:
-        _report(jobs)
+        _report(jobs, told or {})
     return jobs
 
 
@@ -137,7 +146,7 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
     for row in (row for source in sources for row in source.rows()):
         _show(row)
     if failed:
-        _report(jobs)
+        _report(jobs, {})
         of = f" of {clean(', '.join(map(str, failed)))}" if len(jobs) > 1 else ""
         click.echo(f"No request of the sample{of} was answered, so the whole was not submitted.", err=True)
         sys.exit(exit_codes.FAILED)
@@ -185,7 +194,7 @@ def _show(row: Row) -> None:
 
 
 def _hand_over(
-    invocation: Invocation, drops: dict[Path, Document], what: str = "results:", *, with_notes: bool = True
+    invocation: Invocation, drops: dict[Path, Document], what: str = "results:"
 ) -> tuple[list[Document], list[Document]]:
     """Submit each path with its settings; one that is refused does not keep back the others."""
     client = invocation.client()
@@ -204,7 +213,7 @@ def _hand_over(
         jobs.append(job)
         if not invocation.json:
             click.echo(f"{job['job']}  {clean(path)}  {what} {clean(job['outbox'])}")
-            for note in job["notes"] if with_notes else ():
+            for note in job["notes"]:
                 click.echo(f"  note: {clean(note)}")
     return jobs, refused
 
@@ -280,9 +289,10 @@ def _fetch(job: Document, directory: Path) -> Document:
     return {**job, "copied_to": str(target)}
 
 
-def _report(jobs: list[Document]) -> None:
+def _report(jobs: list[Document], told: dict[str, list[str]]) -> None:
     for job in jobs:
         place = job.get("copied_to") or job["outbox"] or job["refused_to"]
         click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(place)}")
-        for line in (*doubts(job), *(f"note: {clean(note)}" for note in job["notes"] or []), *causes(job)):
+        notes = [note for note in job["notes"] or [] if note not in told.get(job["job"], ())]
+        for line in (*doubts(job), *(f"note: {clean(note)}" for note in notes), *causes(job)):
             click.echo(f"  {line}")

@@ -155,7 +155,8 @@ def _draw(look: Callable[[], Document], view: View) -> None:
         lines = [*view(look())]
     except DaemonDownError as error:  # it may come back
         lines = [clean(error.message)]
-    room = os.get_terminal_size(sys.stdout.fileno()).lines or len(lines)
+    room = os.get_terminal_size(sys.stdout.fileno()).lines or len(lines) + 2
+    lines = [*lines[: max(room - 2, 1)], "", click.style("Ctrl-C ends this view.", dim=True)]
     shown = lines[:room] if terminal.coloured(sys.stdout) else map(click.unstyle, lines[:room])
     _control(_HOME + f"{_ERASE_LINE}\n".join(shown) + _ERASE_BELOW)
 

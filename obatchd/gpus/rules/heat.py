@@ -28,7 +28,8 @@ def hardware_slowdown(track: Track, settings: GpuHealthSettings) -> Iterator[Fin
     total_s = max(counted_s, track.slowed_s.get("hw_slowdown", 0.0))
     share = total_s / track.loaded_s if track.loaded_s >= _MIN_LOADED_S else 0.0
     if total_s > settings.slowdown_run_s or share > settings.slowdown_run_share:
-        text = f"slowed down by hardware for {total_s:.0f} s, {share:.1%} of the loaded time"
+        of_load = f"{100 * share:.1f} % of the loaded time"
+        text = f"slowed down by hardware ({_cause(track)}) for {total_s:.0f} s, {of_load}"
         since_s = track.first_s.get("hw_thermal_s", track.began_s)
         yield finding("hw_slowdown_time", text, round(total_s, 1), settings.slowdown_run_s, since_s)
 
@@ -62,7 +63,8 @@ def thermal_slowdown(track: Track, settings: GpuHealthSettings) -> Iterator[Find
     now = recent_share > settings.thermal_share and track.loaded_s >= _MIN_LOADED_S
     failed = share > settings.thermal_run_share
     if now or failed or share > settings.thermal_share:
-        text = f"slowed down for heat by the driver in {max(share, recent_share):.0%} of the loaded time"
+        percent = 100 * max(share, recent_share)
+        text = f"slowed down for heat by the driver in {percent:.0f} % of the loaded time"
         value, since_s = round(max(share, recent_share), 3), slowed[0].at_s if slowed else track.began_s
         level, burn_in = "warn" if now else "ok", "fail" if failed else "warn"
         limit = settings.thermal_share

@@ -14,6 +14,7 @@ from obatchd.jobs.store.job_row import defaults_of
 from obatchd.jobs.store.request_index import Lanes, add_requests, make_defaults, unanswered_record, write_results
 from obatchd.jobs.store.rows import (
     LINE_MASK,
+    REFUSED_LANE,
     AttemptRow,
     IndexedChunk,
     LaneRow,
@@ -248,6 +249,14 @@ class Segment(Database):
             *keys_of(job), succeeded,
         )  # fmt: skip
         return [Entry(row[0] & LINE_MASK, *row[1:]) for row in rows]
+
+    def refused_lines(self, job: int, limit: int) -> tuple[int, list[int]]:
+        """How many lines were refused, and the first of them: they never ran, so nothing of them can be retried."""
+        bounds = *keys_of(job), REFUSED_LANE
+        refused = "FROM requests r WHERE r.request > ? AND r.request < ? AND lane = ?"
+        [(count,)] = self._rows(f"SELECT count(*) {refused}", *bounds)
+        rows = self._rows(f"SELECT r.request {refused} ORDER BY r.request LIMIT ?", *bounds, limit)
+        return count, [row[0] & LINE_MASK for row in rows]
 
     def forget_lanes(self, job: int) -> None:
         self._lanes.pop(job, None)

@@ -227,8 +227,11 @@ class StateStore(Database):
         return [row for job in jobs for row in self._jobs("job = ?", job)]
 
     def named(self, typed: str, owner: int | None = None, limit: int = 2) -> tuple[str, list[JobRow]]:
-        """How ``typed`` names jobs, of one owner or of all, and up to ``limit`` that it may mean, newest first."""
-        of_owner = "AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT ?"
+        """How ``typed`` names jobs, of one owner or of all, and up to ``limit`` that it may mean, newest first.
+
+        Where there are more, those that were refused are left out first.
+        """
+        of_owner = "AND (? IS NULL OR owner = ?) ORDER BY state = 'refused', job DESC LIMIT ?"
         for what, conditions in JobName(typed).ways():
             found = [self._jobs(f"{asked} {of_owner}", *given, owner, owner, limit) for asked, given in conditions]
             if rows := {row.key: row for rows in found for row in rows}:
