@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import click
 
 from obatchd import terminal, times
-from obatchd.words import ENDED, counted
+from obatchd.words import ENDED, counted, server_state
 
 # Words of each event. {name} is a field of it, {name:request} counts requests, {name:duration} are seconds,
 # {name:ending} is how a job ended, {name:state} the state of a server. A reason and a remedy that the words do not name
@@ -107,8 +107,8 @@ WORDS: Mapping[str, str] = {
     "store_set_aside": "A damaged file of the store was set aside as {kept_as}",
     "store_migrated": "The tables of {file} were brought from version {from_version} to {to_version}",
     "store_backed_up": "A copy of the tables as they were is in {file}",
-    "session_not_recorded": "obatchd cannot write beside the store",
-    "fact_not_kept": "obatchd cannot write down {key}",
+    "session_not_recorded": "obatchd cannot write {path}",
+    "fact_not_kept": "obatchd cannot write {key} into the store",
     # servers
     "server_planned": "",
     "server_state": "Server {server} is {new:state}",
@@ -124,7 +124,7 @@ WORDS: Mapping[str, str] = {
     "ollama_version": "{warning}",
     "foreign_ollama": "{reason}",
     "orphans_swept": "",
-    "orphan_killed": "An Ollama process of an earlier run was ended ({pid})",
+    "orphan_killed": "An Ollama process of an earlier run was ended (pid {pid})",
     "orphan_stuck": "{count:Ollama process} of an earlier run cannot be killed",
     "worker_started": "",
     "worker_lost": "The process that works with server {server} ended; it is started again",
@@ -145,12 +145,12 @@ WORDS: Mapping[str, str] = {
     # models
     "profile_switch": "",
     "profile_loaded": "Server {server} has loaded {model} in {load_s:duration}: {slots:slot}, context {context_length}",
-    "profile_refused": "Server {server} cannot have {model}",
+    "profile_refused": "Server {server} cannot serve {model}",
     "load_failed": "Server {server} could not load {model}",
     "model_unloaded": "Server {server} has unloaded {model}, which nobody used for {idle_s:duration}",
     "model_removed": "Model {model} was removed",
     "model_not_had": "",
-    "model_not_everywhere": "Not every server can have model {model}",
+    "model_not_everywhere": "Not every server can serve {model}",
     "models_not_listed": "The models in {store} cannot be listed",
     "pull_started": "Pulling model {model}",
     "pull_done": "Pulled model {model}",
@@ -158,16 +158,16 @@ WORDS: Mapping[str, str] = {
     "cpu_only": "{reason}",
     "gpus_awaited": "{reason}",
     "gpus_limited": "{reason}",
-    "gpus_came": "{gpus:GPU} came",
+    "gpus_came": "{gpus:GPU} found",
     "gpu_unusable": "{problem}",
     "probe_state": "{message}",
     "gpu_host_trouble": "GPUs of this host: {message}",
-    "gpu_shared": "Server {server} waits: {processes}",
+    "gpu_shared": "Other processes hold memory on the GPU of server {server}: {processes}; {reason}",
     "gpu_shared_unload_failed": "Server {server} cannot unload its model",
     "gpu_usable_again": "Server {server} goes on: its GPU is free again",
     "gpu_xid": "{gpu}: XID {xid}",
     "gpu_finding": "{gpu}",
-    "gpu_finding_cleared": "{gpu}: {signal} is good again",
+    "gpu_finding_cleared": "{gpu}: a finding is over",
     "gpu_quarantined": "{gpu} is out of use",
     "gpu_released": "{gpu} was released",
     "gpu_record_unreadable": "A record of a GPU cannot be read",
@@ -180,12 +180,12 @@ WORDS: Mapping[str, str] = {
     "gpu_history_not_written": "The history of the GPUs cannot be written",
     "kernel_log_blind": "obatchd cannot read the kernel log, so it does not see every fault of a GPU",
     # alarms and burn-ins
-    "alarm_dropped": "An alarm was dropped ({kind})",
-    "alarm_failed": "The alarm {kind} was not told through {way}",
+    "alarm_dropped": "An alarm was not sent ({kind})",
+    "alarm_failed": "The alarm {kind} did not arrive: the {way} failed",
     "alarm_told": "",
-    "notification_failed": "{way} could not be told of job {job}, and is tried again",
-    "notification_given_up": "{way} could not be told of job {job}",
-    "notification_store_failed": "The disk does not take what came of telling that a job is over",
+    "notification_failed": "Nobody could be told through {way} that job {job} is over; obatchd tries again",
+    "notification_given_up": "Nobody could be told through {way} that job {job} is over; obatchd gave up",
+    "notification_store_failed": "obatchd cannot write down whether somebody was told that a job is over",
     "notification_told": "",
     "burnin_started": "Burn-in {run} has begun: {profile}, {duration_s:duration}",
     "burnin_preparing": "",
@@ -196,7 +196,7 @@ WORDS: Mapping[str, str] = {
     "burnin_resumed": "Burn-in {run} goes on after a pause of {gap_s:duration}",
     "burnin_failed": "Burn-in {run} failed because of a defect of obatchd; please report this",
     "burnin_not_written": "Burn-in {run} cannot be written",
-    "burnin_not_calibrated": "The burn-in cannot measure server {server}",
+    "burnin_not_calibrated": "The burn-in makes no output check on server {server}",
     "burnin_load_failed": "The burn-in cannot load server {server}",
     "burnin_request_failed": "A request of the burn-in failed on server {server}",
     "burnin_output_differs": "Server {server} gives another output than before in the burn-in",
@@ -220,7 +220,7 @@ class _Counting(string.Formatter):
         if value is None:
             return "–"
         if format_spec == "state":
-            return "down" if value == "backoff" else str(value)
+            return server_state(str(value))
         if format_spec == "duration":
             return times.duration(float(value))
         if format_spec == "ending":

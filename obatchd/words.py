@@ -44,6 +44,11 @@ def to_mend(count: int, lines: Sequence[int]) -> str:
     )
 
 
+def server_state(state: str) -> str:
+    """The state of a server for people: "server gpu0 is …"."""
+    return "down" if state == "backoff" else state
+
+
 def job_ending(requests: int | None, failed: int, cancelled: int, expired: int) -> str:
     """The one word for how a job ended: somebody or its deadline ended it early, or there is no answer."""
     if failed and failed == requests:
@@ -80,7 +85,7 @@ def not_written(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError | NotADirectoryError) and not os.path.isdir(path.parent):
         there = os.path.lexists(path.parent)
         reason = f"{path.parent} is not a folder" if there else f"there is no folder {path.parent}"
-    return f"{path}: cannot be written: {reason}"
+    return f"{path} cannot be written: {reason}"
 
 
 def misfit(error: Exception) -> str:

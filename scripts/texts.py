@@ -2,8 +2,9 @@
 
     .venv/bin/python scripts/texts.py > texts.txt
 
-It is complete by construction: of the syntax trees of all modules it takes every text that has two words or more, and
-leaves out what is named here, each with its reason. Help and settings come as they are shown. {…} is a value.
+It is complete by construction: of the syntax trees of all modules it takes every text that has two words or more, of
+HTML the words between its tags, and leaves out what is named here, each with its reason. Help and settings come as they
+are shown. {…} is a value.
 """
 
 from __future__ import annotations
@@ -32,8 +33,14 @@ LEFT_OUT = {
 _SQL = re.compile(
     r"^\s*\(?\b(SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|PRAGMA|WITH|BEGIN|FROM|WHERE|VACUUM|REPLACE)\b"
 )
-_MARKUP = re.compile(r"^\s*<|[{};]\s*[a-z-]+:\s|^\s*@|var\(--")
-_TWO_WORDS = re.compile(r"[A-Za-z]{2,}[,:;]?\s+\(?[A-Za-z{]")
+_CSS = re.compile(r"\{\s*[a-z-]+:\s[^{}]*\}")  # a block of it; the braces of values are no part of what is asked
+_HTML = re.compile(r"^\s*<[a-z!/]|</[a-z]+>|<[a-z]+ [a-z-]+=")
+_TAGS = re.compile(r"\s*(<(?:style|defs|script)\b.*</(?:style|defs|script)>|<[a-z!/][^<>]*>|<[a-z][^<>]*$)", re.DOTALL)
+_VALUE = "{…}"
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_TWO_WORDS = re.compile(r"([A-Za-z]{2,}|…})[^\w\s{]{0,2}\s+([^\w\s{]{1,2}\s+)?[^\w\s{]{0,2}([A-Za-z]|{)")
+_IN_VALUES = re.compile(r"[A-Za-z]{2,}[,:;]?\s+\(?[A-Za-z{]")  # two words, where words stand in what is put in, too
+_IN_SCRIPT = re.compile(r"[\"`]([^\"`\n]*)[\"`]")
 
 
 # A plural right behind a number, and what may stand before a number that is many by itself.
@@ -78,21 +85,51 @@ def _for_people() -> Iterator[tuple[str, tuple[ast.AST, ...]]]:
 
 
 def messages() -> Iterator[Text]:
-    """Every text of the code with two words or more that is neither docstring, SQL nor markup."""
+    """Every text of the code with two words or more that is neither docstring nor SQL, of HTML the words in it."""
     for place, nodes in _for_people():
         within = _docstrings(nodes)
         for node in nodes:
-            if isinstance(node, ast.JoinedStr) and id(node) not in within:
-                within.update(id(part) for part in ast.walk(node) if part is not node)
-            elif not isinstance(node, ast.Constant | ast.JoinedStr):
+            if not isinstance(node, ast.Constant | ast.JoinedStr) or id(node) in within:
                 continue
-            text = _text(node)
-            if id(node) not in within and _is_message(text):
+            is_html = bool(_HTML.search(_spoken(node)))
+            if isinstance(node, ast.JoinedStr):  # texts in its values are shown with it; those in values of HTML, alone
+                within.update(id(part) for part in (node.values if is_html else ast.walk(node)) if part is not node)
+            if text := _of_html(node) if is_html else _message(node):
                 yield Text(f"{place}:{node.lineno}", text)
+    for path in sorted(PACKAGE.rglob("*.js")):
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+            found = (match[1].replace("${", "{") for match in _IN_SCRIPT.finditer(line))
+            place = f"{path.relative_to(PACKAGE).as_posix()}:{number}"
+            yield from (Text(place, text) for text in found if _TWO_WORDS.search(text))
 
 
-def _is_message(text: str) -> bool:
-    return bool(_TWO_WORDS.search(text)) and not _SQL.search(text) and not _MARKUP.search(text)
+def _message(node: ast.Constant | ast.JoinedStr) -> str:
+    """The text, if it is one for people."""
+    text, spoken = _text(node), _spoken(node)
+    is_words = (_TWO_WORDS.search(spoken) and _WORD.search(spoken)) or _IN_VALUES.search(text)
+    return text if is_words and not _SQL.search(text) and not _CSS.search(spoken.replace(_VALUE, "")) else ""
+
+
+def _of_html(node: ast.Constant | ast.JoinedStr) -> str:
+    """The words between the tags."""
+    words = " ".join(_TAGS.sub(" ", _spoken(node)).split())
+    return words if _WORD.search(words) else ""
+
+
+def _spoken(node: ast.Constant | ast.JoinedStr) -> str:
+    """The text as far as it is known: of a value that is a text itself its text, of one that is counted the noun."""
+    if isinstance(node, ast.Constant):
+        return _text(node)
+    return "".join(_known(part) for part in node.values)
+
+
+def _known(part: ast.expr) -> str:
+    value = part.value if isinstance(part, ast.FormattedValue) else part
+    if isinstance(value, ast.Constant):
+        return _text(value)
+    if isinstance(value, ast.Call) and ast.unparse(value.func) == "counted":
+        return f"{_VALUE} {_text_of(value.args[1])}"
+    return _VALUE
 
 
 def uncounted() -> Iterator[Text]:

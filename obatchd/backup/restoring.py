@@ -58,7 +58,7 @@ def restore(backup: Path, spool: Path, admin_gid: int | None = None) -> Manifest
         raise SpoolError(f"{backup} is no backup of obatchd, or is damaged: {error}", code="no_backup") from None
     except OSError as error:
         place = error.filename or backup
-        raise SpoolError(f"{place}: it cannot be restored: {error.strerror or error}", code="restore") from error
+        raise SpoolError(f"{place} cannot be restored: {error.strerror or error}", code="restore") from error
 
 
 def _missing(root: Path) -> list[Path]:

@@ -29,9 +29,9 @@ _EXIT_CODES = (
 _FILES = (
     ("/etc/obatch/obatchd.toml", "The configuration of the system service; see obatchd.toml(5)."),
     ("/var/spool/obatch/inbox", "Where members of the group obatch-submit drop files. Moving is best, copying works."),
-    ("/var/spool/obatch/outbox/NAME", "Results of the user NAME, whom alone, with administrators, they are shown to."),
+    ("/var/spool/obatch/outbox/NAME", "Results of the user NAME; only NAME and administrators may read them."),
     ("/var/spool/obatch/failed/NAME", "Drops of NAME that could not become jobs, each with the reason."),
-    ("/var/spool/obatch/work", "Everything that must survive; the daemon's own."),
+    ("/var/spool/obatch/work", "Files of the daemon: jobs, prompts, answers so far. Do not change them."),
     ("/var/lib/obatch", "Home of the daemon: models, unless servers.models_dir says otherwise."),
     ("/opt/obatchd", "The program, one directory per version; current is the one in use."),
     ("/usr/share/doc/obatchd/README.md", "Where every page of the documentation begins."),
@@ -43,7 +43,10 @@ _OF_DAEMON = (
 )
 _ENVIRONMENT = (
     ("OBATCH_SPOOL", "The spool of the daemon to talk to, where --spool is not given."),
-    ("NO_COLOR, CLICOLOR=0, TERM=dumb", "Each turns colours off; a dumb terminal gets no line drawn anew either."),
+    (
+        "NO_COLOR, CLICOLOR=0, TERM=dumb",
+        "Each turns colours off. TERM=dumb also keeps progress lines from being redrawn.",
+    ),
     ("CLICOLOR_FORCE=1", "Colours, in files and pipes, too."),
 )
 _GOING_BACK = (
@@ -61,7 +64,7 @@ _REMOVING = (
 
 
 _TOML = (
-    "TOML. Every setting has a default. Each may also be given as an environment variable, which goes before the file. "
+    "TOML. Every setting has a default. Each may also be given as an environment variable, which overrides the file. "
     "obatchctl config check says what is wrong in a file, obatchctl reload has obatchd read a changed one again: "
     "settings marked live change at once, those marked next job for jobs accepted afterwards. A change of settings "
     "marked restart needs a restart: systemctl restart obatchd."

@@ -156,7 +156,7 @@ def _folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """The files of a folder and of those in it, by their paths in it and in name order, without hidden ones."""
 
     def unreadable(error: OSError) -> NoReturn:
-        raise errors.ControlError(f"{error.filename}: cannot be read: {error.strerror}", code="unreadable") from None
+        raise errors.ControlError(f"{error.filename} cannot be read: {error.strerror}", code="unreadable") from None
 
     found: list[Path] = []
     for place, folders, files in os.walk(folder, onerror=unreadable):
@@ -173,10 +173,10 @@ def _open(file: Path) -> int:
         # O_NONBLOCK, because opening a named pipe would wait for a writer.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise errors.ControlError(f"{file}: cannot be read: {error.strerror}", code="unreadable") from None
+        raise errors.ControlError(f"{file} cannot be read: {error.strerror}", code="unreadable") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise errors.ControlError(f"{file}: is not a regular file", code="not_a_file")
+        raise errors.ControlError(f"{file} is not a regular file", code="not_a_file")
     return descriptor
 
 

@@ -179,7 +179,9 @@ class Daemon:
     async def _begin_again_with_gpus(self, here: Host) -> None:
         """The driver came later than the daemon, as at boot. Requests in flight are asked again, of servers on GPUs."""
         await here.probe.present.wait()
-        _log.warning("gpus_came", gpus=len(here.probe.gpus), reason="all parts begin again, with servers on GPUs")
+        _log.warning(
+            "gpus_came", gpus=len(here.probe.gpus), reason="obatchd starts its parts again, with a server on each GPU"
+        )
         if not self._stopping.is_set():
             self._again = True
             self._between.start(systemd.beat(), "systemd")  # which watches since READY

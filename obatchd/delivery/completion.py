@@ -36,7 +36,8 @@ _DEFECTIVE = Ending(
     Outcome.FAILED,
     "job_defect",
     "obatchd itself failed to offer the requests of this job to a server; the daemon's log says where. Most likely a "
-    "setting of the job cannot be sent to one, such as a whole number of more than 64 bits: submit it again without",
+    "setting of the job cannot be sent to one, such as a whole number of more than 64 bits: submit the job again "
+    "without that setting",
 )
 
 

@@ -64,7 +64,7 @@ def job_document(live: LiveJob, in_flight: int, stranded: str = "") -> JobDocume
     )
     waits = not (live.paused or live.publishing or live.ending)
     if held_up := (stranded if waits else "") or live.hindrance:
-        document.notes = [*document.notes, f"it is held up: {held_up}"]
+        document.notes = [*document.notes, f"it waits: {held_up}"]
         document.held_up = held_up
     return document
 

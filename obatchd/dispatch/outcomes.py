@@ -94,7 +94,9 @@ class OutcomeHandler:
         offers, link.offers = link.offers, {}
         for key, offered in offers.items():
             if offered.started_s:
-                fault = faults.Fault(faults.SERVER, "worker_lost", f"the worker of {server} {reason}")
+                fault = faults.Fault(
+                    faults.SERVER, "worker_lost", f"obatchd's process that works with server {server} {reason}"
+                )
                 pending = offered.taken.pending
                 record = records.lost(pending.raw, pending.line, pending.attempt, [*pending.servers, server], fault)
                 spent_s = time.monotonic() - offered.began_s

@@ -76,8 +76,10 @@ def lost(raw: bytes, line: int, number: int, servers: list[str], fault: Fault) -
 
 def poisoned(record: bytes, crashes: int, alone: int) -> bytes:
     """The failure of a request that crashes or hangs servers, with the evidence."""
+    of_these = f"{alone} of these" if alone < crashes else "each time"
     words = (
-        f"servers that worked on the request crashed or hung {counted(crashes, 'time')}, {alone} of them with it alone"
+        f"servers crashed or hung {counted(crashes, 'time')} while they worked on the request, {of_these} while they "
+        "worked on nothing else"
     )
     return _reworded(record, "poison", words)
 

@@ -38,6 +38,8 @@ _log = log.get(__name__)
 _PERIOD_S = 1.0
 _MARGIN_S = 5.0
 _NO_ANSWER = frozenset({"timeout", "server_unreachable", "server_error", "not_ollama"})
+_OF_SLOW = {1: "obatchd loads the model again", 2: "obatchd restarts it when it is idle"}
+_NO_REMEDY = "obatchd leaves it: loading again and a restart did not help"
 _HARDWARE = frozenset({Symptom.STALLED, Symptom.GPU_IDLE, Symptom.CPU_FALLBACK})
 
 
@@ -117,17 +119,17 @@ class Watchdog:
         match symptom:
             case Symptom.STALLED:
                 reason = f"no token from any of its slots for {self._current.value.dispatch.stall_s:g} s or more"
-                self._found(link, symptom, reason, "give up what is in flight, ask for one token")
+                self._found(link, symptom, reason, "obatchd gives up its requests and asks it for one token")
                 self._dispatcher.give_up(link, faults.hung(reason), self._settings.probe_s + _MARGIN_S)
                 await self._restart_unless_it_answers(link, symptom, reason)
             case Symptom.GPU_IDLE:
-                reason = f"requests in flight, no token and an idle GPU for {self._settings.idle_gpu_s:g} s"
-                self._found(link, symptom, reason, "ask for one token")
+                reason = f"it has requests, but no token and an idle GPU for {self._settings.idle_gpu_s:g} s"
+                self._found(link, symptom, reason, "obatchd asks it for one token")
                 await self._restart_unless_it_answers(link, symptom, reason)
             case Symptom.SLOTS_LEAKING:
                 slots = link.server.slots
                 reason = f"answers wait for a slot although it has {slots} for them: some do not become free"
-                self._found(link, symptom, reason, "restart when idle")
+                self._found(link, symptom, reason, "obatchd restarts it when it is idle")
                 await self._restart_when_idle(link, reason)
             case Symptom.SLOW:
                 await self._speed_up(link)
@@ -152,12 +154,18 @@ class Watchdog:
         link.watch.begin_again()
         if condemn:
             link.watchdog["drained"] += 1
-            often = counted(self._settings.repeats, "time")
-            words = f"restarted {often} because it was {symptom}; look at it, then resume it"
+            words = self._drained_words(link, reason)
             _log.error("watchdog_drained", server=link.server.id, finding=symptom, reason=words)
             await link.server.drain(words)
         await asyncio.sleep(_PERIOD_S)  # by now its state keeps work away until it is READY again
         self._dispatcher.release(link)
+
+    def _drained_words(self, link: Link, reason: str) -> str:
+        often, server = counted(self._settings.repeats, "time"), link.server.id
+        return (
+            f"obatchd restarted it {often} because it did not do its work, most recently: {reason}. "
+            f"Look at  obatchctl servers logs {server},  then  obatchctl servers resume {server}"
+        )
 
     def _repeated(self, link: Link, symptom: Symptom) -> bool:
         now_s = time.monotonic()
@@ -193,8 +201,7 @@ class Watchdog:
         watch.slow_remedies += 1
         limits = self._settings
         reason = f"below {limits.slow_factor:g} of its own best tokens per second for {limits.slow_s:g} s"
-        remedy = {1: "load the model again", 2: "restart when idle"}.get(watch.slow_remedies, "none: take it as it is")
-        self._found(link, Symptom.SLOW, reason, remedy)
+        self._found(link, Symptom.SLOW, reason, _OF_SLOW.get(watch.slow_remedies, _NO_REMEDY))
         if watch.slow_remedies == 1:
             try:
                 profile = server.loaded
@@ -212,5 +219,5 @@ class Watchdog:
 
     async def _look_at_vram(self, link: Link) -> None:
         if reason := await link.server.fallen_back():
-            self._found(link, Symptom.CPU_FALLBACK, reason, "restart")
+            self._found(link, Symptom.CPU_FALLBACK, reason, "obatchd restarts it")
             await self._restart(link, Symptom.CPU_FALLBACK, reason)

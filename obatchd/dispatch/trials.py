@@ -34,7 +34,7 @@ _log = log.get(__name__)
 _SUSPECT_CRASHES = 2
 _CONDEMNED_BY = 3  # different requests that crashed their servers alone
 _SAME_PROMPT = Fault(
-    faults.REQUEST, "poison", "the same prompt, asked for other answers, crashed servers while it was alone"
+    faults.REQUEST, "poison", "another repeat of this prompt crashed servers while it ran alone on them"
 )
 FORMAT_CRASHES, SETTINGS_CRASH = "format_crashes", "settings_crash"
 

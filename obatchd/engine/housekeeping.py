@@ -85,7 +85,7 @@ class Housekeeping(Part):
         engine = self._engine
         segment = await asyncio.to_thread(engine.store.of, row)
         _, indexed = await asyncio.to_thread(segment.job_progress, row.key)
-        _log.warning("job_published_again", job=row.job, from_store=indexed, reason="its summary.json was torn")
+        _log.warning("job_published_again", job=row.job, from_store=indexed, reason="its summary.json was incomplete")
         if indexed:
             engine.resumption.republish(row)
             return
@@ -118,7 +118,7 @@ class Housekeeping(Part):
             reached = rows[-1].key
         for job, reason in failed.items():
             if job not in self._not_erased:  # tried again every minute, and told once
-                _log.error("job_not_erased", job=job, reason=reason, remedy="see why; it is tried again")
+                _log.error("job_not_erased", job=job, reason=reason, remedy="obatchd tries again")
         self._not_erased = failed
         prune_refused(engine.layout, before_s)
 

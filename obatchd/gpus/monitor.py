@@ -277,8 +277,8 @@ class Monitor(Listener):
                 self._tell(uuid, "finding", finding.text, finding.level, signal)
         for signal in old.keys() - new.keys():
             if self._may_tell(uuid, f"{signal}/cleared"):
-                log.info("gpu_finding_cleared", gpu=uuid, signal=signal)
-                self._tell(uuid, "cleared", f"no more: {old[signal].text}", signal=signal)
+                log.info("gpu_finding_cleared", gpu=uuid, signal=signal, reason=old[signal].text)
+                self._tell(uuid, "cleared", f"over: {old[signal].text}", signal=signal)
 
     def _may_tell(self, uuid: str, what: str) -> bool:
         now_s, key = time.monotonic(), (uuid, what)

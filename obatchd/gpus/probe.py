@@ -148,7 +148,10 @@ class Probe:
         if not said:
             advice = "It could not ask the driver at all: see the log for its error, or install obatchd again."
         elif given_up:
-            advice = "It was replaced too often and is given up: look at nvidia-smi and dmesg, then restart."
+            advice = (
+                "obatchd replaced it too often and does not start it again. Look at nvidia-smi and dmesg, then restart "
+            )
+            advice += "obatchd."
         self._set(
             "unknown",
             "probe_silent",

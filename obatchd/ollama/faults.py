@@ -141,7 +141,7 @@ class Cause(Enum):
         REQUEST, "format_mismatch",
         "look at the answer in errors.jsonl: simplify the schema or the task, or use a larger model",
     )  # fmt: skip
-    CONTEXT_OFF = REQUEST, "context_off", "ask an administrator to enable [context], or leave urls and files away"
+    CONTEXT_OFF = REQUEST, "context_off", "ask an administrator to enable [context], or leave urls and files out"
     INCOMPLETE = ANSWER, "incomplete", RETRY
     UNLOADED = ANSWER, "unloaded", RETRY
     EMPTY_RESPONSE = ANSWER, "empty_response", _MORE

@@ -86,7 +86,7 @@ class GpuService:
             )
         present = any(gpu.card == uuid for gpu in self._probe.gpus)
         if present and (obstacle := monitor.obstacle(uuid)):
-            raise ControlError(f"{self._called(uuid)} cannot be released: {obstacle} still holds", code="still_bad")
+            raise ControlError(f"{self._called(uuid)} cannot be released yet: {obstacle}", code="still_bad")
         index = monitor.tracks[uuid].identity.index  # which goes with a card that is forgotten
         accepted = self._policy.release(uuid)
         await asyncio.to_thread(monitor.save)

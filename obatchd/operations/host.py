@@ -153,9 +153,9 @@ class HostCommands:
 
 
 def _lacking(servers: Iterable[documents.ServerEntry]) -> list[str]:
-    """Models that servers cannot have: others do their work meanwhile, if any can."""
+    """Models that servers cannot serve: others do their work meanwhile, if any can."""
     lacking = (
-        f"server {server.id} cannot have {refused.model}: {refused.reason}"
+        f"server {server.id} cannot serve {refused.model}: {refused.reason}"
         for server in servers
         for refused in server.cannot_have or ()
     )
@@ -169,6 +169,6 @@ def _held_up(jobs: Iterable[LiveJob]) -> list[str]:
         if live.hindrance:
             held_up.setdefault(live.hindrance, []).append(live.row.job)
     return [
-        f"job {found[0]} {f'and {len(found) - 1} more are' if found[1:] else 'is'} held up: {reason}"
+        f"job {found[0]} {f'and {len(found) - 1} more wait' if found[1:] else 'waits'}: {reason}"
         for reason, found in held_up.items()
     ]

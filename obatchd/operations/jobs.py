@@ -207,7 +207,9 @@ class JobCommands:
     async def _end_of(self, live: LiveJob, row: JobRow) -> None:
         """Wait for a job that has all its answers, or is to get no more. Raises ControlError where one is not over."""
         if not (live.publishing or live.complete or live.ending or row.state in (JobState.DONE, JobState.REFUSED)):
-            raise ControlError(f"job {row.job} is not over; first: obatchctl cancel {row.job}", code="job_running")
+            raise ControlError(
+                f"job {row.job} is not over; cancel it first: obatchctl cancel {row.job}", code="job_running"
+            )
         if not await self._engine.work.until_forgotten(row.key, _ENDING_S):
             reason = f"job {row.job} has ended, and its results are still being written; try again later"
             raise ControlError(reason, code="job_running")

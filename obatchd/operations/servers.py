@@ -75,14 +75,14 @@ class ServerCommands:
         """An action failed by a defect; its caller is told while waiting, else the state of the server shows it."""
 
     async def _drain(self, server: Server) -> None:
-        await server.drain("asked by the operator")
+        await server.drain("asked by an administrator")
 
     async def _restart(self, server: Server) -> None:
         """Let requests in flight end, up to the server's ``drain_s``, then end and start it; ends a drain too."""
-        await server.drain("is about to be restarted, asked by the operator")
+        await server.drain("is about to be restarted, asked by an administrator")
         if (link := self._engine.dispatcher.links.get(server.id)) is not None:
             await self._engine.dispatcher.vacate(link, 0.0, "its server is restarted")
-        await server.restart("asked by the operator")
+        await server.restart("asked by an administrator")
         server.resume()
 
     def log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:

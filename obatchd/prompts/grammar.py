@@ -36,7 +36,6 @@ _MOST_GRAMMAR = 1024 * 1024  # … but no more: the rest is cut off, and what is
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_ ]+")  # other names next to "any other property" would spoil the grammar
 _REFERENCE = b'"$ref"'
 _ANYTHING: dict[str, Any] = {"type": ["object", "array", "string", "number", "boolean", "null"]}
-_CHECKED = "the answer is checked for it all the same"
 _encode = msgspec.json.Encoder().encode
 
 
@@ -58,16 +57,17 @@ def server_format(wanted: str | Schema) -> ServerFormat:
         writer.lose("$", "what is nested so deeply")
         made = _of_unknown(wanted)
     if (size := grammar_size(made)) > _MOST_GRAMMAR:
-        writer.lose("$", "anything, because the schema is too large")
+        writer.lose("$", "the schema, which is too large")
         made, size = _of_unknown(wanted), 0
     if size > max(_LEAST_GRAMMAR, _BYTES_PER_BYTE * len(_encode(made))):
         made["$comment"] = " " * (size // _BYTES_PER_BYTE)  # a longer schema may have a longer grammar
     notes = [
-        f"format: at {where[:_PLACE]} the server is not told of {' and '.join(sorted(lost))}; {_CHECKED}"
+        f"format at {where[:_PLACE]}: the server does not enforce {' and '.join(sorted(lost))}; obatchd checks the "
+        "answer for it"
         for where, lost in list(writer.lost.items())[:_NOTES]
     ]
     if (more := len(writer.lost) - _NOTES) > 0:
-        notes.append(f"format: and so at {more:,} more places")
+        notes.append(f"format: the same at {more:,} more places")
     return ServerFormat(made, notes)
 
 

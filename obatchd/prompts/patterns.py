@@ -28,13 +28,13 @@ Ranges = Sequence[tuple[int, int]]  # of code points, both ends included
 # As they stand in a JSON string: not ", not \\, no control characters; and no surrogates, which UTF-8 does not have.
 _PLAIN: Ranges = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0x7E), (0xA0, 0xD7FF), (0xE000, _LAST)]
 _LOST = {
-    "ASSERT": "a look ahead or behind",
-    "ASSERT_NOT": "a look ahead or behind",
-    "GROUPREF": "a reference to a group",
-    "GROUPREF_EXISTS": "a reference to a group",
+    "ASSERT": "a lookahead or lookbehind",
+    "ASSERT_NOT": "a lookahead or lookbehind",
+    "GROUPREF": "a backreference",
+    "GROUPREF_EXISTS": "a backreference",
     # A grammar tries everything that a part may take.
-    "ATOMIC_GROUP": "a part that gives nothing back of what it took",
-    "POSSESSIVE_REPEAT": "a part that gives nothing back of what it took",
+    "ATOMIC_GROUP": "an atomic group or possessive quantifier",
+    "POSSESSIVE_REPEAT": "an atomic group or possessive quantifier",
 }
 _DIGITS: Ranges = [(0x30, 0x39)]
 _ASCII_WORDS: Ranges = [*_DIGITS, (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
@@ -83,7 +83,7 @@ def portable(pattern: str) -> Portable:
     try:
         tree = _parse(pattern)
         if tree.state.flags & re.IGNORECASE:
-            raise _Unusable("it takes small and capital letters alike")
+            raise _Unusable("it ignores case")
         part = writer.sequence(tree, first=True, last=True)
         if part.empties > _MOST_EMPTY or len(part.text) > _LONGEST or writer.repeats > MOST_REPEATS:
             raise _Unusable("it is too long or too ambiguous")

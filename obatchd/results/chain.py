@@ -58,7 +58,8 @@ class Chain(ResultSet):
         notes = [f"{job} is not over: its other answers are still to come" for job in self._running]
         notes += [f"{job} is not counted: its results are not there any more" for job in self.gone]
         for job, rows in self.strange.items():
-            of_it = f"{counted(rows, 'row')} of {job} {'belongs' if rows == 1 else 'belong'} to no row here"
+            belong = "belongs" if rows == 1 else "belong"
+            of_it = f"{counted(rows, 'answer')} of the retry {job} {belong} to no request of this job"
             notes.append(f"{of_it}; see: obatchctl results {job} --only-this")
         return notes
 

@@ -102,7 +102,7 @@ def _directory_rows(directory: Path) -> Iterator[Row]:
     try:
         files = [file for file in directory.iterdir() if not file.name.startswith(".") and file.is_file()]
     except OSError as error:
-        raise ResultsError(f"{directory}: cannot be read: {error.strerror}") from None
+        raise ResultsError(f"{directory} cannot be read: {error.strerror}") from None
     told = {file.stem for file in files if file.suffix.lower() in (".json", ".jsonl")}
     for file in sorted(files, key=lambda file: _natural(file.name)):
         # The text of a response that is there as JSON is not one more response.
@@ -189,7 +189,7 @@ def _lines(path: Path) -> Iterator[Row]:
                 except (ValueError, RecursionError) as error:
                     yield _broken(path, "bad_json", f"line {number}: {not_json(error)}", f"{path.stem}#{number}")
     except OSError as error:
-        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+        raise ResultsError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _broken(path: Path, code: str, message: str, name: str = "") -> Row:

@@ -111,10 +111,10 @@ class Tally:
         """The end of an export, for people."""
         lines = [*(self._not_json_lines() if self.misses_json(source) else []), *self.cut_lines()]
         waiting = self.unanswered(source)
-        parts = [f"{self.outcomes['succeeded']:,}"]
+        parts = [f"{self.outcomes['succeeded']:,} answered"]
         parts += [f"{self.outcomes[name]:,} {name}" for name in _OUTCOMES if self.outcomes[name] or name == "failed"]
         parts += [f"{waiting:,} not answered yet"] if waiting else []
-        total = f"{self.outcomes.total() + waiting:,} in = {' + '.join(parts)}"
+        total = f"{counted(self.outcomes.total() + waiting, 'request')} = {' + '.join(parts)}"
         told = [retry.job for retry in source.retries if self.answered_by[retry.job]]
         told = told or [retry.job for retry in source.retries[-1:]]
         of_retries = [f"{self.answered_by[job]:,}{' of them' if job == told[0] else ''} in {job}" for job in told]

@@ -18,7 +18,7 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.servers import ServerSettings
 from obatchd.tasks import TaskSet, set_within
-from obatchd.words import counted
+from obatchd.words import counted, server_state
 
 log = obatchd.log.get(__name__)
 
@@ -88,7 +88,7 @@ class Life(abc.ABC):
     @property
     def in_words(self) -> str:
         """Its state in a sentence for people, with the reason."""
-        return f"{self.id} is {states.words(self.state)}: {self.reason}"
+        return f"{self.id} is {server_state(self.state)}: {self.reason}"
 
     # --- what it is that lives --------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class Life(abc.ABC):
             self._wake.clear()
             await set_within(pause_s, self._wake)
             self.failure = ending.reason
-            reason = f"another try after: {ending.reason}"
+            reason = f"another try; the last one ended: {ending.reason}"
 
     async def _stay_quarantined(self) -> None:
         if self.state is not ServerState.STOPPED:

@@ -230,7 +230,8 @@ class ModelKeeper:
 
         key = model if store == LOCAL else f"{model} on {store}"
         if key in self.pulls:
-            raise ModelError(f"Model {model} is being pulled already: obatchctl models list.", code="pull_failed")
+            words = f"Model {model} is being pulled already; obatchctl status shows how far."
+            raise ModelError(words, code="pull_failed")
         servers = self._servers(store)
         if not servers:
             raise ServerError(
@@ -311,7 +312,8 @@ class ModelKeeper:
         for server in users:
             await server.unload()
         if await self._look_up(LOCAL, name) is None:
-            raise ModelError(f"There is no model {name} in the store: obatchctl models list.", code="model_not_found")
+            words = f"There is no model {name} in the store; obatchctl models list shows those that are there."
+            raise ModelError(words, code="model_not_found")
         await self._ask(LOCAL, f"remove {name}", lambda api: api.delete(name, _TIMEOUT_S))
         self._known.pop((LOCAL, canonical(name)), None)
         log.info("model_removed", model=name)

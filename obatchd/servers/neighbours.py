@@ -73,7 +73,7 @@ class Neighbours:
     def _note(self, server: ManagedServer, foreign: list[GpuProcess]) -> None:
         if {process.pid for process in foreign} - {process.pid for process in server.foreign}:
             log.warning("gpu_shared", server=server.id, gpu=server.gpu_label, processes=process_words(foreign),
-                        reason="other processes hold memory on this GPU; they are left alone")  # fmt: skip
+                        reason="obatchd leaves them alone")  # fmt: skip
         server.foreign, self._words[server.id] = foreign, process_words(foreign)
 
     def _hindrance(self, server: ManagedServer) -> str:

@@ -23,7 +23,7 @@ DESCRIPTIONS = {
     ServerState.STOPPED: "not running",
     ServerState.STARTING: "started, does not answer yet",
     ServerState.READY: "answers, and a GPU server sees its GPU",
-    ServerState.DRAINING: "gets no new requests; an operator or a fault asked for it",
+    ServerState.DRAINING: "gets no new requests; an administrator or a fault asked for it",
     ServerState.STOPPING: "is being ended",
     ServerState.BACKOFF: "ended by itself or cannot be reached; is tried again after a pause",
     ServerState.FAILED: "failed too often; is tried again after a long pause",
@@ -43,11 +43,6 @@ TRANSITIONS: dict[ServerState, frozenset[ServerState]] = {
     ServerState.QUARANTINED: frozenset({ServerState.STOPPED}),
 }
 assert set(TRANSITIONS) == set(DESCRIPTIONS) == set(ServerState)
-
-
-def words(state: ServerState) -> str:
-    """A state in a sentence for people: "server gpu0 is …"."""
-    return "down" if state is ServerState.BACKOFF else state.value
 
 
 def check(old: ServerState, new: ServerState) -> None:

@@ -91,7 +91,8 @@ def _in_words(schema: Mapping[str, Any]) -> str:
     if "items" in schema:
         least = f" with {schema['minItems']} or more" if schema.get("minItems", 0) > 1 else ""
         most = f" with {schema['maxItems']} or fewer" if "maxItems" in schema else ""
-        return f"a list of ({_in_words(schema['items'])}){least}{most}"
+        items = _in_words(schema["items"])
+        return f"a list of {f'({items})' if ' or ' in items else items}{least}{most}"
     return _KINDS.get(schema.get("type", ""), "a table") + _limits(schema)
 
 
@@ -165,9 +166,9 @@ def read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror or error}") from None
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: is not valid TOML: {_toml_words(error, file)}") from None
+        raise ConfigError(f"{file} is not valid TOML: {_toml_words(error, file)}") from None
 
 
 def _toml_words(error: tomllib.TOMLDecodeError | UnicodeDecodeError, file: Path) -> str:

@@ -82,8 +82,9 @@ class Settings(Section):
     priority: NextJob[Priority] = setting("normal", "The priority of jobs that name none.")
     deadline: NextJob[Annotated[float, Field(ge=0, allow_inf_nan=False)] | str] = setting(
         0,
-        'When what is not answered of a job expires: seconds after acceptance, a text such as "2h", or a time such as '
-        '"2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name none.',
+        'When the requests of a job that have no answer expire: seconds after acceptance, a text such as "2h", or a '
+        'time such as "2026-12-31T18:00:00+01:00" (without an offset in local time); 0: never. For jobs that name no '
+        "deadline.",
     )
     options: NextJob[Annotated[dict[str, Any], AfterValidator(_passable)]] = setting(
         {}, "Ollama's run-time options for every request, such as temperature."

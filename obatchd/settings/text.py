@@ -26,8 +26,8 @@ def commented_toml() -> str:
     """The configuration file with every setting, its meaning and its default, all commented out."""
     lines = [
         "# Configuration of obatchd. Every setting is shown with its default; remove the # to change one.",
-        "# A value here goes before the default, a variable (OBATCHD_SERVERS_SLOTS for slots of [servers])",
-        "# before a value here, and an option of the command obatchd before a variable.",
+        "# A value here overrides the default; a variable (OBATCHD_SERVERS_SLOTS for slots of [servers])",
+        "# overrides a value here; an option of obatchd overrides both.",
         "# obatchctl config check FILE   says what is wrong in a file;   obatchctl reload   has obatchd read it again:",
         "# settings marked live change at once, those marked next job for jobs accepted afterwards; a change of those",
         "# marked restart needs a restart of obatchd.",
@@ -47,8 +47,8 @@ def reference_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Generated from the declarations in `obatchd/settings`. The file given with `--config` goes before the",
-        "defaults, an environment variable before the file, an option of the command before a variable. A list or",
+        "Generated from the declarations in `obatchd/settings`. A value in the file given with `--config` overrides",
+        "the default; an environment variable overrides the file; an option of obatchd overrides both. A list or",
         "table in a variable is written as a TOML value: `OBATCHD_GPUS_EXCLUDE='[3]'`. A change of a *live* setting",
         "holds at once after `obatchctl reload` (or SIGHUP), one of a *next job* setting for jobs accepted",
         "afterwards, because each job is done with the settings that held when it was accepted; one of a *restart*",
@@ -89,7 +89,7 @@ def visible_value(settings: Settings, leaf: Leaf) -> Any:
 
 def _section_text(section: str) -> str:
     text = " ".join((Settings.model_fields[section].annotation.__doc__ or "").replace("``", "").split())
-    return f"{text.split('. ')[0].rstrip('.')}. {_NOTES.get(section, '')}".strip()
+    return f"{text} {_NOTES.get(section, '')}".strip()
 
 
 def _meaning(leaf: Leaf) -> str:

@@ -254,7 +254,9 @@ def recover(layout: Layout, ledger: StateStore) -> list[Intent]:
             shutil.rmtree(directory, ignore_errors=True)  # a submission or claim that never came to anything
         elif (intent := identify(directory)) is not None:
             found.append(intent)
-            _log.warning("drop_adopted", job=directory.name, reason="an input without an intent; the index was lost")
+            _log.warning(
+                "drop_adopted", job=directory.name, reason="the list of jobs was lost, and its input was still there"
+            )
     if found:
         _conclude(found, [], layout, ledger)
     return [*adopted, *found]

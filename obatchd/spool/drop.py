@@ -63,5 +63,6 @@ def permission_trouble(drop: Drop) -> str | None:
         return "a folder of another user cannot be taken from the inbox: use obatchctl submit"
     needed = os.R_OK | (os.W_OK | os.X_OK if drop.kind == "folder" else 0)
     if not os.access(drop.path, needed, effective_ids=True) and os.path.lexists(drop.path):
-        return "EACCES: the daemon's user may not read it; chmod it, or use obatchctl submit"
+        right = "chmod u+rwx" if drop.kind == "folder" else "chmod a+r"  # no name: it is logged
+        return f"the daemon's user may not read it: use obatchctl submit, or give it the right with  {right}"
     return None

@@ -104,7 +104,7 @@ class Watch(FileSystemEventHandler):
         if self._remote:
             _log.warning(
                 "inbox_polled", path=self._layout.inbox, filesystem=self._layout.filesystem_kind(),
-                reason="changes made by other hosts give no events; the inbox is looked at every rescan_s",
+                reason="changes by other hosts give no events; obatchd looks for them as often as inbox.rescan_s says",
             )  # fmt: skip
         self._watch()
 

@@ -25,6 +25,7 @@ from obatchd.spool.outbox import JobOutbox
 from obatchd.tasks import set_within
 from obatchd.telling.allowed import address_policy, logged, problem, shown
 from obatchd.telling.ways import post, run_command
+from obatchd.words import counted
 
 _log = log.get(__name__)
 _AT_A_TIME = 8
@@ -112,7 +113,8 @@ class Notifications(Part):
         tries = owed.tries + 1
         if reason:
             _log.error("notification_given_up", job=owed.job, way=way, tries=tries, reason=_without(owed, reason))
-            note = f"notify: {shown(owed.to)} was given up after {tries} tries: {reason}"
+            gave_up = f"and gave up after {counted(tries, 'try', 'tries')}"
+            note = f"obatchd could not tell {shown(owed.to)} that the job is over, {gave_up}: {reason}"
             await self._done(self._note, owed.job, note)
         else:
             _log.info("notification_told", job=owed.job, way=way, tries=tries)

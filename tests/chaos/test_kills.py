@@ -157,5 +157,5 @@ def test_a_retry_with_changes_that_is_killed_when_it_is_accepted(make_daemon: Ma
     again = d.done("job.retry.jsonl")
     assert (again.summary["settings"]["model"], again.summary["settings"]["options"]) == ("large", {"seed": 7})
     assert [result["line"] for result in again.results] == [4, 5]
-    assert f"5 in = 5 + 0 failed, 2 of them in {again.id}\n" in d.control("results", job.id).stderr
+    assert f"5 requests = 5 answered + 0 failed, 2 of them in {again.id}\n" in d.control("results", job.id).stderr
     assert len(d.client.get("jobs")["jobs"]) == 2

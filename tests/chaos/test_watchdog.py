@@ -134,8 +134,8 @@ def test_a_server_far_below_its_own_speed_is_recycled_then_restarted(daemon: Sta
     assert counted(d, "restart") == 1
     assert d.seen()[0]["pid"] != before["pid"]
     first, second, *_ = d.events("watchdog_slow")
-    assert "load the model again" in first
-    assert "restart when idle" in second
+    assert "loads the model again" in first
+    assert "restarts it when it is idle" in second
     assert d.servers()[1]["watchdog"] == {}
     assert {r["attempts"] for r in job.results} == {1}
 
@@ -183,7 +183,7 @@ def test_a_prompt_that_hangs_every_server_fails_as_poison_with_the_evidence(daem
     job.check(asked, failed=1)
     [error] = job.errors
     assert (error["id"], error["code"]) == ("POISON-0", "poison")
-    assert "times, 2 of them with it alone" in error["message"]
+    assert "times while they worked on the request, 2 of these while they worked on nothing else" in error["message"]
     assert "no token" in error["message"]
     assert set(error["servers"]) <= {"gpu0", "gpu1"}
     assert len(error["servers"]) == error["attempts"]

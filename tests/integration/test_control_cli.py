@@ -68,7 +68,7 @@ async def test_status_shows_everything_without_colour_when_piped(served: tuple[F
         "llama3 (8192)",
         "note: another Ollama runs here",
         "5 requests in 1 job",
-        "1 settling, 1 blocked, 2 refused",
+        "1 still being written, 1 blocked, 2 refused",
         "5.0 GiB free",
         "pulling",
         "20261122-101112-abcd",

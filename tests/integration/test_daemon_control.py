@@ -92,7 +92,7 @@ def test_retry_makes_a_new_job_of_what_failed(daemon: Start) -> None:
     assert all(r["input"] == {"keep": "me"} for r in again.results)
     assert len(job.errors) == 3  # a published outbox never changes
     whole = d.control("results", job.id, "--format", "jsonl")
-    assert f"8 in = 8 + 0 failed, 3 of them in {again.id}\n" in whole.stderr
+    assert f"8 requests = 8 answered + 0 failed, 3 of them in {again.id}\n" in whole.stderr
     assert [json.loads(line)["attempt_job"] for line in whole.stdout.splitlines()] == [job.id] * 5 + [again.id] * 3
     nothing = d.control("retry", again.id)
     assert nothing.returncode == 1

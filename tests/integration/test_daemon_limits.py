@@ -116,7 +116,7 @@ def test_attempts_crashes_and_time_spent_survive_a_restart(daemon: Start) -> Non
     job.check(asked, failed=1)
     [error] = job.errors
     assert error["code"] == "poison"
-    assert "2 of them with it alone" in error["message"]
+    assert "2 of these while they worked on nothing else" in error["message"]
     failures = [line for line in d.events("attempt_failed") if f" line={len(asked)} " in line]
     assert len(failures) - 1 <= error["attempts"] <= len(failures), "the last may have ended uncommitted"
     assert len(error["servers"]) >= error["attempts"]

@@ -34,7 +34,7 @@ def test_two_hundred_notes_become_a_table(daemon: Callable[..., Daemon], tmp_pat
     table, array = tmp_path / "data.csv", tmp_path / "data.json"
     ended = d.control("results", job, "-o", table)
     summary = json.loads((d.done("notes.csv").directory / "summary.json").read_text())
-    assert f"200 in = {summary['succeeded']} + {summary['failed']} failed\n" in ended.stdout
+    assert f"200 requests = {summary['succeeded']} answered + {summary['failed']} failed\n" in ended.stdout
     assert f"obatchctl retry {job}" in ended.stdout
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))

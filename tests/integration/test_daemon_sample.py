@@ -43,7 +43,7 @@ def test_a_sample_is_shown_and_the_whole_follows_when_it_is_wanted(daemon: Start
     declined = d.control(*asked)  # nobody answers the question
     assert declined.returncode == 1
     assert declined.stdout.count("Sum up: note number") == 20
-    assert "The whole has 300 requests and takes about" in declined.stdout
+    assert "In the file: 300 requests; about " in declined.stdout
     looked = json.loads(d.control(*asked, "--json").stdout)
     assert len(looked["sample"]) == 20
     assert looked["requests"] == 300 and looked["estimate_s"] > 0

@@ -74,7 +74,7 @@ def test_every_line_of_the_page(make_daemon: Callable[..., Daemon], tmp_path: Pa
     assert summary["settings"]["model"] == "qwen2.5:32b"
     assert any("[ollama_instances] is ignored" in text for text in printed.values())
     assert "Who was Nero?" in printed["obatchctl results responses"]
-    assert "3 in = 3 + 0 failed" in printed["obatchctl results responses"]
+    assert "3 requests = 3 answered + 0 failed" in printed["obatchctl results responses"]
     assert json.loads((here / "old.json").read_text()) == [{"mrn": "17", "age": 40}, {"mrn": "18", "age": 50}]
     assert "Not JSON: 1 answer" in printed["obatchctl results old_responses --data-only -o old.json"]
     with open(here / "clinical_notes_data.csv", newline="") as table:

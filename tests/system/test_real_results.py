@@ -57,7 +57,7 @@ def test_a_table_is_tried_run_exported_and_skipped(real: Start, tmp_path: Path) 
 
     table = tmp_path / "table.csv"
     ended = d.control("results", jobs[30]["job"], "-o", table).stdout
-    assert f"30 in = {summary['succeeded']} + {summary['failed']} failed" in ended
+    assert f"30 requests = {summary['succeeded']} answered + {summary['failed']} failed" in ended
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["mrn"] for row in rows] == [f"M{i}" for i in range(30)]

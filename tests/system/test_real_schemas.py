@@ -148,7 +148,7 @@ def test_a_schema_that_crashed_servers_holds_up_nobody(make_daemon: Start, serve
     assert len(mrn.results) == 6
     assert all(record["data"]["mrn"].isdecimal() and "notes" not in record for record in mrn.results)
     for record in with_address.results:
-        assert any("a look ahead or behind in its pattern" in note for note in record["notes"])
+        assert any("a lookahead or lookbehind in its pattern" in note for note in record["notes"])
     assert set(with_address.codes()) <= {"format_mismatch"}, "gibberish may be cut by its token limit"
     assert len(with_address.results) + len(with_address.errors) == 6
     assert [server["restarts"] for server in d.servers()] == [0] * servers

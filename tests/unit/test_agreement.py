@@ -65,7 +65,7 @@ def test_the_end_of_an_export_says_how_far_the_answers_agree(job: Path, tmp_path
 def test_the_majority_has_one_row_for_each_prompt(job: Path, tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     shown = results(job, "--majority", "-o", table).stdout
-    assert "5 in = 4 + 1 failed\n" in shown and "5 prompts asked 3 times:\n" in shown
+    assert "5 requests = 4 answered + 1 failed\n" in shown and "5 prompts asked 3 times:\n" in shown
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
     assert [(row["id"], row["response"][:3], row["answers"], row["agree"]) for row in rows] == [
         ("n1", "Yes", "3", "2"), ("n2", "42", "3", "3"), ("n3", '{"a', "3", "2"), ("n4", "x", "1", "1"),

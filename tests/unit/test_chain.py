@@ -64,7 +64,7 @@ def obatchctl(*arguments: str | Path) -> Result:
 def test_the_first_job_says_what_became_of_all_its_requests(told: dict[str, Document], tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     shown = obatchctl(FIRST, "-o", table).stdout.splitlines()
-    assert f"40 in = 38 + 2 failed, 33 of them in {SECOND}" in shown
+    assert f"40 requests = 38 answered + 2 failed, 33 of them in {SECOND}" in shown
     assert "  2 timeout: too long" in shown
     assert f"  try these again:  obatchctl retry {FIRST}" in shown
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
@@ -97,7 +97,7 @@ def test_one_job_alone_is_exported_as_ever(told: dict[str, Document], form: Any)
     assert obatchctl(FIRST, "--only-this", "--format", form).stdout_bytes == alone
     second = exported(Path(told[SECOND]["outbox"]), form)[0]  # nobody has retried it
     assert obatchctl(SECOND, "--format", form).stdout_bytes == second
-    assert "40 in = 5 + 35 failed\n" in obatchctl(FIRST, "--only-this").stderr
+    assert "40 requests = 5 answered + 35 failed\n" in obatchctl(FIRST, "--only-this").stderr
 
 
 def test_the_best_of_every_request_counts_and_the_latest_of_equals(tmp_path: Path) -> None:
@@ -114,10 +114,12 @@ def test_the_best_of_every_request_counts_and_the_latest_of_equals(tmp_path: Pat
         (7, SECOND, None),
     ]  # fmt: skip
     lines = export(chain, "json", io.BytesIO()).lines(chain)
-    assert f"7 in = 4 + 3 failed, 1 of them in {SECOND}, 2 in {THIRD}" in lines
+    assert f"7 requests = 4 answered + 3 failed, 1 of them in {SECOND}, 2 in {THIRD}" in lines
     vain = place(tmp_path, "20261128-101114-abcd", [ask(4)], {})
     chain = Chain(first, [(SECOND, second), ("20261128-101114-abcd", vain)])
-    assert f"7 in = 3 + 4 failed, 2 of them in {SECOND}" in export(chain, "json", io.BytesIO()).lines(chain)
+    assert f"7 requests = 3 answered + 4 failed, 2 of them in {SECOND}" in export(chain, "json", io.BytesIO()).lines(
+        chain
+    )
 
 
 def test_rows_that_fit_no_request_are_told_and_not_mixed_in(tmp_path: Path) -> None:
@@ -125,8 +127,9 @@ def test_rows_that_fit_no_request_are_told_and_not_mixed_in(tmp_path: Path) -> N
     strange = [success(1, "not asked again"), {**success(2, "x"), "prompt": "another"}, {**success(3, "x"), "id": "n9"}]
     chain = Chain(first, [(SECOND, place(tmp_path, SECOND, [*strange[1:], success(9, "x")], {}))])
     lines = export(chain, "json", io.BytesIO()).lines(chain)
-    assert f"3 in = 1 + 2 failed, 0 of them in {SECOND}" in lines
-    assert f"  3 rows of {SECOND} belong to no row here; see: obatchctl results {SECOND} --only-this" in lines
+    assert f"3 requests = 1 answered + 2 failed, 0 of them in {SECOND}" in lines
+    strange = f"  3 answers of the retry {SECOND} belong to no request of this job"
+    assert f"{strange}; see: obatchctl results {SECOND} --only-this" in lines
     assert export(chain, "json", io.BytesIO()).lines(chain) == lines  # read again, counted once
 
 
@@ -144,7 +147,7 @@ def test_a_retry_that_is_not_over_and_one_that_is_gone(tmp_path: Path) -> None:
     second = place(tmp_path, SECOND, [success(3, "b")])
     chain = Chain(first, [(SECOND, second), (THIRD, tmp_path / "nowhere")])
     assert export(chain, "json", io.BytesIO()).lines(chain) == [
-        f"3 in = 2 + 1 failed, 1 of them in {SECOND}",
+        f"3 requests = 2 answered + 1 failed, 1 of them in {SECOND}",
         "  1 context_exceeded: too long",
         f"  {SECOND} is not over: its other answers are still to come",
         f"  {THIRD} is not counted: its results are not there any more",
@@ -170,7 +173,7 @@ def test_lines_of_a_batch_file_are_one_with_those_of_its_retry(tmp_path: Path) -
 
 def test_a_retry_that_is_erased_this_moment_is_passed_over(told: dict[str, Document]) -> None:
     del told[SECOND]
-    assert "40 in = 5 + 35 failed\n" in obatchctl(FIRST).stderr
+    assert "40 requests = 5 answered + 35 failed\n" in obatchctl(FIRST).stderr
 
 
 def test_without_a_daemon_nobody_knows_of_retries_and_that_is_said(
@@ -184,7 +187,7 @@ def test_without_a_daemon_nobody_knows_of_retries_and_that_is_said(
     path = Path(jobs[FIRST]["outbox"])
     path.rename(tmp_path / "spool" / "outbox" / path.name)
     run = CliRunner().invoke(main, ["--spool", str(tmp_path / "spool"), "results", FIRST])
-    assert "40 in = 5 + 35 failed\n" in run.stderr
+    assert "40 requests = 5 answered + 35 failed\n" in run.stderr
     assert run.stderr.startswith("obatchd does not answer: nobody can say whether this job was retried.\n")
     assert ResultSet(tmp_path / "spool" / "outbox" / path.name).notes() == []
     run = CliRunner().invoke(main, ["--spool", str(tmp_path / "spool"), "results", "other"])

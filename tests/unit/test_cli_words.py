@@ -136,7 +136,7 @@ def test_a_folder_that_is_missing_is_named_by_every_command_that_writes_a_file(t
     for what in ("there is no folder {no}", "{no} is not a folder"):
         result = CliRunner().invoke(main, ["--spool", str(tmp_path / "spool"), *command])
         assert result.exit_code == (2 if command[0] == "burnin" else 1)
-        assert result.stderr == f"{command[-1]}: cannot be written: {what.format(no=tmp_path / 'no')}\n"
+        assert result.stderr == f"{command[-1]} cannot be written: {what.format(no=tmp_path / 'no')}\n"
         (tmp_path / "no").write_text("a file")
 
 

@@ -144,7 +144,7 @@ def test_a_configuration_of_somebody_else_is_no_fault_of_it(tmp_path: Path, monk
     config.touch()
     monkeypatch.setattr(os, "access", lambda path, mode: path != config)
     first = next(examine(tmp_path, config))
-    assert first.level == "warn" and "is not yours to read" in first.text
+    assert first.level == "warn" and first.text.startswith("you may not read ")
 
 
 def _ports(listen: str, base: int, status: dict[str, Any] | None = None) -> CheckResult:
@@ -205,7 +205,7 @@ def test_every_server_in_trouble_has_a_line_with_what_to_do(tmp_path: Path, stat
     servers = [{"id": f"far{n}", "kind": "remote", "state": state} for n, state in enumerate(states)]
     servers[1]["cannot_have"] = "tiny"  # one that is a list in truth
     reasons = [
-        "server far1 cannot have tiny: no network. Run on the host of far1: ollama pull tiny.",
+        "server far1 cannot serve tiny: no network. Run on the host of far1: ollama pull tiny.",
         "server far2 is down: h:1 cannot be reached: Name or service not known. (next try in 4 s)",
         "server far3 is failed: no answer",
         "server far4 is quarantined: it smells",

@@ -195,7 +195,7 @@ def test_a_sample_that_failed_as_a_whole_ends_it(
         assert json.loads(result.stdout)["jobs"][0]["failed"] == 1
     else:
         assert "1 model_missing: there is no such model\n    → name another" in result.stdout
-        assert result.stderr == "No request of the sample was answered, so the whole was not submitted.\n"
+        assert result.stderr == "No request of the sample was answered, so the file was not submitted.\n"
 
 
 def test_the_whole_has_the_label_and_its_sample_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,4 +240,4 @@ def test_one_sample_of_several_that_failed_or_was_refused_ends_them_all(
     if "--json" in arguments:
         assert [job["succeeded"] for job in json.loads(result.stdout)["jobs"]] == [1, 0]
     else:
-        assert f"No request of the sample of {paths[1]} was answered, so the whole was not" in result.stderr
+        assert f"No request of the sample of {paths[1]} was answered, so the 2 drops were not" in result.stderr

@@ -79,7 +79,7 @@ def test_a_job_in_work_says_who_it_is_and_how_far(work: Work) -> None:
 def test_a_job_that_a_server_holds_up_says_why_until_it_has_a_result(work: Work) -> None:
     live = job(work)
     live.hindrance = "gpu0: http://front answered 404"
-    assert job_document(live, 0).notes == ["a note", "it is held up: gpu0: http://front answered 404"]
+    assert job_document(live, 0).notes == ["a note", "it waits: gpu0: http://front answered 404"]
     assert job_document(live, 0).held_up == live.hindrance
     live.count(Outcome.SUCCEEDED)
     assert job_document(live, 0).notes == live.row.notes == ["a note"]

@@ -104,7 +104,7 @@ async def test_a_restart_is_carried_out_after_a_defect(server: Cared) -> None:
     await until(lambda: server.state in (S.BACKOFF, S.FAILED))
     server.defects.clear()
     async with asyncio.timeout(5):
-        await server.restart("asked by the operator")
+        await server.restart("asked by an administrator")
     await until(lambda: server.ready)
 
 
@@ -122,7 +122,7 @@ async def test_a_life_that_has_ended_goes_on_when_an_operator_asks() -> None:
     server.begin()
     await until(lambda: server.state is S.FAILED)
     async with asyncio.timeout(5):
-        await server.restart("asked by the operator")
+        await server.restart("asked by an administrator")
     await until(lambda: server.ready)
     server.defects = {"health": 1, "tell-backoff": 1}
     await until(lambda: server.state is S.FAILED)

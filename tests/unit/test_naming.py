@@ -385,10 +385,10 @@ def test_a_question_about_many_jobs_counts_them_and_shows_the_first(monkeypatch:
 
 def test_who_has_more_jobs_than_a_list_holds_is_told_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
     Daemon(monkeypatch, "a.csv", "b.csv")
-    assert "There may be more such jobs" not in run("rm", "--label", "x", typed="n\n", monkeypatch=monkeypatch).stdout
+    assert "One call erases" not in run("rm", "--label", "x", typed="n\n", monkeypatch=monkeypatch).stdout
     monkeypatch.setattr("obatchd.cli.commands.rm._MOST", 2)
     asked = run("rm", "--label", "x", typed="n\n", monkeypatch=monkeypatch).stdout
-    assert "There may be more such jobs: at a time the latest 10,000 that are done are erased" in asked
+    assert "One call erases at most 10,000 jobs that are done and 10,000 that were refused." in asked
     assert json.loads(run("rm", "--label", "x", "--yes", "--json").stdout)["more"] is True
 
 

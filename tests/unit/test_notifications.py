@@ -115,7 +115,10 @@ async def test_who_cannot_be_reached_is_tried_again_and_given_up_in_the_end(
         await until(lambda: not owed(made))
         assert len(service.got) == 3 + 4
         [note] = made.row(row).notes
-        assert note == "notify: webhook at 127.0.0.1 was given up after 4 tries: 127.0.0.1 answered 404: no_team"
+        assert note == (
+            "obatchd could not tell webhook at 127.0.0.1 that the job is over, and gave up after 4 tries: 127.0.0.1 "
+            "answered 404: no_team"
+        )
         assert (await made.published(row))["notes"] == [note]
         await telling.stop()
     assert "S3CRET" not in caplog.text

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 from engine_support import until
@@ -108,11 +109,11 @@ async def test_jobs_that_a_server_holds_up_say_why_to_those_who_may_see_them(rig
     lives = [await rig.take(name) for name in "abc"]
     for live in lives[:2]:
         live.hindrance = "gpu0: it answered 404"
-    words = f"job {lives[0].row.job} and 1 more are held up: gpu0: it answered 404"
+    words = f"job {lives[0].row.job} and 1 more wait: gpu0: it answered 404"
     assert state(rig, ALICE) == state(rig) == ("degraded", [words])
     assert state(rig, BOB) == ("running", [])
     lives[0].count(Outcome.SUCCEEDED)
-    assert state(rig) == ("degraded", [f"job {lives[1].row.job} is held up: gpu0: it answered 404"])
+    assert state(rig) == ("degraded", [f"job {lives[1].row.job} waits: gpu0: it answered 404"])
 
 
 async def test_jobs_wait_while_no_server_works(rig: Desk) -> None:
@@ -125,10 +126,14 @@ async def test_jobs_wait_while_no_server_works(rig: Desk) -> None:
     second.state, second.failure = ServerState.STARTING, "no answer"
     reason = "none of 2 servers works; gpu0: it died (next try in 4 s)"
     for document in (rig.operations.host.status(ADMIN).jobs[0], rig.operations.jobs.one(ADMIN, live.row.job)):
-        assert (document.held_up, document.notes) == (reason, [f"it is held up: {reason}"])
+        assert (document.held_up, document.notes) == (reason, [f"it waits: {reason}"])
         assert job_state(msgspec.to_builtins(document)) == ("running" if document.in_flight else "waiting")
+    entries = msgspec.to_builtins(rig.operations.servers.all())
+    assert [entry["state"] for entry in entries] == ["backoff", "starting"]
+    assert click.unstyle(server_table(entries)[1]).split()[:2] == ["gpu0", "down"], "people see a word of theirs"
     live.paused = True
     assert rig.operations.jobs.one(ADMIN, live.row.job).held_up is UNSET
+    assert job_state(msgspec.to_builtins(rig.operations.jobs.one(ADMIN, live.row.job))) == "paused"
     first.state = second.state = ServerState.READY
 
 
@@ -175,12 +180,12 @@ async def test_a_server_that_cannot_have_a_model_says_so(rig: Desk) -> None:
     refused = rig.engine.dispatcher.links["gpu1"].refused
     for tokens in (4096, 8192):
         refused[Profile("tiny", tokens)] = Refused(ModelError(reason, code="pull_failed"), float("inf"))
-    assert state(rig) == ("degraded", [f"server gpu1 cannot have tiny: {reason}"])
+    assert state(rig) == ("degraded", [f"server gpu1 cannot serve tiny: {reason}"])
     first, second = rig.operations.servers.all()
     assert first.cannot_have is UNSET
     assert second.cannot_have and second.cannot_have[0] == RefusedModel("tiny", 4096, "pull_failed", reason)
     table = server_table(msgspec.to_builtins([first, second]))
-    assert "cannot have tiny" in table[2] and table[3] == f"  ! gpu1 cannot have tiny: {reason}"
+    assert "cannot serve tiny" in table[2] and table[3] == f"  ! gpu1 cannot serve tiny: {reason}"
     assert len(server_table(msgspec.to_builtins([first, second]), told=state(rig)[1])) == 3
     await rig.operations.servers.act("gpu1", "resume")
     assert state(rig) == ("running", [])

@@ -27,6 +27,7 @@ from obatchd.results.rates import Z_95
 from obatchd.results.repeats import Prompts
 from obatchd.results.rows import ResultSet
 from obatchd.results.tally import Tally
+from obatchd.words import counted
 
 Document = dict[str, Any]
 
@@ -228,7 +229,7 @@ def test_vectors_are_no_text_that_should_be_json(tmp_path: Path) -> None:
     path = outbox(tmp_path / "o", rows, {})
     printed, tally = exported(path, "text")
     assert b"[0.5, 0.25]" in printed and b"[[1.0], [2.0]]" in printed
-    assert tally.lines(ResultSet(path)) == ["2 in = 2 + 0 failed"]
+    assert tally.lines(ResultSet(path)) == ["2 requests = 2 answered + 0 failed"]
 
 
 def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
@@ -237,7 +238,7 @@ def test_the_sum_counts_everything_and_groups_failures(tmp_path: Path) -> None:
     source = ResultSet(outbox(tmp_path / "o", rows, {}))
     lines = export(source, "jsonl", io.BytesIO()).lines(source)
     assert lines == [
-        "5,000 in = 4,930 + 70 failed",
+        "5,000 requests = 4,930 answered + 70 failed",
         "  60 timeout: too long",
         "  10 bad_json: too long",
         "  try these again:  obatchctl retry 20261123-133648-darg",
@@ -264,7 +265,11 @@ def test_that_answers_are_no_json_is_told_where_json_was_asked_for(
     rows = [success(line, answer) for line, answer in enumerate(answers, start=1)]
     path = outbox(tmp_path / "o", rows, {} if form is None else {"settings": {"format": form}})
     said, page = obatchctl(path).stderr, tmp_path / "page.html"
-    assert (told in said) if told else said.splitlines() == [f"{len(answers)} in = {len(answers)} + 0 failed"]
+    assert (
+        (told in said)
+        if told
+        else said.splitlines() == [f"{counted(len(answers), 'request')} = {len(answers)} answered + 0 failed"]
+    )
     assert obatchctl(path, "--review", "9", "-o", page).exit_code == 0
     marks = [words in page.read_text() for words in ("<p>No data: ", "Not JSON: ", "No answer is JSON: ")]
     assert marks == [bool(told), told.startswith("Not"), told.startswith("No ")]
@@ -279,7 +284,9 @@ def test_a_running_job_shows_what_it_has(tmp_path: Path) -> None:
     source = ResultSet(outbox(tmp_path / "o", [NOTES[2], NOTES[0]], requests=10))
     assert [row.name for row in source.rows()] == ["n1", "n3"]
     assert ResultSet(tmp_path / "o" / "responses").job == source.job
-    assert export(source, "json", io.BytesIO()).lines(source) == ["10 in = 2 + 0 failed + 8 not answered yet"]
+    assert export(source, "json", io.BytesIO()).lines(source) == [
+        "10 requests = 2 answered + 0 failed + 8 not answered yet"
+    ]
 
 
 def test_a_directory_made_by_anything(tmp_path: Path) -> None:
@@ -314,7 +321,7 @@ def test_a_directory_made_by_anything(tmp_path: Path) -> None:
     failed = {name: row.record["code"] for name, row in rows.items() if not row.succeeded}
     assert failed == {"c2": "batch_expired", "batch#4": "bad_json", "none": "no_response", "torn": "bad_json"}
     tally = export(source, "csv", io.BytesIO())
-    assert "12 in = 8 + 4 failed" in tally.lines(source)
+    assert "12 requests = 8 answered + 4 failed" in tally.lines(source)
     assert not any("retry" in line for line in tally.lines(source))
 
 
@@ -333,10 +340,10 @@ def test_the_command_prints_writes_and_sums_up(tmp_path: Path) -> None:
     assert printed.exit_code == 0
     assert "Prompt: note 1\n" in printed.stdout
     assert "FAILED context_exceeded" in printed.stdout
-    assert "4 in = 3 + 1 failed\n" in printed.stderr
+    assert "4 requests = 3 answered + 1 failed\n" in printed.stderr
     assert "  n4: it is not JSON" in printed.stderr
     table = tmp_path / "table.csv"
-    assert "4 in = 3 + 1 failed\n" in obatchctl(path, "-o", table).stdout
+    assert "4 requests = 3 answered + 1 failed\n" in obatchctl(path, "-o", table).stdout
     headings = "id,line,ward,mrn,outcome,prompt,response,data.mrn,age,drugs,code,message"
     assert table.read_bytes().splitlines()[0].decode() == headings
     document = json.loads(obatchctl(path, "-o", table, "--json").stdout)

@@ -33,7 +33,7 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 async def test_a_server_is_drained_and_resumed(rig: Desk) -> None:
     drained = await rig.operations.servers.act("gpu0", "drain")
-    assert (drained.state, drained.reason) == ("draining", "asked by the operator")
+    assert (drained.state, drained.reason) == ("draining", "asked by an administrator")
     assert (await rig.operations.servers.act("gpu0", "resume")).state == "ready"
     assert rig.server("gpu1").ready
 
@@ -56,7 +56,7 @@ async def test_a_restart_moves_the_requests_and_ends_a_drain(tmp_path: Path, mon
         restarting = asyncio.create_task(rig.operations.servers.act("gpu0", "restart"))
         await until(lambda: any(isinstance(message, GiveUp) for message in worker.sent))
         assert rig.server("gpu0").state is ServerState.DRAINING
-        assert rig.server("gpu0").reason == "is about to be restarted, asked by the operator"
+        assert rig.server("gpu0").reason == "is about to be restarted, asked by an administrator"
         [moved] = [message for message in worker.sent if isinstance(message, GiveUp)]
         worker.end((live.key, 1), Fault(moved.fault, moved.code, moved.message))
         shown = await restarting

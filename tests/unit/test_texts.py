@@ -56,6 +56,26 @@ def words_of(text: str) -> str:
     return text
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "is not over; cancel it first: obatchctl",
+        "{counted(self.outcomes.total() + waiting, 'request')} = {",
+        "{'SLOTS'}  OUTPUT",
+        "this GPU other GPUs of the run slowed down",
+        "Save the marks as CSV",
+        "Nothing is marked yet.",
+    ],
+)
+def test_texts_with_the_marks_of_markup_and_those_within_it_are_found(words: str) -> None:
+    assert any(words in text.text for text in TEXTS["messages"]())
+
+
+def test_markup_is_no_text() -> None:
+    markup = re.compile(r"<(div|span|td|p|svg|path)\b|\{\s*(border|font|margin|display)\S*:|aria-")
+    assert [text for text in TEXTS["messages"]() if markup.search(text.text)] == []
+
+
 def test_every_number_that_may_be_one_is_counted() -> None:
     assert list(TEXTS["uncounted"]()) == []
 

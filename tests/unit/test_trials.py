@@ -98,7 +98,7 @@ async def test_one_bad_prompt_on_healthy_servers_is_poison(make: Make, servers: 
     assert codes(rig) == {"": 59, "poison": 1}
     assert len(crashes) <= 4 and crashes[-2:] == [[(1, 2)], [(1, 2)]]
     [record] = [json.loads(f.record) for f in rig.finished if not f.succeeded]
-    assert "2 of them with it alone" in record["message"]
+    assert "2 of these while they worked on nothing else" in record["message"]
 
 
 async def test_a_bad_prompt_that_is_answered_many_times_is_poison_for_all_its_answers(make: Make) -> None:

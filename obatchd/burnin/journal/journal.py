@@ -182,6 +182,6 @@ class Shelf:
             raise NotFoundError("no burn-in has been run here; obatchctl burnin start begins one")
         found = runs[-1:] if run == "latest" else [name for name in runs if name.startswith(run)]
         if len(found) != 1:
-            known = f"{run} is the beginning of several" if found else f"no burn-in run {run}"
+            known = f"several burn-ins begin with {run}" if found else f"no burn-in {run}"
             raise NotFoundError(f"{known}; obatchctl burnin list shows them")
         return read(self.path(found[0]))

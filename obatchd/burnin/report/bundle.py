@@ -132,13 +132,13 @@ def _readme(report: BurninReport, gpu: BurninGpuPages, tools: list[ToolOutcome])
         f"Evidence about one GPU, gathered by obatchd {report.version}",
         "",
         f"GPU            {gpu.name}, UUID {gpu.uuid}",
-        f"Serial number  {identity.serial or 'not told'}",
-        f"Board part     {identity.board_part_number or 'not told'}",
-        f"Bus id, slot   {identity.pci_bus_id or '?'}, {identity.slot or 'not told'}",
+        f"Serial number  {identity.serial or 'unknown'}",
+        f"Board part     {identity.board_part_number or 'unknown'}",
+        f"Bus id, slot   {identity.pci_bus_id or '?'}, {identity.slot or 'unknown'}",
         f"VBIOS, InfoROM {identity.vbios or '?'}, {identity.inforom or '?'}",
         f"Driver, CUDA   {identity.driver or '?'}, {identity.cuda or '?'}",
-        f"Host           {report.host.machine or 'machine not told'}, serial "
-        f"{report.host.dmi.get('serial', 'not told (root may read it)')}",
+        f"Host           {report.host.machine or 'machine unknown'}, serial "
+        f"{report.host.dmi.get('serial', 'unknown (root may read it)')}",
         f"Verdict        {gpu.verdict}",
         "",
         "Symptoms, with the criterion each meets:",

@@ -31,7 +31,7 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
             if speed is None:
                 left_out.append(f"{host} {run} GPU {gpu.index}: no speed was measured")
                 continue
-            model = f"batch work, {load.model}" if report.plan.with_jobs else load.model
+            model = f"jobs, {load.model}" if report.plan.with_jobs else load.model
             key = (gpu.name, model, load.model_digest, load.context_length, load.slots)
             rows.setdefault(key, []).append(ComparedGpu(
                 number, host, run, gpu.index, gpu.uuid, gpu.verdict, speed, stress.power_percent, stress.clock_mhz,
@@ -39,7 +39,10 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
             ))  # fmt: skip
     groups = [_group(key, members, reports) for key, members in sorted(rows.items(), key=str) if len(members) > 1]
     only = [members[0] for members in rows.values() if len(members) == 1]
-    left_out += [f"{row.hostname} {row.run} GPU {row.index}: nothing like it to compare with" for row in only]
+    left_out += [
+        f"{row.hostname} {row.run} GPU {row.index}: no GPU of its kind with the same load to compare it with"
+        for row in only
+    ]
     if not groups:
         raise ConfigError(
             "the reports have no two GPUs of one kind with the same model, context and slots: " + "; ".join(left_out),
@@ -68,7 +71,8 @@ def _result(verdict: str) -> Result:
     try:
         return Result(verdict)
     except ValueError:
-        raise ConfigError(f"not a burn-in report of this version: verdict {verdict}", code="not_a_report") from None
+        words = f"the report has the verdict {verdict}, which this version does not know"
+        raise ConfigError(words, code="not_a_report") from None
 
 
 def _without_repetitions(reports: Sequence[BurninReport]) -> tuple[list[BurninReport], list[str]]:

@@ -43,7 +43,7 @@ def _front(axes: Axes, title: str) -> str:
         "Ended": _time(report.ended_at) or f"not yet ({report.state})",
         "Load asked for": f"{duration(report.asked_s)} ({plan.profile})",
         "Recorded": duration(report.elapsed_s),
-        "Load": "batch work" if plan.with_jobs else f"generated prompts, model {model}",
+        "Load": "jobs" if plan.with_jobs else f"generated prompts, model {model}",
         "Driver": host.driver,
         "Ollama": load.ollama if load else None,
         "obatchd": report.version,
@@ -84,9 +84,9 @@ def _table(report: BurninReport) -> str:
         numbers = {
             "tokens/s": _figure(gpu.work.tokens_per_s),
             "Utilisation": _figure(stress.utilisation_percent, " %"),
-            "Power of limit": _figure(stress.power_percent, " %"),
+            "Power (% of limit)": _figure(stress.power_percent, " %"),
             "Hottest": _figure(stress.temp_c, " °C", 0),
-            "Clock": _figure(stress.clock_mhz, " MHz", 0),
+            "SM clock": _figure(stress.clock_mhz, " MHz", 0),
             "Slots busy": _figure(stress.slots_busy_percent, " %"),
         }
         names = numbers.keys()
@@ -118,7 +118,7 @@ def _gpu(axes: Axes, number: int) -> str:
         f"{_identity(gpu)}{_reasons(gpu)}"
         f'<p class="action"><b>What to do:</b> {_commands(gpu.action)}</p>'
         f'<p class="legend"><span class="swatch" style="background:#0b57a4"></span>this GPU'
-        f'<span class="swatch" style="background:#b9c0c8"></span>its siblings'
+        f'<span class="swatch" style="background:#b9c0c8"></span>other GPUs of the run'
         f'<span class="swatch" style="background:#f6b26b;height:9px"></span>slowed down'
         f'<span class="swatch" style="background:#d5d8dc;height:9px"></span>daemon not running</p>'
         f'<div class="plots">{figures}</div>{_measures(gpu)}</section>'
@@ -129,7 +129,7 @@ def _identity(gpu: BurninGpuPages) -> str:
     identity = gpu.identity
     facts = {
         "UUID": gpu.uuid,
-        "Serial number": identity.serial or "not told",
+        "Serial number": identity.serial or "unknown",
         "Bus id": identity.pci_bus_id,
         "Slot": identity.slot,
         "Board part": identity.board_part_number,

@@ -44,7 +44,7 @@ PLOTS = (
     Plot("utilisation_percent", "Utilisation", "%", least_top=100),
     Plot("power_w", "Power", "W"),
     Plot("temp_c", "Temperature", "°C", floor=None),
-    Plot("clock_mhz", "Clock of the multiprocessors", "MHz"),
+    Plot("clock_mhz", "SM clock", "MHz"),
     Plot("tokens_per_s", "Answered tokens per second", "", smooth=True),
     Plot("memory_used_bytes", "Memory in use", "GiB", factor=1 / 2**30),
     Plot("errors_uncorrected", "Uncorrectable errors since the start", "", least_top=4),
@@ -124,7 +124,7 @@ def overlay(axes: Axes, plot: Plot, number: int | None = None) -> str:
     unit = f" ({plot.unit})" if plot.unit else ""
     head = f"<figcaption>{escape(plot.title)}{unit}</figcaption>"
     if number is not None and number not in shown:
-        return f'<figure>{head}<p class="none">not told by this GPU or its driver</p></figure>'
+        return f'<figure>{head}<p class="none">unknown: this GPU or its driver does not tell it</p></figure>'
     if number is None:
         lines = [f'<use href="#{_id(plot, i)}" class="line" style="{line_style(i)}"/>' for i in shown]
     else:

@@ -20,7 +20,7 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         document = msgspec.json.decode(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}", code="unreadable") from None
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", code="unreadable") from None
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path} is not a burn-in report: {not_json(error)}", code="not_a_report") from None
     if not isinstance(document, dict) or document.get("kind") != KIND:

@@ -87,13 +87,14 @@ def _meaning(result: Result, verdicts: Sequence[Verdict]) -> str:
     match result:
         case Result.PASS:
             found = f"No fault was found on {counted(count, 'GPU')}."
-            return f"{found} This was a soak under model load, no proof of perfection."
+            return f"{found} This was a test under the load of a model, no proof of perfection."
         case Result.PASS_LOW_STRESS:
             return f"No fault was found, but {counted(bad, 'GPU')} of {count} did not reach full stress."
         case Result.FAIL:
             return f"{counted(bad, 'GPU')} of {count} failed. Take {'it' if bad == 1 else 'them'} out of production."
         case _:
-            return f"{counted(bad, 'GPU')} of {count} cannot be judged: not enough work, or nobody could watch."
+            found = f"{counted(bad, 'GPU')} of {count} cannot be judged"
+            return f"{found}: too little work ran on {'it' if bad == 1 else 'them'}, or readings are missing."
 
 
 def _gpu(evidence: Evidence, judged: Verdict, buckets: list[Bucket]) -> BurninGpuPages:

@@ -15,7 +15,7 @@ _SHOWN = ("fail", "inconclusive", "warn")
 def summary(report: BurninHead | BurninReport) -> str:
     """A report on one screen: the verdict, a line for each GPU, and why."""
     plan, host = report.plan, report.host
-    load = "batch work" if plan.with_jobs else plan.model
+    load = "jobs" if plan.with_jobs else plan.model
     lines = [
         f"Burn-in {report.run} on {host.hostname}: {report.verdict} ({report.state})",
         *textwrap.wrap(report.meaning, _WIDTH),
@@ -26,7 +26,7 @@ def summary(report: BurninHead | BurninReport) -> str:
             for line in textwrap.wrap(f"gap from {gap.since} until {gap.until}: {gap.reason}", _WIDTH)
         ),
         "",
-        f"{'GPU':<4} {'VERDICT':<16} {'TOKENS/S':>9} {'UTIL':>6} {'POWER':>6} {'HOTTEST':>8} {'SLOTS':>6}  CANARY",
+        f"{'GPU':<4} {'VERDICT':<16} {'TOKENS/S':>9} {'UTIL':>6} {'POWER':>6} {'HOTTEST':>8} {'SLOTS':>6}  OUTPUT",
     ]
     for gpu in report.gpus:
         stress, canary = gpu.stress, gpu.canary
@@ -70,8 +70,8 @@ def comparison(document: Comparison) -> str:
             "",
             f"{group.name}, {group.model}, context {group.context_length or 'unknown'}, {slots}: "
             f"median {group.tokens_per_s:.1f} tokens/s",
-            f"{'HOST':<{width}} {'RUN':<16} {'GPU':<4} {'VERDICT':<15} {'TOKENS/S':>9} "
-            f"{'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  JUDGEMENT",
+            f"{'HOST':<{width}} {'RUN':<16} {'GPU':<4} {'OWN VERDICT':<15} {'TOKENS/S':>9} "
+            f"{'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  COMPARED",
         ]
         for row in group.gpus:
             lines.append(

@@ -58,7 +58,7 @@ class Checker:
         if agreed[0]:
             self._tell("match", "", agreed[1])
             return
-        self._tell("mismatch", "the answer is another than in the calibration", agreed[1])
+        self._tell("mismatch", "the answer differs from that of the calibration", agreed[1])
         repeats = [again[0] for _ in range(canary.REPEATS) if (again := await self._agrees()) is not None]
         # One server at a time is emptied, so two checks that ask each other cannot wait for each other.
         siblings = [other for other in self._alike(every) if other is not self and other.reference is not None]

@@ -206,7 +206,7 @@ class Burnin:
         for gpu, name in chosen:
             server = self._host.servers[name]
             if asked.with_jobs and self._host.quarantine_reason(gpu):
-                raise ConfigError(f"GPU {gpu.index} is in quarantine and gets no batch work", code="not_usable")
+                raise ConfigError(f"GPU {gpu.index} is in quarantine and gets no jobs", code="not_usable")
             if server.state in _UNUSABLE and not asked.with_jobs:
                 raise ConfigError(
                     f"GPU {gpu.index}: its server {server.in_words}. Bring it back, or choose other GPUs with --gpus",

@@ -61,7 +61,7 @@ def make(run: str, asked: Asked, gpus: list[str], settings: Settings, retest: Se
         raise ConfigError(f"no profile {asked.profile!r}; there are: {', '.join(PROFILES)}", code="usage")
     if asked.exclusive and asked.with_jobs:
         raise ConfigError(
-            "--exclusive keeps batch work away and --with-jobs makes it the load: choose one of them", code="usage"
+            "--exclusive keeps jobs away and --with-jobs takes them as the load: choose one of them", code="usage"
         )
     ours = settings.burnin
     model = asked.model or ours.model or settings.model

@@ -64,7 +64,7 @@ def calibrate(answers: Sequence[Answer]) -> Calibration:
     if share < CONSISTENT_PERCENT:
         return Calibration(
             None,
-            f"off: this environment does not repeat itself ({count} of {len(answers)} answers agree), so an answer "
+            f"off: the same prompt does not get the same answer here ({count} of {len(answers)} agree), so an answer "
             "that differs would say nothing about the GPU",
         )
     same = [answer for answer in answers if answer.digest == digest]
@@ -125,7 +125,7 @@ def summary(canaries: Sequence[Canary], with_jobs: bool) -> OutputCheck:
     steps = Counter(canary.step for canary in canaries)
     told = [canary for canary in canaries if canary.step in ("calibrated", "off")]
     if with_jobs:
-        text = "off: with batch work as the load no slot is free of other requests"
+        text = "off: with jobs as the load no slot is free of other requests"
     else:
         text = told[-1].text if told else "off: not asked for, or the run ended before"
     known = [canary.deviation for canary in canaries if canary.deviation is not None]

@@ -103,7 +103,7 @@ def _progress(status: Document) -> str:
 
 @burnin_command.command("status")
 def status_command(invocation: Invocation) -> None:
-    """Show how far the burn-in is and what it has found. After its end it is the latest one."""
+    """Show how far the burn-in is and what it has found. When none is running, show the latest one."""
     invocation.answer(invocation.client().get("burnin/status"), view=_status)
 
 

@@ -22,12 +22,13 @@ _IDENTITY = (
     ("board part number", "board_part_number", ""), ("VBIOS", "vbios", ""), ("InfoROM", "inforom", ""),
     ("driver", "driver", ""), ("CUDA", "cuda", ""), ("GSP firmware", "gsp_firmware", ""),
     ("memory", "memory_bytes", "bytes"), ("ECC", "ecc", ""), ("ECC after a reset", "ecc_pending", ""),
-    ("MIG", "mig", ""), ("persistence mode", "persistence", ""), ("power limit by default", "power_default_w", "W"),
-    ("highest temperature", "temp_max_c", "°C"), ("slows down at", "temp_slowdown_c", "°C"),
-    ("turns itself off at", "temp_shutdown_c", "°C"), ("highest of the memory", "memory_temp_max_c", "°C"),
-    ("clock, highest", "clock_max_mhz", "MHz"), ("PCIe generation", "pcie_gen_max", ""),
+    ("MIG", "mig", ""), ("persistence mode", "persistence", ""), ("default power limit", "power_default_w", "W"),
+    ("temperature limit", "temp_max_c", "°C"), ("slows down at", "temp_slowdown_c", "°C"),
+    ("turns itself off at", "temp_shutdown_c", "°C"), ("memory temperature limit", "memory_temp_max_c", "°C"),
+    ("highest clock", "clock_max_mhz", "MHz"), ("PCIe generation", "pcie_gen_max", ""),
     ("PCIe lanes", "pcie_width_max", ""),
 )  # fmt: skip
+_BY = {"rules": "obatchd", "administrator": "an administrator"}  # who puts a GPU into quarantine
 gpus_command = Group("gpus", "See the health of the GPUs, take one out of use, lend one.", lists=True)
 _one_gpu = click.argument("gpu", metavar="GPU", shell_complete=gpus)
 
@@ -82,7 +83,9 @@ def _page(gpu: Document) -> list[str]:
     lines = [click.style(f"{clean(gpu['name'])}  {gpu['uuid']}", bold=True), f"health: {gpu['health']}"]
     if (quarantine := gpu["quarantine"]) is not None:
         since = _time(quarantine["since"])
-        lines.append(f"in quarantine since {since}, by {quarantine['by']}: {clean(gpu['reason'])}")
+        lines.append(
+            f"in quarantine since {since}, by {_BY.get(quarantine['by'], quarantine['by'])}: {clean(gpu['reason'])}"
+        )
     if gpu["lent_until"]:
         lines.append(f"lent until {_time(gpu['lent_until'])}")
     if gpu.get("shares_unknown"):
@@ -154,11 +157,17 @@ def quarantine_command(invocation: Invocation, gpu: str, reason: str) -> None:
 @gpus_command.command("release")
 @_one_gpu
 def release_command(invocation: Invocation, gpu: str) -> None:
-    """End a quarantine, or a known warning. Errors count from now on. obatchd forgets a GPU that is gone."""
-    document = invocation.client().post("gpus", gpu, "release")
+    """End a quarantine, or clear a warning that you know.
+
+    Errors count from now on. obatchd forgets a GPU that is gone.
+    """
+    client = invocation.client()
+    document = client.post("gpus", gpu, "release")
     lines = [f"{_called(document)}: {'forgotten' if document['forgotten'] else 'released'}"]
     if document["accepted"]:
-        lines.append(f"accepted, and only warned about from now on: {', '.join(document['accepted'])}")
+        texts = {finding["signal"]: finding["text"] for finding in client.get("gpus", document["uuid"])["findings"]}
+        known = ", ".join(clean(texts.get(signal, signal)) for signal in document["accepted"])
+        lines.append(f"obatchd only warns about these from now on: {known}")
     invocation.answer(document, *lines)
 
 
@@ -179,10 +188,10 @@ def lend_command(invocation: Invocation, gpu: str, for_s: float | None, back: bo
 @_one_gpu
 @click.option("--back", is_flag=True, help="End that.")
 def share_command(invocation: Invocation, gpu: str, back: bool) -> None:
-    """Load models beside processes of others of unknown size. Such are those whose memory the driver does not tell
-    (WSL, vGPU, MIG).
+    """Load models beside others' processes whose memory is unknown.
 
-    Those whose memory it tells still count, see gpus.shared_bytes. Holds over restarts, until --back.
+    It is unknown where the driver does not tell it (WSL, vGPU, MIG). Processes whose memory it tells still count, see
+    gpus.shared_bytes. Holds over restarts, until --back.
     """
     document = invocation.client().post("gpus", gpu, "unshare" if back else "share")
     words = "keep models away again" if back else "keep no model away any more"

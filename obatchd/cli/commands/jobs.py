@@ -130,8 +130,9 @@ def _month(_ctx: click.Context, _parameter: click.Parameter, value: str | None) 
 def usage_command(invocation: Invocation, month: str | None, owner: str | None) -> None:
     """Sum requests, tokens and GPU-seconds by owner and month.
 
-    An administrator sees everybody's sums. A job counts in the month in which it ends. An answer counts the share of
-    its server's GPUs that its slot has, while it takes. The sums name no job, and stay when jobs are erased.
+    An administrator sees everybody's sums. A job counts in the month in which it ends. While an answer is made, it
+    counts its slot's share of the server's GPUs: on one GPU with four slots, a quarter of the time. The sums name no
+    job, and stay when jobs are erased.
     """
     invocation.answer(invocation.client().get("usage", month=month, owner=owner), view=_sums)
 

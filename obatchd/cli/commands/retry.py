@@ -34,9 +34,9 @@ _TRIED = {
     "--only", type=click.Choice(tuple(_TRIED)), default="failed",
     help="Ask these again: what failed (the default), or answers that need a look.",
 )  # fmt: skip
-@click.option("--wait", is_flag=True, help="Return when every request is answered; 1 if one failed.")
+@click.option("--wait", is_flag=True, help="Return when every request is answered; exit code 1 if one failed.")
 @click.option(
-    "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results below DIR."
+    "--output-dir", type=click.Path(file_okay=False, path_type=Path), help="Wait, and copy the results into DIRECTORY."
 )
 def retry_command(
     invocation: Invocation,

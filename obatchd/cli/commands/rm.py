@@ -23,8 +23,8 @@ _TOGETHER = 200  # jobs erased at a time, for which each file of the store is wr
 _MOST = 10_000  # jobs in a list of the daemon
 _OVER = ("done", "refused")
 _MORE = (
-    f"There may be more such jobs: at a time the latest {_MOST:,} that are done are erased, and as many that were "
-    "refused. Give the command again for the rest."
+    f"One call erases at most {_MOST:,} jobs that are done and {_MOST:,} that were refused. If there are more, give "
+    "the command again."
 )
 
 
@@ -36,7 +36,9 @@ _MORE = (
     help="Jobs of yours that ended so long ago: 30d.",
 )  # fmt: skip
 @click.option("--label", metavar="TEXT", help="Jobs of yours that are over and have this label.")
-@click.option("--all", "everybodys", is_flag=True, help="With these two, jobs of every owner; for administrators.")
+@click.option(
+    "--all", "everybodys", is_flag=True, help="With --older-than or --label, jobs of every owner; for administrators."
+)
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm_command(
     invocation: Invocation,
@@ -114,7 +116,9 @@ def _ask(invocation: Invocation, jobs: list[Document], more_left: bool) -> None:
     over = [job for job in jobs if job["state"] in _OVER]
     if len(over) < len(jobs):
         running = next(job["job"] for job in jobs if job["state"] not in _OVER)
-        raise ControlError(f"job {running} is not over; first: obatchctl cancel {running}", code="job_running")
+        raise ControlError(
+            f"job {running} is not over; cancel it first: obatchctl cancel {running}", code="job_running"
+        )
     rows = [
         (job["job"], job["name"], job.get("label"), job_state(job), job["requests"], _day(job)) for job in jobs[:_SHOWN]
     ]

@@ -10,6 +10,7 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Group, Invocation
 from obatchd.cli.commands.completion import known
 from obatchd.cli.views.status import server_table
+from obatchd.words import server_state
 
 servers_command = Group("servers", "List servers, take one out of service, bring it back.", lists=True)
 _ELSEWHERE = "; it runs elsewhere and goes on there, obatchd only connects to it again"
@@ -48,7 +49,7 @@ def _add(action: str, about: str) -> None:
     def act(invocation: Invocation, server_id: str) -> None:
         server = invocation.client().post("servers", server_id, action)
         there = action == "restart" and server["kind"] == "remote"
-        invocation.answer(server, f"{server['id']}: {server['state']}{_ELSEWHERE if there else ''}")
+        invocation.answer(server, f"{server['id']}: {server_state(server['state'])}{_ELSEWHERE if there else ''}")
 
 
 _add("drain", "Give a server no more work; running requests finish.")

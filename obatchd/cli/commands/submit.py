@@ -51,7 +51,9 @@ _PROMPT_CHARACTERS = 2000  # of each prompt on the screen; the files have all of
 @click.option("--label", metavar="TEXT", help="A name for the job, to find it by: obatchctl job TEXT.")
 @click.option("--priority", type=click.Choice(["low", "normal", "high"]), help="Priority among your own jobs.")
 @click.option(
-    "--deadline", metavar="TIME", help="When the rest expires: 2h or 3d from acceptance, or an ISO 8601 time."
+    "--deadline",
+    metavar="TIME",
+    help="When requests without an answer expire: 2h or 3d from acceptance, or an ISO 8601 time.",
 )
 @click.option(
     "--sample",
@@ -124,7 +126,7 @@ def is_bad(job: Document) -> bool:
 
 
 def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool) -> dict[Path, str] | None:
-    """Run a sample of each drop and show it; the jobs of the samples, or None when the whole is not wanted."""
+    """Run a sample of each drop and show it; the jobs of the samples, or None when the rest is not wanted."""
     jobs, refused = _hand_over(invocation, drops, "a sample; results:")
     samples = {path: job["job"] for path, job in zip(drops, jobs, strict=False)}
     jobs = _wait(invocation, [job["job"] for job in jobs]) if jobs else []
@@ -134,6 +136,7 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
         invocation.answer({"jobs": jobs, "refused": refused})
         sys.exit(exit_codes.FAILED)
     requests, seconds = _estimate(read, sources, invocation.client().get("status"))
+    what, was = _whole([*drops])
     failed = [path for path, job in zip(drops, jobs, strict=True) if not job["succeeded"]]
     if invocation.json:
         if ask or failed:
@@ -148,20 +151,27 @@ def _try_first(invocation: Invocation, drops: dict[Path, Document], *, ask: bool
     if failed:
         _report(jobs, {})
         of = f" of {clean(', '.join(map(str, failed)))}" if len(jobs) > 1 else ""
-        click.echo(f"No request of the sample{of} was answered, so the whole was not submitted.", err=True)
+        click.echo(f"No request of the sample{of} was answered, so {what} {was} not submitted.", err=True)
         sys.exit(exit_codes.FAILED)
-    if seconds is None:
-        click.echo(f"The whole has {counted(requests, 'request')}; no answer of the sample says how long they take.")
-    else:
-        click.echo(f"The whole has {counted(requests, 'request')} and takes about {duration(seconds)}.")
+    took = (
+        "no answer of the sample says how long they take" if seconds is None else f"about {duration(seconds)} for all"
+    )
+    click.echo(f"In {what}: {counted(requests, 'request')}; {took}.")
     try:
         if not ask or click.confirm("Run it?", default=False):
             return samples
     except click.Abort:
-        click.echo("\nNobody answered; --yes runs the whole without asking.", err=True)
+        click.echo(f"\nNobody answered, so {what} {was} not submitted; --yes submits without asking.", err=True)
         sys.exit(exit_codes.FAILED)
-    click.echo("The whole was not submitted.")
+    click.echo(f"{what.capitalize()} {was} not submitted.")
     return None
+
+
+def _whole(paths: list[Path]) -> tuple[str, str]:
+    """What a sample was taken of, in words, and the verb behind it."""
+    if len(paths) > 1:
+        return f"the {len(paths)} drops", "were"
+    return "the folder" if paths[0].is_dir() else "the file", "was"
 
 
 def _estimate(jobs: list[Document], sources: list[ResultSet], status: Document) -> tuple[int, float | None]:

@@ -63,7 +63,7 @@ def _settings(spool: Path, config: Path | None, of_daemon: bool) -> tuple[CheckR
     from obatchd.settings import reading
 
     if config and os.path.exists(config) and not os.access(config, os.R_OK):
-        text = f"{config} is not yours to read; the lines below take the defaults for it"
+        text = f"you may not read {config}; the checks below use the defaults"
         return warn("config", text, "sudo obatchctl doctor"), Settings()
     environment = {"OBATCHD_ACCESS_MODE": "service"} if is_service(spool) else {}  # as the unit has it
     try:

@@ -87,12 +87,13 @@ def ollama(settings: Settings, status: dict[str, Any] | None = None) -> CheckRes
     if status and remote:
         answer = sum(server["state"] in ("ready", "draining") for server in remote)
         text = f"{answer} of {counted(len(remote), 'remote server')} {'answers' if answer == 1 else 'answer'}"
-        text += "; no binary is needed here" if settings.gpus.use == "none" else ""
+        text += "; Ollama need not be installed on this host" if settings.gpus.use == "none" else ""
         if answer == len(remote):
             return ok("ollama", text)
         return warn("ollama", text, f"obatchctl --spool {status['spool']} status")
     if settings.ollama_instances:
-        return ok("ollama", f"{counted(len(settings.ollama_instances), 'remote server')}; no binary is needed here")
+        text = counted(len(settings.ollama_instances), "remote server")
+        return ok("ollama", f"{text}; Ollama need not be installed on this host")
     binary = shutil.which(settings.servers.ollama)
     if binary is None:
         text = f"there is no program {settings.servers.ollama}; install Ollama (https://ollama.com/download/linux)"

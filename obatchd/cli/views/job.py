@@ -77,7 +77,7 @@ def _facts(job: Document) -> Iterator[tuple[str, Any]]:
         (f"{total:,}" if total is not None else f"{job['indexed']:,} or more")
         + (f": {counts(job)}" if counts(job) else ""),
     )
-    yield "in flight", job["in_flight"] or None
+    yield "running", job["in_flight"] or None
     yield "accepted", job["accepted_at"]
     yield "finished", job["finished_at"]
     yield "took", duration(totals["wall_s"]) if totals else None

@@ -12,13 +12,13 @@ import click
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import NOTHING, Painted, age_s, bar, duration, number, size, styled, table
 from obatchd.users import user_name
-from obatchd.words import counted, job_ending
+from obatchd.words import counted, job_ending, server_state
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
 _SERVER_HEADINGS = ("SERVER", "STATE", "~MODEL", *_READINGS, ">BUSY", ">TOKENS/S", "?>RESTARTS")
 _JOB_HEADINGS = (
-    "JOB", "STATE", "~~NAME", "?PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>PER S", "?>TOKENS/S", ">LEFT/TOOK",
+    "JOB", "STATE", "~~NAME", "?PROGRESS", ">DONE", ">FAILED", "?>BUSY", "?>REQUESTS/S", "?>TOKENS/S", ">LEFT/TOOK",
 )  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def render(status: Document) -> list[str]:
         done = min(100, round(100 * run["elapsed_s"] / run["asked_s"]))
         lines.append(clean(f"burn-in {run['run']}: {run['state']}, {done} %, on {counted(len(run['gpus']), 'GPU')}"))
     queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
-    waiting = f"{inbox['settling']} settling, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
+    waiting = f"{inbox['settling']} still being written, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
     waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
     told = [f"queue  {counted(queue['requests'], 'request')} in {counted(queue['jobs'], 'job')}", f"inbox  {waiting}"]
     told += [f"       ! {inbox['problem']}"] if inbox["problem"] else []
@@ -64,7 +64,7 @@ def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]
         if server["reason"] and server["state"] != "ready" and not any(server["reason"] in reason for reason in told)
     ]
     notes += [
-        f"  ! {server['id']} cannot have {refused['model']}: {refused['reason']}"
+        f"  ! {server['id']} cannot serve {refused['model']}: {refused['reason']}"
         for server in servers
         for refused in server.get("cannot_have") or ()
         if not any(refused["reason"] in reason for reason in told)
@@ -76,13 +76,13 @@ def _server_row(server: Document) -> list[object]:
     loading, loaded = server["loading"], server["loaded"]
     model = f"{loaded['model']} ({loaded['context_length']})" if loaded else NOTHING
     if not loaded and (lacking := server.get("cannot_have")):
-        model = f"cannot have {lacking[-1]['model']}"
+        model = f"cannot serve {lacking[-1]['model']}"
     if loading:
         model = f"loading {loading.get('model', '')}".rstrip()
     readings = _readings(server["gpus"]) if server["gpus"] else [NOTHING] * len(_READINGS)
     busy = f"{server['in_flight']}/{server['slots'] if server['slots'] is not None else '?'}"
     speed = number(server["tokens_per_s"], digits=1)
-    return [server["id"], server["state"], model, *readings, busy, speed, server["restarts"]]
+    return [server["id"], server_state(server["state"]), model, *readings, busy, speed, server["restarts"]]
 
 
 def _readings(gpus: list[Document]) -> list[str]:
@@ -129,7 +129,7 @@ def job_state(job: Document) -> str:
     """The state of a job in a word; of one that is over, how it ended."""
     if job["state"] != "done":
         waits = job["state"] == "running" and job.get("held_up") and not job["in_flight"]
-        return f"paused {job['state']}" if job["paused"] else "waiting" if waits else str(job["state"])
+        return "paused" if job["paused"] else "waiting" if waits else str(job["state"])
     return job_ending(job["requests"], job["failed"], job["cancelled"], job["expired"])
 
 

@@ -26,7 +26,7 @@ _COLOURS = {
     "green": ("ready", "running", "done", "ok", "drained"),
     "red": ("failed", "quarantined", "quarantine", "unknown", "refused", "bad", "degraded"),
     "yellow": (
-        "backoff",
+        "down",
         "starting",
         "waiting",
         "draining",

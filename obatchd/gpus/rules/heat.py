@@ -37,7 +37,7 @@ def hardware_slowdown(track: Track, settings: GpuHealthSettings) -> Iterator[Fin
 def _cause(track: Track) -> str:
     causes = {"hw_thermal": "heat", "hw_power_brake": "power brake"}
     found = [words for cause, words in causes.items() if track.slowed_s.get(cause) or track.grown.get(f"{cause}_s")]
-    return " and ".join(found) or "cause not told"
+    return " and ".join(found) or "cause unknown"
 
 
 def _slow_minutes(track: Track, window_s: float) -> list[float]:

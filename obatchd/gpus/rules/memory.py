@@ -99,7 +99,9 @@ def remapping(track: Track, settings: GpuHealthSettings) -> Iterator[Finding]:
             this_time = {"burn_in": "warn"} if known else {}
             yield finding(flag, text, value, None, _flag_since(track, flag), **this_time)
     if (rows := slow.remapped_uncorrected or 0) >= settings.remapped_rows:
-        text = f"uncorrectable errors had {counted(rows, 'memory row')} remapped"
+        text = (
+            f"{counted(rows, 'memory row')} {'was' if rows == 1 else 'were'} remapped because of uncorrectable errors"
+        )
         yield finding("remapped_rows", text, rows, settings.remapped_rows, track.began_s)
     if banks := slow.banks_without_spares:
         yield finding(

@@ -48,7 +48,7 @@ def checked_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         if info.compress_type not in _METHODS:
             raise bad_member(raw, f"is packed by method {info.compress_type}, which is not read; pack it with Deflate")
         if info.header_offset < end:
-            raise bad_member(raw, "shares its bytes with another member, as only a bomb does")
+            raise bad_member(raw, "shares its bytes with another member, as only a zip bomb does")
         end = info.header_offset + _LOCAL_HEADER_BYTES + info.compress_size
     return members
 

@@ -131,7 +131,7 @@ def too_many() -> DropRefused:
 
 
 def bomb() -> DropRefused:
-    words = f"it unpacks to more than {RATIO} times its size, as nothing but a bomb does{_REMEDY}"
+    words = f"it unpacks to more than {RATIO} times its size, as only a zip bomb does{_REMEDY}"
     return DropRefused(words, code="unpacked_too_large")
 
 

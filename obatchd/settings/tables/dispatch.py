@@ -27,15 +27,15 @@ class DispatchSettings(Section):
     )
     switch_after_s: Live[Positive] = setting(
         60,
-        "Requests for another model or context wait so long, at most, for a server that "
-        "is busy with requests of more weight; then it changes its model.",
+        "Requests for another model or context, of owners who have had less of the servers, wait so long for a busy "
+        "server; then it changes its model.",
     )
     strikes: Live[Count] = setting(3, "A server is restarted after so many faults in strike_window_s.")
-    strike_window_s: Live[Positive] = setting(300, "How long obatchd counts strikes.")
+    strike_window_s: Live[Positive] = setting(300, "How long obatchd counts faults.")
 
 
 class WatchdogSettings(Section):
-    """When a server that answers its health checks but does not do its work is taken in hand. See also stall_s."""
+    """When obatchd acts on a server that answers its health checks but does not do its work. See also stall_s."""
 
     idle_gpu_s: Live[Positive] = setting(
         60,
@@ -62,7 +62,7 @@ class WatchdogSettings(Section):
     )
     repeats: Live[Count] = setting(
         3,
-        "A server that was restarted so often for one reason in window_s gets no more work, if "
-        "others do the same work well.",
+        "A server that the watchdog restarted so often in window_s gets no more work, if other servers do the same "
+        "work well.",
     )
-    window_s: Live[Positive] = setting(3600, "How long obatchd counts repeats.")
+    window_s: Live[Positive] = setting(3600, "How long obatchd counts the restarts for repeats.")

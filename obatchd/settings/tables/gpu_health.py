@@ -30,7 +30,7 @@ class GpuHealthSettings(Section):
     # XIDs
     xids: Live[Annotated[dict[str, XidClass], AfterValidator(_numbers)]] = setting(
         {},
-        "Classes of XIDs (error numbers of the NVIDIA driver) other than obatchd's own, such as "
+        "Classes for XIDs (error numbers of the NVIDIA driver), which replace obatchd's own, such as "
         '{"63" = "memory", "109" = "application"}. "fatal" and "reset": the GPU goes into quarantine '
         'at once; "memory": at the second XID in a day; "application": when it repeats on this GPU '
         'alone; "warn": obatchd warns; "ignore": nothing.',
@@ -40,7 +40,7 @@ class GpuHealthSettings(Section):
         "So many XIDs of applications, or crashes of its server, in repeat_s count against a GPU, "
         "if no other GPU has them.",
     )
-    repeat_s: Live[Positive] = setting(3600, "How long obatchd counts repeats.")
+    repeat_s: Live[Positive] = setting(3600, "How long obatchd counts XIDs and crashes for repeats.")
     memory_xids: Live[Count] = setting(2, "A GPU goes into quarantine after so many XIDs of class memory in 24 hours.")
 
     # Memory
@@ -48,22 +48,24 @@ class GpuHealthSettings(Section):
         0, "A GPU goes into quarantine when it has more new uncorrectable ECC errors than this."
     )
     ecc_corrected_per_h: Live[Natural] = setting(
-        100, "obatchd warns when a GPU has more corrected ECC errors in an hour."
+        100, "obatchd warns when a GPU has more corrected ECC errors in an hour than this."
     )
     ecc_corrected_rising: Live[Count] = setting(
         10,
-        "obatchd warns when the corrected ECC errors of a GPU rise: so many in 20 minutes, and "
-        "twice as many in the next 20 minutes, twice in a row.",
+        "obatchd warns when the corrected ECC errors of a GPU at least doubled from one 20 minutes to the next, twice "
+        "in a row, and were at least so many in the last 20 minutes.",
     )
     ecc_corrected_per_s: Live[Count] = setting(
-        1000, "A GPU goes into quarantine when it has more corrected ECC errors per second in two readings in a row."
+        1000,
+        "A GPU goes into quarantine when it has more corrected ECC errors per second than this in two readings in a "
+        "row.",
     )
     ecc_corrected_per_run: Live[Natural] = setting(
-        10_000, "A burn-in fails a GPU that has more corrected ECC errors in the run."
+        10_000, "A burn-in fails a GPU that has more corrected ECC errors in the run than this."
     )
     sram_uncorrected: Live[Natural] = setting(
         4,
-        "obatchd warns when a card has had more uncorrectable SRAM errors in its life; vendors "
+        "obatchd warns when a card has had more uncorrectable SRAM errors in its life than this; vendors "
         "often replace it then (RMA).",
     )
     remapped_rows: Live[Count] = setting(
@@ -85,7 +87,9 @@ class GpuHealthSettings(Section):
     slowdown_run_share: Live[Share] = setting(
         0.01, "A burn-in fails a GPU that its hardware slowed down in more than this share of the time under load."
     )
-    slowdown_run_s: Live[NotNegative] = setting(60, "A burn-in fails a GPU that its hardware slowed down for longer.")
+    slowdown_run_s: Live[NotNegative] = setting(
+        60, "A burn-in fails a GPU that its hardware slowed down for longer than this in all."
+    )
     thermal_share: Live[Share] = setting(
         0.01, "obatchd warns when the driver slowed a GPU down for heat in more than this share of the time under load."
     )
@@ -134,7 +138,9 @@ class GpuHealthSettings(Section):
         "rate of its link explains (a limit of DCGM).",
     )
     replays_run: Live[Positive] = setting(
-        5, "A burn-in fails a GPU that has more than so many times these replays for 10 minutes."
+        5,
+        "A burn-in fails a GPU that has more than so many times the PCIe replays that the bit error rate of its link "
+        "explains, for 10 minutes.",
     )
     power_polls: Live[Count] = setting(
         3, "obatchd warns when the power of a GPU could be read before and cannot be read in so many readings in a row."
@@ -145,7 +151,7 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class BurninSettings(Section):
-    """Burn-in runs; what makes a GPU fail besides is in [gpu_health]."""
+    """How burn-ins run. The limits for errors and heat are in [gpu_health]."""
 
     model: Live[str] = setting(
         "",
@@ -153,7 +159,9 @@ class BurninSettings(Section):
         "fills most of a GPU is best.",
     )
     vram_target_percent: Live[Percent] = setting(
-        85, "How much of a GPU's memory model and context fill in a burn-in, if the model can have so long a context."
+        85,
+        "How much of the memory of a GPU the model and its context fill in a burn-in, if the model can have so long a "
+        "context.",
     )
     canary_s: Live[Positive] = setting(
         600,
@@ -174,14 +182,16 @@ class BurninSettings(Section):
         "(DCGM: adequate from 75 %).",
     )
     stress_utilisation_percent: Live[Percent] = setting(
-        90, "The stress of a GPU was low when its utilisation was lower."
+        90, "The stress of a GPU was low when its utilisation was lower than this."
     )
     stress_loaded_percent: Live[Percent] = setting(
-        95, "The stress of a GPU was low when it was under load for less of the time."
+        95, "The stress of a GPU was low when it was under load for less of the time than this."
     )
     least_loaded_percent: Live[Percent] = setting(
-        80, "A burn-in judges no GPU that was under load for less of the time asked for."
+        80, "A burn-in judges no GPU that was under load for less of the time asked for than this."
     )
-    least_seen_percent: Live[Percent] = setting(95, "A burn-in judges no GPU whose readings cover less of the run.")
+    least_seen_percent: Live[Percent] = setting(
+        95, "A burn-in judges no GPU whose readings cover less of the run than this."
+    )
     keep_runs: Live[Count] = setting(100, "obatchd keeps the journals of so many burn-ins, the newest ones.")
     keep_days: Live[Count] = setting(400, "obatchd deletes a burn-in so long after its end, with its report.")

@@ -68,7 +68,7 @@ AlarmKind = Literal["quarantine", "server_failed", "burn_in_finished", "disk_low
 
 
 class AlarmSettings(Section):
-    """Who is told when something needs somebody. etc/alarm-mail is a ready command that sends mail."""
+    """Who is told when somebody has to act. etc/alarm-mail is a ready command that sends mail."""
 
     command: Live[list[str]] = setting(
         [],

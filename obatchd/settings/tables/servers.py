@@ -23,7 +23,7 @@ def _known_use(value: str | list[str | int]) -> str | list[str | int]:
 
 
 class GpuSettings(Section):
-    """Which GPUs get a server. ``gpus = "all"`` at the top level is short for ``[gpus] use = "all"``."""
+    """Which GPUs get a server."""
 
     use: Annotated[str | list[str | int], AfterValidator(_known_use)] = setting(
         "all",

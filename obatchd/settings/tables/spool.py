@@ -16,7 +16,7 @@ class InboxSettings(Section):
         "not changed for so long. Ten times as long where obatchd did not see its beginning: after a "
         "start, and where other hosts write into the inbox.",
     )
-    folder_settle_s: Live[Positive] = setting(5, "The same for a folder with everything in it.")
+    folder_settle_s: Live[Positive] = setting(5, "settle_s for a folder, with everything in it.")
     rescan_s: Live[Positive] = setting(2, "How often obatchd looks through the whole inbox.")
     empty_s: Live[Positive] = setting(60, "An empty file is refused when it has been in the inbox for so long.")
     claim_batch: Live[Count] = setting(1000, "How many drops obatchd takes from the inbox in one go, at most.")
@@ -50,34 +50,43 @@ class OutboxSettings(Section):
     response_text: NextJob[Literal["txt", "md"]] = setting(
         "txt", "How the name of the file with the text of an answer ends. The text is the model's Markdown either way."
     )
-    response_files_limit: NextJob[Natural] = setting(100_000, 'How many requests a job may have for "auto".')
+    response_files_limit: NextJob[Natural] = setting(
+        100_000, 'The most requests of a job whose answers response_files = "auto" also writes as files of their own.'
+    )
 
 
 class LimitSettings(Section):
-    """What one owner may have open. Further drops of that owner wait in the inbox; 0: no limit."""
+    """How much one owner may have open before further drops of that owner wait in the inbox."""
 
-    open_jobs: Live[Natural] = setting(0, "How many jobs of one owner may be unfinished.")
-    open_bytes: Live[Natural] = setting(0, "How large the drops of one owner's unfinished jobs may be in all.")
+    open_jobs: Live[Natural] = setting(
+        0, "How many unfinished jobs one owner may have; further drops wait in the inbox. 0: no limit."
+    )
+    open_bytes: Live[Natural] = setting(
+        0, "How many bytes the drops of one owner's unfinished jobs may have in all. 0: no limit."
+    )
     open_requests: Live[Natural] = setting(
-        0, "How many requests of one owner may be without a result when another drop is taken."
+        0, "How many requests without a result one owner may have when another drop is taken. 0: no limit."
     )
 
 
 class DiskSettings(Section):
-    """When dispatch pauses for lack of space."""
+    """When work waits for lack of space, and how long files are kept."""
 
     min_free_bytes: Live[Natural] = setting(
         256 * 1024**2,
-        "When the disk has less room, obatchd sends no more requests to servers; submissions are refused even before.",
+        "When the disk has less room than this, obatchd sends no more requests to servers. A drop that would leave "
+        "less is not taken.",
     )
     min_free_inodes: Live[Natural] = setting(
-        10_000, "When the disk has fewer free inodes, obatchd sends no more requests to servers."
+        10_000, "When the disk has fewer free inodes than this, obatchd sends no more requests to servers."
     )
     keep_done_s: Live[NotNegative] = setting(
         7 * 86400, "How long obatchd keeps the input and the store of a finished job; its results in the outbox stay."
     )
     keep_done_bytes: Live[Natural] = setting(
-        10 * 1024**3, "How much room these may take in all; obatchd deletes those of the oldest finished jobs first."
+        10 * 1024**3,
+        "How much room the input and the stores of finished jobs may take in all; obatchd deletes those of the oldest "
+        "finished jobs first.",
     )
     retention_days: Live[NotNegative] = setting(
         0,
