@@ -12,7 +12,7 @@ from pathlib import Path
 from obatchd.cli.command import Document
 from obatchd.cli.doctor.result import CheckResult, bad, nearest, ok, warn
 from obatchd.cli.views.text import size
-from obatchd.client.runtime import first_start, start_command
+from obatchd.client.runtime import first_start, given_up, start_command
 from obatchd.errors import DaemonDownError, ObatchError
 from obatchd.settings.settings import Settings
 from obatchd.words import counted
@@ -27,6 +27,8 @@ def daemon(spool: Path, found: Document | ObatchError) -> list[CheckResult]:
     if isinstance(found, DaemonDownError):
         down = found.code == DaemonDownError.code
         text = f"obatchd is not running on {spool}; drops in the inbox wait" if down else found.message
+        if down and (failed := given_up(spool)):
+            return [bad("daemon", f"{text}: {failed}", start_command(spool))]
         start = first_start(spool) if found.code == "no_spool" else start_command(spool)
         return [warn("daemon", text, look if found.code == "permission" else start)]
     if isinstance(found, ObatchError):
