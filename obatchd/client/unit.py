@@ -9,8 +9,8 @@ from pathlib import Path
 
 _TIMEOUT_S = 5.0
 _PROPERTIES = "LoadState,ActiveState,ProtectSystem,ReadWritePaths,StateDirectory,RuntimeDirectory"
-# With ProtectSystem=strict everything else can only be read, systemd.exec(5); PrivateTmp has the last two.
-_OPEN = (Path("/dev"), Path("/proc"), Path("/sys"), Path("/tmp"), Path("/var/tmp"))
+# With ProtectSystem=strict everything else can only be read, systemd.exec(5).
+_OPEN = (Path("/dev"), Path("/proc"), Path("/sys"))
 _BASES = {"StateDirectory": Path("/var/lib"), "RuntimeDirectory": Path("/run")}
 
 

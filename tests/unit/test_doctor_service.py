@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import pwd
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from obatchd.cli.doctor import spool_checks
+from obatchd.cli.doctor import spool_checks, store_checks
 from obatchd.client import runtime
+from obatchd.settings.settings import Settings
 
 Systemd = Callable[..., None]
 REPAIR = "sudo systemctl reset-failed obatchd && sudo systemctl start obatchd"
@@ -58,3 +63,81 @@ def test_a_service_that_was_stopped_is_started(spool: Path, systemd: Systemd) ->
     assert (line.level, line.next_command) == ("warn", "sudo systemctl start obatchd")
     systemd(ActiveState="failed", LoadState="not-found")  # a service of another kind, as in a container
     assert runtime.start_command(spool) == "sudo systemctl start obatchd"
+
+
+# What keeps the daemon's user out keeps root out of nothing, so these need root to become that user.
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A directory that everybody may enter, unlike those of pytest."""
+    place = Path(tempfile.mkdtemp(dir="/var/tmp"))
+    place.chmod(0o755)
+    yield place
+    shutil.rmtree(place)
+
+
+@pytest.fixture
+def nobodys(disk: Path, systemd: Systemd) -> Path:
+    """The spool of a service of the user nobody."""
+    systemd(ProtectSystem="no")
+    spool = disk / "spool"
+    nobody = pwd.getpwnam("nobody")
+    for name in ("", "inbox", "work", "outbox", "failed"):
+        (spool / name).mkdir()
+        os.chown(spool / name, nobody.pw_uid, nobody.pw_gid)
+    (spool / "inbox").chmod(0o3730)
+    return spool
+
+
+def models(spool: Path, store: Path) -> tuple[str, str, str]:
+    [line] = store_checks.model_store(Settings.model_validate({"servers": {"models_dir": str(store)}}), spool)
+    return line.level, line.text, line.next_command
+
+
+@as_root
+def test_root_is_told_what_the_daemons_user_may_not_do_with_the_store(nobodys: Path, disk: Path) -> None:
+    """Before, root was asked what root may do, and all was well while no server could start."""
+    level, text, command = models(nobodys, disk / "modles")
+    assert level == "bad" and command == f"sudo install -d -o nobody {disk / 'modles'}"
+    assert text == (
+        f"there is no directory {disk / 'modles'}, and nobody, the daemon's user, may not make it in {disk}, so no "
+        "server can start"
+    )
+    store = disk / "models"
+    store.mkdir()
+    level, text, command = models(nobodys, store)
+    assert (level, command) == ("bad", f"ls -ld {store}") and text.endswith("to write, so no server can start")
+    (store / "blobs").mkdir()
+    level, text, _ = models(nobodys, store)
+    assert level == "warn" and text.endswith("not nobody's to write, so nothing can be pulled or removed")
+    store.chmod(0o777)
+    assert models(nobodys, store)[0] != "bad"
+    store.chmod(0o700)
+    level, text, command = models(nobodys, store)
+    assert (level, command) == ("bad", f"namei -l {store}") and "may not look into" in text
+
+
+@as_root
+def test_a_store_that_the_unit_shuts_is_named_with_the_way_to_open_it(
+    nobodys: Path, disk: Path, systemd: Systemd
+) -> None:
+    """Before, all was well for doctor, and no server started: its unit lets a service write to its spool alone."""
+    opened, store = str(nobodys), disk / "models"
+    disk.chmod(0o777)
+    moved = {"ProtectSystem": "strict", "StateDirectory": "obatch"}
+    systemd(ReadWritePaths=opened, **moved)
+    # A path that is not there must not stand in ReadWritePaths.
+    assert models(nobodys, store)[2] == f"sudo install -d -o nobody {store}"
+    store.mkdir()
+    store.chmod(0o777)
+    level, text, command = models(nobodys, store)
+    assert (level, command) == ("bad", "sudo systemctl edit obatchd")
+    assert "no server can start. Write these two lines into its unit, and restart it: [Service] and R" in text
+    assert text.endswith(f"ReadWritePaths={store}")
+    (store / "blobs").mkdir()
+    level, text, _ = models(nobodys, store)
+    assert level == "warn" and "only read there, so nothing can be pulled or removed" in text
+    systemd(ReadWritePaths=f"{opened} -{disk}", **moved)
+    assert models(nobodys, store)[0] == models(nobodys, nobodys / "work")[0] != "bad"

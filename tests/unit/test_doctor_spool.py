@@ -8,12 +8,12 @@ import pwd
 import socket
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from settings_support import nobody
 
-from obatchd.cli.doctor import host_checks, spool_checks
+from obatchd.cli.doctor import account, host_checks, spool_checks, store_checks
 from obatchd.cli.doctor.doctor import examine
 from obatchd.cli.doctor.result import CheckResult
 from obatchd.client import runtime
@@ -49,10 +49,18 @@ def test_root_is_told_of_the_models_of_the_service(
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "own"))
     monkeypatch.setattr(os, "geteuid", lambda: euid)
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(tmp_path / "service")))
-    spool = cast(Path, SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owner)))
-    finding = host_checks.model_store(Settings(), spool)
-    assert finding.text.startswith(f"{tmp_path / home}")
+    user = SimpleNamespace(pw_name="obatch", pw_gid=4321, pw_dir=str(tmp_path / "service"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
+    for module in (account, store_checks):
+        monkeypatch.setattr(module, "owner_of", lambda spool: owner)
+    [finding] = store_checks.model_store(Settings(), tmp_path)
+    assert str(tmp_path / home) in finding.text
+
+
+def test_nobody_is_told_of_the_models_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the caller's own store was named, which that daemon never uses."""
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 4321)
+    assert [*store_checks.model_store(Settings(), tmp_path)] == []
 
 
 @pytest.mark.parametrize("home", [None, ""])

@@ -12,7 +12,7 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.commands.config import SYSTEM_FILE
-from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks
+from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks, store_checks
 from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.cli.views.text import styled
 from obatchd.client.client import Client
@@ -84,7 +84,7 @@ def _checks(spool: Path, settings: Settings, found: Document | ObatchError) -> I
     yield host_checks.driver(settings)
     yield host_checks.ollama(settings, status)
     if not settings.ollama_instances:
-        yield host_checks.model_store(settings, spool)
+        yield from store_checks.model_store(settings, spool)
     yield host_checks.ports(settings, status)
     yield host_checks.foreign_ollama()
     yield host_checks.clock()
