@@ -101,6 +101,11 @@ def restart_command(spool: Path) -> str:
     return _service_command(spool, "restart") or f"stop it with Ctrl-C, then: {_by_hand(spool)}"
 
 
+def repair_command(spool: Path) -> str:
+    """The command that gives the spool of the package its owners and modes again; empty for any other spool."""
+    return "sudo systemd-tmpfiles --create obatch.conf" if spool == SYSTEM_SPOOL and is_service(spool) else ""
+
+
 def _service_command(spool: Path, verb: str) -> str | None:
     """What to type to systemd; None where the daemon of a spool is no service."""
     if is_service(spool):

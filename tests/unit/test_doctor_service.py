@@ -141,3 +141,14 @@ def test_a_store_that_the_unit_shuts_is_named_with_the_way_to_open_it(
     assert level == "warn" and "only read there, so nothing can be pulled or removed" in text
     systemd(ReadWritePaths=f"{opened} -{disk}", **moved)
     assert models(nobodys, store)[0] == models(nobodys, nobodys / "work")[0] != "bad"
+
+
+@as_root
+def test_a_directory_that_is_not_the_daemons_is_told_to_root(nobodys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the spool was writable, for root is, and the daemon refused to start on it."""
+    assert [line.level for line in spool_checks.directories(nobodys)] == ["ok"]
+    os.chown(nobodys / "inbox", 0, 0)
+    monkeypatch.setattr(runtime, "SYSTEM_SPOOL", nobodys)
+    [line] = spool_checks.directories(nobodys)
+    assert (line.level, line.next_command) == ("bad", "sudo systemd-tmpfiles --create obatch.conf")
+    assert line.text == f"{nobodys / 'inbox'} is not nobody's to read and write; it must be the daemon's"

@@ -38,9 +38,32 @@ def test_a_user_of_a_service_is_told_which_group(
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 4321)
     monkeypatch.setattr(os, "access", lambda path, mode: may_drop)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="alice"))
-    monkeypatch.setattr(grp, "getgrgid", lambda gid: SimpleNamespace(gr_name="submitters", gr_mem=members))
+    monkeypatch.setattr(os, "getgroups", lambda: [4000])
+    group = SimpleNamespace(gr_name="submitters", gr_gid=4001, gr_mem=members)
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: group)
     [finding] = spool_checks.directories(tmp_path)
     assert finding.level == level and text in finding.text and (finding.next_command or "") == next_command
+    monkeypatch.setattr(os, "getgroups", lambda: [4001])
+    [finding] = spool_checks.directories(tmp_path)
+    assert may_drop or "although you are in its group" in finding.text
+
+
+@pytest.mark.parametrize("uid", [0, 4321])
+def test_an_inbox_that_is_shut_to_its_group_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int
+) -> None:
+    """Before, a member was told to log out and in again, and root nothing."""
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox").chmod(0o2755)
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + uid)
+    monkeypatch.setattr(os, "access", lambda path, mode: uid == 0)
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: SimpleNamespace(gr_name="submitters"))
+    [finding] = spool_checks.directories(tmp_path)
+    assert finding.level == "bad" and finding.next_command == f"sudo chmod 3730 {tmp_path / 'inbox'}"
+    assert "inbox does not let its group submitters in" in finding.text
+    monkeypatch.setattr(runtime, "SYSTEM_SPOOL", tmp_path)
+    [finding] = spool_checks.directories(tmp_path)
+    assert finding.next_command == "sudo systemd-tmpfiles --create obatch.conf"
 
 
 @pytest.mark.parametrize(("euid", "owner", "home"), [(0, 4321, "service"), (0, 0, "own"), (4321, 4321, "own")])

@@ -117,8 +117,8 @@ class ServerSettings(Section):
     group: list[ServerGroup] = setting([], "Each [[servers.group]] is one server over several GPUs.")
     models_dir: str = setting(
         "",
-        "The directory of the servers' models (OLLAMA_MODELS); empty: Ollama's own default. The system service may "
-        "write to another one only after systemctl edit obatchd: [Service] and ReadWritePaths=DIRECTORY (docs/service.md).",
+        "The directory of the servers' models (OLLAMA_MODELS); empty: Ollama's own. The system service may write "
+        "to another one only after systemctl edit obatchd: [Service], ReadWritePaths=DIRECTORY (docs/service.md).",
     )
     environment: dict[str, str] = setting({}, "Environment variables for the servers, such as that of a proxy.")
     start_timeout_s: Positive = setting(90, "How long a server may take to become ready.")
