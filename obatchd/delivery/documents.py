@@ -39,8 +39,8 @@ _Head = tuple[
 ]  # fmt: skip
 
 
-def job_document(live: LiveJob, in_flight: int, stranded: str = "") -> JobDocument:
-    """A job in progress, as ``status.json`` and the control API show it; ``stranded`` says why no server works."""
+def job_document(live: LiveJob, in_flight: int, all_held_up: str = "") -> JobDocument:
+    """A job in progress, as ``status.json`` and the control API show it; ``all_held_up``: why no job gets on."""
     rate, counts = live.requests_per_s(), live.counts
     left = live.requests - live.finished
     document = JobDocument(
@@ -63,7 +63,7 @@ def job_document(live: LiveJob, in_flight: int, stranded: str = "") -> JobDocume
         label=live.row.job_label or msgspec.UNSET,
     )
     waits = not (live.paused or live.publishing or live.ending)
-    if held_up := (stranded if waits else "") or live.hindrance:
+    if held_up := (all_held_up if waits else "") or live.hindrance:
         document.notes = [*document.notes, f"it is held up: {held_up}"]
         document.held_up = held_up
     return document

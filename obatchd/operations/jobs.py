@@ -99,7 +99,7 @@ class JobCommands:
         live = self._engine.jobs.get(row.key)
         # The index hears first, in the publisher's thread, that a job is over.
         if live is not None and row.state is not JobState.DONE:
-            return job_document(live, in_flight.get(live.key, 0), self._engine.dispatcher.stranded)
+            return job_document(live, in_flight.get(live.key, 0), self._engine.dispatcher.held_up)
         return finished_document(row, self._engine.layout)
 
     def one(self, caller: Caller, job_id: str) -> JobDocument:

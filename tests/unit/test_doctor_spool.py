@@ -270,3 +270,13 @@ def test_settings_that_wait_for_a_restart_are_named(tmp_path: Path, status: dict
     [line] = [line for line in examine(tmp_path, None) if line.about == "config" and line.level == "warn"]
     assert line.text == "changed, and waiting for a restart of the daemon: ollama_instances, servers.slots"
     assert line.next_command == f"stop it with Ctrl-C, then: obatchd --spool {tmp_path}"
+
+
+@pytest.mark.parametrize(("state", "word"), [("drained", "undrain"), ("draining", "undrain"), ("paused", "resume")])
+def test_a_daemon_that_was_told_to_wait_is_named_with_the_way_back(
+    tmp_path: Path, status: dict[str, Any], state: str, word: str
+) -> None:
+    status["state"] = state
+    [line] = [line for line in examine(tmp_path, None) if line.about == "daemon"]
+    assert (line.level, line.next_command) == ("warn", f"obatchctl --spool {tmp_path} {word}")
+    assert line.text == f"{state}, pid 1, version 1; no prompt is sent to a server"

@@ -87,8 +87,11 @@ def _one_or_all(action: str, about: str, done: str) -> click.Command:
     @one_job("[JOB]", needed=False)
     def act(invocation: Invocation, job_id: str | None) -> None:
         target = ("jobs", job_id, action) if job_id else (action,)
-        document = invocation.client().post(*target)
-        invocation.answer(document, f"{document.get('job') or 'All jobs'} {done}.")
+        client = invocation.client()
+        document = client.post(*target)
+        told = f"{document.get('job') or 'All jobs'} {done}"
+        drained = action == "resume" and client.get("status")["state"] in ("draining", "drained")
+        invocation.answer(document, f"{told}, but obatchd is drained: obatchctl undrain" if drained else f"{told}.")
 
     return act
 

@@ -21,6 +21,7 @@ from obatchd.words import counted
 
 _NO_NAME = ("Name or service not known", "No address associated", "name resolution")  # getaddrinfo
 _GROUP_DROPS = stat.S_IWGRP | stat.S_IXGRP
+_ENDED_BY = {"draining": "undrain", "drained": "undrain", "paused": "resume"}  # states that somebody asked for
 _DIRECTORIES = ("inbox", "work", "outbox", "failed")
 
 
@@ -37,6 +38,8 @@ def daemon(spool: Path, found: Document | ObatchError) -> list[CheckResult]:
     if isinstance(found, ObatchError):
         return [bad("daemon", found.message, look)]
     content = ok("daemon", f"{found['state']}, pid {found['pid']}, version {found['version']}")
+    if (word := _ENDED_BY.get(found["state"])) and not found["reasons"]:
+        content = warn("daemon", f"{content.text}; no prompt is sent to a server", f"obatchctl --spool {spool} {word}")
     notices = [warn("daemon", notice, look) for notice in found["notices"]]
     if found["state"] != "degraded":
         return [*notices, content]
