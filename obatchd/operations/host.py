@@ -70,6 +70,7 @@ class HostCommands:
                 [documents.BlockedDrop(b.name, b.reason) for b in report.blocked if caller.may_see(b.owner)],
                 engine.intake.refused,
                 report.problem,
+                engine.intake.held_back or UNSET,
             ),
             disk=documents.DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
             pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
