@@ -17,7 +17,7 @@ from obatchd.cli.doctor import account, host_checks, spool_checks, store_checks
 from obatchd.cli.doctor.doctor import examine
 from obatchd.cli.doctor.result import CheckResult
 from obatchd.client import runtime
-from obatchd.errors import DaemonDownError
+from obatchd.errors import DaemonDownError, ForbiddenError
 from obatchd.settings.settings import Settings
 
 
@@ -225,9 +225,51 @@ def test_the_next_command_is_the_one_that_starts_this_daemon(tmp_path: Path, mon
 
 
 def test_what_is_worth_knowing_is_told_of_a_degraded_daemon_too(tmp_path: Path, status: dict[str, Any]) -> None:
-    status.update(state="degraded", reasons=["no server"], notices=["alarms do not arrive"])
+    status.update(state="degraded", reasons=["no server"], notices=["ports are open"])
     told = [(line.level, line.text) for line in examine(tmp_path, None) if line.about == "daemon"]
-    assert told == [("warn", "alarms do not arrive"), ("bad", "no server")]
+    assert told == [("warn", "ports are open"), ("bad", "no server")]
+
+
+def test_alarms_that_do_not_arrive_are_one_line(tmp_path: Path, status: dict[str, Any]) -> None:
+    """Before, one line said that all is well with them, and another one that they do not arrive."""
+    trouble = "alarms do not arrive: the webhook at x failed at 10:00 (x cannot be reached)"
+    status["notices"] = [f"{trouble}. Try it: obatchctl alarms test"]
+    lines = [line for line in examine(tmp_path, None) if line.about == "alarms" or "arrive:" in line.text]
+    assert lines == [("bad", "alarms", trouble, "obatchctl alarms test")]
+
+
+def test_of_a_wrong_configuration_no_line_takes_the_defaults(tmp_path: Path, status: dict[str, Any]) -> None:
+    """Before, doctor found all well with models, ports and alarms that nobody had asked for."""
+    config = tmp_path / "obatchd.toml"
+    config.write_text("modle = 1")
+    told = {line.about for line in examine(tmp_path, config)}
+    assert told.isdisjoint({"models", "ports", "alarms"}) and {"config", "gpus", "disk"} <= told
+
+
+def test_who_is_in_no_group_is_told_what_to_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the daemon's own ports were in its way, and the next command was the one that had just been refused."""
+    words = "bob is not in the group lab and may not use obatchd."
+    command = "sudo usermod -aG lab bob"
+    refusal = ForbiddenError(f"{words} Ask an administrator for:  {command}   Then log out and in again.")
+    assert spool_checks.daemon(tmp_path, refusal) == [("bad", "daemon", words, command)]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = Settings.model_validate({"servers": {"base_port": port}})
+        finding = host_checks.ports(settings, None, runs=True)
+        assert finding.level == "ok" and finding.text.startswith(f"used by obatchd, which runs: {port}")
+
+
+def test_a_group_that_is_not_there_is_told(tmp_path: Path, status: dict[str, Any]) -> None:
+    """Before, only the daemon's log said why everybody was locked out."""
+    config = tmp_path / "obatchd.toml"
+    config.write_text('[access]\nmode = "service"\nsubmit_group = "no-such-group"\nadmin_group = "root"\n')
+    [line] = [line for line in examine(tmp_path, config) if line.about == "groups"]
+    assert (line.level, line.next_command.removeprefix("ask your administrator: ")) == (
+        "bad", "sudo groupadd --system no-such-group",
+    )  # fmt: skip
+    assert "there is no group no-such-group (access.submit_group)" in line.text
 
 
 def test_every_server_in_trouble_has_a_line_with_what_to_do(tmp_path: Path, status: dict[str, Any]) -> None:

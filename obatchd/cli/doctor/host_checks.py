@@ -61,7 +61,8 @@ def _without_nvidia(found: str) -> CheckResult:
     """Where the work goes; an AMD GPU is used through an Ollama that somebody else starts."""
     count = sum(map(_is_amd_gpu, _PCI.glob("*")))
     if not count:
-        return warn("gpus", f"{found}: work goes to the CPU or to remote servers", "nvidia-smi")
+        look = "nvidia-smi" if shutil.which("nvidia-smi") else "lspci | grep -i nvidia"
+        return warn("gpus", f"{found}: work goes to the CPU or to remote servers", look)
     text = (
         f"{counted(count, 'AMD GPU')}, but {found}. obatchd starts servers on NVIDIA GPUs only, and "
         "would work on the CPU. Start an Ollama of your own on each AMD GPU, and name it in the configuration: "
@@ -102,8 +103,11 @@ def ollama(settings: Settings, status: dict[str, Any] | None = None) -> CheckRes
     return ok("ollama", f"{version[0]} at {binary}")
 
 
-def ports(settings: Settings, status: dict[str, Any] | None) -> CheckResult:
-    """Whether the servers' ports are free, or in use by those of the running daemon, which has this ``status``."""
+def ports(settings: Settings, status: dict[str, Any] | None, *, runs: bool = False) -> CheckResult:
+    """Whether the servers' ports are free, or in use by those of the running daemon, which has this ``status``.
+
+    A daemon that ``runs`` and has none does not talk to the caller.
+    """
     listen, base = settings.servers.listen, settings.servers.base_port
     if settings.ollama_instances and settings.gpus.use == "none":
         return ok("ports", "no server is started here")
@@ -123,6 +127,8 @@ def ports(settings: Settings, status: dict[str, Any] | None) -> CheckResult:
         return ok("ports", "free ones are picked")
     wanted = range(base, base + 8)
     taken = [port for port in wanted if _port_fault(listen, port)]
+    if taken and runs:
+        return ok("ports", f"used by obatchd, which runs: {', '.join(map(str, taken))}")
     if taken:
         text = f"in use already: {', '.join(map(str, taken))}; set servers.base_port to others"
         return warn("ports", text, f"ss -ltnp sport = :{taken[0]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,14 +13,16 @@ from pathlib import Path
 
 from obatchd.cli.command import Document
 from obatchd.cli.doctor.account import Account, may, other_account, owner_of
-from obatchd.cli.doctor.result import CheckResult, bad, nearest, ok, warn
+from obatchd.cli.doctor.alarm_checks import is_of_alarms
+from obatchd.cli.doctor.result import CheckResult, bad, missing_groups, nearest, ok, warn
 from obatchd.cli.views.text import size
 from obatchd.client.runtime import first_start, given_up, is_service, repair_command, start_command
-from obatchd.errors import DaemonDownError, ObatchError
+from obatchd.errors import DaemonDownError, ForbiddenError, ObatchError
 from obatchd.settings.settings import Settings
 from obatchd.words import counted
 
 _NO_NAME = ("Name or service not known", "No address associated", "name resolution")  # getaddrinfo
+_ADVICE = re.compile(r"(?P<text>.*) Ask an administrator for: +(?P<command>sudo usermod -aG \S+ \S+) .*", re.DOTALL)
 _GROUP_DROPS = stat.S_IWGRP | stat.S_IXGRP
 _ENDED_BY = {"draining": "undrain", "drained": "undrain", "paused": "resume"}  # states that somebody asked for
 _DIRECTORIES = ("inbox", "work", "outbox", "failed")
@@ -35,12 +38,14 @@ def daemon(spool: Path, found: Document | ObatchError) -> list[CheckResult]:
             return [bad("daemon", f"{text}: {failed}", start_command(spool))]
         start = first_start(spool) if found.code == "no_spool" else start_command(spool)
         return [warn("daemon", text, look if found.code == "permission" else start)]
+    if found_command := isinstance(found, ForbiddenError) and _ADVICE.fullmatch(found.message):
+        return [bad("daemon", found_command["text"], found_command["command"])]
     if isinstance(found, ObatchError):
         return [bad("daemon", found.message, look)]
     content = ok("daemon", f"{found['state']}, pid {found['pid']}, version {found['version']}")
     if (word := _ENDED_BY.get(found["state"])) and not found["reasons"]:
         content = warn("daemon", f"{content.text}; no prompt is sent to a server", f"obatchctl --spool {spool} {word}")
-    notices = [warn("daemon", notice, look) for notice in found["notices"]]
+    notices = [warn("daemon", notice, look) for notice in found["notices"] if not is_of_alarms(notice)]
     if found["state"] != "degraded":
         return [*notices, content]
     told = [_trouble(reason, found["servers"], spool) for reason in found["reasons"]]
@@ -139,6 +144,13 @@ def _of_a_service(spool: Path) -> CheckResult:
         return bad("spool", text, f"newgrp {group.gr_name}")
     text = f"only members of the group {group.gr_name} may drop files into {inbox}; then log out and in again"
     return bad("spool", text, f"sudo usermod -aG {group.gr_name} {name}")
+
+
+def groups(settings: Settings) -> Iterator[CheckResult]:
+    """The groups of a service's users."""
+    for key, name in missing_groups(settings):
+        text = f"there is no group {name} ({key}), so none of its members can use obatchd"
+        yield bad("groups", text, f"sudo groupadd --system {name}")
 
 
 def disk(spool: Path, settings: Settings) -> CheckResult:
