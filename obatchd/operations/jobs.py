@@ -25,6 +25,7 @@ from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.naming import EVERY_JOB, JobFilter
 from obatchd.operations.submissions import Submissions
+from obatchd.telling.notifications import untold
 from obatchd.times import instant
 from obatchd.users import user_name
 from obatchd.words import job_ending
@@ -108,6 +109,8 @@ class JobCommands:
         if row.state is JobState.DONE:
             retries = self._engine.store.state.retries(row)
             document.retries = [retry.job for retry in retries if caller.may_see(retry.owner)] or UNSET
+        if unreached := untold(self._engine.store.state, row.job):
+            document.notes = [*document.notes, *unreached]
         document.details = job_details(row, self._engine.jobs.get(row.key))
         return document
 
