@@ -77,6 +77,11 @@ class Access:
         """Whether anybody but the daemon's own user may be answered."""
         return self._settings.mode == "service"
 
+    @property
+    def admin_group(self) -> str:
+        """The group whose members are administrators."""
+        return self._settings.admin_group
+
     async def caller(self, peer: Peer) -> Caller:
         """The peer as a caller.
 

@@ -223,7 +223,7 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
         (client.post, "gpus/0/release"), (client.post, "gpus/0/quarantine"), (client.post, "gpus/0/lend?for_s=1"),
         (client.post, "gpus/0/share"),
     ):  # fmt: skip
-        with pytest.raises(errors.ForbiddenError, match="only administrators"):
+        with pytest.raises(errors.ForbiddenError, match="and the members of the group obatch-admin"):
             await call(method, path)
     with pytest.raises(errors.ForbiddenError, match="--mine"):
         await call(client.get, "jobs", owner="all")

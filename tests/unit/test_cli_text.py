@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import click
 import pytest
@@ -32,6 +33,18 @@ def test_bar() -> None:
     assert text.bar(5, 10, width=4) == "██░░  50 %"
     assert text.bar(12, 10, width=4) == "████ 100 %"
     assert text.bar(1, None) == "–"
+
+
+def test_results_are_found_below_the_name_of_their_owner(tmp_path: Path) -> None:
+    """Before, below a number, which the pages do not mention."""
+    (tmp_path / "0").mkdir()
+    assert text.place(str(tmp_path / "0/a.job")) == str(tmp_path / "0/a.job")
+    (tmp_path / "root").symlink_to("0")
+    assert text.place(str(tmp_path / "0/a.job")) == str(tmp_path / "root/a.job")
+    (tmp_path / "root").unlink()
+    (tmp_path / "root").symlink_to("1")  # of an earlier user of that name
+    for path in (str(tmp_path / "0/a.job"), "/batch/outbox/a.job", "/outbox/99999999999999999999/a.job", ""):
+        assert text.place(path) == path
 
 
 def test_age() -> None:

@@ -12,7 +12,7 @@ from obatchd.cli.command import Command, Document, Invocation, Since, Span
 from obatchd.cli.named import NAMED, one_job
 from obatchd.cli.views.job import doubts, page, waits
 from obatchd.cli.views.status import job_table
-from obatchd.cli.views.text import table
+from obatchd.cli.views.text import place, table
 from obatchd.cli.views.waiting import watch as show_again
 from obatchd.words import counted
 
@@ -79,7 +79,7 @@ def job_command(invocation: Invocation, job_id: str) -> None:
 def cancel_command(invocation: Invocation, job_id: str) -> None:
     """Cancel the requests of a job that are not finished. Finished answers stay in its outbox."""
     job = invocation.client().post("jobs", job_id, "cancel")
-    invocation.answer(job, f"{job['job']} cancelled; results: {job['outbox']}")
+    invocation.answer(job, f"{job['job']} cancelled; results: {place(job['outbox'])}")
 
 
 def _one_or_all(action: str, about: str, done: str) -> click.Command:

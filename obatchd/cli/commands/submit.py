@@ -16,7 +16,7 @@ from obatchd.cli.commands.completion import models
 from obatchd.cli.views import waiting
 from obatchd.cli.views.job import causes, counts, doubts
 from obatchd.cli.views.status import OUTCOMES, job_state
-from obatchd.cli.views.text import duration, styled
+from obatchd.cli.views.text import duration, place, styled
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.results.export import data_of, document
 from obatchd.results.rows import ResultSet, Row
@@ -203,7 +203,7 @@ def _hand_over(
             continue
         jobs.append(job)
         if not invocation.json:
-            click.echo(f"{job['job']}  {clean(path)}  {what} {clean(job['outbox'])}")
+            click.echo(f"{job['job']}  {clean(path)}  {what} {clean(place(job['outbox']))}")
             for note in job["notes"] if with_notes else ():
                 click.echo(f"  note: {clean(note)}")
     return jobs, refused
@@ -282,7 +282,7 @@ def _fetch(job: Document, directory: Path) -> Document:
 
 def _report(jobs: list[Document]) -> None:
     for job in jobs:
-        place = job.get("copied_to") or job["outbox"] or job["refused_to"]
-        click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(place)}")
+        where = job.get("copied_to") or place(job["outbox"] or job["refused_to"])
+        click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(where)}")
         for line in (*doubts(job), *(f"note: {clean(note)}" for note in job["notes"] or []), *causes(job)):
             click.echo(f"  {line}")
