@@ -31,6 +31,7 @@ from obatchd.live.models import Models
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import Totals
 from obatchd.times import instant, since
+from obatchd.words import shortened
 
 _EXAMPLE_CHARACTERS = 300  # of a failure, in the index
 # Given by place: by name takes three times as long, and a flood has ten thousand jobs.
@@ -124,7 +125,7 @@ def job_details(row: JobRow, live: LiveJob | None) -> JobDetails:
 def counts_of(summary: Summary | EarlierSummary) -> Counts:
     """The part of a summary that the index keeps."""
     cut = {
-        code: msgspec.structs.replace(failure, example=failure.example[:_EXAMPLE_CHARACTERS])
+        code: msgspec.structs.replace(failure, example=shortened(failure.example, _EXAMPLE_CHARACTERS))
         for code, failure in summary.failures.items()
     }
     return excerpt(Counts, summary, failures=cut)

@@ -10,6 +10,7 @@ import pytest
 from obatchd.cli.command import clean
 from obatchd.cli.views import text
 from obatchd.cli.views.status import job_table
+from obatchd.words import shortened
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,13 @@ def test_bar() -> None:
     assert text.bar(5, 10, width=4) == "██░░  50 %"
     assert text.bar(12, 10, width=4) == "████ 100 %"
     assert text.bar(1, None) == "–"
+
+
+def test_a_text_that_is_cut_says_so() -> None:
+    """Before, it ended in the middle of a word."""
+    assert shortened("a b", 3) == "a b"
+    assert shortened("the server is busy now", 15) == "the server is…"
+    assert shortened("x" * 20, 10) == "x" * 9 + "…"
 
 
 def test_results_are_found_below_the_name_of_their_owner(tmp_path: Path) -> None:

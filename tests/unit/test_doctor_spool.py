@@ -80,6 +80,19 @@ def test_root_is_told_of_the_models_of_the_service(
     assert str(tmp_path / home) in finding.text
 
 
+def test_a_store_without_models_and_a_configuration_without_one_are_told(tmp_path: Path) -> None:
+    def told(**settings: Any) -> str:
+        given = {"servers": {"models_dir": str(tmp_path / "models")}} | settings
+        [line] = store_checks.model_store(Settings.model_validate(given), tmp_path)
+        return line.text.partition(" free; ")[2]
+
+    assert told(model="m") == "made by the first pull"
+    (tmp_path / "models").mkdir()
+    assert told() == "no model in it yet; the configuration names no model, so each job has to"
+    (tmp_path / "models/manifests").mkdir()
+    assert told(model="m") == ""
+
+
 def test_nobody_is_told_of_the_models_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, the caller's own store was named, which that daemon never uses."""
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 4321)

@@ -36,7 +36,7 @@ def model_store(settings: Settings, spool: Path) -> Iterator[CheckResult]:
             yield bad("models", f"servers.models_dir: {error.message}", "id; echo $HOME")
             return
         store = spool / "work/models"  # as the daemon has it where nobody has a home
-    yield _hindrance(store, account, spool) or _room(store)
+    yield _hindrance(store, account, spool) or _room(store, settings)
 
 
 def _hindrance(store: Path, account: Account | None, spool: Path) -> CheckResult | None:
@@ -54,7 +54,7 @@ def _hindrance(store: Path, account: Account | None, spool: Path) -> CheckResult
     if place != store and (shut or not writable):
         text = f"there is no directory {store}, and {who} may not make it in {place}, so no server can start"
         return bad("models", text, f"sudo install -d {whose}{store}")
-    ready = (store / "blobs").is_dir()
+    ready = os.path.isdir(store / "blobs")
     found, cost = (warn, "nothing can be pulled or removed") if ready else (bad, "no server can start")
     if not writable:
         yours = f"not {account.name}'s to write" if account else "not yours to write"
@@ -68,12 +68,18 @@ def _hindrance(store: Path, account: Account | None, spool: Path) -> CheckResult
     return None
 
 
-def _room(store: Path) -> CheckResult:
+def _room(store: Path, settings: Settings) -> CheckResult:
     place, _ = nearest(store)
     text = f"{store}, {_free(place)}"
     if shutil.disk_usage(place).free < _LOW_STORE_BYTES:
         return warn("models", f"{text}; large models will not fit", f"df -h {place}")
-    return ok("models", text + ("" if place == store else "; made by the first pull"))
+    if place != store:
+        text += "; made by the first pull"
+    elif not os.path.isdir(store / "manifests"):
+        text += "; no model in it yet"
+    if not settings.model:
+        text += "; the configuration names no model, so each job has to"
+    return ok("models", text)
 
 
 def _free(place: Path) -> str:

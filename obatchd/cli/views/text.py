@@ -18,6 +18,7 @@ import click
 from obatchd import times
 from obatchd.cli.command import clean
 from obatchd.users import user_name
+from obatchd.words import binary_size
 
 NOTHING = "–"
 _PIPED_WIDTH = 10_000  # a pipe has no edge
@@ -136,13 +137,7 @@ def _width() -> int:
 
 def size(size_bytes: float | None) -> str:
     """Bytes with a binary unit."""
-    if size_bytes is None:
-        return NOTHING
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"
+    return NOTHING if size_bytes is None else binary_size(size_bytes)
 
 
 def place(path: str) -> str:
