@@ -92,7 +92,7 @@ class HostCommands:
         holds = self._engine.dispatcher.holds
         await asyncio.to_thread(self._engine.store.state.set, "paused", "1" if paused else "")
         (holds.hold if paused else holds.release)(PAUSED)
-        return Paused(paused)
+        return Paused(paused, UNSET if paused else self._engine.dispatcher.held_up or UNSET)
 
     async def drain(self) -> HostState:
         self._engine.dispatcher.holds.hold(DRAINING)

@@ -183,7 +183,7 @@ class JobCommands:
         if live.ending:
             raise _over(live.row, live)
         await self._engine.admission.pause(live, paused)
-        return job_document(live, 0)
+        return job_document(live, 0, self._engine.dispatcher.held_up)
 
     @disk_faults_told()
     async def remove(self, caller: Caller, job_id: str) -> Removed:

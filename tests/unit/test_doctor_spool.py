@@ -80,7 +80,11 @@ def test_root_is_told_of_the_models_of_the_service(
     assert str(tmp_path / home) in finding.text
 
 
-def test_a_store_without_models_and_a_configuration_without_one_are_told(tmp_path: Path) -> None:
+def test_a_store_without_models_and_a_configuration_without_one_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_checks, "_LOW_STORE_BYTES", 0)
+
     def told(**settings: Any) -> str:
         given = {"servers": {"models_dir": str(tmp_path / "models")}} | settings
         [line] = store_checks.model_store(Settings.model_validate(given), tmp_path)

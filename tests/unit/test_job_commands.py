@@ -168,9 +168,13 @@ async def test_a_job_says_that_obatchd_is_drained_or_paused(rig: Desk) -> None:
     await rig.operations.host.pause()
     assert held_up() == "all jobs are paused; an administrator ends that with  obatchctl resume"
     await rig.operations.host.drain()
-    assert held_up() == "obatchd is drained; an administrator ends that with  obatchctl undrain"
+    assert held_up().startswith("obatchd is drained; an administrator")
+    words = "obatchd is drained; an administrator ends that with  obatchctl undrain"
+    assert await rig.operations.host.resume() == Paused(False, words)
+    for command in (rig.operations.jobs.pause, rig.operations.jobs.resume):
+        document = await command(ALICE, live.row.job)
+    assert document.held_up == words
     await rig.operations.host.undrain()
-    await rig.operations.host.resume()
     assert held_up() is UNSET
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from obatchd.cli.command import Command, Document, Invocation, Since, Span
+from obatchd.cli.command import Command, Document, Invocation, Since, Span, clean
 from obatchd.cli.named import NAMED, one_job
 from obatchd.cli.views.job import doubts, page, waits
 from obatchd.cli.views.status import job_table
@@ -87,11 +87,10 @@ def _one_or_all(action: str, about: str, done: str) -> click.Command:
     @one_job("[JOB]", needed=False)
     def act(invocation: Invocation, job_id: str | None) -> None:
         target = ("jobs", job_id, action) if job_id else (action,)
-        client = invocation.client()
-        document = client.post(*target)
-        told = f"{document.get('job') or 'All jobs'} {done}"
-        drained = action == "resume" and client.get("status")["state"] in ("draining", "drained")
-        invocation.answer(document, f"{told}, but obatchd is drained: obatchctl undrain" if drained else f"{told}.")
+        document = invocation.client().post(*target)
+        told, held_up = f"{document.get('job') or 'All jobs'} {done}", document.get("held_up")
+        goes_on_waiting = action == "resume" and held_up
+        invocation.answer(document, clean(f"{told}, and still waiting: {held_up}" if goes_on_waiting else f"{told}."))
 
     return act
 

@@ -203,7 +203,8 @@ def _hand_over(
             continue
         jobs.append(job)
         if not invocation.json:
-            click.echo(f"{job['job']}  {clean(path)}  {what} {clean(place(job['outbox']))}")
+            where = place(job["outbox"] or job["refused_to"] or "")
+            click.echo(f"{job['job']}  {clean(path)}  {what} {clean(where)}")
             for note in job["notes"] if with_notes else ():
                 click.echo(f"  note: {clean(note)}")
     return jobs, refused
@@ -282,7 +283,7 @@ def _fetch(job: Document, directory: Path) -> Document:
 
 def _report(jobs: list[Document]) -> None:
     for job in jobs:
-        where = job.get("copied_to") or place(job["outbox"] or job["refused_to"])
+        where = job.get("copied_to") or place(job["outbox"] or job["refused_to"] or "")
         click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(where)}")
         for line in (*doubts(job), *(f"note: {clean(note)}" for note in job["notes"] or []), *causes(job)):
             click.echo(f"  {line}")
