@@ -49,6 +49,23 @@ def server_state(state: str) -> str:
     return "down" if state == "backoff" else state
 
 
+def binary_size(size_bytes: float) -> str:
+    """Bytes with a binary unit: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.1f} TiB"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of ``most`` characters at most; where it is cut, between words if it can be, it says so."""
+    if len(text) <= most:
+        return text
+    whole, _, _ = text[:most].rpartition(" ")
+    return f"{whole if len(whole) > most // 2 else text[: most - 1]}…"
+
+
 def job_ending(requests: int | None, failed: int, cancelled: int, expired: int) -> str:
     """The one word for how a job ended: somebody or its deadline ended it early, or there is no answer."""
     if failed and failed == requests:

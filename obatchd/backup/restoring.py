@@ -25,6 +25,7 @@ from obatchd.jobs.model import is_passed_over
 from obatchd.spool.flush import sync_filesystem, sync_paths
 from obatchd.spool.layout import RESTORING, Layout
 from obatchd.spool.owners import OwnerDirectories
+from obatchd.users import user_name
 
 _MADE_BY_START = frozenset((".lock", "uuid"))
 _COPY_BYTES = 1024**2
@@ -45,7 +46,7 @@ def restore(backup: Path, spool: Path, admin_gid: int | None = None) -> Manifest
             members = iter(tar)
             manifest = _manifest(tar, next(members, None), backup)
             if os.geteuid() == 0 != manifest.uid and not spool.exists():
-                words = "make it first, as the daemon's user or with  sudo install -d -o USER"
+                words = f"make it first:  sudo install -d -o {user_name(manifest.uid)}"
                 raise SpoolError(f"there is no directory {spool}; {words} {spool}", code="no_spool")
             owners = OwnerDirectories(admin_gid) if manifest.service else None
             missing = _missing(spool.resolve())

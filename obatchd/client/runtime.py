@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from obatchd import __version__
+from obatchd.client import unit
 from obatchd.errors import DaemonDownError, SpoolError
 
 CONTROL_SOCKET = "control.sock"
@@ -82,12 +83,27 @@ def is_service(spool: Path) -> bool:
 
 def start_command(spool: Path) -> str:
     """The command that starts a daemon on a spool."""
+    if given_up(spool):
+        return "sudo systemctl reset-failed obatchd && sudo systemctl start obatchd"
     return _service_command(spool, "start") or _by_hand(spool)
+
+
+def given_up(spool: Path) -> str:
+    """That systemd starts the service of a spool no more, with its last words; empty where that is not so."""
+    if not is_service(spool) or not unit.has_failed(unit.properties()):
+        return ""
+    words = unit.last_words().removeprefix("obatchd: ")
+    return "it failed, and systemd has given up on it" + (f"; its last words: {words}" if words else "")
 
 
 def restart_command(spool: Path) -> str:
     """The command that starts the daemon of a spool anew."""
     return _service_command(spool, "restart") or f"stop it with Ctrl-C, then: {_by_hand(spool)}"
+
+
+def repair_command(spool: Path) -> str:
+    """The command that gives the spool of the package its owners and modes again; empty for any other spool."""
+    return "sudo systemd-tmpfiles --create obatch.conf" if spool == SYSTEM_SPOOL and is_service(spool) else ""
 
 
 def _service_command(spool: Path, verb: str) -> str | None:
@@ -216,8 +232,10 @@ def _of_no_service(spool: Path) -> bool:
 
 def daemon_down(spool: Path) -> DaemonDownError:
     """The error that says: nobody works on this spool."""
+    failed = given_up(spool)
+    start = f"{failed.removesuffix('.')}. After the repair" if failed else "To start it"
     return DaemonDownError(
-        f"obatchd is not running on {spool}. Drops in the inbox wait; nothing is lost. To start it: "
+        f"obatchd is not running on {spool}. Drops in the inbox wait; nothing is lost. {start[0].upper()}{start[1:]}: "
         f"{next_step(start_command(spool))}"
     )
 

@@ -239,7 +239,8 @@ class _Api:
             raise errors.ForbiddenError("the caller cannot be identified")
         caller = await self._access.caller(auth.peer_of(connection.fileno()))
         if not caller.is_administrator and request.match_info.handler not in self._for_every_caller:
-            words = "only administrators of obatchd may do this (root, and the administrators' group)"
+            group = self._access.admin_group
+            words = f"only administrators of obatchd may do this: root, and the members of the group {group}"
             raise errors.ForbiddenError(words)
         if self.stopping and request.method != "GET":
             words = "obatchd is stopping and takes no commands; start it again first"

@@ -77,6 +77,11 @@ class Access:
         """Whether anybody but the daemon's own user may be answered."""
         return self._settings.mode == "service"
 
+    @property
+    def admin_group(self) -> str:
+        """The group whose members are administrators."""
+        return self._settings.admin_group
+
     async def caller(self, peer: Peer) -> Caller:
         """The peer as a caller.
 
@@ -97,6 +102,11 @@ class Access:
             return Caller(peer.uid, is_administrator=False)
         self._users.pop(peer.uid, None)  # whoever is added now is not made to wait
         wanted = self._settings.submit_group
+        if known.submit_gid is None:
+            raise ForbiddenError(
+                f"{known.name} may not use obatchd: there is no group {wanted} on this host, which its configuration "
+                f"names (access.submit_group). Ask an administrator for:  sudo groupadd --system {wanted}"
+            )
         raise ForbiddenError(
             f"{known.name} is not in the group {wanted} and may not use obatchd. Ask an administrator for:  "
             f"sudo usermod -aG {wanted} {known.name}   Then log out and in again."

@@ -96,6 +96,10 @@ class Completion:
     def context_of(self, job: int) -> JobContext:
         return self._work.jobs[job].context()
 
+    def name_of(self, job: int) -> str:
+        live = self._work.jobs.get(job)
+        return live.row.job if live is not None else str(job)
+
     def defective(self, job: int) -> None:
         if (live := self._work.jobs.get(job)) is not None:
             _log.error("job_defective", job=live.row.job, remedy="its requests fail; please report the error above")

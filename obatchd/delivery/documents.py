@@ -31,6 +31,7 @@ from obatchd.live.models import Models
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import Totals
 from obatchd.times import instant, since
+from obatchd.words import shortened
 
 _EXAMPLE_CHARACTERS = 300  # of a failure, in the index
 # Given by place: by name takes three times as long, and a flood has ten thousand jobs.
@@ -39,8 +40,8 @@ _Head = tuple[
 ]  # fmt: skip
 
 
-def job_document(live: LiveJob, in_flight: int, stranded: str = "") -> JobDocument:
-    """A job in progress, as ``status.json`` and the control API show it; ``stranded`` says why no server works."""
+def job_document(live: LiveJob, in_flight: int, all_held_up: str = "") -> JobDocument:
+    """A job in progress, as ``status.json`` and the control API show it; ``all_held_up``: why no job gets on."""
     rate, counts = live.requests_per_s(), live.counts
     left = live.requests - live.finished
     document = JobDocument(
@@ -63,7 +64,7 @@ def job_document(live: LiveJob, in_flight: int, stranded: str = "") -> JobDocume
         label=live.row.job_label or msgspec.UNSET,
     )
     waits = not (live.paused or live.publishing or live.ending)
-    if held_up := (stranded if waits else "") or live.hindrance:
+    if held_up := (all_held_up if waits else "") or live.hindrance:
         document.notes = [*document.notes, f"it waits: {held_up}"]
         document.held_up = held_up
     return document
@@ -124,7 +125,7 @@ def job_details(row: JobRow, live: LiveJob | None) -> JobDetails:
 def counts_of(summary: Summary | EarlierSummary) -> Counts:
     """The part of a summary that the index keeps."""
     cut = {
-        code: msgspec.structs.replace(failure, example=failure.example[:_EXAMPLE_CHARACTERS])
+        code: msgspec.structs.replace(failure, example=shortened(failure.example, _EXAMPLE_CHARACTERS))
         for code, failure in summary.failures.items()
     }
     return excerpt(Counts, summary, failures=cut)

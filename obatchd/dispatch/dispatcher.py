@@ -160,6 +160,11 @@ class Dispatcher:
         return Counter(job for (job, _), offered in offers if offered.started_s)
 
     @property
+    def held_up(self) -> str:
+        """Why no job gets on; empty where one can."""
+        return self.holds.told or self.stranded
+
+    @property
     def stranded(self) -> str:
         """Why no server can have work; empty where one can, or is about to."""
         reasons = [f"{link.server.id}: {link.server.down}" for link in self.links.values() if link.server.down]

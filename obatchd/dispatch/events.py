@@ -58,6 +58,9 @@ class DispatchEvents(Protocol):
     def context_of(self, job: int) -> JobContext:
         """The shared part of the requests of a job, by its key."""
 
+    def name_of(self, job: int) -> str:
+        """The id that people know a job by, for logs; the key itself of one that is gone."""
+
     def defective(self, job: int) -> None:
         """The requests of the job with this key cannot be offered to any server, by a defect: they are to fail."""
 

@@ -10,6 +10,12 @@ from obatchd import log
 
 _log = log.get(__name__)
 STOPPING = "stopping"  # the daemon is told to stop
+DRAINING = "draining"  # an administrator has said so, as with the next
+PAUSED = "paused"
+_TOLD = {
+    DRAINING: "obatchd is drained; an administrator ends that with  obatchctl undrain",
+    PAUSED: "all jobs are paused; an administrator ends that with  obatchctl resume",
+}
 
 
 class HoldListener(Protocol):
@@ -28,6 +34,11 @@ class Holds:
 
     reasons: set[str] = attrs.field(factory=set, init=False)  # empty while dispatch runs
     _listeners: list[HoldListener] = attrs.field(factory=list, init=False)
+
+    @property
+    def told(self) -> str:
+        """What somebody said that keeps all work waiting; empty where nobody did."""
+        return next((words for reason, words in _TOLD.items() if reason in self.reasons), "")
 
     def listen(self, listener: HoldListener) -> None:
         self._listeners.append(listener)

@@ -75,8 +75,9 @@ class OutcomeHandler:
         # A message about a request or an answer may quote it: its owner reads that in errors.jsonl.
         quotes = fault.kind in (faults.REQUEST, faults.ANSWER)
         _log.info(
-            "attempt_failed", job=item.job, **place_of(item.line), attempt=item.attempt, server=link.server.id,
-            gpu=link.server.gpu_label, fault=fault.kind, code=fault.code, reason="" if quotes else fault.message[:300],
+            "attempt_failed", job=self._events.name_of(item.job), **place_of(item.line), attempt=item.attempt,
+            server=link.server.id, gpu=link.server.gpu_label, fault=fault.kind, code=fault.code,
+            reason="" if quotes else fault.message[:300],
         )  # fmt: skip
         self._failed_attempt(link, key, offered, fault, item.record, item.duration_s)
 

@@ -173,8 +173,8 @@ class Trials:
         taken.lane.condemned.add(cause.settings)
         self._condemned[cause] = fault
         _log.error(
-            "cause_condemned", job=taken.lane.job, model=taken.lane.profile.model, code=fault.code,
-            crashes=len(lines), settings=",".join(self._shared(taken)) or "none",
+            "cause_condemned", job=self._events.name_of(taken.lane.job), model=taken.lane.profile.model,
+            code=fault.code, crashes=len(lines), settings=",".join(self._shared(taken)) or "none",
         )  # fmt: skip
 
     def _shared(self, taken: Taken) -> list[str]:

@@ -54,6 +54,7 @@ class Paused(msgspec.Struct):
     """``POST /v1/pause`` and ``/v1/resume``: whether all dispatch is paused."""
 
     paused: bool
+    held_up: str | msgspec.UnsetType = msgspec.UNSET  # why no job gets on all the same; absent where one can
 
 
 class HostState(msgspec.Struct):

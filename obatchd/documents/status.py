@@ -103,6 +103,7 @@ class InboxState(msgspec.Struct):
     blocked: list[BlockedDrop]
     refused: int  # since the daemon began
     problem: str  # why it cannot be read; empty: it can
+    waiting: int | UnsetType = UNSET  # drops that are ready, and not taken until the reasons of the status are over
 
 
 class DiskState(msgspec.Struct):

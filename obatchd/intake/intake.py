@@ -59,6 +59,7 @@ class Intake(Part):
         self.inbox = Inbox(work.layout, work.settings)
         self.report = ScanReport()
         self.refused = 0
+        self.held_back = 0  # drops that are ready, and not taken because of a condition
         self.scanned = asyncio.Event()  # the first scan is done
         self._claim_failed = False  # the disk refused: the next claim settles the one that was cut short
         self._unlisted: list[str] = []  # accepted, but their rows could not be read yet
@@ -127,7 +128,9 @@ class Intake(Part):
         )
         if self.report.problem not in ("", known_problem):
             _log.warning("inbox_problem", reason=self.report.problem)
-        if not self._conditions.may_claim:
+        may_claim = self._conditions.may_claim
+        self.held_back = 0 if may_claim else len(self.report.ready)
+        if not may_claim:
             return False
         await loop.run_in_executor(self._claim_thread, self._refuse_found, self.report)
         if not self.report.ready and not self._claim_failed:

@@ -15,7 +15,7 @@ from obatchd.documents.alarms import Alarm, DiskLow
 from obatchd.jobs.store import DISK_ERRORS
 from obatchd.settings.tables.spool import DiskSettings
 from obatchd.spool.layout import FreeSpace, Layout
-from obatchd.words import counted
+from obatchd.words import binary_size, counted
 
 _log = log.get(__name__)
 RETRY_S = 1.0  # between two tries of a step that the disk refused
@@ -135,10 +135,8 @@ def disk_trouble(free: FreeSpace, limits: DiskSettings, *, low_already: bool) ->
     if free.read_only:
         found.append("it is mounted read-only; look at the kernel's log (dmesg) for errors of the disk")
     if free.bytes < limits.min_free_bytes * factor:
-        found.append(
-            f"{free.bytes // 1024**2} MiB free, less than min_free_bytes ({limits.min_free_bytes // 1024**2} MiB); "
-            "free some space"
-        )
+        least = binary_size(limits.min_free_bytes)
+        found.append(f"{binary_size(free.bytes)} free, less than min_free_bytes ({least}); free some space")
     if 0 <= free.inodes < limits.min_free_inodes * factor:
         found.append(
             f"{counted(free.inodes, 'inode')} free, less than min_free_inodes ({limits.min_free_inodes}); "

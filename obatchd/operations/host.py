@@ -14,6 +14,7 @@ from msgspec import UNSET
 from obatchd import __version__
 from obatchd.control.auth import Caller, daemon_itself
 from obatchd.delivery.documents import job_document
+from obatchd.dispatch.holds import DRAINING, PAUSED, STOPPING
 from obatchd.documents import status as documents
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded
 from obatchd.documents.models import Pull
@@ -29,9 +30,6 @@ from obatchd.servers.states import ServerState
 from obatchd.telling.alarms import Alarms
 from obatchd.times import instant
 
-_DRAIN = "draining"  # this and the next two are reasons that hold dispatch
-_PAUSED = "paused"
-_STOPPING = "stopping"
 _STATUS_JOBS = 50
 
 
@@ -72,11 +70,12 @@ class HostCommands:
                 [documents.BlockedDrop(b.name, b.reason) for b in report.blocked if caller.may_see(b.owner)],
                 engine.intake.refused,
                 report.problem,
+                engine.intake.held_back or UNSET,
             ),
             disk=documents.DiskState(free_bytes, free_inodes, engine.conditions.disk_low),
             pulls=[Pull(name, p.status, p.completed_bytes, p.total_bytes) for name, p in self._models.pulls.items()],
             jobs=[
-                job_document(live, in_flight.get(live.key, 0), engine.dispatcher.stranded)
+                job_document(live, in_flight.get(live.key, 0), engine.dispatcher.held_up)
                 for live in islice(seen, _STATUS_JOBS)
             ],
             waiting_for_restart=engine.settings.waiting or UNSET,
@@ -92,15 +91,15 @@ class HostCommands:
     async def _set_paused(self, paused: bool) -> Paused:
         holds = self._engine.dispatcher.holds
         await asyncio.to_thread(self._engine.store.state.set, "paused", "1" if paused else "")
-        (holds.hold if paused else holds.release)(_PAUSED)
-        return Paused(paused)
+        (holds.hold if paused else holds.release)(PAUSED)
+        return Paused(paused, UNSET if paused else self._engine.dispatcher.held_up or UNSET)
 
     async def drain(self) -> HostState:
-        self._engine.dispatcher.holds.hold(_DRAIN)
+        self._engine.dispatcher.holds.hold(DRAINING)
         return HostState(self._state(daemon_itself())[0])
 
     async def undrain(self) -> HostState:
-        self._engine.dispatcher.holds.release(_DRAIN)
+        self._engine.dispatcher.holds.release(DRAINING)
         return HostState(self._state(daemon_itself())[0])
 
     def _notices(self, caller: Caller) -> list[str]:
@@ -141,13 +140,13 @@ class HostCommands:
         reasons += [f"server {server.id} waits: {server.shared_with}" for server in servers if "shared" in server.holds]
         if not servers:
             reasons.append("there is no server")
-        if _STOPPING in holds:
+        if STOPPING in holds:
             return "stopping", reasons
-        if _DRAIN in holds:
+        if DRAINING in holds:
             return ("draining" if self._engine.dispatcher.busy() else "drained"), reasons
         if QUARANTINE in holds:
             reasons.insert(0, "every GPU is in quarantine: requests wait (obatchctl gpus says what to do)")
-        if _PAUSED in holds or QUARANTINE in holds:
+        if PAUSED in holds or QUARANTINE in holds:
             return "paused", reasons
         return ("degraded" if reasons else "running"), reasons
 

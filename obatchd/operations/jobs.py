@@ -25,6 +25,7 @@ from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.naming import EVERY_JOB, JobFilter
 from obatchd.operations.submissions import Submissions
+from obatchd.telling.notifications import untold
 from obatchd.times import instant
 from obatchd.users import user_name
 from obatchd.words import job_ending
@@ -99,7 +100,7 @@ class JobCommands:
         live = self._engine.jobs.get(row.key)
         # The index hears first, in the publisher's thread, that a job is over.
         if live is not None and row.state is not JobState.DONE:
-            return job_document(live, in_flight.get(live.key, 0), self._engine.dispatcher.stranded)
+            return job_document(live, in_flight.get(live.key, 0), self._engine.dispatcher.held_up)
         return finished_document(row, self._engine.layout)
 
     def one(self, caller: Caller, job_id: str) -> JobDocument:
@@ -108,6 +109,8 @@ class JobCommands:
         if row.state is JobState.DONE:
             retries = self._engine.store.state.retries(row)
             document.retries = [retry.job for retry in retries if caller.may_see(retry.owner)] or UNSET
+        if unreached := untold(self._engine.store.state, row.job):
+            document.notes = [*document.notes, *unreached]
         document.details = job_details(row, self._engine.jobs.get(row.key))
         return document
 
@@ -181,7 +184,7 @@ class JobCommands:
         if live.ending:
             raise _over(live.row, live)
         await self._engine.admission.pause(live, paused)
-        return job_document(live, 0)
+        return job_document(live, 0, self._engine.dispatcher.held_up)
 
     @disk_faults_told()
     async def remove(self, caller: Caller, job_id: str) -> Removed:

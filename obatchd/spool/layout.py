@@ -18,6 +18,9 @@ from obatchd.jobs.model import PACKED_ENDINGS, default_id, repeated_id, written_
 from obatchd.spool.owners import OwnerDirectories
 
 RESTORING = "restoring"  # in work: a restore from a backup is under way, or was cut short
+_SYSTEM_SPOOL = Path("/var/spool/obatch")
+_TMPFILES = Path("/usr/lib/tmpfiles.d/obatch.conf")
+_REPAIR = "sudo systemd-tmpfiles --create obatch.conf"
 _NAME_BYTES = 100
 _FORBIDDEN = re.compile(r"[^A-Za-z0-9._-]")
 # Ids that could meet the number of another line, or another request's altered id with its line appended: only a name
@@ -263,10 +266,18 @@ def _directory(path: Path, mode: int) -> None:
 def _closed(path: Path) -> str:
     if os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True) and not os.statvfs(path).f_flag & os.ST_RDONLY:
         return ""
-    return (
-        f"{path} cannot be read and written by uid {os.geteuid()}: check its owner and mode, and that its file "
-        "system is not mounted read-only."
+    remedy = (
+        f"check its owner and mode ({_REPAIR} puts them right)" if _of_package(path) else "check its owner and mode"
     )
+    return (
+        f"{path} cannot be read and written by uid {os.geteuid()}: {remedy}, and that its file system is not mounted "
+        "read-only."
+    )
+
+
+def _of_package(path: Path) -> bool:
+    """Whether the package has laid down the owner and the mode of ``path``."""
+    return path.is_relative_to(_SYSTEM_SPOOL) and _TMPFILES.exists()
 
 
 def _takes_no_file(path: Path) -> bool:

@@ -17,7 +17,7 @@ from attrs import define, field
 from obatchd import crash_points, log
 from obatchd.context.addresses import PinnedResolver
 from obatchd.errors import NotToldError
-from obatchd.jobs.store import DISK_ERRORS, JobRow, Owed
+from obatchd.jobs.store import DISK_ERRORS, JobRow, Owed, StateStore
 from obatchd.jobs.store.owed import PREFIX, owed_of
 from obatchd.live.work import Part
 from obatchd.settings.tables.people import MAIL
@@ -25,6 +25,7 @@ from obatchd.spool.outbox import JobOutbox
 from obatchd.tasks import set_within
 from obatchd.telling.allowed import address_policy, logged, problem, shown
 from obatchd.telling.ways import post, run_command
+from obatchd.times import instant
 from obatchd.words import counted
 
 _log = log.get(__name__)
@@ -107,6 +108,7 @@ class Notifications(Part):
         if reason and owed.tries < len(_PAUSES_S):
             owed.next_s = time.time() + _PAUSES_S[owed.tries]
             owed.tries += 1
+            owed.reason = reason
             _log.warning("notification_failed", job=owed.job, way=way, tries=owed.tries, reason=_without(owed, reason))
             await self._done(state.change, owed.key, owed.encoded())  # unless its job is erased at this moment
             return True
@@ -152,6 +154,16 @@ class Notifications(Part):
         for row in state.find([job]):
             state.update(row.key, notes=[*row.notes, note])
             JobOutbox(self._work.outbox_of(row)).write_notes([*row.notes, note])
+
+
+def untold(state: StateStore, job: str) -> list[str]:
+    """Notes on the messages about a job that did not arrive yet."""
+    return [
+        f"obatchd could not tell {shown(owed.to)} yet that the job is over, after {counted(owed.tries, 'try', 'tries')}; "
+        f"the next one is at {instant(owed.next_s)}{f' ({owed.reason})' if owed.reason else ''}"
+        for owed in owed_of(state.starting_with(f"{PREFIX}{job}/"))
+        if owed.tries
+    ]
 
 
 def _without(owed: Owed, reason: str) -> str:

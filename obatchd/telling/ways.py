@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -139,10 +140,18 @@ async def post(url: str, message: Message, timeout_s: float, resolver: PinnedRes
     except SourceError as error:
         raise NotToldError(error.message) from None
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise NotToldError(f"{host} cannot be reached: {_without_secrets(str(error), target)}") from None
+        raise NotToldError(f"{host} cannot be reached: {_without_secrets(_words(error), target)}") from None
     if not response.ok or response.status in range(300, 400):
         words = f"{host} answered {response.status}"
         raise NotToldError(f"{words}: {_without_secrets(said, target)}" if said else words)
+
+
+def _words(error: Exception) -> str:
+    """Why somebody cannot be reached; aiohttp's own words speak of ``ssl`` for plain HTTP, too."""
+    if isinstance(error, aiohttp.ClientConnectorError) and error.os_error.errno:
+        known = error.os_error.errno in errno.errorcode
+        return os.strerror(error.os_error.errno) if known else error.os_error.strerror or str(error.os_error)
+    return str(error)
 
 
 def chat_message(message: Message, host: str) -> Message:

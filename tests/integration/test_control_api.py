@@ -200,6 +200,9 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
     with pytest.raises(errors.ForbiddenError, match=r"usermod -aG submitters .*log out and in again"):
         await access.caller(auth.Peer(1, uid, 77003))
     assert asked_in and threading.get_ident() not in asked_in
+    nobodys = auth.Access(AccessSettings(mode="service", submit_group="nobodys", admin_group="admins"))
+    with pytest.raises(errors.ForbiddenError, match="there is no group nobodys on this host"):
+        await nobodys.caller(auth.Peer(1, uid, 77003))
 
     async def member(self: auth.Access, peer: auth.Peer) -> auth.Caller:
         return auth.Caller(uid, is_administrator=False)
@@ -220,7 +223,7 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
         (client.post, "gpus/0/release"), (client.post, "gpus/0/quarantine"), (client.post, "gpus/0/lend?for_s=1"),
         (client.post, "gpus/0/share"),
     ):  # fmt: skip
-        with pytest.raises(errors.ForbiddenError, match="only administrators"):
+        with pytest.raises(errors.ForbiddenError, match="and the members of the group obatch-admin"):
             await call(method, path)
     with pytest.raises(errors.ForbiddenError, match="--mine"):
         await call(client.get, "jobs", owner="all")

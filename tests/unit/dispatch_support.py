@@ -251,6 +251,9 @@ class Told:
     def context_of(self, job: int) -> protocol.JobContext:
         return protocol.JobContext(job, str(job), "", {}, 100, self._rig.formats.get(job, ""))
 
+    def name_of(self, job: int) -> str:
+        return f"20261128-job{job}"
+
     def defective(self, job: int) -> None:
         self._rig.queue.cancel_job(job)
 

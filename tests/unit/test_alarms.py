@@ -6,6 +6,7 @@ import email.policy
 import errno
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -256,7 +257,7 @@ async def test_a_test_goes_through_every_way_and_says_what_came_of_it(tmp_path: 
         assert service.got[0][1]["kind"] == "test"
     assert len(alarms.troubles()) == 1
     service_gone = (await alarms.test())[1]
-    assert not service_gone.told and service_gone.reason.startswith("127.0.0.1 cannot be reached")
+    assert not service_gone.told and service_gone.reason == "127.0.0.1 cannot be reached: Connection refused"
     current.value = in_force().value
     assert await alarms.test() == [] and alarms.troubles() == []
 
@@ -339,6 +340,27 @@ def test_doctor_says_that_no_mail_can_be_sent_to_submitters() -> None:
     assert finding.next_command == "ls -l /nowhere/mail"
     assert "no program is named" in doctor_of_alarms(in_force(notifications=rules | {"mail_command": []}).value).text
     assert doctor_of_alarms(in_force(notifications=rules | {"allow": ["chat.lab"]}).value).level == "ok"
+
+
+def test_doctor_says_that_no_mail_leaves_a_host_without_a_mailer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, word of jobs was accepted, failed for 17 hours, and only the log said so."""
+    ours = str(ROOT / "etc/alarm-mail")
+    real = shutil.which
+    sendmail: list[str] = []
+    monkeypatch.setattr(
+        "shutil.which", lambda name, **_: next(iter(sendmail), "") if name == "sendmail" else real(name)
+    )
+    monkeypatch.setattr("obatchd.cli.doctor.alarm_checks._SMTP_PORT", 1)
+    for tables in ({"alarms": {"command": [ours, "ann@x.org"]}},
+                   {"notifications": {"allow": ["*@x.org"], "mail_command": [ours]}}):  # fmt: skip
+        finding = doctor_of_alarms(in_force(**tables).value)
+        assert finding.level == "warn" and "no mail leaves it" in finding.text
+        monkeypatch.setenv("SMTP_SERVER", "mail.x.org:25")
+        assert doctor_of_alarms(in_force(**tables).value).level == "ok"
+        monkeypatch.delenv("SMTP_SERVER")
+        sendmail.append("/usr/sbin/sendmail")
+        assert doctor_of_alarms(in_force(**tables).value).level == "ok"
+        sendmail.clear()
 
 
 def test_a_webhook_is_a_url_that_is_never_shown() -> None:

@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import pwd
 import shutil
 import sqlite3
 import stat
@@ -299,6 +300,20 @@ def test_only_root_restores_a_drop_of_another_user(tmp_path: Path, monkeypatch: 
         restore(rewritten, tmp_path / "second")
     assert refused.value.code == "permission" and left_in(tmp_path / "second") == []
     assert restore(backup, tmp_path / "second").jobs == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root restores for another user")
+def test_root_is_told_for_whom_a_spool_is_made_first(tmp_path: Path) -> None:
+    """Before, the command had the word USER in it."""
+    layout = Layout.open(tmp_path / "first")
+    Store(layout.work, in_force(model="small")).close()
+    nobody = pwd.getpwnam("nobody").pw_uid
+    for path in (layout.root, *layout.root.rglob("*")):
+        os.chown(path, nobody, nobody)
+    make(layout.root, tmp_path / "spool.tar")
+    place = tmp_path / "look"
+    with pytest.raises(SpoolError, match=f"make it first:  sudo install -d -o nobody {place}$"):
+        restore(tmp_path / "spool.tar", place)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root restores for another user")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import click
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from obatchd.cli.command import clean
 from obatchd.cli.views import text
 from obatchd.cli.views.status import job_table
+from obatchd.words import shortened
 
 
 @pytest.mark.parametrize(
@@ -32,6 +34,25 @@ def test_bar() -> None:
     assert text.bar(5, 10, width=4) == "██░░  50 %"
     assert text.bar(12, 10, width=4) == "████ 100 %"
     assert text.bar(1, None) == "–"
+
+
+def test_a_text_that_is_cut_says_so() -> None:
+    """Before, it ended in the middle of a word."""
+    assert shortened("a b", 3) == "a b"
+    assert shortened("the server is busy now", 15) == "the server is…"
+    assert shortened("x" * 20, 10) == "x" * 9 + "…"
+
+
+def test_results_are_found_below_the_name_of_their_owner(tmp_path: Path) -> None:
+    """Before, below a number, which the pages do not mention."""
+    (tmp_path / "0").mkdir()
+    assert text.place(str(tmp_path / "0/a.job")) == str(tmp_path / "0/a.job")
+    (tmp_path / "root").symlink_to("0")
+    assert text.place(str(tmp_path / "0/a.job")) == str(tmp_path / "root/a.job")
+    (tmp_path / "root").unlink()
+    (tmp_path / "root").symlink_to("1")  # of an earlier user of that name
+    for path in (str(tmp_path / "0/a.job"), "/batch/outbox/a.job", "/outbox/99999999999999999999/a.job", ""):
+        assert text.place(path) == path
 
 
 def test_age() -> None:

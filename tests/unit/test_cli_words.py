@@ -216,6 +216,9 @@ def test_a_configuration_that_names_what_is_not_there_is_good_with_a_warning(tmp
     ])  # fmt: skip
     program.touch(0o644)
     store.mkdir()
+    file.write_text('[access]\nsubmit_group = "no-such-group"\n')
+    warning = "  access.submit_group: there is no group no-such-group; sudo groupadd --system no-such-group makes it"
+    assert CliRunner().invoke(main, ["config", "check", str(file)]).stdout.splitlines()[1:] == [warning]
     file.write_text(f'[alarms]\ncommand = ["{program}"]\n[servers]\nmodels_dir = "{store}"\n')
     lines = CliRunner().invoke(main, ["config", "check", str(file)]).stdout.splitlines()
     assert lines == [f"{file}: good, with 1 warning:", f"  alarms.command: {program} cannot be run"]

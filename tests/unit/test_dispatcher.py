@@ -59,6 +59,19 @@ async def test_few_requests_are_spread(make: Make) -> None:
     assert [len(link.offers) for link in rig.dispatcher.links.values()] == [1, 1, 1]
 
 
+async def test_a_failed_attempt_is_logged_with_the_id_that_people_know(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before, with the key of the job in the store, unlike every other event."""
+    rig = await make(servers=1, slots=1)
+    await rig.add(1, 1)
+    with caplog.at_level("INFO"):
+        rig.worker("gpu0").begin((1, 1))
+        rig.worker("gpu0").end((1, 1), SERVER)
+        await settle()
+    assert "event=attempt_failed job=20261128-job1 " in caplog.text
+
+
 async def test_what_waits_behind_a_busy_server_goes_to_a_free_one(make: Make) -> None:
     rig = await make(servers=2, slots=1)
     await rig.add(1, 4)

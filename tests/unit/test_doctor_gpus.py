@@ -42,11 +42,14 @@ def test_several_are_counted(pci: Path) -> None:
     assert host_checks.driver(Settings()).text.startswith("2 AMD GPUs")
 
 
-def test_other_devices_are_no_amd_gpus(pci: Path) -> None:
+def test_other_devices_are_no_amd_gpus(pci: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(pci, (AMD, AUDIO), (INTEL, DISPLAY), (NVIDIA, DISPLAY))
     (pci / "0000:77:00.0").mkdir()  # taken out while it was looked at
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     found = host_checks.driver(Settings())
     assert found.next_command == "nvidia-smi" and "AMD" not in found.text
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert host_checks.driver(Settings()).next_command == "lspci | grep -i nvidia"
 
 
 def test_who_has_named_servers_hears_nothing_of_it(pci: Path) -> None:

@@ -8,16 +8,16 @@ import pwd
 import socket
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from settings_support import nobody
 
-from obatchd.cli.doctor import host_checks, spool_checks
+from obatchd.cli.doctor import account, host_checks, spool_checks, store_checks
 from obatchd.cli.doctor.doctor import examine
 from obatchd.cli.doctor.result import CheckResult
 from obatchd.client import runtime
-from obatchd.errors import DaemonDownError
+from obatchd.errors import DaemonDownError, ForbiddenError
 from obatchd.settings.settings import Settings
 
 
@@ -38,9 +38,32 @@ def test_a_user_of_a_service_is_told_which_group(
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 4321)
     monkeypatch.setattr(os, "access", lambda path, mode: may_drop)
     monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_name="alice"))
-    monkeypatch.setattr(grp, "getgrgid", lambda gid: SimpleNamespace(gr_name="submitters", gr_mem=members))
+    monkeypatch.setattr(os, "getgroups", lambda: [4000])
+    group = SimpleNamespace(gr_name="submitters", gr_gid=4001, gr_mem=members)
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: group)
     [finding] = spool_checks.directories(tmp_path)
     assert finding.level == level and text in finding.text and (finding.next_command or "") == next_command
+    monkeypatch.setattr(os, "getgroups", lambda: [4001])
+    [finding] = spool_checks.directories(tmp_path)
+    assert may_drop or "although you are in its group" in finding.text
+
+
+@pytest.mark.parametrize("uid", [0, 4321])
+def test_an_inbox_that_is_shut_to_its_group_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int
+) -> None:
+    """Before, a member was told to log out and in again, and root nothing."""
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox").chmod(0o2755)
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + uid)
+    monkeypatch.setattr(os, "access", lambda path, mode: uid == 0)
+    monkeypatch.setattr(grp, "getgrgid", lambda gid: SimpleNamespace(gr_name="submitters"))
+    [finding] = spool_checks.directories(tmp_path)
+    assert finding.level == "bad" and finding.next_command == f"sudo chmod 3730 {tmp_path / 'inbox'}"
+    assert "inbox does not let its group submitters in" in finding.text
+    monkeypatch.setattr(runtime, "SYSTEM_SPOOL", tmp_path)
+    [finding] = spool_checks.directories(tmp_path)
+    assert finding.next_command == "sudo systemd-tmpfiles --create obatch.conf"
 
 
 @pytest.mark.parametrize(("euid", "owner", "home"), [(0, 4321, "service"), (0, 0, "own"), (4321, 4321, "own")])
@@ -49,10 +72,35 @@ def test_root_is_told_of_the_models_of_the_service(
 ) -> None:
     monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "own"))
     monkeypatch.setattr(os, "geteuid", lambda: euid)
-    monkeypatch.setattr(pwd, "getpwuid", lambda uid: SimpleNamespace(pw_dir=str(tmp_path / "service")))
-    spool = cast(Path, SimpleNamespace(stat=lambda: SimpleNamespace(st_uid=owner)))
-    finding = host_checks.model_store(Settings(), spool)
-    assert finding.text.startswith(f"{tmp_path / home}")
+    user = SimpleNamespace(pw_name="obatch", pw_gid=4321, pw_dir=str(tmp_path / "service"))
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: user)
+    for module in (account, store_checks):
+        monkeypatch.setattr(module, "owner_of", lambda spool: owner)
+    [finding] = store_checks.model_store(Settings(), tmp_path)
+    assert str(tmp_path / home) in finding.text
+
+
+def test_a_store_without_models_and_a_configuration_without_one_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_checks, "_LOW_STORE_BYTES", 0)
+
+    def told(**settings: Any) -> str:
+        given = {"servers": {"models_dir": str(tmp_path / "models")}} | settings
+        [line] = store_checks.model_store(Settings.model_validate(given), tmp_path)
+        return line.text.partition(" free; ")[2]
+
+    assert told(model="m") == "made by the first pull"
+    (tmp_path / "models").mkdir()
+    assert told() == "no model in it yet; the configuration names no model, so each job has to"
+    (tmp_path / "models/manifests").mkdir()
+    assert told(model="m") == ""
+
+
+def test_nobody_is_told_of_the_models_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the caller's own store was named, which that daemon never uses."""
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 4321)
+    assert [*store_checks.model_store(Settings(), tmp_path)] == []
 
 
 @pytest.mark.parametrize("home", [None, ""])
@@ -194,9 +242,51 @@ def test_the_next_command_is_the_one_that_starts_this_daemon(tmp_path: Path, mon
 
 
 def test_what_is_worth_knowing_is_told_of_a_degraded_daemon_too(tmp_path: Path, status: dict[str, Any]) -> None:
-    status.update(state="degraded", reasons=["no server"], notices=["alarms do not arrive"])
+    status.update(state="degraded", reasons=["no server"], notices=["ports are open"])
     told = [(line.level, line.text) for line in examine(tmp_path, None) if line.about == "daemon"]
-    assert told == [("warn", "alarms do not arrive"), ("bad", "no server")]
+    assert told == [("warn", "ports are open"), ("bad", "no server")]
+
+
+def test_alarms_that_do_not_arrive_are_one_line(tmp_path: Path, status: dict[str, Any]) -> None:
+    """Before, one line said that all is well with them, and another one that they do not arrive."""
+    trouble = "alarms do not arrive: the webhook at x failed at 10:00 (x cannot be reached)"
+    status["notices"] = [f"{trouble}. Try it: obatchctl alarms test"]
+    lines = [line for line in examine(tmp_path, None) if line.about == "alarms" or "arrive:" in line.text]
+    assert lines == [("bad", "alarms", trouble, "obatchctl alarms test")]
+
+
+def test_of_a_wrong_configuration_no_line_takes_the_defaults(tmp_path: Path, status: dict[str, Any]) -> None:
+    """Before, doctor found all well with models, ports and alarms that nobody had asked for."""
+    config = tmp_path / "obatchd.toml"
+    config.write_text("modle = 1")
+    told = {line.about for line in examine(tmp_path, config)}
+    assert told.isdisjoint({"models", "ports", "alarms"}) and {"config", "gpus", "disk"} <= told
+
+
+def test_who_is_in_no_group_is_told_what_to_ask_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the daemon's own ports were in its way, and the next command was the one that had just been refused."""
+    words = "bob is not in the group lab and may not use obatchd."
+    command = "sudo usermod -aG lab bob"
+    refusal = ForbiddenError(f"{words} Ask an administrator for:  {command}   Then log out and in again.")
+    assert spool_checks.daemon(tmp_path, refusal) == [("bad", "daemon", words, command)]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        settings = Settings.model_validate({"servers": {"base_port": port}})
+        finding = host_checks.ports(settings, None, runs=True)
+        assert finding.level == "ok" and finding.text.startswith(f"used by obatchd, which runs: {port}")
+
+
+def test_a_group_that_is_not_there_is_told(tmp_path: Path, status: dict[str, Any]) -> None:
+    """Before, only the daemon's log said why everybody was locked out."""
+    config = tmp_path / "obatchd.toml"
+    config.write_text('[access]\nmode = "service"\nsubmit_group = "no-such-group"\nadmin_group = "root"\n')
+    [line] = [line for line in examine(tmp_path, config) if line.about == "groups"]
+    assert (line.level, line.next_command.removeprefix("ask your administrator: ")) == (
+        "bad", "sudo groupadd --system no-such-group",
+    )  # fmt: skip
+    assert "there is no group no-such-group (access.submit_group)" in line.text
 
 
 def test_every_server_in_trouble_has_a_line_with_what_to_do(tmp_path: Path, status: dict[str, Any]) -> None:
@@ -239,3 +329,13 @@ def test_settings_that_wait_for_a_restart_are_named(tmp_path: Path, status: dict
     [line] = [line for line in examine(tmp_path, None) if line.about == "config" and line.level == "warn"]
     assert line.text == "changed, and waiting for a restart of the daemon: ollama_instances, servers.slots"
     assert line.next_command == f"stop it with Ctrl-C, then: obatchd --spool {tmp_path}"
+
+
+@pytest.mark.parametrize(("state", "word"), [("drained", "undrain"), ("draining", "undrain"), ("paused", "resume")])
+def test_a_daemon_that_was_told_to_wait_is_named_with_the_way_back(
+    tmp_path: Path, status: dict[str, Any], state: str, word: str
+) -> None:
+    status["state"] = state
+    [line] = [line for line in examine(tmp_path, None) if line.about == "daemon"]
+    assert (line.level, line.next_command) == ("warn", f"obatchctl --spool {tmp_path} {word}")
+    assert line.text == f"{state}, pid 1, version 1; no prompt is sent to a server"

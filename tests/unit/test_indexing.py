@@ -272,6 +272,16 @@ def test_the_same_prompts_with_the_same_settings_are_noted_or_refused(
     assert refused.value.code == "duplicate"
 
 
+def test_a_job_that_answered_nothing_has_no_duplicate(store: Store, layout: Layout, accept: Accept) -> None:
+    """Before, --skip-done was advised, which found no answer to copy."""
+    first = accept("d.jsonl", jsonl(prompts(2)))
+    store.state.update(first.key, **reading(first, layout).prepare(store))
+    again = accept("again.jsonl", jsonl(prompts(2)))
+    for succeeded, notes in ((0, 0), (1, 1)):
+        store.state.update(first.key, summary={"succeeded": succeeded, "failed": 2 - succeeded})
+        assert len(reading(again, layout).prepare(store).get("notes", ())) == notes
+
+
 @pytest.mark.parametrize(
     "own",
     [{"model": "another"}, {"template": "{prompt}!"}, {"options": {"seed": 1}}, {"system_message": "Be brief."},

@@ -77,8 +77,10 @@ async def test_drops_beyond_one_batch_are_taken_at_once(tmp_path: Path, monkeypa
         for number in range(5):
             drop(rig, name=f"drop{number}.jsonl")
         await until(lambda: len(rig.engine.intake.report.ready) == 2)
+        assert rig.engine.intake.held_back == 2  # of one batch
         rig.work.conditions.report("test", "")
         await until(lambda: len(rig.work.jobs) == 5)
+        assert rig.engine.intake.held_back == 0
         assert sorted(row.name for row in rows(rig)) == [b"drop%d.jsonl" % number for number in range(5)]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from engine_support import lines, until
+from msgspec import UNSET
 from operations_support import Desk, desk
 from settings_support import reload
 
@@ -153,6 +154,28 @@ async def test_everything_is_paused_until_it_is_resumed(rig: Desk) -> None:
     assert rig.work.store.state.get("paused") == ""
     await rig.answer(live)
     await rig.answer(other)
+
+
+async def test_a_job_says_that_obatchd_is_drained_or_paused(rig: Desk) -> None:
+    """Before, it was running at 0 %, and neither its page nor submit --wait said why."""
+    live = await rig.take("a")
+
+    def held_up() -> Any:
+        [listed] = rig.operations.host.status(ALICE).jobs
+        assert listed.held_up == rig.operations.jobs.one(ALICE, live.row.job).held_up
+        return listed.held_up
+
+    await rig.operations.host.pause()
+    assert held_up() == "all jobs are paused; an administrator ends that with  obatchctl resume"
+    await rig.operations.host.drain()
+    assert held_up().startswith("obatchd is drained; an administrator")
+    words = "obatchd is drained; an administrator ends that with  obatchctl undrain"
+    assert await rig.operations.host.resume() == Paused(False, words)
+    for command in (rig.operations.jobs.pause, rig.operations.jobs.resume):
+        document = await command(ALICE, live.row.job)
+    assert document.held_up == words
+    await rig.operations.host.undrain()
+    assert held_up() is UNSET
 
 
 async def test_a_job_is_cancelled_and_its_answers_stay(rig: Desk) -> None:

@@ -314,3 +314,16 @@ def test_free_space_is_told_in_bytes_and_inodes(tmp_path: Path) -> None:
     free = Layout.open(tmp_path).free()
     assert free.bytes > 0
     assert free.inodes != 0
+
+
+def test_a_directory_of_the_package_has_a_command_that_puts_it_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = Layout.open(tmp_path)
+    (tmp_path / "package.conf").touch()
+    monkeypatch.setattr("obatchd.spool.layout._TMPFILES", tmp_path / "package.conf")
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert "check its owner and mode, and that" in layout.inbox_problem()
+    monkeypatch.setattr("obatchd.spool.layout._SYSTEM_SPOOL", tmp_path)
+    words = "check its owner and mode (sudo systemd-tmpfiles --create obatch.conf puts them right), and that its file"
+    assert words in layout.inbox_problem()

@@ -15,8 +15,10 @@ from chat_support import Chat, chat
 from engine_support import Street, street, until
 from yarl import URL
 
+from obatchd.control.auth import Caller
 from obatchd.errors import ConfigError
 from obatchd.jobs.model import JobState
+from obatchd.operations.jobs import JobCommands
 from obatchd.settings.job import parse_job_settings
 from obatchd.settings.tables.people import NotificationSettings, target_problem
 from obatchd.telling import notifications
@@ -128,8 +130,13 @@ async def test_tries_are_kept_over_a_restart(monkeypatch: pytest.MonkeyPatch, tm
     failing = {"notifications": {"allow": ["*@example.org"], "mail_command": ["false"]}}
     async with street(monkeypatch, tmp_path, **failing) as made:
         telling = started(made)
-        await made.run("one", notify=[ANN])
+        row = await made.run("one", notify=[ANN])
+        assert all("notify" not in note for note in made.row(row).notes)
         await until(lambda: '"tries":1' in str(owed(made)))
+        # Before, only the log said so, for 17 hours.
+        [note] = JobCommands(made.engine).one(Caller(0, True), row.job).notes
+        assert note.startswith("obatchd could not tell mail to ann@example.org yet that the job is over, after 1 try")
+        assert note.endswith("Z (it ended with exit code 1)")
         await telling.stop()
     out = tmp_path / "mails"
     async with street(monkeypatch, tmp_path, **tables(out)) as made:

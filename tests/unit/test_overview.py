@@ -76,7 +76,11 @@ async def test_drops_that_wait_are_shown_to_their_owners(rig: Desk) -> None:
     rig.engine.intake.report.settling, rig.engine.intake.refused = 3, 2
     inbox = rig.operations.host.status(ALICE).inbox
     assert [(drop.name, drop.reason) for drop in inbox.blocked] == [("a.jsonl", "too many")]
-    assert (inbox.settling, inbox.refused) == (3, 2)
+    assert (inbox.settling, inbox.refused, inbox.waiting) == (3, 2, UNSET)
+    rig.engine.intake.held_back = 4
+    status = msgspec.to_builtins(rig.operations.host.status(ALICE))
+    assert status["inbox"]["waiting"] == 4 and any(", 2 refused (failed/" in line for line in render(status))
+    assert any(line.startswith("inbox ") and line.endswith(", 4 wait: see above") for line in render(status))
     assert len(rig.operations.host.status(ADMIN).inbox.blocked) == 2
 
 

@@ -29,6 +29,16 @@ def test_a_package_holds_every_page_that_the_readme_and_the_index_lead_to(tmp_pa
     assert "/usr/share/doc/obatchd/README.md" in (root / "usr/share/man/man8/obatchd.8").read_text().replace("\\-", "-")
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_package_that_is_installed_again_says_that_it_is_not_enabled(tmp_path: Path, enabled: bool) -> None:
+    """Before, not a word: dpkg knows an earlier version after a removal, too, which has disabled the unit."""
+    script = tmp_path / "postinst"
+    text = (ROOT / "scripts/package/postinst").read_text()
+    script.write_text(text.replace("-d /run/systemd/system", "-n systemd"))
+    said = postinst(tmp_path, script, ("configure", "0.1.0-1"), "obatchd", systemctl=f"exit {0 if enabled else 1}")
+    assert ("is not started with this host:  sudo systemctl enable --now obatchd" in said) != enabled
+
+
 @pytest.mark.parametrize(
     ("arguments", "package", "told"),
     [
@@ -57,11 +67,14 @@ def test_the_rpm_of_parquet_does_not_say_that_obatchd_is_not_started(tmp_path: P
     assert postinst(tmp_path, tmp_path / "posttrans", ("1",), None) == ""
 
 
-def postinst(tmp_path: Path, script: Path, arguments: tuple[str, ...], package: str | None) -> str:
+def postinst(tmp_path: Path, script: Path, arguments: tuple[str, ...], package: str | None, systemctl: str = "") -> str:
     """What the script says on a host on which everything else goes well without a word."""
     for name in ("make-venv", "systemd-sysusers", "systemd-tmpfiles", "systemctl"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
+    if systemctl:  # of its questions; all else goes well
+        program = f"#!/bin/sh\ncase $* in *is-*) {systemctl} ;; esac\n"
+        (tmp_path / "systemctl").write_text(program)
     text = script.read_text().replace("/usr/lib/obatchd/", f"{tmp_path}/")
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | (
         {"DPKG_MAINTSCRIPT_PACKAGE": package} if package else {}

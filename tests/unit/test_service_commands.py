@@ -188,3 +188,10 @@ def test_click_takes_colours_away_where_the_user_wants_none(monkeypatch: pytest.
     monkeypatch.setattr(type(main), "get_command", lambda group, context, name: command)
     shown = [CliRunner(env=env).invoke(main, ["status"], color=True).stdout for env in ({}, {"NO_COLOR": "1"})]
     assert shown == ["\x1b[31mred\x1b[0m\n", "red\n"]
+
+
+def test_resume_says_that_a_drained_daemon_goes_on_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the answer was that all jobs are resumed, and nothing moved."""
+    monkeypatch.setattr(Client, "post", lambda *_: {"paused": False, "held_up": "obatchd is drained"})
+    assert call("resume").stdout == "All jobs resumed, and still waiting: obatchd is drained\n"
+    assert call("pause").stdout == "All jobs paused.\n"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from obatchd.cli.command import Group, Invocation
-from obatchd.cli.doctor.result import nearest
+from obatchd.cli.doctor.result import missing_groups, nearest
 from obatchd.errors import ConfigError, ControlError
 from obatchd.words import counted, not_written
 
@@ -60,6 +60,9 @@ def _not_here(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
         if shutil.which(program) is None and not nearest(Path(program))[1]:
             there = os.path.exists(program)
             yield f"{key}: {program} cannot be run" if there else f"{key}: there is no program {program}"
+    for key, name in missing_groups(settings):
+        if key in origin or settings.access.mode == "service":
+            yield f"{key}: there is no group {name}; sudo groupadd --system {name} makes it"
     if settings.servers.models_dir:
         with contextlib.suppress(ConfigError):  # the daemon's user has another home
             store = expanded(settings.servers.models_dir)

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from obatchd.cli.command import Command, Document, Invocation, Since, Span
+from obatchd.cli.command import Command, Document, Invocation, Since, Span, clean
 from obatchd.cli.named import NAMED, one_job
 from obatchd.cli.views.job import doubts, page, waits
 from obatchd.cli.views.status import job_state, job_table
-from obatchd.cli.views.text import table
+from obatchd.cli.views.text import place, table
 from obatchd.cli.views.waiting import watch as show_again
 from obatchd.client.client import Client
 from obatchd.words import counted
@@ -97,7 +97,7 @@ def job_command(invocation: Invocation, job_id: str) -> None:
 def cancel_command(invocation: Invocation, job_id: str) -> None:
     """Cancel the requests of a job that are not finished. Finished answers stay in its outbox."""
     job = invocation.client().post("jobs", job_id, "cancel")
-    invocation.answer(job, f"{job['job']} cancelled; results: {job['outbox']}")
+    invocation.answer(job, f"{job['job']} cancelled; results: {place(job['outbox'])}")
 
 
 def _one_or_all(action: str, about: str, done: str) -> click.Command:
@@ -106,7 +106,9 @@ def _one_or_all(action: str, about: str, done: str) -> click.Command:
     def act(invocation: Invocation, job_id: str | None) -> None:
         target = ("jobs", job_id, action) if job_id else (action,)
         document = invocation.client().post(*target)
-        invocation.answer(document, f"{document.get('job') or 'All jobs'} {done}.")
+        told, held_up = f"{document.get('job') or 'All jobs'} {done}", document.get("held_up")
+        goes_on_waiting = action == "resume" and held_up
+        invocation.answer(document, clean(f"{told}, and still waiting: {held_up}" if goes_on_waiting else f"{told}."))
 
     return act
 

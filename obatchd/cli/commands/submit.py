@@ -16,7 +16,7 @@ from obatchd.cli.commands.completion import models
 from obatchd.cli.views import waiting
 from obatchd.cli.views.job import causes, counts, doubts
 from obatchd.cli.views.status import OUTCOMES, job_state
-from obatchd.cli.views.text import duration, styled
+from obatchd.cli.views.text import duration, place, styled
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.results.export import data_of, document
 from obatchd.results.rows import ResultSet, Row
@@ -222,7 +222,8 @@ def _hand_over(
             continue
         jobs.append(job)
         if not invocation.json:
-            click.echo(f"{job['job']}  {clean(path)}  {what} {clean(job['outbox'])}")
+            where = place(job["outbox"] or job["refused_to"] or "")
+            click.echo(f"{job['job']}  {clean(path)}  {what} {clean(where)}")
             for note in job["notes"]:
                 click.echo(f"  note: {clean(note)}")
     return jobs, refused
@@ -301,8 +302,8 @@ def _fetch(job: Document, directory: Path) -> Document:
 
 def _report(jobs: list[Document], told: dict[str, list[str]]) -> None:
     for job in jobs:
-        place = job.get("copied_to") or job["outbox"] or job["refused_to"]
-        click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(place)}")
+        where = job.get("copied_to") or place(job["outbox"] or job["refused_to"] or "")
+        click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(where)}")
         notes = [note for note in job["notes"] or [] if note not in told.get(job["job"], ())]
         for line in (*doubts(job), *(f"note: {clean(note)}" for note in notes), *causes(job)):
             click.echo(f"  {line}")

@@ -12,7 +12,7 @@ import click
 from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.commands.config import SYSTEM_FILE
-from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks
+from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks, store_checks
 from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.cli.views.text import styled
 from obatchd.client.client import Client
@@ -23,7 +23,7 @@ from obatchd.client.runtime import (
     next_step,
     restart_command,
 )
-from obatchd.errors import ConfigError, ObatchError
+from obatchd.errors import ConfigError, DaemonDownError, ObatchError
 from obatchd.settings.settings import Settings
 
 
@@ -54,44 +54,59 @@ def examine(spool: Path, config: Path | None) -> Iterator[CheckResult]:
         found = error
     of_daemon = config is None and not isinstance(found, ObatchError)
     first, settings = _settings(spool, config or _configuration(spool), of_daemon)
+    admin_groups = [settings.access.admin_group] if settings else []
     for result in (first, *_checks(spool, settings, found)):
-        yield result._replace(next_command=next_step(result.next_command, settings.access.admin_group))
+        yield result._replace(next_command=next_step(result.next_command, *admin_groups))
 
 
-def _settings(spool: Path, config: Path | None, of_daemon: bool) -> tuple[CheckResult, Settings]:
-    """The settings of a daemon on this spool, as far as they can be told: defaults where the file is wrong."""
+def _settings(spool: Path, config: Path | None, of_daemon: bool) -> tuple[CheckResult, Settings | None]:
+    """The settings of a daemon on this spool, as far as they can be told: None where the file is wrong, or closed."""
     from obatchd.settings import reading
 
     if config and os.path.exists(config) and not os.access(config, os.R_OK):
-        text = f"you may not read {config}; the checks below use the defaults"
-        return warn("config", text, "sudo obatchctl doctor"), Settings()
+        text = f"you may not read {config}; what depends on it is left out below"
+        return warn("config", text, "sudo obatchctl doctor"), None
     environment = {"OBATCHD_ACCESS_MODE": "service"} if is_service(spool) else {}  # as the unit has it
     try:
         settings = reading.load(config, environ=environment | os.environ, flags={})
     except ConfigError as error:
-        return bad("config", error.message.replace("\n", "; "), f"obatchctl config check {config or ''}"), Settings()
+        return bad("config", error.message.replace("\n", "; "), f"obatchctl config check {config or ''}"), None
     if config:
         return ok("config", f"{config} (of the running daemon)" if of_daemon else str(config)), settings
     who = "the running daemon has" if of_daemon else "a daemon has"
     return ok("config", f"no file: {who} the defaults, unless OBATCHD_… variables say otherwise"), settings
 
 
-def _checks(spool: Path, settings: Settings, found: Document | ObatchError) -> Iterator[CheckResult]:
+def _checks(spool: Path, known: Settings | None, found: Document | ObatchError) -> Iterator[CheckResult]:
+    """All but that of the configuration; what depends on one that is not known is left out."""
+    settings = known or Settings()
     status = None if isinstance(found, ObatchError) else found
     if status and (waiting := status.get("waiting_for_restart")):
         text = f"changed, and waiting for a restart of the daemon: {', '.join(waiting)}"
         yield warn("config", text, restart_command(spool))
     yield host_checks.driver(settings)
     yield host_checks.ollama(settings, status)
-    if not settings.ollama_instances:
-        yield host_checks.model_store(settings, spool)
-    yield host_checks.ports(settings, status)
+    if known:
+        yield from _of_settings(known, spool, found)
     yield host_checks.foreign_ollama()
     yield host_checks.clock()
-    yield alarm_checks.alarms(settings)
+    if (undelivered := alarm_checks.undelivered(status["notices"] if status else ())) is not None:
+        yield undelivered
+    elif known:
+        yield alarm_checks.alarms(known)
     yield from spool_checks.daemon(spool, found)
     yield from spool_checks.directories(spool)
     yield spool_checks.disk(spool, settings)
+
+
+def _of_settings(settings: Settings, spool: Path, found: Document | ObatchError) -> Iterator[CheckResult]:
+    status = None if isinstance(found, ObatchError) else found
+    if not settings.ollama_instances:
+        yield from store_checks.model_store(settings, spool)
+    down = isinstance(found, DaemonDownError) and found.code in ("daemon_down", "no_spool")
+    yield host_checks.ports(settings, status, runs=not down)
+    if settings.access.mode == "service":
+        yield from spool_checks.groups(settings)
 
 
 def _configuration(spool: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""The checks of ``obatchctl doctor`` on the host: driver, Ollama, model store, ports, clock."""
+"""The checks of ``obatchctl doctor`` on the host: driver, Ollama, ports, clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import http.client
 import json
 import os
-import pwd
 import re
 import shutil
 import socket
@@ -21,17 +20,14 @@ from urllib.parse import urlsplit
 
 import obatchd
 from obatchd.burnin.report.diagnostics import run
-from obatchd.cli.doctor.result import CheckResult, bad, nearest, ok, warn
+from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.cli.views.text import size
-from obatchd.errors import ConfigError
-from obatchd.settings.base import expanded
 from obatchd.settings.settings import Settings
 from obatchd.words import counted
 
 _COMMAND_TIMEOUT_S = 15.0
 _CONNECT_TIMEOUT_S = 1.0
 _OLLAMA_PORT = 11434
-_LOW_STORE_BYTES = 10 * 1024**3
 _PCI = Path("/sys/bus/pci/devices")
 _AMD = "0x1002"
 _DISPLAYS, _ACCELERATORS = "0x03", "0x12"  # classes of pci.ids
@@ -65,7 +61,8 @@ def _without_nvidia(found: str) -> CheckResult:
     """Where the work goes; an AMD GPU is used through an Ollama that somebody else starts."""
     count = sum(map(_is_amd_gpu, _PCI.glob("*")))
     if not count:
-        return warn("gpus", f"{found}: work goes to the CPU or to remote servers", "nvidia-smi")
+        look = "nvidia-smi" if shutil.which("nvidia-smi") else "lspci | grep -i nvidia"
+        return warn("gpus", f"{found}: work goes to the CPU or to remote servers", look)
     text = (
         f"{counted(count, 'AMD GPU')}, but {found}. obatchd starts servers on NVIDIA GPUs only, and "
         "would work on the CPU. Start an Ollama of your own on each AMD GPU, and name it in the configuration: "
@@ -107,40 +104,11 @@ def ollama(settings: Settings, status: dict[str, Any] | None = None) -> CheckRes
     return ok("ollama", f"{version[0]} at {binary}")
 
 
-def model_store(settings: Settings, spool: Path) -> CheckResult:
-    """Where models lie, and how much room there is for more; root is told of those of the spool's owner."""
-    home = _home_of_other(spool)
-    given = settings.servers.models_dir or (os.environ.get("OLLAMA_MODELS") if home is None else None)
-    try:
-        store = expanded(given or (home or Path("~")) / ".ollama/models")
-    except ConfigError as error:
-        if settings.servers.models_dir:
-            return bad("models", f"servers.models_dir: {error.message}", "id; echo $HOME")
-        store = spool / "work/models"  # as the daemon has it where nobody has a home
-    place, closed = nearest(store)
-    if closed:
-        text = f"you may not look into {store}; the daemon's user must be able to"
-        return warn("models", text, f"ls -ld {place}")
-    free_bytes = shutil.disk_usage(place).free
-    text = f"{store}, {size(free_bytes)} free"
-    if not os.access(place, os.W_OK):
-        return warn("models", f"{text}; not yours to write, so nothing can be pulled", f"ls -ld {place}")
-    if free_bytes < _LOW_STORE_BYTES:
-        return warn("models", f"{text}; large models will not fit", f"df -h {place}")
-    return ok("models", text + ("" if place == store.absolute() else "; made by the first pull"))
+def ports(settings: Settings, status: dict[str, Any] | None, *, runs: bool = False) -> CheckResult:
+    """Whether the servers' ports are free, or in use by those of the running daemon, which has this ``status``.
 
-
-def _home_of_other(spool: Path) -> Path | None:
-    """Home of the owner of the spool, where the caller is somebody else."""
-    try:
-        owner = spool.stat().st_uid
-        return Path(pwd.getpwuid(owner).pw_dir) if os.geteuid() == 0 and owner else None
-    except (OSError, KeyError):
-        return None
-
-
-def ports(settings: Settings, status: dict[str, Any] | None) -> CheckResult:
-    """Whether the servers' ports are free, or in use by those of the running daemon, which has this ``status``."""
+    A daemon that ``runs`` and has none does not talk to the caller.
+    """
     listen, base = settings.servers.listen, settings.servers.base_port
     if settings.ollama_instances and settings.gpus.use == "none":
         return ok("ports", "no server is started here")
@@ -160,6 +128,8 @@ def ports(settings: Settings, status: dict[str, Any] | None) -> CheckResult:
         return ok("ports", "free ones are picked")
     wanted = range(base, base + 8)
     taken = [port for port in wanted if _port_fault(listen, port)]
+    if taken and runs:
+        return ok("ports", f"used by obatchd, which runs: {', '.join(map(str, taken))}")
     if taken:
         text = f"in use already: {', '.join(map(str, taken))}; set servers.base_port to others"
         return warn("ports", text, f"ss -ltnp sport = :{taken[0]}")

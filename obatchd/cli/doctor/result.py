@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import grp
 import os
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from obatchd.settings.settings import Settings
 
 
 class CheckResult(NamedTuple):
@@ -35,3 +40,15 @@ def nearest(path: Path) -> tuple[Path, bool]:
         else:
             return place, closed
     return Path("/"), closed
+
+
+def missing_groups(settings: Settings) -> Iterator[tuple[str, str]]:
+    """The settings that name a group that this host does not have, each with the group."""
+    for key, name in (
+        ("access.submit_group", settings.access.submit_group),
+        ("access.admin_group", settings.access.admin_group),
+    ):
+        try:
+            grp.getgrnam(name)
+        except KeyError:
+            yield key, name

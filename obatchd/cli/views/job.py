@@ -10,7 +10,7 @@ import click
 
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.status import OUTCOMES, job_state
-from obatchd.cli.views.text import duration, styled
+from obatchd.cli.views.text import duration, place, styled
 from obatchd.users import user_name
 from obatchd.words import counted
 
@@ -98,8 +98,8 @@ def _facts(job: Document) -> Iterator[tuple[str, Any]]:
     yield "priority", job["priority"]
     settings = (job.get("details") or {}).get("settings", {}).items()
     yield from ((key.replace("_", " "), _shown(value)) for key, value in settings if not key.endswith("sha256"))
-    yield "results", clean(job["outbox"]) if job["outbox"] else None
-    yield "refused to", clean(job["refused_to"]) if job["refused_to"] else None
+    yield "results", clean(place(job["outbox"])) if job["outbox"] else None
+    yield "refused to", clean(place(job["refused_to"])) if job["refused_to"] else None
 
 
 def _shown(value: Any) -> Any:

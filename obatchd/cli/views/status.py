@@ -40,6 +40,8 @@ def render(status: Document) -> list[str]:
     queue, inbox, disk = status["queue"], status["inbox"], status["disk"]
     waiting = f"{inbox['settling']} still being written, {len(inbox['blocked'])} blocked, {inbox['refused']} refused"
     waiting += " (failed/ has them and the reasons)" if inbox["refused"] else ""
+    if held_back := inbox.get("waiting"):
+        waiting += f", {held_back} {'waits' if held_back == 1 else 'wait'}: see above"
     told = [f"queue  {counted(queue['requests'], 'request')} in {counted(queue['jobs'], 'job')}", f"inbox  {waiting}"]
     told += [f"       ! {inbox['problem']}"] if inbox["problem"] else []
     told += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 from unicodedata import combining, east_asian_width
 
@@ -16,11 +17,14 @@ import click
 
 from obatchd import times
 from obatchd.cli.command import clean
+from obatchd.users import user_name
+from obatchd.words import binary_size
 
 NOTHING = "–"
 _PIPED_WIDTH = 10_000  # a pipe has no edge
 _MARKS = ">~?"
 _LEAST_WIDTH = 6  # of a column that gives way
+_UID_DIGITS = 9
 _ROOM = 20  # that it keeps while there are columns that may be left out
 _COLOURS = {
     "green": ("ready", "running", "done", "ok", "drained"),
@@ -133,13 +137,19 @@ def _width() -> int:
 
 def size(size_bytes: float | None) -> str:
     """Bytes with a binary unit."""
-    if size_bytes is None:
-        return NOTHING
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size_bytes < 1024:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1024
-    return f"{size_bytes:.1f} TiB"
+    return NOTHING if size_bytes is None else binary_size(size_bytes)
+
+
+def place(path: str) -> str:
+    """A directory of results as people find it: below its owner's name, where a service has a link of that name."""
+    owner, name = os.path.split(path)
+    parent, uid = os.path.split(owner)
+    if uid.isdigit() and len(uid) <= _UID_DIGITS:
+        link = os.path.join(parent, user_name(int(uid)))
+        with suppress(OSError):
+            if os.readlink(link) == uid:
+                return os.path.join(link, name)
+    return path
 
 
 def duration(seconds: float | None) -> str:

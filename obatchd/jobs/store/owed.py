@@ -30,6 +30,7 @@ class Owed(msgspec.Struct):
     message: dict[str, Any]  # see obatchd.documents.alarms.message
     tries: int = 0
     next_s: float = 0.0  # wall-clock time of the next try
+    reason: str = ""  # why the last one failed; an earlier version kept none
 
     def encoded(self) -> str:
         return msgspec.json.encode(self).decode()

@@ -259,12 +259,16 @@ class StateStore(Database):
         return self._jobs(f"{' AND '.join(conditions)} ORDER BY key {order} LIMIT ?", *given, limit)
 
     def duplicate_of(self, digest: str, job: JobRow) -> str | None:
-        """The latest other job of the same owner whose drop has this digest, and that asks with the same settings."""
+        """The latest other job of the same owner whose drop has this digest, and that asks with the same settings.
+
+        One that is over without a single answer is none: nothing of it could be taken over.
+        """
         asked = asked_with(job.frozen, job.settings)
         rows = self._jobs(
             "digest = ? AND owner = ? AND job <> ? ORDER BY key DESC LIMIT 100", digest, job.owner, job.job
         )
-        return next((row.job for row in rows if asked_with(row.frozen, row.settings) == asked), None)
+        answered = (row for row in rows if row.summary is None or row.summary.get("succeeded", 1))
+        return next((row.job for row in answered if asked_with(row.frozen, row.settings) == asked), None)
 
     def retries(self, job: JobRow) -> list[JobRow]:
         """The retries of a job and theirs, by acceptance; all are its owner's, and have later ids."""

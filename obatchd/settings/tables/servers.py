@@ -115,7 +115,11 @@ class ServerSettings(Section):
         "", "The bearer token that obatchd sends to the servers of ollama_instances; empty: none.", repr=False
     )
     group: list[ServerGroup] = setting([], "Each [[servers.group]] is one server over several GPUs.")
-    models_dir: str = setting("", "The directory of the servers' models (OLLAMA_MODELS); empty: Ollama's own default.")
+    models_dir: str = setting(
+        "",
+        "The directory of the servers' models (OLLAMA_MODELS); empty: Ollama's own. The system service may write "
+        "to another one only after systemctl edit obatchd: [Service], ReadWritePaths=DIRECTORY (docs/service.md).",
+    )
     environment: dict[str, str] = setting({}, "Environment variables for the servers, such as that of a proxy.")
     start_timeout_s: Positive = setting(90, "How long a server may take to become ready.")
     load_timeout_s: Positive = setting(900, "How long a model may take to be loaded.")
