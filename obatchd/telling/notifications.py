@@ -115,8 +115,7 @@ class Notifications(Part):
         tries = owed.tries + 1
         if reason:
             _log.error("notification_given_up", job=owed.job, way=way, tries=tries, reason=_without(owed, reason))
-            gave_up = f"and gave up after {counted(tries, 'try', 'tries')}"
-            note = f"obatchd could not tell {shown(owed.to)} that the job is over, {gave_up}: {reason}"
+            note = f"{_untold(owed)}, and obatchd gave up after {counted(tries, 'try', 'tries')}: {reason}"
             await self._done(self._note, owed.job, note)
         else:
             _log.info("notification_told", job=owed.job, way=way, tries=tries)
@@ -159,11 +158,15 @@ class Notifications(Part):
 def untold(state: StateStore, job: str) -> list[str]:
     """Notes on the messages about a job that did not arrive yet."""
     return [
-        f"obatchd could not tell {shown(owed.to)} yet that the job is over, after {counted(owed.tries, 'try', 'tries')}; "
-        f"the next one is at {instant(owed.next_s)}{f' ({owed.reason})' if owed.reason else ''}"
+        f"{_untold(owed)}, after {counted(owed.tries, 'try', 'tries')}; the next one is at "
+        f"{instant(owed.next_s)}{f' ({owed.reason})' if owed.reason else ''}"
         for owed in owed_of(state.starting_with(f"{PREFIX}{job}/"))
         if owed.tries
     ]
+
+
+def _untold(owed: Owed) -> str:
+    return f"nobody could be told through {shown(owed.to)} that the job is over"
 
 
 def _without(owed: Owed, reason: str) -> str:

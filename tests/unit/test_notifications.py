@@ -118,8 +118,8 @@ async def test_who_cannot_be_reached_is_tried_again_and_given_up_in_the_end(
         assert len(service.got) == 3 + 4
         [note] = made.row(row).notes
         assert note == (
-            "obatchd could not tell webhook at 127.0.0.1 that the job is over, and gave up after 4 tries: 127.0.0.1 "
-            "answered 404: no_team"
+            "nobody could be told through webhook at 127.0.0.1 that the job is over, and obatchd gave up after 4 "
+            "tries: 127.0.0.1 answered 404: no_team"
         )
         assert (await made.published(row))["notes"] == [note]
         await telling.stop()
@@ -135,7 +135,7 @@ async def test_tries_are_kept_over_a_restart(monkeypatch: pytest.MonkeyPatch, tm
         await until(lambda: '"tries":1' in str(owed(made)))
         # Before, only the log said so, for 17 hours.
         [note] = JobCommands(made.engine).one(Caller(0, True), row.job).notes
-        assert note.startswith("obatchd could not tell mail to ann@example.org yet that the job is over, after 1 try")
+        assert note.startswith("nobody could be told through mail to ann@example.org that the job is over, after 1 try")
         assert note.endswith("Z (it ended with exit code 1)")
         await telling.stop()
     out = tmp_path / "mails"
