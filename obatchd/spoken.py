@@ -151,6 +151,7 @@ WORDS: Mapping[str, str] = {
     "model_removed": "Model {model} was removed",
     "model_not_had": "",
     "model_not_everywhere": "Not every server can have model {model}",
+    "model_differs": "{reason}",
     "models_not_listed": "The models in {store} cannot be listed",
     "pull_started": "Pulling model {model}",
     "pull_done": "Pulled model {model}",

@@ -39,6 +39,7 @@ LATER = frozenset(
         "cannot_have",
         "held_up",
         "waiting_for_restart",
+        "digests",
     }
 )
 _MAPS = {

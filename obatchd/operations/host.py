@@ -105,7 +105,7 @@ class HostCommands:
 
     def _notices(self, caller: Caller) -> list[str]:
         alarms = self._alarms.troubles() if caller.is_administrator else []
-        return [*self._fleet.notices, *self._servers.open_ports(), *alarms]
+        return [*self._fleet.notices, *self._models.notices, *self._servers.open_ports(), *alarms]
 
     async def test_alarms(self) -> AlarmsTested:
         return AlarmsTested(await self._alarms.test())

@@ -16,13 +16,13 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import attrs
-import msgspec
 
 import obatchd.log
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel, canonical
 from obatchd.servers.fleet import Fleet
+from obatchd.servers.known import LOCAL, KnownModels, ModelInfo
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
@@ -34,20 +34,6 @@ log = obatchd.log.get(__name__)
 _TIMEOUT_S = 60.0
 _T = TypeVar("_T")
 _FIRST_SERVER_S = 0.5  # between two looks whether a server is up
-LOCAL = "local"  # the store of the managed servers; the others are called like their server
-
-
-class ModelInfo(msgspec.Struct, frozen=True):
-    """Facts about a model in a store. Texts are empty and numbers 0 where Ollama does not tell."""
-
-    name: str
-    digest: str
-    quantization: str
-    parameter_size: str
-    context_length: int  # tokens it was trained for
-    capabilities: list[str]  # completion, vision, tools, thinking, embedding, insert; "opens <think>" of the template
-    size_bytes: int
-    store: str = LOCAL
 
 
 @attrs.define(eq=False)
@@ -58,7 +44,7 @@ class ModelKeeper:
     _fleet: Fleet
     # Downloads in progress by model name; of a remote server, with its id behind it.
     pulls: dict[str, PullProgress] = attrs.field(factory=dict, init=False)
-    _known: dict[tuple[str, str], ModelInfo] = attrs.field(factory=dict, init=False)
+    _known: KnownModels = attrs.field(factory=KnownModels, init=False)
     _running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = attrs.field(factory=dict, init=False)
     _hosts: dict[str, asyncio.Lock] = attrs.field(factory=dict, init=False)
 
@@ -75,16 +61,20 @@ class ModelKeeper:
 
     def has(self, server: Server, model: str) -> bool:
         """Whether the model is known to be in the server's store."""
-        return (store_of(server), canonical(model)) in self._known
+        return self.info(model, server) is not None
 
-    def info(self, model: str) -> ModelInfo | None:
-        """Facts about a model that was made sure of before."""
-        return next((info for (_, name), info in self._known.items() if name == canonical(model)), None)
+    def info(self, model: str, server: Server | None = None) -> ModelInfo | None:
+        """Facts about a model that was made sure of before, as one server has it or as any does."""
+        return self._known.get(store_of(server), model) if server else self._known.of(model)
+
+    @property
+    def notices(self) -> list[str]:
+        """Notices for administrators although everything works."""
+        return self._known.notices(self._stores())
 
     def forget(self, model: str) -> None:
         """Look again next time: a server said that it does not have the model."""
-        for key in [key for key in self._known if key[1] == canonical(model)]:
-            del self._known[key]
+        self._known.forget(model)
 
     async def ensure(self, model: str, *, by_admin: bool = False) -> ModelInfo:
         """Make sure that at least one store has the model, and every reachable one that may have it.
@@ -132,8 +122,8 @@ class ModelKeeper:
 
     async def _ensure_in(self, store: str, model: str, by_admin: bool) -> ModelInfo:
         key = (store, canonical(model))
-        if key in self._known:
-            return self._known[key]
+        if (known := self._known.get(store, model)) is not None:
+            return known
         if (task := self._running.get(key)) is None:
             task = asyncio.create_task(self._find_or_pull(store, model, by_admin), name=f"ensure-{model}")
             self._running[key] = task
@@ -190,7 +180,7 @@ class ModelKeeper:
             return None if entry is None else _describe(model, store, entry, await api.show(model, _TIMEOUT_S))
 
         if (info := await self._ask(store, f"look for {model}", ask)) is not None:
-            self._known[store, canonical(model)] = info
+            self._known.learn(info)
         return info
 
     async def _ask(self, store: str, what: str, ask: Callable[[OllamaApi], Awaitable[_T]]) -> _T:
@@ -286,6 +276,7 @@ class ModelKeeper:
                 log.warning("models_not_listed", store=store, reason=error.message)
                 continue
             found += [_describe(entry.model, store, entry, ShownModel()) for entry in listed]
+            self._known.compare(store, {entry.model: entry.digest for entry in listed})
         return found
 
     async def digest(self, model: str) -> str | None:
@@ -313,7 +304,7 @@ class ModelKeeper:
         if await self._look_up(LOCAL, name) is None:
             raise ModelError(f"There is no model {name} in the store: obatchctl models list.", code="model_not_found")
         await self._ask(LOCAL, f"remove {name}", lambda api: api.delete(name, _TIMEOUT_S))
-        self._known.pop((LOCAL, canonical(name)), None)
+        self._known.forget(name, LOCAL)
         log.info("model_removed", model=name)
 
 
