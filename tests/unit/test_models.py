@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 
@@ -80,6 +81,20 @@ async def test_a_list_of_models_sees_that_they_are_one_again(monkeypatch: pytest
     hosts.stores["http://" + SECOND]["m"] = "55be"
     await hosts.keeper.list_models()
     assert not hosts.keeper.notices
+
+
+async def test_a_plain_address_of_a_port_that_speaks_tls_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()  # as a server does that wants a handshake first
+
+    listener = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    server = RemoteServer(f"127.0.0.1:{listener.sockets[0].getsockname()[1]}", in_force(), Deaf())
+    server.begin()
+    await asyncio.wait_for(server.until({ServerState.BACKOFF, ServerState.FAILED}), 10)
+    assert "broke off its answer" in server.reason
+    assert "Does it speak https? Then write https:// in front of its address." in server.reason
+    await server.stop()
+    listener.close()
 
 
 async def test_a_server_that_is_down_is_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
