@@ -202,3 +202,25 @@ def test_a_configuration_that_names_what_is_not_there_is_good_with_a_warning(tmp
     assert lines == [f"{file}: good, with 1 warning:", f"  alarms.command: {program} cannot be run"]
     program.chmod(0o755)
     assert CliRunner().invoke(main, ["config", "check", str(file)]).stdout == f"{file}: good\n"
+
+
+def test_a_check_says_what_is_made_of_addresses_and_what_is_of_no_use(tmp_path: Path) -> None:
+    """Before, 4 behind an address (meant as slots), slots of no server, and no server at all were good."""
+
+    def checked(text: str) -> list[str]:
+        (tmp_path / "hosts.toml").write_text(text)
+        result = CliRunner().invoke(main, ["config", "check", str(tmp_path / "hosts.toml")])
+        assert result.exit_code == 0
+        return result.stdout.splitlines()[1:]
+
+    hosts = '[ollama_instances]\n"10.0.0.5" = -1\n"10.0.0.6" = -1\n'
+    assert checked(f'model = "tiny"\n[servers]\nremote_slots = 2\n{hosts}') == [
+        "  2 servers of [ollama_instances], 2 requests at a time for each (servers.remote_slots)",
+        "  model: tiny",
+    ]
+    slots, *_, model = checked(f"[servers]\nslots = 4\n{hosts}")
+    assert slots.startswith("  servers.slots is for servers that obatchd starts") and "none" in model
+    assert any("no slots" in line for line in checked('[ollama_instances]\n"10.0.0.5" = 4\n'))
+    assert checked('gpus = "none"') == [
+        '  gpus.use is "none" and [ollama_instances] is empty: only the CPU of this host works'
+    ]

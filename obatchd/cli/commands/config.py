@@ -40,10 +40,31 @@ def check_command(invocation: Invocation, file: Path | None) -> None:
 
     source = file_or_system(file)
     settings, origin = reading.load_with_origin(source, environ=os.environ, flags={})
-    shown, warnings = str(source) if source else None, [*_not_here(settings, origin)]
+    shown, warnings = str(source) if source else None, [*_not_here(settings, origin), *_of_no_use(settings, origin)]
     good = f"good, with {counted(len(warnings), 'warning')}:" if warnings else "good"
     document = {"file": shown, "valid": True, "warnings": warnings}
-    invocation.answer(document, f"{shown or 'the defaults'}: {good}", *(f"  {warning}" for warning in warnings))
+    made = [f"{shown or 'the defaults'}: {good}", *(f"  {warning}" for warning in warnings), *_made_of(settings)]
+    invocation.answer(document, *made)
+
+
+def _of_no_use(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
+    """What is set and has no effect, or another one than its name says."""
+    if settings.gpus.use != "none":
+        return
+    if not settings.ollama_instances:
+        yield 'gpus.use is "none" and [ollama_instances] is empty: only the CPU of this host works'
+    elif "servers.slots" in origin:
+        yield "servers.slots is for servers that obatchd starts, here none: servers.remote_slots is for the others"
+
+
+def _made_of(settings: Settings) -> Iterator[str]:
+    """What obatchd makes of addresses, whose numbers may be taken for others."""
+    if servers := settings.ollama_instances:
+        count, each = counted(len(servers), "server"), counted(settings.servers.remote_slots, "request")
+        yield f"  {count} of [ollama_instances], {each} at a time for each (servers.remote_slots)"
+        if set(servers.values()) - {-1}:
+            yield "  the numbers behind their addresses are indices of GPUs of this host, no slots"
+        yield f"  model: {settings.model or 'none; each job has to name one'}"
 
 
 def _not_here(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
