@@ -25,7 +25,6 @@ from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.servers import ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
-from obatchd.servers.states import ServerState
 from obatchd.telling.alarms import Alarms
 from obatchd.times import instant
 
@@ -130,8 +129,7 @@ class HostCommands:
                 reasons.append(reason)
         reasons += held_up
         servers = list(self._fleet.servers.values())
-        down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
-        reasons += [f"server {s.in_words}" for s in down]
+        reasons += [f"server {server.in_words}" for server in servers if server.down]
         if self._engine.intake.report.problem:
             reasons.append(self._engine.intake.report.problem)
         if self._probe.state == "unknown":

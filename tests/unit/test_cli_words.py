@@ -79,14 +79,14 @@ def test_who_waits_is_told_once_why_the_job_waits(
         "job": "20261128-120000-abcd", "name": "notes.jsonl", "paused": False, "state": "running", "requests": 200,
         "eta_s": None, "requests_per_s": 0.0, "tokens_per_s": 0.0, **dict.fromkeys(OUTCOMES, 0),
     }  # fmt: skip
-    refused = "far: 10.0.0.5:11434 cannot be reached: Connection refused. (next try in {} s)"
+    refused = "far: 10.0.0.5:11434 cannot be reached: Connection refused. (next try at 17:00:0{})"
     reasons = [refused.format(1), refused.format(4), refused.format(4), "far: [it] is full"]
     looks = iter([*({**usual, "held_up": reason} for reason in reasons), {**usual, "state": "done"}])
     first = [{**usual}] if draws else []
     waiting.wait(lambda: [first.pop() if first else next(looks)], quiet=False)
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("20261128-120000-abcd waits: far: ") == 2
-    assert "Connection refused. (next try in 1 s)" in said and "waits: far: [it] is full" in said
+    assert "Connection refused. (next try at 17:00:01)" in said and "waits: far: [it] is full" in said
 
 
 def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:

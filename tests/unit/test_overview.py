@@ -123,6 +123,7 @@ async def test_jobs_wait_while_no_server_works(rig: Desk) -> None:
     assert first.in_words == "gpu0 is down: it died (next try in 4 s)"
     assert rig.operations.host.status(ADMIN).jobs[0].held_up is UNSET
     second.state, second.failure = ServerState.STARTING, "no answer"
+    assert state(rig) == ("degraded", [f"server {first.in_words}", "server gpu1 is down: no answer"])
     reason = "none of 2 servers works; gpu0: it died (next try in 4 s)"
     for document in (rig.operations.host.status(ADMIN).jobs[0], rig.operations.jobs.one(ADMIN, live.row.job)):
         assert (document.held_up, document.notes) == (reason, [f"it is held up: {reason}"])

@@ -42,7 +42,10 @@ def status_command(invocation: Invocation, watch: bool, interval: float) -> None
 @click.command("drain", cls=Command)
 @click.option("--wait", is_flag=True, help="Return when no request is running any more.")
 def drain_command(invocation: Invocation, wait: bool) -> None:
-    """Send no request to any server until undrain. Then the host is safe to reboot: waiting requests are on disk."""
+    """Send no request to any server until undrain. Then the host is safe to reboot: waiting requests are on disk.
+
+    It ends with undrain, or when obatchd restarts.
+    """
     client = invocation.client()
     client.post("drain")
     try:

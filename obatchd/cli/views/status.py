@@ -82,7 +82,15 @@ def _server_row(server: Document) -> list[object]:
     readings = _readings(server["gpus"]) if server["gpus"] else [NOTHING] * len(_READINGS)
     busy = f"{server['in_flight']}/{server['slots'] if server['slots'] is not None else '?'}"
     speed = number(server["tokens_per_s"], digits=1)
-    return [server["id"], server["state"], model, *readings, busy, speed, server["restarts"]]
+    # Others start one that is elsewhere: obatchd restarts nothing there.
+    restarts = NOTHING if server.get("kind") == "remote" else server["restarts"]
+    return [server["id"], server_state(server), model, *readings, busy, speed, restarts]
+
+
+def server_state(server: Document) -> str:
+    """The state of a server in a word."""
+    idle = not server.get("in_flight") and not server.get("offered")
+    return "drained" if server["state"] == "draining" and idle else str(server["state"])
 
 
 def _readings(gpus: list[Document]) -> list[str]:
