@@ -7,6 +7,7 @@ two servers that pull the same model into one store overwrite each other's parts
 from __future__ import annotations
 
 import asyncio
+import difflib
 import fnmatch
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -154,12 +155,21 @@ class ModelKeeper:
         async with self._alone_on_host(store):
             if (info := await self._look_up(store, model)) is not None:
                 return info
-            async with aclosing(self._pull(store, model)) as progress:
-                async for _ in progress:
-                    pass
+            try:
+                async with aclosing(self._pull(store, model)) as progress:
+                    async for _ in progress:
+                        pass
+            except ModelError as error:
+                raise ModelError(f"{error.message}{await self._meant(model)}", code=error.code) from error
             if (info := await self._look_up(store, model)) is not None:
                 return info
         raise ModelError(f"Model {model} was pulled but is not in the store ({store}).", code="pull_failed")
+
+    async def _meant(self, model: str) -> str:
+        """The model of the stores whose name looks most like this one, which no registry has or none is reached."""
+        names = [info.name.removesuffix(":latest") for info in await self.list_models()]
+        close = difflib.get_close_matches(model, names, 1)
+        return f" Did you mean {close[0]}, which is here?" if close else ""
 
     def _who_pulls(self, store: str, model: str) -> str:
         if store != LOCAL and (servers := self._servers(store)):
@@ -198,12 +208,14 @@ class ModelKeeper:
     # --- pulling ----------------------------------------------------------------------------------------------------
 
     async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
-        """Pull or update a model in the managed servers' store, else in every remote one; yields the progress.
+        """Pull or update a model in the managed servers' store, else in the remote ones; yields the progress.
 
-        Raises ModelError: ``model_forbidden`` when pulls are switched off, else as :meth:`ensure`.
+        Of these only in those that lack it, unless all have it. Raises ModelError: ``model_forbidden`` when pulls are
+        switched off, else as :meth:`ensure`.
         """
         stores = self._stores(f"pull {name}")
-        for store in [LOCAL] if LOCAL in stores else stores:
+        lacking = [] if LOCAL in stores else [store for store in stores if await self._look_up(store, name) is None]
+        for store in [LOCAL] if LOCAL in stores else lacking or stores:
             async with aclosing(self._pull(store, name)) as progress:
                 async for step in progress:
                     yield step
@@ -289,8 +301,12 @@ class ModelKeeper:
     async def remove(self, name: str) -> None:
         """Delete a model from the managed servers' store; idle servers unload it. Remote stores are never touched.
 
-        Raises ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it.
+        Raises ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it; ServerError
+        (``no_server``) where no managed server runs.
         """
+        if (stores := self._stores()) and LOCAL not in stores:
+            words = f"Only remote servers run; obatchd removes nothing there: run `ollama rm {name}` on their hosts."
+            raise ServerError(words, code="no_server")
         users = [
             server
             for server in self._servers(LOCAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 from settings_support import in_force
 
 from obatchd.daemon.compose import ServedModels
+from obatchd.documents.models import PullProgress
+from obatchd.errors import ModelError, ServerError
 from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel
+from obatchd.servers import pulling
 from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import RemoteServer, Server
 from obatchd.servers.states import ServerState
@@ -81,6 +85,43 @@ async def test_a_list_of_models_sees_that_they_are_one_again(monkeypatch: pytest
     hosts.stores["http://" + SECOND]["m"] = "55be"
     await hosts.keeper.list_models()
     assert not hosts.keeper.notices
+
+
+async def test_only_hosts_that_lack_a_model_are_told_to_pull_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the first one was, which had it."""
+    hosts = Hosts(monkeypatch, {FIRST: {"m": "55be"}, SECOND: {}, THIRD: {"m": "55be"}})
+    tried: list[str] = []
+
+    async def pull_through(server: Server, state: PullProgress) -> AsyncIterator[int]:
+        tried.append(server.id)
+        hosts.stores[server.base_url]["m"] = "55be"
+        yield 0
+
+    monkeypatch.setattr(pulling, "pull_through", pull_through)
+    assert [step async for step in hosts.keeper.pull("m")]
+    assert tried == [IDS[1]]
+    assert [step async for step in hosts.keeper.pull("m")]
+    assert tried == [IDS[1], *IDS]  # all have it: they are brought up to date
+
+
+async def test_a_model_that_nobody_has_is_told_with_the_one_that_may_be_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, a slip of the hand was told as trouble with the network of the servers."""
+    hosts = Hosts(monkeypatch, {FIRST: {"tiny": "55be"}})
+
+    async def pull_through(server: Server, state: PullProgress) -> AsyncIterator[int]:
+        raise ModelError("Pulling tinny failed: dial tcp: i/o timeout.", code="pull_failed")
+        yield 0
+
+    monkeypatch.setattr(pulling, "pull_through", pull_through)
+    with pytest.raises(ModelError, match=r"i/o timeout\. Did you mean tiny, which is here\?") as caught:
+        await hosts.used("tinny")
+    assert caught.value.code == "pull_failed"
+
+
+async def test_a_model_of_hosts_of_others_is_removed_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = Hosts(monkeypatch, {FIRST: {"m": "55be"}})
+    with pytest.raises(ServerError, match="run `ollama rm m` on their hosts"):
+        await hosts.keeper.remove("m")
 
 
 async def test_a_plain_address_of_a_port_that_speaks_tls_is_told_so(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ from engine_support import until
 from operations_support import Desk, desk
 
 from obatchd.cli.obatchctl import main
+from obatchd.cli.views import text
 from obatchd.client.client import Client
 from obatchd.daemon.compose import ServerNews
 from obatchd.dispatch.protocol import GiveUp
@@ -173,6 +174,12 @@ def test_a_list_of_models_says_who_has_them(monkeypatch: pytest.MonkeyPatch) -> 
     assert shown(("a", "1", "far0"), ("a", "1", "far1"), ("a", "2", "local")) == [
         "MODEL SIZE PARAMETERS QUANTIZATION DIGEST WHO HAS IT", "a 5 B – – 1 far0, far1", "a 5 B – – 2 this host"
     ]  # fmt: skip
+    ports = [f"remote-10.0.0.{number}-11434" for number in (1, 2)]
+    monkeypatch.setattr(text, "_width", lambda: 40)
+    assert shown(("a", "1", ports[0]), ("a", "2", ports[1])) == [
+        "MODEL SIZE DIGEST WHO HAS IT", "a 5 B 1 10.0.0.1:11434", "a 5 B 2 10.0.0.2:11434"
+    ]  # fmt: skip
+    monkeypatch.undo()
     assert shown(("a", "1", "local")) == ["MODEL SIZE PARAMETERS QUANTIZATION DIGEST", "a 5 B – – 1"]
 
 
