@@ -8,17 +8,17 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from settings_support import in_force
 from test_burnin_parts import finished
 
 from obatchd.burnin.report.report import head
-from obatchd.cli.commands import submit
+from obatchd.cli.commands import config, submit
 from obatchd.cli.obatchctl import main
 from obatchd.cli.views import waiting
 from obatchd.cli.views.status import OUTCOMES
 from obatchd.client.client import Client
-from obatchd.errors import ControlError, DaemonDownError
+from obatchd.errors import ConfigError, ControlError, DaemonDownError
 from obatchd.jobs.store import Store
 from obatchd.spool.layout import Layout
 
@@ -202,6 +202,36 @@ def test_a_configuration_that_names_what_is_not_there_is_good_with_a_warning(tmp
     assert lines == [f"{file}: good, with 1 warning:", f"  alarms.command: {program} cannot be run"]
     program.chmod(0o755)
     assert CliRunner().invoke(main, ["config", "check", str(file)]).stdout == f"{file}: good\n"
+
+
+def test_a_reload_says_what_stays_and_how_to_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, who added a host read that a restart is needed, and not how, nor whether jobs survive it."""
+
+    def wrong(*_: object) -> None:
+        raise ConfigError("batch.toml: no: no such setting")
+
+    def reload() -> Result:
+        return CliRunner().invoke(main, ["--spool", str(tmp_path), "reload"])
+
+    monkeypatch.setattr(Client, "post", wrong)
+    told = reload()
+    assert told.exit_code == 78 and "goes on with the settings that it had" in told.stderr
+    answer = {"changed": [], "next_job": [], "needs_restart": ["ollama_instances"]}
+    monkeypatch.setattr(Client, "post", lambda *_: answer)
+    assert reload().stdout.splitlines() == [
+        "Needs a restart of the daemon: ollama_instances",
+        f"Jobs go on after the restart: stop it with Ctrl-C, then: obatchd --spool {tmp_path}",
+    ]
+
+
+def test_the_settings_that_are_shown_are_those_of_the_daemon_on_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, they were the defaults unless somebody named its file."""
+    (tmp_path / "hosts.toml").write_text('model = "tiny"')
+    monkeypatch.setattr(config, "last_config", {tmp_path: str(tmp_path / "hosts.toml")}.get)
+    shown = CliRunner().invoke(main, ["--spool", str(tmp_path), "config", "show"]).stdout
+    assert 'model = "tiny"' in shown
 
 
 def test_a_check_says_what_is_made_of_addresses_and_what_is_of_no_use(tmp_path: Path) -> None:

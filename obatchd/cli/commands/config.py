@@ -13,6 +13,7 @@ import click
 
 from obatchd.cli.command import Group, Invocation
 from obatchd.cli.doctor.result import nearest
+from obatchd.client.runtime import last_config
 from obatchd.errors import ConfigError, ControlError
 from obatchd.words import counted, not_written
 
@@ -27,6 +28,14 @@ _file = click.argument("file", required=False, type=click.Path(dir_okay=False, p
 def file_or_system(file: Path | None) -> Path | None:
     """The given file, else the system's where there is one."""
     return file or (SYSTEM_FILE if os.path.exists(SYSTEM_FILE) else None)
+
+
+def of_daemon(spool: Path) -> Path | None:
+    """The file of the daemon that works on the spool, or did last; else the system's."""
+    recorded = last_config(spool)
+    if recorded is None:
+        return file_or_system(None)
+    return Path(recorded) if recorded else None
 
 
 @config_command.command("check")
@@ -91,10 +100,13 @@ def _not_here(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
 @config_command.command("show")
 @_file
 def show_command(invocation: Invocation, file: Path | None) -> None:
-    """Show the settings of a daemon with FILE. Each is shown with the place that it comes from."""
+    """Show the settings of a daemon with FILE. Each is shown with the place that it comes from.
+
+    Without FILE it is the one of the daemon on the spool, else the system's.
+    """
     from obatchd.settings import reading, text
 
-    settings, origin = reading.load_with_origin(file_or_system(file), environ=os.environ, flags={})
+    settings, origin = reading.load_with_origin(file or of_daemon(invocation.spool), environ=os.environ, flags={})
     values = {leaf.key: text.visible_value(settings, leaf) for leaf in reading.leaves()}
     document = {"settings": values, "origin": origin}
     invocation.answer(document, view=lambda _: [text.show(settings, origin).removesuffix("\n")])
