@@ -160,6 +160,8 @@ class ModelKeeper:
                     async for _ in progress:
                         pass
             except ModelError as error:
+                if error.code not in ("pull_failed", "model_not_found"):
+                    raise
                 raise ModelError(f"{error.message}{await self._meant(model)}", code=error.code) from error
             if (info := await self._look_up(store, model)) is not None:
                 return info
