@@ -151,6 +151,7 @@ WORDS: Mapping[str, str] = {
     "model_removed": "Model {model} was removed",
     "model_not_had": "",
     "model_not_everywhere": "Not every server can serve {model}",
+    "model_differs": "{reason}",
     "models_not_listed": "The models in {store} cannot be listed",
     "pull_started": "Pulling model {model}",
     "pull_done": "Pulled model {model}",
@@ -210,6 +211,7 @@ _ON_THE_WAY = {
     "server_state": ("new", ("starting", "draining", "stopping", "stopped")),
     "probe_state": ("state", ("ok", "absent")),
 }
+_HELD = "Server {server} is back and stays drained: {held}"
 _GOOD = ("ready", "pull_done", "trouble_over", "gpu_usable_again", "gpu_finding_cleared")
 
 
@@ -234,6 +236,7 @@ _words = _Counting()
 def told(event: str, fields: Mapping[str, object]) -> str:
     """The words of an event; empty where nobody in front of a terminal needs it."""
     template = WORDS.get(event, event)
+    template = _HELD if fields.get("held") else template
     field, values = _ON_THE_WAY.get(event, ("", ()))
     if not template or fields.get(field) in values:
         return ""

@@ -28,6 +28,11 @@ def instant(at_s: float | None) -> str | None:
     return datetime.fromtimestamp(at_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def clock(at_s: float, form: str = "%H:%M:%S") -> str:
+    """The time of day at wall-clock seconds, as clocks show it here."""
+    return time.strftime(form, time.localtime(at_s))
+
+
 def epoch_s(instant: str) -> float:
     """ISO 8601 as wall-clock seconds."""
     return datetime.fromisoformat(instant).timestamp()

@@ -40,6 +40,7 @@ LATER = frozenset(
         "held_up",
         "waiting_for_restart",
         "waiting",
+        "digests",
     }
 )
 _MAPS = {

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import UNSET
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
@@ -111,7 +113,7 @@ def head(
 ) -> Head:
     """All other parts; none of them runs yet."""
     settings, layout, owner = work.settings, work.layout, work.owner
-    engine = Engine(work, _ServedModels(here.models, here.fleet))
+    engine = Engine(work, ServedModels(here.models, here.fleet))
     policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
     here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
@@ -151,7 +153,7 @@ class ServerNews:
             self._alarms.announce(ServerFailed(server.id, server.gpu_label, reason))
 
 
-class _ServedModels:
+class ServedModels:
     """The engine's questions about models, answered by the servers. Implements :class:`obatchd.live.models.Models`."""
 
     def __init__(self, keeper: ModelKeeper, fleet: Fleet) -> None:
@@ -164,9 +166,13 @@ class _ServedModels:
     def forget(self, model: str) -> None:
         self._keeper.forget(model)
 
-    def facts(self, model: str) -> ModelFacts:
-        info = self._keeper.info(model)
-        return excerpt(ModelFacts, info) if info else ModelFacts()
+    def facts(self, model: str, servers: Sequence[str]) -> ModelFacts:
+        there = {name: self._fleet.servers[name] for name in servers if name in self._fleet.servers}
+        infos = {name: info for name, server in there.items() if (info := self._keeper.info(model, server))}
+        if (info := next(iter(infos.values()), None) or self._keeper.info(model)) is None:
+            return ModelFacts()
+        digests = {name: info.digest for name, info in infos.items() if info.digest}
+        return excerpt(ModelFacts, info, digests=digests if len(set(digests.values())) > 1 else UNSET)
 
     def server_version(self, server_id: str) -> str | None:
         server = self._fleet.servers.get(server_id)
@@ -177,6 +183,5 @@ class _ServedModels:
         return len(server.gpus) / max(server.slots, 1) if server else 0.0
 
     async def digest(self, model: str) -> str | None:
-        if (digest := self.facts(model).digest) is None:
-            digest = await self._keeper.digest(model)
-        return digest or None
+        info = self._keeper.info(model)
+        return (info.digest if info else await self._keeper.digest(model)) or None

@@ -174,7 +174,7 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
         response_tokens=totals.response_tokens,
         tokens_per_s=round(totals.response_tokens / wall_s, 2),
         servers={name: use.document(models.server_version(name), wall_s) for name, use in totals.servers.items()},
-        models={name: models.facts(name) for name in totals.models},
+        models={name: models.facts(name, totals.servers_of(name)) for name in totals.models},
         drop=DropFacts(row.digest, row.size),
         settings=_settings_used(
             row, live.asked_before.union(lane.profile.context_length for lane in live.lanes.values())

@@ -148,6 +148,7 @@ class ModelFacts(msgspec.Struct):
     digest: str | None = None
     quantization: str | None = None
     parameter_size: str | None = None
+    digests: dict[str, str] | msgspec.UnsetType = msgspec.UNSET  # by id of the server, only where they differ
     context_length: int | None = None  # tokens it was trained for
 
 

@@ -144,7 +144,8 @@ class Reuse:
                 return
             summary = JobOutbox(self._work.outbox_of(row)).valid_summary() or EarlierSummary()
             context = summary.settings.get("context_sha256")
-            models = {name: str(facts.digest) for name, facts in summary.models.items()}
+            # Where servers had different models by one name, no answer says here which of them gave it.
+            models = {name: str(facts.digest) for name, facts in summary.models.items() if not facts.digests}
             if context and digests & set(models.values()):
                 for line, key, record in self._answered(row, context, models):
                     for one in wanted.pop(key, ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from obatchd.dispatch.events import ModelStore
@@ -14,8 +15,8 @@ class Models(ModelStore, Protocol):
     def forget(self, model: str) -> None:
         """Forget the facts about a model."""
 
-    def facts(self, model: str) -> ModelFacts:
-        """Facts about a model for the summary."""
+    def facts(self, model: str, servers: Sequence[str]) -> ModelFacts:
+        """Facts about a model for the summary, as the servers have it that answered with it."""
 
     def server_version(self, server_id: str) -> str | None:
         """The Ollama version of a server."""

@@ -218,6 +218,8 @@ class OllamaApi:
             case Cause.CONTEXT_EXCEEDED.code:
                 return ServerError(words, code=fault.code)
             case Cause.FORBIDDEN.code:
-                words = f"{self._base_url} refuses us ({status}): set servers.remote_token."
-                return ServerError(words, code=fault.code)
+                remedy = (
+                    "it does not take servers.remote_token; correct that" if self._token else "set servers.remote_token"
+                )
+                return ServerError(f"{self._base_url} refuses us ({status}): {remedy}.", code=fault.code)
         return ServerError(f"{self._base_url} answered {status}: {fault.message}", code="server_error")

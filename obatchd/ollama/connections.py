@@ -226,6 +226,14 @@ class Connections:
             raise Unreachable(_reason(error)) from error
 
 
+_UNKNOWN_CA = (18, 19, 20, 21)  # X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT and its neighbours in OpenSSL's x509_vfy.h
+_TRUST = (
+    "to trust it, name the file of the certificate or its CA in the environment of obatchd "
+    "(SSL_CERT_FILE=/path/to/ca.pem) and restart obatchd"
+)
+_NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
+
+
 @functools.cache
 def _tls() -> ssl.SSLContext:
     """One for all: making it takes 18 ms of CPU time."""
@@ -234,6 +242,11 @@ def _tls() -> ssl.SSLContext:
 
 def _reason(error: Exception) -> str:
     """Why a connection failed, in the words of the operating system, e.g. "Connection refused"."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        remedy = _TRUST if error.verify_code in _UNKNOWN_CA else "whoever keeps that server has to put that right"
+        return f"its certificate is not accepted ({error.verify_message.rstrip('.')}): {remedy}"
+    if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
+        return "it does not speak https; write http:// in front of its address"
     if not isinstance(error, OSError) or isinstance(error, ssl.SSLError) or not error.errno:
         return str(error)
     return os.strerror(error.errno) if error.errno > 0 else str(error.strerror)  # negative: a name is not known

@@ -10,7 +10,7 @@ _QUOTED = 120  # characters of a page
 _ADDRESS = "or correct the address in [ollama_instances]"
 _UNREACHED = f"the proxy in front of Ollama does not reach it; look at both, {_ADDRESS}"
 _SLOW = f"the proxy in front of Ollama did not wait long enough (nginx: proxy_read_timeout); let it, {_ADDRESS}"
-_NO_ACCESS = f"access is refused; set servers.remote_token, {_ADDRESS}"
+_NO_ACCESS = f"access is refused: servers.remote_token is missing or not the one it takes; correct that, {_ADDRESS}"
 _HINTS = {
     401: _NO_ACCESS,
     403: _NO_ACCESS,

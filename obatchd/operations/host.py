@@ -26,7 +26,6 @@ from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.servers import ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
-from obatchd.servers.states import ServerState
 from obatchd.telling.alarms import Alarms
 from obatchd.times import instant
 
@@ -104,7 +103,7 @@ class HostCommands:
 
     def _notices(self, caller: Caller) -> list[str]:
         alarms = self._alarms.troubles() if caller.is_administrator else []
-        return [*self._fleet.notices, *self._servers.open_ports(), *alarms]
+        return [*self._fleet.notices, *self._models.notices, *self._servers.open_ports(), *alarms]
 
     async def test_alarms(self) -> AlarmsTested:
         return AlarmsTested(await self._alarms.test())
@@ -129,8 +128,7 @@ class HostCommands:
                 reasons.append(reason)
         reasons += held_up
         servers = list(self._fleet.servers.values())
-        down = [s for s in servers if s.state in (ServerState.FAILED, ServerState.BACKOFF, ServerState.QUARANTINED)]
-        reasons += [f"server {s.in_words}" for s in down]
+        reasons += [f"server {server.in_words}" for server in servers if server.down]
         if self._engine.intake.report.problem:
             reasons.append(self._engine.intake.report.problem)
         if self._probe.state == "unknown":

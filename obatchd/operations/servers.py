@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from attrs import Factory, define, field
@@ -26,6 +27,7 @@ from obatchd.servers.models import ModelKeeper
 from obatchd.servers.server import Server
 from obatchd.settings import addresses
 from obatchd.tasks import TaskSet
+from obatchd.times import clock
 
 _ACTION_S = 5.0  # longest wait for a drain or restart before the answer says how far it is
 
@@ -75,7 +77,8 @@ class ServerCommands:
         """An action failed by a defect; its caller is told while waiting, else the state of the server shows it."""
 
     async def _drain(self, server: Server) -> None:
-        await server.drain("asked by an administrator")
+        back = f"back with: obatchctl servers resume {server.id}"
+        await server.drain(f"by an administrator at {clock(time.time(), '%H:%M')}; {back}")
 
     async def _restart(self, server: Server) -> None:
         """Let requests in flight end, up to the server's ``drain_s``, then end and start it; ends a drain too."""

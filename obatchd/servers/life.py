@@ -18,6 +18,7 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.settings.tables.servers import ServerSettings
 from obatchd.tasks import TaskSet, set_within
+from obatchd.times import clock
 from obatchd.words import counted, server_state
 
 log = obatchd.log.get(__name__)
@@ -56,6 +57,7 @@ class Life(abc.ABC):
         self._misses = 0
         self._reached = False  # whether the latest run came to READY and did not end because nobody answered any more
         self._came_up = False  # whether the latest run came to READY
+        self._told = (self.state, "")  # the latest failure that the log has, with the state that came of it
         self.failure = ""  # why the latest run ended unasked, until the server answers again
         self._ending: asyncio.Future[Ending] | None = None
         self._wake = asyncio.Event()
@@ -87,8 +89,9 @@ class Life(abc.ABC):
 
     @property
     def in_words(self) -> str:
-        """Its state in a sentence for people, with the reason."""
-        return f"{self.id} is {server_state(self.state)}: {self.reason}"
+        """Its state in a sentence for people, with the reason; one that is tried again is down until it answers."""
+        state = ServerState.BACKOFF if self.state is ServerState.STARTING and self.failure else self.state
+        return f"{self.id} is {server_state(state)}: {self.down or self.reason}"
 
     # --- what it is that lives --------------------------------------------------------------------------------------
 
@@ -242,25 +245,33 @@ class Life(abc.ABC):
     def _after_failure(self, reason: str) -> float:
         """Go to BACKOFF, or to FAILED; the pause in seconds."""
         pause_s, given_up = self._tries.failed(self._settings, ours=self.ours, reached=self._reached)
+        later = f"next try at {clock(time.time() + pause_s)}"
         if given_up:
             at_once = f"obatchctl servers resume {self.id}"
-            self._set(ServerState.FAILED, f"{reason} ({given_up}, at once with: {at_once})")
+            self._set(ServerState.FAILED, f"{reason} ({given_up}; {later}, at once with: {at_once})", reason)
         else:
-            self._set(ServerState.BACKOFF, f"{reason} (next try in {max(1, round(pause_s))} s)")
+            self._set(ServerState.BACKOFF, f"{reason} ({later})", reason)
         return pause_s
 
     def _end(self, reason: str, *, planned: bool) -> None:
         if self._ending is not None and not self._ending.done():
             self._ending.set_result(Ending(reason, planned))
 
-    def _set(self, new: ServerState, reason: str) -> None:
+    def _set(self, new: ServerState, reason: str, failure: str = "") -> None:
         old = self.state
         states.check(old, new)
         self.state, self.reason = new, reason
+        # A server of others may be down for days: that another try ended as the one before is no news.
+        news = self.ours or not self.failure or (new is not ServerState.STARTING and self._told != (new, failure))
+        self._told = (new, failure) if failure else self._told
         bad = new in (ServerState.BACKOFF, ServerState.FAILED)
-        (log.warning if bad else log.info)(
-            "server_state", server=self.id, gpu=self.gpu_label, old=old, new=new, reason=reason
-        )
+        held = {"held": self._hold_words} if new is ServerState.READY and self.holds else {}
+        if news:
+            (log.warning if bad else log.info)(
+                "server_state", server=self.id, gpu=self.gpu_label, old=old, new=new, reason=reason, **held
+            )
+        else:
+            log.debug("server_state_again", server=self.id, new=new, reason=reason)
         self._wake_waiting()
         self._tell(old, new, reason)
 

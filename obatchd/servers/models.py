@@ -7,6 +7,7 @@ two servers that pull the same model into one store overwrite each other's parts
 from __future__ import annotations
 
 import asyncio
+import difflib
 import fnmatch
 import shutil
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -16,13 +17,13 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import attrs
-import msgspec
 
 import obatchd.log
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel, canonical
 from obatchd.servers.fleet import Fleet
+from obatchd.servers.known import LOCAL, KnownModels, ModelInfo
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
@@ -34,20 +35,6 @@ log = obatchd.log.get(__name__)
 _TIMEOUT_S = 60.0
 _T = TypeVar("_T")
 _FIRST_SERVER_S = 0.5  # between two looks whether a server is up
-LOCAL = "local"  # the store of the managed servers; the others are called like their server
-
-
-class ModelInfo(msgspec.Struct, frozen=True):
-    """Facts about a model in a store. Texts are empty and numbers 0 where Ollama does not tell."""
-
-    name: str
-    digest: str
-    quantization: str
-    parameter_size: str
-    context_length: int  # tokens it was trained for
-    capabilities: list[str]  # completion, vision, tools, thinking, embedding, insert; "opens <think>" of the template
-    size_bytes: int
-    store: str = LOCAL
 
 
 @attrs.define(eq=False)
@@ -58,7 +45,7 @@ class ModelKeeper:
     _fleet: Fleet
     # Downloads in progress by model name; of a remote server, with its id behind it.
     pulls: dict[str, PullProgress] = attrs.field(factory=dict, init=False)
-    _known: dict[tuple[str, str], ModelInfo] = attrs.field(factory=dict, init=False)
+    _known: KnownModels = attrs.field(factory=KnownModels, init=False)
     _running: dict[tuple[str, str], asyncio.Task[ModelInfo]] = attrs.field(factory=dict, init=False)
     _hosts: dict[str, asyncio.Lock] = attrs.field(factory=dict, init=False)
 
@@ -75,16 +62,20 @@ class ModelKeeper:
 
     def has(self, server: Server, model: str) -> bool:
         """Whether the model is known to be in the server's store."""
-        return (store_of(server), canonical(model)) in self._known
+        return self.info(model, server) is not None
 
-    def info(self, model: str) -> ModelInfo | None:
-        """Facts about a model that was made sure of before."""
-        return next((info for (_, name), info in self._known.items() if name == canonical(model)), None)
+    def info(self, model: str, server: Server | None = None) -> ModelInfo | None:
+        """Facts about a model that was made sure of before, as one server has it or as any does."""
+        return self._known.get(store_of(server), model) if server else self._known.of(model)
+
+    @property
+    def notices(self) -> list[str]:
+        """Notices for administrators although everything works."""
+        return self._known.notices(self._stores())
 
     def forget(self, model: str) -> None:
         """Look again next time: a server said that it does not have the model."""
-        for key in [key for key in self._known if key[1] == canonical(model)]:
-            del self._known[key]
+        self._known.forget(model)
 
     async def ensure(self, model: str, *, by_admin: bool = False) -> ModelInfo:
         """Make sure that at least one store has the model, and every reachable one that may have it.
@@ -132,8 +123,8 @@ class ModelKeeper:
 
     async def _ensure_in(self, store: str, model: str, by_admin: bool) -> ModelInfo:
         key = (store, canonical(model))
-        if key in self._known:
-            return self._known[key]
+        if (known := self._known.get(store, model)) is not None:
+            return known
         if (task := self._running.get(key)) is None:
             task = asyncio.create_task(self._find_or_pull(store, model, by_admin), name=f"ensure-{model}")
             self._running[key] = task
@@ -164,12 +155,23 @@ class ModelKeeper:
         async with self._alone_on_host(store):
             if (info := await self._look_up(store, model)) is not None:
                 return info
-            async with aclosing(self._pull(store, model)) as progress:
-                async for _ in progress:
-                    pass
+            try:
+                async with aclosing(self._pull(store, model)) as progress:
+                    async for _ in progress:
+                        pass
+            except ModelError as error:
+                if error.code not in ("pull_failed", "model_not_found"):
+                    raise
+                raise ModelError(f"{error.message}{await self._meant(model)}", code=error.code) from error
             if (info := await self._look_up(store, model)) is not None:
                 return info
         raise ModelError(f"Model {model} was pulled but is not in the store ({store}).", code="pull_failed")
+
+    async def _meant(self, model: str) -> str:
+        """The model of the stores whose name looks most like this one, which no registry has or none is reached."""
+        names = [info.name.removesuffix(":latest") for info in await self.list_models()]
+        close = difflib.get_close_matches(model, names, 1)
+        return f" Did you mean {close[0]}, which is here?" if close else ""
 
     def _who_pulls(self, store: str, model: str) -> str:
         if store != LOCAL and (servers := self._servers(store)):
@@ -190,7 +192,7 @@ class ModelKeeper:
             return None if entry is None else _describe(model, store, entry, await api.show(model, _TIMEOUT_S))
 
         if (info := await self._ask(store, f"look for {model}", ask)) is not None:
-            self._known[store, canonical(model)] = info
+            self._known.learn(info)
         return info
 
     async def _ask(self, store: str, what: str, ask: Callable[[OllamaApi], Awaitable[_T]]) -> _T:
@@ -208,12 +210,14 @@ class ModelKeeper:
     # --- pulling ----------------------------------------------------------------------------------------------------
 
     async def pull(self, name: str) -> AsyncGenerator[PullProgress, None]:
-        """Pull or update a model in the managed servers' store, else in every remote one; yields the progress.
+        """Pull or update a model in the managed servers' store, else in the remote ones; yields the progress.
 
-        Raises ModelError: ``model_forbidden`` when pulls are switched off, else as :meth:`ensure`.
+        Of these only in those that lack it, unless all have it. Raises ModelError: ``model_forbidden`` when pulls are
+        switched off, else as :meth:`ensure`.
         """
         stores = self._stores(f"pull {name}")
-        for store in [LOCAL] if LOCAL in stores else stores:
+        lacking = [] if LOCAL in stores else [store for store in stores if await self._look_up(store, name) is None]
+        for store in [LOCAL] if LOCAL in stores else lacking or stores:
             async with aclosing(self._pull(store, name)) as progress:
                 async for step in progress:
                     yield step
@@ -287,6 +291,7 @@ class ModelKeeper:
                 log.warning("models_not_listed", store=store, reason=error.message)
                 continue
             found += [_describe(entry.model, store, entry, ShownModel()) for entry in listed]
+            self._known.compare(store, {entry.model: entry.digest for entry in listed})
         return found
 
     async def digest(self, model: str) -> str | None:
@@ -299,8 +304,12 @@ class ModelKeeper:
     async def remove(self, name: str) -> None:
         """Delete a model from the managed servers' store; idle servers unload it. Remote stores are never touched.
 
-        Raises ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it.
+        Raises ModelError: ``model_not_found``, or ``model_in_use`` while a server works with it; ServerError
+        (``no_server``) where no managed server runs.
         """
+        if (stores := self._stores()) and LOCAL not in stores:
+            words = f"Only remote servers run; obatchd removes nothing there: run `ollama rm {name}` on their hosts."
+            raise ServerError(words, code="no_server")
         users = [
             server
             for server in self._servers(LOCAL)
@@ -315,7 +324,7 @@ class ModelKeeper:
             words = f"There is no model {name} in the store; obatchctl models list shows those that are there."
             raise ModelError(words, code="model_not_found")
         await self._ask(LOCAL, f"remove {name}", lambda api: api.delete(name, _TIMEOUT_S))
-        self._known.pop((LOCAL, canonical(name)), None)
+        self._known.forget(name, LOCAL)
         log.info("model_removed", model=name)
 
 

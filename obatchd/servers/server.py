@@ -18,6 +18,7 @@ from obatchd.errors import ServerError
 from obatchd.gpus.model import Gpu, GpuProcess
 from obatchd.jobs.model import Profile
 from obatchd.ollama.api import OllamaApi
+from obatchd.ollama.connections import Broken
 from obatchd.servers.life import Life
 from obatchd.servers.process import version_warning
 from obatchd.servers.states import ServerState
@@ -202,7 +203,13 @@ class RemoteServer(Server):
         self.token = settings.value.servers.remote_token
 
     async def _open(self) -> None:
-        await self._check_version(_HEALTH_TIMEOUT_S)
+        try:
+            await self._check_version(_HEALTH_TIMEOUT_S)
+        except ServerError as error:
+            if not isinstance(error.__cause__, Broken) or self.base_url.startswith("https:"):
+                raise
+            words = f"{error.message} Does it speak https? Then write https:// in front of its address."
+            raise ServerError(words, code=error.code) from error
 
     async def _close(self) -> None:
         pass

@@ -40,8 +40,7 @@ class Tries:
             return pause_s * random.uniform(1 - _JITTER, 1), ""
         pause_s = settings.slow_retry_s if ours or reached else min(settings.slow_retry_s, longest_s)
         times = "once" if failures == 1 else counted(failures, "time")
-        tried = f"started {times} without a completed request" if ours else f"tried {times}"
-        return pause_s, f"{tried}; next try in {pause_s:g} s"
+        return pause_s, f"started {times} without a completed request" if ours else f"tried {times}"
 
 
 def count(times: deque[float], window_s: float) -> int:

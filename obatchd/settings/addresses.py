@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 DEFAULT_PORTS = {"http": 11434, "https": 443}  # of Ollama itself, and of a proxy in front of it
-_HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+)(:(\d{1,5}))?$")
+_HOST_PORT = re.compile(r"^(https?://)?(\[[0-9a-fA-F:]+\]|[^\s:/\[\]@]+)(:(\d{1,5}))?$")
 _NAME = re.compile(r"\w(?:[\w-]*\w)?")  # of one part between dots; resolvers pass letters of other alphabets
 _OTHER_COLON = re.compile(r"^(?P<host>[^\[]*\w)\W+(?P<port>\d{1,5})$")  # something else stands where the colon belongs
+_SCHEME = re.compile(r"^([a-z]{1,7}):/+", re.IGNORECASE)
 
 
 def split(address: str) -> tuple[str, str, int]:
@@ -21,22 +22,27 @@ def split(address: str) -> tuple[str, str, int]:
 
 
 def usable(value: dict[str, int]) -> dict[str, int]:
-    """Raises ValueError at what is no address, and at a server that is there twice."""
+    """Raises ValueError at everything that is no address, and at servers that are there twice."""
     seen: dict[tuple[str, int], str] = {}
+    problems = []
     for address in value:
-        match = _HOST_PORT.match(address)
-        if not match or not _is_host(match[2]) or (match[4] and not 0 < int(match[4]) < 65536):
-            raise ValueError(f'"{address}" is not host:port (nor http(s)://host:port){_meant(address)}')
+        if not _is_address(address):
+            problems.append(_wrong(address))
+            continue
         server = split(address)[1:]
         if server in seen:
-            raise ValueError(f'"{address}" and "{seen[server]}" name one server; remove one')
+            problems.append(f'"{address}" and "{seen[server]}" name one server; remove one')
         seen[server] = address
+    if problems:
+        raise ValueError("; ".join(problems))
     return value
 
 
 def quoted(value: Any) -> Any:
     """Raises ValueError where dots of an address that is not in quotes have made tables of it."""
     for name, inner in value.items() if isinstance(value, dict) else ():
+        if isinstance(inner, dict) and ("." in name or ":" in name):  # no dot outside quotes is part of a name
+            raise ValueError(f'behind "{name}" stands one number, -1; servers.remote_slots is for all addresses')
         parts = [name]
         while isinstance(inner, dict) and inner:
             part, inner = next(iter(inner.items()))
@@ -44,6 +50,15 @@ def quoted(value: Any) -> Any:
         if len(parts) > 1:
             raise ValueError(f'put the address in quotes: "{".".join(parts)}"')
     return value
+
+
+def _is_address(address: str) -> bool:
+    match = _HOST_PORT.match(address)
+    return bool(match and _is_host(match[2]) and (match[4] is None or _is_port(match[4])))
+
+
+def _is_port(text: str) -> bool:
+    return text.isdecimal() and 0 < int(text) < 65536
 
 
 def _is_host(host: str) -> bool:
@@ -55,8 +70,42 @@ def _is_host(host: str) -> bool:
     return all(map(_NAME.fullmatch, labels)) and not labels[-1].isdecimal()
 
 
-def _meant(address: str) -> str:
-    match = _OTHER_COLON.match(address)
-    if match and _is_host(match["host"].rpartition("//")[2]) and 0 < int(match["port"]) < 65536:
-        return f'; did you mean "{match["host"]}:{match["port"]}"?'
-    return ""
+def _wrong(address: str) -> str:
+    """What is wrong with a text that is no address, and what may have been meant; a password is not repeated."""
+    meant, faults = _mended(address)
+    words = f'"{re.sub(r"[^/]*@", "…@", address)}" is not host:port (nor http(s)://host:port)'
+    words += f": {', '.join(faults)}" if faults else ""
+    return words + (f'; did you mean "{meant}"?' if meant != address and _is_address(meant) else "")
+
+
+def _mended(address: str) -> tuple[str, list[str]]:
+    """The address as it may have been meant, and what has to change."""
+    scheme, rest, faults = "", address, []
+    if match := _SCHEME.match(address):
+        scheme, rest = ("https://" if match[1].lower() == "https" else "http://"), address[match.end() :]
+        if match[0] != scheme:
+            faults.append(f"{match[0]} is unknown")
+    if "@" in rest:
+        rest = rest.rpartition("@")[2]
+        faults.append("leave out the user (a token belongs in servers.remote_token)")
+    rest, slash, path = rest.partition("/")
+    if slash:
+        faults.append(f"leave out /{path}")
+    if "[" not in rest and rest.count(":") > 1:
+        rest = _in_brackets(rest)
+    elif ":" in rest and not rest.endswith("]"):
+        port = rest.rpartition(":")[2]
+        faults += [] if _is_port(port) else [f"{port or 'nothing'} is no port"]
+    elif (match := _OTHER_COLON.match(rest)) and not _is_host(rest):
+        rest = f"{match['host']}:{match['port']}"
+    return scheme + rest, faults
+
+
+def _in_brackets(rest: str) -> str:
+    """An IPv6 address; what follows its last colon is a port where it looks like one and an address is left."""
+    host, _, port = rest.rpartition(":")
+    with contextlib.suppress(ValueError):
+        ipaddress.IPv6Address(host)
+        if len(port) > 3 and _is_port(port):
+            return f"[{host}]:{port}"
+    return f"[{rest}]"

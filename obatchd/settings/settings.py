@@ -30,6 +30,16 @@ from obatchd.times import span_s
 Priority = Literal["low", "normal", "high"]
 
 
+def _no_setting(value: Any) -> Any:
+    """Raises ValueError where a setting stands among the addresses: what is below a table in TOML belongs to it."""
+    for name in value if isinstance(value, dict) else ():
+        if name in Settings.model_fields:
+            raise ValueError(f"{name} belongs above the first [table]; below [ollama_instances] it is an address")
+        if name in ServerSettings.model_fields:
+            raise ValueError(f"{name} belongs below [servers]; below [ollama_instances] it is an address")
+    return addresses.quoted(value)
+
+
 def _passable(value: Any) -> Any:
     """Refuses what no message to a worker can hold: it would stop the requests of all jobs; and what JSON has not."""
     try:
@@ -125,7 +135,7 @@ class Settings(Section):
     notifications: NotificationSettings = Field(NotificationSettings())
     access: AccessSettings = Field(AccessSettings())
     limits: LimitSettings = Field(LimitSettings())
-    ollama_instances: Annotated[dict[str, int], BeforeValidator(addresses.quoted), AfterValidator(addresses.usable)] = (
+    ollama_instances: Annotated[dict[str, int], BeforeValidator(_no_setting), AfterValidator(addresses.usable)] = (
         setting(
             {},
             'Ollama servers that others start: "host:port" = -1. A server on this host may have the index of its '

@@ -61,9 +61,11 @@ class ServerUse(msgspec.Struct):
     requests: int = 0
     response_tokens: int = 0
     busy_s: float = 0.0  # slot time
+    models: set[str] = set()  # that it answered with
 
     def add(self, record: _Record) -> None:
         self.requests += 1
+        self.models.add(record.model)
         self.response_tokens += record.response_tokens
         self.busy_s += record.slot_s
         self.first, self.last = min(self.first, record.started_at), max(self.last, record.finished_at)
@@ -97,6 +99,10 @@ class Totals(msgspec.Struct):
     copied: int = 0  # answers of earlier jobs; they count for no server, time or token
     ungrounded: int = 0  # answers with a value that does not occur in their prompt
     busy_s: dict[str, float] = {}  # slot time of all results by server, failures as well
+
+    def servers_of(self, model: str) -> list[str]:
+        """The servers that answered with a model."""
+        return [server for server, use in self.servers.items() if model in use.models]
 
     def add(self, outcome: Outcome, raw: bytes) -> None:
         record = _record.decode(raw)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from dispatch_support import FakeKeeper, FakeWorker, Port
+from msgspec import UNSET
 from settings_support import in_force
 from task_support import Failures
 
@@ -73,6 +74,7 @@ class Models:
         self.missing: dict[str, ObatchError] = {}
         self.forgotten: list[str] = []
         self.digests = {"small": "sha-small", "large": "sha-large"}
+        self.differing: dict[str, str] = {}  # digests by server, of every model
 
     async def ensure(self, server_id: str, model: str) -> list[str]:
         if model in self.missing:
@@ -82,8 +84,8 @@ class Models:
     def forget(self, model: str) -> None:
         self.forgotten.append(model)
 
-    def facts(self, model: str) -> ModelFacts:
-        return ModelFacts(digest=self.digests.get(model))
+    def facts(self, model: str, servers: Sequence[str]) -> ModelFacts:
+        return ModelFacts(digest=self.digests.get(model), digests=self.differing or UNSET)
 
     def server_version(self, server_id: str) -> str | None:
         return "0.12.1"

@@ -66,6 +66,7 @@ class Store:
         self.pulls: dict[str, PullProgress] = {}
         self.removed: list[str] = []
         self.given_up = 0
+        self.notices: list[str] = []
 
     async def list_models(self) -> list[ModelInfo]:
         return []

@@ -10,17 +10,17 @@ from typing import Any
 
 import msgspec
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from settings_support import in_force
 from test_burnin_parts import finished
 
 from obatchd.burnin.report.report import head
-from obatchd.cli.commands import submit
+from obatchd.cli.commands import config, submit
 from obatchd.cli.obatchctl import main
 from obatchd.cli.views import waiting
 from obatchd.cli.views.status import OUTCOMES
 from obatchd.client.client import Client
-from obatchd.errors import ControlError, DaemonDownError
+from obatchd.errors import ConfigError, ControlError, DaemonDownError
 from obatchd.jobs.store import Store
 from obatchd.spool.layout import Layout
 
@@ -98,14 +98,14 @@ def test_who_waits_is_told_once_why_the_job_waits(
         "job": "20261128-120000-abcd", "name": "notes.jsonl", "paused": False, "state": "running", "requests": 200,
         "eta_s": None, "requests_per_s": 0.0, "tokens_per_s": 0.0, **dict.fromkeys(OUTCOMES, 0),
     }  # fmt: skip
-    refused = "far: 10.0.0.5:11434 cannot be reached: Connection refused. (next try in {} s)"
+    refused = "far: 10.0.0.5:11434 cannot be reached: Connection refused. (next try at 17:00:0{})"
     reasons = [refused.format(1), refused.format(4), refused.format(4), "far: [it] is full"]
     looks = iter([*({**usual, "held_up": reason} for reason in reasons), {**usual, "state": "done"}])
     first = [{**usual}] if draws else []
     waiting.wait(lambda: [first.pop() if first else next(looks)], quiet=False)
     said = " ".join(capsys.readouterr().err.split())
     assert said.count("20261128-120000-abcd waits: far: ") == 2
-    assert "Connection refused. (next try in 1 s)" in said and "waits: far: [it] is full" in said
+    assert "Connection refused. (next try at 17:00:01)" in said and "waits: far: [it] is full" in said
 
 
 def test_a_configuration_that_is_there_is_kept(tmp_path: Path) -> None:
@@ -224,3 +224,55 @@ def test_a_configuration_that_names_what_is_not_there_is_good_with_a_warning(tmp
     assert lines == [f"{file}: good, with 1 warning:", f"  alarms.command: {program} cannot be run"]
     program.chmod(0o755)
     assert CliRunner().invoke(main, ["config", "check", str(file)]).stdout == f"{file}: good\n"
+
+
+def test_a_reload_says_what_stays_and_how_to_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, who added a host read that a restart is needed, and not how, nor whether jobs survive it."""
+
+    def wrong(*_: object) -> None:
+        raise ConfigError("batch.toml: no: no such setting")
+
+    def reload() -> Result:
+        return CliRunner().invoke(main, ["--spool", str(tmp_path), "reload"])
+
+    monkeypatch.setattr(Client, "post", wrong)
+    told = reload()
+    assert told.exit_code == 78 and "goes on with the settings that it had" in told.stderr
+    answer = {"changed": [], "next_job": [], "needs_restart": ["ollama_instances"]}
+    monkeypatch.setattr(Client, "post", lambda *_: answer)
+    assert reload().stdout.splitlines() == [
+        "Needs a restart of the daemon: ollama_instances",
+        f"Jobs go on after the restart: stop it with Ctrl-C, then: obatchd --spool {tmp_path}",
+    ]
+
+
+def test_the_settings_that_are_shown_are_those_of_the_daemon_on_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, they were the defaults unless somebody named its file."""
+    (tmp_path / "hosts.toml").write_text('model = "tiny"')
+    monkeypatch.setattr(config, "last_config", {tmp_path: str(tmp_path / "hosts.toml")}.get)
+    shown = CliRunner().invoke(main, ["--spool", str(tmp_path), "config", "show"]).stdout
+    assert 'model = "tiny"' in shown
+
+
+def test_a_check_says_what_is_made_of_addresses_and_what_is_of_no_use(tmp_path: Path) -> None:
+    """Before, 4 behind an address (meant as slots), slots of no server, and no server at all were good."""
+
+    def checked(text: str) -> list[str]:
+        (tmp_path / "hosts.toml").write_text(text)
+        result = CliRunner().invoke(main, ["config", "check", str(tmp_path / "hosts.toml")])
+        assert result.exit_code == 0
+        return result.stdout.splitlines()[1:]
+
+    hosts = '[ollama_instances]\n"10.0.0.5" = -1\n"10.0.0.6" = -1\n'
+    assert checked(f'model = "tiny"\n[servers]\nremote_slots = 2\n{hosts}') == [
+        "  2 servers of [ollama_instances], 2 requests at a time for each (servers.remote_slots)",
+        "  model: tiny",
+    ]
+    slots, *_, model = checked(f"[servers]\nslots = 4\n{hosts}")
+    assert slots.startswith("  servers.slots is for servers that obatchd starts") and "none" in model
+    assert any("no slots" in line for line in checked('[ollama_instances]\n"10.0.0.5" = 4\n'))
+    assert checked('gpus = "none"') == [
+        '  gpus.use is "none" and [ollama_instances] is empty: only the CPU of this host works'
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ssl
 from collections.abc import AsyncIterator
 
 import pytest
@@ -243,6 +244,40 @@ async def test_a_connection_cancelled_as_its_response_comes_is_not_used_again(
 async def test_nobody_listens(unused_tcp_port: int) -> None:
     with pytest.raises(Unreachable):
         await ask(Connections(f"http://127.0.0.1:{unused_tcp_port}", "", 1.0))
+
+
+def not_trusted(code: int, words: str) -> ssl.SSLError:
+    error = ssl.SSLCertVerificationError(1, f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {words}")
+    error.verify_code, error.verify_message = code, words
+    return error
+
+
+def no_tls() -> ssl.SSLError:
+    error = ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)")
+    error.reason = "WRONG_VERSION_NUMBER"
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "remedy"),
+    [
+        (not_trusted(18, "self-signed certificate"), "not accepted (self-signed certificate): ", "SSL_CERT_FILE="),
+        (not_trusted(10, "certificate has expired"), "not accepted (certificate has expired): ", "whoever keeps"),
+        (no_tls(), "does not speak https; ", "http:// in front"),
+    ],
+)
+async def test_what_is_wrong_with_https_is_told_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, error: ssl.SSLError, words: str, remedy: str
+) -> None:
+    """Before, the words were those of Python's ssl, with the line of its source."""
+
+    async def refused(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", refused)
+    with pytest.raises(Unreachable) as caught:
+        await ask(Connections("https://192.0.2.1:1", "", 1.0))
+    assert words in str(caught.value) and remedy in str(caught.value) and "_ssl.c" not in str(caught.value)
 
 
 @pytest.mark.parametrize("limit_s", [None, 60.0])

@@ -296,7 +296,7 @@ def test_every_server_in_trouble_has_a_line_with_what_to_do(tmp_path: Path, stat
     servers[1]["cannot_have"] = "tiny"  # one that is a list in truth
     reasons = [
         "server far1 cannot serve tiny: no network. Run on the host of far1: ollama pull tiny.",
-        "server far2 is down: h:1 cannot be reached: Name or service not known. (next try in 4 s)",
+        "server far2 is down: h:1 cannot be reached: Name or service not known. (next try at 17:00:04)",
         "server far3 is failed: no answer",
         "server far4 is quarantined: it smells",
         "server far5 waits: pid 7",
@@ -321,6 +321,26 @@ def test_every_server_in_trouble_has_a_line_with_what_to_do(tmp_path: Path, stat
     status["reasons"].append("the disk is full")
     told = [(line.about, line.text) for line in examine(tmp_path, None) if line.about == "daemon"]
     assert told == [("daemon", "the disk is full")]
+
+
+@pytest.mark.parametrize(
+    ("said", "next_command"),
+    [
+        ("http://h:1 cannot be reached: Connection refused.", "start Ollama at http://h:1, then: {} servers resume it"),
+        ("http://h:1 cannot be reached: No route to host.", "{} servers resume it"),
+        ("http://h:1/api answered 404 (a), not as Ollama does: it", "check its address in [ollama_instances]"),
+    ],
+)
+def test_the_next_command_for_a_server_elsewhere_fits_its_trouble_and_is_not_said_twice(
+    tmp_path: Path, status: dict[str, Any], said: str, next_command: str
+) -> None:
+    again = "(tried 7 times; next try at 17:00:00{})"
+    reason = f"server it is failed: {said} {again.format(', at once with: obatchctl servers resume it')}"
+    servers = [{"id": "it", "kind": "remote", "state": "failed", "url": "http://h:1"}]
+    status.update(state="degraded", reasons=[reason], servers=servers, spool=str(tmp_path))
+    [line] = [line for line in examine(tmp_path, None) if line.about == "server"]
+    assert line.next_command == next_command.format(f"obatchctl --spool {tmp_path}")
+    assert line.text.endswith(f"{said} {again.format('')}")
 
 
 def test_settings_that_wait_for_a_restart_are_named(tmp_path: Path, status: dict[str, Any]) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 from settings_support import in_force
 
+from obatchd import spoken
 from obatchd.errors import ServerError
+from obatchd.servers import life
 from obatchd.servers.life import Life
 from obatchd.servers.states import ServerState
 from obatchd.servers.tries import Tries
@@ -135,6 +139,12 @@ class Elsewhere(Cared):
     """A server that others start."""
 
     ours = False
+    tried: asyncio.Event | None = None  # a try lasts until then
+
+    async def _open(self) -> None:
+        if self.tried is not None:
+            await self.tried.wait()
+        await super()._open()
 
     def _step(self, name: str) -> None:
         if self.defects.get(name, 0):
@@ -153,17 +163,54 @@ async def test_a_server_elsewhere_that_cannot_be_reached_is_looked_for_as_often_
     seen = server.reason
     await server.stop()
     assert "cannot be reached: Connection refused." in seen and "start" not in seen
-    assert "next try in 0.01 s, at once with: obatchctl servers resume remote-10.0.0.5-11434" in seen
-    assert "(tried " in seen
+    again = r"\(tried \d+ times; next try at [\d:]{8}, at once with: obatchctl servers resume remote-10.0.0.5-11434\)"
+    assert re.search(again, seen)
     assert server.restarts >= 3 if step == "health" else server.restarts == 0  # where it never answered, nothing began
 
 
-async def test_a_server_that_is_down_says_when_it_is_tried_again() -> None:
+async def test_a_server_that_is_down_says_when_it_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock: before, it said 60 s until the next try, for all these 60 s."""
+    monkeypatch.setattr(life, "clock", lambda at_s: f"{at_s - time.time():.1f} s from now")
+    monkeypatch.setattr(random, "uniform", lambda low, high: 1.0)
     server = Cared(backoff_max_s=4)
     server.defects = {"open": 1_000_000}
     server.begin()
     await until(lambda: server.state is S.BACKOFF)
-    assert server.reason.endswith(" (next try in 1 s)")
+    assert server.reason.endswith(" (next try at 1.0 s from now)")
+    await server.stop()
+
+
+async def test_a_server_elsewhere_that_stays_down_is_down_while_it_is_tried_and_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Before, the log had its whole line with each try, and while a try ran the daemon was content."""
+    caplog.set_level("INFO")
+    server = Elsewhere(starts_limit=3)
+    server.defects = {"open": 1_000_000}
+    server.begin()
+    await until(lambda: server.states.count(S.FAILED) >= 3)
+    told = [record.fields["new"] for record in caplog.records if getattr(record, "event", "") == "server_state"]  # type: ignore[attr-defined]
+    assert told == [S.STARTING, S.BACKOFF, S.FAILED]
+    server.tried = asyncio.Event()
+    await until(lambda: server.state is S.STARTING)
+    assert server.in_words == "gpu0 is down: 10.0.0.5:11434 cannot be reached: Connection refused."
+    server.defects.clear()
+    server.tried.set()
+    await until(lambda: server.ready)
+    assert not server.down and caplog.records[-1].fields["new"] is S.READY  # type: ignore[attr-defined]
+    await server.stop()
+
+
+async def test_a_drained_server_that_comes_back_is_said_to_stay_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Before, the log called it ready while the table had it draining."""
+    caplog.set_level("INFO")
+    server = Elsewhere()
+    server.hold("operator", "by an administrator at 17:00")
+    server.begin()
+    await until(lambda: server.state is S.DRAINING)
+    told = [record.fields for record in caplog.records if getattr(record, "event", "") == "server_state"]  # type: ignore[attr-defined]
+    words = [spoken.told("server_state", fields) for fields in told]
+    assert list(filter(None, words)) == ["Server gpu0 is back and stays drained: by an administrator at 17:00"]
     await server.stop()
 
 
@@ -173,7 +220,7 @@ async def test_a_server_elsewhere_that_answers_wrongly_is_left_alone_for_long() 
     await until(lambda: server.ready)
     server.broken("5 faults, the latest: 502")
     await until(lambda: server.state is S.FAILED)
-    assert "(tried once; next try in 600 s" in server.reason
+    assert "(tried once; next try at " in server.reason
     async with asyncio.timeout(5):
         await server.try_again()
     await until(lambda: server.ready)

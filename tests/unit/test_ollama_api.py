@@ -103,7 +103,7 @@ async def test_every_call_has_its_method_its_body_the_token_and_a_connection_of_
         (500, "model requires more system memory (9 GiB) than is available", ModelError, "does_not_fit", "9 GiB"),
         (500, "llama runner process has terminated: cudaMalloc failed: out of memory", ModelError, "does_not_fit", ""),
         (400, '"m" does not support generate', ModelError, "not_supported", ""),
-        (403, "no", ServerError, "forbidden", "servers.remote_token"),
+        (403, "no", ServerError, "forbidden", "(403): it does not take servers.remote_token; correct that."),
         (400, "the input length exceeds the context length", ServerError, "context_exceeded", ""),
         (500, "an error was encountered while running the model: CUDA error", ServerError, "server_error", "500: an"),
         (503, "server busy, please try again", ServerError, "server_error", "answered 503"),
@@ -119,6 +119,12 @@ async def test_the_table_of_faults_decides_what_an_error_answer_is(
         await api.unload("m", 5)
     assert (type(caught.value), caught.value.code) == (kind, code)
     assert words in caught.value.message
+
+
+async def test_a_server_that_wants_a_token_and_gets_none(serve: Serve) -> None:
+    api = await serve(answering(401, {"error": "no"}))
+    with pytest.raises(ServerError, match=r"refuses us \(401\): set servers\.remote_token\."):
+        await OllamaApi(api._base_url).version(5)
 
 
 async def test_a_model_that_makes_only_vectors_is_loaded_and_tried_by_one(serve: Serve) -> None:

@@ -71,6 +71,7 @@ def test_totals_add_up(box: JobOutbox) -> None:
     assert totals.serial_s == pytest.approx(5.25)
     assert (totals.prompt_tokens, totals.response_tokens, totals.truncated) == (9, 15, 1)
     assert {name: use.requests for name, use in totals.servers.items()} == {"gpu0": 2, "gpu1": 1}
+    assert (totals.servers_of("tiny"), totals.servers_of("large")) == (["gpu0", "gpu1"], [])
     group = totals.failures["context_exceeded"]
     assert (group.requests, group.example) == (2, "d went wrong")
     assert totals.failures["brand_new_code"].requests == 1

@@ -16,6 +16,7 @@ from msgspec import UNSET
 from operations_support import Desk, desk
 
 from obatchd import spoken
+from obatchd.cli.views import text
 from obatchd.cli.views.status import job_state, render, server_table
 from obatchd.client import runtime
 from obatchd.control.auth import Caller
@@ -128,6 +129,7 @@ async def test_jobs_wait_while_no_server_works(rig: Desk) -> None:
     assert first.in_words == "gpu0 is down: it died (next try in 4 s)"
     assert rig.operations.host.status(ADMIN).jobs[0].held_up is UNSET
     second.state, second.failure = ServerState.STARTING, "no answer"
+    assert state(rig) == ("degraded", [f"server {first.in_words}", "server gpu1 is down: no answer"])
     reason = "none of 2 servers works; gpu0: it died (next try in 4 s)"
     for document in (rig.operations.host.status(ADMIN).jobs[0], rig.operations.jobs.one(ADMIN, live.row.job)):
         assert (document.held_up, document.notes) == (reason, [f"it waits: {reason}"])
@@ -167,6 +169,22 @@ async def test_settings_that_wait_for_a_restart_are_told(rig: Desk) -> None:
     assert status.waiting_for_restart == ["servers.slots"]
     note = "note: changed in the configuration, and waiting for a restart: servers.slots"
     assert note in render(msgspec.to_builtins(status))
+
+
+async def test_a_narrow_terminal_breaks_reasons_between_words_and_has_no_empty_columns(
+    rig: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, a reason broke in the middle of a word, and dashes for GPUs elsewhere took the room of the model."""
+    status = msgspec.to_builtins(rig.operations.host.status(ADMIN))
+    assert any("TEMP" in line for line in render(status))
+    for server in status["servers"]:
+        server.update(kind="remote", gpus=[])
+    status["reasons"] = ["server far is down: it cannot be reached"]
+    status["gpus"] = {"state": "absent", "message": "No NVIDIA driver on this host"}
+    monkeypatch.setattr(text, "_width", lambda: 30)
+    lines = [click.unstyle(line) for line in render(status)]
+    assert lines[1:3] == ["  ! server far is down: it", "    cannot be reached"]
+    assert not any(words in line for line in lines for words in ("TEMP", "UTIL", "No NVIDIA driver"))
 
 
 async def test_probe_and_host_are_reasons(rig: Desk) -> None:

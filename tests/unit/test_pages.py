@@ -104,6 +104,12 @@ def test_the_beginning_of_the_readme_is_enough() -> None:
     assert claimed and measured and int(claimed[1]) <= min(100 * float(figure) for figure in measured)
 
 
+def test_the_second_terminal_of_the_first_hour_finds_the_commands() -> None:
+    """Before, only the first one had the path, and a clean shell knew no obatchctl."""
+    first_hour = (ROOT / "README.md").read_text("utf-8").partition("my workstation")[2].partition("3. Submit")[0]
+    assert 'PATH="$PWD/.venv/bin:$PATH"' in first_hour and "OBATCH_SPOOL=~/batch" in first_hour
+
+
 def test_the_picture_of_the_status_shows_four_busy_gpus_and_one_in_quarantine() -> None:
     shown = re.sub(r"&#160;", " ", (ROOT / "docs" / "status.svg").read_text("utf-8"))
     texts = re.findall(r"<text[^>]*>([^<]*)</text>", shown)

@@ -139,6 +139,12 @@ async def test_a_model_that_was_pulled_anew_is_asked_again_and_one_nobody_has_to
     assert (await asked(rig, "a"))[0] == [1]
 
 
+async def test_answers_of_servers_with_different_models_by_one_name_are_not_copied(rig: Street) -> None:
+    rig.models.differing = {"gpu0": "sha-small", "gpu1": "another"}
+    await rig.run("a")
+    assert (await asked(rig, "a"))[0] == [1]
+
+
 async def test_failures_are_not_copied(rig: Street) -> None:
     live = await rig.take("a", "b")
     await rig.answer(live, 1, fault=Fault(faults.REQUEST, "bad_request", "no"))

@@ -147,7 +147,15 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
                 "10.1:11500": "",
                 "gpu$1:11500": "",
                 "[1::2::3]:11500": "",
-                "gpu1:99999": "",
+                "gpu1:99999": ": 99999 is no port",
+                "gpu1:1150O": ": 1150O is no port",
+                "gpu1:": ": nothing is no port",
+                "htp://127.0.0.11:11500": ': htp:// is unknown; did you mean "http://127.0.0.11:11500"?',
+                "https:/gpu1:443": ': https:/ is unknown; did you mean "https://gpu1:443"?',
+                "::1:11500": '; did you mean "[::1]:11500"?',
+                "fe80::1": '; did you mean "[fe80::1]"?',
+                "gpu1:11500/": ': leave out /; did you mean "gpu1:11500"?',
+                "http://gpu1:11500/api": ': leave out /api; did you mean "http://gpu1:11500"?',
             }.items()
         ),
         ('[ollama_instances]\n"h" = 0\n"h:11434" = 1', '"h:11434" and "h" name one server; remove one'),
@@ -155,6 +163,22 @@ def test_every_problem_is_listed_with_source_key_reason_and_nearest_name(tmp_pat
         ("[ollama_instances]\n10.0.0.5:11500 = 0\n", 'put the address in quotes: "10.0.0.5:11500" (line 2, column '),
         ("[ollama_instances]\n[::1]:11500 = 0\n", 'put the address in quotes: "[::1]:11500" (line 2, '),
         ("[ollama_instances]\n10.0.0.5 = 0\n10.0.0.6 = 0\n", 'put the address in quotes: "10.0.0.5"'),
+        (
+            '[ollama_instances]\n"me:secret@gpu1:11500" = 0',
+            '"…@gpu1:11500" is not host:port (nor http(s)://host:port): leave out the user '
+            '(a token belongs in servers.remote_token); did you mean "gpu1:11500"?',
+        ),
+        (
+            '[ollama_instances]\n"a/" = 0\n"b" = 0\n"b:0" = 0\n"b:11434" = 0',
+            ': leave out /; did you mean "a"?; "b:0" is not host:port (nor http(s)://host:port): 0 is no port; '
+            '"b:11434" and "b" name one server',
+        ),
+        ('[ollama_instances]\nmodel = "tiny"', "model belongs above the first [table]; "),
+        ('[ollama_instances]\n"a:1" = -1\nremote_slots = 4', "remote_slots belongs below [servers]; "),
+        (
+            '[ollama_instances]\n"a:1" = {slots = 4}',
+            'behind "a:1" stands one number, -1; servers.remote_slots is',
+        ),
         ("[inbox]\n[inbox]\n", "the table [inbox] is there twice (line 2, "),
         ("drain_s = 1\ndrain_s = 2", "drain_s is named twice (at the end)"),
         ('log_level = "secret', "Unterminated string"),

@@ -13,6 +13,7 @@ import click
 
 from obatchd.cli.command import Group, Invocation
 from obatchd.cli.doctor.result import missing_groups, nearest
+from obatchd.client.runtime import last_config
 from obatchd.errors import ConfigError, ControlError
 from obatchd.words import counted, not_written
 
@@ -29,6 +30,14 @@ def file_or_system(file: Path | None) -> Path | None:
     return file or (SYSTEM_FILE if os.path.exists(SYSTEM_FILE) else None)
 
 
+def of_daemon(spool: Path) -> Path | None:
+    """The file of the daemon that works on the spool, or did last; else the system's."""
+    recorded = last_config(spool)
+    if recorded is None:
+        return file_or_system(None)
+    return Path(recorded) if recorded else None
+
+
 @config_command.command("check")
 @_file
 def check_command(invocation: Invocation, file: Path | None) -> None:
@@ -40,10 +49,31 @@ def check_command(invocation: Invocation, file: Path | None) -> None:
 
     source = file_or_system(file)
     settings, origin = reading.load_with_origin(source, environ=os.environ, flags={})
-    shown, warnings = str(source) if source else None, [*_not_here(settings, origin)]
+    shown, warnings = str(source) if source else None, [*_not_here(settings, origin), *_of_no_use(settings, origin)]
     good = f"good, with {counted(len(warnings), 'warning')}:" if warnings else "good"
     document = {"file": shown, "valid": True, "warnings": warnings}
-    invocation.answer(document, f"{shown or 'the defaults'}: {good}", *(f"  {warning}" for warning in warnings))
+    made = [f"{shown or 'the defaults'}: {good}", *(f"  {warning}" for warning in warnings), *_made_of(settings)]
+    invocation.answer(document, *made)
+
+
+def _of_no_use(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
+    """What is set and has no effect, or another one than its name says."""
+    if settings.gpus.use != "none":
+        return
+    if not settings.ollama_instances:
+        yield 'gpus.use is "none" and [ollama_instances] is empty: only the CPU of this host works'
+    elif "servers.slots" in origin:
+        yield "servers.slots is for servers that obatchd starts, here none: servers.remote_slots is for the others"
+
+
+def _made_of(settings: Settings) -> Iterator[str]:
+    """What obatchd makes of addresses, whose numbers may be taken for others."""
+    if servers := settings.ollama_instances:
+        count, each = counted(len(servers), "server"), counted(settings.servers.remote_slots, "request")
+        yield f"  {count} of [ollama_instances], {each} at a time for each (servers.remote_slots)"
+        if set(servers.values()) - {-1}:
+            yield "  the numbers behind their addresses are indices of GPUs of this host, no slots"
+        yield f"  model: {settings.model or 'none; each job has to name one'}"
 
 
 def _not_here(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
@@ -73,10 +103,13 @@ def _not_here(settings: Settings, origin: Mapping[str, str]) -> Iterator[str]:
 @config_command.command("show")
 @_file
 def show_command(invocation: Invocation, file: Path | None) -> None:
-    """Show the settings of a daemon with FILE. Each is shown with the place that it comes from."""
+    """Show the settings of a daemon with FILE. Each is shown with the place that it comes from.
+
+    Without FILE it is the one of the daemon on the spool, else the system's.
+    """
     from obatchd.settings import reading, text
 
-    settings, origin = reading.load_with_origin(file_or_system(file), environ=os.environ, flags={})
+    settings, origin = reading.load_with_origin(file or of_daemon(invocation.spool), environ=os.environ, flags={})
     values = {leaf.key: text.visible_value(settings, leaf) for leaf in reading.leaves()}
     document = {"settings": values, "origin": origin}
     invocation.answer(document, view=lambda _: [text.show(settings, origin).removesuffix("\n")])

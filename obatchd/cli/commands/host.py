@@ -12,7 +12,8 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Invocation, Span
 from obatchd.cli.views.status import render
 from obatchd.cli.views.waiting import watch as show_again
-from obatchd.errors import ControlError
+from obatchd.client.runtime import restart_command
+from obatchd.errors import ConfigError, ControlError, ObatchError
 
 _POLL_S = 0.3
 
@@ -42,7 +43,10 @@ def status_command(invocation: Invocation, watch: bool, interval: float) -> None
 @click.command("drain", cls=Command)
 @click.option("--wait", is_flag=True, help="Return when no request is running any more.")
 def drain_command(invocation: Invocation, wait: bool) -> None:
-    """Send no request to any server until undrain. Then the host is safe to reboot: waiting requests are on disk."""
+    """Send no request to any server until undrain. Then the host is safe to reboot: waiting requests are on disk.
+
+    It ends with undrain, or when obatchd restarts.
+    """
     client = invocation.client()
     client.post("drain")
     try:
@@ -67,7 +71,13 @@ def undrain_command(invocation: Invocation) -> None:
 @click.command("reload", cls=Command)
 def reload_command(invocation: Invocation) -> None:
     """Make the daemon read its configuration again. A wrong one changes nothing."""
-    document = invocation.client().post("reload")
+    try:
+        document = invocation.client().post("reload")
+    except ObatchError as error:
+        if error.code != ConfigError.code:
+            raise
+        stays = "Nothing has changed: obatchd goes on with the settings that it had."
+        raise ConfigError(f"{error.message}\n{stays}") from None
     next_job = document["next_job"]
     effects = {
         "Changed": [key for key in document["changed"] if key not in next_job],
@@ -75,4 +85,6 @@ def reload_command(invocation: Invocation) -> None:
         "Needs a restart of the daemon": document["needs_restart"],
     }
     lines = [f"{effect}: {', '.join(keys)}" for effect, keys in effects.items() if keys]
+    if document["needs_restart"]:
+        lines.append(f"Jobs go on after the restart: {restart_command(invocation.spool)}")
     invocation.answer(document, *(lines or ["Nothing has changed."]))

@@ -29,11 +29,21 @@ def _list(document: Document) -> list[str]:
         stores.setdefault(row, []).append(model.get("store", _LOCAL))
     if not stores:
         return ["No models. obatchctl models pull NAME gets one."]
-    headings = ("MODEL", ">SIZE", "PARAMETERS", "?QUANTIZATION", "?DIGEST")
+    # Where one name means two models, nothing but the digest tells them apart.
+    one = len({row[0] for row in stores}) == len(stores)
+    headings = ("MODEL", "?>SIZE", "?PARAMETERS", "?QUANTIZATION", "?DIGEST" if one else "DIGEST")
     if all(store == _LOCAL for found in stores.values() for store in found):
         return table(headings, stores)
-    names = (", ".join("this host" if store == _LOCAL else store for store in found) for found in stores.values())
+    names = (", ".join(map(_host, found)) for found in stores.values())
     return table((*headings, "~~WHO HAS IT"), ([*row, name] for row, name in zip(stores, names, strict=True)))
+
+
+def _host(store: str) -> str:
+    """The host of a store, as short as a command takes it."""
+    if store == _LOCAL:
+        return "this host"
+    host, _, port = store.removeprefix("remote-").rpartition("-")
+    return f"{host}:{port}" if host and ".." not in host else store
 
 
 @models_command.command("pull")
@@ -41,12 +51,14 @@ def _list(document: Document) -> list[str]:
 def pull_command(invocation: Invocation, name: str) -> None:
     """Get a model into the store."""
     last: Document = {"model": name, "status": ""}
-    for last in invocation.client().pull(name):
+    try:
+        for last in invocation.client().pull(name):
+            if not invocation.json:
+                done, total = last.get("completed_bytes") or 0, last.get("total_bytes")
+                line_anew(f"{bar(done, total)}  {size(done)} / {size(total)}  {clean(last['status'])}")
+    finally:  # an error has a line of its own
         if not invocation.json:
-            done, total = last.get("completed_bytes") or 0, last.get("total_bytes")
-            line_anew(f"{bar(done, total)}  {size(done)} / {size(total)}  {clean(last['status'])}")
-    if not invocation.json:
-        line_anew("")
+            line_anew("")
     invocation.answer(last, f"{name}: {last['status'] or 'done'}")
 
 

@@ -7,10 +7,9 @@ import sys
 import click
 
 from obatchd.cli import exit_codes
-from obatchd.cli.command import Group, Invocation
+from obatchd.cli.command import Document, Group, Invocation
 from obatchd.cli.commands.completion import known
-from obatchd.cli.views.status import server_table
-from obatchd.words import server_state
+from obatchd.cli.views.status import server_table, state_of_server
 
 servers_command = Group("servers", "List servers, take one out of service, bring it back.", lists=True)
 _ELSEWHERE = "; it runs elsewhere and goes on there, obatchd only connects to it again"
@@ -49,10 +48,19 @@ def _add(action: str, about: str) -> None:
     def act(invocation: Invocation, server_id: str) -> None:
         server = invocation.client().post("servers", server_id, action)
         there = action == "restart" and server["kind"] == "remote"
-        invocation.answer(server, f"{server['id']}: {server_state(server['state'])}{_ELSEWHERE if there else ''}")
+        rest = _ELSEWHERE if there else _drained(server) if action == "drain" else ""
+        invocation.answer(server, f"{server['id']}: {state_of_server(server)}{rest}")
 
 
-_add("drain", "Give a server no more work; running requests finish.")
+def _drained(server: Document) -> str:
+    """What a drain means for the server, and how long it lasts."""
+    lasts = f"until obatchctl servers resume {server['id']}, or until obatchd restarts"
+    if server["state"] == "draining":
+        return f"; it gets no new requests {lasts}"
+    return f" ({server['reason']}); when it is back it gets no requests {lasts}"
+
+
+_add("drain", "Give a server no more work; running requests finish. It ends with resume, or when obatchd restarts.")
 _add("resume", "Take a drained or failed server into service again.")
 _add(
     "restart",

@@ -25,6 +25,8 @@ _NO_NAME = ("Name or service not known", "No address associated", "name resoluti
 _ADVICE = re.compile(r"(?P<text>.*) Ask an administrator for: +(?P<command>sudo usermod -aG \S+ \S+) .*", re.DOTALL)
 _GROUP_DROPS = stat.S_IWGRP | stat.S_IXGRP
 _ENDED_BY = {"draining": "undrain", "drained": "undrain", "paused": "resume"}  # states that somebody asked for
+_NOT_OLLAMA = ("not as Ollama does", "is not Ollama's")
+_AT_ONCE = re.compile(r", at once with: obatchctl servers resume [^\s)]+")
 _DIRECTORIES = ("inbox", "work", "outbox", "failed")
 
 
@@ -60,12 +62,16 @@ def _trouble(reason: str, servers: list[Document], spool: Path) -> CheckResult:
     server = next((server for server in servers if reason.startswith(f"server {server['id']} ")), None)
     if server is None:
         return bad("daemon", reason, f"{control} status")
+    reason = _AT_ONCE.sub("", reason)  # the next command says it again
     if server["state"] == "quarantined":
         return bad("server", reason, f"{control} gpus")
-    if server["kind"] == "remote" and any(words in reason for words in _NO_NAME):
+    if server["kind"] == "remote" and any(words in reason for words in (*_NO_NAME, *_NOT_OLLAMA)):
         return bad("server", reason, "check its address in [ollama_instances]")
-    helps = server["state"] in ("backoff", "failed") or server.get("cannot_have")
-    return bad("server", reason, " ".join([control, *(["servers resume", server["id"]] if helps else ["status"])]))
+    down = server["state"] in ("backoff", "failed", "starting")
+    resume = " ".join([control, "servers resume", server["id"]])
+    if server["kind"] == "remote" and down and "Connection refused" in reason:
+        return bad("server", reason, f"start Ollama at {server['url']}, then: {resume}")
+    return bad("server", reason, resume if down or server.get("cannot_have") else f"{control} status")
 
 
 def directories(spool: Path) -> Iterator[CheckResult]:

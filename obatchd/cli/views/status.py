@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from obatchd.cli.command import Document, clean
-from obatchd.cli.views.text import NOTHING, Painted, age_s, bar, duration, number, size, styled, table
+from obatchd.cli.views.text import NOTHING, Painted, age_s, bar, duration, number, size, styled, table, wrapped
 from obatchd.users import user_name
 from obatchd.words import counted, job_ending, server_state
 
@@ -27,9 +27,10 @@ def render(status: Document) -> list[str]:
     up = duration(age_s(status["started_at"]))
     rest = f"obatchd {status['version']} · up {up} · pid {status['pid']} · {status['spool']}"
     lines = [f"{styled(clean(status['state']))} · {clean(rest)}"]
-    lines += [click.style(clean(f"  ! {reason}"), fg="red") for reason in status["reasons"]]
+    lines += [click.style(line, fg="red") for reason in status["reasons"] for line in wrapped(reason, "  ! ")]
     lines += ["", *server_table(status["servers"], told=status["reasons"])]
-    if status["gpus"]["state"] != "ok":
+    here = [server for server in status["servers"] if server["kind"] != "remote"]
+    if status["gpus"]["state"] != "ok" and (here or not status["servers"]):  # else nobody needs GPUs of this host
         lines.append(clean(f"GPUs {status['gpus']['state']}: {status['gpus']['message']}"))
     lines += [clean(f"note: {notice}") for notice in status["notices"]]
     if waiting := status.get("waiting_for_restart"):
@@ -71,7 +72,11 @@ def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]
         for refused in server.get("cannot_have") or ()
         if not any(refused["reason"] in reason for reason in told)
     ]
-    return [*table(_SERVER_HEADINGS, map(_server_row, servers)), *map(clean, notes)]
+    headings, rows = list(_SERVER_HEADINGS), list(map(_server_row, servers))
+    if not any(server["gpus"] for server in servers):
+        shown = [column for column, heading in enumerate(headings) if heading not in _READINGS]
+        headings, rows = [headings[column] for column in shown], [[row[column] for column in shown] for row in rows]
+    return [*table(headings, rows), *map(clean, notes)]
 
 
 def _server_row(server: Document) -> list[object]:
@@ -84,7 +89,15 @@ def _server_row(server: Document) -> list[object]:
     readings = _readings(server["gpus"]) if server["gpus"] else [NOTHING] * len(_READINGS)
     busy = f"{server['in_flight']}/{server['slots'] if server['slots'] is not None else '?'}"
     speed = number(server["tokens_per_s"], digits=1)
-    return [server["id"], server_state(server["state"]), model, *readings, busy, speed, server["restarts"]]
+    # Others start one that is elsewhere: obatchd restarts nothing there.
+    restarts = NOTHING if server.get("kind") == "remote" else server["restarts"]
+    return [server["id"], state_of_server(server), model, *readings, busy, speed, restarts]
+
+
+def state_of_server(server: Document) -> str:
+    """The state of a server in a word for people."""
+    idle = not server.get("in_flight") and not server.get("offered")
+    return "drained" if server["state"] == "draining" and idle else server_state(server["state"])
 
 
 def _readings(gpus: list[Document]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -102,6 +103,14 @@ def _columns(text: str) -> int:
     if text.isascii():
         return len(text)
     return sum((east_asian_width(c) in "WF") + (not combining(c)) for c in text)
+
+
+def wrapped(text: str, begin: str) -> list[str]:
+    """A text behind ``begin``, in lines that fit the terminal and break between words."""
+    return textwrap.wrap(
+        clean(text), _width(), initial_indent=begin, subsequent_indent=" " * len(begin), break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _cut(text: str, width: int) -> str:

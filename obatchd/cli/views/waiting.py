@@ -23,7 +23,7 @@ from obatchd.errors import DaemonDownError
 _POLL_S = 0.5
 _LINE_S = 30.0  # between two lines where there is no terminal to draw on
 _DOWN_S = 120.0  # a daemon that is being restarted is waited for
-_TIME = re.compile(r" \([^()]*next try in .*?\)")
+_TIME = re.compile(r" \([^()]*next try at .*?\)")
 _T = TypeVar("_T")
 _OVER = ("done", "refused")
 # Of a terminal (ECMA-48, xterm): its second screen, so that nothing of the first is lost; no flicker by erasing late.

@@ -1,0 +1,89 @@
+"""What is known of the models in the stores, and whether one name means one model in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import attrs
+import msgspec
+
+import obatchd.log
+from obatchd.ollama.api import canonical
+
+log = obatchd.log.get(__name__)
+
+LOCAL = "local"  # the store of the managed servers; the others are called like their server
+_DIGITS = 12  # of a digest, as `ollama list` shows it
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """Facts about a model in a store. Texts are empty and numbers 0 where Ollama does not tell."""
+
+    name: str
+    digest: str
+    quantization: str
+    parameter_size: str
+    context_length: int  # tokens it was trained for
+    capabilities: list[str]  # completion, vision, tools, thinking, embedding, insert; "opens <think>" of the template
+    size_bytes: int
+    store: str = LOCAL
+
+
+@attrs.define(eq=False)
+class KnownModels:
+    """The facts about models, by store and name."""
+
+    _infos: dict[tuple[str, str], ModelInfo] = attrs.field(factory=dict, init=False)
+    _told: dict[str, str] = attrs.field(factory=dict, init=False)  # last words on a model that differs, by name
+
+    def get(self, store: str, model: str) -> ModelInfo | None:
+        return self._infos.get((store, canonical(model)))
+
+    def of(self, model: str) -> ModelInfo | None:
+        """As any store has it."""
+        return next((info for (_, name), info in self._infos.items() if name == canonical(model)), None)
+
+    def learn(self, info: ModelInfo) -> None:
+        name = canonical(info.name)
+        self._infos[info.store, name] = info
+        differing = self._differing(name, {store for store, _ in self._infos})
+        if differing and self._told.get(name) != differing:
+            log.warning("model_differs", model=name, reason=differing)
+        self._told[name] = differing
+
+    def compare(self, store: str, digests: Mapping[str, str]) -> None:
+        """Learn the digests that a store lists: somebody may have put another model below a name that is known."""
+        for name, digest in digests.items():
+            known = self.get(store, name)
+            if known is not None and known.digest != digest:
+                self.learn(msgspec.structs.replace(known, digest=digest))
+
+    def forget(self, model: str, store: str | None = None) -> None:
+        """Nothing is known of it any more, in one store or in any."""
+        for where, name in list(self._infos):
+            if name == canonical(model) and store in (None, where):
+                del self._infos[where, name]
+
+    def notices(self, stores: Collection[str]) -> list[str]:
+        """Notices for administrators: one name for models that are not the same in these stores."""
+        names = dict.fromkeys(name for _, name in self._infos)
+        return list(filter(None, (self._differing(name, stores) for name in names)))
+
+    def _differing(self, model: str, stores: Collection[str]) -> str:
+        """That a model is not the same in these stores, in words; empty where it is."""
+        found: dict[str, list[str]] = {}  # stores by digest
+        for (store, name), info in self._infos.items():
+            if name == model and info.digest and store in stores:
+                found.setdefault(info.digest, []).append("this host" if store == LOCAL else store)
+        if len(found) < 2:
+            return ""
+        *rare, (most, _) = sorted(found.items(), key=lambda entry: len(entry[1]))
+        others = "; ".join(f"{', '.join(where)} has {_short(digest)}" for digest, where in rare)
+        return (
+            f"{model} is not the same model on all servers: {others}, the others {_short(most)}; jobs get answers of "
+            f"both. Run `ollama pull {model}` on each host, then `obatchctl models`, which looks again"
+        )
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:_DIGITS]
