@@ -112,7 +112,7 @@ async def test_a_server_may_be_named_by_its_address(rig: Desk, name: str) -> Non
     [
         ("draining", 0, "it: drained; it gets no new requests until"),
         ("draining", 1, "it: draining; it gets no new requests until"),
-        ("backoff", 0, "it: backoff (no answer); when it is back it gets no requests until"),
+        ("backoff", 0, "it: down (no answer); when it is back it gets no requests until"),
     ],
 )
 def test_a_drain_says_what_it_means_and_how_long_it_lasts(
