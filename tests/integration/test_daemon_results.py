@@ -35,7 +35,8 @@ def test_two_hundred_notes_become_a_table(daemon: Callable[..., Daemon], tmp_pat
     ended = d.control("results", job, "-o", table)
     summary = json.loads((d.done("notes.csv").directory / "summary.json").read_text())
     assert f"200 requests = {summary['succeeded']} answered + {summary['failed']} failed\n" in ended.stdout
-    assert f"obatchctl retry {job}" in ended.stdout
+    assert "1 cannot be retried: mend line 19 of the drop and submit it\n" in ended.stdout
+    assert "obatchctl retry" not in ended.stdout  # which would fail as it did
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [[row["mrn"], row["ward"], row["note"]] for row in rows] == notes

@@ -112,7 +112,7 @@ async def test_a_silent_probe_is_replaced_a_few_times_then_given_up(monkeypatch:
     assert first is not None
     await wait_for(lambda: probe.replacements >= 1)
     await wait_for(lambda: not alive(first))
-    await wait_for(lambda: "given up" in probe.message)
+    await wait_for(lambda: "does not start it again" in probe.message)
     assert (probe.state, probe.replacements, probe.readings) == ("unknown", 1, {})
     await probe.stop()
 
@@ -120,7 +120,7 @@ async def test_a_silent_probe_is_replaced_a_few_times_then_given_up(monkeypatch:
 async def test_a_probe_that_dies_is_replaced() -> None:
     probe = Probe(settings(), partial(scripted, die_at_second), Failures())
     await probe.start()
-    await wait_for(lambda: "given up" in probe.message)
+    await wait_for(lambda: "does not start it again" in probe.message)
     assert probe.replacements == REPLACEMENTS and "died" in probe.message
     await probe.stop()
 
@@ -265,7 +265,7 @@ async def test_a_driver_that_hangs_after_it_was_absent_is_not_asked_for_ever() -
         probe.heard(Beat())
         assert probe.ended(End("said nothing for 60 s", 60.0)) == pause_s
         assert (probe.state, probe.code) == ("unknown", "probe_silent")
-    assert "given up" in probe.message
+    assert "does not start it again" in probe.message
 
 
 def not_installed() -> Scripted:
