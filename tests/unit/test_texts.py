@@ -38,7 +38,7 @@ def test_numbers_and_nouns_agree(number: int, noun: str, several: str, words: st
     assert counted(number, noun, several) == words
 
 
-@pytest.mark.parametrize("kind", ["messages", "help_texts", "settings_texts"])
+@pytest.mark.parametrize("kind", ["help_texts", "settings_texts"])
 def test_no_text_has_words_of_a_programming_language(kind: str) -> None:
     texts = list(TEXTS[kind]())
     assert len(texts) > 50, "the script finds them"
@@ -56,27 +56,21 @@ def words_of(text: str) -> str:
     return text
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+# The modules are read once for all that is asked of their messages: in several processes it would be done in each.
+def test_messages_are_complete_and_have_no_markup_and_each_number_is_counted() -> None:
+    messages = [text.text for text in TEXTS["messages"]()]
+    for words in (
         "is not over; cancel it first: obatchctl",
         "{counted(self.outcomes.total() + waiting, 'request')} = {",
         "{'SLOTS'}  OUTPUT",
         "this GPU other GPUs of the run slowed down",
         "Save the marks as CSV",
         "Nothing is marked yet.",
-    ],
-)
-def test_texts_with_the_marks_of_markup_and_those_within_it_are_found(words: str) -> None:
-    assert any(words in text.text for text in TEXTS["messages"]())
-
-
-def test_markup_is_no_text() -> None:
+    ):
+        assert any(words in text for text in messages), words
+    assert len(messages) > 50 and [text for text in messages if _NO_WORDS.search(words_of(text))] == []
     markup = re.compile(r"<(div|span|td|p|svg|path)\b|\{\s*(border|font|margin|display)\S*:|aria-")
-    assert [text for text in TEXTS["messages"]() if markup.search(text.text)] == []
-
-
-def test_every_number_that_may_be_one_is_counted() -> None:
+    assert [text for text in messages if markup.search(text)] == []
     assert list(TEXTS["uncounted"]()) == []
 
 
