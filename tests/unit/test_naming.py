@@ -99,6 +99,23 @@ def test_a_label_goes_before_a_name_and_a_name_before_a_part_of_an_id(tmp_path: 
     store.close()
 
 
+@pytest.mark.parametrize("typed", ["b", "b.csv", "study", "2026-11"])
+def test_where_more_jobs_fit_than_are_told_those_that_were_refused_are_left_out(tmp_path: Path, typed: str) -> None:
+    store = Store(tmp_path, in_force())
+    accepted(store, "20261101-101112-aaaa", "b.csv", job_label="study")
+    for number in range(4):
+        accepted(store, f"2026112{number}-101112-aaab", "b.csv", job_label="study", state=JobState.REFUSED)
+    asked, reader = list[str](), store.state._reader
+    assert reader is not None
+    reader.set_trace_callback(asked.append)
+    told = [row.job for row in store.state.named(typed, limit=2)[1]]
+    reader.set_trace_callback(None)
+    assert told == ["20261123-101112-aaab", "20261101-101112-aaaa"]
+    # An order of more than the id would have to be made of all jobs that fit, which takes 0.1 s where they are 100,000.
+    assert all(query.partition("ORDER BY ")[2].startswith("job DESC LIMIT") for query in asked)
+    store.close()
+
+
 async def test_where_several_jobs_fit_each_is_told_and_none_of_other_owners(rig: Desk) -> None:
     jobs = rig.operations.jobs
     first, second = await rig.take("a", label="study"), await rig.take("b", label="study", name="b.jsonl")

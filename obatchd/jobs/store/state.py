@@ -231,12 +231,23 @@ class StateStore(Database):
 
         Where there are more, those that were refused are left out first.
         """
-        of_owner = "AND (? IS NULL OR owner = ?) ORDER BY state = 'refused', job DESC LIMIT ?"
         for what, conditions in JobName(typed).ways():
-            found = [self._jobs(f"{asked} {of_owner}", *given, owner, owner, limit) for asked, given in conditions]
-            if rows := {row.key: row for rows in found for row in rows}:
-                return what, sorted(rows.values(), key=lambda row: row.key, reverse=True)[:limit]
+            rows = self._newest_of(conditions, owner, limit)
+            refused = [row for row in rows if row.state is JobState.REFUSED]
+            if refused and len(rows) == limit:
+                rows = (self._newest_of(conditions, owner, limit, "AND state <> 'refused'") + refused)[:limit]
+            if rows:
+                return what, sorted(rows, key=lambda row: row.key, reverse=True)
         return "", []
+
+    def _newest_of(
+        self, conditions: Iterable[tuple[str, tuple[Any, ...]]], owner: int | None, limit: int, also: str = ""
+    ) -> list[JobRow]:
+        """Of one owner or of all, the newest jobs that meet one of the conditions: as many as ``limit``."""
+        asked = f"{also} AND (? IS NULL OR owner = ?) ORDER BY job DESC LIMIT ?"
+        found = [self._jobs(f"{condition} {asked}", *given, owner, owner, limit) for condition, given in conditions]
+        rows = {row.key: row for rows in found for row in rows}
+        return sorted(rows.values(), key=lambda row: row.key, reverse=True)[:limit]
 
     def list_jobs(
         self,
