@@ -99,13 +99,17 @@ class Group(click.Group):
 
     command_class = Command
 
-    def __init__(self, name: str, about: str, *, lists: bool = False) -> None:
-        super().__init__(name, help=about, params=[_JSON], invoke_without_command=lists, callback=self._list)
+    def __init__(self, name: str, about: str, *, lists: bool = False, options: Sequence[click.Option] = ()) -> None:
+        """``options`` are those of its ``list``, given without naming that."""
+        params = [*options, _JSON]
+        super().__init__(name, help=about, params=params, invoke_without_command=lists, callback=self._list)
 
-    def _list(self) -> None:
+    def _list(self, **options: Any) -> None:
         context = click.get_current_context()
         if context.invoked_subcommand is None:
-            context.invoke(self.commands["list"])
+            context.invoke(self.commands["list"], **options)
+        elif given := [name for name, value in options.items() if value]:
+            raise click.UsageError(f"--{given[0]} belongs to {self.name} list")
 
 
 class Span(click.ParamType):  # type: ignore[type-arg]  # generic only in newer ones

@@ -207,6 +207,7 @@ class _Api:
             web.get("/v1/ping", self._ping),
             web.get("/v1/status", self._status),
             web.get("/v1/servers", self._servers),
+            web.get("/v1/servers/tuning", self._tuning),
             web.get("/v1/jobs", self._jobs),
             web.get("/v1/jobs/{job}", self._job),
             web.delete("/v1/jobs/{job}", self._remove_job),
@@ -258,6 +259,9 @@ class _Api:
 
     async def _servers(self, request: web.Request) -> web.Response:
         return answer(Servers(self._operations.servers.all()))
+
+    async def _tuning(self, request: web.Request) -> web.Response:
+        return answer(self._operations.servers.tuning())
 
     async def _server_action(self, request: web.Request) -> web.Response:
         asked = request.match_info

@@ -18,6 +18,7 @@ from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Re
 from obatchd.documents.jobs import JobDocument, OwnerUsage
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.status import ServerEntry, Status
+from obatchd.documents.tuning import SlotTuning
 from obatchd.naming import EVERY_JOB, JobFilter
 
 
@@ -90,6 +91,9 @@ class ServerOperations(Protocol):
 
     def all(self) -> list[ServerEntry]:
         """The servers of this host, with their work."""
+
+    def tuning(self) -> SlotTuning:
+        """How many slots they were tried with, and how fast they were."""
 
     async def act(self, server_id: str, action: str) -> ServerEntry:
         """``drain``, ``resume`` or ``restart`` one server; after a few seconds it returns how far that is."""

@@ -113,13 +113,15 @@ def head(
 ) -> Head:
     """All other parts; none of them runs yet."""
     settings, layout, owner = work.settings, work.layout, work.owner
-    engine = Engine(work, ServedModels(here.models, here.fleet))
+    served = ServedModels(here.models, here.fleet)
+    engine = Engine(work, served)
+    tuner = engine.dispatcher.tune(Facts(work.store.state), served)
     policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
     here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
     tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
     runs = Burnin(layout.work / "burnin", tested)
-    servers = ServerCommands(engine, here.fleet, here.probe)
+    servers = ServerCommands(engine, here.fleet, here.probe, tuner)
     operations = Operations(
         JobCommands(engine), servers, ModelCommands(here.models), GpuService(policy, here.probe), runs,
         HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload),
@@ -173,6 +175,10 @@ class ServedModels:
             return ModelFacts()
         digests = {name: info.digest for name, info in infos.items() if info.digest}
         return excerpt(ModelFacts, info, digests=digests if len(set(digests.values())) > 1 else UNSET)
+
+    def digest_on(self, server_id: str, model: str) -> str:
+        info = self._keeper.info(model, self._fleet.servers[server_id])
+        return info.digest if info else ""
 
     def server_version(self, server_id: str) -> str | None:
         server = self._fleet.servers.get(server_id)

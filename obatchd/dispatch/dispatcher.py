@@ -18,6 +18,8 @@ from obatchd.dispatch.offering import Offering
 from obatchd.dispatch.outcomes import OutcomeHandler
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.dispatch.trials import Suspicion, Trials
+from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore, InteractiveWork, NobodyWaits
+from obatchd.dispatch.tuning.tuner import Tuner
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama.faults import Cause, Fault
 from obatchd.settings.current import Current
@@ -54,6 +56,7 @@ class Dispatcher:
         self._tasks = TaskSet(owner)
         self._controls = Controls(self.links, settings, self._trials, self, self._tasks)
         self._keeper = WorkerKeeper(self.links, self, self._tasks)
+        self._queue = queue
         self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, self._tasks)
         self.holds = holds
         self._pumping = False
@@ -79,6 +82,14 @@ class Dispatcher:
         """Tell the workers of their time-outs."""
         for link in self.links.values():
             link.configure()
+
+    def tune(
+        self, facts: FactStore, digests: Digests, interactive: InteractiveWork | None = None, clock: Clock = time
+    ) -> Tuner:
+        """Find the best slots of servers whose slots are ours to choose; ``facts`` has what was found before."""
+        tuner = Tuner(self._queue, self.links, facts, digests, interactive or NobodyWaits(), clock)
+        self._switcher.tuner = tuner
+        return tuner
 
     def listen_to_crashes(self, listener: CrashListener) -> None:
         """Tell of each request that was in flight in a crash of a server, and when another server answers it."""
@@ -216,6 +227,8 @@ class Dispatcher:
         self._outcomes.look()
         if not self.holds.reasons and not self._closing:
             self._controls.look()
+            if self._switcher.tuner is not None:
+                self._switcher.tuner.look()
             self._switcher.look()
             self._offering.fill()
 

@@ -13,6 +13,8 @@ import msgspec
 from obatchd.child import Child
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import Failed
+from obatchd.dispatch.tuning.ports import TunableServer
+from obatchd.dispatch.tuning.window import Window
 from obatchd.dispatch.watchdog import ServerWatch
 from obatchd.dispatch.worker import embedding
 from obatchd.errors import ObatchError
@@ -47,6 +49,8 @@ class ServerPort(Protocol):
     in_flight: int
     idle: asyncio.Event
 
+    @property
+    def tuning(self) -> TunableServer | None: ...
     @property
     def up(self) -> bool: ...
     @property
@@ -125,6 +129,7 @@ class Link:
         self.capabilities: dict[str, list[str]] = {}  # of the models made sure of, by name
         self.prepared: dict[Profile, float] = {}  # until when (monotonic) that holds
         self.token_s = time.monotonic()  # of the latest token or end of an attempt; at first of its own beginning
+        self.window: Window | None = None  # takes answers while the server's speed is measured
         self.watch = ServerWatch(settings)
         self.watchdog: Counter[str] = Counter()  # symptoms found and restarts made, by name
         self._tokens = RateMeter(_RATE_WINDOW_S)

@@ -61,6 +61,8 @@ class OutcomeHandler:
             for taken in self.refusals.after_answer(offered.taken.lane.profile):
                 self.requeue(taken)
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
+            if link.window is not None:
+                link.window.add(item, slot_s)
             link.watch.answered(
                 TimedAnswer(
                     link.token_s, link.server.loaded, link.server.slots, item.active, slot_s, item.wait_s,

@@ -42,6 +42,7 @@ def attempt(
     record |= {
         "model": model,
         "server": server.server,
+        "slots": server.slots,
         "gpu": server.gpu,
         "attempts": item.attempt,
         "servers": [*item.servers, server.server],

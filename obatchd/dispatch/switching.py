@@ -17,6 +17,7 @@ import attrs
 from obatchd import log
 from obatchd.dispatch.events import DispatchEvents, ModelStore
 from obatchd.dispatch.link import Link, Refused, Waker
+from obatchd.dispatch.tuning.tuner import Tuner
 from obatchd.errors import ModelError, ObatchError
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
@@ -42,6 +43,7 @@ class ProfileSwitcher:
     _events: DispatchEvents
     _waker: Waker
     _tasks: TaskSet
+    tuner: Tuner | None = attrs.field(default=None, init=False)  # chooses slots; None where nobody does
     _unserved_since_s: dict[Profile, float] = attrs.field(factory=dict, init=False)
 
     def look(self) -> None:
@@ -124,9 +126,18 @@ class ProfileSwitcher:
         self._waker.wake()
 
     async def _load(self, link: Link, profile: Profile) -> None:
-        server = link.server
+        server, tuner = link.server, self.tuner
         async with self._attempt(link, profile):
-            await server.load(profile)
+            if tuner is not None:
+                tuner.prepare(link, profile)
+            try:
+                await server.load(profile)
+            except ObatchError:
+                if tuner is not None:
+                    tuner.not_loaded(link, profile)
+                raise
+            if tuner is not None:
+                tuner.loaded(link, profile)
             _log.info("profile_loaded", server=server.id, model=profile.model, context_length=profile.context_length,
                       slots=server.slots, load_s=server.load_s)  # fmt: skip
         link.loading = link.switching_to = None

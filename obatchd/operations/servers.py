@@ -12,14 +12,17 @@ from msgspec import UNSET
 
 from obatchd.client.runtime import guarded_ports
 from obatchd.dispatch.link import Link
+from obatchd.dispatch.tuning.tuner import Tuner
 from obatchd.documents import excerpt
 from obatchd.documents.answers import Removed
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.status import LoadedModel, RefusedModel, ServerEntry, ServerGpu
+from obatchd.documents.tuning import SlotTuning
 from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpus.model import Gpu, Reading
 from obatchd.gpus.probe import Probe
+from obatchd.operations.tuning import tuning_document
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.logs import read_log
 from obatchd.servers.managed import ManagedServer
@@ -39,10 +42,15 @@ class ServerCommands:
     _engine: Engine
     _fleet: Fleet
     _probe: Probe
+    _tuner: Tuner
     _actions: TaskSet = field(default=Factory(TaskSet, takes_self=True), init=False)
 
     def all(self) -> list[ServerEntry]:
         return [self._document(server) for server in self._fleet.servers.values()]
+
+    def tuning(self) -> SlotTuning:
+        managed = any(isinstance(server, ManagedServer) for server in self._fleet.servers.values())
+        return tuning_document(self._tuner, self._engine.settings.value.servers, managed=managed)
 
     def _find(self, server_id: str) -> Server:
         """The server of this id, or at this address as [ollama_instances] has it."""

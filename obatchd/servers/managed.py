@@ -74,6 +74,9 @@ class ManagedServer(Server):
         self._auto_slots = (AUTO_SLOTS if gpus else CPU_SLOTS) if self._settings.slots == "auto" else 0
         self.slots = self._auto_slots or int(self._settings.slots)
         self._parallel = self.slots  # the number given to the process; a model may allow it less
+        self._preferred: Sequence[int] = ()  # slots for the next load, the first with which all fits
+        self.fresh = True  # its process has loaded nothing yet
+        self.vram_bytes = 0  # of the loaded model; 0 where nobody tells
         self._threads = 0 if gpus else cpu_threads(usable_cores(), host.cpu_servers)  # the same for life: load_options
         self._proven: bool | None = None  # whether it is known to compute on its GPUs
         self._process = ServerProcess(server_id, self.log_file, self)
@@ -96,6 +99,7 @@ class ManagedServer(Server):
 
     async def _open(self) -> None:
         command, variables = self._prepare()
+        self.fresh = True
         await self._process.start(command, variables, self._host.work)
         self.pid = self._process.pid
         while True:
@@ -190,10 +194,17 @@ class ManagedServer(Server):
     def load_options(self, profile: Profile) -> dict[str, Any]:
         return super().load_options(profile) | ({} if self.gpus else {"num_thread": self._threads})
 
+    def _as_wanted(self, profile: Profile) -> bool:
+        wanted = super()._as_wanted(profile) and (not self._preferred or self._preferred[0] == self._parallel)
+        if wanted:
+            self._preferred = ()
+        return wanted
+
     async def _load(self, profile: Profile) -> None:
-        slots = self._first_slots(profile)
+        slots, *others = self._preferred or (self.first_slots(profile),)
+        first, self._preferred = slots, ()
         while reason := await self._try(profile, slots):
-            if not self._auto_slots or slots == 1:
+            if not self._auto_slots or (slots == 1 and not others):
                 known = [gpu.memory_bytes for gpu in self.gpus if gpu.memory_bytes]
                 memory = f"{sum(known) / 2**30:.0f} GiB" if known else "CPU"
                 raise ModelError(
@@ -203,21 +214,64 @@ class ManagedServer(Server):
                     f"{'' if slots == 1 else ' or servers.slots'}, or a [[servers.group]] of GPUs.",
                     code="does_not_fit",
                 )
-            log.info("slots_halved", server=self.id, model=profile.model, slots=slots // 2, reason=reason)
-            slots //= 2
+            fewer = others.pop(0) if others else 1 << (slots - 1).bit_length() - 1  # the next power of two below
+            log.info("slots_halved", server=self.id, model=profile.model, slots=fewer, reason=reason)
+            slots = fewer
         self.slots = 1 if self._process.one_slot else slots
+        self.fresh = False
         if self._auto_slots and not self.foreign:  # slots that fit beside somebody else's process say nothing of later
+            self._remember_fit(profile, slots, fell_back=slots != first)
+
+    def _remember_fit(self, profile: Profile, slots: int, *, fell_back: bool) -> None:
+        """Keep how many slots fit; a smaller number that was asked for is no news."""
+        known = self._known_fit(profile)
+        if fell_back or known is None or slots > known:
             self._host.facts.set(self._slots_key(profile), str(slots))
 
-    def _slots_key(self, profile: Profile) -> str:
-        device = self.gpu.name if self.gpu else f"{len(self.gpus)} x {self.gpus[0].name}" if self.gpus else "cpu"
-        return f"slots/{device}/{profile.model}/{profile.context_length}"
+    # --- slots, chosen by :mod:`obatchd.dispatch.tuning` ------------------------------------------------------------
 
-    def _first_slots(self, profile: Profile) -> int:
+    @property
+    def tuning(self) -> ManagedServer | None:
+        return self if self._auto_slots and self._settings.tune else None
+
+    @property
+    def device(self) -> str:
+        """What it computes on; the same for GPUs of one model."""
+        return self.gpu.name if self.gpu else f"{len(self.gpus)} x {self.gpus[0].name}" if self.gpus else "cpu"
+
+    @property
+    def driver(self) -> str:
+        return self.gpus[0].driver if self.gpus else ""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Of its GPUs in all; 0 where one is not known."""
+        known = [gpu.memory_bytes or 0 for gpu in self.gpus]
+        return sum(known) if all(known) else 0
+
+    @property
+    def process_slots(self) -> int:
+        return self._parallel
+
+    @property
+    def beside_others(self) -> bool:
+        return bool(self.foreign)
+
+    def prefer(self, slots: Sequence[int]) -> None:
+        self._preferred = slots
+
+    def _slots_key(self, profile: Profile) -> str:
+        return f"slots/{self.device}/{profile.model}/{profile.context_length}"
+
+    def _known_fit(self, profile: Profile) -> int | None:
+        known = self._host.facts.get(self._slots_key(profile)) or ""
+        return int(known) if known.isdecimal() and int(known) > 0 else None
+
+    def first_slots(self, profile: Profile) -> int:
+        """A number, or as many of 8, 4, 2 and 1 as fitted before."""
         if not self._auto_slots:
             return self._parallel
-        known = self._host.facts.get(self._slots_key(profile)) or ""
-        return int(known) if known.isdecimal() and int(known) > 0 else self._auto_slots
+        return min(self._known_fit(profile) or self._auto_slots, self._auto_slots)
 
     async def _change_slots(self, slots: int) -> None:
         """Start the process again with other slots: Ollama takes them from its environment only."""
@@ -247,6 +301,7 @@ class ManagedServer(Server):
             raise ServerError(f"{self.id} does not show {profile.model} after loading it.", code="load_failed")
         if found.size_vram >= found.size:
             self._proven = True
+            self.vram_bytes = found.size_vram
             return ""
         if found.size_vram == 0 and not self._proven:
             self._end(f"computes on the CPU instead of GPU {self.gpu_label}", planned=False)

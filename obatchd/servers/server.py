@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import obatchd.log
@@ -25,6 +25,9 @@ from obatchd.servers.states import ServerState
 from obatchd.settings import addresses
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from obatchd.servers.managed import ManagedServer
 
 log = obatchd.log.get(__name__)
 
@@ -75,6 +78,11 @@ class Server(Life):
     def address(self) -> str:
         """Its host and port, as [ollama_instances] names them."""
         return urlsplit(self.base_url).netloc
+
+    @property
+    def tuning(self) -> ManagedServer | None:
+        """Itself, where obatchd finds out the best number of slots."""
+        return None
 
     @property
     def gpu(self) -> Gpu | None:
@@ -142,7 +150,7 @@ class Server(Life):
         ServerError where it could not be loaded now.
         """
         async with self._load_lock:
-            if self.loaded == profile:
+            if self._as_wanted(profile):
                 return
             if not self.up:
                 raise ServerError(self.in_words, code="not_ready")
@@ -158,6 +166,10 @@ class Server(Life):
                 self.loaded, self._used_s = profile, time.monotonic()
             finally:
                 self.loading = None
+
+    def _as_wanted(self, profile: Profile) -> bool:
+        """Whether there is nothing to load."""
+        return self.loaded == profile
 
     async def _load(self, profile: Profile) -> None:
         """Load a profile and verify it; raises ServerError or ModelError."""

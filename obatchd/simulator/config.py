@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from obatchd.errors import ConfigError
+from obatchd.simulator.curve import Throughput
 from obatchd.simulator.timeline import Script
 
 Refusal = tuple[int, str]  # the status and the words of an error
@@ -232,6 +233,7 @@ class Config(msgspec.Struct, forbid_unknown_fields=True):
     load_s: float = 0.0
     tokens_per_s: float = 0.0  # of every slot, however many are busy
     prompt_tokens_per_s: float = 0.0
+    throughput: Throughput | None = None  # of all slots together; then `tokens_per_s` does not count
     chunk_s: float = 0.05  # least time between two pieces of a stream
     answer: Distribution = msgspec.field(default_factory=lambda: Distribution(tokens=20))
     service_s: Distribution | None = None  # whole time in a slot; then the rates above do not count

@@ -110,6 +110,9 @@ class Answering:
         pieces, thinking, done_reason = self._pieces(prompt_tokens)
         prompt_s = 0.0
         rate = config.tokens_per_s / self._slowness
+        if config.throughput is not None:
+            busy = self._scheduler.statistics.in_flight
+            rate = config.throughput.of_one(busy, answers.digest(ask.prompt)) / self._slowness
         if config.service_s is not None:
             rate = len(pieces) / max(1e-9, config.service_s.draw(answers.digest(ask.prompt)) * self._slowness)
         elif config.prompt_tokens_per_s:

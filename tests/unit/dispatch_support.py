@@ -21,6 +21,7 @@ from obatchd.dispatch.events import Failed, Finished
 from obatchd.dispatch.holds import Holds
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.protocol import OfferItem, ResultItem
+from obatchd.dispatch.tuning.ports import TunableServer
 from obatchd.errors import ObatchError, ServerError
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
@@ -56,6 +57,7 @@ class Port:
         self.may_load = asyncio.Event()
         self.may_load.set()
         self.works = True  # else it answers no token
+        self.tuning: TunableServer | None = None
 
     @property
     def ready(self) -> bool:

@@ -10,15 +10,26 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Group, Invocation
 from obatchd.cli.commands.completion import known
 from obatchd.cli.views.status import server_table, state_of_server
+from obatchd.cli.views.tuning import tuning_page
 
-servers_command = Group("servers", "List servers, take one out of service, bring it back.", lists=True)
+_TUNING = "Show how many slots were tried, how fast servers were with them, and which number is used."
+servers_command = Group(
+    "servers",
+    "List servers, take one out of service, bring it back.",
+    lists=True,
+    options=[click.Option(["--tuning"], is_flag=True, help=_TUNING)],
+)
 _ELSEWHERE = "; it runs elsewhere and goes on there, obatchd only connects to it again"
 _one_server = click.argument("server_id", metavar="SERVER", shell_complete=known("servers", "id"))
 
 
 @servers_command.command("list")
-def list_command(invocation: Invocation) -> None:
+@click.option("--tuning", is_flag=True, help=_TUNING)
+def list_command(invocation: Invocation, tuning: bool) -> None:
     """List the servers with their states."""
+    if tuning:
+        invocation.answer(invocation.client().get("servers/tuning"), view=tuning_page)
+        return
     invocation.answer(invocation.client().get("servers"), view=lambda document: server_table(document["servers"]))
 
 

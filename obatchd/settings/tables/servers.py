@@ -100,7 +100,12 @@ class ServerSettings(Section):
     slots: Literal["auto"] | Annotated[int, Field(ge=1, le=64)] = setting(
         "auto",
         'How many requests a server works on at a time: a number, or "auto" (the most of 8, '
-        "4, 2 and 1 with which all fits into the memory of the GPU).",
+        "4, 2 and 1 with which all fits into the memory of the GPU, and from there on what tune finds).",
+    )
+    tune: bool = setting(
+        True,
+        'With slots = "auto" obatchd tries more and fewer slots, from 1 to 64, on the work of long jobs, and keeps the '
+        "number with the most tokens per second; obatchctl servers --tuning shows them.",
     )
     cpu_servers: int = setting(
         1,

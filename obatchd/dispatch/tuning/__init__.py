@@ -1,0 +1,1 @@
+"""How many requests each server works on at a time: found by measuring batch work (docs/internals/servers.md)."""

@@ -1,0 +1,141 @@
+"""What is known of the slots of a profile on one kind of GPU, kept as the fact ``tuned/<GPU>/<model>/<context>``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import attrs
+import msgspec
+
+from obatchd import log
+from obatchd.dispatch.tuning.ports import FactStore
+from obatchd.dispatch.tuning.search import LADDER, Tried, best_of, following
+from obatchd.dispatch.tuning.window import Mix
+from obatchd.jobs.model import Profile
+
+_log = log.get(__name__)
+PREFIX = "tuned/"
+DOES_NOT_FIT, SERVER_DIED = "does_not_fit", "server_died"
+_MOST_BEGINNINGS = 2  # of a number that was never measured, because the daemon ended meanwhile
+
+
+class Key(NamedTuple):
+    """What slots are found for."""
+
+    device: str
+    profile: Profile
+
+    @property
+    def fact(self) -> str:
+        return f"{PREFIX}{self.device}/{self.profile.model}/{self.profile.context_length}"
+
+
+class Versions(msgspec.Struct, frozen=True):
+    """What the speed depends on: with another one it is measured again."""
+
+    ollama: str = ""
+    driver: str = ""
+    digest: str = ""
+
+    def hold_for(self, other: Versions) -> bool:
+        """Whether what was measured with these holds for ``other``; what is not known in either counts as the same."""
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return all(one == two or not one or not two for one, two in pairs)
+
+
+class Found(msgspec.Struct):
+    """The state of one search; it survives the daemon."""
+
+    start: int  # the number of slots it began with
+    model: str = ""
+    device: str = ""
+    context_length: int = 0
+    versions: Versions = Versions()
+    mix: Mix = Mix(0.0, 0.0)
+    tried: dict[int, Tried] = {}
+    cannot: dict[int, str] = {}  # numbers that are not tried with these versions, and why
+    vram_bytes: dict[int, int] = {}  # of the loaded model, by slots
+    begun: dict[int, int] = {}  # how often a number was begun and not measured
+    chosen: int = 0  # 0 while the search goes on
+
+    @property
+    def good(self) -> int:
+        """The number that serves well, as far as it is known."""
+        return self.chosen or (best_of(self.tried).slots if self.tried else self.start)
+
+    @property
+    def slot_bytes(self) -> float:
+        """Memory of one slot, from two loads with different numbers; 0 until there were two."""
+        if len(self.vram_bytes) < 2:
+            return 0.0
+        least, most = min(self.vram_bytes), max(self.vram_bytes)
+        return max(0.0, (self.vram_bytes[most] - self.vram_bytes[least]) / (most - least))
+
+    def fitting(self, memory_bytes: int) -> list[int]:
+        """The numbers of the ladder that may be tried where the GPUs have so much memory (0: nobody knows)."""
+        return [slots for slots in LADDER if self._may_try(slots, memory_bytes)]
+
+    def _may_try(self, slots: int, memory_bytes: int) -> bool:
+        if slots in self.tried:
+            return True
+        if any(reason == DOES_NOT_FIT and slots >= other for other, reason in self.cannot.items()):
+            return False
+        if slots in self.cannot or self.begun.get(slots, 0) >= _MOST_BEGINNINGS:
+            return False
+        if not memory_bytes or not self.slot_bytes:
+            return True
+        known = max(self.vram_bytes)
+        return self.vram_bytes[known] + (slots - known) * self.slot_bytes <= memory_bytes
+
+    def following(self, memory_bytes: int) -> int | None:
+        """The number to measure next, or None."""
+        return following(self.start, self.tried, self.fitting(memory_bytes))
+
+    def note(self, measured: Tried) -> None:
+        before = self.tried.get(measured.slots)
+        self.tried[measured.slots] = before.with_more(measured) if before else measured
+        self.begun.pop(measured.slots, None)
+
+
+@attrs.define(eq=False)
+class Kept:
+    """Everything found, by device and profile."""
+
+    _facts: FactStore
+    _found: dict[Key, Found] = attrs.field(factory=dict, init=False)
+
+    def of(self, key: Key, versions: Versions, start: int) -> Found:
+        """What is known with these versions; with others, a search that begins with the number found then."""
+        found = self._found.get(key) or self._read(key)
+        if found is None or not found.versions.hold_for(versions):
+            if found is not None:
+                _log.info("slots_searched_again", model=key.profile.model, device=key.device)
+            begin = found.good if found is not None else start
+            found = Found(begin, key.profile.model, key.device, key.profile.context_length, versions)
+        elif found.versions != versions:  # one of them is known now
+            known = zip(msgspec.structs.astuple(versions), msgspec.structs.astuple(found.versions), strict=True)
+            found.versions = Versions(*(new or old for new, old in known))
+        self._found[key] = found
+        return found
+
+    def keep(self, key: Key) -> None:
+        """Write down what is known."""
+        self._facts.set(key.fact, msgspec.json.encode(self._found[key]).decode())
+
+    def all(self) -> list[Found]:
+        """Whatever was found, with any versions."""
+        known = {key.fact: found for key, found in self._found.items()}
+        for fact, text in self._facts.starting_with(PREFIX).items():
+            if fact not in known and (found := _decoded(text)) is not None:
+                known[fact] = found
+        return [known[fact] for fact in sorted(known)]
+
+    def _read(self, key: Key) -> Found | None:
+        return _decoded(self._facts.get(key.fact) or "")
+
+
+def _decoded(text: str) -> Found | None:
+    try:
+        return msgspec.json.decode(text, type=Found) if text else None
+    except msgspec.MsgspecError:
+        return None  # of another version of obatchd: it is found anew

@@ -1,0 +1,94 @@
+"""Whether a change of a server's slots is worth its reload now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import attrs
+
+from obatchd.dispatch.link import Link
+from obatchd.dispatch.tuning.ports import Clock, InteractiveWork
+from obatchd.jobs.lane import Lane
+from obatchd.jobs.model import Profile
+from obatchd.jobs.queue import JobQueue
+from obatchd.times import duration
+
+PAYS = 10  # times the cost of a change: the least work that has to wait
+_YOUNG_S = 600.0  # a job has its first ten minutes for itself
+_SHORT_S = 3600.0  # where it ends within an hour
+_BETWEEN_S = 3600.0  # changes of one server for its slots
+_RESTART_S = 2.0  # what a restart takes besides the load
+
+
+class Turn:
+    """The changes of one server."""
+
+    def __init__(self) -> None:
+        self.changed_s = float("-inf")  # monotonic; the latest change of its slots
+        self.session: Profile | None = None  # whose search has gone on without a break since then
+        self.busy_s = 0.0  # monotonic; when its queue last kept every slot busy
+        self.took_s = 0.0  # the latest change, drain included
+        self.refused_s = float("-inf")  # monotonic; when a change was not worth it
+        self.restarts = 0  # of the server, when it was looked at last
+        self.process_slots = 0  # before the load in progress; 0 where its process had loaded nothing
+        self.asked_slots = 0  # of the load in progress
+
+
+@attrs.define(eq=False)
+class Worth:
+    """Looks at the queue of a profile, in seconds of all servers that serve it."""
+
+    _queue: JobQueue
+    _links: Mapping[str, Link]
+    _interactive: InteractiveWork
+    _clock: Clock
+
+    def against(self, link: Link, turn: Turn, profile: Profile, *, measure_s: float = 0.0) -> str:
+        """Why the server gets no other slots now, in words; empty where it may.
+
+        ``measure_s`` is the time for which the change is to be watched: then it may have to be taken back, too.
+        """
+        if self._interactive.interactive_waiting():
+            return "somebody waits for an answer"
+        since_s = self._clock.monotonic() - turn.changed_s
+        if turn.session != profile and since_s < _BETWEEN_S:
+            left = duration(max(60.0, _BETWEEN_S - since_s))
+            return f"a server gets other slots at most once an hour; {link.server.id} may in {left}"
+        serving = [other for other in self._links.values() if other.server.ready and other.server.loaded == profile]
+        if link not in serving:
+            serving.append(link)
+        slots = sum(other.server.slots for other in serving)
+        mean_s = self._mean_s(link, serving)
+        queue_s = self._queue.waiting(profile) * mean_s / slots
+        need_s = PAYS * self.cost_s(link, turn) * (2 if measure_s else 1) + measure_s
+        if queue_s < need_s:
+            return f"what waits takes {duration(queue_s)}, and a change pays from {duration(need_s)} on"
+        if self._disturbs(self._queue.lanes_of_profile(profile), mean_s / slots, queue_s):
+            return "a job that ends within an hour is in its first ten minutes"
+        return ""
+
+    def cost_s(self, link: Link, turn: Turn) -> float:
+        """Seconds of the server that a change costs: half an answer until it is empty, the restart, the load."""
+        load_s = (link.server.load_s or 0.0) + _RESTART_S
+        return max(load_s + link.mean_s / 2, turn.took_s)
+
+    @staticmethod
+    def _mean_s(link: Link, serving: Iterable[Link]) -> float:
+        """Seconds of an answer; of servers that have answered nothing yet it is not known."""
+        known = [other.mean_s for other in serving if other.requests_done]
+        return sum(known) / len(known) if known else link.mean_s
+
+    def _disturbs(self, lanes: Iterable[Lane], answer_s: float, queue_s: float) -> bool:
+        """Whether a job is young and will be over soon; owners share the servers."""
+        waiting: dict[int, int] = {}  # requests by job
+        young: dict[int, float] = {}  # ages of jobs
+        owners, now_s = set(), self._clock.time()
+        for lane in lanes:
+            if count := lane.waiting:
+                owners.add(lane.owner)
+                waiting[lane.job] = waiting.get(lane.job, 0) + count
+                if 0 <= (age_s := now_s - lane.accepted_s) < _YOUNG_S:
+                    young[lane.job] = age_s
+        return any(
+            age_s + min(waiting[job] * answer_s * len(owners), queue_s) < _SHORT_S for job, age_s in young.items()
+        )

@@ -1,0 +1,254 @@
+"""When servers get other slots and when they do not, on a clock that the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from itertools import pairwise
+
+import msgspec
+import pytest
+from dispatch_support import LARGE, SMALL
+from tuning_support import Clock, Facts, Hall, TunedPort
+
+from obatchd.dispatch.tuning.found import DOES_NOT_FIT, SERVER_DIED, Found
+from obatchd.jobs.model import Profile
+from obatchd.simulator.curve import Throughput
+
+AT_8 = Throughput([(1, 40.0), (8, 160.0), (64, 90.0)])
+AT_32 = Throughput([(1, 20.0), (32, 300.0), (64, 250.0)])
+Make = Callable[..., Hall]
+
+
+@pytest.fixture
+async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    made: list[Hall] = []
+
+    def hall(servers: int = 1, curves: dict[Profile, Throughput] | None = None, facts: Facts | None = None) -> Hall:
+        clock = Clock()
+        ports = [TunedPort(f"gpu{n}", curves or {SMALL: AT_32, LARGE: AT_8}, clock) for n in range(servers)]
+        made.append(Hall(monkeypatch, clock, *ports))
+        made[-1].facts.update(facts or {})
+        return made[-1]
+
+    yield hall
+    for each in made:
+        await each.dispatcher.stop()
+
+
+def found(hall: Hall, profile: Profile = SMALL) -> Found:
+    return msgspec.json.decode(hall.facts[f"tuned/L40S/{profile.model}/{profile.context_length}"], type=Found)
+
+
+async def test_a_long_job_finds_the_best_slots_and_the_next_start_has_them(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(3600)
+    assert found(hall).chosen == hall.servers["gpu0"].slots == 32
+    assert 4 in found(hall).tried and 64 in found(hall).tried
+    again = make(facts=hall.facts)
+    await again.start()
+    again.fill(1, 100, SMALL)
+    await again.run(60)
+    assert again.servers["gpu0"].slots == 32 and not again.servers["gpu0"].changes
+
+
+async def test_one_server_measures_and_the_others_of_its_kind_follow(make: Make) -> None:
+    hall = make(servers=3)
+    await hall.start()
+    hall.fill(1, 60_000, SMALL)
+    await hall.run(3600)
+    assert [port.slots for port in hall.servers.values()] == [32, 32, 32]
+    assert sorted(len(port.changes) for port in hall.servers.values())[:2] == [1, 1]
+
+
+async def test_two_profiles_that_alternate_cause_one_change_an_hour(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.fill(1, 30_000, SMALL, owner=1)
+    hall.fill(2, 30_000, LARGE, owner=2)
+    seen: list[Profile | None] = []
+
+    def look() -> None:
+        loaded = hall.servers["gpu0"].loaded
+        if loaded is not None and (not seen or seen[-1] != loaded):
+            seen.append(loaded)
+
+    for hour in range(3):
+        before = len(hall.servers["gpu0"].changes)
+        await hall.run(3600, look)
+        assert len(hall.servers["gpu0"].changes) - before <= 1, (hour, hall.servers["gpu0"].changes)
+    assert len(seen) > 60  # they alternated
+
+
+@pytest.mark.parametrize("period_s", [60, 120, 300])
+async def test_a_queue_that_oscillates_causes_one_change_or_one_whole_search_an_hour(make: Make, period_s: int) -> None:
+    hall = make()
+    await hall.start()
+    port, lane = hall.servers["gpu0"], hall.fill(1, 1, SMALL)
+    searches: list[float] = []
+    for _ in range(3 * 3600 // (2 * period_s)):
+        hall.fill(1, 5000, SMALL)
+        changes = len(port.changes)
+        await hall.run(period_s)
+        if len(port.changes) > changes:
+            searches.append(hall.clock.now_s)
+        lane.window.clear()
+        await hall.run(period_s)
+    assert all(later - earlier > 3500 for earlier, later in pairwise(searches)), searches
+    assert len(searches) <= 3
+
+
+async def test_nothing_changes_while_somebody_waits_for_an_answer(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.waiting = True
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(600)
+    port = hall.servers["gpu0"]
+    assert not port.changes and "somebody waits" in next(iter(hall.tuner.stands())).waits
+    hall.waiting = False
+    await hall.run(10)
+    assert hall.link("gpu0").switching_to == SMALL  # a change begins: the server is emptied
+    hall.waiting = True
+    await hall.run(2)
+    assert hall.link("gpu0").switching_to is None and not port.changes
+    hall.waiting = False
+    await hall.run(60)
+    assert port.changes
+
+
+async def test_a_short_queue_pays_for_no_change(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    lane = hall.fill(1, 100, SMALL)
+
+    def top_up() -> None:
+        hall.fill(1, max(0, 60 - lane.waiting), SMALL)
+
+    await hall.run(1200, top_up)
+    assert not hall.servers["gpu0"].changes
+    assert "a change pays from" in next(iter(hall.tuner.stands())).waits
+
+
+async def test_a_job_that_ends_within_an_hour_has_its_first_ten_minutes_for_itself(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.fill(1, 2000, SMALL, age_s=0.0)  # 40 minutes of eight slots
+    await hall.run(590)
+    assert not hall.servers["gpu0"].changes
+    assert "first ten minutes" in next(iter(hall.tuner.stands())).waits
+    await hall.run(60)
+    assert hall.servers["gpu0"].changes
+
+
+async def test_a_young_job_of_many_hours_is_tuned_for(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.fill(1, 50_000, SMALL, age_s=0.0)
+    await hall.run(200)
+    assert hall.servers["gpu0"].changes
+
+
+async def test_a_number_that_does_not_fit_goes_back_and_is_not_tried_again(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    port = hall.servers["gpu0"]
+    port.fits[SMALL] = 12
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(3600)
+    assert found(hall).chosen == port.slots == 12
+    assert found(hall).cannot == {16: DOES_NOT_FIT}
+    assert [new for _, _, new in port.changes].count(16) == 1
+    assert not hall.failed and not hall.unservable
+
+
+async def test_what_no_longer_fits_goes_back_before_a_request_fails(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(3600)
+    assert found(hall).chosen == 32
+    again = make(facts=hall.facts)
+    again.servers["gpu0"].fits[SMALL] = 16
+    await again.start()
+    again.fill(1, 3000, SMALL)
+    await again.run(120)
+    assert again.servers["gpu0"].slots <= 16 and again.finished and not again.failed and not again.unservable
+    assert found(again).good <= 16
+
+
+async def test_a_server_that_dies_in_a_step_comes_back_with_the_good_number(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    port = hall.servers["gpu0"]
+    port.dies_with.add(16)
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(300)
+    assert found(hall).cannot == {16: SERVER_DIED} and port.slots == 8 and not port.strikes
+    await hall.run(3700)
+    assert [new for _, _, new in port.changes].count(16) == 1 and not hall.failed
+
+
+async def test_a_daemon_that_ends_in_a_step_begins_with_the_good_number(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(400)
+    facts = hall.facts
+    known = found(hall)
+    assert known.begun or not known.chosen
+    again = make(facts=facts)
+    await again.start()
+    again.fill(1, 100, SMALL)
+    await again.run(20)
+    assert again.servers["gpu0"].asked[0] == (known.good,)
+
+
+async def test_other_versions_are_searched_again_from_the_number_found(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(3600)
+    again = make(facts=hall.facts)
+    again.digest = "sha256:2"
+    await again.start()
+    again.fill(1, 30_000, SMALL)
+    await again.run(30)
+    assert again.servers["gpu0"].slots == 32
+    assert again.tuner.kept.all()[0].chosen == 0
+    await again.run(3600)
+    assert again.tuner.kept.all()[0].chosen == 32
+
+
+async def test_a_profile_runs_with_the_slots_of_its_server_unless_its_queue_pays(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(3600)
+    port = hall.servers["gpu0"]
+    assert port.slots == 32
+    for lane in hall.queue.lanes_of_profile(SMALL):
+        hall.queue.remove_job(lane.job)
+    before = len(port.changes)
+    hall.fill(2, 200, LARGE)
+    await hall.run(200)
+    assert port.loaded == LARGE and port.slots == 32 and len(port.changes) == before
+
+
+async def test_no_number_is_measured_beside_other_peoples_processes(make: Make) -> None:
+    hall = make()
+    await hall.start()
+    hall.servers["gpu0"].beside_others = True
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(600)
+    assert not hall.servers["gpu0"].changes and hall.link("gpu0").window is None
+
+
+async def test_servers_whose_slots_are_given_are_left_alone(make: Make) -> None:
+    hall = make()
+    hall.servers["gpu0"].tuning = None
+    await hall.start()
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(600)
+    assert not hall.servers["gpu0"].changes and not hall.facts and hall.link("gpu0").window is None
