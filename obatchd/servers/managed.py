@@ -276,7 +276,7 @@ class ManagedServer(Server):
     async def _change_slots(self, slots: int) -> None:
         """Start the process again with other slots: Ollama takes them from its environment only."""
         self._parallel = self.slots = slots
-        await self.restart(f"{counted(slots, 'slot')} for the next model")
+        await self.restart(f"it is to have {counted(slots, 'slot')}")
         await self.until(set(ServerState) - {ServerState.STARTING, ServerState.STOPPING})
         if self.state not in (ServerState.READY, ServerState.DRAINING):
             raise ServerError(self.in_words, code="not_ready")

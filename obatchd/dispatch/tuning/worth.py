@@ -69,8 +69,7 @@ class Worth:
 
     def cost_s(self, link: Link, turn: Turn) -> float:
         """Seconds of the server that a change costs: half an answer until it is empty, the restart, the load."""
-        load_s = (link.server.load_s or 0.0) + _RESTART_S
-        return max(load_s + link.mean_s / 2, turn.took_s)
+        return turn.took_s or (link.server.load_s or 0.0) + _RESTART_S + link.mean_s / 2
 
     @staticmethod
     def _mean_s(link: Link, serving: Iterable[Link]) -> float:
