@@ -110,7 +110,8 @@ class Desk(Street):
         self.reloads = 0
         models: Any = self.store
         unused: Any = None
-        commands = ServerCommands(self.engine, self.fleet, self.probe)
+        tuner = self.engine.dispatcher.tune(DictFacts(), self)
+        commands = ServerCommands(self.engine, self.fleet, self.probe, tuner)
         self.operations = Operations(
             jobs=JobCommands(self.engine),
             servers=commands,
@@ -119,6 +120,10 @@ class Desk(Street):
             burnin=unused,
             host=HostCommands(self.engine, self.fleet, commands, models, self.probe, alarms, self._reload),
         )
+
+    def digest_on(self, server_id: str, model: str) -> str:
+        """Implements :class:`obatchd.dispatch.tuning.ports.Digests`."""
+        return ""
 
     def live(self, document: JobDocument) -> LiveJob:
         """The job of a document, in work."""

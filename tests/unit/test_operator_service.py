@@ -54,6 +54,6 @@ async def test_an_action_that_fails_by_a_defect_is_no_success(tmp_path: Path) ->
 
     layout = Layout.open(tmp_path / "spool")
     fleet: Any = SimpleNamespace(servers={"gpu0": SimpleNamespace(id="gpu0", drain=drain)})
-    servers = ServerCommands(MagicMock(layout=layout), fleet, MagicMock())
+    servers = ServerCommands(MagicMock(layout=layout), fleet, MagicMock(), MagicMock())
     with pytest.raises(KeyError, match="HOME"):
         await servers.act("gpu0", "drain")

@@ -11,7 +11,7 @@ from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.tuning.found import DOES_NOT_FIT, Found
 from obatchd.dispatch.tuning.search import LADDER, MOST_WINDOWS, Tried, best_of, following
 from obatchd.dispatch.tuning.window import Mix, Window
-from obatchd.simulator.curve import Throughput
+from obatchd.simulator.config import Throughput
 
 SEEDS = 100
 PROMPT_TOKENS_PER_S = 5000.0

@@ -12,7 +12,7 @@ from tuning_support import Clock, Facts, Hall, TunedPort
 
 from obatchd.dispatch.tuning.found import DOES_NOT_FIT, SERVER_DIED, Found
 from obatchd.jobs.model import Profile
-from obatchd.simulator.curve import Throughput
+from obatchd.simulator.config import Throughput
 
 AT_8 = Throughput([(1, 40.0), (8, 160.0), (64, 90.0)])
 AT_32 = Throughput([(1, 20.0), (32, 300.0), (64, 250.0)])

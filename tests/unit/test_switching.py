@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ class Clock:
     """Monotonic time that the test moves; asyncio's own clock goes on."""
 
     def __init__(self) -> None:
-        self.now_s = 10_000.0
+        self.now_s = time.monotonic()  # links have the real one, which is low on a host that was just started
 
     def monotonic(self) -> float:
         return self.now_s

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import pytest
 from dispatch_support import Port, Rig, settle
 
-from obatchd.dispatch import protocol, switching
+from obatchd.dispatch import link, protocol, switching
 from obatchd.dispatch.tuning.tuner import Tuner
 from obatchd.errors import ServerError
 from obatchd.jobs.lane import Lane, Pending
 from obatchd.jobs.model import Profile
-from obatchd.simulator.curve import Throughput
+from obatchd.simulator.config import Throughput
 
 WALL_S = 1_700_000_000.0
 LOAD_S = 10.0
@@ -90,6 +90,7 @@ class Hall(Rig):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock, *ports: TunedPort) -> None:
         monkeypatch.setattr(switching, "time", clock)
+        monkeypatch.setattr(link, "time", clock)
         super().__init__(monkeypatch, *ports, switch_after_s=120.0)
         self.clock, self.facts = clock, Facts()
         self.servers = {port.id: port for port in ports}

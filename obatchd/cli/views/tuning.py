@@ -6,6 +6,7 @@ import click
 
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import NOTHING, number, size, table, wrapped
+from obatchd.words import counted
 
 _HEADINGS = (">SLOTS", "~RESULT", ">TOKENS/S", "?>±", "?>PROMPT/S", "?>ANSWER/S", "?>ANSWERS", ">VRAM")
 _STATES = {
@@ -32,8 +33,7 @@ def _profile(profile: Document) -> list[str]:
         f"{name} {profile[field]}" for name, field in (("Ollama", "ollama"), ("driver", "driver")) if profile[field]
     ]
     chosen = profile["chosen"]
-    found = f"{chosen} slots: " if chosen and profile["state"] != "off" else ""
-    found = "1 slot: " if found and chosen == 1 else found
+    found = f"{counted(chosen, 'slot')}: " if chosen and profile["state"] != "off" else ""
     rows = [_row(one, chosen) for one in profile["tried"]]
     memory = profile["slot_bytes"]
     return [
@@ -47,7 +47,7 @@ def _profile(profile: Document) -> list[str]:
 def _row(one: Document, chosen: int | None) -> list[object]:
     state = "chosen" if one["slots"] == chosen else _STATES.get(one["state"]) or str(one["state"])
     if one["state"] == "measuring" and one["answers"]:
-        state += f" ({one['answers']} answers)"
+        state += f" ({counted(one['answers'], 'answer')})"
     return [
         one["slots"],
         state,
