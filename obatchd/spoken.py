@@ -121,6 +121,7 @@ WORDS: Mapping[str, str] = {
     "servers_exposed": "Everybody who reaches {listen} can use the servers",
     "health_missed": "Server {server} does not answer",
     "slots_halved": "Server {server}: {slots:slot} for {model}, because more do not fit",
+    "tuning_ended": "Slots are tuned no more until obatchd starts again, because of a defect of it; please report this",
     "slots_measured": "Server {server}: {model} with {slots:slot} gives {tokens_per_s} tokens/s",
     "slots_change": "Server {server} gets {new:slot} for {model} instead of {old}, to see whether that is faster",
     "slots_chosen": "{model} is fastest with {slots:slot} on {device}: {tokens_per_s} tokens/s",

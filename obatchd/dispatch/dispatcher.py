@@ -227,10 +227,17 @@ class Dispatcher:
         self._outcomes.look()
         if not self.holds.reasons and not self._closing:
             self._controls.look()
-            if self._switcher.tuner is not None:
-                self._switcher.tuner.look()
+            self._tune()
             self._switcher.look()
             self._offering.fill()
+
+    def _tune(self) -> None:
+        try:
+            if self._switcher.tuner is not None:
+                self._switcher.tuner.look()
+        except Exception:  # noqa: BLE001 - logged; a defect here must cost speed, not the work of all servers
+            _log.exception("tuning_ended")
+            self._switcher.tuner = None
 
     # Events of the workers.
 

@@ -76,6 +76,7 @@ class ManagedServer(Server):
         self._parallel = self.slots  # the number given to the process; a model may allow it less
         self._preferred: Sequence[int] = ()  # slots for the next load, the first with which all fits
         self.fresh = True  # its process has loaded nothing yet
+        self._served: Profile | None = None  # what that loaded last
         self.vram_bytes = 0  # of the loaded model; 0 where nobody tells
         self._threads = 0 if gpus else cpu_threads(usable_cores(), host.cpu_servers)  # the same for life: load_options
         self._proven: bool | None = None  # whether it is known to compute on its GPUs
@@ -99,7 +100,7 @@ class ManagedServer(Server):
 
     async def _open(self) -> None:
         command, variables = self._prepare()
-        self.fresh = True
+        self.fresh, self._served = True, None
         await self._process.start(command, variables, self._host.work)
         self.pid = self._process.pid
         while True:
@@ -201,7 +202,8 @@ class ManagedServer(Server):
         return wanted
 
     async def _load(self, profile: Profile) -> None:
-        slots, *others = self._preferred or (self.first_slots(profile),)
+        again = self._served == profile and self.tuning is not None  # as by the watchdog: it keeps its slots
+        slots, *others = self._preferred or (self._parallel if again else self.first_slots(profile),)
         first, self._preferred = slots, ()
         while reason := await self._try(profile, slots):
             if not self._auto_slots or (slots == 1 and not others):
@@ -218,7 +220,7 @@ class ManagedServer(Server):
             log.info("slots_halved", server=self.id, model=profile.model, slots=fewer, reason=reason)
             slots = fewer
         self.slots = 1 if self._process.one_slot else slots
-        self.fresh = False
+        self.fresh, self._served = False, profile
         if self._auto_slots and not self.foreign:  # slots that fit beside somebody else's process say nothing of later
             self._remember_fit(profile, slots, fell_back=slots != first)
 

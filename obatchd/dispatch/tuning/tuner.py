@@ -29,6 +29,7 @@ _LOOK_S = 1.0
 _IDLE_S = 30.0  # a search is broken off when its server had free slots for so long
 _WINDOW_S = 60.0
 _WINDOW_ANSWERS = 200
+_NO_WORK = "no server works on enough requests for it now"
 _ASK_AGAIN_S = 5.0  # whether a change is worth it: many jobs may have to be looked at
 
 
@@ -296,6 +297,8 @@ class Tuner:
         """A server could not be given ``profile``."""
         server = link.server.tuning
         step = self._steps.pop(link.server.id, None)
+        if server is not None:
+            server.prefer(())
         if server is None or step is None or step.profile != profile:
             return
         seat = self._seat(link, server, profile)
@@ -363,14 +366,14 @@ class Tuner:
         for found in self.kept.all():
             key = Key(found.device, Profile(found.model, found.context_length))
             link = self._links.get(self._measures.get(key, ""))
-            serves = link is not None and link.server.loaded == key.profile
-            window = link.window if link is not None and serves else None
-            step = self._steps.get(link.server.id) if link is not None else None
-            waits = "" if found.chosen or window or step else self.waits.get(key.fact, "")
-            yield Standing(
-                found,
-                link.server.id if link is not None and (window or step) else "",
-                window.slots if window else step.slots if step else 0,
-                window.answers if window else 0,
-                waits or ("" if found.chosen or window or step else "no server works on enough requests for it now"),
-            )
+            if found.chosen or link is None:
+                yield Standing(found, "", 0, 0, "" if found.chosen else self.waits.get(key.fact, _NO_WORK))
+                continue
+            step, busy_s = self._steps.get(link.server.id), self._turn(link).busy_s
+            window = link.window if link.server.loaded == key.profile else None
+            if step is not None and step.profile == key.profile:
+                yield Standing(found, link.server.id, step.slots, 0, "")
+            elif window is not None and self._clock.monotonic() - busy_s <= _IDLE_S:
+                yield Standing(found, link.server.id, window.slots, window.answers, "")
+            else:
+                yield Standing(found, "", 0, 0, self.waits.get(key.fact, _NO_WORK))
