@@ -165,6 +165,35 @@ async def test_slots_are_halved_until_the_model_is_wholly_in_vram_and_remembered
         assert bench.states_of("gpu0").count(S.STARTING) == 2  # straight to what is known to fit
 
 
+async def test_a_server_takes_the_slots_that_it_is_to_have_and_goes_back_where_they_do_not_fit(tmp_path: Path) -> None:
+    big = {"name": "big", "vram_bytes": 40 * GIB, "kv_bytes_per_token": GIB // 4096}  # 2 GiB of cache per slot
+    facts, profile = DictFacts(), Profile("big", 8192)
+    async with running(settings(simulator={"models": [big]}), tmp_path, facts=facts) as bench:
+        (server,) = await bench.ready()
+        tuned = server.tuning
+        assert tuned is not None and tuned.fresh and (tuned.process_slots, tuned.first_slots(profile)) == (8, 8)
+        await server.load(profile)
+        assert (server.slots, tuned.fresh, tuned.vram_bytes) == (8, False, 56 * GIB)
+        tuned.prefer((16, 8))
+        await server.load(profile)  # the same profile, and another process
+        assert (server.slots, tuned.process_slots, tuned.vram_bytes) == (16, 16, 72 * GIB)
+        tuned.prefer((32, 16))
+        await server.load(profile)
+        assert (server.slots, server.loaded) == (16, profile)
+        tuned.prefer((4, 16))
+        await server.load(profile)
+        assert server.slots == 4 and facts["slots/Simulated GPU 80GB/big/8192"] == "16"  # fits, not best
+        await server.unload()
+        await server.load(profile)  # as the watchdog does
+        assert server.slots == 4
+        assert server.restarts == 0 and S.BACKOFF not in bench.states_of("gpu0")
+    off = settings(simulator={"models": [big]}, servers={"tune": False})
+    async with running(off, tmp_path, facts=facts) as bench:
+        (server,) = await bench.ready()
+        await server.load(profile)
+        assert server.tuning is None and server.slots == 8  # of 8, 4, 2 and 1, as ever
+
+
 async def test_a_model_that_left_the_vram_wholly_or_partly_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,68 @@
+"""``obatchctl servers --tuning``: the document, and the page that people see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+import msgspec
+import pytest
+from dispatch_support import SMALL
+from settings_support import in_force
+from tuning_support import Clock, Hall, TunedPort
+
+from obatchd.cli.views.tuning import tuning_page
+from obatchd.documents.tuning import SlotTuning
+from obatchd.operations.tuning import tuning_document
+from obatchd.simulator.config import Throughput
+
+
+async def documents(monkeypatch: pytest.MonkeyPatch, seconds: float, **servers: Any) -> tuple[SlotTuning, list[str]]:
+    """After so long a time of a long job on a server that is fastest with 32 slots and can have 48."""
+    clock = Clock()
+    port = TunedPort("gpu0", {SMALL: Throughput([(1, 20.0), (32, 300.0), (64, 250.0)])}, clock)
+    port.fits[SMALL] = 48
+    hall = Hall(monkeypatch, clock, port)
+    await hall.start()
+    hall.fill(1, 40_000, SMALL)
+    await hall.run(seconds)
+    document = tuning_document(hall.tuner, in_force(servers=servers).value.servers, managed=True)
+    await hall.dispatcher.stop()
+    return document, [click.unstyle(line) for line in tuning_page(msgspec.to_builtins(document))]
+
+
+async def test_a_search_shows_what_is_measured_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    document, page = await documents(monkeypatch, 130)
+    [profile] = document.profiles
+    assert (profile.state, profile.chosen, document.tune) == ("measuring", None, True)
+    assert [(one.slots, one.state) for one in profile.tried] == [(8, "measured"), (16, "measuring")]
+    assert page[0] == "small (4096) on L40S, Ollama 0.24.0, driver 555.1"
+    assert "gpu0 measures 16 slots" in page[1] and "is measured now" in page[-1]
+
+
+async def test_the_end_says_which_number_is_used_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    document, page = await documents(monkeypatch, 3600)
+    [profile] = document.profiles
+    assert (profile.state, profile.chosen) == ("found", 32)
+    assert {one.slots: one.state for one in profile.tried}[64] == "does_not_fit"
+    assert page[1] == f"  32 slots: the fastest of {len(profile.tried) - 1} numbers that were measured"
+    [row] = [line for line in page if "chosen" in line]
+    assert row.split()[0] == "32" and any("does not fit" in line for line in page)
+
+
+@pytest.mark.parametrize(
+    ("servers", "words"),
+    [({"slots": 12}, "servers.slots is 12"), ({"tune": False}, "servers.tune is false")],
+)
+async def test_where_nothing_is_searched_the_page_says_so(
+    monkeypatch: pytest.MonkeyPatch, servers: dict[str, Any], words: str
+) -> None:
+    document, page = await documents(monkeypatch, 200, **servers)  # of an earlier run
+    assert not document.tune and words in document.reason
+    assert {profile.state for profile in document.profiles} == {"off"}
+    assert page[0].startswith("No numbers of slots are tried") and not any("measures" in line for line in page)
+
+
+def test_a_daemon_that_measured_nothing_says_what_it_waits_for() -> None:
+    document = msgspec.to_builtins(SlotTuning(True, "", []))
+    assert tuning_page(document) == ["Nothing is measured yet: obatchd tries numbers of slots while long jobs run."]
