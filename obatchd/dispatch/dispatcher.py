@@ -75,6 +75,8 @@ class Dispatcher:
         """End every worker; requests that they still hold stay pending in the store."""
         self._closing = True
         await self._tasks.stop()
+        if self._switcher.tuner is not None:
+            self._switcher.tuner.stop()
         for link in self.links.values():
             self._outcomes.interrupted(link)
 

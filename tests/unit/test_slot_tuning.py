@@ -190,19 +190,31 @@ async def test_a_server_that_dies_in_a_step_comes_back_with_the_good_number(make
     assert [new for _, _, new in port.changes].count(16) == 1 and not hall.failed
 
 
-async def test_a_daemon_that_ends_in_a_step_begins_with_the_good_number(make: Make) -> None:
+@pytest.mark.parametrize("killed", [True, False])
+async def test_a_daemon_that_ends_in_a_step_begins_with_the_good_number(make: Make, killed: bool) -> None:
     hall = make()
     await hall.start()
     hall.fill(1, 30_000, SMALL)
-    await hall.run(400)
-    facts = hall.facts
-    known = found(hall)
-    assert known.begun or not known.chosen
-    again = make(facts=facts)
+    while not hall.tuner.kept.all() or not hall.tuner.kept.all()[0].begun:
+        await hall.run(1)
+    known, facts = found(hall), Facts(hall.facts)
+    assert known.begun == {16: 1} and known.good == 8
+    if not killed:
+        await hall.dispatcher.stop()
+        assert not found(hall).begun
+    again = make(facts=facts if killed else hall.facts)
     await again.start()
-    again.fill(1, 100, SMALL)
-    await again.run(20)
-    assert again.servers["gpu0"].asked[0] == (known.good,)
+    again.fill(1, 30_000, SMALL)
+    await again.run(3)
+    assert again.servers["gpu0"].asked[0] == (8,) and again.servers["gpu0"].slots == 8
+    while not again.link("gpu0").switching_to:
+        await again.run(1)
+    assert found(again).begun == {16: 2 if killed else 1}
+    third = make(facts=Facts(again.facts))
+    await third.start()
+    third.fill(1, 30_000, SMALL)
+    await third.run(3600)
+    assert (16 in found(third).tried) is not killed
 
 
 async def test_other_versions_are_searched_again_from_the_number_found(make: Make) -> None:

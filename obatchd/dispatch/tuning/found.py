@@ -16,7 +16,7 @@ from obatchd.jobs.model import Profile
 _log = log.get(__name__)
 PREFIX = "tuned/"
 DOES_NOT_FIT, SERVER_DIED = "does_not_fit", "server_died"
-_MOST_BEGINNINGS = 2  # of a number that was never measured, because the daemon ended meanwhile
+_MOST_BEGINNINGS = 2  # of a number that was never measured, because the daemon was killed meanwhile
 
 
 class Key(NamedTuple):
@@ -121,6 +121,13 @@ class Kept:
     def keep(self, key: Key) -> None:
         """Write down what is known."""
         self._facts.set(key.fact, msgspec.json.encode(self._found[key]).decode())
+
+    def forgive(self) -> None:
+        """Numbers that were begun and not measured may be begun as if nothing had happened."""
+        for key, found in self._found.items():
+            if found.begun:
+                found.begun.clear()
+                self.keep(key)
 
     def all(self) -> list[Found]:
         """Whatever was found, with any versions."""

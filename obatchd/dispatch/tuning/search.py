@@ -16,6 +16,7 @@ LADDER = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 MOST_WINDOWS = 8
 GAIN = 0.03  # a step that gains less than this share of the tokens per second gains nothing
 _KNOWN_WELL = 0.01  # a spread above which a narrow win is measured again
+_SURE = 3  # times the spread of a difference: more is no noise
 _MOST_OF_ONE = 2  # windows of one number
 
 
@@ -120,7 +121,7 @@ def _doubtful(tried: Mapping[int, Tried]) -> int | None:
         return None
     second = best_of(others)
     spread = math.hypot(first.spread, second.spread)
-    if spread < _KNOWN_WELL or second.tokens_per_s < first.tokens_per_s * (1 - 2 * spread):
+    if spread < _KNOWN_WELL or second.tokens_per_s < first.tokens_per_s * (1 - _SURE * spread):
         return None
     again = min((first, second), key=lambda one: (one.windows, one is second))
     return again.slots if again.windows < _MOST_OF_ONE else None

@@ -196,7 +196,7 @@ class Tuner:
         """
         link, key, turn, now_s = seat.link, seat.key, seat.turn, self._clock.monotonic()
         together = any(step.profile == key.profile for step in self._steps.values())
-        if together:
+        if together or not link.requests_done:  # how long an answer takes is not known yet
             return True
         if against := self._worth.against(link, turn, key.profile, measure_s=measure_s):
             turn.refused_s = now_s
@@ -336,6 +336,10 @@ class Tuner:
         if slots != seat.found.good:
             self._cannot(seat, slots, SERVER_DIED)
             self.kept.keep(seat.key)
+
+    def stop(self) -> None:
+        """The daemon ends in good order: that says nothing of numbers which were begun and not measured."""
+        self.kept.forgive()
 
     # What belongs together.
 
