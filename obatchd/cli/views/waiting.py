@@ -17,7 +17,7 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Invocation, View, clean
 from obatchd.cli.views.job import waits
 from obatchd.cli.views.status import finished
-from obatchd.cli.views.text import duration
+from obatchd.client.progress import speed
 from obatchd.errors import DaemonDownError
 
 _POLL_S = 0.5
@@ -63,17 +63,6 @@ def _until_over(look: Callable[[], list[Document]], show: Callable[[list[Documen
         if all(job["state"] in _OVER for job in jobs):
             return jobs
         time.sleep(_POLL_S)
-
-
-def speed(job: Document) -> str:
-    """Speed, time left and failures of a job."""
-    parts = (
-        f"{job['requests_per_s']:.1f}/s" if job["requests_per_s"] else "",
-        f"{job['tokens_per_s']:,.0f} tokens/s" if job["tokens_per_s"] else "",
-        f"{duration(job['eta_s'])} left" if job["eta_s"] is not None else "",
-        f"{job['failed']:,} failed" if job["failed"] else "",
-    )
-    return ", ".join(filter(None, parts))
 
 
 class _Reasons:

@@ -1,0 +1,137 @@
+"""What a program submits, as a file that the daemon takes: prompts, requests, data frames, or a path as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from obatchd.errors import ControlError
+from obatchd.words import said
+
+_NAME = "prompts.jsonl"
+_PROMPT_COLUMNS = ("prompt", "text", "content", "question", "query")  # as the daemon looks for them in tables
+_ID_COLUMNS = ("id", "custom_id")
+_DIGITS = 15  # of numbers in data frames: as many as pandas writes
+
+
+class Drop(NamedTuple):
+    """A file or folder to be handed over, and the settings that go with it."""
+
+    path: Path
+    settings: dict[str, Any]
+
+
+def as_drop(what: Any, settings: dict[str, Any], folder: Path) -> Drop:
+    """What is submitted as a drop, written into ``folder`` where it is no path.
+
+    Raises:
+        ControlError: nothing of it can be a prompt (``no_prompts``), or the path is not there (``no_file``).
+    """
+    if isinstance(what, str | os.PathLike):
+        return Drop(_existing(Path(what).expanduser()), settings)
+    if isinstance(what, Mapping):
+        what = [what]
+    columns = _columns_of(what)
+    path = folder / _NAME
+    try:
+        with open(path, "wb") as file:
+            if columns is None:
+                _write_requests(what, file)
+            else:
+                settings = _with_columns(settings, columns)
+                _write_frame(what, file)
+        if not path.stat().st_size:
+            raise ControlError("there is no prompt to submit: what was given is empty", code="no_prompts")
+    except OSError as error:
+        raise ControlError(f"the prompts cannot be written for the daemon: {said(error)}", code="not_copied") from None
+    return Drop(path, settings)
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise ControlError(
+            f"there is no file or folder {path}. A text is taken for a path; to ask a prompt, give a list: "
+            'submit(["Why is the sky blue?"])',
+            code="no_file",
+        )
+    return path
+
+
+def _columns_of(what: Any) -> Sequence[str] | None:
+    """The columns of a data frame of pandas or polars or of a table of Arrow; None of anything else."""
+    if not any(hasattr(what, method) for method in ("to_json", "write_ndjson", "to_batches")):
+        return None
+    columns = getattr(what, "column_names", None) or getattr(what, "columns", None)
+    return None if columns is None else [str(column) for column in columns]
+
+
+def _with_columns(settings: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """Settings that make prompts of rows. Rows are data: no column of them is taken for a setting."""
+    by_name = {column.lower(): column for column in reversed(columns)}
+    found = dict(settings)
+    if "template" not in settings and "text_column" not in settings:
+        text = next((by_name[name] for name in _PROMPT_COLUMNS if name in by_name), None)
+        text = columns[0] if text is None and len(columns) == 1 else text
+        if text is None:
+            raise ControlError(
+                f"the columns are {', '.join(columns)}: say which one is the prompt with text_column=…, or put columns "
+                'into one with template="… {column} …"',
+                code="no_prompts",
+            )
+        found["text_column"] = text
+    if "id_column" not in settings and (name := next((name for name in _ID_COLUMNS if name in by_name), None)):
+        found["id_column"] = by_name[name]
+    return found
+
+
+def _write_frame(frame: Any, file: BinaryIO) -> None:
+    if hasattr(frame, "write_ndjson"):  # polars
+        frame.write_ndjson(file)
+    elif hasattr(frame, "to_json"):  # pandas
+        frame.to_json(
+            file, orient="records", lines=True, date_format="iso", double_precision=_DIGITS, force_ascii=False
+        )
+    else:  # Arrow
+        for batch in frame.to_batches():
+            _write_requests(batch.to_pylist(), file)
+
+
+def _write_requests(requests: Iterable[Any], file: BinaryIO) -> None:
+    try:
+        numbered = enumerate(requests, start=1)
+    except TypeError:
+        raise _no_prompt(requests, "what was given") from None
+    for number, request in numbered:
+        if isinstance(request, str):
+            request = {"prompt": request}
+        if not isinstance(request, Mapping):
+            raise _no_prompt(request, f"number {number} of what was given")
+        file.write(_line(dict(request)))
+
+
+def _no_prompt(what: Any, name: str) -> ControlError:
+    return ControlError(
+        f"{name} is of the type {type(what).__name__}; give texts, or dicts such as "
+        '{"id": "rivers", "prompt": "Name three rivers."}',
+        code="no_prompts",
+    )
+
+
+def _line(request: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(request, ensure_ascii=False, default=_plain).encode() + b"\n"
+    except UnicodeEncodeError:  # half a character, which only an escape can write
+        return json.dumps(request, default=_plain).encode() + b"\n"
+    except (TypeError, ValueError) as error:
+        raise ControlError(f"a request cannot be written as JSON: {error}", code="no_prompts") from None
+
+
+def _plain(value: Any) -> Any:
+    """A value of numpy or pandas, or a time, as JSON has it."""
+    for method in ("isoformat", "tolist"):
+        if hasattr(value, method):
+            return getattr(value, method)()
+    return str(value)
