@@ -13,7 +13,7 @@ from obatchd.client.answers import Answer, Results
 from obatchd.client.base import BaseClient, BaseJob, Priority, Retried, Schema, form_of, typed
 from obatchd.client.progress import progress as progress_here
 from obatchd.client.settings import Settings
-from obatchd.client.steps import run_async
+from obatchd.client.steps import Step
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import ModelEntry, Models
 from obatchd.documents.status import Status
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from obatchd.client.base import Prompts
 
 D = TypeVar("D")
+T = TypeVar("T")
 _AT_ONCE = 500  # answers that a thread reads at a time
 
 
@@ -81,7 +82,7 @@ class AsyncClient(BaseClient):
         """As :meth:`obatchd.client.Client.submit`. A call that is cancelled may have made its job all the same."""
         named = {"model": model, "label": label, "priority": priority, **settings}
         with closing(await asyncio.to_thread(self._submission, prompts, schema, named)) as submission:
-            document = self._got(await run_async(submission))
+            document = self._got(await _run(submission))
         return AsyncJob(self._transport, document, submission.form, self._patience_s)
 
     @overload
@@ -122,7 +123,7 @@ class AsyncJob(BaseJob[D]):
     async def wait(self, progress: bool = False, *, timeout_s: float | None = None) -> AsyncJob[D]:
         """As :meth:`obatchd.client.Job.wait`, without a bar, because several may be waited for at once."""
         with closing(progress_here(progress)) as shown:
-            self._over(await run_async(self._waiting(shown, timeout_s)))
+            self._over(await _run(self._waiting(shown, timeout_s)))
         return self
 
     async def results(self, *, so_far: bool = False) -> AsyncResults[D]:
@@ -134,7 +135,7 @@ class AsyncJob(BaseJob[D]):
     async def retry(
         self, *, only: Retried = "failed", model: str | None = None, **settings: Unpack[Settings]
     ) -> AsyncJob[D]:
-        document = await run_async(self._retrying(only, {"model": model, **settings}))
+        document = await _run(self._retrying(only, {"model": model, **settings}))
         return AsyncJob(self._transport, document, self._form, self._patience_s)
 
     async def cancel(self) -> AsyncJob[D]:
@@ -166,3 +167,10 @@ class AsyncResults(Generic[D]):
 
 def _some(answers: Iterator[Answer[D]]) -> list[Answer[D]]:
     return list(islice(answers, _AT_ONCE))
+
+
+async def _run(step: Step[T]) -> T:
+    """What comes of a step in the end. Each try is in a thread, and no thread waits between them."""
+    while (found := await asyncio.to_thread(step.look)) is None:
+        await asyncio.sleep(step.pause_s)
+    return found

@@ -49,8 +49,8 @@ class BaseJob(Generic[D]):
         self._known = document
 
     def __repr__(self) -> str:
-        told = [f"{self._known[name]:,} {name}" for name in ENDED if self._known[name]]
-        return f"<{type(self).__name__} {self.id} {self.label or self.name}: {', '.join([self.state, *told])}>"
+        kind, told = type(self).__name__, [f"{self._known[name]:,} {name}" for name in ENDED if self._known[name]]
+        return f"<{kind} {self.id} {self.label or self.name}: {', '.join([self.state, *told])}>"
 
     @property
     def id(self) -> str:

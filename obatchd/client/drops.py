@@ -113,8 +113,9 @@ def _write_requests(requests: Iterable[Any], file: BinaryIO) -> None:
 
 
 def _no_prompt(what: Any, name: str) -> ControlError:
+    kind = type(what).__name__
     return ControlError(
-        f"{name} is of the type {type(what).__name__}; give texts, or dicts such as "
+        f"{name} is of the type {kind}; give texts, or dicts such as "
         '{"id": "rivers", "prompt": "Name three rivers."}',
         code="no_prompts",
     )

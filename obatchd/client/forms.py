@@ -6,19 +6,18 @@ import json
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from attrs import frozen
-
 D = TypeVar("D")
 _PROBLEMS = 3  # of one answer that are told
 _Reader = Callable[[str], Any]
 
 
-@frozen(eq=False)
 class Form(Generic[D]):
     """The form of the answers of one job."""
 
-    schema: dict[str, Any]  # JSON Schema
-    _read: _Reader | None = None  # makes an instance of the text of an answer's data; without it, the data are it
+    def __init__(self, schema: dict[str, Any], read: _Reader | None = None) -> None:
+        """``read`` makes an instance of the JSON text of an answer's data; without it the data are the instance."""
+        self.schema = schema  # JSON Schema
+        self._read = read
 
     @classmethod
     def of(cls, schema: type[D] | dict[str, Any]) -> Form[D]:

@@ -97,9 +97,8 @@ class Client(BaseClient):
         A connection that is lost, or a daemon that is restarted meanwhile, never makes two jobs of one call.
 
         Raises:
-            DropRefused: this cannot become a job.
             ConfigError: a setting is wrong.
-            ControlError: the prompts cannot be read, or nothing may be taken now.
+            ControlError: the prompts cannot be read or cannot become a job, or nothing may be taken now.
         """
         named = {"model": model, "label": label, "priority": priority, **settings}
         with closing(self._submission(prompts, schema, named)) as submission:
@@ -151,8 +150,8 @@ class Client(BaseClient):
     def models(self) -> list[ModelEntry]:
         """The models in the stores of the servers.
 
-        >>> [model.name for model in client.models()]
-        ['tiny:latest']
+        >>> sorted(model.name for model in client.models())
+        ['simulated:latest', 'tiny:latest']
         """
         return typed(self._got(self._transport.get("models")), Models).models
 

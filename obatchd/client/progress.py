@@ -65,6 +65,11 @@ def ended(job: Mapping[str, Any]) -> int:
     return sum(job[name] for name in ENDED)
 
 
+def _title(job: Mapping[str, Any]) -> str:
+    """What its owner calls it."""
+    return str(job.get("label") or job["name"])
+
+
 def _counts(job: Mapping[str, Any]) -> str:
     total = f"{job['requests']:,}" if job["requests"] is not None else f"{job['indexed']:,} or more"
     return f"{ended(job):,} of {total}"
@@ -128,8 +133,8 @@ class Bar:
         if reason := self._reasons.new(job):
             self.tell(reason)
         filled = _BAR * ended(job) // job["requests"] if job["requests"] else 0
-        bar = "━" * filled + " " * (_BAR - filled)
-        line = clean(f"{job['name']}  {bar}  {_counts(job)}  {speed(job)}".rstrip())
+        bar = "█" * filled + "░" * (_BAR - filled)
+        line = clean(f"{_title(job)}  {bar}  {_counts(job)}  {speed(job)}".rstrip())
         self._draw(line[: max(shutil.get_terminal_size().columns - 1, 1)])
 
     def tell(self, text: str) -> None:
@@ -165,7 +170,7 @@ class Notebook:
     def show(self, job: Mapping[str, Any]) -> None:
         if reason := self._reasons.new(job):
             self.tell(reason)
-        plain = clean(f"{job['name']}  {_counts(job)}  {speed(job)}".rstrip())
+        plain = clean(f"{_title(job)}  {_counts(job)}  {speed(job)}".rstrip())
         # Without a number the bar moves on its own (HTML, the element progress).
         extent = f' value="{ended(job)}" max="{job["requests"]}"' if job["requests"] else ""
         self._update({"text/plain": plain, "text/html": f"<progress{extent}></progress> {html.escape(plain)}"})

@@ -5,7 +5,6 @@ A daemon that is restarted in the middle is waited for. Nothing that it may have
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Callable
@@ -41,13 +40,6 @@ def run(step: Step[T]) -> T:
     """What comes of a step in the end."""
     while (found := step.look()) is None:
         time.sleep(step.pause_s)
-    return found
-
-
-async def run_async(step: Step[T]) -> T:
-    """The same; each try is in a thread, and no thread waits between them."""
-    while (found := await asyncio.to_thread(step.look)) is None:
-        await asyncio.sleep(step.pause_s)
     return found
 
 
