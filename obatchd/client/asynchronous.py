@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
-from datetime import datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, Unpack, overload
 
 from obatchd.client.answers import Answer, Results
-from obatchd.client.base import BaseClient, BaseJob, Priority, Retried, Schema, form_of, typed
+from obatchd.client.base import BaseClient, BaseJob, Priority, Retried, Schema, Since, form_of, typed
 from obatchd.client.progress import progress as progress_here
 from obatchd.client.settings import Settings
 from obatchd.client.steps import Step
@@ -100,7 +99,7 @@ class AsyncClient(BaseClient):
         *,
         label: str | None = None,
         state: str | None = None,
-        since: timedelta | datetime | None = None,
+        since: Since | None = None,
         limit: int = 100,
         everyone: bool = False,
     ) -> list[AsyncJob[Any]]:

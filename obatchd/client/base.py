@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ from obatchd.client.transport import Document, Sockets, Transport
 from obatchd.errors import ControlError, DaemonDownError, DropRefused, NotFoundError, NotOverError
 from obatchd.results.chain import Chain
 from obatchd.results.rows import ResultSet
+from obatchd.times import span_s
 from obatchd.words import counted, misfit
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ T = TypeVar("T")
 Priority = Literal["low", "normal", "high"]
 Retried = Literal["failed", "truncated", "ungrounded"]
 PATIENCE_S = 120.0
+Since: TypeAlias = timedelta | datetime | str  # so long ago ("7d"), or a time
 Schema: TypeAlias = type[Any] | dict[str, Any] | None
 
 
@@ -113,8 +116,8 @@ class BaseJob(Generic[D]):
             done, total = ended(self._known), self._known["requests"]
             of = f"{done:,} of {counted(total, 'request')}" if total is not None else counted(done, "request")
             raise NotOverError(
-                f"job {self.id} is still running: {of} {'has' if done == 1 else 'have'} an outcome. Wait for it with "
-                "job.wait(), or take the answers so far with so_far=True"
+                f"job {self.id} is still running, with {of} done. Wait for it with job.wait(), or take the answers so "
+                "far with so_far=True"
             )
         source, advice = self._source(so_far)
         return Results(source, self._form, advice, failures=failures)
@@ -169,10 +172,9 @@ class BaseClient:
         return self._got(self._transport.get("jobs", name))
 
     def _many(
-        self, label: str | None, state: str | None, since: timedelta | datetime | None, limit: int, everyone: bool
+        self, label: str | None, state: str | None, since: Since | None, limit: int, everyone: bool
     ) -> list[Document]:
-        moment = datetime.now().astimezone() - since if isinstance(since, timedelta) else since
-        since_s = None if moment is None else moment.timestamp()
+        since_s = None if since is None else _moment_s(since)
         owner = "all" if everyone else "mine"
         asked = self._transport.get("jobs", label=label, state=state, since=since_s, limit=limit, owner=owner)
         found: list[Document] = self._got(asked)["jobs"]
@@ -205,6 +207,18 @@ class Submission:
     def close(self) -> None:
         """Delete what was written for the daemon."""
         self._folder.cleanup()
+
+
+def _moment_s(since: Since) -> float:
+    """Wall-clock seconds of a time, or of so long ago."""
+    if isinstance(since, datetime):
+        return since.timestamp()
+    try:
+        return time.time() - (since.total_seconds() if isinstance(since, timedelta) else span_s(since))
+    except (AttributeError, ValueError):
+        raise ControlError(
+            f'since must be a length of time such as "7d", or a time; not {since}', code="usage"
+        ) from None
 
 
 def form_of(schema: Schema) -> Form[Any] | None:

@@ -32,8 +32,9 @@ def as_drop(what: Any, settings: dict[str, Any], folder: Path) -> Drop:
     """
     if isinstance(what, str | os.PathLike):
         return Drop(_existing(Path(what).expanduser()), settings)
-    if isinstance(what, Mapping):
-        what = [what]
+    if isinstance(what, bytes | bytearray):
+        raise _no_prompt(what, "what was given")
+    what = [what] if isinstance(what, Mapping) else _with_index(what)
     columns = _columns_of(what)
     path = folder / _NAME
     try:
@@ -60,18 +61,30 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _with_index(what: Any) -> Any:
+    """A data frame of pandas with its index among its columns, where that has a name."""
+    names = getattr(getattr(what, "index", None), "names", ()) if hasattr(what, "to_json") else ()
+    return what.reset_index() if hasattr(what, "columns") and any(name is not None for name in names) else what
+
+
 def _columns_of(what: Any) -> Sequence[str] | None:
     """The columns of a data frame of pandas or polars or of a table of Arrow; None of anything else."""
     if not any(hasattr(what, method) for method in ("to_json", "write_ndjson", "to_batches")):
         return None
     columns = getattr(what, "column_names", None) or getattr(what, "columns", None)
-    return None if columns is None else [str(column) for column in columns]
+    return None if columns is None else [str(column) for column in columns] or None
 
 
 def _with_columns(settings: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
     """Settings that make prompts of rows. Rows are data: no column of them is taken for a setting."""
     by_name = {column.lower(): column for column in reversed(columns)}
     found = dict(settings)
+    for setting in ("text_column", "id_column"):
+        if settings.get(setting, columns[0]) not in columns:
+            raise ControlError(
+                f"{setting}: there is no column {settings[setting]}; the columns are {', '.join(columns)}",
+                code="no_prompts",
+            )
     if "template" not in settings and "text_column" not in settings:
         text = next((by_name[name] for name in _PROMPT_COLUMNS if name in by_name), None)
         text = columns[0] if text is None and len(columns) == 1 else text

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from obatchd.errors import ControlError
+
 D = TypeVar("D")
 _PROBLEMS = 3  # of one answer that are told
 _Reader = Callable[[str], Any]
@@ -21,13 +23,23 @@ class Form(Generic[D]):
 
     @classmethod
     def of(cls, schema: type[D] | dict[str, Any]) -> Form[D]:
-        """The form that a JSON Schema or a type says: a model of pydantic, a dataclass, ``list[Model]`` …."""
+        """The form that a JSON Schema or a type says: a model of pydantic, a dataclass, ``list[Model]`` ….
+
+        Raises ControlError (``schema``) where it is neither.
+        """
         if isinstance(schema, dict):
             return cls(schema)
+        if isinstance(schema, str):  # which pydantic would take for the name of a type
+            raise ControlError('schema must be a type or a JSON Schema; for any JSON give format="json"', code="schema")
         from pydantic import TypeAdapter
+        from pydantic.errors import PydanticUserError
 
-        adapter = TypeAdapter(schema)
-        return cls(adapter.json_schema(), adapter.validate_json)
+        try:
+            adapter = TypeAdapter(schema)
+            return cls(adapter.json_schema(), adapter.validate_json)
+        except PydanticUserError as error:
+            reason = error.message.splitlines()[0]
+            raise ControlError(f"schema: pydantic can make no JSON Schema of it: {reason}", code="schema") from None
 
     def read(self, data: Any) -> D:
         """The data of an answer as an instance. Raises ValueError, in plain words, where they do not fit the type."""

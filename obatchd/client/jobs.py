@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import closing
-from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 from obatchd.client.answers import Results
-from obatchd.client.base import BaseClient, BaseJob, Priority, Retried, Schema, form_of, typed
+from obatchd.client.base import BaseClient, BaseJob, Priority, Retried, Schema, Since, form_of, typed
 from obatchd.client.progress import progress as progress_here
 from obatchd.client.settings import Settings
 from obatchd.client.steps import run
@@ -131,7 +130,7 @@ class Client(BaseClient):
         *,
         label: str | None = None,
         state: str | None = None,
-        since: timedelta | datetime | None = None,
+        since: Since | None = None,
         limit: int = 100,
         everyone: bool = False,
     ) -> list[Job[Any]]:
@@ -142,7 +141,7 @@ class Client(BaseClient):
 
         Args:
             state: running, publishing, done or refused.
-            since: accepted so long ago at most, or after that time.
+            since: accepted so long ago at most (``"7d"``), or after that time.
         """
         found = self._many(label, state, since, limit, everyone)
         return [Job(self._transport, document, None, self._patience_s) for document in found]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
+
+from obatchd.errors import ConfigError
 
 _OPTIONS = frozenset({"temperature", "seed", "top_k", "top_p", "min_p", "repeat_penalty", "stop"})
 
@@ -39,7 +42,13 @@ class Settings(TypedDict, total=False):
 
 
 def as_sent(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that are given, as a ``job.toml`` has them; None means not given."""
+    """The settings that are given, as a ``job.toml`` has them; None means not given.
+
+    Raises ConfigError for what is nearly an option. Of anything else that is wrong the daemon says so.
+    """
+    for name in given.keys() - Settings.__annotations__.keys():
+        if close := difflib.get_close_matches(name, Settings.__annotations__, 1, 0.8):
+            raise ConfigError(f"{name}: no such setting; did you mean {close[0]}?")
     said = {name: _plain(value) for name, value in given.items() if value is not None}
     if options := {name: said.pop(name) for name in _OPTIONS & said.keys()}:
         said["options"] = {**said.get("options", {}), **options}

@@ -16,7 +16,6 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +223,9 @@ def test_what_cannot_become_a_job_says_why(client: Client, tmp_path: Path) -> No
             client.submit(nothing)
     with pytest.raises(ControlError, match="number 2 of what was given is of the type int"):
         client.submit(["a", 7])  # type: ignore[list-item]
-    with pytest.raises(ConfigError, match="contxt_length: no such job setting; did you mean context_length"):
+    with pytest.raises(ConfigError, match="wehn: no such job setting"):
+        client.submit(["a"], wehn=7)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="contxt_length: no such setting; did you mean context_length"):
         client.submit(["a"], contxt_length=7)  # type: ignore[call-overload]
     (tmp_path / "x.pdf").write_bytes(b"%PDF-1.4")
     with pytest.raises(ObatchError, match="PDF"):
@@ -422,7 +423,7 @@ def test_what_the_page_shows_works(daemon: Start, tmp_path: Path, monkeypatch: p
     Path("notes.csv").write_text("mrn,ward,note\nM1,3,A man of 61.\nM2,5,unreadable\n")
     rows = list(pandas.read_csv("notes.csv").itertuples())
     names: dict[str, Any] = {
-        "__name__": "page", "pandas": pandas, "asyncio": asyncio, "timedelta": timedelta, "rows": rows,
+        "__name__": "page", "pandas": pandas, "asyncio": asyncio, "rows": rows,
         "batches": [["a", "b"], ["c"]],
     }  # fmt: skip
     blocks = re.findall(r"^( *)```python\n(.*?)^ *```$", (DOCS / "python.md").read_text(), re.MULTILINE | re.DOTALL)

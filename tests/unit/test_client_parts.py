@@ -6,10 +6,11 @@ import io
 import json
 import math
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow
 import pytest
 from pydantic import BaseModel
 
+from obatchd.client import Client
 from obatchd.client import progress as progress_module
 from obatchd.client.answers import Answer, Results
 from obatchd.client.base import typed
@@ -28,7 +30,7 @@ from obatchd.client.progress import Bar, Lines, Notebook, Silence, progress
 from obatchd.client.settings import as_sent
 from obatchd.client.steps import Patience, Retrying, Submitting, Waiting, run
 from obatchd.documents.jobs import JobDocument
-from obatchd.errors import ControlError, DaemonDownError, NotOverError, ObatchError
+from obatchd.errors import ConfigError, ControlError, DaemonDownError, NotOverError, ObatchError
 from obatchd.results.rows import ResultSet
 
 JOB: dict[str, Any] = {
@@ -89,6 +91,7 @@ def test_prompts_are_written_as_they_come(tmp_path: Path) -> None:
     ("what", "words"),
     [
         (7, "what was given is of the type int"),
+        (b"bytes", "what was given is of the type bytes"),
         (["a", None], "number 2 of what was given is of the type NoneType"),
         (pandas.Series(["a", math.nan]), "number 2 of what was given is of the type float"),
         ([], "there is no prompt to submit"),
@@ -125,6 +128,16 @@ def test_columns_of_a_frame_that_are_prompt_and_id(
     assert as_drop(pyarrow.Table.from_pandas(frame), given, tmp_path).settings == found
 
 
+def test_an_index_with_a_name_is_a_column(tmp_path: Path) -> None:
+    frame = pandas.DataFrame({"id": [7, 3], "text": ["a", "b"]}).set_index("id")
+    drop = as_drop(frame, {}, tmp_path)
+    assert drop.settings == {"text_column": "text", "id_column": "id"}
+    assert [json.loads(line)["id"] for line in drop.path.read_bytes().splitlines()] == [7, 3]
+    assert written(frame["text"], tmp_path) == [{"prompt": "a"}, {"prompt": "b"}]
+    with pytest.raises(ControlError, match="text_column: there is no column nota; the columns are id, text"):
+        as_drop(frame, {"text_column": "nota"}, tmp_path)
+
+
 def test_cells_keep_what_they_are(tmp_path: Path) -> None:
     frame = pandas.DataFrame({"text": ["a", None], "n": [1, 2], "f": [0.1 + 0.2, math.nan], "l": [[1, 2], []]})
     frame["at"] = pandas.to_datetime(["2026-01-01", None])
@@ -137,6 +150,9 @@ def test_settings_that_are_not_given_are_not_sent_and_options_go_together() -> N
     sent = as_sent({"model": None, "temperature": 0, "options": {"top_k": 2}, "in_source": ("mrn",), "stop": ["x"]})
     assert sent == {"options": {"top_k": 2, "temperature": 0, "stop": ["x"]}, "in_source": ["mrn"]}
     assert as_sent({}) == {}
+    with pytest.raises(ConfigError, match="tempature: no such setting; did you mean temperature"):
+        as_sent({"tempature": 0})
+    assert as_sent({"of_a_later_version": 1}) == {"of_a_later_version": 1}
 
 
 # What comes back.
@@ -149,6 +165,9 @@ def test_types_are_schemas_and_make_instances() -> None:
     assert Form.of(Pair).read({"left": "a", "right": "b"}) == Pair("a", "b")
     assert Form.of(list[Point]).read([{"x": 1}]) == [Point(x=1)]
     assert Form.of({"type": "object"}).read({"any": 1}) == {"any": 1}
+    for wrong_type, words in (("json", 'format="json"'), (Clock, "pydantic can make no JSON Schema of it")):
+        with pytest.raises(ControlError, match=words):
+            Form.of(wrong_type)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^x: Input should be a valid integer.*; at: ") as wrong:
         form.read({"x": "much", "at": 3.5e99})
     assert "http" not in str(wrong.value) and "much" not in str(wrong.value)
@@ -236,6 +255,19 @@ def test_another_version_is_named_as_such() -> None:
     assert other.value.code == "version"
 
 
+def test_jobs_are_asked_for_since_a_time_or_so_long_ago() -> None:
+    sockets = Scripted(*({"jobs": []} for _ in range(4)))
+    client = Client(transport=sockets)
+    now_s = time.time()
+    for since in ("7d", timedelta(days=7), datetime.fromtimestamp(now_s - 7 * 86400, UTC)):
+        assert client.jobs(since=since) == []
+    assert all(abs(query["since"] - (now_s - 7 * 86400)) < 60 for query in sockets.queries)
+    with pytest.raises(ControlError, match='such as "7d"'):
+        client.jobs(since="yesterday")
+    with pytest.raises(ControlError, match='such as "7d"'):
+        client.jobs(since=5)  # type: ignore[arg-type]
+
+
 # Waiting for a daemon.
 
 
@@ -288,6 +320,7 @@ class Scripted:
     def __init__(self, *script: Any) -> None:
         self.script = list(script)
         self.asked: list[tuple[Any, ...]] = []
+        self.queries: list[dict[str, Any]] = []
 
     def _next(self, *asked: Any) -> Any:
         self.asked.append(asked)
@@ -297,6 +330,7 @@ class Scripted:
         return found
 
     def get(self, path: str, *names: str, **query: Any) -> Any:
+        self.queries.append(query)
         return self._next("get", *names)
 
     def post(self, path: str, *names: str, body: Any = None) -> Any:
