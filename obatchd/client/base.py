@@ -6,7 +6,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeAlias, TypeVar
@@ -15,7 +15,7 @@ import msgspec
 
 from obatchd.client import runtime
 from obatchd.client.answers import Results, advice_in
-from obatchd.client.drops import as_drop
+from obatchd.client.drops import as_drop, not_written
 from obatchd.client.forms import Form
 from obatchd.client.progress import ENDED, Progress, ended, progress
 from obatchd.client.settings import as_sent
@@ -195,18 +195,22 @@ class Submission:
         self.pause_s = Submitting.pause_s
         self._transport, self._patience = transport, patience
         self._prompts, self._settings = prompts, settings
-        self._folder = tempfile.TemporaryDirectory(prefix="obatchd-")
+        self._at_end = ExitStack()
         self._submitting: Submitting | None = None
 
     def look(self) -> Document | None:
         if self._submitting is None:
-            drop = as_drop(self._prompts, self._settings, Path(self._folder.name))
+            try:
+                folder = self._at_end.enter_context(tempfile.TemporaryDirectory(prefix="obatchd-"))
+            except OSError as error:
+                raise not_written(error) from None
+            drop = as_drop(self._prompts, self._settings, Path(folder))
             self._submitting = Submitting(self._transport, drop, self._patience)
         return self._submitting.look()
 
     def close(self) -> None:
         """Delete what was written for the daemon."""
-        self._folder.cleanup()
+        self._at_end.close()
 
 
 def _moment_s(since: Since) -> float:

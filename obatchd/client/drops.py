@@ -47,8 +47,16 @@ def as_drop(what: Any, settings: dict[str, Any], folder: Path) -> Drop:
         if not path.stat().st_size:
             raise ControlError("there is no prompt to submit: what was given is empty", code="no_prompts")
     except OSError as error:
-        raise ControlError(f"the prompts cannot be written for the daemon: {said(error)}", code="not_copied") from None
+        raise not_written(error) from None
     return Drop(path, settings)
+
+
+def not_written(error: OSError) -> ControlError:
+    """The error that says: the disk does not take the file for the daemon."""
+    return ControlError(
+        f"the prompts cannot be written for the daemon: {said(error)}. TMPDIR names another place for them",
+        code="not_copied",
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from obatchd.client.drops import Drop
@@ -83,12 +84,18 @@ class Patience:
         self._reached, self._since_s = True, None
 
 
+class Taker(Protocol):
+    """The part of a transport that takes submissions."""
+
+    def submit(self, path: Path, settings: Document, token: str, *, again: bool) -> Document: ...
+
+
 class Submitting:
     """Hands a drop over, once, however often the connection is lost."""
 
     pause_s = _AWAY_PAUSE_S
 
-    def __init__(self, transport: Transport, drop: Drop, patience: Patience) -> None:
+    def __init__(self, transport: Taker, drop: Drop, patience: Patience) -> None:
         self._transport, self._drop, self._patience = transport, drop, patience
         self._token = secrets.token_hex(16)
         self._again = False

@@ -282,6 +282,23 @@ def test_one_call_makes_one_job_when_the_daemon_is_killed_as_it_accepts(make_dae
     assert [one.id for one in client.jobs()] == [job.id]
 
 
+def test_obatchctl_makes_one_job_when_the_daemon_is_killed_as_it_accepts(make_daemon: Start, tmp_path: Path) -> None:
+    d = make_daemon().start(crash_at="submit.after_accept").ready()
+    (tmp_path / "once.jsonl").write_text('{"prompt": "once?"}\n')
+    ran: list[subprocess.CompletedProcess[str]] = []
+    submitting = threading.Thread(
+        target=lambda: ran.append(d.control("submit", tmp_path / "once.jsonl", "--wait", timeout_s=90))
+    )
+    submitting.start()
+    assert d.process is not None
+    d.process.wait(30)
+    d.start()
+    submitting.join(90)
+    assert ran[0].returncode == 0 and "obatchd does not answer; waiting 2 min" in ran[0].stderr
+    [job] = Client(d.spool).jobs()
+    assert job.id in ran[0].stdout and job.state == "done"
+
+
 class Losing(Sockets):
     """Loses the daemon's answer to a submission, or to a retry, so often."""
 

@@ -104,6 +104,14 @@ def test_what_is_no_prompt_is_refused_with_an_example(what: Any, words: str, tmp
         as_drop(what, {}, tmp_path)
 
 
+def test_a_place_that_takes_no_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ControlError, match=r"gone/.*: No such file or directory\. TMPDIR names another place"):
+        Client(transport=Scripted()).submit(["a"])
+    with pytest.raises(ControlError, match="No such file or directory"):
+        as_drop(["a"], {}, tmp_path / "gone")
+
+
 def test_the_prompts_of_a_series_are_its_texts(tmp_path: Path) -> None:
     assert written(pandas.Series(["a", "b"], index=[3, 9]), tmp_path) == [{"prompt": "a"}, {"prompt": "b"}]
 

@@ -22,7 +22,7 @@ from obatchd.errors import DaemonDownError
 
 _POLL_S = 0.5
 _LINE_S = 30.0  # between two lines where there is no terminal to draw on
-_DOWN_S = 120.0  # a daemon that is being restarted is waited for
+DOWN_S = 120.0  # a daemon that is being restarted is waited for
 _TIME = re.compile(r" \([^()]*next try at .*?\)")
 _T = TypeVar("_T")
 _OVER = ("done", "refused")
@@ -48,11 +48,11 @@ def over_restarts(ask: Callable[[], _T]) -> _T:
         try:
             return ask()
         except DaemonDownError as error:
-            if error.code == "permission" or (down_since_s and time.monotonic() - down_since_s > _DOWN_S):
+            if error.code == "permission" or (down_since_s and time.monotonic() - down_since_s > DOWN_S):
                 raise
             if down_since_s is None:
                 down_since_s = time.monotonic()
-                click.echo(f"obatchd does not answer; waiting {_DOWN_S:.0f} s for it to come back.", err=True)
+                click.echo(f"obatchd does not answer; waiting {DOWN_S:.0f} s for it to come back.", err=True)
             time.sleep(_POLL_S)
 
 
