@@ -29,11 +29,11 @@ from obatchd.words import counted, misfit
 
 if TYPE_CHECKING:
     import pandas
+    import polars
     import pyarrow
 
-    Prompts: TypeAlias = (
-        Iterable[str] | Iterable[Mapping[str, Any]] | str | os.PathLike[str] | pandas.DataFrame | pyarrow.Table
-    )
+    Frame: TypeAlias = pandas.DataFrame | polars.DataFrame | pyarrow.Table
+    Prompts: TypeAlias = Iterable[str] | Iterable[Mapping[str, Any]] | str | os.PathLike[str] | Frame
 
 D = TypeVar("D")
 T = TypeVar("T")

@@ -28,7 +28,6 @@ _BY_STATUS: dict[int, type[errors.ObatchError]] = {
     400: errors.ConfigError,
     422: errors.DropRefused,
 }
-_BY_CODE = {kind.code: kind for kind in _BY_STATUS.values()}  # of submissions, whose answers have no status
 
 
 class Client:
@@ -199,6 +198,5 @@ def _document(body: bytes) -> Document:
 
 def _raise(document: Document, status: int) -> NoReturn:
     error = document.get("error", {})
-    code = str(error.get("code", errors.ControlError.code))
-    kind = _BY_STATUS.get(status) or _BY_CODE.get(code, errors.ControlError)
-    raise kind(str(error.get("message", f"the daemon answered {status}")), code=code)
+    kind = _BY_STATUS.get(status, errors.ControlError)
+    raise kind(str(error.get("message", f"the daemon answered {status}")), code=str(error.get("code", "control")))

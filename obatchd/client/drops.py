@@ -14,6 +14,7 @@ from obatchd.words import said
 _NAME = "prompts.jsonl"
 _PROMPT_COLUMNS = ("prompt", "text", "content", "question", "query")  # as the daemon looks for them in tables
 _ID_COLUMNS = ("id", "custom_id")
+_LIBRARIES = ("pandas", "polars", "pyarrow")
 _DIGITS = 15  # of numbers in data frames: as many as pandas writes
 
 
@@ -69,18 +70,28 @@ def _existing(path: Path) -> Path:
     return path
 
 
+def _library(what: Any) -> str:
+    """The library of which ``what`` is a data frame or table, a subclass of one included; empty for anything else."""
+    roots = (kind.__module__.partition(".")[0] for kind in type(what).__mro__ if hasattr(kind, "columns"))
+    return next((root for root in roots if root in _LIBRARIES), "")
+
+
 def _with_index(what: Any) -> Any:
-    """A data frame of pandas with its index among its columns, where that has a name."""
-    names = getattr(getattr(what, "index", None), "names", ()) if hasattr(what, "to_json") else ()
-    return what.reset_index() if hasattr(what, "columns") and any(name is not None for name in names) else what
+    """A data frame of pandas with its index among its columns, where that has a name which no column has."""
+    if _library(what) != "pandas":
+        return what
+    names = [name for name in what.index.names if name is not None]
+    return what.reset_index() if names and not set(names) & set(what.columns) else what
 
 
 def _columns_of(what: Any) -> Sequence[str] | None:
     """The columns of a data frame of pandas or polars or of a table of Arrow; None of anything else."""
-    if not any(hasattr(what, method) for method in ("to_json", "write_ndjson", "to_batches")):
+    if not (library := _library(what)):
         return None
-    columns = getattr(what, "column_names", None) or getattr(what, "columns", None)
-    return None if columns is None else [str(column) for column in columns] or None
+    columns = [str(column) for column in (what.column_names if library == "pyarrow" else what.columns)]
+    if not columns:
+        raise ControlError("there is no prompt to submit: the table has no columns", code="no_prompts")
+    return columns
 
 
 def _with_columns(settings: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
@@ -109,13 +120,14 @@ def _with_columns(settings: dict[str, Any], columns: Sequence[str]) -> dict[str,
 
 
 def _write_frame(frame: Any, file: BinaryIO) -> None:
-    if hasattr(frame, "write_ndjson"):  # polars
+    library = _library(frame)
+    if library == "polars":
         frame.write_ndjson(file)
-    elif hasattr(frame, "to_json"):  # pandas
+    elif library == "pandas":
         frame.to_json(
             file, orient="records", lines=True, date_format="iso", double_precision=_DIGITS, force_ascii=False
         )
-    else:  # Arrow
+    else:
         for batch in frame.to_batches():
             _write_requests(batch.to_pylist(), file)
 

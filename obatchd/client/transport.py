@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from obatchd.client import client
+from obatchd.errors import ConfigError, ControlError, DropRefused, ForbiddenError
 
 Document = dict[str, Any]
 
@@ -28,8 +29,19 @@ class Transport(Protocol):
         """A directory with the files of a job's outbox, on this host; None where it has none."""
 
 
+_LEAVES = {kind.code: kind for kind in (ConfigError, DropRefused, ForbiddenError)}
+
+
 class Sockets(client.Client):
     """The Unix sockets of a daemon on this host. Its outbox is read where it lies: a job's owner may read it."""
+
+    def submit(self, path: Path, settings: Document, token: str = "", *, again: bool = False) -> Document:
+        try:
+            return super().submit(path, settings, token, again=again)
+        except ControlError as error:  # answers to submissions have a code alone, which says the leaf
+            if (kind := _LEAVES.get(error.code)) is None:
+                raise
+            raise kind(error.message) from None
 
     def outbox(self, job: Document) -> Path | None:
         return Path(job["outbox"]) if job["outbox"] else None

@@ -146,6 +146,31 @@ def test_an_index_with_a_name_is_a_column(tmp_path: Path) -> None:
         as_drop(frame, {"text_column": "nota"}, tmp_path)
 
 
+class Labelled(pandas.DataFrame):
+    """A data frame of somebody else's library."""
+
+
+def test_frames_are_known_by_what_they_are_and_not_by_the_names_of_their_columns(tmp_path: Path) -> None:
+    odd = {"text": ["a"], "column_names": [1], "write_ndjson": [2], "to_batches": [3], "columns": [4], "index": [5]}
+    for frame in (pandas.DataFrame(odd), Labelled(odd), pyarrow.table(odd)):
+        drop = as_drop(frame, {}, tmp_path)
+        assert drop.settings == {"text_column": "text"}
+        assert json.loads(drop.path.read_bytes()) == {name: values[0] for name, values in odd.items()}
+    twice = pandas.DataFrame({"text": ["a"]}, index=pandas.Index([7], name="text"))
+    assert written(twice, tmp_path) == [{"text": "a"}]
+    with pytest.raises(ControlError, match="the table has no columns"):
+        as_drop(pandas.DataFrame(), {}, tmp_path)
+
+
+def test_a_frame_of_polars_is_taken(tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars", reason="polars is not among the tools of the tests")
+    frame = polars.DataFrame({"id": [7, 3], "text": ["größe", None], "at": [datetime(2026, 1, 2), None]})
+    drop = as_drop(frame, {}, tmp_path)
+    assert drop.settings == {"text_column": "text", "id_column": "id"}
+    first, second = map(json.loads, drop.path.read_bytes().splitlines())
+    assert (first["text"], first["at"][:10], second["text"]) == ("größe", "2026-01-02", None)
+
+
 def test_cells_keep_what_they_are(tmp_path: Path) -> None:
     frame = pandas.DataFrame({"text": ["a", None], "n": [1, 2], "f": [0.1 + 0.2, math.nan], "l": [[1, 2], []]})
     frame["at"] = pandas.to_datetime(["2026-01-01", None])
