@@ -76,6 +76,10 @@ class NotFoundError(ControlError, code="not_found"):
     """No such job, server or model."""
 
 
+class NotOverError(ControlError, code="not_over"):
+    """A job is still in work."""
+
+
 class ForbiddenError(ControlError, code="forbidden"):
     """The caller may not do this."""
 

@@ -28,3 +28,8 @@ def coloured(stream: TextIO) -> bool:
 def draws(stream: TextIO) -> bool:
     """Whether a line of ``stream`` can be drawn anew: it is a terminal whose cursor moves."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def clean(value: object, keep: str = "") -> str:
+    """Text without control characters, which a drop's name may carry to deceive a terminal."""
+    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in str(value))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from obatchd.cli import exit_codes
+from obatchd.terminal import clean as clean  # which commands import from here
 from obatchd.times import span_s
 
 if TYPE_CHECKING:
@@ -164,8 +165,3 @@ def given(_ctx: click.Context, _parameter: click.Parameter, value: Any) -> Any:
 def print_json(document: Document) -> None:
     """One document on one line, with the schema number first."""
     click.echo(json.dumps({"schema": 1, **document}))
-
-
-def clean(value: object, keep: str = "") -> str:
-    """Text without control characters, which a drop's name may carry to deceive a terminal."""
-    return "".join(c if c.isprintable() or c in keep else "\N{REPLACEMENT CHARACTER}" for c in str(value))

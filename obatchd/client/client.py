@@ -74,21 +74,28 @@ class Client:
                     _raise(document, 0)
                 yield document
 
-    def submit(self, path: Path, settings: Document) -> Document:
-        """Hand a file or folder over; returns the job once the daemon has it durably."""
+    def submit(self, path: Path, settings: Document, token: str = "", *, again: bool = False) -> Document:
+        """Hand a file or folder over; returns the job once the daemon has it durably.
+
+        Where the connection is lost (``handover_broken``) nobody knows what became of it. With a ``token`` of its own
+        the same may be handed over ``again``: that gives the job of the first time, where it was accepted.
+        """
         kind = "folder" if path.is_dir() else "file"
         files = _folder_files(path) if kind == "folder" else iter([(path.name, path)])
         with self._connect(SUBMIT_SOCKET, _LONG_TIMEOUT_S) as connection:
             name = os.path.basename(os.path.abspath(path))  # of a link, its own; of "." the directory's
+            wanted: Document = {"name": name, "kind": kind, "settings": settings}
+            wanted |= {"token": token, "again": again} if token else {}
             try:
-                handover.send_frame(connection, {"submit": {"name": name, "kind": kind, "settings": settings}})
+                handover.send_frame(connection, {"submit": wanted})
                 return self._hand_over(connection, files)
             except OSError as error:
                 # The daemon may have said why before it closed the connection.
                 answer, _ = handover.receive_frame(connection, 1.0)
                 if "error" in answer:
                     _raise(answer, 0)
-                raise errors.ControlError(f"the daemon ended the connection: {error}") from error
+                ended = f"the daemon ended the connection: {error}"
+                raise errors.ControlError(ended, code="handover_broken") from error
 
     @staticmethod
     def _hand_over(connection: socket.socket, files: Iterator[tuple[str, Path]]) -> Document:
@@ -123,15 +130,14 @@ class Client:
         with self._connect(CONTROL_SOCKET, timeout_s) as request.sock:
             try:
                 request.request(method, "/v1/" + path, sent, {"Content-Type": "application/json"} if sent else {})
-                response = request.getresponse()
+                with request.getresponse() as response:
+                    if response.status >= 400:
+                        _raise(_document(response.read()), response.status)
+                    yield response  # which is read here, too: a daemon that is killed breaks off in the middle
             except (http.client.HTTPException, OSError) as error:
                 late = isinstance(error, TimeoutError)
                 what = f"does not answer within {timeout_s:.0f} s" if late else f"broke off: {error}"
                 raise errors.DaemonDownError(f"obatchd on {self._spool} {what}. Look at its log.") from None
-            with response:
-                if response.status >= 400:
-                    _raise(_document(response.read()), response.status)
-                yield response
 
     def _connect(self, name: str, timeout_s: float | None) -> socket.socket:
         directory = read_record(self._spool).runtime_dir

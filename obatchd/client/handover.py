@@ -1,7 +1,8 @@
 """The wire format of ``submit.sock``: JSON frames, some with open descriptors.
 
-A frame is four bytes of length (big endian) and JSON. The client says ``{"submit": {"name", "kind", "settings"}}``;
-then, each time the daemon says ``{"next": true}``, either ``{"files": [names]}`` with one descriptor per name
+A frame is four bytes of length (big endian) and JSON. The client says ``{"submit": {"name", "kind", "settings"}}``,
+with a ``token`` where it would send the same once more after a lost connection, and then with ``again`` true. Then,
+each time the daemon says ``{"next": true}``, it says either ``{"files": [names]}`` with one descriptor per name
 (SCM_RIGHTS, at most ``BATCH``) or ``{"end": true}``. The daemon's last frame is ``{"job": {…}}`` or ``{"error": {…}}``;
 an error may come instead of any ``next``. Waiting for ``next`` keeps descriptors in flight below the kernel's limit
 (RLIMIT_NOFILE per user, unix(7)) and below both sides' own limits. Imported by ``obatchctl``: stays light.

@@ -37,6 +37,8 @@ class Submission:
     owner: int  # uid
     settings: dict[str, Any]  # a job.toml's content, not checked yet; see parse_job_settings
     files: Iterator[tuple[str, int]]
+    token: str = ""  # the same whenever the client sends this submission; empty: it sends it once
+    again: bool = False  # it has sent it before and does not know what became of it
 
 
 class JobOperations(Protocol):
@@ -56,8 +58,9 @@ class JobOperations(Protocol):
     async def submit(self, submission: Submission) -> JobDocument:
         """Take a drop; returns once it is durably accepted.
 
-        Raises DropRefused where it cannot become a job, ConfigError where its settings are wrong: then no file has been
-        asked for.
+        One that is sent ``again``, and was accepted before, is the job of that time; then no file is asked for. Raises
+        DropRefused where it cannot become a job, ConfigError where its settings are wrong: then no file has been asked
+        for.
         """
 
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:

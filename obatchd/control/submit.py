@@ -39,6 +39,7 @@ _FRAME_TIMEOUT_S = 30.0
 _STOP_GRACE_S = 5.0
 _NAME_LIMIT_BYTES = 255  # NAME_MAX
 _FILES_LIMIT = 1_000_000
+_TOKEN_LIMIT = 64  # characters
 _DEPTH = 33  # one more than folders in one another that are read
 
 
@@ -163,7 +164,12 @@ def _submission(header: dict[str, Any], peer: auth.Peer, files: Iterator[tuple[s
         raise errors.ControlError("kind must be file or folder, settings a table", code="bad_frame")
     if not _is_file_name(name):
         raise errors.ControlError("name must be a file name", code="bad_frame")
-    return Submission(name, kind, peer.uid, settings, files)
+    token, again = wanted.get("token", ""), wanted.get("again", False)
+    if not isinstance(token, str) or len(token) > _TOKEN_LIMIT or not isinstance(again, bool):
+        raise errors.ControlError(
+            f"token must be a text of {_TOKEN_LIMIT} characters at most, again true or false", code="bad_frame"
+        )
+    return Submission(name, kind, peer.uid, settings, files, token, again)
 
 
 def received_files(connection: socket.socket, timeout_s: float) -> Generator[tuple[str, int], None, None]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import msgspec
 from attrs import define, field
@@ -24,7 +25,7 @@ from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow
 from obatchd.live.job import LiveJob
 from obatchd.naming import EVERY_JOB, JobFilter
-from obatchd.operations.submissions import Submissions
+from obatchd.operations.submissions import Submissions, not_refused
 from obatchd.telling.notifications import untold
 from obatchd.times import instant
 from obatchd.users import user_name
@@ -83,6 +84,8 @@ class JobCommands:
 
     _engine: Engine
     _retried: set[int] = field(factory=set, init=False)  # keys of jobs whose failed requests are being copied
+    # One that is sent again while its first sending is still being taken waits for that. By owner and token.
+    _sent: WeakValueDictionary[tuple[int, str], asyncio.Lock] = field(factory=WeakValueDictionary, init=False)
 
     def all(
         self, caller: Caller, state: str | None, limit: int, *, mine: bool = False, only: JobFilter = EVERY_JOB
@@ -149,7 +152,13 @@ class JobCommands:
 
     @disk_faults_told()
     async def submit(self, submission: Submission) -> JobDocument:
-        return self._document(await Submissions(self._engine).submit(submission), {})
+        submissions = Submissions(self._engine)
+        if not submission.token:
+            return self._document(await submissions.submit(submission), {})
+        async with self._sent.setdefault((submission.owner, submission.token), asyncio.Lock()):
+            taken = await submissions.taken_before(submission) if submission.again else None
+            row = await submissions.submit(submission) if taken is None else not_refused(taken)
+            return self._document(row, {})
 
     @disk_faults_told()
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:

@@ -34,7 +34,15 @@ _NO_SUCH = {
     "truncated": "answer that was cut at its token limit",
     "ungrounded": "answer with a value that is not in its prompt",
 }
+_SENT_AGAIN = 1000  # latest jobs of an owner among which a submission is looked for that is sent again
 _UNPACKED_S = 5.0  # an archive that cannot be unpacked is refused at once where that is found out soon
+
+
+def not_refused(row: JobRow) -> JobRow:
+    """The job; raises DropRefused with the reason where its drop was refused after it had been taken."""
+    if row.state is JobState.REFUSED:
+        raise DropRefused("; ".join(row.notes))
+    return row
 
 
 @define(eq=False)
@@ -52,9 +60,24 @@ class Submissions:
         self._may_submit(submission.owner)
         source, rules = "the submission's settings", self._engine.settings.value
         settings = SubmittedSettings(*parse_job_settings(submission.settings, source))
+        if submission.token:
+            settings.settings = msgspec.structs.replace(settings.settings, token=submission.token)
         require_allowed(settings.settings.notify, rules.notifications, source)
         fill = partial(self._copy_and_look, submission, settings.settings)
         return await self._take(os.fsencode(submission.name), submission.owner, submission.kind, settings, fill)
+
+    async def taken_before(self, submission: Submission) -> JobRow | None:
+        """The job that an earlier sending of this submission has become; None where there is none."""
+        return await asyncio.to_thread(self._with_token, submission.owner, submission.token)
+
+    def _with_token(self, owner: int, token: str) -> JobRow | None:
+        engine = self._engine
+        rows = engine.store.state.list_jobs([*JobState], limit=_SENT_AGAIN, newest_first=True, owner=owner)
+        for row in rows:
+            # The row has its settings a moment after it is accepted; its directory has them before.
+            if (row.settings.token or SubmittedSettings.read(engine.layout.job_dir(row.job)).settings.token) == token:
+                return row
+        return None
 
     def _copy_and_look(self, submission: Submission, settings: JobSettings, incoming: Incoming) -> None:
         engine = self._engine
@@ -99,9 +122,7 @@ class Submissions:
             raise ControlError(f"it cannot be copied: {error.strerror or error}", code="not_copied") from error
         await engine.intake.begin(engine.store.state.find([claimed.job]), _UNPACKED_S)
         [row] = engine.store.state.find([claimed.job])
-        if row.state is JobState.REFUSED:
-            raise DropRefused("; ".join(row.notes))
-        return row
+        return not_refused(row)
 
     def _may_submit(self, owner: int) -> None:
         if self._engine.conditions.of_all:
@@ -212,7 +233,9 @@ def _settings_of_retry(settings: JobSettings, changes: Mapping[str, Any]) -> Job
     # Records have been made into requests already. A deadline that is a time was meant for the first job.
     deadline = None if isinstance(settings.deadline, str) else settings.deadline
     options = _without_limit(settings.options, changes) | changes.get("options", {})
-    records = dict.fromkeys(("template", "text_column", "id_column", "encoding", "lines", "sample", "sample_of"))
+    records = dict.fromkeys(
+        ("template", "text_column", "id_column", "encoding", "lines", "sample", "sample_of", "token")
+    )
     return msgspec.structs.replace(settings, **{**records, "deadline": deadline, **changes, "options": options})
 
 

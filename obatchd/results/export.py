@@ -8,14 +8,15 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from itertools import islice, starmap
+from itertools import starmap
 from typing import Any, BinaryIO, Literal, Protocol, TextIO
 
 from obatchd.errors import ResultsError
 from obatchd.installation import lacks
 from obatchd.results.answers import Parsed, parse_answer
+from obatchd.results.arrow import arrow_batches
 from obatchd.results.rows import Record, Row
-from obatchd.results.table import Column, as_cell, as_text, cells, columns_of
+from obatchd.results.table import Column, as_cell, cells, columns_of
 from obatchd.results.tally import DOUBTS, Tally
 from obatchd.results.workbook import Workbook
 
@@ -24,7 +25,6 @@ FORMATS: tuple[Format, ...] = ("text", "json", "jsonl", "csv", "parquet", "xlsx"
 BINARY = ("parquet", "xlsx")  # nothing for a terminal
 ONLY = (*DOUBTS, "failed")  # what an export may be limited to
 _Rows = Iterator[tuple[Row, Parsed]]
-_PARQUET_ROWS = 5000
 _VECTORS = {"embedding", "embeddings"}
 # Characters that command a terminal; all but tab and line feed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -156,28 +156,10 @@ def _write_text(rows: _Rows, target: TextIO) -> None:
 
 def _write_parquet(rows: _Rows, columns: list[Column], target: BinaryIO) -> None:
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError:
         raise ResultsError(lacks("pyarrow", "Parquet"), code="no_pyarrow") from None
-    types = {"bool": pyarrow.bool_(), "int": pyarrow.int64(), "float": pyarrow.float64()}
-    types["numbers"] = pyarrow.list_(pyarrow.float64())
-    schema = pyarrow.schema([(column.heading, types.get(column.kind, pyarrow.string())) for column in columns])
+    schema, batches = arrow_batches(rows, columns)
     with pyarrow.parquet.ParquetWriter(target, schema) as writer:
-        while batch := list(islice(rows, _PARQUET_ROWS)):
-            table = [cells(row, parsed.data, columns) for row, parsed in batch]
-            arrays = [
-                pyarrow.array([_arrow_value(cell, column) for cell in values], type=field.type)
-                for values, column, field in zip(zip(*table, strict=True), columns, schema, strict=True)
-            ]
-            writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
-
-
-def _arrow_value(value: Any, column: Column) -> Any:
-    if value is None or column.kind in ("bool", "int"):
-        return value
-    if column.kind == "float":
-        return float(value)
-    if column.kind == "numbers":
-        return [float(number) for number in value]
-    return as_text(value).encode("utf-8", "replace").decode()  # lone surrogates have no place in Parquet
+        for batch in batches:
+            writer.write_batch(batch)

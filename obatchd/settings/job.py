@@ -46,6 +46,7 @@ class JobSettings(msgspec.Struct, frozen=True, omit_defaults=True):
     lines_of: str | None = None  # the job whose numbers of lines a retry keeps; set by the daemon, not given
     repeat: int | None = None  # answer each prompt so many times
     label: str | None = None  # a name for the job, to find it by
+    token: str | None = None  # of the submission, by which one that is sent again is known; not given
 
 
 class FrozenSettings(msgspec.Struct, frozen=True):
@@ -157,7 +158,7 @@ class NotifySelection(Section):
 
 # Settings of a job that say who waits for it, or which answers it takes over, and not what is asked.
 _ABOUT_THE_JOB = frozenset({"priority", "deadline", "sample", "sample_of", "skip_done", "openai_batch", "label",
-                            "notify"})  # fmt: skip
+                            "notify", "token"})  # fmt: skip
 
 
 def asked_with(frozen: FrozenSettings, own: JobSettings) -> dict[str, Any]:
@@ -170,7 +171,7 @@ def asked_with(frozen: FrozenSettings, own: JobSettings) -> dict[str, Any]:
     }
 
 
-_FOUND = ("openai_batch", "sample_of", "lines_of")  # found while a job is read or retried, never given
+_FOUND = ("openai_batch", "sample_of", "lines_of", "token")  # found while a job is taken, read or retried, never given
 REQUEST_KEYS = frozenset(_OF_JOBS_TOO)  # those that bear on requests as they are, and not on how records become some
 JOB_KEYS = tuple(name for name in JobSettings.__struct_fields__ if name not in _FOUND)
 # Options that make Ollama load a model anew: they belong to the server's profile, not to one request.

@@ -15,6 +15,7 @@ from typing import TypeVar
 import pytest
 from daemon_support import Daemon, Job, free_ports, jsonl, prompts, wait_for
 
+from obatchd.client import Client as PythonClient
 from obatchd.client.client import Client
 from obatchd.errors import ForbiddenError, NotFoundError, ObatchError
 
@@ -130,3 +131,25 @@ def test_users_of_a_service_are_kept_apart(service: Daemon) -> None:
     assert "could not become a job" in as_user(ALICE, why.read_text)
     with pytest.raises(PermissionError):
         as_user(BOB, why.read_text)
+
+
+def test_the_python_client_shows_each_user_their_own_jobs(service: Daemon) -> None:
+    """They read their answers in the outbox themselves; who is somebody else finds neither job nor answer."""
+    spool = service.spool
+
+    def ask(word: str) -> tuple[str, list[str | None]]:
+        job = PythonClient(spool).submit([f"{word} 1?", f"{word} 2?"], label=word).wait(progress=False)
+        return job.id, [answer.prompt for answer in job.results() if answer.ok]
+
+    mine, answered = as_user(ALICE, lambda: ask("alice"))
+    assert answered == ["alice 1?", "alice 2?"]
+    assert as_user(BOB, lambda: ask("bob"))[1] == ["bob 1?", "bob 2?"]
+    assert as_user(ALICE, lambda: [job.label for job in PythonClient(spool).jobs()]) == ["alice"]
+    for name in (mine, "alice"):
+        with pytest.raises(NotFoundError):
+            as_user(BOB, lambda name=name: PythonClient(spool).job(name))
+    with pytest.raises(ForbiddenError):
+        as_user(BOB, lambda: PythonClient(spool).jobs(everyone=True))
+    with pytest.raises(ForbiddenError):
+        as_user(EVE, lambda: PythonClient(spool).status())
+    assert as_user(ROSE, lambda: {job.label for job in PythonClient(spool).jobs(everyone=True)}) == {"alice", "bob"}

@@ -7,10 +7,13 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from daemon_support import Daemon, jsonl
+from pydantic import BaseModel, Field
+
+from obatchd.client import Client
 
 Start = Callable[..., Daemon]
 pytestmark = [pytest.mark.real_ollama, pytest.mark.timeout(240)]
@@ -107,3 +110,25 @@ def test_a_source_is_part_of_the_prompt(real: Start) -> None:
     assert results["with"]["prompt"] == "Sum up."
     assert results["with"]["full_prompt"].count("The Nile") == 20
     assert results["with"]["prompt_tokens"] > results["without"]["prompt_tokens"] + 100
+
+
+class Finding(BaseModel):
+    """A part of another one: its schema stands in ``$defs``."""
+
+    side: Literal["left", "right"]
+    grade: int | None = Field(ge=0, le=9)
+
+
+class Report(BaseModel):
+    found: list[Finding] = Field(max_length=2)
+    sure: bool
+
+
+def test_a_type_of_pydantic_comes_back_as_instances(real: Callable[..., Daemon]) -> None:
+    client = Client(real(max_response_tokens=200).spool)
+    job = client.submit([f"Person {i} has a cough." for i in range(12)], schema=Report, temperature=0.8).wait(False)
+    answers = list(job.results())
+    assert len(answers) == 12 and sum(answer.ok for answer in answers) >= 10
+    assert all(isinstance(answer.data, Report) for answer in answers if answer.ok)
+    assert all(answer.error and answer.error.code in ("format_mismatch", "empty_response") for answer in job.failures())
+    assert job.results().to_arrow().column("sure").null_count == 12 - sum(answer.ok for answer in answers)

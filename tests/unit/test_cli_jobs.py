@@ -212,7 +212,7 @@ def test_waiting_ends_with_what_failed_and_what_needs_a_look(monkeypatch: pytest
     used = SettingsUsed("small", [8192], {}, 300, "x", "", [], "auto", None)
     details = JobDetails(used, {"timeout": Failure(2, "it took too long", "raise the limit")})
     ended = msgspec.to_builtins(job(succeeded=298, failed=2, totals=doubtful(3, 1), details=details, notes=["n"]))
-    monkeypatch.setattr(Client, "submit", lambda self, path, settings: ended)
+    monkeypatch.setattr(Client, "submit", lambda self, path, settings, token, again: ended)
     monkeypatch.setattr(Client, "get", lambda self, path, *names, **query: ended)
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
     result = CliRunner().invoke(
@@ -236,7 +236,7 @@ def test_notes_on_a_drop_are_told_when_it_is_submitted_and_not_twice(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     taken = msgspec.to_builtins(job(state="running", totals=None, notes=['"modle" in 40 requests']))
-    monkeypatch.setattr(Client, "submit", lambda self, path, settings: taken)
+    monkeypatch.setattr(Client, "submit", lambda self, path, settings, token, again: taken)
     monkeypatch.setattr(Client, "get", lambda self, path, *names, **query: {**taken, "state": "done"})
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
     command = ["--spool", "/nowhere", "submit", str(tmp_path / "a.jsonl")]

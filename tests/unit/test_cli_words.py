@@ -64,7 +64,7 @@ def test_waiting_goes_on_over_a_restart_of_the_daemon(monkeypatch: pytest.Monkey
 
     assert waiting.wait(look, quiet=True) == [{"state": "done"}]
     answers = iter([down] * 1000)
-    monkeypatch.setattr(waiting, "_DOWN_S", 0.0)
+    monkeypatch.setattr(waiting, "DOWN_S", 0.0)
     with pytest.raises(DaemonDownError):
         waiting.wait(look, quiet=True)
     answers = iter([DaemonDownError("not yours", code="permission")])

@@ -174,7 +174,7 @@ def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, *argu
     job |= {"sample_of": 5, "refused_to": None, "requests": 1, "indexed": 1, "paused": False, **counts}
     job |= {"details": {"failures": summary["failures"]}}
 
-    def submit(client: Client, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    def submit(client: Client, path: Path, settings: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
         submitted.append(settings)
         return job
 
@@ -223,7 +223,7 @@ def test_one_sample_of_several_that_failed_or_was_refused_ends_them_all(
     jobs = {"good.jsonl": good, "bad.jsonl": bad}
     submitted: list[dict[str, Any]] = []
 
-    def submit(client: Client, path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    def submit(client: Client, path: Path, settings: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
         submitted.append(settings)
         return jobs[path.name]
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from engine_support import lines, until
 from msgspec import UNSET
@@ -27,6 +28,7 @@ from obatchd.documents.answers import Paused, Removed
 from obatchd.documents.jobs import JobDocument
 from obatchd.errors import ConfigError, ControlError, DropRefused, NotFoundError, ObatchError, SpoolError
 from obatchd.intake.limits import OwnerLimits
+from obatchd.jobs.model import JobState
 from obatchd.jobs.store import StateStore
 from obatchd.ollama import faults
 from obatchd.ollama.faults import Fault
@@ -341,6 +343,52 @@ async def test_a_submission_is_a_job_with_its_own_settings(rig: Desk, tmp_path: 
 async def test_a_submitted_folder_is_one_job(rig: Desk, tmp_path: Path) -> None:
     document = await rig.operations.jobs.submit(handed(tmp_path, {"a.txt": b"x", "b.txt": b"y"}, name="folder"))
     assert document.requests == 2
+
+
+def sent(directory: Path, token: str, *, again: bool = False, owner: int = 1000) -> Submission:
+    """One that its client may send more than once."""
+    return attrs.evolve(handed(directory, lines("a", "b"), owner), token=token, again=again)
+
+
+async def test_a_submission_that_is_sent_again_is_the_job_of_the_first_time(rig: Desk, tmp_path: Path) -> None:
+    submit = rig.operations.jobs.submit
+    first = await submit(sent(tmp_path, "t1"))
+    assert (await submit(sent(tmp_path, "t1", again=True))).job == first.job
+    [live] = rig.work.jobs.values()
+    await rig.answer(live)
+    await rig.published(live)
+    assert (await submit(sent(tmp_path, "t1", again=True))).state == "done"  # over by now
+    # Another token, another owner, and one that was never accepted are jobs of their own.
+    others = [
+        await submit(sent(tmp_path, "t2", again=True)),
+        await submit(sent(tmp_path, "t1", again=True, owner=1001)),
+    ]
+    assert len({first.job, *(other.job for other in others)}) == 3
+    # What is retried has no token: nobody has sent it.
+    assert rig.work.store.state.find([first.job])[0].settings.token == "t1"
+
+
+async def test_both_sendings_at_once_make_one_job(rig: Desk, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    both = sent(tmp_path, "t1"), sent(tmp_path / "x", "t1", again=True)
+    first, second = await asyncio.gather(*map(rig.operations.jobs.submit, both))
+    assert first.job == second.job and len(rig.work.jobs) == 1
+
+
+async def test_a_submission_is_known_again_before_it_is_read(
+    rig: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a crash between its acceptance and the first look into it: only its directory has its token."""
+
+    async def crash(*_: Any) -> None:
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(rig.engine.intake, "begin", crash)
+    with pytest.raises(RuntimeError):
+        await rig.operations.jobs.submit(sent(tmp_path, "t1"))
+    [row] = rig.work.store.state.list_jobs([*JobState])
+    assert row.settings.token is None
+    assert (await rig.operations.jobs.submit(sent(tmp_path, "t1", again=True))).job == row.job
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from obatchd.cli.views import waiting
 from obatchd.cli.views.job import causes, counts, doubts
 from obatchd.cli.views.status import OUTCOMES, job_state
 from obatchd.cli.views.text import duration, place, styled
+from obatchd.client.drops import Drop
+from obatchd.client.steps import Patience, Submitting, run
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.results.export import data_of, document
 from obatchd.results.rows import ResultSet, Row
@@ -211,7 +214,8 @@ def _hand_over(
     jobs, refused = [], []
     for path, settings in drops.items():
         try:
-            job = client.submit(path, settings)
+            patience = Patience(waiting.DOWN_S, partial(click.echo, err=True), reached=False)
+            job = run(Submitting(client, Drop(path, settings), patience))
         except DaemonDownError:
             raise
         except ObatchError as error:

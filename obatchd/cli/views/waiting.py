@@ -17,12 +17,12 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Document, Invocation, View, clean
 from obatchd.cli.views.job import waits
 from obatchd.cli.views.status import finished
-from obatchd.cli.views.text import duration
+from obatchd.client.progress import speed
 from obatchd.errors import DaemonDownError
 
 _POLL_S = 0.5
 _LINE_S = 30.0  # between two lines where there is no terminal to draw on
-_DOWN_S = 120.0  # a daemon that is being restarted is waited for
+DOWN_S = 120.0  # a daemon that is being restarted is waited for
 _TIME = re.compile(r" \([^()]*next try at .*?\)")
 _T = TypeVar("_T")
 _OVER = ("done", "refused")
@@ -48,11 +48,11 @@ def over_restarts(ask: Callable[[], _T]) -> _T:
         try:
             return ask()
         except DaemonDownError as error:
-            if error.code == "permission" or (down_since_s and time.monotonic() - down_since_s > _DOWN_S):
+            if error.code == "permission" or (down_since_s and time.monotonic() - down_since_s > DOWN_S):
                 raise
             if down_since_s is None:
                 down_since_s = time.monotonic()
-                click.echo(f"obatchd does not answer; waiting {_DOWN_S:.0f} s for it to come back.", err=True)
+                click.echo(f"obatchd does not answer; waiting {DOWN_S:.0f} s for it to come back.", err=True)
             time.sleep(_POLL_S)
 
 
@@ -63,17 +63,6 @@ def _until_over(look: Callable[[], list[Document]], show: Callable[[list[Documen
         if all(job["state"] in _OVER for job in jobs):
             return jobs
         time.sleep(_POLL_S)
-
-
-def speed(job: Document) -> str:
-    """Speed, time left and failures of a job."""
-    parts = (
-        f"{job['requests_per_s']:.1f}/s" if job["requests_per_s"] else "",
-        f"{job['tokens_per_s']:,.0f} tokens/s" if job["tokens_per_s"] else "",
-        f"{duration(job['eta_s'])} left" if job["eta_s"] is not None else "",
-        f"{job['failed']:,} failed" if job["failed"] else "",
-    )
-    return ", ".join(filter(None, parts))
 
 
 class _Reasons:
