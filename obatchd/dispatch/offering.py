@@ -91,7 +91,7 @@ class Offering:
             link.choosy = choosy
         if not choosy or not any(link.free for link in links):
             return None
-        at_work = (kin for link in self._links.values() for kin in link.at_work)
+        at_work = {link.server.id: link.at_work for link in self._links.values()}
         warm = {link.server.id: link.warm for link in links}
         return Places.at(sum(link.free for link in links), warm, at_work)
 
@@ -164,7 +164,14 @@ class Offering:
             limit_s = max(left_s, LEAST_LIMIT_S) if left_s < settings.request_timeout_s else None
             items.append(
                 OfferItem(
-                    lane.job, pending.line, pending.attempt, pending.raw, pending.servers, limit_s, pending.prepared
+                    lane.job,
+                    pending.line,
+                    pending.attempt,
+                    pending.raw,
+                    pending.servers,
+                    limit_s,
+                    pending.prepared,
+                    pending.family,
                 )
             )
         capabilities = link.capabilities.get(profile.model, [])

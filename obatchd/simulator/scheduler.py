@@ -8,7 +8,6 @@ the one loader, which waits until the model it must replace has nothing in fligh
 from __future__ import annotations
 
 import asyncio
-import heapq
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from obatchd.simulator import golog
 from obatchd.simulator.config import Config, FaultBox, ModelSpec
 from obatchd.simulator.gpus import LoadReporter
 from obatchd.simulator.runner import RunnerGone, RunnerProcess
+from obatchd.simulator.slots import Slots
 
 FOREVER_S = (2**63 - 1) / 1e9  # Go's longest duration, what a negative keep_alive means
 
@@ -68,25 +68,6 @@ class Statistics:
     loads: list[dict[str, Any]] = field(default_factory=list)
     unloads: int = 0
     recent: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=4000))
-
-
-class Slots:
-    """``count`` numbered slots, given out in order of asking."""
-
-    def __init__(self, count: int) -> None:
-        self._free = list(range(count))
-        self._turn = asyncio.Semaphore(count)
-
-    def all_taken(self) -> bool:
-        return self._turn.locked()
-
-    async def take(self) -> int:
-        await self._turn.acquire()
-        return heapq.heappop(self._free)
-
-    def give_back(self, slot: int) -> None:
-        heapq.heappush(self._free, slot)
-        self._turn.release()
 
 
 class Loaded:
@@ -179,8 +160,8 @@ class Scheduler:
             if loaded.users == 0:
                 self._drop(loaded)
 
-    async def take_slot(self, loaded: Loaded) -> int:
-        """A slot of ``loaded``, waited for in order; give it back with :meth:`leave_slot`.
+    async def take_slot(self, loaded: Loaded, text: str = "") -> int:
+        """A slot of ``loaded`` for a prompt of this text, waited for in order; give it back with :meth:`leave_slot`.
 
         Raises:
             ServeError: the runner died meanwhile.
@@ -190,7 +171,7 @@ class Scheduler:
         counts.queued += waits
         counts.max_queued = max(counts.max_queued, counts.queued)
         try:
-            slot = await loaded.slots.take()
+            slot = await loaded.slots.take(text)
         finally:
             counts.queued -= waits
         if loaded.runner.dead:
