@@ -59,8 +59,7 @@ class Places:
         return max(0, elsewhere - 1)
 
     def began(self, lane: Lane, server: str, family: int | None) -> None:
-        """``server`` was given a request: a slot less is free."""
-        self.free -= 1
+        """``server`` was given a request."""
         warm = self._warm.get(server, [])
         if family is not None:
             kin = (lane.job, family)

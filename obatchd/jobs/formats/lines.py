@@ -76,7 +76,7 @@ def _indexed(number: int, offset: int, raw: bytes, where: str, parse: _Parser, f
         too_deep = RequestRefused("bad_json", "it is nested too deeply")
         return refused_request(number, offset, raw, request_id(raw), where, too_deep)
     of_queue = (request.id, request.model, request.context_length, request.priority)
-    if request.again or len(raw) >= WORTH_BYTES or request.urls or request.files:
+    if len(raw) >= WORTH_BYTES or request.images or request.urls or request.files or request.again:
         begins = beginning(request)
         return Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue, again=request.again, beginning=begins)
     return Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue)
