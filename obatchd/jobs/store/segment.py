@@ -196,7 +196,7 @@ class Segment(Database):
         low, high = keys_of(job)[0], request_key(job, to_line) + 1
         family = "(SELECT family FROM families f WHERE f.request = requests.request)" if self._families() else "NULL"
         rows = self._seen(
-            f"SELECT request, offset, length, checksum, id, {family} FROM requests"
+            "SELECT request, offset, length, checksum, id, " + family + " FROM requests"
             " WHERE request > ? AND request < ? AND lane = ?"
             " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) LIMIT ?",
             *(max(low, request_key(job, after_line)), high, lane, limit),
