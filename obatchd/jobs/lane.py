@@ -104,7 +104,12 @@ class Lane(msgspec.Struct, eq=False):
         """
         window, others = self.window, len(servers) > 1
         if window and not self.accused and not (others and window[0].servers):  # as for nearly all
-            at = places.choose(self, server) if places is not None and self.related else 0
+            if places is None:
+                pending = window.popleft()
+                if pending.family is not None:
+                    self._left(pending)
+                return pending
+            at = places.choose(self, server) if self.related else 0
             if others and window[at].servers and _left_for_others(window[at].servers, server, servers):
                 at = 0
             return self._take(at, server, places)
