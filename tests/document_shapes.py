@@ -41,6 +41,8 @@ LATER = frozenset(
         "waiting_for_restart",
         "waiting",
         "digests",
+        "families",
+        "prompt_tokens_reused_estimate",
     }
 )
 _MAPS = {

@@ -171,6 +171,7 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
         serial_s=round(totals.serial_s, 3),
         speedup=round(totals.serial_s / wall_s, 2),
         prompt_tokens=totals.prompt_tokens,
+        prompt_tokens_reused_estimate=totals.prompt_tokens_reused_estimate,
         response_tokens=totals.response_tokens,
         tokens_per_s=round(totals.response_tokens / wall_s, 2),
         servers={name: use.document(models.server_version(name), wall_s) for name, use in totals.servers.items()},

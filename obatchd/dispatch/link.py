@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -20,6 +20,7 @@ from obatchd.dispatch.worker import embedding
 from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
+from obatchd.jobs.places import Kin, kept
 from obatchd.rate import RateMeter
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -120,6 +121,8 @@ class Link:
         self.rests = 0  # since its latest answer
         self.failures = 0  # attempts since then that failed, not through the request's own doing
         self.mean_s = 1.0
+        self.choosy = False  # the next request depends on the slot that becomes free, so none waits at the worker
+        self._warm: list[Kin] = []  # families of requests that ended here, the latest last
         self.vectors = False  # the latest answer was vectors
         self.requests_done = 0
         self.tokens_done = 0
@@ -153,7 +156,7 @@ class Link:
         if self.rests:
             return 1  # to see whether it answers
         slots = self.server.slots
-        credit = _FAST_CREDIT * slots if self.fast else slots + 1
+        credit = _FAST_CREDIT * slots if self.fast else slots + (not self.choosy)
         together = min(embedding.TOGETHER, int(_VECTORS_S / self.mean_s)) if self.vectors else 0
         return max(credit, together * slots)
 
@@ -166,6 +169,35 @@ class Link:
     def started(self) -> int:
         """Requests that occupy a slot."""
         return sum(1 for offered in self.offers.values() if offered.started_s)
+
+    @property
+    def free(self) -> int:
+        """Slots without a request."""
+        return max(0, self.server.slots - len(self.offers))
+
+    @property
+    def at_work(self) -> Iterator[Kin]:
+        """The families of the requests that are here."""
+        for offered in self.offers.values():
+            if (family := offered.taken.pending.family) is not None:
+                yield offered.taken.lane.job, family
+
+    @property
+    def warm(self) -> list[Kin]:
+        """The families that free slots computed last, the latest last, as far as that can be told from here: Ollama
+        gives a request to the free slot that has most of its beginning."""
+        self._warm = kept(self._warm, self.free)
+        return self._warm
+
+    def ended(self, taken: Taken) -> None:
+        """A request gave up its slot, which keeps what it computed last."""
+        family = taken.pending.family
+        if family is None:
+            if self._warm:
+                self._warm = kept(self._warm, self.free - 1)
+            return
+        kin = (taken.lane.job, family)
+        self._warm = [*(other for other in self._warm if other != kin), kin]
 
     def waits_to_avoid(self, servers: Set[str]) -> bool:
         """Whether a request waits here because it failed on one of ``servers``: it would come back."""

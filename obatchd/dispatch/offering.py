@@ -16,6 +16,7 @@ from obatchd.dispatch.outcomes import LEAST_LIMIT_S, OutcomeHandler
 from obatchd.dispatch.protocol import OfferItem
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
+from obatchd.jobs.places import Places
 from obatchd.jobs.queue import JobQueue
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -83,7 +84,19 @@ class Offering:
             link.alone = True
             self._offer(link, profile, [taken])
 
+    def _places(self, profile: Profile, links: list[Link]) -> Places | None:
+        """Where the families of requests at hand are; None where no requests share a beginning, or nobody cares."""
+        choosy = self._settings.value.dispatch.families != "off" and self._queue.shares_beginnings(profile)
+        for link in links:
+            link.choosy = choosy
+        if not choosy or not any(link.free for link in links):
+            return None
+        at_work = {link.server.id: link.at_work for link in self._links.values()}
+        warm = {link.server.id: link.warm for link in links}
+        return Places.at(sum(link.free for link in links), warm, at_work)
+
     def _feed(self, profile: Profile, links: list[Link]) -> None:
+        places = self._places(profile, links)
         rooms = [(link, max(0, link.credit - len(link.offers))) for link in links]
         room = sum(free for _, free in rooms)
         if not room:
@@ -93,13 +106,15 @@ class Offering:
             for link, free in rooms:
                 # A fast server is sent many at a time: a frame costs more than its requests.
                 if free > (link.server.slots if link.fast else 0):
-                    taken = self._queue.take(profile, free, link.server.id, avoid, wary=link.rests > 0)
+                    taken = self._queue.take(
+                        profile, free, link.server.id, avoid, wary=link.rests > 0, places=None if link.fast else places
+                    )
                     self._offer(link, profile, taken)
             return
-        self._spread(profile, links, avoid)
+        self._spread(profile, links, avoid, places)
         self._steal(profile)
 
-    def _spread(self, profile: Profile, links: list[Link], avoid: Set[str]) -> None:
+    def _spread(self, profile: Profile, links: list[Link], avoid: Set[str], places: Places | None) -> None:
         """Share the waiting requests, fewer than there is room for, one by one between the servers with the fewest."""
         batches: dict[str, list[Taken]] = {}
         while links:
@@ -107,7 +122,7 @@ class Offering:
             batch = batches.setdefault(link.server.id, [])
             if len(link.offers) + len(batch) >= link.credit:
                 break
-            if taken := self._queue.take(profile, 1, link.server.id, avoid, wary=link.rests > 0):
+            if taken := self._queue.take(profile, 1, link.server.id, avoid, wary=link.rests > 0, places=places):
                 batch.extend(taken)
             else:
                 links = [other for other in links if other is not link]
@@ -149,7 +164,14 @@ class Offering:
             limit_s = max(left_s, LEAST_LIMIT_S) if left_s < settings.request_timeout_s else None
             items.append(
                 OfferItem(
-                    lane.job, pending.line, pending.attempt, pending.raw, pending.servers, limit_s, pending.prepared
+                    lane.job,
+                    pending.line,
+                    pending.attempt,
+                    pending.raw,
+                    pending.servers,
+                    limit_s,
+                    pending.prepared,
+                    pending.family,
                 )
             )
         capabilities = link.capabilities.get(profile.model, [])

@@ -54,6 +54,7 @@ class OutcomeHandler:
         if offered is None or offered.taken.pending.attempt != item.attempt:
             return  # a late answer of an attempt that was given up
         del link.offers[key]
+        link.ended(offered.taken)
         slot_s = item.duration_s + item.beside_s
         self._queue.charge(offered.taken, slot_s)
         if item.succeeded:
@@ -190,7 +191,8 @@ class OutcomeHandler:
             record = records.out_of_time(record, spent_s)
         elif pending.attempt - self.trials.uncounted(taken) < settings.max_attempts:
             servers = [*pending.servers, link.server.id]
-            again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s, pending.prepared)
+            kept = (pending.prepared, pending.known_settings, pending.family)
+            again = Pending(pending.line, pending.raw, pending.attempt + 1, servers, spent_s, *kept)
             self.requeue(Taken(taken.lane, again, 0.0))
             return
         self._finish(taken, record, 0.0, succeeded=False)

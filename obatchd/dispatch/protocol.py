@@ -56,6 +56,7 @@ class OfferItem(msgspec.Struct, array_like=True, frozen=True):
     servers: list[str] = []
     limit_s: float | None = None  # the rest of the request's total time, where that is less than an attempt's
     prepared: bytes = b""  # its sources, as the preparer gave them; empty where it names none
+    family: int | None = None  # of the job's requests with the same long beginning
 
 
 class Offer(msgspec.Struct, tag="offer", frozen=True):

@@ -193,6 +193,8 @@ class Summary(Document):
     obatchd_version: str
     label: str | msgspec.UnsetType = msgspec.UNSET
     gpu_s: float = 0.0  # seconds of GPUs: of each answer, the share of its server's GPUs that its slot had
+    # Of ``prompt_tokens``, those that servers had in a slot already, of requests that share a long beginning; by time.
+    prompt_tokens_reused_estimate: int = 0
 
 
 class EarlierStatus(msgspec.Struct):

@@ -63,6 +63,7 @@ class ServerEntry(msgspec.Struct):
     pid: int | None  # of ollama, where we started it
     worker_pid: int | None  # of the process that sends it requests
     cannot_have: list[RefusedModel] | UnsetType = UNSET  # absent without any
+    families: int | UnsetType = UNSET  # of the offered requests, different long beginnings that others share; or absent
 
 
 class Servers(msgspec.Struct):

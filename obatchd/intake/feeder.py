@@ -61,9 +61,14 @@ def read_requests(
             if (raw := row.read(file.fileno())) is None:
                 changed.append(row)
                 continue
-            history = known.get(row.line)
-            earlier = (history.attempts + 1, history.servers, history.spent_s) if history is not None else ()
-            pending.append(Pending(row.line, raw, *earlier))
+            request = Pending(row.line, raw, family=row.family)
+            if (history := known.get(row.line)) is not None:
+                request.attempt, request.servers, request.spent_s = (
+                    history.attempts + 1,
+                    history.servers,
+                    history.spent_s,
+                )
+            pending.append(request)
     return pending, changed
 
 

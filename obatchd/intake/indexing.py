@@ -17,6 +17,7 @@ from obatchd.intake.digest import content_digest
 from obatchd.intake.feeder import read_requests
 from obatchd.intake.sample import Reservoir
 from obatchd.intake.submitted import SubmittedSettings
+from obatchd.jobs.families import Families
 from obatchd.jobs.formats import (
     Contents,
     FieldNotes,
@@ -74,6 +75,7 @@ class DropReader:
         self._hashed = False
         self._sampled: list[Entry] | None = None
         self._field_notes = FieldNotes()
+        self._families = Families()
 
     @property
     def request_file(self) -> Path:
@@ -182,6 +184,8 @@ class DropReader:
                 entries: Iterable[Entry] = self._sample() if self.row.settings.sample else self._read()
                 self._entries = repeated(entries, self._times) if self._times > 1 else iter(entries)
             found = list(islice(self._entries, size))
+            if self._settings.dispatch.families != "off":
+                found = self._families.assigned(found)
         final = len(found) < size
         if final:
             self._note(*self._field_notes.notes())

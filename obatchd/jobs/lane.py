@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 
 import msgspec
 
 from obatchd.jobs.formats.request import shared_settings
 from obatchd.jobs.model import PRIORITY_CLASS, Profile
+from obatchd.jobs.places import Places
 
 WINDOW_LOW = 256  # requests in memory below which a lane wants more
 WINDOW_FETCH = 1024
@@ -30,6 +31,7 @@ class Pending(msgspec.Struct, array_like=True):
     spent_s: float = 0.0  # on them
     prepared: bytes = b""  # the preparer's text of its sources, for the worker; empty where it names none
     known_settings: bytes | None = None  # ``settings``, when somebody has asked for them
+    family: int | None = None  # of the job's requests with the same long beginning
 
     @property
     def settings(self) -> bytes:
@@ -49,6 +51,9 @@ class Lane(msgspec.Struct, eq=False):
     priority: str
     accepted_s: float
     window: deque[Pending] = msgspec.field(default_factory=deque)
+    members: dict[int, int] = {}  # of each family, its requests in the window
+    kindred: bool = False  # a family was met that had several there
+    related: int = 0  # requests there that have a family
     cursor: int = 0  # greatest line that was ever put into the window
     gaps: tuple[int, int] = (0, 0)  # requests without a result that an earlier run left lie between these lines
     unread: int = 0  # requests without a result that are only in the store
@@ -78,17 +83,75 @@ class Lane(msgspec.Struct, eq=False):
         """Whether a request has to be tried alone because of its settings."""
         return bool(self.accused) and pending.settings in self.accused
 
-    def pop(self, server: str, servers: Set[str]) -> Pending | None:
-        """Take the first request of the window that is not accused and not left for another one of ``servers``."""
+    def put(self, pending: Sequence[Pending]) -> None:
+        """Requests come into the window, behind those that are there."""
+        self.window.extend(pending)
+        self._joined(pending)
+
+    def put_back(self, pending: Pending) -> None:
+        """A request comes back in front of the window."""
+        self.window.appendleft(pending)
+        self._joined((pending,))
+
+    def remove(self, pending: Pending) -> None:
+        """A request leaves the window, wherever it stands."""
+        self.window.remove(pending)
+        self._left(pending)
+
+    def pop(self, server: str, servers: Set[str], places: Places | None = None) -> Pending | None:
+        """Take the first request of the window that is not accused and not left for another one of ``servers``; where
+        ``places`` of families are given, and neither stands in the way, the one that they choose for ``server``.
+        """
         window, others = self.window, len(servers) > 1
         if window and not self.accused and not (others and window[0].servers):  # as for nearly all
-            return window.popleft()
+            if places is None:
+                pending = window.popleft()
+                if pending.family is not None:
+                    self._left(pending)
+                return pending
+            at = places.choose(self, server) if self.related else 0
+            if others and window[at].servers and _left_for_others(window[at].servers, server, servers):
+                at = 0
+            return self._take(at, server, places)
         for position in range(len(window) if self.accused else min(len(window), _LOOK_AHEAD)):
             pending = window[position]
             if not (others and _left_for_others(pending.servers, server, servers)) and not self.is_accused(pending):
-                del window[position]
-                return pending
+                return self._take(position, server, places)
         return None
+
+    def _take(self, at: int, server: str, places: Places | None) -> Pending:
+        if at:
+            pending = self.window[at]
+            del self.window[at]
+        else:
+            pending = self.window.popleft()
+        if pending.family is not None:
+            self._left(pending)
+        if places is not None:
+            places.began(self, server, pending.family)
+        return pending
+
+    def _joined(self, pending: Iterable[Pending]) -> None:
+        for one in pending:
+            if (family := one.family) is not None:
+                count = self.members[family] = self.members.get(family, 0) + 1
+                self.kindred = self.kindred or count > 1
+                self.related += 1
+
+    def _left(self, pending: Pending) -> None:
+        if (family := pending.family) is None:
+            return
+        count = self.members[family] - 1
+        self.related -= 1
+        if count:
+            self.members[family] = count
+        else:
+            del self.members[family]
+
+    @property
+    def kinds(self) -> int:
+        """How many beginnings the requests of the window have: of its families, and of each without one its own."""
+        return len(self.members) + len(self.window) - self.related
 
     @property
     def waiting(self) -> int:

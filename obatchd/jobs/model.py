@@ -137,6 +137,8 @@ class Entry(msgspec.Struct, frozen=True):
     priority: str | None = None
     refusal: Refusal | None = None
     again: tuple[int, ...] = ()  # of a retry: the numbers of its answers that are asked for, in order; else all
+    beginning: bytes = b""  # of what is sent, until its family is known (jobs.families); empty where it is short
+    family: int | None = None  # a number that the requests of the job with the same long beginning have in common
 
     def read(self, descriptor: int) -> bytes | None:
         """The bytes from the open request file; None where they are not those that were indexed."""

@@ -10,23 +10,23 @@ from __future__ import annotations
 import bisect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from typing import Protocol
-
-import msgspec
+from typing import NamedTuple, Protocol
 
 from obatchd.jobs.lane import Lane, Pending, Taken
 from obatchd.jobs.model import Profile
+from obatchd.jobs.places import Places
+from obatchd.jobs.shares import Shares
 from obatchd.jobs.suspects import Suspects, Undecided
 
 _LOOK_AHEAD_LANES = 8
-_FIRST_ESTIMATE_S = 1.0
 
 
-class _Share(msgspec.Struct):
-    """One owner's use of the servers, in slot-seconds."""
+class _Asks(NamedTuple):
+    """Who asks for requests; :meth:`JobQueue.take`."""
 
-    used_s: float
-    mean_s: float = _FIRST_ESTIMATE_S
+    server: str
+    servers: Set[str]
+    places: Places | None
 
 
 class LaneFeeder(Protocol):
@@ -57,7 +57,8 @@ class JobQueue:
         self._lanes: dict[int, dict[int, Lane]] = {}  # by job, then number
         # Waiting lanes by profile and owner, per base class, each list by order of acceptance.
         self._waiting: dict[Profile, dict[int, tuple[list[Lane], list[Lane], list[Lane]]]] = {}
-        self._shares: dict[int, _Share] = {}
+        self._shares = Shares()
+        self._kindred: set[Lane] = set()  # some of whose requests share a beginning
         self._paused: set[int] = set()
         self._suspects = Suspects(self._paused)
         self._feeder = feeder
@@ -83,7 +84,7 @@ class JobQueue:
         Requests at hand go straight into the window, but only while nothing before them is still in the store alone.
         """
         if pending and len(pending) == stored and lane.unread == 0 and not lane.fetching:
-            lane.window.extend(self._feeder.ready(lane, pending, self))
+            self._put(lane, self._feeder.ready(lane, pending, self))
             lane.cursor = max(lane.cursor, pending[-1].line)
         else:
             lane.unread += stored
@@ -98,7 +99,7 @@ class JobQueue:
         lane.fetching = False
         if not self._known(lane):
             return
-        lane.window.extend(self._feeder.ready(lane, pending, self))
+        self._put(lane, self._feeder.ready(lane, pending, self))
         lane.unread = max(0, lane.unread - len(pending) - gone - phantom)
         self._enlist(lane)
         self._filled()
@@ -107,21 +108,26 @@ class JobQueue:
         """A request of ``lane`` has its sources, or (None) has failed for want of them."""
         lane.preparing -= 1
         if pending is not None and self._known(lane):
-            lane.window.append(pending)
+            self._put(lane, (pending,))
             self._enlist(lane)
             self._filled()
 
+    def _put(self, lane: Lane, pending: Sequence[Pending]) -> None:
+        lane.put(pending)
+        if lane.kindred:
+            self._kindred.add(lane)
+
     def give_back(self, taken: Taken) -> None:
         """Put a request back in front of its lane and take its charge off its owner."""
-        self._share(taken.lane.owner).used_s -= taken.charge_s
+        self._shares.of(taken.lane.owner).used_s -= taken.charge_s
         lane = taken.lane
         if self._known(lane):
-            lane.window.appendleft(taken.pending)
+            lane.put_back(taken.pending)
             self._enlist(lane)
 
     def postpone(self, taken: Taken) -> None:
         """Somebody keeps a request until :meth:`take_up`: count it as waiting, and take its charge off its owner."""
-        self._share(taken.lane.owner).used_s -= taken.charge_s
+        self._shares.of(taken.lane.owner).used_s -= taken.charge_s
         taken.lane.postponed += 1
         taken.lane.postponed_bytes += len(taken.pending.raw)
 
@@ -132,7 +138,7 @@ class JobQueue:
 
     def set_aside(self, taken: Taken) -> None:
         """Keep a request that is suspected of crashing servers until one can be had for it alone."""
-        self._share(taken.lane.owner).used_s -= taken.charge_s
+        self._shares.of(taken.lane.owner).used_s -= taken.charge_s
         if self._known(taken.lane):
             self._suspects.add(Taken(taken.lane, taken.pending, 0.0))
 
@@ -157,7 +163,7 @@ class JobQueue:
 
     def withdraw(self, taken: Taken) -> None:
         """A request that was taken is not tried after all: take its charge off its owner."""
-        self._share(taken.lane.owner).used_s -= taken.charge_s
+        self._shares.of(taken.lane.owner).used_s -= taken.charge_s
 
     def cancel_job(self, job: int) -> None:
         """Forget everything of a job, and have its requests in flight abandoned."""
@@ -174,6 +180,7 @@ class JobQueue:
     def remove_lanes(self, lanes: Iterable[Lane]) -> None:
         gone = list(lanes)
         self._suspects.forget(gone)
+        self._kindred.difference_update(gone)
         for lane in gone:
             self._lanes.get(lane.job, {}).pop(lane.number, None)
             self._unlist(lane)
@@ -192,18 +199,27 @@ class JobQueue:
     # Taking.
 
     def take(
-        self, profile: Profile, count: int, server: str = "", servers: Set[str] = frozenset(), *, wary: bool = False
+        self,
+        profile: Profile,
+        count: int,
+        server: str = "",
+        servers: Set[str] = frozenset(),
+        *,
+        wary: bool = False,
+        places: Places | None = None,
     ) -> list[Taken]:
         """Up to ``count`` requests for ``profile``, charged to their owners.
 
         Where ``server`` is not the only one of ``servers``, a request is left for another of them if ``server`` had its
         last attempt, or any, while one of them had none. If ``wary``, to see whether a server answers, those come first
-        whose like was not turned away.
+        whose like was not turned away. ``places`` say where families are; they choose among requests of the lane whose
+        turn it is, never between lanes or owners.
         """
-        first = self._take(profile, count, server, servers, wary=True) if wary else []
-        return first or self._take(profile, count, server, servers, wary=False)
+        asks = _Asks(server, servers, places)
+        first = self._take(profile, count, asks, wary=True) if wary else []
+        return first or self._take(profile, count, asks, wary=False)
 
-    def _take(self, profile: Profile, count: int, server: str, servers: Set[str], *, wary: bool) -> list[Taken]:
+    def _take(self, profile: Profile, count: int, asks: _Asks, *, wary: bool) -> list[Taken]:
         taken: list[Taken] = []
         owners = self._waiting.get(profile)
         passed: set[int] = set()
@@ -211,9 +227,9 @@ class JobQueue:
             candidates = [owner for owner in owners if owner not in passed]
             if not candidates:
                 break
-            owner = min(candidates, key=lambda o: self._share(o).used_s)
+            owner = self._shares.least(candidates)
             burst = count - len(taken) if len(candidates) == 1 else 1
-            got = self._take_from(owners[owner], owner, burst, server, servers, wary=wary)
+            got = self._take_from(owners[owner], owner, burst, asks, wary=wary)
             if not got:
                 passed.add(owner)
             taken.extend(got)
@@ -221,16 +237,9 @@ class JobQueue:
         return taken
 
     def _take_from(
-        self,
-        classes: tuple[list[Lane], list[Lane], list[Lane]],
-        owner: int,
-        count: int,
-        server: str,
-        servers: Set[str],
-        *,
-        wary: bool,
+        self, classes: tuple[list[Lane], list[Lane], list[Lane]], owner: int, count: int, asks: _Asks, *, wary: bool
     ) -> list[Taken]:
-        share = self._share(owner)
+        share = self._shares.of(owner)
         taken: list[Taken] = []
         for lane in self._in_order(lane for lanes in classes for lane in lanes[:_LOOK_AHEAD_LANES]):
             if wary and lane.turned_away:
@@ -238,7 +247,7 @@ class JobQueue:
             if lane.wants_fetch:
                 lane.fetching = True
                 self._feeder.fetch(lane, self)
-            while len(taken) < count and (pending := lane.pop(server, servers)) is not None:
+            while len(taken) < count and (pending := lane.pop(*asks)) is not None:
                 taken.append(Taken(lane, pending, share.mean_s))
                 share.used_s += share.mean_s
             if not lane.waiting:
@@ -254,9 +263,7 @@ class JobQueue:
 
     def charge(self, taken: Taken, used_s: float) -> None:
         """The slot time that a request really used replaces the charge made in advance."""
-        share = self._share(taken.lane.owner)
-        share.used_s += used_s - taken.charge_s
-        share.mean_s += 0.1 * (used_s - share.mean_s)
+        self._shares.of(taken.lane.owner).charge(used_s, taken.charge_s)
 
     # Looking.
 
@@ -276,6 +283,10 @@ class JobQueue:
         """Whether a request for ``profile`` can be taken, or is about to be read; not all in the store are."""
         return any(lane.window or lane.fetching or lane.wants_fetch for lane in self._waiting_for(profile))
 
+    def shares_beginnings(self, profile: Profile) -> bool:
+        """Whether requests at hand for ``profile`` are of lanes in which families were met."""
+        return any(lane.profile == profile and lane.related and lane.job not in self._paused for lane in self._kindred)
+
     def _waiting_for(self, profile: Profile) -> Iterator[Lane]:
         return (lane for classes in self._waiting.get(profile, {}).values() for lanes in classes for lane in lanes)
 
@@ -288,9 +299,9 @@ class JobQueue:
         owners = self._waiting.get(profile)
         if not owners:
             return (float("inf"), 0, (0, 0))  # only suspects wait
-        owner = min(owners, key=lambda o: self._share(o).used_s)
+        owner = self._shares.least(owners)
         first = self._in_order(lanes[0] for lanes in owners[owner] if lanes)[0]
-        return (self._share(owner).used_s, -first.priority_class(self._clock()), first.order)
+        return (self._shares.of(owner).used_s, -first.priority_class(self._clock()), first.order)
 
     def lanes_of_profile(self, profile: Profile) -> list[Lane]:
         """Every registered lane whose requests need ``profile``."""
@@ -310,12 +321,6 @@ class JobQueue:
     def _known(self, lane: Lane) -> bool:
         return self._lanes.get(lane.job, {}).get(lane.number) is lane
 
-    def _share(self, owner: int) -> _Share:
-        share = self._shares.get(owner)
-        if share is None:
-            share = self._shares[owner] = _Share(min((s.used_s for s in self._shares.values()), default=0.0))
-        return share
-
     def _enlist(self, lane: Lane) -> None:
         if not lane.waiting or lane.job in self._paused:
             return
@@ -331,9 +336,8 @@ class JobQueue:
     def _join(self, owner: int) -> None:
         """An owner who comes back does not collect on the time he was away."""
         active = {o for owners in self._waiting.values() for o in owners if o != owner}
-        if active and not any(owner in owners for owners in self._waiting.values()):
-            share = self._share(owner)
-            share.used_s = max(share.used_s, min(self._share(o).used_s for o in active))
+        if not any(owner in owners for owners in self._waiting.values()):
+            self._shares.join(owner, active)
 
     def _unlist(self, lane: Lane) -> None:
         owners = self._waiting.get(lane.profile, {})

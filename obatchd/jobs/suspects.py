@@ -52,7 +52,7 @@ class Suspects:
             if taken in self._taken:
                 self._taken.remove(taken)
             else:
-                taken.lane.window.remove(taken.pending)
+                taken.lane.remove(taken.pending)
         return taken
 
     def any(self, profile: Profile, undecided: Undecided) -> bool:

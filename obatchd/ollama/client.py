@@ -47,6 +47,7 @@ class Answer(NamedTuple):
     fault: Fault | None = None
     wait_s: float = 0.0  # inside the server, for a slot
     tool_calls: Sequence[msgspec.Raw] = ()  # functions that the model asks for, instead of text
+    prompt_s: float = 0.0  # computing the part of the prompt that no slot had
 
 
 class _Vectors(msgspec.Struct):
@@ -98,8 +99,9 @@ class _Stream(Lines):
         fault = faults.incomplete(bool(last.done), reason, text or ("(a call)" if self._calls else ""))
         counts = (last.prompt_eval_count or 0, last.eval_count or 0, eval_ns / 1e9)
         # load_duration ends when the runner is handed over; the wait for a slot is after it (ollama server/routes.go).
-        wait_ns = (last.total_duration or 0) - (last.load_duration or 0) - (last.prompt_eval_duration or 0) - eval_ns
-        return Answer(text, think, reason, *counts, fault, max(0.0, wait_ns / 1e9), self._calls)
+        prompt_ns = last.prompt_eval_duration or 0
+        wait_ns = (last.total_duration or 0) - (last.load_duration or 0) - prompt_ns - eval_ns
+        return Answer(text, think, reason, *counts, fault, max(0.0, wait_ns / 1e9), self._calls, prompt_ns / 1e9)
 
     def take(self, line: bytes) -> None:
         if self._fault is not None:

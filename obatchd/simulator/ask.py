@@ -35,6 +35,7 @@ class Ask:
     raw: bool
     keep_alive_s: float | None
     load_only: bool
+    sent: str = ""  # all that the model reads
     arrived_s: float = field(default_factory=time.monotonic)
 
     def load_options(self, line: Line) -> dict[str, Any]:
@@ -75,6 +76,7 @@ def read_ask(asked: dict[str, Any], spec: ModelSpec, default_context: int, *, ch
         raw=asked.get("raw", False),
         keep_alive_s=keep,
         load_only=not messages if chat else not prompt,
+        sent="\n".join(str(m.get("content", "")) for m in messages if isinstance(m, dict)) if chat else prompt,
     )
 
 

@@ -68,10 +68,10 @@ async def answer(scheduler: Scheduler, ask: Ask, output: Output) -> None:
     loaded = await scheduler.acquire(ask.spec, ask.load_options(scheduler.line), ask.keep_alive_s)
     try:
         load_duration_s = time.monotonic() - ask.arrived_s
-        slot = await scheduler.take_slot(loaded)
+        slot = await scheduler.take_slot(loaded, ask.sent)
         leaks = False
         try:
-            answering = Answering(scheduler, ask, loaded, output, load_duration_s)
+            answering = Answering(scheduler, ask, loaded, output, load_duration_s, loaded.slots.reused(slot))
             leaks = answering.leaks
             await answering.run()
             scheduler.statistics.served += 1
@@ -88,13 +88,16 @@ async def answer(scheduler: Scheduler, ask: Ask, output: Output) -> None:
 class Answering:
     """One request in its slot."""
 
-    def __init__(self, scheduler: Scheduler, ask: Ask, loaded: Loaded, output: Output, load_duration_s: float) -> None:
+    def __init__(
+        self, scheduler: Scheduler, ask: Ask, loaded: Loaded, output: Output, load_duration_s: float, reused: int
+    ) -> None:
         self._scheduler = scheduler
         self._ask = ask
         self._runner = loaded.runner
         self._num_ctx = loaded.num_ctx
         self._output = output
         self._load_duration_s = load_duration_s
+        self._reused = reused  # tokens of its prompt
         schema = isinstance(ask.format, dict)
         self._fault = scheduler.faults.strike(_IN_SLOT, ask.spec.name, ask.prompt, schema=schema)
         self._slowness = loaded.slowness
@@ -116,7 +119,7 @@ class Answering:
         if config.service_s is not None:
             rate = len(pieces) / max(1e-9, config.service_s.draw(answers.digest(ask.prompt)) * self._slowness)
         elif config.prompt_tokens_per_s:
-            prompt_s = prompt_tokens / config.prompt_tokens_per_s * self._slowness
+            prompt_s = max(1, prompt_tokens - self._reused) / config.prompt_tokens_per_s * self._slowness
         self._scheduler.producing(1)
         try:
             start_s = time.monotonic()

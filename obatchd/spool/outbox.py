@@ -34,6 +34,7 @@ class _Record(msgspec.Struct):
     duration_s: float = 0.0
     beside_s: float = 0.0  # of several answers of one request: the time in other slots than its own
     prompt_tokens: int = 0
+    prompt_tokens_reused_estimate: int = 0
     response_tokens: int = 0
     truncated: bool = False
     copied_from: str = ""
@@ -94,6 +95,7 @@ class Totals(msgspec.Struct):
     models: set[str] = set()
     serial_s: float = 0.0  # the sum of all durations
     prompt_tokens: int = 0
+    prompt_tokens_reused_estimate: int = 0
     response_tokens: int = 0
     truncated: int = 0
     copied: int = 0  # answers of earlier jobs; they count for no server, time or token
@@ -116,6 +118,7 @@ class Totals(msgspec.Struct):
             return
         self.serial_s += record.slot_s
         self.prompt_tokens += record.prompt_tokens
+        self.prompt_tokens_reused_estimate += record.prompt_tokens_reused_estimate
         self.response_tokens += record.response_tokens
         if record.server:
             self.busy_s[record.server] = self.busy_s.get(record.server, 0.0) + record.slot_s

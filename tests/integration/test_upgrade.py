@@ -66,6 +66,15 @@ def version(path: Path) -> int:
         return found
 
 
+def with_family(segment: Path) -> int:
+    """How many requests in a segment have a family."""
+    with closing(sqlite3.connect(segment)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'families'").fetchall():
+            return 0
+        found: int = connection.execute("SELECT count(*) FROM families").fetchone()[0]
+        return found
+
+
 def upgrade_notes(job: Job) -> list[str]:
     return [note for note in job.summary["notes"] if "earlier version of obatchd accepted this job" in note]
 
@@ -95,7 +104,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
     d.start().ready()
     work = d.spool / "work"
     [copy] = work.glob(f"*{BACKUP_MARK}*")
-    assert (version(work / "state.db"), version(copy)) == (4, 1)
+    assert (version(work / "state.db"), version(copy)) == (5, 1)
     assert not list(work.glob(f"segments/*{BACKUP_MARK}*")), "segments are not copied, and stay readable by 0.1.0"
     assert states(d)["paused.jsonl"] == "running" and states(d)["cancelled.jsonl"] == "done"
 
@@ -144,7 +153,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
 def test_a_kill_in_the_upgrade_freezes_once(make_daemon: Start, point: str, settings: Any) -> None:
     d, asked = spool_of("store-0.1.0", make_daemon, UPGRADE)
     assert d.launch(crash_at=f"schema.{point}").wait(20) == -signal.SIGKILL
-    assert version(d.spool / "work" / "state.db") == (1 if point == "before_commit" else 4)
+    assert version(d.spool / "work" / "state.db") == (1 if point == "before_commit" else 5)
     d.configure({**LATER, "format": ""})
     d.start().ready()
     job = d.done("waiting.jsonl", 60)
@@ -157,17 +166,21 @@ def test_a_kill_in_the_upgrade_freezes_once(make_daemon: Start, point: str, sett
     assert len(list((d.spool / "work").glob(f"*{BACKUP_MARK}*"))) == 1
 
 
-def test_jobs_of_version_2_in_any_state_go_on_over_kills_in_the_migration(make_daemon: Start) -> None:
-    d, asked = spool_of("store-schema-2", make_daemon, LATER)
+@pytest.mark.parametrize("old", [2, 4])
+def test_jobs_in_any_state_go_on_over_kills_in_the_migration(make_daemon: Start, old: int) -> None:
+    d, asked = spool_of(f"store-schema-{old}", make_daemon, LATER)
+    questions = [{**one, "prompt": f"{at // 5} {'about ' * 300}{one['prompt']}"} for at, one in enumerate(prompts(20))]
     state, old_results = d.spool / "work" / "state.db", answered_before(d)
     before = {path: path.read_bytes() for path in d.outbox.glob("*/summary.json")}
-    assert version(state) == 2
-    for point, reached in (("before_commit", 2), ("after_commit", 4)):
+    assert version(state) == old
+    for point, reached in (("before_commit", old), ("after_commit", 5)):
         assert d.launch(crash_at=f"schema.{point}").wait(20) == -signal.SIGKILL
         assert version(state) == reached
     [copy] = state.parent.glob(f"*{BACKUP_MARK}*")
-    assert version(copy) == 2
+    assert version(copy) == old
     d.start().ready()
+    # A job whose requests share beginnings, in the segment of jobs that were indexed before there were families.
+    d.drop("families.jsonl", questions)
     assert all(job["paused"] == (job["name"] == "paused.jsonl") for job in d.status()["jobs"])
     d.control("resume", d.job("paused.jsonl").id)
     for name in IN_WORK:
@@ -176,12 +189,20 @@ def test_jobs_of_version_2_in_any_state_go_on_over_kills_in_the_migration(make_d
         assert job.check(asked[name] if not cancelled else None, failed=cancelled)["cancelled"] == cancelled
         assert job.summary["settings"]["options"] == {"top_k": 1}, "the settings with which it was accepted"
         assert upgrade_notes(job) == []
-    assert not {request["prompt"] for request in d.received()} & {
+    assert d.done("families.jsonl", 60).summary["succeeded"] == len(questions)
+    assert sum(with_family(path) for path in (d.spool / "work" / "segments").glob("*.db")) == len(questions)
+    prompts_received = [request["prompt"] for request in d.received()]
+    assert sum(" about " in prompt for prompt in prompts_received) == len(questions)
+    prompts_received = [prompt for prompt in prompts_received if " about " not in prompt]  # cut in what is recorded
+    assert len(prompts_received) == len(set(prompts_received)), "every request exactly once"
+    assert not set(prompts_received) & {
         request["prompt"] for requests in asked.values() for request in requests if request["id"] in old_results
     }
     assert {path: path.read_bytes() for path in before} == before and len(before) == 2
     assert set(states(d).values()) == {"done", "refused"}
-    [sums] = d.client.get("usage")["usage"]  # of the jobs that ended since; the others have no tokens in the index
-    assert sums["requests"] == sum(len(asked[name]) for name in IN_WORK)
-    assert sums["response_tokens"] and sums["gpu_s"]
+    sums = d.client.get("usage")["usage"]  # since version 4; jobs that ended before have no tokens in the index
+    over = ("done.jsonl", "cancelled.jsonl") if old == 4 else ()
+    requests = sum(len(asked[name]) for name in (*IN_WORK, *over)) + len(questions)
+    assert sum(month["requests"] for month in sums) == requests
+    assert all(month["response_tokens"] and month["gpu_s"] for month in sums)
     assert d.stop() == 0

@@ -92,6 +92,7 @@ def _together(earlier: Answer | None, answer: Answer) -> Answer:
         prompt_tokens=earlier.prompt_tokens + answer.prompt_tokens,
         response_tokens=earlier.response_tokens + answer.response_tokens,
         eval_s=earlier.eval_s + answer.eval_s,
+        prompt_s=earlier.prompt_s + answer.prompt_s,
     )
 
 

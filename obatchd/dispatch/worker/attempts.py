@@ -16,6 +16,7 @@ from obatchd.dispatch.protocol import JobContext, OfferItem, ResultItem
 from obatchd.dispatch.records import Found
 from obatchd.dispatch.worker.answering import structured_answer
 from obatchd.dispatch.worker.body import has_images, left_out, request_body
+from obatchd.dispatch.worker.computed import Computed
 from obatchd.dispatch.worker.embedding import Vectors, embed, may_share
 from obatchd.dispatch.worker.several import SlotLender, seeds_of, several
 from obatchd.jobs.formats.request import Request, parse_request, request_id
@@ -60,6 +61,7 @@ class Attempts:
         self.client: OllamaClient | None = None  # asks it
         self.jobs: dict[int, JobContext] = {}  # the common part of a job's requests, by job key
         self.active = 0  # slots in use
+        self._computed = Computed()
         self._listener = listener
 
     async def run(self, held: Held, joining: Callable[[Held, Request], Together]) -> list[tuple[Held, ResultItem]]:
@@ -72,7 +74,9 @@ class Attempts:
             return [(held, self.without_answer(held, fault))]
         if request.embed is not None:
             return await self._embed([(held, request), *joining(held, request)])
-        found = await self._fulfil(held, request)
+        answer, extra = found = await self._fulfil(held, request)
+        if reused := self._computed.reused(held.item.job, held.item.family, answer):
+            found = answer, extra | {"prompt_tokens_reused_estimate": reused}
         return [(held, self._result(held, request, found, started_s, time.perf_counter() - clock))]
 
     def without_answer(self, held: Held, fault: Fault) -> ResultItem:

@@ -119,6 +119,7 @@ def _together(by_index: Mapping[int, Found], wanted: int) -> Found:
         "response_tokens": sum(answer.response_tokens for answer in answers),
         "eval_s": sum(answer.eval_s for answer in answers),
         "wait_s": sum(answer.wait_s for answer in answers),
+        "prompt_s": sum(answer.prompt_s for answer in answers),
     }
     for index in sorted(by_index):
         answer, extra = by_index[index]

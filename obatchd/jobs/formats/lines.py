@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
+from obatchd.jobs.families import WORTH_BYTES, beginning
 from obatchd.jobs.formats.field_notes import FieldNotes
 from obatchd.jobs.formats.images import image_problem
 from obatchd.jobs.formats.request import Request, parse_batch_request, parse_request, request_id
@@ -75,8 +76,10 @@ def _indexed(number: int, offset: int, raw: bytes, where: str, parse: _Parser, f
         too_deep = RequestRefused("bad_json", "it is nested too deeply")
         return refused_request(number, offset, raw, request_id(raw), where, too_deep)
     of_queue = (request.id, request.model, request.context_length, request.priority)
-    entry = Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue)
-    return msgspec.structs.replace(entry, again=request.again) if request.again else entry
+    if len(raw) >= WORTH_BYTES or request.images or request.urls or request.files or request.again:
+        begins = beginning(request)
+        return Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue, again=request.again, beginning=begins)
+    return Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue)
 
 
 def _check_images(request: Request) -> None:

@@ -59,6 +59,7 @@ class Segment(Database):
         self._idle_reader: sqlite3.Connection | None = None
         self._closed = False
         self._lanes: dict[int, Lanes] = {}  # of jobs that are being indexed
+        self._has_families = False
 
     def _close(self) -> None:
         self._closed = True
@@ -81,7 +82,8 @@ class Segment(Database):
                 make_defaults(cursor)
                 for job in jobs:
                     low, high = keys_of(job)
-                    for table in ("requests", "attempts", "results"):
+                    tables = ("requests", "attempts", "results")
+                    for table in (*tables, "families") if self._families() else tables:
                         cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
                     for table in ("labels", "lanes", "tallies", "jobs", "defaults_of"):
                         cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
@@ -192,12 +194,20 @@ class Segment(Database):
     def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = LINE_MASK) -> list[Entry]:
         """The next requests of a lane without a result, in input order; of those up to ``to_line``."""
         low, high = keys_of(job)[0], request_key(job, to_line) + 1
+        family = "(SELECT family FROM families f WHERE f.request = requests.request)" if self._families() else "NULL"
         rows = self._seen(
-            "SELECT request, offset, length, checksum, id FROM requests WHERE request > ? AND request < ? AND lane = ?"
+            "SELECT request, offset, length, checksum, id, " + family + " FROM requests"
+            " WHERE request > ? AND request < ? AND lane = ?"
             " AND NOT EXISTS (SELECT 1 FROM results WHERE results.request = requests.request) LIMIT ?",
             *(max(low, request_key(job, after_line)), high, lane, limit),
         )
-        return [Entry(row[0] & LINE_MASK, *row[1:]) for row in rows]
+        return [Entry(row[0] & LINE_MASK, row[1], row[2], row[3], row[4], family=row[5]) for row in rows]
+
+    def _families(self) -> bool:
+        """Whether any request has a family: files of jobs without, and of earlier versions, lack the table."""
+        if not self._has_families:
+            self._has_families = bool(self._seen("SELECT 1 FROM sqlite_master WHERE name = 'families'"))
+        return self._has_families
 
     def attempts(self, job: int) -> list[AttemptRow]:
         """Recorded attempts of requests that have no result yet."""

@@ -49,6 +49,8 @@ CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);
 {_FINDING}"""
 # Version 4, a line for each change.
 _VERSION_4 = ("ALTER TABLE jobs ADD COLUMN job_label TEXT;", _FINDING, USAGE_TABLE)
+# Version 5: segments may have the table families (obatchd.jobs.store.request_index). A copy is made all the same.
+_VERSION_5 = ("/* The tables of this file stay. */",)
 _COMPLETE = "index_complete"
 _FILTERS = ("job_label = ?", "accepted_s >= ?", "finished_s < ?")
 # A literal of SQL.
@@ -74,8 +76,9 @@ def _schema(defaults: FrozenSettings) -> Schema:
         2: freeze,
         3: "ALTER TABLE jobs ADD COLUMN accepted_moment TEXT;",
         4: "\n".join(_VERSION_4),
+        5: "\n".join(_VERSION_5),
     }
-    return Schema(4, _TABLES, steps)
+    return Schema(5, _TABLES, steps)
 
 
 class Facts:

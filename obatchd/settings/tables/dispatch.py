@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from obatchd.settings.base import Count, Live, Positive, Section, setting
 
 
@@ -29,6 +31,11 @@ class DispatchSettings(Section):
         60,
         "Requests for another model or context, of owners who have had less of the servers, wait so long for a busy "
         "server; then it changes its model.",
+    )
+    families: Live[Literal["auto", "off"]] = setting(
+        "auto",
+        "Requests of a job that share a long beginning, such as several questions about one document, go one after "
+        'another into one slot, where Ollama has the beginning computed already; "off": in input order.',
     )
     strikes: Live[Count] = setting(3, "A server is restarted after so many faults in strike_window_s.")
     strike_window_s: Live[Positive] = setting(300, "How long obatchd counts faults.")

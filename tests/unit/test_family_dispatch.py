@@ -1,0 +1,177 @@
+"""Dispatch keeps families together: on a simulated fleet whose slots keep what they computed last."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Iterable
+
+import pytest
+from dispatch_support import SMALL, Make, rigs
+from fleet_support import Fleet
+
+from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
+from obatchd.jobs.places import Places
+
+
+@pytest.fixture
+async def make(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
+    async with rigs(monkeypatch, 2) as made:
+        yield made
+
+
+async def fleet_of(make: Make, servers: int = 2, slots: int = 2, **settings: str) -> Fleet:
+    return Fleet(await make(servers, slots, **settings))
+
+
+def in_order(documents: int, questions: int) -> list[int]:
+    return [1000 + document for document in range(documents) for _ in range(questions)]
+
+
+def shuffled(documents: int, questions: int) -> list[int]:
+    families = in_order(documents, questions)
+    random.Random(1).shuffle(families)
+    return families
+
+
+async def wall_s(make: Make, asked: Iterable[int | None], **settings: str) -> tuple[float, Fleet]:
+    fleet = await fleet_of(make, **settings)
+    await fleet.add(1, asked)
+    await fleet.run()
+    return fleet.now_s, fleet
+
+
+@pytest.mark.parametrize(("mix", "goal"), [(in_order, 0.5), (shuffled, 0.5)])
+async def test_each_document_is_computed_about_once(make: Make, mix: type[list[int]], goal: float) -> None:
+    families = mix(8, 5)  # type: ignore[call-arg]
+    before_s, before = await wall_s(make, families, families="off")
+    took_s, fleet = await wall_s(make, families)
+    assert fleet.cold <= 8 + 3 < before.cold, "once, and at the end of the job for the sake of free slots"
+    assert took_s <= goal * before_s
+    assert fleet.idle_s == 0 and len(set(fleet.order)) == 40
+
+
+async def test_a_family_has_one_request_at_a_server_while_others_fill_the_slots(make: Make) -> None:
+    fleet = await fleet_of(make, servers=2, slots=4)
+    await fleet.add(1, in_order(40, 6))
+    for until_s in range(5, 100):
+        await fleet.run(until_s)
+        if fleet.rig.queue.total() < 60:
+            break
+        at_work = [kind for server in ("gpu0", "gpu1") for kind in fleet.families_of(server)]
+        assert len(at_work) == len(set(at_work)) == 8
+    await fleet.run()
+    assert fleet.idle_s == 0
+
+
+async def test_without_families_and_when_off_the_order_is_that_of_input(make: Make) -> None:
+    begun = []
+    for families, settings in (([None] * 60, {}), (list(range(60)), {}), (shuffled(6, 10), {"families": "off"})):
+        fleet = await fleet_of(make, **settings)
+        fleet.warm_s = fleet.cold_s
+        await fleet.add(1, families)
+        await fleet.run()
+        begun.append(fleet.order)
+        assert fleet.idle_s == 0
+    assert begun[0] == begun[1] == begun[2] and max(abs(at - line) for at, line in enumerate(begun[0], 1)) <= 2
+
+
+async def test_where_there_are_fewer_families_than_free_slots_the_order_is_that_of_input(make: Make) -> None:
+    fleet = await fleet_of(make, servers=2, slots=2)
+    await fleet.add(1, in_order(3, 10))
+    await fleet.run(0)
+    assert fleet.order == [1, 2, 3, 4]
+    await fleet.run()
+    assert fleet.idle_s == 0
+
+
+async def test_a_family_longer_than_everything_takes_every_slot(make: Make) -> None:
+    fleet = (await wall_s(make, [7] * 300))[1]
+    assert fleet.order == list(range(1, 301)) and fleet.cold == 4 and fleet.idle_s == 0
+
+
+async def test_nobody_waits_for_long_behind_other_families(make: Make) -> None:
+    fleet = await fleet_of(make, servers=2, slots=2)
+    families = shuffled(60, 5)
+    await fleet.add(1, families)
+    await fleet.run()
+    assert all(at <= 5 * line + 4 * 5 for at, line in enumerate(fleet.order, 1)), "families of five"
+    assert fleet.cold <= 66 and fleet.idle_s == 0
+    ordered = (await wall_s(make, in_order(60, 5)))[1]
+    assert max(at - line for at, line in enumerate(ordered.order, 1)) <= 4 * 5, "four slots, families of five"
+
+
+@pytest.mark.parametrize("families", [in_order(200, 5), [7] * (3 * WINDOW_FETCH)])
+async def test_owners_get_equal_shares_whoever_has_families(make: Make, families: list[int]) -> None:
+    fleet = await fleet_of(make, servers=2, slots=4)
+    noise = random.Random(3)
+    fleet.answer_s = lambda key: noise.uniform(0.2, 3.0)
+    await fleet.add(1, families, owner=1)
+    await fleet.add(2, [None] * 3000, owner=2)
+    await fleet.run(600)
+    assert fleet.rig.queue.total() > 0
+    shares = [fleet.slot_s[owner] / sum(fleet.slot_s.values()) for owner in (1, 2)]
+    assert shares == pytest.approx([0.5, 0.5], abs=0.025), "within 5 % of equal"
+    assert fleet.idle_s == 0
+
+
+async def test_the_turn_of_an_owner_is_never_passed_for_a_family(make: Make) -> None:
+    fleet = await fleet_of(make, servers=1, slots=2)
+    await fleet.add(1, in_order(10, 10), owner=1)
+    await fleet.add(2, [None] * 50, owner=2)
+    await fleet.run(50 * fleet.cold_s)
+    by_owner = [one.key[0] for one in fleet.begun]
+    used = {1: 0.0, 2: 0.0}
+    for one in fleet.begun:
+        used[one.key[0]] += one.took_s
+        assert abs(used[1] - used[2]) <= 4 * (fleet.cold_s + 1)
+    assert {1, 2} == set(by_owner)
+
+
+async def test_a_retry_goes_first_and_elsewhere_whatever_its_family(make: Make) -> None:
+    from dispatch_support import SERVER
+
+    rig = await make(2, 2)
+    fleet = Fleet(rig)
+    await fleet.add(1, in_order(20, 5))
+    await fleet.run(0)
+    server = fleet.begun[0].server
+    other = next(name for name in rig.ports if name != server)
+    rig.worker(server).end((1, 1), SERVER)
+    lane = rig.queue._lanes[1][0]
+    assert lane.window[0].line != 1 or lane.window[0].servers == [server]
+    places = Places.at(1, {other: [(1, 1004)]}, {})
+    taken = rig.queue.take(SMALL, 1, other, {server, other}, places=places)
+    assert [one.pending.line for one in taken] in ([1], []) or (1, 1) in rig.worker(other).held
+
+
+def lane_of(families: Iterable[int | None]) -> Lane:
+    lane = Lane(1, 0, 1, SMALL, "normal", 0.0)
+    lane.put([Pending(line, b"{}", family=family) for line, family in enumerate(families, 1)])
+    return lane
+
+
+def test_a_lane_counts_the_families_of_its_window() -> None:
+    lane = lane_of([None, 5, 5, 6, None])
+    assert (lane.kinds, lane.related, lane.members, lane.kindred) == (4, 3, {5: 2, 6: 1}, True)
+    places = Places.at(1, {"gpu0": [(1, 6)]}, {"gpu1": [(1, 5)]})
+    pending = lane.pop("gpu0", frozenset(), places)
+    assert pending is not None and pending.line == 4, "of the family that its free slot has"
+    pending = lane.pop("gpu0", frozenset(), places)
+    assert pending is not None and pending.line == 1, "else the first that is of no family at work"
+    assert (lane.kinds, lane.related, lane.members) == (2, 2, {5: 2})
+    lane.put_back(pending)
+    lane.remove(lane.window[2])
+    assert [one.line for one in lane.window] == [1, 2, 5] and lane.members == {5: 1}
+    while lane.pop("gpu0", frozenset()) is not None:
+        pass
+    assert (lane.kinds, lane.related, lane.members) == (0, 0, {})
+
+
+def test_a_family_is_split_over_servers_before_it_gets_two_slots_of_one() -> None:
+    lane = lane_of([5, 5, 5, 6, 6])
+    places = Places.at(2, {"gpu1": []}, {"gpu0": [(1, 5), (1, 6)], "gpu1": []})
+    lines = [pending.line for _ in range(2) if (pending := lane.pop("gpu1", frozenset(), places)) is not None]
+    assert lines == [1, 4]
+    places = Places.at(1, {}, {"gpu1": [(1, 5), (1, 6)]})
+    pending = lane.pop("gpu1", frozenset(), places)
+    assert pending is not None and pending.line == 2, "no slot is idle for the sake of a family"
