@@ -12,6 +12,10 @@ from obatchd.dispatch import protocol
 from obatchd.dispatch.controls import Controls
 from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed, ModelStore
 from obatchd.dispatch.holds import STOPPING, Holds
+from obatchd.dispatch.interactive.desk import Desk
+from obatchd.dispatch.interactive.feeding import Feeding
+from obatchd.dispatch.interactive.routing import Routed
+from obatchd.dispatch.interactive.waiting import Demand
 from obatchd.dispatch.keeper import WorkerKeeper
 from obatchd.dispatch.link import Link, ServerPort
 from obatchd.dispatch.offering import Offering
@@ -33,7 +37,8 @@ class Dispatcher:
     """Matches the queue to the servers.
 
     ``holds`` are reasons for which nothing new is offered. ``owner`` is told when a part of dispatch ends by a defect:
-    requests would wait for a worker, or for a server between two profiles, for ever.
+    requests would wait for a worker, or for a server between two profiles, for ever. ``desk`` takes the requests of
+    people who wait.
     """
 
     def __init__(
@@ -47,14 +52,18 @@ class Dispatcher:
     ) -> None:
         self._settings = settings
         self.links: dict[str, Link] = {}
+        self.desk = Desk(queue, self.links, settings, holds, self)
+        self._people = Feeding(queue, self.links, settings, self.desk)
+        events = Routed(events, self.desk)
         self._trials = Trials(queue, events)
         self.suspicion = self._trials.suspicion
-        self._outcomes = OutcomeHandler(queue, settings, events, self, self._trials)
+        self._outcomes = OutcomeHandler(queue, settings, events, self, self._trials, self.desk)
         self._offering = Offering(queue, self.links, settings, events, self._outcomes)
         self._tasks = TaskSet(owner)
         self._controls = Controls(self.links, settings, self._trials, self, self._tasks)
         self._keeper = WorkerKeeper(self.links, self, self._tasks)
-        self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, self._tasks)
+        demand = Demand(queue, self.desk.waiting, holds)
+        self._switcher = ProfileSwitcher(demand, self.links, settings, models, events, self, self._tasks)
         self.holds = holds
         self._pumping = False
         self._closing = False
@@ -74,10 +83,12 @@ class Dispatcher:
         await self._tasks.stop()
         for link in self.links.values():
             self._outcomes.interrupted(link)
+        self.desk.stop()
 
     def settings_changed(self) -> None:
-        """Tell the workers of their time-outs."""
+        """Tell the workers of their time-outs, and of what interactive requests share."""
         for link in self.links.values():
+            link.contexts.discard(protocol.INTERACTIVE)
             link.configure()
 
     def listen_to_crashes(self, listener: CrashListener) -> None:
@@ -90,6 +101,7 @@ class Dispatcher:
         """Take back requests that wait at the workers; those in flight end."""
         if reason == STOPPING:
             self._outcomes.stop()
+        self.desk.held(reason)
         for link in self.links.values():
             link.recall(len(link.offers))
 
@@ -214,9 +226,14 @@ class Dispatcher:
     def _pump(self) -> None:
         self._pumping = False
         self._outcomes.look()
-        if not self.holds.reasons and not self._closing:
-            self._controls.look()
-            self._switcher.look()
+        self.desk.look()
+        held = bool(self.holds.reasons)
+        if self._closing or (held and (self.desk.stopped or not self.desk.waiting)):
+            return
+        self._controls.look()
+        self._switcher.look()
+        self._people.fill()
+        if not held:
             self._offering.fill()
 
     # Events of the workers.
@@ -238,16 +255,22 @@ class Dispatcher:
                 for key in message.keys:
                     if (offered := link.offers.get(key)) is not None:
                         offered.started_s, offered.began_s = now_s, began_s
+            case protocol.Tokens():
+                link.token_s = time.monotonic()
+                self.desk.tokens(message)
             case protocol.Returned():
-                link.recalling = 0
-                for key in message.keys:
-                    if (offered := link.offers.pop(key, None)) is not None:
-                        self._outcomes.requeue(offered.taken)
-                link.counted()
-                self.wake()
+                self._returned(link, message)
             case protocol.Progress():
                 if message.tokens:
                     link.token_s = time.monotonic()
                     link.server.progress()
             case protocol.Hello():
                 link.configure()
+
+    def _returned(self, link: Link, message: protocol.Returned) -> None:
+        link.recalling = 0
+        for key in message.keys:
+            if (offered := link.offers.pop(key, None)) is not None:
+                self._outcomes.requeue(offered.taken)
+        link.counted()
+        self.wake()

@@ -117,10 +117,10 @@ class Offering:
     def _steal(self, profile: Profile) -> None:
         """Where a server has a free slot and nothing waits, take back requests that wait behind a busy server."""
         links = [link for link in self._links.values() if link.usable and link.server.loaded == profile]
-        free = sum(max(0, link.server.slots - len(link.offers)) for link in links)
+        free = sum(link.free_for_batches for link in links)
         if not free or self._queue.more_than(profile, 0):
             return
-        idle = {link.server.id for link in links if len(link.offers) < link.server.slots}
+        idle = {link.server.id for link in links if link.free_for_batches}
         for link in sorted(links, key=lambda candidate: candidate.mean_s, reverse=True):
             surplus = len(link.offers) - link.server.slots
             if surplus > 0 and free > 0 and not link.waits_to_avoid(idle):

@@ -12,21 +12,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Protocol
 
-import msgspec
-
 from obatchd.jobs.lane import Lane, Pending, Taken
 from obatchd.jobs.model import Profile
+from obatchd.jobs.shares import Shares
 from obatchd.jobs.suspects import Suspects, Undecided
 
 _LOOK_AHEAD_LANES = 8
-_FIRST_ESTIMATE_S = 1.0
-
-
-class _Share(msgspec.Struct):
-    """One owner's use of the servers, in slot-seconds."""
-
-    used_s: float
-    mean_s: float = _FIRST_ESTIMATE_S
 
 
 class LaneFeeder(Protocol):
@@ -57,7 +48,7 @@ class JobQueue:
         self._lanes: dict[int, dict[int, Lane]] = {}  # by job, then number
         # Waiting lanes by profile and owner, per base class, each list by order of acceptance.
         self._waiting: dict[Profile, dict[int, tuple[list[Lane], list[Lane], list[Lane]]]] = {}
-        self._shares: dict[int, _Share] = {}
+        self._shares = Shares()
         self._paused: set[int] = set()
         self._suspects = Suspects(self._paused)
         self._feeder = feeder
@@ -113,7 +104,7 @@ class JobQueue:
 
     def give_back(self, taken: Taken) -> None:
         """Put a request back in front of its lane and take its charge off its owner."""
-        self._share(taken.lane.owner).used_s -= taken.charge_s
+        self._shares.of(taken.lane.owner).used_s -= taken.charge_s
         lane = taken.lane
         if self._known(lane):
             lane.window.appendleft(taken.pending)
@@ -121,7 +112,7 @@ class JobQueue:
 
     def postpone(self, taken: Taken) -> None:
         """Somebody keeps a request until :meth:`take_up`: count it as waiting, and take its charge off its owner."""
-        self._share(taken.lane.owner).used_s -= taken.charge_s
+        self._shares.of(taken.lane.owner).used_s -= taken.charge_s
         taken.lane.postponed += 1
         taken.lane.postponed_bytes += len(taken.pending.raw)
 
@@ -132,7 +123,7 @@ class JobQueue:
 
     def set_aside(self, taken: Taken) -> None:
         """Keep a request that is suspected of crashing servers until one can be had for it alone."""
-        self._share(taken.lane.owner).used_s -= taken.charge_s
+        self._shares.of(taken.lane.owner).used_s -= taken.charge_s
         if self._known(taken.lane):
             self._suspects.add(Taken(taken.lane, taken.pending, 0.0))
 
@@ -157,7 +148,7 @@ class JobQueue:
 
     def withdraw(self, taken: Taken) -> None:
         """A request that was taken is not tried after all: take its charge off its owner."""
-        self._share(taken.lane.owner).used_s -= taken.charge_s
+        self._shares.of(taken.lane.owner).used_s -= taken.charge_s
 
     def cancel_job(self, job: int) -> None:
         """Forget everything of a job, and have its requests in flight abandoned."""
@@ -211,7 +202,7 @@ class JobQueue:
             candidates = [owner for owner in owners if owner not in passed]
             if not candidates:
                 break
-            owner = min(candidates, key=lambda o: self._share(o).used_s)
+            owner = self._shares.least(candidates)
             burst = count - len(taken) if len(candidates) == 1 else 1
             got = self._take_from(owners[owner], owner, burst, server, servers, wary=wary)
             if not got:
@@ -230,7 +221,7 @@ class JobQueue:
         *,
         wary: bool,
     ) -> list[Taken]:
-        share = self._share(owner)
+        share = self._shares.of(owner)
         taken: list[Taken] = []
         for lane in self._in_order(lane for lanes in classes for lane in lanes[:_LOOK_AHEAD_LANES]):
             if wary and lane.turned_away:
@@ -254,9 +245,28 @@ class JobQueue:
 
     def charge(self, taken: Taken, used_s: float) -> None:
         """The slot time that a request really used replaces the charge made in advance."""
-        share = self._share(taken.lane.owner)
-        share.used_s += used_s - taken.charge_s
-        share.mean_s += 0.1 * (used_s - share.mean_s)
+        self._shares.of(taken.lane.owner).charge(used_s, taken.charge_s)
+
+    # Requests that are in no lane: dispatch.interactive keeps them, and their owners pay for them as for all others.
+
+    def charge_ahead(self, owner: int) -> float:
+        """Charge an owner for a request that begins; what was charged, for :meth:`charge` or :meth:`withdraw`."""
+        share = self._shares.of(owner)
+        share.used_s += share.mean_s
+        return share.mean_s
+
+    def used_s(self, owner: int) -> float:
+        """What an owner has used of the servers, in slot-seconds."""
+        return self._shares.of(owner).used_s
+
+    def join(self, owner: int, beside: Set[int]) -> None:
+        """An owner comes back with requests in no lane, where the owners ``beside`` have such ones."""
+        if not any(owner in owners for owners in self._waiting.values()):
+            self._shares.join(owner, {o for owners in self._waiting.values() for o in owners} | beside)
+
+    def owners(self, profile: Profile) -> Set[int]:
+        """The owners whose requests wait for ``profile`` in lanes."""
+        return self._waiting.get(profile, {}).keys()
 
     # Looking.
 
@@ -288,9 +298,9 @@ class JobQueue:
         owners = self._waiting.get(profile)
         if not owners:
             return (float("inf"), 0, (0, 0))  # only suspects wait
-        owner = min(owners, key=lambda o: self._share(o).used_s)
+        owner = self._shares.least(owners)
         first = self._in_order(lanes[0] for lanes in owners[owner] if lanes)[0]
-        return (self._share(owner).used_s, -first.priority_class(self._clock()), first.order)
+        return (self._shares.of(owner).used_s, -first.priority_class(self._clock()), first.order)
 
     def lanes_of_profile(self, profile: Profile) -> list[Lane]:
         """Every registered lane whose requests need ``profile``."""
@@ -310,12 +320,6 @@ class JobQueue:
     def _known(self, lane: Lane) -> bool:
         return self._lanes.get(lane.job, {}).get(lane.number) is lane
 
-    def _share(self, owner: int) -> _Share:
-        share = self._shares.get(owner)
-        if share is None:
-            share = self._shares[owner] = _Share(min((s.used_s for s in self._shares.values()), default=0.0))
-        return share
-
     def _enlist(self, lane: Lane) -> None:
         if not lane.waiting or lane.job in self._paused:
             return
@@ -331,9 +335,8 @@ class JobQueue:
     def _join(self, owner: int) -> None:
         """An owner who comes back does not collect on the time he was away."""
         active = {o for owners in self._waiting.values() for o in owners if o != owner}
-        if active and not any(owner in owners for owners in self._waiting.values()):
-            share = self._share(owner)
-            share.used_s = max(share.used_s, min(self._share(o).used_s for o in active))
+        if not any(owner in owners for owners in self._waiting.values()):
+            self._shares.join(owner, active)
 
     def _unlist(self, lane: Lane) -> None:
         owners = self._waiting.get(lane.profile, {})
