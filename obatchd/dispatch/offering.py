@@ -105,9 +105,8 @@ class Offering:
         while links:
             link = min(links, key=lambda c: (len(c.offers) + len(batches.get(c.server.id, ()))) / c.server.slots)
             batch = batches.setdefault(link.server.id, [])
-            if len(link.offers) + len(batch) >= link.credit:
-                break
-            if taken := self._queue.take(profile, 1, link.server.id, avoid, wary=link.rests > 0):
+            room = len(link.offers) + len(batch) < link.credit
+            if room and (taken := self._queue.take(profile, 1, link.server.id, avoid, wary=link.rests > 0)):
                 batch.extend(taken)
             else:
                 links = [other for other in links if other is not link]
