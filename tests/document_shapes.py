@@ -41,6 +41,7 @@ LATER = frozenset(
         "waiting_for_restart",
         "waiting",
         "digests",
+        "interactive",
     }
 )
 _MAPS = {
