@@ -45,7 +45,7 @@ def render(status: Document) -> list[str]:
         waiting += f", {held_back} {'waits' if held_back == 1 else 'wait'}: see above"
     told = [f"queue  {counted(queue['requests'], 'request')} in {counted(queue['jobs'], 'job')}", f"inbox  {waiting}"]
     if people := status.get("interactive"):
-        told.insert(1, f"people {_people(people)}")
+        told.insert(1, f"people {people_line(people)}")
     told += [f"       ! {inbox['problem']}"] if inbox["problem"] else []
     told += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
     told.append(f"disk   {size(disk['free_bytes'])} free{'  ! dispatch pauses: see above' if disk['low'] else ''}")
@@ -59,7 +59,7 @@ def render(status: Document) -> list[str]:
     return lines
 
 
-def _people(state: Document) -> str:
+def people_line(state: Document) -> str:
     """The requests of people who wait for the answer."""
     words = (
         f"{counted(state['waiting'], 'request')} waiting, {state['in_flight']} in a slot, {state['answered']} answered"
