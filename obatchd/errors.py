@@ -52,6 +52,14 @@ class ModelError(ServerError, code="model"):
     """A model is missing, forbidden, or cannot be pulled or loaded."""
 
 
+class InteractiveError(ObatchError, code="interactive"):
+    """An interactive request is not taken. ``retry_after_s`` says when it may be; None: not as it is."""
+
+    def __init__(self, message: str, *, code: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+
 class GpuError(ObatchError, code="gpu"):
     """NVML or a GPU cannot be used."""
 

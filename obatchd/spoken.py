@@ -136,6 +136,7 @@ WORDS: Mapping[str, str] = {
     "worker_lost": "The process that works with server {server} ended; it is started again",
     "worker_hung": "The process that works with server {server} hangs; it is killed and started again",
     "requests_moved": "Server {server}: {requests:request} moved to others",
+    "interactive_poison": "A question to {model} crashed {crashes:server}; it is refused for ten minutes",
     "control_passed": "",
     "control_failed": "Server {server} does not answer a test after a crash",
     "watchdog_stalled": "Server {server} gives no more tokens",

@@ -43,6 +43,7 @@ LATER = frozenset(
         "digests",
         "families",
         "prompt_tokens_reused_estimate",
+        "interactive",
     }
 )
 _MAPS = {

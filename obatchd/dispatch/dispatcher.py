@@ -12,13 +12,17 @@ from obatchd.dispatch import protocol
 from obatchd.dispatch.controls import Controls
 from obatchd.dispatch.events import CrashListener, DispatchEvents, Failed, ModelStore
 from obatchd.dispatch.holds import STOPPING, Holds
+from obatchd.dispatch.interactive.desk import Desk
+from obatchd.dispatch.interactive.feeding import Feeding
+from obatchd.dispatch.interactive.routing import Routed
+from obatchd.dispatch.interactive.waiting import Demand
 from obatchd.dispatch.keeper import WorkerKeeper
 from obatchd.dispatch.link import Link, ServerPort
 from obatchd.dispatch.offering import Offering
 from obatchd.dispatch.outcomes import OutcomeHandler
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.dispatch.trials import Suspicion, Trials
-from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore, InteractiveWork, NobodyWaits
+from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore
 from obatchd.dispatch.tuning.tuner import Tuner
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama.faults import Cause, Fault
@@ -35,7 +39,8 @@ class Dispatcher:
     """Matches the queue to the servers.
 
     ``holds`` are reasons for which nothing new is offered. ``owner`` is told when a part of dispatch ends by a defect:
-    requests would wait for a worker, or for a server between two profiles, for ever.
+    requests would wait for a worker, or for a server between two profiles, for ever. ``desk`` takes the requests of
+    people who wait.
     """
 
     def __init__(
@@ -49,15 +54,19 @@ class Dispatcher:
     ) -> None:
         self._settings = settings
         self.links: dict[str, Link] = {}
+        self.desk = Desk(queue, self.links, settings, holds, self)
+        self._people = Feeding(queue, self.links, settings, self.desk)
+        events = Routed(events, self.desk)
         self._trials = Trials(queue, events)
         self.suspicion = self._trials.suspicion
-        self._outcomes = OutcomeHandler(queue, settings, events, self, self._trials)
+        self._outcomes = OutcomeHandler(queue, settings, events, self, self._trials, self.desk)
         self._offering = Offering(queue, self.links, settings, events, self._outcomes)
         self._tasks = TaskSet(owner)
         self._controls = Controls(self.links, settings, self._trials, self, self._tasks)
         self._keeper = WorkerKeeper(self.links, self, self._tasks)
         self._queue = queue
-        self._switcher = ProfileSwitcher(queue, self.links, settings, models, events, self, self._tasks)
+        demand = Demand(queue, self.desk.waiting, holds)
+        self._switcher = ProfileSwitcher(demand, self.links, settings, models, events, self, self._tasks)
         self.holds = holds
         self._pumping = False
         self._closing = False
@@ -79,17 +88,17 @@ class Dispatcher:
             self._switcher.tuner.stop()
         for link in self.links.values():
             self._outcomes.interrupted(link)
+        self.desk.stop()
 
     def settings_changed(self) -> None:
-        """Tell the workers of their time-outs."""
+        """Tell the workers of their time-outs, and of what interactive requests share."""
         for link in self.links.values():
+            link.contexts.discard(protocol.INTERACTIVE)
             link.configure()
 
-    def tune(
-        self, facts: FactStore, digests: Digests, interactive: InteractiveWork | None = None, clock: Clock = time
-    ) -> Tuner:
+    def tune(self, facts: FactStore, digests: Digests, clock: Clock = time) -> Tuner:
         """Find the best slots of servers whose slots are ours to choose; ``facts`` has what was found before."""
-        tuner = Tuner(self._queue, self.links, facts, digests, interactive or NobodyWaits(), clock)
+        tuner = Tuner(self._queue, self.links, facts, digests, self.desk, clock)
         self._switcher.tuner = tuner
         return tuner
 
@@ -103,6 +112,7 @@ class Dispatcher:
         """Take back requests that wait at the workers; those in flight end."""
         if reason == STOPPING:
             self._outcomes.stop()
+        self.desk.held(reason)
         for link in self.links.values():
             link.recall(len(link.offers))
 
@@ -227,10 +237,16 @@ class Dispatcher:
     def _pump(self) -> None:
         self._pumping = False
         self._outcomes.look()
-        if not self.holds.reasons and not self._closing:
-            self._controls.look()
+        self.desk.look()
+        held = bool(self.holds.reasons)
+        if self._closing or (held and (self.desk.stopped or not self.desk.waiting)):
+            return
+        self._controls.look()
+        if not held:
             self._tune()
-            self._switcher.look()
+        self._switcher.look()
+        self._people.fill()
+        if not held:
             self._offering.fill()
 
     def _tune(self) -> None:
@@ -260,16 +276,22 @@ class Dispatcher:
                 for key in message.keys:
                     if (offered := link.offers.get(key)) is not None:
                         offered.started_s, offered.began_s = now_s, began_s
+            case protocol.Tokens():
+                link.token_s = time.monotonic()
+                self.desk.tokens(message)
             case protocol.Returned():
-                link.recalling = 0
-                for key in message.keys:
-                    if (offered := link.offers.pop(key, None)) is not None:
-                        self._outcomes.requeue(offered.taken)
-                link.counted()
-                self.wake()
+                self._returned(link, message)
             case protocol.Progress():
                 if message.tokens:
                     link.token_s = time.monotonic()
                     link.server.progress()
             case protocol.Hello():
                 link.configure()
+
+    def _returned(self, link: Link, message: protocol.Returned) -> None:
+        link.recalling = 0
+        for key in message.keys:
+            if (offered := link.offers.pop(key, None)) is not None:
+                self._outcomes.requeue(offered.taken)
+        link.counted()
+        self.wake()

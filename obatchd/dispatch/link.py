@@ -123,6 +123,8 @@ class Link:
         self.mean_s = 1.0
         self.choosy = False  # the next request depends on the slot that becomes free, so none waits at the worker
         self._warm: list[Kin] = []  # families of requests that ended here, the latest last
+        self.kept_free = 0  # slots that batches leave to interactive requests
+        self.awaited = False  # an interactive request gets the next slot that is free here, or it is to be kept free
         self.vectors = False  # the latest answer was vectors
         self.requests_done = 0
         self.tokens_done = 0
@@ -156,6 +158,8 @@ class Link:
         if self.rests:
             return 1  # to see whether it answers
         slots = self.server.slots
+        if self.kept_free or (self.awaited and not self.is_quick):
+            return slots - max(0, self.kept_free - self.people)
         credit = _FAST_CREDIT * slots if self.fast else slots + (not self.choosy)
         together = min(embedding.TOGETHER, int(_VECTORS_S / self.mean_s)) if self.vectors else 0
         return max(credit, together * slots)
@@ -164,6 +168,21 @@ class Link:
     def fast(self) -> bool:
         """Whether answers take so little time that the way to and from the worker counts."""
         return self.mean_s < _FAST_ANSWER_S
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the next slot is free in a moment, so that it costs more than it gains to keep one free."""
+        return self.fast or self.vectors
+
+    @property
+    def people(self) -> int:
+        """Interactive requests that are here."""
+        return sum(1 for job, _ in self.offers if job == protocol.INTERACTIVE)
+
+    @property
+    def free_for_batches(self) -> int:
+        """Slots that are free and not kept so."""
+        return max(0, min(self.server.slots, self.credit) - len(self.offers))
 
     @property
     def started(self) -> int:

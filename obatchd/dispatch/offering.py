@@ -89,11 +89,11 @@ class Offering:
         choosy = self._settings.value.dispatch.families != "off" and self._queue.shares_beginnings(profile)
         for link in links:
             link.choosy = choosy
-        if not choosy or not any(link.free for link in links):
+        if not choosy or not any(link.free_for_batches for link in links):
             return None
         at_work = {link.server.id: link.at_work for link in self._links.values()}
         warm = {link.server.id: link.warm for link in links}
-        return Places.at(sum(link.free for link in links), warm, at_work)
+        return Places.at(sum(link.free_for_batches for link in links), warm, at_work)
 
     def _feed(self, profile: Profile, links: list[Link]) -> None:
         places = self._places(profile, links)
@@ -120,9 +120,10 @@ class Offering:
         while links:
             link = min(links, key=lambda c: (len(c.offers) + len(batches.get(c.server.id, ()))) / c.server.slots)
             batch = batches.setdefault(link.server.id, [])
-            if len(link.offers) + len(batch) >= link.credit:
-                break
-            if taken := self._queue.take(profile, 1, link.server.id, avoid, wary=link.rests > 0, places=places):
+            room = len(link.offers) + len(batch) < link.credit
+            if room and (
+                taken := self._queue.take(profile, 1, link.server.id, avoid, wary=link.rests > 0, places=places)
+            ):
                 batch.extend(taken)
             else:
                 links = [other for other in links if other is not link]
@@ -132,10 +133,10 @@ class Offering:
     def _steal(self, profile: Profile) -> None:
         """Where a server has a free slot and nothing waits, take back requests that wait behind a busy server."""
         links = [link for link in self._links.values() if link.usable and link.server.loaded == profile]
-        free = sum(max(0, link.server.slots - len(link.offers)) for link in links)
+        free = sum(link.free_for_batches for link in links)
         if not free or self._queue.more_than(profile, 0):
             return
-        idle = {link.server.id for link in links if len(link.offers) < link.server.slots}
+        idle = {link.server.id for link in links if link.free_for_batches}
         for link in sorted(links, key=lambda candidate: candidate.mean_s, reverse=True):
             surplus = len(link.offers) - link.server.slots
             if surplus > 0 and free > 0 and not link.waits_to_avoid(idle):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from typing import Protocol
 
 import attrs
 import msgspec
@@ -13,7 +14,7 @@ from obatchd import log
 from obatchd.dispatch import records
 from obatchd.dispatch.events import INTERRUPTED, CrashListener, DispatchEvents, Failed, Finished
 from obatchd.dispatch.link import Link, Offered, Waker
-from obatchd.dispatch.protocol import ResultItem
+from obatchd.dispatch.protocol import INTERACTIVE, ResultItem
 from obatchd.dispatch.refusals import Refusals
 from obatchd.dispatch.trials import Trials
 from obatchd.dispatch.watchdog import TimedAnswer
@@ -25,10 +26,25 @@ from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 
 _log = log.get(__name__)
+
 _HOLD_S = 0.5  # a server that refused a connection is offered nothing
 _ONE_CRASH_S = 1.0  # failures this close together are one crash
 _JUST_BEFORE_S = 10.0  # what fails so shortly before the daemon is told to stop was stopped with it
 LEAST_LIMIT_S = 0.1  # an attempt with less time left than this is not worth a try
+
+
+class InteractiveOutcomes(Protocol):
+    """Goes on with interactive requests; :class:`obatchd.dispatch.interactive.desk.Desk`."""
+
+    def failed(self, taken: Taken, fault: faults.Fault, record: bytes, server: str) -> None:
+        """An attempt of one ended in a fault of its server, or in an answer that is no good."""
+
+    def crashed(self, taken: Taken) -> dict[str, float]:
+        """The servers that crashed over one, with the time (monotonic)."""
+        ...
+
+    def take_back(self, taken: Taken) -> None:
+        """One that was offered has not begun, through no fault of its own."""
 
 
 @attrs.define(eq=False)
@@ -40,6 +56,7 @@ class OutcomeHandler:
     _events: DispatchEvents
     _waker: Waker
     trials: Trials
+    _interactive: InteractiveOutcomes
     _stopping: bool = attrs.field(default=False, init=False)
     _lately: deque[tuple[float, Link, Failed]] = attrs.field(factory=deque, init=False)  # with the time, monotonic
     crash_listener: CrashListener = attrs.field(factory=CrashListener, init=False)
@@ -87,9 +104,12 @@ class OutcomeHandler:
     def _clear(self, key: tuple[int, int], taken: Taken, link: Link) -> None:
         """A request that was in flight in crashes is answered: it was not its fault, where it came from elsewhere."""
         if (suspicion := self.trials.suspicion.get(key)) is not None:
-            for server, crashed_s in suspicion.servers.items():
-                if server != link.server.id:
-                    self.crash_listener.cleared(server, str(taken.lane.profile), crashed_s, link.server.id)
+            servers = suspicion.servers
+        else:
+            servers = self._interactive.crashed(taken) if key[0] == INTERACTIVE else {}
+        for server, crashed_s in servers.items():
+            if server != link.server.id:
+                self.crash_listener.cleared(server, str(taken.lane.profile), crashed_s, link.server.id)
         self.trials.answered(taken)
 
     def worker_lost(self, link: Link, reason: str) -> None:
@@ -143,7 +163,9 @@ class OutcomeHandler:
 
     def requeue(self, taken: Taken) -> None:
         """Put a request back: in front of its lane, or among the suspects that are tried alone."""
-        if self.trials.is_suspect(taken):
+        if taken.lane.job == INTERACTIVE:
+            self._interactive.take_back(taken)
+        elif self.trials.is_suspect(taken):
             self._queue.set_aside(taken)
         else:
             self._queue.give_back(taken)
@@ -173,6 +195,9 @@ class OutcomeHandler:
             self._events.failed(msgspec.structs.replace(failed, fault=INTERRUPTED))
             self.requeue(Taken(taken.lane, pending, 0.0))
             return
+        if taken.lane.job == INTERACTIVE:
+            self._failed_interactive(link, taken, failed, fault, record)
+            return
         if fault.kind == faults.FOREIGN:
             self._turned_away(link, key, taken, fault, record, took_s)
             return
@@ -196,6 +221,22 @@ class OutcomeHandler:
             self.requeue(Taken(taken.lane, again, 0.0))
             return
         self._finish(taken, record, 0.0, succeeded=False)
+
+    def _failed_interactive(self, link: Link, taken: Taken, failed: Failed, fault: faults.Fault, record: bytes) -> None:
+        """The server is dealt with as for a request of a batch; the request itself has rules of its own."""
+        link.attempts_failed += fault.kind != faults.ANSWER
+        if fault.kind == faults.FOREIGN:
+            if link.rest():
+                link.server.fault(f"{fault.code}: {fault.message[:200]}")
+        else:
+            link.failures += 1
+            if fault.code == "connection_lost":
+                self._hold(link)
+            self._strike(link, taken, fault)
+        if fault.kind == faults.CRASH:
+            link.crashed_with.append((taken, failed))
+            self._tell_of_crash(self._interactive.crashed(taken), taken, fault, link)
+        self._interactive.failed(taken, fault, record, link.server.id)
 
     def _turned_away(
         self, link: Link, key: tuple[int, int], taken: Taken, fault: faults.Fault, record: bytes, took_s: float
@@ -245,8 +286,11 @@ class OutcomeHandler:
 
     def _suspect(self, taken: Taken, failed: Failed, fault: faults.Fault, link: Link, record: bytes) -> None:
         suspicion = self.trials.crashed(link, taken, failed, record, alone=link.alone)
+        self._tell_of_crash(suspicion.servers, taken, fault, link)
+
+    def _tell_of_crash(self, servers: dict[str, float], taken: Taken, fault: faults.Fault, link: Link) -> None:
         if fault.code != "server_hung":  # the watchdog deals with that one
-            suspicion.servers[link.server.id] = link.crashed_s
+            servers[link.server.id] = link.crashed_s
             self.crash_listener.crashed(link.server.id, str(taken.lane.profile), link.crashed_s)
 
     def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 
 import msgspec
 
+INTERACTIVE = (
+    0  # the job in the keys of interactive requests, whose line is a number of the main process; jobs begin at 1
+)
 _same_bytes = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -62,6 +65,8 @@ class OfferItem(msgspec.Struct, array_like=True, frozen=True):
 class Offer(msgspec.Struct, tag="offer", frozen=True):
     """Requests for the profile that the server has loaded. ``load_options`` go into every body unchanged.
 
+    Those of a higher ``rank`` begin before all that the worker holds: they are interactive, one to an offer. With
+    ``stream`` their texts are sent as they come, else the first sign of them alone.
     ``capabilities`` are those of the model as Ollama names them (vision, thinking …), and last "opens <think>" where
     its template begins the reasoning; none where they are not known.
     """
@@ -70,6 +75,8 @@ class Offer(msgspec.Struct, tag="offer", frozen=True):
     load_options: dict[str, Any]
     items: list[OfferItem]
     capabilities: list[str] = []
+    rank: int = 0
+    stream: bool = False
 
 
 class Recall(msgspec.Struct, tag="recall", frozen=True):
@@ -82,6 +89,13 @@ class Cancel(msgspec.Struct, tag="cancel", frozen=True):
     """Abandon everything of a job, started or not; nothing is answered for it."""
 
     job: int
+
+
+class CancelOne(msgspec.Struct, tag="cancel_one", frozen=True):
+    """Abandon one request, started or not; nothing is answered for it."""
+
+    job: int
+    line: int
 
 
 class Forget(msgspec.Struct, tag="forget", frozen=True):
@@ -139,12 +153,33 @@ class ResultItem(msgspec.Struct, array_like=True, frozen=True):
     beside_s: float = 0.0  # of several answers of one request: the time in other slots than its own
 
 
+class TokenItem(msgspec.Struct, array_like=True, frozen=True):
+    """What has come of one answer since the item before, in an attempt that goes on.
+
+    All texts of an attempt that succeeds, put together, are those of its record. Both texts are empty where the request
+    asked for no stream: then this is the first sign of its answer.
+    """
+
+    job: int
+    line: int
+    attempt: int
+    text: str = ""
+    think: str = ""
+    calls: bytes = b""  # functions that the model asks for, as a JSON array; empty: none
+
+
+class Tokens(msgspec.Struct, tag="tokens", frozen=True):
+    """Of interactive requests; the first of each at once, later ones gathered for a moment."""
+
+    items: list[TokenItem]
+
+
 class Results(msgspec.Struct, tag="results", frozen=True):
     items: list[ResultItem]
 
 
 class Returned(msgspec.Struct, tag="returned", frozen=True):
-    """Answer to Recall and Cancel: requests the worker no longer holds and has not answered."""
+    """Answer to Recall, Cancel and CancelOne: requests the worker no longer holds and has not answered."""
 
     keys: list[tuple[int, int]]
 
@@ -157,8 +192,8 @@ class Progress(msgspec.Struct, tag="progress", frozen=True):
     silent_s: float
 
 
-ToWorker = Configure | JobContext | Offer | Recall | Cancel | Forget | GiveUp | Ping
-ToMain = Hello | Started | Results | Returned | Progress
+ToWorker = Configure | JobContext | Offer | Recall | Cancel | CancelOne | Forget | GiveUp | Ping
+ToMain = Hello | Started | Tokens | Results | Returned | Progress
 
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 to_main: msgspec.msgpack.Decoder[ToMain] = msgspec.msgpack.Decoder(ToMain)

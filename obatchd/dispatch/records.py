@@ -85,6 +85,15 @@ def poisoned(record: bytes, crashes: int, alone: int) -> bytes:
     return _reworded(record, "poison", words)
 
 
+def crashed_again(record: bytes, crashes: int) -> bytes:
+    """The failure of an interactive request that crashes servers."""
+    words = (
+        f"servers crashed or hung {counted(crashes, 'time')} while they worked on the request; it is refused for ten "
+        "minutes"
+    )
+    return _reworded(record, "poison", words)
+
+
 def singled_out(record: bytes, times: int) -> bytes:
     """The failure of a request that something in front of the servers turns away, with the evidence."""
     words = f"servers turned the request away {counted(times, 'time')}, while they answered others"

@@ -16,11 +16,11 @@ import attrs
 
 from obatchd import log
 from obatchd.dispatch.events import DispatchEvents, ModelStore
+from obatchd.dispatch.interactive.waiting import Demand
 from obatchd.dispatch.link import Link, Refused, Waker
 from obatchd.dispatch.tuning.tuner import Tuner
 from obatchd.errors import ModelError, ObatchError
 from obatchd.jobs.model import Profile
-from obatchd.jobs.queue import JobQueue
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
 from obatchd.tasks import TaskSet
@@ -36,7 +36,7 @@ _PREPARED_S = 60.0
 class ProfileSwitcher:
     """Decides and carries out loads."""
 
-    _queue: JobQueue
+    _queue: Demand
     _links: Mapping[str, Link]  # the servers, by id
     _settings: Current[Settings]
     _models: ModelStore
@@ -69,6 +69,7 @@ class ProfileSwitcher:
             self._tasks.start(self._make_sure(link, profile), f"prepare-{link.server.id}")
             return
         link.switching_to = profile
+        self._unserved_since_s.pop(profile, None)  # one server is enough to begin with
         _log.info(
             "profile_switch", server=link.server.id, old=link.server.loaded, new=profile, in_flight=len(link.offers)
         )
@@ -95,11 +96,17 @@ class ProfileSwitcher:
 
     def _contender(self, link: Link, loaded: Profile, candidates: list[Profile]) -> Profile | None:
         """A profile with a stronger claim that has waited long enough."""
-        switch_after_s = self._settings.value.dispatch.switch_after_s
-        patience_s = max(switch_after_s, _LOAD_TIMES_TO_WAIT * (link.server.load_s or 0.0))
-        claim, until_s = self._queue.claim(loaded)[:2], time.monotonic() - patience_s
-        waited = (profile for profile in candidates if self._unserved_since_s.get(profile, float("inf")) <= until_s)
+        claim, now_s = self._queue.claim(loaded)[:2], time.monotonic()
+        since_s = ((profile, self._unserved_since_s.get(profile, float("inf"))) for profile in candidates)
+        waited = (profile for profile, at_s in since_s if at_s <= now_s - self._patience_s(link, profile))
         return next((profile for profile in waited if self._queue.claim(profile)[:2] < claim), None)
+
+    def _patience_s(self, link: Link, profile: Profile) -> float:
+        """How long ``profile`` waits for a busy server."""
+        dispatch = self._settings.value.dispatch
+        if self._queue.is_interactive(profile):
+            return dispatch.interactive_switch_after_s
+        return max(dispatch.switch_after_s, _LOAD_TIMES_TO_WAIT * (link.server.load_s or 0.0))
 
     def _worth_another_server(self, link: Link, profile: Profile) -> bool:
         """Whether an idle server should load a profile of others: only if they need longer than a load."""

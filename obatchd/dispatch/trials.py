@@ -23,6 +23,7 @@ from obatchd import log
 from obatchd.dispatch import records
 from obatchd.dispatch.events import INTERRUPTED, DispatchEvents, Failed
 from obatchd.dispatch.link import Link
+from obatchd.dispatch.protocol import INTERACTIVE
 from obatchd.jobs.formats.request import shared_settings
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import written_line
@@ -155,8 +156,10 @@ class Trials:
         """A server that crashed is at fault itself: what was in flight there is not."""
         for taken, failed in link.crashed_with:
             key = (taken.lane.job, taken.pending.line)
-            if (suspicion := self.suspicion.get(key)) is not None:
+            suspicion = self.suspicion.get(key)
+            if suspicion is not None:
                 suspicion.crashes -= 1
+            if suspicion is not None or key[0] == INTERACTIVE:
                 self._events.failed(msgspec.structs.replace(failed, fault=INTERRUPTED))
             self.undecided.discard(key)
         link.crashed_with.clear()

@@ -90,6 +90,16 @@ class QueueCounts(msgspec.Struct):
     requests_per_s: Number  # over the last 30 s
 
 
+class InteractiveState(msgspec.Struct):
+    """Requests of people who wait for the answer, which belong to no job."""
+
+    waiting: int  # for a slot
+    in_flight: int  # in a slot
+    answered: int  # since the daemon began
+    first_token_p95_s: float | None  # 19 of 20 answers of the last ten minutes began within this time
+    reserved_slots: int  # that batches leave free, over all servers
+
+
 class BlockedDrop(msgspec.Struct):
     """A drop that waits in the inbox because something is in its way."""
 
@@ -133,4 +143,5 @@ class Status(Document):
     pulls: list[Pull]
     jobs: list[JobDocument]  # in work, the first 50
     burnin: BurninBrief | None = None  # the run in progress
+    interactive: InteractiveState | UnsetType = UNSET  # absent while nobody asked in the last ten minutes
     waiting_for_restart: list[str] | UnsetType = UNSET  # settings that a reload found changed

@@ -265,6 +265,27 @@ class JobQueue:
         """The slot time that a request really used replaces the charge made in advance."""
         self._shares.of(taken.lane.owner).charge(used_s, taken.charge_s)
 
+    # Requests that are in no lane: dispatch.interactive keeps them, and their owners pay for them as for all others.
+
+    def charge_ahead(self, owner: int) -> float:
+        """Charge an owner for a request that begins; what was charged, for :meth:`charge` or :meth:`withdraw`."""
+        share = self._shares.of(owner)
+        share.used_s += share.mean_s
+        return share.mean_s
+
+    def used_s(self, owner: int) -> float:
+        """What an owner has used of the servers, in slot-seconds."""
+        return self._shares.of(owner).used_s
+
+    def join(self, owner: int, beside: Set[int]) -> None:
+        """An owner comes back with requests in no lane, where the owners ``beside`` have such ones."""
+        if not any(owner in owners for owners in self._waiting.values()):
+            self._shares.join(owner, {o for owners in self._waiting.values() for o in owners} | beside)
+
+    def owners(self, profile: Profile) -> Set[int]:
+        """The owners whose requests wait for ``profile`` in lanes."""
+        return self._waiting.get(profile, {}).keys()
+
     # Looking.
 
     def waiting(self, profile: Profile) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -69,12 +69,20 @@ _encode = msgspec.json.Encoder().encode
 _NOTHING = _Chunk()
 
 
-class _Stream(Lines):
-    """An answer in pieces of text; ``on_token`` is called as they arrive."""
+class PieceListener(Protocol):
+    """Hears an answer piece by piece."""
 
-    def __init__(self, url: str, on_token: Callable[[], None], opened: str) -> None:
+    def piece(self, text: str, think: str, calls: Sequence[msgspec.Raw]) -> None:
+        """More has come: of the text, of reasoning beside it, and functions that the model asks for."""
+
+
+class _Stream(Lines):
+    """An answer in pieces of text; ``on_token`` is called as they arrive, and ``pieces`` hears them."""
+
+    def __init__(self, url: str, on_token: Callable[[], None], opened: str, pieces: PieceListener | None) -> None:
         super().__init__(url)
         self._on_token = on_token
+        self._pieces = pieces
         self._opened = opened
         self._texts: list[str] = []
         self._thoughts: list[str] = []
@@ -120,13 +128,18 @@ class _Stream(Lines):
             words = chunk.error if isinstance(chunk.error, str) else _encode({"error": chunk.error}).decode()
             self._fault = faults.from_response(200, words)
         if chunk.message is not None:
-            if chunk.message.content:
-                self._texts.append(chunk.message.content)
-            if chunk.message.thinking:
-                self._thoughts.append(chunk.message.thinking)
-            if chunk.message.tool_calls:
-                # Raw values point into the chunk, so they are copied (msgspec).
-                self._calls += [msgspec.Raw(bytes(call)) for call in chunk.message.tool_calls]
+            self._add(chunk.message)
+
+    def _add(self, message: _Message) -> None:
+        if message.content:
+            self._texts.append(message.content)
+        if message.thinking:
+            self._thoughts.append(message.thinking)
+        # Raw values point into the chunk, so they are copied (msgspec).
+        calls = [msgspec.Raw(bytes(call)) for call in message.tool_calls or ()]
+        self._calls += calls
+        if self._pieces is not None:
+            self._pieces.piece(message.content or "", message.thinking or "", calls)
 
 
 class OllamaClient:
@@ -144,13 +157,19 @@ class OllamaClient:
         """Close the connections when the last request that uses them has ended."""
         await self._connections.close()
 
-    async def chat(self, body: dict[str, Any], on_token: Callable[[], None], opened: str = "") -> Answer:
+    async def chat(
+        self,
+        body: dict[str, Any],
+        on_token: Callable[[], None],
+        opened: str = "",
+        pieces: PieceListener | None = None,
+    ) -> Answer:
         """Send ``body`` to ``/api/chat`` and read the stream to its end; never raises for a fault of the server.
 
-        ``on_token`` is called for each piece of text that arrives. ``opened`` is the tag of reasoning that the model's
-        template puts before the answer.
+        ``on_token`` is called when more has arrived, ``pieces`` hears what it is. ``opened`` is the tag of reasoning
+        that the model's template puts before the answer.
         """
-        stream = _Stream(self._chat_url, on_token, opened)
+        stream = _Stream(self._chat_url, on_token, opened, pieces)
         fault = await exchange(self._connections, "/api/chat", _encode(body), stream)
         return Answer(fault=fault) if fault is not None else stream.answer()
 

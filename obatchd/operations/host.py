@@ -77,6 +77,7 @@ class HostCommands:
                 job_document(live, in_flight.get(live.key, 0), engine.dispatcher.held_up)
                 for live in islice(seen, _STATUS_JOBS)
             ],
+            interactive=engine.dispatcher.desk.state(),
             waiting_for_restart=engine.settings.waiting or UNSET,
         )
 

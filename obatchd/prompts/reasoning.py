@@ -29,6 +29,7 @@ _CHANNEL_END = "<|end|>"
 _OPENING = "|".join(f"({re.escape(opening)})" for opening in _TAGS) + f"|({_CHANNEL.format('(?:analysis|commentary)')})"
 _CLOSINGS = [re.compile(re.escape(closing), re.IGNORECASE) for closing in (*_TAGS.values(), _CHANNEL_END)]
 _FIRST = {opening[0] for opening in _TAGS}
+_FIRST_TAGS = tuple(tag.lower() for tag in (*_TAGS, "<|start|>assistant", "<|channel|>"))
 _BEGINS = re.compile(rf"\s*(?:{_OPENING})", re.IGNORECASE)
 # What some of them put around the answer then.
 _ANSWER = re.compile(
@@ -45,6 +46,12 @@ OPENS = "opens "  # before the tag that a model's template opens: dispatch passe
 def opened_by(template: str) -> str:
     """The opening tag that a model's template puts before every answer; empty where it puts none."""
     return next((tag for found in _OPENS.finditer(template) for tag in found.groups() if tag), "")
+
+
+def may_begin(text: str) -> bool:
+    """Whether an answer that has come as far as ``text`` has a tag at its beginning, or may yet have one."""
+    begin = text.lstrip()[:32].lower()
+    return any(begin.startswith(tag) or tag.startswith(begin) for tag in _FIRST_TAGS)
 
 
 def split_reasoning(text: str, think: str = "", *, opened: str = "", cut: bool = False) -> tuple[str, str]:

@@ -144,6 +144,14 @@ class FakeWorker:
                 for key in gone:
                     del self.held[key]
                 asyncio.get_running_loop().call_soon(self.tell, protocol.Returned(gone))
+            case protocol.CancelOne():
+                key = (message.job, message.line)
+                known = [key] if self.held.pop(key, None) is not None else []
+                asyncio.get_running_loop().call_soon(self.tell, protocol.Returned(known))
+
+    def say(self, key: Key, text: str) -> None:
+        """A piece of an answer has come."""
+        self.tell(protocol.Tokens([protocol.TokenItem(*key, self.held[key].attempt, text)]))
 
     def give_back(self, count: int) -> None:
         waiting = [key for key in self.held if key not in self.started][::-1][:count]
@@ -184,6 +192,7 @@ class FakeWorker:
                 self.started.remove(key)
             code = {"code": fault.code} if fault else {}
             servers = [*item.servers, self.name]
+            code |= {"message": fault.message} if fault else {}
             record = msgspec.json.encode({"id": str(key[1]), "line": key[1], "servers": servers, **code})
             ended = fault or ("", "", "")
             tried = attempt or item.attempt

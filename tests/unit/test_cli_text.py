@@ -9,7 +9,7 @@ import pytest
 
 from obatchd.cli.command import clean
 from obatchd.cli.views import text
-from obatchd.cli.views.status import job_table
+from obatchd.cli.views.status import job_table, people_line
 from obatchd.words import shortened
 
 
@@ -144,3 +144,10 @@ def test_labels_of_jobs_have_a_column_where_there_are_any(monkeypatch: pytest.Mo
     long = job | {"label": "the whole study of all wards", "name": "patients-2026.csv", "requests": 5000}
     narrow = [click.unstyle(line) for line in job_table([long])]
     assert max(map(len, narrow)) <= 80 and "patients-2026.csv" in narrow[1]
+
+
+def test_the_line_of_people_says_what_there_is() -> None:
+    state = {"waiting": 1, "in_flight": 2, "answered": 30, "first_token_p95_s": 0.1234, "reserved_slots": 1}
+    told = "1 request waiting, 2 in a slot, 30 answered, 95 % began within 0.12 s, 1 slot kept free"
+    assert people_line(state) == told
+    assert people_line(state | {"first_token_p95_s": None, "reserved_slots": 0}) == told.partition(", 95")[0]

@@ -644,3 +644,172 @@ async def test_time_in_borrowed_slots_is_told_apart(wire: Wire) -> None:
     assert result.beside_s > 1.5 * result.duration_s
     assert json.loads(result.record)["duration_s"] == pytest.approx(result.duration_s, abs=1e-3)
     assert json.loads(result.record)["beside_s"] == pytest.approx(result.beside_s, abs=1e-3)
+
+
+# Interactive requests.
+
+
+def chunk(content: str = "", **message: Any) -> bytes:
+    return json.dumps({"message": {"content": content, **message}}).encode() + b"\n"
+
+
+END = json.dumps({"message": {}, "done": True, "done_reason": "stop", "eval_count": 2}).encode() + b"\n"
+
+
+def people(line: int, *, stream: bool = True, capabilities: Sequence[str] = (), **fields: Any) -> Offer:
+    raw = json.dumps({"prompt": "who?", **fields}).encode()
+    return Offer("tiny", {"num_ctx": 4096}, [OfferItem(0, line, 1, raw)], [*capabilities], 1, stream)
+
+
+PEOPLE = JobContext(0, "interactive", "", {}, 100)
+
+
+class Pieces:
+    """An ``/api/chat`` that sends its pieces one by one, each when it is told to."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+        self.next = asyncio.Semaphore(0)
+        self.left = asyncio.Event()  # the client went away
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            for piece in self.pieces:
+                await self.next.acquire()
+                await response.write(piece)
+        except (asyncio.CancelledError, ConnectionError):
+            self.left.set()
+            raise
+        return response
+
+    def go(self, count: int = 1) -> None:
+        for _ in range(count):
+            self.next.release()
+
+
+def pieces_of(wire: Wire) -> list[protocol.TokenItem]:
+    return [item for message in wire.sent if isinstance(message, protocol.Tokens) for item in message.items]
+
+
+async def test_one_of_a_higher_rank_begins_before_all_that_the_worker_holds(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, PEOPLE, offer(1, 1, 2, 3))
+    await wire.until(lambda: server.asked == 1)
+    wire.feed(people(7), protocol.Ping())
+    await wire.until(lambda: any(isinstance(message, protocol.Progress) for message in wire.sent))
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 4)
+    asked = [body["messages"][0]["content"] for body in server.bodies]
+    assert asked == ["why?", "who?", "why?", "why?"]
+
+
+async def test_a_recall_takes_requests_of_batches_first(server: Server, wire: Wire) -> None:
+    wire.feed(configure(server.url, slots=1), CONTEXT, PEOPLE, offer(1, 1, 2))
+    await wire.until(lambda: server.asked == 1)
+    wire.feed(people(7), Recall(1), Recall(1))
+    await wire.until(lambda: len([m for m in wire.sent if isinstance(m, protocol.Returned)]) == 2)
+    assert [m.keys for m in wire.sent if isinstance(m, protocol.Returned)] == [[(1, 2)], [(0, 7)]]
+    server.go.set()
+    await wire.until(wire.results)
+
+
+async def test_an_answer_is_sent_piece_by_piece(wire: Wire) -> None:
+    call = {"function": {"name": "look", "arguments": {}}}
+    made = Pieces(chunk(thinking="hm"), chunk("be"), chunk("cause"), chunk(tool_calls=[call]), END)
+    async with serving(made.chat) as url:
+        wire.feed(configure(url), PEOPLE, people(7))
+        made.go()
+        await wire.until(lambda: pieces_of(wire))
+        assert pieces_of(wire) == [protocol.TokenItem(0, 7, 1, "", "hm")]
+        made.go(4)
+        record = json.loads((await wire.until(wire.results))[0, 7].record)
+    assert "".join(item.text for item in pieces_of(wire)) == record["response"] == "because"
+    assert "".join(item.think for item in pieces_of(wire)) == record["think"] == "hm"
+    assert [json.loads(item.calls) for item in pieces_of(wire) if item.calls] == [[call]]
+    kinds = [type(message) for message in wire.sent if not isinstance(message, protocol.Progress)]
+    assert kinds.index(protocol.Results) == len(kinds) - 1, "the result comes after the last piece"
+
+
+async def test_a_request_that_wants_no_stream_gives_its_first_sign_alone(wire: Wire) -> None:
+    made = Pieces(chunk("be"), chunk("cause"), END)
+    async with serving(made.chat) as url:
+        wire.feed(configure(url), PEOPLE, people(7, stream=False))
+        made.go(3)
+        await wire.until(wire.results)
+    assert pieces_of(wire) == [protocol.TokenItem(0, 7, 1)]
+
+
+async def test_a_batch_sends_no_pieces(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure(server.url), CONTEXT, offer(1, 1))
+    await wire.until(wire.results)
+    assert pieces_of(wire) == []
+
+
+@pytest.mark.parametrize("able", [[], ["completion", "opens <think>"]])
+async def test_reasoning_in_tags_is_no_text_of_the_answer(wire: Wire, able: list[str]) -> None:
+    opening = "" if able else "<think>"
+    made = Pieces(chunk(opening), chunk("hm"), chunk("</think>yes"), END)
+    async with serving(made.chat) as url:
+        wire.feed(configure(url), PEOPLE, people(7, capabilities=able))
+        made.go(4)
+        await wire.until(wire.results)
+    assert ("".join(i.text for i in pieces_of(wire)), "".join(i.think for i in pieces_of(wire))) == ("yes", "hm")
+
+
+async def test_a_text_that_begins_like_a_tag_is_sent_when_it_is_none(wire: Wire) -> None:
+    made = Pieces(chunk("["), chunk("see"), chunk(" here]"), END)
+    async with serving(made.chat) as url:
+        wire.feed(configure(url), PEOPLE, people(7))
+        made.go(2)
+        await wire.until(lambda: any(item.text for item in pieces_of(wire)))
+        made.go(2)
+        await wire.until(wire.results)
+    assert "".join(item.text for item in pieces_of(wire)) == "[see here]"
+
+
+async def test_an_answer_that_is_checked_comes_in_one_piece(wire: Wire) -> None:
+    made = Pieces(chunk('{"a"'), chunk(":1}"), END)
+    async with serving(made.chat) as url:
+        wire.feed(configure(url), PEOPLE, people(7, format="json"))
+        made.go(3)
+        await wire.until(wire.results)
+    assert [item.text for item in pieces_of(wire)] == ["", '{"a":1}']
+
+
+async def test_cancelling_one_request_closes_its_connection_and_frees_its_slot(wire: Wire) -> None:
+    made = Pieces(chunk("be"), chunk("cause"), END)
+    async with serving(made.chat) as url:
+        wire.feed(configure(url, slots=1), CONTEXT, PEOPLE, people(7), offer(1, 1))
+        made.go()
+        await wire.until(lambda: pieces_of(wire))
+        wire.feed(protocol.CancelOne(0, 7))
+        returned = await wire.until(lambda: [m for m in wire.sent if isinstance(m, protocol.Returned)])
+        assert returned == [protocol.Returned([(0, 7)])]
+        await wire.until(lambda: wire.started() == [(0, 7), (1, 1)])
+        made.go(6)  # those of the one that was cancelled, too: this server does not look whether anybody listens
+        await wire.until(wire.results)
+        assert [*wire.results()] == [(1, 1)]
+
+
+async def test_one_that_has_ended_is_not_cancelled(server: Server, wire: Wire) -> None:
+    server.go.set()
+    wire.feed(configure(server.url), PEOPLE, people(7))
+    await wire.until(wire.results)
+    wire.feed(protocol.CancelOne(0, 7))
+    returned = await wire.until(lambda: [m for m in wire.sent if isinstance(m, protocol.Returned)])
+    assert returned == [protocol.Returned([])]
+
+
+async def test_one_for_a_vector_shares_no_call(server: Server, wire: Wire) -> None:
+    raw = b'{"input": "a text"}'
+    items = [OfferItem(1, line, 1, raw) for line in range(1, 13)]
+    wire.feed(configure(server.url, slots=1), CONTEXT, PEOPLE, Offer("tiny", {"num_ctx": 4096}, items))
+    await wire.until(lambda: server.asked == 1)
+    wire.feed(Offer("tiny", {"num_ctx": 4096}, [OfferItem(0, 7, 1, raw)], [], 1), protocol.Ping())
+    await wire.until(lambda: any(isinstance(message, protocol.Progress) for message in wire.sent))
+    server.go.set()
+    await wire.until(lambda: len(wire.results()) == 13)
+    assert [len(body["input"]) for body in server.bodies][1] == 1
+    assert all(len(body["input"]) > 1 for body in server.bodies[:1])

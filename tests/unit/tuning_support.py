@@ -104,7 +104,7 @@ class Hall(Rig):
     def digest_on(self, server_id: str, model: str) -> str:
         return self.digest
 
-    def interactive_waiting(self) -> bool:
+    def waits(self) -> bool:
         return self.waiting
 
     def fill(self, job: int, count: int, profile: Profile, *, owner: int = 1, age_s: float = 7200.0) -> Lane:

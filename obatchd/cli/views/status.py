@@ -44,6 +44,8 @@ def render(status: Document) -> list[str]:
     if held_back := inbox.get("waiting"):
         waiting += f", {held_back} {'waits' if held_back == 1 else 'wait'}: see above"
     told = [f"queue  {counted(queue['requests'], 'request')} in {counted(queue['jobs'], 'job')}", f"inbox  {waiting}"]
+    if people := status.get("interactive"):
+        told.insert(1, f"people {people_line(people)}")
     told += [f"       ! {inbox['problem']}"] if inbox["problem"] else []
     told += [f"       blocked: {drop['name']}: {drop['reason']}" for drop in inbox["blocked"]]
     told.append(f"disk   {size(disk['free_bytes'])} free{'  ! dispatch pauses: see above' if disk['low'] else ''}")
@@ -55,6 +57,17 @@ def render(status: Document) -> list[str]:
     if status["jobs"]:
         lines += ["", *job_table(status["jobs"])]
     return lines
+
+
+def people_line(state: Document) -> str:
+    """The requests of people who wait for the answer."""
+    words = (
+        f"{counted(state['waiting'], 'request')} waiting, {state['in_flight']} in a slot, {state['answered']} answered"
+    )
+    if (p95_s := state["first_token_p95_s"]) is not None:
+        words += f", 95 % began within {p95_s:.2g} s"
+    kept = state["reserved_slots"]
+    return words + (f", {counted(kept, 'slot')} kept free" if kept else "")
 
 
 def server_table(servers: list[Document], told: Sequence[str] = ()) -> list[str]:

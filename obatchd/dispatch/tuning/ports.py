@@ -67,17 +67,10 @@ class Digests(Protocol):
 
 
 class InteractiveWork(Protocol):
-    """Knows whether somebody waits for an answer."""
+    """Knows whether somebody waits for an answer; :class:`obatchd.dispatch.interactive.desk.Desk`."""
 
-    def interactive_waiting(self) -> bool:
-        """Whether an interactive request waits or is in flight: no server is restarted for its slots then."""
-
-
-class NobodyWaits:
-    """There are no interactive requests."""
-
-    def interactive_waiting(self) -> bool:
-        return False
+    def waits(self) -> bool:
+        """Whether an interactive request waits for a slot: no server is restarted for its slots then."""
 
 
 class Clock(Protocol):

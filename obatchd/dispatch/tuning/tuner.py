@@ -17,7 +17,7 @@ import msgspec
 from obatchd import log
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.tuning.found import DOES_NOT_FIT, SERVER_DIED, Found, Kept, Key, Versions
-from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore, InteractiveWork, NobodyWaits, TunableServer
+from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore, InteractiveWork, TunableServer
 from obatchd.dispatch.tuning.search import GAIN, best_of
 from obatchd.dispatch.tuning.window import Window
 from obatchd.dispatch.tuning.worth import Turn, Worth
@@ -70,7 +70,7 @@ class Tuner:
     _links: Mapping[str, Link]
     _facts: FactStore
     _digests: Digests
-    _interactive: InteractiveWork = attrs.field(factory=NobodyWaits)
+    _interactive: InteractiveWork
     _clock: Clock = time
     kept: Kept = attrs.field(init=False)
     waits: dict[str, str] = attrs.field(factory=dict, init=False)  # why no step is made now, by fact
@@ -101,7 +101,7 @@ class Tuner:
         turn = self._turn(link)
         profile, step = link.server.loaded, self._steps.get(link.server.id)
         if step is not None and link.loading is None:
-            if self._interactive.interactive_waiting() or link.switching_to != step.profile:
+            if self._interactive.waits() or link.switching_to != step.profile:
                 self._withdraw(link)  # or the server went down meanwhile, and others do its work
             return
         if turn.restarts != server.restarts:

@@ -48,7 +48,7 @@ class Worth:
 
         ``measure_s`` is the time for which the change is to be watched: then it may have to be taken back, too.
         """
-        if self._interactive.interactive_waiting():
+        if self._interactive.waits():
             return "somebody waits for an answer"
         since_s = self._clock.monotonic() - turn.changed_s
         if turn.session != profile and since_s < _BETWEEN_S:

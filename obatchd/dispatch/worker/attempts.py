@@ -19,6 +19,7 @@ from obatchd.dispatch.worker.body import has_images, left_out, request_body
 from obatchd.dispatch.worker.computed import Computed
 from obatchd.dispatch.worker.embedding import Vectors, embed, may_share
 from obatchd.dispatch.worker.several import SlotLender, seeds_of, several
+from obatchd.dispatch.worker.streaming import Stream
 from obatchd.jobs.formats.request import Request, parse_request, request_id
 from obatchd.jobs.model import id_at, written_line
 from obatchd.ollama import faults
@@ -35,6 +36,7 @@ class Held(msgspec.Struct, eq=False):
 
     item: OfferItem
     offer: protocol.Offer
+    stream: Stream | None = None  # of an interactive one
     task: asyncio.Task[None] | None = None  # of its slot while it has one
     active: int = 0  # requests in a slot when it got one, itself included
     began_s: float = 0.0  # monotonic; when it got its slot
@@ -74,7 +76,11 @@ class Attempts:
             return [(held, self.without_answer(held, fault))]
         if request.embed is not None:
             return await self._embed([(held, request), *joining(held, request)])
+        if held.stream is not None and request.n > 1:
+            held.stream.whole = True
         answer, extra = found = await self._fulfil(held, request)
+        if held.stream is not None and answer.fault is None and request.n == 1:
+            held.stream.end(answer)
         if reused := self._computed.reused(held.item.job, held.item.family, answer):
             found = answer, extra | {"prompt_tokens_reused_estimate": reused}
         return [(held, self._result(held, request, found, started_s, time.perf_counter() - clock))]
@@ -145,6 +151,8 @@ class Attempts:
                 return Answer(fault=Cause.INVALID_FORMAT.fault(str(error))), {}
             answer = await self._ask(held, body)
         elif "format" in body:
+            if held.stream is not None:
+                held.stream.whole = True  # it is checked first
             in_source = request.in_source if request.in_source is not None else context.in_source
             answer, extra = await structured_answer(partial(self._ask, held), body, in_source)
         else:
@@ -162,8 +170,10 @@ class Attempts:
         opened = able[-1].removeprefix(OPENS) if able and able[-1].startswith(OPENS) else ""
         if body.get("think") is False and "thinking" in able:
             opened = ""  # its template takes that into account
+        if held.stream is not None:
+            held.stream.opened = opened
         try:
-            return await self.client.chat(body, partial(self._listener.token, held), opened)
+            return await self.client.chat(body, partial(self._listener.token, held), opened, held.stream)
         except asyncio.CancelledError:
             return Answer(fault=_given_up(held))
 

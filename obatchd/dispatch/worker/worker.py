@@ -24,6 +24,7 @@ from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import ResultItem
 from obatchd.dispatch.worker.attempts import Attempts, Held
 from obatchd.dispatch.worker.embedding import TOGETHER, may_join, size_of
+from obatchd.dispatch.worker.streaming import Stream, TokenSender
 from obatchd.jobs.formats.request import Request, parse_request
 from obatchd.jobs.model import written_line
 from obatchd.ollama import faults
@@ -42,8 +43,10 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._held: dict[tuple[int, int], Held] = {}
         self._queue: deque[tuple[int, int]] = deque()
+        self._first: deque[tuple[int, int]] = deque()  # of a higher rank: these begin before the others
         self._slots: set[asyncio.Task[None]] = set()
         self._attempts = Attempts(self)
+        self._tokens_out = TokenSender(channel)
         self._closing: set[asyncio.Task[None]] = set()
         self._started: list[tuple[int, int]] = []
         self._results: list[ResultItem] = []
@@ -66,11 +69,7 @@ class Worker:
     def _handle(self, message: protocol.ToWorker) -> None:
         match message:
             case protocol.Offer():
-                for item in message.items:
-                    key = (item.job, item.line)
-                    self._held[key] = Held(item, message)
-                    self._queue.append(key)
-                self._fill()
+                self._take(message)
             case protocol.JobContext():
                 self._attempts.jobs[message.job] = message
             case protocol.Configure():
@@ -78,7 +77,9 @@ class Worker:
             case protocol.Recall():
                 self._recall(message.count)
             case protocol.Cancel():
-                self._cancel(message.job)
+                self._abandon([key for key in self._held if key[0] == message.job])
+            case protocol.CancelOne():
+                self._abandon([(message.job, message.line)])
             case protocol.Forget():
                 self._attempts.jobs.pop(message.job, None)
             case protocol.GiveUp():
@@ -86,6 +87,14 @@ class Worker:
                     self._give_up(held, Fault(message.fault, message.code, message.message))
             case protocol.Ping():
                 self._report_progress()
+
+    def _take(self, offer: protocol.Offer) -> None:
+        for item in offer.items:
+            key = (item.job, item.line)
+            stream = Stream(item, self._tokens_out, silent=not offer.stream) if offer.rank else None
+            self._held[key] = Held(item, offer, stream)
+            (self._first if offer.rank else self._queue).append(key)
+        self._fill()
 
     def _reconfigure(self, message: protocol.Configure) -> None:
         attempts, limit_s = self._attempts, message.connect_timeout_s
@@ -104,7 +113,7 @@ class Worker:
     def _fill(self) -> None:
         """Open a slot for each request that may begin; a slot goes on with the next request by itself."""
         slots = self._attempts.server.slots
-        for _ in range(min(len(self._queue), slots - self._attempts.active)):
+        for _ in range(min(len(self._queue) + len(self._first), slots - self._attempts.active)):
             if self._attempts.active == 0:
                 self._last_token_s = time.monotonic()
             self._attempts.active += 1
@@ -128,8 +137,8 @@ class Worker:
     def _next(self) -> Held | None:
         """The request that begins now; None when there is none, or when slots became fewer."""
         slots = self._attempts.server.slots
-        while self._queue and self._attempts.active <= slots:
-            key = self._queue.popleft()
+        while (self._first or self._queue) and self._attempts.active <= slots:
+            key = (self._first or self._queue).popleft()
             held = self._held.get(key)
             if held is not None:
                 held.active = self._attempts.active
@@ -142,21 +151,21 @@ class Worker:
 
     def _recall(self, count: int) -> None:
         returned: list[tuple[int, int]] = []
-        while self._queue and len(returned) < count:
-            key = self._queue.pop()
+        while (self._queue or self._first) and len(returned) < count:
+            key = (self._queue or self._first).pop()
             if self._held.pop(key, None) is not None:
                 returned.append(key)
         self._flush()
         self._channel.send(protocol.Returned(returned))
 
-    def _cancel(self, job: int) -> None:
-        keys = [key for key in self._held if key[0] == job]
-        for key in keys:
+    def _abandon(self, keys: list[tuple[int, int]]) -> None:
+        gone = [key for key in keys if key in self._held]
+        for key in gone:
             held = self._held.pop(key)
             if held.task is not None:
                 held.task.cancel()
         self._flush()
-        self._channel.send(protocol.Returned(keys))
+        self._channel.send(protocol.Returned(gone))
 
     def _give_up(self, held: Held, fault: Fault) -> None:
         if held.task is not None and held.fault is None:
@@ -172,10 +181,10 @@ class Worker:
 
     @property
     def wanted(self) -> bool:
-        return bool(self._queue) or self._attempts.active > self._attempts.server.slots
+        return bool(self._queue or self._first) or self._attempts.active > self._attempts.server.slots
 
     def borrow(self) -> bool:
-        if self._queue or self._attempts.active >= self._attempts.server.slots:
+        if self._queue or self._first or self._attempts.active >= self._attempts.server.slots:
             return False
         self._attempts.active += 1
         return True
@@ -233,9 +242,12 @@ class Worker:
     def _joining(self, joined: list[Held], first: Held, request: Request) -> list[tuple[Held, Request]]:
         """The next requests of the job that can share a call; half of the queue stays for the next one.
 
-        They are never reported as begun, and end with the first one's attempt.
+        They are never reported as begun, and end with the first one's attempt. One of a higher rank has its call for
+        itself.
         """
         found: list[tuple[Held, Request]] = []
+        if first.offer.rank:
+            return found
         passed: list[tuple[int, int]] = []  # of other jobs: they keep their turn
         size, room = size_of(request), min(TOGETHER - 1, len(self._queue) // 2)
         while self._queue and len(found) < room:
@@ -279,6 +291,7 @@ class Worker:
 
     def _flush(self) -> None:
         self._stop_gathering()
+        self._tokens_out.flush()
         # Ends before beginnings, or more requests than slots would seem to be in flight.
         if self._results:
             self._channel.send(protocol.Results(self._results))

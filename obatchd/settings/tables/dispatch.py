@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from obatchd.settings.base import Count, Live, Positive, Section, setting
+from obatchd.settings.base import Count, Live, Natural, Positive, Section, setting
 
 
 class DispatchSettings(Section):
@@ -36,6 +36,22 @@ class DispatchSettings(Section):
         "auto",
         "Requests of a job that share a long beginning, such as several questions about one document, go one after "
         'another into one slot, where Ollama has the beginning computed already; "off": in input order.',
+    )
+    interactive_slots: Live[Literal["auto"] | Natural] = setting(
+        "auto",
+        "How many slots batches leave free for people who wait for an answer, over all servers together: a number, or "
+        '"auto" (one for every 16 slots that have the model, for ten minutes after each such request; else none).',
+    )
+    interactive_share: Live[float] = setting(
+        0.5,
+        "The share of the slots that interactive requests of one owner may have before those of others; further ones "
+        "wait like requests of a batch.",
+        gt=0,
+        le=1,
+    )
+    interactive_switch_after_s: Live[Positive] = setting(30, "As switch_after_s, where somebody waits for an answer.")
+    interactive_queue: Live[Count] = setting(
+        1000, "How many interactive requests may wait; one owner may have half of them. Further ones are refused."
     )
     strikes: Live[Count] = setting(3, "A server is restarted after so many faults in strike_window_s.")
     strike_window_s: Live[Positive] = setting(300, "How long obatchd counts faults.")

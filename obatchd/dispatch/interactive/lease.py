@@ -1,0 +1,142 @@
+"""One interactive request from its question to its end, as whoever asked it holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from types import TracebackType
+from typing import Protocol
+
+import msgspec
+
+from obatchd.dispatch.link import Link, Offered
+from obatchd.dispatch.protocol import INTERACTIVE, TokenItem
+from obatchd.jobs.lane import Lane, Pending, Taken
+from obatchd.jobs.model import Profile
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What somebody asks: a request as one line of a drop has it.
+
+    ``raw`` names no sources. ``stream``: the answer is wanted piece by piece, so once a piece was handed over, a server
+    that dies ends the lease. Without, the same request can go to another server as long as it has no result.
+    ``timeout_s`` counts from the question.
+    """
+
+    raw: bytes
+    stream: bool = True
+    timeout_s: float | None = None
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """The next piece of an answer; what is empty has nothing new. ``calls`` are whole calls of functions, as JSON."""
+
+    text: str = ""
+    think: str = ""
+    calls: list[msgspec.Raw] = []
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The end of a lease. ``record`` is as a line of ``results.jsonl`` or ``errors.jsonl``, or empty: no server had it.
+
+    ``code`` and ``message`` say why there is no answer. ``again``: the same request may be asked again later.
+    """
+
+    succeeded: bool
+    record: bytes = b""
+    code: str = ""
+    message: str = ""
+    again: bool = True
+
+
+class Closer(Protocol):
+    """Takes leases back; :class:`obatchd.dispatch.interactive.desk.Desk`."""
+
+    def closed(self, lease: Lease) -> None:
+        """Nobody waits for the answer any more."""
+
+
+_calls = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+class Lease:
+    """An interactive request. Iterate over it for the pieces of its answer, then ask for its ``result``.
+
+    Leaving its ``async with``, or ``close``, gives its slot back at once.
+    """
+
+    def __init__(self, closer: Closer, number: int, question: Question, profile: Profile, owner: int) -> None:
+        lane = Lane(INTERACTIVE, number, owner, profile, "high", 0.0)
+        self.number = number
+        self.question = question
+        self.profile = profile
+        self.owner = owner
+        self.digest = hashlib.sha256(f"{profile}\0".encode() + question.raw).digest()
+        self.taken = Taken(lane, Pending(number, question.raw), 0.0)
+        self.asked_s = 0.0  # monotonic, as the next three
+        self.ends_s = float("inf")  # when its time is up
+        self.first_token_s = 0.0  # 0: none yet
+        self.waits = False  # for a slot
+        self.link: Link | None = None  # the server that has it
+        self.offered: Offered | None = None  # there
+        self.crashed: dict[str, float] = {}  # servers that did so over it, with the time (monotonic)
+        self.ended: Ended | None = None
+        self.abandoned = False  # nobody waits for it, and its worker has not yet said that it is gone
+        self.seen = False  # a piece was handed over
+        self._closer = closer
+        self._unread: list[Delta] = []
+        self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Nobody waits for the answer any more: its slot is free within a moment. May be called at any time."""
+        if self.ended is None:
+            self._closer.closed(self)
+
+    async def result(self) -> Ended:
+        """How it ended, when it has; may be asked for without reading the pieces."""
+        while self.ended is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.ended
+
+    def __aiter__(self) -> Lease:
+        return self
+
+    async def __anext__(self) -> Delta:
+        while not self._unread:
+            if self.ended is not None:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        unread, self._unread = self._unread, []
+        if len(unread) == 1:
+            return unread[0]
+        calls = [call for delta in unread for call in delta.calls]
+        return Delta("".join(delta.text for delta in unread), "".join(delta.think for delta in unread), calls)
+
+    async def __aenter__(self) -> Lease:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Called by the desk.
+
+    @property
+    def servers(self) -> list[str]:
+        """Those that had it and failed."""
+        return self.taken.pending.servers
+
+    def heard(self, item: TokenItem) -> None:
+        """More of the answer has come."""
+        if item.text or item.think or item.calls:
+            self.seen = True
+            self._unread.append(Delta(item.text, item.think, _calls.decode(item.calls) if item.calls else []))
+            self._changed.set()
+
+    def end(self, ended: Ended) -> None:
+        if self.ended is None:
+            self.ended = ended
+            self._changed.set()
