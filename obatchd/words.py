@@ -58,6 +58,14 @@ def binary_size(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TiB"
 
 
+def energy(energy_j: float) -> str:
+    """Joules in kilowatt-hours, or in watt-hours where they are few: ``1.25 kWh``, ``3.2 Wh``."""
+    watt_hours = energy_j / 3600
+    if watt_hours >= 100:
+        return f"{watt_hours / 1000:,.3g} kWh" if watt_hours < 1e6 else f"{watt_hours / 1000:,.0f} kWh"
+    return f"{watt_hours:.3g} Wh" if watt_hours >= 0.001 or not watt_hours else "less than 0.001 Wh"
+
+
 def shortened(text: str, most: int) -> str:
     """A text of ``most`` characters at most; where it is cut, between words if it can be, it says so."""
     if len(text) <= most:

@@ -14,7 +14,7 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.commands.completion import models
 from obatchd.cli.views import waiting
-from obatchd.cli.views.job import causes, counts, doubts
+from obatchd.cli.views.job import causes, counts, doubts, price
 from obatchd.cli.views.status import OUTCOMES, job_state
 from obatchd.cli.views.text import duration, place, styled
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
@@ -305,5 +305,5 @@ def _report(jobs: list[Document], told: dict[str, list[str]]) -> None:
         where = job.get("copied_to") or place(job["outbox"] or job["refused_to"] or "")
         click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(where)}")
         notes = [note for note in job["notes"] or [] if note not in told.get(job["job"], ())]
-        for line in (*doubts(job), *(f"note: {clean(note)}" for note in notes), *causes(job)):
+        for line in (*map(clean, price(job)), *doubts(job), *(f"note: {clean(note)}" for note in notes), *causes(job)):
             click.echo(f"  {line}")

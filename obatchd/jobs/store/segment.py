@@ -16,6 +16,7 @@ from obatchd.jobs.store.rows import (
     LINE_MASK,
     REFUSED_LANE,
     AttemptRow,
+    EnergyRow,
     IndexedChunk,
     LaneRow,
     ResultRow,
@@ -25,7 +26,10 @@ from obatchd.jobs.store.rows import (
 from obatchd.jobs.store.schema import Schema
 from obatchd.settings.job import FrozenSettings
 
-_TABLES = """
+_ENERGY_TABLE = """
+CREATE TABLE IF NOT EXISTS energy (job INTEGER PRIMARY KEY, energy_j REAL NOT NULL, tokens REAL NOT NULL);
+"""
+_TABLES = f"""{_ENERGY_TABLE}
 CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY, name TEXT NOT NULL, indexed_line INTEGER NOT NULL DEFAULT 0,
     indexed INTEGER NOT NULL DEFAULT 0
@@ -48,7 +52,7 @@ CREATE TABLE IF NOT EXISTS tallies (
     job INTEGER, lane INTEGER, outcome TEXT, requests INTEGER NOT NULL, PRIMARY KEY (job, lane, outcome)
 ) WITHOUT ROWID;
 """
-_SCHEMA = Schema(1, _TABLES, {1: ""})
+_SCHEMA = Schema(2, _TABLES, {1: "", 2: _ENERGY_TABLE})
 
 
 class Segment(Database):
@@ -83,7 +87,7 @@ class Segment(Database):
                     low, high = keys_of(job)
                     for table in ("requests", "attempts", "results"):
                         cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
-                    for table in ("labels", "lanes", "tallies", "jobs", "defaults_of"):
+                    for table in ("labels", "lanes", "tallies", "energy", "jobs", "defaults_of"):
                         cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
                     self.forget_lanes(job)
             rewrite(self._database, self.path)
@@ -109,13 +113,18 @@ class Segment(Database):
 
     # Results.
 
-    def write_results(self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow]) -> set[tuple[int, int]]:
-        """Record outcomes and attempts; see :func:`~obatchd.jobs.store.request_index.write_results`."""
+    def write_results(
+        self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow], energy: Sequence[EnergyRow] = ()
+    ) -> set[tuple[int, int]]:
+        """Record outcomes, attempts and sums; see :func:`~obatchd.jobs.store.request_index.write_results`."""
         with self._lock, transaction(self._database) as cursor:
             cursor.executemany(
                 "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
                 " SET fault = excluded.fault, spent_s = excluded.spent_s WHERE excluded.fault <> ''",
                 [(request_key(a.job, a.line), a.attempt, a.server, a.started_s, a.fault, a.spent_s) for a in attempts],
+            )
+            cursor.executemany(
+                "INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", [(e.job, e.energy_j, e.tokens) for e in energy]
             )
             return write_results(cursor, results)
 
@@ -179,6 +188,11 @@ class Segment(Database):
         """Finished requests of a job by outcome."""
         rows = self._rows("SELECT outcome, sum(requests) FROM tallies WHERE job = ? GROUP BY outcome", job)
         return Counter(dict(rows))
+
+    def energy(self, job: int) -> EnergyRow:
+        """The energy for a job, as it was kept with its latest results."""
+        rows = self._rows("SELECT job, energy_j, tokens FROM energy WHERE job = ?", job)
+        return EnergyRow(*rows[0]) if rows else EnergyRow(job, 0.0, 0.0)
 
     def last_finished(self, job: int, lane: int) -> int:
         """The greatest line of a lane that has a result; 0 where none has."""
