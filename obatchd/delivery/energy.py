@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+from time import monotonic as monotonic_s
 from typing import NamedTuple, Protocol
 
 from attrs import define, field
@@ -75,7 +75,7 @@ class EnergyBill:
     def answered(self, job: int, server_id: str, duration_s: float, prompt_tokens: int, response_tokens: int) -> None:
         """A request was answered, just now, after so many seconds in a slot."""
         if (shares := self._servers.get(server_id)) is not None:
-            now_s = time.monotonic()
+            now_s = monotonic_s()
             shares.answered(job, now_s - duration_s, now_s, weighed(prompt_tokens, response_tokens))
 
     def look(self) -> None:

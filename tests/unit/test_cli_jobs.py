@@ -227,6 +227,7 @@ def test_waiting_ends_with_what_failed_and_what_needs_a_look(monkeypatch: pytest
         "  1 answer has a value that is not in the prompt:  obatchctl results 20261128-120000-abcd --only ungrounded",
         "  2 timeout: it took too long",
         "    → raise the limit",
+        "  cost: 31.2 GPU-seconds; 3,000 tokens of prompts, 10,000 of answers",
         "see the answers:  obatchctl results 20261128-120000-abcd",
     ]
     assert lines[3].strip().startswith(YELLOW)
@@ -311,8 +312,8 @@ def test_usage_is_a_table_by_owner_and_month(monkeypatch: pytest.MonkeyPatch) ->
     lines = [click.unstyle(line) for line in shown(monkeypatch, "usage", answer=sums).stdout.splitlines()]
     assert max(map(len, lines)) <= 80
     assert [line.split() for line in lines] == [
-        ["OWNER", "MONTH", "DONE", "FAILED", "CANCELLED", "PROMPT", "TOKENS", "ANSWER", "TOKENS", "GPU-SECONDS", "KWH"],
-        ["ada", "2026-11", "1,298", "2", "10", "30,000", "1,000,000", "12,346", "1.250"],
+        ["OWNER", "MONTH", "DONE", "FAILED", "PROMPT", "TOKENS", "ANSWER", "TOKENS", "GPU-SECONDS", "KWH"],
+        ["ada", "2026-11", "1,298", "2", "30,000", "1,000,000", "12,346", "1.250"],
         ["4711", "2026-10", "1", "3", "4", "0"],
     ]
     assert shown(monkeypatch, "usage", answer=Usage([])).stdout == "No job has ended in that time.\n"

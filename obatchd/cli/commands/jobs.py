@@ -130,7 +130,7 @@ def _month(_ctx: click.Context, _parameter: click.Parameter, value: str | None) 
 @click.option("--month", metavar="YYYY-MM", callback=_month, help="Only this month (UTC).")
 @click.option("--mine", "owner", flag_value="mine", help="Only your own sums.")
 def usage_command(invocation: Invocation, month: str | None, owner: str | None) -> None:
-    """Sum requests, tokens, time and energy of GPUs by owner and month.
+    """Sum requests, tokens, GPU-seconds and energy by owner.
 
     An administrator sees everybody's sums. A job counts in the month in which it ends. While an answer is made, it
     counts its slot's share of the server's GPUs: on one GPU with four slots, a quarter of the time. The

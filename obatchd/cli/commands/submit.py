@@ -305,5 +305,6 @@ def _report(jobs: list[Document], told: dict[str, list[str]]) -> None:
         where = job.get("copied_to") or place(job["outbox"] or job["refused_to"] or "")
         click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(where)}")
         notes = [note for note in job["notes"] or [] if note not in told.get(job["job"], ())]
-        for line in (*map(clean, price(job)), *doubts(job), *(f"note: {clean(note)}" for note in notes), *causes(job)):
+        told_of = (*doubts(job), *(f"note: {clean(note)}" for note in notes), *causes(job), *map(clean, price(job)))
+        for line in told_of:
             click.echo(f"  {line}")
