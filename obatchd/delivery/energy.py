@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from attrs import define, field
 
-from obatchd.delivery.shares import Running, ServerShares, Share, weighed
+from obatchd.delivery.shares import PROMPT_TOKEN, Running, ServerShares, Share, weighed
 from obatchd.jobs.store import EnergyRow
 from obatchd.live.job import LiveJob
 from obatchd.live.models import Models
@@ -76,7 +76,7 @@ class EnergyBill:
         """A request was answered, just now, after so many seconds in a slot."""
         if (shares := self._servers.get(server_id)) is not None:
             now_s = monotonic_s()
-            shares.answered(job, now_s - duration_s, now_s, weighed(prompt_tokens, response_tokens))
+            shares.answered(job, now_s - duration_s, now_s, response_tokens + PROMPT_TOKEN * prompt_tokens)
 
     def look(self) -> None:
         """Take the meters of all servers, where they were read since."""

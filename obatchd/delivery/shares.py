@@ -85,14 +85,20 @@ class ServerShares:
 
     def answered(self, job: int, began_s: float, ended_s: float, tokens: float) -> None:
         """A request of a job was answered with so many weighed tokens."""
-        self._worked(began_s, ended_s)
+        # Comes once for each answer: nearly all take the shortest way.
+        if began_s > self._seen_s or (self._idle and self._idle[-1][1] > began_s):
+            self._worked(began_s, ended_s)
+        elif ended_s > self._seen_s:
+            self._seen_s = ended_s
         self._made += tokens
         self._slot_s += ended_s - began_s
         if not self._spans:
             return
         last = self._spans[-1]
         if began_s >= last.began_s:
-            last.add(job, tokens)
+            last.made += tokens
+            left = last.left
+            left[job] = left.get(job, 0.0) + tokens
             return
         per_s = tokens / max(ended_s - began_s, 1e-9)
         for span in reversed(self._spans):
