@@ -194,10 +194,8 @@ class ServedModels:
         server = self._fleet.servers.get(server_id)
         if server is None:
             return "the server is not there any more"
-        if server.kind == "remote":
-            return "nobody tells the energy of a server elsewhere"
         if not server.gpus:
-            return "it computes on the CPU"
+            return "it computes on the CPU" if server.kind == "managed" else "its GPU is not known here"
         if any(gpu.parent_uuid for gpu in server.gpus):
             return "no driver tells the energy of a slice of a GPU"
         untold = [str(gpu.index) for gpu in server.gpus if not self._meters.tells(gpu.uuid)]
