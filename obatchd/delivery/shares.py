@@ -22,7 +22,7 @@ import msgspec
 from obatchd.live.models import EnergyReading
 
 # Tokens of a prompt are computed many at once, those of an answer one after another, so that they cost more. How much
-# more depends on model, card and slots; this factor is a round number in between, no measurement (docs/decisions.md).
+# more depends on model, card and slots; this factor is a round number, no measurement (docs/decisions.md).
 PROMPT_TOKEN = 0.1
 _LATE_S = 5.0  # a result may be told so long after its end, where the disk is slow
 _MOST_SPANS = 64  # above it the older ones are joined in pairs
