@@ -132,7 +132,7 @@ class Completion:
             if not finished.succeeded:
                 failure = _failure.decode(finished.record)
                 live.blame(failure.code, failure.message)
-                if failure.response_tokens:  # an answer that was none
+                if failure.prompt_tokens or failure.response_tokens:  # an answer that was none
                     self.energy.answered(
                         live.key, failure.server, failure.duration_s, failure.prompt_tokens, failure.response_tokens
                     )

@@ -17,7 +17,7 @@ from obatchd.spool.outbox import Totals
 
 _WHOLE_PERCENT = 99.5  # from there on nothing is said of the rest
 _UNREAD = "the daemon or the driver was started anew meanwhile, or the driver did not answer"
-_TOO_SHORT = "no server had been metered yet while it ran"
+_NOTHING = "it was over before a server of it was metered, or the daemon was started anew meanwhile"
 
 
 class JobEnergy(NamedTuple):
@@ -35,11 +35,12 @@ def energy_of(live: LiveJob, totals: Totals, models: Models) -> JobEnergy:
     if not tokens:
         return JobEnergy()
     share = min(1.0, live.energy_tokens / tokens)
+    tokens_told = share and live.energy_j and totals.response_tokens
     return JobEnergy(
         round(live.energy_j, 3) if share else None,
         round(100 * share, 1),
         _why_not_all(totals, models, share) if 100 * share < _WHOLE_PERCENT else "",
-        round(share * totals.response_tokens / live.energy_j, 4) if share and live.energy_j else None,
+        round(share * totals.response_tokens / live.energy_j, 4) if tokens_told else None,
     )
 
 
@@ -49,7 +50,7 @@ def _why_not_all(totals: Totals, models: Models, share: float) -> str:
         if reason := models.why_no_energy(name):
             servers.setdefault(reason, []).append(name)
     told = [f"{', '.join(names)}: {reason}" for reason, names in servers.items()]
-    return "; ".join(told) or (_UNREAD if share else _TOO_SHORT)
+    return "; ".join(told) or (_UNREAD if share else _NOTHING)
 
 
 class SlotsInUse(Protocol):
@@ -93,10 +94,11 @@ class EnergyBill:
         """A job has all its results: its energy is as much as is known now."""
         running: Mapping[str, Sequence[tuple[int, float]]] | None = None
         for server_id, shares in self._servers.items():
-            if live.key in shares.jobs():
+            if shares.owes(live.key):
                 if running is None:
                     running = self._slots.running() if self._slots else {}
                 self._add(live.key, shares.take(live.key, [Running(*slot) for slot in running.get(server_id, ())]))
+        self._unkept.pop(live.key, None)  # the index has it soon
 
     def stop(self) -> None:
         """The daemon ends: what is known of the energy of all jobs goes into the store with the last commit."""

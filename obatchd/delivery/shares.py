@@ -56,14 +56,22 @@ class _Span(msgspec.Struct):
     energy_j: float | None = None  # None: not told
     given_j: float = 0.0
     made: float = 0.0  # weighed tokens
-    left: dict[int, float] = {}  # of it those that got no part yet, by job
+    unshared: float = 0.0  # of it those that got no part yet
+    left: dict[int, float] = {}  # the same by job
 
     def overlap_s(self, began_s: float, ended_s: float) -> float:
         return max(0.0, min(ended_s, self.ended_s) - max(began_s, self.began_s))
 
     def add(self, job: int, tokens: float) -> None:
         self.made += tokens
+        self.unshared += tokens
         self.left[job] = self.left.get(job, 0.0) + tokens
+
+    def pop(self, job: int) -> float:
+        """The tokens of a job that get their part now."""
+        tokens = self.left.pop(job, 0.0)
+        self.unshared -= tokens
+        return tokens
 
 
 class ServerShares:
@@ -97,6 +105,7 @@ class ServerShares:
         last = self._spans[-1]
         if began_s >= last.began_s:
             last.made += tokens
+            last.unshared += tokens
             left = last.left
             left[job] = left.get(job, 0.0) + tokens
             return
@@ -132,13 +141,17 @@ class ServerShares:
         others = [request for request in running if request.job != job]
         energy_j = tokens = 0.0
         for span in self._spans:
-            if mine := span.left.pop(job, 0.0):
+            if mine := span.pop(job):
                 part_j = self._part_j(span, mine, others)
                 if part_j is not None:
                     span.given_j += part_j
                     energy_j += part_j
                     tokens += mine
         return Share(energy_j, tokens)
+
+    def owes(self, job: int) -> bool:
+        """Whether a job has not got its whole part."""
+        return any(job in span.left for span in self._spans)
 
     def jobs(self) -> set[int]:
         """Those that have not got their whole part."""
@@ -151,7 +164,7 @@ class ServerShares:
             return None if price is None else price * mine
         if span.energy_j is None:
             return None
-        all_of_it = mine + sum(span.left.values()) + self._unfinished(span, others)
+        all_of_it = mine + max(0.0, span.unshared) + self._unfinished(span, others)
         return max(0.0, self._of_work_j(span) - span.given_j) * mine / all_of_it
 
     def _unfinished(self, span: _Span, running: Iterable[Running]) -> float:
@@ -182,7 +195,7 @@ class ServerShares:
             if span.energy_j is None:
                 continue
             left_j, tokens = self._of_work_j(span) - span.given_j, sum(span.left.values())
-            for job, mine in span.left.items():
+            for job, mine in span.left.items() if tokens else ():
                 had = found.get(job, Share(0.0, 0.0))
                 found[job] = Share(had.energy_j + max(0.0, left_j) * mine / tokens, had.tokens + mine)
             if left_j < 0 and self._spans:  # more was given by price than it took: the next jobs get less
@@ -217,7 +230,8 @@ class ServerShares:
         older, newer = self._spans[: _MOST_SPANS // 2], self._spans[_MOST_SPANS // 2 :]
         joined = []
         for one, other in zip(older[::2], older[1::2], strict=True):
-            one.ended_s, one.given_j, one.made = other.ended_s, one.given_j + other.given_j, one.made + other.made
+            one.ended_s, one.given_j = other.ended_s, one.given_j + other.given_j
+            one.made, one.unshared = one.made + other.made, one.unshared + other.unshared
             told = one.energy_j is not None and other.energy_j is not None
             one.energy_j = (one.energy_j or 0.0) + (other.energy_j or 0.0) if told else None
             for job, tokens in other.left.items():

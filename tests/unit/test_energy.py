@@ -204,6 +204,17 @@ def test_time_over_which_the_counter_began_anew_is_nobodys_and_says_so() -> None
     assert card.parts[A] == Share(pytest.approx(5400.0), pytest.approx(180.0))
 
 
+def test_answers_without_a_token_cost_nothing_and_break_nothing() -> None:
+    card = Card()
+    for _ in range(10):
+        card.pass_s(2.0)
+        card.shares.answered(A, card.now_s - 2.0, card.now_s, 0.0)
+        card.read()
+    card.idle(20.0)
+    card.take(A)
+    assert card.parts == {A: Share(0.0, 0.0)}
+
+
 def test_a_gap_in_the_readings_loses_nothing() -> None:
     card = Card()
     for number in range(30):
