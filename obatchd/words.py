@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -61,9 +62,15 @@ def binary_size(size_bytes: float) -> str:
 def energy(energy_j: float) -> str:
     """Joules in kilowatt-hours, or in watt-hours where they are few: ``1.25 kWh``, ``3.2 Wh``."""
     watt_hours = energy_j / 3600
-    if watt_hours >= 100:
-        return f"{watt_hours / 1000:,.3g} kWh" if watt_hours < 1e6 else f"{watt_hours / 1000:,.0f} kWh"
-    return f"{watt_hours:.3g} Wh" if watt_hours >= 0.001 or not watt_hours else "less than 0.001 Wh"
+    return f"{three_digits(watt_hours / 1000)} kWh" if watt_hours >= 100 else f"{three_digits(watt_hours)} Wh"
+
+
+def three_digits(value: float) -> str:
+    """A number that is not negative with three significant digits: ``0.0580``, ``1.25``, ``12.0``, ``1,234``."""
+    if value < 0.001:
+        return "below 0.001" if value else "0"
+    rounded = float(f"{value:.3g}") if value < 1000 else value
+    return f"{rounded:,.{max(0, 2 - math.floor(math.log10(rounded)))}f}"
 
 
 def shortened(text: str, most: int) -> str:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import random
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from engine_support import Street, street
 
+from obatchd.cli.views.job import price
 from obatchd.delivery import energy as energy_module
 from obatchd.delivery.shares import Running, ServerShares, Share, weighed
+from obatchd.documents.jobs import JobTotals
 from obatchd.gpus.energy import EnergyMeters
 from obatchd.gpus.model import Identity, Reading
 from obatchd.live.models import EnergyReading
+from obatchd.words import energy, three_digits
 
 A, B = 1, 2
 
@@ -337,3 +342,51 @@ class Clock:
         """The meter of the server is read."""
         rig.models.meters["gpu0"] = EnergyReading(energy_module.monotonic_s(), energy_j)
         rig.engine.completion.energy.look()
+
+
+# Words.
+
+
+@pytest.mark.parametrize(
+    ("energy_j", "words"),
+    [(0, "0 Wh"), (1, "below 0.001 Wh"), (4824, "1.34 Wh"), (359_000, "99.7 Wh"), (360_000, "0.100 kWh"),
+     (4.5e6, "1.25 kWh"), (3.6e9, "1,000 kWh"), (1e12, "277,778 kWh")],
+)  # fmt: skip
+def test_energy_is_told_in_the_unit_that_fits(energy_j: float, words: str) -> None:
+    assert energy(energy_j) == words
+
+
+def test_numbers_keep_three_digits() -> None:
+    told = [three_digits(value) for value in (0.001, 0.00999, 0.058, 0.58, 0.9999, 9.999, 12, 99.96, 123.4, 999.6)]
+    assert told == ["0.00100", "0.00999", "0.0580", "0.580", "1.00", "10.0", "12.0", "100", "123", "1,000"]
+
+
+def totals(**more: Any) -> JobTotals:
+    return JobTotals(125.0, 2.4, 80.0, 3000, 10_000, 31.25, 0, 0, 0, **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, "cost: 31.2 GPU-seconds; 3,000 tokens of prompts, 10,000 of answers"),
+        (
+            {"energy_j": 4.5e6, "energy_percent": 100.0, "tokens_per_j": 0.00222},
+            "cost: 31.2 GPU-seconds, 1.25 kWh, 0.00222 tokens/J; 3,000 tokens of prompts, 10,000 of answers",
+        ),
+        (
+            {"energy_j": 4.5e6, "energy_percent": 61.0, "energy_note": "gpu1: why", "tokens_per_j": None},
+            "cost: 31.2 GPU-seconds, 1.25 kWh for 61 % of the tokens (gpu1: why); 3,000 tokens of prompts, "
+            "10,000 of answers",
+        ),
+    ],
+)
+def test_the_cost_of_a_job_is_one_line(more: dict[str, Any], words: str) -> None:
+    assert list(price({"totals": msgspec.to_builtins(totals(**more))})) == [words]
+
+
+def test_a_job_without_gpus_or_of_an_earlier_version_has_no_line_of_costs() -> None:
+    assert list(price({"totals": None})) == list(price({})) == []
+    on_the_cpu = msgspec.to_builtins(totals()) | {"gpu_s": 0.0}
+    assert list(price({"totals": on_the_cpu})) == []
+    earlier = {name: value for name, value in msgspec.to_builtins(totals()).items() if "energy" not in name}
+    assert list(price({"totals": earlier})) == ["cost: 31.2 GPU-seconds; 3,000 tokens of prompts, 10,000 of answers"]

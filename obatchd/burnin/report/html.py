@@ -13,7 +13,7 @@ from obatchd.burnin.report.plots import PLOTS, Axes
 from obatchd.burnin.report.style import STYLE
 from obatchd.documents.burnin import BurninGpuPages, BurninReport
 from obatchd.times import duration, epoch_s
-from obatchd.words import counted, energy
+from obatchd.words import counted, energy, three_digits
 
 _CAUSES = {"hw_slowdown": "hardware", "hw_thermal": "hardware, heat", "hw_power_brake": "hardware, power brake",
            "sw_thermal": "driver, heat"}  # fmt: skip
@@ -112,7 +112,7 @@ def _figure(value: float | None, unit: str = "", digits: int = 1) -> str:
 
 def _per_joule(gpu: BurninGpuPages) -> str:
     tokens = gpu.work.tokens_per_j
-    return "–" if tokens is None else f"{tokens:.3g}"
+    return "–" if tokens is None else three_digits(tokens)
 
 
 def _gpu(axes: Axes, number: int) -> str:

@@ -6,7 +6,7 @@ import textwrap
 
 from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, Comparison
 from obatchd.times import duration
-from obatchd.words import counted
+from obatchd.words import counted, three_digits
 
 _WIDTH = 80
 _SHOWN = ("fail", "inconclusive", "warn")
@@ -54,7 +54,7 @@ def _of_median(percent: float | None) -> str:
 
 
 def _per_joule(tokens: float | None) -> str:
-    return "–" if tokens is None else f"{tokens:.3g}"
+    return "–" if tokens is None else three_digits(tokens)
 
 
 def _reasons(gpu: BurninGpu) -> list[str]:

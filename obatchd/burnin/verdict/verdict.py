@@ -15,7 +15,7 @@ import msgspec
 
 from obatchd.burnin.journal.records import Consequence, Event
 from obatchd.burnin.verdict.evidence import Evidence
-from obatchd.words import counted
+from obatchd.words import counted, three_digits
 
 COLLECT = "Make the file for the vendor: `obatchctl burnin bundle {gpu}`."
 _RETEST = "Run the burn-in again; nothing was found against the GPU itself."
@@ -182,8 +182,9 @@ def _of_energy(evidence: Evidence, siblings: list[Evidence]) -> Iterator[Reason]
     fewer_percent = 100 * (1 - own / usual)
     if fewer_percent > limits.slower_fail_percent:
         text = (
-            f"{own:.3g} tokens/J, {fewer_percent:.1f} % fewer than the median of {counted(len(others), 'GPU')} "
-            f"like it ({usual:.3g}); told above {limits.slower_fail_percent:g} %, and no fault by itself"
+            f"{three_digits(own)} tokens/J, {fewer_percent:.1f} % fewer than the median of "
+            f"{counted(len(others), 'GPU')} like it ({three_digits(usual)}; told above "
+            f"{limits.slower_fail_percent:g} %, and no fault by itself)"
         )
         yield Reason("note", "inefficient", text, _EFFICIENCY)
 

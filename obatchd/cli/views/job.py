@@ -12,7 +12,7 @@ from obatchd.cli.command import Document, clean
 from obatchd.cli.views.status import OUTCOMES, job_state
 from obatchd.cli.views.text import duration, place, styled
 from obatchd.users import user_name
-from obatchd.words import counted, energy
+from obatchd.words import counted, energy, three_digits
 
 _VALUE_CHARACTERS = 300
 # What answers may have that counts as success: how it is said of one and of several, and why.
@@ -121,7 +121,7 @@ def _energy(totals: Document) -> Iterator[str]:
     percent = totals["energy_percent"]
     yield energy(energy_j) + (f" for {percent:.0f} % of the tokens ({totals['energy_note']})" if percent < 99.5 else "")
     if totals["tokens_per_j"] is not None:
-        yield f"{totals['tokens_per_j']:.3g} tokens/J"
+        yield f"{three_digits(totals['tokens_per_j'])} tokens/J"
 
 
 def _unknown(totals: Document) -> str:
