@@ -1,11 +1,11 @@
 """The energy of one server's GPUs, shared among the jobs that it worked for. No clock: times are given, monotonic.
 
 The counter is read every few seconds. Between two readings lies a *span*, whose energy is shared by the tokens that
-were made in it: those of an answer are spread evenly over the time that it took. So a span can be shared when all that
-ran in it has ended; until then it is kept. A job that is over takes its part before, with an estimate of the tokens
-that requests still running have made by then. What a token took lately stands for the last seconds of a job, which no
-reading covers yet. Energy is given away once: the parts of a span are together no more than the span, and what was
-given by such a guess too much is taken off the next spans.
+were made in it: those of an answer are spread evenly over the time that it took. So a span can be shared when all
+that ran in it has ended; until then it is kept. After a minute, or to a job that is over, parts are given before
+that, with an estimate of the tokens that requests still running have made by then. What a token took lately stands
+for the last seconds of a job, which no reading covers yet. Energy is given away once: the parts of a span are
+together no more than the span, and what was given by such a guess too much is taken off the next spans.
 
 The time in which nothing ran is nobody's: for it the power that the server takes when idle is taken off, where a span
 without any work has shown it; else the span is cut in proportion to time.
@@ -25,6 +25,7 @@ from obatchd.live.models import EnergyReading
 # more depends on model, card and slots; this factor is a round number, no measurement (docs/decisions.md).
 PROMPT_TOKEN = 0.1
 _LATE_S = 5.0  # a result may be told so long after its end, where the disk is slow
+_SOON_S = 60.0  # after it parts are given, although something that ran in the span runs still
 _MOST_SPANS = 64  # above it the older ones are joined in pairs
 _KEPT = 0.7  # of a mean, at each reading
 
@@ -39,6 +40,12 @@ class Share(NamedTuple):
 
     energy_j: float
     tokens: float
+
+    def plus(self, other: Share) -> Share:
+        return Share(self.energy_j + other.energy_j, self.tokens + other.tokens)
+
+
+NOTHING = Share(0.0, 0.0)
 
 
 class Running(NamedTuple):
@@ -118,6 +125,7 @@ class ServerShares:
 
     def read(self, reading: EnergyReading, running: Iterable[Running]) -> dict[int, Share]:
         """The counter was read: the parts of jobs that are certain now."""
+        running = list(running)
         before, self._reading = self._reading, reading
         if before is None:
             self._spans, self._seen_s = [_Span(reading.at_s)], max(self._seen_s, reading.at_s)
@@ -131,6 +139,10 @@ class ServerShares:
         self._made *= _KEPT
         self._slot_s *= _KEPT
         found = self._settled(min(oldest_s, reading.at_s - _LATE_S))
+        for old in self._spans:
+            if old.ended_s < reading.at_s - _SOON_S:
+                for job in list(old.left):
+                    found[job] = found.get(job, NOTHING).plus(self._give(old, job, running))
         self._spans.append(_Span(reading.at_s))
         if len(self._spans) > _MOST_SPANS:
             self._join()
@@ -138,16 +150,10 @@ class ServerShares:
 
     def take(self, job: int, running: Iterable[Running] = ()) -> Share:
         """The part of a job that is over: it gets no other from what was until now."""
-        others = [request for request in running if request.job != job]
-        energy_j = tokens = 0.0
+        others, found = [request for request in running if request.job != job], NOTHING
         for span in self._spans:
-            if mine := span.pop(job):
-                part_j = self._part_j(span, mine, others)
-                if part_j is not None:
-                    span.given_j += part_j
-                    energy_j += part_j
-                    tokens += mine
-        return Share(energy_j, tokens)
+            found = found.plus(self._give(span, job, others))
+        return found
 
     def owes(self, job: int) -> bool:
         """Whether a job has not got its whole part."""
@@ -156,6 +162,13 @@ class ServerShares:
     def jobs(self) -> set[int]:
         """Those that have not got their whole part."""
         return {job for span in self._spans for job in span.left}
+
+    def _give(self, span: _Span, job: int, running: list[Running]) -> Share:
+        """The part of a job in a span, beside requests that are not over."""
+        if not (mine := span.pop(job)) or (part_j := self._part_j(span, mine, running)) is None:
+            return NOTHING
+        span.given_j += part_j
+        return Share(part_j, mine)
 
     def _part_j(self, span: _Span, mine: float, others: list[Running]) -> float | None:
         """The energy for ``mine`` weighed tokens of a span; None where it is not known."""
@@ -196,8 +209,7 @@ class ServerShares:
                 continue
             left_j, tokens = self._of_work_j(span) - span.given_j, sum(span.left.values())
             for job, mine in span.left.items() if tokens else ():
-                had = found.get(job, Share(0.0, 0.0))
-                found[job] = Share(had.energy_j + max(0.0, left_j) * mine / tokens, had.tokens + mine)
+                found[job] = found.get(job, NOTHING).plus(Share(max(0.0, left_j) * mine / tokens, mine))
             if left_j < 0 and self._spans:  # more was given by price than it took: the next jobs get less
                 self._spans[0].given_j -= left_j
         begun_s = self._spans[0].began_s if self._spans else self.read_s

@@ -124,6 +124,19 @@ def test_a_long_answer_gets_its_part_of_all_the_time_that_it_took() -> None:
     assert card.parts[A].energy_j == pytest.approx(12_000 * 0.75) and card.parts[B].energy_j == pytest.approx(3000)
 
 
+def test_beside_an_answer_that_takes_hours_the_others_get_their_parts_within_a_minute() -> None:
+    card = Card()
+    for _ in range(100):
+        card.pass_s(2.0)
+        card.shares.answered(B, card.now_s - 2.0, card.now_s, 20.0)
+        card.read(Running(A, 0.0))
+    assert card.parts[B].energy_j == pytest.approx(0.5 * 300 * (200 - 60), rel=0.05)  # A seems to make as many tokens
+    card.shares.answered(A, 0.0, 200.0, 2000.0)
+    card.idle(80.0)
+    assert card.parts[A].energy_j == pytest.approx(30_000, rel=0.02)
+    assert card.parts[A].energy_j + card.parts[B].energy_j == pytest.approx(60_000)
+
+
 def test_a_job_that_is_over_leaves_the_part_of_a_request_that_still_runs() -> None:
     card = Card()
     for _ in range(20):
