@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -56,6 +57,20 @@ def binary_size(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:.1f} TiB"
+
+
+def energy(energy_j: float) -> str:
+    """Joules in kilowatt-hours, or in watt-hours where they are few: ``1.25 kWh``, ``3.2 Wh``."""
+    watt_hours = energy_j / 3600
+    return f"{three_digits(watt_hours / 1000)} kWh" if watt_hours >= 100 else f"{three_digits(watt_hours)} Wh"
+
+
+def three_digits(value: float) -> str:
+    """A number that is not negative with three significant digits: ``0.0580``, ``1.25``, ``12.0``, ``1,234``."""
+    if value < 0.001:
+        return "below 0.001" if value else "0"
+    rounded = float(f"{value:.3g}") if value < 1000 else value
+    return f"{rounded:,.{max(0, 2 - math.floor(math.log10(rounded)))}f}"
 
 
 def shortened(text: str, most: int) -> str:

@@ -23,7 +23,7 @@ from obatchd.cli.views.status import render
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "status.svg"
 REQUESTS, BAD = 1500, "2"
-COLUMNS = 117
+COLUMNS = 126
 WORK_S = 90.0  # at most
 SIMULATOR = {
     "load_s": 1.0,

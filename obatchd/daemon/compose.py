@@ -30,10 +30,12 @@ from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
+from obatchd.gpus.energy import EnergyMeters
 from obatchd.gpus.kernel_log import KMSG
 from obatchd.gpus.probe import Probe
 from obatchd.gpus.source import OpenSource, open_nvml
 from obatchd.jobs.store import Facts
+from obatchd.live.models import EnergyReading
 from obatchd.live.work import Work
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
@@ -113,7 +115,7 @@ def head(
 ) -> Head:
     """All other parts; none of them runs yet."""
     settings, layout, owner = work.settings, work.layout, work.owner
-    served = ServedModels(here.models, here.fleet)
+    served = ServedModels(here.models, here.fleet, here.watch.energy)
     engine = Engine(work, served)
     tuner = engine.dispatcher.tune(Facts(work.store.state), served)
     policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
@@ -158,9 +160,10 @@ class ServerNews:
 class ServedModels:
     """The engine's questions about models, answered by the servers. Implements :class:`obatchd.live.models.Models`."""
 
-    def __init__(self, keeper: ModelKeeper, fleet: Fleet) -> None:
+    def __init__(self, keeper: ModelKeeper, fleet: Fleet, meters: EnergyMeters) -> None:
         self._keeper = keeper
         self._fleet = fleet
+        self._meters = meters
 
     async def ensure(self, server_id: str, model: str) -> list[str]:
         return (await self._keeper.ensure_on(self._fleet.servers[server_id], model)).capabilities
@@ -187,6 +190,22 @@ class ServedModels:
     def gpus_per_slot(self, server_id: str) -> float:
         server = self._fleet.servers.get(server_id)
         return len(server.gpus) / max(server.slots, 1) if server else 0.0
+
+    def energy(self, server_id: str) -> EnergyReading | None:
+        server = self._fleet.servers.get(server_id)
+        metered = self._meters.of([gpu.uuid for gpu in server.gpus]) if server else None
+        return EnergyReading(*metered) if metered else None
+
+    def why_no_energy(self, server_id: str) -> str:
+        server = self._fleet.servers.get(server_id)
+        if server is None:
+            return "the server is not there any more"
+        if not server.gpus:
+            return "it computes on the CPU" if server.kind == "managed" else "its GPU is not known here"
+        if any(gpu.parent_uuid for gpu in server.gpus):
+            return "no driver tells the energy of a slice of a GPU"
+        untold = [str(gpu.index) for gpu in server.gpus if not self._meters.tells(gpu.uuid)]
+        return f"GPU {', '.join(untold)} does not tell its energy" if untold else ""
 
     async def digest(self, model: str) -> str | None:
         info = self._keeper.info(model)

@@ -13,7 +13,7 @@ from attrs import define, field
 from obatchd import crash_points, log
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.jobs.model import Outcome
-from obatchd.jobs.store import AttemptRow, ResultRow
+from obatchd.jobs.store import AttemptRow, EnergyRow, ResultRow
 from obatchd.live.work import Part
 
 _log = log.get(__name__)
@@ -33,6 +33,13 @@ class AttemptsInProgress(Protocol):
         """Attempts that run and should be remembered with the next commit, each given once."""
 
 
+class EnergySums(Protocol):
+    """Adds up the energy of jobs; :class:`obatchd.delivery.energy.EnergyBill`."""
+
+    def unkept(self) -> list[tuple[str, EnergyRow]]:
+        """Sums to be kept with the next commit, each given once; with the segment of the job."""
+
+
 @define(eq=False)
 class Committer(Part):
     """Makes results durable, then tells its listener. From then on the store is the truth."""
@@ -44,8 +51,8 @@ class Committer(Part):
     _waiters: list[asyncio.Future[None]] = field(factory=list, init=False)
     _thread: ThreadPoolExecutor = field(factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="store"), init=False)
 
-    def start(self, listener: CommitListener, attempts: AttemptsInProgress) -> None:
-        self._tasks.start(self._run(listener, attempts), "committer")
+    def start(self, listener: CommitListener, attempts: AttemptsInProgress, energy: EnergySums) -> None:
+        self._tasks.start(self._run(listener, attempts, energy), "committer")
 
     async def stop(self) -> None:
         """Write the remaining results, in at most a few tries, then end."""
@@ -82,7 +89,7 @@ class Committer(Part):
         self._failed.append(attempt)
         self._event.set()
 
-    async def _run(self, listener: CommitListener, attempts: AttemptsInProgress) -> None:
+    async def _run(self, listener: CommitListener, attempts: AttemptsInProgress, energy: EnergySums) -> None:
         while True:
             await self._event.wait()
             self._event.clear()
@@ -92,7 +99,7 @@ class Committer(Part):
             waiters, self._waiters = self._waiters, []
             self._committing = len(finished)
             failed += attempts.unrecorded_starts()
-            other = await self._commit(finished, failed)
+            other = await self._commit(finished, failed, energy.unkept())
             # A result that was ended otherwise meanwhile (cancelled, say) was counted then, and is not counted twice.
             listener.committed([f for f in finished if (f.job, f.line) not in other] if other else finished)
             self._committing = 0
@@ -103,7 +110,9 @@ class Committer(Part):
             interval_s = self._work.settings.value.dispatch.commit_interval_ms / 1000
             await asyncio.sleep(max(0.0, begun_s + interval_s - time.monotonic()))
 
-    async def _commit(self, finished: list[Finished], failed: list[Failed]) -> set[tuple[int, int]]:
+    async def _commit(
+        self, finished: list[Finished], failed: list[Failed], energy: list[tuple[str, EnergyRow]]
+    ) -> set[tuple[int, int]]:
         """Write; returns the requests (job, line) that had another outcome already."""
         results = [
             (name, ResultRow(f.job, f.line, f.lane, Outcome.SUCCEEDED if f.succeeded else Outcome.FAILED, f.record))
@@ -119,7 +128,7 @@ class Committer(Part):
         async def write() -> set[tuple[int, int]]:
             crash_points.reach("commit.before")
             other = await asyncio.get_running_loop().run_in_executor(
-                self._thread, self._work.store.write_results, results, attempts
+                self._thread, self._work.store.write_results, results, attempts, energy
             )
             crash_points.reach("commit.after")
             return other

@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from attrs import define, field
 
 from obatchd import log
 from obatchd.delivery.committer import AttemptsInProgress, Committer
+from obatchd.delivery.energy import EnergyBill, SlotsInUse
 from obatchd.delivery.publisher import DeliveryEvents, Publisher
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.dispatch.protocol import JobContext
@@ -42,17 +43,21 @@ _DEFECTIVE = Ending(
 
 
 class _Failure(msgspec.Struct):
+    """The parts of a failed request's record that are counted."""
+
     code: str = ""
     message: str = ""
+    server: str = ""
+    duration_s: float = 0.0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
 
 
 _failure = msgspec.json.Decoder(_Failure)
 
 
-def _cause(record: bytes) -> tuple[str, str]:
-    """The code and the message of a failure."""
-    failure = _failure.decode(record)
-    return failure.code, failure.message
+class AttemptsAtServers(AttemptsInProgress, SlotsInUse, Protocol):
+    """Knows the attempts that run; :class:`obatchd.dispatch.dispatcher.Dispatcher`."""
 
 
 @define(eq=False)
@@ -66,13 +71,16 @@ class Completion:
     _events: DeliveryEvents
     publisher: Publisher = field(init=False)
     cancellation: Cancellation = field(init=False)  # ends jobs and lanes before all is answered
+    energy: EnergyBill = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.publisher = Publisher(self._work, self._models, self._events)
         self.cancellation = Cancellation(self._work, self._queue, self._committer, self)
+        self.energy = EnergyBill(self._work, self._models)
 
-    async def start(self, attempts: AttemptsInProgress) -> None:
-        self._committer.start(self, attempts)
+    async def start(self, attempts: AttemptsAtServers) -> None:
+        self.energy.start(attempts)
+        self._committer.start(self, attempts, self.energy)
         await self.publisher.start()
 
     # Events of dispatch, whose Protocol says what they mean.
@@ -122,8 +130,17 @@ class Completion:
             live.count(outcome, tokens=finished.response_tokens)
             touched[live.key] = live
             if not finished.succeeded:
-                live.blame(*_cause(finished.record))
-            elif live.response_files():
+                failure = _failure.decode(finished.record)
+                live.blame(failure.code, failure.message)
+                if failure.prompt_tokens or failure.response_tokens:  # an answer that was none
+                    self.energy.answered(
+                        live.key, failure.server, failure.duration_s, failure.prompt_tokens, failure.response_tokens
+                    )
+                continue
+            self.energy.answered(
+                live.key, finished.server, finished.duration_s, finished.prompt_tokens, finished.response_tokens
+            )
+            if live.response_files():
                 responses.setdefault(live.key, []).append((finished.line, finished.record))
         if responses:
             given = [(jobs[key], records) for key, records in responses.items()]
@@ -144,6 +161,7 @@ class Completion:
         """Publish a job if every request of it has its result."""
         if live.complete and not live.publishing:
             live.publishing = True
+            self.energy.close(live)
             self._queue.remove_job(live.key)
             self.publisher.publish(live)
 

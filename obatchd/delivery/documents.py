@@ -11,6 +11,7 @@ import msgspec
 
 from obatchd import __version__
 from obatchd.delivery.advice import advice
+from obatchd.delivery.energy import energy_of
 from obatchd.dispatch.protocol import JobContext, context_sha256
 from obatchd.documents import excerpt
 from obatchd.documents.jobs import (
@@ -34,6 +35,7 @@ from obatchd.times import instant, since
 from obatchd.words import shortened
 
 _EXAMPLE_CHARACTERS = 300  # of a failure, in the index
+_ENERGY = ("energy_j", "energy_percent", "energy_note", "tokens_per_j")
 # Given by place: by name takes three times as long, and a flood has ten thousand jobs.
 _Head = tuple[
     str, str, int, str, str | None, str, str | None, str | None, list[str], str | None, int | None
@@ -61,6 +63,7 @@ def job_document(live: LiveJob, in_flight: int, all_held_up: str = "") -> JobDoc
         expected_start_at=instant(live.turn.starts_s) if live.turn else None,
         expires_at=instant(live.expires_s),
         outbox=str(live.outbox),
+        energy_j=round(live.energy_j, 1) if live.energy_tokens else msgspec.UNSET,
         label=live.row.job_label or msgspec.UNSET,
     )
     waits = not (live.paused or live.publishing or live.ending)
@@ -111,6 +114,7 @@ def _totals(summary: dict[str, Any]) -> JobTotals:
         summary["truncated"],
         summary["ungrounded"],
         summary["copied"],
+        *(summary[name] for name in _ENERGY if name in summary),  # all or none
     )
 
 
@@ -152,7 +156,7 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
     """``summary.json`` of a job whose results are written."""
     row, finished_s = live.row, time.time()
     wall_s = max(since(row.accepted_moment, row.accepted_s), 1e-6)
-    counts = by_outcome(totals.outcomes)
+    counts, energy = by_outcome(totals.outcomes), energy_of(live, totals, models)
     return Summary(
         job=row.job,
         name=row.label,
@@ -184,6 +188,10 @@ def summary_of(live: LiveJob, totals: Totals, models: Models) -> Summary:
         retry_of=row.retry_of,
         obatchd_version=__version__,
         label=row.job_label or msgspec.UNSET,
+        energy_j=energy.energy_j,
+        energy_percent=energy.percent,
+        energy_note=energy.note,
+        tokens_per_j=energy.tokens_per_j,
         gpu_s=round(sum(busy_s * models.gpus_per_slot(name) for name, busy_s in totals.busy_s.items()), 3),
     )
 

@@ -182,6 +182,13 @@ class Dispatcher:
         offers = (offer for link in self.links.values() for offer in link.offers.items())
         return Counter(job for (job, _), offered in offers if offered.started_s)
 
+    def running(self) -> dict[str, list[tuple[int, float]]]:
+        """Of each server, the requests that have a slot: the key of their job, and their beginning (monotonic)."""
+        return {
+            name: [(job, offered.began_s) for (job, _), offered in link.offers.items() if offered.started_s]
+            for name, link in self.links.items()
+        }
+
     @property
     def held_up(self) -> str:
         """Why no job gets on; empty where one can."""

@@ -23,6 +23,8 @@ class Finished(msgspec.Struct, array_like=True):
     record: bytes
     duration_s: float
     response_tokens: int = 0
+    prompt_tokens: int = 0
+    server: str = ""  # that answered; empty where none did
 
 
 class Failed(msgspec.Struct, array_like=True):

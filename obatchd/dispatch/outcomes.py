@@ -89,7 +89,7 @@ class OutcomeHandler:
             )  # fmt: skip
             link.server.progress()
             self._clear(key, offered.taken, link)
-            self._finish(offered.taken, item.record, item.duration_s, succeeded=True, tokens=item.response_tokens)
+            self._finish(offered.taken, item.record, item.duration_s, succeeded=True, item=item, server=link.server.id)
             return
         fault = faults.Fault(item.fault, item.code, item.message)
         # A message about a request or an answer may quote it: its owner reads that in errors.jsonl.
@@ -293,8 +293,12 @@ class OutcomeHandler:
             servers[link.server.id] = link.crashed_s
             self.crash_listener.crashed(link.server.id, str(taken.lane.profile), link.crashed_s)
 
-    def _finish(self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, tokens: int = 0) -> None:
+    def _finish(
+        self, taken: Taken, record: bytes, duration_s: float, *, succeeded: bool, item: ResultItem | None = None,
+        server: str = "",
+    ) -> None:  # fmt: skip
         lane, line = taken.lane, taken.pending.line
         self.trials.finished(taken)
         self.refusals.forget((lane.job, line))
-        self._events.finished(Finished(lane.job, line, lane.number, succeeded, record, duration_s, tokens))
+        tokens = (item.response_tokens, item.prompt_tokens) if item else (0, 0)
+        self._events.finished(Finished(lane.job, line, lane.number, succeeded, record, duration_s, *tokens, server))

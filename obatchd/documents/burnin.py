@@ -125,6 +125,8 @@ class BurninWork(msgspec.Struct):
     failed: int
     tokens_per_s: float | None  # in the last hour of load
     tokens_per_s_at_first: float | None  # in its first hour, where that is another one
+    energy_j: float | None = None  # of the time under load, where the GPU told it; null where it tells none
+    tokens_per_j: float | None = None  # answered in that time
 
 
 class OutputCheck(msgspec.Struct):
@@ -279,6 +281,8 @@ class ComparedGpu(msgspec.Struct):
     clock_mhz: Number | None
     temp_c: Number | None
     of_median_percent: float = 0.0  # its speed, of the median of the others
+    tokens_per_j: float | None = None
+    tokens_per_j_of_median_percent: float | None = None  # of the median of those others that tell it
     judgement: str = ""  # "as the others", "warn: …", "FAIL: …"
 
 

@@ -76,6 +76,7 @@ class Reading(msgspec.Struct, frozen=True):
     fan_percent: int | None = None
     trouble: Trouble = ""
     asleep: bool | UnsetType = UNSET  # it is not asked, so that it can sleep: these are no values of now
+    energy_j: float | None = None  # since the driver was loaded, of a whole card from Volta on; null for a slice
 
 
 class SlowReading(msgspec.Struct, frozen=True):

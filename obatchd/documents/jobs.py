@@ -51,6 +51,10 @@ class JobTotals(msgspec.Struct):
     truncated: int  # as in the summary, these three
     ungrounded: int
     copied: int
+    energy_j: float | None = None  # as in the summary, these four
+    energy_percent: float = 0.0
+    energy_note: str = ""
+    tokens_per_j: float | None = None
 
 
 class JobDetails(msgspec.Struct):
@@ -94,6 +98,7 @@ class JobDocument(Document):
     retries: list[str] | msgspec.UnsetType = msgspec.UNSET
     label: str | msgspec.UnsetType = msgspec.UNSET  # only where its owner gave it one
     held_up: str | msgspec.UnsetType = msgspec.UNSET  # why its requests wait for servers; absent where they do not
+    energy_j: float | msgspec.UnsetType = msgspec.UNSET  # of GPUs, so far; absent where nothing is known yet
     totals: JobTotals | None = None  # of a job that is over, unless an earlier version finished it
     details: JobDetails | None = None  # null in lists
 
@@ -112,6 +117,7 @@ class OwnerUsage(msgspec.Struct):
     prompt_tokens: int
     response_tokens: int
     gpu_s: float  # seconds of GPUs: of each answer, the share of its server's GPUs that its slot had
+    energy_j: float  # of GPUs, as far as they tell it
 
 
 class Usage(msgspec.Struct):
@@ -195,6 +201,10 @@ class Summary(Document):
     gpu_s: float = 0.0  # seconds of GPUs: of each answer, the share of its server's GPUs that its slot had
     # Of ``prompt_tokens``, those that servers had in a slot already, of requests that share a long beginning; by time.
     prompt_tokens_reused_estimate: int = 0
+    energy_j: float | None = None  # of GPUs, for the tokens whose energy is known; null where it is of none
+    energy_percent: float = 0.0  # the share of those tokens, an answer's counting ten times a prompt's
+    energy_note: str = ""  # why it is not known, or not of all
+    tokens_per_j: float | None = None  # of answers
 
 
 class EarlierStatus(msgspec.Struct):
@@ -222,6 +232,10 @@ class EarlierSummary(EarlierStatus):
     prompt_tokens: int = 0
     response_tokens: int = 0
     gpu_s: float = 0.0
+    energy_j: float | None = None
+    energy_percent: float = 0.0
+    energy_note: str = ""
+    tokens_per_j: float | None = None
     truncated: int = 0
     ungrounded: int = 0
     copied: int = 0
@@ -242,6 +256,10 @@ class Counts(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     response_tokens: int = 0
     gpu_s: float = 0.0
+    energy_j: float | None = None
+    energy_percent: float = 0.0
+    energy_note: str = ""
+    tokens_per_j: float | None = None
     truncated: int = 0
     ungrounded: int = 0
     copied: int = 0

@@ -59,6 +59,7 @@ class Engine:
         await self.preparation.stop()
         await self.admission.stop()
         await self.completion.cancellation.stop()
+        self.completion.energy.stop()
         await self.committer.stop()
         await self._statuses.stop()
         await self.completion.publisher.stop()

@@ -1,4 +1,4 @@
-"""Keeps ``status.json`` of every job current, and looks at disk, backlog and deadlines every second."""
+"""Keeps ``status.json`` of every job current, and looks at disk, backlog, deadlines and energy every second."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class StatusWriter(Part):
             await asyncio.sleep(_PERIOD_S)
             await self._work.conditions.look_at_disk(self._work.layout, self._work.settings.value.disk)
             self._completion.watch_backlog()
+            self._completion.energy.look()
             self._write()
 
     def _write(self) -> None:

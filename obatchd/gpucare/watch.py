@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from obatchd.gpucare.records import GpuRecords
+from obatchd.gpus.energy import EnergyMeters
 from obatchd.gpus.history import History
 from obatchd.gpus.kernel_log import KernelLog
 from obatchd.gpus.monitor import Monitor, RecordStore, Siblings
@@ -38,7 +39,8 @@ class GpuWatch(Siblings):
         self._fleet = fleet
         self.history = History(work / "history.db")
         records = GpuRecords(work / "gpus.json", facts)
-        self.monitor = Monitor(probe, records, settings, self, [self.history])
+        self.energy = EnergyMeters()
+        self.monitor = Monitor(probe, records, settings, self, [self.history, self.energy])
         self.kernel_log = KernelLog(self.monitor, self.monitor.since_s, kernel_log, owner)
 
     def utilisation(self, server_id: str) -> int | None:

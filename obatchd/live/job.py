@@ -53,6 +53,8 @@ class LiveJob:
         self.asked_before: set[int] = set()  # context lengths of requests that an earlier run finished
         self.looking_back = bool(row.settings.skip_done)  # earlier answers are looked for: nothing is offered yet
         self.turn: Turn | None = None  # None once it has begun
+        self.energy_j = 0.0  # of GPUs, so far
+        self.energy_tokens = 0.0  # weighed tokens that it is for; see obatchd.delivery.shares
         self.hindrance = ""  # a server's bad answer since its latest result, in words
         self.status_written: tuple[Any, ...] = ()
         self._rate = RateMeter(_RATE_WINDOW_S)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from obatchd.dispatch.events import ModelStore
 from obatchd.documents.jobs import ModelFacts
+
+
+class EnergyReading(NamedTuple):
+    """The meter of a server's GPUs; the difference of two is the energy between them, if ``breaks`` is the same."""
+
+    at_s: float  # monotonic
+    energy_j: float
+    breaks: int = 0
 
 
 class Models(ModelStore, Protocol):
@@ -23,6 +31,12 @@ class Models(ModelStore, Protocol):
 
     def gpus_per_slot(self, server_id: str) -> float:
         """The share of a server's GPUs that each of its slots has; 0 on the CPU, elsewhere, or where it is gone."""
+
+    def energy(self, server_id: str) -> EnergyReading | None:
+        """The meter of a server's GPUs as it was read last; None where it has none."""
+
+    def why_no_energy(self, server_id: str) -> str:
+        """Why a server has no such meter, in words; empty where it has one."""
 
     async def digest(self, model: str) -> str | None:
         """The digest of a model, as soon as a server can tell it; None where no server has it."""

@@ -22,7 +22,7 @@ from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
 from obatchd.errors import ControlError, NotFoundError, SpoolError, StoreError
 from obatchd.jobs.model import JobState
-from obatchd.jobs.store import DISK_ERRORS, JobRow
+from obatchd.jobs.store import DISK_ERRORS, JobRow, UsageRow
 from obatchd.live.job import LiveJob
 from obatchd.naming import EVERY_JOB, JobFilter
 from obatchd.operations.submissions import Submissions, not_refused
@@ -33,6 +33,11 @@ from obatchd.words import job_ending
 
 _CHOICE = 10  # jobs that are told where a name fits several
 _ENDING_S = 30.0  # longest wait for a job that is about to be over
+
+
+def _told(row: UsageRow) -> OwnerUsage:
+    sums = msgspec.structs.asdict(row) | {"gpu_s": round(row.gpu_s, 3), "energy_j": round(row.energy_j, 3)}
+    return OwnerUsage(name=user_name(row.owner), **sums)
 
 
 def _line(row: JobRow) -> str:
@@ -122,7 +127,7 @@ class JobCommands:
 
         def look() -> list[OwnerUsage]:
             rows = self._engine.store.state.usage(owner, month)
-            return [OwnerUsage(name=user_name(row.owner), **msgspec.structs.asdict(row)) for row in rows]
+            return [_told(row) for row in rows]
 
         return await asyncio.to_thread(look)  # whoever knows the users may take long
 

@@ -76,11 +76,14 @@ class Averages(msgspec.Struct):
     utilisation: float = 0.0
     power: float = 0.0
     temp: float = 0.0
+    powered_s: float = 0.0  # integral of ``power`` over time
 
     def advance(self, share: float, elapsed_s: float) -> None:
         """Let ``elapsed_s`` pass with a share of ``share`` of the slots busy."""
         self.utilisation = share + (self.utilisation - share) * math.exp(-elapsed_s / _UTILISATION_TAU_S)
-        self.power = share + (self.power - share) * math.exp(-elapsed_s / _POWER_TAU_S)
+        above, rest = self.power - share, math.exp(-elapsed_s / _POWER_TAU_S)
+        self.powered_s += share * elapsed_s + above * _POWER_TAU_S * (1 - rest)
+        self.power = share + above * rest
         self.temp = share + (self.temp - share) * math.exp(-elapsed_s / _TEMP_TAU_S)
 
 
@@ -219,7 +222,8 @@ class SimulatedGpus(GpuSource):
             memory_total_bytes=gpu.memory_bytes,
             temp_c=self._temp_c(gpu, averages.temp),
             memory_temp_c=self._temp_c(gpu, averages.temp) + _MEMORY_WARMER_C,
-            power_w=round(_IDLE_POWER_W + (_BUSY_POWER_W - _IDLE_POWER_W) * averages.power, 1),
+            power_w=round(self._power_w(gpu, averages.power), 1),
+            energy_j=self._energy_j(gpu, averages.powered_s),
             power_limit_w=POWER_LIMIT_W,
             clock_mhz=_CLOCK_MHZ // 2 if reasons else _CLOCK_MHZ,
             memory_clock_mhz=_MEMORY_CLOCK_MHZ,
@@ -229,6 +233,17 @@ class SimulatedGpus(GpuSource):
             processes=processes,
         )
         return self._changed(gpu, reading)
+
+    def _power_w(self, gpu: Gpu, share: float) -> float:
+        wasted_w = sum(event.watts for event in self._timeline.active(gpu.index, "waste"))
+        return _IDLE_POWER_W + (_BUSY_POWER_W - _IDLE_POWER_W) * share + wasted_w
+
+    def _energy_j(self, gpu: Gpu, powered_s: float) -> float:
+        """The integral of the power since the machine was booted."""
+        now_s, wastes = self._timeline.now_s, (e for e in self._timeline.events(gpu.index) if e.kind == "waste")
+        wasted_j = sum(event.watts * event.lasted_s(now_s) for event in wastes)
+        work_j = (_BUSY_POWER_W - _IDLE_POWER_W) * powered_s
+        return round(_IDLE_POWER_W * time.monotonic() + work_j + wasted_j, 3)
 
     def _temp_c(self, gpu: Gpu, share: float) -> int:
         temp_c = _IDLE_TEMP_C + (_BUSY_TEMP_C - _IDLE_TEMP_C) * share
@@ -250,6 +265,10 @@ class SimulatedGpus(GpuSource):
             for name, per_s in rates.items():
                 counters[name] = counters.get(name, 0.0) + per_s * lasted_s
         whole = {name: value if name.endswith(("_s", "_j")) else int(value) for name, value in counters.items()}
+        load = _read(self._directory / f"{gpu.uuid}.json")
+        reading = msgspec.structs.replace(
+            reading, energy_j=self._energy_j(gpu, _present(load).averages.powered_s if load else 0.0)
+        )
         return self._changed(gpu, msgspec.structs.replace(reading, **whole))
 
     def _identity(self, gpu: Gpu) -> Identity:
@@ -281,7 +300,7 @@ _CLEAN = SlowReading(
     sram_uncorrected=0, sram_uncorrected_aggregate=0, sram_threshold_exceeded=False, remapped_corrected=0,
     remapped_uncorrected=0, remap_pending=False, remap_failed=False, banks_without_spares=0, hw_thermal_s=0.0,
     hw_power_brake_s=0.0, sw_thermal_s=0.0, sw_power_cap_s=0.0, pcie_gen=4, pcie_width=16, pcie_replays=0,
-    pcie_correctable=0, pcie_non_fatal=0, pcie_fatal=0, energy_j=0.0, recovery_action=0, inforom_valid=True,
+    pcie_correctable=0, pcie_non_fatal=0, pcie_fatal=0, recovery_action=0, inforom_valid=True,
 )  # fmt: skip
 _GROWING = {"hw_thermal_s", "hw_power_brake_s", "sw_thermal_s", "sw_power_cap_s"}
 _ABSENT = {

@@ -18,6 +18,7 @@ EventKind = Literal[
     "heat",  # goes to `temp_c` within `ramp_s`
     "throttle",  # has the clock reasons `reasons`; the driver's counters of hardware slowdown grow with them
     "set",  # readings have `values`, by the names of Reading, SlowReading and Identity
+    "waste",  # takes `watts` more than its load does, for no more work
     "grow",  # counters grow by `per_s`, by the names of SlowReading
     "xid",  # the driver reports `xid`
     "lost",  # the GPU is not found any more
@@ -38,6 +39,7 @@ class GpuEvent(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     for_s: float | None = None
     temp_c: int = 90
     ramp_s: float = 0.0
+    watts: float = 100.0
     reasons: int = 0x48  # hardware slowdown for heat
     values: dict[str, Any] = {}
     per_s: dict[str, float] = {}

@@ -224,7 +224,7 @@ class FakeJobs:
 
     async def usage(self, caller: Caller, month: str | None, *, mine: bool = False) -> list[OwnerUsage]:
         self.daemon.calls.append(("usage", month, mine))
-        return [OwnerUsage(7, "ada", "2026-11", 3, 2, 1, 0, 0, 10, 20, 1.5)]
+        return [OwnerUsage(7, "ada", "2026-11", 3, 2, 1, 0, 0, 10, 20, 1.5, 7.2e6)]
 
     async def remove(self, caller: Caller, job_id: str) -> Removed:
         self.daemon.calls.append(("rm", job_id))

@@ -39,6 +39,7 @@ class Card:
     blind: Callable[[float], bool] = lambda at_s: False
     answers: bool = True
     slots_busy: float = 1.0
+    hunger: float = 1.0  # times the power of the others for the same work
     name: str = "NVIDIA H100 80GB HBM3"
     counters: dict[str, float] = field(default_factory=dict)
 
@@ -115,6 +116,9 @@ def _seen(card: Card, number: int, passed_s: float, now_s: float, noise: random.
         "clock_mhz": round(noise.gauss(1700, 30)),
         "clock_reasons": ClockReason.POWER_CAP if noise.random() < 0.3 else 0,
     }
+    fields["power_w"] *= card.hunger
+    card.counters["energy_j"] = card.counters.get("energy_j", 0.0) + fields["power_w"] * STEP_S
+    fields["energy_j"] = card.counters["energy_j"]
     card.reading(passed_s, fields)
     slow = None
     if passed_s % SLOW_S == 0:

@@ -28,6 +28,7 @@ from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.formats.request import parse_request
 from obatchd.jobs.store import JobRow, Store
 from obatchd.live.job import LiveJob
+from obatchd.live.models import EnergyReading
 from obatchd.live.work import Work
 from obatchd.ollama.client import Answer
 from obatchd.ollama.faults import Fault
@@ -74,6 +75,7 @@ class Models:
         self.missing: dict[str, ObatchError] = {}
         self.forgotten: list[str] = []
         self.digests = {"small": "sha-small", "large": "sha-large"}
+        self.meters: dict[str, EnergyReading] = {}  # by server
         self.differing: dict[str, str] = {}  # digests by server, of every model
 
     async def ensure(self, server_id: str, model: str) -> list[str]:
@@ -92,6 +94,12 @@ class Models:
 
     def gpus_per_slot(self, server_id: str) -> float:
         return 0.25 if server_id.startswith("gpu") else 0.0
+
+    def energy(self, server_id: str) -> EnergyReading | None:
+        return self.meters.get(server_id)
+
+    def why_no_energy(self, server_id: str) -> str:
+        return "" if server_id in self.meters else "it computes on the CPU"
 
     async def digest(self, model: str) -> str | None:
         return self.digests.get(model)

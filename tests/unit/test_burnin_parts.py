@@ -468,6 +468,34 @@ def test_a_verdict_that_this_version_does_not_know_is_no_pass() -> None:
         compare([host("one", 1, 1), failed(host("two", 1, 1), 0, "SPLENDID")])
 
 
+def test_a_comparison_has_tokens_per_joule_where_reports_tell_them() -> None:
+    first, second = host("one", 1, 1), report.build(simulate([Card(hunger=1.25)], 0.3))
+    compared = compare([first, second])
+    [group] = compared.groups
+    shares = [row.tokens_per_j_of_median_percent for row in group.gpus]
+    assert shares[2] == pytest.approx(80, abs=2) and shares[0] == pytest.approx(112, abs=6)
+    assert {row.judgement for row in group.gpus} == {"as the others"}  # it is told, and judged by nobody
+    assert "TOKENS/J" in comparison(compared) and "0.5" in comparison(compared)
+
+
+def test_a_report_of_a_version_that_read_no_energy_is_read_and_compared() -> None:
+    old = msgspec.to_builtins(finished())
+    for gpu in old["gpus"]:
+        del gpu["work"]["energy_j"], gpu["work"]["tokens_per_j"]
+    read = reading.typed(old, BurninReport)
+    assert [gpu.work.tokens_per_j for gpu in read.gpus] == [None] * 3
+    assert "tokens/J" in render(read) and max(map(len, summary(read).splitlines())) <= 80
+    compared = compare([read, host("new", 1)])
+    told = [row.tokens_per_j_of_median_percent for group in compared.groups for row in group.gpus]
+    assert told == [None] * 4 and " – " in comparison(compared)
+
+
+def test_the_page_says_what_work_cost_beside_the_others() -> None:
+    page = render(report.build(simulate([Card(), Card(hunger=1.25), Card()], 0.3)))
+    assert re.search(r"Energy under load</dt><dd>\d+ Wh</dd>|Energy under load</dt><dd>0\.\d+ kWh</dd>", page)
+    assert re.search(r"Tokens per joule</dt><dd>0\.\d+ \(\d+\.\d % of the median of 2 GPUs like it\)</dd>", page)
+
+
 def test_equal_hosts_pass_and_what_cannot_be_compared_is_named() -> None:
     other = host("other", 1.0)
     other.gpus[0].name = "NVIDIA A100"

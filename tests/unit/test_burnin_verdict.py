@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -74,6 +75,32 @@ def test_clean_runs_never_fail(seed: int) -> None:
     for number in range(25):
         for gpu in judged(simulate([Card(), Card()], 0.25, seed=100 * seed + number)).values():
             assert gpu.verdict == "PASS", gpu.reasons
+
+
+def test_a_gpu_that_takes_more_energy_for_the_same_work_is_noted_and_passes() -> None:
+    gpus = judged(simulate([Card(), Card(hunger=1.13), Card(), Card()], 1.0))
+    assert {gpu.verdict for gpu in gpus.values()} == {"PASS"}
+    assert [index for index, gpu in gpus.items() if "inefficient" in signals(gpu, "note")] == [1]
+    [reason] = [reason for reason in gpus[1].reasons if reason.signal == "inefficient"]
+    assert re.match(r"0\.5\d* tokens/J, 1[12]\.\d % fewer than the median of 3 GPUs like it \(0\.6\d\d; ", reason.text)
+    for gpu in gpus.values():
+        work = gpu.work
+        assert work.energy_j is not None and work.tokens_per_j == pytest.approx(work.tokens / work.energy_j, rel=0.02)
+        assert work.energy_j == pytest.approx(610 * HOUR_S * (1.13 if gpu.index == 1 else 1.0), rel=0.02)
+
+
+def test_energy_that_is_not_told_is_absent_and_a_counter_that_begins_anew_spoils_one_bucket() -> None:
+    def reloaded(at_s: float, fields: dict[str, Any]) -> None:
+        if at_s >= 0.5 * HOUR_S:
+            fields["energy_j"] -= 0.5 * HOUR_S * 610
+
+    records = simulate([Card(reading=after(0, energy_j=None)), Card(reading=reloaded), Card()], 1.0)
+    gpus, buckets = judged(records), [record.gpus for record in records if isinstance(record, Bucket)]
+    untold = [sum(samples[uuid(card)].energy_j is None for samples in buckets) for card in range(3)]
+    assert untold[0] == len(buckets) and untold[1] == untold[2] + 1
+    assert (gpus[0].work.energy_j, gpus[0].work.tokens_per_j) == (None, None)
+    assert gpus[1].work.tokens_per_j == pytest.approx(gpus[2].work.tokens_per_j, rel=0.02)
+    assert not any("inefficient" in signals(gpu, "note") for gpu in gpus.values())
 
 
 def test_batch_work_compares_gpus_that_did_the_same_and_counts_failures() -> None:

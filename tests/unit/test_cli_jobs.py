@@ -227,6 +227,7 @@ def test_waiting_ends_with_what_failed_and_what_needs_a_look(monkeypatch: pytest
         "  1 answer has a value that is not in the prompt:  obatchctl results 20261128-120000-abcd --only ungrounded",
         "  2 timeout: it took too long",
         "    → raise the limit",
+        "  cost: 31.2 GPU-seconds; 3,000 tokens of prompts, 10,000 of answers",
         "see the answers:  obatchctl results 20261128-120000-abcd",
     ]
     assert lines[3].strip().startswith(YELLOW)
@@ -306,13 +307,13 @@ def test_results_ends_with_what_needs_a_look(tmp_path: Path) -> None:
 
 def test_usage_is_a_table_by_owner_and_month(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "_width", lambda: 80)
-    sums = Usage([OwnerUsage(7, "ada", "2026-11", 1310, 1298, 2, 10, 0, 30_000, 1_000_000, 12_345.6),
-                  OwnerUsage(4711, "4711", "2026-10", 1, 1, 0, 0, 0, 3, 4, 0.4)])  # fmt: skip
+    sums = Usage([OwnerUsage(7, "ada", "2026-11", 1310, 1298, 2, 10, 0, 30_000, 1_000_000, 12_345.6, 4.5e6),
+                  OwnerUsage(4711, "4711", "2026-10", 1, 1, 0, 0, 0, 3, 4, 0.4, 0.0)])  # fmt: skip
     lines = [click.unstyle(line) for line in shown(monkeypatch, "usage", answer=sums).stdout.splitlines()]
     assert max(map(len, lines)) <= 80
     assert [line.split() for line in lines] == [
-        ["OWNER", "MONTH", "DONE", "FAILED", "CANCELLED", "PROMPT", "TOKENS", "ANSWER", "TOKENS", "GPU-SECONDS"],
-        ["ada", "2026-11", "1,298", "2", "10", "30,000", "1,000,000", "12,346"],
+        ["OWNER", "MONTH", "DONE", "FAILED", "PROMPT", "TOKENS", "ANSWER", "TOKENS", "GPU-SECONDS", "KWH"],
+        ["ada", "2026-11", "1,298", "2", "30,000", "1,000,000", "12,346", "1.250"],
         ["4711", "2026-10", "1", "3", "4", "0"],
     ]
     assert shown(monkeypatch, "usage", answer=Usage([])).stdout == "No job has ended in that time.\n"

@@ -16,7 +16,7 @@ from work_support import add_live, make_work
 from obatchd.delivery.committer import Committer
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.jobs.model import Entry, Intent, Outcome
-from obatchd.jobs.store import IndexBatch, JobRow
+from obatchd.jobs.store import EnergyRow, IndexBatch, JobRow
 from obatchd.live import conditions
 from obatchd.live.job import CANCELLED
 
@@ -34,6 +34,7 @@ class Rig:
         self.batches = 0
         self.hindered: list[str] = []
         self.running: list[Failed] = []
+        self.sums: list[tuple[str, EnergyRow]] = []
         self.committer = Committer(self.work)
 
     def accept(self, name: str, size: int = 10) -> JobRow:
@@ -47,6 +48,10 @@ class Rig:
     def unrecorded_starts(self) -> list[Failed]:
         running, self.running = self.running, []
         return running
+
+    def unkept(self) -> list[tuple[str, EnergyRow]]:
+        sums, self.sums = self.sums, []
+        return sums
 
     def committed(self, batch: Sequence[Finished]) -> None:
         self.told += batch
@@ -63,7 +68,7 @@ class Rig:
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     monkeypatch.setattr(conditions, "RETRY_S", 0.001)
     rig = Rig(tmp_path)
-    rig.committer.start(rig, rig)
+    rig.committer.start(rig, rig, rig)
     yield rig
     await rig.committer.stop()
     rig.store.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from document_shapes import ADDED, LATER, Shape, recorded
+from document_shapes import ADDED, Shape, is_later, recorded
 
 from obatchd.control.answer import answer
 from obatchd.documents import Document, alarms, answers, burnin, gpus, jobs, models, status
@@ -129,11 +129,11 @@ def told(sample: Any, kind: Any) -> Any:
     return {field: value for field, value in sample.items() if field not in drop}
 
 
-def _without_later(value: Any) -> Any:
+def _without_later(value: Any, home: str = "") -> Any:
     if isinstance(value, list):
-        return [_without_later(each) for each in value]
+        return [_without_later(each, home) for each in value]
     if isinstance(value, dict):
-        return {name: _without_later(inner) for name, inner in value.items() if name not in LATER}
+        return {name: _without_later(inner, name) for name, inner in value.items() if not is_later(name, home)}
     return value
 
 

@@ -189,7 +189,9 @@ def test_a_job_that_is_over_keeps_its_sums_and_the_causes_of_its_failures(work: 
     work.store.state.finish([(live.key, {"state": JobState.DONE, "finished_s": ACCEPTED_S + 2, "summary": kept})])
     [row] = work.store.state.find(["job"])
     done = finished_document(row, work.layout)
-    assert done.totals == JobTotals(2.0, 1.5, 25.0, 2, 50, 0.75, 2, 1, 1)
+    assert done.totals == JobTotals(
+        2.0, 1.5, 25.0, 2, 50, 0.75, 2, 1, 1, None, 0.0, "gpu0: it computes on the CPU", None
+    )
     assert done.details is None
     failures = job_details(row, None).failures
     assert (failures["timeout"].requests, failures["timeout"].advice) == (1, advice("timeout"))

@@ -13,6 +13,7 @@ from settings_support import in_force
 from obatchd.daemon.compose import ServedModels
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ServerError
+from obatchd.gpus.energy import EnergyMeters
 from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel
 from obatchd.servers import pulling
 from obatchd.servers.models import ModelKeeper
@@ -37,7 +38,7 @@ class Hosts:
         self.stores = {server.base_url: stores[server.address] for server in servers}
         self.fleet: Any = SimpleNamespace(servers={server.id: server for server in servers})
         self.keeper = ModelKeeper(in_force(), self.fleet)
-        self.served = ServedModels(self.keeper, self.fleet)
+        self.served = ServedModels(self.keeper, self.fleet, EnergyMeters())
 
         async def stored(api: OllamaApi, timeout_s: float) -> list[StoredModel]:
             return [StoredModel(f"{name}:latest", digest) for name, digest in self.stores[api._base_url].items()]

@@ -220,7 +220,7 @@ def test_jobs_of_the_version_before_have_no_label_and_go_on(tmp_path: Path) -> N
     store.close()
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         connection.executescript("DROP INDEX jobs_by_label; ALTER TABLE jobs DROP COLUMN job_label")
-        connection.executescript("PRAGMA user_version = 3")
+        connection.executescript("DROP TABLE usage; PRAGMA user_version = 3")
     store = Store(tmp_path, in_force())
     rows = store.state.list_jobs(list(JobState))
     assert [(row.state, row.job_label, row.frozen.model) for row in rows] == [(state, None, "") for state in JobState]

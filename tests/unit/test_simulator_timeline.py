@@ -8,7 +8,7 @@ import pytest
 
 from obatchd.errors import GpuError
 from obatchd.gpus.kernel_log import Parser, normal_address
-from obatchd.simulator.gpus import KERNEL_LOG, SimulatedGpus
+from obatchd.simulator.gpus import KERNEL_LOG, Averages, SimulatedGpus
 from obatchd.simulator.timeline import GpuEvent, Script, write_script
 
 
@@ -34,6 +34,34 @@ def test_counters_grow_and_throttling_counts_its_time(tmp_path: Path) -> None:
     slow = gpus(tmp_path, script, 60).slow_readings()[0]
     assert slow.ecc_corrected in (100, 101) and slow.hw_thermal_s == pytest.approx(30)
     assert gpus(tmp_path, script, 20).readings()[0].clock_reasons == 0x48
+
+
+def test_the_energy_counter_is_the_integral_of_the_power(tmp_path: Path) -> None:
+    """Slots that are busy, half busy and idle again: stepwise sums of the power against the counter."""
+    averages, sum_j, step_s = Averages(), 0.0, 0.01
+    for share, seconds in ((1.0, 5.0), (0.5, 3.0), (0.0, 4.0)):
+        for _ in range(round(seconds / step_s)):
+            sum_j += averages.power * step_s
+            averages.advance(share, step_s)
+    assert averages.powered_s == pytest.approx(sum_j, rel=0.005)
+    whole = Averages()
+    for share, seconds in ((1.0, 5.0), (0.5, 3.0), (0.0, 4.0)):
+        whole.advance(share, seconds)
+    assert whole.powered_s == pytest.approx(averages.powered_s)
+    first = [r.energy_j for r in gpus(tmp_path, {}).readings()]
+    second = [r.energy_j for r in gpus(tmp_path, {}).readings()]
+    assert all(a is not None and b is not None and a <= b for a, b in zip(first, second, strict=True))
+
+
+def test_a_gpu_that_wastes_power_counts_it(tmp_path: Path) -> None:
+    script: Script = {"1": [GpuEvent("waste", watts=100, at_s=10, for_s=50)]}
+    normal, wasteful = gpus(tmp_path, script, 30).readings()
+    assert normal.power_w == 60.0 and wasteful.power_w == 160.0
+    assert normal.energy_j is not None and wasteful.energy_j is not None
+    assert wasteful.energy_j - normal.energy_j == pytest.approx(2000, abs=20)
+    over, _ = gpus(tmp_path, script, 100).readings()[::-1]
+    slow = gpus(tmp_path, script, 100).slow_readings()[1]
+    assert over.power_w == 60.0 and over.energy_j is not None and slow.energy_j == pytest.approx(over.energy_j, abs=20)
 
 
 def test_an_xid_is_told_once_and_stands_in_the_kernel_log(tmp_path: Path) -> None:

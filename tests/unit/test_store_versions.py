@@ -12,7 +12,7 @@ from settings_support import DEFAULTS, in_force
 from obatchd.errors import StoreError
 from obatchd.jobs.model import Entry, Intent, JobState, Outcome
 from obatchd.jobs.store import IndexBatch, JobRow, Store
-from obatchd.jobs.store.rows import ResultRow
+from obatchd.jobs.store.rows import EnergyRow, ResultRow
 from obatchd.jobs.store.schema import BACKUP_MARK
 
 CANARY = "c4n4ry-"
@@ -50,6 +50,8 @@ def test_files_made_before_there_were_versions_are_brought_up_with_a_copy(tmp_pa
     for path in (tmp_path / "state.db", segment):
         with closing(sqlite3.connect(path)) as connection:
             connection.executescript("PRAGMA user_version = 0; DROP TABLE job_defaults")
+    with closing(sqlite3.connect(segment)) as connection:
+        connection.execute("DROP TABLE energy")
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         connection.executescript("DROP INDEX jobs_by_owner; ALTER TABLE jobs DROP COLUMN defaults")
         connection.executescript("ALTER TABLE jobs DROP COLUMN accepted_moment; DROP TABLE usage")
@@ -60,7 +62,9 @@ def test_files_made_before_there_were_versions_are_brought_up_with_a_copy(tmp_pa
     assert version(copy) == 0 and copy.stat().st_mode & 0o077 == 0
     assert [found.job for found in store.state.list_jobs([JobState.DONE], owner=7)] == [row.job]
     assert len(list(store.results(row))) == 2
-    assert version(segment) == 1 and not list(segment.parent.glob(f"*{BACKUP_MARK}*"))  # its tables stayed as they were
+    [copy] = segment.parent.glob(f"*{BACKUP_MARK}*")
+    assert (version(segment), version(copy)) == (2, 0)
+    assert store.of(row).energy(row.key) == EnergyRow(row.key, 0.0, 0.0)
     store.close()
 
 

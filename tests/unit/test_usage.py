@@ -38,7 +38,7 @@ def test_a_job_counts_once_however_often_it_is_published(tmp_path: Path) -> None
     store.state.finish([(row.key, done())])  # its summary was torn
     store.state.update(row.key, state=JobState.RUNNING, finished_s=None)  # its segment, too: it was asked again
     store.state.finish([(row.key, done(DECEMBER_S + 9))])
-    assert store.state.usage() == [UsageRow(1000, "2026-11", 5, 3, 1, 1, 0, 10, 20, 1.5)]
+    assert store.state.usage() == [UsageRow(1000, "2026-11", 5, 3, 1, 1, 0, 10, 20, 1.5, 0.0)]
     store.close()
 
 

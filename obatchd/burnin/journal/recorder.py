@@ -69,10 +69,16 @@ class _Meter:
 
     def __init__(self) -> None:
         self._slow: SlowReading | None = None  # the latest
+        self.forget()
         self.begin()
+
+    def forget(self) -> None:
+        """What was before does not count."""
+        self._counter_j: float | None = None  # of the energy, the latest
 
     def begin(self) -> None:
         self.sample = Sample()
+        self._broken = False
         self._means: dict[str, tuple[float, float]] = {}  # of a field: weighted sum of its values, sum of the weights
 
     def add(self, span_s: float, seen: Seen) -> None:
@@ -87,6 +93,7 @@ class _Meter:
                 setattr(sample, field, max(known, default=None))
             sample.memory_total_bytes = reading.memory_total_bytes or sample.memory_total_bytes
             sample.power_limit_w = reading.power_limit_w or sample.power_limit_w
+            self._add_energy(reading.energy_j)
         self._add_slow(seen.slow)
         if reading is not None:
             self._add_throttling(span_s, reading.clock_reasons or 0)
@@ -96,6 +103,16 @@ class _Meter:
             total, weights = self._means.get(field, (0.0, 0.0))
             self._means[field] = total + value * weight, weights + weight
             setattr(self.sample, field, self._means[field][0] / self._means[field][1])
+
+    def _add_energy(self, counter_j: float | None) -> None:
+        """The driver's counter; of a bucket in which it began anew the energy is not known."""
+        if counter_j is None:
+            return
+        before_j, self._counter_j = self._counter_j, counter_j
+        if before_j is None:
+            return
+        self._broken = self._broken or counter_j < before_j
+        self.sample.energy_j = None if self._broken else (self.sample.energy_j or 0.0) + counter_j - before_j
 
     def _add_slow(self, slow: SlowReading | None) -> None:
         before = self._slow
@@ -134,6 +151,12 @@ class Recorder:
 
     def begin(self, now_s: float) -> None:
         """Count from now on, and forget what was before."""
+        for meter in self._meters.values():
+            meter.forget()
+        self._open(now_s)
+
+    def _open(self, now_s: float) -> None:
+        """Begin the next bucket."""
         self._begun_s = self._now_s = now_s
         for meter in self._meters.values():
             meter.begin()
@@ -153,7 +176,7 @@ class Recorder:
         if span_s <= 0:
             return None
         bucket = Bucket(self._now_s, span_s, {gpu: meter.sample for gpu, meter in self._meters.items()})
-        self.begin(self._now_s)
+        self._open(self._now_s)
         return bucket
 
     def answered(self, gpu: str, *, tokens: int, prompt_tokens: int, requests: int = 1) -> None:

@@ -77,6 +77,7 @@ class Sample(msgspec.Struct, omit_defaults=True):
     power_w: float | None = None  # mean
     power_limit_w: float | None = None
     clock_mhz: float | None = None  # of the multiprocessors, mean
+    energy_j: float | None = None
     throttle_s: dict[str, float] = {}  # by cause
     counters: dict[str, int] = {}  # at the end of the bucket
 

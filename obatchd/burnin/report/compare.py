@@ -35,7 +35,7 @@ def compare(reports: Sequence[BurninReport]) -> Comparison:
             key = (gpu.name, model, load.model_digest, load.context_length, load.slots)
             rows.setdefault(key, []).append(ComparedGpu(
                 number, host, run, gpu.index, gpu.uuid, gpu.verdict, speed, stress.power_percent, stress.clock_mhz,
-                stress.temp_c,
+                stress.temp_c, tokens_per_j=gpu.work.tokens_per_j,
             ))  # fmt: skip
     groups = [_group(key, members, reports) for key, members in sorted(rows.items(), key=str) if len(members) > 1]
     only = [members[0] for members in rows.values() if len(members) == 1]
@@ -93,6 +93,9 @@ def _group(key: _Kind, members: list[ComparedGpu], reports: Sequence[BurninRepor
     for row in members:
         usual = statistics.median(other.tokens_per_s for other in members if other is not row)
         row.of_median_percent = round(100 * row.tokens_per_s / usual, 1)
+        others = [other.tokens_per_j for other in members if other is not row and other.tokens_per_j]
+        if row.tokens_per_j is not None and others:
+            row.tokens_per_j_of_median_percent = round(100 * row.tokens_per_j / statistics.median(others), 1)
         slower, row.judgement = 100 - row.of_median_percent, "as the others"
         if slower > limits.slower_warn_percent:
             word = "FAIL" if slower > limits.slower_fail_percent else "warn"

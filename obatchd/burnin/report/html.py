@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from datetime import datetime
 from html import escape
@@ -12,7 +13,7 @@ from obatchd.burnin.report.plots import PLOTS, Axes
 from obatchd.burnin.report.style import STYLE
 from obatchd.documents.burnin import BurninGpuPages, BurninReport
 from obatchd.times import duration, epoch_s
-from obatchd.words import counted
+from obatchd.words import counted, energy, three_digits
 
 _CAUSES = {"hw_slowdown": "hardware", "hw_thermal": "hardware, heat", "hw_power_brake": "hardware, power brake",
            "sw_thermal": "driver, heat"}  # fmt: skip
@@ -83,6 +84,7 @@ def _table(report: BurninReport) -> str:
         stress, reasons = gpu.stress, [r for r in gpu.reasons if r.consequence in _MARKED]
         numbers = {
             "tokens/s": _figure(gpu.work.tokens_per_s),
+            "tokens/J": _per_joule(gpu),
             "Utilisation": _figure(stress.utilisation_percent, " %"),
             "Power (% of limit)": _figure(stress.power_percent, " %"),
             "Hottest": _figure(stress.temp_c, " °C", 0),
@@ -108,6 +110,11 @@ def _figure(value: float | None, unit: str = "", digits: int = 1) -> str:
     return f"{value:,.0f}{unit}" if abs(value) >= 100 and unit != " %" else f"{value:.{digits}f}{unit}"
 
 
+def _per_joule(gpu: BurninGpuPages) -> str:
+    tokens = gpu.work.tokens_per_j
+    return "–" if tokens is None else three_digits(tokens)
+
+
 def _gpu(axes: Axes, number: int) -> str:
     report, gpu = axes.report, axes.report.gpus[number]
     figures = "".join(plots.overlay(axes, plot, number) for plot in PLOTS)
@@ -121,7 +128,7 @@ def _gpu(axes: Axes, number: int) -> str:
         f'<span class="swatch" style="background:#b9c0c8"></span>other GPUs of the run'
         f'<span class="swatch" style="background:#f6b26b;height:9px"></span>slowed down'
         f'<span class="swatch" style="background:#d5d8dc;height:9px"></span>daemon not running</p>'
-        f'<div class="plots">{figures}</div>{_measures(gpu)}</section>'
+        f'<div class="plots">{figures}</div>{_measures(gpu, report)}</section>'
     )
 
 
@@ -161,7 +168,22 @@ def _commands(text: str) -> str:
     return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
 
-def _measures(gpu: BurninGpuPages) -> str:
+def _of_others(gpu: BurninGpuPages, report: BurninReport) -> str:
+    """Tokens per joule beside those of the GPUs that did the same work."""
+    loads = [(other.name, other.load.model, other.load.context_length, other.load.slots) for other in report.gpus]
+    mine = loads[report.gpus.index(gpu)]
+    others = [
+        other.work.tokens_per_j
+        for other, load in zip(report.gpus, loads, strict=True)
+        if other is not gpu and load == mine and other.work.tokens_per_j
+    ]
+    if not others or not gpu.work.tokens_per_j:
+        return ""
+    percent = 100 * gpu.work.tokens_per_j / statistics.median(others)
+    return f" ({percent:.1f} % of the median of {counted(len(others), 'GPU')} like it)"
+
+
+def _measures(gpu: BurninGpuPages, report: BurninReport) -> str:
     stress, work, canary = gpu.stress, gpu.work, gpu.canary
     throttled = ", ".join(f"{_CAUSES.get(c, c)} {duration(s)}" for c, s in gpu.throttle_s.items() if s > 0)
     facts = {
@@ -175,6 +197,8 @@ def _measures(gpu: BurninGpuPages) -> str:
         "Memory filled": _figure(stress.vram_percent, " %"),
         "Answers": f"{work.requests:,} with {counted(work.tokens, 'token')}, {work.failed:,} failed",
         "Speed, last hour": _figure(work.tokens_per_s, " tokens/s"),
+        "Energy under load": energy(work.energy_j) if work.energy_j is not None else None,
+        "Tokens per joule": f"{_per_joule(gpu)}{_of_others(gpu, report)}" if work.tokens_per_j else None,
         "Slowed down": throttled or "never",
         "Output check": f"{canary.text}; {counted(canary.checks, 'check')}, {canary.mismatches} differed",
     }

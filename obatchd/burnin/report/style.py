@@ -23,7 +23,10 @@ p { margin: 4px 0 8px; }
 table { border-collapse: collapse; width: 100%; margin: 6px 0 12px; }
 th { text-align: left; font-weight: 600; }
 th, td { padding: 3px 8px 3px 0; border-bottom: 1px solid var(--rule); vertical-align: top; }
-td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n { white-space: nowrap; }
+thead th { vertical-align: bottom; }
+tbody td:first-child { min-width: 9em; }
 a { color: inherit; }
 dl { display: grid; grid-template-columns: max-content 1fr max-content 1fr; gap: 1px 14px; margin: 6px 0; }
 dt { color: var(--soft); }

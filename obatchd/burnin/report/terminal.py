@@ -6,7 +6,7 @@ import textwrap
 
 from obatchd.documents.burnin import BurninGpu, BurninHead, BurninReport, Comparison
 from obatchd.times import duration
-from obatchd.words import counted
+from obatchd.words import counted, three_digits
 
 _WIDTH = 80
 _SHOWN = ("fail", "inconclusive", "warn")
@@ -26,7 +26,8 @@ def summary(report: BurninHead | BurninReport) -> str:
             for line in textwrap.wrap(f"gap from {gap.since} until {gap.until}: {gap.reason}", _WIDTH)
         ),
         "",
-        f"{'GPU':<4} {'VERDICT':<16} {'TOKENS/S':>9} {'UTIL':>6} {'POWER':>6} {'HOTTEST':>8} {'SLOTS':>6}  OUTPUT",
+        f"{'GPU':<3} {'VERDICT':<15} {'TOKENS/S':>8} {'TOKENS/J':>8} {'UTIL':>5} {'POWER':>5} {'HOTTEST':>7} "
+        f"{'SLOTS':>5}  OUTPUT",
     ]
     for gpu in report.gpus:
         stress, canary = gpu.stress, gpu.canary
@@ -34,9 +35,10 @@ def summary(report: BurninHead | BurninReport) -> str:
         if canary.mismatches:
             check = f"{canary.mismatches} of {canary.checks} differ"
         lines.append(
-            f"{gpu.index:<4} {gpu.verdict:<16} {_cell(gpu.work.tokens_per_s, ''):>9} "
-            f"{_cell(stress.utilisation_percent, ' %'):>6} {_cell(stress.power_percent, ' %'):>6} "
-            f"{_cell(stress.temp_c, ' °C'):>8} {_cell(stress.slots_busy_percent, ' %'):>6}  {check}"
+            f"{gpu.index:<3} {gpu.verdict:<15} {_cell(gpu.work.tokens_per_s, ''):>8} "
+            f"{_per_joule(gpu.work.tokens_per_j):>8} {_cell(stress.utilisation_percent, ' %'):>5} "
+            f"{_cell(stress.power_percent, ' %'):>5} {_cell(stress.temp_c, ' °C'):>7} "
+            f"{_cell(stress.slots_busy_percent, ' %'):>5}  {check}"
         )
     for gpu in report.gpus:
         lines += _reasons(gpu)
@@ -45,6 +47,14 @@ def summary(report: BurninHead | BurninReport) -> str:
 
 def _cell(value: float | None, unit: str) -> str:
     return "–" if value is None else f"{value:.0f}{unit}"
+
+
+def _of_median(percent: float | None) -> str:
+    return "–" if percent is None else f"{percent:.1f} %"
+
+
+def _per_joule(tokens: float | None) -> str:
+    return "–" if tokens is None else three_digits(tokens)
 
 
 def _reasons(gpu: BurninGpu) -> list[str]:
@@ -71,12 +81,13 @@ def comparison(document: Comparison) -> str:
             f"{group.name}, {group.model}, context {group.context_length or 'unknown'}, {slots}: "
             f"median {group.tokens_per_s:.1f} tokens/s",
             f"{'HOST':<{width}} {'RUN':<16} {'GPU':<4} {'OWN VERDICT':<15} {'TOKENS/S':>9} "
-            f"{'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  COMPARED",
+            f"{'OF MEDIAN':>10} {'TOKENS/J':>9} {'OF MEDIAN':>10} {'POWER':>6} {'CLOCK':>8}  COMPARED",
         ]
         for row in group.gpus:
             lines.append(
                 f"{row.hostname[:width]:<{width}} {row.run:<16} {row.index:<4} {row.verdict:<15} "
-                f"{row.tokens_per_s:>9.1f} {row.of_median_percent:>8.1f} % {_cell(row.power_percent, ' %'):>6} "
+                f"{row.tokens_per_s:>9.1f} {row.of_median_percent:>8.1f} % {_per_joule(row.tokens_per_j):>9} "
+                f"{_of_median(row.tokens_per_j_of_median_percent):>10} {_cell(row.power_percent, ' %'):>6} "
                 f"{_cell(row.clock_mhz, ' MHz'):>8}  {row.judgement}"
             )
         lines += [f"  {text}" for text in group.hosts]

@@ -68,7 +68,7 @@ def gather(records: Sequence[Record]) -> list[Evidence]:
                 asked_s=asked_s,
                 elapsed_s=elapsed_s,
                 stress=_stress(samples, loaded),
-                work=_work(samples, speed, early_speed),
+                work=_work(samples, loaded, speed, early_speed),
                 speed=speed,
                 early_speed=early_speed,
                 throttle_s=_throttled_s(samples),
@@ -112,10 +112,19 @@ def _mean(pairs: Iterable[tuple[float | None, float]]) -> float | None:
     return sum(value * weight for value, weight in known) / total if total else None
 
 
-def _work(samples: list[Sample], *speeds: Speed | None) -> BurninWork:
+def _work(samples: list[Sample], loaded: list[Sample], speed: Speed | None, early_speed: Speed | None) -> BurninWork:
+    metered = [(s.energy_j, s.tokens) for s in loaded if s.energy_j is not None]
+    energy_j, tokens = sum(energy_j for energy_j, _ in metered), sum(tokens for _, tokens in metered)
+    last, first = (round(speed.tokens_per_s, 2) if speed else None for speed in (speed, early_speed))
     return BurninWork(
-        *(sum(getattr(s, name) for s in samples) for name in ("tokens", "prompt_tokens", "requests", "failed")),
-        *(round(speed.tokens_per_s, 2) if speed else None for speed in speeds),
+        tokens=sum(s.tokens for s in samples),
+        prompt_tokens=sum(s.prompt_tokens for s in samples),
+        requests=sum(s.requests for s in samples),
+        failed=sum(s.failed for s in samples),
+        tokens_per_s=last,
+        tokens_per_s_at_first=first,
+        energy_j=round(energy_j, 1) if metered else None,
+        tokens_per_j=round(tokens / energy_j, 4) if energy_j else None,
     )
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 from obatchd.burnin.journal.records import Consequence, Event
 from obatchd.burnin.verdict.evidence import Evidence
+from obatchd.words import counted, three_digits
 
 COLLECT = "Make the file for the vendor: `obatchctl burnin bundle {gpu}`."
 _RETEST = "Run the burn-in again; nothing was found against the GPU itself."
@@ -27,6 +28,7 @@ _COMPARE = (
     "Compare clocks, power limit, PCIe link and temperature with GPUs of its kind; exchange slots to see whether the "
     "slowness follows the card."
 )
+_EFFICIENCY = "Compare power limit, clocks, fans and temperature with GPUs of its kind."
 _SOFTWARE = "Read the log of its Ollama server, and try the GPU with another model before blaming the hardware."
 _BUSY_PERCENT = 90.0  # of the slots, from which batch work compares GPUs
 CORRUPTION = "silent_corruption"
@@ -93,6 +95,7 @@ def _judge(evidence: Evidence, siblings: list[Evidence]) -> Verdict:
         *_of_events(evidence),
         *_of_canaries(evidence),
         *_of_speed(evidence, siblings),
+        *_of_energy(evidence, siblings),
         *_of_work(evidence),
         *_of_monitoring(evidence),
     ]
@@ -166,6 +169,24 @@ def _of_speed(evidence: Evidence, siblings: list[Evidence]) -> Iterator[Reason]:
             f"{limits.slower_warn_percent:g} % and {limits.slower_fail_percent:g} %)"
         )
         yield Reason("fail" if slower_percent > limits.slower_fail_percent else "warn", "slow", text, _COMPARE)
+
+
+def _of_energy(evidence: Evidence, siblings: list[Evidence]) -> Iterator[Reason]:
+    """A note and never more: nobody publishes how many fewer tokens per joule are a fault."""
+    limits, own = evidence.plan.limits, evidence.work.tokens_per_j
+    others = [s.work.tokens_per_j for s in siblings if s.work.tokens_per_j]
+    speed = evidence.speed
+    if own is None or not others or speed is None or speed.uncertain_percent > limits.slower_warn_percent / 2:
+        return
+    usual = statistics.median(others)
+    fewer_percent = 100 * (1 - own / usual)
+    if fewer_percent > limits.slower_fail_percent:
+        text = (
+            f"{three_digits(own)} tokens/J, {fewer_percent:.1f} % fewer than the median of "
+            f"{counted(len(others), 'GPU')} like it ({three_digits(usual)}; told above "
+            f"{limits.slower_fail_percent:g} %, and no fault by itself)"
+        )
+        yield Reason("note", "inefficient", text, _EFFICIENCY)
 
 
 def _of_work(evidence: Evidence) -> Iterator[Reason]:

@@ -21,7 +21,7 @@ from obatchd.words import counted
 SUMS_STAY = "The sums of obatchctl usage stay: they name an owner and a month, and no job."
 _SUM_HEADINGS = (
     "~OWNER", "MONTH", ">DONE", "?>FAILED", "?>CANCELLED", "?>EXPIRED", ">PROMPT TOKENS", ">ANSWER TOKENS",
-    ">GPU-SECONDS",
+    ">GPU-SECONDS", ">KWH",
 )  # fmt: skip
 _DOUBTS_SHOWN = 5
 _MOST = 10_000  # jobs in a list of the daemon
@@ -130,11 +130,11 @@ def _month(_ctx: click.Context, _parameter: click.Parameter, value: str | None) 
 @click.option("--month", metavar="YYYY-MM", callback=_month, help="Only this month (UTC).")
 @click.option("--mine", "owner", flag_value="mine", help="Only your own sums.")
 def usage_command(invocation: Invocation, month: str | None, owner: str | None) -> None:
-    """Sum requests, tokens and GPU-seconds by owner and month.
+    """Sum requests, tokens, GPU-seconds and energy by owner.
 
     An administrator sees everybody's sums. A job counts in the month in which it ends. While an answer is made, it
-    counts its slot's share of the server's GPUs: on one GPU with four slots, a quarter of the time. The sums name no
-    job, and stay when jobs are erased.
+    counts its slot's share of the server's GPUs: on one GPU with four slots, a quarter of the time. The
+    energy (KWH) is that of GPUs, as far as they tell it. The sums name no job, and stay when jobs are erased.
     """
     invocation.answer(invocation.client().get("usage", month=month, owner=owner), view=_sums)
 
@@ -145,6 +145,7 @@ def _sums(document: Document) -> list[str]:
             row["name"], row["month"], f"{row['succeeded']:,}",
             *(f"{row[name]:,}" if row[name] else "" for name in ("failed", "cancelled", "expired")),
             f"{row['prompt_tokens']:,}", f"{row['response_tokens']:,}", f"{row['gpu_s']:,.0f}",
+            f"{row['energy_j'] / 3.6e6:,.3f}" if row.get("energy_j") else "",
         ]
         for row in document["usage"]
     ]  # fmt: skip

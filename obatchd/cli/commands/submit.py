@@ -15,7 +15,7 @@ from obatchd.cli import exit_codes
 from obatchd.cli.command import Command, Document, Invocation, clean
 from obatchd.cli.commands.completion import models
 from obatchd.cli.views import waiting
-from obatchd.cli.views.job import causes, counts, doubts
+from obatchd.cli.views.job import causes, counts, doubts, price
 from obatchd.cli.views.status import OUTCOMES, job_state
 from obatchd.cli.views.text import duration, place, styled
 from obatchd.client.drops import Drop
@@ -309,5 +309,6 @@ def _report(jobs: list[Document], told: dict[str, list[str]]) -> None:
         where = job.get("copied_to") or place(job["outbox"] or job["refused_to"] or "")
         click.echo(f"{job['job']}  {styled(job_state(job))}  {counts(job) or 'no requests'}  {clean(where)}")
         notes = [note for note in job["notes"] or [] if note not in told.get(job["job"], ())]
-        for line in (*doubts(job), *(f"note: {clean(note)}" for note in notes), *causes(job)):
+        told_of = (*doubts(job), *(f"note: {clean(note)}" for note in notes), *causes(job), *map(clean, price(job)))
+        for line in told_of:
             click.echo(f"  {line}")

@@ -12,7 +12,7 @@ from obatchd.cli.command import Document, clean
 from obatchd.cli.views.status import OUTCOMES, job_state
 from obatchd.cli.views.text import duration, place, styled
 from obatchd.users import user_name
-from obatchd.words import counted
+from obatchd.words import counted, energy, three_digits
 
 _VALUE_CHARACTERS = 300
 # What answers may have that counts as success: how it is said of one and of several, and why.
@@ -88,9 +88,12 @@ def _facts(job: Document) -> Iterator[tuple[str, Any]]:
     speed = totals or job
     rates = ((speed["requests_per_s"], "requests/s"), (speed["tokens_per_s"], "tokens/s"))
     yield "speed", ", ".join(f"{rate:,.1f} {unit}" for rate, unit in rates if rate is not None)
+    if (so_far := job.get("energy_j")) is not None:
+        yield "energy", f"{energy(so_far)} so far"
     if totals:
         yield "tokens", f"{totals['prompt_tokens']:,} of prompts, {totals['response_tokens']:,} of answers"
         yield "GPU-seconds", f"{totals['gpu_s']:,.1f}"
+        yield "energy", clean(", ".join(_energy(totals)) or _unknown(totals))
         yield "copied", counted(totals["copied"], "answer") + " of earlier jobs" if totals["copied"] else None
     yield "retry of", job["retry_of"]
     yield "retries", ", ".join(job.get("retries") or [])
@@ -100,6 +103,29 @@ def _facts(job: Document) -> Iterator[tuple[str, Any]]:
     yield from ((key.replace("_", " "), _shown(value)) for key, value in settings if not key.endswith("sha256"))
     yield "results", clean(place(job["outbox"])) if job["outbox"] else None
     yield "refused to", clean(place(job["refused_to"])) if job["refused_to"] else None
+
+
+def price(job: Document) -> Iterator[str]:
+    """What the answers of a job that is over cost, in a line; nothing where no GPU of this host made them."""
+    totals = job.get("totals") or {}
+    if totals.get("gpu_s"):
+        cost = [f"{totals['gpu_s']:,.1f} GPU-seconds", *_energy(totals)]
+        tokens = f"{counted(totals['prompt_tokens'], 'token')} of prompts, {totals['response_tokens']:,} of answers"
+        yield f"cost: {', '.join(cost)}; {tokens}"
+
+
+def _energy(totals: Document) -> Iterator[str]:
+    """The energy of a job, what of it is known; nothing where none is, or an earlier version wrote the totals."""
+    if (energy_j := totals.get("energy_j")) is None:
+        return
+    percent = totals["energy_percent"]
+    yield energy(energy_j) + (f" for {percent:.0f} % of the tokens ({totals['energy_note']})" if percent < 99.5 else "")
+    if totals["tokens_per_j"] is not None:
+        yield f"{three_digits(totals['tokens_per_j'])} tokens/J"
+
+
+def _unknown(totals: Document) -> str:
+    return f"not known ({totals['energy_note']})" if totals.get("energy_note") else ""
 
 
 def _shown(value: Any) -> Any:

@@ -12,7 +12,7 @@ import click
 from obatchd.cli.command import Document, clean
 from obatchd.cli.views.text import NOTHING, Painted, age_s, bar, duration, number, size, styled, table, wrapped
 from obatchd.users import user_name
-from obatchd.words import counted, job_ending, server_state
+from obatchd.words import counted, energy, job_ending, server_state
 
 OUTCOMES = ("succeeded", "failed", "cancelled", "expired")
 _READINGS = ("~GPU", ">UTIL", ">MEMORY GiB", "?>TEMP", "?>POWER")
@@ -140,8 +140,13 @@ def finished(job: Document) -> int:
 
 
 def job_table(jobs: list[Document]) -> list[str]:
-    """Jobs as a table, with their owners where somebody else's are among them, and labels where any job has one."""
+    """Jobs as a table, with owners where others' are among them, and labels and energy where any job has them."""
     headings, rows = list(_JOB_HEADINGS), list(map(_job_row, jobs))
+    energies = [(job.get("totals") or job).get("energy_j") for job in jobs]
+    if any(energies):  # where no GPU tells it, there is no room for it
+        headings.insert(-1, "?>ENERGY")
+        for row, energy_j in zip(rows, energies, strict=True):
+            row.insert(-1, "" if energy_j is None else energy(energy_j))
     if any(job.get("label") for job in jobs):
         behind = headings.index("~~NAME") + 1
         headings.insert(behind, "?~LABEL")

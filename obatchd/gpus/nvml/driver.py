@@ -143,6 +143,8 @@ class Nvml(GpuSource):
         utilisation = ask.field("utilisation", pynvml.nvmlDeviceGetUtilizationRates, handle)
         power_mw = ask.field("power", pynvml.nvmlDeviceGetPowerUsage, card)
         power_limit_mw = ask.field("power_limit", pynvml.nvmlDeviceGetEnforcedPowerLimit, card)
+        # Of the card alone: no call tells the part of a slice.
+        energy_mj = None if gpu.parent_uuid else ask.field("energy", pynvml.nvmlDeviceGetTotalEnergyConsumption, card)
         state = ask.field("performance_state", pynvml.nvmlDeviceGetPerformanceState, card)
         processes = ask.field("processes", pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
         reading = Reading(
@@ -164,6 +166,7 @@ class Nvml(GpuSource):
             # Of HBM; other cards have no such field, or answer 0.
             memory_temp_c=field_values(card, [_MEMORY_TEMP], ask, "memory_temp").get(_MEMORY_TEMP) or None,
             processes=[GpuProcess(entry.pid, entry.usedGpuMemory) for entry in processes or ()],
+            energy_j=None if energy_mj is None else energy_mj / 1000,
             errors=ask.errors,
             trouble=ask.trouble or ("" if ask.answers else "unknown"),  # asked for last
         )

@@ -8,7 +8,7 @@ from obatchd.errors import StoreError
 from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.owed import Owed, owed_for
 from obatchd.jobs.store.request_index import unanswered_record
-from obatchd.jobs.store.rows import REFUSED_LANE, AttemptRow, IndexedChunk, LaneRow, ResultRow
+from obatchd.jobs.store.rows import REFUSED_LANE, AttemptRow, EnergyRow, IndexedChunk, LaneRow, ResultRow
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import Facts, StateStore
 from obatchd.jobs.store.store import IndexBatch, Store
@@ -21,6 +21,7 @@ __all__ = [
     "DISK_ERRORS",
     "REFUSED_LANE",
     "AttemptRow",
+    "EnergyRow",
     "Facts",
     "IndexBatch",
     "IndexedChunk",

@@ -57,6 +57,14 @@ class AttemptRow(msgspec.Struct, array_like=True):
     spent_s: float = 0.0
 
 
+class EnergyRow(msgspec.Struct, array_like=True):
+    """The energy of GPUs for a job so far, in joules, and the weighed tokens that it is for."""
+
+    job: int
+    energy_j: float
+    tokens: float
+
+
 class IndexedChunk(msgspec.Struct):
     """The additions of one call of :meth:`~obatchd.jobs.store.segment.Segment.write_index` for a job."""
 

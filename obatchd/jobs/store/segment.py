@@ -16,6 +16,7 @@ from obatchd.jobs.store.rows import (
     LINE_MASK,
     REFUSED_LANE,
     AttemptRow,
+    EnergyRow,
     IndexedChunk,
     LaneRow,
     ResultRow,
@@ -25,6 +26,8 @@ from obatchd.jobs.store.rows import (
 from obatchd.jobs.store.schema import Schema
 from obatchd.settings.job import FrozenSettings
 
+# Made when it is first needed, as families is: an older obatchd passes over it, so no file is copied at an upgrade.
+_ENERGY = "CREATE TABLE IF NOT EXISTS energy (job INTEGER PRIMARY KEY, energy_j REAL NOT NULL, tokens REAL NOT NULL)"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY, name TEXT NOT NULL, indexed_line INTEGER NOT NULL DEFAULT 0,
@@ -59,7 +62,7 @@ class Segment(Database):
         self._idle_reader: sqlite3.Connection | None = None
         self._closed = False
         self._lanes: dict[int, Lanes] = {}  # of jobs that are being indexed
-        self._has_families = False
+        self._made: set[str] = set()  # of the tables that are made when first needed, those that are known to be there
 
     def _close(self) -> None:
         self._closed = True
@@ -82,10 +85,9 @@ class Segment(Database):
                 make_defaults(cursor)
                 for job in jobs:
                     low, high = keys_of(job)
-                    tables = ("requests", "attempts", "results")
-                    for table in (*tables, "families") if self._families() else tables:
+                    for table in ("requests", "attempts", "results", *self._present("families")):
                         cursor.execute(f"DELETE FROM {table} WHERE request > ? AND request < ?", (low, high))
-                    for table in ("labels", "lanes", "tallies", "jobs", "defaults_of"):
+                    for table in ("labels", "lanes", "tallies", "jobs", "defaults_of", *self._present("energy")):
                         cursor.execute(f"DELETE FROM {table} WHERE job = ?", (job,))
                     self.forget_lanes(job)
             rewrite(self._database, self.path)
@@ -111,14 +113,20 @@ class Segment(Database):
 
     # Results.
 
-    def write_results(self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow]) -> set[tuple[int, int]]:
-        """Record outcomes and attempts; see :func:`~obatchd.jobs.store.request_index.write_results`."""
+    def write_results(
+        self, results: Sequence[ResultRow], attempts: Sequence[AttemptRow], energy: Sequence[EnergyRow] = ()
+    ) -> set[tuple[int, int]]:
+        """Record outcomes, attempts and sums; see :func:`~obatchd.jobs.store.request_index.write_results`."""
         with self._lock, transaction(self._database) as cursor:
             cursor.executemany(
                 "INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE"
                 " SET fault = excluded.fault, spent_s = excluded.spent_s WHERE excluded.fault <> ''",
                 [(request_key(a.job, a.line), a.attempt, a.server, a.started_s, a.fault, a.spent_s) for a in attempts],
             )
+            if energy:
+                cursor.execute(_ENERGY)
+                sums = [(e.job, e.energy_j, e.tokens) for e in energy]
+                cursor.executemany("INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", sums)
             return write_results(cursor, results)
 
     def end_pending(
@@ -182,6 +190,12 @@ class Segment(Database):
         rows = self._rows("SELECT outcome, sum(requests) FROM tallies WHERE job = ? GROUP BY outcome", job)
         return Counter(dict(rows))
 
+    def energy(self, job: int) -> EnergyRow:
+        """The energy for a job, as it was kept with its latest results."""
+        kept = self._present("energy")
+        rows = self._rows("SELECT job, energy_j, tokens FROM energy WHERE job = ?", job) if kept else []
+        return EnergyRow(*rows[0]) if rows else EnergyRow(job, 0.0, 0.0)
+
     def last_finished(self, job: int, lane: int) -> int:
         """The greatest line of a lane that has a result; 0 where none has."""
         rows = self._seen(
@@ -194,7 +208,11 @@ class Segment(Database):
     def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = LINE_MASK) -> list[Entry]:
         """The next requests of a lane without a result, in input order; of those up to ``to_line``."""
         low, high = keys_of(job)[0], request_key(job, to_line) + 1
-        family = "(SELECT family FROM families f WHERE f.request = requests.request)" if self._families() else "NULL"
+        family = (
+            "(SELECT family FROM families f WHERE f.request = requests.request)"
+            if self._present("families")
+            else "NULL"
+        )
         rows = self._seen(
             "SELECT request, offset, length, checksum, id, " + family + " FROM requests"
             " WHERE request > ? AND request < ? AND lane = ?"
@@ -203,11 +221,11 @@ class Segment(Database):
         )
         return [Entry(row[0] & LINE_MASK, row[1], row[2], row[3], row[4], family=row[5]) for row in rows]
 
-    def _families(self) -> bool:
-        """Whether any request has a family: files of jobs without, and of earlier versions, lack the table."""
-        if not self._has_families:
-            self._has_families = bool(self._seen("SELECT 1 FROM sqlite_master WHERE name = 'families'"))
-        return self._has_families
+    def _present(self, table: str) -> tuple[str, ...]:
+        """A table that is made when it is first needed; none where it was not, as in files of earlier versions."""
+        if table not in self._made and self._seen("SELECT 1 FROM sqlite_master WHERE name = ?", table):
+            self._made.add(table)
+        return (table,) if table in self._made else ()
 
     def attempts(self, job: int) -> list[AttemptRow]:
         """Recorded attempts of requests that have no result yet."""

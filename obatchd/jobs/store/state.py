@@ -16,7 +16,7 @@ from obatchd.jobs.store.database import Database, open_reader, rewrite, transact
 from obatchd.jobs.store.job_row import COLUMNS, SELECT, JobRow, columns, job_of, keep, kept
 from obatchd.jobs.store.owed import FORGET_OWED, Owed
 from obatchd.jobs.store.schema import Schema
-from obatchd.jobs.store.usage import USAGE, USAGE_TABLE, UsageRow, add_usage
+from obatchd.jobs.store.usage import USAGE, USAGE_ENERGY, USAGE_TABLE, USAGE_TABLE_4, UsageRow, add_usage
 from obatchd.naming import EVERY_JOB, JobFilter, JobName
 from obatchd.settings.current import Current
 from obatchd.settings.job import FrozenSettings, asked_with
@@ -48,9 +48,8 @@ CREATE INDEX IF NOT EXISTS jobs_by_digest ON jobs (digest) WHERE digest IS NOT N
 CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);
 {_FINDING}"""
 # Version 4, a line for each change.
-_VERSION_4 = ("ALTER TABLE jobs ADD COLUMN job_label TEXT;", _FINDING, USAGE_TABLE)
-# Version 5: segments may have the table families (obatchd.jobs.store.request_index). A copy is made all the same.
-_VERSION_5 = ("/* The tables of this file stay. */",)
+_VERSION_4 = ("ALTER TABLE jobs ADD COLUMN job_label TEXT;", _FINDING, USAGE_TABLE_4)
+_VERSION_5 = (USAGE_ENERGY,)
 _COMPLETE = "index_complete"
 _FILTERS = ("job_label = ?", "accepted_s >= ?", "finished_s < ?")
 # A literal of SQL.

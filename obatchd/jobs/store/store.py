@@ -14,7 +14,7 @@ from obatchd.errors import StoreError
 from obatchd.jobs.model import Entry, Intent, Outcome
 from obatchd.jobs.store.integrity import Session, delete_database, delete_set_aside, is_damaged, set_aside, size_bytes
 from obatchd.jobs.store.job_row import JobRow
-from obatchd.jobs.store.rows import AttemptRow, IndexedChunk, ResultRow
+from obatchd.jobs.store.rows import AttemptRow, EnergyRow, IndexedChunk, ResultRow
 from obatchd.jobs.store.schema import BACKUP_MARK
 from obatchd.jobs.store.segment import Segment
 from obatchd.jobs.store.state import StateStore
@@ -125,17 +125,23 @@ class Store:
         return [chunks[position] for position in range(len(batches))]
 
     def write_results(
-        self, results: Sequence[tuple[str, ResultRow]], attempts: Sequence[tuple[str, AttemptRow]]
+        self,
+        results: Sequence[tuple[str, ResultRow]],
+        attempts: Sequence[tuple[str, AttemptRow]],
+        energy: Sequence[tuple[str, EnergyRow]] = (),
     ) -> set[tuple[int, int]]:
         """As :meth:`Segment.write_results`, given with the name of their segment; one commit per segment."""
-        grouped: dict[str, tuple[list[ResultRow], list[AttemptRow]]] = defaultdict(lambda: ([], []))
+        grouped: dict[str, tuple[list[ResultRow], list[AttemptRow], list[EnergyRow]]]
+        grouped = defaultdict(lambda: ([], [], []))
         for name, result in results:
             grouped[name][0].append(result)
         for name, attempt in attempts:
             grouped[name][1].append(attempt)
+        for name, sums in energy:
+            grouped[name][2].append(sums)
         other: set[tuple[int, int]] = set()
-        for name, (result_rows, attempt_rows) in grouped.items():
-            other |= self.segment(name).write_results(result_rows, attempt_rows)
+        for name, rows in grouped.items():
+            other |= self.segment(name).write_results(*rows)
         return other
 
     def results(self, job: JobRow) -> Iterator[tuple[int, Outcome, bytes]]:

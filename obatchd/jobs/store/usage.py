@@ -12,13 +12,16 @@ from typing import Any
 
 import msgspec
 
-USAGE_TABLE = """
+_TABLE = """
 CREATE TABLE IF NOT EXISTS usage (
     owner INTEGER, month TEXT, requests INTEGER NOT NULL, succeeded INTEGER NOT NULL, failed INTEGER NOT NULL,
     cancelled INTEGER NOT NULL, expired INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
-    response_tokens INTEGER NOT NULL, gpu_s REAL NOT NULL, PRIMARY KEY (owner, month)
+    response_tokens INTEGER NOT NULL, gpu_s REAL NOT NULL,{energy} PRIMARY KEY (owner, month)
 ) WITHOUT ROWID;
 """
+USAGE_TABLE_4 = _TABLE.format(energy="")  # of version 4
+USAGE_TABLE = _TABLE.format(energy=" energy_j REAL NOT NULL DEFAULT 0,")
+USAGE_ENERGY = "ALTER TABLE usage ADD COLUMN energy_j REAL NOT NULL DEFAULT 0;"
 
 
 class UsageRow(msgspec.Struct, frozen=True):
@@ -34,6 +37,7 @@ class UsageRow(msgspec.Struct, frozen=True):
     prompt_tokens: int
     response_tokens: int
     gpu_s: float  # of each answer, the share of its server's GPUs that its slot had
+    energy_j: float  # of GPUs, as far as they tell it
 
 
 _COLUMNS = ", ".join(UsageRow.__struct_fields__)
@@ -52,4 +56,4 @@ _ADD = (
 def add_usage(cursor: sqlite3.Cursor, key: int, ended_s: float, counts: Mapping[str, Any]) -> None:
     """Add the final counts of a job that ended at ``ended_s`` (epoch), unless it has such counts already."""
     month = time.strftime("%Y-%m", time.gmtime(ended_s))
-    cursor.execute(_ADD, (month, *(counts.get(name, 0) for name in _SUMS), key))
+    cursor.execute(_ADD, (month, *(counts.get(name) or 0 for name in _SUMS), key))
