@@ -117,7 +117,7 @@ def head(
     settings, layout, owner = work.settings, work.layout, work.owner
     served = ServedModels(here.models, here.fleet, here.watch.energy)
     engine = Engine(work, served)
-    tuner = engine.dispatcher.tune(Facts(work.store.state), served)
+    tuner = engine.dispatcher.tune(Facts(work.store.state), served, engine.dispatcher.desk)
     policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
     here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)

@@ -22,7 +22,7 @@ from obatchd.dispatch.offering import Offering
 from obatchd.dispatch.outcomes import OutcomeHandler
 from obatchd.dispatch.switching import ProfileSwitcher
 from obatchd.dispatch.trials import Suspicion, Trials
-from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore
+from obatchd.dispatch.tuning.ports import Clock, Digests, FactStore, InteractiveWork
 from obatchd.dispatch.tuning.tuner import Tuner
 from obatchd.jobs.queue import JobQueue
 from obatchd.ollama.faults import Cause, Fault
@@ -96,9 +96,9 @@ class Dispatcher:
             link.contexts.discard(protocol.INTERACTIVE)
             link.configure()
 
-    def tune(self, facts: FactStore, digests: Digests, clock: Clock = time) -> Tuner:
+    def tune(self, facts: FactStore, digests: Digests, interactive: InteractiveWork, clock: Clock = time) -> Tuner:
         """Find the best slots of servers whose slots are ours to choose; ``facts`` has what was found before."""
-        tuner = Tuner(self._queue, self.links, facts, digests, self.desk, clock)
+        tuner = Tuner(self._queue, self.links, facts, digests, interactive, clock)
         self._switcher.tuner = tuner
         return tuner
 

@@ -208,11 +208,8 @@ class Segment(Database):
     def pending(self, job: int, lane: int, after_line: int, limit: int, to_line: int = LINE_MASK) -> list[Entry]:
         """The next requests of a lane without a result, in input order; of those up to ``to_line``."""
         low, high = keys_of(job)[0], request_key(job, to_line) + 1
-        family = (
-            "(SELECT family FROM families f WHERE f.request = requests.request)"
-            if self._present("families")
-            else "NULL"
-        )
+        known = self._present("families")
+        family = "(SELECT family FROM families f WHERE f.request = requests.request)" if known else "NULL"
         rows = self._seen(
             "SELECT request, offset, length, checksum, id, " + family + " FROM requests"
             " WHERE request > ? AND request < ? AND lane = ?"
