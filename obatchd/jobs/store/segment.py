@@ -26,6 +26,7 @@ from obatchd.jobs.store.rows import (
 from obatchd.jobs.store.schema import Schema
 from obatchd.settings.job import FrozenSettings
 
+# Made in an older segment when it is needed: a version would copy the segment.
 _ENERGY_TABLE = """
 CREATE TABLE IF NOT EXISTS energy (job INTEGER PRIMARY KEY, energy_j REAL NOT NULL, tokens REAL NOT NULL);
 """
@@ -52,7 +53,7 @@ CREATE TABLE IF NOT EXISTS tallies (
     job INTEGER, lane INTEGER, outcome TEXT, requests INTEGER NOT NULL, PRIMARY KEY (job, lane, outcome)
 ) WITHOUT ROWID;
 """
-_SCHEMA = Schema(2, _TABLES, {1: "", 2: _ENERGY_TABLE})
+_SCHEMA = Schema(1, _TABLES, {1: ""})
 
 
 class Segment(Database):
@@ -83,6 +84,7 @@ class Segment(Database):
         with self._lock:
             with transaction(self._database) as cursor:
                 make_defaults(cursor)
+                cursor.execute(_ENERGY_TABLE)
                 for job in jobs:
                     low, high = keys_of(job)
                     for table in ("requests", "attempts", "results"):
@@ -123,9 +125,10 @@ class Segment(Database):
                 " SET fault = excluded.fault, spent_s = excluded.spent_s WHERE excluded.fault <> ''",
                 [(request_key(a.job, a.line), a.attempt, a.server, a.started_s, a.fault, a.spent_s) for a in attempts],
             )
-            cursor.executemany(
-                "INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", [(e.job, e.energy_j, e.tokens) for e in energy]
-            )
+            if energy:
+                cursor.execute(_ENERGY_TABLE)
+                rows = [(e.job, e.energy_j, e.tokens) for e in energy]
+                cursor.executemany("INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", rows)
             return write_results(cursor, results)
 
     def end_pending(
@@ -191,7 +194,8 @@ class Segment(Database):
 
     def energy(self, job: int) -> EnergyRow:
         """The energy for a job, as it was kept with its latest results."""
-        rows = self._rows("SELECT job, energy_j, tokens FROM energy WHERE job = ?", job)
+        known = self._rows("SELECT 1 FROM sqlite_master WHERE name = 'energy'")
+        rows = self._rows("SELECT job, energy_j, tokens FROM energy WHERE job = ?", job) if known else ()
         return EnergyRow(*rows[0]) if rows else EnergyRow(job, 0.0, 0.0)
 
     def last_finished(self, job: int, lane: int) -> int:
