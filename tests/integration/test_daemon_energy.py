@@ -56,12 +56,12 @@ def test_jobs_get_the_energy_of_the_cards_and_no_more(daemon: Callable[..., Daem
 def test_energy_goes_on_over_restarts_and_says_what_it_lacks(daemon: Callable[..., Daemon]) -> None:
     d = daemon(CONFIG, simulator=SIMULATOR)
     before_j = cards_j(d)
-    d.drop("job.jsonl", prompts(200))
-    wait_for(lambda: d.succeeded() >= 60, 60, "some answers")
+    d.drop("job.jsonl", prompts(400))
+    wait_for(lambda: d.succeeded() >= 170, 60, "some answers")
     wait_for(lambda: _so_far(d) > 0, what="some energy")
     d.kill()
     d.start()
-    wait_for(lambda: d.succeeded() >= 120, 60, "more answers")
+    wait_for(lambda: d.succeeded() >= 250, 60, "more answers")
     wait_for(lambda: _so_far(d) > 0, what="what was kept, or more energy")
     assert d.stop() == 0
     d.start()
