@@ -74,12 +74,6 @@ class _Span(msgspec.Struct):
         self.unshared += tokens
         self.left[job] = self.left.get(job, 0.0) + tokens
 
-    def pop(self, job: int) -> float:
-        """The tokens of a job that get their part now."""
-        tokens = self.left.pop(job, 0.0)
-        self.unshared -= tokens
-        return tokens
-
 
 class ServerShares:
     """One server. Jobs are named by their keys."""
@@ -165,8 +159,11 @@ class ServerShares:
 
     def _give(self, span: _Span, job: int, running: list[Running]) -> Share:
         """The part of a job in a span, beside requests that are not over."""
-        if not (mine := span.pop(job)) or (part_j := self._part_j(span, mine, running)) is None:
+        mine = span.left.get(job, 0.0)
+        if not mine or (part_j := self._part_j(span, mine, running)) is None:
             return NOTHING
+        del span.left[job]
+        span.unshared -= mine
         span.given_j += part_j
         return Share(part_j, mine)
 
@@ -177,8 +174,9 @@ class ServerShares:
             return None if price is None else price * mine
         if span.energy_j is None:
             return None
-        all_of_it = mine + max(0.0, span.unshared) + self._unfinished(span, others)
-        return max(0.0, self._of_work_j(span) - span.given_j) * mine / all_of_it
+        work_j, unfinished = self._of_work_j(span), self._unfinished(span, others)
+        left_j = max(0.0, work_j - span.given_j) * mine / (max(mine, span.unshared) + unfinished)
+        return min(left_j, work_j * mine / (span.made + unfinished))  # nobody pays for what was guessed too low
 
     def _unfinished(self, span: _Span, running: Iterable[Running]) -> float:
         """Weighed tokens that running requests made in a span, as many as answers took lately."""
@@ -207,11 +205,11 @@ class ServerShares:
             self._learn(span)
             if span.energy_j is None:
                 continue
-            left_j, tokens = self._of_work_j(span) - span.given_j, sum(span.left.values())
-            for job, mine in span.left.items() if tokens else ():
-                found[job] = found.get(job, NOTHING).plus(Share(max(0.0, left_j) * mine / tokens, mine))
-            if left_j < 0 and self._spans:  # more was given by price than it took: the next jobs get less
-                self._spans[0].given_j -= left_j
+            for job in list(span.left):
+                found[job] = found.get(job, NOTHING).plus(self._give(span, job, []))
+            too_much_j = span.given_j - self._of_work_j(span)
+            if too_much_j > 0 and self._spans:  # by guesses: the next jobs get less
+                self._spans[0].given_j += too_much_j
         begun_s = self._spans[0].began_s if self._spans else self.read_s
         self._idle = [gap for gap in self._idle if gap[1] > begun_s]
         return found

@@ -204,11 +204,32 @@ def test_what_a_guess_gave_too_much_is_taken_off_later() -> None:
     assert sum(part.energy_j for part in card.parts.values()) <= card.energy_j
 
 
-def test_a_job_that_is_over_before_anything_was_metered_gets_nothing_and_no_token_counts() -> None:
+def test_a_job_that_is_over_before_anything_was_metered_gets_nothing_and_nobody_pays_for_it() -> None:
     card = Card()
     card.pass_s(1.0)
     card.shares.answered(A, 0.0, 1.0, 10.0)
     assert card.shares.take(A) == Share(0.0, 0.0)
+    card.pass_s(1.0)
+    card.shares.answered(B, 1.0, 2.0, 10.0)
+    card.read()
+    card.take(B)
+    assert card.parts[B] == Share(pytest.approx(300.0), pytest.approx(10.0))
+
+
+def test_what_a_guess_gave_too_little_is_nobodys() -> None:
+    card = Card()
+    for _ in range(10):
+        card.pass_s(2.0)
+        card.shares.answered(A, card.now_s - 2.0, card.now_s, 200.0)
+        card.read()
+    card.pass_s(1.0)
+    card.shares.answered(A, card.now_s - 1.0, card.now_s, 10.0)  # a slower model: a token takes ten times as much
+    card.take(A)
+    card.pass_s(1.0)
+    card.shares.answered(B, card.now_s - 1.0, card.now_s, 10.0)
+    card.read()
+    card.take(B)
+    assert card.parts[B].energy_j == pytest.approx(300.0)
 
 
 def test_time_over_which_the_counter_began_anew_is_nobodys_and_says_so() -> None:
