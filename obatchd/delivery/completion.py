@@ -101,6 +101,12 @@ class Completion:
     def unservable(self, profile: Profile, error: ObatchError) -> None:
         self.cancellation.unservable(profile, error)
 
+    def answered_for_nobody(self, finished: Finished) -> None:
+        """A server answered a request of no job: its part of the energy is no job's."""
+        self.energy.answered(
+            finished.job, finished.server, finished.duration_s, finished.prompt_tokens, finished.response_tokens
+        )
+
     def context_of(self, job: int) -> JobContext:
         return self._work.jobs[job].context()
 

@@ -45,6 +45,9 @@ class DispatchEvents(Protocol):
     def finished(self, finished: Finished) -> None:
         """A request has its outcome."""
 
+    def answered_for_nobody(self, finished: Finished) -> None:
+        """A server answered a request that belongs to no job."""
+
     def failed(self, failed: Failed) -> None:
         """An attempt failed and another one follows."""
 

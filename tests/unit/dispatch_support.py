@@ -246,6 +246,9 @@ class Told:
     def finished(self, finished: Finished) -> None:
         self._rig.finished.append(finished)
 
+    def answered_for_nobody(self, finished: Finished) -> None:
+        self._rig.of_nobody.append(finished)
+
     def failed(self, failed: Failed) -> None:
         self._rig.failed.append(failed)
 
@@ -278,6 +281,7 @@ class Rig:
         self.settings = in_force(dispatch={"switch_after_s": 1e-9} | settings)
         self.ports = {port.id: port for port in ports}
         self.finished: list[Finished] = []
+        self.of_nobody: list[Finished] = []  # answers that belong to no job
         self.failed: list[Failed] = []
         self.hindered: list[tuple[int, str]] = []
         self.unservable: list[tuple[Profile, str]] = []

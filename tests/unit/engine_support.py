@@ -19,6 +19,7 @@ from task_support import Failures
 from obatchd.delivery import responses as responses_module
 from obatchd.dispatch import keeper as keeper_module
 from obatchd.dispatch import protocol, records
+from obatchd.dispatch.interactive.lease import Lease
 from obatchd.dispatch.protocol import OfferItem, ResultItem
 from obatchd.documents.alarms import Alarm
 from obatchd.documents.jobs import ModelFacts
@@ -199,6 +200,15 @@ class Street:
                     worker.begin(key) if key not in worker.started else None
                     worker.tell(protocol.Results([_result(worker, worker.held.pop(key), text, fault, cut)]))
         await self.engine.committer.settle(5)
+
+    async def answer_lease(self, lease: Lease, text: str = "yes") -> None:
+        """Answer an interactive request as soon as a worker has it."""
+        key = (protocol.INTERACTIVE, lease.number)
+        await until(lambda: any(key in worker.held for worker in self._workers()))
+        worker = next(worker for worker in self._workers() if key in worker.held)
+        worker.begin(key)
+        worker.tell(protocol.Results([_result(worker, worker.held.pop(key), text, None, False)]))
+        await until(lambda: lease.ended is not None)
 
     def left(self, live: LiveJob) -> set[int]:
         """The lines that have none."""

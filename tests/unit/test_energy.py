@@ -14,6 +14,7 @@ from engine_support import Street, street
 from obatchd.cli.views.job import price
 from obatchd.delivery import energy as energy_module
 from obatchd.delivery.shares import Running, ServerShares, Share, weighed
+from obatchd.dispatch.interactive.lease import Question
 from obatchd.documents.jobs import JobTotals
 from obatchd.gpus.energy import EnergyMeters
 from obatchd.gpus.model import Identity, Reading
@@ -328,6 +329,28 @@ async def test_a_job_has_its_energy_in_summary_and_index(tmp_path: Path, monkeyp
         assert counts is not None and counts["energy_j"] == summary["energy_j"]
         [sums] = rig.work.store.state.usage()
         assert sums.energy_j == summary["energy_j"]
+
+
+async def test_what_people_ask_beside_a_job_is_not_paid_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paid_j = []
+    for asked in (False, True):
+        async with street(monkeypatch, tmp_path / str(asked)) as rig:
+            clock = Clock(monkeypatch)
+            clock.meter(rig, 0.0)
+            if asked:
+                lease = rig.engine.dispatcher.desk.ask(Question(b'{"prompt": "c"}'), 1000)
+            live = await rig.take("a", "b")
+            await rig.begun(live)
+            clock.pass_s(10.0)
+            await rig.answer(live, 1)
+            if asked:
+                await rig.answer_lease(lease)
+            clock.pass_s(0.5)
+            clock.meter(rig, 3000.0)
+            clock.pass_s(60.0)
+            clock.meter(rig, 6000.0)
+            paid_j.append(live.energy_j)
+    assert 0 < paid_j[1] < 0.7 * paid_j[0]
 
 
 async def test_the_energy_of_a_job_survives_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

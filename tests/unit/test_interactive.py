@@ -120,6 +120,7 @@ async def test_an_answer_comes_in_pieces_and_as_a_record(make: Make) -> None:
     ended = await result(lease)
     assert ended.succeeded and msgspec.json.decode(ended.record)["servers"] == ["gpu0"]
     assert rig.finished == [] and rig.dispatcher.unrecorded_starts() == []  # nothing for the store
+    assert [(answer.server, answer.response_tokens > 0) for answer in rig.of_nobody] == [("gpu0", True)]
 
 
 async def test_one_begins_before_the_batches_of_everybody(make: Make) -> None:

@@ -21,8 +21,13 @@ class Routed:
     def finished(self, finished: Finished) -> None:
         if finished.job != INTERACTIVE:
             self._events.finished(finished)
-        else:
-            self._desk.finished(finished)
+            return
+        self._desk.finished(finished)
+        if finished.succeeded:
+            self._events.answered_for_nobody(finished)
+
+    def answered_for_nobody(self, finished: Finished) -> None:
+        self._events.answered_for_nobody(finished)
 
     def failed(self, failed: Failed) -> None:
         if failed.job != INTERACTIVE:
