@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 from dispatch_support import LARGE, SMALL, Port, Rig
+from reload_people import PEOPLE
 from settings_support import in_force, reload
 from task_support import Failures
 from test_committer import Rig as CommitterRig
@@ -108,7 +109,7 @@ async def committed(directory: Path, patch: pytest.MonkeyPatch, key: str, old: A
     """Results of some milliseconds apart share commits, or have their own."""
     rig = CommitterRig(directory)
     reload(rig.work.settings, key, old)
-    rig.committer.start(rig, rig)
+    rig.committer.start(rig, rig, rig)
 
     async def commits() -> int:
         before = rig.batches
@@ -336,4 +337,4 @@ PARTS = {
     "watchdog.vram_s": Part(NEVER_S, 0.05, looked_at_vram),
     "watchdog.repeats": Part(1000, 3, drained_after_restarts()),
     "watchdog.window_s": Part(1e-3, 3600, drained_after_restarts(repeats=3)),
-}
+} | {key: Part(*part) for key, part in PEOPLE.items()}

@@ -43,7 +43,8 @@ def test_jobs_get_the_energy_of_the_cards_and_no_more(daemon: Callable[..., Daem
     jobs = [d.done(name).summary for name in ("a.jsonl", "b.jsonl")]
     wait_for(lambda: cards_j(d) > emptied_j, what="the cards were read after the end")
     given_j = sum(job["energy_j"] for job in jobs)
-    assert 0.9 * (emptied_j - running_j) <= given_j <= cards_j(d) - begun_j
+    # The last seconds of each job, between two readings, are reckoned by the price before them (docs/decisions.md).
+    assert 0.9 * (emptied_j - running_j) <= given_j <= 1.02 * (cards_j(d) - begun_j)
     assert [(job["energy_percent"], job["energy_note"]) for job in jobs] == [(100.0, "")] * 2
     for job in jobs:  # tokens that were made together cost the same
         assert job["tokens_per_j"] == pytest.approx(job["response_tokens"] / job["energy_j"], abs=0.001)
