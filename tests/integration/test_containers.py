@@ -305,7 +305,14 @@ def test_every_ending_is_read_in_constant_memory_or_by_a_confined_child() -> Non
     libraries = {"zipfile", "tarfile", "lzma", "bz2", "openpyxl", "pyarrow", "zstandard", "xml"}
     using = {module for module, tree in MODULES.items() if libraries & set(outside(tree))}
     using = {module for module in using if not module.startswith("client.")}  # they run in their user's own program
-    writers = {"burnin.report.bundle", "results.arrow", "results.workbook", "backup.archive", "backup.making"}
+    writers = {
+        "burnin.report.bundle",
+        "results.arrow",
+        "results.export",
+        "results.workbook",
+        "backup.archive",
+        "backup.making",
+    }
     writers.add("backup.restoring")  # it reads what its operator wrote with them, and no stranger's drop
     readers = {f"jobs.containers.{container.reader.split('.')[0]}" for container in CONTAINERS}
     assert using - writers == readers | {"jobs.containers.unpacker"}, "the unpacker knows the words of their errors"
