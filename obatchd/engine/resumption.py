@@ -86,7 +86,7 @@ class Resumption(Part):
         self._completion.cancellation.mark_expired(live)
         live.indexed, live.counts = indexed, counts
         # Lines refused while indexing have results and belong to no lane.
-        refused = live.finished - sum(lane.finished for lane in lanes)
+        refused = live.refused = live.finished - sum(lane.finished for lane in lanes)
         live.requests = sum(lane.requests for lane in lanes) + refused
         live.asked_before = _asked_before(live, lanes)
         known = histories(attempts)
@@ -105,8 +105,10 @@ class Resumption(Part):
         live = self._admission.add(row)
         live.resumed = live.indexed = True
         segment = self._work.store.of(row)
-        live.counts, live.asked_before = segment.tallies(row.key), _asked_before(live, segment.lanes(row.key))
+        lanes = segment.lanes(row.key)
+        live.counts, live.asked_before = segment.tallies(row.key), _asked_before(live, lanes)
         live.requests = live.finished
+        live.refused = live.finished - sum(lane.finished for lane in lanes)
         self._completion.check(live)
 
 
