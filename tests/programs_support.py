@@ -116,7 +116,7 @@ class Programs:
 
 def over_http(make_daemon: Any, config: Document | None = None, **arguments: Any) -> Programs:
     """A daemon, not started yet, that listens on a free port."""
-    port = free_ports(1)
+    port = free_ports(8) + 7  # those of servers may be the first ones
     tables = dict(config or {})
     tables["http"] = {"listen": f"127.0.0.1:{port}", **tables.get("http", {})}
     return Programs(make_daemon(tables, **arguments), port)

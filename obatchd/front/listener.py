@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import secrets
 import socket
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import HttpProcessingError
 
 from obatchd import log
 from obatchd.control import auth
@@ -81,7 +83,7 @@ class Listener:
         self._by_handler: dict[Handler, Route] = {}
         self._runner = web.AppRunner(
             self._application(), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S,
-            handler_cancellation=True, keepalive_timeout=_IDLE_S, lingering_time=_LINGERING_S,
+            handler_cancellation=True, keepalive_timeout=_IDLE_S, lingering_time=_LINGERING_S, logger=_defects(),
         )  # fmt: skip
 
     def task_failed(self, name: str, error: BaseException) -> None:
@@ -230,6 +232,21 @@ class Listener:
             await response.prepare(request)  # of a file all of it: a key that is removed meanwhile ends it
             await response.write_eof()
             return response
+
+
+class _NoFaultOfOurs(logging.Filter):
+    """Leaves out what is wrong with a call: whoever sends rubbish fills no log, and reads nothing of it there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
+
+
+def _defects() -> logging.Logger:
+    """What aiohttp tells of defects of ours."""
+    logger = logging.getLogger(f"{__name__}.calls")
+    if not logger.filters:
+        logger.addFilter(_NoFaultOfOurs())
+    return logger
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:

@@ -52,7 +52,15 @@ class Uploading:
             raise ApiError(reason, status=429, code="file_limit_exceeded")
         self._check_space(0)
         file = FILE + self._ids.new()
-        content = await asyncio.to_thread(self.directories.begin, file)
+        beginning = asyncio.ensure_future(asyncio.to_thread(self.directories.begin, file))
+        try:
+            content = await asyncio.shield(beginning)
+        except asyncio.CancelledError:  # the client has gone in this moment
+            await asyncio.wait([beginning])
+            if beginning.exception() is None:
+                beginning.result().close()
+            await asyncio.to_thread(self.directories.abandon, file)
+            raise
         self._files[owner] += 1
         return IncomingFile(self, FileRow(file, owner, name, 0, 0.0, None), content)
 
