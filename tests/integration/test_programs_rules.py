@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from daemon_support import Daemon, Document, wait_for
+from daemon_support import Daemon, Document, free_ports, wait_for
 from openai import OpenAI
 from programs_support import CHAT, FORM, Programs, batch_file, line, multipart, over_http, questions
 
@@ -421,10 +423,10 @@ def test_a_port_in_use_is_told_and_taken_when_it_is_free(make_daemon: Make) -> N
     assert found.call("GET", "/v1/models").status == 200
 
 
-def certificate(directory: Path, name: str) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that signed itself."""
+def certificate(directory: Path, name: str, address: str = "127.0.0.1") -> tuple[Path, Path]:
+    """A certificate for an address that signed itself."""
     made = directory / f"{name}.pem", directory / f"{name}.key"
-    about = ["-subj", f"/CN={name}", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    about = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{address}", "-days", "2"]
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-out", made[0], "-keyout", made[1], *about]
     subprocess.run(command, check=True, capture_output=True)
     return made
@@ -466,6 +468,77 @@ def test_tls_with_a_certificate_that_is_renewed(make_daemon: Make, tmp_path: Pat
         except ConnectionResetError:
             pass
     assert seen("second") == 0
+
+
+@pytest.fixture
+def other_host() -> Iterator[tuple[str, list[str]]]:
+    """Another network namespace: the address of this host as seen from there, and a command that runs one there."""
+    if shutil.which("ip") is None:
+        pytest.skip("needs ip of iproute2")
+    name, net = f"ob{os.getpid()}", f"10.213.{os.getpid() % 250}"
+    here, there = f"{name}a", f"{name}b"
+    commands = [
+        f"ip netns add {name}",
+        f"ip link add {here} type veth peer name {there}",
+        f"ip link set {there} netns {name}",
+        f"ip addr add {net}.1/24 dev {here}",
+        f"ip link set {here} up",
+        f"ip -n {name} addr add {net}.2/24 dev {there}",
+        f"ip -n {name} link set {there} up",
+    ]
+    try:
+        for command in commands:
+            if subprocess.run(command.split(), capture_output=True, check=False).returncode:
+                pytest.skip("no network namespace can be made here")
+        yield f"{net}.1", ["ip", "netns", "exec", name]
+    finally:
+        subprocess.run(["ip", "link", "del", here], capture_output=True, check=False)
+        subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+CLIENT = """
+import ssl, sys, httpx2
+from openai import OpenAI
+url, key, trusted, content = sys.argv[1:]
+client = OpenAI(base_url=url, api_key=key, http_client=httpx2.Client(verify=ssl.create_default_context(cafile=trusted)))
+file = client.files.create(file=("r.jsonl", content.encode()), purpose="batch")
+batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+while (batch := client.batches.retrieve(batch.id)).status != "completed":
+    pass
+print(len(client.files.content(batch.output_file_id).text.splitlines()))
+"""
+
+
+@pytest.mark.root
+def test_another_host_reaches_the_api_over_tls(
+    make_daemon: Make, tmp_path: Path, other_host: tuple[str, list[str]]
+) -> None:
+    address, there = other_host
+    port = free_ports(8) + 7
+    plain = make_daemon({"http": {"listen": f"{address}:{port}"}})
+    assert plain.launch().wait(20) == 78 and "there is no TLS" in plain.log()
+    chain, key = certificate(tmp_path, "host", address)
+    tls = {"listen": f"{address}:{port}", "tls_certificate": str(chain), "tls_key": str(key)}
+    found = Programs(make_daemon({"http": tls}), port)
+    found.d.start().ready()
+    url = f"https://{address}:{port}/v1"
+    asked = [sys.executable, "-c", CLIENT, url, found.key, chain, questions(3).decode()]
+    ran = subprocess.run([*there, *asked], capture_output=True, text=True, timeout=60, check=False)
+    assert (ran.returncode, ran.stdout) == (0, "3\n"), ran.stderr
+    # Under a name that is not ours it is not answered.
+    curl = [*there, "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", f"{url}/files", "-H", "Host: evil.example"]
+    assert subprocess.run(curl, capture_output=True, text=True, timeout=20, check=False).stdout == "421"
+
+
+def test_an_address_for_others_without_tls_is_said_by_doctor(make_daemon: Make) -> None:
+    port = free_ports(8) + 7
+    found = Programs(make_daemon({"http": {"listen": f"0.0.0.0:{port}", "insecure": True}}), port)
+    found.d.start().ready()
+    assert found.call("GET", "/v1/models").status == 200
+    [told] = [
+        one for one in json.loads(found.d.control("doctor", "--json").stdout)["findings"] if one["about"] == "http"
+    ]
+    assert told["level"] == "warn" and "without TLS" in told["text"]
 
 
 def test_a_daemon_that_ends_lets_calls_end_and_takes_up_where_it_was(programs: Callable[..., Programs]) -> None:
