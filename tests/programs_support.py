@@ -77,7 +77,9 @@ class Programs:
         return self._key
 
     def client(self, **more: Any) -> OpenAI:
-        return OpenAI(**{"base_url": self.url, "api_key": self.key, "max_retries": 0} | more)
+        """That client, which checks every answer against the published shapes."""
+        usual = {"base_url": self.url, "api_key": self.key, "max_retries": 0, "_strict_response_validation": True}
+        return OpenAI(**usual | more)
 
     def until_over(self, batch: str, timeout_s: float = 30) -> Batch:
         """The batch, once its status is a last one."""

@@ -14,7 +14,7 @@ import openai
 import pytest
 from daemon_support import Daemon, Document, wait_for
 from openai import AsyncOpenAI, OpenAI
-from openai_shapes import ERROR_LINE, OUTPUT_LINE
+from openai_shapes import BATCH, ERROR_LINE, FILE, OUTPUT_LINE, PROBLEM, listed
 from programs_support import CHAT, FORM, Programs, batch_file, line, multipart, over_http, questions
 
 Make = Callable[..., Daemon]
@@ -158,6 +158,27 @@ async def test_the_client_for_asyncio_does_the_same(programs: Programs) -> None:
         assert output.expires_at == output.created_at + 7200 and batch.completed_at == output.created_at
         assert [model.id async for model in client.models.list()]
         assert batch.id in [found.id async for found in client.batches.list(limit=1)]
+
+
+def test_every_answer_has_its_published_shape(programs: Programs, client: OpenAI) -> None:
+    good = programs.until_over(started(client, questions(2), metadata={"a": "b"}).id)
+    bad = programs.until_over(started(client, b"{}\n").id)
+    shapes = {
+        f"/v1/files/{good.input_file_id}": FILE,
+        f"/v1/files/{good.output_file_id}": FILE,
+        f"/v1/batches/{good.id}": BATCH,
+        f"/v1/batches/{bad.id}": BATCH,
+        "/v1/files?limit=3": listed(FILE),
+        "/v1/files?after=file-00000000-000000-0000": listed(FILE),
+        "/v1/batches": listed(BATCH),
+        "/v1/batches/batch_x": PROBLEM,
+        "/v1/files?limit=x": PROBLEM,
+        "/v1/nothing": PROBLEM,
+    }
+    for path, shape in shapes.items():
+        document = programs.call("GET", path).document
+        jsonschema.validate(document, shape)
+        assert set(document) <= {*shape["properties"], "status_details"}, path
 
 
 def test_models_are_listed_and_found_by_their_names(client: OpenAI) -> None:
