@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import resource
 import socket
 from collections import Counter
 from collections.abc import Callable
 
 _IN_ALL = 512
 _OF_ONE = 128
+_SHARE = 4  # of the files that the process may have open, the most for the connections of one door: one in so many
 
 
 class Crowd:
@@ -17,34 +19,34 @@ class Crowd:
 
     def __init__(self, whose: Callable[[socket.socket], str]) -> None:
         self._whose = whose
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._in_all = _IN_ALL if files == resource.RLIM_INFINITY else min(_IN_ALL, files // _SHARE)
         self._open: Counter[str] = Counter()
-        self._silent: dict[asyncio.BaseTransport, None] = {}  # that have made no call yet, the oldest first
+        self._silent: dict[asyncio.Transport, None] = {}  # that have made no call yet, the oldest first
 
     def enter(self, connection: socket.socket) -> str | None:
         """Count a new connection; whose it is, or None where there are too many. Raises OSError where it has gone."""
         who = self._whose(connection)
         # Behind the loopback address is everybody on this host, and every proxy.
-        if self._open[who] >= (_IN_ALL if _is_loopback(who) else _OF_ONE):
+        if self._open[who] >= (self._in_all if _is_loopback(who) else _OF_ONE) or self._open.total() >= self._in_all:
             return None
-        if self._open.total() >= _IN_ALL:
-            return None
-        if self._open.total() == _IN_ALL - 1 and self._silent:
-            next(iter(self._silent)).abort()  # type: ignore[attr-defined]  # room for one that says something
+        if self._open.total() == self._in_all - 1 and self._silent:
+            next(iter(self._silent)).abort()  # room for one that says something
         self._open[who] += 1
         return who
 
-    def leave(self, who: str, transport: asyncio.BaseTransport | None) -> None:
+    def leave(self, who: str, transport: asyncio.Transport | None) -> None:
         self._open[who] -= 1
         if not self._open[who]:
             del self._open[who]
         if transport is not None:
             self._silent.pop(transport, None)
 
-    def silent(self, transport: asyncio.BaseTransport) -> None:
+    def silent(self, transport: asyncio.Transport) -> None:
         """A connection is there, and has said nothing yet."""
         self._silent[transport] = None
 
-    def spoke(self, transport: asyncio.BaseTransport) -> None:
+    def spoke(self, transport: asyncio.Transport) -> None:
         """It has made a call."""
         self._silent.pop(transport, None)
 

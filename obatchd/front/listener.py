@@ -47,6 +47,7 @@ _AGAIN_S = 10.0  # between two tries to listen on a port that is in use
 _ACCEPT_AGAIN_S = 1.0
 _LINGERING_S = 2.0  # for what else comes of a call that was refused
 _BACKLOG = 128
+_GONE = 499  # a status that nobody reads
 _TCP = "http-tcp"
 _SECURE = {
     "X-Content-Type-Options": "nosniff",
@@ -79,7 +80,7 @@ class Listener:
         self._doors, self._connections = TaskSet(self), TaskSet(self)
         self._problem = ""  # why nothing listens at the address
         self._stopping = False
-        self._crowds: dict[asyncio.BaseTransport, Crowd] = {}  # the one that each connection is in
+        self._crowds: dict[asyncio.Transport, Crowd] = {}  # the one that each connection is in
         self._by_handler: dict[Handler, Route] = {}
         self._runner = web.AppRunner(
             self._application(), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S,
@@ -207,6 +208,8 @@ class Listener:
             crowd.spoke(transport)
         try:
             return await self._answered(request, handler)
+        except ConnectionError:  # the client has gone
+            return web.Response(status=_GONE)
         except Exception as error:  # noqa: BLE001 - one faulty call must not close the API; the traceback is in the log
             response = as_refusal(error, request)
             # Nobody reads what else comes, and whoever is not let in holds no place.
@@ -228,10 +231,20 @@ class Listener:
         if route.body_limit_bytes is not None and (request.content_length or 0) > route.body_limit_bytes:
             raise too_large(route.body_limit_bytes)
         with self._guard.admitted(request):
-            response = await handler(request)
-            await response.prepare(request)  # of a file all of it: a key that is removed meanwhile ends it
-            await response.write_eof()
-            return response
+            return await _sent(request, await handler(request))
+
+
+async def _sent(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """All of an answer, also of a file: a key that is removed ends it, and whatever goes wrong ends it visibly."""
+    transport = request.transport
+    try:
+        await response.prepare(request)
+        await response.write_eof()
+    except Exception:
+        if transport is not None:  # a second answer would pass for the rest of the first one
+            transport.abort()
+        raise
+    return response
 
 
 class _NoFaultOfOurs(logging.Filter):

@@ -29,7 +29,7 @@ FINISHED = ("completed", "failed", "expired", "cancelled")
 _FAULTS = 1000  # told of a batch that failed
 _LINE = re.compile(r"batch_req_.+-(\d+)(?:#\d+)?")  # obatchd.spool.batch_lines
 _HEAD_BYTES = 64 * 1024
-_REMEMBERED = 10_000
+_REMEMBERED, _FAULTS_REMEMBERED = 10_000, 100  # batches
 # By the first object of an answer, where the input is gone.
 _OF_OBJECT = {
     b'"object":"list"': EMBEDDINGS,
@@ -80,7 +80,7 @@ class BatchDocuments:
         """Say what is wrong with a batch that failed."""
         if document.status == "failed":
             if row.job not in self._faults:
-                if len(self._faults) >= _REMEMBERED:
+                if len(self._faults) >= _FAULTS_REMEMBERED:
                     self._faults.clear()
                 self._faults[row.job] = await asyncio.to_thread(self._found_faults, row, document.endpoint)
             document.errors = self._faults[row.job]

@@ -53,11 +53,10 @@ class Files(Part):
         programs = self._work.store.state.programs
         try:
             self._directories.prepare()
-            there = {row.id: row for row in self._directories.rows()}
-            known = programs.all_files()
-            if lost := known - there.keys():
+            there, known = self._directories.there(), programs.all_files()
+            if lost := known - there:
                 programs.remove_files(sorted(lost))
-            if found := [row for file, row in there.items() if file not in known]:
+            if found := [*self._directories.rows(there - known)]:
                 programs.add_files(found)
         except DISK_ERRORS as error:  # the next start does it
             _log.error("files_not_read", reason=log.reason(error))

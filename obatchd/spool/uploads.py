@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -72,12 +72,16 @@ class UploadDirectories:
             sync_paths([self.files])
             shutil.rmtree(gone)
 
-    def rows(self) -> Iterator[FileRow]:
-        """What the files say of themselves; one that says nothing of use is none."""
-        for directory in self.files.iterdir():
+    def there(self) -> set[str]:
+        """The ids of all files."""
+        return set(os.listdir(self.files))
+
+    def rows(self, files: Iterable[str]) -> Iterator[FileRow]:
+        """What these files say of themselves; one that says nothing of use is none."""
+        for file in files:
             with suppress(OSError, msgspec.DecodeError):
-                row = msgspec.json.decode((directory / _ABOUT).read_bytes(), type=FileRow)
-                if row.id == directory.name and row.size == (directory / _CONTENT).stat().st_size:
+                row = msgspec.json.decode((self.files / file / _ABOUT).read_bytes(), type=FileRow)
+                if row.id == file and row.size == self.content(file).stat().st_size:
                     yield row
 
 
