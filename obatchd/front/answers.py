@@ -17,7 +17,7 @@ from obatchd.errors import ApiError
 
 _log = log.get(__name__)
 BODY_LIMIT_BYTES = 1024**2  # of every route that says nothing else
-_BODY_S = 30.0  # longest time for a body of that size
+_BODY_S = 60.0  # longest time for a body
 # The first match counts, so the leaves of the error tree come first.
 _STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
     (errors.NotFoundError, 404),
@@ -58,8 +58,6 @@ def as_refusal(error: Exception, request: web.Request) -> web.Response:
     if isinstance(error, errors.ObatchError):
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
         return refusal(ApiError(error.message, status=status, code=error.code))
-    if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return refusal(too_large(BODY_LIMIT_BYTES))
     if isinstance(error, web.HTTPException):
         words = f"Invalid URL ({request.method} {request.path})" if error.status == 404 else error.reason
         return refusal(ApiError(words, status=error.status, code="unknown_url" if error.status == 404 else None))
@@ -77,13 +75,25 @@ def too_large(most_bytes: int) -> ApiError:
     return ApiError(f"the body has more than {most_bytes} bytes", status=413, code="request_too_large")
 
 
-async def object_sent(request: web.Request) -> dict[str, Any]:
-    """The JSON object in the body; raises ApiError where there is none."""
+async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> bytes:
+    """The whole body, counted as it comes; raises ApiError where there is more of it, or it does not come."""
+    body = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):
-            raw = await request.read()
+            async for block in request.content.iter_any():
+                body += block
+                if len(body) > most_bytes:
+                    raise too_large(most_bytes)
     except TimeoutError:
         raise ApiError("the body did not come in time", status=408, code="timeout") from None
+    except web.RequestPayloadError:
+        raise ApiError("the body breaks the rules of HTTP", code="invalid_body") from None
+    return bytes(body)
+
+
+async def object_sent(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body; raises ApiError where there is none."""
+    raw = await body_of(request)
     try:
         sent = msgspec.json.decode(raw, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

@@ -20,10 +20,10 @@ class BatchRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("POST", "/v1/batches", self._create, BATCHES),
-            Route("GET", "/v1/batches", self._list, BATCHES),
-            Route("GET", "/v1/batches/{batch}", self._one, BATCHES),
-            Route("POST", "/v1/batches/{batch}/cancel", self._cancel, BATCHES),
+            Route("POST", "/v1/batches", self._create, (BATCHES,)),
+            Route("GET", "/v1/batches", self._list, (BATCHES,)),
+            Route("GET", "/v1/batches/{batch}", self._one, (BATCHES,)),
+            Route("POST", "/v1/batches/{batch}/cancel", self._cancel, (BATCHES,)),
         ]
 
     async def _create(self, request: web.Request) -> web.StreamResponse:

@@ -38,11 +38,11 @@ class FileRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("POST", "/v1/files", self._create, BATCHES, body_limit_bytes=None),
-            Route("GET", "/v1/files", self._list, BATCHES),
-            Route("GET", "/v1/files/{file}", self._one, BATCHES),
-            Route("DELETE", "/v1/files/{file}", self._remove, BATCHES),
-            Route("GET", "/v1/files/{file}/content", self._content, BATCHES),
+            Route("POST", "/v1/files", self._create, (BATCHES,), body_limit_bytes=None),
+            Route("GET", "/v1/files", self._list, (BATCHES,)),
+            Route("GET", "/v1/files/{file}", self._one, (BATCHES,)),
+            Route("DELETE", "/v1/files/{file}", self._remove, (BATCHES,)),
+            Route("GET", "/v1/files/{file}/content", self._content, (BATCHES,)),
         ]
 
     async def _create(self, request: web.Request) -> web.Response:

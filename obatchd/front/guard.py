@@ -93,8 +93,9 @@ class Guard:
         if holder is None:
             self._count_wrong()
             raise ApiError("Incorrect API key provided, or it has expired.", status=401, code="invalid_api_key")
-        if route is not None and route.scope not in holder.scopes:
-            words = f"this key is good for {', '.join(sorted(holder.scopes))}, and not for {route.scope}"
+        if route is not None and not holder.scopes.intersection(route.scopes or ()):
+            needed = " or ".join(route.scopes or ())
+            words = f"this key is good for {', '.join(sorted(holder.scopes))}, and not for {needed}"
             raise ApiError(words, status=403, code="insufficient_scope")
         # Its owner may have left the group since.
         owner = await self._access.caller(Peer(0, holder.owner, _NOBODYS_GROUP))

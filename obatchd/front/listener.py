@@ -25,7 +25,7 @@ from obatchd.control.auth import Access
 from obatchd.control.programs import Programs
 from obatchd.documents.programs import HttpDoor
 from obatchd.errors import ApiError
-from obatchd.front.answers import BODY_LIMIT_BYTES, as_refusal, too_large
+from obatchd.front.answers import as_refusal, too_large
 from obatchd.front.batches import BatchRoutes
 from obatchd.front.connections import Crowd, Watched
 from obatchd.front.files import FileRoutes
@@ -193,7 +193,7 @@ class Listener:
     # Calls.
 
     def _application(self) -> web.Application:
-        app = web.Application(middlewares=[self._around], client_max_size=BODY_LIMIT_BYTES)
+        app = web.Application(middlewares=[self._around])
         for route in self._routes:
             app.router.add_route(route.method, route.path, route.handler)
             self._by_handler[route.handler] = route
@@ -220,7 +220,7 @@ class Listener:
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._guard.check_origin(request)
         route = self._by_handler.get(request.match_info.handler)
-        if route is not None and route.scope is None:
+        if route is not None and route.scopes is None:
             return await handler(request)
         # Who has no key is not told which routes there are.
         await self._guard.identify(request, route)

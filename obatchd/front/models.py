@@ -6,7 +6,7 @@ from aiohttp import web
 from attrs import define
 
 from obatchd.control.operations import ModelOperations
-from obatchd.control.programs import BATCHES
+from obatchd.control.programs import SCOPES_OF_PROGRAMS
 from obatchd.documents.programs import ModelObject, Page
 from obatchd.errors import ApiError
 from obatchd.front.answers import answer
@@ -23,8 +23,8 @@ class ModelRoutes:
 
     def routes(self) -> list[Route]:
         return [
-            Route("GET", "/v1/models", self._list, BATCHES),
-            Route("GET", "/v1/models/{model:.+}", self._one, BATCHES),
+            Route("GET", "/v1/models", self._list, SCOPES_OF_PROGRAMS),
+            Route("GET", "/v1/models/{model:.+}", self._one, SCOPES_OF_PROGRAMS),
         ]
 
     async def _names(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The routes of the API, each with the scope of keys that it needs: whoever adds some makes a list of these."""
+"""The routes of the API, each with the scopes of keys that it takes: whoever adds some makes a list of these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from attrs import frozen
 from obatchd.control.auth import Caller
 from obatchd.front.answers import BODY_LIMIT_BYTES
 
-CALLER = web.RequestKey("caller", Caller)  # who asks; of every route but those without a scope
+CALLER = web.RequestKey("caller", Caller)  # who asks; of every route but those without scopes
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -21,5 +21,5 @@ class Route:
     method: str
     path: str
     handler: Handler
-    scope: str | None  # None: everybody is answered, without a key
-    body_limit_bytes: int | None = BODY_LIMIT_BYTES  # None: the handler counts
+    scopes: tuple[str, ...] | None  # a key needs one of these; None: everybody is answered, without a key
+    body_limit_bytes: int | None = BODY_LIMIT_BYTES  # as far as the head says; the handler counts what comes
