@@ -80,6 +80,21 @@ class ControlError(ObatchError, code="control"):
     """A control request cannot be carried out."""
 
 
+class ApiError(ControlError, code="invalid_value"):
+    """A call over HTTP that is refused in the way of OpenAI's API.
+
+    ``param`` is the field that is wrong. ``final``: the same call cannot do better later, so no client is to try again.
+    """
+
+    def __init__(
+        self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None, final: bool = True
+    ) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+        self.param = param
+        self.final = final
+
+
 class NotFoundError(ControlError, code="not_found"):
     """No such job, server or model."""
 

@@ -39,6 +39,7 @@ _QUICK: Document = {
     "gpus": {"use": "simulated:2", "poll_s": 0.1},
     "servers": {"slots": 4, "stagger_s": 0, "backoff_max_s": 0.2, "health_s": 0.3, "stop_grace_s": 3},
     "inbox": {"settle_s": 0.2, "folder_settle_s": 0.2, "rescan_s": 0.5},
+    "http": {"listen": ""},
 }
 
 

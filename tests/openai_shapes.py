@@ -1,4 +1,4 @@
-"""The published shapes of OpenAI's Batch API, as JSON Schemas.
+"""The published shapes of OpenAI's Batch API and its files, as JSON Schemas.
 
 After ``BatchRequestOutput``, ``CreateChatCompletionResponse``, ``CreateCompletionResponse`` and
 ``CreateEmbeddingResponse`` of https://github.com/openai/openai-openapi, which names these properties and requires them.
@@ -79,3 +79,51 @@ ERROR_LINE: Schema = {
         _line({"type": "null"}, _object({"code": NAME, "message": NAME})),
     ]
 }
+
+_MAYBE_COUNT: Schema = {"type": ["integer", "null"], "minimum": 0}
+_MAYBE_NAME: Schema = {"type": ["string", "null"], "minLength": 1}
+# ``OpenAIFile``, ``Batch``, ``ListFilesResponse``, ``ListBatchesResponse``, ``ErrorResponse`` of the same.
+FILE = _object(
+    {
+        "id": NAME, "object": {"const": "file"}, "bytes": COUNT, "created_at": COUNT, "filename": NAME,
+        "purpose": {"enum": ["batch", "batch_output"]}, "status": {"enum": ["uploaded", "processed", "error"]},
+    },
+    expires_at=_MAYBE_COUNT,
+)  # fmt: skip
+_FAULT = _object(
+    {"code": NAME, "message": TEXT}, line={"type": ["integer", "null"]}, param={"type": ["string", "null"]}
+)
+_ENDS = ("completed", "failed", "expired", "cancelled")
+BATCH = _object(
+    {
+        "id": NAME, "object": {"const": "batch"}, "endpoint": NAME, "input_file_id": NAME, "completion_window": NAME,
+        "created_at": COUNT,
+        "status": {"enum": [*_ENDS, "validating", "in_progress", "finalizing", "cancelling"]},
+    },
+    errors={
+        "anyOf": [{"type": "null"}, _object({"object": {"const": "list"}, "data": {"type": "array", "items": _FAULT}})]
+    },
+    output_file_id=_MAYBE_NAME,
+    error_file_id=_MAYBE_NAME,
+    **{
+        f"{name}_at": _MAYBE_COUNT
+        for name in (*_ENDS, "in_progress", "expires", "finalizing", "cancelling")
+    },
+    request_counts=_object({"total": COUNT, "completed": COUNT, "failed": COUNT}),
+    usage=_object(
+        {
+            "input_tokens": COUNT, "output_tokens": COUNT, "total_tokens": COUNT,
+            "input_tokens_details": _object({"cached_tokens": COUNT}),
+            "output_tokens_details": _object({"reasoning_tokens": COUNT}),
+        }
+    ),
+    metadata={"type": ["object", "null"], "additionalProperties": TEXT},
+)  # fmt: skip
+_MAYBE_TEXT: Schema = {"type": ["string", "null"]}
+PROBLEM = _object({"error": _object({"message": TEXT, "type": TEXT, "param": _MAYBE_TEXT, "code": _MAYBE_TEXT})})
+
+
+def listed(items: Schema) -> Schema:
+    """A list of these."""
+    whole = {"object": {"const": "list"}, "data": {"type": "array", "items": items}, "has_more": {"type": "boolean"}}
+    return _object({**whole, "first_id": _MAYBE_NAME, "last_id": _MAYBE_NAME})

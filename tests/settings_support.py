@@ -13,6 +13,10 @@ from obatchd.settings.job import FrozenSettings
 from obatchd.settings.settings import Settings
 
 DEFAULTS = FrozenSettings.of(Settings())
+# SQL that makes an index of version 6 one of version 5, as far as columns of old tables go.
+WITHOUT_VERSION_6 = "DROP INDEX jobs_that_are_batches;" + "".join(
+    f"ALTER TABLE jobs DROP COLUMN {name};" for name in ("indexed_s", "answered_s", "cancelled_s", "refused_lines")
+)
 
 
 def reload(current: Current[Settings], key: str, value: Any) -> None:

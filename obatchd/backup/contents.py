@@ -16,10 +16,9 @@ INDEX = "state.db"
 DATABASES = ("history.db",)  # beside the index and the segments
 SEGMENTS = "segments"
 JOBS = "jobs"
-PLAIN = ("gpus.json", "burnin")
-# Key hashes and certificates, which are left out unless they are asked for: the one place that names them. This version
-# has none.
-SECRET: tuple[str, ...] = ()
+PLAIN = ("gpus.json", "burnin", "files")
+# Tables of the index that are left out unless they are asked for: the hashes of keys.
+SECRET = ("keys",)
 # Facts of the index that are not true of the restored spool: ports in use, and the boot of the other one.
 FORGOTTEN_FACTS = "key = 'boot_id' OR key LIKE 'port/%'"
 

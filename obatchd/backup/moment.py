@@ -132,10 +132,20 @@ class Moment:
                 self._add_drop(archive, drop)
         for name in contents.DATABASES:
             self._add_database(archive, name)
-        for name in (*contents.PLAIN, *(contents.SECRET if secrets else ())):
+        if not secrets:
+            self._leave_out_secrets()
+        for name in contents.PLAIN:
             if (path := self._work / name).exists():
                 archive.add(f"work/{name}", path)
         archive.add(f"work/{contents.INDEX}", self._index)
+
+    def _leave_out_secrets(self) -> None:
+        """Nothing of them stays in free pages of the index either."""
+        with closing(sqlite3.connect(self._index, isolation_level=None)) as index:
+            known = {name for (name,) in index.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            for table in known.intersection(contents.SECRET):
+                index.execute(f"DELETE FROM {table}")
+            index.execute("VACUUM")
 
     def _add_input(self, archive: Archive, job: str) -> bool:
         """Everything in a job's directory; whether it is there."""

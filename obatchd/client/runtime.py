@@ -26,6 +26,8 @@ from obatchd.errors import DaemonDownError, SpoolError
 
 CONTROL_SOCKET = "control.sock"
 SUBMIT_SOCKET = "submit.sock"
+HTTP_SOCKET = "http.sock"
+_SOCKETS = (CONTROL_SOCKET, SUBMIT_SOCKET, HTTP_SOCKET)
 RECORD = "obatchd.json"
 _LAST = ".obatchd.last.json"  # what becomes of the record on a clean stop
 SYSTEM_SPOOL = Path("/var/spool/obatch")
@@ -184,9 +186,9 @@ def remove(spool: Path, runtime_dir: Path) -> None:
     """Take the record and the sockets away again, on a clean stop; the record is kept under another name."""
     with contextlib.suppress(OSError):
         (spool / RECORD).replace(spool / _LAST)
-    for path in (runtime_dir / CONTROL_SOCKET, runtime_dir / SUBMIT_SOCKET):
+    for name in _SOCKETS:
         with contextlib.suppress(OSError):  # on a disk that refuses, they stay as after a kill
-            path.unlink(missing_ok=True)
+            (runtime_dir / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something else may lie in it
         runtime_dir.rmdir()
 
@@ -279,7 +281,7 @@ def _sweep(own: Path) -> None:
             # A daemon that is starting has made its directory, and does not listen yet.
             fresh = time.time() - directory.lstat().st_mtime < _LEFT_S
             if directory != own and not fresh and not _listens(directory / CONTROL_SOCKET):
-                for name in (CONTROL_SOCKET, SUBMIT_SOCKET):
+                for name in _SOCKETS:
                     (directory / name).unlink(missing_ok=True)
                 directory.rmdir()
 

@@ -21,13 +21,15 @@ from obatchd.control import auth
 from obatchd.control.answer import answer, answer_line, count_asked, time_asked
 from obatchd.control.auth import Access, Caller
 from obatchd.control.gpu_routes import GpuRoutes
-from obatchd.control.operations import Operations
+from obatchd.control.operations import NewKeyAsked, Operations
 from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
 from obatchd.documents.jobs import Jobs, Usage
 from obatchd.documents.models import Models
+from obatchd.documents.programs import Keys
 from obatchd.documents.status import Servers
 from obatchd.naming import JobFilter
 from obatchd.tasks import TaskOwner, TaskSet
+from obatchd.words import misfit
 
 _log = log.get(__name__)
 _CALLER = web.RequestKey("caller", Caller)
@@ -216,6 +218,9 @@ class _Api:
             web.post(r"/v1/jobs/{job}/{action:cancel|pause|resume}", self._job_action),
             web.get("/v1/usage", self._usage),
             web.get("/v1/models", self._models),
+            web.get("/v1/keys", self._keys),
+            web.post("/v1/keys", self._add_key),
+            web.delete("/v1/keys/{key}", self._remove_key),
             *self._gpus.for_every_caller(),
             web.get("/healthz", self._healthz),
             web.get("/readyz", self._readyz),
@@ -255,6 +260,9 @@ class _Api:
     async def _status(self, request: web.Request) -> web.Response:
         status = self._operations.host.status(request[_CALLER])
         status.burnin = self._operations.burnin.brief()
+        if (door := self._operations.http.state()) is not None:
+            status.http = door
+            status.notices += [door.problem] if door.problem else []
         return answer(status)
 
     async def _servers(self, request: web.Request) -> web.Response:
@@ -357,6 +365,19 @@ class _Api:
         except ConnectionError:
             pass  # the client has gone; whether the pull goes on is the daemon's business
         return response
+
+    async def _keys(self, request: web.Request) -> web.Response:
+        return answer(Keys(self._operations.keys.all(request[_CALLER])))
+
+    async def _add_key(self, request: web.Request) -> web.Response:
+        try:
+            asked = msgspec.convert(await _object_sent(request), NewKeyAsked)
+        except msgspec.ValidationError as error:
+            raise errors.ConfigError(f"the body: {misfit(error)}", code="bad_request") from None
+        return answer(await self._operations.keys.add(request[_CALLER], asked))
+
+    async def _remove_key(self, request: web.Request) -> web.Response:
+        return answer(await self._operations.keys.remove(request[_CALLER], request.match_info["key"]))
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return answer(Alive(True))

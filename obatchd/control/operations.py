@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Sequence
 from typing import Any, Literal, Protocol
 
+import msgspec
 from attrs import frozen
 
 from obatchd.control.auth import Caller
@@ -17,6 +18,7 @@ from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, Burn
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Released
 from obatchd.documents.jobs import JobDocument, OwnerUsage
 from obatchd.documents.models import ModelEntry, PullProgress
+from obatchd.documents.programs import HttpDoor, KeyEntry, NewKey
 from obatchd.documents.status import ServerEntry, Status
 from obatchd.documents.tuning import SlotTuning
 from obatchd.naming import EVERY_JOB, JobFilter
@@ -168,6 +170,35 @@ class Burnin(Protocol):
         """All runs, newest first."""
 
 
+class NewKeyAsked(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /v1/keys``."""
+
+    label: str = ""
+    days: float | None = None  # how long it is good; None: until it is removed
+    scopes: list[str] | None = None  # of obatchd.control.programs
+    administrator: bool = False
+
+
+class KeyOperations(Protocol):
+    """Keys of programs. A caller who is no administrator sees and removes their own alone."""
+
+    async def add(self, caller: Caller, asked: NewKeyAsked) -> NewKey:
+        """Make a key of the caller's; raises ConfigError or ForbiddenError."""
+
+    def all(self, caller: Caller) -> list[KeyEntry]:
+        """The keys, the oldest first."""
+
+    async def remove(self, caller: Caller, key: str) -> Removed:
+        """Remove a key, by its id or the beginning of it."""
+
+
+class Door(Protocol):
+    """The API over HTTP, as operators see it; :class:`obatchd.front.listener.Listener`."""
+
+    def state(self) -> HttpDoor | None:
+        """Where it can be reached; None where it listens on its socket alone."""
+
+
 class HostOperations(Protocol):
     """The host as a whole."""
 
@@ -203,3 +234,5 @@ class Operations:
     gpus: GpuOperations
     burnin: Burnin
     host: HostOperations
+    keys: KeyOperations
+    http: Door

@@ -18,6 +18,7 @@ from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access
 from obatchd.control.operations import Operations
+from obatchd.control.programs import Programs
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -28,6 +29,7 @@ from obatchd.documents.answers import Reloaded
 from obatchd.documents.jobs import ModelFacts
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
+from obatchd.front.listener import Listener
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.energy import EnergyMeters
@@ -37,9 +39,12 @@ from obatchd.gpus.source import OpenSource, open_nvml
 from obatchd.jobs.store import Facts
 from obatchd.live.models import EnergyReading
 from obatchd.live.work import Work
+from obatchd.operations.batches import Batches
+from obatchd.operations.files import Files
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
 from obatchd.operations.jobs import JobCommands
+from obatchd.operations.keys import Keys
 from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
@@ -85,6 +90,24 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Desk:
+    """What programs ask over HTTP."""
+
+    keys: Keys
+    files: Files
+    batches: Batches
+
+    async def start(self) -> None:
+        self.keys.start()
+        await self.files.start()
+
+    async def stop(self) -> None:
+        await self.batches.stop()
+        await self.files.stop()
+        await self.keys.stop()
+
+
+@dataclass(frozen=True)
 class Head:
     """The parts that there are once: the path of a request, care of the GPUs, tests, and the doors for operators."""
 
@@ -96,6 +119,8 @@ class Head:
     operations: Operations
     control: ControlServer
     submit: SubmitServer
+    desk: Desk
+    http: Listener
     runtime_dir: Path
 
 
@@ -124,16 +149,19 @@ def head(
     tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
     runs = Burnin(layout.work / "burnin", tested)
     servers = ServerCommands(engine, here.fleet, here.probe, tuner)
-    operations = Operations(
-        JobCommands(engine), servers, ModelCommands(here.models), GpuService(policy, here.probe), runs,
-        HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload),
-    )  # fmt: skip
-    access = Access(settings.value.access)
+    models, access, files = ModelCommands(here.models), Access(settings.value.access), Files(work)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
+    desk = Desk(Keys(work), files, Batches(work, engine, files))
+    programs = Programs(desk.keys, files, desk.batches, models)
+    http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access)
+    operations = Operations(
+        JobCommands(engine), servers, models, GpuService(policy, here.probe), runs,
+        HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload), desk.keys, http,
+    )  # fmt: skip
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),
-        SubmitServer(operations.jobs, runtime_dir, access, owner), runtime_dir,
+        SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http, runtime_dir,
     )  # fmt: skip
 
 

@@ -134,6 +134,8 @@ class Daemon:
             await head.burnin.resume()  # before anybody may ask whether a run is over
             await head.control.start()
             await head.submit.start()
+            await head.desk.start()
+            await head.http.start()
             head.housekeeping.start()
             head.watchdog.start()
             await self._until_stopped(here, head)
@@ -142,10 +144,14 @@ class Daemon:
                 systemd.stopping("stopping")
             await head.submit.stop()
             head.control.only_looks()
+            head.http.only_looks()
+            await head.desk.batches.stop()
             await head.housekeeping.stop()
             await head.burnin.close()
             await self._drain(head)
             await head.watchdog.stop()
+            await head.http.stop()
+            await head.desk.stop()
             await head.control.stop()
 
     async def _until_stopped(self, here: Host, head: Head) -> None:

@@ -166,7 +166,7 @@ class Completion:
     def check(self, live: LiveJob) -> None:
         """Publish a job if every request of it has its result."""
         if live.complete and not live.publishing:
-            live.publishing = True
+            live.publishing, live.answered_s = True, time.time()
             self.energy.close(live)
             self._queue.remove_job(live.key)
             self.publisher.publish(live)
@@ -197,7 +197,8 @@ class Cancellation(Part):
 
     async def cancel(self, live: LiveJob) -> None:
         """End a job: answers stay, all other requests are cancelled."""
-        await asyncio.to_thread(self._work.store.state.update, live.key, cancelled=1)
+        live.row.cancelled_s = time.time()
+        await asyncio.to_thread(self._work.store.state.update, live.key, cancelled=1, cancelled_s=live.row.cancelled_s)
         _log.info("job_cancelled", job=live.row.job)
         live.ending = CANCELLED
         self._queue.cancel_job(live.key)

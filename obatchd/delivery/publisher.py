@@ -161,7 +161,8 @@ class Publisher(Part):
             # The store holds just the results that it wrote.
             kept_bytes = size_bytes(self._work.layout.job_dir(live.row.job)) + box.whole_bytes()
             done = {"state": JobState.DONE, "finished_s": finished_s, "summary": msgspec.to_builtins(counts)}
-            changes.append((live.row.key, done | {"kept_bytes": kept_bytes, "notes": live.row.notes}))
+            about = {"answered_s": live.answered_s, "refused_lines": live.refused}
+            changes.append((live.row.key, done | about | {"kept_bytes": kept_bytes, "notes": live.row.notes}))
             if live.row.settings.notify:
                 owed += owed_for(live.row, job_done(live.row, counts))
         self._work.store.state.finish(changes, owed)

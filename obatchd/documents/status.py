@@ -9,6 +9,7 @@ from obatchd.documents import Document, Number
 from obatchd.documents.burnin import BurninBrief
 from obatchd.documents.jobs import JobDocument
 from obatchd.documents.models import Pull
+from obatchd.documents.programs import HttpDoor
 
 
 class ServerGpu(msgspec.Struct):
@@ -145,3 +146,4 @@ class Status(Document):
     burnin: BurninBrief | None = None  # the run in progress
     interactive: InteractiveState | UnsetType = UNSET  # absent while nobody asked in the last ten minutes
     waiting_for_restart: list[str] | UnsetType = UNSET  # settings that a reload found changed
+    http: HttpDoor | UnsetType = UNSET  # where programs reach the API over TCP; absent where they do not

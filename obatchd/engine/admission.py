@@ -62,6 +62,7 @@ class Admission(Part):
             return
         if chunk.indexed.refused:
             live.count(Outcome.FAILED, chunk.indexed.refused)
+            live.refused += chunk.indexed.refused
         for refusal in chunk.indexed.refusals:
             live.blame(refusal.code, refusal.message)
         live.requests += chunk.indexed.refused

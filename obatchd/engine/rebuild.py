@@ -7,6 +7,7 @@ what no file repeats: whether a job was paused or being cancelled, and measured 
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from obatchd.delivery.documents import counts_of
 from obatchd.documents.jobs import EarlierStatus
 from obatchd.errors import DropRefused
 from obatchd.intake.indexing import DropReader
+from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.model import JobState
-from obatchd.jobs.store import JobRow, Store
+from obatchd.jobs.store import BatchRow, JobRow, Store
 from obatchd.settings.job import FrozenSettings, JobSettings
 from obatchd.settings.settings import Settings
 from obatchd.spool import claim
+from obatchd.spool.batch_lines import LINE_START
 from obatchd.spool.layout import Layout
 from obatchd.spool.outbox import JobOutbox
 
@@ -47,10 +50,30 @@ def rebuild(store: Store, layout: Layout, settings: Settings) -> None:
         if row.state is JobState.RUNNING:
             _add_settings(row, layout, settings)
         rows.append((row, not layout.job_dir(job).exists()))
+    store.state.programs.add_batches(_batches(layout))
     store.state.restore(rows, max((key for key, *_ in known.values()), default=0))
     if rows:
         done = sum(row.state is JobState.DONE for row, _ in rows)
         _log.warning("index_rebuilt", jobs=len(rows), done=done)
+
+
+def _batches(layout: Layout) -> list[BatchRow]:
+    """The terms of batches whose input is still kept."""
+    found = []
+    for directory in layout.jobs.iterdir():
+        with contextlib.suppress(OSError, msgspec.DecodeError):
+            if (batch := SubmittedSettings.read(directory).batch) is not None:
+                found.append(batch)
+    return found
+
+
+def _is_batch(box: JobOutbox) -> bool:
+    """Whether results stand in the lines of OpenAI's API."""
+    for name in ("results.jsonl", "errors.jsonl"):
+        with contextlib.suppress(OSError), open(box.directory / name, "rb") as file:
+            if start := file.read(len(LINE_START)):
+                return start == LINE_START
+    return False
 
 
 def _row(
@@ -80,7 +103,10 @@ def _row(
         finished_s=_seconds(summary.finished_at) if summary is not None else None,
         paused=False,
         cancelled=False,
-        settings=JobSettings(repeat=summary.settings.get("repeat") if summary is not None else None),
+        settings=JobSettings(
+            repeat=summary.settings.get("repeat") if summary is not None else None,
+            openai_batch=box is not None and summary is not None and _is_batch(box),
+        ),
         notes=notes,
         digest=told.drop.sha256,
         retry_of=told.retry_of,

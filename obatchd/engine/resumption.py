@@ -88,7 +88,7 @@ class Resumption(Part):
         live.indexed, live.counts = indexed, counts
         live.energy_j, live.energy_tokens = energy.energy_j, energy.tokens
         # Lines refused while indexing have results and belong to no lane.
-        refused = live.finished - sum(lane.finished for lane in lanes)
+        refused = live.refused = live.finished - sum(lane.finished for lane in lanes)
         live.requests = sum(lane.requests for lane in lanes) + refused
         live.asked_before = _asked_before(live, lanes)
         known = histories(attempts)
@@ -107,10 +107,11 @@ class Resumption(Part):
         live = self._admission.add(row)
         live.resumed = live.indexed = True
         segment = self._work.store.of(row)
-        energy = segment.energy(row.key)
+        energy, lanes = segment.energy(row.key), segment.lanes(row.key)
         live.energy_j, live.energy_tokens = energy.energy_j, energy.tokens
-        live.counts, live.asked_before = segment.tallies(row.key), _asked_before(live, segment.lanes(row.key))
+        live.counts, live.asked_before = segment.tallies(row.key), _asked_before(live, lanes)
         live.requests = live.finished
+        live.refused = live.finished - sum(lane.finished for lane in lanes)
         self._completion.check(live)
 
 

@@ -26,6 +26,7 @@ from obatchd.jobs.formats import (
     contents,
     folder_settings,
     needs_unpacking,
+    once_each,
     read_entries,
     read_me_files,
     recognise,
@@ -91,11 +92,15 @@ class DropReader:
         """Whether entries refer to a file that is written while the drop is read."""
         return self.request_file.parent == self.directory and self.request_file != self.input
 
+    @cached_property
+    def _submitted(self) -> SubmittedSettings:
+        return SubmittedSettings.read(self.directory)
+
     @property
     def is_packed(self) -> bool:
         """Whether the drop has to be unpacked first; raises OSError where the disk does not say."""
         with self._at_its_cost():
-            return needs_unpacking(self._drop)
+            return self._submitted.batch is None and needs_unpacking(self._drop)
 
     def prepare(self, store: Store) -> dict[str, Any]:
         """Settings, digest and refusals that need no full reading; returns the columns of the job's row to change.
@@ -111,7 +116,7 @@ class DropReader:
                 changes["settings"] = self.row.settings
             elif self._settings.inbox.dedupe == "reject" or self.row.size <= _INLINE_DIGEST_BYTES:
                 changes["digest"] = self._digest(store)
-            if self._settings.inbox.on_invalid == "fail_file":
+            if self._settings.inbox.on_invalid == "fail_file" or self._submitted.all_lines:
                 self._require_all_valid()
         changes["notes"] = self.notes
         for name, value in changes.items():
@@ -123,7 +128,7 @@ class DropReader:
 
         Raises DropRefused where its settings cannot be used.
         """
-        submitted = SubmittedSettings.read(self.directory)
+        submitted = self._submitted
         drop = self._drop
         self._note(*drop.notes)
         is_folder = drop.path.is_dir()
@@ -134,7 +139,9 @@ class DropReader:
             )
         given = msgspec.json.decode(msgspec.json.encode(submitted.settings), type=dict[str, Any])
         merged = msgspec.convert({**msgspec.to_builtins(own), **given}, JobSettings)
-        if submitted.retry_of is not None:  # so many blank lines may be before the first request that none is seen
+        if submitted.batch is not None:
+            self._form = Format.BATCH
+        elif submitted.retry_of is not None:  # so many blank lines may be before the first request that none is seen
             self._form = Format.BATCH if merged.openai_batch else Format.LINES
         else:
             with contextlib.suppress(DropRefused, OSError):  # where it cannot be told, reading it says why
@@ -227,6 +234,7 @@ class DropReader:
             size_bytes=self.row.size,
             times=self._times,
             field_notes=self._field_notes,
+            endpoint=self._submitted.batch.endpoint if self._submitted.batch is not None else "",
         )
 
     def _sample(self) -> list[Entry]:
@@ -283,7 +291,8 @@ class DropReader:
         return digest
 
     def _require_all_valid(self) -> None:
-        refusals = [entry.refusal.message for entry in self._read() if entry.refusal is not None]
+        entries = once_each(self._read()) if self._submitted.all_lines else self._read()
+        refusals = [entry.refusal.message for entry in entries if entry.refusal is not None]
         if refusals:
             more = f" (and {len(refusals) - 5} more)" if len(refusals) > 5 else ""
             raise DropRefused("; ".join(refusals[:5]) + more, code="invalid_lines")

@@ -247,6 +247,8 @@ class Intake(Part):
                     continue
                 changed = reader.prepare(self._store)
                 batches.append((reader, reader.first_batch()))
+                if batches[-1][1].final:
+                    changed["indexed_s"] = reader.row.indexed_s = time.time()
                 changes.append((reader.row.key, changed))  # not of a refused one: its row says why
             except DropRefused as refusal:
                 self.refuse(reader.row, refusal)
@@ -284,7 +286,9 @@ class Intake(Part):
             # Part of it runs already; only a change by its owner can have made it unreadable since.
             batch = reader.broken_off(self._store, refusal.message)
         flush_unpacked([reader])
-        if batch.final and (changes := reader.finish_digest(self._store)):
+        if batch.final:
+            reader.row.indexed_s = time.time()
+            changes = reader.finish_digest(self._store) | {"indexed_s": reader.row.indexed_s}
             self._store.state.update(reader.row.key, **changes)
         [indexed] = self._store.write_index([batch])
         return Chunk(indexed, {}, batch.final)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from obatchd.jobs.store import BatchRow
 from obatchd.settings.job import FrozenSettings, JobSettings
 
 _SETTINGS_FILE = "settings.json"
@@ -19,6 +20,8 @@ class SubmittedSettings(msgspec.Struct):
     notes: list[str] = []
     retry_of: str | None = None
     defaults: FrozenSettings | None = None  # of the daemon, where they are not those of now
+    batch: BatchRow | None = None  # its terms, where a program made it a batch
+    all_lines: bool = False  # one bad line refuses the whole
 
     def write(self, directory: Path) -> None:
         """Put it into the job's directory, durably: before the job is accepted."""

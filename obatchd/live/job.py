@@ -50,6 +50,8 @@ class LiveJob:
         self.ending = CANCELLED if row.cancelled else None
         self.resumed = False  # taken up again after a restart: response files may be missing
         self.publishing = False
+        self.answered_s: float | None = None  # wall clock: when every request had its result
+        self.refused = 0  # requests that were refused when they were read
         self.asked_before: set[int] = set()  # context lengths of requests that an earlier run finished
         self.looking_back = bool(row.settings.skip_done)  # earlier answers are looked for: nothing is offered yet
         self.turn: Turn | None = None  # None once it has begun

@@ -240,6 +240,8 @@ def _explain(location: tuple[int | str, ...], kind: str, message: str, model: ty
         else:
             return key, "must be " + Leaf(model, "", str(part), field).type_text
     key = ".".join(map(str, location))
+    if kind == "value_error":  # its settings do not go together
+        return key, message.removeprefix("Value error, ")
     return key, f"must be a table, written as [{key}]"
 
 

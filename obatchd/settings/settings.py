@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from obatchd.prompts.structured import FormatError, answer_format
 from obatchd.settings import addresses
@@ -22,6 +22,7 @@ from obatchd.settings.base import Count, Live, NextJob, NotNegative, Section, ex
 from obatchd.settings.tables.context import ContextSettings
 from obatchd.settings.tables.dispatch import DispatchSettings, WatchdogSettings
 from obatchd.settings.tables.gpu_health import BurninSettings, GpuHealthSettings
+from obatchd.settings.tables.http import HttpSettings
 from obatchd.settings.tables.people import AccessSettings, AlarmSettings, NotificationSettings
 from obatchd.settings.tables.servers import SERVICE_BASE_PORT, GpuSettings, ModelSettings, ServerSettings
 from obatchd.settings.tables.spool import DiskSettings, InboxSettings, LimitSettings, OutboxSettings
@@ -134,6 +135,7 @@ class Settings(Section):
     alarms: AlarmSettings = Field(AlarmSettings())
     notifications: NotificationSettings = Field(NotificationSettings())
     access: AccessSettings = Field(AccessSettings())
+    http: HttpSettings = Field(HttpSettings())
     limits: LimitSettings = Field(LimitSettings())
     ollama_instances: Annotated[dict[str, int], BeforeValidator(_no_setting), AfterValidator(addresses.usable)] = (
         setting(
@@ -155,6 +157,14 @@ class Settings(Section):
         if data.get("ollama_instances") and isinstance(gpus, dict):
             data = data | {"gpus": {"use": "none", **gpus}}
         return data
+
+    @field_validator("http")
+    @classmethod
+    def _keys_in_a_service(cls, value: HttpSettings, about: ValidationInfo) -> HttpSettings:
+        access = about.data.get("access")
+        if value.keyless_owner and access is not None and access.mode == "service":
+            raise ValueError("keyless_owner is for the daemon of one user; in a system service everybody has a key")
+        return value
 
     @field_validator("deadline", mode="before")
     @classmethod

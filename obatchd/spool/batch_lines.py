@@ -28,6 +28,7 @@ _STATUS = {
     "not_supported": 400, "empty_prompt": 400, "empty_response": 400, "model_not_found": 404, "forbidden": 403,
     "timeout": 504,
 }  # fmt: skip
+LINE_START = b'{"id":"batch_req_'  # of every line
 _encode = msgspec.json.Encoder().encode
 
 
@@ -72,12 +73,17 @@ class _Record(_Answer, kw_only=True):
 _record = msgspec.json.Decoder(_Record)
 
 
+def api_code(code: str) -> str:
+    """That API's name for one of ours."""
+    return _CODES.get(code, code)
+
+
 def batch_line(job: str, outcome: Outcome, raw: bytes) -> bytes:
     """The line of a result ``raw``, for the output file if it succeeded, else for the error file."""
     record = _record.decode(raw)
     key = repeated_id(f"{job}-{record.line}", record.repeat)
     line: dict[str, Any] = {"id": f"batch_req_{key}", "custom_id": record.id, "response": None, "error": None}
-    error = {"code": _CODES.get(record.code, record.code), "message": record.message}
+    error = {"code": api_code(record.code), "message": record.message}
     if outcome is Outcome.SUCCEEDED:
         line["response"] = {"status_code": 200, "request_id": f"req_{key}", "body": _body(key, record)}
     elif outcome is Outcome.FAILED and record.attempts:

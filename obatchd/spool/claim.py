@@ -24,7 +24,7 @@ import msgspec
 from obatchd import crash_points, log
 from obatchd.errors import ControlError, DropRefused
 from obatchd.jobs.model import Intent, JobIds
-from obatchd.jobs.store import StateStore
+from obatchd.jobs.store import BatchRow, StateStore
 from obatchd.spool.copying import INCOMING, Incoming, clear_taken, copy, leave, leave_again
 from obatchd.spool.drop import Drop
 from obatchd.spool.flush import sync_filesystem, sync_paths, tree
@@ -34,7 +34,7 @@ from obatchd.spool.refusal import refuse_claimed
 _log = log.get(__name__)
 # Up to this many files their own fsyncs are cheaper than one flush of the whole file system.
 _FEW_DROPS = 4
-_NAME_FILE = "name"
+_NAME_FILE, _OWNER_FILE = "name", "owner"
 
 
 class ClaimReport(msgspec.Struct):
@@ -274,7 +274,10 @@ def _found(directory: Path, status: os.stat_result) -> Intent:
     name = b"recovered.jsonl"
     with contextlib.suppress(OSError):
         name = (directory / _NAME_FILE).read_bytes() or name
-    return _intent(directory.name, name, directory / "input", status, status.st_mtime)
+    intent = _intent(directory.name, name, directory / "input", status, status.st_mtime)
+    with contextlib.suppress(OSError, ValueError):
+        intent = msgspec.structs.replace(intent, owner=int((directory / _OWNER_FILE).read_bytes()))
+    return intent
 
 
 def _lstat(path: Path) -> os.stat_result | None:
@@ -311,6 +314,38 @@ def commit_submission(incoming: Incoming, layout: Layout, ledger: StateStore) ->
     ledger.accept([intent])
     crash_points.reach("submit.after_accept")
     complete_submission(incoming.directory)
+    return intent
+
+
+def begin_batch(layout: Layout, ids: JobIds, name: bytes, owner: int, content: Path) -> Incoming:
+    """Make room for a batch of an uploaded file, which gets a second name here, or a copy where it cannot have one.
+
+    Raises FileNotFoundError where the file is gone.
+    """
+    begun = begin_submission(layout, ids, name, owner, "file")
+    try:
+        (begun.directory / _OWNER_FILE).write_text(str(owner), "ascii")  # the file is the daemon's own
+        try:
+            os.link(content, begun.input)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            shutil.copyfile(content, begun.input)
+    except BaseException:
+        begun.abandon()
+        raise
+    return begun
+
+
+def commit_batch(begun: Incoming, layout: Layout, ledger: StateStore, batch: BatchRow) -> Intent:
+    """Make a batch durable and accept it, with its terms, in one transaction."""
+    intent = _intent(begun.job, begun.name, begun.input, begun.input.lstat(), time.time())
+    intent = msgspec.structs.replace(intent, owner=begun.owner)
+    _flush([intent], layout)
+    layout.make_owner(begun.owner)
+    ledger.accept([intent], batch)  # as a submission, before the file gets its final name
+    crash_points.reach("batches.after_accept")
+    complete_submission(begun.directory)
     return intent
 
 

@@ -7,12 +7,14 @@ import signal
 import time
 import zipfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemon_support import Daemon, Document, json_array_gz, jsonl, prompts, wait_for
+from programs_support import CHAT, over_http, questions
 
 from obatchd.errors import DaemonDownError
 
@@ -140,6 +142,77 @@ def test_killed_at_an_instant_of_a_protocol(make_daemon: Make, instant: str) -> 
     check_all(d, drops, others=[8])
     assert d.stop() == 0
     assert d.servers_alive() == []
+
+
+PROGRAM_INSTANTS = ["files.after_write", "files.after_write:2", "batches.after_accept", "batches.after_accept:2",
+                    "commit.after:2", "publish.after_whole", "publish.after_summary", "publish.after_done"]  # fmt: skip
+
+
+@pytest.mark.parametrize("instant", PROGRAM_INSTANTS)
+def test_a_program_whose_daemon_is_killed_tries_again_and_has_each_answer_once(make_daemon: Make, instant: str) -> None:
+    """Two batches by OpenAI's own client, with its own retries, while the daemon dies and comes back."""
+    found = over_http(make_daemon, simulator={"service_s": {"kind": "fixed", "value": 0.02}})
+    d = found.d.start(instant)
+    names = ("one", "two")
+    with found.client(max_retries=8) as client, ThreadPoolExecutor(1) as aside:
+
+        def ask() -> list[str]:
+            made = []
+            for name in names:
+                file = client.files.create(file=(f"{name}.jsonl", questions(40, name)), purpose="batch")
+                batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+                made.append(batch.id)
+            return made
+
+        asked = aside.submit(ask)
+        assert d.process is not None
+        assert d.process.wait(20) == -signal.SIGKILL
+        d.start()
+        batches = asked.result(60)
+        done = [found.until_over(batch) for batch in batches]
+        assert [batch.status for batch in done] == ["completed"] * 2
+        assert {batch.id for batch in client.batches.list()} == set(batches) == {batch.id for batch in done}
+        for name, batch in zip(names, done, strict=True):
+            lines = [json.loads(line) for line in client.files.content(str(batch.output_file_id)).text.splitlines()]
+            assert [line["custom_id"] for line in lines] == [f"{name}-{number}" for number in range(40)]
+            assert batch.error_file_id is None
+        # A file is whole or not there: one may be there twice whose answer was lost.
+        files = client.files.list(purpose="batch").data
+        assert 2 <= len(files) <= 3
+        for file in files:
+            content = client.files.content(file.id).read()
+            assert content in [questions(40, name) for name in names] and len(content) == file.bytes
+    work = d.spool / "work"
+    assert list((work / "uploads").iterdir()) == []
+    assert {path.name for path in (work / "files").iterdir()} == {file.id for file in files}
+    assert {path.name for path in (work / "jobs").iterdir()} == {batch.removeprefix("batch_") for batch in batches}
+    assert d.stop() == 0
+
+
+@pytest.mark.parametrize("moment", ["validating", "in_progress", "cancelling"])
+def test_killed_while_a_batch_is_in_some_state(make_daemon: Make, moment: str) -> None:
+    found = over_http(make_daemon, simulator={"service_s": {"kind": "fixed", "value": 0.01}})
+    d, count = found.d.start().ready(), 5000 if moment == "validating" else 300
+    with found.client() as client:
+        file = client.files.create(file=("r.jsonl", questions(count)), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
+        if moment != "validating":
+            wait_for(lambda: d.succeeded() > 20)
+        if moment == "cancelling":
+            client.batches.cancel(batch)
+    d.kill()
+    d.start()
+    if moment == "validating":
+        with found.client() as client:
+            client.batches.cancel(batch)
+    done = found.until_over(batch, 60)
+    assert done.status == ("completed" if moment == "in_progress" else "cancelled") and done.request_counts is not None
+    with found.client() as client:
+        parts = [client.files.content(file).text if file else "" for file in (done.output_file_id, done.error_file_id)]
+    names = [[json.loads(line)["custom_id"] for line in part.splitlines()] for part in parts]
+    assert sorted(names[0] + names[1]) == sorted(f"c-{number}" for number in range(count))
+    counts = done.request_counts
+    assert (counts.total, counts.completed, counts.failed) == (count, len(names[0]), 0)
 
 
 def test_a_retry_with_changes_that_is_killed_when_it_is_accepted(make_daemon: Make) -> None:

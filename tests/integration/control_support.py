@@ -18,13 +18,14 @@ from task_support import Failures
 from obatchd.client import runtime
 from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, Caller
-from obatchd.control.operations import Operations, Submission
+from obatchd.control.operations import NewKeyAsked, Operations, Submission
 from obatchd.control.submit import SubmitServer
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs, WayTried
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
 from obatchd.documents.jobs import Failure, JobDetails, JobDocument, OwnerUsage, SettingsUsed
 from obatchd.documents.models import ModelEntry, PullProgress
+from obatchd.documents.programs import HttpDoor, KeyEntry, NewKey
 from obatchd.documents.status import (
     BlockedDrop,
     DiskState,
@@ -161,12 +162,13 @@ class FakeOperations:
     directory: Path = Path()
     finished_state: str = "done"
     gpus: FakeGpuOperations = field(default_factory=FakeGpuOperations)
+    door: HttpDoor | None = None
     looked: int = 0  # how often somebody asked for one job
     failures: Failures = field(default_factory=Failures)  # of the tasks of the sockets
 
     def __post_init__(self) -> None:
         parts = FakeJobs(self), FakeServers(self), FakeModels(self), self.gpus, FakeBurnin(), FakeHost(self)
-        self.operations = Operations(*parts)
+        self.operations = Operations(*parts, FakeKeys(self), FakeDoor(self))
 
 
 @dataclass
@@ -345,6 +347,40 @@ def read_all(submission: Submission) -> dict[str, bytes]:
         with open(descriptor, "rb", closefd=False) as file:
             content[name] = file.read()
     return content
+
+
+@dataclass
+class FakeKeys:
+    """Its keys of programs."""
+
+    daemon: FakeOperations
+    entries: list[KeyEntry] = field(default_factory=list)
+
+    async def add(self, caller: Caller, asked: NewKeyAsked) -> NewKey:
+        self.daemon.calls.append(("add key", asked))
+        about = KeyEntry(
+            id="key-0011", owner=caller.uid, label=asked.label, scopes=asked.scopes or ["batches"],
+            administrator=asked.administrator, created_at="2026-11-22T10:11:12Z", expires_at=None, last_used_at=None,
+        )  # fmt: skip
+        self.entries.append(about)
+        return NewKey(key="obk_secret", about=about)
+
+    def all(self, caller: Caller) -> list[KeyEntry]:
+        return self.entries
+
+    async def remove(self, caller: Caller, key: str) -> Removed:
+        self.entries = [entry for entry in self.entries if entry.id != key]
+        return Removed(key)
+
+
+@dataclass
+class FakeDoor:
+    """Its API over HTTP."""
+
+    daemon: FakeOperations
+
+    def state(self) -> HttpDoor | None:
+        return self.daemon.door
 
 
 class FakeBurnin:

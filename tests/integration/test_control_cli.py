@@ -18,6 +18,8 @@ import pytest
 from control_support import OBATCHCTL, FakeOperations, obatchctl, serving
 
 from obatchd.control.auth import daemon_itself
+from obatchd.control.operations import NewKeyAsked
+from obatchd.documents.programs import HttpDoor
 from obatchd.documents.status import Status
 
 OBATCHD = OBATCHCTL.with_name("obatchd")
@@ -497,3 +499,20 @@ async def test_the_output_of_a_server(served: tuple[FakeOperations, Path]) -> No
     assert await obatchctl(spool, "servers", "logs", "gpu0", "-n", "2") == (0, "gpu0 line 0\ngpu0 line 1\n")
     code, printed = await obatchctl(spool, "servers", "logs", "gpu0", "-n", "1", "--json")
     assert code == 0 and json.loads(printed) == {"schema": 1, "line": "gpu0 line 0"}
+
+
+async def test_keys_of_programs_are_shown_once_and_removed(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (daemon, spool):
+        assert (await obatchctl(spool, "key"))[1].startswith("No keys.")
+        daemon.door = HttpDoor("10.0.0.1:8434", True, "")
+        code, printed = await obatchctl(spool, "key", "add", "--label", "note", "--expires", "2d", "--scope", "batches")
+        assert code == 0
+        assert printed == "export OPENAI_BASE_URL=https://10.0.0.1:8434/v1\nexport OPENAI_API_KEY=obk_secret\n"
+        assert daemon.calls[-1] == ("add key", NewKeyAsked("note", 2.0, ["batches"], False))
+        _, listed = await obatchctl(spool, "key", "list")
+        assert "key-0011" in listed and "note" in listed and "obk_" not in listed
+        assert (await obatchctl(spool, "status", "--json"))[1].count('"http": {"address": "10.0.0.1:8434"') == 1
+        daemon.door = HttpDoor("10.0.0.1:8434", True, "its port is in use")
+        assert "its port is in use" in (await obatchctl(spool, "status"))[1]
+        assert (await obatchctl(spool, "key", "rm", "key-0011")) == (0, "key-0011 removed.\n")
+        assert (await obatchctl(spool, "key", "list"))[1].startswith("No keys.")

@@ -17,6 +17,7 @@ from reload_drops import DROPS, SERVING
 from reload_gpus import LIMITS, see_limit
 from reload_next_job import JOBS, NEXT_JOB, see_next_job
 from reload_parts import PARTS
+from reload_programs import PROGRAMS
 from reload_sources import SOURCES
 from reload_stage import Scene, Stage, nested
 
@@ -24,7 +25,7 @@ from obatchd.settings.base import Reload
 from obatchd.settings.reading import leaves
 
 Start = Callable[..., Daemon]
-SCENES = {"attempts": ATTEMPTS, "drops": DROPS, "serving": SERVING, "sources": SOURCES}
+SCENES = {"attempts": ATTEMPTS, "drops": DROPS, "serving": SERVING, "sources": SOURCES, "programs": PROGRAMS}
 
 
 def test_every_key_that_a_reload_applies_is_in_a_table() -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import grp
 import os
 import pickle
+import pwd
 import shutil
+import socket
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +17,9 @@ from typing import TypeVar
 
 import pytest
 from daemon_support import Daemon, Job, free_ports, jsonl, prompts, wait_for
+from openai import AuthenticationError, RateLimitError
+from openai import NotFoundError as NotFound
+from programs_support import CHAT, Programs, over_http, questions
 
 from obatchd.client import Client as PythonClient
 from obatchd.client.client import Client
@@ -153,3 +159,70 @@ def test_the_python_client_shows_each_user_their_own_jobs(service: Daemon) -> No
     with pytest.raises(ForbiddenError):
         as_user(EVE, lambda: PythonClient(spool).status())
     assert as_user(ROSE, lambda: {job.label for job in PythonClient(spool).jobs(everyone=True)}) == {"alice", "bob"}
+
+
+def test_programs_of_two_users_have_nothing_to_do_with_each_other(make_daemon: Callable[..., Daemon]) -> None:
+    spool = Path(tempfile.mkdtemp(prefix="obatch-programs-"))
+    spool.chmod(0o755)
+    # Whoever calls with a key is looked up in the user database: these have accounts on every Debian.
+    users = (pwd.getpwnam(name) for name in ("sync", "nobody", "games"))
+    first, second, admin = ((user.pw_uid, user.pw_gid) for user in users)
+    access = {"mode": "service", "submit_group": grp.getgrgid(second[1]).gr_name, "admin_group": "games"}
+    config = {"access": access, "servers": {"base_port": free_ports(2)}, "limits": {"files": 2}}
+    found = over_http(make_daemon, config, spool=spool)
+    try:
+        found.d.start().ready()
+        client = Client(spool)
+        keys = {user: as_user(user, lambda: client.post("keys", body={}))["key"] for user in (first, second, admin)}
+        with pytest.raises(ForbiddenError):
+            as_user(EVE, lambda: client.post("keys", body={}))
+        with pytest.raises(ForbiddenError, match="administrator"):
+            as_user(second, lambda: client.post("keys", body={"administrator": True}))
+        over_all = as_user(admin, lambda: client.post("keys", body={"administrator": True}))["key"]
+        alice, bob, rose = (found.client(api_key=keys[user]) for user in (first, second, admin))
+        file = alice.files.create(file=("alices.jsonl", questions(2)), purpose="batch").id
+        batch = alice.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h").id
+        done = wait_for(lambda: b if (b := alice.batches.retrieve(batch)).status == "completed" else None)
+        assert done is not None and found.d.client.get("jobs")["jobs"][0]["owner"] == first[0]
+        [outbox] = (found.d.outbox / str(first[0])).iterdir()
+        assert as_user(first, lambda: (outbox / "results.jsonl").read_bytes())
+        for other in (bob, rose):
+            for one in (file, str(done.output_file_id)):
+                for call in (other.files.retrieve, other.files.content, other.files.delete):
+                    with pytest.raises(NotFound):
+                        call(one)
+            with pytest.raises(NotFound):
+                other.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h")
+            for act in (other.batches.retrieve, other.batches.cancel):
+                with pytest.raises(NotFound):
+                    act(batch)
+            assert not list(other.files.list()) and not list(other.batches.list())
+        # One user's limit is nobody else's.
+        alice.files.create(file=("a", b"1"), purpose="batch")
+        with pytest.raises(RateLimitError):
+            alice.files.create(file=("b", b"1"), purpose="batch")
+        bob.files.create(file=("b", b"1"), purpose="batch")
+        with found.client(api_key=over_all) as everybody:
+            assert batch in [one.id for one in everybody.batches.list()] and len(list(everybody.files.list())) == 4
+        # Keys are their owners', and nobody else's on the socket either.
+        [mine] = as_user(first, lambda: client.get("keys"))["keys"]
+        with pytest.raises(NotFoundError):
+            as_user(second, lambda: client.delete("keys", mine["id"]))
+        as_user(first, lambda: client.delete("keys", mine["id"]))
+        with pytest.raises(AuthenticationError):
+            alice.files.list()
+        for each in (alice, bob, rose):
+            each.close()
+        seen = {user: as_user(user, lambda: over_socket(found, f"/v1/files/{file}")) for user in (first, second, EVE)}
+        assert seen == {first: 200, second: 404, EVE: 403}
+    finally:
+        found.d.clean()
+        shutil.rmtree(spool, ignore_errors=True)
+
+
+def over_socket(found: Programs, path: str) -> int:
+    """The status of a plain call on the socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(found.socket_path))
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        return int(connection.recv(1000).split()[1])

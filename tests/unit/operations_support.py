@@ -119,6 +119,8 @@ class Desk(Street):
             gpus=GpuService(self.policy, self.probe),
             burnin=unused,
             host=HostCommands(self.engine, self.fleet, commands, models, self.probe, alarms, self._reload),
+            keys=unused,
+            http=unused,
         )
 
     def digest_on(self, server_id: str, model: str) -> str:

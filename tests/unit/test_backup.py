@@ -35,7 +35,7 @@ from obatchd.cli.obatchctl import main
 from obatchd.engine.erasure import erase
 from obatchd.errors import SpoolError
 from obatchd.jobs.model import Intent, JobState
-from obatchd.jobs.store import Store
+from obatchd.jobs.store import KeyRow, Store
 from obatchd.spool.layout import RESTORING, Layout
 
 SLOW_INBOX = {"settle_s": 1000, "rescan_s": 0.01}  # a drop stays in it until somebody shortens that
@@ -233,27 +233,25 @@ async def test_a_drop_that_is_being_claimed_is_answered_once(tmp_path: Path, mon
 async def test_a_backup_is_for_its_maker_alone_and_secrets_are_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(contents, "SECRET", ("keys.json", "certificates"))
     async with street(monkeypatch, tmp_path / "first") as rig:
         await rig.run("a")
-        work = rig.work.layout.work
-        (work / "keys.json").write_text("hashes")
-        (work / "certificates").mkdir()
-        (work / "certificates" / "cert.pem").write_text("certificate")
+        work, programs = rig.work.layout.work, rig.work.store.state.programs
+        programs.add_key(KeyRow("key-1", 7, b"sha-of-a-key" * 3, "note", ["batches"], False, 1.0, None))
+        (work / "files" / "file-1").mkdir(parents=True)
+        (work / "files" / "file-1" / "content").write_text("uploaded")
         (work / "logs").mkdir(exist_ok=True)
         (work / "logs" / "gpu0.log").write_text("log")
         without = await backed_up(rig, tmp_path / "without.tar")
         whole = await backed_up(rig, tmp_path / "whole.tar", secrets=True, results=False)
     for name in ("without.tar", "whole.tar"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+        assert "work/files/file-1/content" in names(tmp_path / name)
+        assert not [found for found in names(tmp_path / name) if "log" in found]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "whole.tar", "without.tar"]
     assert (without.manifest.secrets, whole.manifest.secrets, whole.manifest.results) == (False, True, False)
-    assert not [name for name in names(tmp_path / "without.tar") if "keys" in name or "cert" in name or "log" in name]
-    found = names(tmp_path / "whole.tar")
-    assert {"work/keys.json", "work/certificates/cert.pem"} <= set(found)
-    assert not [name for name in found if name.startswith("outbox/")]
-    for private in (b"hashes", b"certificate"):
-        assert private not in (tmp_path / "without.tar").read_bytes()
+    assert not [name for name in names(tmp_path / "whole.tar") if name.startswith("outbox/")]
+    assert b"sha-of-a-key" in (tmp_path / "whole.tar").read_bytes()
+    assert b"sha-of-a-key" not in (tmp_path / "without.tar").read_bytes()
 
 
 def made_of(tmp_path: Path) -> Path:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from operations_support import Desk, desk
-from settings_support import in_force
+from settings_support import WITHOUT_VERSION_6, in_force
 from test_job_commands import ADMIN, ALICE, BOB, NO, handed
 
 from obatchd.cli.commands.jobs import SUMS_STAY
@@ -220,6 +220,7 @@ def test_jobs_of_the_version_before_have_no_label_and_go_on(tmp_path: Path) -> N
     store.close()
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         connection.executescript("DROP INDEX jobs_by_label; ALTER TABLE jobs DROP COLUMN job_label")
+        connection.executescript(WITHOUT_VERSION_6)
         connection.executescript("DROP TABLE usage; PRAGMA user_version = 3")
     store = Store(tmp_path, in_force())
     rows = store.state.list_jobs(list(JobState))

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from settings_support import DEFAULTS, in_force
+from settings_support import DEFAULTS, WITHOUT_VERSION_6, in_force
 
 from obatchd.errors import StoreError
 from obatchd.jobs.model import Entry, Intent, JobState, Outcome
@@ -54,8 +54,9 @@ def test_files_made_before_there_were_versions_are_brought_up_with_a_copy(tmp_pa
         connection.executescript("DROP INDEX jobs_by_owner; ALTER TABLE jobs DROP COLUMN defaults")
         connection.executescript("ALTER TABLE jobs DROP COLUMN accepted_moment; DROP TABLE usage")
         connection.executescript("DROP INDEX jobs_by_label; ALTER TABLE jobs DROP COLUMN job_label")
+        connection.executescript(WITHOUT_VERSION_6)
     store = Store(tmp_path, in_force())
-    assert version(tmp_path / "state.db") == 5
+    assert version(tmp_path / "state.db") == 6
     [copy] = tmp_path.glob(f"*{BACKUP_MARK}*")
     assert version(copy) == 0 and copy.stat().st_mode & 0o077 == 0
     assert [found.job for found in store.state.list_jobs([JobState.DONE], owner=7)] == [row.job]
@@ -82,13 +83,13 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
     from obatchd.jobs.store import state
 
     Store(tmp_path, in_force()).close()
-    broken = state._schema(DEFAULTS)._replace(version=6, steps={6: "CREATE TABLE half (x); SELECT nonsense"})
+    broken = state._schema(DEFAULTS)._replace(version=7, steps={7: "CREATE TABLE half (x); SELECT nonsense"})
     monkeypatch.setattr(state, "_schema", lambda defaults: broken)
     with pytest.raises(StoreError):
         Store(tmp_path, in_force())
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         assert connection.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)
-    assert version(tmp_path / "state.db") == 5
+    assert version(tmp_path / "state.db") == 6
 
 
 def test_an_erased_job_leaves_nothing_and_its_neighbours_everything(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from settings_support import in_force
+from settings_support import WITHOUT_VERSION_6, in_force
 
 from obatchd.jobs.model import Intent, JobState
 from obatchd.jobs.store import JobRow, Store, UsageRow
@@ -102,6 +102,7 @@ def test_a_file_of_version_3_gets_the_sums_and_its_open_jobs_go_on(tmp_path: Pat
     store.state.update(old.key, **done())
     store.close()
     with closing(sqlite3.connect(tmp_path / "state.db")) as state:
+        state.executescript(WITHOUT_VERSION_6)
         state.executescript(
             "DROP TABLE usage; DROP INDEX jobs_by_label; ALTER TABLE jobs DROP COLUMN job_label;PRAGMA user_version = 3"
         )

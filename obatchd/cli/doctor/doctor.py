@@ -105,6 +105,7 @@ def _of_settings(settings: Settings, spool: Path, found: Document | ObatchError)
         yield from store_checks.model_store(settings, spool)
     down = isinstance(found, DaemonDownError) and found.code in ("daemon_down", "no_spool")
     yield host_checks.ports(settings, status, runs=not down)
+    yield host_checks.http_door(settings, status, runs=not down)
     if settings.access.mode == "service":
         yield from spool_checks.groups(settings)
 

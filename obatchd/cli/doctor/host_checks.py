@@ -136,6 +136,23 @@ def ports(settings: Settings, status: dict[str, Any] | None, *, runs: bool = Fal
     return ok("ports", f"{wanted.start} to {wanted.stop - 1} are free")
 
 
+def http_door(settings: Settings, status: dict[str, Any] | None, *, runs: bool = False) -> CheckResult:
+    """Whether programs reach the API over HTTP where the settings say; arguments as of :func:`ports`."""
+    address = settings.http.address(service=settings.access.mode == "service")
+    if address is None:
+        return ok("http", "programs reach the API on a socket only (listen in [http])")
+    if status is not None and (door := status.get("http")) is not None:
+        if door["problem"]:
+            return warn("http", door["problem"], f"ss -ltnp sport = :{address.port}")
+    elif not runs and (fault := _port_fault(address.host, address.port)):
+        text = f"programs could not reach the API over HTTP: {address}: {os.strerror(fault)}"
+        return warn("http", text, f"ss -ltnp sport = :{address.port}")
+    if not address.is_loopback and not settings.http.tls_certificate:
+        text = f"other hosts reach {address} without TLS (insecure = true): keys and prompts can be read on the way"
+        return warn("http", text, "obatchctl config show http")
+    return ok("http", f"programs reach the API at {address}{', with TLS' if settings.http.tls_certificate else ''}")
+
+
 def foreign_ollama() -> CheckResult:
     """An Ollama of somebody else on the usual port, which shares the GPUs with ours."""
     version = _get_json(_OLLAMA_PORT, "/api/version")

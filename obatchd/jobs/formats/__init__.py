@@ -20,7 +20,7 @@ from obatchd.jobs.containers.unpacked import Contents, contents
 from obatchd.jobs.formats.changed import with_changes
 from obatchd.jobs.formats.field_notes import FieldNotes
 from obatchd.jobs.formats.folder import folder_files, folder_settings, read_me_files
-from obatchd.jobs.formats.lines import BatchIndexer, line_indexer, refused, repeated
+from obatchd.jobs.formats.lines import BatchIndexer, line_indexer, once_each, refused, repeated
 from obatchd.jobs.formats.recognise import Format, recognise
 from obatchd.jobs.formats.records import RecordRules
 from obatchd.jobs.formats.request import Request, parse_request, request_id, with_repeats
@@ -42,6 +42,7 @@ __all__ = [
     "contents",
     "folder_settings",
     "needs_unpacking",
+    "once_each",
     "parse_request",
     "read_entries",
     "read_me_files",
@@ -96,6 +97,7 @@ def read_entries(
     size_bytes: int | None = None,
     times: int = 1,
     field_notes: FieldNotes | None = None,
+    endpoint: str = "",
 ) -> Iterator[Entry]:
     """Every request of a drop, and every line that cannot be one.
 
@@ -103,7 +105,8 @@ def read_entries(
     ``check_space`` is called with the number of bytes about to be unpacked, again and again, and raises to stop it.
     ``size_bytes`` is how much of a plain file counts: bytes that somebody appended since it was taken do not. Each
     entry counts ``times`` times towards ``max_requests``: it is to be answered as often.
-    ``field_notes`` hear of fields that may be meant otherwise. Raises DropRefused where the drop is none of our
+    ``field_notes`` hear of fields that may be meant otherwise. ``endpoint`` is the one that every line of a batch file
+    must be for, where that was said. Raises DropRefused where the drop is none of our
     formats, or there is no request in it at all.
     """
     drop = contents(input_path, name)
@@ -111,7 +114,7 @@ def read_entries(
     unpacked = input_path.with_name(_REQUESTS)
     plain = form in (Format.LINES, Format.BATCH) and not is_packed(drop.name) and not rules.given
     if plain and not unpacked.exists() and is_utf8(drop.path, rules.encoding):
-        index = BatchIndexer(field_notes) if form is Format.BATCH else line_indexer(field_notes)
+        index = BatchIndexer(field_notes, endpoint) if form is Format.BATCH else line_indexer(field_notes)
         entries = _in_place(drop.path, index, limits.max_line_bytes, None if drop.is_unpacked else size_bytes)
     else:
         entries = Unpacking(limits, rules, check_space, field_notes).entries(drop, form, unpacked)

@@ -41,20 +41,33 @@ index_line = line_indexer()
 
 
 class BatchIndexer:
-    """Indexes the lines of one batch file, which has one model. Called as :func:`index_line`."""
+    """Indexes the lines of one batch file, which has one model, and one endpoint where one is given.
 
-    def __init__(self, field_notes: FieldNotes | None = None) -> None:
+    Called as :func:`index_line`.
+    """
+
+    def __init__(self, field_notes: FieldNotes | None = None, endpoint: str = "") -> None:
         self._field_notes = field_notes
+        self._endpoint = endpoint
         self._model: str | None = None
         self._first = 0
 
     def __call__(self, number: int, offset: int, raw: bytes, where: str = "") -> Entry:
         def parsed(raw: bytes, field_notes: FieldNotes | None) -> Request:
-            request = parse_batch_request(raw, field_notes)
+            try:
+                request = parse_batch_request(raw, field_notes)
+            except RequestRefused:
+                self._check_endpoint(_url_of(raw) or self._endpoint)  # its body may only be wrong for another one
+                raise
+            self._check_endpoint(request.url)
             self._check_model(request, number)
             return request
 
         return _indexed(number, offset, raw, where, parsed, self._field_notes)
+
+    def _check_endpoint(self, url: str) -> None:
+        if self._endpoint and url != self._endpoint:
+            raise RequestRefused("url_mismatch", f"it is for {url or 'no url'}, and the batch for {self._endpoint}")
 
     def _check_model(self, request: Request, number: int) -> None:
         if not self._first:
@@ -62,6 +75,30 @@ class BatchIndexer:
         elif request.model != self._model:
             other = f"{request.model or 'no model'}, line {self._first} for {self._model or 'no model'}"
             raise RequestRefused("model_mismatch", f"it asks for {other}; a batch has one model")
+
+
+class _Line(msgspec.Struct):
+    url: str = ""
+
+
+def _url_of(raw: bytes) -> str:
+    """The url of a line, as it is written; empty where there is none."""
+    try:
+        return msgspec.json.decode(raw, type=_Line).url
+    except (msgspec.DecodeError, RecursionError):
+        return ""
+
+
+def once_each(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Entries of which one with an id that an earlier one has cannot be run; ids are held in memory."""
+    seen: dict[str, int] = {}
+    for entry in entries:
+        if entry.refusal is None and entry.id is not None:
+            there = seen.setdefault(entry.id, entry.line)
+            if there != entry.line:
+                reason = f"the id {entry.id!r} was used by line {there} already; give every request its own id"
+                entry = msgspec.structs.replace(entry, refusal=_refusal(entry.line, "", "duplicate_id", reason))
+        yield entry
 
 
 def _indexed(number: int, offset: int, raw: bytes, where: str, parse: _Parser, field_notes: FieldNotes | None) -> Entry:

@@ -7,6 +7,7 @@ import sqlite3
 from obatchd.errors import StoreError
 from obatchd.jobs.store.job_row import JobRow
 from obatchd.jobs.store.owed import Owed, owed_for
+from obatchd.jobs.store.programs import BatchRow, FileRow, KeyRow, ProgramStore
 from obatchd.jobs.store.request_index import unanswered_record
 from obatchd.jobs.store.rows import REFUSED_LANE, AttemptRow, EnergyRow, IndexedChunk, LaneRow, ResultRow
 from obatchd.jobs.store.segment import Segment
@@ -21,13 +22,17 @@ __all__ = [
     "DISK_ERRORS",
     "REFUSED_LANE",
     "AttemptRow",
+    "BatchRow",
     "EnergyRow",
     "Facts",
+    "FileRow",
     "IndexBatch",
     "IndexedChunk",
     "JobRow",
+    "KeyRow",
     "LaneRow",
     "Owed",
+    "ProgramStore",
     "ResultRow",
     "Segment",
     "StateStore",

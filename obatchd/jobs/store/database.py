@@ -100,6 +100,23 @@ class Database:
         with self._lock:
             return self._database.execute(query, given).fetchall()
 
+    @contextmanager
+    def writing(self, *, erasing: bool = False) -> Iterator[sqlite3.Cursor]:
+        """One flushed transaction; ``erasing``: what it deletes is overwritten (sqlite.org/pragma.html)."""
+        with self._lock:
+            if erasing:
+                self._database.execute("PRAGMA secure_delete=ON")
+            try:
+                with transaction(self._database) as cursor:
+                    yield cursor
+            finally:
+                if erasing:
+                    self._database.execute("PRAGMA secure_delete=OFF")
+
+    def seen(self, query: str, *given: Any) -> list[Any]:
+        """Rows that are read beside the writer."""
+        return self._seen(query, *given)
+
     def _seen(self, query: str, *given: Any) -> list[Any]:
         """Rows that are read beside the writer."""
         with self._read_lock:

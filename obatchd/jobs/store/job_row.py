@@ -44,6 +44,10 @@ class JobRow(msgspec.Struct):
     accepted_moment: str | None  # of obatchd.times; None of a job that an earlier version accepted
     defaults: FrozenSettings  # of the daemon when the job was accepted
     job_label: str | None = None  # that its owner gave it
+    indexed_s: float | None = None  # wall clock, as accepted_s: when the drop was read to its end
+    answered_s: float | None = None  # when every request had its result
+    cancelled_s: float | None = None  # when somebody cancelled it
+    refused_lines: int | None = None  # of a job that is over: requests that were refused when they were read
 
     @property
     def label(self) -> str:

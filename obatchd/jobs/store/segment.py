@@ -92,6 +92,16 @@ class Segment(Database):
                     self.forget_lanes(job)
             rewrite(self._database, self.path)
 
+    def erase_results(self, job: int, *, succeeded: bool) -> None:
+        """Delete the answers of a job that is over, or its failures, so that nothing of them is left in the file."""
+        with self._lock:
+            with transaction(self._database) as cursor:
+                cursor.execute(
+                    "DELETE FROM results WHERE request > ? AND request < ? AND (outcome = 'succeeded') = ?",
+                    (*keys_of(job), succeeded),
+                )
+            rewrite(self._database, self.path)
+
     # Indexing.
 
     def write_index(

@@ -15,11 +15,12 @@ from obatchd.jobs.model import Intent, JobState
 from obatchd.jobs.store.database import Database, open_reader, rewrite, transaction
 from obatchd.jobs.store.job_row import COLUMNS, SELECT, JobRow, columns, job_of, keep, kept
 from obatchd.jobs.store.owed import FORGET_OWED, Owed
+from obatchd.jobs.store.programs import BATCH_INDEX, FORGET_BATCHES, PROGRAM_TABLES, BatchRow, ProgramStore, add_row
 from obatchd.jobs.store.schema import Schema
 from obatchd.jobs.store.usage import USAGE, USAGE_ENERGY, USAGE_TABLE, USAGE_TABLE_4, UsageRow, add_usage
 from obatchd.naming import EVERY_JOB, JobFilter, JobName
 from obatchd.settings.current import Current
-from obatchd.settings.job import FrozenSettings, asked_with
+from obatchd.settings.job import FrozenSettings, JobSettings, asked_with
 from obatchd.settings.settings import Settings
 from obatchd.times import moment
 
@@ -39,17 +40,26 @@ CREATE TABLE IF NOT EXISTS jobs (
     finished_s REAL, paused INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
     settings BLOB NOT NULL DEFAULT '{{}}', notes BLOB NOT NULL DEFAULT '[]', digest TEXT, retry_of TEXT,
     summary BLOB, released INTEGER NOT NULL DEFAULT 0, kept_bytes INTEGER NOT NULL DEFAULT 0, defaults BLOB NOT NULL,
-    accepted_moment TEXT, job_label TEXT
+    accepted_moment TEXT, job_label TEXT, indexed_s REAL, answered_s REAL, cancelled_s REAL, refused_lines INTEGER
 );
 CREATE TABLE IF NOT EXISTS job_defaults (sha256 BLOB PRIMARY KEY, settings BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, key);
 CREATE INDEX IF NOT EXISTS jobs_by_segment ON jobs (segment) WHERE released = 0;
 CREATE INDEX IF NOT EXISTS jobs_by_digest ON jobs (digest) WHERE digest IS NOT NULL;
 CREATE INDEX IF NOT EXISTS jobs_by_owner ON jobs (owner, key);
-{_FINDING}"""
+{_FINDING}
+{PROGRAM_TABLES}
+{BATCH_INDEX}"""
 # Version 4, a line for each change.
 _VERSION_4 = ("ALTER TABLE jobs ADD COLUMN job_label TEXT;", _FINDING, USAGE_TABLE_4)
 _VERSION_5 = (USAGE_ENERGY,)
+# Version 6: what programs keep over HTTP, and the moments of a job that they are told.
+_VERSION_6 = (
+    *(f"ALTER TABLE jobs ADD COLUMN {name} REAL;" for name in ("indexed_s", "answered_s", "cancelled_s")),
+    "ALTER TABLE jobs ADD COLUMN refused_lines INTEGER;",
+    PROGRAM_TABLES,
+    BATCH_INDEX,
+)
 _COMPLETE = "index_complete"
 _FILTERS = ("job_label = ?", "accepted_s >= ?", "finished_s < ?")
 # A literal of SQL.
@@ -76,8 +86,9 @@ def _schema(defaults: FrozenSettings) -> Schema:
         3: "ALTER TABLE jobs ADD COLUMN accepted_moment TEXT;",
         4: "\n".join(_VERSION_4),
         5: "\n".join(_VERSION_5),
+        6: "\n".join(_VERSION_6),
     }
-    return Schema(5, _TABLES, steps)
+    return Schema(6, _TABLES, steps)
 
 
 class Facts:
@@ -111,6 +122,7 @@ class StateStore(Database):
         super().__init__(path, _schema(self.defaults_now()))
         self._reader = open_reader(path)
         self._choose_segment = choose_segment
+        self.programs = ProgramStore(self)
 
     def _jobs(self, condition: str, *given: Any) -> list[JobRow]:
         return [job_of(row) for row in self._seen(f"{SELECT} jobs WHERE {condition}", *given)]
@@ -132,8 +144,8 @@ class StateStore(Database):
         with self._lock, transaction(self._database) as cursor:
             cursor.executemany("DELETE FROM intents WHERE job = ?", [(job,) for job in jobs])
 
-    def accept(self, intents: Sequence[Intent]) -> None:
-        """These drops are jobs now; their intents are over."""
+    def accept(self, intents: Sequence[Intent], batch: BatchRow | None = None) -> None:
+        """These drops are jobs now; their intents are over. With ``batch`` it is one, and a batch with these terms."""
         with self._lock:
             segments = [self._choose_segment(intent) for intent in intents]
             now_s, now = time.time(), moment()
@@ -149,6 +161,10 @@ class StateStore(Database):
                     ],
                 )
                 cursor.executemany("DELETE FROM intents WHERE job = ?", [(i.job,) for i in intents])
+                if batch is not None:
+                    add_row(cursor, batch)
+                    own = columns(cursor, {"settings": JobSettings(openai_batch=True)})
+                    cursor.execute("UPDATE jobs SET settings = ? WHERE job = ?", (*own, batch.job))
 
     def intents(self) -> list[Intent]:
         """Intents neither accepted nor forgotten."""
@@ -333,7 +349,9 @@ class StateStore(Database):
                 " AND coalesce(finished_s, accepted_s) < ? LIMIT ?)",
                 (when_s, limit),
             )
-            return cursor.rowcount
+            forgotten = cursor.rowcount
+            cursor.execute(FORGET_BATCHES)
+            return forgotten
 
     def ended_before(self, when_s: float, limit: int, after: int = 0) -> list[JobRow]:
         """Jobs with keys above ``after`` done or refused before ``when_s``, the oldest first."""
@@ -346,6 +364,7 @@ class StateStore(Database):
             with transaction(self._database) as cursor:
                 cursor.executemany("DELETE FROM jobs WHERE key = ?", [(key,) for key in keys])
                 cursor.execute(FORGET_OWED)
+                cursor.execute(FORGET_BATCHES)
                 cursor.execute("DELETE FROM job_defaults WHERE sha256 NOT IN (SELECT defaults FROM jobs)")
             rewrite(self._database, self.path)
 

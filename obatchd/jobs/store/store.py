@@ -180,6 +180,11 @@ class Store:
         delete_set_aside(self._directory.parent, float("inf"))
         delete_set_aside(self._directory.parent, float("inf"), BACKUP_MARK)
 
+    def erase_results(self, job: JobRow, *, succeeded: bool) -> None:
+        """As :meth:`Segment.erase_results`; nothing where the segment is given up already."""
+        if (self._directory / f"{job.segment}.db").exists():
+            self.of(job).erase_results(job.key, succeeded=succeeded)
+
     def _delete_segment(self, name: str) -> None:
         """Only after everything in it is published and flushed."""
         segment = self.segment(name)

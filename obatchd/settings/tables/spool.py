@@ -67,6 +67,12 @@ class LimitSettings(Section):
     open_requests: Live[Natural] = setting(
         0, "How many requests without a result one owner may have when another drop is taken. 0: no limit."
     )
+    files: Live[Natural] = setting(
+        10_000, "How many uploaded files one owner may keep; further uploads are refused. 0: no limit."
+    )
+    files_bytes: Live[Natural] = setting(
+        0, "How many bytes the uploaded files of one owner may have in all; further uploads are refused. 0: no limit."
+    )
 
 
 class DiskSettings(Section):

@@ -1,0 +1,143 @@
+"""Questions and commands of programs over HTTP: the interface between ``front`` and the composition root.
+
+The classes of :mod:`obatchd.operations` implement the Protocols. A method may raise ApiError, which says how OpenAI's
+API refuses the call, and SpoolError where the disk refuses. What is somebody else's is not found.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from attrs import frozen
+
+from obatchd.control.auth import Caller
+from obatchd.control.operations import ModelOperations
+from obatchd.documents.programs import BatchObject, DeletedFile, FileObject, Page
+
+KEY_PREFIX = "obk_"  # of every key
+# What a key may be good for. A route says which of them it needs; a key that names none has those of programs.
+BATCHES, INFERENCE, METRICS = "batches", "inference", "metrics"
+SCOPES = (BATCHES, INFERENCE, METRICS)
+SCOPES_OF_PROGRAMS = (BATCHES, INFERENCE)
+
+
+class KeyHolder(NamedTuple):
+    """Who a key stands for, and what it is good for."""
+
+    key: str  # its id
+    owner: int  # uid
+    administrator: bool
+    scopes: frozenset[str]
+
+
+class KeyListener(Protocol):
+    """Hears of keys that are good no more; :class:`obatchd.front.listener.Listener`."""
+
+    def revoked(self, key: str) -> None:
+        """The key with this id was removed: whoever uses it at this moment is cut off."""
+
+
+class KeyHolders(Protocol):
+    """Looks keys up."""
+
+    def holder(self, key: str) -> KeyHolder | None:
+        """Whose key this is; None: nobody's, or it has expired. Takes microseconds and writes nothing."""
+
+    def listen(self, listener: KeyListener) -> None:
+        """Tell ``listener`` from now on."""
+
+
+class Selection(NamedTuple):
+    """Which part of a list is asked for."""
+
+    after: str | None  # the id before the first one
+    limit: int
+    descending: bool = True
+    purpose: str | None = None
+
+
+class FileTerms(NamedTuple):
+    """What is said of a file beside its content."""
+
+    purpose: str
+    expires_after_s: int | None
+
+
+class Content(NamedTuple):
+    """Where the bytes of a file lie, and its name."""
+
+    path: Path
+    name: str
+
+
+class Upload(Protocol):
+    """A file on its way in. One that is not finished is abandoned, and nothing of it stays."""
+
+    async def write(self, block: bytes) -> None:
+        """Add bytes; raises ApiError where there are too many of them for the file, its owner or the disk."""
+
+    async def finish(self, terms: FileTerms) -> FileObject:
+        """The file is whole: it is durable when this returns."""
+
+    async def abandon(self) -> None:
+        """Forget it; nothing happens to one that is finished."""
+
+
+class FileOperations(Protocol):
+    """Files of programs."""
+
+    async def begin(self, caller: Caller, name: str) -> Upload:
+        """Begin an upload; raises ApiError where its owner has too many files, or there is no room."""
+
+    def one(self, caller: Caller, file: str) -> FileObject:
+        """One of them."""
+
+    async def all(self, caller: Caller, selection: Selection) -> Page[FileObject]:
+        """Files in the order of their ids; an output file stands where its batch does."""
+
+    def content(self, caller: Caller, file: str) -> Content:
+        """Where its bytes are."""
+
+    async def remove(self, caller: Caller, file: str) -> DeletedFile:
+        """Delete a file; of an output file also the answers in the store."""
+
+
+class BatchAsked(NamedTuple):
+    """The fields of a batch that is asked for, not checked yet."""
+
+    fields: dict[str, Any]
+    idempotency_key: str | None
+    again: bool  # the client says that it asks once more
+
+
+class BatchOperations(Protocol):
+    """Batches."""
+
+    async def create(self, caller: Caller, asked: BatchAsked) -> BatchObject:
+        """Make a batch of an uploaded file; returns once it is durably accepted.
+
+        One that was made lately for the same is returned instead, where its client asks again or never had an answer.
+        """
+
+    def answered(self, batch: str) -> None:
+        """The answer to ``create`` has gone to its client."""
+
+    async def one(self, caller: Caller, batch: str) -> BatchObject:
+        """One of them."""
+
+    async def all(self, caller: Caller, selection: Selection) -> Page[BatchObject]:
+        """Batches, the newest first, those that were dropped into the inbox among them."""
+
+    async def cancel(self, caller: Caller, batch: str) -> BatchObject:
+        """Cancel the unfinished requests of a batch."""
+
+
+@frozen(eq=False)
+class Programs:
+    """The daemon as programs see it, by what they ask about."""
+
+    keys: KeyHolders
+    files: FileOperations
+    batches: BatchOperations
+    models: ModelOperations

@@ -1,0 +1,1 @@
+"""The API over HTTP, for programs: as OpenAI's, at ``/v1``."""

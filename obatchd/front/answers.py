@@ -1,0 +1,112 @@
+"""What every route needs: answers and refusals in the form of OpenAI's API, a JSON body, and the place in a list."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from obatchd import errors, log
+from obatchd.control.programs import Selection
+from obatchd.documents.programs import Problem, ProblemDocument
+from obatchd.errors import ApiError
+
+_log = log.get(__name__)
+BODY_LIMIT_BYTES = 1024**2  # of every route that says nothing else
+_BODY_S = 60.0  # longest time for a body
+# The first match counts, so the leaves of the error tree come first.
+_STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
+    (errors.NotFoundError, 404),
+    (errors.ForbiddenError, 403),
+    (errors.ConfigError, 400),
+    (errors.ControlError, 409),
+    (errors.ServerError, 502),
+    (errors.SpoolError, 507),
+)
+_TYPES = {429: "rate_limit_error", 403: "permission_error"}
+_DEFECT = ApiError("internal error; the daemon's log has it", status=500, code="internal_error", final=False)
+
+
+def answer(document: msgspec.Struct, status: int = 200) -> web.Response:
+    """The whole answer."""
+    try:
+        body = msgspec.json.encode(document)
+    except UnicodeEncodeError:  # the name of a drop that is not UTF-8, as Python has it
+        body = json.dumps(msgspec.to_builtins(document)).encode()
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def refusal(error: ApiError) -> web.Response:
+    """A refusal as that API's clients read it: they try 408, 409, 429 and 5xx again unless they are told not to."""
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    response = answer(ProblemDocument(Problem(error.message, kind, error.param, error.code)), error.status)
+    if error.final and (error.status >= 500 or error.status in (408, 409, 429)):
+        response.headers["x-should-retry"] = "false"
+    elif error.status in (429, 503):
+        response.headers["Retry-After"] = "5"
+    return response
+
+
+def as_refusal(error: Exception, request: web.Request) -> web.Response:
+    """Any error of a handler; a defect is in the log with its traceback."""
+    if isinstance(error, ApiError):
+        return refusal(error)
+    if isinstance(error, errors.ObatchError):
+        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+        return refusal(ApiError(error.message, status=status, code=error.code))
+    if isinstance(error, web.HTTPException):
+        words = f"Invalid URL ({request.method} {request.path})" if error.status == 404 else error.reason
+        return refusal(ApiError(words, status=error.status, code="unknown_url" if error.status == 404 else None))
+    _log.exception("http_call_failed", error, method=request.method, route=route_of(request))
+    return refusal(_DEFECT)
+
+
+def route_of(request: web.Request) -> str:
+    """The pattern of a call's address, which names no file and no batch."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "unknown"
+
+
+def too_large(most_bytes: int) -> ApiError:
+    return ApiError(f"the body has more than {most_bytes} bytes", status=413, code="request_too_large")
+
+
+async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> bytes:
+    """The whole body, counted as it comes; raises ApiError where there is more of it, or it does not come."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(_BODY_S):
+            async for block in request.content.iter_any():
+                body += block
+                if len(body) > most_bytes:
+                    raise too_large(most_bytes)
+    except TimeoutError:
+        raise ApiError("the body did not come in time", status=408, code="timeout") from None
+    except web.RequestPayloadError:
+        raise ApiError("the body breaks the rules of HTTP", code="invalid_body") from None
+    return bytes(body)
+
+
+async def object_sent(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body; raises ApiError where there is none."""
+    raw = await body_of(request)
+    try:
+        sent = msgspec.json.decode(raw, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raise ApiError("the body must be a JSON object", code="invalid_json") from None
+    return sent
+
+
+def selection(request: web.Request, default: int, most: int) -> Selection:
+    """Which part of a list a query asks for; raises ApiError where that is none."""
+    query = request.query
+    text, order = query.get("limit", str(default)), query.get("order", "desc")
+    if not re.fullmatch("[0-9]{1,9}", text) or not 0 < int(text) <= most:
+        raise ApiError(f"limit must be a number from 1 to {most}", param="limit")
+    if order not in ("asc", "desc"):
+        raise ApiError("order must be asc or desc", param="order")
+    return Selection(query.get("after") or None, int(text), order == "desc", query.get("purpose"))

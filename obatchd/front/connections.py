@@ -1,0 +1,90 @@
+"""Connections of one door: so many, of each address or user so many, and none that says nothing for long."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import resource
+import socket
+from collections import Counter
+from collections.abc import Callable
+
+_IN_ALL = 512
+_OF_ONE = 128
+_SHARE = 4  # of the files that the process may have open, the most for the connections of one door: one in so many
+
+
+class Crowd:
+    """The connections of one door. ``whose`` names the user or the address behind one, and may raise OSError."""
+
+    def __init__(self, whose: Callable[[socket.socket], str]) -> None:
+        self._whose = whose
+        files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._in_all = _IN_ALL if files == resource.RLIM_INFINITY else min(_IN_ALL, files // _SHARE)
+        self._open: Counter[str] = Counter()
+        self._silent: dict[asyncio.Transport, None] = {}  # that have made no call yet, the oldest first
+
+    def enter(self, connection: socket.socket) -> str | None:
+        """Count a new connection; whose it is, or None where there are too many. Raises OSError where it has gone."""
+        who = self._whose(connection)
+        # Behind the loopback address is everybody on this host, and every proxy.
+        if self._open[who] >= (self._in_all if _is_loopback(who) else _OF_ONE) or self._open.total() >= self._in_all:
+            return None
+        if self._open.total() == self._in_all - 1 and self._silent:
+            next(iter(self._silent)).abort()  # room for one that says something
+        self._open[who] += 1
+        return who
+
+    def leave(self, who: str, transport: asyncio.Transport | None) -> None:
+        self._open[who] -= 1
+        if not self._open[who]:
+            del self._open[who]
+        if transport is not None:
+            self._silent.pop(transport, None)
+
+    def silent(self, transport: asyncio.Transport) -> None:
+        """A connection is there, and has said nothing yet."""
+        self._silent[transport] = None
+
+    def spoke(self, transport: asyncio.Transport) -> None:
+        """It has made a call."""
+        self._silent.pop(transport, None)
+
+    def close_if_silent(self, transport: asyncio.Transport) -> None:
+        if transport in self._silent:
+            transport.abort()
+
+
+def _is_loopback(who: str) -> bool:
+    try:
+        return ipaddress.ip_address(who).is_loopback
+    except ValueError:
+        return False
+
+
+class Watched(asyncio.Protocol):
+    """Passes everything on to the protocol of a connection, and knows when it has ended."""
+
+    def __init__(self, inner: asyncio.Protocol, ended: asyncio.Future[None]) -> None:
+        self._inner = inner
+        self.ended = ended
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._inner.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._inner.connection_lost(exc)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        self._inner.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._inner.eof_received()
+
+    def pause_writing(self) -> None:
+        self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._inner.resume_writing()

@@ -1,0 +1,178 @@
+"""Who is answered: the Host, the Origin, and whose call it is. Before anything else of a call is looked at.
+
+A page of another site can make a browser send calls to this host (DNS rebinding, forms), so the name in ``Host`` must
+be ours, and a call that a foreign page made is refused. Nobody is ever recognised by a TCP connection: the kernel does
+not say whose one is, once its other end is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import pwd
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from attrs import define, field
+
+from obatchd import log
+from obatchd.control import auth
+from obatchd.control.auth import Access, Caller, Peer
+from obatchd.control.programs import KEY_PREFIX, KeyHolders
+from obatchd.errors import ApiError, ConfigError
+from obatchd.front.routes import CALLER, Route
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
+
+_log = log.get(__name__)
+_LOCAL_NAMES = ("localhost",)
+_NOBODYS_GROUP = -1
+_CALLS_OF_ONE_USER = 64  # at once
+_TOLD_S = 60.0  # between two lines in the log about wrong keys
+_KEY = web.RequestKey("key", str)
+
+
+@define(eq=False)
+class Guard:
+    """Lets calls in."""
+
+    _keys: KeyHolders
+    _settings: Current[Settings]
+    _access: Access
+    _calls: Counter[int] = field(factory=Counter, init=False)  # under way, by uid
+    _with_key: dict[str, set[asyncio.Transport]] = field(factory=dict, init=False)  # connections of calls, by key
+    _wrong: int = field(default=0, init=False)
+    _wrong_told_s: float = field(default=float("-inf"), init=False)
+
+    def check_origin(self, request: web.Request) -> None:
+        """Raises ApiError where a page of somebody else may have made the call."""
+        host = request.headers.getall("Host", [])
+        if len(host) != 1:
+            raise ApiError("the call names no Host, or several", code="no_host")
+        if not self._is_ours(host[0], request):
+            words = f"this daemon is not called {_without_port(host[0])!r}; names in [http] can have that"
+            raise ApiError(words, status=421, code="wrong_host")
+        site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
+        if site not in (None, "same-origin", "none") or (origin is not None and _place_of(origin) != host[0]):
+            raise ApiError("calls of pages of other sites are refused", status=403, code="foreign_origin")
+
+    def _is_ours(self, host: str, request: web.Request) -> bool:
+        name = _without_port(host)
+        if name in _LOCAL_NAMES or name in self._settings.value.http.names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        own = request.get_extra_info("sockname")
+        return address.is_loopback or (isinstance(own, tuple) and str(address) == str(ipaddress.ip_address(own[0])))
+
+    async def identify(self, request: web.Request, route: Route | None) -> None:
+        """Find out whose call it is; raises ApiError where it may not be made."""
+        connection = request.get_extra_info("socket")
+        if connection is None:  # the client has gone already
+            raise ApiError("the caller cannot be identified", status=403, code="forbidden")
+        sent, local = _key_of(request), connection.family == socket.AF_UNIX
+        # Clients that need no key have to send something all the same.
+        if sent.startswith(KEY_PREFIX) or (sent and not local and not self._settings.value.http.keyless_owner):
+            request[CALLER] = await self._holder(request, sent, route)
+        elif local:
+            # Who runs a program is no administrator by that: it must not meet files of others.
+            caller = await self._access.caller(auth.peer_of(connection.fileno()))
+            request[CALLER] = Caller(caller.uid, is_administrator=False)
+        else:
+            request[CALLER] = await self._keyless()
+
+    async def _holder(self, request: web.Request, sent: str, route: Route | None) -> Caller:
+        holder = self._keys.holder(sent)
+        if holder is None:
+            self._count_wrong()
+            raise ApiError("Incorrect API key provided, or it has expired.", status=401, code="invalid_api_key")
+        if route is not None and not holder.scopes.intersection(route.scopes or ()):
+            needed = " or ".join(route.scopes or ())
+            words = f"this key is good for {', '.join(sorted(holder.scopes))}, and not for {needed}"
+            raise ApiError(words, status=403, code="insufficient_scope")
+        # Its owner may have left the group since.
+        owner = await self._access.caller(Peer(0, holder.owner, _NOBODYS_GROUP))
+        request[_KEY] = holder.key
+        return Caller(holder.owner, holder.administrator and owner.is_administrator)
+
+    async def _keyless(self) -> Caller:
+        if not (name := self._settings.value.http.keyless_owner):
+            words = "You didn't provide an API key. Make one with:  obatchctl key add   and send it as a Bearer token"
+            raise ApiError(words, status=401, code="invalid_api_key")
+        try:
+            return Caller(await asyncio.to_thread(_uid_of, name), is_administrator=False)
+        except ConfigError as error:
+            raise ApiError(error.message, status=401, code="invalid_api_key") from None
+
+    def _count_wrong(self) -> None:
+        """One line a minute: whoever tries out keys fills no disk."""
+        self._wrong += 1
+        now_s = time.monotonic()
+        if now_s - self._wrong_told_s >= _TOLD_S:
+            _log.warning("wrong_keys", calls=self._wrong)
+            self._wrong, self._wrong_told_s = 0, now_s
+
+    @contextmanager
+    def admitted(self, request: web.Request) -> Iterator[None]:
+        """While a call is under way. Raises ApiError where its user has too many."""
+        uid = request[CALLER].uid
+        if self._calls[uid] >= _CALLS_OF_ONE_USER:
+            words = f"you have {_CALLS_OF_ONE_USER} calls under way; wait for some of them"
+            raise ApiError(words, status=429, code="too_many_calls", final=False)
+        self._calls[uid] += 1
+        key, transport = request.get(_KEY), request.transport
+        if key is not None and transport is not None:
+            self._with_key.setdefault(key, set()).add(transport)
+        try:
+            yield
+        finally:
+            self._calls[uid] -= 1
+            if not self._calls[uid]:
+                del self._calls[uid]
+            if key is not None and transport is not None:
+                with suppress(KeyError):
+                    self._with_key[key].discard(transport)
+                    if not self._with_key[key]:
+                        del self._with_key[key]
+
+    def cut_off(self, key: str) -> None:
+        """End the calls under way of a key that is good no more."""
+        for transport in self._with_key.pop(key, ()):
+            transport.abort()
+
+
+def _without_port(host: str) -> str:
+    """The name in a Host header, an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower().rstrip(".")
+
+
+def _place_of(origin: str) -> str:
+    """Host and port of an Origin header."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # a bracket that is not closed
+        return ""
+
+
+def _key_of(request: web.Request) -> str:
+    """The key that a call brings; empty: none."""
+    scheme, _, key = request.headers.get("Authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
+
+
+def _uid_of(name: str) -> int:
+    if name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise ConfigError(f"http.keyless_owner: this host has no user {name}") from None

@@ -1,0 +1,289 @@
+"""Listens over TCP and on a Unix socket, and lets the same application answer on both.
+
+Connections are accepted here, and not by aiohttp, so that their number is bounded, one that says nothing is closed, and
+a new certificate holds for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+
+from obatchd import log
+from obatchd.control import auth
+from obatchd.control.api import listen
+from obatchd.control.auth import Access
+from obatchd.control.programs import Programs
+from obatchd.documents.programs import HttpDoor
+from obatchd.errors import ApiError
+from obatchd.front.answers import as_refusal, too_large
+from obatchd.front.batches import BatchRoutes
+from obatchd.front.connections import Crowd, Watched
+from obatchd.front.files import FileRoutes
+from obatchd.front.guard import Guard
+from obatchd.front.models import ModelRoutes
+from obatchd.front.routes import CALLER, Handler, Route
+from obatchd.front.tls import Certificate
+from obatchd.settings.current import Current
+from obatchd.settings.settings import Settings
+from obatchd.settings.tables.http import Address
+from obatchd.tasks import TaskSet
+
+_log = log.get(__name__)
+_HEAD_S = 10.0  # longest time until a connection has made its first call
+_HANDSHAKE_S = 10.0
+_IDLE_S = 75.0  # a connection without a call is closed then
+_SHUTDOWN_S = 1.0
+_AGAIN_S = 10.0  # between two tries to listen on a port that is in use
+_ACCEPT_AGAIN_S = 1.0
+_LINGERING_S = 2.0  # for what else comes of a call that was refused
+_BACKLOG = 128
+_GONE = 499  # a status that nobody reads
+_TCP = "http-tcp"
+_SECURE = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class Listener:
+    """Serves the API while it runs. Implements :class:`obatchd.control.programs.KeyListener` and
+    :class:`obatchd.control.operations.Door`.
+
+    Nothing that goes wrong here ends the daemon: what is in the way of the port is told in the status.
+    """
+
+    def __init__(
+        self, programs: Programs, settings: Current[Settings], path: Path, access: Access, more: Sequence[Route] = ()
+    ) -> None:
+        """``path`` is that of the socket, ``more`` are routes of others."""
+        self._settings, self._path, self._access = settings, path, access
+        self._guard = Guard(programs.keys, settings, access)
+        self._routes = [
+            *FileRoutes(programs.files).routes(), *BatchRoutes(programs.batches).routes(),
+            *ModelRoutes(programs.models).routes(), *more,
+        ]  # fmt: skip
+        programs.keys.listen(self)
+        http = settings.value.http
+        self._address = http.address(service=settings.value.access.mode == "service")
+        self._certificate = Certificate(http.tls_certificate, http.tls_key) if http.tls_certificate else None
+        self._doors, self._connections = TaskSet(self), TaskSet(self)
+        self._problem = ""  # why nothing listens at the address
+        self._stopping = False
+        self._crowds: dict[asyncio.Transport, Crowd] = {}  # the one that each connection is in
+        self._by_handler: dict[Handler, Route] = {}
+        self._runner = web.AppRunner(
+            self._application(), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S,
+            handler_cancellation=True, keepalive_timeout=_IDLE_S, lingering_time=_LINGERING_S, logger=_defects(),
+        )  # fmt: skip
+
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """A defect of one connection, or of a door: it is in the log, and the daemon goes on."""
+        if name == _TCP:
+            self._problem = "programs cannot reach the API over HTTP because of a defect of obatchd; restart it"
+
+    def state(self) -> HttpDoor | None:
+        if self._address is None:
+            return None
+        of_certificate = self._certificate.problem if self._certificate is not None else ""
+        return HttpDoor(str(self._address), self._certificate is not None, self._problem or of_certificate)
+
+    def revoked(self, key: str) -> None:
+        self._guard.cut_off(key)
+
+    # Life.
+
+    async def start(self) -> None:
+        """Listen on the socket, and at the address as soon as it is free; raises SpoolError where the socket fails."""
+        await self._runner.setup()
+        unix = listen(self._path, shared=self._access.is_shared)
+        self._doors.start(self._accept(unix, Crowd(_user_of)), "http-unix")
+        if self._address is not None:
+            if self._certificate is not None:
+                await asyncio.to_thread(self._certificate.context)
+            self._doors.start(self._listen_over_tcp(self._address), _TCP)
+
+    def only_looks(self) -> None:
+        """From now on change nothing: the daemon is stopping."""
+        self._stopping = True
+
+    async def stop(self) -> None:
+        """End all connections; what a call has begun to change is whole or is not there."""
+        await self._doors.stop()
+        await self._runner.cleanup()
+        await self._connections.stop()
+        self._path.unlink(missing_ok=True)
+
+    async def _listen_over_tcp(self, address: Address) -> None:
+        while True:
+            try:
+                listener = _bound(address)
+            except OSError as error:
+                self._tell_problem(address, error)
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            self._problem = ""
+            _log.info("http_listening", address=str(address), tls=self._certificate is not None)
+            await self._accept(listener, Crowd(_address_of))
+
+    def _tell_problem(self, address: Address, error: OSError) -> None:
+        """Once in the log; the status has it until it is over."""
+        words = "is in use by another program" if error.errno == errno.EADDRINUSE else log.reason(error)
+        problem = f"programs cannot reach the API over HTTP: {address} {words}"
+        if problem != self._problem:
+            self._problem = problem
+            _log.warning("http_not_listening", address=str(address), reason=words)
+
+    async def _accept(self, listener: socket.socket, crowd: Crowd) -> None:
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(listener)
+                except OSError as error:  # no file is left, say
+                    _log.error("http_connection_not_accepted", reason=log.reason(error))
+                    await asyncio.sleep(_ACCEPT_AGAIN_S)
+                    continue
+                try:
+                    who = crowd.enter(connection)
+                except OSError:  # it has gone already
+                    who = None
+                if who is None:
+                    connection.close()
+                else:
+                    self._connections.start(self._serve(connection, crowd, who), "http-connection")
+
+    async def _serve(self, connection: socket.socket, crowd: Crowd, who: str) -> None:
+        """Hand a connection to aiohttp, and wait for its end."""
+        loop = asyncio.get_running_loop()
+        assert self._runner.server is not None
+        transport: asyncio.Transport | None = None
+        protocol = Watched(self._runner.server(), loop.create_future())
+        try:
+            tls: dict[str, Any] = {}
+            if connection.family != socket.AF_UNIX and self._certificate is not None:
+                if (context := await asyncio.to_thread(self._certificate.context)) is None:
+                    return
+                tls = {"ssl": context, "ssl_handshake_timeout": _HANDSHAKE_S}
+            transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, **tls)
+            crowd.silent(transport)
+            self._crowds[transport] = crowd
+            loop.call_later(_HEAD_S, crowd.close_if_silent, transport)
+            await protocol.ended
+        except OSError:  # it has gone, or speaks no TLS (ssl.SSLError is an OSError)
+            pass
+        finally:
+            crowd.leave(who, transport)
+            if transport is None:
+                connection.close()
+            else:
+                self._crowds.pop(transport, None)
+                transport.close()
+
+    # Calls.
+
+    def _application(self) -> web.Application:
+        app = web.Application(middlewares=[self._around])
+        for route in self._routes:
+            app.router.add_route(route.method, route.path, route.handler)
+            self._by_handler[route.handler] = route
+        app.on_response_prepare.append(_add_headers)
+        return app
+
+    @web.middleware
+    async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Every call, also one to no route."""
+        transport = request.transport
+        if transport is not None and (crowd := self._crowds.get(transport)) is not None:
+            crowd.spoke(transport)
+        try:
+            return await self._answered(request, handler)
+        except ConnectionError:  # the client has gone
+            return web.Response(status=_GONE)
+        except Exception as error:  # noqa: BLE001 - one faulty call must not close the API; the traceback is in the log
+            response = as_refusal(error, request)
+            # Nobody reads what else comes, and whoever is not let in holds no place.
+            if CALLER not in request or not request.content.is_eof():
+                response.force_close()
+            return response
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._guard.check_origin(request)
+        route = self._by_handler.get(request.match_info.handler)
+        if route is not None and route.scopes is None:
+            return await handler(request)
+        # Who has no key is not told which routes there are.
+        await self._guard.identify(request, route)
+        if route is None:
+            return await handler(request)
+        if self._stopping and request.method != "GET":
+            raise ApiError("obatchd is stopping; try again when it has started", status=503, final=False)
+        if route.body_limit_bytes is not None and (request.content_length or 0) > route.body_limit_bytes:
+            raise too_large(route.body_limit_bytes)
+        with self._guard.admitted(request):
+            return await _sent(request, await handler(request))
+
+
+async def _sent(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    """All of an answer, also of a file: a key that is removed ends it, and whatever goes wrong ends it visibly."""
+    transport = request.transport
+    try:
+        await response.prepare(request)
+        await response.write_eof()
+    except Exception:
+        if transport is not None:  # a second answer would pass for the rest of the first one
+            transport.abort()
+        raise
+    return response
+
+
+class _NoFaultOfOurs(logging.Filter):
+    """Leaves out what is wrong with a call: whoever sends rubbish fills no log, and reads nothing of it there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | ConnectionError))
+
+
+def _defects() -> logging.Logger:
+    """What aiohttp tells of defects of ours."""
+    logger = logging.getLogger(f"{__name__}.calls")
+    if not logger.filters:
+        logger.addFilter(_NoFaultOfOurs())
+    return logger
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
+    response.headers.update(_SECURE)
+
+
+def _bound(address: Address) -> socket.socket:
+    """A listening socket; raises OSError where there can be none."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address.host, address.port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _user_of(connection: socket.socket) -> str:
+    return f"uid {auth.peer_of(connection.fileno()).uid}"
+
+
+def _address_of(connection: socket.socket) -> str:
+    return str(connection.getpeername()[0])
