@@ -110,7 +110,7 @@ class Desk(Street):
         self.reloads = 0
         models: Any = self.store
         unused: Any = None
-        tuner = self.engine.dispatcher.tune(DictFacts(), self)
+        tuner = self.engine.dispatcher.tune(DictFacts(), self, self.engine.dispatcher.desk)
         commands = ServerCommands(self.engine, self.fleet, self.probe, tuner)
         self.operations = Operations(
             jobs=JobCommands(self.engine),
