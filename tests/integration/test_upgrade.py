@@ -95,7 +95,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
     d.start().ready()
     work = d.spool / "work"
     [copy] = work.glob(f"*{BACKUP_MARK}*")
-    assert (version(work / "state.db"), version(copy)) == (4, 1)
+    assert (version(work / "state.db"), version(copy)) == (6, 1)
     assert not list(work.glob(f"segments/*{BACKUP_MARK}*")), "segments are not copied, and stay readable by 0.1.0"
     assert states(d)["paused.jsonl"] == "running" and states(d)["cancelled.jsonl"] == "done"
 
