@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import threading
@@ -44,10 +45,8 @@ class Program(threading.Thread):
         )
         self.made[batch.id] = lines
         if self._random.random() < 0.3:
-            try:
+            with contextlib.suppress(openai.ConflictError):  # it was over already, or not read yet
                 self._client.batches.cancel(batch.id)
-            except openai.ConflictError:  # it was over already, or not read yet
-                pass
         if self._random.random() < 0.5:
             self._client.files.delete(file)
 

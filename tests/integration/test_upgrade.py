@@ -104,7 +104,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
     d.start().ready()
     work = d.spool / "work"
     [copy] = work.glob(f"*{BACKUP_MARK}*")
-    assert (version(work / "state.db"), version(copy)) == (5, 1)
+    assert (version(work / "state.db"), version(copy)) == (6, 1)
     assert not list(work.glob(f"segments/*{BACKUP_MARK}*")), "segments are not copied, and stay readable by 0.1.0"
     assert states(d)["paused.jsonl"] == "running" and states(d)["cancelled.jsonl"] == "done"
 
@@ -153,7 +153,7 @@ def test_every_promise_holds_over_the_upgrade(make_daemon: Start) -> None:
 def test_a_kill_in_the_upgrade_freezes_once(make_daemon: Start, point: str, settings: Any) -> None:
     d, asked = spool_of("store-0.1.0", make_daemon, UPGRADE)
     assert d.launch(crash_at=f"schema.{point}").wait(20) == -signal.SIGKILL
-    assert version(d.spool / "work" / "state.db") == (1 if point == "before_commit" else 5)
+    assert version(d.spool / "work" / "state.db") == (1 if point == "before_commit" else 6)
     d.configure({**LATER, "format": ""})
     d.start().ready()
     job = d.done("waiting.jsonl", 60)
@@ -173,7 +173,7 @@ def test_jobs_in_any_state_go_on_over_kills_in_the_migration(make_daemon: Start,
     state, old_results = d.spool / "work" / "state.db", answered_before(d)
     before = {path: path.read_bytes() for path in d.outbox.glob("*/summary.json")}
     assert version(state) == old
-    for point, reached in (("before_commit", old), ("after_commit", 5)):
+    for point, reached in (("before_commit", old), ("after_commit", 6)):
         assert d.launch(crash_at=f"schema.{point}").wait(20) == -signal.SIGKILL
         assert version(state) == reached
     [copy] = state.parent.glob(f"*{BACKUP_MARK}*")
