@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 Kin = tuple[int, int]  # job and family
 _LOOK = 256  # requests of a window, from its front, among which one of a family that is nowhere is looked for
+# How well a family fits a server that has none of those at hand in a free slot, best first.
+_NOWHERE, _ELSEWHERE, _AWAITED, _HERE, _NOT_FIT = range(5)
 
 
 def kept(warm: list[Kin], free: int) -> list[Kin]:
@@ -40,23 +42,46 @@ class Places:
     def choose(self, lane: Lane, server: str) -> int:
         """The place in the window of the request that ``server`` begins next.
 
-        One of a family that a free slot of it has; else the first of a family that is nowhere; else, so that no slot
-        is idle for the sake of a family, the first of one that is not at work on this very server; else the first.
+        One of a family that a free slot of it has; else one of a family that is nowhere: the first, or near the end of
+        the job one of that with most requests, so that servers end together. Else, so that no slot is idle for the sake
+        of a family, a family is split, among equals that with most requests: one that is not at work on this very
+        server, which no free slot of another waits for, if there is such a one; else the first.
         """
         if lane.kinds < self.free:
             return 0
         for kin in reversed(self._warm.get(server, ())):
             if kin[0] == lane.job and kin[1] in lane.members:
                 return next(at for at, pending in enumerate(lane.window) if pending.family == kin[1])
-        here = self._here.get(server, set())
-        elsewhere = 0
+        ending = not lane.unread and len(lane.window) <= _LOOK
+        here, awaited = self._here.get(server, set()), self._awaited(server)
+        best, chosen, met = (_NOT_FIT, 0), 0, set[int]()
         for at, pending in enumerate(islice(lane.window, _LOOK)):
-            kin = (lane.job, pending.family or 0)
-            if pending.family is None or kin not in self._taken:
+            family = pending.family
+            if family is None:
+                rank, count = _NOWHERE, 1
+            elif family in met:
+                continue
+            else:
+                met.add(family)
+                kin, count = (lane.job, family), lane.members[family]
+                rank = (
+                    _NOWHERE
+                    if kin not in self._taken
+                    else _HERE
+                    if kin in here
+                    else _AWAITED
+                    if kin in awaited
+                    else _ELSEWHERE
+                )
+            if rank == _NOWHERE and not ending:
                 return at
-            if not elsewhere and kin not in here:
-                elsewhere = at + 1
-        return max(0, elsewhere - 1)
+            if (rank, -count) < best:
+                best, chosen = (rank, -count), at
+        return chosen
+
+    def _awaited(self, server: str) -> set[Kin]:
+        """The families that free slots of other servers have."""
+        return {kin for other, warm in self._warm.items() if other != server for kin in warm}
 
     def began(self, lane: Lane, server: str, family: int | None) -> None:
         """``server`` was given a request."""
