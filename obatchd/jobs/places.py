@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 Kin = tuple[int, int]  # job and family
 _LOOK = 256  # requests of a window, from its front, among which one of a family that is nowhere is looked for
-# How well a family fits a server that has none of those at hand in a free slot, best first.
-_NOWHERE, _ELSEWHERE, _AWAITED, _HERE, _NOT_FIT = range(5)
+# Where a family is that has to be split for the sake of a free slot, best first.
+_ELSEWHERE, _AWAITED, _HERE, _NOT_FIT = range(4)
 
 
 def kept(warm: list[Kin], free: int) -> list[Kin]:
@@ -51,33 +51,30 @@ class Places:
             return 0
         for kin in reversed(self._warm.get(server, ())):
             if kin[0] == lane.job and kin[1] in lane.members:
-                return next(at for at, pending in enumerate(lane.window) if pending.family == kin[1])
-        ending = not lane.unread and len(lane.window) <= _LOOK
+                return _place(lane, kin[1])
+        if not lane.unread and len(lane.window) <= _LOOK and (longest := self._longest(lane)) is not None:
+            return _place(lane, longest)
         here, awaited = self._here.get(server, set()), self._awaited(server)
         best, chosen, met = (_NOT_FIT, 0), 0, set[int]()
         for at, pending in enumerate(islice(lane.window, _LOOK)):
             family = pending.family
-            if family is None:
-                rank, count = _NOWHERE, 1
-            elif family in met:
+            if family in met:
                 continue
-            else:
-                met.add(family)
-                kin, count = (lane.job, family), lane.members[family]
-                rank = (
-                    _NOWHERE
-                    if kin not in self._taken
-                    else _HERE
-                    if kin in here
-                    else _AWAITED
-                    if kin in awaited
-                    else _ELSEWHERE
-                )
-            if rank == _NOWHERE and not ending:
+            if family is None or (kin := (lane.job, family)) not in self._taken:
                 return at
-            if (rank, -count) < best:
-                best, chosen = (rank, -count), at
+            met.add(family)
+            rank = _HERE if kin in here else _AWAITED if kin in awaited else _ELSEWHERE
+            if (key := (rank, -lane.members[family])) < best:
+                best, chosen = key, at
         return chosen
+
+    def _longest(self, lane: Lane) -> int | None:
+        """Of the families of a lane that are nowhere, the first with most requests; None where all have one."""
+        taken, job, most, longest = self._taken, lane.job, 1, None
+        for family, count in lane.members.items():
+            if count > most and (job, family) not in taken:
+                most, longest = count, family
+        return longest
 
     def _awaited(self, server: str) -> set[Kin]:
         """The families that free slots of other servers have."""
@@ -97,3 +94,8 @@ class Places:
             gone = warm.pop(0)
             if not any(gone in kin for kin in (*self._here.values(), *self._warm.values())):
                 self._taken.discard(gone)
+
+
+def _place(lane: Lane, family: int) -> int:
+    """Where the first request of a family is in the window."""
+    return next(at for at, pending in enumerate(lane.window) if pending.family == family)
