@@ -5,7 +5,8 @@
 
 Two CPU servers × 2 slots, answers of 8 tokens. Mixes: 5 questions about each of 8 documents, one document after
 another (ordered) or in any order (shuffled), and 12 prompts of the same length that share nothing (none); on request
-40 questions about 12 documents, 1 to 8 about each (uneven; at least 12 requests are cold, no goal). The wall
+40 questions about 12 documents, 1 to 8 about each (uneven; at least 12 requests are cold, no goal). ``--documents`` has
+longer jobs: what is lost at their end weighs less. The wall
 time is that from the first request to the last answer. Each run has documents of its own, so that no slot knows them;
 the ways take turns, up to ``--pairs`` times while ``--minutes`` for each number of tokens last, once in any case.
 ``--plain`` adds the plain client. ``--environment`` sets variables of the servers, e.g. LLAMA_ARG_CACHE_RAM=512.
@@ -70,12 +71,12 @@ def document(source: random.Random, words: int) -> str:
     return " ".join(source.choice(WORDS) for _ in range(words))
 
 
-def prompts_of(mix: str, words: int, seed: int) -> list[str]:
+def prompts_of(mix: str, words: int, seed: int, documents: int) -> list[str]:
     """The prompts of a job, in input order."""
     source = random.Random(seed)
     if mix == "none":
         return [f"{document(source, words)}\n\nQuestion {i}?" for i in range(UNRELATED)]
-    questions = UNEVEN if mix == "uneven" else [QUESTIONS] * DOCUMENTS
+    questions = UNEVEN if mix == "uneven" else [QUESTIONS] * documents
     texts = [document(source, words) for _ in questions]
     prompts = [
         f"{text}\n\nQuestion {i}: what about the {source.choice(WORDS)}?"
@@ -139,8 +140,8 @@ class Logs:
 class Bench:
     """One daemon, whose setting changes between runs."""
 
-    def __init__(self, directory: Path, config: dict[str, Any], line: str) -> None:
-        self._directory, self._config = directory, config
+    def __init__(self, directory: Path, config: dict[str, Any], line: str, documents: int) -> None:
+        self._directory, self._config, self._documents = directory, config, documents
         self._seed = 0
         self.daemon = Daemon(directory, config)
         self._logs = Logs(self.daemon.spool / "work" / "logs", line)
@@ -162,7 +163,7 @@ class Bench:
         self._seed += 1
         name = f"job{self._seed}"
         drop = self._directory / f"{name}.jsonl"
-        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts_of(mix, words, self._seed)]
+        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in self._prompts(mix, words)]
         drop.write_text("".join(lines))
         os.rename(drop, self.daemon.inbox / drop.name)
         [summary] = wait_for(
@@ -179,7 +180,10 @@ class Bench:
         self._seed += 1
         self._logs.new()
         options = {"num_ctx": 8192, "num_thread": 1, "num_predict": ANSWER_TOKENS}
-        return self._counted(uvloop.run(plain(self.urls, prompts_of(mix, words, self._seed), options)), tokens)
+        return self._counted(uvloop.run(plain(self.urls, self._prompts(mix, words), options)), tokens)
+
+    def _prompts(self, mix: str, words: int) -> list[str]:
+        return prompts_of(mix, words, self._seed, self._documents)
 
     def _counted(self, wall_s: float, tokens: float) -> Run:
         """``tokens`` are those of one prompt."""
@@ -199,6 +203,7 @@ def main() -> int:
     parser.add_argument("--line", choices=["0.24", "0.33"], default="0.24")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1200, 4000])
     parser.add_argument("--mix", nargs="+", choices=[*MIXES, "uneven"], default=MIXES)
+    parser.add_argument("--documents", type=int, default=DOCUMENTS)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=4.5)
     parser.add_argument("--plain", action="store_true")
@@ -217,7 +222,7 @@ def main() -> int:
     goals: dict[str, tuple[str, float]] = {}
     ways = ["auto", "off", *(["plain"] if arguments.plain else [])]
     with workplace() as directory:
-        bench = Bench(directory, config, arguments.line)
+        bench = Bench(directory, config, arguments.line, arguments.documents)
         with bench.daemon:
             bench.start()
             for tokens in arguments.tokens:
