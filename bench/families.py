@@ -4,9 +4,17 @@
     eval "export $(scripts/real-ollama --line 0.33 | tr '\\n' ' ')"; python bench/families.py --line 0.33
 
 Two CPU servers × 2 slots, answers of 8 tokens. Mixes: 5 questions about each of 8 documents, one document after
-another (ordered) or in any order (shuffled), and as many prompts of the same length that share nothing (none). The wall
+another (ordered) or in any order (shuffled), and 12 prompts of the same length that share nothing (none); on request
+40 questions about 12 documents, 1 to 8 about each (uneven; at least 12 requests are cold, no goal). ``--documents`` has
+longer jobs: what is lost at their end weighs less. The wall
 time is that from the first request to the last answer. Each run has documents of its own, so that no slot knows them;
-the ways take turns. ``--memory`` gives each server of 0.30 and later so many MiB for prompts that left their slots.
+the ways take turns, up to ``--pairs`` times while ``--minutes`` for each number of tokens last, once in any case.
+``--plain`` adds the plain client. ``--environment`` sets variables of the servers, e.g. LLAMA_ARG_CACHE_RAM=512.
+
+Timings on a busy machine say little. So each run also counts, from the logs of the servers, the requests that are
+*cold*: those for which a server computed more than half of the prompt (8 of 40 are the least), and all computed tokens.
+``begun`` counts each document once for each server that had questions about it: what ``cold`` is above that, slots lost
+that had a document; what ``begun`` is above 8, documents went to a second server, at the end of the job as a rule.
 """
 
 from __future__ import annotations
@@ -16,12 +24,13 @@ import asyncio
 import json
 import os
 import random
+import re
 import statistics
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import toml
@@ -29,6 +38,14 @@ import uvloop
 from harness import Daemon, ask, finish, table, wait_for, workplace
 
 SLOTS, DOCUMENTS, QUESTIONS, ANSWER_TOKENS = 2, 8, 5, 8
+UNRELATED = 12  # prompts of the mix without families
+UNEVEN = (2, 1, 3, 2, 5, 1, 2, 3, 8, 2, 5, 6)  # questions about each document of that mix
+MIXES = ["ordered", "shuffled", "none"]
+# What a server says of each prompt: 0.24 with OLLAMA_DEBUG the parts that a slot has and has not, llama-server always.
+COMPUTED = {
+    "0.24": re.compile(r'"loading cache slot" .*prompt=(?P<all>\d+) used=\d+ remaining=(?P<computed>\d+)'),
+    "0.33": re.compile(r"prompt eval time = .* (?P<computed>\d+) tokens \("),
+}
 GOALS = {
     "0.24": {"ordered": 0.35, "shuffled": 0.5, "none": 1.02},
     "0.33": {"ordered": 0.5, "shuffled": 0.6, "none": 1.02},
@@ -54,15 +71,17 @@ def document(source: random.Random, words: int) -> str:
     return " ".join(source.choice(WORDS) for _ in range(words))
 
 
-def prompts_of(mix: str, words: int, seed: int) -> list[str]:
+def prompts_of(mix: str, words: int, seed: int, documents: int) -> list[str]:
     """The prompts of a job, in input order."""
     source = random.Random(seed)
-    count = DOCUMENTS * QUESTIONS
     if mix == "none":
-        return [f"{document(source, words)}\n\nQuestion {i}?" for i in range(count)]
-    texts = [document(source, words) for _ in range(DOCUMENTS)]
+        return [f"{document(source, words)}\n\nQuestion {i}?" for i in range(UNRELATED)]
+    questions = UNEVEN if mix == "uneven" else [QUESTIONS] * documents
+    texts = [document(source, words) for _ in questions]
     prompts = [
-        f"{text}\n\nQuestion {i}: what about the {source.choice(WORDS)}?" for text in texts for i in range(QUESTIONS)
+        f"{text}\n\nQuestion {i}: what about the {source.choice(WORDS)}?"
+        for text, count in zip(texts, questions, strict=True)
+        for i in range(count)
     ]
     if mix == "shuffled":
         source.shuffle(prompts)
@@ -90,13 +109,42 @@ def at_s(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+class Run(NamedTuple):
+    """One job, or what the plain client did."""
+
+    wall_s: float
+    cold: int
+    computed: int  # tokens
+    begun: int = 0  # documents, each for every server that had it
+
+
+class Logs:
+    """What the servers say that they computed."""
+
+    def __init__(self, directory: Path, line: str) -> None:
+        self._directory, self._told = directory, COMPUTED[line]
+        self._read: dict[Path, int] = {}
+
+    def new(self) -> list[int]:
+        """Computed tokens of each prompt since the last call. Logs are cut at 10 MB, after some thousands."""
+        found: list[int] = []
+        for path in self._directory.glob("*.log"):
+            text = path.read_bytes()
+            start = self._read.get(path, 0)
+            self._read[path] = len(text)
+            lines = text[start if start <= len(text) else 0 :].decode(errors="replace").splitlines()
+            found += [int(told["computed"]) for line in lines if (told := self._told.search(line))]
+        return found
+
+
 class Bench:
     """One daemon, whose setting changes between runs."""
 
-    def __init__(self, directory: Path, config: dict[str, Any]) -> None:
-        self._directory, self._config = directory, config
+    def __init__(self, directory: Path, config: dict[str, Any], line: str, documents: int) -> None:
+        self._directory, self._config, self._documents = directory, config, documents
         self._seed = 0
         self.daemon = Daemon(directory, config)
+        self._logs = Logs(self.daemon.spool / "work" / "logs", line)
 
     def start(self) -> None:
         self.daemon.start()
@@ -108,13 +156,14 @@ class Bench:
         (self._directory / "obatchd.toml").write_text(toml.dumps(self._config))
         self.daemon.client.post("reload")
 
-    def through(self, mix: str, words: int, families: str) -> tuple[float, int, int]:
-        """(wall seconds, prompt tokens, those that were reused) of one job."""
+    def through(self, mix: str, words: int, families: str) -> Run:
+        """One job."""
         self._set(families)
+        self._logs.new()
         self._seed += 1
         name = f"job{self._seed}"
         drop = self._directory / f"{name}.jsonl"
-        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts_of(mix, words, self._seed)]
+        lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in self._prompts(mix, words)]
         drop.write_text("".join(lines))
         os.rename(drop, self.daemon.inbox / drop.name)
         [summary] = wait_for(
@@ -124,76 +173,109 @@ class Bench:
         records = [json.loads(line) for line in summary.with_name("results.jsonl").read_text().splitlines()]
         assert facts["succeeded"] == len(lines), facts["failures"]
         wall_s = max(at_s(r["finished_at"]) for r in records) - min(at_s(r["started_at"]) for r in records)
-        return wall_s, facts["prompt_tokens"], facts.get("prompt_tokens_reused_estimate", 0)
+        run = self._counted(wall_s, facts["prompt_tokens"] / len(lines))
+        return run._replace(begun=len({(r["server"], r["prompt"].partition("\n\n")[0]) for r in records}))
 
-    def bare(self, mix: str, words: int) -> float:
+    def bare(self, mix: str, words: int, tokens: int) -> Run:
         self._seed += 1
+        self._logs.new()
         options = {"num_ctx": 8192, "num_thread": 1, "num_predict": ANSWER_TOKENS}
-        return uvloop.run(plain(self.urls, prompts_of(mix, words, self._seed), options))
+        return self._counted(uvloop.run(plain(self.urls, self._prompts(mix, words), options)), tokens)
+
+    def _prompts(self, mix: str, words: int) -> list[str]:
+        return prompts_of(mix, words, self._seed, self._documents)
+
+    def _counted(self, wall_s: float, tokens: float) -> Run:
+        """``tokens`` are those of one prompt."""
+        computed = self._logs.new()
+        return Run(wall_s, sum(2 * count > tokens for count in computed), sum(computed))
 
     def words_for(self, tokens: int) -> int:
         """How many words have so many tokens."""
         body = {"model": "endless", "stream": False, "options": {"num_ctx": 8192, "num_thread": 1, "num_predict": 1}}
         text = document(random.Random(0), 400)
         found = ask(self.urls[0], "/api/chat", body | {"messages": [{"role": "user", "content": text}]})
-        return round(400 * tokens / found["prompt_eval_count"])
+        return round(400 * tokens / int(found["prompt_eval_count"]))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--line", choices=["0.24", "0.33"], default="0.24")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1200, 4000])
-    parser.add_argument(
-        "--mix", nargs="+", choices=["ordered", "shuffled", "none"], default=["ordered", "shuffled", "none"]
-    )
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--memory", type=int, help="MiB")
+    parser.add_argument("--mix", nargs="+", choices=[*MIXES, "uneven"], default=MIXES)
+    parser.add_argument("--documents", type=int, default=DOCUMENTS)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=4.5)
+    parser.add_argument("--plain", action="store_true")
+    parser.add_argument("--environment", nargs="+", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
     program, models = os.environ.get("OBATCHD_TEST_OLLAMA"), os.environ.get("OBATCHD_TEST_MODELS")
     if not program or not models:
         raise SystemExit("name a real Ollama first: see scripts/real-ollama")
     servers: dict[str, Any] = {"ollama": program, "models_dir": models, "cpu_servers": 2, "slots": SLOTS}
-    if arguments.memory is not None:
-        servers["environment"] = {"LLAMA_ARG_CACHE_RAM": str(arguments.memory)}
+    servers["environment"] = {"OLLAMA_DEBUG": "1"} | dict(pair.split("=", 1) for pair in arguments.environment)
     config = {
         "model": "endless", "max_response_tokens": ANSWER_TOKENS, "log_level": "warning", "gpus": "none",
         "outbox": {"response_files": "never"}, "servers": servers,
     }  # fmt: skip
     figures: dict[str, float] = {}
     goals: dict[str, tuple[str, float]] = {}
+    ways = ["auto", "off", *(["plain"] if arguments.plain else [])]
     with workplace() as directory:
-        bench = Bench(directory, config)
+        bench = Bench(directory, config, arguments.line, arguments.documents)
         with bench.daemon:
             bench.start()
             for tokens in arguments.tokens:
-                words = bench.words_for(tokens)
+                runs = measured(bench, tokens, arguments.mix, ways, arguments.pairs, 60 * arguments.minutes)
                 for mix in arguments.mix:
-                    compare(bench, mix, tokens, words, arguments.pairs, figures)
-                    goals[f"{mix}_{tokens}_ratio"] = ("<=", GOALS[arguments.line][mix])
+                    figures |= figures_of(f"{mix}_{tokens}", runs[mix])
+                    if mix in MIXES:
+                        goals[f"{mix}_{tokens}_ratio"] = ("<=", GOALS[arguments.line][mix])
     table(f"families, Ollama {arguments.line}", [(name, f"{value:.3f}") for name, value in figures.items()])
     return finish("families", figures, goals)
 
 
-def compare(bench: Bench, mix: str, tokens: int, words: int, pairs: int, figures: dict[str, float]) -> None:
-    """Add the figures of one mix."""
-    taken: dict[str, list[float]] = {"auto": [], "off": [], "plain": []}
-    ratios, reused = [], 0.0
+def measured(
+    bench: Bench, tokens: int, mixes: list[str], ways: list[str], pairs: int, limit_s: float
+) -> dict[str, dict[str, list[Run]]]:
+    """The runs of each mix and way; no further round is begun that would not end in ``limit_s``."""
+    words = bench.words_for(tokens)
+    runs: dict[str, dict[str, list[Run]]] = {mix: {way: [] for way in ways} for mix in mixes}
+    begun_s = time.perf_counter()
     for pair in range(pairs):
-        for way in ("auto", "off", "plain") if pair % 2 else ("plain", "off", "auto"):
-            if way == "plain":
-                taken[way].append(bench.bare(mix, words))
-                continue
-            wall_s, all_tokens, again = bench.through(mix, words, way)
-            taken[way].append(wall_s)
-            if way == "auto":
-                reused = again / all_tokens
-        ratios.append(taken["auto"][-1] / taken["off"][-1])
-        print(mix, tokens, {way: round(values[-1], 2) for way, values in taken.items()}, file=sys.stderr, flush=True)
-    name = f"{mix}_{tokens}"
-    figures |= {f"{name}_{way}_s": statistics.median(values) for way, values in taken.items()}
-    figures[f"{name}_ratio"] = statistics.median(ratios)
-    figures[f"{name}_to_plain"] = figures[f"{name}_auto_s"] / figures[f"{name}_plain_s"]
-    figures[f"{name}_reused"] = reused
+        for mix in mixes:
+            for way in ways if pair % 2 else reversed(ways):
+                run = bench.bare(mix, words, tokens) if way == "plain" else bench.through(mix, words, way)
+                runs[mix][way].append(run)
+                print(
+                    mix,
+                    tokens,
+                    way,
+                    f"{run.wall_s:.2f} s, {run.cold} cold, {run.begun} begun",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        spent_s = time.perf_counter() - begun_s
+        if spent_s * (pair + 2) / (pair + 1) > limit_s:
+            break
+    return runs
+
+
+def figures_of(name: str, runs: dict[str, list[Run]]) -> dict[str, float]:
+    """The figures of one mix: medians, and the median of the ratios of the pairs."""
+    figures: dict[str, float] = {}
+    for way, of_way in runs.items():
+        figures[f"{name}_{way}_s"] = statistics.median(run.wall_s for run in of_way)
+        figures[f"{name}_{way}_cold"] = statistics.mean(run.cold for run in of_way)
+        if way != "plain":
+            figures[f"{name}_{way}_begun"] = statistics.mean(run.begun for run in of_way)
+        figures[f"{name}_{way}_computed"] = statistics.mean(run.computed for run in of_way)
+    pairs = list(zip(runs["auto"], runs["off"], strict=True))
+    figures[f"{name}_ratio"] = statistics.median(auto.wall_s / off.wall_s for auto, off in pairs)
+    figures[f"{name}_computed_ratio"] = figures[f"{name}_auto_computed"] / figures[f"{name}_off_computed"]
+    if "plain" in runs:
+        figures[f"{name}_to_plain"] = figures[f"{name}_auto_s"] / figures[f"{name}_plain_s"]
+    return figures
 
 
 if __name__ == "__main__":

@@ -191,8 +191,7 @@ class DropReader:
                 entries: Iterable[Entry] = self._sample() if self.row.settings.sample else self._read()
                 self._entries = repeated(entries, self._times) if self._times > 1 else iter(entries)
             found = list(islice(self._entries, size))
-            if self._settings.dispatch.families != "off":
-                found = self._families.assigned(found)
+            found = self._families.assigned(found)
         final = len(found) < size
         if final:
             self._note(*self._field_notes.notes())
@@ -235,6 +234,7 @@ class DropReader:
             times=self._times,
             field_notes=self._field_notes,
             endpoint=self._submitted.batch.endpoint if self._submitted.batch is not None else "",
+            families=self._settings.dispatch.families != "off",
         )
 
     def _sample(self) -> list[Entry]:

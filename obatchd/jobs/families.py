@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from bisect import bisect, bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 WORTH_BYTES = 1024
 # The ends of blocks in bytes: fine where most prompts part, coarse behind; nobody looks further.
 _ENDS = (*range(512, 4097, 512), *range(5120, 8193, 1024), *range(10_240, 32_769, 2048), *range(40_960, 131_073, 8192))
+_BLOCKS = [slice(start, end) for start, end in zip((0, *_ENDS), _ENDS, strict=False)]
 _STAND_IN = 1024  # bytes that an image or a source counts for
 _REMEMBERED = 16_384  # checksums
 _VOTES = 64  # requests of a batch that are asked for the beginning that the whole job shares
@@ -42,13 +44,10 @@ def beginning(request: Request) -> bytes:
     sent = _sent(request)
     if len(sent) < WORTH_BYTES:
         return b""
-    chain, start, checksum = array("I"), 0, 0
-    for end in _ENDS:
-        if end > len(sent):
-            break
-        checksum = crc32(sent[start:end], checksum)
+    chain, checksum = array("I"), 0
+    for block in _BLOCKS[: bisect(_ENDS, len(sent))]:
+        checksum = crc32(sent[block], checksum)
         chain.append(checksum)
-        start = end
     return chain.tobytes()
 
 
@@ -147,15 +146,15 @@ class Families:
         agreed: list[int] = []  # how many blocks each shares with an earlier one
         for chain, (_, first) in zip(chains, places, strict=True):
             level = len(chain)
-            while level > first and chain[level - 1] not in known:
-                known[chain[level - 1]] = None
+            while level > first and (checksum := chain[level - 1]) not in known:
+                known[checksum] = None
                 level -= 1
             if level > first:
                 later.add(chain[level - 1])
             agreed.append(level)
         numbers = []
         for line, chain, (shared, first), level in zip(lines, chains, places, agreed, strict=True):
-            deepest = len(chain)
+            deepest = len(chain) if later else level
             while deepest > level and chain[deepest - 1] not in later:
                 deepest -= 1
             numbers.append(self._number(line, chain, shared, first, deepest))
@@ -179,20 +178,20 @@ class Families:
         # Its own: found by the blocks at which others may join, of one without others by all.
         family = _Family(line, worth)
         for checksum in chain[lowest:level] if worth else chain[first:]:
-            if worth or known.get(checksum) is None:
+            if worth or not known.get(checksum):
                 known[checksum] = family
         return line
 
 
+# After so many blocks that everybody shares, how many more are worth nothing yet.
+_FIRST = [bisect_left(_ENDS, end + WORTH_BYTES) for end in (0, *_ENDS)]
+
+
 def _first_worthwhile(chain: array[int], common: list[int]) -> tuple[int, int]:
-    """How many blocks of a request everybody shares, and how many more are worth nothing yet."""
+    """How many blocks of a request everybody shares, and from which on its own are worth something."""
     shared = 0
     for checksum, everybodys in zip(chain, common, strict=False):
         if checksum != everybodys:
             break
         shared += 1
-    worth = (_ENDS[shared - 1] if shared else 0) + WORTH_BYTES
-    first = shared
-    while first < len(_ENDS) and _ENDS[first] < worth:
-        first += 1
-    return shared, first
+    return shared, _FIRST[shared]

@@ -100,6 +100,17 @@ async def test_nobody_waits_for_long_behind_other_families(make: Make) -> None:
     assert max(at - line for at, line in enumerate(ordered.order, 1)) <= 4 * 5, "four slots, families of five"
 
 
+async def test_near_the_end_of_a_job_long_families_begin_first_so_that_servers_end_together(make: Make) -> None:
+    lengths = [2, 1, 3, 2, 5, 1, 2, 3, 8, 2, 5, 20]
+    families = [1000 + number for number, length in enumerate(lengths) for _ in range(length)]
+    fleet = (await wall_s(make, families))[1]
+    assert fleet.order[0] == families.index(1011) + 1, "the longest"
+    assert fleet.cold <= len(lengths) + 1 and fleet.idle_s == 0
+    assert fleet.now_s <= 1.1 * sum(one.took_s for one in fleet.begun) / 4, "four slots"
+    fleet = (await wall_s(make, families + [None] * 300))[1]
+    assert fleet.order[:4] == [1, 3, 4, 7], "long before the end in input order"
+
+
 @pytest.mark.parametrize("families", [in_order(200, 5), [7] * (3 * WINDOW_FETCH)])
 async def test_owners_get_equal_shares_whoever_has_families(make: Make, families: list[int]) -> None:
     fleet = await fleet_of(make, servers=2, slots=4)
@@ -175,3 +186,17 @@ def test_a_family_is_split_over_servers_before_it_gets_two_slots_of_one() -> Non
     places = Places.at(1, {}, {"gpu1": [(1, 5), (1, 6)]})
     pending = lane.pop("gpu1", frozenset(), places)
     assert pending is not None and pending.line == 2, "no slot is idle for the sake of a family"
+
+
+def test_the_family_with_most_requests_is_split_unless_a_free_slot_waits_for_it() -> None:
+    lane = lane_of([5, 6, 6, 7, 7, 7])
+    at_work = {"gpu0": [(1, 5), (1, 6), (1, 7)]}
+    chosen = Places.at(1, {}, at_work).choose(lane, "gpu1")
+    assert lane.window[chosen].line == 4
+    chosen = Places.at(2, {"gpu0": [(1, 7)]}, at_work).choose(lane, "gpu1")
+    assert lane.window[chosen].line == 2, "gpu0 goes on with 7 itself"
+    chosen = Places.at(2, {"gpu0": [(1, 7)]}, {"gpu1": [(1, 5), (1, 6)]}).choose(lane, "gpu1")
+    assert lane.window[chosen].line == 4, "rather than a second slot of gpu1 for one family"
+    lane.unread = 1
+    chosen = Places.at(1, {}, {"gpu0": [(1, 5)]}).choose(lane, "gpu1")
+    assert lane.window[chosen].line == 2, "the first that is nowhere, while others are to come"

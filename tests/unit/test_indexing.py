@@ -22,7 +22,7 @@ from obatchd.intake.feeder import read_requests
 from obatchd.intake.indexing import DropReader
 from obatchd.intake.intake import flush_unpacked
 from obatchd.intake.submitted import SubmittedSettings
-from obatchd.jobs.formats import request_file
+from obatchd.jobs.formats import lines, request_file
 from obatchd.jobs.model import Entry, Intent, default_id, repeated_line
 from obatchd.jobs.store import IndexBatch, JobRow, Store
 from obatchd.settings.job import JobSettings
@@ -120,6 +120,31 @@ def test_chunks_are_whole_and_in_order(
     found, changed = read_requests(request_file(input_of(layout, row)), rows, {})
     assert [json.loads(request.raw)["prompt"] for request in found] == [f"prompt {number}" for number in range(50)]
     assert not changed
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json.gz", "d", "batch.jsonl"])
+def test_families_are_looked_for_unless_they_are_off(
+    store: Store, layout: Layout, accept: Accept, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    asked = [{"prompt": f"{about * 300} {number}"} for about in ("this one ", "that one ") for number in range(3)]
+    if name == "d":
+        content: bytes | dict[str, bytes] = {
+            f"{number}.json": json.dumps(one).encode() for number, one in enumerate(asked)
+        }
+    elif name == "batch.jsonl":
+        bodies = [{"model": "m", "messages": [{"role": "user", "content": one["prompt"]}]} for one in asked]
+        content = jsonl([{"custom_id": f"{n}", "url": "/v1/chat/completions", "body": b} for n, b in enumerate(bodies)])
+    else:
+        content = array_gz(asked) if name.endswith("gz") else jsonl(asked)
+    row = accept(name, content)
+    index(store, reading(row, layout), 16)
+    families = [entry.family for entry in pending(store, row)]
+    assert len(set(families)) == 2 and None not in families and len(families) == 6
+    monkeypatch.setattr(lines, "beginning", lambda request: pytest.fail("nobody asked for it"))
+    row = accept(name, content)
+    off = Settings.model_validate({"dispatch": {"families": "off"}})
+    index(store, DropReader(row, layout, off, lambda _: None), 16)
+    assert [entry.family for entry in pending(store, row)] == [None] * 6
 
 
 def test_a_job_may_say_its_encoding_and_that_lines_are_prompts(store: Store, layout: Layout, accept: Accept) -> None:

@@ -98,6 +98,7 @@ def read_entries(
     times: int = 1,
     field_notes: FieldNotes | None = None,
     endpoint: str = "",
+    families: bool = False,
 ) -> Iterator[Entry]:
     """Every request of a drop, and every line that cannot be one.
 
@@ -105,19 +106,23 @@ def read_entries(
     ``check_space`` is called with the number of bytes about to be unpacked, again and again, and raises to stop it.
     ``size_bytes`` is how much of a plain file counts: bytes that somebody appended since it was taken do not. Each
     entry counts ``times`` times towards ``max_requests``: it is to be answered as often.
-    ``field_notes`` hear of fields that may be meant otherwise. ``endpoint`` is the one that every line of a batch file
-    must be for, where that was said. Raises DropRefused where the drop is none of our
-    formats, or there is no request in it at all.
+    ``field_notes`` hear of fields that may be meant otherwise; with ``families`` entries have beginnings, to find
+    those by. ``endpoint`` is the one that every line of a batch file must be for, where that was said. Raises
+    DropRefused where the drop is none of our formats, or there is no request in it at all.
     """
     drop = contents(input_path, name)
     form = form or recognise(drop.path, drop.name, rules.encoding)
     unpacked = input_path.with_name(_REQUESTS)
     plain = form in (Format.LINES, Format.BATCH) and not is_packed(drop.name) and not rules.given
     if plain and not unpacked.exists() and is_utf8(drop.path, rules.encoding):
-        index = BatchIndexer(field_notes, endpoint) if form is Format.BATCH else line_indexer(field_notes)
+        index = (
+            BatchIndexer(field_notes, endpoint, families=families)
+            if form is Format.BATCH
+            else line_indexer(field_notes, families=families)
+        )
         entries = _in_place(drop.path, index, limits.max_line_bytes, None if drop.is_unpacked else size_bytes)
     else:
-        entries = Unpacking(limits, rules, check_space, field_notes).entries(drop, form, unpacked)
+        entries = Unpacking(limits, rules, check_space, field_notes, families=families).entries(drop, form, unpacked)
     count = 0
     for count, entry in enumerate(entries, 1):
         if count * times > limits.max_requests:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,15 +25,27 @@ from obatchd.jobs.model import (
 _Parser = Callable[[bytes, FieldNotes | None], Request]
 
 
-def line_indexer(field_notes: FieldNotes | None = None) -> Callable[..., Entry]:
-    """A function that indexes the lines of a plain file; ``field_notes`` hear of fields that may be meant otherwise."""
+class _How(NamedTuple):
+    """How lines are read."""
+
+    parse: _Parser
+    field_notes: FieldNotes | None
+    families: bool
+
+
+def line_indexer(field_notes: FieldNotes | None = None, *, families: bool = True) -> Callable[..., Entry]:
+    """A function that indexes the lines of a plain file; ``field_notes`` hear of fields that may be meant otherwise.
+
+    Entries have the beginnings of their requests (``jobs.families``) if ``families``.
+    """
+    how = _How(parse_request, field_notes, families)
 
     def index_line(number: int, offset: int, raw: bytes, where: str = "") -> Entry:
         """The entry of one request whose surrounding white space is removed.
 
         ``offset`` is that of ``raw`` in the request file; ``where`` says where its author finds it, if not there.
         """
-        return _indexed(number, offset, raw, where, parse_request, field_notes)
+        return _indexed(number, offset, raw, where, how)
 
     return index_line
 
@@ -43,12 +56,11 @@ index_line = line_indexer()
 class BatchIndexer:
     """Indexes the lines of one batch file, which has one model, and one endpoint where one is given.
 
-    Called as :func:`index_line`.
+    Made and called as :func:`line_indexer`.
     """
 
-    def __init__(self, field_notes: FieldNotes | None = None, endpoint: str = "") -> None:
-        self._field_notes = field_notes
-        self._endpoint = endpoint
+    def __init__(self, field_notes: FieldNotes | None = None, endpoint: str = "", *, families: bool = True) -> None:
+        self._field_notes, self._endpoint, self._families = field_notes, endpoint, families
         self._model: str | None = None
         self._first = 0
 
@@ -63,7 +75,7 @@ class BatchIndexer:
             self._check_model(request, number)
             return request
 
-        return _indexed(number, offset, raw, where, parsed, self._field_notes)
+        return _indexed(number, offset, raw, where, _How(parsed, self._field_notes, self._families))
 
     def _check_endpoint(self, url: str) -> None:
         if self._endpoint and url != self._endpoint:
@@ -101,11 +113,11 @@ def once_each(entries: Iterable[Entry]) -> Iterator[Entry]:
         yield entry
 
 
-def _indexed(number: int, offset: int, raw: bytes, where: str, parse: _Parser, field_notes: FieldNotes | None) -> Entry:
+def _indexed(number: int, offset: int, raw: bytes, where: str, how: _How) -> Entry:
     try:
         if not raw.isascii():  # msgspec does not check skipped values, and they would fail in the worker
             decoded(raw)
-        request = parse(raw, field_notes)
+        request = how.parse(raw, how.field_notes)
         _check_images(request)
     except RequestRefused as refusal:
         return refused_request(number, offset, raw, request_id(raw), where, refusal)
@@ -114,7 +126,7 @@ def _indexed(number: int, offset: int, raw: bytes, where: str, parse: _Parser, f
         return refused_request(number, offset, raw, request_id(raw), where, too_deep)
     of_queue = (request.id, request.model, request.context_length, request.priority)
     if len(raw) >= WORTH_BYTES or request.images or request.urls or request.files or request.again:
-        begins = beginning(request)
+        begins = beginning(request) if how.families else b""
         return Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue, again=request.again, beginning=begins)
     return Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue)
 

@@ -66,8 +66,10 @@ class Unpacking:
         rules: RecordRules,
         check_space: Callable[[int], None] | None = None,
         field_notes: FieldNotes | None = None,
+        *,
+        families: bool = True,
     ) -> None:
-        self._field_notes = field_notes
+        self._field_notes, self._families = field_notes, families
         self._limits = limits
         self._rules = rules
         self._budget = Budget(limits.max_unpacked_bytes)
@@ -136,8 +138,8 @@ class Unpacking:
 
     def _index_of(self, form: Format) -> Index:
         if form is Format.BATCH and not self._rules.given:
-            return BatchIndexer(self._field_notes)
-        return index_line if self._rules.given else line_indexer(self._field_notes)
+            return BatchIndexer(self._field_notes, families=self._families)
+        return line_indexer(None if self._rules.given else self._field_notes, families=self._families)
 
     def _with_images(self, found: Found, pictures: Pictures, origin: Path) -> Found:
         if found.raw is None or found.refusal is not None:

@@ -35,7 +35,8 @@ class DispatchSettings(Section):
     families: Live[Literal["auto", "off"]] = setting(
         "auto",
         "Requests of a job that share a long beginning, such as several questions about one document, go one after "
-        'another into one slot, where Ollama has the beginning computed already; "off": in input order.',
+        'another into one slot, where Ollama has the beginning computed already; "off": in input order, and such '
+        "requests are not looked for in drops that are taken meanwhile.",
     )
     interactive_slots: Live[Literal["auto"] | Natural] = setting(
         "auto",
