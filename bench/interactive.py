@@ -123,6 +123,14 @@ def drop(inbox: Path, answer_s: float, count: int) -> dict[str, float]:
     return lengths
 
 
+async def begun(urls: list[str]) -> None:
+    """Wait until every slot has work: workers here import this program first, for many seconds on a busy machine."""
+    async with asyncio.timeout(120):
+        for url in urls:
+            while len((await asyncio.to_thread(ask, url, "/simulator/requests"))["requests"]) < SLOTS:
+                await asyncio.sleep(0.1)
+
+
 def share(urls: list[str], lengths: dict[str, float], begin_s: float, end_s: float) -> float:
     """The batch's share of the slot time between two moments (epoch), as the servers saw its requests begin."""
     used_s = 0.0
@@ -138,6 +146,7 @@ async def run(directory: Path, kept: int | str, answer_s: float, windows: int, *
     directory.mkdir()
     async with daemon(directory, kept) as (desk, inbox, urls):
         lengths = drop(inbox, answer_s, 16 * (windows + 4) * 2)
+        await begun(urls)
         spread_s, window_s = 2.0 * answer_s, windows * answer_s
         early = asyncio.create_task(people(desk, spread_s)) if with_people else None
         await asyncio.sleep(spread_s)

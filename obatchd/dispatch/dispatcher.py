@@ -249,17 +249,19 @@ class Dispatcher:
         if self._closing or (held and (self.desk.stopped or not self.desk.waiting)):
             return
         self._controls.look()
-        if not held:
-            self._tune()
+        self._tune(held=held)
         self._switcher.look()
         self._people.fill()
         if not held:
             self._offering.fill()
 
-    def _tune(self) -> None:
+    def _tune(self, *, held: bool) -> None:
+        tuner = self._switcher.tuner
         try:
-            if self._switcher.tuner is not None:
-                self._switcher.tuner.look()
+            if tuner is not None:
+                tuner.give_way()
+                if not held:
+                    tuner.look()
         except Exception:  # noqa: BLE001 - logged; a defect here must cost speed, not the work of all servers
             _log.exception("tuning_ended")
             self._switcher.tuner = None

@@ -80,7 +80,7 @@ class OutcomeHandler:
                 self.requeue(taken)
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             if link.window is not None:
-                link.window.add(item, slot_s)
+                link.window.add(item, slot_s, link.kept_free)
             link.watch.answered(
                 TimedAnswer(
                     link.token_s, link.server.loaded, link.server.slots, item.active, slot_s, item.wait_s,

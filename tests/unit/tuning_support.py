@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from dispatch_support import Port, Rig, settle
@@ -88,10 +89,10 @@ class TunedPort(Port):
 class Hall(Rig):
     """Servers that answer as their curves say."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock, *ports: TunedPort) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock, *ports: TunedPort, **settings: Any) -> None:
         monkeypatch.setattr(switching, "time", clock)
         monkeypatch.setattr(link, "time", clock)
-        super().__init__(monkeypatch, *ports, switch_after_s=120.0)
+        super().__init__(monkeypatch, *ports, **{"switch_after_s": 120.0} | settings)
         self.clock, self.facts = clock, Facts()
         self.servers = {port.id: port for port in ports}
         self.waiting = False  # somebody waits for an answer

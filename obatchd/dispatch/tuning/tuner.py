@@ -30,6 +30,7 @@ _IDLE_S = 30.0  # a search is broken off when its server had free slots for so l
 _WINDOW_S = 60.0
 _WINDOW_ANSWERS = 200
 _NO_WORK = "no server works on enough requests for it now"
+_GAVE_WAY_S = 30.0  # a change that gave way to somebody who waited is not begun again: its server was emptied in vain
 _ASK_AGAIN_S = 5.0  # whether a change is worth it: many jobs may have to be looked at
 
 
@@ -97,12 +98,19 @@ class Tuner:
             if link.server.tuning is not None:
                 self._look(link, link.server.tuning, now_s)
 
+    def give_way(self) -> None:
+        """Withdraw changes that have not come to their loads while somebody waits for an answer; costs nothing else."""
+        if self._steps and self._interactive.waits():
+            for link in self._links.values():
+                if link.server.id in self._steps and link.loading is None:
+                    self._withdraw(link)
+
     def _look(self, link: Link, server: TunableServer, now_s: float) -> None:
         turn = self._turn(link)
         profile, step = link.server.loaded, self._steps.get(link.server.id)
         if step is not None and link.loading is None:
-            if self._interactive.waits() or link.switching_to != step.profile:
-                self._withdraw(link)  # or the server went down meanwhile, and others do its work
+            if link.switching_to != step.profile:
+                self._withdraw(link)  # the server went down meanwhile, and others do its work
             return
         if turn.restarts != server.restarts:
             self._died(link, turn, server)
@@ -221,6 +229,7 @@ class Tuner:
         step = self._steps.pop(link.server.id)
         if link.switching_to == step.profile:
             link.switching_to = None
+        self._turn(link).refused_s = self._clock.monotonic() + _GAVE_WAY_S - _ASK_AGAIN_S
         self._unbegin(link, step)
 
     def _unbegin(self, link: Link, step: Step) -> None:

@@ -32,7 +32,7 @@ class Window:
     """Takes answers until it has seen 60 s with every slot busy, or 200 answers, and two of each slot.
 
     Time is slot time: an answer that kept one of eight slots for 8 s is one second of the server. So pauses in which
-    slots were free count nothing, wherever they lie.
+    slots were free count nothing, wherever they lie. Slots that are kept free for people count as what they are: idle.
     """
 
     def __init__(self, slots: int) -> None:
@@ -40,12 +40,17 @@ class Window:
         self.full = False
         self._samples: list[_Sample] = []
         self._slot_s = 0.0
+        self._busy = 0  # slots, summed over the answers
         self._least = max(_LEAST_ANSWERS, _LEAST_OF_A_SLOT * slots)
 
-    def add(self, item: ResultItem, slot_s: float) -> None:
-        """An answer that occupied slots for ``slot_s`` in all; one beside a free slot says nothing, nor do vectors."""
-        if self.full or item.active < self.slots or item.vectors or slot_s <= 0:
+    def add(self, item: ResultItem, slot_s: float, kept: int = 0) -> None:
+        """An answer that occupied slots for ``slot_s`` in all; one beside a free slot says nothing, nor do vectors.
+
+        ``kept`` slots are not given to batches: they may be free.
+        """
+        if self.full or item.active < max(1, self.slots - kept) or item.vectors or slot_s <= 0:
             return
+        self._busy += min(item.active, self.slots)
         eval_s = min(item.eval_s, slot_s)
         self._samples.append(_Sample(slot_s - eval_s, eval_s, item.prompt_tokens, item.response_tokens))
         self._slot_s += slot_s
@@ -58,8 +63,12 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """How long every slot was busy."""
-        return self._slot_s / self.slots
+        """How long every slot was busy that batches may have."""
+        return self._slot_s / self._mean_busy
+
+    @property
+    def _mean_busy(self) -> float:
+        return self._busy / len(self._samples) if self._samples else self.slots
 
     def mix(self) -> Mix:
         """The tokens of its answers."""
@@ -75,7 +84,7 @@ class Window:
         Seconds of slot time for a prompt token and for an answer token are measured apart. Where the server does not
         tell how long it generated, both kinds of tokens take alike.
         """
-        own, count = self.mix(), max(1, len(self._samples))
+        own, count, busy = self.mix(), max(1, len(self._samples)), self._mean_busy
         eval_s = sum(sample.eval_s for sample in self._samples) / count
         prompt_s = sum(sample.prompt_s for sample in self._samples) / count
         if eval_s:
@@ -86,9 +95,9 @@ class Window:
         cost_s = max(1e-9, sum(parts))
         return Tried(
             self.slots,
-            tokens_per_s=self.slots * sum(mix) / cost_s,
-            prompt_tokens_per_s=self.slots * own.prompt_tokens / prompt_s if prompt_s else 0.0,
-            answer_tokens_per_s=self.slots * own.response_tokens / eval_s if eval_s else 0.0,
+            tokens_per_s=busy * sum(mix) / cost_s,
+            prompt_tokens_per_s=busy * own.prompt_tokens / prompt_s if prompt_s else 0.0,
+            answer_tokens_per_s=busy * own.response_tokens / eval_s if eval_s else 0.0,
             spread=self._spread(own, prompt_s, eval_s),
             answers=len(self._samples),
             at_s=at_s,
