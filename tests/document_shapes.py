@@ -44,6 +44,7 @@ LATER = frozenset(
         "families",
         "prompt_tokens_reused_estimate",
         "interactive",
+        "http",
         "energy_j",
         "energy_percent",
         "energy_note",

@@ -46,9 +46,8 @@ def test_jobs_get_the_energy_of_the_cards_and_no_more(daemon: Callable[..., Daem
     # The last seconds of each job, between two readings, are reckoned by the price before them (docs/decisions.md).
     assert 0.9 * (emptied_j - running_j) <= given_j <= 1.02 * (cards_j(d) - begun_j)
     assert [(job["energy_percent"], job["energy_note"]) for job in jobs] == [(100.0, "")] * 2
-    for job in jobs:  # tokens that were made together cost the same
+    for job in jobs:
         assert job["tokens_per_j"] == pytest.approx(job["response_tokens"] / job["energy_j"], abs=0.001)
-    assert jobs[0]["tokens_per_j"] == pytest.approx(jobs[1]["tokens_per_j"], rel=0.25)
     assert usage_j(d) == pytest.approx(given_j + (first["energy_j"] or 0.0), abs=0.01)
     told = d.control("job", d.done("a.jsonl").id).stdout
     assert " Wh, " in told and " tokens/J" in told
