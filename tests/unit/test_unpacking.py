@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from container_support import MIB, endless_workbook, workbook
+from container_support import endless_workbook, workbook
 from engine_support import Street, lines, street, until
 from settings_support import reload
 
@@ -26,6 +26,7 @@ from obatchd.jobs.model import JobState
 from obatchd.live import conditions
 from obatchd.operations.jobs import JobCommands
 from obatchd.operations.submissions import Submissions
+from obatchd.spool.layout import FreeSpace, Layout
 
 
 def archive(**files: bytes) -> bytes:
@@ -113,8 +114,12 @@ async def test_one_that_waits_counts_for_the_limits_of_its_owner(rig: Street, st
     assert "1 (open_jobs in [limits])" in rig.engine.intake.report.blocked[0].reason
 
 
-async def test_a_disk_without_room_is_waited_for(rig: Street, started: list[Child]) -> None:
-    room = (rig.work.layout.free().bytes - 4 * MIB) // 2  # so much that the unpacker is started, and not enough for it
+async def test_a_disk_without_room_is_waited_for(
+    rig: Street, monkeypatch: pytest.MonkeyPatch, started: list[Child]
+) -> None:
+    room = rig.work.layout.free().bytes  # the unpacker is started, and sees that twice as much is to stay free
+    just_enough = FreeSpace(2 * room + 1, -1, False)
+    monkeypatch.setattr(Layout, "free", lambda layout, *, doubtful=False: just_enough)
     reload(rig.work.settings, "disk.min_free_bytes", room)
     row = rig.accept(GOOD, name="p.zip")
     await rig.engine.intake.begin([row])
