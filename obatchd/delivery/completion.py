@@ -88,6 +88,11 @@ class Completion:
     def finished(self, finished: Finished) -> None:
         self._committer.finish(finished)
 
+    def served(self, finished: Finished) -> None:
+        self.energy.answered(
+            finished.job, finished.server, finished.duration_s, finished.prompt_tokens, finished.response_tokens
+        )
+
     def failed(self, failed: Failed) -> None:
         self._committer.fail(failed)
 

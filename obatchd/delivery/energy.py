@@ -74,7 +74,7 @@ class EnergyBill:
         self._slots = slots
 
     def answered(self, job: int, server_id: str, duration_s: float, prompt_tokens: int, response_tokens: int) -> None:
-        """A request was answered, just now, after so many seconds in a slot."""
+        """A request was answered, just now, after so many seconds in a slot. One of no job bears its part, too."""
         if (shares := self._servers.get(server_id)) is not None:
             now_s = monotonic_s()
             shares.answered(job, now_s - duration_s, now_s, response_tokens + PROMPT_TOKEN * prompt_tokens)

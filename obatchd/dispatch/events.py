@@ -45,6 +45,9 @@ class DispatchEvents(Protocol):
     def finished(self, finished: Finished) -> None:
         """A request has its outcome."""
 
+    def served(self, finished: Finished) -> None:
+        """Somebody who waited for it was answered, which belongs to no job; a server worked for it."""
+
     def failed(self, failed: Failed) -> None:
         """An attempt failed and another one follows."""
 

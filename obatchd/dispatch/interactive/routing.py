@@ -21,8 +21,13 @@ class Routed:
     def finished(self, finished: Finished) -> None:
         if finished.job != INTERACTIVE:
             self._events.finished(finished)
-        else:
-            self._desk.finished(finished)
+            return
+        if finished.succeeded:
+            self._events.served(finished)
+        self._desk.finished(finished)
+
+    def served(self, finished: Finished) -> None:
+        self._events.served(finished)
 
     def failed(self, failed: Failed) -> None:
         if failed.job != INTERACTIVE:
