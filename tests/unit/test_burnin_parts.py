@@ -476,6 +476,11 @@ def test_a_comparison_has_tokens_per_joule_where_reports_tell_them() -> None:
     assert shares[2] == pytest.approx(80, abs=2) and shares[0] == pytest.approx(112, abs=6)
     assert {row.judgement for row in group.gpus} == {"as the others"}  # it is told, and judged by nobody
     assert "TOKENS/J" in comparison(compared) and "0.5" in comparison(compared)
+    for group in compared.groups:
+        for row in group.gpus:
+            row.hostname = "vm"
+    [heads, *rows] = comparison(compared).splitlines()[3:]
+    assert {row[heads.index("RUN") :].split()[0] for row in rows} == {row.run for row in group.gpus}
 
 
 def test_a_report_of_a_version_that_read_no_energy_is_read_and_compared() -> None:

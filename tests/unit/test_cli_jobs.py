@@ -312,10 +312,15 @@ def test_usage_is_a_table_by_owner_and_month(monkeypatch: pytest.MonkeyPatch) ->
     lines = [click.unstyle(line) for line in shown(monkeypatch, "usage", answer=sums).stdout.splitlines()]
     assert max(map(len, lines)) <= 80
     assert [line.split() for line in lines] == [
-        ["OWNER", "MONTH", "DONE", "FAILED", "PROMPT", "TOKENS", "ANSWER", "TOKENS", "GPU-SECONDS", "KWH"],
-        ["ada", "2026-11", "1,298", "2", "30,000", "1,000,000", "12,346", "1.250"],
+        ["OWNER", "MONTH", "DONE", "FAILED", "CANCELLED", "PROMPT", "TOKENS", "ANSWER", "TOKENS", "GPU-SECONDS"],
+        ["ada", "2026-11", "1,298", "2", "10", "30,000", "1,000,000", "12,346"],
         ["4711", "2026-10", "1", "3", "4", "0"],
     ]
+    monkeypatch.setattr(text, "_width", lambda: 110)
+    wide = [click.unstyle(line).split() for line in shown(monkeypatch, "usage", answer=sums).stdout.splitlines()]
+    assert [line[-1] for line in wide] == ["KWH", "1.250", "0"]
+    few = Usage([OwnerUsage(7, "ada", "2026-11", 1, 1, 0, 0, 0, 3, 4, 0.4, 115.4)])
+    assert shown(monkeypatch, "usage", answer=few).stdout.endswith("  below 0.001\n")
     assert shown(monkeypatch, "usage", answer=Usage([])).stdout == "No job has ended in that time.\n"
     assert json.loads(shown(monkeypatch, "usage", "--json", answer=sums).stdout)["usage"][0]["name"] == "ada"
 

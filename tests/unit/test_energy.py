@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from engine_support import Street, street
+from dispatch_support import Port
+from engine_support import Street, street, until
 
 from obatchd.cli.views.job import price
 from obatchd.delivery import energy as energy_module
 from obatchd.delivery.shares import Running, ServerShares, Share, weighed
 from obatchd.dispatch.interactive.lease import Question
+from obatchd.dispatch.protocol import INTERACTIVE
 from obatchd.documents.jobs import JobTotals
 from obatchd.gpus.energy import EnergyMeters
 from obatchd.gpus.model import Identity, Reading
@@ -372,6 +374,27 @@ async def test_the_energy_of_a_job_survives_a_restart(tmp_path: Path, monkeypatc
         summary = await rig.published(again)
         assert summary["energy_j"] == pytest.approx(kept_j, abs=0.001) and summary["energy_percent"] == 50.0
         assert summary["energy_note"] == "gpu0: it computes on the CPU"
+
+
+async def test_a_job_does_not_pay_for_the_answers_to_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with street(monkeypatch, tmp_path, Port("gpu0", 4)) as rig:
+        clock = Clock(monkeypatch)
+        clock.meter(rig, 0.0)
+        live = await rig.take("a", "b")
+        await rig.begun(live)
+        clock.pass_s(10.0)
+        for _ in range(10):  # of a token each
+            lease = rig.engine.dispatcher.desk.ask(Question(b'{"prompt": "why?"}'), 1000)
+            await until(lambda: any(item.job == INTERACTIVE for item in rig.held()))
+            rig.worker("gpu0").begin((INTERACTIVE, lease.number))
+            rig.worker("gpu0").end((INTERACTIVE, lease.number))
+            assert (await lease.result()).succeeded
+        await rig.answer(live, 1)  # of five
+        clock.meter(rig, 3000.0)
+        await rig.answer(live, 2)
+        summary = await rig.published(live)
+        assert summary["energy_percent"] == 100.0
+        assert 0 < summary["energy_j"] < 2000.0
 
 
 async def test_a_job_on_servers_without_a_meter_says_why_it_has_no_energy(

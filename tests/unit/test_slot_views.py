@@ -61,6 +61,16 @@ async def test_where_nothing_is_searched_the_page_says_so(
     assert not document.tune and words in document.reason
     assert {profile.state for profile in document.profiles} == {"off"}
     assert page[0].startswith("No numbers of slots are tried") and not any("measures" in line for line in page)
+    assert sum(words in line for line in page) == 1
+
+
+async def test_what_was_fastest_is_no_choice_where_nothing_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    document, page = await documents(monkeypatch, 3600, slots=12)
+    [profile] = document.profiles
+    assert (profile.state, profile.chosen) == ("off", 32)
+    assert "  32 slots were the fastest when that was measured" in page
+    [row] = [line for line in page if "fastest" in line and line.split()[0] == "32" and "slots" not in line]
+    assert "chosen" not in "".join(page) and row.split()[1] == "fastest"
 
 
 def test_a_daemon_that_measured_nothing_says_what_it_waits_for() -> None:

@@ -68,15 +68,19 @@ def test_files_made_before_there_were_versions_are_brought_up_with_a_copy(tmp_pa
     store.close()
 
 
-def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path) -> None:
-    Store(tmp_path, in_force()).close()
+@pytest.mark.parametrize("damaged", [False, True])  # whether the newer one met damage before it ended
+def test_a_newer_file_is_refused_and_all_are_left_alone(tmp_path: Path, damaged: bool) -> None:
+    store = Store(tmp_path, in_force())
+    if damaged:
+        store.distrust()
+    store.close()
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:
         connection.execute("PRAGMA user_version = 99")
-    before = (tmp_path / "state.db").read_bytes()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(StoreError, match=r"newer obatchd.*version 99.*Install the newer") as caught:
         Store(tmp_path, in_force())
     assert caught.value.code == "store_newer"
-    assert (tmp_path / "state.db").read_bytes() == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

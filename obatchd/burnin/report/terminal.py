@@ -73,7 +73,7 @@ def _reasons(gpu: BurninGpu) -> list[str]:
 def comparison(document: Comparison) -> str:
     """A comparison: a line for each GPU, grouped by kind of GPU and load."""
     lines = textwrap.wrap(f"{document.verdict}: {document.meaning}", _WIDTH)
-    width = min(20, max(len(row.hostname) for group in document.groups for row in group.gpus))
+    width = min(20, max(len("HOST"), *(len(row.hostname) for group in document.groups for row in group.gpus)))
     for group in document.groups:
         slots = counted(group.slots, "slot") if group.slots else "slots unknown"
         lines += [

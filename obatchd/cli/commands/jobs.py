@@ -21,7 +21,7 @@ from obatchd.words import counted
 SUMS_STAY = "The sums of obatchctl usage stay: they name an owner and a month, and no job."
 _SUM_HEADINGS = (
     "~OWNER", "MONTH", ">DONE", "?>FAILED", "?>CANCELLED", "?>EXPIRED", ">PROMPT TOKENS", ">ANSWER TOKENS",
-    ">GPU-SECONDS", ">KWH",
+    ">GPU-SECONDS", "?>KWH",
 )  # fmt: skip
 _DOUBTS_SHOWN = 5
 _MOST = 10_000  # jobs in a list of the daemon
@@ -134,9 +134,15 @@ def usage_command(invocation: Invocation, month: str | None, owner: str | None) 
 
     An administrator sees everybody's sums. A job counts in the month in which it ends. While an answer is made, it
     counts its slot's share of the server's GPUs: on one GPU with four slots, a quarter of the time. The
-    energy (KWH) is that of GPUs, as far as they tell it. The sums name no job, and stay when jobs are erased.
+    energy (KWH, where there is room) is that of GPUs, as far as they tell it. The sums name no job, and stay when jobs
+    are erased.
     """
     invocation.answer(invocation.client().get("usage", month=month, owner=owner), view=_sums)
+
+
+def _kilowatt_hours(energy_j: float) -> str:
+    kilowatt_hours = energy_j / 3.6e6
+    return f"{kilowatt_hours:,.3f}" if kilowatt_hours >= 0.001 else "below 0.001" if energy_j else ""
 
 
 def _sums(document: Document) -> list[str]:
@@ -145,7 +151,7 @@ def _sums(document: Document) -> list[str]:
             row["name"], row["month"], f"{row['succeeded']:,}",
             *(f"{row[name]:,}" if row[name] else "" for name in ("failed", "cancelled", "expired")),
             f"{row['prompt_tokens']:,}", f"{row['response_tokens']:,}", f"{row['gpu_s']:,.0f}",
-            f"{row['energy_j'] / 3.6e6:,.3f}" if row.get("energy_j") else "",
+            _kilowatt_hours(row.get("energy_j") or 0.0),
         ]
         for row in document["usage"]
     ]  # fmt: skip

@@ -32,20 +32,31 @@ def _profile(profile: Document) -> list[str]:
     versions = [
         f"{name} {profile[field]}" for name, field in (("Ollama", "ollama"), ("driver", "driver")) if profile[field]
     ]
-    chosen = profile["chosen"]
-    found = f"{counted(chosen, 'slot')}: " if chosen and profile["state"] != "off" else ""
-    rows = [_row(one, chosen) for one in profile["tried"]]
+    off = profile["state"] == "off"
+    rows = [_row(one, profile["chosen"], "fastest" if off else "chosen") for one in profile["tried"]]
     memory = profile["slot_bytes"]
     return [
         click.style(clean(f"{about}{', ' if versions else ''}{', '.join(versions)}"), bold=True),
-        *wrapped(f"{found}{profile['reason']}", "  "),
+        *wrapped(_past(profile["chosen"]) if off else _now(profile), "  "),
         *(table(_HEADINGS, rows) if rows else []),
         *([f"  One slot takes {size(memory)} of VRAM."] if memory else []),
     ]
 
 
-def _row(one: Document, chosen: int | None) -> list[object]:
-    state = "chosen" if one["slots"] == chosen else _STATES.get(one["state"]) or str(one["state"])
+def _now(profile: Document) -> str:
+    found = f"{counted(profile['chosen'], 'slot')}: " if profile["chosen"] else ""
+    return f"{found}{profile['reason']}"
+
+
+def _past(chosen: int | None) -> str:
+    """What is known where nothing is searched; why not stands above all models."""
+    if chosen is None:
+        return "the search was not over"
+    return f"{counted(chosen, 'slot')} {'was' if chosen == 1 else 'were'} the fastest when that was measured"
+
+
+def _row(one: Document, chosen: int | None, best: str) -> list[object]:
+    state = best if one["slots"] == chosen else _STATES.get(one["state"]) or str(one["state"])
     if one["state"] == "measuring" and one["answers"]:
         state += f" ({counted(one['answers'], 'answer')})"
     return [

@@ -28,11 +28,19 @@ class Session:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        boot = found = boot_id()
+        boot = boot_id()
+        self._found: str | None = None
         with suppress(FileNotFoundError):
-            found = path.read_text("ascii").strip()
-        self.suspicious = found != boot  # the store's files should be looked at before they are trusted
+            self._found = path.read_text("ascii").strip()
+        self.suspicious = self._found not in (None, boot)  # the files should be looked at before they are trusted
         self._write(boot)
+
+    def undo(self) -> None:
+        """Nothing of the store was used: whoever comes next finds what this one found."""
+        if self._found is None:
+            self.end(damaged=False)
+        else:
+            self._write(self._found)
 
     def end(self, *, damaged: bool) -> None:
         """The store is closed; ``damaged`` when it has to be looked at before it is used again."""

@@ -55,7 +55,12 @@ class Store:
         self._lock = threading.Lock()
         self._shared_name = ""
         self._shared_jobs = 0
-        self.state = self._sound(work / "state.db", lambda path: StateStore(path, self._choose_segment, settings))
+        try:
+            self.state = self._sound(work / "state.db", lambda path: StateStore(path, self._choose_segment, settings))
+        except StoreError as error:
+            if error.code == "store_newer":
+                self._session.undo()
+            raise
 
     def distrust(self) -> None:
         """Damage was met: the next start reads every file before it trusts it."""
