@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import time
@@ -16,8 +18,8 @@ import pytest
 from settings_support import in_force
 from test_models import FIRST, SECOND, Deaf, Hosts
 
-from obatchd.control.auth import Access
-from obatchd.control.programs import Programs
+from obatchd.control.auth import Access, Caller
+from obatchd.control.programs import Piece, Programs
 from obatchd.documents.native import RunningModels, StoredModels
 from obatchd.errors import ApiError, ModelError
 from obatchd.front.listener import Listener
@@ -324,6 +326,53 @@ def test_vectors() -> None:
 # The door.
 
 
+class Answer:
+    """Implements :class:`obatchd.control.programs.Awaited`: what is told comes when the test lets it."""
+
+    def __init__(self, *coming: Piece | Exception | bytes) -> None:
+        self.coming: asyncio.Queue[Piece | Exception | bytes] = asyncio.Queue()
+        for one in coming:
+            self.coming.put_nowait(one)
+        self.left = asyncio.Event()
+
+    def __aiter__(self) -> Answer:
+        return self
+
+    async def __anext__(self) -> Piece:
+        found = await self.coming.get()
+        if isinstance(found, Piece):
+            return found
+        if isinstance(found, Exception) and not isinstance(found, ApiError):
+            raise found
+        self.coming.put_nowait(found)  # for ``result``
+        raise StopAsyncIteration
+
+    async def result(self) -> bytes:
+        found = await self.coming.get()
+        if isinstance(found, Exception):
+            raise found
+        assert isinstance(found, bytes)
+        return found
+
+    async def __aenter__(self) -> Answer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.left.set()
+
+
+class Asked:
+    """Implements :class:`obatchd.control.programs.Asking`."""
+
+    def __init__(self) -> None:
+        self.answer = Answer()
+        self.calls: list[tuple[Caller, Any, bool]] = []
+
+    def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> Answer:
+        self.calls.append((caller, json.loads(raw), stream))
+        return self.answer
+
+
 class Models:
     """Implements :class:`obatchd.control.programs.NativeModels`."""
 
@@ -346,12 +395,17 @@ class Models:
 
 
 @pytest.fixture
-async def door(tmp_path: Path) -> AsyncIterator[aiohttp.ClientSession]:
+def asking() -> Asked:
+    return Asked()
+
+
+@pytest.fixture
+async def door(tmp_path: Path, asking: Asked) -> AsyncIterator[aiohttp.ClientSession]:
     """The API on its socket, where the kernel says who calls."""
     unused: Any = SimpleNamespace(listen=lambda listener: None)
     settings = in_force(http={"listen": ""})
     listener = Listener(
-        Programs(keys=unused, files=unused, batches=unused, models=unused, native=Models(), asking=unused),
+        Programs(keys=unused, files=unused, batches=unused, models=unused, native=Models(), asking=asking),
         settings, tmp_path / "s", Access(settings.value.access),
     )  # fmt: skip
     await listener.start()
@@ -424,3 +478,59 @@ async def test_a_large_blob_is_refused_before_it_comes(door: aiohttp.ClientSessi
             assert refused.status == 403
     except aiohttp.ClientConnectionError:  # it was still sending
         pass
+
+
+DONE = json.dumps(RECORD).encode()
+CHATTED = {"model": "tiny", "messages": [{"role": "user", "content": "why?"}]}
+
+
+async def test_a_stream_has_an_object_a_line(door: aiohttp.ClientSession, asking: Asked) -> None:
+    asking.answer = Answer(Piece("be", "", []), Piece("cause", "", []), DONE)
+    async with door.post("/api/chat", json=CHATTED) as found:
+        assert (found.status, found.content_type) == (200, "application/x-ndjson")
+        lines = [json.loads(line) for line in (await found.text()).splitlines()]
+    assert [line["message"]["content"] for line in lines] == ["be", "cause", ""]
+    assert [line["done"] for line in lines] == [False, False, True]
+    [(caller, line, stream)] = asking.calls
+    assert (caller.uid, caller.is_administrator, stream) == (os.geteuid(), False, True)
+    assert line == {"custom_id": "-", "url": "/api/chat", "body": CHATTED}
+
+
+async def test_who_waits_gets_a_sign_of_life_that_clients_pass_over(
+    door: aiohttp.ClientSession, asking: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("obatchd.front.native.asking._SIGN_S", 0.01)
+    async with door.post("/api/generate", json={"model": "tiny", "prompt": "why?"}) as found:
+        assert await found.content.readexactly(3) == b"   "
+        asking.answer.coming.put_nowait(Piece("because", "", []))
+        first = await found.content.readline()
+        assert json.loads(first)["response"] == "because"  # as clients read it: spaces in front do not matter
+        asking.answer.coming.put_nowait(ApiError("its server died", status=500))
+        assert json.loads(await found.content.read()) == {"error": "its server died"}
+
+
+async def test_a_failure_before_the_first_piece_has_its_status(door: aiohttp.ClientSession, asking: Asked) -> None:
+    for stream in (True, False):
+        asking.answer = Answer(ApiError("too many", status=429, code="queue_full", final=False))
+        async with door.post("/api/chat", json=CHATTED | {"stream": stream}) as found:
+            assert (found.status, await found.json()) == (429, {"error": "too many"})
+            assert found.headers["Retry-After"]
+        assert asking.answer.left.is_set()
+
+
+async def test_a_defect_in_a_stream_ends_it_visibly(door: aiohttp.ClientSession, asking: Asked) -> None:
+    asking.answer = Answer(Piece("be", "", []), KeyError("a defect"))
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with door.post("/api/chat", json=CHATTED) as found:
+            await found.read()
+
+
+async def test_who_goes_gives_up_the_answer(door: aiohttp.ClientSession, asking: Asked) -> None:
+    for body in (CHATTED, CHATTED | {"stream": False}):
+        asking.answer = Answer(Piece("be", "", []))
+        with contextlib.suppress(TimeoutError):
+            async with door.post("/api/chat", json=body, timeout=aiohttp.ClientTimeout(0.2)) as found:
+                await found.content.readline()
+                found.close()
+        async with asyncio.timeout(5):
+            await asking.answer.left.wait()

@@ -99,6 +99,10 @@ async def _stream(request: web.Request, teller: Teller, awaited: Awaited) -> web
         if not response.prepared:
             raise
         await _write(request, response, _encode(ErrorText(error.message)) + b"\n")
+    except Exception:
+        if response.prepared and request.transport is not None:  # a refusal would pass for a part of the answer
+            request.transport.abort()
+        raise
     await response.write_eof()
     return response
 
