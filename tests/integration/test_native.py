@@ -227,6 +227,57 @@ def test_the_context_that_is_loaded_reloads_nothing(programs: Programs, client: 
     assert loads(programs) == before
 
 
+@pytest.fixture
+def slow(make_daemon: Callable[..., Daemon], monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """A daemon whose answers take some five seconds."""
+    faults = [
+        {"kind": "runner_crash", "marker": "crash at once", "count": 1},
+        {"kind": "runner_crash", "marker": "crash later", "after_tokens": 20, "count": 1},
+    ]
+    answer = {"tokens_per_s": 40, "answer": {"tokens": 200}, "chunk_s": 0.02, "faults": faults}
+    found = over_http(make_daemon, simulator=answer)
+    found.d.start().ready()
+    monkeypatch.setenv("OLLAMA_API_KEY", found.key)
+    return found
+
+
+def in_flight(programs: Programs) -> int:
+    return sum(state["in_flight"] for state in states(programs))
+
+
+def test_who_goes_frees_the_slot_within_a_second(slow: Programs) -> None:
+    with ollama.Client(root_of(slow)) as client:
+        pieces = client.chat("tiny", [USER], stream=True)
+        assert next(iter(pieces)).message.content and in_flight(slow) == 1
+        pieces.close()  # type: ignore[attr-defined]
+        wait_for(lambda: in_flight(slow) == 0, 1)
+    with ollama.Client(root_of(slow), timeout=0.5) as client, pytest.raises(httpx.ReadTimeout):
+        client.generate("tiny", "why?")
+    wait_for(lambda: in_flight(slow) == 0, 1)
+
+
+def test_a_server_that_dies_is_not_seen_before_the_first_piece_and_told_after_it(slow: Programs) -> None:
+    options = {"num_predict": 30}
+    with ollama.Client(root_of(slow)) as client:
+        pieces = [*client.generate("tiny", "crash at once", stream=True, options=options)]
+        assert pieces[-1].eval_count == 30
+        pieces = []
+        with pytest.raises(ollama.ResponseError) as caught:
+            for piece in client.generate("tiny", "crash later", stream=True, options=options):
+                pieces.append(piece)
+        assert pieces and caught.value.status_code == -1  # as of an error in a stream of Ollama's
+        assert client.generate("tiny", "crash no more", options=options).response
+
+
+def test_a_context_that_no_server_has_is_loaded_where_nothing_else_waits(slow: Programs) -> None:
+    options = {"num_predict": 3, "num_ctx": 16384}
+    with ollama.Client(root_of(slow)) as client:
+        assert client.chat("tiny", [USER], options=options).done
+        assert client.chat("tiny", [USER], options=options).done
+        assert [model.context_length for model in client.ps().models] == [16384]
+    assert loads(slow) == 1
+
+
 # Open WebUI.
 
 
