@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ollama
@@ -108,3 +109,37 @@ def compare(client: ollama.Client, direct: ollama.Client) -> None:
         client.generate("tiny", "word " * 9000)
     with pytest.raises(ollama.ResponseError, match="not found"):
         client.chat("nope", [USER])
+
+
+def test_a_thousand_calls_beside_a_batch_load_nothing_again(
+    make_daemon: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = real(make_daemon)
+    monkeypatch.setenv("OLLAMA_API_KEY", found.key)
+    log = found.d.spool / "work" / "logs" / "cpu0.log"
+    limit = {"num_predict": 4}
+
+    def loads() -> int:
+        return log.read_text(errors="replace").count('msg="loaded runners"')
+
+    with ollama.Client(f"http://127.0.0.1:{found.port}") as client, ThreadPoolExecutor(4) as pool:
+        client.chat("tiny", [USER], options=limit)
+        before = loads()
+        lines = [{"id": f"p{number}", "prompt": "why?", "max_response_tokens": 4} for number in range(400)]
+        found.d.drop("beside.jsonl", lines)
+
+        def call(number: int) -> None:
+            options = {**limit, **({"num_ctx": 8192, "num_thread": 7} if number % 2 else {})}
+            match number % 4:
+                case 0 | 1:
+                    assert client.chat("tiny", [USER], options=options, keep_alive=0).done
+                case 2:
+                    assert [*client.chat("tiny", [USER], options=options, stream=True)][-1].done
+                case _:
+                    assert client.generate("tiny", "why?", options=options, keep_alive="1s").done
+            if number % 50 == 0:
+                assert client.generate("tiny", keep_alive=0).done_reason == "unload"
+
+        assert len([*pool.map(call, range(600))]) == 600
+        assert len(found.d.done("beside.jsonl", 120).results) == 400
+    assert loads() == before == 1
