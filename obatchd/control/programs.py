@@ -6,13 +6,17 @@ API refuses the call, and SpoolError where the disk refuses. What is somebody el
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 from attrs import frozen
 
 from obatchd.control.auth import Caller
 from obatchd.control.operations import ModelOperations
+from obatchd.documents.native import RunningModels, StoredModels
 from obatchd.documents.programs import BatchObject, DeletedFile, FileObject, Page
 
 KEY_PREFIX = "obk_"  # of every key
@@ -133,6 +137,62 @@ class BatchOperations(Protocol):
         """Cancel the unfinished requests of a batch."""
 
 
+class Piece(NamedTuple):
+    """The next piece of an answer; ``calls`` are whole calls of functions, as JSON."""
+
+    text: str
+    think: str
+    calls: Sequence[msgspec.Raw]
+
+
+class Awaited(Protocol):
+    """An answer that somebody waits for. Iterate over it for its pieces, then ask for its ``result``."""
+
+    def __aiter__(self) -> Awaited: ...
+
+    async def __anext__(self) -> Piece:
+        """May be cancelled, and asked for again."""
+
+    async def result(self) -> bytes:
+        """The result, as a line of ``results.jsonl``; raises ApiError where there is no answer."""
+
+    async def __aenter__(self) -> Awaited: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nobody waits any more: its slot is free within a moment."""
+
+
+class Asking(Protocol):
+    """Takes requests of people and programs that wait for the answer."""
+
+    def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> Awaited:
+        """Ask what one line of a drop asks; raises ApiError where it is not taken."""
+
+
+class NativeModels(Protocol):
+    """The models of all servers as those of one Ollama."""
+
+    def version(self) -> str:
+        """The lowest version of the servers, so that no program counts on what one of them lacks.
+
+        Raises ApiError where none is known yet.
+        """
+
+    async def stored(self) -> StoredModels:
+        """All that any server has."""
+
+    async def running(self) -> RunningModels:
+        """All that any server has loaded."""
+
+    async def show(self, model: str, *, verbose: bool) -> dict[str, msgspec.Raw]:
+        """What a server that has it tells of a model, as it came; raises ApiError (404) where none has it."""
+
+    async def check(self, model: str) -> None:
+        """Make sure that a server has the model: calls of programs pull none. Raises as ``show``."""
+
+
 @frozen(eq=False)
 class Programs:
     """The daemon as programs see it, by what they ask about."""
@@ -141,3 +201,5 @@ class Programs:
     files: FileOperations
     batches: BatchOperations
     models: ModelOperations
+    native: NativeModels
+    asking: Asking

@@ -39,12 +39,14 @@ from obatchd.gpus.source import OpenSource, open_nvml
 from obatchd.jobs.store import Facts
 from obatchd.live.models import EnergyReading
 from obatchd.live.work import Work
+from obatchd.operations.asking import Questions
 from obatchd.operations.batches import Batches
 from obatchd.operations.files import Files
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
 from obatchd.operations.jobs import JobCommands
 from obatchd.operations.keys import Keys
+from obatchd.operations.native import FleetModels
 from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
@@ -152,7 +154,8 @@ def head(
     models, access, files = ModelCommands(here.models), Access(settings.value.access), Files(work)
     runtime_dir = runtime.create(layout.root, layout.uuid, shared=access.is_shared, config=config)
     desk = Desk(Keys(work), files, Batches(work, engine, files))
-    programs = Programs(desk.keys, files, desk.batches, models)
+    native = FleetModels(here.models, here.fleet)
+    programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk))
     http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access)
     operations = Operations(
         JobCommands(engine), servers, models, GpuService(policy, here.probe), runs,

@@ -1,4 +1,4 @@
-"""What every route needs: answers and refusals in the form of OpenAI's API, a JSON body, and the place in a list."""
+"""What every route needs: answers, refusals as OpenAI's or Ollama's API has them, a JSON body, the place in a list."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from aiohttp import web
 
 from obatchd import errors, log
 from obatchd.control.programs import Selection
+from obatchd.documents.native import ErrorText
 from obatchd.documents.programs import Problem, ProblemDocument
 from obatchd.errors import ApiError
 
 _log = log.get(__name__)
 BODY_LIMIT_BYTES = 1024**2  # of every route that says nothing else
+_NATIVE = "/api/"  # where refusals have Ollama's form
 _BODY_S = 60.0  # longest time for a body
 # The first match counts, so the leaves of the error tree come first.
 _STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
@@ -40,10 +42,16 @@ def answer(document: msgspec.Struct, status: int = 200) -> web.Response:
     return web.Response(body=body, status=status, content_type="application/json")
 
 
-def refusal(error: ApiError) -> web.Response:
-    """A refusal as that API's clients read it: they try 408, 409, 429 and 5xx again unless they are told not to."""
-    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-    response = answer(ProblemDocument(Problem(error.message, kind, error.param, error.code)), error.status)
+def refusal(error: ApiError, *, native: bool = False) -> web.Response:
+    """A refusal as OpenAI's clients read it: they try 408, 409, 429 and 5xx again unless they are told not to.
+
+    ``native``: as Ollama's read it.
+    """
+    if native:
+        response = answer(ErrorText(error.message), error.status)
+    else:
+        kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+        response = answer(ProblemDocument(Problem(error.message, kind, error.param, error.code)), error.status)
     if error.final and (error.status >= 500 or error.status in (408, 409, 429)):
         response.headers["x-should-retry"] = "false"
     elif error.status in (429, 503):
@@ -53,16 +61,18 @@ def refusal(error: ApiError) -> web.Response:
 
 def as_refusal(error: Exception, request: web.Request) -> web.Response:
     """Any error of a handler; a defect is in the log with its traceback."""
+    native = request.path.startswith(_NATIVE)
     if isinstance(error, ApiError):
-        return refusal(error)
+        return refusal(error, native=native)
     if isinstance(error, errors.ObatchError):
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        return refusal(ApiError(error.message, status=status, code=error.code))
+        return refusal(ApiError(error.message, status=status, code=error.code), native=native)
     if isinstance(error, web.HTTPException):
         words = f"Invalid URL ({request.method} {request.path})" if error.status == 404 else error.reason
-        return refusal(ApiError(words, status=error.status, code="unknown_url" if error.status == 404 else None))
+        code = "unknown_url" if error.status == 404 else None
+        return refusal(ApiError(words, status=error.status, code=code), native=native)
     _log.exception("http_call_failed", error, method=request.method, route=route_of(request))
-    return refusal(_DEFECT)
+    return refusal(_DEFECT, native=native)
 
 
 def route_of(request: web.Request) -> str:
@@ -91,9 +101,9 @@ async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> b
     return bytes(body)
 
 
-async def object_sent(request: web.Request) -> dict[str, Any]:
+async def object_sent(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> dict[str, Any]:
     """The JSON object in the body; raises ApiError where there is none."""
-    raw = await body_of(request)
+    raw = await body_of(request, most_bytes)
     try:
         sent = msgspec.json.decode(raw, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):

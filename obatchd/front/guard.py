@@ -107,9 +107,10 @@ class Guard:
             words = "You didn't provide an API key. Make one with:  obatchctl key add   and send it as a Bearer token"
             raise ApiError(words, status=401, code="invalid_api_key")
         try:
-            return Caller(await asyncio.to_thread(_uid_of, name), is_administrator=False)
+            owner = await self._access.caller(Peer(0, await asyncio.to_thread(_uid_of, name), _NOBODYS_GROUP))
         except ConfigError as error:
             raise ApiError(error.message, status=401, code="invalid_api_key") from None
+        return Caller(owner.uid, is_administrator=False)
 
     def _count_wrong(self) -> None:
         """One line a minute: whoever tries out keys fills no disk."""

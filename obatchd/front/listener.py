@@ -31,6 +31,8 @@ from obatchd.front.connections import Crowd, Watched
 from obatchd.front.files import FileRoutes
 from obatchd.front.guard import Guard
 from obatchd.front.models import ModelRoutes
+from obatchd.front.native.asking import NativeRoutes
+from obatchd.front.native.models import NativeModelRoutes
 from obatchd.front.routes import CALLER, Handler, Route
 from obatchd.front.tls import Certificate
 from obatchd.settings.current import Current
@@ -71,7 +73,8 @@ class Listener:
         self._guard = Guard(programs.keys, settings, access)
         self._routes = [
             *FileRoutes(programs.files).routes(), *BatchRoutes(programs.batches).routes(),
-            *ModelRoutes(programs.models).routes(), *more,
+            *ModelRoutes(programs.models).routes(), *NativeModelRoutes(programs.native).routes(),
+            *NativeRoutes(programs.asking, programs.native).routes(), *more,
         ]  # fmt: skip
         programs.keys.listen(self)
         http = settings.value.http

@@ -40,8 +40,16 @@ class LoadedModel(msgspec.Struct):
 
 
 class ModelDetails(msgspec.Struct):
+    """What sort of model it is; lengths since 0.30."""
+
     quantization_level: str = ""
     parameter_size: str = ""
+    parent_model: str = ""
+    format: str = ""
+    family: str = ""
+    families: list[str] | None = None
+    context_length: int = 0  # tokens
+    embedding_length: int = 0
 
 
 class StoredModel(msgspec.Struct):
@@ -51,6 +59,8 @@ class StoredModel(msgspec.Struct):
     digest: str = ""
     size: int = 0  # bytes
     details: ModelDetails = msgspec.field(default_factory=ModelDetails)
+    modified_at: str = ""
+    capabilities: list[str] | None = None  # since 0.30
 
 
 class ShownModel(msgspec.Struct):
@@ -128,6 +138,14 @@ class OllamaApi:
     async def show(self, model: str, timeout_s: float) -> ShownModel:
         """Raises ModelError (``model_not_found``), too."""
         return await self._ask(ShownModel, "POST", "/api/show", timeout_s, {"model": model})
+
+    async def show_all(self, model: str, timeout_s: float, *, verbose: bool) -> dict[str, msgspec.Raw]:
+        """The whole answer about a model, field by field as it came. ``verbose``: with its long lists, as of tokens.
+
+        Raises ModelError (``model_not_found``), too.
+        """
+        asked = {"model": model, "verbose": verbose}
+        return await self._ask(dict[str, msgspec.Raw], "POST", "/api/show", timeout_s, asked)
 
     async def delete(self, model: str, timeout_s: float) -> None:
         await self._call("DELETE", "/api/delete", timeout_s, {"model": model})

@@ -6,9 +6,12 @@ from collections.abc import Collection, Mapping
 
 import attrs
 import msgspec
+from msgspec import UNSET
 
 import obatchd.log
-from obatchd.ollama.api import canonical
+from obatchd.documents import excerpt, native
+from obatchd.ollama.api import StoredModel
+from obatchd.ollama.api import canonical as canonical
 
 log = obatchd.log.get(__name__)
 
@@ -87,3 +90,16 @@ class KnownModels:
 
 def _short(digest: str) -> str:
     return digest.removeprefix("sha256:")[:_DIGITS]
+
+
+def as_told(entry: StoredModel) -> native.StoredModel:
+    """A model of a store as Ollama's own API shows it."""
+    details = entry.details
+    shown = excerpt(
+        native.Details,
+        details,
+        context_length=details.context_length or UNSET,
+        embedding_length=details.embedding_length or UNSET,
+    )
+    able = UNSET if entry.capabilities is None else entry.capabilities
+    return excerpt(native.StoredModel, entry, name=entry.model, details=shown, capabilities=able)

@@ -179,6 +179,10 @@ class ManagedServer(Server):
         since_s = self._process.loading_since_s
         return since_s is not None and time.monotonic() - since_s < self._settings.load_timeout_s
 
+    @property
+    def model_vram_bytes(self) -> int | None:
+        return (self.vram_bytes or None) if self.gpus else 0
+
     async def fallen_back(self) -> str:
         found = await self._shown(self.loaded.model) if self.gpus and self.loaded else None
         if found is None or found.size_vram >= found.size:

@@ -17,13 +17,15 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 import attrs
+import msgspec
 
 import obatchd.log
+from obatchd.documents import native
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ObatchError, ServerError
 from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel, canonical
 from obatchd.servers.fleet import Fleet
-from obatchd.servers.known import LOCAL, KnownModels, ModelInfo
+from obatchd.servers.known import LOCAL, KnownModels, ModelInfo, as_told
 from obatchd.servers.managed import ManagedServer
 from obatchd.servers.server import Server
 from obatchd.settings.current import Current
@@ -283,16 +285,37 @@ class ModelKeeper:
 
     async def list_models(self) -> list[ModelInfo]:
         """Every model of every store that can be asked; ``capabilities`` and ``context_length`` are left out."""
-        found: list[ModelInfo] = []
+        return [_describe(entry.model, store, entry, ShownModel()) for store, entry in await self._listed()]
+
+    async def stored(self) -> list[tuple[str, native.StoredModel]]:
+        """The same as Ollama tells it, each with its store."""
+        return [(store, as_told(entry)) for store, entry in await self._listed()]
+
+    async def _listed(self) -> list[tuple[str, StoredModel]]:
+        found: list[tuple[str, StoredModel]] = []
         for store in self._stores():
             try:
                 listed = await self._ask(store, "list its models", lambda api: api.stored(_TIMEOUT_S))
             except ServerError as error:
                 log.warning("models_not_listed", store=store, reason=error.message)
                 continue
-            found += [_describe(entry.model, store, entry, ShownModel()) for entry in listed]
+            found += [(store, entry) for entry in listed]
             self._known.compare(store, {entry.model: entry.digest for entry in listed})
         return found
+
+    async def show(self, model: str, *, verbose: bool) -> dict[str, msgspec.Raw] | None:
+        """All that a store tells of a model, in Ollama's words; None: none has it.
+
+        Raises ServerError where no store can be asked.
+        """
+        for store in self._stores(f"look for {model}"):
+            try:
+                return await self._ask(
+                    store, f"look for {model}", lambda api: api.show_all(model, _TIMEOUT_S, verbose=verbose)
+                )
+            except ModelError:
+                continue
+        return None
 
     async def digest(self, model: str) -> str | None:
         """The digest of a model in the first store that has it, None where none has; waits for the first server."""

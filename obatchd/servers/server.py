@@ -139,6 +139,17 @@ class Server(Life):
         if (profile := self.loaded) is not None:
             await self.api.one_token(profile.model, self.load_options(profile), timeout_s, pin=self.pins)
 
+    @property
+    def model_vram_bytes(self) -> int | None:
+        """How much memory of its GPUs the loaded model takes; None where nobody tells."""
+        return None
+
+    @property
+    def unloads_in_s(self) -> float | None:
+        """After how long without work it unloads its model; None: it keeps it."""
+        limit_s = self._settings.idle_unload_s
+        return max(0.0, self._used_s + limit_s - time.monotonic()) if limit_s else None
+
     async def fallen_back(self) -> str:
         """Why the loaded model does not compute on the GPU alone any more; empty when it does or nobody can tell."""
         return ""
