@@ -29,6 +29,7 @@ class KeyHolder(NamedTuple):
     owner: int  # uid
     administrator: bool
     scopes: frozenset[str]
+    label: str = ""
 
 
 class KeyListener(Protocol):
