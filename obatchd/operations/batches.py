@@ -204,4 +204,5 @@ class Batches(Part):
 
     async def _cancel(self, caller: Caller, live: LiveJob) -> None:
         async with recorded(self._work.audit, *of_another(caller, JOB_CANCELLED, live.row.job, live.row.owner)):
-            await self._engine.completion.cancellation.cancel(live)
+            if not live.publishing and self._engine.jobs.get(live.key) is live:  # else it was over meanwhile
+                await self._engine.completion.cancellation.cancel(live)

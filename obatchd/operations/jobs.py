@@ -172,6 +172,7 @@ class JobCommands:
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
         live = self._live(caller, job_id)
         async with self._recorded(caller, JOB_CANCELLED, live.row):
+            live = self._live(caller, live.row.job)  # it may be over by now
             await self._engine.completion.cancellation.cancel(live)
         return job_document(live, 0)
 
@@ -203,6 +204,7 @@ class JobCommands:
         if live.ending:
             raise _over(live.row, live)
         async with self._recorded(caller, JOB_PAUSED if paused else JOB_RESUMED, live.row):
+            live = self._live(caller, live.row.job)
             await self._engine.admission.pause(live, paused)
         return job_document(live, 0, self._engine.dispatcher.held_up)
 
