@@ -34,7 +34,10 @@ def main() -> int:
         parser.error('--real needs an Ollama; run first: eval "$(scripts/real-ollama)"')
     plan = make_plan(options.seed, options.kills, options.requests or 20 * options.kills, real=options.real)
     root = Path(tempfile.mkdtemp(prefix="obatchd-chaos-", dir=options.root))
-    print(f"seed {plan.seed}: {plan.kills} kills, {plan.requests} requests in {len(plan.drops)} drops, in {root}")
+    print(
+        f"seed {plan.seed}: {plan.kills} kills, {plan.requests} requests in {len(plan.drops)} drops, "
+        f"{len(plan.batches)} batches over HTTP, in {root}"
+    )
     with make_storm(root, plan, real=options.real) as storm:
         verdict, violations = _weather(storm, real=options.real)
     width = max(len(name) for name, _ in verdict.rows)

@@ -117,6 +117,7 @@ BATCH = _object(
             "output_tokens_details": _object({"reasoning_tokens": COUNT}),
         }
     ),
+    model=NAME,
     metadata={"type": ["object", "null"], "additionalProperties": TEXT},
 )  # fmt: skip
 _MAYBE_TEXT: Schema = {"type": ["string", "null"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import psutil
 from daemon_support import Daemon, Document, wait_for
 from storm_means import FrontedServer, SlowWriter, preempt
 from storm_plan import Drop, Life, Plan, Strike
+from storm_programs import Programs
 
 from obatchd.errors import ControlError, DaemonDownError
 
@@ -24,6 +26,7 @@ _TARGET_S = 5.0  # longest wait for a process that may be killed
 _PREEMPTED_S = 20.0  # from SIGTERM to all processes to SIGKILL; Slurm waits 30 s
 _INSTANT_S = 15.0  # longest wait for the daemon to come by the instant at which it dies
 _END_S = 180.0  # longest time without an answer at the end
+_OF_PROGRAMS = ("files.after_write", "batches.after_accept")  # where the daemon dies while a program calls it
 _AHEAD = 150  # requests handed over before they are due, so that there is always something to do
 
 
@@ -59,6 +62,7 @@ class Storm:
         self.ports: set[int] = set()
         self.exit_code: int | None = None
         self._waiting = deque(plan.drops)
+        self.programs = Programs(d, plan.batches)
         self._released = 0
         self._carried: list[Strike] = []
         self._probes = 0  # killed in this life
@@ -211,6 +215,8 @@ class Storm:
         """Hand over what is due: drops come as the kills do, some ahead."""
         done = sum(self.kills.values()) / max(1, self.plan.kills)
         due = self.plan.requests * done + _AHEAD
+        share = len(self.plan.batches) * done
+        self.programs.hand_over(len(self.programs.made) + 1 if life.death in _OF_PROGRAMS else math.ceil(share))
         submit = life.death.startswith("submit")
         while self._waiting and (at_least_one or self._released < due):
             at_least_one = False
@@ -284,6 +290,7 @@ class Storm:
         """Hand over the rest and wait until nothing is left to do."""
         while self._waiting:
             self._hand_over(Life([], ""), at_least_one=True)
+        wait_for(self._has_made_all_batches, _END_S, "every batch is made")
         self._writer.join()
         if self._front is not None:
             self._front.clear()
@@ -296,6 +303,10 @@ class Storm:
             if (now := str((status["queue"], status["jobs"]))) != last:
                 last, moved_s = now, time.monotonic()
             time.sleep(0.1)
+
+    def _has_made_all_batches(self) -> bool:
+        self.programs.hand_over(len(self.plan.batches))
+        return not self.programs.left()
 
     def _remember(self) -> None:
         status = self.d.status()

@@ -68,6 +68,8 @@ INSTANTS = (
     "claim.after_flush",
     "claim.after_accept",
     "submit.after_accept",
+    "files.after_write",
+    "batches.after_accept",
     "commit.before",
     "commit.after",
     "publish.after_whole",
@@ -100,6 +102,16 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Batch:
+    """What a program makes over HTTP."""
+
+    name: str
+    lines: int
+    model: str
+    cancelled: bool  # as soon as it is made
+
+
+@dataclass(frozen=True)
 class Strike:
     """One kill of a part: what, at which of the servers (as a fraction of them), after how many more answers."""
 
@@ -129,7 +141,8 @@ class Plan:
     seed: int
     drops: list[Drop]
     lives: list[Life]
-    requests: int = field(init=False)
+    batches: list[Batch]
+    requests: int = field(init=False)  # of drops
     kills: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -141,7 +154,13 @@ def make_plan(seed: int, kills: int, requests: int, *, real: bool = False) -> Pl
     """The storm of this seed. ``real`` leaves out what only stand-in servers and GPUs can do."""
     source = random.Random(seed)
     drops = _drops(random.Random(source.random()), requests, real=real)
-    return Plan(seed, drops, _lives(random.Random(source.random()), kills, max(2, 2 * requests // kills), real=real))
+    lives = _lives(random.Random(source.random()), kills, max(2, 2 * requests // kills), real=real)
+    return Plan(seed, drops, lives, _batches(random.Random(source.random()), max(4, kills // 8), real=real))
+
+
+def _batches(source: random.Random, count: int, *, real: bool) -> list[Batch]:
+    sizes = (1, 2, 5) if real else (1, 3, 10, 30, 100)
+    return [Batch(f"b{n:04d}", source.choice(sizes), "tiny", source.random() < 0.4) for n in range(count)]
 
 
 # Drops.

@@ -16,6 +16,7 @@ import psutil
 from daemon_support import Document, digest
 from storm import Sample, Storm
 from storm_plan import Drop
+from storm_programs import faults_of
 
 _END_S = 3.0  # a killed process may take that long to be gone
 _GROWTH_LIMIT_BYTES = 16 * 1024**2
@@ -32,8 +33,13 @@ class Verdict(NamedTuple):
 
 def judge(storm: Storm, took_s: float, *, real: bool = False) -> Verdict:
     """Look at everything that the storm left. ``real`` servers answer what they like, but to the right prompt."""
-    outcomes: Counter[str] = Counter()
-    violations = [*_drops(storm, outcomes, real=real), *_spool(storm), *_left(storm), *_flat(storm.samples)]
+    outcomes, of_programs = Counter[str](), Counter[str]()
+    violations = [
+        *_drops(storm, outcomes, of_programs, real=real),
+        *_spool(storm),
+        *_left(storm),
+        *_flat(storm.samples),
+    ]
     log = storm.d.log()
     violations += [f"the daemon logged a defect: {where}" for where in _tracebacks(log)]
     violations += [f"{count} kills of {what} could not be done" for what, count in storm.missed.items()]
@@ -41,13 +47,13 @@ def judge(storm: Storm, took_s: float, *, real: bool = False) -> Verdict:
         violations.append(f"the daemon ended with exit code {storm.exit_code}")
     if sum(outcomes.values()) < storm.plan.requests:
         violations.append(f"only {sum(outcomes.values())} of {storm.plan.requests} requests have a result")
-    return Verdict(violations, list(_rows(storm, outcomes, log, took_s)))
+    return Verdict(violations, list(_rows(storm, (outcomes, of_programs), log, took_s)))
 
 
 # Requests.
 
 
-def _drops(storm: Storm, outcomes: Counter[str], *, real: bool) -> Iterator[str]:
+def _drops(storm: Storm, outcomes: Counter[str], of_programs: Counter[str], *, real: bool) -> Iterator[str]:
     """Each drop is one complete job with one right result for each request; a refused one is in ``failed/``."""
     jobs: dict[str, list[Path]] = {}
     for path in storm.d.outbox.iterdir():
@@ -62,6 +68,11 @@ def _drops(storm: Storm, outcomes: Counter[str], *, real: bool) -> Iterator[str]
             yield f"{drop.name} has {len(found)} jobs in the outbox"
         else:
             yield from _job(drop, found[0], outcomes, real=real)
+    for batch in storm.programs.made:
+        found = jobs.pop(batch.name, [])
+        if len(found) != 1:
+            yield f"the batch {batch.name} has {len(found)} jobs in the outbox"
+        yield from (fault for path in found for fault in faults_of(batch, path, of_programs, real=real))
     for drop in storm.unanswered:
         found = jobs.pop(drop.name.partition(".")[0], [])
         if len(found) > 1:
@@ -133,6 +144,7 @@ def _short(record: Document) -> str:
 def _spool(storm: Storm) -> Iterator[str]:
     yield from (f"{path} is still in the inbox" for path in storm.d.inbox.iterdir())
     yield from (f"{path} is a file half written" for path in storm.d.outbox.rglob(".*"))
+    yield from (f"{path} is an upload that was cut off" for path in (storm.d.spool / "work" / "uploads").iterdir())
     yield from (f"{path} was set aside as damaged" for path in storm.d.spool.rglob("*.corrupt-*"))
 
 
@@ -195,12 +207,16 @@ def _tracebacks(log: str) -> Iterator[str]:
 # What happened.
 
 
-def _rows(storm: Storm, outcomes: Counter[str], log: str, took_s: float) -> Iterator[tuple[str, str]]:
+def _rows(
+    storm: Storm, counted: tuple[Counter[str], Counter[str]], log: str, took_s: float
+) -> Iterator[tuple[str, str]]:
+    outcomes, of_programs = counted
     plan = storm.plan
     answered = sum(outcomes.values())
     kinds = Counter(_kind(drop) for drop in storm.handed_over)
     yield "seed", str(plan.seed)
     yield "requests", f"{answered} in {len(storm.handed_over)} drops ({_listed(kinds)})"
+    yield "batches of programs", f"{len(storm.programs.made)} ({_listed(of_programs)})"
     yield "unanswered submissions", f"{len(storm.unanswered)}, each handed over again under another name"
     yield "outcomes", _listed(outcomes)
     deaths = {what: count for what, count in storm.kills.items() if what.startswith("daemon")}

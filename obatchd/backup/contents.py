@@ -16,7 +16,7 @@ INDEX = "state.db"
 DATABASES = ("history.db",)  # beside the index and the segments
 SEGMENTS = "segments"
 JOBS = "jobs"
-PLAIN = ("gpus.json", "burnin", "files")
+PLAIN = ("gpus.json", "burnin", "files", "audit")
 # Tables of the index that are left out unless they are asked for: the hashes of keys.
 SECRET = ("keys",)
 # Facts of the index that are not true of the restored spool: ports in use, and the boot of the other one.

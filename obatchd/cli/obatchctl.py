@@ -21,8 +21,8 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 # In the order of the help. The module's attribute has the command's name, with _command behind it.
 _COMMANDS = (
     "status", "jobs", "job", "submit", "results", "compare", "cancel", "retry", "rm", "pause", "resume", "usage",
-    "servers", "gpus", "drain", "undrain", "reload", "models", "key", "burnin", "alarms", "backup", "restore", "config",
-    "doctor", "start", "stop", "logs", "completion", "version", "help",
+    "servers", "gpus", "drain", "undrain", "reload", "models", "key", "audit", "burnin", "alarms", "backup", "restore",
+    "config", "doctor", "start", "stop", "logs", "completion", "version", "help",
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {
@@ -32,6 +32,7 @@ _ELSEWHERE = {
     "restore": "commands.backup",
     "doctor": "doctor.doctor",
     "key": "keys",
+    "audit": "audit",
 }
 
 

@@ -10,7 +10,10 @@ import msgspec
 from aiohttp import web
 
 from obatchd import errors
+from obatchd.control.auth import Caller
 from obatchd.documents import SCHEMA
+
+CALLER = web.RequestKey("caller", Caller)  # who asks; of every route
 
 
 def answer(document: msgspec.Struct, status: int = 200) -> web.Response:

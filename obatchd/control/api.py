@@ -18,11 +18,12 @@ from aiohttp import web
 from obatchd import __version__, errors, log
 from obatchd.client.runtime import CONTROL_SOCKET
 from obatchd.control import auth
-from obatchd.control.answer import answer, answer_line, count_asked, time_asked
-from obatchd.control.auth import Access, Caller
+from obatchd.control.answer import CALLER, answer, answer_line, count_asked, time_asked
+from obatchd.control.auth import Access, Origin
 from obatchd.control.gpu_routes import GpuRoutes
 from obatchd.control.operations import NewKeyAsked, Operations
 from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
+from obatchd.documents.audit import CONTROL, AuditAsked
 from obatchd.documents.jobs import Jobs, Usage
 from obatchd.documents.models import Models
 from obatchd.documents.programs import Keys
@@ -32,13 +33,13 @@ from obatchd.tasks import TaskOwner, TaskSet
 from obatchd.words import misfit
 
 _log = log.get(__name__)
-_CALLER = web.RequestKey("caller", Caller)
 _BODY_LIMIT_BYTES = 1024**2
 _SHUTDOWN_S = 1.0
 _ACCEPT_AGAIN_S = 1.0
 _CONNECTIONS_OF_ONE_USER = 64
 _JOBS_LIMIT = 10_000
 _LOG_LINES_LIMIT = 10_000
+_MOST_ENTRIES = 100_000  # of the audit log
 
 _BUSY_BODY = json.dumps(
     {"error": {"code": "busy", "message": f"this user has {_CONNECTIONS_OF_ONE_USER} connections open; close some"}}
@@ -232,6 +233,7 @@ class _Api:
             web.get("/v1/servers/{server}/log", self._server_log),
             web.post(r"/v1/{action:pause|resume|drain|undrain|reload}", self._host_action),
             web.post("/v1/alarms/test", self._test_alarms),
+            web.get("/v1/audit", self._audit),
             web.post("/v1/models/pull", self._pull),
             web.delete("/v1/models/{model:.+}", self._remove_model),
             *self._gpus.for_administrators(),
@@ -243,7 +245,8 @@ class _Api:
         connection = request.get_extra_info("socket")
         if connection is None:  # the client has gone already
             raise errors.ForbiddenError("the caller cannot be identified")
-        caller = await self._access.caller(auth.peer_of(connection.fileno()))
+        peer = auth.peer_of(connection.fileno())
+        caller = await self._access.caller(peer)
         if not caller.is_administrator and request.match_info.handler not in self._for_every_caller:
             group = self._access.admin_group
             words = f"only administrators of obatchd may do this: root, and the members of the group {group}"
@@ -251,14 +254,14 @@ class _Api:
         if self.stopping and request.method != "GET":
             words = "obatchd is stopping and takes no commands; start it again first"
             raise errors.ControlError(words, code="stopping")
-        request[_CALLER] = caller
+        request[CALLER] = caller._replace(origin=Origin(CONTROL, pid=peer.pid))
         return await handler(request)
 
     async def _ping(self, request: web.Request) -> web.Response:
         return answer(Ping(__version__, os.getpid()))
 
     async def _status(self, request: web.Request) -> web.Response:
-        status = self._operations.host.status(request[_CALLER])
+        status = self._operations.host.status(request[CALLER])
         status.burnin = self._operations.burnin.brief()
         if (door := self._operations.http.state()) is not None:
             status.http = door
@@ -273,7 +276,7 @@ class _Api:
 
     async def _server_action(self, request: web.Request) -> web.Response:
         asked = request.match_info
-        return answer(await self._operations.servers.act(asked["server"], asked["action"]))
+        return answer(await self._operations.servers.act(request[CALLER], asked["server"], asked["action"]))
 
     async def _server_log(self, request: web.Request) -> web.StreamResponse:
         """One JSON document per line; with ``follow=1`` it goes on until the client leaves or the daemon stops."""
@@ -292,7 +295,7 @@ class _Api:
 
     async def _jobs(self, request: web.Request) -> web.Response:
         limit = count_asked(request, "limit", 100, _JOBS_LIMIT)
-        caller, owner = request[_CALLER], request.query.get("owner")
+        caller, owner = request[CALLER], request.query.get("owner")
         if owner == "all" and not caller.is_administrator:
             raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
         if owner not in (None, "all", "mine"):
@@ -308,41 +311,48 @@ class _Api:
             raise errors.ConfigError("month must be written as 2026-11", code="bad_request")
         if owner not in (None, "mine"):
             raise errors.ConfigError("owner must be mine", code="bad_request")
-        return answer(Usage(await self._operations.jobs.usage(request[_CALLER], month, mine=owner == "mine")))
+        return answer(Usage(await self._operations.jobs.usage(request[CALLER], month, mine=owner == "mine")))
 
     async def _job(self, request: web.Request) -> web.Response:
-        return answer(self._operations.jobs.one(request[_CALLER], request.match_info["job"]))
+        return answer(self._operations.jobs.one(request[CALLER], request.match_info["job"]))
 
     async def _job_action(self, request: web.Request) -> web.Response:
         jobs = self._operations.jobs
         actions = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}
-        return answer(await actions[request.match_info["action"]](request[_CALLER], request.match_info["job"]))
+        return answer(await actions[request.match_info["action"]](request[CALLER], request.match_info["job"]))
 
     async def _retry(self, request: web.Request) -> web.Response:
         asked = await _object_sent(request)
         changes, only = asked.get("settings", {}), str(asked.get("only", "failed"))
         if not isinstance(changes, dict):
             raise errors.ConfigError('the body must be {"settings": {…}}', code="bad_request")
-        return answer(await self._operations.jobs.retry(request[_CALLER], request.match_info["job"], changes, only))
+        return answer(await self._operations.jobs.retry(request[CALLER], request.match_info["job"], changes, only))
 
     async def _remove_job(self, request: web.Request) -> web.Response:
-        return answer(await self._operations.jobs.remove(request[_CALLER], request.match_info["job"]))
+        return answer(await self._operations.jobs.remove(request[CALLER], request.match_info["job"]))
 
     async def _remove_jobs(self, request: web.Request) -> web.Response:
         try:
             jobs = msgspec.json.decode(await request.read(), type=_Removal).jobs
         except msgspec.DecodeError:
             raise errors.ConfigError('the body must be {"jobs": ["id", …]}', code="bad_request") from None
-        return answer(await self._operations.jobs.remove_all(request[_CALLER], jobs))
+        return answer(await self._operations.jobs.remove_all(request[CALLER], jobs))
 
     async def _host_action(self, request: web.Request) -> web.Response:
         host = self._operations.host
         changes = {"pause": host.pause, "resume": host.resume, "drain": host.drain, "undrain": host.undrain}
-        actions = {**changes, "reload": host.reload}
-        return answer(await actions[request.match_info["action"]]())
+        if (action := request.match_info["action"]) in changes:
+            return answer(await changes[action](request[CALLER]))
+        return answer(await host.reload())
 
     async def _test_alarms(self, request: web.Request) -> web.Response:
         return answer(await self._operations.host.test_alarms())
+
+    async def _audit(self, request: web.Request) -> web.Response:
+        since_s, until_s = (time_asked(request, name) for name in ("since", "until"))
+        kinds = tuple(filter(None, request.query.get("kind", "").split(",")))
+        asked = AuditAsked(count_asked(request, "limit", 100, _MOST_ENTRIES), since_s, until_s, kinds)
+        return answer(await self._operations.audit.entries(asked))
 
     async def _models(self, request: web.Request) -> web.Response:
         return answer(Models(await self._operations.models.all()))
@@ -367,23 +377,23 @@ class _Api:
         return response
 
     async def _keys(self, request: web.Request) -> web.Response:
-        return answer(Keys(self._operations.keys.all(request[_CALLER])))
+        return answer(Keys(self._operations.keys.all(request[CALLER])))
 
     async def _add_key(self, request: web.Request) -> web.Response:
         try:
             asked = msgspec.convert(await _object_sent(request), NewKeyAsked)
         except msgspec.ValidationError as error:
             raise errors.ConfigError(f"the body: {misfit(error)}", code="bad_request") from None
-        return answer(await self._operations.keys.add(request[_CALLER], asked))
+        return answer(await self._operations.keys.add(request[CALLER], asked))
 
     async def _remove_key(self, request: web.Request) -> web.Response:
-        return answer(await self._operations.keys.remove(request[_CALLER], request.match_info["key"]))
+        return answer(await self._operations.keys.remove(request[CALLER], request.match_info["key"]))
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return answer(Alive(True))
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        status = self._operations.host.status(request[_CALLER])
+        status = self._operations.host.status(request[CALLER])
         up = any(server.state == "ready" for server in status.servers)
         ready = up and not status.disk.low and status.state != "stopping"
         return answer(Readiness(ready), 200 if ready else 503)

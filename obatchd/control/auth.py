@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from attrs import define, field
 
+from obatchd.documents.audit import ITSELF
 from obatchd.errors import ForbiddenError
 from obatchd.settings.tables.people import AccessSettings
 
@@ -28,11 +29,25 @@ class Peer(NamedTuple):
     gid: int
 
 
+class Origin(NamedTuple):
+    """Where a caller comes from, for the audit log. A ``door`` is one of :mod:`obatchd.documents.audit`."""
+
+    door: str = ITSELF
+    address: str = ""  # of the other end of HTTP
+    pid: int = 0  # of the other end of a socket
+    key: str = ""  # its id
+    key_label: str = ""
+
+
+_NOWHERE = Origin()
+
+
 class Caller(NamedTuple):
     """Somebody who may use the daemon. Administrators may see and do everything, others only their own jobs."""
 
     uid: int
     is_administrator: bool
+    origin: Origin = _NOWHERE
 
     def may_see(self, owner: int) -> bool:
         """Whether this caller may see and change a job of ``owner``."""

@@ -9,7 +9,7 @@ from aiohttp import web
 from attrs import define
 
 from obatchd import errors
-from obatchd.control.answer import answer, count_asked
+from obatchd.control.answer import CALLER, answer, count_asked
 from obatchd.control.operations import Burnin, GpuOperations
 from obatchd.documents.burnin import BurninRuns
 from obatchd.documents.gpus import GpuEvents
@@ -58,26 +58,26 @@ class GpuRoutes:
 
     async def _quarantine(self, request: web.Request) -> web.Response:
         reason = request.query.get("reason", "")[:500]
-        return answer(await self._gpus.quarantine(request.match_info["gpu"], reason))
+        return answer(await self._gpus.quarantine(request[CALLER], request.match_info["gpu"], reason))
 
     async def _release(self, request: web.Request) -> web.Response:
-        return answer(await self._gpus.release(request.match_info["gpu"]))
+        return answer(await self._gpus.release(request[CALLER], request.match_info["gpu"]))
 
     async def _lend(self, request: web.Request) -> web.Response:
         try:
             for_s = float(request.query.get("for_s", ""))
         except ValueError:
             raise errors.ConfigError("for_s must be a number of seconds", code="bad_request") from None
-        return answer(await self._gpus.lend(request.match_info["gpu"], for_s))
+        return answer(await self._gpus.lend(request[CALLER], request.match_info["gpu"], for_s))
 
     async def _take_back(self, request: web.Request) -> web.Response:
-        return answer(await self._gpus.take_back(request.match_info["gpu"]))
+        return answer(await self._gpus.take_back(request[CALLER], request.match_info["gpu"]))
 
     async def _share(self, request: web.Request) -> web.Response:
-        return answer(await self._gpus.share(request.match_info["gpu"], True))
+        return answer(await self._gpus.share(request[CALLER], request.match_info["gpu"], True))
 
     async def _unshare(self, request: web.Request) -> web.Response:
-        return answer(await self._gpus.share(request.match_info["gpu"], False))
+        return answer(await self._gpus.share(request[CALLER], request.match_info["gpu"], False))
 
     async def _burnin_runs(self, request: web.Request) -> web.Response:
         return answer(BurninRuns(await self._burnin.runs()))

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from obatchd.control.auth import Caller
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs
+from obatchd.documents.audit import AuditAsked, AuditDocument
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Released
 from obatchd.documents.jobs import JobDocument, OwnerUsage
@@ -100,7 +101,7 @@ class ServerOperations(Protocol):
     def tuning(self) -> SlotTuning:
         """How many slots they were tried with, and how fast they were."""
 
-    async def act(self, server_id: str, action: str) -> ServerEntry:
+    async def act(self, caller: Caller, server_id: str, action: str) -> ServerEntry:
         """``drain``, ``resume`` or ``restart`` one server; after a few seconds it returns how far that is."""
 
     def log(self, server_id: str, lines: int, follow: bool) -> AsyncGenerator[str, None]:
@@ -132,19 +133,19 @@ class GpuOperations(Protocol):
     async def events(self, name: str | None, limit: int) -> list[GpuEventEntry]:
         """The latest events of one or of all, oldest first."""
 
-    async def quarantine(self, name: str, reason: str) -> GpuEntry:
+    async def quarantine(self, caller: Caller, name: str, reason: str) -> GpuEntry:
         """Take a GPU out of use."""
 
-    async def release(self, name: str) -> Released:
+    async def release(self, caller: Caller, name: str) -> Released:
         """End a quarantine or a known warning; raises ControlError where its reason still holds, or there is none."""
 
-    async def lend(self, name: str, for_s: float) -> GpuEntry:
+    async def lend(self, caller: Caller, name: str, for_s: float) -> GpuEntry:
         """Free a GPU for so long."""
 
-    async def take_back(self, name: str) -> GpuEntry:
+    async def take_back(self, caller: Caller, name: str) -> GpuEntry:
         """End a loan."""
 
-    async def share(self, name: str, shared: bool) -> GpuEntry:
+    async def share(self, caller: Caller, name: str, shared: bool) -> GpuEntry:
         """Load models beside processes of others whose memory the driver does not tell, or do so no more."""
 
 
@@ -205,16 +206,16 @@ class HostOperations(Protocol):
     def status(self, caller: Caller) -> Status:
         """The whole state, of jobs and drops only those that the caller may see; without the burn-in in progress."""
 
-    async def pause(self) -> Paused:
+    async def pause(self, caller: Caller) -> Paused:
         """Dispatch nothing more of any job, until ``resume``, after a restart of the daemon too."""
 
-    async def resume(self) -> Paused:
+    async def resume(self, caller: Caller) -> Paused:
         """End ``pause``."""
 
-    async def drain(self) -> HostState:
+    async def drain(self, caller: Caller) -> HostState:
         """Dispatch nothing new; the state goes draining, then drained. Returns at once."""
 
-    async def undrain(self) -> HostState:
+    async def undrain(self, caller: Caller) -> HostState:
         """End ``drain``."""
 
     async def test_alarms(self) -> AlarmsTested:
@@ -222,6 +223,13 @@ class HostOperations(Protocol):
 
     def reload(self) -> Awaitable[Reloaded]:
         """Read the settings again; raises ConfigError where they are wrong: the old ones stay in force."""
+
+
+class AuditOperations(Protocol):
+    """The audit log, for administrators."""
+
+    async def entries(self, asked: AuditAsked) -> AuditDocument:
+        """Those asked for; raises ConfigError where there is no such kind."""
 
 
 @frozen(eq=False)
@@ -236,3 +244,4 @@ class Operations:
     host: HostOperations
     keys: KeyOperations
     http: Door
+    audit: AuditOperations

@@ -33,6 +33,7 @@ class KeyHolder(NamedTuple):
     owner: int  # uid
     administrator: bool
     scopes: frozenset[str]
+    label: str = ""
 
 
 class KeyListener(Protocol):

@@ -40,6 +40,7 @@ from obatchd.jobs.store import Facts
 from obatchd.live.models import EnergyReading
 from obatchd.live.work import Work
 from obatchd.operations.asking import Questions
+from obatchd.operations.audit import AuditQuestions, QuarantinesByRules
 from obatchd.operations.batches import Batches
 from obatchd.operations.files import Files
 from obatchd.operations.gpus import GpuService
@@ -146,6 +147,7 @@ def head(
     engine = Engine(work, served)
     tuner = engine.dispatcher.tune(Facts(work.store.state), served, engine.dispatcher.desk)
     policy = GpuPolicy(settings, here.watch, here.fleet, engine.dispatcher, alarms, owner)
+    policy.monitor.listen(QuarantinesByRules(work.audit))
     here.fleet.listen(ServerNews(engine.dispatcher, alarms))
     watchdog = Watchdog(engine.dispatcher, settings, here.watch, owner)
     tested = BurninHost(here.fleet, policy, here.models, engine.dispatcher, settings, alarms)
@@ -158,8 +160,9 @@ def head(
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk))
     http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access)
     operations = Operations(
-        JobCommands(engine), servers, models, GpuService(policy, here.probe), runs,
+        JobCommands(engine), servers, models, GpuService(policy, here.probe, work.audit), runs,
         HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload), desk.keys, http,
+        AuditQuestions(work.audit),
     )  # fmt: skip
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,

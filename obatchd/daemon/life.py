@@ -108,6 +108,7 @@ class Daemon:
         async with contextlib.AsyncExitStack() as at_end:
             at_end.push_async_callback(alarms.stop)
             work = Work(self._settings, layout, self._store, self, alarms)
+            at_end.push_async_callback(work.audit.stop)
             notifications = Notifications(work)
             notifications.start()
             at_end.push_async_callback(notifications.stop)

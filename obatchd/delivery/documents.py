@@ -132,7 +132,8 @@ def counts_of(summary: Summary | EarlierSummary) -> Counts:
         code: msgspec.structs.replace(failure, example=shortened(failure.example, _EXAMPLE_CHARACTERS))
         for code, failure in summary.failures.items()
     }
-    return excerpt(Counts, summary, failures=cut)
+    model = next(iter(summary.models)) if len(summary.models) == 1 else ""
+    return excerpt(Counts, summary, failures=cut, model=model)
 
 
 def _head(row: JobRow, state: str) -> _Head:

@@ -264,3 +264,4 @@ class Counts(msgspec.Struct, frozen=True):
     ungrounded: int = 0
     copied: int = 0
     failures: dict[str, Failure] = {}
+    model: str = ""  # the one that answered; empty: several or none

@@ -101,6 +101,7 @@ class BatchObject(msgspec.Struct, kw_only=True):
     cancelled_at: int | None = None
     request_counts: RequestCounts
     usage: TokenUsage | UnsetType = UNSET
+    model: str | UnsetType = UNSET  # where one alone is asked, or has answered
     metadata: dict[str, str] | None = None
 
 

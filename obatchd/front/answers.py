@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from typing import Any
+import secrets
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -29,6 +30,12 @@ _STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
     (errors.ServerError, 502),
     (errors.SpoolError, 507),
 )
+_SECURE = {
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+_Response = TypeVar("_Response", bound=web.StreamResponse)
 _TYPES = {429: "rate_limit_error", 403: "permission_error"}
 _DEFECT = ApiError("internal error; the daemon's log has it", status=500, code="internal_error", final=False)
 
@@ -56,6 +63,13 @@ def refusal(error: ApiError, *, native: bool = False) -> web.Response:
         response.headers["x-should-retry"] = "false"
     elif error.status in (429, 503):
         response.headers["Retry-After"] = "5"
+    return response
+
+
+def with_usual_headers(response: _Response) -> _Response:
+    """With those that every answer has."""
+    response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
+    response.headers.update(_SECURE)
     return response
 
 

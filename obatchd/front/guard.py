@@ -22,8 +22,9 @@ from attrs import define, field
 
 from obatchd import log
 from obatchd.control import auth
-from obatchd.control.auth import Access, Caller, Peer
+from obatchd.control.auth import Access, Caller, Origin, Peer
 from obatchd.control.programs import KEY_PREFIX, KeyHolders
+from obatchd.documents.audit import HTTP, HTTP_SOCKET
 from obatchd.errors import ApiError, ConfigError
 from obatchd.front.routes import CALLER, Route
 from obatchd.settings.current import Current
@@ -83,10 +84,11 @@ class Guard:
             request[CALLER] = await self._holder(request, sent, route)
         elif local:
             # Who runs a program is no administrator by that: it must not meet files of others.
-            caller = await self._access.caller(auth.peer_of(connection.fileno()))
-            request[CALLER] = Caller(caller.uid, is_administrator=False)
+            peer = auth.peer_of(connection.fileno())
+            caller = await self._access.caller(peer)
+            request[CALLER] = Caller(caller.uid, False, Origin(HTTP_SOCKET, pid=peer.pid))
         else:
-            request[CALLER] = await self._keyless()
+            request[CALLER] = await self._keyless(request)
 
     async def _holder(self, request: web.Request, sent: str, route: Route | None) -> Caller:
         holder = self._keys.holder(sent)
@@ -100,9 +102,11 @@ class Guard:
         # Its owner may have left the group since.
         owner = await self._access.caller(Peer(0, holder.owner, _NOBODYS_GROUP))
         request[_KEY] = holder.key
-        return Caller(holder.owner, holder.administrator and owner.is_administrator)
+        door = HTTP if request.remote else HTTP_SOCKET
+        origin = Origin(door, request.remote or "", key=holder.key, key_label=holder.label)
+        return Caller(holder.owner, holder.administrator and owner.is_administrator, origin)
 
-    async def _keyless(self) -> Caller:
+    async def _keyless(self, request: web.Request) -> Caller:
         if not (name := self._settings.value.http.keyless_owner):
             words = "You didn't provide an API key. Make one with:  obatchctl key add   and send it as a Bearer token"
             raise ApiError(words, status=401, code="invalid_api_key")
@@ -110,7 +114,7 @@ class Guard:
             owner = await self._access.caller(Peer(0, await asyncio.to_thread(_uid_of, name), _NOBODYS_GROUP))
         except ConfigError as error:
             raise ApiError(error.message, status=401, code="invalid_api_key") from None
-        return Caller(owner.uid, is_administrator=False)
+        return Caller(owner.uid, False, Origin(HTTP, request.remote or ""))
 
     def _count_wrong(self) -> None:
         """One line a minute: whoever tries out keys fills no disk."""

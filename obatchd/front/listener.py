@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import secrets
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,11 +24,12 @@ from obatchd.control.auth import Access
 from obatchd.control.programs import Programs
 from obatchd.documents.programs import HttpDoor
 from obatchd.errors import ApiError
-from obatchd.front.answers import as_refusal, too_large
+from obatchd.front.answers import as_refusal, too_large, with_usual_headers
 from obatchd.front.batches import BatchRoutes
 from obatchd.front.connections import Crowd, Watched
 from obatchd.front.files import FileRoutes
 from obatchd.front.guard import Guard
+from obatchd.front.malformed import Calls
 from obatchd.front.models import ModelRoutes
 from obatchd.front.native.asking import NativeRoutes
 from obatchd.front.native.models import NativeModelRoutes
@@ -51,11 +51,6 @@ _LINGERING_S = 2.0  # for what else comes of a call that was refused
 _BACKLOG = 128
 _GONE = 499  # a status that nobody reads
 _TCP = "http-tcp"
-_SECURE = {
-    "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 class Listener:
@@ -87,7 +82,7 @@ class Listener:
         self._by_handler: dict[Handler, Route] = {}
         self._runner = web.AppRunner(
             self._application(), access_log=None, handle_signals=False, shutdown_timeout=_SHUTDOWN_S,
-            handler_cancellation=True, keepalive_timeout=_IDLE_S, lingering_time=_LINGERING_S, logger=_defects(),
+            handler_cancellation=True,
         )  # fmt: skip
 
     def task_failed(self, name: str, error: BaseException) -> None:
@@ -171,7 +166,9 @@ class Listener:
         loop = asyncio.get_running_loop()
         assert self._runner.server is not None
         transport: asyncio.Transport | None = None
-        protocol = Watched(self._runner.server(), loop.create_future())
+        options: dict[str, Any] = {"keepalive_timeout": _IDLE_S, "lingering_time": _LINGERING_S, "access_log": None}
+        calls = Calls(self._runner.server, loop=loop, logger=_defects(), **options)
+        protocol = Watched(calls, loop.create_future())
         try:
             tls: dict[str, Any] = {}
             if connection.family != socket.AF_UNIX and self._certificate is not None:
@@ -266,8 +263,7 @@ def _defects() -> logging.Logger:
 
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
-    response.headers.update(_SECURE)
+    with_usual_headers(response)
 
 
 def _bound(address: Address) -> socket.socket:

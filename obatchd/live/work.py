@@ -18,6 +18,7 @@ from obatchd.documents.alarms import JobDone
 from obatchd.documents.jobs import Counts
 from obatchd.jobs.formats import contents, request_file
 from obatchd.jobs.store import JobRow, Segment, Store
+from obatchd.live.audit import AuditLog
 from obatchd.live.conditions import Announcer, Conditions
 from obatchd.live.job import LiveJob
 from obatchd.settings.current import Current
@@ -64,10 +65,15 @@ class Work:
     owner: TaskOwner  # answers for the long-lived tasks of the parts
     announcer: Announcer
     jobs: dict[int, LiveJob] = field(factory=dict, init=False)  # by key; only the main loop changes it
+    audit: AuditLog = field(init=False)  # who did what to the work of others, to keys and GPUs
     holds: Holds = field(factory=Holds, init=False)  # reasons for which nothing new is offered
     conditions: Conditions = field(init=False)  # hindrances from outside
     _listeners: list[EndListener] = field(factory=list, init=False)
     _ends: dict[int, asyncio.Event] = field(factory=dict, init=False)  # by key of a job that somebody waits for
+
+    @audit.default
+    def _audit_log(self) -> AuditLog:
+        return AuditLog(self.layout.work)
 
     @conditions.default
     def _conditions(self) -> Conditions:

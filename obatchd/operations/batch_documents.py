@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 from attrs import define, field
+from msgspec import UNSET, UnsetType
 
 from obatchd.documents.programs import BatchObject, LineFault, LineFaults, RequestCounts, TokenUsage
 from obatchd.jobs.formats import Format, once_each, read_entries
@@ -111,6 +112,7 @@ class BatchDocuments:
         if status in FINISHED and "response_tokens" in summary:
             given, said = summary["prompt_tokens"], summary["response_tokens"]
             document.usage = TokenUsage(given, said, given + said)
+        document.model = _model(row, live)
         return document, row
 
     def _endpoint(self, row: JobRow) -> str:
@@ -166,6 +168,14 @@ def _counts(row: JobRow, live: LiveJob | None) -> RequestCounts:
         return RequestCounts(live.requests, live.counts["succeeded"], live.counts["failed"])
     summary = row.summary or {}
     return RequestCounts(*(summary.get(name, 0) for name in ("requests", "succeeded", "failed")))
+
+
+def _model(row: JobRow, live: LiveJob | None) -> str | UnsetType:
+    """The one that every line asks, once all are read; of one that is over, the one that answered. UNSET: several."""
+    if live is None:
+        return (row.summary or {}).get("model") or UNSET
+    names = {lane.profile.model for lane in live.lanes.values()} if live.indexed else set[str]()
+    return names.pop() if len(names) == 1 else UNSET
 
 
 def _add_times(document: BatchObject, row: JobRow, live: LiveJob | None) -> None:

@@ -16,12 +16,15 @@ from attrs import define, field
 from obatchd import log
 from obatchd.control.auth import Caller
 from obatchd.control.programs import BatchAsked, Selection
+from obatchd.documents.audit import JOB_CANCELLED
 from obatchd.documents.programs import BatchObject, Page
 from obatchd.engine.engine import Engine
 from obatchd.errors import ApiError
 from obatchd.intake.submitted import SubmittedSettings
 from obatchd.jobs.store import BatchRow, FileRow, JobRow
+from obatchd.live.job import LiveJob
 from obatchd.live.work import Part
+from obatchd.operations.audit import of_another, recorded
 from obatchd.operations.batch_documents import FINISHED, BatchDocuments
 from obatchd.operations.batch_terms import deadline_s, terms_of
 from obatchd.operations.files import Files
@@ -193,8 +196,13 @@ class Batches(Part):
             reason = "the batch is not read yet; try again in a moment"
             raise ApiError(reason, status=409, code="batch_not_read", final=False)
         # Its answer does not wait until every request has its outcome.
-        cancelling = self._begun(self._engine.completion.cancellation.cancel(live), f"cancel-{row.job}")
+        cancelling = self._begun(self._cancel(caller, live), f"cancel-{row.job}")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_S):
                 await cancelling
         return await self._of_job(row.job)
+
+    async def _cancel(self, caller: Caller, live: LiveJob) -> None:
+        async with recorded(self._work.audit, *of_another(caller, JOB_CANCELLED, live.row.job, live.row.owner)):
+            if not live.publishing and self._engine.jobs.get(live.key) is live:  # else it was over meanwhile
+                await self._engine.completion.cancellation.cancel(live)

@@ -14,10 +14,12 @@ from attrs import define, field
 from obatchd import log
 from obatchd.control.auth import Caller
 from obatchd.control.programs import Content, Selection
+from obatchd.documents.audit import FILE_REMOVED
 from obatchd.documents.programs import DeletedFile, FileObject, Page
 from obatchd.errors import ApiError
 from obatchd.jobs.store import DISK_ERRORS, FileRow
 from obatchd.live.work import Part
+from obatchd.operations.audit import of_another, recorded
 from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.outputs import FILE, INPUT_PURPOSE, JOB_ID, OF_JOB, OUTPUT_PURPOSE, Outputs, file_not_found
 from obatchd.operations.uploading import IncomingFile, Uploading, file_object
@@ -131,7 +133,8 @@ class Files(Part):
     async def remove(self, caller: Caller, file: str) -> DeletedFile:
         if _UPLOADED.fullmatch(file):
             row = self.uploaded(caller, file)
-            await asyncio.to_thread(self._remove_uploaded, row)
+            async with recorded(self._work.audit, *of_another(caller, FILE_REMOVED, file, row.owner)):
+                await asyncio.to_thread(self._remove_uploaded, row)
             _log.info("file_removed", file=file, owner=row.owner)
             return DeletedFile(file)
         job, part = self.outputs.of_job(caller, file)
@@ -139,7 +142,8 @@ class Files(Part):
         if part == "input":
             reason = f"it was dropped into the inbox and goes with its job: obatchctl rm {job.job}"
             raise ApiError(reason, status=409, code="file_of_a_drop", param="id")
-        await asyncio.to_thread(self.outputs.remove, job, part)
+        async with recorded(self._work.audit, *of_another(caller, FILE_REMOVED, file, job.owner)):
+            await asyncio.to_thread(self.outputs.remove, job, part)
         return DeletedFile(file)
 
     def _remove_uploaded(self, row: FileRow) -> None:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 
 import msgspec
-from attrs import define
+from attrs import define, field
 from msgspec import UNSET
 
+from obatchd.control.auth import Caller
 from obatchd.documents import excerpt
 from obatchd.documents import gpus as documents
+from obatchd.documents.audit import (
+    GPU_LENT,
+    GPU_QUARANTINED,
+    GPU_RELEASED,
+    GPU_SHARED,
+    GPU_TAKEN_BACK,
+    GPU_UNSHARED,
+)
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, GpuFinding, Gpus, Released
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpucare.policy import GpuPolicy
@@ -19,7 +29,9 @@ from obatchd.gpus.finding import Finding
 from obatchd.gpus.model import ClockReason, Reading
 from obatchd.gpus.monitor import Quarantine
 from obatchd.gpus.probe import Probe
-from obatchd.times import instant
+from obatchd.live.audit import AuditLog
+from obatchd.operations.audit import entry_of, recorded
+from obatchd.times import duration, instant
 
 _MOST_LENT_S = 30 * 86_400.0
 _EVENTS_SHOWN = 20
@@ -31,6 +43,8 @@ class GpuService:
 
     _policy: GpuPolicy
     _probe: Probe
+    _audit: AuditLog
+    _turn: asyncio.Lock = field(factory=asyncio.Lock, init=False)  # what was judged holds until it is done
 
     def all(self) -> Gpus:
         cards = sorted(self._policy.monitor.tracks.values(), key=lambda track: (track.identity.index or 0, track.uuid))
@@ -68,51 +82,66 @@ class GpuService:
         events = await asyncio.to_thread(self._policy.watch.history.events, uuid, limit, serial)
         return [GpuEventEntry(**msgspec.structs.asdict(event), at=instant(event.at_s)) for event in events]
 
-    async def quarantine(self, name: str, reason: str) -> GpuEntry:
-        uuid = self._find(name)
-        if self._policy.monitor.records[uuid].quarantine is not None:
-            raise ControlError(f"{self._called(uuid)} is in quarantine already", code="already")
-        words = reason or "asked by an administrator"
-        self._policy.monitor.quarantine(uuid, Quarantine(words, time.time(), "administrator"), False)
+    async def quarantine(self, caller: Caller, name: str, reason: str) -> GpuEntry:
+        async with self._turn:
+            uuid = self._find(name)
+            if self._policy.monitor.records[uuid].quarantine is not None:
+                raise ControlError(f"{self._called(uuid)} is in quarantine already", code="already")
+            words = reason or "asked by an administrator"
+            async with self._recorded(caller, GPU_QUARANTINED, uuid, reason):
+                self._policy.monitor.quarantine(uuid, Quarantine(words, time.time(), "administrator"), False)
         await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
 
-    async def release(self, name: str) -> Released:
-        uuid, monitor = self._find(name), self._policy.monitor
-        found = monitor.assessments.get(uuid)
-        if monitor.records[uuid].quarantine is None and (found is None or found.level == "ok"):
-            raise ControlError(
-                f"{self._called(uuid)} is not in quarantine, and nothing is found against it", code="nothing"
-            )
-        present = any(gpu.card == uuid for gpu in self._probe.gpus)
-        if present and (obstacle := monitor.obstacle(uuid)):
-            raise ControlError(f"{self._called(uuid)} cannot be released yet: {obstacle}", code="still_bad")
-        index = monitor.tracks[uuid].identity.index  # which goes with a card that is forgotten
-        accepted = self._policy.release(uuid)
+    async def release(self, caller: Caller, name: str) -> Released:
+        async with self._turn:
+            uuid, monitor = self._find(name), self._policy.monitor
+            found = monitor.assessments.get(uuid)
+            if monitor.records[uuid].quarantine is None and (found is None or found.level == "ok"):
+                raise ControlError(
+                    f"{self._called(uuid)} is not in quarantine, and nothing is found against it", code="nothing"
+                )
+            present = any(gpu.card == uuid for gpu in self._probe.gpus)
+            if present and (obstacle := monitor.obstacle(uuid)):
+                raise ControlError(f"{self._called(uuid)} cannot be released yet: {obstacle}", code="still_bad")
+            index = monitor.tracks[uuid].identity.index  # which goes with a card that is forgotten
+            async with self._recorded(caller, GPU_RELEASED, uuid):
+                accepted = self._policy.release(uuid)
         await asyncio.to_thread(monitor.save)
         return Released(uuid, uuid not in monitor.tracks, accepted, index)
 
-    async def lend(self, name: str, for_s: float) -> GpuEntry:
-        uuid = self._find(name)
-        if not 0 < for_s <= _MOST_LENT_S:
-            raise ControlError("a GPU is lent for more than nothing and for 30 days at most", code="usage")
-        self._policy.lend(uuid, for_s)
+    async def lend(self, caller: Caller, name: str, for_s: float) -> GpuEntry:
+        async with self._turn:
+            uuid = self._find(name)
+            if not 0 < for_s <= _MOST_LENT_S:
+                raise ControlError("a GPU is lent for more than nothing and for 30 days at most", code="usage")
+            async with self._recorded(caller, GPU_LENT, uuid, f"for {duration(for_s)}"):
+                self._policy.lend(uuid, for_s)
         await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
 
-    async def share(self, name: str, shared: bool) -> GpuEntry:
-        uuid = self._find(name)
-        self._policy.share(uuid, shared)
+    async def share(self, caller: Caller, name: str, shared: bool) -> GpuEntry:
+        async with self._turn:
+            uuid = self._find(name)
+            async with self._recorded(caller, GPU_SHARED if shared else GPU_UNSHARED, uuid):
+                self._policy.share(uuid, shared)
         await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
 
-    async def take_back(self, name: str) -> GpuEntry:
-        uuid = self._find(name)
-        if not self._policy.monitor.records[uuid].lent_until_s:
-            raise ControlError(f"{self._called(uuid)} is not lent", code="not_lent")
-        self._policy.take_back(uuid)
+    async def take_back(self, caller: Caller, name: str) -> GpuEntry:
+        async with self._turn:
+            uuid = self._find(name)
+            if not self._policy.monitor.records[uuid].lent_until_s:
+                raise ControlError(f"{self._called(uuid)} is not lent", code="not_lent")
+            async with self._recorded(caller, GPU_TAKEN_BACK, uuid):
+                self._policy.take_back(uuid)
         await asyncio.to_thread(self._policy.monitor.save)
         return self._card(uuid)
+
+    def _recorded(
+        self, caller: Caller, kind: str, uuid: str, detail: str = ""
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        return recorded(self._audit, entry_of(caller, kind, uuid, detail=detail))
 
     def _find(self, name: str) -> str:
         """A card by its UUID or the beginning of it, its index, or its serial number."""

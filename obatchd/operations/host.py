@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from itertools import islice
 
 from attrs import define, field
@@ -17,11 +18,13 @@ from obatchd.delivery.documents import job_document
 from obatchd.dispatch.holds import DRAINING, PAUSED, STOPPING
 from obatchd.documents import status as documents
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded
+from obatchd.documents.audit import HOST_DRAINED, HOST_PAUSED, HOST_RESUMED, HOST_UNDRAINED
 from obatchd.documents.models import Pull
 from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
 from obatchd.gpus.probe import Probe
 from obatchd.live.job import LiveJob
+from obatchd.operations.audit import entry_of, recorded
 from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.servers import ServerCommands
 from obatchd.servers.fleet import Fleet
@@ -81,11 +84,13 @@ class HostCommands:
             waiting_for_restart=engine.settings.waiting or UNSET,
         )
 
-    async def pause(self) -> Paused:
-        return await self._set_paused(True)
+    async def pause(self, caller: Caller) -> Paused:
+        async with self._recorded(caller, HOST_PAUSED):
+            return await self._set_paused(True)
 
-    async def resume(self) -> Paused:
-        return await self._set_paused(False)
+    async def resume(self, caller: Caller) -> Paused:
+        async with self._recorded(caller, HOST_RESUMED):
+            return await self._set_paused(False)
 
     @disk_faults_told()
     async def _set_paused(self, paused: bool) -> Paused:
@@ -94,16 +99,22 @@ class HostCommands:
         (holds.hold if paused else holds.release)(PAUSED)
         return Paused(paused, UNSET if paused else self._engine.dispatcher.held_up or UNSET)
 
-    async def drain(self) -> HostState:
-        self._engine.dispatcher.holds.hold(DRAINING)
+    async def drain(self, caller: Caller) -> HostState:
+        async with self._recorded(caller, HOST_DRAINED):
+            self._engine.dispatcher.holds.hold(DRAINING)
         return HostState(self._state(daemon_itself())[0])
 
-    async def undrain(self) -> HostState:
-        self._engine.dispatcher.holds.release(DRAINING)
+    async def undrain(self, caller: Caller) -> HostState:
+        async with self._recorded(caller, HOST_UNDRAINED):
+            self._engine.dispatcher.holds.release(DRAINING)
         return HostState(self._state(daemon_itself())[0])
+
+    def _recorded(self, caller: Caller, kind: str) -> AbstractAsyncContextManager[None]:
+        return recorded(self._engine.work.audit, entry_of(caller, kind))
 
     def _notices(self, caller: Caller) -> list[str]:
-        alarms = self._alarms.troubles() if caller.is_administrator else []
+        audit = self._engine.work.audit.problem
+        alarms = [*self._alarms.troubles(), *([audit] if audit else [])] if caller.is_administrator else []
         return [*self._fleet.notices, *self._models.notices, *self._servers.open_ports(), *alarms]
 
     async def test_alarms(self) -> AlarmsTested:

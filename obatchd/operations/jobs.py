@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from itertools import chain
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -17,6 +18,7 @@ from obatchd.control.auth import Caller
 from obatchd.control.operations import Submission
 from obatchd.delivery.documents import finished_document, job_details, job_document
 from obatchd.documents.answers import Removed, RemovedJobs
+from obatchd.documents.audit import JOB_CANCELLED, JOB_PAUSED, JOB_REMOVED, JOB_RESUMED, JOB_RETRIED
 from obatchd.documents.jobs import JobDocument, OwnerUsage
 from obatchd.engine.engine import Engine
 from obatchd.engine.erasure import erase
@@ -25,6 +27,7 @@ from obatchd.jobs.model import JobState
 from obatchd.jobs.store import DISK_ERRORS, JobRow, UsageRow
 from obatchd.live.job import LiveJob
 from obatchd.naming import EVERY_JOB, JobFilter
+from obatchd.operations.audit import of_another, recorded
 from obatchd.operations.submissions import Submissions, not_refused
 from obatchd.telling.notifications import untold
 from obatchd.times import instant
@@ -168,7 +171,9 @@ class JobCommands:
     @disk_faults_told()
     async def cancel(self, caller: Caller, job_id: str) -> JobDocument:
         live = self._live(caller, job_id)
-        await self._engine.completion.cancellation.cancel(live)
+        async with self._recorded(caller, JOB_CANCELLED, live.row):
+            live = self._live(caller, live.row.job)  # it may be over by now
+            await self._engine.completion.cancellation.cancel(live)
         return job_document(live, 0)
 
     @disk_faults_told()
@@ -182,7 +187,8 @@ class JobCommands:
             raise ControlError(f"a retry of job {row.job} is being made at this moment", code="job_running")
         self._retried.add(row.key)
         try:
-            return self._document(await Submissions(self._engine).retry(row, changes or {}, only), {})
+            async with self._recorded(caller, JOB_RETRIED, row):
+                return self._document(await Submissions(self._engine).retry(row, changes or {}, only), {})
         finally:
             self._retried.discard(row.key)
 
@@ -197,7 +203,9 @@ class JobCommands:
         live = self._live(caller, job_id)
         if live.ending:
             raise _over(live.row, live)
-        await self._engine.admission.pause(live, paused)
+        async with self._recorded(caller, JOB_PAUSED if paused else JOB_RESUMED, live.row):
+            live = self._live(caller, live.row.job)
+            await self._engine.admission.pause(live, paused)
         return job_document(live, 0, self._engine.dispatcher.held_up)
 
     @disk_faults_told()
@@ -206,8 +214,9 @@ class JobCommands:
         if (live := engine.jobs.get(row.key)) is not None:
             await self._end_of(live, row)
             row = self._find(caller, job_id)
-        for _, error in await asyncio.to_thread(erase, engine.layout, engine.store, [row]):
-            raise StoreError(f"job {row.job} cannot be deleted: {log.reason(error)}") from error
+        async with self._recorded(caller, JOB_REMOVED, row):
+            for _, error in await asyncio.to_thread(erase, engine.layout, engine.store, [row]):
+                raise StoreError(f"job {row.job} cannot be deleted: {log.reason(error)}") from error
         return Removed(row.job)
 
     @disk_faults_told()
@@ -217,9 +226,14 @@ class JobCommands:
         kept |= {job: "there is no such job" for job in {*job_ids} - {row.job for row in rows}}
         kept |= {row.job: "it is not over" for row in rows if row.key in engine.jobs or row.finished_s is None}
         gone = [row for row in rows if row.job not in kept]
-        for row, error in await asyncio.to_thread(erase, engine.layout, engine.store, gone):
-            kept[row.job] = log.reason(error)
+        async with self._recorded(caller, JOB_REMOVED, *gone):
+            for row, error in await asyncio.to_thread(erase, engine.layout, engine.store, gone):
+                kept[row.job] = log.reason(error)
         return RemovedJobs([row.job for row in gone if row.job not in kept], kept)
+
+    def _recorded(self, caller: Caller, kind: str, *rows: JobRow) -> contextlib.AbstractAsyncContextManager[None]:
+        entries = chain.from_iterable(of_another(caller, kind, row.job, row.owner) for row in rows)
+        return recorded(self._engine.work.audit, *entries)
 
     async def _end_of(self, live: LiveJob, row: JobRow) -> None:
         """Wait for a job that has all its answers, or is to get no more. Raises ControlError where one is not over."""

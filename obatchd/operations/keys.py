@@ -14,10 +14,12 @@ from obatchd.control.auth import Caller
 from obatchd.control.operations import NewKeyAsked
 from obatchd.control.programs import KEY_PREFIX, SCOPES, SCOPES_OF_PROGRAMS, KeyHolder, KeyListener
 from obatchd.documents.answers import Removed
+from obatchd.documents.audit import KEY_ADDED, KEY_REMOVED
 from obatchd.documents.programs import KeyEntry, NewKey
 from obatchd.errors import ConfigError, ControlError, ForbiddenError, NotFoundError
 from obatchd.jobs.store import DISK_ERRORS, KeyRow
 from obatchd.live.work import Part
+from obatchd.operations.audit import entry_of, recorded
 from obatchd.operations.jobs import disk_faults_told
 from obatchd.times import instant
 
@@ -67,7 +69,10 @@ class Keys(Part):
             created_s=now_s,
             expires_s=None if asked.days is None else now_s + asked.days * _DAY_S,
         )
-        await asyncio.to_thread(self._work.store.state.programs.add_key, row)
+        detail = f"{', '.join(row.scopes)}{', administrator' if row.administrator else ''}"
+        entry = entry_of(caller, KEY_ADDED, row.id, owner=row.owner, detail=detail)
+        async with recorded(self._work.audit, entry):
+            await asyncio.to_thread(self._work.store.state.programs.add_key, row)
         self._known[row.sha256] = row
         _log.info("key_added", key=row.id, owner=row.owner, administrator=row.administrator)
         return NewKey(key=key, about=self._entry(row))
@@ -87,7 +92,8 @@ class Keys(Part):
         # At once, and durably before anybody is told; where the disk refuses, it is good again and its owner knows.
         del self._known[row.sha256]
         try:
-            await asyncio.to_thread(self._work.store.state.programs.remove_key, row.id)
+            async with recorded(self._work.audit, entry_of(caller, KEY_REMOVED, row.id, owner=row.owner)):
+                await asyncio.to_thread(self._work.store.state.programs.remove_key, row.id)
         except BaseException:
             self._known[row.sha256] = row
             raise
@@ -103,7 +109,7 @@ class Keys(Part):
         if row is None or (row.expires_s is not None and row.expires_s <= now_s):
             return None
         self._used[row.id] = row.last_used_s = now_s
-        return KeyHolder(row.id, row.owner, row.administrator, frozenset(row.scopes))
+        return KeyHolder(row.id, row.owner, row.administrator, frozenset(row.scopes), row.label)
 
     async def stop(self) -> None:
         await super().stop()

@@ -11,10 +11,12 @@ from attrs import Factory, define, field
 from msgspec import UNSET
 
 from obatchd.client.runtime import guarded_ports
+from obatchd.control.auth import Caller
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.tuning.tuner import Tuner
 from obatchd.documents import excerpt
 from obatchd.documents.answers import Removed
+from obatchd.documents.audit import SERVER_DRAINED, SERVER_RESTARTED, SERVER_RESUMED
 from obatchd.documents.models import ModelEntry, PullProgress
 from obatchd.documents.status import LoadedModel, RefusedModel, ServerEntry, ServerGpu
 from obatchd.documents.tuning import SlotTuning
@@ -22,6 +24,7 @@ from obatchd.engine.engine import Engine
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpus.model import Gpu, Reading
 from obatchd.gpus.probe import Probe
+from obatchd.operations.audit import entry_of, recorded
 from obatchd.operations.tuning import tuning_document
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.logs import read_log
@@ -32,6 +35,7 @@ from obatchd.settings import addresses
 from obatchd.tasks import TaskSet
 from obatchd.times import clock
 
+_KINDS = {"drain": SERVER_DRAINED, "resume": SERVER_RESUMED, "restart": SERVER_RESTARTED}  # in the audit log
 _ACTION_S = 5.0  # longest wait for a drain or restart before the answer says how far it is
 
 
@@ -65,8 +69,12 @@ class ServerCommands:
         known = ", ".join(servers) or "none"
         raise NotFoundError(f"no server {server_id}; there are: {known}")
 
-    async def act(self, server_id: str, action: str) -> ServerEntry:
+    async def act(self, caller: Caller, server_id: str, action: str) -> ServerEntry:
         server = self._find(server_id)
+        async with recorded(self._engine.work.audit, entry_of(caller, _KINDS[action], server.id)):
+            return await self._act(server, action)
+
+    async def _act(self, server: Server, action: str) -> ServerEntry:
         if action == "resume":
             server.resume()
             if (link := self._engine.dispatcher.links.get(server.id)) is not None:

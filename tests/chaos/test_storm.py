@@ -16,7 +16,7 @@ SEED = int(os.environ.get("OBATCHD_TEST_SEED", "7"))
 
 def test_a_seed_is_a_plan() -> None:
     def shown(plan: Plan) -> str:
-        return repr((plan.drops, plan.lives))
+        return repr((plan.drops, plan.lives, plan.batches))
 
     plan = make_plan(3, 1000, 20_000)
     assert shown(plan) == shown(make_plan(3, 1000, 20_000)) != shown(make_plan(4, 1000, 20_000))
@@ -37,6 +37,8 @@ def test_a_seed_is_a_plan() -> None:
         "probe",
         "front",
     }
+    assert {"files.after_write", "batches.after_accept"} <= {life.death for life in plan.lives}
+    assert any(batch.cancelled for batch in plan.batches) and not all(batch.cancelled for batch in plan.batches)
     assert any(drop.slow for drop in plan.drops)
 
 

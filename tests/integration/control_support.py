@@ -21,6 +21,7 @@ from obatchd.control.auth import Access, Caller
 from obatchd.control.operations import NewKeyAsked, Operations, Submission
 from obatchd.control.submit import SubmitServer
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs, WayTried
+from obatchd.documents.audit import AuditAsked, AuditDocument, AuditEntry
 from obatchd.documents.burnin import BurninBrief, BurninHead, BurninReport, BurninStatus, ListedRun
 from obatchd.documents.gpus import GpuDetails, GpuEntry, GpuEventEntry, Gpus, Identity, KernelLogState, Released
 from obatchd.documents.jobs import Failure, JobDetails, JobDocument, OwnerUsage, SettingsUsed
@@ -127,23 +128,23 @@ class FakeGpuOperations:
         self.calls.append(("events", name, limit))
         return []
 
-    async def quarantine(self, name: str, reason: str) -> GpuEntry:
+    async def quarantine(self, caller: Caller, name: str, reason: str) -> GpuEntry:
         self.calls.append(("quarantine", name, reason))
         return gpu(name)
 
-    async def release(self, name: str) -> Released:
+    async def release(self, caller: Caller, name: str) -> Released:
         self.calls.append(("release", name))
         return Released(name, False, [])
 
-    async def lend(self, name: str, for_s: float) -> GpuEntry:
+    async def lend(self, caller: Caller, name: str, for_s: float) -> GpuEntry:
         self.calls.append(("lend", name, for_s))
         return gpu(name)
 
-    async def take_back(self, name: str) -> GpuEntry:
+    async def take_back(self, caller: Caller, name: str) -> GpuEntry:
         self.calls.append(("take_back", name))
         return gpu(name)
 
-    async def share(self, name: str, shared: bool) -> GpuEntry:
+    async def share(self, caller: Caller, name: str, shared: bool) -> GpuEntry:
         self.calls.append(("share", name, shared))
         return gpu(name)
 
@@ -163,12 +164,13 @@ class FakeOperations:
     finished_state: str = "done"
     gpus: FakeGpuOperations = field(default_factory=FakeGpuOperations)
     door: HttpDoor | None = None
+    recorded: list[AuditEntry] = field(default_factory=list)
     looked: int = 0  # how often somebody asked for one job
     failures: Failures = field(default_factory=Failures)  # of the tasks of the sockets
 
     def __post_init__(self) -> None:
         parts = FakeJobs(self), FakeServers(self), FakeModels(self), self.gpus, FakeBurnin(), FakeHost(self)
-        self.operations = Operations(*parts, FakeKeys(self), FakeDoor(self))
+        self.operations = Operations(*parts, FakeKeys(self), FakeDoor(self), FakeAudit(self))
 
 
 @dataclass
@@ -254,7 +256,7 @@ class FakeServers:
     def all(self) -> list[ServerEntry]:
         return self.daemon.servers
 
-    async def act(self, server_id: str, action: str) -> ServerEntry:
+    async def act(self, caller: Caller, server_id: str, action: str) -> ServerEntry:
         self.daemon.calls.append((action, server_id))
         return server(id=server_id, state="draining")
 
@@ -311,21 +313,21 @@ class FakeHost:
             jobs=list(self.daemon.known.values()),
         )
 
-    async def pause(self) -> Paused:
+    async def pause(self, caller: Caller) -> Paused:
         self.daemon.calls.append(("pause", None))
         return Paused(True)
 
-    async def resume(self) -> Paused:
+    async def resume(self, caller: Caller) -> Paused:
         self.daemon.calls.append(("resume", None))
         return Paused(False)
 
-    async def drain(self) -> HostState:
+    async def drain(self, caller: Caller) -> HostState:
         self.daemon.calls.append(("drain",))
         self.daemon.state = "draining"
         asyncio.get_running_loop().call_later(0.2, setattr, self.daemon, "state", "drained")
         return HostState("draining")
 
-    async def undrain(self) -> HostState:
+    async def undrain(self, caller: Caller) -> HostState:
         self.daemon.state = "running"
         return HostState("running")
 
@@ -371,6 +373,17 @@ class FakeKeys:
     async def remove(self, caller: Caller, key: str) -> Removed:
         self.entries = [entry for entry in self.entries if entry.id != key]
         return Removed(key)
+
+
+@dataclass
+class FakeAudit:
+    """Its audit log."""
+
+    daemon: FakeOperations
+
+    async def entries(self, asked: AuditAsked) -> AuditDocument:
+        self.daemon.calls.append(("audit", asked))
+        return AuditDocument(self.daemon.recorded, 1, "the disk is full\x1b[31m")
 
 
 @dataclass

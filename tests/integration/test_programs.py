@@ -72,7 +72,7 @@ def test_a_batch_from_its_file_to_its_answers(programs: Programs, client: OpenAI
     )
     done = programs.until_over(batch.id)
     assert done.status == "completed" and done.errors is None and done.error_file_id is None
-    assert done.request_counts is not None and done.usage is not None
+    assert done.request_counts is not None and done.usage is not None and done.model == "tiny"
     assert (done.request_counts.total, done.request_counts.completed, done.request_counts.failed) == (1000, 1000, 0)
     assert done.usage.total_tokens == done.usage.input_tokens + done.usage.output_tokens > 0
     times = (done.created_at, done.in_progress_at, done.finalizing_at, done.completed_at)

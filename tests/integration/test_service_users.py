@@ -220,6 +220,65 @@ def test_programs_of_two_users_have_nothing_to_do_with_each_other(make_daemon: C
         shutil.rmtree(spool, ignore_errors=True)
 
 
+def test_what_administrators_do_to_others_is_recorded_and_theirs_alone_to_read(
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    spool = Path(tempfile.mkdtemp(prefix="obatch-audit-"))
+    spool.chmod(0o755)
+    user, admin = ((one.pw_uid, one.pw_gid) for one in map(pwd.getpwnam, ("nobody", "games")))
+    access = {"mode": "service", "submit_group": grp.getgrgid(user[1]).gr_name, "admin_group": "games"}
+    config = {"access": access, "servers": {"base_port": free_ports(2)}, "gpus": {"use": "simulated:2"}}
+    found = over_http(make_daemon, config, spool=spool)
+    try:
+        found.d.start().ready()
+        client = Client(spool)
+        own = as_user(user, lambda: client.post("keys", body={"label": "mine"}))
+        over_all = as_user(admin, lambda: client.post("keys", body={"administrator": True, "label": "ops"}))
+        as_user(admin, lambda: client.post("pause"))
+        found._key = own["key"]  # root makes none
+        with found.client(api_key=own["key"]) as alice, found.client(api_key=over_all["key"]) as rose:
+            file = alice.files.create(file=("secret-name.jsonl", questions(2)), purpose="batch").id
+            batch = alice.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h").id
+            rose.batches.cancel(batch)
+            rose.files.delete(file)
+        job = batch.removeprefix("batch_")
+        as_user(admin, lambda: client.post("resume"))
+        wait_for(lambda: found.d.client.get("jobs", job)["state"] == "done")
+        as_user(admin, lambda: client.delete("jobs", job))
+        as_user(admin, lambda: client.post("gpus", "1", "quarantine", reason="it smells"))
+        as_user(admin, lambda: client.delete("keys", own["about"]["id"]))
+        found.d.kill()
+        found.d.start()
+        with pytest.raises(ForbiddenError):
+            as_user(user, lambda: client.get("audit"))
+        rows = as_user(admin, lambda: client.get("audit"))["entries"]
+        seen = [(row["kind"], row["uid"], row["door"], row["target"], row.get("owner")) for row in rows]
+        gpu = found.d.client.get("gpus", "1")["uuid"]
+        assert seen == [
+            ("key_added", user[0], "control", own["about"]["id"], user[0]),
+            ("key_added", admin[0], "control", over_all["about"]["id"], admin[0]),
+            ("host_paused", admin[0], "control", "", None),
+            ("job_cancelled", admin[0], "http", job, user[0]),
+            ("file_removed", admin[0], "http", file, user[0]),
+            ("host_resumed", admin[0], "control", "", None),
+            ("job_removed", admin[0], "control", job, user[0]),
+            ("gpu_quarantined", admin[0], "control", gpu, None),
+            ("key_removed", admin[0], "control", own["about"]["id"], user[0]),
+        ]
+        cancelled = rows[3]
+        assert (cancelled["address"], cancelled["key"], cancelled["key_label"], cancelled["user"]) == (
+            "127.0.0.1", over_all["about"]["id"], "ops", "games",
+        )  # fmt: skip
+        assert all(row["pid"] for row in rows if row["door"] == "control")
+        kept = (spool / "work" / "audit" / "audit.jsonl").read_text()
+        assert "secret-name" not in kept and own["key"] not in kept and "what is" not in kept
+        shown = found.d.control("audit", "--kind", "job", "--limit", "1").stdout.splitlines()
+        assert len(shown) == 2 and job in shown[1] and "games (" in shown[1] and "nobody" in shown[1]
+    finally:
+        found.d.clean()
+        shutil.rmtree(spool, ignore_errors=True)
+
+
 def over_socket(found: Programs, path: str) -> int:
     """The status of a plain call on the socket."""
     with socket.socket(socket.AF_UNIX) as connection:

@@ -14,6 +14,7 @@ from dispatch_support import FakeKeeper, FakeWorker
 from engine_support import NoProcess, Street
 from test_gpu_monitor import Bench, DictFacts
 
+from obatchd.control.auth import Caller
 from obatchd.control.operations import Operations
 from obatchd.delivery import responses as responses_module
 from obatchd.dispatch import keeper as keeper_module
@@ -25,6 +26,7 @@ from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.model import Gpu, Reading
 from obatchd.jobs.model import Profile
 from obatchd.live.job import LiveJob
+from obatchd.operations.audit import AuditQuestions
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
 from obatchd.operations.jobs import JobCommands
@@ -33,6 +35,8 @@ from obatchd.servers.managed import Host, ManagedServer
 from obatchd.servers.models import ModelInfo
 from obatchd.servers.server import Server
 from obatchd.servers.states import ServerState
+
+ADMIN = Caller(0, True)
 
 
 class Played(ManagedServer):
@@ -116,11 +120,12 @@ class Desk(Street):
             jobs=JobCommands(self.engine),
             servers=commands,
             models=ModelCommands(models),
-            gpus=GpuService(self.policy, self.probe),
+            gpus=GpuService(self.policy, self.probe, self.work.audit),
             burnin=unused,
             host=HostCommands(self.engine, self.fleet, commands, models, self.probe, alarms, self._reload),
             keys=unused,
             http=unused,
+            audit=AuditQuestions(self.work.audit),
         )
 
     def digest_on(self, server_id: str, model: str) -> str:

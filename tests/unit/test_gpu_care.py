@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from engine_support import until
-from operations_support import Desk, desk
+from operations_support import ADMIN, Desk, desk
 from test_gpu_monitor import DictFacts
 
 from obatchd.dispatch.protocol import GiveUp
@@ -40,7 +40,7 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 async def test_a_card_in_quarantine_has_no_server_and_others_do_its_work(rig: Desk) -> None:
     live = await rig.take("a")
     await rig.begun(live)
-    shown = await rig.operations.gpus.quarantine("0", "it smells")
+    shown = await rig.operations.gpus.quarantine(ADMIN, "0", "it smells")
     assert (shown.health, shown.reason, shown.quarantine and shown.quarantine.by) == (
         "quarantine",
         "it smells",
@@ -57,7 +57,7 @@ async def test_a_card_in_quarantine_has_no_server_and_others_do_its_work(rig: De
     other = await rig.take("b")
     await rig.answer(other)
     assert list((await rig.published(other))["servers"]) == ["gpu1"]
-    released = await rig.operations.gpus.release("0")
+    released = await rig.operations.gpus.release(ADMIN, "0")
     assert (released.uuid, released.accepted) == ("GPU-0", [])
     await until(lambda: rig.server("gpu0").state is ServerState.READY)
     assert rig.server("gpu0").holds == {}
@@ -81,7 +81,7 @@ async def test_an_urgent_quarantine_moves_the_requests_at_once(rig: Desk) -> Non
 
 async def test_a_quarantine_outlives_the_daemon_and_its_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with desk(monkeypatch, tmp_path) as rig:
-        await rig.operations.gpus.quarantine("1", "it smells")
+        await rig.operations.gpus.quarantine(ADMIN, "1", "it smells")
     async with desk(monkeypatch, tmp_path) as rig:  # with facts of its own, which do not know it
         await until(lambda: rig.server("gpu1").state is ServerState.QUARANTINED)
         assert rig.server("gpu1").reason == "GPU GPU-1 is in quarantine: it smells"
@@ -90,11 +90,11 @@ async def test_a_quarantine_outlives_the_daemon_and_its_index(tmp_path: Path, mo
 
 async def test_nothing_is_offered_while_every_card_is_out_of_use(rig: Desk) -> None:
     for name in ("0", "1"):
-        await rig.operations.gpus.quarantine(name, "")
+        await rig.operations.gpus.quarantine(ADMIN, name, "")
     await until(lambda: "quarantine" in rig.work.holds.reasons)
     assert (await rig.operations.gpus.one("0")).reason == "asked by an administrator"
     live = await rig.take("a")
-    await rig.operations.gpus.release("1")
+    await rig.operations.gpus.release(ADMIN, "1")
     await until(lambda: not rig.work.holds.reasons)
     await rig.answer(live)
 
@@ -102,7 +102,7 @@ async def test_nothing_is_offered_while_every_card_is_out_of_use(rig: Desk) -> N
 async def test_a_burn_in_goes_on_unless_it_would_hurt_the_card(rig: Desk) -> None:
     for server in ("gpu0", "gpu1"):
         rig.server(server).begin_test("a burn-in")
-    await rig.operations.gpus.quarantine("0", "it smells")
+    await rig.operations.gpus.quarantine(ADMIN, "0", "it smells")
     for _ in range(3):
         rig.read(gpu1={"trouble": "lost"})
     await until(lambda: rig.server("gpu1").state is ServerState.QUARANTINED)
@@ -114,8 +114,8 @@ async def test_a_burn_in_goes_on_unless_it_would_hurt_the_card(rig: Desk) -> Non
 async def test_a_card_released_during_its_burn_in_keeps_its_server(rig: Desk) -> None:
     server = rig.server("gpu0")
     server.begin_test("a burn-in")
-    await rig.operations.gpus.quarantine("0", "it smells")
-    await rig.operations.gpus.release("0")
+    await rig.operations.gpus.quarantine(ADMIN, "0", "it smells")
+    await rig.operations.gpus.release(ADMIN, "0")
     server.end_test()
     for _ in range(3):
         await asyncio.sleep(0.01)
@@ -126,21 +126,21 @@ async def test_a_server_on_two_cards_waits_for_both(rig: Desk) -> None:
     server = rig.server("gpu0")
     server.gpus = tuple(rig.gpus)
     for name in ("0", "1"):
-        await rig.operations.gpus.quarantine(name, "it smells")
+        await rig.operations.gpus.quarantine(ADMIN, name, "it smells")
     await until(lambda: server.state is ServerState.QUARANTINED)
-    await rig.operations.gpus.release("0")
+    await rig.operations.gpus.release(ADMIN, "0")
     assert server.state is ServerState.QUARANTINED and "quarantine" in server.holds
-    await rig.operations.gpus.release("1")
+    await rig.operations.gpus.release(ADMIN, "1")
     await until(lambda: server.ready)
 
 
 async def test_a_quarantine_is_given_once_and_ended_when_there_is_one(rig: Desk) -> None:
     rig.read()
     with pytest.raises(ControlError, match="not in quarantine") as nothing:
-        await rig.operations.gpus.release("0")
-    await rig.operations.gpus.quarantine("0", "it smells")
+        await rig.operations.gpus.release(ADMIN, "0")
+    await rig.operations.gpus.quarantine(ADMIN, "0", "it smells")
     with pytest.raises(ControlError, match="already") as twice:
-        await rig.operations.gpus.quarantine("0", "again")
+        await rig.operations.gpus.quarantine(ADMIN, "0", "again")
     assert (nothing.value.code, twice.value.code) == ("nothing", "already")
 
 
@@ -151,7 +151,7 @@ async def test_a_card_is_lent_emptied_and_taken_back(rig: Desk) -> None:
     live = await rig.take("a")
     await rig.answer(live)
     server = rig.server("gpu0")
-    lent = await rig.operations.gpus.lend("0", 3600)
+    lent = await rig.operations.gpus.lend(ADMIN, "0", 3600)
     assert lent.lent_until is not None
     until_s = datetime.fromisoformat(lent.lent_until).timestamp()
     assert until_s == pytest.approx(time.time() + 3600, abs=30)
@@ -160,15 +160,15 @@ async def test_a_card_is_lent_emptied_and_taken_back(rig: Desk) -> None:
     for _ in range(4):  # of the clock's ticks, which change nothing
         await asyncio.sleep(0.006)
         assert "lent" in server.holds and rig.did.count("gpu0 unloads") == 1
-    back = await rig.operations.gpus.take_back("0")
+    back = await rig.operations.gpus.take_back(ADMIN, "0")
     assert back.lent_until is None and server.ready and server.holds == {}
     with pytest.raises(ControlError, match="not lent") as wrong:
-        await rig.operations.gpus.take_back("0")
+        await rig.operations.gpus.take_back(ADMIN, "0")
     assert wrong.value.code == "not_lent"
 
 
 async def test_a_loan_ends_by_itself(rig: Desk) -> None:
-    await rig.operations.gpus.lend("1", 0.05)
+    await rig.operations.gpus.lend(ADMIN, "1", 0.05)
     assert "lent" in rig.server("gpu1").holds
     await until(lambda: rig.server("gpu1").ready)
     assert (await rig.operations.gpus.one("1")).lent_until is None
@@ -176,7 +176,7 @@ async def test_a_loan_ends_by_itself(rig: Desk) -> None:
 
 async def test_a_loan_is_remembered_by_the_next_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with desk(monkeypatch, tmp_path) as rig:
-        await rig.operations.gpus.lend("0", 3600)
+        await rig.operations.gpus.lend(ADMIN, "0", 3600)
         assert not rig.policy.monitor.dirty  # also where the daemon is killed
     async with desk(monkeypatch, tmp_path) as rig:
         assert "lent" in rig.server("gpu0").holds and rig.server("gpu1").ready
@@ -186,14 +186,14 @@ async def test_unknown_memory_is_accepted_over_restarts_and_releases_until_it_is
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with desk(monkeypatch, tmp_path) as rig:
-        assert (await rig.operations.gpus.share("0", True)).shares_unknown
+        assert (await rig.operations.gpus.share(ADMIN, "0", True)).shares_unknown
         assert rig.server("gpu0").shared_cards == {"GPU-0"} and rig.server("gpu1").shared_cards == set()
     async with desk(monkeypatch, tmp_path) as rig:
         assert rig.server("gpu0").shared_cards == {"GPU-0"}
-        await rig.operations.gpus.quarantine("0", "")
-        await rig.operations.gpus.release("0")
+        await rig.operations.gpus.quarantine(ADMIN, "0", "")
+        await rig.operations.gpus.release(ADMIN, "0")
         assert (await rig.operations.gpus.one("0")).shares_unknown
-        assert not (await rig.operations.gpus.share("0", False)).shares_unknown
+        assert not (await rig.operations.gpus.share(ADMIN, "0", False)).shares_unknown
         assert rig.server("gpu0").shared_cards == set()
         assert {"share", "quarantine"} <= {event.kind for event in await rig.operations.gpus.events("0", 10)}
 
@@ -249,8 +249,8 @@ def test_hours_of_use(allow: list[str], at: str, expected: bool) -> None:
 
 
 async def test_events_of_a_card_are_kept_and_shown(rig: Desk) -> None:
-    await rig.operations.gpus.quarantine("0", "it smells")
-    await rig.operations.gpus.lend("1", 60)
+    await rig.operations.gpus.quarantine(ADMIN, "0", "it smells")
+    await rig.operations.gpus.lend(ADMIN, "1", 60)
     await until(lambda: rig.server("gpu0").state is ServerState.QUARANTINED)
     rig.watch.history.flush()
     every = await rig.operations.gpus.events(None, 10)
@@ -274,7 +274,7 @@ async def test_a_quarantine_is_written_down_at_once_and_records_when_they_change
     kept = rig.work.layout.work / "gpus.json"
     await until(lambda: kept.exists() and "1320" in kept.read_text())
     assert flushed == []
-    await rig.operations.gpus.quarantine("0", "it smells")
+    await rig.operations.gpus.quarantine(ADMIN, "0", "it smells")
     await until(lambda: flushed)
     for _ in range(3):
         await asyncio.sleep(0.01)
@@ -314,7 +314,7 @@ async def test_a_card_that_was_taken_out_by_hand_shows_what_is_found_against_it(
     rig.read()
     warned = rig.operations.gpus.all().gpus[0]
     assert (warned.health, bool(warned.reason), bool(warned.action)) == ("warn", True, True)
-    shown = await rig.operations.gpus.quarantine("0", "it smells")
+    shown = await rig.operations.gpus.quarantine(ADMIN, "0", "it smells")
     assert (shown.health, shown.reason, shown.action) == ("quarantine", "it smells", warned.action)
 
 

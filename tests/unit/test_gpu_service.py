@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
+from operations_support import ADMIN
 from test_gpu_monitor import Bench
 
 from obatchd.documents.gpus import KernelLogState
 from obatchd.errors import ControlError, NotFoundError
 from obatchd.gpus.model import Identity, Reading
+from obatchd.live.audit import AuditLog
 from obatchd.operations.gpus import GpuService
 
 
@@ -32,7 +35,8 @@ class Duty:
 def service(bench: Bench, state: str = "ok", host_trouble: tuple[str, str] = ("", "")) -> GpuService:
     probe: Any = SimpleNamespace(gpus=bench.gpus, state=state, message="words", host_trouble=host_trouble)
     policy: Any = Duty(bench)
-    return GpuService(policy, probe)
+    audit: Any = AsyncMock(AuditLog)
+    return GpuService(policy, probe, audit)
 
 
 async def test_a_known_warning_ends_by_a_release_and_what_is_well_needs_none() -> None:
@@ -43,20 +47,20 @@ async def test_a_known_warning_ends_by_a_release_and_what_is_well_needs_none() -
     bench.read()
     view = service(bench)
     assert [gpu.health for gpu in view.all().gpus] == ["ok", "warn", "ok", "ok"]
-    released = await view.release("1")
+    released = await view.release(ADMIN, "1")
     assert (released.uuid, released.index, released.accepted) == ("GPU-1", 1, [])
     bench.slow(gpu1={"pcie_fatal": 1})
     bench.read()
     assert view.all().gpus[1].health == "ok"
     with pytest.raises(ControlError, match=r"^GPU 1 is not in quarantine, and nothing is found against it"):
-        await view.release("1")
+        await view.release(ADMIN, "1")
 
 
 async def test_a_release_is_refused_while_the_reason_holds() -> None:
     bench = Bench()
     bench.read(2, gpu2={"trouble": "lost"})
     with pytest.raises(ControlError, match=r"^GPU 2 cannot be released yet: .*does not find the GPU any more$"):
-        await service(bench).release("GPU-2")
+        await service(bench).release(ADMIN, "GPU-2")
 
 
 async def test_gpus_are_named_by_index_uuid_or_serial_number() -> None:
@@ -94,4 +98,4 @@ async def test_a_card_that_sleeps_is_shown_so_and_nothing_of_its_latest_reading(
 @pytest.mark.parametrize("for_s", [0.0, -5.0, 31 * 86_400.0, float("nan")])
 async def test_a_loan_has_an_end(for_s: float) -> None:
     with pytest.raises(ControlError, match="30 days at most"):
-        await service(Bench(count=1)).lend("0", for_s)
+        await service(Bench(count=1)).lend(ADMIN, "0", for_s)

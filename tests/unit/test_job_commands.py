@@ -147,12 +147,12 @@ async def test_a_job_is_paused_and_resumed(rig: Desk) -> None:
 
 
 async def test_everything_is_paused_until_it_is_resumed(rig: Desk) -> None:
-    assert await rig.operations.host.pause() == Paused(True)
+    assert await rig.operations.host.pause(ADMIN) == Paused(True)
     live = await rig.take("a")
     other = await rig.take("b")
     await rig.engine.committer.settle(5)
     assert rig.held() == [] and rig.work.store.state.get("paused") == "1"
-    assert await rig.operations.host.resume() == Paused(False)
+    assert await rig.operations.host.resume(ADMIN) == Paused(False)
     assert rig.work.store.state.get("paused") == ""
     await rig.answer(live)
     await rig.answer(other)
@@ -167,16 +167,16 @@ async def test_a_job_says_that_obatchd_is_drained_or_paused(rig: Desk) -> None:
         assert listed.held_up == rig.operations.jobs.one(ALICE, live.row.job).held_up
         return listed.held_up
 
-    await rig.operations.host.pause()
+    await rig.operations.host.pause(ADMIN)
     assert held_up() == "all jobs are paused; an administrator ends that with  obatchctl resume"
-    await rig.operations.host.drain()
+    await rig.operations.host.drain(ADMIN)
     assert held_up().startswith("obatchd is drained; an administrator")
     words = "obatchd is drained; an administrator ends that with  obatchctl undrain"
-    assert await rig.operations.host.resume() == Paused(False, words)
+    assert await rig.operations.host.resume(ADMIN) == Paused(False, words)
     for command in (rig.operations.jobs.pause, rig.operations.jobs.resume):
         document = await command(ALICE, live.row.job)
     assert document.held_up == words
-    await rig.operations.host.undrain()
+    await rig.operations.host.undrain(ADMIN)
     assert held_up() is UNSET
 
 
@@ -265,7 +265,7 @@ async def test_a_disk_that_refuses_a_command_is_told_and_nothing_has_changed(
                 await command(ALICE, job)
             assert refused.value.code == "disk"
         with pytest.raises(SpoolError):
-            await rig.operations.host.pause()
+            await rig.operations.host.pause(ADMIN)
     assert (live.paused, live.ending, rig.work.holds.reasons) == (False, None, frozenset())
 
 

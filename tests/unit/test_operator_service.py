@@ -15,6 +15,7 @@ from obatchd.control.auth import Caller
 from obatchd.errors import ObatchError
 from obatchd.jobs.model import Intent, JobState
 from obatchd.jobs.store import Store
+from obatchd.live.audit import AuditLog
 from obatchd.operations.jobs import JobCommands
 from obatchd.operations.servers import ServerCommands
 from obatchd.settings.current import Current
@@ -54,6 +55,7 @@ async def test_an_action_that_fails_by_a_defect_is_no_success(tmp_path: Path) ->
 
     layout = Layout.open(tmp_path / "spool")
     fleet: Any = SimpleNamespace(servers={"gpu0": SimpleNamespace(id="gpu0", drain=drain)})
-    servers = ServerCommands(MagicMock(layout=layout), fleet, MagicMock(), MagicMock())
+    engine = MagicMock(layout=layout, work=MagicMock(audit=AuditLog(layout.work)))
+    servers = ServerCommands(engine, fleet, MagicMock(), MagicMock())
     with pytest.raises(KeyError, match="HOME"):
-        await servers.act("gpu0", "drain")
+        await servers.act(CALLER, "gpu0", "drain")

@@ -209,7 +209,7 @@ async def test_a_server_that_cannot_have_a_model_says_so(rig: Desk) -> None:
     table = server_table(msgspec.to_builtins([first, second]))
     assert "cannot serve tiny" in table[2] and table[3] == f"  ! gpu1 cannot serve tiny: {reason}"
     assert len(server_table(msgspec.to_builtins([first, second]), told=state(rig)[1])) == 3
-    await rig.operations.servers.act("gpu1", "resume")
+    await rig.operations.servers.act(ADMIN, "gpu1", "resume")
     assert state(rig) == ("running", [])
 
 
@@ -231,25 +231,25 @@ async def test_a_server_that_is_down_or_waits_is_a_reason(rig: Desk) -> None:
 async def test_a_drain_is_over_when_nothing_is_at_a_server_any_more(rig: Desk) -> None:
     live = await rig.take("a")
     await rig.begun(live)
-    assert (await rig.operations.host.drain()).state == "draining"
+    assert (await rig.operations.host.drain(ADMIN)).state == "draining"
     await rig.answer(live)
     assert state(rig)[0] == "drained"
-    assert (await rig.operations.host.undrain()).state == "running"
+    assert (await rig.operations.host.undrain(ADMIN)).state == "running"
     assert rig.work.holds.reasons == frozenset()
 
 
 async def test_a_daemon_that_stops_says_so_before_all_else(rig: Desk) -> None:
-    await rig.operations.host.drain()
+    await rig.operations.host.drain(ADMIN)
     rig.work.holds.hold("stopping")
     assert state(rig)[0] == "stopping"
 
 
 async def test_a_pause_is_no_trouble_and_a_quarantine_of_all_says_what_to_do(rig: Desk) -> None:
-    await rig.operations.host.pause()
+    await rig.operations.host.pause(ADMIN)
     assert state(rig) == ("paused", [])
-    await rig.operations.host.resume()
+    await rig.operations.host.resume(ADMIN)
     for name in ("0", "1"):
-        await rig.operations.gpus.quarantine(name, "for a test")
+        await rig.operations.gpus.quarantine(ADMIN, name, "for a test")
     await until(lambda: "quarantine" in rig.work.holds.reasons)
     word, reasons = state(rig)
     assert word == "paused" and reasons[0].startswith("every GPU is in quarantine: requests wait")

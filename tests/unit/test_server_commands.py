@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 from click.testing import CliRunner
 from engine_support import until
-from operations_support import Desk, desk
+from operations_support import ADMIN, Desk, desk
 
 from obatchd.cli.obatchctl import main
 from obatchd.cli.views import text
@@ -34,10 +34,10 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 
 async def test_a_server_is_drained_and_resumed(rig: Desk) -> None:
-    drained = await rig.operations.servers.act("gpu0", "drain")
+    drained = await rig.operations.servers.act(ADMIN, "gpu0", "drain")
     assert drained.state == "draining"
     assert re.fullmatch(r"by an administrator at \d\d:\d\d; back with: obatchctl servers resume gpu0", drained.reason)
-    assert (await rig.operations.servers.act("gpu0", "resume")).state == "ready"
+    assert (await rig.operations.servers.act(ADMIN, "gpu0", "resume")).state == "ready"
     assert rig.server("gpu1").ready
 
 
@@ -45,7 +45,7 @@ async def test_a_drain_that_lasts_is_answered_before_it_is_done(rig: Desk, monke
     monkeypatch.setattr(module, "_ACTION_S", 0.01)
     live = await rig.take("a")
     await rig.begun(live)
-    answered = await rig.operations.servers.act("gpu0", "drain")
+    answered = await rig.operations.servers.act(ADMIN, "gpu0", "drain")
     assert (answered.state, answered.in_flight) == ("draining", 1)
     await rig.answer(live)
     assert (await rig.published(live))["succeeded"] == 1
@@ -56,7 +56,7 @@ async def test_a_restart_moves_the_requests_and_ends_a_drain(tmp_path: Path, mon
         live = await rig.take("a")
         await rig.begun(live)
         worker = rig.worker("gpu0")
-        restarting = asyncio.create_task(rig.operations.servers.act("gpu0", "restart"))
+        restarting = asyncio.create_task(rig.operations.servers.act(ADMIN, "gpu0", "restart"))
         await until(lambda: any(isinstance(message, GiveUp) for message in worker.sent))
         assert rig.server("gpu0").state is ServerState.DRAINING
         assert rig.server("gpu0").reason == "is about to be restarted, asked by an administrator"
@@ -77,7 +77,7 @@ async def test_a_server_that_was_given_up_is_tried_at_once_when_it_is_resumed(
         server.broken("5 faults")
         await until(lambda: server.state is ServerState.FAILED)
         assert re.search(r"next try at [\d:]+, at once with: obatchctl servers resume gpu0", server.reason)
-        assert (await rig.operations.servers.act("gpu0", "resume")).state in ("starting", "ready")
+        assert (await rig.operations.servers.act(ADMIN, "gpu0", "resume")).state in ("starting", "ready")
         await until(lambda: server.ready)
 
 
@@ -93,18 +93,18 @@ def test_a_server_that_is_tried_again_and_again_raises_one_alarm() -> None:
 
 async def test_a_server_that_dispatch_does_not_know_is_restarted_too(rig: Desk) -> None:
     rig.engine.dispatcher.links.pop("gpu1")
-    assert (await rig.operations.servers.act("gpu1", "restart")).state == "ready"
+    assert (await rig.operations.servers.act(ADMIN, "gpu1", "restart")).state == "ready"
 
 
 async def test_an_unknown_server_is_told_with_those_there_are(rig: Desk) -> None:
     with pytest.raises(NotFoundError, match="no server gpu9; there are: gpu0, gpu1"):
-        await rig.operations.servers.act("gpu9", "drain")
+        await rig.operations.servers.act(ADMIN, "gpu9", "drain")
 
 
 @pytest.mark.parametrize("name", ["127.0.0.1:20000", "http://127.0.0.1:20000", "gpu0"])
 async def test_a_server_may_be_named_by_its_address(rig: Desk, name: str) -> None:
     """Before, the address as the configuration has it was no server."""
-    assert (await rig.operations.servers.act(name, "drain")).id == "gpu0"
+    assert (await rig.operations.servers.act(ADMIN, name, "drain")).id == "gpu0"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""Refusals of what aiohttp answers by itself, before any route: calls that break the rules of HTTP.
+
+They get the shape of every other refusal, so that a client that sent rubbish finds a document and no text.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+from aiohttp.http_exceptions import LineTooLong
+
+from obatchd.errors import ApiError
+from obatchd.front.answers import as_refusal, refusal, with_usual_headers
+
+_TOO_LARGE = ApiError(
+    "the head of the call is too large", status=HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, code="head_too_large"
+)
+_MALFORMED = ApiError("the call breaks the rules of HTTP", code="malformed_call")
+
+
+class Calls(web.RequestHandler):
+    """The protocol of one connection."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """The answer to a call that no route was asked; a defect goes the usual way, into the log."""
+        if not isinstance(exc, HttpProcessingError) or request.writer.output_size > 0:
+            return super().handle_error(request, status, exc, message)
+        response = with_usual_headers(refusal(_TOO_LARGE if isinstance(exc, LineTooLong) else _MALFORMED))
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: Any, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Refusals of aiohttp that no route has seen, such as that of an unknown ``Expect``, get that shape, too."""
+        if isinstance(resp, web.HTTPException) and isinstance(request, web.Request):
+            resp = with_usual_headers(as_refusal(resp, request))
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)

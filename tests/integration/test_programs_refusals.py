@@ -1,0 +1,234 @@
+"""Calls that break the rules of HTTP, wrong keys without end, and uploads that never end: refused in one shape."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import openai
+import psutil
+import pytest
+from daemon_support import Daemon, Document, wait_for
+from programs_support import FORM, Programs, multipart, over_http, questions
+
+HOST = b"Host: localhost\r\n"
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
+    """A daemon that is looked at from outside only."""
+    directory = tmp_path_factory.mktemp("door")
+    found = over_http(lambda config, **_: Daemon(directory / "d", config))
+    try:
+        found.d.start().ready()
+        assert found.key
+        yield found
+    finally:
+        found.d.clean()
+        assert "Traceback" not in found.d.log()
+
+
+def answered(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of an answer whose connection is closed behind it."""
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while block := connection.recv(65536):
+            received += block
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode("latin-1").split("\r\n")
+    return int(status.split()[1]), {n.lower(): v for n, _, v in (line.partition(": ") for line in lines)}, body
+
+
+def refused(door: Programs, sent: bytes) -> tuple[int, Document]:
+    """The error of a refusal, which has the usual shape and headers."""
+    with door.connected() as connection:
+        connection.sendall(sent)
+        status, headers, body = answered(connection)
+    assert headers["content-type"].startswith("application/json"), (headers, body)
+    assert headers["x-request-id"].startswith("req_") and headers["x-content-type-options"] == "nosniff"
+    error: Document = json.loads(body)["error"]
+    assert error.keys() == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    return status, error
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"rubbish\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 TLS without TLS\r\n\r\n",
+        b"GET /v1/models HTTP/9.9\r\n" + HOST + b"\r\n",
+        b"G\x00T /v1/models HTTP/1.1\r\n" + HOST + b"\r\n",
+        b"GET /v1/models HTTP/1.1\r\n" + HOST + b"no colon\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\n" + HOST + b"Content-Length: many\r\n\r\n",
+        b"POST /v1/batches HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"POST /v1/batches HTTP/1.1\r\n" + HOST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ],
+)
+def test_what_breaks_the_rules_of_http_is_refused_in_the_usual_shape(door: Programs, sent: bytes) -> None:
+    status, error = refused(door, sent)
+    assert (status, error["code"]) == (400, "malformed_call")
+    assert door.call("GET", "/v1/models").status == 200
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v1/models HTTP/1.1\r\n" + HOST + b"X: " + b"y" * 20_000 + b"\r\n\r\n",
+        b"GET /v1/models HTTP/1.1\r\n" + HOST + b"y" * 20_000 + b": x\r\n\r\n",
+        b"GET /" + b"y" * 20_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n",
+    ],
+)
+def test_a_head_that_is_too_large_is_refused_in_the_usual_shape(door: Programs, head: bytes) -> None:
+    status, error = refused(door, head)
+    assert (status, error["code"]) == (431, "head_too_large")
+
+
+def test_a_body_in_bad_chunks_is_refused_in_the_usual_shape(door: Programs) -> None:
+    key = b"Authorization: Bearer " + door.key.encode() + b"\r\n"
+    chunked = HOST + key + b"Transfer-Encoding: chunked\r\n"
+    for body in (b"zz\r\n{}\r\n0\r\n\r\n", b"2\r\n{}xx\r\n", b"ffffffffffffffffffff\r\n{}"):
+        status, error = refused(door, b"POST /v1/batches HTTP/1.1\r\n" + chunked + b"\r\n" + body)
+        assert (status, error["code"]) in ((400, "invalid_body"), (400, "malformed_call")), body
+        form = b"Content-Type: " + FORM.encode() + b"\r\n\r\n"
+        status, _ = refused(door, b"POST /v1/files HTTP/1.1\r\n" + chunked + form + body)
+        assert status == 400, body
+    assert list((door.d.spool / "work" / "uploads").iterdir()) == []
+
+
+def test_an_expectation_that_nobody_knows_is_refused_in_the_usual_shape(door: Programs) -> None:
+    key = b"Authorization: Bearer " + door.key.encode() + b"\r\n"
+    status, _ = refused(door, b"POST /v1/batches HTTP/1.1\r\n" + HOST + key + b"Expect: the-worst\r\n\r\n")
+    assert status == 417
+
+
+WRONG = 10_000
+
+
+def test_ten_thousand_wrong_keys_cost_little_and_write_nothing(make_daemon: Callable[..., Daemon]) -> None:
+    """A thousandth of a second of the daemon's time each, no byte of the spool, and one line in the log a minute."""
+    found = over_http(make_daemon)
+    found.d.start().ready()
+    threads, failed = 8, list[object]()
+    call = b"GET /v1/files HTTP/1.1\r\n" + HOST + b"Authorization: Bearer obk_%d-%d\r\n\r\n"
+
+    def knock(thread: int) -> None:
+        for number in range(WRONG // threads):
+            with found.connected() as connection:
+                connection.sendall(call % (thread, number))
+                if not connection.recv(2000).startswith(b"HTTP/1.1 401"):
+                    failed.append(number)
+
+    def written() -> dict[str, tuple[int, int]]:
+        work = found.d.spool / "work"
+        index = [work / "state.db", work / "state.db-wal", *(work / "segments").glob("*")]
+        return {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in index if path.exists()}
+
+    def another() -> bytes:
+        """Somebody on the socket, who needs no key: when keys were used is written down now and then."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(found.socket_path))
+            connection.sendall(b"GET /v1/models HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+            return connection.recv(100)
+
+    wait_for(lambda: time.time() - max(at / 1e9 for _, at in written().values()) > 3, what="the start writes no more")
+    before, daemon = written(), psutil.Process(found.d.pid)
+    memory, began_s = daemon.memory_info().rss, time.monotonic()
+    used = daemon.cpu_times()
+    workers = [threading.Thread(target=knock, args=(thread,)) for thread in range(threads)]
+    for worker in workers:
+        worker.start()
+    slowest_s = 0.0
+    while any(worker.is_alive() for worker in workers):
+        asked_s = time.monotonic()
+        assert another().startswith(b"HTTP/1.1 200")
+        slowest_s = max(slowest_s, time.monotonic() - asked_s)
+    for worker in workers:
+        worker.join()
+    now = daemon.cpu_times()
+    cost_ms = 1000 * (now.user + now.system - used.user - used.system) / WRONG
+    took_s = time.monotonic() - began_s
+    print(f"{cost_ms:.3f} ms of the daemon for each, {took_s:.1f} s, slowest call of another {slowest_s:.3f} s")
+    assert failed == [] and cost_ms <= 1.0 and slowest_s < 5
+    minutes = (time.monotonic() - began_s) // 60
+    assert 1 <= len(found.d.events("wrong_keys")) <= 1 + minutes
+    assert written() == before
+    assert daemon.memory_info().rss - memory < 32 * 1024**2
+
+
+# Uploads.
+
+
+def begun(found: Programs, content: bytes) -> tuple[socket.socket, Path]:
+    """An upload under way, of which so much has come, and its file."""
+    uploads = found.d.spool / "work" / "uploads"
+    known = set(uploads.glob("*/content"))
+    body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", content + b"y" * 4_000_000))
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {found.key}\r\nContent-Type: {FORM}\r\n"
+    )
+    connection = socket.create_connection(("127.0.0.1", found.port), timeout=20)
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:-3_000_000])
+    [path] = wait_for(lambda: set(uploads.glob("*/content")) - known)
+    return connection, path
+
+
+def test_uploads_that_a_kill_cut_off_go_at_the_next_start(make_daemon: Callable[..., Daemon]) -> None:
+    found = over_http(make_daemon)
+    found.d.start().ready()
+    with found.client() as client:
+        kept = client.files.create(file=("kept.jsonl", questions(1)), purpose="batch")
+        connection, path = begun(found, b"x" * 2_000_000)
+        wait_for(lambda: path.stat().st_size >= 1_000_000, what="a part of it is on the disk")
+        found.d.kill()
+        connection.close()
+        assert path.exists()
+        found.d.start().ready()
+        assert list((found.d.spool / "work" / "uploads").iterdir()) == []
+        assert list(client.files.list()) == [kept]
+
+
+def test_uploads_under_way_count_for_the_limits_of_their_owner(make_daemon: Callable[..., Daemon]) -> None:
+    found = over_http(make_daemon, {"limits": {"files": 1}})
+    found.d.start().ready()
+    connection, _ = begun(found, b"x" * 2_000_000)
+    with found.client(max_retries=2) as client, connection, pytest.raises(openai.RateLimitError) as limited:
+        client.files.create(file=("b", b"{}"), purpose="batch")
+    assert limited.value.response.headers["x-should-retry"] == "false"
+    with found.client() as client:  # its place is free again as soon as it is cut off
+        assert wait_for(lambda: created(client))
+
+
+def created(client: openai.OpenAI) -> str:
+    with contextlib.suppress(openai.RateLimitError):
+        return client.files.create(file=("b", b"{}"), purpose="batch").id
+    return ""
+
+
+def test_a_large_upload_over_the_limit_is_refused_once_and_others_are_answered(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    """Its client reads the refusal although it has not sent everything, and does not send it all again."""
+    found = over_http(make_daemon, {"limits": {"files_bytes": 1_000_000}})
+    found.d.start().ready()
+    large = tmp_path / "large.jsonl"
+    with open(large, "wb") as file:
+        os.truncate(file.fileno(), 300 * 1024**2)
+    sent = list[str]()
+    with (
+        httpx2.Client(event_hooks={"request": [lambda request: sent.append(request.url.path)]}) as http_client,
+        found.client(max_retries=2, http_client=http_client) as client,
+        open(large, "rb") as content,
+        pytest.raises(openai.RateLimitError) as limited,
+    ):
+        client.files.create(file=("large.jsonl", content), purpose="batch")
+    assert limited.value.code == "file_limit_exceeded" and sent == ["/v1/files"]
+    assert list((found.d.spool / "work" / "uploads").iterdir()) == []
+    assert found.call("GET", "/v1/files").document["data"] == []
