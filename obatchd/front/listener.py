@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http import HttpProcessingError
+from aiohttp.http import HttpProcessingError, HttpVersion11
 
 from obatchd import log
 from obatchd.control import auth
@@ -51,6 +51,7 @@ _LINGERING_S = 2.0  # for what else comes of a call that was refused
 _BACKLOG = 128
 _GONE = 499  # a status that nobody reads
 _TCP = "http-tcp"
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Listener:
@@ -195,7 +196,7 @@ class Listener:
     def _application(self) -> web.Application:
         app = web.Application(middlewares=[self._around])
         for route in self._routes:
-            app.router.add_route(route.method, route.path, route.handler)
+            app.router.add_route(route.method, route.path, route.handler, expect_handler=_not_yet)
             self._by_handler[route.handler] = route
         app.on_response_prepare.append(_add_headers)
         return app
@@ -231,7 +232,23 @@ class Listener:
         if route.body_limit_bytes is not None and (request.content_length or 0) > route.body_limit_bytes:
             raise too_large(route.body_limit_bytes)
         with self._guard.admitted(request):
+            await _invite(request)
             return await _sent(request, await handler(request))
+
+
+async def _not_yet(request: web.Request) -> None:
+    """A client asks whether it may send its body: that is answered when it is known whose call it is."""
+
+
+async def _invite(request: web.Request) -> None:
+    """Ask for the body of a client that waits for that; who was refused before has sent none of it."""
+    if (expected := request.headers.get("Expect")) is None:
+        return
+    if expected.lower() != "100-continue":
+        raise ApiError("of Expect, 100-continue alone is known", status=417, code="expectation_failed")
+    if request.version >= HttpVersion11:
+        await request.writer.write(_CONTINUE)
+        request.writer.output_size = 0  # the answer has not begun
 
 
 async def _sent(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 from attrs import define
+from msgspec import UNSET
 
 from obatchd.documents.native import Details, RunningModel, RunningModels, StoredModel, StoredModels
 from obatchd.errors import ApiError, ServerError
@@ -20,6 +21,7 @@ from obatchd.servers.server import Server
 
 # What Ollama says of a model that it keeps for good: the longest duration of Go's.
 _FOR_GOOD = timedelta(days=292 * 365)
+_FRACTION = re.compile(r"[.][0-9]+")
 _UNKNOWN = StoredModel(  # whose store tells nothing; the ollama command cuts twelve digits off a digest
     name="", model="", modified_at="", size=0, digest="0" * 64,
     details=Details(parent_model="", format="", family="", families=None, parameter_size="", quantization_level=""),
@@ -49,7 +51,7 @@ class FleetModels:
         found: dict[str, StoredModel] = {}
         for _, entry in await self._models.stored():
             found.setdefault(canonical(entry.model), entry)
-        return StoredModels(sorted(found.values(), key=lambda model: model.modified_at, reverse=True))
+        return StoredModels(sorted(found.values(), key=_changed_s, reverse=True))
 
     async def running(self) -> RunningModels:
         holders: dict[Profile, list[Server]] = {}
@@ -83,6 +85,15 @@ def _order(version: str) -> tuple[list[int], bool, str]:
     return [int(part) for part in re.findall("[0-9]{1,9}", number)], not dash, rest
 
 
+def _changed_s(model: StoredModel) -> float:
+    """When a model changed, as Ollama sorts: in whole seconds since the epoch; 0: nobody tells."""
+    try:
+        at = datetime.fromisoformat(_FRACTION.sub("", model.modified_at).replace("Z", "+00:00"))
+    except ValueError:
+        return 0.0
+    return at.timestamp()
+
+
 def _running(profile: Profile, servers: list[Server], entries: dict[tuple[str, str], StoredModel]) -> RunningModel:
     """One entry for all copies. Where nobody tells how much memory one takes, its file does, as if it were on a GPU."""
     found = [entries.get((store_of(server), profile.model), _UNKNOWN) for server in servers]
@@ -92,7 +103,7 @@ def _running(profile: Profile, servers: list[Server], entries: dict[tuple[str, s
         model=profile.model,
         size=sum(vram or entry.size for vram, entry in zip(told, found, strict=True)),
         digest=found[0].digest,
-        details=found[0].details,
+        details=msgspec.structs.replace(found[0].details, context_length=UNSET, embedding_length=UNSET),  # as there
         expires_at=max(_ends(servers)).isoformat().replace("+00:00", "Z"),
         size_vram=sum(entry.size if vram is None else vram for vram, entry in zip(told, found, strict=True)),
         context_length=profile.context_length,

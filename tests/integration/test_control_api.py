@@ -23,6 +23,7 @@ from obatchd.client.client import Client
 from obatchd.control import auth
 from obatchd.control.api import ControlServer
 from obatchd.control.submit import SubmitServer
+from obatchd.documents.audit import AuditAsked
 from obatchd.settings.tables.people import AccessSettings
 
 T = TypeVar("T")
@@ -105,6 +106,19 @@ async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path
     assert (await call(client.post, "undrain"))["state"] == "running"
     assert (await call(client.post, "reload"))["needs_restart"] == ["servers.slots"]
     assert (await call(client.get, "models"))["models"][0]["model"] == "llama3:8b"
+
+
+async def test_the_audit_log_is_asked_by_number_time_and_kind(served: tuple[FakeOperations, Path]) -> None:
+    daemon, spool = served
+    client = Client(spool)
+    document = await call(client.get, "audit", limit=5, since=12.5, kind="gpu,key_added")
+    assert (document["entries"], document["unreadable"], document["problem"]) == ([], 1, "the disk is full\x1b[31m")
+    await call(client.get, "audit")
+    asked = [AuditAsked(5, 12.5, None, ("gpu", "key_added")), AuditAsked(100)]
+    assert daemon.calls == [("audit", each) for each in asked]
+    for query in ("limit=0", "limit=100001", "since=soon"):
+        with pytest.raises(errors.ConfigError):
+            await call(client.get, f"audit?{query}")
 
 
 async def test_jobs_are_chosen_and_erased_together(served: tuple[FakeOperations, Path]) -> None:

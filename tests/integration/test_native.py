@@ -347,6 +347,9 @@ def test_somebody_without_a_key_where_that_is_allowed(make_daemon: Callable[...,
             client.delete("tiny")
         assert caught.value.status_code == 403
         wait_for(lambda: client.ps().models)
+    findings = json.loads(found.d.control("doctor", "--json").stdout)["findings"]
+    [door] = [one for one in findings if one["about"] == "http"]
+    assert door["level"] == "warn" and "keyless_owner" in door["text"]
 
 
 def test_the_keyless_owner_has_to_be_somebody_whom_the_daemon_answers(make_daemon: Callable[..., Daemon]) -> None:

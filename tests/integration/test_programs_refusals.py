@@ -105,8 +105,27 @@ def test_a_body_in_bad_chunks_is_refused_in_the_usual_shape(door: Programs) -> N
 
 def test_an_expectation_that_nobody_knows_is_refused_in_the_usual_shape(door: Programs) -> None:
     key = b"Authorization: Bearer " + door.key.encode() + b"\r\n"
-    status, _ = refused(door, b"POST /v1/batches HTTP/1.1\r\n" + HOST + key + b"Expect: the-worst\r\n\r\n")
-    assert status == 417
+    for path in (b"/v1/batches", b"/v1/nothing"):
+        head = b"POST " + path + b" HTTP/1.1\r\n" + HOST + key + b"Connection: close\r\nExpect: the-worst\r\n\r\n"
+        assert refused(door, head)[0] == 417
+
+
+def test_who_is_refused_is_not_asked_for_the_body_first(door: Programs) -> None:
+    def asked(path: bytes, key: bytes, size: int) -> bytes:
+        head = b"POST " + path + b" HTTP/1.1\r\n" + HOST + b"Authorization: Bearer " + key
+        with door.connected() as connection:
+            rest = b"\r\nExpect: 100-continue\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+            connection.sendall(head + rest % (FORM.encode(), size))
+            return connection.recv(1000)[:12]
+
+    good = door.key.encode()
+    assert asked(b"/v1/files", b"obk_wrong", 2 * 1024**3) == b"HTTP/1.1 401"
+    assert asked(b"/v1/batches", good, 2 * 1024**3) == b"HTTP/1.1 413"
+    assert asked(b"/v1/files", good, 1000) == b"HTTP/1.1 100"
+    body = multipart(("purpose", None, b"batch"), ("file", "a.jsonl", questions(1)))
+    sent = door.call("POST", "/v1/files", body, Content_Type=FORM, Expect="100-continue")
+    assert sent.status == 200 and sent.document["filename"] == "a.jsonl"
+    door.call("DELETE", f"/v1/files/{sent.document['id']}")
 
 
 WRONG = 10_000

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import httpx
 import ollama
 import pytest
 from daemon_support import Daemon
@@ -109,6 +111,61 @@ def compare(client: ollama.Client, direct: ollama.Client) -> None:
         client.generate("tiny", "word " * 9000)
     with pytest.raises(ollama.ResponseError, match="not found"):
         client.chat("nope", [USER])
+
+
+def shape(value: Any) -> Any:
+    """The fields of a JSON value and their types, without what is data."""
+    if isinstance(value, dict):
+        return {name: shape(field) for name, field in value.items() if name not in ("model_info", "tensors")}
+    if isinstance(value, list):
+        return [shape(entry) for entry in value[:1]]
+    return type(value)
+
+
+def test_objects_are_those_of_the_server(make_daemon: Start) -> None:
+    """Every field that obatchd shows is one of Ollama's, with its type; only ``context`` is missing."""
+    found = real(make_daemon)
+    [server] = found.d.servers()
+    limit = {"num_predict": 4, "seed": 1}
+    calls: list[tuple[str, str, dict[str, Any] | None]] = [
+        ("POST", "/api/chat", {"model": "tiny", "messages": [USER], "stream": False, "options": limit}),
+        ("POST", "/api/generate", {"model": "tiny", "prompt": "why?", "stream": False, "options": limit}),
+        ("POST", "/api/chat", {"model": "tiny"}),
+        ("POST", "/api/generate", {"model": "tiny", "keep_alive": -1}),
+        ("GET", "/api/ps", None),
+        ("GET", "/api/tags", None),
+        ("GET", "/api/version", None),
+        ("POST", "/api/show", {"model": "tiny"}),
+        ("POST", "/api/show", {"model": "nope"}),
+        ("POST", "/api/embed", {"model": "vectors", "input": ["a", "b"]}),
+        ("POST", "/api/embeddings", {"model": "vectors", "prompt": "a"}),
+    ]
+    headers = {"Authorization": f"Bearer {found.key}"}
+    for method, path, body in calls:
+        ours, theirs = (
+            httpx.request(method, url + path, json=body, headers=headers, timeout=60)
+            for url in (f"http://127.0.0.1:{found.port}", server["url"])
+        )
+        expected = shape(theirs.json())
+        if isinstance(expected, dict):
+            expected.pop("context", None)
+        assert ours.status_code == theirs.status_code, (path, body, ours.text)
+        assert shape(ours.json()) == expected, (path, body)
+        if path in ("/api/version", "/api/show") and ours.status_code == 200:
+            assert ours.json() == theirs.json()
+        elif path == "/api/tags":  # the order of those that changed in one second is nobody's
+            both = [sorted(one.json()["models"], key=operator.itemgetter("name")) for one in (ours, theirs)]
+            assert both[0] == both[1]
+    lines = {}
+    for url in (f"http://127.0.0.1:{found.port}", server["url"]):
+        body = {"model": "tiny", "messages": [USER], "options": limit}
+        with httpx.stream("POST", f"{url}/api/chat", json=body, headers=headers, timeout=60) as answer:
+            lines[url] = [json.loads(line) for line in answer.iter_lines()]
+            assert answer.headers["content-type"] == "application/x-ndjson"
+    ours_streamed, theirs_streamed = lines.values()
+    assert [shape(told[place]) for told in (ours_streamed,) for place in (0, -1)] == [
+        shape(told[place]) for told in (theirs_streamed,) for place in (0, -1)
+    ]
 
 
 def test_a_thousand_calls_beside_a_batch_load_nothing_again(

@@ -37,13 +37,24 @@ from obatchd.front.native.told import Teller, record_in
 from obatchd.jobs.formats.request import parse_request
 from obatchd.jobs.model import Profile, RequestRefused
 from obatchd.ollama.api import ModelDetails, OllamaApi, StoredModel
-from obatchd.operations.native import FleetModels
+from obatchd.operations.native import FleetModels, _changed_s
+from obatchd.servers.known import as_told
 from obatchd.servers.server import RemoteServer, Server
 
 SHOWN = {"details": {"family": "llama"}, "model_info": {"llama.context_length": 4096}, "capabilities": ["completion"]}
 
 
 # The models of a fleet.
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [("2026-01-01T00:00:00.123456789Z", "2026-01-01T00:00:01Z"), ("", "1999-01-01T00:00:00Z"),
+     ("2026-01-01T02:00:00.5+02:00", "2026-01-01T01:00:00.25Z")],
+)  # fmt: skip
+def test_times_are_compared_as_such(earlier: str, later: str) -> None:
+    one, other = (as_told(entry("m", at)) for at in (earlier, later))
+    assert _changed_s(one) < _changed_s(other)
 
 
 def entry(name: str, modified_at: str, digest: str = "d" * 64, **more: Any) -> StoredModel:

@@ -150,6 +150,9 @@ def http_door(settings: Settings, status: dict[str, Any] | None, *, runs: bool =
     if not address.is_loopback and not settings.http.tls_certificate:
         text = f"other hosts reach {address} without TLS (insecure = true): keys and prompts can be read on the way"
         return warn("http", text, "obatchctl config show http")
+    if owner := settings.http.keyless_owner:
+        text = f"every user and program of this host acts as {owner} at {address} (keyless_owner in [http])"
+        return warn("http", text, "obatchctl config show http")
     return ok("http", f"programs reach the API at {address}{', with TLS' if settings.http.tls_certificate else ''}")
 
 
