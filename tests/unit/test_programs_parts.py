@@ -25,8 +25,10 @@ from obatchd.jobs.formats.lines import BatchIndexer
 from obatchd.jobs.store import BatchRow, FileRow
 from obatchd.live.work import Work
 from obatchd.operations.batch_terms import deadline_s, terms_of
+from obatchd.operations.files import Files
 from obatchd.operations.keys import Keys
 from obatchd.settings import reading
+from obatchd.spool.layout import FreeSpace
 from obatchd.spool.uploads import UploadDirectories
 
 ME, OTHER, ADMIN = Caller(7, False), Caller(8, False), Caller(9, True)
@@ -234,6 +236,29 @@ def test_rows_of_batches_go_with_their_jobs(work: Work) -> None:
     assert programs.batch("20260101-000000-0000") is not None
     work.store.state.erase([])
     assert programs.batch("20260101-000000-0000") is None
+
+
+async def test_an_upload_that_fills_the_disk_ends_in_the_middle_and_leaves_nothing(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files(work)
+    await files.start()
+    upload = await files.begin(ME, "a.jsonl")
+    await upload.write(b"x" * 1000)
+    least = work.settings.value.disk.min_free_bytes
+    with monkeypatch.context() as full:
+        full.setattr(work.layout, "free", lambda: FreeSpace(2 * least + 999, -1))
+        with pytest.raises(ApiError, match="no room for files") as caught:
+            await upload.write(b"y" * 1000)
+        await upload.abandon()
+        full.setattr(work.layout, "free", lambda: FreeSpace(2 * least - 1, -1))
+        with pytest.raises(ApiError):
+            await files.begin(OTHER, "b.jsonl")
+    assert (caught.value.status, caught.value.code, caught.value.final) == (507, "insufficient_storage", True)
+    assert refusal(caught.value).headers["x-should-retry"] == "false"
+    assert list((work.layout.work / "uploads").iterdir()) == []
+    await (await files.begin(OTHER, "b.jsonl")).abandon()
+    await files.stop()
 
 
 def test_a_file_is_its_directory(work: Work) -> None:
