@@ -227,7 +227,9 @@ class ServedModels:
 
     def energy(self, server_id: str) -> EnergyReading | None:
         server = self._fleet.servers.get(server_id)
-        metered = self._meters.of([gpu.uuid for gpu in server.gpus]) if server else None
+        if server is None or self._beside(server):
+            return None
+        metered = self._meters.of([gpu.uuid for gpu in server.gpus])
         return EnergyReading(*metered) if metered else None
 
     def why_no_energy(self, server_id: str) -> str:
@@ -238,8 +240,19 @@ class ServedModels:
             return "it computes on the CPU" if server.kind == "managed" else "its GPU is not known here"
         if any(gpu.parent_uuid for gpu in server.gpus):
             return "no driver tells the energy of a slice of a GPU"
+        if others := self._beside(server):
+            return f"it shares its GPU with {', '.join(others)}, and the energy is counted for the whole GPU"
         untold = [str(gpu.index) for gpu in server.gpus if not self._meters.tells(gpu.uuid)]
         return f"GPU {', '.join(untold)} does not tell its energy" if untold else ""
+
+    def _beside(self, server: Server) -> list[str]:
+        """Other servers on its GPUs, as ``ollama_instances`` may have them: nobody tells which of them took what."""
+        cards = {gpu.card for gpu in server.gpus}
+        return [
+            other.id
+            for other in self._fleet.servers.values()
+            if cards and other is not server and any(gpu.card in cards for gpu in other.gpus)
+        ]
 
     async def digest(self, model: str) -> str | None:
         info = self._keeper.info(model)
