@@ -138,7 +138,7 @@ class ProfileSwitcher:
             if tuner is not None:
                 tuner.prepare(link, profile)
             try:
-                await server.load(profile)
+                await link.load(profile)
             except ObatchError:
                 if tuner is not None:
                     tuner.not_loaded(link, profile)
