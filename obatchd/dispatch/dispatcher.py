@@ -253,6 +253,7 @@ class Dispatcher:
         self._controls.look()
         self._tune(held=held)
         self._switcher.look()
+        self._offering.try_emptied(held=held)
         self._people.fill()
         if not held:
             self._offering.fill()

@@ -293,7 +293,8 @@ class Link:
         if self.offers:
             self.server.idle.clear()
         else:
-            self.isolating = self.alone = False
+            if self.alone:
+                self.isolating = self.alone = False
             self.server.idle.set()
 
     def note(self, duration_s: float, tokens: int, *, vectors: bool) -> None:

@@ -38,6 +38,14 @@ class Offering:
     at_work: AtWork = attrs.field(factory=AtWork, init=False)  # the families of the requests that the links have
     _waited_s: dict[Profile, float] = attrs.field(factory=dict, init=False)  # since when requests are to be tried alone
 
+    def try_emptied(self, *, held: bool) -> None:
+        """Give servers that were emptied for a suspect one, before anybody else gets them, unless dispatch is held."""
+        for link in self._links.values():
+            if link.isolating and not link.offers:
+                link.isolating = False
+                if not held and link.usable and link.server.loaded is not None:
+                    self._isolate(link.server.loaded, [link])
+
     def fill(self) -> None:
         by_profile: dict[Profile, list[Link]] = {}
         for link in self._links.values():
