@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from obatchd.dispatch.tuning.search import LADDER, Tried
+from obatchd.words import counted
 
 if TYPE_CHECKING:
     from obatchd.dispatch.tuning.found import Found
@@ -30,16 +31,16 @@ def _doubts(found: Found, memory_bytes: int) -> Iterator[str]:
     counts = {found.start, *found.tried, *found.cannot, *found.vram_bytes, *found.begun}
     for slots in sorted(counts):
         if not 1 <= slots <= _MOST:
-            yield f"no server has {slots} slots"
+            yield f"no server has {counted(slots, 'slot')}"
     for slots, tried in found.tried.items():
         if slots not in LADDER and slots != found.start:
-            yield f"{slots} slots are never tried"
+            yield f"nothing tries {counted(slots, 'slot')}"
         if tried.slots != slots or not _is_measured(tried):
-            yield f"the speed of {slots} slots is no measurement"
+            yield f"the speed with {counted(slots, 'slot')} is no measurement"
         if memory_bytes and found.needs_bytes(slots) > _ROUGHLY * memory_bytes:
-            yield f"{slots} slots do not fit its memory"
+            yield f"its memory does not hold {counted(slots, 'slot')}"
     if found.chosen and found.chosen not in found.tried:
-        yield f"{found.chosen} slots were chosen and not measured"
+        yield f"nothing measured the {counted(found.chosen, 'slot')} that were chosen"
     if any(not 0 <= size <= _MOST_BYTES for size in found.vram_bytes.values()):
         yield "no model takes so much memory"
     if any(not 0 <= times <= _MOST_WINDOWS for times in found.begun.values()):
