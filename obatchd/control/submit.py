@@ -24,9 +24,10 @@ from obatchd import errors, log
 from obatchd.client.handover import BATCH, close_all, receive_frame, send_frame
 from obatchd.client.runtime import SUBMIT_SOCKET
 from obatchd.control import auth
-from obatchd.control.api import INTERNAL, error_document, listen
+from obatchd.control.api import INTERNAL, error_document
 from obatchd.control.auth import Access
 from obatchd.control.operations import JobOperations, Submission
+from obatchd.control.sockets import listen
 from obatchd.documents.answers import ErrorDocument
 from obatchd.documents.jobs import Submitted
 from obatchd.tasks import TaskOwner, TaskSet

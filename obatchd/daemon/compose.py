@@ -15,10 +15,10 @@ from msgspec import UNSET
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
-from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access
 from obatchd.control.operations import Operations
 from obatchd.control.programs import Programs
+from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost
 from obatchd.dispatch.dispatcher import Dispatcher

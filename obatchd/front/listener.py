@@ -19,9 +19,9 @@ from aiohttp.http import HttpProcessingError, HttpVersion11
 
 from obatchd import log
 from obatchd.control import auth
-from obatchd.control.api import listen
 from obatchd.control.auth import Access
 from obatchd.control.programs import Programs
+from obatchd.control.sockets import listen
 from obatchd.documents.programs import HttpDoor
 from obatchd.errors import ApiError
 from obatchd.front.answers import as_refusal, too_large, with_usual_headers

@@ -21,7 +21,7 @@ from obatchd import errors
 from obatchd.client import handover, runtime
 from obatchd.client.client import Client
 from obatchd.control import auth
-from obatchd.control.api import ControlServer
+from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.documents.audit import AuditAsked
 from obatchd.settings.tables.people import AccessSettings
