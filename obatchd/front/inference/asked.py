@@ -10,6 +10,7 @@ from attrs import frozen
 
 from obatchd.errors import ApiError
 from obatchd.front.answers import fields_sent
+from obatchd.front.inference.forced import take_forced
 from obatchd.front.waiting import ASKING_BYTES
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
@@ -27,6 +28,7 @@ class Asked:
     raw: bytes  # the line
     stream: bool
     usage: bool  # the stream is to end with what it took
+    forced: str | None  # the function that has to be called
 
 
 async def asked_of(request: web.Request, url: str) -> Asked:
@@ -43,8 +45,9 @@ async def asked_of(request: web.Request, url: str) -> Asked:
     if "model" not in fields:
         raise ApiError("you must provide a model", code="missing_required_parameter", param="model")
     model: str = _value(fields["model"], "model", str, "a text")
+    forced = take_forced(fields) if url == CHAT else None
     raw = _encode({"custom_id": _ID, "url": url, "body": fields})
-    return Asked(model, raw, stream, options.get("include_usage") is True)
+    return Asked(model, raw, stream, options.get("include_usage") is True, forced)
 
 
 def _taken(fields: dict[str, msgspec.Raw], name: str, kind: type, words: str) -> Any:

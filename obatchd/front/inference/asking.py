@@ -37,5 +37,5 @@ class InferenceRoutes:
         key = secrets.token_hex(12)
         async with self._asking.ask(request[CALLER], asked.raw, stream=asked.stream) as awaited:
             if asked.stream:
-                return await in_pieces(request, awaited, Chunks(key, asked.model, asked.usage))
-            return await whole(request, awaited, Whole(key))
+                return await in_pieces(request, awaited, Chunks(key, asked.model, asked.usage, asked.forced))
+            return await whole(request, awaited, Whole(key, asked.forced))

@@ -16,6 +16,7 @@ from attrs import define, field
 from obatchd.control.programs import Awaited, Piece
 from obatchd.errors import ApiError
 from obatchd.front.answers import problem
+from obatchd.front.inference.forced import as_calls, call_of
 from obatchd.front.waiting import Kind
 
 _DONE = b"data: [DONE]\n\n"
@@ -53,10 +54,12 @@ class Whole:
     """A whole answer, whose id ends in ``key``. Implements :class:`obatchd.front.waiting.Form`."""
 
     _key: str
+    _forced: str | None  # the function whose arguments the text is
     kind: ClassVar[Kind] = Kind("application/json", b" ")
 
     async def end(self, awaited: Awaited) -> bytes:
-        return await awaited.body(self._key)
+        body = await awaited.body(self._key)
+        return as_calls(body, self._forced, self._key) if self._forced is not None else body
 
     def problem(self, error: ApiError) -> bytes:
         return _encode(problem(error))
@@ -72,6 +75,7 @@ class Chunks:
     _key: str
     _model: str
     _usage: bool  # the last chunk is to have it, and then all others have a null
+    _forced: str | None  # the function whose arguments the text is
     _created: int = field(factory=lambda: int(time.time()), init=False)
     _begun: bool = field(default=False, init=False)
     _calls: int = field(default=0, init=False)
@@ -81,7 +85,9 @@ class Chunks:
 
     def piece(self, piece: Piece) -> bytes:
         delta: dict[str, Any] = {}
-        if piece.text:
+        if piece.text and self._forced is not None:
+            delta["tool_calls"] = [self._argued(self._forced, piece.text)]
+        elif piece.text:
             delta["content"] = piece.text
         if piece.think:
             delta["reasoning"] = piece.think
@@ -90,7 +96,8 @@ class Chunks:
         return self._first() + self._chunk(delta)
 
     async def end(self, awaited: Awaited) -> bytes:
-        found = _whole.decode(await awaited.body(self._key))
+        body = await awaited.body(self._key)
+        found = _whole.decode(as_calls(body, self._forced, self._key) if self._forced is not None else body)
         if len(found.choices) > 1:
             told = b"".join(self._told(choice) for choice in found.choices)
         else:
@@ -116,6 +123,11 @@ class Chunks:
         self._begun = True
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
 
+    def _argued(self, name: str, text: str) -> dict[str, Any]:
+        """A piece of the arguments of the function that had to be called."""
+        first, self._calls = not self._calls, 1
+        return {"index": 0, **call_of(name, text, f"{self._key}-0")} if first else _more(text)
+
     def _call(self, function: _Function) -> dict[str, Any]:
         """A whole call of a function, with the id that it has in a whole answer."""
         index, self._calls = self._calls, self._calls + 1
@@ -135,6 +147,10 @@ class Chunks:
             "choices": choices,
         }
         return _sent(chunk | {"usage": usage} if self._usage else chunk)
+
+
+def _more(text: str) -> dict[str, Any]:
+    return {"index": 0, "function": {"arguments": text}}
 
 
 def _sent(document: Any) -> bytes:
