@@ -155,7 +155,13 @@ class Awaited(Protocol):
         """May be cancelled, and asked for again."""
 
     async def result(self) -> bytes:
-        """The result, as a line of ``results.jsonl``; raises ApiError where there is no answer."""
+        """The result, as a line of ``results.jsonl``; raises ApiError where there is no answer.
+
+        May be cancelled, and asked for again.
+        """
+
+    async def body(self, key: str) -> bytes:
+        """The result as OpenAI's API has it: the body of an answer whose id ends in ``key``. Else as ``result``."""
 
     async def __aenter__(self) -> Awaited: ...
 

@@ -29,6 +29,7 @@ from obatchd.front.batches import BatchRoutes
 from obatchd.front.connections import Crowd, Watched
 from obatchd.front.files import FileRoutes
 from obatchd.front.guard import Guard
+from obatchd.front.inference.asking import InferenceRoutes
 from obatchd.front.malformed import Calls
 from obatchd.front.models import ModelRoutes
 from obatchd.front.native.asking import NativeRoutes
@@ -70,7 +71,8 @@ class Listener:
         self._routes = [
             *FileRoutes(programs.files).routes(), *BatchRoutes(programs.batches).routes(),
             *ModelRoutes(programs.models).routes(), *NativeModelRoutes(programs.native).routes(),
-            *NativeRoutes(programs.asking, programs.native).routes(), *more,
+            *NativeRoutes(programs.asking, programs.native).routes(),
+            *InferenceRoutes(programs.asking, programs.native).routes(), *more,
         ]  # fmt: skip
         programs.keys.listen(self)
         http = settings.value.http
