@@ -108,10 +108,15 @@ def too_large(most_bytes: int) -> ApiError:
 
 async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> bytes:
     """The whole body, counted as it comes; raises ApiError where there is more of it, or it does not come."""
+    content = request.content
+    if content.is_eof() and content.exception() is None:  # a small one came with the head
+        if len(whole := content.read_nowait()) > most_bytes:
+            raise too_large(most_bytes)
+        return whole
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):
-            async for block in request.content.iter_any():
+            async for block in content.iter_any():
                 body += block
                 if len(body) > most_bytes:
                     raise too_large(most_bytes)

@@ -14,6 +14,7 @@ from obatchd.dispatch.interactive.lease import Lease, Question
 from obatchd.errors import ApiError, InteractiveError
 from obatchd.spool.batch_lines import answer_body, api_code, api_status
 
+_TOO_LONG = 504
 _LARGE_BYTES = 256 * 1024
 # By code of a failure, beside the statuses that lines of batches have.
 _STATUS = {
@@ -77,4 +78,5 @@ class Questions:
 
 def _refusal(code: str, message: str, *, final: bool, retry_after_s: float | None) -> ApiError:
     status = _STATUS.get(code, 400 if code in _BAD else api_status(code))
+    final = final or status == _TOO_LONG  # another try would take as long, and each takes a slot
     return ApiError(message, status=status, code=api_code(code), final=final, retry_after_s=retry_after_s)

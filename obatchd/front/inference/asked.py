@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from obatchd.front.waiting import ASKING_BYTES
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 _ID = "-"  # a line of a batch file has one
 _NULL = b"null"
+_NAME = re.compile("[a-z_]+")
 _STREAM, _STREAM_OPTIONS = "stream", "stream_options"  # which such a line cannot have
 _encode = msgspec.json.Encoder().encode
 
@@ -29,6 +31,12 @@ class Asked:
     stream: bool
     usage: bool  # the stream is to end with what it took
     forced: str | None  # the function that has to be called
+    fields: frozenset[str]
+
+    def named_in(self, message: str) -> str | None:
+        """The field that the reader's words begin with, as in ``n is not supported: …``."""
+        found = _NAME.match(message)
+        return found[0] if found and found[0] in self.fields else None
 
 
 async def asked_of(request: web.Request, url: str) -> Asked:
@@ -47,7 +55,7 @@ async def asked_of(request: web.Request, url: str) -> Asked:
     model: str = _value(fields["model"], "model", str, "a text")
     forced = take_forced(fields) if url == CHAT else None
     raw = _encode({"custom_id": _ID, "url": url, "body": fields})
-    return Asked(model, raw, stream, options.get("include_usage") is True, forced)
+    return Asked(model, raw, stream, options.get("include_usage") is True, forced, frozenset(fields))
 
 
 def _taken(fields: dict[str, msgspec.Raw], name: str, kind: type, words: str) -> Any:

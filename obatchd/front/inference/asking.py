@@ -8,6 +8,7 @@ from aiohttp import web
 from attrs import define
 
 from obatchd.control.programs import INFERENCE, Asking, NativeModels
+from obatchd.errors import ApiError
 from obatchd.front.inference.asked import CHAT, EMBEDDINGS, asked_of
 from obatchd.front.inference.told import Chunks, Whole
 from obatchd.front.routes import CALLER, Handler, Route
@@ -35,7 +36,12 @@ class InferenceRoutes:
         asked = await asked_of(request, url)
         await self._models.check(asked.model)
         key = secrets.token_hex(12)
-        async with self._asking.ask(request[CALLER], asked.raw, stream=asked.stream) as awaited:
+        try:
+            taken = self._asking.ask(request[CALLER], asked.raw, stream=asked.stream)
+        except ApiError as error:
+            error.param = error.param or asked.named_in(error.message)
+            raise
+        async with taken as awaited:
             if asked.stream:
                 return await in_pieces(request, awaited, Chunks(key, asked.model, asked.usage, asked.forced))
             return await whole(request, awaited, Whole(key, asked.forced))
