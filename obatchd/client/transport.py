@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from obatchd.client import client
+from obatchd.client import control
 from obatchd.errors import ConfigError, ControlError, DropRefused, ForbiddenError
 
 Document = dict[str, Any]
@@ -32,7 +32,7 @@ class Transport(Protocol):
 _LEAVES = {kind.code: kind for kind in (ConfigError, DropRefused, ForbiddenError)}
 
 
-class Sockets(client.Client):
+class Sockets(control.ControlClient):
     """The Unix sockets of a daemon on this host. Its outbox is read where it lies: a job's owner may read it."""
 
     def submit(self, path: Path, settings: Document, token: str = "", *, again: bool = False) -> Document:

@@ -30,7 +30,7 @@ _BY_STATUS: dict[int, type[errors.ObatchError]] = {
 }
 
 
-class Client:
+class ControlClient:
     """Talks to the daemon of one spool.
 
     Every method raises DaemonDownError when none answers, and another ControlError for what is refused or unreadable.
