@@ -9,6 +9,8 @@ from obatchd.client import control
 from obatchd.errors import ConfigError, ControlError, DropRefused, ForbiddenError
 
 Document = dict[str, Any]
+# Codes of a daemon that is being stopped, or whose connection was lost, or whom this user asks too much at a time.
+AWAY = ("handover_broken", "stopping", "busy")
 
 
 class Transport(Protocol):

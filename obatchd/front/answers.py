@@ -25,6 +25,7 @@ _BODY_S = 60.0  # longest time for a body
 _STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
     (errors.NotFoundError, 404),
     (errors.ForbiddenError, 403),
+    (errors.DropRefused, 422),
     (errors.ConfigError, 400),
     (errors.ControlError, 409),
     (errors.ServerError, 502),
