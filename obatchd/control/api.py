@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from obatchd import __version__, errors, log
 from obatchd.control import auth
-from obatchd.control.answer import CALLER, answer, answer_line, count_asked, time_asked
+from obatchd.control.answer import CALLER, answer, answer_line, count_asked, object_sent, time_asked
 from obatchd.control.auth import Access, Origin
 from obatchd.control.gpu_routes import GpuRoutes
+from obatchd.control.job_routes import JobRoutes
 from obatchd.control.operations import NewKeyAsked, Operations
 from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
 from obatchd.documents.audit import CONTROL, AuditAsked
-from obatchd.documents.jobs import Jobs, Usage
 from obatchd.documents.models import Models
 from obatchd.documents.programs import Keys
 from obatchd.documents.status import Servers
-from obatchd.naming import JobFilter
 from obatchd.words import misfit
 
 _log = log.get(__name__)
 _BODY_LIMIT_BYTES = 1024**2
-_JOBS_LIMIT = 10_000
 _LOG_LINES_LIMIT = 10_000
 _MOST_ENTRIES = 100_000  # of the audit log
 
@@ -67,29 +63,13 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
         return answer(INTERNAL, 500)
 
 
-async def _object_sent(request: web.Request) -> dict[str, Any]:
-    """The JSON object in the body of a request; an empty one where there is no body."""
-    try:
-        sent = await request.json() if request.can_read_body else {}
-    except (ValueError, RecursionError):
-        sent = None
-    if not isinstance(sent, dict):
-        raise errors.ConfigError("the body must be a JSON object", code="bad_request")
-    return sent
-
-
-class _Removal(msgspec.Struct):
-    """The body of ``POST /v1/jobs/remove``."""
-
-    jobs: list[str]  # ids
-
-
 class Api:
     """The routes, and who may use them."""
 
     def __init__(self, operations: Operations, access: Access) -> None:
         self._operations = operations
         self._access = access
+        self._jobs = JobRoutes(operations.jobs)
         self._gpus = GpuRoutes(operations.gpus, operations.burnin)
         self.stopping = False
         self._for_every_caller = frozenset(route.handler for route in self._routes_for_every_caller())
@@ -108,13 +88,7 @@ class Api:
             web.get("/v1/status", self._status),
             web.get("/v1/servers", self._servers),
             web.get("/v1/servers/tuning", self._tuning),
-            web.get("/v1/jobs", self._jobs),
-            web.get("/v1/jobs/{job}", self._job),
-            web.delete("/v1/jobs/{job}", self._remove_job),
-            web.post("/v1/jobs/remove", self._remove_jobs),
-            web.post("/v1/jobs/{job}/retry", self._retry),
-            web.post(r"/v1/jobs/{job}/{action:cancel|pause|resume}", self._job_action),
-            web.get("/v1/usage", self._usage),
+            *self._jobs.routes(),
             web.get("/v1/models", self._models),
             web.get("/v1/keys", self._keys),
             web.post("/v1/keys", self._add_key),
@@ -190,51 +164,6 @@ class Api:
                     line = await anext(found, None)
         return response
 
-    async def _jobs(self, request: web.Request) -> web.Response:
-        limit = count_asked(request, "limit", 100, _JOBS_LIMIT)
-        caller, owner = request[CALLER], request.query.get("owner")
-        if owner == "all" and not caller.is_administrator:
-            raise errors.ForbiddenError("only administrators see the jobs of others; obatchctl jobs --mine lists yours")
-        if owner not in (None, "all", "mine"):
-            raise errors.ConfigError("owner must be mine or all", code="bad_request")
-        given = (time_asked(request, name) for name in ("since", "ended_before"))
-        only = JobFilter(request.query.get("label"), *given)
-        jobs = self._operations.jobs.all(caller, request.query.get("state"), limit, mine=owner == "mine", only=only)
-        return answer(Jobs(jobs))
-
-    async def _usage(self, request: web.Request) -> web.Response:
-        month, owner = request.query.get("month"), request.query.get("owner")
-        if month is not None and not re.fullmatch("[0-9]{4}-(0[1-9]|1[0-2])", month):
-            raise errors.ConfigError("month must be written as 2026-11", code="bad_request")
-        if owner not in (None, "mine"):
-            raise errors.ConfigError("owner must be mine", code="bad_request")
-        return answer(Usage(await self._operations.jobs.usage(request[CALLER], month, mine=owner == "mine")))
-
-    async def _job(self, request: web.Request) -> web.Response:
-        return answer(self._operations.jobs.one(request[CALLER], request.match_info["job"]))
-
-    async def _job_action(self, request: web.Request) -> web.Response:
-        jobs = self._operations.jobs
-        actions = {"cancel": jobs.cancel, "pause": jobs.pause, "resume": jobs.resume}
-        return answer(await actions[request.match_info["action"]](request[CALLER], request.match_info["job"]))
-
-    async def _retry(self, request: web.Request) -> web.Response:
-        asked = await _object_sent(request)
-        changes, only = asked.get("settings", {}), str(asked.get("only", "failed"))
-        if not isinstance(changes, dict):
-            raise errors.ConfigError('the body must be {"settings": {…}}', code="bad_request")
-        return answer(await self._operations.jobs.retry(request[CALLER], request.match_info["job"], changes, only))
-
-    async def _remove_job(self, request: web.Request) -> web.Response:
-        return answer(await self._operations.jobs.remove(request[CALLER], request.match_info["job"]))
-
-    async def _remove_jobs(self, request: web.Request) -> web.Response:
-        try:
-            jobs = msgspec.json.decode(await request.read(), type=_Removal).jobs
-        except msgspec.DecodeError:
-            raise errors.ConfigError('the body must be {"jobs": ["id", …]}', code="bad_request") from None
-        return answer(await self._operations.jobs.remove_all(request[CALLER], jobs))
-
     async def _host_action(self, request: web.Request) -> web.Response:
         host = self._operations.host
         changes = {"pause": host.pause, "resume": host.resume, "drain": host.drain, "undrain": host.undrain}
@@ -259,7 +188,7 @@ class Api:
 
     async def _pull(self, request: web.Request) -> web.StreamResponse:
         """One JSON document per line while the pull goes on; an error is the last line."""
-        name = (await _object_sent(request)).get("model")
+        name = (await object_sent(request)).get("model")
         if not isinstance(name, str) or not name:
             raise errors.ConfigError('the body must be {"model": "name"}', code="bad_request")
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
@@ -278,7 +207,7 @@ class Api:
 
     async def _add_key(self, request: web.Request) -> web.Response:
         try:
-            asked = msgspec.convert(await _object_sent(request), NewKeyAsked)
+            asked = msgspec.convert(await object_sent(request), NewKeyAsked)
         except msgspec.ValidationError as error:
             raise errors.ConfigError(f"the body: {misfit(error)}", code="bad_request") from None
         return answer(await self._operations.keys.add(request[CALLER], asked))

@@ -6,7 +6,7 @@ API refuses the call, and SpoolError where the disk refuses. What is somebody el
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +19,7 @@ from obatchd.control.operations import ModelOperations
 from obatchd.documents.native import RunningModels, StoredModels
 from obatchd.documents.programs import BatchObject, DeletedFile, FileObject, Page
 
+RESULT_FILES = ("summary.json", "results.jsonl", "errors.jsonl")
 KEY_PREFIX = "obk_"  # of every key
 # What a key may be good for. A route says which of them it needs; a key that names none has those of programs.
 BATCHES, INFERENCE, METRICS = "batches", "inference", "metrics"
@@ -106,6 +107,16 @@ class FileOperations(Protocol):
 
     async def remove(self, caller: Caller, file: str) -> DeletedFile:
         """Delete a file; of an output file also the answers in the store."""
+
+
+class ResultFiles(Protocol):
+    """The files of the outbox of a job, for the Python client on another host. Each method raises NotFoundError."""
+
+    def one(self, caller: Caller, job: str, name: str) -> Path:
+        """One of :data:`RESULT_FILES` of a job that is over."""
+
+    def so_far(self, caller: Caller, job: str) -> AsyncGenerator[bytes, None]:
+        """What has its outcome by now of a job that may still run: lines, in input order, in constant memory."""
 
 
 class BatchAsked(NamedTuple):

@@ -29,6 +29,7 @@ from obatchd.documents.answers import Reloaded
 from obatchd.documents.jobs import ModelFacts
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
+from obatchd.front.jobs import RemoteRoutes
 from obatchd.front.listener import Listener
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
@@ -48,6 +49,7 @@ from obatchd.operations.host import HostCommands
 from obatchd.operations.jobs import JobCommands
 from obatchd.operations.keys import Keys
 from obatchd.operations.native import FleetModels
+from obatchd.operations.outputs import JobFiles
 from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
@@ -158,10 +160,12 @@ def head(
     desk = Desk(Keys(work), files, Batches(work, engine, files))
     native = FleetModels(here.models, here.fleet)
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk))
-    http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access)
+    jobs = JobCommands(engine)
+    host = HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload)
+    remote = RemoteRoutes(jobs, models, host, files, JobFiles(work))
+    http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, remote.routes())
     operations = Operations(
-        JobCommands(engine), servers, models, GpuService(policy, here.probe, work.audit), runs,
-        HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload), desk.keys, http,
+        jobs, servers, models, GpuService(policy, here.probe, work.audit), runs, host, desk.keys, http,
         AuditQuestions(work.audit),
     )  # fmt: skip
     return Head(

@@ -27,6 +27,7 @@ _RETRY_AFTER_S = 5.0  # where nobody knows better
 _STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
     (errors.NotFoundError, 404),
     (errors.ForbiddenError, 403),
+    (errors.DropRefused, 422),
     (errors.ConfigError, 400),
     (errors.ControlError, 409),
     (errors.ServerError, 502),

@@ -230,7 +230,8 @@ class Listener:
         if route is None:
             return await handler(request)
         if self._stopping and request.method != "GET":
-            raise ApiError("obatchd is stopping; try again when it has started", status=503, final=False)
+            words = "obatchd is stopping; try again when it has started"
+            raise ApiError(words, status=503, code="stopping", final=False)
         if route.body_limit_bytes is not None and (request.content_length or 0) > route.body_limit_bytes:
             raise too_large(route.body_limit_bytes)
         with self._guard.admitted(request):
