@@ -6,7 +6,8 @@ import asyncio
 import json
 import math
 import re
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -21,6 +22,7 @@ _log = log.get(__name__)
 BODY_LIMIT_BYTES = 1024**2  # of every route that says nothing else
 _NATIVE = "/api/"  # where refusals have Ollama's form
 _BODY_S = 60.0  # longest time for a body
+_LARGE_BYTES = 256 * 1024
 _RETRY_AFTER_S = 5.0  # where nobody knows better
 # The first match counts, so the leaves of the error tree come first.
 _STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
@@ -33,6 +35,7 @@ _STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
 )
 _TYPES = {429: "rate_limit_error", 403: "permission_error"}
 T = TypeVar("T")
+P = ParamSpec("P")
 _object = msgspec.json.Decoder(dict[str, Any])
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _DEFECT = ApiError("internal error; the daemon's log has it", status=500, code="internal_error", final=False)
@@ -115,12 +118,19 @@ async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> b
 
 async def object_sent(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> dict[str, Any]:
     """The JSON object in the body; raises ApiError where there is none."""
-    return _decoded(await body_of(request, most_bytes), _object)
+    return await apart(_decoded, await body_of(request, most_bytes), _object)
 
 
-async def fields_sent(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> dict[str, msgspec.Raw]:
-    """As ``object_sent``, each field as it came."""
-    return _decoded(await body_of(request, most_bytes), _fields)
+async def apart(do: Callable[Concatenate[bytes, P], T], body: bytes, *others: P.args, **named: P.kwargs) -> T:
+    """``do`` with a body: with a large one in a thread, so that others do not wait."""
+    if len(body) < _LARGE_BYTES:
+        return do(body, *others, **named)
+    return await asyncio.to_thread(do, body, *others, **named)
+
+
+def fields_in(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of the JSON object in a body, each as it came; raises ApiError where there is none."""
+    return _decoded(body, _fields)
 
 
 def _decoded(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import AsyncExitStack
 
 from aiohttp import web
 from attrs import define
@@ -36,12 +37,13 @@ class InferenceRoutes:
         asked = await asked_of(request, url)
         await self._models.check(asked.model)
         key = secrets.token_hex(12)
-        try:
-            taken = self._asking.ask(request[CALLER], asked.raw, stream=asked.stream)
-        except ApiError as error:
-            error.param = error.param or asked.named_in(error.message)
-            raise
-        async with taken as awaited:
+        async with AsyncExitStack() as stack:
+            try:
+                taken = self._asking.ask(request[CALLER], asked.raw, stream=asked.stream)
+                awaited = await stack.enter_async_context(taken)
+            except ApiError as error:
+                error.param = error.param or asked.named_in(error.message)
+                raise
             if asked.stream:
                 return await in_pieces(request, awaited, Chunks(key, asked.model, asked.usage))
-            return await whole(request, awaited, Whole(key))
+            return await whole(request, awaited, Whole(key, asked.model))

@@ -50,13 +50,17 @@ _whole = msgspec.json.Decoder(_Whole)
 
 @define(eq=False)
 class Whole:
-    """A whole answer, whose id ends in ``key``. Implements :class:`obatchd.front.waiting.Form`."""
+    """A whole answer, whose id ends in ``key``. Implements :class:`obatchd.front.waiting.Form`.
+
+    ``model`` is the name that the call gave.
+    """
 
     _key: str
+    _model: str
     kind: ClassVar[Kind] = Kind("application/json", b" ")
 
     async def end(self, awaited: Awaited) -> bytes:
-        return await awaited.body(self._key)
+        return await awaited.body(self._key, self._model)
 
     def problem(self, error: ApiError) -> bytes:
         return _encode(problem(error))
@@ -90,7 +94,7 @@ class Chunks:
         return self._first() + self._chunk(delta)
 
     async def end(self, awaited: Awaited) -> bytes:
-        found = _whole.decode(await awaited.body(self._key))
+        found = _whole.decode(await awaited.body(self._key, self._model))
         if len(found.choices) > 1:
             told = b"".join(self._told(choice) for choice in found.choices)
         else:
