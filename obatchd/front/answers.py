@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -95,9 +95,22 @@ def too_large(most_bytes: int) -> ApiError:
     return ApiError(f"the body has more than {most_bytes} bytes", status=413, code="request_too_large")
 
 
+class Room(Protocol):
+    """The memory for a body on its way in; :class:`obatchd.front.guard.Held`."""
+
+    def take(self, size_bytes: int) -> None:
+        """So many bytes more have come; raises ApiError where all bodies, or those of one user, are too many."""
+
+    def free(self) -> None:
+        """It is whole, or does not come."""
+
+
+ROOM = web.RequestKey("room", Room)
+
+
 async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> bytes:
     """The whole body, counted as it comes; raises ApiError where there is more of it, or it does not come."""
-    content = request.content
+    content, room = request.content, request.get(ROOM)
     if content.is_eof() and content.exception() is None:  # a small one came with the head
         if len(whole := content.read_nowait()) > most_bytes:
             raise too_large(most_bytes)
@@ -109,10 +122,15 @@ async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> b
                 body += block
                 if len(body) > most_bytes:
                     raise too_large(most_bytes)
+                if room is not None:
+                    room.take(len(block))
     except TimeoutError:
         raise ApiError("the body did not come in time", status=408, code="timeout") from None
     except web.RequestPayloadError:
         raise ApiError("the body breaks the rules of HTTP", code="invalid_body") from None
+    finally:
+        if room is not None:
+            room.free()
     return bytes(body)
 
 

@@ -235,7 +235,7 @@ class Listener:
             raise ApiError("obatchd is stopping; try again when it has started", status=503, final=False)
         if route.body_limit_bytes is not None and (request.content_length or 0) > route.body_limit_bytes:
             raise too_large(route.body_limit_bytes)
-        with self._guard.admitted(request):
+        with self._guard.admitted(request, route):
             return await _sent(request, await handler(request))
 
 

@@ -25,7 +25,7 @@ class InferenceRoutes:
 
     def routes(self) -> list[Route]:
         handlers: dict[str, Handler] = {CHAT: self._chat, EMBEDDINGS: self._embeddings}
-        return [Route("POST", path, do, (INFERENCE,), ASKING_BYTES) for path, do in handlers.items()]
+        return [Route("POST", path, do, (INFERENCE,), ASKING_BYTES, waits=True) for path, do in handlers.items()]
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._ask(request, CHAT)
