@@ -7,8 +7,8 @@ API refuses the call, and SpoolError where the disk refuses. What is somebody el
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -171,22 +171,21 @@ class Awaited(Protocol):
         May be cancelled, and asked for again.
         """
 
-    async def body(self, key: str) -> bytes:
-        """The result as OpenAI's API has it: the body of an answer whose id ends in ``key``. Else as ``result``."""
+    async def body(self, key: str, model: str) -> bytes:
+        """The result as OpenAI's API has it: the body of an answer whose id ends in ``key``. Else as ``result``.
 
-    async def __aenter__(self) -> Awaited: ...
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nobody waits any more: its slot is free within a moment."""
+        ``model`` is the name that is to stand in it.
+        """
 
 
 class Asking(Protocol):
     """Takes requests of people and programs that wait for the answer."""
 
-    def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> Awaited:
-        """Ask what one line of a drop asks; raises ApiError where it is not taken."""
+    def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> AbstractAsyncContextManager[Awaited]:
+        """Ask what one line of a drop asks, when it is entered, which raises ApiError where it is not taken.
+
+        Left, nobody waits any more: its slot is free within a moment.
+        """
 
 
 class NativeModels(Protocol):

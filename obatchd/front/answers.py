@@ -7,7 +7,8 @@ import json
 import math
 import re
 import secrets
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -22,6 +23,7 @@ _log = log.get(__name__)
 BODY_LIMIT_BYTES = 1024**2  # of every route that says nothing else
 _NATIVE = "/api/"  # where refusals have Ollama's form
 _BODY_S = 60.0  # longest time for a body
+_LARGE_BYTES = 256 * 1024
 _RETRY_AFTER_S = 5.0  # where nobody knows better
 # The first match counts, so the leaves of the error tree come first.
 _STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
@@ -41,6 +43,7 @@ _SECURE = {
 _Response = TypeVar("_Response", bound=web.StreamResponse)
 _TYPES = {429: "rate_limit_error", 403: "permission_error"}
 T = TypeVar("T")
+P = ParamSpec("P")
 _object = msgspec.json.Decoder(dict[str, Any])
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _DEFECT = ApiError("internal error; the daemon's log has it", status=500, code="internal_error", final=False)
@@ -107,9 +110,22 @@ def too_large(most_bytes: int) -> ApiError:
     return ApiError(f"the body has more than {most_bytes} bytes", status=413, code="request_too_large")
 
 
+class Room(Protocol):
+    """The memory for a body on its way in; :class:`obatchd.front.guard.Held`."""
+
+    def take(self, size_bytes: int) -> None:
+        """So many bytes more have come; raises ApiError where all bodies, or those of one user, are too many."""
+
+    def free(self) -> None:
+        """It is whole, or does not come."""
+
+
+ROOM = web.RequestKey("room", Room)
+
+
 async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> bytes:
     """The whole body, counted as it comes; raises ApiError where there is more of it, or it does not come."""
-    content = request.content
+    content, room = request.content, request.get(ROOM)
     if content.is_eof() and content.exception() is None:  # a small one came with the head
         if len(whole := content.read_nowait()) > most_bytes:
             raise too_large(most_bytes)
@@ -121,21 +137,33 @@ async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> b
                 body += block
                 if len(body) > most_bytes:
                     raise too_large(most_bytes)
+                if room is not None:
+                    room.take(len(block))
     except TimeoutError:
         raise ApiError("the body did not come in time", status=408, code="timeout") from None
     except web.RequestPayloadError:
         raise ApiError("the body breaks the rules of HTTP", code="invalid_body") from None
+    finally:
+        if room is not None:
+            room.free()
     return bytes(body)
 
 
 async def object_sent(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> dict[str, Any]:
     """The JSON object in the body; raises ApiError where there is none."""
-    return _decoded(await body_of(request, most_bytes), _object)
+    return await apart(_decoded, await body_of(request, most_bytes), _object)
 
 
-async def fields_sent(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> dict[str, msgspec.Raw]:
-    """As ``object_sent``, each field as it came."""
-    return _decoded(await body_of(request, most_bytes), _fields)
+async def apart(do: Callable[Concatenate[bytes, P], T], body: bytes, *others: P.args, **named: P.kwargs) -> T:
+    """``do`` with a body: with a large one in a thread, so that others do not wait."""
+    if len(body) < _LARGE_BYTES:
+        return do(body, *others, **named)
+    return await asyncio.to_thread(do, body, *others, **named)
+
+
+def fields_in(body: bytes) -> dict[str, msgspec.Raw]:
+    """The fields of the JSON object in a body, each as it came; raises ApiError where there is none."""
+    return _decoded(body, _fields)
 
 
 def _decoded(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:

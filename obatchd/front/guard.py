@@ -26,6 +26,7 @@ from obatchd.control.auth import Access, Caller, Origin, Peer
 from obatchd.control.programs import KEY_PREFIX, KeyHolders
 from obatchd.documents.audit import HTTP, HTTP_SOCKET
 from obatchd.errors import ApiError, ConfigError
+from obatchd.front.answers import ROOM
 from obatchd.front.routes import CALLER, Route
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -34,8 +35,33 @@ _log = log.get(__name__)
 _LOCAL_NAMES = ("localhost",)
 _NOBODYS_GROUP = -1
 _CALLS_OF_ONE_USER = 64  # at once
+_WAITING_OF_ONE_USER = 256  # calls that wait for a model, beside those: a program may use a whole fleet
+_BODIES_BYTES = 512 * 1024**2  # on their way in, of one user half as many
 _TOLD_S = 60.0  # between two lines in the log about wrong keys
 _KEY = web.RequestKey("key", str)
+
+
+@define(eq=False)
+class Held:
+    """A body on its way in. Implements :class:`obatchd.front.answers.Room`."""
+
+    _all: Counter[int]  # bytes of bodies, by uid
+    _uid: int
+    _size_bytes: int = field(default=0, init=False)
+
+    def take(self, size_bytes: int) -> None:
+        self._size_bytes += size_bytes
+        self._all[self._uid] += size_bytes
+        mine_bytes = self._all[self._uid]
+        if mine_bytes > self._size_bytes and (2 * mine_bytes > _BODIES_BYTES or self._all.total() > _BODIES_BYTES):
+            words = "the bodies that are on their way here are too large together; try again later"
+            raise ApiError(words, status=429, code="too_many_calls", final=False)
+
+    def free(self) -> None:
+        self._all[self._uid] -= self._size_bytes
+        self._size_bytes = 0
+        if not self._all[self._uid]:
+            del self._all[self._uid]
 
 
 @define(eq=False)
@@ -46,6 +72,8 @@ class Guard:
     _settings: Current[Settings]
     _access: Access
     _calls: Counter[int] = field(factory=Counter, init=False)  # under way, by uid
+    _waiting: Counter[int] = field(factory=Counter, init=False)  # those that wait for a model
+    _bodies: Counter[int] = field(factory=Counter, init=False)
     _with_key: dict[str, set[asyncio.Transport]] = field(factory=dict, init=False)  # connections of calls, by key
     _wrong: int = field(default=0, init=False)
     _wrong_told_s: float = field(default=float("-inf"), init=False)
@@ -125,22 +153,24 @@ class Guard:
             self._wrong, self._wrong_told_s = 0, now_s
 
     @contextmanager
-    def admitted(self, request: web.Request) -> Iterator[None]:
+    def admitted(self, request: web.Request, route: Route) -> Iterator[None]:
         """While a call is under way. Raises ApiError where its user has too many."""
         uid = request[CALLER].uid
-        if self._calls[uid] >= _CALLS_OF_ONE_USER:
-            words = f"you have {_CALLS_OF_ONE_USER} calls under way; wait for some of them"
+        calls, most = (self._waiting, _WAITING_OF_ONE_USER) if route.waits else (self._calls, _CALLS_OF_ONE_USER)
+        if calls[uid] >= most:
+            words = f"you have {most} calls under way; wait for some of them"
             raise ApiError(words, status=429, code="too_many_calls", final=False)
-        self._calls[uid] += 1
+        calls[uid] += 1
+        request[ROOM] = Held(self._bodies, uid)
         key, transport = request.get(_KEY), request.transport
         if key is not None and transport is not None:
             self._with_key.setdefault(key, set()).add(transport)
         try:
             yield
         finally:
-            self._calls[uid] -= 1
-            if not self._calls[uid]:
-                del self._calls[uid]
+            calls[uid] -= 1
+            if not calls[uid]:
+                del calls[uid]
             if key is not None and transport is not None:
                 with suppress(KeyError):
                     self._with_key[key].discard(transport)

@@ -23,3 +23,4 @@ class Route:
     handler: Handler
     scopes: tuple[str, ...] | None  # a key needs one of these; None: everybody is answered, without a key
     body_limit_bytes: int | None = BODY_LIMIT_BYTES  # as far as the head says; the handler counts what comes
+    waits: bool = False  # for an answer of a model: there may be more of these at once

@@ -82,6 +82,7 @@ class JobState(StrEnum):
     REFUSED = "refused"  # could not become a job; it lies in failed/
 
 
+_LATEST = ":latest"  # what Ollama adds to a name without a tag
 PRIORITY_CLASS = {"low": 0, "normal": 1, "high": 2}
 
 
@@ -93,6 +94,11 @@ class Profile(msgspec.Struct, frozen=True, order=True):
 
     def __str__(self) -> str:
         return f"{self.model} ({self.context_length})"
+
+    @property
+    def plain(self) -> Profile:
+        """The same for all names of the model: ``llama3`` and ``llama3:latest`` are one."""
+        return Profile(self.model.removesuffix(_LATEST), self.context_length)
 
 
 class Refusal(msgspec.Struct, frozen=True):

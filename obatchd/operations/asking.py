@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from attrs import define
 
 from obatchd.control.auth import Caller
 from obatchd.control.programs import Piece
-from obatchd.dispatch.interactive.desk import Desk
+from obatchd.dispatch.interactive.desk import Desk, read_question
 from obatchd.dispatch.interactive.lease import Lease, Question
 from obatchd.errors import ApiError, InteractiveError
 from obatchd.spool.batch_lines import answer_body, api_code, api_status
@@ -24,7 +25,7 @@ _STATUS = {
 _BAD = {
     "model", "bad_json", "wrong_type", "not_supported", "missing_prompt", "context_exceeded", "invalid_format",
     "invalid_option", "bad_request", "unsupported_parameter", "invalid_request", "invalid_json_line",
-    "missing_required_parameter", "url_mismatch", "bad_image",
+    "missing_required_parameter", "url_mismatch", "bad_image", "invalid_utf8",
 }  # fmt: skip
 
 
@@ -47,19 +48,11 @@ class Asked:
             raise _refusal(ended.code, ended.message, final=not ended.again, retry_after_s=ended.retry_after_s)
         return ended.record
 
-    async def body(self, key: str) -> bytes:
+    async def body(self, key: str, model: str) -> bytes:
         record = await self.result()
         if len(record) < _LARGE_BYTES:
-            return answer_body(key, record)
-        return await asyncio.to_thread(answer_body, key, record)  # many vectors, and others wait
-
-    async def __aenter__(self) -> Asked:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lease.close()
+            return answer_body(key, record, model)
+        return await asyncio.to_thread(answer_body, key, record, model)  # many vectors, and others wait
 
 
 @define(eq=False)
@@ -68,12 +61,17 @@ class Questions:
 
     _desk: Desk
 
-    def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> Asked:
+    @asynccontextmanager
+    async def ask(self, caller: Caller, raw: bytes, *, stream: bool) -> AsyncIterator[Asked]:
         try:
-            return Asked(self._desk.ask(Question(raw, stream=stream), caller.uid))
+            # Others do not wait while a large one is read.
+            read = await asyncio.to_thread(read_question, raw) if len(raw) >= _LARGE_BYTES else None
+            lease = self._desk.ask(Question(raw, stream=stream, read=read), caller.uid)
         except InteractiveError as error:
             after_s = error.retry_after_s
             raise _refusal(error.code, error.message, final=after_s is None, retry_after_s=after_s) from None
+        async with lease:
+            yield Asked(lease)
 
 
 def _refusal(code: str, message: str, *, final: bool, retry_after_s: float | None) -> ApiError:

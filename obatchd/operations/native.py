@@ -21,6 +21,7 @@ from obatchd.servers.server import Server
 
 # What Ollama says of a model that it keeps for good: the longest duration of Go's.
 _FOR_GOOD = timedelta(days=292 * 365)
+_NAME = re.compile("[A-Za-z0-9_][A-Za-z0-9_.-]*([:/@][A-Za-z0-9_.-]+)*")
 _FRACTION = re.compile(r"[.][0-9]+")
 _UNKNOWN = StoredModel(  # whose store tells nothing; the ollama command cuts twelve digits off a digest
     name="", model="", modified_at="", size=0, digest="0" * 64,
@@ -65,6 +66,8 @@ class FleetModels:
         return RunningModels([_running(profile, servers, entries) for profile, servers in holders.items()])
 
     async def show(self, model: str, *, verbose: bool) -> dict[str, msgspec.Raw]:
+        if not _NAME.fullmatch(model):
+            raise ApiError(f"invalid model name {model[:100]!r}", code="invalid_value", param="model")
         try:
             shown = await self._models.show(model, verbose=verbose)
         except ServerError as error:

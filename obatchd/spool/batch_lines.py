@@ -84,9 +84,9 @@ def api_status(code: str) -> int:
     return _STATUS.get(code, 500)
 
 
-def answer_body(key: str, raw: bytes) -> bytes:
-    """A result as that API answers a call at once; its id ends in ``key``."""
-    return _encode(_body(key, _record.decode(raw)))
+def answer_body(key: str, raw: bytes, model: str) -> bytes:
+    """A result as that API answers a call at once; its id ends in ``key``, and ``model`` is the name in it."""
+    return _encode(_body(key, _record.decode(raw)) | {"model": model})
 
 
 def batch_line(job: str, outcome: Outcome, raw: bytes) -> bytes:

@@ -80,7 +80,7 @@ async def test_calls_of_functions_are_numbered_over_the_whole_answer() -> None:
         (2, "call_k-3", "h"),
     ]
     assert all(json.loads(one["function"]["arguments"]) == {"a": 1} and one["type"] == "function" for one in calls)
-    whole = json.loads(await Whole("k").end(awaited(tool_calls=[json.loads(bytes(call("f")))], response="")))
+    whole = json.loads(await Whole("k", "m").end(awaited(tool_calls=[json.loads(bytes(call("f")))], response="")))
     assert whole["choices"][0]["message"]["tool_calls"][0]["id"] == "call_k-1"
 
 
@@ -94,7 +94,7 @@ async def test_several_answers_come_whole() -> None:
 
 async def test_large_results_are_the_same() -> None:
     vectors = [[0.5] * 100_000, [0.25]]
-    body = await awaited(url="/v1/embeddings", embeddings=vectors).body("k")
+    body = await awaited(url="/v1/embeddings", embeddings=vectors).body("k", "m")
     assert [one["embedding"] for one in json.loads(body)["data"]] == vectors
 
 
@@ -120,18 +120,19 @@ async def test_what_clients_are_told_of_another_try(
 ) -> None:
     held: Any = Held(ended)
     with pytest.raises(ApiError) as caught:
-        await Asked(held).body("k")
+        await Asked(held).body("k", "m")
     told = refusal(caught.value)
     assert (told.status, caught.value.code) == (status, code)
     assert (told.headers.get("x-should-retry"), told.headers.get("Retry-After")) == (again, after)
 
 
-def test_the_desk_says_when_to_come_again() -> None:
+async def test_the_desk_says_when_to_come_again() -> None:
     class Full:
         def ask(self, question: object, owner: int) -> Any:
             raise InteractiveError("too many", code="queue_full", retry_after_s=12.3)
 
     full: Any = Full()
     with pytest.raises(ApiError) as caught:
-        Questions(full).ask(WHO, b"{}", stream=False)
+        async with Questions(full).ask(WHO, b"{}", stream=False):
+            pass
     assert (refusal(caught.value).headers["Retry-After"], caught.value.status) == ("13", 429)

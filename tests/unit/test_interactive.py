@@ -16,7 +16,7 @@ from obatchd.dispatch import dispatcher as dispatcher_module
 from obatchd.dispatch import offering as offering_module
 from obatchd.dispatch import protocol, switching
 from obatchd.dispatch.holds import DRAINING, PAUSED, STOPPING
-from obatchd.dispatch.interactive.desk import Desk
+from obatchd.dispatch.interactive.desk import Desk, read_question
 from obatchd.dispatch.interactive.lease import Delta, Ended, Lease, Question
 from obatchd.dispatch.protocol import INTERACTIVE
 from obatchd.errors import InteractiveError, ModelError
@@ -61,7 +61,7 @@ async def make(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> AsyncIterator[M
 
 
 async def ask(rig: Rig, prompt: str = "why?", owner: int = ME, model: str = "small", **question: Any) -> Lease:
-    context = {"small": 4096, "large": 8192}[model]
+    context = {"small": 4096, "large": 8192}[model.removesuffix(":latest")]
     raw = json.dumps({"prompt": prompt, "model": model, "context_length": context}).encode()
     lease = rig.dispatcher.desk.ask(Question(raw, **question), owner)
     await settle()
@@ -462,10 +462,33 @@ async def test_what_is_no_request_is_refused(make: Make) -> None:
         (b"{}", "missing_prompt"),
         (b"no", "bad_json"),
         (b'{"prompt": "a", "urls": ["http://a"]}', "not_supported"),
+        (b'{"prompt": "a", "images": [5]}', "bad_image"),
+        (b'{"prompt": "a", "images": ["aGFsbG8="]}', "bad_image"),
+        (b'{"messages": [{"role": "user", "content": "a", "images": ["x.png"]}]}', "bad_image"),
+        (b'{"prompt": "a", "data": "\xff"}', "invalid_utf8"),
     ):
         with pytest.raises(InteractiveError) as refused:
             rig.dispatcher.desk.ask(Question(raw), ME)
         assert (refused.value.code, refused.value.retry_after_s) == (code, None)
+
+
+async def test_another_name_of_a_model_makes_no_server_load_it_again(make: Make) -> None:
+    rig = await make()  # has small
+    assert (await ask(rig, model="small:latest")).profile == (await ask(rig)).profile == SMALL
+    assert (await ask(rig, "b", model="large:latest")).profile.model == "large:latest"
+    assert (await ask(rig, "c", model="large")).profile.model == "large:latest"  # which waits already
+    empty = await make(loaded=None)
+    empty.ports["gpu0"].may_load.clear()
+    await empty.add(1, 3, owner=OTHER)
+    assert (await ask(empty, model="small:latest")).profile == SMALL  # as a batch does
+    assert rig.ports["gpu0"].loads == []
+
+
+async def test_what_was_read_before_is_not_read_again(make: Make) -> None:
+    rig = await make()
+    raw = b'{"prompt": "why?", "model": "small", "context_length": 4096}'
+    leases = [rig.dispatcher.desk.ask(Question(raw, read=read), ME) for read in (None, read_question(raw))]
+    assert leases[0].digest == leases[1].digest and leases[0].profile == leases[1].profile == SMALL
 
 
 @pytest.mark.parametrize("hold", [DRAINING, PAUSED, STOPPING])

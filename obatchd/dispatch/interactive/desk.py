@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -14,14 +15,15 @@ from obatchd.dispatch import records
 from obatchd.dispatch.events import Finished
 from obatchd.dispatch.holds import DRAINING, PAUSED, STOPPING, Holds
 from obatchd.dispatch.interactive.figures import Blame, Clock, Figures
-from obatchd.dispatch.interactive.lease import Ended, Lease, Question
+from obatchd.dispatch.interactive.lease import Ended, Lease, Question, Read
 from obatchd.dispatch.interactive.waiting import Waiting
 from obatchd.dispatch.link import Link, Waker
 from obatchd.dispatch.protocol import INTERACTIVE, CancelOne, JobContext, Tokens
 from obatchd.documents import excerpt
 from obatchd.documents.status import InteractiveState
 from obatchd.errors import InteractiveError, ObatchError
-from obatchd.jobs.formats.request import Request, parse_request
+from obatchd.jobs.formats.lines import read_whole
+from obatchd.jobs.formats.request import Request
 from obatchd.jobs.lane import Pending, Taken
 from obatchd.jobs.model import Profile, RequestRefused, round_context
 from obatchd.jobs.queue import JobQueue
@@ -74,8 +76,9 @@ class Desk:
         ``model``, or the code of a line that is no request.
         """
         self._refuse_stopped()
-        request = _read(question.raw)
-        lease = Lease(self, self._next_number(), question, self._profile_of(request), owner)
+        read = question.read or read_question(question.raw)
+        question = msgspec.structs.replace(question, read=None)
+        lease = Lease(self, self._next_number(), question, self._profile_of(read.request), owner, read.digest)
         if self._blame.refuses(lease.digest):
             words = "servers crashed over this request; it is refused for ten minutes"
             raise InteractiveError(words, code="poison")
@@ -137,7 +140,19 @@ class Desk:
         settings = self._settings.value
         if not (model := request.model or settings.model or ""):
             raise InteractiveError("it names no model, and the settings name none", code="model")
-        return Profile(model, round_context(request.context_length or settings.context_length))
+        profile = Profile(model, round_context(request.context_length or settings.context_length))
+        if profile in self._held():
+            return profile
+        return next((other for other in self._in_use() if other.plain == profile.plain), profile)
+
+    def _held(self) -> set[Profile | None]:
+        return {held for link in self._links.values() for held in (link.server.loaded, link.server.loading)}
+
+    def _in_use(self) -> Iterator[Profile]:
+        """Profiles that servers have, and that others wait for: no second name of a model makes one load again."""
+        yield from filter(None, self._held())
+        yield from self.waiting.profiles()
+        yield from self._queue.profiles()
 
     def _refuse_stopped(self) -> None:
         if self.stopped:
@@ -300,16 +315,20 @@ class Desk:
             self.waiting.remove(lease)
 
 
-def _read(raw: bytes) -> Request:
+def read_question(raw: bytes) -> Read:
+    """Read ``raw``, which takes 10 ms a MB where pictures are in it, so that large ones should be read in a thread.
+
+    Raises InteractiveError where it is no request.
+    """
     try:
-        request = parse_request(raw)
+        request = read_whole(raw)
     except RequestRefused as error:
         raise InteractiveError(error.reason, code=error.code) from None
     except (ValueError, RecursionError) as error:
         raise InteractiveError(f"it is no request: {error}", code="bad_json") from None
     if request.urls or request.files:
         raise InteractiveError("an interactive request cannot name urls or files", code="not_supported")
-    return request
+    return Read(request, hashlib.sha256(raw).digest())
 
 
 def _failure(record: bytes, *, again: bool) -> Ended:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from obatchd.dispatch.link import Link, Offered
 from obatchd.dispatch.protocol import INTERACTIVE, TokenItem
+from obatchd.jobs.formats.request import Request
 from obatchd.jobs.lane import Lane, Pending, Taken
 from obatchd.jobs.model import Profile
+
+
+class Read(NamedTuple):
+    """A question that was read already."""
+
+    request: Request
+    digest: bytes  # of its bytes
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -20,12 +28,14 @@ class Question(msgspec.Struct, frozen=True):
 
     ``raw`` names no sources. ``stream``: the answer is wanted piece by piece, so once a piece was handed over, a server
     that dies ends the lease. Without, the same request can go to another server as long as it has no result.
-    ``timeout_s`` counts from the question.
+    ``timeout_s`` counts from the question. ``read``: what ``raw`` says, where somebody has read it already
+    (:func:`obatchd.dispatch.interactive.desk.read_question`).
     """
 
     raw: bytes
     stream: bool = True
     timeout_s: float | None = None
+    read: Read | None = None
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -67,13 +77,15 @@ class Lease:
     Leaving its ``async with``, or ``close``, gives its slot back at once.
     """
 
-    def __init__(self, closer: Closer, number: int, question: Question, profile: Profile, owner: int) -> None:
+    def __init__(
+        self, closer: Closer, number: int, question: Question, profile: Profile, owner: int, digest: bytes
+    ) -> None:
         lane = Lane(INTERACTIVE, number, owner, profile, "high", 0.0)
         self.number = number
         self.question = question
         self.profile = profile
         self.owner = owner
-        self.digest = hashlib.sha256(f"{profile}\0".encode() + question.raw).digest()
+        self.digest = hashlib.sha256(f"{profile.plain}\0".encode() + digest).digest()
         self.taken = Taken(lane, Pending(number, question.raw), 0.0)
         self.asked_s = 0.0  # monotonic, as the next three
         self.ends_s = float("inf")  # when its time is up

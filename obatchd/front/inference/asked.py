@@ -10,7 +10,7 @@ from aiohttp import web
 from attrs import frozen
 
 from obatchd.errors import ApiError
-from obatchd.front.answers import fields_sent
+from obatchd.front.answers import apart, body_of, fields_in
 from obatchd.front.inference.forced import take_forced
 from obatchd.front.waiting import ASKING_BYTES
 
@@ -44,8 +44,11 @@ async def asked_of(request: web.Request, url: str) -> Asked:
 
     What is asked of the model itself passes as it came; the reader of lines of batch files judges it.
     """
-    sent = await fields_sent(request, ASKING_BYTES)
-    fields = {name: value for name, value in sent.items() if bytes(value) != _NULL}
+    return await apart(_asked, await body_of(request, ASKING_BYTES), url)
+
+
+def _asked(body: bytes, url: str) -> Asked:
+    fields = {name: value for name, value in fields_in(body).items() if bytes(value) != _NULL}
     options = _taken(fields, _STREAM_OPTIONS, dict, "an object") or {}
     stream = _taken(fields, _STREAM, bool, "true or false") or False
     if stream and url == EMBEDDINGS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from contextlib import AsyncExitStack
 
 from aiohttp import web
 from attrs import define
@@ -24,7 +25,7 @@ class InferenceRoutes:
 
     def routes(self) -> list[Route]:
         handlers: dict[str, Handler] = {CHAT: self._chat, EMBEDDINGS: self._embeddings}
-        return [Route("POST", path, do, (INFERENCE,), ASKING_BYTES) for path, do in handlers.items()]
+        return [Route("POST", path, do, (INFERENCE,), ASKING_BYTES, waits=True) for path, do in handlers.items()]
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._ask(request, CHAT)
@@ -36,12 +37,13 @@ class InferenceRoutes:
         asked = await asked_of(request, url)
         await self._models.check(asked.model)
         key = secrets.token_hex(12)
-        try:
-            taken = self._asking.ask(request[CALLER], asked.raw, stream=asked.stream)
-        except ApiError as error:
-            error.param = error.param or asked.named_in(error.message)
-            raise
-        async with taken as awaited:
+        async with AsyncExitStack() as stack:
+            try:
+                taken = self._asking.ask(request[CALLER], asked.raw, stream=asked.stream)
+                awaited = await stack.enter_async_context(taken)
+            except ApiError as error:
+                error.param = error.param or asked.named_in(error.message)
+                raise
             if asked.stream:
                 return await in_pieces(request, awaited, Chunks(key, asked.model, asked.usage, asked.forced))
-            return await whole(request, awaited, Whole(key, asked.forced))
+            return await whole(request, awaited, Whole(key, asked.model, asked.forced))

@@ -51,14 +51,18 @@ _whole = msgspec.json.Decoder(_Whole)
 
 @define(eq=False)
 class Whole:
-    """A whole answer, whose id ends in ``key``. Implements :class:`obatchd.front.waiting.Form`."""
+    """A whole answer, whose id ends in ``key``. Implements :class:`obatchd.front.waiting.Form`.
+
+    ``model`` is the name that the call gave.
+    """
 
     _key: str
+    _model: str
     _forced: str | None  # the function whose arguments the text is
     kind: ClassVar[Kind] = Kind("application/json", b" ")
 
     async def end(self, awaited: Awaited) -> bytes:
-        body = await awaited.body(self._key)
+        body = await awaited.body(self._key, self._model)
         return as_calls(body, self._forced, self._key) if self._forced is not None else body
 
     def problem(self, error: ApiError) -> bytes:
@@ -96,7 +100,7 @@ class Chunks:
         return self._first() + self._chunk(delta)
 
     async def end(self, awaited: Awaited) -> bytes:
-        body = await awaited.body(self._key)
+        body = await awaited.body(self._key, self._model)
         found = _whole.decode(as_calls(body, self._forced, self._key) if self._forced is not None else body)
         if len(found.choices) > 1:
             told = b"".join(self._told(choice) for choice in found.choices)

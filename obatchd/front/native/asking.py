@@ -43,7 +43,7 @@ class NativeRoutes:
         handlers: dict[str, Handler] = {
             CHAT: self._chat, GENERATE: self._generate, EMBED: self._embed, EMBEDDINGS: self._embeddings,
         }  # fmt: skip
-        return [Route("POST", path, do, (INFERENCE,), ASKING_BYTES) for path, do in handlers.items()]
+        return [Route("POST", path, do, (INFERENCE,), ASKING_BYTES, waits=True) for path, do in handlers.items()]
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._say(request, CHAT)

@@ -115,10 +115,7 @@ def once_each(entries: Iterable[Entry]) -> Iterator[Entry]:
 
 def _indexed(number: int, offset: int, raw: bytes, where: str, how: _How) -> Entry:
     try:
-        if not raw.isascii():  # msgspec does not check skipped values, and they would fail in the worker
-            decoded(raw)
-        request = how.parse(raw, how.field_notes)
-        _check_images(request)
+        request = read_whole(raw, how.parse, how.field_notes)
     except RequestRefused as refusal:
         return refused_request(number, offset, raw, request_id(raw), where, refusal)
     except RecursionError:
@@ -129,6 +126,18 @@ def _indexed(number: int, offset: int, raw: bytes, where: str, how: _How) -> Ent
         begins = beginning(request) if how.families else b""
         return Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue, again=request.again, beginning=begins)
     return Entry(number, offset, len(raw), zlib.crc32(raw), *of_queue)
+
+
+def read_whole(raw: bytes, parse: _Parser = parse_request, field_notes: FieldNotes | None = None) -> Request:
+    """The request in a line, of which a worker can take all; what is not read here is checked, too.
+
+    Raises RequestRefused where it cannot be run, RecursionError where it is nested too deeply.
+    """
+    if not raw.isascii():  # msgspec does not check skipped values, and they would fail in the worker
+        decoded(raw)
+    request = parse(raw, field_notes)
+    _check_images(request)
+    return request
 
 
 def _check_images(request: Request) -> None:
