@@ -1,10 +1,14 @@
-"""Batches through the API over HTTP beside the same files in the inbox: lines per second.
+"""The API over HTTP: batches beside the inbox, calls beside a bare proxy, people beside a batch.
 
-    python bench/front.py [--batches 20] [--lines 1000] [--rounds 3]
+    python bench/front.py [--only batches|calls|people] [--batches 20] [--lines 1000] [--rounds 3] [--answer-s 20]
 
-The files go up over four connections, each is made a batch, and its status is asked for until it is over; the inbox
-gets the same files by rename. Servers have no latency. From the first byte to the last ``summary.json``; both in turn,
-in one daemon after the other. Needs nginx.
+**batches**, lines per second. The files go up over four connections, each is made a batch, and its status is asked for
+until it is over; the inbox gets the same files by rename. Servers have no latency. From the first byte to the last
+``summary.json``; both in turn, in one daemon after the other. Needs nginx.
+
+**calls**, chats per second on 16 connections, each answered at once, beside a proxy of aiohttp that only passes bytes
+on, to the same servers without latency. **people**, as ``interactive.py``: a stream each second through this door,
+alone and beside a batch that has all slots; and one stream after the other, through the door and from a server itself.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import front_calls
 from harness import Daemon, finish, free_port, nginx, remote_config, table, wait_for, workplace
 
 _CONNECTIONS = 4
@@ -107,20 +112,41 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--lines", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["batches", "calls", "people"])
+    parser.add_argument("--answer-s", type=float, default=20.0, help="of the batch beside people")
+    parser.add_argument("--windows", type=int, default=4, help="how long to measure people, in answers of the batch")
     arguments = parser.parse_args()
+    figures: dict[str, float] = {}
+    goals: dict[str, tuple[str, float]] = {}
+    with workplace() as directory:
+        if arguments.only in (None, "batches"):
+            figures |= batches(directory, arguments)
+            goals["api_to_inbox"] = (">=", 0.9)
+        if arguments.only in (None, "calls"):
+            figures |= front_calls.calls(directory / "calls", arguments.rounds)
+            goals["calls_to_proxy"] = (">=", 0.5)
+        if arguments.only in (None, "people"):
+            figures |= front_calls.people(directory, arguments.answer_s, arguments.windows, 50)
+            goals |= {
+                "p95_s": ("<=", 1.2 * figures["p95_idle_s"] + 1 / front_calls.interactive.TOKENS_PER_S),
+                "first_token_later_ms": ("<=", 5),
+            }
+    title = f"{arguments.batches} batch files of {arguments.lines} lines, {arguments.rounds} rounds"
+    table(title, [(name, f"{value:.3f}") for name, value in figures.items()])
+    return finish("front", figures, goals)
+
+
+def batches(directory: Path, arguments: argparse.Namespace) -> dict[str, float]:
     files = [batch_file(number, arguments.lines) for number in range(arguments.batches)]
     found: dict[str, list[float]] = {"api": [], "inbox": []}
-    with workplace() as directory, nginx(directory, 4) as ports:
+    with nginx(directory, 4) as ports:
         for number in range(arguments.rounds):
             for name, way in (("api", by_api), ("inbox", by_inbox)):
                 place = directory / f"{name}{number}"
                 found[name].append(lines_per_s(place, ports, files, arguments.lines, way))
     ratios = [api / inbox for api, inbox in zip(found["api"], found["inbox"], strict=True)]
     figures = {f"{name}_lines_per_s": statistics.median(values) for name, values in found.items()}
-    figures["api_to_inbox"] = statistics.median(ratios)
-    title = f"{arguments.batches} batch files of {arguments.lines} lines, {arguments.rounds} rounds"
-    table(title, [(name, f"{value:.3f}") for name, value in figures.items()])
-    return finish("front", figures, {"api_to_inbox": (">=", 0.9)})
+    return figures | {"api_to_inbox": statistics.median(ratios)}
 
 
 if __name__ == "__main__":

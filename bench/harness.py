@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import toml
 
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import DaemonDownError
 from obatchd.servers.sweep import sweep
 
@@ -185,7 +185,7 @@ class Daemon:
         self._config = directory / "obatchd.toml"
         self._config.write_text(toml.dumps(dict(config)))
         self._simulator = json.dumps(dict(simulator or {}))
-        self.client = Client(self.spool)
+        self.client = ControlClient(self.spool)
         self.process: subprocess.Popen[bytes] | None = None
 
     def launch(self, prefix: list[str] | None = None) -> None:

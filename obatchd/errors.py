@@ -84,15 +84,24 @@ class ApiError(ControlError, code="invalid_value"):
     """A call over HTTP that is refused in the way of OpenAI's API.
 
     ``param`` is the field that is wrong. ``final``: the same call cannot do better later, so no client is to try again.
+    ``retry_after_s``: when it may do better, where somebody knows.
     """
 
     def __init__(
-        self, message: str, *, status: int = 400, code: str | None = None, param: str | None = None, final: bool = True
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        final: bool = True,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message, code=code)
         self.status = status
         self.param = param
         self.final = final
+        self.retry_after_s = retry_after_s
 
 
 class NotFoundError(ControlError, code="not_found"):

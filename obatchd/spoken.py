@@ -147,6 +147,7 @@ WORDS: Mapping[str, str] = {
     "slots_change": "Server {server} gets {new:slot} for {model} instead of {old}, to see whether that is faster",
     "slots_chosen": "{model} is fastest with {slots:slot} on {device}: {tokens_per_s} tokens/s",
     "slots_do_not_serve": "Server {server} cannot have {slots:slot} for {model}; it goes back to {good}",
+    "slots_not_believed": "What was kept of slots cannot be right, so they are measured again: {key}: {reason}",
     "slots_searched_again": "The best slots for {model} on {device} are measured again: a version changed",
     "ollama_version": "{warning}",
     "foreign_ollama": "{reason}",

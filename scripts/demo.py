@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from obatchd import terminal
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import DaemonDownError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,7 +123,7 @@ class Demo:
                 env=own | chosen.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True,
             )  # fmt: skip
-        self.client = Client(self.spool)
+        self.client = ControlClient(self.spool)
 
     def wait_until_ready(self, *, every: bool = False) -> None:
         """Until a server is ready, or every one; exits with the daemon's own words when it ends instead."""

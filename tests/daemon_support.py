@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import psutil
 import toml
 
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.client.runtime import read_record
 from obatchd.errors import DaemonDownError
 from obatchd.servers.environment import SERVER_MARK
@@ -187,7 +187,7 @@ class Daemon:
         self.configure(config)
         self.simulator = simulator or {}
         self.wrapper: tuple[str, ...] = ()  # a command that starts the daemon
-        self.client = Client(self.spool)
+        self.client = ControlClient(self.spool)
         self.process: subprocess.Popen[bytes] | None = None
         self._parts: dict[int, psutil.Process] = {}
 

@@ -33,6 +33,18 @@ CHAT = _object(
     },
     usage=_USAGE,
 )  # fmt: skip
+# ``CreateChatCompletionStreamResponse`` of the same.
+_DELTA = _object(
+    {}, role={"const": "assistant"}, content={"type": ["string", "null"]}, refusal={"type": ["string", "null"]}
+)
+_CHUNK_CHOICE = _object({"delta": _DELTA, "finish_reason": {"anyOf": [_FINISH, {"type": "null"}]}, "index": COUNT})
+CHUNK = _object(
+    {
+        "id": NAME, "object": {"const": "chat.completion.chunk"}, "created": COUNT, "model": NAME,
+        "choices": {"type": "array", "items": _CHUNK_CHOICE},
+    },
+    usage={"anyOf": [_USAGE, {"type": "null"}]},
+)  # fmt: skip
 _TEXT_CHOICE = _object(
     {
         "finish_reason": {"enum": ["stop", "length", "content_filter"]}, "index": COUNT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -122,6 +123,15 @@ def over_http(make_daemon: Any, config: Document | None = None, **arguments: Any
     tables = dict(config or {})
     tables["http"] = {"listen": f"127.0.0.1:{port}", **tables.get("http", {})}
     return Programs(make_daemon(tables, **arguments), port)
+
+
+def certificate(directory: Path, name: str, address: str = "127.0.0.1") -> tuple[Path, Path]:
+    """A certificate for an address that signed itself."""
+    made = directory / f"{name}.pem", directory / f"{name}.key"
+    about = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{address}", "-days", "2"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-out", made[0], "-keyout", made[1], *about]
+    subprocess.run(command, check=True, capture_output=True)
+    return made
 
 
 def multipart(*parts: tuple[str, str | None, bytes], boundary: str = "b0undary") -> bytes:

@@ -18,7 +18,7 @@ from obatchd.terminal import clean as clean  # which commands import from here
 from obatchd.times import span_s
 
 if TYPE_CHECKING:
-    from obatchd.client.client import Client
+    from obatchd.client.control import ControlClient
 
 Document = dict[str, Any]
 _PLAIN = re.compile(r"[0-9]+([.][0-9]*)?")
@@ -33,11 +33,11 @@ class Invocation:
         self.json = as_json
         self.failure = exit_codes.FAILED  # the exit code of an error that has none of its own
 
-    def client(self) -> Client:
+    def client(self) -> ControlClient:
         """A client of the spool's daemon."""
-        from obatchd.client.client import Client
+        from obatchd.client.control import ControlClient
 
-        return Client(self.spool)
+        return ControlClient(self.spool)
 
     def answer(self, document: Document, *lines: str, view: View | None = None) -> None:
         """The one JSON document with ``--json``, else for people plain lines, or those of a view as they are."""

@@ -9,7 +9,7 @@ import click
 
 from obatchd.cli.command import Invocation, given
 from obatchd.cli.commands.completion import jobs
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import NotFoundError
 
 NAMED = (
@@ -20,7 +20,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 _LAST = f"{__name__}.last"
 
 
-def latest(client: Client) -> str:
+def latest(client: ControlClient) -> str:
     """The id of the caller's latest job. Raises NotFoundError where there is none."""
     jobs = client.get("jobs", owner="mine", limit=1)["jobs"]
     if not jobs:

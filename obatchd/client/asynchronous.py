@@ -29,7 +29,7 @@ _AT_ONCE = 500  # answers that a thread reads at a time
 
 
 class AsyncClient(BaseClient):
-    """The daemon of a spool on this host, for asyncio; :class:`obatchd.client.Client` says what each method does.
+    """A daemon, for asyncio; :class:`obatchd.client.Client` says what each method does.
 
     >>> import asyncio
     >>> from obatchd.client import AsyncClient

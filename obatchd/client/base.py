@@ -18,6 +18,7 @@ from obatchd.client.answers import Results, advice_in
 from obatchd.client.drops import as_drop, not_written
 from obatchd.client.forms import Form
 from obatchd.client.progress import ENDED, Progress, ended, progress
+from obatchd.client.remote import RemoteDaemon
 from obatchd.client.settings import as_sent
 from obatchd.client.steps import OVER, Patience, Retrying, Submitting, Waiting
 from obatchd.client.transport import Document, Sockets, Transport
@@ -137,10 +138,14 @@ class BaseJob(Generic[D]):
 
 
 class BaseClient:
-    """The daemon of a spool on this host.
+    """A daemon: that of a spool on this host, or one that listens elsewhere.
 
     Args:
         spool: its directory; None is what ``obatchctl`` takes: OBATCH_SPOOL, your own daemon's, else the host's.
+        url: the address of another one, such as ``https://gpu.example.org:8434``; None is OBATCH_URL, where that is set
+            and no spool is named.
+        key: one of that host's ``obatchctl key add``; None is OBATCH_KEY.
+        ca: a file with the certificates that are trusted; None is OBATCH_CA, else those of the system.
         patience_s: seconds that a daemon which goes away, say to be restarted, is waited for.
         transport: another way to a daemon than the sockets of a spool.
     """
@@ -149,11 +154,13 @@ class BaseClient:
         self,
         spool: str | os.PathLike[str] | None = None,
         *,
+        url: str | None = None,
+        key: str | None = None,
+        ca: str | os.PathLike[str] | None = None,
         patience_s: float = PATIENCE_S,
         transport: Transport | None = None,
     ) -> None:
-        own = None if spool is None else Path(spool).expanduser().absolute()
-        self._transport = transport or Sockets(own or runtime.spool_of_variables() or runtime.default_spool())
+        self._transport = transport or _way(spool, url, key, ca)
         self._patience_s = patience_s
         self._reached = False  # a daemon that was there comes back; one that never was does not
 
@@ -183,6 +190,20 @@ class BaseClient:
     def _got(self, document: Document) -> Document:
         self._reached = True
         return document
+
+
+def _way(
+    spool: str | os.PathLike[str] | None, url: str | None, key: str | None, ca: str | os.PathLike[str] | None
+) -> Transport:
+    """The way to the daemon that is named, by arguments before variables."""
+    if spool is not None and url is not None:
+        raise ControlError("spool and url both name a daemon; give one of them", code="usage")
+    own = runtime.spool_of_variables() if spool is None else Path(spool).expanduser().absolute()
+    if url is None and own is None:
+        url = os.environ.get("OBATCH_URL")
+    if not url:
+        return Sockets(own or runtime.default_spool())
+    return RemoteDaemon(url, key or os.environ.get("OBATCH_KEY", ""), ca or os.environ.get("OBATCH_CA"))
 
 
 class Submission:

@@ -21,7 +21,7 @@ D = TypeVar("D")
 
 
 class Client(BaseClient):
-    """The daemon of a spool on this host.
+    """A daemon: that of a spool on this host, or one that listens elsewhere.
 
     >>> from obatchd.client import Client
     >>> client = Client()
@@ -33,6 +33,10 @@ class Client(BaseClient):
 
     Args:
         spool: its directory; None is what ``obatchctl`` takes: OBATCH_SPOOL, your own daemon's, else the host's.
+        url: the address of another one, such as ``https://gpu.example.org:8434``; None is OBATCH_URL, where that is set
+            and no spool is named.
+        key: one of that host's ``obatchctl key add``; None is OBATCH_KEY.
+        ca: a file with the certificates that are trusted; None is OBATCH_CA, else those of the system.
         patience_s: seconds that a daemon which goes away, say to be restarted, is waited for.
         transport: another way to a daemon than the sockets of a spool.
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from obatchd.client.drops import Drop
 from obatchd.client.progress import Progress
-from obatchd.client.transport import Document, Transport
+from obatchd.client.transport import AWAY, Document, Transport
 from obatchd.errors import DaemonDownError, NotOverError, ObatchError
 from obatchd.times import duration
 
@@ -24,8 +24,6 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0  # between two looks at a job
 _SLOWER = 1.3
 _AWAY_PAUSE_S = 0.5
 _STAYS_AWAY = ("permission", "no_spool")  # no restart changes that
-# Of a daemon that is being stopped, or whose connection was lost, or whom this user asks too much at a time.
-_AWAY = ("handover_broken", "stopping", "busy")
 
 
 class Step(Protocol[T_co]):
@@ -70,7 +68,7 @@ class Patience:
     def lost(self, error: ObatchError) -> None:
         """Go on waiting after ``error``, or raise it: it means something else, or the time is up."""
         down = isinstance(error, DaemonDownError)
-        if not (down or error.code in _AWAY) or error.code in _STAYS_AWAY or (down and not self._reached):
+        if not (down or error.code in AWAY) or error.code in _STAYS_AWAY or (down and not self._reached):
             raise error
         self._reached = True
         if self._since_s is None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-from obatchd.client import client
+from obatchd.client import control
 from obatchd.errors import ConfigError, ControlError, DropRefused, ForbiddenError
 
 Document = dict[str, Any]
+# Codes of a daemon that is being stopped, or whose connection was lost, or whom this user asks too much at a time.
+AWAY = ("handover_broken", "stopping", "busy")
 
 
 class Transport(Protocol):
@@ -32,7 +34,7 @@ class Transport(Protocol):
 _LEAVES = {kind.code: kind for kind in (ConfigError, DropRefused, ForbiddenError)}
 
 
-class Sockets(client.Client):
+class Sockets(control.ControlClient):
     """The Unix sockets of a daemon on this host. Its outbox is read where it lies: a job's owner may read it."""
 
     def submit(self, path: Path, settings: Document, token: str = "", *, again: bool = False) -> Document:

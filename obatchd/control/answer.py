@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -60,3 +61,14 @@ def time_asked(request: web.Request, name: str) -> float | None:
         raise ValueError
     except ValueError:
         raise errors.ConfigError(f"{name} must be seconds since 1970", code="bad_request") from None
+
+
+async def object_sent(request: web.Request) -> dict[str, Any]:
+    """The JSON object in the body of a request; an empty one where there is no body."""
+    try:
+        sent = await request.json() if request.can_read_body else {}
+    except (ValueError, RecursionError):
+        sent = None
+    if not isinstance(sent, dict):
+        raise errors.ConfigError("the body must be a JSON object", code="bad_request")
+    return sent

@@ -6,7 +6,7 @@ API refuses the call, and SpoolError where the disk refuses. What is somebody el
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +19,7 @@ from obatchd.control.operations import ModelOperations
 from obatchd.documents.native import RunningModels, StoredModels
 from obatchd.documents.programs import BatchObject, DeletedFile, FileObject, Page
 
+RESULT_FILES = ("summary.json", "results.jsonl", "errors.jsonl")
 KEY_PREFIX = "obk_"  # of every key
 # What a key may be good for. A route says which of them it needs; a key that names none has those of programs.
 BATCHES, INFERENCE, METRICS = "batches", "inference", "metrics"
@@ -108,6 +109,16 @@ class FileOperations(Protocol):
         """Delete a file; of an output file also the answers in the store."""
 
 
+class ResultFiles(Protocol):
+    """The files of the outbox of a job, for the Python client on another host. Each method raises NotFoundError."""
+
+    def one(self, caller: Caller, job: str, name: str) -> Path:
+        """One of :data:`RESULT_FILES` of a job that is over."""
+
+    def so_far(self, caller: Caller, job: str) -> AsyncGenerator[bytes, None]:
+        """What has its outcome by now of a job that may still run: lines, in input order, in constant memory."""
+
+
 class BatchAsked(NamedTuple):
     """The fields of a batch that is asked for, not checked yet."""
 
@@ -155,7 +166,13 @@ class Awaited(Protocol):
         """May be cancelled, and asked for again."""
 
     async def result(self) -> bytes:
-        """The result, as a line of ``results.jsonl``; raises ApiError where there is no answer."""
+        """The result, as a line of ``results.jsonl``; raises ApiError where there is no answer.
+
+        May be cancelled, and asked for again.
+        """
+
+    async def body(self, key: str) -> bytes:
+        """The result as OpenAI's API has it: the body of an answer whose id ends in ``key``. Else as ``result``."""
 
     async def __aenter__(self) -> Awaited: ...
 

@@ -24,9 +24,10 @@ from obatchd import errors, log
 from obatchd.client.handover import BATCH, close_all, receive_frame, send_frame
 from obatchd.client.runtime import SUBMIT_SOCKET
 from obatchd.control import auth
-from obatchd.control.api import INTERNAL, error_document, listen
+from obatchd.control.api import INTERNAL, error_document
 from obatchd.control.auth import Access
 from obatchd.control.operations import JobOperations, Submission
+from obatchd.control.sockets import listen
 from obatchd.documents.answers import ErrorDocument
 from obatchd.documents.jobs import Submitted
 from obatchd.tasks import TaskOwner, TaskSet
@@ -39,7 +40,7 @@ _FRAME_TIMEOUT_S = 30.0
 _STOP_GRACE_S = 5.0
 _NAME_LIMIT_BYTES = 255  # NAME_MAX
 _FILES_LIMIT = 1_000_000
-_TOKEN_LIMIT = 64  # characters
+TOKEN_LIMIT = 64  # characters
 _DEPTH = 33  # one more than folders in one another that are read
 
 
@@ -162,12 +163,12 @@ def _submission(header: dict[str, Any], peer: auth.Peer, files: Iterator[tuple[s
     name, kind, settings = wanted.get("name"), wanted.get("kind"), wanted.get("settings", {})
     if kind not in ("file", "folder") or not isinstance(settings, dict):
         raise errors.ControlError("kind must be file or folder, settings a table", code="bad_frame")
-    if not _is_file_name(name):
+    if not is_file_name(name):
         raise errors.ControlError("name must be a file name", code="bad_frame")
     token, again = wanted.get("token", ""), wanted.get("again", False)
-    if not isinstance(token, str) or len(token) > _TOKEN_LIMIT or not isinstance(again, bool):
+    if not isinstance(token, str) or len(token) > TOKEN_LIMIT or not isinstance(again, bool):
         raise errors.ControlError(
-            f"token must be a text of {_TOKEN_LIMIT} characters at most, again true or false", code="bad_frame"
+            f"token must be a text of {TOKEN_LIMIT} characters at most, again true or false", code="bad_frame"
         )
     return Submission(name, kind, peer.uid, settings, files, token, again)
 
@@ -197,14 +198,14 @@ def _checked_names(names: Any, descriptors: list[int]) -> list[str]:
     if not isinstance(names, list) or not 0 < len(names) <= BATCH or len(names) != len(descriptors):
         raise errors.ControlError("names and descriptors do not match", code="bad_frame")
     for name, descriptor in zip(names, descriptors, strict=True):
-        if not isinstance(name, str) or not all(map(_is_file_name, parts := name.split("/"))) or len(parts) > _DEPTH:
+        if not isinstance(name, str) or not all(map(is_file_name, parts := name.split("/"))) or len(parts) > _DEPTH:
             raise errors.ControlError("a file's name is no path in a folder", code="bad_frame")
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise errors.ControlError(f"{name} is not a regular file", code="not_a_file")
     return names
 
 
-def _is_file_name(name: Any) -> TypeGuard[str]:
+def is_file_name(name: Any) -> TypeGuard[str]:
     """One path component that the filesystem can hold."""
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
         return False

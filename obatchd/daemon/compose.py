@@ -15,10 +15,10 @@ from msgspec import UNSET
 
 from obatchd.burnin.run.manager import Burnin
 from obatchd.client import runtime
-from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access
 from obatchd.control.operations import Operations
 from obatchd.control.programs import Programs
+from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.daemon.burnin import BurninHost
 from obatchd.dispatch.dispatcher import Dispatcher
@@ -29,6 +29,7 @@ from obatchd.documents.answers import Reloaded
 from obatchd.documents.jobs import ModelFacts
 from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
+from obatchd.front.jobs import RemoteRoutes
 from obatchd.front.listener import Listener
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
@@ -48,6 +49,7 @@ from obatchd.operations.host import HostCommands
 from obatchd.operations.jobs import JobCommands
 from obatchd.operations.keys import Keys
 from obatchd.operations.native import FleetModels
+from obatchd.operations.outputs import JobFiles
 from obatchd.operations.servers import ModelCommands, ServerCommands
 from obatchd.servers.fleet import Fleet
 from obatchd.servers.models import ModelKeeper
@@ -158,10 +160,12 @@ def head(
     desk = Desk(Keys(work), files, Batches(work, engine, files))
     native = FleetModels(here.models, here.fleet)
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk))
-    http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access)
+    jobs = JobCommands(engine)
+    host = HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload)
+    remote = RemoteRoutes(jobs, models, host, files, JobFiles(work))
+    http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, remote.routes())
     operations = Operations(
-        JobCommands(engine), servers, models, GpuService(policy, here.probe, work.audit), runs,
-        HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload), desk.keys, http,
+        jobs, servers, models, GpuService(policy, here.probe, work.audit), runs, host, desk.keys, http,
         AuditQuestions(work.audit),
     )  # fmt: skip
     return Head(
@@ -227,7 +231,9 @@ class ServedModels:
 
     def energy(self, server_id: str) -> EnergyReading | None:
         server = self._fleet.servers.get(server_id)
-        metered = self._meters.of([gpu.uuid for gpu in server.gpus]) if server else None
+        if server is None or self._beside(server):
+            return None
+        metered = self._meters.of([gpu.uuid for gpu in server.gpus])
         return EnergyReading(*metered) if metered else None
 
     def why_no_energy(self, server_id: str) -> str:
@@ -238,8 +244,19 @@ class ServedModels:
             return "it computes on the CPU" if server.kind == "managed" else "its GPU is not known here"
         if any(gpu.parent_uuid for gpu in server.gpus):
             return "no driver tells the energy of a slice of a GPU"
+        if others := self._beside(server):
+            return f"it shares its GPU with {', '.join(others)}, and the energy is counted for the whole GPU"
         untold = [str(gpu.index) for gpu in server.gpus if not self._meters.tells(gpu.uuid)]
         return f"GPU {', '.join(untold)} does not tell its energy" if untold else ""
+
+    def _beside(self, server: Server) -> list[str]:
+        """Other servers on its GPUs, as ``ollama_instances`` may have them: nobody tells which of them took what."""
+        cards = {gpu.card for gpu in server.gpus}
+        return [
+            other.id
+            for other in self._fleet.servers.values()
+            if cards and other is not server and any(gpu.card in cards for gpu in other.gpus)
+        ]
 
     async def digest(self, model: str) -> str | None:
         info = self._keeper.info(model)

@@ -4,8 +4,9 @@ The counter is read every few seconds. Between two readings lies a *span*, whose
 were made in it: those of an answer are spread evenly over the time that it took. So a span can be shared when all
 that ran in it has ended; until then it is kept. After a minute, or to a job that is over, parts are given before
 that, with an estimate of the tokens that requests still running have made by then. What a token took lately stands
-for the last seconds of a job, which no reading covers yet. Energy is given away once: the parts of a span are
-together no more than the span, and what was given by such a guess too much is taken off the next spans.
+for the last seconds of a job, which no reading covers yet, up to the highest power seen. Energy is given away once:
+the parts of a span are together no more than the span, and what was given by such a guess too much is taken off the
+next spans.
 
 The time in which nothing ran is nobody's: for it the power that the server takes when idle is taken off, where a span
 without any work has shown it; else the span is cut in proportion to time.
@@ -85,6 +86,7 @@ class ServerShares:
         self._idle: list[tuple[float, float]] = []  # when it did not, in order
         self._idle_w: float | None = None
         self._price: float | None = None  # J for a weighed token, lately
+        self._most_w = 0.0  # the highest power of a span so far
         self._made = self._slot_s = 0.0  # lately: weighed tokens, and the time of slots that they took
 
     @property
@@ -128,6 +130,7 @@ class ServerShares:
         span.ended_s = reading.at_s
         if reading.breaks == before.breaks:
             span.energy_j = reading.energy_j - before.energy_j
+            self._most_w = max(self._most_w, span.energy_j / (reading.at_s - before.at_s))
         oldest_s = min((request.began_s for request in running), default=math.inf)
         self._worked(min(oldest_s, reading.at_s), reading.at_s)
         self._made *= _KEPT
@@ -171,7 +174,8 @@ class ServerShares:
         """The energy for ``mine`` weighed tokens of a span; None where it is not known."""
         if span.ended_s == math.inf:  # what it took is not read yet: by what tokens took until now
             price = self._price if self._price is not None else self._first_price(others)
-            return None if price is None else price * mine
+            most_j = self._most_w * max(0.0, self._seen_s - span.began_s) - span.given_j
+            return None if price is None else max(0.0, min(price * mine, most_j))
         if span.energy_j is None:
             return None
         work_j, unfinished = self._of_work_j(span), self._unfinished(span, others)

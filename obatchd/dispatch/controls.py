@@ -55,7 +55,7 @@ class Controls:
             # Its runner may be gone, and loading it takes longer than one token may.
             profile, server.loaded = server.loaded or link.crashed_profile, None
             if profile is not None:
-                await server.load(profile)
+                await link.load(profile)
                 await server.one_token(self._settings.value.watchdog.probe_s)
         except ModelError:  # it can have it no more, for which the requests are not to blame: it is loaded as any other
             link.owes_control = False

@@ -76,8 +76,9 @@ class Dispatcher:
 
     async def start(self, servers: Iterable[ServerPort]) -> None:
         """Start a worker for each server."""
+        at_work = self._offering.at_work
         for server in servers:
-            self.links[server.id] = Link(server, self._settings)
+            self.links[server.id] = Link(server, self._settings, at_work)
         await self._keeper.start()
 
     async def stop(self) -> None:
@@ -126,6 +127,7 @@ class Dispatcher:
         """A server became ready or stopped being so."""
         link = self.links.get(server.id)
         if link is not None and not server.ready:
+            link.forget_computed()
             link.recall(len(link.offers))
         self.wake()
 
@@ -251,6 +253,7 @@ class Dispatcher:
         self._controls.look()
         self._tune(held=held)
         self._switcher.look()
+        self._offering.try_emptied(held=held)
         self._people.fill()
         if not held:
             self._offering.fill()
@@ -300,7 +303,7 @@ class Dispatcher:
     def _returned(self, link: Link, message: protocol.Returned) -> None:
         link.recalling = 0
         for key in message.keys:
-            if (offered := link.offers.pop(key, None)) is not None:
+            if (offered := link.take_back(key)) is not None:
                 self._outcomes.requeue(offered.taken)
         link.counted()
         self.wake()

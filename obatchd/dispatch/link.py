@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Set
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -20,7 +20,7 @@ from obatchd.dispatch.worker import embedding
 from obatchd.errors import ObatchError
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
-from obatchd.jobs.places import Kin, kept
+from obatchd.jobs.places import AtWork, Kin, kept
 from obatchd.rate import RateMeter
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -100,12 +100,13 @@ class Offered(msgspec.Struct, eq=False):
 class Link:
     """One server and its worker."""
 
-    def __init__(self, server: ServerPort, settings: Current[Settings]) -> None:
+    def __init__(self, server: ServerPort, settings: Current[Settings], at_work: AtWork) -> None:
         self.server = server
         self._settings = settings
+        self._at_work = at_work  # the families of all servers
         self.worker: Child | None = None
         self.configured: protocol.Configure | None = None
-        self.offers: dict[tuple[int, int], Offered] = {}
+        self.offers: dict[tuple[int, int], Offered] = {}  # changed by ``give``, ``take_back`` and ``take_all`` alone
         self.contexts: set[int] = set()
         self.recalling = 0  # requests asked back, until the worker has answered
         self.unheard_ticks = 0  # since the worker said anything, while it holds requests
@@ -122,7 +123,7 @@ class Link:
         self.failures = 0  # attempts since then that failed, not through the request's own doing
         self.mean_s = 1.0
         self.choosy = False  # the next request depends on the slot that becomes free, so none waits at the worker
-        self._warm: list[Kin] = []  # families of requests that ended here, the latest last
+        self.computed: list[Kin] = []  # families of requests that ended here, the latest last
         self.kept_free = 0  # slots that batches leave to interactive requests
         self.awaited = False  # an interactive request gets the next slot that is free here, or it is to be kept free
         self.vectors = False  # the latest answer was vectors
@@ -195,28 +196,58 @@ class Link:
         return max(0, self.server.slots - len(self.offers))
 
     @property
-    def at_work(self) -> Iterator[Kin]:
-        """The families of the requests that are here."""
-        for offered in self.offers.values():
-            if (family := offered.taken.pending.family) is not None:
-                yield offered.taken.lane.job, family
+    def families(self) -> int:
+        """How many families have requests here."""
+        kin = {(offered.taken.lane.job, offered.taken.pending.family) for offered in self.offers.values()}
+        return sum(family is not None for _, family in kin)
 
     @property
     def warm(self) -> list[Kin]:
         """The families that free slots computed last, the latest last, as far as that can be told from here: Ollama
         gives a request to the free slot that has most of its beginning."""
-        self._warm = kept(self._warm, self.free)
-        return self._warm
+        self.computed = kept(self.computed, self.free)
+        return self.computed
+
+    def give(self, key: tuple[int, int], offered: Offered) -> None:
+        """A request comes here."""
+        self.offers[key] = offered
+        if (family := offered.taken.pending.family) is not None:
+            self._at_work.came(self.server.id, offered.taken.lane.job, family)
+        if self.computed:
+            self.computed = kept(self.computed, self.free)
+
+    def take_back(self, key: tuple[int, int]) -> Offered | None:
+        """A request leaves; None where it is not here."""
+        offered = self.offers.pop(key, None)
+        if offered is not None and (family := offered.taken.pending.family) is not None:
+            self._at_work.went(self.server.id, offered.taken.lane.job, family)
+        return offered
+
+    def take_all(self) -> dict[tuple[int, int], Offered]:
+        """All requests leave."""
+        gone = dict(self.offers)
+        for key in gone:
+            self.take_back(key)
+        return gone
 
     def ended(self, taken: Taken) -> None:
         """A request gave up its slot, which keeps what it computed last."""
         family = taken.pending.family
         if family is None:
-            if self._warm:
-                self._warm = kept(self._warm, self.free - 1)
+            if self.computed:
+                self.computed = kept(self.computed, self.free - 1)
             return
         kin = (taken.lane.job, family)
-        self._warm = [*(other for other in self._warm if other != kin), kin]
+        self.computed = [*(other for other in self.computed if other != kin), kin]
+
+    def forget_computed(self) -> None:
+        """The slots have nothing computed any more: their process has ended, or the model is loaded anew."""
+        self.computed = []
+
+    async def load(self, profile: Profile) -> None:
+        """Load ``profile``; raises what the server raises."""
+        self.forget_computed()
+        await self.server.load(profile)
 
     def waits_to_avoid(self, servers: Set[str]) -> bool:
         """Whether a request waits here because it failed on one of ``servers``: it would come back."""
@@ -262,7 +293,8 @@ class Link:
         if self.offers:
             self.server.idle.clear()
         else:
-            self.isolating = self.alone = False
+            if self.alone:
+                self.isolating = self.alone = False
             self.server.idle.set()
 
     def note(self, duration_s: float, tokens: int, *, vectors: bool) -> None:

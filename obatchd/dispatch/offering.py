@@ -16,7 +16,7 @@ from obatchd.dispatch.outcomes import LEAST_LIMIT_S, OutcomeHandler
 from obatchd.dispatch.protocol import OfferItem
 from obatchd.jobs.lane import Taken
 from obatchd.jobs.model import Profile
-from obatchd.jobs.places import Places
+from obatchd.jobs.places import AtWork, Places
 from obatchd.jobs.queue import JobQueue
 from obatchd.settings.current import Current
 from obatchd.settings.settings import Settings
@@ -35,7 +35,16 @@ class Offering:
     _events: DispatchEvents
 
     _outcomes: OutcomeHandler
+    at_work: AtWork = attrs.field(factory=AtWork, init=False)  # the families of the requests that the links have
     _waited_s: dict[Profile, float] = attrs.field(factory=dict, init=False)  # since when requests are to be tried alone
+
+    def try_emptied(self, *, held: bool) -> None:
+        """Give servers that were emptied for a suspect one, before anybody else gets them, unless dispatch is held."""
+        for link in self._links.values():
+            if link.isolating and not link.offers:
+                link.isolating = False
+                if not held and link.usable and link.server.loaded is not None:
+                    self._isolate(link.server.loaded, [link])
 
     def fill(self) -> None:
         by_profile: dict[Profile, list[Link]] = {}
@@ -84,23 +93,26 @@ class Offering:
             link.alone = True
             self._offer(link, profile, [taken])
 
-    def _places(self, profile: Profile, links: list[Link]) -> Places | None:
-        """Where the families of requests at hand are; None where no requests share a beginning, or nobody cares."""
-        choosy = self._settings.value.dispatch.families != "off" and self._queue.shares_beginnings(profile)
-        for link in links:
-            link.choosy = choosy
-        if not choosy or not any(link.free_for_batches for link in links):
-            return None
-        at_work = {link.server.id: link.at_work for link in self._links.values()}
-        warm = {link.server.id: link.warm for link in links}
-        return Places.at(sum(link.free_for_batches for link in links), warm, at_work)
+    def _places(self, rooms: list[tuple[Link, int]]) -> Places | None:
+        """Where the families of requests at hand are; None where no slot is free."""
+        free, warm = 0, {}
+        for link, room in rooms:
+            if room:
+                free += min(room, link.free)
+            if link.computed:
+                warm[link.server.id] = link.warm[:]
+        return Places(free, warm, self.at_work) if free else None
 
     def _feed(self, profile: Profile, links: list[Link]) -> None:
-        places = self._places(profile, links)
-        rooms = [(link, max(0, link.credit - len(link.offers))) for link in links]
+        choosy = self._settings.value.dispatch.families != "off" and self._queue.shares_beginnings(profile)
+        rooms = []
+        for link in links:
+            link.choosy = choosy
+            rooms.append((link, max(0, link.credit - len(link.offers))))
         room = sum(free for _, free in rooms)
         if not room:
             return
+        places = self._places(rooms) if choosy else None
         avoid = {link.server.id for link in links}
         if self._queue.more_than(profile, room):
             for link, free in rooms:
@@ -160,7 +172,7 @@ class Offering:
                 self._queue.give_back(taken)
                 continue
             link.contexts.add(lane.job)
-            link.offers[lane.job, pending.line] = Offered(taken)
+            link.give((lane.job, pending.line), Offered(taken))
             left_s = settings.request_total_s - pending.spent_s
             limit_s = max(left_s, LEAST_LIMIT_S) if left_s < settings.request_timeout_s else None
             items.append(

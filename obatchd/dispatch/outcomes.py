@@ -70,7 +70,7 @@ class OutcomeHandler:
         offered = link.offers.get(key)
         if offered is None or offered.taken.pending.attempt != item.attempt:
             return  # a late answer of an attempt that was given up
-        del link.offers[key]
+        link.take_back(key)
         link.ended(offered.taken)
         slot_s = item.duration_s + item.beside_s
         self._queue.charge(offered.taken, slot_s)
@@ -115,8 +115,7 @@ class OutcomeHandler:
     def worker_lost(self, link: Link, reason: str) -> None:
         """A worker is gone: requests with a slot have failed, waiting ones go back."""
         server = link.server.id
-        offers, link.offers = link.offers, {}
-        for key, offered in offers.items():
+        for key, offered in link.take_all().items():
             if offered.started_s:
                 fault = faults.Fault(
                     faults.SERVER, "worker_lost", f"obatchd's process that works with server {server} {reason}"

@@ -207,7 +207,7 @@ class Watchdog:
                 profile = server.loaded
                 if profile is not None and await self._dispatcher.empty(link, self._current.value.servers.drain_s):
                     await server.unload()
-                    await server.load(profile)
+                    await link.load(profile)
                 watch.begin_again()
             finally:
                 self._dispatcher.release(link)

@@ -136,15 +136,15 @@ class ProfileSwitcher:
         server, tuner = link.server, self.tuner
         async with self._attempt(link, profile):
             if tuner is not None:
-                tuner.prepare(link, profile)
+                tuner.loads.prepare(link, profile)
             try:
-                await server.load(profile)
+                await link.load(profile)
             except ObatchError:
                 if tuner is not None:
-                    tuner.not_loaded(link, profile)
+                    tuner.loads.not_loaded(link, profile)
                 raise
             if tuner is not None:
-                tuner.loaded(link, profile)
+                tuner.loads.loaded(link, profile)
             _log.info("profile_loaded", server=server.id, model=profile.model, context_length=profile.context_length,
                       slots=server.slots, load_s=server.load_s)  # fmt: skip
         link.loading = link.switching_to = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import secrets
 from typing import Any, TypeVar
@@ -21,10 +22,12 @@ _log = log.get(__name__)
 BODY_LIMIT_BYTES = 1024**2  # of every route that says nothing else
 _NATIVE = "/api/"  # where refusals have Ollama's form
 _BODY_S = 60.0  # longest time for a body
+_RETRY_AFTER_S = 5.0  # where nobody knows better
 # The first match counts, so the leaves of the error tree come first.
 _STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
     (errors.NotFoundError, 404),
     (errors.ForbiddenError, 403),
+    (errors.DropRefused, 422),
     (errors.ConfigError, 400),
     (errors.ControlError, 409),
     (errors.ServerError, 502),
@@ -37,6 +40,9 @@ _SECURE = {
 }
 _Response = TypeVar("_Response", bound=web.StreamResponse)
 _TYPES = {429: "rate_limit_error", 403: "permission_error"}
+T = TypeVar("T")
+_object = msgspec.json.Decoder(dict[str, Any])
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _DEFECT = ApiError("internal error; the daemon's log has it", status=500, code="internal_error", final=False)
 
 
@@ -54,15 +60,11 @@ def refusal(error: ApiError, *, native: bool = False) -> web.Response:
 
     ``native``: as Ollama's read it.
     """
-    if native:
-        response = answer(ErrorText(error.message), error.status)
-    else:
-        kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
-        response = answer(ProblemDocument(Problem(error.message, kind, error.param, error.code)), error.status)
+    response = answer(ErrorText(error.message) if native else problem(error), error.status)
     if error.final and (error.status >= 500 or error.status in (408, 409, 429)):
         response.headers["x-should-retry"] = "false"
     elif error.status in (429, 503):
-        response.headers["Retry-After"] = "5"
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or _RETRY_AFTER_S)))
     return response
 
 
@@ -71,6 +73,12 @@ def with_usual_headers(response: _Response) -> _Response:
     response.headers["x-request-id"] = f"req_{secrets.token_hex(12)}"
     response.headers.update(_SECURE)
     return response
+
+
+def problem(error: ApiError) -> ProblemDocument:
+    """A refusal as an object of OpenAI's API."""
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    return ProblemDocument(Problem(error.message, kind, error.param, error.code))
 
 
 def as_refusal(error: Exception, request: web.Request) -> web.Response:
@@ -101,10 +109,15 @@ def too_large(most_bytes: int) -> ApiError:
 
 async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> bytes:
     """The whole body, counted as it comes; raises ApiError where there is more of it, or it does not come."""
+    content = request.content
+    if content.is_eof() and content.exception() is None:  # a small one came with the head
+        if len(whole := content.read_nowait()) > most_bytes:
+            raise too_large(most_bytes)
+        return whole
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):
-            async for block in request.content.iter_any():
+            async for block in content.iter_any():
                 body += block
                 if len(body) > most_bytes:
                     raise too_large(most_bytes)
@@ -117,12 +130,19 @@ async def body_of(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> b
 
 async def object_sent(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> dict[str, Any]:
     """The JSON object in the body; raises ApiError where there is none."""
-    raw = await body_of(request, most_bytes)
+    return _decoded(await body_of(request, most_bytes), _object)
+
+
+async def fields_sent(request: web.Request, most_bytes: int = BODY_LIMIT_BYTES) -> dict[str, msgspec.Raw]:
+    """As ``object_sent``, each field as it came."""
+    return _decoded(await body_of(request, most_bytes), _fields)
+
+
+def _decoded(raw: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
-        sent = msgspec.json.decode(raw, type=dict[str, Any])
+        return decoder.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         raise ApiError("the body must be a JSON object", code="invalid_json") from None
-    return sent
 
 
 def selection(request: web.Request, default: int, most: int) -> Selection:

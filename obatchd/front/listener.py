@@ -19,9 +19,9 @@ from aiohttp.http import HttpProcessingError, HttpVersion11
 
 from obatchd import log
 from obatchd.control import auth
-from obatchd.control.api import listen
 from obatchd.control.auth import Access
 from obatchd.control.programs import Programs
+from obatchd.control.sockets import listen
 from obatchd.documents.programs import HttpDoor
 from obatchd.errors import ApiError
 from obatchd.front.answers import as_refusal, too_large, with_usual_headers
@@ -29,6 +29,7 @@ from obatchd.front.batches import BatchRoutes
 from obatchd.front.connections import Crowd, Watched
 from obatchd.front.files import FileRoutes
 from obatchd.front.guard import Guard
+from obatchd.front.inference.asking import InferenceRoutes
 from obatchd.front.malformed import Calls
 from obatchd.front.models import ModelRoutes
 from obatchd.front.native.asking import NativeRoutes
@@ -70,7 +71,8 @@ class Listener:
         self._routes = [
             *FileRoutes(programs.files).routes(), *BatchRoutes(programs.batches).routes(),
             *ModelRoutes(programs.models).routes(), *NativeModelRoutes(programs.native).routes(),
-            *NativeRoutes(programs.asking, programs.native).routes(), *more,
+            *NativeRoutes(programs.asking, programs.native).routes(),
+            *InferenceRoutes(programs.asking, programs.native).routes(), *more,
         ]  # fmt: skip
         programs.keys.listen(self)
         http = settings.value.http
@@ -228,7 +230,8 @@ class Listener:
         if route is None:
             return await handler(request)
         if self._stopping and request.method != "GET":
-            raise ApiError("obatchd is stopping; try again when it has started", status=503, final=False)
+            words = "obatchd is stopping; try again when it has started"
+            raise ApiError(words, status=503, code="stopping", final=False)
         if route.body_limit_bytes is not None and (request.content_length or 0) > route.body_limit_bytes:
             raise too_large(route.body_limit_bytes)
         with self._guard.admitted(request):

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from attrs import frozen
 
-from obatchd.control.auth import Caller
+from obatchd.control.answer import CALLER as _CALLER
 from obatchd.front.answers import BODY_LIMIT_BYTES
 
-CALLER = web.RequestKey("caller", Caller)  # who asks; of every route but those without scopes
+CALLER = _CALLER  # who asks; of every route but those without scopes
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

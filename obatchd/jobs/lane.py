@@ -52,6 +52,7 @@ class Lane(msgspec.Struct, eq=False):
     accepted_s: float
     window: deque[Pending] = msgspec.field(default_factory=deque)
     members: dict[int, int] = {}  # of each family, its requests in the window
+    known_beginnings: list[int | None] | None = None  # ``beginnings``, while requests are chosen by them
     kindred: bool = False  # a family was met that had several there
     related: int = 0  # requests there that have a family
     cursor: int = 0  # greatest line that was ever put into the window
@@ -86,16 +87,19 @@ class Lane(msgspec.Struct, eq=False):
     def put(self, pending: Sequence[Pending]) -> None:
         """Requests come into the window, behind those that are there."""
         self.window.extend(pending)
+        self.known_beginnings = None
         self._joined(pending)
 
     def put_back(self, pending: Pending) -> None:
         """A request comes back in front of the window."""
         self.window.appendleft(pending)
+        self.known_beginnings = None
         self._joined((pending,))
 
     def remove(self, pending: Pending) -> None:
         """A request leaves the window, wherever it stands."""
         self.window.remove(pending)
+        self.known_beginnings = None
         self._left(pending)
 
     def pop(self, server: str, servers: Set[str], places: Places | None = None) -> Pending | None:
@@ -106,6 +110,7 @@ class Lane(msgspec.Struct, eq=False):
         if window and not self.accused and not (others and window[0].servers):  # as for nearly all
             if places is None:
                 pending = window.popleft()
+                self.known_beginnings = None
                 if pending.family is not None:
                     self._left(pending)
                 return pending
@@ -125,6 +130,8 @@ class Lane(msgspec.Struct, eq=False):
             del self.window[at]
         else:
             pending = self.window.popleft()
+        if self.known_beginnings is not None:
+            del self.known_beginnings[at]
         if pending.family is not None:
             self._left(pending)
         if places is not None:
@@ -147,6 +154,13 @@ class Lane(msgspec.Struct, eq=False):
             self.members[family] = count
         else:
             del self.members[family]
+
+    @property
+    def beginnings(self) -> list[int | None]:
+        """The families of the requests of the window, in their order."""
+        if self.known_beginnings is None:
+            self.known_beginnings = [pending.family for pending in self.window]
+        return self.known_beginnings
 
     @property
     def kinds(self) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Collection, Iterator
+from itertools import filterfalse, islice
 from typing import TYPE_CHECKING
 
 import attrs
@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
 Kin = tuple[int, int]  # job and family
 _LOOK = 256  # requests of a window, from its front, among which one of a family that is nowhere is looked for
-# Where a family is that has to be split for the sake of a free slot, best first.
-_ELSEWHERE, _AWAITED, _HERE, _NOT_FIT = range(4)
 
 
 def kept(warm: list[Kin], free: int) -> list[Kin]:
@@ -22,22 +20,65 @@ def kept(warm: list[Kin], free: int) -> list[Kin]:
     return warm[-free:] if free > 0 else []
 
 
+class Counts(dict[int, int]):
+    """Of each family of a job, how many requests; families without any are not in it."""
+
+    def more(self, family: int) -> None:
+        self[family] = self.get(family, 0) + 1
+
+    def less(self, family: int) -> None:
+        if left := self[family] - 1:
+            self[family] = left
+        else:
+            del self[family]
+
+
+_NONE = Counts()
+_ANYWHERE = ""  # no server has this id
+_NOTHING: set[int] = set()
+
+
+class AtWork:
+    """The families of the requests that servers have, counted as these come and go: a choice looks at no others."""
+
+    def __init__(self) -> None:
+        self._of: dict[tuple[str, int], Counts] = {}  # by server and job; those of all servers by ``_ANYWHERE``
+
+    def came(self, server: str, job: int, family: int) -> None:
+        """``server`` was given a request."""
+        for key in ((_ANYWHERE, job), (server, job)):
+            self._of.setdefault(key, Counts()).more(family)
+
+    def went(self, server: str, job: int, family: int) -> None:
+        """A request has left ``server``."""
+        for key in ((_ANYWHERE, job), (server, job)):
+            counts = self._of[key]
+            counts.less(family)
+            if not counts:
+                del self._of[key]
+
+    def of(self, job: int) -> Collection[int]:
+        """The families of a job that are at work."""
+        return self._of.get((_ANYWHERE, job), _NONE)
+
+    def on(self, server: str, job: int) -> Collection[int]:
+        """The families of a job that are at work on a server."""
+        return self._of.get((server, job), _NONE)
+
+
 @attrs.define(eq=False)
 class Places:
     """The families of one profile at one moment. ``free`` counts the slots of all its servers that are free.
 
-    By server: ``warm`` are the families that its free slots computed last, the latest last; ``here`` those at work.
+    ``warm`` are, by server, the families that its free slots computed last, the latest last; servers without such a
+    slot may be left out.
     """
 
     free: int
     _warm: dict[str, list[Kin]]
-    _here: dict[str, set[Kin]]
-    _taken: set[Kin]  # at work, or waited for by a free slot that has them
-
-    @classmethod
-    def at(cls, free: int, warm: Mapping[str, list[Kin]], at_work: Mapping[str, Iterable[Kin]]) -> Places:
-        here = {server: set(kin) for server, kin in at_work.items()}
-        return cls(free, {s: list(kin) for s, kin in warm.items()}, here, set().union(*here.values(), *warm.values()))
+    _at_work: AtWork
+    # What was chosen here, by server and job: servers may not have it yet.
+    _begun: dict[tuple[str, int], set[int]] = attrs.field(factory=dict, init=False)
 
     def choose(self, lane: Lane, server: str) -> int:
         """The place in the window of the request that ``server`` begins next.
@@ -49,53 +90,50 @@ class Places:
         """
         if lane.kinds < self.free:
             return 0
-        for kin in reversed(self._warm.get(server, ())):
-            if kin[0] == lane.job and kin[1] in lane.members:
-                return _place(lane, kin[1])
-        if not lane.unread and len(lane.window) <= _LOOK and (longest := self._longest(lane)) is not None:
-            return _place(lane, longest)
-        here, awaited = self._here.get(server, set()), self._awaited(server)
-        best, chosen, met = (_NOT_FIT, 0), 0, set[int]()
-        for at, pending in enumerate(islice(lane.window, _LOOK)):
-            family = pending.family
-            if family in met:
-                continue
-            if family is None or (kin := (lane.job, family)) not in self._taken:
-                return at
-            met.add(family)
-            rank = _HERE if kin in here else _AWAITED if kin in awaited else _ELSEWHERE
-            if (key := (rank, -lane.members[family])) < best:
-                best, chosen = key, at
-        return chosen
+        for job, family in reversed(self._warm.get(server, ())):
+            if job == lane.job and family in lane.members:
+                return lane.beginnings.index(family)
+        # None of the lane's families has a free slot of this server, so another one waits for each that is warm.
+        awaited = {family for warm in self._warm.values() for job, family in warm if job == lane.job}
+        at_work, taken = self._at_work.of(lane.job), awaited.union(self._begun_of(lane.job))
+        if not lane.unread and len(lane.window) <= _LOOK:
+            longest = _longest(lane, taken.union(at_work))
+            if longest is not None:
+                return lane.beginnings.index(longest)
+        for nowhere in filterfalse(at_work.__contains__, islice(lane.beginnings, _LOOK)):
+            if nowhere not in taken:
+                return lane.beginnings.index(nowhere)
+        return lane.beginnings.index(self._to_split(lane, server, awaited))
 
-    def _longest(self, lane: Lane) -> int | None:
-        """Of the families of a lane that are nowhere, the first with most requests; None where all have one."""
-        taken, job, most, longest = self._taken, lane.job, 1, None
-        for family, count in lane.members.items():
-            if count > most and (job, family) not in taken:
-                most, longest = count, family
-        return longest
+    def _to_split(self, lane: Lane, server: str, awaited: set[int]) -> int | None:
+        """The family of which a second request is begun; all are at work, or a free slot waits for them."""
+        families = dict.fromkeys(lane.beginnings[:_LOOK])  # each once, in their order
+        here = {*self._at_work.on(server, lane.job), *self._begun.get((server, lane.job), ())}
+        for apart in (here | awaited, here, _NOTHING):
+            if elsewhere := [family for family in families if family not in apart]:
+                return max(elsewhere, key=lane.members.__getitem__)  # type: ignore[arg-type]  # every one has a family
+        return None
 
-    def _awaited(self, server: str) -> set[Kin]:
-        """The families that free slots of other servers have."""
-        return {kin for other, warm in self._warm.items() if other != server for kin in warm}
+    def _begun_of(self, job: int) -> Iterator[int]:
+        """The families of a job that were chosen here."""
+        return (family for (_, other), families in self._begun.items() if other == job for family in families)
 
     def began(self, lane: Lane, server: str, family: int | None) -> None:
-        """``server`` was given a request."""
-        warm = self._warm.get(server, [])
+        """``server`` is given a request."""
+        warm = self._warm.get(server)
         if family is not None:
-            kin = (lane.job, family)
-            self._taken.add(kin)
-            self._here.setdefault(server, set()).add(kin)
-            if kin in warm:
+            self._begun.setdefault((server, lane.job), set()).add(family)
+            if warm and (kin := (lane.job, family)) in warm:
                 warm.remove(kin)
                 return
         if warm:  # no slot is known to have it: it may be the one that was free for longest
-            gone = warm.pop(0)
-            if not any(gone in kin for kin in (*self._here.values(), *self._warm.values())):
-                self._taken.discard(gone)
+            del warm[0]
 
 
-def _place(lane: Lane, family: int) -> int:
-    """Where the first request of a family is in the window."""
-    return next(at for at, pending in enumerate(lane.window) if pending.family == family)
+def _longest(lane: Lane, taken: Collection[int]) -> int | None:
+    """Of the families of a lane that are nowhere, the first with most requests; None where all have one."""
+    most, longest = 1, None
+    for family, count in lane.members.items():
+        if count > most and family not in taken:
+            most, longest = count, family
+    return longest

@@ -7,7 +7,6 @@ the lane's turn comes near. Runs in the main loop; nothing here blocks or does i
 
 from __future__ import annotations
 
-import bisect
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import NamedTuple, Protocol
@@ -17,6 +16,7 @@ from obatchd.jobs.model import Profile
 from obatchd.jobs.places import Places
 from obatchd.jobs.shares import Shares
 from obatchd.jobs.suspects import Suspects, Undecided
+from obatchd.jobs.waiting import Classes, WaitingLanes
 
 _LOOK_AHEAD_LANES = 8
 
@@ -55,14 +55,11 @@ class JobQueue:
 
     def __init__(self, feeder: LaneFeeder, clock: Callable[[], float] = time.time) -> None:
         self._lanes: dict[int, dict[int, Lane]] = {}  # by job, then number
-        # Waiting lanes by profile and owner, per base class, each list by order of acceptance.
-        self._waiting: dict[Profile, dict[int, tuple[list[Lane], list[Lane], list[Lane]]]] = {}
         self._shares = Shares()
-        self._kindred: set[Lane] = set()  # some of whose requests share a beginning
         self._paused: set[int] = set()
+        self._waiting = WaitingLanes(self._paused, self._shares, clock)
         self._suspects = Suspects(self._paused)
         self._feeder = feeder
-        self._clock = clock
         self._listeners: list[QueueListener] = []
 
     def listen(self, listener: QueueListener) -> None:
@@ -84,11 +81,11 @@ class JobQueue:
         Requests at hand go straight into the window, but only while nothing before them is still in the store alone.
         """
         if pending and len(pending) == stored and lane.unread == 0 and not lane.fetching:
-            self._put(lane, self._feeder.ready(lane, pending, self))
+            lane.put(self._feeder.ready(lane, pending, self))
             lane.cursor = max(lane.cursor, pending[-1].line)
         else:
             lane.unread += stored
-        self._enlist(lane)
+        self._waiting.enlist(lane)
         self._filled()
 
     def fetched(self, lane: Lane, pending: Sequence[Pending], gone: int = 0, *, phantom: int = 0) -> None:
@@ -99,23 +96,18 @@ class JobQueue:
         lane.fetching = False
         if not self._known(lane):
             return
-        self._put(lane, self._feeder.ready(lane, pending, self))
+        lane.put(self._feeder.ready(lane, pending, self))
         lane.unread = max(0, lane.unread - len(pending) - gone - phantom)
-        self._enlist(lane)
+        self._waiting.enlist(lane)
         self._filled()
 
     def prepared(self, lane: Lane, pending: Pending | None) -> None:
         """A request of ``lane`` has its sources, or (None) has failed for want of them."""
         lane.preparing -= 1
         if pending is not None and self._known(lane):
-            self._put(lane, (pending,))
-            self._enlist(lane)
+            lane.put((pending,))
+            self._waiting.enlist(lane)
             self._filled()
-
-    def _put(self, lane: Lane, pending: Sequence[Pending]) -> None:
-        lane.put(pending)
-        if lane.kindred:
-            self._kindred.add(lane)
 
     def give_back(self, taken: Taken) -> None:
         """Put a request back in front of its lane and take its charge off its owner."""
@@ -123,7 +115,7 @@ class JobQueue:
         lane = taken.lane
         if self._known(lane):
             lane.put_back(taken.pending)
-            self._enlist(lane)
+            self._waiting.enlist(lane)
 
     def postpone(self, taken: Taken) -> None:
         """Somebody keeps a request until :meth:`take_up`: count it as waiting, and take its charge off its owner."""
@@ -146,7 +138,7 @@ class JobQueue:
         """The next request to be tried alone; those that are ``undecided`` wait."""
         taken = self._suspects.take(profile, undecided)
         if taken is not None and not taken.lane.waiting:
-            self._unlist(taken.lane)
+            self._waiting.unlist(taken.lane)
         return taken
 
     def has_suspects(self, profile: Profile, undecided: Undecided = ()) -> bool:
@@ -180,20 +172,19 @@ class JobQueue:
     def remove_lanes(self, lanes: Iterable[Lane]) -> None:
         gone = list(lanes)
         self._suspects.forget(gone)
-        self._kindred.difference_update(gone)
         for lane in gone:
             self._lanes.get(lane.job, {}).pop(lane.number, None)
-            self._unlist(lane)
+            self._waiting.unlist(lane)
 
     def pause(self, job: int) -> None:
         self._paused.add(job)
         for lane in self._lanes_of(job):
-            self._unlist(lane)
+            self._waiting.unlist(lane)
 
     def resume(self, job: int) -> None:
         self._paused.discard(job)
         for lane in self._lanes_of(job):
-            self._enlist(lane)
+            self._waiting.enlist(lane)
         self._filled()
 
     # Taking.
@@ -221,7 +212,7 @@ class JobQueue:
 
     def _take(self, profile: Profile, count: int, asks: _Asks, *, wary: bool) -> list[Taken]:
         taken: list[Taken] = []
-        owners = self._waiting.get(profile)
+        owners = self._waiting.owners(profile)
         passed: set[int] = set()
         while owners and len(taken) < count:
             candidates = [owner for owner in owners if owner not in passed]
@@ -233,15 +224,13 @@ class JobQueue:
             if not got:
                 passed.add(owner)
             taken.extend(got)
-            owners = self._waiting.get(profile)
+            owners = self._waiting.owners(profile)
         return taken
 
-    def _take_from(
-        self, classes: tuple[list[Lane], list[Lane], list[Lane]], owner: int, count: int, asks: _Asks, *, wary: bool
-    ) -> list[Taken]:
+    def _take_from(self, classes: Classes, owner: int, count: int, asks: _Asks, *, wary: bool) -> list[Taken]:
         share = self._shares.of(owner)
         taken: list[Taken] = []
-        for lane in self._in_order(lane for lanes in classes for lane in lanes[:_LOOK_AHEAD_LANES]):
+        for lane in self._waiting.in_order(lane for lanes in classes for lane in lanes[:_LOOK_AHEAD_LANES]):
             if wary and lane.turned_away:
                 continue
             if lane.wants_fetch:
@@ -251,15 +240,10 @@ class JobQueue:
                 taken.append(Taken(lane, pending, share.mean_s))
                 share.used_s += share.mean_s
             if not lane.waiting:
-                self._unlist(lane)
+                self._waiting.unlist(lane)
             if len(taken) >= count:
                 break
         return taken
-
-    def _in_order(self, lanes: Iterable[Lane]) -> list[Lane]:
-        """By present class, then by acceptance."""
-        now_s = self._clock()
-        return sorted(lanes, key=lambda lane: (-lane.priority_class(now_s), lane.order))
 
     def charge(self, taken: Taken, used_s: float) -> None:
         """The slot time that a request really used replaces the charge made in advance."""
@@ -279,22 +263,22 @@ class JobQueue:
 
     def join(self, owner: int, beside: Set[int]) -> None:
         """An owner comes back with requests in no lane, where the owners ``beside`` have such ones."""
-        if not any(owner in owners for owners in self._waiting.values()):
-            self._shares.join(owner, {o for owners in self._waiting.values() for o in owners} | beside)
+        if not self._waiting.has(owner):
+            self._shares.join(owner, self._waiting.everybody() | beside)
 
     def owners(self, profile: Profile) -> Set[int]:
         """The owners whose requests wait for ``profile`` in lanes."""
-        return self._waiting.get(profile, {}).keys()
+        return self._waiting.owners(profile).keys()
 
     # Looking.
 
     def waiting(self, profile: Profile) -> int:
         """Requests that wait for ``profile``, in memory or in the store."""
-        return sum(lane.waiting for lane in self._waiting_for(profile))
+        return sum(lane.waiting for lane in self._waiting.of(profile))
 
     def more_than(self, profile: Profile, count: int) -> bool:
         """Whether more than ``count`` requests wait for ``profile``; looks no further than it must."""
-        for lane in self._waiting_for(profile):
+        for lane in self._waiting.of(profile):
             count -= lane.waiting
             if count < 0:
                 return True
@@ -302,27 +286,19 @@ class JobQueue:
 
     def at_hand(self, profile: Profile) -> bool:
         """Whether a request for ``profile`` can be taken, or is about to be read; not all in the store are."""
-        return any(lane.window or lane.fetching or lane.wants_fetch for lane in self._waiting_for(profile))
+        return any(lane.window or lane.fetching or lane.wants_fetch for lane in self._waiting.of(profile))
 
     def shares_beginnings(self, profile: Profile) -> bool:
         """Whether requests at hand for ``profile`` are of lanes in which families were met."""
-        return any(lane.profile == profile and lane.related and lane.job not in self._paused for lane in self._kindred)
-
-    def _waiting_for(self, profile: Profile) -> Iterator[Lane]:
-        return (lane for classes in self._waiting.get(profile, {}).values() for lanes in classes for lane in lanes)
+        return self._waiting.shares_beginnings(profile)
 
     def profiles(self) -> list[Profile]:
         """Profiles that requests wait for, the one that should be served first in front."""
-        return sorted(self._suspects.profiles() | self._waiting.keys(), key=self.claim)
+        return sorted(self._suspects.profiles() | self._waiting.profiles(), key=self.claim)
 
     def claim(self, profile: Profile) -> tuple[float, int, tuple[int, int]]:
         """How strong the claim of ``profile`` is (less is stronger): use of its least served owner, class, order."""
-        owners = self._waiting.get(profile)
-        if not owners:
-            return (float("inf"), 0, (0, 0))  # only suspects wait
-        owner = self._shares.least(owners)
-        first = self._in_order(lanes[0] for lanes in owners[owner] if lanes)[0]
-        return (self._shares.of(owner).used_s, -first.priority_class(self._clock()), first.order)
+        return self._waiting.claim(profile)
 
     def lanes_of_profile(self, profile: Profile) -> list[Lane]:
         """Every registered lane whose requests need ``profile``."""
@@ -341,35 +317,3 @@ class JobQueue:
 
     def _known(self, lane: Lane) -> bool:
         return self._lanes.get(lane.job, {}).get(lane.number) is lane
-
-    def _enlist(self, lane: Lane) -> None:
-        if not lane.waiting or lane.job in self._paused:
-            return
-        owners = self._waiting.setdefault(lane.profile, {})
-        if lane.owner not in owners:
-            self._join(lane.owner)
-            owners[lane.owner] = ([], [], [])
-        lanes = owners[lane.owner][lane.base_class]
-        at = bisect.bisect_left(lanes, lane.order, key=lambda other: other.order)
-        if at == len(lanes) or lanes[at] is not lane:
-            lanes.insert(at, lane)
-
-    def _join(self, owner: int) -> None:
-        """An owner who comes back does not collect on the time he was away."""
-        active = {o for owners in self._waiting.values() for o in owners if o != owner}
-        if not any(owner in owners for owners in self._waiting.values()):
-            self._shares.join(owner, active)
-
-    def _unlist(self, lane: Lane) -> None:
-        owners = self._waiting.get(lane.profile, {})
-        classes = owners.get(lane.owner)
-        if classes is None:
-            return
-        lanes = classes[lane.base_class]
-        at = bisect.bisect_left(lanes, lane.order, key=lambda other: other.order)
-        if at < len(lanes) and lanes[at] is lane:
-            del lanes[at]
-        if not any(classes):
-            del owners[lane.owner]
-            if not owners:
-                del self._waiting[lane.profile]

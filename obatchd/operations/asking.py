@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 
 from attrs import define
@@ -11,11 +12,14 @@ from obatchd.control.programs import Piece
 from obatchd.dispatch.interactive.desk import Desk
 from obatchd.dispatch.interactive.lease import Lease, Question
 from obatchd.errors import ApiError, InteractiveError
+from obatchd.spool.batch_lines import answer_body, api_code, api_status
 
-# By code of a failure; what is not here is a fault of ours or of a server.
+_TOO_LONG = 504
+_LARGE_BYTES = 256 * 1024
+# By code of a failure, beside the statuses that lines of batches have.
 _STATUS = {
     "model_not_found": 404, "model_forbidden": 403, "queue_full": 429, "stopping": 503, "draining": 503, "paused": 503,
-    "no_server": 503, "unreachable": 503, "server_busy": 503, "timeout": 504,
+    "no_server": 503, "unreachable": 503, "server_busy": 503,
 }  # fmt: skip
 _BAD = {
     "model", "bad_json", "wrong_type", "not_supported", "missing_prompt", "context_exceeded", "invalid_format",
@@ -40,8 +44,14 @@ class Asked:
     async def result(self) -> bytes:
         ended = await self._lease.result()
         if not ended.succeeded:
-            raise _refusal(ended.code, ended.message, final=not ended.again)
+            raise _refusal(ended.code, ended.message, final=not ended.again, retry_after_s=ended.retry_after_s)
         return ended.record
+
+    async def body(self, key: str) -> bytes:
+        record = await self.result()
+        if len(record) < _LARGE_BYTES:
+            return answer_body(key, record)
+        return await asyncio.to_thread(answer_body, key, record)  # many vectors, and others wait
 
     async def __aenter__(self) -> Asked:
         return self
@@ -62,9 +72,11 @@ class Questions:
         try:
             return Asked(self._desk.ask(Question(raw, stream=stream), caller.uid))
         except InteractiveError as error:
-            raise _refusal(error.code, error.message, final=error.retry_after_s is None) from None
+            after_s = error.retry_after_s
+            raise _refusal(error.code, error.message, final=after_s is None, retry_after_s=after_s) from None
 
 
-def _refusal(code: str, message: str, *, final: bool) -> ApiError:
-    status = _STATUS.get(code, 400 if code in _BAD else 500)
-    return ApiError(message, status=status, code=code, final=final)
+def _refusal(code: str, message: str, *, final: bool, retry_after_s: float | None) -> ApiError:
+    status = _STATUS.get(code, 400 if code in _BAD else api_status(code))
+    final = final or status == _TOO_LONG  # another try would take as long, and each takes a slot
+    return ApiError(message, status=status, code=api_code(code), final=final, retry_after_s=retry_after_s)

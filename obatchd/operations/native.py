@@ -71,7 +71,7 @@ class FleetModels:
             raise ApiError(error.message, status=503, code=error.code, final=False) from None
         if shown is None:
             words = f"model '{model}' not found; an administrator can:  obatchctl models pull {shlex.quote(model)}"
-            raise ApiError(words, status=404, code="model_not_found")
+            raise ApiError(words, status=404, code="model_not_found", param="model")
         return shown
 
     async def check(self, model: str) -> None:

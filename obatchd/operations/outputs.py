@@ -1,10 +1,13 @@
-"""Files that belong to a batch: its results, which are the outbox's own files, and its input where it was dropped."""
+"""Files of a job: of a batch its results, which are the outbox's own files, and its input where it was dropped."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +15,10 @@ from attrs import define
 
 from obatchd import log
 from obatchd.control.auth import Caller
+from obatchd.control.programs import RESULT_FILES
 from obatchd.documents.programs import FileObject
-from obatchd.errors import ApiError
-from obatchd.jobs.model import JobState
+from obatchd.errors import ApiError, NotFoundError
+from obatchd.jobs.model import JobState, Outcome
 from obatchd.jobs.store import BatchRow, JobRow
 from obatchd.live.work import Work
 from obatchd.spool.prune import delete_tree
@@ -24,6 +28,7 @@ FILE, BATCH = "file-", "batch_"  # before the id of a job
 JOB_ID = r"\d{8}-\d{6}-[0-9a-z]{4}"
 OF_JOB = re.compile(rf"file-({JOB_ID})-(input|output|error)")
 INPUT_PURPOSE, OUTPUT_PURPOSE = "batch", "batch_output"
+_BLOCK = 500  # results that are read at a time
 _NAMES = {"output": "results.jsonl", "error": "errors.jsonl"}  # in the outbox
 
 
@@ -122,6 +127,41 @@ class Outputs:
                     for part, name in _NAMES.items():
                         if (self._work.outbox_of(job) / name).exists():
                             self.remove(job, part)
+
+
+@define(eq=False)
+class JobFiles:
+    """Implements :class:`obatchd.control.programs.ResultFiles`, which says what each method does."""
+
+    _work: Work
+
+    def one(self, caller: Caller, job: str, name: str) -> Path:
+        row = self._row(caller, job)
+        path = self._work.outbox_of(row) / name
+        if name not in RESULT_FILES or row.state is not JobState.DONE or not path.is_file():
+            raise NotFoundError(f"job {row.job} has no file {name}")
+        return path
+
+    def so_far(self, caller: Caller, job: str) -> AsyncGenerator[bytes, None]:
+        return self._blocks(self._row(caller, job))
+
+    async def _blocks(self, row: JobRow) -> AsyncGenerator[bytes, None]:
+        with closing(self._work.store.results(row)) as results:
+            while block := await asyncio.to_thread(
+                lambda: b"".join(record + b"\n" for _, _, record in islice(results, _BLOCK))
+            ):
+                yield block
+
+    def _row(self, caller: Caller, job: str) -> JobRow:
+        rows = self._work.store.state.find([job])
+        if not rows or not caller.may_see(rows[0].owner):
+            raise NotFoundError(f"no job {job}")
+        return rows[0]
+
+
+def _lines(results: Iterator[tuple[int, Outcome, bytes]]) -> bytes:
+    """The next lines; none at the end."""
+    return b"".join(record + b"\n" for _, _, record in islice(results, _BLOCK))
 
 
 def ends_s(row: JobRow, terms: BatchRow | None) -> float | None:

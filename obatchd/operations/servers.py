@@ -142,7 +142,7 @@ class ServerCommands:
             watchdog=dict(link.watchdog) if link else {},
             worker_pid=link.worker.pid if link and link.worker else None,
             cannot_have=_refused(link) or UNSET if link else UNSET,
-            families=len(set(link.at_work)) or UNSET if link else UNSET,
+            families=link.families or UNSET if link else UNSET,
         )
 
     def _gpu(self, gpu: Gpu) -> ServerGpu:

@@ -65,17 +65,28 @@ class _Record(_Answer, kw_only=True):
     message: str = ""
     prompt_tokens: int = 0
     response_tokens: int = 0
-    embedding: list[float] | None = None
-    embeddings: list[list[float]] | None = None
+    embedding: msgspec.Raw = msgspec.Raw()  # empty: none
+    embeddings: list[msgspec.Raw] | None = None
     encoding: str = ""
 
 
 _record = msgspec.json.Decoder(_Record)
+_vector = msgspec.json.Decoder(list[float])
 
 
 def api_code(code: str) -> str:
     """That API's name for one of ours."""
     return _CODES.get(code, code)
+
+
+def api_status(code: str) -> int:
+    """The status with which that API answers a failure of an attempt."""
+    return _STATUS.get(code, 500)
+
+
+def answer_body(key: str, raw: bytes) -> bytes:
+    """A result as that API answers a call at once; its id ends in ``key``."""
+    return _encode(_body(key, _record.decode(raw)))
 
 
 def batch_line(job: str, outcome: Outcome, raw: bytes) -> bytes:
@@ -87,7 +98,7 @@ def batch_line(job: str, outcome: Outcome, raw: bytes) -> bytes:
     if outcome is Outcome.SUCCEEDED:
         line["response"] = {"status_code": 200, "request_id": f"req_{key}", "body": _body(key, record)}
     elif outcome is Outcome.FAILED and record.attempts:
-        status = _STATUS.get(record.code, 500)
+        status = api_status(record.code)
         kind = "invalid_request_error" if status < 500 else "server_error"
         body = {"error": {**error, "type": kind, "param": None}}
         line["response"] = {"status_code": status, "request_id": f"req_{key}", "body": body}
@@ -99,7 +110,7 @@ def batch_line(job: str, outcome: Outcome, raw: bytes) -> bytes:
 def _body(key: str, record: _Record) -> dict[str, Any]:
     if record.url.startswith("/api/"):
         return _native(record)
-    if record.embedding is not None or record.embeddings is not None:
+    if bytes(record.embedding) or record.embeddings is not None:
         return _embeddings(record)
     if record.url.endswith("/responses"):
         return _responses(key, record)
@@ -206,10 +217,11 @@ def _embeddings(record: _Record) -> dict[str, Any]:
     }
 
 
-def _vectors(record: _Record) -> list[list[float]]:
-    return record.embeddings if record.embeddings is not None else [record.embedding or []]
+def _vectors(record: _Record) -> list[msgspec.Raw]:
+    return record.embeddings if record.embeddings is not None else [record.embedding]
 
 
-def _base64(vector: Sequence[float]) -> str:
+def _base64(raw: msgspec.Raw) -> str:
     """32-bit floats, lowest byte first, as that API packs them."""
+    vector = _vector.decode(raw)
     return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -29,10 +29,10 @@ _SOURCE_FILES = (
 )  # fmt: skip
 _NEXT_SCHEMA = """
 
-_schema_before = _schema
+_schema_before = state_schema
 
 
-def _schema(defaults: FrozenSettings) -> Schema:
+def state_schema(defaults: FrozenSettings) -> Schema:
     schema, later = _schema_before(defaults), "CREATE TABLE later (x);"
     return Schema(schema.version + 1, schema.create + later, {**schema.steps, schema.version + 1: later})
 """
@@ -53,7 +53,7 @@ def newer_source(target: Path) -> Path:
     major, minor, _ = obatchd.__version__.split(".")
     path = target / "obatchd/__init__.py"
     path.write_text(path.read_text().replace(f'"{obatchd.__version__}"', f'"{major}.{int(minor) + 1}.0"'))
-    with open(target / "obatchd/jobs/store/state.py", "a") as state:
+    with open(target / "obatchd/jobs/store/state_tables.py", "a") as state:
         state.write(_NEXT_SCHEMA)
     return target
 

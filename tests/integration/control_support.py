@@ -16,9 +16,9 @@ import msgspec
 from task_support import Failures
 
 from obatchd.client import runtime
-from obatchd.control.api import ControlServer
 from obatchd.control.auth import Access, Caller
 from obatchd.control.operations import NewKeyAsked, Operations, Submission
+from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.documents.answers import AlarmsTested, HostState, Paused, Reloaded, Removed, RemovedJobs, WayTried
 from obatchd.documents.audit import AuditAsked, AuditDocument, AuditEntry

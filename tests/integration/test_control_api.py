@@ -19,9 +19,9 @@ from control_support import FakeOperations, serving
 
 from obatchd import errors
 from obatchd.client import handover, runtime
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.control import auth
-from obatchd.control.api import ControlServer
+from obatchd.control.sockets import ControlServer
 from obatchd.control.submit import SubmitServer
 from obatchd.documents.audit import AuditAsked
 from obatchd.settings.tables.people import AccessSettings
@@ -58,7 +58,7 @@ def raw(spool: Path, request: bytes) -> tuple[int, dict[str, Any]]:
 
 async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path]) -> None:
     daemon, spool = served
-    client = Client(spool)
+    client = ControlClient(spool)
     assert (await call(client.get, "ping"))["pid"] == os.getpid()
     assert (await call(client.get, "status"))["state"] == "running"
     assert [one["id"] for one in (await call(client.get, "servers"))["servers"]] == ["gpu0"]
@@ -110,7 +110,7 @@ async def test_every_route_reaches_the_daemon(served: tuple[FakeOperations, Path
 
 async def test_the_audit_log_is_asked_by_number_time_and_kind(served: tuple[FakeOperations, Path]) -> None:
     daemon, spool = served
-    client = Client(spool)
+    client = ControlClient(spool)
     document = await call(client.get, "audit", limit=5, since=12.5, kind="gpu,key_added")
     assert (document["entries"], document["unreadable"], document["problem"]) == ([], 1, "the disk is full\x1b[31m")
     await call(client.get, "audit")
@@ -123,7 +123,7 @@ async def test_the_audit_log_is_asked_by_number_time_and_kind(served: tuple[Fake
 
 async def test_jobs_are_chosen_and_erased_together(served: tuple[FakeOperations, Path]) -> None:
     daemon, spool = served
-    client = Client(spool)
+    client = ControlClient(spool)
     await call(client.get, "jobs", label="a b", since=12.5, ended_before=99)
     assert daemon.filters == [("a b", 12.5, 99.0)]
     for query in ("since=soon", "ended_before=nan", "since=inf"):
@@ -138,7 +138,7 @@ async def test_jobs_are_chosen_and_erased_together(served: tuple[FakeOperations,
 
 async def test_errors_have_code_message_and_status(served: tuple[FakeOperations, Path]) -> None:
     daemon, spool = served
-    client = Client(spool)
+    client = ControlClient(spool)
     with pytest.raises(errors.NotFoundError, match="no job zzz"):
         await call(client.get, "jobs/zzz")
     with pytest.raises(errors.ControlError) as caught:
@@ -165,7 +165,7 @@ async def test_a_fault_in_the_daemon_is_one_answer(
     status, document = await call(raw, spool, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (status, document["error"]["code"]) == (500, "internal")
     assert "secret" not in document["error"]["message"]
-    assert await call(Client(spool).get, "ping")
+    assert await call(ControlClient(spool).get, "ping")
 
 
 async def test_health_and_readiness(served: tuple[FakeOperations, Path]) -> None:
@@ -178,7 +178,7 @@ async def test_health_and_readiness(served: tuple[FakeOperations, Path]) -> None
 
 async def test_pull_streams_progress_and_ends_with_its_error(served: tuple[FakeOperations, Path]) -> None:
     _, spool = served
-    client = Client(spool)
+    client = ControlClient(spool)
     progress = await call(lambda: list(client.pull("m")))
     assert [one["completed_bytes"] for one in progress] == [1, 2]
     with pytest.raises(errors.ControlError, match="no model missing"):
@@ -190,9 +190,9 @@ async def test_only_the_owner_and_root(served: tuple[FakeOperations, Path], monk
     somebody = auth.Peer(1, os.geteuid() + 4321, 1)
     monkeypatch.setattr(auth, "peer_of", lambda descriptor: somebody)
     with pytest.raises(errors.ForbiddenError):
-        await call(Client(spool).get, "status")
+        await call(ControlClient(spool).get, "status")
     with pytest.raises(errors.ControlError, match="may not use this daemon"):
-        await call(Client(spool).submit, Path(__file__), {})
+        await call(ControlClient(spool).submit, Path(__file__), {})
     assert (await auth.Access(AccessSettings()).caller(auth.Peer(1, 0, 0))).is_administrator
 
 
@@ -222,7 +222,7 @@ async def test_a_service_answers_members_and_tells_others_what_to_do(
         return auth.Caller(uid, is_administrator=False)
 
     monkeypatch.setattr(auth.Access, "caller", member)
-    client = Client(spool)
+    client = ControlClient(spool)
     assert await call(client.get, "jobs/2026")
     assert (await call(client.get, "usage", month="2026-11", owner="mine"))["usage"][0]["name"] == "ada"
     for query in ({"month": "2026-13"}, {"owner": "all"}):
@@ -249,7 +249,7 @@ async def test_a_text_with_half_a_character_is_refused_and_no_defect(
 ) -> None:
     """As an argument that is not UTF-8 comes from a terminal: no journal could hold it."""
     with pytest.raises(errors.ConfigError, match="whole characters") as refused:
-        await call(Client(served[1]).post, "burnin", body=body)
+        await call(ControlClient(served[1]).post, "burnin", body=body)
     assert refused.value.code == "bad_request"
 
 
@@ -271,7 +271,7 @@ async def test_a_stale_socket_of_a_killed_daemon(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(directory / runtime.CONTROL_SOCKET))
     with pytest.raises(errors.DaemonDownError, match="is not running") as caught:
-        await call(Client(tmp_path).get, "status")
+        await call(ControlClient(tmp_path).get, "status")
     assert caught.value.code == "daemon_down"
     runtime.remove(tmp_path, directory)
 
@@ -283,7 +283,7 @@ async def test_a_file_is_submitted_with_its_content_and_settings(
     file = tmp_path / "prompts.jsonl"
     file.write_bytes(b"x" * 3_000_000)
     file.chmod(0o600)
-    answer = await call(Client(spool).submit, file, {"model": "m", "options": {"seed": 1}})
+    answer = await call(ControlClient(spool).submit, file, {"model": "m", "options": {"seed": 1}})
     assert answer["job"] == "job1"
     submission, content = daemon.submitted[0]
     assert (submission.name, submission.kind, submission.owner) == ("prompts.jsonl", "file", os.geteuid())
@@ -305,7 +305,7 @@ async def test_a_folder_of_more_files_than_one_batch(served: tuple[FakeOperation
     (folder / ".git").mkdir()
     (folder / ".git" / "a.json").write_text("left out")
     open_before = len(os.listdir("/proc/self/fd"))
-    await call(Client(spool).submit, folder, {})
+    await call(ControlClient(spool).submit, folder, {})
     _, content = daemon.submitted[0]
     assert list(content)[:300] == names
     assert content[os.fsdecode(b"caf\xe9.json")] == b"odd"
@@ -317,7 +317,7 @@ async def test_a_folder_of_more_files_than_one_batch(served: tuple[FakeOperation
 
 async def test_refusals_reach_the_submitter(served: tuple[FakeOperations, Path], tmp_path: Path) -> None:
     daemon, spool = served
-    client = Client(spool)
+    client = ControlClient(spool)
     for name, settings, expected in (
         ("refuse.json", {}, "not one of our formats"),
         ("good.json", {"modle": "m"}, "did you mean model"),
@@ -336,13 +336,13 @@ async def test_only_regular_readable_files_are_sent(served: tuple[FakeOperations
     folder.mkdir()
     os.mkfifo(folder / "pipe.json")
     with pytest.raises(errors.ControlError, match="not a regular file"):
-        await call(Client(spool).submit, folder, {})
+        await call(ControlClient(spool).submit, folder, {})
     (tmp_path / "nested").mkdir()
     (tmp_path / "nested" / "inner").symlink_to(folder)
     with pytest.raises(errors.ControlError, match="link to a folder"):
-        await call(Client(spool).submit, tmp_path / "nested", {})
+        await call(ControlClient(spool).submit, tmp_path / "nested", {})
     with pytest.raises(errors.ControlError, match="cannot be read"):
-        await call(Client(spool).submit, tmp_path / "nowhere.json", {})
+        await call(ControlClient(spool).submit, tmp_path / "nowhere.json", {})
     assert not daemon.submitted
 
 
@@ -424,7 +424,7 @@ async def test_a_broken_client_harms_nobody(served: tuple[FakeOperations, Path],
         answer = await call(misbehave, spool, talk)
         assert answer["error"]["code"] != "internal", name
     assert not daemon.submitted
-    assert (await call(Client(spool).submit, tmp_path / "a.json", {}))["job"] == "job1"
+    assert (await call(ControlClient(spool).submit, tmp_path / "a.json", {}))["job"] == "job1"
     await until(lambda: len(os.listdir("/proc/self/fd")) <= open_before + 1)
 
 
@@ -440,7 +440,7 @@ async def test_a_spool_with_a_long_path(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 150)
     deep.mkdir()
     async with serving(deep) as (_, spool):
-        assert (await call(Client(spool).get, "status"))["state"] == "running"
+        assert (await call(ControlClient(spool).get, "status"))["state"] == "running"
 
 
 async def test_clients_of_one_user_hold_up_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -460,7 +460,7 @@ async def test_clients_of_one_user_hold_up_no_other(tmp_path: Path, monkeypatch:
                 connection.connect(str(runtime.read_record(spool).runtime_dir / runtime.SUBMIT_SOCKET))
             refused, _ = await call(handover.receive_frame, silent[-1], 10)
             assert refused["error"]["code"] == "busy"
-            assert (await call(Client(spool).submit, tmp_path / "a.json", {}))["job"] == "job1"
+            assert (await call(ControlClient(spool).submit, tmp_path / "a.json", {}))["job"] == "job1"
 
 
 async def test_one_user_cannot_take_every_connection(served: tuple[FakeOperations, Path]) -> None:
@@ -479,7 +479,7 @@ async def test_one_user_cannot_take_every_connection(served: tuple[FakeOperation
 
     async def answered() -> bool:
         try:
-            return bool((await call(Client(spool).get, "ping"))["pid"])
+            return bool((await call(ControlClient(spool).get, "ping"))["pid"])
         except errors.ObatchError:
             return False
 
@@ -504,9 +504,9 @@ async def test_no_file_left_for_a_moment_does_not_end_the_api(
 
     monkeypatch.setattr(auth, "peer_of", peer_of)
     with pytest.raises(errors.ObatchError):
-        await call(Client(spool).get, "ping")
+        await call(ControlClient(spool).get, "ping")
     assert refused
-    assert (await call(Client(spool).get, "ping"))["pid"] == os.getpid()
+    assert (await call(ControlClient(spool).get, "ping"))["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("name", [runtime.CONTROL_SOCKET, runtime.SUBMIT_SOCKET])

@@ -21,7 +21,7 @@ import openai
 import pytest
 from daemon_support import Daemon, Document, free_ports, wait_for
 from openai import OpenAI
-from programs_support import CHAT, FORM, Programs, batch_file, line, multipart, over_http, questions
+from programs_support import CHAT, FORM, Programs, batch_file, certificate, line, multipart, over_http, questions
 
 Make = Callable[..., Daemon]
 SLOW = {"service_s": {"kind": "fixed", "value": 0.05}}
@@ -440,15 +440,6 @@ def test_a_port_in_use_is_told_and_taken_when_it_is_free(make_daemon: Make) -> N
         assert told["level"] == "warn" and "in use" in told["text"]
     wait_for(lambda: not found.d.status()["http"]["problem"], 20, "the port is taken")
     assert found.call("GET", "/v1/models").status == 200
-
-
-def certificate(directory: Path, name: str, address: str = "127.0.0.1") -> tuple[Path, Path]:
-    """A certificate for an address that signed itself."""
-    made = directory / f"{name}.pem", directory / f"{name}.key"
-    about = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=IP:{address}", "-days", "2"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-out", made[0], "-keyout", made[1], *about]
-    subprocess.run(command, check=True, capture_output=True)
-    return made
 
 
 def test_tls_with_a_certificate_that_is_renewed(make_daemon: Make, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import pandas
 import pyarrow
 import pytest
 from daemon_support import Daemon, digest, wait_for
+from programs_support import certificate
 from pydantic import BaseModel, Field
 
 from obatchd.client import AsyncClient, Client
@@ -438,6 +439,7 @@ def test_what_the_page_shows_works(daemon: Start, tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("OBATCH_SPOOL", str(d.spool))
     monkeypatch.chdir(tmp_path)
     Path("notes.csv").write_text("mrn,ward,note\nM1,3,A man of 61.\nM2,5,unreadable\n")
+    certificate(tmp_path, "lab-ca")
     rows = list(pandas.read_csv("notes.csv").itertuples())
     names: dict[str, Any] = {
         "__name__": "page", "pandas": pandas, "asyncio": asyncio, "rows": rows,

@@ -22,7 +22,7 @@ from openai import NotFoundError as NotFound
 from programs_support import CHAT, Programs, over_http, questions
 
 from obatchd.client import Client as PythonClient
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import ForbiddenError, NotFoundError, ObatchError
 
 pytestmark = pytest.mark.root
@@ -76,12 +76,12 @@ def submit(d: Daemon, user: tuple[int, int], name: str) -> Job:
     for each in (home, path):
         os.chown(each, *user)
         each.chmod(0o700 if each is home else 0o600)
-    document = as_user(user, lambda: Client(d.spool).submit(path, {}))
+    document = as_user(user, lambda: ControlClient(d.spool).submit(path, {}))
     return Job(Path(document["outbox"]))
 
 
 def test_users_of_a_service_are_kept_apart(service: Daemon) -> None:
-    d, client = service, Client(service.spool)
+    d, client = service, ControlClient(service.spool)
     mine, dropped = submit(d, ALICE, "alices-secret.jsonl"), d.drop("bobs.jsonl", prompts(2, "bob"), BOB[0])
     wait_for((mine.directory / "summary.json").exists, 20)
     [bobs] = wait_for(lambda: list((d.outbox / str(BOB[0])).glob("bobs.*/summary.json")))
@@ -172,7 +172,7 @@ def test_programs_of_two_users_have_nothing_to_do_with_each_other(make_daemon: C
     found = over_http(make_daemon, config, spool=spool)
     try:
         found.d.start().ready()
-        client = Client(spool)
+        client = ControlClient(spool)
         keys = {user: as_user(user, lambda: client.post("keys", body={}))["key"] for user in (first, second, admin)}
         with pytest.raises(ForbiddenError):
             as_user(EVE, lambda: client.post("keys", body={}))
@@ -231,7 +231,7 @@ def test_what_administrators_do_to_others_is_recorded_and_theirs_alone_to_read(
     found = over_http(make_daemon, config, spool=spool)
     try:
         found.d.start().ready()
-        client = Client(spool)
+        client = ControlClient(spool)
         own = as_user(user, lambda: client.post("keys", body={"label": "mine"}))
         over_all = as_user(admin, lambda: client.post("keys", body={"administrator": True, "label": "ops"}))
         as_user(admin, lambda: client.post("pause"))

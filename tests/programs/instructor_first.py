@@ -15,7 +15,7 @@ class User(BaseModel):
 
 
 messages = [{"role": "user", "content": "Extract: Jason is 25 years old"}]
-for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON, instructor.Mode.JSON_SCHEMA):
+for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON_SCHEMA):
     client = instructor.from_openai(OpenAI(), mode=mode)
     user = client.chat.completions.create(
         model=os.environ["MODEL"], response_model=User, messages=messages, max_retries=0
@@ -23,4 +23,6 @@ for mode in (instructor.Mode.TOOLS, instructor.Mode.JSON, instructor.Mode.JSON_S
     assert isinstance(user, User), (mode, user)
 client = instructor.from_provider(f"openai/{os.environ['MODEL']}")
 assert isinstance(client.chat.completions.create(response_model=User, messages=messages), User)
+pieces = [*client.chat.completions.create_partial(response_model=User, messages=messages)]
+assert isinstance(pieces[-1].age, int) and pieces[-1].name is not None, pieces
 print("good")

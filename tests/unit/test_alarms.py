@@ -294,7 +294,7 @@ async def test_a_command_that_cannot_be_killed_holds_up_nobody(
 def run_obatchctl(monkeypatch: pytest.MonkeyPatch, *ways: WayTried, arguments: str = "alarms test") -> Result:
     answer = {"schema": 1, "ways": [msgspec.to_builtins(way) for way in ways]}
     fake = SimpleNamespace(post=lambda path: answer if path == "alarms/test" else {})
-    monkeypatch.setattr("obatchd.client.client.Client", lambda spool: fake)
+    monkeypatch.setattr("obatchd.client.control.ControlClient", lambda spool: fake)
     return CliRunner().invoke(main, arguments.split())
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from test_results import Document, exported, failure, outbox, success
 
 from obatchd.cli.obatchctl import main
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import DaemonDownError, NotFoundError
 from obatchd.results.chain import Chain
 from obatchd.results.export import export
@@ -47,13 +47,13 @@ def jobs(tmp_path: Path) -> dict[str, Document]:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch, jobs: dict[str, Document]) -> dict[str, Document]:
-    def get(_: Client, path: str, job: str) -> Document:
+    def get(_: ControlClient, path: str, job: str) -> Document:
         assert path == "jobs"
         if job not in jobs:
             raise NotFoundError(f"no job {job}")
         return jobs[job]
 
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "get", get)
     return jobs
 
 
@@ -182,7 +182,7 @@ def test_without_a_daemon_nobody_knows_of_retries_and_that_is_said(
     def get(*_: Any) -> Document:
         raise DaemonDownError("obatchd is not running")
 
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "get", get)
     (tmp_path / "spool" / "outbox").mkdir(parents=True)
     path = Path(jobs[FIRST]["outbox"])
     path.rename(tmp_path / "spool" / "outbox" / path.name)

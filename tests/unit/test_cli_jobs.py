@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from obatchd.cli.obatchctl import main
 from obatchd.cli.views import text
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.documents.jobs import Failure, JobDetails, JobDocument, JobTotals, OwnerUsage, SettingsUsed, Usage
 
 ME = os.getuid()
@@ -39,7 +39,7 @@ def doubtful(truncated: int, ungrounded: int, copied: int = 0) -> JobTotals:
 def shown(monkeypatch: pytest.MonkeyPatch, *arguments: str, answer: Any) -> Result:
     """What a command prints on a terminal whose daemon answers this document."""
     document = msgspec.to_builtins(answer)
-    monkeypatch.setattr(Client, "get", lambda self, path, *names, **query: document)
+    monkeypatch.setattr(ControlClient, "get", lambda self, path, *names, **query: document)
     result = CliRunner().invoke(main, ["--spool", "/nowhere", *arguments], color=True)
     assert result.exit_code == 0, result.output
     return result
@@ -99,7 +99,7 @@ def test_every_word_of_the_state_column_chooses_jobs(
     others = [job(), job(state="running")]
     jobs = msgspec.to_builtins([*others, *[job(job=str(number), **changes) for number in range(3)]])
     queries: list[dict[str, Any]] = []
-    monkeypatch.setattr(Client, "get", lambda self, path, **query: queries.append(query) or {"jobs": jobs})
+    monkeypatch.setattr(ControlClient, "get", lambda self, path, **query: queries.append(query) or {"jobs": jobs})
     result = CliRunner().invoke(main, ["jobs", "--state", state, "--limit", "2", "--json"])
     assert [one["job"] for one in json.loads(result.stdout)["jobs"]] == ["0", "1"]
     assert (queries[0]["state"], queries[0]["limit"]) == (asked, 10_000)
@@ -212,8 +212,8 @@ def test_waiting_ends_with_what_failed_and_what_needs_a_look(monkeypatch: pytest
     used = SettingsUsed("small", [8192], {}, 300, "x", "", [], "auto", None)
     details = JobDetails(used, {"timeout": Failure(2, "it took too long", "raise the limit")})
     ended = msgspec.to_builtins(job(succeeded=298, failed=2, totals=doubtful(3, 1), details=details, notes=["n"]))
-    monkeypatch.setattr(Client, "submit", lambda self, path, settings, token, again: ended)
-    monkeypatch.setattr(Client, "get", lambda self, path, *names, **query: ended)
+    monkeypatch.setattr(ControlClient, "submit", lambda self, path, settings, token, again: ended)
+    monkeypatch.setattr(ControlClient, "get", lambda self, path, *names, **query: ended)
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
     result = CliRunner().invoke(
         main, ["--spool", "/nowhere", "submit", str(tmp_path / "a.jsonl"), "--wait"], color=True
@@ -237,15 +237,15 @@ def test_notes_on_a_drop_are_told_when_it_is_submitted_and_not_twice(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     taken = msgspec.to_builtins(job(state="running", totals=None, notes=['"modle" in 40 requests']))
-    monkeypatch.setattr(Client, "submit", lambda self, path, settings, token, again: taken)
-    monkeypatch.setattr(Client, "get", lambda self, path, *names, **query: {**taken, "state": "done"})
+    monkeypatch.setattr(ControlClient, "submit", lambda self, path, settings, token, again: taken)
+    monkeypatch.setattr(ControlClient, "get", lambda self, path, *names, **query: {**taken, "state": "done"})
     (tmp_path / "a.jsonl").write_text('{"prompt": "x"}\n')
     command = ["--spool", "/nowhere", "submit", str(tmp_path / "a.jsonl")]
     assert CliRunner().invoke(main, command).stdout.splitlines()[1:] == ['  note: "modle" in 40 requests']
     assert CliRunner().invoke(main, [*command, "--wait"]).stdout.splitlines()[1] == '  note: "modle" in 40 requests'
     assert CliRunner().invoke(main, [*command, "--wait"]).stdout.count("note:") == 1
     later = {**taken, "state": "done", "notes": [*taken["notes"], "a later note"]}
-    monkeypatch.setattr(Client, "get", lambda self, path, *names, **query: later)
+    monkeypatch.setattr(ControlClient, "get", lambda self, path, *names, **query: later)
     assert CliRunner().invoke(main, [*command, "--wait"]).stdout.splitlines()[3] == "  note: a later note"
 
 
@@ -333,14 +333,14 @@ def test_a_month_is_written_in_one_way(month: str) -> None:
 
 def test_usage_asks_for_what_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(Client, "get", lambda self, path, **query: asked.append((path, query)) or {"usage": []})
+    monkeypatch.setattr(ControlClient, "get", lambda self, path, **query: asked.append((path, query)) or {"usage": []})
     assert CliRunner().invoke(main, ["--spool", "/nowhere", "usage", "--month", "2026-1", "--mine"]).exit_code == 0
     assert asked == [("usage", {"month": "2026-01", "owner": "mine"})]
 
 
 def test_erasing_says_that_the_sums_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Client, "delete", lambda self, path, *names: {"removed": names[0]})
-    monkeypatch.setattr(Client, "get", lambda self, path, *names, **_: {"job": names[0]})
+    monkeypatch.setattr(ControlClient, "delete", lambda self, path, *names: {"removed": names[0]})
+    monkeypatch.setattr(ControlClient, "get", lambda self, path, *names, **_: {"job": names[0]})
     result = CliRunner().invoke(main, ["--spool", "/nowhere", "rm", "a", "b"])
     assert result.stdout.splitlines() == [
         "a erased", "b erased", "The sums of obatchctl usage stay: they name an owner and a month, and no job."

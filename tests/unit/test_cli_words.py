@@ -19,7 +19,7 @@ from obatchd.cli.commands import config, submit
 from obatchd.cli.obatchctl import main
 from obatchd.cli.views import waiting
 from obatchd.cli.views.status import OUTCOMES
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import ConfigError, ControlError, DaemonDownError
 from obatchd.jobs.store import Store
 from obatchd.spool.layout import Layout
@@ -76,7 +76,7 @@ def test_a_view_that_is_drawn_again_says_how_to_leave_it(monkeypatch: pytest.Mon
     def leave(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Client, "get", lambda *_, **__: {"jobs": []})
+    monkeypatch.setattr(ControlClient, "get", lambda *_, **__: {"jobs": []})
     monkeypatch.setattr("obatchd.terminal.draws", lambda _: True)
     monkeypatch.setattr(
         waiting, "sys", SimpleNamespace(stdout=SimpleNamespace(fileno=lambda: 1, isatty=lambda: True), exit=sys.exit)
@@ -176,11 +176,11 @@ def test_a_burn_in_that_is_not_over_asks_nobody_to_act(monkeypatch: pytest.Monke
         ]
         gpu |= {"verdict": "INCONCLUSIVE", "action": "Look.", "reasons": reasons}
 
-    def get(client: Client, path: str, **query: Any) -> dict[str, Any]:
+    def get(client: ControlClient, path: str, **query: Any) -> dict[str, Any]:
         assert path == "burnin/status"
         return report
 
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "get", get)
     shown = CliRunner().invoke(main, ["burnin", "status"]).stdout
     assert "It is not over" in shown and "do: Replace it." in shown
     assert "do: Look." not in shown and "nothing was tested" not in shown and "INCONCLUSIVE" not in shown
@@ -188,7 +188,7 @@ def test_a_burn_in_that_is_not_over_asks_nobody_to_act(monkeypatch: pytest.Monke
 
 def test_a_gpu_is_called_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {"uuid": "GPU-5150a7ed-0000", "index": 0, "forgotten": False, "accepted": []}
-    monkeypatch.setattr(Client, "post", lambda *_, **__: told | {"lent_until": "2026-11-28T15:00:00.5Z"})
+    monkeypatch.setattr(ControlClient, "post", lambda *_, **__: told | {"lent_until": "2026-11-28T15:00:00.5Z"})
     for words, answer in (
         ("release 0", "GPU 0: released"),
         ("lend 0 --for 3h", "GPU 0: lent until 2026-11-28T15:00:00Z"),
@@ -235,11 +235,11 @@ def test_a_reload_says_what_stays_and_how_to_restart(tmp_path: Path, monkeypatch
     def reload() -> Result:
         return CliRunner().invoke(main, ["--spool", str(tmp_path), "reload"])
 
-    monkeypatch.setattr(Client, "post", wrong)
+    monkeypatch.setattr(ControlClient, "post", wrong)
     told = reload()
     assert told.exit_code == 78 and "goes on with the settings that it had" in told.stderr
     answer = {"changed": [], "next_job": [], "needs_restart": ["ollama_instances"]}
-    monkeypatch.setattr(Client, "post", lambda *_: answer)
+    monkeypatch.setattr(ControlClient, "post", lambda *_: answer)
     assert reload().stdout.splitlines() == [
         "Needs a restart of the daemon: ollama_instances",
         f"Jobs go on after the restart: stop it with Ctrl-C, then: obatchd --spool {tmp_path}",

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from test_results import Document, failure, outbox, success
 
 from obatchd.cli.obatchctl import main
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import ResultsError
 from obatchd.results.compare import Comparison
 from obatchd.results.rates import Rate, likeness
@@ -319,7 +319,7 @@ def test_a_job_that_still_runs_is_told(tmp_path: Path) -> None:
 
 def test_a_job_that_has_just_begun_has_no_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = {"job": "20261128-101112-bbbb", "name": "notes.csv", "label": "study 2", "state": "running"}
-    monkeypatch.setattr(Client, "get", lambda *_: {**begun, "outbox": str(tmp_path / "none"), "retries": None})
+    monkeypatch.setattr(ControlClient, "get", lambda *_: {**begun, "outbox": str(tmp_path / "none"), "retries": None})
     run = CliRunner().invoke(main, ["compare", str(_study(tmp_path, "aaaa", "{}")), "study-2"])
     told = "study 2 is still running: no request is answered yet; see:  obatchctl job 20261128-101112-bbbb\n"
     assert (run.exit_code, run.stderr) == (1, told)

@@ -193,10 +193,12 @@ def test_what_a_guess_gave_too_much_is_taken_off_later() -> None:
         card.pass_s(2.0)
         card.shares.answered(A, card.now_s - 2.0, card.now_s, 20.0)
         card.read()
+    card.busy_w = 100.0
     card.pass_s(1.0)
-    card.shares.answered(A, card.now_s - 1.0, card.now_s, 100.0)  # a faster model
+    card.shares.answered(A, card.now_s - 1.0, card.now_s, 10.0)  # of a smaller model
     card.take(A)
-    assert card.parts[A].energy_j == pytest.approx(9000.0)
+    assert card.parts[A].energy_j == pytest.approx(6300.0)
+    card.busy_w = 300.0
     card.pass_s(1.0, busy=False)
     card.read()
     for _ in range(20):
@@ -205,6 +207,19 @@ def test_what_a_guess_gave_too_much_is_taken_off_later() -> None:
         card.read()
     card.take(B)
     assert sum(part.energy_j for part in card.parts.values()) <= card.energy_j
+
+
+def test_a_guess_is_never_more_than_the_highest_power_allows() -> None:
+    card = Card()
+    for _ in range(10):
+        card.pass_s(2.0)
+        card.shares.answered(A, card.now_s - 2.0, card.now_s, 20.0)
+        card.read()
+    for job in (A, B):  # within one span both make tokens a thousand times as fast
+        card.pass_s(0.5)
+        card.shares.answered(job, card.now_s - 0.5, card.now_s, 5000.0)
+        card.take(job)
+    assert card.parts[A].energy_j == pytest.approx(6150.0) and card.parts[B].energy_j == pytest.approx(150.0)
 
 
 def test_a_job_that_is_over_before_anything_was_metered_gets_nothing_and_nobody_pays_for_it() -> None:
@@ -308,6 +323,38 @@ def test_parts_are_never_more_than_the_energy_and_most_of_it_while_it_works(seed
             card.take(ended.job, *(request for _, request in slots))
     given = sum(part.energy_j for part in card.parts.values())
     assert 0.9 * card.energy_j <= given <= 1.001 * card.energy_j
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_jobs_never_get_more_than_the_counter_told_nor_tokens_that_they_did_not_make(seed: int) -> None:
+    """Jobs that come and go beside idle time; tokens of any speed, readings at any time, counters begun anew."""
+    chance, card = random.Random(seed), Card(idle_w=random.Random(seed).choice((10.0, 60.0)))
+    made: dict[int, float] = {}
+    for job in range(1, 40):
+        answers, slots = chance.choice((1, 5, 60)), chance.choice((1, 4))
+        left, running = answers, list[tuple[float, Running]]()
+        while left or running:
+            while left and len(running) < slots:
+                left -= 1
+                running.append((card.now_s + chance.choice((0.05, 1.0, 5.0, 40.0)), Running(job, card.now_s)))
+            running.sort()
+            end_s, ended = running.pop(0)
+            while card.now_s < end_s:
+                card.pass_s(min(end_s - card.now_s, chance.choice((0.5, 2.0, 30.0))))
+                if card.now_s < end_s:
+                    card.breaks += chance.random() < 0.02
+                    card.read(ended, *(request for _, request in running))
+            tokens = chance.choice((0.0, 1.0, 50.0, 5000.0)) * (end_s - ended.began_s)
+            card.shares.answered(job, ended.began_s, end_s, tokens)
+            made[job] = made.get(job, 0.0) + tokens
+        card.take(job)
+        assert sum(part.energy_j for part in card.parts.values()) <= 1.001 * card.energy_j
+        if chance.random() < 0.5:
+            card.pass_s(chance.choice((0.3, 3.0)), busy=False)
+            card.idle(chance.choice((0, 4, 90)))
+    card.idle(120)
+    assert all(part.energy_j >= 0 for part in card.parts.values())
+    assert all(part.tokens <= made[job] * (1 + 1e-9) for job, part in card.parts.items())
 
 
 # Jobs.

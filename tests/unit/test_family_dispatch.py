@@ -6,11 +6,11 @@ import random
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
-from dispatch_support import SMALL, Make, rigs
+from dispatch_support import SMALL, Make, rigs, settle
 from fleet_support import Fleet
+from places_support import places_at
 
 from obatchd.jobs.lane import WINDOW_FETCH, Lane, Pending
-from obatchd.jobs.places import Places
 
 
 @pytest.fixture
@@ -150,9 +150,35 @@ async def test_a_retry_goes_first_and_elsewhere_whatever_its_family(make: Make) 
     rig.worker(server).end((1, 1), SERVER)
     lane = rig.queue._lanes[1][0]
     assert lane.window[0].line != 1 or lane.window[0].servers == [server]
-    places = Places.at(1, {other: [(1, 1004)]}, {})
+    places = places_at(1, {other: [(1, 1004)]}, {})
     taken = rig.queue.take(SMALL, 1, other, {server, other}, places=places)
     assert [one.pending.line for one in taken] in ([1], []) or (1, 1) in rig.worker(other).held
+
+
+async def test_a_server_whose_model_was_loaded_anew_or_whose_process_ended_has_nothing_computed(make: Make) -> None:
+    fleet = await fleet_of(make, servers=1, slots=2)
+    await fleet.add(1, in_order(10, 2))
+    await fleet.run(0)
+    link, worker = fleet.rig.link("gpu0"), fleet.rig.worker("gpu0")
+    fleet.rig.dispatcher.holds.hold("paused")
+    for key in list(worker.held):
+        worker.end(key)
+    assert link.warm == [(1, 1000), (1, 1001)]
+    await link.load(SMALL)
+    assert link.warm == [], "a load leaves nothing"
+    fleet.rig.dispatcher.holds.release("paused")
+    await settle()
+    worker.begin(*worker.held)
+    fleet.rig.dispatcher.holds.hold("paused")
+    for key in list(worker.held):
+        worker.end(key)
+    assert link.warm == [(1, 1002), (1, 1003)]
+    port = fleet.rig.ports["gpu0"]
+    port.is_ready = False
+    fleet.rig.dispatcher.server_changed(port)
+    port.is_ready = True
+    fleet.rig.dispatcher.server_changed(port)
+    assert link.warm == [], "nor does the end of its process"
 
 
 def lane_of(families: Iterable[int | None]) -> Lane:
@@ -164,7 +190,7 @@ def lane_of(families: Iterable[int | None]) -> Lane:
 def test_a_lane_counts_the_families_of_its_window() -> None:
     lane = lane_of([None, 5, 5, 6, None])
     assert (lane.kinds, lane.related, lane.members, lane.kindred) == (4, 3, {5: 2, 6: 1}, True)
-    places = Places.at(1, {"gpu0": [(1, 6)]}, {"gpu1": [(1, 5)]})
+    places = places_at(1, {"gpu0": [(1, 6)]}, {"gpu1": [(1, 5)]})
     pending = lane.pop("gpu0", frozenset(), places)
     assert pending is not None and pending.line == 4, "of the family that its free slot has"
     pending = lane.pop("gpu0", frozenset(), places)
@@ -180,10 +206,10 @@ def test_a_lane_counts_the_families_of_its_window() -> None:
 
 def test_a_family_is_split_over_servers_before_it_gets_two_slots_of_one() -> None:
     lane = lane_of([5, 5, 5, 6, 6])
-    places = Places.at(2, {"gpu1": []}, {"gpu0": [(1, 5), (1, 6)], "gpu1": []})
+    places = places_at(2, {"gpu1": []}, {"gpu0": [(1, 5), (1, 6)], "gpu1": []})
     lines = [pending.line for _ in range(2) if (pending := lane.pop("gpu1", frozenset(), places)) is not None]
     assert lines == [1, 4]
-    places = Places.at(1, {}, {"gpu1": [(1, 5), (1, 6)]})
+    places = places_at(1, {}, {"gpu1": [(1, 5), (1, 6)]})
     pending = lane.pop("gpu1", frozenset(), places)
     assert pending is not None and pending.line == 2, "no slot is idle for the sake of a family"
 
@@ -191,12 +217,12 @@ def test_a_family_is_split_over_servers_before_it_gets_two_slots_of_one() -> Non
 def test_the_family_with_most_requests_is_split_unless_a_free_slot_waits_for_it() -> None:
     lane = lane_of([5, 6, 6, 7, 7, 7])
     at_work = {"gpu0": [(1, 5), (1, 6), (1, 7)]}
-    chosen = Places.at(1, {}, at_work).choose(lane, "gpu1")
+    chosen = places_at(1, {}, at_work).choose(lane, "gpu1")
     assert lane.window[chosen].line == 4
-    chosen = Places.at(2, {"gpu0": [(1, 7)]}, at_work).choose(lane, "gpu1")
+    chosen = places_at(2, {"gpu0": [(1, 7)]}, at_work).choose(lane, "gpu1")
     assert lane.window[chosen].line == 2, "gpu0 goes on with 7 itself"
-    chosen = Places.at(2, {"gpu0": [(1, 7)]}, {"gpu1": [(1, 5), (1, 6)]}).choose(lane, "gpu1")
+    chosen = places_at(2, {"gpu0": [(1, 7)]}, {"gpu1": [(1, 5), (1, 6)]}).choose(lane, "gpu1")
     assert lane.window[chosen].line == 4, "rather than a second slot of gpu1 for one family"
     lane.unread = 1
-    chosen = Places.at(1, {}, {"gpu0": [(1, 5)]}).choose(lane, "gpu1")
+    chosen = places_at(1, {}, {"gpu0": [(1, 5)]}).choose(lane, "gpu1")
     assert lane.window[chosen].line == 2, "the first that is nowhere, while others are to come"

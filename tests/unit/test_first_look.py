@@ -16,7 +16,7 @@ from operations_support import Desk, desk
 from test_job_commands import handed, left
 
 from obatchd.cli.obatchctl import main
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import DropRefused
 from obatchd.intake import first_look
 from obatchd.intake.intake import Intake
@@ -174,12 +174,14 @@ def sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: str, *argu
     job |= {"sample_of": 5, "refused_to": None, "requests": 1, "indexed": 1, "paused": False, **counts}
     job |= {"details": {"failures": summary["failures"]}}
 
-    def submit(client: Client, path: Path, settings: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
+    def submit(client: ControlClient, path: Path, settings: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
         submitted.append(settings)
         return job
 
-    monkeypatch.setattr(Client, "submit", submit)
-    monkeypatch.setattr(Client, "get", lambda client, path, *names, **_: {"servers": []} if path == "status" else job)
+    monkeypatch.setattr(ControlClient, "submit", submit)
+    monkeypatch.setattr(
+        ControlClient, "get", lambda client, path, *names, **_: {"servers": []} if path == "status" else job
+    )
     (tmp_path / "drop.jsonl").write_bytes(PROMPTS)
     command = ["submit", str(tmp_path / "drop.jsonl"), "--sample", "1", "--label", "study", *arguments]
     return CliRunner().invoke(main, command), submitted
@@ -223,15 +225,15 @@ def test_one_sample_of_several_that_failed_or_was_refused_ends_them_all(
     jobs = {"good.jsonl": good, "bad.jsonl": bad}
     submitted: list[dict[str, Any]] = []
 
-    def submit(client: Client, path: Path, settings: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
+    def submit(client: ControlClient, path: Path, settings: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
         submitted.append(settings)
         return jobs[path.name]
 
-    def get(client: Client, path: str, *names: str, **_: Any) -> dict[str, Any]:
+    def get(client: ControlClient, path: str, *names: str, **_: Any) -> dict[str, Any]:
         return next((job for job in jobs.values() if job["job"] in names), {"servers": []})
 
-    monkeypatch.setattr(Client, "submit", submit)
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "submit", submit)
+    monkeypatch.setattr(ControlClient, "get", get)
     for name in jobs:
         (tmp_path / name).write_bytes(PROMPTS)
     paths = [str(tmp_path / name) for name in jobs]

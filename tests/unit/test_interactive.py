@@ -13,12 +13,14 @@ import pytest
 from dispatch_support import BAD_REQUEST, CRASH, LARGE, REFUSED, SERVER, SMALL, FakeWorker, Make, Port, Rig, settle
 
 from obatchd.dispatch import dispatcher as dispatcher_module
+from obatchd.dispatch import offering as offering_module
 from obatchd.dispatch import protocol, switching
 from obatchd.dispatch.holds import DRAINING, PAUSED, STOPPING
 from obatchd.dispatch.interactive.desk import Desk
 from obatchd.dispatch.interactive.lease import Delta, Ended, Lease, Question
 from obatchd.dispatch.protocol import INTERACTIVE
 from obatchd.errors import InteractiveError, ModelError
+from obatchd.jobs.lane import Lane, Pending, Taken
 
 ME, OTHER = 1000, 1
 Key = tuple[int, int]
@@ -610,3 +612,54 @@ async def test_five_hundred_calls_leave_a_batch_its_half(make: Make, clock: Cloc
         await rig.dispatcher.stop()
         await asyncio.sleep(0)
     assert rates[1] >= 0.45 * rates[0]
+
+
+async def test_a_stream_of_questions_does_not_keep_a_suspect_waiting_for_ever(
+    make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offering_module, "time", clock)
+    rig = await make(slots=2)
+    worker = rig.worker("gpu0")
+    for _ in range(2):
+        await ask(rig)
+    await begin_all(rig)
+    lane = rig.queue.add_lane(Lane(1, 0, OTHER, SMALL, "normal", 1000.0))
+    rig.queue.set_aside(Taken(lane, Pending(1, b'{"id":"x"}'), 0.0))
+    began_s = clock.now_s
+    while (1, 1) not in worker.held and clock.now_s < began_s + 600:
+        clock.now_s += 5.0  # an answer takes ten seconds, and somebody always waits for the next slot
+        while len(rig.dispatcher.desk.waiting) < 2:
+            await ask(rig)
+        await end(worker, worker.started[0])
+        await begin_all(rig)
+    assert list(worker.held) == [(1, 1)], "alone"
+    assert 60 <= clock.now_s - began_s <= 60 + 10 + 5, "a minute, and what was in flight then"
+    await end(worker, (1, 1))
+    assert len(worker.held) == 2 and batch(worker) == [], "people again"
+
+
+async def test_a_server_that_was_emptied_for_a_suspect_takes_questions_when_that_is_gone_or_held(
+    make: Make, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offering_module, "time", clock)
+    for held in (False, True):
+        rig = await make(slots=2)
+        worker = rig.worker("gpu0")
+        await ask(rig)
+        await begin_all(rig)
+        lane = rig.queue.add_lane(Lane(1, 0, OTHER, SMALL, "normal", 1000.0))
+        rig.queue.set_aside(Taken(lane, Pending(1, b'{"id":"x"}'), 0.0))
+        rig.dispatcher.wake()
+        await settle()
+        clock.now_s += 61.0
+        second = await ask(rig)
+        third = await ask(rig)
+        await settle()
+        assert rig.link("gpu0").isolating
+        if held:
+            rig.dispatcher.holds.hold("disk")
+        else:
+            rig.queue.cancel_job(1)
+        for each in list(worker.started):
+            await end(worker, each)
+        assert {key(second), key(third)} & set(worker.held) and (1, 1) not in worker.held

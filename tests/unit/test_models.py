@@ -14,6 +14,8 @@ from obatchd.daemon.compose import ServedModels
 from obatchd.documents.models import PullProgress
 from obatchd.errors import ModelError, ServerError
 from obatchd.gpus.energy import EnergyMeters
+from obatchd.gpus.model import Gpu
+from obatchd.live.models import EnergyReading
 from obatchd.ollama.api import OllamaApi, ShownModel, StoredModel
 from obatchd.servers import pulling
 from obatchd.servers.models import ModelKeeper
@@ -38,7 +40,8 @@ class Hosts:
         self.stores = {server.base_url: stores[server.address] for server in servers}
         self.fleet: Any = SimpleNamespace(servers={server.id: server for server in servers})
         self.keeper = ModelKeeper(in_force(), self.fleet)
-        self.served = ServedModels(self.keeper, self.fleet, EnergyMeters())
+        self.meters = EnergyMeters()
+        self.served = ServedModels(self.keeper, self.fleet, self.meters)
 
         async def stored(api: OllamaApi, timeout_s: float) -> list[StoredModel]:
             return [StoredModel(f"{name}:latest", digest) for name, digest in self.stores[api._base_url].items()]
@@ -144,3 +147,17 @@ async def test_a_server_that_is_down_is_not_compared(monkeypatch: pytest.MonkeyP
     await hosts.used("m")
     hosts.fleet.servers[IDS[1]].state = ServerState.BACKOFF
     assert not hosts.keeper.notices
+
+
+def test_the_energy_of_a_card_with_two_servers_is_given_to_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them had all of it, so their jobs together had twice what the card took."""
+    hosts = Hosts(monkeypatch, {address: {} for address in (FIRST, SECOND, THIRD)})
+    first, second, third = (hosts.fleet.servers[name] for name in IDS)
+    for index, server in ((0, first), (0, second), (1, third)):
+        server.gpus = (Gpu(f"GPU-{index}", "Simulated", index, "", None, ""),)
+        hosts.meters.add(f"GPU-{index}", 5.0, 1.0)
+    assert hosts.served.energy(IDS[0]) is None and hosts.served.energy(IDS[1]) is None
+    assert hosts.served.why_no_energy(IDS[0]) == (
+        f"it shares its GPU with {IDS[1]}, and the energy is counted for the whole GPU"
+    )
+    assert hosts.served.energy(IDS[2]) == EnergyReading(1.0, 0.0, 0) and not hosts.served.why_no_energy(IDS[2])

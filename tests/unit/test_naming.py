@@ -21,7 +21,7 @@ from test_job_commands import ADMIN, ALICE, BOB, NO, handed
 
 from obatchd.cli.commands.jobs import SUMS_STAY
 from obatchd.cli.obatchctl import main
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.documents.answers import RemovedJobs
 from obatchd.errors import ConfigError, ControlError, DaemonDownError, NotFoundError
 from obatchd.jobs.model import Intent, JobState
@@ -270,27 +270,27 @@ class Daemon:
         self.commanded: list[tuple[str, ...]] = []
         daemon = self
 
-        def get(client: Client, path: str, *names: str, **query: Any) -> dict[str, Any]:
+        def get(client: ControlClient, path: str, *names: str, **query: Any) -> dict[str, Any]:
             if names:
                 return next(job for job in daemon.jobs if names[0] in job["job"])
             daemon.asked.append(query)
             listed = [job for job in daemon.jobs if query.get("state") in (None, job["state"])]
             return {"jobs": listed[: query.get("limit", 100)]}
 
-        def delete(client: Client, path: str, *names: str) -> dict[str, Any]:
+        def delete(client: ControlClient, path: str, *names: str) -> dict[str, Any]:
             daemon.erased.append(names[0])
             return {"removed": names[0]}
 
-        def remove(client: Client, ids: list[str]) -> dict[str, Any]:
+        def remove(client: ControlClient, ids: list[str]) -> dict[str, Any]:
             daemon.erased += ids[:-1]
             return {"removed": ids[:-1], "kept": {ids[-1]: "the disk refuses"}}
 
-        def post(client: Client, path: str, *names: str, **_: Any) -> dict[str, Any]:
+        def post(client: ControlClient, path: str, *names: str, **_: Any) -> dict[str, Any]:
             daemon.commanded.append((path, *names))
             return {"job": names[0] if names else "", "outbox": "/outbox", "retry_of": names[0] if names else ""}
 
         for name, method in (("get", get), ("delete", delete), ("remove", remove), ("post", post)):
-            monkeypatch.setattr(Client, name, method)
+            monkeypatch.setattr(ControlClient, name, method)
 
 
 def run(*arguments: str, typed: str | None = None, monkeypatch: pytest.MonkeyPatch | None = None) -> Any:
@@ -332,13 +332,13 @@ def test_one_job_that_stays_hides_nothing_of_what_was_erased_before_it(
     daemon = Daemon(monkeypatch, "a.csv", "b.csv", "c.csv")
     ids = [job["job"] for job in daemon.jobs]
 
-    def delete(client: Client, path: str, *names: str) -> dict[str, Any]:
+    def delete(client: ControlClient, path: str, *names: str) -> dict[str, Any]:
         if names[0] == ids[1]:
             raise ControlError(f"job {ids[1]} is not over", code="job_running")
         daemon.erased.append(names[0])
         return {"removed": names[0]}
 
-    monkeypatch.setattr(Client, "delete", delete)
+    monkeypatch.setattr(ControlClient, "delete", delete)
     result = run("rm", *ids, *["--json"] * as_json)
     assert (result.exit_code, daemon.erased) == (1, [ids[0], ids[2]])
     assert f"{ids[1]} was not erased: job {ids[1]} is not over\n" in result.stderr
@@ -365,8 +365,8 @@ def test_a_part_of_an_id_is_not_erased_where_nobody_can_be_asked(monkeypatch: py
 def test_nobody_can_be_asked_where_standard_input_is_closed() -> None:
     """As in ``obatchctl rm study <&-``, and under some schedulers."""
     code = (
-        "from obatchd.cli.obatchctl import main; from obatchd.client.client import Client; "
-        "Client.get = lambda *_, **__: {'job': 'whole id', 'state': 'done'}; main(['rm', 'study'])"
+        "from obatchd.cli.obatchctl import main; from obatchd.client.control import ControlClient; "
+        "ControlClient.get = lambda *_, **__: {'job': 'whole id', 'state': 'done'}; main(['rm', 'study'])"
     )
     called = ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", code]
     done = subprocess.run(called, capture_output=True, text=True, check=False)
@@ -491,7 +491,7 @@ def test_the_latest_job_is_ones_own_latest(monkeypatch: pytest.MonkeyPatch, comm
 def test_a_command_names_the_job_that_it_found(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
     Daemon(monkeypatch)
     found = lambda client, path, *names, **_: {"job": JOB} if names else {"paused": True}  # noqa: E731
-    monkeypatch.setattr(Client, "post", found)
+    monkeypatch.setattr(ControlClient, "post", found)
     assert run(command, "notes").stdout == f"{JOB} {command}d.\n"
     assert run(command).stdout == f"All jobs {command}d.\n"
 
@@ -500,10 +500,10 @@ def test_a_command_names_the_job_that_it_found(monkeypatch: pytest.MonkeyPatch, 
 def test_results_are_found_in_the_same_way_without_a_daemon(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    def down(client: Client, *_: Any, **__: Any) -> Any:
+    def down(client: ControlClient, *_: Any, **__: Any) -> Any:
         raise DaemonDownError("not running")
 
-    monkeypatch.setattr(Client, "get", down)
+    monkeypatch.setattr(ControlClient, "get", down)
     for job, name, label in ((JOB, "notes.csv", "study"), ("20251128-101112-zzzz", "other.csv", None)):
         outbox = tmp_path / "outbox" / f"{name[:-4]}.{job}"
         outbox.mkdir(parents=True)
@@ -526,7 +526,7 @@ def test_the_dropped_file_beside_somebody_names_its_job_and_other_files_are_read
     (tmp_path / "notes.jsonl").write_text('{"id": "1", "prompt": "a"}\n')
     (tmp_path / "answers.jsonl").write_text('{"id": "1", "response": "of the file"}\n')
 
-    def get(client: Client, path: str, *names: str, **_: Any) -> dict[str, Any]:
+    def get(client: ControlClient, path: str, *names: str, **_: Any) -> dict[str, Any]:
         if names != ("notes.jsonl",):
             raise NotFoundError("no such job")
         return {"outbox": str(tmp_path / "out"), "retries": []}
@@ -536,15 +536,15 @@ def test_the_dropped_file_beside_somebody_names_its_job_and_other_files_are_read
         assert result.exit_code == 0, result.output
         return (tmp_path / "o.csv").read_text()
 
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "get", get)
     places = ["notes.jsonl", "answers.jsonl", "./answers.jsonl"][: 1 + (command == "compare")]
     assert "of the job" in looked(*places)
     assert "of the file" in looked(*["answers.jsonl", "./answers.jsonl"][: 1 + (command == "compare")])
 
-    def down(client: Client, *_: Any, **__: Any) -> Any:
+    def down(client: ControlClient, *_: Any, **__: Any) -> Any:
         raise DaemonDownError("not running")
 
-    monkeypatch.setattr(Client, "get", down)
+    monkeypatch.setattr(ControlClient, "get", down)
     assert "of the file" in looked(*["answers.jsonl", "out"][: 1 + (command == "compare")])
 
 
@@ -564,12 +564,12 @@ def test_the_dropped_folder_beside_somebody_names_its_job(tmp_path: Path, monkey
     daemon = Daemon(monkeypatch, "letters")
     daemon.jobs[0]["outbox"] = str(_answered(tmp_path / "out", "of the job"))
 
-    def get(client: Client, path: str, *names: str, **_: Any) -> dict[str, Any]:
+    def get(client: ControlClient, path: str, *names: str, **_: Any) -> dict[str, Any]:
         if names != ("letters",):
             raise NotFoundError("no such job")
         return daemon.jobs[0]
 
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "get", get)
     result = run("results", "letters")
     assert "of the job" in result.stdout and "my own letter" not in result.stdout
     assert f"letters is a job and a folder here; this is the job {daemon.jobs[0]['job']}. The folder: ./letters" in (
@@ -586,11 +586,11 @@ def test_a_label_may_look_like_a_path(tmp_path: Path, monkeypatch: pytest.Monkey
     daemon = Daemon(monkeypatch, "a.csv")
     daemon.jobs[0] |= {"outbox": str(_answered(tmp_path / "out", "of the job")), "label": "study/3"}
 
-    def get(client: Client, path: str, *names: str, **query: Any) -> dict[str, Any]:
+    def get(client: ControlClient, path: str, *names: str, **query: Any) -> dict[str, Any]:
         assert names in ((), ("study/3",))
         return daemon.jobs[0] if names else {"jobs": daemon.jobs if query["label"] == "study/3" else []}
 
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "get", get)
 
     def looked(place: str) -> str:
         result = run(command, *[place] * (1 + (command == "compare")), "--json", "-o", "o.csv")

@@ -510,7 +510,7 @@ async def test_a_stream_has_an_object_a_line(door: aiohttp.ClientSession, asking
 async def test_who_waits_gets_a_sign_of_life_that_clients_pass_over(
     door: aiohttp.ClientSession, asking: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("obatchd.front.native.asking._SIGN_S", 0.01)
+    monkeypatch.setattr("obatchd.front.waiting.SIGN_S", 0.01)
     async with door.post("/api/generate", json={"model": "tiny", "prompt": "why?"}) as found:
         assert await found.content.readexactly(3) == b"   "
         asking.answer.coming.put_nowait(Piece("because", "", []))

@@ -17,6 +17,7 @@ from obatchd.dispatch.protocol import GiveUp
 from obatchd.dispatch.recovery import Watchdog
 from obatchd.dispatch.watchdog import Observation, TimedAnswer
 from obatchd.errors import ServerError
+from obatchd.jobs.places import AtWork
 from obatchd.ollama.faults import Fault
 from obatchd.settings.settings import Settings
 
@@ -262,7 +263,7 @@ async def test_a_server_is_condemned_only_by_others_that_do_the_same_work_well(
     await watched.until_did("one_token", "broken")
     await settle()
     assert drained == [] and watched.link.watchdog["drained"] == 0, "there is no other one"
-    other = Link(Port("gpu1", loaded=SMALL), watched.rig.settings)
+    other = Link(Port("gpu1", loaded=SMALL), watched.rig.settings, AtWork())
     watched.rig.dispatcher.links["gpu1"] = other
     watched.server.is_ready = True
     async with asyncio.timeout(20):
@@ -276,7 +277,7 @@ async def test_a_server_is_condemned_only_by_others_that_do_the_same_work_well(
 async def test_restarts_long_ago_condemn_nobody(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     watched = await make(**IDLE, repeats=2, window_s=0.001)
     monkeypatch.setattr(watched.server, "drain", None)
-    watched.rig.dispatcher.links["gpu1"] = Link(Port("gpu1", loaded=SMALL), watched.rig.settings)
+    watched.rig.dispatcher.links["gpu1"] = Link(Port("gpu1", loaded=SMALL), watched.rig.settings, AtWork())
     watched.server.no_token = ServerError("no answer", code="timeout")
     for count in (1, 2, 3):
         async with asyncio.timeout(20):

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from obatchd.cli.obatchctl import main
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import NotFoundError, ResultsError
 from obatchd.results.answers import parse_answer
 from obatchd.results.export import Format, export
@@ -402,7 +402,7 @@ def test_a_file_of_prompts_has_no_answers_and_is_told_where_they_are(
     named = obatchctl(f"./{name}")
     words = f"If it is a file of prompts, its job has the answers:  obatchctl results {name}"
     assert (named.exit_code, named.stderr) == (1, f"there is no response in {name}. {words}\n")
-    monkeypatch.setattr(Client, "get", lambda *_, **__: raising(NotFoundError("no such job")))
+    monkeypatch.setattr(ControlClient, "get", lambda *_, **__: raising(NotFoundError("no such job")))
     other = obatchctl(name)
     assert other.exit_code == 1
     assert other.stderr.endswith("it has no job with its name yet; obatchctl jobs lists the jobs\n")

@@ -16,7 +16,7 @@ from operations_support import Desk, desk
 from settings_support import reload
 
 from obatchd.cli.obatchctl import main
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.control.auth import Caller
 from obatchd.documents.jobs import JobDocument
 from obatchd.errors import ConfigError, ControlError, NotFoundError
@@ -325,17 +325,17 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any
     bodies: list[dict[str, Any] | None] = []
     job = {"job": "second", "retry_of": "first", "name": "q", "state": "running", "notes": [], "outbox": str(tmp_path)}
 
-    def post(_: Client, *path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    def post(_: ControlClient, *path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         assert path == ("jobs", "fir", "retry")
         bodies.append(body)
         return job
 
-    def get(_: Client, *path: str) -> dict[str, Any]:
+    def get(_: ControlClient, *path: str) -> dict[str, Any]:
         assert path == ("jobs", "second")
         return {**job, "state": "done", "requests": 35, "succeeded": 33, "failed": 2, "cancelled": 0, "expired": 0}
 
-    monkeypatch.setattr(Client, "post", post)
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "post", post)
+    monkeypatch.setattr(ControlClient, "get", get)
     return bodies
 
 

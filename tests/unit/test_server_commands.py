@@ -16,7 +16,7 @@ from operations_support import ADMIN, Desk, desk
 
 from obatchd.cli.obatchctl import main
 from obatchd.cli.views import text
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.daemon.compose import ServerNews
 from obatchd.dispatch.protocol import GiveUp
 from obatchd.documents.answers import Removed
@@ -120,14 +120,14 @@ def test_a_drain_says_what_it_means_and_how_long_it_lasts(
 ) -> None:
     """Before, it said no more than the state: draining for ever, or that of a server that is down."""
     server = {"id": "it", "kind": "remote", "state": state, "reason": "no answer", "in_flight": in_flight, "offered": 0}
-    monkeypatch.setattr(Client, "post", lambda *_: server)
+    monkeypatch.setattr(ControlClient, "post", lambda *_: server)
     output = CliRunner().invoke(main, ["--spool", "/nowhere", "servers", "drain", "it"]).output
     assert output == f"{said} obatchctl servers resume it, or until obatchd restarts\n"
 
 
 @pytest.mark.parametrize("kind", ["remote", "managed"])
 def test_a_server_elsewhere_is_not_said_to_be_started(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(Client, "post", lambda *_: {"id": "it", "kind": kind, "state": "starting"})
+    monkeypatch.setattr(ControlClient, "post", lambda *_: {"id": "it", "kind": kind, "state": "starting"})
     said = CliRunner().invoke(main, ["--spool", "/nowhere", "servers", "restart", "it"]).output
     assert (
         said
@@ -167,7 +167,7 @@ def test_a_list_of_models_says_who_has_them(monkeypatch: pytest.MonkeyPatch) -> 
 
     def shown(*models: tuple[str, str, str]) -> list[str]:
         listed = [{"model": name, "digest": digest, "size_bytes": 5, "store": store} for name, digest, store in models]
-        monkeypatch.setattr(Client, "get", lambda *_: {"models": listed})
+        monkeypatch.setattr(ControlClient, "get", lambda *_: {"models": listed})
         output = CliRunner().invoke(main, ["--spool", "/nowhere", "models"]).output
         return [" ".join(line.split()) for line in output.splitlines()]
 

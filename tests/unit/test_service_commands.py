@@ -15,7 +15,7 @@ from obatchd import __version__
 from obatchd.cli import port_guard
 from obatchd.cli.commands import service
 from obatchd.cli.obatchctl import main
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.client.runtime import daemon_down
 from obatchd.errors import DaemonDownError
 
@@ -40,10 +40,10 @@ _ANSWERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> None:
-    def get(client: Client, path: str, *names: str, **query: Any) -> dict[str, Any]:
+    def get(client: ControlClient, path: str, *names: str, **query: Any) -> dict[str, Any]:
         return _ANSWERS[path]
 
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "get", get)
 
 
 def call(*arguments: str) -> Result:
@@ -61,10 +61,10 @@ def test_help_is_a_command_too(command: tuple[str, ...]) -> None:
 def test_version_names_the_command_and_the_daemon(running: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("version").stdout == f"obatchctl {__version__}\nobatchd 9.9, running on /srv/batch\n"
 
-    def get(client: Client, path: str, **query: Any) -> dict[str, Any]:
+    def get(client: ControlClient, path: str, **query: Any) -> dict[str, Any]:
         raise daemon_down(Path("/srv/batch"))
 
-    monkeypatch.setattr(Client, "get", get)
+    monkeypatch.setattr(ControlClient, "get", get)
     assert call("version").stdout.endswith("obatchd is not running on /srv/batch\n")
     assert json.loads(call("version", "--json").stdout)["obatchd"] is None
 
@@ -114,12 +114,12 @@ def test_who_may_not_stop_the_service_is_told_whom_to_ask(running: None, monkeyp
 def test_erasing_may_take_as_long_for_one_job_as_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
 
-    def connect(client: Client, name: str, timeout_s: float) -> Any:
+    def connect(client: ControlClient, name: str, timeout_s: float) -> Any:
         waited.append(timeout_s)
         raise daemon_down(Path("/srv/batch"))
 
-    monkeypatch.setattr(Client, "_connect", connect)
-    client = Client(Path("/srv/batch"))
+    monkeypatch.setattr(ControlClient, "_connect", connect)
+    client = ControlClient(Path("/srv/batch"))
     for erase in (lambda: client.delete("jobs", "a"), lambda: client.remove(["a"]), lambda: client.get("jobs", "a")):
         with pytest.raises(DaemonDownError):
             erase()
@@ -192,6 +192,6 @@ def test_click_takes_colours_away_where_the_user_wants_none(monkeypatch: pytest.
 
 def test_resume_says_that_a_drained_daemon_goes_on_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before, the answer was that all jobs are resumed, and nothing moved."""
-    monkeypatch.setattr(Client, "post", lambda *_: {"paused": False, "held_up": "obatchd is drained"})
+    monkeypatch.setattr(ControlClient, "post", lambda *_: {"paused": False, "held_up": "obatchd is drained"})
     assert call("resume").stdout == "All jobs resumed, and still waiting: obatchd is drained\n"
     assert call("pause").stdout == "All jobs paused.\n"

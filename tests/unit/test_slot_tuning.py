@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
+from typing import Any
 
 import msgspec
 import pytest
 from dispatch_support import LARGE, SMALL
-from tuning_support import Clock, Facts, Hall, TunedPort
+from tuning_support import WALL_S, Clock, Facts, Hall, TunedPort
 
 from obatchd.dispatch.tuning.found import DOES_NOT_FIT, SERVER_DIED, Found
 from obatchd.jobs.model import Profile
@@ -171,6 +172,7 @@ async def test_what_no_longer_fits_goes_back_before_a_request_fails(make: Make) 
     assert found(hall).chosen == 32
     again = make(facts=hall.facts)
     again.servers["gpu0"].fits[SMALL] = 16
+    again.clock.now_s = hall.clock.now_s + 3600
     await again.start()
     again.fill(1, 3000, SMALL)
     await again.run(120)
@@ -224,6 +226,7 @@ async def test_other_versions_are_searched_again_from_the_number_found(make: Mak
     await hall.run(3600)
     again = make(facts=hall.facts)
     again.digest = "sha256:2"
+    again.clock.now_s = hall.clock.now_s + 3600
     await again.start()
     again.fill(1, 30_000, SMALL)
     await again.run(30)
@@ -264,3 +267,116 @@ async def test_servers_whose_slots_are_given_are_left_alone(make: Make) -> None:
     hall.fill(1, 30_000, SMALL)
     await hall.run(600)
     assert not hall.servers["gpu0"].changes and not hall.facts and hall.link("gpu0").window is None
+
+
+@pytest.mark.parametrize("back_s", [0.0, 30 * 86_400.0])
+async def test_a_daemon_that_dies_of_each_change_makes_one_an_hour(make: Make, back_s: float) -> None:
+    facts, now_s, begun = Facts(), 10_000_000.0, list[float]()
+    for _ in range(12):  # each run lives for a quarter of an hour at most
+        hall = make(facts=facts)
+        hall.clock.now_s = now_s
+        await hall.start()
+        hall.fill(1, 30_000, SMALL)
+        for _ in range(900):
+            await hall.run(1)
+            if hall.link("gpu0").loading is not None or hall.servers["gpu0"].changes:
+                begun.append(hall.clock.now_s)
+                break
+        now_s, facts = hall.clock.now_s + 5, Facts(hall.facts)  # killed
+        if begun and back_s:
+            now_s, back_s = now_s - back_s, 0.0  # somebody sets the clock back, once
+            begun.clear()
+    assert begun
+    assert all(later - earlier >= 3600 for earlier, later in pairwise(begun)), begun
+
+
+async def test_a_clock_set_back_costs_an_hour_at_most(make: Make) -> None:
+    hall = make(facts=Facts({"slots_changed/gpu0": str(int(WALL_S) + 10**9)}))
+    await hall.start()
+    hall.fill(1, 60_000, SMALL)
+    await hall.run(3590)
+    assert not hall.servers["gpu0"].changes
+    await hall.run(120)
+    assert hall.servers["gpu0"].changes
+
+
+@pytest.mark.parametrize("text", ["", "-5", "NaN", "1e400", "9" * 400, "yesterday", "null"])
+async def test_a_time_of_a_change_that_is_none_counts_nothing(make: Make, text: str) -> None:
+    hall = make(facts=Facts({"slots_changed/gpu0": text}))
+    await hall.start()
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(300)
+    assert hall.servers["gpu0"].changes
+
+
+ABSURD: list[Callable[[dict[str, Any]], object]] = [
+    lambda known: known.update(chosen=-4),
+    lambda known: known.update(chosen=1000),
+    lambda known: known.update(chosen=5),
+    lambda known: known.update(start=0),
+    lambda known: known.update(start=-8),
+    lambda known: known.update(start=10**30),
+    lambda known: known["tried"].update({"0": known["tried"]["32"] | {"slots": 0}}),
+    lambda known: known["tried"].update({"5": known["tried"]["32"] | {"slots": 5}}),
+    lambda known: known["tried"].update({"128": known["tried"]["32"] | {"slots": 128}}),
+    lambda known: known["tried"]["32"].update(slots=16),
+    lambda known: known["tried"]["32"].update(tokens_per_s=-1.0),
+    lambda known: known["tried"]["32"].update(tokens_per_s=0.0),
+    lambda known: known["tried"]["32"].update(tokens_per_s=1e300),
+    lambda known: known["tried"]["32"].update(tokens_per_s=None),
+    lambda known: known["tried"]["32"].update(spread=-0.1),
+    lambda known: known["tried"]["32"].update(answers=-1),
+    lambda known: known["tried"]["32"].update(windows=0),
+    lambda known: known["tried"]["32"].update(at_s=1e300),
+    lambda known: known["cannot"].update({"-1": DOES_NOT_FIT}),
+    lambda known: known["vram_bytes"].update({"32": -5}),
+    lambda known: known["vram_bytes"].update({"32": 2**62}),
+    lambda known: known["vram_bytes"].update({"32": 200 * 2**30}),
+    lambda known: known["vram_bytes"].update({"8": 2**30, "12": 20 * 2**30}),
+    lambda known: known["begun"].update({"0": 1}),
+    lambda known: known.update(mix=[-1.0, 5.0]),
+    lambda known: known.update(mix="?"),
+]
+
+
+@pytest.mark.parametrize("number", [-1, *range(len(ABSURD))])
+async def test_absurd_numbers_that_were_kept_are_not_believed(
+    make: Make, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = TRIED | {"versions": {}, "vram_bytes": {}, "begun": {}, "cannot": {}, "chosen": 32}
+    known = msgspec.json.decode(msgspec.json.encode(known))
+    if number >= 0:
+        ABSURD[number](known)
+    await starts_with(make, msgspec.json.encode(known).decode(), caplog, believed=number < 0)
+
+
+@pytest.mark.parametrize("text", ["NaN", "{", '{"start": NaN}', "[]", '{"start": 8, "tried": {"8": 1e400}}'])
+async def test_what_is_no_fact_is_not_believed(make: Make, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    await starts_with(make, text, caplog, believed=False)
+
+
+TRIED: dict[str, Any] = {
+    "start": 8,
+    "model": SMALL.model,
+    "device": "L40S",
+    "context_length": SMALL.context_length,
+    "mix": [10.0, 100.0],
+    "tried": {
+        str(slots): {"slots": slots, "tokens_per_s": 100.0 + slots, "answers": 200, "at_s": WALL_S}
+        for slots in (4, 8, 16, 32)
+    },
+}
+
+
+async def starts_with(make: Make, text: str, caplog: pytest.LogCaptureFixture, *, believed: bool) -> None:
+    hall = make(facts=Facts({f"tuned/L40S/{SMALL.model}/{SMALL.context_length}": text}))
+    hall.servers["gpu0"].memory_bytes = 48 * 2**30
+    assert [one.chosen for one in hall.tuner.kept.all()] in ([32], []), "what operators are shown"
+    await hall.start()
+    hall.fill(1, 30_000, SMALL)
+    await hall.run(20)
+    assert hall.servers["gpu0"].slots == (32 if believed else 8)
+    assert len([one for one in caplog.records if "slots_not_believed" in one.getMessage()]) == (not believed)
+    if not believed:
+        await hall.run(200)
+        assert found(hall).start == 8 and found(hall).tried, "measured anew"

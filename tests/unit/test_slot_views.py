@@ -11,8 +11,9 @@ from dispatch_support import SMALL
 from settings_support import in_force
 from tuning_support import Clock, Hall, TunedPort
 
+from obatchd.cli.views import text
 from obatchd.cli.views.tuning import tuning_page
-from obatchd.documents.tuning import SlotTuning
+from obatchd.documents.tuning import SlotTuning, TriedSlots, TunedProfile
 from obatchd.operations.tuning import tuning_document
 from obatchd.simulator.config import Throughput
 
@@ -37,7 +38,23 @@ async def test_a_search_shows_what_is_measured_now(monkeypatch: pytest.MonkeyPat
     assert (profile.state, profile.chosen, document.tune) == ("measuring", None, True)
     assert [(one.slots, one.state) for one in profile.tried] == [(8, "measured"), (16, "measuring")]
     assert page[0] == "small (4096) on L40S, Ollama 0.24.0, driver 555.1"
-    assert "gpu0 measures 16 slots" in page[1] and "is measured now" in page[-1]
+    assert "gpu0 measures 16 slots" in page[1]
+    [row] = [line for line in page if line.split()[0] == "16"]
+    assert "is measured now" in row
+
+
+def test_the_page_fits_80_columns_and_cuts_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "_width", lambda: 80)
+    measured = TriedSlots(8, "measured", 12_345.6, 162_823.0, 14_421.0, 0.16, 200, 4 * 1024**3, "2026-11-29T01:40:00Z")
+    measuring = TriedSlots(16, "measuring", None, None, None, None, 1234, 79 * 1024**3, None)
+    profile = TunedProfile(
+        "2 x NVIDIA RTX 6000 Ada Generation", "llama3.1:70b-instruct-q4_K_M", 131_072, "measuring", None,
+        "group0 measures 16 slots", 268_435_456, "0.24.0", "570.133.20", "", [measured, measuring],
+    )  # fmt: skip
+    page = [click.unstyle(line) for line in tuning_page(msgspec.to_builtins(SlotTuning(True, "", [profile])))]
+    assert max(map(len, page)) <= 80 and "…" not in "".join(page)
+    [row] = [line for line in page if line.split()[0] == "16"]
+    assert "is measured now" in row
 
 
 async def test_the_end_says_which_number_is_used_and_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from obatchd.burnin.run.plan import duration_s
 from obatchd.cli.obatchctl import main
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import ConfigError
 from obatchd.settings import job, reading
 from obatchd.settings.base import time_unit
@@ -88,11 +88,11 @@ def test_a_deadline_may_have_a_unit() -> None:
 def test_options_read_the_same(monkeypatch: pytest.MonkeyPatch, given: str, seconds: float) -> None:
     asked: list[dict[str, Any]] = []
 
-    def post(client: Client, path: str, *names: str, **query: Any) -> dict[str, Any]:
+    def post(client: ControlClient, path: str, *names: str, **query: Any) -> dict[str, Any]:
         asked.append(query)
         return {"uuid": "GPU-1", "lent_until": "2026-12-31T18:00:00Z"}
 
-    monkeypatch.setattr(Client, "post", post)
+    monkeypatch.setattr(ControlClient, "post", post)
     result = CliRunner().invoke(main, ["gpus", "lend", "0", "--for", given])
     assert (result.exit_code, asked) == (0, [{"for_s": seconds}])
     assert duration_s(given) == seconds

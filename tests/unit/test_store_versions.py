@@ -87,8 +87,8 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pyt
     from obatchd.jobs.store import state
 
     Store(tmp_path, in_force()).close()
-    broken = state._schema(DEFAULTS)._replace(version=7, steps={7: "CREATE TABLE half (x); SELECT nonsense"})
-    monkeypatch.setattr(state, "_schema", lambda defaults: broken)
+    broken = state.state_schema(DEFAULTS)._replace(version=7, steps={7: "CREATE TABLE half (x); SELECT nonsense"})
+    monkeypatch.setattr(state, "state_schema", lambda defaults: broken)
     with pytest.raises(StoreError):
         Store(tmp_path, in_force())
     with closing(sqlite3.connect(tmp_path / "state.db")) as connection:

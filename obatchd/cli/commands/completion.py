@@ -40,10 +40,10 @@ def known(what: str, *keys: str, about: str = "", answer: str = "") -> Complete:
     """
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        from obatchd.client.client import Client
+        from obatchd.client.control import ControlClient
 
         try:
-            document = Client(Path(os.path.expanduser(ctx.find_root().params["spool"])).absolute()).get(what)
+            document = ControlClient(Path(os.path.expanduser(ctx.find_root().params["spool"])).absolute()).get(what)
         except ObatchError:  # nothing, because the user is only typing
             return []
         found = []

@@ -14,7 +14,7 @@ from obatchd.cli.views.job import doubts, page, waits
 from obatchd.cli.views.status import job_state, job_table
 from obatchd.cli.views.text import place, table
 from obatchd.cli.views.waiting import watch as show_again
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.words import counted
 
 # What erasing a job leaves behind.
@@ -68,7 +68,7 @@ def jobs_command(
     invocation.answer(look(), view=_list)
 
 
-def _look(client: Client, state: str | None, limit: int, **wanted: Any) -> Document:
+def _look(client: ControlClient, state: str | None, limit: int, **wanted: Any) -> Document:
     """The jobs that are wanted; of a word that the daemon does not know as a state, those that show it."""
     known = _STATES.get(state or "")
     if known == state or not state:

@@ -14,7 +14,7 @@ from obatchd.cli.commands.jobs import SUMS_STAY
 from obatchd.cli.named import is_last, last, latest
 from obatchd.cli.views.status import job_state
 from obatchd.cli.views.text import table
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.errors import ControlError, DaemonDownError, ObatchError
 from obatchd.words import counted
 
@@ -82,7 +82,7 @@ def rm_command(
         sys.exit(exit_codes.FAILED)
 
 
-def _erase(client: Client, named: list[str]) -> tuple[list[str], dict[str, str]]:
+def _erase(client: ControlClient, named: list[str]) -> tuple[list[str], dict[str, str]]:
     """Erase one after the other, as each may have to end first; those that went, and why others stayed."""
     removed, kept = list[str](), dict[str, str]()
     for job in named:

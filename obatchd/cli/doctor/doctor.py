@@ -15,7 +15,7 @@ from obatchd.cli.commands.config import SYSTEM_FILE
 from obatchd.cli.doctor import alarm_checks, host_checks, spool_checks, store_checks
 from obatchd.cli.doctor.result import CheckResult, bad, ok, warn
 from obatchd.cli.views.text import styled
-from obatchd.client.client import Client
+from obatchd.client.control import ControlClient
 from obatchd.client.runtime import (
     SYSTEM_SPOOL,
     is_service,
@@ -49,7 +49,7 @@ def examine(spool: Path, config: Path | None) -> Iterator[CheckResult]:
     """Every check, in the order in which things have to work; ``config`` instead of the daemon's own file."""
     found: Document | ObatchError
     try:
-        found = Client(spool).get("status")
+        found = ControlClient(spool).get("status")
     except ObatchError as error:
         found = error
     of_daemon = config is None and not isinstance(found, ObatchError)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from obatchd.cli.command import Document, clean
+from obatchd.cli.command import Document
 from obatchd.cli.views.text import NOTHING, number, size, table, wrapped
 from obatchd.words import counted
 
@@ -36,9 +36,10 @@ def _profile(profile: Document) -> list[str]:
     rows = [_row(one, profile["chosen"], "fastest" if off else "chosen") for one in profile["tried"]]
     memory = profile["slot_bytes"]
     return [
-        click.style(clean(f"{about}{', ' if versions else ''}{', '.join(versions)}"), bold=True),
+        *(click.style(line, bold=True) for line in wrapped(", ".join([about, *versions]), "")),
         *wrapped(_past(profile["chosen"]) if off else _now(profile), "  "),
         *(table(_HEADINGS, rows) if rows else []),
+        *(["  TOKENS/S counts those of prompts and of answers."] if rows else []),
         *([f"  One slot takes {size(memory)} of VRAM."] if memory else []),
     ]
 
@@ -57,8 +58,6 @@ def _past(chosen: int | None) -> str:
 
 def _row(one: Document, chosen: int | None, best: str) -> list[object]:
     state = best if one["slots"] == chosen else _STATES.get(one["state"]) or str(one["state"])
-    if one["state"] == "measuring" and one["answers"]:
-        state += f" ({counted(one['answers'], 'answer')})"
     return [
         one["slots"],
         state,

@@ -195,7 +195,7 @@ class Desk:
         """The daemon ends: so do all leases."""
         self._closed = True
         for lease in list(self._leases.values()):
-            self._end(lease, Ended(False, code=STOPPING, message="obatchd stops; ask again when it is back"))
+            self._end(lease, self._stop_of())
 
     def unservable(self, profile: Profile, error: ObatchError) -> None:
         """No server can have ``profile``."""
@@ -287,7 +287,8 @@ class Desk:
 
     def _stop_of(self) -> Ended:
         code = next((reason for reason in _STOPS if reason in self._holds.reasons), STOPPING)
-        return Ended(False, code=code, message=self._holds.told or "obatchd stops; ask again when it is back")
+        words = self._holds.told or "obatchd stops; ask again when it is back"
+        return Ended(False, code=code, message=words, retry_after_s=_STOP_RETRY_S)
 
     def _end(self, lease: Lease, ended: Ended) -> None:
         self._forget(lease)

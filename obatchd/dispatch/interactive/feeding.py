@@ -143,7 +143,8 @@ class Feeding:
         pending, left_s = lease.taken.pending, desk.left_s(lease)
         taken = Taken(lease.taken.lane, pending, self._queue.charge_ahead(lease.owner))
         lease.taken, lease.link = taken, link
-        lease.offered = link.offers[INTERACTIVE, lease.number] = Offered(taken, recorded=True)
+        lease.offered = Offered(taken, recorded=True)
+        link.give((INTERACTIVE, lease.number), lease.offered)
         limit_s = max(left_s, LEAST_LIMIT_S) if left_s < self._settings.value.dispatch.request_timeout_s else None
         item = OfferItem(INTERACTIVE, lease.number, pending.attempt, pending.raw, pending.servers, limit_s)
         able = link.capabilities.get(lease.profile.model, [])

@@ -39,7 +39,8 @@ class Delta(msgspec.Struct, frozen=True):
 class Ended(msgspec.Struct, frozen=True):
     """The end of a lease. ``record`` is as a line of ``results.jsonl`` or ``errors.jsonl``, or empty: no server had it.
 
-    ``code`` and ``message`` say why there is no answer. ``again``: the same request may be asked again later.
+    ``code`` and ``message`` say why there is no answer. ``again``: the same request may be asked again later, after
+    ``retry_after_s`` where that is known.
     """
 
     succeeded: bool
@@ -47,6 +48,7 @@ class Ended(msgspec.Struct, frozen=True):
     code: str = ""
     message: str = ""
     again: bool = True
+    retry_after_s: float | None = None
 
 
 class Closer(Protocol):

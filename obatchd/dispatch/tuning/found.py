@@ -8,6 +8,7 @@ import attrs
 import msgspec
 
 from obatchd import log
+from obatchd.dispatch.tuning.doubts import doubt
 from obatchd.dispatch.tuning.ports import FactStore
 from obatchd.dispatch.tuning.search import LADDER, Tried, best_of, following
 from obatchd.dispatch.tuning.window import Mix
@@ -82,10 +83,16 @@ class Found(msgspec.Struct):
             return False
         if slots in self.cannot or self.begun.get(slots, 0) >= _MOST_BEGINNINGS:
             return False
-        if not memory_bytes or not self.slot_bytes:
-            return True
+        return not memory_bytes or self.needs_bytes(slots) <= memory_bytes
+
+    def needs_bytes(self, slots: int) -> float:
+        """Memory of the model with so many slots, as it was or must be; 0 where that is not known."""
+        if slots in self.tried and slots in self.vram_bytes:
+            return self.vram_bytes[slots]
+        if not self.slot_bytes:
+            return 0.0
         known = max(self.vram_bytes)
-        return self.vram_bytes[known] + (slots - known) * self.slot_bytes <= memory_bytes
+        return self.vram_bytes[known] + (slots - known) * self.slot_bytes
 
     def following(self, memory_bytes: int) -> int | None:
         """The number to measure next, or None."""
@@ -103,10 +110,13 @@ class Kept:
 
     _facts: FactStore
     _found: dict[Key, Found] = attrs.field(factory=dict, init=False)
+    _told: set[str] = attrs.field(factory=set, init=False)  # facts that cannot be right
 
-    def of(self, key: Key, versions: Versions, start: int) -> Found:
+    def of(self, key: Key, versions: Versions, start: int, memory_bytes: int = 0) -> Found:
         """What is known with these versions; with others, a search that begins with the number found then."""
-        found = self._found.get(key) or self._read(key)
+        found = self._found.get(key)
+        if found is None and (text := self._facts.get(key.fact)):
+            found = self._believed(key.fact, text, memory_bytes)
         if found is None or not found.versions.hold_for(versions):
             if found is not None:
                 _log.info("slots_searched_again", model=key.profile.model, device=key.device)
@@ -133,16 +143,20 @@ class Kept:
         """Whatever was found, with any versions."""
         known = {key.fact: found for key, found in self._found.items()}
         for fact, text in self._facts.starting_with(PREFIX).items():
-            if fact not in known and (found := _decoded(text)) is not None:
+            if fact not in known and (found := self._believed(fact, text)) is not None:
                 known[fact] = found
         return [known[fact] for fact in sorted(known)]
 
-    def _read(self, key: Key) -> Found | None:
-        return _decoded(self._facts.get(key.fact) or "")
-
-
-def _decoded(text: str) -> Found | None:
-    try:
-        return msgspec.json.decode(text, type=Found) if text else None
-    except msgspec.MsgspecError:
-        return None  # of another version of obatchd: it is found anew
+    def _believed(self, fact: str, text: str, memory_bytes: int = 0) -> Found | None:
+        """What a fact says; None where that cannot be right, or is of another version of obatchd: it is found anew."""
+        try:
+            found = msgspec.json.decode(text, type=Found)
+            reason = doubt(found, memory_bytes)
+        except msgspec.MsgspecError as error:
+            found, reason = None, str(error)
+        if not reason:
+            return found
+        if fact not in self._told:
+            self._told.add(fact)
+            _log.warning("slots_not_believed", key=fact, reason=reason)
+        return None

@@ -8,6 +8,7 @@ import attrs
 
 from obatchd.dispatch.link import Link
 from obatchd.dispatch.tuning.ports import Clock, InteractiveWork
+from obatchd.dispatch.tuning.turns import BETWEEN_S, Turn
 from obatchd.jobs.lane import Lane
 from obatchd.jobs.model import Profile
 from obatchd.jobs.queue import JobQueue
@@ -16,22 +17,7 @@ from obatchd.times import duration
 PAYS = 10  # times the cost of a change: the least work that has to wait
 _YOUNG_S = 600.0  # a job has its first ten minutes for itself
 _SHORT_S = 3600.0  # where it ends within an hour
-_BETWEEN_S = 3600.0  # changes of one server for its slots
 _RESTART_S = 2.0  # what a restart takes besides the load
-
-
-class Turn:
-    """The changes of one server."""
-
-    def __init__(self) -> None:
-        self.changed_s = float("-inf")  # monotonic; the latest change of its slots
-        self.session: Profile | None = None  # whose search has gone on without a break since then
-        self.busy_s = 0.0  # monotonic; when its queue last kept every slot busy
-        self.took_s = 0.0  # the latest change, drain included
-        self.refused_s = float("-inf")  # monotonic; when a change was not worth it
-        self.restarts = 0  # of the server, when it was looked at last
-        self.process_slots = 0  # before the load in progress; 0 where its process had loaded nothing
-        self.asked_slots = 0  # of the load in progress
 
 
 @attrs.define(eq=False)
@@ -51,8 +37,8 @@ class Worth:
         if self._interactive.waits():
             return "somebody waits for an answer"
         since_s = self._clock.monotonic() - turn.changed_s
-        if turn.session != profile and since_s < _BETWEEN_S:
-            left = duration(max(60.0, _BETWEEN_S - since_s))
+        if turn.session != profile and since_s < BETWEEN_S:
+            left = duration(max(60.0, BETWEEN_S - since_s))
             return f"a server gets other slots at most once an hour; {link.server.id} may in {left}"
         serving = [other for other in self._links.values() if other.server.ready and other.server.loaded == profile]
         if link not in serving:

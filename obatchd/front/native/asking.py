@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from typing import ClassVar
 
 import msgspec
 from aiohttp import web
@@ -26,9 +26,8 @@ from obatchd.front.native.asked import (
 )
 from obatchd.front.native.told import LOADED, UNLOADED, Teller, record_in
 from obatchd.front.routes import CALLER, Handler, Route
+from obatchd.front.waiting import ASKING_BYTES, Kind, in_pieces
 
-_BODY_BYTES = 64 * 1024**2
-_SIGN_S = 15.0  # without a piece, until a sign of life
 _SIGN = b" "  # which clients skip in front of the next object; an empty line would end them
 _encode = msgspec.json.Encoder().encode
 
@@ -44,7 +43,7 @@ class NativeRoutes:
         handlers: dict[str, Handler] = {
             CHAT: self._chat, GENERATE: self._generate, EMBED: self._embed, EMBEDDINGS: self._embeddings,
         }  # fmt: skip
-        return [Route("POST", path, do, (INFERENCE,), _BODY_BYTES) for path, do in handlers.items()]
+        return [Route("POST", path, do, (INFERENCE,), ASKING_BYTES) for path, do in handlers.items()]
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         return await self._say(request, CHAT)
@@ -53,7 +52,7 @@ class NativeRoutes:
         return await self._say(request, GENERATE)
 
     async def _say(self, request: web.Request, path: str) -> web.StreamResponse:
-        asked = await asked_of(request, _BODY_BYTES)
+        asked = await asked_of(request, ASKING_BYTES)
         model, stream = name_in(asked), switch(asked, "stream", default=True)
         teller = Teller(model, chat=path == CHAT)
         await self._models.check(model)
@@ -61,11 +60,11 @@ class NativeRoutes:
             return answer(teller.nothing(UNLOADED if unloads(asked) else LOADED))
         async with self._asking.ask(request[CALLER], request_of(path, asked), stream=stream) as awaited:
             if stream:
-                return await _stream(request, teller, awaited)
+                return await in_pieces(request, awaited, _Lines(teller))
             return answer(teller.whole(record_in(await awaited.result())))
 
     async def _embed(self, request: web.Request) -> web.StreamResponse:
-        asked = await asked_of(request, _BODY_BYTES)
+        asked = await asked_of(request, ASKING_BYTES)
         teller = Teller(name_in(asked), chat=False)
         await self._models.check(name_in(asked))
         if is_for_the_model_alone(EMBED, asked):
@@ -75,7 +74,7 @@ class NativeRoutes:
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         """The way before ``/api/embed``: one text, which is called a prompt."""
-        asked = await asked_of(request, _BODY_BYTES)
+        asked = await asked_of(request, ASKING_BYTES)
         name, text = name_in(asked), asked.pop("prompt", "")
         if not isinstance(text, str):
             raise ApiError("prompt must be a text", code="invalid_type", param="prompt")
@@ -88,38 +87,22 @@ class NativeRoutes:
             return answer(Teller.vector(record_in(await awaited.result())))
 
 
-async def _stream(request: web.Request, teller: Teller, awaited: Awaited) -> web.StreamResponse:
-    """An answer line by line. The status is sent with the first one, or with a sign of life before it."""
-    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-    try:
-        while (piece := await _next(request, response, awaited)) is not None:
-            await _write(request, response, _encode(teller.piece(*piece)) + b"\n")
-        await _write(request, response, _encode(teller.end(record_in(await awaited.result()))) + b"\n")
-    except ApiError as error:
-        if not response.prepared:
-            raise
-        await _write(request, response, _encode(ErrorText(error.message)) + b"\n")
-    except Exception:
-        if response.prepared and request.transport is not None:  # a refusal would pass for a part of the answer
-            request.transport.abort()
-        raise
-    await response.write_eof()
-    return response
+@define(eq=False)
+class _Lines:
+    """A stream: one object a line. Implements :class:`obatchd.front.waiting.PieceForm`."""
+
+    _teller: Teller
+    kind: ClassVar[Kind] = Kind("application/x-ndjson", _SIGN)
+
+    def piece(self, piece: Piece) -> bytes:
+        return _line(self._teller.piece(*piece))
+
+    async def end(self, awaited: Awaited) -> bytes:
+        return _line(self._teller.end(record_in(await awaited.result())))
+
+    def problem(self, error: ApiError) -> bytes:
+        return _line(ErrorText(error.message))
 
 
-async def _next(request: web.Request, response: web.StreamResponse, awaited: Awaited) -> Piece | None:
-    """The next piece; None: there is none any more."""
-    while True:
-        try:
-            async with asyncio.timeout(_SIGN_S):
-                return await anext(awaited)
-        except StopAsyncIteration:
-            return None
-        except TimeoutError:
-            await _write(request, response, _SIGN)
-
-
-async def _write(request: web.Request, response: web.StreamResponse, content: bytes) -> None:
-    if not response.prepared:
-        await response.prepare(request)
-    await response.write(content)
+def _line(document: msgspec.Struct) -> bytes:
+    return _encode(document) + b"\n"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -243,7 +243,7 @@ class Segment(Database):
         )
         return [AttemptRow(job, row[0] & LINE_MASK, *row[1:]) for row in rows]
 
-    def results(self, job: int) -> Iterator[tuple[int, Outcome, bytes]]:
+    def results(self, job: int) -> Generator[tuple[int, Outcome, bytes], None, None]:
         """(line, outcome, record) of every finished request, in input order, in constant memory."""
         low, high = keys_of(job)
         # Not the shared reader: whoever reads a large job is long about it. One is kept, for opening one takes longer

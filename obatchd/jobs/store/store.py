@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -149,7 +149,7 @@ class Store:
             other |= self.segment(name).write_results(*rows)
         return other
 
-    def results(self, job: JobRow) -> Iterator[tuple[int, Outcome, bytes]]:
+    def results(self, job: JobRow) -> Generator[tuple[int, Outcome, bytes], None, None]:
         """(line, outcome, record) of every finished request of ``job``, in input order."""
         return self.of(job).results(job.key)
 

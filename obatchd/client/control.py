@@ -24,13 +24,14 @@ _TIMEOUT_S = 60.0
 _LONG_TIMEOUT_S = 3600.0  # the daemon copies and flushes, or writes files of the store anew, before it answers
 _BY_STATUS: dict[int, type[errors.ObatchError]] = {
     404: errors.NotFoundError,
+    401: errors.ForbiddenError,
     403: errors.ForbiddenError,
     400: errors.ConfigError,
     422: errors.DropRefused,
 }
 
 
-class Client:
+class ControlClient:
     """Talks to the daemon of one spool.
 
     Every method raises DaemonDownError when none answers, and another ControlError for what is refused or unreadable.
@@ -41,20 +42,20 @@ class Client:
 
     def get(self, path: str, *names: str, **query: str | float | None) -> Document:
         """``GET /v1/<path>``, with each of ``names`` as one segment behind it, and the given values of ``query``."""
-        return self._call("GET", _target(path, names, query))
+        return self._call("GET", target(path, names, query))
 
     def post(self, path: str, *names: str, body: Document | None = None, **query: str | float | None) -> Document:
         """``POST /v1/<path>``, likewise, with a JSON body where there is one."""
-        return self._call("POST", _target(path, names, query), body)
+        return self._call("POST", target(path, names, query), body)
 
     def delete(self, path: str, *names: str) -> Document:
         """``DELETE /v1/<path>``, likewise."""
-        return self._call("DELETE", _target(path, names, {}), timeout_s=_LONG_TIMEOUT_S)
+        return self._call("DELETE", target(path, names, {}), timeout_s=_LONG_TIMEOUT_S)
 
     def remove(self, job_ids: Sequence[str]) -> Document:
         """Erase jobs that are over."""
         with self._asked("POST", "jobs/remove", {"jobs": list(job_ids)}, _LONG_TIMEOUT_S) as response:
-            return _document(response.read())
+            return document_in(response.read())
 
     def pull(self, model: str) -> Iterator[Document]:
         """Pull a model; yields its progress."""
@@ -62,16 +63,16 @@ class Client:
 
     def server_log(self, server_id: str, lines: int, *, follow: bool) -> Iterator[Document]:
         """The output of a managed server, a line at a time."""
-        path = _target("servers", (server_id, "log"), {"lines": lines, "follow": int(follow)})
+        path = target("servers", (server_id, "log"), {"lines": lines, "follow": int(follow)})
         return self._lines("GET", path, None, None if follow else _TIMEOUT_S)
 
     def _lines(self, method: str, path: str, body: Document | None, timeout_s: float | None) -> Iterator[Document]:
         """An answer that is one document a line."""
         with self._asked(method, path, body, timeout_s) as response:
             for line in response:
-                document = _document(line)
+                document = document_in(line)
                 if "error" in document:
-                    _raise(document, 0)
+                    raised(document, 0)
                 yield document
 
     def submit(self, path: Path, settings: Document, token: str = "", *, again: bool = False) -> Document:
@@ -81,7 +82,7 @@ class Client:
         the same may be handed over ``again``: that gives the job of the first time, where it was accepted.
         """
         kind = "folder" if path.is_dir() else "file"
-        files = _folder_files(path) if kind == "folder" else iter([(path.name, path)])
+        files = folder_files(path) if kind == "folder" else iter([(path.name, path)])
         with self._connect(SUBMIT_SOCKET, _LONG_TIMEOUT_S) as connection:
             name = os.path.basename(os.path.abspath(path))  # of a link, its own; of "." the directory's
             wanted: Document = {"name": name, "kind": kind, "settings": settings}
@@ -93,7 +94,7 @@ class Client:
                 # The daemon may have said why before it closed the connection.
                 answer, _ = handover.receive_frame(connection, 1.0)
                 if "error" in answer:
-                    _raise(answer, 0)
+                    raised(answer, 0)
                 ended = f"the daemon ended the connection: {error}"
                 raise errors.ControlError(ended, code="handover_broken") from error
 
@@ -105,7 +106,7 @@ class Client:
                 job: Document = answer["job"]
                 return job
             if "error" in answer:
-                _raise(answer, 0)
+                raised(answer, 0)
             batch = list(islice(files, handover.BATCH))
             descriptors: list[int] = []
             try:
@@ -118,7 +119,7 @@ class Client:
 
     def _call(self, method: str, path: str, body: Document | None = None, *, timeout_s: float = _TIMEOUT_S) -> Document:
         with self._asked(method, path, body, timeout_s) as response:
-            return _document(response.read())
+            return document_in(response.read())
 
     @contextlib.contextmanager
     def _asked(
@@ -132,7 +133,7 @@ class Client:
                 request.request(method, "/v1/" + path, sent, {"Content-Type": "application/json"} if sent else {})
                 with request.getresponse() as response:
                     if response.status >= 400:
-                        _raise(_document(response.read()), response.status)
+                        raised(document_in(response.read()), response.status)
                     yield response  # which is read here, too: a daemon that is killed breaks off in the middle
             except (http.client.HTTPException, OSError) as error:
                 late = isinstance(error, TimeoutError)
@@ -152,13 +153,14 @@ class Client:
         return connection
 
 
-def _target(path: str, names: Iterable[str], query: Mapping[str, str | float | None]) -> str:
+def target(path: str, names: Iterable[str], query: Mapping[str, str | float | None]) -> str:
+    """A path with names behind it, and what is given of a query."""
     given = {name: value for name, value in query.items() if value is not None}
-    target = "/".join([path, *(quote(name, safe="", errors="surrogateescape") for name in names)])
-    return f"{target}?{urlencode(given)}" if given else target
+    whole = "/".join([path, *(quote(name, safe="", errors="surrogateescape") for name in names)])
+    return f"{whole}?{urlencode(given)}" if given else whole
 
 
-def _folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
+def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """The files of a folder and of those in it, by their paths in it and in name order, without hidden ones."""
 
     def unreadable(error: OSError) -> NoReturn:
@@ -186,7 +188,8 @@ def _open(file: Path) -> int:
     return descriptor
 
 
-def _document(body: bytes) -> Document:
+def document_in(body: bytes) -> Document:
+    """The object in an answer; raises ControlError where there is none."""
     try:
         document = json.loads(body)
     except ValueError:
@@ -196,7 +199,8 @@ def _document(body: bytes) -> Document:
     return document
 
 
-def _raise(document: Document, status: int) -> NoReturn:
+def raised(document: Document, status: int) -> NoReturn:
+    """Raise what an answer with this status says."""
     error = document.get("error", {})
     kind = _BY_STATUS.get(status, errors.ControlError)
     raise kind(str(error.get("message", f"the daemon answered {status}")), code=str(error.get("code", "control")))

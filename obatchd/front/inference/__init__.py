@@ -1,0 +1,1 @@
+"""Calls of OpenAI's API that ask a model and wait for the answer."""
