@@ -152,6 +152,28 @@ def test_cancelling_in_every_state(programs: Callable[..., Programs]) -> None:
             assert caught.value.code == "invalid_batch_state" and transport.calls == 1
 
 
+def test_a_batch_whose_files_are_being_written_cannot_be_cancelled_any_more(programs: Callable[..., Programs]) -> None:
+    found = programs(simulator=SLOW)
+    batch = begun(found, questions(40))
+    [outbox] = wait_for(lambda: [*found.d.outbox.glob(f"*{batch.id.removeprefix('batch_')}*")])
+    aside = outbox.with_name("aside")
+    outbox.rename(aside)
+    outbox.write_text("in the way")  # as a disk that refuses
+    with found.client() as client:
+        wait_for(lambda: client.batches.retrieve(batch.id).status == "finalizing", 60)
+        again, transport = retrying(found)
+        with again, pytest.raises(openai.ConflictError, match="status 'finalizing'") as caught:
+            again.batches.cancel(batch.id)
+        assert caught.value.code == "invalid_batch_state" and transport.calls == 1
+        waiting = client.batches.retrieve(batch.id)
+        assert waiting.finalizing_at and waiting.output_file_id is None
+        outbox.unlink()
+        aside.rename(outbox)
+        done = found.until_over(batch.id, 60)
+        assert done.status == "completed"
+        assert len(client.files.content(str(done.output_file_id)).text.splitlines()) == 40
+
+
 def test_windows_are_labels_or_deadlines(programs: Callable[..., Programs]) -> None:
     found = programs({"http": {"window": "enforce"}})
     found.d.client.post("pause")
