@@ -58,7 +58,7 @@ class Whole:
 
     _key: str
     _model: str
-    _forced: str | None  # the function whose arguments the text is
+    _forced: str | None = None  # the function whose arguments the text is
     kind: ClassVar[Kind] = Kind("application/json", b" ")
 
     async def end(self, awaited: Awaited) -> bytes:
@@ -79,7 +79,7 @@ class Chunks:
     _key: str
     _model: str
     _usage: bool  # the last chunk is to have it, and then all others have a null
-    _forced: str | None  # the function whose arguments the text is
+    _forced: str | None = None  # the function whose arguments the text is
     _created: int = field(factory=lambda: int(time.time()), init=False)
     _begun: bool = field(default=False, init=False)
     _calls: int = field(default=0, init=False)
