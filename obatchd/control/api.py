@@ -22,7 +22,7 @@ from obatchd.control.answer import CALLER, answer, answer_line, count_asked, tim
 from obatchd.control.auth import Access, Origin
 from obatchd.control.gpu_routes import GpuRoutes
 from obatchd.control.operations import NewKeyAsked, Operations
-from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
+from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, MetricsText, Ping, Readiness
 from obatchd.documents.audit import CONTROL, AuditAsked
 from obatchd.documents.jobs import Jobs, Usage
 from obatchd.documents.models import Models
@@ -234,6 +234,7 @@ class _Api:
             web.post(r"/v1/{action:pause|resume|drain|undrain|reload}", self._host_action),
             web.post("/v1/alarms/test", self._test_alarms),
             web.get("/v1/audit", self._audit),
+            web.get("/v1/metrics", self._metrics),
             web.post("/v1/models/pull", self._pull),
             web.delete("/v1/models/{model:.+}", self._remove_model),
             *self._gpus.for_administrators(),
@@ -267,6 +268,9 @@ class _Api:
             status.http = door
             status.notices += [door.problem] if door.problem else []
         return answer(status)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return answer(MetricsText(self._operations.metrics.text().decode()))
 
     async def _servers(self, request: web.Request) -> web.Response:
         return answer(Servers(self._operations.servers.all()))
