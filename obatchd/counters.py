@@ -41,6 +41,8 @@ class Histogram:
 
     def merge(self, other: Histogram) -> None:
         """Add the values of another one with the same bounds."""
+        if not any(other.counts):
+            return
         self.counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
         self.sum += other.sum
 

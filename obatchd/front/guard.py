@@ -115,6 +115,8 @@ class Guard:
             raise ApiError(words, status=403, code="insufficient_scope")
         # Its owner may have left the group since.
         owner = await self._access.caller(Peer(0, holder.owner, _NOBODYS_GROUP))
+        if _is_of_metrics(route) and not owner.is_administrator:
+            raise ApiError("metrics are for administrators of obatchd", status=403, code="forbidden")
         request[_KEY] = holder.key
         door = HTTP if request.remote else HTTP_SOCKET
         origin = Origin(door, request.remote or "", key=holder.key, key_label=holder.label)

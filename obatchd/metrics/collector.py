@@ -5,13 +5,15 @@ Imported at the first scrape, and with it the library: most daemons are never as
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Metric, ProcessCollector
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
 from prometheus_client.registry import Collector as LibraryCollector
 
-from obatchd.metrics.gpus import read_gpus
+from obatchd.metrics.gpus import of_card, read_gpus
 from obatchd.metrics.host import read_host, read_jobs
 from obatchd.metrics.servers import read_people, read_servers
-from obatchd.metrics.sheet import Sheet, written
+from obatchd.metrics.sheet import NONE, Sheet
 from obatchd.metrics.sources import Sources
 
 _VERDICTS = ("PASS", "PASS_LOW_STRESS", "FAIL", "INCONCLUSIVE")
@@ -23,19 +25,23 @@ class Collector(LibraryCollector):
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
 
-    def collect(self) -> list[Metric]:
+    def collect(self) -> Iterable[Metric]:
+        return self.look().metrics()
+
+    def look(self) -> Sheet:
+        """All samples of this moment."""
         sources, sheet = self._sources, Sheet()
         engine = sources.engine
         read_host(sheet, engine, sources.host.state(), sources.host.started_s)
         for (method, route, status), count in sources.http_calls.items():
-            labels = {"method": method, "route": route, "status": str(status)}
+            labels = NONE.and_("method", method).and_("route", route).and_("status", str(status))
             sheet.put("obatch_http_requests_total", count, labels)
         read_jobs(sheet, engine, owners=engine.settings.value.metrics.owners)
         read_servers(sheet, sources.policy.fleet.servers.values(), engine.dispatcher)
         read_people(sheet, engine.dispatcher.desk)
         read_gpus(sheet, sources.policy, sources.xids)
         self._read_burnin(sheet)
-        return sheet.metrics()
+        return sheet
 
     def _read_burnin(self, sheet: Sheet) -> None:
         run, ended = self._sources.burnin.brief(), self._sources.burnin.ended
@@ -47,7 +53,7 @@ class Collector(LibraryCollector):
         tracks = self._sources.policy.monitor.tracks
         for uuid, verdict in ended.verdicts.items():
             index = tracks[uuid].identity.index if uuid in tracks else None
-            labels = {"gpu": "" if index is None else str(index), "uuid": uuid}
+            labels = of_card(uuid, index)
             sheet.one_of("obatch_burnin_verdict", verdict, _VERDICTS, "verdict", labels)
 
 
@@ -55,10 +61,10 @@ class Registry:
     """What a scrape is made of."""
 
     def __init__(self, sources: Sources) -> None:
-        self.library = CollectorRegistry(auto_describe=False)
-        self.library.register(Collector(sources))
-        self._process = ProcessCollector(registry=None)
+        self._collector = Collector(sources)
+        self._process = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._process)
 
     def text(self, *, process: bool) -> bytes:
         """All in Prometheus' text format; ``process``: also those of any process, such as its memory."""
-        return written([*self.library.collect(), *(self._process.collect() if process else ())])
+        return self._collector.look().written() + (generate_latest(self._process) if process else b"")

@@ -50,7 +50,8 @@ class TextFile:
         self._exposition = exposition
         self._settings = settings
         self._tasks = TaskSet(owner)
-        self._written: Path | None = None
+        self._written: Path | None = None  # or about to be
+        self._writing: asyncio.Future[None] | None = None
         self._problem = ""
 
     def start(self) -> None:
@@ -58,6 +59,8 @@ class TextFile:
 
     async def stop(self) -> None:
         await self._tasks.stop()
+        if self._writing is not None:  # a thread goes on
+            await asyncio.wait({self._writing})
         await asyncio.to_thread(self._remove)
 
     async def _run(self) -> None:
@@ -75,14 +78,15 @@ class TextFile:
 
     async def _write(self, path: Path) -> None:
         text = self._exposition.text(process=False)
+        self._written = path
+        self._writing = asyncio.get_running_loop().run_in_executor(None, _replace, path, text)
         try:
-            await asyncio.to_thread(_replace, path, text)
+            await asyncio.shield(self._writing)
         except OSError as error:
             if (problem := log.reason(error)) != self._problem:
                 self._problem = problem
                 _log.error("metrics_file_not_written", path=path, reason=problem)
             return
-        self._written = path
         if self._problem:
             self._problem = ""
             _log.info("metrics_file_written_again", path=path)

@@ -6,7 +6,7 @@ from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpus.model import Identity, Reading, SlowReading
 from obatchd.gpus.monitor import Monitor
 from obatchd.gpus.track import Track
-from obatchd.metrics.sheet import Sheet
+from obatchd.metrics.sheet import NONE, Labels, Sheet
 from obatchd.metrics.sources import XidCounts
 
 _LEVELS = ("ok", "warn", "quarantine", "unknown")
@@ -37,7 +37,6 @@ _SLOW = {
     "pcie_link_width": "pcie_width",
     "pcie_link_generation": "pcie_gen",
 }
-Labels = dict[str, str]
 
 
 def read_gpus(sheet: Sheet, policy: GpuPolicy, xids: XidCounts) -> None:
@@ -48,7 +47,7 @@ def read_gpus(sheet: Sheet, policy: GpuPolicy, xids: XidCounts) -> None:
         sheet.put("obatch_kernel_log_up", float(bool(policy.watch.kernel_log.source)))
     for uuid, track in monitor.tracks.items():
         index = track.identity.index
-        labels = {"gpu": "" if index is None else str(index), "uuid": uuid}
+        labels = of_card(uuid, index)
         _read_identity(sheet, track.identity, labels)
         _read_health(sheet, monitor, uuid, labels, blind=probe.state != "ok")
         sheet.counts("obatch_gpu_xids_total", xids.counts.get(uuid, {}), "xid", labels)
@@ -56,12 +55,16 @@ def read_gpus(sheet: Sheet, policy: GpuPolicy, xids: XidCounts) -> None:
             _read_track(sheet, track, labels, asleep=uuid in monitor.asleep)
 
 
+def of_card(uuid: str, index: int | None) -> Labels:
+    return NONE.and_("gpu", "" if index is None else str(index)).and_("uuid", uuid)
+
+
 def _read_identity(sheet: Sheet, card: Identity, labels: Labels) -> None:
-    told = {"name": card.name, "serial": card.serial, "slot": card.slot or card.pci_bus_id, "driver": card.driver}
-    sheet.put("obatch_gpu_info", 1, labels | told)
+    told = labels.and_("name", card.name).and_("serial", card.serial).and_("slot", card.slot or card.pci_bus_id)
+    sheet.put("obatch_gpu_info", 1, told.and_("driver", card.driver))
     for limit, name in _LIMITS.items():
         if (limit_c := getattr(card, name)) is not None:
-            sheet.put("obatch_gpu_temperature_limit_celsius", limit_c, labels | {"limit": limit})
+            sheet.put("obatch_gpu_temperature_limit_celsius", limit_c, labels.and_("limit", limit))
 
 
 def _read_health(sheet: Sheet, monitor: Monitor, uuid: str, labels: Labels, *, blind: bool) -> None:
@@ -71,7 +74,7 @@ def _read_health(sheet: Sheet, monitor: Monitor, uuid: str, labels: Labels, *, b
     sheet.put("obatch_gpu_lent", float(bool(record.lent_until_s)), labels)
     for finding in found.findings if found is not None else ():
         if finding.level != "ok":
-            sheet.put("obatch_gpu_finding", 1, labels | {"signal": finding.signal, "level": finding.level})
+            sheet.put("obatch_gpu_finding", 1, labels.and_("signal", finding.signal).and_("level", finding.level))
 
 
 def _read_track(sheet: Sheet, track: Track, labels: Labels, *, asleep: bool) -> None:
@@ -105,10 +108,10 @@ def _read_slow(sheet: Sheet, slow: SlowReading, labels: Labels) -> None:
     for metric, types in _BY_TYPE.items():
         for type_, name in types.items():
             if (value := getattr(slow, name)) is not None:
-                sheet.put(f"obatch_gpu_{metric}", value, labels | {"type": type_})
+                sheet.put(f"obatch_gpu_{metric}", value, labels.and_("type", type_))
     for cause, name in _SLOWDOWNS.items():
         if (value := getattr(slow, name)) is not None:
-            sheet.put("obatch_gpu_slowdown_seconds_total", value, labels | {"cause": cause})
+            sheet.put("obatch_gpu_slowdown_seconds_total", value, labels.and_("cause", cause))
 
 
 def _share(percent: int | None) -> float | None:

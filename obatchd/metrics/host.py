@@ -11,7 +11,7 @@ from obatchd.engine.engine import Engine
 from obatchd.gpucare.policy import QUARANTINE
 from obatchd.jobs.model import Outcome
 from obatchd.live.job import LiveJob
-from obatchd.metrics.sheet import Sheet
+from obatchd.metrics.sheet import NONE, Sheet
 from obatchd.spool.layout import FreeSpace
 
 STATES = ("running", "paused", "draining", "drained", "degraded", "stopping")
@@ -26,12 +26,12 @@ _NOT_LOOKED = FreeSpace(0, 0)
 
 
 def read_host(sheet: Sheet, engine: Engine, state: str, started_s: float) -> None:
-    sheet.put("obatch_build_info", 1, {"version": __version__})
+    sheet.put("obatch_build_info", 1, NONE.and_("version", __version__))
     sheet.put("obatch_start_time_seconds", started_s)
     sheet.one_of("obatch_state", state, STATES, "state")
     held = engine.work.holds.reasons
     for reason in dict.fromkeys((*HOLDS, *sorted(held))):
-        sheet.put("obatch_hold", float(reason in held), {"reason": reason})
+        sheet.put("obatch_hold", float(reason in held), NONE.and_("reason", reason))
     free = engine.conditions.free
     if free != _NOT_LOOKED:
         sheet.put("obatch_disk_free_bytes", free.bytes)
@@ -84,6 +84,6 @@ def _read_owners(sheet: Sheet, engine: Engine) -> None:
         jobs[live.row.owner] += 1
         requests[live.row.owner] += live.requests - live.finished
     for owner, unfinished in requests.most_common(_MOST_OWNERS):
-        labels = {"uid": str(owner)}
+        labels = NONE.and_("uid", str(owner))
         sheet.put("obatch_owner_jobs", jobs[owner], labels)
         sheet.put("obatch_owner_requests_unfinished", unfinished, labels)
