@@ -32,11 +32,11 @@ class Collector(LibraryCollector):
         """All samples of this moment."""
         sources, sheet = self._sources, Sheet()
         engine = sources.engine
-        read_host(sheet, engine, sources.host.state(), sources.host.started_s)
+        held_up = read_jobs(sheet, engine, owners=engine.settings.value.metrics.owners)
+        read_host(sheet, engine, sources.host.state(held_up=bool(held_up)), sources.host.started_s)
         for (method, route, status), count in sources.http_calls.items():
             labels = NONE.and_("method", method).and_("route", route).and_("status", str(status))
             sheet.put("obatch_http_requests_total", count, labels)
-        read_jobs(sheet, engine, owners=engine.settings.value.metrics.owners)
         read_servers(sheet, sources.policy.fleet.servers.values(), engine.dispatcher)
         read_people(sheet, engine.dispatcher.desk)
         read_gpus(sheet, sources.policy, sources.xids)

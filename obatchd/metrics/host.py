@@ -18,7 +18,6 @@ STATES = ("running", "paused", "draining", "drained", "degraded", "stopping")
 HOLDS = (
     PAUSED, DRAINING, STOPPING, QUARANTINE, "disk", "store", "outbox", "intake", "start", "backlog", "burnin",
 )  # fmt: skip
-JOB_STATES = ("running", "paused", "publishing")
 ENDINGS = ("done", "failed", "cancelled", "expired")
 _SOON_S = 600.0
 _MOST_OWNERS = 100
@@ -45,21 +44,26 @@ def read_host(sheet: Sheet, engine: Engine, state: str, started_s: float) -> Non
     sheet.put("obatch_drops_refused_total", intake.refused)
 
 
-def read_jobs(sheet: Sheet, engine: Engine, *, owners: bool) -> None:
+def read_jobs(sheet: Sheet, engine: Engine, *, owners: bool) -> int:
+    """Returns how many are held up by bad answers of servers."""
     jobs, counters = engine.jobs, engine.work.counters
-    states, held_up, late, oldest_s = Counter[str](), 0, 0, None
-    now_s = time.time()
-    for live in jobs.values():
-        states["publishing" if live.publishing else "paused" if live.paused else "running"] += 1
-        held_up += bool(live.hindrance)
-        late += bool(live.frozen.deadline) and _is_late(live, now_s)
-        if oldest_s is None or live.row.accepted_s < oldest_s:
-            oldest_s = live.row.accepted_s
-    sheet.counts("obatch_jobs", {state: states[state] for state in JOB_STATES}, "state")
+    now_s, publishing, paused, held_up, late = time.time(), 0, 0, 0, 0
+    for live in jobs.values():  # there may be ten thousand
+        if live.publishing:
+            publishing += 1
+        elif live.paused:
+            paused += 1
+        if live.hindrance:
+            held_up += 1
+        if live.frozen.deadline and _is_late(live, now_s):
+            late += 1
+    running = len(jobs) - publishing - paused
+    sheet.counts("obatch_jobs", {"running": running, "paused": paused, "publishing": publishing}, "state")
     sheet.counts("obatch_jobs_finished_total", {ending: counters.jobs[ending] for ending in ENDINGS}, "result")
     sheet.put("obatch_jobs_held_up", held_up)
     sheet.put("obatch_jobs_late", late)
-    sheet.put("obatch_job_oldest_seconds", None if oldest_s is None else max(0.0, now_s - oldest_s))
+    if jobs:  # keys are given in the order of acceptance
+        sheet.put("obatch_job_oldest_seconds", max(0.0, now_s - jobs[min(jobs)].row.accepted_s))
     sheet.put("obatch_requests_queued", engine.queue.total())
     sheet.put("obatch_results_waiting", engine.committer.backlog)
     sheet.counts("obatch_requests_total", {each.value: counters.requests[each.value] for each in Outcome}, "outcome")
@@ -67,6 +71,7 @@ def read_jobs(sheet: Sheet, engine: Engine, *, owners: bool) -> None:
     sheet.histogram("obatch_commit_seconds", engine.committer.commits)
     if owners:
         _read_owners(sheet, engine)
+    return held_up
 
 
 def _is_late(live: LiveJob, now_s: float) -> bool:

@@ -84,10 +84,10 @@ class HostCommands:
             waiting_for_restart=engine.settings.waiting or UNSET,
         )
 
-    def state(self) -> str:
-        """The word of the status alone, as an administrator sees it; it takes much less time."""
-        lacking = ["a model" for link in self._engine.dispatcher.links.values() if link.refused]
-        return self._state(daemon_itself(), [*_held_up(self._engine.jobs.values()), *lacking])[0]
+    def state(self, *, held_up: bool) -> str:
+        """The word of the status alone, as an administrator sees it, in much less time; ``held_up``: jobs are."""
+        lacking = any(link.refused for link in self._engine.dispatcher.links.values())
+        return self._state(daemon_itself(), ["work waits"] if held_up or lacking else [])[0]
 
     async def pause(self, caller: Caller) -> Paused:
         async with self._recorded(caller, HOST_PAUSED):
