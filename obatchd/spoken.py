@@ -50,6 +50,8 @@ WORDS: Mapping[str, str] = {
     "audit_not_written": "The audit log cannot be written; what is done meanwhile is kept in memory until it can",
     "audit_written_again": "The audit log is written again",
     "audit_entries_lost": "The audit log lacks what the disk did not take before obatchd ended ({entries})",
+    "metrics_file_not_written": "The metrics cannot be written to {path}; obatchd tries again",
+    "metrics_file_written_again": "The metrics are written to {path} again",
     "key_added": "",
     "key_removed": "",
     "key_use_not_written": "It cannot be written down when keys were used last; obatchd tries again",

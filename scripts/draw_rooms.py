@@ -36,6 +36,7 @@ PLACES = {
     "control": Place(390, 46, 165, 74, "desk"),
     "operations": Place(575, 46, 165, 74, "desk"),
     "front": Place(760, 46, 130, 74, "desk"),
+    "metrics": Place(830, 178, 270, 50, "desk"),
     "daemon": Place(910, 46, 190, 74, "root"),
     "engine": Place(320, 178, 480, 50, "street"),
     "spool": Place(150, 240, 140, 216, "street"),

@@ -21,13 +21,13 @@ from obatchd.errors import ConfigError, DaemonDownError, ForbiddenError, ObatchE
 # In the order of the help. The module's attribute has the command's name, with _command behind it.
 _COMMANDS = (
     "status", "jobs", "job", "submit", "results", "compare", "cancel", "retry", "rm", "pause", "resume", "usage",
-    "servers", "gpus", "drain", "undrain", "reload", "models", "key", "audit", "burnin", "alarms", "backup", "restore",
-    "config", "doctor", "start", "stop", "logs", "completion", "version", "help",
+    "servers", "gpus", "drain", "undrain", "reload", "models", "key", "audit", "metrics", "burnin", "alarms",
+    "backup", "restore", "config", "doctor", "start", "stop", "logs", "completion", "version", "help",
 )  # fmt: skip
 # Modules that do not have their command's name.
 _ELSEWHERE = {
     **dict.fromkeys(("job", "cancel", "pause", "resume", "usage"), "commands.jobs"),
-    **dict.fromkeys(("status", "drain", "undrain", "reload"), "commands.host"),
+    **dict.fromkeys(("status", "metrics", "drain", "undrain", "reload"), "commands.host"),
     **dict.fromkeys(("start", "stop", "logs", "version", "help"), "commands.service"),
     "restore": "commands.backup",
     "doctor": "doctor.doctor",

@@ -16,7 +16,7 @@ from obatchd.control.auth import Access, Origin
 from obatchd.control.gpu_routes import GpuRoutes
 from obatchd.control.job_routes import JobRoutes
 from obatchd.control.operations import NewKeyAsked, Operations
-from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, Ping, Readiness
+from obatchd.documents.answers import Alive, Error, ErrorDocument, LogLine, MetricsText, Ping, Readiness
 from obatchd.documents.audit import CONTROL, AuditAsked
 from obatchd.documents.models import Models
 from obatchd.documents.programs import Keys
@@ -105,6 +105,7 @@ class Api:
             web.post(r"/v1/{action:pause|resume|drain|undrain|reload}", self._host_action),
             web.post("/v1/alarms/test", self._test_alarms),
             web.get("/v1/audit", self._audit),
+            web.get("/v1/metrics", self._metrics),
             web.post("/v1/models/pull", self._pull),
             web.delete("/v1/models/{model:.+}", self._remove_model),
             *self._gpus.for_administrators(),
@@ -138,6 +139,9 @@ class Api:
             status.http = door
             status.notices += [door.problem] if door.problem else []
         return answer(status)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return answer(MetricsText(self._operations.metrics.text().decode()))
 
     async def _servers(self, request: web.Request) -> web.Response:
         return answer(Servers(self._operations.servers.all()))

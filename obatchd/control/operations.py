@@ -200,6 +200,13 @@ class Door(Protocol):
         """Where it can be reached; None where it listens on its socket alone."""
 
 
+class Metrics(Protocol):
+    """Numbers of the daemon; :class:`obatchd.metrics.exposition.Exposition`."""
+
+    def text(self, *, process: bool = True) -> bytes:
+        """All of them in Prometheus' text format; ``process``: also those of any process, such as its memory."""
+
+
 class HostOperations(Protocol):
     """The host as a whole."""
 
@@ -245,3 +252,4 @@ class Operations:
     keys: KeyOperations
     http: Door
     audit: AuditOperations
+    metrics: Metrics

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from obatchd.engine.engine import Engine
 from obatchd.engine.housekeeping import Housekeeping
 from obatchd.front.jobs import RemoteRoutes
 from obatchd.front.listener import Listener
+from obatchd.front.metrics import MetricRoutes
 from obatchd.gpucare.policy import GpuPolicy
 from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.energy import EnergyMeters
@@ -40,6 +42,8 @@ from obatchd.gpus.source import OpenSource, open_nvml
 from obatchd.jobs.store import Facts
 from obatchd.live.models import EnergyReading
 from obatchd.live.work import Work
+from obatchd.metrics.exposition import Exposition, TextFile
+from obatchd.metrics.sources import Sources, XidCounts
 from obatchd.operations.asking import Questions
 from obatchd.operations.audit import AuditQuestions, QuarantinesByRules
 from obatchd.operations.batches import Batches
@@ -126,6 +130,7 @@ class Head:
     submit: SubmitServer
     desk: Desk
     http: Listener
+    metrics_file: TextFile
     runtime_dir: Path
 
 
@@ -162,16 +167,20 @@ def head(
     programs = Programs(desk.keys, files, desk.batches, models, native, Questions(engine.dispatcher.desk))
     jobs = JobCommands(engine)
     host = HostCommands(engine, here.fleet, servers, here.models, here.probe, alarms, reload)
-    remote = RemoteRoutes(jobs, models, host, files, JobFiles(work))
-    http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, remote.routes())
+    xids, calls = XidCounts(), Counter[tuple[str, str, int]]()
+    policy.monitor.listen(xids)
+    metrics = Exposition(Sources(engine, policy, runs, host, xids, calls))
+    routes = [*RemoteRoutes(jobs, models, host, files, JobFiles(work)).routes(), *MetricRoutes(metrics).routes()]
+    http = Listener(programs, settings, runtime_dir / runtime.HTTP_SOCKET, access, routes, calls)
     operations = Operations(
         jobs, servers, models, GpuService(policy, here.probe, work.audit), runs, host, desk.keys, http,
-        AuditQuestions(work.audit),
+        AuditQuestions(work.audit), metrics,
     )  # fmt: skip
     return Head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),
-        SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http, runtime_dir,
+        SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
+        TextFile(metrics, settings, owner), runtime_dir,
     )  # fmt: skip
 
 

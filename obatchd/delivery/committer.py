@@ -11,6 +11,7 @@ from typing import Protocol
 from attrs import define, field
 
 from obatchd import crash_points, log
+from obatchd.counters import DISK_S, Histogram
 from obatchd.dispatch.events import Failed, Finished
 from obatchd.jobs.model import Outcome
 from obatchd.jobs.store import AttemptRow, EnergyRow, ResultRow
@@ -44,6 +45,7 @@ class EnergySums(Protocol):
 class Committer(Part):
     """Makes results durable, then tells its listener. From then on the store is the truth."""
 
+    commits: Histogram = field(factory=lambda: Histogram(DISK_S), init=False)  # until results are durable
     _finished: list[Finished] = field(factory=list, init=False)
     _failed: list[Failed] = field(factory=list, init=False)
     _committing: int = field(default=0, init=False)  # results that a commit in progress has in hand
@@ -100,6 +102,7 @@ class Committer(Part):
             self._committing = len(finished)
             failed += attempts.unrecorded_starts()
             other = await self._commit(finished, failed, energy.unkept())
+            self.commits.add(time.monotonic() - begun_s)
             # A result that was ended otherwise meanwhile (cancelled, say) was counted then, and is not counted twice.
             listener.committed([f for f in finished if (f.job, f.line) not in other] if other else finished)
             self._committing = 0

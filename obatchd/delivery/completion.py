@@ -128,6 +128,7 @@ class Completion:
         jobs = self._work.jobs
         responses: dict[int, list[tuple[int, bytes]]] = {}
         touched: dict[int, LiveJob] = {}
+        counters, counted, failed = self._work.counters, 0, 0
         for finished in batch:
             live = jobs.get(finished.job)
             if live is None:
@@ -135,8 +136,11 @@ class Completion:
             outcome = Outcome.SUCCEEDED if finished.succeeded else Outcome.FAILED
             live.count(outcome, tokens=finished.response_tokens)
             touched[live.key] = live
+            counted += 1
             if not finished.succeeded:
                 failure = _failure.decode(finished.record)
+                failed += 1
+                counters.failures[failure.code] += 1
                 live.blame(failure.code, failure.message)
                 if failure.prompt_tokens or failure.response_tokens:  # an answer that was none
                     self.energy.answered(
@@ -148,6 +152,8 @@ class Completion:
             )
             if live.response_files():
                 responses.setdefault(live.key, []).append((finished.line, finished.record))
+        counters.requests[Outcome.SUCCEEDED.value] += counted - failed
+        counters.requests[Outcome.FAILED.value] += failed
         if responses:
             given = [(jobs[key], records) for key, records in responses.items()]
             self.publisher.responses.write([(live.outbox, records, live.text_suffix) for live, records in given])
@@ -247,5 +253,8 @@ class Cancellation(Part):
         ):
             live.count(ending.outcome, len(ended))
             live.blame(ending.code, ending.message, len(ended))
+            self._work.counters.requests[ending.outcome.value] += len(ended)
+            if ending.outcome is Outcome.FAILED:
+                self._work.counters.failures[ending.code] += len(ended)
             reached = ended[-1]
         self._completion.check(live)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from obatchd.child import Child
+from obatchd.counters import WorkByModel
 from obatchd.dispatch import protocol
 from obatchd.dispatch.events import Failed
 from obatchd.dispatch.tuning.ports import TunableServer
@@ -129,6 +130,8 @@ class Link:
         self.vectors = False  # the latest answer was vectors
         self.requests_done = 0
         self.tokens_done = 0
+        self.work = WorkByModel()  # tokens and times, as the next for the metrics
+        self.faults: Counter[tuple[str, str]] = Counter()  # attempts without an answer, by kind and code
         self.attempts_failed = 0  # not through the request's or the model's own doing
         self.refused: dict[Profile, Refused] = {}
         self.preparing: set[Profile] = set()  # whose models are being made sure of, while it goes on working

@@ -79,6 +79,11 @@ class OutcomeHandler:
             for taken in self.refusals.after_answer(offered.taken.lane.profile):
                 self.requeue(taken)
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
+            lane = offered.taken.lane
+            waited_s = offered.started_s - lane.accepted_s if item.attempt == 1 and lane.accepted_s else 0.0
+            link.work[lane.profile.model].answered(
+                item.prompt_tokens, item.response_tokens, item.duration_s, item.eval_s, waited_s
+            )
             if link.window is not None:
                 link.window.add(item, slot_s, link.kept_free)
             link.watch.answered(
@@ -92,6 +97,10 @@ class OutcomeHandler:
             self._finish(offered.taken, item.record, item.duration_s, succeeded=True, item=item, server=link.server.id)
             return
         fault = faults.Fault(item.fault, item.code, item.message)
+        if item.prompt_tokens or item.response_tokens:  # an answer that is no good
+            work = link.work[offered.taken.lane.profile.model]
+            work.prompt_tokens += item.prompt_tokens
+            work.response_tokens += item.response_tokens
         # A message about a request or an answer may quote it: its owner reads that in errors.jsonl.
         quotes = fault.kind in (faults.REQUEST, faults.ANSWER)
         _log.info(
@@ -178,6 +187,7 @@ class OutcomeHandler:
         self, link: Link, key: tuple[int, int], offered: Offered, fault: faults.Fault, record: bytes, took_s: float
     ) -> None:
         taken, pending = offered.taken, offered.taken.pending
+        link.faults[fault.kind, fault.code] += 1
         if fault.kind == faults.REQUEST:
             link.server.progress()
             self._finish(taken, record, 0.0, succeeded=False)

@@ -137,8 +137,10 @@ class ProfileSwitcher:
         async with self._attempt(link, profile):
             if tuner is not None:
                 tuner.loads.prepare(link, profile)
+            began_s = time.monotonic()
             try:
                 await link.load(profile)
+                link.work[profile.model].load.add(time.monotonic() - began_s)
             except ObatchError:
                 if tuner is not None:
                     tuner.loads.not_loaded(link, profile)

@@ -89,3 +89,9 @@ class LogLine(msgspec.Struct):
     """Each line of ``GET /v1/servers/SERVER/log``."""
 
     line: str
+
+
+class MetricsText(msgspec.Struct):
+    """``GET /v1/metrics``."""
+
+    text: str  # in Prometheus' text format

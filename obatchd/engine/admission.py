@@ -62,9 +62,11 @@ class Admission(Part):
             return
         if chunk.indexed.refused:
             live.count(Outcome.FAILED, chunk.indexed.refused)
+            self._work.counters.requests[Outcome.FAILED.value] += chunk.indexed.refused
             live.refused += chunk.indexed.refused
         for refusal in chunk.indexed.refusals:
             live.blame(refusal.code, refusal.message)
+            self._work.counters.failures[refusal.code] += 1
         live.requests += chunk.indexed.refused
         for lane_row in chunk.indexed.lanes:
             live.requests += lane_row.requests

@@ -23,7 +23,7 @@ from attrs import define, field
 from obatchd import log
 from obatchd.control import auth
 from obatchd.control.auth import Access, Caller, Origin, Peer
-from obatchd.control.programs import KEY_PREFIX, KeyHolders
+from obatchd.control.programs import KEY_PREFIX, METRICS, KeyHolders
 from obatchd.documents.audit import HTTP, HTTP_SOCKET
 from obatchd.errors import ApiError, ConfigError
 from obatchd.front.answers import ROOM
@@ -34,6 +34,7 @@ from obatchd.settings.settings import Settings
 _log = log.get(__name__)
 _LOCAL_NAMES = ("localhost",)
 _NOBODYS_GROUP = -1
+_NOBODY = 65534  # uid
 _CALLS_OF_ONE_USER = 64  # at once
 _WAITING_OF_ONE_USER = 256  # calls that wait for a model, beside those: a program may use a whole fleet
 _BODIES_BYTES = 512 * 1024**2  # on their way in, of one user half as many
@@ -114,9 +115,22 @@ class Guard:
             # Who runs a program is no administrator by that: it must not meet files of others.
             peer = auth.peer_of(connection.fileno())
             caller = await self._access.caller(peer)
+            if _is_of_metrics(route) and not (caller.is_administrator or self._settings.value.metrics.open):
+                raise ApiError("metrics are for administrators of obatchd", status=403, code="forbidden")
             request[CALLER] = Caller(caller.uid, False, Origin(HTTP_SOCKET, pid=peer.pid))
+        elif _is_of_metrics(route):
+            request[CALLER] = self._scraper(request)
         else:
             request[CALLER] = await self._keyless(request)
+
+    def _scraper(self, request: web.Request) -> Caller:
+        """Who reads metrics without a key: any program of this host, where an administrator allows that."""
+        if not self._settings.value.metrics.open or not ipaddress.ip_address(request.remote or "::").is_loopback:
+            words = (
+                "metrics need a key. Make one with:  obatchctl key add --scope metrics   and send it as a Bearer token"
+            )
+            raise ApiError(words, status=401, code="invalid_api_key")
+        return Caller(_NOBODY, False, Origin(HTTP, request.remote or ""))
 
     async def _holder(self, request: web.Request, sent: str, route: Route | None) -> Caller:
         holder = self._keys.holder(sent)
@@ -129,6 +143,8 @@ class Guard:
             raise ApiError(words, status=403, code="insufficient_scope")
         # Its owner may have left the group since.
         owner = await self._access.caller(Peer(0, holder.owner, _NOBODYS_GROUP))
+        if _is_of_metrics(route) and not owner.is_administrator:
+            raise ApiError("metrics are for administrators of obatchd", status=403, code="forbidden")
         request[_KEY] = holder.key
         door = HTTP if request.remote else HTTP_SOCKET
         origin = Origin(door, request.remote or "", key=holder.key, key_label=holder.label)
@@ -181,6 +197,11 @@ class Guard:
         """End the calls under way of a key that is good no more."""
         for transport in self._with_key.pop(key, ()):
             transport.abort()
+
+
+def _is_of_metrics(route: Route | None) -> bool:
+    """Numbers about the whole host are nothing for whoever may only use it."""
+    return route is not None and route.scopes == (METRICS,)
 
 
 def _without_port(host: str) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import socket
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,11 @@ class Listener:
     """
 
     def __init__(
-        self, programs: Programs, settings: Current[Settings], path: Path, access: Access, more: Sequence[Route] = ()
-    ) -> None:
-        """``path`` is that of the socket, ``more`` are routes of others."""
+        self, programs: Programs, settings: Current[Settings], path: Path, access: Access, more: Sequence[Route] = (),
+        calls: Counter[tuple[str, str, int]] | None = None,
+    ) -> None:  # fmt: skip
+        """``path``: of the socket; ``more``: routes of others; ``calls``: counted by method, route and status."""
+        self._calls = Counter[tuple[str, str, int]]() if calls is None else calls
         self._settings, self._path, self._access = settings, path, access
         self._guard = Guard(programs.keys, settings, access)
         self._routes = [
@@ -209,16 +212,26 @@ class Listener:
         transport = request.transport
         if transport is not None and (crowd := self._crowds.get(transport)) is not None:
             crowd.spoke(transport)
+        status = _GONE
         try:
-            return await self._answered(request, handler)
+            answer = await self._answered(request, handler)
+            status = answer.status
+            return answer
         except ConnectionError:  # the client has gone
             return web.Response(status=_GONE)
         except Exception as error:  # noqa: BLE001 - one faulty call must not close the API; the traceback is in the log
             response = as_refusal(error, request)
+            status = response.status
             # Nobody reads what else comes, and whoever is not let in holds no place.
             if CALLER not in request or not request.content.is_eof():
                 response.force_close()
             return response
+        finally:
+            self._count(request, status)
+
+    def _count(self, request: web.Request, status: int) -> None:
+        route = self._by_handler.get(request.match_info.handler)
+        self._calls[(route.method, route.path, status) if route is not None else ("other", "unknown", status)] += 1
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._guard.check_origin(request)

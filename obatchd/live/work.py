@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 from attrs import define, field
 
 from obatchd import log
+from obatchd.counters import JobCounters
 from obatchd.dispatch.events import Finished
 from obatchd.dispatch.holds import Holds
 from obatchd.documents import excerpt
@@ -68,6 +69,7 @@ class Work:
     audit: AuditLog = field(init=False)  # who did what to the work of others, to keys and GPUs
     holds: Holds = field(factory=Holds, init=False)  # reasons for which nothing new is offered
     conditions: Conditions = field(init=False)  # hindrances from outside
+    counters: JobCounters = field(factory=JobCounters, init=False)  # for the metrics
     _listeners: list[EndListener] = field(factory=list, init=False)
     _ends: dict[int, asyncio.Event] = field(factory=dict, init=False)  # by key of a job that somebody waits for
 
@@ -118,6 +120,7 @@ class Work:
         self.conditions.of_jobs.pop(row.key, None)
         self.store.of(row).forget_lanes(row.key)
         done = job_done(row, counts)
+        self.counters.jobs[done.ending] += 1
         _log.info(
             "job_done", job=done.job, requests=done.requests, succeeded=done.succeeded, failed=done.failed,
             wall_s=done.wall_s, ending=done.ending,

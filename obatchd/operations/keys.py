@@ -12,7 +12,7 @@ from attrs import define, field
 from obatchd import log
 from obatchd.control.auth import Caller
 from obatchd.control.operations import NewKeyAsked
-from obatchd.control.programs import KEY_PREFIX, SCOPES, SCOPES_OF_PROGRAMS, KeyHolder, KeyListener
+from obatchd.control.programs import KEY_PREFIX, METRICS, SCOPES, SCOPES_OF_PROGRAMS, KeyHolder, KeyListener
 from obatchd.documents.answers import Removed
 from obatchd.documents.audit import KEY_ADDED, KEY_REMOVED
 from obatchd.documents.programs import KeyEntry, NewKey
@@ -151,3 +151,5 @@ def _check(caller: Caller, asked: NewKeyAsked) -> None:
         raise ConfigError(f"scopes must be some of {', '.join(SCOPES)}", code="bad_request")
     if asked.administrator and not caller.is_administrator:
         raise ForbiddenError("only an administrator of obatchd can make a key that is an administrator's")
+    if METRICS in (asked.scopes or ()) and not caller.is_administrator:
+        raise ForbiddenError("only an administrator of obatchd can make a key that reads metrics")

@@ -23,6 +23,7 @@ from obatchd.settings.tables.context import ContextSettings
 from obatchd.settings.tables.dispatch import DispatchSettings, WatchdogSettings
 from obatchd.settings.tables.gpu_health import BurninSettings, GpuHealthSettings
 from obatchd.settings.tables.http import HttpSettings
+from obatchd.settings.tables.metrics import MetricsSettings
 from obatchd.settings.tables.people import AccessSettings, AlarmSettings, NotificationSettings
 from obatchd.settings.tables.servers import SERVICE_BASE_PORT, GpuSettings, ModelSettings, ServerSettings
 from obatchd.settings.tables.spool import DiskSettings, InboxSettings, LimitSettings, OutboxSettings
@@ -136,6 +137,7 @@ class Settings(Section):
     notifications: NotificationSettings = Field(NotificationSettings())
     access: AccessSettings = Field(AccessSettings())
     http: HttpSettings = Field(HttpSettings())
+    metrics: MetricsSettings = Field(MetricsSettings())
     limits: LimitSettings = Field(LimitSettings())
     ollama_instances: Annotated[dict[str, int], BeforeValidator(_no_setting), AfterValidator(addresses.usable)] = (
         setting(

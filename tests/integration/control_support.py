@@ -170,7 +170,7 @@ class FakeOperations:
 
     def __post_init__(self) -> None:
         parts = FakeJobs(self), FakeServers(self), FakeModels(self), self.gpus, FakeBurnin(), FakeHost(self)
-        self.operations = Operations(*parts, FakeKeys(self), FakeDoor(self), FakeAudit(self))
+        self.operations = Operations(*parts, FakeKeys(self), FakeDoor(self), FakeAudit(self), FakeMetrics())
 
 
 @dataclass
@@ -394,6 +394,13 @@ class FakeDoor:
 
     def state(self) -> HttpDoor | None:
         return self.daemon.door
+
+
+class FakeMetrics:
+    """Its numbers."""
+
+    def text(self, *, process: bool = True) -> bytes:
+        return b"# TYPE obatch_requests_queued gauge\nobatch_requests_queued 7.0\n"
 
 
 class FakeBurnin:

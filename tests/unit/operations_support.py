@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +27,8 @@ from obatchd.gpucare.watch import GpuWatch
 from obatchd.gpus.model import Gpu, Reading
 from obatchd.jobs.model import Profile
 from obatchd.live.job import LiveJob
+from obatchd.metrics.exposition import Exposition
+from obatchd.metrics.sources import Sources, XidCounts
 from obatchd.operations.audit import AuditQuestions
 from obatchd.operations.gpus import GpuService
 from obatchd.operations.host import HostCommands
@@ -89,10 +92,12 @@ class Store:
 class Desk(Street):
     """The street as operators see it."""
 
+    cards = 2
+
     def __init__(self, directory: Path, **tables: Any) -> None:
         super().__init__(directory, **tables)
         self.did: list[str] = []
-        self.gpus = Bench(count=2).gpus
+        self.gpus = Bench(count=self.cards).gpus
         program: Any = SimpleNamespace()
         host = Host(self.work.settings, directory, "uuid", DictFacts(), self, {}, program, 0, directory)
         servers = [Played(f"gpu{number}", [gpu], host, self.did) for number, gpu in enumerate(self.gpus)]
@@ -116,16 +121,23 @@ class Desk(Street):
         unused: Any = None
         tuner = self.engine.dispatcher.tune(DictFacts(), self, self.engine.dispatcher.desk)
         commands = ServerCommands(self.engine, self.fleet, self.probe, tuner)
+        host_commands = HostCommands(self.engine, self.fleet, commands, models, self.probe, alarms, self._reload)
+        self.burnin: Any = SimpleNamespace(brief=lambda: None, ended=None)
+        self.calls, xids = Counter[tuple[str, str, int]](), XidCounts()
+        self.policy.monitor.listen(xids)
+        self.sources = Sources(self.engine, self.policy, self.burnin, host_commands, xids, self.calls)
+        self.metrics = Exposition(self.sources)
         self.operations = Operations(
             jobs=JobCommands(self.engine),
             servers=commands,
             models=ModelCommands(models),
             gpus=GpuService(self.policy, self.probe, self.work.audit),
             burnin=unused,
-            host=HostCommands(self.engine, self.fleet, commands, models, self.probe, alarms, self._reload),
+            host=host_commands,
             keys=unused,
             http=unused,
             audit=AuditQuestions(self.work.audit),
+            metrics=self.metrics,
         )
 
     def digest_on(self, server_id: str, model: str) -> str:

@@ -40,12 +40,14 @@ class Burnin:
         self._run: Run | None = None
         self._task: asyncio.Task[None] | None = None
         self._tasks = TaskSet(self)
+        self._earlier: Ended | None = None  # of the latest run that ended before this one
 
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def resume(self) -> None:
         """Go on with the run that an earlier daemon did not finish; an older unfinished one is closed."""
         unfinished = await asyncio.to_thread(self._unfinished)
+        self._earlier = await asyncio.to_thread(self._latest_end)
         for records in unfinished[:-1]:
             run = journal.begun(records).plan.run
             await asyncio.to_thread(self._append, run, [Ended(time.time(), "failed", "a later run was begun")])
@@ -74,6 +76,13 @@ class Burnin:
                     found.append(records)
         return found
 
+    def _latest_end(self) -> Ended | None:
+        for run in reversed(self._shelf.runs()):
+            with contextlib.suppress(StoreError, msgspec.DecodeError, OSError):
+                if (ended := self._shelf.ends(run)[1]) is not None:
+                    return ended
+        return None
+
     async def close(self) -> None:
         """Leave a run as it is; the next daemon goes on with it."""
         if self._run is not None:
@@ -90,6 +99,7 @@ class Burnin:
     def _begin(self, records: list[Record]) -> None:
         run = journal.begun(records).plan.run
         file = journal.Journal(self._shelf.path(run))
+        self._earlier = self.ended
         self._run = Run(records, file, self._host)
         self._task = self._tasks.start(self._carry_out(self._run, file), "burnin")
 
@@ -110,6 +120,12 @@ class Burnin:
     def active(self) -> Run | None:
         """The run in progress."""
         return self._run if self._task is not None and not self._task.done() else None
+
+    @property
+    def ended(self) -> Ended | None:
+        """The end of the latest run that is over; None: there was none, or nobody has looked yet."""
+        ended = journal.ended(self._run.records) if self._run is not None and self.active is None else None
+        return ended or self._earlier
 
     async def start(self, asked: dict[str, Any]) -> BurninStatus:
         """Begin a run; returns its status.

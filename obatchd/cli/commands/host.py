@@ -1,4 +1,4 @@
-"""``obatchctl status``, ``drain``, ``undrain`` and ``reload``: the whole host."""
+"""``obatchctl status``, ``metrics``, ``drain``, ``undrain`` and ``reload``: the whole host."""
 
 from __future__ import annotations
 
@@ -38,6 +38,13 @@ def status_command(invocation: Invocation, watch: bool, interval: float) -> None
     status = look()
     invocation.answer(status, view=render)
     sys.exit(exit_codes.FAILED if status["state"] == "degraded" else exit_codes.OK)
+
+
+@click.command("metrics", cls=Command)
+def metrics_command(invocation: Invocation) -> None:
+    """Print the numbers that Prometheus reads at /metrics of the API over HTTP, in its text format."""
+    document = invocation.client().get("metrics")
+    invocation.answer(document, *document["text"].rstrip("\n").split("\n"))
 
 
 @click.command("drain", cls=Command)

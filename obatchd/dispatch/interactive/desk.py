@@ -180,6 +180,7 @@ class Desk:
     # From the holder of a lease.
 
     def closed(self, lease: Lease) -> None:
+        self.figures.ended["abandoned"] += 1
         lease.end(Ended(False, code="closed", message="nobody waits for the answer any more"))
         if lease.link is None:
             self._forget(lease)
@@ -294,7 +295,7 @@ class Desk:
     def _began(self, lease: Lease) -> None:
         if not lease.first_token_s:
             lease.first_token_s = self._clock()
-            self.figures.first_token(lease.first_token_s - lease.asked_s)
+            self.figures.first_token(lease.first_token_s - lease.asked_s, lease.profile)
 
     def _end_waiting(self, reason: str) -> None:
         for lease in list(self.waiting):
@@ -307,6 +308,8 @@ class Desk:
 
     def _end(self, lease: Lease, ended: Ended) -> None:
         self._forget(lease)
+        if lease.ended is None:
+            self.figures.ended["succeeded" if ended.succeeded else "failed"] += 1
         lease.end(ended)
 
     def _forget(self, lease: Lease) -> None:

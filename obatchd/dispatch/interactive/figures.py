@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 
 import attrs
 
+from obatchd.counters import WorkByModel
 from obatchd.jobs.model import Profile
 
 LATELY_S = 600.0
@@ -22,15 +23,18 @@ class Figures:
     _clock: Clock
     answered: int = attrs.field(default=0, init=False)
     mean_s: float = attrs.field(default=1.0, init=False)  # of an answer in its slot
+    ended: Counter[str] = attrs.field(factory=Counter, init=False)  # since the daemon began: answered, failed, left
+    work: WorkByModel = attrs.field(factory=WorkByModel, init=False)  # of all servers: times to the first token
     _asked_s: dict[Profile, float] = attrs.field(factory=dict, init=False)  # when somebody last asked
     _firsts: deque[tuple[float, float]] = attrs.field(factory=lambda: deque(maxlen=_MOST_TIMES), init=False)
 
     def asked(self, profile: Profile) -> None:
         self._asked_s[profile] = self._clock()
 
-    def first_token(self, after_s: float) -> None:
+    def first_token(self, after_s: float, profile: Profile) -> None:
         """An answer begins so long after its question."""
         self._firsts.append((self._clock(), after_s))
+        self.work[profile.model].first_token.add(after_s)
 
     def answer(self, duration_s: float) -> None:
         self.answered += 1

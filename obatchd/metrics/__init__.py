@@ -1,0 +1,1 @@
+"""Numbers of the daemon for Prometheus."""

@@ -1,0 +1,41 @@
+"""The parts of the daemon that metrics are read from, and what nobody else counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from attrs import define, field, frozen
+
+from obatchd.burnin.run.manager import Burnin
+from obatchd.engine.engine import Engine
+from obatchd.gpucare.policy import GpuPolicy
+from obatchd.gpus.model import XidEvent
+from obatchd.gpus.monitor import MonitorListener
+from obatchd.operations.host import HostCommands
+
+_MOST_XIDS = 100  # of one card, by number
+_OTHER = "other"
+
+
+@define(eq=False)
+class XidCounts(MonitorListener):
+    """The XIDs since the daemon began, by card and number."""
+
+    counts: dict[str, Counter[str]] = field(factory=dict, init=False)
+
+    def xid(self, event: XidEvent) -> None:
+        mine = self.counts.setdefault(event.uuid, Counter())
+        number = str(event.xid)
+        mine[number if number in mine or len(mine) < _MOST_XIDS else _OTHER] += 1
+
+
+@frozen(eq=False)
+class Sources:
+    """The parts that are read."""
+
+    engine: Engine
+    policy: GpuPolicy
+    burnin: Burnin
+    host: HostCommands
+    xids: XidCounts
+    http_calls: Counter[tuple[str, str, int]]  # method, route, status

@@ -1,0 +1,199 @@
+"""What Prometheus has seen when each alert of etc/prometheus fires, and when it stays silent.
+
+Series are in the notation of ``promtool test rules``, one sample a minute; times are minutes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+Series = dict[str, str]
+HOST = 'instance="h",job="obatchd"'
+GPU = f'gpu="3",uuid="GPU-a",{HOST}'
+SERVER = f'server="gpu3",{HOST}'
+
+
+class Case(NamedTuple):
+    """``fires`` at the minute ``at``; ``silent`` does not, until then or later."""
+
+    at: int
+    fires: Series
+    silent: list[Series]
+
+
+def _queue(queued: str, done: str, **more: str) -> Series:
+    found = {
+        f"obatch_requests_queued{{{HOST}}}": queued,
+        f'obatch_jobs{{state="running",{HOST}}}': "1x200",
+        f"obatch_server_requests_total{{{SERVER}}}": done,
+        f'obatch_hold{{reason="paused",{HOST}}}': "0x200",
+    }
+    return found | more
+
+
+def _busy(queued: str, in_flight: str) -> Series:
+    return {
+        f"obatch_requests_queued{{{HOST}}}": queued,
+        f"obatch_server_requests_in_flight{{{SERVER}}}": in_flight,
+        f"obatch_server_slots{{{SERVER}}}": "8x200",
+    }
+
+
+def _failing(failed: str) -> Series:
+    return {
+        f'obatch_request_failures_total{{code="timeout",{HOST}}}': failed,
+        f'obatch_requests_total{{outcome="failed",{HOST}}}': failed,
+        f'obatch_requests_total{{outcome="succeeded",{HOST}}}': "0+100x200",
+        f'obatch_requests_total{{outcome="cancelled",{HOST}}}': "0+900x200",
+    }
+
+
+def _burnin(verdict: str, finished: str) -> Series:
+    return {
+        f'obatch_burnin_verdict{{verdict="FAIL",{GPU}}}': verdict,
+        f"obatch_burnin_finished_timestamp_seconds{{{HOST}}}": finished,
+    }
+
+
+def _hot(temp: str) -> Series:
+    limits = {"max": "85x200", "slowdown": "92x200", "shutdown": "97x200"}
+    found = {f'obatch_gpu_temperature_limit_celsius{{limit="{name}",{GPU}}}': text for name, text in limits.items()}
+    return found | {f"obatch_gpu_temperature_celsius{{{GPU}}}": temp}
+
+
+_FILE = 'node_textfile_mtime_seconds{file="/var/lib/node/obatch.prom",instance="h",job="node"}'
+_UP = f"up{{{HOST}}}"
+_STATES = ("ready", "failed", "starting", "backoff", "draining")
+
+
+def _server(*at: str) -> Series:
+    """A server whose state changes every minute among ``at``."""
+    found = {}
+    for state in _STATES:
+        values = " ".join(str(int(at[minute % len(at)] == state)) for minute in range(60))
+        found[f'obatch_server_state{{state="{state}",{SERVER}}}'] = values
+    return found
+
+
+CASES: dict[str, Case] = {
+    "ObatchDown": Case(3, {_UP: "1 0x100"}, [{_UP: "1x100"}, {_UP: "1 0 1 0 1x100"}, {'up{job="other"}': "0x100"}]),
+    "ObatchAbsent": Case(6, {}, [{f'obatch_build_info{{version="1",{HOST}}}': "1x100"}]),
+    "ObatchFileOld": Case(
+        4, {_FILE: "0x100"}, [{_FILE: "0+60x100"}, {_FILE.replace("obatch.prom", "other.prom"): "0x100"}]
+    ),
+    "ObatchHeld": Case(
+        6,
+        {f'obatch_hold{{reason="store",{HOST}}}': "1x100"},
+        [
+            {f'obatch_hold{{reason="store",{HOST}}}': "0x100"},
+            {f'obatch_hold{{reason="paused",{HOST}}}': "1x100"},
+            {f'obatch_hold{{reason="backlog",{HOST}}}': "1 1 1 0 1 1 0x100"},
+        ],
+    ),
+    "ObatchDiskLow": Case(2, {f"obatch_disk_low{{{HOST}}}": "1x100"}, [{f"obatch_disk_low{{{HOST}}}": "0x100"}]),
+    "ObatchDiskFillsUp": Case(
+        70,
+        {f"obatch_disk_free_bytes{{{HOST}}}": "20000-150x120"},
+        [{f"obatch_disk_free_bytes{{{HOST}}}": "20000-10x120"}, {f"obatch_disk_free_bytes{{{HOST}}}": "5000x120"}],
+    ),
+    "ObatchStuck": Case(
+        35,
+        _queue("10x200", "5x200"),
+        [
+            _queue("10x200", "0+1x200"),
+            _queue("0x200", "5x200"),
+            _queue("10x200", "5x200", **{f'obatch_hold{{reason="paused",{HOST}}}': "1x200"}),
+            _queue("10x200", "5x200", **{f'obatch_jobs{{state="running",{HOST}}}': "0x200"}),
+        ],
+    ),
+    "ObatchQueueGrows": Case(
+        125,
+        _busy("100+1x200", "8x200"),
+        [_busy("1000-1x200", "8x200"), _busy("100+1x200", "4x200"), _busy("0x200", "8x200")],
+    ),
+    "ObatchFailures": Case(65, _failing("0+10x200"), [_failing("0+1x200"), _failing("500x200")]),
+    "ObatchResultsWait": Case(
+        25,
+        {f"obatch_results_waiting{{{HOST}}}": "100+10x200"},
+        [{f"obatch_results_waiting{{{HOST}}}": "0+1x60"}, {f"obatch_results_waiting{{{HOST}}}": "2000-1x200"}],
+    ),
+    "ObatchDropsBlocked": Case(
+        11,
+        {f'obatch_drops{{state="blocked",{HOST}}}': "2x100"},
+        [
+            {f'obatch_drops{{state="blocked",{HOST}}}': "2x5 0x100"},
+            {f'obatch_drops{{state="settling",{HOST}}}': "2x100"},
+        ],
+    ),
+    "ObatchJobsLate": Case(
+        11, {f"obatch_jobs_late{{{HOST}}}": "1x100"}, [{f"obatch_jobs_late{{{HOST}}}": "1x5 0x100"}]
+    ),
+    "ObatchJobsHeldUp": Case(
+        16, {f"obatch_jobs_held_up{{{HOST}}}": "1x100"}, [{f"obatch_jobs_held_up{{{HOST}}}": "1x10 0x100"}]
+    ),
+    "ObatchServerDown": Case(
+        12,
+        _server("failed", "starting", "backoff"),
+        [_server("ready"), _server("draining"), _server("starting", "starting", "ready")],
+    ),
+    "ObatchServerRestarts": Case(
+        62,
+        {f"obatch_server_restarts_total{{{SERVER}}}": "0x5 1 2 3 4 5x100"},
+        [{f"obatch_server_restarts_total{{{SERVER}}}": "0x5 1 2 3x100"}],
+    ),
+    "ObatchBlind": Case(3, {f"obatch_probe_up{{{HOST}}}": "0x100"}, [{f"obatch_probe_up{{{HOST}}}": "1x100"}, {}]),
+    "ObatchReadingsOld": Case(
+        5,
+        {f"obatch_gpu_reading_timestamp_seconds{{{GPU}}}": "0x100"},
+        [{f"obatch_gpu_reading_timestamp_seconds{{{GPU}}}": "0+60x100"}],
+    ),
+    "ObatchKernelLogUnread": Case(
+        16, {f"obatch_kernel_log_up{{{HOST}}}": "0x100"}, [{f"obatch_kernel_log_up{{{HOST}}}": "1x100"}]
+    ),
+    "ObatchGpuGone": Case(2, {f"obatch_gpu_up{{{GPU}}}": "0x100"}, [{f"obatch_gpu_up{{{GPU}}}": "1x100"}]),
+    "ObatchGpuQuarantined": Case(
+        2,
+        {f'obatch_gpu_health{{level="quarantine",{GPU}}}': "1x100"},
+        [
+            {
+                f'obatch_gpu_health{{level="quarantine",{GPU}}}': "0x100",
+                f'obatch_gpu_health{{level="ok",{GPU}}}': "1x100",
+            }
+        ],
+    ),
+    "ObatchGpuWarns": Case(
+        16,
+        {f'obatch_gpu_health{{level="warn",{GPU}}}': "1x100"},
+        [{f'obatch_gpu_health{{level="warn",{GPU}}}': "1x10 0x100"}],
+    ),
+    "ObatchGpuXid": Case(
+        21,
+        {f'obatch_gpu_xids_total{{xid="79",{GPU}}}': "_x20 1x100"},  # the first error that the daemon has seen
+        [{}, {f'obatch_gpu_xids_total{{xid="79",{GPU}}}': "_x3 1x100"}],  # which is some time ago
+    ),
+    "ObatchGpuMemoryErrors": Case(
+        12,
+        {f'obatch_gpu_ecc_errors_total{{type="uncorrected",{GPU}}}': "4x10 5x100"},
+        [
+            {f'obatch_gpu_ecc_errors_total{{type="uncorrected",{GPU}}}': "4x100"},
+            {f'obatch_gpu_ecc_errors_total{{type="corrected",{GPU}}}': "0+5x100"},
+        ],
+    ),
+    "ObatchGpuRemapFailed": Case(
+        2, {f"obatch_gpu_remap_failed{{{GPU}}}": "1x100"}, [{f"obatch_gpu_remap_failed{{{GPU}}}": "0x100"}]
+    ),
+    "ObatchGpuSlowed": Case(
+        20,
+        {f'obatch_gpu_slowdown_seconds_total{{cause="hw_thermal",{GPU}}}': "0+5x100"},
+        [
+            {f'obatch_gpu_slowdown_seconds_total{{cause="hw_thermal",{GPU}}}': "7x100"},
+            {f'obatch_gpu_slowdown_seconds_total{{cause="sw_power_cap",{GPU}}}': "0+60x100"},
+        ],
+    ),
+    "ObatchGpuHot": Case(6, _hot("88x100"), [_hot("80x100"), _hot("88 88 80 88x100")]),
+    "ObatchBurninFailed": Case(
+        1, _burnin("1x100", "0x100"), [_burnin("0x100", "0x100"), _burnin("1x100", "-800000x100")]
+    ),
+}
+# The second error of a kind.
+MORE = {"ObatchGpuXid": Case(25, {f'obatch_gpu_xids_total{{xid="79",{GPU}}}': "1x20 2x100"}, [])}
