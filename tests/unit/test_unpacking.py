@@ -153,10 +153,10 @@ async def test_a_stop_leaves_a_drop_that_the_next_start_unpacks(
 ) -> None:
     async with street(monkeypatch, tmp_path) as first:
         row = first.accept(endless_workbook(), name="slow.xlsx")
+        job = tmp_path / "spool" / "work" / "jobs" / row.job
         await first.engine.intake.begin([row])
-        await until(lambda: started)
+        await until(lambda: started and (job / "unpacked").exists())
     await until(lambda: not psutil.pid_exists(started[0].pid) or is_over(started[0].pid))
-    job = tmp_path / "spool" / "work" / "jobs" / row.job
     (job / "input").write_bytes(workbook(["prompt"], ["hi"]))  # so that this test ends
     assert (job / "unpacked").exists() and not (job / "unpacked.json").exists()
     async with street(monkeypatch, tmp_path) as second:
