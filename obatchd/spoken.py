@@ -43,6 +43,7 @@ WORDS: Mapping[str, str] = {
     "http_listening": "Programs reach the API of OpenAI's kind at {address}; obatchctl key add makes a key for them",
     "http_not_listening": "Programs cannot reach the API at {address}",
     "http_connection_not_accepted": "A program could not be answered over HTTP",
+    "nobody_told": "A call over HTTP failed after its client had gone",
     "http_call_failed": "obatchd failed at a call over HTTP, because of a defect; please report this",
     "certificate_not_read": "The certificate of the API over HTTP cannot be used",
     "certificate_renewed": "The certificate of the API over HTTP was read again",

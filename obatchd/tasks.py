@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
-from typing import Any, Protocol
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Protocol, TypeVar
 
 from obatchd import log
 
 _log = log.get(__name__)
+T = TypeVar("T")
 
 
 async def set_within(timeout_s: float, event: asyncio.Event) -> bool:
@@ -18,6 +19,18 @@ async def set_within(timeout_s: float, event: asyncio.Event) -> bool:
         async with asyncio.timeout(timeout_s):
             await event.wait()
     return event.is_set()
+
+
+async def to_its_end(work: Awaitable[T]) -> T:
+    """Do what must not stop half-way, also where its caller is cancelled in the middle: that one waits for its end."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.info("nobody_told", reason=log.reason(error))
+        raise
 
 
 class TaskOwner(Protocol):

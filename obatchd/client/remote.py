@@ -28,6 +28,7 @@ _LONG_TIMEOUT_S = 3600.0  # the daemon copies and flushes before it answers
 _BLOCK_BYTES = 256 * 1024
 _KEPT_S = 3600  # of an uploaded file, where no job comes of it; the least that the daemon takes
 _RESULTS, _SO_FAR = ("results.jsonl", "errors.jsonl"), "so-far.jsonl"
+_OF_PROXIES = (502, 503, 504)  # where nobody is behind them; answers of the daemon have an x-request-id
 _JSON = {"Content-Type": "application/json"}
 
 
@@ -179,6 +180,8 @@ class RemoteDaemon:
                     raise
                 # The daemon may have refused before it had read everything.
             with connection.getresponse() as response:
+                if response.status in _OF_PROXIES and response.getheader("x-request-id") is None:
+                    raise http.client.HTTPException(f"a proxy before it answers {response.status} {response.reason}")
                 if response.status >= 400:
                     raised(document_in(response.read()), response.status)
                 yield response

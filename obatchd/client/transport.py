@@ -10,7 +10,7 @@ from obatchd.errors import ConfigError, ControlError, DropRefused, ForbiddenErro
 
 Document = dict[str, Any]
 # Codes of a daemon that is being stopped, or whose connection was lost, or whom this user asks too much at a time.
-AWAY = ("handover_broken", "stopping", "busy")
+AWAY = ("handover_broken", "stopping", "busy", "too_many_calls")
 
 
 class Transport(Protocol):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ from aiohttp import web
 from attrs import define
 
 from obatchd.control.answer import answer
+from obatchd.control.auth import Caller
 from obatchd.control.job_routes import ACTIONS, JobRoutes
 from obatchd.control.operations import HostOperations, JobOperations, ModelOperations, Submission
 from obatchd.control.programs import BATCHES, SCOPES_OF_PROGRAMS, FileOperations, ResultFiles
 from obatchd.control.submit import TOKEN_LIMIT, is_file_name
-from obatchd.documents.jobs import Submitted
+from obatchd.documents.jobs import JobDocument, Submitted
 from obatchd.documents.models import Models
-from obatchd.errors import ApiError, ControlError
+from obatchd.errors import ApiError, ControlError, ObatchError
 from obatchd.front.answers import body_of
 from obatchd.front.files import Download
-from obatchd.front.routes import CALLER, Route
+from obatchd.front.routes import CALLER, Handler, Route
+from obatchd.tasks import to_its_end
 from obatchd.words import misfit
 
 _BELOW = "/obatchd/v1"
@@ -64,8 +67,8 @@ class RemoteRoutes:
             Route("GET", f"{_BELOW}/jobs", jobs.all, (BATCHES,)),
             Route("POST", f"{_BELOW}/jobs", self._submit, (BATCHES,)),
             Route("GET", one, jobs.one, (BATCHES,)),
-            Route("POST", f"{one}/retry", jobs.retry, (BATCHES,)),
-            Route("POST", f"{one}/{{action:{ACTIONS}}}", jobs.act, (BATCHES,)),
+            Route("POST", f"{one}/retry", _whole(jobs.retry), (BATCHES,)),
+            Route("POST", f"{one}/{{action:{ACTIONS}}}", _whole(jobs.act), (BATCHES,)),
             Route("GET", f"{one}/files/{_SO_FAR}", self._so_far, (BATCHES,)),
             Route("GET", f"{one}/files/{{name}}", self._file, (BATCHES,)),
         ]
@@ -94,10 +97,16 @@ class RemoteRoutes:
             path = None
         files = _opened(asked.name, path)
         submission = Submission(asked.name, "file", caller.uid, asked.settings, files, asked.token, asked.again)
+        # Half a job may not stay, and whoever asks again wants this one.
+        return answer(Submitted(await to_its_end(self._made(submission, caller, asked.file if path else None))))
+
+    async def _made(self, submission: Submission, caller: Caller, file: str | None) -> JobDocument:
+        """The job of a submission; its file is not needed any more."""
         job = await self._jobs.submit(submission)
-        if path is not None:
-            await self._files.remove(caller, asked.file)
-        return answer(Submitted(job))
+        if file is not None:
+            with suppress(ObatchError):  # the same was sent twice at a time; else it goes within the hour
+                await self._files.remove(caller, file)
+        return job
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         path = self._results.one(request[CALLER], request.match_info["job"], request.match_info["name"])
@@ -118,6 +127,15 @@ class RemoteRoutes:
         finally:
             await blocks.aclose()
         return response
+
+
+def _whole(handler: Handler) -> Handler:
+    """A handler that changes something: it comes to its end, also where its client goes in the middle."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await to_its_end(handler(request))
+
+    return handle
 
 
 def _opened(name: str, path: Path | None) -> Iterator[tuple[str, int]]:

@@ -22,6 +22,7 @@ from obatchd.jobs.model import JobState, Outcome
 from obatchd.jobs.store import BatchRow, JobRow
 from obatchd.live.work import Work
 from obatchd.spool.prune import delete_tree
+from obatchd.tasks import to_its_end
 
 _log = log.get(__name__)
 FILE, BATCH = "file-", "batch_"  # before the id of a job
@@ -147,9 +148,8 @@ class JobFiles:
 
     async def _blocks(self, row: JobRow) -> AsyncGenerator[bytes, None]:
         with closing(self._work.store.results(row)) as results:
-            while block := await asyncio.to_thread(
-                lambda: b"".join(record + b"\n" for _, _, record in islice(results, _BLOCK))
-            ):
+            # Nobody may close it while the thread is in it.
+            while block := await to_its_end(asyncio.to_thread(_lines, results)):
                 yield block
 
     def _row(self, caller: Caller, job: str) -> JobRow:

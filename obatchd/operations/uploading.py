@@ -21,6 +21,7 @@ from obatchd.live.work import Work
 from obatchd.operations.jobs import disk_faults_told
 from obatchd.operations.outputs import FILE, INPUT_PURPOSE
 from obatchd.spool.uploads import UploadDirectories
+from obatchd.tasks import to_its_end
 from obatchd.words import binary_size, counted
 
 _log = log.get(__name__)
@@ -127,7 +128,7 @@ class IncomingFile:
 
     async def finish(self, terms: FileTerms) -> FileObject:
         # To its end, also where the client is gone: it may be whole already.
-        await _in_loop(self._uploading.finish(self._row, self._content, terms))
+        await to_its_end(self._uploading.finish(self._row, self._content, terms))
         self._end()
         return file_object(self._row)
 
@@ -147,17 +148,7 @@ class IncomingFile:
 
 
 async def _in_thread(work: Callable[..., Any], *given: bytes) -> None:
-    await _in_loop(asyncio.to_thread(work, *given))
-
-
-async def _in_loop(work: Any) -> None:
-    """Do it to its end: whoever is cancelled meanwhile must not touch the file before it is done."""
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        raise
+    await to_its_end(asyncio.to_thread(work, *given))
 
 
 def file_object(row: FileRow) -> FileObject:

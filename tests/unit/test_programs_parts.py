@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,11 +24,13 @@ from obatchd.front.answers import refusal
 from obatchd.front.connections import Crowd
 from obatchd.front.tls import Certificate
 from obatchd.jobs.formats.lines import BatchIndexer
+from obatchd.jobs.model import Outcome
 from obatchd.jobs.store import BatchRow, FileRow
 from obatchd.live.work import Work
 from obatchd.operations.batch_terms import deadline_s, terms_of
 from obatchd.operations.files import Files
 from obatchd.operations.keys import Keys
+from obatchd.operations.outputs import JobFiles
 from obatchd.settings import reading
 from obatchd.spool.layout import FreeSpace
 from obatchd.spool.uploads import UploadDirectories
@@ -279,3 +283,33 @@ def test_a_file_is_its_directory(work: Work) -> None:
     directories.remove(row.id)
     directories.remove(row.id)
     assert list(directories.rows([row.id])) == []
+
+
+async def test_whoever_goes_while_results_are_read_lets_the_reading_come_to_its_end() -> None:
+    reading, goes_on, ended = threading.Event(), threading.Event(), list[str]()
+
+    def results(row: Any) -> Iterator[tuple[int, Outcome, bytes]]:
+        try:
+            reading.set()
+            goes_on.wait(10)
+            yield 1, Outcome.SUCCEEDED, b"{}"
+        finally:
+            ended.append("closed")
+
+    row = SimpleNamespace(job="j", owner=7)
+    store = SimpleNamespace(results=results, state=SimpleNamespace(find=lambda jobs: [row]))
+    files: Any = JobFiles(SimpleNamespace(store=store))  # type: ignore[arg-type]
+
+    async def read() -> None:
+        async for _ in files.so_far(Caller(7, is_administrator=False), "j"):
+            pass
+
+    task = asyncio.create_task(read())
+    assert await asyncio.to_thread(reading.wait, 10)
+    task.cancel()
+    asyncio.get_running_loop().call_later(0.05, goes_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["closed"]
+    with pytest.raises(NotFoundError):
+        files.so_far(Caller(8, is_administrator=False), "j")
