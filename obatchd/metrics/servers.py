@@ -37,7 +37,7 @@ def read_servers(sheet: Sheet, servers: Iterable[Server], dispatcher: Dispatcher
 
 def _read_link(sheet: Sheet, link: Link, labels: Labels, times: dict[tuple[str, str], Histogram]) -> None:
     sheet.put("obatch_server_requests_in_flight", link.started, labels)
-    sheet.put("obatch_server_families_in_flight", len(set(link.at_work)), labels)
+    sheet.put("obatch_server_families_in_flight", link.families, labels)
     sheet.put("obatch_server_requests_total", link.requests_done, labels)
     sheet.counts("obatch_server_watchdog_findings_total", link.watchdog, "finding", labels)
     for (kind, code), count in link.faults.items():

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +21,16 @@ from dispatch_support import SMALL
 from engine_support import until
 from operations_support import Desk, Played, desk
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector as Library
 from settings_support import in_force, reload
 from task_support import Failures
 
 from obatchd.counters import OTHER, WORK_S, Histogram, ModelWork, WorkByModel
 from obatchd.dispatch.link import Link
 from obatchd.gpus.model import Reading, SlowReading, XidEvent
+from obatchd.jobs.places import AtWork
 from obatchd.metrics.catalogue import KINDS
 from obatchd.metrics.collector import Collector, Registry
 from obatchd.metrics.exposition import TextFile
@@ -131,8 +135,12 @@ def test_numbers_of_any_size_are_written_as_the_library_does() -> None:
 
 
 def registry_of(sheet: Sheet) -> CollectorRegistry:
+    class Whole(Library):
+        def collect(self) -> Iterator[Metric]:
+            yield from sheet.metrics()
+
     registry = CollectorRegistry()
-    registry.register(SimpleNamespace(collect=sheet.metrics))  # type: ignore[arg-type]
+    registry.register(Whole())
     return registry
 
 
@@ -230,7 +238,7 @@ async def test_28_gpus_and_50_models_have_a_bounded_number_of_series(there: Desk
             work[f"model-{model}"].answered(10, 20, 1.5, 1.0, 3.0)
         if number:
             server = one_more(there, number)
-            links[server.id] = Link(server, there.work.settings)
+            links[server.id] = Link(server, there.work.settings, AtWork())
             links[server.id].work = work
     for xid in range(1000):
         there.policy.monitor.xids([XidEvent(xid, time.time(), "GPU-0")])
