@@ -154,7 +154,7 @@ def status(monkeypatch: pytest.MonkeyPatch, quick: None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "state": "running", "pid": 1, "version": "1", "notices": [], "reasons": [], "servers": [],
     }  # fmt: skip
-    monkeypatch.setattr("obatchd.cli.doctor.doctor.Client", lambda spool: SimpleNamespace(get=lambda _: found))
+    monkeypatch.setattr("obatchd.cli.doctor.doctor.ControlClient", lambda spool: SimpleNamespace(get=lambda _: found))
     return found
 
 
