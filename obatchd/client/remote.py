@@ -70,7 +70,7 @@ class RemoteDaemon:
         asked for first, so that no file goes twice without need."""
         name = os.path.basename(os.path.abspath(path))
         name = f"{name}.zip" if path.is_dir() else name
-        wanted: Document = {"name": name, "settings": settings, "token": token, "again": again}
+        wanted: Document = {"name": name, "settings": settings, "token": token}
         if (file := self._uploaded.get(token)) is not None or again:
             try:
                 return self._job_of(wanted | {"file": file or "none"}, token)

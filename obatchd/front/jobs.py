@@ -42,8 +42,7 @@ class _Asked(msgspec.Struct, forbid_unknown_fields=True):
     file: str
     name: str
     settings: dict[str, Any] = {}
-    token: str = ""
-    again: bool = False
+    token: str = ""  # the same whenever the client sends this submission
 
 
 _asked = msgspec.json.Decoder(_Asked)
@@ -96,7 +95,9 @@ class RemoteRoutes:
         except ApiError:  # which is no matter where the job of an earlier time is wanted
             path = None
         files = _opened(asked.name, path)
-        submission = Submission(asked.name, "file", caller.uid, asked.settings, files, asked.token, asked.again)
+        # Of calls that are sent again any may come first.
+        again = asked.token != ""
+        submission = Submission(asked.name, "file", caller.uid, asked.settings, files, asked.token, again)
         # Half a job may not stay, and whoever asks again wants this one.
         return answer(Submitted(await to_its_end(self._made(submission, caller, asked.file if path else None))))
 

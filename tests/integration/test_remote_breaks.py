@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from daemon_support import Daemon, Document, wait_for
-from programs_support import FORM, Answer, Programs, multipart, over_http
+from programs_support import FORM, Programs, multipart, over_http
 
 from obatchd.client import Client
 
@@ -55,7 +55,7 @@ def test_a_submission_whose_client_goes_is_made_to_its_end(programs: Programs) -
     file = uploaded(programs, 50_000)
     begin_and_go(programs, "/obatchd/v1/jobs", wanted(file))
     [job] = wait_for(lambda: programs.d.client.get("jobs")["jobs"], 20, "the job is made")
-    again = programs.call("POST", "/obatchd/v1/jobs", wanted(file, again=True))
+    again = programs.call("POST", "/obatchd/v1/jobs", wanted(file))
     assert again.status == 200 and again.document["job"]["job"] == job["job"]
     assert programs.call("GET", f"/v1/files/{file}").status == 404
     done = wait_for(
@@ -66,13 +66,9 @@ def test_a_submission_whose_client_goes_is_made_to_its_end(programs: Programs) -
 
 
 def test_a_submission_that_is_sent_again_too_early_is_the_same_job(programs: Programs) -> None:
-    file = uploaded(programs, 20_000)
-
-    def submit(again: bool) -> Answer:
-        return programs.call("POST", "/obatchd/v1/jobs", wanted(file, again=again))
-
+    body = wanted(uploaded(programs, 20_000))
     with ThreadPoolExecutor(5) as threads:
-        answers = [*threads.map(submit, [False, True, True, True, True])]
+        answers = [*threads.map(lambda _: programs.call("POST", "/obatchd/v1/jobs", body), range(5))]
     assert [one.status for one in answers] == [200] * 5, [one.body for one in answers]
     assert len({one.document["job"]["job"] for one in answers}) == 1
     assert len(programs.d.client.get("jobs")["jobs"]) == 1
