@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 from dispatch_support import LARGE, SMALL, Port, Rig
+from reload_metrics import METRICS
 from reload_people import PEOPLE
 from settings_support import in_force, reload
 from task_support import Failures
@@ -337,4 +338,4 @@ PARTS = {
     "watchdog.vram_s": Part(NEVER_S, 0.05, looked_at_vram),
     "watchdog.repeats": Part(1000, 3, drained_after_restarts()),
     "watchdog.window_s": Part(1e-3, 3600, drained_after_restarts(repeats=3)),
-} | {key: Part(*part) for key, part in PEOPLE.items()}
+} | {key: Part(*part) for key, part in (PEOPLE | METRICS).items()}

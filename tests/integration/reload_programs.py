@@ -8,7 +8,7 @@ import socket
 from contextlib import closing
 from typing import Any
 
-from daemon_support import Document, wait_for
+from daemon_support import Document, free_ports, wait_for
 from programs_support import CHAT, FORM, batch_file, line, multipart
 from reload_stage import Effect, Scene, Stage
 
@@ -71,8 +71,17 @@ def under_another_name(stage: Stage) -> int:
     return called(stage, "GET", "/v1/models", Host="gpu.example.org")[0]
 
 
+def without_a_key(stage: Stage) -> int:
+    """The status of a scrape over TCP."""
+    with closing(http.client.HTTPConnection("127.0.0.1", _PORT, timeout=20)) as connection:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().status
+
+
+_PORT = free_ports(8) + 7  # those of servers may be the first ones
 PROGRAMS = Scene(
     {
+        "metrics.open": Effect(False, True, without_a_key, (401, 200)),
         "http.names": Effect([], ["gpu.example.org"], under_another_name, (421, 200)),
         "http.max_file_bytes": Effect(10_000, 10, two_uploads, ([200, 200], [413, 413])),
         "http.file_days": Effect(30, 0, kept_days, (30, None)),
@@ -81,4 +90,5 @@ PROGRAMS = Scene(
         "limits.files": Effect(0, 1, two_uploads, ([200, 200], [200, 429])),
         "limits.files_bytes": Effect(0, 150, two_uploads, ([200, 200], [200, 429])),
     },
+    settings={"http.listen": f"127.0.0.1:{_PORT}"},
 )

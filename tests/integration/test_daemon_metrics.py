@@ -90,7 +90,7 @@ def test_a_storm_of_jobs_is_counted_and_every_metric_of_rules_and_board_is_there
     # One more request each of the kinds that only sometimes have a value.
     chat = {"model": "tiny", "messages": [{"role": "user", "content": "now?"}], "stream": False}
     assert found.call("POST", "/api/chat", chat).status == 200
-    assert d.control("burnin", "start", "--gpus", "1", "--duration", "3s").returncode == 0
+    assert d.control("burnin", "start", "--gpus", "1", "--duration", "10s").returncode == 0
     wait_for(lambda: d.status()["burnin"] is None, 60, "the burn-in is over")
     write_script(d.spool / "work" / "simulator", {"1": [GpuEvent("xid", xid=13)]})
     wait_for(lambda: total(told(d), "obatch_gpu_xids_total", gpu="1", xid="13") == 1, 20, "the XID is counted")
