@@ -22,7 +22,6 @@ from operations_support import Desk, Played, desk
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from settings_support import in_force, reload
-from task_support import Failures
 
 from obatchd.counters import OTHER, WORK_S, Histogram, ModelWork, WorkByModel
 from obatchd.dispatch.link import Link
@@ -358,7 +357,7 @@ async def test_a_job_that_will_miss_its_deadline_is_late(there: Desk) -> None:
 async def test_the_file_for_node_exporter_is_whole_and_goes_with_the_daemon(there: Desk, tmp_path: Path) -> None:
     path = tmp_path / "text" / "obatch.prom"
     settings = in_force(metrics={"textfile": str(path), "textfile_s": 0.01})
-    file = TextFile(there.metrics, settings, Failures())
+    file = TextFile(there.metrics, settings)
     file.start()
     await asyncio.sleep(0.05)  # the directory is not there yet: it tries again
     path.parent.mkdir()
@@ -379,7 +378,7 @@ async def test_the_file_follows_no_link_of_others(there: Desk, tmp_path: Path) -
     kept, path = tmp_path / "kept", tmp_path / "obatch.prom"
     kept.write_text("mine")
     path.with_name(f".obatch.prom.{os.getpid()}").symlink_to(kept)
-    file = TextFile(there.metrics, in_force(metrics={"textfile": str(path)}), Failures())
+    file = TextFile(there.metrics, in_force(metrics={"textfile": str(path)}))
     file.start()
     await until(path.exists)
     await file.stop()
