@@ -34,7 +34,7 @@ class Figures:
     def first_token(self, after_s: float, profile: Profile) -> None:
         """An answer begins so long after its question."""
         self._firsts.append((self._clock(), after_s))
-        self.work[profile.model].first_token.add(after_s)
+        self.work[profile.model].first_token.add_one(after_s)
 
     def answer(self, duration_s: float) -> None:
         self.answered += 1
