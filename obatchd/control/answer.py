@@ -16,6 +16,22 @@ from obatchd.documents import SCHEMA
 
 CALLER = web.RequestKey("caller", Caller)  # who asks; of every route
 
+# The first match counts, so the leaves of the error tree come first.
+_STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
+    (errors.NotFoundError, 404),
+    (errors.ForbiddenError, 403),
+    (errors.DropRefused, 422),
+    (errors.ConfigError, 400),
+    (errors.ControlError, 409),
+    (errors.ServerError, 502),
+    (errors.SpoolError, 507),
+)
+
+
+def status_of(error: errors.ObatchError) -> int:
+    """The status of HTTP that an error is answered with."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+
 
 def answer(document: msgspec.Struct, status: int = 200) -> web.Response:
     """The whole answer, with the number of the schema."""

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from obatchd import __version__, errors, log
 from obatchd.control import auth
-from obatchd.control.answer import CALLER, answer, answer_line, count_asked, object_sent, time_asked
+from obatchd.control.answer import CALLER, answer, answer_line, count_asked, object_sent, status_of, time_asked
 from obatchd.control.auth import Access, Origin
 from obatchd.control.gpu_routes import GpuRoutes
 from obatchd.control.job_routes import JobRoutes
@@ -28,17 +28,6 @@ _BODY_LIMIT_BYTES = 1024**2
 _LOG_LINES_LIMIT = 10_000
 _MOST_ENTRIES = 100_000  # of the audit log
 
-# The first match counts, so the leaves of the error tree come first.
-_HTTP_STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
-    (errors.NotFoundError, 404),
-    (errors.ForbiddenError, 403),
-    (errors.DropRefused, 422),
-    (errors.ConfigError, 400),
-    (errors.ControlError, 409),
-    (errors.ServerError, 502),
-    (errors.SpoolError, 507),
-)
-
 INTERNAL = ErrorDocument(Error("internal", "internal error; the daemon's log has it"))
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -53,7 +42,7 @@ async def _errors_as_json(request: web.Request, handler: Handler) -> web.StreamR
     try:
         return await handler(request)
     except errors.ObatchError as error:
-        status = next((status for kind, status in _HTTP_STATUS if isinstance(error, kind)), 500)
+        status = status_of(error)
         return answer(error_document(error), status)
     except web.HTTPException as error:
         reason = f"{request.method} {request.path}: {error.reason}"

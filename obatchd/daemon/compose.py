@@ -180,7 +180,7 @@ def head(
         engine, policy, watchdog, Housekeeping(engine), runs, operations,
         ControlServer(operations, runtime_dir, access, owner),
         SubmitServer(operations.jobs, runtime_dir, access, owner), desk, http,
-        TextFile(metrics, settings, owner), runtime_dir,
+        TextFile(metrics, settings), runtime_dir,
     )  # fmt: skip
 
 

@@ -102,7 +102,7 @@ class Committer(Part):
             self._committing = len(finished)
             failed += attempts.unrecorded_starts()
             other = await self._commit(finished, failed, energy.unkept())
-            self.commits.add(time.monotonic() - begun_s)
+            self.commits.add_one(time.monotonic() - begun_s)
             # A result that was ended otherwise meanwhile (cancelled, say) was counted then, and is not counted twice.
             listener.committed([f for f in finished if (f.job, f.line) not in other] if other else finished)
             self._committing = 0

@@ -32,6 +32,7 @@ _FAST_CREDIT = 4  # times the slots
 # Requests for vectors share calls: a worker is sent as many for each slot as take this long.
 _VECTORS_S = 0.5
 _RATE_WINDOW_S = 10
+_TOGETHER = 1000  # answers that are added up at once
 # The first rest of a server that fails, and the longest: each takes twice as long as the one before.
 _FIRST_REST_S = 0.5
 _LONGEST_REST_S = 30.0
@@ -292,6 +293,7 @@ class Link:
 
     def counted(self) -> None:
         """Let the server know how many requests it has."""
+        self.work.fold(_TOGETHER)
         self.server.in_flight = len(self.offers)
         if self.offers:
             self.server.idle.clear()

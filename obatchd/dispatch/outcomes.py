@@ -81,8 +81,8 @@ class OutcomeHandler:
             link.note(item.duration_s, item.response_tokens, vectors=item.vectors)
             lane = offered.taken.lane
             waited_s = offered.started_s - lane.accepted_s if item.attempt == 1 and lane.accepted_s else 0.0
-            link.work[lane.profile.model].answered(
-                item.prompt_tokens, item.response_tokens, item.duration_s, item.eval_s, waited_s
+            link.work.recent.extend(  # as obatchd.counters has them
+                (lane.profile.model, item.prompt_tokens, item.response_tokens, item.duration_s, item.eval_s, waited_s)
             )
             if link.window is not None:
                 link.window.add(item, slot_s, link.kept_free)

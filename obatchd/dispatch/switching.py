@@ -140,7 +140,7 @@ class ProfileSwitcher:
             began_s = time.monotonic()
             try:
                 await link.load(profile)
-                link.work[profile.model].load.add(time.monotonic() - began_s)
+                link.work[profile.model].load.add_one(time.monotonic() - began_s)
             except ObatchError:
                 if tuner is not None:
                     tuner.loads.not_loaded(link, profile)

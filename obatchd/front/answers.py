@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from obatchd import errors, log
+from obatchd.control.answer import status_of
 from obatchd.control.programs import Selection
 from obatchd.documents.native import ErrorText
 from obatchd.documents.programs import Problem, ProblemDocument
@@ -25,16 +26,6 @@ _NATIVE = "/api/"  # where refusals have Ollama's form
 _BODY_S = 60.0  # longest time for a body
 _LARGE_BYTES = 256 * 1024
 _RETRY_AFTER_S = 5.0  # where nobody knows better
-# The first match counts, so the leaves of the error tree come first.
-_STATUS: tuple[tuple[type[errors.ObatchError], int], ...] = (
-    (errors.NotFoundError, 404),
-    (errors.ForbiddenError, 403),
-    (errors.DropRefused, 422),
-    (errors.ConfigError, 400),
-    (errors.ControlError, 409),
-    (errors.ServerError, 502),
-    (errors.SpoolError, 507),
-)
 _SECURE = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -90,8 +81,7 @@ def as_refusal(error: Exception, request: web.Request) -> web.Response:
     if isinstance(error, ApiError):
         return refusal(error, native=native)
     if isinstance(error, errors.ObatchError):
-        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        return refusal(ApiError(error.message, status=status, code=error.code), native=native)
+        return refusal(ApiError(error.message, status=status_of(error), code=error.code), native=native)
     if isinstance(error, web.HTTPException):
         words = f"Invalid URL ({request.method} {request.path})" if error.status == 404 else error.reason
         code = "unknown_url" if error.status == 404 else None

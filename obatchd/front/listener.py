@@ -25,7 +25,7 @@ from obatchd.control.programs import Programs
 from obatchd.control.sockets import listen
 from obatchd.documents.programs import HttpDoor
 from obatchd.errors import ApiError
-from obatchd.front.answers import as_refusal, too_large, with_usual_headers
+from obatchd.front.answers import as_refusal, route_of, too_large, with_usual_headers
 from obatchd.front.batches import BatchRoutes
 from obatchd.front.connections import Crowd, Watched
 from obatchd.front.files import FileRoutes
@@ -230,8 +230,8 @@ class Listener:
             self._count(request, status)
 
     def _count(self, request: web.Request, status: int) -> None:
-        route = self._by_handler.get(request.match_info.handler)
-        self._calls[(route.method, route.path, status) if route is not None else ("other", "unknown", status)] += 1
+        known = request.match_info.route.resource is not None  # else anything may stand in the place of the method
+        self._calls[request.method if known else "other", route_of(request), status] += 1
 
     async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         self._guard.check_origin(request)

@@ -40,16 +40,16 @@ class Exposition:
         return self._registry.text(process=process)
 
 
-class TextFile:
+class TextFile(TaskOwner):
     """Writes the file while it is wanted, and takes it away at the end: nobody is to be told of a daemon that is gone.
 
     Metrics of the process are left out, because node_exporter has some of the same names, and refuses both then.
     """
 
-    def __init__(self, exposition: Exposition, settings: Current[Settings], owner: TaskOwner) -> None:
+    def __init__(self, exposition: Exposition, settings: Current[Settings]) -> None:
         self._exposition = exposition
         self._settings = settings
-        self._tasks = TaskSet(owner)
+        self._tasks = TaskSet(self)
         self._written: Path | None = None  # or about to be
         self._writing: asyncio.Future[None] | None = None
         self._problem = ""
@@ -62,6 +62,9 @@ class TextFile:
         if self._writing is not None:  # a thread goes on
             await asyncio.wait({self._writing})
         await asyncio.to_thread(self._remove)
+
+    def task_failed(self, name: str, error: BaseException) -> None:
+        """A defect here costs the file alone, whose age tells of it; it is in the log."""
 
     async def _run(self) -> None:
         written_s = 0.0

@@ -42,8 +42,8 @@ def _read_link(sheet: Sheet, link: Link, labels: Labels, times: dict[tuple[str, 
     sheet.counts("obatch_server_watchdog_findings_total", link.watchdog, "finding", labels)
     for (kind, code), count in link.faults.items():
         sheet.put("obatch_attempts_failed_total", count, labels.and_("kind", kind).and_("code", code))
+    link.work.fold()
     for model, work in link.work.items():
-        work.fold()
         of_model = labels.and_("model", model)
         sheet.put("obatch_prompt_tokens_total", work.prompt_tokens, of_model)
         sheet.put("obatch_response_tokens_total", work.response_tokens, of_model)

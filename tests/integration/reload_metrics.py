@@ -12,7 +12,6 @@ import pytest
 from engine_support import until
 from operations_support import desk
 from settings_support import in_force, reload
-from task_support import Failures
 
 from obatchd.metrics import exposition
 from obatchd.metrics.exposition import TextFile
@@ -34,7 +33,7 @@ async def writing(patch: pytest.MonkeyPatch, **table: Any) -> AsyncIterator[tupl
     """The settings of a writer of the file, and what it asks."""
     patch.setattr(exposition, "_LOOK_S", 0.01)
     settings, said = in_force(metrics=table), Said()
-    file = TextFile(said, settings, Failures())  # type: ignore[arg-type]
+    file = TextFile(said, settings)  # type: ignore[arg-type]
     file.start()
     try:
         yield settings, said

@@ -105,7 +105,7 @@ def test_a_storm_of_jobs_is_counted_and_every_metric_of_rules_and_board_is_there
     unmet = wanted - there - (OTHERS - {name for name in OTHERS if name.startswith("process_")})
     assert unmet <= {"obatch_server_watchdog_findings_total", "obatch_gpu_finding"}
     assert total(scraped(text), "obatch_http_requests_total", route="/api/chat", status="200") == 1
-    secrets = ("now?", "storm", "doomed", "after", "s0-", str(d.spool))
+    secrets = ("now?", "storm", "doomed", "after-", "s0-", "b0", str(d.spool))
     assert [word for word in secrets if word in text] == []
 
 
@@ -121,6 +121,7 @@ def test_who_may_read_metrics(programs: Callable[..., Programs]) -> None:
     assert found.call("GET", "/metrics", Authorization="Bearer obk_wrong").status == 401
     assert found.call("GET", "/metrics", Authorization="", Host="rebound.example").status == 421
     assert found.call("POST", "/metrics", Authorization=f"Bearer {key}").status in (404, 405)
+    assert found.call("POST", "/api/pull", {"model": "x"}).status == 403  # a handler that several routes have
     config = json.loads(json.dumps(CONFIG)) | {"http": {"listen": f"127.0.0.1:{found.port}"}, "metrics": {"open": True}}
     found.d.configure(config)
     assert "metrics.open" in found.d.client.post("reload")["changed"]
@@ -128,6 +129,8 @@ def test_who_may_read_metrics(programs: Callable[..., Programs]) -> None:
     assert found.call("GET", "/v1/models", Authorization="").status == 401
     counted = scraped(found.call("GET", "/metrics", Authorization="").body.decode())
     assert total(counted, "obatch_http_requests_total", route="/metrics", status="401") == 2
+    assert total(counted, "obatch_http_requests_total", method="POST", route="/api/pull", status="403") == 1
+    assert total(counted, "obatch_http_requests_total", route="/v1/models", status="401") == 1
 
 
 def test_the_file_and_the_command_say_the_same(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:

@@ -279,6 +279,31 @@ def test_what_administrators_do_to_others_is_recorded_and_theirs_alone_to_read(
         shutil.rmtree(spool, ignore_errors=True)
 
 
+def test_metrics_are_for_administrators(make_daemon: Callable[..., Daemon]) -> None:
+    spool = Path(tempfile.mkdtemp(prefix="obatch-metrics-"))
+    spool.chmod(0o755)
+    user, admin = ((one.pw_uid, one.pw_gid) for one in map(pwd.getpwnam, ("nobody", "games")))
+    access = {"mode": "service", "submit_group": grp.getgrgid(user[1]).gr_name, "admin_group": "games"}
+    config = {"access": access, "servers": {"base_port": free_ports(2)}, "gpus": {"use": "simulated:2"}}
+    found = over_http(make_daemon, config, spool=spool)
+    try:
+        found.d.start().ready()
+        client = ControlClient(spool)
+        for ask in (lambda: client.get("metrics"), lambda: client.post("keys", body={"scopes": ["metrics"]})):
+            with pytest.raises(ForbiddenError, match="only"):
+                as_user(user, ask)
+        assert as_user(admin, lambda: client.get("metrics"))["text"].startswith("# HELP obatch_build_info")
+        key = as_user(admin, lambda: client.post("keys", body={"scopes": ["metrics"]}))["key"]
+        found._key = key  # root makes none
+        assert found.call("GET", "/metrics").status == 200
+        assert found.call("GET", "/v1/files").status == 403
+        assert as_user(user, lambda: over_socket(found, "/metrics")) == 403
+        assert as_user(admin, lambda: over_socket(found, "/metrics")) == 200
+    finally:
+        found.d.clean()
+        shutil.rmtree(spool, ignore_errors=True)
+
+
 def over_socket(found: Programs, path: str) -> int:
     """The status of a plain call on the socket."""
     with socket.socket(socket.AF_UNIX) as connection:

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,13 +20,11 @@ from dispatch_support import SMALL
 from engine_support import until
 from operations_support import Desk, Played, desk
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.registry import Collector as Library
+from prometheus_client.registry import Collector as LibraryCollector
 from settings_support import in_force, reload
-from task_support import Failures
 
-from obatchd.counters import OTHER, WORK_S, Histogram, ModelWork, WorkByModel
+from obatchd.counters import OTHER, WORK_S, Histogram, WorkByModel
 from obatchd.dispatch.link import Link
 from obatchd.gpus.model import Reading, SlowReading, XidEvent
 from obatchd.jobs.places import AtWork
@@ -134,13 +131,16 @@ def test_numbers_of_any_size_are_written_as_the_library_does() -> None:
     assert sheet.written() == generate_latest(registry_of(sheet))
 
 
-def registry_of(sheet: Sheet) -> CollectorRegistry:
-    class Whole(Library):
-        def collect(self) -> Iterator[Metric]:
-            yield from sheet.metrics()
+class Given(LibraryCollector):
+    """A look that was taken before."""
 
+    def __init__(self, sheet: Sheet) -> None:
+        self.collect = sheet.metrics  # type: ignore[method-assign]
+
+
+def registry_of(sheet: Sheet) -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(Whole())
+    registry.register(Given(sheet))
     return registry
 
 
@@ -222,10 +222,10 @@ async def test_a_gpu_that_is_gone_is_down(there: Desk) -> None:
 def test_a_server_counts_so_many_models_by_name_and_the_others_together() -> None:
     work = WorkByModel()
     for number in range(500):
-        work[f"model-{number}"].answered(1, 2, 0.5, 0.1, 0.0)
-    work["model-3"].answered(1, 2, 0.5, 0.1, 0.0)
-    for each in work.values():
-        each.fold()
+        work.recent.extend((f"model-{number}", 1, 2, 0.5, 0.1, 0.0))
+        work.fold(100)
+    work.recent.extend(("model-3", 1, 2, 0.5, 0.1, 0.0))
+    work.fold()
     assert len(work) == 51
     assert (work["model-3"].response_tokens, work[OTHER].response_tokens) == (4, 900)
 
@@ -235,7 +235,7 @@ async def test_28_gpus_and_50_models_have_a_bounded_number_of_series(there: Desk
     for number in range(28):
         work = links["gpu0"].work if number == 0 else WorkByModel()
         for model in range(200):
-            work[f"model-{model}"].answered(10, 20, 1.5, 1.0, 3.0)
+            work.recent.extend((f"model-{model}", 10, 20, 1.5, 1.0, 3.0))
         if number:
             server = one_more(there, number)
             links[server.id] = Link(server, there.work.settings, AtWork())
@@ -273,12 +273,15 @@ def test_a_histogram_counts_each_value_in_the_first_bucket_that_holds_it() -> No
 
 
 def test_answers_that_are_added_up_together_count_as_if_one_by_one() -> None:
-    chance, work, slow = random.Random(2), ModelWork(), Histogram()
+    chance, every, slow = random.Random(2), WorkByModel(), Histogram()
     for _ in range(2500):
-        duration_s = chance.expovariate(0.1)
-        work.answered(3, 4, duration_s, 0.0, 0.0)
-        slow.add(duration_s)
-    work.fold()
+        duration_s = chance.choice([0.05, 1.0, 700.0, chance.expovariate(0.1)])
+        every.recent.extend(("m", 3, 4, duration_s, 0.0, 0.0))
+        every.fold(1000)
+        slow.add_one(duration_s)
+    every.fold()
+    assert every.recent == []
+    work = every["m"]
     assert (work.prompt_tokens, work.response_tokens) == (7500, 10_000)
     assert work.request.counts == slow.counts and work.request.sum == pytest.approx(slow.sum)
     assert sum(work.first_token.counts) == sum(work.queue.counts) == 0
@@ -366,7 +369,7 @@ async def test_a_job_that_will_miss_its_deadline_is_late(there: Desk) -> None:
 async def test_the_file_for_node_exporter_is_whole_and_goes_with_the_daemon(there: Desk, tmp_path: Path) -> None:
     path = tmp_path / "text" / "obatch.prom"
     settings = in_force(metrics={"textfile": str(path), "textfile_s": 0.01})
-    file = TextFile(there.metrics, settings, Failures())
+    file = TextFile(there.metrics, settings)
     file.start()
     await asyncio.sleep(0.05)  # the directory is not there yet: it tries again
     path.parent.mkdir()
@@ -387,7 +390,7 @@ async def test_the_file_follows_no_link_of_others(there: Desk, tmp_path: Path) -
     kept, path = tmp_path / "kept", tmp_path / "obatch.prom"
     kept.write_text("mine")
     path.with_name(f".obatch.prom.{os.getpid()}").symlink_to(kept)
-    file = TextFile(there.metrics, in_force(metrics={"textfile": str(path)}), Failures())
+    file = TextFile(there.metrics, in_force(metrics={"textfile": str(path)}))
     file.start()
     await until(path.exists)
     await file.stop()

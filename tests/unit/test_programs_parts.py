@@ -126,6 +126,7 @@ async def test_a_key_ends_at_its_time_and_its_last_use_is_kept(work: Work, monke
         (NewKeyAsked(days=0), ConfigError),
         (NewKeyAsked(label="a\nb"), ConfigError),
         (NewKeyAsked(administrator=True), ForbiddenError),
+        (NewKeyAsked(scopes=["batches", "metrics"]), ForbiddenError),
     ],
 )
 async def test_a_key_that_cannot_be_is_refused(work: Work, asked: NewKeyAsked, error: type[Exception]) -> None:

@@ -42,9 +42,9 @@ def status_command(invocation: Invocation, watch: bool, interval: float) -> None
 
 @click.command("metrics", cls=Command)
 def metrics_command(invocation: Invocation) -> None:
-    """Print the numbers that Prometheus reads.
+    """Print the numbers that Prometheus reads, as text.
 
-    They are those of /metrics of the API over HTTP, in its text format.
+    Prometheus itself gets them at /metrics of the API over HTTP, or from a file; for administrators.
     """
     document = invocation.client().get("metrics")
     invocation.answer(document, *document["text"].rstrip("\n").split("\n"))
