@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 from daemon_support import Daemon, Document, free_ports, wait_for
 from openai import OpenAI
 from openai.types import Batch
@@ -132,6 +134,29 @@ def certificate(directory: Path, name: str, address: str = "127.0.0.1") -> tuple
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-out", made[0], "-keyout", made[1], *about]
     subprocess.run(command, check=True, capture_output=True)
     return made
+
+
+@contextmanager
+def for_all_tests(directory: Path, config: Document | None = None, **arguments: Any) -> Iterator[Programs]:
+    """A daemon with stand-ins that listens, for all tests of a module that leave it as it was."""
+    found = over_http(lambda tables, **more: Daemon(directory / "d", tables, **more), config, **arguments)
+    try:
+        found.d.start().ready()
+        yield found
+    finally:
+        found.d.clean()
+        assert "Traceback" not in found.d.log()
+
+
+def on_a_real_server(make_daemon: Any) -> Programs:
+    """A daemon that listens, with one real Ollama on the CPU; skips the test where there is none."""
+    program, models = os.environ.get("OBATCHD_TEST_OLLAMA"), os.environ.get("OBATCHD_TEST_MODELS")
+    if not program or not models:
+        pytest.skip("no real Ollama here: scripts/real-ollama says what is missing")
+    own = {"ollama": program, "models_dir": models, "cpu_servers": 1, "slots": 4}
+    found = over_http(make_daemon, {"gpus": {"use": "none"}, "max_response_tokens": 30, "servers": own})
+    found.d.start().ready()
+    return found
 
 
 def multipart(*parts: tuple[str, str | None, bytes], boundary: str = "b0undary") -> bytes:

@@ -15,10 +15,10 @@ import jsonschema
 import openai
 import openai_shapes as shapes
 import pytest
-from daemon_support import Daemon, Document
+from daemon_support import Document
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
-from programs_support import CHAT, Programs, over_http
+from programs_support import CHAT, Programs, for_all_tests
 from pydantic import BaseModel
 
 ANSWERS = {"answer": {"tokens": 6}, "models": [
@@ -43,14 +43,8 @@ def said(text: str = "Why is the sky blue?") -> Any:
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     """One daemon for all tests that leave it as it was."""
-    directory = tmp_path_factory.mktemp("inference")
-    found = over_http(lambda config, **_: Daemon(directory / "d", config, simulator=ANSWERS))
-    try:
-        found.d.start().ready()
+    with for_all_tests(tmp_path_factory.mktemp("inference"), simulator=ANSWERS) as found:
         yield found
-    finally:
-        found.d.clean()
-        assert "Traceback" not in found.d.log()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import httpx
 import ollama
 import pytest
 from daemon_support import Daemon, Document, wait_for
-from programs_support import Programs, over_http
+from programs_support import Programs, for_all_tests, over_http
 
 EXAMPLES = Path(__file__).parents[2] / "etc" / "examples"
 ANSWERS = {"answer": {"tokens": 6}, "models": [
@@ -28,14 +28,8 @@ USER = {"role": "user", "content": "Why is the sky blue?"}
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     """One daemon for all tests that leave it as it was."""
-    directory = tmp_path_factory.mktemp("native")
-    found = over_http(lambda config, **_: Daemon(directory / "d", config, simulator=ANSWERS))
-    try:
-        found.d.start().ready()
+    with for_all_tests(tmp_path_factory.mktemp("native"), simulator=ANSWERS) as found:
         yield found
-    finally:
-        found.d.clean()
-        assert "Traceback" not in found.d.log()
 
 
 def root_of(programs: Programs) -> str:

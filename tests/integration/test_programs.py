@@ -15,7 +15,7 @@ import pytest
 from daemon_support import Daemon, Document, wait_for
 from openai import AsyncOpenAI, OpenAI
 from openai_shapes import BATCH, ERROR_LINE, FILE, OUTPUT_LINE, PROBLEM, listed
-from programs_support import CHAT, FORM, Programs, batch_file, line, multipart, over_http, questions
+from programs_support import CHAT, FORM, Programs, batch_file, for_all_tests, line, multipart, questions
 
 Make = Callable[..., Daemon]
 WINDOW: Any = "24h"
@@ -24,14 +24,8 @@ WINDOW: Any = "24h"
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     """One daemon for all tests that leave it as it was."""
-    directory = tmp_path_factory.mktemp("programs")
-    found = over_http(lambda config, **_: Daemon(directory / "d", config, simulator={"answer": {"tokens": 2}}))
-    try:
-        found.d.start().ready()
+    with for_all_tests(tmp_path_factory.mktemp("programs"), simulator={"answer": {"tokens": 2}}) as found:
         yield found
-    finally:
-        found.d.clean()
-        assert "Traceback" not in found.d.log()
 
 
 @pytest.fixture

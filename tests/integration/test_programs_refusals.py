@@ -16,7 +16,7 @@ import openai
 import psutil
 import pytest
 from daemon_support import Daemon, Document, wait_for
-from programs_support import FORM, Programs, multipart, over_http, questions
+from programs_support import FORM, Programs, for_all_tests, multipart, over_http, questions
 
 HOST = b"Host: localhost\r\n"
 
@@ -24,15 +24,9 @@ HOST = b"Host: localhost\r\n"
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     """A daemon that is looked at from outside only."""
-    directory = tmp_path_factory.mktemp("door")
-    found = over_http(lambda config, **_: Daemon(directory / "d", config))
-    try:
-        found.d.start().ready()
+    with for_all_tests(tmp_path_factory.mktemp("door")) as found:
         assert found.key
         yield found
-    finally:
-        found.d.clean()
-        assert "Traceback" not in found.d.log()
 
 
 def answered(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:

@@ -21,7 +21,18 @@ import openai
 import pytest
 from daemon_support import Daemon, Document, free_ports, wait_for
 from openai import OpenAI
-from programs_support import CHAT, FORM, Programs, batch_file, certificate, line, multipart, over_http, questions
+from programs_support import (
+    CHAT,
+    FORM,
+    Programs,
+    batch_file,
+    certificate,
+    for_all_tests,
+    line,
+    multipart,
+    over_http,
+    questions,
+)
 
 Make = Callable[..., Daemon]
 SLOW = {"service_s": {"kind": "fixed", "value": 0.05}}
@@ -414,14 +425,8 @@ def test_expired_files_go_by_the_clock(programs: Callable[..., Programs]) -> Non
 @pytest.fixture(scope="module")
 def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     """A daemon that is looked at from outside only."""
-    directory = tmp_path_factory.mktemp("door")
-    found = over_http(lambda config, **_: Daemon(directory / "d", config), {"http": {"names": ["gpu.example.org"]}})
-    try:
-        found.d.start().ready()
+    with for_all_tests(tmp_path_factory.mktemp("door"), {"http": {"names": ["gpu.example.org"]}}) as found:
         yield found
-    finally:
-        found.d.clean()
-        assert "Traceback" not in found.d.log()
 
 
 def test_a_port_in_use_is_told_and_taken_when_it_is_free(make_daemon: Make) -> None:

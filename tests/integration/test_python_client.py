@@ -251,10 +251,10 @@ def test_libraries_that_are_missing_are_named_with_the_command(client: Client, m
         assert getattr(missing.value, "code", None) == f"no_{library}"
 
 
-def test_waiting_survives_a_daemon_that_is_killed(make_daemon: Start) -> None:
-    d = make_daemon(simulator={"tokens_per_s": 60}).start().ready()
-    client = Client(d.spool)
-    job = client.submit([f"What is {i}?" for i in range(80)])
+def wait_over_a_kill(d: Daemon, client: Client) -> None:
+    """One wait, in the middle of which the daemon is killed; every answer is there then."""
+    prompts = [f"What is {i}?" for i in range(80)]
+    job = client.submit(prompts)
     ended: list[Any] = []
     waiting = threading.Thread(target=lambda: ended.append(job.wait(progress=False)))
     waiting.start()
@@ -263,13 +263,11 @@ def test_waiting_survives_a_daemon_that_is_killed(make_daemon: Start) -> None:
     d.start()
     waiting.join(60)
     assert ended == [job]
-    assert [one.prompt for one in job.results()] == [f"What is {i}?" for i in range(80)]
-    assert all(one.ok for one in job.results())
+    assert [one.prompt for one in job.results()] == prompts and all(one.ok for one in job.results())
 
 
-def test_one_call_makes_one_job_when_the_daemon_is_killed_as_it_accepts(make_daemon: Start) -> None:
-    d = make_daemon().start(crash_at="submit.after_accept").ready()
-    client = Client(d.spool)
+def submit_over_a_kill(d: Daemon, client: Client) -> None:
+    """One call to submit, to a daemon that kills itself meanwhile, which makes one job."""
     assert client.status().state == "running"
     made: list[Any] = []
     submitting = threading.Thread(target=lambda: made.append(client.submit(["once?"], label="once")))
@@ -281,6 +279,16 @@ def test_one_call_makes_one_job_when_the_daemon_is_killed_as_it_accepts(make_dae
     [job] = made
     assert [one.prompt for one in job.wait(progress=False).results()] == ["once?"]
     assert [one.id for one in client.jobs()] == [job.id]
+
+
+def test_waiting_survives_a_daemon_that_is_killed(make_daemon: Start) -> None:
+    d = make_daemon(simulator={"tokens_per_s": 60}).start().ready()
+    wait_over_a_kill(d, Client(d.spool))
+
+
+def test_one_call_makes_one_job_when_the_daemon_is_killed_as_it_accepts(make_daemon: Start) -> None:
+    d = make_daemon().start(crash_at="submit.after_accept").ready()
+    submit_over_a_kill(d, Client(d.spool))
 
 
 def test_obatchctl_makes_one_job_when_the_daemon_is_killed_as_it_accepts(make_daemon: Start, tmp_path: Path) -> None:

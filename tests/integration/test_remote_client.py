@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 from daemon_support import Daemon, wait_for
-from programs_support import Programs, certificate, over_http
+from programs_support import Programs, certificate, for_all_tests, over_http
 
 # The same tests hold for both ways: ``client`` is the one below here.
 from test_python_client import (  # noqa: F401 - collected here
     BROKEN,
+    submit_over_a_kill,
     test_a_path_is_handed_over_as_it_is,
     test_a_table_of_arrow_goes_in_and_comes_out,
     test_a_type_of_pydantic_comes_back_as_instances,
@@ -25,6 +26,7 @@ from test_python_client import (  # noqa: F401 - collected here
     test_rows_of_a_data_frame_are_data,
     test_texts_become_answers_in_their_order,
     test_what_cannot_become_a_job_says_why,
+    wait_over_a_kill,
 )
 
 from obatchd.client import AsyncClient, Client
@@ -36,14 +38,8 @@ Make = Callable[..., Daemon]
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Programs]:
     """One daemon for all tests that leave it as it was."""
-    directory = tmp_path_factory.mktemp("remote")
-    found = over_http(lambda config, **_: Daemon(directory / "d", config))
-    try:
-        found.d.start().ready()
+    with for_all_tests(tmp_path_factory.mktemp("remote")) as found:
         yield found
-    finally:
-        found.d.clean()
-        assert "Traceback" not in found.d.log()
 
 
 def remote(programs: Programs, **more: Any) -> Client:
@@ -162,33 +158,14 @@ def test_a_key_that_is_removed_ends_the_wait(make_daemon: Make) -> None:
 @pytest.mark.parametrize("point", ["submit.after_accept", "files.after_write"])
 def test_one_call_makes_one_job_when_the_daemon_is_killed(make_daemon: Make, point: str) -> None:
     found = over_http(make_daemon)
-    d = found.d.start(crash_at=point).ready()
-    client = remote(found)
-    assert client.status().state == "running"
-    made: list[Any] = []
-    submitting = threading.Thread(target=lambda: made.append(client.submit(["once?"], label="once")))
-    submitting.start()
-    assert d.process is not None
-    d.process.wait(30)
-    d.start()
-    submitting.join(60)
-    [job] = made
-    assert [one.prompt for one in job.wait(progress=False).results()] == ["once?"]
-    assert [one.id for one in client.jobs()] == [job.id]
+    found.d.start(crash_at=point).ready()
+    submit_over_a_kill(found.d, remote(found))
 
 
 def test_waiting_survives_a_daemon_that_is_killed(make_daemon: Make) -> None:
     found = over_http(make_daemon, simulator={"tokens_per_s": 60})
     found.d.start().ready()
-    job = remote(found).submit([f"What is {i}?" for i in range(60)])
-    ended: list[Any] = []
-    waiting = threading.Thread(target=lambda: ended.append(job.wait(progress=False)))
-    waiting.start()
-    wait_for(lambda: found.d.succeeded() > 3)
-    found.d.kill()
-    found.d.start()
-    waiting.join(60)
-    assert ended == [job] and [one.prompt for one in job.results()] == [f"What is {i}?" for i in range(60)]
+    wait_over_a_kill(found.d, remote(found))
 
 
 def test_what_is_no_upload_becomes_no_job(programs: Programs) -> None:

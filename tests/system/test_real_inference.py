@@ -12,7 +12,7 @@ import openai
 import pytest
 from daemon_support import Daemon
 from openai import OpenAI
-from programs_support import Programs, over_http
+from programs_support import Programs, on_a_real_server
 from pydantic import BaseModel
 
 Start = Callable[..., Daemon]
@@ -24,13 +24,7 @@ CALLS = int(os.environ.get("OBATCHD_TEST_CALLS", "60"))  # a thousand were made 
 @pytest.fixture
 def found(make_daemon: Start) -> Programs:
     """A daemon on one real CPU server."""
-    program, models = os.environ.get("OBATCHD_TEST_OLLAMA"), os.environ.get("OBATCHD_TEST_MODELS")
-    if not program or not models:
-        pytest.skip("no real Ollama here: scripts/real-ollama says what is missing")
-    own = {"ollama": program, "models_dir": models, "cpu_servers": 1, "slots": 4}
-    found = over_http(make_daemon, {"gpus": {"use": "none"}, "max_response_tokens": 30, "servers": own})
-    found.d.start().ready()
-    return found
+    return on_a_real_server(make_daemon)
 
 
 class Sky(BaseModel):

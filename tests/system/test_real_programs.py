@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import jsonschema
 import pytest
 from daemon_support import Daemon
 from openai_shapes import ERROR_LINE, OUTPUT_LINE
-from programs_support import CHAT, Programs, batch_file, line, over_http
+from programs_support import CHAT, Programs, batch_file, line, on_a_real_server
 
 Start = Callable[..., Daemon]
 pytestmark = [pytest.mark.real_ollama, pytest.mark.timeout(240)]
@@ -21,13 +20,7 @@ EMBEDDINGS = "/v1/embeddings"
 @pytest.fixture
 def real(make_daemon: Start) -> Programs:
     """A daemon on one real CPU server."""
-    program, models = os.environ.get("OBATCHD_TEST_OLLAMA"), os.environ.get("OBATCHD_TEST_MODELS")
-    if not program or not models:
-        pytest.skip("no real Ollama here: scripts/real-ollama says what is missing")
-    own = {"ollama": program, "models_dir": models, "cpu_servers": 1, "slots": 4}
-    found = over_http(make_daemon, {"gpus": {"use": "none"}, "max_response_tokens": 30, "servers": own})
-    found.d.start().ready()
-    return found
+    return on_a_real_server(make_daemon)
 
 
 def vector(custom_id: str, **more: Any) -> dict[str, Any]:
