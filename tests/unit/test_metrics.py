@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import re
@@ -366,12 +365,14 @@ async def test_a_job_that_will_miss_its_deadline_is_late(there: Desk) -> None:
 # Giving out.
 
 
-async def test_the_file_for_node_exporter_is_whole_and_goes_with_the_daemon(there: Desk, tmp_path: Path) -> None:
+async def test_the_file_for_node_exporter_is_whole_and_goes_with_the_daemon(
+    there: Desk, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "text" / "obatch.prom"
     settings = in_force(metrics={"textfile": str(path), "textfile_s": 0.01})
     file = TextFile(there.metrics, settings)
     file.start()
-    await asyncio.sleep(0.05)  # the directory is not there yet: it tries again
+    await until(lambda: "event=metrics_file_not_written" in caplog.text)  # there is no directory: it tries again
     path.parent.mkdir()
     await until(path.exists)
     text = path.read_bytes()

@@ -197,7 +197,6 @@ async def test_a_client_is_told_whether_another_try_is_of_use(
     response = refusal(ApiError("no", status=status, final=final))
     told = {name: response.headers[name] for name in ("x-should-retry", "Retry-After") if name in response.headers}
     assert (response.status, told) == (status, headers)
-    await asyncio.sleep(0)
 
 
 # Batches.
