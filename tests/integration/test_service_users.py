@@ -13,13 +13,13 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from daemon_support import Daemon, Job, free_ports, jsonl, prompts, wait_for
 from openai import AuthenticationError, RateLimitError
 from openai import NotFoundError as NotFound
-from programs_support import CHAT, Programs, over_http, questions
+from programs_support import CHAT, Answer, Programs, over_http, questions
 
 from obatchd.client import Client as PythonClient
 from obatchd.client.control import ControlClient
@@ -197,6 +197,21 @@ def test_programs_of_two_users_have_nothing_to_do_with_each_other(make_daemon: C
                 with pytest.raises(NotFound):
                     act(batch)
             assert not list(other.files.list()) and not list(other.batches.list())
+        # Nor by the routes of the Python client on another host.
+        job = batch.removeprefix("batch_")
+        for key, status in ((keys[first], 200), (keys[second], 404), (keys[admin], 404), (over_all, 200)):
+
+            def asked(method: str, path: str, body: Any = None, key: str = key) -> Answer:
+                return found.call(method, f"/obatchd/v1/{path}", body, Authorization=f"Bearer {key}")
+
+            for path in (f"jobs/{job}", *(f"jobs/{job}/files/{name}" for name in ("results.jsonl", "so-far.jsonl"))):
+                assert asked("GET", path).status == status, path
+            assert len(asked("GET", "jobs").document["jobs"]) == (status == 200)
+            if status == 404:
+                assert {asked("POST", f"jobs/{job}/{act}", {}).status for act in ("cancel", "pause", "retry")} == {404}
+                sent = asked("POST", "jobs", {"file": file, "name": "hers.jsonl", "settings": {}, "token": "t"})
+                assert (sent.status, sent.document["error"]["code"]) == (409, "no_upload")
+        assert alice.files.retrieve(file).id == file
         # One user's limit is nobody else's.
         alice.files.create(file=("a", b"1"), purpose="batch")
         with pytest.raises(RateLimitError):
