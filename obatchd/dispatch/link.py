@@ -144,6 +144,7 @@ class Link:
         self.watch = ServerWatch(settings)
         self.watchdog: Counter[str] = Counter()  # symptoms found and restarts made, by name
         self._tokens = RateMeter(_RATE_WINDOW_S)
+        self._metered = 0  # of ``tokens_done``
 
     @property
     def usable(self) -> bool:
@@ -294,6 +295,7 @@ class Link:
 
     def counted(self) -> None:
         """Let the server know how many requests it has."""
+        self._meter()
         self.work.fold(_TOGETHER)
         self.server.in_flight = len(self.offers)
         if self.offers:
@@ -310,8 +312,14 @@ class Link:
         self.requests_done += 1
         self.mean_s += max(0.1, 1 / self.requests_done) * (duration_s - self.mean_s)
         self.tokens_done += tokens
-        self._tokens.add(tokens)
 
     def tokens_per_s(self) -> float:
         """Answer tokens per second over the last ten seconds."""
+        self._meter()
         return self._tokens.per_s()
+
+    def _meter(self) -> None:
+        """Answers come many in a frame, and the meter takes their tokens together."""
+        if (fresh := self.tokens_done - self._metered) > 0:
+            self._metered = self.tokens_done
+            self._tokens.add(fresh)
