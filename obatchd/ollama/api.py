@@ -113,11 +113,6 @@ class _Version(msgspec.Struct):
     version: str
 
 
-def canonical(model: str) -> str:
-    """A model name with its tag: ``llama3`` and ``llama3:latest`` are the same."""
-    return model if ":" in model.rpartition("/")[2] else f"{model}:latest"
-
-
 @attrs.define(eq=False)
 class OllamaApi:
     """One server's API. Each call has a connection of its own: one kept to a server that was restarted would fail it.

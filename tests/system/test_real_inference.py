@@ -53,8 +53,11 @@ def test_the_client(found: Programs) -> None:
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(model="tiny", messages=[{**USER, "content": "word " * 9000}])
         assert caught.value.code == "context_length_exceeded"
+        for model in ("tiny:latest", "library/tiny", "registry.ollama.ai/library/tiny", "TINY"):
+            assert client.chat.completions.create(**asked | {"model": model}).choices
         with pytest.raises(openai.NotFoundError):
             client.chat.completions.create(model="nope", messages=[USER])
+        assert not found.d.events("pull_started")
 
 
 def test_answers_have_the_fields_of_ollamas_own_copy_of_that_api(found: Programs) -> None:
