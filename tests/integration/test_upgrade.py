@@ -173,7 +173,8 @@ def test_jobs_in_any_state_go_on_over_kills_in_the_migration(make_daemon: Start,
     state, old_results = d.spool / "work" / "state.db", answered_before(d)
     before = {path: path.read_bytes() for path in d.outbox.glob("*/summary.json")}
     assert version(state) == old
-    for point, reached in (("before_commit", old), ("after_commit", 6)):
+    points = (("before_flush", old), ("after_copy", old), ("before_commit", old), ("after_commit", 6))
+    for point, reached in points:
         assert d.launch(crash_at=f"schema.{point}").wait(20) == -signal.SIGKILL
         assert version(state) == reached
     [copy] = state.parent.glob(f"*{BACKUP_MARK}*")

@@ -204,6 +204,17 @@ def test_a_lane_counts_the_families_of_its_window() -> None:
     assert (lane.kinds, lane.related, lane.members) == (0, 0, {})
 
 
+@pytest.mark.parametrize(("families", "told"), [([5, 5, 6, 6, None], 2), ([5, 6, 7, 8, 9], 0)])
+async def test_a_server_tells_how_many_families_it_has_where_any_requests_begin_alike(
+    make: Make, families: list[int | None], told: int
+) -> None:
+    fleet = await fleet_of(make, servers=1, slots=8)
+    await fleet.add(1, families)
+    await fleet.run(0)
+    link = fleet.rig.link("gpu0")
+    assert len(link.offers) == 5 and link.families == told
+
+
 def test_a_family_is_split_over_servers_before_it_gets_two_slots_of_one() -> None:
     lane = lane_of([5, 5, 5, 6, 6])
     places = places_at(2, {"gpu1": []}, {"gpu0": [(1, 5), (1, 6)], "gpu1": []})
