@@ -46,6 +46,7 @@ class ServerPort(Protocol):
     gpu_label: str
     token: str
     slots: int
+    version: str  # of Ollama; empty: not known
     loaded: Profile | None
     loading: Profile | None
     load_s: float | None
@@ -265,7 +266,7 @@ class Link:
         server, limits = self.server, self._settings.value.dispatch
         timeouts = (limits.connect_timeout_s, limits.stall_s, limits.request_timeout_s)
         message = protocol.Configure(
-            server.id, server.gpu_label, server.base_url, server.token, server.slots, *timeouts
+            server.id, server.gpu_label, server.base_url, server.token, server.slots, *timeouts, server.version
         )
         if self.worker is not None and message != self.configured:
             self.configured = message
