@@ -203,8 +203,9 @@ class Link:
 
     @property
     def families(self) -> int:
-        """How many families have requests here."""
-        kin = {(offered.taken.lane.job, offered.taken.pending.family) for offered in self.offers.values()}
+        """How many families have requests here, of jobs in which several requests begin alike."""
+        taken = (offered.taken for offered in self.offers.values())
+        kin = {(one.lane.job, one.pending.family) for one in taken if one.lane.kindred}
         return sum(family is not None for _, family in kin)
 
     @property

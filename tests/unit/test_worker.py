@@ -39,7 +39,10 @@ class Wire:
         self.reader = asyncio.StreamReader()
 
     def write(self, data: bytes) -> None:
-        self.sent.append(protocol.to_main.decode(data[4:]))
+        while data:
+            size = 4 + int.from_bytes(data[:4], "little")
+            self.sent.append(protocol.to_main.decode(data[4:size]))
+            data = data[size:]
 
     def is_closing(self) -> bool:
         return False
@@ -558,6 +561,7 @@ async def test_several_answers_have_the_slots_that_nobody_else_needs(server: Ser
     wire.feed(configure(server.url, slots=4), CONTEXT, offer(1, 1, raw=choosing(6)))
     await wire.until(lambda: server.asked == 4)
     wire.feed(offer(1, 2, 3, 4))
+    await wire.until(wire.started)
     assert wire.started() == [(1, 1)], "never more at a server than it has slots"
     server.go.set()
     await wire.until(lambda: len(wire.results()) == 4)

@@ -37,6 +37,10 @@ class TokenSender:
         self._at_once = at_once
         self._flushing = self._loop.call_soon(self.flush) if at_once else self._loop.call_later(_GATHER_S, self.flush)
 
+    def forget(self, stream: Stream) -> None:
+        """What it has is not needed any more."""
+        self._streams.pop(stream, None)
+
     def flush(self) -> None:
         """Send all that waits. What is sent later stands later, so results of these answers come after this."""
         if self._flushing is not None:
@@ -90,6 +94,7 @@ class Stream:
     def end(self, answer: Answer) -> None:
         """The answer is there, without a fault: send what of it was kept back."""
         if self._silent:
+            self._sender.forget(self)  # the answer itself is sign enough
             return
         if not self._plain:
             self._text.append(answer.text)
