@@ -101,6 +101,15 @@ def test_lines_that_fail_are_in_the_error_file_and_the_others_in_the_output(prog
     assert all(jsonschema.Draft202012Validator(ERROR_LINE).is_valid(found) for found in wrong)
 
 
+def test_a_refusal_of_the_model_is_a_response_in_the_error_file(programs: Programs, client: OpenAI) -> None:
+    content = batch_file([line("short"), line("long", text="word " * 9000)])
+    done = programs.until_over(started(client, content).id)
+    assert [found["custom_id"] for found in documents(client, done.output_file_id)] == ["short"]
+    [found] = documents(client, done.error_file_id)
+    assert (found["custom_id"], found["error"], found["response"]["status_code"]) == ("long", None, 400)
+    assert found["response"]["body"]["error"]["code"] == "context_length_exceeded"
+
+
 def test_a_batch_without_a_good_line_has_failed_and_says_why(programs: Programs, client: OpenAI) -> None:
     done = programs.until_over(started(client, batch_file([line("a", url="/v1/embeddings"), b"[]"])).id)
     assert done.status == "failed" and done.failed_at and done.output_file_id is None and done.errors is not None
@@ -191,6 +200,9 @@ def test_models_are_listed_and_found_by_their_names(client: OpenAI) -> None:
 def test_deleting_a_file_spares_the_batch_that_was_made_of_it(programs: Programs, client: OpenAI) -> None:
     batch = started(client, questions(30, "kept"))
     assert client.files.delete(batch.input_file_id).deleted
+    with pytest.raises(openai.NotFoundError) as gone:
+        client.batches.create(input_file_id=batch.input_file_id, endpoint=CHAT, completion_window=WINDOW)
+    assert gone.value.param == "input_file_id"
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(batch.input_file_id)
     done = programs.until_over(batch.id)
