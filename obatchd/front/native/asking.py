@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from contextlib import closing
+from typing import Any, ClassVar
 
 import msgspec
 from aiohttp import web
@@ -24,7 +25,7 @@ from obatchd.front.native.asked import (
     switch,
     unloads,
 )
-from obatchd.front.native.told import LOADED, UNLOADED, Teller, record_in
+from obatchd.front.native.told import LOADED, UNLOADED, Record, Teller, record_in
 from obatchd.front.routes import CALLER, Handler, Route
 from obatchd.front.waiting import ASKING_BYTES, Kind, in_pieces
 
@@ -58,7 +59,7 @@ class NativeRoutes:
         await self._models.check(model)
         if is_for_the_model_alone(path, asked):
             return answer(teller.nothing(UNLOADED if unloads(asked) else LOADED))
-        async with self._asking.ask(request[CALLER], request_of(path, asked), stream=stream) as awaited:
+        with closing(await self._asking.ask(request[CALLER], request_of(path, asked), stream=stream)) as awaited:
             if stream:
                 return await in_pieces(request, awaited, _Lines(teller))
             return answer(teller.whole(record_in(await awaited.result())))
@@ -69,8 +70,7 @@ class NativeRoutes:
         await self._models.check(name_in(asked))
         if is_for_the_model_alone(EMBED, asked):
             return answer(teller.vectors(None))
-        async with self._asking.ask(request[CALLER], request_of(EMBED, asked), stream=False) as awaited:
-            return answer(teller.vectors(record_in(await awaited.result())))
+        return answer(teller.vectors(await self._vectors(request, asked)))
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
         """The way before ``/api/embed``: one text, which is called a prompt."""
@@ -81,10 +81,11 @@ class NativeRoutes:
         await self._models.check(name)
         if not text:
             return answer(Teller.vector(None))
-        async with self._asking.ask(
-            request[CALLER], request_of(EMBED, asked | {"input": text}), stream=False
-        ) as awaited:
-            return answer(Teller.vector(record_in(await awaited.result())))
+        return answer(Teller.vector(await self._vectors(request, asked | {"input": text})))
+
+    async def _vectors(self, request: web.Request, asked: dict[str, Any]) -> Record:
+        with closing(await self._asking.ask(request[CALLER], request_of(EMBED, asked), stream=False)) as awaited:
+            return record_in(await awaited.result())
 
 
 @define(eq=False)
