@@ -91,11 +91,11 @@ class Channel(Generic[Message]):
             connection.close()
             raise
 
-    def send(self, message: object) -> bool:
-        """Queue a message. False: the other end is known to be gone, and the message with it."""
+    def send(self, *messages: object) -> bool:
+        """Queue messages, in one system call. False: the other end is known to be gone, and the messages with it."""
         if self._writer.is_closing():  # uvloop's transport raises for a write after a failed one
             return False
-        self._writer.write(frame(message))
+        self._writer.write(b"".join(map(frame, messages)))
         return True
 
     async def receive(self) -> Message:
@@ -215,9 +215,9 @@ class Child:
         assert self._process.pid is not None
         return self._process.pid
 
-    def send(self, message: object) -> bool:
-        """Queue a message. False: the child is known to be gone, and the message with it."""
-        return self._channel.send(message)
+    def send(self, *messages: object) -> bool:
+        """Queue messages, in one system call. False: the child is known to be gone, and the messages with it."""
+        return self._channel.send(*messages)
 
     def kill(self) -> None:
         """End a child that hangs, and listen to it no longer; it then ends like one that died."""

@@ -129,7 +129,11 @@ class FakeWorker:
         self.killed = False
         self.pid = 4711
 
-    def send(self, message: protocol.ToWorker) -> None:
+    def send(self, *messages: protocol.ToWorker) -> None:
+        for message in messages:
+            self._take(message)
+
+    def _take(self, message: protocol.ToWorker) -> None:
         frame(message)  # as a real one does: not every message can be sent
         self.sent.append(message)
         match message:

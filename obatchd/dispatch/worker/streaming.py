@@ -4,47 +4,61 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Protocol
 
 import msgspec
 
-from obatchd.child import Channel
 from obatchd.dispatch import protocol
 from obatchd.dispatch.protocol import OfferItem, TokenItem
 from obatchd.ollama.client import Answer
 from obatchd.prompts.reasoning import may_begin
 
 _GATHER_S = 0.05  # people do not see the difference, and the main process is spared many frames
+_SIGN_S = 0.005  # until the first sign of an answer that nobody reads in pieces; a shorter answer needs none
 _encode = msgspec.json.Encoder().encode
 
 
-class TokenSender:
-    """Sends the pieces of all answers of a worker, in as few frames as people do not notice."""
+class Flusher(Protocol):
+    """Sends what waits; :class:`obatchd.dispatch.worker.worker.Worker`."""
 
-    def __init__(self, channel: Channel[protocol.ToWorker]) -> None:
-        self._channel = channel
+    def flush(self) -> None:
+        """Now, and with everything else in one go."""
+
+
+class TokenSender:
+    """Gathers the pieces of all answers of a worker, so that they go out in as few frames as people do not notice."""
+
+    def __init__(self, flusher: Flusher) -> None:
+        self._flusher = flusher
         self._loop = asyncio.get_running_loop()
         self._streams: dict[Stream, None] = {}  # that have something to send
         self._flushing: asyncio.Handle | None = None
-        self._at_once = False
+        self._after_s = 0.0  # which that waits
 
-    def soon(self, stream: Stream, *, at_once: bool) -> None:
-        """Send what a stream has: in this turn of the loop, or in a moment with others."""
+    def soon(self, stream: Stream, after_s: float) -> None:
+        """Send what a stream has: in this turn of the loop (0), or in a moment with others."""
         self._streams[stream] = None
-        if self._flushing is not None and (self._at_once or not at_once):
-            return
         if self._flushing is not None:
+            if self._after_s <= after_s:
+                return
             self._flushing.cancel()
-        self._at_once = at_once
-        self._flushing = self._loop.call_soon(self.flush) if at_once else self._loop.call_later(_GATHER_S, self.flush)
+        self._after_s, flush = after_s, self._flusher.flush
+        self._flushing = self._loop.call_later(after_s, flush) if after_s else self._loop.call_soon(flush)
 
-    def flush(self) -> None:
-        """Send all that waits. What is sent later stands later, so results of these answers come after this."""
+    def forget(self, stream: Stream) -> None:
+        """A stream has nothing to send after all."""
+        self._streams.pop(stream, None)
+
+    def taken(self) -> list[protocol.Tokens]:
+        """All that waits. What is sent later stands later, so results of these answers come after this."""
         if self._flushing is not None:
             self._flushing.cancel()
-            self._flushing, self._at_once = None, False
-        if self._streams:
-            self._channel.send(protocol.Tokens([stream.taken() for stream in self._streams]))
-            self._streams.clear()
+            self._flushing = None
+        if not self._streams:
+            return []
+        tokens = protocol.Tokens([stream.taken() for stream in self._streams])
+        self._streams.clear()
+        return [tokens]
 
 
 class Stream:
@@ -90,6 +104,7 @@ class Stream:
     def end(self, answer: Answer) -> None:
         """The answer is there, without a fault: send what of it was kept back."""
         if self._silent:
+            self._sender.forget(self)
             return
         if not self._plain:
             self._text.append(answer.text)
@@ -113,5 +128,5 @@ class Stream:
             self._send()
 
     def _send(self) -> None:
-        self._sender.soon(self, at_once=not self._begun)
+        self._sender.soon(self, _GATHER_S if self._begun else _SIGN_S if self._silent else 0.0)
         self._begun = True
